@@ -1,0 +1,167 @@
+//! What we take from a peer's X.509 certificate: its names and its life. Trust is not judged here.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+use x509_parser::time::ASN1Time;
+
+use crate::dns_name::DnsName;
+use crate::san::San;
+
+/// The most subject alternative names that a certificate may carry; more is an attack on whoever compares them.
+pub const MAX_SANS: usize = 100;
+
+/// The part of a certificate that policy, logs and headers speak of. The subject's common name is never looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerCertificate {
+    /// Subject alternative names, in the certificate's order.
+    pub sans: Vec<San>,
+    /// First moment of its life.
+    pub not_before: SystemTime,
+    /// Last moment of its life.
+    pub not_after: SystemTime,
+    /// Serial number in lower-case hex.
+    pub serial: String,
+}
+
+/// Why a certificate cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// Not one DER-encoded X.509 certificate.
+    #[error("not a DER-encoded X.509 certificate")]
+    Der,
+    /// The subjectAltName extension is there twice or cannot be decoded.
+    #[error("the subjectAltName extension cannot be decoded")]
+    SubjectAltName,
+    /// More than [`MAX_SANS`] names.
+    #[error("{0} subject alternative names, more than {MAX_SANS}")]
+    TooManySans(usize),
+    /// A name with a NUL, a control character or bytes that its type does not allow.
+    #[error("subject alternative name {0:?} is malformed")]
+    MalformedSan(String),
+    /// The life's bounds do not fit a system clock.
+    #[error("validity out of range")]
+    Validity,
+}
+
+impl PeerCertificate {
+    /// Reads a DER-encoded certificate. A malformed name refuses the whole certificate: nobody but a forger
+    /// writes one, and what it was cut down to must never be compared (CVE-2025-66220 and its kin).
+    pub fn from_der(der: &[u8]) -> Result<Self, CertificateError> {
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| CertificateError::Der)?;
+        if !rest.is_empty() {
+            return Err(CertificateError::Der);
+        }
+        let extension = certificate.subject_alternative_name().map_err(|_| CertificateError::SubjectAltName)?;
+        let names = extension.map(|san| san.value.general_names.as_slice()).unwrap_or_default();
+        if names.len() > MAX_SANS {
+            return Err(CertificateError::TooManySans(names.len()));
+        }
+        Ok(Self {
+            sans: names.iter().map(san).collect::<Result<_, _>>()?,
+            not_before: system_time(certificate.validity().not_before)?,
+            not_after: system_time(certificate.validity().not_after)?,
+            serial: certificate.serial.to_str_radix(16),
+        })
+    }
+
+    /// All names, for logs: `DNS:a.b, URI:spiffe://…`.
+    pub fn display_names(&self) -> String {
+        self.sans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn san(name: &GeneralName<'_>) -> Result<San, CertificateError> {
+    let malformed = |text: &str| CertificateError::MalformedSan(text.chars().take(256).collect());
+    match name {
+        GeneralName::DNSName(text) if text.starts_with("*.") => Ok(San::DnsWildcard((*text).into())),
+        GeneralName::DNSName(text) => DnsName::parse(text).map(San::Dns).map_err(|_| malformed(text)),
+        GeneralName::URI(text) => clean(text).map(San::Uri).ok_or_else(|| malformed(text)),
+        GeneralName::RFC822Name(text) => clean(text).map(San::Email).ok_or_else(|| malformed(text)),
+        GeneralName::IPAddress(bytes) => {
+            let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+            let v6 = || <[u8; 16]>::try_from(*bytes).map(IpAddr::from);
+            v4.or_else(|_| v6()).map(San::Ip).map_err(|_| malformed("iPAddress"))
+        }
+        GeneralName::Invalid(..) => Err(malformed("undecodable")),
+        _ => Ok(San::Other),
+    }
+}
+
+/// Printable ASCII without blanks: all that a URI (RFC 3986 §2) or a mailbox in a certificate may hold.
+fn clean(text: &str) -> Option<Box<str>> {
+    (!text.is_empty() && text.len() <= 2048 && text.bytes().all(|b| b.is_ascii_graphic())).then(|| text.into())
+}
+
+fn system_time(time: ASN1Time) -> Result<SystemTime, CertificateError> {
+    let seconds = time.timestamp();
+    let offset = Duration::from_secs(seconds.unsigned_abs());
+    let moment = if seconds >= 0 {
+        SystemTime::UNIX_EPOCH.checked_add(offset)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_sub(offset)
+    };
+    moment.ok_or(CertificateError::Validity)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::string::Ia5String;
+    use rcgen::{CertificateParams, KeyPair, SanType};
+
+    use super::*;
+
+    fn certificate(sans: Vec<SanType>) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = sans;
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    fn ia5(text: &str) -> Ia5String {
+        text.try_into().unwrap()
+    }
+
+    #[test]
+    fn each_name_keeps_its_type() {
+        let der = certificate(vec![
+            SanType::DnsName(ia5("A.example")),
+            SanType::URI(ia5("spiffe://td/ns/a/sa/b")),
+            SanType::Rfc822Name(ia5("a@example")),
+            SanType::IpAddress("10.0.0.1".parse().unwrap()),
+            SanType::DnsName(ia5("*.example")),
+        ]);
+        let names = PeerCertificate::from_der(&der).unwrap().display_names();
+        assert_eq!(names, "DNS:a.example, URI:spiffe://td/ns/a/sa/b, email:a@example, IP:10.0.0.1, DNS:*.example");
+    }
+
+    #[test]
+    fn a_name_with_a_nul_or_a_line_break_refuses_the_certificate() {
+        for san in [
+            SanType::DnsName(ia5("good.ns\0.evil")),
+            SanType::URI(ia5("spiffe://td/ns/a\0/sa/b")),
+            SanType::URI(ia5("spiffe://td/\r\nHost: x")),
+            SanType::Rfc822Name(ia5("a b@example")),
+        ] {
+            let error = PeerCertificate::from_der(&certificate(vec![san])).unwrap_err();
+            assert!(matches!(error, CertificateError::MalformedSan(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_with_thousands_of_names_is_refused() {
+        let sans = (0..5000).map(|i| SanType::DnsName(ia5(&format!("n{i}.example")))).collect();
+        assert_eq!(PeerCertificate::from_der(&certificate(sans)), Err(CertificateError::TooManySans(5000)));
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_refused() {
+        let mut der = certificate(vec![]);
+        der.push(0);
+        for bytes in [&der[..], &der[..40], &[]] {
+            assert_eq!(PeerCertificate::from_der(bytes), Err(CertificateError::Der));
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Who a workload is: a trust domain, a namespace and a service account, with two spellings.
+
+use std::fmt;
+
+use crate::dns_name::{DnsName, DnsNameError};
+use crate::san::San;
+
+/// The name of the root of trust that an identity belongs to, such as `cluster.local`. Compared in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TrustDomain(DnsName);
+
+/// A workload's identity: the Kubernetes service account it runs as, in a trust domain.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity {
+    trust_domain: TrustDomain,
+    namespace: Box<str>,
+    service_account: Box<str>,
+}
+
+/// Why something is no identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// The trust domain is no DNS name.
+    #[error("trust domain {value:?}: {source}")]
+    TrustDomain {
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        source: DnsNameError,
+    },
+    /// A namespace must be a DNS label (RFC 1123): lower-case letters, digits and `-`, at most 63.
+    #[error("namespace {0:?} is not a DNS-1123 label")]
+    Namespace(String),
+    /// A service account's name must be a DNS subdomain (RFC 1123).
+    #[error("service account {0:?} is not a DNS-1123 subdomain")]
+    ServiceAccount(String),
+    /// A URI that is not `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
+    #[error("{0:?} is not of the form spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>")]
+    NotSpiffe(String),
+}
+
+impl TrustDomain {
+    /// Parses a trust domain; a DNS name by SPIFFE's rules as well as by OSM's.
+    pub fn parse(text: &str) -> Result<Self, IdentityError> {
+        DnsName::parse(text)
+            .map(Self)
+            .map_err(|source| IdentityError::TrustDomain { value: text.to_owned(), source })
+    }
+
+    /// The normalised text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl Default for TrustDomain {
+    /// `cluster.local`, which OSM's and Istio's users know.
+    fn default() -> Self {
+        match Self::parse("cluster.local") {
+            Ok(domain) => domain,
+            Err(_) => unreachable!("cluster.local is a DNS name"),
+        }
+    }
+}
+
+impl Identity {
+    /// Builds an identity from its parts, each checked by Kubernetes' own naming rules.
+    pub fn new(
+        trust_domain: TrustDomain,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<Self, IdentityError> {
+        if !is_dns_label(namespace) {
+            return Err(IdentityError::Namespace(namespace.to_owned()));
+        }
+        if !is_dns_subdomain(service_account) {
+            return Err(IdentityError::ServiceAccount(service_account.to_owned()));
+        }
+        Ok(Self { trust_domain, namespace: namespace.into(), service_account: service_account.into() })
+    }
+
+    /// Parses `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`.
+    pub fn from_spiffe_uri(uri: &str) -> Result<Self, IdentityError> {
+        let not_spiffe = || IdentityError::NotSpiffe(uri.to_owned());
+        let rest = uri.strip_prefix("spiffe://").ok_or_else(not_spiffe)?;
+        let mut parts = rest.split('/');
+        let (Some(domain), Some("ns"), Some(namespace), Some("sa"), Some(account), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(not_spiffe());
+        };
+        Self::new(TrustDomain::parse(domain)?, namespace, account)
+    }
+
+    /// The identity that a certificate's names spell, if its first SPIFFE URI or, failing that, its first DNS name
+    /// within `trust_domain` is one. Only ever right for a certificate that our own CA has issued.
+    pub fn from_sans(sans: &[San], trust_domain: &TrustDomain) -> Option<Self> {
+        let uri = sans.iter().find_map(|san| match san {
+            San::Uri(uri) => Self::from_spiffe_uri(uri).ok(),
+            _ => None,
+        });
+        let identity = uri.or_else(|| {
+            sans.iter().find_map(|san| match san {
+                San::Dns(name) => Self::from_dns_name(name, trust_domain),
+                _ => None,
+            })
+        })?;
+        (identity.trust_domain == *trust_domain).then_some(identity)
+    }
+
+    /// Reads `<service-account>.<namespace>.<trust-domain>`. The account may hold dots, the namespace cannot.
+    pub fn from_dns_name(name: &DnsName, trust_domain: &TrustDomain) -> Option<Self> {
+        let prefix = name.as_str().strip_suffix(trust_domain.as_str())?.strip_suffix('.')?;
+        let (account, namespace) = prefix.rsplit_once('.')?;
+        Self::new(trust_domain.clone(), namespace, account).ok()
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The Kubernetes namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The Kubernetes service account.
+    pub fn service_account(&self) -> &str {
+        &self.service_account
+    }
+
+    /// The DNS spelling, `<service-account>.<namespace>.<trust-domain>`: what OSM's users write.
+    pub fn dns_name(&self) -> String {
+        format!("{}.{}.{}", self.service_account, self.namespace, self.trust_domain)
+    }
+
+    /// The URI spelling, `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`: what Istio's users write.
+    pub fn spiffe_uri(&self) -> String {
+        format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Identity {
+    /// The DNS spelling.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.service_account, self.namespace, self.trust_domain)
+    }
+}
+
+fn is_dns_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(|b| alphanumeric(b) || *b == b'-')
+        && bytes.first().is_some_and(alphanumeric)
+        && bytes.last().is_some_and(alphanumeric)
+}
+
+fn is_dns_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(account: &str) -> Identity {
+        Identity::new(TrustDomain::default(), "httpbin", account).unwrap()
+    }
+
+    #[test]
+    fn both_spellings_come_back_as_the_same_identity() {
+        for account in ["httpbin", "with.dots.in-it"] {
+            let identity = identity(account);
+            assert_eq!(Identity::from_spiffe_uri(&identity.spiffe_uri()).unwrap(), identity);
+            let name = DnsName::parse(&identity.dns_name()).unwrap();
+            assert_eq!(Identity::from_dns_name(&name, identity.trust_domain()).unwrap(), identity);
+        }
+    }
+
+    #[test]
+    fn names_that_kubernetes_does_not_allow_are_refused() {
+        let domain = TrustDomain::default();
+        for (namespace, account) in [("a.b", "x"), ("", "x"), ("a", ""), ("A", "x"), ("a", "x_y"), ("a", "-x")] {
+            assert!(Identity::new(domain.clone(), namespace, account).is_err(), "{namespace}/{account}");
+        }
+    }
+
+    #[test]
+    fn only_the_exact_spiffe_form_is_read() {
+        for uri in [
+            "spiffe://cluster.local/httpbin/httpbin",
+            "spiffe://cluster.local/ns/a/sa/b/c",
+            "spiffe://cluster.local/ns/a/sa/",
+            "SPIFFE://cluster.local/ns/a/sa/b",
+            "spiffe:///ns/a/sa/b",
+            "https://cluster.local/ns/a/sa/b",
+        ] {
+            assert!(Identity::from_spiffe_uri(uri).is_err(), "{uri}");
+        }
+    }
+
+    #[test]
+    fn an_identity_of_another_trust_domain_is_none_of_ours() {
+        let sans = [San::Uri("spiffe://other.example/ns/a/sa/b".into())];
+        assert_eq!(Identity::from_sans(&sans, &TrustDomain::default()), None);
+    }
+}

@@ -1,0 +1,87 @@
+//! What an `AuthenticatedPrincipal` names, and whether a certificate holds that name.
+
+use std::fmt;
+
+use crate::dns_name::DnsName;
+use crate::san::San;
+
+/// The name that a client certificate must carry. Compared with names of its own type only, and to the letter:
+/// no wildcards but the lone `*`, no suffixes, no regular expressions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Principal {
+    /// `*`: any certificate that the mesh's CA vouches for.
+    Any,
+    /// A DNS name such as `ingress-nginx.ingress-nginx.cluster.local`; matches DNS names only.
+    Dns(DnsName),
+    /// A URI such as `spiffe://cluster.local/ns/ingress-nginx/sa/ingress-nginx`; matches URIs only.
+    Uri(Box<str>),
+    /// A text that is neither, such as `*.cluster.local`: matches nothing. Kept so that logs and status can say so.
+    Unmatchable(Box<str>),
+}
+
+impl Principal {
+    /// Reads a principal as policies write it. A text with `://` is a URI, `*` is anybody, all else a DNS name.
+    pub fn parse(text: &str) -> Self {
+        if text == "*" {
+            Self::Any
+        } else if text.contains("://") {
+            let clean = text.is_ascii() && !text.bytes().any(|b| b.is_ascii_control() || b == b' ');
+            if clean { Self::Uri(text.into()) } else { Self::Unmatchable(text.into()) }
+        } else {
+            DnsName::parse(text).map_or_else(|_| Self::Unmatchable(text.into()), Self::Dns)
+        }
+    }
+
+    /// Whether one of a verified certificate's names is this one.
+    pub fn matches(&self, sans: &[San]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Dns(wanted) => sans.iter().any(|san| matches!(san, San::Dns(name) if name == wanted)),
+            Self::Uri(wanted) => sans.iter().any(|san| matches!(san, San::Uri(uri) if uri == wanted)),
+            Self::Unmatchable(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::Dns(name) => name.fmt(f),
+            Self::Uri(text) | Self::Unmatchable(text) => f.write_str(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_text_in_another_type_of_name_does_not_match() {
+        let text = "ingress-nginx.ingress-nginx.cluster.local";
+        let principal = Principal::parse(text);
+        assert!(principal.matches(&[San::Email("x".into()), San::Dns(DnsName::parse(text).unwrap())]));
+        for san in [San::Uri(text.into()), San::Email(text.into()), San::DnsWildcard(text.into()), San::Other] {
+            assert!(!principal.matches(std::slice::from_ref(&san)), "{san}");
+        }
+        let uri = "spiffe://cluster.local/ns/a/sa/b";
+        assert!(Principal::parse(uri).matches(&[San::Uri(uri.into())]));
+        assert!(!Principal::parse(uri).matches(&[San::Email(uri.into())]));
+    }
+
+    #[test]
+    fn a_principal_is_no_pattern() {
+        let sans = [San::Dns(DnsName::parse("axb.ns.cluster.local").unwrap())];
+        for text in ["a.b.ns.cluster.local", "*.cluster.local", "a?b.ns.cluster.local", ".*", "cluster.local", ""] {
+            assert!(!Principal::parse(text).matches(&sans), "{text:?}");
+        }
+        assert!(Principal::parse("*").matches(&sans));
+    }
+
+    #[test]
+    fn dns_principals_ignore_case_and_one_trailing_dot() {
+        let sans = [San::Dns(DnsName::parse("SA.ns.cluster.local.").unwrap())];
+        assert!(Principal::parse("sa.NS.Cluster.Local").matches(&sans));
+    }
+}

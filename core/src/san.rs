@@ -1,0 +1,37 @@
+//! The names in a certificate (RFC 5280 §4.2.1.6), each kept with its type.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::dns_name::DnsName;
+
+/// One subject alternative name. Names of different types are never equal, whatever their text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum San {
+    /// dNSName.
+    Dns(DnsName),
+    /// uniformResourceIdentifier, kept to the letter.
+    Uri(Box<str>),
+    /// rfc822Name. Never matches a principal.
+    Email(Box<str>),
+    /// iPAddress. Never matches a principal.
+    Ip(IpAddr),
+    /// dNSName that starts with `*.`: a certificate for hosts, not for a workload. Never matches a principal.
+    DnsWildcard(Box<str>),
+    /// Any other type. Never matches a principal.
+    Other,
+}
+
+impl fmt::Display for San {
+    /// `type:value`, as `openssl` prints it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dns(name) => write!(f, "DNS:{name}"),
+            Self::Uri(uri) => write!(f, "URI:{}", uri.escape_debug()),
+            Self::Email(address) => write!(f, "email:{}", address.escape_debug()),
+            Self::Ip(address) => write!(f, "IP:{address}"),
+            Self::DnsWildcard(name) => write!(f, "DNS:{}", name.escape_debug()),
+            Self::Other => f.write_str("othername"),
+        }
+    }
+}
