@@ -1,1 +1,13 @@
-//! Placeholder.
+//! The data plane of one workload: takes every connection, speaks mutual TLS, enforces the policy, and says what it
+//! did.
+//!
+//! Start at `inbound`: a connection's story, top to bottom. A `worker` owns the connections of one thread;
+//! [`snapshot`] is how it learns what the control thread knows; [`lifeline`] is how it ends what may not go on.
+
+pub mod http;
+pub mod lifeline;
+pub mod limits;
+pub mod session;
+pub mod snapshot;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,281 @@
+//! How the world outside reaches into a connection: deadlines, drain, and a policy or certificate that no longer
+//! lets it live.
+//!
+//! One thread owns a worker's connections, so a connection learns all this from two cells: no lock, no channel, no
+//! timer of its own. The worker walks its connections on a coarse tick and on every change ([`Registry::expire`],
+//! [`Registry::for_each`]); a connection's task looks at its [`Lifeline`] whenever it is polled.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// What a connection may still do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Everything.
+    Open,
+    /// Finish what is in flight, say so to the client where the protocol can, and close.
+    Finishing(Cause),
+    /// Nothing more.
+    Closed(Cause),
+}
+
+/// Why a connection is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The client took too long.
+    Deadline(Wait),
+    /// The sidecar is shutting down.
+    Draining,
+    /// The policy no longer lets it in.
+    PolicyChanged,
+    /// The client certificate it was let in by has ended.
+    CertificateExpired,
+    /// The trust bundle no longer vouches for the client certificate it was let in by.
+    TrustBundleChanged,
+}
+
+/// What a connection waits for, under a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The client's first bytes.
+    FirstBytes,
+    /// The end of the TLS handshake.
+    Handshake,
+    /// The rest of a request's head.
+    Headers,
+    /// More of a body, or room for more of it.
+    Body,
+    /// The next request.
+    Idle,
+    /// The app's TCP handshake.
+    Connect,
+}
+
+/// A connection's end of the line. Cheap to clone; every clone is the same connection.
+#[derive(Clone)]
+pub struct Lifeline {
+    state: Rc<State>,
+}
+
+/// All connections of a worker, with what the worker knows of each.
+pub struct Registry<T> {
+    connections: RefCell<Vec<(Weak<State>, Rc<T>)>>,
+}
+
+/// The connection's phase changed while it waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the connection is to end: {0:?}")]
+pub struct Ended(pub Cause);
+
+struct State {
+    phase: Cell<Phase>,
+    deadline: Cell<Option<(Instant, Wait)>>,
+    /// When [`Phase::Finishing`] turns into [`Phase::Closed`].
+    finish_by: Cell<Option<Instant>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Lifeline {
+    /// A line to a connection that nobody else watches; for tests and for what never ends early.
+    pub fn new() -> Self {
+        let state = State {
+            phase: Cell::new(Phase::Open),
+            deadline: Cell::new(None),
+            finish_by: Cell::new(None),
+            waker: RefCell::new(None),
+        };
+        Self { state: Rc::new(state) }
+    }
+
+    /// What the connection may still do.
+    pub fn phase(&self) -> Phase {
+        self.state.phase.get()
+    }
+
+    /// Whether the connection should end as soon as nothing is in flight.
+    pub fn is_finishing(&self) -> bool {
+        self.phase() != Phase::Open
+    }
+
+    /// Starts a wait of at most this long, instead of the one before it. Coarse: it ends up to a tick late.
+    pub fn within(&self, time: Duration, wait: Wait) {
+        self.state.deadline.set(Instant::now().checked_add(time).map(|deadline| (deadline, wait)));
+    }
+
+    /// Ends the wait; nothing is due.
+    pub fn at_ease(&self) {
+        self.state.deadline.set(None);
+    }
+
+    /// Lets the connection finish what is in flight, for at most this long.
+    pub fn finish(&self, cause: Cause, grace: Duration) {
+        if self.phase() == Phase::Open {
+            self.state.phase.set(Phase::Finishing(cause));
+            self.state.finish_by.set(Instant::now().checked_add(grace));
+            self.wake();
+        }
+    }
+
+    /// Ends the connection now.
+    pub fn close(&self, cause: Cause) {
+        if !matches!(self.phase(), Phase::Closed(_)) {
+            self.state.phase.set(Phase::Closed(cause));
+            self.wake();
+        }
+    }
+
+    /// Drives a future until it is done or the connection is closed ([`Phase::Closed`]).
+    pub async fn guard<F: Future>(&self, future: F) -> Result<F::Output, Ended> {
+        self.run(future, |phase| match phase {
+            Phase::Closed(cause) => Some(cause),
+            Phase::Open | Phase::Finishing(_) => None,
+        })
+        .await
+    }
+
+    /// Drives a future during which nothing is in flight: it also ends when the connection is to finish.
+    pub async fn guard_idle<F: Future>(&self, future: F) -> Result<F::Output, Ended> {
+        self.run(future, |phase| match phase {
+            Phase::Closed(cause) | Phase::Finishing(cause) => Some(cause),
+            Phase::Open => None,
+        })
+        .await
+    }
+
+    async fn run<F: Future>(&self, future: F, ends: impl Fn(Phase) -> Option<Cause>) -> Result<F::Output, Ended> {
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            if let Poll::Ready(output) = future.as_mut().poll(context) {
+                return Poll::Ready(Ok(output));
+            }
+            if let Some(cause) = ends(self.phase()) {
+                return Poll::Ready(Err(Ended(cause)));
+            }
+            let mut waker = self.state.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                *waker = Some(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.state.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Default for Lifeline {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Registry<T> {
+    /// A registry without connections.
+    pub fn new() -> Self {
+        Self { connections: RefCell::new(Vec::new()) }
+    }
+
+    /// Takes a connection in; it leaves when its last [`Lifeline`] is dropped.
+    pub fn add(&self, about: Rc<T>) -> Lifeline {
+        let line = Lifeline::new();
+        self.connections.borrow_mut().push((Rc::downgrade(&line.state), about));
+        line
+    }
+
+    /// How many connections there are; those that ended since the last tick may still count.
+    pub fn len(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Shows every connection. `visit` may end it through its line.
+    pub fn for_each(&self, mut visit: impl FnMut(&Lifeline, &T)) {
+        self.connections.borrow_mut().retain(|(state, about)| match state.upgrade() {
+            Some(state) => {
+                visit(&Lifeline { state }, about);
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Ends what has run out of time. To be called on every tick.
+    pub fn expire(&self, now: Instant) {
+        self.for_each(|line, _| {
+            match line.state.deadline.get() {
+                Some((deadline, wait)) if deadline <= now => line.close(Cause::Deadline(wait)),
+                _ => {}
+            }
+            match (line.phase(), line.state.finish_by.get()) {
+                (Phase::Finishing(cause), Some(by)) if by <= now => line.close(cause),
+                _ => {}
+            }
+        });
+    }
+}
+
+impl<T> Default for Registry<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_deadline_ends_the_wait_and_names_it() {
+        let registry = Registry::new();
+        let line = registry.add(Rc::new(()));
+        line.within(Duration::from_secs(5), Wait::Headers);
+        registry.expire(Instant::now() + Duration::from_secs(4));
+        assert_eq!(line.phase(), Phase::Open);
+        registry.expire(Instant::now() + Duration::from_secs(6));
+        assert_eq!(line.guard(pending::<()>()).await, Err(Ended(Cause::Deadline(Wait::Headers))));
+    }
+
+    #[tokio::test]
+    async fn finishing_ends_what_is_idle_at_once_and_what_is_in_flight_after_its_grace() {
+        let registry = Registry::new();
+        let line = registry.add(Rc::new(()));
+        let (idle, ()) = tokio::join!(line.guard_idle(pending::<()>()), async {
+            line.finish(Cause::Draining, Duration::from_secs(1));
+        });
+        assert_eq!(idle, Err(Ended(Cause::Draining)));
+        let (busy, ()) = tokio::join!(line.guard(pending::<()>()), async {
+            tokio::task::yield_now().await;
+            registry.expire(Instant::now() + Duration::from_secs(2));
+        });
+        assert_eq!(busy, Err(Ended(Cause::Draining)));
+    }
+
+    #[tokio::test]
+    async fn what_is_done_is_done_even_when_the_connection_is_to_end() {
+        let line = Lifeline::new();
+        line.close(Cause::PolicyChanged);
+        assert_eq!(line.guard(async { 7 }).await, Ok(7));
+    }
+
+    #[test]
+    fn a_dropped_connection_leaves_the_registry() {
+        let registry = Registry::new();
+        drop(registry.add(Rc::new(())));
+        registry.expire(Instant::now());
+        assert!(registry.is_empty());
+    }
+}

@@ -1,0 +1,148 @@
+//! One accepted connection as policy, headers and logs see it, and the gate that each of its requests passes.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tidegate_core::PeerCertificate;
+use tidegate_core::policy::{AppProtocol, Decision, Denial, InboundPolicy, Opening, Reason, Session, Terms};
+
+use crate::snapshot::{Snapshot, Snapshots};
+
+/// What is known of a connection once its handshake, if any, is done. Does not change any more.
+pub struct ConnectionInfo {
+    /// Address of the TCP peer.
+    pub peer: SocketAddr,
+    /// Address that the peer dialled.
+    pub local: SocketAddr,
+    /// The pod's port, by which the policy is looked up.
+    pub port: u16,
+    /// Where the app listens.
+    pub app: SocketAddr,
+    /// On which terms the policy opened the connection.
+    pub terms: Terms,
+    /// Whether TLS was terminated; `false` for plaintext and for opaque bytes.
+    pub tls: bool,
+    /// Server name of the ClientHello.
+    pub server_name: Option<Box<str>>,
+    /// The client certificate, verified against the trust bundle.
+    pub client: Option<Rc<ClientCertificate>>,
+    /// Our own identity as a SPIFFE URI: `By=` of `x-forwarded-client-cert`.
+    pub identity: Arc<str>,
+    /// When the connection was accepted.
+    pub accepted: SystemTime,
+}
+
+/// A client certificate that was verified. Interned by the worker: a thousand connections of one ingress controller
+/// hold one.
+pub struct ClientCertificate {
+    /// Its names and life.
+    pub leaf: PeerCertificate,
+    /// DER of the chain as the client sent it, leaf first; for judging it again by another trust bundle.
+    pub chain: Vec<rustls_pki_types::CertificateDer<'static>>,
+    /// Its part of `x-forwarded-client-cert`: `Hash=…;URI=…;DNS=…`, everything that is not plain escaped.
+    pub forwarded: Box<str>,
+    /// Its names for logs: `DNS:a.b, URI:spiffe://…`.
+    pub names: Box<str>,
+}
+
+/// Asks the policy about the connection, and remembers the answer for as long as the policy stands.
+pub struct Gate {
+    info: Rc<ConnectionInfo>,
+    snapshots: Snapshots,
+    verdict: RefCell<Verdict>,
+}
+
+struct Verdict {
+    snapshot: Arc<Snapshot>,
+    decision: Rc<Decision>,
+}
+
+/// What a new snapshot means to a connection that is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Review {
+    /// It lives on.
+    Keep,
+    /// It would not be let in any more.
+    Revoke(Denial),
+}
+
+impl ConnectionInfo {
+    /// What the first bytes showed, as the policy asks for it.
+    pub fn opening(&self) -> Opening<'_> {
+        match self.terms {
+            Terms::MeshTls(protocol) => Opening::Mesh(protocol),
+            Terms::IngressPlaintext => Opening::Plaintext,
+            Terms::Opaque if self.server_name.is_none() => Opening::Plaintext,
+            _ => Opening::Tls { server_name: self.server_name.as_deref() },
+        }
+    }
+
+    fn judge(&self, policy: Option<&InboundPolicy>) -> Decision {
+        let Some(policy) = policy else { return Decision::Deny(Denial::new(Reason::NoPolicy)) };
+        policy.authorize(&Session {
+            port: self.port,
+            source: self.peer.ip(),
+            opening: self.opening(),
+            client: self.client.as_ref().map(|client| client.leaf.sans.as_slice()),
+        })
+    }
+}
+
+impl Gate {
+    /// A gate for a connection, with its first verdict.
+    pub fn new(info: Rc<ConnectionInfo>, snapshots: Snapshots) -> Self {
+        let snapshot = snapshots.current();
+        let decision = Rc::new(info.judge(snapshot.policy.as_deref()));
+        Self { info, snapshots, verdict: RefCell::new(Verdict { snapshot, decision }) }
+    }
+
+    /// The connection.
+    pub fn info(&self) -> &Rc<ConnectionInfo> {
+        &self.info
+    }
+
+    /// The verdict by the newest policy. Costs one atomic load unless the policy has changed.
+    pub fn decide(&self) -> Rc<Decision> {
+        let mut verdict = self.verdict.borrow_mut();
+        if verdict.snapshot.generation != self.snapshots.generation() {
+            let snapshot = self.snapshots.current();
+            verdict.decision = Rc::new(self.info.judge(snapshot.policy.as_deref()));
+            verdict.snapshot = snapshot;
+        }
+        verdict.decision.clone()
+    }
+
+    /// What the app speaks, by the newest policy.
+    pub fn app_protocol(&self) -> AppProtocol {
+        self.decide();
+        let verdict = self.verdict.borrow();
+        let port = verdict.snapshot.policy.as_ref().and_then(|policy| policy.ports.get(&self.info.port));
+        port.map_or(AppProtocol::Http, |port| port.protocol)
+    }
+
+    /// Whether the connection would be opened again, on terms that it meets, and let in as it was.
+    pub fn review(&self, snapshot: &Snapshot) -> Review {
+        let before = self.verdict.borrow().decision.clone();
+        let Some(policy) = snapshot.policy.as_deref() else {
+            return Review::Revoke(Denial::new(Reason::NoPolicy));
+        };
+        let info = &self.info;
+        match policy.open(info.port, info.peer.ip(), info.opening()) {
+            Err(denial) => return Review::Revoke(denial),
+            Ok(terms) if terms == Terms::Opaque && info.terms != Terms::Opaque => {
+                return Review::Revoke(Denial::new(Reason::NoIngressBackend));
+            }
+            Ok(Terms::IngressMutualTls | Terms::MeshTls(_)) if info.client.is_none() && info.tls => {
+                return Review::Revoke(Denial::new(Reason::ClientCertificateRequired));
+            }
+            Ok(_) => {}
+        }
+        match (&*before, info.judge(Some(policy))) {
+            (Decision::Allow(_), Decision::Deny(denial)) => Review::Revoke(denial),
+            _ => Review::Keep,
+        }
+    }
+}
