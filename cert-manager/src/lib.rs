@@ -1,1 +1,6 @@
-//! Placeholder.
+//! Tidegate's certificate authority.
+
+pub mod csr;
+pub mod issuer;
+pub mod rules;
+mod x509;
