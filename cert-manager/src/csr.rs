@@ -83,7 +83,7 @@ pub fn check_csr(input: &[u8]) -> Result<CheckedCsr, CsrError> {
         return Err(CsrError::TooLong(input.len()));
     }
     // No request is shorter than 128 bytes, so the length of a DER one is never ASCII.
-    if matches!(input, [0x30, 0x80.., ..]) {
+    if matches!(input, [0x30, 0x80..=0xff, ..]) {
         return check_der(input);
     }
     let mut blocks = CertificateSigningRequestDer::pem_slice_iter(input);
