@@ -57,7 +57,7 @@ fn a_root_of_ours_is_a_root_for_ten_years() {
     assert_eq!(issuer.not_after(), now + ROOT_LIFE);
     assert!(issuer.intermediates().is_empty());
     let (_, certificate) = X509Certificate::from_der(issuer.root()).unwrap();
-    assert_eq!(certificate.subject().to_string(), "O=Tidegate, CN=Tidegate Root CA");
+    assert!(certificate.subject().to_string().starts_with("O=Tidegate, CN=Tidegate Root CA "));
     let constraints = certificate.basic_constraints().unwrap().unwrap();
     assert!(constraints.critical && constraints.value.ca);
     let usage = certificate.key_usage().unwrap().unwrap();
