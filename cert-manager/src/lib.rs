@@ -1,5 +1,7 @@
 //! Tidegate's certificate authority.
 
+pub mod authenticate;
+pub mod authority;
 pub mod csr;
 pub mod issuer;
 pub mod rules;
