@@ -137,6 +137,11 @@ impl Refusal {
 }
 
 impl Issued {
+    /// All names, for logs: `DNS:a.b, URI:spiffe://…`.
+    pub fn names(&self) -> String {
+        self.sans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     pub(crate) fn read_back(leaf: CertificateDer<'static>, sans: Vec<San>) -> Result<Self, Refusal> {
         let read = tidegate_core::PeerCertificate::from_der(&leaf)?;
         Ok(Self { leaf, sans, serial: read.serial, not_after: read.not_after })
