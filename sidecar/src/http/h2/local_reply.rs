@@ -22,7 +22,7 @@ impl LocalReply {
         status: StatusCode::FORBIDDEN,
         text: "RBAC: access denied",
         flag: ResponseFlag::Refused,
-        details: "rbac_access_denied",
+        details: "rbac_access_denied_matched_policy[none]",
     };
     /// The request is not one that can be passed on.
     pub(super) const BAD_REQUEST: Self = Self {
@@ -36,7 +36,7 @@ impl LocalReply {
         status: StatusCode::METHOD_NOT_ALLOWED,
         text: "Method Not Allowed",
         flag: ResponseFlag::DownstreamProtocolError,
-        details: "connect_not_allowed",
+        details: "connect_not_supported",
     };
     /// Too many header fields.
     pub(super) const TOO_MANY_HEADERS: Self = Self {

@@ -50,10 +50,11 @@ impl UpstreamError {
     pub fn text(&self) -> &'static str {
         match self {
             Self::Refused => {
-                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, \
-                 transport failure reason: delayed connect error: Connection refused"
+                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
             }
-            Self::ConnectTimeout => "upstream request timeout",
+            Self::ConnectTimeout => {
+                "upstream connect error or disconnect/reset before headers. reset reason: connection timeout"
+            }
             Self::Protocol => {
                 "upstream connect error or disconnect/reset before headers. reset reason: protocol error"
             }
@@ -72,11 +73,11 @@ impl UpstreamError {
     /// A stable word on it for the log.
     pub fn details(&self) -> &'static str {
         match self {
-            Self::Refused => "upstream_connection_refused",
-            Self::ConnectTimeout => "upstream_connect_timeout",
-            Self::Protocol => "upstream_protocol_error",
-            Self::Closed => "upstream_closed_before_response",
-            Self::Reset(_) => "upstream_reset_before_response_started",
+            Self::Refused => "upstream_reset_before_response_started{remote_connection_failure}",
+            Self::ConnectTimeout => "upstream_reset_before_response_started{connection_timeout}",
+            Self::Protocol => "upstream_reset_before_response_started{protocol_error}",
+            Self::Closed => "upstream_reset_before_response_started{connection_termination}",
+            Self::Reset(_) => "upstream_reset_before_response_started{remote_reset}",
         }
     }
 }
