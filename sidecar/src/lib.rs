@@ -4,6 +4,7 @@
 //! Start at `inbound`: a connection's story, top to bottom. A `worker` owns the connections of one thread;
 //! [`snapshot`] is how it learns what the control thread knows; [`lifeline`] is how it ends what may not go on.
 
+pub mod detect;
 pub mod http;
 pub mod lifeline;
 pub mod limits;
