@@ -82,8 +82,8 @@ pub fn check_csr(input: &[u8]) -> Result<CheckedCsr, CsrError> {
     if input.len() > MAX_CSR_BYTES {
         return Err(CsrError::TooLong(input.len()));
     }
-    // A DER SEQUENCE starts with 0x30; PEM can too ('0'), but never as its only line.
-    if input.first() == Some(&0x30) && !input.windows(5).any(|w| w == b"-----") {
+    // No request is shorter than 128 bytes, so the length of a DER one is never ASCII.
+    if matches!(input, [0x30, 0x80..=0xff, ..]) {
         return check_der(input);
     }
     let mut blocks = CertificateSigningRequestDer::pem_slice_iter(input);
@@ -96,7 +96,8 @@ impl CheckedCsr {
     pub fn check_names(&self, caller: &Identity) -> Result<(), CsrError> {
         let own_dns = DnsName::parse(&caller.dns_name()).ok();
         let own_uri = caller.spiffe_uri();
-        let is_own_dns = |text: &str| DnsName::parse(text).ok().is_some_and(|name| Some(&name) == own_dns.as_ref());
+        let is_own_dns =
+            |text: &str| DnsName::parse(text).ok().is_some_and(|name| Some(&name) == own_dns.as_ref());
         let foreign = |asked: String| CsrError::ForeignName { asked, own: caller.to_string() };
 
         for name in &self.common_names {
@@ -185,12 +186,13 @@ fn check_signature_algorithm(csr: &X509CertificationRequest<'_>) -> Result<(), C
 
 /// Refuses what asks for power; returns the names asked for. Whatever else is asked for is ignored.
 fn check_extensions(csr: &X509CertificationRequest<'_>) -> Result<Vec<RequestedName>, CsrError> {
-    let mut requests = csr.certification_request_info.iter_attributes().filter_map(|attribute| {
-        match attribute.parsed_attribute() {
-            ParsedCriAttribute::ExtensionRequest(request) => Some(request),
-            _ => None,
-        }
-    });
+    let mut requests =
+        csr.certification_request_info.iter_attributes().filter_map(|attribute| {
+            match attribute.parsed_attribute() {
+                ParsedCriAttribute::ExtensionRequest(request) => Some(request),
+                _ => None,
+            }
+        });
     let Some(request) = requests.next() else { return Ok(Vec::new()) };
     if requests.next().is_some() {
         return Err(CsrError::Malformed("extension request is there twice"));
@@ -207,8 +209,12 @@ fn check_extensions(csr: &X509CertificationRequest<'_>) -> Result<Vec<RequestedN
 
 fn check_extension(extension: &X509Extension<'_>, names: &mut Vec<RequestedName>) -> Result<(), CsrError> {
     match extension.parsed_extension() {
-        ParsedExtension::BasicConstraints(constraints) if constraints.ca => Err(CsrError::CertificateAuthority),
-        ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() => Err(CsrError::SigningUsage("keyCertSign")),
+        ParsedExtension::BasicConstraints(constraints) if constraints.ca => {
+            Err(CsrError::CertificateAuthority)
+        }
+        ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() => {
+            Err(CsrError::SigningUsage("keyCertSign"))
+        }
         ParsedExtension::KeyUsage(usage) if usage.crl_sign() => Err(CsrError::SigningUsage("cRLSign")),
         ParsedExtension::SubjectAlternativeName(san) => {
             if san.general_names.len() > tidegate_core::certificate::MAX_SANS {

@@ -19,7 +19,8 @@ use crate::x509::{self, Signer, Template, Usage, WriteError};
 #[cfg(test)]
 mod tests;
 
-/// Common name of the roots that we make.
+/// How the common name of each root that we make begins; eight hex digits of its key follow, so that two roots of a
+/// rotation are told apart by people and by verifiers that go by name.
 pub const ROOT_COMMON_NAME: &str = "Tidegate Root CA";
 /// Life of the roots that we make: 10 years.
 pub const ROOT_LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
@@ -60,8 +61,9 @@ impl Issuer {
     /// Makes a self-signed root: ECDSA P-256, 10 years.
     pub fn create_root(now: SystemTime) -> Result<Self, WriteError> {
         let key = KeyPair::generate()?;
-        let subject = x509::name(Some(ROOT_COMMON_NAME));
         let key_id = x509::key_id(key.der_bytes());
+        let digits: String = key_id.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let subject = x509::name(Some(&format!("{ROOT_COMMON_NAME} {digits}")));
         let certificate = x509::sign(
             &Template {
                 subject: &subject,
@@ -228,13 +230,23 @@ impl Issuer {
             Some(first) => (first.subject, first.key_id, first.path_length),
             None => (Vec::new(), Vec::new(), None),
         };
-        Self(Arc::new(Inner { key, chain, subject, key_id, path_length, not_before, not_after, root_not_after }))
+        Self(Arc::new(Inner {
+            key,
+            chain,
+            subject,
+            key_id,
+            path_length,
+            not_before,
+            not_after,
+            root_not_after,
+        }))
     }
 
     /// Signs a leaf for nobody and verifies it as peers will: path length, name constraints, usages and
     /// signatures of the chain all have their say.
     fn probe(&self, now: SystemTime) -> Result<(), String> {
-        let failed = |error: &dyn fmt::Display| format!("a certificate that it signs does not verify: {error}");
+        let failed =
+            |error: &dyn fmt::Display| format!("a certificate that it signs does not verify: {error}");
         let key = KeyPair::generate().map_err(|e| failed(&e))?;
         let sans = [San::Uri("spiffe://cluster.local/ns/probe/sa/probe".into())];
         let end = (now + Duration::from_secs(60)).min(self.0.not_after);
@@ -242,7 +254,8 @@ impl Issuer {
             .sign_leaf(&key.subject_public_key_info(), &sans, false, now - Duration::from_secs(1), end)
             .map_err(|e| failed(&e))?;
         let unix = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|e| failed(&e))?;
-        verify(&leaf, self.intermediates(), self.root(), UnixTime::since_unix_epoch(unix)).map_err(|e| failed(&e))
+        verify(&leaf, self.intermediates(), self.root(), UnixTime::since_unix_epoch(unix))
+            .map_err(|e| failed(&e))
     }
 }
 
@@ -292,10 +305,18 @@ impl Facts {
     fn check(&self, index: usize, now: SystemTime, problems: &mut Vec<String>) {
         let which = format!("certificate {} ({})", index + 1, self.subject_text);
         if !self.is_ca {
-            problems.push(format!("{which} is not a certificate authority (basicConstraints CA:TRUE is missing)"));
+            problems.push(format!(
+                "{which} is not a certificate authority (basicConstraints CA:TRUE is missing)"
+            ));
         }
         if !self.signs_certificates {
             problems.push(format!("{which} may not sign certificates (key usage keyCertSign is missing)"));
+        }
+        // Verifiers do not read a root's own constraints (RFC 5280 §6.1); what they would say still holds.
+        if self.path_length.is_some_and(|length| (length as usize) < index) {
+            problems.push(format!(
+                "{which} allows fewer certificate authorities below it than there are ({index})"
+            ));
         }
         if self.not_after <= now {
             let end = humantime::format_rfc3339_seconds(self.not_after);
@@ -354,7 +375,9 @@ fn signing_key(input: &[u8], problems: &mut Vec<String>) -> Option<KeyPair> {
     };
     let key = KeyPair::try_from(&der).ok().filter(|key| x509::signature_algorithm(key).is_some());
     if key.is_none() {
-        problems.push("the private key is of a kind that cannot sign here: use ECDSA P-256, P-384 or RSA".to_owned());
+        problems.push(
+            "the private key is of a kind that cannot sign here: use ECDSA P-256, P-384 or RSA".to_owned(),
+        );
     }
     key
 }
@@ -384,7 +407,11 @@ fn complete_chain(
             })
         });
         let Some(parent) = parent else {
-            problems.push(format!("the issuer of certificate {} ({}) is missing", chain.len(), certificate.issuer()));
+            problems.push(format!(
+                "the issuer of certificate {} ({}) is missing",
+                chain.len(),
+                certificate.issuer()
+            ));
             return None;
         };
         if chain.len() == MAX_CHAIN {

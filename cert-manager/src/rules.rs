@@ -114,7 +114,9 @@ impl IssuingRules {
         }
         let left = issuer.not_after().duration_since(now).unwrap_or_default();
         if left < self.min_issuer_life || left.is_zero() {
-            return Err(Refusal::IssuerEnds(humantime::format_rfc3339_seconds(issuer.not_after()).to_string()));
+            return Err(Refusal::IssuerEnds(
+                humantime::format_rfc3339_seconds(issuer.not_after()).to_string(),
+            ));
         }
         Ok(now + life.min(left))
     }

@@ -5,9 +5,11 @@
 //! [`snapshot`] is how it learns what the control thread knows; [`lifeline`] is how it ends what may not go on.
 
 pub mod detect;
+pub mod discovery;
 pub mod http;
 pub mod lifeline;
 pub mod limits;
+pub mod options;
 pub mod session;
 pub mod snapshot;
 pub mod telemetry;

@@ -70,7 +70,9 @@ fn check_rsa(info: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, KeyError> {
         return Err(KeyError::Malformed);
     }
     match key.try_exponent() {
-        Ok(exponent) if exponent % 2 == 1 && (65_537..=u64::from(u32::MAX)).contains(&exponent) => Ok(KeyKind::Rsa),
+        Ok(exponent) if exponent % 2 == 1 && (65_537..=u64::from(u32::MAX)).contains(&exponent) => {
+            Ok(KeyKind::Rsa)
+        }
         _ => Err(KeyError::RsaExponent),
     }
 }
