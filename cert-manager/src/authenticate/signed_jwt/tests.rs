@@ -3,43 +3,10 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, encode};
-use rcgen::KeyPair;
 use serde_json::{Value, json};
 
 use super::*;
-
-struct Signer {
-    key: KeyPair,
-    algorithm: Algorithm,
-}
-
-impl Signer {
-    fn new(algorithm: Algorithm) -> Self {
-        let key = match algorithm {
-            Algorithm::RS256 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048),
-            Algorithm::EdDSA => KeyPair::generate_for(&rcgen::PKCS_ED25519),
-            _ => KeyPair::generate(),
-        };
-        Self { key: key.unwrap(), algorithm }
-    }
-
-    fn encoding_key(&self) -> EncodingKey {
-        let pem = self.key.serialize_pem();
-        match self.algorithm {
-            Algorithm::RS256 => EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap(),
-            Algorithm::EdDSA => EncodingKey::from_ed_pem(pem.as_bytes()).unwrap(),
-            _ => EncodingKey::from_ec_pem(pem.as_bytes()).unwrap(),
-        }
-    }
-
-    fn sign_with(&self, header: Header, claims: &Value) -> String {
-        encode(&header, claims, &self.encoding_key()).unwrap()
-    }
-
-    fn sign(&self, claims: &Value) -> String {
-        self.sign_with(Header::new(self.algorithm), claims)
-    }
-}
+use crate::testing::Signer;
 
 fn claims() -> Value {
     json!({
