@@ -14,6 +14,7 @@ pub mod request;
 pub mod upstream;
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use crate::limits::Limits;
 use crate::telemetry::Telemetry;
@@ -38,7 +39,15 @@ impl Env {
     /// An environment with nothing in its pools.
     pub fn new(limits: Rc<Limits>, telemetry: Rc<Telemetry>) -> Self {
         let h1 = upstream::Pool::new(&limits);
-        let h2 = h2::Upstreams::new(&limits);
+        let h2 = h2::Upstreams::new(limits.clone());
         Self { limits, telemetry, h1, h2, buffers: buffer::Buffers::default(), clock: clock::Clock::new() }
+    }
+
+    /// What is due on every tick of the worker.
+    pub fn tick(&self) {
+        let now = Instant::now();
+        self.h1.sweep(now);
+        self.h2.sweep(now);
+        self.telemetry.flush();
     }
 }
