@@ -162,11 +162,7 @@ pub async fn watch_file(path: impl Into<PathBuf>, interval: Duration) -> watch::
                 () = sender.closed() => return,
                 () = tokio::time::sleep(interval) => {}
             }
-            let Some(bundle) = file.read().await else { continue };
-            if bundle != **sender.borrow() {
-                info!(path = %file.path.display(), roots = ?bundle.fingerprints(), "trust bundle changed");
-                sender.send_replace(Arc::new(bundle));
-            }
+            file.follow(&sender).await;
         }
     });
     receiver
@@ -179,6 +175,15 @@ struct WatchedFile {
 }
 
 impl WatchedFile {
+    /// Reads the file once and passes on what is in it, if that is another set of roots.
+    async fn follow(&mut self, sender: &watch::Sender<Arc<TrustBundle>>) {
+        let Some(bundle) = self.read().await else { return };
+        if bundle != **sender.borrow() {
+            info!(path = %self.path.display(), roots = ?bundle.fingerprints(), "trust bundle changed");
+            sender.send_replace(Arc::new(bundle));
+        }
+    }
+
     async fn read(&mut self) -> Option<TrustBundle> {
         let path = self.path.clone();
         let read = tokio::task::spawn_blocking(move || TrustBundle::read_file(&path)).await;
