@@ -11,10 +11,7 @@ use crate::authority::{Authority, NotAllowed};
 
 /// The routes, for an admin server to serve beside its own.
 pub fn routes(authority: Authority) -> Router {
-    Router::new()
-        .route("/rotation", get(status))
-        .route("/rotation/next", post(next))
-        .with_state(authority)
+    Router::new().route("/rotation", get(status)).route("/rotation/next", post(next)).with_state(authority)
 }
 
 #[derive(Deserialize)]

@@ -18,7 +18,8 @@ fn main() -> anyhow::Result<()> {
 async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
     let shutdown = signals::shutdown()?;
     let (config, dependencies) = options.build(Metrics::new(), log)?;
-    let manager = CertManager::start(config, dependencies).await.context("the certificate authority does not start")?;
+    let manager =
+        CertManager::start(config, dependencies).await.context("the certificate authority does not start")?;
     let signal = shutdown.await;
     info!(?signal, "draining");
     match manager.drain(options.drain_time).await {

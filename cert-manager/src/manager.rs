@@ -116,7 +116,8 @@ impl CertManager {
     /// Starts one. When this returns, it listens, the bundle was published and the first request will be answered.
     pub async fn start(config: Config, dependencies: Dependencies) -> Result<CertManagerHandle, StartError> {
         tls::install_provider();
-        let Dependencies { authenticator, root_store, given, publishers, gateway, metrics, log } = dependencies;
+        let Dependencies { authenticator, root_store, given, publishers, gateway, metrics, log } =
+            dependencies;
         let telemetry = Telemetry::register(&metrics);
         let timing = RotationTiming { propagation: config.propagation, max_life: config.rules.max_life };
         let authority = Authority::open(root_store, given, publishers, timing).await?;
@@ -134,10 +135,11 @@ impl CertManager {
         let readiness = Readiness::new();
         let mut admin_address = None;
         if let Some(address) = config.admin {
-            let server = AdminServer::new(ProcessName("tidegate-cert-manager"), metrics, readiness.clone(), log)
-                .merge(crate::admin::routes(authority.clone()))
-                .bind(address)
-                .await?;
+            let server =
+                AdminServer::new(ProcessName("tidegate-cert-manager"), metrics, readiness.clone(), log)
+                    .merge(crate::admin::routes(authority.clone()))
+                    .bind(address)
+                    .await?;
             admin_address = Some(server.local_addr());
             tokio::spawn(server.serve(watch.clone()));
         }

@@ -57,6 +57,15 @@ pub struct Options {
           value_parser = parse_serving_name)]
     pub serving_names: Vec<San>,
 
+    /// After SIGTERM, time for calls in progress
+    #[arg(long, env = "TIDEGATE_DRAIN_TIME", value_name = "DURATION", default_value = "10s",
+          value_parser = humantime::parse_duration)]
+    pub drain_time: Duration,
+
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogOptions,
+
     /// Your own certificate authority.
     #[command(flatten)]
     pub given: GivenOptions,
@@ -76,15 +85,6 @@ pub struct Options {
     /// The ingress controller's certificate.
     #[command(flatten)]
     pub gateway: GatewayOptions,
-
-    /// After SIGTERM, time for calls in progress
-    #[arg(long, env = "TIDEGATE_DRAIN_TIME", value_name = "DURATION", default_value = "10s",
-          value_parser = humantime::parse_duration)]
-    pub drain_time: Duration,
-
-    /// Logs.
-    #[command(flatten)]
-    pub log: LogOptions,
 }
 
 /// A certificate authority of the user's own, in place of one that is made.
@@ -110,8 +110,13 @@ pub struct GivenOptions {
 #[command(next_help_heading = "Tokens")]
 pub struct TokenOptions {
     /// File with public keys that sign tokens, PEM or JWKS; repeat for more. Read again when it changes
-    #[arg(long = "jwt-keys-file", env = "TIDEGATE_JWT_KEYS_FILES", value_name = "FILE", value_delimiter = ',',
-          required = true)]
+    #[arg(
+        long = "jwt-keys-file",
+        env = "TIDEGATE_JWT_KEYS_FILES",
+        value_name = "FILE",
+        value_delimiter = ',',
+        required = true
+    )]
     pub jwt_keys_files: Vec<PathBuf>,
 
     /// Audience that a token must have
@@ -165,8 +170,13 @@ pub struct LimitOptions {
 #[command(next_help_heading = "Ingress gateway certificate")]
 pub struct GatewayOptions {
     /// A name of the certificate, DNS name or spiffe:// URI; repeat for more
-    #[arg(long = "gateway-san", env = "TIDEGATE_GATEWAY_SANS", value_name = "NAME", value_delimiter = ',',
-          requires = "gateway_secret")]
+    #[arg(
+        long = "gateway-san",
+        env = "TIDEGATE_GATEWAY_SANS",
+        value_name = "NAME",
+        value_delimiter = ',',
+        requires = "gateway_secret"
+    )]
     pub gateway_sans: Vec<String>,
 
     /// Its life, such as 24h; renewed at half of it
@@ -174,8 +184,13 @@ pub struct GatewayOptions {
     pub gateway_validity: String,
 
     /// Namespace and name of its Secret
-    #[arg(long, env = "TIDEGATE_GATEWAY_SECRET", value_name = "NAMESPACE/NAME", requires = "gateway_dir",
-          requires = "gateway_sans")]
+    #[arg(
+        long,
+        env = "TIDEGATE_GATEWAY_SECRET",
+        value_name = "NAMESPACE/NAME",
+        requires = "gateway_dir",
+        requires = "gateway_sans"
+    )]
     pub gateway_secret: Option<String>,
 
     /// Folder that Secrets are written to, as NAMESPACE/NAME/{ca.crt,tls.crt,tls.key}. Given alone, a Secret that was
@@ -205,7 +220,8 @@ impl Options {
         let (Ok(authenticator), true) = (authenticator, problems.is_empty()) else {
             return Err(OptionProblems(problems));
         };
-        let publishers = self.bundle_file.iter().map(|path| Arc::new(BundleFile::new(path)) as Arc<dyn BundlePublisher>);
+        let publishers =
+            self.bundle_file.iter().map(|path| Arc::new(BundleFile::new(path)) as Arc<dyn BundlePublisher>);
         let dependencies = Dependencies {
             authenticator: Arc::new(authenticator),
             root_store: Arc::new(RootFolder::new(&self.store_dir)),

@@ -46,7 +46,8 @@ impl IstioCertificateService for CertificateService {
             }
         };
         if let Err(wait) = self.limiter.take(&caller.identity, Instant::now()) {
-            let reason = format!("too many requests of this identity; try again in {:.1} s", wait.as_secs_f64());
+            let reason =
+                format!("too many requests of this identity; try again in {:.1} s", wait.as_secs_f64());
             self.telemetry.refused(Some(&caller.identity), peer, "rate", &reason);
             return Err(Status::resource_exhausted(reason));
         }
@@ -68,7 +69,11 @@ impl IstioCertificateService for CertificateService {
 }
 
 impl CertificateService {
-    async fn authenticate(&self, metadata: &MetadataMap, peer: Option<SocketAddr>) -> Result<Caller, AuthError> {
+    async fn authenticate(
+        &self,
+        metadata: &MetadataMap,
+        peer: Option<SocketAddr>,
+    ) -> Result<Caller, AuthError> {
         self.authenticator.authenticate(bearer_token(metadata)?, peer).await
     }
 
@@ -93,7 +98,9 @@ fn bearer_token(metadata: &MetadataMap) -> Result<&str, AuthError> {
     }
     let text = value.to_str().map_err(|_| AuthError::NotBearer)?;
     match text.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() => Ok(token.trim()),
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() => {
+            Ok(token.trim())
+        }
         _ => Err(AuthError::NotBearer),
     }
 }
@@ -108,9 +115,7 @@ fn status_of_auth(error: &AuthError) -> Status {
 fn status_of_refusal(refusal: &Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::Csr(_) | Refusal::NegativeLife(_) | Refusal::Identity(_) => {
-            Status::invalid_argument(text)
-        }
+        Refusal::Csr(_) | Refusal::NegativeLife(_) | Refusal::Identity(_) => Status::invalid_argument(text),
         Refusal::IssuerEnds(_) | Refusal::IssuerNotYetValid(_) => Status::failed_precondition(text),
         Refusal::Write(_) | Refusal::ReadBack(_) => Status::internal(text),
     }
@@ -133,7 +138,9 @@ mod tests {
         assert_eq!(bearer_token(&metadata(&["Bearer abc"])), Ok("abc"));
         assert_eq!(bearer_token(&metadata(&["bearer abc"])), Ok("abc"));
         assert_eq!(bearer_token(&metadata(&[])), Err(AuthError::Missing));
-        for values in [&["Bearer a", "Bearer b"][..], &["Bearer a", "Basic b"], &["Basic abc"], &["Bearer "], &["abc"]] {
+        for values in
+            [&["Bearer a", "Bearer b"][..], &["Bearer a", "Basic b"], &["Basic abc"], &["Bearer "], &["abc"]]
+        {
             assert_eq!(bearer_token(&metadata(values)), Err(AuthError::NotBearer), "{values:?}");
         }
     }

@@ -72,7 +72,11 @@ impl Telemetry {
                 "When the first certificate between the issuer and its root ends",
                 this.issuer_expiry.clone(),
             );
-            registry.register("tidegate_trusted_roots", "Roots in the trust bundle", this.trusted_roots.clone());
+            registry.register(
+                "tidegate_trusted_roots",
+                "Roots in the trust bundle",
+                this.trusted_roots.clone(),
+            );
             registry.register(
                 "tidegate_root_rotation_step",
                 "Steps taken of the root rotation going on; 0 when there is none",
@@ -90,7 +94,13 @@ impl Telemetry {
     }
 
     /// A workload's certificate.
-    pub(crate) fn workload(&self, identity: &Identity, pod: Option<&str>, peer: Option<SocketAddr>, issued: &Issued) {
+    pub(crate) fn workload(
+        &self,
+        identity: &Identity,
+        pod: Option<&str>,
+        peer: Option<SocketAddr>,
+        issued: &Issued,
+    ) {
         self.issued.get_or_create(&Purpose { purpose: "workload" }).inc();
         info!(
             target: AUDIT,

@@ -50,7 +50,9 @@ pub(super) fn why_replace(
         Ok(bundle) if bundle.roots() == state.trusted() => {}
         _ => return Some("the trusted roots have changed"),
     }
-    let Ok(chain) = load_pem_certificates(secret.tls_crt.as_bytes()) else { return Some("tls.crt is damaged") };
+    let Ok(chain) = load_pem_certificates(secret.tls_crt.as_bytes()) else {
+        return Some("tls.crt is damaged");
+    };
     let Some((leaf, rest)) = chain.split_first() else { return Some("tls.crt is damaged") };
     let Ok(read) = PeerCertificate::from_der(leaf) else { return Some("tls.crt is damaged") };
     if rest != state.intermediates() {

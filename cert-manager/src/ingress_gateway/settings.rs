@@ -84,7 +84,9 @@ impl IngressGatewaySettings {
             }
             Some(_) => {}
         }
-        for (field, text) in [("secret.namespace", input.secret_namespace), ("secret.name", input.secret_name)] {
+        for (field, text) in
+            [("secret.namespace", input.secret_namespace), ("secret.name", input.secret_name)]
+        {
             let label_only = field == "secret.namespace";
             if text.is_empty() {
                 report(field, "is needed".to_owned());
@@ -156,22 +158,33 @@ fn unit_nanoseconds(unit: &str) -> Option<u128> {
 fn subject_alt_name(text: &str) -> Result<San, String> {
     if text.contains("://") {
         let rest = text.strip_prefix("spiffe://").unwrap_or_default();
-        let path_is_clean = rest.split('/').all(|segment| !segment.is_empty() && segment != "." && segment != "..");
+        let path_is_clean =
+            rest.split('/').all(|segment| !segment.is_empty() && segment != "." && segment != "..");
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._/".contains(&b);
         let (domain, _) = rest.split_once('/').unwrap_or((rest, ""));
-        if !path_is_clean || !rest.bytes().all(allowed) || text.len() > 2048 || DnsName::parse(domain).is_err() {
+        if !path_is_clean
+            || !rest.bytes().all(allowed)
+            || text.len() > 2048
+            || DnsName::parse(domain).is_err()
+        {
             return Err(format!("{text:?} is not a SPIFFE ID, spiffe://<trust domain>/<path>"));
         }
         return Ok(San::Uri(text.into()));
     }
-    DnsName::parse(text).map(San::Dns).map_err(|error| format!("{text:?} is neither a DNS name nor a SPIFFE ID: {error}"))
+    DnsName::parse(text)
+        .map(San::Dns)
+        .map_err(|error| format!("{text:?} is neither a DNS name nor a SPIFFE ID: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(names: &[&str], validity: &str, secret: (&str, &str)) -> Result<IngressGatewaySettings, Vec<String>> {
+    fn parse(
+        names: &[&str],
+        validity: &str,
+        secret: (&str, &str),
+    ) -> Result<IngressGatewaySettings, Vec<String>> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         IngressGatewaySettings::parse(SettingsInput {
             subject_alt_names: &names,
@@ -217,7 +230,12 @@ mod tests {
     #[test]
     fn every_name_counts() {
         let settings = parse(
-            &["ingress-nginx.ingress-nginx.cluster.local", "spiffe://cluster.local/ns/ingress/sa/nginx", "A.b", "a.b"],
+            &[
+                "ingress-nginx.ingress-nginx.cluster.local",
+                "spiffe://cluster.local/ns/ingress/sa/nginx",
+                "A.b",
+                "a.b",
+            ],
             "24h",
             ("osm-system", "osm-nginx-client-cert"),
         )
@@ -236,7 +254,8 @@ mod tests {
 
     #[test]
     fn every_problem_is_reported_with_its_field() {
-        let problems = parse(&["ok", "*.a", "https://x", "spiffe://td/../x"], "soon", ("", "Bad")).unwrap_err();
+        let problems =
+            parse(&["ok", "*.a", "https://x", "spiffe://td/../x"], "soon", ("", "Bad")).unwrap_err();
         let expected = [
             "subjectAltNames[1]: \"*.a\" is neither",
             "subjectAltNames[2]: \"https://x\" is not a SPIFFE ID",

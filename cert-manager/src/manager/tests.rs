@@ -107,7 +107,9 @@ impl World {
     async fn admin(&self, method: &str, path: &str) -> String {
         let address = self.manager.admin_address().unwrap();
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -179,8 +181,10 @@ async fn refusals_carry_the_right_code_and_a_plain_reason() {
     let mut client = world.client();
     let plain = plain_request();
     let good = world.token(DEFAULT_AUDIENCE);
-    let other = Signer::new(Algorithm::ES256).sign(&json!({"aud": DEFAULT_AUDIENCE, "exp": u32::MAX, "sub": "a"}));
-    let expired = world.signer.sign(&json!({"aud": DEFAULT_AUDIENCE, "exp": 1000, "sub": "system:serviceaccount:a:b"}));
+    let other =
+        Signer::new(Algorithm::ES256).sign(&json!({"aud": DEFAULT_AUDIENCE, "exp": u32::MAX, "sub": "a"}));
+    let expired =
+        world.signer.sign(&json!({"aud": DEFAULT_AUDIENCE, "exp": 1000, "sub": "system:serviceaccount:a:b"}));
     let api_server = world.token("https://kubernetes.default.svc");
     let victim = request(&params(vec![uri("spiffe://cluster.local/ns/bank/sa/vault")]));
     let table: [(&str, i64, Option<&str>, Code, &str); 9] = [
@@ -287,9 +291,19 @@ async fn a_restart_keeps_the_root_and_clients_that_trust_it() {
 async fn a_given_intermediate_issues_with_its_chain() {
     let world = world().await;
     let dir = world.dir.path();
-    openssl(dir, "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout r.key -out r.crt -subj /CN=r");
-    openssl(dir, "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -keyout i.key -out i.csr -subj /CN=i");
-    std::fs::write(dir.join("ext"), "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n").unwrap();
+    openssl(
+        dir,
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout r.key -out r.crt -subj /CN=r",
+    );
+    openssl(
+        dir,
+        "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -keyout i.key -out i.csr -subj /CN=i",
+    );
+    std::fs::write(
+        dir.join("ext"),
+        "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n",
+    )
+    .unwrap();
     openssl(dir, "x509 -req -in i.csr -CA r.crt -CAkey r.key -CAcreateserial -extfile ext -out i.crt");
     let mut dependencies = dependencies(dir, Metrics::new());
     dependencies.root_store = Arc::new(RootFolder::new(dir.join("other")));
@@ -353,87 +367,6 @@ async fn the_admin_page_shows_the_rotation_and_refuses_a_step_with_its_reason() 
     let refused = world.admin("POST", "/rotation/next").await;
     assert!(refused.starts_with("HTTP/1.1 409") && refused.contains("wait"), "{refused}");
     assert!(world.admin("GET", "/ready").await.starts_with("HTTP/1.1 200"));
-}
-
-#[tokio::test]
-async fn no_log_line_at_any_level_holds_a_key_or_a_token() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(log.clone())
-        .with_ansi(false)
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let dir = tempfile::tempdir().unwrap();
-    let signer = Signer::new(Algorithm::ES256);
-    std::fs::write(dir.path().join("keys.pem"), signer.key.public_key_pem()).unwrap();
-    let secrets = Arc::new(crate::store::secret_folder::SecretFolder::new(dir.path().join("secrets")));
-    let names = ["ingress.example".to_owned()];
-    let settings = IngressGatewaySettings::parse(crate::ingress_gateway::SettingsInput {
-        subject_alt_names: &names,
-        validity_duration: "24h",
-        secret_namespace: "a",
-        secret_name: "b",
-    });
-    let metrics = Metrics::new();
-    let mut dependencies = dependencies(dir.path(), metrics.clone());
-    let settings = watch::channel(settings.ok()).1;
-    dependencies.gateway = Some(GatewayDependencies { settings, store: secrets });
-    let manager = CertManager::start(config(), dependencies).await.unwrap();
-    let world = World { dir, signer, metrics, manager };
-
-    let good = world.token(DEFAULT_AUDIENCE);
-    let stranger = Signer::new(Algorithm::ES256).sign(&json!({"aud": DEFAULT_AUDIENCE, "exp": u32::MAX, "sub": "a"}));
-    let mut client = world.client();
-    for token in [&good, &stranger] {
-        let _ = client.create_certificate(with_token(&plain_request(), 0, Some(token))).await;
-    }
-    let mut status = world.manager.gateway_status();
-    status.wait_for(|status| matches!(status, GatewayStatus::Ready { .. })).await.unwrap();
-    world.manager.rotate(true).await.unwrap();
-
-    let text = log.text();
-    for line in ["certificate issued", "certificate refused", "identity=httpbin.httpbin.cluster.local", "purpose=\"ingress-gateway\""] {
-        assert!(text.contains(line), "{line} is not in the log");
-    }
-    assert!(text.contains("TRACE"), "the log is not at trace level");
-    let key_files = ["ca/issuer.key", "ca/next.key", "secrets/a/b/tls.key"];
-    let keys = key_files.map(|file| std::fs::read_to_string(world.dir.path().join(file)).unwrap());
-    let key_lines = keys.iter().flat_map(|pem| pem.lines()).filter(|line| !line.starts_with('-') && line.len() > 20);
-    // A token's middle part names its owner and may be logged; its signature makes it a token.
-    let signatures = [&good, &stranger].map(|token| token.rsplit('.').next().unwrap());
-    for secret in key_lines.chain(signatures) {
-        assert!(!text.contains(secret), "a secret is in the log");
-    }
-}
-
-/// Log lines in memory.
-#[derive(Clone, Default)]
-struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl Log {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
 }
 
 /// Asks again until it is so; a test that waits for ever is a test that fails.

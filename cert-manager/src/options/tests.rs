@@ -36,7 +36,13 @@ fn all_problems_are_reported_together_each_with_its_flag() {
     .unwrap();
     let problems = options.build(Metrics::new(), LogHandle::detached()).err().unwrap().0;
     let flags: Vec<_> = problems.iter().map(|problem| problem.split(':').next().unwrap()).collect();
-    let expected =
-        ["--max-lifetime", "--rate-burst", "--gateway-san", "--gateway-validity", "--gateway-secret", "--jwt-keys-file"];
+    let expected = [
+        "--max-lifetime",
+        "--rate-burst",
+        "--gateway-san",
+        "--gateway-validity",
+        "--gateway-secret",
+        "--jwt-keys-file",
+    ];
     assert_eq!(flags, expected, "{problems:?}");
 }

@@ -1,5 +1,5 @@
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::tls::load_pem_certificates;
@@ -137,16 +137,19 @@ async fn every_change_of_the_settings_is_followed_at_once() {
 #[tokio::test]
 async fn a_secret_that_was_deleted_or_damaged_is_put_back() {
     let mut world = world();
-    let other = Issuer::create_root(SystemTime::now()).unwrap();
-    let damages: [(&str, Box<dyn Fn(&std::path::Path)>); 6] = [
-        ("folder gone", Box::new(|path| fs::remove_dir_all(path).unwrap())),
-        ("key gone", Box::new(|path| fs::remove_file(path.join("tls.key")).unwrap())),
-        ("key of another", Box::new(move |path| fs::write(path.join("tls.key"), other.key_pem()).unwrap())),
-        ("certificate cut", Box::new(|path| fs::write(path.join("tls.crt"), "-----BEGIN").unwrap())),
-        ("roots emptied", Box::new(|path| fs::write(path.join("ca.crt"), "").unwrap())),
-        ("link replaced", Box::new(|path| fs::remove_file(path.join("..data")).unwrap())),
+    struct Damage(&'static str, fn(&Path));
+    let damages = [
+        Damage("folder gone", |path| fs::remove_dir_all(path).unwrap()),
+        Damage("key gone", |path| fs::remove_file(path.join("tls.key")).unwrap()),
+        Damage("key of another", |path| {
+            let other = Issuer::create_root(SystemTime::now()).unwrap();
+            fs::write(path.join("tls.key"), other.key_pem()).unwrap();
+        }),
+        Damage("certificate cut", |path| fs::write(path.join("tls.crt"), "-----BEGIN").unwrap()),
+        Damage("roots emptied", |path| fs::write(path.join("ca.crt"), "").unwrap()),
+        Damage("link removed", |path| fs::remove_file(path.join("..data")).unwrap()),
     ];
-    for (what, damage) in damages {
+    for Damage(what, damage) in damages {
         world.gateway.keep().await;
         let before = world.serial();
         damage(&world.path("client-cert"));
@@ -211,7 +214,10 @@ async fn what_cannot_be_written_is_a_status_and_is_tried_again() {
     fs::write(world.dir.path().join("osm-system"), "a file in the way").unwrap();
     world.gateway.keep().await;
     let status = world.gateway.status.borrow().clone();
-    assert!(matches!(&status, GatewayStatus::Failed { reason } if reason.contains("osm-system/client-cert")), "{status:?}");
+    assert!(
+        matches!(&status, GatewayStatus::Failed { reason } if reason.contains("osm-system/client-cert")),
+        "{status:?}"
+    );
     fs::remove_file(world.dir.path().join("osm-system")).unwrap();
     world.gateway.keep().await;
     assert_eq!(world.leaf("client-cert").serial, world.serial());
