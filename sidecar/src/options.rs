@@ -139,6 +139,28 @@ impl Options {
     }
 }
 
+impl Default for LimitOptions {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            detect_timeout: limits.detect,
+            handshake_timeout: limits.handshake,
+            headers_timeout: limits.headers,
+            idle_timeout: limits.idle,
+            body_timeout: limits.body,
+            connect_timeout: limits.connect,
+            upstream_idle_timeout: limits.upstream_idle,
+            revocation_grace: limits.revocation,
+            drain_timeout: limits.drain,
+            max_head_bytes: limits.head_bytes,
+            max_headers: limits.header_count,
+            max_connections: limits.connections,
+            max_upstream_idle: limits.upstream_idle_connections,
+            max_streams: limits.streams,
+        }
+    }
+}
+
 impl From<&LimitOptions> for Limits {
     fn from(options: &LimitOptions) -> Self {
         Self {
