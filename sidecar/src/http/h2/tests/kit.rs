@@ -78,6 +78,7 @@ pub(super) const PING: u8 = 0x6;
 pub(super) const GOAWAY: u8 = 0x7;
 pub(super) const CONTINUATION: u8 = 0x9;
 pub(super) const END_STREAM: u8 = 0x1;
+pub(super) const ACK: u8 = 0x1;
 pub(super) const END_HEADERS: u8 = 0x4;
 
 /// Runs a test on one thread, as a worker does.

@@ -4,17 +4,21 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::{Method, Request, Response};
-use http_body_util::{BodyExt, Channel};
+use http_body_util::BodyExt;
 use tidegate_core::policy::AppProtocol;
 use tokio::io::AsyncReadExt;
 
 use super::apps::{App, Speaks};
-use super::kit::{END_STREAM, GET, GOAWAY, HEADERS, Sidecar, full, get, run, text, until};
-use crate::http::h2::{BoxError, DynBody, UpstreamError};
+use super::kit::{
+    ACK, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, Sidecar, block, full, get, run, text, until,
+};
+use crate::http::h2::{DynBody, UpstreamError};
 use crate::lifeline::{Cause, Phase, Wait};
 use crate::limits::Limits;
+
+/// What h2 asks by a ping whether its GOAWAY was read.
+const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
 /// An app that waits for its request's end before it answers.
 async fn patient_app(speaks: Speaks) -> App {
@@ -75,19 +79,23 @@ fn a_finishing_connection_says_goaway_and_serves_what_is_in_flight() {
         for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
             let app = patient_app(speaks).await;
             let sidecar = Sidecar::new(app.address, protocol);
-            let mut client = sidecar.connect().await;
-            let (mut upload, body) = Channel::<Bytes, BoxError>::new(1);
-            let request = Request::post("http://app.example/").body(Box::pin(body) as DynBody).unwrap();
-            let answer = tokio::task::spawn_local(client.sender.send_request(request));
-            upload.send_data("first ".into()).await.unwrap();
+            let mut client = sidecar.connect_raw().await;
+            let mut post = GET;
+            post[0].1 = "POST";
+            client.send(HEADERS, END_HEADERS, 1, &block(&post)).await.unwrap();
+            client.send(DATA, 0, 1, b"first ").await.unwrap();
             until(|| app.seen.connections.get() == 1).await;
 
             client.line.finish(Cause::Draining, Duration::from_secs(30));
-            until(|| client.sender.is_closed()).await;
-            upload.send_data("last".into()).await.unwrap();
-            drop(upload);
-            assert_eq!(text(answer.await.unwrap().unwrap()).await, (200, "first last".to_owned()));
-            client.client.await.unwrap().expect("an orderly end");
+            client.find(|frame| frame.kind == GOAWAY && frame.payload[4..8] == [0; 4]).await.unwrap();
+            client.send(DATA, END_STREAM, 1, b"last").await.unwrap();
+            let head = client.find(|frame| frame.kind == HEADERS && frame.stream == 1).await.unwrap();
+            assert_eq!(head.payload[0], 0x88, ":status: 200");
+            let body = client.find(|frame| frame.kind == DATA && frame.stream == 1).await.unwrap();
+            assert_eq!(body.payload, b"first last");
+            // The client has read the farewell; that is what the sidecar asks by a ping.
+            client.send(PING, ACK, 0, &SHUTDOWN_PING).await.unwrap();
+            assert!(client.find(|_| false).await.is_none(), "the end");
             client.server.await.unwrap();
         }
     });
@@ -117,13 +125,13 @@ fn what_outlives_its_grace_is_cut_off_on_both_sides() {
         })
         .await;
         let sidecar = Sidecar::new(app.address, AppProtocol::Http);
-        let mut client = sidecar.connect().await;
-        let answer = tokio::task::spawn_local(client.sender.send_request(get("/")));
+        let mut client = sidecar.connect_raw().await;
+        client.request(1, &GET).await.unwrap();
         until(|| app.seen.connections.get() == 1).await;
         client.line.finish(Cause::PolicyChanged, Duration::from_millis(500));
-        until(|| client.sender.is_closed()).await;
+        client.find(|frame| frame.kind == GOAWAY).await.unwrap();
         sidecar.expire_after(Duration::from_secs(1));
-        assert!(answer.await.unwrap().is_err());
+        assert!(client.find(|frame| frame.kind == HEADERS).await.is_none(), "the end, without an answer");
         client.server.await.unwrap();
         until(|| app_saw_the_end.get()).await;
     });
@@ -190,11 +198,13 @@ fn a_client_that_goes_away_takes_its_requests_with_it() {
             until(|| started.get() == 1).await;
             reset.abort();
             until(|| dropped.get() == 1).await;
-            let _cut = tokio::task::spawn_local(client.sender.send_request(get("/")));
+            let mut cut = sidecar.connect_raw().await;
+            cut.request(1, &GET).await.unwrap();
             until(|| started.get() == 2).await;
-            client.client.abort();
+            drop(cut.stream);
             until(|| dropped.get() == 2).await;
-            client.server.await.unwrap();
+            cut.server.await.unwrap();
+            assert!(!client.server.is_finished());
         }
     });
 }

@@ -24,8 +24,10 @@ const STREAMS: usize = 100;
 const CONNECTIONS: usize = 8;
 /// Of an answer, received and not yet taken by its client.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// Room for every stream's: a client that does not read holds up nobody else.
-const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW;
+/// The same for all streams together; more than they can use, so that a client that does not read holds up nobody
+/// else. h2 lets half of it be spent on the overhead of small frames that wait to be taken, and ends the connection
+/// then: so much is room for most of [`STREAMS`] filled with 20 bytes a frame.
+const CONNECTION_WINDOW: u32 = 128 * 1024 * 1024;
 /// An app says GOAWAY before it closes, so an idle connection may be kept for longer than an HTTP/1.1 one.
 const IDLE: Duration = Duration::from_secs(60);
 
