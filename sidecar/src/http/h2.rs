@@ -7,7 +7,6 @@ mod account;
 mod answer;
 mod exchange;
 mod headers;
-mod local_reply;
 mod meter;
 mod pulse;
 mod request;

@@ -17,8 +17,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 
-pub use self::body::UpstreamBody;
 use self::body::Outgoing;
+pub use self::body::UpstreamBody;
 pub use self::error::UpstreamError;
 use super::BoxError;
 use crate::limits::Limits;

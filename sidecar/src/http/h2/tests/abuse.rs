@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 
 use super::apps::{App, Speaks};
 use super::kit::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS, Sidecar, block,
-    full, get, run, until,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
+    Sidecar, block, full, get, run, until,
 };
 use crate::http::h2::{BoxError, DynBody, LocalExecutor};
 use crate::limits::Limits;
@@ -47,7 +47,9 @@ async fn fate(client: &mut Raw, stream: u32) -> Fate {
                 // The status comes first: in the static table (RFC 7541, appendix A), or as text of three digits.
                 let indexed = [(0x88, 200), (0x8c, 400), (0x8d, 404), (0x8e, 500)];
                 let known = indexed.iter().find(|(byte, _)| *byte == frame.payload[0]);
-                return Fate::Status(known.map_or_else(|| literal_status(&frame.payload), |(_, status)| *status));
+                return Fate::Status(
+                    known.map_or_else(|| literal_status(&frame.payload), |(_, status)| *status),
+                );
             }
             RST_STREAM if frame.stream == stream => return Fate::Reset(code(&frame.payload)),
             GOAWAY => return Fate::GoAway(code(&frame.payload[4..8])),
@@ -72,7 +74,8 @@ impl Decoder<'_> {
             return std::str::from_utf8(value).unwrap().parse().unwrap();
         }
         // Digits have codes of five (0, 1, 2) or six bits (3 to 9): RFC 7541, appendix B.
-        let bits = value.iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte)) << (64 - 8 * value.len());
+        let bits =
+            value.iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte)) << (64 - 8 * value.len());
         let (mut at, mut status) = (0, 0);
         for _ in 0..3 {
             let five = (bits << at >> 59) as u16;
@@ -309,13 +312,17 @@ fn ten_thousand_crumbs_of_a_large_cookie_are_refused() {
         head.extend(std::iter::repeat_n(0xbe, 10_000));
         for (number, piece) in head.chunks(16 * 1024).enumerate() {
             let flags = if (number + 1) * 16 * 1024 >= head.len() { END_HEADERS } else { 0 };
-            let (kind, flags) = if number == 0 { (HEADERS, flags | END_STREAM) } else { (CONTINUATION, flags) };
+            let (kind, flags) =
+                if number == 0 { (HEADERS, flags | END_STREAM) } else { (CONTINUATION, flags) };
             if hostile.send(kind, flags, 1, piece).await.is_err() {
                 break;
             }
         }
         let fate = fate(&mut hostile, 1).await;
-        assert!(matches!(fate, Fate::Status(431) | Fate::Reset(_) | Fate::GoAway(_) | Fate::Closed), "{fate:?}");
+        assert!(
+            matches!(fate, Fate::Status(431) | Fate::Reset(_) | Fate::GoAway(_) | Fate::Closed),
+            "{fate:?}"
+        );
         assert_eq!(app.seen.count(), 0);
     });
 }
@@ -370,7 +377,8 @@ fn many_small_calls_and_many_small_frames_are_no_flood() {
         .await;
         let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
         let mut client = sidecar.connect_with(wide).await;
-        let frames = (0..50_000).map(|_| Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"twenty bytes of data"))));
+        let frames =
+            (0..50_000).map(|_| Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"twenty bytes of data"))));
         let body = Box::pin(StreamBody::new(futures_util::stream::iter(frames))) as DynBody;
         let request = Request::post("http://app.example/svc/Stream").body(body).unwrap();
         let answer = client.send(request).await.unwrap();
@@ -397,7 +405,8 @@ fn small_frames_may_wait_for_a_slow_app() {
         let calls = (0..10).map(|_| {
             let frame = || Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"twenty bytes of data")));
             let body = StreamBody::new(futures_util::stream::iter((0..20_000).map(move |_| frame())));
-            let request = Request::post("http://app.example/svc/Stream").body(Box::pin(body) as DynBody).unwrap();
+            let request =
+                Request::post("http://app.example/svc/Stream").body(Box::pin(body) as DynBody).unwrap();
             tokio::task::spawn_local(client.sender.send_request(request))
         });
         let calls: Vec<_> = calls.collect();

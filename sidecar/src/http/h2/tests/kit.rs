@@ -13,15 +13,15 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tidegate_core::policy::{
-    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
-    RuleState, Sources, Terms,
+    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
+    PortPolicy, RuleState, Sources, Terms,
 };
 use tidegate_core::{Identity, Principal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
 use crate::http::Env;
-use crate::http::h2::{DynBody, LocalExecutor, Upstreams, serve};
+use crate::http::h2::{DynBody, LocalExecutor, serve};
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
 use crate::session::{ClientCertificate, ConnectionInfo, Gate};
@@ -119,8 +119,7 @@ impl Sidecar {
 
     pub(super) fn with_limits(app: SocketAddr, protocol: AppProtocol, limits: Limits) -> Self {
         let limits = Rc::new(limits);
-        let h2 = Upstreams::new(limits.clone());
-        let env = Rc::new(Env { limits, telemetry: Rc::new(Telemetry::default()), h2 });
+        let env = Rc::new(Env::new(limits, Rc::new(Telemetry::default())));
         let (publisher, snapshots) = snapshot::channel();
         let sidecar =
             Self { env, registry: Registry::new(), publisher, snapshots, app, tls: true, client: None };
@@ -143,8 +142,12 @@ impl Sidecar {
             not_before: SystemTime::UNIX_EPOCH,
             not_after: SystemTime::now() + PATIENCE,
         };
-        self.client =
-            Some(Rc::new(ClientCertificate { leaf, chain: vec![], forwarded: forwarded.into(), names: "".into() }));
+        self.client = Some(Rc::new(ClientCertificate {
+            leaf,
+            chain: vec![],
+            forwarded: forwarded.into(),
+            names: "".into(),
+        }));
         self
     }
 
@@ -241,7 +244,13 @@ impl Connection {
 
 impl Raw {
     /// Writes one frame; fails once the sidecar has hung up.
-    pub(super) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
+    pub(super) async fn send(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> std::io::Result<()> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         let mut frame = vec![length[1], length[2], length[3], kind, flags];
         frame.extend_from_slice(&stream.to_be_bytes());

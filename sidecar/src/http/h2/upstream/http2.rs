@@ -92,8 +92,7 @@ impl Connections {
 
     pub(super) fn sweep(&self, now: Instant) {
         let is_needed = |connection: &Carrier| {
-            connection.streams.get() > 0
-                || now.saturating_duration_since(connection.idle_since.get()) < IDLE
+            connection.streams.get() > 0 || now.saturating_duration_since(connection.idle_since.get()) < IDLE
         };
         self.open.borrow_mut().retain(|connection| !connection.sender.is_closed() && is_needed(connection));
     }
@@ -133,7 +132,8 @@ impl Connections {
         let running = self.dial.borrow().as_ref().and_then(WeakShared::upgrade);
         let running = running.filter(|dial| dial.peek().is_none());
         let dial = running.unwrap_or_else(|| {
-            let dial: Shared<Dial> = dial(self.app, self.head_bytes, timeout, self.open.clone()).boxed_local().shared();
+            let dial: Shared<Dial> =
+                dial(self.app, self.head_bytes, timeout, self.open.clone()).boxed_local().shared();
             *self.dial.borrow_mut() = dial.downgrade();
             dial
         });
@@ -215,9 +215,7 @@ impl Lease {
     ) -> Result<Response<UpstreamBody>, (Failure, Rc<Carrier>)> {
         let mut sender = self.connection.sender.clone();
         match sender.try_send_request(request).await {
-            Ok(response) => {
-                Ok(response.map(|body| UpstreamBody::new(body, body::Connection::Http2(self))))
-            }
+            Ok(response) => Ok(response.map(|body| UpstreamBody::new(body, body::Connection::Http2(self)))),
             Err(mut failure) => {
                 let is_unsent = failure.take_message().is_some();
                 Err((self.connection.judge(failure.error(), is_unsent), self.connection.clone()))

@@ -31,7 +31,9 @@ impl Socket {
     pub(super) async fn connect(app: SocketAddr, timeout: Duration) -> Result<Self, UpstreamError> {
         let stream = match tokio::time::timeout(timeout, TcpStream::connect(app)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => return Err(UpstreamError::ConnectTimeout),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(UpstreamError::ConnectTimeout);
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%app, %error, "app cannot be reached");
                 return Err(UpstreamError::Refused);
@@ -80,7 +82,11 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let outcome = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
         if outcome.is_err() {
             self.watch.has_ended.set(true);
