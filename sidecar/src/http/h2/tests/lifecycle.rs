@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use tidegate_core::policy::AppProtocol;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::apps::{App, Speaks};
+use super::apps::{App, Seen, Speaks};
 use super::kit::{
-    ACK, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, Sidecar, block, full, get, run, text,
-    until,
+    ACK, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, SETTINGS, Sidecar, block, encode, full,
+    get, run, text, until,
 };
 use crate::http::h2::{DynBody, UpstreamError};
 use crate::lifeline::{Cause, Phase, Wait};
@@ -383,4 +383,68 @@ fn a_stream_in_flight_does_not_idle() {
         assert_eq!(client.line.phase(), Phase::Open);
         assert!(client.find(|frame| frame.kind == HEADERS || frame.kind != GOAWAY).await.is_some());
     });
+}
+
+#[test]
+fn what_was_read_before_is_part_of_the_connection() {
+    run(async {
+        let app = App::echo(Speaks::Http2).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http).plaintext();
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(encode(SETTINGS, 0, 0, &[]));
+        bytes.extend(encode(HEADERS, END_HEADERS | END_STREAM, 1, &block(&GET)));
+        for cut in [1, 24, 33, 40, bytes.len()] {
+            let mut client = sidecar.connect_after(&bytes[..cut]);
+            client.stream.write_all(&bytes[cut..]).await.unwrap();
+            let head = client.find(|frame| frame.kind == HEADERS && frame.stream == 1).await.unwrap();
+            assert_eq!(head.payload[0], 0x88, ":status: 200");
+        }
+    });
+}
+
+#[test]
+fn a_stream_that_goaway_disclaims_is_tried_again_and_one_that_was_lost_is_not() {
+    run(async {
+        for (last, closes, expected) in [(0_u32, false, (200, 2)), (1, true, (503, 1))] {
+            let app = App::raw(async move |seen: Rc<Seen>, mut socket: tokio::net::TcpStream| {
+                if seen.connections.get() > 1 {
+                    let mut connection = h2::server::handshake(socket).await.unwrap();
+                    while let Some(Ok((_, mut respond))) = connection.accept().await {
+                        respond.send_response(Response::new(()), true).unwrap();
+                    }
+                    return;
+                }
+                socket.write_all(&encode(SETTINGS, 0, 0, &[])).await.unwrap();
+                let mut read = Vec::new();
+                while !has_headers(&read) {
+                    socket.read_buf(&mut read).await.unwrap();
+                }
+                let mut farewell = last.to_be_bytes().to_vec();
+                farewell.extend([0; 4]);
+                socket.write_all(&encode(GOAWAY, 0, 0, &farewell)).await.unwrap();
+                if closes {
+                    socket.shutdown().await.unwrap();
+                }
+                while socket.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+            })
+            .await;
+            let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
+            let mut client = sidecar.connect().await;
+            let (status, _) = client.get("/").await;
+            assert_eq!((status, app.seen.connections.get()), expected);
+        }
+    });
+}
+
+/// Whether a client's bytes hold a HEADERS frame.
+fn has_headers(mut bytes: &[u8]) -> bool {
+    bytes = bytes.get(24..).unwrap_or_default();
+    while let [high, middle, low, kind, _, rest @ ..] = bytes {
+        if *kind == HEADERS {
+            return true;
+        }
+        let length = u32::from_be_bytes([0, *high, *middle, *low]) as usize;
+        bytes = rest.get(4 + length..).unwrap_or_default();
+    }
+    false
 }
