@@ -19,7 +19,8 @@ use crate::x509::{self, Signer, Template, Usage, WriteError};
 #[cfg(test)]
 mod tests;
 
-/// Common name of the roots that we make.
+/// How the common name of each root that we make begins; eight hex digits of its key follow, so that two roots of a
+/// rotation are told apart by people and by verifiers that go by name.
 pub const ROOT_COMMON_NAME: &str = "Tidegate Root CA";
 /// Life of the roots that we make: 10 years.
 pub const ROOT_LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
@@ -60,8 +61,9 @@ impl Issuer {
     /// Makes a self-signed root: ECDSA P-256, 10 years.
     pub fn create_root(now: SystemTime) -> Result<Self, WriteError> {
         let key = KeyPair::generate()?;
-        let subject = x509::name(Some(ROOT_COMMON_NAME));
         let key_id = x509::key_id(key.der_bytes());
+        let digits: String = key_id.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let subject = x509::name(Some(&format!("{ROOT_COMMON_NAME} {digits}")));
         let certificate = x509::sign(
             &Template {
                 subject: &subject,

@@ -3,6 +3,7 @@
 //! The issuer's name is copied byte for byte from its own certificate, so names that a re-encoding would change
 //! (several `DC`s, odd string types) still chain.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use rcgen::SigningKey;
@@ -31,7 +32,7 @@ pub(crate) struct Template<'a> {
 pub(crate) enum Usage<'a> {
     /// A workload's or an ingress client's certificate: CA:FALSE, serverAuth and clientAuth.
     Leaf {
-        /// dNSName and uniformResourceIdentifier entries; other kinds are not written.
+        /// dNSName, uniformResourceIdentifier and iPAddress entries; other kinds are not written.
         sans: &'a [San],
         /// RSA keys may also be used to encipher a session key (TLS 1.2 with RSA key exchange).
         key_encipherment: bool,
@@ -242,14 +243,16 @@ fn extension(writer: &mut DERWriterSeq<'_>, oid: &[u64], critical: bool, value: 
     });
 }
 
-/// GeneralName choices 2 (dNSName) and 6 (uniformResourceIdentifier), RFC 5280 §4.2.1.6.
+/// GeneralName choices 2 (dNSName), 6 (uniformResourceIdentifier) and 7 (iPAddress), RFC 5280 §4.2.1.6.
 fn write_san(writer: &mut DERWriterSeq<'_>, san: &San) {
-    let (choice, text) = match san {
-        San::Dns(name) => (2, name.as_str()),
-        San::Uri(uri) => (6, uri.as_ref()),
+    let (choice, bytes) = match san {
+        San::Dns(name) => (2, name.as_str().as_bytes().to_vec()),
+        San::Uri(uri) => (6, uri.as_bytes().to_vec()),
+        San::Ip(IpAddr::V4(address)) => (7, address.octets().to_vec()),
+        San::Ip(IpAddr::V6(address)) => (7, address.octets().to_vec()),
         _ => return,
     };
-    writer.next().write_tagged_implicit(Tag::context(choice), |writer| writer.write_ia5_string(text));
+    writer.next().write_tagged_implicit(Tag::context(choice), |writer| writer.write_bytes(&bytes));
 }
 
 fn subject_key_id(public_key_info: &[u8]) -> Vec<u8> {

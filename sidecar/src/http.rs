@@ -3,11 +3,6 @@
 //! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is hyper's. [`headers`] has the rules for what
 //! is believed of a client, [`local_reply`] the answers that are ours.
 
-use std::rc::Rc;
-
-use crate::limits::Limits;
-use crate::telemetry::Telemetry;
-
 pub mod buffer;
 pub mod client_certificate;
 pub mod clock;
@@ -18,9 +13,15 @@ pub mod local_reply;
 pub mod request;
 pub mod upstream;
 
-/// What a worker hands to the codecs; one for each worker.
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::limits::Limits;
+use crate::telemetry::Telemetry;
+
+/// What a worker lends to each HTTP connection; one for each worker.
 pub struct Env {
-    /// The bounds.
+    /// How much and how long.
     pub limits: Rc<Limits>,
     /// Where each request is told.
     pub telemetry: Rc<Telemetry>,
@@ -40,5 +41,13 @@ impl Env {
         let h1 = upstream::Pool::new(&limits);
         let h2 = h2::Upstreams::new(limits.clone());
         Self { limits, telemetry, h1, h2, buffers: buffer::Buffers::default(), clock: clock::Clock::new() }
+    }
+
+    /// What is due on every tick of the worker.
+    pub fn tick(&self) {
+        let now = Instant::now();
+        self.h1.sweep(now);
+        self.h2.sweep(now);
+        self.telemetry.flush();
     }
 }
