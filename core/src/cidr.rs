@@ -66,6 +66,12 @@ impl fmt::Display for CidrSet {
     }
 }
 
+impl serde::Serialize for CidrSet {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.ranges.iter().map(ToString::to_string))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

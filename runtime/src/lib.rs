@@ -1,1 +1,23 @@
-//! Placeholder.
+//! What every daemon's process needs, written once: logs, metrics, readiness, the admin server, signals, drain,
+//! the workload's certificate and gRPC over mutual TLS.
+//!
+//! It knows [`tidegate_core`] and [`tidegate_proto`], and neither Kubernetes nor any daemon. Start reading at
+//! [`identity`]: how a process gets its certificate and keeps it fresh. [`grpc`] carries calls between processes,
+//! [`admin`] shows a process to its operator, [`drain`] ends it without cutting a connection.
+
+pub mod admin;
+pub mod backoff;
+pub mod drain;
+pub mod grpc;
+pub mod identity;
+pub mod logging;
+pub mod metrics;
+pub mod readiness;
+pub mod signals;
+pub mod tls;
+pub mod trust_bundle;
+
+#[cfg(test)]
+mod test_ca;
+#[cfg(test)]
+mod test_pki;

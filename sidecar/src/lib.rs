@@ -1,13 +1,23 @@
 //! The data plane of one workload: takes every connection, speaks mutual TLS, enforces the policy, and says what it
 //! did.
 //!
-//! Start at `inbound`: a connection's story, top to bottom. A `worker` owns the connections of one thread;
+//! Start at `inbound`: a connection's story, top to bottom. A [`worker`] owns the connections of one thread;
 //! [`snapshot`] is how it learns what the control thread knows; [`lifeline`] is how it ends what may not go on.
+//! [`mod@sidecar`] puts the parts together.
 
+mod admin;
+pub mod detect;
+pub mod discovery;
 pub mod http;
+mod inbound;
 pub mod lifeline;
 pub mod limits;
+pub mod listener;
+pub mod options;
 pub mod session;
+pub mod sidecar;
 pub mod snapshot;
+pub mod stream;
 pub mod telemetry;
 pub mod tls;
+pub mod worker;

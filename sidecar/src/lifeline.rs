@@ -171,6 +171,24 @@ impl Lifeline {
     }
 }
 
+impl Cause {
+    /// A stable word for logs.
+    pub fn details(self) -> &'static str {
+        match self {
+            Self::Deadline(Wait::FirstBytes) => "first_bytes_timeout",
+            Self::Deadline(Wait::Handshake) => "handshake_timeout",
+            Self::Deadline(Wait::Headers) => "headers_timeout",
+            Self::Deadline(Wait::Body) => "body_timeout",
+            Self::Deadline(Wait::Idle) => "idle_timeout",
+            Self::Deadline(Wait::Connect) => "upstream_connection_timeout",
+            Self::Draining => "drained",
+            Self::PolicyChanged => "policy_changed",
+            Self::CertificateExpired => "client_certificate_expired",
+            Self::TrustBundleChanged => "trust_bundle_changed",
+        }
+    }
+}
+
 impl Default for Lifeline {
     fn default() -> Self {
         Self::new()

@@ -1,6 +1,6 @@
 //! One accepted connection as policy, headers and logs see it, and the gate that each of its requests passes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -53,6 +53,8 @@ pub struct Gate {
     info: Rc<ConnectionInfo>,
     snapshots: Snapshots,
     verdict: RefCell<Verdict>,
+    /// Whether any verdict was to let it in.
+    was_let_in: Cell<bool>,
 }
 
 struct Verdict {
@@ -96,7 +98,8 @@ impl Gate {
     pub fn new(info: Rc<ConnectionInfo>, snapshots: Snapshots) -> Self {
         let snapshot = snapshots.current();
         let decision = Rc::new(info.judge(snapshot.policy.as_deref()));
-        Self { info, snapshots, verdict: RefCell::new(Verdict { snapshot, decision }) }
+        let was_let_in = Cell::new(matches!(*decision, Decision::Allow(_)));
+        Self { info, snapshots, verdict: RefCell::new(Verdict { snapshot, decision }), was_let_in }
     }
 
     /// The connection.
@@ -111,6 +114,9 @@ impl Gate {
             let snapshot = self.snapshots.current();
             verdict.decision = Rc::new(self.info.judge(snapshot.policy.as_deref()));
             verdict.snapshot = snapshot;
+            if matches!(*verdict.decision, Decision::Allow(_)) {
+                self.was_let_in.set(true);
+            }
         }
         verdict.decision.clone()
     }
@@ -123,9 +129,8 @@ impl Gate {
         port.map_or(AppProtocol::Http, |port| port.protocol)
     }
 
-    /// Whether the connection would be opened again, on terms that it meets, and let in as it was.
+    /// Whether the connection would be opened again, on terms that it meets, and let in if it ever was.
     pub fn review(&self, snapshot: &Snapshot) -> Review {
-        let before = self.verdict.borrow().decision.clone();
         let Some(policy) = snapshot.policy.as_deref() else {
             return Review::Revoke(Denial::new(Reason::NoPolicy));
         };
@@ -140,8 +145,9 @@ impl Gate {
             }
             Ok(_) => {}
         }
-        match (&*before, info.judge(Some(policy))) {
-            (Decision::Allow(_), Decision::Deny(denial)) => Review::Revoke(denial),
+        match info.judge(Some(policy)) {
+            // One that was never let in has got a 403 for each request, and still may.
+            Decision::Deny(denial) if self.was_let_in.get() => Review::Revoke(denial),
             _ => Review::Keep,
         }
     }

@@ -1,9 +1,14 @@
 //! What a worker tells about its traffic: a line in the access log and counts, for each request or opaque connection.
 
+pub mod access_log;
+pub mod metrics;
+
 use std::time::{Duration, SystemTime};
 
 use tidegate_core::policy::Decision;
 
+use self::access_log::AccessLog;
+use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
 use crate::session::ConnectionInfo;
 
 /// Why a response is not the app's own; Envoy's and Istio's letters, which log parsers know.
@@ -74,12 +79,42 @@ pub struct Record<'a> {
 }
 
 /// A worker's own counters and its buffer of log lines.
-pub struct Telemetry {}
+pub struct Telemetry {
+    metrics: WorkerMetrics,
+    access_log: Option<AccessLog>,
+}
 
 impl Telemetry {
+    /// For one worker: its shard of the counts, and its log if there is to be one.
+    pub fn new(metrics: &DataPlaneMetrics, access_log: Option<AccessLog>) -> Self {
+        Self { metrics: metrics.worker(), access_log }
+    }
+
     /// Counts, and logs where logging is on.
     pub fn record(&self, record: &Record<'_>) {
-        let _ = record;
+        self.metrics.record(record);
+        if let Some(log) = &self.access_log {
+            log.write(record);
+        }
+    }
+
+    /// Counts of connections, handshakes and bytes.
+    pub fn totals(&self) -> &Totals {
+        self.metrics.totals()
+    }
+
+    /// Hands the log lines there are to the writing thread; called on every tick of the worker.
+    pub fn flush(&self) {
+        if let Some(log) = &self.access_log {
+            log.flush();
+        }
+    }
+}
+
+impl Default for Telemetry {
+    /// Counts that nobody reads, and no log.
+    fn default() -> Self {
+        Self::new(&DataPlaneMetrics::new(None), None)
     }
 }
 

@@ -1,8 +1,10 @@
-//! The policy as a value.
+//! The policy as a value. Its JSON form is for people who look into a running process; the wire has its own.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+
+use serde::Serialize;
 
 use crate::cidr::CidrSet;
 use crate::dns_name::DnsPattern;
@@ -10,7 +12,8 @@ use crate::identity::Identity;
 use crate::principal::Principal;
 
 /// Everything that decides about one workload's inbound traffic.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct InboundPolicy {
     /// The pod, as `<namespace>/<name>`.
     pub workload: Arc<str>,
@@ -21,7 +24,8 @@ pub struct InboundPolicy {
 }
 
 /// The policy of one port of the pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PortPolicy {
     /// What the app speaks.
     pub protocol: AppProtocol,
@@ -34,7 +38,8 @@ pub struct PortPolicy {
 }
 
 /// What the app behind a port speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AppProtocol {
     /// HTTP/1.1; but a client that itself speaks plaintext HTTP/2, or gRPC, is passed on as HTTP/2.
     Http,
@@ -47,7 +52,8 @@ pub enum AppProtocol {
 }
 
 /// What mesh peers may do at a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum MeshRule {
     /// Nothing, for this reason.
     Deny(Arc<str>),
@@ -58,7 +64,8 @@ pub enum MeshRule {
 }
 
 /// What one IngressBackend grants at one port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct IngressRule {
     /// The IngressBackend, as `<namespace>/<name>`.
     pub policy: Arc<str>,
@@ -69,7 +76,8 @@ pub struct IngressRule {
 }
 
 /// Whether a rule is in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum RuleState {
     /// It could not be compiled and so admits nobody; why.
     Invalid(Arc<str>),
@@ -78,7 +86,8 @@ pub enum RuleState {
 }
 
 /// A rule in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ActiveIngressRule {
     /// From where.
     pub sources: Sources,
@@ -87,7 +96,8 @@ pub struct ActiveIngressRule {
 }
 
 /// The addresses that a rule admits: those of the TCP peer, whatever headers say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Sources {
     /// Every address.
     Any,
@@ -96,7 +106,8 @@ pub enum Sources {
 }
 
 /// How a connection must speak for a rule to admit it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum IngressTransport {
     /// Plaintext HTTP.
     Http,
@@ -112,7 +123,8 @@ pub enum IngressTransport {
 }
 
 /// What a rule over TLS asks of the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum ClientCheck {
     /// No certificate is asked for: `skipClientCertValidation: true`.
     Skip,

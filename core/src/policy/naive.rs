@@ -249,3 +249,23 @@ fn an_app_that_speaks_first_is_heard_only_where_a_tcp_rule_admits_the_address() 
     assert!(policy.serves_first(14001, "10.0.0.1".parse().unwrap()));
     assert!(!policy.serves_first(14001, "10.0.1.1".parse().unwrap()));
 }
+
+#[test]
+fn the_policy_reads_as_json() {
+    let rule = Written {
+        protocol: "https",
+        skip: false,
+        sni_hosts: vec!["*.bar.example"],
+        ranges: vec!["10.0.0.0/24"],
+        principals: vec![NAMES[0]],
+        broken: false,
+    };
+    let json = serde_json::to_value(policy(&[rule], MeshRule::AnyPeer)).unwrap();
+    assert_eq!(json["identity"], "httpbin.httpbin.cluster.local");
+    let port = &json["ports"]["14001"];
+    assert_eq!(port["mesh"], "anyPeer");
+    let rule = &port["ingress"][0]["state"]["active"];
+    assert_eq!(rule["sources"]["ranges"][0], "10.0.0.0/24");
+    assert_eq!(rule["transport"]["https"]["sniHosts"][0], "*.bar.example");
+    assert_eq!(rule["transport"]["https"]["client"]["principals"][0], NAMES[0]);
+}

@@ -1,0 +1,112 @@
+//! The app behind the proxies: HTTP/1.1 keep-alive in a straight loop, so that it costs as little as an app can.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::http;
+
+/// Path of the large answer.
+pub(crate) const DOWNLOAD_PATH: &str = "/100m";
+/// Body bytes of the large answer.
+pub(crate) const DOWNLOAD_BYTES: u64 = 100_000_000;
+/// Body bytes of the answer to every other path.
+pub(crate) const SMALL_BYTES: u64 = 1024;
+/// What the small body is made of, so that a proxy's own page is never taken for the app's answer.
+pub(crate) const SMALL_FILL: u8 = b't';
+/// First word of the line printed once the app listens; the address follows.
+pub(crate) const LISTENING: &str = "listening";
+
+const CHUNK: usize = 64 * 1024;
+
+/// Flags of `app`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Where to listen; port 0 takes a free one, and the address is printed.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+}
+
+pub(crate) fn main(options: Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(options.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", options.listen))?;
+        println!("{LISTENING} {}", listener.local_addr()?);
+        serve(listener).await
+    })
+}
+
+/// Serves until an accept fails for good.
+pub(crate) async fn serve(listener: TcpListener) -> Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await.context("cannot accept")?;
+        stream.set_nodelay(true)?;
+        tokio::spawn(async move {
+            // A peer that goes away mid-answer is its own affair.
+            drop(connection(stream).await);
+        });
+    }
+}
+
+async fn connection(mut stream: TcpStream) -> Result<()> {
+    let small = small_answer();
+    let mut buffer = vec![0; 16 * 1024];
+    let mut filled = 0;
+    loop {
+        let request = loop {
+            if let Some(request) = http::parse_request(&buffer[..filled])? {
+                break request;
+            }
+            anyhow::ensure!(filled < buffer.len(), "request head is larger than the buffer");
+            let read = stream.read(&mut buffer[filled..]).await?;
+            if read == 0 {
+                return Ok(());
+            }
+            filled += read;
+        };
+        buffer.copy_within(request.head_bytes..filled, 0);
+        filled -= request.head_bytes;
+        match request.kind {
+            http::RequestKind::Small => stream.write_all(&small).await?,
+            http::RequestKind::Download => download(&mut stream).await?,
+            http::RequestKind::NotServed => {
+                stream
+                    .write_all(
+                        b"HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+                    )
+                    .await?;
+                return Ok(());
+            }
+        }
+        if request.close {
+            return Ok(());
+        }
+    }
+}
+
+async fn download(stream: &mut TcpStream) -> Result<()> {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {DOWNLOAD_BYTES}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await?;
+    let chunk = vec![b'd'; CHUNK];
+    let mut left = DOWNLOAD_BYTES as usize;
+    while left > 0 {
+        let size = left.min(CHUNK);
+        stream.write_all(&chunk[..size]).await?;
+        left -= size;
+    }
+    Ok(())
+}
+
+fn small_answer() -> Vec<u8> {
+    let mut answer =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {SMALL_BYTES}\r\n\r\n")
+            .into_bytes();
+    answer.resize(answer.len() + SMALL_BYTES as usize, SMALL_FILL);
+    answer
+}

@@ -1,0 +1,87 @@
+//! The certificates of a run: one CA, a server, the client that is admitted and one that is not. ECDSA P-256.
+//!
+//! nginx and HAProxy see a client's common name but not its alternative names, so each certificate carries its
+//! name in both places.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
+
+use crate::tls::ClientIdentity;
+
+/// The name that the proxies admit.
+pub(crate) const ALLOWED: &str = "ingress-nginx.ingress-nginx.cluster.local";
+/// A name from the same CA that they do not.
+pub(crate) const FOREIGN: &str = "intruder.elsewhere.cluster.local";
+/// The name in the proxies' own certificate, which clients verify.
+pub(crate) const SERVER: &str = "httpbin.httpbin.cluster.local";
+
+/// Where the PEM files are.
+#[derive(Debug, Clone)]
+pub(crate) struct Certificates {
+    pub(crate) ca: PathBuf,
+    pub(crate) ca_key: PathBuf,
+    pub(crate) server: ClientIdentity,
+    /// Certificate, then key, in one file: HAProxy's form.
+    pub(crate) server_with_key: PathBuf,
+    pub(crate) allowed: ClientIdentity,
+    pub(crate) foreign: ClientIdentity,
+}
+
+impl Certificates {
+    /// Makes new ones in `directory`, which must exist.
+    pub(crate) fn create(directory: &Path) -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "tidegate-bench");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        let paths = Self {
+            ca: directory.join("ca.crt"),
+            ca_key: directory.join("ca.key"),
+            server: identity(directory, "server"),
+            server_with_key: directory.join("server.pem"),
+            allowed: identity(directory, "allowed"),
+            foreign: identity(directory, "foreign"),
+        };
+        fs::write(&paths.ca, ca.pem())?;
+        fs::write(&paths.ca_key, ca.key().serialize_pem())?;
+        issue(&ca, SERVER, ExtendedKeyUsagePurpose::ServerAuth, &paths.server)?;
+        issue(&ca, ALLOWED, ExtendedKeyUsagePurpose::ClientAuth, &paths.allowed)?;
+        issue(&ca, FOREIGN, ExtendedKeyUsagePurpose::ClientAuth, &paths.foreign)?;
+        let both = fs::read_to_string(&paths.server.certificate)? + &fs::read_to_string(&paths.server.key)?;
+        fs::write(&paths.server_with_key, both)?;
+        Ok(paths)
+    }
+}
+
+fn identity(directory: &Path, name: &str) -> ClientIdentity {
+    ClientIdentity {
+        certificate: directory.join(format!("{name}.crt")),
+        key: directory.join(format!("{name}.key")),
+    }
+}
+
+fn issue(
+    ca: &CertifiedIssuer<'_, KeyPair>,
+    name: &str,
+    usage: ExtendedKeyUsagePurpose,
+    files: &ClientIdentity,
+) -> Result<()> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new([name.to_owned()])?;
+    // The default name of the library would be the subject otherwise.
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    params.use_authority_key_identifier_extension = true;
+    fs::write(&files.certificate, params.signed_by(&key, ca)?.pem())?;
+    fs::write(&files.key, key.serialize_pem())?;
+    Ok(())
+}

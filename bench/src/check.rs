@@ -1,0 +1,73 @@
+//! Proof that a proxy does its job, before it is measured: a fast one that lets everybody in wins nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::app::{SMALL_BYTES, SMALL_FILL};
+use crate::load::{Endpoint, Exchange};
+use crate::targets::{ClientFiles, Running};
+use crate::tls::ClientIdentity;
+
+/// Longest time from its start until a target serves.
+const START: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(20);
+const FORBIDDEN: u16 = 403;
+
+/// Waits until the client that is admitted gets the app's answer.
+pub(crate) async fn wait_until_serving(running: &mut Running) -> Result<()> {
+    let mut last_error = anyhow::anyhow!("no answer");
+    let wait = async {
+        loop {
+            running.ensure_running()?;
+            match served(running).await {
+                Ok(()) => return anyhow::Ok(()),
+                Err(error) => last_error = error,
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    if let Ok(result) = tokio::time::timeout(START, wait).await {
+        return result;
+    }
+    Err(last_error.context(format!("does not serve after {START:?}; its log: {}", running.log_tails())))
+}
+
+/// Checks that a client of the same CA with another name gets 403 and one without a certificate gets nothing.
+///
+/// Returns in which way the latter was refused; nothing for a target without TLS.
+pub(crate) async fn refuses_others(running: &Running) -> Result<Option<String>> {
+    let Some(files) = &running.tls else { return Ok(None) };
+    let exchange = Exchange::keep_alive("/1k", SMALL_BYTES);
+
+    let mut foreign =
+        endpoint(running, files, Some(&files.foreign))?.connect().await.context("foreign client")?;
+    let answer = exchange.any_answer_on(&mut foreign).await.context("foreign client")?;
+    ensure!(answer.status == FORBIDDEN, "a client with another name got {}, not {FORBIDDEN}", answer.status);
+
+    let nameless = endpoint(running, files, None)?;
+    let attempt = async {
+        let mut client = nameless.connect().await?;
+        exchange.any_answer_on(&mut client).await
+    };
+    match attempt.await {
+        Ok(answer) if (400..500).contains(&answer.status) => Ok(Some(format!("status {}", answer.status))),
+        Ok(answer) => bail!("a client without a certificate got {}", answer.status),
+        Err(error) => Ok(Some(format!("{error:#}"))),
+    }
+}
+
+async fn served(running: &Running) -> Result<()> {
+    let endpoint = match &running.tls {
+        None => Endpoint::plain(running.address),
+        Some(files) => endpoint(running, files, Some(&files.allowed))?,
+    };
+    let mut client = endpoint.connect().await?;
+    Exchange::keep_alive("/1k", SMALL_BYTES).on(&mut client).await?;
+    ensure!(client.body_start().iter().all(|byte| *byte == SMALL_FILL), "the answer is not the app's");
+    Ok(())
+}
+
+fn endpoint(running: &Running, files: &ClientFiles, identity: Option<&ClientIdentity>) -> Result<Endpoint> {
+    Endpoint::tls(running.address, &files.ca, &files.server_name, identity)
+}

@@ -1,0 +1,227 @@
+//! The little HTTP/1.1 that app and load need: request heads, answer heads, bodies with a `content-length`.
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::app::DOWNLOAD_PATH;
+
+const MAX_HEADERS: usize = 64;
+const BUFFER: usize = 32 * 1024;
+/// Bytes of an answer, head included, that can be looked at afterwards.
+const KEPT: usize = 4096;
+
+/// A request head that the app has read whole.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) head_bytes: usize,
+    pub(crate) kind: RequestKind,
+    /// The sender wants the connection closed after the answer.
+    pub(crate) close: bool,
+}
+
+/// What the app answers with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum RequestKind {
+    Small,
+    Download,
+    /// Not a GET: the app reads no bodies.
+    NotServed,
+}
+
+/// An answer whose body has been read to its end.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body_bytes: u64,
+}
+
+/// A client's connection with the bytes that it has read ahead.
+#[derive(Debug)]
+pub(crate) struct Client<S> {
+    stream: S,
+    buffer: Box<[u8]>,
+    /// The first bytes of the last answer's body, as many as came with its head.
+    body_start: std::ops::Range<usize>,
+}
+
+struct AnswerHead {
+    bytes: usize,
+    status: u16,
+    content_length: u64,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream, buffer: vec![0; BUFFER].into(), body_start: 0..0 }
+    }
+
+    /// Sends one request and reads its answer to the end of the body.
+    ///
+    /// Fails on a closed connection, on bytes that are no HTTP answer, on an answer without `content-length`
+    /// and on bytes beyond its end.
+    pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
+        self.stream.write_all(request).await.context("cannot send the request")?;
+        let mut filled = 0;
+        let head = loop {
+            let read =
+                self.stream.read(&mut self.buffer[filled..]).await.context("cannot read the answer")?;
+            ensure!(read > 0, "connection closed before the answer's head");
+            filled += read;
+            if let Some(head) = parse_answer(&self.buffer[..filled])? {
+                break head;
+            }
+            ensure!(filled < self.buffer.len(), "answer head is larger than {BUFFER} bytes");
+        };
+        let mut received = (filled - head.bytes) as u64;
+        while received < head.content_length {
+            // Bytes beyond the part that is kept are read over each other.
+            let start = filled.min(KEPT);
+            let read = self.stream.read(&mut self.buffer[start..]).await.context("cannot read the body")?;
+            ensure!(
+                read > 0,
+                "connection closed {} bytes before the body's end",
+                head.content_length - received
+            );
+            filled = start + read;
+            received += read as u64;
+        }
+        self.body_start = head.bytes.min(KEPT)..filled.min(KEPT).max(head.bytes.min(KEPT));
+        ensure!(
+            received == head.content_length,
+            "{} bytes beyond the body's end",
+            received - head.content_length
+        );
+        Ok(Answer { status: head.status, body_bytes: received })
+    }
+
+    /// Waits until the peer closes, and fails if it sends anything more.
+    pub(crate) async fn closed_by_peer(&mut self) -> Result<()> {
+        match self.stream.read(&mut self.buffer).await {
+            Ok(0) => Ok(()),
+            Ok(read) => bail!("{read} bytes after the last answer"),
+            // A peer that closes without close_notify has closed all the same.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The first bytes of the last answer's body.
+    pub(crate) fn body_start(&self) -> &[u8] {
+        &self.buffer[self.body_start.clone()]
+    }
+}
+
+/// `None` while the head is not complete.
+pub(crate) fn parse_request(bytes: &[u8]) -> Result<Option<Request>> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let httparse::Status::Complete(head_bytes) = request.parse(bytes).context("not an HTTP request")? else {
+        return Ok(None);
+    };
+    let kind = match (request.method, request.path) {
+        (Some("GET"), Some(DOWNLOAD_PATH)) => RequestKind::Download,
+        (Some("GET"), _) => RequestKind::Small,
+        _ => RequestKind::NotServed,
+    };
+    let close = request.headers.iter().any(|header| {
+        header.name.eq_ignore_ascii_case("connection") && header.value.eq_ignore_ascii_case(b"close")
+    }) || request.version == Some(0);
+    Ok(Some(Request { head_bytes, kind, close }))
+}
+
+fn parse_answer(bytes: &[u8]) -> Result<Option<AnswerHead>> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut answer = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(head_bytes) = answer.parse(bytes).context("not an HTTP answer")? else {
+        return Ok(None);
+    };
+    let status = answer.code.context("answer without a status")?;
+    let content_length = answer
+        .headers
+        .iter()
+        .find(|header| header.name.eq_ignore_ascii_case("content-length"))
+        .with_context(|| format!("answer {status} without content-length"))?;
+    let content_length =
+        std::str::from_utf8(content_length.value)?.parse().context("content-length is no number")?;
+    Ok(Some(AnswerHead { bytes: head_bytes, status, content_length }))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex};
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_taken_only_once_its_head_is_complete() {
+        let bytes = b"GET /100m HTTP/1.1\r\nhost: a\r\nConnection: Close\r\n\r\nGET";
+        assert_eq!(parse_request(&bytes[..30]).unwrap(), None);
+        let request = parse_request(bytes).unwrap().unwrap();
+        assert_eq!(
+            request,
+            Request { head_bytes: bytes.len() - 3, kind: RequestKind::Download, close: true }
+        );
+    }
+
+    #[test]
+    fn a_post_is_not_served() {
+        let request = parse_request(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n").unwrap().unwrap();
+        assert_eq!(request.kind, RequestKind::NotServed);
+    }
+
+    /// Sends each part as a read of its own, then closes.
+    fn peer(parts: &'static [&'static str]) -> Client<DuplexStream> {
+        let (ours, mut theirs) = duplex(64 * 1024);
+        tokio::spawn(async move {
+            let mut request = [0; 16];
+            theirs.read_exact(&mut request).await.unwrap();
+            for part in parts {
+                theirs.write_all(part.as_bytes()).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        });
+        Client::new(ours)
+    }
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n";
+
+    #[tokio::test]
+    async fn an_answer_in_pieces_is_read_to_the_end_of_its_body() {
+        let mut client = peer(&["HTTP/1.1 200 OK\r\nContent-", "Length: 10\r\n\r\n01234", "56789"]);
+        assert_eq!(client.exchange(REQUEST).await.unwrap(), Answer { status: 200, body_bytes: 10 });
+        assert_eq!(client.body_start(), b"0123456789");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_ends_too_early_is_an_error() {
+        let mut client = peer(&["HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n012345678"]);
+        let error = client.exchange(REQUEST).await.unwrap_err();
+        assert_eq!(error.to_string(), "connection closed 1 bytes before the body's end");
+    }
+
+    #[tokio::test]
+    async fn bytes_beyond_the_body_are_an_error() {
+        let mut client = peer(&["HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n0123"]);
+        assert_eq!(client.exchange(REQUEST).await.unwrap_err().to_string(), "1 bytes beyond the body's end");
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_content_length_is_an_error() {
+        let mut client = peer(&["HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"]);
+        assert_eq!(
+            client.exchange(REQUEST).await.unwrap_err().to_string(),
+            "answer 200 without content-length"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_counted_whole_and_its_start_kept() {
+        static BODY: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+            let body = "a".repeat(300_000);
+            format!("HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n{body}")
+        });
+        static PARTS: std::sync::LazyLock<[&'static str; 1]> = std::sync::LazyLock::new(|| [BODY.as_str()]);
+        let mut client = peer(&*PARTS);
+        assert_eq!(client.exchange(REQUEST).await.unwrap().body_bytes, 300_000);
+        assert!(!client.body_start().is_empty() && client.body_start().iter().all(|byte| *byte == b'a'));
+    }
+}

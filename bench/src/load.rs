@@ -1,0 +1,190 @@
+//! The load generator: one kind of load on one address, one JSON report.
+//!
+//! One thread, raw HTTP/1.1 over plain TCP or mTLS. Status and length of every answer are checked. What happens
+//! between the moments at which the window opens and closes is what is reported, and the same two moments are
+//! taken for the CPU time of the watched process.
+
+mod connection;
+mod kinds;
+mod window;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::tls::ClientIdentity;
+pub(crate) use connection::{Endpoint, Exchange};
+
+/// Flags of `load`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Where to connect to.
+    #[arg(long)]
+    address: SocketAddr,
+    /// CA that the server's certificate must chain to; without it the load is plaintext.
+    #[arg(long, requires_all = ["server_name", "certificate", "key"])]
+    ca: Option<PathBuf>,
+    /// Name that the server's certificate must hold.
+    #[arg(long)]
+    server_name: Option<String>,
+    /// Client certificate, PEM.
+    #[arg(long)]
+    certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long)]
+    key: Option<PathBuf>,
+    /// Process whose CPU time and memory, children included, are reported.
+    #[arg(long)]
+    watch_pid: Option<u32>,
+    #[command(subcommand)]
+    kind: Kind,
+}
+
+/// The kind of load.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub(crate) enum Kind {
+    /// As many requests as come back, on keep-alive connections.
+    Closed {
+        #[arg(long, default_value_t = 64)]
+        connections: usize,
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+        #[arg(long, default_value_t = 0.5)]
+        warm_up: f64,
+    },
+    /// Requests at a fixed rate, each one's latency counted from when it was due.
+    Open {
+        /// Requests a second.
+        #[arg(long, default_value_t = 1000)]
+        rate: u32,
+        #[arg(long, default_value_t = 64)]
+        connections: usize,
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+        #[arg(long, default_value_t = 0.5)]
+        warm_up: f64,
+    },
+    /// A new connection, with a full handshake, for each request.
+    Handshakes {
+        /// How many at a time.
+        #[arg(long, default_value_t = 16)]
+        connections: usize,
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+        #[arg(long, default_value_t = 0.5)]
+        warm_up: f64,
+    },
+    /// Connections that have made one request and then rest.
+    Idle {
+        #[arg(long, default_value_t = 1000)]
+        connections: usize,
+    },
+    /// One connection that downloads 100 MB again and again.
+    Download {
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
+}
+
+/// What one load saw. Latencies are in microseconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+    pub(crate) first_error: Option<String>,
+    /// Length of the window in which `requests` were answered.
+    pub(crate) seconds: f64,
+    pub(crate) body_bytes: u64,
+    pub(crate) latency: Latency,
+    /// CPU time of the watched process in the window.
+    pub(crate) proxy_cpu_seconds: Option<f64>,
+    /// CPU time of the load itself in the window.
+    pub(crate) load_cpu_seconds: f64,
+    /// Resident memory of the watched process, before the first connection and at the window's end.
+    pub(crate) proxy_kib_before: Option<u64>,
+    pub(crate) proxy_kib_after: Option<u64>,
+}
+
+/// Microseconds at each quantile.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    pub(crate) p50: f64,
+    pub(crate) p90: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
+}
+
+pub(crate) fn main(options: Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(run(options))?;
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(())
+}
+
+async fn run(options: Options) -> Result<Report> {
+    let identity =
+        options.certificate.zip(options.key).map(|(certificate, key)| ClientIdentity { certificate, key });
+    let endpoint = match (options.ca, options.server_name) {
+        (Some(ca), Some(name)) => Endpoint::tls(options.address, &ca, &name, identity.as_ref())?,
+        _ => Endpoint::plain(options.address),
+    };
+    match options.kind {
+        Kind::Closed { connections, seconds, warm_up } => {
+            kinds::closed(endpoint, options.watch_pid, connections, warm_up, seconds).await
+        }
+        Kind::Open { rate, connections, seconds, warm_up } => {
+            kinds::open(endpoint, options.watch_pid, rate, connections, warm_up, seconds).await
+        }
+        Kind::Handshakes { connections, seconds, warm_up } => {
+            kinds::handshakes(endpoint, options.watch_pid, connections, warm_up, seconds).await
+        }
+        Kind::Idle { connections } => kinds::idle(endpoint, options.watch_pid, connections).await,
+        Kind::Download { seconds } => kinds::download(endpoint, options.watch_pid, seconds).await,
+    }
+}
+
+impl Kind {
+    /// The arguments that ask `load` for this kind.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let words = |name: &str, flags: &[(&str, String)]| {
+            let mut words = vec![name.to_owned()];
+            words.extend(flags.iter().flat_map(|(flag, value)| [format!("--{flag}"), value.clone()]));
+            words
+        };
+        match self {
+            Self::Closed { connections, seconds, warm_up } => words(
+                "closed",
+                &[
+                    ("connections", connections.to_string()),
+                    ("seconds", seconds.to_string()),
+                    ("warm-up", warm_up.to_string()),
+                ],
+            ),
+            Self::Open { rate, connections, seconds, warm_up } => words(
+                "open",
+                &[
+                    ("rate", rate.to_string()),
+                    ("connections", connections.to_string()),
+                    ("seconds", seconds.to_string()),
+                    ("warm-up", warm_up.to_string()),
+                ],
+            ),
+            Self::Handshakes { connections, seconds, warm_up } => words(
+                "handshakes",
+                &[
+                    ("connections", connections.to_string()),
+                    ("seconds", seconds.to_string()),
+                    ("warm-up", warm_up.to_string()),
+                ],
+            ),
+            Self::Idle { connections } => words("idle", &[("connections", connections.to_string())]),
+            Self::Download { seconds } => words("download", &[("seconds", seconds.to_string())]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

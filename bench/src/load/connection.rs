@@ -1,0 +1,101 @@
+//! One client connection, and how to get another one.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::http::{Answer, Client};
+use crate::tls::{ClientIdentity, Dialer, Stream};
+
+/// Addresses that short-lived connections come from in turn, so that no run out of ports is measured.
+const SOURCES: usize = 32;
+
+/// Where the load goes, and how.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    address: SocketAddr,
+    dialer: Option<Dialer>,
+}
+
+/// What is asked for, and what a right answer is.
+#[derive(Debug, Clone)]
+pub(crate) struct Exchange {
+    request: Vec<u8>,
+    body_bytes: u64,
+}
+
+impl Endpoint {
+    pub(crate) fn plain(address: SocketAddr) -> Self {
+        Self { address, dialer: None }
+    }
+
+    /// `identity` of `None` presents no certificate.
+    pub(crate) fn tls(
+        address: SocketAddr,
+        ca: &Path,
+        server_name: &str,
+        identity: Option<&ClientIdentity>,
+    ) -> Result<Self> {
+        Ok(Self { address, dialer: Some(Dialer::new(ca, server_name, identity)?) })
+    }
+
+    pub(crate) async fn connect(&self) -> Result<Client<Stream>> {
+        let stream = TcpStream::connect(self.address)
+            .await
+            .with_context(|| format!("cannot connect to {}", self.address))?;
+        self.secure(stream).await
+    }
+
+    /// Connects from the `number`th of several loopback addresses.
+    pub(crate) async fn connect_from(&self, number: usize) -> Result<Client<Stream>> {
+        let socket = TcpSocket::new_v4()?;
+        let source = Ipv4Addr::new(127, 0, 9, (number % SOURCES) as u8 + 1);
+        socket.bind(SocketAddr::new(IpAddr::V4(source), 0))?;
+        let stream = socket
+            .connect(self.address)
+            .await
+            .with_context(|| format!("cannot connect to {} from {source}", self.address))?;
+        self.secure(stream).await
+    }
+
+    async fn secure(&self, stream: TcpStream) -> Result<Client<Stream>> {
+        stream.set_nodelay(true)?;
+        let stream = match &self.dialer {
+            None => Stream::Plain(stream),
+            Some(dialer) => dialer.handshake(stream).await?,
+        };
+        Ok(Client::new(stream))
+    }
+}
+
+impl Exchange {
+    pub(crate) fn keep_alive(path: &str, body_bytes: u64) -> Self {
+        Self::new(path, body_bytes, "")
+    }
+
+    pub(crate) fn last(path: &str, body_bytes: u64) -> Self {
+        Self::new(path, body_bytes, "connection: close\r\n")
+    }
+
+    fn new(path: &str, body_bytes: u64, connection: &str) -> Self {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nhost: httpbin\r\nuser-agent: tidegate-bench\r\naccept: */*\r\n{connection}\r\n"
+        );
+        Self { request: request.into_bytes(), body_bytes }
+    }
+
+    /// Fails unless the answer is 200 with a body of the right length; returns that length.
+    pub(crate) async fn on(&self, client: &mut Client<Stream>) -> Result<u64> {
+        let answer = client.exchange(&self.request).await?;
+        ensure!(answer.status == 200, "answer has status {}", answer.status);
+        ensure!(answer.body_bytes == self.body_bytes, "body of {} bytes", answer.body_bytes);
+        Ok(answer.body_bytes)
+    }
+
+    /// Sends the request and returns the answer, whatever it is.
+    pub(crate) async fn any_answer_on(&self, client: &mut Client<Stream>) -> Result<Answer> {
+        client.exchange(&self.request).await
+    }
+}

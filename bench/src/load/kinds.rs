@@ -1,0 +1,313 @@
+//! The five kinds of load.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::Report;
+use super::connection::{Endpoint, Exchange};
+use super::window::{Meter, Recorder};
+use crate::app::{DOWNLOAD_BYTES, DOWNLOAD_PATH, SMALL_BYTES};
+use crate::http::Client;
+use crate::tls::Stream;
+
+const SMALL_PATH: &str = "/1k";
+/// Connections that are set up at the same time.
+const CONNECTING: usize = 16;
+/// Pause before another connection once one could not be had, so that a dead proxy is not hammered.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
+/// Time that answers have which are still due when the window of an open loop closes.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
+pub(super) async fn closed(
+    endpoint: Endpoint,
+    watch_pid: Option<u32>,
+    connections: usize,
+    warm_up: f64,
+    seconds: f64,
+) -> Result<Report> {
+    let meter = Meter::new(watch_pid)?;
+    let recorder = Recorder::new();
+    let exchange = Arc::new(Exchange::keep_alive(SMALL_PATH, SMALL_BYTES));
+    let mut tasks = JoinSet::new();
+    for client in connect_all(&endpoint, connections).await? {
+        let (endpoint, recorder, exchange) = (endpoint.clone(), recorder.clone(), exchange.clone());
+        tasks.spawn(async move {
+            let mut client = client;
+            loop {
+                let sent = Instant::now();
+                match exchange.on(&mut client).await {
+                    Ok(bytes) => recorder.answered(sent.elapsed(), bytes),
+                    Err(error) => {
+                        recorder.failed(&error);
+                        client = reconnect(&endpoint, &recorder).await;
+                    }
+                }
+            }
+        });
+    }
+    in_window(meter, recorder, warm_up, seconds).await
+}
+
+pub(super) async fn handshakes(
+    endpoint: Endpoint,
+    watch_pid: Option<u32>,
+    connections: usize,
+    warm_up: f64,
+    seconds: f64,
+) -> Result<Report> {
+    let meter = Meter::new(watch_pid)?;
+    let recorder = Recorder::new();
+    let exchange = Arc::new(Exchange::last(SMALL_PATH, SMALL_BYTES));
+    let mut tasks = JoinSet::new();
+    for worker in 0..connections {
+        let (endpoint, recorder, exchange) = (endpoint.clone(), recorder.clone(), exchange.clone());
+        tasks.spawn(async move {
+            let mut number = worker;
+            loop {
+                let began = Instant::now();
+                let result = async {
+                    let mut client = endpoint.connect_from(number).await?;
+                    let bytes = exchange.on(&mut client).await?;
+                    client.closed_by_peer().await?;
+                    anyhow::Ok(bytes)
+                };
+                match result.await {
+                    Ok(bytes) => recorder.answered(began.elapsed(), bytes),
+                    Err(error) => {
+                        recorder.failed(&error);
+                        tokio::time::sleep(RECONNECT_PAUSE).await;
+                    }
+                }
+                number += 1;
+            }
+        });
+    }
+    in_window(meter, recorder, warm_up, seconds).await
+}
+
+/// Requests are due at equal distances, whatever became of those before, and wait for a free connection.
+pub(super) async fn open(
+    endpoint: Endpoint,
+    watch_pid: Option<u32>,
+    rate: u32,
+    connections: usize,
+    warm_up: f64,
+    seconds: f64,
+) -> Result<Report> {
+    ensure!(rate > 0, "a rate of 0 requests a second measures nothing");
+    let meter = Meter::new(watch_pid)?;
+    let recorder = Recorder::new();
+    let exchange = Arc::new(Exchange::keep_alive(SMALL_PATH, SMALL_BYTES));
+    let queue = Arc::new(Queue::default());
+    let mut tasks = JoinSet::new();
+    for client in connect_all(&endpoint, connections).await? {
+        let (endpoint, recorder, exchange, queue) =
+            (endpoint.clone(), recorder.clone(), exchange.clone(), queue.clone());
+        tasks.spawn(async move {
+            let mut client = client;
+            loop {
+                let job = queue.next().await;
+                match exchange.on(&mut client).await {
+                    Ok(bytes) if job.counts => recorder.answered(job.due.elapsed(), bytes),
+                    Ok(_) => {}
+                    Err(error) => {
+                        recorder.failed(&error);
+                        client = reconnect(&endpoint, &recorder).await;
+                    }
+                }
+                queue.finished();
+            }
+        });
+    }
+    let mut ticks = Ticks::start(rate)?;
+    ticks.fill(&queue, Duration::from_secs_f64(warm_up), false).await?;
+    let window = meter.open(&recorder)?;
+    ticks.fill(&queue, Duration::from_secs_f64(seconds), true).await?;
+    let closed = window.close(true)?;
+    if tokio::time::timeout(LAST_ANSWERS, queue.drained()).await.is_err() {
+        for _ in 0..queue.pending() {
+            recorder.failed(&anyhow::anyhow!("no answer {LAST_ANSWERS:?} after the last request"));
+        }
+    }
+    Ok(closed.report())
+}
+
+pub(super) async fn idle(endpoint: Endpoint, watch_pid: Option<u32>, connections: usize) -> Result<Report> {
+    let window_meter = Meter::new(watch_pid)?;
+    let recorder = Recorder::new();
+    let window = window_meter.open(&recorder)?;
+    let exchange = Exchange::keep_alive(SMALL_PATH, SMALL_BYTES);
+    let mut clients = connect_all(&endpoint, connections).await?;
+    for client in &mut clients {
+        let sent = Instant::now();
+        let bytes = exchange.on(client).await?;
+        recorder.answered(sent.elapsed(), bytes);
+    }
+    let report = window.close(false)?.report();
+    drop(clients);
+    Ok(report)
+}
+
+pub(super) async fn download(endpoint: Endpoint, watch_pid: Option<u32>, seconds: f64) -> Result<Report> {
+    let meter = Meter::new(watch_pid)?;
+    let recorder = Recorder::new();
+    let mut client = endpoint.connect().await?;
+    // The buffers of proxy and kernel grow with the first one.
+    Exchange::keep_alive(SMALL_PATH, SMALL_BYTES).on(&mut client).await?;
+    let exchange = Exchange::keep_alive(DOWNLOAD_PATH, DOWNLOAD_BYTES);
+    let window = meter.open(&recorder)?;
+    let began = Instant::now();
+    while began.elapsed().as_secs_f64() < seconds {
+        let sent = Instant::now();
+        let bytes = exchange.on(&mut client).await?;
+        recorder.answered(sent.elapsed(), bytes);
+    }
+    Ok(window.close(false)?.report())
+}
+
+async fn in_window(meter: Meter, recorder: Recorder, warm_up: f64, seconds: f64) -> Result<Report> {
+    tokio::time::sleep(Duration::from_secs_f64(warm_up)).await;
+    let window = meter.open(&recorder)?;
+    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    Ok(window.close(false)?.report())
+}
+
+/// All connections, or the first failure.
+async fn connect_all(endpoint: &Endpoint, connections: usize) -> Result<Vec<Client<Stream>>> {
+    let mut clients = Vec::with_capacity(connections);
+    let mut connecting = JoinSet::new();
+    for _ in 0..connections {
+        if connecting.len() == CONNECTING {
+            clients.push(connecting.join_next().await.context("no connection")???);
+        }
+        let endpoint = endpoint.clone();
+        connecting.spawn(async move { endpoint.connect().await });
+    }
+    while let Some(client) = connecting.join_next().await {
+        clients.push(client??);
+    }
+    Ok(clients)
+}
+
+async fn reconnect(endpoint: &Endpoint, recorder: &Recorder) -> Client<Stream> {
+    loop {
+        match endpoint.connect().await {
+            Ok(client) => return client,
+            Err(error) => {
+                recorder.failed(&error);
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Requests that are due and not yet answered.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<QueueState>,
+    /// Wakes connections in the order in which they came to wait, so that all are used in turn.
+    more: Notify,
+    empty: Notify,
+}
+
+#[derive(Default)]
+struct QueueState {
+    due: VecDeque<Job>,
+    running: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    due: Instant,
+    /// Due in the window, not in the warm-up.
+    counts: bool,
+}
+
+impl Queue {
+    fn push(&self, job: Job) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).due.push_back(job);
+        self.more.notify_one();
+    }
+
+    async fn next(&self) -> Job {
+        loop {
+            {
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(job) = state.due.pop_front() {
+                    state.running += 1;
+                    return job;
+                }
+            }
+            self.more.notified().await;
+        }
+    }
+
+    fn finished(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).running -= 1;
+        if self.pending() == 0 {
+            self.empty.notify_one();
+        }
+    }
+
+    fn pending(&self) -> usize {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.due.len() + state.running
+    }
+
+    async fn drained(&self) {
+        while self.pending() > 0 {
+            self.empty.notified().await;
+        }
+    }
+}
+
+/// A clock with the kernel's resolution: tokio's own timers round to a millisecond.
+struct Ticks {
+    /// A timerfd is read like a pipe, and that is the type by which tokio reads a descriptor without `unsafe`.
+    timer: pipe::Receiver,
+    start: Instant,
+    interval: Duration,
+    done: u32,
+}
+
+impl Ticks {
+    fn start(rate: u32) -> Result<Self> {
+        let interval = Duration::from_secs(1) / rate;
+        let timer = rustix::time::timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )?;
+        let spec = Timespec::try_from(interval)?;
+        let start = Instant::now();
+        rustix::time::timerfd_settime(
+            &timer,
+            TimerfdTimerFlags::empty(),
+            &Itimerspec { it_interval: spec, it_value: spec },
+        )?;
+        Ok(Self { timer: pipe::Receiver::from_owned_fd_unchecked(timer)?, start, interval, done: 0 })
+    }
+
+    /// Puts a request into the queue at each tick for `span`.
+    async fn fill(&mut self, queue: &Queue, span: Duration, counts: bool) -> Result<()> {
+        let mut left = (span.as_secs_f64() / self.interval.as_secs_f64()).round() as u64;
+        while left > 0 {
+            // timerfd_create(2): the number of ticks since the last read, in the machine's byte order.
+            let mut expirations = [0; 8];
+            self.timer.read_exact(&mut expirations).await?;
+            for _ in 0..u64::from_ne_bytes(expirations) {
+                self.done += 1;
+                queue.push(Job { due: self.start + self.interval * self.done, counts });
+                left = left.saturating_sub(1);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,138 @@
+//! The span that is reported: what is recorded while it is open, and the CPU time at both of its ends.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::{Latency, Report};
+use crate::histogram::Histogram;
+use crate::process::usage;
+
+/// Shared by the connections of one load. One thread, so the lock is never waited for.
+#[derive(Clone)]
+pub(super) struct Recorder(Arc<Mutex<State>>);
+
+struct State {
+    open: bool,
+    latencies: Histogram,
+    body_bytes: u64,
+    errors: u64,
+    first_error: Option<String>,
+}
+
+/// The processes whose use of the machine is reported.
+pub(super) struct Meter {
+    proxy: Option<Vec<u32>>,
+    kib_before: Option<u64>,
+}
+
+/// A window that is open.
+pub(super) struct Window {
+    meter: Meter,
+    recorder: Recorder,
+    opened: Instant,
+    proxy_cpu: Option<f64>,
+    load_cpu: f64,
+}
+
+impl Recorder {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(State {
+            open: false,
+            latencies: Histogram::new(),
+            body_bytes: 0,
+            errors: 0,
+            first_error: None,
+        })))
+    }
+
+    /// Counts an answer if the window is open.
+    pub(super) fn answered(&self, latency: Duration, body_bytes: u64) {
+        let mut state = self.lock();
+        if state.open {
+            state.latencies.record(latency);
+            state.body_bytes += body_bytes;
+        }
+    }
+
+    /// Counts a failure, at any time: one in the warm-up is as much a fault of the proxy.
+    pub(super) fn failed(&self, error: &anyhow::Error) {
+        let mut state = self.lock();
+        state.errors += 1;
+        state.first_error.get_or_insert_with(|| format!("{error:#}"));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Meter {
+    /// Takes the memory in use before the first connection.
+    pub(super) fn new(watch_pid: Option<u32>) -> Result<Self> {
+        let proxy = watch_pid.map(usage::family).transpose()?;
+        let kib_before = proxy.as_deref().map(usage::resident_kib).transpose()?;
+        Ok(Self { proxy, kib_before })
+    }
+
+    pub(super) fn open(self, recorder: &Recorder) -> Result<Window> {
+        let proxy_cpu = self.proxy_cpu()?;
+        let load_cpu = usage::cpu_seconds(&[std::process::id()])?;
+        recorder.lock().open = true;
+        Ok(Window { meter: self, recorder: recorder.clone(), opened: Instant::now(), proxy_cpu, load_cpu })
+    }
+
+    fn proxy_cpu(&self) -> Result<Option<f64>> {
+        self.proxy.as_deref().map(usage::cpu_seconds).transpose()
+    }
+}
+
+impl Window {
+    /// Takes the second sample of CPU time; what is answered from now on is recorded only if `still_recording`.
+    pub(super) fn close(self, still_recording: bool) -> Result<Closed> {
+        let seconds = self.opened.elapsed().as_secs_f64();
+        self.recorder.lock().open = still_recording;
+        let proxy_cpu_seconds =
+            self.meter.proxy_cpu()?.zip(self.proxy_cpu).map(|(after, before)| after - before);
+        let load_cpu_seconds = usage::cpu_seconds(&[std::process::id()])? - self.load_cpu;
+        let proxy_kib_after = self.meter.proxy.as_deref().map(usage::resident_kib).transpose()?;
+        let usage = Report {
+            seconds,
+            proxy_cpu_seconds,
+            load_cpu_seconds,
+            proxy_kib_before: self.meter.kib_before,
+            proxy_kib_after,
+            ..Report::default()
+        };
+        Ok(Closed { recorder: self.recorder, usage })
+    }
+}
+
+/// A window that is closed; answers that were still due may have been recorded since.
+pub(super) struct Closed {
+    recorder: Recorder,
+    usage: Report,
+}
+
+impl Closed {
+    pub(super) fn report(self) -> Report {
+        let state = self.recorder.lock();
+        let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
+        let quantile = |share| micros(state.latencies.quantile(share));
+        Report {
+            requests: state.latencies.count(),
+            errors: state.errors,
+            first_error: state.first_error.clone(),
+            body_bytes: state.body_bytes,
+            latency: Latency {
+                p50: quantile(0.5),
+                p90: quantile(0.9),
+                p99: quantile(0.99),
+                p999: quantile(0.999),
+                max: micros(state.latencies.max()),
+            },
+            ..self.usage.clone()
+        }
+    }
+}

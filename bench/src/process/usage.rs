@@ -1,0 +1,96 @@
+//! CPU time and memory of a process and its children, from /proc.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// The process and all its descendants, itself first.
+pub(crate) fn family(pid: u32) -> Result<Vec<u32>> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
+        let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // A process may end between the listing and the reading.
+        let Some(stat) = fs::read_to_string(format!("/proc/{id}/stat")).ok() else { continue };
+        if let Some(parent) = field(&stat, PARENT) {
+            parents.push((id, parent as u32));
+        }
+    }
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(member) = family.get(next).copied() {
+        family.extend(parents.iter().filter(|(_, parent)| *parent == member).map(|(id, _)| *id));
+        next += 1;
+    }
+    Ok(family)
+}
+
+/// User and system time of a family so far, in seconds: all threads, and children that have ended.
+///
+/// The kernel counts in ticks of 10 ms, so this is for spans of seconds.
+pub(crate) fn cpu_seconds(family: &[u32]) -> Result<f64> {
+    let mut ticks = 0;
+    for pid in family {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+            .with_context(|| format!("process {pid} is gone"))?;
+        ticks += cpu_ticks(&stat).with_context(|| format!("cannot understand /proc/{pid}/stat"))?;
+    }
+    Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Resident memory of a family in KiB, exact at this moment; pages that members share count once for each.
+pub(crate) fn resident_kib(family: &[u32]) -> Result<u64> {
+    let mut sum = 0;
+    for pid in family {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+            .with_context(|| format!("cannot read the memory of process {pid}"))?;
+        sum += resident(&rollup).with_context(|| format!("cannot understand /proc/{pid}/smaps_rollup"))?;
+    }
+    Ok(sum)
+}
+
+// Fields of /proc/<pid>/stat counted from the state, which follows the name; proc_pid_stat(5).
+const PARENT: usize = 1;
+const USER_SYSTEM_AND_CHILDREN: std::ops::Range<usize> = 11..15;
+
+/// The name may hold spaces and parentheses; the last parenthesis ends it.
+fn field(stat: &str, index: usize) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(index)?.parse().ok()
+}
+
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    USER_SYSTEM_AND_CHILDREN.map(|index| field(stat, index)).sum()
+}
+
+fn resident(rollup: &str) -> Option<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_found_behind_a_name_with_spaces_and_parentheses() {
+        let stat = "42 (a b) c) S 7 42 42 0 -1 4194560 500 600 0 0 30 12 5 3 20 0 1 0 100 1000 200";
+        assert_eq!(cpu_ticks(stat), Some(50));
+        assert_eq!(field(stat, PARENT), Some(7));
+    }
+
+    #[test]
+    fn resident_memory_is_the_rss_line_and_not_pss() {
+        let rollup = "55d0-7ffe ---p 00000000 00:00 0 [rollup]\nRss:   1234 kB\nPss:    999 kB\n";
+        assert_eq!(resident(rollup), Some(1234));
+    }
+
+    #[test]
+    fn this_very_process_has_memory_and_is_the_head_of_its_family() {
+        let family = family(std::process::id()).unwrap();
+        assert_eq!(family[0], std::process::id());
+        assert!(resident_kib(&family[..1]).unwrap() > 500);
+        cpu_seconds(&family[..1]).unwrap();
+    }
+}

@@ -1,0 +1,61 @@
+//! From rounds to what people read: JSON, a Markdown table, goals reached or not, an SVG chart.
+
+mod chart;
+mod goals;
+mod metrics;
+mod readme;
+mod results;
+mod table;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+pub(crate) use results::{Machine, Measures, Results, Settings};
+
+/// Flags of `report`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// results.json of an earlier run.
+    #[arg(default_value_os_t = default_folder().join("results.json"))]
+    results: PathBuf,
+    /// Put table and chart into bench/README.md too.
+    #[arg(long)]
+    write_readme: bool,
+}
+
+pub(crate) fn main(options: Options) -> Result<()> {
+    let json = fs::read_to_string(&options.results)
+        .with_context(|| format!("cannot read {}", options.results.display()))?;
+    let results: Results = serde_json::from_str(&json).context("not the JSON of a run")?;
+    let folder = options.results.parent().unwrap_or(Path::new("."));
+    write(&results, folder, options.write_readme)
+}
+
+/// Writes results.json, results.md and results.svg to `folder` and the table to standard output.
+pub(crate) fn write(results: &Results, folder: &Path, write_readme: bool) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let markdown = table::render(results) + "\n" + &goals::render(results);
+    let svg = chart::render(results);
+    fs::write(folder.join("results.json"), serde_json::to_string_pretty(results)?)?;
+    fs::write(folder.join("results.md"), &markdown)?;
+    fs::write(folder.join("results.svg"), &svg)?;
+    println!("{markdown}");
+    if write_readme {
+        let bench = Path::new(env!("CARGO_MANIFEST_DIR"));
+        fs::write(bench.join("results.svg"), &svg)?;
+        let path = bench.join("README.md");
+        let readme = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        fs::write(&path, readme::with_results(&readme, &markdown)?)?;
+    }
+    Ok(())
+}
+
+/// bench/out, which git ignores.
+pub(crate) fn default_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("out")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! The figures of the table: how each is made from one round, and one figure from all rounds.
+
+use super::{Measures, Results, Settings};
+use crate::load::Report;
+use crate::targets::Target;
+
+/// The closed loop that the goals speak of.
+pub(super) const MAIN_CONNECTIONS: usize = 64;
+/// Below this share of its core, a proxy under a closed loop was waiting for load and app.
+const SATURATED: f64 = 0.9;
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Metric {
+    Throughput { connections: usize },
+    CpuClosed { connections: usize },
+    LatencyMicros { rate: u32, quantile: Quantile },
+    CpuOpen { rate: u32 },
+    Handshakes,
+    CpuMillisPerHandshake,
+    FreshMegabytes,
+    IdleMegabytes,
+    KibPerIdleConnection,
+    DownloadMegabytes,
+    CpuPerGigabyte,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Quantile {
+    P50,
+    P90,
+    P99,
+    P999,
+}
+
+impl Metric {
+    /// All rows, in the table's order.
+    pub(super) fn all(settings: &Settings) -> Vec<Self> {
+        let mut rows = Vec::new();
+        rows.extend(
+            settings.connections.iter().map(|connections| Self::Throughput { connections: *connections }),
+        );
+        rows.extend(
+            settings.connections.iter().map(|connections| Self::CpuClosed { connections: *connections }),
+        );
+        for rate in settings.rates.iter().copied() {
+            for quantile in [Quantile::P50, Quantile::P90, Quantile::P99, Quantile::P999] {
+                rows.push(Self::LatencyMicros { rate, quantile });
+            }
+            rows.push(Self::CpuOpen { rate });
+        }
+        rows.extend([
+            Self::Handshakes,
+            Self::CpuMillisPerHandshake,
+            Self::FreshMegabytes,
+            Self::IdleMegabytes,
+            Self::KibPerIdleConnection,
+            Self::DownloadMegabytes,
+            Self::CpuPerGigabyte,
+        ]);
+        rows
+    }
+
+    pub(super) fn label(self, settings: &Settings) -> String {
+        match self {
+            Self::Throughput { connections } => format!("requests/s, {}", counted(connections)),
+            Self::CpuClosed { connections } => format!("CPU s per 10 k requests, {}", counted(connections)),
+            Self::LatencyMicros { rate, quantile } => format!("{} µs at {rate}/s", quantile.label()),
+            Self::CpuOpen { rate } => format!("CPU s per 10 k requests at {rate}/s"),
+            Self::Handshakes => "new mTLS connections/s".to_owned(),
+            Self::CpuMillisPerHandshake => "CPU ms per new connection".to_owned(),
+            Self::FreshMegabytes => "RSS MB, fresh".to_owned(),
+            Self::IdleMegabytes => format!("RSS MB, {} idle connections", settings.idle),
+            Self::KibPerIdleConnection => "KiB per idle connection".to_owned(),
+            Self::DownloadMegabytes => "100 MB download, MB/s".to_owned(),
+            Self::CpuPerGigabyte => "CPU s per GB".to_owned(),
+        }
+    }
+
+    /// Digits after the point.
+    pub(super) fn digits(self) -> usize {
+        match self {
+            Self::Throughput { .. }
+            | Self::LatencyMicros { .. }
+            | Self::Handshakes
+            | Self::DownloadMegabytes => 0,
+            Self::FreshMegabytes | Self::IdleMegabytes | Self::KibPerIdleConnection => 1,
+            Self::CpuClosed { .. } | Self::CpuOpen { .. } | Self::CpuPerGigabyte => 2,
+            Self::CpuMillisPerHandshake => 3,
+        }
+    }
+
+    /// The figure of one round; none where there is nothing to measure, as the memory of no proxy.
+    pub(super) fn of(self, measures: &Measures, settings: &Settings) -> Option<f64> {
+        match self {
+            Self::Throughput { connections } => rate(measures.closed.get(&connections)?),
+            Self::CpuClosed { connections } => {
+                cpu_per_request(measures.closed.get(&connections)?).map(|cpu| cpu * 1e4)
+            }
+            Self::LatencyMicros { rate, quantile } => Some(quantile.of(measures.open.get(&rate)?)),
+            Self::CpuOpen { rate } => cpu_per_request(measures.open.get(&rate)?).map(|cpu| cpu * 1e4),
+            Self::Handshakes => rate(&measures.handshakes),
+            Self::CpuMillisPerHandshake => cpu_per_request(&measures.handshakes).map(|cpu| cpu * 1e3),
+            Self::FreshMegabytes => Some(measures.fresh_kib? as f64 * 1024.0 / 1e6),
+            Self::IdleMegabytes => Some(measures.idle.proxy_kib_after? as f64 * 1024.0 / 1e6),
+            Self::KibPerIdleConnection => {
+                let (before, after) = (measures.idle.proxy_kib_before?, measures.idle.proxy_kib_after?);
+                Some((after as f64 - before as f64) / settings.idle as f64)
+            }
+            Self::DownloadMegabytes => positive(measures.download.seconds)
+                .map(|seconds| measures.download.body_bytes as f64 / 1e6 / seconds),
+            Self::CpuPerGigabyte => {
+                let gigabytes = positive(measures.download.body_bytes as f64 / 1e9)?;
+                Some(measures.download.proxy_cpu_seconds? / gigabytes)
+            }
+        }
+    }
+
+    /// The median over all rounds.
+    pub(super) fn median(self, results: &Results, target: Target) -> Option<f64> {
+        let figures =
+            results.rounds.iter().filter_map(|round| self.of(round.get(&target)?, &results.settings));
+        median(figures.collect())
+    }
+
+    /// The median of the ratios of two targets, each taken within one round.
+    pub(super) fn ratio(self, results: &Results, target: Target, to: Target) -> Option<f64> {
+        let ratios = results.rounds.iter().filter_map(|round| {
+            let figure = self.of(round.get(&target)?, &results.settings)?;
+            let other = positive(self.of(round.get(&to)?, &results.settings)?)?;
+            Some(figure / other)
+        });
+        median(ratios.collect())
+    }
+
+    /// The share of its core that the proxy used at the median, where the load asks for all it can give.
+    fn core_share(self, results: &Results, target: Target) -> Option<f64> {
+        let shares = results.rounds.iter().filter_map(|round| {
+            let measures = round.get(&target)?;
+            let report = match self {
+                Self::Throughput { connections } => measures.closed.get(&connections)?,
+                Self::Handshakes => &measures.handshakes,
+                Self::DownloadMegabytes => &measures.download,
+                _ => return None,
+            };
+            Some(report.proxy_cpu_seconds? / positive(report.seconds)?)
+        });
+        median(shares.collect())
+    }
+
+    /// Whether load and app, and not the proxy, set the limit: the proxy could do more than the figure.
+    pub(super) fn bound_by_load(self, results: &Results, target: Target) -> bool {
+        self.core_share(results, target).is_some_and(|share| share < SATURATED)
+    }
+}
+
+impl Quantile {
+    fn label(self) -> &'static str {
+        match self {
+            Self::P50 => "p50",
+            Self::P90 => "p90",
+            Self::P99 => "p99",
+            Self::P999 => "p99.9",
+        }
+    }
+
+    fn of(self, report: &Report) -> f64 {
+        match self {
+            Self::P50 => report.latency.p50,
+            Self::P90 => report.latency.p90,
+            Self::P99 => report.latency.p99,
+            Self::P999 => report.latency.p999,
+        }
+    }
+}
+
+/// None of no figures; of an even number, the mean of the two in the middle.
+pub(super) fn median(mut figures: Vec<f64>) -> Option<f64> {
+    figures.sort_by(f64::total_cmp);
+    let middle = figures.len() / 2;
+    let upper = *figures.get(middle)?;
+    if figures.len() % 2 == 1 { Some(upper) } else { Some(f64::midpoint(figures[middle - 1], upper)) }
+}
+
+fn rate(report: &Report) -> Option<f64> {
+    Some(report.requests as f64 / positive(report.seconds)?)
+}
+
+fn cpu_per_request(report: &Report) -> Option<f64> {
+    Some(report.proxy_cpu_seconds? / positive(report.requests as f64)?)
+}
+
+fn positive(figure: f64) -> Option<f64> {
+    (figure > 0.0).then_some(figure)
+}
+
+fn counted(connections: usize) -> String {
+    format!("{connections} connection{}", if connections == 1 { "" } else { "s" })
+}

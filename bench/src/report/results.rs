@@ -1,0 +1,108 @@
+//! All that a run measured.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::load::Report;
+use crate::targets::Target;
+
+/// The rounds of a run, with what one needs to know to read them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Results {
+    /// Seconds since 1970.
+    pub(crate) finished: u64,
+    pub(crate) machine: Machine,
+    pub(crate) versions: BTreeMap<Target, String>,
+    pub(crate) settings: Settings,
+    pub(crate) rounds: Vec<BTreeMap<Target, Measures>>,
+}
+
+/// What it ran on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) processor: String,
+    pub(crate) kernel: String,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) seconds: f64,
+    pub(crate) connections: Vec<usize>,
+    pub(crate) rates: Vec<u32>,
+    pub(crate) idle: usize,
+}
+
+/// One target in one round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measures {
+    /// How a client without a certificate was refused; none where there is no TLS.
+    pub(crate) refusal: Option<String>,
+    /// Resident memory after the first request.
+    pub(crate) fresh_kib: Option<u64>,
+    pub(crate) idle: Report,
+    /// By number of connections.
+    pub(crate) closed: BTreeMap<usize, Report>,
+    /// By requests a second.
+    pub(crate) open: BTreeMap<u32, Report>,
+    pub(crate) handshakes: Report,
+    pub(crate) download: Report,
+}
+
+impl Results {
+    /// The targets, in the order of the columns.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        self.rounds.first().map(|round| round.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// One line for each load in which a request failed.
+    pub(crate) fn errors(&self) -> Vec<String> {
+        let mut errors = Vec::new();
+        for (number, round) in self.rounds.iter().enumerate() {
+            for (target, measures) in round {
+                for (load, report) in measures.loads() {
+                    if report.errors > 0 {
+                        let first = report.first_error.as_deref().unwrap_or("unknown");
+                        errors.push(format!(
+                            "{target}, round {}, {load}: {} ({first})",
+                            number + 1,
+                            report.errors
+                        ));
+                    }
+                }
+            }
+        }
+        errors
+    }
+}
+
+impl Measures {
+    fn loads(&self) -> Vec<(String, &Report)> {
+        let mut loads = vec![
+            ("idle".to_owned(), &self.idle),
+            ("handshakes".to_owned(), &self.handshakes),
+            ("download".to_owned(), &self.download),
+        ];
+        loads.extend(self.closed.iter().map(|(number, report)| (format!("{number} connections"), report)));
+        loads.extend(self.open.iter().map(|(rate, report)| (format!("{rate}/s"), report)));
+        loads
+    }
+}
+
+impl Machine {
+    pub(crate) fn this() -> Result<Self> {
+        let processors = fs::read_to_string("/proc/cpuinfo")?;
+        let models: Vec<&str> = processors
+            .lines()
+            .filter_map(|line| line.strip_prefix("model name")?.split_once(':'))
+            .map(|(_, model)| model.trim())
+            .collect();
+        let processor =
+            format!("{} × {}", models.len(), models.first().unwrap_or(&"processor of unknown make"));
+        let kernel = format!("Linux {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim());
+        Ok(Self { processor, kernel })
+    }
+}

@@ -1,0 +1,153 @@
+use std::collections::BTreeMap;
+
+use super::metrics::{Metric, Quantile, median};
+use super::*;
+use crate::load::{Latency, Report};
+use crate::targets::Target;
+
+/// A round in which a target answered `requests` in one second and used `cpu` seconds for them.
+fn measures(requests: u64, cpu: Option<f64>) -> Measures {
+    let report = Report {
+        requests,
+        seconds: 1.0,
+        body_bytes: 500_000_000,
+        latency: Latency { p50: 100.0, p90: 200.0, p99: 300.0, p999: 400.0, max: 500.0 },
+        proxy_cpu_seconds: cpu,
+        proxy_kib_before: cpu.map(|_| 10_000),
+        proxy_kib_after: cpu.map(|_| 18_000),
+        ..Report::default()
+    };
+    Measures {
+        refusal: None,
+        fresh_kib: cpu.map(|_| 9_000),
+        idle: report.clone(),
+        closed: BTreeMap::from([(64, report.clone())]),
+        open: BTreeMap::from([(1000, report.clone())]),
+        handshakes: report.clone(),
+        download: report,
+    }
+}
+
+fn results(rounds: Vec<BTreeMap<Target, Measures>>) -> Results {
+    Results {
+        finished: 0,
+        machine: Machine { processor: "2 × P".to_owned(), kernel: "Linux 6".to_owned() },
+        versions: BTreeMap::new(),
+        settings: Settings { seconds: 1.0, connections: vec![64], rates: vec![1000], idle: 1000 },
+        rounds,
+    }
+}
+
+const THROUGHPUT: Metric = Metric::Throughput { connections: 64 };
+
+#[test]
+fn a_median_is_the_middle_figure_or_the_mean_of_the_two_in_the_middle() {
+    assert_eq!(median(vec![]), None);
+    assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+    assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), Some(2.5));
+}
+
+#[test]
+fn a_ratio_is_taken_within_each_round_before_the_median() {
+    // The machine is slow in the second round and fast in the third: the ratio of the medians would be 100 / 50.
+    let rounds = [(100, 50), (25, 12), (400, 150)].map(|(ours, nginx)| {
+        BTreeMap::from([
+            (Target::Tidegate, measures(ours, Some(1.0))),
+            (Target::Nginx, measures(nginx, Some(1.0))),
+        ])
+    });
+    let results = results(rounds.to_vec());
+    let ratio = THROUGHPUT.ratio(&results, Target::Tidegate, Target::Nginx).unwrap();
+    assert!((ratio - 25.0 / 12.0).abs() < 1e-9, "{ratio}");
+    assert_eq!(THROUGHPUT.median(&results, Target::Nginx), Some(50.0));
+}
+
+#[test]
+fn each_figure_has_the_unit_that_its_label_says() {
+    let measures = measures(20_000, Some(0.8));
+    let settings = results(vec![]).settings;
+    let of = |metric: Metric| metric.of(&measures, &settings).unwrap();
+    assert_eq!(of(THROUGHPUT), 20_000.0);
+    assert!((of(Metric::CpuClosed { connections: 64 }) - 0.4).abs() < 1e-9);
+    assert!((of(Metric::CpuMillisPerHandshake) - 0.04).abs() < 1e-9);
+    assert_eq!(of(Metric::LatencyMicros { rate: 1000, quantile: Quantile::P999 }), 400.0);
+    assert!((of(Metric::FreshMegabytes) - 9.216).abs() < 1e-9);
+    assert_eq!(of(Metric::KibPerIdleConnection), 8.0);
+    assert_eq!(of(Metric::DownloadMegabytes), 500.0);
+    assert!((of(Metric::CpuPerGigabyte) - 1.6).abs() < 1e-9);
+}
+
+#[test]
+fn a_target_without_a_proxy_has_no_cpu_and_no_memory() {
+    let results = results(vec![BTreeMap::from([(Target::Direct, measures(10, None))])]);
+    assert_eq!(Metric::CpuClosed { connections: 64 }.median(&results, Target::Direct), None);
+    assert_eq!(Metric::FreshMegabytes.median(&results, Target::Direct), None);
+    assert!(table::render(&results).contains("| RSS MB, fresh | – |"));
+}
+
+#[test]
+fn the_table_marks_a_proxy_that_waited_for_the_load() {
+    let round = BTreeMap::from([
+        (Target::Direct, measures(90_000, None)),
+        (Target::Tidegate, measures(30_000, Some(0.5))),
+        (Target::Nginx, measures(12_345, Some(0.99))),
+    ]);
+    let table = table::render(&results(vec![round]));
+    assert!(table.contains("| | direct | Tidegate | nginx |\n|---|---:|---:|---:|\n"), "{table}");
+    assert!(table.contains("| requests/s, 64 connections | 90,000 | 30,000 ‡ | 12,345 |\n"), "{table}");
+    assert!(table.contains("‡ the proxy used less than 90 % of its core: client, app or"), "{table}");
+}
+
+#[test]
+fn goals_are_reached_not_reached_or_not_measured() {
+    let round = BTreeMap::from([
+        (Target::Tidegate, measures(20_000, Some(0.9))),
+        (Target::Nginx, measures(10_000, Some(0.6))),
+    ]);
+    let goals = goals::render(&results(vec![round]));
+    assert!(goals.contains("| requests/s at 64 connections | ≥ 1.4 × nginx's | 2.00 | reached |"), "{goals}");
+    assert!(
+        goals.contains("| CPU per request at 64 connections | ≤ 0.7 × nginx's | 0.75 | **not reached** |"),
+        "{goals}"
+    );
+    assert!(goals.contains("| new mTLS connections/s | ≥ 1 × Envoy's | – | not measured |"), "{goals}");
+    assert!(goals.contains("| RSS, fresh | ≤ 10 MB | 9.22 | reached |"), "{goals}");
+    assert!(goals.contains("| memory per idle mTLS connection | ≤ 12 KiB | 8.00 | reached |"), "{goals}");
+}
+
+#[test]
+fn failed_requests_are_named_with_target_round_and_load() {
+    let mut failing = measures(10, Some(0.1));
+    failing.handshakes.errors = 3;
+    failing.handshakes.first_error = Some("connection closed".to_owned());
+    let results = results(vec![BTreeMap::from([(Target::Envoy, failing)])]);
+    assert_eq!(results.errors(), ["Envoy, round 1, handshakes: 3 (connection closed)"]);
+    assert!(table::render(&results).contains("**Failed requests:** Envoy, round 1"));
+}
+
+#[test]
+fn results_survive_the_way_through_json() {
+    let results = results(vec![BTreeMap::from([(Target::Haproxy, measures(10, Some(0.1)))])]);
+    let json = serde_json::to_string(&results).unwrap();
+    assert_eq!(serde_json::from_str::<Results>(&json).unwrap(), results);
+}
+
+#[test]
+fn the_chart_has_a_bar_for_each_figure_and_the_longest_fills_the_room() {
+    let round = BTreeMap::from([
+        (Target::Tidegate, measures(20_000, Some(0.9))),
+        (Target::Nginx, measures(10_000, Some(0.9))),
+    ]);
+    let svg = chart::render(&results(vec![round]));
+    assert_eq!(svg.matches("<rect").count(), 1 + 8 * 2);
+    assert!(svg.contains("width=\"244.0\"") && svg.contains("width=\"122.0\""), "{svg}");
+    assert!(svg.ends_with("</svg>\n"));
+}
+
+#[test]
+fn large_numbers_are_grouped_by_thousands() {
+    assert_eq!(table::number(1_234_567.0, 0), "1,234,567");
+    assert_eq!(table::number(999.96, 1), "1,000.0");
+    assert_eq!(table::number(-12.5, 1), "−12.5");
+    assert_eq!(table::number(0.0, 2), "0.00");
+}

@@ -1,0 +1,217 @@
+//! A whole run: rounds, in each of them every target once, freshly started, the order turned by one each time.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app;
+use crate::certificates::Certificates;
+use crate::check;
+use crate::load;
+use crate::process::{Process, usage};
+use crate::report::{self, Machine, Measures, Results, Settings};
+use crate::targets::{Programs, Running, Site, Target};
+
+/// Flags of `run`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Targets to measure; all by default.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Target>,
+    /// How often each target is measured.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Length of each measurement.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Load before each measurement.
+    #[arg(long, default_value_t = 0.5)]
+    warm_up: f64,
+    /// Numbers of connections of the closed loop.
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64,256")]
+    connections: Vec<usize>,
+    /// Requests a second of the open loop.
+    #[arg(long, value_delimiter = ',', default_value = "1000,3000")]
+    rates: Vec<u32>,
+    /// Connections that rest, for the memory of one.
+    #[arg(long, default_value_t = 1000)]
+    idle: usize,
+    /// Core of the proxy.
+    #[arg(long, default_value_t = 0)]
+    proxy_core: usize,
+    /// Core of load and app.
+    #[arg(long, default_value_t = 1)]
+    load_core: usize,
+    /// Folder for results.json, results.md and results.svg.
+    #[arg(long, default_value_os_t = report::default_folder())]
+    out: PathBuf,
+    /// Put table and chart into bench/README.md too.
+    #[arg(long)]
+    write_readme: bool,
+    #[command(flatten)]
+    programs: Programs,
+}
+
+/// The parts of a run that all its targets share.
+struct Bench<'a> {
+    options: &'a Options,
+    directory: &'a Path,
+    certificates: Certificates,
+    app: std::net::SocketAddr,
+}
+
+pub(crate) fn main(options: Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let results = runtime.block_on(async {
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        // A dropped run ends the processes that it started.
+        tokio::select! {
+            results = measure(&options) => results,
+            _ = interrupt.recv() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    })?;
+    report::write(&results, &options.out, options.write_readme)?;
+    let errors = results.errors();
+    ensure!(errors.is_empty(), "requests failed: {}", errors.join("; "));
+    Ok(())
+}
+
+async fn measure(options: &Options) -> Result<Results> {
+    let targets = if options.only.is_empty() { Target::ALL.to_vec() } else { options.only.clone() };
+    ensure!(options.rounds > 0, "no rounds, no results");
+    ensure_core(options.proxy_core)?;
+    ensure_core(options.load_core)?;
+    let mut versions = BTreeMap::new();
+    for target in &targets {
+        if let Some(version) = target.version(&options.programs)? {
+            versions.insert(*target, version);
+        }
+    }
+
+    let directory = tempfile::Builder::new().prefix("tidegate-bench-").tempdir()?;
+    let certificates = Certificates::create(directory.path())?;
+    let (_app_process, app) = start_app(options.load_core, directory.path()).await?;
+    let bench = Bench { options, directory: directory.path(), certificates, app };
+
+    let began = Instant::now();
+    let mut rounds = Vec::new();
+    for round in 0..options.rounds {
+        let mut measured = BTreeMap::new();
+        for position in 0..targets.len() {
+            let target = targets[(round + position) % targets.len()];
+            eprintln!(
+                "[{:4.0} s] round {} of {}: {target}",
+                began.elapsed().as_secs_f64(),
+                round + 1,
+                options.rounds
+            );
+            let measures = bench
+                .measure(target, round)
+                .await
+                .with_context(|| format!("{target}, round {}", round + 1))?;
+            measured.insert(target, measures);
+        }
+        rounds.push(measured);
+    }
+    Ok(Results {
+        finished: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+        machine: Machine::this()?,
+        versions,
+        settings: Settings {
+            seconds: options.seconds,
+            connections: options.connections.clone(),
+            rates: options.rates.clone(),
+            idle: options.idle,
+        },
+        rounds,
+    })
+}
+
+impl Bench<'_> {
+    async fn measure(&self, target: Target, round: usize) -> Result<Measures> {
+        let directory = self.directory.join(format!("{round}-{target}"));
+        std::fs::create_dir(&directory)?;
+        let site = Site {
+            directory: &directory,
+            certificates: &self.certificates,
+            app: self.app,
+            core: self.options.proxy_core,
+            programs: &self.options.programs,
+        };
+        let mut running = target.start(&site).await?;
+        check::wait_until_serving(&mut running).await?;
+        let fresh_kib = running
+            .measured
+            .map(|pid| usage::family(pid).and_then(|family| usage::resident_kib(&family)))
+            .transpose()?;
+        let refusal = check::refuses_others(&running).await?;
+
+        let Options { seconds, warm_up, idle, .. } = *self.options;
+        // First, while no load has stretched its buffers.
+        let idle = self.load(&running, &directory, load::Kind::Idle { connections: idle }).await?;
+        let mut closed = BTreeMap::new();
+        for connections in self.options.connections.iter().copied() {
+            let kind = load::Kind::Closed { connections, seconds, warm_up };
+            closed.insert(connections, self.load(&running, &directory, kind).await?);
+        }
+        let mut open = BTreeMap::new();
+        for rate in self.options.rates.iter().copied() {
+            let kind = load::Kind::Open { rate, connections: 64, seconds, warm_up };
+            open.insert(rate, self.load(&running, &directory, kind).await?);
+        }
+        let kind = load::Kind::Handshakes { connections: 16, seconds, warm_up };
+        let handshakes = self.load(&running, &directory, kind).await?;
+        let download = self.load(&running, &directory, load::Kind::Download { seconds }).await?;
+        running.ensure_running()?;
+        Ok(Measures { refusal, fresh_kib, idle, closed, open, handshakes, download })
+    }
+
+    async fn load(&self, running: &Running, directory: &Path, kind: load::Kind) -> Result<load::Report> {
+        let mut arguments = vec!["load".to_owned(), "--address".to_owned(), running.address.to_string()];
+        if let Some(files) = &running.tls {
+            for (flag, value) in [
+                ("--ca", files.ca.display().to_string()),
+                ("--server-name", files.server_name.clone()),
+                ("--certificate", files.allowed.certificate.display().to_string()),
+                ("--key", files.allowed.key.display().to_string()),
+            ] {
+                arguments.extend([flag.to_owned(), value]);
+            }
+        }
+        if let Some(pid) = running.measured {
+            arguments.extend(["--watch-pid".to_owned(), pid.to_string()]);
+        }
+        arguments.extend(kind.arguments());
+        let (process, output) = Process::start_own("load", self.options.load_core, directory, arguments)?;
+        let output = process.output(output).await.with_context(|| format!("{kind:?}"))?;
+        serde_json::from_str(&output)
+            .with_context(|| format!("{kind:?}: the load's report is not one: {output}"))
+    }
+}
+
+async fn start_app(core: usize, directory: &Path) -> Result<(Process, std::net::SocketAddr)> {
+    let (mut process, stdout) = Process::start_own("app", core, directory, ["app"])?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line).await?;
+    let Some(address) = line.trim().strip_prefix(app::LISTENING) else {
+        process.ensure_running()?;
+        bail!("the app said {line:?} and not where it listens");
+    };
+    Ok((process, address.trim().parse()?))
+}
+
+fn ensure_core(core: usize) -> Result<()> {
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    ensure!(
+        core < rustix::thread::CpuSet::MAX_CPU && allowed.is_set(core),
+        "this process may not run on core {core}; the benchmark needs one for the proxy and one for load and app \
+         (--proxy-core, --load-core)"
+    );
+    Ok(())
+}

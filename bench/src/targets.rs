@@ -1,0 +1,219 @@
+//! What is measured: each target's configuration, start and place.
+
+mod envoy;
+mod haproxy;
+mod nginx;
+mod tidegate;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::certificates::{Certificates, SERVER};
+use crate::process::Process;
+use crate::tls::ClientIdentity;
+
+/// Where the compared proxies listen: an address that outgoing connections do not take their ports from.
+const PEERS: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 10);
+
+/// One thing that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Target {
+    /// Client → app, plaintext: what is left when there is no proxy.
+    Direct,
+    Tidegate,
+    Nginx,
+    Haproxy,
+    Envoy,
+}
+
+/// Where the programs are.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Programs {
+    /// Tidegate's command line program.
+    #[arg(long, default_value_os_t = default_tidegate())]
+    tidegate: PathBuf,
+    /// nginx; looked for in PATH and the sbin folders by default.
+    #[arg(long)]
+    nginx: Option<PathBuf>,
+    /// HAProxy; looked for in PATH and the sbin folders by default.
+    #[arg(long)]
+    haproxy: Option<PathBuf>,
+    /// Envoy; by default the one that bench/setup.sh installed, else looked for in PATH.
+    #[arg(long)]
+    envoy: Option<PathBuf>,
+}
+
+/// What a target is started with.
+pub(crate) struct Site<'a> {
+    /// An empty folder for configuration, state and logs.
+    pub(crate) directory: &'a Path,
+    pub(crate) certificates: &'a Certificates,
+    pub(crate) app: SocketAddr,
+    pub(crate) core: usize,
+    pub(crate) programs: &'a Programs,
+}
+
+/// A started target. Its processes end when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Running {
+    processes: Vec<Process>,
+    /// The process that carries the traffic, whose CPU time and memory count with its children's.
+    pub(crate) measured: Option<u32>,
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<ClientFiles>,
+}
+
+/// What a client needs to speak to a target.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientFiles {
+    pub(crate) ca: PathBuf,
+    pub(crate) server_name: String,
+    pub(crate) allowed: ClientIdentity,
+    pub(crate) foreign: ClientIdentity,
+}
+
+impl Target {
+    pub(crate) const ALL: [Self; 5] = [Self::Direct, Self::Tidegate, Self::Nginx, Self::Haproxy, Self::Envoy];
+
+    /// What its program says of itself; none if it has none. Fails, with the way to get it, if it is missing.
+    pub(crate) fn version(self, programs: &Programs) -> Result<Option<String>> {
+        let (program, flag) = match self {
+            Self::Direct => return Ok(None),
+            Self::Tidegate => (programs.tidegate()?, "--version"),
+            Self::Nginx => (programs.nginx()?, "-v"),
+            Self::Haproxy => (programs.haproxy()?, "-v"),
+            Self::Envoy => (programs.envoy()?, "--version"),
+        };
+        let output = Command::new(&program)
+            .arg(flag)
+            .output()
+            .with_context(|| format!("cannot execute {}", program.display()))?;
+        let text =
+            String::from_utf8_lossy(if output.stdout.is_empty() { &output.stderr } else { &output.stdout })
+                .into_owned();
+        let number = version_number(&text).with_context(|| format!("{self} says no version: {text}"))?;
+        Ok(Some(format!("{self} {number}")))
+    }
+
+    /// Starts it. It may not serve yet.
+    pub(crate) async fn start(self, site: &Site<'_>) -> Result<Running> {
+        match self {
+            Self::Direct => Ok(Running { processes: vec![], measured: None, address: site.app, tls: None }),
+            Self::Tidegate => tidegate::start(site).await,
+            Self::Nginx => nginx::start(site),
+            Self::Haproxy => haproxy::start(site),
+            Self::Envoy => envoy::start(site),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Direct => "direct",
+            Self::Tidegate => "Tidegate",
+            Self::Nginx => "nginx",
+            Self::Haproxy => "HAProxy",
+            Self::Envoy => "Envoy",
+        })
+    }
+}
+
+impl Programs {
+    fn tidegate(&self) -> Result<PathBuf> {
+        if !self.tidegate.is_file() {
+            bail!(
+                "{} is not there; build it by `cargo build --release`, or name it by --tidegate",
+                self.tidegate.display()
+            );
+        }
+        Ok(self.tidegate.clone())
+    }
+
+    fn nginx(&self) -> Result<PathBuf> {
+        find(self.nginx.as_deref(), "nginx", &[])
+    }
+
+    fn haproxy(&self) -> Result<PathBuf> {
+        find(self.haproxy.as_deref(), "haproxy", &[])
+    }
+
+    fn envoy(&self) -> Result<PathBuf> {
+        let cache = std::env::var_os("TIDEGATE_BENCH_CACHE")
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("out"), PathBuf::from);
+        find(self.envoy.as_deref(), "envoy", &[cache.join("envoy/bin")])
+    }
+}
+
+impl Running {
+    /// One process that carries all the traffic, clients known by the run's own certificates.
+    fn single(process: Process, address: SocketAddr, certificates: &Certificates) -> Self {
+        let tls = ClientFiles {
+            ca: certificates.ca.clone(),
+            server_name: SERVER.to_owned(),
+            allowed: certificates.allowed.clone(),
+            foreign: certificates.foreign.clone(),
+        };
+        Self { measured: Some(process.id()), processes: vec![process], address, tls: Some(tls) }
+    }
+
+    /// Fails, with the end of its log, if one of its processes has ended.
+    pub(crate) fn ensure_running(&mut self) -> Result<()> {
+        self.processes.iter_mut().try_for_each(Process::ensure_running)
+    }
+
+    /// The ends of its processes' logs.
+    pub(crate) fn log_tails(&self) -> String {
+        self.processes.iter().map(Process::log_tail).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// `named` must exist; without it the program is looked for in `folders`, PATH and the sbin folders.
+fn find(named: Option<&Path>, program: &str, folders: &[PathBuf]) -> Result<PathBuf> {
+    if let Some(named) = named {
+        if !named.is_file() {
+            bail!("{} is not there", named.display());
+        }
+        return Ok(named.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    folders
+        .iter()
+        .cloned()
+        .chain(std::env::split_paths(&path))
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|candidate| candidate.is_file())
+        .with_context(|| format!("{program} is not installed; run bench/setup.sh, or name it by --{program}"))
+}
+
+/// A port of [`PEERS`] that nobody listens on.
+fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((PEERS, 0)).context("cannot listen on a loopback address")?;
+    Ok(listener.local_addr()?)
+}
+
+/// The first word or part of a word, as set apart by `/`, that starts like 1.2.
+fn version_number(text: &str) -> Option<&str> {
+    text.split(|character: char| character.is_whitespace() || character == '/').find(|part| {
+        let mut numbers =
+            part.split('.').map(|number| number.starts_with(|first: char| first.is_ascii_digit()));
+        numbers.next() == Some(true) && numbers.next() == Some(true)
+    })
+}
+
+fn default_tidegate() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .and_then(|own| Some(own.parent()?.join("tidegate")))
+        .unwrap_or_else(|| PathBuf::from("target/release/tidegate"))
+}
+
+#[cfg(test)]
+mod tests;

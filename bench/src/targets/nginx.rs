@@ -1,0 +1,53 @@
+//! nginx: one worker, upstream keep-alive, the client's common name compared.
+
+use std::fs;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+
+use super::{Running, Site, free_address};
+use crate::certificates::ALLOWED;
+use crate::process::Process;
+use crate::template;
+
+const TEMPLATE: &str = include_str!("../../templates/nginx.conf");
+
+pub(super) fn start(site: &Site<'_>) -> Result<Running> {
+    let listen = free_address()?;
+    let config = site.directory.join("nginx.conf");
+    fs::write(&config, render(site, listen)?)?;
+    let process = Process::start(
+        "nginx",
+        site.core,
+        site.directory,
+        &site.programs.nginx()?,
+        [
+            "-e".as_ref(),
+            "stderr".as_ref(),
+            "-p".as_ref(),
+            site.directory.as_os_str(),
+            "-c".as_ref(),
+            config.as_os_str(),
+        ],
+    )?;
+    Ok(Running::single(process, listen, site.certificates))
+}
+
+pub(super) fn render(site: &Site<'_>, listen: SocketAddr) -> Result<String> {
+    // As root it would drop to a user who cannot enter the run's folder.
+    let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
+    template::render(
+        TEMPLATE,
+        &[
+            ("directory", site.directory.display().to_string()),
+            ("user", user.to_owned()),
+            ("allowed", ALLOWED.to_owned()),
+            ("app", site.app.to_string()),
+            ("listen", listen.to_string()),
+            ("certificate", site.certificates.server.certificate.display().to_string()),
+            ("key", site.certificates.server.key.display().to_string()),
+            ("ca", site.certificates.ca.display().to_string()),
+        ],
+    )
+    .context("nginx.conf")
+}

@@ -1,0 +1,79 @@
+use super::*;
+
+fn certificates() -> (tempfile::TempDir, Certificates) {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::create(directory.path()).unwrap();
+    (directory, certificates)
+}
+
+fn programs() -> Programs {
+    Programs { tidegate: PathBuf::new(), nginx: None, haproxy: None, envoy: None }
+}
+
+#[test]
+fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admits() {
+    let (directory, certificates) = certificates();
+    let programs = programs();
+    let app = "127.0.0.1:4001".parse().unwrap();
+    let listen = "127.0.7.10:4002".parse().unwrap();
+    let site =
+        Site { directory: directory.path(), certificates: &certificates, app, core: 0, programs: &programs };
+    let ca = format!("{}", certificates.ca.display());
+
+    let nginx = nginx::render(&site, listen).unwrap();
+    for part in ["listen 127.0.7.10:4002 ssl", "server 127.0.0.1:4001;", "ssl_verify_client on;", &ca] {
+        assert!(nginx.contains(part), "{part} is not in {nginx}");
+    }
+    assert!(nginx.contains("\"CN=ingress-nginx.ingress-nginx.cluster.local\" 1;"));
+
+    let haproxy = haproxy::render(&site, listen).unwrap();
+    for part in ["bind 127.0.7.10:4002", "server app 127.0.0.1:4001", "verify required", &ca] {
+        assert!(haproxy.contains(part), "{part} is not in {haproxy}");
+    }
+    assert!(haproxy.contains("unless { ssl_c_s_dn(cn) -m str ingress-nginx.ingress-nginx.cluster.local }"));
+
+    let envoy = envoy::render(&site, listen).unwrap();
+    for part in [
+        "{address: 127.0.7.10, port_value: 4002}",
+        "{address: 127.0.0.1, port_value: 4001}",
+        "require_client_certificate: true",
+        "principal_name: {exact: ingress-nginx.ingress-nginx.cluster.local}",
+        &ca,
+    ] {
+        assert!(envoy.contains(part), "{part} is not in {envoy}");
+    }
+}
+
+#[test]
+fn tidegates_manifests_put_the_sidecar_before_the_apps_port() {
+    let manifests = tidegate::render("127.0.0.1:4001".parse().unwrap()).unwrap();
+    for part in [
+        "tidegate.io/app-address: 127.0.0.1\n",
+        "podIP: 127.0.7.1\n",
+        "targetPort: 4001\n",
+        "number: 4001\n      protocol: https\n",
+        "kind: AuthenticatedPrincipal\n    name: ingress-nginx.ingress-nginx.cluster.local\n",
+    ] {
+        assert!(manifests.contains(part), "{part} is not in {manifests}");
+    }
+}
+
+#[test]
+fn a_missing_program_is_an_error_that_says_how_to_get_it() {
+    let error = find(None, "no-such-proxy", &[]).unwrap_err().to_string();
+    assert_eq!(error, "no-such-proxy is not installed; run bench/setup.sh, or name it by --no-such-proxy");
+    let error = programs().tidegate().unwrap_err().to_string();
+    assert!(error.contains("cargo build --release"), "{error}");
+}
+
+#[test]
+fn a_version_is_found_in_what_each_program_prints() {
+    assert_eq!(version_number("nginx version: nginx/1.22.1\n"), Some("1.22.1"));
+    assert_eq!(
+        version_number("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https"),
+        Some("2.6.12-1+deb12u4")
+    );
+    assert_eq!(version_number("envoy  version: 9e5580/1.40.0/Clean/RELEASE/BoringSSL"), Some("1.40.0"));
+    assert_eq!(version_number("tidegate 0.1.0"), Some("0.1.0"));
+    assert_eq!(version_number("no number"), None);
+}

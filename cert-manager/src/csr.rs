@@ -1,0 +1,252 @@
+//! What a certificate signing request (RFC 2986) must be before anybody is asked to sign it.
+//!
+//! [`check_csr`] judges the request by itself: size, form, key, signature. [`CheckedCsr::check_names`] then judges
+//! the names it asks for against the identity that the caller has proved. Nothing of a request but its public key
+//! ever reaches a certificate.
+
+use rustls_pki_types::CertificateSigningRequestDer;
+use rustls_pki_types::pem::PemObject;
+use tidegate_core::{DnsName, Identity};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::cri_attributes::ParsedCriAttribute;
+use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
+use x509_parser::prelude::FromDer;
+use x509_parser::x509::X509Version;
+
+pub(crate) use self::key::check as check_key;
+pub use self::key::{KeyError, KeyKind};
+
+mod key;
+#[cfg(test)]
+mod tests;
+
+/// The most bytes that a request may have, in PEM or DER. An RSA-8192 request has some 3 KiB.
+pub const MAX_CSR_BYTES: usize = 64 * 1024;
+
+/// A request whose form, key and signature are right. Its names are not yet judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedCsr {
+    /// DER of its SubjectPublicKeyInfo.
+    pub(crate) public_key: Vec<u8>,
+    /// What kind of key that is.
+    pub key: KeyKind,
+    common_names: Vec<String>,
+    names: Vec<RequestedName>,
+}
+
+/// Why a request is refused. Each text names what the requester has to change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CsrError {
+    /// More than [`MAX_CSR_BYTES`].
+    #[error("the CSR has {0} bytes, more than {MAX_CSR_BYTES}")]
+    TooLong(usize),
+    /// No PEM block `CERTIFICATE REQUEST`.
+    #[error("the CSR is not one PEM block CERTIFICATE REQUEST")]
+    Pem,
+    /// Not a DER-encoded PKCS#10 request.
+    #[error("the CSR is not a DER-encoded PKCS#10 request")]
+    Der,
+    /// A part of the request cannot be decoded or is there twice.
+    #[error("the CSR's {0}")]
+    Malformed(&'static str),
+    /// The key is of a kind or size that gets no certificate.
+    #[error("the CSR's key: {0}")]
+    Key(#[from] KeyError),
+    /// Signed with SHA-1, MD5 or something unheard of.
+    #[error("the CSR's signature algorithm {0} is not allowed: use SHA-256, SHA-384 or SHA-512")]
+    SignatureAlgorithm(String),
+    /// The requester does not hold the key.
+    #[error("the CSR's signature does not verify with its own key")]
+    Signature,
+    /// Asks to become a certificate authority.
+    #[error("the CSR asks for basicConstraints CA:TRUE; certificates of workloads sign nothing")]
+    CertificateAuthority,
+    /// Asks to sign certificates or revocation lists.
+    #[error("the CSR asks for key usage {0}; certificates of workloads sign nothing")]
+    SigningUsage(&'static str),
+    /// Asks for a name that is not the caller's.
+    #[error("the CSR asks for {asked}; this caller is {own}")]
+    ForeignName {
+        /// `type:value` of the name.
+        asked: String,
+        /// The caller's identity.
+        own: String,
+    },
+    /// Several names of one type.
+    #[error("the CSR asks for more than one {0} name")]
+    RepeatedName(&'static str),
+}
+
+/// Judges a request in PEM (or plain DER) by itself.
+pub fn check_csr(input: &[u8]) -> Result<CheckedCsr, CsrError> {
+    if input.len() > MAX_CSR_BYTES {
+        return Err(CsrError::TooLong(input.len()));
+    }
+    // No request is shorter than 128 bytes, so the length of a DER one is never ASCII.
+    if matches!(input, [0x30, 0x80..=0xff, ..]) {
+        return check_der(input);
+    }
+    let mut blocks = CertificateSigningRequestDer::pem_slice_iter(input);
+    let (Some(Ok(der)), None) = (blocks.next(), blocks.next()) else { return Err(CsrError::Pem) };
+    check_der(&der)
+}
+
+impl CheckedCsr {
+    /// The names that the request asks for must be the caller's own spellings, each at most once, or none.
+    pub fn check_names(&self, caller: &Identity) -> Result<(), CsrError> {
+        let own_dns = DnsName::parse(&caller.dns_name()).ok();
+        let own_uri = caller.spiffe_uri();
+        let is_own_dns =
+            |text: &str| DnsName::parse(text).ok().is_some_and(|name| Some(&name) == own_dns.as_ref());
+        let foreign = |asked: String| CsrError::ForeignName { asked, own: caller.to_string() };
+
+        for name in &self.common_names {
+            if !name.is_empty() && !is_own_dns(name) && *name != own_uri {
+                return Err(foreign(format!("CN:{}", printable(name))));
+            }
+        }
+        let (mut dns, mut uris) = (0, 0);
+        for name in &self.names {
+            let own = match name {
+                RequestedName::Dns(text) => {
+                    dns += 1;
+                    is_own_dns(text)
+                }
+                RequestedName::Uri(text) => {
+                    uris += 1;
+                    *text == own_uri
+                }
+                RequestedName::Other(_) => false,
+            };
+            if !own {
+                return Err(foreign(name.to_string()));
+            }
+        }
+        match (dns, uris) {
+            (2.., _) => Err(CsrError::RepeatedName("DNS")),
+            (_, 2..) => Err(CsrError::RepeatedName("URI")),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum RequestedName {
+    Dns(String),
+    Uri(String),
+    /// A type that no workload has, as `type:value`.
+    Other(String),
+}
+
+impl std::fmt::Display for RequestedName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dns(text) => write!(f, "DNS:{}", printable(text)),
+            Self::Uri(text) => write!(f, "URI:{}", printable(text)),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+fn check_der(der: &[u8]) -> Result<CheckedCsr, CsrError> {
+    let (rest, csr) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::Der)?;
+    let info = &csr.certification_request_info;
+    if !rest.is_empty() {
+        return Err(CsrError::Der);
+    }
+    if info.version != X509Version::V1 {
+        return Err(CsrError::Malformed("version is not 0"));
+    }
+    // Cheap checks first: no arithmetic is done with a key of the wrong size.
+    let key = key::check(&info.subject_pki)?;
+    check_signature_algorithm(&csr)?;
+    let names = check_extensions(&csr)?;
+    let common_names = info
+        .subject
+        .iter_common_name()
+        .map(|name| name.as_str().map(ToOwned::to_owned))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| CsrError::Malformed("common name cannot be decoded"))?;
+    csr.verify_signature().map_err(|_| CsrError::Signature)?;
+    Ok(CheckedCsr { public_key: info.subject_pki.raw.to_vec(), key, common_names, names })
+}
+
+fn check_signature_algorithm(csr: &X509CertificationRequest<'_>) -> Result<(), CsrError> {
+    let oid = csr.signature_algorithm.algorithm.to_id_string();
+    let allowed = [
+        "1.2.840.113549.1.1.11", // RSA with SHA-256
+        "1.2.840.113549.1.1.12", // RSA with SHA-384
+        "1.2.840.113549.1.1.13", // RSA with SHA-512
+        "1.2.840.113549.1.1.10", // RSA-PSS; its hash is checked when it is verified
+        "1.2.840.10045.4.3.2",   // ECDSA with SHA-256
+        "1.2.840.10045.4.3.3",   // ECDSA with SHA-384
+    ];
+    if allowed.contains(&oid.as_str()) { Ok(()) } else { Err(CsrError::SignatureAlgorithm(oid)) }
+}
+
+/// Refuses what asks for power; returns the names asked for. Whatever else is asked for is ignored.
+fn check_extensions(csr: &X509CertificationRequest<'_>) -> Result<Vec<RequestedName>, CsrError> {
+    let mut requests =
+        csr.certification_request_info.iter_attributes().filter_map(|attribute| {
+            match attribute.parsed_attribute() {
+                ParsedCriAttribute::ExtensionRequest(request) => Some(request),
+                _ => None,
+            }
+        });
+    let Some(request) = requests.next() else { return Ok(Vec::new()) };
+    if requests.next().is_some() {
+        return Err(CsrError::Malformed("extension request is there twice"));
+    }
+    let mut names = Vec::new();
+    for (index, extension) in request.extensions.iter().enumerate() {
+        if request.extensions.iter().take(index).any(|other| other.oid == extension.oid) {
+            return Err(CsrError::Malformed("extension request names an extension twice"));
+        }
+        check_extension(extension, &mut names)?;
+    }
+    Ok(names)
+}
+
+fn check_extension(extension: &X509Extension<'_>, names: &mut Vec<RequestedName>) -> Result<(), CsrError> {
+    match extension.parsed_extension() {
+        ParsedExtension::BasicConstraints(constraints) if constraints.ca => {
+            Err(CsrError::CertificateAuthority)
+        }
+        ParsedExtension::KeyUsage(usage) if usage.key_cert_sign() => {
+            Err(CsrError::SigningUsage("keyCertSign"))
+        }
+        ParsedExtension::KeyUsage(usage) if usage.crl_sign() => Err(CsrError::SigningUsage("cRLSign")),
+        ParsedExtension::SubjectAlternativeName(san) => {
+            if san.general_names.len() > tidegate_core::certificate::MAX_SANS {
+                return Err(CsrError::Malformed("subjectAltName holds more than 100 names"));
+            }
+            names.extend(san.general_names.iter().map(requested_name));
+            Ok(())
+        }
+        // A known extension that does not decode hides what it asks for.
+        ParsedExtension::ParseError { .. } => Err(CsrError::Malformed("extension request cannot be decoded")),
+        _ => Ok(()),
+    }
+}
+
+fn requested_name(name: &GeneralName<'_>) -> RequestedName {
+    match name {
+        GeneralName::DNSName(text) => RequestedName::Dns((*text).to_owned()),
+        GeneralName::URI(text) => RequestedName::Uri((*text).to_owned()),
+        GeneralName::RFC822Name(text) => RequestedName::Other(format!("email:{}", printable(text))),
+        GeneralName::IPAddress(bytes) => RequestedName::Other(format!("IP:{}", ip(bytes))),
+        GeneralName::DirectoryName(_) => RequestedName::Other("a directory name".to_owned()),
+        _ => RequestedName::Other("a name of a type that no workload has".to_owned()),
+    }
+}
+
+fn ip(bytes: &[u8]) -> String {
+    let v4 = <[u8; 4]>::try_from(bytes).map(|b| std::net::IpAddr::from(b).to_string());
+    let v6 = || <[u8; 16]>::try_from(bytes).map(|b| std::net::IpAddr::from(b).to_string());
+    v4.or_else(|_| v6()).unwrap_or_else(|_| "malformed".to_owned())
+}
+
+/// What a stranger wrote, fit for one log line.
+fn printable(text: &str) -> String {
+    text.chars().take(256).flat_map(char::escape_debug).collect()
+}

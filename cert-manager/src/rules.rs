@@ -1,0 +1,155 @@
+//! The issuing rules: who gets which certificate, for how long. Pure functions of their input.
+//!
+//! [`IssuingRules::issue`] is all that decides about a workload's certificate; the service around it only finds out
+//! who is asking.
+
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use tidegate_core::{DnsName, Identity, San};
+
+use crate::csr::{CheckedCsr, CsrError, KeyKind};
+use crate::issuer::Issuer;
+use crate::x509::WriteError;
+
+#[cfg(test)]
+mod tests;
+
+/// Every leaf's start lies this far back, for peers whose clocks are behind.
+pub const BACKDATE: Duration = Duration::from_secs(60);
+
+/// How long certificates live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IssuingRules {
+    /// Life of a certificate whose requester asked for none.
+    pub default_life: Duration,
+    /// Longest life that anybody gets.
+    pub max_life: Duration,
+    /// An issuer with less life than this left signs nothing any more.
+    pub min_issuer_life: Duration,
+}
+
+/// A certificate that was signed.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The leaf.
+    pub leaf: CertificateDer<'static>,
+    /// Its names.
+    pub sans: Vec<San>,
+    /// Its serial number in lower-case hex.
+    pub serial: String,
+    /// Last moment of its life.
+    pub not_after: SystemTime,
+}
+
+/// Why no certificate is issued.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The request itself is wrong.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// A negative life.
+    #[error("validity_duration {0} is negative")]
+    NegativeLife(i64),
+    /// The issuer's own life is over or nearly so; the operator must rotate or replace it.
+    #[error("the issuing certificate authority ends at {0}, too soon to sign anything; rotate it")]
+    IssuerEnds(String),
+    /// The issuer's own life has not begun by this machine's clock.
+    #[error("the issuing certificate authority is not valid before {0}; look at this machine's clock")]
+    IssuerNotYetValid(String),
+    /// The caller's identity has no DNS spelling.
+    #[error("identity {0} is no DNS name; shorten the namespace or service account")]
+    Identity(String),
+    /// Our own fault.
+    #[error("the certificate could not be written: {0}")]
+    Write(#[from] WriteError),
+    /// Our own fault too: what was written does not read back.
+    #[error("the certificate written does not read back: {0}")]
+    ReadBack(#[from] tidegate_core::certificate::CertificateError),
+}
+
+impl Default for IssuingRules {
+    /// 24 hours, at most 7 days, none from an issuer with less than a minute left.
+    fn default() -> Self {
+        Self {
+            default_life: Duration::from_secs(24 * 3600),
+            max_life: Duration::from_secs(7 * 24 * 3600),
+            min_issuer_life: Duration::from_secs(60),
+        }
+    }
+}
+
+impl IssuingRules {
+    /// Decides about one request of a caller whose identity was verified, and signs. `requested_seconds` 0 asks
+    /// for the default life.
+    pub fn issue(
+        &self,
+        csr: &CheckedCsr,
+        caller: &Identity,
+        requested_seconds: i64,
+        issuer: &Issuer,
+        now: SystemTime,
+    ) -> Result<Issued, Refusal> {
+        csr.check_names(caller)?;
+        let requested =
+            u64::try_from(requested_seconds).map_err(|_| Refusal::NegativeLife(requested_seconds))?;
+        let wanted = if requested == 0 { self.default_life } else { Duration::from_secs(requested) };
+        let not_after = self.end_of_life(wanted.min(self.max_life), issuer, now)?;
+        let sans = workload_sans(caller)?;
+        let leaf =
+            issuer.sign_leaf(&csr.public_key, &sans, csr.key == KeyKind::Rsa, now - BACKDATE, not_after)?;
+        Issued::read_back(leaf, sans)
+    }
+
+    /// The end of a life that starts now: never after the issuer's own.
+    pub(crate) fn end_of_life(
+        &self,
+        life: Duration,
+        issuer: &Issuer,
+        now: SystemTime,
+    ) -> Result<SystemTime, Refusal> {
+        if issuer.not_before() > now {
+            let start = humantime::format_rfc3339_seconds(issuer.not_before()).to_string();
+            return Err(Refusal::IssuerNotYetValid(start));
+        }
+        let left = issuer.not_after().duration_since(now).unwrap_or_default();
+        if left < self.min_issuer_life || left.is_zero() {
+            return Err(Refusal::IssuerEnds(
+                humantime::format_rfc3339_seconds(issuer.not_after()).to_string(),
+            ));
+        }
+        Ok(now + life.min(left))
+    }
+}
+
+impl Refusal {
+    /// A word for metrics and the audit log, out of a fixed set.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Csr(CsrError::ForeignName { .. } | CsrError::RepeatedName(_)) => "name",
+            Self::Csr(CsrError::Key(_)) => "key",
+            Self::Csr(_) | Self::NegativeLife(_) => "request",
+            Self::IssuerEnds(_) | Self::IssuerNotYetValid(_) => "issuer",
+            Self::Identity(_) => "identity",
+            Self::Write(_) | Self::ReadBack(_) => "internal",
+        }
+    }
+}
+
+impl Issued {
+    /// All names, for logs: `DNS:a.b, URI:spiffe://…`.
+    pub fn names(&self) -> String {
+        self.sans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    pub(crate) fn read_back(leaf: CertificateDer<'static>, sans: Vec<San>) -> Result<Self, Refusal> {
+        let read = tidegate_core::PeerCertificate::from_der(&leaf)?;
+        Ok(Self { leaf, sans, serial: read.serial, not_after: read.not_after })
+    }
+}
+
+/// The two spellings that every workload's certificate carries.
+fn workload_sans(identity: &Identity) -> Result<Vec<San>, Refusal> {
+    let name = DnsName::parse(&identity.dns_name()).map_err(|_| Refusal::Identity(identity.to_string()))?;
+    Ok(vec![San::Dns(name), San::Uri(identity.spiffe_uri().into())])
+}

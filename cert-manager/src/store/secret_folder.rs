@@ -1,0 +1,182 @@
+//! Secrets as folders: `<base>/<namespace>/<name>/{ca.crt,tls.crt,tls.key}`.
+//!
+//! Each is a [`versioned_folder`](super::versioned_folder): a reader that resolves `..data` once never gets the key of
+//! one version and the certificate of another.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::versioned_folder::VersionedFolder;
+use super::{Entries, SecretName, SecretStore, StoreError, TlsSecret, blocking};
+
+/// A [`SecretStore`] below one folder.
+#[derive(Debug, Clone)]
+pub struct SecretFolder(PathBuf);
+
+impl SecretFolder {
+    /// Keeps Secrets below `base`, which is made when the first one is written.
+    pub fn new(base: impl Into<PathBuf>) -> Self {
+        Self(base.into())
+    }
+
+    fn folder(&self, name: &SecretName) -> Result<VersionedFolder, StoreError> {
+        for part in [&name.namespace, &name.name] {
+            if !is_object_name(part) {
+                return Err(StoreError::Name(part.clone()));
+            }
+        }
+        Ok(VersionedFolder::public(self.0.join(&name.namespace).join(&name.name)))
+    }
+}
+
+#[tonic::async_trait]
+impl SecretStore for SecretFolder {
+    async fn put(&self, name: &SecretName, secret: &TlsSecret) -> Result<(), StoreError> {
+        let folder = self.folder(name)?;
+        let values = [("ca.crt", &secret.ca_crt), ("tls.crt", &secret.tls_crt), ("tls.key", &secret.tls_key)];
+        let entries =
+            Entries(values.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).into());
+        blocking(move || folder.lock()?.write(&entries).map(|_| ())).await
+    }
+
+    async fn get(&self, name: &SecretName) -> Result<Option<TlsSecret>, StoreError> {
+        let (folder, path) = (self.folder(name)?, self.0.join(&name.namespace).join(&name.name));
+        blocking(move || {
+            let Some(mut stored) = folder.read()? else { return Ok(None) };
+            let mut take = |name: &str| {
+                // The plain name counts too: readers go by it.
+                let value = stored.entries.0.remove(name)?;
+                let visible = fs::read(path.join(name)).ok()?;
+                String::from_utf8(value).ok().filter(|value| value.as_bytes() == visible)
+            };
+            let (ca_crt, tls_crt, tls_key) = (take("ca.crt"), take("tls.crt"), take("tls.key"));
+            Ok(match (ca_crt, tls_crt, tls_key) {
+                (Some(ca_crt), Some(tls_crt), Some(tls_key)) => Some(TlsSecret { ca_crt, tls_crt, tls_key }),
+                _ => None,
+            })
+        })
+        .await
+    }
+
+    async fn remove(&self, name: &SecretName) -> Result<(), StoreError> {
+        let (folder, namespace) = (self.folder(name)?, self.0.join(&name.namespace));
+        blocking(move || {
+            folder.remove()?;
+            // Only an empty one goes.
+            let _ = fs::remove_dir(namespace);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn owned(&self) -> Result<Vec<SecretName>, StoreError> {
+        let base = self.0.clone();
+        blocking(move || {
+            let mut owned = Vec::new();
+            for namespace in children(&base)? {
+                for name in children(&base.join(&namespace))? {
+                    if VersionedFolder::public(base.join(&namespace).join(&name)).is_ours() {
+                        owned.push(SecretName { namespace: namespace.clone(), name });
+                    }
+                }
+            }
+            Ok(owned)
+        })
+        .await
+    }
+}
+
+/// Names of the folders in a folder; none if there is no folder.
+fn children(path: &std::path::Path) -> Result<Vec<String>, StoreError> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(StoreError::io(path.display())(error)),
+    };
+    let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(folders
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| is_object_name(name))
+        .collect())
+}
+
+/// A DNS-1123 subdomain, as Kubernetes names are; never `..` or a path.
+pub(crate) fn is_object_name(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(namespace: &str, name: &str) -> SecretName {
+        SecretName { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    fn secret(value: &str) -> TlsSecret {
+        TlsSecret { ca_crt: value.to_owned(), tls_crt: value.to_owned(), tls_key: value.to_owned() }
+    }
+
+    #[tokio::test]
+    async fn secrets_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SecretFolder::new(dir.path().join("secrets"));
+        let (a, b) = (name("ingress", "client"), name("osm-system", "osm-nginx-client-cert"));
+        assert_eq!(store.owned().await.unwrap(), []);
+        store.put(&a, &secret("1")).await.unwrap();
+        store.put(&b, &secret("2")).await.unwrap();
+        store.put(&a, &secret("3")).await.unwrap();
+        assert_eq!(store.get(&a).await.unwrap(), Some(secret("3")));
+        let mut owned = store.owned().await.unwrap();
+        owned.sort();
+        assert_eq!(owned, [a.clone(), b.clone()]);
+        store.remove(&a).await.unwrap();
+        store.remove(&a).await.unwrap();
+        assert_eq!(store.get(&a).await.unwrap(), None);
+        assert_eq!(store.owned().await.unwrap(), [b]);
+        assert!(!dir.path().join("secrets/ingress").exists());
+    }
+
+    #[tokio::test]
+    async fn a_secret_with_a_value_missing_or_overwritten_is_no_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SecretFolder::new(dir.path());
+        let name = name("a", "b");
+        for damage in [
+            |path: PathBuf| fs::remove_file(path.join("tls.key")).unwrap(),
+            |path: PathBuf| fs::write(path.join("..data/ca.crt"), [0xff]).unwrap(),
+            |path: PathBuf| fs::remove_dir_all(path).unwrap(),
+            |path: PathBuf| {
+                fs::remove_file(path.join("tls.crt")).unwrap();
+                fs::write(path.join("tls.crt"), "mine").unwrap();
+            },
+        ] {
+            store.put(&name, &secret("1")).await.unwrap();
+            assert_eq!(store.get(&name).await.unwrap(), Some(secret("1")));
+            damage(dir.path().join("a/b"));
+            assert_eq!(store.get(&name).await.unwrap(), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_never_leaves_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SecretFolder::new(dir.path());
+        for name in [
+            name("..", "a"),
+            name("a", "../b"),
+            name("a", ""),
+            name("a", "B"),
+            name("/a", "b"),
+            name("a", "."),
+        ] {
+            assert!(matches!(store.put(&name, &secret("1")).await, Err(StoreError::Name(_))), "{name}");
+        }
+    }
+}

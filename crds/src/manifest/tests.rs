@@ -1,0 +1,90 @@
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::*;
+use crate::schema;
+
+const INGRESS_BACKENDS: [&str; 4] = [
+    include_str!("../../testdata/ingress_backend_http.yaml"),
+    include_str!("../../testdata/ingress_backend_https.yaml"),
+    include_str!("../../testdata/ingress_backend_untrusted.yaml"),
+    include_str!("../../testdata/ingress_backend_skip.yaml"),
+];
+const MESH_CONFIG: &str = include_str!("../../testdata/mesh_config.yaml");
+
+#[test]
+fn the_manifests_in_the_yaml_folder_are_the_generated_ones() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("yaml");
+    for (file, crd) in all() {
+        let golden = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+        assert!(
+            golden == to_yaml(&crd).unwrap(),
+            "{file} is not what the types say; run `cargo run -p tidegate-crds --example crdgen crds/yaml`"
+        );
+    }
+}
+
+#[test]
+fn names_are_osm_s() {
+    let names = |crd: CustomResourceDefinition| {
+        let spec = crd.spec;
+        let names = spec.names;
+        format!(
+            "{} {} {} {:?} {:?} {}",
+            spec.group, names.kind, names.plural, names.singular, names.short_names, spec.scope
+        )
+    };
+    assert_eq!(
+        names(IngressBackend::crd()),
+        r#"policy.openservicemesh.io IngressBackend ingressbackends Some("ingressbackend") Some(["ingressbackend"]) Namespaced"#
+    );
+    assert_eq!(
+        names(MeshConfig::crd()),
+        r#"config.openservicemesh.io MeshConfig meshconfigs Some("meshconfig") Some(["meshconfig"]) Namespaced"#
+    );
+}
+
+#[test]
+fn no_schema_uses_a_number_format_that_kubernetes_does_not_know() {
+    for (file, crd) in all() {
+        let yaml = to_yaml(&crd).unwrap();
+        for line in yaml.lines().filter(|line| line.trim_start().starts_with("format:")) {
+            assert!(matches!(line.trim(), "format: int32" | "format: int64"), "{file}: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_manifest_of_an_osm_user_fits_the_schema_and_comes_back_whole() {
+    for text in INGRESS_BACKENDS {
+        assert_round_trip::<IngressBackend>(text);
+    }
+    assert_round_trip::<MeshConfig>(MESH_CONFIG);
+}
+
+#[test]
+fn the_mesh_config_of_the_test_sets_every_field_but_those_that_osm_only_later_had() {
+    let value: Value = serde_saphyr::from_str(MESH_CONFIG).unwrap();
+    let schema = serde_json::to_value(MeshConfig::crd()).unwrap();
+    let spec = &schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    for (section, schema) in spec["properties"].as_object().unwrap() {
+        for field in
+            schema["properties"].as_object().unwrap().keys().filter(|f| *f != "enableMeshRootCertificate")
+        {
+            assert!(
+                value["spec"][section].get(field).is_some(),
+                "{section}.{field} is not in the test's manifest"
+            );
+        }
+    }
+}
+
+fn assert_round_trip<T: CustomResourceExt + DeserializeOwned + Serialize>(text: &str) {
+    let value: Value = serde_saphyr::from_str(text).unwrap();
+    assert_eq!(schema::check(&T::crd(), &value), []);
+    let object: T = serde_json::from_value(value.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&object).unwrap(), value);
+}

@@ -1,0 +1,86 @@
+//! `MeshConfig`: the settings of the whole mesh. One object, `osm-mesh-config`, in the control plane's namespace.
+//!
+//! Every field of OSM v1.2.4 is here, so that its manifests apply; those that change nothing yet say so in their
+//! description.
+
+mod certificate;
+mod feature_flags;
+mod observability;
+mod sidecar;
+mod traffic;
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use certificate::{CertificateSpec, IngressGatewayCertificate, SecretReference};
+pub use feature_flags::FeatureFlags;
+pub use observability::{ObservabilitySpec, TracingSpec};
+pub use sidecar::{ResourceRequirements, SidecarSpec};
+pub use traffic::{ExternalAuthorization, TrafficSpec};
+
+/// The name of the one MeshConfig.
+pub const MESH_CONFIG_NAME: &str = "osm-mesh-config";
+
+/// Settings of the mesh.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "config.openservicemesh.io",
+    version = "v1alpha2",
+    kind = "MeshConfig",
+    plural = "meshconfigs",
+    singular = "meshconfig",
+    shortname = "meshconfig",
+    namespaced,
+    status = "MeshConfigStatus",
+    derive = "PartialEq",
+    doc = "Settings of the mesh: the object osm-mesh-config in the control plane's namespace."
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshConfigSpec {
+    /// Sidecars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sidecar: Option<SidecarSpec>,
+    /// Traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TrafficSpec>,
+    /// Logs, metrics and traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observability: Option<ObservabilitySpec>,
+    /// Certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateSpec>,
+    /// Features that can be switched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_flags: Option<FeatureFlags>,
+}
+
+/// Whether the settings are in force.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshConfigStatus {
+    /// `committed` or `error`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_status: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Fields that others have written.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, serde_json::Value>,
+}
+
+impl MeshConfigSpec {
+    /// Whether mesh peers may reach each other without a policy that says so. Default: true.
+    pub fn is_permissive(&self) -> bool {
+        let traffic = self.traffic.as_ref();
+        traffic.and_then(|traffic| traffic.enable_permissive_traffic_policy_mode).unwrap_or(true)
+    }
+
+    /// The client certificate that is to be made for the ingress controller, if one is asked for.
+    pub fn ingress_gateway(&self) -> Option<&IngressGatewayCertificate> {
+        self.certificate.as_ref().and_then(|certificate| certificate.ingress_gateway.as_ref())
+    }
+}

@@ -1,0 +1,38 @@
+//! `spec.observability`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Logs, metrics and traces.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservabilitySpec {
+    /// Log level of the control plane. Default: info. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub osm_log_level: Option<String>,
+    /// Default: false. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_debug_server: Option<bool>,
+    /// Traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<TracingSpec>,
+}
+
+/// Where sidecars send traces.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TracingSpec {
+    /// Default: false. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable: Option<bool>,
+    /// Default: 9411. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int32"))]
+    pub port: Option<i64>,
+    /// Default: `jaeger.<control plane namespace>.svc.cluster.local`. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Default: /api/v2/spans. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}

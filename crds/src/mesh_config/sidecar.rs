@@ -1,0 +1,96 @@
+//! `spec.sidecar`.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// Sidecars.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SidecarSpec {
+    /// Whether the interception step runs privileged. Default: false. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_privileged_init_container: Option<bool>,
+    /// Log level of sidecars. Default: error. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "log_level")]
+    pub log_level: Option<String>,
+    /// Most sidecars that a controller serves; 0: no limit. Default: 0. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_data_plane_connections: Option<i64>,
+    /// Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envoy_image: Option<String>,
+    /// Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envoy_windows_image: Option<String>,
+    /// Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_container_image: Option<String>,
+    /// What a sidecar asks for and may use. Default: nothing is set. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    /// Default: 0s, that is never. Accepted and not yet acted on: changes are sent when they happen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_resync_interval: Option<String>,
+    /// Default: TLSv1_2. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "tls_min_version")]
+    pub tls_min_protocol_version: Option<String>,
+    /// Default: TLSv1_3. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "tls_max_version")]
+    pub tls_max_protocol_version: Option<String>,
+    /// Default: the TLS library's. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cipher_suites: Option<Vec<String>>,
+    /// Default: the TLS library's. Accepted and not yet acted on.
+    #[serde(default, rename = "ecdhCurves", skip_serializing_if = "Option::is_none")]
+    pub ecdh_curves: Option<Vec<String>>,
+    /// Whether a sidecar reaches its app at localhost or at the pod's address. Default: Localhost. Accepted and not
+    /// yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "local_proxy_mode")]
+    pub local_proxy_mode: Option<String>,
+}
+
+/// What a container asks for and may use, by resource.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceRequirements {
+    /// The most that it may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<BTreeMap<String, IntOrString>>,
+    /// What it asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<BTreeMap<String, IntOrString>>,
+}
+
+fn log_level(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "enum": ["trace", "debug", "info", "warning", "warn", "error", "critical", "off"],
+    })
+}
+
+fn tls_min_version(_: &mut SchemaGenerator) -> Schema {
+    tls_version("TLSv1_2")
+}
+
+fn tls_max_version(_: &mut SchemaGenerator) -> Schema {
+    tls_version("TLSv1_3")
+}
+
+fn tls_version(default: &str) -> Schema {
+    json_schema!({
+        "type": "string",
+        "enum": ["TLS_AUTO", "TLSv1_0", "TLSv1_1", "TLSv1_2", "TLSv1_3"],
+        "default": default,
+    })
+}
+
+fn local_proxy_mode(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": ["Localhost", "PodIP"], "default": "Localhost" })
+}

@@ -1,0 +1,78 @@
+//! `spec.traffic`.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use crate::ingress_backend::port_number;
+
+/// Traffic.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficSpec {
+    /// Whether workloads may reach what is no part of the mesh. Default: true. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_egress: Option<bool>,
+    /// IPv4 ranges that outbound interception leaves alone. Default: none. Accepted and not yet acted on.
+    #[serde(default, rename = "outboundIPRangeExclusionList", skip_serializing_if = "Option::is_none")]
+    pub outbound_ip_range_exclusion_list: Option<Vec<String>>,
+    /// The only IPv4 ranges that outbound interception takes. Default: all. Accepted and not yet acted on.
+    #[serde(default, rename = "outboundIPRangeInclusionList", skip_serializing_if = "Option::is_none")]
+    pub outbound_ip_range_inclusion_list: Option<Vec<String>>,
+    /// Ports that outbound interception leaves alone. Default: none. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "ports")]
+    pub outbound_port_exclusion_list: Option<Vec<u16>>,
+    /// Ports that inbound interception leaves alone. Default: none. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "ports")]
+    pub inbound_port_exclusion_list: Option<Vec<u16>>,
+    /// Network interfaces that interception leaves alone. Default: none. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_interface_exclusion_list: Option<Vec<String>>,
+    /// Whether workloads of the mesh may reach each other without a policy that says so. Opens nothing to clients
+    /// outside the mesh. Default: true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable_permissive_traffic_policy_mode: Option<bool>,
+    /// An external service that is asked about each request. Default: none. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbound_external_authorization: Option<ExternalAuthorization>,
+}
+
+/// Envoy's gRPC `ext_authz` service.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalAuthorization {
+    /// Default: false. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enable: Option<bool>,
+    /// Host name or address of the service. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Port of the service. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "port_number")]
+    pub port: Option<u16>,
+    /// Prefix of its metrics. Default: inboundExtAuthz. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "stat_prefix")]
+    pub stat_prefix: Option<String>,
+    /// Longest wait for its answer. Default: 1s. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "timeout")]
+    pub timeout: Option<String>,
+    /// Whether requests pass when it does not answer. Default: false. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_mode_allow: Option<bool>,
+}
+
+fn ports(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": port_number(generator) })
+}
+
+fn stat_prefix(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "default": "inboundExtAuthz" })
+}
+
+fn timeout(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "default": "1s" })
+}

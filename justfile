@@ -1,0 +1,33 @@
+# What contributors do often. The README's two commands do without this file.
+
+# List the recipes.
+default:
+    @just --list
+
+# The README's first command.
+demo:
+    cargo run --release -- demo
+
+# The README's second command: everything that CI runs.
+test:
+    tests/run
+
+# Format, lint, dependency rules.
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo deny --offline check bans licenses sources
+
+# Write golden files anew; look at the difference before you commit it.
+golden:
+    UPDATE_GOLDEN=1 INSTA_UPDATE=always cargo test --workspace
+
+# Fuzz one target for a while: `just fuzz client_hello 600`.
+fuzz target="" seconds="300":
+    fuzz/run {{target}} {{seconds}}
+
+# Measure beside the peers and write bench/README.md's table.
+bench:
+    bench/setup.sh
+    cargo build --release -p tidegate -p tidegate-sidecar
+    cargo run --release -p tidegate-bench -- run --write-readme

@@ -1,0 +1,245 @@
+//! The window into a running process: plain HTTP on loopback.
+//!
+//! `GET /` names the process, `GET /live` and `GET /ready` are for probes, `GET /metrics` is for Prometheus,
+//! `GET`, `PUT` and `POST /log` read and set the log filter; each daemon merges its own routes.
+//!
+//! Whatever shares the pod's loopback can reach it, the app and, through it, web pages and request forgers too. So a
+//! request must name this host by an address or `localhost` (else DNS rebinding), changes need PUT or POST and no
+//! `Origin` (else a page could post), nothing answers to other origins (no CORS), bodies and heads are limited in size
+//! and time, and so is the number of connections.
+
+mod guard;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tonic::codegen::Service;
+use tracing::{debug, info, warn};
+
+use crate::drain;
+use crate::logging::LogHandle;
+use crate::metrics::{self, Metrics};
+use crate::readiness::Readiness;
+
+/// The most bytes of a request's body.
+pub const MAX_BODY_BYTES: usize = 64 * 1024;
+/// The most connections at a time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection that has a request in flight may go on once the process drains.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause after an accept that failed, such as for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a process calls itself, such as `tidegate-sidecar`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessName(pub &'static str);
+
+/// An admin server that has no address yet.
+#[derive(Debug)]
+pub struct AdminServer {
+    name: ProcessName,
+    router: Router,
+    allow_remote: bool,
+}
+
+/// An admin server that has its address; connections wait until it serves.
+#[derive(Debug)]
+pub struct BoundAdmin {
+    name: ProcessName,
+    router: Router,
+    listener: TcpListener,
+    local_addr: SocketAddr,
+}
+
+/// Why there is no admin server.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The address is reachable from other hosts, and that was not asked for.
+    #[error("admin address {0} is not a loopback address")]
+    NotLoopback(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("admin address {address}: {source}")]
+    Bind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+#[derive(Clone)]
+struct Shared {
+    name: ProcessName,
+    metrics: Metrics,
+    readiness: Readiness,
+    log: LogHandle,
+}
+
+impl AdminServer {
+    /// A server with the routes that every process has.
+    pub fn new(name: ProcessName, metrics: Metrics, readiness: Readiness, log: LogHandle) -> Self {
+        let router = Router::new()
+            .route("/", get(index))
+            .route("/live", get(live))
+            .route("/ready", get(ready))
+            .route("/metrics", get(metrics_page))
+            .route("/log", get(log_filter).put(set_log_filter).post(set_log_filter))
+            .with_state(Shared { name, metrics, readiness, log });
+        Self { name, router, allow_remote: false }
+    }
+
+    /// Adds a daemon's own routes. They pass the same checks.
+    #[must_use]
+    pub fn merge(mut self, routes: Router) -> Self {
+        self.router = self.router.merge(routes);
+        self
+    }
+
+    /// Permits an address that other hosts can reach, for ports that kubelet or Prometheus come to.
+    #[must_use]
+    pub fn allow_remote(mut self) -> Self {
+        self.allow_remote = true;
+        self
+    }
+
+    /// Listens on `address`; port 0 takes a free one.
+    pub async fn bind(self, address: SocketAddr) -> Result<BoundAdmin, AdminError> {
+        if !self.allow_remote && !address.ip().is_loopback() {
+            return Err(AdminError::NotLoopback(address));
+        }
+        let bind = |source| AdminError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let local_addr = listener.local_addr().map_err(bind)?;
+        let router =
+            self.router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).layer(middleware::from_fn(guard::check));
+        Ok(BoundAdmin { name: self.name, router, listener, local_addr })
+    }
+}
+
+impl BoundAdmin {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves until the drain starts, then ends idle connections at once and busy ones after their answer, within
+    /// five seconds.
+    pub async fn serve(self, mut drain: drain::Watch) {
+        let Self { name, router, listener, local_addr } = self;
+        info!(process = name.0, address = %local_addr, "admin server is up");
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = drain.started() => break,
+                accepted = accept(&listener, &permits) => accepted,
+            };
+            match accepted {
+                Ok((stream, permit)) => {
+                    let (router, drain) = (router.clone(), drain.clone());
+                    connections.spawn(async move {
+                        serve_connection(stream, router, drain).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "admin server could not accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}
+
+async fn serve_connection(stream: TcpStream, router: Router, mut drain: drain::Watch) {
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let mut router = router.clone();
+        async move {
+            let response: Result<Response, Infallible> = router.call(request.map(Body::new)).await;
+            response
+        }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_BODY_BYTES);
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = drain.started() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(DRAIN_TIMEOUT, connection).await {
+                Ok(result) => result,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, "admin connection ended");
+    }
+}
+
+async fn index(State(shared): State<Shared>) -> String {
+    format!("{}\n", shared.name.0)
+}
+
+async fn live() -> &'static str {
+    "live\n"
+}
+
+async fn ready(State(shared): State<Shared>) -> Response {
+    let blockers = shared.readiness.blocked_by();
+    if blockers.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready, waiting for: {}\n", blockers.join(", ")))
+        .into_response()
+}
+
+async fn metrics_page(State(shared): State<Shared>) -> Response {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], shared.metrics.encode()).into_response()
+}
+
+async fn log_filter(State(shared): State<Shared>) -> String {
+    format!("{}\n", shared.log.get())
+}
+
+async fn set_log_filter(State(shared): State<Shared>, text: String) -> Response {
+    match shared.log.set(&text) {
+        Ok(()) => {
+            info!(filter = shared.log.get(), "log filter changed");
+            format!("{}\n", shared.log.get()).into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

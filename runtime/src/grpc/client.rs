@@ -1,0 +1,159 @@
+//! The client's side: a channel whose connections are made by us.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::codegen::Service;
+use tonic::transport::{Channel, Endpoint};
+
+use super::server::keep_alive;
+
+/// How long name resolution, TCP and TLS may take together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// HTTP/2 pings go out this often, also while no call runs, and must be answered as fast: a peer that vanished
+/// without a word is noticed within two of these.
+const PING: Duration = Duration::from_secs(10);
+
+/// Where a gRPC server listens: `https://host:port`, port 443 if there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    host: ServerName<'static>,
+    port: u16,
+}
+
+/// Why something is no gRPC address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not of the form https://host:port")]
+pub struct AddressError(String);
+
+/// A channel to `address` that connects when it is first used, and again whenever it has lost its connection.
+///
+/// `tls` is asked at each connect, so that it can hand out the newest certificate and trust bundle; while it has
+/// none, calls fail with `Unavailable`. The server's certificate must be valid for `server_name`.
+pub fn channel(
+    address: &Address,
+    server_name: ServerName<'static>,
+    tls: impl Fn() -> Option<Arc<ClientConfig>> + Send + Sync + 'static,
+) -> Channel {
+    let connector = Connector(Arc::new(Target { address: address.clone(), server_name, tls: Box::new(tls) }));
+    // TLS is ours, so what tonic sees is plaintext; calls say `https` all the same.
+    Endpoint::from(address.uri("http"))
+        .origin(address.uri("https"))
+        .http2_keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(connector)
+}
+
+#[derive(Clone)]
+struct Connector(Arc<Target>);
+
+struct Target {
+    address: Address,
+    server_name: ServerName<'static>,
+    tls: Box<dyn Fn() -> Option<Arc<ClientConfig>> + Send + Sync>,
+}
+
+impl Address {
+    /// An address from its parts.
+    pub fn new(host: ServerName<'static>, port: u16) -> Self {
+        Self { host, port }
+    }
+
+    /// The host, which is the name in the server's certificate unless told otherwise.
+    pub fn host(&self) -> &ServerName<'static> {
+        &self.host
+    }
+
+    /// The TCP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn authority(&self) -> String {
+        match &self.host {
+            ServerName::IpAddress(address) => match IpAddr::from(*address) {
+                IpAddr::V4(address) => format!("{address}:{}", self.port),
+                IpAddr::V6(address) => format!("[{address}]:{}", self.port),
+            },
+            host => format!("{}:{}", host.to_str(), self.port),
+        }
+    }
+
+    fn uri(&self, scheme: &str) -> Uri {
+        let parts = Uri::builder().scheme(scheme).authority(self.authority()).path_and_query("/");
+        // Never the default: an address and a DNS name are both authorities.
+        parts.build().unwrap_or_default()
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || AddressError(text.to_owned());
+        let uri: Uri = text.parse().map_err(|_| error())?;
+        let authority = uri.authority().ok_or_else(error)?;
+        let is_bare = matches!(uri.path(), "" | "/") && uri.query().is_none() && !text.contains(['@', '#']);
+        if uri.scheme_str() != Some("https") || !is_bare {
+            return Err(error());
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let host = ServerName::try_from(host.to_owned()).map_err(|_| error())?;
+        let port = match authority.as_str().rsplit_once(':') {
+            Some((_, port)) if !port.contains(']') => {
+                port.parse().ok().filter(|port| *port != 0).ok_or_else(error)?
+            }
+            _ => 443,
+        };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "https://{}", self.authority())
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let target = self.0.clone();
+        Box::pin(async move {
+            let connect = tokio::time::timeout(CONNECT_TIMEOUT, target.connect());
+            connect.await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting timed out"))?
+        })
+    }
+}
+
+impl Target {
+    async fn connect(&self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+        let config = (self.tls)().ok_or_else(|| io::Error::other("no TLS credentials yet"))?;
+        let tcp = TcpStream::connect(self.address.authority()).await?;
+        keep_alive(&tcp)?;
+        let stream = TlsConnector::from(config).connect(self.server_name.clone(), tcp).await?;
+        Ok(TokioIo::new(stream))
+    }
+}

@@ -1,0 +1,250 @@
+//! When to ask for a certificate, and what happens between the tries.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use tidegate_core::Identity;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::request::{Answer, RequestError, request};
+use super::verify::chains_to;
+use super::{CaOptions, Credentials};
+use crate::backoff::Backoff;
+use crate::metrics::Metrics;
+use crate::trust_bundle::TrustBundle;
+
+/// The task that keeps the credentials fresh.
+pub(super) struct Renewal {
+    options: CaOptions,
+    expected: Option<Identity>,
+    trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+    counters: Counters,
+    sender: Arc<watch::Sender<Option<Arc<Credentials>>>>,
+    pub(super) clock: Clock,
+    pub(super) timing: Timing,
+}
+
+/// The wall clock. Certificates live by it, so it, not the monotonic one, says when to renew.
+pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// Every duration that is ours to choose.
+#[derive(Clone, Copy)]
+pub(super) struct Timing {
+    /// The longest sleep between two looks at the wall clock, which may jump while we sleep.
+    pub(super) longest_sleep: Duration,
+    /// For a whole try: connecting, asking, answering.
+    pub(super) request_timeout: Duration,
+    /// The ceiling of the delay after the first failure.
+    pub(super) first_retry: Duration,
+    /// The highest ceiling.
+    pub(super) slowest_retry: Duration,
+}
+
+#[derive(Clone, Default)]
+struct Counters {
+    renewals: Family<[(&'static str, &'static str); 1], Counter>,
+    expiry: Gauge,
+}
+
+/// When the current certificate wants a successor.
+#[derive(Clone, Copy)]
+struct Schedule {
+    not_before: SystemTime,
+    renew_at: SystemTime,
+}
+
+impl Renewal {
+    pub(super) fn new(
+        options: CaOptions,
+        expected: Option<Identity>,
+        trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+        metrics: &Metrics,
+        sender: watch::Sender<Option<Arc<Credentials>>>,
+    ) -> Self {
+        Self {
+            options,
+            expected,
+            trust_bundle,
+            counters: Counters::register(metrics),
+            sender: Arc::new(sender),
+            clock: Arc::new(SystemTime::now),
+            timing: Timing::default(),
+        }
+    }
+
+    /// Runs until nobody holds a receiver.
+    pub(super) async fn run(self) {
+        let sender = self.sender.clone();
+        let (clock, longest_sleep) = (self.clock.clone(), self.timing.longest_sleep);
+        tokio::select! {
+            () = sender.closed() => {}
+            () = self.renew() => {}
+            () = announce_expiry(&sender, &clock, longest_sleep) => {}
+        }
+    }
+
+    async fn renew(mut self) {
+        loop {
+            let credentials = Arc::new(self.obtain().await);
+            let now = (self.clock)();
+            let schedule = Schedule::new(&credentials, now);
+            let expiry =
+                credentials.leaf.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.counters.expiry.set(i64::try_from(expiry.as_secs()).unwrap_or(i64::MAX));
+            info!(
+                names = credentials.leaf.display_names(),
+                serial = credentials.leaf.serial,
+                not_after = %humantime::format_rfc3339_seconds(credentials.leaf.not_after),
+                renewal = %humantime::format_rfc3339_seconds(schedule.renew_at),
+                "certificate received"
+            );
+            self.sender.send_replace(Some(credentials.clone()));
+            self.wait_until_due(&credentials, schedule).await;
+        }
+    }
+
+    /// Tries until it works.
+    async fn obtain(&mut self) -> Credentials {
+        let Timing { first_retry, slowest_retry, request_timeout, .. } = self.timing;
+        let mut backoff = Backoff::new(first_retry, slowest_retry);
+        loop {
+            let bundle = self.trust_bundle.borrow_and_update().clone();
+            let answer =
+                request(&self.options, self.expected.as_ref(), &bundle, request_timeout, &*self.clock).await;
+            match answer {
+                Ok(Answer { chain, key, leaf }) => {
+                    self.counters.count("success");
+                    let generation = self.sender.borrow().as_ref().map_or(0, |last| last.generation) + 1;
+                    return Credentials { chain, key, leaf, generation };
+                }
+                Err(error) => {
+                    self.counters.count(error.class());
+                    let delay = backoff.next_delay();
+                    self.complain(&error, delay);
+                    tokio::select! {
+                        () = tokio::time::sleep(delay) => {}
+                        // It may be what was wrong.
+                        () = changed(&mut self.trust_bundle) => backoff.reset(),
+                    }
+                }
+            }
+        }
+    }
+
+    fn complain(&self, error: &RequestError, delay: Duration) {
+        let time_left = self.sender.borrow().as_ref().map(|last| last.time_left((self.clock)()));
+        match time_left {
+            None => warn!(%error, retry_in = ?delay, "no certificate yet"),
+            Some(Duration::ZERO) => {
+                warn!(%error, retry_in = ?delay, "the certificate has expired and could not be renewed");
+            }
+            Some(left) => {
+                warn!(%error, retry_in = ?delay, valid_for = ?left, "the certificate could not be renewed");
+            }
+        }
+    }
+
+    async fn wait_until_due(&mut self, credentials: &Credentials, schedule: Schedule) {
+        loop {
+            let now = (self.clock)();
+            let Some(left) = schedule.time_left(now) else { return };
+            tokio::select! {
+                () = tokio::time::sleep(left.min(self.timing.longest_sleep)) => {}
+                () = changed(&mut self.trust_bundle) => {
+                    let bundle = self.trust_bundle.borrow_and_update().clone();
+                    if let Err(reason) = chains_to(&credentials.chain, &bundle, (self.clock)()) {
+                        info!(%reason, "the trust bundle no longer covers our certificate; renewing it now");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Schedule {
+    /// Half of the life that is left at `now`, a tenth of it more or less, so that what started together does not
+    /// renew together. The life before `now` does not count: certificates are back-dated.
+    fn new(credentials: &Credentials, now: SystemTime) -> Self {
+        let share = 0.4 + 0.2 * rand::random::<f64>();
+        let renew_at = now + credentials.time_left(now).mul_f64(share);
+        Self { not_before: credentials.leaf.not_before, renew_at }
+    }
+
+    /// `None` when it is time, which it also is if the clock was set back before the certificate's first moment.
+    fn time_left(&self, now: SystemTime) -> Option<Duration> {
+        if now < self.not_before {
+            return None;
+        }
+        self.renew_at.duration_since(now).ok().filter(|left| !left.is_zero())
+    }
+}
+
+impl Counters {
+    fn register(metrics: &Metrics) -> Self {
+        let counters = Self::default();
+        metrics.registry(|registry| {
+            registry.register(
+                "tidegate_certificate_renewals",
+                "Tries to get a certificate from the CA, by result",
+                counters.renewals.clone(),
+            );
+            registry.register(
+                "tidegate_certificate_expiry_timestamp_seconds",
+                "When the current certificate expires, in seconds since 1970; 0 while there is none",
+                counters.expiry.clone(),
+            );
+        });
+        counters
+    }
+
+    fn count(&self, result: &'static str) {
+        self.renewals.get_or_create(&[("result", result)]).inc();
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            longest_sleep: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(10),
+            first_retry: Duration::from_millis(100),
+            slowest_retry: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Wakes the watchers once when the current credentials expire.
+async fn announce_expiry(
+    sender: &watch::Sender<Option<Arc<Credentials>>>,
+    clock: &Clock,
+    longest_sleep: Duration,
+) {
+    let mut announced = 0;
+    loop {
+        let now = clock();
+        let current = sender.borrow().as_ref().map(|current| (current.generation, current.time_left(now)));
+        let sleep = match current {
+            Some((generation, Duration::ZERO)) if generation != announced => {
+                announced = generation;
+                sender.send_modify(|_| ());
+                longest_sleep
+            }
+            Some((_, left)) if !left.is_zero() => left.min(longest_sleep),
+            _ => longest_sleep,
+        };
+        tokio::time::sleep(sleep).await;
+    }
+}
+
+/// Returns when the bundle has changed; never, if it cannot change any more.
+async fn changed(bundle: &mut watch::Receiver<Arc<TrustBundle>>) {
+    if bundle.changed().await.is_err() {
+        pending::<()>().await;
+    }
+}

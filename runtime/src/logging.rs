@@ -1,0 +1,182 @@
+//! What a process says about itself: lines on standard error, as text or JSON, with a level that can be changed
+//! while it runs.
+
+use std::fmt;
+use std::io::{self, IsTerminal};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
+use tracing_subscriber::{Layer, Registry};
+
+/// The longest filter text that is read.
+const MAX_FILTER_BYTES: usize = 1024;
+
+/// How a process logs.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// What is logged: a level (error, warn, info, debug, trace, off), or levels per module such as
+    /// `info,tidegate_sidecar=debug`. Can be changed while running, at the admin address under /log.
+    #[arg(
+        id = "log_level",
+        long = "log-level",
+        env = "TIDEGATE_LOG_LEVEL",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
+    pub level: String,
+
+    /// How a log line is written.
+    #[arg(
+        id = "log_format",
+        long = "log-format",
+        env = "TIDEGATE_LOG_FORMAT",
+        value_enum,
+        default_value_t = LogFormat::Text,
+        value_name = "FORMAT"
+    )]
+    pub format: LogFormat,
+}
+
+/// How a log line is written.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Changes what is logged while the process runs. Clones share it.
+#[derive(Clone)]
+pub struct LogHandle {
+    filter: Option<reload::Handle<EnvFilter, Registry>>,
+    text: Arc<Mutex<String>>,
+}
+
+/// Why logging cannot be set up or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The text is no filter.
+    #[error("log filter {text:?}: {reason}")]
+    Filter {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The process has set up logging before.
+    #[error("logging is set up already")]
+    AlreadySetUp,
+    /// The subscriber that the handle steers is gone.
+    #[error("this process' logs are not steered by this handle any more")]
+    Gone,
+}
+
+/// Sets up logging for the whole process. Once a process.
+pub fn init(options: &LogOptions) -> Result<LogHandle, LogError> {
+    let filter = parse(&options.level)?;
+    let (filter, reload) = reload::Layer::new(filter);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let lines = match options.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
+    };
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::AlreadySetUp)?;
+    Ok(LogHandle { filter: Some(reload), text: Arc::new(Mutex::new(options.level.clone())) })
+}
+
+impl LogHandle {
+    /// A handle that checks and remembers filters but steers nothing: for a daemon inside a process whose logs are
+    /// set up by somebody else.
+    pub fn detached() -> Self {
+        Self { filter: None, text: Arc::new(Mutex::new("info".to_owned())) }
+    }
+
+    /// Logs by `text` from now on: a level, or levels per module.
+    pub fn set(&self, text: &str) -> Result<(), LogError> {
+        let filter = parse(text)?;
+        // Held over the change so that what `get` says is what was set last.
+        let mut current = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = &self.filter {
+            handle.reload(filter).map_err(|_| LogError::Gone)?;
+        }
+        text.trim().clone_into(&mut current);
+        Ok(())
+    }
+
+    /// The filter in force.
+    pub fn get(&self) -> String {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Debug for LogHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LogHandle").field(&self.get()).finish()
+    }
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+fn parse(text: &str) -> Result<EnvFilter, LogError> {
+    let error = |reason: String| LogError::Filter { text: text.chars().take(100).collect(), reason };
+    if text.trim().is_empty() {
+        return Err(error("empty; `off` logs nothing".to_owned()));
+    }
+    if text.len() > MAX_FILTER_BYTES {
+        return Err(error(format!("longer than {MAX_FILTER_BYTES} bytes")));
+    }
+    EnvFilter::builder().with_regex(false).parse(text.trim()).map_err(|source| error(source.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tracing::Level;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        log: LogOptions,
+    }
+
+    #[test]
+    fn flags_have_the_documented_defaults() {
+        assert_eq!(Program::parse_from(["x"]).log, LogOptions::default());
+        let given = Program::parse_from(["x", "--log-level", "debug", "--log-format", "json"]).log;
+        assert_eq!(given, LogOptions { level: "debug".to_owned(), format: LogFormat::Json });
+    }
+
+    #[test]
+    fn the_level_changes_while_the_process_runs() {
+        let handle = init(&LogOptions { level: "warn".to_owned(), format: LogFormat::Json }).unwrap();
+        assert!(!tracing::enabled!(Level::INFO));
+        handle.clone().set(" info,tidegate_runtime=debug\n").unwrap();
+        assert!(tracing::enabled!(Level::DEBUG));
+        assert!(!tracing::enabled!(target: "other", Level::DEBUG));
+        assert_eq!(handle.get(), "info,tidegate_runtime=debug");
+        assert!(matches!(init(&LogOptions::default()), Err(LogError::AlreadySetUp)));
+        handle.set("warn").unwrap();
+    }
+
+    #[test]
+    fn what_is_no_filter_is_refused_and_changes_nothing() {
+        let handle = LogHandle::detached();
+        for text in ["", " \n", "a=loud", "=,=", &"debug,".repeat(1000)] {
+            assert!(handle.set(text).is_err(), "{text:?}");
+        }
+        assert_eq!(handle.get(), "info");
+    }
+}

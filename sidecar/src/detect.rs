@@ -1,0 +1,108 @@
+//! A connection's first bytes, looked at before anything is answered.
+//!
+//! [`first_bytes`] tells TLS from everything else and reads the ClientHello, [`http2_preface`] tells plaintext HTTP/2
+//! from HTTP/1. Both are pure functions of the bytes so far: how a client cuts its bytes into segments and records
+//! makes no difference, and what cannot be read is refused, never taken for something else.
+
+pub mod client_hello;
+
+use tidegate_core::policy::Opening;
+
+pub use client_hello::{ClientHello, Malformed};
+
+/// The most bytes that are read before the first bytes must have shown what they are: a ClientHello of
+/// [`client_hello::MAX_MESSAGE`] bytes in [`client_hello::MAX_RECORDS`] records.
+pub const MAX_FIRST_BYTES: usize =
+    client_hello::MAX_MESSAGE + client_hello::MAX_RECORDS * client_hello::RECORD_HEADER;
+
+/// What HTTP/2 clients with prior knowledge send first (RFC 9113 §3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the first bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstBytes {
+    /// They could still be more than one thing.
+    Incomplete,
+    /// No TLS.
+    Plaintext,
+    /// TLS, with this ClientHello.
+    Tls(ClientHello),
+    /// They begin as TLS and are none that may go on.
+    Malformed(Malformed),
+}
+
+/// Whether plaintext is HTTP/2 with prior knowledge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preface {
+    /// It could still be.
+    Incomplete,
+    /// It is.
+    Http2,
+    /// It is not.
+    Other,
+}
+
+/// Looks at all bytes that a client has sent so far.
+pub fn first_bytes(bytes: &[u8]) -> FirstBytes {
+    match bytes {
+        [] | [client_hello::HANDSHAKE] => FirstBytes::Incomplete,
+        [client_hello::HANDSHAKE, client_hello::MAJOR_VERSION, ..] => match ClientHello::parse(bytes) {
+            Ok(Some(hello)) => FirstBytes::Tls(hello),
+            Ok(None) => FirstBytes::Incomplete,
+            Err(malformed) => FirstBytes::Malformed(malformed),
+        },
+        _ => FirstBytes::Plaintext,
+    }
+}
+
+/// Looks at all plaintext that a client has sent so far.
+pub fn http2_preface(bytes: &[u8]) -> Preface {
+    if bytes.starts_with(HTTP2_PREFACE) {
+        Preface::Http2
+    } else if HTTP2_PREFACE.starts_with(bytes) {
+        Preface::Incomplete
+    } else {
+        Preface::Other
+    }
+}
+
+impl FirstBytes {
+    /// What the policy is asked about; `None` as long as nothing can be asked.
+    pub fn opening(&self) -> Option<Opening<'_>> {
+        match self {
+            Self::Plaintext => Some(Opening::Plaintext),
+            Self::Tls(hello) => Some(match hello.alpn.mesh {
+                Some(protocol) => Opening::Mesh(protocol),
+                None => Opening::Tls { server_name: hello.server_name.as_ref().map(|name| name.as_str()) },
+            }),
+            Self::Incomplete | Self::Malformed(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_begin_as_tls_is_plaintext_from_its_first_byte() {
+        for bytes in [&b"G"[..], b"\x16G", b"\x15\x03", b"\x80\x2e\x01", b"\0", b"SSH-2.0"] {
+            assert_eq!(first_bytes(bytes), FirstBytes::Plaintext, "{bytes:?}");
+        }
+        for bytes in [&b""[..], b"\x16", b"\x16\x03", b"\x16\x03\x01\x00"] {
+            assert_eq!(first_bytes(bytes), FirstBytes::Incomplete, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn the_http2_preface_is_seen_whole_or_not_at_all() {
+        for cut in 0..HTTP2_PREFACE.len() {
+            assert_eq!(http2_preface(&HTTP2_PREFACE[..cut]), Preface::Incomplete);
+        }
+        assert_eq!(http2_preface(HTTP2_PREFACE), Preface::Http2);
+        assert_eq!(http2_preface(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0"), Preface::Http2);
+        for bytes in [&b"POST / HTTP/1.1"[..], b"PRI * HTTP/1.1", b"pri"] {
+            assert_eq!(http2_preface(bytes), Preface::Other, "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The sidecar's end of the policy stream: keeps one open, takes over what comes, answers for each resource.
+//!
+//! A policy that cannot be taken over is rejected with a reason and the last good one stays in force; one that is
+//! removed leaves the workload without a policy, which refuses everything. While the controller is away nothing
+//! changes: the last policy is the policy.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::ServerName;
+use tidegate_core::policy::InboundPolicy;
+use tidegate_proto::discovery as wire;
+use tidegate_runtime::backoff::Backoff;
+use tidegate_runtime::grpc;
+use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::readiness::Blocker;
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use wire::discovery_client::DiscoveryClient;
+
+use crate::snapshot::Publisher;
+
+/// The first delay before a stream is opened again, at the most.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// The longest delay: a controller that is back serves its sidecars again within this.
+const MOST_DELAY: Duration = Duration::from_secs(5);
+/// A stream that stayed open this long was a good one: the next failure starts from the shortest delay again.
+const GOOD_STREAM: Duration = Duration::from_secs(10);
+
+/// Whom to ask, and for whom.
+pub struct DiscoveryClientConfig {
+    /// The controller.
+    pub address: grpc::Address,
+    /// The name that its certificate must hold.
+    pub server_name: ServerName<'static>,
+    /// The workload (pod) that is served, `<namespace>/<name>`.
+    pub workload: String,
+    /// Names this process among the restarts of the workload's sidecar.
+    pub instance: String,
+}
+
+/// Keeps the snapshot's policy in step with the controller's; never returns.
+pub struct Discovery {
+    config: DiscoveryClientConfig,
+    credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    publisher: Arc<Publisher>,
+    /// Resource name to the version that is in force.
+    versions: HashMap<String, String>,
+    /// Keeps the process from being ready; dropped with the first policy.
+    waiting: Option<Blocker>,
+    channel: Channel,
+}
+
+/// Why a resource is not taken over.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("{0}")]
+    Malformed(#[from] tidegate_proto::ConversionError),
+    #[error("the resource has no body that this sidecar knows; it may be older than the controller")]
+    UnknownBody,
+    #[error("the policy is for workload {0:?}, not for {1:?}")]
+    OtherWorkload(String, String),
+    #[error("the policy is for identity {0}, which the sidecar's certificate does not hold")]
+    OtherIdentity(String),
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(#[from] tonic::Status),
+    #[error("the controller ended the stream")]
+    Closed,
+    #[error("a new certificate is there")]
+    NewCertificate,
+}
+
+impl Discovery {
+    /// Prepares the client; `waiting` blocks readiness until the first policy is there.
+    pub fn new(
+        config: DiscoveryClientConfig,
+        credentials: watch::Receiver<Option<Arc<Credentials>>>,
+        bundle: watch::Receiver<Arc<TrustBundle>>,
+        publisher: Arc<Publisher>,
+        waiting: Blocker,
+    ) -> Self {
+        let newest = credentials.clone();
+        let channel = grpc::channel(&config.address, config.server_name.clone(), move || {
+            let credentials = newest.borrow().clone()?;
+            let bundle = bundle.borrow().clone();
+            let tls = grpc::client_config(&bundle, Some(&credentials));
+            tls.inspect_err(|error| tracing::error!(%error, "no TLS towards the controller")).ok()
+        });
+        Self { config, credentials, publisher, versions: HashMap::new(), waiting: Some(waiting), channel }
+    }
+
+    /// Opens a stream, and another one whenever it ends.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new(FIRST_DELAY, MOST_DELAY);
+        loop {
+            self.valid_credentials().await;
+            let opened = SystemTime::now();
+            let Err(end) = self.stream().await;
+            if matches!(end, StreamEnd::NewCertificate) {
+                tracing::debug!("opening the policy stream anew with the new certificate");
+                continue;
+            }
+            if opened.elapsed().is_ok_and(|time| time > GOOD_STREAM) {
+                backoff.reset();
+            }
+            let delay = backoff.next_delay();
+            tracing::warn!(reason = %end, ?delay, controller = %self.config.address,
+                "the policy stream ended; the policy in force stays");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// Waits until there is a certificate that the controller can accept.
+    async fn valid_credentials(&mut self) {
+        let valid = |credentials: &Option<Arc<Credentials>>| {
+            credentials.as_ref().is_some_and(|credentials| !credentials.is_expired(SystemTime::now()))
+        };
+        if self.credentials.wait_for(valid).await.is_err() {
+            // The renewal is gone, and this process with it.
+            pending::<()>().await;
+        }
+    }
+
+    async fn stream(&mut self) -> Result<std::convert::Infallible, StreamEnd> {
+        let (requests, outgoing) = mpsc::channel(4);
+        let hello = wire::Hello {
+            node: Some(wire::Node {
+                workload: self.config.workload.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                instance: self.config.instance.clone(),
+            }),
+            known_versions: self.versions.clone(),
+        };
+        let message = |message| wire::DiscoveryRequest { message: Some(message) };
+        // The queue is empty and its other end is in this function.
+        let _ = requests.send(message(wire::discovery_request::Message::Hello(hello))).await;
+
+        let generation = self.credentials.borrow().as_ref().map(|credentials| credentials.generation);
+        let mut credentials = self.credentials.clone();
+        let renewed = credentials.wait_for(|credentials| {
+            credentials.as_ref().map(|credentials| credentials.generation) != generation
+        });
+        tokio::pin!(renewed);
+
+        let mut client = DiscoveryClient::new(self.channel.clone());
+        let mut responses = client.stream(ReceiverStream::new(outgoing)).await?.into_inner();
+        tracing::info!(controller = %self.config.address, "the policy stream is open");
+        loop {
+            let response = tokio::select! {
+                response = responses.message() => response?.ok_or(StreamEnd::Closed)?,
+                _ = &mut renewed => return Err(StreamEnd::NewCertificate),
+            };
+            let ack = self.take_over(response);
+            if requests.send(message(wire::discovery_request::Message::Ack(ack))).await.is_err() {
+                return Err(StreamEnd::Closed);
+            }
+        }
+    }
+
+    fn take_over(&mut self, response: wire::DiscoveryResponse) -> wire::Ack {
+        let mut rejections = Vec::new();
+        for resource in response.resources {
+            let (name, version) = (resource.name.clone(), resource.version.clone());
+            match self.policy(resource) {
+                Ok(policy) => {
+                    tracing::info!(%version, ports = policy.ports.len(), "a new inbound policy is in force");
+                    self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
+                    self.versions.insert(name, version);
+                    self.waiting = None;
+                }
+                Err(refusal) => {
+                    let reason = refusal.to_string();
+                    tracing::error!(%name, %version, %reason, "a policy is refused; the one in force stays");
+                    rejections.push(wire::Rejection { name, version, reason });
+                }
+            }
+        }
+        for name in response.removed {
+            if self.versions.remove(&name).is_some() {
+                tracing::warn!(%name, "the inbound policy is gone; all traffic is refused");
+                self.publisher.update(|snapshot| snapshot.policy = None);
+            }
+        }
+        wire::Ack { nonce: response.nonce, rejections }
+    }
+
+    fn policy(&self, resource: wire::Resource) -> Result<InboundPolicy, Refusal> {
+        let Some(wire::resource::Body::InboundPolicy(policy)) = resource.body else {
+            return Err(Refusal::UnknownBody);
+        };
+        let policy = InboundPolicy::try_from(policy)?;
+        if *policy.workload != *self.config.workload {
+            return Err(Refusal::OtherWorkload(policy.workload.to_string(), self.config.workload.clone()));
+        }
+        let credentials = self.credentials.borrow();
+        let names = credentials.as_ref().map(|credentials| credentials.leaf.sans.as_slice()).unwrap_or_default();
+        let ours = tidegate_core::Identity::from_sans(names, policy.identity.trust_domain());
+        if ours.as_ref() != Some(&policy.identity) {
+            return Err(Refusal::OtherIdentity(policy.identity.to_string()));
+        }
+        Ok(policy)
+    }
+}

@@ -1,0 +1,341 @@
+//! A connection's story, top to bottom: who may connect, what the first bytes are, what the policy makes of them, the
+//! handshake, and on to HTTP or to opaque bytes.
+//!
+//! Whatever is not let in by a rule ends here, with its reason in the log: by RST before TLS, by an alert of TLS for
+//! the client certificate's sake, by `403` inside HTTP.
+
+mod certificates;
+mod first_bytes;
+mod opaque;
+mod refusal;
+
+use std::cell::{Cell, OnceCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::BytesMut;
+use rustls_pki_types::UnixTime;
+use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Reason, Terms};
+use tokio::net::TcpStream;
+
+use crate::detect::{ClientHello, FirstBytes, Preface};
+use crate::http;
+use crate::lifeline::{Lifeline, Wait};
+use crate::listener::{self, Listen};
+use crate::session::{ConnectionInfo, Gate, Review};
+use crate::snapshot::Snapshot;
+use crate::stream::ClientStream;
+use crate::tls::ServerTls;
+use crate::tls::stream::TlsStream;
+use crate::worker::Worker;
+
+pub(crate) use certificates::Certificates;
+pub(crate) use refusal::RefusalLog;
+
+use certificates::Verified;
+use first_bytes::Received;
+use refusal::Refusal;
+
+/// Where a connection comes from and which way it goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    /// Address of the TCP peer.
+    pub(crate) peer: SocketAddr,
+    /// Where it came in.
+    pub(crate) listen: Listen,
+}
+
+/// What the worker knows of a connection, to end it when it has to.
+#[derive(Default)]
+pub(crate) struct Connection {
+    gate: OnceCell<Rc<Gate>>,
+    /// Life of the client's certificate chain.
+    life: Cell<Option<Life>>,
+    is_opaque: Cell<bool>,
+}
+
+/// The end of a certificate chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Life {
+    /// From when on a connection that it has opened takes no new requests.
+    last_call: SystemTime,
+    /// From when on it is worth nothing.
+    end: SystemTime,
+}
+
+/// A client is told to come back with its next certificate this long before its last one ends, or a tenth of the
+/// certificate's life before if that is less.
+const LAST_CALL: Duration = Duration::from_secs(30);
+
+/// What a connection's story is told with.
+struct Story<'w> {
+    worker: &'w Rc<Worker>,
+    route: Route,
+    connection: &'w Connection,
+    line: &'w Lifeline,
+    accepted: SystemTime,
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    io: TcpStream,
+    route: Route,
+    connection: &Connection,
+    line: &Lifeline,
+) {
+    let story = Story { worker, route, connection, line, accepted: SystemTime::now() };
+    let snapshot = worker.snapshots.current();
+    let Some(policy) = snapshot.policy.as_deref() else {
+        return story.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
+    };
+    let (port, source) = (route.listen.port, route.peer.ip());
+    if let Err(denial) = policy.admit(port, source) {
+        return story.refuse(io, None, &denial.into());
+    }
+    if policy.serves_first(port, source) {
+        return Box::pin(story.pass_on(io, BytesMut::new(), None)).await;
+    }
+    drop(snapshot);
+
+    line.within(worker.env.limits.detect, Wait::FirstBytes);
+    let (first, received) = match first_bytes::receive(&io, line).await {
+        Received::Bytes(first, received) => (first, received),
+        // Nothing was asked, so nothing is answered: the end is an orderly one.
+        Received::Nothing => return,
+    };
+
+    // Asked anew: the client may have taken its time.
+    let snapshot = worker.snapshots.current();
+    let Some(policy) = snapshot.policy.as_deref() else {
+        return story.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
+    };
+    let hello = match &first {
+        FirstBytes::Tls(hello) => Some(hello),
+        FirstBytes::Malformed(malformed) => return story.refuse(io, None, &(*malformed).into()),
+        FirstBytes::Plaintext | FirstBytes::Incomplete => None,
+    };
+    let Some(opening) = first.opening() else { return };
+    let terms = match policy.open(port, source, opening) {
+        Ok(terms) => terms,
+        Err(denial) => return story.refuse(io, hello, &denial.into()),
+    };
+    let app = policy.ports.get(&port).map_or(AppProtocol::Http, |port| port.protocol);
+    match (terms, hello) {
+        (Terms::IngressPlaintext, _) => Box::pin(story.plaintext(io, received)).await,
+        (Terms::Opaque, hello) => Box::pin(story.pass_on(io, received, hello)).await,
+        (Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), Some(hello)) => {
+            let Some(tls) = &snapshot.tls else { return story.refuse(io, Some(hello), &Refusal::NotReady) };
+            let Some((stream, info, life)) =
+                Box::pin(story.handshake(io, received, &snapshot, tls, terms, hello, app)).await
+            else {
+                return;
+            };
+            drop(snapshot);
+            story.secured(stream, info, life).await;
+        }
+        (Terms::BadRequest | Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), _) => {
+            story.refused(hello, &Denial::new(Reason::PlaintextRequired).into());
+            Box::pin(refusal::bad_request(io, line, &worker.env.clock)).await;
+        }
+    }
+}
+
+impl Story<'_> {
+    /// Plaintext HTTP of either version.
+    async fn plaintext(&self, io: TcpStream, received: BytesMut) {
+        let Some((preface, received)) = first_bytes::preface(&io, self.line, received).await else { return };
+        let snapshot = self.worker.snapshots.current();
+        let info = self.info(&io, Terms::IngressPlaintext, None, &snapshot);
+        let Some(gate) = self.open_gate(info, None, &snapshot) else { return listener::reset(io) };
+        drop(snapshot);
+        let stream = ClientStream::Plain(io);
+        match preface {
+            Preface::Http2 => self.http2(stream, received, gate).await,
+            Preface::Incomplete | Preface::Other => self.http1(stream, received, gate).await,
+        }
+    }
+
+    /// The TLS handshake, and what it has shown; `None` if the connection has ended.
+    #[expect(clippy::too_many_arguments, reason = "all that was learnt so far, none of it needed afterwards")]
+    async fn handshake(
+        &self,
+        io: TcpStream,
+        received: BytesMut,
+        snapshot: &Snapshot,
+        tls: &Arc<ServerTls>,
+        terms: Terms,
+        hello: &ClientHello,
+        app: AppProtocol,
+    ) -> Option<(Box<TlsStream>, ConnectionInfo, Option<Life>)> {
+        let totals = self.worker.env.telemetry.totals();
+        let config = tls.config(terms, hello.alpn, app)?.clone();
+        self.line.within(self.worker.env.limits.handshake, Wait::Handshake);
+        let stream = match self.line.guard(TlsStream::accept(io, received, config)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                totals.handshakes_failed.add(1);
+                self.refused(Some(hello), &Refusal::handshake(error.cause));
+                refusal::linger(error.io, self.line).await;
+                return None;
+            }
+            Err(_) => {
+                totals.handshakes_failed.add(1);
+                return None;
+            }
+        };
+        totals.handshakes.add(1);
+        let verified = match stream.peer_certificates() {
+            Some(chain) => match self.worker.certificates.borrow_mut().intern(chain) {
+                Ok(verified) => Some(verified),
+                Err(error) => {
+                    self.refused(Some(hello), &error.into());
+                    return None;
+                }
+            },
+            None => None,
+        };
+        // While hands were shaken, the trust bundle may have changed.
+        let newest = self.worker.snapshots.current();
+        if let (Some(newest), Some(verified)) = (&newest.tls, &verified)
+            && newest.bundle != tls.bundle
+            && let Err(error) = newest.verify_again(&verified.certificate.chain, UnixTime::now())
+        {
+            self.refused(Some(hello), &error.into());
+            return None;
+        }
+        let (client, life) = verified.map(|Verified { certificate, life }| (certificate, life)).unzip();
+        let mut info = self.info(stream.socket(), terms, Some(hello), snapshot);
+        info.tls = true;
+        info.client = client;
+        Some((stream, info, life))
+    }
+
+    /// What is inside TLS.
+    async fn secured(&self, stream: Box<TlsStream>, info: ConnectionInfo, life: Option<Life>) {
+        let snapshot = self.worker.snapshots.current();
+        let terms = info.terms;
+        let is_http2 = stream.alpn_protocol() == Some(b"h2");
+        let stream = ClientStream::Tls(stream);
+        let Some(gate) = self.open_gate(info, life, &snapshot) else { return stream.reset() };
+        drop(snapshot);
+        match terms {
+            Terms::MeshTls(MeshProtocol::Tcp) => match &*gate.decide() {
+                Decision::Allow(_) => Box::pin(self.pump(stream, BytesMut::new(), gate)).await,
+                Decision::Deny(denial) => {
+                    self.worker.refusals.refused_connection(self, gate.info(), denial);
+                    stream.reset();
+                }
+            },
+            Terms::MeshTls(MeshProtocol::Http2) => self.http2(stream, BytesMut::new(), gate).await,
+            _ if is_http2 => self.http2(stream, BytesMut::new(), gate).await,
+            _ => self.http1(stream, BytesMut::new(), gate).await,
+        }
+    }
+
+    /// Opaque bytes under an ingress rule, or of an app that speaks first.
+    async fn pass_on(&self, io: TcpStream, received: BytesMut, hello: Option<&ClientHello>) {
+        let snapshot = self.worker.snapshots.current();
+        let info = self.info(&io, Terms::Opaque, hello, &snapshot);
+        let Some(gate) = self.open_gate(info, None, &snapshot) else { return listener::reset(io) };
+        drop(snapshot);
+        match &*gate.decide() {
+            Decision::Allow(_) => self.pump(ClientStream::Plain(io), received, gate.clone()).await,
+            Decision::Deny(denial) => {
+                self.worker.refusals.refused_connection(self, gate.info(), denial);
+                listener::reset(io);
+            }
+        }
+    }
+
+    async fn pump(&self, stream: ClientStream, received: BytesMut, gate: Rc<Gate>) {
+        self.connection.is_opaque.set(true);
+        opaque::serve(stream, received, &gate, self.line, &self.worker.env).await;
+    }
+
+    async fn http1(&self, stream: ClientStream, received: BytesMut, gate: Rc<Gate>) {
+        Box::pin(http::h1::serve(stream, received, &gate, self.line, &self.worker.env)).await;
+    }
+
+    async fn http2(&self, stream: ClientStream, received: BytesMut, gate: Rc<Gate>) {
+        let line = self.line.clone();
+        Box::pin(http::h2::serve(stream, received, gate, line, self.worker.env.clone())).await;
+    }
+
+    fn info(
+        &self,
+        io: &TcpStream,
+        terms: Terms,
+        hello: Option<&ClientHello>,
+        snapshot: &Snapshot,
+    ) -> ConnectionInfo {
+        let listen = self.route.listen;
+        ConnectionInfo {
+            peer: self.route.peer,
+            local: io.local_addr().unwrap_or(listen.address),
+            port: listen.port,
+            app: listen.app,
+            terms,
+            tls: false,
+            server_name: hello.and_then(|hello| hello.server_name.as_ref()).map(|name| name.as_str().into()),
+            client: None,
+            identity: self.worker.identity(snapshot),
+            accepted: self.accepted,
+        }
+    }
+
+    /// From here on, changes of policy and certificates reach the connection. `None` if one was faster.
+    fn open_gate(&self, info: ConnectionInfo, life: Option<Life>, snapshot: &Snapshot) -> Option<Rc<Gate>> {
+        let gate = Rc::new(Gate::new(Rc::new(info), self.worker.snapshots.clone()));
+        if let Review::Revoke(denial) = gate.review(snapshot) {
+            self.worker.refusals.refused_connection(self, gate.info(), &denial);
+            return None;
+        }
+        self.line.at_ease();
+        self.connection.life.set(life);
+        // Only ever opened once.
+        let _ = self.connection.gate.set(gate.clone());
+        Some(gate)
+    }
+
+    /// Ends the connection by RST, with the reason in the log.
+    fn refuse(&self, io: TcpStream, hello: Option<&ClientHello>, refusal: &Refusal) {
+        self.refused(hello, refusal);
+        listener::reset(io);
+    }
+
+    fn refused(&self, hello: Option<&ClientHello>, refusal: &Refusal) {
+        self.worker.refusals.refused(self, hello, refusal);
+    }
+}
+
+impl Connection {
+    /// What decides about it, once that is known.
+    pub(crate) fn gate(&self) -> Option<&Rc<Gate>> {
+        self.gate.get()
+    }
+
+    /// Whether there is no telling what is in flight.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.is_opaque.get()
+    }
+
+    /// If the client certificate is about to end: the time that is left.
+    pub(crate) fn should_finish(&self, now: SystemTime) -> Option<Duration> {
+        let life = self.life.get().filter(|life| life.last_call <= now)?;
+        Some(life.end.duration_since(now).unwrap_or_default())
+    }
+}
+
+impl Life {
+    fn new(start: SystemTime, end: SystemTime) -> Self {
+        let length = end.duration_since(start).unwrap_or_default();
+        let last_call = end.checked_sub((length / 10).min(LAST_CALL)).unwrap_or(end);
+        Self { last_call, end }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! Client certificates that were verified, each held once however many connections it has opened.
+
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+use std::time::SystemTime;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use rustls_pki_types::CertificateDer;
+use tidegate_core::PeerCertificate;
+use tidegate_core::certificate::CertificateError;
+
+use super::Life;
+use crate::http::client_certificate;
+use crate::session::ClientCertificate;
+
+/// The client certificates of a worker's connections.
+#[derive(Default)]
+pub(crate) struct Certificates {
+    by_digest: HashMap<[u8; 32], Held>,
+}
+
+/// A client certificate and the end of its chain.
+pub(super) struct Verified {
+    pub(super) certificate: Rc<ClientCertificate>,
+    pub(super) life: Life,
+}
+
+struct Held {
+    certificate: Weak<ClientCertificate>,
+    life: Life,
+}
+
+impl Certificates {
+    /// The certificate of a chain that was verified, leaf first.
+    pub(super) fn intern(&mut self, chain: &[CertificateDer<'static>]) -> Result<Verified, CertificateError> {
+        let digest = digest(chain);
+        if let Some(held) = self.by_digest.get(&digest)
+            && let Some(certificate) = held.certificate.upgrade()
+        {
+            return Ok(Verified { certificate, life: held.life });
+        }
+        let (leaf_der, issuers) = chain.split_first().ok_or(CertificateError::Der)?;
+        let leaf = PeerCertificate::from_der(leaf_der)?;
+        let life = Life::new(leaf.not_before, end(&leaf, issuers));
+        let certificate = Rc::new(ClientCertificate {
+            forwarded: client_certificate::forwarded(&leaf, leaf_der),
+            names: leaf.display_names().into(),
+            chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
+            leaf,
+        });
+        self.by_digest.insert(digest, Held { certificate: Rc::downgrade(&certificate), life });
+        Ok(Verified { certificate, life })
+    }
+
+    /// Forgets those that no connection holds any more.
+    pub(crate) fn sweep(&mut self) {
+        if self.by_digest.values().any(|held| held.certificate.strong_count() == 0) {
+            self.by_digest.retain(|_, held| held.certificate.strong_count() > 0);
+        }
+    }
+}
+
+/// A chain ends with the first of its certificates that does.
+fn end(leaf: &PeerCertificate, issuers: &[CertificateDer<'_>]) -> SystemTime {
+    let of_issuers = issuers.iter().filter_map(|issuer| PeerCertificate::from_der(issuer).ok());
+    of_issuers.map(|issuer| issuer.not_after).fold(leaf.not_after, SystemTime::min)
+}
+
+fn digest(chain: &[CertificateDer<'_>]) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    for certificate in chain {
+        // With the length, so that no two chains are the same bytes.
+        context.update(&certificate.len().to_be_bytes());
+        context.update(certificate);
+    }
+    let mut digest = [0; 32];
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    fn certificate(name: &str) -> CertificateDer<'static> {
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    #[test]
+    fn a_certificate_is_held_once_for_as_long_as_somebody_needs_it() {
+        let mut certificates = Certificates::default();
+        let (one, other) = (certificate("a.example"), certificate("b.example"));
+        let first = certificates.intern(&[one.clone()]).unwrap().certificate;
+        let second = certificates.intern(&[one.clone()]).unwrap().certificate;
+        let longer = certificates.intern(&[one.clone(), other.clone()]).unwrap().certificate;
+        assert!(Rc::ptr_eq(&first, &second) && !Rc::ptr_eq(&first, &longer));
+        assert_eq!(&*first.names, "DNS:a.example");
+        drop((first, second));
+        certificates.sweep();
+        assert_eq!(certificates.by_digest.len(), 1);
+        drop(longer);
+        certificates.sweep();
+        assert!(certificates.by_digest.is_empty());
+    }
+}

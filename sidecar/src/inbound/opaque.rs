@@ -1,0 +1,84 @@
+//! Bytes that are passed on unseen, both ways.
+
+mod pump;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+
+use crate::http::Env;
+use crate::lifeline::{Lifeline, Wait};
+use crate::listener;
+use crate::session::Gate;
+use crate::stream::ClientStream;
+use crate::telemetry::{Record, ResponseFlag};
+use pump::Pump;
+
+/// Connects a client that was let in to the app, and carries their bytes until both are done. An end that is not an
+/// orderly one is told to the other side by RST.
+pub(super) async fn serve(
+    client: ClientStream,
+    received: BytesMut,
+    gate: &Rc<Gate>,
+    line: &Lifeline,
+    env: &Rc<Env>,
+) {
+    let info = gate.info();
+    let record = |pump: Option<&Pump>, flag, details| {
+        env.telemetry.record(&Record {
+            connection: Some(info),
+            decision: Some(&gate.decide()),
+            start: Some(info.accepted),
+            duration: SystemTime::now().duration_since(info.accepted).unwrap_or_default(),
+            flag,
+            details,
+            received: pump.map_or(0, Pump::received),
+            sent: pump.map_or(0, Pump::sent),
+            ..Record::default()
+        });
+    };
+    let app = match connect(info.app, line, env).await {
+        Ok(app) => app,
+        Err(details) => {
+            record(None, ResponseFlag::UpstreamConnectionFailure, details);
+            return client.reset();
+        }
+    };
+    line.at_ease();
+    let mut pump = Pump::new(client, app, &received);
+    drop(received);
+    match line.guard(pump.run(line, env.limits.body)).await {
+        Ok(Ok(())) => record(Some(&pump), ResponseFlag::None, "via_upstream"),
+        Ok(Err(failure)) => {
+            record(Some(&pump), failure.flag(), failure.details());
+            pump.reset();
+        }
+        Err(ended) => {
+            record(Some(&pump), ResponseFlag::None, ended.0.details());
+            pump.reset();
+        }
+    }
+}
+
+async fn connect(app: SocketAddr, line: &Lifeline, env: &Env) -> Result<TcpStream, &'static str> {
+    line.within(env.limits.connect, Wait::Connect);
+    match line.guard(TcpStream::connect(app)).await {
+        Ok(Ok(io)) => {
+            let _ = io.set_nodelay(true);
+            Ok(io)
+        }
+        Ok(Err(_)) => Err("upstream_connection_refused"),
+        Err(_) => Err("upstream_connection_timeout"),
+    }
+}
+
+impl Pump {
+    fn reset(self) {
+        let (client, app) = self.into_parts();
+        client.reset();
+        listener::reset(app);
+    }
+}

@@ -1,0 +1,228 @@
+//! The sidecar's flags. Each is also an environment variable; all are checked before anything starts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser};
+use rustls_pki_types::ServerName;
+use tidegate_runtime::grpc;
+use tidegate_runtime::identity::CaOptions;
+use tidegate_runtime::logging::LogOptions;
+
+use crate::limits::Limits;
+use crate::telemetry::access_log::{AccessLogFormat, AccessLogTarget};
+
+/// The data plane of one workload: terminates mutual TLS, enforces its inbound policy, logs and counts.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "tidegate-sidecar", version)]
+pub struct Options {
+    /// The workload (pod) that is served.
+    #[arg(long, env = "TIDEGATE_WORKLOAD", value_name = "NAMESPACE/NAME", value_parser = parse_workload)]
+    pub workload: String,
+
+    /// Where to listen and which address of the app to pass connections to, such as 10.1.2.3:14001=127.0.0.1:14001.
+    /// The app's port is the port that policies speak of. May be repeated, or separated by commas.
+    #[arg(long, env = "TIDEGATE_INBOUND", value_name = "LISTEN=APP", required = true, value_delimiter = ',')]
+    pub inbound: Vec<Inbound>,
+
+    /// The controller: https://host:port.
+    #[arg(long, env = "TIDEGATE_DISCOVERY_ADDRESS", value_name = "URL")]
+    pub discovery_address: grpc::Address,
+
+    /// The name that the controller's certificate must hold.
+    #[arg(
+        long,
+        env = "TIDEGATE_DISCOVERY_SERVER_NAME",
+        value_name = "NAME",
+        default_value = "tidegate-controller.tidegate-system.cluster.local",
+        value_parser = parse_server_name
+    )]
+    pub discovery_server_name: ServerName<'static>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub ca: CaOptions,
+
+    /// Admin address: /ready, /live, /metrics, /config, /log. Loopback only.
+    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
+    pub admin_address: SocketAddr,
+
+    /// Data worker threads [default: the processors this process may use]
+    #[arg(long, env = "TIDEGATE_WORKERS", value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+
+    /// Form of the access log.
+    #[arg(long, env = "TIDEGATE_ACCESS_LOG_FORMAT", value_enum, default_value = "json")]
+    pub access_log_format: AccessLogFormat,
+
+    /// File for the access log [default: standard output]
+    #[arg(long, env = "TIDEGATE_ACCESS_LOG_FILE", value_name = "FILE")]
+    pub access_log_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub limits: LimitOptions,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogOptions,
+}
+
+/// Where connections are taken, and where they go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// Address that is listened on.
+    pub listen: SocketAddr,
+    /// The app's address; its port is the policy's.
+    pub app: SocketAddr,
+}
+
+/// A text that is no `LISTEN=APP`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not of the form LISTEN_IP:PORT=APP_IP:PORT")]
+pub struct InboundError(String);
+
+/// Bounds of the data plane.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitOptions {
+    /// For the first bytes of a connection.
+    #[arg(long, env = "TIDEGATE_DETECT_TIMEOUT", value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    pub detect_timeout: Duration,
+    /// For a TLS handshake.
+    #[arg(long, env = "TIDEGATE_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub handshake_timeout: Duration,
+    /// For a request's head, from its first byte to its last.
+    #[arg(long, env = "TIDEGATE_HEADERS_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub headers_timeout: Duration,
+    /// Between two requests of a connection; longer than the ingress controller's own keep-alive time.
+    #[arg(long, env = "TIDEGATE_IDLE_TIMEOUT", value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub idle_timeout: Duration,
+    /// Without progress in a body.
+    #[arg(long, env = "TIDEGATE_BODY_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub body_timeout: Duration,
+    /// For the TCP handshake with the app.
+    #[arg(long, env = "TIDEGATE_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// How long an unused connection to the app is kept; shorter than the app's own keep-alive time.
+    #[arg(long, env = "TIDEGATE_UPSTREAM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "750ms", value_parser = duration)]
+    pub upstream_idle_timeout: Duration,
+    /// How long requests in flight may take once the policy no longer allows them.
+    #[arg(long, env = "TIDEGATE_REVOCATION_GRACE", value_name = "DURATION", default_value = "500ms", value_parser = duration)]
+    pub revocation_grace: Duration,
+    /// How long requests in flight may take once the sidecar shuts down; shorter than the pod's grace period.
+    #[arg(long, env = "TIDEGATE_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub drain_timeout: Duration,
+    /// Bytes of a request's or answer's head.
+    #[arg(long, env = "TIDEGATE_MAX_HEAD_BYTES", value_name = "BYTES", default_value_t = 65536)]
+    pub max_head_bytes: usize,
+    /// Header fields in a head.
+    #[arg(long, env = "TIDEGATE_MAX_HEADERS", value_name = "COUNT", default_value_t = 128)]
+    pub max_headers: usize,
+    /// Connections of clients at the same time.
+    #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 16384)]
+    pub max_connections: usize,
+    /// Unused connections to the app that each worker keeps.
+    #[arg(long, env = "TIDEGATE_MAX_UPSTREAM_IDLE", value_name = "COUNT", default_value_t = 256)]
+    pub max_upstream_idle: usize,
+    /// Requests at the same time on one HTTP/2 connection.
+    #[arg(long, env = "TIDEGATE_MAX_STREAMS", value_name = "COUNT", default_value_t = 128)]
+    pub max_streams: u32,
+}
+
+impl Options {
+    /// Where the access log goes.
+    pub fn access_log_target(&self) -> AccessLogTarget {
+        self.access_log_file.clone().map_or(AccessLogTarget::Stdout, AccessLogTarget::File)
+    }
+}
+
+impl From<&LimitOptions> for Limits {
+    fn from(options: &LimitOptions) -> Self {
+        Self {
+            detect: options.detect_timeout,
+            handshake: options.handshake_timeout,
+            headers: options.headers_timeout,
+            idle: options.idle_timeout,
+            body: options.body_timeout,
+            connect: options.connect_timeout,
+            upstream_idle: options.upstream_idle_timeout,
+            revocation: options.revocation_grace,
+            drain: options.drain_timeout,
+            head_bytes: options.max_head_bytes,
+            header_count: options.max_headers,
+            connections: options.max_connections,
+            upstream_idle_connections: options.max_upstream_idle,
+            streams: options.max_streams,
+        }
+    }
+}
+
+impl FromStr for Inbound {
+    type Err = InboundError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (listen, app) = text.split_once('=')?;
+            Some(Self { listen: listen.trim().parse().ok()?, app: app.trim().parse().ok()? })
+        };
+        parse().filter(|inbound| inbound.app.port() != 0).ok_or_else(|| InboundError(text.to_owned()))
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
+}
+
+fn parse_workload(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!("{text:?} is not of the form NAMESPACE/NAME")),
+    }
+}
+
+fn parse_server_name(text: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(text.to_owned()).map_err(|_| format!("{text:?} is neither a DNS name nor an IP address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEEDED: [&str; 9] = [
+        "tidegate-sidecar",
+        "--workload",
+        "httpbin/httpbin-0",
+        "--inbound",
+        "127.0.7.1:14001=127.0.0.1:14001",
+        "--discovery-address",
+        "https://localhost:15128",
+        "--ca-address",
+        "https://localhost:15012",
+    ];
+
+    #[test]
+    fn the_defaults_of_the_flags_are_the_defaults_of_the_limits() {
+        let options = Options::parse_from(NEEDED);
+        assert_eq!(Limits::from(&options.limits), Limits::default());
+    }
+
+    #[test]
+    fn a_bad_value_names_the_flag_and_the_value() {
+        for (flag, value) in [
+            ("--inbound", "127.0.0.1"),
+            ("--inbound", "127.0.0.1:1=127.0.0.1:0"),
+            ("--workload", "httpbin"),
+            ("--discovery-address", "http://localhost"),
+            ("--detect-timeout", "soon"),
+            ("--workers", "0"),
+        ] {
+            let error = Options::try_parse_from(NEEDED.iter().copied().chain([flag, value])).unwrap_err().to_string();
+            assert!(error.contains(flag) && error.contains(value), "{error}");
+        }
+    }
+}

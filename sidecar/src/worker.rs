@@ -1,0 +1,476 @@
+//! The threads that carry traffic. Each has a runtime of its own and shares nothing with the others but counts of
+//! how busy they are; a connection lives and ends on one of them.
+//!
+//! [`Workers::start`] opens the listeners and starts the threads. A worker gives each connection a task
+//! (`inbound::serve`) and watches over all of them: deadlines and certificates on a tick, policy and trust bundle
+//! whenever they change, and the drain at the end.
+
+mod review;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use tidegate_runtime::drain::Outcome;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{Notify, mpsc, watch};
+use tracing::{debug, info, warn};
+
+use crate::http::Env;
+use crate::inbound::{self, Certificates, Connection, RefusalLog};
+use crate::lifeline::{Cause, Registry};
+use crate::limits::Limits;
+use crate::listener::{self, Listen};
+use crate::snapshot::{Snapshot, Snapshots};
+
+/// How often deadlines are looked at, and how late one may be.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The same while draining, when somebody waits for the end.
+const DRAIN_TICK: Duration = Duration::from_millis(20);
+
+/// How long connections may take to notice that they are closed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// File descriptors that are left for what is no connection.
+const OTHER_FILES: u64 = 64;
+
+/// What workers are made of.
+pub struct WorkersConfig {
+    /// Threads; at least one.
+    pub count: usize,
+    /// Where connections come in.
+    pub listens: Vec<Listen>,
+    /// How much and how long.
+    pub limits: Limits,
+    /// What the control thread knows.
+    pub snapshots: Snapshots,
+    /// Makes the HTTP environment of one worker; called on each worker's thread.
+    pub environment: Arc<dyn Fn(Rc<Limits>) -> Rc<Env> + Send + Sync>,
+}
+
+/// Starts worker threads.
+pub struct Workers;
+
+/// Worker threads. Dropped, they end without a drain.
+pub struct RunningWorkers {
+    addresses: Vec<SocketAddr>,
+    command: watch::Sender<Command>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// How busy the workers are, at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Connections that are open.
+    pub connections: usize,
+    /// Connections that were ended at once because there were too many; since the start.
+    pub shed: u64,
+    /// Times that no connection could be accepted; since the start.
+    pub accept_errors: u64,
+}
+
+/// Why workers cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread or its runtime cannot be made.
+    #[error("cannot start a worker: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// What the workers are told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Serve.
+    Serve,
+    /// Take no more connections, let those that there are finish until then, and end.
+    Drain(Instant),
+}
+
+/// One thread's connections and all that they share.
+pub(crate) struct Worker {
+    pub(crate) snapshots: Snapshots,
+    pub(crate) env: Rc<Env>,
+    pub(crate) certificates: RefCell<Certificates>,
+    pub(crate) refusals: RefusalLog,
+    registry: Registry<Connection>,
+    /// The workload's SPIFFE URI, with the generation of the policy that it is from.
+    identity: RefCell<(u64, Arc<str>)>,
+    draining: Cell<Option<Instant>>,
+    /// The registry has got its first connection.
+    arrived: Notify,
+}
+
+/// Chooses who takes a connection.
+pub(crate) struct Dispatch {
+    here: Rc<Worker>,
+    index: usize,
+    peers: Vec<mpsc::UnboundedSender<Arrival>>,
+    shared: Arc<Shared>,
+}
+
+/// A connection on its way to another worker.
+struct Arrival {
+    io: StdTcpStream,
+    peer: SocketAddr,
+    listen: Listen,
+    place: Place,
+}
+
+/// What all threads see.
+struct Shared {
+    loads: Vec<AtomicUsize>,
+    most_connections: usize,
+    shed: AtomicU64,
+    accept_errors: AtomicU64,
+    /// Connections that the drain has cut.
+    cut: AtomicUsize,
+}
+
+/// A connection's place in the count of its worker.
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    index: usize,
+}
+
+/// What a thread needs to begin.
+struct Beginning {
+    index: usize,
+    listeners: Vec<(StdTcpListener, Listen)>,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    peers: Vec<mpsc::UnboundedSender<Arrival>>,
+    command: watch::Receiver<Command>,
+    shared: Arc<Shared>,
+    limits: Limits,
+    snapshots: Snapshots,
+    environment: Arc<dyn Fn(Rc<Limits>) -> Rc<Env> + Send + Sync>,
+}
+
+impl Workers {
+    /// Opens all listeners, then starts the threads. Listeners are spread over the workers; whoever takes a connection
+    /// gives it to the least busy one.
+    pub fn start(config: WorkersConfig) -> Result<RunningWorkers, StartError> {
+        let count = config.count.max(1);
+        let mut addresses = Vec::new();
+        let mut listeners: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+        for (listen, index) in config.listens.iter().zip((0..count).cycle()) {
+            let fails = |source| StartError::Listen { address: listen.address, source };
+            let listener = listener::bind(listen.address).map_err(fails)?;
+            let address = listener.local_addr().map_err(fails)?;
+            addresses.push(address);
+            if let Some(of_worker) = listeners.get_mut(index) {
+                of_worker.push((listener, Listen { address, ..*listen }));
+            }
+        }
+        let shared = Arc::new(Shared {
+            loads: (0..count).map(|_| AtomicUsize::new(0)).collect(),
+            most_connections: most_connections(config.limits.connections),
+            shed: AtomicU64::new(0),
+            accept_errors: AtomicU64::new(0),
+            cut: AtomicUsize::new(0),
+        });
+        let (command, commands) = watch::channel(Command::Serve);
+        let (peers, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let mut threads = Vec::new();
+        for (index, (listeners, arrivals)) in listeners.into_iter().zip(arrivals).enumerate() {
+            let beginning = Beginning {
+                index,
+                listeners,
+                arrivals,
+                peers: peers.clone(),
+                command: commands.clone(),
+                shared: shared.clone(),
+                limits: config.limits.clone(),
+                snapshots: config.snapshots.clone(),
+                environment: config.environment.clone(),
+            };
+            threads.push(start_thread(beginning)?);
+        }
+        Ok(RunningWorkers { addresses, command, shared, threads })
+    }
+}
+
+impl RunningWorkers {
+    /// Addresses that are listened on, in the order of the configuration.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// How busy the workers are.
+    pub fn load(&self) -> Load {
+        Load {
+            connections: self.shared.connections(),
+            shed: self.shared.shed.load(Ordering::Relaxed),
+            accept_errors: self.shared.accept_errors.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes no more connections, lets those that there are finish what is in flight, and ends the threads. What is
+    /// not done by the deadline is cut.
+    pub async fn drain(mut self, deadline: Duration) -> Outcome {
+        let now = Instant::now();
+        self.command.send_replace(Command::Drain(now.checked_add(deadline).unwrap_or(now)));
+        self.command.closed().await;
+        let threads = std::mem::take(&mut self.threads);
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
+        if !joined.await.unwrap_or(false) {
+            warn!("a worker has panicked");
+        }
+        match self.shared.cut.load(Ordering::Relaxed) {
+            0 => Outcome::Complete,
+            remaining => Outcome::DeadlinePassed { remaining },
+        }
+    }
+}
+
+impl Drop for RunningWorkers {
+    fn drop(&mut self) {
+        self.command.send_replace(Command::Drain(Instant::now()));
+    }
+}
+
+impl Worker {
+    /// The workload's SPIFFE URI, by the policy of this snapshot.
+    pub(crate) fn identity(&self, snapshot: &Snapshot) -> Arc<str> {
+        let mut identity = self.identity.borrow_mut();
+        if identity.0 != snapshot.generation {
+            let uri = snapshot.policy.as_ref().map(|policy| policy.identity.spiffe_uri()).unwrap_or_default();
+            if *identity.1 != *uri {
+                identity.1 = uri.into();
+            }
+            identity.0 = snapshot.generation;
+        }
+        identity.1.clone()
+    }
+
+    fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, listen: Listen, place: Place) {
+        if self.registry.is_empty() {
+            self.arrived.notify_one();
+        }
+        let connection = Rc::new(Connection::default());
+        let line = self.registry.add(connection.clone());
+        if let Some(deadline) = self.draining.get() {
+            line.finish(Cause::Draining, deadline.saturating_duration_since(Instant::now()));
+        }
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            worker.env.telemetry.totals().opened.add(1);
+            inbound::serve(&worker, io, inbound::Route { peer, listen }, &connection, &line).await;
+            worker.env.telemetry.totals().closed.add(1);
+            drop(place);
+        });
+    }
+
+    async fn run(
+        self: &Rc<Self>,
+        mut arrivals: mpsc::UnboundedReceiver<Arrival>,
+        mut command: watch::Receiver<Command>,
+    ) {
+        let mut snapshots = self.snapshots.clone();
+        let mut reviewer = review::Reviewer::new(snapshots.current());
+        let mut next_tick = Instant::now();
+        let mut published = true;
+        loop {
+            tokio::select! {
+                snapshot = snapshots.changed(), if published => match snapshot {
+                    Some(snapshot) => reviewer.review(self, snapshot),
+                    None => published = false,
+                },
+                arrival = arrivals.recv() => {
+                    let Some(Arrival { io, peer, listen, place }) = arrival else { continue };
+                    match TcpStream::from_std(io) {
+                        Ok(io) => self.serve(io, peer, listen, place),
+                        Err(error) => warn!(%error, "cannot take a connection over"),
+                    }
+                }
+                () = tokio::time::sleep_until(next_tick.into()), if !self.registry.is_empty() => {
+                    next_tick = Instant::now() + TICK;
+                    self.tick();
+                }
+                () = self.arrived.notified() => next_tick = Instant::now() + TICK,
+                _ = command.wait_for(|command| *command != Command::Serve) => break,
+            }
+        }
+        let deadline = match *command.borrow() {
+            Command::Drain(deadline) => deadline,
+            Command::Serve => Instant::now(),
+        };
+        self.drain(deadline, &mut arrivals, &mut reviewer, &mut snapshots).await;
+    }
+
+    async fn drain(
+        self: &Rc<Self>,
+        deadline: Instant,
+        arrivals: &mut mpsc::UnboundedReceiver<Arrival>,
+        reviewer: &mut review::Reviewer,
+        snapshots: &mut Snapshots,
+    ) {
+        self.draining.set(Some(deadline));
+        let grace = deadline.saturating_duration_since(Instant::now()).min(self.env.limits.drain);
+        self.registry.for_each(|line, _| line.finish(Cause::Draining, grace));
+        loop {
+            // Listeners end by the same command, each in a task of its own: what they still take comes in meanwhile.
+            tokio::time::sleep(DRAIN_TICK).await;
+            while let Ok(Arrival { io, peer, listen, place }) = arrivals.try_recv() {
+                if let Ok(io) = TcpStream::from_std(io) {
+                    self.serve(io, peer, listen, place);
+                }
+            }
+            reviewer.review(self, snapshots.current());
+            self.tick();
+            if self.registry.is_empty() || Instant::now() >= deadline {
+                return;
+            }
+        }
+    }
+
+    /// Ends what has not ended by the end of the drain, and says how much that was.
+    async fn cut(&self) -> usize {
+        let mut cut = 0;
+        self.registry.for_each(|line, _| {
+            cut += 1;
+            line.close(Cause::Draining);
+        });
+        let end = Instant::now() + LAST_WORDS;
+        while cut > 0 && Instant::now() < end {
+            tokio::time::sleep(DRAIN_TICK).await;
+            self.registry.for_each(|_, _| {});
+            if self.registry.is_empty() {
+                break;
+            }
+        }
+        cut
+    }
+
+    fn tick(&self) {
+        self.registry.expire(Instant::now());
+        let now = SystemTime::now();
+        self.registry.for_each(|line, connection| {
+            if let Some(left) = connection.should_finish(now) {
+                line.finish(Cause::CertificateExpired, left);
+            }
+        });
+        self.certificates.borrow_mut().sweep();
+        self.env.tick();
+    }
+}
+
+impl Dispatch {
+    /// Gives a connection to the least busy worker, or ends it if there are too many.
+    pub(crate) fn take(&self, io: TcpStream, peer: SocketAddr, listen: Listen) {
+        let Some(place) = self.shared.place(self.index) else {
+            self.shared.shed.fetch_add(1, Ordering::Relaxed);
+            debug!(%peer, "too many connections: ended at once");
+            return listener::reset(io);
+        };
+        if place.index == self.index {
+            return self.here.serve(io, peer, listen, place);
+        }
+        let Some(target) = self.peers.get(place.index) else { return };
+        match io.into_std() {
+            // A worker that has ended takes nothing, and the connection ends with what is dropped here.
+            Ok(io) => drop(target.send(Arrival { io, peer, listen, place })),
+            Err(error) => warn!(%error, "cannot hand a connection over"),
+        }
+    }
+
+    pub(crate) fn count_accept_error(&self) {
+        self.shared.accept_errors.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn connections(&self) -> usize {
+        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
+    }
+
+    /// A place at the least busy worker, this one among equals; `None` if there are too many connections.
+    fn place(self: &Arc<Self>, here: usize) -> Option<Place> {
+        if self.connections() >= self.most_connections {
+            return None;
+        }
+        let load = |(index, load): &(usize, &AtomicUsize)| (load.load(Ordering::Relaxed), *index != here);
+        let (index, load) = self.loads.iter().enumerate().min_by_key(load)?;
+        load.fetch_add(1, Ordering::Relaxed);
+        Some(Place { shared: self.clone(), index })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(load) = self.shared.loads.get(self.index) {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn start_thread(beginning: Beginning) -> io::Result<JoinHandle<()>> {
+    let (report, reported) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name(format!("worker-{}", beginning.index)).spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        match runtime {
+            Ok(runtime) => {
+                let _ = report.send(Ok(()));
+                runtime.block_on(begin(beginning));
+            }
+            Err(error) => drop(report.send(Err(error))),
+        }
+    })?;
+    reported.recv().unwrap_or_else(|error| Err(io::Error::other(error)))?;
+    Ok(thread)
+}
+
+async fn begin(beginning: Beginning) {
+    let Beginning { index, listeners, arrivals, peers, command, shared, limits, snapshots, environment } = beginning;
+    let worker = Rc::new(Worker {
+        snapshots,
+        env: environment(Rc::new(limits)),
+        certificates: RefCell::default(),
+        refusals: RefusalLog::default(),
+        registry: Registry::new(),
+        identity: RefCell::new((0, Arc::default())),
+        draining: Cell::new(None),
+        arrived: Notify::new(),
+    });
+    let dispatch = Rc::new(Dispatch { here: worker.clone(), index, peers, shared: shared.clone() });
+    for (listener, listen) in listeners {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => {
+                info!(address = %listen.address, port = listen.port, app = %listen.app, "listening");
+                tokio::task::spawn_local(listener::accept(listener, listen, dispatch.clone(), command.clone()));
+            }
+            Err(error) => warn!(address = %listen.address, %error, "cannot listen"),
+        }
+    }
+    worker.run(arrivals, command).await;
+    shared.cut.fetch_add(worker.cut().await, Ordering::Relaxed);
+    worker.env.tick();
+}
+
+/// A connection takes up to two file descriptors: the client's, and one to the app.
+fn most_connections(limit: usize) -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let possible = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX).max(1);
+    if possible < limit {
+        warn!(files, connections = possible, "the limit of open files allows fewer connections than configured");
+    }
+    limit.min(possible)
+}
+
+#[cfg(test)]
+mod tests;
