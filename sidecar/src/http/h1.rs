@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use self::body::{BodyError, Decoder};
 use self::exchange::{Asked, Exchange, MOST_DRAINED, Outcome, UploadState, make_room};
 use self::forward::{Persistence, Span};
-use self::head::{Framing, Storage};
+use self::head::{Framing, Storage, has_bare_line_feed};
 use super::Env;
 use super::buffer::{Buffer, MEDIUM};
 use super::local_reply::{self, LocalReply};
@@ -138,7 +138,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             }
             let (inbound, client, env) = (&mut self.inbound, &mut self.client, self.env);
             let read = poll_fn(|context| env.buffers.poll_read(inbound, MEDIUM, client, context));
-            let read = if is_partial { self.line.guard(read).await } else { self.line.guard_idle(read).await };
+            let read =
+                if is_partial { self.line.guard(read).await } else { self.line.guard_idle(read).await };
             match read {
                 Ok(Ok(1..)) if is_partial => {}
                 Ok(Ok(1..)) => self.exchange.start = Instant::now(),
@@ -256,8 +257,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             };
             let (exchange, client, inbound) = (&mut self.exchange, &mut self.client, &mut self.inbound);
             let around = (self.line, &**self.env);
-            let outcome =
-                self.line.guard(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
+            let outcome = self
+                .line
+                .guard(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
             match outcome.await {
                 Ok(Outcome::Stale) if is_reused => {}
                 Ok(Outcome::Complete) => return self.complete(app, upstream).await,
@@ -499,7 +501,7 @@ fn is_worth_parsing(bytes: &[u8], examined: usize, limit: usize) -> bool {
     examined == 0
         || bytes.len() >= (2 * examined).min(limit)
         || new.windows(4).any(|end| end == b"\r\n\r\n")
-        || new.windows(2).any(|end| end[1] == b'\n' && end[0] != b'\r')
+        || has_bare_line_feed(new)
 }
 
 fn ended_by(cause: Cause, is_client_due: bool) -> (ResponseFlag, &'static str) {

@@ -113,7 +113,8 @@ pub fn is_forbidden(name: &[u8]) -> bool {
         return true;
     }
     let is_look_alike = || name.iter().any(|byte| matches!(byte, b'_' | b'.'));
-    starts_with("x-forwarded") && (is_look_alike() || name.eq_ignore_ascii_case(FORWARDED_CLIENT_CERT.as_bytes()))
+    starts_with("x-forwarded")
+        && (is_look_alike() || name.eq_ignore_ascii_case(FORWARDED_CLIENT_CERT.as_bytes()))
 }
 
 /// Whether `connection` may not remove this field: its own codec, the mesh or the message's meaning rests on it.
@@ -150,7 +151,9 @@ pub fn forwarded_proto<'a>(mut sent: impl Iterator<Item = &'a [u8]>, tls: bool) 
 /// The request's id: rule 5.
 pub fn request_id<'a>(mut sent: impl Iterator<Item = &'a [u8]>) -> RequestId<'a> {
     match (sent.next(), sent.next()) {
-        (Some(id), None) if matches!(id.len(), 1..=128) && id.iter().all(u8::is_ascii_graphic) => RequestId::Kept(id),
+        (Some(id), None) if matches!(id.len(), 1..=128) && id.iter().all(u8::is_ascii_graphic) => {
+            RequestId::Kept(id)
+        }
         _ => RequestId::New(uuid()),
     }
 }

@@ -46,10 +46,7 @@ pub fn method_not_allowed() -> LocalReply {
 
 /// The client took too long to send its head or its body.
 pub fn request_timeout(details: &'static str) -> LocalReply {
-    LocalReply {
-        flag: ResponseFlag::DownstreamTimeout,
-        ..client_error(408, "Request Timeout", details)
-    }
+    LocalReply { flag: ResponseFlag::DownstreamTimeout, ..client_error(408, "Request Timeout", details) }
 }
 
 /// The request's target is longer than a whole head may be.

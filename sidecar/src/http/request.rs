@@ -108,7 +108,8 @@ mod tests {
             httparse::Header { name: "User-Agent", value: b"curl" },
         ];
         let h1 = Request::from_lines(b"GET", b"a.example", b"/x?y", Version::Http11, &lines);
-        let http = ::http::Request::get("http://a.example/x?y").header("user-agent", "curl").body(()).unwrap();
+        let http =
+            ::http::Request::get("http://a.example/x?y").header("user-agent", "curl").body(()).unwrap();
         let h2 = Request::from_http(&http);
         assert_eq!((h1.method, h1.authority, h1.path), (h2.method, h2.authority, h2.path));
         assert_eq!(h1.field("user-agent"), h2.field("user-agent"));

@@ -10,6 +10,10 @@ use tokio::net::TcpStream;
 
 use crate::limits::Limits;
 
+/// How long a connection may have waited for the worker's own events to be trusted on whether the app closed it. After
+/// that the socket itself is asked.
+pub(crate) const UNSURE_AFTER: Duration = Duration::from_millis(1);
+
 /// A worker's idle connections, by the app's address.
 pub struct Pool {
     idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
@@ -40,7 +44,12 @@ impl Pool {
         let connections = idle.get_mut(&app)?;
         while let Some(connection) = connections.pop() {
             self.count.set(self.count.get() - 1);
-            if connection.since.elapsed() < self.longest && is_quiet(&connection.stream) {
+            let waited = connection.since.elapsed();
+            let is_good = || match waited < UNSURE_AFTER {
+                true => is_quiet(&connection.stream),
+                false => has_nothing_to_read(&connection.stream),
+            };
+            if waited < self.longest && is_good() {
                 return Some(connection.stream);
             }
         }
@@ -78,6 +87,13 @@ impl Pool {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// As [`is_quiet`], but asked of the kernel, for what happened since the worker last looked at its events.
+fn has_nothing_to_read(stream: &TcpStream) -> bool {
+    let mut byte = [std::mem::MaybeUninit::uninit()];
+    let peeked = socket2::SockRef::from(stream).peek(&mut byte);
+    matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Whether the app has neither closed the connection nor sent anything that no request asked for.

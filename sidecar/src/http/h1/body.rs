@@ -5,7 +5,7 @@
 
 use std::io::Write;
 
-use super::head::{Framing, HeadError, parse_trailers};
+use super::head::{Framing, HeadError, has_bare_line_feed, parse_trailers};
 use crate::http::buffer::{Buffer, Buffers, LARGE};
 use crate::http::headers::is_protected;
 use crate::limits::Limits;
@@ -193,7 +193,9 @@ impl Decoder {
 
     fn next(&mut self, input: &[u8]) -> Result<Piece, BodyError> {
         match self {
-            Self::Length(left) => Ok(Piece::Data(usize::try_from(*left).unwrap_or(usize::MAX).min(input.len()))),
+            Self::Length(left) => {
+                Ok(Piece::Data(usize::try_from(*left).unwrap_or(usize::MAX).min(input.len())))
+            }
             Self::Chunked(chunks) => chunks.next(input),
             Self::UntilClose => Ok(Piece::Data(input.len())),
         }
@@ -221,8 +223,9 @@ impl Decoder {
         let is_empty = bytes.starts_with(b"\r\n");
         // Looked for where it was not looked before: a section that trickles in is read in linear time.
         let from = chunks.scanned.saturating_sub(3).min(bytes.len());
-        let ends = || bytes.get(from..).unwrap_or_default().windows(4).any(|end| end == b"\r\n\r\n");
-        if !is_empty && !ends() && bytes.len() < limits.head_bytes && chunks.scanned > 0 {
+        let new = bytes.get(from..).unwrap_or_default();
+        let is_news = || new.windows(4).any(|end| end == b"\r\n\r\n") || has_bare_line_feed(new);
+        if !is_empty && chunks.scanned > 0 && bytes.len() < limits.head_bytes && !is_news() {
             chunks.scanned = bytes.len();
             return Ok(false);
         }
@@ -384,7 +387,8 @@ mod tests {
 
     #[test]
     fn chunks_are_framed_anew_without_extensions_and_what_follows_stays() {
-        let body = b"5;a=b;c=\"d\"\r\nhello\r\n00006  \r\n world\r\n0;x\r\nGrpc-Status: 0\r\nHost: x\r\n\r\nGET /";
+        let body =
+            b"5;a=b;c=\"d\"\r\nhello\r\n00006  \r\n world\r\n0;x\r\nGrpc-Status: 0\r\nHost: x\r\n\r\nGET /";
         for piece in 1..body.len() {
             let (plain, rest) = decode(body, piece, false).unwrap();
             assert_eq!((&plain[..], &rest[..]), (&b"hello world"[..], &b"GET /"[..]));

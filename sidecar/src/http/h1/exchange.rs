@@ -160,7 +160,9 @@ impl Exchange {
                     self.up.state = UploadState::Done;
                     self.up.done = Some(Instant::now());
                 }
-                Poll::Ready(Err(UploadError::Upstream)) if !self.up.sent_any => return Poll::Ready(Outcome::Stale),
+                Poll::Ready(Err(UploadError::Upstream)) if !self.up.sent_any => {
+                    return Poll::Ready(Outcome::Stale);
+                }
                 // The app may have answered before it stopped reading.
                 Poll::Ready(Err(UploadError::Upstream)) => self.up.state = UploadState::Broken,
                 Poll::Ready(Err(UploadError::Client)) => {
@@ -238,7 +240,8 @@ impl Exchange {
                 continue;
             }
             make_room(inbound, env);
-            let is_bulk = up.moved > MEDIUM as u64 && up.decoder.left().is_none_or(|left| left > MEDIUM as u64);
+            let is_bulk =
+                up.moved > MEDIUM as u64 && up.decoder.left().is_none_or(|left| left > MEDIUM as u64);
             let size = if is_bulk { LARGE } else { MEDIUM };
             let count = ready!(env.buffers.poll_read(inbound, size, client, context));
             if count.map_err(|_| UploadError::Client)? == 0 {
@@ -259,8 +262,9 @@ impl Exchange {
         C: AsyncWrite + Unpin,
         U: AsyncRead + Unpin,
     {
-        let client_gone =
-            || Outcome::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect");
+        let client_gone = || {
+            Outcome::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")
+        };
         loop {
             if !self.down.out.is_empty() {
                 let before = self.down.out.len();

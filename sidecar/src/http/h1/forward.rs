@@ -170,7 +170,9 @@ pub(super) fn write_local(
     // A buffer takes all that is written.
     let _ = std::io::Write::write_fmt(
         out,
-        format_args!("HTTP/1.1 {status} {reason}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\ndate: "),
+        format_args!(
+            "HTTP/1.1 {status} {reason}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\ndate: "
+        ),
     );
     out.push(date);
     out.push(b"\r\n");

@@ -192,13 +192,17 @@ pub fn parse_response<'h>(
     let lines = storage.lines.get_mut(..limits.header_count.min(MAX_FIELDS)).unwrap_or_default();
     let config = httparse::ParserConfig::default();
     let status =
-        config.parse_response_with_uninit_headers(&mut parsed, bytes, lines).map_err(|error| match error {
-            httparse::Error::HeaderName => HeadError::FieldName,
-            httparse::Error::HeaderValue => HeadError::FieldValue,
-            httparse::Error::TooManyHeaders => HeadError::TooManyFields,
-            httparse::Error::Version => HeadError::Version,
-            httparse::Error::NewLine | httparse::Error::Status | httparse::Error::Token => HeadError::FirstLine,
-        })?;
+        config.parse_response_with_uninit_headers(&mut parsed, bytes, lines).map_err(
+            |error| match error {
+                httparse::Error::HeaderName => HeadError::FieldName,
+                httparse::Error::HeaderValue => HeadError::FieldValue,
+                httparse::Error::TooManyHeaders => HeadError::TooManyFields,
+                httparse::Error::Version => HeadError::Version,
+                httparse::Error::NewLine | httparse::Error::Status | httparse::Error::Token => {
+                    HeadError::FirstLine
+                }
+            },
+        )?;
     let Some(length) = complete(status, bytes, limits)? else { return Ok(None) };
     let (Some(status), Some(minor)) = (parsed.code, parsed.version) else { return Err(HeadError::FirstLine) };
     if status < 100 {
@@ -236,9 +240,9 @@ pub(super) fn parse_trailers(
         _ => HeadError::FieldValue,
     })?;
     let Status::Complete((length, lines)) = status else {
-        return complete(Status::Partial, bytes, limits);
+        return complete(Status::Partial, bytes, limits).map_err(in_trailers);
     };
-    complete(Status::Complete(length), bytes, limits)?;
+    complete(Status::Complete(length), bytes, limits).map_err(in_trailers)?;
     lines.iter().for_each(|line| visit(line.name.as_bytes(), line.value));
     Ok(Some(length))
 }
@@ -250,7 +254,7 @@ fn complete(status: Status<usize>, bytes: &[u8], limits: &Limits) -> Result<Opti
         Status::Partial => bytes.len(),
     };
     let head = bytes.get(..length).unwrap_or_default();
-    if has_bare_line_feed(head) {
+    if head.first() == Some(&b'\n') || has_bare_line_feed(head) {
         return Err(HeadError::BareLineFeed);
     }
     if length > limits.head_bytes || (status.is_partial() && length == limits.head_bytes) {
@@ -259,8 +263,14 @@ fn complete(status: Status<usize>, bytes: &[u8], limits: &Limits) -> Result<Opti
     Ok(status.is_complete().then_some(length))
 }
 
-fn has_bare_line_feed(bytes: &[u8]) -> bool {
-    let mut before = 0;
+/// Trailers have no first line to be too long.
+fn in_trailers(error: HeadError) -> HeadError {
+    if error == HeadError::TargetTooLong { HeadError::TooLarge } else { error }
+}
+
+/// Whether a line feed follows anything but a carriage return. The first byte follows what is not known, and passes.
+pub(super) fn has_bare_line_feed(bytes: &[u8]) -> bool {
+    let mut before = b'\r';
     bytes.iter().any(|byte| {
         let is_bare = *byte == b'\n' && before != b'\r';
         before = *byte;
@@ -293,12 +303,17 @@ enum Host<'h> {
 }
 
 impl<'h> Facts<'h> {
-    fn gather(&mut self, lines: &'h [Header<'h>], kinds: &'h mut [Field; MAX_FIELDS]) -> Result<&'h [Field], HeadError> {
+    fn gather(
+        &mut self,
+        lines: &'h [Header<'h>],
+        kinds: &'h mut [Field; MAX_FIELDS],
+    ) -> Result<&'h [Field], HeadError> {
         for (line, kind) in lines.iter().zip(kinds.iter_mut()) {
             *kind = classify(line.name.as_bytes());
             match *kind {
                 Field::Host => {
-                    self.host = if let Host::None = self.host { Host::One(line.value) } else { Host::Several };
+                    self.host =
+                        if let Host::None = self.host { Host::One(line.value) } else { Host::Several };
                 }
                 Field::ContentLength => self.content_length(line.value)?,
                 Field::TransferEncoding => {
@@ -370,10 +385,18 @@ struct Target<'h> {
 impl<'h> Target<'h> {
     fn parse(method: &[u8], target: &'h [u8]) -> Result<Self, HeadError> {
         if target == b"*" {
-            return if method == b"OPTIONS" { Ok(Self { authority: None, path: target }) } else { Err(HeadError::Target) };
+            return if method == b"OPTIONS" {
+                Ok(Self { authority: None, path: target })
+            } else {
+                Err(HeadError::Target)
+            };
         }
         if target.first() == Some(&b'/') {
-            return if is_valid_path(target) { Ok(Self { authority: None, path: target }) } else { Err(HeadError::Target) };
+            return if is_valid_path(target) {
+                Ok(Self { authority: None, path: target })
+            } else {
+                Err(HeadError::Target)
+            };
         }
         let scheme_length = ["http://", "https://"].into_iter().map(str::len).find(|length| {
             target.get(..*length).is_some_and(|scheme| {
@@ -462,7 +485,9 @@ pub(super) fn upgrade_protocols(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn request_error(error: httparse::Error, text: &[u8]) -> HeadError {
-    if has_bare_line_feed(text.get(..text.len().min(4096)).unwrap_or_default()) {
+    if text.first() == Some(&b'\n')
+        || has_bare_line_feed(text.get(..text.len().min(4096)).unwrap_or_default())
+    {
         return HeadError::BareLineFeed;
     }
     match error {
@@ -513,7 +538,8 @@ fn is_valid_host(text: &[u8]) -> bool {
 fn is_valid_path(text: &[u8]) -> bool {
     let end = text.iter().position(|byte| *byte == b'?').unwrap_or(text.len());
     let (path, query) = text.split_at(end);
-    let in_path = |byte: &u8| matches!(byte, 0x21 | b'"' | 0x24..=0x3b | 0x3d | 0x40..=0x5f | 0x61..=0x7e | 0x80..);
+    let in_path =
+        |byte: &u8| matches!(byte, 0x21 | b'"' | 0x24..=0x3b | 0x3d | 0x40..=0x5f | 0x61..=0x7e | 0x80..);
     let in_query = |byte: &u8| matches!(byte, 0x21 | 0x24..=0x3b | 0x3d | 0x3f..=0x7e | 0x80..);
     path.iter().all(in_path)
         && query.iter().all(in_query)

@@ -53,15 +53,23 @@ fn what_only_the_mesh_may_say_is_forbidden_in_every_spelling() {
     ] {
         assert_eq!(classify(name.as_bytes()), Field::Forbidden, "{name}");
     }
-    for name in ["x-forwarded-host", "x-forwarded-port", "x_request_id", "x-forward", "x", "accept", "x-tidegat", ""] {
+    for name in
+        ["x-forwarded-host", "x-forwarded-port", "x_request_id", "x-forward", "x", "accept", "x-tidegat", ""]
+    {
         assert_eq!(classify(name.as_bytes()), Field::Other, "{name}");
     }
 }
 
 #[test]
 fn a_connection_option_never_removes_what_the_message_or_the_mesh_rests_on() {
-    for name in ["X-Forwarded-Client-Cert", "x-forwarded-for", "x-request-id", "HOST", "content-length", "content-type"]
-    {
+    for name in [
+        "X-Forwarded-Client-Cert",
+        "x-forwarded-for",
+        "x-request-id",
+        "HOST",
+        "content-length",
+        "content-type",
+    ] {
         assert!(is_protected(name.as_bytes()), "{name}");
     }
     assert!(!is_protected(b"x-hop"));

@@ -176,7 +176,9 @@ async fn a_refused_body_is_read_no_further_than_its_limit() {
         let mut world = World::new().await;
         world.app.answer(OK);
         let line = "a".repeat(1024 * 1024);
-        let input = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;{line}\r\nx\r\n0\r\n\r\n");
+        let input = format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;{line}\r\nx\r\n0\r\n\r\n"
+        );
         let mut client = world.connect();
         let (mut reader, mut writer) = tokio::io::split(&mut client);
         let (_, text) = tokio::join!(

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use tidegate_core::policy::{
-    ActiveIngressRule, AppProtocol, IngressRule, IngressTransport, InboundPolicy, MeshRule, PortPolicy, RuleState,
-    Sources, Terms,
+    ActiveIngressRule, AppProtocol, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
+    RuleState, Sources, Terms,
 };
 use tidegate_core::{CidrSet, Identity, TrustDomain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -44,9 +44,11 @@ pub(super) struct App {
     seen: Rc<RefCell<Vec<Vec<u8>>>>,
 }
 
-/// Runs a test whose tasks all live on its own thread.
+/// Runs a test whose tasks all live on its own thread. One that hangs fails.
 pub(super) async fn local(test: impl Future<Output = ()>) {
-    LocalSet::new().run_until(test).await;
+    let tasks = LocalSet::new();
+    let test = tasks.run_until(test);
+    tokio::time::timeout(Duration::from_secs(30), Box::pin(test)).await.expect("the test hangs");
 }
 
 impl World {
@@ -61,7 +63,7 @@ impl World {
         let (publisher, snapshots) = snapshot::channel();
         let lines = Registry::new();
         let line = lines.add(Rc::new(()));
-        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(Telemetry {})));
+        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(Telemetry::default())));
         let world = Self { env, lines, line, app, client: None, publisher, snapshots, tls: false };
         world.allow(Sources::Any);
         world
@@ -215,11 +217,13 @@ fn requests_end(bytes: &[u8]) -> Option<usize> {
     let head = bytes.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
     let text = String::from_utf8_lossy(&bytes[..head]).to_ascii_lowercase();
     if text.contains("\r\ntransfer-encoding: chunked\r\n") {
-        let end = bytes[head..].windows(5).position(|end| end == b"0\r\n\r\n")?;
-        return Some(head + end + 5);
+        let last = bytes[head - 2..].windows(5).position(|line| line == b"\r\n0\r\n")? + head + 1;
+        let end = bytes[last..].windows(4).position(|end| end == b"\r\n\r\n")?;
+        return Some(last + end + 4);
     }
-    let length = text.split("\r\ncontent-length: ").nth(1).map_or(0, |rest| {
-        rest.split("\r\n").next().unwrap().parse::<usize>().unwrap()
-    });
+    let length = text
+        .split("\r\ncontent-length: ")
+        .nth(1)
+        .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse::<usize>().unwrap());
     (bytes.len() >= head + length).then_some(head + length)
 }
