@@ -243,7 +243,9 @@ mod tests {
             ("--detect-timeout", "soon"),
             ("--workers", "0"),
         ] {
-            let error = Options::try_parse_from(NEEDED.iter().copied().chain([flag, value])).unwrap_err().to_string();
+            let pairs = NEEDED[1..].chunks(2).filter(|pair| pair[0] != flag).flatten().copied();
+            let arguments = NEEDED[..1].iter().copied().chain(pairs).chain([flag, value]);
+            let error = Options::try_parse_from(arguments).unwrap_err().to_string();
             assert!(error.contains(flag) && error.contains(value), "{error}");
         }
     }
