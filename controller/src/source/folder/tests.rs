@@ -234,6 +234,20 @@ async fn a_folder_may_come_later() {
     watched.until("the file", |w| w.has("Service default/a") && w.problems.is_empty()).await;
 }
 
+#[tokio::test]
+async fn a_folder_that_takes_the_place_of_another_is_followed() {
+    let files = [("now/a.yaml", &*service("a", "1")), ("next/a.yaml", &service("a", "2"))];
+    let mut watched = Watched::start_at(folder(&files), "now");
+    watched.until("start", |w| w.port_of("a") == Some(1)).await;
+    let path = |name: &str| watched.folder.path().join(name);
+    fs::rename(path("now"), path("before")).unwrap();
+    fs::rename(path("next"), path("now")).unwrap();
+    watched.until("the other folder", |w| w.port_of("a") == Some(2)).await;
+    watched.write("now/a.yaml", &service("a", "3"));
+    watched.until("a change in it", |w| w.port_of("a") == Some(3)).await;
+    assert!(watched.deleted.is_empty());
+}
+
 #[test]
 fn a_service_without_endpoint_slices_gets_the_pods_that_it_selects() {
     let pod = |name: &str, status: &str| {
