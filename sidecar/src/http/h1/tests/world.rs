@@ -63,7 +63,7 @@ impl World {
         let (publisher, snapshots) = snapshot::channel();
         let lines = Registry::new();
         let line = lines.add(Rc::new(()));
-        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(Telemetry {})));
+        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(Telemetry::default())));
         let world = Self { env, lines, line, app, client: None, publisher, snapshots, tls: false };
         world.allow(Sources::Any);
         world

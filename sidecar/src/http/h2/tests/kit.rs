@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
 use crate::http::Env;
-use crate::http::h2::{DynBody, LocalExecutor, Upstreams, serve};
+use crate::http::h2::{DynBody, LocalExecutor, serve};
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
 use crate::session::{ClientCertificate, ConnectionInfo, Gate};
@@ -118,8 +118,7 @@ impl Sidecar {
 
     pub(super) fn with_limits(app: SocketAddr, protocol: AppProtocol, limits: Limits) -> Self {
         let limits = Rc::new(limits);
-        let h2 = Upstreams::new(limits.clone());
-        let env = Rc::new(Env { limits, telemetry: Rc::new(Telemetry::default()), h2 });
+        let env = Rc::new(Env::new(limits, Rc::new(Telemetry::default())));
         let (publisher, snapshots) = snapshot::channel();
         let sidecar =
             Self { env, registry: Registry::new(), publisher, snapshots, app, tls: true, client: None };
