@@ -137,8 +137,8 @@ pub struct LifeOptions {
           value_parser = humantime::parse_duration)]
     pub default_lifetime: Duration,
 
-    /// Longest life of a certificate
-    #[arg(long, env = "TIDEGATE_CA_MAX_LIFETIME", value_name = "DURATION", default_value = "7days",
+    /// Longest life of a certificate. The last step of a root rotation waits for as long
+    #[arg(long, env = "TIDEGATE_CA_MAX_LIFETIME", value_name = "DURATION", default_value = "24h",
           value_parser = humantime::parse_duration)]
     pub max_lifetime: Duration,
 

@@ -69,7 +69,7 @@ async fn no_log_line_at_any_level_holds_a_key_or_a_token() {
         "TRACE",
         "certificate issued identity=httpbin.httpbin.cluster.local",
         "certificate issued purpose=\"ingress-gateway\"",
-        "certificate refused identity=unknown",
+        "certificate refused identity=unknown peer=127.0.0.1:",
     ] {
         assert!(text.contains(line), "{line} is not in the log");
     }

@@ -45,6 +45,38 @@ fn it_starts_publishes_what_it_has_to_and_ends_on_sigterm() {
 }
 
 #[test]
+fn processes_that_share_a_store_and_start_at_once_agree_on_one_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = public_key_file(dir.path());
+    let store = dir.path().join("ca").display().to_string();
+    let bundle = |index: usize| dir.path().join(format!("bundle-{index}.pem"));
+    let mut processes: Vec<_> = (0..4)
+        .map(|index| {
+            Command::new(PROGRAM)
+                .args(["--listen", "127.0.0.1:0", "--admin-address", "127.0.0.1:0", "--jwt-keys-file", &keys])
+                .args(["--store-dir", &store, "--bundle-file", &bundle(index).display().to_string()])
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let started: Vec<bool> = processes
+        .iter_mut()
+        .map(|process| {
+            let lines = BufReader::new(process.stderr.as_mut().unwrap()).lines();
+            lines.map(Result::unwrap).any(|line| line.contains("certificate authority listens"))
+        })
+        .collect();
+    for process in &mut processes {
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    assert_eq!(started, [true; 4]);
+    let bundles: Vec<_> = (0..4).map(|index| std::fs::read_to_string(bundle(index)).unwrap()).collect();
+    assert!(bundles.iter().all(|bundle| *bundle == bundles[0]), "{bundles:?}");
+}
+
+#[test]
 fn it_refuses_wrong_options_all_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let output = Command::new(PROGRAM)

@@ -61,7 +61,7 @@ fn parse(parameters: &[(String, String)]) -> Result<Query, String> {
         let bad = |expected: &str| format!("{name}: expected {expected}, got {value:?}");
         match name.as_str() {
             "backend" => {
-                backend = Some(ObjectName::parse(value).ok_or_else(|| bad("<namespace>/<service>"))?)
+                backend = Some(ObjectName::parse(value).ok_or_else(|| bad("<namespace>/<service>"))?);
             }
             "port" => port = Some(value.parse().map_err(|_| bad("a port"))?),
             "source" => source = Some(value.parse().map_err(|_| bad("an IP address"))?),

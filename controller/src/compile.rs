@@ -15,6 +15,7 @@ use tidegate_core::identity::IdentityError;
 use tidegate_core::policy::{AppProtocol, InboundPolicy, IngressRule, MeshRule, PortPolicy};
 use tidegate_core::{Identity, TrustDomain};
 
+use self::ingress::BackendRule;
 use crate::index::Index;
 use crate::object::ObjectName;
 use crate::service::{Selected, app_protocol, selects, tcp_ports};
@@ -27,6 +28,30 @@ const NOT_PERMISSIVE: &str = "permissive mode is off and no policy lets mesh pee
 /// Its ports are those of the Services in front of it, whether or not the Pod is ready: readiness says who is sent
 /// traffic, not who may send it. An error means that the Pod has no identity, and so no policy, and so no traffic.
 pub fn workload(
+    index: &Index,
+    pod: &Pod,
+    trust_domain: &TrustDomain,
+) -> Result<InboundPolicy, IdentityError> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    workload_by(&NamespaceRules::new(index, namespace), index, pod, trust_domain)
+}
+
+/// The rules of a namespace's IngressBackends, to be made once for all of its workloads.
+pub(crate) struct NamespaceRules(Vec<(Arc<str>, BackendRule)>);
+
+impl NamespaceRules {
+    pub(crate) fn new(index: &Index, namespace: &str) -> Self {
+        let rules = index.ingress_backends_in(namespace).flat_map(|(name, backend)| {
+            let policy = name.to_shared();
+            ingress::rules(index, name, &backend.spec).into_iter().map(move |rule| (policy.clone(), rule))
+        });
+        Self(rules.collect())
+    }
+}
+
+/// [`workload`], by rules that are made already.
+pub(crate) fn workload_by(
+    rules: &NamespaceRules,
     index: &Index,
     pod: &Pod,
     trust_domain: &TrustDomain,
@@ -45,14 +70,12 @@ pub fn workload(
             port.services.push(service_name.to_shared());
         }
     }
-    for (policy_name, backend) in index.ingress_backends_in(&name.namespace) {
-        for rule in ingress::rules(index, policy_name, &backend.spec) {
-            let service = rule.backend.to_shared();
-            let port = ports.get_mut(&rule.port).filter(|port| port.services.contains(&service));
-            if let Some(port) = port {
-                let policy = policy_name.to_shared();
-                port.ingress.push(IngressRule { policy, backend: service, state: rule.state });
-            }
+    for (policy, rule) in &rules.0 {
+        let service = rule.backend.to_shared();
+        let port = ports.get_mut(&rule.port).filter(|port| port.services.contains(&service));
+        if let Some(port) = port {
+            let state = rule.state.clone();
+            port.ingress.push(IngressRule { policy: policy.clone(), backend: service, state });
         }
     }
     Ok(InboundPolicy { workload: name.to_shared(), identity, ports })

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::LocalPod;
 use crate::compile::status::{self, CurrentStatus, ObjectStatus};
-use crate::compile::{self, service_account};
+use crate::compile::{self, NamespaceRules, service_account};
 use crate::index::{Index, Touched};
 use crate::metrics::ControllerMetrics;
 use crate::object::{Kind, ObjectKey, ObjectName};
@@ -110,8 +110,9 @@ impl Engine {
         for namespace in &touched.namespaces {
             names.extend(index.pods_in(namespace).map(|(name, _)| name.clone()));
         }
+        let mut rules = None;
         for name in &names {
-            self.recompile_workload(&index, name);
+            self.recompile_workload(&index, &mut rules, name);
         }
         self.update_statuses(&index, touched);
         if touched.all {
@@ -128,13 +129,23 @@ impl Engine {
         self.metrics.workloads.set(i64::try_from(self.shared.workloads.count()).unwrap_or(i64::MAX));
     }
 
-    fn recompile_workload(&self, index: &Index, name: &ObjectName) {
+    /// `rules` are those of the namespace of the workload before: names come sorted, so they mostly still hold.
+    fn recompile_workload(
+        &self,
+        index: &Index,
+        rules: &mut Option<(Arc<str>, NamespaceRules)>,
+        name: &ObjectName,
+    ) {
         let workloads = &self.shared.workloads;
         let Some(pod) = index.pod(name).filter(|pod| (self.is_workload)(pod)) else {
             return workloads.withdraw(name, None);
         };
         self.metrics.compiled.inc();
-        match compile::workload(index, pod, &self.shared.trust_domain) {
+        let (_, rules) = match rules.take() {
+            Some(kept) if kept.0 == name.namespace => rules.insert(kept),
+            _ => rules.insert((name.namespace.clone(), NamespaceRules::new(index, &name.namespace))),
+        };
+        match compile::workload_by(rules, index, pod, &self.shared.trust_domain) {
             Ok(policy) => {
                 if workloads.publish(name, policy) {
                     debug!(workload = %name, "policy changed");

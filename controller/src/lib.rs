@@ -20,6 +20,8 @@ mod service;
 mod serving;
 pub mod source;
 pub mod status;
+#[cfg(test)]
+mod testing;
 mod view;
 mod workloads;
 

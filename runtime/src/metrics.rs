@@ -107,7 +107,7 @@ mod tests {
     fn the_page_holds_registered_metrics_and_what_collectors_add() {
         let metrics = Metrics::new();
         let counter = Counter::<u64>::default();
-        metrics.clone().registry(|registry| registry.register("tidegate_tests", "Tests", counter.clone()));
+        metrics.registry(|registry| registry.register("tidegate_tests", "Tests", counter.clone()));
         metrics.add_collector(Box::new(Workers));
         counter.inc_by(3);
         let page = metrics.encode();

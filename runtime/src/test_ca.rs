@@ -12,7 +12,7 @@ use tidegate_proto::istio_ca::istio_certificate_service_server::{
 };
 use tidegate_proto::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -29,7 +29,7 @@ pub(crate) struct TestCa {
     pub(crate) address: SocketAddr,
     service: Service,
     tls: watch::Sender<Arc<ServerConfig>>,
-    server: Option<JoinHandle<()>>,
+    server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 /// What the CA does when it is asked.
@@ -117,11 +117,11 @@ impl TestCa {
         self.tls.send_replace(server_tls(root));
     }
 
-    /// Ends the server; returns when its address answers no more.
+    /// Ends the server and its connections; returns when its address answers no more.
     pub(crate) async fn go_down(&mut self) {
-        let server = self.server.take().unwrap();
-        server.abort();
-        assert!(server.await.unwrap_err().is_cancelled());
+        let (shutdown, server) = self.server.take().unwrap();
+        shutdown.send(()).unwrap();
+        server.await.unwrap();
         while tokio::net::TcpStream::connect(self.address).await.is_ok() {
             tokio::task::yield_now().await;
         }
@@ -136,9 +136,16 @@ impl TestCa {
     fn serve(&mut self, listener: TcpListener) {
         let incoming = server_stream(listener, self.tls.subscribe(), 100, HANDSHAKE_TIMEOUT);
         let service = IstioCertificateServiceServer::new(self.service.clone());
-        self.server = Some(tokio::spawn(async move {
-            Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
-        }));
+        let (shutdown, told) = oneshot::channel();
+        let server = tokio::spawn(async move {
+            let server = Server::builder().add_service(service);
+            // The sender is dropped with the test, which ends the server as well.
+            server
+                .serve_with_incoming_shutdown(incoming, async { told.await.unwrap_or_default() })
+                .await
+                .unwrap();
+        });
+        self.server = Some((shutdown, server));
     }
 }
 

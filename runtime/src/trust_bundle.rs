@@ -41,7 +41,7 @@ pub enum TrustBundleError {
     #[error("larger than {MAX_FILE_BYTES} bytes")]
     TooLarge,
     /// A PEM section is broken.
-    #[error("is not PEM: {0:?}")]
+    #[error("is not PEM: {0}")]
     Pem(pem::Error),
     /// There is no certificate in it: a bundle that trusts nobody is a mistake.
     #[error("holds no certificate")]
@@ -196,7 +196,7 @@ impl WatchedFile {
             Err(error) => {
                 let reason = error.to_string();
                 if self.complaint.as_ref() != Some(&reason) {
-                    warn!(path = %self.path.display(), %reason, "trust bundle is not usable; the last good one stays");
+                    warn!(path = %self.path.display(), %reason, "trust bundle is not usable; the last good one, if any, stays");
                     self.complaint = Some(reason);
                 }
                 None

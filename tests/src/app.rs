@@ -131,7 +131,9 @@ impl App {
 
     /// Forgets what was received.
     pub fn forget(&self) {
-        self.shared.recordings.lock().unwrap().clear();
+        for recording in self.shared.recordings.lock().unwrap().iter() {
+            recording.lock().unwrap().clear();
+        }
     }
 
     /// How many connections are open.

@@ -59,6 +59,8 @@ pub struct Options {
     pub sidecar_file_limit: Option<u32>,
     /// Whether the sidecar is started.
     pub starts_sidecar: bool,
+    /// Whether the objects are those of `examples/ingress/mesh`, but for their addresses.
+    pub example_files: bool,
 }
 
 /// A running mesh. Its processes end when it is dropped.
@@ -93,6 +95,7 @@ impl Default for Options {
             sidecar_arguments: Vec::new(),
             sidecar_file_limit: None,
             starts_sidecar: true,
+            example_files: false,
         }
     }
 }
@@ -177,12 +180,28 @@ impl Mesh {
         let generation = self.generations.get(file).copied().unwrap_or_default() + 1;
         self.generations.insert(file.to_owned(), generation);
         // A policy of nobody's, at another line each time: its status tells that this version of the file was read.
-        let mut marker = objects::policy(file, &[], &[]);
+        let mut marker =
+            objects::policy(file, &[objects::backend("marker", 1, "http")], &[objects::gateway()]);
         marker["metadata"]["namespace"] = "marker".into();
         let content = format!("{}{marker}\n---\n{text}\n", "\n".repeat(generation));
         let path = self.path().join("objects").join(format!("{file}.yaml"));
         write(&path, &content);
         format!("{file}.yaml:{}", generation + 1)
+    }
+
+    /// Writes a file byte for byte as given. It must change the policy: that is waited for.
+    #[track_caller]
+    pub fn apply_verbatim(&self, file: &str, text: &str) {
+        let before = self.versions();
+        write(&self.path().join("objects").join(file), text);
+        wait::until_true(&format!("{file} changes the policy"), SOON, || self.versions() != before);
+        self.wait_acknowledged();
+    }
+
+    /// The version of each workload's policy.
+    fn versions(&self) -> Vec<Value> {
+        let workloads = self.controller.admin_json("/workloads");
+        workloads.as_array().unwrap().iter().map(|workload| workload["version"].clone()).collect()
     }
 
     /// Waits until the sidecar holds what the controller compiled from the file's version with this marker.
@@ -340,6 +359,13 @@ impl Mesh {
     }
 
     fn write_example(&mut self) {
+        if self.options.example_files {
+            for name in ["httpbin", "ingress-nginx", "meshconfig"] {
+                let text = fs::read_to_string(example(&format!("mesh/{name}.yaml"))).unwrap();
+                self.write_objects(name, &text.replace("127.0.7.", &self.block.prefix()));
+            }
+            return;
+        }
         let mut ports = vec![(PORT, self.options.port_name)];
         ports.extend(&self.options.ports);
         let mesh = [
@@ -351,6 +377,11 @@ impl Mesh {
         let endpoints = objects::gateway_endpoints(&[self.gateway().to_string()]);
         self.write_objects("endpoints", &endpoints.to_string());
     }
+}
+
+/// A file below `examples/ingress`.
+pub fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/ingress").join(name)
 }
 
 fn ca_arguments(path: &Path, block: &Block, options: &Options) -> Vec<String> {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use crate::issuer::{Issuer, IssuerProblems};
 
 /// Where a user's own root or intermediate lies. The files are read again and again, so replacing them is enough.
+/// The root store keeps a copy of what is in force, key included: it outlives files that are broken later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GivenFiles {
     /// PEM: the issuing certificate, then its intermediates, and its root unless `root` names it.

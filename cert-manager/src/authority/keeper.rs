@@ -35,9 +35,16 @@ struct Shared {
     bundle: watch::Sender<Arc<TrustBundle>>,
     /// Revision of the state in force. Held while the state is changed, so that changes come one after the other.
     revision: tokio::sync::Mutex<String>,
-    publish_error: Mutex<Option<String>>,
+    publication: Mutex<Publication>,
     /// The last problem that was logged; the same one is not logged each second.
     problem: Mutex<Option<String>>,
+}
+
+/// How publishing the bundle goes.
+struct Publication {
+    error: Option<String>,
+    /// When it last began to work again.
+    works_since: SystemTime,
 }
 
 /// Why there is no certificate authority.
@@ -118,7 +125,7 @@ impl Authority {
             state: watch::channel(Arc::new(state)).0,
             bundle: watch::channel(Arc::new(bundle)).0,
             revision: tokio::sync::Mutex::new(stored.revision),
-            publish_error: Mutex::new(None),
+            publication: Mutex::new(Publication { error: None, works_since: SystemTime::UNIX_EPOCH }),
             problem: Mutex::new(None),
         }));
         if authority.0.given.is_some() {
@@ -208,10 +215,10 @@ impl Authority {
         if force {
             return Ok(());
         }
-        let publish_error = self.0.publish_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match publish_error {
-            Some(error) => Err(NotAllowed::NotPublished(error)),
-            None => state.may_advance(now, self.0.timing),
+        let publication = self.0.publication.lock().unwrap_or_else(PoisonError::into_inner);
+        match &publication.error {
+            Some(error) => Err(NotAllowed::NotPublished(error.clone())),
+            None => state.may_advance(now, publication.works_since, self.0.timing),
         }
     }
 
@@ -301,11 +308,18 @@ impl Authority {
                 failed = Some(error.to_string());
             }
         }
-        let mut last = self.0.publish_error.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = failed.as_ref().filter(|_| *last != failed) {
-            error!(%error, "the trust bundle cannot be published");
+        let mut publication = self.0.publication.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&failed, &publication.error) {
+            (Some(error), last) if last.as_ref() != Some(error) => {
+                error!(%error, "the trust bundle cannot be published");
+            }
+            (None, Some(_)) => {
+                info!("the trust bundle is published again");
+                publication.works_since = SystemTime::now();
+            }
+            _ => {}
         }
-        *last = failed;
+        publication.error = failed;
     }
 
     /// Logs a problem once, and once more when it is over.

@@ -158,8 +158,14 @@ impl AuthorityState {
         chain
     }
 
-    /// Whether a next step may be taken now. Beginning a rotation is always possible by time.
-    pub fn may_advance(&self, now: SystemTime, timing: RotationTiming) -> Result<(), NotAllowed> {
+    /// Whether a next step may be taken now. Beginning a rotation is always possible by time; the other steps wait,
+    /// counted from this one's beginning or, if that is later, from when the bundle was published.
+    pub fn may_advance(
+        &self,
+        now: SystemTime,
+        published: SystemTime,
+        timing: RotationTiming,
+    ) -> Result<(), NotAllowed> {
         let (needed, what) = match self.step {
             Step::Steady => return Ok(()),
             Step::TrustBoth { .. } => {
@@ -169,7 +175,7 @@ impl AuthorityState {
                 (timing.propagation + timing.max_life, "certificates under the old root may still be in use")
             }
         };
-        let elapsed = now.duration_since(self.since).unwrap_or_default();
+        let elapsed = now.duration_since(self.since.max(published)).unwrap_or_default();
         match needed.checked_sub(elapsed) {
             Some(left) if !left.is_zero() => Err(NotAllowed::TooEarly { what, left }),
             _ => Ok(()),

@@ -15,13 +15,14 @@ mod yaml;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -62,8 +63,8 @@ impl FolderSource {
     /// Reads the folder once.
     pub fn load(&self) -> Loaded {
         let mut state = State::new(self.folder.clone());
-        let batch = state.scan(&Hints::default());
-        Loaded { changes: batch.batch.changes, problems: batch.batch.problems }
+        let batch = state.scan(&Hints::default()).batch.unwrap_or_default();
+        Loaded { changes: batch.changes, problems: batch.problems }
     }
 }
 
@@ -91,22 +92,28 @@ pub fn has_ended(pod: &Pod) -> bool {
 struct State {
     files: Files,
     told: BTreeMap<ObjectKey, (Object, Option<Arc<str>>)>,
+    /// [`Files::changes`] when `told` was made.
+    told_at: Option<u64>,
 }
 
 struct Scan {
-    batch: Batch,
+    /// Nothing if nothing is new.
+    batch: Option<Batch>,
     /// When to look again although nothing will be reported.
     again: Option<Duration>,
 }
 
 impl State {
     fn new(folder: PathBuf) -> Self {
-        Self { files: Files::new(folder), told: BTreeMap::new() }
+        Self { files: Files::new(folder), told: BTreeMap::new(), told_at: None }
     }
 
     /// Reads what has changed and says how the objects differ from what was told before.
     fn scan(&mut self, hints: &Hints) -> Scan {
         let again = self.files.refresh(hints);
+        if self.told_at.replace(self.files.changes()) == Some(self.files.changes()) {
+            return Scan { batch: None, again };
+        }
         let mut problems = self.files.problems();
         let mut objects = BTreeMap::new();
         for (object, file, line) in self.files.objects() {
@@ -135,7 +142,7 @@ impl State {
         }
         problems.sort();
         let batch = Batch { changes: self.differences(objects), is_complete: true, problems };
-        Scan { batch, again }
+        Scan { batch: Some(batch), again }
     }
 
     fn differences(&mut self, objects: BTreeMap<ObjectKey, (Object, Option<Arc<str>>)>) -> Vec<Change> {
@@ -161,13 +168,14 @@ enum Seen {
 
 async fn watch(folder: PathBuf, batches: mpsc::Sender<Batch>) {
     let (sender, mut seen) = mpsc::unbounded_channel();
-    let watcher = start_watcher(&folder, sender);
-    let poll = if watcher.is_some() { POLL } else { POLL_UNWATCHED };
+    let mut watcher = FolderWatcher::new(folder.clone(), sender);
     let mut state = State::new(folder.clone());
     let mut hints = Hints::default();
-    let mut last_problems = None;
+    let mut problems = Vec::new();
     let mut is_first = true;
     loop {
+        // Before the scan, so that what changes during it is reported.
+        watcher.follow();
         let scanned = tokio::task::spawn_blocking(move || {
             let scan = state.scan(&hints);
             (state, hints, scan)
@@ -175,62 +183,99 @@ async fn watch(folder: PathBuf, batches: mpsc::Sender<Batch>) {
         let Ok((returned, returned_hints, scan)) = scanned.await else { return };
         (state, hints) = (returned, returned_hints);
         hints.changed.clear();
-        let is_news = is_first
-            || !scan.batch.changes.is_empty()
-            || last_problems.as_ref() != Some(&scan.batch.problems);
-        if is_news {
-            log_problems(&scan.batch.problems, last_problems.as_deref().unwrap_or_default());
-            last_problems = Some(scan.batch.problems.clone());
+        if let Some(batch) = scan.batch
+            && (is_first || !batch.changes.is_empty() || batch.problems != problems)
+        {
             if is_first {
-                info!(folder = %folder.display(), objects = scan.batch.changes.len(), "folder read");
-                is_first = false;
+                info!(folder = %folder.display(), objects = batch.changes.len(), "folder read");
             }
-            if batches.send(scan.batch).await.is_err() {
+            is_first = false;
+            log_problems(&batch.problems, &problems);
+            problems.clone_from(&batch.problems);
+            if batches.send(batch).await.is_err() {
                 return;
             }
         }
+        let poll = if watcher.is_watching() { POLL } else { POLL_UNWATCHED };
         let mut due = Instant::now() + scan.again.unwrap_or(poll).min(poll);
-        loop {
+        // A flood of events must not keep the scan from ever being due.
+        while Instant::now() < due {
             tokio::select! {
-                biased;
                 () = batches.closed() => return,
                 Some(path) = seen.recv() => {
                     hints.note(path);
                     due = due.min(Instant::now() + DEBOUNCE);
                 }
-                () = tokio::time::sleep_until(due) => break,
+                () = tokio::time::sleep_until(due) => {}
             }
         }
     }
 }
 
-/// Watches the folder, and its parent so that it may come, go and be replaced.
-fn start_watcher(folder: &Path, sender: mpsc::UnboundedSender<Seen>) -> Option<impl Watcher + use<>> {
+/// Watches the folder as it is, and its parent for another taking its place.
+struct FolderWatcher {
+    folder: PathBuf,
+    sender: mpsc::UnboundedSender<Seen>,
+    /// The watcher and the inode that it watches.
+    current: Option<(notify::RecommendedWatcher, u64)>,
+    is_reported: bool,
+}
+
+impl FolderWatcher {
+    fn new(folder: PathBuf, sender: mpsc::UnboundedSender<Seen>) -> Self {
+        Self { folder, sender, current: None, is_reported: false }
+    }
+
+    fn is_watching(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// Starts to watch the folder that is there now, unless it is the one that is watched.
+    fn follow(&mut self) {
+        let inode = std::fs::metadata(&self.folder).map(|metadata| metadata.ino()).ok();
+        if self.current.as_ref().map(|(_, watched)| *watched) == inode {
+            return;
+        }
+        self.current = None;
+        let Some(inode) = inode else { return };
+        match start_watcher(&self.folder, self.sender.clone()) {
+            Ok(watcher) => {
+                self.current = Some((watcher, inode));
+                self.is_reported = false;
+            }
+            Err(error) if !self.is_reported => {
+                warn!(folder = %self.folder.display(), %error, "folder cannot be watched, so it is polled");
+                self.is_reported = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn start_watcher(
+    folder: &Path,
+    sender: mpsc::UnboundedSender<Seen>,
+) -> notify::Result<notify::RecommendedWatcher> {
+    let below = folder.to_owned();
     let report = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
         let is_writing = match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
             EventKind::Access(_) => return,
-            EventKind::Modify(notify::event::ModifyKind::Data(_)) => true,
+            EventKind::Modify(ModifyKind::Data(_)) => true,
             _ => false,
         };
-        for path in event.paths {
+        for path in event.paths.into_iter().filter(|path| path.starts_with(&below)) {
             // The receiver is gone when the source ends.
             let _ = sender.send(if is_writing { Seen::Writing(path) } else { Seen::Changed(path) });
         }
     };
-    let watched = notify::recommended_watcher(report).and_then(|mut watcher| {
-        if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            watcher.watch(parent, RecursiveMode::NonRecursive)?;
-        }
-        watcher.watch(folder, RecursiveMode::Recursive)?;
-        Ok(watcher)
-    });
-    watched
-        .inspect_err(
-            |error| warn!(folder = %folder.display(), %error, "folder cannot be watched, so it is polled"),
-        )
-        .ok()
+    let mut watcher = notify::recommended_watcher(report)?;
+    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        watcher.watch(parent, RecursiveMode::NonRecursive)?;
+    }
+    watcher.watch(folder, RecursiveMode::Recursive)?;
+    Ok(watcher)
 }
 
 fn log_problems(now: &[Problem], before: &[Problem]) {

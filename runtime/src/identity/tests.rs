@@ -103,7 +103,9 @@ impl Fixture {
         let is_there = |current: &Option<Arc<Credentials>>| {
             current.as_ref().is_some_and(|current| current.generation >= generation)
         };
-        let current = self.credentials.wait_for(is_there).await.unwrap().clone().unwrap();
+        let current = self.credentials.wait_for(is_there);
+        let current =
+            tokio::time::timeout(Duration::from_secs(30), current).await.unwrap().unwrap().clone().unwrap();
         assert_eq!(current.generation, generation);
         current
     }
@@ -123,9 +125,12 @@ impl Fixture {
 
 /// Lets everybody else run until the condition holds.
 async fn until(condition: impl Fn() -> bool) {
-    while !condition() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), wait).await.expect("it never came to that");
 }
 
 #[tokio::test]

@@ -7,7 +7,6 @@ mod account;
 mod answer;
 mod exchange;
 mod headers;
-mod local_reply;
 mod meter;
 mod pulse;
 mod request;
@@ -38,11 +37,13 @@ use crate::lifeline::{Cause, Lifeline, Phase, Wait};
 use crate::limits::Limits;
 use crate::session::Gate;
 
-/// Received and not yet taken by the app, for all streams of a connection together. This is what bounds a
-/// connection's memory.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// The same for one stream, so that one that is not taken leaves room for others.
-const STREAM_WINDOW: u32 = 64 * 1024;
+/// Received and not yet taken by the app, for one stream. With [`Limits::streams`] this is what bounds a connection's
+/// memory: 4 MiB by default.
+const STREAM_WINDOW: u32 = 32 * 1024;
+/// The same for all streams together; more than they can use, so that a stream that is not taken never holds up
+/// others. h2 lets half of it be spent on the overhead of frames of less than 256 bytes that wait to be taken, and
+/// ends the connection then: so much is room for 20 streams of a client that fills their windows with 20 bytes a frame.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Waiting for a client's window, for each stream.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Streams that a client reset before they were looked at, and streams that we reset for its errors. Browsers and

@@ -48,9 +48,12 @@ fn each_step_waits_until_the_mesh_has_caught_up() {
         // A clock that was set back.
         (&issue_new, start - Duration::from_secs(50), false),
     ] {
-        assert_eq!(state.may_advance(at, TIMING).is_ok(), allowed, "{} {at:?}", state.step.name());
+        assert_eq!(state.may_advance(at, start, TIMING).is_ok(), allowed, "{} {at:?}", state.step.name());
     }
-    let reason = both.may_advance(after(3), TIMING).unwrap_err().to_string();
+    // Published only a while after the step was taken.
+    assert!(both.may_advance(after(14), after(5), TIMING).is_err());
+    assert!(both.may_advance(after(15), after(5), TIMING).is_ok());
+    let reason = both.may_advance(after(3), start, TIMING).unwrap_err().to_string();
     assert_eq!(reason, "the bundle with the new root may not have reached everybody; wait 8s more");
 }
 

@@ -6,7 +6,6 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use tidegate_crds::validate::{self, Finding};
 use tidegate_crds::{IngressBackend, MeshConfig, schema};
 
@@ -109,7 +108,7 @@ impl Reader<'_> {
         }
         match (api_version, kind) {
             ("v1", "Namespace") => {
-                self.read_kubernetes(node, Kind::Namespace, |o| Object::Namespace(Arc::new(o)))
+                self.read_kubernetes(node, Kind::Namespace, |o| Object::Namespace(Arc::new(o)));
             }
             ("v1", "ServiceAccount") => {
                 self.read_kubernetes(node, Kind::ServiceAccount, |o| Object::ServiceAccount(Arc::new(o)));
@@ -166,28 +165,27 @@ impl Reader<'_> {
     }
 
     /// Every wrong field of a custom resource is reported at once, with its place.
-    fn read_custom<T: DeserializeOwned>(
+    fn read_custom<'n, T: Deserialize<'n>>(
         &mut self,
-        node: &Node,
+        node: &'n Node,
         kind: Kind,
         crd: &CustomResourceDefinition,
         wrap: impl FnOnce(T) -> (Object, Vec<Finding>),
     ) {
         let Some(key) = self.key(node, kind) else { return };
-        let json = node.to_json();
-        let findings = schema::check(crd, &json);
+        let findings = schema::check(crd, &node.to_json());
         self.findings(node, &key, &findings);
         if findings.iter().any(Finding::is_error) {
             return self.parsed.broken.push(key);
         }
-        match serde_json::from_value(json) {
+        match T::deserialize(node) {
             Ok(object) => {
                 let (object, findings) = wrap(object);
                 self.findings(node, &key, &findings);
                 self.accept(node, key, object);
             }
-            Err(error) => {
-                self.problem(node.place, None, Some(&key), ProblemSeverity::Error, error.to_string());
+            Err(misfit) => {
+                self.misfit(&misfit, Some(&key));
                 self.parsed.broken.push(key);
             }
         }

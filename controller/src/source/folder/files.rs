@@ -38,6 +38,8 @@ pub(super) struct Files {
     files: BTreeMap<String, File>,
     /// What is wrong with the folder itself.
     problems: Vec<Problem>,
+    /// Counts what `refresh` has found different.
+    changes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +61,12 @@ struct Stamp {
 
 impl Files {
     pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, files: BTreeMap::new(), problems: Vec::new() }
+        Self { folder, files: BTreeMap::new(), problems: Vec::new(), changes: 0 }
+    }
+
+    /// Differs after a refresh that has found anything different.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Every object with its file and line, in order of files and then of lines.
@@ -77,12 +84,13 @@ impl Files {
     /// Reads what has changed. Returns when to look again if something is being saved right now.
     pub(super) fn refresh(&mut self, hints: &Hints) -> Option<Duration> {
         let mut found = BTreeMap::new();
-        self.problems.clear();
+        let problems = std::mem::take(&mut self.problems);
         let is_whole = self.list(&self.folder.clone(), 0, &mut found);
         let mut again = false;
         for (name, (path, stamp)) in &found {
             again |= self.refresh_file(name, path, *stamp, hints);
         }
+        self.changes += u64::from(problems != self.problems);
         // A folder that cannot be listed tells nothing about what is gone.
         if is_whole {
             again |= self.forget_missing(&found.into_keys().collect());
@@ -109,11 +117,13 @@ impl Files {
                 file.empty_since = None;
                 file.stamp = Some(stamp);
                 file.replace(document::parse(name, &text));
+                self.changes += 1;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return true,
             Err(error) => {
                 file.stamp = Some(stamp);
                 file.problems = vec![whole_file(name, format!("cannot be read: {error}"))];
+                self.changes += 1;
             }
         }
         false
@@ -121,11 +131,13 @@ impl Files {
 
     fn forget_missing(&mut self, found: &BTreeSet<String>) -> bool {
         let mut again = false;
+        let before = self.files.len();
         self.files.retain(|name, file| {
             let is_kept = found.contains(name) || file.is_within_grace();
             again |= is_kept && !found.contains(name);
             is_kept
         });
+        self.changes += (before - self.files.len()) as u64;
         again
     }
 

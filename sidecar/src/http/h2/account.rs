@@ -13,9 +13,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tidegate_core::policy::Decision;
 
-use super::headers::{FORWARDED_FOR, REQUEST_ID};
 use super::pulse::{InFlight, Pulse};
 use crate::http::Env;
+use crate::http::headers::{FORWARDED_FOR, REQUEST_ID};
 use crate::session::ConnectionInfo;
 use crate::telemetry::{Record, ResponseFlag};
 

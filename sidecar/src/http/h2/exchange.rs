@@ -2,18 +2,20 @@
 
 use std::rc::Rc;
 
-use http::{Method, Request, Response, StatusCode, Version};
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tidegate_core::policy::{AppProtocol, Decision};
 
 use super::account::Account;
 use super::answer::Answer;
-use super::local_reply::LocalReply;
+use super::headers;
 use super::pulse::Pulse;
 use super::request::{Target, is_grpc};
-use super::upstream::{UpstreamBody, UpstreamError};
-use super::headers;
+use super::upstream::UpstreamBody;
 use crate::http::Env;
+use crate::http::local_reply::{self, LocalReply};
 use crate::session::Gate;
 use crate::telemetry::ResponseFlag;
 
@@ -43,7 +45,7 @@ impl Exchanges {
         let decision = self.gate.decide();
         account.decided(decision.clone());
         if let Decision::Deny(_) = *decision {
-            return local(LocalReply::FORBIDDEN, account, is_head);
+            return local(local_reply::forbidden(), account, is_head);
         }
 
         headers::prepare(&mut head.headers, info);
@@ -60,10 +62,10 @@ impl Exchanges {
         };
         match response {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                local(LocalReply::upstream(&UpstreamError::Protocol), account, is_head)
+                local(local_reply::bad_gateway(), account, is_head)
             }
             Ok(response) => pass_back(response, account),
-            Err(error) => local(LocalReply::upstream(&error), account, is_head),
+            Err(error) => local(error.reply(), account, is_head),
         }
     }
 
@@ -74,10 +76,16 @@ impl Exchanges {
     }
 }
 
+/// An answer of ours; hyper adds the date.
 fn local(reply: LocalReply, mut account: Account, is_head: bool) -> Response<Answer> {
-    account.answered(reply.status, reply.flag, reply.details);
-    let body = if is_head { bytes::Bytes::new() } else { reply.body() };
-    reply.head().map(|()| Answer::local(body, account))
+    let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    account.answered(status, reply.flag, reply.details);
+    let body = if is_head { Bytes::new() } else { Bytes::from_static(reply.body.as_bytes()) };
+    let mut response = Response::new(Answer::local(body, account));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
 }
 
 fn pass_back(response: Response<UpstreamBody>, mut account: Account) -> Response<Answer> {

@@ -1,47 +1,18 @@
-//! What the app gets of a client's header fields, and a client of the app's.
-
-use std::net::IpAddr;
+//! A head in the form that the next hop's HTTP wants. What is believed of it is decided in [`rules`].
 
 use http::header::{CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Method, Request, Uri, Version, request};
 
 use super::request::Target;
+use crate::http::headers as rules;
 use crate::session::ConnectionInfo;
 
-pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Prefixes of names that only the mesh may set.
-const OURS: &str = "x-tidegate-";
-/// Names that begin so are spelled one way only.
-const FORWARDED: &str = "x-forwarded-";
-
-/// Takes away what only the mesh may say, and says it.
+/// Applies the rules for what is believed of a client, and makes a cookie that was cut in crumbs whole again.
 pub(super) fn prepare(headers: &mut HeaderMap, info: &ConnectionInfo) {
-    let spoofed: Vec<HeaderName> = headers.keys().filter(|name| is_reserved(name.as_str())).cloned().collect();
-    for name in spoofed {
-        headers.remove(name);
-    }
-    if let Some(client) = &info.client {
-        let value = format!("By={};{}", info.identity, client.forwarded);
-        // Both parts are escaped where they are made; a value that still is none is not sent at all.
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(CLIENT_CERTIFICATE, value);
-        }
-    }
-    append_peer(headers, info.peer.ip());
-    let scheme = if info.tls { "https" } else { "http" };
-    let is_scheme = |value: &HeaderValue| matches!(value.as_bytes(), b"http" | b"https");
-    if !only(headers, &FORWARDED_PROTO).is_some_and(is_scheme) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    }
-    if !only(headers, &REQUEST_ID).is_some_and(is_request_id) {
-        headers.insert(REQUEST_ID, new_request_id());
-    }
+    rules::apply(headers, info);
     join_cookie(headers);
 }
 
@@ -97,30 +68,6 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a client's field of this name may not reach the app: names of ours, and names that an app which reads
-/// `_` and `.` as `-` would take for a forwarded one.
-fn is_reserved(name: &str) -> bool {
-    let has_prefix = |prefix: &str| {
-        let plain = name.bytes().map(|byte| if matches!(byte, b'_' | b'.') { b'-' } else { byte });
-        name.len() >= prefix.len() && plain.zip(prefix.bytes()).all(|(byte, expected)| byte == expected)
-    };
-    name == CLIENT_CERTIFICATE.as_str()
-        || has_prefix(OURS)
-        || (has_prefix(FORWARDED) && name.contains(['_', '.']))
-}
-
-fn append_peer(headers: &mut HeaderMap, peer: IpAddr) {
-    let mut line = Vec::new();
-    for value in headers.get_all(FORWARDED_FOR) {
-        line.extend_from_slice(value.as_bytes());
-        line.extend_from_slice(b", ");
-    }
-    line.extend_from_slice(peer.to_canonical().to_string().as_bytes());
-    if let Ok(value) = HeaderValue::try_from(line) {
-        headers.insert(FORWARDED_FOR, value);
-    }
-}
-
 /// HTTP/2 may cut a cookie in crumbs; every app understands it whole (RFC 9113 §8.2.3).
 fn join_cookie(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(COOKIE).iter();
@@ -131,21 +78,4 @@ fn join_cookie(headers: &mut HeaderMap) {
     if let Ok(cookie) = HeaderValue::try_from(crumbs.join(b"; ".as_slice())) {
         headers.insert(COOKIE, cookie);
     }
-}
-
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut values = headers.get_all(name).iter();
-    values.next().filter(|_| values.next().is_none())
-}
-
-fn is_request_id(value: &HeaderValue) -> bool {
-    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
-}
-
-/// A version 4 UUID, RFC 9562 §5.4.
-fn new_request_id() -> HeaderValue {
-    let random = (rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{random:032x}");
-    let id = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
 }

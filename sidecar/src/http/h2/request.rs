@@ -4,7 +4,7 @@ use http::header::{CONTENT_TYPE, COOKIE, HOST, HeaderMap};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, request};
 
-use super::local_reply::LocalReply;
+use crate::http::local_reply::{self, LocalReply};
 
 /// Whom a request is for, and what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,17 +19,18 @@ impl Target {
     /// Checks a head. h2 itself has refused what RFC 9113 calls malformed, connection-specific fields among it.
     pub(super) fn check(head: &request::Parts, header_count: usize) -> Result<Self, LocalReply> {
         if head.method == Method::CONNECT {
-            return Err(LocalReply::METHOD_NOT_ALLOWED);
+            return Err(local_reply::method_not_allowed());
         }
         // Crumbs of one cookie field count once (RFC 9113 §8.2.3); their bytes are bounded with all others.
         let crumbs = head.headers.get_all(COOKIE).iter().count();
         if head.headers.len() - crumbs.saturating_sub(1) > header_count {
-            return Err(LocalReply::TOO_MANY_HEADERS);
+            return Err(local_reply::header_fields_too_large("http2.too_many_headers"));
         }
-        let path = head.uri.path_and_query().ok_or(LocalReply::BAD_REQUEST)?;
-        let is_path = path.as_str().starts_with('/') || (path.as_str() == "*" && head.method == Method::OPTIONS);
+        let path = head.uri.path_and_query().ok_or(local_reply::bad_request("http2.invalid_path"))?;
+        let is_path =
+            path.as_str().starts_with('/') || (path.as_str() == "*" && head.method == Method::OPTIONS);
         if !is_path {
-            return Err(LocalReply::BAD_REQUEST);
+            return Err(local_reply::bad_request("http2.invalid_path"));
         }
         Ok(Self { authority: authority(head)?, path: path.clone() })
     }
@@ -45,28 +46,29 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// The one authority of a request: a `host` beside `:authority` must say the same (RFC 9113 §8.3.1).
 fn authority(head: &request::Parts) -> Result<Authority, LocalReply> {
+    let invalid = Err(local_reply::bad_request("http2.invalid_authority"));
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(LocalReply::BAD_REQUEST);
+        return invalid;
     }
     let host = host.map(parse_host).transpose()?;
     let authority = match (head.uri.authority(), host) {
-        (Some(authority), Some(host)) if *authority != host => return Err(LocalReply::BAD_REQUEST),
+        (Some(authority), Some(host)) if *authority != host => return invalid,
         (Some(authority), _) => authority.clone(),
         (None, Some(host)) => host,
-        (None, None) => return Err(LocalReply::BAD_REQUEST),
+        (None, None) => return invalid,
     };
     // User information has no place there, and a zone means something on one machine only (RFC 9110 §4.2.4, RFC
     // 9844 §3).
     if authority.as_str().contains(['@', '%']) || authority.host().is_empty() {
-        return Err(LocalReply::BAD_REQUEST);
+        return invalid;
     }
     Ok(authority)
 }
 
 fn parse_host(value: &HeaderValue) -> Result<Authority, LocalReply> {
-    Authority::try_from(value.as_bytes()).map_err(|_| LocalReply::BAD_REQUEST)
+    Authority::try_from(value.as_bytes()).map_err(|_| local_reply::bad_request("http2.invalid_authority"))
 }
 
 #[cfg(test)]
@@ -81,7 +83,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let head = request.body(()).unwrap().into_parts().0;
-        let target = Target::check(&head, 4).map_err(|reply| reply.status.as_u16())?;
+        let target = Target::check(&head, 4).map_err(|reply| reply.status)?;
         Ok(format!("{} {}", target.authority, target.path))
     }
 
@@ -122,13 +124,15 @@ mod tests {
         let fields = [("host", "a"), ("b", "1"), ("b", "2"), ("b", "3"), ("b", "4")];
         assert!(check("GET", "/", &fields[..4]).is_ok());
         assert_eq!(check("GET", "/", &fields), Err(431));
-        let crumbs = [("host", "a"), ("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3"), ("cookie", "d=4")];
+        let crumbs =
+            [("host", "a"), ("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3"), ("cookie", "d=4")];
         assert!(check("GET", "/", &crumbs).is_ok());
     }
 
     #[test]
     fn grpc_is_known_by_its_content_type() {
-        let with = |value: &'static str| HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(value))]);
+        let with =
+            |value: &'static str| HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(value))]);
         for value in ["application/grpc", "application/grpc+proto", "application/grpc; charset=x"] {
             assert!(is_grpc(&with(value)), "{value}");
         }

@@ -5,3 +5,4 @@ mod apps;
 mod forwarding;
 mod kit;
 mod lifecycle;
+mod records;

@@ -17,13 +17,14 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 
-pub use self::body::UpstreamBody;
 use self::body::Outgoing;
+pub use self::body::UpstreamBody;
 pub use self::error::UpstreamError;
 use super::BoxError;
 use crate::limits::Limits;
 
-/// All connections of a worker to the apps behind its ports.
+/// All connections of a worker to the apps behind its ports. To be used within a [`tokio::task::LocalSet`]: each
+/// connection is a task of its own.
 pub struct Upstreams {
     limits: Rc<Limits>,
     apps: RefCell<HashMap<SocketAddr, Rc<App>>>,

@@ -74,9 +74,16 @@ impl App {
             let io = TokioIo::new(socket);
             // A connection that ends in an error is for the client to notice.
             let _ = match speaks {
-                Speaks::Http1 => hyper::server::conn::http1::Builder::new().serve_connection(io, service).await,
+                Speaks::Http1 => {
+                    hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
+                }
                 Speaks::Http2 => {
-                    hyper::server::conn::http2::Builder::new(LocalExecutor).serve_connection(io, service).await
+                    let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
+                    // Its own guard against small frames is not what is tested.
+                    builder
+                        .initial_stream_window_size(32 * 1024)
+                        .initial_connection_window_size(64 * 1024 * 1024);
+                    builder.serve_connection(io, service).await
                 }
             };
         })

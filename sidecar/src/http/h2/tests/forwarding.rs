@@ -36,7 +36,10 @@ fn a_request_and_its_answer_pass_to_either_kind_of_app() {
             match speaks {
                 Speaks::Http1 => assert_eq!(lines, ["GET /a?b=c HTTP/1.1", "POST /up HTTP/1.1"]),
                 Speaks::Http2 => {
-                    assert_eq!(lines, ["GET http://app.example/a?b=c HTTP/2.0", "POST http://app.example/up HTTP/2.0"]);
+                    assert_eq!(
+                        lines,
+                        ["GET http://app.example/a?b=c HTTP/2.0", "POST http://app.example/up HTTP/2.0"]
+                    );
                 }
             }
             assert_eq!(app.seen.connections.get(), 1, "connections to the app are used again");
@@ -76,9 +79,13 @@ fn the_app_gets_the_meshs_word_and_not_the_clients() {
             assert_eq!(seen.last("x-forwarded-proto"), ["https"]);
             assert_eq!(seen.last("x-forwarded-host"), ["shop.example"]);
             assert_eq!(seen.last("x-other"), ["kept"]);
-            for name in
-                ["x_forwarded_client_cert", "x-forwarded_for", "x.forwarded.proto", "x-tidegate-principal", "x-tidegate_principal"]
-            {
+            for name in [
+                "x_forwarded_client_cert",
+                "x-forwarded_for",
+                "x.forwarded.proto",
+                "x-tidegate-principal",
+                "x-tidegate_principal",
+            ] {
                 assert!(seen.last(name).is_empty(), "{name}");
             }
             let id = seen.last("x-request-id").remove(0);
@@ -156,7 +163,8 @@ fn trailers_pass_both_ways() {
                     body: body.to_bytes(),
                     trailers,
                 });
-                let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("5"))]);
+                let trailers =
+                    HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("5"))]);
                 let frames = [Frame::data(Bytes::from_static(b"answer")), Frame::trailers(trailers)];
                 let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, BoxError>)));
                 let mut response = Response::new(Box::pin(body) as DynBody);
@@ -171,7 +179,8 @@ fn trailers_pass_both_ways() {
             request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
             let (response, ()) = tokio::join!(client.send(request), async move {
                 sender.send_data("question".into()).await.unwrap();
-                let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from_static("7"))]);
+                let trailers =
+                    HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from_static("7"))]);
                 sender.send_trailers(trailers).await.unwrap();
             });
             let answer = response.unwrap().into_body().collect().await.unwrap();
@@ -300,7 +309,8 @@ fn hop_by_hop_fields_of_an_http1_answer_end_here() {
     run(async {
         let app = App::raw(async |_, mut socket: tokio::net::TcpStream| {
             let _ = socket.read(&mut [0; 4096]).await;
-            let answer = b"HTTP/1.1 200 OK\r\nconnection: x-secret, close\r\nx-secret: 1\r\nkeep-alive: 5\r\n\
+            let answer =
+                b"HTTP/1.1 200 OK\r\nconnection: x-secret, close\r\nx-secret: 1\r\nkeep-alive: 5\r\n\
                 proxy-connection: x\r\nupgrade: h2c\r\nx-kept: 1\r\ncontent-length: 2\r\n\r\nok";
             let _ = socket.write_all(answer).await;
         })
@@ -377,7 +387,8 @@ fn a_slow_app_slows_its_client_and_a_slow_client_its_app() {
 fn an_app_that_dies_amid_its_answer_resets_the_stream_and_nothing_else() {
     run(async {
         let head = "HTTP/1.1 200 OK\r\n";
-        for framing in ["content-length: 100\r\n\r\npart", "transfer-encoding: chunked\r\n\r\n4\r\npart\r\n"] {
+        for framing in ["content-length: 100\r\n\r\npart", "transfer-encoding: chunked\r\n\r\n4\r\npart\r\n"]
+        {
             let app = App::raw(async move |_, mut socket: tokio::net::TcpStream| {
                 let _ = socket.read(&mut [0; 4096]).await;
                 let _ = socket.write_all(format!("{head}{framing}").as_bytes()).await;

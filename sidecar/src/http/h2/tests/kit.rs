@@ -13,8 +13,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tidegate_core::policy::{
-    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
-    RuleState, Sources, Terms,
+    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
+    PortPolicy, RuleState, Sources, Terms,
 };
 use tidegate_core::{Identity, Principal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -78,6 +78,7 @@ pub(super) const PING: u8 = 0x6;
 pub(super) const GOAWAY: u8 = 0x7;
 pub(super) const CONTINUATION: u8 = 0x9;
 pub(super) const END_STREAM: u8 = 0x1;
+pub(super) const ACK: u8 = 0x1;
 pub(super) const END_HEADERS: u8 = 0x4;
 
 /// Runs a test on one thread, as a worker does.
@@ -117,8 +118,17 @@ impl Sidecar {
     }
 
     pub(super) fn with_limits(app: SocketAddr, protocol: AppProtocol, limits: Limits) -> Self {
-        let limits = Rc::new(limits);
-        let env = Rc::new(Env::new(limits, Rc::new(Telemetry::default())));
+        Self::telling(app, protocol, limits, Telemetry::default())
+    }
+
+    /// One that tells of its requests here.
+    pub(super) fn telling(
+        app: SocketAddr,
+        protocol: AppProtocol,
+        limits: Limits,
+        telemetry: Telemetry,
+    ) -> Self {
+        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(telemetry)));
         let (publisher, snapshots) = snapshot::channel();
         let sidecar =
             Self { env, registry: Registry::new(), publisher, snapshots, app, tls: true, client: None };
@@ -141,8 +151,12 @@ impl Sidecar {
             not_before: SystemTime::UNIX_EPOCH,
             not_after: SystemTime::now() + PATIENCE,
         };
-        self.client =
-            Some(Rc::new(ClientCertificate { leaf, chain: vec![], forwarded: forwarded.into(), names: "".into() }));
+        self.client = Some(Rc::new(ClientCertificate {
+            leaf,
+            chain: vec![],
+            forwarded: forwarded.into(),
+            names: "".into(),
+        }));
         self
     }
 
@@ -170,7 +184,7 @@ impl Sidecar {
         self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy.clone())));
     }
 
-    fn start(&self, buffer: usize) -> (DuplexStream, Lifeline, JoinHandle<()>) {
+    fn start(&self, first: &[u8]) -> (DuplexStream, Lifeline, JoinHandle<()>) {
         let info = ConnectionInfo {
             peer: "192.0.2.7:4444".parse().unwrap(),
             local: "192.0.2.1:14001".parse().unwrap(),
@@ -185,8 +199,8 @@ impl Sidecar {
         };
         let gate = Rc::new(Gate::new(Rc::new(info), self.snapshots.clone()));
         let line = self.registry.add(Rc::new(()));
-        let (ours, theirs) = duplex(buffer);
-        let served = serve(theirs, BytesMut::new(), gate, line.clone(), self.env.clone());
+        let (ours, theirs) = duplex(64 * 1024);
+        let served = serve(theirs, BytesMut::from(first), gate, line.clone(), self.env.clone());
         (ours, line, tokio::task::spawn_local(served))
     }
 
@@ -200,7 +214,7 @@ impl Sidecar {
         &self,
         set_up: impl FnOnce(&mut Builder<LocalExecutor>) -> &mut Builder<LocalExecutor>,
     ) -> Connection {
-        let (stream, line, server) = self.start(64 * 1024);
+        let (stream, line, server) = self.start(&[]);
         let mut builder = Builder::new(LocalExecutor);
         let (sender, connection) = set_up(&mut builder).handshake(TokioIo::new(stream)).await.unwrap();
         Connection { sender, line, server, client: tokio::task::spawn_local(connection) }
@@ -208,17 +222,22 @@ impl Sidecar {
 
     /// A client's connection by hand, greeted.
     pub(super) async fn connect_raw(&self) -> Raw {
-        let (stream, line, server) = self.start(64 * 1024);
+        let (stream, line, server) = self.start(&[]);
         let mut raw = Raw { stream, line, server };
         raw.stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
         raw.send(SETTINGS, 0, 0, &[]).await.unwrap();
         raw
     }
 
+    /// A client of which these bytes were already read.
+    pub(super) fn connect_after(&self, first: &[u8]) -> Raw {
+        let (stream, line, server) = self.start(first);
+        Raw { stream, line, server }
+    }
+
     /// A client that says nothing.
     pub(super) fn connect_silent(&self) -> Raw {
-        let (stream, line, server) = self.start(64 * 1024);
-        Raw { stream, line, server }
+        self.connect_after(&[])
     }
 
     /// Ends what has run out of time, as if this much of it had passed.
@@ -239,12 +258,14 @@ impl Connection {
 
 impl Raw {
     /// Writes one frame; fails once the sidecar has hung up.
-    pub(super) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let mut frame = vec![length[1], length[2], length[3], kind, flags];
-        frame.extend_from_slice(&stream.to_be_bytes());
-        frame.extend_from_slice(payload);
-        self.stream.write_all(&frame).await
+    pub(super) async fn send(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> std::io::Result<()> {
+        self.stream.write_all(&encode(kind, flags, stream, payload)).await
     }
 
     /// Opens a stream with these fields, and ends it.
@@ -272,6 +293,15 @@ impl Raw {
             }
         }
     }
+}
+
+/// The bytes of a frame, RFC 9113 §4.1.
+pub(super) fn encode(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
 }
 
 /// Literal fields without indexing or Huffman, RFC 7541 §6.2.2.

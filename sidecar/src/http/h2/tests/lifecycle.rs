@@ -4,17 +4,22 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::{Method, Request, Response};
-use http_body_util::{BodyExt, Channel};
+use http_body_util::BodyExt;
 use tidegate_core::policy::AppProtocol;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::apps::{App, Speaks};
-use super::kit::{END_STREAM, GET, GOAWAY, HEADERS, Sidecar, full, get, run, text, until};
-use crate::http::h2::{BoxError, DynBody, UpstreamError};
+use super::apps::{App, Seen, Speaks};
+use super::kit::{
+    ACK, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, SETTINGS, Sidecar, block, encode, full,
+    get, run, text, until,
+};
+use crate::http::h2::{DynBody, UpstreamError};
 use crate::lifeline::{Cause, Phase, Wait};
 use crate::limits::Limits;
+
+/// What h2 asks by a ping whether its GOAWAY was read.
+const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
 /// An app that waits for its request's end before it answers.
 async fn patient_app(speaks: Speaks) -> App {
@@ -75,19 +80,23 @@ fn a_finishing_connection_says_goaway_and_serves_what_is_in_flight() {
         for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
             let app = patient_app(speaks).await;
             let sidecar = Sidecar::new(app.address, protocol);
-            let mut client = sidecar.connect().await;
-            let (mut upload, body) = Channel::<Bytes, BoxError>::new(1);
-            let request = Request::post("http://app.example/").body(Box::pin(body) as DynBody).unwrap();
-            let answer = tokio::task::spawn_local(client.sender.send_request(request));
-            upload.send_data("first ".into()).await.unwrap();
+            let mut client = sidecar.connect_raw().await;
+            let mut post = GET;
+            post[0].1 = "POST";
+            client.send(HEADERS, END_HEADERS, 1, &block(&post)).await.unwrap();
+            client.send(DATA, 0, 1, b"first ").await.unwrap();
             until(|| app.seen.connections.get() == 1).await;
 
             client.line.finish(Cause::Draining, Duration::from_secs(30));
-            until(|| client.sender.is_closed()).await;
-            upload.send_data("last".into()).await.unwrap();
-            drop(upload);
-            assert_eq!(text(answer.await.unwrap().unwrap()).await, (200, "first last".to_owned()));
-            client.client.await.unwrap().expect("an orderly end");
+            client.find(|frame| frame.kind == GOAWAY && frame.payload[4..8] == [0; 4]).await.unwrap();
+            client.send(DATA, END_STREAM, 1, b"last").await.unwrap();
+            let head = client.find(|frame| frame.kind == HEADERS && frame.stream == 1).await.unwrap();
+            assert_eq!(head.payload[0], 0x88, ":status: 200");
+            let body = client.find(|frame| frame.kind == DATA && frame.stream == 1).await.unwrap();
+            assert_eq!(body.payload, b"first last");
+            // The client has read the farewell; that is what the sidecar asks by a ping.
+            client.send(PING, ACK, 0, &SHUTDOWN_PING).await.unwrap();
+            assert!(client.find(|_| false).await.is_none(), "the end");
             client.server.await.unwrap();
         }
     });
@@ -117,13 +126,13 @@ fn what_outlives_its_grace_is_cut_off_on_both_sides() {
         })
         .await;
         let sidecar = Sidecar::new(app.address, AppProtocol::Http);
-        let mut client = sidecar.connect().await;
-        let answer = tokio::task::spawn_local(client.sender.send_request(get("/")));
+        let mut client = sidecar.connect_raw().await;
+        client.request(1, &GET).await.unwrap();
         until(|| app.seen.connections.get() == 1).await;
         client.line.finish(Cause::PolicyChanged, Duration::from_millis(500));
-        until(|| client.sender.is_closed()).await;
+        client.find(|frame| frame.kind == GOAWAY).await.unwrap();
         sidecar.expire_after(Duration::from_secs(1));
-        assert!(answer.await.unwrap().is_err());
+        assert!(client.find(|frame| frame.kind == HEADERS).await.is_none(), "the end, without an answer");
         client.server.await.unwrap();
         until(|| app_saw_the_end.get()).await;
     });
@@ -190,11 +199,13 @@ fn a_client_that_goes_away_takes_its_requests_with_it() {
             until(|| started.get() == 1).await;
             reset.abort();
             until(|| dropped.get() == 1).await;
-            let _cut = tokio::task::spawn_local(client.sender.send_request(get("/")));
+            let mut cut = sidecar.connect_raw().await;
+            cut.request(1, &GET).await.unwrap();
             until(|| started.get() == 2).await;
-            client.client.abort();
+            drop(cut.stream);
             until(|| dropped.get() == 2).await;
-            client.server.await.unwrap();
+            cut.server.await.unwrap();
+            assert!(!client.server.is_finished());
         }
     });
 }
@@ -225,7 +236,8 @@ fn a_connection_to_the_app_that_ended_is_dialled_again() {
                         }
                     }
                     Speaks::Http2 => {
-                        let builder = hyper::server::conn::http2::Builder::new(crate::http::h2::LocalExecutor);
+                        let builder =
+                            hyper::server::conn::http2::Builder::new(crate::http::h2::LocalExecutor);
                         let mut connection = std::pin::pin!(builder.serve_connection(io, service));
                         tokio::select! {
                             _ = connection.as_mut() => {}
@@ -346,23 +358,23 @@ fn an_http1_connection_waits_no_longer_than_its_limit() {
 
 #[test]
 fn an_error_says_how_to_tell_the_client() {
-    use http::StatusCode;
     let cases = [
-        (UpstreamError::Refused, StatusCode::SERVICE_UNAVAILABLE, "UF"),
-        (UpstreamError::ConnectTimeout, StatusCode::GATEWAY_TIMEOUT, "UT"),
-        (UpstreamError::Protocol, StatusCode::BAD_GATEWAY, "UPE"),
-        (UpstreamError::Closed, StatusCode::SERVICE_UNAVAILABLE, "UC"),
-        (UpstreamError::Reset(h2::Reason::CANCEL), StatusCode::SERVICE_UNAVAILABLE, "UC"),
+        (UpstreamError::Refused, 503, "UF"),
+        (UpstreamError::ConnectTimeout, 504, "UT"),
+        (UpstreamError::Protocol, 502, "UPE"),
+        (UpstreamError::Closed, 503, "UC"),
+        (UpstreamError::Reset(h2::Reason::CANCEL), 503, "UC"),
     ];
     for (error, status, flag) in cases {
-        assert_eq!((error.status(), error.flag().code()), (status, flag), "{error}");
+        assert_eq!((error.reply().status, error.reply().flag.code()), (status, flag), "{error}");
     }
 }
 
 #[test]
 fn a_stream_in_flight_does_not_idle() {
     run(async {
-        let app = App::with(Speaks::Http1, async |_, _| std::future::pending::<Response<DynBody>>().await).await;
+        let app =
+            App::with(Speaks::Http1, async |_, _| std::future::pending::<Response<DynBody>>().await).await;
         let sidecar = Sidecar::new(app.address, AppProtocol::Http);
         let mut client = sidecar.connect_raw().await;
         client.request(1, &GET).await.unwrap();
@@ -371,4 +383,68 @@ fn a_stream_in_flight_does_not_idle() {
         assert_eq!(client.line.phase(), Phase::Open);
         assert!(client.find(|frame| frame.kind == HEADERS || frame.kind != GOAWAY).await.is_some());
     });
+}
+
+#[test]
+fn what_was_read_before_is_part_of_the_connection() {
+    run(async {
+        let app = App::echo(Speaks::Http2).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http).plaintext();
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(encode(SETTINGS, 0, 0, &[]));
+        bytes.extend(encode(HEADERS, END_HEADERS | END_STREAM, 1, &block(&GET)));
+        for cut in [1, 24, 33, 40, bytes.len()] {
+            let mut client = sidecar.connect_after(&bytes[..cut]);
+            client.stream.write_all(&bytes[cut..]).await.unwrap();
+            let head = client.find(|frame| frame.kind == HEADERS && frame.stream == 1).await.unwrap();
+            assert_eq!(head.payload[0], 0x88, ":status: 200");
+        }
+    });
+}
+
+#[test]
+fn a_stream_that_goaway_disclaims_is_tried_again_and_one_that_was_lost_is_not() {
+    run(async {
+        for (last, closes, expected) in [(0_u32, false, (200, 2)), (1, true, (503, 1))] {
+            let app = App::raw(async move |seen: Rc<Seen>, mut socket: tokio::net::TcpStream| {
+                if seen.connections.get() > 1 {
+                    let mut connection = h2::server::handshake(socket).await.unwrap();
+                    while let Some(Ok((_, mut respond))) = connection.accept().await {
+                        respond.send_response(Response::new(()), true).unwrap();
+                    }
+                    return;
+                }
+                socket.write_all(&encode(SETTINGS, 0, 0, &[])).await.unwrap();
+                let mut read = Vec::new();
+                while !has_headers(&read) {
+                    socket.read_buf(&mut read).await.unwrap();
+                }
+                let mut farewell = last.to_be_bytes().to_vec();
+                farewell.extend([0; 4]);
+                socket.write_all(&encode(GOAWAY, 0, 0, &farewell)).await.unwrap();
+                if closes {
+                    socket.shutdown().await.unwrap();
+                }
+                while socket.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+            })
+            .await;
+            let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
+            let mut client = sidecar.connect().await;
+            let (status, _) = client.get("/").await;
+            assert_eq!((status, app.seen.connections.get()), expected);
+        }
+    });
+}
+
+/// Whether a client's bytes hold a HEADERS frame.
+fn has_headers(mut bytes: &[u8]) -> bool {
+    bytes = bytes.get(24..).unwrap_or_default();
+    while let [high, middle, low, kind, _, rest @ ..] = bytes {
+        if *kind == HEADERS {
+            return true;
+        }
+        let length = u32::from_be_bytes([0, *high, *middle, *low]) as usize;
+        bytes = rest.get(4 + length..).unwrap_or_default();
+    }
+    false
 }

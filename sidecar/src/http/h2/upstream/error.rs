@@ -2,9 +2,7 @@
 
 use std::error::Error as _;
 
-use http::StatusCode;
-
-use crate::telemetry::ResponseFlag;
+use crate::http::local_reply::{self, LocalReply};
 
 /// Why a request got no answer from the app, or only a part of one. Every one is the app's doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,57 +25,23 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
-    /// Status of the answer to the client.
-    pub fn status(&self) -> StatusCode {
+    /// What the client is told.
+    pub fn reply(&self) -> LocalReply {
         match self {
-            Self::ConnectTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Protocol => StatusCode::BAD_GATEWAY,
-            Self::Refused | Self::Closed | Self::Reset(_) => StatusCode::SERVICE_UNAVAILABLE,
-        }
-    }
-
-    /// Its flag in the log.
-    pub fn flag(&self) -> ResponseFlag {
-        match self {
-            Self::Refused => ResponseFlag::UpstreamConnectionFailure,
-            Self::ConnectTimeout => ResponseFlag::UpstreamTimeout,
-            Self::Protocol => ResponseFlag::UpstreamProtocolError,
-            Self::Closed | Self::Reset(_) => ResponseFlag::UpstreamConnectionTermination,
-        }
-    }
-
-    /// Body of the answer to the client; Envoy's text.
-    pub fn text(&self) -> &'static str {
-        match self {
-            Self::Refused => {
-                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
-            }
-            Self::ConnectTimeout => {
-                "upstream connect error or disconnect/reset before headers. reset reason: connection timeout"
-            }
-            Self::Protocol => {
-                "upstream connect error or disconnect/reset before headers. reset reason: protocol error"
-            }
-            Self::Closed => {
-                "upstream connect error or disconnect/reset before headers. reset reason: connection termination"
-            }
-            Self::Reset(h2::Reason::REFUSED_STREAM) => {
-                "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset"
-            }
-            Self::Reset(_) => {
-                "upstream connect error or disconnect/reset before headers. reset reason: remote reset"
-            }
-        }
-    }
-
-    /// A stable word on it for the log.
-    pub fn details(&self) -> &'static str {
-        match self {
-            Self::Refused => "upstream_reset_before_response_started{remote_connection_failure}",
-            Self::ConnectTimeout => "upstream_reset_before_response_started{connection_timeout}",
-            Self::Protocol => "upstream_reset_before_response_started{protocol_error}",
-            Self::Closed => "upstream_reset_before_response_started{connection_termination}",
-            Self::Reset(_) => "upstream_reset_before_response_started{remote_reset}",
+            Self::Refused => local_reply::connection_refused(),
+            Self::ConnectTimeout => local_reply::connect_timeout(),
+            Self::Protocol => local_reply::bad_gateway(),
+            Self::Closed => local_reply::connection_terminated(),
+            Self::Reset(h2::Reason::REFUSED_STREAM) => LocalReply {
+                body: "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset",
+                details: "upstream_reset_before_response_started{remote_refused_stream_reset}",
+                ..local_reply::connection_terminated()
+            },
+            Self::Reset(_) => LocalReply {
+                body: "upstream connect error or disconnect/reset before headers. reset reason: remote reset",
+                details: "upstream_reset_before_response_started{remote_reset}",
+                ..local_reply::connection_terminated()
+            },
         }
     }
 }

@@ -24,8 +24,10 @@ const STREAMS: usize = 100;
 const CONNECTIONS: usize = 8;
 /// Of an answer, received and not yet taken by its client.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// Room for every stream's: a client that does not read holds up nobody else.
-const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW;
+/// The same for all streams together; more than they can use, so that a client that does not read holds up nobody
+/// else. h2 lets half of it be spent on the overhead of small frames that wait to be taken, and ends the connection
+/// then: so much is room for most of [`STREAMS`] filled with 20 bytes a frame.
+const CONNECTION_WINDOW: u32 = 128 * 1024 * 1024;
 /// An app says GOAWAY before it closes, so an idle connection may be kept for longer than an HTTP/1.1 one.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -90,8 +92,7 @@ impl Connections {
 
     pub(super) fn sweep(&self, now: Instant) {
         let is_needed = |connection: &Carrier| {
-            connection.streams.get() > 0
-                || now.saturating_duration_since(connection.idle_since.get()) < IDLE
+            connection.streams.get() > 0 || now.saturating_duration_since(connection.idle_since.get()) < IDLE
         };
         self.open.borrow_mut().retain(|connection| !connection.sender.is_closed() && is_needed(connection));
     }
@@ -131,7 +132,8 @@ impl Connections {
         let running = self.dial.borrow().as_ref().and_then(WeakShared::upgrade);
         let running = running.filter(|dial| dial.peek().is_none());
         let dial = running.unwrap_or_else(|| {
-            let dial: Shared<Dial> = dial(self.app, self.head_bytes, timeout, self.open.clone()).boxed_local().shared();
+            let dial: Shared<Dial> =
+                dial(self.app, self.head_bytes, timeout, self.open.clone()).boxed_local().shared();
             *self.dial.borrow_mut() = dial.downgrade();
             dial
         });
@@ -213,9 +215,7 @@ impl Lease {
     ) -> Result<Response<UpstreamBody>, (Failure, Rc<Carrier>)> {
         let mut sender = self.connection.sender.clone();
         match sender.try_send_request(request).await {
-            Ok(response) => {
-                Ok(response.map(|body| UpstreamBody::new(body, body::Connection::Http2(self))))
-            }
+            Ok(response) => Ok(response.map(|body| UpstreamBody::new(body, body::Connection::Http2(self)))),
             Err(mut failure) => {
                 let is_unsent = failure.take_message().is_some();
                 Err((self.connection.judge(failure.error(), is_unsent), self.connection.clone()))

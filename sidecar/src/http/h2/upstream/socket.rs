@@ -24,7 +24,6 @@ pub(super) struct Socket {
 pub(super) struct Watch {
     has_spoken: Cell<bool>,
     has_ended: Cell<bool>,
-    has_failed: Cell<bool>,
 }
 
 impl Socket {
@@ -32,7 +31,9 @@ impl Socket {
     pub(super) async fn connect(app: SocketAddr, timeout: Duration) -> Result<Self, UpstreamError> {
         let stream = match tokio::time::timeout(timeout, TcpStream::connect(app)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => return Err(UpstreamError::ConnectTimeout),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(UpstreamError::ConnectTimeout);
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%app, %error, "app cannot be reached");
                 return Err(UpstreamError::Refused);
@@ -54,12 +55,13 @@ impl Socket {
 impl Watch {
     /// Whether the app can say no more: its end of the stream, or an error, was read.
     pub(super) fn has_ended(&self) -> bool {
-        self.has_ended.get() || self.has_failed.get()
+        self.has_ended.get()
     }
 
-    /// Whether the app read what it was sent, and closed in order without a word: it does not know the protocol.
+    /// Whether the app ended the connection without a word. An HTTP/2 server speaks first of all (RFC 9113 §3.4), so
+    /// it is none.
     pub(super) fn has_hung_up(&self) -> bool {
-        self.has_ended.get() && !self.has_spoken.get()
+        self.has_ended() && !self.has_spoken.get()
     }
 }
 
@@ -73,18 +75,21 @@ impl AsyncRead for Socket {
         let outcome = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
         match outcome {
             Ok(()) if buffer.filled().len() > before => self.watch.has_spoken.set(true),
-            Ok(()) => self.watch.has_ended.set(true),
-            Err(_) => self.watch.has_failed.set(true),
+            Ok(()) | Err(_) => self.watch.has_ended.set(true),
         }
         Poll::Ready(outcome)
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let outcome = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
         if outcome.is_err() {
-            self.watch.has_failed.set(true);
+            self.watch.has_ended.set(true);
         }
         Poll::Ready(outcome)
     }
@@ -96,7 +101,7 @@ impl AsyncWrite for Socket {
     ) -> Poll<io::Result<usize>> {
         let outcome = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices));
         if outcome.is_err() {
-            self.watch.has_failed.set(true);
+            self.watch.has_ended.set(true);
         }
         Poll::Ready(outcome)
     }
