@@ -33,6 +33,7 @@ use crate::session::Gate;
 use crate::telemetry::{Record, ResponseFlag};
 
 mod body;
+mod bridge;
 mod exchange;
 mod forward;
 pub mod head;
@@ -85,6 +86,8 @@ enum Next {
     Reply(LocalReply),
     /// Pass it on.
     Forward,
+    /// Pass it on to an app that speaks HTTP/2.
+    Bridge,
 }
 
 /// What to do with the client's connection after an answer.
@@ -107,6 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 Next::End => After::Close,
                 Next::Reply(reply) => self.reply(reply).await,
                 Next::Forward => self.forward().await,
+                Next::Bridge => Box::pin(bridge::forward(self)).await,
             };
             self.release();
             match after {
@@ -221,6 +225,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         exchange.decision = Some(decision);
         self.inbound.consume(length);
         if let Next::Forward = next
+            && self.gate.app_protocol() == AppProtocol::H2c
+        {
+            return Some(Next::Bridge);
+        }
+        if let Next::Forward = next
             && let Err(error) = self.begin_upload()
         {
             let reply = local_reply::bad_request(error.details());
@@ -240,11 +249,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Passes the request on, and the answer back.
     async fn forward(&mut self) -> After {
-        if self.gate.app_protocol() == AppProtocol::H2c {
-            let reply = local_reply::no_upstream();
-            self.tell(&reply);
-            return self.reply(reply).await;
-        }
         let app = self.gate.info().app;
         loop {
             let (mut upstream, is_reused) = match self.connect(app).await {

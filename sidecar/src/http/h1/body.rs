@@ -355,7 +355,8 @@ impl BodyError {
     }
 }
 
-fn write_chunk(output: &mut Buffer, data: &[u8]) {
+/// Writes a chunk. `data` is not empty: an empty one would be the last.
+pub(super) fn write_chunk(output: &mut Buffer, data: &[u8]) {
     let mut line = [0; 18];
     let mut rest = &mut line[..];
     // Sixteen digits and CR LF fit.

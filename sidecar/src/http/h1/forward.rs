@@ -142,6 +142,36 @@ pub(super) fn write_response(
     out.push(b"\r\n");
 }
 
+/// Writes the head of an answer that came over HTTP/2. `chunked`: how its body is framed for the client.
+pub(super) fn write_http2_response(
+    head: &::http::Response<()>,
+    chunked: bool,
+    persistence: Persistence,
+    out: &mut Buffer,
+) {
+    let status = head.status();
+    out.push(b"HTTP/1.1 ");
+    out.push(status.as_str().as_bytes());
+    out.push(b" ");
+    out.push(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.push(b"\r\n");
+    for (name, value) in head.headers() {
+        let field = headers::classify(name.as_str().as_bytes());
+        let ends_here =
+            matches!(field, Field::Connection | Field::HopByHop | Field::TransferEncoding | Field::Upgrade);
+        if !ends_here && !(field == Field::ContentLength && status.as_u16() == 204) {
+            put_name(out, name.as_str().as_bytes());
+            out.push(value.as_bytes());
+            out.push(b"\r\n");
+        }
+    }
+    if chunked {
+        out.push(b"transfer-encoding: chunked\r\n");
+    }
+    put_persistence(persistence, out);
+    out.push(b"\r\n");
+}
+
 /// Writes the head of an interim answer, for clients of HTTP/1.1.
 pub(super) fn write_interim(head: &ResponseHead<'_>, out: &mut Buffer) {
     put_status(head, out);
