@@ -7,6 +7,7 @@ mod session;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tidegate_core::{Identity, PeerCertificate, TrustDomain};
 use tidegate_proto::discovery::discovery_server::Discovery;
@@ -32,7 +33,12 @@ pub(crate) struct DiscoveryService {
     pub(crate) metrics: ControllerMetrics,
     pub(crate) drain: drain::Watch,
     pub(crate) streams: AtomicU64,
+    /// How long a stream may be silent before it says whose policy it wants.
+    pub(crate) hello_timeout: Duration,
 }
+
+/// [`DiscoveryService::hello_timeout`], unless there is a reason for another one.
+pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[tonic::async_trait]
 impl Discovery for DiscoveryService {
@@ -55,7 +61,8 @@ impl Discovery for DiscoveryService {
             self.metrics.clone(),
             sender,
         );
-        tokio::spawn(session.run(request.into_inner(), self.drain.clone()));
+        let run = session.run(request.into_inner(), self.hello_timeout, self.drain.clone());
+        tokio::spawn(run);
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 }

@@ -194,6 +194,7 @@ impl Controller {
             metrics: own_metrics,
             drain: drain.clone(),
             streams: AtomicU64::new(1),
+            hello_timeout: discovery::HELLO_TIMEOUT,
         };
         let tls = ServerTls { credentials, trust_bundle };
         tokio::spawn(serving::serve(listener, tls, service, config.max_connections, drain.clone()));

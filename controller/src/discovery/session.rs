@@ -18,8 +18,6 @@ use crate::metrics::ControllerMetrics;
 use crate::object::ObjectName;
 use crate::workloads::{Follower, Published, Rejected, Workloads};
 
-/// How long a stream may be silent before it says whose policy it wants.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest text that is kept of what a sidecar says.
 const MAX_TEXT_BYTES: usize = 1024;
 
@@ -67,9 +65,14 @@ impl Session {
         Self { id, client, workloads, trust_bundle, metrics, responses }
     }
 
-    pub(super) async fn run(self, mut requests: Streaming<DiscoveryRequest>, drain: drain::Watch) {
+    pub(super) async fn run(
+        self,
+        mut requests: Streaming<DiscoveryRequest>,
+        hello_timeout: Duration,
+        drain: drain::Watch,
+    ) {
         self.metrics.streams.inc();
-        let ended = self.serve(&mut requests, drain).await;
+        let ended = self.serve(&mut requests, hello_timeout, drain).await;
         self.metrics.streams.dec();
         if let Err(status) = ended {
             if status.code() == tonic::Code::PermissionDenied {
@@ -84,13 +87,14 @@ impl Session {
     async fn serve(
         &self,
         requests: &mut Streaming<DiscoveryRequest>,
+        hello_timeout: Duration,
         mut drain: drain::Watch,
     ) -> Result<(), Status> {
         let first = tokio::select! {
             () = drain.started() => return Err(shutting_down()),
-            first = tokio::time::timeout(HELLO_TIMEOUT, requests.message()) => first,
+            first = tokio::time::timeout(hello_timeout, requests.message()) => first,
         };
-        let first = first.map_err(|_| Status::deadline_exceeded("no Hello within 10 s"))??;
+        let first = first.map_err(|_| Status::deadline_exceeded("Hello did not come in time"))??;
         let Some(first) = first else { return Ok(()) };
         let Some(Message::Hello(hello)) = first.message else {
             return Err(Status::invalid_argument("the first message must be Hello"));

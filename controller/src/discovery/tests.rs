@@ -503,6 +503,32 @@ async fn a_file_that_changes_is_at_the_sidecar_within_a_tenth_of_a_second() {
 }
 
 #[tokio::test]
+async fn a_stream_that_never_says_what_it_wants_is_ended() {
+    tls::install_provider();
+    let ca = Ca::new();
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_credentials, credentials) =
+        watch::channel(Some(ca.issue(crate::SERVICE_ACCOUNT, crate::NAMESPACE)));
+    let (_bundle, trust_bundle) = watch::channel(ca.bundle());
+    let (_trigger, drain) = drain::channel();
+    let service = DiscoveryService {
+        workloads: Arc::new(Workloads::new()),
+        trust_domain: TrustDomain::default(),
+        trust_bundle: trust_bundle.clone(),
+        metrics: ControllerMetrics::default(),
+        drain: drain.clone(),
+        streams: AtomicU64::new(1),
+        hello_timeout: Duration::from_millis(10),
+    };
+    let tls = crate::serving::ServerTls { credentials, trust_bundle };
+    tokio::spawn(crate::serving::serve(listener, tls, service, 10, drain));
+    let credentials = ca.issue("httpbin", "httpbin");
+    let mut silent = Sidecar::silent(address, &ca.bundle(), &credentials, None).await;
+    assert_eq!(silent.end().await.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
 async fn a_drain_sends_sidecars_elsewhere() {
     let mesh = Mesh::with(&[HTTPBIN]).await;
     let mut sidecar = mesh.connect("httpbin", hello("httpbin/httpbin-1")).await;

@@ -122,6 +122,8 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
     let text = error.to_string();
     let text = text.lines().next().unwrap_or_default();
     let text = text.split(" at line ").next().unwrap_or_default();
+    // Advice to programmers, not to authors of manifests.
+    let text = text.split(", set DuplicateKeyPolicy").next().unwrap_or_default();
     text.trim_end_matches(['.', ',', ':']).to_owned()
 }
 

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn problems(text: &str) -> Vec<String> {
@@ -151,4 +153,39 @@ fn an_alias_bomb_is_refused() {
 fn a_document_nested_without_end_is_refused() {
     let parsed = parse("a.yaml", &"[".repeat(100_000));
     assert!(parsed.has_unknown && parsed.objects.is_empty());
+}
+
+const MANIFESTS: &str = "\
+apiVersion: policy.openservicemesh.io/v1alpha1
+kind: IngressBackend
+metadata: {name: ib, namespace: x}
+spec:
+  backends: [{name: a, port: {number: 1, protocol: https}, tls: {skipClientCertValidation: false}}]
+  sources: [{kind: IPRange, name: 10.0.0.0/8}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, labels: {app: a}}
+spec: {containers: [{name: c, ports: [{name: web, containerPort: 8080}]}]}
+status: {podIP: 127.0.0.2, conditions: [{type: Ready, status: 'True'}]}
+";
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic_or_points_outside_the_file(
+        at in 0..MANIFESTS.len(),
+        length in 0..40_usize,
+        insert in "[ -~\n\t\u{0}é]{0,12}",
+    ) {
+        let end = (at + length).min(MANIFESTS.len());
+        let text = format!("{}{insert}{}", &MANIFESTS[..at], &MANIFESTS[end..]);
+        let parsed = parse("a.yaml", &text);
+        let lines = text.lines().count() as u64 + 1;
+        for problem in &parsed.problems {
+            prop_assert!((1..=lines).contains(&problem.line), "{}", problem);
+        }
+        for object in &parsed.objects {
+            prop_assert!((1..=lines).contains(&object.line));
+        }
+    }
 }
