@@ -1,4 +1,5 @@
 //! What a request costs on a connection that is kept alive, in allocations.
+#![allow(clippy::unwrap_used, reason = "this is a test, its helpers too")]
 
 use std::collections::BTreeMap;
 use std::pin::pin;

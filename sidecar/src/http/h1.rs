@@ -32,11 +32,12 @@ use crate::lifeline::{Cause, Ended, Lifeline, Wait};
 use crate::session::Gate;
 use crate::telemetry::{Record, ResponseFlag};
 
-mod body;
+pub mod body;
 mod bridge;
 mod exchange;
 mod forward;
 pub mod head;
+pub mod transcript;
 mod tunnel;
 
 #[cfg(test)]
@@ -88,6 +89,14 @@ enum Next {
     Forward,
     /// Pass it on to an app that speaks HTTP/2.
     Bridge,
+}
+
+/// Why there is no connection to the app.
+enum Unreached {
+    /// What the client is to be told.
+    Reply(LocalReply),
+    /// The client's connection was ended meanwhile.
+    Ended(Cause),
 }
 
 /// What to do with the client's connection after an answer.
@@ -253,8 +262,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         loop {
             let (mut upstream, is_reused) = match self.connect(app).await {
                 Ok(connected) => connected,
-                Err(None) => return After::Abort,
-                Err(Some(reply)) => {
+                Err(Unreached::Ended(cause)) => return self.cut_off(cause).await,
+                Err(Unreached::Reply(reply)) => {
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
@@ -290,8 +299,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
     }
 
-    /// A connection to the app, and whether it was used before. No answer: the client's connection was ended.
-    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), Option<LocalReply>> {
+    /// A connection to the app, and whether it was used before.
+    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), Unreached> {
         if let Some(stream) = self.env.h1.checkout(app) {
             return Ok((stream, true));
         }
@@ -306,11 +315,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 Ok((stream, false))
             }
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
-                Err(Some(local_reply::connect_timeout()))
+                Err(Unreached::Reply(local_reply::connect_timeout()))
             }
-            Ok(Err(_)) => Err(Some(local_reply::connection_refused())),
-            Err(Ended(Cause::Deadline(Wait::Connect))) => Err(Some(local_reply::connect_timeout())),
-            Err(Ended(_)) => Err(None),
+            Ok(Err(_)) => Err(Unreached::Reply(local_reply::connection_refused())),
+            Err(Ended(Cause::Deadline(Wait::Connect))) => {
+                Err(Unreached::Reply(local_reply::connect_timeout()))
+            }
+            Err(Ended(cause)) => Err(Unreached::Ended(cause)),
         }
     }
 

@@ -56,7 +56,7 @@ enum State {
 
 /// Why a body is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BodyError {
+pub enum BodyError {
     /// A chunk's line that is not hexadecimal digits, perhaps extensions, CR LF; or data that does not end with CR LF.
     #[error("malformed chunk")]
     Chunk,

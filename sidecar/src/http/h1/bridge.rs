@@ -11,7 +11,7 @@ use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 
 use ::http::uri::Uri;
-use ::http::{HeaderName, HeaderValue, Method, Request, Response};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Either, Empty};
@@ -24,6 +24,7 @@ use super::head::{self, Storage};
 use super::{After, Connection};
 use crate::http::Env;
 use crate::http::buffer::{Buffer, MEDIUM};
+use crate::http::h2::UpstreamBody;
 use crate::http::headers::{Field, is_protected};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
@@ -139,7 +140,7 @@ where
             Err(error) => return Outcome::Failed(error.reply()),
         };
         line.within(env.limits.body, Wait::Body);
-        let (head, mut body) = response.into_parts();
+        let (head, body) = response.into_parts();
         let head = Response::from_parts(head, ());
         let status = head.status().as_u16();
         let has_body = !asked.is_head && !matches!(status, 204 | 304);
@@ -157,50 +158,10 @@ where
             return client_gone();
         }
         down.set_begun();
-        while has_body {
-            line.within(env.limits.body, Wait::Body);
-            let frame = match body.frame().await {
-                Some(Ok(frame)) => frame,
-                Some(Err(_)) => {
-                    let flag = ResponseFlag::UpstreamConnectionTermination;
-                    return Outcome::Aborted(flag, "upstream_reset_after_response_started{remote_reset}");
-                }
-                None => {
-                    if chunked {
-                        out.push(b"0\r\n\r\n");
-                    }
-                    break;
-                }
-            };
-            if let Some(data) = frame.data_ref() {
-                down.moved += data.len() as u64;
-                match chunked {
-                    true if !data.is_empty() => write_chunk(&mut out, data),
-                    true => {}
-                    false => out.push(data),
-                }
-            } else if let Ok(trailers) = frame.into_trailers() {
-                if chunked {
-                    out.push(b"0\r\n");
-                    for (name, value) in &trailers {
-                        let name = name.as_str().as_bytes();
-                        if !is_protected(name) {
-                            for part in [name, b": ", value.as_bytes(), b"\r\n"] {
-                                out.push(part);
-                            }
-                        }
-                    }
-                    out.push(b"\r\n");
-                }
-                break;
-            }
-            if write(&mut writer, &mut out).await.is_err() {
-                return client_gone();
-            }
+        if !has_body {
+            return Outcome::Complete;
         }
-        let written = write(&mut writer, &mut out).await;
-        env.buffers.give(&mut out);
-        if written.is_err() { client_gone() } else { Outcome::Complete }
+        pump(body, &mut down.moved, &mut writer, &mut out, chunked, line, env).await
     });
     let mut is_upload_over = false;
     poll_fn(|context| {
@@ -217,6 +178,69 @@ where
         download.as_mut().poll(context)
     })
     .await
+}
+
+/// The answer's body, to the client.
+async fn pump<W: AsyncWrite + Unpin>(
+    mut body: UpstreamBody,
+    moved: &mut u64,
+    writer: &mut W,
+    out: &mut Buffer,
+    chunked: bool,
+    line: &Lifeline,
+    env: &Env,
+) -> Outcome {
+    loop {
+        line.within(env.limits.body, Wait::Body);
+        let is_end = match body.frame().await {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    *moved += data.len() as u64;
+                    match chunked {
+                        true if !data.is_empty() => write_chunk(out, &data),
+                        true => {}
+                        false => out.push(&data),
+                    }
+                    false
+                }
+                Err(frame) => {
+                    write_end(out, chunked, frame.into_trailers().ok());
+                    true
+                }
+            },
+            Some(Err(_)) => {
+                let flag = ResponseFlag::UpstreamConnectionTermination;
+                return Outcome::Aborted(flag, "upstream_reset_after_response_started{remote_reset}");
+            }
+            None => {
+                write_end(out, chunked, None);
+                true
+            }
+        };
+        if write(writer, out).await.is_err() {
+            return client_gone();
+        }
+        if is_end {
+            env.buffers.give(out);
+            return Outcome::Complete;
+        }
+    }
+}
+
+fn write_end(out: &mut Buffer, chunked: bool, trailers: Option<HeaderMap>) {
+    if !chunked {
+        return;
+    }
+    out.push(b"0\r\n");
+    for (name, value) in &trailers.unwrap_or_default() {
+        let name = name.as_str().as_bytes();
+        if !is_protected(name) {
+            for part in [name, b": ", value.as_bytes(), b"\r\n"] {
+                out.push(part);
+            }
+        }
+    }
+    out.push(b"\r\n");
 }
 
 async fn upload<R: AsyncRead + Unpin>(

@@ -41,8 +41,7 @@ pub(super) enum Persistence {
 /// Writes the head of a request as HTTP/1.1, by the rules of [`headers`]. `out` must be empty.
 pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer) -> Notes {
     let request = &head.request;
-    let mut notes = Notes::default();
-    notes.method = put(out, request.method);
+    let mut notes = Notes { method: put(out, request.method), ..Notes::default() };
     out.push(b" ");
     notes.path = put(out, request.path);
     out.push(b" HTTP/1.1\r\n");
@@ -157,9 +156,12 @@ pub(super) fn write_http2_response(
     out.push(b"\r\n");
     for (name, value) in head.headers() {
         let field = headers::classify(name.as_str().as_bytes());
-        let ends_here =
-            matches!(field, Field::Connection | Field::HopByHop | Field::TransferEncoding | Field::Upgrade);
-        if !ends_here && !(field == Field::ContentLength && status.as_u16() == 204) {
+        let ends_here = match field {
+            Field::Connection | Field::HopByHop | Field::TransferEncoding | Field::Upgrade => true,
+            Field::ContentLength => status.as_u16() == 204,
+            _ => false,
+        };
+        if !ends_here {
             put_name(out, name.as_str().as_bytes());
             out.push(value.as_bytes());
             out.push(b"\r\n");

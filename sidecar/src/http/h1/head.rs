@@ -519,7 +519,7 @@ fn is_valid_host(text: &[u8]) -> bool {
         Some(b'[') => {
             let Some(end) = text.iter().position(|byte| *byte == b']') else { return false };
             let address = text.get(1..end).and_then(|address| std::str::from_utf8(address).ok());
-            if !address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()) {
+            if address.is_none_or(|address| address.parse::<std::net::Ipv6Addr>().is_err()) {
                 return false;
             }
             (text.get(..=end).unwrap_or_default(), text.get(end + 1..).unwrap_or_default())

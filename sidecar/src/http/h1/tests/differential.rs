@@ -14,59 +14,42 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::smuggling::{PASSED, REFUSED};
-use crate::http::buffer::{Buffer, Buffers};
-use crate::http::h1::body::{BodyError, Decoder};
-use crate::http::h1::head::{self, HeadError, Storage};
+use crate::http::h1::body::BodyError;
+use crate::http::h1::head::HeadError;
+use crate::http::h1::transcript::{self, Message, Refusal, Transcript};
 use crate::limits::Limits;
 
-/// A request that was read to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Seen {
-    method: Vec<u8>,
-    path: Vec<u8>,
-    body: Vec<u8>,
-}
-
-/// How a reader's last byte was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// A request's last byte, or one that more would have to follow, or one after a request that ended the connection.
-    Fine,
-    Head(HeadError),
-    Body(BodyError),
-}
-
 /// What we refuse and hyper does not, and why.
-const STRICTER: &[(End, &str)] = &[
+const STRICTER: &[(Refusal, &str)] = &[
     (
-        End::Head(HeadError::BareLineFeed),
+        Refusal::Head(HeadError::BareLineFeed),
         "RFC 9112 §2.2 allows it; who else reads the line may not take it for an end",
     ),
-    (End::Head(HeadError::Host), "RFC 9112 §3.2 demands 400; hyper leaves it to the application"),
-    (End::Head(HeadError::TwoFramings), "RFC 9112 §6.1 allows to refuse; hyper drops the length"),
+    (Refusal::Head(HeadError::Host), "RFC 9112 §3.2 demands 400; hyper leaves it to the application"),
+    (Refusal::Head(HeadError::TwoFramings), "RFC 9112 §6.1 allows to refuse; hyper drops the length"),
     (
-        End::Head(HeadError::TransferEncoding),
+        Refusal::Head(HeadError::TransferEncoding),
         "only `chunked` is spoken; hyper takes any list that ends in it",
     ),
     (
-        End::Head(HeadError::Target),
+        Refusal::Head(HeadError::Target),
         "no fragment may be sent, and each form of target belongs to its methods; hyper is lax",
     ),
-    (End::Head(HeadError::Connect), "there is nothing to tunnel to; hyper leaves it to the application"),
-    (End::Head(HeadError::FirstLine), "more than eight empty lines before a request"),
-    (End::Head(HeadError::ConnectionOptions), "each option is compared with every name: a bound on work"),
+    (Refusal::Head(HeadError::Connect), "there is nothing to tunnel to; hyper leaves it to the application"),
+    (Refusal::Head(HeadError::FirstLine), "more than eight empty lines before a request"),
+    (Refusal::Head(HeadError::ConnectionOptions), "each option is compared with every name: a bound on work"),
     (
-        End::Head(HeadError::ContentLength),
+        Refusal::Head(HeadError::ContentLength),
         "twenty digits are more than any length; next to chunks hyper does not look",
     ),
-    (End::Body(BodyError::Chunk), "control characters in extensions, and sizes of more than 16 digits"),
-    (End::Body(BodyError::Extensions), "256 bytes a line; hyper allows 16 KiB in a body"),
+    (Refusal::Body(BodyError::Chunk), "control characters in extensions, and sizes of more than 16 digits"),
+    (Refusal::Body(BodyError::Extensions), "256 bytes a line; hyper allows 16 KiB in a body"),
     (
-        End::Body(BodyError::Trailers(HeadError::FieldName)),
+        Refusal::Body(BodyError::Trailers(HeadError::FieldName)),
         "trailers are read like heads; hyper drops what it cannot read",
     ),
-    (End::Body(BodyError::Trailers(HeadError::FieldValue)), "as above"),
-    (End::Body(BodyError::Trailers(HeadError::BareLineFeed)), "as above"),
+    (Refusal::Body(BodyError::Trailers(HeadError::FieldValue)), "as above"),
+    (Refusal::Body(BodyError::Trailers(HeadError::BareLineFeed)), "as above"),
 ];
 
 /// What we take and hyper does not: `content-length: 5, 5`, which RFC 9110 §8.6 allows to fold.
@@ -75,46 +58,14 @@ fn is_folded_length(input: &[u8]) -> bool {
     text.split("\r\n").any(|line| line.starts_with("content-length:") && line.contains(','))
 }
 
-fn ours(input: &[u8]) -> (Vec<Seen>, End) {
-    let (buffers, limits) = (Buffers::default(), Limits::default());
-    let (mut rest, mut seen) = (Buffer::default(), Vec::new());
-    rest.push(input);
-    loop {
-        let mut storage = Storage::new();
-        let head = match head::parse_request(rest.bytes(), &mut storage, &limits) {
-            Ok(Some(head)) => head,
-            Ok(None) => return (seen, End::Fine),
-            Err(error) => return (seen, End::Head(error)),
-        };
-        let (method, path) = (head.request.method.to_vec(), head.request.path.to_vec());
-        let (framing, length, keep_alive) = (head.framing, head.length, head.keep_alive);
-        rest.consume(length);
-        let (mut decoder, mut body) = (Decoder::new(framing), Vec::new());
-        while !decoder.is_done() {
-            let (before, mut output) = (rest.len(), Buffer::default());
-            if let Err(error) = decoder.transfer(&mut rest, &mut output, false, &buffers, &limits) {
-                return (seen, End::Body(error));
-            }
-            body.extend_from_slice(output.bytes());
-            if rest.len() == before {
-                return (seen, End::Fine);
-            }
-        }
-        seen.push(Seen { method, path, body });
-        if !keep_alive {
-            return (seen, End::Fine);
-        }
-    }
-}
-
-async fn hypers(input: &[u8]) -> Vec<Seen> {
+async fn hypers(input: &[u8]) -> Vec<Message> {
     let seen = Rc::new(RefCell::new(Vec::new()));
     let service = service_fn(|request: ::http::Request<Incoming>| {
         let seen = seen.clone();
         async move {
             let (head, body) = request.into_parts();
             if let Ok(body) = body.collect().await {
-                seen.borrow_mut().push(Seen {
+                seen.borrow_mut().push(Message {
                     method: head.method.as_str().into(),
                     path: head.uri.path_and_query().map_or("", |path| path.as_str()).into(),
                     body: body.to_bytes().to_vec(),
@@ -136,11 +87,11 @@ async fn hypers(input: &[u8]) -> Vec<Seen> {
 }
 
 async fn compare(input: &[u8]) -> Result<(), String> {
-    let (ours, end) = ours(input);
+    let Transcript { requests: ours, refusal } = transcript::read(input, &Limits::default());
     let hypers = hypers(input).await;
-    let differ = || format!("{}\nours: {ours:?} {end:?}\nhyper's: {hypers:?}", input.escape_ascii());
+    let differ = || format!("{}\nours: {ours:?} {refusal:?}\nhyper's: {hypers:?}", input.escape_ascii());
     let common = ours.iter().zip(&hypers).take_while(|(ours, hypers)| ours == hypers).count();
-    let is_listed = || STRICTER.iter().any(|(known, _)| *known == end);
+    let is_listed = || STRICTER.iter().any(|(known, _)| Some(*known) == refusal);
     if common < ours.len() {
         return if is_folded_length(input) { Ok(()) } else { Err(differ()) };
     }
@@ -167,21 +118,21 @@ async fn every_listed_difference_is_one() {
         |body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
     let field = |field: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n0\r\n\r\n");
     let examples = [
-        (End::Head(HeadError::BareLineFeed), "GET / HTTP/1.1\nHost: a\n\n".to_owned()),
-        (End::Head(HeadError::Host), "GET / HTTP/1.1\r\n\r\n".to_owned()),
-        (End::Head(HeadError::TwoFramings), field("Content-Length: 5\r\nTransfer-Encoding: chunked")),
-        (End::Head(HeadError::TransferEncoding), field("Transfer-Encoding: gzip, chunked")),
-        (End::Head(HeadError::Target), "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
-        (End::Head(HeadError::Connect), "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n".to_owned()),
-        (End::Head(HeadError::FirstLine), blank),
-        (End::Head(HeadError::ConnectionOptions), many),
-        (End::Head(HeadError::ContentLength), field("Transfer-Encoding: chunked\r\nContent-Length: x")),
-        (End::Body(BodyError::Chunk), chunked("00000000000000001\r\nx\r\n0\r\n\r\n")),
-        (End::Body(BodyError::Extensions), chunked(&extension)),
+        (Refusal::Head(HeadError::BareLineFeed), "GET / HTTP/1.1\nHost: a\n\n".to_owned()),
+        (Refusal::Head(HeadError::Host), "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        (Refusal::Head(HeadError::TwoFramings), field("Content-Length: 5\r\nTransfer-Encoding: chunked")),
+        (Refusal::Head(HeadError::TransferEncoding), field("Transfer-Encoding: gzip, chunked")),
+        (Refusal::Head(HeadError::Target), "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
+        (Refusal::Head(HeadError::Connect), "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n".to_owned()),
+        (Refusal::Head(HeadError::FirstLine), blank),
+        (Refusal::Head(HeadError::ConnectionOptions), many),
+        (Refusal::Head(HeadError::ContentLength), field("Transfer-Encoding: chunked\r\nContent-Length: x")),
+        (Refusal::Body(BodyError::Chunk), chunked("00000000000000001\r\nx\r\n0\r\n\r\n")),
+        (Refusal::Body(BodyError::Extensions), chunked(&extension)),
     ];
     for (expected, input) in examples {
-        let (seen, end) = ours(input.as_bytes());
-        assert_eq!((seen.len(), end), (0, expected), "{input}");
+        let Transcript { requests, refusal } = transcript::read(input.as_bytes(), &Limits::default());
+        assert_eq!((requests.len(), refusal), (0, Some(expected)), "{input}");
         assert_eq!(
             hypers(input.as_bytes()).await.len(),
             1,
@@ -189,7 +140,8 @@ async fn every_listed_difference_is_one() {
         );
     }
     let folded = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\nx";
-    assert_eq!((ours(folded).0.len(), hypers(folded).await.len()), (1, 0));
+    let ours = transcript::read(folded, &Limits::default());
+    assert_eq!((ours.requests.len(), hypers(folded).await.len()), (1, 0));
 }
 
 /// Pieces that a parser may trip over.
