@@ -227,6 +227,10 @@ impl TlsStream {
                             use_the_alert_of_the_version(encoded);
                         }
                     }
+                    // That was the alert. What has failed must not be looked at again.
+                    if failure.is_some() {
+                        break;
+                    }
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => self.end = End::Closed,
