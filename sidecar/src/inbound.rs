@@ -20,6 +20,7 @@ use rustls_pki_types::UnixTime;
 use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Reason, Terms};
 use tokio::net::TcpStream;
 
+use crate::detect::client_hello::TLS12;
 use crate::detect::{ClientHello, FirstBytes, Preface};
 use crate::http;
 use crate::lifeline::{Lifeline, Wait};
@@ -171,6 +172,12 @@ impl Story<'_> {
         app: AppProtocol,
     ) -> Option<(Box<TlsStream>, ConnectionInfo, Option<Life>)> {
         let totals = self.worker.env.telemetry.totals();
+        if hello.newest_version < TLS12 {
+            totals.handshakes_failed.add(1);
+            self.refused(Some(hello), &Refusal::OldVersion(hello.newest_version));
+            refusal::alert_protocol_version(io, self.line).await;
+            return None;
+        }
         let config = tls.config(terms, hello.alpn, app)?.clone();
         self.line.within(self.worker.env.limits.handshake, Wait::Handshake);
         let stream = match self.line.guard(TlsStream::accept(io, received, config)).await {

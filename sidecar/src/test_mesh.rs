@@ -193,11 +193,16 @@ async fn run_app(listener: TcpListener) {
 
 async fn serve_app(mut io: TcpStream) {
     let mut buffer = vec![0; 16 * 1024];
-    if let Err(_silence) = tokio::time::timeout(Duration::from_millis(100), io.readable()).await {
+    let mut first = tokio::time::timeout(Duration::from_millis(100), io.read(&mut buffer)).await.ok();
+    if first.is_none() {
         let _ = io.write_all(b"220 hello\r\n").await;
     }
     loop {
-        match io.read(&mut buffer).await {
+        let read = match first.take() {
+            Some(first) => first,
+            None => io.read(&mut buffer).await,
+        };
+        match read {
             Ok(0) => break,
             Ok(count) => {
                 let bytes = &buffer[..count];

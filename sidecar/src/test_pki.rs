@@ -100,12 +100,20 @@ impl Leaf {
         })
     }
 
-    /// Writes the chain and the key as PEM.
-    pub(crate) fn write(&self, folder: &Path) -> (PathBuf, PathBuf) {
-        let (chain, key) = (folder.join("tls.crt"), folder.join("tls.key"));
-        fs::write(&chain, tidegate_runtime::tls::pem_encode(&self.chain)).unwrap();
-        fs::write(&key, self.key.serialize_pem()).unwrap();
-        (chain, key)
+    /// Writes the leaf, what is above it if there is anything, and the key as PEM.
+    pub(crate) fn write(&self, folder: &Path) -> (PathBuf, Option<PathBuf>, PathBuf) {
+        let write = |name: &str, text: String| {
+            let path = folder.join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let (leaf, above) = self.chain.split_at(1);
+        let above = (!above.is_empty()).then(|| write("above.crt", tidegate_runtime::tls::pem_encode(above)));
+        (
+            write("leaf.crt", tidegate_runtime::tls::pem_encode(leaf)),
+            above,
+            write("tls.key", self.key.serialize_pem()),
+        )
     }
 
     pub(crate) fn private_key(&self) -> PrivateKeyDer<'static> {

@@ -22,6 +22,9 @@ pub(super) const HANDSHAKE: u8 = 0x16;
 /// The first byte of every record's version.
 pub(super) const MAJOR_VERSION: u8 = 0x03;
 
+/// TLS 1.2.
+pub const TLS12: u16 = 0x0303;
+
 /// TLS 1.3.
 pub const TLS13: u16 = 0x0304;
 

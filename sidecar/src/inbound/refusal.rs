@@ -36,6 +36,8 @@ pub(super) enum Refusal {
     Malformed(Malformed),
     /// There is no certificate yet.
     NotReady,
+    /// The client's newest TLS version, such as 0x0302, is one that is not spoken any more.
+    OldVersion(u16),
     /// The client certificate is not good.
     Certificate(Presented),
     /// The handshake came to nothing for another reason.
@@ -75,6 +77,15 @@ pub(super) async fn bad_request(mut io: TcpStream, line: &Lifeline, clock: &Cloc
     }
 }
 
+/// Tells a client that its TLS is too old (RFC 8446 §6.2: protocol_version). rustls finds fault with other things in
+/// the hello of such a client first.
+pub(super) async fn alert_protocol_version(mut io: TcpStream, line: &Lifeline) {
+    line.within(LINGER, Wait::Idle);
+    if matches!(line.guard(io.write_all(&[0x15, 3, 1, 0, 2, 2, 70])).await, Ok(Ok(()))) {
+        linger(io, line).await;
+    }
+}
+
 /// Closes a connection whose client is still to read what was sent: what it sends meanwhile must not turn the end
 /// into a RST, which would take the last word with it.
 pub(super) async fn linger(mut io: TcpStream, line: &Lifeline) {
@@ -102,7 +113,7 @@ impl Refusal {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::Denied(denial) => flag(denial),
-            Self::Malformed(_) | Self::Handshake(_) => ResponseFlag::DownstreamProtocolError,
+            Self::Malformed(_) | Self::OldVersion(_) | Self::Handshake(_) => ResponseFlag::DownstreamProtocolError,
             Self::NotReady => ResponseFlag::NoRoute,
             Self::Certificate(_) => ResponseFlag::Refused,
         }
@@ -114,6 +125,7 @@ impl Refusal {
             Self::Denied(denial) => denial.reason.code(),
             Self::Malformed(_) => "malformed_client_hello",
             Self::NotReady => "no_certificate",
+            Self::OldVersion(_) => "tls_version",
             Self::Certificate(_) => "client_certificate_refused",
             Self::Handshake(_) => "tls_handshake_failed",
         }
@@ -234,6 +246,7 @@ impl fmt::Display for Refusal {
             Self::Denied(denial) => denial.fmt(f),
             Self::Malformed(malformed) => malformed.fmt(f),
             Self::NotReady => f.write_str("the sidecar has no certificate yet"),
+            Self::OldVersion(version) => write!(f, "TLS version {version:#06x} is older than TLS 1.2"),
             Self::Certificate(presented) => write!(f, "client certificate: {}", presented.reason),
             Self::Handshake(failure) => write!(f, "TLS handshake: {failure}"),
         }

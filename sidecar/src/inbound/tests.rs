@@ -4,6 +4,7 @@ mod refusals;
 mod tls_clients;
 
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
@@ -11,8 +12,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::{Connection, Route, serve};
+use crate::lifeline::Lifeline;
 use crate::test_mesh::{Mesh, Port};
 use crate::test_pki::{Leaf, SERVER, client_config};
+use crate::worker::Worker;
 
 const VERSIONS: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
 
@@ -76,7 +80,12 @@ async fn end<S: AsyncRead + Unpin>(stream: &mut S) -> (End, Vec<u8>) {
 }
 
 #[test]
-fn an_idle_connection_is_a_small_future() {
-    let size = std::mem::size_of::<super::Story<'_>>();
-    assert!(size <= 128, "{size}");
+fn the_task_of_a_connection_is_small() {
+    fn size<'a, F: Future>(
+        _: impl FnOnce(&'a Rc<Worker>, TcpStream, Route, &'a Connection, &'a Lifeline) -> F,
+    ) -> usize {
+        size_of::<F>()
+    }
+    let size = size(serve);
+    assert!(size <= 768, "{size} bytes");
 }

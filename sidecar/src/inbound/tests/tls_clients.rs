@@ -17,8 +17,11 @@ async fn s_client(mesh: &Mesh, port: Port, leaf: Option<&Leaf>, options: &[&str]
     command.args(["s_client", "-ign_eof", "-connect", &mesh.address(port).to_string()]);
     command.args(options);
     if let Some(leaf) = leaf {
-        let (chain, key) = leaf.write(folder.path());
-        command.arg("-cert").arg(&chain).arg("-key").arg(key).arg("-cert_chain").arg(chain);
+        let (certificate, above, key) = leaf.write(folder.path());
+        command.arg("-cert").arg(certificate).arg("-key").arg(key);
+        if let Some(above) = above {
+            command.arg("-cert_chain").arg(above);
+        }
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let run = move || {
