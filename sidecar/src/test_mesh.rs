@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::policy::{
-    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
-    RuleState, Sources,
+    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
+    PortPolicy, RuleState, Sources,
 };
 use tidegate_core::{CidrSet, Identity, Principal, TrustDomain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -142,7 +142,10 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
 pub(crate) fn policy() -> InboundPolicy {
     let gateway = ClientCheck::Principals(vec![Principal::parse(GATEWAY)]);
     let https = |sni_hosts: &[&str], client: &ClientCheck| IngressTransport::Https {
-        sni_hosts: sni_hosts.iter().map(|host| tidegate_core::dns_name::DnsPattern::parse(host).unwrap()).collect(),
+        sni_hosts: sni_hosts
+            .iter()
+            .map(|host| tidegate_core::dns_name::DnsPattern::parse(host).unwrap())
+            .collect(),
         client: client.clone(),
     };
     let elsewhere = Sources::Ranges(CidrSet::parse(["10.0.0.0/8"]).unwrap());
@@ -150,7 +153,11 @@ pub(crate) fn policy() -> InboundPolicy {
         (Port::Http, AppProtocol::Http, rule(Sources::Any, IngressTransport::Http)),
         (Port::Https, AppProtocol::Http, rule(Sources::Any, https(&[], &gateway))),
         (Port::Skip, AppProtocol::Http, rule(Sources::Any, https(&[], &ClientCheck::Skip))),
-        (Port::Sni, AppProtocol::Http, rule(Sources::Any, https(&["foo.example", "*.bar.example"], &gateway))),
+        (
+            Port::Sni,
+            AppProtocol::Http,
+            rule(Sources::Any, https(&["foo.example", "*.bar.example"], &gateway)),
+        ),
         (Port::Elsewhere, AppProtocol::Http, rule(elsewhere, IngressTransport::Http)),
         (Port::Tcp, AppProtocol::Tcp, rule(Sources::Any, IngressTransport::Tcp)),
         (Port::ServerFirst, AppProtocol::TcpServerFirst, rule(Sources::Any, IngressTransport::Tcp)),
@@ -186,8 +193,11 @@ pub(crate) fn rule(sources: Sources, transport: IngressTransport) -> Vec<Ingress
 /// client is done, then says goodbye.
 async fn run_app(listener: TcpListener) {
     loop {
-        let (io, _) = listener.accept().await.unwrap();
-        tokio::spawn(serve_app(io));
+        match listener.accept().await {
+            Ok((io, _)) => drop(tokio::spawn(serve_app(io))),
+            // Tests that use up all file descriptors use up the app's as well.
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
     }
 }
 

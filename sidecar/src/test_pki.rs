@@ -36,7 +36,8 @@ pub(crate) struct Leaf {
 
 impl Authority {
     pub(crate) fn root(name: &str) -> Self {
-        let issuer = CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate().unwrap()).unwrap();
+        let issuer =
+            CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate().unwrap()).unwrap();
         Self { issuer, above: Vec::new() }
     }
 
@@ -64,7 +65,9 @@ impl Authority {
         self.issue(|params| {
             params.subject_alt_names = vec![
                 dns(&format!("{account}.{namespace}.cluster.local")),
-                SanType::URI(format!("spiffe://cluster.local/ns/{namespace}/sa/{account}").try_into().unwrap()),
+                SanType::URI(
+                    format!("spiffe://cluster.local/ns/{namespace}/sa/{account}").try_into().unwrap(),
+                ),
             ];
         })
     }
@@ -82,7 +85,8 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
         params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();

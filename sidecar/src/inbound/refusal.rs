@@ -68,7 +68,9 @@ struct Line<'a> {
 /// Answers TLS at a port that speaks plaintext HTTP.
 pub(super) async fn bad_request(mut io: TcpStream, line: &Lifeline, clock: &Clock) {
     let mut answer = Vec::with_capacity(160);
-    answer.extend_from_slice(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\ncontent-type: text/plain\r\ndate: ");
+    answer.extend_from_slice(
+        b"HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\ncontent-type: text/plain\r\ndate: ",
+    );
     answer.extend_from_slice(&clock.date());
     answer.extend_from_slice(b"\r\nconnection: close\r\n\r\nBad Request");
     line.within(LINGER, Wait::Idle);
@@ -102,7 +104,9 @@ pub(super) async fn linger(mut io: TcpStream, line: &Lifeline) {
 impl Refusal {
     pub(super) fn handshake(cause: HandshakeFailure) -> Self {
         match (take_refused(), cause) {
-            (Some(presented), HandshakeFailure::Tls(TlsError::InvalidCertificate(_))) => Self::Certificate(presented),
+            (Some(presented), HandshakeFailure::Tls(TlsError::InvalidCertificate(_))) => {
+                Self::Certificate(presented)
+            }
             (_, HandshakeFailure::Tls(TlsError::NoCertificatesPresented)) => {
                 Self::Denied(Denial::new(Reason::ClientCertificateRequired))
             }
@@ -113,7 +117,9 @@ impl Refusal {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::Denied(denial) => flag(denial),
-            Self::Malformed(_) | Self::OldVersion(_) | Self::Handshake(_) => ResponseFlag::DownstreamProtocolError,
+            Self::Malformed(_) | Self::OldVersion(_) | Self::Handshake(_) => {
+                ResponseFlag::DownstreamProtocolError
+            }
             Self::NotReady => ResponseFlag::NoRoute,
             Self::Certificate(_) => ResponseFlag::Refused,
         }
@@ -141,7 +147,13 @@ impl RefusalLog {
             Refusal::Certificate(presented) => Some(presented.names.as_str()),
             _ => None,
         };
-        self.write(&Line { peer: story.route.peer, port: listen.port, server_name, certificate, reason: refusal });
+        self.write(&Line {
+            peer: story.route.peer,
+            port: listen.port,
+            server_name,
+            certificate,
+            reason: refusal,
+        });
         let info = ConnectionInfo {
             peer: story.route.peer,
             local: listen.address,

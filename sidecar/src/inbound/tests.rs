@@ -87,5 +87,5 @@ fn the_task_of_a_connection_is_small() {
         size_of::<F>()
     }
     let size = size(serve);
-    assert!(size <= 768, "{size} bytes");
+    assert!(size <= 384, "{size} bytes");
 }

@@ -72,7 +72,8 @@ impl ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        let bytes: usize = leaf.len() + intermediates.iter().map(|certificate| certificate.len()).sum::<usize>();
+        let bytes: usize =
+            leaf.len() + intermediates.iter().map(|certificate| certificate.len()).sum::<usize>();
         if intermediates.len() >= MAX_CERTIFICATES || bytes > MAX_BYTES {
             let reason =
                 format!("a chain of {} certificates and {bytes} bytes is too long", intermediates.len() + 1);

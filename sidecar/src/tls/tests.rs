@@ -29,7 +29,8 @@ fn the_configuration_answers_alpn_by_what_app_and_client_speak() {
 fn no_configuration_resumes_sessions() {
     let tls = tls(&Authority::root("root"));
     let families = [&tls.mutual, &tls.open];
-    let configs = families.iter().flat_map(|family| [&family.http1_first, &family.http2_first, &family.without]);
+    let configs =
+        families.iter().flat_map(|family| [&family.http1_first, &family.http2_first, &family.without]);
     for config in configs.chain(&tls.mesh) {
         assert_eq!(config.send_tls13_tickets, 0);
         assert!(!config.session_storage.can_cache() && !config.ticketer.enabled());

@@ -63,7 +63,8 @@ async fn a_mesh_peer_gets_through_to_the_app_and_an_ingress_certificate_does_not
     let mut client = tls(&mesh, Port::Mesh, Some(&gateway), &["tidegate/tcp"]).await.unwrap();
     assert_eq!(end(&mut client).await, (End::Reset, vec![]));
 
-    let old = tls_as(&mesh, Port::Mesh, Some(&peer), &[&rustls::version::TLS12], &["tidegate/tcp"], SERVER).await;
+    let old =
+        tls_as(&mesh, Port::Mesh, Some(&peer), &[&rustls::version::TLS12], &["tidegate/tcp"], SERVER).await;
     assert!(old.unwrap_err().to_string().contains("ProtocolVersion"));
 }
 
@@ -71,7 +72,11 @@ async fn a_mesh_peer_gets_through_to_the_app_and_an_ingress_certificate_does_not
 async fn an_app_that_is_not_there_resets_the_client() {
     let mesh = Mesh::start().await;
     let nobody = TcpStream::connect(mesh.app).await.unwrap().local_addr().unwrap();
-    let listen = crate::listener::Listen { address: "127.0.0.1:0".parse().unwrap(), port: Port::Tcp as u16, app: nobody };
+    let listen = crate::listener::Listen {
+        address: "127.0.0.1:0".parse().unwrap(),
+        port: Port::Tcp as u16,
+        app: nobody,
+    };
     let (publisher, snapshots) = crate::snapshot::channel();
     publisher.update(|snapshot| *snapshot = (*mesh.publisher.current()).clone());
     let workers = crate::worker::Workers::start(crate::worker::WorkersConfig {
@@ -79,9 +84,7 @@ async fn an_app_that_is_not_there_resets_the_client() {
         listens: vec![listen],
         limits: Limits::default(),
         snapshots,
-        environment: std::sync::Arc::new(|limits| {
-            std::rc::Rc::new(crate::http::Env::new(limits, Default::default()))
-        }),
+        environment: std::sync::Arc::new(|limits| Rc::new(crate::http::Env::new(limits, Default::default()))),
     })
     .unwrap();
     let mut client = TcpStream::connect(workers.addresses()[0]).await.unwrap();

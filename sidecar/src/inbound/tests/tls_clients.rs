@@ -89,7 +89,11 @@ async fn every_client_certificate_gets_the_answer_it_got_from_osm() {
         ("RSA", Some(root.issue_rsa(|params| params.subject_alt_names = gateway())), ["200", "200"]),
         ("of an intermediate", Some(root.intermediate("intermediate").named(GATEWAY)), ["200", "200"]),
         ("another name", Some(root.named("other.ns.cluster.local")), ["403", "403"]),
-        ("second name right", Some(with(&|p| p.subject_alt_names.insert(0, dns("a.example")))), ["200", "200"]),
+        (
+            "second name right",
+            Some(with(&|p| p.subject_alt_names.insert(0, dns("a.example")))),
+            ["200", "200"],
+        ),
         ("no EKU", Some(with(&|p| p.extended_key_usages.clear())), ["200", "200"]),
         (
             "EKU for servers only",
@@ -112,10 +116,16 @@ async fn every_client_certificate_gets_the_answer_it_got_from_osm() {
         ),
         (
             "URI only",
-            Some(with(&|p| p.subject_alt_names = vec![uri("spiffe://cluster.local/ns/ingress-nginx/sa/ingress-nginx")])),
+            Some(with(&|p| {
+                p.subject_alt_names = vec![uri("spiffe://cluster.local/ns/ingress-nginx/sa/ingress-nginx")];
+            })),
             ["403", "403"],
         ),
-        ("URI with the principal's text", Some(with(&|p| p.subject_alt_names = vec![uri(GATEWAY)])), ["403", "403"]),
+        (
+            "URI with the principal's text",
+            Some(with(&|p| p.subject_alt_names = vec![uri(GATEWAY)])),
+            ["403", "403"],
+        ),
         ("NUL in a name", Some(root.named(&format!("{GATEWAY}\0.evil"))), ["alert 42", "alert 42"]),
         (
             "5000 names",
@@ -152,7 +162,11 @@ async fn older_versions_are_answered_with_an_alert() {
     let gateway = mesh.root.named(GATEWAY);
     for version in ["-tls1_1", "-tls1"] {
         let options = [version, "-cipher", "DEFAULT@SECLEVEL=0"];
-        assert_eq!(verdict(&s_client(&mesh, Port::Https, Some(&gateway), &options).await), "alert 70", "{version}");
+        assert_eq!(
+            verdict(&s_client(&mesh, Port::Https, Some(&gateway), &options).await),
+            "alert 70",
+            "{version}"
+        );
     }
 }
 
@@ -168,7 +182,11 @@ async fn names_and_protocols_of_ingress_controllers_are_all_taken() {
         &["-groups", "X25519:P-256"],
         &["-groups", "P-521:P-384"],
     ] {
-        assert_eq!(verdict(&s_client(&mesh, Port::Https, Some(&gateway), options).await), "200", "{options:?}");
+        assert_eq!(
+            verdict(&s_client(&mesh, Port::Https, Some(&gateway), options).await),
+            "200",
+            "{options:?}"
+        );
     }
     for (port, offered, chosen) in [
         (Port::Https, &["h2", "http/1.1"][..], Some("http/1.1")),

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use proptest::prelude::*;
 use rustls_pki_types::ServerName;
 use tidegate_core::policy::{AppProtocol, Terms};
@@ -156,7 +154,7 @@ async fn a_client_may_update_its_keys_but_not_for_ever() {
         for _ in 0..times {
             connection.refresh_traffic_keys().unwrap();
         }
-        std::io::Write::write_all(&mut connection.writer(), b"after").unwrap();
+        io::Write::write_all(&mut connection.writer(), b"after").unwrap();
         while connection.wants_write() {
             connection.write_tls(&mut wire).unwrap();
         }
