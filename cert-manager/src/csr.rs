@@ -13,8 +13,8 @@ use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::X509Version;
 
-use self::key::KeyError;
-pub use self::key::KeyKind;
+pub(crate) use self::key::check as check_key;
+pub use self::key::{KeyError, KeyKind};
 
 mod key;
 #[cfg(test)]

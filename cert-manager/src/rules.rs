@@ -69,11 +69,12 @@ pub enum Refusal {
 }
 
 impl Default for IssuingRules {
-    /// 24 hours, at most 7 days, none from an issuer with less than a minute left.
+    /// 24 hours at most and by default, none from an issuer with less than a minute left. The longest life is also
+    /// what the last step of a root rotation waits for.
     fn default() -> Self {
         Self {
             default_life: Duration::from_secs(24 * 3600),
-            max_life: Duration::from_secs(7 * 24 * 3600),
+            max_life: Duration::from_secs(24 * 3600),
             min_issuer_life: Duration::from_secs(60),
         }
     }
@@ -137,6 +138,11 @@ impl Refusal {
 }
 
 impl Issued {
+    /// All names, for logs: `DNS:a.b, URI:spiffe://…`.
+    pub fn names(&self) -> String {
+        self.sans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     pub(crate) fn read_back(leaf: CertificateDer<'static>, sans: Vec<San>) -> Result<Self, Refusal> {
         let read = tidegate_core::PeerCertificate::from_der(&leaf)?;
         Ok(Self { leaf, sans, serial: read.serial, not_after: read.not_after })

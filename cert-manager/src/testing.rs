@@ -3,8 +3,10 @@
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
+use serde_json::Value;
 use tidegate_core::{Identity, TrustDomain};
 
 /// `httpbin.httpbin.cluster.local`.
@@ -58,4 +60,38 @@ pub(crate) fn openssl(dir: &std::path::Path, arguments: &str) -> Vec<u8> {
 pub(crate) fn now() -> SystemTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
+/// Signs tokens.
+pub(crate) struct Signer {
+    pub(crate) key: KeyPair,
+    algorithm: Algorithm,
+}
+
+impl Signer {
+    pub(crate) fn new(algorithm: Algorithm) -> Self {
+        let key = match algorithm {
+            Algorithm::RS256 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048),
+            Algorithm::EdDSA => KeyPair::generate_for(&rcgen::PKCS_ED25519),
+            _ => KeyPair::generate(),
+        };
+        Self { key: key.unwrap(), algorithm }
+    }
+
+    fn encoding_key(&self) -> EncodingKey {
+        let pem = self.key.serialize_pem();
+        match self.algorithm {
+            Algorithm::RS256 => EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap(),
+            Algorithm::EdDSA => EncodingKey::from_ed_pem(pem.as_bytes()).unwrap(),
+            _ => EncodingKey::from_ec_pem(pem.as_bytes()).unwrap(),
+        }
+    }
+
+    pub(crate) fn sign_with(&self, header: Header, claims: &Value) -> String {
+        jsonwebtoken::encode(&header, claims, &self.encoding_key()).unwrap()
+    }
+
+    pub(crate) fn sign(&self, claims: &Value) -> String {
+        self.sign_with(Header::new(self.algorithm), claims)
+    }
 }

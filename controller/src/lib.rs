@@ -1,1 +1,218 @@
-//! Placeholder.
+//! The controller: from objects to the policy of each workload, and from there to its sidecar.
+//!
+//! A [`source`] tells what objects there are; `index` keeps them; [`mod@compile`] joins what decides about one
+//! workload into one policy and says of each object whether it is in force; `engine` recompiles what a change touches;
+//! `discovery` streams the result over mutual TLS, to each sidecar its own. [`mod@explain`] answers why a connection
+//! is let in or not. Start reading at [`Controller::start`].
+//!
+//! This crate may know Kubernetes' types; it never sees a request.
+
+mod admin;
+pub mod compile;
+mod discovery;
+mod engine;
+pub mod explain;
+mod index;
+mod metrics;
+pub mod object;
+pub mod options;
+mod service;
+mod serving;
+pub mod source;
+pub mod status;
+#[cfg(test)]
+mod testing;
+mod view;
+mod workloads;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use tidegate_core::TrustDomain;
+use tidegate_crds::MeshConfigSpec;
+use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
+use tidegate_runtime::drain;
+use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::logging::LogHandle;
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+pub use index::Index;
+pub use status::{PolicyStatus, StatusBoard};
+
+use discovery::DiscoveryService;
+use engine::{Engine, Shared};
+use metrics::ControllerMetrics;
+use serving::ServerTls;
+use source::Source;
+use workloads::Workloads;
+
+/// The service account that the controller runs as; part of the name that sidecars expect in its certificate.
+pub const SERVICE_ACCOUNT: &str = "tidegate-controller";
+/// The namespace that it runs in, unless told otherwise.
+pub const NAMESPACE: &str = "tidegate-system";
+
+/// How a controller runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where sidecars connect; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where the admin server listens; port 0 takes a free one.
+    pub admin: SocketAddr,
+    /// The mesh's trust domain.
+    pub trust_domain: TrustDomain,
+    /// The most connections of sidecars at a time.
+    pub max_connections: usize,
+    /// Whether a Pod has a sidecar of ours, and so a policy. [`source::folder::is_local`] for a folder.
+    pub is_workload: fn(&Pod) -> bool,
+}
+
+/// What a controller stands on.
+pub struct Dependencies {
+    /// Where objects come from.
+    pub source: Box<dyn Source>,
+    /// The controller's own certificate; sidecars are served once there is one.
+    pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    /// The roots that sidecars' certificates must chain to.
+    pub trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+    /// Takes our metrics.
+    pub metrics: Metrics,
+    /// Blocked until every object is compiled and there is a certificate.
+    pub readiness: Readiness,
+    /// Steered by the admin server.
+    pub log: LogHandle,
+}
+
+/// A way to start a controller; see [`ControllerHandle`] for one that runs.
+#[derive(Debug)]
+pub struct Controller;
+
+/// A controller that runs. Dropping it starts the drain.
+#[derive(Debug)]
+pub struct ControllerHandle {
+    /// Where sidecars connect.
+    pub discovery_address: SocketAddr,
+    /// Where the admin server listens.
+    pub admin_address: SocketAddr,
+    /// The MeshConfig in force, if there is one.
+    pub mesh_config: watch::Receiver<Option<Arc<MeshConfigSpec>>>,
+    /// The Pods that have a sidecar of ours, sorted by namespace and name.
+    pub pods: watch::Receiver<Arc<Vec<LocalPod>>>,
+    trigger: drain::Trigger,
+}
+
+/// A Pod that has a sidecar of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: Option<String>,
+    /// `status.podIP`.
+    pub ip: Option<IpAddr>,
+    /// What it runs as.
+    pub service_account: String,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// The ports that its policy knows, sorted.
+    pub ports: Vec<u16>,
+}
+
+/// Why a controller does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address for sidecars cannot be listened on.
+    #[error("discovery address {address}: {source}")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The admin server cannot start.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+impl Controller {
+    /// Binds both addresses and starts. Sidecars are served once there is a certificate. Needs a tokio runtime.
+    pub async fn start(config: Config, dependencies: Dependencies) -> Result<ControllerHandle, StartError> {
+        let Dependencies { source, credentials, trust_bundle, metrics, readiness, log } = dependencies;
+        let listen = |source| StartError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let discovery_address = listener.local_addr().map_err(listen)?;
+        let own_metrics = ControllerMetrics::new(&metrics);
+        let shared = Shared {
+            trust_domain: config.trust_domain.clone(),
+            index: Arc::default(),
+            workloads: Arc::new(Workloads::new()),
+            statuses: StatusBoard::default(),
+            problems: Arc::default(),
+        };
+        let objects = readiness.block("objects");
+        let certificate = readiness.block("certificate");
+        let admin = AdminServer::new(ProcessName("tidegate-controller"), metrics, readiness, log)
+            .merge(admin::routes(shared.clone()))
+            .bind(config.admin)
+            .await?;
+        let admin_address = admin.local_addr();
+        let (trigger, drain) = drain::channel();
+
+        let engine = Engine::new(
+            shared.clone(),
+            config.is_workload,
+            vec![Box::new(shared.statuses.clone())],
+            own_metrics.clone(),
+            objects,
+        );
+        let (mesh_config, pods) = (engine.mesh_config(), engine.pods());
+        let (batches, receiver) = mpsc::channel(16);
+        tokio::spawn(until_drain(engine.run(receiver), drain.clone()));
+        tokio::spawn(until_drain(source.run(batches), drain.clone()));
+        let mut first_certificate = credentials.clone();
+        tokio::spawn(until_drain(
+            async move {
+                let _ = first_certificate.wait_for(Option::is_some).await;
+                drop(certificate);
+            },
+            drain.clone(),
+        ));
+        let service = DiscoveryService {
+            workloads: shared.workloads,
+            trust_domain: config.trust_domain,
+            trust_bundle: trust_bundle.clone(),
+            metrics: own_metrics,
+            drain: drain.clone(),
+            streams: AtomicU64::new(1),
+            hello_timeout: discovery::HELLO_TIMEOUT,
+        };
+        let tls = ServerTls { credentials, trust_bundle };
+        tokio::spawn(serving::serve(listener, tls, service, config.max_connections, drain.clone()));
+        tokio::spawn(admin.serve(drain));
+        Ok(ControllerHandle { discovery_address, admin_address, mesh_config, pods, trigger })
+    }
+}
+
+impl ControllerHandle {
+    /// Ends every stream, so that sidecars go elsewhere, and waits until all is done or the deadline has passed.
+    pub async fn shutdown(self, deadline: Duration) -> drain::Outcome {
+        self.trigger.drain(deadline).await
+    }
+}
+
+async fn until_drain(work: impl Future<Output = ()>, mut drain: drain::Watch) {
+    tokio::select! {
+        () = work => {}
+        () = drain.started() => {}
+    }
+}

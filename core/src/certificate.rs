@@ -55,7 +55,8 @@ impl PeerCertificate {
         if !rest.is_empty() {
             return Err(CertificateError::Der);
         }
-        let extension = certificate.subject_alternative_name().map_err(|_| CertificateError::SubjectAltName)?;
+        let extension =
+            certificate.subject_alternative_name().map_err(|_| CertificateError::SubjectAltName)?;
         let names = extension.map(|san| san.value.general_names.as_slice()).unwrap_or_default();
         if names.len() > MAX_SANS {
             return Err(CertificateError::TooManySans(names.len()));
@@ -93,7 +94,8 @@ fn san(name: &GeneralName<'_>) -> Result<San, CertificateError> {
 
 /// Printable ASCII without blanks: all that a URI (RFC 3986 §2) or a mailbox in a certificate may hold.
 fn clean(text: &str) -> Option<Box<str>> {
-    (!text.is_empty() && text.len() <= 2048 && text.bytes().all(|b| b.is_ascii_graphic())).then(|| text.into())
+    (!text.is_empty() && text.len() <= 2048 && text.bytes().all(|b| b.is_ascii_graphic()))
+        .then(|| text.into())
 }
 
 fn system_time(time: ASN1Time) -> Result<SystemTime, CertificateError> {
@@ -134,7 +136,10 @@ mod tests {
             SanType::DnsName(ia5("*.example")),
         ]);
         let names = PeerCertificate::from_der(&der).unwrap().display_names();
-        assert_eq!(names, "DNS:a.example, URI:spiffe://td/ns/a/sa/b, email:a@example, IP:10.0.0.1, DNS:*.example");
+        assert_eq!(
+            names,
+            "DNS:a.example, URI:spiffe://td/ns/a/sa/b, email:a@example, IP:10.0.0.1, DNS:*.example"
+        );
     }
 
     #[test]

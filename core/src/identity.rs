@@ -194,7 +194,9 @@ mod tests {
     #[test]
     fn names_that_kubernetes_does_not_allow_are_refused() {
         let domain = TrustDomain::default();
-        for (namespace, account) in [("a.b", "x"), ("", "x"), ("a", ""), ("A", "x"), ("a", "x_y"), ("a", "-x")] {
+        for (namespace, account) in
+            [("a.b", "x"), ("", "x"), ("a", ""), ("A", "x"), ("a", "x_y"), ("a", "-x")]
+        {
             assert!(Identity::new(domain.clone(), namespace, account).is_err(), "{namespace}/{account}");
         }
     }

@@ -68,7 +68,8 @@ mod tests {
         let text = "ingress-nginx.ingress-nginx.cluster.local";
         let principal = Principal::parse(text);
         assert!(principal.matches(&[San::Email("x".into()), San::Dns(DnsName::parse(text).unwrap())]));
-        for san in [San::Uri(text.into()), San::Email(text.into()), San::DnsWildcard(text.into()), San::Other] {
+        for san in [San::Uri(text.into()), San::Email(text.into()), San::DnsWildcard(text.into()), San::Other]
+        {
             assert!(!principal.matches(std::slice::from_ref(&san)), "{san}");
         }
         let uri = "spiffe://cluster.local/ns/a/sa/b";
@@ -79,7 +80,9 @@ mod tests {
     #[test]
     fn a_principal_is_no_pattern() {
         let sans = [San::Dns(DnsName::parse("axb.ns.cluster.local").unwrap())];
-        for text in ["a.b.ns.cluster.local", "*.cluster.local", "a?b.ns.cluster.local", ".*", "cluster.local", ""] {
+        for text in
+            ["a.b.ns.cluster.local", "*.cluster.local", "a?b.ns.cluster.local", ".*", "cluster.local", ""]
+        {
             assert!(!Principal::parse(text).matches(&sans), "{text:?}");
         }
         assert!(Principal::parse("*").matches(&sans));

@@ -78,7 +78,7 @@ impl Checker<'_> {
             match (known, &schema.additional_properties) {
                 (Some(schema), _) => self.check(schema, value, &path_of_field),
                 (None, Some(JSONSchemaPropsOrBool::Schema(schema))) => {
-                    self.check(schema, value, &path_of_field)
+                    self.check(schema, value, &path_of_field);
                 }
                 (None, Some(JSONSchemaPropsOrBool::Bool(true))) => {}
                 (None, _) if schema.x_kubernetes_preserve_unknown_fields == Some(true) => {}

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::identity::{Identity, TrustDomain};
 use tidegate_core::policy::{
-    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
-    RuleState, Sources,
+    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
+    PortPolicy, RuleState, Sources,
 };
 use tidegate_core::{CidrSet, Principal};
 
@@ -96,7 +96,9 @@ fn port_from_wire(path: &str, port: wire::PortPolicy) -> Result<PortPolicy, Conv
     let mesh = match port.mesh.and_then(|mesh| mesh.rule).ok_or_else(|| missing(&mesh_path))? {
         wire::mesh_rule::Rule::DenyReason(why) => MeshRule::Deny(why.into()),
         wire::mesh_rule::Rule::AnyPeer(wire::AnyPeer {}) => MeshRule::AnyPeer,
-        wire::mesh_rule::Rule::Principals(principals) => MeshRule::Principals(principals_from_wire(&principals)),
+        wire::mesh_rule::Rule::Principals(principals) => {
+            MeshRule::Principals(principals_from_wire(&principals))
+        }
     };
     let rule = |(i, rule)| rule_from_wire(&format!("{path}.ingress[{i}]"), rule);
     Ok(PortPolicy {
@@ -112,7 +114,11 @@ fn rule_to_wire(rule: &IngressRule) -> wire::IngressRule {
         RuleState::Invalid(why) => wire::ingress_rule::State::InvalidReason(why.to_string()),
         RuleState::Active(active) => wire::ingress_rule::State::Active(active_to_wire(active)),
     };
-    wire::IngressRule { policy: rule.policy.to_string(), backend: rule.backend.to_string(), state: Some(state) }
+    wire::IngressRule {
+        policy: rule.policy.to_string(),
+        backend: rule.backend.to_string(),
+        state: Some(state),
+    }
 }
 
 fn rule_from_wire(path: &str, rule: wire::IngressRule) -> Result<IngressRule, ConversionError> {
@@ -160,7 +166,9 @@ fn active_from_wire(path: &str, rule: wire::ActiveIngressRule) -> Result<ActiveI
             let hosts = https.sni_hosts.iter().map(|host| DnsPattern::parse(host)).collect::<Result<_, _>>();
             let client = match https.client.ok_or_else(|| missing(&format!("{path}.https.client")))? {
                 wire::https::Client::Skip(wire::SkipClientCertValidation {}) => ClientCheck::Skip,
-                wire::https::Client::Principals(names) => ClientCheck::Principals(principals_from_wire(&names)),
+                wire::https::Client::Principals(names) => {
+                    ClientCheck::Principals(principals_from_wire(&names))
+                }
             };
             IngressTransport::Https {
                 sni_hosts: hosts.map_err(|e| bad(&format!("{path}.https.sni_hosts"), e))?,
@@ -201,8 +209,10 @@ mod tests {
             sni_hosts: vec![DnsPattern::parse("*.bar.example").unwrap()],
             client,
         };
-        let principals = vec![Principal::Any, Principal::parse("a.b.c"), Principal::parse("spiffe://td/ns/a/sa/b")];
-        let port = |protocol, mesh, ingress| PortPolicy { protocol, services: vec!["a/c".into()], mesh, ingress };
+        let principals =
+            vec![Principal::Any, Principal::parse("a.b.c"), Principal::parse("spiffe://td/ns/a/sa/b")];
+        let port =
+            |protocol, mesh, ingress| PortPolicy { protocol, services: vec!["a/c".into()], mesh, ingress };
         InboundPolicy {
             workload: "a/pod".into(),
             identity: Identity::new(TrustDomain::default(), "a", "b").unwrap(),
@@ -228,7 +238,14 @@ mod tests {
                         vec![rule(active(Sources::Ranges(CidrSet::default()), IngressTransport::Tcp))],
                     ),
                 ),
-                (4, port(AppProtocol::Tcp, MeshRule::AnyPeer, vec![rule(active(Sources::Any, IngressTransport::Http))])),
+                (
+                    4,
+                    port(
+                        AppProtocol::Tcp,
+                        MeshRule::AnyPeer,
+                        vec![rule(active(Sources::Any, IngressTransport::Http))],
+                    ),
+                ),
             ]),
         }
     }
@@ -254,7 +271,9 @@ mod tests {
         assert_eq!(spoil(|p| p.ports[1].port = 1), "ports[1]: the port is there twice");
         assert_eq!(spoil(|p| p.ports[0].ingress[2].state = None), "ports[1].ingress[2]: missing");
         let bad_range = spoil(|p| {
-            let Some(wire::ingress_rule::State::Active(rule)) = &mut p.ports[0].ingress[0].state else { panic!() };
+            let Some(wire::ingress_rule::State::Active(rule)) = &mut p.ports[0].ingress[0].state else {
+                panic!()
+            };
             rule.sources = Some(wire::SourceRanges { cidrs: vec!["10.0.0.1".into()] });
         });
         assert!(bad_range.starts_with("ports[1].ingress[0].sources: expected CIDR"), "{bad_range}");

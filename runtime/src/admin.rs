@@ -38,6 +38,8 @@ use crate::readiness::Readiness;
 
 /// The most bytes of a request's body.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
+/// The most bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// The most connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send a request's head.
@@ -189,7 +191,7 @@ async fn serve_connection(stream: TcpStream, router: Router, mut drain: drain::W
         }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_BODY_BYTES);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -16,3 +16,8 @@ pub mod readiness;
 pub mod signals;
 pub mod tls;
 pub mod trust_bundle;
+
+#[cfg(test)]
+mod test_ca;
+#[cfg(test)]
+mod test_pki;

@@ -163,7 +163,7 @@ mod tests {
     fn the_level_changes_while_the_process_runs() {
         let handle = init(&LogOptions { level: "warn".to_owned(), format: LogFormat::Json }).unwrap();
         assert!(!tracing::enabled!(Level::INFO));
-        handle.clone().set(" info,tidegate_runtime=debug\n").unwrap();
+        handle.set(" info,tidegate_runtime=debug\n").unwrap();
         assert!(tracing::enabled!(Level::DEBUG));
         assert!(!tracing::enabled!(target: "other", Level::DEBUG));
         assert_eq!(handle.get(), "info,tidegate_runtime=debug");

@@ -35,7 +35,7 @@ impl Metrics {
     }
 
     /// Registers metrics. Names are written out in full by whoever registers them, `tidegate_…`, but for the suffix
-    /// `_total` of counters, which the encoder adds.
+    /// `_total` of counters and the full stop after the help text, which the encoder adds.
     pub fn registry<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -107,7 +107,7 @@ mod tests {
     fn the_page_holds_registered_metrics_and_what_collectors_add() {
         let metrics = Metrics::new();
         let counter = Counter::<u64>::default();
-        metrics.clone().registry(|registry| registry.register("tidegate_tests", "Tests.", counter.clone()));
+        metrics.registry(|registry| registry.register("tidegate_tests", "Tests", counter.clone()));
         metrics.add_collector(Box::new(Workers));
         counter.inc_by(3);
         let page = metrics.encode();

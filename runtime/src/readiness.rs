@@ -81,7 +81,7 @@ mod tests {
         let certificate = readiness.block("certificate");
         assert_eq!(readiness.blocked_by(), ["certificate", "policy"]);
         drop(policy);
-        assert!(!readiness.clone().is_ready());
+        assert!(!readiness.is_ready());
         drop(certificate);
         assert!(readiness.is_ready());
     }

@@ -57,29 +57,3 @@ impl fmt::Display for Signal {
         })
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use rustix::process::{getpid, kill_process};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn sigterm_and_sigint_each_end_the_wait_also_when_sent_before_it() {
-        for (sent, expected) in [
-            (rustix::process::Signal::TERM, Signal::Terminate),
-            (rustix::process::Signal::INT, Signal::Interrupt),
-        ] {
-            let shutdown = shutdown().unwrap();
-            kill_process(getpid(), sent).unwrap();
-            assert_eq!(shutdown.await, expected);
-        }
-    }
-
-    #[test]
-    fn the_soft_limit_of_open_files_becomes_the_hard_one() {
-        let limit = raise_file_limit();
-        assert_eq!(getrlimit(Resource::Nofile).current, limit);
-        assert_eq!(getrlimit(Resource::Nofile).maximum, limit);
-    }
-}

@@ -41,7 +41,7 @@ pub enum TrustBundleError {
     #[error("larger than {MAX_FILE_BYTES} bytes")]
     TooLarge,
     /// A PEM section is broken.
-    #[error("is not PEM: {0:?}")]
+    #[error("is not PEM: {0}")]
     Pem(pem::Error),
     /// There is no certificate in it: a bundle that trusts nobody is a mistake.
     #[error("holds no certificate")]
@@ -162,11 +162,7 @@ pub async fn watch_file(path: impl Into<PathBuf>, interval: Duration) -> watch::
                 () = sender.closed() => return,
                 () = tokio::time::sleep(interval) => {}
             }
-            let Some(bundle) = file.read().await else { continue };
-            if bundle != **sender.borrow() {
-                info!(path = %file.path.display(), roots = ?bundle.fingerprints(), "trust bundle changed");
-                sender.send_replace(Arc::new(bundle));
-            }
+            file.follow(&sender).await;
         }
     });
     receiver
@@ -179,6 +175,15 @@ struct WatchedFile {
 }
 
 impl WatchedFile {
+    /// Reads the file once and passes on what is in it, if that is another set of roots.
+    async fn follow(&mut self, sender: &watch::Sender<Arc<TrustBundle>>) {
+        let Some(bundle) = self.read().await else { return };
+        if bundle != **sender.borrow() {
+            info!(path = %self.path.display(), roots = ?bundle.fingerprints(), "trust bundle changed");
+            sender.send_replace(Arc::new(bundle));
+        }
+    }
+
     async fn read(&mut self) -> Option<TrustBundle> {
         let path = self.path.clone();
         let read = tokio::task::spawn_blocking(move || TrustBundle::read_file(&path)).await;
@@ -191,7 +196,7 @@ impl WatchedFile {
             Err(error) => {
                 let reason = error.to_string();
                 if self.complaint.as_ref() != Some(&reason) {
-                    warn!(path = %self.path.display(), %reason, "trust bundle is not usable; the last good one stays");
+                    warn!(path = %self.path.display(), %reason, "trust bundle is not usable; the last good one, if any, stays");
                     self.complaint = Some(reason);
                 }
                 None

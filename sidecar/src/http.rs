@@ -1,23 +1,36 @@
 //! HTTP, both codecs. Policy, header rules and logs see one request type and never the codec.
 //!
-//! `h1` is a path of our own, one task that drives both sides; `h2` is hyper's.
+//! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is hyper's. [`headers`] has the rules for what
+//! is believed of a client, [`local_reply`] the answers that are ours.
 
-use std::rc::Rc;
-
-use crate::limits::Limits;
-use crate::telemetry::Telemetry;
-
+pub mod buffer;
 pub mod client_certificate;
 pub mod clock;
 pub mod h1;
 pub mod h2;
+pub mod headers;
+pub mod local_reply;
+pub mod request;
+pub mod upstream;
 
-/// What a worker lends to each HTTP connection.
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::limits::Limits;
+use crate::telemetry::Telemetry;
+
+/// What a worker lends to each HTTP connection; one for each worker.
 pub struct Env {
     /// How much and how long.
     pub limits: Rc<Limits>,
     /// Where each request is told.
     pub telemetry: Rc<Telemetry>,
+    /// Connections to the app that wait for an HTTP/1 request.
+    pub h1: upstream::Pool,
+    /// Connections to the app that hyper drives.
+    pub h2: h2::Upstreams,
+    /// Spare memory for bytes on their way.
+    pub buffers: buffer::Buffers,
     /// The `date` of our own answers.
     pub clock: clock::Clock,
 }
@@ -25,11 +38,16 @@ pub struct Env {
 impl Env {
     /// An environment with nothing in its pools.
     pub fn new(limits: Rc<Limits>, telemetry: Rc<Telemetry>) -> Self {
-        Self { limits, telemetry, clock: clock::Clock::new() }
+        let h1 = upstream::Pool::new(&limits);
+        let h2 = h2::Upstreams::new(limits.clone());
+        Self { limits, telemetry, h1, h2, buffers: buffer::Buffers::default(), clock: clock::Clock::new() }
     }
 
     /// What is due on every tick of the worker.
     pub fn tick(&self) {
+        let now = Instant::now();
+        self.h1.sweep(now);
+        self.h2.sweep(now);
         self.telemetry.flush();
     }
 }

@@ -3,7 +3,9 @@
 //!
 //! Start at `inbound`: a connection's story, top to bottom. A [`worker`] owns the connections of one thread;
 //! [`snapshot`] is how it learns what the control thread knows; [`lifeline`] is how it ends what may not go on.
+//! [`mod@sidecar`] puts the parts together.
 
+mod admin;
 pub mod detect;
 pub mod discovery;
 pub mod http;
@@ -13,6 +15,7 @@ pub mod limits;
 pub mod listener;
 pub mod options;
 pub mod session;
+pub mod sidecar;
 pub mod snapshot;
 pub mod stream;
 pub mod telemetry;

@@ -139,6 +139,28 @@ impl Options {
     }
 }
 
+impl Default for LimitOptions {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            detect_timeout: limits.detect,
+            handshake_timeout: limits.handshake,
+            headers_timeout: limits.headers,
+            idle_timeout: limits.idle,
+            body_timeout: limits.body,
+            connect_timeout: limits.connect,
+            upstream_idle_timeout: limits.upstream_idle,
+            revocation_grace: limits.revocation,
+            drain_timeout: limits.drain,
+            max_head_bytes: limits.head_bytes,
+            max_headers: limits.header_count,
+            max_connections: limits.connections,
+            max_upstream_idle: limits.upstream_idle_connections,
+            max_streams: limits.streams,
+        }
+    }
+}
+
 impl From<&LimitOptions> for Limits {
     fn from(options: &LimitOptions) -> Self {
         Self {
@@ -221,7 +243,9 @@ mod tests {
             ("--detect-timeout", "soon"),
             ("--workers", "0"),
         ] {
-            let error = Options::try_parse_from(NEEDED.iter().copied().chain([flag, value])).unwrap_err().to_string();
+            let pairs = NEEDED[1..].chunks(2).filter(|pair| pair[0] != flag).flatten().copied();
+            let arguments = NEEDED[..1].iter().copied().chain(pairs).chain([flag, value]);
+            let error = Options::try_parse_from(arguments).unwrap_err().to_string();
             assert!(error.contains(flag) && error.contains(value), "{error}");
         }
     }

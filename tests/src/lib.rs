@@ -1,1 +1,26 @@
-//! Placeholder.
+//! The harness of the end-to-end suites: real programs over loopback, seen from outside.
+//!
+//! A suite starts a [`mesh::Mesh`] (CA, controller and sidecars as processes, objects in a folder), puts an
+//! [`app`] behind a sidecar, and comes as a client: [`client`] byte by byte, [`openssl`] and [`nginx`] as users do,
+//! [`load`] all the time while something is changed. Nothing of the daemons' code is linked in. Start reading at
+//! [`mesh`].
+//!
+//! Every test has [loopback addresses](loopback) and a folder of its own, so tests run in parallel. Nothing sleeps:
+//! [`wait::until`] looks for a condition. What a daemon logged is printed when its test fails.
+
+// The harness is part of the tests: what goes wrong here fails one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub mod app;
+pub mod client;
+pub mod daemon;
+pub mod http1;
+pub mod load;
+pub mod loopback;
+pub mod mesh;
+pub mod nginx;
+pub mod objects;
+pub mod openssl;
+pub mod pki;
+pub mod tokens;
+pub mod wait;

@@ -47,6 +47,8 @@ fn panels(results: &Results) -> Vec<Metric> {
         Metric::FreshMegabytes,
         Metric::KibPerIdleConnection,
     ]);
+    let targets = results.targets();
+    panels.retain(|metric| targets.iter().any(|target| metric.median(results, *target).is_some()));
     panels
 }
 

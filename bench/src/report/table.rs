@@ -39,7 +39,8 @@ pub(super) fn render(results: &Results) -> String {
     }
     if marked {
         text += &format!(
-            "\n{BOUND_BY_LOAD} load and app set this limit: the proxy used less than 90 % of its core.\n"
+            "\n{BOUND_BY_LOAD} the proxy used less than 90 % of its core: client, app or the number of connections \
+             set this limit.\n"
         );
     }
     for error in results.errors() {

@@ -136,3 +136,37 @@ impl Gateway {
         (first == read()?).then_some(first)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_folder_counts_only_once_all_three_files_have_content() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Gateway::read(&folder.path().join("not-yet")), None);
+        for (name, content) in [("tls.crt", "certificate"), ("tls.key", ""), ("ca.crt", "ca")] {
+            assert_eq!(Gateway::read(folder.path()), None);
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        assert_eq!(Gateway::read(folder.path()), None, "the key is still empty");
+        fs::write(folder.path().join("tls.key"), "key").unwrap();
+        let gateway = Gateway { certificate: "certificate".to_owned(), key: "key".to_owned() };
+        assert_eq!(Gateway::read(folder.path()), Some(gateway));
+    }
+
+    #[test]
+    fn the_gateways_name_changes_in_one_step() {
+        let directory = tempfile::tempdir().unwrap();
+        let manifests = directory.path().join("manifests");
+        fs::create_dir(&manifests).unwrap();
+        for name in [FOREIGN, ALLOWED] {
+            put_mesh_config(directory.path(), &manifests, name).unwrap();
+            let files: Vec<_> =
+                fs::read_dir(&manifests).unwrap().map(|file| file.unwrap().file_name()).collect();
+            assert_eq!(files, ["mesh-config.yaml"]);
+            let text = fs::read_to_string(manifests.join("mesh-config.yaml")).unwrap();
+            assert!(text.contains(&format!("subjectAltNames:\n      - {name}\n")), "{text}");
+        }
+    }
+}

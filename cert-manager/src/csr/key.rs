@@ -36,7 +36,8 @@ const EC_PUBLIC_KEY: &str = "1.2.840.10045.2.1";
 const P256: &str = "1.2.840.10045.3.1.7";
 const P384: &str = "1.3.132.0.34";
 
-pub(super) fn check(info: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, KeyError> {
+/// Judges a SubjectPublicKeyInfo.
+pub(crate) fn check(info: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, KeyError> {
     if info.subject_public_key.unused_bits != 0 {
         return Err(KeyError::Malformed);
     }

@@ -75,6 +75,15 @@ fn a_root_comes_back_from_its_pem() {
 }
 
 #[test]
+fn line_ends_blank_lines_and_comments_in_given_files_do_not_count() {
+    let issuer = Issuer::create_root(now()).unwrap();
+    let dress = |pem: String| format!("# my authority\n\n{pem}\n\n").replace('\n', "\r\n");
+    let (chain, key) = (dress(issuer.chain_pem()), dress(issuer.key_pem()));
+    let back = Issuer::from_pem(chain.as_bytes(), key.as_bytes(), chain.as_bytes(), now()).unwrap();
+    assert!(back.same_as(&issuer));
+}
+
+#[test]
 fn openssl_agrees_with_every_certificate_we_write() {
     let dir = tempfile::tempdir().unwrap();
     let issuer = Issuer::create_root(now()).unwrap();

@@ -78,9 +78,7 @@ fn a_life_is_what_was_asked_up_to_the_maximum_and_the_issuers_end() {
     let now = now();
     let issuer = Issuer::create_root(now).unwrap();
     let day = 24 * 3600;
-    for (asked, given) in
-        [(0, day), (20, 20), (3600, 3600), (7 * day, 7 * day), (365 * day, 7 * day), (i64::MAX, 7 * day)]
-    {
+    for (asked, given) in [(0, day), (20, 20), (3600, 3600), (day, day), (365 * day, day), (i64::MAX, day)] {
         let issued = issue(&plain_request(), asked, &issuer, now).unwrap();
         assert_eq!(issued.not_after, now + Duration::from_secs(given as u64), "{asked}");
     }

@@ -94,7 +94,10 @@ fn children(path: &std::path::Path) -> Result<Vec<String>, StoreError> {
         Err(error) => return Err(StoreError::io(path.display())(error)),
     };
     let folders = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    Ok(folders.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_object_name(name)).collect())
+    Ok(folders
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| is_object_name(name))
+        .collect())
 }
 
 /// A DNS-1123 subdomain, as Kubernetes names are; never `..` or a path.
@@ -165,7 +168,14 @@ mod tests {
     async fn a_name_never_leaves_the_folder() {
         let dir = tempfile::tempdir().unwrap();
         let store = SecretFolder::new(dir.path());
-        for name in [name("..", "a"), name("a", "../b"), name("a", ""), name("a", "B"), name("/a", "b"), name("a", ".")] {
+        for name in [
+            name("..", "a"),
+            name("a", "../b"),
+            name("a", ""),
+            name("a", "B"),
+            name("/a", "b"),
+            name("a", "."),
+        ] {
             assert!(matches!(store.put(&name, &secret("1")).await, Err(StoreError::Name(_))), "{name}");
         }
     }

@@ -24,6 +24,7 @@ mod tests;
 const DATA: &str = "..data";
 const LOCK: &str = "..lock";
 const VERSION_PREFIX: &str = "..tidegate_";
+const TRASH_PREFIX: &str = "..trash_";
 /// Files of a larger size are no certificates or keys.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -107,7 +108,8 @@ impl VersionedFolder {
         let data = self.path.join(DATA);
         match fs::read_link(&data) {
             Ok(target) => {
-                let name = target.to_str().filter(|name| name.starts_with(VERSION_PREFIX) && !name.contains('/'));
+                let name =
+                    target.to_str().filter(|name| name.starts_with(VERSION_PREFIX) && !name.contains('/'));
                 Ok(name.map(ToOwned::to_owned))
             }
             // Absent, or not a link: nothing of ours.
@@ -133,7 +135,8 @@ impl Locked<'_> {
         for (name, value) in &entries.0 {
             let readable = self.folder.public && !name.ends_with(".key");
             let mode = if readable { 0o644 } else { 0o600 };
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(version.join(name))?;
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(mode).open(version.join(name))?;
             file.write_all(value)?;
             file.sync_all()?;
         }
@@ -156,9 +159,15 @@ impl Locked<'_> {
             let name = entry.file_name();
             let name = Path::new(&name);
             let text = name.to_string_lossy();
-            if text.starts_with(VERSION_PREFIX) {
+            if text.starts_with(TRASH_PREFIX) {
+                remove_any(&entry.path())?;
+            } else if text.starts_with(VERSION_PREFIX) {
                 if !keep.contains(&name) {
-                    remove_any(&entry.path())?;
+                    // It loses its name first: a reader within it notices.
+                    let trash =
+                        self.folder.path.join(format!("{TRASH_PREFIX}{:016x}", rand::random::<u64>()));
+                    fs::rename(entry.path(), &trash)?;
+                    remove_any(&trash)?;
                 }
             } else if is_our_link(&entry.path()) && !entries.0.contains_key(text.as_ref()) {
                 fs::remove_file(entry.path())?;
@@ -194,6 +203,8 @@ fn read_version(path: &Path) -> io::Result<Entries> {
         }
         entries.0.insert(entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?);
     }
+    // Gone now, it may have lost files while it was read.
+    fs::metadata(path)?;
     Ok(entries)
 }
 

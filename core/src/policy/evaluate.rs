@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::model::{
-    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressTransport, MeshRule, PortPolicy, RuleState,
+    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressTransport, MeshRule, PortPolicy,
+    RuleState,
 };
 use crate::identity::Identity;
 use crate::principal::Principal;
@@ -179,11 +180,15 @@ impl InboundPolicy {
     fn grant(&self, session: &Session<'_>) -> Result<Grant, Denial> {
         let policy = self.port(session.port)?;
         if let Opening::Mesh(_) = session.opening {
-            return self.authorize_mesh_peer(&policy.mesh, session.client).map(Grant::Mesh).map_err(Denial::new);
+            return self
+                .authorize_mesh_peer(&policy.mesh, session.client)
+                .map(Grant::Mesh)
+                .map_err(Denial::new);
         }
         let judge = |rule: &ActiveIngressRule| {
             rule.admits(session.source, session.opening)?;
-            let IngressTransport::Https { client: ClientCheck::Principals(allowed), .. } = &rule.transport else {
+            let IngressTransport::Https { client: ClientCheck::Principals(allowed), .. } = &rule.transport
+            else {
                 return Ok(None);
             };
             let names = session.client.ok_or(Reason::ClientCertificateRequired)?;
@@ -197,11 +202,16 @@ impl InboundPolicy {
         self.ports.get(&port).ok_or_else(|| Denial::new(Reason::NoSuchPort))
     }
 
-    fn authorize_mesh_peer(&self, rule: &MeshRule, client: Option<&[San]>) -> Result<Option<Principal>, Reason> {
+    fn authorize_mesh_peer(
+        &self,
+        rule: &MeshRule,
+        client: Option<&[San]>,
+    ) -> Result<Option<Principal>, Reason> {
         let names = client.ok_or(Reason::ClientCertificateRequired)?;
         // An ingress controller's client certificate comes from the same CA but is no workload's: it holds what
         // MeshConfig lists, not both spellings of an identity.
-        let identity = Identity::from_sans(names, self.identity.trust_domain()).ok_or(Reason::NotAWorkload)?;
+        let identity =
+            Identity::from_sans(names, self.identity.trust_domain()).ok_or(Reason::NotAWorkload)?;
         if !Principal::parse(&identity.dns_name()).matches(names)
             || !Principal::parse(&identity.spiffe_uri()).matches(names)
         {
@@ -278,7 +288,9 @@ fn first_grant<T>(
     let mut closest = Denial::new(Reason::NoIngressBackend);
     for rule in &policy.ingress {
         let result = match &rule.state {
-            RuleState::Active(active) => test(active).map(|found| (RuleRef { policy: &rule.policy, active }, found)),
+            RuleState::Active(active) => {
+                test(active).map(|found| (RuleRef { policy: &rule.policy, active }, found))
+            }
             RuleState::Invalid(why) => Err(Reason::InvalidRule(why.clone())),
         };
         match result {
@@ -343,7 +355,9 @@ impl fmt::Display for Reason {
             Self::SourceNotAllowed => f.write_str("the source address is not among the sources"),
             Self::ServerNameNotAllowed => f.write_str("the server name is not among sniHosts"),
             Self::ClientCertificateRequired => f.write_str("a client certificate is required"),
-            Self::NotAWorkload => f.write_str("the client certificate is not that of a workload of this mesh"),
+            Self::NotAWorkload => {
+                f.write_str("the client certificate is not that of a workload of this mesh")
+            }
             Self::MeshDenied(why) => write!(f, "mesh peers may not use the port: {why}"),
             Self::PrincipalNotAllowed => {
                 f.write_str("none of the client certificate's names is an allowed principal")
@@ -367,7 +381,9 @@ impl fmt::Display for Grant {
             Self::Mesh(None) => f.write_str("permissive mode lets every workload of the mesh in"),
             Self::Mesh(Some(principal)) => write!(f, "mesh peer {principal}"),
             Self::Ingress(policy, None) => write!(f, "IngressBackend {policy}"),
-            Self::Ingress(policy, Some(principal)) => write!(f, "IngressBackend {policy}, principal {principal}"),
+            Self::Ingress(policy, Some(principal)) => {
+                write!(f, "IngressBackend {policy}, principal {principal}")
+            }
         }
     }
 }

@@ -116,9 +116,10 @@ fn evaluate(policy: &InboundPolicy, client: &Client) -> Decision {
         Err(denial) => return Decision::Deny(denial),
     };
     let names: Option<Vec<San>> = match terms {
-        Terms::IngressMutualTls => {
-            client.certificate.as_ref().map(|c| c.iter().map(|n| San::Dns(DnsName::parse(n).unwrap())).collect())
-        }
+        Terms::IngressMutualTls => client
+            .certificate
+            .as_ref()
+            .map(|c| c.iter().map(|n| San::Dns(DnsName::parse(n).unwrap())).collect()),
         _ => None,
     };
     policy.authorize(&Session { port: 14001, source, opening, client: names.as_deref() })
@@ -148,7 +149,12 @@ fn client() -> impl Strategy<Value = Client> {
         prop::option::of(prop::sample::select(HOSTS.to_vec())),
         prop::option::of(prop::sample::subsequence(NAMES.to_vec(), 0..=2)),
     )
-        .prop_map(|(address, tls, server_name, certificate)| Client { address, tls, server_name, certificate })
+        .prop_map(|(address, tls, server_name, certificate)| Client {
+            address,
+            tls,
+            server_name,
+            certificate,
+        })
 }
 
 proptest! {
@@ -213,7 +219,10 @@ fn a_mesh_rule_with_names_lets_in_those_names() {
     assert!(mesh_decision(rule(), Some(&workload_names("a"))).is_ok());
     assert_eq!(mesh_decision(rule(), Some(&workload_names("b"))), Err(Reason::PrincipalNotAllowed));
     let denied = MeshRule::Deny("no policy".into());
-    assert_eq!(mesh_decision(denied, Some(&workload_names("a"))), Err(Reason::MeshDenied("no policy".into())));
+    assert_eq!(
+        mesh_decision(denied, Some(&workload_names("a"))),
+        Err(Reason::MeshDenied("no policy".into()))
+    );
 }
 
 #[test]

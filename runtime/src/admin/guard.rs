@@ -1,12 +1,16 @@
 //! Which requests may speak to the admin server at all.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+
+/// How long a request may take, the arrival of its body included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) async fn check(request: Request, next: Next) -> Response {
     let host = match request.uri().authority() {
@@ -20,7 +24,10 @@ pub(super) async fn check(request: Request, next: Next) -> Response {
     if !reads && request.headers().contains_key(header::ORIGIN) {
         return refusal("web pages may not change anything here\n");
     }
-    next.run(request).await
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long\n").into_response(),
+    }
 }
 
 /// The one Host header, if there is exactly one and it can be read.

@@ -102,7 +102,7 @@ impl Acceptor {
                     }
                 }
                 Err(error) if concerns_one_connection(&error) => {
-                    debug!(%error, "connection was gone before accept")
+                    debug!(%error, "connection was gone before accept");
                 }
                 Err(error) => {
                     if pause.failures() == 0 {

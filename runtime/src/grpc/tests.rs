@@ -1,1 +1,229 @@
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use rustls::{ClientConfig, ServerConfig};
+use tidegate_proto::istio_ca::IstioCertificateRequest;
+use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_stream::StreamExt;
+use tonic::Code;
+
+use super::*;
+use crate::test_ca::{Flaw, TestCa};
+use crate::test_pki::{Authority, DAY, bundle, identity};
+use crate::tls;
+
+const LONG: Duration = Duration::from_secs(60);
+
+struct Server {
+    root: Authority,
+    address: std::net::SocketAddr,
+    tls: watch::Sender<Arc<ServerConfig>>,
+    incoming: IncomingConnections,
+}
+
+impl Server {
+    async fn start(max_connections: usize, handshake_timeout: Duration) -> Self {
+        tls::install_provider();
+        let root = Authority::root("root");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (tls, configs) = watch::channel(server_tls(&root));
+        let incoming = server_stream(listener, configs, max_connections, handshake_timeout);
+        Self { root, address, tls, incoming }
+    }
+
+    async fn connect(&self, config: Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(self.address).await?;
+        TlsConnector::from(config).connect("localhost".try_into().unwrap(), tcp).await
+    }
+
+    fn client(&self, account: &str) -> Arc<ClientConfig> {
+        let credentials = self.root.credentials(&identity(account));
+        client_config(&self.root.bundle(), Some(&credentials)).unwrap()
+    }
+
+    async fn next(&mut self) -> Connection {
+        self.incoming.next().await.unwrap().unwrap()
+    }
+}
+
+fn server_tls(root: &Authority) -> Arc<ServerConfig> {
+    server_config(&root.credentials(&identity("server")), &root.bundle(), ClientCertificates::Required)
+        .unwrap()
+}
+
+async fn closed(mut stream: TcpStream) {
+    let mut rest = Vec::new();
+    // An alert, an end or a reset: each says that the server is done with it.
+    let _ = stream.read_to_end(&mut rest).await;
+}
+
+#[tokio::test]
+async fn a_connection_carries_the_clients_address_and_certificates_and_its_bytes() {
+    let mut server = Server::start(10, LONG).await;
+    let credentials = server.root.credentials(&identity("cart"));
+    let config = client_config(&server.root.bundle(), Some(&credentials)).unwrap();
+    let mut client = server.connect(config).await.unwrap();
+    let mut connection = server.next().await;
+    assert_eq!(connection.peer().address, client.get_ref().0.local_addr().unwrap());
+    assert_eq!(*connection.peer().certificates, credentials.chain);
+    assert_eq!(client.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+
+    client.write_all(b"ping").await.unwrap();
+    let mut bytes = [0; 4];
+    connection.read_exact(&mut bytes).await.unwrap();
+    connection.write_all(&bytes).await.unwrap();
+    connection.flush().await.unwrap();
+    client.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"ping");
+}
+
+#[tokio::test]
+async fn garbage_and_clients_that_say_nothing_delay_nobody() {
+    let mut server = Server::start(1000, LONG).await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(TcpStream::connect(server.address).await.unwrap());
+        let mut garbage = TcpStream::connect(server.address).await.unwrap();
+        garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        closed(garbage).await;
+    }
+    let _client = server.connect(server.client("cart")).await.unwrap();
+    server.next().await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_takes_too_long_ends() {
+    let server = Server::start(10, Duration::from_millis(10)).await;
+    closed(TcpStream::connect(server.address).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_closed_until_one_ends() {
+    let mut server = Server::start(1, LONG).await;
+    let _first_client = server.connect(server.client("cart")).await.unwrap();
+    let first = server.next().await;
+    closed(TcpStream::connect(server.address).await.unwrap()).await;
+    assert!(server.connect(server.client("cart")).await.is_err());
+    drop(first);
+    let _second_client = server.connect(server.client("cart")).await.unwrap();
+    server.next().await;
+}
+
+#[tokio::test]
+async fn clients_without_a_certificate_of_the_mesh_get_no_connection() {
+    let mut server = Server::start(10, LONG).await;
+    let stranger = Authority::root("other").credentials(&identity("cart"));
+    for credentials in [None, Some(&stranger)] {
+        let config = client_config(&server.root.bundle(), credentials).unwrap();
+        // A TLS 1.3 client learns of it with its first read.
+        if let Ok(mut stream) = server.connect(config).await {
+            assert!(stream.read_u8().await.is_err());
+        }
+    }
+    let client = server.connect(server.client("cart")).await.unwrap();
+    assert_eq!(server.next().await.peer().address, client.get_ref().0.local_addr().unwrap());
+}
+
+#[tokio::test]
+async fn a_new_certificate_and_trust_bundle_hold_for_the_next_connection() {
+    let mut server = Server::start(10, LONG).await;
+    let new = Authority::root("new");
+    let mut old_client = server.connect(server.client("cart")).await.unwrap();
+    let mut old_connection = server.next().await;
+    server.tls.send_replace(server_tls(&new));
+    assert!(
+        server.connect(server.client("cart")).await.is_err(),
+        "the old root does not know the new certificate"
+    );
+    let config = client_config(&new.bundle(), Some(&new.credentials(&identity("cart")))).unwrap();
+    let _new_client = server.connect(config).await.unwrap();
+    server.next().await;
+    old_client.write_all(b"x").await.unwrap();
+    assert_eq!(old_connection.read_u8().await.unwrap(), b'x');
+}
+
+#[tokio::test]
+async fn dropping_the_stream_closes_the_listener() {
+    let server = Server::start(10, LONG).await;
+    let (address, waiting) = (server.address, TcpStream::connect(server.address).await.unwrap());
+    drop(server);
+    closed(waiting).await;
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The test CA serves as the gRPC service: it refuses each call, after having noted who made it.
+async fn refusing_service(root: Arc<Authority>) -> TestCa {
+    let ca = TestCa::start(root, identity("cart"), DAY, Arc::new(SystemTime::now)).await;
+    ca.behaviour().flaw = Some(Flaw::Refuses);
+    ca
+}
+
+async fn call(channel: tonic::transport::Channel) -> Code {
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&rcgen::KeyPair::generate().unwrap())
+        .unwrap()
+        .pem()
+        .unwrap();
+    let request = IstioCertificateRequest { csr, ..Default::default() };
+    IstioCertificateServiceClient::new(channel).create_certificate(request).await.unwrap_err().code()
+}
+
+#[tokio::test]
+async fn a_channel_takes_the_newest_credentials_at_each_connect_and_survives_the_servers_restart() {
+    let root = Arc::new(Authority::root("root"));
+    let mut service = refusing_service(root.clone()).await;
+    let (tls, configs) = watch::channel(None);
+    let address: Address = format!("https://{}", service.address).parse().unwrap();
+    let channel = channel(&address, "localhost".try_into().unwrap(), move || configs.borrow().clone());
+    assert_eq!(call(channel.clone()).await, Code::Unavailable, "no credentials yet");
+
+    for account in ["cart", "checkout"] {
+        let credentials = root.credentials(&identity(account));
+        tls.send_replace(Some(client_config(&bundle(&[&root]), Some(&credentials)).unwrap()));
+        // The first call after a restart may still find the connection that is gone.
+        while call(channel.clone()).await != Code::PermissionDenied {}
+        let peer = service.calls().pop().unwrap().peer.unwrap();
+        assert_eq!(*peer.certificates, credentials.chain, "{account}");
+        service.go_down().await;
+        assert_ne!(call(channel.clone()).await, Code::PermissionDenied);
+        service.come_back().await;
+    }
+}
+
+#[test]
+fn an_address_is_https_with_a_host_and_a_port_and_nothing_more() {
+    for (text, shown) in [
+        ("https://ca.mesh:8443", "https://ca.mesh:8443"),
+        ("https://ca.mesh", "https://ca.mesh:443"),
+        ("https://127.0.0.1:1/", "https://127.0.0.1:1"),
+        ("https://[::1]:8443", "https://[::1]:8443"),
+        ("https://[::1]", "https://[::1]:443"),
+    ] {
+        assert_eq!(text.parse::<Address>().unwrap().to_string(), shown);
+    }
+    for text in [
+        "",
+        "ca.mesh:8443",
+        "http://ca.mesh:80",
+        "https://",
+        "https://:8443",
+        "https://ca.mesh:",
+        "https://ca.mesh:0",
+        "https://ca.mesh:65536",
+        "https://ca.mesh:x",
+        "https://a@ca.mesh",
+        "https://ca.mesh/path",
+        "https://ca.mesh/?query",
+        "https://ca mesh",
+    ] {
+        assert!(text.parse::<Address>().is_err(), "{text}");
+    }
+}

@@ -141,10 +141,10 @@ impl Renewal {
         match time_left {
             None => warn!(%error, retry_in = ?delay, "no certificate yet"),
             Some(Duration::ZERO) => {
-                warn!(%error, retry_in = ?delay, "the certificate has expired and could not be renewed")
+                warn!(%error, retry_in = ?delay, "the certificate has expired and could not be renewed");
             }
             Some(left) => {
-                warn!(%error, retry_in = ?delay, valid_for = ?left, "the certificate could not be renewed")
+                warn!(%error, retry_in = ?delay, valid_for = ?left, "the certificate could not be renewed");
             }
         }
     }
@@ -191,12 +191,12 @@ impl Counters {
         metrics.registry(|registry| {
             registry.register(
                 "tidegate_certificate_renewals",
-                "Tries to get a certificate from the CA, by result.",
+                "Tries to get a certificate from the CA, by result",
                 counters.renewals.clone(),
             );
             registry.register(
                 "tidegate_certificate_expiry_timestamp_seconds",
-                "When the current certificate expires, in seconds since 1970; 0 while there is none.",
+                "When the current certificate expires, in seconds since 1970; 0 while there is none",
                 counters.expiry.clone(),
             );
         });
@@ -245,6 +245,6 @@ async fn announce_expiry(
 /// Returns when the bundle has changed; never, if it cannot change any more.
 async fn changed(bundle: &mut watch::Receiver<Arc<TrustBundle>>) {
     if bundle.changed().await.is_err() {
-        pending().await
+        pending::<()>().await;
     }
 }

@@ -73,7 +73,7 @@ pub enum RequestError {
         message: String,
     },
     /// The answer is not PEM.
-    #[error("the CA's answer is not PEM: {0:?}")]
+    #[error("the CA's answer is not PEM: {0}")]
     Pem(pem::Error),
     /// The answer is no certificate for us.
     #[error("the CA's answer is refused: {0}")]

@@ -1,38 +1,516 @@
-//! Stands in for the HTTP/1 path on this branch.
+//! HTTP/1 towards the client and the app: one task drives both sides of a connection, in straight code.
+//!
+//! [`serve`] is a connection's story: read a head, decide, write the head and what is there of the body to the app in
+//! one write, read the answer's head, write it and what is there of its body in one write, pump the rest. `head`
+//! reads heads, `body` finds the ends of bodies, `forward` writes what goes to the next hop, `exchange` drives the
+//! two directions at once, `tunnel` takes over after `101 Switching Protocols`.
+//!
+//! A connection that waits for a request holds no buffers. A request in a steady state allocates nothing, spawns
+//! nothing and sets no timer.
 
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::ready;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
-use tidegate_core::policy::Decision;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tidegate_core::policy::{AppProtocol, Decision, Reason};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
+use self::body::{BodyError, Decoder};
+use self::exchange::{Asked, Exchange, MOST_DRAINED, Outcome, UploadState, make_room};
+use self::forward::{Persistence, Span};
+use self::head::{Framing, Storage, has_bare_line_feed};
 use super::Env;
-use crate::lifeline::Lifeline;
+use super::buffer::{Buffer, MEDIUM};
+use super::local_reply::{self, LocalReply};
+use super::request::Version;
+use crate::lifeline::{Cause, Ended, Lifeline, Wait};
 use crate::session::Gate;
+use crate::telemetry::{Record, ResponseFlag};
 
-/// Answers requests without bodies.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
-    mut first: BytesMut,
-    gate: &Gate,
-    line: &Lifeline,
-    _env: &Rc<Env>,
-) {
-    line.at_ease();
-    loop {
-        while !first.ends_with(b"\r\n\r\n") {
-            if !matches!(line.guard_idle(stream.read_buf(&mut first)).await, Ok(Ok(1..))) {
-                let _ = stream.shutdown().await;
-                return;
+mod body;
+mod exchange;
+mod forward;
+pub mod head;
+mod tunnel;
+
+#[cfg(test)]
+mod tests;
+
+/// How long the rest of a body that nobody wants, or of a connection that has ended, is still read.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Serves a client's connection until it ends. `first` are bytes already read from it, plaintext.
+pub fn serve<'a, S>(
+    stream: S,
+    first: BytesMut,
+    gate: &'a Gate,
+    line: &'a Lifeline,
+    env: &'a Rc<Env>,
+) -> impl Future<Output = ()> + use<'a, S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut inbound = Buffer::default();
+    if !first.is_empty() {
+        inbound = env.buffers.take(first.len());
+        inbound.push(&first);
+    }
+    let mut connection =
+        Connection { client: stream, inbound, examined: 0, exchange: Exchange::new(), gate, line, env };
+    async move { connection.run().await }
+}
+
+struct Connection<'a, S> {
+    client: S,
+    /// What the client sent and nobody has consumed.
+    inbound: Buffer,
+    /// How much of `inbound` was looked at for a head in vain.
+    examined: usize,
+    exchange: Exchange,
+    gate: &'a Gate,
+    line: &'a Lifeline,
+    env: &'a Rc<Env>,
+}
+
+/// What to do about the next request.
+enum Next {
+    /// There is none.
+    End,
+    /// Answer it ourselves.
+    Reply(LocalReply),
+    /// Pass it on.
+    Forward,
+}
+
+/// What to do with the client's connection after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Wait for the next request.
+    Next,
+    /// Close it; the client may still be sending.
+    Linger,
+    /// Close it.
+    Close,
+    /// Drop it, so that the client sees that something is missing.
+    Abort,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
+    async fn run(&mut self) {
+        loop {
+            let after = match self.next().await {
+                Next::End => After::Close,
+                Next::Reply(reply) => self.reply(reply).await,
+                Next::Forward => self.forward().await,
+            };
+            self.release();
+            match after {
+                After::Next => {}
+                After::Linger => return self.linger().await,
+                After::Close => return self.shutdown().await,
+                After::Abort => return,
             }
         }
-        first.clear();
-        let answer: &[u8] = match &*gate.decide() {
-            Decision::Allow(_) => b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
-            Decision::Deny(_) => b"HTTP/1.1 403 Forbidden\r\ncontent-length: 19\r\n\r\nRBAC: access denied",
-        };
-        if stream.write_all(answer).await.is_err() {
-            return;
+    }
+
+    /// Waits for a request and decides about it.
+    async fn next(&mut self) -> Next {
+        let limits = &self.env.limits;
+        self.line.within(limits.idle, Wait::Idle);
+        self.exchange.start = Instant::now();
+        let mut is_partial = false;
+        loop {
+            if !self.inbound.is_empty() {
+                if let Some(next) = self.begin() {
+                    self.line.at_ease();
+                    return next;
+                }
+                if !is_partial {
+                    is_partial = true;
+                    self.line.within(limits.headers, Wait::Headers);
+                }
+                make_room(&mut self.inbound, self.env);
+            }
+            let (inbound, client, env) = (&mut self.inbound, &mut self.client, self.env);
+            let read = poll_fn(|context| env.buffers.poll_read(inbound, MEDIUM, client, context));
+            let read =
+                if is_partial { self.line.guard(read).await } else { self.line.guard_idle(read).await };
+            match read {
+                Ok(Ok(1..)) if is_partial => {}
+                Ok(Ok(1..)) => self.exchange.start = Instant::now(),
+                Err(Ended(Cause::Deadline(Wait::Headers))) => {
+                    let reply = local_reply::request_timeout("request_header_timeout");
+                    self.refuse_unread(&reply);
+                    return Next::Reply(reply);
+                }
+                // Nobody is left to answer to.
+                Ok(_) | Err(_) => return Next::End,
+            }
         }
+    }
+
+    /// Looks for a head in what the client has sent, and decides about the request; `None` if the head is not
+    /// complete.
+    fn begin(&mut self) -> Option<Next> {
+        let bytes = self.inbound.bytes();
+        if !is_worth_parsing(bytes, self.examined, self.env.limits.head_bytes) {
+            return None;
+        }
+        self.examined = bytes.len();
+        let mut storage = Storage::new();
+        let head = match head::parse_request(bytes, &mut storage, &self.env.limits) {
+            Ok(Some(head)) => head,
+            Ok(None) => return None,
+            Err(error) => {
+                let reply = error.reply();
+                self.refuse_unread(&reply);
+                return Some(Next::Reply(reply));
+            }
+        };
+        self.examined = 0;
+        let exchange = &mut self.exchange;
+        exchange.asked = Asked {
+            version: head.request.version,
+            is_head: head.request.method == b"HEAD",
+            keep_alive: head.keep_alive,
+            upgrade: head.upgrade,
+            expects_continue: head.expects_continue,
+        };
+        exchange.up.decoder = Decoder::new(head.framing);
+        exchange.up.chunked = head.framing == Framing::Chunked;
+        let info = self.gate.info();
+        let decision = self.gate.decide();
+        let length = head.length;
+        let next = match &*decision {
+            Decision::Deny(denial) => {
+                let mut reply = local_reply::forbidden();
+                if matches!(denial.reason, Reason::NoPolicy | Reason::NoSuchPort) {
+                    reply.flag = ResponseFlag::NoRoute;
+                }
+                self.env.telemetry.record(&Record {
+                    connection: Some(info),
+                    decision: Some(&decision),
+                    start: Some(SystemTime::now()),
+                    duration: exchange.start.elapsed(),
+                    method: head.request.method,
+                    path: head.request.path,
+                    protocol: head.request.version.as_str(),
+                    status: reply.status,
+                    flag: reply.flag,
+                    details: reply.details,
+                    sent: if exchange.asked.is_head { 0 } else { reply.body.len() as u64 },
+                    authority: head.request.authority,
+                    user_agent: head.request.field("user-agent").unwrap_or_default(),
+                    forwarded_for: head.request.field("x-forwarded-for").unwrap_or_default(),
+                    request_id: head.request.field("x-request-id").unwrap_or_default(),
+                    ..Record::default()
+                });
+                Next::Reply(reply)
+            }
+            Decision::Allow(_) => {
+                exchange.up.out = self.env.buffers.take(length + 512);
+                exchange.notes = forward::write_request(&head, info, &mut exchange.up.out);
+                Next::Forward
+            }
+        };
+        exchange.decision = Some(decision);
+        self.inbound.consume(length);
+        if let Next::Forward = next
+            && let Err(error) = self.begin_upload()
+        {
+            let reply = local_reply::bad_request(error.details());
+            self.tell(&reply);
+            return Some(Next::Reply(reply));
+        }
+        Some(next)
+    }
+
+    /// Puts what is there of the body behind the head, so that both go out in one write.
+    fn begin_upload(&mut self) -> Result<(), BodyError> {
+        let (up, env) = (&mut self.exchange.up, self.env);
+        up.moved +=
+            up.decoder.transfer(&mut self.inbound, &mut up.out, up.chunked, &env.buffers, &env.limits)?;
+        Ok(())
+    }
+
+    /// Passes the request on, and the answer back.
+    async fn forward(&mut self) -> After {
+        if self.gate.app_protocol() == AppProtocol::H2c {
+            let reply = local_reply::no_upstream();
+            self.tell(&reply);
+            return self.reply(reply).await;
+        }
+        let app = self.gate.info().app;
+        loop {
+            let (mut upstream, is_reused) = match self.connect(app).await {
+                Ok(connected) => connected,
+                Err(None) => return After::Abort,
+                Err(Some(reply)) => {
+                    self.tell(&reply);
+                    return self.reply(reply).await;
+                }
+            };
+            let (exchange, client, inbound) = (&mut self.exchange, &mut self.client, &mut self.inbound);
+            let around = (self.line, &**self.env);
+            let outcome = self
+                .line
+                .guard(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
+            match outcome.await {
+                Ok(Outcome::Stale) if is_reused => {}
+                Ok(Outcome::Complete) => return self.complete(app, upstream).await,
+                Ok(Outcome::Switched) => return Box::pin(self.switch(upstream)).await,
+                Ok(Outcome::Stale) => {
+                    let reply = local_reply::connection_terminated();
+                    self.tell(&reply);
+                    return self.reply(reply).await;
+                }
+                Ok(Outcome::Failed(reply)) => {
+                    drop(upstream);
+                    self.tell(&reply);
+                    return self.reply(reply).await;
+                }
+                Ok(Outcome::Aborted(flag, details)) => {
+                    self.tell_end(self.exchange.down.status, flag, details);
+                    return After::Abort;
+                }
+                Err(Ended(cause)) => {
+                    drop(upstream);
+                    return self.cut_off(cause).await;
+                }
+            }
+        }
+    }
+
+    /// A connection to the app, and whether it was used before. No answer: the client's connection was ended.
+    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), Option<LocalReply>> {
+        if let Some(stream) = self.env.h1.checkout(app) {
+            return Ok((stream, true));
+        }
+        self.line.within(self.env.limits.connect, Wait::Connect);
+        // New connections are rare, and their futures large.
+        let connected = self.line.guard(Box::pin(TcpStream::connect(app))).await;
+        self.line.at_ease();
+        match connected {
+            Ok(Ok(stream)) => {
+                // A socket that refuses it still works.
+                let _ = stream.set_nodelay(true);
+                Ok((stream, false))
+            }
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
+                Err(Some(local_reply::connect_timeout()))
+            }
+            Ok(Err(_)) => Err(Some(local_reply::connection_refused())),
+            Err(Ended(Cause::Deadline(Wait::Connect))) => Err(Some(local_reply::connect_timeout())),
+            Err(Ended(_)) => Err(None),
+        }
+    }
+
+    /// The client has got the whole answer.
+    async fn complete(&mut self, app: SocketAddr, upstream: TcpStream) -> After {
+        self.line.at_ease();
+        self.tell_end(self.exchange.down.status, ResponseFlag::None, "via_upstream");
+        let (up, down) = (&self.exchange.up, &self.exchange.down);
+        let is_uploaded = up.state == UploadState::Done;
+        // One byte more than the answer, or one less of the request, and the next answer would be another's.
+        if is_uploaded && down.keep_alive && down.input.is_empty() && !self.exchange.asked.upgrade {
+            self.env.h1.put(app, upstream);
+        } else {
+            drop(upstream);
+        }
+        match (self.exchange.down.close, is_uploaded) {
+            (true, true) if self.inbound.is_empty() => After::Close,
+            (true, _) => After::Linger,
+            (false, true) => After::Next,
+            (false, false) => self.drain().await,
+        }
+    }
+
+    /// The app has switched protocols: bytes both ways.
+    async fn switch(&mut self, mut upstream: TcpStream) -> After {
+        let from_client = std::mem::take(&mut self.inbound);
+        let from_upstream = std::mem::take(&mut self.exchange.down.input);
+        let (line, env) = (self.line, self.env);
+        let (moved, ended) =
+            tunnel::run(&mut self.client, &mut upstream, from_client, from_upstream, line, env).await;
+        self.exchange.up.moved = moved.from_client;
+        self.exchange.down.moved = moved.to_client;
+        let (flag, details) = match ended {
+            Ok(()) => (ResponseFlag::None, "via_upstream"),
+            Err(Ended(cause)) => ended_by(cause, false),
+        };
+        self.tell_end(self.exchange.down.status, flag, details);
+        After::Abort
+    }
+
+    /// The connection was ended from outside while a request was in flight.
+    async fn cut_off(&mut self, cause: Cause) -> After {
+        let is_client_due = self.exchange.up.state == UploadState::Active;
+        if cause == Cause::Deadline(Wait::Body) && is_client_due {
+            let reply = local_reply::request_timeout("request_body_timeout");
+            if let Outcome::Failed(reply) = self.exchange.fail(reply) {
+                self.tell(&reply);
+                return self.reply(reply).await;
+            }
+        }
+        let (flag, details) = ended_by(cause, is_client_due);
+        self.tell_end(self.exchange.down.status, flag, details);
+        After::Abort
+    }
+
+    /// Sends an answer of our own.
+    async fn reply(&mut self, reply: LocalReply) -> After {
+        let asked = self.exchange.asked;
+        let is_drainable = self.exchange.is_drainable();
+        let close = reply.close || !asked.keep_alive || self.line.is_finishing() || !is_drainable;
+        let out = &mut self.exchange.down.out;
+        self.env.buffers.give(out);
+        *out = self.env.buffers.take(512);
+        let persistence = Persistence::new(close, asked.version);
+        forward::write_local(&reply, asked.is_head, persistence, &self.env.clock.date(), out);
+        self.line.within(DRAIN, Wait::Body);
+        let client = &mut self.client;
+        let written = self.line.guard(poll_fn(|context| {
+            ready!(out.poll_write_all(client, context))?;
+            Pin::new(&mut *client).poll_flush(context)
+        }));
+        match written.await {
+            Ok(Ok(())) if close => After::Linger,
+            Ok(Ok(())) => self.drain().await,
+            Ok(Err(_)) | Err(_) => After::Abort,
+        }
+    }
+
+    /// Reads the rest of the request's body, so that no byte of it is taken for a request.
+    async fn drain(&mut self) -> After {
+        let mut left = MOST_DRAINED * 2;
+        self.line.within(DRAIN, Wait::Body);
+        loop {
+            let decoder = &mut self.exchange.up.decoder;
+            match decoder.discard(&mut self.inbound, &self.env.limits) {
+                Ok(_) if decoder.is_done() => return After::Next,
+                Ok(count) if (count as u64) < left => left -= count as u64,
+                Ok(_) | Err(_) => return After::Linger,
+            }
+            make_room(&mut self.inbound, self.env);
+            let (inbound, client, env) = (&mut self.inbound, &mut self.client, self.env);
+            let read = poll_fn(|context| env.buffers.poll_read(inbound, MEDIUM, client, context));
+            match self.line.guard(read).await {
+                Ok(Ok(1..)) => {}
+                Ok(_) | Err(_) => return After::Close,
+            }
+        }
+    }
+
+    /// Closes the connection so that a client which still sends gets to read its answer: a socket that is dropped
+    /// with bytes unread is reset, and the answer lost.
+    async fn linger(&mut self) {
+        self.shutdown().await;
+        let mut left = 4 * MOST_DRAINED;
+        self.line.within(DRAIN, Wait::Body);
+        loop {
+            self.env.buffers.give(&mut self.inbound);
+            let (inbound, client, env) = (&mut self.inbound, &mut self.client, self.env);
+            let read = poll_fn(|context| env.buffers.poll_read(inbound, MEDIUM, client, context));
+            match self.line.guard(read).await {
+                Ok(Ok(count @ 1..)) if (count as u64) < left => left -= count as u64,
+                Ok(_) | Err(_) => break,
+            }
+        }
+        self.env.buffers.give(&mut self.inbound);
+    }
+
+    async fn shutdown(&mut self) {
+        self.line.within(DRAIN, Wait::Body);
+        let client = &mut self.client;
+        let shutdown = poll_fn(|context| Pin::new(&mut *client).poll_shutdown(context));
+        // The connection ends either way.
+        let _ = self.line.guard(shutdown).await;
+        self.env.buffers.give(&mut self.inbound);
+    }
+
+    /// Gives back what the exchange held.
+    fn release(&mut self) {
+        let (exchange, buffers) = (&mut self.exchange, &self.env.buffers);
+        for buffer in
+            [&mut exchange.noted, &mut exchange.up.out, &mut exchange.down.input, &mut exchange.down.out]
+        {
+            buffers.give(buffer);
+        }
+        *exchange = Exchange::new();
+    }
+
+    /// A request whose head cannot be read, or did not come.
+    fn refuse_unread(&mut self, reply: &LocalReply) {
+        self.exchange.asked = Asked::NOTHING;
+        self.env.telemetry.record(&Record {
+            connection: Some(self.gate.info()),
+            start: Some(SystemTime::now()),
+            duration: self.exchange.start.elapsed(),
+            protocol: Version::Http11.as_str(),
+            status: reply.status,
+            flag: reply.flag,
+            details: reply.details,
+            sent: reply.body.len() as u64,
+            ..Record::default()
+        });
+    }
+
+    /// A request that was to be passed on and gets an answer of ours.
+    fn tell(&mut self, reply: &LocalReply) {
+        self.exchange.down.moved = if self.exchange.asked.is_head { 0 } else { reply.body.len() as u64 };
+        self.tell_end(reply.status, reply.flag, reply.details);
+    }
+
+    fn tell_end(&self, status: u16, flag: ResponseFlag, details: &'static str) {
+        let exchange = &self.exchange;
+        let (notes, up) = (&exchange.notes, &exchange.up);
+        let head = if exchange.noted.size() > 0 { &exchange.noted } else { &up.out };
+        let noted = |span: Span| head.past(span.start as usize, span.length as usize);
+        let duration = exchange.start.elapsed();
+        self.env.telemetry.record(&Record {
+            connection: Some(self.gate.info()),
+            decision: exchange.decision.as_deref(),
+            start: SystemTime::now().checked_sub(duration),
+            duration,
+            upstream_time: exchange.upstream_time(),
+            method: noted(notes.method),
+            path: noted(notes.path),
+            protocol: exchange.asked.version.as_str(),
+            status,
+            flag,
+            details,
+            received: up.moved,
+            sent: exchange.down.moved,
+            authority: noted(notes.authority),
+            user_agent: noted(notes.user_agent),
+            forwarded_for: noted(notes.forwarded_for),
+            request_id: noted(notes.request_id),
+        });
+    }
+}
+
+/// Whether parsing these bytes can give anything new, so that a head that trickles in costs linear time. The first
+/// bytes are always looked at, for what is wrong with them need not wait for more.
+fn is_worth_parsing(bytes: &[u8], examined: usize, limit: usize) -> bool {
+    let new = bytes.get(examined.saturating_sub(3)..).unwrap_or_default();
+    examined == 0
+        || bytes.len() >= (2 * examined).min(limit)
+        || new.windows(4).any(|end| end == b"\r\n\r\n")
+        || has_bare_line_feed(new)
+}
+
+fn ended_by(cause: Cause, is_client_due: bool) -> (ResponseFlag, &'static str) {
+    match cause {
+        Cause::Deadline(_) if is_client_due => (ResponseFlag::DownstreamTimeout, "stream_idle_timeout"),
+        Cause::Deadline(_) => (ResponseFlag::UpstreamTimeout, "stream_idle_timeout"),
+        Cause::Draining => (ResponseFlag::None, "drain_time_exceeded"),
+        Cause::PolicyChanged => (ResponseFlag::Refused, "policy_changed"),
+        Cause::CertificateExpired => (ResponseFlag::Refused, "client_certificate_expired"),
+        Cause::TrustBundleChanged => (ResponseFlag::Refused, "trust_bundle_changed"),
     }
 }

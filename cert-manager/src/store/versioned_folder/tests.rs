@@ -41,8 +41,9 @@ fn keys_are_for_their_owner_only() {
 fn the_version_before_stays_for_its_readers_and_older_ones_go() {
     let dir = tempfile::tempdir().unwrap();
     let folder = VersionedFolder::private(dir.path());
-    let versions: Vec<_> =
-        (0..4).map(|i| folder.lock().unwrap().write(&entries(&[("a", &i.to_string())])).unwrap().revision).collect();
+    let versions: Vec<_> = (0..4)
+        .map(|i| folder.lock().unwrap().write(&entries(&[("a", &i.to_string())])).unwrap().revision)
+        .collect();
     let there: Vec<bool> = versions.iter().map(|version| dir.path().join(version).exists()).collect();
     assert_eq!(there, [false, false, true, true]);
 }

@@ -1,0 +1,97 @@
+//! Who is asking: from a bearer token to an identity that somebody trusted has vouched for.
+
+use std::net::SocketAddr;
+
+use tidegate_core::Identity;
+
+pub mod keys;
+pub mod signed_jwt;
+
+/// A caller whose token was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Who it is.
+    pub identity: Identity,
+    /// The pod that the token is bound to, if it is bound to one.
+    pub pod: Option<PodReference>,
+}
+
+/// A pod as a token names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodReference {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// Why a token proves nothing. Never holds any part of the token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// No `authorization` metadata.
+    #[error("no bearer token: send `authorization: Bearer <service account token>`")]
+    Missing,
+    /// `authorization` is there twice or is no bearer token.
+    #[error("the authorization metadata is not exactly one bearer token")]
+    NotBearer,
+    /// Not a signed JWT at all.
+    #[error("the token is not a signed JWT")]
+    Malformed,
+    /// Longer than any service account token.
+    #[error("the token is longer than {0} bytes")]
+    TooLong(usize),
+    /// `none`, an HMAC, or whatever else is not allowed.
+    #[error("the token's algorithm is not allowed: ES256, RS256 and EdDSA are")]
+    Algorithm,
+    /// Signed by somebody else, or altered.
+    #[error("the token is not signed by a known key")]
+    Signature,
+    /// `exp` lies in the past.
+    #[error("the token has expired")]
+    Expired,
+    /// `nbf` lies in the future.
+    #[error("the token is not valid yet")]
+    NotYetValid,
+    /// Meant for somebody else.
+    #[error("the token's audience is not {0:?}")]
+    Audience(String),
+    /// From another issuer than the one that is trusted.
+    #[error("the token's issuer is not {0:?}")]
+    Issuer(String),
+    /// A claim that has to be there.
+    #[error("the token's claim {0:?} is missing or malformed")]
+    Claim(&'static str),
+    /// Two claims name different service accounts.
+    #[error("the token's claims name different service accounts")]
+    Contradiction,
+    /// The service account's name is none.
+    #[error("the token names no valid service account: {0}")]
+    Identity(String),
+    /// The authority that judges tokens cannot be asked; the caller may try again.
+    #[error("tokens cannot be verified at the moment: {0}")]
+    Unavailable(String),
+}
+
+/// Judges bearer tokens.
+#[tonic::async_trait]
+pub trait Authenticator: Send + Sync + 'static {
+    /// The caller that `token` proves. `peer` is where it came from, for those who compare.
+    async fn authenticate(&self, token: &str, peer: Option<SocketAddr>) -> Result<Caller, AuthError>;
+}
+
+impl AuthError {
+    /// A word for metrics and the audit log, out of a fixed set.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Missing | Self::NotBearer => "no-token",
+            Self::Malformed | Self::TooLong(_) | Self::Algorithm | Self::Claim(_) | Self::Contradiction => {
+                "malformed-token"
+            }
+            Self::Identity(_) => "identity",
+            Self::Signature | Self::Issuer(_) => "unknown-signer",
+            Self::Expired | Self::NotYetValid => "token-time",
+            Self::Audience(_) => "audience",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+}

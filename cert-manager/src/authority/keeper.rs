@@ -1,0 +1,343 @@
+//! Keeps the authority of this process equal to the store's, the bundle published, and takes rotation's steps.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use tidegate_runtime::trust_bundle::{TrustBundle, TrustBundleError, fingerprint};
+use tidegate_runtime::{drain, tls};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::given::GivenFiles;
+use super::state::{AuthorityState, NotAllowed, RotationTiming, StateError, Step};
+use crate::issuer::{Issuer, IssuerProblems};
+use crate::store::{BundlePublisher, RootStore, StoreError, Stored};
+use crate::x509::WriteError;
+
+#[cfg(test)]
+mod tests;
+
+/// How often the store and the files of a given authority are looked at.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The certificate authority of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Authority(Arc<Shared>);
+
+struct Shared {
+    store: Arc<dyn RootStore>,
+    given: Option<GivenFiles>,
+    publishers: Vec<Arc<dyn BundlePublisher>>,
+    timing: RotationTiming,
+    state: watch::Sender<Arc<AuthorityState>>,
+    bundle: watch::Sender<Arc<TrustBundle>>,
+    /// Revision of the state in force. Held while the state is changed, so that changes come one after the other.
+    revision: tokio::sync::Mutex<String>,
+    publication: Mutex<Publication>,
+    /// The last problem that was logged; the same one is not logged each second.
+    problem: Mutex<Option<String>>,
+}
+
+/// How publishing the bundle goes.
+struct Publication {
+    error: Option<String>,
+    /// When it last began to work again.
+    works_since: SystemTime,
+}
+
+/// Why there is no certificate authority.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The store cannot be used.
+    #[error("the store of the certificate authority: {0}")]
+    Store(#[from] StoreError),
+    /// What the store holds is no authority.
+    #[error("the stored certificate authority: {0}")]
+    State(#[from] StateError),
+    /// What the user has given is no authority.
+    #[error(transparent)]
+    Given(#[from] IssuerProblems),
+    /// A root could not be made.
+    #[error("a root certificate could not be made: {0}")]
+    Create(#[from] WriteError),
+    /// A root cannot be a trust anchor.
+    #[error("the trust bundle {0}")]
+    Bundle(#[from] TrustBundleError),
+}
+
+/// Where a rotation is, for `GET /rotation`.
+#[derive(Debug, Clone, Serialize)]
+pub struct RotationStatus {
+    /// `steady`, `trust-both` or `issue-new`.
+    pub step: &'static str,
+    /// RFC 3339.
+    pub since: String,
+    /// SHA-256 of the root that issues.
+    pub issuing_root: String,
+    /// Every trusted root.
+    pub trusted_roots: Vec<RootStatus>,
+    /// Whether `POST /rotation/next` would be taken now.
+    pub next_allowed: bool,
+    /// Why not, if not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// One trusted root.
+#[derive(Debug, Clone, Serialize)]
+pub struct RootStatus {
+    /// SHA-256 of its DER in lower-case hex.
+    pub fingerprint: String,
+    /// RFC 3339.
+    pub not_after: String,
+}
+
+impl Authority {
+    /// Loads the authority from the store; where there is none, puts the given one there or makes a root. Publishes
+    /// the bundle once before it returns.
+    pub async fn open(
+        store: Arc<dyn RootStore>,
+        given: Option<GivenFiles>,
+        publishers: Vec<Arc<dyn BundlePublisher>>,
+        timing: RotationTiming,
+    ) -> Result<Self, AuthorityError> {
+        let now = SystemTime::now();
+        let stored = match store.load().await? {
+            Some(stored) => stored,
+            None => {
+                let issuer = match &given {
+                    Some(files) => files.read(now)?,
+                    None => Issuer::create_root(now)?,
+                };
+                store.create_if_absent(AuthorityState::steady(issuer, now).to_entries()).await?
+            }
+        };
+        let state = AuthorityState::from_entries(&stored.entries, now)?;
+        info!(step = state.step.name(), root = %fingerprint(state.issuer.root()), "certificate authority loaded");
+        let bundle = TrustBundle::from_certificates(state.trusted())?;
+        let authority = Self(Arc::new(Shared {
+            store,
+            given,
+            publishers,
+            timing,
+            state: watch::channel(Arc::new(state)).0,
+            bundle: watch::channel(Arc::new(bundle)).0,
+            revision: tokio::sync::Mutex::new(stored.revision),
+            publication: Mutex::new(Publication { error: None, works_since: SystemTime::UNIX_EPOCH }),
+            problem: Mutex::new(None),
+        }));
+        if authority.0.given.is_some() {
+            // Before anything is issued by what the files may have replaced.
+            authority.refresh().await;
+        }
+        authority.publish().await;
+        Ok(authority)
+    }
+
+    /// Looks after store, files and publication until the drain starts.
+    pub async fn run(self, mut drain: drain::Watch) {
+        let mut interval = tokio::time::interval(INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = drain.started() => return,
+                _ = interval.tick() => {}
+            }
+            self.refresh().await;
+            self.publish().await;
+        }
+    }
+
+    /// The state in force and each one after it.
+    pub fn states(&self) -> watch::Receiver<Arc<AuthorityState>> {
+        self.0.state.subscribe()
+    }
+
+    /// The trusted roots now and after each change.
+    pub fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
+        self.0.bundle.subscribe()
+    }
+
+    /// Takes rotation's next step and publishes the roots that are trusted then. `force` waits for nobody: peers
+    /// that have not caught up will refuse each other.
+    pub async fn next(&self, force: bool) -> Result<RotationStatus, NotAllowed> {
+        self.publish().await;
+        let mut revision = self.0.revision.lock().await;
+        let current = self.current();
+        let now = SystemTime::now();
+        self.may_advance(&current, now, force)?;
+        let next = match current.advanced(now) {
+            Some(next) => next,
+            None => {
+                let root = Issuer::create_root(now).map_err(|e| NotAllowed::Successor(e.to_string()))?;
+                current.trust_both(root, now)
+            }
+        };
+        self.save(&mut revision, next).await?;
+        drop(revision);
+        self.publish().await;
+        Ok(self.status())
+    }
+
+    /// Where the rotation is.
+    pub fn status(&self) -> RotationStatus {
+        let (state, now) = (self.current(), SystemTime::now());
+        let refused = self.may_advance(&state, now, false).err();
+        let rfc3339 = |time| humantime::format_rfc3339_seconds(time).to_string();
+        RotationStatus {
+            step: state.step.name(),
+            since: rfc3339(state.since),
+            issuing_root: fingerprint(state.issuer.root()),
+            trusted_roots: state
+                .trusted()
+                .iter()
+                .map(|root| RootStatus {
+                    fingerprint: fingerprint(root),
+                    not_after: tidegate_core::PeerCertificate::from_der(root)
+                        .map_or_else(|_| "unknown".to_owned(), |root| rfc3339(root.not_after)),
+                })
+                .collect(),
+            next_allowed: refused.is_none(),
+            reason: refused.map(|reason| reason.to_string()),
+        }
+    }
+
+    fn current(&self) -> Arc<AuthorityState> {
+        self.0.state.borrow().clone()
+    }
+
+    fn may_advance(&self, state: &AuthorityState, now: SystemTime, force: bool) -> Result<(), NotAllowed> {
+        if matches!(state.step, Step::Steady) && self.0.given.is_some() {
+            return Err(NotAllowed::Given);
+        }
+        if force {
+            return Ok(());
+        }
+        let publication = self.0.publication.lock().unwrap_or_else(PoisonError::into_inner);
+        match &publication.error {
+            Some(error) => Err(NotAllowed::NotPublished(error.clone())),
+            None => state.may_advance(now, publication.works_since, self.0.timing),
+        }
+    }
+
+    /// Writes a state to the store, if nobody else has changed it, and puts it in force.
+    async fn save(&self, revision: &mut String, next: AuthorityState) -> Result<(), NotAllowed> {
+        let stored = self.0.store.update(revision, next.to_entries()).await.map_err(|error| match error {
+            StoreError::Conflict => NotAllowed::Conflict,
+            other => NotAllowed::Store(other.to_string()),
+        })?;
+        *revision = stored.revision;
+        self.put_in_force(next).map_err(|error| NotAllowed::Successor(error.to_string()))
+    }
+
+    fn put_in_force(&self, state: AuthorityState) -> Result<(), TrustBundleError> {
+        let bundle = TrustBundle::from_certificates(state.trusted())?;
+        info!(
+            step = state.step.name(),
+            issuing_root = %fingerprint(state.issuer.root()),
+            trusted_roots = ?bundle.fingerprints(),
+            "certificate authority changed"
+        );
+        // The bundle first: nobody sees a certificate under a root that it does not hold.
+        self.0.bundle.send_replace(Arc::new(bundle));
+        self.0.state.send_replace(Arc::new(state));
+        Ok(())
+    }
+
+    /// Takes over what others have changed in the store or in the given files.
+    pub(crate) async fn refresh(&self) {
+        let mut revision = self.0.revision.lock().await;
+        let result = match self.refresh_from_store(&mut revision).await {
+            Ok(()) => self.refresh_from_files(&mut revision).await,
+            Err(error) => Err(error),
+        };
+        drop(revision);
+        self.report(result.err());
+    }
+
+    async fn refresh_from_store(&self, revision: &mut String) -> Result<(), String> {
+        let stored: Stored = match self.0.store.load().await.map_err(|error| error.to_string())? {
+            Some(stored) => stored,
+            None => {
+                warn!("the stored certificate authority is gone; putting back the one in force");
+                let entries = self.current().to_entries();
+                self.0.store.create_if_absent(entries).await.map_err(|error| error.to_string())?
+            }
+        };
+        if stored.revision == *revision {
+            return Ok(());
+        }
+        let state = AuthorityState::from_entries(&stored.entries, SystemTime::now()).map_err(|error| {
+            format!("the stored certificate authority was changed and cannot be used: {error}")
+        })?;
+        *revision = stored.revision;
+        self.put_in_force(state).map_err(|error| error.to_string())
+    }
+
+    /// Files that hold another authority than the one in force begin its succession: under the same root at once,
+    /// under another by rotation's first step.
+    async fn refresh_from_files(&self, revision: &mut String) -> Result<(), String> {
+        let Some(files) = self.0.given.clone() else { return Ok(()) };
+        let now = SystemTime::now();
+        let given = tokio::task::spawn_blocking(move || files.read(now)).await.map_err(|e| e.to_string())?;
+        let given = given.map_err(|problems| problems.to_string())?;
+        let current = self.current();
+        let next = match &current.step {
+            _ if current.issuer.same_as(&given) => return Ok(()),
+            Step::TrustBoth { next } if next.same_as(&given) => return Ok(()),
+            Step::Steady if current.issuer.root() == given.root() => AuthorityState::steady(given, now),
+            Step::Steady => current.trust_both(given, now),
+            Step::TrustBoth { .. } | Step::IssueNew { .. } => {
+                return Err(
+                    "the given certificate authority is neither of the two that a rotation is about; finish \
+                            the rotation before giving a third one"
+                        .to_owned(),
+                );
+            }
+        };
+        self.save(revision, next).await.map_err(|error| error.to_string())
+    }
+
+    async fn publish(&self) {
+        let pem = tls::pem_encode(self.0.bundle.borrow().roots());
+        let mut failed = None;
+        for publisher in &self.0.publishers {
+            if let Err(error) = publisher.publish(&pem).await {
+                failed = Some(error.to_string());
+            }
+        }
+        let mut publication = self.0.publication.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&failed, &publication.error) {
+            (Some(error), last) if last.as_ref() != Some(error) => {
+                error!(%error, "the trust bundle cannot be published");
+            }
+            (None, Some(_)) => {
+                info!("the trust bundle is published again");
+                publication.works_since = SystemTime::now();
+            }
+            _ => {}
+        }
+        publication.error = failed;
+    }
+
+    /// Logs a problem once, and once more when it is over.
+    fn report(&self, problem: Option<String>) {
+        let mut last = self.0.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == problem {
+            return;
+        }
+        match &problem {
+            Some(problem) => error!(%problem, "the certificate authority stays as it is"),
+            None => info!("the certificate authority's store and files are fine again"),
+        }
+        *last = problem;
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("step", &self.current().step.name()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,164 @@
+use std::path::Path;
+
+use super::*;
+use crate::store::bundle_file::BundleFile;
+use crate::store::root_folder::RootFolder;
+
+const AT_ONCE: RotationTiming = RotationTiming { propagation: Duration::ZERO, max_life: Duration::ZERO };
+const SLOWLY: RotationTiming =
+    RotationTiming { propagation: Duration::from_secs(10), max_life: Duration::from_secs(3600) };
+
+async fn open(dir: &Path, given: Option<GivenFiles>, timing: RotationTiming) -> Authority {
+    let publishers: Vec<Arc<dyn BundlePublisher>> = vec![Arc::new(BundleFile::new(dir.join("bundle.pem")))];
+    Authority::open(Arc::new(RootFolder::new(dir.join("ca"))), given, publishers, timing).await.unwrap()
+}
+
+fn published(dir: &Path) -> Vec<String> {
+    TrustBundle::read_file(&dir.join("bundle.pem")).unwrap().fingerprints()
+}
+
+fn give(dir: &Path, issuer: &Issuer) -> GivenFiles {
+    let files = GivenFiles { certificate: dir.join("given.crt"), key: dir.join("given.key"), root: None };
+    std::fs::write(&files.certificate, issuer.chain_pem()).unwrap();
+    std::fs::write(&files.key, issuer.key_pem()).unwrap();
+    files
+}
+
+fn root() -> Issuer {
+    Issuer::create_root(SystemTime::now()).unwrap()
+}
+
+#[tokio::test]
+async fn a_restart_keeps_the_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path(), None, AT_ONCE).await.current();
+    let second = open(dir.path(), None, AT_ONCE).await.current();
+    assert!(first.issuer.same_as(&second.issuer));
+    assert_eq!(published(dir.path()), [fingerprint(first.issuer.root())]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn processes_that_start_at_once_agree_on_one_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut set = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let dir = dir.path().to_owned();
+        set.spawn(async move { open(&dir, None, AT_ONCE).await.current() });
+    }
+    let states = set.join_all().await;
+    assert!(states.iter().all(|state| state.issuer.same_as(&states[0].issuer)));
+}
+
+#[tokio::test]
+async fn a_rotation_goes_through_its_steps_and_survives_a_restart_in_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = open(dir.path(), None, AT_ONCE).await.current().issuer.clone();
+    for (step, roots) in [("trust-both", 2), ("issue-new", 2), ("steady", 1)] {
+        let authority = open(dir.path(), None, AT_ONCE).await;
+        let status = authority.next(false).await.unwrap();
+        assert_eq!((status.step, status.trusted_roots.len()), (step, roots));
+        let fingerprints: Vec<_> = status.trusted_roots.iter().map(|root| root.fingerprint.clone()).collect();
+        assert_eq!(published(dir.path()), fingerprints);
+        assert_eq!(authority.bundle().borrow().fingerprints(), fingerprints);
+        assert_eq!(open(dir.path(), None, AT_ONCE).await.status().step, step);
+    }
+    let new = open(dir.path(), None, AT_ONCE).await.current();
+    assert_ne!(new.issuer.root(), old.root());
+    assert_eq!(published(dir.path()), [fingerprint(new.issuer.root())]);
+}
+
+#[tokio::test]
+async fn a_step_that_comes_too_early_is_refused_unless_forced() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = open(dir.path(), None, SLOWLY).await;
+    assert!(authority.status().next_allowed);
+    authority.next(false).await.unwrap();
+    assert!(matches!(authority.next(false).await, Err(NotAllowed::TooEarly { .. })));
+    let status = authority.status();
+    assert!(!status.next_allowed && status.reason.unwrap().contains("wait"));
+    assert_eq!(authority.next(true).await.unwrap().step, "issue-new");
+}
+
+#[tokio::test]
+async fn no_step_is_taken_while_the_bundle_cannot_be_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = open(dir.path(), None, AT_ONCE).await;
+    // A folder stands where the file should be.
+    std::fs::remove_file(dir.path().join("bundle.pem")).unwrap();
+    std::fs::create_dir_all(dir.path().join("bundle.pem/in-the-way")).unwrap();
+    assert!(matches!(authority.next(false).await, Err(NotAllowed::NotPublished(_))));
+    std::fs::remove_dir_all(dir.path().join("bundle.pem")).unwrap();
+    assert_eq!(authority.next(false).await.unwrap().step, "trust-both");
+}
+
+#[tokio::test]
+async fn what_another_process_changes_in_the_store_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = (open(dir.path(), None, AT_ONCE).await, open(dir.path(), None, AT_ONCE).await);
+    one.next(false).await.unwrap();
+    // The other one does not know yet, and its own step would be a second rotation.
+    assert_eq!(other.next(false).await.unwrap_err(), NotAllowed::Conflict);
+    other.refresh().await;
+    assert_eq!(other.status().step, "trust-both");
+    assert_eq!(other.bundle().borrow().fingerprints(), one.bundle().borrow().fingerprints());
+}
+
+#[tokio::test]
+async fn a_store_that_was_damaged_or_deleted_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = open(dir.path(), None, AT_ONCE).await;
+    let before = authority.current();
+    let store = RootFolder::new(dir.path().join("ca"));
+
+    let stored = store.load().await.unwrap().unwrap();
+    let mut broken = stored.entries.clone();
+    broken.0.insert("issuer.key".to_owned(), b"broken".to_vec());
+    store.update(&stored.revision, broken).await.unwrap();
+    authority.refresh().await;
+    assert!(authority.current().issuer.same_as(&before.issuer));
+
+    std::fs::remove_dir_all(dir.path().join("ca")).unwrap();
+    authority.refresh().await;
+    let back = store.load().await.unwrap().unwrap();
+    assert_eq!(back.entries, before.to_entries());
+}
+
+#[tokio::test]
+async fn a_given_authority_is_used_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let given = root();
+    let authority = open(dir.path(), Some(give(dir.path(), &given)), AT_ONCE).await;
+    assert!(authority.current().issuer.same_as(&given));
+    assert_eq!(authority.next(false).await.unwrap_err(), NotAllowed::Given);
+}
+
+#[tokio::test]
+async fn files_with_another_root_begin_a_rotation_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (root(), root());
+    let files = give(dir.path(), &first);
+    let authority = open(dir.path(), Some(files.clone()), AT_ONCE).await;
+
+    std::fs::write(&files.key, "half written").unwrap();
+    authority.refresh().await;
+    assert!(authority.current().issuer.same_as(&first));
+
+    give(dir.path(), &second);
+    authority.refresh().await;
+    assert_eq!(authority.status().step, "trust-both");
+    assert!(authority.current().issuer.same_as(&first));
+    assert_eq!(authority.next(false).await.unwrap().step, "issue-new");
+    authority.refresh().await;
+    assert!(authority.current().issuer.same_as(&second));
+    assert_eq!(authority.next(false).await.unwrap().step, "steady");
+}
+
+#[tokio::test]
+async fn unusable_files_are_an_error_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = GivenFiles { certificate: dir.path().join("a"), key: dir.path().join("b"), root: None };
+    let opened =
+        Authority::open(Arc::new(RootFolder::new(dir.path().join("ca"))), Some(files), vec![], AT_ONCE);
+    let error = opened.await.unwrap_err().to_string();
+    assert!(error.contains("/a: ") && error.contains("/b: "), "{error}");
+}

@@ -1,0 +1,291 @@
+//! What the certificate authority is at one moment, and the three steps that replace its root.
+//!
+//! ```text
+//! steady ──1──▶ trust-both ──2──▶ issue-new ──3──▶ steady
+//! old            old + new         old + new         new      trusted
+//! old            old               new               new      issues
+//! ```
+//!
+//! Each arrow waits until the mesh has caught up with the state before it: the second until everybody had the time
+//! to read the bundle with both roots, the third until every certificate under the old root is over.
+
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+
+use crate::issuer::{Issuer, IssuerProblems, pem};
+use crate::store::Entries;
+
+#[cfg(test)]
+mod tests;
+
+/// The certificate authority at one moment.
+#[derive(Debug, Clone)]
+pub struct AuthorityState {
+    /// Signs what is issued now.
+    pub issuer: Issuer,
+    /// Where a rotation is.
+    pub step: Step,
+    /// When this step began.
+    pub since: SystemTime,
+}
+
+/// Where a rotation is.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// One root: no rotation is going on.
+    Steady,
+    /// The successor is trusted and does not issue yet.
+    TrustBoth {
+        /// The successor.
+        next: Issuer,
+    },
+    /// The successor issues; what its predecessor has issued is still trusted.
+    IssueNew {
+        /// The predecessor's root.
+        retiring: CertificateDer<'static>,
+        /// Leads from the successor's key to the predecessor's root, for whoever has not read the new bundle.
+        bridge: Vec<CertificateDer<'static>>,
+    },
+}
+
+/// How long a step has to last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RotationTiming {
+    /// Until everybody has read a bundle that was published.
+    pub propagation: Duration,
+    /// Longest life of a certificate.
+    pub max_life: Duration,
+}
+
+/// Why the next step may not be taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAllowed {
+    /// Something that was issued or published has to end or arrive first.
+    #[error("{what}; wait {} more", humantime::format_duration(Duration::from_secs(left.as_secs() + 1)))]
+    TooEarly {
+        /// What is waited for.
+        what: &'static str,
+        /// How long it takes at most.
+        left: Duration,
+    },
+    /// A root that the user has given is replaced by giving another one.
+    #[error(
+        "the certificate authority was given by files; put its successor into those files to begin a rotation"
+    )]
+    Given,
+    /// Not everybody can know the roots.
+    #[error("the trust bundle is not published: {0}")]
+    NotPublished(String),
+    /// The successor cannot be made or used.
+    #[error("no successor: {0}")]
+    Successor(String),
+    /// Another process took a step at the same moment.
+    #[error("the certificate authority was changed by somebody else meanwhile; look at its state again")]
+    Conflict,
+    /// The store refuses.
+    #[error("the store of the certificate authority: {0}")]
+    Store(String),
+}
+
+/// Why stored entries are no certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// An entry is not there.
+    #[error("entry {0} is missing")]
+    Missing(&'static str),
+    /// An entry cannot be read.
+    #[error("entry {0} cannot be read: {1}")]
+    Malformed(&'static str, String),
+    /// Certificates and key do not make an authority.
+    #[error("entries {0}: {1}")]
+    Issuer(&'static str, IssuerProblems),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum StoredStep {
+    Steady,
+    TrustBoth,
+    IssueNew,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredState {
+    step: StoredStep,
+    /// Seconds since the Unix epoch.
+    since: u64,
+}
+
+impl AuthorityState {
+    /// One root and no rotation.
+    pub fn steady(issuer: Issuer, now: SystemTime) -> Self {
+        Self { issuer, step: Step::Steady, since: now }
+    }
+
+    /// Every root that is trusted, the issuing one first.
+    pub fn trusted(&self) -> Vec<CertificateDer<'static>> {
+        let mut roots = vec![self.issuer.root().clone()];
+        let other = match &self.step {
+            Step::Steady => None,
+            Step::TrustBoth { next } => Some(next.root()),
+            Step::IssueNew { retiring, .. } => Some(retiring),
+        };
+        roots.extend(other.filter(|other| *other != self.issuer.root()).cloned());
+        roots
+    }
+
+    /// Every trusted root as PEM.
+    pub fn trusted_pem(&self) -> String {
+        self.trusted().iter().map(|root| pem("CERTIFICATE", root)).collect()
+    }
+
+    /// What goes between a leaf and a root.
+    pub fn intermediates(&self) -> Vec<CertificateDer<'static>> {
+        let bridge = match &self.step {
+            Step::IssueNew { bridge, .. } => bridge.as_slice(),
+            _ => &[],
+        };
+        self.issuer.intermediates().iter().chain(bridge).cloned().collect()
+    }
+
+    /// Leaf, intermediates, root last.
+    pub fn full_chain(&self, leaf: CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
+        let mut chain = vec![leaf];
+        chain.extend(self.intermediates());
+        chain.push(self.issuer.root().clone());
+        chain
+    }
+
+    /// Whether a next step may be taken now. Beginning a rotation is always possible by time; the other steps wait,
+    /// counted from this one's beginning or, if that is later, from when the bundle was published.
+    pub fn may_advance(
+        &self,
+        now: SystemTime,
+        published: SystemTime,
+        timing: RotationTiming,
+    ) -> Result<(), NotAllowed> {
+        let (needed, what) = match self.step {
+            Step::Steady => return Ok(()),
+            Step::TrustBoth { .. } => {
+                (timing.propagation, "the bundle with the new root may not have reached everybody")
+            }
+            Step::IssueNew { .. } => {
+                (timing.propagation + timing.max_life, "certificates under the old root may still be in use")
+            }
+        };
+        let elapsed = now.duration_since(self.since.max(published)).unwrap_or_default();
+        match needed.checked_sub(elapsed) {
+            Some(left) if !left.is_zero() => Err(NotAllowed::TooEarly { what, left }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Step 1: trust `next` as well.
+    pub fn trust_both(&self, next: Issuer, now: SystemTime) -> Self {
+        Self { issuer: self.issuer.clone(), step: Step::TrustBoth { next }, since: now }
+    }
+
+    /// Step 2 or 3, whichever follows; `None` when no rotation is going on.
+    pub fn advanced(&self, now: SystemTime) -> Option<Self> {
+        match &self.step {
+            Step::Steady => None,
+            Step::TrustBoth { next } => {
+                let cross = self.issuer.cross_sign(next, now);
+                let above = self.issuer.intermediates().iter().cloned();
+                let bridge = cross.map(|cross| std::iter::once(cross).chain(above).collect());
+                let step = Step::IssueNew {
+                    retiring: self.issuer.root().clone(),
+                    bridge: bridge.unwrap_or_default(),
+                };
+                Some(Self { issuer: next.clone(), step, since: now })
+            }
+            Step::IssueNew { .. } => Some(Self::steady(self.issuer.clone(), now)),
+        }
+    }
+
+    /// What a store keeps. `ca.crt` is there for people; it is never read back.
+    pub fn to_entries(&self) -> Entries {
+        let since = self.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut entries = vec![
+            ("ca.crt", self.trusted_pem()),
+            ("issuer.crt", self.issuer.chain_pem()),
+            ("issuer.key", self.issuer.key_pem()),
+        ];
+        let step = match &self.step {
+            Step::Steady => StoredStep::Steady,
+            Step::TrustBoth { next } => {
+                entries.push(("next.crt", next.chain_pem()));
+                entries.push(("next.key", next.key_pem()));
+                StoredStep::TrustBoth
+            }
+            Step::IssueNew { retiring, bridge } => {
+                entries.push(("retiring.crt", pem("CERTIFICATE", retiring)));
+                entries.push(("bridge.crt", bridge.iter().map(|der| pem("CERTIFICATE", der)).collect()));
+                StoredStep::IssueNew
+            }
+        };
+        let state = serde_json::to_string(&StoredState { step, since }).unwrap_or_default();
+        entries.push(("state.json", state));
+        Entries(entries.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect())
+    }
+
+    /// Reads what [`Self::to_entries`] wrote, or what somebody put there by hand; checks all of it at `now`.
+    pub fn from_entries(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
+        let entry =
+            |name: &'static str| entries.0.get(name).map(Vec::as_slice).ok_or(StateError::Missing(name));
+        let issuer = |certificate, key, names| {
+            Issuer::from_pem(entry(certificate)?, entry(key)?, b"", now)
+                .map_err(|problems| StateError::Issuer(names, problems))
+        };
+        let state: StoredState = serde_json::from_slice(entry("state.json")?)
+            .map_err(|error| StateError::Malformed("state.json", error.to_string()))?;
+        let step = match state.step {
+            StoredStep::Steady => Step::Steady,
+            StoredStep::TrustBoth => {
+                Step::TrustBoth { next: issuer("next.crt", "next.key", "next.crt and next.key")? }
+            }
+            StoredStep::IssueNew => {
+                let mut retiring = certificates("retiring.crt", entry("retiring.crt")?)?;
+                let (Some(retiring), true) = (retiring.pop(), retiring.is_empty()) else {
+                    return Err(StateError::Malformed(
+                        "retiring.crt",
+                        "not exactly one certificate".to_owned(),
+                    ));
+                };
+                Step::IssueNew { retiring, bridge: certificates("bridge.crt", entry("bridge.crt")?)? }
+            }
+        };
+        Ok(Self {
+            issuer: issuer("issuer.crt", "issuer.key", "issuer.crt and issuer.key")?,
+            step,
+            since: SystemTime::UNIX_EPOCH + Duration::from_secs(state.since.min(253_402_300_799)),
+        })
+    }
+}
+
+impl Step {
+    /// `steady`, `trust-both` or `issue-new`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Steady => "steady",
+            Self::TrustBoth { .. } => "trust-both",
+            Self::IssueNew { .. } => "issue-new",
+        }
+    }
+
+    /// Steps taken of the rotation going on: 0, 1 or 2.
+    pub fn number(&self) -> u8 {
+        match self {
+            Self::Steady => 0,
+            Self::TrustBoth { .. } => 1,
+            Self::IssueNew { .. } => 2,
+        }
+    }
+}
+
+fn certificates(name: &'static str, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, StateError> {
+    tidegate_runtime::tls::load_pem_certificates(text)
+        .map_err(|error| StateError::Malformed(name, format!("{error:?}")))
+}

@@ -1,0 +1,94 @@
+use super::*;
+use crate::testing::now;
+
+const TIMING: RotationTiming =
+    RotationTiming { propagation: Duration::from_secs(10), max_life: Duration::from_secs(100) };
+
+fn root() -> Issuer {
+    Issuer::create_root(now()).unwrap()
+}
+
+#[test]
+fn a_rotation_trusts_both_then_issues_new_then_drops_old() {
+    let (old, new, start) = (root(), root(), now());
+    let steady = AuthorityState::steady(old.clone(), start);
+    assert_eq!(steady.trusted(), [old.root().clone()]);
+    assert!(steady.advanced(start).is_none());
+
+    let both = steady.trust_both(new.clone(), start);
+    assert!(both.issuer.same_as(&old));
+    assert_eq!(both.trusted(), [old.root().clone(), new.root().clone()]);
+    assert!(both.intermediates().is_empty());
+
+    let issue_new = both.advanced(start).unwrap();
+    assert!(issue_new.issuer.same_as(&new));
+    assert_eq!(issue_new.trusted(), [new.root().clone(), old.root().clone()]);
+    assert_eq!(issue_new.intermediates().len(), 1);
+
+    let done = issue_new.advanced(start).unwrap();
+    assert!(done.issuer.same_as(&new));
+    assert_eq!(done.trusted(), [new.root().clone()]);
+    assert!(done.intermediates().is_empty());
+    assert!(done.advanced(start).is_none());
+}
+
+#[test]
+fn each_step_waits_until_the_mesh_has_caught_up() {
+    let start = now();
+    let after = |seconds| start + Duration::from_secs(seconds);
+    let both = AuthorityState::steady(root(), start).trust_both(root(), start);
+    let issue_new = both.advanced(start).unwrap();
+    for (state, at, allowed) in [
+        (&both, after(0), false),
+        (&both, after(9), false),
+        (&both, after(10), true),
+        (&issue_new, after(10), false),
+        (&issue_new, after(109), false),
+        (&issue_new, after(110), true),
+        // A clock that was set back.
+        (&issue_new, start - Duration::from_secs(50), false),
+    ] {
+        assert_eq!(state.may_advance(at, start, TIMING).is_ok(), allowed, "{} {at:?}", state.step.name());
+    }
+    // Published only a while after the step was taken.
+    assert!(both.may_advance(after(14), after(5), TIMING).is_err());
+    assert!(both.may_advance(after(15), after(5), TIMING).is_ok());
+    let reason = both.may_advance(after(3), start, TIMING).unwrap_err().to_string();
+    assert_eq!(reason, "the bundle with the new root may not have reached everybody; wait 8s more");
+}
+
+#[test]
+fn every_state_comes_back_from_its_entries() {
+    let start = now();
+    let steady = AuthorityState::steady(root(), start);
+    let both = steady.trust_both(root(), start);
+    let issue_new = both.advanced(start).unwrap();
+    for state in [steady, both, issue_new] {
+        let back = AuthorityState::from_entries(&state.to_entries(), start).unwrap();
+        assert_eq!(back.to_entries(), state.to_entries());
+        assert_eq!(back.since, start);
+        assert_eq!(back.trusted(), state.trusted());
+        assert_eq!(back.intermediates(), state.intermediates());
+        assert_eq!(back.step.name(), state.step.name());
+    }
+}
+
+#[test]
+fn damaged_entries_are_refused_by_name() {
+    let start = now();
+    let good = AuthorityState::steady(root(), start).trust_both(root(), start).to_entries();
+    for name in ["state.json", "issuer.crt", "issuer.key", "next.crt", "next.key"] {
+        let mut missing = good.clone();
+        missing.0.remove(name);
+        let error = AuthorityState::from_entries(&missing, start).unwrap_err().to_string();
+        assert_eq!(error, format!("entry {name} is missing"));
+        let mut broken = good.clone();
+        broken.0.insert(name.to_owned(), b"?".to_vec());
+        let error = AuthorityState::from_entries(&broken, start).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    let mut other_key = good.clone();
+    other_key.0.insert("issuer.key".to_owned(), good.0["next.key"].clone());
+    let error = AuthorityState::from_entries(&other_key, start).unwrap_err().to_string();
+    assert!(error.contains("does not belong"), "{error}");
+}

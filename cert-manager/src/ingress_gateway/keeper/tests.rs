@@ -1,0 +1,248 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::tls::load_pem_certificates;
+
+use super::*;
+use crate::ingress_gateway::SettingsInput;
+use crate::issuer::Issuer;
+use crate::store::secret_folder::SecretFolder;
+
+struct World {
+    dir: tempfile::TempDir,
+    gateway: IngressGateway,
+    settings: watch::Sender<Option<IngressGatewaySettings>>,
+    states: watch::Sender<Arc<AuthorityState>>,
+    drain: drain::Trigger,
+    watch: drain::Watch,
+}
+
+fn settings(names: &[&str], validity: &str, secret: &str) -> Option<IngressGatewaySettings> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let input = SettingsInput {
+        subject_alt_names: &names,
+        validity_duration: validity,
+        secret_namespace: "osm-system",
+        secret_name: secret,
+    };
+    Some(IngressGatewaySettings::parse(input).unwrap())
+}
+
+fn usual() -> Option<IngressGatewaySettings> {
+    settings(&["ingress-nginx.ingress-nginx.cluster.local"], "24h", "client-cert")
+}
+
+fn world() -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let state = AuthorityState::steady(Issuer::create_root(now).unwrap(), now);
+    let (states, states_rx) = watch::channel(Arc::new(state));
+    let (settings, settings_rx) = watch::channel(usual());
+    let (drain, watch) = drain::channel();
+    let gateway = IngressGateway {
+        settings: settings_rx,
+        states: states_rx,
+        store: Arc::new(SecretFolder::new(dir.path())),
+        rules: IssuingRules::default(),
+        telemetry: Telemetry::register(&Metrics::new()),
+        status: watch::channel(GatewayStatus::NotConfigured).0,
+    };
+    World { dir, gateway, settings, states, drain, watch }
+}
+
+impl World {
+    fn path(&self, secret: &str) -> PathBuf {
+        self.dir.path().join("osm-system").join(secret)
+    }
+
+    fn read(&self, secret: &str, file: &str) -> String {
+        fs::read_to_string(self.path(secret).join(file)).unwrap()
+    }
+
+    fn serial(&self) -> String {
+        match &*self.gateway.status.borrow() {
+            GatewayStatus::Ready { serial, .. } => serial.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn leaf(&self, secret: &str) -> tidegate_core::PeerCertificate {
+        let chain = load_pem_certificates(self.read(secret, "tls.crt").as_bytes()).unwrap();
+        tidegate_core::PeerCertificate::from_der(&chain[0]).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_secret_holds_every_name_its_key_and_the_roots() {
+    let mut world = world();
+    world.settings.send_replace(settings(
+        &["ingress-nginx.ingress-nginx.cluster.local", "spiffe://cluster.local/ns/i/sa/n"],
+        "70s",
+        "client-cert",
+    ));
+    world.gateway.keep().await;
+
+    let leaf = world.leaf("client-cert");
+    assert_eq!(
+        leaf.display_names(),
+        "DNS:ingress-nginx.ingress-nginx.cluster.local, URI:spiffe://cluster.local/ns/i/sa/n"
+    );
+    assert_eq!(leaf.not_after.duration_since(leaf.not_before).unwrap(), Duration::from_secs(130));
+    assert_eq!(leaf.serial, world.serial());
+    assert!(world.read("client-cert", "tls.key").starts_with("-----BEGIN PRIVATE KEY-----"));
+    assert_eq!(world.read("client-cert", "ca.crt"), world.states.borrow().trusted_pem());
+    let openssl = crate::testing::openssl(
+        &world.path("client-cert"),
+        "verify -x509_strict -purpose sslclient -CAfile ca.crt tls.crt",
+    );
+    assert_eq!(openssl, b"tls.crt: OK\n");
+}
+
+#[tokio::test]
+async fn a_right_secret_stays_even_over_a_restart() {
+    let mut world = world();
+    world.gateway.keep().await;
+    let first = world.serial();
+    world.gateway.keep().await;
+    assert_eq!(world.serial(), first);
+    world.gateway.status.send_replace(GatewayStatus::NotConfigured);
+    world.gateway.keep().await;
+    assert_eq!(world.serial(), first);
+}
+
+#[tokio::test]
+async fn every_change_of_the_settings_is_followed_at_once() {
+    let mut world = world();
+    world.gateway.keep().await;
+    let mut last = world.serial();
+    for changed in [
+        settings(&["other.example"], "24h", "client-cert"),
+        settings(&["other.example"], "70s", "client-cert"),
+        settings(&["other.example", "more.example"], "70s", "client-cert"),
+        settings(&["other.example", "more.example"], "70s", "renamed"),
+    ] {
+        world.settings.send_replace(changed.clone());
+        world.gateway.keep().await;
+        assert_ne!(world.serial(), last, "{changed:?}");
+        last = world.serial();
+    }
+    assert!(world.path("renamed").exists() && !world.path("client-cert").exists());
+    world.settings.send_replace(None);
+    world.gateway.keep().await;
+    assert!(!world.path("renamed").exists());
+    assert_eq!(*world.gateway.status.borrow(), GatewayStatus::NotConfigured);
+}
+
+#[tokio::test]
+async fn a_secret_that_was_deleted_or_damaged_is_put_back() {
+    let mut world = world();
+    struct Damage(&'static str, fn(&Path));
+    let damages = [
+        Damage("folder gone", |path| fs::remove_dir_all(path).unwrap()),
+        Damage("key gone", |path| fs::remove_file(path.join("tls.key")).unwrap()),
+        Damage("key of another", |path| {
+            let other = Issuer::create_root(SystemTime::now()).unwrap();
+            fs::write(path.join("tls.key"), other.key_pem()).unwrap();
+        }),
+        Damage("certificate cut", |path| fs::write(path.join("tls.crt"), "-----BEGIN").unwrap()),
+        Damage("roots emptied", |path| fs::write(path.join("ca.crt"), "").unwrap()),
+        Damage("link removed", |path| fs::remove_file(path.join("..data")).unwrap()),
+    ];
+    for Damage(what, damage) in damages {
+        world.gateway.keep().await;
+        let before = world.serial();
+        damage(&world.path("client-cert"));
+        world.gateway.keep().await;
+        assert_ne!(world.serial(), before, "{what}");
+        assert_eq!(world.leaf("client-cert").serial, world.serial(), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn each_step_of_a_rotation_brings_its_roots_and_a_new_leaf_in_one_write() {
+    let mut world = world();
+    let now = SystemTime::now();
+    let mut state = AuthorityState::clone(&world.states.borrow());
+    world.gateway.keep().await;
+    let mut last = world.serial();
+    for roots in [2, 2, 1] {
+        state = match state.advanced(now) {
+            Some(next) => next,
+            None => state.trust_both(Issuer::create_root(now).unwrap(), now),
+        };
+        world.states.send_replace(Arc::new(state.clone()));
+        world.gateway.keep().await;
+        assert_ne!(world.serial(), last);
+        last = world.serial();
+        let found = load_pem_certificates(world.read("client-cert", "ca.crt").as_bytes()).unwrap();
+        assert_eq!(found, state.trusted());
+        assert_eq!(found.len(), roots);
+    }
+}
+
+#[tokio::test]
+async fn half_of_a_life_is_enough() {
+    let world = world();
+    let state = world.states.borrow().clone();
+    let settings = usual().unwrap();
+    let now = crate::testing::now();
+    let (secret, _) = certificate::issue(&settings, &state, &world.gateway.rules, now).unwrap();
+    let due = |at: SystemTime| certificate::why_replace(&secret, &settings, &state, at);
+    let hours = |n: u64| Duration::from_secs(n * 3600);
+    assert_eq!(due(now), None);
+    assert_eq!(due(now + hours(12) - Duration::from_secs(1)), None);
+    assert_eq!(due(now + hours(12)), Some("half of its life is over"));
+    assert_eq!(due(now + hours(48)), Some("half of its life is over"));
+    assert_eq!(due(now - hours(1)), Some("half of its life is over"));
+}
+
+#[tokio::test]
+async fn a_life_cut_short_by_the_issuers_end_is_not_renewed_for_ever() {
+    let world = world();
+    let state = world.states.borrow().clone();
+    let settings = settings(&["a.example"], "200000h", "client-cert").unwrap();
+    let now = crate::testing::now();
+    let (secret, issued) = certificate::issue(&settings, &state, &world.gateway.rules, now).unwrap();
+    assert_eq!(issued.not_after, state.issuer.not_after());
+    assert_eq!(certificate::why_replace(&secret, &settings, &state, now), None);
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_is_a_status_and_is_tried_again() {
+    let mut world = world();
+    fs::write(world.dir.path().join("osm-system"), "a file in the way").unwrap();
+    world.gateway.keep().await;
+    let status = world.gateway.status.borrow().clone();
+    assert!(
+        matches!(&status, GatewayStatus::Failed { reason } if reason.contains("osm-system/client-cert")),
+        "{status:?}"
+    );
+    fs::remove_file(world.dir.path().join("osm-system")).unwrap();
+    world.gateway.keep().await;
+    assert_eq!(world.leaf("client-cert").serial, world.serial());
+}
+
+#[tokio::test]
+async fn the_running_task_follows_settings_and_puts_a_deleted_secret_back() {
+    let world = world();
+    let path = world.path("client-cert");
+    let mut status = world.gateway.status.subscribe();
+    let task = tokio::spawn(world.gateway.run(world.watch));
+    let mut next_serial = async |last: &str| {
+        let ready = status.wait_for(|s| matches!(s, GatewayStatus::Ready { serial, .. } if serial != last));
+        match ready.await.unwrap().clone() {
+            GatewayStatus::Ready { serial, .. } => serial,
+            _ => unreachable!(),
+        }
+    };
+    let first = next_serial("").await;
+    world.settings.send_replace(settings(&["other.example"], "24h", "client-cert"));
+    let second = next_serial(&first).await;
+    fs::remove_dir_all(&path).unwrap();
+    next_serial(&second).await;
+    assert!(path.join("tls.key").exists());
+    world.drain.start();
+    task.await.unwrap();
+    assert!(path.join("tls.key").exists(), "a restart of ours must not take the certificate away");
+}

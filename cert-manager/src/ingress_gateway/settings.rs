@@ -1,0 +1,273 @@
+//! What a user may write, checked all at once.
+
+use std::fmt;
+use std::time::Duration;
+
+use tidegate_core::{DnsName, San};
+
+use crate::store::SecretName;
+use crate::store::secret_folder::is_object_name;
+
+/// Where the fields stand in a MeshConfig.
+const PATH: &str = "spec.certificate.ingressGateway";
+/// A shorter life would be over before an ingress controller has loaded it.
+const MIN_VALIDITY: Duration = Duration::from_secs(10);
+/// More than any ingress controller has names.
+const MAX_NAMES: usize = 20;
+
+/// Checked settings of the ingress gateway's certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngressGatewaySettings {
+    /// Names of the certificate, each a DNS name or a `spiffe://` URI; at least one.
+    pub subject_alt_names: Vec<San>,
+    /// Life of a certificate.
+    pub validity: Duration,
+    /// Where the certificate goes.
+    pub secret: SecretName,
+}
+
+/// The fields as a user wrote them.
+#[derive(Debug, Clone, Copy)]
+pub struct SettingsInput<'a> {
+    /// `subjectAltNames`.
+    pub subject_alt_names: &'a [String],
+    /// `validityDuration`, a Go duration.
+    pub validity_duration: &'a str,
+    /// `secret.namespace`.
+    pub secret_namespace: &'a str,
+    /// `secret.name`.
+    pub secret_name: &'a str,
+}
+
+/// One thing that is wrong, with the path of its field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsProblem {
+    /// Such as `spec.certificate.ingressGateway.validityDuration`.
+    pub path: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+impl fmt::Display for SettingsProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.problem)
+    }
+}
+
+impl IngressGatewaySettings {
+    /// Checks all fields; reports every problem.
+    pub fn parse(input: SettingsInput<'_>) -> Result<Self, Vec<SettingsProblem>> {
+        let mut problems = Vec::new();
+        let mut report = |field: &str, problem: String| {
+            problems.push(SettingsProblem { path: format!("{PATH}.{field}"), problem });
+        };
+
+        if input.subject_alt_names.is_empty() {
+            report("subjectAltNames", "at least one name is needed".to_owned());
+        }
+        if input.subject_alt_names.len() > MAX_NAMES {
+            report("subjectAltNames", format!("at most {MAX_NAMES} names are allowed"));
+        }
+        let mut names = Vec::new();
+        for (index, text) in input.subject_alt_names.iter().enumerate() {
+            match subject_alt_name(text) {
+                Ok(name) if names.contains(&name) => {}
+                Ok(name) => names.push(name),
+                Err(problem) => report(&format!("subjectAltNames[{index}]"), problem),
+            }
+        }
+        let validity = parse_go_duration(input.validity_duration);
+        match validity {
+            None => report("validityDuration", format!("{:?} is not a duration", input.validity_duration)),
+            Some(validity) if validity < MIN_VALIDITY => {
+                report("validityDuration", format!("{:?} is less than 10s", input.validity_duration));
+            }
+            Some(_) => {}
+        }
+        for (field, text) in
+            [("secret.namespace", input.secret_namespace), ("secret.name", input.secret_name)]
+        {
+            let label_only = field == "secret.namespace";
+            if text.is_empty() {
+                report(field, "is needed".to_owned());
+            } else if !is_object_name(text) || (label_only && text.contains('.')) {
+                report(field, format!("{text:?} is not a name that Kubernetes allows"));
+            }
+        }
+        match validity {
+            Some(validity) if problems.is_empty() => Ok(Self {
+                subject_alt_names: names,
+                validity,
+                secret: SecretName {
+                    namespace: input.secret_namespace.to_owned(),
+                    name: input.secret_name.to_owned(),
+                },
+            }),
+            _ => Err(problems),
+        }
+    }
+}
+
+/// Reads a duration as Go's `time.ParseDuration` does: `24h`, `70s`, `1h30m`, `1.5h`. `None` for what is none, or is
+/// negative.
+pub fn parse_go_duration(text: &str) -> Option<Duration> {
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Some(Duration::ZERO);
+    }
+    if rest.is_empty() {
+        return None;
+    }
+    let mut nanoseconds: u128 = 0;
+    while !rest.is_empty() {
+        let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, tail) = rest.split_at(number_end);
+        let unit_end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        nanoseconds = nanoseconds.checked_add(component(number, unit_nanoseconds(unit)?)?)?;
+        rest = tail;
+    }
+    // Go's durations are 64-bit nanoseconds.
+    i64::try_from(nanoseconds).ok().and_then(|n| u64::try_from(n).ok()).map(Duration::from_nanos)
+}
+
+fn component(number: &str, unit: u128) -> Option<u128> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || whole.len() > 20 {
+        return None;
+    }
+    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let fraction = fraction.get(..fraction.len().min(15))?;
+    let part: u128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
+    let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
+    whole.checked_mul(unit)?.checked_add(part * unit / scale)
+}
+
+fn unit_nanoseconds(unit: &str) -> Option<u128> {
+    Some(match unit {
+        "ns" => 1,
+        "us" | "µs" | "μs" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return None,
+    })
+}
+
+fn subject_alt_name(text: &str) -> Result<San, String> {
+    if text.contains("://") {
+        let rest = text.strip_prefix("spiffe://").unwrap_or_default();
+        let path_is_clean =
+            rest.split('/').all(|segment| !segment.is_empty() && segment != "." && segment != "..");
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._/".contains(&b);
+        let (domain, _) = rest.split_once('/').unwrap_or((rest, ""));
+        if !path_is_clean
+            || !rest.bytes().all(allowed)
+            || text.len() > 2048
+            || DnsName::parse(domain).is_err()
+        {
+            return Err(format!("{text:?} is not a SPIFFE ID, spiffe://<trust domain>/<path>"));
+        }
+        return Ok(San::Uri(text.into()));
+    }
+    DnsName::parse(text)
+        .map(San::Dns)
+        .map_err(|error| format!("{text:?} is neither a DNS name nor a SPIFFE ID: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(
+        names: &[&str],
+        validity: &str,
+        secret: (&str, &str),
+    ) -> Result<IngressGatewaySettings, Vec<String>> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        IngressGatewaySettings::parse(SettingsInput {
+            subject_alt_names: &names,
+            validity_duration: validity,
+            secret_namespace: secret.0,
+            secret_name: secret.1,
+        })
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn durations_are_read_as_go_reads_them() {
+        let seconds = |n: u64| Some(Duration::from_secs(n));
+        for (text, expected) in [
+            ("24h", seconds(86_400)),
+            ("70s", seconds(70)),
+            ("1h30m", seconds(5400)),
+            ("1.5h", seconds(5400)),
+            (".5m", seconds(30)),
+            ("1m0.5s", Some(Duration::from_millis(60_500))),
+            ("100ms", Some(Duration::from_millis(100))),
+            ("5us", Some(Duration::from_micros(5))),
+            ("5µs", Some(Duration::from_micros(5))),
+            ("+1s", seconds(1)),
+            ("0", seconds(0)),
+            ("87600h", seconds(315_360_000)),
+            ("soon", None),
+            ("", None),
+            ("24", None),
+            ("h", None),
+            (".s", None),
+            ("1d", None),
+            ("-1h", None),
+            ("1 h", None),
+            ("1.2.3s", None),
+            ("9999999999h", None),
+            ("1h30", None),
+        ] {
+            assert_eq!(parse_go_duration(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_name_counts() {
+        let settings = parse(
+            &[
+                "ingress-nginx.ingress-nginx.cluster.local",
+                "spiffe://cluster.local/ns/ingress/sa/nginx",
+                "A.b",
+                "a.b",
+            ],
+            "24h",
+            ("osm-system", "osm-nginx-client-cert"),
+        )
+        .unwrap();
+        let names: Vec<_> = settings.subject_alt_names.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            names,
+            [
+                "DNS:ingress-nginx.ingress-nginx.cluster.local",
+                "URI:spiffe://cluster.local/ns/ingress/sa/nginx",
+                "DNS:a.b"
+            ]
+        );
+        assert_eq!(settings.secret.to_string(), "osm-system/osm-nginx-client-cert");
+    }
+
+    #[test]
+    fn every_problem_is_reported_with_its_field() {
+        let problems =
+            parse(&["ok", "*.a", "https://x", "spiffe://td/../x"], "soon", ("", "Bad")).unwrap_err();
+        let expected = [
+            "subjectAltNames[1]: \"*.a\" is neither",
+            "subjectAltNames[2]: \"https://x\" is not a SPIFFE ID",
+            "subjectAltNames[3]: \"spiffe://td/../x\" is not a SPIFFE ID",
+            "validityDuration: \"soon\" is not a duration",
+            "secret.namespace: is needed",
+            "secret.name: \"Bad\" is not a name",
+        ];
+        assert_eq!(problems.len(), expected.len(), "{problems:?}");
+        for (problem, expected) in problems.iter().zip(expected) {
+            assert!(problem.starts_with(&format!("spec.certificate.ingressGateway.{expected}")), "{problem}");
+        }
+        assert_eq!(parse(&[], "9s", ("a.b", "c")).unwrap_err().len(), 3);
+    }
+}

@@ -1,0 +1,30 @@
+//! The `tidegate-cert-manager` program: flags in, a certificate authority out, until SIGTERM.
+
+use anyhow::Context;
+use clap::Parser;
+use tidegate_cert_manager::{CertManager, Options};
+use tidegate_runtime::drain::Outcome;
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::{logging, signals};
+use tracing::{info, warn};
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let log = logging::init(&options.log)?;
+    signals::raise_file_limit();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(options, log))
+}
+
+async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
+    let shutdown = signals::shutdown()?;
+    let (config, dependencies) = options.build(Metrics::new(), log)?;
+    let manager =
+        CertManager::start(config, dependencies).await.context("the certificate authority does not start")?;
+    let signal = shutdown.await;
+    info!(?signal, "draining");
+    match manager.drain(options.drain_time).await {
+        Outcome::Complete => info!("drained"),
+        Outcome::DeadlinePassed { remaining } => warn!(remaining, "ended before everything was done"),
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! One certificate authority, started: its gRPC service, its admin page and the tasks that keep things fresh.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::San;
+use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
+use tidegate_runtime::grpc::{HANDSHAKE_TIMEOUT, server_stream};
+use tidegate_runtime::logging::LogHandle;
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tidegate_runtime::{drain, tls};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::Server;
+use tracing::{error, info};
+
+use crate::authenticate::Authenticator;
+use crate::authority::{Authority, AuthorityError, GivenFiles, NotAllowed, RotationStatus, RotationTiming};
+use crate::ingress_gateway::{GatewayStatus, IngressGateway, IngressGatewaySettings};
+use crate::rate_limit::{RateLimit, RateLimiter};
+use crate::rules::IssuingRules;
+use crate::service::{CertificateService, MAX_MESSAGE_BYTES};
+use crate::serving::{ServingCertificate, ServingError};
+use crate::store::{BundlePublisher, RootStore, SecretStore};
+use crate::telemetry::Telemetry;
+
+#[cfg(test)]
+mod tests;
+
+/// How a certificate authority behaves.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the gRPC service listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where the admin server listens, if there is to be one.
+    pub admin: Option<SocketAddr>,
+    /// Names that the service's own certificate holds: what clients call it by.
+    pub serving_names: Vec<San>,
+    /// How long certificates live.
+    pub rules: IssuingRules,
+    /// How long everybody may take to read a bundle that was published. A rotation's steps wait for it.
+    pub propagation: Duration,
+    /// How often one identity may ask.
+    pub rate_limit: RateLimit,
+    /// Connections at once; beyond them new ones are closed.
+    pub max_connections: usize,
+}
+
+/// What a certificate authority stands on.
+pub struct Dependencies {
+    /// Judges callers.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// Keeps the root.
+    pub root_store: Arc<dyn RootStore>,
+    /// The user's own authority, if there is one.
+    pub given: Option<GivenFiles>,
+    /// Make the trust bundle known.
+    pub publishers: Vec<Arc<dyn BundlePublisher>>,
+    /// The ingress controller's certificate, if anybody may ask for one.
+    pub gateway: Option<GatewayDependencies>,
+    /// Where metrics are registered.
+    pub metrics: Metrics,
+    /// Steers the process' logs from the admin page.
+    pub log: LogHandle,
+}
+
+/// What the ingress controller's certificate stands on.
+pub struct GatewayDependencies {
+    /// What the user wants now; `None` when nothing.
+    pub settings: watch::Receiver<Option<IngressGatewaySettings>>,
+    /// Where the certificate goes.
+    pub store: Arc<dyn SecretStore>,
+}
+
+/// Starts certificate authorities.
+#[derive(Debug)]
+pub struct CertManager;
+
+/// A certificate authority that runs. Dropping it starts its end; [`CertManagerHandle::drain`] also waits for it.
+#[derive(Debug)]
+pub struct CertManagerHandle {
+    grpc_address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+    authority: Authority,
+    gateway: watch::Receiver<GatewayStatus>,
+    trigger: drain::Trigger,
+}
+
+/// Why a certificate authority does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no authority to issue with.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// It cannot show a certificate itself.
+    #[error(transparent)]
+    Serving(#[from] ServingError),
+    /// The admin server's address cannot be used.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The gRPC service's address cannot be used.
+    #[error("gRPC address {address}: {source}")]
+    Bind {
+        /// Which one.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl CertManager {
+    /// Starts one. When this returns, it listens, the bundle was published and the first request will be answered.
+    pub async fn start(config: Config, dependencies: Dependencies) -> Result<CertManagerHandle, StartError> {
+        tls::install_provider();
+        let Dependencies { authenticator, root_store, given, publishers, gateway, metrics, log } =
+            dependencies;
+        let telemetry = Telemetry::register(&metrics);
+        let timing = RotationTiming { propagation: config.propagation, max_life: config.rules.max_life };
+        let authority = Authority::open(root_store, given, publishers, timing).await?;
+        let serving = ServingCertificate::new(
+            config.serving_names.clone(),
+            config.rules,
+            authority.states(),
+            telemetry.clone(),
+        )?;
+        let bind = |source| StartError::Bind { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
+        let grpc_address = listener.local_addr().map_err(bind)?;
+
+        let (trigger, watch) = drain::channel();
+        let readiness = Readiness::new();
+        let mut admin_address = None;
+        if let Some(address) = config.admin {
+            let server =
+                AdminServer::new(ProcessName("tidegate-cert-manager"), metrics, readiness.clone(), log)
+                    .merge(crate::admin::routes(authority.clone()))
+                    .bind(address)
+                    .await?;
+            admin_address = Some(server.local_addr());
+            tokio::spawn(server.serve(watch.clone()));
+        }
+        let service = CertificateService {
+            authenticator,
+            states: authority.states(),
+            rules: config.rules,
+            limiter: RateLimiter::new(config.rate_limit),
+            telemetry: telemetry.clone(),
+        };
+        let incoming = server_stream(listener, serving.configs(), config.max_connections, HANDSHAKE_TIMEOUT);
+        let service = IstioCertificateServiceServer::new(service)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let server = Server::builder()
+            .timeout(Duration::from_secs(30))
+            .concurrency_limit_per_connection(16)
+            .max_concurrent_streams(64)
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .add_service(service);
+        let mut stop = watch.clone();
+        tokio::spawn(async move {
+            let served = server.serve_with_incoming_shutdown(incoming, stop.started()).await;
+            if let Err(error) = served {
+                error!(%error, "the gRPC service ended");
+            }
+            drop(stop);
+        });
+        tokio::spawn(serving.run(watch.clone()));
+        tokio::spawn(authority.clone().run(watch.clone()));
+        tokio::spawn(follow(authority.states(), telemetry.clone(), watch.clone()));
+
+        let (status, gateway_status) = watch::channel(GatewayStatus::NotConfigured);
+        if let Some(GatewayDependencies { settings, store }) = gateway {
+            let states = authority.states();
+            let keeper = IngressGateway { settings, states, store, rules: config.rules, telemetry, status };
+            tokio::spawn(keeper.run(watch));
+        }
+        info!(%grpc_address, admin_address = ?admin_address, "certificate authority listens");
+        Ok(CertManagerHandle { grpc_address, admin_address, authority, gateway: gateway_status, trigger })
+    }
+}
+
+impl CertManagerHandle {
+    /// Where the gRPC service listens.
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc_address
+    }
+
+    /// Where the admin server listens.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    /// The trusted roots now and after each change.
+    pub fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
+        self.authority.bundle()
+    }
+
+    /// How the ingress controller's certificate is. Its sender is gone if nobody may ask for one.
+    pub fn gateway_status(&self) -> watch::Receiver<GatewayStatus> {
+        self.gateway.clone()
+    }
+
+    /// Takes the root rotation's next step; `force` waits for nobody.
+    pub async fn rotate(&self, force: bool) -> Result<RotationStatus, NotAllowed> {
+        self.authority.next(force).await
+    }
+
+    /// Where the root rotation is.
+    pub fn rotation(&self) -> RotationStatus {
+        self.authority.status()
+    }
+
+    /// The authority itself, to hand out to others.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Finishes the calls in progress and ends, at the latest after `deadline`.
+    pub async fn drain(self, deadline: Duration) -> drain::Outcome {
+        self.trigger.drain(deadline).await
+    }
+}
+
+/// Keeps the authority's gauges right.
+async fn follow(
+    mut states: watch::Receiver<Arc<crate::authority::AuthorityState>>,
+    telemetry: Arc<Telemetry>,
+    mut drain: drain::Watch,
+) {
+    loop {
+        telemetry.authority(&states.borrow_and_update());
+        tokio::select! {
+            () = drain.started() => return,
+            changed = states.changed() => if changed.is_err() { return },
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! Flags and environment of the `tidegate-cert-manager` program, checked into what [`crate::CertManager`] takes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser};
+use tidegate_core::{DnsName, San, TrustDomain};
+use tidegate_runtime::logging::{LogHandle, LogOptions};
+use tidegate_runtime::metrics::Metrics;
+use tokio::sync::watch;
+
+use crate::authenticate::signed_jwt::{DEFAULT_AUDIENCE, SignedJwt, SignedJwtOptions};
+use crate::authority::GivenFiles;
+use crate::ingress_gateway::{IngressGatewaySettings, SettingsInput};
+use crate::manager::{Config, Dependencies, GatewayDependencies};
+use crate::rate_limit::RateLimit;
+use crate::rules::IssuingRules;
+use crate::store::BundlePublisher;
+use crate::store::bundle_file::BundleFile;
+use crate::store::root_folder::RootFolder;
+use crate::store::secret_folder::SecretFolder;
+
+#[cfg(test)]
+mod tests;
+
+/// The mesh's certificate authority: turns a certificate signing request and a service account token into a
+/// short-lived certificate, over gRPC (istio.v1.auth.IstioCertificateService).
+#[derive(Parser, Debug, Clone)]
+#[command(name = "tidegate-cert-manager", version)]
+pub struct Options {
+    /// Where the gRPC service listens (TLS)
+    #[arg(long, env = "TIDEGATE_CA_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:15012")]
+    pub listen: SocketAddr,
+
+    /// Where the admin server listens: /live, /ready, /metrics, /log, /rotation. Loopback only
+    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
+    pub admin_address: SocketAddr,
+
+    /// Trust domain of every identity
+    #[arg(long, env = "TIDEGATE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local",
+          value_parser = parse_trust_domain)]
+    pub trust_domain: TrustDomain,
+
+    /// Folder that keeps the root and its key; made on the first start
+    #[arg(long, env = "TIDEGATE_CA_STORE_DIR", value_name = "DIR", default_value = "/var/lib/tidegate/ca")]
+    pub store_dir: PathBuf,
+
+    /// File that the trust bundle is published to (PEM of every trusted root)
+    #[arg(long, env = "TIDEGATE_CA_BUNDLE_FILE", value_name = "FILE")]
+    pub bundle_file: Option<PathBuf>,
+
+    /// A name or address that clients call this service by; repeat for more
+    #[arg(long = "serving-name", env = "TIDEGATE_CA_SERVING_NAMES", value_name = "NAME", value_delimiter = ',',
+          default_values = ["tidegate-cert-manager.tidegate-system.svc", "localhost", "127.0.0.1", "::1"],
+          value_parser = parse_serving_name)]
+    pub serving_names: Vec<San>,
+
+    /// After SIGTERM, time for calls in progress
+    #[arg(long, env = "TIDEGATE_DRAIN_TIME", value_name = "DURATION", default_value = "10s",
+          value_parser = humantime::parse_duration)]
+    pub drain_time: Duration,
+
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogOptions,
+
+    /// Your own certificate authority.
+    #[command(flatten)]
+    pub given: GivenOptions,
+
+    /// Which tokens count.
+    #[command(flatten)]
+    pub tokens: TokenOptions,
+
+    /// How long certificates live.
+    #[command(flatten)]
+    pub lives: LifeOptions,
+
+    /// How much is taken at once.
+    #[command(flatten)]
+    pub limits: LimitOptions,
+
+    /// The ingress controller's certificate.
+    #[command(flatten)]
+    pub gateway: GatewayOptions,
+}
+
+/// A certificate authority of the user's own, in place of one that is made.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Your own certificate authority")]
+pub struct GivenOptions {
+    /// PEM file: your issuing certificate (a root, or an intermediate followed by its chain). Without it a root is
+    /// made on the first start. Another one put in its place begins a rotation
+    #[arg(long, env = "TIDEGATE_CA_CERTIFICATE", value_name = "FILE", requires = "ca_key")]
+    pub ca_certificate: Option<PathBuf>,
+
+    /// PEM file: its private key (ECDSA P-256, P-384 or RSA)
+    #[arg(long, env = "TIDEGATE_CA_KEY", value_name = "FILE", requires = "ca_certificate")]
+    pub ca_key: Option<PathBuf>,
+
+    /// PEM file: its root, if --ca-certificate does not end with it
+    #[arg(long, env = "TIDEGATE_CA_ROOT", value_name = "FILE", requires = "ca_certificate")]
+    pub ca_root: Option<PathBuf>,
+}
+
+/// Which service account tokens prove an identity.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Tokens")]
+pub struct TokenOptions {
+    /// File with public keys that sign tokens, PEM or JWKS; repeat for more. Read again when it changes
+    #[arg(
+        long = "jwt-keys-file",
+        env = "TIDEGATE_JWT_KEYS_FILES",
+        value_name = "FILE",
+        value_delimiter = ',',
+        required = true
+    )]
+    pub jwt_keys_files: Vec<PathBuf>,
+
+    /// Audience that a token must have
+    #[arg(long, env = "TIDEGATE_JWT_AUDIENCE", value_name = "TEXT", default_value = DEFAULT_AUDIENCE)]
+    pub jwt_audience: String,
+
+    /// Issuer that a token must have [default: any]
+    #[arg(long, env = "TIDEGATE_JWT_ISSUER", value_name = "TEXT")]
+    pub jwt_issuer: Option<String>,
+}
+
+/// How long certificates live and bundles travel.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Lives")]
+pub struct LifeOptions {
+    /// Life of a certificate when the request asks for none
+    #[arg(long, env = "TIDEGATE_CA_DEFAULT_LIFETIME", value_name = "DURATION", default_value = "24h",
+          value_parser = humantime::parse_duration)]
+    pub default_lifetime: Duration,
+
+    /// Longest life of a certificate. The last step of a root rotation waits for as long
+    #[arg(long, env = "TIDEGATE_CA_MAX_LIFETIME", value_name = "DURATION", default_value = "24h",
+          value_parser = humantime::parse_duration)]
+    pub max_lifetime: Duration,
+
+    /// How long everybody may take to read a new trust bundle; the steps of a root rotation wait for it
+    #[arg(long, env = "TIDEGATE_CA_BUNDLE_PROPAGATION", value_name = "DURATION", default_value = "2m",
+          value_parser = humantime::parse_duration)]
+    pub bundle_propagation: Duration,
+}
+
+/// How much is taken at once.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitOptions {
+    /// Certificates a second that one identity may ask for in the long run
+    #[arg(long, env = "TIDEGATE_CA_RATE", value_name = "NUMBER", default_value_t = 10.0)]
+    pub rate_per_second: f64,
+
+    /// Certificates that one identity may ask for at once
+    #[arg(long, env = "TIDEGATE_CA_BURST", value_name = "NUMBER", default_value_t = 100)]
+    pub rate_burst: u32,
+
+    /// Connections at once
+    #[arg(long, env = "TIDEGATE_CA_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = 10_000)]
+    pub max_connections: usize,
+}
+
+/// The client certificate of an ingress controller outside the mesh.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Ingress gateway certificate")]
+pub struct GatewayOptions {
+    /// A name of the certificate, DNS name or spiffe:// URI; repeat for more
+    #[arg(
+        long = "gateway-san",
+        env = "TIDEGATE_GATEWAY_SANS",
+        value_name = "NAME",
+        value_delimiter = ',',
+        requires = "gateway_secret"
+    )]
+    pub gateway_sans: Vec<String>,
+
+    /// Its life, such as 24h; renewed at half of it
+    #[arg(long, env = "TIDEGATE_GATEWAY_VALIDITY", value_name = "DURATION", default_value = "24h")]
+    pub gateway_validity: String,
+
+    /// Namespace and name of its Secret
+    #[arg(
+        long,
+        env = "TIDEGATE_GATEWAY_SECRET",
+        value_name = "NAMESPACE/NAME",
+        requires = "gateway_dir",
+        requires = "gateway_sans"
+    )]
+    pub gateway_secret: Option<String>,
+
+    /// Folder that Secrets are written to, as NAMESPACE/NAME/{ca.crt,tls.crt,tls.key}. Given alone, a Secret that was
+    /// written there before is removed
+    #[arg(long, env = "TIDEGATE_GATEWAY_DIR", value_name = "DIR")]
+    pub gateway_dir: Option<PathBuf>,
+}
+
+/// Everything that is wrong with the options, one line each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct OptionProblems(pub Vec<String>);
+
+impl Options {
+    /// Checks the options and opens what they name.
+    pub fn build(&self, metrics: Metrics, log: LogHandle) -> Result<(Config, Dependencies), OptionProblems> {
+        let mut problems = Vec::new();
+        self.check_numbers(&mut problems);
+        let gateway = self.gateway.settings(&mut problems);
+        let authenticator = SignedJwt::open(SignedJwtOptions {
+            key_files: self.tokens.jwt_keys_files.clone(),
+            audience: self.tokens.jwt_audience.clone(),
+            issuer: self.tokens.jwt_issuer.clone(),
+            trust_domain: self.trust_domain.clone(),
+        })
+        .map_err(|error| problems.push(format!("--jwt-keys-file: {error}")));
+        let (Ok(authenticator), true) = (authenticator, problems.is_empty()) else {
+            return Err(OptionProblems(problems));
+        };
+        let publishers =
+            self.bundle_file.iter().map(|path| Arc::new(BundleFile::new(path)) as Arc<dyn BundlePublisher>);
+        let dependencies = Dependencies {
+            authenticator: Arc::new(authenticator),
+            root_store: Arc::new(RootFolder::new(&self.store_dir)),
+            given: self.given.files(),
+            publishers: publishers.collect(),
+            gateway: self.gateway.gateway_dir.as_ref().map(|dir| GatewayDependencies {
+                // The sender goes: flags do not change.
+                settings: watch::channel(gateway).1,
+                store: Arc::new(SecretFolder::new(dir)),
+            }),
+            metrics,
+            log,
+        };
+        Ok((self.config(), dependencies))
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            listen: self.listen,
+            admin: Some(self.admin_address),
+            serving_names: self.serving_names.clone(),
+            rules: IssuingRules {
+                default_life: self.lives.default_lifetime,
+                max_life: self.lives.max_lifetime,
+                ..IssuingRules::default()
+            },
+            propagation: self.lives.bundle_propagation,
+            rate_limit: RateLimit {
+                per_second: self.limits.rate_per_second,
+                burst: self.limits.rate_burst,
+                ..RateLimit::default()
+            },
+            max_connections: self.limits.max_connections,
+        }
+    }
+
+    fn check_numbers(&self, problems: &mut Vec<String>) {
+        let second = Duration::from_secs(1);
+        if self.lives.default_lifetime < second {
+            problems.push("--default-lifetime: must be at least 1s".to_owned());
+        }
+        if self.lives.max_lifetime < self.lives.default_lifetime {
+            problems.push("--max-lifetime: must not be less than --default-lifetime".to_owned());
+        }
+        if !(self.limits.rate_per_second.is_finite() && self.limits.rate_per_second > 0.0) {
+            problems.push("--rate-per-second: must be more than 0".to_owned());
+        }
+        if self.limits.rate_burst == 0 {
+            problems.push("--rate-burst: must be at least 1".to_owned());
+        }
+        if self.limits.max_connections == 0 {
+            problems.push("--max-connections: must be at least 1".to_owned());
+        }
+    }
+}
+
+impl GivenOptions {
+    fn files(&self) -> Option<GivenFiles> {
+        let (certificate, key) = (self.ca_certificate.clone()?, self.ca_key.clone()?);
+        Some(GivenFiles { certificate, key, root: self.ca_root.clone() })
+    }
+}
+
+impl GatewayOptions {
+    fn settings(&self, problems: &mut Vec<String>) -> Option<IngressGatewaySettings> {
+        let secret = self.gateway_secret.as_deref()?;
+        let Some((secret_namespace, secret_name)) = secret.split_once('/') else {
+            problems.push(format!("--gateway-secret: {secret:?} is not NAMESPACE/NAME"));
+            return None;
+        };
+        let input = SettingsInput {
+            subject_alt_names: &self.gateway_sans,
+            validity_duration: &self.gateway_validity,
+            secret_namespace,
+            secret_name,
+        };
+        let flag = |path: &str| match path {
+            path if path.ends_with("validityDuration") => "--gateway-validity",
+            path if path.contains(".secret.") => "--gateway-secret",
+            _ => "--gateway-san",
+        };
+        IngressGatewaySettings::parse(input)
+            .map_err(|found| {
+                problems.extend(found.iter().map(|one| format!("{}: {}", flag(&one.path), one.problem)));
+            })
+            .ok()
+    }
+}
+
+fn parse_trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::parse(text).map_err(|error| error.to_string())
+}
+
+/// A DNS name or an IP address.
+fn parse_serving_name(text: &str) -> Result<San, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(San::Ip(address));
+    }
+    DnsName::parse(text).map(San::Dns).map_err(|error| error.to_string())
+}

@@ -1,0 +1,156 @@
+//! What the certificate authority tells: an audit line per certificate and refusal, and metrics.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use tidegate_core::Identity;
+use tidegate_runtime::metrics::Metrics;
+use tracing::{info, warn};
+
+use crate::authority::AuthorityState;
+use crate::rules::Issued;
+
+/// Log target of audit lines: one for each certificate that was issued and each request that was refused. They hold
+/// identities, names and serial numbers, never a key or a token.
+pub const AUDIT: &str = "audit";
+
+/// Counts and writes audit lines. Clones share their counters.
+#[derive(Clone, Debug)]
+pub(crate) struct Telemetry {
+    issued: Family<Purpose, Counter>,
+    refused: Family<Reason, Counter>,
+    root_expiry: Gauge<f64, AtomicU64>,
+    issuer_expiry: Gauge<f64, AtomicU64>,
+    trusted_roots: Gauge,
+    rotation_step: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Purpose {
+    purpose: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+impl Telemetry {
+    pub(crate) fn register(metrics: &Metrics) -> Arc<Self> {
+        let this = Self {
+            issued: Family::default(),
+            refused: Family::default(),
+            root_expiry: Gauge::default(),
+            issuer_expiry: Gauge::default(),
+            trusted_roots: Gauge::default(),
+            rotation_step: Gauge::default(),
+        };
+        metrics.registry(|registry| {
+            registry.register(
+                "tidegate_certificates_issued",
+                "Certificates issued, by purpose: workload, serving or ingress-gateway",
+                this.issued.clone(),
+            );
+            registry.register(
+                "tidegate_certificate_requests_refused",
+                "Certificate requests refused, by reason",
+                this.refused.clone(),
+            );
+            registry.register(
+                "tidegate_root_expiry_timestamp_seconds",
+                "When the issuing root ends",
+                this.root_expiry.clone(),
+            );
+            registry.register(
+                "tidegate_issuer_expiry_timestamp_seconds",
+                "When the first certificate between the issuer and its root ends",
+                this.issuer_expiry.clone(),
+            );
+            registry.register(
+                "tidegate_trusted_roots",
+                "Roots in the trust bundle",
+                this.trusted_roots.clone(),
+            );
+            registry.register(
+                "tidegate_root_rotation_step",
+                "Steps taken of the root rotation going on; 0 when there is none",
+                this.rotation_step.clone(),
+            );
+        });
+        Arc::new(this)
+    }
+
+    pub(crate) fn authority(&self, state: &AuthorityState) {
+        self.root_expiry.set(seconds(state.issuer.root_not_after()));
+        self.issuer_expiry.set(seconds(state.issuer.not_after()));
+        self.trusted_roots.set(i64::try_from(state.trusted().len()).unwrap_or(i64::MAX));
+        self.rotation_step.set(i64::from(state.step.number()));
+    }
+
+    /// A workload's certificate.
+    pub(crate) fn workload(
+        &self,
+        identity: &Identity,
+        pod: Option<&str>,
+        peer: Option<SocketAddr>,
+        issued: &Issued,
+    ) {
+        self.issued.get_or_create(&Purpose { purpose: "workload" }).inc();
+        info!(
+            target: AUDIT,
+            %identity,
+            pod = pod.unwrap_or("-"),
+            peer = %Peer(peer),
+            serial = %issued.serial,
+            sans = %issued.names(),
+            not_after = %humantime::format_rfc3339_seconds(issued.not_after),
+            "certificate issued"
+        );
+    }
+
+    /// A certificate that nobody asked for over the network: our own, or the ingress controller's.
+    pub(crate) fn own(&self, purpose: &'static str, issued: &Issued) {
+        self.issued.get_or_create(&Purpose { purpose }).inc();
+        info!(
+            target: AUDIT,
+            purpose,
+            serial = %issued.serial,
+            sans = %issued.names(),
+            not_after = %humantime::format_rfc3339_seconds(issued.not_after),
+            "certificate issued"
+        );
+    }
+
+    pub(crate) fn refused(
+        &self,
+        identity: Option<&Identity>,
+        peer: Option<SocketAddr>,
+        kind: &'static str,
+        reason: &dyn std::fmt::Display,
+    ) {
+        self.refused.get_or_create(&Reason { reason: kind }).inc();
+        let identity = identity.map_or_else(|| "unknown".to_owned(), ToString::to_string);
+        warn!(target: AUDIT, %identity, peer = %Peer(peer), kind, %reason, "certificate refused");
+    }
+}
+
+struct Peer(Option<SocketAddr>);
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unknown"),
+        }
+    }
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

@@ -1,0 +1,156 @@
+//! The steps of the story, and what each must show.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use http::StatusCode;
+use serde_json::Value;
+
+use super::client::{Answer, IngressClient, Scheme};
+use super::{Network, write};
+use crate::admin_client::fetch;
+
+/// The body of a refusal, which clients of OSM know.
+const DENIED: &[u8] = b"RBAC: access denied";
+/// The workload of the example.
+const WORKLOAD: &str = "httpbin/httpbin";
+/// A policy is in force far sooner than this.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One policy, one request, one answer.
+pub(crate) struct Step {
+    title: &'static str,
+    /// The manifest that is applied before; `None`: there is no IngressBackend.
+    manifest: Option<&'static str>,
+    scheme: Scheme,
+    expected: Expected,
+}
+
+enum Expected {
+    Refused,
+    Status(StatusCode),
+}
+
+/// Where the story plays.
+pub(crate) struct Story<'a> {
+    /// The ingress controller.
+    pub(crate) client: IngressClient,
+    /// The sidecar.
+    pub(crate) backend: SocketAddr,
+    /// The controller's admin address.
+    pub(crate) admin: SocketAddr,
+    /// The watched folder.
+    pub(crate) manifests: &'a Path,
+    /// Where the addresses of the manifests were moved to.
+    pub(crate) network: Network,
+}
+
+/// The walk-through that users of Open Service Mesh know.
+pub(crate) const STEPS: [Step; 5] = [
+    Step {
+        title: "No IngressBackend: nobody outside the mesh gets in",
+        manifest: None,
+        scheme: Scheme::Http,
+        expected: Expected::Refused,
+    },
+    Step {
+        title: "http, from the ingress controller's Service",
+        manifest: Some(include_str!("../../../examples/ingress/policies/1-http.yaml")),
+        scheme: Scheme::Http,
+        expected: Expected::Status(StatusCode::OK),
+    },
+    Step {
+        title: "https, with the ingress controller's AuthenticatedPrincipal",
+        manifest: Some(include_str!("../../../examples/ingress/policies/2-https.yaml")),
+        scheme: Scheme::Https,
+        expected: Expected::Status(StatusCode::OK),
+    },
+    Step {
+        title: "https, with a principal that its certificate does not hold",
+        manifest: Some(include_str!("../../../examples/ingress/policies/3-https-untrusted.yaml")),
+        scheme: Scheme::Https,
+        expected: Expected::Status(StatusCode::FORBIDDEN),
+    },
+    Step {
+        title: "the same, with skipClientCertValidation: true",
+        manifest: Some(include_str!("../../../examples/ingress/policies/4-https-skip.yaml")),
+        scheme: Scheme::Https,
+        expected: Expected::Status(StatusCode::OK),
+    },
+];
+
+impl Story<'_> {
+    /// Applies the policy, sends the request, prints what came; whether it was as it must be.
+    pub(crate) async fn tell(&self, number: usize, step: &Step) -> anyhow::Result<bool> {
+        println!("{number}. {}", step.title);
+        if let Some(manifest) = step.manifest {
+            self.apply(manifest).await?;
+        }
+        let scheme = match step.scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        println!("   GET {scheme}://{}/get", self.backend);
+        let answer = self.client.get(step.scheme, self.backend, "/get").await?;
+        let is_expected = step.expected.is(&answer);
+        println!("   {answer}{}", if is_expected { "" } else { "   <-- NOT as it must be" });
+        if let Answer::Http { status, body } = &answer
+            && *status != StatusCode::OK
+        {
+            println!("   body: {:?}", String::from_utf8_lossy(body));
+        }
+        println!("   why: {}\n", self.why(step.scheme).await?);
+        Ok(is_expected)
+    }
+
+    /// Writes the manifest and waits until the sidecar has taken the new policy over.
+    async fn apply(&self, manifest: &str) -> anyhow::Result<()> {
+        let before = self.versions().await?.0;
+        write(self.manifests, "ingressbackend.yaml", &self.network.translate(manifest))?;
+        let in_force = async {
+            loop {
+                let (published, acknowledged) = self.versions().await?;
+                if published != before && acknowledged == published {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, in_force).await.context("the policy did not reach the sidecar")?
+    }
+
+    /// The version that the controller has compiled, and the one that the sidecar has taken over.
+    async fn versions(&self) -> anyhow::Result<(Option<String>, Option<String>)> {
+        let workloads: Vec<Value> = fetch(self.admin, "/workloads").await?;
+        let workload = workloads.iter().find(|workload| workload["workload"] == WORKLOAD);
+        let workload = workload.with_context(|| format!("the controller knows no workload {WORKLOAD}"))?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Ok((text(&workload["version"]), text(&workload["sidecar"]["ackedVersion"])))
+    }
+
+    async fn why(&self, scheme: Scheme) -> anyhow::Result<String> {
+        let certificate = match scheme {
+            Scheme::Http => "&tls=false",
+            Scheme::Https => "&tls=true&principal=ingress-nginx.ingress-nginx.cluster.local",
+        };
+        let source = self.network.address(30);
+        let path = format!("/explain?backend={WORKLOAD}&source={source}{certificate}");
+        let answer: Value = fetch(self.admin, &path).await?;
+        Ok(answer["reason"].as_str().context("an explanation without a reason")?.to_owned())
+    }
+}
+
+impl Expected {
+    fn is(&self, answer: &Answer) -> bool {
+        match (self, answer) {
+            (Self::Refused, Answer::Refused(_)) => true,
+            (Self::Status(StatusCode::FORBIDDEN), Answer::Http { status, body }) => {
+                *status == StatusCode::FORBIDDEN && body == DENIED
+            }
+            (Self::Status(expected), Answer::Http { status, .. }) => expected == status,
+            _ => false,
+        }
+    }
+}

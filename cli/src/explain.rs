@@ -1,0 +1,149 @@
+//! `tidegate explain`: would this connection be let in, and why? Asked of a running process, or of a folder.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+use tidegate_controller::Index;
+use tidegate_controller::explain::{Query, Speaks, explain};
+use tidegate_controller::object::ObjectName;
+use tidegate_controller::source::folder::FolderSource;
+use tidegate_core::TrustDomain;
+
+use crate::admin_client::fetch;
+use crate::commands::AdminTarget;
+use crate::output::{OutputFormat, print_as};
+
+/// Flags of `tidegate explain`.
+#[derive(Args, Debug)]
+pub(crate) struct ExplainOptions {
+    /// The Service that is dialled, as NAMESPACE/NAME.
+    #[arg(value_name = "BACKEND", value_parser = parse_backend)]
+    backend: ObjectName,
+    /// The pod's port (targetPort); may be left out where the Service has but one.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// The client's address.
+    #[arg(long, value_name = "ADDRESS")]
+    source: IpAddr,
+    /// The server name in the client's ClientHello.
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
+    /// A name in the client's certificate, a DNS name or a URI; may be repeated. None: no certificate.
+    #[arg(long, value_name = "NAME")]
+    principal: Vec<String>,
+    /// What the client speaks [default: TLS if it has a server name or a certificate, or if only TLS is let in]
+    #[arg(long, value_enum, value_name = "PROTOCOL")]
+    speaks: Option<Protocol>,
+    /// Ask this folder of manifests instead of a running process.
+    #[arg(short = 'f', long = "folder", value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// The mesh's trust domain; with --folder.
+    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = |text: &str| TrustDomain::parse(text))]
+    trust_domain: TrustDomain,
+    #[command(flatten)]
+    target: AdminTarget,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: OutputFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Protocol {
+    /// TLS, as an ingress controller does.
+    Tls,
+    /// No TLS.
+    Plaintext,
+    /// TLS between sidecars.
+    Mesh,
+}
+
+/// Exits with 0 if the connection would be let in, with 1 if not.
+pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
+    let answer: Value = match &options.folder {
+        Some(folder) => {
+            anyhow::ensure!(folder.is_dir(), "--folder: {folder:?} is not a folder");
+            let index = Index::of(FolderSource::new(folder).load().changes);
+            serde_json::to_value(explain(&index, &options.trust_domain, &options.query())?)?
+        }
+        None => fetch(options.target.admin_address, &options.path()).await?,
+    };
+    print_as(options.output, &answer, text)?;
+    let decision = answer.get("decision").and_then(Value::as_str).context("the answer has no decision")?;
+    Ok(if decision == "allow" { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl ExplainOptions {
+    fn query(&self) -> Query {
+        Query {
+            backend: self.backend.clone(),
+            port: self.port,
+            source: self.source,
+            server_name: self.sni.clone(),
+            principals: self.principal.clone(),
+            speaks: match self.speaks {
+                None => Speaks::Likely,
+                Some(Protocol::Tls) => Speaks::Tls,
+                Some(Protocol::Plaintext) => Speaks::Plaintext,
+                Some(Protocol::Mesh) => Speaks::Mesh,
+            },
+        }
+    }
+
+    fn path(&self) -> String {
+        let mut path =
+            format!("/explain?backend={}&source={}", escape(&self.backend.to_string()), self.source);
+        if let Some(port) = self.port {
+            path += &format!("&port={port}");
+        }
+        if let Some(name) = &self.sni {
+            path += &format!("&sni={}", escape(name));
+        }
+        for name in &self.principal {
+            path += &format!("&principal={}", escape(name));
+        }
+        path += match self.speaks {
+            None => "",
+            Some(Protocol::Tls) => "&tls=true",
+            Some(Protocol::Plaintext) => "&tls=false",
+            Some(Protocol::Mesh) => "&tls=mesh",
+        };
+        path
+    }
+}
+
+fn text(answer: &Value) -> String {
+    let keys = ["decision", "reason", "rule", "terms", "workload", "serverIdentity", "port"];
+    let line = |key: &&str| match answer.get(key) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(value)) => Some(format!("{key:<15} {value}\n")),
+        Some(value) => Some(format!("{key:<15} {value}\n")),
+    };
+    keys.iter().filter_map(line).collect()
+}
+
+fn parse_backend(text: &str) -> Result<ObjectName, String> {
+    ObjectName::parse(text).ok_or_else(|| format!("{text:?} is not of the form NAMESPACE/NAME"))
+}
+
+/// Percent-encodes what a query's value may not hold (RFC 3986 §3.4).
+fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:*".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_arrives_as_it_was_written() {
+        assert_eq!(escape("spiffe://td/ns/a/sa/b"), "spiffe://td/ns/a/sa/b");
+        assert_eq!(escape("a&b=c d%\u{e4}"), "a%26b%3Dc%20d%25%C3%A4");
+    }
+}

@@ -1,0 +1,61 @@
+//! `tidegate policy`: statuses, as the controller has them.
+
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+use tidegate_controller::PolicyStatus;
+
+use crate::admin_client::fetch;
+use crate::commands::AdminTarget;
+use crate::output::{OutputFormat, print_as, table};
+
+/// Heading of the table of statuses.
+pub(crate) const HEADING: [&str; 6] = ["NAMESPACE", "KIND", "NAME", "STATUS", "REASON", "FILE"];
+
+/// A status as it comes from a running controller.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListedPolicy {
+    kind: String,
+    namespace: String,
+    name: String,
+    current_status: String,
+    reason: String,
+    warnings: Vec<String>,
+    file: Option<String>,
+}
+
+/// Prints the status of every policy.
+pub(crate) async fn list(target: AdminTarget, output: OutputFormat) -> anyhow::Result<ExitCode> {
+    let policies: Vec<ListedPolicy> = fetch(target.admin_address, "/policies").await?;
+    print_as(output, &policies, |policies| {
+        let rows: Vec<Vec<String>> = policies
+            .iter()
+            .map(|policy| {
+                cells(
+                    [&policy.namespace, &policy.kind, &policy.name, &policy.current_status, &policy.reason],
+                    &policy.warnings,
+                    policy.file.as_deref(),
+                )
+            })
+            .collect();
+        table(&HEADING, &rows)
+    })
+}
+
+/// A row of the table of statuses.
+pub(crate) fn row(policy: &PolicyStatus) -> Vec<String> {
+    let fields = [&policy.namespace, policy.kind, &policy.name, policy.current_status, &policy.reason];
+    cells(fields, &policy.warnings, policy.file.as_deref())
+}
+
+fn cells<S: AsRef<str>>(fields: [S; 5], warnings: &[String], file: Option<&str>) -> Vec<String> {
+    let mut row: Vec<String> = fields.iter().map(|field| field.as_ref().to_owned()).collect();
+    if let Some(reason) = row.last_mut() {
+        for warning in warnings {
+            *reason += &format!("; warning: {warning}");
+        }
+    }
+    row.push(file.unwrap_or_default().to_owned());
+    row
+}

@@ -1,0 +1,457 @@
+//! `tidegate standalone`: the whole mesh in one process, from a folder of manifests.
+//!
+//! Nothing is simulated. The CA, the controller and the sidecars are those of the programs and speak the same gRPC over
+//! the same TLS; only objects come from files instead of an API server, tokens from a key of this process, and a pod is
+//! a loopback address instead of a network namespace.
+
+mod gateway;
+mod tokens;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use rustls_pki_types::ServerName;
+use tidegate_cert_manager::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
+use tidegate_cert_manager::rate_limit::RateLimit;
+use tidegate_cert_manager::rules::IssuingRules;
+use tidegate_cert_manager::store::bundle_file::BundleFile;
+use tidegate_cert_manager::store::root_folder::RootFolder;
+use tidegate_cert_manager::store::secret_folder::SecretFolder;
+use tidegate_cert_manager::{CertManager, CertManagerHandle, GatewayDependencies};
+use tidegate_controller::source::folder::{FolderSource, is_local};
+use tidegate_controller::{Controller, ControllerHandle, LocalPod};
+use tidegate_core::{DnsName, Identity, San, TrustDomain};
+use tidegate_runtime::grpc;
+use tidegate_runtime::identity::{self, CaOptions};
+use tidegate_runtime::logging::{self, LogHandle, LogOptions};
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
+use tidegate_runtime::{signals, trust_bundle};
+use tidegate_sidecar::options::{Inbound, LimitOptions, Options as SidecarOptions};
+use tidegate_sidecar::sidecar::Sidecar;
+use tidegate_sidecar::telemetry::access_log::AccessLogFormat;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+
+use self::tokens::{TokenIssuer, TokenSubject};
+
+/// Where the app of a Pod listens, if not at 127.0.0.1.
+const APP_ADDRESS: &str = "tidegate.io/app-address";
+/// The name by which the CA is called within the process.
+const CA_NAME: &str = "localhost";
+/// How long an orderly end may take.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Flags of `tidegate standalone`.
+#[derive(Args, Clone, Debug)]
+pub struct StandaloneOptions {
+    /// Folder of manifests (.yaml, .yml, .json), watched: Namespace, ServiceAccount, Service, EndpointSlice, Pod,
+    /// IngressBackend, MeshConfig. A Pod whose podIP is a loopback address gets a sidecar.
+    #[arg(short = 'f', long = "folder", value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Where the CA's root, the trust bundle, tokens and the ingress controller's Secret are kept.
+    #[arg(long, env = "TIDEGATE_STATE_DIR", value_name = "DIR", default_value = ".tidegate")]
+    pub state_dir: PathBuf,
+    /// Admin address of the controller, which `tidegate policy` and `tidegate explain` ask.
+    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
+    pub admin_address: SocketAddr,
+    /// Admin address of the CA: its metrics, and the rotation of its root. Port 0 takes a free one.
+    #[arg(long, env = "TIDEGATE_CA_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub ca_admin_address: SocketAddr,
+    /// The mesh's trust domain.
+    #[arg(
+        long,
+        env = "TIDEGATE_TRUST_DOMAIN",
+        value_name = "NAME",
+        default_value = "cluster.local",
+        value_parser = |text: &str| TrustDomain::parse(text)
+    )]
+    pub trust_domain: TrustDomain,
+    /// Life of workloads' certificates, such as 24h.
+    #[arg(
+        long,
+        env = "TIDEGATE_CERTIFICATE_LIFETIME",
+        value_name = "DURATION",
+        default_value = "24h",
+        value_parser = humantime::parse_duration
+    )]
+    pub certificate_lifetime: Duration,
+    /// Data worker threads of each sidecar [default: the processors this process may use]
+    #[arg(long, env = "TIDEGATE_WORKERS", value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Form of the sidecars' access log.
+    #[arg(long, env = "TIDEGATE_ACCESS_LOG_FORMAT", value_enum, default_value = "json")]
+    pub access_log_format: AccessLogFormat,
+    /// File for the access log [default: standard output]
+    #[arg(long, env = "TIDEGATE_ACCESS_LOG_FILE", value_name = "FILE")]
+    pub access_log_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub limits: LimitOptions,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogOptions,
+}
+
+/// A mesh in this process.
+pub struct Standalone {
+    ca: CertManagerHandle,
+    controller: ControllerHandle,
+    sidecars: Arc<Sidecars>,
+    state_dir: PathBuf,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// The sidecars of the local Pods.
+struct Sidecars {
+    options: StandaloneOptions,
+    ca: CaAccess,
+    tokens: TokenIssuer,
+    discovery: SocketAddr,
+    log: LogHandle,
+    running: Mutex<BTreeMap<String, Vec<Sidecar>>>,
+    /// Counts up whenever the set of sidecars was brought in line with the Pods.
+    settled: watch::Sender<u64>,
+}
+
+/// How daemons of this process reach the CA.
+struct CaAccess {
+    address: SocketAddr,
+    trust_bundle: PathBuf,
+    lifetime: Duration,
+}
+
+/// Runs until SIGINT or SIGTERM, then drains.
+pub async fn run(options: StandaloneOptions) -> anyhow::Result<ExitCode> {
+    let log = logging::init(&options.log)?;
+    signals::raise_file_limit();
+    anyhow::ensure!(options.folder.is_dir(), "--folder: {:?} is not a folder", options.folder);
+    let shutdown = signals::shutdown()?;
+    let standalone = Standalone::start(options, log).await?;
+    tracing::info!(
+        controller = %standalone.admin_address(),
+        ca = ?standalone.ca_admin_address(),
+        "the mesh is up; admin pages are at these addresses"
+    );
+    let signal = shutdown.await;
+    tracing::info!(?signal, "draining");
+    standalone.shutdown().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl StandaloneOptions {
+    /// A mesh that is out of every other's way: addresses of its own, state in a folder, an access log in a file there.
+    pub fn in_folder(folder: &Path, state_dir: &Path) -> Self {
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self {
+            folder: folder.to_owned(),
+            state_dir: state_dir.to_owned(),
+            admin_address: free,
+            ca_admin_address: free,
+            trust_domain: TrustDomain::default(),
+            certificate_lifetime: Duration::from_secs(24 * 3600),
+            workers: Some(1),
+            access_log_format: AccessLogFormat::Json,
+            access_log_file: Some(state_dir.join("access.log")),
+            limits: LimitOptions::default(),
+            log: LogOptions::default(),
+        }
+    }
+}
+
+impl Standalone {
+    /// Starts the CA, then the controller, then a sidecar for each local Pod, now and whenever one comes.
+    pub async fn start(options: StandaloneOptions, log: LogHandle) -> anyhow::Result<Self> {
+        let state = &options.state_dir;
+        std::fs::create_dir_all(state).with_context(|| format!("--state-dir {}", state.display()))?;
+        let state_dir = state.canonicalize().with_context(|| format!("--state-dir {}", state.display()))?;
+        let key_file = state_dir.join("token-key.pub");
+        let tokens = TokenIssuer::new(state_dir.join("tokens"), &key_file)?;
+        let (gateway, gateway_settings) = watch::channel(None);
+        let ca = start_ca(&options, &state_dir, key_file, gateway_settings, &log).await?;
+        let access = CaAccess {
+            address: ca.grpc_address(),
+            trust_bundle: state_dir.join("trust-bundle.pem"),
+            lifetime: options.certificate_lifetime,
+        };
+        let (controller, certificate) = start_controller(&options, &access, &tokens, &log).await?;
+        let sidecars = Arc::new(Sidecars {
+            ca: access,
+            tokens,
+            discovery: controller.discovery_address,
+            log,
+            options,
+            running: Mutex::default(),
+            settled: watch::Sender::new(0),
+        });
+        let tasks = vec![
+            certificate,
+            tokio::spawn(gateway::follow(controller.mesh_config.clone(), gateway)),
+            tokio::spawn(sidecars.clone().follow(controller.pods.clone())),
+            tokio::spawn(sidecars.clone().refresh_tokens()),
+        ];
+        Ok(Self { ca, controller, sidecars, state_dir, tasks })
+    }
+
+    /// The controller's admin address.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.controller.admin_address
+    }
+
+    /// The CA's admin address.
+    pub fn ca_admin_address(&self) -> Option<SocketAddr> {
+        self.ca.admin_address()
+    }
+
+    /// Where a Secret's files are: `ca.crt`, `tls.crt`, `tls.key`.
+    pub fn secret_folder(&self, namespace: &str, name: &str) -> PathBuf {
+        self.state_dir.join("secrets").join(namespace).join(name)
+    }
+
+    /// Waits until every local Pod that there is at first has a sidecar with a certificate and a policy.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let mut settled = self.sidecars.settled.subscribe();
+        settled.wait_for(|times| *times > 0).await.context("the sidecars are gone")?;
+        let waits: Vec<_> = {
+            let running = self.sidecars.running.lock().await;
+            running.values().flatten().map(|sidecar| sidecar.readiness().clone()).collect()
+        };
+        for readiness in waits {
+            readiness.ready().await;
+        }
+        Ok(())
+    }
+
+    /// Drains the sidecars, then ends the rest.
+    pub async fn shutdown(self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        let running = std::mem::take(&mut *self.sidecars.running.lock().await);
+        let drains = running.into_values().flatten().map(|sidecar| tokio::spawn(sidecar.drain()));
+        for drain in drains.collect::<Vec<_>>() {
+            let _ = drain.await;
+        }
+        self.controller.shutdown(DRAIN).await;
+        self.ca.drain(DRAIN).await;
+    }
+}
+
+impl Sidecars {
+    /// Keeps a sidecar for each local Pod.
+    async fn follow(self: Arc<Self>, mut pods: watch::Receiver<Arc<Vec<LocalPod>>>) {
+        loop {
+            let local = pods.borrow_and_update().clone();
+            self.settle(&local).await;
+            if !local.is_empty() {
+                self.settled.send_modify(|times| *times += 1);
+            }
+            if pods.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn settle(&self, pods: &[LocalPod]) {
+        let mut running = self.running.lock().await;
+        let gone: Vec<String> = running
+            .keys()
+            .filter(|running| !pods.iter().any(|pod| workload(pod) == **running))
+            .cloned()
+            .collect();
+        for sidecar in gone.iter().filter_map(|gone| running.remove(gone)).flatten() {
+            tokio::spawn(sidecar.drain());
+        }
+        for pod in pods {
+            let sidecars = running.entry(workload(pod)).or_default();
+            let bound: Vec<u16> = sidecars
+                .iter()
+                .flat_map(|sidecar| sidecar.inbound())
+                .map(|inbound| inbound.app.port())
+                .collect();
+            let missing: Vec<u16> = pod.ports.iter().copied().filter(|port| !bound.contains(port)).collect();
+            if missing.is_empty() {
+                continue;
+            }
+            match self.start(pod, &missing).await {
+                Ok(sidecar) => sidecars.push(sidecar),
+                Err(error) => {
+                    tracing::error!(
+                        workload = workload(pod),
+                        error = format!("{error:#}"),
+                        "no sidecar for a Pod"
+                    );
+                }
+            }
+        }
+    }
+
+    /// A sidecar for these ports of a Pod. A port that a Service adds later gets one more, so that the connections of
+    /// the others live on.
+    async fn start(&self, pod: &LocalPod, ports: &[u16]) -> anyhow::Result<Sidecar> {
+        let ip = pod.ip.context("the Pod has no podIP")?;
+        let app: IpAddr = match pod.annotations.get(APP_ADDRESS) {
+            Some(text) => text.parse().with_context(|| format!("annotation {APP_ADDRESS}: {text:?}"))?,
+            None => Ipv4Addr::LOCALHOST.into(),
+        };
+        anyhow::ensure!(
+            app != ip,
+            "podIP and annotation {APP_ADDRESS} are both {ip}: one is the sidecar's, one the app's"
+        );
+        let token_file = self.tokens.write(&subject(pod))?;
+        let inbound =
+            |port: &u16| Inbound { listen: SocketAddr::new(ip, *port), app: SocketAddr::new(app, *port) };
+        let controller = controller_identity(&self.options.trust_domain)?;
+        let options = SidecarOptions {
+            workload: workload(pod),
+            inbound: ports.iter().map(inbound).collect(),
+            discovery_address: address(self.discovery)?,
+            discovery_server_name: ServerName::try_from(controller.dns_name())?,
+            ca: self.ca.options(token_file)?,
+            admin_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            workers: self.options.workers,
+            access_log_format: self.options.access_log_format,
+            access_log_file: self.options.access_log_file.clone(),
+            limits: self.options.limits.clone(),
+            log: self.options.log.clone(),
+        };
+        let sidecar = Sidecar::start(options, self.log.clone()).await?;
+        for inbound in sidecar.inbound() {
+            tracing::info!(
+                workload = workload(pod),
+                listen = %inbound.listen,
+                app = %inbound.app,
+                admin = %sidecar.admin_address(),
+                "a sidecar listens"
+            );
+        }
+        Ok(sidecar)
+    }
+
+    async fn refresh_tokens(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(tokens::REFRESH);
+        tick.tick().await;
+        let mut subjects = self.tokens.subjects();
+        loop {
+            tick.tick().await;
+            for subject in subjects.borrow_and_update().iter() {
+                if let Err(error) = self.tokens.write(subject) {
+                    tracing::error!(error = format!("{error:#}"), "a token cannot be renewed");
+                }
+            }
+        }
+    }
+}
+
+impl CaAccess {
+    fn options(&self, token_file: PathBuf) -> anyhow::Result<CaOptions> {
+        Ok(CaOptions {
+            ca_address: address(self.address)?,
+            ca_server_name: Some(ServerName::try_from(CA_NAME)?),
+            ca_trust_bundle: self.trust_bundle.clone(),
+            token_file,
+            certificate_lifetime: self.lifetime,
+        })
+    }
+}
+
+async fn start_ca(
+    options: &StandaloneOptions,
+    state_dir: &Path,
+    key_file: PathBuf,
+    gateway: watch::Receiver<Option<tidegate_cert_manager::ingress_gateway::IngressGatewaySettings>>,
+    log: &LogHandle,
+) -> anyhow::Result<CertManagerHandle> {
+    let authenticator = SignedJwt::open(SignedJwtOptions {
+        key_files: vec![key_file],
+        audience: tokens::AUDIENCE.to_owned(),
+        issuer: Some(tokens::ISSUER.to_owned()),
+        trust_domain: options.trust_domain.clone(),
+    })?;
+    let rules = IssuingRules::default();
+    let config = tidegate_cert_manager::Config {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        admin: Some(options.ca_admin_address),
+        serving_names: vec![San::Dns(DnsName::parse(CA_NAME)?)],
+        rules: IssuingRules { max_life: rules.max_life.max(options.certificate_lifetime), ..rules },
+        // Files are read once a second.
+        propagation: Duration::from_secs(3),
+        rate_limit: RateLimit::default(),
+        max_connections: 1024,
+    };
+    let dependencies = tidegate_cert_manager::Dependencies {
+        authenticator: Arc::new(authenticator),
+        root_store: Arc::new(RootFolder::new(state_dir.join("ca"))),
+        given: None,
+        publishers: vec![Arc::new(BundleFile::new(state_dir.join("trust-bundle.pem")))],
+        gateway: Some(GatewayDependencies {
+            settings: gateway,
+            store: Arc::new(SecretFolder::new(state_dir.join("secrets"))),
+        }),
+        metrics: Metrics::new(),
+        log: log.clone(),
+    };
+    CertManager::start(config, dependencies).await.context("the CA does not start")
+}
+
+async fn start_controller(
+    options: &StandaloneOptions,
+    ca: &CaAccess,
+    tokens: &TokenIssuer,
+    log: &LogHandle,
+) -> anyhow::Result<(ControllerHandle, JoinHandle<()>)> {
+    let identity = controller_identity(&options.trust_domain)?;
+    let token_file = tokens.write(&TokenSubject {
+        namespace: identity.namespace().to_owned(),
+        service_account: identity.service_account().to_owned(),
+        name: identity.service_account().to_owned(),
+    })?;
+    let metrics = Metrics::new();
+    let bundle = trust_bundle::watch_file(&ca.trust_bundle, trust_bundle::DEFAULT_INTERVAL).await;
+    let kept = identity::start(ca.options(token_file)?, Some(identity), bundle.clone(), &metrics);
+    let config = tidegate_controller::Config {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        admin: options.admin_address,
+        trust_domain: options.trust_domain.clone(),
+        max_connections: 1024,
+        is_workload: is_local,
+    };
+    let dependencies = tidegate_controller::Dependencies {
+        source: Box::new(FolderSource::new(&options.folder)),
+        credentials: kept.credentials,
+        trust_bundle: bundle,
+        metrics,
+        readiness: Readiness::new(),
+        log: log.clone(),
+    };
+    let controller =
+        Controller::start(config, dependencies).await.context("the controller does not start")?;
+    Ok((controller, kept.task))
+}
+
+fn controller_identity(trust_domain: &TrustDomain) -> anyhow::Result<Identity> {
+    let (namespace, account) = (tidegate_controller::NAMESPACE, tidegate_controller::SERVICE_ACCOUNT);
+    Ok(Identity::new(trust_domain.clone(), namespace, account)?)
+}
+
+fn workload(pod: &LocalPod) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}
+
+fn subject(pod: &LocalPod) -> TokenSubject {
+    TokenSubject {
+        namespace: pod.namespace.clone(),
+        service_account: pod.service_account.clone(),
+        name: pod.name.clone(),
+    }
+}
+
+fn address(address: SocketAddr) -> anyhow::Result<grpc::Address> {
+    Ok(grpc::Address::new(ServerName::IpAddress(address.ip().into()), address.port()))
+}

@@ -1,0 +1,48 @@
+//! From MeshConfig to the CA: which client certificate the ingress controller is to have.
+
+use std::sync::Arc;
+
+use tidegate_cert_manager::ingress_gateway::{IngressGatewaySettings, SettingsInput};
+use tidegate_crds::MeshConfigSpec;
+use tokio::sync::watch;
+
+/// Keeps the CA's settings in line with MeshConfig. Settings that cannot be understood change nothing: the certificate
+/// that works stays, and the log says which field is wrong.
+pub(crate) async fn follow(
+    mut mesh_config: watch::Receiver<Option<Arc<MeshConfigSpec>>>,
+    settings: watch::Sender<Option<IngressGatewaySettings>>,
+) {
+    // Until the objects are read there is no telling whether the field is gone or not there yet.
+    while mesh_config.changed().await.is_ok() {
+        let spec = mesh_config.borrow_and_update().clone();
+        match spec.as_ref().and_then(|spec| spec.ingress_gateway()).map(parse).transpose() {
+            Ok(wanted) => {
+                settings.send_if_modified(|current| {
+                    let is_news = *current != wanted;
+                    *current = wanted;
+                    is_news
+                });
+            }
+            Err(problems) => {
+                for problem in problems {
+                    tracing::error!(
+                        field = problem.path,
+                        problem = problem.problem,
+                        "MeshConfig is not followed"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn parse(
+    wanted: &tidegate_crds::mesh_config::IngressGatewayCertificate,
+) -> Result<IngressGatewaySettings, Vec<tidegate_cert_manager::ingress_gateway::SettingsProblem>> {
+    IngressGatewaySettings::parse(SettingsInput {
+        subject_alt_names: &wanted.subject_alt_names,
+        validity_duration: &wanted.validity_duration,
+        secret_namespace: &wanted.secret.namespace,
+        secret_name: &wanted.secret.name,
+    })
+}

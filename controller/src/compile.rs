@@ -1,0 +1,182 @@
+//! From objects to policy: pure functions of an [`Index`].
+//!
+//! [`workload`] joins everything that decides about one Pod into one [`InboundPolicy`]; [`status`](mod@status) says
+//! of each IngressBackend whether it is in force. Both read a rule through `ingress`, so that what a status says is
+//! what sidecars do.
+
+mod ingress;
+pub mod status;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use tidegate_core::identity::IdentityError;
+use tidegate_core::policy::{AppProtocol, InboundPolicy, IngressRule, MeshRule, PortPolicy};
+use tidegate_core::{Identity, TrustDomain};
+
+use self::ingress::BackendRule;
+use crate::index::Index;
+use crate::object::ObjectName;
+use crate::service::{Selected, app_protocol, selects, tcp_ports};
+
+/// Why mesh peers are kept out where no policy lets them in.
+const NOT_PERMISSIVE: &str = "permissive mode is off and no policy lets mesh peers in";
+
+/// The policy of one workload.
+///
+/// Its ports are those of the Services in front of it, whether or not the Pod is ready: readiness says who is sent
+/// traffic, not who may send it. An error means that the Pod has no identity, and so no policy, and so no traffic.
+pub fn workload(
+    index: &Index,
+    pod: &Pod,
+    trust_domain: &TrustDomain,
+) -> Result<InboundPolicy, IdentityError> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    workload_by(&NamespaceRules::new(index, namespace), index, pod, trust_domain)
+}
+
+/// The rules of a namespace's IngressBackends, to be made once for all of its workloads.
+pub(crate) struct NamespaceRules(Vec<(Arc<str>, BackendRule)>);
+
+impl NamespaceRules {
+    pub(crate) fn new(index: &Index, namespace: &str) -> Self {
+        let rules = index.ingress_backends_in(namespace).flat_map(|(name, backend)| {
+            let policy = name.to_shared();
+            ingress::rules(index, name, &backend.spec).into_iter().map(move |rule| (policy.clone(), rule))
+        });
+        Self(rules.collect())
+    }
+}
+
+/// [`workload`], by rules that are made already.
+pub(crate) fn workload_by(
+    rules: &NamespaceRules,
+    index: &Index,
+    pod: &Pod,
+    trust_domain: &TrustDomain,
+) -> Result<InboundPolicy, IdentityError> {
+    let name = ObjectName::of(&pod.metadata);
+    let identity = Identity::new(trust_domain.clone(), &name.namespace, service_account(pod))?;
+    let mut ports: BTreeMap<u16, PortPolicy> = BTreeMap::new();
+    for (service_name, service) in index.services_in(&name.namespace) {
+        for (number, protocol) in ports_behind(index, service_name, service, pod) {
+            let port = ports.entry(number).or_insert_with(|| PortPolicy {
+                protocol,
+                services: Vec::new(),
+                mesh: mesh_rule(index),
+                ingress: Vec::new(),
+            });
+            port.services.push(service_name.to_shared());
+        }
+    }
+    for (policy, rule) in &rules.0 {
+        let service = rule.backend.to_shared();
+        let port = ports.get_mut(&rule.port).filter(|port| port.services.contains(&service));
+        if let Some(port) = port {
+            let state = rule.state.clone();
+            port.ingress.push(IngressRule { policy: policy.clone(), backend: service, state });
+        }
+    }
+    Ok(InboundPolicy { workload: name.to_shared(), identity, ports })
+}
+
+/// What a Pod runs as.
+pub fn service_account(pod: &Pod) -> &str {
+    let spec = pod.spec.as_ref();
+    let account =
+        spec.and_then(|spec| spec.service_account_name.as_deref().or(spec.service_account.as_deref()));
+    account.filter(|account| !account.is_empty()).unwrap_or("default")
+}
+
+fn mesh_rule(index: &Index) -> MeshRule {
+    if index.mesh_config_spec().is_none_or(|config| config.is_permissive()) {
+        MeshRule::AnyPeer
+    } else {
+        MeshRule::Deny(NOT_PERMISSIVE.into())
+    }
+}
+
+/// The Pod's ports behind a Service: by the Service's selector, or by EndpointSlices that list the Pod.
+fn ports_behind(
+    index: &Index,
+    service_name: &ObjectName,
+    service: &Service,
+    pod: &Pod,
+) -> BTreeMap<u16, AppProtocol> {
+    let mut ports = BTreeMap::new();
+    if selects(service, pod) {
+        for port in (Selected { service, pod }).ports() {
+            ports.entry(port.number).or_insert(port.protocol());
+        }
+    }
+    for (number, protocol) in listed_ports(index, service_name, service, Some(pod)) {
+        ports.entry(number).or_insert(protocol);
+    }
+    ports
+}
+
+/// The ports of a Service's EndpointSlices; of those only that list the Pod, if one is given.
+fn listed_ports(
+    index: &Index,
+    service_name: &ObjectName,
+    service: &Service,
+    pod: Option<&Pod>,
+) -> BTreeMap<u16, AppProtocol> {
+    let mut ports = BTreeMap::new();
+    let lists = |endpoint| pod.is_none_or(|pod| is_endpoint(pod, endpoint));
+    for slice in index.slices_of(service_name).filter(|slice| slice.endpoints.iter().flatten().any(lists)) {
+        for port in slice.ports.iter().flatten() {
+            let Some(number) = port.port.and_then(|number| u16::try_from(number).ok()) else { continue };
+            if number == 0 || port.protocol.as_deref().unwrap_or("TCP") != "TCP" {
+                continue;
+            }
+            let name = port.name.as_deref().filter(|name| !name.is_empty());
+            let declared = tcp_ports(service).find(|declared| declared.name.as_deref() == name);
+            let declared = declared.and_then(|declared| declared.app_protocol.as_deref());
+            ports.entry(number).or_insert(app_protocol(port.app_protocol.as_deref().or(declared), name));
+        }
+    }
+    ports
+}
+
+/// Whether an endpoint is this Pod. Its reference decides; an address only where there is none, for addresses are
+/// given to the next Pod.
+fn is_endpoint(pod: &Pod, endpoint: &k8s_openapi::api::discovery::v1::Endpoint) -> bool {
+    if let Some(target) = &endpoint.target_ref {
+        return target.kind.as_deref() == Some("Pod")
+            && target.name == pod.metadata.name
+            && target
+                .namespace
+                .as_ref()
+                .is_none_or(|namespace| Some(namespace) == pod.metadata.namespace.as_ref())
+            && (target.uid.is_none() || pod.metadata.uid.is_none() || target.uid == pod.metadata.uid);
+    }
+    let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_ref());
+    address.is_some_and(|address| endpoint.addresses.contains(address))
+}
+
+/// A Pod such as a Service would select, for asking what would hold for one.
+pub(crate) fn imagined_pod(name: &ObjectName, service: &Service) -> Pod {
+    let mut pod = Pod::default();
+    pod.metadata.name = Some(name.name.to_string());
+    pod.metadata.namespace = Some(name.namespace.to_string());
+    pod.metadata.labels = service.spec.as_ref().and_then(|spec| spec.selector.clone());
+    pod
+}
+
+/// The numbers that an IngressBackend may name for a Service, sorted.
+pub(crate) fn target_ports(index: &Index, name: &ObjectName, service: &Arc<Service>) -> Vec<u16> {
+    let numbered = tcp_ports(service).filter_map(crate::service::numbered_target);
+    let mut ports: Vec<u16> = numbered.collect();
+    for (_, pod) in index.pods_in(&name.namespace).filter(|(_, pod)| selects(service, pod)) {
+        ports.extend((Selected { service, pod }).ports().iter().map(|port| port.number));
+    }
+    ports.extend(listed_ports(index, name, service, None).into_keys());
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! The discovery service: each sidecar gets its own workload's policy, and nothing else.
+//!
+//! `session` holds the story of one stream.
+
+mod session;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tidegate_core::{Identity, PeerCertificate, TrustDomain};
+use tidegate_proto::discovery::discovery_server::Discovery;
+use tidegate_proto::discovery::{DiscoveryRequest, DiscoveryResponse};
+use tidegate_runtime::drain;
+use tidegate_runtime::grpc::Peer;
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::metrics::ControllerMetrics;
+use crate::workloads::Workloads;
+
+use session::{Client, Session};
+
+/// Serves streams.
+#[derive(Debug)]
+pub(crate) struct DiscoveryService {
+    pub(crate) workloads: Arc<Workloads>,
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+    pub(crate) metrics: ControllerMetrics,
+    pub(crate) drain: drain::Watch,
+    pub(crate) streams: AtomicU64,
+    /// How long a stream may be silent before it says whose policy it wants.
+    pub(crate) hello_timeout: Duration,
+}
+
+/// [`DiscoveryService::hello_timeout`], unless there is a reason for another one.
+pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[tonic::async_trait]
+impl Discovery for DiscoveryService {
+    type StreamStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let client = self.client(&request).inspect_err(|_| {
+            self.metrics.refused_streams.inc();
+        })?;
+        // One message: what is not yet taken by the sidecar is at most what it has not acknowledged.
+        let (sender, receiver) = mpsc::channel(1);
+        let session = Session::new(
+            self.streams.fetch_add(1, Ordering::Relaxed),
+            client,
+            self.workloads.clone(),
+            self.trust_bundle.clone(),
+            self.metrics.clone(),
+            sender,
+        );
+        let run = session.run(request.into_inner(), self.hello_timeout, self.drain.clone());
+        tokio::spawn(run);
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+impl DiscoveryService {
+    /// Who calls, by the certificate that TLS has verified.
+    fn client(&self, request: &Request<Streaming<DiscoveryRequest>>) -> Result<Client, Status> {
+        let peer = request.extensions().get::<Peer>();
+        let leaf = peer.and_then(|peer| peer.certificates.first());
+        let leaf = leaf.ok_or_else(|| Status::unauthenticated("a client certificate is required"))?;
+        let certificate = PeerCertificate::from_der(leaf)
+            .map_err(|error| Status::unauthenticated(format!("client certificate: {error}")))?;
+        let identity = Identity::from_sans(&certificate.sans, &self.trust_domain).ok_or_else(|| {
+            Status::permission_denied("the client certificate is not that of a workload of this mesh")
+        })?;
+        let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        Ok(Client {
+            identity,
+            address: peer.map_or(unknown, |peer| peer.address),
+            expires: certificate.not_after,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

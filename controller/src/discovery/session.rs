@@ -1,0 +1,270 @@
+//! One sidecar's stream, top to bottom.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tidegate_core::Identity;
+use tidegate_proto::discovery as wire;
+use tidegate_proto::discovery::discovery_request::Message;
+use tidegate_proto::discovery::{Ack, DiscoveryRequest, DiscoveryResponse, Hello, Resource};
+use tidegate_runtime::drain;
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tokio::sync::{mpsc, watch};
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+use crate::metrics::ControllerMetrics;
+use crate::object::ObjectName;
+use crate::workloads::{Follower, Published, Rejected, Workloads};
+
+/// The longest text that is kept of what a sidecar says.
+const MAX_TEXT_BYTES: usize = 1024;
+
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    pub(super) identity: Identity,
+    pub(super) address: SocketAddr,
+    /// When its certificate ends, and with it what the stream rests on.
+    pub(super) expires: SystemTime,
+}
+
+/// A stream before its first message.
+pub(super) struct Session {
+    id: u64,
+    client: Client,
+    workloads: Arc<Workloads>,
+    trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+    metrics: ControllerMetrics,
+    responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
+}
+
+/// A stream that follows a workload.
+struct Following<'s> {
+    session: &'s Session,
+    workload: ObjectName,
+    resource: String,
+    policy: watch::Receiver<Option<Arc<Published>>>,
+    /// The version that the sidecar was last sent, or said to hold.
+    held: Option<Arc<str>>,
+    /// The nonce of the response that is not acknowledged; nothing is sent while there is one.
+    in_flight: Option<u64>,
+    last_nonce: u64,
+}
+
+impl Session {
+    pub(super) fn new(
+        id: u64,
+        client: Client,
+        workloads: Arc<Workloads>,
+        trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+        metrics: ControllerMetrics,
+        responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
+    ) -> Self {
+        Self { id, client, workloads, trust_bundle, metrics, responses }
+    }
+
+    pub(super) async fn run(
+        self,
+        mut requests: Streaming<DiscoveryRequest>,
+        hello_timeout: Duration,
+        drain: drain::Watch,
+    ) {
+        self.metrics.streams.inc();
+        let ended = self.serve(&mut requests, hello_timeout, drain).await;
+        self.metrics.streams.dec();
+        if let Err(status) = ended {
+            if status.code() == tonic::Code::PermissionDenied {
+                self.metrics.refused_streams.inc();
+                warn!(peer = %self.client.address, identity = %self.client.identity, "{}", status.message());
+            }
+            // The sidecar may be gone by now.
+            let _ = self.responses.send(Err(status)).await;
+        }
+    }
+
+    async fn serve(
+        &self,
+        requests: &mut Streaming<DiscoveryRequest>,
+        hello_timeout: Duration,
+        mut drain: drain::Watch,
+    ) -> Result<(), Status> {
+        let first = tokio::select! {
+            () = drain.started() => return Err(shutting_down()),
+            first = tokio::time::timeout(hello_timeout, requests.message()) => first,
+        };
+        let first = first.map_err(|_| Status::deadline_exceeded("Hello did not come in time"))??;
+        let Some(first) = first else { return Ok(()) };
+        let Some(Message::Hello(hello)) = first.message else {
+            return Err(Status::invalid_argument("the first message must be Hello"));
+        };
+        let node = hello.node.clone().unwrap_or_default();
+        let workload = ObjectName::parse(&node.workload)
+            .filter(|_| node.workload.len() < MAX_TEXT_BYTES)
+            .ok_or_else(|| Status::invalid_argument("Hello.node.workload must be <namespace>/<name>"))?;
+        let result = self.follow(&workload, &hello, node, requests, drain).await;
+        self.workloads.update(&workload, self.id, |follower| follower.is_connected = false);
+        self.workloads.release(&workload);
+        result
+    }
+
+    async fn follow(
+        &self,
+        workload: &ObjectName,
+        hello: &Hello,
+        node: wire::Node,
+        requests: &mut Streaming<DiscoveryRequest>,
+        mut drain: drain::Watch,
+    ) -> Result<(), Status> {
+        let resource = wire::inbound_policy_name(&workload.to_string());
+        let mut following = Following {
+            session: self,
+            held: hello.known_versions.get(&resource).map(|version| version.as_str().into()),
+            resource,
+            policy: self.workloads.follow(workload),
+            workload: workload.clone(),
+            in_flight: None,
+            last_nonce: 0,
+        };
+        let mut synced = self.workloads.synced();
+        let mut trust_bundle = self.trust_bundle.clone();
+        let roots = trust_bundle.borrow_and_update().clone();
+        let expiry = self.client.expires.duration_since(SystemTime::now()).unwrap_or_default();
+        let expiry = tokio::time::sleep(expiry);
+        let mut expiry = std::pin::pin!(expiry);
+        let mut is_introduced = false;
+        loop {
+            if *synced.borrow_and_update() {
+                following.authorize()?;
+                if !is_introduced && following.policy.borrow().is_some() {
+                    is_introduced = true;
+                    following.introduce(&node);
+                }
+                following.send_news().await;
+            }
+            tokio::select! {
+                () = drain.started() => return Err(shutting_down()),
+                () = &mut expiry => return Err(Status::unauthenticated("the client certificate has expired")),
+                message = requests.message() => match message?.map(|request| request.message) {
+                    Some(Some(Message::Ack(ack))) => following.acknowledge(&ack),
+                    Some(Some(Message::Hello(_))) => {
+                        return Err(Status::invalid_argument("Hello is only the first message"));
+                    }
+                    Some(None) => return Err(Status::invalid_argument("an empty message")),
+                    None => return Ok(()),
+                },
+                changed = following.policy.changed() => changed.map_err(|_| shutting_down())?,
+                changed = synced.changed() => changed.map_err(|_| shutting_down())?,
+                Ok(()) = trust_bundle.changed() => {
+                    let now = trust_bundle.borrow_and_update().clone();
+                    if roots.roots().iter().any(|root| !now.roots().contains(root)) {
+                        return Err(Status::unauthenticated("a root is no longer trusted; connect again"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Following<'_> {
+    /// A workload's policy is its own business: only who runs as its service account may have it. Of a workload
+    /// that is not known, nobody learns anything.
+    fn authorize(&self) -> Result<(), Status> {
+        let client = &self.session.client.identity;
+        match &*self.policy.borrow() {
+            Some(published) if published.policy.identity != *client => Err(Status::permission_denied(
+                format!("{client} is not the identity of workload {}", self.workload),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn introduce(&self, node: &wire::Node) {
+        let client = &self.session.client;
+        info!(workload = %self.workload, peer = %client.address, instance = node.instance, "sidecar connected");
+        let follower = Follower {
+            stream: self.session.id,
+            peer: client.address,
+            program: limited(&node.version),
+            instance: limited(&node.instance),
+            since: SystemTime::now(),
+            is_connected: true,
+            sent: self.held.clone(),
+            acknowledged: self.held.clone(),
+            rejected: None,
+        };
+        self.session.workloads.connected(&self.workload, follower);
+    }
+
+    /// Sends what the sidecar does not hold, unless it still owes an answer: then what comes meanwhile is sent with
+    /// the next response, as its newest state.
+    async fn send_news(&mut self) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        let current = self.policy.borrow_and_update().clone();
+        let version = current.as_ref().map(|published| published.version.clone());
+        if version == self.held {
+            return;
+        }
+        let mut response = DiscoveryResponse { nonce: self.last_nonce + 1, ..DiscoveryResponse::default() };
+        match current {
+            Some(published) => response.resources.push(Resource {
+                name: self.resource.clone(),
+                version: published.version.to_string(),
+                body: Some(wire::resource::Body::InboundPolicy(published.message.clone())),
+            }),
+            // To a stranger, "is no more" would say that it was not there.
+            None if self.session.client.identity.namespace() != &*self.workload.namespace => return,
+            None => response.removed.push(self.resource.clone()),
+        }
+        self.last_nonce += 1;
+        self.in_flight = Some(self.last_nonce);
+        self.held = version;
+        self.session.metrics.sent.inc();
+        let sent = self.held.clone();
+        self.session.workloads.update(&self.workload, self.session.id, |follower| follower.sent = sent);
+        // A sidecar that is gone ends the stream from its side.
+        let _ = self.session.responses.send(Ok(response)).await;
+    }
+
+    fn acknowledge(&mut self, ack: &Ack) {
+        if self.in_flight != Some(ack.nonce) {
+            debug!(workload = %self.workload, nonce = ack.nonce, "an answer to no question");
+            return;
+        }
+        self.in_flight = None;
+        let metrics = &self.session.metrics;
+        let rejection = ack.rejections.iter().find(|rejection| rejection.name == self.resource);
+        let held = self.held.clone();
+        self.session.workloads.update(&self.workload, self.session.id, |follower| match rejection {
+            None => {
+                follower.acknowledged = held;
+                follower.rejected = None;
+            }
+            Some(rejection) => {
+                follower.rejected = Some(Rejected {
+                    version: limited(&rejection.version),
+                    reason: limited(&rejection.reason),
+                });
+            }
+        });
+        match rejection {
+            None => drop(metrics.acknowledged.inc()),
+            Some(rejection) => {
+                metrics.rejected.inc();
+                let reason = limited(&rejection.reason);
+                warn!(workload = %self.workload, %reason, "sidecar refused a policy and keeps the one before");
+            }
+        }
+    }
+}
+
+fn shutting_down() -> Status {
+    Status::unavailable("the controller is shutting down")
+}
+
+fn limited(text: &str) -> String {
+    text.chars().take(MAX_TEXT_BYTES).collect()
+}

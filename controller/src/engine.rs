@@ -1,0 +1,243 @@
+//! Takes batches of changes, recompiles what they touch, and hands the result to whoever follows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use k8s_openapi::api::core::v1::Pod;
+use tidegate_core::TrustDomain;
+use tidegate_crds::MeshConfigSpec;
+use tidegate_runtime::readiness::Blocker;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+use crate::LocalPod;
+use crate::compile::status::{self, CurrentStatus, ObjectStatus};
+use crate::compile::{self, NamespaceRules, service_account};
+use crate::index::{Index, Touched};
+use crate::metrics::ControllerMetrics;
+use crate::object::{Kind, ObjectKey, ObjectName};
+use crate::source::{Batch, Problem};
+use crate::status::{StatusBoard, StatusWriter};
+use crate::workloads::Workloads;
+
+/// What the engine makes, for readers in other tasks.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) index: Arc<RwLock<Index>>,
+    pub(crate) workloads: Arc<Workloads>,
+    pub(crate) statuses: StatusBoard,
+    pub(crate) problems: Arc<RwLock<Vec<Problem>>>,
+}
+
+/// The one writer of everything in [`Shared`].
+pub(crate) struct Engine {
+    shared: Shared,
+    is_workload: fn(&Pod) -> bool,
+    status_writers: Vec<Box<dyn StatusWriter>>,
+    written: BTreeMap<ObjectKey, (ObjectStatus, Option<Arc<str>>)>,
+    mesh_config: watch::Sender<Option<Arc<MeshConfigSpec>>>,
+    pods: watch::Sender<Arc<Vec<LocalPod>>>,
+    metrics: ControllerMetrics,
+    /// Held until the first complete list has been compiled.
+    blocker: Option<Blocker>,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        shared: Shared,
+        is_workload: fn(&Pod) -> bool,
+        status_writers: Vec<Box<dyn StatusWriter>>,
+        metrics: ControllerMetrics,
+        blocker: Blocker,
+    ) -> Self {
+        Self {
+            shared,
+            is_workload,
+            status_writers,
+            written: BTreeMap::new(),
+            mesh_config: watch::Sender::new(None),
+            pods: watch::Sender::default(),
+            metrics,
+            blocker: Some(blocker),
+        }
+    }
+
+    pub(crate) fn mesh_config(&self) -> watch::Receiver<Option<Arc<MeshConfigSpec>>> {
+        self.mesh_config.subscribe()
+    }
+
+    pub(crate) fn pods(&self) -> watch::Receiver<Arc<Vec<LocalPod>>> {
+        self.pods.subscribe()
+    }
+
+    /// Runs until the source ends.
+    pub(crate) async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
+        while let Some(batch) = batches.recv().await {
+            self.take(batch);
+        }
+    }
+
+    pub(crate) fn take(&mut self, batch: Batch) {
+        let mut touched = Touched::default();
+        {
+            let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
+            for change in batch.changes {
+                index.apply(change, &mut touched);
+            }
+        }
+        *self.shared.problems.write().unwrap_or_else(PoisonError::into_inner) = batch.problems;
+        let is_first = self.blocker.is_some();
+        if is_first && !batch.is_complete {
+            return;
+        }
+        touched.all |= is_first;
+        self.recompile(&touched);
+        if is_first {
+            self.shared.workloads.mark_synced();
+            info!(workloads = self.shared.workloads.count(), "every object is compiled");
+            self.blocker = None;
+        }
+    }
+
+    fn recompile(&mut self, touched: &Touched) {
+        let index = self.shared.index.clone();
+        let index = index.read().unwrap_or_else(PoisonError::into_inner);
+        let mut names: BTreeSet<ObjectName> = touched.pods.clone();
+        if touched.all {
+            names.extend(index.pods().map(|(name, _)| name.clone()));
+        }
+        for namespace in &touched.namespaces {
+            names.extend(index.pods_in(namespace).map(|(name, _)| name.clone()));
+        }
+        let mut rules = None;
+        for name in &names {
+            self.recompile_workload(&index, &mut rules, name);
+        }
+        self.update_statuses(&index, touched);
+        if touched.all {
+            let config = index.mesh_config_spec();
+            self.mesh_config.send_if_modified(|current| {
+                let is_news = current.as_deref() != config;
+                if is_news {
+                    *current = config.cloned().map(Arc::new);
+                }
+                is_news
+            });
+        }
+        self.update_pods(&index);
+        self.metrics.workloads.set(i64::try_from(self.shared.workloads.count()).unwrap_or(i64::MAX));
+    }
+
+    /// `rules` are those of the namespace of the workload before: names come sorted, so they mostly still hold.
+    fn recompile_workload(
+        &self,
+        index: &Index,
+        rules: &mut Option<(Arc<str>, NamespaceRules)>,
+        name: &ObjectName,
+    ) {
+        let workloads = &self.shared.workloads;
+        let Some(pod) = index.pod(name).filter(|pod| (self.is_workload)(pod)) else {
+            return workloads.withdraw(name, None);
+        };
+        self.metrics.compiled.inc();
+        let (_, rules) = match rules.take() {
+            Some(kept) if kept.0 == name.namespace => rules.insert(kept),
+            _ => rules.insert((name.namespace.clone(), NamespaceRules::new(index, &name.namespace))),
+        };
+        match compile::workload_by(rules, index, pod, &self.shared.trust_domain) {
+            Ok(policy) => {
+                if workloads.publish(name, policy) {
+                    debug!(workload = %name, "policy changed");
+                }
+            }
+            Err(error) => {
+                warn!(workload = %name, %error, "workload has no identity, and so no traffic");
+                workloads.withdraw(name, Some(error.to_string()));
+            }
+        }
+    }
+
+    fn update_statuses(&mut self, index: &Index, touched: &Touched) {
+        let is_touched = |name: &ObjectName| {
+            touched.all
+                || touched.namespaces.contains(&name.namespace)
+                || touched.pods.iter().any(|pod| pod.namespace == name.namespace)
+        };
+        let backends = index.ingress_backends().filter(|(name, _)| is_touched(name));
+        let backends = backends.map(|(name, object)| {
+            let key = ObjectKey { kind: Kind::IngressBackend, name: name.clone() };
+            (key, status::ingress_backend(index, name, object))
+        });
+        let configs = index.mesh_configs().filter(|_| touched.all).map(|(name, object)| {
+            let key = ObjectKey { kind: Kind::MeshConfig, name: name.clone() };
+            (key, status::mesh_config(index, name, object))
+        });
+        let current: BTreeMap<_, _> = backends.chain(configs).collect();
+        let is_gone = |key: &&ObjectKey| {
+            !current.contains_key(*key)
+                && match key.kind {
+                    Kind::MeshConfig => touched.all,
+                    _ => is_touched(&key.name),
+                }
+        };
+        let gone: Vec<_> = self.written.keys().filter(is_gone).cloned().collect();
+        for key in gone {
+            self.written.remove(&key);
+            self.status_writers.iter().for_each(|writer| writer.remove(&key));
+        }
+        for (key, status) in current {
+            let origin = index.origin(key.kind, &key.name).cloned();
+            let before = self.written.get(&key);
+            if before.is_some_and(|(old, place)| *old == status && *place == origin) {
+                continue;
+            }
+            if before.is_none_or(|(old, _)| *old != status) {
+                log_status(&key, &status);
+            }
+            self.status_writers.iter().for_each(|writer| writer.write(&key, &status, origin.as_ref()));
+            self.written.insert(key, (status, origin));
+        }
+    }
+
+    fn update_pods(&self, index: &Index) {
+        let local = index.pods().filter(|(_, pod)| (self.is_workload)(pod));
+        let pods: Vec<_> = local.map(|(name, pod)| self.local_pod(name, pod)).collect();
+        self.pods.send_if_modified(|current| {
+            let is_news = **current != pods;
+            if is_news {
+                *current = Arc::new(pods);
+            }
+            is_news
+        });
+    }
+
+    fn local_pod(&self, name: &ObjectName, pod: &Pod) -> LocalPod {
+        let published = self.shared.workloads.policy(name);
+        let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref());
+        LocalPod {
+            namespace: name.namespace.to_string(),
+            name: name.name.to_string(),
+            uid: pod.metadata.uid.clone(),
+            ip: address.and_then(|address| address.parse().ok()),
+            service_account: service_account(pod).to_owned(),
+            annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+            ports: published
+                .map(|published| published.policy.ports.keys().copied().collect())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+fn log_status(key: &ObjectKey, status: &ObjectStatus) {
+    match status.current {
+        CurrentStatus::Committed => info!(object = %key, "{}", status.reason),
+        CurrentStatus::Error => warn!(object = %key, reason = %status.reason, "not in force"),
+    }
+    for warning in &status.warnings {
+        warn!(object = %key, "{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

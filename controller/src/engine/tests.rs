@@ -1,0 +1,224 @@
+use std::sync::Mutex;
+
+use tidegate_runtime::readiness::Readiness;
+
+use super::*;
+use crate::compile::status::CurrentStatus;
+use crate::object::Object;
+use crate::source::Change;
+use crate::source::folder::{FolderSource, is_local};
+use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, backend, ingress_backend};
+
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Vec<String>>>);
+
+impl StatusWriter for Recorder {
+    fn write(&self, key: &ObjectKey, status: &ObjectStatus, _: Option<&Arc<str>>) {
+        self.0.lock().unwrap().push(format!("{key}: {}", status.reason));
+    }
+
+    fn remove(&self, key: &ObjectKey) {
+        self.0.lock().unwrap().push(format!("{key}: removed"));
+    }
+}
+
+impl Recorder {
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+struct Bench {
+    engine: Engine,
+    statuses: Recorder,
+    readiness: Readiness,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let shared = Shared {
+            trust_domain: TrustDomain::default(),
+            index: Arc::default(),
+            workloads: Arc::new(Workloads::new()),
+            statuses: StatusBoard::default(),
+            problems: Arc::default(),
+        };
+        let (statuses, readiness) = (Recorder::default(), Readiness::new());
+        let engine = Engine::new(
+            shared,
+            is_local,
+            vec![Box::new(statuses.clone())],
+            ControllerMetrics::default(),
+            readiness.block("objects"),
+        );
+        Self { engine, statuses, readiness }
+    }
+
+    fn started(documents: &[&str]) -> Self {
+        let mut bench = Self::new();
+        bench.engine.take(Batch { changes: changes(documents), is_complete: true, problems: Vec::new() });
+        bench
+    }
+
+    /// How many workloads these changes had compiled.
+    fn apply(&mut self, changes: Vec<Change>) -> u64 {
+        let before = self.engine.metrics.compiled.get();
+        self.engine.take(Batch { changes, is_complete: true, problems: Vec::new() });
+        self.engine.metrics.compiled.get() - before
+    }
+
+    fn version(&self, pod: &str) -> Option<Arc<str>> {
+        let policy = self.engine.shared.workloads.policy(&ObjectName::parse(pod).unwrap());
+        policy.map(|published| published.version.clone())
+    }
+}
+
+fn changes(documents: &[&str]) -> Vec<Change> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), documents.join("\n---\n")).unwrap();
+    FolderSource::new(folder.path()).load().changes
+}
+
+fn other_namespace() -> String {
+    HTTPBIN.replace("namespace: httpbin", "namespace: other")
+}
+
+#[test]
+fn nothing_is_published_before_the_first_list_is_complete() {
+    let mut bench = Bench::new();
+    let synced = bench.engine.shared.workloads.synced();
+    bench.engine.take(Batch { changes: changes(&[HTTPBIN]), ..Batch::default() });
+    assert!(bench.version("httpbin/httpbin-1").is_none());
+    assert!(!*synced.borrow() && !bench.readiness.is_ready());
+    bench.engine.take(Batch { is_complete: true, ..Batch::default() });
+    assert!(bench.version("httpbin/httpbin-1").is_some());
+    assert!(*synced.borrow() && bench.readiness.is_ready());
+}
+
+#[test]
+fn only_workloads_that_a_change_touches_are_compiled() {
+    let ib = ingress_backend("ib", &backend("http", ""), FROM_GATEWAY);
+    let mut bench = Bench::started(&[HTTPBIN, &other_namespace(), GATEWAY, &ib]);
+    let in_httpbin = changes(&[&ingress_backend("ib2", &backend("http", ""), "")]);
+    assert_eq!(bench.apply(in_httpbin), 1);
+    let unrelated = changes(&["apiVersion: v1\nkind: Service\nmetadata: {name: x, namespace: elsewhere}\n"]);
+    assert_eq!(bench.apply(unrelated), 0);
+    let account =
+        changes(&["apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: x, namespace: httpbin}\n"]);
+    assert_eq!(bench.apply(account), 0);
+}
+
+#[test]
+fn endpoints_of_a_source_are_followed_whatever_their_namespace() {
+    let ib = ingress_backend("ib", &backend("http", ""), FROM_GATEWAY);
+    let mut bench = Bench::started(&[HTTPBIN, &other_namespace(), GATEWAY, &ib]);
+    let before = bench.version("httpbin/httpbin-1");
+    let other = bench.version("other/httpbin-1");
+    // The namespace of the gateway is no part of the mesh, and nothing says that it is.
+    let moved = changes(&[&GATEWAY.replace("127.0.0.2", "127.0.0.99")]);
+    assert_eq!(bench.apply(moved), 1);
+    assert_ne!(bench.version("httpbin/httpbin-1"), before);
+    assert_eq!(bench.version("other/httpbin-1"), other);
+
+    bench.statuses.take();
+    let (_, slice) = GATEWAY.split_once("---").unwrap();
+    let gone = changes(&[slice]).into_iter().map(|change| match change {
+        Change::Apply { object, .. } => Change::Delete(object.key()),
+        delete @ Change::Delete(_) => delete,
+    });
+    bench.apply(gone.collect());
+    assert_eq!(
+        bench.statuses.take(),
+        ["IngressBackend httpbin/ib: endpoints not found for service ingress-nginx/ingress-nginx-controller"]
+    );
+    bench.apply(changes(&[slice]));
+    assert_eq!(bench.statuses.take(), ["IngressBackend httpbin/ib: successfully committed by the system"]);
+}
+
+#[test]
+fn what_stays_the_same_is_published_once() {
+    let mut bench = Bench::started(&[HTTPBIN]);
+    let name = ObjectName::parse("httpbin/httpbin-1").unwrap();
+    let mut follower = bench.engine.shared.workloads.follow(&name);
+    follower.borrow_and_update();
+    let labelled = HTTPBIN.replace("app: httpbin}}", "app: httpbin, version: v2}}");
+    assert_ne!(labelled, HTTPBIN);
+    assert_eq!(bench.apply(changes(&[&labelled])), 1);
+    assert!(!follower.has_changed().unwrap());
+    bench.apply(changes(&[&HTTPBIN.replace("targetPort: 14001", "targetPort: 14002")]));
+    assert!(follower.has_changed().unwrap());
+}
+
+#[test]
+fn a_pod_that_is_gone_or_no_longer_ours_has_no_policy() {
+    let mut bench = Bench::started(&[HTTPBIN]);
+    assert_eq!(bench.engine.pods().borrow().len(), 1);
+    bench.apply(changes(&[&HTTPBIN.replace("127.0.0.11", "10.0.0.1")]));
+    assert!(bench.version("httpbin/httpbin-1").is_none());
+    assert!(bench.engine.pods().borrow().is_empty());
+    bench.apply(changes(&[HTTPBIN]));
+    assert!(bench.version("httpbin/httpbin-1").is_some());
+    let pods: Vec<_> = changes(&[HTTPBIN])
+        .into_iter()
+        .filter_map(|change| match change {
+            Change::Apply { object: object @ Object::Pod(_), .. } => Some(Change::Delete(object.key())),
+            _ => None,
+        })
+        .collect();
+    bench.apply(pods);
+    assert!(bench.version("httpbin/httpbin-1").is_none());
+}
+
+#[test]
+fn local_pods_are_told_with_what_a_sidecar_needs() {
+    let annotated =
+        HTTPBIN.replace("labels:", "uid: u-1, annotations: {tidegate.io/app-address: 127.0.0.5}, labels:");
+    let bench = Bench::started(&[&annotated]);
+    let pods = bench.engine.pods().borrow().clone();
+    assert_eq!(
+        *pods,
+        [LocalPod {
+            namespace: "httpbin".to_owned(),
+            name: "httpbin-1".to_owned(),
+            uid: Some("u-1".to_owned()),
+            ip: Some("127.0.0.11".parse().unwrap()),
+            service_account: "httpbin".to_owned(),
+            annotations: [("tidegate.io/app-address".to_owned(), "127.0.0.5".to_owned())].into(),
+            ports: vec![14001],
+        }]
+    );
+}
+
+#[test]
+fn the_mesh_config_in_force_is_followed() {
+    let config = |permissive: bool| {
+        format!(
+            "apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\n\
+             metadata: {{name: osm-mesh-config, namespace: osm-system}}\n\
+             spec: {{traffic: {{enablePermissiveTrafficPolicyMode: {permissive}}}}}\n"
+        )
+    };
+    let mut bench = Bench::started(&[HTTPBIN, &other_namespace()]);
+    let mut follower = bench.engine.mesh_config();
+    assert!(follower.borrow_and_update().is_none());
+    let before = bench.version("other/httpbin-1");
+    assert_eq!(bench.apply(changes(&[&config(false)])), 2);
+    assert!(!follower.borrow_and_update().as_ref().unwrap().is_permissive());
+    assert_ne!(bench.version("other/httpbin-1"), before);
+    bench.apply(changes(&[&config(false)]));
+    assert!(!follower.has_changed().unwrap());
+}
+
+#[test]
+fn a_status_is_written_when_it_changes_and_removed_with_its_object() {
+    let ib = ingress_backend("ib", &backend("grpc", ""), FROM_GATEWAY);
+    let mut bench = Bench::started(&[HTTPBIN, GATEWAY, &ib]);
+    let written = bench.statuses.take();
+    assert!(written[0].contains("got: grpc"), "{written:?}");
+    let key = ObjectKey { kind: Kind::IngressBackend, name: ObjectName::new("httpbin", "ib") };
+    assert_eq!(bench.engine.written[&key].0.current, CurrentStatus::Error);
+    bench.apply(changes(&[HTTPBIN, GATEWAY, &ib]));
+    assert_eq!(bench.statuses.take(), Vec::<String>::new());
+    bench.apply(vec![Change::Delete(key)]);
+    assert_eq!(bench.statuses.take(), ["IngressBackend httpbin/ib: removed"]);
+}

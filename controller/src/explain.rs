@@ -1,0 +1,217 @@
+//! What would happen to a connection, and why: the policy that sidecars get, asked a question.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde::Serialize;
+use tidegate_core::policy::{
+    Decision, Grant, InboundPolicy, IngressTransport, MeshProtocol, Opening, RuleState, Session, Terms,
+};
+use tidegate_core::{DnsName, Identity, San, TrustDomain};
+
+use crate::compile::{self, imagined_pod, target_ports};
+use crate::index::Index;
+use crate::object::ObjectName;
+
+/// A connection, as its client would make it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The Service that is dialled.
+    pub backend: ObjectName,
+    /// Its `targetPort`; may be left out where the Service has but one.
+    pub port: Option<u16>,
+    /// The client's address.
+    pub source: IpAddr,
+    /// The server name that it sends.
+    pub server_name: Option<String>,
+    /// The names in its certificate; none: it has none.
+    pub principals: Vec<String>,
+    /// What it speaks.
+    pub speaks: Speaks,
+}
+
+/// What a client speaks first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Speaks {
+    /// TLS if it has a server name or a certificate, or if nothing but TLS is let in; else plaintext.
+    #[default]
+    Likely,
+    /// TLS, as an ingress controller does.
+    Tls,
+    /// No TLS.
+    Plaintext,
+    /// TLS between sidecars.
+    Mesh,
+}
+
+/// The decision, and what it rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// `allow` or `deny`.
+    pub decision: &'static str,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// A stable word for the reason of a denial.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<&'static str>,
+    /// The IngressBackend that lets it in, or that came closest to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// How the connection would go on after its first bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub terms: Option<&'static str>,
+    /// The workload whose policy was asked. One that stands behind the backend, if there is any.
+    pub workload: String,
+    /// The name that the client must expect in the server's certificate.
+    pub server_identity: String,
+    /// The port that was asked about.
+    pub port: u16,
+}
+
+/// A question that has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExplainError {
+    /// The backend is no Service that is known.
+    #[error("there is no service {0}")]
+    NoService(ObjectName),
+    /// The Service has several ports, or none.
+    #[error("service {0} has the target ports {1:?}: say which")]
+    WhichPort(ObjectName, Vec<u16>),
+    /// A Pod's service account or namespace is no name that Kubernetes would take.
+    #[error("workload {0} has no identity: {1}")]
+    NoIdentity(ObjectName, String),
+    /// A name that no certificate can hold.
+    #[error("{0:?} is neither a DNS name nor a URI, so no certificate can hold it")]
+    NoName(String),
+}
+
+/// Answers a question from the objects alone: the same for a running controller and for a folder that is only read.
+pub fn explain(
+    index: &Index,
+    trust_domain: &TrustDomain,
+    query: &Query,
+) -> Result<Explanation, ExplainError> {
+    let service =
+        index.service(&query.backend).ok_or_else(|| ExplainError::NoService(query.backend.clone()))?;
+    let port = match query.port {
+        Some(port) => port,
+        None => match target_ports(index, &query.backend, service).as_slice() {
+            [port] => *port,
+            ports => return Err(ExplainError::WhichPort(query.backend.clone(), ports.to_vec())),
+        },
+    };
+    let imagined = imagined_pod(&query.backend, service);
+    let pod = workload_behind(index, trust_domain, &query.backend, port).unwrap_or(&imagined);
+    let policy = compile::workload(index, pod, trust_domain)
+        .map_err(|error| ExplainError::NoIdentity(ObjectName::of(&pod.metadata), error.to_string()))?;
+    ask(&policy, port, query)
+}
+
+fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, ExplainError> {
+    let opening = opening(policy, port, query);
+    let names = names(policy.identity.trust_domain(), query, opening)?;
+    let terms = policy.open(port, query.source, opening).ok();
+    // A certificate that nobody asks for is not seen.
+    let is_asked = matches!(terms, Some(Terms::IngressMutualTls | Terms::MeshTls(_)));
+    let client = (is_asked && !names.is_empty()).then_some(names.as_slice());
+    let decision = match policy.admit(port, query.source) {
+        Ok(()) => policy.authorize(&Session { port, source: query.source, opening, client }),
+        Err(denial) => Decision::Deny(denial),
+    };
+    let (word, reason, code, rule) = match decision {
+        Decision::Allow(grant) => {
+            let rule = match &grant {
+                Grant::Ingress(policy, _) => Some(policy.to_string()),
+                Grant::Mesh(_) => None,
+            };
+            ("allow", grant.to_string(), None, rule)
+        }
+        Decision::Deny(denial) => (
+            "deny",
+            denial.to_string(),
+            Some(denial.reason.code()),
+            denial.policy.map(|policy| policy.to_string()),
+        ),
+    };
+    Ok(Explanation {
+        decision: word,
+        reason,
+        code,
+        rule,
+        terms: terms.map(describe),
+        workload: policy.workload.to_string(),
+        server_identity: policy.identity.to_string(),
+        port,
+    })
+}
+
+/// A Pod behind the backend at this port, if there is one.
+fn workload_behind<'i>(
+    index: &'i Index,
+    trust_domain: &TrustDomain,
+    backend: &ObjectName,
+    port: u16,
+) -> Option<&'i Pod> {
+    let service = backend.to_string();
+    let stands_behind = |pod: &&Pod| {
+        let policy = compile::workload(index, pod, trust_domain).ok();
+        let port = policy.as_ref().and_then(|policy| policy.ports.get(&port));
+        port.is_some_and(|port| port.services.iter().any(|name| **name == *service))
+    };
+    index.pods_in(&backend.namespace).map(|(_, pod)| &**pod).find(stands_behind)
+}
+
+fn opening<'q>(policy: &InboundPolicy, port: u16, query: &'q Query) -> Opening<'q> {
+    let tls = Opening::Tls { server_name: query.server_name.as_deref() };
+    match query.speaks {
+        Speaks::Tls => tls,
+        Speaks::Plaintext => Opening::Plaintext,
+        Speaks::Mesh => Opening::Mesh(MeshProtocol::Http1),
+        Speaks::Likely if query.server_name.is_some() || !query.principals.is_empty() => tls,
+        Speaks::Likely if is_tls_only(policy, port) => tls,
+        Speaks::Likely => Opening::Plaintext,
+    }
+}
+
+fn is_tls_only(policy: &InboundPolicy, port: u16) -> bool {
+    let rules = policy.ports.get(&port).into_iter().flat_map(|port| &port.ingress);
+    let active = rules.filter_map(|rule| match &rule.state {
+        RuleState::Active(active) => Some(&active.transport),
+        RuleState::Invalid(_) => None,
+    });
+    let kinds: BTreeSet<_> =
+        active.map(|transport| matches!(transport, IngressTransport::Https { .. })).collect();
+    kinds.into_iter().eq([true])
+}
+
+/// The names in the client's certificate. A mesh peer's holds both spellings of its identity, so one stands for both.
+fn names(domain: &TrustDomain, query: &Query, opening: Opening<'_>) -> Result<Vec<San>, ExplainError> {
+    let parse = |text: &String| {
+        if text.contains("://") {
+            return Ok(San::Uri(text.as_str().into()));
+        }
+        DnsName::parse(text).map(San::Dns).map_err(|_| ExplainError::NoName(text.clone()))
+    };
+    let mut names: Vec<_> = query.principals.iter().map(parse).collect::<Result<_, _>>()?;
+    if let (Opening::Mesh(_), Some(identity)) = (opening, Identity::from_sans(&names, domain)) {
+        names.push(San::Uri(identity.spiffe_uri().into()));
+        names.extend(DnsName::parse(&identity.dns_name()).map(San::Dns));
+    }
+    Ok(names)
+}
+
+fn describe(terms: Terms) -> &'static str {
+    match terms {
+        Terms::IngressPlaintext => "plaintext HTTP",
+        Terms::IngressTls => "TLS, no client certificate asked for",
+        Terms::IngressMutualTls => "TLS, client certificate demanded",
+        Terms::MeshTls(_) => "TLS between sidecars",
+        Terms::BadRequest => "answered with 400 Bad Request",
+        Terms::Opaque => "bytes passed on as they are",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! A Service and a Pod behind it: selectors, target ports and what the app speaks.
+
+use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tidegate_core::policy::AppProtocol;
+
+/// A Service and a Pod that it selects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Selected<'o> {
+    pub(crate) service: &'o Service,
+    pub(crate) pod: &'o Pod,
+}
+
+/// A TCP port of a Service, on the Pod's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TargetPort<'o> {
+    /// The Service port's name.
+    pub(crate) name: Option<&'o str>,
+    /// The pod's port.
+    pub(crate) number: u16,
+    /// `appProtocol` as written.
+    pub(crate) app_protocol: Option<&'o str>,
+}
+
+impl<'o> Selected<'o> {
+    /// The Pod's ports behind the Service. A named `targetPort` that the Pod does not have is none.
+    pub(crate) fn ports(self) -> Vec<TargetPort<'o>> {
+        tcp_ports(self.service)
+            .filter_map(|port| {
+                let number = match &port.target_port {
+                    Some(IntOrString::String(name)) => named_port(self.pod, name)?,
+                    _ => numbered_target(port)?,
+                };
+                Some(TargetPort {
+                    name: port.name.as_deref(),
+                    number,
+                    app_protocol: port.app_protocol.as_deref(),
+                })
+            })
+            .collect()
+    }
+}
+
+impl TargetPort<'_> {
+    /// What the app speaks there.
+    pub(crate) fn protocol(&self) -> AppProtocol {
+        app_protocol(self.app_protocol, self.name)
+    }
+}
+
+/// Whether a Service's selector picks a Pod of its namespace. No selector picks nobody.
+pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
+    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    let Some(selector) = selector.filter(|selector| !selector.is_empty()) else { return false };
+    let labels = pod.metadata.labels.as_ref();
+    let has = |key: &String, value: &String| labels.and_then(|labels| labels.get(key)) == Some(value);
+    service.metadata.namespace == pod.metadata.namespace
+        && selector.iter().all(|(key, value)| has(key, value))
+}
+
+/// A Service's ports that carry TCP.
+pub(crate) fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+    ports.into_iter().flatten().filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
+}
+
+/// The `targetPort` of a Service's port as a number, which is the port itself where none is given; `None` for a
+/// named one.
+pub(crate) fn numbered_target(port: &ServicePort) -> Option<u16> {
+    let number = match &port.target_port {
+        Some(IntOrString::String(_)) => return None,
+        Some(IntOrString::Int(number)) if *number != 0 => *number,
+        _ => port.port,
+    };
+    u16::try_from(number).ok().filter(|number| *number > 0)
+}
+
+/// What an app speaks, by the Service port's `appProtocol` and, without that, by the prefix of its name. Without
+/// either it is HTTP.
+pub(crate) fn app_protocol(app_protocol: Option<&str>, port_name: Option<&str>) -> AppProtocol {
+    let by_word = |word: &str| match word.to_ascii_lowercase().as_str() {
+        "tcp" => AppProtocol::Tcp,
+        "tcp-server-first" => AppProtocol::TcpServerFirst,
+        "grpc" | "h2c" | "http2" | "kubernetes.io/h2c" => AppProtocol::H2c,
+        _ => AppProtocol::Http,
+    };
+    if let Some(word) = app_protocol {
+        return by_word(word);
+    }
+    let name = port_name.unwrap_or_default();
+    // The longer one first: both start with "tcp".
+    let prefixes = ["tcp-server-first", "tcp", "grpc", "h2c", "http2", "http"];
+    let has_prefix = |prefix: &&str| {
+        name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    prefixes.into_iter().find(has_prefix).map_or(AppProtocol::Http, by_word)
+}
+
+fn named_port(pod: &Pod, name: &str) -> Option<u16> {
+    let spec = pod.spec.as_ref()?;
+    let sidecars = spec.init_containers.iter().flatten();
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    let is_named = |port: &&k8s_openapi::api::core::v1::ContainerPort| {
+        port.name.as_deref() == Some(name) && port.protocol.as_deref().unwrap_or("TCP") == "TCP"
+    };
+    ports.filter(is_named).find_map(|port| u16::try_from(port.container_port).ok()).filter(|port| *port > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_app_speaks_comes_from_its_app_protocol_else_from_the_port_s_name() {
+        for (given, name, expected) in [
+            (None, None, AppProtocol::Http),
+            (None, Some("web"), AppProtocol::Http),
+            (None, Some("http"), AppProtocol::Http),
+            (None, Some("http-admin"), AppProtocol::Http),
+            (None, Some("tcp"), AppProtocol::Tcp),
+            (None, Some("tcp-db"), AppProtocol::Tcp),
+            (None, Some("tcpdump"), AppProtocol::Http),
+            (None, Some("tcp-server-first"), AppProtocol::TcpServerFirst),
+            (None, Some("tcp-server-first-smtp"), AppProtocol::TcpServerFirst),
+            (None, Some("grpc-api"), AppProtocol::H2c),
+            (None, Some("http2-api"), AppProtocol::H2c),
+            (None, Some("h2c"), AppProtocol::H2c),
+            (Some("http"), Some("grpc-api"), AppProtocol::Http),
+            (Some("https"), None, AppProtocol::Http),
+            (Some("gRPC"), None, AppProtocol::H2c),
+            (Some("kubernetes.io/h2c"), None, AppProtocol::H2c),
+            (Some("kubernetes.io/ws"), Some("tcp-x"), AppProtocol::Http),
+            (Some("tcp"), Some("http-x"), AppProtocol::Tcp),
+            (Some("tcp-server-first"), None, AppProtocol::TcpServerFirst),
+        ] {
+            assert_eq!(app_protocol(given, name), expected, "{given:?} {name:?}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The discovery server: TLS that follows certificates and trust bundle, gRPC on top.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tidegate_proto::discovery::discovery_server::DiscoveryServer;
+use tidegate_runtime::drain;
+use tidegate_runtime::grpc::{self, ClientCertificates};
+use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::discovery::DiscoveryService;
+
+/// The most bytes of a message from a sidecar; it only ever names its workload and versions.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// Streams on one connection. A sidecar has one.
+const MAX_STREAMS: u32 = 8;
+/// How often an idle connection is asked whether its peer still lives, and how fast it must answer.
+const PING: Duration = Duration::from_secs(20);
+
+/// What the server shows, and what it judges its clients by.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerTls {
+    pub(crate) credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    pub(crate) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+}
+
+/// Serves until the drain starts. Connections wait in the kernel's queue until there is a certificate.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: ServerTls,
+    service: DiscoveryService,
+    max_connections: usize,
+    mut drain: drain::Watch,
+) {
+    let configs = tokio::select! {
+        () = drain.started() => return,
+        configs = tls.configs() => configs,
+    };
+    let Some(configs) = configs else { return };
+    info!(address = ?listener.local_addr().ok(), "discovery server is up");
+    let connections = grpc::server_stream(listener, configs, max_connections, grpc::HANDSHAKE_TIMEOUT);
+    let service = DiscoveryServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let served = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(PING))
+        .http2_keepalive_timeout(Some(PING))
+        .max_concurrent_streams(Some(MAX_STREAMS))
+        .add_service(service)
+        .serve_with_incoming_shutdown(connections, async move { drain.started().await })
+        .await;
+    if let Err(error) = served {
+        warn!(%error, "discovery server ended");
+    }
+}
+
+impl ServerTls {
+    /// The newest configuration, made anew whenever the certificate or the bundle changes. `None` if whoever
+    /// provides the certificate is gone before the first one came.
+    async fn configs(mut self) -> Option<watch::Receiver<Arc<ServerConfig>>> {
+        let first = loop {
+            match self.config() {
+                Some(config) => break config,
+                None => self.changed().await?,
+            }
+        };
+        let (sender, receiver) = watch::channel(first);
+        tokio::spawn(async move {
+            loop {
+                let changed = tokio::select! {
+                    changed = self.changed() => changed,
+                    () = sender.closed() => None,
+                };
+                if changed.is_none() {
+                    return;
+                }
+                if let Some(config) = self.config() {
+                    sender.send_replace(config);
+                }
+            }
+        });
+        Some(receiver)
+    }
+
+    async fn changed(&mut self) -> Option<()> {
+        tokio::select! {
+            changed = self.credentials.changed() => changed.ok(),
+            changed = self.trust_bundle.changed() => changed.ok(),
+        }
+    }
+
+    fn config(&mut self) -> Option<Arc<ServerConfig>> {
+        let credentials = self.credentials.borrow_and_update().clone()?;
+        let bundle = self.trust_bundle.borrow_and_update().clone();
+        grpc::server_config(&credentials, &bundle, ClientCertificates::Required)
+            .inspect_err(|error| warn!(%error, "the discovery server keeps its TLS configuration"))
+            .ok()
+    }
+}

@@ -1,0 +1,292 @@
+//! One file as documents, and each document as objects or as what is wrong with it.
+
+use std::sync::{Arc, LazyLock};
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::CustomResourceExt;
+use serde::Deserialize;
+use tidegate_crds::validate::{self, Finding};
+use tidegate_crds::{IngressBackend, MeshConfig, schema};
+
+use super::yaml::{Misfit, Node, NodeValue, Place};
+use crate::object::{Kind, Object, ObjectKey, ObjectName};
+use crate::source::{Problem, ProblemSeverity};
+
+/// The namespace of objects that name none, as with `kubectl`.
+const DEFAULT_NAMESPACE: &str = "default";
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct ParsedFile {
+    pub(super) objects: Vec<Parsed>,
+    /// Objects that are there and broken.
+    pub(super) broken: Vec<ObjectKey>,
+    /// Whether something is broken that might be any object.
+    pub(super) has_unknown: bool,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// An object and the line on which it starts.
+#[derive(Clone, Debug)]
+pub(super) struct Parsed {
+    pub(super) object: Object,
+    pub(super) line: u64,
+}
+
+/// Reads a whole file; what is wrong with one document leaves the others alone.
+pub(super) fn parse(file: &str, text: &str) -> ParsedFile {
+    let mut reader = Reader { file, first_line: 1, parsed: ParsedFile::default() };
+    for (first_line, document) in split(text) {
+        reader.first_line = first_line;
+        reader.read_document(document);
+    }
+    reader.parsed
+}
+
+/// Cuts a stream into documents, each with the number of its first line. A line that starts with `---` always
+/// begins a document and `...` always ends one (YAML 1.2 §9.1), so this needs no parser, and a document that is no
+/// YAML cannot swallow the next.
+fn split(text: &str) -> Vec<(u64, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut first_line, mut offset) = (0, 1, 0);
+    for (number, line) in (1..).zip(text.split_inclusive('\n')) {
+        let bare = line.trim_end();
+        let begins = bare == "---" || bare.starts_with("--- ") || bare.starts_with("---\t");
+        if begins && offset > start {
+            documents.push((first_line, text.get(start..offset).unwrap_or_default()));
+            (start, first_line) = (offset, number);
+        }
+        offset += line.len();
+        if bare == "..." {
+            documents.push((first_line, text.get(start..offset).unwrap_or_default()));
+            (start, first_line) = (offset, number + 1);
+        }
+    }
+    documents.push((first_line, text.get(start..).unwrap_or_default()));
+    documents
+}
+
+struct Reader<'f> {
+    file: &'f str,
+    /// The line in the file that is line 1 of the document.
+    first_line: u64,
+    parsed: ParsedFile,
+}
+
+impl Reader<'_> {
+    fn read_document(&mut self, text: &str) {
+        if text
+            .lines()
+            .all(|line| line.trim().is_empty() || line.starts_with('#') || line.trim_end() == "---")
+        {
+            return;
+        }
+        match Node::parse(text) {
+            Ok(node) => self.read_object(&node),
+            Err(misfit) => {
+                self.parsed.has_unknown = true;
+                self.misfit(&misfit, None);
+            }
+        }
+    }
+
+    fn read_object(&mut self, node: &Node) {
+        if matches!(node.value, NodeValue::Null) {
+            return;
+        }
+        let field = |name| node.get(name).and_then(Node::text);
+        let (Some(api_version), Some(kind)) = (field("apiVersion"), field("kind")) else {
+            self.parsed.has_unknown = true;
+            let message = "not a Kubernetes object: it needs apiVersion and kind";
+            return self.problem(node.place, None, None, ProblemSeverity::Error, message.to_owned());
+        };
+        if let (true, Some(NodeValue::List(items))) =
+            (kind.ends_with("List"), node.get("items").map(|items| &items.value))
+        {
+            return items.iter().for_each(|item| self.read_object(item));
+        }
+        match (api_version, kind) {
+            ("v1", "Namespace") => {
+                self.read_kubernetes(node, Kind::Namespace, |o| Object::Namespace(Arc::new(o)));
+            }
+            ("v1", "ServiceAccount") => {
+                self.read_kubernetes(node, Kind::ServiceAccount, |o| Object::ServiceAccount(Arc::new(o)));
+            }
+            ("v1", "Service") => self.read_kubernetes(node, Kind::Service, |o| Object::Service(Arc::new(o))),
+            ("v1", "Pod") => self.read_kubernetes(node, Kind::Pod, |o| Object::Pod(Arc::new(o))),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                self.read_kubernetes(node, Kind::EndpointSlice, |o| Object::EndpointSlice(Arc::new(o)));
+            }
+            ("policy.openservicemesh.io/v1alpha1", "IngressBackend") => {
+                static CRD: LazyLock<CustomResourceDefinition> = LazyLock::new(IngressBackend::crd);
+                self.read_custom::<IngressBackend>(node, Kind::IngressBackend, &CRD, |object| {
+                    let findings = validate::ingress_backend(&object.spec);
+                    (Object::IngressBackend(object.into()), findings)
+                });
+            }
+            ("config.openservicemesh.io/v1alpha2", "MeshConfig") => {
+                static CRD: LazyLock<CustomResourceDefinition> = LazyLock::new(MeshConfig::crd);
+                self.read_custom::<MeshConfig>(node, Kind::MeshConfig, &CRD, |object| {
+                    let findings = validate::mesh_config(&object.spec);
+                    (Object::MeshConfig(object.into()), findings)
+                });
+            }
+            (_, "IngressBackend" | "MeshConfig") => {
+                let message = format!("{kind} is not served in version {api_version}");
+                self.parsed.has_unknown = true;
+                self.problem(
+                    node.locate("apiVersion"),
+                    Some("apiVersion".to_owned()),
+                    None,
+                    ProblemSeverity::Error,
+                    message,
+                );
+            }
+            _ => {
+                let message = format!("{api_version} {kind} is of no use to the mesh and is left out");
+                self.problem(node.place, None, None, ProblemSeverity::Info, message);
+            }
+        }
+    }
+
+    fn read_kubernetes<'n, T>(&mut self, node: &'n Node, kind: Kind, wrap: impl FnOnce(T) -> Object)
+    where
+        T: Deserialize<'n>,
+    {
+        let Some(key) = self.key(node, kind) else { return };
+        match T::deserialize(node) {
+            Ok(object) => self.accept(node, key, wrap(object)),
+            Err(misfit) => {
+                self.misfit(&misfit, Some(&key));
+                self.parsed.broken.push(key);
+            }
+        }
+    }
+
+    /// Every wrong field of a custom resource is reported at once, with its place.
+    fn read_custom<'n, T: Deserialize<'n>>(
+        &mut self,
+        node: &'n Node,
+        kind: Kind,
+        crd: &CustomResourceDefinition,
+        wrap: impl FnOnce(T) -> (Object, Vec<Finding>),
+    ) {
+        let Some(key) = self.key(node, kind) else { return };
+        let findings = schema::check(crd, &node.to_json());
+        self.findings(node, &key, &findings);
+        if findings.iter().any(Finding::is_error) {
+            return self.parsed.broken.push(key);
+        }
+        match T::deserialize(node) {
+            Ok(object) => {
+                let (object, findings) = wrap(object);
+                self.findings(node, &key, &findings);
+                self.accept(node, key, object);
+            }
+            Err(misfit) => {
+                self.misfit(&misfit, Some(&key));
+                self.parsed.broken.push(key);
+            }
+        }
+    }
+
+    fn findings(&mut self, node: &Node, key: &ObjectKey, findings: &[Finding]) {
+        for finding in findings {
+            let severity = if finding.is_error() { ProblemSeverity::Error } else { ProblemSeverity::Warning };
+            let place = node.locate(&finding.path);
+            self.problem(place, Some(finding.path.clone()), Some(key), severity, finding.message.clone());
+        }
+    }
+
+    fn accept(&mut self, node: &Node, key: ObjectKey, object: Object) {
+        let object = with_name(object, &key.name);
+        self.parsed.objects.push(Parsed { object, line: self.line(node.place) });
+    }
+
+    /// The object's name, checked by Kubernetes' rules: it ends up in certificates and file names.
+    fn key(&mut self, node: &Node, kind: Kind) -> Option<ObjectKey> {
+        let text = |path: &str| {
+            let (parent, name) = path.split_once('.')?;
+            node.get(parent)?.get(name)?.text()
+        };
+        let problem = |this: &mut Self, path: &str, message: &str| {
+            this.parsed.has_unknown = true;
+            let place = node.locate(path);
+            this.problem(place, Some(path.to_owned()), None, ProblemSeverity::Error, message.to_owned());
+        };
+        let Some(name) = text("metadata.name").filter(|name| is_object_name(name)) else {
+            problem(self, "metadata.name", "a lower-case DNS name is required");
+            return None;
+        };
+        let namespace = match kind {
+            Kind::Namespace => "",
+            _ => text("metadata.namespace").filter(|name| !name.is_empty()).unwrap_or(DEFAULT_NAMESPACE),
+        };
+        if kind != Kind::Namespace && (!is_object_name(namespace) || namespace.contains('.')) {
+            problem(self, "metadata.namespace", "must be a lower-case DNS label");
+            return None;
+        }
+        Some(ObjectKey { kind, name: ObjectName::new(namespace, name) })
+    }
+
+    fn misfit(&mut self, misfit: &Misfit, key: Option<&ObjectKey>) {
+        let place = misfit.place.unwrap_or(Place { line: 1, column: 0 });
+        self.problem(place, misfit.field(), key, ProblemSeverity::Error, misfit.message.clone());
+    }
+
+    fn problem(
+        &mut self,
+        place: Place,
+        field: Option<String>,
+        key: Option<&ObjectKey>,
+        severity: ProblemSeverity,
+        message: String,
+    ) {
+        self.parsed.problems.push(Problem {
+            file: self.file.to_owned(),
+            line: self.line(place),
+            column: place.column,
+            field,
+            object: key.map(ToString::to_string),
+            severity,
+            message,
+        });
+    }
+
+    fn line(&self, place: Place) -> u64 {
+        self.first_line + place.line.saturating_sub(1)
+    }
+}
+
+/// The object with the namespace that it is taken to have.
+fn with_name(object: Object, name: &ObjectName) -> Object {
+    fn set(metadata: &mut ObjectMeta, name: &ObjectName) {
+        metadata.namespace = (!name.namespace.is_empty()).then(|| name.namespace.to_string());
+    }
+    macro_rules! each {
+        ($($kind:ident),*) => {
+            match object {
+                $(Object::$kind(mut object) => {
+                    set(&mut Arc::make_mut(&mut object).metadata, name);
+                    Object::$kind(object)
+                })*
+            }
+        };
+    }
+    each!(Namespace, ServiceAccount, Service, EndpointSlice, Pod, IngressBackend, MeshConfig)
+}
+
+fn is_object_name(text: &str) -> bool {
+    let is_edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+            && is_edge(bytes.first())
+            && is_edge(bytes.last())
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+#[cfg(test)]
+mod tests;

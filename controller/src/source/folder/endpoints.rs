@@ -1,0 +1,94 @@
+//! EndpointSlices for Services whose author wrote none: what Kubernetes' own controller would make of the Pods.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::index::SERVICE_NAME_LABEL;
+use crate::object::{Object, ObjectName};
+use crate::service::{Selected, selects};
+use crate::source::folder::has_ended;
+
+/// One EndpointSlice for each Service that has a selector and none of its own, and each family of addresses.
+pub(super) fn derive<'o>(objects: impl Iterator<Item = &'o Object>) -> Vec<Object> {
+    let (mut services, mut pods, mut covered) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for object in objects {
+        match object {
+            Object::Service(service) => services.push(service),
+            Object::Pod(pod) => pods.push(pod),
+            Object::EndpointSlice(slice) => {
+                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+                let labels = slice.metadata.labels.as_ref();
+                if let Some(name) = labels.and_then(|labels| labels.get(SERVICE_NAME_LABEL)) {
+                    covered.insert(ObjectName::new(namespace, name.as_str()));
+                }
+            }
+            _ => {}
+        }
+    }
+    services.retain(|service| !covered.contains(&ObjectName::of(&service.metadata)));
+    services.into_iter().flat_map(|service| slices(service, &pods)).collect()
+}
+
+fn slices(service: &Service, pods: &[&Arc<Pod>]) -> Vec<Object> {
+    let name = ObjectName::of(&service.metadata);
+    let mut families: BTreeMap<(&str, Vec<Port>), Vec<Endpoint>> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| selects(service, pod) && !has_ended(pod)) {
+        let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_default();
+        let family = match address.parse() {
+            Ok(IpAddr::V4(_)) => "IPv4",
+            Ok(IpAddr::V6(_)) => "IPv6",
+            Err(_) => continue,
+        };
+        let ports = Selected { service, pod }.ports().into_iter();
+        let ports = ports
+            .map(|port| (port.name.map(str::to_owned), port.number, port.app_protocol.map(str::to_owned)));
+        families.entry((family, ports.collect())).or_default().push(endpoint(pod, address));
+    }
+    let slices = families.into_iter().enumerate();
+    slices
+        .map(|(i, ((family, ports), endpoints))| {
+            let metadata = ObjectMeta {
+                name: Some(format!("{}-pods-{i}", name.name)),
+                namespace: Some(name.namespace.to_string()),
+                labels: Some([(SERVICE_NAME_LABEL.to_owned(), name.name.to_string())].into()),
+                ..ObjectMeta::default()
+            };
+            let ports = ports.into_iter().map(|(name, number, app_protocol)| EndpointPort {
+                app_protocol,
+                name,
+                port: Some(number.into()),
+                protocol: Some("TCP".to_owned()),
+            });
+            Object::EndpointSlice(Arc::new(EndpointSlice {
+                address_type: family.to_owned(),
+                endpoints: Some(endpoints),
+                metadata,
+                ports: Some(ports.collect()),
+            }))
+        })
+        .collect()
+}
+
+/// A port's name, number and `appProtocol`.
+type Port = (Option<String>, u16, Option<String>);
+
+fn endpoint(pod: &Pod, address: String) -> Endpoint {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let is_unready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "False");
+    Endpoint {
+        addresses: vec![address],
+        conditions: Some(EndpointConditions { ready: Some(!is_unready), ..EndpointConditions::default() }),
+        target_ref: Some(ObjectReference {
+            kind: Some("Pod".to_owned()),
+            name: pod.metadata.name.clone(),
+            namespace: pod.metadata.namespace.clone(),
+            ..ObjectReference::default()
+        }),
+        ..Endpoint::default()
+    }
+}

@@ -1,0 +1,228 @@
+//! What each file of the folder holds, through edits, breakage and removal.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::document::{self, Parsed, ParsedFile};
+use crate::object::Object;
+use crate::source::{Problem, ProblemSeverity};
+
+/// The most bytes of one file.
+const MAX_FILE_BYTES: u64 = 8 << 20;
+/// Folders within folders, at most.
+const MAX_DEPTH: usize = 16;
+/// A file that is gone or blank for less than this is being saved by an editor.
+const SAVE_GRACE: Duration = Duration::from_millis(60);
+/// A file that its writer keeps open for longer than this without writing is read as it is.
+const WRITE_GRACE: Duration = Duration::from_secs(1);
+/// When a file that is being saved is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What was reported about paths since the last refresh.
+#[derive(Debug, Default)]
+pub(super) struct Hints {
+    /// Changed, whatever their timestamps say.
+    pub(super) changed: HashSet<PathBuf>,
+    /// Open for writing, and when they last were written to.
+    pub(super) writing: HashMap<PathBuf, Instant>,
+}
+
+#[derive(Debug)]
+pub(super) struct Files {
+    folder: PathBuf,
+    /// By path relative to the folder, which is how they are sorted and shown.
+    files: BTreeMap<String, File>,
+    /// What is wrong with the folder itself.
+    problems: Vec<Problem>,
+    /// Counts what `refresh` has found different.
+    changes: u64,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    stamp: Option<Stamp>,
+    objects: Vec<Parsed>,
+    problems: Vec<Problem>,
+    /// Since when it is missing or blank although it held objects.
+    empty_since: Option<Instant>,
+}
+
+/// What tells one state of a file from another without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Files {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder, files: BTreeMap::new(), problems: Vec::new(), changes: 0 }
+    }
+
+    /// Differs after a refresh that has found anything different.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Every object with its file and line, in order of files and then of lines.
+    pub(super) fn objects(&self) -> impl Iterator<Item = (&Object, &str, u64)> {
+        self.files
+            .iter()
+            .flat_map(|(name, file)| file.objects.iter().map(move |o| (&o.object, name.as_str(), o.line)))
+    }
+
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let files = self.files.values().flat_map(|file| &file.problems);
+        self.problems.iter().chain(files).cloned().collect()
+    }
+
+    /// Reads what has changed. Returns when to look again if something is being saved right now.
+    pub(super) fn refresh(&mut self, hints: &Hints) -> Option<Duration> {
+        let mut found = BTreeMap::new();
+        let problems = std::mem::take(&mut self.problems);
+        let is_whole = self.list(&self.folder.clone(), 0, &mut found);
+        let mut again = false;
+        for (name, (path, stamp)) in &found {
+            again |= self.refresh_file(name, path, *stamp, hints);
+        }
+        self.changes += u64::from(problems != self.problems);
+        // A folder that cannot be listed tells nothing about what is gone.
+        if is_whole {
+            again |= self.forget_missing(&found.into_keys().collect());
+        }
+        again.then_some(LOOK_AGAIN)
+    }
+
+    /// Whether the file must be looked at again soon.
+    fn refresh_file(&mut self, name: &str, path: &Path, stamp: Stamp, hints: &Hints) -> bool {
+        let known = self.files.get(name);
+        let is_same = known.is_some_and(|file| file.stamp == Some(stamp) && file.empty_since.is_none());
+        if is_same && !hints.changed.contains(path) {
+            return false;
+        }
+        if hints.writing.get(path).is_some_and(|last| last.elapsed() < WRITE_GRACE) {
+            return true;
+        }
+        let file = self.files.entry(name.to_owned()).or_default();
+        match read(path) {
+            Ok(text) => {
+                if text.trim().is_empty() && file.is_within_grace() {
+                    return true;
+                }
+                file.empty_since = None;
+                file.stamp = Some(stamp);
+                file.replace(document::parse(name, &text));
+                self.changes += 1;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return true,
+            Err(error) => {
+                file.stamp = Some(stamp);
+                file.problems = vec![whole_file(name, format!("cannot be read: {error}"))];
+                self.changes += 1;
+            }
+        }
+        false
+    }
+
+    fn forget_missing(&mut self, found: &BTreeSet<String>) -> bool {
+        let mut again = false;
+        let before = self.files.len();
+        self.files.retain(|name, file| {
+            let is_kept = found.contains(name) || file.is_within_grace();
+            again |= is_kept && !found.contains(name);
+            is_kept
+        });
+        self.changes += (before - self.files.len()) as u64;
+        again
+    }
+
+    /// Collects files; false if a folder could not be listed.
+    fn list(&mut self, folder: &Path, depth: usize, found: &mut BTreeMap<String, (PathBuf, Stamp)>) -> bool {
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) => {
+                let name = self.relative(folder);
+                self.problems.push(whole_file(&name, format!("cannot be listed: {error}")));
+                return false;
+            }
+        };
+        let mut is_whole = true;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                continue;
+            }
+            // Follows links: a mounted ConfigMap is made of them.
+            let Ok(metadata) = fs::metadata(&path) else { continue };
+            if metadata.is_dir() && depth < MAX_DEPTH {
+                is_whole &= self.list(&path, depth + 1, found);
+            } else if metadata.is_file() && is_manifest(&path) {
+                let stamp = Stamp {
+                    inode: metadata.ino(),
+                    bytes: metadata.len(),
+                    modified: (metadata.mtime(), metadata.mtime_nsec()),
+                };
+                found.insert(self.relative(&path), (path, stamp));
+            }
+        }
+        is_whole
+    }
+
+    fn relative(&self, path: &Path) -> String {
+        let relative = path.strip_prefix(&self.folder).unwrap_or(path);
+        let shown = if relative.as_os_str().is_empty() { path } else { relative };
+        shown.to_string_lossy().into_owned()
+    }
+}
+
+impl File {
+    /// Whether a file that held objects and now is gone or blank may be in the middle of being saved.
+    fn is_within_grace(&mut self) -> bool {
+        !self.objects.is_empty() && self.empty_since.get_or_insert_with(Instant::now).elapsed() < SAVE_GRACE
+    }
+
+    /// Takes over what is good, and keeps the last good state of what is broken. As long as a broken document might
+    /// be any object, nothing that was there before is taken to be gone.
+    fn replace(&mut self, parsed: ParsedFile) {
+        let mut objects = parsed.objects;
+        for old in std::mem::take(&mut self.objects) {
+            let key = old.object.key();
+            let is_broken = parsed.has_unknown || parsed.broken.contains(&key);
+            if is_broken && objects.iter().all(|new| new.object.key() != key) {
+                objects.push(old);
+            }
+        }
+        self.objects = objects;
+        self.problems = parsed.problems;
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!("larger than {MAX_FILE_BYTES} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("not UTF-8"))
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
+}
+
+fn whole_file(name: &str, message: String) -> Problem {
+    Problem {
+        file: name.to_owned(),
+        line: 0,
+        column: 0,
+        field: None,
+        object: None,
+        severity: ProblemSeverity::Error,
+        message,
+    }
+}

@@ -1,0 +1,357 @@
+//! YAML as a tree that knows where each value stands, and a deserializer that says where a value is wrong.
+
+use std::fmt;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer, StringDeserializer};
+use serde::de::{
+    self, Deserialize, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
+    VariantAccess, Visitor,
+};
+use serde::forward_to_deserialize_any;
+use serde_saphyr::Spanned;
+
+/// A place in a text; lines and columns count from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) line: u64,
+    pub(super) column: u64,
+}
+
+/// A value and where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) place: Place,
+    pub(super) value: NodeValue,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum NodeValue {
+    Null,
+    Bool(bool),
+    Integer(i64),
+    Unsigned(u64),
+    Float(f64),
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<(String, Node)>),
+}
+
+/// A value that does not fit its type: where, in which field, and why.
+#[derive(Clone, Debug)]
+pub(super) struct Misfit {
+    pub(super) place: Option<Place>,
+    /// Steps to the field, innermost first.
+    steps: Vec<String>,
+    pub(super) message: String,
+}
+
+impl Node {
+    /// Reads one document; the error says where it ends to be YAML.
+    pub(super) fn parse(text: &str) -> Result<Self, Misfit> {
+        let options = serde_saphyr::options! { with_snippet: false };
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| Misfit {
+            place: error.location().map(|at| Place { line: at.line(), column: at.column() }),
+            steps: Vec::new(),
+            message: plain_message(&error),
+        })
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+        match &self.value {
+            NodeValue::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
+            _ => None,
+        }
+    }
+
+    pub(super) fn text(&self) -> Option<&str> {
+        match &self.value {
+            NodeValue::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Where the field at a path such as `spec.backends[0].port` stands, or what of the path is there.
+    pub(super) fn locate(&self, path: &str) -> Place {
+        let mut node = self;
+        for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
+            let next = match (&node.value, step.strip_suffix(']')) {
+                (NodeValue::List(items), Some(index)) => index.parse().ok().and_then(|i: usize| items.get(i)),
+                _ => node.get(step),
+            };
+            match next {
+                Some(next) => node = next,
+                None => break,
+            }
+        }
+        node.place
+    }
+
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        match &self.value {
+            NodeValue::Null => serde_json::Value::Null,
+            NodeValue::Bool(value) => (*value).into(),
+            NodeValue::Integer(value) => (*value).into(),
+            NodeValue::Unsigned(value) => (*value).into(),
+            NodeValue::Float(value) => (*value).into(),
+            NodeValue::Text(value) => value.as_str().into(),
+            NodeValue::List(items) => items.iter().map(Self::to_json).collect(),
+            NodeValue::Map(entries) => serde_json::Value::Object(
+                entries.iter().map(|(key, node)| (key.clone(), node.to_json())).collect(),
+            ),
+        }
+    }
+}
+
+impl Misfit {
+    /// The field, such as `spec.ports[0].port`; `None` for the whole document.
+    pub(super) fn field(&self) -> Option<String> {
+        let path: String = self.steps.iter().rev().map(String::as_str).collect();
+        let path = path.strip_prefix('.').unwrap_or(&path);
+        (!path.is_empty()).then(|| path.to_owned())
+    }
+
+    fn within(mut self, step: String, place: Place) -> Self {
+        self.place.get_or_insert(place);
+        self.steps.push(step);
+        self
+    }
+}
+
+/// The reason without the place that the library writes behind it: we say that ourselves, counted in the whole file.
+fn plain_message(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    let text = text.lines().next().unwrap_or_default();
+    let text = text.split(" at line ").next().unwrap_or_default();
+    // Advice to programmers, not to authors of manifests.
+    let text = text.split(", set DuplicateKeyPolicy").next().unwrap_or_default();
+    text.trim_end_matches(['.', ',', ':']).to_owned()
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<NodeValue>::deserialize(deserializer)?;
+        let place = Place { line: spanned.referenced.line(), column: spanned.referenced.column() };
+        Ok(Self { place, value: spanned.value })
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = NodeValue;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<NodeValue, E> {
+        Ok(NodeValue::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<NodeValue, E> {
+        Ok(NodeValue::Integer(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<NodeValue, E> {
+        Ok(i64::try_from(value).map_or(NodeValue::Unsigned(value), NodeValue::Integer))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<NodeValue, E> {
+        Ok(NodeValue::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<NodeValue, E> {
+        Ok(NodeValue::Text(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<NodeValue, E> {
+        Ok(NodeValue::Text(value))
+    }
+
+    fn visit_unit<E>(self) -> Result<NodeValue, E> {
+        Ok(NodeValue::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<NodeValue, E> {
+        Ok(NodeValue::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<NodeValue, D::Error> {
+        NodeValue::deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<NodeValue, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element()? {
+            items.push(item);
+        }
+        Ok(NodeValue::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<NodeValue, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = access.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(NodeValue::Map(entries))
+    }
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Misfit {}
+
+impl de::Error for Misfit {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self { place: None, steps: Vec::new(), message: message.to_string() }
+    }
+}
+
+impl<'de> Deserializer<'de> for &'de Node {
+    type Error = Misfit;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
+        let result = match &self.value {
+            NodeValue::Null => visitor.visit_unit(),
+            NodeValue::Bool(value) => visitor.visit_bool(*value),
+            NodeValue::Integer(value) => visitor.visit_i64(*value),
+            NodeValue::Unsigned(value) => visitor.visit_u64(*value),
+            NodeValue::Float(value) => visitor.visit_f64(*value),
+            NodeValue::Text(value) => visitor.visit_borrowed_str(value),
+            NodeValue::List(items) => visitor.visit_seq(Items { items, next: 0 }),
+            NodeValue::Map(entries) => visitor.visit_map(Entries { entries, next: 0 }),
+        };
+        result.map_err(|mut misfit| {
+            misfit.place.get_or_insert(self.place);
+            misfit
+        })
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
+        match self.value {
+            NodeValue::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    /// Quantities may be written as numbers, which Kubernetes reads as the text they are.
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Misfit> {
+        let number = match self.value {
+            NodeValue::Integer(value) => Some(value.to_string()),
+            NodeValue::Float(value) => Some(value.to_string()),
+            _ => None,
+        };
+        match number {
+            Some(number) if name == "Quantity" => {
+                let text: StringDeserializer<Misfit> = number.into_deserializer();
+                visitor.visit_newtype_struct(text)
+            }
+            _ => visitor.visit_newtype_struct(self),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Misfit> {
+        match &self.value {
+            NodeValue::Text(text) => visitor.visit_enum(UnitVariant(text)),
+            NodeValue::List(items) => {
+                SeqAccessDeserializer::new(Items { items, next: 0 }).deserialize_enum(name, variants, visitor)
+            }
+            NodeValue::Map(entries) => MapAccessDeserializer::new(Entries { entries, next: 0 })
+                .deserialize_enum(name, variants, visitor),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq
+        tuple tuple_struct map struct identifier ignored_any
+    }
+}
+
+struct Items<'n> {
+    items: &'n [Node],
+    next: usize,
+}
+
+impl<'n> SeqAccess<'n> for Items<'n> {
+    type Error = Misfit;
+
+    fn next_element_seed<T: DeserializeSeed<'n>>(&mut self, seed: T) -> Result<Option<T::Value>, Misfit> {
+        let Some(item) = self.items.get(self.next) else { return Ok(None) };
+        let step = format!("[{}]", self.next);
+        self.next += 1;
+        seed.deserialize(item).map(Some).map_err(|misfit| misfit.within(step, item.place))
+    }
+}
+
+struct Entries<'n> {
+    entries: &'n [(String, Node)],
+    next: usize,
+}
+
+impl<'n> MapAccess<'n> for Entries<'n> {
+    type Error = Misfit;
+
+    fn next_key_seed<K: DeserializeSeed<'n>>(&mut self, seed: K) -> Result<Option<K::Value>, Misfit> {
+        let Some((key, _)) = self.entries.get(self.next) else { return Ok(None) };
+        seed.deserialize(key.as_str().into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'n>>(&mut self, seed: V) -> Result<V::Value, Misfit> {
+        let Some((key, node)) = self.entries.get(self.next) else {
+            return Err(de::Error::custom("a value without a key"));
+        };
+        self.next += 1;
+        seed.deserialize(node).map_err(|misfit| misfit.within(format!(".{key}"), node.place))
+    }
+}
+
+struct UnitVariant<'n>(&'n str);
+
+impl<'n> EnumAccess<'n> for UnitVariant<'n> {
+    type Error = Misfit;
+    type Variant = Self;
+
+    fn variant_seed<V: DeserializeSeed<'n>>(self, seed: V) -> Result<(V::Value, Self), Misfit> {
+        Ok((seed.deserialize(self.0.into_deserializer())?, self))
+    }
+}
+
+impl<'n> VariantAccess<'n> for UnitVariant<'n> {
+    type Error = Misfit;
+
+    fn unit_variant(self) -> Result<(), Misfit> {
+        Ok(())
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'n>>(self, _: T) -> Result<T::Value, Misfit> {
+        Err(de::Error::custom("expected a value, got a bare name"))
+    }
+
+    fn tuple_variant<V: Visitor<'n>>(self, _: usize, _: V) -> Result<V::Value, Misfit> {
+        Err(de::Error::custom("expected a list, got a bare name"))
+    }
+
+    fn struct_variant<V: Visitor<'n>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, Misfit> {
+        Err(de::Error::custom("expected fields, got a bare name"))
+    }
+}

@@ -1,0 +1,90 @@
+//! Where statuses go.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::Serialize;
+
+use crate::compile::status::{self, ObjectStatus};
+use crate::index::Index;
+use crate::object::{Kind, ObjectKey};
+
+/// Takes the status of objects, each time it changes.
+pub trait StatusWriter: Send + Sync + 'static {
+    /// An object's status is this now. Must not block; `origin` is where the object was read.
+    fn write(&self, key: &ObjectKey, status: &ObjectStatus, origin: Option<&Arc<str>>);
+    /// The object is gone.
+    fn remove(&self, key: &ObjectKey);
+}
+
+/// Statuses in memory, for objects that nothing can be written back to. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct StatusBoard(Arc<RwLock<BTreeMap<ObjectKey, PolicyStatus>>>);
+
+/// The status of an object, as `GET /policies` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// `IngressBackend` or `MeshConfig`.
+    pub kind: &'static str,
+    /// The object's namespace.
+    pub namespace: String,
+    /// The object's name.
+    pub name: String,
+    /// `committed` or `error`.
+    pub current_status: &'static str,
+    /// Why.
+    pub reason: String,
+    /// What is likely not meant.
+    pub warnings: Vec<String>,
+    /// Where it was read, such as `app.yaml:12`.
+    pub file: Option<String>,
+}
+
+/// The status of every IngressBackend and MeshConfig, from the objects alone: what a running controller shows.
+pub fn all(index: &Index) -> Vec<PolicyStatus> {
+    let backends = index
+        .ingress_backends()
+        .map(|(name, object)| (Kind::IngressBackend, name, status::ingress_backend(index, name, object)));
+    let configs = index
+        .mesh_configs()
+        .map(|(name, object)| (Kind::MeshConfig, name, status::mesh_config(index, name, object)));
+    let shown = backends.chain(configs).map(|(kind, name, status)| {
+        let key = ObjectKey { kind, name: name.clone() };
+        PolicyStatus::new(&key, &status, index.origin(kind, name))
+    });
+    shown.collect()
+}
+
+impl StatusBoard {
+    /// Every status, sorted by kind and name.
+    pub fn list(&self) -> Vec<PolicyStatus> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+impl StatusWriter for StatusBoard {
+    fn write(&self, key: &ObjectKey, status: &ObjectStatus, origin: Option<&Arc<str>>) {
+        let shown = PolicyStatus::new(key, status, origin);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), shown);
+    }
+
+    fn remove(&self, key: &ObjectKey) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
+impl PolicyStatus {
+    /// A status as it is shown.
+    pub fn new(key: &ObjectKey, status: &ObjectStatus, origin: Option<&Arc<str>>) -> Self {
+        Self {
+            kind: key.kind.as_str(),
+            namespace: key.name.namespace.to_string(),
+            name: key.name.name.to_string(),
+            current_status: status.current.as_str(),
+            reason: status.reason.clone(),
+            warnings: status.warnings.clone(),
+            file: origin.map(ToString::to_string),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Manifests for tests, and an index of them.
+
+use crate::index::Index;
+use crate::source::folder::FolderSource;
+
+/// The meshed workload of most tests: a Pod, and a Service whose own port is 80 and whose `targetPort` is 14001.
+pub(crate) const HTTPBIN: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: httpbin-1, namespace: httpbin, labels: {app: httpbin}}
+spec:
+  serviceAccountName: httpbin
+  containers: [{name: app, ports: [{name: web, containerPort: 14001}]}]
+status: {podIP: 127.0.0.11}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: httpbin, namespace: httpbin}
+spec:
+  selector: {app: httpbin}
+  ports: [{name: http, port: 80, targetPort: 14001}]
+";
+
+/// An ingress controller: a Service with two ready endpoints, one that is not, and one that does not say.
+pub(crate) const GATEWAY: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: ingress-nginx-controller, namespace: ingress-nginx}
+spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: ingress-nginx-controller-1
+  namespace: ingress-nginx
+  labels: {kubernetes.io/service-name: ingress-nginx-controller}
+addressType: IPv4
+ports: [{name: http, port: 80}]
+endpoints:
+- addresses: [127.0.0.2]
+  conditions: {ready: true}
+- addresses: [127.0.0.3]
+  conditions: {ready: false}
+- addresses: [127.0.0.4]
+";
+
+/// The sources that name [`GATEWAY`].
+pub(crate) const FROM_GATEWAY: &str =
+    "{kind: Service, name: ingress-nginx-controller, namespace: ingress-nginx}";
+
+/// An IngressBackend in namespace `httpbin`; `backends` and `sources` are YAML lists without their brackets.
+pub(crate) fn ingress_backend(name: &str, backends: &str, sources: &str) -> String {
+    format!(
+        "apiVersion: policy.openservicemesh.io/v1alpha1\nkind: IngressBackend\n\
+         metadata: {{name: {name}, namespace: httpbin}}\nspec: {{backends: [{backends}], sources: [{sources}]}}\n"
+    )
+}
+
+/// A backend `httpbin:14001` with this protocol and what else its YAML says.
+pub(crate) fn backend(protocol: &str, more: &str) -> String {
+    format!("{{name: httpbin, port: {{number: 14001, protocol: {protocol}}}{more}}}")
+}
+
+/// An index of these documents, through the folder source.
+pub(crate) fn index(documents: &[&str]) -> Index {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), documents.join("\n---\n")).unwrap();
+    Index::of(FolderSource::new(folder.path()).load().changes)
+}

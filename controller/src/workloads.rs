@@ -1,0 +1,236 @@
+//! The newest policy of each workload, who follows it, and what became of it there.
+//!
+//! Each policy sits in a mailbox that holds the latest value only: whoever follows a workload slowly skips what
+//! it did not see, and delays nobody.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use prost::Message;
+use serde::Serialize;
+use tidegate_core::policy::InboundPolicy;
+use tidegate_proto::discovery as wire;
+use tokio::sync::watch;
+
+use crate::object::ObjectName;
+
+/// Hexadecimal digits of a version; 128 bits of SHA-256.
+const VERSION_DIGITS: usize = 32;
+
+/// A compiled policy, ready to be sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Published {
+    /// The policy.
+    pub(crate) policy: InboundPolicy,
+    /// A hash of its content.
+    pub(crate) version: Arc<str>,
+    /// The policy as it is sent.
+    pub(crate) message: wire::InboundPolicy,
+}
+
+/// Every workload that has a policy or a follower.
+#[derive(Debug)]
+pub(crate) struct Workloads {
+    entries: Mutex<BTreeMap<ObjectName, Entry>>,
+    is_synced: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    policy: watch::Sender<Option<Arc<Published>>>,
+    error: Option<String>,
+    follower: Option<Follower>,
+}
+
+/// A sidecar's stream, the latest for its workload.
+#[derive(Clone, Debug)]
+pub(crate) struct Follower {
+    /// Tells this stream from the ones before and after it.
+    pub(crate) stream: u64,
+    pub(crate) peer: SocketAddr,
+    /// `Node.version` and `Node.instance`.
+    pub(crate) program: String,
+    pub(crate) instance: String,
+    pub(crate) since: SystemTime,
+    pub(crate) is_connected: bool,
+    pub(crate) sent: Option<Arc<str>>,
+    pub(crate) acknowledged: Option<Arc<str>>,
+    pub(crate) rejected: Option<Rejected>,
+}
+
+/// A version that a sidecar did not take over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Rejected {
+    pub(crate) version: String,
+    pub(crate) reason: String,
+}
+
+/// What operators see of a workload.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct WorkloadView {
+    workload: String,
+    identity: Option<String>,
+    /// The newest version.
+    version: Option<Arc<str>>,
+    /// Why there is no policy.
+    error: Option<String>,
+    sidecar: Option<SidecarView>,
+    policy: Option<crate::view::PolicyView>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SidecarView {
+    connected: bool,
+    connected_since: String,
+    address: String,
+    program: String,
+    instance: String,
+    sent_version: Option<Arc<str>>,
+    acked_version: Option<Arc<str>>,
+    rejected: Option<Rejected>,
+}
+
+impl Published {
+    /// Makes a policy ready to be sent.
+    pub(crate) fn new(policy: InboundPolicy) -> Self {
+        let message = wire::InboundPolicy::from(&policy);
+        // The message holds lists only, no maps, so equal policies are equal bytes.
+        let hash = digest(&SHA256, &message.encode_to_vec());
+        let mut version = String::with_capacity(2 * hash.as_ref().len());
+        for byte in hash.as_ref() {
+            // Writing to a String cannot fail.
+            let _ = write!(version, "{byte:02x}");
+        }
+        version.truncate(VERSION_DIGITS);
+        Self { policy, version: version.into(), message }
+    }
+}
+
+impl Workloads {
+    pub(crate) fn new() -> Self {
+        Self { entries: Mutex::default(), is_synced: watch::Sender::new(false) }
+    }
+
+    /// Whether every object that there is has been seen: only then is an absent policy known to be absent.
+    pub(crate) fn synced(&self) -> watch::Receiver<bool> {
+        self.is_synced.subscribe()
+    }
+
+    pub(crate) fn mark_synced(&self) {
+        self.is_synced.send_replace(true);
+    }
+
+    /// Follows a workload's policy, also one that is not there yet. [`Workloads::release`] ends it.
+    pub(crate) fn follow(&self, name: &ObjectName) -> watch::Receiver<Option<Arc<Published>>> {
+        self.lock().entry(name.clone()).or_default().policy.subscribe()
+    }
+
+    /// Forgets a workload that has neither policy nor follower.
+    pub(crate) fn release(&self, name: &ObjectName) {
+        let mut entries = self.lock();
+        if entries.get(name).is_some_and(Entry::is_unused) {
+            entries.remove(name);
+        }
+    }
+
+    /// Whether the policy is another than before.
+    pub(crate) fn publish(&self, name: &ObjectName, policy: InboundPolicy) -> bool {
+        let published = Arc::new(Published::new(policy));
+        let mut entries = self.lock();
+        let entry = entries.entry(name.clone()).or_default();
+        entry.error = None;
+        entry.policy.send_if_modified(|current| {
+            let is_news = current.as_ref().is_none_or(|current| current.version != published.version);
+            if is_news {
+                *current = Some(published);
+            }
+            is_news
+        })
+    }
+
+    /// Takes a workload's policy away; `error` says why if it should have one.
+    pub(crate) fn withdraw(&self, name: &ObjectName, error: Option<String>) {
+        let mut entries = self.lock();
+        let Some(entry) = (match error {
+            Some(_) => Some(entries.entry(name.clone()).or_default()),
+            None => entries.get_mut(name),
+        }) else {
+            return;
+        };
+        entry.error = error;
+        entry.policy.send_if_modified(|current| current.take().is_some());
+        if entry.is_unused() {
+            entries.remove(name);
+        }
+    }
+
+    pub(crate) fn connected(&self, name: &ObjectName, follower: Follower) {
+        self.lock().entry(name.clone()).or_default().follower = Some(follower);
+    }
+
+    /// Changes what is known of a stream, unless a newer one has taken its place.
+    pub(crate) fn update(&self, name: &ObjectName, stream: u64, change: impl FnOnce(&mut Follower)) {
+        let mut entries = self.lock();
+        let follower = entries.get_mut(name).and_then(|entry| entry.follower.as_mut());
+        if let Some(follower) = follower.filter(|follower| follower.stream == stream) {
+            change(follower);
+        }
+    }
+
+    /// Workloads that have a policy.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().values().filter(|entry| entry.policy.borrow().is_some()).count()
+    }
+
+    /// The policy of a workload, as it is at this moment.
+    pub(crate) fn policy(&self, name: &ObjectName) -> Option<Arc<Published>> {
+        self.lock().get(name).and_then(|entry| entry.policy.borrow().clone())
+    }
+
+    pub(crate) fn view(&self) -> Vec<WorkloadView> {
+        self.lock().iter().map(|(name, entry)| entry.view(name)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectName, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn is_unused(&self) -> bool {
+        self.error.is_none() && self.policy.borrow().is_none() && self.policy.receiver_count() == 0
+    }
+
+    fn view(&self, name: &ObjectName) -> WorkloadView {
+        let published = self.policy.borrow().clone();
+        WorkloadView {
+            workload: name.to_string(),
+            identity: published.as_ref().map(|published| published.policy.identity.to_string()),
+            version: published.as_ref().map(|published| published.version.clone()),
+            error: self.error.clone(),
+            sidecar: self.follower.as_ref().map(SidecarView::new),
+            policy: published.as_ref().map(|published| crate::view::PolicyView::new(&published.policy)),
+        }
+    }
+}
+
+impl SidecarView {
+    fn new(follower: &Follower) -> Self {
+        Self {
+            connected: follower.is_connected,
+            connected_since: humantime::format_rfc3339_millis(follower.since).to_string(),
+            address: follower.peer.to_string(),
+            program: follower.program.clone(),
+            instance: follower.instance.clone(),
+            sent_version: follower.sent.clone(),
+            acked_version: follower.acknowledged.clone(),
+            rejected: follower.rejected.clone(),
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! No bytes make the CA's look at a certificate signing request panic.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = tidegate_cert_manager::check_csr(bytes);
+});

@@ -1,0 +1,18 @@
+//! A policy from the wire is taken over whole or refused; what was taken over goes out again as it came in.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+use tidegate_core::policy::InboundPolicy;
+use tidegate_proto::discovery::{self, DiscoveryResponse, resource::Body};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(response) = DiscoveryResponse::decode(bytes) else { return };
+    for resource in response.resources {
+        let Some(Body::InboundPolicy(message)) = resource.body else { continue };
+        let Ok(policy) = InboundPolicy::try_from(message) else { continue };
+        let again = InboundPolicy::try_from(discovery::InboundPolicy::from(&policy));
+        assert_eq!(again.as_ref(), Ok(&policy));
+    }
+});

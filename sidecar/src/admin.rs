@@ -1,0 +1,59 @@
+//! `/config`: what this sidecar enforces and shows at this moment, without a single private key.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tidegate_runtime::trust_bundle::fingerprint;
+
+use crate::options::Inbound;
+use crate::snapshot::Publisher;
+
+/// What `/config` shows.
+#[derive(Clone)]
+pub(crate) struct ConfigView {
+    /// `<namespace>/<name>` of the workload.
+    pub(crate) workload: Arc<str>,
+    /// Where connections are taken and where they go, with the ports that were bound.
+    pub(crate) inbound: Arc<[Inbound]>,
+    /// Holds the snapshot.
+    pub(crate) publisher: Arc<Publisher>,
+}
+
+/// The sidecar's own routes of the admin server.
+pub(crate) fn routes(view: ConfigView) -> Router {
+    Router::new().route("/config", get(config)).with_state(view)
+}
+
+async fn config(State(view): State<ConfigView>) -> Json<Value> {
+    let snapshot = view.publisher.current();
+    let listen = |inbound: &Inbound| json!({"listen": inbound.listen, "app": inbound.app});
+    let tls = snapshot.tls.as_ref().map(|tls| {
+        let leaf = &tls.credentials.leaf;
+        json!({
+            "certificate": {
+                "names": leaf.sans.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "serial": leaf.serial,
+                "notBefore": time(leaf.not_before),
+                "notAfter": time(leaf.not_after),
+                "chain": tls.credentials.chain.iter().map(fingerprint).collect::<Vec<_>>(),
+            },
+            "trustBundle": tls.bundle.fingerprints(),
+        })
+    });
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "workload": view.workload,
+        "inbound": view.inbound.iter().map(listen).collect::<Vec<_>>(),
+        "generation": snapshot.generation,
+        "tls": tls,
+        "policy": snapshot.policy,
+    }))
+}
+
+fn time(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}

@@ -1,0 +1,472 @@
+//! One request and its answer, once the app is to get it: both bodies at the same time, in one task.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tidegate_core::policy::Decision;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::{BodyError, Decoder};
+use super::forward::{self, Notes, Persistence};
+use super::head::{self, Framing, HeadError, Storage};
+use crate::http::Env;
+use crate::http::buffer::{Buffer, LARGE, MEDIUM};
+use crate::http::local_reply::{self, LocalReply};
+use crate::http::request::Version;
+use crate::lifeline::{Lifeline, Wait};
+use crate::telemetry::ResponseFlag;
+
+/// The most of a request's body that is read only to keep the connection.
+pub(super) const MOST_DRAINED: u64 = 64 * 1024;
+
+/// One request and its answer.
+pub(super) struct Exchange {
+    pub(super) asked: Asked,
+    pub(super) decision: Option<Rc<Decision>>,
+    /// When the request's first byte came.
+    pub(super) start: Instant,
+    pub(super) notes: Notes,
+    /// Memory of the head that the app got, for [`Notes`].
+    pub(super) noted: Buffer,
+    pub(super) up: Upload,
+    pub(super) down: Download,
+    /// Counts reads and writes: a body that stands still does not change it.
+    progress: u32,
+    /// [`Exchange::progress`] when the deadline was set, if one is.
+    timed: Option<u32>,
+}
+
+/// What the request's head asks of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) version: Version,
+    pub(super) is_head: bool,
+    pub(super) keep_alive: bool,
+    pub(super) upgrade: bool,
+    pub(super) expects_continue: bool,
+}
+
+/// From the client to the app.
+pub(super) struct Upload {
+    pub(super) state: UploadState,
+    pub(super) decoder: Decoder,
+    pub(super) chunked: bool,
+    pub(super) out: Buffer,
+    /// Bytes of the body.
+    pub(super) moved: u64,
+    /// Whether the app may have seen any of it.
+    pub(super) sent_any: bool,
+    /// When its last byte was sent.
+    done: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UploadState {
+    /// The app has not got all of it.
+    Active,
+    /// The app has got all of it.
+    Done,
+    /// The app takes no more; it may have answered.
+    Broken,
+}
+
+/// From the app to the client.
+pub(super) struct Download {
+    state: DownloadState,
+    pub(super) status: u16,
+    decoder: Decoder,
+    chunked: bool,
+    /// Whether the app keeps its connection open.
+    pub(super) keep_alive: bool,
+    /// Whether the client was told that its connection ends.
+    pub(super) close: bool,
+    pub(super) input: Buffer,
+    pub(super) out: Buffer,
+    /// Whether `input` holds bytes that were not looked at.
+    is_new: bool,
+    is_flushed: bool,
+    /// Whether reads fill their buffer, so that a larger one pays.
+    is_bulk: bool,
+    /// Bytes of the body.
+    pub(super) moved: u64,
+    /// When its first byte came.
+    first_byte: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DownloadState {
+    Head,
+    Body,
+    Switching,
+    Done,
+}
+
+/// How an exchange ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The client has got the whole answer.
+    Complete,
+    /// The client has got `101 Switching Protocols`.
+    Switched,
+    /// A connection out of the pool was closed by the app; it saw nothing of the request.
+    Stale,
+    /// The client has got nothing yet and is to get this.
+    Failed(LocalReply),
+    /// The client cannot get a whole answer.
+    Aborted(ResponseFlag, &'static str),
+}
+
+enum UploadError {
+    Client,
+    Upstream,
+    Malformed(BodyError),
+}
+
+impl Exchange {
+    pub(super) fn new() -> Self {
+        Self {
+            asked: Asked::NOTHING,
+            decision: None,
+            start: Instant::now(),
+            notes: Notes::default(),
+            noted: Buffer::default(),
+            up: Upload::new(),
+            down: Download::new(),
+            progress: 0,
+            timed: None,
+        }
+    }
+
+    /// Drives both directions as far as they go.
+    pub(super) fn poll<C, U>(
+        &mut self,
+        client: &mut C,
+        inbound: &mut Buffer,
+        upstream: &mut U,
+        (line, env): (&Lifeline, &Env),
+        context: &mut Context<'_>,
+    ) -> Poll<Outcome>
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+        U: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.up.state == UploadState::Active {
+            match self.poll_upload(client, inbound, upstream, env, context) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => {
+                    self.up.state = UploadState::Done;
+                    self.up.done = Some(Instant::now());
+                }
+                Poll::Ready(Err(UploadError::Upstream)) if !self.up.sent_any => {
+                    return Poll::Ready(Outcome::Stale);
+                }
+                // The app may have answered before it stopped reading.
+                Poll::Ready(Err(UploadError::Upstream)) => self.up.state = UploadState::Broken,
+                Poll::Ready(Err(UploadError::Client)) => {
+                    let flag = ResponseFlag::DownstreamConnectionTermination;
+                    return Poll::Ready(Outcome::Aborted(flag, "downstream_remote_disconnect"));
+                }
+                Poll::Ready(Err(UploadError::Malformed(error))) => {
+                    return Poll::Ready(self.fail(local_reply::bad_request(error.details())));
+                }
+            }
+        }
+        let outcome = self.poll_download(client, upstream, (line, env), context);
+        if outcome.is_pending() {
+            self.set_deadline(line, env);
+        }
+        outcome
+    }
+
+    /// How the exchange fails: with this answer if the client has not begun to get another one.
+    pub(super) fn fail(&self, reply: LocalReply) -> Outcome {
+        match self.down.state {
+            DownloadState::Head => Outcome::Failed(reply),
+            _ => Outcome::Aborted(reply.flag, reply.details),
+        }
+    }
+
+    /// From the request's last byte to the app to the first byte back.
+    pub(super) fn upstream_time(&self) -> Option<std::time::Duration> {
+        self.down.first_byte.map(|first| first.saturating_duration_since(self.up.done.unwrap_or(first)))
+    }
+
+    /// What is left of the request's body can be read only to keep the client's connection.
+    pub(super) fn is_drainable(&self) -> bool {
+        // A client that waits for the app's word may send its body or not: nobody knows what its next byte is.
+        let may_be_left_out = self.asked.expects_continue && self.up.moved == 0;
+        self.up.decoder.left().is_some_and(|left| left <= MOST_DRAINED && (left == 0 || !may_be_left_out))
+    }
+
+    fn poll_upload<C, U>(
+        &mut self,
+        client: &mut C,
+        inbound: &mut Buffer,
+        upstream: &mut U,
+        env: &Env,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), UploadError>>
+    where
+        C: AsyncRead + Unpin,
+        U: AsyncWrite + Unpin,
+    {
+        let up = &mut self.up;
+        loop {
+            if !up.out.is_empty() {
+                let before = up.out.len();
+                let written = up.out.poll_write_all(upstream, context);
+                if up.out.len() != before {
+                    up.sent_any = true;
+                    self.progress = self.progress.wrapping_add(1);
+                }
+                ready!(written).map_err(|_| UploadError::Upstream)?;
+                if self.noted.size() == 0 {
+                    self.noted = std::mem::take(&mut up.out);
+                } else {
+                    env.buffers.give(&mut up.out);
+                }
+            }
+            if up.decoder.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            up.moved += up
+                .decoder
+                .transfer(inbound, &mut up.out, up.chunked, &env.buffers, &env.limits)
+                .map_err(UploadError::Malformed)?;
+            if !up.out.is_empty() || up.decoder.is_done() {
+                continue;
+            }
+            make_room(inbound, env);
+            let is_bulk =
+                up.moved > MEDIUM as u64 && up.decoder.left().is_none_or(|left| left > MEDIUM as u64);
+            let size = if is_bulk { LARGE } else { MEDIUM };
+            let count = ready!(env.buffers.poll_read(inbound, size, client, context));
+            if count.map_err(|_| UploadError::Client)? == 0 {
+                return Poll::Ready(Err(UploadError::Client));
+            }
+            self.progress = self.progress.wrapping_add(1);
+        }
+    }
+
+    fn poll_download<C, U>(
+        &mut self,
+        client: &mut C,
+        upstream: &mut U,
+        (line, env): (&Lifeline, &Env),
+        context: &mut Context<'_>,
+    ) -> Poll<Outcome>
+    where
+        C: AsyncWrite + Unpin,
+        U: AsyncRead + Unpin,
+    {
+        let client_gone = || {
+            Outcome::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")
+        };
+        loop {
+            if !self.down.out.is_empty() {
+                let before = self.down.out.len();
+                let written = self.down.out.poll_write_all(client, context);
+                if self.down.out.len() != before {
+                    self.progress = self.progress.wrapping_add(1);
+                    self.down.is_flushed = false;
+                }
+                if ready!(written).is_err() {
+                    return Poll::Ready(client_gone());
+                }
+                env.buffers.give(&mut self.down.out);
+            }
+            if !self.down.is_flushed {
+                if ready!(Pin::new(&mut *client).poll_flush(context)).is_err() {
+                    return Poll::Ready(client_gone());
+                }
+                self.down.is_flushed = true;
+            }
+            match self.down.state {
+                DownloadState::Head => {
+                    if std::mem::take(&mut self.down.is_new) {
+                        match self.read_head(line, env) {
+                            Ok(true) => continue,
+                            Ok(false) => {}
+                            Err(_) => return Poll::Ready(self.fail(local_reply::bad_gateway())),
+                        }
+                    }
+                    if !matches!(ready!(self.poll_read(upstream, env, context)), Ok(1..)) {
+                        return Poll::Ready(self.fail(local_reply::connection_terminated()));
+                    }
+                }
+                DownloadState::Body => {
+                    if self.down.decoder.is_done() {
+                        self.down.state = DownloadState::Done;
+                        continue;
+                    }
+                    if self.transfer_down(env).is_err() {
+                        let details = "upstream_reset_after_response_started{protocol_error}";
+                        return Poll::Ready(Outcome::Aborted(ResponseFlag::UpstreamProtocolError, details));
+                    }
+                    if !self.down.out.is_empty() || self.down.decoder.is_done() {
+                        continue;
+                    }
+                    let is_end = match ready!(self.poll_read(upstream, env, context)) {
+                        Ok(1..) => continue,
+                        Ok(0) => self.down.decoder.finish(&mut self.down.out, self.down.chunked),
+                        Err(_) => false,
+                    };
+                    if !is_end {
+                        let details = "upstream_reset_after_response_started{connection_termination}";
+                        let flag = ResponseFlag::UpstreamConnectionTermination;
+                        return Poll::Ready(Outcome::Aborted(flag, details));
+                    }
+                }
+                DownloadState::Switching if self.up.state == UploadState::Active => return Poll::Pending,
+                DownloadState::Switching => return Poll::Ready(Outcome::Switched),
+                DownloadState::Done => return Poll::Ready(Outcome::Complete),
+            }
+        }
+    }
+
+    fn poll_read<U: AsyncRead + Unpin>(
+        &mut self,
+        upstream: &mut U,
+        env: &Env,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let down = &mut self.down;
+        make_room(&mut down.input, env);
+        let size = if down.is_bulk { LARGE } else { MEDIUM };
+        let count = ready!(env.buffers.poll_read(&mut down.input, size, upstream, context))?;
+        down.is_bulk |= down.input.len() >= MEDIUM;
+        down.is_new = true;
+        if count > 0 && down.first_byte.is_none() {
+            down.first_byte = Some(Instant::now());
+        }
+        self.progress = self.progress.wrapping_add(1);
+        Poll::Ready(Ok(count))
+    }
+
+    /// Looks for a head in what the app has sent; whether there was one.
+    fn read_head(&mut self, line: &Lifeline, env: &Env) -> Result<bool, HeadError> {
+        let Asked { version, is_head, upgrade, .. } = self.asked;
+        let is_uploaded = self.up.state == UploadState::Done;
+        let is_drainable = self.is_drainable();
+        let mut storage = Storage::new();
+        let head = head::parse_response(self.down.input.bytes(), &mut storage, &env.limits, is_head)?;
+        let Some(head) = head else { return Ok(false) };
+        if self.down.out.size() == 0 {
+            self.down.out = env.buffers.take(self.down.input.len() + 256);
+        }
+        let out = &mut self.down.out;
+        let (status, length, framing) = (head.status, head.length, head.framing);
+        match status {
+            101 if upgrade => {
+                forward::write_switch(&head, out);
+                self.down.state = DownloadState::Switching;
+            }
+            101 => return Err(HeadError::FirstLine),
+            100..=199 => {
+                if version == Version::Http11 {
+                    forward::write_interim(&head, out);
+                }
+                self.down.input.consume(length);
+                self.down.is_new = !self.down.input.is_empty();
+                return Ok(true);
+            }
+            _ => {
+                let is_delimited = matches!(framing, Framing::Length(_));
+                self.down.chunked = !is_delimited && version == Version::Http11;
+                self.down.close = !self.asked.keep_alive
+                    || line.is_finishing()
+                    || !(is_uploaded || is_drainable)
+                    || !(is_delimited || self.down.chunked);
+                let persistence = Persistence::new(self.down.close, version);
+                forward::write_response(&head, version, self.down.chunked, persistence, out);
+                self.down.keep_alive = head.keep_alive && framing != Framing::UntilClose;
+                self.down.decoder = Decoder::new(framing);
+                self.down.is_bulk |= matches!(framing, Framing::Length(length) if length > MEDIUM as u64);
+            }
+        }
+        self.down.status = status;
+        self.down.input.consume(length);
+        if self.down.state == DownloadState::Head {
+            // What is there of the body goes out in the same write.
+            self.transfer_down(env).map_err(|_| HeadError::FirstLine)?;
+            self.down.state = DownloadState::Body;
+        }
+        Ok(true)
+    }
+
+    fn transfer_down(&mut self, env: &Env) -> Result<(), BodyError> {
+        let down = &mut self.down;
+        down.moved +=
+            down.decoder.transfer(&mut down.input, &mut down.out, down.chunked, &env.buffers, &env.limits)?;
+        Ok(())
+    }
+
+    /// A body that stands still is ended; one that the app has not begun to send takes as long as the app takes.
+    fn set_deadline(&mut self, line: &Lifeline, env: &Env) {
+        let is_due = self.up.state == UploadState::Active
+            || self.down.state == DownloadState::Body
+            || !self.down.out.is_empty();
+        if !is_due {
+            self.timed = None;
+            line.at_ease();
+        } else if self.timed != Some(self.progress) {
+            self.timed = Some(self.progress);
+            line.within(env.limits.body, Wait::Body);
+        }
+    }
+}
+
+impl Asked {
+    /// Of a request that could not be read.
+    pub(super) const NOTHING: Self = Self {
+        version: Version::Http11,
+        is_head: false,
+        keep_alive: false,
+        upgrade: false,
+        expects_continue: false,
+    };
+}
+
+impl Upload {
+    fn new() -> Self {
+        Self {
+            state: UploadState::Active,
+            decoder: Decoder::Length(0),
+            chunked: false,
+            out: Buffer::default(),
+            moved: 0,
+            sent_any: false,
+            done: None,
+        }
+    }
+}
+
+impl Download {
+    fn new() -> Self {
+        Self {
+            state: DownloadState::Head,
+            status: 0,
+            decoder: Decoder::Length(0),
+            chunked: false,
+            keep_alive: false,
+            close: false,
+            input: Buffer::default(),
+            out: Buffer::default(),
+            is_new: false,
+            is_flushed: true,
+            is_bulk: false,
+            moved: 0,
+            first_byte: None,
+        }
+    }
+}
+
+/// Lets a buffer grow that is full of bytes which only make sense with more.
+pub(super) fn make_room(buffer: &mut Buffer, env: &Env) {
+    if buffer.size() > 0 && buffer.len() == buffer.size() {
+        env.buffers.reserve(buffer, buffer.size() * 4);
+    }
+}

@@ -1,0 +1,293 @@
+//! What goes to the next hop: the request as the app gets it, the answer as the client gets it.
+
+use super::head::{Framing, HeadFields, RequestHead, ResponseHead, upgrade_protocols};
+use crate::http::buffer::Buffer;
+use crate::http::headers::{
+    self, FORWARDED_CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, Field, REQUEST_ID, RequestId,
+};
+use crate::http::local_reply::LocalReply;
+use crate::http::request::Version;
+use crate::session::ConnectionInfo;
+
+/// Where in the head that the app got the access log finds its words.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Notes {
+    pub(super) method: Span,
+    pub(super) path: Span,
+    pub(super) authority: Span,
+    pub(super) user_agent: Span,
+    pub(super) forwarded_for: Span,
+    pub(super) request_id: Span,
+}
+
+/// Bytes from here, so many.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Span {
+    pub(super) start: u32,
+    pub(super) length: u32,
+}
+
+/// What an answer says of the client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Persistence {
+    /// It goes on, as HTTP/1.1 does unasked.
+    Implied,
+    /// It goes on, which an HTTP/1.0 client must be told.
+    KeepAlive,
+    /// It ends with this answer.
+    Close,
+}
+
+/// Writes the head of a request as HTTP/1.1, by the rules of [`headers`]. `out` must be empty.
+pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer) -> Notes {
+    let request = &head.request;
+    let mut notes = Notes::default();
+    notes.method = put(out, request.method);
+    out.push(b" ");
+    notes.path = put(out, request.path);
+    out.push(b" HTTP/1.1\r\n");
+    let mut has_host = false;
+    let mut has_length = false;
+    let mut te_trailers = false;
+    for (field, name, value) in head.fields.iter() {
+        match field {
+            Field::Host => {
+                put_name(out, name);
+                notes.authority = put(out, request.authority);
+                has_host = true;
+            }
+            Field::ContentLength => {
+                if !has_length && let Framing::Length(length) = head.framing {
+                    put_name(out, name);
+                    put_number(out, length);
+                    out.push(b"\r\n");
+                }
+                has_length = true;
+                continue;
+            }
+            Field::UserAgent => {
+                put_name(out, name);
+                notes.user_agent = put(out, value);
+            }
+            // An HTTP/1.0 client does not know interim answers, and we speak 1.1 to the app.
+            Field::Expect if request.version == Version::Http10 => continue,
+            Field::Te => {
+                te_trailers |= headers::has_token(value, "trailers");
+                continue;
+            }
+            Field::Forbidden
+            | Field::Connection
+            | Field::HopByHop
+            | Field::TransferEncoding
+            | Field::Upgrade
+            | Field::ForwardedFor
+            | Field::ForwardedProto
+            | Field::RequestId => continue,
+            Field::Other if head.fields.is_named(name) => continue,
+            Field::Other | Field::Expect => {
+                put_name(out, name);
+                out.push(value);
+            }
+        }
+        out.push(b"\r\n");
+    }
+    if !has_host {
+        out.push(b"host: ");
+        notes.authority = if request.authority.is_empty() {
+            let start = out.len();
+            // A buffer takes all that is written.
+            let _ = std::io::Write::write_fmt(out, format_args!("{}", info.local));
+            span(start, out)
+        } else {
+            put(out, request.authority)
+        };
+        out.push(b"\r\n");
+    }
+    if head.framing == Framing::Chunked {
+        out.push(b"transfer-encoding: chunked\r\n");
+    }
+    match (head.upgrade, te_trailers) {
+        (true, _) => {
+            out.push(b"connection: upgrade\r\nupgrade: ");
+            put_upgrade(out, head.fields);
+            out.push(b"\r\n");
+            if te_trailers {
+                out.push(b"te: trailers\r\n");
+            }
+        }
+        (false, true) => out.push(b"te: trailers\r\nconnection: te\r\n"),
+        (false, false) => {}
+    }
+    put_forwarded(head, info, out, &mut notes);
+    out.push(b"\r\n");
+    notes
+}
+
+/// Writes the head of the app's last answer. `chunked`: how its body is framed for the client.
+pub(super) fn write_response(
+    head: &ResponseHead<'_>,
+    version: Version,
+    chunked: bool,
+    persistence: Persistence,
+    out: &mut Buffer,
+) {
+    let has_length = head.status != 204;
+    put_status(head, out);
+    put_fields(head, has_length && !chunked, out);
+    let names_coding = head.is_chunked && version == Version::Http11 && !matches!(head.status, 204 | 304);
+    if chunked || (names_coding && head.framing == Framing::Length(0)) {
+        out.push(b"transfer-encoding: chunked\r\n");
+    }
+    put_persistence(persistence, out);
+    out.push(b"\r\n");
+}
+
+/// Writes the head of an interim answer, for clients of HTTP/1.1.
+pub(super) fn write_interim(head: &ResponseHead<'_>, out: &mut Buffer) {
+    put_status(head, out);
+    put_fields(head, false, out);
+    out.push(b"\r\n");
+}
+
+/// Writes the head of `101 Switching Protocols`.
+pub(super) fn write_switch(head: &ResponseHead<'_>, out: &mut Buffer) {
+    put_status(head, out);
+    put_fields(head, false, out);
+    out.push(b"connection: upgrade\r\nupgrade: ");
+    put_upgrade(out, head.fields);
+    out.push(b"\r\n\r\n");
+}
+
+/// Writes an answer of our own, in the order of fields that its readers know.
+pub(super) fn write_local(
+    reply: &LocalReply,
+    is_head: bool,
+    persistence: Persistence,
+    date: &[u8],
+    out: &mut Buffer,
+) {
+    let (status, reason, length) = (reply.status, reply.reason, reply.body.len());
+    // A buffer takes all that is written.
+    let _ = std::io::Write::write_fmt(
+        out,
+        format_args!(
+            "HTTP/1.1 {status} {reason}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\ndate: "
+        ),
+    );
+    out.push(date);
+    out.push(b"\r\n");
+    put_persistence(persistence, out);
+    out.push(b"\r\n");
+    if !is_head {
+        out.push(reply.body.as_bytes());
+    }
+}
+
+impl Persistence {
+    pub(super) fn new(close: bool, version: Version) -> Self {
+        match (close, version) {
+            (true, _) => Self::Close,
+            (false, Version::Http10) => Self::KeepAlive,
+            (false, _) => Self::Implied,
+        }
+    }
+}
+
+fn put_forwarded(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer, notes: &mut Notes) {
+    put_name(out, FORWARDED_FOR.as_bytes());
+    let start = out.len();
+    for addresses in head.fields.values(Field::ForwardedFor).filter(|addresses| !addresses.is_empty()) {
+        out.push(addresses);
+        out.push(b", ");
+    }
+    headers::write_address(out, info.peer.ip());
+    notes.forwarded_for = span(start, out);
+    out.push(b"\r\n");
+
+    put_name(out, FORWARDED_PROTO.as_bytes());
+    let proto = headers::forwarded_proto(head.fields.values(Field::ForwardedProto), info.tls);
+    out.push(proto.as_bytes());
+    out.push(b"\r\n");
+
+    put_name(out, REQUEST_ID.as_bytes());
+    notes.request_id = match headers::request_id(head.fields.values(Field::RequestId)) {
+        RequestId::Kept(id) => put(out, id),
+        RequestId::New(id) => put(out, &id),
+    };
+    out.push(b"\r\n");
+
+    if let Some(client) = &info.client {
+        put_name(out, FORWARDED_CLIENT_CERT.as_bytes());
+        for part in ["By=", &info.identity, ";", &client.forwarded, "\r\n"] {
+            out.push(part.as_bytes());
+        }
+    }
+}
+
+fn put_status(head: &ResponseHead<'_>, out: &mut Buffer) {
+    out.push(b"HTTP/1.1 ");
+    put_number(out, u64::from(head.status));
+    out.push(b" ");
+    out.push(head.reason.as_bytes());
+    out.push(b"\r\n");
+}
+
+fn put_fields(head: &ResponseHead<'_>, with_length: bool, out: &mut Buffer) {
+    let mut has_length = false;
+    for (field, name, value) in head.fields.iter() {
+        match field {
+            Field::Connection | Field::HopByHop | Field::TransferEncoding | Field::Upgrade => continue,
+            Field::ContentLength if !with_length || has_length => continue,
+            Field::ContentLength => {
+                has_length = true;
+                put_name(out, name);
+                // A list of equal lengths is sent on as one.
+                out.push(headers::tokens(value).next().unwrap_or_default());
+            }
+            Field::Other if head.fields.is_named(name) => continue,
+            _ => {
+                put_name(out, name);
+                out.push(value);
+            }
+        }
+        out.push(b"\r\n");
+    }
+}
+
+fn put_upgrade(out: &mut Buffer, fields: HeadFields<'_>) {
+    for (at, protocol) in fields.values(Field::Upgrade).flat_map(upgrade_protocols).enumerate() {
+        if at > 0 {
+            out.push(b", ");
+        }
+        out.push(protocol);
+    }
+}
+
+fn put_persistence(persistence: Persistence, out: &mut Buffer) {
+    match persistence {
+        Persistence::Implied => {}
+        Persistence::KeepAlive => out.push(b"connection: keep-alive\r\n"),
+        Persistence::Close => out.push(b"connection: close\r\n"),
+    }
+}
+
+fn put(out: &mut Buffer, bytes: &[u8]) -> Span {
+    let start = out.len();
+    out.push(bytes);
+    span(start, out)
+}
+
+fn put_name(out: &mut Buffer, name: &[u8]) {
+    out.push(name);
+    out.push(b": ");
+}
+
+fn put_number(out: &mut Buffer, number: u64) {
+    // A buffer takes all that is written.
+    let _ = std::io::Write::write_fmt(out, format_args!("{number}"));
+}
+
+fn span(start: usize, out: &Buffer) -> Span {
+    let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+    Span { start: place(start), length: place(out.len() - start) }
+}

@@ -1,0 +1,206 @@
+//! How connections end: deadlines, drain, revocation, clients that leave. And what a connection costs.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::world::{World, local, read_head, read_rest, read_until};
+use crate::http::h1;
+use crate::lifeline::{Cause, Lifeline};
+use crate::limits::Limits;
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+/// Lets the other tasks run until they wait.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_side_after_a_request_still_gets_its_answer() {
+    local(async {
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(GET).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut app = world.app.accept().await;
+        read_head(&mut app).await;
+        settle().await;
+        app.write_all(OK).await.unwrap();
+        assert_eq!(read_rest(&mut client).await, OK);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_its_body_takes_the_app_s_connection_with_it() {
+    local(async {
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello").await.unwrap();
+        let mut app = world.app.accept().await;
+        read_until(&mut app, "hello").await;
+        drop(client);
+        assert_eq!(read_rest(&mut app).await, b"");
+        assert!(world.env.h1.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_head_that_takes_too_long_is_408_and_an_idle_connection_just_closes() {
+    local(async {
+        let world = World::new().await;
+        let limits = Limits::default();
+        let mut idle = world.connect();
+        settle().await;
+        world.lines.expire(Instant::now() + limits.headers * 2);
+        let mut slow = idle;
+        slow.write_all(b"GET / HT").await.unwrap();
+        settle().await;
+        world.lines.expire(Instant::now() + limits.headers * 2);
+        let text = String::from_utf8(read_rest(&mut slow).await).unwrap();
+        assert!(text.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{text}");
+        assert!(text.contains("\r\nconnection: close\r\n"), "{text}");
+
+        let world = World::new().await;
+        idle = world.connect();
+        settle().await;
+        world.lines.expire(Instant::now() + limits.idle * 2);
+        assert_eq!(read_rest(&mut idle).await, b"");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_stands_still_is_408_and_an_answer_that_does_is_cut_off() {
+    local(async {
+        let limits = Limits::default();
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello").await.unwrap();
+        let mut app = world.app.accept().await;
+        read_until(&mut app, "hello").await;
+        settle().await;
+        world.lines.expire(Instant::now() + limits.body * 2);
+        let text = String::from_utf8(read_rest(&mut client).await).unwrap();
+        assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(GET).await.unwrap();
+        let mut app = world.app.accept().await;
+        read_head(&mut app).await;
+        settle().await;
+        world.lines.expire(Instant::now() + limits.body * 2);
+        settle().await;
+        app.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello").await.unwrap();
+        read_until(&mut client, "hello").await;
+        settle().await;
+        world.lines.expire(Instant::now() + limits.body * 2);
+        assert_eq!(
+            read_rest(&mut client).await,
+            b"",
+            "an app may think for long, but not in the middle of its answer"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn draining_ends_an_idle_connection_at_once_and_a_busy_one_after_its_answer() {
+    local(async {
+        let world = World::new().await;
+        let mut idle = world.connect();
+        settle().await;
+        world.line.finish(Cause::Draining, Duration::from_secs(5));
+        assert_eq!(read_rest(&mut idle).await, b"");
+
+        let world = World::new().await;
+        let mut busy = world.connect();
+        busy.write_all(GET).await.unwrap();
+        let mut app = world.app.accept().await;
+        read_head(&mut app).await;
+        world.line.finish(Cause::Draining, Duration::from_secs(5));
+        app.write_all(OK).await.unwrap();
+        let answer = read_rest(&mut busy).await;
+        assert_eq!(answer, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_revoked_connection_is_cut_off_in_flight() {
+    local(async {
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(GET).await.unwrap();
+        let mut app = world.app.accept().await;
+        read_head(&mut app).await;
+        settle().await;
+        world.line.close(Cause::PolicyChanged);
+        assert_eq!(read_rest(&mut client).await, b"");
+        assert_eq!(read_rest(&mut app).await, b"");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_early_answer_ends_the_connection_unless_what_is_left_is_short() {
+    local(async {
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello").await.unwrap();
+        let mut app = world.app.accept().await;
+        read_until(&mut app, "hello").await;
+        app.write_all(OK).await.unwrap();
+        assert_eq!(read_until(&mut client, "ok").await.as_bytes(), OK);
+        client.write_all(b"worldGET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert_eq!(read_rest(&mut app).await, b"", "a half-sent request ends the app's connection");
+        let mut app = world.app.accept().await;
+        assert!(read_head(&mut app).await.starts_with("GET "));
+
+        let mut client = world.connect();
+        client
+            .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nhello")
+            .await
+            .unwrap();
+        let mut app = world.app.accept().await;
+        read_until(&mut app, "hello").await;
+        app.write_all(OK).await.unwrap();
+        let end = read_until(&mut client, "ok").await;
+        assert!(end.contains("\r\nconnection: close\r\n"), "{end}");
+        assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bytes_that_were_read_before_are_the_first_of_the_connection() {
+    local(async {
+        let mut world = World::new().await;
+        world.app.answer(OK);
+        let (mut client, far) = tokio::io::duplex(4096);
+        let (gate, line, env) = (world.gate(), Lifeline::new(), world.env.clone());
+        client.write_all(&GET[5..]).await.unwrap();
+        client.shutdown().await.unwrap();
+        h1::serve(far, BytesMut::from(&GET[..5]), &gate, &line, &env).await;
+        assert_eq!(read_rest(&mut client).await, OK);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_s_future_is_small() {
+    let world = World::new().await;
+    let (_near, far) = tokio::io::duplex(16);
+    let stream = size_of_val(&far);
+    let (gate, line, env) = (world.gate(), Lifeline::new(), Rc::clone(&world.env));
+    let size = size_of_val(&h1::serve(far, BytesMut::new(), &gate, &line, &env)) - stream;
+    assert!((600..=1536).contains(&size), "{size} bytes");
+}

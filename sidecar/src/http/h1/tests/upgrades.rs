@@ -1,0 +1,76 @@
+//! Other protocols, once the app has agreed to them.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::world::{World, local, own_fields, read_head, read_rest, read_until};
+
+const UPGRADE: &[u8] =
+    b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket, h2c, websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
+
+#[tokio::test]
+async fn after_101_bytes_go_both_ways_until_both_sides_have_ended() {
+    local(async {
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(UPGRADE).await.unwrap();
+        client.write_all(b"early").await.unwrap();
+        let mut app = world.app.accept().await;
+        let head = own_fields(&read_head(&mut app).await);
+        assert_eq!(
+            head,
+            "GET /ws HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Key: x\r\nconnection: upgrade\r\nupgrade: websocket, websocket\r\n\r\n"
+        );
+        app.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: y\r\n\r\nfirst").await.unwrap();
+        assert_eq!(
+            read_until(&mut client, "first").await,
+            "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: y\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nfirst"
+        );
+        assert_eq!(read_until(&mut app, "early").await, "early", "only now");
+        client.write_all(b"ping").await.unwrap();
+        assert_eq!(read_until(&mut app, "ping").await, "ping");
+        client.shutdown().await.unwrap();
+        assert_eq!(app.read(&mut [0; 8]).await.unwrap(), 0, "the half-close arrives");
+        app.write_all(b"last words").await.unwrap();
+        assert_eq!(read_until(&mut client, "words").await, "last words");
+        drop(app);
+        assert_eq!(read_rest(&mut client).await, b"");
+        assert!(world.env.h1.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bytes_after_an_upgrade_that_the_app_refuses_are_the_next_request() {
+    local(async {
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(&[UPGRADE, b"GET /admin HTTP/1.1\r\nHost: a\r\n\r\n"].concat()).await.unwrap();
+        let mut app = world.app.accept().await;
+        read_head(&mut app).await;
+        world.deny();
+        app.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        read_until(&mut client, "ok").await;
+        let text = read_until(&mut client, "denied").await;
+        assert!(text.starts_with("HTTP/1.1 403 "), "judged by policy: {text}");
+        assert_eq!(read_rest(&mut app).await, b"", "and the connection that was to switch is not used again");
+        assert!(world.env.h1.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upgrade_is_none_without_its_connection_option_or_in_http_1_0() {
+    for input in [
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+        "GET / HTTP/1.0\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    ] {
+        local(async {
+            let mut world = World::new().await;
+            world.app.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+            world.answers(input.as_bytes()).await;
+            let seen = String::from_utf8(world.app.seen()).unwrap().to_ascii_lowercase();
+            assert!(seen.starts_with("get / ") && !seen.contains("upgrade"), "{seen}");
+        })
+        .await;
+    }
+}

@@ -1,0 +1,106 @@
+//! The body of an answer on its way to the client.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::Reason;
+use http_body::{Body, Frame, SizeHint};
+
+use super::account::Account;
+use super::upstream::{UpstreamBody, UpstreamError};
+
+/// An answer's body, and the account that is closed with it.
+pub(super) struct Answer {
+    source: Source,
+    account: Account,
+}
+
+enum Source {
+    Local(Option<Bytes>),
+    App(UpstreamBody),
+}
+
+impl Answer {
+    /// An answer of ours.
+    pub(super) fn local(text: Bytes, account: Account) -> Self {
+        Self::new(Source::Local(Some(text).filter(|text| !text.is_empty())), account)
+    }
+
+    /// The app's.
+    pub(super) fn app(body: UpstreamBody, account: Account) -> Self {
+        Self::new(Source::App(body), account)
+    }
+
+    fn new(source: Source, mut account: Account) -> Self {
+        if source.is_end() {
+            account.complete();
+        }
+        Self { source, account }
+    }
+}
+
+impl Source {
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Local(text) => text.is_none(),
+            Self::App(body) => body.is_end_stream(),
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        match self {
+            Self::Local(text) => Poll::Ready(text.take().map(Frame::data).map(Ok)),
+            Self::App(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    /// With what the stream is reset.
+    type Error = h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let frame = match ready!(self.source.poll(context)) {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                self.account.broke_off();
+                return Poll::Ready(Some(Err(h2::Error::from(reset_reason(&error)))));
+            }
+            None => {
+                self.account.complete();
+                return Poll::Ready(None);
+            }
+        };
+        if let Some(data) = frame.data_ref() {
+            self.account.sent(data.len());
+        }
+        if frame.is_trailers() || self.source.is_end() {
+            self.account.complete();
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.is_end()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Local(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Source::App(body) => body.size_hint(),
+        }
+    }
+}
+
+/// What the app said, unless a client could take it for a whole answer.
+fn reset_reason(error: &UpstreamError) -> Reason {
+    match error {
+        UpstreamError::Reset(reason) if *reason != Reason::NO_ERROR => *reason,
+        _ => Reason::INTERNAL_ERROR,
+    }
+}

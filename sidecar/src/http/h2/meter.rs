@@ -1,0 +1,188 @@
+//! What a client may ask of us without getting anything done: one bound for floods of every kind of frame.
+//!
+//! PING, SETTINGS, PRIORITY, RST_STREAM, empty DATA and unknown frames cost; answers, and data in both directions,
+//! earn. A client that only costs is cut off (CVE-2019-9512, -9514, -9515, CVE-2020-11080, CVE-2023-44487).
+
+use std::time::{Duration, Instant};
+
+use bytes::Buf;
+
+/// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`, RFC 9113 §3.4.
+const PREFACE: u64 = 24;
+/// RFC 9113 §4.1.
+const FRAME_HEADER: usize = 9;
+/// What may be spent in one [`WINDOW`] beyond what was earned.
+const ALLOWANCE: u32 = 1000;
+/// After it everything spent is forgotten.
+const WINDOW: Duration = Duration::from_secs(10);
+/// A cancelled stream has cost more than its frame: a task, and a request to the app.
+const RESET_COST: u32 = 2;
+/// No more than this can be saved up.
+const SAVINGS: u32 = 1000;
+
+/// The client spends more than it earns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("flood of HTTP/2 frames that carry nothing")]
+pub(super) struct Flood;
+
+/// Reads frame headers as they pass by, and keeps the balance.
+pub(super) struct Meter {
+    /// Bytes until the next frame header: the preface, or the rest of a payload.
+    skip: u64,
+    header: [u8; FRAME_HEADER],
+    filled: usize,
+    balance: Balance,
+}
+
+struct Balance {
+    spent: u32,
+    earned: u32,
+    since: Instant,
+}
+
+impl Meter {
+    pub(super) fn new(now: Instant) -> Self {
+        let balance = Balance { spent: 0, earned: 0, since: now };
+        Self { skip: PREFACE, header: [0; FRAME_HEADER], filled: 0, balance }
+    }
+
+    /// Takes note of bytes from the client.
+    pub(super) fn observe(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+                bytes.advance(skipped);
+                self.skip -= skipped as u64;
+                continue;
+            }
+            let taken = (FRAME_HEADER - self.filled).min(bytes.len());
+            bytes.copy_to_slice(&mut self.header[self.filled..self.filled + taken]);
+            self.filled += taken;
+            if self.filled == FRAME_HEADER {
+                self.filled = 0;
+                let [high, middle, low, kind, flags, ..] = self.header;
+                let length = u32::from_be_bytes([0, high, middle, low]);
+                self.skip = u64::from(length);
+                self.frame(kind, flags, length, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Something was done for the client.
+    pub(super) fn earn(&mut self, amount: u32) {
+        self.balance.earn(amount);
+    }
+
+    fn frame(&mut self, kind: u8, flags: u8, length: u32, now: Instant) -> Result<(), Flood> {
+        const END_STREAM: u8 = 0x1;
+        match kind {
+            // DATA
+            0x0 if length > 0 || flags & END_STREAM != 0 => {
+                self.balance.earn(1);
+                Ok(())
+            }
+            // HEADERS, WINDOW_UPDATE and CONTINUATION: h2 bounds the first and the last, the other is free.
+            0x1 | 0x8 | 0x9 => Ok(()),
+            // RST_STREAM
+            0x3 => self.balance.spend(RESET_COST, now),
+            _ => self.balance.spend(1, now),
+        }
+    }
+}
+
+impl Balance {
+    fn earn(&mut self, amount: u32) {
+        let settled = self.spent.min(amount);
+        self.spent -= settled;
+        self.earned = self.earned.saturating_add(amount - settled).min(SAVINGS);
+    }
+
+    fn spend(&mut self, amount: u32, now: Instant) -> Result<(), Flood> {
+        let saved = self.earned.min(amount);
+        self.earned -= saved;
+        self.spent += amount - saved;
+        if self.spent <= ALLOWANCE {
+            return Ok(());
+        }
+        if now.saturating_duration_since(self.since) < WINDOW {
+            return Err(Flood);
+        }
+        self.since = now;
+        self.spent = amount;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags, 0, 0, 0, 1];
+        frame.extend_from_slice(payload);
+        frame
+    }
+
+    fn greeted(now: Instant) -> Meter {
+        let mut meter = Meter::new(now);
+        meter.observe(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", now).unwrap();
+        meter
+    }
+
+    #[test]
+    fn frames_are_found_however_the_bytes_are_cut() {
+        let now = Instant::now();
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(frame(0x4, 0, &[0; 6]));
+        bytes.extend(frame(0x6, 0, &[0; 8]));
+        bytes.extend(frame(0x0, 0, &[7; 300]));
+        bytes.extend(frame(0x3, 0, &[0; 4]));
+        for size in 1..40 {
+            let mut meter = Meter::new(now);
+            for piece in bytes.chunks(size) {
+                meter.observe(piece, now).unwrap();
+            }
+            assert_eq!((meter.balance.spent, meter.filled, meter.skip), (3, 0, 0), "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn pings_alone_are_a_flood_and_pings_among_data_are_not() {
+        let now = Instant::now();
+        let ping = frame(0x6, 0, &[0; 8]);
+        let mut alone = greeted(now);
+        let taken = (0..100_000).take_while(|_| alone.observe(&ping, now).is_ok()).count();
+        assert_eq!(taken, ALLOWANCE as usize);
+        let mut among = greeted(now);
+        let data = frame(0x0, 0, b"twenty bytes of data");
+        for _ in 0..100_000 {
+            among.observe(&data, now).unwrap();
+            among.observe(&ping, now).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_slow_trickle_is_no_flood() {
+        let mut now = Instant::now();
+        let mut meter = greeted(now);
+        for _ in 0..10_000 {
+            meter.observe(&frame(0x6, 0, &[0; 8]), now).unwrap();
+            now += Duration::from_millis(20);
+        }
+    }
+
+    #[test]
+    fn resets_are_paid_for_by_requests_that_were_answered() {
+        let now = Instant::now();
+        let reset = frame(0x3, 0, &[0; 4]);
+        let mut meter = greeted(now);
+        for _ in 0..10_000 {
+            meter.earn(RESET_COST);
+            meter.observe(&reset, now).unwrap();
+        }
+        let taken = (0..10_000).take_while(|_| meter.observe(&reset, now).is_ok()).count();
+        assert_eq!(taken, (ALLOWANCE / RESET_COST) as usize);
+    }
+}

@@ -1,0 +1,422 @@
+//! What a hostile client does, and that it ends there; and that an honest one with the same habits is served.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::client::conn::http2::Builder;
+use tidegate_core::policy::AppProtocol;
+use tokio::sync::Notify;
+
+use super::apps::{App, Speaks};
+use super::kit::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
+    Sidecar, block, full, get, run, until,
+};
+use crate::http::h2::{BoxError, DynBody, LocalExecutor};
+use crate::limits::Limits;
+
+async fn sidecar() -> (Sidecar, App) {
+    let app = App::echo(Speaks::Http1).await;
+    (Sidecar::new(app.address, AppProtocol::Http), app)
+}
+
+/// The client's own guard against small frames is not what is tested.
+fn wide(builder: &mut Builder<LocalExecutor>) -> &mut Builder<LocalExecutor> {
+    builder.initial_stream_window_size(32 * 1024).initial_connection_window_size(64 * 1024 * 1024)
+}
+
+/// Status of a stream's answer, or the code of its reset, or of the connection's end.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Status(u16),
+    Reset(u32),
+    GoAway(u32),
+    Closed,
+}
+
+async fn fate(client: &mut Raw, stream: u32) -> Fate {
+    let code = |payload: &[u8]| u32::from_be_bytes(payload.try_into().unwrap());
+    loop {
+        let Some(frame) = client.frame().await else { return Fate::Closed };
+        match frame.kind {
+            HEADERS if frame.stream == stream => {
+                // The status comes first: in the static table (RFC 7541, appendix A), or as text of three digits.
+                let indexed = [(0x88, 200), (0x8c, 400), (0x8d, 404), (0x8e, 500)];
+                let known = indexed.iter().find(|(byte, _)| *byte == frame.payload[0]);
+                return Fate::Status(
+                    known.map_or_else(|| literal_status(&frame.payload), |(_, status)| *status),
+                );
+            }
+            RST_STREAM if frame.stream == stream => return Fate::Reset(code(&frame.payload)),
+            GOAWAY => return Fate::GoAway(code(&frame.payload[4..8])),
+            _ => {}
+        }
+    }
+}
+
+fn literal_status(block: &[u8]) -> u16 {
+    let mut decoder = Decoder(block);
+    decoder.status()
+}
+
+/// As much of HPACK as a status needs: a literal with an indexed name, its value Huffman coded or not.
+struct Decoder<'a>(&'a [u8]);
+
+impl Decoder<'_> {
+    fn status(&mut self) -> u16 {
+        let length = self.0[1];
+        let value = &self.0[2..2 + usize::from(length & 0x7f)];
+        if length & 0x80 == 0 {
+            return std::str::from_utf8(value).unwrap().parse().unwrap();
+        }
+        // Digits have codes of five (0, 1, 2) or six bits (3 to 9): RFC 7541, appendix B.
+        let bits =
+            value.iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte)) << (64 - 8 * value.len());
+        let (mut at, mut status) = (0, 0);
+        for _ in 0..3 {
+            let five = (bits << at >> 59) as u16;
+            let digit = if five <= 2 {
+                at += 5;
+                five
+            } else {
+                let six = (bits << at >> 58) as u16;
+                at += 6;
+                six - 0b01_1001 + 3
+            };
+            status = status * 10 + digit;
+        }
+        status
+    }
+}
+
+fn with(name: &'static str, value: &'static str) -> Vec<(&'static str, &'static str)> {
+    let mut fields = GET.to_vec();
+    match fields.iter_mut().find(|field| field.0 == name) {
+        Some(field) => field.1 = value,
+        None => fields.push((name, value)),
+    }
+    fields
+}
+
+#[test]
+fn what_is_no_request_never_reaches_the_app() {
+    const PROTOCOL_ERROR: Fate = Fate::Reset(1);
+    // Names that are none may have confused the field compression of a connection, which then ends.
+    const NO_NAME: [Fate; 2] = [PROTOCOL_ERROR, Fate::GoAway(1)];
+    run(async {
+        let (sidecar, app) = sidecar().await;
+        let mut connect = with(":method", "CONNECT");
+        connect.retain(|(name, _)| !matches!(*name, ":path" | ":scheme"));
+        let mut extended = with(":method", "CONNECT");
+        extended.insert(4, (":protocol", "websocket"));
+        let no_authority: Vec<_> = GET.into_iter().filter(|(name, _)| *name != ":authority").collect();
+        let cases = [
+            (with(":path", "svc/Method"), &[Fate::Status(400), PROTOCOL_ERROR][..]),
+            (with(":path", "*"), &[Fate::Status(400)]),
+            (with(":path", ""), &[PROTOCOL_ERROR]),
+            (with(":path", "http://other.example/"), &[Fate::Status(400), PROTOCOL_ERROR]),
+            (with(":path", "/a b"), &[PROTOCOL_ERROR]),
+            (connect, &[Fate::Status(405)]),
+            (extended, &[PROTOCOL_ERROR]),
+            (with("host", "other.example"), &[Fate::Status(400)]),
+            (with("host", "app.example"), &[Fate::Status(200)]),
+            (with(":authority", "user@app.example"), &[Fate::Status(400), PROTOCOL_ERROR]),
+            (with(":authority", "a b"), &[PROTOCOL_ERROR]),
+            (no_authority, &[Fate::Status(400)]),
+            (with("te", "gzip"), &[PROTOCOL_ERROR]),
+            (with("te", "trailers"), &[Fate::Status(200)]),
+            (with("connection", "x-forwarded-client-cert"), &[PROTOCOL_ERROR]),
+            (with("transfer-encoding", "chunked"), &[PROTOCOL_ERROR]),
+            (with("upgrade", "websocket"), &[PROTOCOL_ERROR]),
+            (with("Upper-Case", "x"), &NO_NAME),
+            (with("with space", "x"), &NO_NAME),
+            (with("x-value", "a\r\nb: c"), &NO_NAME),
+            (with("content-length", "5"), &[PROTOCOL_ERROR]),
+            (GET.to_vec(), &[Fate::Status(200)]),
+        ];
+        let mut served = 0;
+        for (fields, allowed) in cases {
+            let mut client = sidecar.connect_raw().await;
+            client.request(1, &fields).await.unwrap();
+            let outcome = fate(&mut client, 1).await;
+            assert!(allowed.contains(&outcome), "{outcome:?} for {fields:?}");
+            served += usize::from(outcome == Fate::Status(200));
+            if !matches!(outcome, Fate::GoAway(_)) {
+                client.request(3, &GET).await.unwrap();
+                assert_eq!(fate(&mut client, 3).await, Fate::Status(200), "after {fields:?}");
+                served += 1;
+            }
+        }
+        assert_eq!(app.seen.count(), served);
+    });
+}
+
+#[test]
+fn a_rapid_reset_is_cut_off_while_others_are_served() {
+    run(async {
+        let (sidecar, app) = sidecar().await;
+        let mut honest = sidecar.connect().await;
+        for paced in [false, true] {
+            let mut hostile = sidecar.connect_raw().await;
+            let mut sent = 0;
+            for number in 0..10_000_u32 {
+                let stream = 1 + 2 * number;
+                let opened = hostile.request(stream, &GET).await;
+                if paced {
+                    // Each request is looked at before it is reset.
+                    tokio::task::yield_now().await;
+                }
+                if opened.is_err() || hostile.send(RST_STREAM, 0, stream, &[0, 0, 0, 8]).await.is_err() {
+                    break;
+                }
+                sent = number;
+                if number % 100 == 0 {
+                    assert_eq!(honest.get("/").await.0, 200);
+                }
+            }
+            assert!(sent < 2_000, "cut off after {sent} resets");
+            hostile.server.await.unwrap();
+            assert_eq!(honest.get("/").await.0, 200);
+        }
+        assert!(app.seen.count() < 2_000, "{} requests reached the app", app.seen.count());
+    });
+}
+
+#[test]
+fn requests_that_make_us_reset_them_are_cut_off() {
+    run(async {
+        let (sidecar, _app) = sidecar().await;
+        let mut hostile = sidecar.connect_raw().await;
+        let malformed = with("te", "gzip");
+        let mut sent = 0;
+        for number in 0..10_000_u32 {
+            if hostile.request(1 + 2 * number, &malformed).await.is_err() {
+                break;
+            }
+            sent = number;
+        }
+        assert!(sent < 5_000, "cut off after {sent}");
+        hostile.server.await.unwrap();
+    });
+}
+
+#[test]
+fn floods_of_frames_that_carry_nothing_are_cut_off() {
+    run(async {
+        let (sidecar, _app) = sidecar().await;
+        for (kind, payload) in
+            [(PING, &[0; 8][..]), (SETTINGS, &[]), (0x2, &[0, 0, 0, 0, 7]), (0xbe, b"unknown kind of frame")]
+        {
+            // A client that reads what it provokes, and one that does not.
+            for reads in [true, false] {
+                let mut hostile = sidecar.connect_raw().await;
+                let stream = u32::from(kind == 0x2);
+                let flood = async {
+                    let mut sent = 0;
+                    while sent < 100_000 && hostile.send(kind, 0, stream, payload).await.is_ok() {
+                        sent += 1;
+                        if reads {
+                            let mut scratch = [0; 4096];
+                            let read = tokio::io::AsyncReadExt::read(&mut hostile.stream, &mut scratch);
+                            let _ = futures_util::FutureExt::now_or_never(read);
+                        }
+                    }
+                    sent
+                };
+                let sent = flood.await;
+                assert!(sent < 20_000, "frames of kind {kind:#x}: cut off after {sent}");
+                hostile.server.await.unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_flood_of_empty_data_is_cut_off() {
+    run(async {
+        let app = App::with(Speaks::Http1, async |_, request: Request<hyper::body::Incoming>| {
+            let _held = request;
+            std::future::pending::<Response<DynBody>>().await
+        })
+        .await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let mut hostile = sidecar.connect_raw().await;
+        hostile.send(HEADERS, END_HEADERS, 1, &block(&with(":method", "POST"))).await.unwrap();
+        let mut sent = 0;
+        while sent < 100_000 && hostile.send(DATA, 0, 1, &[]).await.is_ok() {
+            sent += 1;
+        }
+        assert!(sent < 20_000, "cut off after {sent}");
+        hostile.server.await.unwrap();
+    });
+}
+
+#[test]
+fn a_head_without_end_is_cut_off() {
+    run(async {
+        let (sidecar, _app) = sidecar().await;
+        let mut hostile = sidecar.connect_raw().await;
+        hostile.send(HEADERS, END_STREAM, 1, &block(&GET)).await.unwrap();
+        let filler = "v".repeat(1000);
+        let piece = block(&[("x-filler", filler.as_str())]);
+        let mut sent = 0;
+        while hostile.send(CONTINUATION, 0, 1, &piece).await.is_ok() {
+            sent += piece.len();
+            assert!(sent < 10 * Limits::default().head_bytes, "{sent} bytes were taken");
+        }
+        hostile.server.await.unwrap();
+    });
+}
+
+#[test]
+fn heads_that_are_too_large_get_431_or_the_end() {
+    run(async {
+        let (sidecar, app) = sidecar().await;
+        let mut client = sidecar.connect().await;
+        // More than the limit in decoded bytes.
+        let mut large = get("/");
+        for number in 0..70 {
+            large.headers_mut().insert(
+                http::HeaderName::try_from(format!("x-{number}")).unwrap(),
+                http::HeaderValue::try_from("v".repeat(1024)).unwrap(),
+            );
+        }
+        assert_eq!(client.send(large).await.unwrap().status(), 431);
+        // Few bytes, too many fields.
+        let mut many = get("/");
+        for number in 0..Limits::default().header_count {
+            let name = http::HeaderName::try_from(format!("x-{number}")).unwrap();
+            many.headers_mut().insert(name, http::HeaderValue::from_static("v"));
+        }
+        assert_eq!(client.send(many).await.unwrap().status(), 431);
+        assert_eq!(client.get("/").await.0, 200, "the connection lives");
+        assert_eq!(app.seen.count(), 1);
+    });
+}
+
+#[test]
+fn ten_thousand_crumbs_of_a_large_cookie_are_refused() {
+    run(async {
+        let (sidecar, app) = sidecar().await;
+        let mut hostile = sidecar.connect_raw().await;
+        // One cookie of 3 KiB goes into the dynamic table; then one byte each repeats it.
+        let cookie = "c".repeat(3 * 1024);
+        let mut head = block(&GET);
+        let mut literal = block(&[("cookie", cookie.as_str())]);
+        literal[0] = 0x40;
+        head.extend(literal);
+        head.extend(std::iter::repeat_n(0xbe, 10_000));
+        for (number, piece) in head.chunks(16 * 1024).enumerate() {
+            let flags = if (number + 1) * 16 * 1024 >= head.len() { END_HEADERS } else { 0 };
+            let (kind, flags) =
+                if number == 0 { (HEADERS, flags | END_STREAM) } else { (CONTINUATION, flags) };
+            if hostile.send(kind, flags, 1, piece).await.is_err() {
+                break;
+            }
+        }
+        let fate = fate(&mut hostile, 1).await;
+        assert!(
+            matches!(fate, Fate::Status(431) | Fate::Reset(_) | Fate::GoAway(_) | Fate::Closed),
+            "{fate:?}"
+        );
+        assert_eq!(app.seen.count(), 0);
+    });
+}
+
+#[test]
+fn more_streams_than_are_allowed_wait_or_are_refused() {
+    run(async {
+        let app = App::with(Speaks::Http1, async |seen, _| {
+            seen.requests.borrow_mut().push(super::apps::Received {
+                line: String::new(),
+                headers: http::HeaderMap::new(),
+                body: Bytes::new(),
+                trailers: None,
+            });
+            std::future::pending::<Response<DynBody>>().await
+        })
+        .await;
+        let limits = Limits { streams: 8, ..Limits::default() };
+        let sidecar = Sidecar::with_limits(app.address, AppProtocol::Http, limits);
+        let mut hostile = sidecar.connect_raw().await;
+        for number in 0..9 {
+            hostile.request(1 + 2 * number, &GET).await.unwrap();
+        }
+        assert_eq!(fate(&mut hostile, 17).await, Fate::Reset(7), "REFUSED_STREAM");
+        until(|| app.seen.count() == 8).await;
+    });
+}
+
+#[test]
+fn many_small_calls_and_many_small_frames_are_no_flood() {
+    run(async {
+        for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
+            let app = App::echo(speaks).await;
+            let sidecar = Sidecar::new(app.address, protocol);
+            let mut client = sidecar.connect().await;
+            for _ in 0..20 {
+                let calls = (0..200).map(|_| {
+                    let request = Request::post("http://app.example/svc/Unary").body(full("tiny")).unwrap();
+                    client.sender.send_request(request)
+                });
+                for answer in futures_util::future::join_all(calls.collect::<Vec<_>>()).await {
+                    assert_eq!(answer.unwrap().into_body().collect().await.unwrap().to_bytes(), "tiny");
+                }
+            }
+            assert_eq!(app.seen.count(), 4_000);
+            assert!(!client.client.is_finished() && !client.sender.is_closed(), "no GOAWAY");
+        }
+
+        let app = App::with(Speaks::Http2, async |_, request: Request<hyper::body::Incoming>| {
+            Response::new(Box::pin(request.into_body().map_err(BoxError::from)) as DynBody)
+        })
+        .await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
+        let mut client = sidecar.connect_with(wide).await;
+        let frames =
+            (0..20_000).map(|_| Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"twenty bytes of data"))));
+        let body = Box::pin(StreamBody::new(futures_util::stream::iter(frames))) as DynBody;
+        let request = Request::post("http://app.example/svc/Stream").body(body).unwrap();
+        let answer = client.send(request).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), 20_000 * 20);
+        assert!(!client.client.is_finished() && !client.sender.is_closed(), "no GOAWAY");
+    });
+}
+
+#[test]
+fn small_frames_may_wait_for_a_slow_app() {
+    run(async {
+        let is_reading = Rc::new(Notify::new());
+        let seen_reading = is_reading.clone();
+        let started = Rc::new(Cell::new(0));
+        let starts = started.clone();
+        let app = App::with(Speaks::Http2, async move |_, request: Request<hyper::body::Incoming>| {
+            starts.set(starts.get() + 1);
+            seen_reading.notified().await;
+            Response::new(Box::pin(request.into_body().map_err(BoxError::from)) as DynBody)
+        })
+        .await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
+        let mut client = sidecar.connect_with(wide).await;
+        let calls = (0..10).map(|_| {
+            let frame = || Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"twenty bytes of data")));
+            let body = StreamBody::new(futures_util::stream::iter((0..4_000).map(move |_| frame())));
+            let request =
+                Request::post("http://app.example/svc/Stream").body(Box::pin(body) as DynBody).unwrap();
+            tokio::task::spawn_local(client.sender.send_request(request))
+        });
+        let calls: Vec<_> = calls.collect();
+        until(|| started.get() == 10).await;
+        is_reading.notify_waiters();
+        for call in calls {
+            let answer = call.await.unwrap().unwrap().into_body().collect().await.unwrap();
+            assert_eq!(answer.to_bytes().len(), 4_000 * 20);
+        }
+        assert!(!client.client.is_finished() && !client.sender.is_closed(), "no GOAWAY");
+        assert_eq!(app.seen.connections.get(), 1);
+    });
+}

@@ -1,0 +1,333 @@
+//! A sidecar's codec in a thread of its own, policies to judge by, a client, and frames by hand.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use tidegate_core::policy::{
+    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
+    PortPolicy, RuleState, Sources, Terms,
+};
+use tidegate_core::{Identity, Principal};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::task::JoinHandle;
+
+use crate::http::Env;
+use crate::http::h2::{DynBody, LocalExecutor, serve};
+use crate::lifeline::{Lifeline, Registry};
+use crate::limits::Limits;
+use crate::session::{ClientCertificate, ConnectionInfo, Gate};
+use crate::snapshot::{self, Publisher};
+use crate::telemetry::Telemetry;
+
+const PORT: u16 = 14001;
+
+/// Long enough for every test on a busy machine; nothing waits for it to pass.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One sidecar, one app.
+pub(super) struct Sidecar {
+    pub(super) env: Rc<Env>,
+    pub(super) registry: Registry<()>,
+    publisher: Publisher,
+    snapshots: snapshot::Snapshots,
+    app: SocketAddr,
+    tls: bool,
+    client: Option<Rc<ClientCertificate>>,
+}
+
+/// A client's connection.
+pub(super) struct Connection {
+    pub(super) sender: SendRequest<DynBody>,
+    pub(super) line: Lifeline,
+    /// The sidecar's side.
+    pub(super) server: JoinHandle<()>,
+    /// The client's side: `Ok` if the sidecar took leave in order.
+    pub(super) client: JoinHandle<hyper::Result<()>>,
+}
+
+/// A client that writes frames by hand.
+pub(super) struct Raw {
+    pub(super) stream: DuplexStream,
+    pub(super) line: Lifeline,
+    pub(super) server: JoinHandle<()>,
+}
+
+/// A frame as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) stream: u32,
+    pub(super) payload: Vec<u8>,
+}
+
+pub(super) const DATA: u8 = 0x0;
+pub(super) const HEADERS: u8 = 0x1;
+pub(super) const RST_STREAM: u8 = 0x3;
+pub(super) const SETTINGS: u8 = 0x4;
+pub(super) const PING: u8 = 0x6;
+pub(super) const GOAWAY: u8 = 0x7;
+pub(super) const CONTINUATION: u8 = 0x9;
+pub(super) const END_STREAM: u8 = 0x1;
+pub(super) const ACK: u8 = 0x1;
+pub(super) const END_HEADERS: u8 = 0x4;
+
+/// Runs a test on one thread, as a worker does.
+pub(super) fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    runtime.block_on(local.run_until(async {
+        tokio::time::timeout(PATIENCE, test).await.expect("the test comes to an end");
+    }));
+}
+
+/// Waits until something is so; other tasks run meanwhile.
+pub(super) async fn until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+pub(super) fn full(bytes: impl Into<Bytes>) -> DynBody {
+    Box::pin(Full::new(bytes.into()).map_err(|never| match never {}))
+}
+
+pub(super) fn get(path: &str) -> Request<DynBody> {
+    Request::get(format!("http://app.example{path}")).body(full("")).unwrap()
+}
+
+pub(super) async fn text(response: Response<Incoming>) -> (u16, String) {
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+impl Sidecar {
+    /// TLS clients, and an app that speaks this.
+    pub(super) fn new(app: SocketAddr, protocol: AppProtocol) -> Self {
+        Self::with_limits(app, protocol, Limits::default())
+    }
+
+    pub(super) fn with_limits(app: SocketAddr, protocol: AppProtocol, limits: Limits) -> Self {
+        Self::telling(app, protocol, limits, Telemetry::default())
+    }
+
+    /// One that tells of its requests here.
+    pub(super) fn telling(
+        app: SocketAddr,
+        protocol: AppProtocol,
+        limits: Limits,
+        telemetry: Telemetry,
+    ) -> Self {
+        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(telemetry)));
+        let (publisher, snapshots) = snapshot::channel();
+        let sidecar =
+            Self { env, registry: Registry::new(), publisher, snapshots, app, tls: true, client: None };
+        sidecar.set_policy(protocol, ClientCheck::Skip);
+        sidecar
+    }
+
+    /// Clients that speak HTTP/2 in plaintext.
+    pub(super) fn plaintext(mut self) -> Self {
+        self.tls = false;
+        self.set_policy(AppProtocol::Http, ClientCheck::Skip);
+        self
+    }
+
+    /// Clients with a certificate whose part of the header is this.
+    pub(super) fn with_certificate(mut self, forwarded: &str) -> Self {
+        let leaf = tidegate_core::PeerCertificate {
+            serial: "01".to_owned(),
+            sans: vec![],
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::now() + PATIENCE,
+        };
+        self.client = Some(Rc::new(ClientCertificate {
+            leaf,
+            chain: vec![],
+            forwarded: forwarded.into(),
+            names: "".into(),
+        }));
+        self
+    }
+
+    /// From now on everybody is let in, or only those whom nobody can be.
+    pub(super) fn allow(&self, is_allowed: bool) {
+        let nobody = ClientCheck::Principals(vec![Principal::parse("nobody.nowhere.cluster.local")]);
+        self.set_policy(AppProtocol::Http, if is_allowed { ClientCheck::Skip } else { nobody });
+    }
+
+    fn set_policy(&self, protocol: AppProtocol, client: ClientCheck) {
+        let transport = match self.tls {
+            true => IngressTransport::Https { sni_hosts: vec![], client },
+            false => IngressTransport::Http,
+        };
+        let rule = ActiveIngressRule { sources: Sources::Any, transport };
+        let ingress =
+            IngressRule { policy: "a/b".into(), backend: "a/c".into(), state: RuleState::Active(rule) };
+        let mesh = MeshRule::Deny("tests have no mesh".into());
+        let port = PortPolicy { protocol, services: vec![], mesh, ingress: vec![ingress] };
+        let policy = InboundPolicy {
+            workload: "a/pod".into(),
+            identity: Identity::from_spiffe_uri("spiffe://cluster.local/ns/a/sa/app").unwrap(),
+            ports: [(PORT, port)].into(),
+        };
+        self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy.clone())));
+    }
+
+    fn start(&self, first: &[u8]) -> (DuplexStream, Lifeline, JoinHandle<()>) {
+        let info = ConnectionInfo {
+            peer: "192.0.2.7:4444".parse().unwrap(),
+            local: "192.0.2.1:14001".parse().unwrap(),
+            port: PORT,
+            app: self.app,
+            terms: if self.tls { Terms::IngressTls } else { Terms::IngressPlaintext },
+            tls: self.tls,
+            server_name: None,
+            client: self.client.clone(),
+            identity: "spiffe://cluster.local/ns/a/sa/app".into(),
+            accepted: SystemTime::now(),
+        };
+        let gate = Rc::new(Gate::new(Rc::new(info), self.snapshots.clone()));
+        let line = self.registry.add(Rc::new(()));
+        let (ours, theirs) = duplex(64 * 1024);
+        let served = serve(theirs, BytesMut::from(first), gate, line.clone(), self.env.clone());
+        (ours, line, tokio::task::spawn_local(served))
+    }
+
+    /// A client's connection by hyper.
+    pub(super) async fn connect(&self) -> Connection {
+        self.connect_with(|builder| builder).await
+    }
+
+    /// The same, set up as told.
+    pub(super) async fn connect_with(
+        &self,
+        set_up: impl FnOnce(&mut Builder<LocalExecutor>) -> &mut Builder<LocalExecutor>,
+    ) -> Connection {
+        let (stream, line, server) = self.start(&[]);
+        let mut builder = Builder::new(LocalExecutor);
+        let (sender, connection) = set_up(&mut builder).handshake(TokioIo::new(stream)).await.unwrap();
+        Connection { sender, line, server, client: tokio::task::spawn_local(connection) }
+    }
+
+    /// A client's connection by hand, greeted.
+    pub(super) async fn connect_raw(&self) -> Raw {
+        let (stream, line, server) = self.start(&[]);
+        let mut raw = Raw { stream, line, server };
+        raw.stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        raw.send(SETTINGS, 0, 0, &[]).await.unwrap();
+        raw
+    }
+
+    /// A client of which these bytes were already read.
+    pub(super) fn connect_after(&self, first: &[u8]) -> Raw {
+        let (stream, line, server) = self.start(first);
+        Raw { stream, line, server }
+    }
+
+    /// A client that says nothing.
+    pub(super) fn connect_silent(&self) -> Raw {
+        self.connect_after(&[])
+    }
+
+    /// Ends what has run out of time, as if this much of it had passed.
+    pub(super) fn expire_after(&self, time: Duration) {
+        self.registry.expire(Instant::now() + time);
+    }
+}
+
+impl Connection {
+    pub(super) async fn send(&mut self, request: Request<DynBody>) -> hyper::Result<Response<Incoming>> {
+        self.sender.send_request(request).await
+    }
+
+    pub(super) async fn get(&mut self, path: &str) -> (u16, String) {
+        text(self.send(get(path)).await.unwrap()).await
+    }
+}
+
+impl Raw {
+    /// Writes one frame; fails once the sidecar has hung up.
+    pub(super) async fn send(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> std::io::Result<()> {
+        self.stream.write_all(&encode(kind, flags, stream, payload)).await
+    }
+
+    /// Opens a stream with these fields, and ends it.
+    pub(super) async fn request(&mut self, stream: u32, fields: &[(&str, &str)]) -> std::io::Result<()> {
+        self.send(HEADERS, END_HEADERS | END_STREAM, stream, &block(fields)).await
+    }
+
+    /// The next frame; `None` once the sidecar has closed.
+    pub(super) async fn frame(&mut self) -> Option<Frame> {
+        let mut header = [0; 9];
+        self.stream.read_exact(&mut header).await.ok()?;
+        let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
+        let mut payload = vec![0; length as usize];
+        self.stream.read_exact(&mut payload).await.ok()?;
+        let stream = u32::from_be_bytes([header[5], header[6], header[7], header[8]]);
+        Some(Frame { kind: header[3], flags: header[4], stream, payload })
+    }
+
+    /// The first frame that is looked for; `None` if the sidecar closed without it.
+    pub(super) async fn find(&mut self, mut is_it: impl FnMut(&Frame) -> bool) -> Option<Frame> {
+        loop {
+            let frame = self.frame().await?;
+            if is_it(&frame) {
+                return Some(frame);
+            }
+        }
+    }
+}
+
+/// The bytes of a frame, RFC 9113 §4.1.
+pub(super) fn encode(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// Literal fields without indexing or Huffman, RFC 7541 §6.2.2.
+pub(super) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0x00);
+        for text in [name, value] {
+            string_length(&mut block, text.len());
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// RFC 7541 §5.1, with a prefix of seven bits.
+fn string_length(block: &mut Vec<u8>, length: usize) {
+    let Some(mut rest) = length.checked_sub(127) else { return block.push(u8::try_from(length).unwrap()) };
+    block.push(127);
+    while rest >= 128 {
+        block.push(u8::try_from(rest % 128).unwrap() | 0x80);
+        rest /= 128;
+    }
+    block.push(u8::try_from(rest).unwrap());
+}
+
+/// What every request has.
+pub(super) const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "https"), (":authority", "app.example"), (":path", "/")];

@@ -1,0 +1,450 @@
+//! Policy changes, farewells, and connections that end.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Method, Request, Response};
+use http_body_util::BodyExt;
+use tidegate_core::policy::AppProtocol;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::apps::{App, Seen, Speaks};
+use super::kit::{
+    ACK, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, SETTINGS, Sidecar, block, encode, full,
+    get, run, text, until,
+};
+use crate::http::h2::{DynBody, UpstreamError};
+use crate::lifeline::{Cause, Phase, Wait};
+use crate::limits::Limits;
+
+/// What h2 asks by a ping whether its GOAWAY was read.
+const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
+
+/// An app that waits for its request's end before it answers.
+async fn patient_app(speaks: Speaks) -> App {
+    App::with(speaks, async |_, request: Request<hyper::body::Incoming>| {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        Response::new(full(body))
+    })
+    .await
+}
+
+#[test]
+fn a_refused_stream_gets_403_and_the_connection_lives() {
+    run(async {
+        let app = App::echo(Speaks::Http1).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let mut client = sidecar.connect().await;
+        for _ in 0..3 {
+            sidecar.allow(false);
+            let response = client.send(get("/")).await.unwrap();
+            assert_eq!(response.headers()["content-length"], "19");
+            assert_eq!(response.headers()["content-type"], "text/plain");
+            assert!(response.headers().contains_key("date"));
+            assert_eq!(response.headers().len(), 3);
+            assert_eq!(text(response).await, (403, "RBAC: access denied".to_owned()));
+
+            let mut head = get("/");
+            *head.method_mut() = Method::HEAD;
+            let response = client.send(head).await.unwrap();
+            assert_eq!(response.headers()["content-length"], "19");
+            assert_eq!(text(response).await, (403, String::new()));
+
+            sidecar.allow(true);
+            assert_eq!(client.get("/").await.0, 200);
+        }
+        assert_eq!(app.seen.count(), 3, "what was refused never reached the app");
+    });
+}
+
+#[test]
+fn a_refused_upload_is_cut_off_and_the_next_request_is_served() {
+    run(async {
+        let app = App::echo(Speaks::Http1).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let mut client = sidecar.connect().await;
+        sidecar.allow(false);
+        let body = full(vec![0; 4 * 1024 * 1024]);
+        let request = Request::post("http://app.example/").body(body).unwrap();
+        assert_eq!(client.send(request).await.unwrap().status(), 403);
+        sidecar.allow(true);
+        let request = Request::post("http://app.example/").body(full("after")).unwrap();
+        assert_eq!(text(client.send(request).await.unwrap()).await, (200, "after".to_owned()));
+    });
+}
+
+#[test]
+fn a_finishing_connection_says_goaway_and_serves_what_is_in_flight() {
+    run(async {
+        for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
+            let app = patient_app(speaks).await;
+            let sidecar = Sidecar::new(app.address, protocol);
+            let mut client = sidecar.connect_raw().await;
+            let mut post = GET;
+            post[0].1 = "POST";
+            client.send(HEADERS, END_HEADERS, 1, &block(&post)).await.unwrap();
+            client.send(DATA, 0, 1, b"first ").await.unwrap();
+            until(|| app.seen.connections.get() == 1).await;
+
+            client.line.finish(Cause::Draining, Duration::from_secs(30));
+            client.find(|frame| frame.kind == GOAWAY && frame.payload[4..8] == [0; 4]).await.unwrap();
+            client.send(DATA, END_STREAM, 1, b"last").await.unwrap();
+            let head = client.find(|frame| frame.kind == HEADERS && frame.stream == 1).await.unwrap();
+            assert_eq!(head.payload[0], 0x88, ":status: 200");
+            let body = client.find(|frame| frame.kind == DATA && frame.stream == 1).await.unwrap();
+            assert_eq!(body.payload, b"first last");
+            // The client has read the farewell; that is what the sidecar asks by a ping.
+            client.send(PING, ACK, 0, &SHUTDOWN_PING).await.unwrap();
+            assert!(client.find(|_| false).await.is_none(), "the end");
+            client.server.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_idle_connection_that_is_to_finish_ends_at_once() {
+    run(async {
+        let app = App::echo(Speaks::Http1).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let mut client = sidecar.connect().await;
+        client.get("/").await;
+        client.line.finish(Cause::PolicyChanged, Duration::from_secs(30));
+        client.client.await.unwrap().expect("an orderly end");
+        client.server.await.unwrap();
+    });
+}
+
+#[test]
+fn what_outlives_its_grace_is_cut_off_on_both_sides() {
+    run(async {
+        let app_saw_the_end = Rc::new(Cell::new(false));
+        let seen = app_saw_the_end.clone();
+        let app = App::raw(async move |_, mut socket: tokio::net::TcpStream| {
+            while socket.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {}
+            seen.set(true);
+        })
+        .await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let mut client = sidecar.connect_raw().await;
+        client.request(1, &GET).await.unwrap();
+        until(|| app.seen.connections.get() == 1).await;
+        client.line.finish(Cause::PolicyChanged, Duration::from_millis(500));
+        client.find(|frame| frame.kind == GOAWAY).await.unwrap();
+        sidecar.expire_after(Duration::from_secs(1));
+        assert!(client.find(|frame| frame.kind == HEADERS).await.is_none(), "the end, without an answer");
+        client.server.await.unwrap();
+        until(|| app_saw_the_end.get()).await;
+    });
+}
+
+#[test]
+fn an_idle_connection_gets_goaway_when_its_time_is_up() {
+    run(async {
+        let app = App::echo(Speaks::Http1).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let limits = Limits::default();
+        let mut client = sidecar.connect_raw().await;
+        client.request(1, &GET).await.unwrap();
+        client.find(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await.unwrap();
+        // The stream's task has dropped its account once the next stream's answer is here; but the deadline counts
+        // from the last of them.
+        sidecar.expire_after(limits.idle - Duration::from_secs(60));
+        assert_eq!(client.line.phase(), Phase::Open);
+        sidecar.expire_after(limits.idle + Duration::from_secs(60));
+        assert_eq!(client.line.phase(), Phase::Closed(Cause::Deadline(Wait::Idle)));
+        let goaway = client.find(|frame| frame.kind == GOAWAY).await.unwrap();
+        assert_eq!(goaway.payload[4..8], [0; 4], "NO_ERROR");
+        // A client that does not answer is not waited for long.
+        client.server.await.unwrap();
+    });
+}
+
+#[test]
+fn a_client_that_never_greets_is_cut_off() {
+    run(async {
+        let app = App::echo(Speaks::Http1).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let raw = sidecar.connect_silent();
+        tokio::task::yield_now().await;
+        sidecar.expire_after(Limits::default().headers);
+        raw.server.await.unwrap();
+    });
+}
+
+#[test]
+fn a_client_that_goes_away_takes_its_requests_with_it() {
+    run(async {
+        for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
+            let dropped = Rc::new(Cell::new(0));
+            let counter = dropped.clone();
+            let started = Rc::new(Cell::new(0));
+            let starts = started.clone();
+            struct OnDrop(Rc<Cell<usize>>);
+            impl Drop for OnDrop {
+                fn drop(&mut self) {
+                    self.0.set(self.0.get() + 1);
+                }
+            }
+            let app = App::with(speaks, async move |_, _| {
+                let _guard = OnDrop(counter.clone());
+                starts.set(starts.get() + 1);
+                std::future::pending::<Response<DynBody>>().await
+            })
+            .await;
+            let sidecar = Sidecar::new(app.address, protocol);
+            let mut client = sidecar.connect().await;
+            // One stream is reset, the connection of the other is cut.
+            let reset = tokio::task::spawn_local(client.sender.send_request(get("/")));
+            until(|| started.get() == 1).await;
+            reset.abort();
+            until(|| dropped.get() == 1).await;
+            let mut cut = sidecar.connect_raw().await;
+            cut.request(1, &GET).await.unwrap();
+            until(|| started.get() == 2).await;
+            drop(cut.stream);
+            until(|| dropped.get() == 2).await;
+            cut.server.await.unwrap();
+            assert!(!client.server.is_finished());
+        }
+    });
+}
+
+#[test]
+fn a_connection_to_the_app_that_ended_is_dialled_again() {
+    run(async {
+        for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
+            // Serves one request a connection.
+            let app = App::raw(async move |_, socket: tokio::net::TcpStream| {
+                let served = Rc::new(Cell::new(false));
+                let flag = served.clone();
+                let service = hyper::service::service_fn(move |_| {
+                    flag.set(true);
+                    async { Ok::<_, std::convert::Infallible>(Response::new(full("once"))) }
+                });
+                let io = hyper_util::rt::TokioIo::new(socket);
+                match speaks {
+                    Speaks::Http1 => {
+                        let builder = hyper::server::conn::http1::Builder::new();
+                        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+                        tokio::select! {
+                            _ = connection.as_mut() => {}
+                            () = until(|| served.get()) => {
+                                connection.as_mut().graceful_shutdown();
+                                let _ = connection.await;
+                            }
+                        }
+                    }
+                    Speaks::Http2 => {
+                        let builder =
+                            hyper::server::conn::http2::Builder::new(crate::http::h2::LocalExecutor);
+                        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+                        tokio::select! {
+                            _ = connection.as_mut() => {}
+                            () = until(|| served.get()) => {
+                                connection.as_mut().graceful_shutdown();
+                                let _ = connection.await;
+                            }
+                        }
+                    }
+                }
+            })
+            .await;
+            let sidecar = Sidecar::new(app.address, protocol);
+            let mut client = sidecar.connect().await;
+            for served in 1..=20 {
+                assert_eq!(client.get("/").await, (200, "once".to_owned()));
+                // The app's farewell arrives.
+                until(|| {
+                    sidecar.env.h2.sweep(Instant::now());
+                    sidecar.env.h2.connections() == (0, 0)
+                })
+                .await;
+                assert_eq!(app.seen.connections.get(), served);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_refused_stream_is_tried_once_more_and_no_other_failure_is() {
+    run(async {
+        // Each connection answers its first stream so; then it serves.
+        for (code, expected) in [(h2::Reason::REFUSED_STREAM, 200), (h2::Reason::CANCEL, 503)] {
+            let streams = Rc::new(Cell::new(0));
+            let counter = streams.clone();
+            let app = App::raw(async move |_, socket: tokio::net::TcpStream| {
+                let mut connection = h2::server::handshake(socket).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    counter.set(counter.get() + 1);
+                    if counter.get() == 1 {
+                        respond.send_reset(code);
+                    } else {
+                        let size = request.into_body().is_end_stream();
+                        let status = if size { 200 } else { 500 };
+                        let answer = Response::builder().status(status).body(()).unwrap();
+                        respond.send_response(answer, true).unwrap();
+                    }
+                }
+            })
+            .await;
+            let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
+            let mut client = sidecar.connect().await;
+            assert_eq!(client.get("/").await.0, expected);
+            let attempts = if expected == 200 { 2 } else { 1 };
+            assert_eq!(streams.get(), attempts);
+        }
+    });
+}
+
+#[test]
+fn a_body_of_which_a_part_was_sent_is_not_sent_again() {
+    run(async {
+        let streams = Rc::new(Cell::new(0));
+        let counter = streams.clone();
+        let app = App::raw(async move |_, socket: tokio::net::TcpStream| {
+            let mut connection = h2::server::handshake(socket).await.unwrap();
+            let mut held = Vec::new();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                counter.set(counter.get() + 1);
+                held.push(tokio::task::spawn_local(async move {
+                    let mut body = request.into_body();
+                    let _first = body.data().await;
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                }));
+            }
+        })
+        .await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
+        let mut client = sidecar.connect().await;
+        let request = Request::post("http://app.example/").body(full("a part")).unwrap();
+        let (status, body) = text(client.send(request).await.unwrap()).await;
+        assert_eq!(status, 503);
+        assert!(body.ends_with("remote refused stream reset"), "{body}");
+        assert_eq!(streams.get(), 1);
+    });
+}
+
+#[test]
+fn many_requests_share_few_connections_and_a_burst_dials_once() {
+    run(async {
+        let app = App::echo(Speaks::Http2).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
+        let mut client = sidecar.connect().await;
+        let burst = (0..50).map(|_| client.sender.send_request(get("/"))).collect::<Vec<_>>();
+        for answer in futures_util::future::join_all(burst).await {
+            assert_eq!(answer.unwrap().status(), 200);
+        }
+        assert_eq!(app.seen.connections.get(), 1);
+        sidecar.env.h2.sweep(Instant::now() + Duration::from_secs(61));
+        assert_eq!(sidecar.env.h2.connections(), (0, 0));
+        assert_eq!(client.get("/").await.0, 200);
+        assert_eq!(app.seen.connections.get(), 2);
+    });
+}
+
+#[test]
+fn an_http1_connection_waits_no_longer_than_its_limit() {
+    run(async {
+        let app = App::echo(Speaks::Http1).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let mut client = sidecar.connect().await;
+        client.get("/").await;
+        assert_eq!(sidecar.env.h2.connections().0, 1);
+        sidecar.env.h2.sweep(Instant::now() + Limits::default().upstream_idle);
+        assert_eq!(sidecar.env.h2.connections().0, 0);
+    });
+}
+
+#[test]
+fn an_error_says_how_to_tell_the_client() {
+    let cases = [
+        (UpstreamError::Refused, 503, "UF"),
+        (UpstreamError::ConnectTimeout, 504, "UT"),
+        (UpstreamError::Protocol, 502, "UPE"),
+        (UpstreamError::Closed, 503, "UC"),
+        (UpstreamError::Reset(h2::Reason::CANCEL), 503, "UC"),
+    ];
+    for (error, status, flag) in cases {
+        assert_eq!((error.reply().status, error.reply().flag.code()), (status, flag), "{error}");
+    }
+}
+
+#[test]
+fn a_stream_in_flight_does_not_idle() {
+    run(async {
+        let app =
+            App::with(Speaks::Http1, async |_, _| std::future::pending::<Response<DynBody>>().await).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let mut client = sidecar.connect_raw().await;
+        client.request(1, &GET).await.unwrap();
+        until(|| app.seen.connections.get() == 1).await;
+        sidecar.expire_after(Limits::default().idle * 2);
+        assert_eq!(client.line.phase(), Phase::Open);
+        assert!(client.find(|frame| frame.kind == HEADERS || frame.kind != GOAWAY).await.is_some());
+    });
+}
+
+#[test]
+fn what_was_read_before_is_part_of_the_connection() {
+    run(async {
+        let app = App::echo(Speaks::Http2).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http).plaintext();
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend(encode(SETTINGS, 0, 0, &[]));
+        bytes.extend(encode(HEADERS, END_HEADERS | END_STREAM, 1, &block(&GET)));
+        for cut in [1, 24, 33, 40, bytes.len()] {
+            let mut client = sidecar.connect_after(&bytes[..cut]);
+            client.stream.write_all(&bytes[cut..]).await.unwrap();
+            let head = client.find(|frame| frame.kind == HEADERS && frame.stream == 1).await.unwrap();
+            assert_eq!(head.payload[0], 0x88, ":status: 200");
+        }
+    });
+}
+
+#[test]
+fn a_stream_that_goaway_disclaims_is_tried_again_and_one_that_was_lost_is_not() {
+    run(async {
+        for (last, closes, expected) in [(0_u32, false, (200, 2)), (1, true, (503, 1))] {
+            let app = App::raw(async move |seen: Rc<Seen>, mut socket: tokio::net::TcpStream| {
+                if seen.connections.get() > 1 {
+                    let mut connection = h2::server::handshake(socket).await.unwrap();
+                    while let Some(Ok((_, mut respond))) = connection.accept().await {
+                        respond.send_response(Response::new(()), true).unwrap();
+                    }
+                    return;
+                }
+                socket.write_all(&encode(SETTINGS, 0, 0, &[])).await.unwrap();
+                let mut read = Vec::new();
+                while !has_headers(&read) {
+                    socket.read_buf(&mut read).await.unwrap();
+                }
+                let mut farewell = last.to_be_bytes().to_vec();
+                farewell.extend([0; 4]);
+                socket.write_all(&encode(GOAWAY, 0, 0, &farewell)).await.unwrap();
+                if closes {
+                    socket.shutdown().await.unwrap();
+                }
+                while socket.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+            })
+            .await;
+            let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
+            let mut client = sidecar.connect().await;
+            let (status, _) = client.get("/").await;
+            assert_eq!((status, app.seen.connections.get()), expected);
+        }
+    });
+}
+
+/// Whether a client's bytes hold a HEADERS frame.
+fn has_headers(mut bytes: &[u8]) -> bool {
+    bytes = bytes.get(24..).unwrap_or_default();
+    while let [high, middle, low, kind, _, rest @ ..] = bytes {
+        if *kind == HEADERS {
+            return true;
+        }
+        let length = u32::from_be_bytes([0, *high, *middle, *low]) as usize;
+        bytes = rest.get(4 + length..).unwrap_or_default();
+    }
+    false
+}

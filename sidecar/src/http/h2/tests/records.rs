@@ -1,0 +1,87 @@
+//! What is told of each request.
+
+use http::{Request, Response};
+use serde_json::Value;
+use tidegate_core::policy::AppProtocol;
+
+use super::apps::{App, Speaks};
+use super::kit::{GET, Sidecar, full, get, run, text, until};
+use crate::http::h2::DynBody;
+use crate::limits::Limits;
+use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink, AccessLogTarget};
+use crate::telemetry::metrics::DataPlaneMetrics;
+
+#[test]
+fn every_request_is_told_of_whoever_answered_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    run(async {
+        let app = App::with(Speaks::Http1, async |seen, request: Request<hyper::body::Incoming>| {
+            if request.uri().path() == "/never" {
+                seen.connections.set(100);
+                return std::future::pending::<Response<DynBody>>().await;
+            }
+            Response::new(full("answer"))
+        })
+        .await;
+        let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
+        let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
+        let telemetry = Telemetry::new(&DataPlaneMetrics::new(Some(sink)), Some(log));
+        let sidecar = Sidecar::telling(app.address, AppProtocol::Http, Limits::default(), telemetry);
+        let mut client = sidecar.connect().await;
+
+        let request = Request::post("http://app.example/up?load=1")
+            .header("user-agent", "test/1")
+            .header("x-request-id", "id-1")
+            .body(full("question"))
+            .unwrap();
+        assert_eq!(text(client.send(request).await.unwrap()).await.0, 200);
+        sidecar.allow(false);
+        assert_eq!(client.get("/secret").await.0, 403);
+        sidecar.allow(true);
+        let mut raw = sidecar.connect_raw().await;
+        let mut bad = GET;
+        bad[3].1 = "*";
+        raw.request(1, &bad).await.unwrap();
+        raw.find(|frame| frame.stream == 1).await.unwrap();
+        let given_up = tokio::task::spawn_local(client.sender.send_request(get("/never")));
+        until(|| app.seen.connections.get() == 100).await;
+        given_up.abort();
+
+        let lines = || {
+            sidecar.env.telemetry.flush();
+            let log = std::fs::read_to_string(&path).unwrap();
+            log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+        };
+        until(|| lines().len() == 4).await;
+        let lines = lines();
+        let of = |path: &str| lines.iter().find(|line| line["path"] == path).unwrap();
+
+        let served = of("/up?load=1");
+        assert_eq!(served["response_code"], 200);
+        assert_eq!(served["response_flags"], "-");
+        assert_eq!(served["response_code_details"], "via_upstream");
+        assert_eq!((&served["bytes_received"], &served["bytes_sent"]), (&Value::from(8), &Value::from(6)));
+        assert_eq!(served["method"], "POST");
+        assert_eq!(served["protocol"], "HTTP/2");
+        assert_eq!(served["authority"], "app.example");
+        assert_eq!(served["user_agent"], "test/1");
+        assert_eq!(served["request_id"], "id-1");
+        assert_eq!(served["x_forwarded_for"], "192.0.2.7");
+
+        let refused = of("/secret");
+        assert_eq!(refused["response_code"], 403);
+        assert_eq!(refused["bytes_sent"], 19);
+        assert_eq!(refused["response_code_details"], "rbac_access_denied_matched_policy[none]");
+        assert_eq!(refused["response_flags"], "RBAC");
+
+        let malformed = of("*");
+        assert_eq!(malformed["response_code"], 400);
+        assert_eq!(malformed["response_flags"], "DPE");
+
+        let given_up = of("/never");
+        assert_eq!(given_up["response_code"], 0);
+        assert_eq!(given_up["response_flags"], "DC");
+    });
+}

@@ -1,0 +1,139 @@
+//! Bodies to and from an app.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::error::UpstreamError;
+use super::http1::Checkout;
+use super::http2::Lease;
+use crate::http::h2::{BoxError, DynBody};
+
+/// A body on its way to the app. As long as nothing was taken from it, it can be had back.
+pub(super) struct Outgoing {
+    shared: Rc<RefCell<Shared>>,
+}
+
+/// The way to have a body back.
+pub(super) struct Retained {
+    shared: Rc<RefCell<Shared>>,
+}
+
+struct Shared {
+    body: Option<DynBody>,
+    is_touched: bool,
+}
+
+/// The body of an app's answer. Dropping it early cancels the rest.
+pub struct UpstreamBody {
+    incoming: Incoming,
+    connection: Connection,
+}
+
+/// The connection that the answer comes by.
+pub(super) enum Connection {
+    /// Goes back to its pool at the answer's end.
+    Http1(Option<Checkout>),
+    /// Has room for one more stream then.
+    Http2(#[expect(dead_code, reason = "held for its drop")] Lease),
+}
+
+impl Outgoing {
+    pub(super) fn new<B>(body: B) -> Self
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
+    {
+        let body: DynBody = Box::pin(http_body_util::BodyExt::map_err(body, Into::into));
+        Self { shared: Rc::new(RefCell::new(Shared { body: Some(body), is_touched: false })) }
+    }
+
+    pub(super) fn retain(&self) -> Retained {
+        Retained { shared: self.shared.clone() }
+    }
+}
+
+impl Retained {
+    /// The body, if nothing was taken from it.
+    pub(super) fn reclaim(self) -> Option<Outgoing> {
+        let mut shared = self.shared.borrow_mut();
+        if shared.is_touched {
+            return None;
+        }
+        let body = shared.body.take()?;
+        Some(Outgoing { shared: Rc::new(RefCell::new(Shared { body: Some(body), is_touched: false })) })
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut shared = self.shared.borrow_mut();
+        let Some(body) = &mut shared.body else {
+            return Poll::Ready(Some(Err(io::Error::other("the body was taken back").into())));
+        };
+        let frame = ready!(body.as_mut().poll_frame(context));
+        shared.is_touched = true;
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.shared.borrow().body.as_ref().is_some_and(|body| body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.shared.borrow().body.as_ref().map(|body| body.size_hint()).unwrap_or_default()
+    }
+}
+
+impl UpstreamBody {
+    pub(super) fn new(incoming: Incoming, connection: Connection) -> Self {
+        let mut body = Self { incoming, connection };
+        if body.incoming.is_end_stream() {
+            body.finish();
+        }
+        body
+    }
+
+    fn finish(&mut self) {
+        if let Connection::Http1(checkout) = &mut self.connection
+            && let Some(checkout) = checkout.take()
+        {
+            checkout.give_back();
+        }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = UpstreamError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        if frame.is_none() || self.incoming.is_end_stream() {
+            self.finish();
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| UpstreamError::from(&error))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

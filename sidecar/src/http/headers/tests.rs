@@ -1,0 +1,140 @@
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use ::http::HeaderMap;
+use tidegate_core::PeerCertificate;
+use tidegate_core::policy::Terms;
+
+use super::*;
+use crate::session::ClientCertificate;
+
+fn info(client: Option<ClientCertificate>) -> ConnectionInfo {
+    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+    ConnectionInfo {
+        peer: address("[::ffff:10.0.0.7]:4321"),
+        local: address("10.0.0.1:80"),
+        port: 80,
+        app: address("127.0.0.1:80"),
+        terms: Terms::IngressMutualTls,
+        tls: true,
+        server_name: None,
+        client: client.map(Rc::new),
+        identity: "spiffe://cluster.local/ns/a/sa/b".into(),
+        accepted: SystemTime::UNIX_EPOCH,
+    }
+}
+
+fn certificate() -> ClientCertificate {
+    let now = SystemTime::UNIX_EPOCH;
+    ClientCertificate {
+        leaf: PeerCertificate { sans: vec![], not_before: now, not_after: now, serial: "1".into() },
+        chain: vec![],
+        forwarded: "Hash=00;DNS=c.d".into(),
+        names: "DNS:c.d".into(),
+    }
+}
+
+#[test]
+fn what_only_the_mesh_may_say_is_forbidden_in_every_spelling() {
+    for name in [
+        "x-forwarded-client-cert",
+        "X-FORWARDED-client-cert",
+        "X_Forwarded_Client_Cert",
+        "x.forwarded.client.cert",
+        "x-forwarded_client-cert",
+        "x_forwarded_for",
+        "x.forwarded.for",
+        "X_Forwarded-Proto",
+        "x.forwarded",
+        "x_forwarded",
+        "x-tidegate-principal",
+        "X_Tidegate_Anything",
+    ] {
+        assert_eq!(classify(name.as_bytes()), Field::Forbidden, "{name}");
+    }
+    for name in
+        ["x-forwarded-host", "x-forwarded-port", "x_request_id", "x-forward", "x", "accept", "x-tidegat", ""]
+    {
+        assert_eq!(classify(name.as_bytes()), Field::Other, "{name}");
+    }
+}
+
+#[test]
+fn a_connection_option_never_removes_what_the_message_or_the_mesh_rests_on() {
+    for name in [
+        "X-Forwarded-Client-Cert",
+        "x-forwarded-for",
+        "x-request-id",
+        "HOST",
+        "content-length",
+        "content-type",
+    ] {
+        assert!(is_protected(name.as_bytes()), "{name}");
+    }
+    assert!(!is_protected(b"x-hop"));
+}
+
+#[test]
+fn a_scheme_is_kept_only_if_it_is_one_and_known() {
+    let proto = |values: &[&'static [u8]], tls| forwarded_proto(values.iter().copied(), tls);
+    assert_eq!(proto(&[b"https"], false), "https");
+    assert_eq!(proto(&[b"http"], true), "http");
+    let others: [&[&'static [u8]]; 6] =
+        [&[], &[b"HTTPS"], &[b"http,https"], &[b"ws"], &[b"https", b"https"], &[b""]];
+    for values in others {
+        assert_eq!(proto(values, false), "http");
+        assert_eq!(proto(values, true), "https");
+    }
+}
+
+#[test]
+fn a_request_id_is_kept_only_if_it_is_one_and_short_and_visible() {
+    let long = [b'a'; 129];
+    assert_eq!(request_id([&b"abc-1"[..]].into_iter()), RequestId::Kept(b"abc-1"));
+    assert_eq!(request_id([&long[..128]].into_iter()), RequestId::Kept(&long[..128]));
+    let others: [&[&[u8]]; 6] = [&[], &[b""], &[&long], &[b"a b"], &[b"\xff"], &[b"a", b"a"]];
+    for values in others {
+        let RequestId::New(id) = request_id(values.iter().copied()) else { panic!("{values:?}") };
+        let text = std::str::from_utf8(&id).unwrap();
+        let parts: Vec<_> = text.split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12]);
+        assert_eq!(&text[14..15], "4");
+        assert!(matches!(&text[19..20], "8" | "9" | "a" | "b"), "{text}");
+    }
+    assert_ne!(uuid(), uuid());
+}
+
+#[test]
+fn the_rules_hold_for_http_2_requests() {
+    let mut fields = HeaderMap::new();
+    for (name, value) in [
+        ("x-forwarded-client-cert", "By=evil"),
+        ("x_forwarded_client_cert", "By=evil"),
+        ("x-tidegate-principal", "evil"),
+        ("x-forwarded-for", "1.2.3.4"),
+        ("x-forwarded-for", "5.6.7.8"),
+        ("x-forwarded-proto", "gopher"),
+        ("x-forwarded-host", "a.example"),
+        ("te", "gzip, trailers"),
+        ("connection", "close"),
+        ("accept", "*/*"),
+    ] {
+        fields.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    apply(&mut fields, &info(Some(certificate())));
+    let value = |name: &str| fields.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+    assert_eq!(value("x-forwarded-client-cert"), ["By=spiffe://cluster.local/ns/a/sa/b;Hash=00;DNS=c.d"]);
+    assert_eq!(value("x-forwarded-for"), ["1.2.3.4, 5.6.7.8, 10.0.0.7"]);
+    assert_eq!(value("x-forwarded-proto"), ["https"]);
+    assert_eq!(value("x-forwarded-host"), ["a.example"]);
+    assert_eq!(value("te"), ["trailers"]);
+    assert_eq!(value("accept"), ["*/*"]);
+    assert_eq!(value("x-request-id")[0].len(), 36);
+    assert_eq!(fields.len(), 7);
+
+    let mut fields = HeaderMap::new();
+    fields.insert("x-forwarded-client-cert", HeaderValue::from_static("By=evil"));
+    apply(&mut fields, &info(None));
+    assert!(!fields.contains_key("x-forwarded-client-cert"));
+}

@@ -1,0 +1,216 @@
+//! One sidecar, from its flags to its last connection: the program and `tidegate standalone` both run this.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+use std::time::{Duration, SystemTime};
+
+use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
+use tidegate_runtime::identity::{self, Credentials};
+use tidegate_runtime::logging::LogHandle;
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::{Blocker, Readiness};
+use tidegate_runtime::trust_bundle::{self, TrustBundle};
+use tidegate_runtime::{drain, tls};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::admin::{self, ConfigView};
+use crate::discovery::{Discovery, DiscoveryClientConfig};
+use crate::limits::Limits;
+use crate::http::Env;
+use crate::listener::Listen;
+use crate::options::{Inbound, Options};
+use crate::snapshot::{self, Publisher};
+use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
+use crate::telemetry::metrics::DataPlaneMetrics;
+use crate::tls::ServerTls;
+use crate::worker::{self, RunningWorkers, Workers, WorkersConfig};
+
+/// How often the trust bundle's file is looked at.
+const BUNDLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A sidecar that runs.
+pub struct Sidecar {
+    workers: RunningWorkers,
+    inbound: Arc<[Inbound]>,
+    admin_address: SocketAddr,
+    readiness: Readiness,
+    drain: drain::Trigger,
+    drain_timeout: Duration,
+    control: JoinSet<()>,
+}
+
+/// Why a sidecar does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on, or a thread cannot be made.
+    #[error(transparent)]
+    Workers(#[from] worker::StartError),
+    /// The admin server has no address.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The access log cannot be opened.
+    #[error("access log {0:?}: {1}")]
+    AccessLog(String, std::io::Error),
+}
+
+impl Sidecar {
+    /// Listens at once and refuses everything until certificate and policy are there. Needs a tokio runtime, which
+    /// becomes the control thread's; the data workers bring their own.
+    pub async fn start(options: Options, log: LogHandle) -> Result<Self, StartError> {
+        tls::install_provider();
+        let (metrics, readiness) = (Metrics::default(), Readiness::new());
+        let waiting = Waiting {
+            certificate: readiness.block("certificate"),
+            policy: readiness.block("policy"),
+        };
+        let (publisher, snapshots) = snapshot::channel();
+        let publisher = Arc::new(publisher);
+
+        let format = options.access_log_format;
+        let sink = match format {
+            AccessLogFormat::Off => None,
+            AccessLogFormat::Json | AccessLogFormat::Text => {
+                let target = options.access_log_target();
+                let sink = AccessLogSink::open(&target);
+                Some(sink.map_err(|error| StartError::AccessLog(format!("{target:?}"), error))?)
+            }
+        };
+        let counts = DataPlaneMetrics::new(sink.clone());
+        metrics.add_collector(Box::new(counts.clone()));
+
+        let listens = options.inbound.iter().map(|inbound| Listen {
+            address: inbound.listen,
+            port: inbound.app.port(),
+            app: inbound.app,
+        });
+        let workers = Workers::start(WorkersConfig {
+            count: options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from),
+            listens: listens.collect(),
+            limits: Limits::from(&options.limits),
+            snapshots,
+            environment: Arc::new(move |limits| {
+                let log = sink.clone().map(|sink| AccessLog::new(format, sink));
+                Rc::new(Env::new(limits, Rc::new(Telemetry::new(&counts, log))))
+            }),
+        })?;
+        let bound = workers.addresses().iter().zip(&options.inbound);
+        let inbound: Arc<[Inbound]> = bound.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect();
+
+        let view = ConfigView {
+            workload: options.workload.as_str().into(),
+            inbound: inbound.clone(),
+            publisher: publisher.clone(),
+        };
+        let admin = AdminServer::new(ProcessName("tidegate-sidecar"), metrics.clone(), readiness.clone(), log)
+            .merge(admin::routes(view))
+            .bind(options.admin_address)
+            .await?;
+        let admin_address = admin.local_addr();
+        let (drain, draining) = drain::channel();
+        let mut control = JoinSet::new();
+        control.spawn(admin.serve(draining));
+        let drain_timeout = options.limits.drain_timeout;
+        control.spawn(keep_in_step(options, publisher, waiting, metrics, readiness.clone()));
+        Ok(Self { workers, inbound, admin_address, readiness, drain, drain_timeout, control })
+    }
+
+    /// Where connections are taken, with the ports that were bound.
+    pub fn inbound(&self) -> &[Inbound] {
+        &self.inbound
+    }
+
+    /// Where the admin server listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Ready once the certificate and the first policy are there.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// Takes no more connections, lets those there are finish, and ends. The admin server answers until then.
+    pub async fn drain(mut self) {
+        self.workers.drain(self.drain_timeout).await;
+        self.drain.start();
+        self.control.shutdown().await;
+    }
+}
+
+struct Waiting {
+    certificate: Blocker,
+    policy: Blocker,
+}
+
+/// The control thread's work: certificate and policy, for as long as the process lives.
+async fn keep_in_step(
+    options: Options,
+    publisher: Arc<Publisher>,
+    waiting: Waiting,
+    metrics: Metrics,
+    readiness: Readiness,
+) {
+    let bundle = trust_bundle::watch_file(options.ca.ca_trust_bundle.clone(), BUNDLE_INTERVAL).await;
+    let kept = identity::start(options.ca, None, bundle.clone(), &metrics);
+    let discovery = Discovery::new(
+        DiscoveryClientConfig {
+            address: options.discovery_address,
+            server_name: options.discovery_server_name,
+            workload: options.workload,
+            instance: format!("{:016x}", rand::random::<u64>()),
+        },
+        kept.credentials.clone(),
+        bundle.clone(),
+        publisher.clone(),
+        waiting.policy,
+    );
+    let certificates = publish_certificates(kept.credentials, bundle, publisher, waiting.certificate, readiness);
+    tokio::join!(discovery.run(), certificates);
+}
+
+/// Builds TLS anew for each certificate and trust bundle; says "not ready" while the certificate is expired.
+async fn publish_certificates(
+    mut credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    mut bundle: watch::Receiver<Arc<TrustBundle>>,
+    publisher: Arc<Publisher>,
+    waiting: Blocker,
+    readiness: Readiness,
+) {
+    let mut waiting = Some(waiting);
+    let mut published: Option<(u64, Arc<TrustBundle>)> = None;
+    loop {
+        let newest = credentials.borrow_and_update().clone();
+        let roots = bundle.borrow_and_update().clone();
+        if let Some(newest) = newest {
+            let is_new = published.as_ref().is_none_or(|(generation, bundle)| {
+                *generation != newest.generation || !Arc::ptr_eq(bundle, &roots)
+            });
+            if is_new {
+                match ServerTls::new(newest.clone(), roots.clone()) {
+                    Ok(tls) => {
+                        publisher.update(|snapshot| snapshot.tls = Some(Arc::new(tls)));
+                        published = Some((newest.generation, roots));
+                    }
+                    Err(error) => tracing::error!(%error, "TLS cannot be set up; the one before it stays"),
+                }
+            }
+            match newest.is_expired(SystemTime::now()) {
+                true if waiting.is_none() => {
+                    tracing::error!("the certificate has expired and the CA has not given a new one");
+                    waiting = Some(readiness.block("certificate"));
+                }
+                false if published.is_some() => waiting = None,
+                _ => {}
+            }
+        }
+        // The sender of `credentials` also wakes us at the moment that they expire.
+        tokio::select! {
+            changed = credentials.changed() => if changed.is_err() { return },
+            changed = bundle.changed() => if changed.is_err() { return },
+        }
+    }
+}

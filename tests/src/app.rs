@@ -1,0 +1,336 @@
+//! Apps behind a sidecar. Each records every byte that it receives.
+
+pub mod h2c;
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::http1::{self, Kind, Message, Parsed};
+use crate::wait::{self, SOON};
+
+/// How long an app waits for a byte before it looks whether it is to end.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A TCP server; ends when dropped.
+#[derive(Debug)]
+pub struct App {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// One accepted connection, as a handler works on it.
+#[derive(Debug)]
+pub struct Conversation {
+    stream: TcpStream,
+    unread: Vec<u8>,
+    recording: Arc<Mutex<Vec<u8>>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    ends: AtomicBool,
+    open: AtomicUsize,
+    recordings: Mutex<Vec<Arc<Mutex<Vec<u8>>>>>,
+    gate: Mutex<bool>,
+    gate_opened: Condvar,
+}
+
+impl App {
+    /// Listens, and runs `handler` in a thread for each connection; the connection is closed when it returns.
+    pub fn start(
+        address: SocketAddr,
+        handler: impl Fn(&mut Conversation) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("app at {address}: {error}"));
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared::default());
+        let (app, handler) = (Self { address, shared: shared.clone() }, Arc::new(handler));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                if shared.ends.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(stream) = stream else { continue };
+                let recording = Arc::new(Mutex::new(Vec::new()));
+                shared.recordings.lock().unwrap().push(recording.clone());
+                shared.open.fetch_add(1, Ordering::SeqCst);
+                let (handler, shared) = (handler.clone(), shared.clone());
+                thread::spawn(move || {
+                    let mut conversation = Conversation { stream, unread: Vec::new(), recording, shared };
+                    // A peer that goes away ends the conversation; tests look at what was recorded.
+                    let _ = handler(&mut conversation);
+                });
+            }
+        });
+        app
+    }
+
+    /// Answers each request with what it was, as httpbin does: see [`echo`].
+    pub fn echo(address: SocketAddr) -> Self {
+        Self::start(address, echo)
+    }
+
+    /// Answers each request with these bytes.
+    pub fn answering(address: SocketAddr, answer: &[u8]) -> Self {
+        let answer = answer.to_vec();
+        Self::start(address, move |conversation| {
+            while conversation.request()?.is_some() {
+                conversation.write(&answer)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Sends back the bytes that it gets.
+    pub fn tcp_echo(address: SocketAddr) -> Self {
+        Self::start(address, tcp_echo)
+    }
+
+    /// Greets first, then sends back the bytes that it gets.
+    pub fn server_first(address: SocketAddr, greeting: &'static [u8]) -> Self {
+        Self::start(address, move |conversation| {
+            conversation.write(greeting)?;
+            tcp_echo(conversation)
+        })
+    }
+
+    /// Accepts and never reads.
+    pub fn stalled(address: SocketAddr) -> Self {
+        Self::start(address, |conversation| {
+            conversation.wait_for_release();
+            Ok(())
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What was received, a recording a connection.
+    pub fn recordings(&self) -> Vec<Vec<u8>> {
+        self.shared.recordings.lock().unwrap().iter().map(|bytes| bytes.lock().unwrap().clone()).collect()
+    }
+
+    /// All that was received, of one connection after the other.
+    pub fn received(&self) -> Vec<u8> {
+        self.recordings().concat()
+    }
+
+    /// The requests that were received.
+    pub fn requests(&self) -> Vec<Message> {
+        self.recordings().iter().flat_map(|bytes| http1::parse_all(bytes, Kind::Request)).collect()
+    }
+
+    /// Forgets what was received.
+    pub fn forget(&self) {
+        for recording in self.shared.recordings.lock().unwrap().iter() {
+            recording.lock().unwrap().clear();
+        }
+    }
+
+    /// How many connections are open.
+    pub fn open(&self) -> usize {
+        self.shared.open.load(Ordering::SeqCst)
+    }
+
+    /// Lets go of every [`Conversation::wait_for_release`], now and later.
+    pub fn release(&self) {
+        *self.shared.gate.lock().unwrap() = true;
+        self.shared.gate_opened.notify_all();
+    }
+
+    /// Waits until as many requests have come.
+    #[track_caller]
+    pub fn wait_for_requests(&self, count: usize) {
+        wait::until_true("the app gets a request", SOON, || self.requests().len() >= count);
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.shared.ends.store(true, Ordering::Relaxed);
+        self.release();
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect_timeout(&self.address, TICK);
+    }
+}
+
+impl Conversation {
+    /// The next request, whole; `None` at the end of the connection.
+    pub fn request(&mut self) -> io::Result<Option<Message>> {
+        loop {
+            match http1::parse(&self.unread, Kind::Request) {
+                Parsed::Whole(message, length) => {
+                    self.unread.drain(..length);
+                    return Ok(Some(message));
+                }
+                Parsed::Garbage => return Err(io::ErrorKind::InvalidData.into()),
+                Parsed::Partial if !self.read_some()? => return Ok(None),
+                Parsed::Partial => {}
+            }
+        }
+    }
+
+    /// The head of the next request, with its body left to be read.
+    pub fn head(&mut self) -> io::Result<Option<Message>> {
+        loop {
+            if let Some(end) = http1::find(&self.unread, b"\r\n\r\n") {
+                let mut bytes: Vec<u8> = self.unread.drain(..end + 4).collect();
+                let head = bytes.clone();
+                // Parsed as what has no body.
+                bytes.splice(..0, b"HTTP/1.1 ".iter().copied());
+                let Parsed::Whole(mut message, _) = http1::parse(&bytes, Kind::ResponseToHead) else {
+                    return Err(io::ErrorKind::InvalidData.into());
+                };
+                message.first_line = message.first_line["HTTP/1.1 ".len()..].to_owned();
+                message.raw = head;
+                return Ok(Some(message));
+            }
+            if !self.read_some()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Bytes that have come and that nobody has taken; waits for some. Empty at the end of the connection.
+    pub fn bytes(&mut self) -> io::Result<Vec<u8>> {
+        if self.unread.is_empty() {
+            self.read_some()?;
+        }
+        Ok(std::mem::take(&mut self.unread))
+    }
+
+    /// Sends.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// Sends FIN; still reads.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)
+    }
+
+    /// Waits for [`App::release`].
+    pub fn wait_for_release(&self) {
+        let mut is_open = self.shared.gate.lock().unwrap();
+        while !*is_open {
+            is_open = self.shared.gate_opened.wait(is_open).unwrap();
+        }
+    }
+
+    /// Pauses, or less if the app ends; `false` when it does.
+    pub fn pause(&self, time: Duration) -> bool {
+        let gate = self.shared.gate.lock().unwrap();
+        let _ = self.shared.gate_opened.wait_timeout(gate, time).unwrap();
+        !self.shared.ends.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer has closed.
+    fn read_some(&mut self) -> io::Result<bool> {
+        self.stream.set_read_timeout(Some(TICK))?;
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            if self.shared.ends.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Ok(false),
+                Ok(length) => {
+                    self.recording.lock().unwrap().extend_from_slice(&buffer[..length]);
+                    self.unread.extend_from_slice(&buffer[..length]);
+                    return Ok(true);
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        self.shared.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Answers with the request as JSON. `/hold` waits for [`App::release`] first, `/stream` sends a chunk each 50 ms
+/// until the client is gone, `/bytes/<n>` sends as many, and `upgrade: websocket` is granted: from then on bytes are
+/// sent back as they come.
+pub fn echo(conversation: &mut Conversation) -> io::Result<()> {
+    while let Some(request) = conversation.request()? {
+        if request.value("upgrade").is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
+            conversation.write(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+            )?;
+            return tcp_echo(conversation);
+        }
+        let path = request.target().split('?').next().unwrap_or_default().to_owned();
+        match path.as_str() {
+            "/hold" => conversation.wait_for_release(),
+            "/stream" => return stream(conversation),
+            _ => {}
+        }
+        if let Some(count) = path.strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok()) {
+            send_bytes(conversation, count)?;
+            continue;
+        }
+        conversation.write(&describe(&request))?;
+    }
+    Ok(())
+}
+
+fn describe(request: &Message) -> Vec<u8> {
+    let body = json!({
+        "method": request.method(),
+        "path": request.target(),
+        "headers": request.fields,
+        "body": request.text(),
+    });
+    let body = format!("{body}\n");
+    let length = body.len();
+    let body = if request.method() == "HEAD" { "" } else { &body };
+    format!(
+        "HTTP/1.1 200 OK\r\nServer: echo\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+         access-control-allow-origin: *\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+fn stream(conversation: &mut Conversation) -> io::Result<()> {
+    conversation
+        .write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n")?;
+    while conversation.pause(Duration::from_millis(50)) {
+        conversation.write(b"5\r\ntick\n\r\n")?;
+    }
+    conversation.write(b"0\r\n\r\n")
+}
+
+fn send_bytes(conversation: &mut Conversation, mut left: usize) -> io::Result<()> {
+    conversation.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {left}\r\n\r\n").as_bytes())?;
+    let block = vec![b'x'; 64 * 1024];
+    while left > 0 {
+        let now = left.min(block.len());
+        conversation.write(&block[..now])?;
+        left -= now;
+    }
+    Ok(())
+}
+
+fn tcp_echo(conversation: &mut Conversation) -> io::Result<()> {
+    loop {
+        let bytes = conversation.bytes()?;
+        if bytes.is_empty() {
+            return conversation.finish();
+        }
+        conversation.write(&bytes)?;
+    }
+}

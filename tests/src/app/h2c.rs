@@ -1,0 +1,86 @@
+//! An app that speaks HTTP/2 without TLS, as gRPC servers do.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, Request, Response};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+/// Answers each request with its own body, as `application/grpc` with `grpc-status: 0` in the trailers; ends when
+/// dropped.
+#[derive(Debug)]
+pub struct H2cApp {
+    _runtime: Runtime,
+    requests: Arc<Mutex<Vec<Received>>>,
+}
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Its head.
+    pub head: Request<()>,
+    /// Its body.
+    pub body: Vec<u8>,
+    /// Its trailers.
+    pub trailers: Option<HeaderMap>,
+}
+
+impl H2cApp {
+    /// Listens.
+    pub fn start(address: SocketAddr) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime
+            .block_on(TcpListener::bind(address))
+            .unwrap_or_else(|error| panic!("app at {address}: {error}"));
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = requests.clone();
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let seen = seen.clone();
+                tokio::spawn(async move {
+                    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        let seen = seen.clone();
+                        tokio::spawn(async move {
+                            // A peer that goes away ends the exchange.
+                            let _ = answer(request, respond, &seen).await;
+                        });
+                    }
+                });
+            }
+        });
+        Self { _runtime: runtime, requests }
+    }
+
+    /// The requests that were received whole.
+    pub fn requests(&self) -> Vec<Received> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+async fn answer(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    seen: &Mutex<Vec<Received>>,
+) -> Result<(), h2::Error> {
+    let (head, mut stream) = request.into_parts();
+    let mut body = Vec::new();
+    while let Some(data) = stream.data().await {
+        let data = data?;
+        stream.flow_control().release_capacity(data.len())?;
+        body.extend_from_slice(&data);
+    }
+    let trailers = stream.trailers().await?;
+    seen.lock().unwrap().push(Received { head: Request::from_parts(head, ()), body: body.clone(), trailers });
+    let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    let mut send = respond.send_response(head, false)?;
+    send.send_data(body.into(), false)?;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", "0".parse().unwrap());
+    send.send_trailers(trailers)
+}

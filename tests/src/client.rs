@@ -1,0 +1,331 @@
+//! Clients that report exactly what they see: bytes, FIN or RST, TLS alerts by number.
+
+pub mod h2;
+mod tls;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustls::ClientConnection;
+use socket2::{Domain, Socket, Type};
+
+pub use self::tls::{Tls, TlsVersion};
+use crate::http1::{self, Kind, Message, Parsed};
+use crate::wait::SOON;
+
+/// A client: where it comes from, where it goes, whether it speaks TLS.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Address to come from; any if there is none.
+    pub source: Option<IpAddr>,
+    /// Address to go to.
+    pub target: SocketAddr,
+    /// TLS, if any.
+    pub tls: Option<Tls>,
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    tls: Option<Box<ClientConnection>>,
+    unread: Vec<u8>,
+    end: Option<End>,
+}
+
+/// How a connection ended, as its client sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// FIN, and with TLS a `close_notify` before it.
+    Closed,
+    /// FIN inside TLS, without `close_notify`.
+    Truncated,
+    /// RST.
+    Reset,
+    /// A TLS alert, by its number.
+    Alert(u8),
+    /// The client itself refused the server's side of TLS.
+    OwnRefusal(String),
+    /// Nothing of it within the time.
+    StillOpen,
+}
+
+/// What a request came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// An answer with this status.
+    Status(u16),
+    /// No answer; the connection ended so.
+    Refused(End),
+}
+
+impl Client {
+    /// A client of this address, in plaintext.
+    pub fn to(target: SocketAddr) -> Self {
+        Self { source: None, target, tls: None }
+    }
+
+    /// Comes from this address.
+    #[must_use]
+    pub fn from(mut self, source: IpAddr) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    /// Speaks TLS.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Connects, and makes the TLS handshake if there is to be one. With TLS 1.3 a server that refuses the client's
+    /// certificate says so only afterwards.
+    pub fn connect(&self) -> Result<Connection, End> {
+        let stream = connect(self.source, self.target).map_err(|error| end_of(&error))?;
+        let tls = self.tls.as_ref().map(|tls| Box::new(tls.connection()));
+        let mut connection = Connection { stream, tls, unread: Vec::new(), end: None };
+        connection.handshake()?;
+        Ok(connection)
+    }
+
+    /// GET of a path on a connection of its own.
+    pub fn get(&self, path: &str) -> Outcome {
+        match self.connect().and_then(|mut connection| connection.get(path)) {
+            Ok(answer) => Outcome::Status(answer.status()),
+            Err(end) => Outcome::Refused(end),
+        }
+    }
+
+    /// The answer to a GET that must succeed in being answered.
+    #[track_caller]
+    pub fn answer(&self, path: &str) -> Message {
+        let result = self.connect().and_then(|mut connection| connection.get(path));
+        result.unwrap_or_else(|end| panic!("GET {path} at {}: {end:?}", self.target))
+    }
+
+    /// Sends these bytes on a connection of its own and reads for as long as something comes.
+    pub fn exchange(&self, bytes: &[u8], limit: Duration) -> (Vec<u8>, End) {
+        match self.connect() {
+            Ok(mut connection) => {
+                connection.write(bytes);
+                connection.read_to_end(limit)
+            }
+            Err(end) => (Vec::new(), end),
+        }
+    }
+}
+
+impl Connection {
+    /// Sends; what becomes of it shows when reading.
+    pub fn write(&mut self, bytes: &[u8]) {
+        if let Some(tls) = &mut self.tls {
+            tls.writer().write_all(bytes).unwrap();
+            while tls.wants_write() {
+                if tls.write_tls(&mut self.stream).is_err() {
+                    return;
+                }
+            }
+        } else {
+            // The peer's reason is in what can still be read.
+            let _ = self.stream.write_all(bytes);
+        }
+    }
+
+    /// Sends, unless the peer takes nothing for so long; how many bytes it took.
+    pub fn write_some(&mut self, bytes: &[u8], limit: Duration) -> usize {
+        assert!(self.tls.is_none(), "for plaintext only");
+        self.stream.set_write_timeout(Some(limit)).unwrap();
+        self.stream.write(bytes).unwrap_or_default()
+    }
+
+    /// Sends a request and reads its answer.
+    pub fn request(&mut self, bytes: &[u8]) -> Result<Message, End> {
+        self.write(bytes);
+        let kind = if bytes.starts_with(b"HEAD ") { Kind::ResponseToHead } else { Kind::Response };
+        self.response(kind)
+    }
+
+    /// GET, and its answer.
+    pub fn get(&mut self, path: &str) -> Result<Message, End> {
+        self.request(format!("GET {path} HTTP/1.1\r\nhost: httpbin.test\r\n\r\n").as_bytes())
+    }
+
+    /// Reads one answer; a body that lasts until the end is waited for.
+    pub fn response(&mut self, kind: Kind) -> Result<Message, End> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            match http1::parse(&self.unread, kind) {
+                Parsed::Whole(mut message, length) => {
+                    self.unread.drain(..length);
+                    if message.is_delimited_by_close(kind) {
+                        message.body = self.read_to_end(SOON).0;
+                    }
+                    return Ok(message);
+                }
+                Parsed::Garbage => panic!("not HTTP/1: {:?}", String::from_utf8_lossy(&self.unread)),
+                Parsed::Partial => self.read_some(deadline)?,
+            }
+        }
+    }
+
+    /// Reads until these bytes have come; everything up to them.
+    pub fn read_until(&mut self, wanted: &[u8]) -> Result<Vec<u8>, End> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(at) = http1::find(&self.unread, wanted) {
+                return Ok(self.unread.drain(..at + wanted.len()).collect());
+            }
+            self.read_some(deadline)?;
+        }
+    }
+
+    /// Reads at least one byte.
+    pub fn read(&mut self, limit: Duration) -> Result<Vec<u8>, End> {
+        if self.unread.is_empty() {
+            self.read_some(Instant::now() + limit)?;
+        }
+        Ok(std::mem::take(&mut self.unread))
+    }
+
+    /// Reads until the end, or for `limit`.
+    pub fn read_to_end(&mut self, limit: Duration) -> (Vec<u8>, End) {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Err(end) = self.read_some(deadline) {
+                return (std::mem::take(&mut self.unread), end);
+            }
+        }
+    }
+
+    /// How the connection ends, within `limit`.
+    pub fn end(&mut self, limit: Duration) -> End {
+        self.read_to_end(limit).1
+    }
+
+    /// Whether the peer has not ended it yet.
+    pub fn is_open(&mut self) -> bool {
+        self.read_some(Instant::now() + Duration::from_millis(1)) != Err(End::Closed) && self.end.is_none()
+    }
+
+    /// Sends FIN, and with TLS `close_notify` before it.
+    pub fn finish(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            let _ = tls.write_tls(&mut self.stream);
+        }
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// The port that it comes from.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
+    /// What was negotiated.
+    pub fn tls(&self) -> Option<&ClientConnection> {
+        self.tls.as_deref()
+    }
+
+    fn handshake(&mut self) -> Result<(), End> {
+        let deadline = Instant::now() + SOON;
+        while self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+            self.flush_tls();
+            if self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+                self.read_some(deadline)?;
+            }
+        }
+        self.flush_tls();
+        Ok(())
+    }
+
+    fn flush_tls(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            while tls.wants_write() && tls.write_tls(&mut self.stream).is_ok() {}
+        }
+    }
+
+    /// Reads what comes next, which may be nothing but a TLS record without content.
+    fn read_some(&mut self, deadline: Instant) -> Result<(), End> {
+        if let Some(end) = &self.end {
+            return Err(end.clone());
+        }
+        let result = match self.tls {
+            None => self.read_plain(deadline),
+            Some(_) => self.read_tls(deadline),
+        };
+        if let Err(end) = &result
+            && *end != End::StillOpen
+        {
+            self.end = Some(end.clone());
+        }
+        result
+    }
+
+    fn read_plain(&mut self, deadline: Instant) -> Result<(), End> {
+        self.wait_until(deadline)?;
+        let mut buffer = [0; 16 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => Err(End::Closed),
+            Ok(length) => {
+                self.unread.extend_from_slice(&buffer[..length]);
+                Ok(())
+            }
+            Err(error) => Err(end_of(&error)),
+        }
+    }
+
+    fn read_tls(&mut self, deadline: Instant) -> Result<(), End> {
+        self.wait_until(deadline)?;
+        let Some(tls) = &mut self.tls else { unreachable!() };
+        let is_end = match tls.read_tls(&mut self.stream) {
+            Ok(length) => length == 0,
+            Err(error) => return Err(end_of(&error)),
+        };
+        let state = tls.process_new_packets();
+        self.flush_tls();
+        let Some(tls) = &mut self.tls else { unreachable!() };
+        let state = match state {
+            Ok(state) => state,
+            Err(rustls::Error::AlertReceived(alert)) => return Err(End::Alert(alert.into())),
+            Err(error) => return Err(End::OwnRefusal(error.to_string())),
+        };
+        let at = self.unread.len();
+        self.unread.resize(at + state.plaintext_bytes_to_read(), 0);
+        tls.reader().read_exact(&mut self.unread[at..]).unwrap();
+        match (state.peer_has_closed(), is_end) {
+            (true, _) => Err(End::Closed),
+            (false, true) => Err(End::Truncated),
+            (false, false) => Ok(()),
+        }
+    }
+
+    fn wait_until(&self, deadline: Instant) -> Result<(), End> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(End::StillOpen);
+        }
+        self.stream.set_read_timeout(Some(left)).unwrap();
+        Ok(())
+    }
+}
+
+/// A TCP connection from an address.
+pub fn connect(source: Option<IpAddr>, target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+    }
+    socket.connect_timeout(&target.into(), SOON)?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
+}
+
+fn end_of(error: &io::Error) -> End {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => End::StillOpen,
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => End::Reset,
+        _ => End::OwnRefusal(error.to_string()),
+    }
+}

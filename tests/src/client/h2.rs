@@ -1,0 +1,96 @@
+//! An HTTP/2 client, over TLS or with prior knowledge.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::Client;
+
+/// An open HTTP/2 connection; runs in the background of the current runtime.
+#[derive(Debug)]
+pub struct H2Connection {
+    /// For new requests.
+    pub requests: SendRequest<Bytes>,
+    /// Where it comes from.
+    pub local_addr: SocketAddr,
+    driver: tokio::task::JoinHandle<Result<(), h2::Error>>,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its head.
+    pub head: Response<()>,
+    /// Its body.
+    pub body: Vec<u8>,
+    /// Its trailers.
+    pub trailers: Option<HeaderMap>,
+}
+
+impl H2Connection {
+    /// Connects as `client` says; with TLS it must offer `h2`.
+    pub async fn open(client: &Client) -> Result<Self, String> {
+        let stream = super::connect(client.source, client.target).map_err(|error| error.to_string())?;
+        stream.set_nonblocking(true).unwrap();
+        let local_addr = stream.local_addr().unwrap();
+        let stream = TcpStream::from_std(stream).unwrap();
+        match &client.tls {
+            None => Self::over(stream, local_addr).await,
+            Some(tls) => {
+                let connector = TlsConnector::from(Arc::new(tls.config()));
+                let stream =
+                    connector.connect(tls.name(), stream).await.map_err(|error| error.to_string())?;
+                Self::over(stream, local_addr).await
+            }
+        }
+    }
+
+    async fn over<S>(stream: S, local_addr: SocketAddr) -> Result<Self, String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (requests, connection) =
+            h2::client::handshake(stream).await.map_err(|error| error.to_string())?;
+        Ok(Self { requests, local_addr, driver: tokio::spawn(connection) })
+    }
+
+    /// Sends a request with a body and reads the whole answer.
+    pub async fn exchange(&self, request: Request<()>, body: &[u8]) -> Result<Answer, h2::Error> {
+        let mut requests = self.requests.clone().ready().await?;
+        let (response, mut send) = requests.send_request(request, body.is_empty())?;
+        if !body.is_empty() {
+            send.send_data(Bytes::copy_from_slice(body), true)?;
+        }
+        let (head, mut stream) = response.await?.into_parts();
+        let mut body = Vec::new();
+        while let Some(data) = stream.data().await {
+            let data = data?;
+            stream.flow_control().release_capacity(data.len())?;
+            body.extend_from_slice(&data);
+        }
+        let trailers = stream.trailers().await?;
+        Ok(Answer { head: Response::from_parts(head, ()), body, trailers })
+    }
+
+    /// GET of a path.
+    pub async fn get(&self, path: &str) -> Result<Answer, h2::Error> {
+        self.exchange(Request::get(format!("https://httpbin.test{path}")).body(()).unwrap(), &[]).await
+    }
+
+    /// Waits for the end of the connection.
+    pub async fn closed(self) -> Result<(), h2::Error> {
+        drop(self.requests);
+        self.driver.await.unwrap()
+    }
+
+    /// Whether it has ended.
+    pub fn is_closed(&self) -> bool {
+        self.driver.is_finished()
+    }
+}

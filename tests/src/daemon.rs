@@ -1,0 +1,205 @@
+//! The programs, as processes.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+use std::{env, io, thread};
+
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::http1::Message;
+use crate::wait::{self, SOON};
+
+/// A program that runs; killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    program: PathBuf,
+    arguments: Vec<String>,
+    file_limit: Option<u32>,
+    log: PathBuf,
+    admin: Option<SocketAddr>,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Prepares a program of ours; nothing runs yet. `name` names its log in `folder`.
+    pub fn new(
+        program: &str,
+        name: &str,
+        folder: &Path,
+        arguments: Vec<String>,
+        admin: Option<SocketAddr>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            program: ours(program),
+            arguments,
+            file_limit: None,
+            log: folder.join(format!("{name}.log")),
+            admin,
+            child: None,
+        }
+    }
+
+    /// At most so many open files, hard limit included.
+    #[must_use]
+    pub fn with_file_limit(mut self, files: u32) -> Self {
+        self.file_limit = Some(files);
+        self
+    }
+
+    /// Starts it, or starts it again.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let mut command = match self.file_limit {
+            None => Command::new(&self.program),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]).arg(&self.program);
+                shell
+            }
+        };
+        command.args(&self.arguments).stdin(Stdio::null());
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
+        self.child = Some(child);
+    }
+
+    /// [`Daemon::start`], then waits until it is ready.
+    #[track_caller]
+    pub fn start_ready(&mut self) {
+        self.start();
+        self.wait_ready();
+    }
+
+    /// Waits until `/ready` says 200.
+    #[track_caller]
+    pub fn wait_ready(&mut self) {
+        let what = format!("{} is ready", self.name);
+        wait::until_true(&what, SOON, || {
+            if let Some(status) = self.exited() {
+                panic!("{} ended: {status}", self.name);
+            }
+            self.is_ready()
+        });
+    }
+
+    /// Whether `/ready` says 200.
+    pub fn is_ready(&self) -> bool {
+        self.admin_get("/ready").is_ok_and(|answer| answer.status() == 200)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM, and waits for its end.
+    #[track_caller]
+    pub fn stop(&mut self, limit: Duration) -> ExitStatus {
+        self.signal(Signal::TERM);
+        let what = format!("{} ends after SIGTERM", self.name);
+        let status = wait::until(&what, limit, || self.exited());
+        self.child = None;
+        status
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// How it ended, if it has.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().unwrap())
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name)).id()
+    }
+
+    /// What it wrote, to both outputs.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+    }
+
+    /// What its open files are, as `/proc` names them.
+    pub fn open_files(&self) -> Vec<String> {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+        links.map(|link| link.to_string_lossy().into_owned()).collect()
+    }
+
+    /// GET at the admin address.
+    pub fn admin_get(&self, path: &str) -> Result<Message, io::Error> {
+        self.admin(&format!(
+            "GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n",
+            self.admin_address()
+        ))
+    }
+
+    /// POST at the admin address.
+    pub fn admin_post(&self, path: &str, body: &str) -> Result<Message, io::Error> {
+        let (host, length) = (self.admin_address(), body.len());
+        self.admin(&format!(
+            "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        ))
+    }
+
+    /// JSON from the admin address.
+    #[track_caller]
+    pub fn admin_json(&self, path: &str) -> Value {
+        let answer = self.admin_get(path).unwrap_or_else(|error| panic!("{} {path}: {error}", self.name));
+        serde_json::from_slice(&answer.body)
+            .unwrap_or_else(|error| panic!("{} {path}: {error} in {:?}", self.name, answer.text()))
+    }
+
+    /// Where its admin server listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.unwrap_or_else(|| panic!("{} has no admin address", self.name))
+    }
+
+    fn admin(&self, request: &str) -> io::Result<Message> {
+        let failed = |end| io::Error::other(format!("{end:?}"));
+        let mut connection = Client::to(self.admin_address()).connect().map_err(failed)?;
+        connection.request(request.as_bytes()).map_err(failed)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(60)..];
+            eprintln!("---- {} (last {} lines)\n{}", self.name, last.len(), last.join("\n"));
+        }
+    }
+}
+
+/// A program of the workspace, beside the test's own.
+pub fn ours(program: &str) -> PathBuf {
+    let test = env::current_exe().unwrap();
+    let path = test.parent().and_then(Path::parent).unwrap().join(program);
+    assert!(path.exists(), "{} is missing: cargo build --workspace makes it", path.display());
+    path
+}

@@ -1,0 +1,121 @@
+//! CA and controller go away and come back; traffic does not notice, and whoever starts meanwhile heals by itself.
+
+use std::time::{Duration, SystemTime};
+
+use tidegate_tests::app::App;
+use tidegate_tests::client::{Client, End, Outcome};
+use tidegate_tests::load::{Load, LongStream, Shape};
+use tidegate_tests::mesh::{Mesh, Options, PORT};
+use tidegate_tests::objects::{backend, gateway, https, policy, principal};
+use tidegate_tests::pki::INGRESS_CLIENT;
+use tidegate_tests::wait::{self, SOON};
+
+const RESET: Outcome = Outcome::Refused(End::Reset);
+const OK: Outcome = Outcome::Status(200);
+const PLAIN_PORT: u16 = 14002;
+
+fn mesh(certificate_life: Duration) -> Mesh {
+    let ports = vec![(PLAIN_PORT, "http-plain")];
+    let mut mesh = Mesh::with(Options { ports, certificate_life, ..Options::default() });
+    mesh.apply(
+        "policies",
+        &[
+            policy("mutual", &[https("httpbin", PORT, false, &[])], &[gateway(), principal(INGRESS_CLIENT)]),
+            policy("plain", &[backend("httpbin", PLAIN_PORT, "http")], &[gateway()]),
+        ],
+    );
+    mesh
+}
+
+fn plain(mesh: &Mesh) -> Client {
+    Client::to(mesh.target_port(PLAIN_PORT)).from(mesh.gateway())
+}
+
+#[test]
+fn the_control_plane_is_killed_and_restarted_under_load_without_a_failed_request() {
+    let mut mesh = mesh(Duration::from_secs(3600));
+    let _apps = [PORT, PLAIN_PORT].map(|port| App::echo(mesh.app_port(port)));
+    let tls = mesh.tls().credentials(mesh.gateway_credentials());
+    let (mutual, open) = (mesh.client().tls(tls), plain(&mesh));
+    let stream = LongStream::start(&mutual);
+    let churning = Shape { requests_per_connection: 10, ..Shape::default() };
+    let loads = [
+        Load::start(Shape::default(), || 0, {
+            let client = mutual.clone();
+            move || client.clone()
+        }),
+        Load::start(churning, || 0, move || mutual.clone()),
+        Load::start(churning, || 0, move || open.clone()),
+    ];
+    for _ in 0..2 {
+        mesh.ca.kill();
+        mesh.controller.kill();
+        loads.iter().for_each(|load| load.wait_for(100));
+        assert!(mesh.sidecar.is_ready(), "it serves on, so it stays ready");
+        mesh.controller.start();
+        loads.iter().for_each(|load| load.wait_for(100));
+        mesh.ca.start_ready();
+        mesh.controller.wait_ready();
+        mesh.wait_acknowledged();
+        loads.iter().for_each(|load| load.wait_for(100));
+    }
+    assert!(stream.stop() > 5);
+    for load in loads {
+        load.stop().assert_flawless();
+    }
+    // And the stream of policies is alive again.
+    mesh.apply("policies", &[]);
+    assert_eq!(plain(&mesh).get("/get"), RESET);
+}
+
+#[test]
+fn a_sidecar_started_while_the_control_plane_is_away_refuses_everything_and_then_recovers() {
+    let mut mesh = mesh(Duration::from_secs(3600));
+    let _apps = [PORT, PLAIN_PORT].map(|port| App::echo(mesh.app_port(port)));
+    mesh.ca.kill();
+    mesh.controller.kill();
+    mesh.sidecar.kill();
+    mesh.sidecar.start();
+    let waits_for = |mesh: &Mesh, what: &str| {
+        let answer = mesh.sidecar.admin_get("/ready");
+        answer.is_ok_and(|answer| answer.status() == 503 && answer.text().contains(what))
+    };
+    wait::until_true("the sidecar waits for a certificate", SOON, || waits_for(&mesh, "certificate"));
+    let tls = mesh.tls().credentials(mesh.gateway_credentials());
+    let mutual = mesh.client().tls(tls);
+    for _ in 0..3 {
+        assert_eq!(plain(&mesh).get("/get"), RESET);
+        assert_eq!(mutual.get("/get"), RESET);
+    }
+    mesh.ca.start_ready();
+    wait::until_true("the sidecar waits for its policy alone", 2 * SOON, || {
+        waits_for(&mesh, "policy") && !waits_for(&mesh, "certificate")
+    });
+    assert_eq!(plain(&mesh).get("/get"), RESET);
+    mesh.controller.start();
+    wait::until_true("the sidecar is ready", 3 * SOON, || mesh.sidecar.is_ready());
+    assert_eq!(plain(&mesh).get("/get"), OK);
+    assert_eq!(mutual.get("/get"), OK);
+}
+
+#[test]
+fn a_sidecar_whose_certificate_ran_out_while_the_ca_was_away_recovers_by_itself() {
+    let mut mesh = mesh(Duration::from_secs(6));
+    let _apps = [PORT, PLAIN_PORT].map(|port| App::echo(mesh.app_port(port)));
+    let tls = mesh.tls().credentials(mesh.gateway_credentials());
+    let mutual = mesh.client().tls(tls);
+    assert_eq!(mutual.get("/get"), OK);
+    let serial = |mesh: &Mesh| mesh.sidecar.admin_json("/config")["tls"]["certificate"]["serial"].clone();
+    mesh.ca.kill();
+    let last = serial(&mesh);
+    wait::until_true("the certificate runs out", SOON, || {
+        let answer = mesh.sidecar.admin_get("/ready").unwrap();
+        answer.status() == 503 && answer.text().contains("certificate")
+    });
+    assert_eq!(serial(&mesh), last, "at {:?}", SystemTime::now());
+    assert!(mesh.sidecar.exited().is_none());
+    mesh.ca.start_ready();
+    wait::until_true("the sidecar is ready again", 3 * SOON, || mesh.sidecar.is_ready());
+    assert_ne!(serial(&mesh), last);
+    wait::until_true("clients are served again", SOON, || mutual.get("/get") == OK);
+}

@@ -1,0 +1,150 @@
+//! Certificates and roots are replaced under load, and no request fails.
+
+use std::time::Duration;
+
+use tidegate_tests::app::App;
+use tidegate_tests::client::{Client, Tls};
+use tidegate_tests::load::{Load, LongStream, Shape};
+use tidegate_tests::mesh::{Mesh, Options, PORT, SERVER_NAME};
+use tidegate_tests::objects::{backend, gateway, https, policy, principal};
+use tidegate_tests::pki::INGRESS_CLIENT;
+use tidegate_tests::wait;
+
+const LIFE: Duration = Duration::from_secs(20);
+const OPEN_PORT: u16 = 14002;
+const PLAIN_PORT: u16 = 14003;
+
+/// A mesh whose CA made its own root and whose certificates live 20 seconds, with a port of each kind.
+fn short_lived() -> Mesh {
+    let mut mesh = Mesh::with(Options {
+        ports: vec![(OPEN_PORT, "http-open"), (PLAIN_PORT, "http-plain")],
+        certificate_life: LIFE,
+        gateway_life: LIFE,
+        own_root: true,
+        ..Options::default()
+    });
+    mesh.apply(
+        "policies",
+        &[
+            policy("mutual", &[https("httpbin", PORT, false, &[])], &[gateway(), principal(INGRESS_CLIENT)]),
+            policy("open", &[https("httpbin", OPEN_PORT, true, &[])], &[gateway()]),
+            policy("plain", &[backend("httpbin", PLAIN_PORT, "http")], &[gateway()]),
+        ],
+    );
+    mesh
+}
+
+/// Serial number of the certificate that the sidecar shows.
+fn serial(mesh: &Mesh) -> String {
+    mesh.sidecar.admin_json("/config")["tls"]["certificate"]["serial"].as_str().unwrap().to_owned()
+}
+
+/// Clients as ingress controllers are: they follow the Secret and keep their connections.
+fn mutual_load(mesh: &Mesh) -> Load {
+    let (files, target, source) = (mesh.secret_files(), mesh.target(), mesh.gateway());
+    let versions = files.clone();
+    Load::start(
+        Shape::default(),
+        move || versions.version(),
+        move || {
+            let tls = Tls::new(files.roots(), SERVER_NAME).credentials(files.credentials());
+            Client::to(target).from(source).tls(tls)
+        },
+    )
+}
+
+/// Connections that are made once and stay.
+fn lasting_load(client: Client) -> Load {
+    Load::start(
+        Shape { connections: 2, pause: Duration::from_millis(20), ..Shape::default() },
+        || 0,
+        move || client.clone(),
+    )
+}
+
+fn without_certificate(mesh: &Mesh) -> Client {
+    Client::to(mesh.target_port(OPEN_PORT)).from(mesh.gateway()).tls(mesh.tls())
+}
+
+fn plain(mesh: &Mesh) -> Client {
+    Client::to(mesh.target_port(PLAIN_PORT)).from(mesh.gateway())
+}
+
+#[test]
+fn leaves_and_roots_are_replaced_under_load_without_a_failed_request() {
+    let mesh = short_lived();
+    let _apps = [PORT, OPEN_PORT, PLAIN_PORT].map(|port| App::echo(mesh.app_port(port)));
+    let first_root = mesh.roots();
+
+    let mutual = mutual_load(&mesh);
+    // What was let in by no certificate of the client's outlives every certificate.
+    let lasting = [lasting_load(without_certificate(&mesh)), lasting_load(plain(&mesh))];
+    let streams = [LongStream::start(&without_certificate(&mesh)), LongStream::start(&plain(&mesh))];
+
+    for step in ["trust-both", "issue-new", "steady"] {
+        let before = (serial(&mesh), mesh.secret_files().version());
+        wait::until_true(&format!("the CA takes step {step}"), 4 * LIFE, || {
+            let answer = mesh.ca.admin_post("/rotation/next", "").unwrap();
+            assert!(matches!(answer.status(), 200 | 409), "{}", answer.text());
+            answer.status() == 200
+        });
+        assert_eq!(mesh.ca.admin_json("/rotation")["step"], step);
+        wait::until_true("sidecar and ingress controller have new certificates", 2 * LIFE, || {
+            serial(&mesh) != before.0 && mesh.secret_files().version() != before.1
+        });
+        mutual.wait_for(200);
+    }
+    let last_root = mesh.roots();
+    assert!(last_root.len() == 1 && last_root != first_root, "the root is another one");
+    wait::until_true("the sidecar trusts only the new root", wait::SOON, || {
+        mesh.sidecar.admin_json("/config")["tls"]["trustBundle"].as_array().unwrap().len() == 1
+    });
+    mutual.wait_for(200);
+
+    for stream in streams {
+        assert!(stream.stop() > 100, "the stream went on all the time");
+    }
+    for load in lasting {
+        let report = load.stop();
+        report.assert_flawless();
+        assert_eq!(report.connections, 2, "long-lived connections live on");
+    }
+    let report = mutual.stop();
+    report.assert_flawless();
+    assert!(report.requests > 2000, "{report:?}");
+}
+
+#[test]
+fn a_resumed_session_never_outlives_its_certificate_because_none_is_resumed() {
+    let mut mesh = Mesh::start();
+    let _app = App::echo(mesh.app_address());
+    mesh.apply(
+        "policy",
+        &[policy("httpbin", &[https("httpbin", PORT, false, &[])], &[principal(INGRESS_CLIENT)])],
+    );
+    for version in tidegate_tests::client::TlsVersion::ALL {
+        let tls = mesh.tls().version(version).credentials(mesh.gateway_credentials()).resuming();
+        for _ in 0..3 {
+            let mut connection = mesh.client().tls(tls.clone()).connect().unwrap();
+            assert_eq!(connection.get("/get").unwrap().status(), 200);
+            let kind = connection.tls().unwrap().handshake_kind();
+            assert_eq!(kind, Some(rustls::HandshakeKind::Full), "{version:?}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_ends_with_the_client_certificate_that_opened_it() {
+    let mut mesh = Mesh::start();
+    let _app = App::echo(mesh.app_address());
+    mesh.apply(
+        "policy",
+        &[policy("httpbin", &[https("httpbin", PORT, false, &[])], &[principal(INGRESS_CLIENT)])],
+    );
+    let leaf = tidegate_tests::pki::Leaf::dns(INGRESS_CLIENT).for_another(Duration::from_secs(4));
+    let tls = mesh.tls().credentials(mesh.sign(&leaf));
+    let mut connection = mesh.client().tls(tls.clone()).connect().unwrap();
+    assert_eq!(connection.get("/get").unwrap().status(), 200);
+    let end = connection.end(Duration::from_secs(10));
+    assert_eq!(end, tidegate_tests::client::End::Closed);
+}
