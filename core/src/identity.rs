@@ -92,14 +92,16 @@ impl Identity {
         Self::new(TrustDomain::parse(domain)?, namespace, account)
     }
 
-    /// The workload whose certificate holds these names: its first SPIFFE URI names an identity of `trust_domain`, and
-    /// the same identity's DNS spelling is there too. An ingress controller's client certificate comes from the same
-    /// CA, but holds what MeshConfig lists and is no workload's.
+    /// The workload whose certificate holds these names: its one URI names an identity of `trust_domain`, and the same
+    /// identity's DNS spelling is there too. With two URIs nobody can say who it is (X509-SVID §2). An ingress
+    /// controller's client certificate comes from the same CA, but holds what MeshConfig lists and is no workload's.
     pub fn of_workload(sans: &[San], trust_domain: &TrustDomain) -> Option<Self> {
-        let identity = sans.iter().find_map(|san| match san {
-            San::Uri(uri) => Self::from_spiffe_uri(uri).ok(),
+        let mut uris = sans.iter().filter_map(|san| match san {
+            San::Uri(uri) => Some(uri),
             _ => None,
-        })?;
+        });
+        let (Some(uri), None) = (uris.next(), uris.next()) else { return None };
+        let identity = Self::from_spiffe_uri(uri).ok()?;
         let dns_name = identity.dns_name();
         let has_both = sans.iter().any(|san| matches!(san, San::Dns(name) if name.matches(&dns_name)));
         (identity.trust_domain == *trust_domain && has_both).then_some(identity)
@@ -222,8 +224,9 @@ mod tests {
         assert_eq!(Identity::of_workload(&both, &domain), Some(identity));
         assert_eq!(Identity::of_workload(&both, &TrustDomain::parse("other.example").unwrap()), None);
         assert_eq!(Identity::of_workload(&[dns.clone()], &domain), None);
-        assert_eq!(Identity::of_workload(&[uri], &domain), None);
+        assert_eq!(Identity::of_workload(&[uri.clone()], &domain), None);
         let victim = San::Uri("spiffe://cluster.local/ns/httpbin/sa/victim".into());
-        assert_eq!(Identity::of_workload(&[dns, victim], &domain), None);
+        assert_eq!(Identity::of_workload(&[dns.clone(), victim.clone()], &domain), None);
+        assert_eq!(Identity::of_workload(&[dns, uri, victim], &domain), None);
     }
 }

@@ -151,13 +151,13 @@ impl Story<'_> {
         };
         let hello = match &first {
             FirstBytes::Tls(hello) => Some(hello),
-            FirstBytes::Malformed(malformed) => {
-                return match policy.open(port, source, Opening::Plaintext) {
-                    // Where any bytes are let in, these are too: they are the app's to judge.
-                    Ok(Terms::Opaque) => self.opaque(io, received, None, &snapshot),
-                    _ => self.refuse(io, None, &(*malformed).into()),
-                };
+            // Where any bytes are let in, these are too: they are the app's to judge.
+            FirstBytes::Malformed(_) | FirstBytes::Incomplete
+                if policy.open(port, source, Opening::Plaintext) == Ok(Terms::Opaque) =>
+            {
+                return self.opaque(io, received, None, &snapshot);
             }
+            FirstBytes::Malformed(malformed) => return self.refuse(io, None, &(*malformed).into()),
             FirstBytes::Plaintext | FirstBytes::Incomplete => None,
         };
         let terms = match policy.open(port, source, first.opening()?) {

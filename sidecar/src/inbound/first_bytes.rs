@@ -13,9 +13,9 @@ const READ: usize = 2048;
 
 /// What came first.
 pub(super) enum Received {
-    /// What the bytes are, and the bytes. Never [`FirstBytes::Incomplete`].
+    /// What the bytes are, and the bytes. [`FirstBytes::Incomplete`]: the client has closed before it was clear.
     Bytes(FirstBytes, BytesMut),
-    /// The client has closed, or sent too little for too long, or the connection is to end.
+    /// The client has closed without a byte, or sent too little for too long, or the connection is to end.
     Nothing,
 }
 
@@ -24,7 +24,8 @@ pub(super) async fn receive(io: &TcpStream, line: &Lifeline) -> Received {
     let mut bytes = BytesMut::new();
     loop {
         if !more(io, line, &mut bytes).await {
-            return Received::Nothing;
+            let is_cut = bytes.is_empty() || line.is_finishing();
+            return if is_cut { Received::Nothing } else { Received::Bytes(FirstBytes::Incomplete, bytes) };
         }
         match detect::first_bytes(&bytes) {
             FirstBytes::Incomplete if bytes.len() > MAX_FIRST_BYTES => {

@@ -55,8 +55,12 @@ impl H2Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (requests, connection) =
-            h2::client::handshake(stream).await.map_err(|error| error.to_string())?;
+        let (requests, connection) = h2::client::Builder::new()
+            // As other clients do until the server has told its limit.
+            .initial_max_send_streams(100)
+            .handshake(stream)
+            .await
+            .map_err(|error| error.to_string())?;
         Ok(Self { requests, local_addr, driver: tokio::spawn(connection) })
     }
 
