@@ -38,11 +38,14 @@ pub(crate) struct Buffer {
 impl Buffers {
     /// A buffer with room for at least `size` bytes.
     pub(crate) fn take(&self, size: usize) -> Buffer {
-        let (spare, size) = match size {
-            0..=SMALL => (&self.small, SMALL),
-            ..=MEDIUM => (&self.medium, MEDIUM),
-            ..=LARGE => (&self.large, LARGE),
-            _ => return Buffer::with_size(size),
+        let (spare, size) = if size <= SMALL {
+            (&self.small, SMALL)
+        } else if size <= MEDIUM {
+            (&self.medium, MEDIUM)
+        } else if size <= LARGE {
+            (&self.large, LARGE)
+        } else {
+            return Buffer::with_size(size);
         };
         match spare.borrow_mut().pop() {
             Some(memory) => Buffer { memory, start: 0, end: 0 },

@@ -32,10 +32,12 @@ use crate::lifeline::{Cause, Ended, Lifeline, Wait};
 use crate::session::Gate;
 use crate::telemetry::{Record, ResponseFlag};
 
-mod body;
+pub mod body;
+mod bridge;
 mod exchange;
 mod forward;
 pub mod head;
+pub mod transcript;
 mod tunnel;
 
 #[cfg(test)]
@@ -85,6 +87,16 @@ enum Next {
     Reply(LocalReply),
     /// Pass it on.
     Forward,
+    /// Pass it on to an app that speaks HTTP/2.
+    Bridge,
+}
+
+/// Why there is no connection to the app.
+enum Unreached {
+    /// What the client is to be told.
+    Reply(LocalReply),
+    /// The client's connection was ended meanwhile.
+    Ended(Cause),
 }
 
 /// What to do with the client's connection after an answer.
@@ -107,6 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 Next::End => After::Close,
                 Next::Reply(reply) => self.reply(reply).await,
                 Next::Forward => self.forward().await,
+                Next::Bridge => Box::pin(bridge::forward(self)).await,
             };
             self.release();
             match after {
@@ -221,6 +234,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         exchange.decision = Some(decision);
         self.inbound.consume(length);
         if let Next::Forward = next
+            && self.gate.app_protocol() == AppProtocol::H2c
+        {
+            return Some(Next::Bridge);
+        }
+        if let Next::Forward = next
             && let Err(error) = self.begin_upload()
         {
             let reply = local_reply::bad_request(error.details());
@@ -240,17 +258,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Passes the request on, and the answer back.
     async fn forward(&mut self) -> After {
-        if self.gate.app_protocol() == AppProtocol::H2c {
-            let reply = local_reply::no_upstream();
-            self.tell(&reply);
-            return self.reply(reply).await;
-        }
         let app = self.gate.info().app;
         loop {
             let (mut upstream, is_reused) = match self.connect(app).await {
                 Ok(connected) => connected,
-                Err(None) => return After::Abort,
-                Err(Some(reply)) => {
+                Err(Unreached::Ended(cause)) => return self.cut_off(cause).await,
+                Err(Unreached::Reply(reply)) => {
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
@@ -286,8 +299,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
     }
 
-    /// A connection to the app, and whether it was used before. No answer: the client's connection was ended.
-    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), Option<LocalReply>> {
+    /// A connection to the app, and whether it was used before.
+    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), Unreached> {
         if let Some(stream) = self.env.h1.checkout(app) {
             return Ok((stream, true));
         }
@@ -302,11 +315,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 Ok((stream, false))
             }
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
-                Err(Some(local_reply::connect_timeout()))
+                Err(Unreached::Reply(local_reply::connect_timeout()))
             }
-            Ok(Err(_)) => Err(Some(local_reply::connection_refused())),
-            Err(Ended(Cause::Deadline(Wait::Connect))) => Err(Some(local_reply::connect_timeout())),
-            Err(Ended(_)) => Err(None),
+            Ok(Err(_)) => Err(Unreached::Reply(local_reply::connection_refused())),
+            Err(Ended(Cause::Deadline(Wait::Connect))) => {
+                Err(Unreached::Reply(local_reply::connect_timeout()))
+            }
+            Err(Ended(cause)) => Err(Unreached::Ended(cause)),
         }
     }
 

@@ -56,7 +56,7 @@ enum State {
 
 /// Why a body is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BodyError {
+pub enum BodyError {
     /// A chunk's line that is not hexadecimal digits, perhaps extensions, CR LF; or data that does not end with CR LF.
     #[error("malformed chunk")]
     Chunk,
@@ -355,7 +355,8 @@ impl BodyError {
     }
 }
 
-fn write_chunk(output: &mut Buffer, data: &[u8]) {
+/// Writes a chunk. `data` is not empty: an empty one would be the last.
+pub(super) fn write_chunk(output: &mut Buffer, data: &[u8]) {
     let mut line = [0; 18];
     let mut rest = &mut line[..];
     // Sixteen digits and CR LF fit.

@@ -445,6 +445,11 @@ impl Upload {
 }
 
 impl Download {
+    /// The client has begun to get the answer.
+    pub(super) fn set_begun(&mut self) {
+        self.state = DownloadState::Body;
+    }
+
     fn new() -> Self {
         Self {
             state: DownloadState::Head,

@@ -41,8 +41,7 @@ pub(super) enum Persistence {
 /// Writes the head of a request as HTTP/1.1, by the rules of [`headers`]. `out` must be empty.
 pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer) -> Notes {
     let request = &head.request;
-    let mut notes = Notes::default();
-    notes.method = put(out, request.method);
+    let mut notes = Notes { method: put(out, request.method), ..Notes::default() };
     out.push(b" ");
     notes.path = put(out, request.path);
     out.push(b" HTTP/1.1\r\n");
@@ -136,6 +135,39 @@ pub(super) fn write_response(
     put_fields(head, has_length && !chunked, out);
     let names_coding = head.is_chunked && version == Version::Http11 && !matches!(head.status, 204 | 304);
     if chunked || (names_coding && head.framing == Framing::Length(0)) {
+        out.push(b"transfer-encoding: chunked\r\n");
+    }
+    put_persistence(persistence, out);
+    out.push(b"\r\n");
+}
+
+/// Writes the head of an answer that came over HTTP/2. `chunked`: how its body is framed for the client.
+pub(super) fn write_http2_response(
+    head: &::http::Response<()>,
+    chunked: bool,
+    persistence: Persistence,
+    out: &mut Buffer,
+) {
+    let status = head.status();
+    out.push(b"HTTP/1.1 ");
+    out.push(status.as_str().as_bytes());
+    out.push(b" ");
+    out.push(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.push(b"\r\n");
+    for (name, value) in head.headers() {
+        let field = headers::classify(name.as_str().as_bytes());
+        let ends_here = match field {
+            Field::Connection | Field::HopByHop | Field::TransferEncoding | Field::Upgrade => true,
+            Field::ContentLength => status.as_u16() == 204,
+            _ => false,
+        };
+        if !ends_here {
+            put_name(out, name.as_str().as_bytes());
+            out.push(value.as_bytes());
+            out.push(b"\r\n");
+        }
+    }
+    if chunked {
         out.push(b"transfer-encoding: chunked\r\n");
     }
     put_persistence(persistence, out);

@@ -19,6 +19,9 @@ pub const MAX_FIELDS: usize = 256;
 /// Most options that a `connection` field may list: each is compared with every other field's name.
 const MAX_CONNECTION_OPTIONS: usize = 32;
 
+/// Most bytes of empty lines before a request.
+const MAX_BLANK: usize = 16;
+
 /// Memory for the fields of one head; lives on the stack while a head is looked at.
 pub struct Storage<'b> {
     lines: [MaybeUninit<Header<'b>>; MAX_FIELDS],
@@ -89,7 +92,7 @@ pub enum HeadError {
     /// A line that ends in a line feed alone.
     #[error("line feed without carriage return")]
     BareLineFeed,
-    /// No `method target version` line, or a method that is no token.
+    /// No `method target version` line, a method that is no token, or too many empty lines before it.
     #[error("malformed first line")]
     FirstLine,
     /// A target in none of the forms of RFC 9112 §3.2, or one that the method may not have.
@@ -141,6 +144,9 @@ pub fn parse_request<'h>(
 ) -> Result<Option<RequestHead<'h>>, HeadError> {
     // RFC 9112 §2.2: empty lines before a request are no part of it.
     let blank = bytes.chunks(2).take_while(|line| line == b"\r\n").count() * 2;
+    if blank > MAX_BLANK {
+        return Err(HeadError::FirstLine);
+    }
     let text = bytes.get(blank..).unwrap_or_default();
     let mut parsed = httparse::Request::new(&mut []);
     let lines = storage.lines.get_mut(..limits.header_count.min(MAX_FIELDS)).unwrap_or_default();
@@ -513,7 +519,7 @@ fn is_valid_host(text: &[u8]) -> bool {
         Some(b'[') => {
             let Some(end) = text.iter().position(|byte| *byte == b']') else { return false };
             let address = text.get(1..end).and_then(|address| std::str::from_utf8(address).ok());
-            if !address.is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()) {
+            if address.is_none_or(|address| address.parse::<std::net::Ipv6Addr>().is_err()) {
                 return false;
             }
             (text.get(..=end).unwrap_or_default(), text.get(end + 1..).unwrap_or_default())

@@ -1,6 +1,8 @@
 mod answers;
+mod bridge;
 mod differential;
 mod ends;
+mod records;
 mod requests;
 mod smuggling;
 mod upgrades;

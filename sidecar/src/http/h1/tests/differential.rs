@@ -1,1 +1,258 @@
+//! The same bytes for our reader of requests and for hyper's: ours must be as strict, or stricter for a reason that
+//! stands here.
 
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::smuggling::{PASSED, REFUSED};
+use crate::http::h1::body::BodyError;
+use crate::http::h1::head::HeadError;
+use crate::http::h1::transcript::{self, Message, Refusal, Transcript};
+use crate::limits::Limits;
+
+/// What we refuse and hyper does not, and why.
+const STRICTER: &[(Refusal, &str)] = &[
+    (
+        Refusal::Head(HeadError::BareLineFeed),
+        "RFC 9112 §2.2 allows it; who else reads the line may not take it for an end",
+    ),
+    (Refusal::Head(HeadError::Host), "RFC 9112 §3.2 demands 400; hyper leaves it to the application"),
+    (Refusal::Head(HeadError::TwoFramings), "RFC 9112 §6.1 allows to refuse; hyper drops the length"),
+    (
+        Refusal::Head(HeadError::TransferEncoding),
+        "only `chunked` is spoken; hyper takes any list that ends in it",
+    ),
+    (
+        Refusal::Head(HeadError::Target),
+        "no fragment may be sent, and each form of target belongs to its methods; hyper is lax",
+    ),
+    (Refusal::Head(HeadError::Connect), "there is nothing to tunnel to; hyper leaves it to the application"),
+    (Refusal::Head(HeadError::FirstLine), "more than eight empty lines before a request"),
+    (Refusal::Head(HeadError::ConnectionOptions), "each option is compared with every name: a bound on work"),
+    (
+        Refusal::Head(HeadError::ContentLength),
+        "twenty digits are more than any length; next to chunks hyper does not look",
+    ),
+    (Refusal::Body(BodyError::Chunk), "control characters in extensions, and sizes of more than 16 digits"),
+    (Refusal::Body(BodyError::Extensions), "256 bytes a line; hyper allows 16 KiB in a body"),
+    (
+        Refusal::Body(BodyError::Trailers(HeadError::FieldName)),
+        "trailers are read like heads; hyper drops what it cannot read",
+    ),
+    (Refusal::Body(BodyError::Trailers(HeadError::FieldValue)), "as above"),
+    (Refusal::Body(BodyError::Trailers(HeadError::BareLineFeed)), "as above"),
+];
+
+/// What we take and hyper does not: `content-length: 5, 5`, which RFC 9110 §8.6 allows to fold.
+fn is_folded_length(input: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(input).to_ascii_lowercase();
+    text.split("\r\n").any(|line| line.starts_with("content-length:") && line.contains(','))
+}
+
+async fn hypers(input: &[u8]) -> Vec<Message> {
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let service = service_fn(|request: ::http::Request<Incoming>| {
+        let seen = seen.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            if let Ok(body) = body.collect().await {
+                seen.borrow_mut().push(Message {
+                    method: head.method.as_str().into(),
+                    path: head.uri.path_and_query().map_or("", |path| path.as_str()).into(),
+                    body: body.to_bytes().to_vec(),
+                });
+            }
+            Ok::<_, Infallible>(::http::Response::new(Full::new(Bytes::new())))
+        }
+    });
+    let (mut near, far) = tokio::io::duplex(1024 * 1024);
+    near.write_all(input).await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.half_close(true).max_headers(128);
+    // How it ends does not matter: what the service has seen does.
+    let _ = builder.serve_connection(TokioIo::new(far), service).await;
+    let mut answers = Vec::new();
+    near.read_to_end(&mut answers).await.unwrap();
+    seen.take()
+}
+
+async fn compare(input: &[u8]) -> Result<(), String> {
+    let Transcript { requests: ours, refusal } = transcript::read(input, &Limits::default());
+    let hypers = hypers(input).await;
+    let differ = || format!("{}\nours: {ours:?} {refusal:?}\nhyper's: {hypers:?}", input.escape_ascii());
+    let common = ours.iter().zip(&hypers).take_while(|(ours, hypers)| ours == hypers).count();
+    let is_listed = || STRICTER.iter().any(|(known, _)| Some(*known) == refusal);
+    if common < ours.len() {
+        return if is_folded_length(input) { Ok(()) } else { Err(differ()) };
+    }
+    if hypers.len() > ours.len() && !is_listed() {
+        return Err(differ());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_tables_differ_from_hyper_only_as_listed() {
+    let inputs = REFUSED.iter().map(|(_, input, _)| input).chain(PASSED.iter().map(|(_, input, _)| input));
+    for input in inputs {
+        compare(input).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn every_listed_difference_is_one() {
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {}\r\n\r\n", "a,".repeat(40));
+    let blank = format!("{}GET / HTTP/1.1\r\nHost: a\r\n\r\n", "\r\n".repeat(9));
+    let extension = format!("1;{}\r\nx\r\n0\r\n\r\n", "a".repeat(300));
+    let chunked =
+        |body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+    let field = |field: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n0\r\n\r\n");
+    let examples = [
+        (Refusal::Head(HeadError::BareLineFeed), "GET / HTTP/1.1\nHost: a\n\n".to_owned()),
+        (Refusal::Head(HeadError::Host), "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        (Refusal::Head(HeadError::TwoFramings), field("Content-Length: 5\r\nTransfer-Encoding: chunked")),
+        (Refusal::Head(HeadError::TransferEncoding), field("Transfer-Encoding: gzip, chunked")),
+        (Refusal::Head(HeadError::Target), "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
+        (Refusal::Head(HeadError::Connect), "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n".to_owned()),
+        (Refusal::Head(HeadError::FirstLine), blank),
+        (Refusal::Head(HeadError::ConnectionOptions), many),
+        (Refusal::Head(HeadError::ContentLength), field("Transfer-Encoding: chunked\r\nContent-Length: x")),
+        (Refusal::Body(BodyError::Chunk), chunked("00000000000000001\r\nx\r\n0\r\n\r\n")),
+        (Refusal::Body(BodyError::Extensions), chunked(&extension)),
+    ];
+    for (expected, input) in examples {
+        let Transcript { requests, refusal } = transcript::read(input.as_bytes(), &Limits::default());
+        assert_eq!((requests.len(), refusal), (0, Some(expected)), "{input}");
+        assert_eq!(
+            hypers(input.as_bytes()).await.len(),
+            1,
+            "hyper is as strict: take it off the list: {input}"
+        );
+    }
+    let folded = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\nx";
+    let ours = transcript::read(folded, &Limits::default());
+    assert_eq!((ours.requests.len(), hypers(folded).await.len()), (1, 0));
+}
+
+/// Pieces that a parser may trip over.
+const PIECES: &[&[u8]] = &[
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\0",
+    b" ",
+    b"\t",
+    b":",
+    b",",
+    b";",
+    b"0",
+    b"5",
+    b"+",
+    b"-",
+    b"_",
+    b"#",
+    b"?",
+    b"/",
+    b"*",
+    b"\xff",
+    b"\xc3\xa4",
+    b"\x7f",
+    b"chunked",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding: identity\r\n",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: 0\r\n",
+    b"Host: b\r\n",
+    b"Connection: close\r\n",
+    b"HTTP/1.0",
+    b"HTTP/1.1",
+    b"0\r\n\r\n",
+    b"5\r\nhello\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"http://b",
+    b"Upgrade: x\r\n",
+    b"Expect: 100-continue\r\n",
+    b"\r\n\r\n",
+    b"A: b\r\n",
+    b"@",
+    b"[",
+    b"]",
+    b"%",
+];
+
+#[derive(Clone, Debug)]
+enum Change {
+    Insert(usize, usize),
+    Replace(usize, usize),
+    Remove(usize, usize),
+    Flip(usize, u8),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let (at, piece) = (0..512_usize, 0..PIECES.len());
+    prop_oneof![
+        4 => (at.clone(), piece.clone()).prop_map(|(at, piece)| Change::Insert(at, piece)),
+        2 => (at.clone(), piece).prop_map(|(at, piece)| Change::Replace(at, piece)),
+        2 => (at.clone(), 1..8_usize).prop_map(|(at, count)| Change::Remove(at, count)),
+        1 => (at, any::<u8>()).prop_map(|(at, byte)| Change::Flip(at, byte)),
+    ]
+}
+
+fn apply(input: &[u8], changes: &[Change]) -> Vec<u8> {
+    let mut bytes = input.to_vec();
+    for change in changes {
+        let place = |at: usize| at % (bytes.len() + 1);
+        match *change {
+            Change::Insert(at, piece) => {
+                let at = place(at);
+                bytes.splice(at..at, PIECES[piece].iter().copied());
+            }
+            Change::Replace(at, piece) => {
+                let at = place(at);
+                let end = (at + PIECES[piece].len()).min(bytes.len());
+                bytes.splice(at..end, PIECES[piece].iter().copied());
+            }
+            Change::Remove(at, count) => {
+                let at = place(at);
+                let end = (at + count).min(bytes.len());
+                bytes.drain(at..end);
+            }
+            Change::Flip(at, byte) => {
+                let at = place(at);
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+        }
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn mutated_requests_differ_from_hyper_only_as_listed(
+        seed in 0..(REFUSED.len() + PASSED.len()),
+        changes in prop::collection::vec(change(), 0..4),
+    ) {
+        let input = match REFUSED.get(seed) {
+            Some((_, input, _)) => input,
+            None => PASSED[seed - REFUSED.len()].1,
+        };
+        let input = apply(input, &changes);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let compared = runtime.block_on(compare(&input));
+        prop_assert!(compared.is_ok(), "{}", compared.unwrap_err());
+    }
+}

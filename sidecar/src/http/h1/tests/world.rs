@@ -1,6 +1,6 @@
 //! A sidecar's connection between a client and an app that a test plays.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -32,6 +32,7 @@ pub(super) struct World {
     pub(super) line: Lifeline,
     pub(super) app: App,
     pub(super) client: Option<Rc<ClientCertificate>>,
+    pub(super) protocol: Cell<AppProtocol>,
     publisher: Publisher,
     snapshots: snapshot::Snapshots,
     tls: bool,
@@ -57,14 +58,19 @@ impl World {
     }
 
     pub(super) async fn with(limits: Limits) -> Self {
+        Self::telling(limits, Telemetry::default()).await
+    }
+
+    pub(super) async fn telling(limits: Limits, telemetry: Telemetry) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let app =
             App { address: listener.local_addr().unwrap(), listener: Some(listener), seen: Rc::default() };
         let (publisher, snapshots) = snapshot::channel();
         let lines = Registry::new();
         let line = lines.add(Rc::new(()));
-        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(Telemetry::default())));
-        let world = Self { env, lines, line, app, client: None, publisher, snapshots, tls: false };
+        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(telemetry)));
+        let protocol = Cell::new(AppProtocol::Http);
+        let world = Self { env, lines, line, app, client: None, protocol, publisher, snapshots, tls: false };
         world.allow(Sources::Any);
         world
     }
@@ -73,7 +79,7 @@ impl World {
     pub(super) fn allow(&self, sources: Sources) {
         let rule = ActiveIngressRule { sources, transport: IngressTransport::Http };
         let port = PortPolicy {
-            protocol: AppProtocol::Http,
+            protocol: self.protocol.get(),
             services: vec![],
             mesh: MeshRule::Deny("closed".into()),
             ingress: vec![IngressRule {
@@ -136,6 +142,11 @@ impl App {
     /// The next connection, for the test to play the app on.
     pub(super) async fn accept(&self) -> TcpStream {
         self.listener.as_ref().unwrap().accept().await.unwrap().0
+    }
+
+    /// The listener, for a test that serves it all by itself.
+    pub(super) fn take_listener(&mut self) -> TcpListener {
+        self.listener.take().unwrap()
     }
 
     /// Nothing listens any more.

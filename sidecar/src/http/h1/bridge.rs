@@ -1,0 +1,326 @@
+//! A client of HTTP/1 in front of an app that speaks only HTTP/2: the request as the app would have got it over
+//! HTTP/1, turned into hyper's.
+//!
+//! Rare, and so built for plainness: it allocates. Trailers of a request end here, those of an answer are passed on.
+//! HTTP/2 clients in hyper do not show interim answers, so `100 Continue` is ours where a client waits for it.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Poll, ready};
+
+use ::http::uri::Uri;
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use bytes::Bytes;
+use http_body_util::channel::{Channel, Sender};
+use http_body_util::{BodyExt, Either, Empty};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::{BodyError, write_chunk};
+use super::exchange::{Upload, UploadState, make_room};
+use super::forward::{self, Persistence};
+use super::head::{self, Storage};
+use super::{After, Connection};
+use crate::http::Env;
+use crate::http::buffer::{Buffer, MEDIUM};
+use crate::http::h2::UpstreamBody;
+use crate::http::headers::{Field, is_protected};
+use crate::http::local_reply::{self, LocalReply};
+use crate::http::request::Version;
+use crate::lifeline::{Ended, Lifeline, Wait};
+use crate::telemetry::ResponseFlag;
+
+type OutgoingBody = Either<Channel<Bytes, io::Error>, Empty<Bytes>>;
+
+/// How the exchange ended.
+enum Outcome {
+    Complete,
+    Failed(LocalReply),
+    Aborted(ResponseFlag, &'static str),
+}
+
+enum UploadEnd {
+    /// The app has got all of it, or wants no more.
+    Done,
+    ClientGone,
+    Malformed(BodyError),
+}
+
+/// Passes the request on over HTTP/2, and the answer back.
+pub(super) async fn forward<S>(connection: &mut Connection<'_, S>) -> After
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let head = std::mem::take(&mut connection.exchange.up.out);
+    let request = request(&head, &connection.env.limits);
+    connection.exchange.noted = head;
+    let Some(request) = request else {
+        let reply = local_reply::bad_request("http1.invalid_url");
+        connection.tell(&reply);
+        return connection.reply(reply).await;
+    };
+    let outcome = {
+        let (line, env) = (connection.line, connection.env);
+        let app = connection.gate.info().app;
+        line.guard(Box::pin(exchange(connection, request, app, line, env))).await
+    };
+    connection.line.at_ease();
+    match outcome {
+        Ok(Outcome::Complete) => {
+            connection.tell_end(connection.exchange.down.status, ResponseFlag::None, "via_upstream");
+            let is_uploaded = connection.exchange.up.state == UploadState::Done;
+            match (connection.exchange.down.close, is_uploaded) {
+                (true, _) => After::Linger,
+                (false, true) => After::Next,
+                (false, false) => connection.drain().await,
+            }
+        }
+        Ok(Outcome::Failed(reply)) => match connection.exchange.fail(reply) {
+            super::Outcome::Failed(reply) => {
+                connection.tell(&reply);
+                connection.reply(reply).await
+            }
+            _ => {
+                connection.tell_end(connection.exchange.down.status, reply.flag, reply.details);
+                After::Abort
+            }
+        },
+        Ok(Outcome::Aborted(flag, details)) => {
+            connection.tell_end(connection.exchange.down.status, flag, details);
+            After::Abort
+        }
+        Err(Ended(cause)) => connection.cut_off(cause).await,
+    }
+}
+
+/// Both directions at once; over when the answer is.
+async fn exchange<S>(
+    connection: &mut Connection<'_, S>,
+    request: Request<()>,
+    app: std::net::SocketAddr,
+    line: &Lifeline,
+    env: &Env,
+) -> Outcome
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let asked = connection.exchange.asked;
+    let is_drainable = connection.exchange.is_drainable();
+    let (mut reader, mut writer) = tokio::io::split(&mut connection.client);
+    let (up, down) = (&mut connection.exchange.up, &mut connection.exchange.down);
+    let (sender, body): (_, OutgoingBody) = if up.decoder.is_done() {
+        (None, Either::Right(Empty::new()))
+    } else {
+        let (sender, body) = Channel::new(1);
+        (Some(sender), Either::Left(body))
+    };
+    if asked.expects_continue && sender.is_some() {
+        let mut out = Buffer::default();
+        out.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+        if write(&mut writer, &mut out).await.is_err() {
+            return client_gone();
+        }
+    }
+    let is_uploaded = Cell::new(sender.is_none());
+    if sender.is_none() {
+        up.state = UploadState::Done;
+    }
+    let inbound = &mut connection.inbound;
+    let mut upload = pin!(async {
+        let Some(sender) = sender else { return UploadEnd::Done };
+        let end = upload(up, inbound, &mut reader, sender, line, env).await;
+        is_uploaded.set(up.state == UploadState::Done);
+        line.at_ease();
+        end
+    });
+    let mut download = pin!(async {
+        let response = match env.h2.send(app, request.map(|()| body), env.limits.connect).await {
+            Ok(response) => response,
+            Err(error) => return Outcome::Failed(error.reply()),
+        };
+        line.within(env.limits.body, Wait::Body);
+        let (head, body) = response.into_parts();
+        let head = Response::from_parts(head, ());
+        let status = head.status().as_u16();
+        let has_body = !asked.is_head && !matches!(status, 204 | 304);
+        let has_length = head.headers().contains_key(::http::header::CONTENT_LENGTH);
+        let chunked = has_body && !has_length && asked.version == Version::Http11;
+        down.status = status;
+        down.close = !asked.keep_alive
+            || line.is_finishing()
+            || !(is_uploaded.get() || is_drainable)
+            || (has_body && !has_length && !chunked);
+        let mut out = env.buffers.take(MEDIUM);
+        let persistence = Persistence::new(down.close, asked.version);
+        forward::write_http2_response(&head, chunked, persistence, &mut out);
+        if write(&mut writer, &mut out).await.is_err() {
+            return client_gone();
+        }
+        down.set_begun();
+        if !has_body {
+            return Outcome::Complete;
+        }
+        pump(body, &mut down.moved, &mut writer, &mut out, chunked, line, env).await
+    });
+    let mut is_upload_over = false;
+    poll_fn(|context| {
+        if !is_upload_over && let Poll::Ready(end) = upload.as_mut().poll(context) {
+            is_upload_over = true;
+            match end {
+                UploadEnd::Done => {}
+                UploadEnd::ClientGone => return Poll::Ready(client_gone()),
+                UploadEnd::Malformed(error) => {
+                    return Poll::Ready(Outcome::Failed(local_reply::bad_request(error.details())));
+                }
+            }
+        }
+        download.as_mut().poll(context)
+    })
+    .await
+}
+
+/// The answer's body, to the client.
+async fn pump<W: AsyncWrite + Unpin>(
+    mut body: UpstreamBody,
+    moved: &mut u64,
+    writer: &mut W,
+    out: &mut Buffer,
+    chunked: bool,
+    line: &Lifeline,
+    env: &Env,
+) -> Outcome {
+    loop {
+        line.within(env.limits.body, Wait::Body);
+        let is_end = match body.frame().await {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    *moved += data.len() as u64;
+                    match chunked {
+                        true if !data.is_empty() => write_chunk(out, &data),
+                        true => {}
+                        false => out.push(&data),
+                    }
+                    false
+                }
+                Err(frame) => {
+                    write_end(out, chunked, frame.into_trailers().ok());
+                    true
+                }
+            },
+            Some(Err(_)) => {
+                let flag = ResponseFlag::UpstreamConnectionTermination;
+                return Outcome::Aborted(flag, "upstream_reset_after_response_started{remote_reset}");
+            }
+            None => {
+                write_end(out, chunked, None);
+                true
+            }
+        };
+        if write(writer, out).await.is_err() {
+            return client_gone();
+        }
+        if is_end {
+            env.buffers.give(out);
+            return Outcome::Complete;
+        }
+    }
+}
+
+fn write_end(out: &mut Buffer, chunked: bool, trailers: Option<HeaderMap>) {
+    if !chunked {
+        return;
+    }
+    out.push(b"0\r\n");
+    for (name, value) in &trailers.unwrap_or_default() {
+        let name = name.as_str().as_bytes();
+        if !is_protected(name) {
+            for part in [name, b": ", value.as_bytes(), b"\r\n"] {
+                out.push(part);
+            }
+        }
+    }
+    out.push(b"\r\n");
+}
+
+async fn upload<R: AsyncRead + Unpin>(
+    up: &mut Upload,
+    inbound: &mut Buffer,
+    reader: &mut R,
+    mut sender: Sender<Bytes, io::Error>,
+    line: &Lifeline,
+    env: &Env,
+) -> UploadEnd {
+    loop {
+        line.within(env.limits.body, Wait::Body);
+        let mut out = Buffer::default();
+        match up.decoder.transfer(inbound, &mut out, false, &env.buffers, &env.limits) {
+            Ok(moved) => up.moved += moved,
+            Err(error) => {
+                sender.abort(io::ErrorKind::InvalidData.into());
+                return UploadEnd::Malformed(error);
+            }
+        }
+        if !out.is_empty() {
+            let data = Bytes::copy_from_slice(out.bytes());
+            env.buffers.give(&mut out);
+            if sender.send_data(data).await.is_err() {
+                return UploadEnd::Done;
+            }
+            continue;
+        }
+        if up.decoder.is_done() {
+            up.state = UploadState::Done;
+            return UploadEnd::Done;
+        }
+        make_room(inbound, env);
+        let read = poll_fn(|context| env.buffers.poll_read(inbound, MEDIUM, reader, context));
+        if !matches!(read.await, Ok(1..)) {
+            sender.abort(io::ErrorKind::ConnectionAborted.into());
+            return UploadEnd::ClientGone;
+        }
+    }
+}
+
+/// The request that is written in `out`, without what HTTP/2 frames itself.
+fn request(out: &Buffer, limits: &crate::limits::Limits) -> Option<Request<()>> {
+    let mut storage = Storage::new();
+    // The fields that we add may be more than a client may send.
+    let limits =
+        crate::limits::Limits { header_count: head::MAX_FIELDS, head_bytes: usize::MAX, ..limits.clone() };
+    let head = head::parse_request(out.bytes(), &mut storage, &limits).ok()??;
+    let uri =
+        Uri::builder().scheme("http").authority(head.request.authority).path_and_query(head.request.path);
+    let mut request = Request::new(());
+    *request.uri_mut() = uri.build().ok()?;
+    *request.method_mut() = Method::from_bytes(head.request.method).ok()?;
+    *request.version_mut() = ::http::Version::HTTP_2;
+    for (field, name, value) in head.fields.iter() {
+        let ends_here = matches!(
+            field,
+            Field::Host
+                | Field::Connection
+                | Field::HopByHop
+                | Field::TransferEncoding
+                | Field::Upgrade
+                | Field::Expect
+        );
+        if !ends_here {
+            let name = HeaderName::from_bytes(name).ok()?;
+            request.headers_mut().append(name, HeaderValue::from_bytes(value).ok()?);
+        }
+    }
+    Some(request)
+}
+
+async fn write<W: AsyncWrite + Unpin>(writer: &mut W, out: &mut Buffer) -> io::Result<()> {
+    poll_fn(|context| {
+        ready!(out.poll_write_all(writer, context))?;
+        Pin::new(&mut *writer).poll_flush(context)
+    })
+    .await
+}
+
+fn client_gone() -> Outcome {
+    Outcome::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")
+}

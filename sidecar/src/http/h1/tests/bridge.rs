@@ -1,0 +1,144 @@
+//! Clients of HTTP/1 and an app that speaks only HTTP/2.
+
+use std::convert::Infallible;
+
+use ::http::{HeaderMap, HeaderValue, Request, Response};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::channel::Channel;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tidegate_core::policy::{AppProtocol, Sources};
+use tokio::io::AsyncWriteExt;
+
+use super::world::{World, local, read_head, read_rest, read_until};
+
+/// Runs hyper's tasks on the test's thread.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future<Output: 'static> + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+async fn h2c() -> World {
+    let mut world = World::new().await;
+    world.protocol.set(AppProtocol::H2c);
+    world.allow(Sources::Any);
+    let listener = world.app.take_listener();
+    tokio::task::spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::task::spawn_local(async move {
+                let builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
+                // How it ends is the client's business.
+                let _ = builder.serve_connection(TokioIo::new(stream), service_fn(echo)).await;
+            });
+        }
+    });
+    world
+}
+
+/// Tells what it got, and sends a trailer.
+async fn echo(
+    request: Request<Incoming>,
+) -> Result<Response<impl http_body::Body<Data = Bytes, Error = Infallible>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let value = |name: &str| head.headers.get(name).map_or("-", |value| value.to_str().unwrap()).to_owned();
+    let told = format!(
+        "{} {} te={} for={} expect={}",
+        head.method,
+        head.uri,
+        value("te"),
+        value("x-forwarded-for"),
+        value("expect")
+    );
+    let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    // No length is known beforehand.
+    let (mut sender, answer) = Channel::<Bytes>::new(2);
+    tokio::task::spawn_local(async move {
+        sender.send_data(body).await.unwrap();
+        sender.send_trailers(trailers).await.unwrap();
+    });
+    let mut response = Response::new(answer);
+    response.headers_mut().insert("x-told", told.parse().unwrap());
+    Ok(response)
+}
+
+#[tokio::test]
+async fn a_request_reaches_an_app_that_speaks_http_2_and_its_trailers_come_back() {
+    local(async {
+        let world = h2c().await;
+        let mut client = world.connect();
+        for _ in 0..2 {
+            client
+                .write_all(b"POST /x?y HTTP/1.1\r\nHost: a:1\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+                .await
+                .unwrap();
+            client.write_all(b"5;a=b\r\nworld\r\n0\r\n\r\n").await.unwrap();
+            let head = read_head(&mut client).await;
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+            assert!(head.contains("x-told: POST http://a:1/x?y te=trailers for=10.0.0.7 expect=-\r\n"), "{head}");
+            assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+            assert!(!head.contains("connection"), "{head}");
+            let body = read_until(&mut client, "grpc-status: 0\r\n\r\n").await;
+            assert_eq!(body, "a\r\nhelloworld\r\n0\r\ngrpc-status: 0\r\n\r\n");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_100_continue_is_told_to_go_on() {
+    local(async {
+        let world = h2c().await;
+        let mut client = world.connect();
+        let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        assert_eq!(read_head(&mut client).await, "HTTP/1.1 100 Continue\r\n\r\n");
+        client.write_all(b"hi").await.unwrap();
+        assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200 OK\r\n"));
+        read_until(&mut client, "0\r\ngrpc-status: 0\r\n\r\n").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn http_1_0_gets_its_answer_until_the_connection_ends() {
+    local(async {
+        let world = h2c().await;
+        let answer = world.answers(b"POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi").await;
+        let text = String::from_utf8(answer).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nhi"), "{text}");
+        assert!(text.contains("x-told: POST http://10.0.0.1:14001/ "), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bad_body_is_400_and_a_missing_app_503() {
+    local(async {
+        let mut world = h2c().await;
+        let mut client = world.connect();
+        client
+            .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello")
+            .await
+            .unwrap();
+        let text = String::from_utf8(read_rest(&mut client).await).unwrap();
+        assert!(text.starts_with("HTTP/1.1 400 "), "{text}");
+
+        let gone = World::new().await;
+        world.app = gone.app;
+        world.app.stop();
+        let text = String::from_utf8(world.answers(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await).unwrap();
+        assert!(text.starts_with("HTTP/1.1 503 ") && text.ends_with("remote connection failure"), "{text}");
+    })
+    .await;
+}

@@ -1,0 +1,97 @@
+//! What is told of each request.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+
+use super::world::{World, local, read_head, read_until};
+use crate::limits::Limits;
+use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink, AccessLogTarget};
+use crate::telemetry::metrics::DataPlaneMetrics;
+
+#[tokio::test]
+async fn every_request_is_told_of_whoever_answered_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    local(async {
+        let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
+        let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
+        let telemetry = Telemetry::new(&DataPlaneMetrics::new(Some(sink)), Some(log));
+        let world = World::telling(Limits::default(), telemetry).await;
+
+        let mut client = world.connect();
+        let head = "POST /up?load=1 HTTP/1.1\r\nHost: app.example\r\nUser-Agent: test/1\r\nX-Request-Id: id-1\r\nX-Forwarded-For: 1.2.3.4\r\nContent-Length: 8\r\n\r\n";
+        client.write_all(format!("{head}question").as_bytes()).await.unwrap();
+        let mut app = world.app.accept().await;
+        read_until(&mut app, "question").await;
+        app.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 6\r\n\r\nanswer").await.unwrap();
+        read_until(&mut client, "answer").await;
+        client.write_all(b"GET /gone HTTP/1.1\r\nHost: app.example\r\n\r\n").await.unwrap();
+        read_head(&mut app).await;
+        drop(app);
+        read_until(&mut client, "termination").await;
+        world.deny();
+        client.write_all(b"GET /secret HTTP/1.1\r\nHost: app.example\r\n\r\n").await.unwrap();
+        read_until(&mut client, "denied").await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await.unwrap();
+        read_until(&mut client, "Bad Request").await;
+
+        let due = Instant::now() + Duration::from_secs(20);
+        let lines = loop {
+            world.env.telemetry.flush();
+            let text = std::fs::read_to_string(&path).unwrap();
+            if text.lines().count() == 4 {
+                break text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>();
+            }
+            assert!(Instant::now() < due, "{text}");
+            tokio::task::yield_now().await;
+        };
+        let expect = |line: &Value, expected: &[(&str, Value)]| {
+            for (key, value) in expected {
+                assert_eq!(&line[key], value, "{key} of {line}");
+            }
+        };
+        expect(
+            &lines[0],
+            &[
+                ("method", "POST".into()),
+                ("path", "/up?load=1".into()),
+                ("protocol", "HTTP/1.1".into()),
+                ("authority", "app.example".into()),
+                ("user_agent", "test/1".into()),
+                ("request_id", "id-1".into()),
+                ("x_forwarded_for", "1.2.3.4, 10.0.0.7".into()),
+                ("response_code", 201.into()),
+                ("response_flags", "-".into()),
+                ("response_code_details", "via_upstream".into()),
+                ("bytes_received", 8.into()),
+                ("bytes_sent", 6.into()),
+            ],
+        );
+        expect(
+            &lines[1],
+            &[("path", "/gone".into()), ("response_code", 503.into()), ("response_flags", "UC".into())],
+        );
+        expect(
+            &lines[2],
+            &[
+                ("path", "/secret".into()),
+                ("response_code", 403.into()),
+                ("response_flags", "RBAC".into()),
+                ("response_code_details", "rbac_access_denied_matched_policy[none]".into()),
+                ("bytes_sent", 19.into()),
+            ],
+        );
+        expect(
+            &lines[3],
+            &[
+                ("response_code", 400.into()),
+                ("response_flags", "DPE".into()),
+                ("response_code_details", "http1.invalid_host".into()),
+            ],
+        );
+    })
+    .await;
+}
