@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use serde_json::json;
@@ -22,6 +22,7 @@ const TICK: Duration = Duration::from_millis(50);
 pub struct App {
     address: SocketAddr,
     shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
 }
 
 /// One accepted connection, as a handler works on it.
@@ -51,8 +52,8 @@ impl App {
         let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("app at {address}: {error}"));
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
-        let (app, handler) = (Self { address, shared: shared.clone() }, Arc::new(handler));
-        thread::spawn(move || {
+        let (app, handler) = (shared.clone(), Arc::new(handler));
+        let acceptor = thread::spawn(move || {
             for stream in listener.incoming() {
                 if shared.ends.load(Ordering::Relaxed) {
                     return;
@@ -69,7 +70,7 @@ impl App {
                 });
             }
         });
-        app
+        Self { address, shared: app, acceptor: Some(acceptor) }
     }
 
     /// Answers each request with what it was, as httpbin does: see [`echo`].
@@ -158,8 +159,11 @@ impl Drop for App {
     fn drop(&mut self) {
         self.shared.ends.store(true, Ordering::Relaxed);
         self.release();
-        // Wakes the thread that accepts.
+        // Wakes the thread that accepts; when it has ended, the address is free.
         let _ = TcpStream::connect_timeout(&self.address, TICK);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
     }
 }
 

@@ -53,6 +53,18 @@ impl Daemon {
         self
     }
 
+    /// With another value of an argument that it has.
+    #[must_use]
+    pub fn with_argument(mut self, flag: &str, value: &str) -> Self {
+        let at = self
+            .arguments
+            .iter()
+            .position(|argument| argument == flag)
+            .unwrap_or_else(|| panic!("no {flag}"));
+        self.arguments[at + 1] = value.to_owned();
+        self
+    }
+
     /// Starts it, or starts it again.
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);

@@ -75,6 +75,11 @@ impl Authority {
 
     /// Signs a leaf.
     pub fn issue(&self, leaf: &Leaf) -> Credentials {
+        Self::issue_as(&self.issuer, leaf)
+    }
+
+    /// Signs a leaf as any issuer.
+    pub fn issue_as(issuer: &Issuer<'_, KeyPair>, leaf: &Leaf) -> Credentials {
         let key = match leaf.rsa {
             true => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap(),
             false => KeyPair::generate().unwrap(),
@@ -88,8 +93,13 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = leaf.usages.clone();
         set_validity(&mut params, leaf.from, leaf.until);
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        let certificate = params.signed_by(&key, issuer).unwrap().der().clone();
         Credentials { chain: vec![certificate], key: key.serialize_der().into() }
+    }
+
+    /// Signs whatever these parameters say, for an authority of a test's own.
+    pub fn sign_authority(&self, params: &CertificateParams, key: &KeyPair) -> CertificateDer<'static> {
+        params.signed_by(key, &self.issuer).unwrap().der().clone()
     }
 
     /// A leaf below `depth` further authorities, sent with all of them.

@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 /// dropped.
 #[derive(Debug)]
 pub struct H2cApp {
-    _runtime: Runtime,
+    runtime: Option<Runtime>,
     requests: Arc<Mutex<Vec<Received>>>,
 }
 
@@ -34,12 +34,13 @@ impl H2cApp {
     pub fn start(address: SocketAddr) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime
-            .block_on(TcpListener::bind(address))
-            .unwrap_or_else(|error| panic!("app at {address}: {error}"));
+        let listener =
+            std::net::TcpListener::bind(address).unwrap_or_else(|e| panic!("app at {address}: {e}"));
+        listener.set_nonblocking(true).unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let seen = requests.clone();
         runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
             while let Ok((stream, _)) = listener.accept().await {
                 let seen = seen.clone();
                 tokio::spawn(async move {
@@ -54,12 +55,20 @@ impl H2cApp {
                 });
             }
         });
-        Self { _runtime: runtime, requests }
+        Self { runtime: Some(runtime), requests }
     }
 
     /// The requests that were received whole.
     pub fn requests(&self) -> Vec<Received> {
         self.requests.lock().unwrap().clone()
+    }
+}
+
+impl Drop for H2cApp {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

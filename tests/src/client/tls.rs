@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
@@ -110,7 +111,10 @@ impl Tls {
         let mut config = match &self.credentials {
             None => builder.with_no_client_auth(),
             Some(credentials) => {
-                builder.with_client_auth_cert(credentials.chain.clone(), credentials.key()).unwrap()
+                // Not looked at on the way: the server is to see it, however odd.
+                let key = provider().key_provider.load_private_key(credentials.key()).unwrap();
+                let key = CertifiedKey::new(credentials.chain.clone(), key);
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
             }
         };
         config.enable_sni = self.server_name.is_some();
