@@ -4,12 +4,11 @@
 //! It is read here only when it is complete, from the same bytes that the TLS library gets afterwards; what the two
 //! would read differently is refused.
 
+#[cfg(test)]
 mod check;
 
 use tidegate_core::DnsName;
 use tidegate_core::policy::MeshProtocol;
-
-pub use check::check_against_rustls;
 
 /// The longest ClientHello that is read, its header included.
 pub const MAX_MESSAGE: usize = 16 * 1024;

@@ -1,4 +1,4 @@
-//! Holds our reading of a ClientHello against rustls's; for tests and for fuzzing.
+//! Holds our reading of a ClientHello against rustls's.
 
 use rustls::server::Acceptor;
 use tidegate_core::DnsName;
@@ -7,7 +7,7 @@ use super::{Alpn, ClientHello, HANDSHAKE, MAJOR_VERSION, MESH_PROTOCOLS, Malform
 
 /// Panics if rustls would see another server name or other protocols in these bytes than we do, if it would go on
 /// while we still wait, or if it mattered how the bytes arrive.
-pub fn check_against_rustls(bytes: &[u8]) {
+pub(super) fn check_against_rustls(bytes: &[u8]) {
     if !bytes.starts_with(&[HANDSHAKE, MAJOR_VERSION]) {
         return;
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use rustls_pki_types::ServerName;
 
+use super::check::check_against_rustls;
 use super::*;
 
 /// The bytes of a rustls client's ClientHello, in one record.
