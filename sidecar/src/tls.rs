@@ -13,7 +13,7 @@ use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, UnixTime};
-use tidegate_core::policy::{AppProtocol, MeshProtocol, Terms};
+use tidegate_core::policy::{AppProtocol, Terms};
 use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
@@ -126,10 +126,5 @@ impl Family {
     }
 }
 
-/// The mesh protocol that a handshake agreed on.
-pub fn mesh_protocol(alpn: Option<&[u8]>) -> Option<MeshProtocol> {
-    MESH_PROTOCOLS.iter().find(|(name, _)| Some(*name) == alpn).map(|(_, protocol)| *protocol)
-}
-
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -4,6 +4,9 @@
 //! It is read here only when it is complete, from the same bytes that the TLS library gets afterwards; what the two
 //! would read differently is refused.
 
+#[cfg(test)]
+mod check;
+
 use tidegate_core::DnsName;
 use tidegate_core::policy::MeshProtocol;
 

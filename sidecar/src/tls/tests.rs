@@ -1,6 +1,7 @@
 use std::time::{Duration, SystemTime};
 
 use rustls::{CertificateError, Error};
+use tidegate_core::policy::MeshProtocol;
 
 use super::*;
 use crate::test_pki::{Authority, GATEWAY, SERVER};
