@@ -1,0 +1,273 @@
+//! The command line: the whole mesh in one process, the demo, and the questions one may ask.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tidegate_tests::app::App;
+use tidegate_tests::client::{Client, End, Outcome, Tls};
+use tidegate_tests::daemon::{self, Daemon};
+use tidegate_tests::load::SecretFiles;
+use tidegate_tests::loopback::Block;
+use tidegate_tests::mesh::{PORT, SERVER_NAME, example};
+use tidegate_tests::pki;
+use tidegate_tests::wait::{self, SOON};
+
+const RESET: Outcome = Outcome::Refused(End::Reset);
+const OK: Outcome = Outcome::Status(200);
+const FORBIDDEN: Outcome = Outcome::Status(403);
+
+fn tidegate(arguments: &[&str]) -> Output {
+    Command::new(daemon::ours("tidegate")).args(arguments).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}
+
+/// `tidegate standalone` on the example's manifests, at addresses of the test's own.
+struct Standalone {
+    process: Daemon,
+    folder: TempDir,
+    block: Block,
+}
+
+impl Standalone {
+    fn start() -> Self {
+        let (folder, block) = (tempfile::tempdir().unwrap(), Block::claim());
+        let manifests = folder.path().join("manifests");
+        fs::create_dir(&manifests).unwrap();
+        for name in ["httpbin", "ingress-nginx", "meshconfig"] {
+            let text = fs::read_to_string(example(&format!("mesh/{name}.yaml"))).unwrap();
+            fs::write(manifests.join(format!("{name}.yaml")), text.replace("127.0.7.", &block.prefix()))
+                .unwrap();
+        }
+        let admin = block.at(3, 15000);
+        let arguments = [
+            ("-f", manifests.display().to_string()),
+            ("--state-dir", folder.path().join("state").display().to_string()),
+            ("--admin-address", admin.to_string()),
+        ];
+        let arguments = arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let arguments = std::iter::once("standalone".to_owned()).chain(arguments).collect();
+        let mut process = Daemon::new("tidegate", "standalone", folder.path(), arguments, Some(admin));
+        process.start_ready();
+        Self { process, folder, block }
+    }
+
+    fn manifest(&self, name: &str) -> PathBuf {
+        self.folder.path().join("manifests").join(name)
+    }
+
+    fn change(&self, name: &str, change: impl Fn(String) -> String) {
+        let path = self.manifest(name);
+        write(&path, &change(fs::read_to_string(&path).unwrap()));
+    }
+
+    fn apply_example(&self, name: &str) {
+        write(
+            &self.manifest("policy.yaml"),
+            &fs::read_to_string(example(&format!("policies/{name}.yaml"))).unwrap(),
+        );
+    }
+
+    fn plain(&self) -> Client {
+        Client::to(self.block.at(10, PORT)).from(self.block.ip(30))
+    }
+
+    fn secret(&self) -> SecretFiles {
+        let found = find(self.folder.path(), "osm-nginx-client-cert");
+        SecretFiles(found.unwrap_or_else(|| self.folder.path().join("absent")))
+    }
+
+    fn mutual(&self) -> Client {
+        wait::until_true("the Secret is there", SOON, || self.secret().0.join("tls.crt").exists());
+        let tls = Tls::new(self.secret().roots(), SERVER_NAME).credentials(self.secret().credentials());
+        self.plain().tls(tls)
+    }
+
+    fn root(&self) -> Vec<u8> {
+        self.mutual();
+        self.secret().roots()[0].to_vec()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, client: &Client, expected: &Outcome) {
+        wait::until_true(&format!("{expected:?}"), SOON, || client.get("/get") == *expected);
+    }
+}
+
+fn write(path: &Path, text: &str) {
+    let fresh = path.with_extension("fresh");
+    fs::write(&fresh, text).unwrap();
+    fs::rename(fresh, path).unwrap();
+}
+
+/// A folder of this name, anywhere below.
+fn find(below: &Path, name: &str) -> Option<PathBuf> {
+    let folders = fs::read_dir(below).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    let folders: Vec<_> = folders.collect();
+    let here = folders.iter().find(|path| path.file_name().is_some_and(|found| found == name)).cloned();
+    here.or_else(|| folders.iter().find_map(|path| find(path, name)))
+}
+
+#[test]
+fn the_demo_comes_to_a_green_end() {
+    let output = tidegate(&["demo"]);
+    let text = text(&output);
+    assert!(output.status.success(), "{text}");
+    for part in ["200", "403", "RBAC: access denied", "5 answers were as they must be"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn standalone_walks_through_the_example() {
+    let mesh = Standalone::start();
+    let _app = App::echo(mesh.block.at(20, PORT));
+    assert_eq!(mesh.plain().get("/get"), RESET);
+    mesh.apply_example("1-http");
+    mesh.wait_for(&mesh.plain(), &OK);
+    assert_eq!(mesh.plain().from(mesh.block.ip(99)).get("/get"), RESET);
+    mesh.apply_example("2-https");
+    mesh.wait_for(&mesh.mutual(), &OK);
+    assert_eq!(mesh.plain().get("/get"), RESET);
+    mesh.apply_example("3-https-untrusted");
+    mesh.wait_for(&mesh.mutual(), &FORBIDDEN);
+    mesh.apply_example("4-https-skip");
+    mesh.wait_for(&mesh.mutual(), &OK);
+    fs::remove_file(mesh.manifest("policy.yaml")).unwrap();
+    mesh.wait_for(&mesh.mutual(), &RESET);
+}
+
+#[test]
+fn the_gateway_s_secret_follows_the_mesh_config() {
+    let mesh = Standalone::start();
+    let _app = App::echo(mesh.block.at(20, PORT));
+    mesh.apply_example("2-https");
+    mesh.wait_for(&mesh.mutual(), &OK);
+    let folder = mesh.secret().0;
+    let version = mesh.secret().version();
+
+    let (ours, other) = (pki::INGRESS_CLIENT, "other.ns.cluster.local");
+    mesh.change("meshconfig.yaml", |text| text.replace(ours, other));
+    wait::until_true("the Secret is another one", SOON, || mesh.secret().version() != version);
+    mesh.wait_for(&mesh.mutual(), &FORBIDDEN);
+
+    mesh.change("meshconfig.yaml", |text| text.replace(other, ours));
+    wait::until_true("the old name is back", SOON, || mesh.mutual().get("/get") == OK);
+
+    // Somebody deletes it: it comes back.
+    fs::remove_dir_all(&folder).unwrap();
+    wait::until_true("the Secret is put back", SOON, || folder.join("tls.crt").exists());
+
+    mesh.change("meshconfig.yaml", |text| text.split("    ingressGateway:").next().unwrap().to_owned());
+    wait::until_true("the Secret goes with its field", SOON, || !folder.join("tls.crt").exists());
+}
+
+#[test]
+fn pods_come_and_go() {
+    let mesh = Standalone::start();
+    let _app = App::echo(mesh.block.at(20, PORT));
+    mesh.apply_example("1-http");
+    mesh.wait_for(&mesh.plain(), &OK);
+    let second = mesh.block.ip(11).to_string();
+    let pod = fs::read_to_string(mesh.manifest("httpbin.yaml")).unwrap();
+    let pod = pod.rsplit("---").next().unwrap().replace(&mesh.block.ip(10).to_string(), &second);
+    fs::write(
+        mesh.manifest("second.yaml"),
+        pod.replace("  name: httpbin\n  namespace", "  name: second\n  namespace"),
+    )
+    .unwrap();
+    let client = Client::to((mesh.block.ip(11), PORT).into()).from(mesh.block.ip(30));
+    mesh.wait_for(&client, &OK);
+    fs::remove_file(mesh.manifest("second.yaml")).unwrap();
+    wait::until_true("its sidecar is gone", SOON, || client.connect().is_err());
+    assert_eq!(mesh.plain().get("/get"), OK);
+}
+
+#[test]
+fn an_interrupt_drains_and_the_next_start_has_the_same_root() {
+    let mut mesh = Standalone::start();
+    let _app = App::echo(mesh.block.at(20, PORT));
+    mesh.apply_example("1-http");
+    mesh.wait_for(&mesh.plain(), &OK);
+    let root = mesh.root();
+    mesh.process.signal(Signal::INT);
+    let status = wait::until("it ends", SOON, || mesh.process.exited());
+    assert!(status.success(), "{status}");
+    assert!(mesh.plain().connect().is_err());
+    mesh.process.kill();
+    mesh.process.start_ready();
+    mesh.wait_for(&mesh.plain(), &OK);
+    assert_eq!(mesh.root(), root);
+}
+
+#[test]
+fn explain_and_policy_list_say_what_a_running_mesh_does() {
+    let mesh = Standalone::start();
+    mesh.apply_example("2-https");
+    let admin = mesh.process.admin_address().to_string();
+    let (source, stranger) = (mesh.block.ip(30).to_string(), mesh.block.ip(99).to_string());
+    wait::until_true("the policy is listed", SOON, || {
+        text(&tidegate(&["policy", "list", "--admin-address", &admin])).contains("committed")
+    });
+    let ask = |more: &[&str]| {
+        let arguments =
+            [&["explain", "httpbin/httpbin", "--port", "14001", "--admin-address", &admin], more].concat();
+        let output = tidegate(&arguments);
+        (output.status.code().unwrap(), text(&output))
+    };
+    let (code, answer) = ask(&["--source", &source, "--principal", pki::INGRESS_CLIENT]);
+    assert_eq!(code, 0, "{answer}");
+    assert!(answer.contains("allow") && answer.contains("httpbin/httpbin"), "{answer}");
+    for (arguments, reason) in [
+        (&["--source", &source[..], "--principal", "x.y"][..], "principal"),
+        (&["--source", &stranger, "--principal", pki::INGRESS_CLIENT], "source"),
+        (&["--source", &source, "--speaks", "plaintext"], "TLS"),
+        (&["--source", &source, "--speaks", "tls"], "certificate"),
+    ] {
+        let (code, answer) = ask(arguments);
+        assert_eq!(code, 1, "{answer}");
+        assert!(answer.contains("deny") && answer.contains(reason), "{reason} in {answer}");
+    }
+    // Offline, from the folder, it says the same.
+    let folder = mesh.folder.path().join("manifests");
+    let offline =
+        ["explain", "httpbin/httpbin", "-f", folder.to_str().unwrap(), "--source", &source, "-o", "json"];
+    let output = tidegate(&[&offline[..], &["--principal", pki::INGRESS_CLIENT]].concat());
+    assert!(output.status.success(), "{}", text(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["decision"], "allow");
+}
+
+#[test]
+fn validate_reports_every_error_at_once_with_file_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = example("mesh").display().to_string();
+    let output = tidegate(&["validate", "-f", &mesh]);
+    assert!(output.status.success(), "{}", text(&output));
+
+    let good = fs::read_to_string(example("policies/2-https.yaml")).unwrap();
+    fs::write(folder.path().join("a.yaml"), good.replace("protocol: https", "protocol: grpc")).unwrap();
+    fs::write(folder.path().join("b.yaml"), "kind: [\n").unwrap();
+    let output = tidegate(&["validate", "-f", folder.path().to_str().unwrap()]);
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let expected = "Expected 'port.protocol' to be 'http' or 'https', got: grpc";
+    assert!(text.contains(expected) || text.contains("grpc"), "{text}");
+    let line = good.lines().position(|line| line.contains("protocol:")).unwrap() + 1;
+    assert!(text.contains(&format!("a.yaml:{line}")), "a.yaml:{line} in {text}");
+    assert!(text.contains("b.yaml:"), "{text}");
+}
+
+#[test]
+fn completions_are_printed_for_each_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = tidegate(&["completions", shell]);
+        assert!(output.status.success() && text(&output).contains("standalone"), "{shell}");
+    }
+}
