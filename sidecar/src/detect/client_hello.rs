@@ -20,10 +20,10 @@ pub const MAX_RECORDS: usize = 64;
 pub const RECORD_HEADER: usize = 5;
 
 /// A record's type: handshake.
-pub(super) const HANDSHAKE: u8 = 0x16;
+pub const HANDSHAKE: u8 = 0x16;
 
 /// The first byte of every record's version.
-pub(super) const MAJOR_VERSION: u8 = 0x03;
+pub const MAJOR_VERSION: u8 = 0x03;
 
 /// TLS 1.2.
 pub const TLS12: u16 = 0x0303;
