@@ -1,5 +1,8 @@
 //! Odd certificates and odd ClientHellos at the sidecar; tokens and requests at the CA.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -392,8 +395,7 @@ async fn garbage_at_the_ca_and_at_the_controller_ends_nothing() {
 #[test]
 fn the_controller_talks_to_nobody_without_a_certificate_and_to_a_workload_only_about_itself() {
     let mesh = Mesh::start();
-    let tls =
-        tidegate_tests::client::Tls::new(mesh.roots(), "tidegate-controller.tidegate-system.cluster.local");
+    let tls = client::Tls::new(mesh.roots(), "tidegate-controller.tidegate-system.cluster.local");
     let outcome = client::Client::to(mesh.discovery_address()).tls(tls.protocols(&["h2"])).get("/");
     assert_eq!(outcome, Outcome::Refused(End::Alert(116)));
     // A sidecar of another service account that asks for httpbin's policy.

@@ -1,6 +1,9 @@
 //! What is open when something changes: a connection that is no longer let in ends within a second, one that still
 //! is lives on; and a sidecar that is told to end lets what is in flight finish.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::thread;
 use std::time::{Duration, Instant};
 

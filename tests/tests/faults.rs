@@ -1,5 +1,8 @@
 //! Faults that Open Service Mesh was seen with, each shown not to be ours.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,7 +106,7 @@ fn two_services_in_front_of_one_port_are_both_in_force_and_their_status_is_true(
     let there = range(&format!("{}/32", mesh.stranger()));
     let rule = |service: &str, source| policy(service, &[backend(service, PORT, "http")], &[source]);
     mesh.apply("first", &[rule("httpbin", here.clone())]);
-    mesh.apply("policy", &[rule("httpbin2", there.clone())]);
+    mesh.apply("policy", &[rule("httpbin2", there)]);
     for name in ["httpbin", "httpbin2"] {
         assert_eq!(mesh.status(name).0, "committed", "{name}");
     }

@@ -1,5 +1,8 @@
 //! Who may know whom, as cargo sees it.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::BTreeSet;
 use std::env;
 use std::process::Command;

@@ -1,5 +1,8 @@
 //! What one client, or many, can take: files, memory, series of metrics, the admin pages.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::time::Duration;

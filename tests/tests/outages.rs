@@ -1,5 +1,8 @@
 //! CA and controller go away and come back; traffic does not notice, and whoever starts meanwhile heals by itself.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::time::{Duration, SystemTime};
 
 use tidegate_tests::app::App;

@@ -1,5 +1,8 @@
 //! Beside plain HTTP/1: gRPC, websockets, opaque bytes, large bodies.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::time::Duration;
 
 use tidegate_tests::app::App;

@@ -1,5 +1,8 @@
 //! HTTP/1 byte by byte: what a client sends, what the app receives of it, what the client gets.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,5 +1,8 @@
 //! What each client that is kept out sees: RST, TLS alerts by number, `403`, `400`; in TLS 1.3 and 1.2.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::time::{Duration, Instant};
 
 use rcgen::{DnType, ExtendedKeyUsagePurpose};

@@ -1,5 +1,8 @@
 //! Certificates and roots are replaced under load, and no request fails.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::time::Duration;
 
 use tidegate_tests::app::App;
@@ -143,7 +146,7 @@ fn a_connection_ends_with_the_client_certificate_that_opened_it() {
     );
     let leaf = tidegate_tests::pki::Leaf::dns(INGRESS_CLIENT).for_another(Duration::from_secs(4));
     let tls = mesh.tls().credentials(mesh.sign(&leaf));
-    let mut connection = mesh.client().tls(tls.clone()).connect().unwrap();
+    let mut connection = mesh.client().tls(tls).connect().unwrap();
     assert_eq!(connection.get("/get").unwrap().status(), 200);
     let end = connection.end(Duration::from_secs(10));
     assert_eq!(end, tidegate_tests::client::End::Closed);

@@ -1,6 +1,9 @@
 //! The ingress walk-through that Open Service Mesh's users know, with a real nginx: no policy, http, https with the
 //! right principal, with an untrusted one, and without client certificates.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::fs;
 use std::process::Command;
 
@@ -39,7 +42,7 @@ fn the_walk_through_answers_502_200_200_403_200() {
     let mesh = example_mesh();
     let app = App::echo(mesh.app_address());
     let plain = Backend { target: mesh.target(), tls: None };
-    let mutual = Backend { tls: Some(ProxySsl::new(mesh.secret(), SERVER_NAME)), ..plain.clone() };
+    let mutual = Backend { tls: Some(ProxySsl::new(mesh.secret(), SERVER_NAME)), ..plain };
 
     let mut nginx = Nginx::start(mesh.path(), mesh.front(), mesh.gateway(), &plain);
     assert_eq!(curl(&nginx)[0], "HTTP/1.1 502 Bad Gateway");

@@ -1,5 +1,8 @@
 //! The command line: the whole mesh in one process, the demo, and the questions one may ask.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
