@@ -142,6 +142,7 @@ impl Bench<'_> {
             certificates: &self.certificates,
             app: self.app,
             core: self.options.proxy_core,
+            load_core: self.options.load_core,
             programs: &self.options.programs,
         };
         let mut running = target.start(&site).await?;

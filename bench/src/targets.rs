@@ -35,8 +35,8 @@ pub(crate) enum Target {
 /// Where the programs are.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Programs {
-    /// Tidegate's command line program.
-    #[arg(long, default_value_os_t = default_tidegate())]
+    /// Folder of Tidegate's programs, or one of the programs in it; by default this program's own folder.
+    #[arg(long, value_name = "DIR_OR_FILE", default_value_os_t = default_tidegate())]
     tidegate: PathBuf,
     /// nginx; looked for in PATH and the sbin folders by default.
     #[arg(long)]
@@ -55,7 +55,10 @@ pub(crate) struct Site<'a> {
     pub(crate) directory: &'a Path,
     pub(crate) certificates: &'a Certificates,
     pub(crate) app: SocketAddr,
+    /// Core of what is measured.
     pub(crate) core: usize,
+    /// Core of load and app, and of what a target needs beside itself.
+    pub(crate) load_core: usize,
     pub(crate) programs: &'a Programs,
 }
 
@@ -85,7 +88,7 @@ impl Target {
     pub(crate) fn version(self, programs: &Programs) -> Result<Option<String>> {
         let (program, flag) = match self {
             Self::Direct => return Ok(None),
-            Self::Tidegate => (programs.tidegate()?, "--version"),
+            Self::Tidegate => (programs.tidegate()?.sidecar, "--version"),
             Self::Nginx => (programs.nginx()?, "-v"),
             Self::Haproxy => (programs.haproxy()?, "-v"),
             Self::Envoy => (programs.envoy()?, "--version"),
@@ -126,14 +129,8 @@ impl fmt::Display for Target {
 }
 
 impl Programs {
-    fn tidegate(&self) -> Result<PathBuf> {
-        if !self.tidegate.is_file() {
-            bail!(
-                "{} is not there; build it by `cargo build --release`, or name it by --tidegate",
-                self.tidegate.display()
-            );
-        }
-        Ok(self.tidegate.clone())
+    fn tidegate(&self) -> Result<tidegate::Programs> {
+        tidegate::Programs::find(&self.tidegate)
     }
 
     fn nginx(&self) -> Result<PathBuf> {
@@ -195,8 +192,20 @@ fn find(named: Option<&Path>, program: &str, folders: &[PathBuf]) -> Result<Path
 
 /// A port of [`PEERS`] that nobody listens on.
 fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((PEERS, 0)).context("cannot listen on a loopback address")?;
-    Ok(listener.local_addr()?)
+    free_addresses().map(|[address]| address)
+}
+
+/// As many different ones.
+fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT]> {
+    let mut listeners = Vec::with_capacity(COUNT);
+    let mut addresses = [SocketAddr::from((PEERS, 0)); COUNT];
+    for address in &mut addresses {
+        let listener = TcpListener::bind(*address).context("cannot listen on a loopback address")?;
+        *address = listener.local_addr()?;
+        // Held until all are chosen, lest one is chosen twice.
+        listeners.push(listener);
+    }
+    Ok(addresses)
 }
 
 /// The first word or part of a word, as set apart by `/`, that starts like 1.2.
@@ -211,8 +220,8 @@ fn version_number(text: &str) -> Option<&str> {
 fn default_tidegate() -> PathBuf {
     std::env::current_exe()
         .ok()
-        .and_then(|own| Some(own.parent()?.join("tidegate")))
-        .unwrap_or_else(|| PathBuf::from("target/release/tidegate"))
+        .and_then(|own| Some(own.parent()?.to_owned()))
+        .unwrap_or_else(|| PathBuf::from("target/release"))
 }
 
 #[cfg(test)]

@@ -9,4 +9,4 @@ mod keeper;
 mod settings;
 
 pub use keeper::{GatewayStatus, IngressGateway};
-pub use settings::{IngressGatewaySettings, SettingsInput, SettingsProblem, parse_go_duration};
+pub use settings::{IngressGatewaySettings, SettingsInput, SettingsProblem};

@@ -75,7 +75,7 @@ impl DiscoveryService {
         let leaf = leaf.ok_or_else(|| Status::unauthenticated("a client certificate is required"))?;
         let certificate = PeerCertificate::from_der(leaf)
             .map_err(|error| Status::unauthenticated(format!("client certificate: {error}")))?;
-        let identity = Identity::from_sans(&certificate.sans, &self.trust_domain).ok_or_else(|| {
+        let identity = Identity::of_workload(&certificate.sans, &self.trust_domain).ok_or_else(|| {
             Status::permission_denied("the client certificate is not that of a workload of this mesh")
         })?;
         let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));

@@ -195,7 +195,12 @@ fn names(domain: &TrustDomain, query: &Query, opening: Opening<'_>) -> Result<Ve
         DnsName::parse(text).map(San::Dns).map_err(|_| ExplainError::NoName(text.clone()))
     };
     let mut names: Vec<_> = query.principals.iter().map(parse).collect::<Result<_, _>>()?;
-    if let (Opening::Mesh(_), Some(identity)) = (opening, Identity::from_sans(&names, domain)) {
+    let spelled = |san: &San| match san {
+        San::Uri(uri) => Identity::from_spiffe_uri(uri).ok(),
+        San::Dns(name) => Identity::from_dns_name(name, domain),
+        _ => None,
+    };
+    if let (Opening::Mesh(_), Some(identity)) = (opening, names.iter().find_map(spelled)) {
         names.push(San::Uri(identity.spiffe_uri().into()));
         names.extend(DnsName::parse(&identity.dns_name()).map(San::Dns));
     }

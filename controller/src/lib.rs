@@ -22,7 +22,6 @@ pub mod source;
 pub mod status;
 #[cfg(test)]
 mod testing;
-mod view;
 mod workloads;
 
 use std::collections::BTreeMap;

@@ -80,7 +80,7 @@ pub(crate) struct WorkloadView {
     /// Why there is no policy.
     error: Option<String>,
     sidecar: Option<SidecarView>,
-    policy: Option<crate::view::PolicyView>,
+    policy: Option<InboundPolicy>,
 }
 
 #[derive(Debug, Serialize)]
@@ -215,7 +215,7 @@ impl Entry {
             version: published.as_ref().map(|published| published.version.clone()),
             error: self.error.clone(),
             sidecar: self.follower.as_ref().map(SidecarView::new),
-            policy: published.as_ref().map(|published| crate::view::PolicyView::new(&published.policy)),
+            policy: published.as_ref().map(|published| published.policy.clone()),
         }
     }
 }

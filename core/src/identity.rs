@@ -92,20 +92,17 @@ impl Identity {
         Self::new(TrustDomain::parse(domain)?, namespace, account)
     }
 
-    /// The identity that a certificate's names spell, if its first SPIFFE URI or, failing that, its first DNS name
-    /// within `trust_domain` is one. Only ever right for a certificate that our own CA has issued.
-    pub fn from_sans(sans: &[San], trust_domain: &TrustDomain) -> Option<Self> {
-        let uri = sans.iter().find_map(|san| match san {
+    /// The workload whose certificate holds these names: its first SPIFFE URI names an identity of `trust_domain`, and
+    /// the same identity's DNS spelling is there too. An ingress controller's client certificate comes from the same
+    /// CA, but holds what MeshConfig lists and is no workload's.
+    pub fn of_workload(sans: &[San], trust_domain: &TrustDomain) -> Option<Self> {
+        let identity = sans.iter().find_map(|san| match san {
             San::Uri(uri) => Self::from_spiffe_uri(uri).ok(),
             _ => None,
-        });
-        let identity = uri.or_else(|| {
-            sans.iter().find_map(|san| match san {
-                San::Dns(name) => Self::from_dns_name(name, trust_domain),
-                _ => None,
-            })
         })?;
-        (identity.trust_domain == *trust_domain).then_some(identity)
+        let dns_name = identity.dns_name();
+        let has_both = sans.iter().any(|san| matches!(san, San::Dns(name) if name.matches(&dns_name)));
+        (identity.trust_domain == *trust_domain && has_both).then_some(identity)
     }
 
     /// Reads `<service-account>.<namespace>.<trust-domain>`. The account may hold dots, the namespace cannot.
@@ -216,8 +213,17 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_of_another_trust_domain_is_none_of_ours() {
-        let sans = [San::Uri("spiffe://other.example/ns/a/sa/b".into())];
-        assert_eq!(Identity::from_sans(&sans, &TrustDomain::default()), None);
+    fn a_workload_is_known_by_both_spellings_in_its_trust_domain() {
+        let domain = TrustDomain::default();
+        let identity = identity("httpbin");
+        let uri = San::Uri(identity.spiffe_uri().into());
+        let dns = San::Dns(DnsName::parse(&identity.dns_name()).unwrap());
+        let both = [dns.clone(), uri.clone()];
+        assert_eq!(Identity::of_workload(&both, &domain), Some(identity));
+        assert_eq!(Identity::of_workload(&both, &TrustDomain::parse("other.example").unwrap()), None);
+        assert_eq!(Identity::of_workload(&[dns.clone()], &domain), None);
+        assert_eq!(Identity::of_workload(&[uri], &domain), None);
+        let victim = San::Uri("spiffe://cluster.local/ns/httpbin/sa/victim".into());
+        assert_eq!(Identity::of_workload(&[dns, victim], &domain), None);
     }
 }

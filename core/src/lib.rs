@@ -10,6 +10,7 @@
 pub mod certificate;
 pub mod cidr;
 pub mod dns_name;
+pub mod go_duration;
 pub mod identity;
 pub mod policy;
 pub mod principal;

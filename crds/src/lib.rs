@@ -7,7 +7,6 @@
 //! its schema, in the words that OSM's admission webhook used; [`schema`] checks any YAML against a CRD's schema as
 //! the API server would. The manifests in `crds/yaml` are written by [`manifest`] and held to it by a test.
 
-pub mod duration;
 pub mod ingress_backend;
 pub mod manifest;
 pub mod mesh_config;

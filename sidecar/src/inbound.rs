@@ -20,6 +20,7 @@ use rustls_pki_types::UnixTime;
 use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Reason, Terms};
 use tokio::net::TcpStream;
 
+use crate::detect::client_hello::TLS12;
 use crate::detect::{ClientHello, FirstBytes, Preface};
 use crate::http;
 use crate::lifeline::{Lifeline, Wait};
@@ -78,7 +79,26 @@ struct Story<'w> {
     accepted: SystemTime,
 }
 
+/// A connection that goes on, with what was read of it already.
+struct Opened {
+    stream: ClientStream,
+    received: BytesMut,
+    gate: Rc<Gate>,
+    inside: Inside,
+}
+
+/// What a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inside {
+    Http1,
+    Http2,
+    Opaque,
+}
+
 /// Serves a connection until it ends.
+///
+/// The steps are futures of their own, each gone when it is done: what a connection costs while it is idle is the
+/// last one.
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
     io: TcpStream,
@@ -87,75 +107,138 @@ pub(crate) async fn serve(
     line: &Lifeline,
 ) {
     let story = Story { worker, route, connection, line, accepted: SystemTime::now() };
-    let snapshot = worker.snapshots.current();
-    let Some(policy) = snapshot.policy.as_deref() else {
-        return story.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
-    };
-    let (port, source) = (route.listen.port, route.peer.ip());
-    if let Err(denial) = policy.admit(port, source) {
-        return story.refuse(io, None, &denial.into());
-    }
-    if policy.serves_first(port, source) {
-        return Box::pin(story.pass_on(io, BytesMut::new(), None)).await;
-    }
-    drop(snapshot);
-
-    line.within(worker.env.limits.detect, Wait::FirstBytes);
-    let (first, received) = match first_bytes::receive(&io, line).await {
-        Received::Bytes(first, received) => (first, received),
-        // Nothing was asked, so nothing is answered: the end is an orderly one.
-        Received::Nothing => return,
-    };
-
-    // Asked anew: the client may have taken its time.
-    let snapshot = worker.snapshots.current();
-    let Some(policy) = snapshot.policy.as_deref() else {
-        return story.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
-    };
-    let hello = match &first {
-        FirstBytes::Tls(hello) => Some(hello),
-        FirstBytes::Malformed(malformed) => return story.refuse(io, None, &(*malformed).into()),
-        FirstBytes::Plaintext | FirstBytes::Incomplete => None,
-    };
-    let Some(opening) = first.opening() else { return };
-    let terms = match policy.open(port, source, opening) {
-        Ok(terms) => terms,
-        Err(denial) => return story.refuse(io, hello, &denial.into()),
-    };
-    let app = policy.ports.get(&port).map_or(AppProtocol::Http, |port| port.protocol);
-    match (terms, hello) {
-        (Terms::IngressPlaintext, _) => Box::pin(story.plaintext(io, received)).await,
-        (Terms::Opaque, hello) => Box::pin(story.pass_on(io, received, hello)).await,
-        (Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), Some(hello)) => {
-            let Some(tls) = &snapshot.tls else { return story.refuse(io, Some(hello), &Refusal::NotReady) };
-            let Some((stream, info, life)) =
-                Box::pin(story.handshake(io, received, &snapshot, tls, terms, hello, app)).await
-            else {
-                return;
-            };
-            drop(snapshot);
-            story.secured(stream, info, life).await;
+    let Some(Opened { stream, received, gate, inside }) = Box::pin(story.open(io)).await else { return };
+    match inside {
+        Inside::Http1 => Box::pin(http::h1::serve(stream, received, &gate, line, &worker.env)).await,
+        Inside::Http2 => {
+            Box::pin(http::h2::serve(stream, received, gate, line.clone(), worker.env.clone())).await;
         }
-        (Terms::BadRequest | Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), _) => {
-            story.refused(hello, &Denial::new(Reason::PlaintextRequired).into());
-            Box::pin(refusal::bad_request(io, line, &worker.env.clock)).await;
+        Inside::Opaque => {
+            connection.is_opaque.set(true);
+            Box::pin(opaque::serve(stream, received, &gate, line, &worker.env)).await;
         }
     }
 }
 
 impl Story<'_> {
+    /// Lets the connection in on the terms of the policy; `None` if it has ended.
+    async fn open(&self, io: TcpStream) -> Option<Opened> {
+        let Self { worker, line, .. } = self;
+        let (port, source) = (self.route.listen.port, self.route.peer.ip());
+        let snapshot = worker.snapshots.current();
+        let Some(policy) = snapshot.policy.as_deref() else {
+            return self.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
+        };
+        if let Err(denial) = policy.admit(port, source) {
+            return self.refuse(io, None, &denial.into());
+        }
+        if policy.serves_first(port, source) {
+            return self.opaque(io, BytesMut::new(), None, &snapshot);
+        }
+        drop(snapshot);
+
+        line.within(worker.env.limits.detect, Wait::FirstBytes);
+        let (first, received) = match first_bytes::receive(&io, line).await {
+            Received::Bytes(first, received) => (first, received),
+            // Nothing was asked, so nothing is answered: the end is an orderly one.
+            Received::Nothing => return None,
+        };
+
+        // Asked anew: the client may have taken its time.
+        let snapshot = worker.snapshots.current();
+        let Some(policy) = snapshot.policy.as_deref() else {
+            return self.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
+        };
+        let hello = match &first {
+            FirstBytes::Tls(hello) => Some(hello),
+            FirstBytes::Malformed(malformed) => return self.refuse(io, None, &(*malformed).into()),
+            FirstBytes::Plaintext | FirstBytes::Incomplete => None,
+        };
+        let terms = match policy.open(port, source, first.opening()?) {
+            Ok(terms) => terms,
+            Err(denial) => return self.refuse(io, hello, &denial.into()),
+        };
+        let app = policy.ports.get(&port).map_or(AppProtocol::Http, |port| port.protocol);
+        match (terms, hello) {
+            (Terms::IngressPlaintext, _) => self.plaintext(io, received).await,
+            (Terms::Opaque, hello) => self.opaque(io, received, hello, &snapshot),
+            (Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), Some(hello)) => {
+                let Some(tls) = &snapshot.tls else {
+                    return self.refuse(io, Some(hello), &Refusal::NotReady);
+                };
+                let handshake = self.handshake(io, received, &snapshot, tls, terms, hello, app);
+                let (stream, info, life) = Box::pin(handshake).await?;
+                self.secured(stream, info, life)
+            }
+            (Terms::BadRequest | Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), _) => {
+                self.refused(hello, &Denial::new(Reason::PlaintextRequired).into());
+                refusal::bad_request(io, line, &worker.env.clock).await;
+                None
+            }
+        }
+    }
+
     /// Plaintext HTTP of either version.
-    async fn plaintext(&self, io: TcpStream, received: BytesMut) {
-        let Some((preface, received)) = first_bytes::preface(&io, self.line, received).await else { return };
+    async fn plaintext(&self, io: TcpStream, received: BytesMut) -> Option<Opened> {
+        let (preface, received) = first_bytes::preface(&io, self.line, received).await?;
+        let inside = match preface {
+            Preface::Http2 => Inside::Http2,
+            Preface::Incomplete | Preface::Other => Inside::Http1,
+        };
         let snapshot = self.worker.snapshots.current();
         let info = self.info(&io, Terms::IngressPlaintext, None, &snapshot);
-        let Some(gate) = self.open_gate(info, None, &snapshot) else { return listener::reset(io) };
-        drop(snapshot);
-        let stream = ClientStream::Plain(io);
-        match preface {
-            Preface::Http2 => self.http2(stream, received, gate).await,
-            Preface::Incomplete | Preface::Other => self.http1(stream, received, gate).await,
+        self.go_on(ClientStream::Plain(io), received, inside, info, None)
+    }
+
+    /// Opaque bytes under an ingress rule, or of an app that speaks first.
+    fn opaque(
+        &self,
+        io: TcpStream,
+        received: BytesMut,
+        hello: Option<&ClientHello>,
+        snapshot: &Snapshot,
+    ) -> Option<Opened> {
+        let info = self.info(&io, Terms::Opaque, hello, snapshot);
+        self.go_on(ClientStream::Plain(io), received, Inside::Opaque, info, None)
+    }
+
+    /// What is inside TLS.
+    fn secured(&self, stream: Box<TlsStream>, info: ConnectionInfo, life: Option<Life>) -> Option<Opened> {
+        let inside = match info.terms {
+            Terms::MeshTls(MeshProtocol::Tcp) => Inside::Opaque,
+            Terms::MeshTls(MeshProtocol::Http2) => Inside::Http2,
+            _ if stream.alpn_protocol() == Some(b"h2") => Inside::Http2,
+            _ => Inside::Http1,
+        };
+        self.go_on(ClientStream::Tls(stream), BytesMut::new(), inside, info, life)
+    }
+
+    /// From here on, changes of policy and certificates reach the connection. It ends here if one was faster, or if
+    /// what it carries leaves no other way to say no.
+    fn go_on(
+        &self,
+        stream: ClientStream,
+        received: BytesMut,
+        inside: Inside,
+        info: ConnectionInfo,
+        life: Option<Life>,
+    ) -> Option<Opened> {
+        let gate = Rc::new(Gate::new(Rc::new(info), self.worker.snapshots.clone()));
+        let denial = match (gate.review(&self.worker.snapshots.current()), &*gate.decide()) {
+            (Review::Revoke(denial), _) => Some(denial),
+            (Review::Keep, Decision::Deny(denial)) if inside == Inside::Opaque => Some(denial.clone()),
+            _ => None,
+        };
+        if let Some(denial) = denial {
+            self.worker.refusals.refused_connection(self, gate.info(), &denial);
+            stream.reset();
+            return None;
         }
+        self.line.at_ease();
+        self.connection.life.set(life);
+        // Only ever set once.
+        let _ = self.connection.gate.set(gate.clone());
+        Some(Opened { stream, received, gate, inside })
     }
 
     /// The TLS handshake, and what it has shown; `None` if the connection has ended.
@@ -171,6 +254,12 @@ impl Story<'_> {
         app: AppProtocol,
     ) -> Option<(Box<TlsStream>, ConnectionInfo, Option<Life>)> {
         let totals = self.worker.env.telemetry.totals();
+        if hello.newest_version < TLS12 {
+            totals.handshakes_failed.add(1);
+            self.refused(Some(hello), &Refusal::OldVersion(hello.newest_version));
+            refusal::alert_protocol_version(io, self.line).await;
+            return None;
+        }
         let config = tls.config(terms, hello.alpn, app)?.clone();
         self.line.within(self.worker.env.limits.handshake, Wait::Handshake);
         let stream = match self.line.guard(TlsStream::accept(io, received, config)).await {
@@ -213,57 +302,6 @@ impl Story<'_> {
         Some((stream, info, life))
     }
 
-    /// What is inside TLS.
-    async fn secured(&self, stream: Box<TlsStream>, info: ConnectionInfo, life: Option<Life>) {
-        let snapshot = self.worker.snapshots.current();
-        let terms = info.terms;
-        let is_http2 = stream.alpn_protocol() == Some(b"h2");
-        let stream = ClientStream::Tls(stream);
-        let Some(gate) = self.open_gate(info, life, &snapshot) else { return stream.reset() };
-        drop(snapshot);
-        match terms {
-            Terms::MeshTls(MeshProtocol::Tcp) => match &*gate.decide() {
-                Decision::Allow(_) => Box::pin(self.pump(stream, BytesMut::new(), gate)).await,
-                Decision::Deny(denial) => {
-                    self.worker.refusals.refused_connection(self, gate.info(), denial);
-                    stream.reset();
-                }
-            },
-            Terms::MeshTls(MeshProtocol::Http2) => self.http2(stream, BytesMut::new(), gate).await,
-            _ if is_http2 => self.http2(stream, BytesMut::new(), gate).await,
-            _ => self.http1(stream, BytesMut::new(), gate).await,
-        }
-    }
-
-    /// Opaque bytes under an ingress rule, or of an app that speaks first.
-    async fn pass_on(&self, io: TcpStream, received: BytesMut, hello: Option<&ClientHello>) {
-        let snapshot = self.worker.snapshots.current();
-        let info = self.info(&io, Terms::Opaque, hello, &snapshot);
-        let Some(gate) = self.open_gate(info, None, &snapshot) else { return listener::reset(io) };
-        drop(snapshot);
-        match &*gate.decide() {
-            Decision::Allow(_) => self.pump(ClientStream::Plain(io), received, gate.clone()).await,
-            Decision::Deny(denial) => {
-                self.worker.refusals.refused_connection(self, gate.info(), denial);
-                listener::reset(io);
-            }
-        }
-    }
-
-    async fn pump(&self, stream: ClientStream, received: BytesMut, gate: Rc<Gate>) {
-        self.connection.is_opaque.set(true);
-        opaque::serve(stream, received, &gate, self.line, &self.worker.env).await;
-    }
-
-    async fn http1(&self, stream: ClientStream, received: BytesMut, gate: Rc<Gate>) {
-        Box::pin(http::h1::serve(stream, received, &gate, self.line, &self.worker.env)).await;
-    }
-
-    async fn http2(&self, stream: ClientStream, received: BytesMut, gate: Rc<Gate>) {
-        let line = self.line.clone();
-        Box::pin(http::h2::serve(stream, received, gate, line, self.worker.env.clone())).await;
-    }
-
     fn info(
         &self,
         io: &TcpStream,
@@ -286,24 +324,11 @@ impl Story<'_> {
         }
     }
 
-    /// From here on, changes of policy and certificates reach the connection. `None` if one was faster.
-    fn open_gate(&self, info: ConnectionInfo, life: Option<Life>, snapshot: &Snapshot) -> Option<Rc<Gate>> {
-        let gate = Rc::new(Gate::new(Rc::new(info), self.worker.snapshots.clone()));
-        if let Review::Revoke(denial) = gate.review(snapshot) {
-            self.worker.refusals.refused_connection(self, gate.info(), &denial);
-            return None;
-        }
-        self.line.at_ease();
-        self.connection.life.set(life);
-        // Only ever opened once.
-        let _ = self.connection.gate.set(gate.clone());
-        Some(gate)
-    }
-
     /// Ends the connection by RST, with the reason in the log.
-    fn refuse(&self, io: TcpStream, hello: Option<&ClientHello>, refusal: &Refusal) {
+    fn refuse<T>(&self, io: TcpStream, hello: Option<&ClientHello>, refusal: &Refusal) -> Option<T> {
         self.refused(hello, refusal);
         listener::reset(io);
+        None
     }
 
     fn refused(&self, hello: Option<&ClientHello>, refusal: &Refusal) {

@@ -21,3 +21,8 @@ pub mod stream;
 pub mod telemetry;
 pub mod tls;
 pub mod worker;
+
+#[cfg(test)]
+mod test_mesh;
+#[cfg(test)]
+mod test_pki;

@@ -146,7 +146,11 @@ impl Lifeline {
         .await
     }
 
-    async fn run<F: Future>(&self, future: F, ends: impl Fn(Phase) -> Option<Cause>) -> Result<F::Output, Ended> {
+    async fn run<F: Future>(
+        &self,
+        future: F,
+        ends: impl Fn(Phase) -> Option<Cause>,
+    ) -> Result<F::Output, Ended> {
         let mut future = pin!(future);
         poll_fn(|context| {
             if let Poll::Ready(output) = future.as_mut().poll(context) {

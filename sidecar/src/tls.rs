@@ -59,7 +59,8 @@ impl ServerTls {
         let certificate: Arc<dyn ResolvesServerCert> = Arc::new(SingleCertAndKey::from(key));
 
         let build = |versions: &[&'static SupportedProtocolVersion], mutual: bool, alpn: &[&[u8]]| {
-            let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
+            let builder =
+                ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
             let builder = if mutual {
                 builder.with_client_cert_verifier(verifier.clone())
             } else {

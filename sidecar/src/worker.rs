@@ -227,7 +227,8 @@ impl RunningWorkers {
         self.command.send_replace(Command::Drain(now.checked_add(deadline).unwrap_or(now)));
         self.command.closed().await;
         let threads = std::mem::take(&mut self.threads);
-        let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
+        let joined =
+            tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
         if !joined.await.unwrap_or(false) {
             warn!("a worker has panicked");
         }
@@ -421,22 +422,24 @@ impl Drop for Place {
 
 fn start_thread(beginning: Beginning) -> io::Result<JoinHandle<()>> {
     let (report, reported) = std::sync::mpsc::sync_channel(1);
-    let thread = std::thread::Builder::new().name(format!("worker-{}", beginning.index)).spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-        match runtime {
-            Ok(runtime) => {
-                let _ = report.send(Ok(()));
-                runtime.block_on(begin(beginning));
+    let thread =
+        std::thread::Builder::new().name(format!("worker-{}", beginning.index)).spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+            match runtime {
+                Ok(runtime) => {
+                    let _ = report.send(Ok(()));
+                    runtime.block_on(begin(beginning));
+                }
+                Err(error) => drop(report.send(Err(error))),
             }
-            Err(error) => drop(report.send(Err(error))),
-        }
-    })?;
+        })?;
     reported.recv().unwrap_or_else(|error| Err(io::Error::other(error)))?;
     Ok(thread)
 }
 
 async fn begin(beginning: Beginning) {
-    let Beginning { index, listeners, arrivals, peers, command, shared, limits, snapshots, environment } = beginning;
+    let Beginning { index, listeners, arrivals, peers, command, shared, limits, snapshots, environment } =
+        beginning;
     let worker = Rc::new(Worker {
         snapshots,
         env: environment(Rc::new(limits)),
@@ -452,7 +455,12 @@ async fn begin(beginning: Beginning) {
         match TcpListener::from_std(listener) {
             Ok(listener) => {
                 info!(address = %listen.address, port = listen.port, app = %listen.app, "listening");
-                tokio::task::spawn_local(listener::accept(listener, listen, dispatch.clone(), command.clone()));
+                tokio::task::spawn_local(listener::accept(
+                    listener,
+                    listen,
+                    dispatch.clone(),
+                    command.clone(),
+                ));
             }
             Err(error) => warn!(address = %listen.address, %error, "cannot listen"),
         }
@@ -467,7 +475,11 @@ fn most_connections(limit: usize) -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let possible = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX).max(1);
     if possible < limit {
-        warn!(files, connections = possible, "the limit of open files allows fewer connections than configured");
+        warn!(
+            files,
+            connections = possible,
+            "the limit of open files allows fewer connections than configured"
+        );
     }
     limit.min(possible)
 }

@@ -32,6 +32,8 @@ pub struct Connection {
     tls: Option<Box<ClientConnection>>,
     unread: Vec<u8>,
     end: Option<End>,
+    /// A write has met an RST, which the next read will then not tell of.
+    was_reset: bool,
 }
 
 /// How a connection ended, as its client sees it.
@@ -85,7 +87,7 @@ impl Client {
     pub fn connect(&self) -> Result<Connection, End> {
         let stream = connect(self.source, self.target).map_err(|error| end_of(&error))?;
         let tls = self.tls.as_ref().map(|tls| Box::new(tls.connection()));
-        let mut connection = Connection { stream, tls, unread: Vec::new(), end: None };
+        let mut connection = Connection { stream, tls, unread: Vec::new(), end: None, was_reset: false };
         connection.handshake()?;
         Ok(connection)
     }
@@ -122,14 +124,10 @@ impl Connection {
     pub fn write(&mut self, bytes: &[u8]) {
         if let Some(tls) = &mut self.tls {
             tls.writer().write_all(bytes).unwrap();
-            while tls.wants_write() {
-                if tls.write_tls(&mut self.stream).is_err() {
-                    return;
-                }
-            }
-        } else {
+            self.flush_tls();
+        } else if let Err(error) = self.stream.write_all(bytes) {
             // The peer's reason is in what can still be read.
-            let _ = self.stream.write_all(bytes);
+            self.was_reset |= error.kind() == ErrorKind::ConnectionReset;
         }
     }
 
@@ -241,8 +239,12 @@ impl Connection {
     }
 
     fn flush_tls(&mut self) {
-        if let Some(tls) = &mut self.tls {
-            while tls.wants_write() && tls.write_tls(&mut self.stream).is_ok() {}
+        let Some(tls) = &mut self.tls else { return };
+        while tls.wants_write() {
+            if let Err(error) = tls.write_tls(&mut self.stream) {
+                self.was_reset |= error.kind() == ErrorKind::ConnectionReset;
+                return;
+            }
         }
     }
 
@@ -254,6 +256,10 @@ impl Connection {
         let result = match self.tls {
             None => self.read_plain(deadline),
             Some(_) => self.read_tls(deadline),
+        };
+        let result = match result {
+            Err(End::Closed | End::Truncated) if self.was_reset => Err(End::Reset),
+            result => result,
         };
         if let Err(end) = &result
             && *end != End::StillOpen

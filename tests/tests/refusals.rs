@@ -358,7 +358,10 @@ async fn h2c_to_an_app_that_speaks_only_http_1_is_502() {
     // Answers whatever it reads as an HTTP/1.1 server answers what it does not understand.
     let _app = App::start(mesh.app_address(), |conversation| {
         conversation.bytes()?;
-        conversation.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        conversation.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")?;
+        conversation.finish()?;
+        while !conversation.bytes()?.is_empty() {}
+        Ok(())
     });
     mesh.apply("policy", &[plain_http(&[gateway()])]);
     let connection = H2Connection::open(&mesh.client()).await.unwrap();

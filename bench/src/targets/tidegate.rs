@@ -1,4 +1,10 @@
-//! Tidegate: the real program with a folder of manifests, its own CA, and the client certificate that it issues.
+//! Tidegate: the sidecar, measured alone, with the CA and the controller that it needs beside it.
+//!
+//! All three are the real programs. The CA signs with the run's own root, so that the client that is not admitted
+//! can be the one that the other proxies meet; the admitted client's certificate is the one that the CA issues for
+//! the ingress gateway.
+
+mod tokens;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -6,78 +12,188 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tokio::net::TcpStream;
 
-use super::{ClientFiles, Running, Site};
-use crate::certificates::{ALLOWED, FOREIGN, SERVER};
+use self::tokens::TokenKey;
+use super::{ClientFiles, PEERS, Running, Site, free_addresses};
+use crate::certificates::{ALLOWED, SERVER};
+use crate::http::Client;
 use crate::process::Process;
 use crate::template;
 use crate::tls::ClientIdentity;
 
 const MANIFESTS: &str = include_str!("../../templates/tidegate.yaml");
-const MESH_CONFIG: &str = include_str!("../../templates/tidegate-mesh-config.yaml");
-/// Folder of the gateway's certificate, below the state folder.
-const GATEWAY: &str = "secrets/osm-system/osm-nginx-client-cert";
 /// The pod's address; its sidecar listens there on the port of the app.
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 1));
-/// Longest time until a certificate that was asked for is in its folder.
-const ISSUE: Duration = Duration::from_secs(20);
+/// Namespace and name of the ingress gateway's Secret.
+const SECRET: &str = "osm-system/osm-nginx-client-cert";
+/// Longest time until a program is ready.
+const START: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
-/// A certificate and its key as one state of the gateway's folder.
+/// The three programs of a release.
 #[derive(Debug, PartialEq, Eq)]
-struct Gateway {
-    certificate: String,
-    key: String,
+pub(super) struct Programs {
+    pub(super) cert_manager: PathBuf,
+    pub(super) controller: PathBuf,
+    pub(super) sidecar: PathBuf,
 }
 
-/// Starts control plane and sidecar and waits until the client's certificates are issued.
-///
-/// The client that is not admitted needs a certificate of the same CA, which only Tidegate can issue: the gateway
-/// is given that client's name first, and the admitted one's after its files have been copied.
+/// Where the parts of one mesh listen and what they share.
+#[derive(Debug)]
+struct Mesh {
+    ca: SocketAddr,
+    ca_admin: SocketAddr,
+    discovery: SocketAddr,
+    controller_admin: SocketAddr,
+    sidecar_admin: SocketAddr,
+    manifests: PathBuf,
+    trust_bundle: PathBuf,
+    token_key_file: PathBuf,
+    controller_token: PathBuf,
+    sidecar_token: PathBuf,
+    secrets: PathBuf,
+    store: PathBuf,
+}
+
+/// A program's flags, each with its value.
+struct Arguments(Vec<String>);
+
+/// Starts CA, controller and sidecar, each once it can do its work, and waits until the sidecar has its
+/// certificate and its policy.
 pub(super) async fn start(site: &Site<'_>) -> Result<Running> {
-    let manifests = site.directory.join("manifests");
-    let state = site.directory.join("state");
-    fs::create_dir(&manifests)?;
-    fs::create_dir(&state)?;
-    fs::write(manifests.join("httpbin.yaml"), render(site.app)?)?;
-    put_mesh_config(site.directory, &manifests, FOREIGN)?;
+    let programs = site.programs.tidegate()?;
+    let mesh = Mesh::prepare(site)?;
 
-    let mut process = Process::start(
-        "tidegate",
-        site.core,
-        site.directory,
-        &site.programs.tidegate()?,
-        [
-            "standalone".as_ref(),
-            "-f".as_ref(),
-            manifests.as_os_str(),
-            "--state-dir".as_ref(),
-            state.as_os_str(),
-        ],
-    )?;
-
-    let gateway = state.join(GATEWAY);
-    let first = issued(&mut process, &gateway, None).await?;
-    let foreign = ClientIdentity {
-        certificate: site.directory.join("foreign.crt"),
-        key: site.directory.join("foreign.key"),
+    let start = |name, core, program: &Path, arguments: Arguments| {
+        Process::start(name, core, site.directory, program, arguments.0)
     };
-    fs::write(&foreign.certificate, &first.certificate)?;
-    fs::write(&foreign.key, &first.key)?;
-    put_mesh_config(site.directory, &manifests, ALLOWED)?;
-    issued(&mut process, &gateway, Some(&first)).await?;
+    let mut ca = start("cert-manager", site.load_core, &programs.cert_manager, mesh.ca_arguments(site))?;
+    let gateway = mesh.secrets.join(SECRET);
+    until("cert-manager", &mut ca, async || {
+        ready(mesh.ca_admin).await && has_content(&gateway, ["ca.crt", "tls.crt", "tls.key"])
+    })
+    .await?;
+    let mut controller =
+        start("controller", site.load_core, &programs.controller, mesh.controller_arguments())?;
+    until("controller", &mut controller, async || ready(mesh.controller_admin).await).await?;
+    let mut sidecar = start("sidecar", site.core, &programs.sidecar, mesh.sidecar_arguments(site))?;
+    until("sidecar", &mut sidecar, async || ready(mesh.sidecar_admin).await).await?;
 
     Ok(Running {
-        measured: Some(process.id()),
-        processes: vec![process],
-        address: SocketAddr::new(POD, site.app.port()),
+        measured: Some(sidecar.id()),
+        processes: vec![sidecar, controller, ca],
+        address: listen(site),
         tls: Some(ClientFiles {
             ca: gateway.join("ca.crt"),
             server_name: SERVER.to_owned(),
             allowed: ClientIdentity { certificate: gateway.join("tls.crt"), key: gateway.join("tls.key") },
-            foreign,
+            foreign: site.certificates.foreign.clone(),
         }),
     })
+}
+
+impl Programs {
+    /// `place` is the folder of the programs, or one of the programs in it.
+    pub(super) fn find(place: &Path) -> Result<Self> {
+        let folder = match place.parent() {
+            _ if place.is_dir() => place,
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            // A name alone would be looked for in PATH.
+            _ => Path::new("."),
+        };
+        let program = |name: &str| {
+            let program = folder.join(name);
+            if !program.is_file() {
+                bail!(
+                    "{} is not there; build it by `cargo build --release`, or name its folder by --tidegate",
+                    program.display()
+                );
+            }
+            Ok(program)
+        };
+        Ok(Self {
+            cert_manager: program("tidegate-cert-manager")?,
+            controller: program("tidegate-controller")?,
+            sidecar: program("tidegate-sidecar")?,
+        })
+    }
+}
+
+impl Mesh {
+    /// Writes what the programs read: manifests, tokens and the key that the tokens are signed with.
+    fn prepare(site: &Site<'_>) -> Result<Self> {
+        let [ca, ca_admin, discovery, controller_admin, sidecar_admin] = free_addresses()?;
+        let path = |name: &str| site.directory.join(name);
+        let mesh = Self {
+            ca,
+            ca_admin,
+            discovery,
+            controller_admin,
+            sidecar_admin,
+            manifests: path("manifests"),
+            trust_bundle: path("trust-bundle.pem"),
+            token_key_file: path("token-key.pub"),
+            controller_token: path("controller.token"),
+            sidecar_token: path("sidecar.token"),
+            secrets: path("secrets"),
+            store: path("store"),
+        };
+        fs::create_dir(&mesh.manifests)?;
+        fs::write(mesh.manifests.join("httpbin.yaml"), render(site.app)?)?;
+        let key = TokenKey::generate()?;
+        fs::write(&mesh.token_key_file, key.public_pem())?;
+        fs::write(&mesh.controller_token, key.token("tidegate-system", "tidegate-controller")?)?;
+        fs::write(&mesh.sidecar_token, key.token("httpbin", "httpbin")?)?;
+        Ok(mesh)
+    }
+
+    fn ca_arguments(&self, site: &Site<'_>) -> Arguments {
+        Arguments(Vec::new())
+            .with("--listen", self.ca)
+            .with("--admin-address", self.ca_admin)
+            .with("--serving-name", self.ca.ip())
+            .with("--store-dir", self.store.display())
+            .with("--ca-certificate", site.certificates.ca.display())
+            .with("--ca-key", site.certificates.ca_key.display())
+            .with("--bundle-file", self.trust_bundle.display())
+            .with("--jwt-keys-file", self.token_key_file.display())
+            .with("--jwt-issuer", tokens::ISSUER)
+            .with("--jwt-audience", tokens::AUDIENCE)
+            .with("--gateway-san", ALLOWED)
+            .with("--gateway-secret", SECRET)
+            .with("--gateway-dir", self.secrets.display())
+    }
+
+    fn controller_arguments(&self) -> Arguments {
+        Arguments(Vec::new())
+            .with("--folder", self.manifests.display())
+            .with("--listen", self.discovery)
+            .with("--admin-address", self.controller_admin)
+            .with("--ca-address", format!("https://{}", self.ca))
+            .with("--ca-trust-bundle", self.trust_bundle.display())
+            .with("--token-file", self.controller_token.display())
+    }
+
+    fn sidecar_arguments(&self, site: &Site<'_>) -> Arguments {
+        Arguments(Vec::new())
+            .with("--workload", "httpbin/httpbin")
+            .with("--inbound", format!("{}={}", listen(site), site.app))
+            .with("--discovery-address", format!("https://{}", self.discovery))
+            .with("--admin-address", self.sidecar_admin)
+            .with("--ca-address", format!("https://{}", self.ca))
+            .with("--ca-trust-bundle", self.trust_bundle.display())
+            .with("--token-file", self.sidecar_token.display())
+            .with("--workers", 1)
+            .with("--access-log-format", "off")
+    }
+}
+
+impl Arguments {
+    fn with(mut self, flag: &str, value: impl ToString) -> Self {
+        self.0.extend([flag.to_owned(), value.to_string()]);
+        self
+    }
 }
 
 pub(super) fn render(app: SocketAddr) -> Result<String> {
@@ -85,7 +201,6 @@ pub(super) fn render(app: SocketAddr) -> Result<String> {
         MANIFESTS,
         &[
             ("port", app.port().to_string()),
-            ("app_address", app.ip().to_string()),
             ("pod_address", POD.to_string()),
             ("allowed", ALLOWED.to_owned()),
         ],
@@ -93,80 +208,37 @@ pub(super) fn render(app: SocketAddr) -> Result<String> {
     .context("tidegate.yaml")
 }
 
-/// Written beside the watched folder and moved into it, so that half a file is never seen.
-fn put_mesh_config(directory: &Path, manifests: &Path, gateway_name: &str) -> Result<()> {
-    let rendered = template::render(MESH_CONFIG, &[("gateway_name", gateway_name.to_owned())])?;
-    let beside = directory.join("mesh-config.yaml");
-    fs::write(&beside, rendered)?;
-    fs::rename(&beside, manifests.join("mesh-config.yaml"))?;
-    Ok(())
+fn listen(site: &Site<'_>) -> SocketAddr {
+    SocketAddr::new(POD, site.app.port())
 }
 
-/// Waits for a certificate other than `previous`.
-async fn issued(process: &mut Process, folder: &Path, previous: Option<&Gateway>) -> Result<Gateway> {
+/// Waits until `holds`, as long as the process runs.
+async fn until(name: &str, process: &mut Process, mut holds: impl AsyncFnMut() -> bool) -> Result<()> {
     let wait = async {
         loop {
             process.ensure_running()?;
-            if let Some(gateway) = Gateway::read(folder)
-                && previous.is_none_or(|previous| {
-                    previous.certificate != gateway.certificate && previous.key != gateway.key
-                })
-            {
-                return Ok(gateway);
+            if holds().await {
+                return Ok(());
             }
             tokio::time::sleep(POLL).await;
         }
     };
-    if let Ok(result) = tokio::time::timeout(ISSUE, wait).await {
+    if let Ok(result) = tokio::time::timeout(START, wait).await {
         return result;
     }
-    bail!("no client certificate in {} after {ISSUE:?}: {}", folder.display(), process.log_tail())
+    bail!("{name} is not ready after {START:?}: {}", process.log_tail())
 }
 
-impl Gateway {
-    /// `None` while there is none, or while it is being replaced.
-    fn read(folder: &Path) -> Option<Self> {
-        let file = |name: &str| -> Option<String> {
-            let path: PathBuf = folder.join(name);
-            fs::read_to_string(path).ok().filter(|text| !text.is_empty())
-        };
-        file("ca.crt")?;
-        let read = || Some(Self { certificate: file("tls.crt")?, key: file("tls.key")? });
-        let first = read()?;
-        (first == read()?).then_some(first)
-    }
+/// Whether an admin server says that its program can do its work.
+async fn ready(admin: SocketAddr) -> bool {
+    let Ok(stream) = TcpStream::connect(admin).await else { return false };
+    let request = format!("GET /ready HTTP/1.1\r\nhost: {PEERS}\r\n\r\n");
+    Client::new(stream).exchange(request.as_bytes()).await.is_ok_and(|answer| answer.status == 200)
+}
+
+fn has_content<const COUNT: usize>(folder: &Path, files: [&str; COUNT]) -> bool {
+    files.iter().all(|file| fs::metadata(folder.join(file)).is_ok_and(|file| file.len() > 0))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gateway_folder_counts_only_once_all_three_files_have_content() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Gateway::read(&folder.path().join("not-yet")), None);
-        for (name, content) in [("tls.crt", "certificate"), ("tls.key", ""), ("ca.crt", "ca")] {
-            assert_eq!(Gateway::read(folder.path()), None);
-            fs::write(folder.path().join(name), content).unwrap();
-        }
-        assert_eq!(Gateway::read(folder.path()), None, "the key is still empty");
-        fs::write(folder.path().join("tls.key"), "key").unwrap();
-        let gateway = Gateway { certificate: "certificate".to_owned(), key: "key".to_owned() };
-        assert_eq!(Gateway::read(folder.path()), Some(gateway));
-    }
-
-    #[test]
-    fn the_gateways_name_changes_in_one_step() {
-        let directory = tempfile::tempdir().unwrap();
-        let manifests = directory.path().join("manifests");
-        fs::create_dir(&manifests).unwrap();
-        for name in [FOREIGN, ALLOWED] {
-            put_mesh_config(directory.path(), &manifests, name).unwrap();
-            let files: Vec<_> =
-                fs::read_dir(&manifests).unwrap().map(|file| file.unwrap().file_name()).collect();
-            assert_eq!(files, ["mesh-config.yaml"]);
-            let text = fs::read_to_string(manifests.join("mesh-config.yaml")).unwrap();
-            assert!(text.contains(&format!("subjectAltNames:\n      - {name}\n")), "{text}");
-        }
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use tidegate_core::{DnsName, San};
+use tidegate_core::{DnsName, San, go_duration};
 
 use crate::store::SecretName;
 use crate::store::secret_folder::is_object_name;
@@ -76,13 +76,13 @@ impl IngressGatewaySettings {
                 Err(problem) => report(&format!("subjectAltNames[{index}]"), problem),
             }
         }
-        let validity = parse_go_duration(input.validity_duration);
-        match validity {
-            None => report("validityDuration", format!("{:?} is not a duration", input.validity_duration)),
-            Some(validity) if validity < MIN_VALIDITY => {
+        let validity = go_duration::parse(input.validity_duration);
+        match &validity {
+            Err(error) => report("validityDuration", error.to_string()),
+            Ok(validity) if *validity < MIN_VALIDITY => {
                 report("validityDuration", format!("{:?} is less than 10s", input.validity_duration));
             }
-            Some(_) => {}
+            Ok(_) => {}
         }
         for (field, text) in
             [("secret.namespace", input.secret_namespace), ("secret.name", input.secret_name)]
@@ -95,7 +95,7 @@ impl IngressGatewaySettings {
             }
         }
         match validity {
-            Some(validity) if problems.is_empty() => Ok(Self {
+            Ok(validity) if problems.is_empty() => Ok(Self {
                 subject_alt_names: names,
                 validity,
                 secret: SecretName {
@@ -106,53 +106,6 @@ impl IngressGatewaySettings {
             _ => Err(problems),
         }
     }
-}
-
-/// Reads a duration as Go's `time.ParseDuration` does: `24h`, `70s`, `1h30m`, `1.5h`. `None` for what is none, or is
-/// negative.
-pub fn parse_go_duration(text: &str) -> Option<Duration> {
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest == "0" {
-        return Some(Duration::ZERO);
-    }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut nanoseconds: u128 = 0;
-    while !rest.is_empty() {
-        let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, tail) = rest.split_at(number_end);
-        let unit_end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit_end);
-        nanoseconds = nanoseconds.checked_add(component(number, unit_nanoseconds(unit)?)?)?;
-        rest = tail;
-    }
-    // Go's durations are 64-bit nanoseconds.
-    i64::try_from(nanoseconds).ok().and_then(|n| u64::try_from(n).ok()).map(Duration::from_nanos)
-}
-
-fn component(number: &str, unit: u128) -> Option<u128> {
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || whole.len() > 20 {
-        return None;
-    }
-    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    let fraction = fraction.get(..fraction.len().min(15))?;
-    let part: u128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
-    let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
-    whole.checked_mul(unit)?.checked_add(part * unit / scale)
-}
-
-fn unit_nanoseconds(unit: &str) -> Option<u128> {
-    Some(match unit {
-        "ns" => 1,
-        "us" | "µs" | "μs" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        _ => return None,
-    })
 }
 
 fn subject_alt_name(text: &str) -> Result<San, String> {
@@ -193,38 +146,6 @@ mod tests {
             secret_name: secret.1,
         })
         .map_err(|problems| problems.iter().map(ToString::to_string).collect())
-    }
-
-    #[test]
-    fn durations_are_read_as_go_reads_them() {
-        let seconds = |n: u64| Some(Duration::from_secs(n));
-        for (text, expected) in [
-            ("24h", seconds(86_400)),
-            ("70s", seconds(70)),
-            ("1h30m", seconds(5400)),
-            ("1.5h", seconds(5400)),
-            (".5m", seconds(30)),
-            ("1m0.5s", Some(Duration::from_millis(60_500))),
-            ("100ms", Some(Duration::from_millis(100))),
-            ("5us", Some(Duration::from_micros(5))),
-            ("5µs", Some(Duration::from_micros(5))),
-            ("+1s", seconds(1)),
-            ("0", seconds(0)),
-            ("87600h", seconds(315_360_000)),
-            ("soon", None),
-            ("", None),
-            ("24", None),
-            ("h", None),
-            (".s", None),
-            ("1d", None),
-            ("-1h", None),
-            ("1 h", None),
-            ("1.2.3s", None),
-            ("9999999999h", None),
-            ("1h30", None),
-        ] {
-            assert_eq!(parse_go_duration(text), expected, "{text}");
-        }
     }
 
     #[test]

@@ -550,7 +550,9 @@ async fn the_admin_address_shows_statuses_workloads_and_reasons() {
     assert_eq!(mesh.get("/problems").await, serde_json::json!([]));
     let workloads = mesh.get("/workloads").await;
     assert_eq!(workloads[0]["workload"], "httpbin/httpbin-1");
-    assert_eq!(workloads[0]["policy"]["ports"][0]["ingress"][0]["sources"], "127.0.0.0/8");
+    let ports = workloads[0]["policy"]["ports"].as_object().unwrap();
+    let rule = &ports.values().next().unwrap()["ingress"][0]["state"]["active"];
+    assert_eq!(rule["sources"]["ranges"][0], "127.0.0.0/8");
     let explained = mesh.get("/explain?backend=httpbin/httpbin&source=127.0.0.9&tls=false").await;
     assert_eq!(explained["decision"], "allow");
     let refused = mesh

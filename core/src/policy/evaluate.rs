@@ -208,13 +208,7 @@ impl InboundPolicy {
         client: Option<&[San]>,
     ) -> Result<Option<Principal>, Reason> {
         let names = client.ok_or(Reason::ClientCertificateRequired)?;
-        // An ingress controller's client certificate comes from the same CA but is no workload's: it holds what
-        // MeshConfig lists, not both spellings of an identity.
-        let identity =
-            Identity::from_sans(names, self.identity.trust_domain()).ok_or(Reason::NotAWorkload)?;
-        if !Principal::parse(&identity.dns_name()).matches(names)
-            || !Principal::parse(&identity.spiffe_uri()).matches(names)
-        {
+        if Identity::of_workload(names, self.identity.trust_domain()).is_none() {
             return Err(Reason::NotAWorkload);
         }
         match rule {

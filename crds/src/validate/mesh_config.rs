@@ -1,16 +1,15 @@
 //! MeshConfig.
 
-use tidegate_core::Principal;
+use tidegate_core::{Principal, go_duration};
 
 use super::Finding;
-use crate::duration;
 use crate::mesh_config::{IngressGatewayCertificate, MeshConfigSpec};
 
 /// What is likely not meant in a MeshConfig. OSM had no admission check for it, so nothing here is an error.
 pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
     let mut findings = Vec::new();
     let Some(certificate) = &spec.certificate else { return findings };
-    if let Err(error) = duration::parse(&certificate.service_cert_validity_duration) {
+    if let Err(error) = go_duration::parse(&certificate.service_cert_validity_duration) {
         findings.push(Finding::warning("spec.certificate.serviceCertValidityDuration", error.to_string()));
     }
     if let Some(gateway) = &certificate.ingress_gateway {
@@ -27,7 +26,7 @@ fn ingress_gateway(gateway: &IngressGatewayCertificate, findings: &mut Vec<Findi
             findings.push(Finding::warning(format!("{PATH}.subjectAltNames[{i}]"), message));
         }
     }
-    if let Err(error) = duration::parse(&gateway.validity_duration) {
+    if let Err(error) = go_duration::parse(&gateway.validity_duration) {
         findings.push(Finding::warning(format!("{PATH}.validityDuration"), error.to_string()));
     }
     for (field, value) in [("name", &gateway.secret.name), ("namespace", &gateway.secret.namespace)] {

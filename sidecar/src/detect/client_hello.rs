@@ -22,6 +22,9 @@ pub(super) const HANDSHAKE: u8 = 0x16;
 /// The first byte of every record's version.
 pub(super) const MAJOR_VERSION: u8 = 0x03;
 
+/// TLS 1.2.
+pub const TLS12: u16 = 0x0303;
+
 /// TLS 1.3.
 pub const TLS13: u16 = 0x0304;
 
@@ -96,8 +99,8 @@ impl ClientHello {
     /// Reads a ClientHello from the first bytes of a connection; `None` if it is not complete yet.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
         let first = match next_record(bytes)? {
-            Some((first, _)) if is_whole(first)? => return Self::from_message(first).map(Some),
-            Some((first, _)) => first,
+            Some(Record { body, .. }) if is_whole(body)? => return Self::from_message(body).map(Some),
+            Some(Record { body, .. }) => body,
             // So that a message that is too long is not waited for.
             None => {
                 is_whole(bytes.get(RECORD_HEADER..).unwrap_or_default())?;
@@ -108,8 +111,8 @@ impl ClientHello {
         let mut rest = bytes.get(RECORD_HEADER + first.len()..).unwrap_or_default();
         message.extend_from_slice(first);
         for _ in 1..MAX_RECORDS {
-            let Some((fragment, after)) = next_record(rest)? else { return Ok(None) };
-            message.extend_from_slice(fragment);
+            let Some(Record { body, after }) = next_record(rest)? else { return Ok(None) };
+            message.extend_from_slice(body);
             if is_whole(&message)? {
                 return Self::from_message(&message).map(Some);
             }
@@ -222,8 +225,14 @@ fn newest_version(mut body: Reader<'_>) -> Result<u16, Malformed> {
     Ok(newest)
 }
 
-/// The body of the first record and what follows it; `None` if it is not complete.
-fn next_record(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, Malformed> {
+/// A record's body, and what follows the record.
+struct Record<'a> {
+    body: &'a [u8],
+    after: &'a [u8],
+}
+
+/// The first record; `None` if it is not complete.
+fn next_record(bytes: &[u8]) -> Result<Option<Record<'_>>, Malformed> {
     let head = &bytes[..bytes.len().min(RECORD_HEADER)];
     let prefix_is_right = [HANDSHAKE, MAJOR_VERSION].iter().zip(head).all(|(wanted, byte)| wanted == byte);
     if !prefix_is_right {
@@ -235,7 +244,8 @@ fn next_record(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, Malformed> {
     if length == 0 || length > MAX_RECORD {
         return Err(Malformed::Record);
     }
-    Ok(bytes.get(RECORD_HEADER..).and_then(|rest| rest.split_at_checked(length)))
+    let body = bytes.get(RECORD_HEADER..).and_then(|rest| rest.split_at_checked(length));
+    Ok(body.map(|(body, after)| Record { body, after }))
 }
 
 /// Whether these bytes are one whole ClientHello.

@@ -93,8 +93,8 @@ mod tests {
     fn a_certificate_is_held_once_for_as_long_as_somebody_needs_it() {
         let mut certificates = Certificates::default();
         let (one, other) = (certificate("a.example"), certificate("b.example"));
-        let first = certificates.intern(&[one.clone()]).unwrap().certificate;
-        let second = certificates.intern(&[one.clone()]).unwrap().certificate;
+        let first = certificates.intern(std::slice::from_ref(&one)).unwrap().certificate;
+        let second = certificates.intern(std::slice::from_ref(&one)).unwrap().certificate;
         let longer = certificates.intern(&[one.clone(), other.clone()]).unwrap().certificate;
         assert!(Rc::ptr_eq(&first, &second) && !Rc::ptr_eq(&first, &longer));
         assert_eq!(&*first.names, "DNS:a.example");

@@ -36,6 +36,8 @@ pub(super) enum Refusal {
     Malformed(Malformed),
     /// There is no certificate yet.
     NotReady,
+    /// The client's newest TLS version, such as 0x0302, is one that is not spoken any more.
+    OldVersion(u16),
     /// The client certificate is not good.
     Certificate(Presented),
     /// The handshake came to nothing for another reason.
@@ -66,11 +68,22 @@ struct Line<'a> {
 /// Answers TLS at a port that speaks plaintext HTTP.
 pub(super) async fn bad_request(mut io: TcpStream, line: &Lifeline, clock: &Clock) {
     let mut answer = Vec::with_capacity(160);
-    answer.extend_from_slice(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\ncontent-type: text/plain\r\ndate: ");
+    answer.extend_from_slice(
+        b"HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\ncontent-type: text/plain\r\ndate: ",
+    );
     answer.extend_from_slice(&clock.date());
     answer.extend_from_slice(b"\r\nconnection: close\r\n\r\nBad Request");
     line.within(LINGER, Wait::Idle);
     if matches!(line.guard(io.write_all(&answer)).await, Ok(Ok(()))) {
+        linger(io, line).await;
+    }
+}
+
+/// Tells a client that its TLS is too old (RFC 8446 §6.2: protocol_version). rustls finds fault with other things in
+/// the hello of such a client first.
+pub(super) async fn alert_protocol_version(mut io: TcpStream, line: &Lifeline) {
+    line.within(LINGER, Wait::Idle);
+    if matches!(line.guard(io.write_all(&[0x15, 3, 1, 0, 2, 2, 70])).await, Ok(Ok(()))) {
         linger(io, line).await;
     }
 }
@@ -91,7 +104,9 @@ pub(super) async fn linger(mut io: TcpStream, line: &Lifeline) {
 impl Refusal {
     pub(super) fn handshake(cause: HandshakeFailure) -> Self {
         match (take_refused(), cause) {
-            (Some(presented), HandshakeFailure::Tls(TlsError::InvalidCertificate(_))) => Self::Certificate(presented),
+            (Some(presented), HandshakeFailure::Tls(TlsError::InvalidCertificate(_))) => {
+                Self::Certificate(presented)
+            }
             (_, HandshakeFailure::Tls(TlsError::NoCertificatesPresented)) => {
                 Self::Denied(Denial::new(Reason::ClientCertificateRequired))
             }
@@ -102,7 +117,9 @@ impl Refusal {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::Denied(denial) => flag(denial),
-            Self::Malformed(_) | Self::Handshake(_) => ResponseFlag::DownstreamProtocolError,
+            Self::Malformed(_) | Self::OldVersion(_) | Self::Handshake(_) => {
+                ResponseFlag::DownstreamProtocolError
+            }
             Self::NotReady => ResponseFlag::NoRoute,
             Self::Certificate(_) => ResponseFlag::Refused,
         }
@@ -114,6 +131,7 @@ impl Refusal {
             Self::Denied(denial) => denial.reason.code(),
             Self::Malformed(_) => "malformed_client_hello",
             Self::NotReady => "no_certificate",
+            Self::OldVersion(_) => "tls_version",
             Self::Certificate(_) => "client_certificate_refused",
             Self::Handshake(_) => "tls_handshake_failed",
         }
@@ -129,7 +147,13 @@ impl RefusalLog {
             Refusal::Certificate(presented) => Some(presented.names.as_str()),
             _ => None,
         };
-        self.write(&Line { peer: story.route.peer, port: listen.port, server_name, certificate, reason: refusal });
+        self.write(&Line {
+            peer: story.route.peer,
+            port: listen.port,
+            server_name,
+            certificate,
+            reason: refusal,
+        });
         let info = ConnectionInfo {
             peer: story.route.peer,
             local: listen.address,
@@ -234,6 +258,7 @@ impl fmt::Display for Refusal {
             Self::Denied(denial) => denial.fmt(f),
             Self::Malformed(malformed) => malformed.fmt(f),
             Self::NotReady => f.write_str("the sidecar has no certificate yet"),
+            Self::OldVersion(version) => write!(f, "TLS version {version:#06x} is older than TLS 1.2"),
             Self::Certificate(presented) => write!(f, "client certificate: {}", presented.reason),
             Self::Handshake(failure) => write!(f, "TLS handshake: {failure}"),
         }

@@ -72,7 +72,8 @@ impl ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        let bytes: usize = leaf.len() + intermediates.iter().map(|certificate| certificate.len()).sum::<usize>();
+        let bytes: usize =
+            leaf.len() + intermediates.iter().map(|certificate| certificate.len()).sum::<usize>();
         if intermediates.len() >= MAX_CERTIFICATES || bytes > MAX_BYTES {
             let reason =
                 format!("a chain of {} certificates and {bytes} bytes is too long", intermediates.len() + 1);
@@ -83,10 +84,17 @@ impl ClientVerifier {
         if let Err(error) = PeerCertificate::from_der(leaf) {
             return Err(Refusal { error: CertificateError::BadEncoding.into(), reason: error.to_string() });
         }
-        self.webpki
-            .verify_client_cert(leaf, intermediates, now)
-            .map(|_| ())
-            .map_err(|error| Refusal { reason: error.to_string(), error })
+        self.webpki.verify_client_cert(leaf, intermediates, now).map(|_| ()).map_err(|error| Refusal {
+            reason: error.to_string(),
+            error: match error {
+                // A root of the same name with another key, such as one that was dropped in a rotation, is another CA
+                // to the client (alert 48) and no broken message (alert 51).
+                Error::InvalidCertificate(CertificateError::BadSignature) => {
+                    CertificateError::UnknownIssuer.into()
+                }
+                error => error,
+            },
+        })
     }
 }
 

@@ -227,10 +227,18 @@ impl TlsStream {
                             use_the_alert_of_the_version(encoded);
                         }
                     }
+                    // That was the alert. What has failed must not be looked at again.
+                    if failure.is_some() {
+                        break;
+                    }
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => self.end = End::Closed,
-                Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) | ConnectionState::Closed) => {
+                Ok(
+                    ConnectionState::BlockedHandshake
+                    | ConnectionState::WriteTraffic(_)
+                    | ConnectionState::Closed,
+                ) => {
                     consumed += discard;
                     break;
                 }
@@ -246,7 +254,12 @@ impl TlsStream {
     }
 
     /// Encrypts what fits, and hands it to the socket.
-    fn encrypt(&mut self, context: &mut Context<'_>, plaintext: &[u8], scratch: &mut [u8]) -> io::Result<usize> {
+    fn encrypt(
+        &mut self,
+        context: &mut Context<'_>,
+        plaintext: &[u8],
+        scratch: &mut [u8],
+    ) -> io::Result<usize> {
         let taken = plaintext.get(..MAX_WRITE).unwrap_or(plaintext);
         let length = self.with_traffic(scratch, |traffic, scratch| traffic.encrypt(taken, scratch))?;
         self.send_or_keep(context, scratch.get(..length).unwrap_or_default())?;
@@ -351,7 +364,9 @@ impl AsyncRead for TlsStream {
                 }
                 let received = bytes.get_mut(..kept + count).unwrap_or_default();
                 let consumed = this.process(received, Some(buffer)).map_err(invalid_data);
-                let rest = consumed.as_ref().map_or(&[][..], |consumed| received.get(*consumed..).unwrap_or_default());
+                let rest = consumed
+                    .as_ref()
+                    .map_or(&[][..], |consumed| received.get(*consumed..).unwrap_or_default());
                 if !(rest.is_empty() && this.incoming.is_empty()) {
                     this.incoming = rest.to_vec();
                 }
@@ -372,11 +387,7 @@ impl AsyncRead for TlsStream {
 }
 
 impl AsyncWrite for TlsStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_send(context))?;
         if bytes.is_empty() {
@@ -422,7 +433,8 @@ impl AsyncWrite for TlsStream {
             this.said_goodbye = true;
             SCRATCH.with_borrow_mut(|scratch| {
                 let outgoing = &mut scratch.outgoing;
-                let length = this.with_traffic(outgoing, |traffic, buffer| traffic.queue_close_notify(buffer))?;
+                let length =
+                    this.with_traffic(outgoing, |traffic, buffer| traffic.queue_close_notify(buffer))?;
                 this.send_or_keep(context, outgoing.get(..length).unwrap_or_default())
             })?;
         }

@@ -1,0 +1,167 @@
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command as Program, Stdio};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::test_mesh::{Mesh, Port, until};
+use crate::test_pki::{GATEWAY, client_config};
+
+async fn get(address: SocketAddr) -> io::Result<TcpStream> {
+    let mut client = TcpStream::connect(address).await?;
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"ok") {
+        if client.read_buf(&mut answer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(client)
+}
+
+#[tokio::test]
+async fn connections_are_spread_over_the_workers() {
+    let mesh = Mesh::with(3, Limits::default()).await;
+    let mut clients = Vec::new();
+    for _ in 0..9 {
+        clients.push(get(mesh.address(Port::Http)).await.unwrap());
+    }
+    let loads: Vec<_> = mesh.workers.shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
+    assert_eq!(loads, [3, 3, 3]);
+}
+
+#[tokio::test]
+async fn accepted_sockets_have_no_delay_and_are_kept_alive() {
+    let listener = TcpListener::from_std(listener::bind("127.0.0.1:0".parse().unwrap()).unwrap()).unwrap();
+    let (client, accepted) =
+        tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (socket, _) = accepted.unwrap();
+    let socket = socket2::SockRef::from(&socket);
+    assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+    drop(client);
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_named() {
+    let mesh = Mesh::start().await;
+    let address = mesh.address(Port::Http);
+    let (_, snapshots) = crate::snapshot::channel();
+    let error = Workers::start(WorkersConfig {
+        count: 1,
+        listens: vec![Listen { address, port: 1, app: mesh.app }],
+        limits: Limits::default(),
+        snapshots,
+        environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::default()))),
+    });
+    let error = error.err().unwrap().to_string();
+    assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");
+}
+
+/// Runs an ignored test of this module in a process of its own.
+fn run_alone(test: &str) -> std::process::Child {
+    Program::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("worker::tests::{test}"), "--ignored", "--nocapture"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn an_idle_connection_with_mutual_tls_costs_at_most_twelve_kibibytes() {
+    let output = run_alone("memory_of_idle_connections").wait_with_output().unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    let (_, rest) = output.split_once("bytes each: ").expect(&output);
+    let each: usize = rest.lines().next().unwrap().parse().unwrap();
+    assert!((1024..=12 * 1024).contains(&each), "{each} bytes");
+}
+
+/// What a verified connection that carries nothing costs; the client's half of TLS is thrown away, its socket kept.
+#[tokio::test]
+#[ignore = "run by an_idle_connection_with_mutual_tls_costs_at_most_twelve_kibibytes"]
+async fn memory_of_idle_connections() {
+    let mesh = Mesh::start().await;
+    let gateway = mesh.root.named(GATEWAY);
+    let config = client_config(&mesh.root.bundle(), Some(&gateway), &[&rustls::version::TLS13], &[]);
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let name = rustls_pki_types::ServerName::try_from(crate::test_pki::SERVER).unwrap();
+    let mut sockets = Vec::new();
+    let mut open = async |count: usize| {
+        for _ in 0..count {
+            let io = TcpStream::connect(mesh.address(Port::Https)).await.unwrap();
+            sockets.push(connector.connect(name.clone(), io).await.unwrap().into_inner().0);
+        }
+        until(|| mesh.workers.load().connections == sockets.len()).await;
+    };
+    open(100).await;
+    let before = resident_bytes();
+    open(400).await;
+    println!("bytes each: {}", resident_bytes().saturating_sub(before) / 400);
+}
+
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024
+}
+
+/// Not a test of its own: the sidecar's side of the next one, in a process whose limit of files is its own.
+#[tokio::test]
+#[ignore = "run by a_sidecar_without_file_descriptors_sheds_and_recovers"]
+async fn sidecar_with_few_file_descriptors() {
+    let mesh = Mesh::start().await;
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(96);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    println!("listening at {}", mesh.address(Port::Tcp));
+    let wait = tokio::task::spawn_blocking(|| io::stdin().read_to_end(&mut Vec::new()));
+    wait.await.unwrap().unwrap();
+    println!("accept errors: {}", mesh.workers.load().accept_errors);
+}
+
+#[tokio::test]
+async fn a_sidecar_without_file_descriptors_sheds_and_recovers() {
+    let mut sidecar = run_alone("sidecar_with_few_file_descriptors");
+    let mut lines = BufReader::new(sidecar.stdout.take().unwrap()).lines();
+    let mut line_after = |prefix: &str| loop {
+        let line = lines.next().unwrap().unwrap();
+        if let Some((_, rest)) = line.split_once(prefix) {
+            break rest.to_owned();
+        }
+    };
+    let address: SocketAddr = line_after("listening at ").parse().unwrap();
+    // Each takes three descriptors there: client, app, and the app's own.
+    let mut kept = Vec::new();
+    let mut refused = 0;
+    for _ in 0..150 {
+        match echo(address).await {
+            Ok(client) => kept.push(client),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(kept.len() >= 5 && refused > 50, "{} served, {refused} refused", kept.len());
+    for client in &mut kept {
+        client.write_all(b"hi").await.unwrap();
+        client.read_exact(&mut [0; 2]).await.unwrap();
+    }
+    kept.clear();
+    let recovered = async {
+        while echo(address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), recovered).await.expect("the sidecar did not recover");
+    drop(sidecar.stdin.take());
+    let errors: u64 = line_after("accept errors: ").parse().unwrap();
+    assert!(sidecar.wait().unwrap().success());
+    assert!(errors > 0);
+}
+
+async fn echo(address: SocketAddr) -> io::Result<TcpStream> {
+    let mut client = TcpStream::connect(address).await?;
+    client.write_all(b"hi").await?;
+    client.read_exact(&mut [0; 2]).await?;
+    Ok(client)
+}

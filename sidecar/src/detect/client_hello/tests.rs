@@ -9,7 +9,11 @@ use rustls_pki_types::ServerName;
 use super::*;
 
 /// The bytes of a rustls client's ClientHello, in one record.
-fn hello(server_name: &str, alpn: &[&str], versions: &[&'static rustls::SupportedProtocolVersion]) -> Vec<u8> {
+fn hello(
+    server_name: &str,
+    alpn: &[&str],
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
@@ -187,7 +191,8 @@ fn records_of_other_kinds_are_refused() {
 
 #[test]
 fn made_up_versions_are_not_the_newest_one() {
-    let parse = |body: &[u8]| ClientHello::parse(&hand_made(&[(SUPPORTED_VERSIONS, body)])).map(Option::unwrap);
+    let parse =
+        |body: &[u8]| ClientHello::parse(&hand_made(&[(SUPPORTED_VERSIONS, body)])).map(Option::unwrap);
     assert_eq!(parse(&[6, 0x7a, 0x7a, 3, 4, 3, 3]).unwrap().newest_version, TLS13);
     assert_eq!(ClientHello::parse(&hand_made(&[])).unwrap().unwrap().newest_version, 0x0303);
     assert_eq!(parse(&[3, 3, 4, 3]), Err(Malformed::Syntax));

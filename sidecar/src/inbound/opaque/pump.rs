@@ -109,12 +109,7 @@ impl Pump {
 
 impl Direction {
     /// Ready once the sender is done and the receiver knows.
-    fn poll<F, T>(
-        &mut self,
-        context: &mut Context<'_>,
-        from: &mut F,
-        to: &mut T,
-    ) -> Poll<Result<(), Broken>>
+    fn poll<F, T>(&mut self, context: &mut Context<'_>, from: &mut F, to: &mut T) -> Poll<Result<(), Broken>>
     where
         F: AsyncRead + Unpin,
         T: AsyncWrite + Unpin,

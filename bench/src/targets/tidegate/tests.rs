@@ -1,0 +1,103 @@
+use std::os::unix::fs::symlink;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::certificates::Certificates;
+use crate::targets;
+
+#[test]
+fn the_programs_are_found_by_their_folder_or_by_any_program_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["tidegate-cert-manager", "tidegate-controller", "tidegate-sidecar"] {
+        let error = Programs::find(folder.path()).unwrap_err().to_string();
+        let start = format!("{} is not there; build it by `cargo build --release`", path(name).display());
+        assert!(error.starts_with(&start), "{error}");
+        fs::write(path(name), "").unwrap();
+    }
+    let programs = Programs::find(folder.path()).unwrap();
+    assert_eq!(programs.sidecar, path("tidegate-sidecar"));
+    assert_eq!(Programs::find(&path("tidegate")).unwrap(), programs);
+}
+
+#[test]
+fn the_manifests_put_the_sidecar_before_the_apps_port() {
+    let manifests = render("127.0.0.1:4001".parse().unwrap()).unwrap();
+    for part in [
+        "podIP: 127.0.7.1\n",
+        "targetPort: 4001\n",
+        "number: 4001\n      protocol: https\n",
+        "kind: AuthenticatedPrincipal\n    name: ingress-nginx.ingress-nginx.cluster.local\n",
+    ] {
+        assert!(manifests.contains(part), "{part} is not in {manifests}");
+    }
+}
+
+#[test]
+fn each_program_is_told_what_the_others_offer() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = Certificates::create(directory.path()).unwrap();
+    let programs = targets::tests::programs();
+    let site = Site {
+        directory: directory.path(),
+        certificates: &certificates,
+        app: "127.0.0.1:4001".parse().unwrap(),
+        core: 0,
+        load_core: 1,
+        programs: &programs,
+    };
+    let mesh = Mesh::prepare(&site).unwrap();
+    let ca = mesh.ca_arguments(&site).0.join(" ");
+    let controller = mesh.controller_arguments().0.join(" ");
+    let sidecar = mesh.sidecar_arguments(&site).0.join(" ");
+
+    assert!(sidecar.contains("--inbound 127.0.7.1:4001=127.0.0.1:4001"), "{sidecar}");
+    assert!(sidecar.contains(&format!("--discovery-address https://{}", mesh.discovery)), "{sidecar}");
+    assert!(controller.contains(&format!("--listen {}", mesh.discovery)), "{controller}");
+    assert!(ca.contains(&format!("--listen {}", mesh.ca)), "{ca}");
+    assert!(ca.contains(&format!("--ca-key {}", certificates.ca_key.display())), "{ca}");
+    assert!(ca.contains("--gateway-san ingress-nginx.ingress-nginx.cluster.local"), "{ca}");
+    for (arguments, token) in [(&controller, &mesh.controller_token), (&sidecar, &mesh.sidecar_token)] {
+        assert!(arguments.contains(&format!("--ca-address https://{}", mesh.ca)), "{arguments}");
+        assert!(arguments.contains(&format!("--token-file {}", token.display())), "{arguments}");
+        assert!(arguments.contains(&mesh.trust_bundle.display().to_string()), "{arguments}");
+        assert_eq!(fs::read_to_string(token).unwrap().split('.').count(), 3);
+    }
+}
+
+#[test]
+fn files_count_only_once_each_has_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let complete = || has_content(folder.path(), ["tls.crt", "tls.key"]);
+    assert!(!complete());
+    fs::write(path("tls.crt"), "certificate").unwrap();
+    symlink(path("data"), path("tls.key")).unwrap();
+    assert!(!complete(), "the key's link leads nowhere");
+    fs::write(path("data"), "").unwrap();
+    assert!(!complete(), "the key is empty");
+    fs::write(path("data"), "key").unwrap();
+    assert!(complete());
+}
+
+#[tokio::test]
+async fn a_program_is_ready_only_when_its_admin_server_says_200() {
+    let listener = TcpListener::bind((PEERS, 0)).await.unwrap();
+    let admin = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        for status in ["503 Service Unavailable", "200 OK"] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let read = stream.read(&mut request).await.unwrap();
+            assert!(request[..read].starts_with(b"GET /ready HTTP/1.1\r\n"));
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    assert!(!ready(admin).await);
+    assert!(ready(admin).await);
+    server.await.unwrap();
+    assert!(!ready(admin).await, "nobody listens any more");
+}

@@ -1,0 +1,105 @@
+use super::*;
+use crate::limits::Limits;
+
+#[tokio::test]
+async fn bytes_pass_both_ways_and_each_half_closes_on_its_own() {
+    let mesh = Mesh::start().await;
+    let mut client = mesh.connect(Port::Tcp).await;
+    let sent: Vec<u8> = (0..2_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let (mut reader, mut writer) = client.split();
+    let mut received = Vec::new();
+    let write = async {
+        writer.write_all(&sent).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let (_, read) = tokio::join!(write, reader.read_to_end(&mut received));
+    read.unwrap();
+    assert_eq!(received.split_off(sent.len()), b"bye");
+    assert!(received == sent);
+    mesh.connections(0).await;
+}
+
+#[tokio::test]
+async fn an_app_that_speaks_first_is_not_waited_for() {
+    let mesh = Mesh::start().await;
+    let mut client = mesh.connect(Port::ServerFirst).await;
+    let mut greeting = [0; 11];
+    client.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"220 hello\r\n");
+    client.write_all(b"ehlo").await.unwrap();
+    let mut echo = [0; 4];
+    client.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"ehlo");
+}
+
+#[tokio::test]
+async fn the_apps_own_tls_passes_as_it_is() {
+    let mesh = Mesh::start().await;
+    let mut client = mesh.connect(Port::Tcp).await;
+    let config = client_config(&mesh.root.bundle(), None, &VERSIONS, &["h2"]);
+    let name = ServerName::try_from(SERVER).unwrap();
+    let mut connection = rustls::ClientConnection::new(config, name).unwrap();
+    let mut hello = Vec::new();
+    connection.write_tls(&mut hello).unwrap();
+    client.write_all(&hello).await.unwrap();
+    let mut echo = vec![0; hello.len()];
+    client.read_exact(&mut echo).await.unwrap();
+    assert_eq!(echo, hello);
+}
+
+#[tokio::test]
+async fn a_mesh_peer_gets_through_to_the_app_and_an_ingress_certificate_does_not() {
+    let mesh = Mesh::start().await;
+    let peer = mesh.root.workload("curl", "curl");
+    let mut client = tls(&mesh, Port::Mesh, Some(&peer), &["tidegate/tcp"]).await.unwrap();
+    assert_eq!(client.get_ref().1.alpn_protocol(), Some(&b"tidegate/tcp"[..]));
+    client.write_all(b"hello").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received, b"hellobye");
+
+    let gateway = mesh.root.named(crate::test_pki::GATEWAY);
+    let mut client = tls(&mesh, Port::Mesh, Some(&gateway), &["tidegate/tcp"]).await.unwrap();
+    assert_eq!(end(&mut client).await, (End::Reset, vec![]));
+
+    let old =
+        tls_as(&mesh, Port::Mesh, Some(&peer), &[&rustls::version::TLS12], &["tidegate/tcp"], SERVER).await;
+    assert!(old.unwrap_err().to_string().contains("ProtocolVersion"));
+}
+
+#[tokio::test]
+async fn an_app_that_is_not_there_resets_the_client() {
+    let mesh = Mesh::start().await;
+    let nobody = TcpStream::connect(mesh.app).await.unwrap().local_addr().unwrap();
+    let listen = crate::listener::Listen {
+        address: "127.0.0.1:0".parse().unwrap(),
+        port: Port::Tcp as u16,
+        app: nobody,
+    };
+    let (publisher, snapshots) = crate::snapshot::channel();
+    publisher.update(|snapshot| *snapshot = (*mesh.publisher.current()).clone());
+    let workers = crate::worker::Workers::start(crate::worker::WorkersConfig {
+        count: 1,
+        listens: vec![listen],
+        limits: Limits::default(),
+        snapshots,
+        environment: std::sync::Arc::new(|limits| Rc::new(crate::http::Env::new(limits, Default::default()))),
+    })
+    .unwrap();
+    let mut client = TcpStream::connect(workers.addresses()[0]).await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    assert_eq!(end(&mut client).await, (End::Reset, vec![]));
+}
+
+#[tokio::test]
+async fn a_receiver_that_takes_nothing_is_given_up() {
+    let limits = Limits { body: Duration::from_millis(500), ..Limits::default() };
+    let mesh = Mesh::with(1, limits).await;
+    let mut client = mesh.connect(Port::Tcp).await;
+    let chunk = vec![1; 64 * 1024];
+    // The echo is never read: the kernel's buffers fill up, then ours, then the client's.
+    let write = async { while client.write_all(&chunk).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(20), write).await.expect("the client was not given up");
+    mesh.connections(0).await;
+}

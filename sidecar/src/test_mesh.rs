@@ -1,0 +1,232 @@
+//! Workers on loopback with an app behind them, for tests of connections.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::policy::{
+    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
+    PortPolicy, RuleState, Sources,
+};
+use tidegate_core::{CidrSet, Identity, Principal, TrustDomain};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::http::Env;
+use crate::limits::Limits;
+use crate::listener::Listen;
+use crate::snapshot::{Publisher, channel};
+use crate::telemetry::Telemetry;
+use crate::test_pki::{Authority, GATEWAY, SERVER};
+use crate::tls::ServerTls;
+use crate::worker::{RunningWorkers, Workers, WorkersConfig};
+
+/// A pod's port for each way in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum Port {
+    /// Plaintext HTTP from every address.
+    Http = 1000,
+    /// Mutual TLS with [`GATEWAY`] as principal.
+    Https,
+    /// TLS without client certificates.
+    Skip,
+    /// [`Port::Https`] for `sniHosts` foo.example and *.bar.example.
+    Sni,
+    /// Plaintext HTTP from an address that is not ours.
+    Elsewhere,
+    /// Opaque bytes.
+    Tcp,
+    /// Opaque bytes, the app's first.
+    ServerFirst,
+    /// Mesh peers in permissive mode, nobody else.
+    Mesh,
+    /// [`Port::Https`] of an app that speaks HTTP/2.
+    Grpc,
+    /// Not in the policy.
+    None,
+}
+
+const PORTS: [Port; 10] = [
+    Port::Http,
+    Port::Https,
+    Port::Skip,
+    Port::Sni,
+    Port::Elsewhere,
+    Port::Tcp,
+    Port::ServerFirst,
+    Port::Mesh,
+    Port::Grpc,
+    Port::None,
+];
+
+/// Running workers.
+pub(crate) struct Mesh {
+    pub(crate) root: Authority,
+    pub(crate) publisher: Publisher,
+    pub(crate) workers: RunningWorkers,
+    pub(crate) app: SocketAddr,
+}
+
+impl Mesh {
+    pub(crate) async fn start() -> Self {
+        Self::with(1, Limits::default()).await
+    }
+
+    pub(crate) async fn with(count: usize, limits: Limits) -> Self {
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = app.local_addr().unwrap();
+        tokio::spawn(run_app(app));
+        let root = Authority::root("root");
+        let (publisher, snapshots) = channel();
+        let listens = PORTS.map(|port| Listen {
+            address: "127.0.0.1:0".parse().unwrap(),
+            port: port as u16,
+            app: address,
+        });
+        let workers = Workers::start(WorkersConfig {
+            count,
+            listens: listens.to_vec(),
+            limits,
+            snapshots,
+            environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::new(Telemetry::default())))),
+        })
+        .unwrap();
+        let mesh = Self { root, publisher, workers, app: address };
+        mesh.trust(&mesh.root);
+        mesh.publish(|_| {});
+        mesh
+    }
+
+    /// Publishes a certificate and trust bundle of this root.
+    pub(crate) fn trust(&self, root: &Authority) {
+        let tls = ServerTls::new(self.root.named(SERVER).credentials(), root.bundle()).unwrap();
+        self.publisher.update(|snapshot| snapshot.tls = Some(Arc::new(tls)));
+    }
+
+    /// Publishes the policy with a change.
+    pub(crate) fn publish(&self, change: impl FnOnce(&mut InboundPolicy)) {
+        let mut policy = policy();
+        change(&mut policy);
+        self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
+    }
+
+    pub(crate) fn address(&self, port: Port) -> SocketAddr {
+        let index = PORTS.iter().position(|known| *known == port).unwrap();
+        self.workers.addresses()[index]
+    }
+
+    pub(crate) async fn connect(&self, port: Port) -> TcpStream {
+        TcpStream::connect(self.address(port)).await.unwrap()
+    }
+
+    /// Waits for the workers' connections to be this many.
+    pub(crate) async fn connections(&self, count: usize) {
+        until(|| self.workers.load().connections == count).await;
+    }
+}
+
+/// Waits for a condition; fails the test if it does not come true.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the condition did not come true");
+}
+
+/// The policy of [`Port`]'s descriptions.
+pub(crate) fn policy() -> InboundPolicy {
+    let gateway = ClientCheck::Principals(vec![Principal::parse(GATEWAY)]);
+    let https = |sni_hosts: &[&str], client: &ClientCheck| IngressTransport::Https {
+        sni_hosts: sni_hosts
+            .iter()
+            .map(|host| tidegate_core::dns_name::DnsPattern::parse(host).unwrap())
+            .collect(),
+        client: client.clone(),
+    };
+    let elsewhere = Sources::Ranges(CidrSet::parse(["10.0.0.0/8"]).unwrap());
+    let ports = [
+        (Port::Http, AppProtocol::Http, rule(Sources::Any, IngressTransport::Http)),
+        (Port::Https, AppProtocol::Http, rule(Sources::Any, https(&[], &gateway))),
+        (Port::Skip, AppProtocol::Http, rule(Sources::Any, https(&[], &ClientCheck::Skip))),
+        (
+            Port::Sni,
+            AppProtocol::Http,
+            rule(Sources::Any, https(&["foo.example", "*.bar.example"], &gateway)),
+        ),
+        (Port::Elsewhere, AppProtocol::Http, rule(elsewhere, IngressTransport::Http)),
+        (Port::Tcp, AppProtocol::Tcp, rule(Sources::Any, IngressTransport::Tcp)),
+        (Port::ServerFirst, AppProtocol::TcpServerFirst, rule(Sources::Any, IngressTransport::Tcp)),
+        (Port::Mesh, AppProtocol::Tcp, Vec::new()),
+        (Port::Grpc, AppProtocol::H2c, rule(Sources::Any, https(&[], &gateway))),
+    ];
+    let ports: BTreeMap<_, _> = ports
+        .into_iter()
+        .map(|(port, protocol, ingress)| {
+            let mesh = match port {
+                Port::Mesh => MeshRule::AnyPeer,
+                _ => MeshRule::Deny("permissive mode is off".into()),
+            };
+            (port as u16, PortPolicy { protocol, services: vec!["httpbin/httpbin".into()], mesh, ingress })
+        })
+        .collect();
+    InboundPolicy {
+        workload: "httpbin/httpbin-1".into(),
+        identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
+        ports,
+    }
+}
+
+pub(crate) fn rule(sources: Sources, transport: IngressTransport) -> Vec<IngressRule> {
+    vec![IngressRule {
+        policy: "httpbin/httpbin".into(),
+        backend: "httpbin/httpbin".into(),
+        state: RuleState::Active(ActiveIngressRule { sources, transport }),
+    }]
+}
+
+/// Greets each connection that sends nothing first, answers HTTP requests with `ok`, and echoes all else until the
+/// client is done, then says goodbye.
+async fn run_app(listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((io, _)) => drop(tokio::spawn(serve_app(io))),
+            // Tests that use up all file descriptors use up the app's as well.
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+async fn serve_app(mut io: TcpStream) {
+    let mut buffer = vec![0; 16 * 1024];
+    let mut first = tokio::time::timeout(Duration::from_millis(100), io.read(&mut buffer)).await.ok();
+    if first.is_none() {
+        let _ = io.write_all(b"220 hello\r\n").await;
+    }
+    loop {
+        let read = match first.take() {
+            Some(first) => first,
+            None => io.read(&mut buffer).await,
+        };
+        match read {
+            Ok(0) => break,
+            Ok(count) => {
+                let bytes = &buffer[..count];
+                let answer: &[u8] = if bytes.starts_with(b"GET ") {
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+                } else {
+                    bytes
+                };
+                if io.write_all(answer).await.is_err() {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
+    }
+    let _ = io.write_all(b"bye").await;
+}
