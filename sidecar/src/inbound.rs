@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use rustls_pki_types::UnixTime;
-use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Reason, Terms};
+use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Opening, Reason, Terms};
 use tokio::net::TcpStream;
 
 use crate::detect::client_hello::TLS12;
@@ -151,7 +151,13 @@ impl Story<'_> {
         };
         let hello = match &first {
             FirstBytes::Tls(hello) => Some(hello),
-            FirstBytes::Malformed(malformed) => return self.refuse(io, None, &(*malformed).into()),
+            FirstBytes::Malformed(malformed) => {
+                return match policy.open(port, source, Opening::Plaintext) {
+                    // Where any bytes are let in, these are too: they are the app's to judge.
+                    Ok(Terms::Opaque) => self.opaque(io, received, None, &snapshot),
+                    _ => self.refuse(io, None, &(*malformed).into()),
+                };
+            }
             FirstBytes::Plaintext | FirstBytes::Incomplete => None,
         };
         let terms = match policy.open(port, source, first.opening()?) {

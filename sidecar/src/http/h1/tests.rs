@@ -1,5 +1,6 @@
 mod answers;
 mod bridge;
+mod against_hyper;
 mod differential;
 mod ends;
 mod records;

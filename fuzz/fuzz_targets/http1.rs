@@ -1,0 +1,17 @@
+//! What we read as requests, hyper reads as the same requests; where we refuse more, the reason is on the list.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+// `against_hyper` finds these where it finds them in the sidecar itself.
+use tidegate_sidecar::{http, limits};
+
+#[path = "../../sidecar/src/http/h1/tests/against_hyper.rs"]
+mod against_hyper;
+
+fuzz_target!(|bytes: &[u8]| {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    if let Err(difference) = runtime.block_on(against_hyper::compare(bytes)) {
+        panic!("{difference}");
+    }
+});
