@@ -1,10 +1,12 @@
 //! How connections end: deadlines, drain, revocation, clients that leave. And what a connection costs.
 
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::world::{World, local, read_head, read_rest, read_until};
 use crate::http::h1;
@@ -191,6 +193,63 @@ async fn bytes_that_were_read_before_are_the_first_of_the_connection() {
         client.shutdown().await.unwrap();
         h1::serve(far, BytesMut::from(&GET[..5]), &gate, &line, &env).await;
         assert_eq!(read_rest(&mut client).await, OK);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_app_that_does_not_take_the_connection_in_time_is_504() {
+    local(async {
+        let mut world = World::new().await;
+        world.app.stop();
+        // A listener that nobody accepts from, with its queue full.
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(0).unwrap();
+        world.app.address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut queue = Vec::new();
+        loop {
+            let mut connecting = Box::pin(TcpStream::connect(world.app.address));
+            settle().await;
+            let _ = futures_util::poll!(&mut connecting);
+            settle().await;
+            match futures_util::poll!(&mut connecting) {
+                Poll::Ready(connected) => queue.push(connected.unwrap()),
+                Poll::Pending => break,
+            }
+            assert!(queue.len() < 64, "the queue has an end");
+        }
+        let mut client = world.connect();
+        client.write_all(GET).await.unwrap();
+        settle().await;
+        world.lines.expire(Instant::now() + Limits::default().connect * 2);
+        let text = String::from_utf8(read_rest(&mut client).await).unwrap();
+        assert!(text.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{text}");
+        assert!(text.ends_with("reset reason: connection timeout"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_open_tunnel_may_be_silent_for_long_but_a_half_open_one_may_not() {
+    local(async {
+        let world = World::new().await;
+        let mut client = world.connect();
+        let upgrade = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        client.write_all(upgrade).await.unwrap();
+        let mut app = world.app.accept().await;
+        read_head(&mut app).await;
+        app.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n").await.unwrap();
+        read_head(&mut client).await;
+        settle().await;
+        world.lines.expire(Instant::now() + Limits::default().idle * 10);
+        app.write_all(b"ping").await.unwrap();
+        assert_eq!(read_until(&mut client, "ping").await, "ping");
+        client.shutdown().await.unwrap();
+        assert_eq!(app.read(&mut [0; 8]).await.unwrap(), 0);
+        settle().await;
+        world.lines.expire(Instant::now() + Limits::default().body * 2);
+        assert_eq!(read_rest(&mut client).await, b"");
     })
     .await;
 }
