@@ -202,7 +202,8 @@ impl Discovery {
             return Err(Refusal::OtherWorkload(policy.workload.to_string(), self.config.workload.clone()));
         }
         let credentials = self.credentials.borrow();
-        let names = credentials.as_ref().map(|credentials| credentials.leaf.sans.as_slice()).unwrap_or_default();
+        let names =
+            credentials.as_ref().map(|credentials| credentials.leaf.sans.as_slice()).unwrap_or_default();
         let ours = tidegate_core::Identity::of_workload(names, policy.identity.trust_domain());
         if ours.as_ref() != Some(&policy.identity) {
             return Err(Refusal::OtherIdentity(policy.identity.to_string()));

@@ -208,7 +208,8 @@ fn parse_workload(text: &str) -> Result<String, String> {
 }
 
 fn parse_server_name(text: &str) -> Result<ServerName<'static>, String> {
-    ServerName::try_from(text.to_owned()).map_err(|_| format!("{text:?} is neither a DNS name nor an IP address"))
+    ServerName::try_from(text.to_owned())
+        .map_err(|_| format!("{text:?} is neither a DNS name nor an IP address"))
 }
 
 #[cfg(test)]

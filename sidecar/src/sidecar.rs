@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 
 use crate::admin::{self, ConfigView};
 use crate::discovery::{Discovery, DiscoveryClientConfig};
-use crate::limits::Limits;
 use crate::http::Env;
+use crate::limits::Limits;
 use crate::listener::Listen;
 use crate::options::{Inbound, Options};
 use crate::snapshot::{self, Publisher};
@@ -63,10 +63,8 @@ impl Sidecar {
     pub async fn start(options: Options, log: LogHandle) -> Result<Self, StartError> {
         tls::install_provider();
         let (metrics, readiness) = (Metrics::default(), Readiness::new());
-        let waiting = Waiting {
-            certificate: readiness.block("certificate"),
-            policy: readiness.block("policy"),
-        };
+        let waiting =
+            Waiting { certificate: readiness.block("certificate"), policy: readiness.block("policy") };
         let (publisher, snapshots) = snapshot::channel();
         let publisher = Arc::new(publisher);
 
@@ -98,17 +96,19 @@ impl Sidecar {
             }),
         })?;
         let bound = workers.addresses().iter().zip(&options.inbound);
-        let inbound: Arc<[Inbound]> = bound.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect();
+        let inbound: Arc<[Inbound]> =
+            bound.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect();
 
         let view = ConfigView {
             workload: options.workload.as_str().into(),
             inbound: inbound.clone(),
             publisher: publisher.clone(),
         };
-        let admin = AdminServer::new(ProcessName("tidegate-sidecar"), metrics.clone(), readiness.clone(), log)
-            .merge(admin::routes(view))
-            .bind(options.admin_address)
-            .await?;
+        let admin =
+            AdminServer::new(ProcessName("tidegate-sidecar"), metrics.clone(), readiness.clone(), log)
+                .merge(admin::routes(view))
+                .bind(options.admin_address)
+                .await?;
         let admin_address = admin.local_addr();
         let (drain, draining) = drain::channel();
         let mut control = JoinSet::new();
@@ -168,7 +168,8 @@ async fn keep_in_step(
         publisher.clone(),
         waiting.policy,
     );
-    let certificates = publish_certificates(kept.credentials, bundle, publisher, waiting.certificate, readiness);
+    let certificates =
+        publish_certificates(kept.credentials, bundle, publisher, waiting.certificate, readiness);
     tokio::join!(discovery.run(), certificates);
 }
 

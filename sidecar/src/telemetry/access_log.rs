@@ -131,7 +131,9 @@ fn write_blocks(blocks: &Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>) {
     for block in blocks {
         let result = output.write_all(&block).and_then(|()| output.flush());
         match result {
-            Err(ref error) if !failing => tracing::warn!(%error, "the access log cannot be written; lines are lost"),
+            Err(ref error) if !failing => {
+                tracing::warn!(%error, "the access log cannot be written; lines are lost")
+            }
             Ok(()) if failing => tracing::info!("the access log can be written again"),
             _ => {}
         }
@@ -165,8 +167,14 @@ fn json_line(out: &mut Vec<u8>, record: &Record<'_>) {
     line.optional("upstream_host", upstream_host(record).as_bytes());
     line.optional("upstream_cluster", upstream_cluster(record).as_bytes());
     line.null("upstream_local_address");
-    line.optional("downstream_local_address", connection.map(|c| c.local.to_string()).unwrap_or_default().as_bytes());
-    line.optional("downstream_remote_address", connection.map(|c| c.peer.to_string()).unwrap_or_default().as_bytes());
+    line.optional(
+        "downstream_local_address",
+        connection.map(|c| c.local.to_string()).unwrap_or_default().as_bytes(),
+    );
+    line.optional(
+        "downstream_remote_address",
+        connection.map(|c| c.peer.to_string()).unwrap_or_default().as_bytes(),
+    );
     line.optional("requested_server_name", server_name(record));
     line.null("route_name");
     line.optional("connection_security_policy", security(record).as_bytes());
@@ -191,7 +199,10 @@ fn text_line(out: &mut Vec<u8>, record: &Record<'_>) {
     };
     line.raw(" ").quoted(record.forwarded_for).raw(" ").quoted(record.user_agent).raw(" ");
     line.quoted(record.request_id).raw(" ").quoted(record.authority).raw(" ");
-    line.quoted(upstream_host(record).as_bytes()).raw(" ").bare(upstream_cluster(record).as_bytes()).raw(" - ");
+    line.quoted(upstream_host(record).as_bytes())
+        .raw(" ")
+        .bare(upstream_cluster(record).as_bytes())
+        .raw(" - ");
     line.bare(connection.map(|c| c.local.to_string()).unwrap_or_default().as_bytes()).raw(" ");
     line.bare(connection.map(|c| c.peer.to_string()).unwrap_or_default().as_bytes()).raw(" ");
     line.bare(server_name(record)).raw(" - ");
@@ -218,7 +229,11 @@ fn server_name<'a>(record: &Record<'a>) -> &'a [u8] {
 }
 
 fn presented<'a>(record: &Record<'a>) -> &'a [u8] {
-    record.connection.and_then(|c| c.client.as_ref()).map(|client| client.names.as_bytes()).unwrap_or_default()
+    record
+        .connection
+        .and_then(|c| c.client.as_ref())
+        .map(|client| client.names.as_bytes())
+        .unwrap_or_default()
 }
 
 /// How the connection was secured, in Istio's words.
@@ -333,7 +348,6 @@ impl TextLine<'_> {
         self.raw("\"").bare(value).raw("\"")
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -225,10 +225,14 @@ impl Collector for DataPlaneMetrics {
         let help = "Connections and requests that the policy refused";
         let mut family = encoder.encode_descriptor("tidegate_refused", help, None, MetricType::Counter)?;
         for (reason, count) in refused {
-            family.encode_family(&[("reason", reason)])?.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
+            family
+                .encode_family(&[("reason", reason)])?
+                .encode_counter::<NoLabelSet, _, f64>(&count, None)?;
         }
 
-        let sum = |count: fn(&Totals) -> &Count| shards.iter().map(|shard| count(&shard.totals).value()).sum::<u64>();
+        let sum = |count: fn(&Totals) -> &Count| {
+            shards.iter().map(|shard| count(&shard.totals).value()).sum::<u64>()
+        };
         let opened = sum(|totals| &totals.opened);
         let closed = sum(|totals| &totals.closed);
         let dropped = self.access_log.as_ref().map_or(0, AccessLogSink::dropped);
@@ -238,14 +242,25 @@ impl Collector for DataPlaneMetrics {
             ("tidegate_received", "Payload from clients", Some(Unit::Bytes), sum(|totals| &totals.received)),
             ("tidegate_sent", "Payload to clients", Some(Unit::Bytes), sum(|totals| &totals.sent)),
             ("tidegate_tls_handshakes", "TLS handshakes completed", None, sum(|totals| &totals.handshakes)),
-            ("tidegate_tls_handshakes_failed", "TLS handshakes failed", None, sum(|totals| &totals.handshakes_failed)),
-            ("tidegate_access_log_dropped_lines", "Access log lines lost to a slow or full target", None, dropped),
+            (
+                "tidegate_tls_handshakes_failed",
+                "TLS handshakes failed",
+                None,
+                sum(|totals| &totals.handshakes_failed),
+            ),
+            (
+                "tidegate_access_log_dropped_lines",
+                "Access log lines lost to a slow or full target",
+                None,
+                dropped,
+            ),
         ] {
             let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
             metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
         }
         let help = "Client connections that are open";
-        let mut metric = encoder.encode_descriptor("tidegate_tcp_connections_open", help, None, MetricType::Gauge)?;
+        let mut metric =
+            encoder.encode_descriptor("tidegate_tcp_connections_open", help, None, MetricType::Gauge)?;
         metric.encode_gauge(&i64::try_from(opened.saturating_sub(closed)).unwrap_or(i64::MAX))?;
         Ok(())
     }
@@ -274,8 +289,19 @@ mod tests {
         let denied = Decision::Deny(Denial::new(Reason::PrincipalNotAllowed));
         for worker in &workers {
             let duration = Duration::from_millis(7);
-            worker.record(&Record { protocol: "HTTP/1.1", status: 200, duration, sent: 5, ..Record::default() });
-            worker.record(&Record { protocol: "HTTP/2", status: 403, decision: Some(&denied), ..Record::default() });
+            worker.record(&Record {
+                protocol: "HTTP/1.1",
+                status: 200,
+                duration,
+                sent: 5,
+                ..Record::default()
+            });
+            worker.record(&Record {
+                protocol: "HTTP/2",
+                status: 403,
+                decision: Some(&denied),
+                ..Record::default()
+            });
         }
         let page = page(metrics);
         for line in [
@@ -299,8 +325,17 @@ mod tests {
             let path = i.to_string();
             let status = 200 + u16::try_from(i % 3).unwrap();
             let path = path.as_bytes();
-            worker.record(&Record { protocol: "HTTP/1.1", path, authority: path, status, ..Record::default() });
+            worker.record(&Record {
+                protocol: "HTTP/1.1",
+                path,
+                authority: path,
+                status,
+                ..Record::default()
+            });
         }
-        assert_eq!(page(metrics).lines().filter(|line| line.starts_with("tidegate_http_requests_total")).count(), 3);
+        assert_eq!(
+            page(metrics).lines().filter(|line| line.starts_with("tidegate_http_requests_total")).count(),
+            3
+        );
     }
 }

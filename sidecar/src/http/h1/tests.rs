@@ -1,6 +1,6 @@
+mod against_hyper;
 mod answers;
 mod bridge;
-mod against_hyper;
 mod differential;
 mod ends;
 mod records;
