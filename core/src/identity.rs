@@ -223,8 +223,8 @@ mod tests {
         let both = [dns.clone(), uri.clone()];
         assert_eq!(Identity::of_workload(&both, &domain), Some(identity));
         assert_eq!(Identity::of_workload(&both, &TrustDomain::parse("other.example").unwrap()), None);
-        assert_eq!(Identity::of_workload(&[dns.clone()], &domain), None);
-        assert_eq!(Identity::of_workload(&[uri.clone()], &domain), None);
+        assert_eq!(Identity::of_workload(std::slice::from_ref(&dns), &domain), None);
+        assert_eq!(Identity::of_workload(std::slice::from_ref(&uri), &domain), None);
         let victim = San::Uri("spiffe://cluster.local/ns/httpbin/sa/victim".into());
         assert_eq!(Identity::of_workload(&[dns.clone(), victim.clone()], &domain), None);
         assert_eq!(Identity::of_workload(&[dns, uri, victim], &domain), None);
