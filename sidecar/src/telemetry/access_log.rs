@@ -132,7 +132,7 @@ fn write_blocks(blocks: &Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>) {
         let result = output.write_all(&block).and_then(|()| output.flush());
         match result {
             Err(ref error) if !failing => {
-                tracing::warn!(%error, "the access log cannot be written; lines are lost")
+                tracing::warn!(%error, "the access log cannot be written; lines are lost");
             }
             Ok(()) if failing => tracing::info!("the access log can be written again"),
             _ => {}
