@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -15,6 +15,9 @@ use crate::load;
 use crate::process::{Process, usage};
 use crate::report::{self, Machine, Measures, Results, Settings};
 use crate::targets::{Programs, Running, Site, Target};
+
+/// How much longer than it should one load may take until it counts as stalled.
+const STALL: Duration = Duration::from_secs(60);
 
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
@@ -190,7 +193,11 @@ impl Bench<'_> {
         }
         arguments.extend(kind.arguments());
         let (process, output) = Process::start_own("load", self.options.load_core, directory, arguments)?;
-        let output = process.output(output).await.with_context(|| format!("{kind:?}"))?;
+        let limit = STALL + Duration::from_secs_f64(self.options.warm_up + self.options.seconds);
+        let output = tokio::time::timeout(limit, process.output(output))
+            .await
+            .with_context(|| format!("{kind:?}: no end after {limit:?}; logs: {}", running.log_tails()))?
+            .with_context(|| format!("{kind:?}"))?;
         serde_json::from_str(&output)
             .with_context(|| format!("{kind:?}: the load's report is not one: {output}"))
     }
