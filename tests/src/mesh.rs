@@ -228,6 +228,16 @@ impl Mesh {
         });
     }
 
+    /// Waits until the sidecar's stream to the controller is open, and its policy the newest.
+    #[track_caller]
+    pub fn wait_connected(&self) {
+        wait::until_true("the sidecar is connected", 2 * SOON, || {
+            let workloads = self.controller.admin_json("/workloads");
+            workloads.as_array().unwrap().iter().any(|workload| workload["sidecar"]["connected"] == true)
+        });
+        self.wait_acknowledged();
+    }
+
     /// Removes a file of objects, and waits until its marker's status is gone.
     #[track_caller]
     pub fn remove(&self, file: &str) {

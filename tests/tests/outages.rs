@@ -59,7 +59,7 @@ fn the_control_plane_is_killed_and_restarted_under_load_without_a_failed_request
         loads.iter().for_each(|load| load.wait_for(100));
         mesh.ca.start_ready();
         mesh.controller.wait_ready();
-        mesh.wait_acknowledged();
+        mesh.wait_connected();
         loads.iter().for_each(|load| load.wait_for(100));
     }
     assert!(stream.stop() > 5);
