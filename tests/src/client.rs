@@ -207,6 +207,18 @@ impl Connection {
         self.read_some(Instant::now() + Duration::from_millis(1)) != Err(End::Closed) && self.end.is_none()
     }
 
+    /// Asks for new TLS keys so many times, unless the peer takes no more; how often.
+    pub fn update_keys(&mut self, count: usize) -> usize {
+        for done in 0..count {
+            self.tls.as_mut().unwrap().refresh_traffic_keys().unwrap();
+            self.flush_tls();
+            if self.was_reset || self.tls.as_ref().unwrap().wants_write() {
+                return done;
+            }
+        }
+        count
+    }
+
     /// Sends FIN, and with TLS `close_notify` before it.
     pub fn finish(&mut self) {
         if let Some(tls) = &mut self.tls {

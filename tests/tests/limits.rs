@@ -234,6 +234,34 @@ fn what_clients_choose_makes_no_series_and_takes_no_memory() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_stops_no_traffic() {
+    let arguments = ["--access-log-file", "/dev/full"].map(str::to_owned).to_vec();
+    let mesh = mesh(Options { sidecar_arguments: arguments, ..Options::default() });
+    let _app = App::echo(mesh.app_address());
+    let memory = mesh.sidecar.resident_bytes();
+    let mut connection = mesh.client().connect().unwrap();
+    for _ in 0..5_000 {
+        assert_eq!(connection.get("/get").unwrap().status(), 200);
+    }
+    assert!(mesh.sidecar.is_ready());
+    let grown = mesh.sidecar.resident_bytes().saturating_sub(memory);
+    assert!(grown < 16 * MIB, "{grown} bytes");
+}
+
+#[test]
+fn a_flood_of_key_updates_ends_the_connection() {
+    let mut mesh = Mesh::start();
+    let _app = App::echo(mesh.app_address());
+    mesh.apply("policy", &[policy("httpbin", &[https("httpbin", PORT, true, &[])], &[])]);
+    let mut connection = mesh.client().tls(mesh.tls()).connect().unwrap();
+    assert_eq!(connection.get("/get").unwrap().status(), 200);
+    let sent = connection.update_keys(10_000);
+    let end = connection.end(SOON);
+    assert!(sent < 10_000 && end != End::StillOpen, "{end:?} after {sent}");
+    assert_eq!(mesh.client().tls(mesh.tls()).get("/get"), OK);
+}
+
+#[test]
 fn clients_that_dawdle_are_ended_in_each_phase() {
     let arguments = [
         ("--detect-timeout", "700ms"),

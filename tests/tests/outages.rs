@@ -102,6 +102,34 @@ fn a_sidecar_started_while_the_control_plane_is_away_refuses_everything_and_then
 }
 
 #[test]
+fn a_sidecar_without_a_usable_trust_bundle_serves_nothing_until_there_is_one() {
+    let mut mesh = Mesh::with(Options { starts_sidecar: false, ..Options::default() });
+    let _app = App::echo(mesh.app_address());
+    mesh.apply("policy", &[policy("plain", &[backend("httpbin", PORT, "http")], &[])]);
+    let file = mesh.path().join("own-bundle.pem");
+    mesh.sidecar =
+        mesh.another_sidecar("bundle", 40).with_argument("--ca-trust-bundle", file.to_str().unwrap());
+    let client = Client::to(mesh.block().at(40, PORT)).from(mesh.gateway());
+    mesh.sidecar.start();
+    let foreign = tidegate_tests::pki::Authority::root("Other Root").pem();
+    for (what, content) in
+        [("none", None), ("empty", Some("")), ("no PEM", Some("abc")), ("foreign", Some(&*foreign))]
+    {
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
+        wait::until_true("the sidecar says what it waits for", SOON, || {
+            let answer = mesh.sidecar.admin_get("/ready");
+            answer.is_ok_and(|answer| answer.status() == 503 && answer.text().contains("certificate"))
+        });
+        assert_eq!(client.get("/get"), RESET, "{what}");
+    }
+    std::fs::copy(mesh.bundle(), &file).unwrap();
+    wait::until_true("the sidecar is ready", 3 * SOON, || mesh.sidecar.is_ready());
+    assert_eq!(client.get("/get"), OK);
+}
+
+#[test]
 fn a_sidecar_whose_certificate_ran_out_while_the_ca_was_away_recovers_by_itself() {
     let mut mesh = mesh(Duration::from_secs(6));
     let _apps = [PORT, PLAIN_PORT].map(|port| App::echo(mesh.app_port(port)));

@@ -9,6 +9,7 @@ use tidegate_tests::app::App;
 use tidegate_tests::client::{Client, Tls};
 use tidegate_tests::load::{Load, LongStream, Shape};
 use tidegate_tests::mesh::{Mesh, Options, PORT, SERVER_NAME};
+use tidegate_tests::nginx::{Backend, Nginx, ProxySsl};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal};
 use tidegate_tests::pki::INGRESS_CLIENT;
 use tidegate_tests::wait;
@@ -115,6 +116,26 @@ fn leaves_and_roots_are_replaced_under_load_without_a_failed_request() {
     let report = mutual.stop();
     report.assert_flawless();
     assert!(report.requests > 2000, "{report:?}");
+}
+
+#[test]
+fn a_real_nginx_that_reloads_with_its_secret_loses_no_request_either() {
+    let mesh = short_lived();
+    let _app = App::echo(mesh.app_address());
+    let backend = Backend { target: mesh.target(), tls: Some(ProxySsl::new(mesh.secret(), SERVER_NAME)) };
+    let mut nginx = Nginx::start(mesh.path(), mesh.front(), mesh.gateway(), &backend);
+    assert_eq!(nginx.get("/get").status(), 200);
+    let front = Client::to(nginx.address());
+    // nginx ends its clients' idle connections when it reloads, so each request has its own here.
+    let shape = Shape { requests_per_connection: 1, ..Shape::default() };
+    let load = Load::start(shape, || 0, move || front.clone());
+    for _ in 0..2 {
+        let version = mesh.secret_files().version();
+        wait::until_true("the Secret changes", LIFE, || mesh.secret_files().version() != version);
+        nginx.reload(&backend);
+        load.wait_for(100);
+    }
+    load.stop().assert_flawless();
 }
 
 #[test]

@@ -156,6 +156,38 @@ fn the_403_is_the_one_of_open_service_mesh_and_the_connection_stays_usable() {
 }
 
 #[test]
+fn an_ingress_beside_its_policy_is_left_to_the_ingress_controller() {
+    let mut mesh = example_mesh();
+    let _app = App::echo(mesh.app_address());
+    let ingress = serde_json::json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": {
+            "name": "httpbin",
+            "namespace": "httpbin",
+            "annotations": {
+                "nginx.ingress.kubernetes.io/backend-protocol": "HTTPS",
+                "nginx.ingress.kubernetes.io/proxy-ssl-secret": "osm-system/osm-nginx-client-cert",
+                "nginx.ingress.kubernetes.io/proxy-ssl-verify": "on",
+            },
+        },
+        "spec": {
+            "ingressClassName": "nginx",
+            "rules": [{"http": {"paths": [{
+                "path": "/",
+                "pathType": "Prefix",
+                "backend": {"service": {"name": "httpbin", "port": {"number": 14001}}},
+            }]}}],
+        },
+    });
+    let rule = fs::read_to_string(example("policies/2-https.yaml")).unwrap();
+    mesh.apply_text("policy", &format!("{ingress}\n---\n{rule}"));
+    assert_eq!(mesh.tls_client().answer("/get").status(), 200);
+    let problems = mesh.controller.admin_json("/problems");
+    assert!(!problems.to_string().contains("\"error\""), "{problems}");
+}
+
+#[test]
 fn without_validation_no_certificate_is_needed_and_any_is_taken() {
     let mut mesh = Mesh::start();
     let _app = App::echo(mesh.app_address());
