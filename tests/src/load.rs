@@ -59,7 +59,8 @@ impl Default for Shape {
 }
 
 impl Load {
-    /// Starts; returns once each connection has had its first answer.
+    /// Starts; returns after the first answers. `version` changes when `client` would make another client: then
+    /// connections are made anew.
     #[track_caller]
     pub fn start(
         shape: Shape,

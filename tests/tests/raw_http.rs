@@ -398,8 +398,11 @@ fn heads_that_are_too_large_are_refused_within_bounds() {
         ("a target of 1 MiB", format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(1 << 20)), 414),
     ];
     for (what, bytes, status) in cases {
+        let before = mesh.sidecar.processor_time();
         let (answers, end) = send(&mesh, bytes.as_bytes(), SOON);
         assert_eq!(statuses(&answers), [status], "{what}");
+        let used = mesh.sidecar.processor_time() - before;
+        assert!(used < Duration::from_millis(200), "{what}: {used:?}");
         assert!(matches!(end, End::Closed | End::Reset), "{what}: {end:?}");
         assert!(app.received().is_empty(), "{what}");
     }

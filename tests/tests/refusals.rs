@@ -351,7 +351,7 @@ fn a_client_that_sends_nothing_is_closed_in_order_after_15_seconds() {
     let (bytes, end) = mesh.client().exchange(&[], Duration::from_secs(25));
     assert_eq!((bytes, end), (Vec::new(), End::Closed));
     let elapsed = start.elapsed();
-    assert!((Duration::from_secs(14)..Duration::from_secs(17)).contains(&elapsed), "{elapsed:?}");
+    assert!((Duration::from_secs(14)..Duration::from_secs(20)).contains(&elapsed), "{elapsed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
