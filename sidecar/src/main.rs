@@ -6,10 +6,6 @@ use tidegate_runtime::{logging, signals};
 use tidegate_sidecar::options::Options;
 use tidegate_sidecar::sidecar::Sidecar;
 
-// glibc's allocator keeps what a burst of connections once needed.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let log = logging::init(&options.log)?;
