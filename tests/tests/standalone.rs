@@ -131,7 +131,8 @@ fn the_demo_comes_to_a_green_end() {
 fn standalone_walks_through_the_example() {
     let mesh = Standalone::start();
     let _app = App::echo(mesh.block.at(20, PORT));
-    assert_eq!(mesh.plain().get("/get"), RESET);
+    // The admin address is the controller's; a sidecar starts when the controller has told of its Pod.
+    mesh.wait_for(&mesh.plain(), &RESET);
     mesh.apply_example("1-http");
     mesh.wait_for(&mesh.plain(), &OK);
     assert_eq!(mesh.plain().from(mesh.block.ip(99)).get("/get"), RESET);
