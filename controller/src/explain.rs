@@ -201,8 +201,15 @@ fn names(domain: &TrustDomain, query: &Query, opening: Opening<'_>) -> Result<Ve
         _ => None,
     };
     if let (Opening::Mesh(_), Some(identity)) = (opening, names.iter().find_map(spelled)) {
-        names.push(San::Uri(identity.spiffe_uri().into()));
-        names.extend(DnsName::parse(&identity.dns_name()).map(San::Dns));
+        let spellings = [
+            Some(San::Uri(identity.spiffe_uri().into())),
+            DnsName::parse(&identity.dns_name()).ok().map(San::Dns),
+        ];
+        for spelling in spellings.into_iter().flatten() {
+            if !names.contains(&spelling) {
+                names.push(spelling);
+            }
+        }
     }
     Ok(names)
 }
