@@ -4,7 +4,7 @@ pub mod h2c;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -37,7 +37,6 @@ pub struct Conversation {
 #[derive(Debug, Default)]
 struct Shared {
     ends: AtomicBool,
-    open: AtomicUsize,
     recordings: Mutex<Vec<Arc<Mutex<Vec<u8>>>>>,
     gate: Mutex<bool>,
     gate_opened: Condvar,
@@ -61,7 +60,6 @@ impl App {
                 let Ok(stream) = stream else { continue };
                 let recording = Arc::new(Mutex::new(Vec::new()));
                 shared.recordings.lock().unwrap().push(recording.clone());
-                shared.open.fetch_add(1, Ordering::SeqCst);
                 let (handler, shared) = (handler.clone(), shared.clone());
                 thread::spawn(move || {
                     let mut conversation = Conversation { stream, unread: Vec::new(), recording, shared };
@@ -135,11 +133,6 @@ impl App {
         for recording in self.shared.recordings.lock().unwrap().iter() {
             recording.lock().unwrap().clear();
         }
-    }
-
-    /// How many connections are open.
-    pub fn open(&self) -> usize {
-        self.shared.open.load(Ordering::SeqCst)
     }
 
     /// Lets go of every [`Conversation::wait_for_release`], now and later.
@@ -257,12 +250,6 @@ impl Conversation {
                 Err(error) => return Err(error),
             }
         }
-    }
-}
-
-impl Drop for Conversation {
-    fn drop(&mut self) {
-        self.shared.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

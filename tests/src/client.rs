@@ -202,11 +202,6 @@ impl Connection {
         self.read_to_end(limit).1
     }
 
-    /// Whether the peer has not ended it yet.
-    pub fn is_open(&mut self) -> bool {
-        self.read_some(Instant::now() + Duration::from_millis(1)) != Err(End::Closed) && self.end.is_none()
-    }
-
     /// Asks for new TLS keys so many times, unless the peer takes no more; how often.
     pub fn update_keys(&mut self, count: usize) -> usize {
         for done in 0..count {
@@ -226,11 +221,6 @@ impl Connection {
             let _ = tls.write_tls(&mut self.stream);
         }
         let _ = self.stream.shutdown(Shutdown::Write);
-    }
-
-    /// The port that it comes from.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.stream.local_addr().unwrap()
     }
 
     /// What was negotiated.

@@ -115,16 +115,6 @@ impl Daemon {
         }
     }
 
-    /// SIGTERM, and waits for its end.
-    #[track_caller]
-    pub fn stop(&mut self, limit: Duration) -> ExitStatus {
-        self.signal(Signal::TERM);
-        let what = format!("{} ends after SIGTERM", self.name);
-        let status = wait::until(&what, limit, || self.exited());
-        self.child = None;
-        status
-    }
-
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();

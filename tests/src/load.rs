@@ -11,9 +11,6 @@ use crate::client::{Client, Connection, End};
 use crate::pki::{self, Credentials};
 use crate::wait;
 
-/// Makes the client of a new connection.
-pub type MakeClient = dyn Fn() -> Client + Send + Sync;
-
 /// Keep-alive connections with one request after the other on each, until stopped.
 #[derive(Debug)]
 pub struct Load {
@@ -124,7 +121,7 @@ impl Report {
     }
 }
 
-fn run(shape: Shape, shared: &Shared, version: &dyn Fn() -> u64, client: &MakeClient) {
+fn run(shape: Shape, shared: &Shared, version: &dyn Fn() -> u64, client: &dyn Fn() -> Client) {
     let mut open: Option<(Connection, u64, u64)> = None;
     while !shared.ends.load(Ordering::Relaxed) {
         // A client that follows its files leaves the old connection once it has seen new ones.

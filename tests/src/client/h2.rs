@@ -1,6 +1,5 @@
 //! An HTTP/2 client, over TLS or with prior knowledge.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,8 +16,6 @@ use super::Client;
 pub struct H2Connection {
     /// For new requests.
     pub requests: SendRequest<Bytes>,
-    /// Where it comes from.
-    pub local_addr: SocketAddr,
     driver: tokio::task::JoinHandle<Result<(), h2::Error>>,
 }
 
@@ -38,20 +35,19 @@ impl H2Connection {
     pub async fn open(client: &Client) -> Result<Self, String> {
         let stream = super::connect(client.source, client.target).map_err(|error| error.to_string())?;
         stream.set_nonblocking(true).unwrap();
-        let local_addr = stream.local_addr().unwrap();
         let stream = TcpStream::from_std(stream).unwrap();
         match &client.tls {
-            None => Self::over(stream, local_addr).await,
+            None => Self::over(stream).await,
             Some(tls) => {
                 let connector = TlsConnector::from(Arc::new(tls.config()));
                 let stream =
                     connector.connect(tls.name(), stream).await.map_err(|error| error.to_string())?;
-                Self::over(stream, local_addr).await
+                Self::over(stream).await
             }
         }
     }
 
-    async fn over<S>(stream: S, local_addr: SocketAddr) -> Result<Self, String>
+    async fn over<S>(stream: S) -> Result<Self, String>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -61,7 +57,7 @@ impl H2Connection {
             .handshake(stream)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(Self { requests, local_addr, driver: tokio::spawn(connection) })
+        Ok(Self { requests, driver: tokio::spawn(connection) })
     }
 
     /// Sends a request with a body and reads the whole answer.
