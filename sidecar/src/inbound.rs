@@ -27,7 +27,7 @@ use crate::lifeline::{Lifeline, Wait};
 use crate::listener::{self, Listen};
 use crate::session::{ConnectionInfo, Gate, Review};
 use crate::snapshot::Snapshot;
-use crate::stream::ClientStream;
+use crate::stream::{Abort, ClientStream};
 use crate::tls::ServerTls;
 use crate::tls::stream::TlsStream;
 use crate::worker::Worker;
@@ -237,7 +237,7 @@ impl Story<'_> {
         };
         if let Some(denial) = denial {
             self.worker.refusals.refused_connection(self, gate.info(), &denial);
-            stream.reset();
+            stream.abort();
             return None;
         }
         self.line.at_ease();

@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::stream::Abort;
 use crate::worker::{Command, Dispatch};
 
 /// An address to listen on, and what connections to it mean.
@@ -92,7 +93,7 @@ pub(crate) async fn accept(
 
 /// Ends a connection by RST: the peer learns at once that nobody has read what it sent.
 pub(crate) fn reset(io: TcpStream) {
-    let _ = SockRef::from(&io).set_linger(Some(Duration::ZERO));
+    io.abort();
 }
 
 /// A file descriptor kept back for the time when there are none left: with it, connections can still be taken and

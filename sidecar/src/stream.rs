@@ -3,11 +3,12 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::listener;
 use crate::tls::stream::TlsStream;
 
 /// A client's connection.
@@ -18,14 +19,31 @@ pub enum ClientStream {
     Tls(Box<TlsStream>),
 }
 
-impl ClientStream {
-    /// Ends the connection by RST.
-    pub fn reset(self) {
+/// A connection whose end can be made one that nobody takes for an orderly end.
+pub trait Abort {
+    /// Once this is dropped, the peer sees an RST: what it has got of an answer is not all of it.
+    fn abort(&self);
+}
+
+impl Abort for TcpStream {
+    fn abort(&self) {
+        // A socket that refuses it is one that has ended.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Abort for ClientStream {
+    fn abort(&self) {
         match self {
-            Self::Plain(io) => listener::reset(io),
-            Self::Tls(stream) => listener::reset(stream.into_socket()),
+            Self::Plain(io) => io.abort(),
+            Self::Tls(stream) => stream.socket().abort(),
         }
     }
+}
+
+#[cfg(test)]
+impl Abort for tokio::io::DuplexStream {
+    fn abort(&self) {}
 }
 
 macro_rules! forward {

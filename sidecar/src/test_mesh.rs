@@ -216,6 +216,11 @@ async fn serve_app(mut io: TcpStream) {
             Ok(0) => break,
             Ok(count) => {
                 let bytes = &buffer[..count];
+                if bytes.starts_with(b"GET /cut ") {
+                    let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+                    let _ = io.write_all(head).await;
+                    return;
+                }
                 let answer: &[u8] = if bytes.starts_with(b"GET ") {
                     b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
                 } else {

@@ -30,6 +30,7 @@ use super::local_reply::{self, LocalReply};
 use super::request::Version;
 use crate::lifeline::{Cause, Ended, Lifeline, Wait};
 use crate::session::Gate;
+use crate::stream::Abort;
 use crate::telemetry::{Record, ResponseFlag};
 
 pub mod body;
@@ -55,7 +56,7 @@ pub fn serve<'a, S>(
     env: &'a Rc<Env>,
 ) -> impl Future<Output = ()> + use<'a, S>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
     let mut inbound = Buffer::default();
     if !first.is_empty() {
@@ -112,7 +113,7 @@ enum After {
     Abort,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
+impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
     async fn run(&mut self) {
         loop {
             let after = match self.next().await {
@@ -126,7 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 After::Next => {}
                 After::Linger => return self.linger().await,
                 After::Close => return self.shutdown().await,
-                After::Abort => return,
+                After::Abort => return self.client.abort(),
             }
         }
     }

@@ -11,9 +11,8 @@ use tokio::net::TcpStream;
 
 use crate::http::Env;
 use crate::lifeline::{Lifeline, Wait};
-use crate::listener;
 use crate::session::Gate;
-use crate::stream::ClientStream;
+use crate::stream::{Abort, ClientStream};
 use crate::telemetry::{Record, ResponseFlag};
 use pump::Pump;
 
@@ -44,7 +43,7 @@ pub(super) async fn serve(
         Ok(app) => app,
         Err(details) => {
             record(None, ResponseFlag::UpstreamConnectionFailure, details);
-            return client.reset();
+            return client.abort();
         }
     };
     line.at_ease();
@@ -78,7 +77,7 @@ async fn connect(app: SocketAddr, line: &Lifeline, env: &Env) -> Result<TcpStrea
 impl Pump {
     fn reset(self) {
         let (client, app) = self.into_parts();
-        client.reset();
-        listener::reset(app);
+        client.abort();
+        app.abort();
     }
 }

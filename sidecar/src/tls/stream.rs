@@ -146,11 +146,6 @@ impl TlsStream {
         &self.io
     }
 
-    /// The socket underneath, with TLS left behind.
-    pub fn into_socket(self) -> TcpStream {
-        self.io
-    }
-
     async fn handshake(&mut self, first: BytesMut) -> Result<(), HandshakeFailure> {
         let mut received = Vec::from(first);
         loop {

@@ -29,6 +29,7 @@ use crate::http::headers::{Field, is_protected};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::lifeline::{Ended, Lifeline, Wait};
+use crate::stream::Abort;
 use crate::telemetry::ResponseFlag;
 
 type OutgoingBody = Either<Channel<Bytes, io::Error>, Empty<Bytes>>;
@@ -50,7 +51,7 @@ enum UploadEnd {
 /// Passes the request on over HTTP/2, and the answer back.
 pub(super) async fn forward<S>(connection: &mut Connection<'_, S>) -> After
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
     let head = std::mem::take(&mut connection.exchange.up.out);
     let request = request(&head, &connection.env.limits);
@@ -103,7 +104,7 @@ async fn exchange<S>(
     env: &Env,
 ) -> Outcome
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
     let asked = connection.exchange.asked;
     let is_drainable = connection.exchange.is_drainable();

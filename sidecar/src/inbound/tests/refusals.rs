@@ -149,6 +149,19 @@ async fn a_principal_that_is_not_allowed_gets_403_and_keeps_its_connection() {
 }
 
 #[tokio::test]
+async fn an_answer_that_the_app_cuts_short_never_ends_like_a_whole_one() {
+    let mesh = Mesh::start().await;
+    // To a client of HTTP/1.0 the end of the connection is the end of the answer.
+    let mut client = mesh.connect(Port::Http).await;
+    client.write_all(b"GET /cut HTTP/1.0\r\n\r\n").await.unwrap();
+    assert_eq!(end(&mut client).await.0, End::Reset);
+    client = mesh.connect(Port::Http).await;
+    client.write_all(b"GET /cut HTTP/1.1\r\nhost: httpbin\r\n\r\n").await.unwrap();
+    let (_, answer) = end(&mut client).await;
+    assert!(!answer.ends_with(b"0\r\n\r\n"), "{}", answer.escape_ascii());
+}
+
+#[tokio::test]
 async fn connections_beyond_the_limit_are_ended_at_once_and_counted() {
     let mesh = Mesh::with(2, Limits { connections: 3, ..Limits::default() }).await;
     let mut clients = Vec::new();
