@@ -65,7 +65,7 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
     let standalone =
         Standalone::start(StandaloneOptions::in_folder(&manifests, &folder.path().join("state")), log)
             .await?;
-    standalone.ready().await?;
+    standalone.ready().await;
 
     let client = IngressClient {
         source: SocketAddr::from((network.address(30), 0)),

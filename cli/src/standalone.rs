@@ -31,7 +31,7 @@ use tidegate_runtime::grpc;
 use tidegate_runtime::identity::{self, CaOptions};
 use tidegate_runtime::logging::{self, LogHandle, LogOptions};
 use tidegate_runtime::metrics::Metrics;
-use tidegate_runtime::readiness::Readiness;
+use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::{signals, trust_bundle};
 use tidegate_sidecar::options::{Inbound, LimitOptions, Options as SidecarOptions};
 use tidegate_sidecar::sidecar::Sidecar;
@@ -45,6 +45,8 @@ use self::tokens::{TokenIssuer, TokenSubject};
 const APP_ADDRESS: &str = "tidegate.io/app-address";
 /// The name by which the CA is called within the process.
 const CA_NAME: &str = "localhost";
+/// What the process is not ready for while it waits for its sidecars.
+const WAITING_FOR_SIDECARS: &str = "sidecars";
 /// How long an orderly end may take.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -104,6 +106,7 @@ pub struct Standalone {
     ca: CertManagerHandle,
     controller: ControllerHandle,
     sidecars: Arc<Sidecars>,
+    readiness: Readiness,
     state_dir: PathBuf,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -116,8 +119,6 @@ struct Sidecars {
     discovery: SocketAddr,
     log: LogHandle,
     running: Mutex<BTreeMap<String, Vec<Sidecar>>>,
-    /// Counts up whenever the set of sidecars was brought in line with the Pods.
-    settled: watch::Sender<u64>,
 }
 
 /// How daemons of this process reach the CA.
@@ -180,7 +181,10 @@ impl Standalone {
             trust_bundle: state_dir.join("trust-bundle.pem"),
             lifetime: options.certificate_lifetime,
         };
-        let (controller, certificate) = start_controller(&options, &access, &tokens, &log).await?;
+        let readiness = Readiness::new();
+        let waiting = readiness.block(WAITING_FOR_SIDECARS);
+        let (controller, certificate) =
+            start_controller(&options, &access, &tokens, readiness.clone(), &log).await?;
         let sidecars = Arc::new(Sidecars {
             ca: access,
             tokens,
@@ -188,15 +192,15 @@ impl Standalone {
             log,
             options,
             running: Mutex::default(),
-            settled: watch::Sender::new(0),
         });
         let tasks = vec![
             certificate,
             tokio::spawn(gateway::follow(controller.mesh_config.clone(), gateway)),
             tokio::spawn(sidecars.clone().follow(controller.pods.clone())),
+            tokio::spawn(sidecars.clone().until_ready(controller.pods.clone(), readiness.clone(), waiting)),
             tokio::spawn(sidecars.clone().refresh_tokens()),
         ];
-        Ok(Self { ca, controller, sidecars, state_dir, tasks })
+        Ok(Self { ca, controller, sidecars, readiness, state_dir, tasks })
     }
 
     /// The controller's admin address.
@@ -215,17 +219,8 @@ impl Standalone {
     }
 
     /// Waits until every local Pod that there is at first has a sidecar with a certificate and a policy.
-    pub async fn ready(&self) -> anyhow::Result<()> {
-        let mut settled = self.sidecars.settled.subscribe();
-        settled.wait_for(|times| *times > 0).await.context("the sidecars are gone")?;
-        let waits: Vec<_> = {
-            let running = self.sidecars.running.lock().await;
-            running.values().flatten().map(|sidecar| sidecar.readiness().clone()).collect()
-        };
-        for readiness in waits {
-            readiness.ready().await;
-        }
-        Ok(())
+    pub async fn ready(&self) {
+        self.readiness.ready().await;
     }
 
     /// Drains the sidecars, then ends the rest.
@@ -249,13 +244,36 @@ impl Sidecars {
         loop {
             let local = pods.borrow_and_update().clone();
             self.settle(&local).await;
-            if !local.is_empty() {
-                self.settled.send_modify(|times| *times += 1);
-            }
             if pods.changed().await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Lets the process be ready once the objects are read and every local Pod has a sidecar that is ready.
+    async fn until_ready(
+        self: Arc<Self>,
+        pods: watch::Receiver<Arc<Vec<LocalPod>>>,
+        readiness: Readiness,
+        waiting: Blocker,
+    ) {
+        loop {
+            let local = pods.borrow().clone();
+            if readiness.blocked_by() == [WAITING_FOR_SIDECARS] && self.are_ready(&local).await {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop(waiting);
+    }
+
+    async fn are_ready(&self, pods: &[LocalPod]) -> bool {
+        let running = self.running.lock().await;
+        pods.iter().filter(|pod| !pod.ports.is_empty()).all(|pod| {
+            running.get(&workload(pod)).is_some_and(|sidecars| {
+                !sidecars.is_empty() && sidecars.iter().all(|sidecar| sidecar.readiness().is_ready())
+            })
+        })
     }
 
     async fn settle(&self, pods: &[LocalPod]) {
@@ -404,6 +422,7 @@ async fn start_controller(
     options: &StandaloneOptions,
     ca: &CaAccess,
     tokens: &TokenIssuer,
+    readiness: Readiness,
     log: &LogHandle,
 ) -> anyhow::Result<(ControllerHandle, JoinHandle<()>)> {
     let identity = controller_identity(&options.trust_domain)?;
@@ -427,7 +446,7 @@ async fn start_controller(
         credentials: kept.credentials,
         trust_bundle: bundle,
         metrics,
-        readiness: Readiness::new(),
+        readiness,
         log: log.clone(),
     };
     let controller =
