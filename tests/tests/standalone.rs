@@ -217,7 +217,7 @@ fn explain_and_policy_list_say_what_a_running_mesh_does() {
     let admin = mesh.process.admin_address().to_string();
     let (source, stranger) = (mesh.block.ip(30).to_string(), mesh.block.ip(99).to_string());
     wait::until_true("the policy is listed", SOON, || {
-        text(&tidegate(&["policy", "list", "--admin-address", &admin])).contains("committed")
+        text(&tidegate(&["policy", "list", "--admin-address", &admin])).contains("IngressBackend")
     });
     let ask = |more: &[&str]| {
         let arguments =
