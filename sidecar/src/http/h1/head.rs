@@ -526,7 +526,8 @@ fn is_valid_host(text: &[u8]) -> bool {
         }
         _ => text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len())),
     };
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte);
+    // RFC 3986 §3.2.2 has percent-encoded octets, but no name of a host has one, and a lone `%` is none.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
     let is_host = host.first() == Some(&b'[') || (!host.is_empty() && host.iter().all(|byte| is_name(*byte)));
     let is_port = match port {
         [] => true,
