@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -18,24 +18,21 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `GET path`, and the answer's JSON.
 pub(crate) async fn fetch<T: DeserializeOwned>(admin: SocketAddr, path: &str) -> anyhow::Result<T> {
-    let body = ask(admin, Method::GET, path).await?;
+    let body = get(admin, path).await?;
     serde_json::from_slice(&body)
         .with_context(|| format!("http://{admin}{path}: not the JSON that was expected"))
 }
 
-/// Sends a request without a body; an error says what the process answered.
-pub(crate) async fn ask(admin: SocketAddr, method: Method, path: &str) -> anyhow::Result<Bytes> {
+/// The body of an answer; an error says what the process answered.
+async fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
     let exchange = async {
         let stream = TcpStream::connect(admin).await.with_context(|| {
             format!("no Tidegate process answers at {admin}; is `tidegate standalone` running, with this --admin-address?")
         })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", admin.to_string())
-            .body(Empty::<Bytes>::new())?;
+        let request =
+            Request::builder().uri(path).header("host", admin.to_string()).body(Empty::<Bytes>::new())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;

@@ -117,7 +117,8 @@ impl Credentials {
     }
 }
 
-fn parse_server_name(text: &str) -> Result<ServerName<'static>, String> {
+/// Reads the name that a server's certificate must hold, for flags: a DNS name or an IP address.
+pub fn parse_server_name(text: &str) -> Result<ServerName<'static>, String> {
     ServerName::try_from(text.to_owned())
         .map_err(|_| format!("{text:?} is neither a DNS name nor an IP address"))
 }

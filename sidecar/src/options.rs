@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 use rustls_pki_types::ServerName;
 use tidegate_runtime::grpc;
-use tidegate_runtime::identity::CaOptions;
+use tidegate_runtime::identity::{CaOptions, parse_server_name};
 use tidegate_runtime::logging::LogOptions;
 
 use crate::limits::Limits;
@@ -205,11 +205,6 @@ fn parse_workload(text: &str) -> Result<String, String> {
         }
         _ => Err(format!("{text:?} is not of the form NAMESPACE/NAME")),
     }
-}
-
-fn parse_server_name(text: &str) -> Result<ServerName<'static>, String> {
-    ServerName::try_from(text.to_owned())
-        .map_err(|_| format!("{text:?} is neither a DNS name nor an IP address"))
 }
 
 #[cfg(test)]
