@@ -107,6 +107,17 @@ impl AdminServer {
         Self { name, router, allow_remote: false }
     }
 
+    /// A server for kubelet's probes and for Prometheus: it only reads, so other hosts may reach it.
+    pub fn health(name: ProcessName, metrics: Metrics, readiness: Readiness, log: LogHandle) -> Self {
+        let router = Router::new()
+            .route("/live", get(live))
+            .route("/ready", get(ready))
+            .route("/metrics", get(metrics_page))
+            .route("/stats/prometheus", get(metrics_page))
+            .with_state(Shared { name, metrics, readiness, log });
+        Self { name, router, allow_remote: true }
+    }
+
     /// Adds a daemon's own routes. They pass the same checks.
     #[must_use]
     pub fn merge(mut self, routes: Router) -> Self {

@@ -169,3 +169,26 @@ async fn a_drain_ends_idle_connections_and_the_server() {
     fixture.task.await.unwrap();
     assert!(TcpStream::connect(fixture.address).await.is_err());
 }
+
+#[tokio::test]
+async fn a_health_server_only_reads() {
+    let (_trigger, watch) = drain::channel();
+    let name = ProcessName("tidegate-test");
+    let health = AdminServer::health(name, Metrics::new(), Readiness::new(), LogHandle::detached());
+    let health = health.bind((Ipv4Addr::UNSPECIFIED, 0).into()).await.unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, health.local_addr().port()));
+    tokio::spawn(health.serve(watch));
+    let ask = async |request: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{request} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        status(&answer)
+    };
+    for path in ["/live", "/ready", "/metrics", "/stats/prometheus"] {
+        assert_eq!(ask(&format!("GET {path}")).await, 200, "{path}");
+    }
+    assert_eq!(ask("PUT /log").await, 404);
+    assert_eq!(ask("POST /ready").await, 405);
+}

@@ -1,0 +1,1 @@
+//! The mutating webhook that adds the sidecar to pods of the mesh.
