@@ -8,6 +8,7 @@
 //! the API server would. The manifests in `crds/yaml` are written by [`manifest`] and held to it by a test.
 
 pub mod ingress_backend;
+pub mod injection;
 pub mod manifest;
 pub mod mesh_config;
 pub mod schema;
