@@ -47,7 +47,9 @@ fn is_ours(metadata: &ObjectMeta, mesh_name: &str) -> bool {
 async fn bounded<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(kube::Error::Api(status))) if status.is_conflict() => Err(StoreError::Conflict),
+        Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => {
+            Err(StoreError::Conflict)
+        }
         Ok(Err(error)) => Err(StoreError::Other(message(&error))),
         Err(_) => Err(StoreError::Other(format!(
             "the API server did not answer within {}",

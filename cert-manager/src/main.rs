@@ -27,8 +27,7 @@ async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
                 return Ok(());
             }
         }
-        let (config, dependencies, background) =
-            options.build_on_kubernetes(&client, Metrics::new(), log)?;
+        let (config, dependencies, background) = options.build_on_kubernetes(&client, Metrics::new(), log)?;
         (config, dependencies, Some(background))
     } else {
         let (config, dependencies) = options.build(Metrics::new(), log)?;

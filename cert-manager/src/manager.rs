@@ -174,11 +174,10 @@ impl CertManager {
             tokio::spawn(server.serve(watch.clone()));
         }
         if let Some(address) = config.admin {
-            let server =
-                AdminServer::new(PROCESS, metrics, readiness, log)
-                    .merge(crate::admin::routes(authority.clone()))
-                    .bind(address)
-                    .await?;
+            let server = AdminServer::new(PROCESS, metrics, readiness, log)
+                .merge(crate::admin::routes(authority.clone()))
+                .bind(address)
+                .await?;
             admin_address = Some(server.local_addr());
             tokio::spawn(server.serve(watch.clone()));
         }

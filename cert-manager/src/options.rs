@@ -69,8 +69,12 @@ pub struct Options {
     pub serving_names: Vec<San>,
 
     /// Names of Services under which a workload serves TLS, besides its own names; repeat for more
-    #[arg(long = "service-names", env = "TIDEGATE_CA_SERVICE_NAMES", value_delimiter = ',',
-          value_name = "NAMESPACE/ACCOUNT=NAME[+NAME]")]
+    #[arg(
+        long = "service-names",
+        env = "TIDEGATE_CA_SERVICE_NAMES",
+        value_delimiter = ',',
+        value_name = "NAMESPACE/ACCOUNT=NAME[+NAME]"
+    )]
     pub service_names: Vec<ServiceNameGrant>,
 
     /// After SIGTERM, time for calls in progress

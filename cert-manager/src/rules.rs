@@ -153,6 +153,7 @@ impl Issued {
 /// The two spellings that every workload's certificate carries, then the names of its Services.
 fn workload_sans(identity: &Identity, service_names: &[DnsName]) -> Result<Vec<San>, Refusal> {
     let name = DnsName::parse(&identity.dns_name()).map_err(|_| Refusal::Identity(identity.to_string()))?;
-    let others = service_names.iter().filter(|other| **other != name).cloned().map(San::Dns).collect::<Vec<_>>();
+    let others =
+        service_names.iter().filter(|other| **other != name).cloned().map(San::Dns).collect::<Vec<_>>();
     Ok([San::Dns(name), San::Uri(identity.spiffe_uri().into())].into_iter().chain(others).collect())
 }

@@ -50,7 +50,8 @@ impl FromStr for ServiceNameGrant {
         let form = || format!("{text:?} is not of the form <namespace>/<service account>=<name>[+<name>]");
         let (workload, names) = text.split_once('=').ok_or_else(form)?;
         let (namespace, service_account) = workload.split_once('/').ok_or_else(form)?;
-        Identity::new(TrustDomain::default(), namespace, service_account).map_err(|error| error.to_string())?;
+        Identity::new(TrustDomain::default(), namespace, service_account)
+            .map_err(|error| error.to_string())?;
         let names: Result<Vec<_>, _> = names.split('+').map(DnsName::parse).collect();
         let names = names.map_err(|error| format!("{text:?}: {error}"))?;
         if names.len() > MAX_NAMES {

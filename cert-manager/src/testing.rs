@@ -1,7 +1,5 @@
 //! What the tests of several modules share.
 
-pub(crate) mod api_server;
-
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 

@@ -98,7 +98,9 @@ impl IngressGateway {
     /// One look at everything.
     async fn keep(&mut self) {
         if !*self.gateway.active.borrow_and_update() {
-            self.status.send_if_modified(|last| std::mem::replace(last, GatewayStatus::NotActive) != GatewayStatus::NotActive);
+            self.status.send_if_modified(|last| {
+                std::mem::replace(last, GatewayStatus::NotActive) != GatewayStatus::NotActive
+            });
             return;
         }
         let settings = self.gateway.settings.borrow_and_update().clone();
@@ -131,7 +133,11 @@ impl IngressGateway {
         // After the new one is there: a controller that follows both names is never without.
         for owned in self.gateway.store.owned().await.map_err(KeepError::List)? {
             if settings.is_none_or(|settings| settings.secret != owned) {
-                self.gateway.store.remove(&owned).await.map_err(|error| KeepError::Store(owned.clone(), error))?;
+                self.gateway
+                    .store
+                    .remove(&owned)
+                    .await
+                    .map_err(|error| KeepError::Store(owned.clone(), error))?;
                 info!(secret = %owned, "ingress gateway certificate removed: no setting asks for it");
             }
         }

@@ -106,12 +106,14 @@ impl MeshConfigFollower {
     async fn look(&mut self, gateway: &GatewayStatus) -> Result<(), crate::store::StoreError> {
         let leads = *self.is_leader.borrow_and_update();
         let seen = self.seen.now();
-        let seen = seen.and_then(|all| all.get(&(self.namespace.clone(), MESH_CONFIG_NAME.to_owned())).cloned());
+        let seen =
+            seen.and_then(|all| all.get(&(self.namespace.clone(), MESH_CONFIG_NAME.to_owned())).cloned());
         let wanted = seen.as_ref().map(|seen| seen.gateway.as_ref().map(parse).transpose());
         let problems = match wanted {
             Some(Ok(wanted)) => {
                 self.is_known = true;
-                self.settings.send_if_modified(|current| std::mem::replace(current, wanted.clone()) != wanted);
+                self.settings
+                    .send_if_modified(|current| std::mem::replace(current, wanted.clone()) != wanted);
                 Vec::new()
             }
             Some(Err(problems)) => problems,
@@ -125,11 +127,14 @@ impl MeshConfigFollower {
                 let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 ("error", problems.join("; "))
             }
-            GatewayStatus::Failed { reason } if is_active => ("error", format!("spec.certificate.ingressGateway: {reason}")),
+            GatewayStatus::Failed { reason } if is_active => {
+                ("error", format!("spec.certificate.ingressGateway: {reason}"))
+            }
             _ => ("committed", COMMITTED.to_owned()),
         };
         let is_written = seen.status.is_some_and(|status| {
-            status.current_status.as_deref() == Some(current_status) && status.reason.as_ref() == Some(&reason)
+            status.current_status.as_deref() == Some(current_status)
+                && status.reason.as_ref() == Some(&reason)
         });
         if is_written {
             return Ok(());

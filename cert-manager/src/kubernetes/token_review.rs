@@ -57,10 +57,7 @@ impl TokenReviewer {
     async fn review(&self, token: &str) -> Result<TokenReviewStatus, AuthError> {
         let review = TokenReview {
             metadata: ObjectMeta::default(),
-            spec: TokenReviewSpec {
-                audiences: Some(vec![self.audience.clone()]),
-                token: token.to_owned(),
-            },
+            spec: TokenReviewSpec { audiences: Some(vec![self.audience.clone()]), token: token.to_owned() },
             status: None,
         };
         let asked = async {
@@ -141,14 +138,13 @@ fn look(token: &str, audience: &str) -> Result<(), AuthError> {
         return Err(AuthError::TooLong(MAX_TOKEN_BYTES));
     }
     let mut parts = token.split('.');
-    let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return Err(AuthError::Malformed);
     };
     let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims);
-    let claims: Claims = claims
-        .ok()
-        .and_then(|claims| serde_json::from_slice(&claims).ok())
-        .ok_or(AuthError::Malformed)?;
+    let claims: Claims =
+        claims.ok().and_then(|claims| serde_json::from_slice(&claims).ok()).ok_or(AuthError::Malformed)?;
     let is_for_us = match &claims.aud {
         Some(Audiences::One(one)) => one == audience,
         Some(Audiences::Several(several)) => several.iter().any(|one| one == audience),

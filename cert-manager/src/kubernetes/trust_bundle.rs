@@ -83,21 +83,22 @@ impl TrustBundleConfigMaps {
         }
     }
 
-    /// Where something has to be written so that exactly `pem` is published.
-    async fn missing(&self, pem: &str) -> Option<Vec<String>> {
+    /// Where something has to be written so that exactly `pem` is published, and whether it may be created there.
+    async fn missing(&self, pem: &str) -> Option<Vec<(String, bool)>> {
         let (namespaces, published) =
             (self.namespaces.all(PATIENCE).await?, self.published.all(PATIENCE).await?);
-        let is_missing = |namespace: &String, is_in_mesh: bool| {
-            match published.get(&(namespace.clone(), TRUST_BUNDLE_CONFIG_MAP.to_owned())) {
+        let missing = namespaces.into_iter().filter_map(|((_, namespace), is_in_mesh)| {
+            let is_wanted = is_in_mesh || namespace == self.control_plane;
+            let is_missing = match published.get(&(namespace.clone(), TRUST_BUNDLE_CONFIG_MAP.to_owned())) {
                 Some(found) if found.is_ours => found.pem.as_deref() != Some(pem),
-                _ => is_in_mesh || *namespace == self.control_plane,
-            }
-        };
-        let missing = namespaces.into_iter().filter(|((_, name), is_in_mesh)| is_missing(name, *is_in_mesh));
-        Some(missing.map(|((_, name), _)| name).collect())
+                _ => is_wanted,
+            };
+            is_missing.then_some((namespace, is_wanted))
+        });
+        Some(missing.collect())
     }
 
-    async fn apply(&self, namespace: &str, pem: &str) -> Result<(), StoreError> {
+    async fn write(&self, namespace: &str, may_create: bool, pem: &str) -> Result<(), StoreError> {
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         let wanted = ConfigMap {
             metadata: ObjectMeta {
@@ -108,8 +109,11 @@ impl TrustBundleConfigMaps {
             data: Some([(TRUST_BUNDLE_KEY.to_owned(), pem.to_owned())].into()),
             ..ConfigMap::default()
         };
-        let parameters = PatchParams::apply(MANAGER).force();
-        let patch = Patch::Apply(&wanted);
+        let (parameters, patch) = if may_create {
+            (PatchParams::apply(MANAGER).force(), Patch::Apply(&wanted))
+        } else {
+            (PatchParams::default(), Patch::Merge(&wanted))
+        };
         let applied = async {
             match maps.patch(TRUST_BUNDLE_CONFIG_MAP, &parameters, &patch).await {
                 // It has just gone, or is going.
@@ -134,7 +138,7 @@ impl BundlePublisher for TrustBundleConfigMaps {
             StoreError::Other("the API server has not yet listed namespaces and ConfigMaps".to_owned())
         })?;
         let mut written = futures_util::stream::iter(missing)
-            .map(|namespace| async move { self.apply(&namespace, pem).await })
+            .map(|(namespace, may_create)| async move { self.write(&namespace, may_create, pem).await })
             .buffer_unordered(CONCURRENCY);
         let mut result = Ok(());
         while let Some(one) = written.next().await {

@@ -121,7 +121,8 @@ fn a_foreign_name_gets_no_certificate() {
 fn granted_service_names_come_besides_the_two_spellings_and_change_nobodys_identity() {
     let issuer = Issuer::create_root(now()).unwrap();
     let csr = check_csr(plain_request().as_bytes()).unwrap();
-    let names = ["httpbin.httpbin.svc", "httpbin.httpbin.cluster.local"].map(|name| DnsName::parse(name).unwrap());
+    let names =
+        ["httpbin.httpbin.svc", "httpbin.httpbin.cluster.local"].map(|name| DnsName::parse(name).unwrap());
     let issued = IssuingRules::default().issue(&csr, &httpbin(), &names, 0, &issuer, now()).unwrap();
     let leaf = tidegate_core::PeerCertificate::from_der(&issued.leaf).unwrap();
     assert_eq!(
