@@ -4,10 +4,13 @@
 //! Pod through a port-forward; [`control_plane`] finds the Pods to ask.
 
 pub(crate) mod admin;
+pub(crate) mod certificate;
 pub(crate) mod client;
 pub(crate) mod conflicts;
 pub(crate) mod control_plane;
 pub(crate) mod mesh;
 pub(crate) mod namespace;
+pub(crate) mod proxy;
+pub(crate) mod sidecars;
 #[cfg(test)]
 pub(crate) mod testing;

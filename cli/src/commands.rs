@@ -10,12 +10,14 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::admin_client::fetch;
+use crate::cluster::certificate::CertificateCommand;
 use crate::cluster::client::ClusterOptions;
 use crate::cluster::conflicts::ConflictsOptions;
 use crate::cluster::control_plane::Part;
 use crate::cluster::mesh::MeshCommand;
 use crate::cluster::namespace::NamespaceCommand;
-use crate::cluster::{conflicts, mesh, namespace};
+use crate::cluster::proxy::ProxyCommand;
+use crate::cluster::{certificate, conflicts, mesh, namespace, proxy};
 use crate::demo::DemoOptions;
 use crate::explain::ExplainOptions;
 use crate::output::{OutputFormat, print};
@@ -55,6 +57,12 @@ enum Command {
     /// Look at control planes.
     #[command(subcommand)]
     Mesh(MeshCommand),
+    /// Look at sidecars.
+    #[command(subcommand)]
+    Proxy(ProxyCommand),
+    /// Look at the mesh's root certificate, and replace it.
+    #[command(subcommand, visible_alias = "cert")]
+    Certificate(CertificateCommand),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -126,6 +134,8 @@ impl Cli {
             }
             Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
             Command::Mesh(command) => threads()?.block_on(mesh::run(command)),
+            Command::Proxy(command) => threads()?.block_on(proxy::run(command)),
+            Command::Certificate(command) => threads()?.block_on(certificate::run(command)),
             Command::Completions { shell } => print(&completion::script(shell)?),
         }
     }

@@ -3,25 +3,20 @@
 use std::env;
 use std::fmt::Debug;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use kube::api::ListParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde::de::DeserializeOwned;
 use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_kubernetes::client::ClientOptions;
 
 use crate::completion;
 
 /// Where the control plane is unless told otherwise.
 pub(crate) const DEFAULT_CONTROL_PLANE: &str = "tidegate-system";
-/// A cluster that does not answer within this is not reached.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// An answer that takes longer than this is given up.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// How many objects are asked for at a time.
 const PAGE: u32 = 500;
 
@@ -92,29 +87,16 @@ impl ClusterOptions {
     }
 
     async fn config(&self) -> anyhow::Result<Config> {
-        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
-        let config = match (&self.kubeconfig, &self.context) {
-            (Some(file), _) => {
-                let kubeconfig = Kubeconfig::read_from(file)
-                    .map_err(|error| anyhow!("--kubeconfig {}: {}", file.display(), chain(&error)))?;
-                let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
-                config.map_err(|error| anyhow!("--kubeconfig {}: {}", file.display(), chain(&error)))
-            }
-            (None, Some(context)) => {
-                let config = Config::from_kubeconfig(&options).await;
-                config.map_err(|error| anyhow!("--context {context}: {}", chain(&error)))
-            }
-            (None, None) => Config::infer().await.map_err(|error| {
-                anyhow!(
-                    "no cluster is configured: {}; give --kubeconfig FILE, or set KUBECONFIG",
-                    chain(&error)
-                )
-            }),
-        };
-        let mut config = config?;
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        config.read_timeout = Some(READ_TIMEOUT);
-        Ok(config)
+        let options = ClientOptions { kubeconfig: self.kubeconfig.clone(), context: self.context.clone() };
+        let config = tidegate_kubernetes::client::config(&options).await;
+        config.map_err(|error| match (&self.kubeconfig, &self.context) {
+            (Some(file), _) => anyhow!("--kubeconfig {}: {}", file.display(), chain(&error)),
+            (None, Some(context)) => anyhow!("--context {context}: {}", chain(&error)),
+            (None, None) => anyhow!(
+                "no cluster is configured: {}; give --kubeconfig FILE, or set KUBECONFIG",
+                chain(&error)
+            ),
+        })
     }
 }
 

@@ -1,6 +1,5 @@
 //! `tidegate namespace`: which namespaces are in the mesh.
 
-use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
@@ -205,13 +204,6 @@ pub(crate) async fn list(cluster: &Cluster, mesh: Option<&str>) -> anyhow::Resul
         .collect();
     found.sort_by(|a, b| a.namespace.cmp(&b.namespace));
     Ok(found)
-}
-
-/// The namespaces whose policies and Pods count for the cluster's mesh.
-pub(crate) async fn in_mesh(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>> {
-    let all = all(cluster).await?;
-    let members = all.iter().filter(|namespace| is_in_mesh(Some(namespace.labels()), &cluster.mesh_name));
-    Ok(members.map(ResourceExt::name_any).collect())
 }
 
 /// Every namespace of the cluster.
