@@ -76,16 +76,15 @@ impl Mesh {
     }
 
     pub(crate) async fn with(count: usize, limits: Limits) -> Self {
-        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = app.local_addr().unwrap();
-        tokio::spawn(run_app(app));
+        Self::before(start_app().await, count, limits)
+    }
+
+    /// Workers in front of an app that runs elsewhere.
+    pub(crate) fn before(app: SocketAddr, count: usize, limits: Limits) -> Self {
         let root = Authority::root("root");
         let (publisher, snapshots) = channel();
-        let listens = PORTS.map(|port| Listen {
-            address: "127.0.0.1:0".parse().unwrap(),
-            port: port as u16,
-            app: address,
-        });
+        let listens =
+            PORTS.map(|port| Listen { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app });
         let workers = Workers::start(WorkersConfig {
             count,
             listens: listens.to_vec(),
@@ -94,7 +93,7 @@ impl Mesh {
             environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::new(Telemetry::default())))),
         })
         .unwrap();
-        let mesh = Self { root, publisher, workers, app: address };
+        let mesh = Self { root, publisher, workers, app };
         mesh.trust(&mesh.root);
         mesh.publish(|_| {});
         mesh
@@ -189,15 +188,19 @@ pub(crate) fn rule(sources: Sources, transport: IngressTransport) -> Vec<Ingress
     }]
 }
 
+/// Starts an app on loopback; see [`run_app`].
+pub(crate) async fn start_app() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(run_app(listener));
+    address
+}
+
 /// Greets each connection that sends nothing first, answers HTTP requests with `ok`, and echoes all else until the
 /// client is done, then says goodbye.
 async fn run_app(listener: TcpListener) {
-    loop {
-        match listener.accept().await {
-            Ok((io, _)) => drop(tokio::spawn(serve_app(io))),
-            // Tests that use up all file descriptors use up the app's as well.
-            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-        }
+    while let Ok((io, _)) = listener.accept().await {
+        tokio::spawn(serve_app(io));
     }
 }
 

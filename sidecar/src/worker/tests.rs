@@ -5,7 +5,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::test_mesh::{Mesh, Port, until};
+use crate::test_mesh::{Mesh, Port, start_app, until};
 use crate::test_pki::{GATEWAY, client_config};
 
 async fn get(address: SocketAddr) -> io::Result<TcpStream> {
@@ -59,19 +59,29 @@ async fn an_address_that_is_taken_is_named() {
     assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");
 }
 
-/// Runs an ignored test of this module in a process of its own.
-fn run_alone(test: &str) -> std::process::Child {
+/// Where the app of a test that runs alone is.
+const APP: &str = "TIDEGATE_TEST_APP";
+
+/// Runs an ignored test of this module in a process of its own, with its app in this one.
+fn run_alone(test: &str, app: SocketAddr) -> std::process::Child {
     Program::new(std::env::current_exe().unwrap())
         .args(["--exact", &format!("worker::tests::{test}"), "--ignored", "--nocapture"])
+        .env(APP, app.to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap()
 }
 
-#[test]
-fn an_idle_connection_with_mutual_tls_costs_at_most_twelve_kibibytes() {
-    let output = run_alone("memory_of_idle_connections").wait_with_output().unwrap();
+/// The mesh of a test that runs alone.
+fn mesh_alone() -> Mesh {
+    Mesh::before(std::env::var(APP).unwrap().parse().unwrap(), 1, Limits::default())
+}
+
+#[tokio::test]
+async fn an_idle_connection_with_mutual_tls_costs_at_most_twelve_kibibytes() {
+    let child = run_alone("memory_of_idle_connections", start_app().await);
+    let output = tokio::task::spawn_blocking(|| child.wait_with_output()).await.unwrap().unwrap();
     let output = String::from_utf8(output.stdout).unwrap();
     let (_, rest) = output.split_once("bytes each: ").expect(&output);
     let each: usize = rest.lines().next().unwrap().parse().unwrap();
@@ -82,7 +92,7 @@ fn an_idle_connection_with_mutual_tls_costs_at_most_twelve_kibibytes() {
 #[tokio::test]
 #[ignore = "run by an_idle_connection_with_mutual_tls_costs_at_most_twelve_kibibytes"]
 async fn memory_of_idle_connections() {
-    let mesh = Mesh::start().await;
+    let mesh = mesh_alone();
     let gateway = mesh.root.named(GATEWAY);
     let config = client_config(&mesh.root.bundle(), Some(&gateway), &[&rustls::version::TLS13], &[]);
     let connector = tokio_rustls::TlsConnector::from(config);
@@ -107,11 +117,12 @@ fn resident_bytes() -> usize {
     line.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024
 }
 
-/// Not a test of its own: the sidecar's side of the next one, in a process whose limit of files is its own.
+/// Not a test of its own: the sidecar's side of the next one, in a process whose limit of files is its own. The app
+/// is elsewhere: out of descriptors itself, it would keep clients waiting for ever.
 #[tokio::test]
 #[ignore = "run by a_sidecar_without_file_descriptors_sheds_and_recovers"]
 async fn sidecar_with_few_file_descriptors() {
-    let mesh = Mesh::start().await;
+    let mesh = mesh_alone();
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = Some(96);
     setrlimit(Resource::Nofile, limit).unwrap();
@@ -123,7 +134,7 @@ async fn sidecar_with_few_file_descriptors() {
 
 #[tokio::test]
 async fn a_sidecar_without_file_descriptors_sheds_and_recovers() {
-    let mut sidecar = run_alone("sidecar_with_few_file_descriptors");
+    let mut sidecar = run_alone("sidecar_with_few_file_descriptors", start_app().await);
     let mut lines = BufReader::new(sidecar.stdout.take().unwrap()).lines();
     let mut line_after = |prefix: &str| loop {
         let line = lines.next().unwrap().unwrap();
@@ -132,7 +143,7 @@ async fn a_sidecar_without_file_descriptors_sheds_and_recovers() {
         }
     };
     let address: SocketAddr = line_after("listening at ").parse().unwrap();
-    // Each takes three descriptors there: client, app, and the app's own.
+    // Each takes two descriptors there: the client's and the app's.
     let mut kept = Vec::new();
     let mut refused = 0;
     for _ in 0..150 {
