@@ -1,4 +1,4 @@
-//! What the daemons share when they run on Kubernetes: the [`client`] and [`lease`]s.
+//! What the daemons share when they run on Kubernetes: the [`client`], [`watch`]es that heal, and [`lease`]s.
 //!
 //! Never a dependency of the sidecar: a test holds its tree free of Kubernetes' types. Start reading at
 //! [`client::connect`].
@@ -7,3 +7,4 @@ pub mod client;
 #[cfg(any(test, feature = "fake-api"))]
 pub mod fake_api;
 pub mod lease;
+pub mod watch;

@@ -81,7 +81,8 @@ async fn answer(shared: Arc<Shared>, connection: u64, request: http::Request<Inc
     };
     let response = {
         let mut state = shared.lock();
-        state.requests.push(target.request(verb, &selection));
+        let request = target.request(verb, &selection);
+        state.requests.push(request.clone());
         if state.faults.absent.contains(&target.resource) {
             failure(404, "the server could not find the requested resource")
         } else if verb == "watch" {
@@ -89,6 +90,8 @@ async fn answer(shared: Arc<Shared>, connection: u64, request: http::Request<Inc
             watch(shared.clone(), connection, selection, &query)
         } else if verb == "list" {
             list(&state, &selection, &query)
+        } else if let Some((code, body)) = state.answers.to(&request, &body) {
+            json_response(code, &body)
         } else {
             write_or_get(&mut state, verb, &target, head.headers.get("content-type"), &body)
         }
@@ -206,10 +209,12 @@ fn watch(
     };
     tokio::spawn(async move {
         tokio::select! {
+            // First, so that nothing that happens after the silence is heard.
+            biased;
+            () = shared.silenced(connection) => sender.closed().await,
             () = sender.closed() => {}
             () = follow(&shared, selection, position, bookmarks, &sender) => {}
             () = tokio::time::sleep(Duration::from_secs(timeout)) => {}
-            () = shared.silenced(connection) => sender.closed().await,
         }
     });
     let body = StreamBody::new(ReceiverStream::new(receiver));
@@ -321,7 +326,7 @@ impl Target {
     }
 }
 
-fn status(code: u16, message: &str) -> Value {
+pub(super) fn status(code: u16, message: &str) -> Value {
     let reason = match code {
         404 => "NotFound",
         409 => "Conflict",
