@@ -51,8 +51,7 @@ pub fn has_sidecar(pod: &Pod) -> bool {
     label.is_some_and(|label| label == INJECTED) && containers.iter().any(is_sidecar)
 }
 
-/// Whether a container is the native sidecar.
-pub fn is_sidecar(container: &Container) -> bool {
+fn is_sidecar(container: &Container) -> bool {
     container.name == SIDECAR_CONTAINER && container.restart_policy.as_deref() == Some("Always")
 }
 

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
-use tidegate_crds::injection::{has_sidecar, is_sidecar};
+use tidegate_crds::injection::{INTERCEPT_CONTAINER, has_sidecar};
 
 use crate::index::SERVICE_NAME_LABEL;
 
@@ -68,7 +68,8 @@ pub(super) fn pod(pod: &mut Pod) {
     let spec = spec.filter(|_| is_meshed).map(|spec| PodSpec {
         containers: spec.containers.into_iter().map(container).collect(),
         init_containers: spec.init_containers.map(|containers| {
-            let kept = containers.into_iter().filter(|c| is_sidecar(c) || c.restart_policy.is_some());
+            // Others have ended before anybody comes.
+            let kept = containers.into_iter().filter(|c| is_intercept(c) || c.restart_policy.is_some());
             kept.map(container).collect()
         }),
         host_network: spec.host_network,
@@ -103,8 +104,14 @@ fn named(metadata: &mut ObjectMeta) -> ObjectMeta {
     }
 }
 
+fn is_intercept(container: &Container) -> bool {
+    container.name == INTERCEPT_CONTAINER
+}
+
 fn container(container: Container) -> Container {
     Container {
+        // They say which ports the sidecar does not see.
+        args: container.args.filter(|_| container.name == INTERCEPT_CONTAINER),
         name: container.name,
         ports: container.ports,
         restart_policy: container.restart_policy,

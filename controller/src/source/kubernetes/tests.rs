@@ -4,7 +4,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tidegate_core::TrustDomain;
 use tidegate_core::policy::{InboundPolicy, RuleState, Sources};
-use tidegate_crds::injection::{INJECTED, MONITORED_BY, SIDECAR_CONTAINER, SIDECAR_LABEL};
+use tidegate_crds::injection::{
+    INJECTED, INTERCEPT_CONTAINER, MONITORED_BY, SIDECAR_CONTAINER, SIDECAR_LABEL,
+};
 use tidegate_kubernetes::fake_api::FakeApi;
 use tidegate_runtime::metrics::Metrics;
 
@@ -105,7 +107,9 @@ fn injected(namespace: &str, name: &str, account: &str, ip: &str, phase: &str) -
         "metadata": {"namespace": namespace, "name": name, "managedFields": [{"manager": "kubelet"}],
             "labels": {"app": account, SIDECAR_LABEL: INJECTED}},
         "spec": {"serviceAccountName": account, "nodeName": "node-1",
-            "initContainers": [{"name": SIDECAR_CONTAINER, "restartPolicy": "Always", "image": "sidecar"}],
+            "initContainers": [
+                {"name": INTERCEPT_CONTAINER, "args": ["intercept", "--exclude-inbound-ports=9000"]},
+                {"name": SIDECAR_CONTAINER, "restartPolicy": "Always", "args": ["--transparent"]}],
             "containers": [{"name": "app", "image": "app", "env": [{"name": "A", "value": "b"}],
                 "ports": [{"name": "web", "containerPort": 14001}]}]},
         "status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "10.9.9.9"},
@@ -348,6 +352,9 @@ async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
         spec.node_name.is_none() && spec.containers[0].image.is_none() && spec.containers[0].env.is_none()
     );
     assert!(pod.status.as_ref().unwrap().host_ip.is_none());
+    let init = spec.init_containers.as_ref().unwrap();
+    assert_eq!(init[0].args.as_ref().unwrap()[1], "--exclude-inbound-ports=9000");
+    assert!(init[1].args.is_none());
     let plain = cluster.pod("ingress-nginx/nginx-1").unwrap();
     assert!(plain.spec.is_none() && plain.metadata.uid.is_some());
 
