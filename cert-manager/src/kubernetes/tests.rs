@@ -105,11 +105,15 @@ impl Replica {
 
     async fn ask(&self, signature: &str) -> Result<PeerCertificate, Status> {
         let bundle = self.manager.bundle().borrow().clone();
-        let address = Address::new(ServerName::try_from("127.0.0.1").unwrap(), self.manager.grpc_address().port());
+        let address =
+            Address::new(ServerName::try_from("127.0.0.1").unwrap(), self.manager.grpc_address().port());
         let name = ServerName::try_from("ca.example").unwrap();
         let channel = channel(&address, name, move || client_config(&bundle, None).ok());
-        let mut request =
-            Request::new(IstioCertificateRequest { csr: plain_request(), validity_duration: 0, metadata: None });
+        let mut request = Request::new(IstioCertificateRequest {
+            csr: plain_request(),
+            validity_duration: 0,
+            metadata: None,
+        });
         // {"aud":["tidegate-ca"],"exp":4000000000}
         let claims = "eyJhdWQiOlsidGlkZWdhdGUtY2EiXSwiZXhwIjo0MDAwMDAwMDAwfQ";
         let token = format!("Bearer e30.{claims}.{signature}").parse().unwrap();
@@ -128,11 +132,14 @@ fn published(api: &FakeApi, namespace: &str) -> Option<Vec<String>> {
 fn want_gateway(api: &FakeApi, gateway: Value) {
     let certificate =
         json!({"serviceCertValidityDuration": "24h", "certKeyBitSize": 2048, "ingressGateway": gateway});
-    api.apply(MESH_CONFIGS, json!({
-        "apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
-        "metadata": {"name": "osm-mesh-config", "namespace": NAMESPACE},
-        "spec": {"certificate": certificate},
-    }));
+    api.apply(
+        MESH_CONFIGS,
+        json!({
+            "apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
+            "metadata": {"name": "osm-mesh-config", "namespace": NAMESPACE},
+            "spec": {"certificate": certificate},
+        }),
+    );
 }
 
 fn usual_gateway(secret: &str) -> Value {
@@ -223,7 +230,10 @@ async fn the_gateways_secret_follows_mesh_config_and_rotation_and_is_put_back() 
     // The write that brings a root brings a new leaf.
     let before = gateway(&api, "first").unwrap();
     let both = one.manager.rotate(true).await.unwrap();
-    api.wait_for(|api| gateway(api, "first").is_some_and(|(roots, _)| roots.len() == both.trusted_roots.len())).await;
+    api.wait_for(|api| {
+        gateway(api, "first").is_some_and(|(roots, _)| roots.len() == both.trusted_roots.len())
+    })
+    .await;
     assert_ne!(gateway(&api, "first").unwrap().1, before.1);
 
     // Another name: the new one first, then the old one goes.
@@ -239,7 +249,10 @@ async fn only_the_replica_that_leads_writes_the_gateways_secret_and_another_one_
     want_gateway(&api, usual_gateway("a"));
     let (one, two) = (replica(&api, "a").await, replica(&api, "b").await);
     let is_ready = |replica: &Replica| {
-        matches!(*replica.manager.gateway_status().borrow(), crate::ingress_gateway::GatewayStatus::Ready { .. })
+        matches!(
+            *replica.manager.gateway_status().borrow(),
+            crate::ingress_gateway::GatewayStatus::Ready { .. }
+        )
     };
     api.wait_for(|_| is_ready(&one) || is_ready(&two)).await;
     assert!(is_ready(&one) != is_ready(&two));
@@ -276,4 +289,44 @@ async fn an_api_server_that_restarts_or_forgets_disturbs_nobody_for_long() {
     assert_eq!(one.roots(), roots);
     let restarted = replica(&api, "b").await;
     assert_eq!(restarted.roots(), roots);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_asked_of_the_api_server_beyond_the_charts_rights() {
+    let api = api_server().await;
+    let (one, _two) = (replica(&api, "a").await, replica(&api, "b").await);
+    want_gateway(&api, usual_gateway("first"));
+    api.wait_for(|api| gateway(api, "first").is_some()).await;
+    one.ask("good").await.unwrap();
+    one.manager.rotate(true).await.unwrap();
+    want_gateway(&api, usual_gateway("second"));
+    api.wait_for(|api| gateway(api, "second").is_some() && gateway(api, "first").is_none()).await;
+    api.delete("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP);
+    api.wait_for(|api| published(api, "httpbin").is_some()).await;
+
+    let read = ["get", "list", "watch"];
+    let is_allowed = |request: &tidegate_kubernetes::fake_api::Request| {
+        let named = |name: &str| request.name == name || request.verb == "create";
+        match (request.resource.as_str(), request.namespace.as_str()) {
+            ("tokenreviews", "") => request.verb == "create",
+            ("namespaces", "") => read.contains(&request.verb),
+            ("configmaps", _) => {
+                named(TRUST_BUNDLE_CONFIG_MAP)
+                    && [&read[..], &["create", "patch"]].concat().contains(&request.verb)
+            }
+            ("leases", NAMESPACE) => {
+                named(MANAGER) && [&read[..], &["create", "update"]].concat().contains(&request.verb)
+            }
+            ("meshconfigs", NAMESPACE) => read.contains(&request.verb),
+            ("meshconfigs/status", NAMESPACE) => request.verb == "patch",
+            // One by one, never all of a namespace's.
+            ("secrets", NAMESPACE | "ingress") => {
+                let verbs = [&read[..], &["create", "update", "delete"]].concat();
+                verbs.contains(&request.verb) && (request.verb == "create" || !request.name.is_empty())
+            }
+            _ => false,
+        }
+    };
+    let beyond: Vec<_> = api.requests().into_iter().filter(|request| !is_allowed(request)).collect();
+    assert!(beyond.is_empty(), "{beyond:#?}");
 }
