@@ -14,6 +14,8 @@
 pub mod app;
 pub mod client;
 pub mod daemon;
+pub mod golden;
+pub mod helm;
 pub mod http1;
 pub mod load;
 pub mod loopback;
