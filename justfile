@@ -12,6 +12,10 @@ demo:
 test:
     tests/run
 
+# A real Kubernetes on this machine, as root: `just cluster up`, `just cluster down`, `just cluster status`.
+cluster *arguments:
+    tests/cluster/cluster {{arguments}}
+
 # Format, lint, dependency rules.
 lint:
     cargo fmt --all --check
