@@ -79,7 +79,7 @@ impl Objects {
         }
         let values = documents.iter().map(|document| serde_saphyr::from_str(document));
         let mut objects: Vec<Value> =
-            values.map(Result::unwrap).filter(|value: &Value| !value.is_null()).collect();
+            values.map(Result::unwrap).filter(|value: &Value| !value.is_null()).map(whole).collect();
         objects.sort_by_cached_key(name);
         Self(objects)
     }
@@ -111,6 +111,19 @@ impl Objects {
 /// A file of the repository.
 pub fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Numbers without a fraction as integers: `65535.0` and `65535` are one number to Kubernetes.
+fn whole(value: Value) -> Value {
+    match value {
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() && float.fract() == 0.0 => Value::from(float as i64),
+            _ => Value::Number(number),
+        },
+        Value::Array(items) => items.into_iter().map(whole).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, whole(value))).collect(),
+        other => other,
+    }
 }
 
 fn name(object: &Value) -> String {
