@@ -12,6 +12,10 @@ demo:
 test:
     tests/run
 
+# A real Kubernetes on this machine, as root: `just cluster up`, `just cluster down`, `just cluster status`.
+cluster *arguments:
+    tests/cluster/cluster {{arguments}}
+
 # Format, lint, dependency rules.
 lint:
     cargo fmt --all --check
@@ -21,6 +25,7 @@ lint:
 # Write golden files anew; look at the difference before you commit it.
 golden:
     cargo run -p tidegate-crds --example crdgen crds/yaml
+    cargo run -p tidegate-crds --example crdgen charts/tidegate-crds/files
 
 # Fuzz one target for a while: `just fuzz client_hello 600`.
 fuzz target="" seconds="300":
