@@ -20,6 +20,7 @@ use rustls_pki_types::ServerName;
 use tidegate_cert_manager::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use tidegate_cert_manager::rate_limit::RateLimit;
 use tidegate_cert_manager::rules::IssuingRules;
+use tidegate_cert_manager::service_names::ServiceNames;
 use tidegate_cert_manager::store::bundle_file::BundleFile;
 use tidegate_cert_manager::store::root_folder::RootFolder;
 use tidegate_cert_manager::store::secret_folder::SecretFolder;
@@ -397,8 +398,10 @@ async fn start_ca(
     let config = tidegate_cert_manager::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         admin: Some(options.ca_admin_address),
+        health: None,
         serving_names: vec![San::Dns(DnsName::parse(CA_NAME)?)],
         rules: IssuingRules { max_life: rules.max_life.max(options.certificate_lifetime), ..rules },
+        service_names: ServiceNames::default(),
         // Files are read once a second.
         propagation: Duration::from_secs(3),
         rate_limit: RateLimit::default(),
@@ -409,10 +412,11 @@ async fn start_ca(
         root_store: Arc::new(RootFolder::new(state_dir.join("ca"))),
         given: None,
         publishers: vec![Arc::new(BundleFile::new(state_dir.join("trust-bundle.pem")))],
-        gateway: Some(GatewayDependencies {
-            settings: gateway,
-            store: Arc::new(SecretFolder::new(state_dir.join("secrets"))),
-        }),
+        gateway: Some(GatewayDependencies::alone(
+            gateway,
+            Arc::new(SecretFolder::new(state_dir.join("secrets"))),
+        )),
+        wake: Arc::default(),
         metrics: Metrics::new(),
         log: log.clone(),
     };
