@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use crate::LocalPod;
 use crate::compile::status::{self, CurrentStatus, ObjectStatus};
 use crate::compile::{self, NamespaceRules, service_account};
+use crate::destinations::Destinations;
 use crate::index::{Index, Touched};
 use crate::metrics::ControllerMetrics;
 use crate::object::{Kind, ObjectKey, ObjectName};
@@ -26,6 +27,7 @@ pub(crate) struct Shared {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) index: Arc<RwLock<Index>>,
     pub(crate) workloads: Arc<Workloads>,
+    pub(crate) destinations: Arc<Destinations>,
     pub(crate) statuses: StatusBoard,
     pub(crate) problems: Arc<RwLock<Vec<Problem>>>,
 }
@@ -114,6 +116,7 @@ impl Engine {
         for name in &names {
             self.recompile_workload(&index, &mut rules, name);
         }
+        self.shared.destinations.update(&index, touched);
         self.update_statuses(&index, touched);
         if touched.all {
             let config = index.mesh_config_spec();

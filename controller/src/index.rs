@@ -20,12 +20,20 @@ pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 pub struct Index {
     pods: BTreeMap<ObjectName, Arc<Pod>>,
     services: BTreeMap<ObjectName, Arc<Service>>,
+    /// By each of its addresses.
+    pods_at: Addresses,
+    /// By each of its cluster IPs.
+    services_at: Addresses,
     slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
     slices_of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     ingress_backends: BTreeMap<ObjectName, Arc<IngressBackend>>,
     mesh_configs: BTreeMap<ObjectName, Arc<MeshConfig>>,
     origins: BTreeMap<ObjectKey, Arc<str>>,
 }
+
+/// Who has which address.
+#[derive(Clone, Debug, Default)]
+struct Addresses(BTreeMap<IpAddr, BTreeSet<ObjectName>>);
 
 /// What a change may have an effect on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +44,8 @@ pub(crate) struct Touched {
     pub(crate) namespaces: BTreeSet<Arc<str>>,
     /// These workloads, and the status of the IngressBackends in their namespaces.
     pub(crate) pods: BTreeSet<ObjectName>,
+    /// What workloads find when they dial these: cluster IPs and addresses of Pods.
+    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 impl Index {
@@ -82,6 +92,16 @@ impl Index {
     /// Every Pod.
     pub(crate) fn pods(&self) -> impl Iterator<Item = (&ObjectName, &Arc<Pod>)> {
         self.pods.iter()
+    }
+
+    /// The Service that has this cluster IP. Kubernetes gives an address to one at a time; of several, the first.
+    pub(crate) fn service_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Arc<Service>)> {
+        self.services_at.of(ip).find_map(|name| self.services.get_key_value(name))
+    }
+
+    /// The Pods that have, or had, this address.
+    pub(crate) fn pods_at(&self, ip: IpAddr) -> impl Iterator<Item = (&ObjectName, &Arc<Pod>)> {
+        self.pods_at.of(ip).filter_map(|name| self.pods.get_key_value(name))
     }
 
     /// Pods of a namespace.
@@ -150,9 +170,13 @@ impl Index {
     fn insert(&mut self, name: ObjectName, object: Object) {
         match object {
             Object::Pod(pod) => {
+                self.remove_pod(&name);
+                self.pods_at.add(pod_ips(&pod), &name);
                 self.pods.insert(name, pod);
             }
             Object::Service(service) => {
+                self.remove_service(&name);
+                self.services_at.add(cluster_ips(&service), &name);
                 self.services.insert(name, service);
             }
             Object::EndpointSlice(slice) => {
@@ -174,12 +198,24 @@ impl Index {
 
     fn remove(&mut self, key: &ObjectKey) {
         match key.kind {
-            Kind::Pod => drop(self.pods.remove(&key.name)),
-            Kind::Service => drop(self.services.remove(&key.name)),
+            Kind::Pod => self.remove_pod(&key.name),
+            Kind::Service => self.remove_service(&key.name),
             Kind::EndpointSlice => self.remove_slice(&key.name),
             Kind::IngressBackend => drop(self.ingress_backends.remove(&key.name)),
             Kind::MeshConfig => drop(self.mesh_configs.remove(&key.name)),
             Kind::Namespace | Kind::ServiceAccount => {}
+        }
+    }
+
+    fn remove_pod(&mut self, name: &ObjectName) {
+        if let Some(pod) = self.pods.remove(name) {
+            self.pods_at.remove(pod_ips(&pod), name);
+        }
+    }
+
+    fn remove_service(&mut self, name: &ObjectName) {
+        if let Some(service) = self.services.remove(name) {
+            self.services_at.remove(cluster_ips(&service), name);
         }
     }
 
@@ -198,6 +234,7 @@ impl Index {
         match key.kind {
             Kind::Pod => {
                 touched.pods.insert(key.name.clone());
+                touched.addresses.extend(self.pods.get(&key.name).into_iter().flat_map(|pod| pod_ips(pod)));
             }
             Kind::Service => self.touch_service(&key.name, touched),
             Kind::EndpointSlice => {
@@ -216,6 +253,9 @@ impl Index {
     /// A Service matters where its Pods are and wherever an IngressBackend names it as a source.
     fn touch_service(&self, service: &ObjectName, touched: &mut Touched) {
         touched.namespaces.insert(service.namespace.clone());
+        touched
+            .addresses
+            .extend(self.services.get(service).into_iter().flat_map(|service| cluster_ips(service)));
         for (name, backend) in &self.ingress_backends {
             let names_it = backend.spec.sources.iter().any(|source| {
                 source.kind == "Service"
@@ -227,6 +267,45 @@ impl Index {
             }
         }
     }
+}
+
+impl Addresses {
+    fn of(&self, ip: IpAddr) -> impl Iterator<Item = &ObjectName> {
+        self.0.get(&ip).into_iter().flatten()
+    }
+
+    fn add(&mut self, ips: impl Iterator<Item = IpAddr>, name: &ObjectName) {
+        for ip in ips {
+            self.0.entry(ip).or_default().insert(name.clone());
+        }
+    }
+
+    fn remove(&mut self, ips: impl Iterator<Item = IpAddr>, name: &ObjectName) {
+        for ip in ips {
+            if let Some(names) = self.0.get_mut(&ip) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.0.remove(&ip);
+                }
+            }
+        }
+    }
+}
+
+/// The addresses of a Pod, of both families.
+fn pod_ips(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    let status = pod.status.iter();
+    let all = status.clone().flat_map(|status| status.pod_ips.iter().flatten()).map(|ip| &ip.ip);
+    let first = status.filter_map(|status| status.pod_ip.as_ref());
+    all.chain(first).filter_map(|ip| ip.parse().ok())
+}
+
+/// The cluster IPs of a Service, of both families. A headless one has none.
+fn cluster_ips(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let spec = service.spec.iter();
+    let all = spec.clone().flat_map(|spec| spec.cluster_ips.iter().flatten());
+    let first = spec.filter_map(|spec| spec.cluster_ip.as_ref());
+    all.chain(first).filter_map(|ip| ip.parse().ok())
 }
 
 fn in_namespace<'m, T>(

@@ -9,6 +9,7 @@
 
 mod admin;
 pub mod compile;
+mod destinations;
 mod discovery;
 mod engine;
 pub mod explain;
@@ -47,6 +48,7 @@ use tokio::sync::{mpsc, watch};
 pub use index::Index;
 pub use status::{PolicyStatus, StatusBoard};
 
+use destinations::Destinations;
 use discovery::DiscoveryService;
 use engine::{Engine, Shared};
 use metrics::ControllerMetrics;
@@ -151,10 +153,12 @@ impl Controller {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let discovery_address = listener.local_addr().map_err(listen)?;
         let own_metrics = ControllerMetrics::new(&metrics);
+        let index = Arc::default();
         let shared = Shared {
             trust_domain: config.trust_domain.clone(),
-            index: Arc::default(),
+            index: Arc::clone(&index),
             workloads: Arc::new(Workloads::new()),
+            destinations: Arc::new(Destinations::new(index, config.trust_domain.clone(), config.is_workload)),
             statuses: StatusBoard::default(),
             problems: Arc::default(),
         };
@@ -188,6 +192,7 @@ impl Controller {
         ));
         let service = DiscoveryService {
             workloads: shared.workloads,
+            destinations: shared.destinations,
             trust_domain: config.trust_domain,
             trust_bundle: trust_bundle.clone(),
             metrics: own_metrics,

@@ -16,6 +16,8 @@
 pub mod app;
 pub mod client;
 pub mod daemon;
+pub mod golden;
+pub mod helm;
 pub mod http1;
 pub mod kubernetes;
 pub mod load;

@@ -36,10 +36,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        let index = Arc::default();
         let shared = Shared {
             trust_domain: TrustDomain::default(),
-            index: Arc::default(),
+            index: Arc::clone(&index),
             workloads: Arc::new(Workloads::new()),
+            destinations: Arc::new(Destinations::new(index, TrustDomain::default(), is_local)),
             statuses: StatusBoard::default(),
             problems: Arc::default(),
         };
