@@ -27,6 +27,9 @@ pub(crate) struct Get {
     /// Asks again until the status is this one.
     #[arg(long)]
     until: Option<u16>,
+    /// Exit code 1 unless the status is this one.
+    #[arg(long)]
+    expect: Option<u16>,
     /// Seconds during which it asks again.
     #[arg(long, default_value_t = 10)]
     within: u64,
@@ -86,7 +89,8 @@ impl Get {
             let status = outcome.as_ref().map_or(0, Message::status);
             if self.until.is_none_or(|wanted| wanted == status) || Instant::now() >= deadline {
                 println!("{}", describe(&outcome));
-                return ExitCode::from(u8::from(outcome.is_err()));
+                let is_good = outcome.is_ok() && self.expect.is_none_or(|wanted| wanted == status);
+                return ExitCode::from(u8::from(!is_good));
             }
             std::thread::park_timeout(Duration::from_millis(20));
         }

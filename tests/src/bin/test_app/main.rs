@@ -4,6 +4,7 @@
 // A program of the tests: what goes wrong in it fails one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod capture;
 mod client;
 mod grpc;
 mod httpbin;
@@ -39,6 +40,8 @@ enum Role {
     Tls(tls::Exchange),
     /// Requests all the time; `/report` at its own port says what they came to.
     Load(load::Load),
+    /// Looks for a text on the network until standard input ends.
+    Capture(capture::Capture),
     /// Copies a file's content to standard output.
     Cat {
         /// The file.
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Role::Tcp(tcp) => tcp.run(),
         Role::Tls(exchange) => exchange.run(),
         Role::Load(load) => load.run(),
+        Role::Capture(capture) => capture.run(),
         Role::Cat { file } => {
             print!(
                 "{}",

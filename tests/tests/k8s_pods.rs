@@ -1,0 +1,136 @@
+//! Pods live in the mesh as they do without: Jobs end, apps start after their sidecar, probes ask the app, rolling
+//! restarts lose nothing.
+
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidegate_tests::kubernetes::load::Load;
+use tidegate_tests::kubernetes::mesh::Mesh;
+use tidegate_tests::kubernetes::namespace::Namespace;
+use tidegate_tests::kubernetes::workload::{IMAGE, Workload};
+use tidegate_tests::wait;
+
+fn job(name: &str, arguments: &[&str], completions: u32) -> Value {
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {
+            "completions": completions,
+            "parallelism": 4,
+            "backoffLimit": 0,
+            "template": {"spec": {
+                "restartPolicy": "Never",
+                "containers": [{
+                    "name": "app",
+                    "image": IMAGE,
+                    "imagePullPolicy": "IfNotPresent",
+                    "args": arguments,
+                }],
+            }},
+        },
+    })
+}
+
+/// Waits for the end of a Job; how many of its pods succeeded.
+#[track_caller]
+fn succeeded(namespace: &Namespace, name: &str) -> u64 {
+    namespace.wait_for("the Job ends", &["job", name], |job| {
+        let conditions = job["status"]["conditions"].as_array()?;
+        let has_ended = conditions
+            .iter()
+            .any(|c| c["status"] == "True" && (c["type"] == "Complete" || c["type"] == "Failed"));
+        has_ended.then(|| job["status"]["succeeded"].as_u64().unwrap_or_default())
+    })
+}
+
+#[test]
+fn jobs_complete_and_an_app_may_dial_a_meshed_service_at_its_first_instruction() {
+    Mesh::get();
+    let namespace = Namespace::meshed("jobs");
+    Workload::http("server").deploy(&namespace);
+    namespace.apply(&job("dials", &["get", "http://server/get", "--expect", "200"], 20).to_string());
+    assert_eq!(succeeded(&namespace, "dials"), 20);
+    for pod in namespace.get_json(&["pods", "-l", "job-name=dials"])["items"].as_array().unwrap() {
+        assert_eq!(pod["status"]["phase"], "Succeeded", "{:#}", pod["status"]);
+    }
+}
+
+#[test]
+fn a_job_whose_app_fails_is_a_failed_job() {
+    Mesh::get();
+    let namespace = Namespace::meshed("jobs");
+    namespace.apply(&job("fails", &["get", "http://nobody.invalid/", "--expect", "200"], 1).to_string());
+    assert_eq!(succeeded(&namespace, "fails"), 0);
+}
+
+#[test]
+fn a_rolling_restart_of_the_backend_under_load_loses_no_request() {
+    Mesh::get();
+    let namespace = Namespace::meshed("rolling");
+    let server = Workload::new("server", &["serve", "--http=8080"])
+        .port("http", 80, 8080)
+        .ready_over_http(8080)
+        .replicas(2)
+        // As everywhere in Kubernetes: a pod is told to end before all others know that it does.
+        .container("lifecycle", json!({"preStop": {"sleep": {"seconds": 5}}}))
+        .pod("terminationGracePeriodSeconds", json!(30));
+    server.deploy(&namespace);
+    let fresh = Load::start(&namespace, "fresh", "http://server/get", &["--requests-per-connection=1"]);
+    let kept = Load::start(&namespace, "kept", "http://server/get", &["--requests-per-connection=50"]);
+    for _ in 0..2 {
+        namespace.kubectl(&["rollout", "restart", "deployment/server"]);
+        namespace.wait_rolled_out("deployment/server");
+    }
+    for load in [fresh, kept] {
+        load.wait_for(20);
+        load.assert_flawless();
+    }
+}
+
+#[test]
+fn probes_of_every_kind_ask_the_app_and_a_sick_app_is_restarted() {
+    Mesh::get();
+    let namespace = Namespace::meshed("probes");
+    let kinds = [
+        ("http", json!({"httpGet": {"path": "/healthz", "port": "http"}})),
+        ("https", json!({"httpGet": {"scheme": "HTTPS", "path": "/healthz", "port": 8443}})),
+        ("tcp", json!({"tcpSocket": {"port": 9000}})),
+        ("grpc", json!({"grpc": {"port": 9001}})),
+    ];
+    for (kind, probe) in &kinds {
+        let with = |fields: Value| {
+            let mut probe = probe.clone();
+            for (name, value) in fields.as_object().unwrap() {
+                probe[name] = value.clone();
+            }
+            probe
+        };
+        Workload::new(kind, &["serve", "--http=8080", "--https=8443", "--tcp=9000", "--grpc=9001"])
+            .port("http", 80, 8080)
+            .container("startupProbe", with(json!({"periodSeconds": 1, "failureThreshold": 30})))
+            .container("readinessProbe", with(json!({"periodSeconds": 1, "failureThreshold": 1})))
+            .container("livenessProbe", with(json!({"periodSeconds": 1, "failureThreshold": 5})))
+            .apply(&namespace);
+    }
+    for (kind, _) in &kinds {
+        namespace.wait_rolled_out(&format!("deployment/{kind}"));
+    }
+    for (kind, _) in kinds {
+        if kind == "tcp" {
+            // Whoever listens is well.
+            continue;
+        }
+        namespace.pod(kind).get("http://127.0.0.1:8080/unhealthy").ok();
+        wait::until_true(&format!("{kind}: not ready"), Duration::from_secs(30), || {
+            namespace.pods(kind).is_empty()
+        });
+        namespace.wait_for("the app is restarted", &["pods", "-l", &format!("app={kind}")], |pods| {
+            let statuses = pods["items"][0]["status"]["containerStatuses"].as_array()?;
+            (statuses[0]["restartCount"].as_u64()? > 0 && statuses[0]["ready"] == true).then_some(())
+        });
+    }
+}
