@@ -1,3 +1,5 @@
 //! What the daemons share when they run on Kubernetes: the client, webhooks and their CA bundles, leases.
 //!
 //! Never a dependency of the sidecar.
+
+pub mod webhook;
