@@ -21,6 +21,7 @@ lint:
 # Write golden files anew; look at the difference before you commit it.
 golden:
     cargo run -p tidegate-crds --example crdgen crds/yaml
+    cargo run -p tidegate-crds --example crdgen charts/tidegate-crds/files
 
 # Fuzz one target for a while: `just fuzz client_hello 600`.
 fuzz target="" seconds="300":

@@ -60,6 +60,16 @@ pub(crate) struct Follower {
     pub(crate) sent: Option<Arc<str>>,
     pub(crate) acknowledged: Option<Arc<str>>,
     pub(crate) rejected: Option<Rejected>,
+    pub(crate) report: Option<Reported>,
+}
+
+/// What a sidecar says that it stands on.
+#[derive(Clone, Debug)]
+pub(crate) struct Reported {
+    /// SHA-256 of the roots that it trusts, in hexadecimal.
+    pub(crate) trusted_roots: Vec<String>,
+    /// When its certificate ends; before the year 10000.
+    pub(crate) certificate_not_after: SystemTime,
 }
 
 /// A version that a sidecar did not take over.
@@ -94,6 +104,9 @@ struct SidecarView {
     sent_version: Option<Arc<str>>,
     acked_version: Option<Arc<str>>,
     rejected: Option<Rejected>,
+    /// SHA-256 of the roots that it trusts; none until it has said so.
+    trusted_roots: Option<Vec<String>>,
+    certificate_not_after: Option<String>,
 }
 
 impl Published {
@@ -231,6 +244,11 @@ impl SidecarView {
             sent_version: follower.sent.clone(),
             acked_version: follower.acknowledged.clone(),
             rejected: follower.rejected.clone(),
+            trusted_roots: follower.report.as_ref().map(|report| report.trusted_roots.clone()),
+            certificate_not_after: follower
+                .report
+                .as_ref()
+                .map(|report| humantime::format_rfc3339_seconds(report.certificate_not_after).to_string()),
         }
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod certificate;
 pub mod cidr;
+pub mod destination;
 pub mod dns_name;
 pub mod go_duration;
 pub mod identity;
@@ -18,6 +19,7 @@ pub mod san;
 
 pub use certificate::PeerCertificate;
 pub use cidr::CidrSet;
+pub use destination::Destination;
 pub use dns_name::DnsName;
 pub use identity::{Identity, TrustDomain};
 pub use principal::Principal;

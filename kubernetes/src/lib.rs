@@ -1,5 +1,11 @@
-//! What the daemons share when they run on Kubernetes: the client, webhooks and their CA bundles, leases.
+//! What the daemons share when they run on Kubernetes: the [`client`], [`lease`]s and
+//! [`webhook`]s.
 //!
-//! Never a dependency of the sidecar.
+//! Never a dependency of the sidecar: a test holds its tree free of Kubernetes' types. Start reading at
+//! [`client::connect`].
 
+pub mod client;
+#[cfg(any(test, feature = "fake-api"))]
+pub mod fake_api;
+pub mod lease;
 pub mod webhook;

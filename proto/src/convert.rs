@@ -3,6 +3,8 @@
 //! The way in is strict: an unknown enum value, an absent rule, a range that does not parse refuse the whole
 //! resource, and the sidecar keeps its last good policy. Nothing unknown is ever skipped.
 
+mod destination;
+
 use std::collections::BTreeMap;
 
 use tidegate_core::dns_name::DnsPattern;
@@ -29,11 +31,7 @@ impl From<&InboundPolicy> for wire::InboundPolicy {
     fn from(policy: &InboundPolicy) -> Self {
         Self {
             workload: policy.workload.to_string(),
-            identity: Some(wire::Identity {
-                trust_domain: policy.identity.trust_domain().to_string(),
-                namespace: policy.identity.namespace().to_owned(),
-                service_account: policy.identity.service_account().to_owned(),
-            }),
+            identity: Some(identity_to_wire(&policy.identity)),
             ports: policy.ports.iter().map(|(port, policy)| port_to_wire(*port, policy)).collect(),
         }
     }
@@ -44,14 +42,10 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
 
     fn try_from(policy: wire::InboundPolicy) -> Result<Self, ConversionError> {
         let identity = policy.identity.ok_or_else(|| missing("identity"))?;
-        let trust_domain =
-            TrustDomain::parse(&identity.trust_domain).map_err(|e| bad("identity.trust_domain", e))?;
-        let identity = Identity::new(trust_domain, &identity.namespace, &identity.service_account)
-            .map_err(|e| bad("identity", e))?;
+        let identity = identity_from_wire("identity", &identity)?;
         let mut ports = BTreeMap::new();
         for port in policy.ports {
-            let number = u16::try_from(port.port).ok().filter(|port| *port > 0);
-            let number = number.ok_or_else(|| bad("ports[].port", format!("{} is no port", port.port)))?;
+            let number = port_number("ports[].port", port.port)?;
             let path = format!("ports[{number}]");
             if ports.insert(number, port_from_wire(&path, port)?).is_some() {
                 return Err(bad(&path, "the port is there twice"));
@@ -59,6 +53,25 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
         }
         Ok(Self { workload: policy.workload.into(), identity, ports })
     }
+}
+
+fn identity_to_wire(identity: &Identity) -> wire::Identity {
+    wire::Identity {
+        trust_domain: identity.trust_domain().to_string(),
+        namespace: identity.namespace().to_owned(),
+        service_account: identity.service_account().to_owned(),
+    }
+}
+
+fn identity_from_wire(path: &str, identity: &wire::Identity) -> Result<Identity, ConversionError> {
+    let trust_domain =
+        TrustDomain::parse(&identity.trust_domain).map_err(|e| bad(&format!("{path}.trust_domain"), e))?;
+    Identity::new(trust_domain, &identity.namespace, &identity.service_account).map_err(|e| bad(path, e))
+}
+
+fn port_number(path: &str, port: u32) -> Result<u16, ConversionError> {
+    let number = u16::try_from(port).ok().filter(|port| *port > 0);
+    number.ok_or_else(|| bad(path, format!("{port} is no port")))
 }
 
 fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {

@@ -1,7 +1,8 @@
 //! The wire: what Tidegate's parts say to each other over gRPC.
 //!
 //! [`istio_ca`] is the certificate API that existing clients of Istio's CA speak; [`discovery`] is our own stream
-//! that carries compiled policy. `convert` turns the wire's policy into [`tidegate_core::policy`]'s and back:
+//! that carries compiled policy and what stands behind the addresses that workloads dial. `convert` turns the wire's
+//! values into [`tidegate_core`]'s and back:
 //! nothing half-understood passes it.
 
 mod convert;
@@ -17,10 +18,25 @@ pub mod istio_ca {
 /// `tidegate.discovery.v1`: the policy stream.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 pub mod discovery {
+    use std::net::SocketAddr;
+
     tonic::include_proto!("tidegate.discovery.v1");
 
     /// The name of a workload's inbound policy as a resource; `workload` is `<namespace>/<pod>`.
     pub fn inbound_policy_name(workload: &str) -> String {
         format!("inbound-policy/{workload}")
     }
+
+    /// The name of what stands behind an address, as a resource: `destination/<ip>:<port>`, IPv6 in brackets.
+    pub fn destination_name(address: SocketAddr) -> String {
+        format!("{DESTINATION}{}", SocketAddr::new(address.ip(), address.port()))
+    }
+
+    /// The address in the name of a destination; `None` unless it is spelled as [`destination_name`] spells it.
+    pub fn parse_destination_name(name: &str) -> Option<SocketAddr> {
+        let address = name.strip_prefix(DESTINATION)?.parse().ok()?;
+        (destination_name(address) == name).then_some(address)
+    }
+
+    const DESTINATION: &str = "destination/";
 }

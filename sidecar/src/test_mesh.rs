@@ -83,11 +83,8 @@ impl Mesh {
     pub(crate) fn before(app: SocketAddr, count: usize, limits: Limits) -> Self {
         let root = Authority::root("root");
         let (publisher, snapshots) = channel();
-        let listens = PORTS.map(|port| Listen {
-            address: "127.0.0.1:0".parse().unwrap(),
-            port: port as u16,
-            app,
-        });
+        let listens =
+            PORTS.map(|port| Listen { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app });
         let workers = Workers::start(WorkersConfig {
             count,
             listens: listens.to_vec(),

@@ -16,10 +16,16 @@ use tracing::{debug, info, warn};
 
 use crate::metrics::ControllerMetrics;
 use crate::object::ObjectName;
-use crate::workloads::{Follower, Published, Rejected, Workloads};
+use crate::workloads::{Follower, Published, Rejected, Reported, Workloads};
 
 /// The longest text that is kept of what a sidecar says.
 const MAX_TEXT_BYTES: usize = 1024;
+
+/// The most roots that are kept of a sidecar's report.
+const MAX_REPORTED_ROOTS: usize = 64;
+
+/// In seconds since 1970; later times have no text.
+const YEAR_10000: u64 = 253_402_300_800;
 
 /// Who is at the other end.
 #[derive(Clone, Debug)]
@@ -51,6 +57,8 @@ struct Following<'s> {
     /// The nonce of the response that is not acknowledged; nothing is sent while there is one.
     in_flight: Option<u64>,
     last_nonce: u64,
+    /// What the sidecar stands on, once it has said so.
+    report: Option<Reported>,
 }
 
 impl Session {
@@ -126,6 +134,7 @@ impl Session {
             workload: workload.clone(),
             in_flight: None,
             last_nonce: 0,
+            report: None,
         };
         let mut synced = self.workloads.synced();
         let mut trust_bundle = self.trust_bundle.clone();
@@ -150,6 +159,10 @@ impl Session {
                     Some(Some(Message::Ack(ack))) => following.acknowledge(&ack),
                     Some(Some(Message::Hello(_))) => {
                         return Err(Status::invalid_argument("Hello is only the first message"));
+                    }
+                    Some(Some(Message::Report(report))) => following.take_report(report)?,
+                    Some(Some(Message::Subscribe(_) | Message::Unsubscribe(_))) => {
+                        return Err(Status::unimplemented("destinations are not served"));
                     }
                     Some(None) => return Err(Status::invalid_argument("an empty message")),
                     None => return Ok(()),
@@ -193,8 +206,29 @@ impl Following<'_> {
             sent: self.held.clone(),
             acknowledged: self.held.clone(),
             rejected: None,
+            report: self.report.clone(),
         };
         self.session.workloads.connected(&self.workload, follower);
+    }
+
+    fn take_report(&mut self, report: wire::Report) -> Result<(), Status> {
+        let bad = |field| Status::invalid_argument(format!("Report.{field}"));
+        let is_fingerprint = |root: &String| root.len() == 64 && root.bytes().all(|b| b.is_ascii_hexdigit());
+        if report.trusted_roots.len() > MAX_REPORTED_ROOTS || !report.trusted_roots.iter().all(is_fingerprint)
+        {
+            return Err(bad("trusted_roots"));
+        }
+        let end = u64::try_from(report.certificate_not_after).ok().filter(|end| *end < YEAR_10000);
+        let end = end.ok_or_else(|| bad("certificate_not_after"))?;
+        let report = Reported {
+            trusted_roots: report.trusted_roots,
+            certificate_not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end),
+        };
+        self.report = Some(report.clone());
+        self.session.workloads.update(&self.workload, self.session.id, |follower| {
+            follower.report = Some(report);
+        });
+        Ok(())
     }
 
     /// Sends what the sidecar does not hold, unless it still owes an answer: then what comes meanwhile is sent with

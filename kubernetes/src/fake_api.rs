@@ -1,0 +1,248 @@
+//! An API server for tests, over real HTTP on loopback: lists in pages, watches, optimistic concurrency, patches, and
+//! the ways in which a real one fails.
+//!
+//! It keeps what it is given and checks nothing: no schema, no admission, no permissions. What was asked of it is
+//! written down ([`FakeApi::requests`]), so that a test can hold a program's requests to its permissions. Resources
+//! are named `v1/pods` or `<group>/<version>/<plural>`; in a namespace `""` are those that belong to none.
+
+mod server;
+mod store;
+
+use std::collections::BTreeSet;
+use std::future::pending;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kube::{Client, Config};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use self::store::Store;
+
+/// How long [`FakeApi::wait_for`] waits for what a test expects.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A request as RBAC sees it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Request {
+    /// `get`, `list`, `watch`, `create`, `update`, `patch` or `delete`.
+    pub verb: &'static str,
+    /// The API group; empty for the core one.
+    pub group: String,
+    /// The plural, with `/<subresource>` if there is one.
+    pub resource: String,
+    /// The namespace; empty if the whole cluster was asked about.
+    pub namespace: String,
+    /// The object's name; for lists and watches that of the field selector, if one names it.
+    pub name: String,
+}
+
+/// A running API server. Dropping it ends it.
+#[derive(Debug)]
+pub struct FakeApi {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Counts changes of anything, for whoever waits.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    store: Store,
+    requests: Vec<Request>,
+    faults: Faults,
+}
+
+/// What goes wrong.
+#[derive(Debug, Default)]
+struct Faults {
+    /// Resources that are not served, such as those whose CRD is missing.
+    absent: BTreeSet<String>,
+    /// Connections below this number hear nothing more, and are not closed.
+    silent_below: u64,
+    /// The next connection's number.
+    next_connection: u64,
+    /// The next event of a watch of this resource is cut in the middle, and the connection with it.
+    truncate: Option<String>,
+    /// Whether a watch from an old version is refused by the status of the answer, not by an event.
+    gone_by_status: bool,
+    /// The status code that writes are answered with, and how many of them.
+    refuse_writes: Option<(u16, usize)>,
+}
+
+impl FakeApi {
+    /// Starts on a free loopback port.
+    pub async fn start() -> Self {
+        // Only what cannot fail on a machine that has loopback.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap_or_else(|error| fail(&error));
+        let address = listener.local_addr().unwrap_or_else(|error| fail(&error));
+        let shared = Arc::new(Shared { state: Mutex::default(), changes: watch::Sender::new(0) });
+        let task = tokio::spawn(server::serve(listener, shared.clone()));
+        Self { address, shared, task: Mutex::new(Some(task)) }
+    }
+
+    /// A client of it, with the timeouts of a daemon.
+    pub fn client(&self) -> Client {
+        let url = format!("http://{}", self.address).parse().unwrap_or_else(|error| fail(&error));
+        Client::try_from(Config::new(url)).unwrap_or_else(|error| fail(&error))
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A kubeconfig that leads to it.
+    pub fn kubeconfig(&self) -> String {
+        format!(
+            "{{apiVersion: v1, kind: Config, current-context: fake, \
+             contexts: [{{name: fake, context: {{cluster: fake, user: fake}}}}], \
+             clusters: [{{name: fake, cluster: {{server: 'http://{}'}}}}], users: [{{name: fake, user: {{}}}}]}}",
+            self.address
+        )
+    }
+
+    /// Creates an object or puts it in the place of the one before. `metadata` needs a name, and a namespace unless
+    /// it is in none.
+    pub fn apply(&self, resource: &str, object: Value) {
+        self.change(|state| state.store.put(resource, object));
+    }
+
+    /// Deletes an object, if it is there.
+    pub fn delete(&self, resource: &str, namespace: &str, name: &str) {
+        self.change(|state| state.store.delete(resource, namespace, name));
+    }
+
+    /// An object as it is now.
+    pub fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.shared.lock().store.get(resource, namespace, name).cloned()
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.lock().requests.clone()
+    }
+
+    /// Waits until something holds, looking each time something has happened. Panics if it does not come true.
+    pub async fn wait_for(&self, mut holds: impl FnMut(&Self) -> bool) {
+        let mut changes = self.shared.changes.subscribe();
+        let wait = async {
+            while !holds(self) {
+                // What is waited for may depend on more than us, so a look now and then.
+                let _ = tokio::time::timeout(Duration::from_millis(20), changes.changed()).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
+            fail(&"what the test waits for has not come true");
+        }
+    }
+
+    /// Sends every watch that asked for bookmarks the newest version.
+    pub fn bookmark(&self) {
+        self.change(|state| state.store.bookmark());
+    }
+
+    /// Forgets past events: whoever watches from before now is told 410 Gone.
+    pub fn compact(&self) {
+        self.change(|state| state.store.compact());
+    }
+
+    /// Whether 410 Gone is the status of the answer, as without a watch cache, or an event.
+    pub fn gone_by_status(&self, yes: bool) {
+        self.change(|state| state.faults.gone_by_status = yes);
+    }
+
+    /// No connection of now ever hears anything again, though none is closed: what a machine that lost its power
+    /// looks like. New connections work.
+    pub fn silence_connections(&self) {
+        self.change(|state| state.faults.silent_below = state.faults.next_connection);
+    }
+
+    /// Cuts the next event of a watch of this resource in the middle.
+    pub fn truncate_next_event(&self, resource: &str) {
+        self.change(|state| state.faults.truncate = Some(resource.to_owned()));
+    }
+
+    /// Answers the next `count` writes with this status code.
+    pub fn refuse_writes(&self, code: u16, count: usize) {
+        self.change(|state| state.faults.refuse_writes = Some((code, count)));
+    }
+
+    /// Whether a resource is served; all are unless told otherwise.
+    pub fn serve_resource(&self, resource: &str, yes: bool) {
+        self.change(|state| {
+            if yes {
+                state.faults.absent.remove(resource);
+            } else {
+                state.faults.absent.insert(resource.to_owned());
+            }
+        });
+    }
+
+    /// Ends the server and all of its connections; what it keeps stays.
+    pub fn stop(&self) {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+        }
+    }
+
+    /// Starts it again at the address that it had.
+    pub async fn restart(&self) {
+        self.stop();
+        let listener = loop {
+            // The one before lets go of the port when its task is dropped.
+            match TcpListener::bind(self.address).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let task = tokio::spawn(server::serve(listener, self.shared.clone()));
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.shared.lock());
+        self.shared.changed();
+    }
+}
+
+impl Drop for FakeApi {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Never returns until this connection is silenced.
+    async fn silenced(&self, connection: u64) {
+        let mut changes = self.changes.subscribe();
+        while connection >= self.lock().faults.silent_below {
+            if changes.changed().await.is_err() {
+                pending::<()>().await;
+            }
+        }
+    }
+}
+
+#[allow(clippy::panic, reason = "only tests use this, and a test that cannot go on has failed")]
+fn fail(error: &dyn std::fmt::Display) -> ! {
+    panic!("fake API server: {error}")
+}

@@ -1,0 +1,138 @@
+//! Objects, and the log of what happened to them.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+/// Resource, namespace, name.
+type Key = (String, String, String);
+
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    objects: BTreeMap<Key, Value>,
+    log: Vec<Logged>,
+    /// The version of the newest change.
+    version: u64,
+    /// Watches from before this version are told that it is gone.
+    oldest: u64,
+}
+
+#[derive(Debug)]
+struct Logged {
+    version: u64,
+    /// Nothing for a bookmark, which is for everybody.
+    resource: Option<String>,
+    kind: &'static str,
+    object: Value,
+}
+
+/// Which objects of a resource are meant.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Selection {
+    pub(super) resource: String,
+    /// Empty: all of them.
+    pub(super) namespace: String,
+    pub(super) name: Option<String>,
+    pub(super) labels: Vec<(String, String)>,
+}
+
+impl Store {
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(super) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<&Value> {
+        self.objects.get(&(resource.to_owned(), namespace.to_owned(), name.to_owned()))
+    }
+
+    pub(super) fn put(&mut self, resource: &str, mut object: Value) {
+        let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let key = (resource.to_owned(), text("namespace"), text("name"));
+        let before = self.objects.get(&key);
+        let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
+        self.version += 1;
+        let kept = before.map(|before| before["metadata"]["uid"].clone());
+        if object["metadata"]["uid"].is_null() {
+            object["metadata"]["uid"] = kept.unwrap_or_else(|| format!("uid-{}", self.version).into());
+        }
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        self.log(Some(resource), kind, object.clone());
+        self.objects.insert(key, object);
+    }
+
+    pub(super) fn delete(&mut self, resource: &str, namespace: &str, name: &str) {
+        let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
+        if let Some(mut object) = self.objects.remove(&key) {
+            self.version += 1;
+            object["metadata"]["resourceVersion"] = self.version.to_string().into();
+            self.log(Some(resource), "DELETED", object);
+        }
+    }
+
+    pub(super) fn bookmark(&mut self) {
+        let metadata = json!({"resourceVersion": self.version.to_string()});
+        let object = json!({"apiVersion": "v1", "kind": "Bookmark", "metadata": metadata});
+        self.log(None, "BOOKMARK", object);
+    }
+
+    pub(super) fn compact(&mut self) {
+        self.version += 1;
+        self.oldest = self.version;
+    }
+
+    pub(super) fn is_gone(&self, version: u64) -> bool {
+        version < self.oldest
+    }
+
+    /// A page of what is selected, from the object at this position, and the position after it if there is more.
+    pub(super) fn page(
+        &self,
+        selection: &Selection,
+        from: usize,
+        limit: usize,
+    ) -> (Vec<Value>, Option<usize>) {
+        let all = self
+            .objects
+            .iter()
+            .filter(|((resource, ..), object)| *resource == selection.resource && selection.covers(object));
+        let mut rest = all.map(|(_, object)| object).skip(from);
+        let page: Vec<_> = rest.by_ref().take(limit).cloned().collect();
+        let next = from + page.len();
+        (page, rest.next().map(|_| next))
+    }
+
+    /// How many entries the log has; the position to go on from.
+    pub(super) fn end_of_log(&self) -> usize {
+        self.log.len()
+    }
+
+    /// The position of the first entry after a version.
+    pub(super) fn position_after(&self, version: u64) -> usize {
+        self.log.partition_point(|logged| logged.version <= version)
+    }
+
+    /// Events from a position on, as lines of a watch.
+    pub(super) fn events(&self, selection: &Selection, from: usize, bookmarks: bool) -> Vec<Value> {
+        let entries = self.log.get(from..).unwrap_or_default().iter();
+        let events = entries.filter(|logged| match &logged.resource {
+            Some(resource) => *resource == selection.resource && selection.covers(&logged.object),
+            None => bookmarks,
+        });
+        events.map(|logged| json!({"type": logged.kind, "object": logged.object})).collect()
+    }
+
+    fn log(&mut self, resource: Option<&str>, kind: &'static str, object: Value) {
+        let resource = resource.map(str::to_owned);
+        self.log.push(Logged { version: self.version, resource, kind, object });
+    }
+}
+
+impl Selection {
+    fn covers(&self, object: &Value) -> bool {
+        let metadata = &object["metadata"];
+        let namespace = metadata["namespace"].as_str().unwrap_or_default();
+        (self.namespace.is_empty() || self.namespace == namespace)
+            && self.name.as_ref().is_none_or(|name| metadata["name"] == name.as_str())
+            && self.labels.iter().all(|(key, value)| metadata["labels"][key] == value.as_str())
+    }
+}
