@@ -3,10 +3,13 @@
 //! Who installs or upgrades the mesh, and tools that put back what they once applied, leave it empty or old; then the
 //! API server refuses our certificate and with it every Pod of the mesh. Each replica of a daemon runs a keeper.
 
+use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, PatchOperation, TestOperation};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
@@ -16,7 +19,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watch_object};
 use prometheus_client::metrics::counter::Counter;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 use tidegate_runtime::backoff::Backoff;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
@@ -44,8 +47,8 @@ pub trait WebhookConfiguration:
     + Sync
     + 'static
 {
-    /// Each webhook's name and how it is reached.
-    fn webhooks(&self) -> Vec<(&str, &WebhookClientConfig)>;
+    /// How each webhook is reached, in the configuration's order.
+    fn client_configs(&self) -> Vec<&WebhookClientConfig>;
 }
 
 /// Keeps one webhook configuration right.
@@ -130,14 +133,18 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         }
     }
 
-    async fn apply(&mut self, repair: &Value) -> Option<K> {
-        let (parameters, patch) = (PatchParams::default(), Patch::Strategic(repair));
-        let patched = tokio::time::timeout(PATCH_TIMEOUT, self.api.patch(&self.name, &parameters, &patch)).await;
+    async fn apply(&mut self, repair: &json_patch::Patch) -> Option<K> {
+        let (parameters, patch) = (PatchParams::default(), Patch::<()>::Json(repair.clone()));
+        let patched =
+            tokio::time::timeout(PATCH_TIMEOUT, self.api.patch(&self.name, &parameters, &patch)).await;
         self.pace.repaired(Instant::now());
         let problem = match patched {
             Ok(Ok(patched)) => {
                 self.repairs.inc();
-                info!(name = self.name, "the webhook configuration held other roots than ours; it was put right");
+                info!(
+                    name = self.name,
+                    "the webhook configuration held other roots than ours; it was put right"
+                );
                 return Some(patched);
             }
             Ok(Err(error)) => error.to_string(),
@@ -147,46 +154,50 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         None
     }
 
-    /// The strategic merge patch that puts the configuration right; `None` if it is right. It fails if somebody else
-    /// was there in between.
-    fn repair(&self, configuration: &K) -> Option<Value> {
+    /// The patch that puts the configuration right; `None` if it is right. It fails if somebody else was there in
+    /// between.
+    fn repair(&self, configuration: &K) -> Option<json_patch::Patch> {
         let bundle = self.trust_bundle.borrow();
         let wrong: Vec<_> = configuration
-            .webhooks()
+            .client_configs()
             .into_iter()
+            .enumerate()
             .filter(|(_, client_config)| !holds(client_config, &bundle))
-            .map(|(name, _)| name)
+            .map(|(index, _)| index)
             .collect();
         if wrong.is_empty() {
             return None;
         }
-        let pem = ByteString(bundle.to_pem().into_bytes());
-        let webhooks: Vec<_> = wrong
-            .into_iter()
-            .map(|name| json!({ "name": name, "clientConfig": { "caBundle": pem } }))
-            .collect();
-        let version = configuration.meta().resource_version.as_deref();
-        Some(json!({ "metadata": { "resourceVersion": version }, "webhooks": webhooks }))
+        let pem = json!(ByteString(bundle.to_pem().into_bytes()));
+        let version = json!(configuration.meta().resource_version);
+        let unchanged = TestOperation { path: pointer(["metadata", "resourceVersion"]), value: version };
+        let puts_right = wrong.into_iter().map(|index| {
+            let path = pointer(["webhooks", &index.to_string(), "clientConfig", "caBundle"]);
+            PatchOperation::Add(AddOperation { path, value: pem.clone() })
+        });
+        Some(json_patch::Patch(iter::once(PatchOperation::Test(unchanged)).chain(puts_right).collect()))
     }
 }
 
 impl WebhookConfiguration for MutatingWebhookConfiguration {
-    fn webhooks(&self) -> Vec<(&str, &WebhookClientConfig)> {
-        let webhooks = self.webhooks.iter().flatten();
-        webhooks.map(|webhook| (webhook.name.as_str(), &webhook.client_config)).collect()
+    fn client_configs(&self) -> Vec<&WebhookClientConfig> {
+        self.webhooks.iter().flatten().map(|webhook| &webhook.client_config).collect()
     }
 }
 
 impl WebhookConfiguration for ValidatingWebhookConfiguration {
-    fn webhooks(&self) -> Vec<(&str, &WebhookClientConfig)> {
-        let webhooks = self.webhooks.iter().flatten();
-        webhooks.map(|webhook| (webhook.name.as_str(), &webhook.client_config)).collect()
+    fn client_configs(&self) -> Vec<&WebhookClientConfig> {
+        self.webhooks.iter().flatten().map(|webhook| &webhook.client_config).collect()
     }
 }
 
 impl Pace {
     fn new() -> Self {
-        Self { backoff: Backoff::new(Duration::from_millis(250), SLOWEST_REPAIR), last: None, not_before: None }
+        Self {
+            backoff: Backoff::new(Duration::from_millis(250), SLOWEST_REPAIR),
+            last: None,
+            not_before: None,
+        }
     }
 
     fn delay(&self, now: Instant) -> Duration {
@@ -202,6 +213,10 @@ impl Pace {
     }
 }
 
+fn pointer<const N: usize>(tokens: [&str; N]) -> PointerBuf {
+    PointerBuf::from_tokens(tokens)
+}
+
 /// Compared by certificates, as bundles always are, so that nobody fights over white space.
 fn holds(client_config: &WebhookClientConfig, bundle: &TrustBundle) -> bool {
     let ca_bundle = client_config.ca_bundle.as_ref();
@@ -209,7 +224,7 @@ fn holds(client_config: &WebhookClientConfig, bundle: &TrustBundle) -> bool {
 }
 
 /// Returns the repair once the pace allows; never, if there is nothing to repair.
-async fn due(repair: Option<Value>, pace: &Pace) -> Value {
+async fn due(repair: Option<json_patch::Patch>, pace: &Pace) -> json_patch::Patch {
     let Some(repair) = repair else { return std::future::pending().await };
     tokio::time::sleep(pace.delay(Instant::now())).await;
     repair

@@ -197,7 +197,8 @@ impl<'a> AdmissionRequest<'a> {
         if !self.head.name.is_empty() {
             return &self.head.name;
         }
-        let generate_name = self.head.object.as_ref().and_then(|object| object.metadata.generate_name.as_deref());
+        let generate_name =
+            self.head.object.as_ref().and_then(|object| object.metadata.generate_name.as_deref());
         generate_name.unwrap_or_default()
     }
 

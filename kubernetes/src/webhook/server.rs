@@ -13,11 +13,11 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tidegate_runtime::drain;
 use tidegate_runtime::grpc::{self, Connection, IncomingConnections};
 use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
-use tidegate_runtime::drain;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_stream::StreamExt;
@@ -243,9 +243,7 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Full<By
             let mut response = Response::new(Full::new(format!("{reason}\n").into()));
             *response.status_mut() = status;
             // What is left of the body is not read.
-            response
-                .headers_mut()
-                .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+            response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
             response
         }
     }
@@ -258,8 +256,8 @@ async fn review(shared: &Shared, request: Request<Incoming>) -> Result<Vec<u8>, 
         .await
         .map_err(|_| (StatusCode::REQUEST_TIMEOUT, "the body did not come in time".to_owned()))??;
     let start = Instant::now();
-    let request = AdmissionRequest::parse(&body)
-        .map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+    let request =
+        AdmissionRequest::parse(&body).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
     let verdict = shared.reviewer.review(&request);
     log(&request, &verdict.outcome);
     let answer = ReviewResponse::new(request.uid(), &verdict)
@@ -304,9 +302,11 @@ async fn read_body(
             return Err((StatusCode::PAYLOAD_TOO_LARGE, reason));
         }
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let piece = shared.body_memory.clone().try_acquire_many_owned(size).map_err(|_| {
-            (StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time".to_owned())
-        })?;
+        let piece = shared
+            .body_memory
+            .clone()
+            .try_acquire_many_owned(size)
+            .map_err(|_| (StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time".to_owned()))?;
         match &mut memory {
             Some(memory) => memory.merge(piece),
             None => memory = Some(piece),

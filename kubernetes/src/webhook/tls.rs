@@ -45,9 +45,8 @@ fn config(credentials: &Credentials) -> Option<Arc<ServerConfig>> {
     let builder = ServerConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map(|builder| builder.with_no_client_auth());
-    let config = builder.and_then(|builder| {
-        builder.with_single_cert(credentials.chain.clone(), credentials.key.clone_key())
-    });
+    let config = builder
+        .and_then(|builder| builder.with_single_cert(credentials.chain.clone(), credentials.key.clone_key()));
     match config {
         Ok(mut config) => {
             // HTTP/1.1: a connection that hangs after a node died costs the API server one request, not all of them.
