@@ -1,19 +1,32 @@
 //! Every command and its flags.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use clap_complete::Shell;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::{CompleteEnv, Shell};
+use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::admin_client::fetch;
+use crate::cluster::certificate::CertificateCommand;
+use crate::cluster::client::ClusterOptions;
+use crate::cluster::conflicts::ConflictsOptions;
+use crate::cluster::control_plane::Part;
+use crate::cluster::mesh::MeshCommand;
+use crate::cluster::namespace::NamespaceCommand;
+use crate::cluster::proxy::ProxyCommand;
+use crate::cluster::{certificate, conflicts, mesh, namespace, proxy};
 use crate::demo::DemoOptions;
 use crate::explain::ExplainOptions;
 use crate::output::{OutputFormat, print};
 use crate::standalone::StandaloneOptions;
 use crate::validate::ValidateOptions;
-use crate::{demo, explain, policy, standalone, validate};
+use crate::{completion, demo, explain, policy, standalone, validate};
+
+/// Where a process listens for questions unless told otherwise.
+const DEFAULT_ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 
 /// A service mesh for the ingress controller that you have.
 ///
@@ -35,9 +48,21 @@ enum Command {
     Validate(ValidateOptions),
     /// Say whether a connection to a backend would be let in, and why.
     Explain(ExplainOptions),
-    /// Look at policies in a running process.
+    /// Look at policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Add namespaces to the mesh, take them out, list them.
+    #[command(subcommand, visible_alias = "ns")]
+    Namespace(NamespaceCommand),
+    /// Look at control planes.
+    #[command(subcommand)]
+    Mesh(MeshCommand),
+    /// Look at sidecars.
+    #[command(subcommand)]
+    Proxy(ProxyCommand),
+    /// Look at the mesh's root certificate, and replace it.
+    #[command(subcommand, visible_alias = "cert")]
+    Certificate(CertificateCommand),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -55,14 +80,42 @@ enum PolicyCommand {
         #[arg(short, long, value_enum, default_value = "table")]
         output: OutputFormat,
     },
+    /// Report IngressBackends that open the same port of the same Service.
+    CheckConflicts(ConflictsOptions),
 }
 
-/// A running process to ask.
-#[derive(Args, Clone, Copy, Debug)]
-pub struct AdminTarget {
-    /// Admin address of the running process.
-    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
-    pub admin_address: SocketAddr,
+/// The controller to ask: the cluster's, or that of a process on this machine.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AdminTarget {
+    /// Ask the process at this admin address, such as `tidegate standalone`, and no cluster [default: 127.0.0.1:15000
+    /// where no cluster is configured]
+    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS")]
+    admin_address: Option<SocketAddr>,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+impl AdminTarget {
+    /// What the controller answers to `GET path`.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        match self.admin_address {
+            Some(address) => fetch(address, path).await,
+            None if self.cluster.is_configured() => {
+                self.cluster.connect().await?.ask(Part::Controller, path).await
+            }
+            None => fetch(DEFAULT_ADMIN_ADDRESS, path).await,
+        }
+    }
+}
+
+/// Runs the command line that the process was started with. `program` is the name that it was called by.
+pub fn main(program: &str) -> anyhow::Result<ExitCode> {
+    if program == completion::KUBECTL_COMPLETE {
+        return print(completion::for_kubectl(std::env::args_os().skip(1))?.as_bytes());
+    }
+    CompleteEnv::with_factory(Cli::command).var(completion::VARIABLE).complete();
+    let matches = completion::command_for(program).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).run()
 }
 
 impl Cli {
@@ -74,13 +127,16 @@ impl Cli {
             Command::Validate(options) => validate::run(&options),
             Command::Explain(options) => threads()?.block_on(explain::run(options)),
             Command::Policy(PolicyCommand::List { target, output }) => {
-                threads()?.block_on(policy::list(target, output))
+                threads()?.block_on(policy::list(&target, output))
             }
-            Command::Completions { shell } => {
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Self::command(), "tidegate", &mut script);
-                print(&script)
+            Command::Policy(PolicyCommand::CheckConflicts(options)) => {
+                threads()?.block_on(conflicts::run(options))
             }
+            Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
+            Command::Mesh(command) => threads()?.block_on(mesh::run(command)),
+            Command::Proxy(command) => threads()?.block_on(proxy::run(command)),
+            Command::Certificate(command) => threads()?.block_on(certificate::run(command)),
+            Command::Completions { shell } => print(&completion::script(shell)?),
         }
     }
 }
@@ -99,14 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn completion_scripts_know_the_commands() {
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut script);
-            let script = String::from_utf8(script).unwrap();
-            for command in ["standalone", "demo", "validate", "explain", "policy"] {
-                assert!(script.contains(command), "{shell}: {command}");
-            }
+    fn completion_scripts_ask_the_program() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::PowerShell] {
+            let script = String::from_utf8(completion::script(shell).unwrap()).unwrap();
+            assert!(
+                script.contains(completion::VARIABLE) && script.contains("tidegate"),
+                "{shell}: {script}"
+            );
         }
     }
 }

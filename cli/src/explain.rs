@@ -1,4 +1,4 @@
-//! `tidegate explain`: would this connection be let in, and why? Asked of a running process, or of a folder.
+//! `tidegate explain`: would this connection be let in, and why? Asked of the cluster, of a process, or of a folder.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,7 +13,6 @@ use tidegate_controller::object::ObjectName;
 use tidegate_controller::source::folder::FolderSource;
 use tidegate_core::TrustDomain;
 
-use crate::admin_client::fetch;
 use crate::commands::AdminTarget;
 use crate::output::{OutputFormat, print_as};
 
@@ -38,7 +37,7 @@ pub(crate) struct ExplainOptions {
     /// What the client speaks [default: TLS if it has a server name or a certificate, or if only TLS is let in]
     #[arg(long, value_enum, value_name = "PROTOCOL")]
     speaks: Option<Protocol>,
-    /// Ask this folder of manifests instead of a running process.
+    /// Ask this folder of manifests, and nobody else.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     folder: Option<PathBuf>,
     /// The mesh's trust domain; with --folder.
@@ -69,7 +68,7 @@ pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
             let index = Index::of(FolderSource::new(folder).load().changes);
             serde_json::to_value(explain(&index, &options.trust_domain, &options.query())?)?
         }
-        None => fetch(options.target.admin_address, &options.path()).await?,
+        None => options.target.ask(&options.path()).await?,
     };
     print_as(options.output, &answer, text)?;
     let decision = answer.get("decision").and_then(Value::as_str).context("the answer has no decision")?;

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 use tidegate_controller::PolicyStatus;
 
-use crate::admin_client::fetch;
 use crate::commands::AdminTarget;
 use crate::output::{OutputFormat, print_as, table};
 
@@ -26,8 +25,8 @@ struct ListedPolicy {
 }
 
 /// Prints the status of every policy.
-pub(crate) async fn list(target: AdminTarget, output: OutputFormat) -> anyhow::Result<ExitCode> {
-    let policies: Vec<ListedPolicy> = fetch(target.admin_address, "/policies").await?;
+pub(crate) async fn list(target: &AdminTarget, output: OutputFormat) -> anyhow::Result<ExitCode> {
+    let policies: Vec<ListedPolicy> = target.ask("/policies").await?;
     print_as(output, &policies, |policies| {
         let rows: Vec<Vec<String>> = policies
             .iter()

@@ -1,6 +1,6 @@
 //! Admission webhooks: what the API server asks before it stores an object (`admission.k8s.io/v1`).
 //!
-//! A daemon implements [`Reviewer`], a plain function from request to verdict, and starts a [`WebhookServer`] with it.
+//! A daemon implements [`Reviewer`], from request to verdict, and starts a [`WebhookServer`] with it.
 //! The server shows the daemon's certificate of the mesh's CA, whichever is newest. [`CaBundleKeeper`] writes the
 //! mesh's roots into the daemon's own webhook configuration, so that the API server accepts that certificate.
 //!
@@ -14,6 +14,7 @@ mod server;
 mod tls;
 
 pub use ca_bundle::{CaBundleKeeper, WebhookConfiguration};
+pub use futures_util::future::BoxFuture;
 pub use review::{AdmissionRequest, Operation, Outcome, Reviewer, Verdict};
 pub use server::{Limits, StartError, WebhookServer};
 

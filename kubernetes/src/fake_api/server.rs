@@ -206,10 +206,12 @@ fn watch(
     };
     tokio::spawn(async move {
         tokio::select! {
+            // First, so that nothing that happens after the silence is heard.
+            biased;
+            () = shared.silenced(connection) => sender.closed().await,
             () = sender.closed() => {}
             () = follow(&shared, selection, position, bookmarks, &sender) => {}
             () = tokio::time::sleep(Duration::from_secs(timeout)) => {}
-            () = shared.silenced(connection) => sender.closed().await,
         }
     });
     let body = StreamBody::new(ReceiverStream::new(receiver));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 /// Resource, namespace, name.
 type Key = (String, String, String);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Store {
     objects: BTreeMap<Key, Value>,
     log: Vec<Logged>,
@@ -34,6 +34,13 @@ pub(super) struct Selection {
     pub(super) namespace: String,
     pub(super) name: Option<String>,
     pub(super) labels: Vec<(String, String)>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        // A watch from version 0 would be one from any version.
+        Self { objects: BTreeMap::new(), log: Vec::new(), version: 1, oldest: 0 }
+    }
 }
 
 impl Store {

@@ -7,7 +7,6 @@ use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, PatchOperation, TestOperation};
 use k8s_openapi::ByteString;
@@ -15,8 +14,6 @@ use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
 use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, watch_object};
 use prometheus_client::metrics::counter::Counter;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -24,8 +21,10 @@ use tidegate_runtime::backoff::Backoff;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::trust_bundle::TrustBundle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
+
+use crate::watch::{Event, KindMeter, Watch};
 
 /// The reason for which a process is not ready while its configuration holds other roots.
 const BLOCKER: &str = "webhook configuration";
@@ -57,6 +56,7 @@ pub struct CaBundleKeeper<K> {
     api: Api<K>,
     trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     readiness: Readiness,
+    meter: KindMeter,
     blocker: Option<Blocker>,
     repairs: Counter,
     pace: Pace,
@@ -77,6 +77,7 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         name: impl Into<String>,
         trust_bundle: watch::Receiver<Arc<TrustBundle>>,
         metrics: &Metrics,
+        meter: KindMeter,
         readiness: Readiness,
     ) -> Self {
         let repairs = Counter::default();
@@ -93,6 +94,7 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
             trust_bundle,
             blocker: Some(readiness.block(BLOCKER)),
             readiness,
+            meter,
             repairs,
             pace: Pace::new(),
         }
@@ -100,9 +102,16 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
 
     /// Watches and repairs for ever. The first repair of a quiet configuration comes at once, repeated ones ever
     /// slower.
-    pub async fn run(mut self) {
-        let events = watch_object(self.api.clone(), &self.name).backoff(watcher::DefaultBackoff::default());
-        let mut events = std::pin::pin!(events);
+    pub async fn run(self) {
+        let (sender, events) = mpsc::channel(4);
+        let watch = Watch::new(self.api.clone(), |_| (), self.meter.clone()).named(&self.name);
+        tokio::select! {
+            () = watch.run(sender, |event| event) => {}
+            () = self.keep(events) => {}
+        }
+    }
+
+    async fn keep(mut self, mut events: mpsc::Receiver<Event<K>>) {
         let mut current = None;
         loop {
             let repair = current.as_ref().and_then(|configuration| self.repair(configuration));
@@ -112,15 +121,15 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
                 self.blocker = Some(self.readiness.block(BLOCKER));
             }
             tokio::select! {
-                event = events.next() => match event {
-                    Some(Ok(None)) => {
-                        warn!(name = self.name, "the webhook configuration is missing: nobody asks this webhook");
-                        current = None;
+                event = events.recv() => match event {
+                    Some(Event::Changed { mut applied, .. }) => {
+                        current = applied.pop();
+                        if current.is_none() {
+                            warn!(name = self.name, "the webhook configuration is missing: nobody asks this webhook");
+                        }
                     }
-                    Some(Ok(configuration)) => current = configuration,
-                    Some(Err(error)) => {
-                        warn!(%error, name = self.name, "cannot watch the webhook configuration");
-                    }
+                    // The watch tells of it, and goes on.
+                    Some(Event::Unreadable(_)) => {}
                     None => return,
                 },
                 () = changed(&mut self.trust_bundle) => {}

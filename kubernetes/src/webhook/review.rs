@@ -1,5 +1,6 @@
 //! The `AdmissionReview` of `admission.k8s.io/v1`, as far as our webhooks read and write it.
 
+use futures_util::future::BoxFuture;
 use json_patch::Patch;
 use k8s_openapi::ByteString;
 use serde::de::DeserializeOwned;
@@ -10,10 +11,10 @@ const API_VERSION: &str = "admission.k8s.io/v1";
 /// The one kind.
 const KIND: &str = "AdmissionReview";
 
-/// Decides about admission requests. Called on the server's runtime: it must not block and not wait for anybody.
+/// Decides about admission requests.
 pub trait Reviewer: Send + Sync + 'static {
-    /// Whether the object may be stored, and what is to be changed in it before.
-    fn review(&self, request: &AdmissionRequest<'_>) -> Verdict;
+    /// Whether the object may be stored, and what is to be changed in it before. Somebody waits: it calls nobody.
+    fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict>;
 }
 
 /// What the API server asks about. The object itself is read on demand and as the type that it is said to be, so that

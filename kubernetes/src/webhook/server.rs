@@ -258,7 +258,7 @@ async fn review(shared: &Shared, request: Request<Incoming>) -> Result<Vec<u8>, 
     let start = Instant::now();
     let request =
         AdmissionRequest::parse(&body).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
-    let verdict = shared.reviewer.review(&request);
+    let verdict = shared.reviewer.review(&request).await;
     log(&request, &verdict.outcome);
     let answer = ReviewResponse::new(request.uid(), &verdict)
         .and_then(|response| serde_json::to_vec(&response))

@@ -1,0 +1,111 @@
+//! Asks the admin server of a Pod: it listens on the Pod's loopback, which a port-forward reaches.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use serde::de::DeserializeOwned;
+
+use super::client::{Cluster, chain};
+use crate::admin_client::exchange;
+
+/// The admin port of every Pod of the mesh, on its loopback.
+pub(crate) const ADMIN_PORT: u16 = 15000;
+/// Port-forward, request and answer take no longer than this.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long to wait for the reason why a port-forward has ended.
+const ERROR_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a Pod's admin server gave no answer, or which one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdminError {
+    /// The port-forward or what went through it failed.
+    #[error("pod {pod}: {reason}")]
+    Unreachable { pod: String, reason: String },
+    /// It refused.
+    #[error("pod {pod}: {path}: {status}: {message}")]
+    Refused { pod: String, path: String, status: StatusCode, message: String },
+    /// It is not what this version asks for.
+    #[error("pod {pod}: {path}: not the JSON that was expected: {error}")]
+    Malformed { pod: String, path: String, error: serde_json::Error },
+}
+
+impl AdminError {
+    /// Whether the admin server itself said so.
+    pub(crate) fn is_answer(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+}
+
+impl Cluster {
+    /// `GET path` of a Pod's admin server, as JSON.
+    pub(crate) async fn admin_json<T: DeserializeOwned>(
+        &self,
+        namespace: &str,
+        name: &str,
+        path: &str,
+    ) -> Result<T, AdminError> {
+        let body = self.admin(Method::GET, namespace, name, path).await?;
+        serde_json::from_slice(&body).map_err(|error| AdminError::Malformed {
+            pod: format!("{namespace}/{name}"),
+            path: path.to_owned(),
+            error,
+        })
+    }
+
+    /// The body of the answer of a Pod's admin server.
+    pub(crate) async fn admin(
+        &self,
+        method: Method,
+        namespace: &str,
+        name: &str,
+        path: &str,
+    ) -> Result<Bytes, AdminError> {
+        let pod = format!("{namespace}/{name}");
+        let unreachable = |reason: String| AdminError::Unreachable { pod: pod.clone(), reason };
+        let answer = tokio::time::timeout(TIMEOUT, self.forwarded(method, namespace, name, path)).await;
+        let (status, body) = match answer {
+            Ok(answer) => answer.map_err(unreachable)?,
+            Err(_) => return Err(unreachable(format!("no answer in {TIMEOUT:?}"))),
+        };
+        if status == StatusCode::OK {
+            return Ok(body);
+        }
+        let message = String::from_utf8_lossy(&body).trim().to_owned();
+        Err(AdminError::Refused { pod, path: path.to_owned(), status, message })
+    }
+
+    async fn forwarded(
+        &self,
+        method: Method,
+        namespace: &str,
+        name: &str,
+        path: &str,
+    ) -> Result<(StatusCode, Bytes), String> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let forward = pods.portforward(name, &[ADMIN_PORT]).await;
+        let mut forward = forward.map_err(|error| match &error {
+            kube::Error::Api(status) if status.code == 403 => {
+                format!("your user may not port-forward to it: {}", status.message)
+            }
+            error => format!("no port-forward to it: {}", chain(error)),
+        })?;
+        let (Some(stream), Some(error)) = (forward.take_stream(ADMIN_PORT), forward.take_error(ADMIN_PORT))
+        else {
+            return Err("the port-forward has no stream".to_owned());
+        };
+        let host = format!("127.0.0.1:{ADMIN_PORT}");
+        let result = match exchange(stream, method, &host, path).await {
+            Ok(answer) => Ok(answer),
+            // The kubelet's own words say more than a stream that ended.
+            Err(answer) => match tokio::time::timeout(ERROR_TIMEOUT, error).await {
+                Ok(Some(error)) => Err(format!("port {ADMIN_PORT}: {}", error.trim())),
+                _ => Err(format!("port {ADMIN_PORT}: {answer:#}")),
+            },
+        };
+        forward.abort();
+        result
+    }
+}

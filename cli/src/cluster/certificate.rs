@@ -1,0 +1,285 @@
+//! `tidegate certificate`: the mesh's root, and how it is replaced under load.
+//!
+//! The cert-manager takes the steps; before each of them it is made sure here that no sidecar would be left behind.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Subcommand};
+use http::Method;
+use kube::api::ResourceExt;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::client::{Cluster, ClusterOptions};
+use super::control_plane::Part;
+use crate::output::{OutputFormat, print, print_as, table};
+
+/// How often the mesh is looked at while a step waits.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// How many Pods a message names.
+const NAMED_PODS: usize = 10;
+
+/// The mesh's root certificate.
+#[derive(Subcommand, Debug)]
+pub(crate) enum CertificateCommand {
+    /// Show the roots, where a rotation is, and which sidecars it waits for.
+    Status(StatusOptions),
+    /// Replace the root in three steps: trust both, issue from the new one, drop the old one. Run again, it goes on
+    /// where it was.
+    Rotate(RotateOptions),
+}
+
+/// Flags of `tidegate certificate status`.
+#[derive(Args, Debug)]
+pub(crate) struct StatusOptions {
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: OutputFormat,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// Flags of `tidegate certificate rotate`.
+#[derive(Args, Debug)]
+pub(crate) struct RotateOptions {
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Take one step only
+    #[arg(long)]
+    step: bool,
+    /// How long to wait until a step may be taken. The last step waits until certificates under the old root are over,
+    /// by default 24 h
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// Where a rotation is: `GET /rotation` of the cert-manager.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Rotation {
+    /// `steady`, `trust-both` or `issue-new`.
+    step: String,
+    since: String,
+    issuing_root: String,
+    trusted_roots: Vec<Root>,
+    /// Roots that every sidecar must trust before the next step.
+    #[serde(default)]
+    required_roots: Vec<String>,
+    /// When certificates under a root that the next step drops are over, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    old_certificates_end: Option<String>,
+    next_allowed: bool,
+    /// Why the next step is not allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Why what is stored cannot be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+/// A trusted root.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Root {
+    fingerprint: String,
+    not_after: String,
+}
+
+/// What `status` prints.
+#[derive(Debug, Serialize)]
+struct Status {
+    #[serde(flatten)]
+    rotation: Rotation,
+    sidecars: usize,
+    /// Pods whose sidecar would not take part in the next step, and why.
+    left_behind: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        CertificateCommand::Status(options) => {
+            let cluster = options.cluster.connect().await?;
+            print_as(options.output, &status(&cluster).await?, text)
+        }
+        CertificateCommand::Rotate(options) => {
+            let cluster = options.cluster.connect().await?;
+            let rotation: Rotation = cluster.ask(Part::CertManager, "/rotation").await?;
+            if !options.yes {
+                confirm(&cluster, &rotation, options.step)?;
+            }
+            let last = rotate(&cluster, options.step, options.timeout).await?;
+            print(format!("{last}\n").as_bytes())
+        }
+    }
+}
+
+async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
+    let rotation: Rotation = cluster.ask(Part::CertManager, "/rotation").await?;
+    let sidecars = cluster.meshed_pods(None).await?.into_iter().filter(|pod| pod.is_started).count();
+    let left_behind = left_behind(cluster, &rotation).await?;
+    Ok(Status { rotation, sidecars, left_behind })
+}
+
+/// Takes the steps that are left, or one. Says what was reached.
+async fn rotate(cluster: &Cluster, one_step: bool, timeout: Duration) -> anyhow::Result<String> {
+    loop {
+        let taken = step(cluster, timeout).await?;
+        eprintln!("{}", progress(&taken));
+        if taken.step == "steady" {
+            return Ok(format!("The root of mesh {} is {}", cluster.mesh_name, taken.issuing_root));
+        }
+        if one_step {
+            return Ok(format!("Step taken: {}. `tidegate certificate rotate` goes on", taken.step));
+        }
+    }
+}
+
+/// Waits until the next step leaves nobody behind, and takes it.
+async fn step(cluster: &Cluster, timeout: Duration) -> anyhow::Result<Rotation> {
+    let deadline = Instant::now() + timeout;
+    let mut said = None;
+    loop {
+        let rotation: Rotation = cluster.ask(Part::CertManager, "/rotation").await?;
+        if let Some(problem) = &rotation.problem {
+            bail!("the stored root cannot be used: {problem}");
+        }
+        let obstacle = match left_behind(cluster, &rotation).await? {
+            pods if !pods.is_empty() => sentence(&pods),
+            _ if rotation.next_allowed => return next(cluster).await,
+            _ => rotation.reason.clone().unwrap_or_else(|| "the next step is not allowed yet".to_owned()),
+        };
+        let is_hopeless = rotation.old_certificates_end.as_deref().is_some_and(|end| is_after(end, timeout));
+        if is_hopeless || Instant::now() >= deadline {
+            let waited = if is_hopeless { String::new() } else { format!(" after {timeout:?}") };
+            bail!(
+                "the rotation stays at step {}{waited}: {obstacle}. Nothing is broken meanwhile; run `tidegate certificate \
+                 rotate` again to go on",
+                rotation.step
+            );
+        }
+        if said.as_ref() != Some(&rotation.step) {
+            eprintln!("waiting: {obstacle}");
+            said = Some(rotation.step);
+        }
+        tokio::time::sleep_until(deadline.min(Instant::now() + INTERVAL)).await;
+    }
+}
+
+async fn next(cluster: &Cluster) -> anyhow::Result<Rotation> {
+    let pods = cluster.needed(Part::CertManager).await?;
+    let pod = pods.first().map(ResourceExt::name_any).unwrap_or_default();
+    let body = cluster.admin(Method::POST, &cluster.control_plane, &pod, "/rotation/next").await?;
+    serde_json::from_slice(&body).context("the answer of /rotation/next")
+}
+
+/// Pods whose sidecar runs and is not known to trust the roots that the next step builds on, with the reason.
+async fn left_behind(cluster: &Cluster, rotation: &Rotation) -> anyhow::Result<Vec<String>> {
+    let pods = cluster.meshed_pods(None).await?;
+    if pods.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known = cluster.known_sidecars().await?;
+    let needed = rotation.needed_roots();
+    let mut found = Vec::new();
+    for pod in pods.iter().filter(|pod| pod.is_started) {
+        let reason = match known.connected(pod).map(|stream| &stream.trusted_roots) {
+            None => "connected to no controller",
+            Some(None) => "has not said which roots it trusts",
+            Some(Some(roots)) if needed.iter().all(|root| roots.contains(root)) => continue,
+            Some(Some(_)) => "does not trust every root yet",
+        };
+        found.push(format!("{} ({reason})", pod.key()));
+    }
+    if !found.is_empty() && !known.silent.is_empty() {
+        found.extend(known.silent.iter().cloned());
+    }
+    Ok(found)
+}
+
+impl Rotation {
+    fn needed_roots(&self) -> Vec<String> {
+        if self.required_roots.is_empty() {
+            return self.trusted_roots.iter().map(|root| root.fingerprint.clone()).collect();
+        }
+        self.required_roots.clone()
+    }
+}
+
+fn confirm(cluster: &Cluster, rotation: &Rotation, one_step: bool) -> anyhow::Result<()> {
+    ensure!(io::stdin().is_terminal(), "--yes is needed where nobody can be asked");
+    let what = match (one_step, rotation.step.as_str()) {
+        (true, _) => "Take the next step of the rotation of".to_owned(),
+        (false, "steady") => "Replace".to_owned(),
+        (false, step) => format!("Go on from step {step} with replacing"),
+    };
+    eprint!("{what} the root certificate of mesh {} at {}? [y/N] ", cluster.mesh_name, cluster.server);
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "not confirmed; nothing was changed");
+    Ok(())
+}
+
+fn progress(rotation: &Rotation) -> String {
+    let (number, what) = match rotation.step.as_str() {
+        "trust-both" => (1, "both roots are trusted"),
+        "issue-new" => (2, "the new root issues; the old one is still trusted"),
+        _ => (3, "the old root is dropped"),
+    };
+    format!("step {number} of 3: {what}")
+}
+
+fn sentence(pods: &[String]) -> String {
+    let named: Vec<&str> = pods.iter().take(NAMED_PODS).map(String::as_str).collect();
+    let more = match pods.len().saturating_sub(NAMED_PODS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("sidecars would be left behind: {}{more}", named.join(", "))
+}
+
+/// Whether an RFC 3339 time is more than `wait` away.
+fn is_after(time: &str, wait: Duration) -> bool {
+    humantime::parse_rfc3339_weak(time)
+        .is_ok_and(|time| time.duration_since(SystemTime::now()).is_ok_and(|left| left > wait))
+}
+
+fn text(status: &Status) -> String {
+    let rotation = &status.rotation;
+    let mut text = format!("step       {} since {}\n", rotation.step, rotation.since);
+    text += &match (&rotation.reason, rotation.next_allowed) {
+        (_, true) => "next step  allowed\n".to_owned(),
+        (Some(reason), false) => format!("next step  not yet: {reason}\n"),
+        (None, false) => "next step  not yet\n".to_owned(),
+    };
+    if let Some(problem) = &rotation.problem {
+        text += &format!("problem    {problem}\n");
+    }
+    text += &format!(
+        "sidecars   {}, {} not ready for the next step\n\n",
+        status.sidecars,
+        status.left_behind.len()
+    );
+    let rows: Vec<Vec<String>> = rotation
+        .trusted_roots
+        .iter()
+        .map(|root| {
+            let issues = if root.fingerprint == rotation.issuing_root { "yes" } else { "no" };
+            vec![root.fingerprint.clone(), root.not_after.clone(), issues.to_owned()]
+        })
+        .collect();
+    text += &table(&["TRUSTED ROOT", "ENDS", "ISSUES"], &rows);
+    if !status.left_behind.is_empty() {
+        text.push('\n');
+        text.extend(status.left_behind.iter().map(|pod| format!("{pod}\n")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::cluster::testing::{FakeCluster, control_plane_pod, meshed_pod};
+
+const STEPS: [&str; 4] = ["steady", "trust-both", "issue-new", "steady"];
+
+/// A cert-manager and a sidecar that trusts a root as soon as it is published, unless it is told not to.
+#[derive(Clone, Default)]
+struct Mesh(Arc<Mutex<Authority>>);
+
+#[derive(Default)]
+struct Authority {
+    asked: usize,
+    taken: usize,
+    is_stuck: bool,
+    not_yet: Option<&'static str>,
+    old_certificates_end: Option<&'static str>,
+}
+
+impl Authority {
+    fn roots(&self) -> Vec<&'static str> {
+        match self.taken {
+            0 => vec!["old"],
+            3 => vec!["new"],
+            _ => vec!["old", "new"],
+        }
+    }
+
+    fn rotation(&self) -> Value {
+        let roots: Vec<Value> = self
+            .roots()
+            .iter()
+            .map(|root| json!({"fingerprint": root, "not_after": "2036-01-01T00:00:00Z"}))
+            .collect();
+        json!({
+            "step": STEPS[self.taken], "since": "2026-01-01T00:00:00Z",
+            "issuing_root": if self.taken < 2 { "old" } else { "new" },
+            "trusted_roots": roots, "next_allowed": self.not_yet.is_none(), "reason": self.not_yet,
+            "old_certificates_end": self.old_certificates_end,
+        })
+    }
+
+    fn workloads(&self) -> Value {
+        let trusted = if self.is_stuck { vec!["old"] } else { self.roots() };
+        json!([{
+            "workload": "httpbin/a", "version": "v", "error": null,
+            "sidecar": {"connected": true, "connectedSince": "2026-01-01T00:00:00Z", "program": "0.1.0",
+                        "sentVersion": null, "ackedVersion": null, "rejected": null, "trustedRoots": trusted,
+                        "certificateNotAfter": "2030-01-01T00:00:00Z"},
+        }])
+    }
+}
+
+impl Mesh {
+    fn change(&self, change: impl FnOnce(&mut Authority)) {
+        change(&mut self.0.lock().unwrap());
+    }
+
+    async fn start(&self) -> FakeCluster {
+        let fake = FakeCluster::start(vec![
+            control_plane_pod("tidegate-cert-manager", "ca"),
+            control_plane_pod("tidegate-controller", "c"),
+            meshed_pod("httpbin", "a"),
+        ])
+        .await;
+        let ca = Router::new()
+            .route("/rotation", get(Self::rotation))
+            .route("/rotation/next", post(Self::next))
+            .with_state(self.clone());
+        fake.admin("tidegate-system/ca", ca).await;
+        let workloads = get(async |State(mesh): State<Self>| axum::Json(mesh.0.lock().unwrap().workloads()));
+        let controller = Router::new().route("/workloads", workloads).with_state(self.clone());
+        fake.admin("tidegate-system/c", controller).await;
+        fake
+    }
+
+    async fn rotation(State(mesh): State<Self>) -> axum::Json<Value> {
+        let mut state = mesh.0.lock().unwrap();
+        state.asked += 1;
+        axum::Json(state.rotation())
+    }
+
+    async fn next(State(mesh): State<Self>) -> Response {
+        let mut state = mesh.0.lock().unwrap();
+        if let Some(reason) = state.not_yet {
+            return (StatusCode::CONFLICT, reason).into_response();
+        }
+        state.taken += 1;
+        axum::Json(state.rotation()).into_response()
+    }
+
+    fn taken(&self) -> usize {
+        self.0.lock().unwrap().taken
+    }
+}
+
+#[tokio::test]
+async fn three_steps_replace_the_root() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    let said = rotate(&fake.cluster(), false, Duration::ZERO).await.unwrap();
+    assert_eq!(said, "The root of mesh osm is new");
+    assert_eq!(mesh.taken(), 3);
+}
+
+#[tokio::test]
+async fn one_step_at_a_time_is_possible() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    let said = rotate(&fake.cluster(), true, Duration::ZERO).await.unwrap();
+    assert_eq!(said, "Step taken: trust-both. `tidegate certificate rotate` goes on");
+    assert_eq!(mesh.taken(), 1);
+}
+
+#[tokio::test]
+async fn a_sidecar_without_the_new_root_holds_the_rotation_and_is_named() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    mesh.change(|state| state.is_stuck = true);
+    let error = rotate(&fake.cluster(), false, Duration::ZERO).await.unwrap_err().to_string();
+    let expected = "the rotation stays at step trust-both after 0ns: sidecars would be left behind: httpbin/a (does not \
+                    trust every root yet). Nothing is broken meanwhile; run `tidegate certificate rotate` again to go on";
+    assert_eq!(error, expected);
+    assert_eq!(mesh.taken(), 1);
+}
+
+#[tokio::test]
+async fn a_pod_that_no_controller_knows_holds_the_rotation() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    fake.put(meshed_pod("shop", "cart"));
+    let error = rotate(&fake.cluster(), false, Duration::ZERO).await.unwrap_err().to_string();
+    assert!(
+        error.contains("sidecars would be left behind: shop/cart (connected to no controller)"),
+        "{error}"
+    );
+    assert_eq!(mesh.taken(), 0);
+
+    // One that has not started has nothing to lose.
+    let mut pending = meshed_pod("shop", "cart");
+    pending["status"] = json!({"phase": "Pending"});
+    fake.put(pending);
+    rotate(&fake.cluster(), false, Duration::ZERO).await.unwrap();
+    assert_eq!(mesh.taken(), 3);
+}
+
+#[tokio::test]
+async fn what_the_cert_manager_waits_for_is_said() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    mesh.change(|state| {
+        state.taken = 2;
+        state.not_yet = Some("certificates under the old root may still be in use; wait 23h");
+        state.old_certificates_end = Some("2999-01-01T00:00:00Z");
+    });
+    // Nobody waits an hour for what takes a day.
+    let error = rotate(&fake.cluster(), false, Duration::from_secs(3600)).await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("the rotation stays at step issue-new: certificates under the old root may"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_step_is_waited_for() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    mesh.change(|state| state.not_yet = Some("not published"));
+    let cluster = fake.cluster();
+    let rotation = tokio::spawn(async move { rotate(&cluster, true, Duration::from_secs(60)).await });
+    while mesh.0.lock().unwrap().asked < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(mesh.taken(), 0);
+    mesh.change(|state| state.not_yet = None);
+    rotation.await.unwrap().unwrap();
+    assert_eq!(mesh.taken(), 1);
+}
+
+#[tokio::test]
+async fn the_status_shows_roots_and_who_is_not_ready() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    mesh.change(|state| {
+        state.taken = 1;
+        state.is_stuck = true;
+    });
+    assert_eq!(
+        text(&status(&fake.cluster()).await.unwrap()),
+        "step       trust-both since 2026-01-01T00:00:00Z\n\
+         next step  allowed\n\
+         sidecars   1, 1 not ready for the next step\n\
+         \n\
+         TRUSTED ROOT   ENDS                   ISSUES\n\
+         old            2036-01-01T00:00:00Z   yes\n\
+         new            2036-01-01T00:00:00Z   no\n\
+         \n\
+         httpbin/a (does not trust every root yet)\n"
+    );
+}

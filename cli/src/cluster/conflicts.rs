@@ -1,0 +1,129 @@
+//! `tidegate policy check-conflicts`: IngressBackends that open the same backend.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use clap_complete::ArgValueCandidates;
+use kube::api::{Api, ListParams, ResourceExt};
+use serde::Serialize;
+use tidegate_crds::ingress_backend::IngressBackend;
+
+use super::client::{Cluster, ClusterOptions};
+use crate::completion;
+use crate::output::{OutputFormat, print_as};
+
+/// Flags of `tidegate policy check-conflicts`.
+#[derive(Args, Debug)]
+pub(crate) struct ConflictsOptions {
+    /// Kind of the policies.
+    #[arg(value_enum, value_name = "KIND")]
+    kind: PolicyKind,
+    /// Namespaces to look at, separated by commas [default: all]
+    #[arg(short, long = "namespaces", visible_alias = "namespace", value_name = "NAMESPACE", value_delimiter = ',',
+          add = ArgValueCandidates::new(completion::namespaces))]
+    namespaces: Vec<String>,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: OutputFormat,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// Policies that can be in conflict.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PolicyKind {
+    /// IngressBackends.
+    #[value(name = "ingressbackend", aliases = ["ingressbackends", "IngressBackend", "IngressBackends"])]
+    IngressBackend,
+}
+
+/// A backend that two IngressBackends open.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Conflict {
+    namespace: String,
+    backend: String,
+    port: u16,
+    /// The names of the two.
+    ingress_backends: [String; 2],
+}
+
+/// Exits with 1 if there is a conflict.
+pub(crate) async fn run(options: ConflictsOptions) -> anyhow::Result<ExitCode> {
+    let PolicyKind::IngressBackend = options.kind;
+    let cluster = options.cluster.connect().await?;
+    let policies = ingress_backends(&cluster, &options.namespaces).await?;
+    let conflicts = conflicts(&policies);
+    print_as(options.output, &conflicts, |conflicts| text(conflicts, &options.namespaces))?;
+    Ok(if conflicts.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The IngressBackends of these namespaces, or of all if none is named.
+pub(crate) async fn ingress_backends(
+    cluster: &Cluster,
+    namespaces: &[String],
+) -> anyhow::Result<Vec<IngressBackend>> {
+    let mut apis: Vec<(Api<IngressBackend>, String)> = namespaces
+        .iter()
+        .map(|name| {
+            (Api::namespaced(cluster.client.clone(), name), format!("IngressBackends of namespace {name}"))
+        })
+        .collect();
+    if apis.is_empty() {
+        apis.push((Api::all(cluster.client.clone()), "IngressBackends of all namespaces".to_owned()));
+    }
+    let mut found = Vec::new();
+    for (api, what) in apis {
+        found.extend(cluster.list(&api, ListParams::default(), &what).await?);
+    }
+    Ok(found)
+}
+
+/// Every pair that opens the same port of the same Service. Backends are of their IngressBackend's own namespace, so
+/// policies of two namespaces are never in conflict.
+pub(crate) fn conflicts(policies: &[IngressBackend]) -> Vec<Conflict> {
+    let mut sorted: Vec<&IngressBackend> = policies.iter().collect();
+    sorted.sort_by_key(|policy| (policy.namespace(), policy.name_any()));
+    let mut found = Vec::new();
+    for (i, a) in sorted.iter().enumerate() {
+        for b in sorted.iter().skip(i + 1).filter(|b| b.namespace() == a.namespace()) {
+            for backend in &a.spec.backends {
+                let same = b
+                    .spec
+                    .backends
+                    .iter()
+                    .any(|other| other.name == backend.name && other.port.number == backend.port.number);
+                let conflict = Conflict {
+                    namespace: a.namespace().unwrap_or_default(),
+                    backend: backend.name.clone(),
+                    port: backend.port.number,
+                    ingress_backends: [a.name_any(), b.name_any()],
+                };
+                if same && !found.contains(&conflict) {
+                    found.push(conflict);
+                }
+            }
+        }
+    }
+    found
+}
+
+fn text(conflicts: &[Conflict], namespaces: &[String]) -> String {
+    if conflicts.is_empty() {
+        return match namespaces {
+            [] => "No conflicts among IngressBackends of all namespaces\n".to_owned(),
+            names => format!("No conflicts among IngressBackends of namespaces [{}]\n", names.join(", ")),
+        };
+    }
+    let lines = conflicts.iter().map(|conflict| {
+        let Conflict { namespace, backend, port, ingress_backends: [a, b] } = conflict;
+        format!(
+            "[+] IngressBackend {namespace}/{a} conflicts with {namespace}/{b}:\n\
+             Backend {backend} (port {port}) specified in {a} and {b} conflicts\n"
+        )
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! The control plane's Pods.
+
+use std::fmt;
+
+use anyhow::ensure;
+use futures_util::future::join_all;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use super::client::Cluster;
+
+/// Label: which program a Pod or Deployment of the control plane is.
+pub(crate) const NAME_LABEL: &str = "app.kubernetes.io/name";
+/// Label: the name of the mesh.
+pub(crate) const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+/// Label: the version of the chart.
+pub(crate) const VERSION_LABEL: &str = "app.kubernetes.io/version";
+/// Label and value of everything that belongs to the mesh.
+pub(crate) const PART_OF: &str = "app.kubernetes.io/part-of=tidegate";
+
+/// A program of the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Controller,
+    CertManager,
+    Injector,
+}
+
+impl Part {
+    /// Every one.
+    pub(crate) const ALL: [Self; 3] = [Self::Controller, Self::CertManager, Self::Injector];
+
+    /// The name of its Deployment, ServiceAccount, Service and container.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Controller => "tidegate-controller",
+            Self::CertManager => "tidegate-cert-manager",
+            Self::Injector => "tidegate-injector",
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Cluster {
+    /// The running Pods of a part.
+    pub(crate) async fn running(&self, part: Part) -> anyhow::Result<Vec<Pod>> {
+        let selector = format!("{NAME_LABEL}={part},{INSTANCE_LABEL}={}", self.mesh_name);
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.control_plane);
+        let what = format!("pods of {part} in namespace {}", self.control_plane);
+        let mut pods = self.list(&api, ListParams::default().labels(&selector), &what).await?;
+        pods.retain(is_running);
+        Ok(pods)
+    }
+
+    /// The running Pods of a part, of which there must be one.
+    pub(crate) async fn needed(&self, part: Part) -> anyhow::Result<Vec<Pod>> {
+        let pods = self.running(part).await?;
+        ensure!(
+            !pods.is_empty(),
+            "no pod of {part} runs in namespace {} for mesh {}; is the control plane elsewhere \
+             (--tidegate-namespace, --mesh-name)? `tidegate mesh list` shows where",
+            self.control_plane,
+            self.mesh_name
+        );
+        Ok(pods)
+    }
+
+    /// What one Pod of a part answers: the first that does.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, part: Part, path: &str) -> anyhow::Result<T> {
+        let mut last = None;
+        for pod in self.needed(part).await? {
+            match self.admin_json(&self.control_plane, &pod.name_any(), path).await {
+                Ok(answer) => return Ok(answer),
+                // A question that is refused is refused by every replica.
+                Err(error) if error.is_answer() => return Err(error.into()),
+                Err(error) => last = Some(error),
+            }
+        }
+        match last {
+            Some(error) => Err(error.into()),
+            None => anyhow::bail!("no pod of {part} answers"),
+        }
+    }
+
+    /// What every Pod of a part answers, by the Pod's name.
+    pub(crate) async fn ask_all<T: DeserializeOwned>(
+        &self,
+        part: Part,
+        path: &str,
+    ) -> anyhow::Result<Vec<(String, Result<T, super::admin::AdminError>)>> {
+        let pods = self.needed(part).await?;
+        let answers = pods.iter().map(|pod| async move {
+            let name = pod.name_any();
+            let answer = self.admin_json(&self.control_plane, &name, path).await;
+            (name, answer)
+        });
+        Ok(join_all(answers).await)
+    }
+}
+
+/// Whether a Pod runs and is not being deleted.
+pub(crate) fn is_running(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+}

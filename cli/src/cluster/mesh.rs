@@ -1,0 +1,129 @@
+//! `tidegate mesh`: the control planes of a cluster.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams, ResourceExt};
+use serde::Serialize;
+
+use super::client::{Cluster, ClusterOptions};
+use super::control_plane::{INSTANCE_LABEL, NAME_LABEL, Part, VERSION_LABEL};
+use super::namespace;
+use crate::output::{OutputFormat, print_as, table};
+
+/// Control planes.
+#[derive(Subcommand, Debug)]
+pub(crate) enum MeshCommand {
+    /// List the control planes of the cluster.
+    List(ListOptions),
+}
+
+/// Flags of `tidegate mesh list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListOptions {
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: OutputFormat,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// A control plane.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Mesh {
+    pub(crate) namespace: String,
+    pub(crate) mesh: String,
+    pub(crate) version: String,
+    /// Controller replicas that are ready.
+    ready: i32,
+    /// Controller replicas that are asked for.
+    replicas: i32,
+    controller_pods: Vec<String>,
+    added_namespaces: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(command: MeshCommand) -> anyhow::Result<ExitCode> {
+    let MeshCommand::List(options) = command;
+    let meshes = list(&options.cluster.connect().await?).await?;
+    if meshes.is_empty() && options.output == OutputFormat::Table {
+        eprintln!("No control plane in this cluster; `tidegate install` makes one");
+        return Ok(ExitCode::SUCCESS);
+    }
+    print_as(options.output, &meshes, |meshes| text(meshes))
+}
+
+/// Every control plane of the cluster.
+pub(crate) async fn list(cluster: &Cluster) -> anyhow::Result<Vec<Mesh>> {
+    let selector = ListParams::default().labels(&format!("{NAME_LABEL}={}", Part::Controller));
+    let deployments: Api<Deployment> = Api::all(cluster.client.clone());
+    let deployments = cluster.list(&deployments, selector.clone(), "deployments of all namespaces").await?;
+    let mut meshes = Vec::new();
+    for deployment in deployments {
+        let namespace = deployment.namespace().unwrap_or_default();
+        let mesh = deployment.labels().get(INSTANCE_LABEL).cloned().unwrap_or_default();
+        let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
+        let pods = cluster.list(&pods, selector.clone(), &format!("pods of namespace {namespace}")).await?;
+        let mut controller_pods: Vec<String> = pods.iter().map(ResourceExt::name_any).collect();
+        controller_pods.sort();
+        let added = namespace::list(cluster, Some(&mesh)).await?;
+        let status = deployment.status.as_ref();
+        meshes.push(Mesh {
+            version: version(&deployment),
+            ready: status.and_then(|status| status.ready_replicas).unwrap_or(0),
+            replicas: deployment.spec.replicas.unwrap_or(1),
+            controller_pods,
+            added_namespaces: added.into_iter().map(|row| row.namespace).collect(),
+            namespace,
+            mesh,
+        });
+    }
+    meshes.sort_by(|a, b| (&a.namespace, &a.mesh).cmp(&(&b.namespace, &b.mesh)));
+    Ok(meshes)
+}
+
+/// What a Deployment says that it runs: the chart's version, or else the tag of its image.
+pub(crate) fn version(deployment: &Deployment) -> String {
+    if let Some(version) = deployment.labels().get(VERSION_LABEL) {
+        return version.clone();
+    }
+    let image = deployment
+        .spec
+        .template
+        .spec
+        .as_ref()
+        .and_then(|pod| pod.containers.first())
+        .and_then(|container| container.image.as_deref());
+    image_tag(image.unwrap_or_default()).to_owned()
+}
+
+/// The tag of an image, or `unknown`.
+pub(crate) fn image_tag(image: &str) -> &str {
+    let name = image.split('@').next().unwrap_or_default();
+    let last = name.rsplit('/').next().unwrap_or_default();
+    last.split_once(':').map_or("unknown", |(_, tag)| tag)
+}
+
+fn text(meshes: &[Mesh]) -> String {
+    let rows: Vec<Vec<String>> = meshes
+        .iter()
+        .map(|mesh| {
+            vec![
+                mesh.mesh.clone(),
+                mesh.namespace.clone(),
+                mesh.version.clone(),
+                format!("{}/{}", mesh.ready, mesh.replicas),
+                mesh.controller_pods.join(","),
+                mesh.added_namespaces.join(","),
+            ]
+        })
+        .collect();
+    let heading = ["MESH NAME", "MESH NAMESPACE", "VERSION", "READY", "CONTROLLER PODS", "ADDED NAMESPACES"];
+    table(&heading, &rows)
+}
+
+#[cfg(test)]
+mod tests;

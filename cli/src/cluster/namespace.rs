@@ -1,0 +1,291 @@
+//! `tidegate namespace`: which namespaces are in the mesh.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Subcommand};
+use clap_complete::ArgValueCandidates;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{Api, ListParams, Patch, PatchParams, ResourceExt};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tidegate_crds::injection::{
+    IGNORE, INJECTION, METRICS, MONITORED_BY, SIDECAR_INJECTION, has_sidecar, is_in_mesh,
+};
+
+use super::client::{Cluster, ClusterOptions};
+use super::control_plane::{NAME_LABEL, Part};
+use crate::completion;
+use crate::output::{OutputFormat, print_as, table};
+
+/// Namespaces of Kubernetes itself: what they run must start before any mesh.
+const OF_KUBERNETES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+/// Namespace label that keeps admission webhooks out.
+const CONTROL_PLANE_LABEL: &str = "control-plane";
+/// Who made a change, in the objects' managed fields.
+const FIELD_MANAGER: &str = "tidegate-cli";
+
+/// Namespaces of the mesh.
+#[derive(Subcommand, Debug)]
+pub(crate) enum NamespaceCommand {
+    /// Add namespaces to the mesh: Pods that start there from now on get a sidecar.
+    Add(AddOptions),
+    /// Take namespaces out of the mesh: Pods that start there from now on get no sidecar.
+    Remove(NamesOptions),
+    /// Have the mesh leave namespaces alone, whatever other labels they carry.
+    Ignore(NamesOptions),
+    /// List the namespaces of the mesh, or of every mesh without --mesh-name.
+    List(ListOptions),
+}
+
+/// Flags of `tidegate namespace add`.
+#[derive(Args, Debug)]
+pub(crate) struct AddOptions {
+    #[command(flatten)]
+    names: NamesOptions,
+    /// Add the namespaces without sidecars: their Services can be sources and their policies count
+    #[arg(long)]
+    disable_sidecar_injection: bool,
+}
+
+/// Namespaces.
+#[derive(Args, Debug)]
+pub(crate) struct NamesOptions {
+    /// The namespaces.
+    #[arg(value_name = "NAMESPACE", required = true, add = ArgValueCandidates::new(completion::namespaces))]
+    namespaces: Vec<String>,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// Flags of `tidegate namespace list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListOptions {
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: OutputFormat,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// A namespace of a mesh.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct MeshNamespace {
+    pub(crate) namespace: String,
+    mesh: String,
+    sidecar_injection: &'static str,
+}
+
+/// Runs the command; each namespace that fails is said on standard error, and the others are still done.
+pub(crate) async fn run(command: NamespaceCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        NamespaceCommand::List(options) => {
+            let namespaces =
+                list(&options.cluster.connect().await?, options.cluster.mesh_name.as_deref()).await?;
+            if namespaces.is_empty() && options.output == OutputFormat::Table {
+                match &options.cluster.mesh_name {
+                    Some(mesh) => eprintln!("No namespaces in mesh [{mesh}]"),
+                    None => eprintln!("No namespaces in any mesh"),
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
+            print_as(options.output, &namespaces, |namespaces| text(namespaces))
+        }
+        NamespaceCommand::Add(options) => {
+            let cluster = options.names.cluster.connect().await?;
+            each(&options.names.namespaces, async |name| {
+                add(&cluster, name, options.disable_sidecar_injection).await
+            })
+            .await
+        }
+        NamespaceCommand::Remove(options) => {
+            let cluster = options.cluster.connect().await?;
+            each(&options.namespaces, async |name| remove(&cluster, name).await).await
+        }
+        NamespaceCommand::Ignore(options) => {
+            let cluster = options.cluster.connect().await?;
+            each(&options.namespaces, async |name| ignore(&cluster, name).await).await
+        }
+    }
+}
+
+async fn each(
+    names: &[String],
+    action: impl AsyncFn(&str) -> anyhow::Result<String>,
+) -> anyhow::Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match action(name).await {
+            Ok(done) => {
+                crate::output::print(format!("{done}\n").as_bytes())?;
+            }
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// Puts a namespace into the mesh. Says so; an error says why not.
+pub(crate) async fn add(cluster: &Cluster, name: &str, without_sidecars: bool) -> anyhow::Result<String> {
+    let mesh = &cluster.mesh_name;
+    let added = async {
+        let namespace = read(cluster, name).await?;
+        refuse_control_plane(cluster, &namespace).await?;
+        ensure!(
+            !namespace.labels().contains_key(IGNORE),
+            "it is ignored by label {IGNORE}; remove that label first: kubectl label namespace {name} {IGNORE}-"
+        );
+        if let Some(other) = namespace.labels().get(MONITORED_BY).filter(|other| *other != mesh) {
+            bail!(
+                "it belongs to mesh [{other}]; remove it there first: tidegate namespace remove {name} --mesh-name {other}"
+            );
+        }
+        let injection = if without_sidecars { "disabled" } else { "enabled" };
+        let mut labels = json!({ MONITORED_BY: mesh });
+        if without_sidecars && namespace.labels().contains_key(INJECTION) {
+            // That label alone would go on adding sidecars.
+            labels[INJECTION] = Value::Null;
+        }
+        let patch = json!({"metadata": {"labels": labels, "annotations": {SIDECAR_INJECTION: injection}}});
+        change(cluster, name, &patch).await?;
+        if !without_sidecars {
+            hint_at_restart(cluster, name, false).await;
+        }
+        Ok(format!("Namespace [{name}] successfully added to mesh [{mesh}]"))
+    };
+    added.await.with_context(|| format!("Could not add namespace [{name}] to mesh [{mesh}]"))
+}
+
+/// Takes a namespace out of the mesh.
+pub(crate) async fn remove(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
+    let mesh = &cluster.mesh_name;
+    let removed = async {
+        let namespace = read(cluster, name).await?;
+        let labels = namespace.labels();
+        if let Some(other) = labels.get(MONITORED_BY).filter(|other| *other != mesh) {
+            bail!("it belongs to mesh [{other}]; give --mesh-name {other}");
+        }
+        if !labels.contains_key(MONITORED_BY) && !labels.contains_key(INJECTION) {
+            return Ok(format!("Namespace [{name}] already does not belong to any mesh"));
+        }
+        let patch = json!({"metadata": {
+            "labels": {MONITORED_BY: null, INJECTION: null},
+            "annotations": {SIDECAR_INJECTION: null, METRICS: null},
+        }});
+        change(cluster, name, &patch).await?;
+        hint_at_restart(cluster, name, true).await;
+        Ok(format!("Namespace [{name}] successfully removed from mesh [{mesh}]"))
+    };
+    removed.await.with_context(|| format!("Could not remove namespace [{name}] from mesh [{mesh}]"))
+}
+
+/// Has the mesh leave a namespace alone.
+pub(crate) async fn ignore(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
+    let ignored = async {
+        read(cluster, name).await?;
+        change(cluster, name, &json!({"metadata": {"labels": {IGNORE: "true"}}})).await?;
+        Ok(format!("Successfully set namespace [{name}] to be ignored"))
+    };
+    let ignored: anyhow::Result<String> = ignored.await;
+    ignored.with_context(|| format!("Could not set namespace [{name}] to be ignored"))
+}
+
+/// The namespaces of one mesh, or of every mesh.
+pub(crate) async fn list(cluster: &Cluster, mesh: Option<&str>) -> anyhow::Result<Vec<MeshNamespace>> {
+    let mut found: Vec<MeshNamespace> = all(cluster)
+        .await?
+        .iter()
+        .filter_map(|namespace| member(namespace, mesh, &cluster.mesh_name))
+        .collect();
+    found.sort_by(|a, b| a.namespace.cmp(&b.namespace));
+    Ok(found)
+}
+
+/// Every namespace of the cluster.
+pub(crate) async fn all(cluster: &Cluster) -> anyhow::Result<Vec<Namespace>> {
+    let api: Api<Namespace> = Api::all(cluster.client.clone());
+    cluster.list(&api, ListParams::default(), "namespaces").await
+}
+
+/// Whether Pods of a namespace of the mesh get a sidecar unless they say otherwise.
+pub(crate) fn injects(namespace: &Namespace) -> bool {
+    if namespace.labels().get(INJECTION).is_some_and(|value| value == "enabled") {
+        return true;
+    }
+    let wish = namespace.annotations().get(SIDECAR_INJECTION).map(|wish| wish.to_ascii_lowercase());
+    matches!(wish.as_deref(), Some("enabled" | "yes" | "true"))
+}
+
+fn member(namespace: &Namespace, mesh: Option<&str>, default: &str) -> Option<MeshNamespace> {
+    let label = namespace.labels().get(MONITORED_BY);
+    let name = label.map_or(default, String::as_str);
+    let is_member = is_in_mesh(Some(namespace.labels()), name) && mesh.is_none_or(|mesh| mesh == name);
+    is_member.then(|| MeshNamespace {
+        namespace: namespace.name_any(),
+        mesh: name.to_owned(),
+        sidecar_injection: if injects(namespace) { "enabled" } else { "disabled" },
+    })
+}
+
+fn text(namespaces: &[MeshNamespace]) -> String {
+    let rows: Vec<Vec<String>> = namespaces
+        .iter()
+        .map(|row| vec![row.namespace.clone(), row.mesh.clone(), row.sidecar_injection.to_owned()])
+        .collect();
+    table(&["NAMESPACE", "MESH", "SIDECAR-INJECTION"], &rows)
+}
+
+async fn read(cluster: &Cluster, name: &str) -> anyhow::Result<Namespace> {
+    let api: Api<Namespace> = Api::all(cluster.client.clone());
+    let namespace = cluster.get(&api, name, &format!("namespace {name}")).await?;
+    namespace.with_context(|| format!("namespace [{name}] does not exist"))
+}
+
+async fn change(cluster: &Cluster, name: &str, patch: &Value) -> anyhow::Result<()> {
+    let api: Api<Namespace> = Api::all(cluster.client.clone());
+    let patched = api.patch(name, &PatchParams::apply(FIELD_MANAGER), &Patch::Merge(patch)).await;
+    patched.map_err(|error| cluster.failed(&format!("change namespace {name}"), &error))?;
+    Ok(())
+}
+
+async fn refuse_control_plane(cluster: &Cluster, namespace: &Namespace) -> anyhow::Result<()> {
+    let name = namespace.name_any();
+    ensure!(!OF_KUBERNETES.contains(&name.as_str()), "it is a namespace of Kubernetes itself");
+    let has_controller = async {
+        let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &name);
+        let selector = format!("{NAME_LABEL}={}", Part::Controller);
+        let found = cluster.list(&api, ListParams::default().labels(&selector), "deployments").await?;
+        anyhow::Ok(!found.is_empty())
+    };
+    ensure!(
+        name != cluster.control_plane && !has_controller.await?,
+        "it has [{}] installed: the control plane's own namespace cannot be in the mesh",
+        Part::Controller
+    );
+    ensure!(
+        !namespace.labels().contains_key(CONTROL_PLANE_LABEL),
+        "label {CONTROL_PLANE_LABEL} keeps admission webhooks out of it, so no sidecar could be added"
+    );
+    Ok(())
+}
+
+/// Pods take a sidecar, or lose it, only when they are made.
+async fn hint_at_restart(cluster: &Cluster, name: &str, with_sidecar: bool) {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), name);
+    let Ok(pods) = cluster.list(&api, ListParams::default(), "pods").await else { return };
+    let stale = pods.iter().filter(|pod| has_sidecar(pod) == with_sidecar).count();
+    if stale > 0 {
+        let state = if with_sidecar { "still has a sidecar" } else { "has no sidecar yet" };
+        eprintln!(
+            "{stale} of its pods {state}; restart them: kubectl rollout restart deployment,statefulset,daemonset -n {name}"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+use axum::Router;
+use axum::routing::get as answer;
+use serde_json::json;
+
+use super::*;
+use crate::cluster::testing::{FakeCluster, control_plane_pod, meshed_pod, plain_pod};
+
+fn workload(name: &str, connected: bool, since: &str, acked: &str) -> Value {
+    json!({
+        "workload": name, "identity": "x", "version": "aaaabbbbccccdddd", "error": null, "policy": null,
+        "sidecar": {
+            "connected": connected, "connectedSince": since, "address": "10.0.0.1:1", "program": "0.1.0",
+            "instance": "i", "sentVersion": "aaaabbbbccccdddd", "ackedVersion": acked, "rejected": null,
+            "trustedRoots": ["0011223344556677", "8899aabbccddeeff"], "certificateNotAfter": "2030-01-01T00:00:00Z",
+        },
+    })
+}
+
+async fn controller(fake: &FakeCluster, name: &str, workloads: Value) {
+    let route = answer(move || async move { axum::Json(workloads) });
+    fake.admin(&format!("tidegate-system/{name}"), Router::new().route("/workloads", route)).await;
+}
+
+#[tokio::test]
+async fn the_replica_that_a_sidecar_is_connected_to_knows_best() {
+    let fake = FakeCluster::start(vec![
+        control_plane_pod("tidegate-controller", "c-0"),
+        control_plane_pod("tidegate-controller", "c-1"),
+        meshed_pod("httpbin", "a"),
+        meshed_pod("httpbin", "b"),
+        meshed_pod("httpbin", "c"),
+        plain_pod("httpbin", "plain"),
+    ])
+    .await;
+    let mut rejected = workload("httpbin/b", true, "2026-01-01T00:00:00Z", "0000");
+    rejected["sidecar"]["rejected"] = json!({"version": "aaaabbbbccccdddd", "reason": "unknown field"});
+    let old = workload("httpbin/a", false, "2026-02-01T00:00:00Z", "0000");
+    controller(&fake, "c-0", json!([old, rejected])).await;
+    controller(
+        &fake,
+        "c-1",
+        json!([workload("httpbin/a", true, "2026-01-01T00:00:00Z", "aaaabbbbccccdddd")]),
+    )
+    .await;
+    let rows = status(&fake.cluster(), None).await.unwrap();
+    assert_eq!(
+        text(&rows),
+        "NAMESPACE   POD   CONNECTED   POLICY                    ACKED/SENT                  CERTIFICATE ENDS       TRUSTED ROOTS               VERSION   CONTROLLER\n\
+         httpbin     a     yes         in force                  aaaabbbbcccc/aaaabbbbcccc   2030-01-01T00:00:00Z   001122334455,8899aabbccdd   0.1.0     c-1\n\
+         httpbin     b     yes         rejected: unknown field   0000/aaaabbbbcccc           2030-01-01T00:00:00Z   001122334455,8899aabbccdd   0.1.0     c-0\n\
+         httpbin     c     no          none                      -/-                         -                      -                           0.1.0     -\n"
+    );
+}
+
+#[tokio::test]
+async fn a_sidecar_is_asked_through_a_port_forward() {
+    let fake = FakeCluster::start(vec![meshed_pod("httpbin", "a")]).await;
+    let config = json!({"version": "0.1.0", "tls": {"trustBundle": ["ab"]}, "inbound": [], "policy": null});
+    let routes = Router::new()
+        .route("/config", answer(move || async move { axum::Json(config) }))
+        .route("/metrics", answer(|| async { "a_total 1\n" }));
+    fake.admin("httpbin/a", routes).await;
+    let ask =
+        async |query| String::from_utf8(get(&fake.cluster(), "httpbin", "a", query).await.unwrap()).unwrap();
+    assert_eq!(ask(ProxyQuery::Metrics).await, "a_total 1\n");
+    assert_eq!(ask(ProxyQuery::Certs).await, "{\n  \"trustBundle\": [\n    \"ab\"\n  ]\n}\n");
+    assert_eq!(ask(ProxyQuery::Policy).await, "null\n");
+
+    let error = get(&fake.cluster(), "httpbin", "a", ProxyQuery::Log).await.unwrap_err();
+    assert_eq!(format!("{error:#}"), "pod httpbin/a: /log: 404 Not Found: ");
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_asked_says_why() {
+    let mut waiting = meshed_pod("httpbin", "waiting");
+    waiting["status"] = json!({"phase": "Pending"});
+    let fake =
+        FakeCluster::start(vec![meshed_pod("httpbin", "a"), plain_pod("httpbin", "plain"), waiting]).await;
+    let why = async |name| meshed_pod_error(&fake, name).await;
+    assert_eq!(why("gone").await, "there is no pod gone in namespace httpbin; give -n for another one");
+    let without = why("plain").await;
+    assert!(without.starts_with("pod httpbin/plain has no sidecar; "), "{without}");
+    assert_eq!(why("waiting").await, "the sidecar of pod httpbin/waiting does not run; the pod is Pending");
+
+    let error = get(&fake.cluster(), "httpbin", "a", ProxyQuery::Ready).await.unwrap_err();
+    assert_eq!(format!("{error:#}"), "pod httpbin/a: port 15000: connection refused");
+    fake.forbid("get pods/portforward");
+    let error = get(&fake.cluster(), "httpbin", "a", ProxyQuery::Ready).await.unwrap_err();
+    let said = format!("{error:#}");
+    assert!(
+        said.starts_with("pod httpbin/a: your user may not port-forward to it: pods/portforward is "),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn without_a_controller_the_way_to_one_is_shown() {
+    let fake = FakeCluster::start(vec![meshed_pod("httpbin", "a")]).await;
+    let error = status(&fake.cluster(), None).await.unwrap_err();
+    let expected = "no pod of tidegate-controller runs in namespace tidegate-system for mesh osm; is the control plane \
+                    elsewhere (--tidegate-namespace, --mesh-name)? `tidegate mesh list` shows where";
+    assert_eq!(format!("{error:#}"), expected);
+}
+
+#[tokio::test]
+async fn pods_are_named_in_either_form() {
+    let cluster = FakeCluster::start(Vec::new()).await.cluster();
+    let name = |text, namespace| pod_name(&cluster, text, namespace).map_err(|error| error.to_string());
+    let pair = |namespace: &str, name: &str| Ok((namespace.to_owned(), name.to_owned()));
+    assert_eq!(name("a", None), pair("default", "a"));
+    assert_eq!(name("a", Some("b")), pair("b", "a"));
+    assert_eq!(name("b/a", None), pair("b", "a"));
+    assert_eq!(name("b/a", Some("c")), Err("POD b/a is of namespace b, but --namespace is c".to_owned()));
+}
+
+async fn meshed_pod_error(fake: &FakeCluster, name: &str) -> String {
+    super::meshed_pod(&fake.cluster(), "httpbin", name).await.unwrap_err().to_string()
+}

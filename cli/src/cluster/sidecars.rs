@@ -1,0 +1,160 @@
+//! The mesh's sidecars: the Pods that carry one, joined with what the controllers' replicas know of them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::api::{Api, ListParams, ResourceExt};
+use serde::{Deserialize, Serialize};
+use tidegate_crds::injection::{INJECTED, SIDECAR_CONTAINER, SIDECAR_LABEL, has_sidecar};
+
+use super::client::Cluster;
+use super::control_plane::Part;
+use super::mesh::image_tag;
+
+/// A workload, as `GET /workloads` of a controller shows it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Workload {
+    workload: String,
+    /// The newest version of its policy.
+    pub(crate) version: Option<String>,
+    /// Why it has no policy.
+    pub(crate) error: Option<String>,
+    pub(crate) sidecar: Option<Stream>,
+}
+
+/// A sidecar's stream.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Stream {
+    pub(crate) connected: bool,
+    connected_since: String,
+    /// Its version.
+    program: String,
+    pub(crate) sent_version: Option<String>,
+    pub(crate) acked_version: Option<String>,
+    pub(crate) rejected: Option<Rejected>,
+    /// SHA-256 of the roots that it trusts, once it has said so.
+    pub(crate) trusted_roots: Option<Vec<String>>,
+    pub(crate) certificate_not_after: Option<String>,
+}
+
+/// A version that a sidecar did not take over.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub(crate) struct Rejected {
+    pub(crate) version: String,
+    pub(crate) reason: String,
+}
+
+/// A Pod with a sidecar.
+#[derive(Debug)]
+pub(crate) struct MeshedPod {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// Whether its sidecar runs: before that nobody can expect it anywhere.
+    pub(crate) is_started: bool,
+    image: String,
+}
+
+/// What the controllers know.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// By `<namespace>/<pod>`: what the replica knows that the sidecar is connected to, and that replica's Pod. For
+    /// one that is connected to none, the latest that was.
+    pub(crate) workloads: BTreeMap<String, (Workload, String)>,
+    /// Replicas that did not answer, and why.
+    pub(crate) silent: Vec<String>,
+}
+
+impl MeshedPod {
+    /// `<namespace>/<name>`.
+    pub(crate) fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// The sidecar's version: what it says on its stream, or else its image's tag.
+    pub(crate) fn version<'a>(&'a self, stream: Option<&'a Stream>) -> &'a str {
+        stream.map_or_else(|| image_tag(&self.image), |stream| &stream.program)
+    }
+
+    /// None without a sidecar, or if the Pod is over.
+    pub(crate) fn of(pod: &Pod) -> Option<Self> {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let is_over =
+            matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
+        (has_sidecar(pod) && !is_over).then(|| Self {
+            namespace: pod.namespace().unwrap_or_default(),
+            name: pod.name_any(),
+            is_started: phase == Some("Running") || sidecar_runs(pod),
+            image: image(pod),
+        })
+    }
+}
+
+impl Cluster {
+    /// The Pods with a sidecar that are not over, of one namespace or of all.
+    pub(crate) async fn meshed_pods(&self, namespace: Option<&str>) -> anyhow::Result<Vec<MeshedPod>> {
+        let (api, what): (Api<Pod>, _) = match namespace {
+            Some(name) => (Api::namespaced(self.client.clone(), name), format!("pods of namespace {name}")),
+            None => (Api::all(self.client.clone()), "pods of all namespaces".to_owned()),
+        };
+        let selector = ListParams::default().labels(&format!("{SIDECAR_LABEL}={INJECTED}"));
+        let pods = self.list(&api, selector, &what).await?;
+        let mut pods: Vec<MeshedPod> = pods.iter().filter_map(MeshedPod::of).collect();
+        pods.sort_by_key(MeshedPod::key);
+        Ok(pods)
+    }
+
+    /// What every controller replica knows, by port-forward.
+    pub(crate) async fn known_sidecars(&self) -> anyhow::Result<Known> {
+        let mut known = Known { workloads: BTreeMap::new(), silent: Vec::new() };
+        for (controller, answer) in self.ask_all::<Vec<Workload>>(Part::Controller, "/workloads").await? {
+            match answer {
+                Ok(workloads) => known.add(&controller, workloads),
+                Err(error) => known.silent.push(error.to_string()),
+            }
+        }
+        Ok(known)
+    }
+}
+
+impl Known {
+    fn add(&mut self, controller: &str, workloads: Vec<Workload>) {
+        for workload in workloads {
+            let newer = match self.workloads.get(&workload.workload) {
+                Some((other, _)) => workload.freshness() > other.freshness(),
+                None => true,
+            };
+            if newer {
+                self.workloads.insert(workload.workload.clone(), (workload, controller.to_owned()));
+            }
+        }
+    }
+
+    /// The stream of a Pod's sidecar, if it is connected now.
+    pub(crate) fn connected(&self, pod: &MeshedPod) -> Option<&Stream> {
+        let (workload, _) = self.workloads.get(&pod.key())?;
+        workload.sidecar.as_ref().filter(|stream| stream.connected)
+    }
+}
+
+impl Workload {
+    /// Sorts what replicas say of one workload: a live stream first, then the latest. RFC 3339 in UTC sorts as text.
+    fn freshness(&self) -> Option<(bool, &str)> {
+        self.sidecar.as_ref().map(|stream| (stream.connected, stream.connected_since.as_str()))
+    }
+}
+
+fn sidecar_runs(pod: &Pod) -> bool {
+    let statuses = pod.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
+    let runs = |status: &ContainerStatus| {
+        status.name == SIDECAR_CONTAINER && status.state.as_ref().is_some_and(|state| state.running.is_some())
+    };
+    statuses.is_some_and(|statuses| statuses.iter().any(runs))
+}
+
+fn image(pod: &Pod) -> String {
+    let containers = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
+    let sidecar = containers.and_then(|all| all.iter().find(|container| container.name == SIDECAR_CONTAINER));
+    sidecar.and_then(|container| container.image.clone()).unwrap_or_default()
+}

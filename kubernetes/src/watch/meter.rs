@@ -1,0 +1,96 @@
+//! How well watches do, as numbers: an operator sees here what no log line tells, that nothing comes any more.
+
+use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use tidegate_runtime::metrics::Metrics;
+
+type Timestamp = Gauge<f64, AtomicU64>;
+
+/// The numbers of a process' watches.
+#[derive(Clone, Debug, Default)]
+pub struct WatchMetrics {
+    connected: Family<Kind, Gauge>,
+    last_event: Family<Kind, Timestamp>,
+    restarts: Family<Kind, Counter>,
+}
+
+/// The numbers of one kind's watch.
+#[derive(Clone, Debug)]
+pub struct KindMeter {
+    kind: &'static str,
+    connected: Gauge,
+    pub(super) last_event: Timestamp,
+    pub(super) restarts: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+impl WatchMetrics {
+    /// Registers them.
+    pub fn new(metrics: &Metrics) -> Self {
+        let own = Self::default();
+        metrics.registry(|registry| {
+            registry.register(
+                "tidegate_watch_connected",
+                "Whether a watch of the API server stands, 0 or 1.",
+                own.connected.clone(),
+            );
+            registry.register(
+                "tidegate_watch_last_event_timestamp_seconds",
+                "When the API server was last heard of this kind, as seconds since 1970; a watch that is well hears \
+                 something at least twice a minute.",
+                own.last_event.clone(),
+            );
+            registry.register(
+                "tidegate_watch_restarts",
+                "Watches that ended otherwise than in order.",
+                own.restarts.clone(),
+            );
+        });
+        own
+    }
+
+    /// The numbers of a kind, such as `Pod`.
+    pub fn kind(&self, kind: &'static str) -> KindMeter {
+        let label = Kind { kind };
+        KindMeter {
+            kind,
+            connected: self.connected.get_or_create(&label).clone(),
+            last_event: self.last_event.get_or_create(&label).clone(),
+            restarts: self.restarts.get_or_create(&label).clone(),
+        }
+    }
+}
+
+impl KindMeter {
+    /// The kind that is counted.
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    pub(super) fn heard(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.last_event.set(now.as_secs_f64());
+    }
+
+    pub(super) fn connected(&self) {
+        self.heard();
+        self.connected.set(1);
+    }
+
+    pub(super) fn disconnected(&self) {
+        self.connected.set(0);
+    }
+
+    pub(super) fn restarted(&self) {
+        self.restarts.inc();
+    }
+}

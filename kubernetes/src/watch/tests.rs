@@ -1,0 +1,270 @@
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use serde_json::json;
+use tidegate_runtime::metrics::Metrics;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::fake_api::FakeApi;
+
+const RESOURCE: &str = "v1/configmaps";
+
+const FAST: Timing = Timing {
+    server: Duration::from_secs(60),
+    idle: Duration::from_secs(70),
+    answer: Duration::from_secs(5),
+    first_pause: Duration::from_millis(5),
+    longest_pause: Duration::from_millis(20),
+};
+
+/// A watch and what it makes one believe that there is.
+struct Follower {
+    events: mpsc::Receiver<Event<ConfigMap>>,
+    known: BTreeMap<String, Option<String>>,
+    is_complete: bool,
+    unreadable: Option<String>,
+    meter: KindMeter,
+    metrics: Metrics,
+    task: JoinHandle<()>,
+}
+
+impl Follower {
+    fn start(api: &FakeApi, timing: Timing) -> Self {
+        Self::of(api, timing, |watch| watch)
+    }
+
+    fn of(api: &FakeApi, timing: Timing, more: impl FnOnce(Watch<ConfigMap>) -> Watch<ConfigMap>) -> Self {
+        let metrics = Metrics::new();
+        let meter = WatchMetrics::new(&metrics).kind("ConfigMap");
+        let maps = Api::namespaced(api.client(), "ns");
+        let watch = more(Watch::new(maps, |map: &mut ConfigMap| map.binary_data = None, meter.clone()));
+        let (sender, events) = mpsc::channel(4);
+        let task = tokio::spawn(watch.timing(timing).run(sender, |event| event));
+        let known = BTreeMap::new();
+        Self { events, known, is_complete: false, unreadable: None, meter, metrics, task }
+    }
+
+    async fn next(&mut self) -> Event<ConfigMap> {
+        let event = timeout(Duration::from_secs(30), self.events.recv()).await;
+        let event = event.expect("an event in time").expect("the watch runs");
+        match &event {
+            Event::Changed { applied, deleted } => {
+                self.is_complete = true;
+                self.unreadable = None;
+                for map in applied {
+                    let data = map.data.as_ref().and_then(|data| data.get("k").cloned());
+                    self.known.insert(map.metadata.name.clone().unwrap(), data);
+                }
+                for name in deleted {
+                    assert!(self.known.remove(&name.name).is_some(), "{name:?} was not there");
+                }
+            }
+            Event::Unreadable(reason) => self.unreadable = Some(reason.clone()),
+        }
+        event
+    }
+
+    /// Reads events until these and no others are there, as `name=value`.
+    async fn until(&mut self, expected: &[&str]) {
+        loop {
+            let known = self.known.iter();
+            let known: Vec<_> =
+                known.map(|(name, data)| format!("{name}={}", data.as_deref().unwrap_or(""))).collect();
+            if self.is_complete && known == expected {
+                return;
+            }
+            self.next().await;
+        }
+    }
+
+    async fn until_connected(&self, api: &FakeApi) {
+        api.wait_for(|_| self.metrics.encode().contains("connected{kind=\"ConfigMap\"} 1")).await;
+    }
+
+    fn restarts(&self) -> u64 {
+        self.meter.restarts.get()
+    }
+}
+
+fn put(api: &FakeApi, name: &str, value: &str) {
+    let metadata = json!({"name": name, "namespace": "ns"});
+    api.apply(RESOURCE, json!({"metadata": metadata, "data": {"k": value}}));
+}
+
+fn lists(api: &FakeApi) -> usize {
+    api.requests().iter().filter(|request| request.verb == "list").count()
+}
+
+fn watches(api: &FakeApi) -> usize {
+    api.requests().iter().filter(|request| request.verb == "watch").count()
+}
+
+async fn connected() -> (FakeApi, Follower) {
+    let api = FakeApi::start().await;
+    put(&api, "a", "1");
+    let mut follower = Follower::start(&api, FAST);
+    follower.until(&["a=1"]).await;
+    follower.until_connected(&api).await;
+    (api, follower)
+}
+
+#[tokio::test]
+async fn a_long_list_comes_in_pages_and_whole_and_what_nobody_reads_is_left_out() {
+    let api = FakeApi::start().await;
+    for i in 0..1201 {
+        let metadata = json!({"name": format!("m{i}"), "namespace": "ns", "managedFields": [{"manager": "kubectl"}],
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "kept": "yes"}});
+        api.apply(RESOURCE, json!({"metadata": metadata, "data": {"k": "v"}, "binaryData": {"b": "AAAA"}}));
+    }
+    let mut follower = Follower::start(&api, FAST);
+    let Event::Changed { applied, deleted } = follower.next().await else { panic!("not readable") };
+    assert_eq!((applied.len(), deleted.len(), lists(&api)), (1201, 0, 3));
+    for map in applied {
+        assert!(map.metadata.managed_fields.is_none() && map.binary_data.is_none());
+        let annotations = map.metadata.annotations.unwrap();
+        assert_eq!(annotations.keys().collect::<Vec<_>>(), ["kept"]);
+    }
+}
+
+#[tokio::test]
+async fn changes_come_as_they_happen_and_an_empty_list_is_told_too() {
+    let api = FakeApi::start().await;
+    let mut follower = Follower::start(&api, FAST);
+    assert_eq!(follower.next().await, Event::Changed { applied: vec![], deleted: vec![] });
+    put(&api, "a", "1");
+    follower.until(&["a=1"]).await;
+    put(&api, "a", "2");
+    put(&api, "b", "1");
+    follower.until(&["a=2", "b=1"]).await;
+    api.delete(RESOURCE, "ns", "a");
+    follower.until(&["b=1"]).await;
+    assert_eq!((lists(&api), follower.restarts()), (1, 0));
+    follower.task.abort();
+}
+
+#[tokio::test]
+async fn only_the_object_that_is_named_is_asked_for() {
+    let api = FakeApi::start().await;
+    put(&api, "other", "1");
+    let mut follower = Follower::of(&api, FAST, |watch| watch.named("mine"));
+    follower.until(&[]).await;
+    put(&api, "mine", "1");
+    follower.until(&["mine=1"]).await;
+    assert!(api.requests().iter().all(|request| request.name == "mine" && request.namespace == "ns"));
+}
+
+#[tokio::test]
+async fn a_watch_that_the_server_ends_goes_on_without_a_list() {
+    let api = FakeApi::start().await;
+    let second = Timing { server: Duration::from_secs(1), ..FAST };
+    let mut follower = Follower::start(&api, second);
+    follower.until(&[]).await;
+    api.wait_for(|api| watches(api) >= 3).await;
+    put(&api, "a", "1");
+    follower.until(&["a=1"]).await;
+    assert_eq!((lists(&api), follower.restarts()), (1, 0));
+}
+
+#[tokio::test]
+async fn after_410_gone_what_was_deleted_meanwhile_is_found_out() {
+    for by_status in [false, true] {
+        let (api, mut follower) = connected().await;
+        put(&api, "b", "1");
+        follower.until(&["a=1", "b=1"]).await;
+        api.gone_by_status(by_status);
+        api.stop();
+        api.delete(RESOURCE, "ns", "a");
+        put(&api, "c", "1");
+        api.compact();
+        api.restart().await;
+        follower.until(&["b=1", "c=1"]).await;
+        assert!(lists(&api) >= 2 && follower.restarts() >= 1);
+    }
+}
+
+#[tokio::test]
+async fn an_event_cut_in_the_middle_comes_again() {
+    let (api, mut follower) = connected().await;
+    api.truncate_next_event(RESOURCE);
+    put(&api, "b", "1");
+    follower.until(&["a=1", "b=1"]).await;
+    assert_eq!(lists(&api), 1, "the watch went on from where it was");
+}
+
+#[tokio::test]
+async fn bookmarks_move_the_version_that_is_watched_from() {
+    let (api, mut follower) = connected().await;
+    // Others' changes push the version on; without the bookmark, the compaction would need a list.
+    api.apply("v1/secrets", json!({"metadata": {"name": "s", "namespace": "ns"}}));
+    api.bookmark();
+    put(&api, "b", "1");
+    follower.until(&["a=1", "b=1"]).await;
+    api.stop();
+    api.restart().await;
+    put(&api, "c", "1");
+    follower.until(&["a=1", "b=1", "c=1"]).await;
+    assert_eq!(lists(&api), 1);
+}
+
+#[tokio::test]
+async fn an_api_server_that_restarts_is_waited_for_and_what_it_says_meanwhile_is_told_once() {
+    let (api, mut follower) = connected().await;
+    api.stop();
+    follower.next().await;
+    assert!(
+        follower.unreadable.as_ref().unwrap().to_lowercase().contains("connect"),
+        "{:?}",
+        follower.unreadable
+    );
+    assert!(follower.metrics.encode().contains("tidegate_watch_connected{kind=\"ConfigMap\"} 0"));
+    put(&api, "b", "1");
+    api.restart().await;
+    follower.until(&["a=1", "b=1"]).await;
+    assert_eq!(follower.unreadable, None);
+    assert_eq!(lists(&api), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_dead_without_a_word_is_given_up() {
+    let api = FakeApi::start().await;
+    put(&api, "a", "1");
+    let short = Duration::from_millis(300);
+    let mut follower = Follower::start(&api, Timing { idle: short, answer: short, ..FAST });
+    follower.until(&["a=1"]).await;
+    follower.until_connected(&api).await;
+    api.silence_connections();
+    put(&api, "a", "2");
+    api.delete(RESOURCE, "ns", "gone");
+    put(&api, "b", "1");
+    follower.until(&["a=2", "b=1"]).await;
+    assert!(follower.restarts() >= 1);
+}
+
+#[tokio::test]
+async fn a_kind_that_is_not_served_yet_is_waited_for() {
+    let api = FakeApi::start().await;
+    api.serve_resource(RESOURCE, false);
+    let mut follower = Follower::start(&api, FAST);
+    follower.next().await;
+    let reason = follower.unreadable.clone().unwrap();
+    assert!(reason.starts_with("404 "), "{reason}");
+    put(&api, "a", "1");
+    api.serve_resource(RESOURCE, true);
+    follower.until(&["a=1"]).await;
+    assert_eq!(follower.unreadable, None);
+}
+
+#[tokio::test]
+async fn the_page_of_numbers_says_when_the_server_was_last_heard() {
+    let (api, mut follower) = connected().await;
+    let stamp = |follower: &Follower| follower.meter.last_event.get();
+    let before = stamp(&follower);
+    assert!(before > 1.7e9);
+    put(&api, "a", "2");
+    follower.until(&["a=2"]).await;
+    assert!(stamp(&follower) >= before);
+    let page = follower.metrics.encode();
+    assert!(page.contains("tidegate_watch_restarts_total{kind=\"ConfigMap\"} 0"), "{page}");
+    assert!(page.contains("tidegate_watch_last_event_timestamp_seconds{kind=\"ConfigMap\"} 1"), "{page}");
+}
