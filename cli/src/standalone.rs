@@ -34,7 +34,7 @@ use tidegate_runtime::logging::{self, LogHandle, LogOptions};
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::{signals, trust_bundle};
-use tidegate_sidecar::options::{Inbound, LimitOptions, Options as SidecarOptions};
+use tidegate_sidecar::options::{Inbound, LimitOptions, Options as SidecarOptions, PodOptions};
 use tidegate_sidecar::sidecar::Sidecar;
 use tidegate_sidecar::telemetry::access_log::AccessLogFormat;
 use tokio::sync::{Mutex, watch};
@@ -337,6 +337,7 @@ impl Sidecars {
             workers: self.options.workers,
             access_log_format: self.options.access_log_format,
             access_log_file: self.options.access_log_file.clone(),
+            pod: PodOptions::default(),
             limits: self.options.limits.clone(),
             log: self.options.log.clone(),
         };

@@ -1,5 +1,6 @@
 //! `/config`: what this sidecar enforces and shows at this moment, without a single private key.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -19,6 +20,8 @@ pub(crate) struct ConfigView {
     pub(crate) workload: Arc<str>,
     /// Where connections are taken and where they go, with the ports that were bound.
     pub(crate) inbound: Arc<[Inbound]>,
+    /// Where connections are taken that the kernel redirects.
+    pub(crate) transparent: Option<SocketAddr>,
     /// Holds the snapshot.
     pub(crate) publisher: Arc<Publisher>,
 }
@@ -48,6 +51,7 @@ async fn config(State(view): State<ConfigView>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "workload": view.workload,
         "inbound": view.inbound.iter().map(listen).collect::<Vec<_>>(),
+        "transparent": view.transparent.map(|inbound| json!({"inbound": inbound})),
         "generation": snapshot.generation,
         "tls": tls,
         "policy": snapshot.policy,

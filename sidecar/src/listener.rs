@@ -13,13 +13,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::redirected::Redirected;
 use crate::stream::Abort;
 use crate::worker::{Command, Dispatch};
 
-/// An address to listen on, and what connections to it mean.
+/// An address to listen on, and where its connections go.
+#[derive(Clone, Debug)]
+pub enum Entrance {
+    /// To one port of the app.
+    Fixed(Listen),
+    /// To the port that the client dialled before the kernel redirected its connection here.
+    Redirected(Redirected),
+}
+
+/// Where a connection came in, and what it means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Where to listen; port 0 lets the kernel choose.
+    /// What the client dialled. Before there are connections: where to listen; port 0 lets the kernel choose.
     pub address: SocketAddr,
     /// The pod's port, by which the policy is looked up.
     pub port: u16,
@@ -41,6 +51,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Opens a listening socket. What is set here holds for every connection taken from it: Linux hands it on.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<StdTcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // All addresses means those of IPv4 as well, whatever net.ipv6.bindv6only says.
+        socket.set_only_v6(false)?;
+    }
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
@@ -58,7 +72,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<StdTcpListener> {
 /// Takes connections until the workers are to stop; those that the kernel has completed by then are taken as well.
 pub(crate) async fn accept(
     listener: TcpListener,
-    listen: Listen,
+    entrance: Entrance,
     dispatch: Rc<Dispatch>,
     mut command: watch::Receiver<Command>,
 ) {
@@ -72,12 +86,12 @@ pub(crate) async fn accept(
         match accepted {
             Ok((io, peer)) => {
                 pause = FIRST_PAUSE;
-                dispatch.take(io, peer, listen);
+                admit(io, peer, &entrance, &dispatch);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 dispatch.count_accept_error();
-                warn!(address = %listen.address, %error, "cannot accept connections; trying again");
+                warn!(address = %entrance.address(), %error, "cannot accept connections; trying again");
                 if spare.shed(&listener).await {
                     pause = FIRST_PAUSE;
                 }
@@ -87,13 +101,48 @@ pub(crate) async fn accept(
         }
     }
     while let Some(Ok((io, peer))) = listener.accept().now_or_never() {
-        dispatch.take(io, peer, listen);
+        admit(io, peer, &entrance, &dispatch);
     }
+}
+
+/// Gives a connection on, unless nobody can tell where it belongs.
+fn admit(io: TcpStream, peer: SocketAddr, entrance: &Entrance, dispatch: &Dispatch) {
+    match entrance {
+        Entrance::Fixed(listen) => dispatch.take(io, peer, *listen),
+        Entrance::Redirected(redirected) => match redirected.destination(&io) {
+            Ok(listen) => dispatch.take(io, canonical(peer), listen),
+            Err(error) => dispatch.refuse(io, canonical(peer), &error),
+        },
+    }
+}
+
+/// A client of IPv4 that a socket of IPv6 has taken is one of IPv4.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Ends a connection by RST: the peer learns at once that nobody has read what it sent.
 pub(crate) fn reset(io: TcpStream) {
     io.abort();
+}
+
+impl Entrance {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Self::Fixed(listen) => listen.address,
+            Self::Redirected(redirected) => redirected.address,
+        }
+    }
+
+    /// The same with the address that was bound.
+    pub(crate) fn at(mut self, address: SocketAddr) -> Self {
+        match &mut self {
+            Self::Fixed(listen) => listen.address = address,
+            Self::Redirected(redirected) => redirected.address = address,
+        }
+        self
+    }
 }
 
 /// A file descriptor kept back for the time when there are none left: with it, connections can still be taken and

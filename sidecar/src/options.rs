@@ -1,5 +1,7 @@
 //! The sidecar's flags. Each is also an environment variable; all are checked before anything starts.
 
+mod pod;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,6 +12,8 @@ use rustls_pki_types::ServerName;
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::{CaOptions, parse_server_name};
 use tidegate_runtime::logging::LogOptions;
+
+pub use pod::{PodIps, PodIpsError, PodOptions};
 
 use crate::limits::Limits;
 use crate::telemetry::access_log::{AccessLogFormat, AccessLogTarget};
@@ -24,7 +28,14 @@ pub struct Options {
 
     /// Where to listen and which address of the app to pass connections to, such as 10.1.2.3:14001=127.0.0.1:14001.
     /// The app's port is the port that policies speak of. May be repeated, or separated by commas.
-    #[arg(long, env = "TIDEGATE_INBOUND", value_name = "LISTEN=APP", required = true, value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "TIDEGATE_INBOUND",
+        value_name = "LISTEN=APP",
+        required_unless_present = "transparent",
+        conflicts_with = "transparent",
+        value_delimiter = ','
+    )]
     pub inbound: Vec<Inbound>,
 
     /// The controller: https://host:port.
@@ -60,6 +71,10 @@ pub struct Options {
     /// File for the access log [default: standard output]
     #[arg(long, env = "TIDEGATE_ACCESS_LOG_FILE", value_name = "FILE")]
     pub access_log_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub pod: PodOptions,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -238,6 +253,10 @@ mod tests {
             ("--discovery-address", "http://localhost"),
             ("--detect-timeout", "soon"),
             ("--workers", "0"),
+            ("--inbound-port", "0"),
+            ("--pod-ips", "10.1.2"),
+            ("--health-address", "15010"),
+            ("--probes", "{}"),
         ] {
             let pairs = NEEDED[1..].chunks(2).filter(|pair| pair[0] != flag).flatten().copied();
             let arguments = NEEDED[..1].iter().copied().chain(pairs).chain([flag, value]);

@@ -1,6 +1,6 @@
 //! One sidecar, from its flags to its last connection: the program and `tidegate standalone` both run this.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -12,7 +12,7 @@ use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::trust_bundle::{self, TrustBundle};
-use tidegate_runtime::{drain, tls};
+use tidegate_runtime::{drain, listen, tls};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -20,8 +20,10 @@ use crate::admin::{self, ConfigView};
 use crate::discovery::{Discovery, DiscoveryClientConfig};
 use crate::http::Env;
 use crate::limits::Limits;
-use crate::listener::Listen;
+use crate::listener::{Entrance, Listen};
 use crate::options::{Inbound, Options};
+use crate::ports;
+use crate::redirected::Redirected;
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
@@ -31,6 +33,8 @@ use crate::worker::{self, RunningWorkers, Workers, WorkersConfig};
 
 /// How often the trust bundle's file is looked at.
 const BUNDLE_INTERVAL: Duration = Duration::from_secs(1);
+
+const PROCESS: ProcessName = ProcessName("tidegate-sidecar");
 
 /// A sidecar that runs.
 pub struct Sidecar {
@@ -80,14 +84,9 @@ impl Sidecar {
         let counts = DataPlaneMetrics::new(sink.clone());
         metrics.add_collector(Box::new(counts.clone()));
 
-        let listens = options.inbound.iter().map(|inbound| Listen {
-            address: inbound.listen,
-            port: inbound.app.port(),
-            app: inbound.app,
-        });
         let workers = Workers::start(WorkersConfig {
             count: options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from),
-            listens: listens.collect(),
+            entrances: entrances(&options),
             limits: Limits::from(&options.limits),
             snapshots,
             environment: Arc::new(move |limits| {
@@ -98,27 +97,38 @@ impl Sidecar {
         let bound = workers.addresses().iter().zip(&options.inbound);
         let inbound: Arc<[Inbound]> =
             bound.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect();
+        let transparent = options.pod.transparent.then(|| workers.addresses().first().copied()).flatten();
 
         let view = ConfigView {
             workload: options.workload.as_str().into(),
             inbound: inbound.clone(),
+            transparent,
             publisher: publisher.clone(),
         };
-        let admin =
-            AdminServer::new(ProcessName("tidegate-sidecar"), metrics.clone(), readiness.clone(), log)
-                .merge(admin::routes(view))
-                .bind(options.admin_address)
-                .await?;
+        let admin = AdminServer::new(PROCESS, metrics.clone(), readiness.clone(), log.clone())
+            .merge(admin::routes(view))
+            .bind(options.admin_address)
+            .await?;
+        let health = match options.pod.health_address {
+            Some(address) => {
+                let server = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log);
+                Some(server.bind(address).await?)
+            }
+            None => None,
+        };
         let admin_address = admin.local_addr();
         let (drain, draining) = drain::channel();
         let mut control = JoinSet::new();
+        if let Some(health) = health {
+            control.spawn(health.serve(draining.clone()));
+        }
         control.spawn(admin.serve(draining));
         let drain_timeout = options.limits.drain_timeout;
         control.spawn(keep_in_step(options, publisher, waiting, metrics, readiness.clone()));
         Ok(Self { workers, inbound, admin_address, readiness, drain, drain_timeout, control })
     }
 
-    /// Where connections are taken, with the ports that were bound.
+    /// Where connections are taken that nobody redirects, with the ports that were bound.
     pub fn inbound(&self) -> &[Inbound] {
         &self.inbound
     }
@@ -139,6 +149,25 @@ impl Sidecar {
         self.drain.start();
         self.control.shutdown().await;
     }
+}
+
+fn entrances(options: &Options) -> Vec<Entrance> {
+    let pod = &options.pod;
+    if !pod.transparent {
+        let fixed = |inbound: &Inbound| {
+            Entrance::Fixed(Listen { address: inbound.listen, port: inbound.app.port(), app: inbound.app })
+        };
+        return options.inbound.iter().map(fixed).collect();
+    }
+    let mut own_ports = vec![pod.inbound_port, ports::OUTBOUND, ports::HEALTH, options.admin_address.port()];
+    own_ports.extend(ports::PROBES);
+    own_ports.extend(pod.health_address.map(|address| address.port()));
+    own_ports.extend(pod.probes.0.iter().map(|probe| probe.port));
+    vec![Entrance::Redirected(Redirected {
+        address: listen::possible((Ipv6Addr::UNSPECIFIED, pod.inbound_port).into()),
+        pod_ips: pod.pod_ips.0.clone(),
+        own_ports: own_ports.into(),
+    })]
 }
 
 struct Waiting {

@@ -26,7 +26,8 @@ use crate::http::Env;
 use crate::inbound::{self, Certificates, Connection, RefusalLog};
 use crate::lifeline::{Cause, Registry};
 use crate::limits::Limits;
-use crate::listener::{self, Listen};
+use crate::listener::{self, Entrance, Listen};
+use crate::redirected::Misdirected;
 use crate::snapshot::{Snapshot, Snapshots};
 
 /// How often deadlines are looked at, and how late one may be.
@@ -46,7 +47,7 @@ pub struct WorkersConfig {
     /// Threads; at least one.
     pub count: usize,
     /// Where connections come in.
-    pub listens: Vec<Listen>,
+    pub entrances: Vec<Entrance>,
     /// How much and how long.
     pub limits: Limits,
     /// What the control thread knows.
@@ -151,7 +152,7 @@ pub(crate) struct Place {
 /// What a thread needs to begin.
 struct Beginning {
     index: usize,
-    listeners: Vec<(StdTcpListener, Listen)>,
+    listeners: Vec<(StdTcpListener, Entrance)>,
     arrivals: mpsc::UnboundedReceiver<Arrival>,
     peers: Vec<mpsc::UnboundedSender<Arrival>>,
     command: watch::Receiver<Command>,
@@ -168,13 +169,13 @@ impl Workers {
         let count = config.count.max(1);
         let mut addresses = Vec::new();
         let mut listeners: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
-        for (listen, index) in config.listens.iter().zip((0..count).cycle()) {
-            let fails = |source| StartError::Listen { address: listen.address, source };
-            let listener = listener::bind(listen.address).map_err(fails)?;
+        for (entrance, index) in config.entrances.into_iter().zip((0..count).cycle()) {
+            let fails = |source| StartError::Listen { address: entrance.address(), source };
+            let listener = listener::bind(entrance.address()).map_err(fails)?;
             let address = listener.local_addr().map_err(fails)?;
             addresses.push(address);
             if let Some(of_worker) = listeners.get_mut(index) {
-                of_worker.push((listener, Listen { address, ..*listen }));
+                of_worker.push((listener, entrance.at(address)));
             }
         }
         let shared = Arc::new(Shared {
@@ -390,6 +391,12 @@ impl Dispatch {
         }
     }
 
+    /// Ends a connection that belongs nowhere.
+    pub(crate) fn refuse(&self, io: TcpStream, peer: SocketAddr, reason: &Misdirected) {
+        self.here.refusals.misdirected(peer, reason);
+        listener::reset(io);
+    }
+
     pub(crate) fn count_accept_error(&self) {
         self.shared.accept_errors.fetch_add(1, Ordering::Relaxed);
     }
@@ -451,18 +458,22 @@ async fn begin(beginning: Beginning) {
         arrived: Notify::new(),
     });
     let dispatch = Rc::new(Dispatch { here: worker.clone(), index, peers, shared: shared.clone() });
-    for (listener, listen) in listeners {
+    for (listener, entrance) in listeners {
+        let address = entrance.address();
         match TcpListener::from_std(listener) {
             Ok(listener) => {
-                info!(address = %listen.address, port = listen.port, app = %listen.app, "listening");
+                match &entrance {
+                    Entrance::Fixed(Listen { port, app, .. }) => info!(%address, port, %app, "listening"),
+                    Entrance::Redirected(_) => info!(%address, "listening for what is redirected here"),
+                }
                 tokio::task::spawn_local(listener::accept(
                     listener,
-                    listen,
+                    entrance,
                     dispatch.clone(),
                     command.clone(),
                 ));
             }
-            Err(error) => warn!(address = %listen.address, %error, "cannot listen"),
+            Err(error) => warn!(%address, %error, "cannot listen"),
         }
     }
     worker.run(arrivals, command).await;
