@@ -26,6 +26,7 @@ lint:
 golden:
     cargo run -p tidegate-crds --example crdgen crds/yaml
     cargo run -p tidegate-crds --example crdgen charts/tidegate-crds/files
+    TIDEGATE_WRITE_GOLDEN=1 cargo test -p tidegate-tests --test chart
 
 # Fuzz one target for a while: `just fuzz client_hello 600`.
 fuzz target="" seconds="300":

@@ -10,6 +10,7 @@ pub mod detect;
 pub mod discovery;
 pub mod http;
 mod inbound;
+pub mod intercept;
 pub mod lifeline;
 pub mod limits;
 pub mod listener;

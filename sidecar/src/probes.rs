@@ -4,9 +4,14 @@
 //! path one probe of one container; we ask the app for it and answer with what the app said. Nothing else of the app
 //! can be reached this way: the paths are those that were given at the start.
 
+mod ask;
 mod parse;
+mod server;
+mod trust;
 
 pub use parse::ProbesError;
+pub use server::ProbeBindError;
+pub(crate) use server::ProbeServer;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -24,6 +24,7 @@ use crate::listener::{Entrance, FixedOutbound, Listen};
 use crate::options::{Inbound, Options, Outbound};
 use crate::outbound::Destinations;
 use crate::ports;
+use crate::probes::{ProbeBindError, ProbeServer};
 use crate::redirected::Redirected;
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
@@ -57,6 +58,9 @@ pub enum StartError {
     /// The admin server has no address.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// A port of the app's probes cannot be listened on.
+    #[error(transparent)]
+    Probes(#[from] ProbeBindError),
     /// The access log cannot be opened.
     #[error("access log {0:?}: {1}")]
     AccessLog(String, std::io::Error),
@@ -123,11 +127,15 @@ impl Sidecar {
             }
             None => None,
         };
+        let probes = ProbeServer::bind_all(&options.pod.probes)?;
         let admin_address = admin.local_addr();
         let (drain, draining) = drain::channel();
         let mut control = JoinSet::new();
         if let Some(health) = health {
             control.spawn(health.serve(draining.clone()));
+        }
+        for server in probes {
+            control.spawn(server.serve(draining.clone()));
         }
         control.spawn(admin.serve(draining));
         let drain_timeout = options.limits.drain_timeout;
