@@ -12,6 +12,10 @@ demo:
 test:
     tests/run
 
+# A real Kubernetes on this machine, as root: `just cluster up`, `just cluster down`, `just cluster status`.
+cluster *arguments:
+    tests/cluster/cluster {{arguments}}
+
 # Format, lint, dependency rules.
 lint:
     cargo fmt --all --check
@@ -22,6 +26,7 @@ lint:
 golden:
     cargo run -p tidegate-crds --example crdgen crds/yaml
     cargo run -p tidegate-crds --example crdgen charts/tidegate-crds/files
+    TIDEGATE_WRITE_GOLDEN=1 cargo test -p tidegate-tests --test chart
 
 # Fuzz one target for a while: `just fuzz client_hello 600`.
 fuzz target="" seconds="300":

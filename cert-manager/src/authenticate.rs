@@ -64,6 +64,12 @@ pub enum AuthError {
     /// Two claims name different service accounts.
     #[error("the token's claims name different service accounts")]
     Contradiction,
+    /// The API server does not accept it.
+    #[error("the API server does not accept the token: {0}")]
+    Rejected(String),
+    /// Good, but not bound to a pod: it would outlive whoever holds it.
+    #[error("the token is not bound to a pod: use a projected service account token")]
+    NotBound,
     /// The service account's name is none.
     #[error("the token names no valid service account: {0}")]
     Identity(String),
@@ -88,6 +94,8 @@ impl AuthError {
                 "malformed-token"
             }
             Self::Identity(_) => "identity",
+            Self::Rejected(_) => "rejected",
+            Self::NotBound => "not-bound",
             Self::Signature | Self::Issuer(_) => "unknown-signer",
             Self::Expired | Self::NotYetValid => "token-time",
             Self::Audience(_) => "audience",

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
+use tidegate_cert_manager::kubernetes::wait_for_api_server;
 use tidegate_cert_manager::{CertManager, Options};
 use tidegate_runtime::drain::Outcome;
 use tidegate_runtime::metrics::Metrics;
@@ -16,12 +17,30 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
-    let shutdown = signals::shutdown()?;
-    let (config, dependencies) = options.build(Metrics::new(), log)?;
+    let mut shutdown = std::pin::pin!(signals::shutdown()?);
+    let (config, dependencies, background) = if options.kubernetes.kubernetes {
+        let client = tidegate_kubernetes::client::connect(&options.kubernetes.client).await?;
+        tokio::select! {
+            () = wait_for_api_server(&client) => {}
+            signal = &mut shutdown => {
+                info!(?signal, "ended before the API server answered");
+                return Ok(());
+            }
+        }
+        let (config, dependencies, background) = options.build_on_kubernetes(&client, Metrics::new(), log)?;
+        (config, dependencies, Some(background))
+    } else {
+        let (config, dependencies) = options.build(Metrics::new(), log)?;
+        (config, dependencies, None)
+    };
     let manager =
         CertManager::start(config, dependencies).await.context("the certificate authority does not start")?;
+    let background = background.map(|background| background.run(manager.gateway_status()));
     let signal = shutdown.await;
     info!(?signal, "draining");
+    if let Some(background) = background {
+        background.stop().await;
+    }
     match manager.drain(options.drain_time).await {
         Outcome::Complete => info!("drained"),
         Outcome::DeadlinePassed { remaining } => warn!(remaining, "ended before everything was done"),

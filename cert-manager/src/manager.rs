@@ -14,7 +14,7 @@ use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tidegate_runtime::{drain, tls};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::transport::Server;
 use tracing::{error, info};
 
@@ -24,12 +24,15 @@ use crate::ingress_gateway::{GatewayStatus, IngressGateway, IngressGatewaySettin
 use crate::rate_limit::{RateLimit, RateLimiter};
 use crate::rules::IssuingRules;
 use crate::service::{CertificateService, MAX_MESSAGE_BYTES};
+use crate::service_names::ServiceNames;
 use crate::serving::{ServingCertificate, ServingError};
 use crate::store::{BundlePublisher, RootStore, SecretStore};
 use crate::telemetry::Telemetry;
 
 #[cfg(test)]
 mod tests;
+
+const PROCESS: ProcessName = ProcessName("tidegate-cert-manager");
 
 /// How a certificate authority behaves.
 #[derive(Debug, Clone)]
@@ -38,10 +41,14 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the admin server listens, if there is to be one.
     pub admin: Option<SocketAddr>,
+    /// Where kubelet's probes and Prometheus come to, if they do.
+    pub health: Option<SocketAddr>,
     /// Names that the service's own certificate holds: what clients call it by.
     pub serving_names: Vec<San>,
     /// How long certificates live.
     pub rules: IssuingRules,
+    /// Names of Services that certain workloads serve under.
+    pub service_names: ServiceNames,
     /// How long everybody may take to read a bundle that was published. A rotation's steps wait for it.
     pub propagation: Duration,
     /// How often one identity may ask.
@@ -62,6 +69,9 @@ pub struct Dependencies {
     pub publishers: Vec<Arc<dyn BundlePublisher>>,
     /// The ingress controller's certificate, if anybody may ask for one.
     pub gateway: Option<GatewayDependencies>,
+    /// Poked when something that the root's store or a publisher holds may have changed: then it is looked at at once,
+    /// otherwise each second.
+    pub wake: Arc<Notify>,
     /// Where metrics are registered.
     pub metrics: Metrics,
     /// Steers the process' logs from the admin page.
@@ -74,6 +84,27 @@ pub struct GatewayDependencies {
     pub settings: watch::Receiver<Option<IngressGatewaySettings>>,
     /// Where the certificate goes.
     pub store: Arc<dyn SecretStore>,
+    /// Whether this process is the one of several to act, and knows the settings. What is there stays while it is not.
+    pub active: watch::Receiver<bool>,
+    /// Poked when the Secret may have changed: then it is looked at at once, otherwise each second.
+    pub wake: Arc<Notify>,
+}
+
+impl std::fmt::Debug for GatewayDependencies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GatewayDependencies").field("active", &*self.active.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl GatewayDependencies {
+    /// For a process that shares the store with nobody.
+    pub fn alone(
+        settings: watch::Receiver<Option<IngressGatewaySettings>>,
+        store: Arc<dyn SecretStore>,
+    ) -> Self {
+        // The sender goes: it stays true.
+        Self { settings, store, active: watch::channel(true).1, wake: Arc::default() }
+    }
 }
 
 /// Starts certificate authorities.
@@ -85,6 +116,7 @@ pub struct CertManager;
 pub struct CertManagerHandle {
     grpc_address: SocketAddr,
     admin_address: Option<SocketAddr>,
+    health_address: Option<SocketAddr>,
     authority: Authority,
     gateway: watch::Receiver<GatewayStatus>,
     trigger: drain::Trigger,
@@ -116,7 +148,7 @@ impl CertManager {
     /// Starts one. When this returns, it listens, the bundle was published and the first request will be answered.
     pub async fn start(config: Config, dependencies: Dependencies) -> Result<CertManagerHandle, StartError> {
         tls::install_provider();
-        let Dependencies { authenticator, root_store, given, publishers, gateway, metrics, log } =
+        let Dependencies { authenticator, root_store, given, publishers, gateway, wake, metrics, log } =
             dependencies;
         let telemetry = Telemetry::register(&metrics);
         let timing = RotationTiming { propagation: config.propagation, max_life: config.rules.max_life };
@@ -134,12 +166,18 @@ impl CertManager {
         let (trigger, watch) = drain::channel();
         let readiness = Readiness::new();
         let mut admin_address = None;
+        let mut health_address = None;
+        if let Some(address) = config.health {
+            let server = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log.clone());
+            let server = server.bind(address).await?;
+            health_address = Some(server.local_addr());
+            tokio::spawn(server.serve(watch.clone()));
+        }
         if let Some(address) = config.admin {
-            let server =
-                AdminServer::new(ProcessName("tidegate-cert-manager"), metrics, readiness.clone(), log)
-                    .merge(crate::admin::routes(authority.clone()))
-                    .bind(address)
-                    .await?;
+            let server = AdminServer::new(PROCESS, metrics, readiness, log)
+                .merge(crate::admin::routes(authority.clone()))
+                .bind(address)
+                .await?;
             admin_address = Some(server.local_addr());
             tokio::spawn(server.serve(watch.clone()));
         }
@@ -147,6 +185,7 @@ impl CertManager {
             authenticator,
             states: authority.states(),
             rules: config.rules,
+            service_names: config.service_names,
             limiter: RateLimiter::new(config.rate_limit),
             telemetry: telemetry.clone(),
         };
@@ -169,17 +208,24 @@ impl CertManager {
             drop(stop);
         });
         tokio::spawn(serving.run(watch.clone()));
-        tokio::spawn(authority.clone().run(watch.clone()));
-        tokio::spawn(follow(authority.states(), telemetry.clone(), watch.clone()));
+        tokio::spawn(authority.clone().run(wake, watch.clone()));
+        tokio::spawn(follow(authority.clone(), telemetry.clone(), watch.clone()));
 
         let (status, gateway_status) = watch::channel(GatewayStatus::NotConfigured);
-        if let Some(GatewayDependencies { settings, store }) = gateway {
+        if let Some(gateway) = gateway {
             let states = authority.states();
-            let keeper = IngressGateway { settings, states, store, rules: config.rules, telemetry, status };
+            let keeper = IngressGateway::new(gateway, states, config.rules, telemetry, status);
             tokio::spawn(keeper.run(watch));
         }
         info!(%grpc_address, admin_address = ?admin_address, "certificate authority listens");
-        Ok(CertManagerHandle { grpc_address, admin_address, authority, gateway: gateway_status, trigger })
+        Ok(CertManagerHandle {
+            grpc_address,
+            admin_address,
+            health_address,
+            authority,
+            gateway: gateway_status,
+            trigger,
+        })
     }
 }
 
@@ -192,6 +238,11 @@ impl CertManagerHandle {
     /// Where the admin server listens.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
+    }
+
+    /// Where the health server listens.
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.health_address
     }
 
     /// The trusted roots now and after each change.
@@ -226,16 +277,14 @@ impl CertManagerHandle {
 }
 
 /// Keeps the authority's gauges right.
-async fn follow(
-    mut states: watch::Receiver<Arc<crate::authority::AuthorityState>>,
-    telemetry: Arc<Telemetry>,
-    mut drain: drain::Watch,
-) {
+async fn follow(authority: Authority, telemetry: Arc<Telemetry>, mut drain: drain::Watch) {
+    let (mut states, mut problems) = (authority.states(), authority.problems());
     loop {
-        telemetry.authority(&states.borrow_and_update());
+        telemetry.authority(&states.borrow_and_update(), problems.borrow_and_update().is_some());
         tokio::select! {
             () = drain.started() => return,
             changed = states.changed() => if changed.is_err() { return },
+            changed = problems.changed() => if changed.is_err() { return },
         }
     }
 }

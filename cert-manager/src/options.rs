@@ -1,12 +1,14 @@
 //! Flags and environment of the `tidegate-cert-manager` program, checked into what [`crate::CertManager`] takes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser};
+use kube::Client;
 use tidegate_core::{DnsName, San, TrustDomain};
+use tidegate_kubernetes::lease::LeaseTiming;
 use tidegate_runtime::logging::{LogHandle, LogOptions};
 use tidegate_runtime::metrics::Metrics;
 use tokio::sync::watch;
@@ -14,16 +16,21 @@ use tokio::sync::watch;
 use crate::authenticate::signed_jwt::{DEFAULT_AUDIENCE, SignedJwt, SignedJwtOptions};
 use crate::authority::GivenFiles;
 use crate::ingress_gateway::{IngressGatewaySettings, SettingsInput};
+use crate::kubernetes::{Background, Parts, Place};
 use crate::manager::{Config, Dependencies, GatewayDependencies};
 use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
+use crate::service_names::{ServiceNameGrant, ServiceNames};
 use crate::store::BundlePublisher;
 use crate::store::bundle_file::BundleFile;
 use crate::store::root_folder::RootFolder;
-use crate::store::secret_folder::SecretFolder;
+use crate::store::secret_folder::{SecretFolder, is_object_name};
 
+mod kubernetes;
 #[cfg(test)]
 mod tests;
+
+pub use self::kubernetes::KubernetesOptions;
 
 /// The mesh's certificate authority: turns a certificate signing request and a service account token into a
 /// short-lived certificate, over gRPC (istio.v1.auth.IstioCertificateService).
@@ -37,6 +44,10 @@ pub struct Options {
     /// Where the admin server listens: /live, /ready, /metrics, /log, /rotation. Loopback only
     #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
     pub admin_address: SocketAddr,
+
+    /// Where kubelet's probes and Prometheus come to: /live, /ready, /metrics [default: nowhere]
+    #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
+    pub health_address: Option<SocketAddr>,
 
     /// Trust domain of every identity
     #[arg(long, env = "TIDEGATE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local",
@@ -52,10 +63,19 @@ pub struct Options {
     pub bundle_file: Option<PathBuf>,
 
     /// A name or address that clients call this service by; repeat for more
+    /// [default: tidegate-cert-manager.<namespace>.svc,localhost,127.0.0.1,::1]
     #[arg(long = "serving-name", env = "TIDEGATE_CA_SERVING_NAMES", value_name = "NAME", value_delimiter = ',',
-          default_values = ["tidegate-cert-manager.tidegate-system.svc", "localhost", "127.0.0.1", "::1"],
           value_parser = parse_serving_name)]
     pub serving_names: Vec<San>,
+
+    /// Names of Services under which a workload serves TLS, besides its own names; repeat for more
+    #[arg(
+        long = "service-names",
+        env = "TIDEGATE_CA_SERVICE_NAMES",
+        value_delimiter = ',',
+        value_name = "NAMESPACE/ACCOUNT=NAME[+NAME]"
+    )]
+    pub service_names: Vec<ServiceNameGrant>,
 
     /// After SIGTERM, time for calls in progress
     #[arg(long, env = "TIDEGATE_DRAIN_TIME", value_name = "DURATION", default_value = "10s",
@@ -65,6 +85,10 @@ pub struct Options {
     /// Logs.
     #[command(flatten)]
     pub log: LogOptions,
+
+    /// The API server in place of folders.
+    #[command(flatten)]
+    pub kubernetes: KubernetesOptions,
 
     /// Your own certificate authority.
     #[command(flatten)]
@@ -115,7 +139,7 @@ pub struct TokenOptions {
         env = "TIDEGATE_JWT_KEYS_FILES",
         value_name = "FILE",
         value_delimiter = ',',
-        required = true
+        required_unless_present = "kubernetes"
     )]
     pub jwt_keys_files: Vec<PathBuf>,
 
@@ -227,27 +251,85 @@ impl Options {
             root_store: Arc::new(RootFolder::new(&self.store_dir)),
             given: self.given.files(),
             publishers: publishers.collect(),
-            gateway: self.gateway.gateway_dir.as_ref().map(|dir| GatewayDependencies {
+            gateway: self.gateway.gateway_dir.as_ref().map(|dir| {
                 // The sender goes: flags do not change.
-                settings: watch::channel(gateway).1,
-                store: Arc::new(SecretFolder::new(dir)),
+                GatewayDependencies::alone(watch::channel(gateway).1, Arc::new(SecretFolder::new(dir)))
             }),
+            wake: Arc::default(),
             metrics,
             log,
         };
         Ok((self.config(), dependencies))
     }
 
+    /// Checks the options and puts together what they ask for on Kubernetes. [`Background`] has to run beside it.
+    pub fn build_on_kubernetes(
+        &self,
+        client: &Client,
+        metrics: Metrics,
+        log: LogHandle,
+    ) -> Result<(Config, Dependencies, Background), OptionProblems> {
+        let mut problems = Vec::new();
+        self.check_numbers(&mut problems);
+        let options = &self.kubernetes;
+        for (flag, name) in [("--namespace", &options.namespace), ("--mesh-name", &options.mesh_name)] {
+            if !is_object_name(name) || name.contains('.') || name.len() > 63 {
+                problems.push(format!("{flag}: {name:?} is not a name that Kubernetes allows"));
+            }
+        }
+        let pod_name = options.pod_name.clone().unwrap_or_default();
+        if pod_name.is_empty() {
+            problems.push("--pod-name: must not be empty".to_owned());
+        }
+        if !problems.is_empty() {
+            return Err(OptionProblems(problems));
+        }
+        let parts = Parts::start(
+            client,
+            &Place {
+                namespace: options.namespace.clone(),
+                mesh_name: options.mesh_name.clone(),
+                pod_name,
+                audience: self.tokens.jwt_audience.clone(),
+                trust_domain: self.trust_domain.clone(),
+                lease: LeaseTiming::default(),
+            },
+        );
+        let dependencies = Dependencies {
+            authenticator: Arc::new(parts.authenticator),
+            root_store: Arc::new(parts.root_store),
+            given: self.given.files(),
+            publishers: vec![Arc::new(parts.publisher)],
+            gateway: Some(parts.gateway),
+            wake: parts.wake,
+            metrics,
+            log,
+        };
+        Ok((self.config(), dependencies, parts.background))
+    }
+
+    fn serving_names(&self) -> Vec<San> {
+        if !self.serving_names.is_empty() {
+            return self.serving_names.clone();
+        }
+        let service = DnsName::parse(&format!("tidegate-cert-manager.{}.svc", self.kubernetes.namespace));
+        let names = service.into_iter().chain(DnsName::parse("localhost")).map(San::Dns);
+        let addresses = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        names.chain(addresses.map(San::Ip)).collect()
+    }
+
     fn config(&self) -> Config {
         Config {
             listen: self.listen,
             admin: Some(self.admin_address),
-            serving_names: self.serving_names.clone(),
+            health: self.health_address,
+            serving_names: self.serving_names(),
             rules: IssuingRules {
                 default_life: self.lives.default_lifetime,
                 max_life: self.lives.max_lifetime,
                 ..IssuingRules::default()
             },
+            service_names: ServiceNames::new(self.service_names.iter().cloned()),
             propagation: self.lives.bundle_propagation,
             rate_limit: RateLimit {
                 per_second: self.limits.rate_per_second,

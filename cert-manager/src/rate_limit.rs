@@ -1,10 +1,9 @@
-//! How often one identity may ask: a token bucket each, in bounded memory.
+//! How often one identity, or one host, may ask: a token bucket each, in bounded memory.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-use tidegate_core::Identity;
 
 /// How often an identity may ask.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,11 +23,11 @@ impl Default for RateLimit {
     }
 }
 
-/// Counts requests by identity.
+/// Counts requests by whoever makes them.
 #[derive(Debug)]
-pub struct RateLimiter {
+pub struct RateLimiter<K> {
     limit: RateLimit,
-    buckets: Mutex<HashMap<Identity, Bucket>>,
+    buckets: Mutex<HashMap<K, Bucket>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,14 +36,14 @@ struct Bucket {
     at: Instant,
 }
 
-impl RateLimiter {
+impl<K: Clone + Eq + Hash> RateLimiter<K> {
     /// A limiter in which everybody's bucket is full.
     pub fn new(limit: RateLimit) -> Self {
         Self { limit, buckets: Mutex::new(HashMap::new()) }
     }
 
     /// Takes one request's token, or says how long it takes until there is one.
-    pub fn take(&self, identity: &Identity, now: Instant) -> Result<(), Duration> {
+    pub fn take(&self, identity: &K, now: Instant) -> Result<(), Duration> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if !buckets.contains_key(identity) && buckets.len() >= self.limit.max_identities.max(1) {
             self.evict(&mut buckets, now);
@@ -68,7 +67,7 @@ impl RateLimiter {
 
     /// Whoever's bucket is full again loses nothing by being forgotten. If all are busy, the one that asked longest
     /// ago goes.
-    fn evict(&self, buckets: &mut HashMap<Identity, Bucket>, now: Instant) {
+    fn evict(&self, buckets: &mut HashMap<K, Bucket>, now: Instant) {
         let full = f64::from(self.limit.burst.max(1));
         buckets.retain(|_, bucket| self.tokens(bucket, now) < full);
         if buckets.len() >= self.limit.max_identities.max(1)
@@ -81,7 +80,7 @@ impl RateLimiter {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_core::TrustDomain;
+    use tidegate_core::{Identity, TrustDomain};
 
     use super::*;
 
@@ -89,7 +88,7 @@ mod tests {
         Identity::new(TrustDomain::default(), "ns", name).unwrap()
     }
 
-    fn limiter(max_identities: usize) -> RateLimiter {
+    fn limiter(max_identities: usize) -> RateLimiter<Identity> {
         RateLimiter::new(RateLimit { per_second: 2.0, burst: 3, max_identities })
     }
 

@@ -82,11 +82,12 @@ impl Default for IssuingRules {
 
 impl IssuingRules {
     /// Decides about one request of a caller whose identity was verified, and signs. `requested_seconds` 0 asks
-    /// for the default life.
+    /// for the default life. `service_names` come into the certificate besides the caller's own.
     pub fn issue(
         &self,
         csr: &CheckedCsr,
         caller: &Identity,
+        service_names: &[DnsName],
         requested_seconds: i64,
         issuer: &Issuer,
         now: SystemTime,
@@ -96,7 +97,7 @@ impl IssuingRules {
             u64::try_from(requested_seconds).map_err(|_| Refusal::NegativeLife(requested_seconds))?;
         let wanted = if requested == 0 { self.default_life } else { Duration::from_secs(requested) };
         let not_after = self.end_of_life(wanted.min(self.max_life), issuer, now)?;
-        let sans = workload_sans(caller)?;
+        let sans = workload_sans(caller, service_names)?;
         let leaf =
             issuer.sign_leaf(&csr.public_key, &sans, csr.key == KeyKind::Rsa, now - BACKDATE, not_after)?;
         Issued::read_back(leaf, sans)
@@ -149,8 +150,10 @@ impl Issued {
     }
 }
 
-/// The two spellings that every workload's certificate carries.
-fn workload_sans(identity: &Identity) -> Result<Vec<San>, Refusal> {
+/// The two spellings that every workload's certificate carries, then the names of its Services.
+fn workload_sans(identity: &Identity, service_names: &[DnsName]) -> Result<Vec<San>, Refusal> {
     let name = DnsName::parse(&identity.dns_name()).map_err(|_| Refusal::Identity(identity.to_string()))?;
-    Ok(vec![San::Dns(name), San::Uri(identity.spiffe_uri().into())])
+    let others =
+        service_names.iter().filter(|other| **other != name).cloned().map(San::Dns).collect::<Vec<_>>();
+    Ok([San::Dns(name), San::Uri(identity.spiffe_uri().into())].into_iter().chain(others).collect())
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use tidegate_core::Identity;
 use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificateService;
 use tidegate_proto::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
 use tidegate_runtime::grpc::Peer;
@@ -17,6 +18,7 @@ use crate::csr::check_csr;
 use crate::issuer::pem;
 use crate::rate_limit::RateLimiter;
 use crate::rules::{Issued, IssuingRules, Refusal};
+use crate::service_names::ServiceNames;
 use crate::telemetry::Telemetry;
 
 /// The most bytes that a request message may have.
@@ -27,7 +29,8 @@ pub(crate) struct CertificateService {
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) states: watch::Receiver<Arc<AuthorityState>>,
     pub(crate) rules: IssuingRules,
-    pub(crate) limiter: RateLimiter,
+    pub(crate) service_names: ServiceNames,
+    pub(crate) limiter: RateLimiter<Identity>,
     pub(crate) telemetry: Arc<Telemetry>,
 }
 
@@ -85,7 +88,8 @@ impl CertificateService {
     ) -> Result<Issued, Refusal> {
         let csr = check_csr(request.csr.as_bytes())?;
         let now = SystemTime::now();
-        self.rules.issue(&csr, &caller.identity, request.validity_duration, &state.issuer, now)
+        let service_names = self.service_names.of(&caller.identity);
+        self.rules.issue(&csr, &caller.identity, service_names, request.validity_duration, &state.issuer, now)
     }
 }
 

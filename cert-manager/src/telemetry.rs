@@ -29,6 +29,7 @@ pub(crate) struct Telemetry {
     issuer_expiry: Gauge<f64, AtomicU64>,
     trusted_roots: Gauge,
     rotation_step: Gauge,
+    authority_problem: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,6 +51,7 @@ impl Telemetry {
             issuer_expiry: Gauge::default(),
             trusted_roots: Gauge::default(),
             rotation_step: Gauge::default(),
+            authority_problem: Gauge::default(),
         };
         metrics.registry(|registry| {
             registry.register(
@@ -82,15 +84,21 @@ impl Telemetry {
                 "Steps taken of the root rotation going on; 0 when there is none",
                 this.rotation_step.clone(),
             );
+            registry.register(
+                "tidegate_certificate_authority_problem",
+                "1 while the stored or given certificate authority cannot be used and the one before stays in force",
+                this.authority_problem.clone(),
+            );
         });
         Arc::new(this)
     }
 
-    pub(crate) fn authority(&self, state: &AuthorityState) {
+    pub(crate) fn authority(&self, state: &AuthorityState, has_problem: bool) {
         self.root_expiry.set(seconds(state.issuer.root_not_after()));
         self.issuer_expiry.set(seconds(state.issuer.not_after()));
         self.trusted_roots.set(i64::try_from(state.trusted().len()).unwrap_or(i64::MAX));
         self.rotation_step.set(i64::from(state.step.number()));
+        self.authority_problem.set(i64::from(has_problem));
     }
 
     /// A workload's certificate.

@@ -14,6 +14,7 @@ use tidegate_cert_manager::authenticate::signed_jwt::{SignedJwt, SignedJwtOption
 use tidegate_cert_manager::ingress_gateway::{GatewayStatus, IngressGatewaySettings, SettingsInput};
 use tidegate_cert_manager::rate_limit::RateLimit;
 use tidegate_cert_manager::rules::IssuingRules;
+use tidegate_cert_manager::service_names::ServiceNames;
 use tidegate_cert_manager::store::root_folder::RootFolder;
 use tidegate_cert_manager::store::secret_folder::SecretFolder;
 use tidegate_cert_manager::{CertManager, CertManagerHandle, Config, Dependencies, GatewayDependencies};
@@ -99,8 +100,10 @@ async fn start(dir: &Path) -> CertManagerHandle {
     let config = Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: None,
+        health: None,
         serving_names: vec![San::Dns(DnsName::parse("ca.example").unwrap())],
         rules: IssuingRules::default(),
+        service_names: ServiceNames::default(),
         propagation: Duration::ZERO,
         rate_limit: RateLimit::default(),
         max_connections: 10,
@@ -110,10 +113,11 @@ async fn start(dir: &Path) -> CertManagerHandle {
         root_store: Arc::new(RootFolder::new(dir.join("ca"))),
         given: None,
         publishers: vec![],
-        gateway: Some(GatewayDependencies {
-            settings: watch::channel(settings.ok()).1,
-            store: Arc::new(SecretFolder::new(dir.join("secrets"))),
-        }),
+        gateway: Some(GatewayDependencies::alone(
+            watch::channel(settings.ok()).1,
+            Arc::new(SecretFolder::new(dir.join("secrets"))),
+        )),
+        wake: Arc::default(),
         metrics: Metrics::new(),
         log: LogHandle::detached(),
     };

@@ -20,6 +20,7 @@ use rustls_pki_types::ServerName;
 use tidegate_cert_manager::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use tidegate_cert_manager::rate_limit::RateLimit;
 use tidegate_cert_manager::rules::IssuingRules;
+use tidegate_cert_manager::service_names::ServiceNames;
 use tidegate_cert_manager::store::bundle_file::BundleFile;
 use tidegate_cert_manager::store::root_folder::RootFolder;
 use tidegate_cert_manager::store::secret_folder::SecretFolder;
@@ -33,7 +34,7 @@ use tidegate_runtime::logging::{self, LogHandle, LogOptions};
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::{signals, trust_bundle};
-use tidegate_sidecar::options::{Inbound, LimitOptions, Options as SidecarOptions};
+use tidegate_sidecar::options::{Inbound, LimitOptions, Options as SidecarOptions, PodOptions};
 use tidegate_sidecar::sidecar::Sidecar;
 use tidegate_sidecar::telemetry::access_log::AccessLogFormat;
 use tokio::sync::{Mutex, watch};
@@ -329,6 +330,7 @@ impl Sidecars {
         let options = SidecarOptions {
             workload: workload(pod),
             inbound: ports.iter().map(inbound).collect(),
+            outbound: Vec::new(),
             discovery_address: address(self.discovery)?,
             discovery_server_name: ServerName::try_from(controller.dns_name())?,
             ca: self.ca.options(token_file)?,
@@ -336,6 +338,7 @@ impl Sidecars {
             workers: self.options.workers,
             access_log_format: self.options.access_log_format,
             access_log_file: self.options.access_log_file.clone(),
+            pod: PodOptions::default(),
             limits: self.options.limits.clone(),
             log: self.options.log.clone(),
         };
@@ -396,8 +399,10 @@ async fn start_ca(
     let config = tidegate_cert_manager::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         admin: Some(options.ca_admin_address),
+        health: None,
         serving_names: vec![San::Dns(DnsName::parse(CA_NAME)?)],
         rules: IssuingRules { max_life: rules.max_life.max(options.certificate_lifetime), ..rules },
+        service_names: ServiceNames::default(),
         // Files are read once a second.
         propagation: Duration::from_secs(3),
         rate_limit: RateLimit::default(),
@@ -408,10 +413,11 @@ async fn start_ca(
         root_store: Arc::new(RootFolder::new(state_dir.join("ca"))),
         given: None,
         publishers: vec![Arc::new(BundleFile::new(state_dir.join("trust-bundle.pem")))],
-        gateway: Some(GatewayDependencies {
-            settings: gateway,
-            store: Arc::new(SecretFolder::new(state_dir.join("secrets"))),
-        }),
+        gateway: Some(GatewayDependencies::alone(
+            gateway,
+            Arc::new(SecretFolder::new(state_dir.join("secrets"))),
+        )),
+        wake: Arc::default(),
         metrics: Metrics::new(),
         log: log.clone(),
     };
@@ -440,9 +446,12 @@ async fn start_controller(
         trust_domain: options.trust_domain.clone(),
         max_connections: 1024,
         is_workload: is_local,
+        mesh_name: None,
+        health: None,
     };
     let dependencies = tidegate_controller::Dependencies {
         source: Box::new(FolderSource::new(&options.folder)),
+        status_writers: Vec::new(),
         credentials: kept.credentials,
         trust_bundle: bundle,
         metrics,

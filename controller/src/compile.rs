@@ -4,6 +4,7 @@
 //! of each IngressBackend whether it is in force. Both read a rule through `ingress`, so that what a status says is
 //! what sidecars do.
 
+pub(crate) mod destination;
 mod ingress;
 pub mod status;
 
@@ -18,15 +19,15 @@ use tidegate_core::{Identity, TrustDomain};
 use self::ingress::BackendRule;
 use crate::index::Index;
 use crate::object::ObjectName;
-use crate::service::{Selected, app_protocol, selects, tcp_ports};
+use crate::service::{Selected, app_protocol, declared_ports, selects, tcp_ports};
 
 /// Why mesh peers are kept out where no policy lets them in.
 const NOT_PERMISSIVE: &str = "permissive mode is off and no policy lets mesh peers in";
 
 /// The policy of one workload.
 ///
-/// Its ports are those of the Services in front of it, whether or not the Pod is ready: readiness says who is sent
-/// traffic, not who may send it. An error means that the Pod has no identity, and so no policy, and so no traffic.
+/// Its ports are those of the Services in front of it, whether or not the Pod is ready (readiness says who is sent
+/// traffic, not who may send it), and those that its containers declare. An error means that the Pod has no identity, and so no policy, and so no traffic.
 pub fn workload(
     index: &Index,
     pod: &Pod,
@@ -69,6 +70,14 @@ pub(crate) fn workload_by(
             });
             port.services.push(service_name.to_shared());
         }
+    }
+    for (number, protocol) in declared_ports(pod) {
+        ports.entry(number).or_insert_with(|| PortPolicy {
+            protocol,
+            services: Vec::new(),
+            mesh: mesh_rule(index),
+            ingress: Vec::new(),
+        });
     }
     for (policy, rule) in &rules.0 {
         let service = rule.backend.to_shared();

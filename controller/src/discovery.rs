@@ -1,8 +1,10 @@
-//! The discovery service: each sidecar gets its own workload's policy, and nothing else.
+//! The discovery service: each sidecar gets its own workload's policy, and what stands behind the addresses that it
+//! asks for. The latter is what DNS tells everybody, so any workload of the mesh may ask; nothing else is to be had.
 //!
-//! `session` holds the story of one stream.
+//! `session` holds the story of one stream, `subscriptions` the destinations in it.
 
 mod session;
+mod subscriptions;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::destinations::Destinations;
 use crate::metrics::ControllerMetrics;
 use crate::workloads::Workloads;
 
@@ -28,6 +31,7 @@ use session::{Client, Session};
 #[derive(Debug)]
 pub(crate) struct DiscoveryService {
     pub(crate) workloads: Arc<Workloads>,
+    pub(crate) destinations: Arc<Destinations>,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     pub(crate) metrics: ControllerMetrics,
@@ -57,6 +61,7 @@ impl Discovery for DiscoveryService {
             self.streams.fetch_add(1, Ordering::Relaxed),
             client,
             self.workloads.clone(),
+            self.destinations.clone(),
             self.trust_bundle.clone(),
             self.metrics.clone(),
             sender,

@@ -1,8 +1,9 @@
 //! A Service and a Pod behind it: selectors, target ports and what the app speaks.
 
-use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{ContainerPort, Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tidegate_core::policy::AppProtocol;
+use tidegate_crds::injection::SIDECAR_CONTAINER;
 
 /// A Service and a Pod that it selects.
 #[derive(Clone, Copy, Debug)]
@@ -96,14 +97,27 @@ pub(crate) fn app_protocol(app_protocol: Option<&str>, port_name: Option<&str>) 
     prefixes.into_iter().find(has_prefix).map_or(AppProtocol::Http, by_word)
 }
 
+/// The TCP ports that a Pod's containers declare, other than our own sidecar's, with what the app speaks by their names.
+pub(crate) fn declared_ports(pod: &Pod) -> impl Iterator<Item = (u16, AppProtocol)> {
+    container_ports(pod).filter_map(|port| {
+        let number = u16::try_from(port.container_port).ok().filter(|number| *number > 0)?;
+        Some((number, app_protocol(None, port.name.as_deref())))
+    })
+}
+
 fn named_port(pod: &Pod, name: &str) -> Option<u16> {
-    let spec = pod.spec.as_ref()?;
-    let sidecars = spec.init_containers.iter().flatten();
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
-    let is_named = |port: &&k8s_openapi::api::core::v1::ContainerPort| {
-        port.name.as_deref() == Some(name) && port.protocol.as_deref().unwrap_or("TCP") == "TCP"
-    };
-    ports.filter(is_named).find_map(|port| u16::try_from(port.container_port).ok()).filter(|port| *port > 0)
+    let mut ports = container_ports(pod).filter(|port| port.name.as_deref() == Some(name));
+    ports.find_map(|port| u16::try_from(port.container_port).ok()).filter(|port| *port > 0)
+}
+
+fn container_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
+    let spec = pod.spec.iter();
+    let sidecars = spec.clone().flat_map(|spec| spec.init_containers.iter().flatten());
+    let containers = spec.flat_map(|spec| &spec.containers).chain(sidecars);
+    containers
+        .filter(|container| container.name != SIDECAR_CONTAINER)
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
 }
 
 #[cfg(test)]

@@ -113,16 +113,20 @@ impl Published {
     /// Makes a policy ready to be sent.
     pub(crate) fn new(policy: InboundPolicy) -> Self {
         let message = wire::InboundPolicy::from(&policy);
-        // The message holds lists only, no maps, so equal policies are equal bytes.
-        let hash = digest(&SHA256, &message.encode_to_vec());
-        let mut version = String::with_capacity(2 * hash.as_ref().len());
-        for byte in hash.as_ref() {
-            // Writing to a String cannot fail.
-            let _ = write!(version, "{byte:02x}");
-        }
-        version.truncate(VERSION_DIGITS);
-        Self { policy, version: version.into(), message }
+        Self { policy, version: version_of(&message), message }
     }
+}
+
+/// A hash of a message. Ours hold lists only, no maps, so equal values are equal bytes.
+pub(crate) fn version_of(message: &impl Message) -> Arc<str> {
+    let hash = digest(&SHA256, &message.encode_to_vec());
+    let mut version = String::with_capacity(2 * hash.as_ref().len());
+    for byte in hash.as_ref() {
+        // Writing to a String cannot fail.
+        let _ = write!(version, "{byte:02x}");
+    }
+    version.truncate(VERSION_DIGITS);
+    version.into()
 }
 
 impl Workloads {

@@ -225,6 +225,13 @@ mod tests {
         assert_eq!(Identity::of_workload(&both, &TrustDomain::parse("other.example").unwrap()), None);
         assert_eq!(Identity::of_workload(std::slice::from_ref(&dns), &domain), None);
         assert_eq!(Identity::of_workload(std::slice::from_ref(&uri), &domain), None);
+        let service = San::Dns(DnsName::parse("httpbin.httpbin.svc.cluster.local").unwrap());
+        let with_service_name = [dns.clone(), uri.clone(), service];
+        assert_eq!(
+            Identity::of_workload(&with_service_name, &domain),
+            Identity::of_workload(&both, &domain),
+            "names of Services change nothing"
+        );
         let victim = San::Uri("spiffe://cluster.local/ns/httpbin/sa/victim".into());
         assert_eq!(Identity::of_workload(&[dns.clone(), victim.clone()], &domain), None);
         assert_eq!(Identity::of_workload(&[dns, uri, victim], &domain), None);

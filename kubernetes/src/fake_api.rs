@@ -60,7 +60,15 @@ struct State {
     store: Store,
     requests: Vec<Request>,
     faults: Faults,
+    answers: Answers,
 }
+
+/// Decides about a request before it is acted on: the code and body of its answer, or `None` to go on as usual.
+type Answer = Box<dyn FnMut(&Request, &Value) -> Option<(u16, Value)> + Send>;
+
+/// What answers in the server's place.
+#[derive(Default)]
+struct Answers(Vec<Answer>);
 
 /// What goes wrong.
 #[derive(Debug, Default)]
@@ -177,6 +185,17 @@ impl FakeApi {
         self.change(|state| state.faults.refuse_writes = Some((code, count)));
     }
 
+    /// Has `answer` look at each request but watches, with its body: it may answer in the server's place, as for
+    /// resources that are no stored objects. Whoever was added last is asked first.
+    pub fn answer(&self, answer: impl FnMut(&Request, &Value) -> Option<(u16, Value)> + Send + 'static) {
+        self.change(|state| state.answers.0.push(Box::new(answer)));
+    }
+
+    /// What [`FakeApi::answer`] takes to refuse a request.
+    pub fn refusal(code: u16, message: &str) -> (u16, Value) {
+        (code, server::status(code, message))
+    }
+
     /// Whether a resource is served; all are unless told otherwise.
     pub fn serve_resource(&self, resource: &str, yes: bool) {
         self.change(|state| {
@@ -213,6 +232,19 @@ impl FakeApi {
     fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.shared.lock());
         self.shared.changed();
+    }
+}
+
+impl Answers {
+    fn to(&mut self, request: &Request, body: &[u8]) -> Option<(u16, Value)> {
+        let body = serde_json::from_slice(body).unwrap_or_default();
+        self.0.iter_mut().rev().find_map(|answer| answer(request, &body))
+    }
+}
+
+impl std::fmt::Debug for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Answers").field(&self.0.len()).finish()
     }
 }
 

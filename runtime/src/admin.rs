@@ -32,6 +32,7 @@ use tonic::codegen::Service;
 use tracing::{debug, info, warn};
 
 use crate::drain;
+use crate::listen;
 use crate::logging::LogHandle;
 use crate::metrics::{self, Metrics};
 use crate::readiness::Readiness;
@@ -137,6 +138,7 @@ impl AdminServer {
         if !self.allow_remote && !address.ip().is_loopback() {
             return Err(AdminError::NotLoopback(address));
         }
+        let address = listen::possible(address);
         let bind = |source| AdminError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;

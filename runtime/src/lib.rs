@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod drain;
 pub mod grpc;
 pub mod identity;
+pub mod listen;
 pub mod logging;
 pub mod metrics;
 pub mod readiness;

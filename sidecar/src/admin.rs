@@ -1,5 +1,6 @@
 //! `/config`: what this sidecar enforces and shows at this moment, without a single private key.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,9 +8,11 @@ use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tidegate_core::destination::Endpoint;
 use tidegate_runtime::trust_bundle::fingerprint;
 
 use crate::options::Inbound;
+use crate::outbound::{Destinations, Place, Target};
 use crate::snapshot::Publisher;
 
 /// What `/config` shows.
@@ -19,6 +22,12 @@ pub(crate) struct ConfigView {
     pub(crate) workload: Arc<str>,
     /// Where connections are taken and where they go, with the ports that were bound.
     pub(crate) inbound: Arc<[Inbound]>,
+    /// Where connections are taken that the kernel redirects.
+    pub(crate) transparent: Option<SocketAddr>,
+    /// Where the app's own connections are taken.
+    pub(crate) outbound: Arc<[SocketAddr]>,
+    /// What is known of the addresses that the app dials.
+    pub(crate) destinations: Arc<Destinations>,
     /// Holds the snapshot.
     pub(crate) publisher: Arc<Publisher>,
 }
@@ -48,10 +57,31 @@ async fn config(State(view): State<ConfigView>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "workload": view.workload,
         "inbound": view.inbound.iter().map(listen).collect::<Vec<_>>(),
+        "transparent": view.transparent.map(|inbound| json!({"inbound": inbound})),
         "generation": snapshot.generation,
         "tls": tls,
         "policy": snapshot.policy,
+        "outbound": view.outbound,
+        "destinations": view.destinations.view().iter().map(destination).collect::<Vec<_>>(),
     }))
+}
+
+fn destination((address, version, target): &(SocketAddr, String, Option<Arc<Target>>)) -> Value {
+    let Some(target) = target else { return json!({"address": address, "state": "asked"}) };
+    let endpoint = |place: &Place| {
+        let Endpoint { address, identity } = &place.endpoint;
+        json!({"address": address, "identity": identity, "connections": place.open()})
+    };
+    match &target.name {
+        None => json!({"address": address, "version": version, "state": "passthrough"}),
+        Some(name) => json!({
+            "address": address,
+            "version": version,
+            "state": "mesh",
+            "service": name,
+            "endpoints": target.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+        }),
+    }
 }
 
 fn time(time: SystemTime) -> String {

@@ -318,7 +318,10 @@ impl Story<'_> {
         let listen = self.route.listen;
         ConnectionInfo {
             peer: self.route.peer,
-            local: io.local_addr().unwrap_or(listen.address),
+            local: match listen.address.ip().is_unspecified() {
+                true => io.local_addr().unwrap_or(listen.address),
+                false => listen.address,
+            },
             port: listen.port,
             app: listen.app,
             terms,

@@ -1,13 +1,24 @@
 //! The sidecar as a program of its own: flags in, a data plane, and an orderly end on SIGTERM.
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use tidegate_runtime::{logging, signals};
+use tidegate_sidecar::intercept::{self, InterceptOptions};
 use tidegate_sidecar::options::Options;
 use tidegate_sidecar::sidecar::Sidecar;
 
 fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
+    let matches = Options::command()
+        .subcommand(InterceptOptions::command())
+        .subcommand_negates_reqs(true)
+        .args_conflicts_with_subcommands(true)
+        .get_matches();
+    if let Some(matches) = matches.subcommand_matches("intercept") {
+        let options = InterceptOptions::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
+        logging::init(&options.log)?;
+        return Ok(intercept::run(&options)?);
+    }
+    let options = Options::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let log = logging::init(&options.log)?;
     signals::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

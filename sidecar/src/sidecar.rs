@@ -1,6 +1,6 @@
 //! One sidecar, from its flags to its last connection: the program and `tidegate standalone` both run this.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -12,7 +12,7 @@ use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::trust_bundle::{self, TrustBundle};
-use tidegate_runtime::{drain, tls};
+use tidegate_runtime::{drain, listen, tls};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -20,17 +20,23 @@ use crate::admin::{self, ConfigView};
 use crate::discovery::{Discovery, DiscoveryClientConfig};
 use crate::http::Env;
 use crate::limits::Limits;
-use crate::listener::Listen;
-use crate::options::{Inbound, Options};
+use crate::listener::{Entrance, FixedOutbound, Listen};
+use crate::options::{Inbound, Options, Outbound};
+use crate::outbound::Destinations;
+use crate::ports;
+use crate::probes::{ProbeBindError, ProbeServer};
+use crate::redirected::Redirected;
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
 use crate::telemetry::metrics::DataPlaneMetrics;
-use crate::tls::ServerTls;
+use crate::tls::{PeerTls, ServerTls};
 use crate::worker::{self, RunningWorkers, Workers, WorkersConfig};
 
 /// How often the trust bundle's file is looked at.
 const BUNDLE_INTERVAL: Duration = Duration::from_secs(1);
+
+const PROCESS: ProcessName = ProcessName("tidegate-sidecar");
 
 /// A sidecar that runs.
 pub struct Sidecar {
@@ -52,6 +58,9 @@ pub enum StartError {
     /// The admin server has no address.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// A port of the app's probes cannot be listened on.
+    #[error(transparent)]
+    Probes(#[from] ProbeBindError),
     /// The access log cannot be opened.
     #[error("access log {0:?}: {1}")]
     AccessLog(String, std::io::Error),
@@ -80,16 +89,13 @@ impl Sidecar {
         let counts = DataPlaneMetrics::new(sink.clone());
         metrics.add_collector(Box::new(counts.clone()));
 
-        let listens = options.inbound.iter().map(|inbound| Listen {
-            address: inbound.listen,
-            port: inbound.app.port(),
-            app: inbound.app,
-        });
+        let destinations = Arc::new(Destinations::default());
         let workers = Workers::start(WorkersConfig {
             count: options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from),
-            listens: listens.collect(),
+            entrances: entrances(&options),
             limits: Limits::from(&options.limits),
             snapshots,
+            destinations: destinations.clone(),
             environment: Arc::new(move |limits| {
                 let log = sink.clone().map(|sink| AccessLog::new(format, sink));
                 Rc::new(Env::new(limits, Rc::new(Telemetry::new(&counts, log))))
@@ -98,27 +104,46 @@ impl Sidecar {
         let bound = workers.addresses().iter().zip(&options.inbound);
         let inbound: Arc<[Inbound]> =
             bound.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect();
+        let transparent = options.pod.transparent.then(|| workers.addresses().first().copied()).flatten();
+        let outbound =
+            workers.addresses().get(workers.addresses().len() - outbound_entrances(&options).len()..);
 
         let view = ConfigView {
             workload: options.workload.as_str().into(),
             inbound: inbound.clone(),
+            transparent,
+            outbound: outbound.unwrap_or_default().into(),
+            destinations: destinations.clone(),
             publisher: publisher.clone(),
         };
-        let admin =
-            AdminServer::new(ProcessName("tidegate-sidecar"), metrics.clone(), readiness.clone(), log)
-                .merge(admin::routes(view))
-                .bind(options.admin_address)
-                .await?;
+        let admin = AdminServer::new(PROCESS, metrics.clone(), readiness.clone(), log.clone())
+            .merge(admin::routes(view))
+            .bind(options.admin_address)
+            .await?;
+        let health = match options.pod.health_address {
+            Some(address) => {
+                let server = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log);
+                Some(server.bind(address).await?)
+            }
+            None => None,
+        };
+        let probes = ProbeServer::bind_all(&options.pod.probes)?;
         let admin_address = admin.local_addr();
         let (drain, draining) = drain::channel();
         let mut control = JoinSet::new();
+        if let Some(health) = health {
+            control.spawn(health.serve(draining.clone()));
+        }
+        for server in probes {
+            control.spawn(server.serve(draining.clone()));
+        }
         control.spawn(admin.serve(draining));
         let drain_timeout = options.limits.drain_timeout;
-        control.spawn(keep_in_step(options, publisher, waiting, metrics, readiness.clone()));
+        control.spawn(keep_in_step(options, publisher, destinations, waiting, metrics, readiness.clone()));
         Ok(Self { workers, inbound, admin_address, readiness, drain, drain_timeout, control })
     }
 
-    /// Where connections are taken, with the ports that were bound.
+    /// Where connections are taken that nobody redirects, with the ports that were bound.
     pub fn inbound(&self) -> &[Inbound] {
         &self.inbound
     }
@@ -141,6 +166,45 @@ impl Sidecar {
     }
 }
 
+/// Those for connections from others, then those of [`outbound_entrances`].
+fn entrances(options: &Options) -> Vec<Entrance> {
+    let fixed = |inbound: &Inbound| {
+        Entrance::Fixed(Listen { address: inbound.listen, port: inbound.app.port(), app: inbound.app })
+    };
+    let mut entrances: Vec<_> = match options.pod.transparent {
+        true => vec![Entrance::Redirected(redirected(options, options.pod.inbound_port))],
+        false => options.inbound.iter().map(fixed).collect(),
+    };
+    entrances.extend(outbound_entrances(options));
+    entrances
+}
+
+fn outbound_entrances(options: &Options) -> Vec<Entrance> {
+    let fixed = |outbound: &Outbound| {
+        Entrance::FixedOutbound(FixedOutbound { address: outbound.listen, destination: outbound.destination })
+    };
+    let mut entrances: Vec<_> = options.outbound.iter().map(fixed).collect();
+    if options.pod.transparent {
+        entrances.push(Entrance::RedirectedOutbound(redirected(options, options.pod.outbound_port)));
+    }
+    entrances
+}
+
+/// A listener at this port for connections that the kernel redirects.
+fn redirected(options: &Options, port: u16) -> Redirected {
+    let pod = &options.pod;
+    let mut own_ports =
+        vec![pod.inbound_port, pod.outbound_port, ports::HEALTH, options.admin_address.port()];
+    own_ports.extend(ports::PROBES);
+    own_ports.extend(pod.health_address.map(|address| address.port()));
+    own_ports.extend(pod.probes.0.iter().map(|probe| probe.port));
+    Redirected {
+        address: listen::possible((Ipv6Addr::UNSPECIFIED, port).into()),
+        pod_ips: pod.pod_ips.0.clone(),
+        own_ports: own_ports.into(),
+    }
+}
+
 struct Waiting {
     certificate: Blocker,
     policy: Blocker,
@@ -150,6 +214,7 @@ struct Waiting {
 async fn keep_in_step(
     options: Options,
     publisher: Arc<Publisher>,
+    destinations: Arc<Destinations>,
     waiting: Waiting,
     metrics: Metrics,
     readiness: Readiness,
@@ -166,6 +231,7 @@ async fn keep_in_step(
         kept.credentials.clone(),
         bundle.clone(),
         publisher.clone(),
+        destinations,
         waiting.policy,
     );
     let certificates =
@@ -191,9 +257,14 @@ async fn publish_certificates(
                 *generation != newest.generation || !Arc::ptr_eq(bundle, &roots)
             });
             if is_new {
-                match ServerTls::new(newest.clone(), roots.clone()) {
-                    Ok(tls) => {
-                        publisher.update(|snapshot| snapshot.tls = Some(Arc::new(tls)));
+                let both = ServerTls::new(newest.clone(), roots.clone())
+                    .and_then(|tls| Ok((tls, PeerTls::new(&newest, &roots)?)));
+                match both {
+                    Ok((tls, peer_tls)) => {
+                        publisher.update(|snapshot| {
+                            snapshot.tls = Some(Arc::new(tls));
+                            snapshot.peer_tls = Some(Arc::new(peer_tls));
+                        });
                         published = Some((newest.generation, roots));
                     }
                     Err(error) => tracing::error!(%error, "TLS cannot be set up; the one before it stays"),

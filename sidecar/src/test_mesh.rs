@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::http::Env;
 use crate::limits::Limits;
-use crate::listener::Listen;
+use crate::listener::{Entrance, Listen};
 use crate::snapshot::{Publisher, channel};
 use crate::telemetry::Telemetry;
 use crate::test_pki::{Authority, GATEWAY, SERVER};
@@ -83,13 +83,15 @@ impl Mesh {
     pub(crate) fn before(app: SocketAddr, count: usize, limits: Limits) -> Self {
         let root = Authority::root("root");
         let (publisher, snapshots) = channel();
-        let listens =
-            PORTS.map(|port| Listen { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app });
+        let entrances = PORTS.map(|port| {
+            Entrance::Fixed(Listen { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app })
+        });
         let workers = Workers::start(WorkersConfig {
             count,
-            listens: listens.to_vec(),
+            entrances: entrances.to_vec(),
             limits,
             snapshots,
+            destinations: Arc::default(),
             environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::new(Telemetry::default())))),
         })
         .unwrap();

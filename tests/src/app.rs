@@ -205,6 +205,11 @@ impl Conversation {
         Ok(std::mem::take(&mut self.unread))
     }
 
+    /// Who the client is.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
     /// Sends.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)

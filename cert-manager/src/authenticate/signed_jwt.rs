@@ -20,7 +20,7 @@ mod tests;
 /// The audience that tokens for us carry.
 pub const DEFAULT_AUDIENCE: &str = "tidegate-ca";
 /// Kubernetes' tokens have some 1,200 bytes.
-const MAX_TOKEN_BYTES: usize = 16 * 1024;
+pub(crate) const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// Clocks may differ by this many seconds.
 const LEEWAY_SECONDS: u64 = 5;
 
@@ -186,7 +186,8 @@ fn may_verify(key: &VerificationKey, header: &Header) -> bool {
     key.algorithm == header.alg && ids_agree
 }
 
-fn service_account(sub: &str) -> Result<(&str, &str), AuthError> {
+/// Namespace and name of `system:serviceaccount:<namespace>:<name>`.
+pub(crate) fn service_account(sub: &str) -> Result<(&str, &str), AuthError> {
     let rest = sub.strip_prefix("system:serviceaccount:").ok_or(AuthError::Claim("sub"))?;
     rest.split_once(':').filter(|(_, name)| !name.contains(':')).ok_or(AuthError::Claim("sub"))
 }

@@ -1,9 +1,19 @@
-//! A certificate authority that the user gives as files.
+//! A certificate authority that the user gives, as files or as entries of the store.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use super::state::StateError;
 use crate::issuer::{Issuer, IssuerProblems};
+use crate::store::Entries;
+
+/// The pairs of entries by which a user gives an authority: certificate (with its chain), key, and both for messages.
+/// Ours, OSM's, and what `kubectl create secret tls` makes.
+const FORMS: [(&str, &str, &str); 3] = [
+    ("ca.crt", "ca.key", "ca.crt and ca.key"),
+    ("ca.crt", "private.key", "ca.crt and private.key"),
+    ("tls.crt", "tls.key", "tls.crt and tls.key"),
+];
 
 /// Where a user's own root or intermediate lies. The files are read again and again, so replacing them is enough.
 /// The root store keeps a copy of what is in force, key included: it outlives files that are broken later.
@@ -36,4 +46,18 @@ impl GivenFiles {
             Err(IssuerProblems(problems))
         }
     }
+}
+
+/// The authority that a user has put into a store, if there is one. Beside `tls.crt`, `ca.crt` may hold its root.
+pub(super) fn entries_issuer(entries: &Entries, now: SystemTime) -> Result<Option<Issuer>, StateError> {
+    let mut forms = FORMS.iter().filter(|(_, key, _)| entries.0.contains_key(*key));
+    let Some((certificate, key, both)) = forms.next() else { return Ok(None) };
+    if let Some((_, other, _)) = forms.next() {
+        return Err(StateError::Ambiguous(key, other));
+    }
+    let entry = |name: &'static str| entries.0.get(name).map(Vec::as_slice).ok_or(StateError::Missing(name));
+    let roots = entries.0.get("ca.crt").map(Vec::as_slice).unwrap_or_default();
+    Issuer::from_pem(entry(certificate)?, entry(key)?, roots, now)
+        .map(Some)
+        .map_err(|problems| StateError::Issuer(both, problems))
 }

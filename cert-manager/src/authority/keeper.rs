@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tidegate_runtime::trust_bundle::{TrustBundle, TrustBundleError, fingerprint};
 use tidegate_runtime::{drain, tls};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
 use super::given::GivenFiles;
-use super::state::{AuthorityState, NotAllowed, RotationTiming, StateError, Step};
+use super::state::{AuthorityState, Found, NotAllowed, RotationTiming, StateError, Step};
 use crate::issuer::{Issuer, IssuerProblems};
 use crate::store::{BundlePublisher, RootStore, StoreError, Stored};
 use crate::x509::WriteError;
@@ -36,8 +36,8 @@ struct Shared {
     /// Revision of the state in force. Held while the state is changed, so that changes come one after the other.
     revision: tokio::sync::Mutex<String>,
     publication: Mutex<Publication>,
-    /// The last problem that was logged; the same one is not logged each second.
-    problem: Mutex<Option<String>>,
+    /// Why what is stored or given cannot be used; the same problem is not logged each second.
+    problem: watch::Sender<Option<String>>,
 }
 
 /// How publishing the bundle goes.
@@ -78,11 +78,20 @@ pub struct RotationStatus {
     pub issuing_root: String,
     /// Every trusted root.
     pub trusted_roots: Vec<RootStatus>,
+    /// Fingerprints of the roots that every workload must trust before the next step.
+    pub required_roots: Vec<String>,
+    /// When the last certificate under a root that the next step drops is over at the latest, RFC 3339; the next step
+    /// waits for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub old_certificates_end: Option<String>,
     /// Whether `POST /rotation/next` would be taken now.
     pub next_allowed: bool,
     /// Why not, if not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Why what is stored or given cannot be used, while that is so: what was in force before stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// One trusted root.
@@ -114,7 +123,16 @@ impl Authority {
                 store.create_if_absent(AuthorityState::steady(issuer, now).to_entries()).await?
             }
         };
-        let state = AuthorityState::from_entries(&stored.entries, now)?;
+        let found = Found::read(&stored.entries, now)?;
+        let state = match (found.state, &found.given) {
+            // What was given beside it is looked at by the first refresh.
+            (Some(state), _) => state,
+            (None, Some(given)) => AuthorityState::steady(given.clone(), now),
+            (None, None) => return Err(StateError::Missing("state.json").into()),
+        };
+        // A revision that no store has: then the first refresh looks at it.
+        let is_given = given.is_some() || found.given.is_some();
+        let revision = if found.given.is_some() { String::new() } else { stored.revision };
         info!(step = state.step.name(), root = %fingerprint(state.issuer.root()), "certificate authority loaded");
         let bundle = TrustBundle::from_certificates(state.trusted())?;
         let authority = Self(Arc::new(Shared {
@@ -124,25 +142,26 @@ impl Authority {
             timing,
             state: watch::channel(Arc::new(state)).0,
             bundle: watch::channel(Arc::new(bundle)).0,
-            revision: tokio::sync::Mutex::new(stored.revision),
+            revision: tokio::sync::Mutex::new(revision),
             publication: Mutex::new(Publication { error: None, works_since: SystemTime::UNIX_EPOCH }),
-            problem: Mutex::new(None),
+            problem: watch::channel(None).0,
         }));
-        if authority.0.given.is_some() {
-            // Before anything is issued by what the files may have replaced.
+        if is_given {
+            // Before anything is issued by what was replaced.
             authority.refresh().await;
         }
         authority.publish().await;
         Ok(authority)
     }
 
-    /// Looks after store, files and publication until the drain starts.
-    pub async fn run(self, mut drain: drain::Watch) {
+    /// Looks after store, files and publication each second, and when it is woken, until the drain starts.
+    pub async fn run(self, wake: Arc<Notify>, mut drain: drain::Watch) {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = drain.started() => return,
+                () = wake.notified() => {}
                 _ = interval.tick() => {}
             }
             self.refresh().await;
@@ -153,6 +172,11 @@ impl Authority {
     /// The state in force and each one after it.
     pub fn states(&self) -> watch::Receiver<Arc<AuthorityState>> {
         self.0.state.subscribe()
+    }
+
+    /// Why what is stored or given cannot be used, while that is so: what was in force before stays.
+    pub fn problems(&self) -> watch::Receiver<Option<String>> {
+        self.0.problem.subscribe()
     }
 
     /// The trusted roots now and after each change.
@@ -199,6 +223,10 @@ impl Authority {
                         .map_or_else(|_| "unknown".to_owned(), |root| rfc3339(root.not_after)),
                 })
                 .collect(),
+            required_roots: state.required().iter().map(|root| fingerprint(root)).collect(),
+            old_certificates_end: matches!(state.step, Step::IssueNew { .. })
+                .then(|| rfc3339(state.since + self.0.timing.propagation + self.0.timing.max_life)),
+            problem: self.0.problem.borrow().clone(),
             next_allowed: refused.is_none(),
             reason: refused.map(|reason| reason.to_string()),
         }
@@ -269,11 +297,28 @@ impl Authority {
         if stored.revision == *revision {
             return Ok(());
         }
-        let state = AuthorityState::from_entries(&stored.entries, SystemTime::now()).map_err(|error| {
+        let now = SystemTime::now();
+        let found = Found::read(&stored.entries, now).map_err(|error| {
             format!("the stored certificate authority was changed and cannot be used: {error}")
         })?;
         *revision = stored.revision;
-        self.put_in_force(state).map_err(|error| error.to_string())
+        let is_replaced = found.state.is_none();
+        if let Some(state) = found.state
+            && state.to_entries() != self.current().to_entries()
+        {
+            self.put_in_force(state).map_err(|error| error.to_string())?;
+        }
+        let Some(given) = found.given else { return Ok(()) };
+        let current = self.current();
+        match current.succeeded_by(&given, now) {
+            Ok(Some(next)) => self.save(revision, next).await.map_err(|error| error.to_string()),
+            // The step that a rotation is at must outlive this process.
+            refused if is_replaced && !matches!(current.step, Step::Steady) => {
+                let saved = self.save(revision, AuthorityState::clone(&current)).await;
+                refused.and(saved).map_err(|error| error.to_string())
+            }
+            refused => refused.map(|_| ()).map_err(|error| error.to_string()),
+        }
     }
 
     /// Files that hold another authority than the one in force begin its succession: under the same root at once,
@@ -283,21 +328,10 @@ impl Authority {
         let now = SystemTime::now();
         let given = tokio::task::spawn_blocking(move || files.read(now)).await.map_err(|e| e.to_string())?;
         let given = given.map_err(|problems| problems.to_string())?;
-        let current = self.current();
-        let next = match &current.step {
-            _ if current.issuer.same_as(&given) => return Ok(()),
-            Step::TrustBoth { next } if next.same_as(&given) => return Ok(()),
-            Step::Steady if current.issuer.root() == given.root() => AuthorityState::steady(given, now),
-            Step::Steady => current.trust_both(given, now),
-            Step::TrustBoth { .. } | Step::IssueNew { .. } => {
-                return Err(
-                    "the given certificate authority is neither of the two that a rotation is about; finish \
-                            the rotation before giving a third one"
-                        .to_owned(),
-                );
-            }
-        };
-        self.save(revision, next).await.map_err(|error| error.to_string())
+        match self.current().succeeded_by(&given, now).map_err(|error| error.to_string())? {
+            Some(next) => self.save(revision, next).await.map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
     }
 
     async fn publish(&self) {
@@ -324,15 +358,17 @@ impl Authority {
 
     /// Logs a problem once, and once more when it is over.
     fn report(&self, problem: Option<String>) {
-        let mut last = self.0.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last == problem {
-            return;
-        }
-        match &problem {
-            Some(problem) => error!(%problem, "the certificate authority stays as it is"),
-            None => info!("the certificate authority's store and files are fine again"),
-        }
-        *last = problem;
+        self.0.problem.send_if_modified(|last| {
+            if *last == problem {
+                return false;
+            }
+            match &problem {
+                Some(problem) => error!(%problem, "the certificate authority stays as it is"),
+                None => info!("the certificate authority's store and files are fine again"),
+            }
+            *last = problem;
+            true
+        });
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
+use crate::authority::given::entries_issuer;
 use crate::issuer::{Issuer, IssuerProblems, pem};
 use crate::store::Entries;
 
@@ -50,6 +51,15 @@ pub enum Step {
     },
 }
 
+/// What a store holds.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// What [`AuthorityState::to_entries`] wrote, if that is there.
+    pub(crate) state: Option<AuthorityState>,
+    /// What somebody has put there by hand, in place of it or beside it.
+    pub(crate) given: Option<Issuer>,
+}
+
 /// How long a step has to last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RotationTiming {
@@ -81,6 +91,12 @@ pub enum NotAllowed {
     /// The successor cannot be made or used.
     #[error("no successor: {0}")]
     Successor(String),
+    /// The user gives an authority that is neither of the two that a rotation is about.
+    #[error(
+        "the given certificate authority is neither of the two that a rotation is about; finish the rotation before \
+         giving a third one"
+    )]
+    Third,
     /// Another process took a step at the same moment.
     #[error("the certificate authority was changed by somebody else meanwhile; look at its state again")]
     Conflict,
@@ -98,6 +114,9 @@ pub enum StateError {
     /// An entry cannot be read.
     #[error("entry {0} cannot be read: {1}")]
     Malformed(&'static str, String),
+    /// Two authorities at once.
+    #[error("entries {0} and {1} are both there; keep one of them")]
+    Ambiguous(&'static str, &'static str),
     /// Certificates and key do not make an authority.
     #[error("entries {0}: {1}")]
     Issuer(&'static str, IssuerProblems),
@@ -134,6 +153,14 @@ impl AuthorityState {
         };
         roots.extend(other.filter(|other| *other != self.issuer.root()).cloned());
         roots
+    }
+
+    /// The roots that everybody must trust before the next step: what is issued after it is under one of them.
+    pub fn required(&self) -> Vec<CertificateDer<'static>> {
+        match &self.step {
+            Step::TrustBoth { .. } => self.trusted(),
+            Step::Steady | Step::IssueNew { .. } => vec![self.issuer.root().clone()],
+        }
     }
 
     /// Every trusted root as PEM.
@@ -205,6 +232,19 @@ impl AuthorityState {
         }
     }
 
+    /// What follows when the user gives another authority than the one in force: under the same root it issues at
+    /// once, under another one it is trusted first. `None` where nothing changes.
+    pub(crate) fn succeeded_by(&self, given: &Issuer, now: SystemTime) -> Result<Option<Self>, NotAllowed> {
+        let next = match &self.step {
+            _ if self.issuer.same_as(given) => None,
+            Step::TrustBoth { next } if next.same_as(given) => None,
+            Step::Steady if self.issuer.root() == given.root() => Some(Self::steady(given.clone(), now)),
+            Step::Steady => Some(self.trust_both(given.clone(), now)),
+            Step::TrustBoth { .. } | Step::IssueNew { .. } => return Err(NotAllowed::Third),
+        };
+        Ok(next)
+    }
+
     /// What a store keeps. `ca.crt` is there for people; it is never read back.
     pub fn to_entries(&self) -> Entries {
         let since = self.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -231,7 +271,7 @@ impl AuthorityState {
         Entries(entries.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect())
     }
 
-    /// Reads what [`Self::to_entries`] wrote, or what somebody put there by hand; checks all of it at `now`.
+    /// Reads what [`Self::to_entries`] wrote; checks all of it at `now`.
     pub fn from_entries(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
         let entry =
             |name: &'static str| entries.0.get(name).map(Vec::as_slice).ok_or(StateError::Missing(name));
@@ -262,6 +302,19 @@ impl AuthorityState {
             step,
             since: SystemTime::UNIX_EPOCH + Duration::from_secs(state.since.min(253_402_300_799)),
         })
+    }
+}
+
+impl Found {
+    /// Reads what a store holds, whoever put it there; checks all of it at `now`.
+    pub(crate) fn read(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
+        let given = entries_issuer(entries, now)?;
+        let state = match given {
+            // A file of the user's in place of ours.
+            Some(_) if !entries.0.contains_key("state.json") => None,
+            _ => Some(AuthorityState::from_entries(entries, now)?),
+        };
+        Ok(Self { state, given })
     }
 }
 

@@ -10,8 +10,9 @@ use tracing::{error, info};
 use super::certificate;
 use super::settings::IngressGatewaySettings;
 use crate::authority::AuthorityState;
+use crate::manager::GatewayDependencies;
 use crate::rules::{IssuingRules, Refusal};
-use crate::store::{SecretName, SecretStore, StoreError};
+use crate::store::{SecretName, StoreError};
 use crate::telemetry::Telemetry;
 
 #[cfg(test)]
@@ -25,6 +26,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub enum GatewayStatus {
     /// Nobody wants one.
     NotConfigured,
+    /// Another replica keeps it, or the settings are not known yet.
+    NotActive,
     /// It holds a certificate for the settings in force.
     Ready {
         /// Which Secret.
@@ -43,9 +46,8 @@ pub enum GatewayStatus {
 
 /// The task that keeps the Secret.
 pub struct IngressGateway {
-    pub(crate) settings: watch::Receiver<Option<IngressGatewaySettings>>,
+    pub(crate) gateway: GatewayDependencies,
     pub(crate) states: watch::Receiver<Arc<AuthorityState>>,
-    pub(crate) store: Arc<dyn SecretStore>,
     pub(crate) rules: IssuingRules,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) status: watch::Sender<GatewayStatus>,
@@ -62,16 +64,31 @@ enum KeepError {
 }
 
 impl IngressGateway {
+    pub(crate) fn new(
+        gateway: GatewayDependencies,
+        states: watch::Receiver<Arc<AuthorityState>>,
+        rules: IssuingRules,
+        telemetry: Arc<Telemetry>,
+        status: watch::Sender<GatewayStatus>,
+    ) -> Self {
+        Self { gateway, states, rules, telemetry, status }
+    }
+
     /// Keeps the Secret until the drain starts; the Secret stays then.
     pub(crate) async fn run(mut self, mut drain: drain::Watch) {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut settings_may_change = true;
+        let (mut settings_may_change, mut turn_may_change) = (true, true);
+        let wake = self.gateway.wake.clone();
         loop {
             tokio::select! {
                 () = drain.started() => return,
                 _ = interval.tick() => {}
-                changed = self.settings.changed(), if settings_may_change => settings_may_change = changed.is_ok(),
+                () = wake.notified() => {}
+                changed = self.gateway.settings.changed(), if settings_may_change => {
+                    settings_may_change = changed.is_ok();
+                }
+                changed = self.gateway.active.changed(), if turn_may_change => turn_may_change = changed.is_ok(),
                 changed = self.states.changed() => if changed.is_err() { return },
             }
             self.keep().await;
@@ -80,7 +97,13 @@ impl IngressGateway {
 
     /// One look at everything.
     async fn keep(&mut self) {
-        let settings = self.settings.borrow_and_update().clone();
+        if !*self.gateway.active.borrow_and_update() {
+            self.status.send_if_modified(|last| {
+                std::mem::replace(last, GatewayStatus::NotActive) != GatewayStatus::NotActive
+            });
+            return;
+        }
+        let settings = self.gateway.settings.borrow_and_update().clone();
         let state = self.states.borrow_and_update().clone();
         let status = match self.try_keep(settings.as_ref(), &state).await {
             Ok(status) => status,
@@ -108,9 +131,13 @@ impl IngressGateway {
             None => GatewayStatus::NotConfigured,
         };
         // After the new one is there: a controller that follows both names is never without.
-        for owned in self.store.owned().await.map_err(KeepError::List)? {
+        for owned in self.gateway.store.owned().await.map_err(KeepError::List)? {
             if settings.is_none_or(|settings| settings.secret != owned) {
-                self.store.remove(&owned).await.map_err(|error| KeepError::Store(owned.clone(), error))?;
+                self.gateway
+                    .store
+                    .remove(&owned)
+                    .await
+                    .map_err(|error| KeepError::Store(owned.clone(), error))?;
                 info!(secret = %owned, "ingress gateway certificate removed: no setting asks for it");
             }
         }
@@ -124,7 +151,7 @@ impl IngressGateway {
     ) -> Result<GatewayStatus, KeepError> {
         let failed = |error| KeepError::Store(settings.secret.clone(), error);
         let now = SystemTime::now();
-        let found = self.store.get(&settings.secret).await.map_err(failed)?;
+        let found = self.gateway.store.get(&settings.secret).await.map_err(failed)?;
         let reason = match &found {
             None => Some("it is not there or not whole"),
             Some(secret) => certificate::why_replace(secret, settings, state, now),
@@ -134,7 +161,7 @@ impl IngressGateway {
             return Ok(read_status(settings, &tls_crt));
         };
         let (secret, issued) = certificate::issue(settings, state, &self.rules, now)?;
-        self.store.put(&settings.secret, &secret).await.map_err(failed)?;
+        self.gateway.store.put(&settings.secret, &secret).await.map_err(failed)?;
         info!(secret = %settings.secret, reason, "ingress gateway certificate written");
         self.telemetry.own("ingress-gateway", &issued);
         Ok(GatewayStatus::Ready {

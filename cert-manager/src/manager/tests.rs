@@ -36,8 +36,10 @@ fn config() -> Config {
     Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: Some("127.0.0.1:0".parse().unwrap()),
+        health: None,
         serving_names: vec![dns("ca.example"), San::Ip("127.0.0.1".parse().unwrap())],
         rules: IssuingRules::default(),
+        service_names: ServiceNames::default(),
         propagation: Duration::ZERO,
         rate_limit: RateLimit::default(),
         max_connections: 100,
@@ -57,6 +59,7 @@ fn dependencies(dir: &std::path::Path, metrics: Metrics) -> Dependencies {
         given: None,
         publishers: vec![Arc::new(BundleFile::new(dir.join("bundle.pem")))],
         gateway: None,
+        wake: Arc::default(),
         metrics,
         log: LogHandle::detached(),
     }

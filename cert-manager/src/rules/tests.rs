@@ -6,7 +6,7 @@ use crate::csr::check_csr;
 use crate::testing::{httpbin, now, params, plain_request, uri};
 
 fn issue(csr: &str, seconds: i64, issuer: &Issuer, at: SystemTime) -> Result<Issued, Refusal> {
-    IssuingRules::default().issue(&check_csr(csr.as_bytes()).unwrap(), &httpbin(), seconds, issuer, at)
+    IssuingRules::default().issue(&check_csr(csr.as_bytes()).unwrap(), &httpbin(), &[], seconds, issuer, at)
 }
 
 fn issue_to(key: &KeyPair) -> Vec<u8> {
@@ -115,4 +115,21 @@ fn a_foreign_name_gets_no_certificate() {
     let csr = crate::testing::request(&params(vec![uri("spiffe://cluster.local/ns/bank/sa/vault")]));
     let refusal = issue(&csr, 0, &issuer, now()).unwrap_err();
     assert_eq!(refusal.kind(), "name");
+}
+
+#[test]
+fn granted_service_names_come_besides_the_two_spellings_and_change_nobodys_identity() {
+    let issuer = Issuer::create_root(now()).unwrap();
+    let csr = check_csr(plain_request().as_bytes()).unwrap();
+    let names =
+        ["httpbin.httpbin.svc", "httpbin.httpbin.cluster.local"].map(|name| DnsName::parse(name).unwrap());
+    let issued = IssuingRules::default().issue(&csr, &httpbin(), &names, 0, &issuer, now()).unwrap();
+    let leaf = tidegate_core::PeerCertificate::from_der(&issued.leaf).unwrap();
+    assert_eq!(
+        leaf.display_names(),
+        "DNS:httpbin.httpbin.cluster.local, URI:spiffe://cluster.local/ns/httpbin/sa/httpbin, \
+         DNS:httpbin.httpbin.svc"
+    );
+    let domain = tidegate_core::TrustDomain::default();
+    assert_eq!(Identity::of_workload(&leaf.sans, &domain), Some(httpbin()));
 }

@@ -71,6 +71,29 @@ fn a_workload_without_an_ingress_backend_lets_only_the_mesh_in() {
 }
 
 #[test]
+fn mesh_peers_reach_ports_that_only_a_container_declares_in_permissive_mode_and_not_without_it() {
+    let pod = HTTPBIN.replace(
+        "{name: web, containerPort: 14001}",
+        "{name: web, containerPort: 14001}, {name: tcp-db, containerPort: 5432}, {containerPort: 53, protocol: UDP}",
+    );
+    let config = |permissive: bool| {
+        format!(
+            "apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\n\
+             metadata: {{name: osm-mesh-config, namespace: tidegate-system}}\n\
+             spec: {{traffic: {{enablePermissiveTrafficPolicyMode: {permissive}}}}}\n"
+        )
+    };
+    let open = policy(&index(&[&pod, &config(true)]));
+    assert_eq!(open.ports.keys().copied().collect::<Vec<_>>(), [5432, 14001]);
+    let declared = &open.ports[&5432];
+    assert_eq!((declared.protocol, &declared.mesh), (AppProtocol::Tcp, &MeshRule::AnyPeer));
+    assert!(declared.services.is_empty() && declared.ingress.is_empty());
+    let closed = policy(&index(&[&pod, &config(false)]));
+    assert_eq!(closed.ports[&5432].mesh, MeshRule::Deny(NOT_PERMISSIVE.into()));
+    assert_eq!(closed.ports[&14001].mesh, MeshRule::Deny(NOT_PERMISSIVE.into()));
+}
+
+#[test]
 fn http_from_a_service_admits_its_ready_endpoints_only() {
     let ib = ingress_backend("ib", &backend("http", ""), FROM_GATEWAY);
     let index = index(&[HTTPBIN, GATEWAY, &ib]);

@@ -14,6 +14,8 @@ use tokio::sync::{mpsc, watch};
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
+use crate::destinations::Destinations;
+use crate::discovery::subscriptions::Subscriptions;
 use crate::metrics::ControllerMetrics;
 use crate::object::ObjectName;
 use crate::workloads::{Follower, Published, Rejected, Reported, Workloads};
@@ -41,6 +43,7 @@ pub(super) struct Session {
     id: u64,
     client: Client,
     workloads: Arc<Workloads>,
+    destinations: Arc<Destinations>,
     trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     metrics: ControllerMetrics,
     responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
@@ -54,6 +57,7 @@ struct Following<'s> {
     policy: watch::Receiver<Option<Arc<Published>>>,
     /// The version that the sidecar was last sent, or said to hold.
     held: Option<Arc<str>>,
+    destinations: Subscriptions,
     /// The nonce of the response that is not acknowledged; nothing is sent while there is one.
     in_flight: Option<u64>,
     last_nonce: u64,
@@ -66,11 +70,12 @@ impl Session {
         id: u64,
         client: Client,
         workloads: Arc<Workloads>,
+        destinations: Arc<Destinations>,
         trust_bundle: watch::Receiver<Arc<TrustBundle>>,
         metrics: ControllerMetrics,
         responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
     ) -> Self {
-        Self { id, client, workloads, trust_bundle, metrics, responses }
+        Self { id, client, workloads, destinations, trust_bundle, metrics, responses }
     }
 
     pub(super) async fn run(
@@ -129,6 +134,7 @@ impl Session {
         let mut following = Following {
             session: self,
             held: hello.known_versions.get(&resource).map(|version| version.as_str().into()),
+            destinations: Subscriptions::new(self.destinations.subscriber(), &hello.known_versions),
             resource,
             policy: self.workloads.follow(workload),
             workload: workload.clone(),
@@ -161,12 +167,14 @@ impl Session {
                         return Err(Status::invalid_argument("Hello is only the first message"));
                     }
                     Some(Some(Message::Report(report))) => following.take_report(report)?,
-                    Some(Some(Message::Subscribe(_) | Message::Unsubscribe(_))) => {
-                        return Err(Status::unimplemented("destinations are not served"));
+                    Some(Some(Message::Subscribe(names))) => following.destinations.subscribe(&names.names)?,
+                    Some(Some(Message::Unsubscribe(names))) => {
+                        following.destinations.unsubscribe(&names.names);
                     }
                     Some(None) => return Err(Status::invalid_argument("an empty message")),
                     None => return Ok(()),
                 },
+                () = following.destinations.changed() => {}
                 changed = following.policy.changed() => changed.map_err(|_| shutting_down())?,
                 changed = synced.changed() => changed.map_err(|_| shutting_down())?,
                 Ok(()) = trust_bundle.changed() => {
@@ -237,12 +245,25 @@ impl Following<'_> {
         if self.in_flight.is_some() {
             return;
         }
+        let mut response = DiscoveryResponse { nonce: self.last_nonce + 1, ..DiscoveryResponse::default() };
+        self.add_policy(&mut response);
+        self.destinations.add_news(&mut response);
+        if response.resources.is_empty() && response.removed.is_empty() {
+            return;
+        }
+        self.last_nonce += 1;
+        self.in_flight = Some(self.last_nonce);
+        self.session.metrics.sent.inc();
+        // A sidecar that is gone ends the stream from its side.
+        let _ = self.session.responses.send(Ok(response)).await;
+    }
+
+    fn add_policy(&mut self, response: &mut DiscoveryResponse) {
         let current = self.policy.borrow_and_update().clone();
         let version = current.as_ref().map(|published| published.version.clone());
         if version == self.held {
             return;
         }
-        let mut response = DiscoveryResponse { nonce: self.last_nonce + 1, ..DiscoveryResponse::default() };
         match current {
             Some(published) => response.resources.push(Resource {
                 name: self.resource.clone(),
@@ -253,14 +274,9 @@ impl Following<'_> {
             None if self.session.client.identity.namespace() != &*self.workload.namespace => return,
             None => response.removed.push(self.resource.clone()),
         }
-        self.last_nonce += 1;
-        self.in_flight = Some(self.last_nonce);
         self.held = version;
-        self.session.metrics.sent.inc();
         let sent = self.held.clone();
         self.session.workloads.update(&self.workload, self.session.id, |follower| follower.sent = sent);
-        // A sidecar that is gone ends the stream from its side.
-        let _ = self.session.responses.send(Ok(response)).await;
     }
 
     fn acknowledge(&mut self, ack: &Ack) {
@@ -270,6 +286,11 @@ impl Following<'_> {
         }
         self.in_flight = None;
         let metrics = &self.session.metrics;
+        for rejection in ack.rejections.iter().filter(|rejection| rejection.name != self.resource) {
+            metrics.rejected.inc();
+            let (name, reason) = (limited(&rejection.name), limited(&rejection.reason));
+            warn!(workload = %self.workload, %name, %reason, "sidecar refused a resource and keeps the one before");
+        }
         let rejection = ack.rejections.iter().find(|rejection| rejection.name == self.resource);
         let held = self.held.clone();
         self.session.workloads.update(&self.workload, self.session.id, |follower| match rejection {

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
@@ -6,11 +7,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
 };
 use rustls_pki_types::{PrivateKeyDer, ServerName};
+use tidegate_core::destination::{Destination, Endpoint, MeshService};
 use tidegate_core::policy::InboundPolicy;
 use tidegate_proto::discovery as wire;
 use tidegate_proto::discovery::discovery_client::DiscoveryClient;
 use tidegate_proto::discovery::discovery_request::Message;
-use tidegate_proto::discovery::{Ack, Hello, Node, Rejection, Resource};
+use tidegate_proto::discovery::{Ack, Hello, Node, Rejection, Resource, Subscribe};
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::logging::LogHandle;
@@ -111,6 +113,8 @@ impl Mesh {
             trust_domain: TrustDomain::default(),
             max_connections: 100,
             is_workload: is_local as fn(&Pod) -> bool,
+            mesh_name: None,
+            health: None,
         };
         let dependencies = Dependencies {
             source: objects,
@@ -119,6 +123,7 @@ impl Mesh {
             metrics: Metrics::new(),
             readiness: readiness.clone(),
             log: LogHandle::detached(),
+            status_writers: Vec::new(),
         };
         let controller = Controller::start(config, dependencies).await.unwrap();
         Self { ca, controller, source, bundle, credentials, readiness }
@@ -514,6 +519,7 @@ async fn a_stream_that_never_says_what_it_wants_is_ended() {
     let (_trigger, drain) = drain::channel();
     let service = DiscoveryService {
         workloads: Arc::new(Workloads::new()),
+        destinations: Arc::new(Destinations::new(Arc::default(), TrustDomain::default(), is_local)),
         trust_domain: TrustDomain::default(),
         trust_bundle: trust_bundle.clone(),
         metrics: ControllerMetrics::default(),
@@ -526,6 +532,101 @@ async fn a_stream_that_never_says_what_it_wants_is_ended() {
     let credentials = ca.issue("httpbin", "httpbin");
     let mut silent = Sidecar::silent(address, &ca.bundle(), &credentials, None).await;
     assert_eq!(silent.end().await.code(), Code::DeadlineExceeded);
+}
+
+const SERVICE_IP: &str = "destination/10.96.0.10:80";
+
+/// The Service in front of [`HTTPBIN`], with a cluster IP.
+fn with_cluster_ip() -> String {
+    HTTPBIN.replace("spec:\n  selector", "spec:\n  clusterIP: 10.96.0.10\n  selector")
+}
+
+fn destination(resource: &Resource) -> Destination {
+    let Some(wire::resource::Body::Destination(destination)) = resource.body.clone() else { panic!() };
+    destination.try_into().unwrap()
+}
+
+fn subscribe(names: &[&str]) -> Message {
+    Message::Subscribe(Subscribe { names: names.iter().map(ToString::to_string).collect() })
+}
+
+#[tokio::test]
+async fn a_destination_comes_when_asked_for_and_again_with_each_change() {
+    let mesh = Mesh::with(&[&with_cluster_ip()]).await;
+    let mut sidecar = mesh.connect("client", hello("httpbin/client-1")).await;
+    sidecar.say(subscribe(&[SERVICE_IP, "destination/192.0.2.1:443"])).await;
+    let mut seen: HashMap<String, Destination> = HashMap::new();
+    let mut version = String::new();
+    while seen.len() < 2 {
+        let response = sidecar.next().await;
+        sidecar.ack(response.nonce).await;
+        for resource in &response.resources {
+            seen.insert(resource.name.clone(), destination(resource));
+            if resource.name == SERVICE_IP {
+                version.clone_from(&resource.version);
+            }
+        }
+    }
+    assert_eq!(seen["destination/192.0.2.1:443"], Destination::Passthrough);
+    let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
+    let endpoint = Endpoint { address: "127.0.0.11:14001".parse().unwrap(), identity: Some(identity) };
+    let service = MeshService { name: "httpbin/httpbin".into(), endpoints: vec![endpoint] };
+    assert_eq!(seen[SERVICE_IP], Destination::Service(service));
+
+    // A Pod of another namespace touches nothing; one more behind the Service does.
+    let pod = HTTPBIN.split("---").next().unwrap();
+    mesh.apply(&[&pod.replace("namespace: httpbin", "namespace: other").replace("127.0.0.11", "127.0.0.13")])
+        .await;
+    let second = pod.replace("httpbin-1", "httpbin-2").replace("127.0.0.11", "127.0.0.12");
+    mesh.apply(&[&with_cluster_ip(), &second]).await;
+    let response = sidecar.next().await;
+    let Destination::Service(service) = destination(only(&response)) else { panic!() };
+    assert_eq!(service.endpoints.len(), 2);
+
+    // Who comes back with what it holds gets what differs.
+    let held = [(SERVICE_IP.to_owned(), version), ("destination/192.0.2.1:443".to_owned(), String::new())];
+    let hello = Hello { known_versions: held.into(), ..hello("httpbin/client-1") };
+    let mut again = mesh.connect("client", hello).await;
+    again.say(subscribe(&[SERVICE_IP])).await;
+    let newest = again.next().await;
+    assert_eq!(only(&newest).version, only(&response).version);
+    again.ack(newest.nonce).await;
+    let hello = Hello {
+        known_versions: [(SERVICE_IP.to_owned(), only(&newest).version.clone())].into(),
+        ..self::hello("httpbin/client-1")
+    };
+    let mut held = mesh.connect("client", hello).await;
+    held.say(subscribe(&[SERVICE_IP, "destination/192.0.2.1:443"])).await;
+    assert_eq!(only(&held.next().await).name, "destination/192.0.2.1:443");
+}
+
+#[tokio::test]
+async fn what_a_sidecar_wants_no_longer_is_forgotten_and_strange_names_end_the_stream() {
+    let mesh = Mesh::with(&[&with_cluster_ip()]).await;
+    let mut sidecar = mesh.connect("client", hello("httpbin/client-1")).await;
+    sidecar.say(subscribe(&[SERVICE_IP])).await;
+    let first = sidecar.next().await;
+    let names = vec![SERVICE_IP.to_owned()];
+    sidecar.say(Message::Unsubscribe(wire::Unsubscribe { names })).await;
+    sidecar.ack(first.nonce).await;
+    sidecar.say(subscribe(&[SERVICE_IP])).await;
+    assert_eq!(only(&sidecar.next().await).version, only(&first).version, "sent anew");
+    sidecar.say(subscribe(&["destination/10.96.0.10"])).await;
+    assert_eq!(sidecar.end().await.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_sidecar_s_report_is_shown_and_one_that_is_none_ends_the_stream() {
+    let mesh = Mesh::with(&[HTTPBIN]).await;
+    let mut sidecar = mesh.connect("httpbin", hello("httpbin/httpbin-1")).await;
+    let root = "ab".repeat(32);
+    let report = wire::Report { trusted_roots: vec![root.clone()], certificate_not_after: 1_800_000_000 };
+    sidecar.say(Message::Report(report.clone())).await;
+    let shown = mesh.until_shown(|shown| !shown["trustedRoots"].is_null()).await;
+    assert_eq!(shown["trustedRoots"], serde_json::json!([root]));
+    assert_eq!(shown["certificateNotAfter"], "2027-01-15T08:00:00Z");
+    sidecar.say(Message::Report(wire::Report { certificate_not_after: i64::MAX, ..report })).await;
+    assert_eq!(sidecar.end().await.code(), Code::InvalidArgument);
 }
 
 #[tokio::test]

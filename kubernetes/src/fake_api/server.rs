@@ -81,7 +81,8 @@ async fn answer(shared: Arc<Shared>, connection: u64, request: http::Request<Inc
     };
     let response = {
         let mut state = shared.lock();
-        state.requests.push(target.request(verb, &selection));
+        let request = target.request(verb, &selection);
+        state.requests.push(request.clone());
         if state.faults.absent.contains(&target.resource) {
             failure(404, "the server could not find the requested resource")
         } else if verb == "watch" {
@@ -89,6 +90,8 @@ async fn answer(shared: Arc<Shared>, connection: u64, request: http::Request<Inc
             watch(shared.clone(), connection, selection, &query)
         } else if verb == "list" {
             list(&state, &selection, &query)
+        } else if let Some((code, body)) = state.answers.to(&request, &body) {
+            json_response(code, &body)
         } else {
             write_or_get(&mut state, verb, &target, head.headers.get("content-type"), &body)
         }
@@ -323,8 +326,9 @@ impl Target {
     }
 }
 
-fn status(code: u16, message: &str) -> Value {
+pub(super) fn status(code: u16, message: &str) -> Value {
     let reason = match code {
+        403 => "Forbidden",
         404 => "NotFound",
         409 => "Conflict",
         410 => "Expired",

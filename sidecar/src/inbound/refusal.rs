@@ -16,6 +16,7 @@ use super::Story;
 use crate::detect::{ClientHello, Malformed};
 use crate::http::clock::Clock;
 use crate::lifeline::{Lifeline, Wait};
+use crate::redirected::Misdirected;
 use crate::session::ConnectionInfo;
 use crate::telemetry::{Record, ResponseFlag};
 use crate::tls::stream::HandshakeFailure;
@@ -171,6 +172,19 @@ impl RefusalLog {
             _ => None,
         };
         self.record(story, &info, decision.as_ref(), refusal.flag(), refusal.details());
+    }
+
+    /// A connection was refused that nobody redirected here, or that was redirected wrongly.
+    pub(crate) fn misdirected(&self, peer: SocketAddr, misdirected: &Misdirected) {
+        let port = misdirected.dialled().map_or(0, |dialled| dialled.port());
+        self.write(&Line { peer, port, server_name: None, certificate: None, reason: misdirected });
+    }
+
+    /// Says something else that could become too much, such as that an endpoint cannot be reached.
+    pub(crate) fn unless_flooded(&self, say: impl FnOnce()) {
+        if self.may_write(Instant::now()) {
+            say();
+        }
     }
 
     /// A connection was refused once all of it was known.

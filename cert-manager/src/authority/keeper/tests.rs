@@ -162,3 +162,126 @@ async fn unusable_files_are_an_error_at_the_start() {
     let error = opened.await.unwrap_err().to_string();
     assert!(error.contains("/a: ") && error.contains("/b: "), "{error}");
 }
+
+/// Puts entries of the user's into the store, in place of what is there or beside it.
+async fn put_into_store(dir: &Path, entries: &[(&str, String)], beside: bool) {
+    let store = RootFolder::new(dir.join("ca"));
+    let mut wanted = crate::store::Entries::default();
+    let stored = store.load().await.unwrap();
+    if let Some(stored) = stored.as_ref().filter(|_| beside) {
+        wanted = stored.entries.clone();
+    }
+    wanted.0.extend(entries.iter().map(|(name, text)| ((*name).to_owned(), text.clone().into_bytes())));
+    match stored {
+        Some(stored) => store.update(&stored.revision, wanted).await.unwrap(),
+        None => store.create_if_absent(wanted).await.unwrap(),
+    };
+}
+
+fn forms(issuer: &Issuer) -> [Vec<(&'static str, String)>; 3] {
+    let (chain, key) = (issuer.chain_pem(), issuer.key_pem());
+    [
+        vec![("ca.crt", chain.clone()), ("ca.key", key.clone())],
+        vec![("ca.crt", chain.clone()), ("private.key", key.clone())],
+        vec![("tls.crt", chain), ("tls.key", key)],
+    ]
+}
+
+#[tokio::test]
+async fn an_authority_that_the_user_has_put_into_the_store_is_used_and_left_as_it_is() {
+    let given = root();
+    for form in forms(&given) {
+        let dir = tempfile::tempdir().unwrap();
+        put_into_store(dir.path(), &form, false).await;
+        let before = RootFolder::new(dir.path().join("ca")).load().await.unwrap();
+        let authority = open(dir.path(), None, AT_ONCE).await;
+        assert!(authority.current().issuer.same_as(&given), "{form:?}");
+        authority.refresh().await;
+        assert_eq!(RootFolder::new(dir.path().join("ca")).load().await.unwrap(), before);
+        for step in ["trust-both", "issue-new", "steady"] {
+            assert_eq!(authority.next(false).await.unwrap().step, step);
+        }
+        assert!(!open(dir.path(), None, AT_ONCE).await.current().issuer.same_as(&given));
+    }
+}
+
+#[tokio::test]
+async fn another_root_in_the_store_begins_a_rotation_to_it_that_a_restart_survives() {
+    for beside in [false, true] {
+        for form in forms(&root()) {
+            let dir = tempfile::tempdir().unwrap();
+            let authority = open(dir.path(), None, AT_ONCE).await;
+            let first = authority.current().issuer.clone();
+            put_into_store(dir.path(), &form, beside).await;
+            authority.refresh().await;
+            let status = authority.status();
+            assert_eq!((status.step, status.problem), ("trust-both", None), "{beside} {form:?}");
+            assert!(authority.current().issuer.same_as(&first));
+            assert_eq!(status.required_roots.len(), 2);
+            // The same once more changes nothing, in whatever step.
+            put_into_store(dir.path(), &form, false).await;
+            authority.refresh().await;
+            let restarted = open(dir.path(), None, AT_ONCE).await;
+            assert_eq!(restarted.status().step, "trust-both");
+            assert!(restarted.current().issuer.same_as(&first));
+            assert_eq!(restarted.next(false).await.unwrap().step, "issue-new");
+            assert_eq!(restarted.next(false).await.unwrap().step, "steady");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_third_root_in_the_midst_of_a_rotation_is_refused_and_the_rotation_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = open(dir.path(), None, AT_ONCE).await;
+    authority.next(false).await.unwrap();
+    for form in forms(&root()) {
+        put_into_store(dir.path(), &form, false).await;
+        authority.refresh().await;
+        let problem = authority.problems().borrow().clone().unwrap();
+        assert!(problem.contains("finish the rotation"), "{problem}");
+        assert_eq!(open(dir.path(), None, AT_ONCE).await.status().step, "trust-both");
+    }
+    authority.refresh().await;
+    assert_eq!(authority.status().problem, None);
+    assert_eq!(authority.next(false).await.unwrap().step, "issue-new");
+}
+
+#[tokio::test]
+async fn a_broken_authority_in_the_store_is_a_problem_that_the_status_shows_until_it_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = open(dir.path(), None, AT_ONCE).await;
+    let before = authority.current().issuer.clone();
+    let good = RootFolder::new(dir.path().join("ca")).load().await.unwrap().unwrap().entries;
+    let (one, other) = (root(), root());
+    let broken = [
+        vec![("ca.crt", one.chain_pem()), ("ca.key", other.key_pem())],
+        vec![("ca.key", one.key_pem())],
+        vec![("ca.crt", one.chain_pem()), ("ca.key", one.key_pem()), ("private.key", one.key_pem())],
+        vec![("tls.crt", "nonsense".to_owned()), ("tls.key", one.key_pem())],
+        vec![("something", "else".to_owned())],
+    ];
+    for entries in broken {
+        put_into_store(dir.path(), &entries, false).await;
+        authority.refresh().await;
+        assert!(authority.status().problem.unwrap().contains("cannot be used"), "{entries:?}");
+        assert!(authority.current().issuer.same_as(&before));
+    }
+    let store = RootFolder::new(dir.path().join("ca"));
+    let revision = store.load().await.unwrap().unwrap().revision;
+    store.update(&revision, good).await.unwrap();
+    authority.refresh().await;
+    assert_eq!(authority.status().problem, None);
+}
+
+#[tokio::test]
+async fn a_change_that_says_the_same_disturbs_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = open(dir.path(), None, AT_ONCE).await;
+    let mut states = authority.states();
+    states.borrow_and_update();
+    put_into_store(dir.path(), &[], true).await;
+    authority.refresh().await;
+    assert!(!states.has_changed().unwrap());
+    assert_eq!(authority.next(false).await.unwrap().step, "trust-both", "the new revision is known");
+}

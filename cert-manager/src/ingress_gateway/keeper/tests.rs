@@ -41,9 +41,8 @@ fn world() -> World {
     let (settings, settings_rx) = watch::channel(usual());
     let (drain, watch) = drain::channel();
     let gateway = IngressGateway {
-        settings: settings_rx,
+        gateway: GatewayDependencies::alone(settings_rx, Arc::new(SecretFolder::new(dir.path()))),
         states: states_rx,
-        store: Arc::new(SecretFolder::new(dir.path())),
         rules: IssuingRules::default(),
         telemetry: Telemetry::register(&Metrics::new()),
         status: watch::channel(GatewayStatus::NotConfigured).0,

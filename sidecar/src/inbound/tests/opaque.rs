@@ -81,9 +81,10 @@ async fn an_app_that_is_not_there_resets_the_client() {
     publisher.update(|snapshot| *snapshot = (*mesh.publisher.current()).clone());
     let workers = crate::worker::Workers::start(crate::worker::WorkersConfig {
         count: 1,
-        listens: vec![listen],
+        entrances: vec![crate::listener::Entrance::Fixed(listen)],
         limits: Limits::default(),
         snapshots,
+        destinations: Default::default(),
         environment: std::sync::Arc::new(|limits| Rc::new(crate::http::Env::new(limits, Default::default()))),
     })
     .unwrap();

@@ -1,0 +1,71 @@
+//! What the certificate authority stands on when it runs on Kubernetes: the API server in place of folders.
+//!
+//! [`token_review`] judges callers, [`root_secret`] keeps the root, [`trust_bundle`] publishes it to the mesh's
+//! namespaces, [`gateway_secret`] holds the ingress controller's certificate, [`mesh_config`] says what that should be
+//! and is told how it went. [`follow`] wakes those who keep things right, so that nothing waits for their next look.
+
+mod follow;
+pub mod gateway_secret;
+pub mod mesh_config;
+mod parts;
+pub mod root_secret;
+pub mod token_review;
+pub mod trust_bundle;
+
+use std::collections::BTreeMap;
+
+use kube::api::ObjectMeta;
+
+pub use self::parts::{Background, Parts, Place, RunningBackground, wait_for_api_server};
+use crate::store::StoreError;
+
+#[cfg(test)]
+mod tests;
+
+/// The Secret in the control plane's namespace that keeps the root.
+pub const ROOT_SECRET: &str = "tidegate-ca-bundle";
+/// The label by which we know again what we have written.
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+const MANAGER: &str = "tidegate-cert-manager";
+const PART_OF: &str = "app.kubernetes.io/part-of";
+/// Label: which mesh an object belongs to.
+const INSTANCE: &str = "app.kubernetes.io/instance";
+/// No request to the API server may take longer.
+const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The labels of what we write for a mesh.
+fn labels(mesh_name: &str) -> BTreeMap<String, String> {
+    [(MANAGED_BY, MANAGER), (PART_OF, "tidegate"), (INSTANCE, mesh_name)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}
+
+/// Whether these labels say that we wrote it for this mesh.
+fn is_ours(metadata: &ObjectMeta, mesh_name: &str) -> bool {
+    let label = |name: &str| metadata.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
+    label(MANAGED_BY) == Some(MANAGER) && label(INSTANCE) == Some(mesh_name)
+}
+
+/// Waits for the API server's answer, but not for ever.
+async fn bounded<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => {
+            Err(StoreError::Conflict)
+        }
+        Ok(Err(error)) => Err(StoreError::Other(message(&error))),
+        Err(_) => Err(StoreError::Other(format!(
+            "the API server did not answer within {}",
+            humantime::format_duration(REQUEST_TIMEOUT)
+        ))),
+    }
+}
+
+/// What went wrong, without the wrapping that `kube` puts around it.
+fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        kube::Error::Service(source) => format!("the API server cannot be reached: {source}"),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,203 @@
+//! The ingress controller's certificate in a Secret of any namespace.
+//!
+//! It is changed in place, labels and annotations of others stay. What was written is remembered in an annotation of
+//! the root's Secret, so that an old one is found again without the right to list the Secrets of a cluster; only one
+//! that still has our label is deleted.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::{Api, Client};
+use tokio::sync::{Notify, watch};
+
+use super::follow::{Mirror, named};
+use super::root_secret::RootSecret;
+use super::{bounded, is_ours, labels};
+use crate::ingress_gateway::IngressGatewaySettings;
+use crate::store::{SecretName, SecretStore, StoreError, TlsSecret};
+
+#[cfg(test)]
+mod tests;
+
+/// Annotation of the root's Secret: the Secrets that we have written, `namespace/name` with commas between.
+pub const GATEWAY_SECRETS: &str = "tidegate.io/ingress-gateway-secrets";
+const TLS: &str = "kubernetes.io/tls";
+const RIGHTS_HINT: &str = "; add the namespace to the chart's value certManager.gatewaySecretNamespaces";
+
+/// A [`SecretStore`] on Kubernetes.
+#[derive(Clone)]
+pub struct GatewaySecrets {
+    client: Client,
+    root: RootSecret,
+    mesh_name: String,
+}
+
+impl GatewaySecrets {
+    /// Writes Secrets for `mesh_name`; `root` remembers which.
+    pub fn new(client: Client, root: RootSecret, mesh_name: &str) -> Self {
+        Self { client, root, mesh_name: mesh_name.to_owned() }
+    }
+
+    fn secrets(&self, name: &SecretName) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &name.namespace)
+    }
+
+    /// [`bounded`], and what to do about a right that is missing: namespaces are granted one by one.
+    async fn asked<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
+        let hinted = async {
+            request.await.map_err(|error| match error {
+                kube::Error::Api(mut status) if status.is_forbidden() => {
+                    status.message.push_str(RIGHTS_HINT);
+                    kube::Error::Api(status)
+                }
+                other => other,
+            })
+        };
+        bounded(hinted).await
+    }
+
+    async fn remember(&self, name: &SecretName) -> Result<(), StoreError> {
+        self.root.annotate(GATEWAY_SECRETS, |text| join(&with(parse(text), name))).await
+    }
+
+    async fn forget(&self, name: &SecretName) -> Result<(), StoreError> {
+        self.root.annotate(GATEWAY_SECRETS, |text| join(&without(parse(text), name))).await
+    }
+}
+
+/// Watches the Secret that the settings name, and pokes `wake` when it changes, for as long as it is polled.
+pub(crate) async fn follow(
+    client: Client,
+    mut settings: watch::Receiver<Option<IngressGatewaySettings>>,
+    wake: Arc<Notify>,
+) {
+    loop {
+        let name = settings.borrow_and_update().as_ref().map(|settings| settings.secret.clone());
+        let following = async {
+            match &name {
+                Some(name) => {
+                    let api: Api<Secret> = Api::namespaced(client.clone(), &name.namespace);
+                    // Only that it changed matters; the keys in it are read when they are needed.
+                    Mirror::new().follow(api, named(&name.name), |_| Some(()), wake.clone()).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = following => {}
+            changed = settings.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl SecretStore for GatewaySecrets {
+    async fn put(&self, name: &SecretName, values: &TlsSecret) -> Result<(), StoreError> {
+        self.remember(name).await?;
+        let secrets = self.secrets(name);
+        let found = self.asked(secrets.get_opt(&name.name)).await?;
+        let is_new = found.is_none();
+        let mut secret = match found {
+            Some(secret) => check_type(secret)?,
+            None => Secret {
+                metadata: ObjectMeta { name: Some(name.name.clone()), ..ObjectMeta::default() },
+                type_: Some(TLS.to_owned()),
+                ..Secret::default()
+            },
+        };
+        secret.metadata.labels.get_or_insert_default().extend(labels(&self.mesh_name));
+        let data = secret.data.get_or_insert_default();
+        for (key, value) in
+            [("ca.crt", &values.ca_crt), ("tls.crt", &values.tls_crt), ("tls.key", &values.tls_key)]
+        {
+            data.insert(key.to_owned(), ByteString(value.clone().into_bytes()));
+        }
+        let parameters = PostParams::default();
+        if is_new {
+            self.asked(secrets.create(&parameters, &secret)).await?;
+        } else {
+            self.asked(secrets.replace(&name.name, &parameters, &secret)).await?;
+        }
+        Ok(())
+    }
+
+    async fn get(&self, name: &SecretName) -> Result<Option<TlsSecret>, StoreError> {
+        let found = self.asked(self.secrets(name).get_opt(&name.name)).await?;
+        let Some(secret) = found else { return Ok(None) };
+        let secret = check_type(secret)?;
+        if !is_ours(&secret.metadata, &self.mesh_name) {
+            return Ok(None);
+        }
+        let mut data = secret.data.unwrap_or_default();
+        let mut take = |key: &str| data.remove(key).and_then(|value| String::from_utf8(value.0).ok());
+        Ok(match (take("ca.crt"), take("tls.crt"), take("tls.key")) {
+            (Some(ca_crt), Some(tls_crt), Some(tls_key)) => Some(TlsSecret { ca_crt, tls_crt, tls_key }),
+            _ => None,
+        })
+    }
+
+    async fn remove(&self, name: &SecretName) -> Result<(), StoreError> {
+        let secrets = self.secrets(name);
+        let found = self.asked(secrets.get_metadata_opt(&name.name)).await?;
+        if let Some(found) = found.filter(|found| is_ours(&found.metadata, &self.mesh_name)) {
+            let parameters = DeleteParams {
+                // What we have looked at, and nothing that came in its place.
+                preconditions: Some(Preconditions {
+                    uid: found.metadata.uid,
+                    resource_version: found.metadata.resource_version,
+                }),
+                ..DeleteParams::default()
+            };
+            self.asked(secrets.delete(&name.name, &parameters)).await?;
+        }
+        self.forget(name).await
+    }
+
+    async fn owned(&self) -> Result<Vec<SecretName>, StoreError> {
+        let text = self.root.annotation(GATEWAY_SECRETS).await?;
+        Ok(parse(text.as_deref()).into_iter().collect())
+    }
+}
+
+impl std::fmt::Debug for GatewaySecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GatewaySecrets").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+fn check_type(secret: Secret) -> Result<Secret, StoreError> {
+    match secret.type_.as_deref() {
+        Some(TLS) => Ok(secret),
+        other => Err(StoreError::Other(format!(
+            "is there with type {:?}, which cannot be changed to {TLS:?}; it is left alone: name another Secret or \
+             delete this one",
+            other.unwrap_or("Opaque")
+        ))),
+    }
+}
+
+fn parse(text: Option<&str>) -> BTreeSet<SecretName> {
+    let names = text.unwrap_or_default().split(',').filter_map(|name| {
+        let (namespace, name) = name.trim().split_once('/')?;
+        Some(SecretName { namespace: namespace.to_owned(), name: name.to_owned() })
+    });
+    names.collect()
+}
+
+fn with(mut names: BTreeSet<SecretName>, name: &SecretName) -> BTreeSet<SecretName> {
+    names.insert(name.clone());
+    names
+}
+
+fn without(mut names: BTreeSet<SecretName>, name: &SecretName) -> BTreeSet<SecretName> {
+    names.remove(name);
+    names
+}
+
+fn join(names: &BTreeSet<SecretName>) -> Option<String> {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    (!names.is_empty()).then(|| names.join(","))
+}

@@ -1,0 +1,134 @@
+//! The certificate authority in a Secret that all replicas share.
+//!
+//! Whoever creates it first decides the root; later writes name the resource version that they have read, so that of
+//! several at once one succeeds. Labels and annotations of others stay.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+
+use super::{ROOT_SECRET, bounded, labels};
+use crate::store::{Entries, RootStore, StoreError, Stored};
+
+#[cfg(test)]
+mod tests;
+
+/// How often a change is tried again because somebody else was faster.
+const MAX_TRIES: usize = 5;
+
+/// A [`RootStore`] on the Secret [`ROOT_SECRET`].
+#[derive(Clone)]
+pub struct RootSecret {
+    secrets: Api<Secret>,
+    mesh_name: String,
+}
+
+impl RootSecret {
+    /// Keeps the authority of `mesh_name` in the control plane's `namespace`.
+    pub fn new(client: Client, namespace: &str, mesh_name: &str) -> Self {
+        Self { secrets: Api::namespaced(client, namespace), mesh_name: mesh_name.to_owned() }
+    }
+
+    /// The value of an annotation of the Secret.
+    pub(crate) async fn annotation(&self, name: &str) -> Result<Option<String>, StoreError> {
+        let secret = bounded(self.secrets.get_metadata_opt(ROOT_SECRET)).await?;
+        Ok(secret.and_then(|mut secret| secret.metadata.annotations.as_mut()?.remove(name)))
+    }
+
+    /// Replaces an annotation of the Secret, if that is there; `None` removes it.
+    pub(crate) async fn annotate(
+        &self,
+        name: &str,
+        change: impl Fn(Option<&str>) -> Option<String>,
+    ) -> Result<(), StoreError> {
+        for _ in 0..MAX_TRIES {
+            let Some(mut secret) = bounded(self.secrets.get_opt(ROOT_SECRET)).await? else { return Ok(()) };
+            let annotations = secret.metadata.annotations.get_or_insert_default();
+            let before = annotations.remove(name);
+            let after = change(before.as_deref());
+            if before == after {
+                return Ok(());
+            }
+            annotations.extend(after.map(|after| (name.to_owned(), after)));
+            match bounded(self.secrets.replace(ROOT_SECRET, &PostParams::default(), &secret)).await {
+                Err(StoreError::Conflict) => {}
+                replaced => return replaced.map(|_| ()),
+            }
+        }
+        Err(StoreError::Conflict)
+    }
+
+    async fn replace(&self, mut secret: Secret, entries: &Entries) -> Result<Stored, StoreError> {
+        secret.data = Some(data(entries));
+        secret.metadata.labels.get_or_insert_default().extend(labels(&self.mesh_name));
+        stored(bounded(self.secrets.replace(ROOT_SECRET, &PostParams::default(), &secret)).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl RootStore for RootSecret {
+    async fn load(&self) -> Result<Option<Stored>, StoreError> {
+        let secret = bounded(self.secrets.get_opt(ROOT_SECRET)).await?;
+        // One without values is a place that somebody has prepared.
+        secret.filter(holds_something).map(stored).transpose()
+    }
+
+    async fn create_if_absent(&self, entries: Entries) -> Result<Stored, StoreError> {
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(ROOT_SECRET.to_owned()),
+                labels: Some(labels(&self.mesh_name)),
+                ..ObjectMeta::default()
+            },
+            type_: Some("Opaque".to_owned()),
+            data: Some(data(&entries)),
+            ..Secret::default()
+        };
+        match bounded(self.secrets.create(&PostParams::default(), &secret)).await {
+            Err(StoreError::Conflict) => {}
+            created => return stored(created?),
+        }
+        match bounded(self.secrets.get(ROOT_SECRET)).await? {
+            secret if holds_something(&secret) => stored(secret),
+            empty => match self.replace(empty, &entries).await {
+                Err(StoreError::Conflict) => stored(bounded(self.secrets.get(ROOT_SECRET)).await?),
+                replaced => replaced,
+            },
+        }
+    }
+
+    async fn update(&self, revision: &str, entries: Entries) -> Result<Stored, StoreError> {
+        match bounded(self.secrets.get_opt(ROOT_SECRET)).await? {
+            Some(secret) if secret.metadata.resource_version.as_deref() == Some(revision) => {
+                self.replace(secret, &entries).await
+            }
+            _ => Err(StoreError::Conflict),
+        }
+    }
+}
+
+impl std::fmt::Debug for RootSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RootSecret").field("mesh_name", &self.mesh_name).finish_non_exhaustive()
+    }
+}
+
+fn holds_something(secret: &Secret) -> bool {
+    secret.data.as_ref().is_some_and(|data| !data.is_empty())
+}
+
+fn data(entries: &Entries) -> BTreeMap<String, ByteString> {
+    entries.0.iter().map(|(name, value)| (name.clone(), ByteString(value.clone()))).collect()
+}
+
+fn stored(secret: Secret) -> Result<Stored, StoreError> {
+    let revision = secret.metadata.resource_version;
+    let revision =
+        revision.ok_or_else(|| StoreError::Other(format!("Secret {ROOT_SECRET} has no resourceVersion")))?;
+    let data = secret.data.unwrap_or_default();
+    let entries = Entries(data.into_iter().map(|(name, value)| (name, value.0)).collect());
+    Ok(Stored { entries, revision })
+}

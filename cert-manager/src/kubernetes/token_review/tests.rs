@@ -1,0 +1,169 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use base64::Engine;
+use serde_json::{Value, json};
+use tidegate_kubernetes::fake_api::FakeApi;
+
+use super::*;
+
+const AUDIENCE: &str = "tidegate-ca";
+
+fn token_of(claims: &Value) -> String {
+    let encode = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(text);
+    format!("{}.{}.{}", encode("{\"alg\":\"RS256\"}"), encode(&claims.to_string()), encode("signature"))
+}
+
+fn token() -> String {
+    token_of(&json!({"aud": [AUDIENCE], "exp": 4_000_000_000_u64}))
+}
+
+fn accepted() -> Value {
+    json!({
+        "authenticated": true,
+        "audiences": [AUDIENCE],
+        "user": {
+            "username": "system:serviceaccount:httpbin:with.dots",
+            "extra": {POD_NAME: ["httpbin-1"], POD_UID: ["8f0c"]},
+        },
+    })
+}
+
+/// An API server that answers each review with this status.
+async fn api_server(status: Value) -> FakeApi {
+    let api = FakeApi::start().await;
+    api.answer(move |request, review| {
+        assert_eq!((request.verb, request.resource.as_str()), ("create", "tokenreviews"));
+        assert_eq!(review["spec"]["audiences"], json!([AUDIENCE]));
+        let mut review = review.clone();
+        review["status"] = status.clone();
+        Some((201, review))
+    });
+    api
+}
+
+fn reviewer(api: &FakeApi) -> TokenReviewer {
+    TokenReviewer::new(api.client(), AUDIENCE.to_owned(), TrustDomain::default())
+}
+
+async fn judged(status: Value) -> Result<Caller, AuthError> {
+    let api = api_server(status).await;
+    reviewer(&api).authenticate(&token(), None).await
+}
+
+#[tokio::test]
+async fn an_accepted_token_is_its_service_account_and_pod() {
+    let caller = judged(accepted()).await.unwrap();
+    assert_eq!(caller.identity.spiffe_uri(), "spiffe://cluster.local/ns/httpbin/sa/with.dots");
+    assert_eq!(caller.pod, Some(PodReference { name: "httpbin-1".to_owned(), uid: "8f0c".to_owned() }));
+}
+
+#[tokio::test]
+async fn whatever_the_answer_lacks_refuses_the_token() {
+    let with = |path: &str, value: Value| {
+        let mut status = accepted();
+        *status.pointer_mut(path).unwrap() = value;
+        status
+    };
+    let extra = |value: Value| with("/user/extra", value);
+    let username = |name: &str| with("/user/username", json!(name));
+    let table = [
+        (json!({"authenticated": false, "error": "token expired"}), "rejected"),
+        (json!({}), "rejected"),
+        (with("/audiences", json!(null)), "audience"),
+        (with("/audiences", json!([])), "audience"),
+        (with("/audiences", json!(["https://kubernetes.default.svc"])), "audience"),
+        (username("alice"), "identity"),
+        (username("system:node:a"), "identity"),
+        (username("system:serviceaccount:a"), "identity"),
+        (username("system:serviceaccount:a:b:c"), "identity"),
+        (username("system:serviceaccount:A:b"), "identity"),
+        (username("system:serviceaccount::b"), "identity"),
+        (username("system:serviceaccount:a.b:c"), "identity"),
+        (username(" system:serviceaccount:a:b"), "identity"),
+        (extra(json!(null)), "not-bound"),
+        (extra(json!({POD_NAME: ["a"]})), "not-bound"),
+        (extra(json!({POD_UID: ["a"]})), "not-bound"),
+        (extra(json!({POD_NAME: ["a"], POD_UID: [""]})), "not-bound"),
+        (extra(json!({POD_NAME: ["a", "b"], POD_UID: ["c"]})), "not-bound"),
+    ];
+    for (status, kind) in table {
+        let error = judged(status.clone()).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{status}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_for_somebody_else_or_none_at_all_never_reaches_the_api_server() {
+    let api = api_server(accepted()).await;
+    let reviewer = reviewer(&api);
+    let table = [
+        (token_of(&json!({"aud": ["https://kubernetes.default.svc"], "exp": 1})), "audience"),
+        (token_of(&json!({"aud": "other", "exp": 1})), "audience"),
+        (token_of(&json!({"exp": 1})), "audience"),
+        (token_of(&json!({"aud": [AUDIENCE]})), "malformed-token"),
+        (token_of(&json!([])), "malformed-token"),
+        ("opaque".to_owned(), "malformed-token"),
+        ("a.b.c.d".to_owned(), "malformed-token"),
+        ("a.%%%.c".to_owned(), "malformed-token"),
+        (format!("{}{}", token(), "x".repeat(20_000)), "malformed-token"),
+    ];
+    for (token, kind) in table {
+        assert_eq!(reviewer.authenticate(&token, None).await.unwrap_err().kind(), kind, "{token}");
+    }
+    assert!(api.requests().is_empty());
+    let single = token_of(&json!({"aud": AUDIENCE, "exp": 4_000_000_000_u64}));
+    reviewer.authenticate(&single, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn each_request_is_judged_anew_so_that_a_pod_that_is_gone_gets_nothing() {
+    let api = FakeApi::start().await;
+    let is_there = Arc::new(AtomicBool::new(true));
+    let seen = is_there.clone();
+    api.answer(move |_, review| {
+        let mut review = review.clone();
+        let gone = json!({"authenticated": false, "error": "pod httpbin-1 not found"});
+        review["status"] = if seen.load(Ordering::SeqCst) { accepted() } else { gone };
+        Some((201, review))
+    });
+    let reviewer = reviewer(&api);
+    reviewer.authenticate(&token(), None).await.unwrap();
+    is_there.store(false, Ordering::SeqCst);
+    let error = reviewer.authenticate(&token(), None).await.unwrap_err();
+    assert_eq!(error.to_string(), "the API server does not accept the token: pod httpbin-1 not found");
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_away_or_refuses_us_is_worth_another_try() {
+    let api = FakeApi::start().await;
+    let reviewer = reviewer(&api);
+    for code in [401, 403, 500] {
+        api.answer(move |_, _| Some(FakeApi::refusal(code, "no")));
+        let error = reviewer.authenticate(&token(), None).await.unwrap_err();
+        assert_eq!(error, AuthError::Unavailable("no".to_owned()), "{code}");
+    }
+    api.stop();
+    let error = reviewer.authenticate(&token(), None).await.unwrap_err();
+    assert_eq!(error.kind(), "unavailable", "{error}");
+}
+
+#[tokio::test]
+async fn a_reason_never_holds_the_token_nor_more_than_one_line() {
+    let reason = format!("bad token {}\nforged line {}", token(), "x".repeat(500));
+    let error = judged(json!({"authenticated": false, "error": reason})).await.unwrap_err().to_string();
+    assert!(!error.contains(&token()) && !error.contains('\n') && error.len() < 300, "{error}");
+}
+
+#[tokio::test]
+async fn a_host_that_floods_us_does_not_keep_the_api_server_busy() {
+    let api = api_server(json!({"authenticated": false})).await;
+    let reviewer = reviewer(&api);
+    let peer = |host: u8| Some(SocketAddr::from(([10, 0, 0, host], 1000)));
+    // All that it may ask for in the next hour.
+    let later = Instant::now() + Duration::from_secs(3600);
+    while reviewer.limiter.take(&IpAddr::from([10, 0, 0, 1]), later).is_ok() {}
+    assert_eq!(reviewer.authenticate(&token(), peer(1)).await.unwrap_err().kind(), "unavailable");
+    assert!(api.requests().is_empty());
+    assert_eq!(reviewer.authenticate(&token(), peer(2)).await.unwrap_err().kind(), "rejected");
+}

@@ -1,0 +1,157 @@
+//! The trust bundle in a ConfigMap of every namespace of the mesh and of the control plane's own.
+//!
+//! Every replica publishes: the same text, by server-side apply, so that it does not matter who comes first. A
+//! ConfigMap that was deleted or edited is put back as soon as its watch tells. A namespace that leaves the mesh keeps
+//! its ConfigMap, still kept fresh, because sidecars run on there until their pods are restarted; deleted by hand, it
+//! stays deleted. It holds no secret.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use kube::api::{ObjectMeta, Patch, PatchParams};
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use tidegate_crds::injection::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY, namespace_is_in_mesh};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use super::follow::{Mirror, named};
+use super::{MANAGER, bounded, is_ours, labels};
+use crate::store::{BundlePublisher, StoreError};
+
+#[cfg(test)]
+mod tests;
+
+/// Namespaces that are written to at a time.
+const CONCURRENCY: usize = 8;
+/// How long the first list may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A [`BundlePublisher`] to a mesh's namespaces.
+pub struct TrustBundleConfigMaps {
+    client: Client,
+    control_plane: String,
+    mesh_name: String,
+    /// Whether it is in the mesh.
+    namespaces: Arc<Mirror<bool>>,
+    published: Arc<Mirror<Published>>,
+    /// Ends with this.
+    _watches: JoinSet<()>,
+}
+
+/// What counts of a ConfigMap.
+#[derive(Clone)]
+struct Published {
+    pem: Option<String>,
+    is_ours: bool,
+}
+
+impl TrustBundleConfigMaps {
+    /// Publishes for `mesh_name`, whose control plane runs in the namespace `control_plane`. Watches namespaces and
+    /// ConfigMaps, and pokes `wake` when one changes.
+    pub fn start(client: Client, control_plane: &str, mesh_name: &str, wake: &Arc<Notify>) -> Self {
+        let (namespaces, published) = (Mirror::new(), Mirror::new());
+        let mut watches = JoinSet::new();
+
+        let mesh = mesh_name.to_owned();
+        let keep = move |namespace: Namespace| {
+            // Nothing can be written into one that is about to go.
+            let is_going = namespace.metadata.deletion_timestamp.is_some();
+            (!is_going).then(|| namespace_is_in_mesh(&namespace, &mesh))
+        };
+        let (api, config) = (Api::all(client.clone()), watcher::Config::default());
+        watches.spawn(namespaces.clone().follow(api, config, keep, wake.clone()));
+
+        let mesh = mesh_name.to_owned();
+        let keep = move |map: ConfigMap| {
+            let is_ours = is_ours(&map.metadata, &mesh);
+            Some(Published { pem: map.data.and_then(|mut data| data.remove(TRUST_BUNDLE_KEY)), is_ours })
+        };
+        let (api, config) = (Api::all(client.clone()), named(TRUST_BUNDLE_CONFIG_MAP));
+        watches.spawn(published.clone().follow(api, config, keep, wake.clone()));
+
+        Self {
+            client,
+            control_plane: control_plane.to_owned(),
+            mesh_name: mesh_name.to_owned(),
+            namespaces,
+            published,
+            _watches: watches,
+        }
+    }
+
+    /// Where something has to be written so that exactly `pem` is published, and whether it may be created there.
+    async fn missing(&self, pem: &str) -> Option<Vec<(String, bool)>> {
+        let (namespaces, published) =
+            (self.namespaces.all(PATIENCE).await?, self.published.all(PATIENCE).await?);
+        let missing = namespaces.into_iter().filter_map(|((_, namespace), is_in_mesh)| {
+            let is_wanted = is_in_mesh || namespace == self.control_plane;
+            let is_missing = match published.get(&(namespace.clone(), TRUST_BUNDLE_CONFIG_MAP.to_owned())) {
+                Some(found) if found.is_ours => found.pem.as_deref() != Some(pem),
+                _ => is_wanted,
+            };
+            is_missing.then_some((namespace, is_wanted))
+        });
+        Some(missing.collect())
+    }
+
+    async fn write(&self, namespace: &str, may_create: bool, pem: &str) -> Result<(), StoreError> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        let wanted = ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(TRUST_BUNDLE_CONFIG_MAP.to_owned()),
+                labels: Some(labels(&self.mesh_name)),
+                ..ObjectMeta::default()
+            },
+            data: Some([(TRUST_BUNDLE_KEY.to_owned(), pem.to_owned())].into()),
+            ..ConfigMap::default()
+        };
+        let (parameters, patch) = if may_create {
+            (PatchParams::apply(MANAGER).force(), Patch::Apply(&wanted))
+        } else {
+            (PatchParams::default(), Patch::Merge(&wanted))
+        };
+        let applied = async {
+            match maps.patch(TRUST_BUNDLE_CONFIG_MAP, &parameters, &patch).await {
+                // It has just gone, or is going.
+                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
+                Err(kube::Error::Api(status)) if status.message.contains("being terminated") => Ok(false),
+                applied => applied.map(|_| true),
+            }
+        };
+        match bounded(applied).await {
+            Ok(true) => info!(namespace, "trust bundle published"),
+            Ok(false) => {}
+            Err(error) => return Err(StoreError::Other(format!("namespace {namespace}: {error}"))),
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl BundlePublisher for TrustBundleConfigMaps {
+    async fn publish(&self, pem: &str) -> Result<(), StoreError> {
+        let missing = self.missing(pem).await.ok_or_else(|| {
+            StoreError::Other("the API server has not yet listed namespaces and ConfigMaps".to_owned())
+        })?;
+        let mut written = futures_util::stream::iter(missing)
+            .map(|(namespace, may_create)| async move { self.write(&namespace, may_create, pem).await })
+            .buffer_unordered(CONCURRENCY);
+        let mut result = Ok(());
+        while let Some(one) = written.next().await {
+            if one.is_err() {
+                result = one;
+            }
+        }
+        result
+    }
+}
+
+impl std::fmt::Debug for TrustBundleConfigMaps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrustBundleConfigMaps").field("mesh_name", &self.mesh_name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,145 @@
+use serde_json::{Value, json};
+use tidegate_kubernetes::fake_api::FakeApi;
+
+use super::*;
+
+const CONTROL_PLANE: &str = "tidegate-system";
+
+fn namespace(api: &FakeApi, name: &str, labels: Value) {
+    api.apply("v1/namespaces", json!({"metadata": {"name": name, "labels": labels}}));
+}
+
+fn published(api: &FakeApi, namespace: &str) -> Option<String> {
+    let map = api.get("v1/configmaps", namespace, TRUST_BUNDLE_CONFIG_MAP)?;
+    Some(map["data"][TRUST_BUNDLE_KEY].as_str()?.to_owned())
+}
+
+fn forget(api: &FakeApi, namespace: &str) {
+    api.delete("v1/configmaps", namespace, TRUST_BUNDLE_CONFIG_MAP);
+}
+
+/// A publisher that is asked for `pem` whenever it is woken, as the authority does.
+async fn publisher(api: &FakeApi, pem: &'static str) -> JoinSet<()> {
+    let wake = Arc::new(Notify::new());
+    let publisher = TrustBundleConfigMaps::start(api.client(), CONTROL_PLANE, "osm", &wake);
+    publisher.publish(pem).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            wake.notified().await;
+            publisher.publish(pem).await.unwrap();
+        }
+    });
+    tasks
+}
+
+#[tokio::test]
+async fn the_bundle_is_in_the_control_planes_namespace_and_in_those_of_the_mesh() {
+    let api = FakeApi::start().await;
+    namespace(&api, CONTROL_PLANE, json!({}));
+    namespace(&api, "httpbin", json!({"openservicemesh.io/monitored-by": "osm"}));
+    namespace(&api, "ours", json!({"tidegate.io/injection": "enabled"}));
+    namespace(&api, "other-mesh", json!({"openservicemesh.io/monitored-by": "other"}));
+    namespace(&api, "plain", json!({}));
+    let _publisher = publisher(&api, "pem").await;
+    for (name, expected) in [
+        (CONTROL_PLANE, Some("pem")),
+        ("httpbin", Some("pem")),
+        ("ours", Some("pem")),
+        ("other-mesh", None),
+        ("plain", None),
+    ] {
+        assert_eq!(published(&api, name).as_deref(), expected, "{name}");
+    }
+    let map = api.get("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP).unwrap();
+    assert_eq!(map["metadata"]["labels"]["app.kubernetes.io/part-of"], "tidegate");
+}
+
+#[tokio::test]
+async fn a_namespace_that_joins_gets_it_and_whatever_is_deleted_or_edited_is_put_back() {
+    let api = FakeApi::start().await;
+    namespace(&api, CONTROL_PLANE, json!({}));
+    namespace(&api, "httpbin", json!({}));
+    let _publisher = publisher(&api, "pem").await;
+    assert_eq!(published(&api, "httpbin"), None);
+    namespace(&api, "httpbin", json!({"openservicemesh.io/monitored-by": "osm"}));
+    api.wait_for(|api| published(api, "httpbin").is_some()).await;
+    forget(&api, "httpbin");
+    api.wait_for(|api| published(api, "httpbin").is_some()).await;
+    let mut map = api.get("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP).unwrap();
+    map["data"] = json!({TRUST_BUNDLE_KEY: "mine"});
+    map["metadata"]["annotations"] = json!({"note": "kept"});
+    api.apply("v1/configmaps", map);
+    api.wait_for(|api| published(api, "httpbin").as_deref() == Some("pem")).await;
+    let map = api.get("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP).unwrap();
+    assert_eq!(map["metadata"]["annotations"]["note"], "kept");
+}
+
+#[tokio::test]
+async fn a_namespace_that_has_left_keeps_a_fresh_bundle_until_somebody_deletes_it() {
+    let api = FakeApi::start().await;
+    namespace(&api, CONTROL_PLANE, json!({}));
+    namespace(&api, "httpbin", json!({"openservicemesh.io/monitored-by": "osm"}));
+    let before = publisher(&api, "old").await;
+    drop(before);
+    namespace(&api, "httpbin", json!({}));
+    let _publisher = publisher(&api, "new").await;
+    assert_eq!(published(&api, "httpbin").as_deref(), Some("new"));
+    forget(&api, "httpbin");
+    // The other one comes back; by then the publisher has seen both.
+    forget(&api, CONTROL_PLANE);
+    api.wait_for(|api| published(api, CONTROL_PLANE).is_some()).await;
+    assert_eq!(published(&api, "httpbin"), None);
+}
+
+#[tokio::test]
+async fn what_somebody_else_calls_by_the_same_name_outside_the_mesh_is_left_alone() {
+    let api = FakeApi::start().await;
+    namespace(&api, CONTROL_PLANE, json!({}));
+    namespace(&api, "plain", json!({}));
+    let metadata = json!({"name": TRUST_BUNDLE_CONFIG_MAP, "namespace": "plain",
+        "labels": {"app.kubernetes.io/managed-by": "tidegate-cert-manager", "app.kubernetes.io/instance": "other"}});
+    api.apply("v1/configmaps", json!({"metadata": metadata, "data": {TRUST_BUNDLE_KEY: "theirs"}}));
+    let _publisher = publisher(&api, "pem").await;
+    assert_eq!(published(&api, "plain").as_deref(), Some("theirs"));
+}
+
+#[tokio::test]
+async fn a_namespace_that_goes_stops_nobody_and_one_that_refuses_is_named() {
+    let api = FakeApi::start().await;
+    for name in [CONTROL_PLANE, "a", "b"] {
+        namespace(&api, name, json!({"openservicemesh.io/monitored-by": "osm"}));
+    }
+    let going = json!({"name": "going", "labels": {"openservicemesh.io/monitored-by": "osm"},
+        "deletionTimestamp": "2026-01-01T00:00:00Z"});
+    api.apply("v1/namespaces", json!({"metadata": going}));
+    api.answer(|request, _| match (request.verb, request.namespace.as_str()) {
+        ("patch", "a") => Some(FakeApi::refusal(
+            403,
+            "unable to create new content in namespace a because it is being terminated",
+        )),
+        ("patch", "b") => Some(FakeApi::refusal(403, "configmaps is forbidden")),
+        _ => None,
+    });
+    let publisher = TrustBundleConfigMaps::start(api.client(), CONTROL_PLANE, "osm", &Arc::default());
+    let error = publisher.publish("pem").await.unwrap_err().to_string();
+    assert_eq!(error, "namespace b: configmaps is forbidden");
+    assert!(published(&api, CONTROL_PLANE).is_some());
+    assert!(api.requests().iter().all(|request| request.namespace != "going"));
+}
+
+#[tokio::test]
+async fn nothing_is_written_again_that_is_right() {
+    let api = FakeApi::start().await;
+    namespace(&api, CONTROL_PLANE, json!({}));
+    let publisher = TrustBundleConfigMaps::start(api.client(), CONTROL_PLANE, "osm", &Arc::default());
+    publisher.publish("pem").await.unwrap();
+    let writes = |api: &FakeApi| api.requests().iter().filter(|request| request.verb == "patch").count();
+    // Until its own watch has told.
+    while publisher.missing("pem").await.is_none_or(|missing| !missing.is_empty()) {
+        tokio::task::yield_now().await;
+    }
+    let before = writes(&api);
+    publisher.publish("pem").await.unwrap();
+    assert_eq!(writes(&api), before);
+}

@@ -1,0 +1,205 @@
+use super::*;
+use crate::testing::index;
+
+/// A Pod with a sidecar unless `more` says otherwise; its service account has its name.
+fn pod(name: &str, ips: &[&str], more: &str) -> String {
+    let list: Vec<_> = ips.iter().map(|ip| format!("{{ip: '{ip}'}}")).collect();
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: {name}-uid, labels: {{tidegate.io/sidecar: injected}}}}\n\
+         spec: {{serviceAccountName: {name}, containers: [], initContainers: [{{name: tidegate-sidecar, restartPolicy: Always}}]}}\n\
+         status: {{podIP: '{}', podIPs: [{}], phase: Running}}\n{more}",
+        ips[0],
+        list.join(", ")
+    )
+}
+
+fn plain_pod(name: &str, ip: &str) -> String {
+    pod(name, &[ip], "").replace("tidegate.io/sidecar: injected", "a: b")
+}
+
+fn service(spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: cart, namespace: shop}}\nspec: {{{spec}}}\n")
+}
+
+/// Endpoints are `(address, Pod, conditions)`.
+fn slice(family: &str, ports: &str, endpoints: &[(&str, &str, &str)]) -> String {
+    let endpoints: Vec<_> = endpoints
+        .iter()
+        .map(|(address, pod, conditions)| {
+            format!(
+                "{{addresses: ['{address}'], conditions: {{{conditions}}}, targetRef: {{kind: Pod, name: {pod}, namespace: shop, uid: {pod}-uid}}}}"
+            )
+        })
+        .collect();
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: cart-{}, namespace: shop, labels: {{kubernetes.io/service-name: cart}}}}\n\
+         addressType: {family}\nports: [{ports}]\nendpoints: [{}]\n",
+        family.to_lowercase(),
+        endpoints.join(", ")
+    )
+}
+
+const CART: &str = "clusterIP: 10.96.0.10, ports: [{name: http, port: 80, targetPort: web}]";
+const HTTP: &str = "{name: http, port: 8080}";
+
+fn resolve(documents: &[&str], address: &str) -> Resolved {
+    let index = index(documents);
+    let resolver = Resolver {
+        index: &index,
+        trust_domain: &TrustDomain::default(),
+        is_workload: |pod| injection::has_sidecar(pod) && !crate::source::folder::has_ended(pod),
+    };
+    resolver.resolve(address.parse().unwrap())
+}
+
+/// `passthrough`, or the name and the endpoints, each with the service account that must answer.
+fn told(documents: &[&str], address: &str) -> String {
+    match resolve(documents, address).destination {
+        Destination::Passthrough => "passthrough".to_owned(),
+        Destination::Service(service) => {
+            let endpoint = |endpoint: &Endpoint| match &endpoint.identity {
+                Some(identity) => format!(" {}={}", endpoint.address, identity.service_account()),
+                None => format!(" {}", endpoint.address),
+            };
+            let endpoints: String = service.endpoints.iter().map(endpoint).collect();
+            format!("{}{endpoints}", service.name)
+        }
+    }
+}
+
+#[test]
+fn a_cluster_ip_is_its_service_s_ready_endpoints_meshed_where_the_pod_has_a_sidecar() {
+    let slice = slice(
+        "IPv4",
+        HTTP,
+        &[("10.1.0.1", "a", "ready: true"), ("10.1.0.2", "b", ""), ("10.1.0.3", "c", "ready: false")],
+    );
+    let a = pod("a", &["10.1.0.1"], "");
+    let b = plain_pod("b", "10.1.0.2");
+    let documents = [&service(CART)[..], &slice, &a, &b];
+    assert_eq!(told(&documents, "10.96.0.10:80"), "shop/cart 10.1.0.1:8080=a 10.1.0.2:8080");
+    let rests_on: Vec<_> =
+        resolve(&documents, "10.96.0.10:80").pods.iter().map(ToString::to_string).collect();
+    assert_eq!(rests_on, ["shop/a", "shop/b"], "also on those that may join later");
+}
+
+#[test]
+fn what_is_nobody_of_the_mesh_is_passed_through() {
+    let slice = slice("IPv4", HTTP, &[("10.1.0.2", "b", "")]);
+    let b = plain_pod("b", "10.1.0.2");
+    for (spec, address) in [
+        // No endpoint has a sidecar; another port; an address of nobody; a node port; the Pod itself.
+        (CART, "10.96.0.10:80"),
+        (CART, "10.96.0.10:8080"),
+        (CART, "192.0.2.1:80"),
+        (
+            "type: NodePort, clusterIP: 10.96.0.10, ports: [{name: http, port: 80, nodePort: 30080}]",
+            "192.168.0.1:30080",
+        ),
+        (CART, "10.1.0.2:8080"),
+        ("type: ExternalName, externalName: example.com", "10.96.0.10:80"),
+        ("clusterIP: 10.96.0.10, ports: [{name: http, port: 80, protocol: UDP}]", "10.96.0.10:80"),
+    ] {
+        assert_eq!(told(&[&service(spec), &slice, &b], address), "passthrough", "{spec} {address}");
+    }
+    let without_slices = service("clusterIP: 10.96.0.10, ports: [{port: 80}]");
+    assert_eq!(told(&[&without_slices], "10.96.0.10:80"), "passthrough", "somebody else serves it");
+}
+
+#[test]
+fn a_service_without_endpoints_has_nobody_rather_than_a_way_round_the_mesh() {
+    let none_ready = slice("IPv4", HTTP, &[("10.1.0.1", "a", "ready: false")]);
+    let a = pod("a", &["10.1.0.1"], "");
+    assert_eq!(told(&[&service(CART), &none_ready, &a], "10.96.0.10:80"), "shop/cart");
+}
+
+#[test]
+fn endpoints_that_serve_their_last_stand_in_where_none_is_ready() {
+    let last = "ready: false, serving: true, terminating: true";
+    let a = pod("a", &["10.1.0.1"], "");
+    let b = pod("b", &["10.1.0.2"], "");
+    let only_last = slice("IPv4", HTTP, &[("10.1.0.1", "a", last)]);
+    assert_eq!(told(&[&service(CART), &only_last, &a], "10.96.0.10:80"), "shop/cart 10.1.0.1:8080=a");
+    let both = slice("IPv4", HTTP, &[("10.1.0.1", "a", last), ("10.1.0.2", "b", "ready: true")]);
+    assert_eq!(told(&[&service(CART), &both, &a, &b], "10.96.0.10:80"), "shop/cart 10.1.0.2:8080=b");
+    let dead = slice("IPv4", HTTP, &[("10.1.0.1", "a", "ready: false, serving: false, terminating: true")]);
+    assert_eq!(told(&[&service(CART), &dead, &a], "10.96.0.10:80"), "shop/cart");
+}
+
+#[test]
+fn each_family_of_a_dual_stack_service_has_its_own_endpoints() {
+    let dual =
+        "clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, 'fd00:96::a'], ports: [{name: http, port: 80}]";
+    let v4 = slice("IPv4", HTTP, &[("10.1.0.1", "a", "ready: true")]);
+    let v6 = slice("IPv6", HTTP, &[("fd00::1", "a", "ready: true")]);
+    let a = pod("a", &["10.1.0.1", "fd00::1"], "");
+    let documents = [&service(dual)[..], &v4, &v6, &a];
+    assert_eq!(told(&documents, "10.96.0.10:80"), "shop/cart 10.1.0.1:8080=a");
+    assert_eq!(told(&documents, "[fd00:96::a]:80"), "shop/cart [fd00::1]:8080=a");
+    assert_eq!(told(&documents, "[fd00::1]:8080"), "shop/a [fd00::1]:8080=a");
+}
+
+#[test]
+fn ports_are_matched_by_name() {
+    let two = "clusterIP: 10.96.0.10, ports: [{name: http, port: 80}, {name: admin, port: 81}]";
+    let slice =
+        slice("IPv4", "{name: admin, port: 9901}, {name: http, port: 8080}", &[("10.1.0.1", "a", "")]);
+    let a = pod("a", &["10.1.0.1"], "");
+    let documents = [&service(two)[..], &slice, &a];
+    assert_eq!(told(&documents, "10.96.0.10:80"), "shop/cart 10.1.0.1:8080=a");
+    assert_eq!(told(&documents, "10.96.0.10:81"), "shop/cart 10.1.0.1:9901=a");
+}
+
+#[test]
+fn a_pod_s_own_address_is_that_pod_whoever_dials_it() {
+    // Members of a StatefulSet find each other, and themselves, behind a headless Service.
+    let headless = service("clusterIP: None, ports: [{name: http, port: 8080}]");
+    let (a, b) = (pod("a", &["10.1.0.1"], ""), pod("b", &["10.1.0.2"], ""));
+    let slice = slice("IPv4", HTTP, &[("10.1.0.1", "a", ""), ("10.1.0.2", "b", "")]);
+    let documents = [&headless[..], &slice, &a, &b];
+    assert_eq!(told(&documents, "10.1.0.1:8080"), "shop/a 10.1.0.1:8080=a");
+    assert_eq!(told(&documents, "10.1.0.2:9999"), "shop/b 10.1.0.2:9999=b");
+}
+
+#[test]
+fn a_completed_pod_gives_its_address_s_next_owner_nothing() {
+    let done = pod("done", &["10.1.0.1"], "").replace("Running", "Succeeded");
+    let a = pod("a", &["10.1.0.1"], "");
+    assert_eq!(told(&[&done, &a], "10.1.0.1:8080"), "shop/a 10.1.0.1:8080=a");
+    assert_eq!(told(&[&done, &plain_pod("plain", "10.1.0.1")], "10.1.0.1:8080"), "passthrough");
+    assert_eq!(told(&[&done], "10.1.0.1:8080"), "passthrough");
+}
+
+#[test]
+fn an_endpoint_of_the_pod_before_the_one_of_that_name_is_not_meshed() {
+    let stale = slice("IPv4", HTTP, &[("10.1.0.1", "a", "")]).replace("a-uid", "before-uid");
+    let other = slice("IPv4", HTTP, &[("10.1.0.1", "a", ""), ("10.1.0.2", "b", "")])
+        .replace("uid: a-uid", "uid: before");
+    let (a, b) = (pod("a", &["10.1.0.1"], ""), pod("b", &["10.1.0.2"], ""));
+    assert_eq!(told(&[&service(CART), &stale, &a], "10.96.0.10:80"), "passthrough");
+    assert_eq!(
+        told(&[&service(CART), &other, &a, &b], "10.96.0.10:80"),
+        "shop/cart 10.1.0.1:8080 10.1.0.2:8080=b"
+    );
+}
+
+#[test]
+fn a_port_that_interception_leaves_alone_is_dialled_in_plaintext() {
+    let slice = slice("IPv4", HTTP, &[("10.1.0.1", "a", "")]);
+    for arguments in
+        ["intercept, --exclude-inbound-ports, '22,8080'", "intercept, '--exclude-inbound-ports=8080'"]
+    {
+        let containers = format!("initContainers: [{{name: tidegate-intercept, args: [{arguments}]}}, ");
+        let a = pod("a", &["10.1.0.1"], "").replace("initContainers: [", &containers);
+        assert_eq!(told(&[&service(CART), &slice, &a], "10.96.0.10:80"), "passthrough");
+        assert_eq!(told(&[&a], "10.1.0.1:8080"), "passthrough");
+        assert_eq!(told(&[&a], "10.1.0.1:80"), "shop/a 10.1.0.1:80=a");
+    }
+    let a = pod("a", &["10.1.0.1"], "");
+    assert_eq!(
+        told(&[&a], "10.1.0.1:15010"),
+        "passthrough",
+        "Prometheus reads a sidecar's metrics as they are"
+    );
+}

@@ -1,0 +1,223 @@
+//! Which rules there are to be, for one family of addresses.
+//!
+//! ```text
+//! PREROUTING ─ tcp ─► INBOUND ─► excluded: RETURN · else IN_REDIRECT ─► 15003
+//! OUTPUT ──── tcp ─► OUTBOUND ─► the sidecar to the pod's own address: INBOUND · the sidecar: RETURN
+//!                              · loopback, excluded, not included: RETURN · else OUT_REDIRECT ─► 15001
+//! ```
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::rule::{Chain, Family, Interface, MULTIPORT, Match, Rule, Table, Target};
+use crate::ports;
+
+/// DNS: never refused.
+const DNS: u16 = 53;
+
+/// What the rules are made from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plan {
+    pub(super) inbound_port: u16,
+    pub(super) outbound_port: u16,
+    /// The sidecar's user; what it sends is not redirected.
+    pub(super) user: u32,
+    pub(super) excluded_inbound_ports: BTreeSet<u16>,
+    pub(super) excluded_outbound_ports: BTreeSet<u16>,
+    pub(super) excluded_ranges: Vec<IpNet>,
+    /// If there are any, of either family, nothing else is redirected.
+    pub(super) included_ranges: Vec<IpNet>,
+    pub(super) excluded_interfaces: BTreeSet<Interface>,
+    /// Where the sidecar's connections to loopback are led, because the app listens on the pod's addresses only.
+    pub(super) app_ips: Vec<IpAddr>,
+    pub(super) refuses_udp: bool,
+}
+
+impl Plan {
+    /// The rules, each chain's in their order.
+    pub(super) fn rules(&self, family: Family) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        self.inbound(&mut rules);
+        self.outbound(family, &mut rules);
+        self.invalid(&mut rules);
+        if self.refuses_udp {
+            self.udp(family, &mut rules);
+        }
+        rules
+    }
+
+    fn inbound(&self, rules: &mut Vec<Rule>) {
+        let mut add = adder(rules, Table::Nat);
+        add(Chain::Prerouting, vec![Match::Tcp], Target::Jump(Chain::Inbound));
+        for interface in &self.excluded_interfaces {
+            add(Chain::Inbound, vec![Match::From(interface.clone())], Target::Return);
+        }
+        let own = [ports::HEALTH].into_iter().chain(ports::PROBES);
+        let excluded: BTreeSet<u16> = own.chain(self.excluded_inbound_ports.iter().copied()).collect();
+        for ports in groups(&excluded) {
+            add(Chain::Inbound, vec![Match::Tcp, ports], Target::Return);
+        }
+        add(Chain::Inbound, Vec::new(), Target::Jump(Chain::InboundRedirect));
+        add(Chain::InboundRedirect, vec![Match::Tcp], Target::Redirect(self.inbound_port));
+    }
+
+    fn outbound(&self, family: Family, rules: &mut Vec<Rule>) {
+        let mut add = adder(rules, Table::Nat);
+        let (loopback, user) = (family.loopback(), self.user);
+        let to_loopback = || Match::To(Interface::loopback());
+        add(Chain::Output, vec![Match::Tcp], Target::Jump(Chain::Outbound));
+        for ip in self.app_ips.iter().filter(|ip| family.has(ip)).take(1) {
+            let dials_the_app =
+                vec![Match::Tcp, to_loopback(), Match::Destination(family.localhost()), Match::User(user)];
+            add(Chain::Outbound, dials_the_app, Target::DestinationNat(*ip));
+        }
+        // The app calls itself through its Service, and its sidecar has chosen this pod.
+        let dials_this_pod =
+            vec![Match::Tcp, to_loopback(), Match::NotDestination(loopback), Match::User(user)];
+        add(Chain::Outbound, dials_this_pod, Target::Jump(Chain::Inbound));
+        add(Chain::Outbound, vec![to_loopback(), Match::NotUser(user)], Target::Return);
+        add(Chain::Outbound, vec![Match::User(user)], Target::Return);
+        add(Chain::Outbound, vec![Match::Destination(loopback)], Target::Return);
+        for conditions in self.excluded_outbound(family, Match::Tcp) {
+            add(Chain::Outbound, conditions, Target::Return);
+        }
+        let redirect = Target::Jump(Chain::OutboundRedirect);
+        if self.included_ranges.is_empty() {
+            add(Chain::Outbound, Vec::new(), redirect);
+        } else {
+            for net in self.included_ranges.iter().filter(|net| family.has(&net.addr())) {
+                add(Chain::Outbound, vec![Match::Destination(*net)], redirect.clone());
+            }
+        }
+        add(Chain::OutboundRedirect, vec![Match::Tcp], Target::Redirect(self.outbound_port));
+    }
+
+    /// A packet that connection tracking cannot place would reach the app as it is, and the app, which knows nothing of
+    /// the client's connection, would reset it.
+    fn invalid(&self, rules: &mut Vec<Rule>) {
+        let mut add = adder(rules, Table::Mangle);
+        add(Chain::Prerouting, vec![Match::Tcp], Target::Jump(Chain::Invalid));
+        for interface in self.excluded_interfaces.iter().chain([&Interface::loopback()]) {
+            add(Chain::Invalid, vec![Match::From(interface.clone())], Target::Return);
+        }
+        add(Chain::Invalid, vec![Match::Invalid], Target::Drop);
+    }
+
+    fn udp(&self, family: Family, rules: &mut Vec<Rule>) {
+        let mut add = adder(rules, Table::Filter);
+        add(Chain::Output, vec![Match::Udp], Target::Jump(Chain::Udp));
+        let allowed = [
+            vec![Match::To(Interface::loopback())],
+            vec![Match::User(self.user)],
+            vec![Match::Reply],
+            vec![Match::Udp, Match::DestinationPorts(vec![DNS])],
+        ];
+        for conditions in allowed.into_iter().chain(self.excluded_outbound(family, Match::Udp)) {
+            add(Chain::Udp, conditions, Target::Return);
+        }
+        if self.included_ranges.is_empty() {
+            add(Chain::Udp, Vec::new(), Target::Reject);
+        } else {
+            for net in self.included_ranges.iter().filter(|net| family.has(&net.addr())) {
+                add(Chain::Udp, vec![Match::Destination(*net)], Target::Reject);
+            }
+        }
+    }
+
+    /// What of the pod's own traffic is left alone on its user's wish.
+    fn excluded_outbound(&self, family: Family, protocol: Match) -> impl Iterator<Item = Vec<Match>> {
+        let interfaces = self.excluded_interfaces.iter().map(|interface| vec![Match::To(interface.clone())]);
+        let ranges = self.excluded_ranges.iter().filter(move |net| family.has(&net.addr()));
+        let ranges = ranges.map(|net| vec![Match::Destination(*net)]);
+        let ports = groups(&self.excluded_outbound_ports).map(move |ports| vec![protocol.clone(), ports]);
+        interfaces.chain(ranges).chain(ports)
+    }
+}
+
+impl Family {
+    pub(super) fn has(self, ip: &IpAddr) -> bool {
+        ip.is_ipv4() == (self == Self::V4)
+    }
+
+    /// All of loopback.
+    fn loopback(self) -> IpNet {
+        match self {
+            Self::V4 => Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into(),
+            Self::V6 => self.localhost(),
+        }
+    }
+
+    /// Where the sidecar dials the app.
+    fn localhost(self) -> IpNet {
+        match self {
+            Self::V4 => Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 32).into(),
+            Self::V6 => Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128).into(),
+        }
+    }
+}
+
+fn adder(rules: &mut Vec<Rule>, table: Table) -> impl FnMut(Chain, Vec<Match>, Target) {
+    move |chain, matches, target| rules.push(Rule { table, chain, matches, target })
+}
+
+fn groups(ports: &BTreeSet<u16>) -> impl Iterator<Item = Match> {
+    let ports: Vec<u16> = ports.iter().copied().collect();
+    let groups: Vec<_> =
+        ports.chunks(MULTIPORT).map(|group| Match::DestinationPorts(group.to_vec())).collect();
+    groups.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rule::restore_text;
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan { inbound_port: 15003, outbound_port: 15001, user: 1500, ..Plan::default() }
+    }
+
+    fn text(plan: &Plan, family: Family) -> String {
+        restore_text(&plan.rules(family), |_| false)
+    }
+
+    #[test]
+    fn the_rules_of_a_pod_without_wishes() {
+        assert_eq!(text(&plan(), Family::V4), include_str!("golden/plain.v4"));
+        assert_eq!(text(&plan(), Family::V6), include_str!("golden/plain.v6"));
+    }
+
+    #[test]
+    fn the_rules_of_a_pod_with_every_wish() {
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
+        let plan = Plan {
+            excluded_inbound_ports: (9000..9020).collect(),
+            excluded_outbound_ports: (1..=31).collect(),
+            excluded_ranges: nets(&["10.1.0.0/16", "fd00:1::/32"]),
+            included_ranges: nets(&["10.0.0.0/8", "fd00::/8"]),
+            excluded_interfaces: ["net1", "net2"].map(|name| name.parse().unwrap()).into(),
+            app_ips: vec!["10.244.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
+            refuses_udp: true,
+            ..plan()
+        };
+        assert_eq!(text(&plan, Family::V4), include_str!("golden/full.v4"));
+        assert_eq!(text(&plan, Family::V6), include_str!("golden/full.v6"));
+    }
+
+    #[test]
+    fn with_ranges_of_one_family_alone_nothing_of_the_other_is_redirected() {
+        let plan = Plan { included_ranges: vec!["10.0.0.0/8".parse().unwrap()], ..plan() };
+        assert!(!text(&plan, Family::V6).contains("-j TIDEGATE_OUT_REDIRECT"));
+        assert!(
+            text(&plan, Family::V4).contains("-A TIDEGATE_OUTBOUND -d 10.0.0.0/8 -j TIDEGATE_OUT_REDIRECT")
+        );
+    }
+
+    #[test]
+    fn a_jump_that_is_there_is_not_made_again() {
+        let text = restore_text(&plan().rules(Family::V4), |_| true);
+        assert!(!text.contains("-A PREROUTING") && !text.contains("-A OUTPUT"), "{text}");
+        assert!(text.contains("-A TIDEGATE_IN_REDIRECT"), "{text}");
+    }
+}

@@ -1,0 +1,246 @@
+//! One rule of iptables as a value, and its one spelling: `iptables-restore` reads it and `iptables -C` asks for it.
+//!
+//! Nothing in here is text from outside: addresses, ports and names were parsed before, so that no annotation of a Pod
+//! can become an argument of iptables.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+/// The most ports that one `multiport` match takes.
+pub(super) const MULTIPORT: usize = 15;
+
+/// What each of our chains begins with; no other chain is ever changed but for the jumps to ours.
+pub(super) const PREFIX: &str = "TIDEGATE_";
+
+/// A rule and where it belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) table: Table,
+    pub(super) chain: Chain,
+    pub(super) matches: Vec<Match>,
+    pub(super) target: Target,
+}
+
+/// `iptables` or `ip6tables`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    Nat,
+    Mangle,
+    Filter,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chain {
+    /// The kernel's: packets that come in.
+    Prerouting,
+    /// The kernel's: packets that this pod sends.
+    Output,
+    /// What others dial.
+    Inbound,
+    /// To the sidecar's inbound listener.
+    InboundRedirect,
+    /// What the pod dials.
+    Outbound,
+    /// To the sidecar's outbound listener.
+    OutboundRedirect,
+    /// Packets that belong to no connection.
+    Invalid,
+    /// Datagrams that the pod sends.
+    Udp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Match {
+    Tcp,
+    Udp,
+    From(Interface),
+    To(Interface),
+    Destination(IpNet),
+    NotDestination(IpNet),
+    /// Sent by a process of this user.
+    User(u32),
+    /// Sent by a process of any other user.
+    NotUser(u32),
+    /// One to fifteen of them.
+    DestinationPorts(Vec<u16>),
+    /// Connection tracking makes no sense of it.
+    Invalid,
+    /// An answer to what somebody else asked.
+    Reply,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Return,
+    Jump(Chain),
+    Redirect(u16),
+    DestinationNat(IpAddr),
+    Drop,
+    Reject,
+}
+
+/// The name of a network interface; a `+` at its end stands for anything.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Interface(String);
+
+/// A text that names no interface.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no name of a network interface: 1 to 15 letters, digits, '.', '_', '-' or '@'")]
+pub struct InterfaceError(String);
+
+/// The `iptables-restore` text of rules: whole chains of ours, so that they are there at once or not at all. Kernel
+/// chains keep what they have; a jump from them is added unless `has_jump` knows it.
+pub(super) fn restore_text(rules: &[Rule], has_jump: impl Fn(&Rule) -> bool) -> String {
+    let mut text = String::new();
+    for table in Table::ALL {
+        let of_table = || rules.iter().filter(|rule| rule.table == table);
+        if of_table().next().is_none() {
+            continue;
+        }
+        text += &format!("*{table}\n");
+        let mut chains = Vec::new();
+        for chain in of_table().map(|rule| rule.chain).filter(|chain| chain.is_ours()) {
+            if !chains.contains(&chain) {
+                text += &format!(":{chain} - [0:0]\n");
+                chains.push(chain);
+            }
+        }
+        for rule in of_table().filter(|rule| rule.chain.is_ours() || !has_jump(rule)) {
+            text += &format!("-A {} {rule}\n", rule.chain);
+        }
+        text += "COMMIT\n";
+    }
+    text
+}
+
+impl Interface {
+    /// The pod's own loopback.
+    pub(super) fn loopback() -> Self {
+        Self("lo".to_owned())
+    }
+}
+
+impl Table {
+    pub(super) const ALL: [Self; 3] = [Self::Nat, Self::Mangle, Self::Filter];
+}
+
+impl Chain {
+    pub(super) fn is_ours(self) -> bool {
+        !matches!(self, Self::Prerouting | Self::Output)
+    }
+}
+
+impl fmt::Display for Rule {
+    /// What follows `-A CHAIN` or `-C CHAIN`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for condition in &self.matches {
+            write!(f, "{condition} ")?;
+        }
+        self.target.fmt(f)
+    }
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp => f.write_str("-p tcp"),
+            Self::Udp => f.write_str("-p udp"),
+            Self::From(interface) => write!(f, "-i {}", interface.0),
+            Self::To(interface) => write!(f, "-o {}", interface.0),
+            Self::Destination(net) => write!(f, "-d {net}"),
+            Self::NotDestination(net) => write!(f, "! -d {net}"),
+            Self::User(user) => write!(f, "-m owner --uid-owner {user}"),
+            Self::NotUser(user) => write!(f, "-m owner ! --uid-owner {user}"),
+            Self::DestinationPorts(ports) => {
+                let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+                write!(f, "-m multiport --dports {}", ports.join(","))
+            }
+            Self::Invalid => f.write_str("-m conntrack --ctstate INVALID"),
+            Self::Reply => f.write_str("-m conntrack --ctdir REPLY"),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Return => f.write_str("-j RETURN"),
+            Self::Jump(chain) => write!(f, "-j {chain}"),
+            Self::Redirect(port) => write!(f, "-j REDIRECT --to-ports {port}"),
+            Self::DestinationNat(ip) => write!(f, "-j DNAT --to-destination {ip}"),
+            Self::Drop => f.write_str("-j DROP"),
+            Self::Reject => f.write_str("-j REJECT"),
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nat => "nat",
+            Self::Mangle => "mangle",
+            Self::Filter => "filter",
+        })
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Prerouting => return f.write_str("PREROUTING"),
+            Self::Output => return f.write_str("OUTPUT"),
+            Self::Inbound => "INBOUND",
+            Self::InboundRedirect => "IN_REDIRECT",
+            Self::Outbound => "OUTBOUND",
+            Self::OutboundRedirect => "OUT_REDIRECT",
+            Self::Invalid => "INVALID",
+            Self::Udp => "UDP",
+        };
+        write!(f, "{PREFIX}{name}")
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+impl FromStr for Interface {
+    type Err = InterfaceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let name = text.strip_suffix('+').unwrap_or(text);
+        let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
+        let is_good =
+            !name.is_empty() && text.len() <= 15 && name.bytes().all(is_known) && !name.starts_with('-');
+        if is_good { Ok(Self(text.to_owned())) } else { Err(InterfaceError(text.to_owned())) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_be_an_argument_of_iptables_is_no_interface() {
+        for name in ["eth0", "net1", "cali+", "eth0.100", "veth-a@b"] {
+            assert_eq!(name.parse(), Ok(Interface(name.to_owned())));
+        }
+        for text in ["", "+", "-j", "a b", "a\n", "a;b", "interface-too-long", "\"a\"", "!a"] {
+            assert_eq!(text.parse::<Interface>(), Err(InterfaceError(text.to_owned())));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Flags of a sidecar inside a pod, whose connections are redirected to it.
+
+use std::net::{AddrParseError, IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use clap::Args;
+
+use crate::ports;
+use crate::probes::Probes;
+
+/// What a sidecar inside a pod is told besides.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "In a pod")]
+pub struct PodOptions {
+    /// Take the connections that `tidegate-sidecar intercept` redirects, on all addresses, instead of --inbound.
+    #[arg(long, env = "TIDEGATE_TRANSPARENT")]
+    pub transparent: bool,
+
+    /// Where connections from others are redirected to.
+    #[arg(
+        long,
+        env = "TIDEGATE_INBOUND_PORT",
+        value_name = "PORT",
+        default_value_t = ports::INBOUND,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub inbound_port: u16,
+
+    /// Where the app's own connections are redirected to.
+    #[arg(
+        long,
+        env = "TIDEGATE_OUTBOUND_PORT",
+        value_name = "PORT",
+        default_value_t = ports::OUTBOUND,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub outbound_port: u16,
+
+    /// The pod's addresses, separated by commas. Those of further interfaces are found without being named.
+    #[arg(long, env = "POD_IPS", value_name = "IP,IP", default_value = "")]
+    pub pod_ips: PodIps,
+
+    /// Address for kubelet and Prometheus: /ready, /live, /metrics, /stats/prometheus [default: none]
+    #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
+    pub health_address: Option<SocketAddr>,
+
+    /// The app's probes that kubelet is to ask us for, as a JSON list.
+    #[arg(long, env = "TIDEGATE_PROBES", value_name = "JSON", default_value = "[]")]
+    pub probes: Probes,
+}
+
+/// The pod's addresses, in the form of the downward API: separated by commas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodIps(pub Arc<[IpAddr]>);
+
+/// A text that is no list of addresses.
+#[derive(Debug, thiserror::Error)]
+#[error("{text:?} is no IP address: {source}")]
+pub struct PodIpsError {
+    text: String,
+    source: AddrParseError,
+}
+
+impl Default for PodOptions {
+    /// For a sidecar that is in no pod.
+    fn default() -> Self {
+        Self {
+            transparent: false,
+            inbound_port: ports::INBOUND,
+            outbound_port: ports::OUTBOUND,
+            pod_ips: PodIps::default(),
+            health_address: None,
+            probes: Probes::default(),
+        }
+    }
+}
+
+impl FromStr for PodIps {
+    type Err = PodIpsError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = |text: &str| text.parse().map_err(|source| PodIpsError { text: text.to_owned(), source });
+        text.split(',')
+            .map(str::trim)
+            .filter(|ip| !ip.is_empty())
+            .map(parse)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_the_downward_api_writes_them() {
+        let ips: PodIps = "10.1.2.3,fd00::1".parse().unwrap();
+        assert_eq!(*ips.0, ["10.1.2.3".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!("".parse::<PodIps>().unwrap(), PodIps::default());
+        assert!("10.1.2.3,httpbin".parse::<PodIps>().unwrap_err().to_string().contains("\"httpbin\""));
+    }
+}

@@ -1,0 +1,255 @@
+//! Asking the app, as kubelet would: HTTP with any status as the answer and no redirect followed, a TCP connection, or
+//! the health service of gRPC.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, TE, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls_pki_types::ServerName;
+use tidegate_runtime::tls;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+use super::trust::AnyCertificate;
+use super::{HttpTarget, Target};
+
+/// What kubelet reads of a body, too.
+const MAX_BODY_BYTES: usize = 10 * 1024;
+
+/// The most bytes of a health answer: a message of one number.
+const MAX_GRPC_BYTES: usize = 1024;
+
+/// `grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING`.
+const SERVING: u64 = 1;
+
+/// What the app said.
+pub(super) struct Asked {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+}
+
+/// Why a probe fails, in words for the pod's events.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AskError {
+    #[error("cannot connect to port {port} of the app: {source}")]
+    Connect { port: u16, source: io::Error },
+    #[error("TLS with port {port} of the app: {source}")]
+    Tls { port: u16, source: io::Error },
+    #[error("HTTP with port {port} of the app: {source}")]
+    Http { port: u16, source: hyper::Error },
+    #[error("the request of the probe cannot be made: {0}")]
+    Request(#[from] http::Error),
+    #[error("gRPC health check: {0}")]
+    Grpc(String),
+}
+
+/// `pod` is the address that kubelet dialled, `headers` are those that it sent.
+pub(super) async fn ask(target: &Target, pod: IpAddr, headers: &HeaderMap) -> Result<Asked, AskError> {
+    match target {
+        Target::Http(target) => http(target, pod, headers).await,
+        Target::Tcp { port } => {
+            connect(pod, *port).await?;
+            Ok(Asked { status: StatusCode::OK, body: Bytes::from_static(b"connected\n") })
+        }
+        Target::Grpc { port, service } => {
+            health(pod, *port, service, headers).await?;
+            Ok(Asked { status: StatusCode::OK, body: Bytes::from_static(b"SERVING\n") })
+        }
+    }
+}
+
+async fn http(target: &HttpTarget, pod: IpAddr, headers: &HeaderMap) -> Result<Asked, AskError> {
+    let port = target.port;
+    let mut request = Request::get(target.path.clone()).body(Full::<Bytes>::default())?;
+    *request.headers_mut() = target.headers.clone();
+    let own = request.headers_mut();
+    if let Some(agent) = headers.get(USER_AGENT) {
+        own.entry(USER_AGENT).or_insert_with(|| agent.clone());
+    }
+    own.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+    let host = authority(pod, port)?;
+    let host = own.entry(HOST).or_insert(host).clone();
+    let stream = connect(pod, port).await?;
+    match target.tls {
+        false => exchange(stream, port, request).await,
+        true => exchange(secure(stream, port, pod, &host).await?, port, request).await,
+    }
+}
+
+async fn exchange<S>(stream: S, port: u16, request: Request<Full<Bytes>>) -> Result<Asked, AskError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let fails = |source| AskError::Http { port, source };
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(fails)?;
+    // Ends with this function.
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let mut response = sender.send_request(request).await.map_err(fails)?;
+    let body = beginning(response.body_mut()).await;
+    Ok(Asked { status: response.status(), body })
+}
+
+/// As much of a body as kubelet would show. An end that is none spoils nothing: the status has been said.
+async fn beginning(body: &mut Incoming) -> Bytes {
+    let mut text = BytesMut::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        let Ok(data) = frame.into_data() else { break };
+        let left = MAX_BODY_BYTES - text.len();
+        text.extend_from_slice(&data[..data.len().min(left)]);
+        if text.len() == MAX_BODY_BYTES {
+            break;
+        }
+    }
+    text.freeze()
+}
+
+/// `Check` of gRPC's health protocol, over HTTP/2 without TLS, as kubelet does it.
+async fn health(pod: IpAddr, port: u16, service: &str, headers: &HeaderMap) -> Result<(), AskError> {
+    let fails = |source| AskError::Http { port, source };
+    let stream = connect(pod, port).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(fails)?;
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let host = authority(pod, port)?;
+    let host = host.to_str().unwrap_or("localhost");
+    let mut request = Request::post(format!("http://{host}/grpc.health.v1.Health/Check"))
+        .header(CONTENT_TYPE, "application/grpc")
+        .header(TE, "trailers")
+        .body(Full::new(health_request(service)))?;
+    if let Some(agent) = headers.get(USER_AGENT) {
+        request.headers_mut().insert(USER_AGENT, agent.clone());
+    }
+    let response = sender.send_request(request).await.map_err(fails)?;
+    let (head, body) = response.into_parts();
+    if head.status != StatusCode::OK {
+        return Err(AskError::Grpc(format!("HTTP status {}", head.status)));
+    }
+    let body = Limited::new(body, MAX_GRPC_BYTES).collect().await;
+    let body = body.map_err(|error| AskError::Grpc(error.to_string()))?;
+    // A failure without a message has its status in the head.
+    let of = |headers: &HeaderMap, name: &str| {
+        headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    };
+    let trailers = body.trailers().unwrap_or(&head.headers);
+    match of(trailers, "grpc-status").or_else(|| of(&head.headers, "grpc-status")).as_deref() {
+        Some("0") => {}
+        Some(status) => {
+            let message = of(trailers, "grpc-message").unwrap_or_default();
+            return Err(AskError::Grpc(format!("status {status} {message}").trim_end().to_owned()));
+        }
+        None => return Err(AskError::Grpc("no grpc-status".to_owned())),
+    }
+    match serving_status(&body.to_bytes()) {
+        Some(SERVING) => Ok(()),
+        Some(2) => Err(AskError::Grpc("NOT_SERVING".to_owned())),
+        Some(other) => Err(AskError::Grpc(format!("serving status {other}"))),
+        None => Err(AskError::Grpc("an answer that is no HealthCheckResponse".to_owned())),
+    }
+}
+
+/// `HealthCheckRequest { string service = 1 }` as one message of gRPC: a byte for "not compressed", four of length.
+fn health_request(service: &str) -> Bytes {
+    let mut message = BytesMut::new();
+    if !service.is_empty() {
+        message.put_u8(0x0a);
+        let mut length = service.len();
+        while length >= 0x80 {
+            message.put_u8(length as u8 | 0x80);
+            length >>= 7;
+        }
+        message.put_u8(length as u8);
+        message.put_slice(service.as_bytes());
+    }
+    let mut frame = BytesMut::with_capacity(5 + message.len());
+    frame.put_u8(0);
+    frame.put_u32(message.len() as u32);
+    frame.extend_from_slice(&message);
+    frame.freeze()
+}
+
+/// `HealthCheckResponse { ServingStatus status = 1 }` from one message of gRPC; zero if the field is not there.
+fn serving_status(frame: &[u8]) -> Option<u64> {
+    let (header, message) = frame.split_at_checked(5)?;
+    let length = u32::from_be_bytes(header[1..].try_into().ok()?);
+    if header[0] != 0 || usize::try_from(length).ok()? != message.len() {
+        return None;
+    }
+    match message {
+        [] => Some(0),
+        // Field 1, a number below 128: there are four.
+        [0x08, status @ 0..0x80] => Some((*status).into()),
+        _ => None,
+    }
+}
+
+/// Where apps listen, in the family that kubelet used. Where they listen on the pod's address only, the rules of
+/// interception lead there.
+async fn connect(pod: IpAddr, port: u16) -> Result<TcpStream, AskError> {
+    let loopback: IpAddr = match pod {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    TcpStream::connect((loopback, port)).await.map_err(|source| AskError::Connect { port, source })
+}
+
+async fn secure(
+    stream: TcpStream,
+    port: u16,
+    pod: IpAddr,
+    host: &HeaderValue,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, AskError> {
+    let fails = |source| AskError::Tls { port, source };
+    let provider = tls::provider();
+    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| fails(io::Error::other(error)))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    // A probe that names a host means it for TLS as well.
+    let named = host.to_str().ok().and_then(|host| host.parse::<http::uri::Authority>().ok());
+    let named = named.and_then(|authority| ServerName::try_from(authority.host().to_owned()).ok());
+    let name = named.unwrap_or_else(|| ServerName::from(pod));
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(fails)
+}
+
+fn authority(pod: IpAddr, port: u16) -> Result<HeaderValue, AskError> {
+    let authority = SocketAddr::new(pod, port).to_string();
+    HeaderValue::try_from(authority).map_err(|error| AskError::Request(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_messages_are_spelled_as_protobuf_does() {
+        assert_eq!(*health_request(""), [0, 0, 0, 0, 0]);
+        assert_eq!(*health_request("ab"), [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
+        let long = health_request(&"x".repeat(300));
+        assert_eq!(long[..8], [0, 0, 0, 1, 47, 0x0a, 0xac, 0x02]);
+        for (frame, status) in [
+            (&[0, 0, 0, 0, 2, 8, 1][..], Some(1)),
+            (&[0, 0, 0, 0, 2, 8, 2], Some(2)),
+            (&[0, 0, 0, 0, 0], Some(0)),
+            (&[1, 0, 0, 0, 2, 8, 1], None),
+            (&[0, 0, 0, 0, 3, 8, 1], None),
+            (&[0, 0, 0], None),
+        ] {
+            assert_eq!(serving_status(frame), status, "{frame:?}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Reading the list of probes, strictly: what is not understood is named and refused.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use serde_json::{Map, Value};
+
+use super::{HttpTarget, Probe, Probes, Target};
+
+/// kubelet's own bound is what `timeoutSeconds` may be: a positive number. A day is more than any probe waits.
+const MAX_TIMEOUT_SECONDS: u64 = 24 * 3600;
+
+/// A list of probes that cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbesError {
+    /// Not a list in JSON.
+    #[error("not a JSON list of probes: {0}")]
+    Json(String),
+    /// A field of one probe.
+    #[error("{field}: {problem}")]
+    Field {
+        /// Which, such as `[0].target.tcp.port`.
+        field: String,
+        /// What is wrong with its value.
+        problem: String,
+    },
+}
+
+impl FromStr for Probes {
+    type Err = ProbesError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let value: Value =
+            serde_json::from_str(text).map_err(|error| ProbesError::Json(error.to_string()))?;
+        let Value::Array(list) = value else {
+            return Err(ProbesError::Json(format!("it is {}", kind(&value))));
+        };
+        let mut probes: Vec<Probe> = Vec::with_capacity(list.len());
+        for (index, value) in list.iter().enumerate() {
+            let probe = probe(&Field { path: format!("[{index}]"), value })?;
+            if probes.iter().any(|other| other.port == probe.port && other.path == probe.path) {
+                return Err(ProbesError::Field {
+                    field: format!("[{index}].path"),
+                    problem: format!("{:?} is there twice for port {}", probe.path, probe.port),
+                });
+            }
+            probes.push(probe);
+        }
+        Ok(Self(probes.into()))
+    }
+}
+
+/// A value and where it is.
+struct Field<'v> {
+    path: String,
+    value: &'v Value,
+}
+
+fn probe(field: &Field<'_>) -> Result<Probe, ProbesError> {
+    let object = field.object(&["port", "path", "timeoutSeconds", "target"])?;
+    let path = field.member(object, "path")?.text()?;
+    if !path.starts_with('/') || path.parse::<Uri>().is_err() || path.contains(['?', '#']) {
+        return Err(field.wrong("path", format!("{path:?} is no path of a URL")));
+    }
+    let seconds = match object.get("timeoutSeconds") {
+        None => 1,
+        Some(value) => {
+            value.as_u64().filter(|seconds| (1..=MAX_TIMEOUT_SECONDS).contains(seconds)).ok_or_else(|| {
+                field.wrong("timeoutSeconds", format!("{value} is not within 1..={MAX_TIMEOUT_SECONDS}"))
+            })?
+        }
+    };
+    Ok(Probe {
+        port: field.member(object, "port")?.port()?,
+        path: path.into(),
+        timeout: Duration::from_secs(seconds),
+        target: target(&field.member(object, "target")?)?,
+    })
+}
+
+fn target(field: &Field<'_>) -> Result<Target, ProbesError> {
+    let object = field.object(&["http", "tcp", "grpc"])?;
+    let mut members = object.keys();
+    let (Some(name), None) = (members.next(), members.next()) else {
+        return Err(field.error(format!("one of http, tcp, grpc is expected, there are {}", object.len())));
+    };
+    let inner = field.member(object, name)?;
+    match name.as_str() {
+        "http" => http_target(&inner).map(Target::Http),
+        "tcp" => Ok(Target::Tcp { port: inner.member(inner.object(&["port"])?, "port")?.port()? }),
+        _ => {
+            let object = inner.object(&["port", "service"])?;
+            let service = match object.contains_key("service") {
+                true => inner.member(object, "service")?.text()?.into(),
+                false => Box::default(),
+            };
+            Ok(Target::Grpc { port: inner.member(object, "port")?.port()?, service })
+        }
+    }
+}
+
+fn http_target(field: &Field<'_>) -> Result<HttpTarget, ProbesError> {
+    let object = field.object(&["scheme", "port", "path", "headers"])?;
+    let tls = match object.get("scheme").map(|scheme| scheme.as_str().unwrap_or_default()) {
+        None | Some("http") => false,
+        Some("https") => true,
+        Some(_) => {
+            return Err(
+                field.wrong("scheme", format!("{} is neither \"http\" nor \"https\"", object["scheme"]))
+            );
+        }
+    };
+    let path = match object.contains_key("path") {
+        true => field.member(object, "path")?.text()?,
+        false => "/",
+    };
+    // As kubelet does, a path without its slash gets one.
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    let path: Uri = format!("{slash}{path}")
+        .parse()
+        .map_err(|error| field.wrong("path", format!("{path:?}: {error}")))?;
+    let mut headers = HeaderMap::new();
+    if object.contains_key("headers") {
+        let list = field.member(object, "headers")?;
+        let pairs = list
+            .value
+            .as_array()
+            .ok_or_else(|| list.error(format!("it is {}, no list", kind(list.value))))?;
+        for (index, pair) in pairs.iter().enumerate() {
+            let pair = Field { path: format!("{}[{index}]", list.path), value: pair };
+            let (name, value) = header(&pair)?;
+            headers.append(name, value);
+        }
+    }
+    Ok(HttpTarget { tls, port: field.member(object, "port")?.port()?, path, headers })
+}
+
+fn header(field: &Field<'_>) -> Result<(HeaderName, HeaderValue), ProbesError> {
+    let texts = field.value.as_array().map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
+    let Some([Some(name), Some(value)]) = texts.as_deref() else {
+        return Err(field.error(format!("{} is no pair of name and value", field.value)));
+    };
+    let name = HeaderName::from_str(name).map_err(|error| field.error(format!("{name:?}: {error}")))?;
+    let value = HeaderValue::from_str(value).map_err(|error| field.error(format!("{value:?}: {error}")))?;
+    Ok((name, value))
+}
+
+impl<'v> Field<'v> {
+    fn object(&self, known: &[&str]) -> Result<&'v Map<String, Value>, ProbesError> {
+        let object = self
+            .value
+            .as_object()
+            .ok_or_else(|| self.error(format!("it is {}, no object", kind(self.value))))?;
+        match object.keys().find(|key| !known.contains(&key.as_str())) {
+            Some(unknown) => Err(self.wrong(unknown, format!("unknown; known are {}", known.join(", ")))),
+            None => Ok(object),
+        }
+    }
+
+    fn member(&self, object: &'v Map<String, Value>, name: &str) -> Result<Self, ProbesError> {
+        let value = object.get(name).ok_or_else(|| self.wrong(name, "is missing".to_owned()))?;
+        Ok(Self { path: format!("{}.{name}", self.path), value })
+    }
+
+    fn text(&self) -> Result<&'v str, ProbesError> {
+        self.value.as_str().ok_or_else(|| self.error(format!("it is {}, no string", kind(self.value))))
+    }
+
+    fn port(&self) -> Result<u16, ProbesError> {
+        let port = self.value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        port.ok_or_else(|| self.error(format!("{} is not within 1..=65535", self.value)))
+    }
+
+    fn wrong(&self, member: &str, problem: String) -> ProbesError {
+        ProbesError::Field { field: format!("{}.{member}", self.path), problem }
+    }
+
+    fn error(&self, problem: String) -> ProbesError {
+        ProbesError::Field { field: self.path.clone(), problem }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_of_every_kind_are_read() {
+        let probes: Probes = r#"[
+            {"port":15901,"path":"/osm-liveness-probe/app","timeoutSeconds":3,
+             "target":{"http":{"scheme":"https","port":8080,"path":"healthz?x=1","headers":[["X-A","1"],["x-a","2"]]}}},
+            {"port":15902,"path":"/osm-readiness-probe/app","target":{"tcp":{"port":6379}}},
+            {"port":15903,"path":"/osm-startup-probe/app","target":{"grpc":{"port":9000,"service":"s"}}}
+        ]"#
+        .parse()
+        .unwrap();
+        let [http, tcp, grpc] = &*probes.0 else { panic!("{probes:?}") };
+        let Target::Http(target) = &http.target else { panic!("{http:?}") };
+        assert!(target.tls && target.port == 8080 && target.path == "/healthz?x=1");
+        assert_eq!(target.headers.get_all("x-a").iter().count(), 2);
+        assert_eq!(http.timeout, Duration::from_secs(3));
+        assert!(matches!(tcp.target, Target::Tcp { port: 6379 }) && tcp.timeout == Duration::from_secs(1));
+        assert!(matches!(&grpc.target, Target::Grpc { port: 9000, service } if &**service == "s"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_field_and_value() {
+        let tcp = r#""target":{"tcp":{"port":1}}"#;
+        for (text, expected) in [
+            ("{}".to_owned(), "not a JSON list of probes: it is an object"),
+            (format!(r#"[{{"port":0,"path":"/a",{tcp}}}]"#), "[0].port: 0 is not within 1..=65535"),
+            (format!(r#"[{{"port":1,"path":"a",{tcp}}}]"#), "[0].path: \"a\" is no path of a URL"),
+            (
+                format!(r#"[{{"port":1,"path":"/a","timeoutSeconds":0,{tcp}}}]"#),
+                "[0].timeoutSeconds: 0 is not",
+            ),
+            (format!(r#"[{{"port":1,"path":"/a","more":0,{tcp}}}]"#), "[0].more: unknown; known are port,"),
+            (r#"[{"port":1,"path":"/a","target":{}}]"#.to_owned(), "[0].target: one of http, tcp, grpc"),
+            (
+                r#"[{"port":1,"path":"/a","target":{"http":{"port":1,"scheme":"ftp"}}}]"#.to_owned(),
+                "[0].target.http.scheme: \"ftp\" is neither",
+            ),
+            (
+                r#"[{"port":1,"path":"/a","target":{"http":{"port":1,"headers":[["a b","c"]]}}}]"#.to_owned(),
+                "[0].target.http.headers[0]: \"a b\": ",
+            ),
+            (
+                format!(r#"[{{"port":1,"path":"/a",{tcp}}},{{"port":1,"path":"/a",{tcp}}}]"#),
+                "[1].path: \"/a\" is there twice for port 1",
+            ),
+        ] {
+            let error = text.parse::<Probes>().unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The ports that kubelet comes to. In the control thread: a probe is small and rare, and never to wait for traffic.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tidegate_runtime::{drain, listen};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use super::ask::{self, Asked};
+use super::{Probe, Probes};
+use crate::listener;
+
+/// The most connections at a time for each port; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+/// The most bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause after an accept that failed, such as for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One port with the probes that are asked for there.
+pub(crate) struct ProbeServer {
+    listener: TcpListener,
+    probes: Arc<HashMap<Box<str>, Probe>>,
+}
+
+/// A port of probes that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for probes: {source}")]
+pub struct ProbeBindError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+impl ProbeServer {
+    /// A server for each port that probes name, on all addresses.
+    pub(crate) fn bind_all(probes: &Probes) -> Result<Vec<Self>, ProbeBindError> {
+        let mut by_port: BTreeMap<u16, Vec<Probe>> = BTreeMap::new();
+        for probe in probes.0.iter() {
+            by_port.entry(probe.port).or_default().push(probe.clone());
+        }
+        let all = Ipv6Addr::UNSPECIFIED;
+        by_port.into_iter().map(|(port, probes)| Self::bind((all, port).into(), probes)).collect()
+    }
+
+    /// Needs a tokio runtime.
+    fn bind(address: SocketAddr, probes: Vec<Probe>) -> Result<Self, ProbeBindError> {
+        let address = listen::possible(address);
+        let listener = listener::bind(address).and_then(TcpListener::from_std);
+        let listener = listener.map_err(|source| ProbeBindError { address, source })?;
+        let probes = probes.into_iter().map(|probe| (probe.path.clone(), probe)).collect();
+        Ok(Self { listener, probes: Arc::new(probes) })
+    }
+
+    /// Serves until the drain starts.
+    pub(crate) async fn serve(self, mut drain: drain::Watch) {
+        let Self { listener, probes } = self;
+        if let Ok(address) = listener.local_addr() {
+            info!(%address, probes = probes.len(), "probes are answered");
+        }
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                () = drain.started() => return,
+                Some(_) = connections.join_next() => continue,
+                accepted = accept(&listener, &permits) => accepted,
+            };
+            match accepted {
+                Ok((stream, permit)) => {
+                    let probes = probes.clone();
+                    connections.spawn(async move {
+                        serve_connection(stream, probes).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "a probe's connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, permit))
+}
+
+async fn serve_connection(stream: TcpStream, probes: Arc<HashMap<Box<str>, Probe>>) {
+    // kubelet dials the pod's address of the family that the pod's app is to be reached by.
+    let Ok(pod) = stream.local_addr().map(|address| address.ip().to_canonical()) else { return };
+    let service = hyper::service::service_fn(|request: Request<Incoming>| {
+        let probes = probes.clone();
+        async move { Ok::<_, Infallible>(answer(&probes, pod, &request).await) }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
+    if let Err(error) = http.keep_alive(false).serve_connection(TokioIo::new(stream), service).await {
+        debug!(%error, "a probe's connection ended");
+    }
+}
+
+async fn answer(
+    probes: &HashMap<Box<str>, Probe>,
+    pod: IpAddr,
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let Some(probe) = probes.get(request.uri().path()) else {
+        return plain(StatusCode::NOT_FOUND, "no probe has this path\n".into());
+    };
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "probes are asked for by GET\n".into());
+    }
+    match tokio::time::timeout(probe.timeout, ask::ask(&probe.target, pod, request.headers())).await {
+        Ok(Ok(Asked { status, body })) => plain(status, body),
+        Ok(Err(error)) => failed(probe, &error.to_string()),
+        Err(_) => failed(probe, &format!("no answer within {} s", probe.timeout.as_secs())),
+    }
+}
+
+fn failed(probe: &Probe, reason: &str) -> Response<Full<Bytes>> {
+    debug!(path = %probe.path, reason, "a probe failed");
+    plain(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n").into())
+}
+
+fn plain(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let text = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, text);
+    response
+}
+
+#[cfg(test)]
+mod tests;

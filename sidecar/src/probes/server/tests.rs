@@ -1,0 +1,209 @@
+use http_body_util::{BodyExt, Channel};
+use hyper_util::rt::TokioExecutor;
+use rustls_pki_types::PrivateKeyDer;
+use tidegate_runtime::tls;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::test_pki::Authority;
+
+/// An app of HTTP/1.1 that answers a path `/<status>` with that status and, as its body, the head that it got.
+async fn start_app(tls: bool) -> u16 {
+    tls::install_provider();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let leaf = Authority::root("nobody's").named("somebody.else");
+    let config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(leaf.chain.clone(), PrivateKeyDer::try_from(leaf.key.serialize_der()).unwrap())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                match tls {
+                    true => answer_head(acceptor.accept(stream).await.unwrap()).await,
+                    false => answer_head(stream).await,
+                }
+            });
+        }
+    });
+    port
+}
+
+async fn answer_head(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut head).await.unwrap() == 0 {
+            return;
+        }
+    }
+    let head = String::from_utf8(head).unwrap();
+    let status = head.split(['/', ' ', '?']).nth(2).unwrap();
+    if status == "never" {
+        std::future::pending::<()>().await;
+    }
+    let length = head.len();
+    let answer =
+        format!("HTTP/1.1 {status} x\r\nlocation: /elsewhere\r\ncontent-length: {length}\r\n\r\n{head}");
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    let _ = stream.shutdown().await;
+}
+
+/// `grpc.health.v1.Health` that serves what is named `good`, and everything of the path alone.
+async fn start_health() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let check = |request: Request<Incoming>| async move {
+        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+        assert_eq!(request.headers()["content-type"], "application/grpc");
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let (status, code) = match &body[..] {
+            [0, 0, 0, 0, 0] | [0, 0, 0, 0, 6, 0x0a, 4, b'g', b'o', b'o', b'd'] => (1, "0"),
+            [.., b'b', b'a', b'd'] => (2, "0"),
+            _ => (0, "5"),
+        };
+        let (mut sender, body) = Channel::<Bytes>::new(2);
+        let message = if code == "0" { vec![0, 0, 0, 0, 2, 8, status] } else { Vec::new() };
+        sender.send_data(message.into()).await.unwrap();
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", code.parse().unwrap());
+        sender.send_trailers(trailers).await.unwrap();
+        Ok::<_, Infallible>(
+            Response::builder().header("content-type", "application/grpc").body(body).unwrap(),
+        )
+    };
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = hyper::service::service_fn(check);
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    port
+}
+
+async fn start(probes: &str) -> SocketAddr {
+    let probes: Probes = probes.parse().unwrap();
+    let server = ProbeServer::bind("127.0.0.1:0".parse().unwrap(), probes.0.to_vec()).unwrap();
+    let address = server.listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (_trigger, watch) = drain::channel();
+        server.serve(watch).await;
+    });
+    address
+}
+
+fn probe(path: &str, target: &str) -> String {
+    format!(r#"[{{"port":15901,"path":"{path}","timeoutSeconds":1,"target":{target}}}]"#)
+}
+
+/// kubelet's request, and the answer to it.
+async fn kubelet(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\nuser-agent: kube-probe/1.35\r\naccept: */*\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    (answer[9..12].parse().unwrap(), answer.to_lowercase())
+}
+
+#[tokio::test]
+async fn the_apps_status_is_the_answer_and_its_redirects_are_nobodys_to_follow() {
+    let port = start_app(false).await;
+    for status in [200, 302, 404, 503] {
+        let target = format!(r#"{{"http":{{"port":{port},"path":"/{status}?x=1"}}}}"#);
+        let address = start(&probe("/osm-liveness-probe/app", &target)).await;
+        let (answered, answer) = kubelet(address, "/osm-liveness-probe/app").await;
+        assert_eq!(answered, status, "{answer}");
+        assert!(!answer.contains("location:"), "{answer}");
+        assert!(answer.contains(&format!("get /{status}?x=1 http/1.1")), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_probes_headers_reach_the_app_and_kubelets_agent_where_they_leave_it_open() {
+    let port = start_app(false).await;
+    let target = |headers: &str| format!(r#"{{"http":{{"port":{port},"path":"/200","headers":{headers}}}}}"#);
+    let address = start(&probe("/p", &target(r#"[["X-Probe","a"],["Host","app.example"]]"#))).await;
+    let (_, answer) = kubelet(address, "/p").await;
+    for line in ["x-probe: a", "host: app.example", "user-agent: kube-probe/1.35"] {
+        assert!(answer.contains(&format!("\r\n{line}\r\n")), "{line}: {answer}");
+    }
+    let address = start(&probe("/p", &target(r#"[["User-Agent","mine"]]"#))).await;
+    let (_, answer) = kubelet(address, "/p").await;
+    assert!(answer.contains("\r\nuser-agent: mine\r\n") && !answer.contains("kube-probe"), "{answer}");
+    assert!(answer.contains(&format!("\r\nhost: 127.0.0.1:{port}\r\n")), "{answer}");
+}
+
+#[tokio::test]
+async fn https_is_asked_whatever_the_certificate() {
+    let port = start_app(true).await;
+    let target = format!(r#"{{"http":{{"scheme":"https","port":{port},"path":"/204"}}}}"#);
+    let address = start(&probe("/p", &target)).await;
+    assert_eq!(kubelet(address, "/p").await.0, 204);
+}
+
+#[tokio::test]
+async fn tcp_is_good_once_it_is_connected() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = format!(r#"{{"tcp":{{"port":{}}}}}"#, listener.local_addr().unwrap().port());
+    let address = start(&probe("/p", &target)).await;
+    assert_eq!(kubelet(address, "/p").await.0, 200);
+    drop(listener);
+    let (status, answer) = kubelet(address, "/p").await;
+    assert!(status == 503 && answer.contains("cannot connect to port"), "{answer}");
+}
+
+#[tokio::test]
+async fn grpc_is_good_if_it_serves() {
+    let port = start_health().await;
+    for (service, status, words) in [
+        ("", 200, "serving"),
+        ("good", 200, "serving"),
+        ("bad", 503, "not_serving"),
+        ("what", 503, "status 5"),
+    ] {
+        let target = format!(r#"{{"grpc":{{"port":{port},"service":"{service}"}}}}"#);
+        let address = start(&probe("/p", &target)).await;
+        let (answered, answer) = kubelet(address, "/p").await;
+        assert!(answered == status && answer.contains(words), "{service}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_is_not_there_or_too_slow_is_a_failure_with_its_reason() {
+    let port = start_app(false).await;
+    let target = format!(r#"{{"http":{{"port":{port},"path":"/never"}}}}"#);
+    let (status, answer) = kubelet(start(&probe("/p", &target)).await, "/p").await;
+    assert!(status == 503 && answer.ends_with("no answer within 1 s\n"), "{answer}");
+
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let target = format!(r#"{{"http":{{"port":{free},"path":"/200"}}}}"#);
+    let (status, answer) = kubelet(start(&probe("/p", &target)).await, "/p").await;
+    assert!(status == 503 && answer.contains(&format!("cannot connect to port {free}")), "{answer}");
+}
+
+#[tokio::test]
+async fn nothing_but_the_probes_paths_is_reached() {
+    let port = start_app(false).await;
+    let address =
+        start(&probe("/osm-liveness-probe/app", &format!(r#"{{"http":{{"port":{port},"path":"/200"}}}}"#)))
+            .await;
+    for path in ["/", "/200", "/osm-liveness-probe", "/osm-liveness-probe/app/", "//osm-liveness-probe/app"] {
+        assert_eq!(kubelet(address, path).await.0, 404, "{path}");
+    }
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"POST /osm-liveness-probe/app HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+}

@@ -1,0 +1,100 @@
+//! Answers as httpbin gives them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidegate_tests::app::Conversation;
+use tidegate_tests::http1::Message;
+
+/// Whether `/healthz` and gRPC's health service say that all is well. `POST /unhealthy` and `/healthy` change it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Health(Arc<AtomicBool>);
+
+impl Health {
+    pub(crate) fn is_good(&self) -> bool {
+        !self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Answers the requests of one connection.
+pub(crate) fn serve(conversation: &mut Conversation, health: &Health) -> io::Result<()> {
+    while let Some(request) = conversation.request()? {
+        if let Some(time) = request.target().strip_prefix("/delay/") {
+            let time = Duration::from_millis(time.parse().unwrap_or_default());
+            if !conversation.pause(time) {
+                return Ok(());
+            }
+        }
+        let peer = conversation.peer()?.ip().to_string();
+        conversation.write(&answer(&request, &peer, health))?;
+        if request.closes() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// `/get` and every other path: what the request was. `/status/<n>`, `/bytes/<n>`, `/hostname`, `/healthz`.
+pub(crate) fn answer(request: &Message, peer: &str, health: &Health) -> Vec<u8> {
+    let path = request.target().split('?').next().unwrap_or_default();
+    match path.split('/').skip(1).collect::<Vec<_>>()[..] {
+        ["status", code] => return respond(request, code.parse().unwrap_or(400), ""),
+        ["bytes", count] => return respond(request, 200, &"x".repeat(count.parse().unwrap_or_default())),
+        ["hostname"] => {
+            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            return respond(request, 200, &json!({"hostname": name.trim()}).to_string());
+        }
+        ["healthz"] => return respond(request, if health.is_good() { 200 } else { 500 }, ""),
+        ["unhealthy"] => health.0.store(true, Ordering::Relaxed),
+        ["healthy"] => health.0.store(false, Ordering::Relaxed),
+        _ => {}
+    }
+    respond(request, 200, &format!("{:#}\n", describe(request, peer)))
+}
+
+fn describe(request: &Message, peer: &str) -> Value {
+    let host = request.value("host").unwrap_or_default();
+    let query = request.target().split_once('?').map_or("", |(_, query)| query);
+    let arguments = query.split('&').filter(|pair| !pair.is_empty());
+    let arguments: BTreeMap<_, _> =
+        arguments.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
+    let headers: BTreeMap<_, _> =
+        request.fields.iter().map(|(name, value)| (title(name), value.clone())).collect();
+    json!({
+        "args": arguments,
+        "headers": headers,
+        "origin": request.value("x-forwarded-for").unwrap_or(peer),
+        "peer": peer,
+        "url": format!("http://{host}{}", request.target()),
+    })
+}
+
+/// `x-request-id` is written `X-Request-Id` by httpbin.
+fn title(name: &str) -> String {
+    let word = |word: &str| {
+        let mut letters = word.chars();
+        let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+        first.into_iter().chain(letters.map(|letter| letter.to_ascii_lowercase())).collect::<String>()
+    };
+    name.split('-').map(word).collect::<Vec<_>>().join("-")
+}
+
+fn respond(request: &Message, status: u16, body: &str) -> Vec<u8> {
+    let length = body.len();
+    let body = if request.method() == "HEAD" { "" } else { body };
+    format!(
+        "HTTP/1.1 {status} {}\r\nServer: test-app\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\naccess-control-allow-origin: *\r\naccess-control-allow-credentials: true\r\n\r\n\
+         {body}",
+        reason(status)
+    )
+    .into_bytes()
+}
+
+fn reason(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown")
+}

@@ -1,0 +1,120 @@
+//! Requests all the time, counted.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tidegate_tests::app::App;
+use tidegate_tests::client::Connection;
+
+use crate::client::{self, Url};
+
+/// How many failures are told in words; all are counted.
+const TOLD: usize = 20;
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Load {
+    /// What to get: http://host[:port]/path.
+    url: Url,
+    /// Connections at a time.
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+    /// Milliseconds between two requests of a connection.
+    #[arg(long, default_value_t = 10)]
+    pause: u64,
+    /// Requests on a connection before a new one is made.
+    #[arg(long, default_value_t = u64::MAX)]
+    requests_per_connection: u64,
+    /// Where `GET /report` is answered, as JSON: requests, failures and the first of them in words.
+    #[arg(long, default_value_t = 8090)]
+    port: u16,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: AtomicU64,
+    connections: AtomicU64,
+    failures: AtomicU64,
+    told: Mutex<Vec<String>>,
+}
+
+impl Load {
+    pub(crate) fn run(self) -> ExitCode {
+        let counters = Arc::new(Counters::default());
+        let started = Instant::now();
+        for _ in 0..self.connections {
+            let (load, counters) = (self.clone(), counters.clone());
+            thread::spawn(move || load.ask(&counters, started));
+        }
+        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port));
+        let _app = App::start(address, move |conversation| {
+            while conversation.request()?.is_some() {
+                let body = counters.report();
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                conversation.write(head.as_bytes())?;
+                conversation.write(body.as_bytes())?;
+            }
+            Ok(())
+        });
+        crate::wait_for_end();
+        ExitCode::SUCCESS
+    }
+
+    fn ask(&self, counters: &Counters, started: Instant) {
+        let mut open: Option<(Connection, u64)> = None;
+        loop {
+            match self.next(open.take(), counters) {
+                Ok(connection) => {
+                    counters.requests.fetch_add(1, Ordering::Relaxed);
+                    open = connection;
+                }
+                Err(error) => {
+                    counters.failures.fetch_add(1, Ordering::Relaxed);
+                    let mut told = counters.told.lock().unwrap();
+                    if told.len() < TOLD {
+                        told.push(format!("after {:.3?}: {error}", started.elapsed()));
+                    }
+                }
+            }
+            thread::park_timeout(Duration::from_millis(self.pause));
+        }
+    }
+
+    /// One request; the connection, if it stays usable.
+    fn next(
+        &self,
+        open: Option<(Connection, u64)>,
+        counters: &Counters,
+    ) -> Result<Option<(Connection, u64)>, String> {
+        let (mut connection, count) = match open {
+            Some((connection, count)) if count < self.requests_per_connection => (connection, count),
+            _ => {
+                counters.connections.fetch_add(1, Ordering::Relaxed);
+                (self.url.connect()?, 0)
+            }
+        };
+        let answer =
+            connection.request(self.url.request(&[]).as_bytes()).map_err(|end| client::name(&end))?;
+        match answer.status() {
+            200 if answer.closes() => Ok(None),
+            200 => Ok(Some((connection, count + 1))),
+            _ => Err(answer.first_line),
+        }
+    }
+}
+
+impl Counters {
+    fn report(&self) -> String {
+        json!({
+            "requests": self.requests.load(Ordering::Relaxed),
+            "connections": self.connections.load(Ordering::Relaxed),
+            "failures": self.failures.load(Ordering::Relaxed),
+            "told": *self.told.lock().unwrap(),
+        })
+        .to_string()
+    }
+}

@@ -1,0 +1,144 @@
+//! What runs in the pods of the Kubernetes suites: servers that answer as httpbin does and say what they saw, and
+//! clients that print what they got as one line of JSON. Start reading at [`Role`].
+
+// A program of the tests: what goes wrong in it fails one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod client;
+mod grpc;
+mod httpbin;
+mod load;
+mod tls;
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use tidegate_tests::app::App;
+
+#[derive(Debug, Parser)]
+#[command(name = "tidegate-test-app")]
+struct Arguments {
+    #[command(subcommand)]
+    role: Role,
+}
+
+/// What this process is.
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Servers, until the end.
+    Serve(Serve),
+    /// One GET; prints status, fields and body, or how it failed. Exit code 1 unless there was an answer.
+    Get(client::Get),
+    /// Sends a line over TCP and prints what came back.
+    Tcp(client::Tcp),
+    /// One GET over TLS with a certificate as wanted; prints the answer or how the connection ended.
+    Tls(tls::Exchange),
+    /// Requests all the time; `/report` at its own port says what they came to.
+    Load(load::Load),
+    /// Copies a file's content to standard output.
+    Cat {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Copies standard input into a file.
+    Write {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Serve {
+    /// Ports with httpbin's answers.
+    #[arg(long, value_delimiter = ',')]
+    http: Vec<u16>,
+    /// Ports with the same over TLS, with a certificate made at start.
+    #[arg(long, value_delimiter = ',')]
+    https: Vec<u16>,
+    /// Ports that send back what they get.
+    #[arg(long, value_delimiter = ',')]
+    tcp: Vec<u16>,
+    /// Ports that greet first, then send back what they get.
+    #[arg(long, value_delimiter = ',')]
+    greet: Vec<u16>,
+    /// Ports with gRPC's health service.
+    #[arg(long, value_delimiter = ',')]
+    grpc: Vec<u16>,
+    /// Listen at this address only.
+    #[arg(long)]
+    address: Option<std::net::IpAddr>,
+    /// Before all else, at the first instruction: GET of this URL. The process ends with code 1 if it fails.
+    #[arg(long)]
+    first: Option<client::Url>,
+    /// After SIGTERM, go on serving for so many seconds, as a server does that drains.
+    #[arg(long, default_value_t = 0)]
+    drain: u64,
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().role {
+        Role::Serve(serve) => serve.run(),
+        Role::Get(get) => get.run(),
+        Role::Tcp(tcp) => tcp.run(),
+        Role::Tls(exchange) => exchange.run(),
+        Role::Load(load) => load.run(),
+        Role::Cat { file } => {
+            print!(
+                "{}",
+                std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+            );
+            ExitCode::SUCCESS
+        }
+        Role::Write { file } => {
+            let content = std::io::read_to_string(std::io::stdin()).unwrap();
+            std::fs::write(&file, content).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+impl Serve {
+    fn run(self) -> ExitCode {
+        if let Some(url) = &self.first {
+            let outcome = client::get(url, &[]);
+            println!("{}", client::describe(&outcome));
+            if !outcome.is_ok_and(|answer| answer.status() == 200) {
+                return ExitCode::FAILURE;
+            }
+        }
+        let at = |port| SocketAddr::from((self.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port));
+        let health = httpbin::Health::default();
+        let mut apps = Vec::new();
+        for port in &self.http {
+            let health = health.clone();
+            apps.push(App::start(at(*port), move |conversation| httpbin::serve(conversation, &health)));
+        }
+        apps.extend(self.tcp.iter().map(|port| App::tcp_echo(at(*port))));
+        apps.extend(self.greet.iter().map(|port| App::server_first(at(*port), b"220 ready\r\n")));
+        for port in &self.https {
+            tls::serve(at(*port), health.clone());
+        }
+        for port in &self.grpc {
+            grpc::serve(at(*port), health.clone());
+        }
+        wait_for_end();
+        thread::park_timeout(Duration::from_secs(self.drain));
+        ExitCode::SUCCESS
+    }
+}
+
+/// Until SIGTERM or SIGINT. The first process of a container has no default action for them.
+fn wait_for_end() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+        tokio::select! {
+            _ = end.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    });
+}
