@@ -26,7 +26,8 @@ async fn main() -> anyhow::Result<()> {
     signals::raise_file_limit();
     // From here on, so that a signal during the start drains as well.
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
-    let own_identity = Identity::new(options.trust_domain.clone(), &options.namespace, NAME.0).context("--namespace")?;
+    let own_identity =
+        Identity::new(options.trust_domain.clone(), &options.namespace, NAME.0).context("--namespace")?;
     let client = client::connect(&options.client).await?;
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
     let (trigger, watch) = drain::channel();
@@ -59,7 +60,8 @@ async fn main() -> anyhow::Result<()> {
         readiness.clone(),
     );
     let server =
-        WebhookServer::bind(options.webhook_address, "/mutate", reviewer, &metrics, Limits::default()).await?;
+        WebhookServer::bind(options.webhook_address, "/mutate", reviewer, &metrics, Limits::default())
+            .await?;
     let serving = server.serve(kept.credentials.clone(), readiness, watch);
     drop(starting);
     let background = [tokio::spawn(following), tokio::spawn(keeper.run()), tokio::spawn(serving)];

@@ -35,7 +35,11 @@ pub enum ManifestError {
 /// Adds the sidecar to every Pod, and to the Pod template of every Deployment, ReplicaSet, StatefulSet, DaemonSet,
 /// Job and CronJob, alone or in a List. Everything else stays byte for byte, and so does what has a sidecar, opts out
 /// or cannot have one.
-pub fn inject_manifests(yaml: &str, settings: &Settings, mesh: &MeshSettings) -> Result<String, ManifestError> {
+pub fn inject_manifests(
+    yaml: &str,
+    settings: &Settings,
+    mesh: &MeshSettings,
+) -> Result<String, ManifestError> {
     let mut output = String::with_capacity(yaml.len());
     for (index, part) in split(yaml).into_iter().enumerate() {
         let document = index + 1;
@@ -97,10 +101,8 @@ fn inject_object(
         let problem = format!("{kind} {name}: {path} is missing");
         return Err(ManifestError::Document { document, problem });
     };
-    let pod: Pod = serde_json::from_value(template.clone()).map_err(|error| ManifestError::Document {
-        document,
-        problem: format!("{kind} {name}: {error}"),
-    })?;
+    let pod: Pod = serde_json::from_value(template.clone())
+        .map_err(|error| ManifestError::Document { document, problem: format!("{kind} {name}: {error}") })?;
     let injection = inject_alone(&pod, settings, mesh).map_err(|refusal| ManifestError::Refused {
         document,
         kind: kind.clone(),
@@ -114,10 +116,8 @@ fn inject_object(
     if template["metadata"].is_null() {
         template["metadata"] = Value::Object(Map::new());
     }
-    json_patch::patch(template, &patch).map_err(|error| ManifestError::Document {
-        document,
-        problem: format!("{kind} {name}: {error}"),
-    })?;
+    json_patch::patch(template, &patch)
+        .map_err(|error| ManifestError::Document { document, problem: format!("{kind} {name}: {error}") })?;
     Ok(true)
 }
 
@@ -183,10 +183,15 @@ mod tests {
             SERVICE
         );
         let output = run(&yaml).unwrap();
-        assert!(output.starts_with(&format!("{SERVICE}---\n")) && output.ends_with(&format!("---\n{SERVICE}")), "{output}");
+        assert!(
+            output.starts_with(&format!("{SERVICE}---\n")) && output.ends_with(&format!("---\n{SERVICE}")),
+            "{output}"
+        );
         let documents = documents(&output);
         assert_eq!(documents.len(), 4);
-        for template in [&documents[1]["spec"]["template"], &documents[2]["spec"]["jobTemplate"]["spec"]["template"]] {
+        for template in
+            [&documents[1]["spec"]["template"], &documents[2]["spec"]["jobTemplate"]["spec"]["template"]]
+        {
             assert_eq!(template["metadata"]["labels"]["tidegate.io/sidecar"], "injected");
             assert_eq!(template["spec"]["initContainers"][1]["name"], "tidegate-sidecar");
             assert_eq!(template["spec"]["containers"][0]["livenessProbe"]["httpGet"]["port"], 15901);
@@ -215,7 +220,15 @@ mod tests {
     #[test]
     fn what_opts_out_or_is_no_workload_stays_as_it_is() {
         let opted_out = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations: {openservicemesh.io/sidecar-injection: \"no\"}\nspec: {containers: [{name: a}]}\n";
-        for yaml in ["", "\n", "# nothing\n", "---\n", SERVICE, opted_out, &format!("---\n{SERVICE}---\n---\n{opted_out}")] {
+        for yaml in [
+            "",
+            "\n",
+            "# nothing\n",
+            "---\n",
+            SERVICE,
+            opted_out,
+            &format!("---\n{SERVICE}---\n---\n{opted_out}"),
+        ] {
             assert_eq!(run(yaml).unwrap(), yaml);
         }
     }
@@ -224,8 +237,12 @@ mod tests {
     fn errors_name_document_object_and_field() {
         let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, securityContext: {runAsUser: 1500}}]}\n";
         let error = run(&format!("{SERVICE}---\n{pod}")).unwrap_err();
-        assert!(error.starts_with("document 2: Pod a: spec.containers[0].securityContext.runAsUser: "), "{error}");
-        let error = run("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {}\n").unwrap_err();
+        assert!(
+            error.starts_with("document 2: Pod a: spec.containers[0].securityContext.runAsUser: "),
+            "{error}"
+        );
+        let error =
+            run("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {}\n").unwrap_err();
         assert_eq!(error, "document 1: Deployment d: /spec/template is missing");
         assert!(run("a: [\n").unwrap_err().starts_with("document 1: "));
         let typo = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: {name: a}}\n";

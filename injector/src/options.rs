@@ -108,9 +108,16 @@ impl Options {
         Settings {
             mesh_name: self.mesh_name.clone(),
             image_pull_policy: self.sidecar_image_pull_policy.clone(),
-            discovery_address: self.discovery_address.as_ref().map_or(named.discovery_address, ToString::to_string),
+            discovery_address: self
+                .discovery_address
+                .as_ref()
+                .map_or(named.discovery_address, ToString::to_string),
             ca_address: self.ca.ca_address.to_string(),
-            ca_server_name: self.ca.ca_server_name.as_ref().map_or(named.ca_server_name, |name| name.to_str().into_owned()),
+            ca_server_name: self
+                .ca
+                .ca_server_name
+                .as_ref()
+                .map_or(named.ca_server_name, |name| name.to_str().into_owned()),
             ..named
         }
     }
@@ -143,13 +150,25 @@ mod tests {
 
     #[test]
     fn sidecars_are_told_what_the_flags_say_and_the_rest_follows_from_the_namespace() {
-        let common =
-            ["tidegate-injector", "--sidecar-image=i:1", "--namespace=mesh", "--ca-address=https://ca.mesh.svc:15012"];
+        let common = [
+            "tidegate-injector",
+            "--sidecar-image=i:1",
+            "--namespace=mesh",
+            "--ca-address=https://ca.mesh.svc:15012",
+        ];
         let options = Options::parse_from(common);
-        let expected = Settings { ca_address: "https://ca.mesh.svc:15012".to_owned(), ..Settings::of_mesh("mesh", "cluster.local", "i:1") };
+        let expected = Settings {
+            ca_address: "https://ca.mesh.svc:15012".to_owned(),
+            ..Settings::of_mesh("mesh", "cluster.local", "i:1")
+        };
         assert_eq!(options.settings(), expected);
         assert_eq!(options.configuration_name(), "tidegate-injector");
-        let more = ["--mesh-name=two", "--ca-server-name=ca.example", "--discovery-address=https://d:1", "--trust-domain=td"];
+        let more = [
+            "--mesh-name=two",
+            "--ca-server-name=ca.example",
+            "--discovery-address=https://d:1",
+            "--trust-domain=td",
+        ];
         let options = Options::parse_from(common.iter().chain(&more));
         let settings = options.settings();
         assert_eq!(settings.discovery_server_name, "tidegate-controller.mesh.td");

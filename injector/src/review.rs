@@ -51,9 +51,7 @@ impl PodReviewer {
         let mesh = self.state.mesh()?;
         Ok(match inject(pod, &namespace, &self.settings, &mesh)? {
             Injection::Meshed(patch) => Verdict::patched(patch),
-            Injection::Left(reason) => {
-                Verdict::allowed().with_warnings(reason.warning().map(str::to_owned))
-            }
+            Injection::Left(reason) => Verdict::allowed().with_warnings(reason.warning().map(str::to_owned)),
         })
     }
 }

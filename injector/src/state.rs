@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct State {
     namespaces: watch::Receiver<HashMap<String, Arc<NamespaceView>>>,
     mesh: watch::Receiver<Result<Arc<MeshSettings>, MeshConfigError>>,
+    /// How long a namespace that is not known yet is waited for.
+    pub(crate) patience: Duration,
 }
 
 /// Writes what a [`State`] reads.
@@ -40,7 +42,10 @@ impl State {
     pub fn new() -> (StateWriter, Self) {
         let (namespaces, namespaces_receiver) = watch::channel(HashMap::new());
         let (mesh, mesh_receiver) = watch::channel(Ok(Arc::default()));
-        (StateWriter { namespaces, mesh }, Self { namespaces: namespaces_receiver, mesh: mesh_receiver })
+        (
+            StateWriter { namespaces, mesh },
+            Self { namespaces: namespaces_receiver, mesh: mesh_receiver, patience: PATIENCE },
+        )
     }
 
     /// What the MeshConfig says.
@@ -56,7 +61,7 @@ impl State {
             namespaces.get(name).is_some_and(|namespace| namespace.is_in_mesh(mesh_name))
         };
         // Either way the newest is taken: what is left out of the mesh in the end is left alone.
-        let _ = tokio::time::timeout(PATIENCE, namespaces.wait_for(is_there)).await;
+        let _ = tokio::time::timeout(self.patience, namespaces.wait_for(is_there)).await;
         self.namespaces.borrow().get(name).cloned()
     }
 }

@@ -18,7 +18,7 @@ pub use futures_util::future::BoxFuture;
 pub use review::{AdmissionRequest, Operation, Outcome, Reviewer, Verdict};
 pub use server::{Limits, StartError, WebhookServer};
 
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "fake-api"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;

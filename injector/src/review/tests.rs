@@ -1,6 +1,7 @@
 //! The webhook, asked over TLS as the API server asks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate_crds::injection::{INJECTION, MONITORED_BY};
@@ -24,7 +25,12 @@ fn namespace(name: &str, label: (&str, &str)) -> (String, Arc<NamespaceView>) {
 
 impl Webhook {
     async fn start() -> Self {
-        let (writer, state) = State::new();
+        Self::with_patience(Duration::from_secs(60)).await
+    }
+
+    async fn with_patience(patience: Duration) -> Self {
+        let (writer, mut state) = State::new();
+        state.patience = patience;
         writer.namespaces.send_replace(
             [namespace("shop", (INJECTION, "enabled")), namespace("other", (MONITORED_BY, "another"))].into(),
         );
@@ -67,10 +73,14 @@ async fn a_pod_of_a_meshed_namespace_gets_its_patch_and_another_none() {
         namespaces.insert(name, view);
     });
     let answer = webhook.create("shop", &pod()).await;
-    assert_eq!((&answer["allowed"], &answer["patch"]), (&json!(true), &Value::Null), "nobody asked for a sidecar");
+    assert_eq!(
+        (&answer["allowed"], &answer["patch"]),
+        (&json!(true), &Value::Null),
+        "nobody asked for a sidecar"
+    );
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_namespace_that_the_watch_has_not_told_of_yet_is_waited_for() {
     let webhook = Webhook::start().await;
     let request = review("pods", "CREATE", "new", &pod());
@@ -84,6 +94,7 @@ async fn a_namespace_that_the_watch_has_not_told_of_yet_is_waited_for() {
     };
     let (answer, ()) = tokio::join!(asking, telling);
     assert_eq!(answer["patchType"], "JSONPatch");
+    let webhook = Webhook::with_patience(Duration::ZERO).await;
     let answer = webhook.create("nobody", &pod()).await;
     assert_eq!(answer["allowed"], false);
     assert_eq!(answer["status"]["message"], "namespace nobody is not known to the injector yet; try again");
