@@ -137,7 +137,7 @@ async fn keep_mesh(
             Ok(_) => info!("MeshConfig read"),
             Err(error) => warn!(%error, "no sidecar can be added until this is mended"),
         }
-        sender.send_replace(settings);
+        drop(sender.send_replace(settings));
         blocker = None;
     }
     drop(blocker);

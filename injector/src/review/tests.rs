@@ -159,7 +159,7 @@ async fn a_dry_run_gets_the_same_answer() {
 async fn while_the_mesh_config_cannot_be_read_pods_are_refused_with_its_field() {
     let webhook = Webhook::start().await;
     let spec = serde_json::from_value(json!({"sidecar": {"logLevel": "loud"}})).unwrap();
-    webhook.writer.mesh.send_replace(crate::settings::MeshSettings::parse(Some(&spec)).map(Arc::new));
+    let _ = webhook.writer.mesh.send_replace(crate::settings::MeshSettings::parse(Some(&spec)).map(Arc::new));
     let answer = webhook.create("shop", &pod()).await;
     assert_eq!(answer["status"]["message"], "MeshConfig: spec.sidecar.logLevel: \"loud\" is no level");
 }
