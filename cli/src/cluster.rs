@@ -5,6 +5,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod certificate;
+pub(crate) mod check;
 pub(crate) mod client;
 pub(crate) mod conflicts;
 pub(crate) mod control_plane;

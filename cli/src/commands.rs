@@ -11,13 +11,14 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::admin_client::fetch;
 use crate::cluster::certificate::CertificateCommand;
+use crate::cluster::check::CheckOptions;
 use crate::cluster::client::ClusterOptions;
 use crate::cluster::conflicts::ConflictsOptions;
 use crate::cluster::control_plane::Part;
 use crate::cluster::mesh::MeshCommand;
 use crate::cluster::namespace::NamespaceCommand;
 use crate::cluster::proxy::ProxyCommand;
-use crate::cluster::{certificate, conflicts, mesh, namespace, proxy};
+use crate::cluster::{certificate, check, conflicts, mesh, namespace, proxy};
 use crate::demo::DemoOptions;
 use crate::explain::ExplainOptions;
 use crate::install::{InstallOptions, UninstallOptions, UpgradeOptions};
@@ -64,6 +65,8 @@ enum Command {
     /// Look at control planes.
     #[command(subcommand)]
     Mesh(MeshCommand),
+    /// Check whether the cluster is ready for Tidegate, and whether Tidegate and its workloads are well.
+    Check(CheckOptions),
     /// Look at sidecars.
     #[command(subcommand)]
     Proxy(ProxyCommand),
@@ -144,6 +147,7 @@ impl Cli {
             Command::Uninstall(options) => threads()?.block_on(install::uninstall(options)),
             Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
             Command::Mesh(command) => threads()?.block_on(mesh::run(command)),
+            Command::Check(options) => threads()?.block_on(check::run(options)),
             Command::Proxy(command) => threads()?.block_on(proxy::run(command)),
             Command::Certificate(command) => threads()?.block_on(certificate::run(command)),
             Command::Completions { shell } => print(&completion::script(shell)?),

@@ -445,9 +445,12 @@ async fn start_controller(
         trust_domain: options.trust_domain.clone(),
         max_connections: 1024,
         is_workload: is_local,
+        mesh_name: None,
+        health: None,
     };
     let dependencies = tidegate_controller::Dependencies {
         source: Box::new(FolderSource::new(&options.folder)),
+        status_writers: Vec::new(),
         credentials: kept.credentials,
         trust_bundle: bundle,
         metrics,
