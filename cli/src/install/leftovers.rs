@@ -12,6 +12,7 @@ use tidegate_crds::manifest;
 use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
 
 use crate::cluster::client::Cluster;
+use crate::cluster::control_plane::INSTANCE_LABEL;
 
 /// The Secret that holds the mesh's root and its key.
 const ROOT_SECRET: &str = "tidegate-ca-bundle";
@@ -20,7 +21,7 @@ const ROOT_SECRET: &str = "tidegate-ca-bundle";
 #[derive(Args, Clone, Copy, Debug, Default)]
 #[command(next_help_heading = "Deletes what stays otherwise")]
 pub(super) struct Deletions {
-    /// The root and its key, and every namespace's trust bundle: certificates of the mesh are void
+    /// The root and its key, and the trust bundles of the mesh: its certificates are void
     #[arg(long)]
     delete_root: bool,
     /// The MeshConfig
@@ -61,7 +62,9 @@ impl Deletions {
             let secrets: Api<Secret> = Api::namespaced(client(), namespace);
             delete(cluster, &secrets, ROOT_SECRET, &format!("Secret {namespace}/{ROOT_SECRET}"), &mut gone)
                 .await?;
-            let named = ListParams::default().fields(&format!("metadata.name={TRUST_BUNDLE_CONFIG_MAP}"));
+            let named = ListParams::default()
+                .fields(&format!("metadata.name={TRUST_BUNDLE_CONFIG_MAP}"))
+                .labels(&format!("{INSTANCE_LABEL}={}", cluster.mesh_name));
             let bundles: Vec<ConfigMap> = cluster
                 .list(&Api::all(client()), named, &format!("ConfigMaps {TRUST_BUNDLE_CONFIG_MAP}"))
                 .await?;
