@@ -15,6 +15,7 @@ const MINIMUM: (u32, u32) = (3, 14);
 
 /// Which Helm.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options")]
 pub(super) struct HelmOptions {
     /// The Helm to run, 3.14 or newer
     #[arg(
