@@ -66,22 +66,11 @@ impl Guide {
     }
 
     fn edit_mesh_config(&self) {
-        let edit = json!({"spec": {"certificate": {"ingressGateway": {
+        Mesh::get().patch_config(&json!({"certificate": {"ingressGateway": {
             "secret": {"name": SECRET, "namespace": CONTROL_PLANE},
             "subjectAltNames": ["ingress-nginx.ingress-nginx.cluster.local"],
             "validityDuration": "24h",
-        }}}});
-        let edit = edit.to_string();
-        self.cluster.kubectl([
-            "patch",
-            "meshconfig",
-            "osm-mesh-config",
-            "-n",
-            CONTROL_PLANE,
-            "--type=merge",
-            "-p",
-            &edit,
-        ]);
+        }}}));
         let secret = ["secret", SECRET, "-n", CONTROL_PLANE];
         self.cluster.wait_for("the gateway's Secret", &secret, |secret| {
             assert_eq!(secret["type"], "kubernetes.io/tls");

@@ -1,9 +1,15 @@
 //! Tidegate on the cluster.
 
 use std::io::Write;
+use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
+use serde_json::{Value, json};
+
+use super::cluster::run;
 use super::{Cluster, ROLLOUT};
+use crate::wait;
 
 /// The control plane's namespace: the one of Open Service Mesh's guides.
 pub const CONTROL_PLANE: &str = "osm-system";
@@ -11,9 +17,7 @@ pub const CONTROL_PLANE: &str = "osm-system";
 pub const DAEMONS: [&str; 3] = ["tidegate-controller", "tidegate-cert-manager", "tidegate-injector"];
 
 /// Values by which the chart takes the images of the tests.
-pub const VALUES: &str = "\
-image: {registry: tidegate.test, tag: '1', pullPolicy: IfNotPresent}
-";
+const VALUES: &str = "image: {registry: tidegate.test, tag: '1', pullPolicy: IfNotPresent}\n";
 
 /// An installed mesh.
 #[derive(Debug)]
@@ -53,9 +57,70 @@ impl Mesh {
             let mut values = tempfile::NamedTempFile::new().unwrap();
             values.write_all(VALUES.as_bytes()).unwrap();
             let file = values.path().to_str().unwrap();
-            let namespace = format!("--tidegate-namespace={CONTROL_PLANE}");
-            self.cluster.tidegate(["install", "--apply", &namespace, "--values", file]);
+            let folder = run(&mut Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("helm")), "");
+            let folder = folder.unwrap_or_else(|failure| panic!("{failure}"));
+            let helm = format!("{}/helm-4", folder.trim());
+            let mut arguments = vec![
+                "install",
+                "--apply",
+                "--osm-namespace",
+                CONTROL_PLANE,
+                "--values",
+                file,
+                "--helm",
+                &helm,
+            ];
+            // Another suite may have applied them, and Helm takes over nothing that is not its own.
+            if self.cluster.try_get_json(&["crd", "meshconfigs.config.openservicemesh.io"]).is_ok() {
+                arguments.push("--skip-crds");
+            }
+            self.cluster.tidegate(arguments);
         }
         self.wait_ready();
+    }
+
+    /// Scales a daemon; with none left, waits until its last pod is gone.
+    #[track_caller]
+    pub fn scale(&self, daemon: &str, replicas: u32) {
+        let target = format!("deployment/{daemon}");
+        self.cluster.kubectl(["-n", CONTROL_PLANE, "scale", &target, &format!("--replicas={replicas}")]);
+        if replicas == 0 {
+            let label = format!("app.kubernetes.io/name={daemon}");
+            wait::until_true(&format!("no {daemon} runs"), ROLLOUT, || {
+                let pods = self.cluster.get_json(&["pods", "-n", CONTROL_PLANE, "-l", &label]);
+                pods["items"].as_array().is_some_and(Vec::is_empty)
+            });
+        }
+    }
+
+    /// SIGKILL for every process of a daemon, as the kernel does when memory is short.
+    pub fn kill(&self, daemon: &str) {
+        let label = format!("app.kubernetes.io/name={daemon}");
+        self.cluster.kubectl([
+            "delete",
+            "pods",
+            "-n",
+            CONTROL_PLANE,
+            "-l",
+            &label,
+            "--grace-period=0",
+            "--force",
+            "--wait=false",
+        ]);
+    }
+
+    /// Changes the MeshConfig's spec.
+    pub fn patch_config(&self, spec: &Value) {
+        let patch = json!({"spec": spec}).to_string();
+        self.cluster.kubectl([
+            "patch",
+            "meshconfig",
+            "osm-mesh-config",
+            "-n",
+            CONTROL_PLANE,
+            "--type=merge",
+            "-p",
+            &patch,
+        ]);
     }
 }

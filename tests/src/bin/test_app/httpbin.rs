@@ -29,7 +29,7 @@ pub(crate) fn serve(conversation: &mut Conversation, health: &Health) -> io::Res
                 return Ok(());
             }
         }
-        let peer = conversation.peer()?.ip().to_string();
+        let peer = conversation.peer()?.ip().to_canonical().to_string();
         conversation.write(&answer(&request, &peer, health))?;
         if request.closes() {
             return Ok(());

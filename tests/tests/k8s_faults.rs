@@ -1,0 +1,184 @@
+//! What went wrong with Open Service Mesh on a real cluster, and does not here.
+
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, Mesh};
+use tidegate_tests::kubernetes::namespace::Namespace;
+use tidegate_tests::kubernetes::pod::{Outcome, Pod};
+use tidegate_tests::kubernetes::workload::Workload;
+use tidegate_tests::wait;
+
+const SECRET: &str = "faults-gateway";
+const PRINCIPAL: &str = "ingress-nginx.ingress-nginx.cluster.local";
+
+/// The certificate that ingress controllers show, and the roots that they trust, both PEM.
+struct GatewaySecret {
+    credentials: String,
+    roots: String,
+}
+
+impl GatewaySecret {
+    fn read() -> Self {
+        let mesh = Mesh::get();
+        mesh.patch_config(&json!({"certificate": {"ingressGateway": {
+            "secret": {"name": SECRET, "namespace": CONTROL_PLANE},
+            "subjectAltNames": [PRINCIPAL],
+            "validityDuration": "24h",
+        }}}));
+        let text = |secret: &Value, key: &str| {
+            let bytes = BASE64_STANDARD.decode(secret["data"][key].as_str()?).unwrap();
+            Some(String::from_utf8(bytes).unwrap())
+        };
+        mesh.cluster().wait_for("the gateway's Secret", &["secret", SECRET, "-n", CONTROL_PLANE], |secret| {
+            let credentials = text(secret, "tls.crt")? + &text(secret, "tls.key")?;
+            Some(Self { credentials, roots: text(secret, "ca.crt")? })
+        })
+    }
+
+    /// GET over TLS, as an ingress controller in `from`; `more` are further arguments of the test app.
+    fn get(&self, from: &Pod, target: &str, namespace: &Namespace, more: &[&str]) -> Outcome {
+        let name = format!("server.{}.cluster.local", namespace.name());
+        let arguments =
+            ["tls", target, "--roots", &self.roots, "--expect", &name, "--credentials", &self.credentials];
+        Outcome::of(&from.ask(&[&arguments, more].concat()))
+    }
+}
+
+/// An httpbin with two ports in the mesh, and a pod outside of it.
+struct Scene {
+    meshed: Namespace,
+    _outside: Namespace,
+    server: Pod,
+    client: Pod,
+}
+
+impl Scene {
+    fn start() -> Self {
+        Mesh::get();
+        let (meshed, outside) = (Namespace::meshed("faults"), Namespace::new("outside"));
+        Workload::new("server", &["serve", "--http=14001,14002"])
+            .port("http", 14001, 14001)
+            .port("http-two", 14002, 14002)
+            .ready_over_http(14001)
+            .deploy(&meshed);
+        Workload::client("client").deploy(&outside);
+        let (server, client) = (meshed.pod("server"), outside.pod("client"));
+        Self { meshed, _outside: outside, server, client }
+    }
+
+    fn address(&self, port: u16) -> String {
+        format!("{}:{port}", self.server.ip())
+    }
+
+    fn policy(&self, name: &str, backends: &[Value], sources: &[Value]) {
+        let policy = json!({
+            "apiVersion": "policy.openservicemesh.io/v1alpha1",
+            "kind": "IngressBackend",
+            "metadata": {"name": name},
+            "spec": {"backends": backends, "sources": sources},
+        });
+        self.meshed.apply(&policy.to_string());
+        let (state, reason) = self.meshed.policy_status(name);
+        assert_eq!(state, "committed", "{name}: {reason}");
+    }
+}
+
+fn backend(service: &str, port: u16, protocol: &str) -> Value {
+    json!({"name": service, "port": {"number": port, "protocol": protocol}})
+}
+
+fn principal(name: &str) -> Value {
+    json!({"kind": "AuthenticatedPrincipal", "name": name})
+}
+
+fn anywhere() -> Value {
+    json!({"kind": "IPRange", "name": "0.0.0.0/0"})
+}
+
+#[test]
+fn a_policy_for_one_port_of_a_pod_opens_no_other() {
+    let secret = GatewaySecret::read();
+    let scene = Scene::start();
+    scene.policy("open", &[backend("server", 14001, "http")], &[anywhere()]);
+    scene.policy("closed", &[backend("server", 14002, "https")], &[principal("somebody.else.cluster.local")]);
+    scene.client.get_until(&format!("http://{}/get", scene.address(14001)), 200);
+    wait::until_true("the policy of the second port is there", Duration::from_secs(30), || {
+        secret.get(&scene.client, &scene.address(14002), &scene.meshed, &[]).status() == 403
+    });
+    let plain = scene.client.get(&format!("http://{}/get", scene.address(14002)));
+    assert_eq!(plain, Outcome::Refused("reset".to_owned()));
+    scene.policy("closed", &[backend("server", 14002, "https")], &[principal(PRINCIPAL)]);
+    wait::until_true("the right principal comes in", Duration::from_secs(30), || {
+        secret.get(&scene.client, &scene.address(14002), &scene.meshed, &[]).status() == 200
+    });
+}
+
+#[test]
+fn the_gateways_certificate_opens_nothing_but_what_its_policies_say() {
+    let secret = GatewaySecret::read();
+    let scene = Scene::start();
+    // Mesh peers come in on this port: the permissive mode is on.
+    let peer = Namespace::meshed("peer");
+    Workload::client("client").deploy(&peer);
+    let url = format!("http://server.{}:14001/get", scene.meshed.name());
+    peer.pod("client").get_until(&url, 200);
+    let in_mesh = format!("server.{}.svc.cluster.local", scene.meshed.name());
+    let host = format!("server.{}:14001", scene.meshed.name());
+    for alpn in ["tidegate/h1", "tidegate/tcp", "osm", "http/1.1"] {
+        for more in [&["--alpn", alpn][..], &["--alpn", alpn, "--server-name", &in_mesh, "--host", &host]] {
+            let outcome = secret.get(&scene.client, &scene.address(14001), &scene.meshed, more);
+            assert_ne!(outcome.status(), 200, "{more:?}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn two_services_of_one_port_may_both_have_a_policy_and_changes_of_it_count() {
+    let scene = Scene::start();
+    let twin = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "twin"},
+        "spec": {"selector": {"app": "server"}, "ports": [{"name": "http", "port": 14001, "targetPort": 14001}]},
+    });
+    scene.meshed.apply(&twin.to_string());
+    let backends = [backend("server", 14001, "http"), backend("twin", 14001, "http")];
+    scene.policy("both", &backends, &[anywhere()]);
+    let url = format!("http://{}/get", scene.address(14001));
+    scene.client.get_until(&url, 200);
+    scene.policy("both", &backends, &[json!({"kind": "IPRange", "name": "192.0.2.0/24"})]);
+    wait::until_true("the change counts", Duration::from_secs(30), || {
+        scene.client.get(&url) == Outcome::Refused("reset".to_owned())
+    });
+}
+
+#[test]
+fn a_pod_is_ready_only_once_its_sidecar_has_its_policy() {
+    Mesh::get();
+    let namespace = Namespace::meshed("ready");
+    Workload::http("server").deploy(&namespace);
+    let pod = namespace.pod("server").json();
+    let sidecars = pod["spec"]["initContainers"].as_array().unwrap();
+    let sidecar = sidecars.iter().find(|container| container["name"] == "tidegate-sidecar").unwrap();
+    assert_eq!(sidecar["restartPolicy"], "Always");
+    let statuses = pod["status"]["initContainerStatuses"].as_array().unwrap();
+    let started = |name: &str, statuses: &Value| {
+        let of = |list: &Value| {
+            list.as_array().into_iter().flatten().find(|status| status["name"] == name).cloned()
+        };
+        of(statuses).unwrap()["state"]["running"]["startedAt"].as_str().unwrap().to_owned()
+    };
+    // The app was started after its sidecar had said that it was ready.
+    assert!(statuses.iter().any(|status| status["name"] == "tidegate-sidecar" && status["started"] == true));
+    let (before, after) = (
+        started("tidegate-sidecar", &pod["status"]["initContainerStatuses"]),
+        started("app", &pod["status"]["containerStatuses"]),
+    );
+    assert!(before <= after, "sidecar {before}, app {after}");
+}

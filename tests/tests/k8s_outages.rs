@@ -1,0 +1,173 @@
+//! What the mesh and the rest of the cluster do while parts of the control plane are away.
+//!
+//! Each test takes something away that all share, so they run one after the other.
+
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tidegate_tests::kubernetes::load::Load;
+use tidegate_tests::kubernetes::mesh::{DAEMONS, Mesh};
+use tidegate_tests::kubernetes::namespace::Namespace;
+use tidegate_tests::kubernetes::workload::Workload;
+use tidegate_tests::wait;
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The mesh, for one test at a time; what a test took away is back when it ends.
+struct Alone {
+    mesh: &'static Mesh,
+    _guard: MutexGuard<'static, ()>,
+}
+
+impl Alone {
+    fn with_the_mesh() -> Self {
+        let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { mesh: Mesh::get(), _guard: guard }
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        for daemon in DAEMONS {
+            self.mesh.scale(daemon, 1);
+        }
+        self.mesh.wait_ready();
+    }
+}
+
+/// A backend with a load on it: one that makes a connection for each request, one that keeps them.
+struct Loaded {
+    namespace: Namespace,
+    loads: Vec<Load>,
+}
+
+impl Loaded {
+    fn start() -> Self {
+        let namespace = Namespace::meshed("outage");
+        Workload::http("server").deploy(&namespace);
+        let url = "http://server/get";
+        let loads = vec![
+            Load::start(&namespace, "fresh", url, &["--requests-per-connection=1"]),
+            Load::start(&namespace, "kept", url, &[]),
+        ];
+        Self { namespace, loads }
+    }
+
+    /// Lets the load go on for a while and fails unless all of it succeeded.
+    fn assert_flawless(&self) {
+        for load in &self.loads {
+            load.wait_for(50);
+            load.assert_flawless();
+        }
+    }
+
+    /// Lets the load go on for so long.
+    fn go_on(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.assert_flawless();
+        }
+    }
+}
+
+#[test]
+fn with_the_whole_control_plane_away_for_a_minute_no_request_fails() {
+    let alone = Alone::with_the_mesh();
+    let loaded = Loaded::start();
+    for daemon in DAEMONS {
+        alone.mesh.scale(daemon, 0);
+    }
+    loaded.go_on(Duration::from_secs(60));
+    for daemon in DAEMONS {
+        alone.mesh.scale(daemon, 1);
+    }
+    alone.mesh.wait_ready();
+    loaded.assert_flawless();
+    // And it works on: a new workload joins.
+    Workload::client("late").deploy(&loaded.namespace);
+    loaded.namespace.pod("late").get_until("http://server/get", 200);
+}
+
+#[test]
+fn daemons_that_are_killed_again_and_again_cost_no_request() {
+    let alone = Alone::with_the_mesh();
+    let loaded = Loaded::start();
+    for _ in 0..3 {
+        for daemon in DAEMONS {
+            alone.mesh.kill(daemon);
+            loaded.assert_flawless();
+        }
+    }
+    alone.mesh.wait_ready();
+    loaded.assert_flawless();
+}
+
+#[test]
+fn a_restart_of_the_api_server_costs_no_request_and_changes_arrive_afterwards() {
+    let alone = Alone::with_the_mesh();
+    let cluster = alone.mesh.cluster();
+    let loaded = Loaded::start();
+    cluster.kill_part("kube-apiserver");
+    cluster.start_part("kube-apiserver");
+    wait::until_true("the API server is back", Duration::from_secs(60), || {
+        cluster.try_kubectl(["get", "--raw", "/readyz"], "").is_ok()
+    });
+    loaded.assert_flawless();
+    // Endpoints that are made now reach sidecars: the watches have healed.
+    Workload::http("later").deploy(&loaded.namespace);
+    loaded.loads[0].pod().get_until("http://later/get", 200);
+}
+
+#[test]
+fn without_webhooks_labelled_namespaces_fail_closed_and_others_do_not_notice() {
+    let alone = Alone::with_the_mesh();
+    let (meshed, plain) = (Namespace::meshed("closed"), Namespace::new("open"));
+    for daemon in ["tidegate-injector", "tidegate-controller"] {
+        alone.mesh.scale(daemon, 0);
+    }
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "pod"},
+        "spec": {"containers": [{
+            "name": "app",
+            "image": "tidegate.test/app:1",
+            "imagePullPolicy": "IfNotPresent",
+            "args": ["serve"],
+        }]},
+    });
+    plain.apply(&pod.to_string());
+    plain.kubectl(&["wait", "--for=condition=Ready", "pod/pod", "--timeout=60s"]);
+    let refused = meshed.try_apply(&pod.to_string()).unwrap_err();
+    assert!(refused.stderr.contains("injector.tidegate.io"), "{refused}");
+    let ignored = Namespace::new("ignored");
+    ignored.cluster().kubectl(["label", "namespace", ignored.name(), "openservicemesh.io/ignore=true"]);
+    ignored.apply(&pod.to_string());
+    let policy = "apiVersion: policy.openservicemesh.io/v1alpha1\nkind: IngressBackend\nmetadata: {name: any}\n\
+        spec: {backends: [], sources: []}\n";
+    let refused = meshed.try_apply(policy).unwrap_err();
+    assert!(refused.stderr.contains("controller.tidegate.io"), "{refused}");
+}
+
+#[test]
+fn without_permissive_mode_a_mesh_peer_is_refused_too() {
+    let alone = Alone::with_the_mesh();
+    let meshed = Namespace::meshed("traffic");
+    Workload::http("server").deploy(&meshed);
+    Workload::client("client").deploy(&meshed);
+    let client = meshed.pod("client");
+    client.get_until("http://server/get", 200);
+    let permissive = |is_on: bool| {
+        alone.mesh.patch_config(&json!({"traffic": {"enablePermissiveTrafficPolicyMode": is_on}}));
+    };
+    permissive(false);
+    wait::until_true("the peer is refused", Duration::from_secs(30), || {
+        client.get("http://server/get").status() == 0
+    });
+    permissive(true);
+    client.get_until("http://server/get", 200);
+}
