@@ -8,6 +8,7 @@
 //! This crate may know Kubernetes' types; it never sees a request.
 
 mod admin;
+pub mod admission;
 pub mod compile;
 mod destinations;
 mod discovery;
