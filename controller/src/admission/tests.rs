@@ -83,7 +83,7 @@ async fn a_mistake_that_is_stored_already_keeps_nobody_from_changing_or_deleting
     assert_eq!(answer["allowed"], true);
     assert!(answer["warnings"][0].as_str().unwrap().contains("got: grpc"));
 
-    request["request"]["object"]["spec"]["sources"] = json!([{"kind": "Pod"}]);
+    request["request"]["object"]["spec"]["sources"] = json!([{"kind": "Pod", "name": "a"}]);
     assert_eq!(webhook.ask(&request).await["allowed"], false, "another mistake is one too many");
     request["request"]["object"]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     assert_eq!(webhook.ask(&request).await["allowed"], true, "a finalizer may go");
