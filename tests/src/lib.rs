@@ -18,6 +18,7 @@ pub mod http1;
 pub mod load;
 pub mod loopback;
 pub mod mesh;
+pub mod netns;
 pub mod nginx;
 pub mod objects;
 pub mod openssl;
