@@ -19,6 +19,9 @@ use kube::api::ObjectMeta;
 pub use self::parts::{Background, Parts, Place, RunningBackground, wait_for_api_server};
 use crate::store::StoreError;
 
+#[cfg(test)]
+mod tests;
+
 /// The Secret in the control plane's namespace that keeps the root.
 pub const ROOT_SECRET: &str = "tidegate-ca-bundle";
 /// The label by which we know again what we have written.

@@ -10,14 +10,16 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::admin_client::fetch;
+use crate::cluster::bug_report::BugReportOptions;
 use crate::cluster::certificate::CertificateCommand;
+use crate::cluster::check::CheckOptions;
 use crate::cluster::client::ClusterOptions;
 use crate::cluster::conflicts::ConflictsOptions;
 use crate::cluster::control_plane::Part;
 use crate::cluster::mesh::MeshCommand;
 use crate::cluster::namespace::NamespaceCommand;
 use crate::cluster::proxy::ProxyCommand;
-use crate::cluster::{certificate, conflicts, mesh, namespace, proxy};
+use crate::cluster::{bug_report, certificate, check, conflicts, mesh, namespace, proxy};
 use crate::demo::DemoOptions;
 use crate::explain::ExplainOptions;
 use crate::output::{OutputFormat, print};
@@ -57,12 +59,16 @@ enum Command {
     /// Look at control planes.
     #[command(subcommand)]
     Mesh(MeshCommand),
+    /// Check whether the cluster is ready for Tidegate, and whether Tidegate and its workloads are well.
+    Check(CheckOptions),
     /// Look at sidecars.
     #[command(subcommand)]
     Proxy(ProxyCommand),
     /// Look at the mesh's root certificate, and replace it.
     #[command(subcommand, visible_alias = "cert")]
     Certificate(CertificateCommand),
+    /// Gather what somebody else needs to find out what is wrong; no keys, no tokens, no Secrets' content.
+    BugReport(BugReportOptions),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -134,6 +140,8 @@ impl Cli {
             }
             Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
             Command::Mesh(command) => threads()?.block_on(mesh::run(command)),
+            Command::Check(options) => threads()?.block_on(check::run(options)),
+            Command::BugReport(options) => threads()?.block_on(bug_report::run(options)),
             Command::Proxy(command) => threads()?.block_on(proxy::run(command)),
             Command::Certificate(command) => threads()?.block_on(certificate::run(command)),
             Command::Completions { shell } => print(&completion::script(shell)?),

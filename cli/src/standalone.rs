@@ -330,6 +330,7 @@ impl Sidecars {
         let options = SidecarOptions {
             workload: workload(pod),
             inbound: ports.iter().map(inbound).collect(),
+            outbound: Vec::new(),
             discovery_address: address(self.discovery)?,
             discovery_server_name: ServerName::try_from(controller.dns_name())?,
             ca: self.ca.options(token_file)?,
@@ -445,9 +446,12 @@ async fn start_controller(
         trust_domain: options.trust_domain.clone(),
         max_connections: 1024,
         is_workload: is_local,
+        mesh_name: None,
+        health: None,
     };
     let dependencies = tidegate_controller::Dependencies {
         source: Box::new(FolderSource::new(&options.folder)),
+        status_writers: Vec::new(),
         credentials: kept.credentials,
         trust_bundle: bundle,
         metrics,

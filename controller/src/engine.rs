@@ -37,12 +37,21 @@ pub(crate) struct Engine {
     shared: Shared,
     is_workload: fn(&Pod) -> bool,
     status_writers: Vec<Box<dyn StatusWriter>>,
-    written: BTreeMap<ObjectKey, (ObjectStatus, Option<Arc<str>>)>,
+    written: BTreeMap<ObjectKey, Written>,
     mesh_config: watch::Sender<Option<Arc<MeshConfigSpec>>>,
     pods: watch::Sender<Arc<Vec<LocalPod>>>,
     metrics: ControllerMetrics,
     /// Held until the first complete list has been compiled.
     blocker: Option<Blocker>,
+}
+
+/// A status as the writers have it.
+#[derive(Debug, PartialEq)]
+struct Written {
+    status: ObjectStatus,
+    origin: Option<Arc<str>>,
+    /// Another object in the place of one before has no status yet.
+    uid: Option<String>,
 }
 
 impl Engine {
@@ -167,14 +176,15 @@ impl Engine {
                 || touched.namespaces.contains(&name.namespace)
                 || touched.pods.iter().any(|pod| pod.namespace == name.namespace)
         };
-        let backends = index.ingress_backends().filter(|(name, _)| is_touched(name));
+        let is_ours = |name: &ObjectName| is_touched(name) && !index.is_of_another_mesh(&name.namespace);
+        let backends = index.ingress_backends().filter(|(name, _)| is_ours(name));
         let backends = backends.map(|(name, object)| {
             let key = ObjectKey { kind: Kind::IngressBackend, name: name.clone() };
-            (key, status::ingress_backend(index, name, object))
+            (key, (status::ingress_backend(index, name, object), object.metadata.uid.clone()))
         });
         let configs = index.mesh_configs().filter(|_| touched.all).map(|(name, object)| {
             let key = ObjectKey { kind: Kind::MeshConfig, name: name.clone() };
-            (key, status::mesh_config(index, name, object))
+            (key, (status::mesh_config(index, name, object), object.metadata.uid.clone()))
         });
         let current: BTreeMap<_, _> = backends.chain(configs).collect();
         let is_gone = |key: &&ObjectKey| {
@@ -189,17 +199,18 @@ impl Engine {
             self.written.remove(&key);
             self.status_writers.iter().for_each(|writer| writer.remove(&key));
         }
-        for (key, status) in current {
-            let origin = index.origin(key.kind, &key.name).cloned();
+        for (key, (status, uid)) in current {
+            let written = Written { status, origin: index.origin(key.kind, &key.name).cloned(), uid };
             let before = self.written.get(&key);
-            if before.is_some_and(|(old, place)| *old == status && *place == origin) {
+            if before == Some(&written) {
                 continue;
             }
-            if before.is_none_or(|(old, _)| *old != status) {
-                log_status(&key, &status);
+            let Written { status, origin, .. } = &written;
+            if before.is_none_or(|before| before.status != *status) {
+                log_status(&key, status);
             }
-            self.status_writers.iter().for_each(|writer| writer.write(&key, &status, origin.as_ref()));
-            self.written.insert(key, (status, origin));
+            self.status_writers.iter().for_each(|writer| writer.write(&key, status, origin.as_ref()));
+            self.written.insert(key, written);
         }
     }
 

@@ -5,19 +5,23 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
 use tidegate_crds::{IngressBackend, MeshConfig, MeshConfigSpec};
 
+use crate::mesh::Mesh;
 use crate::object::{Kind, Object, ObjectKey, ObjectName};
 use crate::source::Change;
+use crate::source::folder::has_ended;
 
 /// The label by which an EndpointSlice says whose endpoints it holds.
 pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-/// Objects by name. Namespaces and ServiceAccounts decide about nothing by themselves and are not kept.
+/// Objects by name. ServiceAccounts decide about nothing by themselves and are not kept; of Namespaces only whether
+/// they belong to the mesh.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
+    mesh: Mesh,
     pods: BTreeMap<ObjectName, Arc<Pod>>,
     services: BTreeMap<ObjectName, Arc<Service>>,
     /// By each of its addresses.
@@ -26,6 +30,8 @@ pub struct Index {
     services_at: Addresses,
     slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
     slices_of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// The EndpointSlices that list a Pod.
+    slices_of_pod: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     ingress_backends: BTreeMap<ObjectName, Arc<IngressBackend>>,
     mesh_configs: BTreeMap<ObjectName, Arc<MeshConfig>>,
     origins: BTreeMap<ObjectKey, Arc<str>>,
@@ -49,6 +55,12 @@ pub(crate) struct Touched {
 }
 
 impl Index {
+    /// An empty index of a cluster, in which namespaces belong to the mesh by their labels; without a name, of a
+    /// folder, in which all of them do.
+    pub fn for_mesh(name: Option<&str>) -> Self {
+        Self { mesh: Mesh::new(name), ..Self::default() }
+    }
+
     /// An index of everything that these changes report.
     pub fn of(changes: impl IntoIterator<Item = Change>) -> Self {
         let mut index = Self::default();
@@ -61,8 +73,16 @@ impl Index {
     /// Takes over a change and notes what it may have an effect on.
     pub(crate) fn apply(&mut self, change: Change, touched: &mut Touched) {
         match change {
+            Change::Apply { object: Object::Namespace(namespace), .. } => {
+                if self.mesh.apply(&namespace) {
+                    touched.namespaces.insert(namespace.metadata.name.as_deref().unwrap_or_default().into());
+                }
+            }
             Change::Apply { object, origin } => {
                 let key = object.key();
+                if origin.is_none() && self.holds(&key.name, &object) {
+                    return;
+                }
                 self.touch(&key, touched);
                 match origin {
                     Some(origin) => self.origins.insert(key.clone(), origin),
@@ -77,6 +97,16 @@ impl Index {
                 self.remove(&key);
             }
         }
+    }
+
+    /// Why nothing that is in this namespace counts; nothing if it belongs to the mesh.
+    pub(crate) fn outside_mesh(&self, namespace: &str) -> Option<String> {
+        self.mesh.outside(namespace)
+    }
+
+    /// Whether this namespace belongs to another mesh, whose controller speaks for it.
+    pub(crate) fn is_of_another_mesh(&self, namespace: &str) -> bool {
+        self.mesh.is_others(namespace)
     }
 
     /// A Service.
@@ -134,7 +164,8 @@ impl Index {
     }
 
     /// The addresses of a Service's ready endpoints, each once. An endpoint that does not say counts as ready, as
-    /// Kubernetes wants it. Nothing if there is no such Service.
+    /// Kubernetes wants it. One whose Pod has ended, or is not there any more, does not count whatever its
+    /// EndpointSlice says: the address may be another Pod's by now. Nothing if there is no such Service.
     pub(crate) fn ready_addresses(&self, service: &ObjectName) -> BTreeSet<IpAddr> {
         if !self.services.contains_key(service) {
             return BTreeSet::new();
@@ -143,8 +174,25 @@ impl Index {
         let ready = endpoints.filter(|endpoint| {
             endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
         });
+        let current = ready.filter(|endpoint| self.is_current(&service.namespace, endpoint));
         // A name in a slice of type FQDN is no address and does not parse as one.
-        ready.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| address.parse().ok()).collect()
+        current.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| address.parse().ok()).collect()
+    }
+
+    /// Whether the Pod that an endpoint refers to still has its addresses. An endpoint that refers to none is its
+    /// author's word.
+    pub(crate) fn is_current(&self, namespace: &str, endpoint: &Endpoint) -> bool {
+        let Some(target) = endpoint.target_ref.as_ref().filter(|_| self.mesh.knows_every_pod()) else {
+            return true;
+        };
+        let Some(name) = pod_of(namespace, endpoint) else { return true };
+        let Some(pod) = self.pods.get(&name) else { return false };
+        let is_same = target.uid.is_none() || target.uid == pod.metadata.uid;
+        let status = pod.status.as_ref();
+        let ip = status.and_then(|status| status.pod_ip.as_ref());
+        let ips = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| &ip.ip);
+        let has = |address: &String| ip == Some(address) || ips.clone().any(|ip| ip == address);
+        is_same && !has_ended(pod) && endpoint.addresses.iter().all(has)
     }
 
     /// Every MeshConfig; only one of them is in force.
@@ -167,6 +215,18 @@ impl Index {
         self.origins.get(&ObjectKey { kind, name: name.clone() })
     }
 
+    /// Whether an object is here already, the same in everything that is kept.
+    fn holds(&self, name: &ObjectName, object: &Object) -> bool {
+        match object {
+            Object::Pod(pod) => self.pods.get(name) == Some(pod),
+            Object::Service(service) => self.services.get(name) == Some(service),
+            Object::EndpointSlice(slice) => self.slices.get(name) == Some(slice),
+            Object::IngressBackend(backend) => self.ingress_backends.get(name) == Some(backend),
+            Object::MeshConfig(config) => self.mesh_configs.get(name) == Some(config),
+            Object::Namespace(_) | Object::ServiceAccount(_) => false,
+        }
+    }
+
     fn insert(&mut self, name: ObjectName, object: Object) {
         match object {
             Object::Pod(pod) => {
@@ -183,6 +243,9 @@ impl Index {
                 self.remove_slice(&name);
                 if let Some(service) = service_of(&slice) {
                     self.slices_of_service.entry(service).or_default().insert(name.clone());
+                }
+                for pod in pods_of(&slice) {
+                    self.slices_of_pod.entry(pod).or_default().insert(name.clone());
                 }
                 self.slices.insert(name, slice);
             }
@@ -203,7 +266,8 @@ impl Index {
             Kind::EndpointSlice => self.remove_slice(&key.name),
             Kind::IngressBackend => drop(self.ingress_backends.remove(&key.name)),
             Kind::MeshConfig => drop(self.mesh_configs.remove(&key.name)),
-            Kind::Namespace | Kind::ServiceAccount => {}
+            Kind::Namespace => self.mesh.remove(&key.name.name),
+            Kind::ServiceAccount => {}
         }
     }
 
@@ -220,12 +284,12 @@ impl Index {
     }
 
     fn remove_slice(&mut self, name: &ObjectName) {
-        let Some(service) = self.slices.remove(name).as_deref().and_then(service_of) else { return };
-        if let Some(slices) = self.slices_of_service.get_mut(&service) {
-            slices.remove(name);
-            if slices.is_empty() {
-                self.slices_of_service.remove(&service);
-            }
+        let Some(slice) = self.slices.remove(name) else { return };
+        if let Some(service) = service_of(&slice) {
+            forget(&mut self.slices_of_service, &service, name);
+        }
+        for pod in pods_of(&slice) {
+            forget(&mut self.slices_of_pod, &pod, name);
         }
     }
 
@@ -234,6 +298,7 @@ impl Index {
         match key.kind {
             Kind::Pod => {
                 touched.pods.insert(key.name.clone());
+                self.touch_sources_on(&key.name, touched);
                 touched.addresses.extend(self.pods.get(&key.name).into_iter().flat_map(|pod| pod_ips(pod)));
             }
             Kind::Service => self.touch_service(&key.name, touched),
@@ -246,16 +311,34 @@ impl Index {
                 touched.namespaces.insert(key.name.namespace.clone());
             }
             Kind::MeshConfig => touched.all = true,
-            Kind::Namespace | Kind::ServiceAccount => {}
+            Kind::Namespace => {
+                touched.namespaces.insert(key.name.name.clone());
+            }
+            Kind::ServiceAccount => {}
+        }
+    }
+
+    /// A Pod matters to whoever lets it in as an endpoint of a source: its address is good only as long as it is.
+    fn touch_sources_on(&self, pod: &ObjectName, touched: &mut Touched) {
+        if !self.mesh.knows_every_pod() {
+            return;
+        }
+        let slices = self.slices_of_pod.get(pod).into_iter().flatten();
+        let services = slices.filter_map(|name| self.slices.get(name)).filter_map(|slice| service_of(slice));
+        for service in services.collect::<BTreeSet<_>>() {
+            self.touch_source(&service, touched);
         }
     }
 
     /// A Service matters where its Pods are and wherever an IngressBackend names it as a source.
     fn touch_service(&self, service: &ObjectName, touched: &mut Touched) {
         touched.namespaces.insert(service.namespace.clone());
-        touched
-            .addresses
-            .extend(self.services.get(service).into_iter().flat_map(|service| cluster_ips(service)));
+        let addresses = self.services.get(service).into_iter().flat_map(|service| cluster_ips(service));
+        touched.addresses.extend(addresses);
+        self.touch_source(service, touched);
+    }
+
+    fn touch_source(&self, service: &ObjectName, touched: &mut Touched) {
         for (name, backend) in &self.ingress_backends {
             let names_it = backend.spec.sources.iter().any(|source| {
                 source.kind == "Service"
@@ -315,6 +398,28 @@ fn in_namespace<'m, T>(
     let namespace: Arc<str> = namespace.into();
     map.range(ObjectName::new(namespace.clone(), "")..)
         .take_while(move |(name, _)| name.namespace == namespace)
+}
+
+fn forget(slices: &mut BTreeMap<ObjectName, BTreeSet<ObjectName>>, of: &ObjectName, slice: &ObjectName) {
+    if let Some(names) = slices.get_mut(of) {
+        names.remove(slice);
+        if names.is_empty() {
+            slices.remove(of);
+        }
+    }
+}
+
+/// The Pod that an endpoint of a slice in this namespace refers to.
+fn pod_of(namespace: &str, endpoint: &Endpoint) -> Option<ObjectName> {
+    let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))?;
+    let namespace =
+        target.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or(namespace);
+    Some(ObjectName::new(namespace, target.name.as_deref()?))
+}
+
+fn pods_of(slice: &EndpointSlice) -> impl Iterator<Item = ObjectName> {
+    let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+    slice.endpoints.iter().flatten().filter_map(move |endpoint| pod_of(namespace, endpoint))
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {

@@ -14,6 +14,7 @@ mod discovery;
 mod engine;
 pub mod explain;
 mod index;
+mod mesh;
 mod metrics;
 pub mod object;
 pub mod options;
@@ -28,8 +29,8 @@ mod workloads;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -46,7 +47,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 pub use index::Index;
-pub use status::{PolicyStatus, StatusBoard};
+pub use status::{PolicyStatus, StatusBoard, StatusWriter};
 
 use destinations::Destinations;
 use discovery::DiscoveryService;
@@ -74,12 +75,18 @@ pub struct Config {
     pub max_connections: usize,
     /// Whether a Pod has a sidecar of ours, and so a policy. [`source::folder::is_local`] for a folder.
     pub is_workload: fn(&Pod) -> bool,
+    /// The mesh whose label namespaces have that belong to it; without a name all of them do.
+    pub mesh_name: Option<String>,
+    /// Where kubelet and Prometheus come to, from other hosts too; only reads.
+    pub health: Option<SocketAddr>,
 }
 
 /// What a controller stands on.
 pub struct Dependencies {
     /// Where objects come from.
     pub source: Box<dyn Source>,
+    /// Where the status of objects goes besides the admin server.
+    pub status_writers: Vec<Box<dyn StatusWriter>>,
     /// The controller's own certificate; sidecars are served once there is one.
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// The roots that sidecars' certificates must chain to.
@@ -103,6 +110,8 @@ pub struct ControllerHandle {
     pub discovery_address: SocketAddr,
     /// Where the admin server listens.
     pub admin_address: SocketAddr,
+    /// Where kubelet and Prometheus come to, if anywhere.
+    pub health_address: Option<SocketAddr>,
     /// The MeshConfig in force, if there is one.
     pub mesh_config: watch::Receiver<Option<Arc<MeshConfigSpec>>>,
     /// The Pods that have a sidecar of ours, sorted by namespace and name.
@@ -148,12 +157,13 @@ pub enum StartError {
 impl Controller {
     /// Binds both addresses and starts. Sidecars are served once there is a certificate. Needs a tokio runtime.
     pub async fn start(config: Config, dependencies: Dependencies) -> Result<ControllerHandle, StartError> {
-        let Dependencies { source, credentials, trust_bundle, metrics, readiness, log } = dependencies;
+        let Dependencies { source, mut status_writers, credentials, trust_bundle, metrics, readiness, log } =
+            dependencies;
         let listen = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let discovery_address = listener.local_addr().map_err(listen)?;
         let own_metrics = ControllerMetrics::new(&metrics);
-        let index = Arc::default();
+        let index = Arc::new(RwLock::new(Index::for_mesh(config.mesh_name.as_deref())));
         let shared = Shared {
             trust_domain: config.trust_domain.clone(),
             index: Arc::clone(&index),
@@ -164,20 +174,25 @@ impl Controller {
         };
         let objects = readiness.block("objects");
         let certificate = readiness.block("certificate");
-        let admin = AdminServer::new(ProcessName("tidegate-controller"), metrics, readiness, log)
+        let name = ProcessName("tidegate-controller");
+        let health = match config.health {
+            Some(address) => {
+                let server = AdminServer::health(name, metrics.clone(), readiness.clone(), log.clone());
+                Some(server.bind(address).await?)
+            }
+            None => None,
+        };
+        let health_address = health.as_ref().map(|health| health.local_addr());
+        let admin = AdminServer::new(name, metrics, readiness, log)
             .merge(admin::routes(shared.clone()))
             .bind(config.admin)
             .await?;
         let admin_address = admin.local_addr();
         let (trigger, drain) = drain::channel();
 
-        let engine = Engine::new(
-            shared.clone(),
-            config.is_workload,
-            vec![Box::new(shared.statuses.clone())],
-            own_metrics.clone(),
-            objects,
-        );
+        status_writers.push(Box::new(shared.statuses.clone()));
+        let engine =
+            Engine::new(shared.clone(), config.is_workload, status_writers, own_metrics.clone(), objects);
         let (mesh_config, pods) = (engine.mesh_config(), engine.pods());
         let (batches, receiver) = mpsc::channel(16);
         tokio::spawn(until_drain(engine.run(receiver), drain.clone()));
@@ -202,8 +217,11 @@ impl Controller {
         };
         let tls = ServerTls { credentials, trust_bundle };
         tokio::spawn(serving::serve(listener, tls, service, config.max_connections, drain.clone()));
+        if let Some(health) = health {
+            tokio::spawn(health.serve(drain.clone()));
+        }
         tokio::spawn(admin.serve(drain));
-        Ok(ControllerHandle { discovery_address, admin_address, mesh_config, pods, trigger })
+        Ok(ControllerHandle { discovery_address, admin_address, health_address, mesh_config, pods, trigger })
     }
 }
 

@@ -3,12 +3,19 @@
 use anyhow::Context;
 use clap::Parser;
 use tidegate_controller::options::Options;
+use tidegate_controller::source::Source;
 use tidegate_controller::source::folder::{FolderSource, is_local};
-use tidegate_controller::{Config, Controller, Dependencies};
+use tidegate_controller::source::kubernetes::{KubernetesSource, is_injected};
+use tidegate_controller::status::kubernetes::KubernetesStatuses;
+use tidegate_controller::{Config, Controller, Dependencies, StatusWriter};
 use tidegate_core::Identity;
+use tidegate_kubernetes::client;
+use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
+use tidegate_kubernetes::watch::WatchMetrics;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::{identity, logging, signals, tls, trust_bundle};
+use tokio::sync::oneshot;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -28,15 +35,43 @@ async fn main() -> anyhow::Result<()> {
         bundle = bundle => bundle,
     };
     let kept = identity::start(options.ca, Some(identity), trust_bundle.clone(), &metrics);
-    let config = Config {
+    let mut config = Config {
         listen: options.listen,
         admin: options.admin_address,
+        health: options.health_address,
         trust_domain: options.trust_domain,
         max_connections: options.max_connections,
         is_workload: is_local,
+        mesh_name: None,
+    };
+    let mut status_writers: Vec<Box<dyn StatusWriter>> = Vec::new();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (source, election): (Box<dyn Source>, _) = match options.folder {
+        Some(folder) => (Box::new(FolderSource::new(folder)), None),
+        None => {
+            let client = client::connect(&options.client).await?;
+            config.is_workload = is_injected;
+            config.mesh_name = Some(options.mesh_name);
+            let lease = LeaseConfig {
+                namespace: options.namespace.clone(),
+                name: tidegate_controller::SERVICE_ACCOUNT.to_owned(),
+                holder: options.pod_name.unwrap_or_default(),
+                timing: LeaseTiming::default(),
+            };
+            let elector = Elector::new(client.clone(), lease);
+            let statuses = KubernetesStatuses::new(&metrics);
+            status_writers.push(Box::new(statuses.clone()));
+            tokio::spawn(statuses.publish(client.clone(), elector.is_leader()));
+            let watches = WatchMetrics::new(&metrics);
+            let election = tokio::spawn(elector.run(async {
+                let _ = stopped.await;
+            }));
+            (Box::new(KubernetesSource::new(client, &options.namespace, watches)), Some(election))
+        }
     };
     let dependencies = Dependencies {
-        source: Box::new(FolderSource::new(options.folder)),
+        source,
+        status_writers,
         credentials: kept.credentials,
         trust_bundle,
         metrics,
@@ -47,6 +82,11 @@ async fn main() -> anyhow::Result<()> {
     shutdown.await;
     tracing::info!("draining");
     controller.shutdown(options.drain_timeout).await;
+    // Another replica takes over at once.
+    drop(stop);
+    if let Some(election) = election {
+        let _ = election.await;
+    }
     kept.task.abort();
     Ok(())
 }

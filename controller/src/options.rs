@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use tidegate_core::TrustDomain;
+use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_kubernetes::client::ClientOptions;
 use tidegate_runtime::identity::CaOptions;
 use tidegate_runtime::logging::LogOptions;
 
@@ -16,8 +18,30 @@ use tidegate_runtime::logging::LogOptions;
 #[command(name = "tidegate-controller", version)]
 pub struct Options {
     /// Folder of manifests (.yaml, .yml, .json) to read and follow.
-    #[arg(long, env = "TIDEGATE_FOLDER", value_name = "DIR")]
-    pub folder: PathBuf,
+    #[arg(
+        long,
+        env = "TIDEGATE_FOLDER",
+        value_name = "DIR",
+        required_unless_present = "kubernetes",
+        conflicts_with = "kubernetes"
+    )]
+    pub folder: Option<PathBuf>,
+
+    /// Read and follow the objects of a Kubernetes API server, and write their status back.
+    #[arg(long, env = "TIDEGATE_KUBERNETES")]
+    pub kubernetes: bool,
+
+    /// The API server.
+    #[command(flatten)]
+    pub client: ClientOptions,
+
+    /// The mesh that namespaces name in their label openservicemesh.io/monitored-by.
+    #[arg(long, env = "TIDEGATE_MESH_NAME", value_name = "NAME", default_value = DEFAULT_MESH_NAME)]
+    pub mesh_name: String,
+
+    /// The name of the controller's own pod: one of several replicas writes statuses, and it is known by this name.
+    #[arg(long, env = "TIDEGATE_POD_NAME", value_name = "NAME", required_if_eq("kubernetes", "true"))]
+    pub pod_name: Option<String>,
 
     /// Where sidecars connect.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:15128")]
@@ -26,6 +50,11 @@ pub struct Options {
     /// Where the admin server listens; a loopback address.
     #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:9091")]
     pub admin_address: SocketAddr,
+
+    /// Where kubelet's probes and Prometheus come to (/live, /ready, /metrics), such as [::]:9091. Default: nowhere
+    /// but the admin server.
+    #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
+    pub health_address: Option<SocketAddr>,
 
     /// The mesh's trust domain.
     #[arg(
@@ -69,6 +98,20 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn objects_come_from_a_folder_or_from_kubernetes() {
+        let parse = |flags: &[&str]| {
+            let ca = ["--ca-address=https://ca:1", "--ca-trust-bundle=ca.crt", "--token-file=token"];
+            Options::try_parse_from(["tidegate-controller"].iter().chain(&ca).chain(flags))
+        };
+        assert!(parse(&["--folder=objects"]).is_ok());
+        let options = parse(&["--kubernetes", "--pod-name=tidegate-controller-0"]).unwrap();
+        assert_eq!((options.mesh_name.as_str(), options.folder), ("osm", None));
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--kubernetes"]).is_err());
+        assert!(parse(&["--folder=objects", "--kubernetes", "--pod-name=x"]).is_err());
+    }
 
     #[test]
     fn every_flag_has_help_and_can_be_set_by_environment() {

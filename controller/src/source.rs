@@ -1,8 +1,10 @@
 //! Where objects come from.
 //!
-//! A [`Source`] reports what it has as changes, in batches that belong together. [`folder`] reads YAML files.
+//! A [`Source`] reports what it has as changes, in batches that belong together. [`folder`] reads YAML files,
+//! [`kubernetes`] an API server.
 
 pub mod folder;
+pub mod kubernetes;
 
 use std::fmt;
 use std::pin::Pin;
@@ -49,7 +51,7 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// The file, relative to the folder.
+    /// The file, relative to the folder. Of a cluster: the kind, or the object as `<kind> <namespace>/<name>`.
     pub file: String,
     /// Line in it, from 1; 0 if the whole file is meant.
     pub line: u64,

@@ -1,5 +1,7 @@
 //! Where statuses go.
 
+pub mod kubernetes;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 

@@ -5,6 +5,8 @@
 //! [`load`] all the time while something is changed. Nothing of the daemons' code is linked in. Start reading at
 //! [`mesh`].
 //!
+//! [`kubernetes`] is the same on a real cluster.
+//!
 //! Every test has [loopback addresses](loopback) and a folder of its own, so tests run in parallel. Nothing sleeps:
 //! [`wait::until`] looks for a condition. What a daemon logged is printed when its test fails.
 
@@ -14,7 +16,10 @@
 pub mod app;
 pub mod client;
 pub mod daemon;
+pub mod golden;
+pub mod helm;
 pub mod http1;
+pub mod kubernetes;
 pub mod load;
 pub mod loopback;
 pub mod mesh;

@@ -128,6 +128,28 @@ impl Drop for Nginx {
 
 fn configuration(front: SocketAddr, source: IpAddr, backend: &Backend) -> String {
     let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
+    let http = http_block(&front.to_string(), &format!("proxy_bind {source};"), backend);
+    format!(
+        r#"{user}daemon off;
+worker_processes 1;
+pid nginx.pid;
+error_log logs/error.log notice;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_body_temp_path client_body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+{http}
+}}
+"#
+    )
+}
+
+/// What ingress-nginx renders for one backend, to be within `http {}`. `more` is one more directive of the location.
+pub fn http_block(listen: &str, more: &str, backend: &Backend) -> String {
     let scheme = if backend.tls.is_some() { "https" } else { "http" };
     let mut proxy = String::new();
     if let Some(ssl) = &backend.tls {
@@ -147,19 +169,7 @@ fn configuration(front: SocketAddr, source: IpAddr, backend: &Backend) -> String
     }
     let target = backend.target;
     format!(
-        r#"{user}daemon off;
-worker_processes 1;
-pid nginx.pid;
-error_log logs/error.log notice;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off;
-    client_body_temp_path client_body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    keepalive_timeout 75s;
+        r#"    keepalive_timeout 75s;
     map $http_upgrade $connection_upgrade {{
         default upgrade;
         '' '';
@@ -172,7 +182,7 @@ http {{
         keepalive_requests 10000;
     }}
     server {{
-        listen {front};
+        listen {listen};
         server_name _;
         location / {{
             client_max_body_size 0;
@@ -198,13 +208,11 @@ http {{
             proxy_cookie_path off;
             proxy_next_upstream error timeout;
             proxy_next_upstream_tries 3;
-            proxy_bind {source};
+            {more}
             {proxy}
             proxy_pass {scheme}://upstream_balancer;
             proxy_redirect off;
         }}
-    }}
-}}
-"#
+    }}"#
     )
 }

@@ -220,6 +220,24 @@ fn rules_are_written_once_repaired_when_lost_and_removed_without_a_trace() {
 }
 
 #[test]
+fn a_root_file_system_that_is_read_only_is_enough() {
+    for backend in BACKENDS {
+        let Pod { pod, .. } = &Pod::new();
+        let program = tidegate_tests::daemon::ours("tidegate-sidecar");
+        let text = pod.run(|| {
+            let mut command = std::process::Command::new("unshare");
+            let script = "mount --bind /run /run && mount -o remount,bind,ro /run && exec \"$0\" \"$@\"";
+            command.args(["--mount", "sh", "-c", script]).arg(program);
+            command.args(["intercept", "--check", "--backend", backend]).env_remove("XTABLES_LOCKFILE");
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stderr).unwrap()
+        });
+        assert!(text.contains("rules written"), "{text}");
+    }
+}
+
+#[test]
 fn a_connection_that_is_not_captured_fails_the_check() {
     let Pod { pod, .. } = &Pod::new();
     pod.command("iptables-nft", &["-t", "nat", "-A", "OUTPUT", "-d", "192.0.2.0/24", "-j", "ACCEPT"]);
@@ -367,8 +385,10 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
         });
         // The same from inside, where nothing is redirected.
         for ip in ["127.0.0.1", "10.77.0.2", "::1", "fd77::2"] {
-            let outcome = Client::to(at(ip, 15003).parse().unwrap()).get("/get");
-            assert_eq!(outcome, Outcome::Refused(End::Reset), "{ip}");
+            for port in [15003, 15001] {
+                let outcome = Client::to(at(ip, port).parse().unwrap()).get("/get");
+                assert_eq!(outcome, Outcome::Refused(End::Reset), "{ip} {port}");
+            }
         }
         let log = sidecar.log();
         assert!(log.contains("is the sidecar's own port"), "{log}");

@@ -61,10 +61,10 @@ impl<V: Clone + Send + Sync + 'static> Mirror<V> {
                         wake.notify_one();
                     }
                 }
-                Err(error) if failing => debug!(what, %error, "watch"),
+                Err(error) if failing => debug!(what, error = reason(&error), "watch"),
                 Err(error) => {
                     failing = true;
-                    warn!(what, %error, "the API server cannot be watched; tried again");
+                    warn!(what, error = reason(&error), "the API server cannot be watched; tried again");
                 }
             }
         }
@@ -115,4 +115,14 @@ impl<V: Clone + Send + Sync + 'static> Mirror<V> {
 /// Selects one object by its name.
 pub(crate) fn named(name: &str) -> watcher::Config {
     watcher::Config::default().fields(&format!("metadata.name={name}"))
+}
+
+fn reason(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => super::message(error),
+        watcher::Error::WatchError(status) => status.message.clone(),
+        watcher::Error::NoResourceVersion => error.to_string(),
+    }
 }

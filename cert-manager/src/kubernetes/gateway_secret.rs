@@ -25,6 +25,7 @@ mod tests;
 /// Annotation of the root's Secret: the Secrets that we have written, `namespace/name` with commas between.
 pub const GATEWAY_SECRETS: &str = "tidegate.io/ingress-gateway-secrets";
 const TLS: &str = "kubernetes.io/tls";
+const RIGHTS_HINT: &str = "; add the namespace to the chart's value certManager.gatewaySecretNamespaces";
 
 /// A [`SecretStore`] on Kubernetes.
 #[derive(Clone)]
@@ -42,6 +43,20 @@ impl GatewaySecrets {
 
     fn secrets(&self, name: &SecretName) -> Api<Secret> {
         Api::namespaced(self.client.clone(), &name.namespace)
+    }
+
+    /// [`bounded`], and what to do about a right that is missing: namespaces are granted one by one.
+    async fn asked<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
+        let hinted = async {
+            request.await.map_err(|error| match error {
+                kube::Error::Api(mut status) if status.is_forbidden() => {
+                    status.message.push_str(RIGHTS_HINT);
+                    kube::Error::Api(status)
+                }
+                other => other,
+            })
+        };
+        bounded(hinted).await
     }
 
     async fn remember(&self, name: &SecretName) -> Result<(), StoreError> {
@@ -83,7 +98,7 @@ impl SecretStore for GatewaySecrets {
     async fn put(&self, name: &SecretName, values: &TlsSecret) -> Result<(), StoreError> {
         self.remember(name).await?;
         let secrets = self.secrets(name);
-        let found = bounded(secrets.get_opt(&name.name)).await?;
+        let found = self.asked(secrets.get_opt(&name.name)).await?;
         let is_new = found.is_none();
         let mut secret = match found {
             Some(secret) => check_type(secret)?,
@@ -102,15 +117,16 @@ impl SecretStore for GatewaySecrets {
         }
         let parameters = PostParams::default();
         if is_new {
-            bounded(secrets.create(&parameters, &secret)).await?;
+            self.asked(secrets.create(&parameters, &secret)).await?;
         } else {
-            bounded(secrets.replace(&name.name, &parameters, &secret)).await?;
+            self.asked(secrets.replace(&name.name, &parameters, &secret)).await?;
         }
         Ok(())
     }
 
     async fn get(&self, name: &SecretName) -> Result<Option<TlsSecret>, StoreError> {
-        let Some(secret) = bounded(self.secrets(name).get_opt(&name.name)).await? else { return Ok(None) };
+        let found = self.asked(self.secrets(name).get_opt(&name.name)).await?;
+        let Some(secret) = found else { return Ok(None) };
         let secret = check_type(secret)?;
         if !is_ours(&secret.metadata, &self.mesh_name) {
             return Ok(None);
@@ -125,7 +141,7 @@ impl SecretStore for GatewaySecrets {
 
     async fn remove(&self, name: &SecretName) -> Result<(), StoreError> {
         let secrets = self.secrets(name);
-        let found = bounded(secrets.get_metadata_opt(&name.name)).await?;
+        let found = self.asked(secrets.get_metadata_opt(&name.name)).await?;
         if let Some(found) = found.filter(|found| is_ours(&found.metadata, &self.mesh_name)) {
             let parameters = DeleteParams {
                 // What we have looked at, and nothing that came in its place.
@@ -135,7 +151,7 @@ impl SecretStore for GatewaySecrets {
                 }),
                 ..DeleteParams::default()
             };
-            bounded(secrets.delete(&name.name, &parameters)).await?;
+            self.asked(secrets.delete(&name.name, &parameters)).await?;
         }
         self.forget(name).await
     }

@@ -1,5 +1,6 @@
 //! `tidegate policy check-conflicts`: IngressBackends that open the same backend.
 
+use std::fmt;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -106,6 +107,13 @@ pub(crate) fn conflicts(policies: &[IngressBackend]) -> Vec<Conflict> {
         }
     }
     found
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { namespace, backend, port, ingress_backends: [a, b] } = self;
+        write!(f, "{namespace}/{a} and {namespace}/{b} both open {backend}:{port}")
+    }
 }
 
 fn text(conflicts: &[Conflict], namespaces: &[String]) -> String {

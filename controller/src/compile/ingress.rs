@@ -27,7 +27,7 @@ struct Clients {
 
 /// The rules of an IngressBackend, one for each of its backends in their order.
 pub(super) fn rules(index: &Index, name: &ObjectName, spec: &IngressBackendSpec) -> Vec<BackendRule> {
-    let clients = match error(spec) {
+    let clients = match index.outside_mesh(&name.namespace).or_else(|| error(spec)) {
         Some(reason) => Err(reason),
         None => resolve(index, &spec.sources),
     };

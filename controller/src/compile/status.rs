@@ -79,7 +79,7 @@ impl CurrentStatus {
 }
 
 fn first_error(index: &Index, name: &ObjectName, object: &IngressBackend) -> Option<String> {
-    if let Some(error) = ingress::error(&object.spec) {
+    if let Some(error) = index.outside_mesh(&name.namespace).or_else(|| ingress::error(&object.spec)) {
         return Some(error);
     }
     let rules = ingress::rules(index, name, &object.spec);

@@ -113,6 +113,8 @@ impl Mesh {
             trust_domain: TrustDomain::default(),
             max_connections: 100,
             is_workload: is_local as fn(&Pod) -> bool,
+            mesh_name: None,
+            health: None,
         };
         let dependencies = Dependencies {
             source: objects,
@@ -121,6 +123,7 @@ impl Mesh {
             metrics: Metrics::new(),
             readiness: readiness.clone(),
             log: LogHandle::detached(),
+            status_writers: Vec::new(),
         };
         let controller = Controller::start(config, dependencies).await.unwrap();
         Self { ca, controller, source, bundle, credentials, readiness }

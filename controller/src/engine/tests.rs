@@ -218,7 +218,7 @@ fn a_status_is_written_when_it_changes_and_removed_with_its_object() {
     let written = bench.statuses.take();
     assert!(written[0].contains("got: grpc"), "{written:?}");
     let key = ObjectKey { kind: Kind::IngressBackend, name: ObjectName::new("httpbin", "ib") };
-    assert_eq!(bench.engine.written[&key].0.current, CurrentStatus::Error);
+    assert_eq!(bench.engine.written[&key].status.current, CurrentStatus::Error);
     bench.apply(changes(&[HTTPBIN, GATEWAY, &ib]));
     assert_eq!(bench.statuses.take(), Vec::<String>::new());
     bench.apply(vec![Change::Delete(key)]);

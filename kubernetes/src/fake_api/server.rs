@@ -328,6 +328,7 @@ impl Target {
 
 pub(super) fn status(code: u16, message: &str) -> Value {
     let reason = match code {
+        403 => "Forbidden",
         404 => "NotFound",
         409 => "Conflict",
         410 => "Expired",

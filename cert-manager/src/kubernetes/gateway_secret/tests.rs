@@ -120,3 +120,14 @@ async fn a_namespace_that_is_not_there_is_what_the_api_server_says() {
     let error = secrets.put(&name("a"), &values("1")).await.unwrap_err().to_string();
     assert_eq!(error, "namespaces \"ingress\" not found");
 }
+
+#[tokio::test]
+async fn a_right_that_is_missing_is_named_with_the_setting_that_grants_it() {
+    let (api, secrets) = world().await;
+    api.answer(|request, _| {
+        (request.namespace == "ingress").then(|| FakeApi::refusal(403, "secrets \"a\" is forbidden"))
+    });
+    let error = secrets.get(&name("a")).await.unwrap_err().to_string();
+    let expected = "secrets \"a\" is forbidden; add the namespace to the chart's value certManager.gatewaySecretNamespaces";
+    assert_eq!(error, expected);
+}

@@ -44,6 +44,11 @@ enum Role {
         /// The file.
         file: PathBuf,
     },
+    /// Copies standard input into a file.
+    Write {
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -86,6 +91,11 @@ fn main() -> ExitCode {
                 "{}",
                 std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
             );
+            ExitCode::SUCCESS
+        }
+        Role::Write { file } => {
+            let content = std::io::read_to_string(std::io::stdin()).unwrap();
+            std::fs::write(&file, content).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
             ExitCode::SUCCESS
         }
     }

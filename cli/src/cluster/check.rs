@@ -1,0 +1,243 @@
+//! `tidegate check`: is the cluster ready for Tidegate, is Tidegate well, and are the workloads?
+//!
+//! Each check has an id that does not change between versions, and a hint that says what to do. [`before`] holds what
+//! must be true before an installation, [`control_plane`] and [`webhooks`] what must be true after it, [`data_plane`]
+//! and [`policies`] what concerns workloads.
+
+mod before;
+mod control_plane;
+mod data_plane;
+mod policies;
+mod webhooks;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::client::{Cluster, ClusterOptions};
+use crate::output::{OutputFormat, print_as};
+
+/// How often a check that waits looks again.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// How many objects a message names.
+const NAMED: usize = 5;
+
+/// Flags of `tidegate check`.
+#[derive(Args, Debug)]
+pub(crate) struct CheckOptions {
+    /// Check whether the cluster is ready for an installation
+    #[arg(long, conflicts_with = "proxy")]
+    pre: bool,
+    /// Check workloads and policies only
+    #[arg(long)]
+    proxy: bool,
+    /// Look again until nothing fails, for at most this long
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    wait: Duration,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: OutputFormat,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Report {
+    status: Severity,
+    checks: Vec<Finding>,
+}
+
+/// What one check found.
+#[derive(Debug, Serialize)]
+struct Finding {
+    /// Never changes.
+    id: &'static str,
+    category: &'static str,
+    /// What should be true.
+    title: &'static str,
+    status: Severity,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'static str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Severity {
+    Ok,
+    /// Likely not meant; works.
+    Warning,
+    Failed,
+}
+
+/// How a check ended.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    severity: Severity,
+    message: Option<String>,
+}
+
+/// A check: what should be true, and what to do if it is not.
+#[derive(Clone, Copy, Debug)]
+struct Check {
+    id: &'static str,
+    category: &'static str,
+    title: &'static str,
+    hint: &'static str,
+}
+
+/// Exits with 1 if a check failed; warnings alone are no failure.
+pub(crate) async fn run(options: CheckOptions) -> anyhow::Result<ExitCode> {
+    let cluster = options.cluster.connect().await?;
+    let deadline = Instant::now() + options.wait;
+    let report = loop {
+        let report = Report::of(&cluster, options.pre, options.proxy).await;
+        if report.status < Severity::Failed || Instant::now() >= deadline {
+            break report;
+        }
+        let failed = report.checks.iter().filter(|finding| finding.status == Severity::Failed).count();
+        eprintln!("waiting: {failed} checks fail");
+        tokio::time::sleep_until(deadline.min(Instant::now() + INTERVAL)).await;
+    };
+    print_as(options.output, &report, |report| text(report, has_colour()))?;
+    Ok(if report.status == Severity::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Everything that is checked after an installation, as people read it.
+pub(crate) async fn as_text(cluster: &Cluster) -> String {
+    text(&Report::of(cluster, false, false).await, false)
+}
+
+impl Report {
+    async fn of(cluster: &Cluster, pre: bool, proxy: bool) -> Self {
+        let mut report = Self { status: Severity::Ok, checks: Vec::new() };
+        before::api(cluster, &mut report).await;
+        // Whoever cannot be reached fails every other check, too, for no reason of its own.
+        if report.status == Severity::Failed && !report.is_reachable() {
+            return report;
+        }
+        if pre {
+            before::installation(cluster, &mut report).await;
+            return report;
+        }
+        if !proxy {
+            control_plane::check(cluster, &mut report).await;
+            webhooks::check(cluster, &mut report).await;
+        }
+        data_plane::check(cluster, &mut report).await;
+        policies::check(cluster, &mut report).await;
+        report
+    }
+
+    /// Adds a check's outcome; an error is a failure.
+    fn add(&mut self, check: &Check, outcome: anyhow::Result<Outcome>) {
+        let outcome = outcome.unwrap_or_else(|error| Outcome::failed(format!("{error:#}")));
+        self.status = self.status.max(outcome.severity);
+        self.checks.push(Finding {
+            id: check.id,
+            category: check.category,
+            title: check.title,
+            status: outcome.severity,
+            message: outcome.message,
+            hint: (outcome.severity > Severity::Ok).then_some(check.hint),
+        });
+    }
+
+    fn is_reachable(&self) -> bool {
+        let reached = self.checks.iter().find(|finding| finding.id == before::REACHABLE.id);
+        reached.is_none_or(|finding| finding.status == Severity::Ok)
+    }
+}
+
+impl Outcome {
+    fn ok() -> Self {
+        Self { severity: Severity::Ok, message: None }
+    }
+
+    fn ok_with(message: impl Into<String>) -> Self {
+        Self { severity: Severity::Ok, message: Some(message.into()) }
+    }
+
+    fn warning(message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, message: Some(message.into()) }
+    }
+
+    fn failed(message: impl Into<String>) -> Self {
+        Self { severity: Severity::Failed, message: Some(message.into()) }
+    }
+
+    /// Failed if anything is named, else fine.
+    fn failed_for(names: &[String]) -> Self {
+        if names.is_empty() { Self::ok() } else { Self::failed(enumerate(names)) }
+    }
+
+    /// A warning if anything is named, else fine.
+    fn warning_for(names: &[String]) -> Self {
+        if names.is_empty() { Self::ok() } else { Self::warning(enumerate(names)) }
+    }
+}
+
+/// The first names, and how many more there are.
+fn enumerate(names: &[String]) -> String {
+    let mut text = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
+    if let Some(more @ 1..) = names.len().checked_sub(NAMED) {
+        text += &format!("; and {more} more");
+    }
+    text
+}
+
+/// Whole days until a time; none once it is over.
+fn days_until(time: SystemTime) -> Option<u64> {
+    time.duration_since(SystemTime::now()).ok().map(|left| left.as_secs() / (24 * 60 * 60))
+}
+
+fn has_colour() -> bool {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
+}
+
+fn text(report: &Report, colour: bool) -> String {
+    let symbol = |severity: Severity| match (severity, colour) {
+        (Severity::Ok, false) => "✓",
+        (Severity::Warning, false) => "‼",
+        (Severity::Failed, false) => "×",
+        (Severity::Ok, true) => "\u{1b}[32m✓\u{1b}[0m",
+        (Severity::Warning, true) => "\u{1b}[33m‼\u{1b}[0m",
+        (Severity::Failed, true) => "\u{1b}[31m×\u{1b}[0m",
+    };
+    let mut text = String::new();
+    let mut category = "";
+    for finding in &report.checks {
+        if finding.category != category {
+            category = finding.category;
+            let gap = if text.is_empty() { "" } else { "\n" };
+            text += &format!("{gap}{category}\n{}\n", "-".repeat(category.chars().count()));
+        }
+        text += &format!("{} {}", symbol(finding.status), finding.title);
+        match (&finding.message, finding.hint) {
+            (Some(message), None) => text += &format!(": {message}\n"),
+            (message, Some(hint)) => {
+                let message = message.as_deref().unwrap_or("no");
+                text += &format!("\n    {}: {message}\n    hint: {hint}\n", finding.id);
+            }
+            (None, None) => text.push('\n'),
+        }
+    }
+    let summary = match report.status {
+        Severity::Ok => "all is well",
+        Severity::Warning => "no check failed; there are warnings",
+        Severity::Failed => "some checks failed",
+    };
+    text + &format!("\n{} {summary}\n", symbol(report.status))
+}
+
+#[cfg(test)]
+mod tests;

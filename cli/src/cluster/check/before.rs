@@ -1,0 +1,142 @@
+//! The cluster itself, and what an installation needs.
+
+use anyhow::{Context, bail};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::api::{Api, PostParams};
+
+use super::{Check, Outcome, Report, enumerate};
+use crate::cluster::client::Cluster;
+use crate::cluster::mesh;
+
+const CATEGORY: &str = "Kubernetes";
+/// The first minor version of Kubernetes 1 whose native sidecars are on by default.
+const MINOR: u32 = 29;
+
+pub(super) const REACHABLE: Check = Check {
+    id: "api-reachable",
+    category: CATEGORY,
+    title: "the API server answers",
+    hint: "look at the cluster's address with `kubectl cluster-info`, or choose another --context",
+};
+const VERSION: Check = Check {
+    id: "api-version",
+    category: CATEGORY,
+    title: "the version has native sidecars",
+    hint: "Tidegate needs Kubernetes 1.29 or newer: upgrade the cluster",
+};
+const PERMISSIONS: Check = Check {
+    id: "install-permissions",
+    category: "Installation",
+    title: "you may make what an installation makes",
+    hint: "ask an administrator of the cluster to install Tidegate, or to give you these rights",
+};
+const ALONE: Check = Check {
+    id: "no-control-plane",
+    category: "Installation",
+    title: "the mesh's name and namespace are free",
+    hint: "`tidegate upgrade` changes the one that is there; another mesh needs another --mesh-name and --tidegate-namespace",
+};
+
+/// What an installation makes: API group, resource, and whether it is of the control plane's namespace.
+const MADE: [(&str, &str, bool); 13] = [
+    ("", "namespaces", false),
+    ("apiextensions.k8s.io", "customresourcedefinitions", false),
+    ("rbac.authorization.k8s.io", "clusterroles", false),
+    ("rbac.authorization.k8s.io", "clusterrolebindings", false),
+    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", false),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations", false),
+    ("apps", "deployments", true),
+    ("rbac.authorization.k8s.io", "roles", true),
+    ("rbac.authorization.k8s.io", "rolebindings", true),
+    ("", "services", true),
+    ("", "serviceaccounts", true),
+    ("", "configmaps", true),
+    ("config.openservicemesh.io", "meshconfigs", true),
+];
+
+pub(super) async fn api(cluster: &Cluster, report: &mut Report) {
+    let version = cluster.client.apiserver_version().await;
+    let version = version.map_err(|error| cluster.failed("ask for the version", &error));
+    let (reached, version) = match version {
+        Ok(version) => (Ok(Outcome::ok_with(cluster.server.clone())), Some(version)),
+        Err(error) => (Err(error), None),
+    };
+    report.add(&REACHABLE, reached);
+    if let Some(version) = version {
+        report.add(&VERSION, judge(&version.major, &version.minor, &version.git_version));
+    }
+}
+
+pub(super) async fn installation(cluster: &Cluster, report: &mut Report) {
+    report.add(&PERMISSIONS, permissions(cluster).await);
+    report.add(&ALONE, alone(cluster).await);
+}
+
+fn judge(major: &str, minor: &str, whole: &str) -> anyhow::Result<Outcome> {
+    let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>();
+    let unreadable = || format!("the version {whole:?} cannot be read");
+    let (major, minor) = (number(major).with_context(unreadable)?, number(minor).with_context(unreadable)?);
+    let is_new_enough = (major, minor) >= (1, MINOR);
+    Ok(if is_new_enough { Outcome::ok_with(whole) } else { Outcome::failed(format!("it is {whole}")) })
+}
+
+async fn permissions(cluster: &Cluster) -> anyhow::Result<Outcome> {
+    let api: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
+    let mut missing = Vec::new();
+    for (group, resource, is_namespaced) in MADE {
+        let attributes = ResourceAttributes {
+            group: Some(group.to_owned()),
+            resource: Some(resource.to_owned()),
+            verb: Some("create".to_owned()),
+            namespace: is_namespaced.then(|| cluster.control_plane.clone()),
+            ..ResourceAttributes::default()
+        };
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(attributes),
+                ..SelfSubjectAccessReviewSpec::default()
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let answer = api.create(&PostParams::default(), &review).await;
+        let answer = answer.map_err(|error| cluster.failed("ask what you may do", &error))?;
+        if !answer.status.is_some_and(|status| status.allowed) {
+            missing.push(format!("create {resource}"));
+        }
+    }
+    if missing.is_empty() {
+        return Ok(Outcome::ok());
+    }
+    bail!("you may not {}", enumerate(&missing))
+}
+
+async fn alone(cluster: &Cluster) -> anyhow::Result<Outcome> {
+    let meshes = mesh::list(cluster).await?;
+    let same =
+        meshes.iter().find(|mesh| mesh.namespace == cluster.control_plane || mesh.mesh == cluster.mesh_name);
+    Ok(match same {
+        Some(mesh) => Outcome::failed(format!(
+            "mesh {} has its control plane in namespace {}, version {}",
+            mesh.mesh, mesh.namespace, mesh.version
+        )),
+        None => Outcome::ok(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        let severity = |major, minor| judge(major, minor, "v").unwrap().severity;
+        assert_eq!(severity("1", "28"), Severity::Failed);
+        assert_eq!(severity("1", "29+"), Severity::Ok);
+        assert_eq!(severity("1", "100"), Severity::Ok);
+        assert_eq!(severity("2", "0"), Severity::Ok);
+        assert!(judge("1", "", "v1").is_err());
+    }
+}

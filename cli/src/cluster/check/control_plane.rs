@@ -1,0 +1,202 @@
+//! The control plane's own objects.
+
+use anyhow::Context;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{Api, CustomResourceExt};
+use tidegate_core::PeerCertificate;
+use tidegate_crds::ingress_backend::IngressBackend;
+use tidegate_crds::injection::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY};
+use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
+use tidegate_runtime::tls::load_pem_certificates;
+use tidegate_runtime::trust_bundle::TrustBundle;
+
+use super::{Check, Outcome, Report, days_until};
+use crate::cluster::client::Cluster;
+use crate::cluster::control_plane::Part;
+use crate::cluster::mesh::version;
+
+const CATEGORY: &str = "Control plane";
+/// A root that has fewer days left is worth a warning.
+const ROOT_DAYS: u64 = 60;
+/// The Secret's type that ingress controllers want.
+const TLS_SECRET: &str = "kubernetes.io/tls";
+
+const DEFINITIONS: Check = Check {
+    id: "crds-installed",
+    category: CATEGORY,
+    title: "the custom resources are defined",
+    hint: "install the chart tidegate-crds, or run `tidegate install`",
+};
+const READY: Check = Check {
+    id: "deployments-ready",
+    category: CATEGORY,
+    title: "every daemon is ready",
+    hint: "`kubectl -n NAMESPACE describe pods` and the pods' logs say why; --wait waits for them",
+};
+const VERSIONS: Check = Check {
+    id: "control-plane-version",
+    category: CATEGORY,
+    title: "this command and the control plane are of one version",
+    hint: "use the command of the control plane's version, or run `tidegate upgrade`",
+};
+const CONFIG: Check = Check {
+    id: "mesh-config",
+    category: CATEGORY,
+    title: "the MeshConfig is there and in force",
+    hint: "correct it with `kubectl -n NAMESPACE edit meshconfig osm-mesh-config`; without one, defaults hold",
+};
+const ROOT: Check = Check {
+    id: "root-certificate",
+    category: CATEGORY,
+    title: "the root certificates are valid",
+    hint: "`tidegate certificate rotate` replaces the root under load",
+};
+const GATEWAY: Check = Check {
+    id: "gateway-certificate",
+    category: CATEGORY,
+    title: "the ingress controller's certificate is there and valid",
+    hint: "the log of tidegate-cert-manager says why it is not renewed; MeshConfig's spec.certificate.ingressGateway asks for it",
+};
+
+pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
+    report.add(&DEFINITIONS, definitions(cluster).await);
+    let (ready, versions) = deployments(cluster).await;
+    report.add(&READY, ready);
+    if let Some(versions) = versions {
+        report.add(&VERSIONS, Ok(versions));
+    }
+    let config = mesh_config(cluster).await;
+    let secret = config.as_ref().ok().and_then(|config| config.as_ref()).and_then(gateway_secret);
+    report.add(&CONFIG, config.map(|config| judge_config(config.as_ref())));
+    report.add(&ROOT, root(cluster).await);
+    if let Some((namespace, name)) = secret {
+        report.add(&GATEWAY, gateway(cluster, &namespace, &name).await);
+    }
+}
+
+/// The trust bundle in a namespace, if it is there.
+pub(super) async fn bundle(cluster: &Cluster, namespace: &str) -> anyhow::Result<Option<TrustBundle>> {
+    let what = format!("ConfigMap {namespace}/{TRUST_BUNDLE_CONFIG_MAP}");
+    let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
+    let Some(map) = cluster.get(&api, TRUST_BUNDLE_CONFIG_MAP, &what).await? else { return Ok(None) };
+    let pem = map.data.unwrap_or_default().remove(TRUST_BUNDLE_KEY).unwrap_or_default();
+    TrustBundle::parse(pem.as_bytes()).with_context(|| format!("{what}: {TRUST_BUNDLE_KEY}")).map(Some)
+}
+
+async fn definitions(cluster: &Cluster) -> anyhow::Result<Outcome> {
+    let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    let mut wrong = Vec::new();
+    for (name, version) in [(IngressBackend::crd_name(), "v1alpha1"), (MeshConfig::crd_name(), "v1alpha2")] {
+        match cluster.get(&api, name, &format!("CustomResourceDefinition {name}")).await? {
+            None => wrong.push(format!("{name} is missing")),
+            Some(crd) => {
+                let is_served =
+                    crd.spec.versions.iter().any(|served| served.name == version && served.served);
+                if !is_served {
+                    wrong.push(format!("{name} does not serve {version}"));
+                }
+            }
+        }
+    }
+    Ok(Outcome::failed_for(&wrong))
+}
+
+async fn deployments(cluster: &Cluster) -> (anyhow::Result<Outcome>, Option<Outcome>) {
+    let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
+    let (mut unready, mut others) = (Vec::new(), Vec::new());
+    let mut is_any = false;
+    for part in Part::ALL {
+        let what = format!("Deployment {}/{part}", cluster.control_plane);
+        let deployment = match cluster.get(&api, part.name(), &what).await {
+            Ok(Some(deployment)) => deployment,
+            Ok(None) => {
+                unready.push(format!("there is no Deployment {part} in namespace {}", cluster.control_plane));
+                continue;
+            }
+            Err(error) => return (Err(error), None),
+        };
+        is_any = true;
+        let ready = deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
+        let wanted = deployment.spec.replicas.unwrap_or(1);
+        if ready < wanted || wanted == 0 {
+            unready.push(format!("{part}: {ready} of {wanted} ready"));
+        }
+        let version = version(&deployment);
+        if version != env!("CARGO_PKG_VERSION") {
+            others.push(format!("{part} is {version}"));
+        }
+    }
+    let versions = if others.is_empty() {
+        Outcome::ok_with(env!("CARGO_PKG_VERSION"))
+    } else {
+        Outcome::warning(format!(
+            "this command is {}; {}",
+            env!("CARGO_PKG_VERSION"),
+            super::enumerate(&others)
+        ))
+    };
+    (Ok(Outcome::failed_for(&unready)), is_any.then_some(versions))
+}
+
+async fn mesh_config(cluster: &Cluster) -> anyhow::Result<Option<MeshConfig>> {
+    let api: Api<MeshConfig> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
+    let what = format!("MeshConfig {}/{MESH_CONFIG_NAME}", cluster.control_plane);
+    cluster.get(&api, MESH_CONFIG_NAME, &what).await
+}
+
+fn judge_config(config: Option<&MeshConfig>) -> Outcome {
+    let Some(config) = config else { return Outcome::warning(format!("there is no {MESH_CONFIG_NAME}")) };
+    let status = config.status.as_ref();
+    if status.and_then(|status| status.current_status.as_deref()) == Some("error") {
+        let reason = status.and_then(|status| status.reason.clone());
+        return Outcome::failed(reason.unwrap_or_else(|| "its status is error".to_owned()));
+    }
+    let findings: Vec<String> =
+        tidegate_crds::validate::mesh_config(&config.spec).iter().map(ToString::to_string).collect();
+    Outcome::warning_for(&findings)
+}
+
+async fn root(cluster: &Cluster) -> anyhow::Result<Outcome> {
+    let bundle = bundle(cluster, &cluster.control_plane).await?.with_context(|| {
+        format!("there is no ConfigMap {TRUST_BUNDLE_CONFIG_MAP} in namespace {}", cluster.control_plane)
+    })?;
+    let mut least = u64::MAX;
+    for root in bundle.roots() {
+        let certificate = PeerCertificate::from_der(root)?;
+        let end = humantime::format_rfc3339_seconds(certificate.not_after);
+        let Some(days) = days_until(certificate.not_after) else {
+            return Ok(Outcome::failed(format!("a root is over since {end}")));
+        };
+        least = least.min(days);
+    }
+    let message = format!("{} trusted, {least} days left", bundle.roots().len());
+    Ok(if least < ROOT_DAYS { Outcome::warning(message) } else { Outcome::ok_with(message) })
+}
+
+fn gateway_secret(config: &MeshConfig) -> Option<(String, String)> {
+    let secret = &config.spec.ingress_gateway()?.secret;
+    Some((secret.namespace.clone(), secret.name.clone()))
+}
+
+/// Looks at the certificate alone; the key beside it is not read.
+async fn gateway(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<Outcome> {
+    let what = format!("Secret {namespace}/{name}");
+    let api: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
+    let Some(secret) = cluster.get(&api, name, &what).await? else {
+        return Ok(Outcome::failed(format!("{what} is not there")));
+    };
+    if secret.type_.as_deref() != Some(TLS_SECRET) {
+        return Ok(Outcome::failed(format!("{what} is of type {:?}", secret.type_.unwrap_or_default())));
+    }
+    let chain = secret.data.unwrap_or_default().remove("tls.crt").unwrap_or_default().0;
+    let chain = load_pem_certificates(&chain).with_context(|| format!("{what}: tls.crt"))?;
+    let leaf = chain.first().with_context(|| format!("{what}: tls.crt is empty"))?;
+    let leaf = PeerCertificate::from_der(leaf)?;
+    let end = humantime::format_rfc3339_seconds(leaf.not_after);
+    Ok(match days_until(leaf.not_after) {
+        None => Outcome::failed(format!("{what}: the certificate is over since {end}")),
+        Some(_) => Outcome::ok_with(format!("until {end}")),
+    })
+}

@@ -1,0 +1,193 @@
+//! Workloads: the trust bundle of their namespaces, their sidecars, and whether the controllers know them.
+
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{Api, ListParams, ResourceExt};
+use tidegate_crds::injection::{
+    SIDECAR_INJECTION, TRUST_BUNDLE_CONFIG_MAP, has_sidecar, namespace_is_in_mesh,
+};
+
+use super::control_plane::bundle;
+use super::{Check, Outcome, Report};
+use crate::cluster::client::Cluster;
+use crate::cluster::namespace::{self, injects};
+use crate::cluster::sidecars::{Known, MeshedPod};
+
+const CATEGORY: &str = "Workloads";
+/// Sidecars renew long before this is left.
+const CERTIFICATE_LEFT: Duration = Duration::from_secs(60 * 60);
+
+const BUNDLES: Check = Check {
+    id: "trust-bundles",
+    category: CATEGORY,
+    title: "each namespace of the mesh has the trust bundle",
+    hint: "tidegate-cert-manager writes ConfigMap tidegate-trust-bundle; its log says why not",
+};
+const INJECTED: Check = Check {
+    id: "pods-injected",
+    category: CATEGORY,
+    title: "each pod of namespaces with injection has its sidecar",
+    hint: "restart them: kubectl rollout restart deployment,statefulset,daemonset -n NAMESPACE",
+};
+const CONNECTED: Check = Check {
+    id: "sidecars-connected",
+    category: CATEGORY,
+    title: "each sidecar is connected to a controller",
+    hint: "`tidegate proxy get ready POD` says what it waits for; look at the sidecar's log, and whether a network \
+           policy keeps it from tidegate-controller:15128 and tidegate-cert-manager:15012",
+};
+const POLICIES: Check = Check {
+    id: "sidecar-policies",
+    category: CATEGORY,
+    title: "each sidecar enforces its newest policy",
+    hint: "`tidegate proxy status` says which was rejected and why; a sidecar that is older than the controller needs \
+           its pod restarted",
+};
+const CERTIFICATES: Check = Check {
+    id: "sidecar-certificates",
+    category: CATEGORY,
+    title: "each sidecar's certificate is valid",
+    hint: "the sidecar's log says why it is not renewed; is tidegate-cert-manager ready?",
+};
+const VERSIONS: Check = Check {
+    id: "sidecar-versions",
+    category: CATEGORY,
+    title: "sidecars are of this command's version",
+    hint: "restart the pods after an upgrade of the control plane",
+};
+
+pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
+    let namespaces = match namespace::all(cluster).await {
+        Ok(all) => all.into_iter().filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name)),
+        Err(error) => return report.add(&BUNDLES, Err(error)),
+    };
+    let namespaces: Vec<Namespace> = namespaces.collect();
+    report.add(&BUNDLES, bundles(cluster, &namespaces).await);
+    report.add(&INJECTED, injected(cluster, &namespaces).await);
+    let pods = match cluster.meshed_pods(None).await {
+        Ok(pods) => pods,
+        Err(error) => return report.add(&CONNECTED, Err(error)),
+    };
+    if pods.is_empty() {
+        return;
+    }
+    let known = match cluster.known_sidecars().await {
+        Ok(known) => known,
+        Err(error) => return report.add(&CONNECTED, Err(error)),
+    };
+    report.add(&CONNECTED, Ok(connected(&pods, &known)));
+    report.add(&POLICIES, Ok(policies(&pods, &known)));
+    report.add(&CERTIFICATES, Ok(certificates(&pods, &known)));
+    report.add(&VERSIONS, Ok(versions(&pods, &known)));
+}
+
+async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
+    let Some(expected) = bundle(cluster, &cluster.control_plane).await? else {
+        let namespace = &cluster.control_plane;
+        return Ok(Outcome::failed(format!(
+            "there is no ConfigMap {TRUST_BUNDLE_CONFIG_MAP} in namespace {namespace}"
+        )));
+    };
+    let mut expected = expected.fingerprints();
+    expected.sort();
+    let mut wrong = Vec::new();
+    for namespace in namespaces {
+        let name = namespace.name_any();
+        match bundle(cluster, &name).await {
+            Ok(None) => wrong.push(format!("namespace {name} has none")),
+            Ok(Some(bundle)) => {
+                let mut roots = bundle.fingerprints();
+                roots.sort();
+                if roots != expected {
+                    wrong.push(format!("the one of namespace {name} holds other roots"));
+                }
+            }
+            Err(error) => wrong.push(format!("{error:#}")),
+        }
+    }
+    Ok(Outcome::failed_for(&wrong))
+}
+
+async fn injected(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
+    let mut without = Vec::new();
+    for namespace in namespaces.iter().filter(|namespace| injects(namespace)) {
+        let name = namespace.name_any();
+        let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &name);
+        let pods = cluster.list(&api, ListParams::default(), &format!("pods of namespace {name}")).await?;
+        without.extend(
+            pods.iter().filter(|pod| lacks_sidecar(pod)).map(|pod| format!("{name}/{}", pod.name_any())),
+        );
+    }
+    Ok(Outcome::warning_for(&without))
+}
+
+/// Whether a Pod would have a sidecar if it were made now, and has none.
+fn lacks_sidecar(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let is_over = matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
+    let is_on_host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
+    let wish = pod.annotations().get(SIDECAR_INJECTION).map(|wish| wish.to_ascii_lowercase());
+    let has_opted_out = matches!(wish.as_deref(), Some("disabled" | "no" | "false"));
+    !has_sidecar(pod) && !is_over && !is_on_host && !has_opted_out
+}
+
+fn connected(pods: &[MeshedPod], known: &Known) -> Outcome {
+    let mut missing: Vec<String> = started(pods)
+        .filter(|pod| known.connected(pod).is_none())
+        .map(|pod| match known.workloads.get(&pod.key()) {
+            Some((workload, _)) => match &workload.error {
+                Some(error) => format!("{}: {error}", pod.key()),
+                None => format!("{} is not connected", pod.key()),
+            },
+            None => format!("{} is unknown to every controller", pod.key()),
+        })
+        .collect();
+    if !missing.is_empty() {
+        missing.extend(known.silent.iter().cloned());
+        return Outcome::failed_for(&missing);
+    }
+    Outcome::ok_with(format!("{} sidecars", started(pods).count()))
+}
+
+fn policies(pods: &[MeshedPod], known: &Known) -> Outcome {
+    let rejected: Vec<String> = started(pods)
+        .filter_map(|pod| {
+            let (workload, _) = known.workloads.get(&pod.key())?;
+            let rejected = known.connected(pod)?.rejected.as_ref()?;
+            let is_newest = workload.version.as_ref() == Some(&rejected.version);
+            is_newest.then(|| format!("{}: {}", pod.key(), rejected.reason))
+        })
+        .collect();
+    Outcome::failed_for(&rejected)
+}
+
+fn certificates(pods: &[MeshedPod], known: &Known) -> Outcome {
+    let (mut over, mut late) = (Vec::new(), Vec::new());
+    for pod in started(pods) {
+        let Some(text) = known.connected(pod).and_then(|stream| stream.certificate_not_after.as_ref()) else {
+            continue;
+        };
+        let Ok(end) = humantime::parse_rfc3339_weak(text) else { continue };
+        match end.duration_since(SystemTime::now()) {
+            Err(_) => over.push(format!("{}: over since {text}", pod.key())),
+            Ok(left) if left < CERTIFICATE_LEFT => late.push(format!("{}: ends at {text}", pod.key())),
+            Ok(_) => {}
+        }
+    }
+    if over.is_empty() { Outcome::warning_for(&late) } else { Outcome::failed_for(&over) }
+}
+
+fn versions(pods: &[MeshedPod], known: &Known) -> Outcome {
+    let others: Vec<String> = started(pods)
+        .filter_map(|pod| {
+            let version = pod.version(known.connected(pod));
+            (version != env!("CARGO_PKG_VERSION")).then(|| format!("{} has {version}", pod.key()))
+        })
+        .collect();
+    Outcome::warning_for(&others)
+}
+
+fn started(pods: &[MeshedPod]) -> impl Iterator<Item = &MeshedPod> {
+    pods.iter().filter(|pod| pod.is_started)
+}

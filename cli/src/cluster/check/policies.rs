@@ -1,0 +1,139 @@
+//! IngressBackends: whether each is in force, and whether the Services that it names are there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams, ResourceExt};
+use tidegate_crds::ingress_backend::IngressBackend;
+use tidegate_crds::injection::namespace_is_in_mesh;
+
+use super::{Check, Outcome, Report};
+use crate::cluster::client::Cluster;
+use crate::cluster::{conflicts, namespace};
+
+const CATEGORY: &str = "Policies";
+/// Label of an EndpointSlice: the Service that it belongs to.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+const MEMBERS: Check = Check {
+    id: "policies-in-mesh",
+    category: CATEGORY,
+    title: "each IngressBackend is in a namespace of the mesh",
+    hint: "elsewhere it has no effect: add the namespace with `tidegate namespace add`, or move the policy",
+};
+const STATUS: Check = Check {
+    id: "policies-committed",
+    category: CATEGORY,
+    title: "each IngressBackend is in force",
+    hint: "correct the policy; `tidegate policy list` shows every status",
+};
+const BACKENDS: Check = Check {
+    id: "backends-exist",
+    category: CATEGORY,
+    title: "each backend is a Service of its policy's namespace",
+    hint: "backends[].name is the Service's name, in the namespace of the IngressBackend",
+};
+const SOURCES: Check = Check {
+    id: "sources-have-endpoints",
+    category: CATEGORY,
+    title: "each source Service has endpoints",
+    hint: "without endpoints nobody is let in by it: name the ingress controller's Service, and start its pods",
+};
+const CONFLICTS: Check = Check {
+    id: "policies-conflict",
+    category: CATEGORY,
+    title: "no two IngressBackends open the same backend",
+    hint: "`tidegate policy check-conflicts ingressbackend` names the pairs: join each into one policy",
+};
+
+pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
+    let policies = match conflicts::ingress_backends(cluster, &[]).await {
+        Ok(policies) => policies,
+        Err(error) => return report.add(&STATUS, Err(error)),
+    };
+    if policies.is_empty() {
+        return;
+    }
+    report.add(&MEMBERS, members(cluster, &policies).await);
+    report.add(&STATUS, Ok(status(&policies)));
+    report.add(&BACKENDS, backends(cluster, &policies).await);
+    report.add(&SOURCES, sources(cluster, &policies).await);
+    let pairs = conflicts::conflicts(&policies).iter().map(ToString::to_string).collect::<Vec<_>>();
+    report.add(&CONFLICTS, Ok(Outcome::warning_for(&pairs)));
+}
+
+async fn members(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<Outcome> {
+    let namespaces: BTreeSet<String> = namespace::all(cluster)
+        .await?
+        .iter()
+        .filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name))
+        .map(ResourceExt::name_any)
+        .collect();
+    let outside: Vec<String> = policies
+        .iter()
+        .filter(|policy| policy.namespace().is_none_or(|namespace| !namespaces.contains(&namespace)))
+        .map(name)
+        .collect();
+    Ok(Outcome::warning_for(&outside))
+}
+
+fn status(policies: &[IngressBackend]) -> Outcome {
+    let errors: Vec<String> = policies
+        .iter()
+        .filter_map(|policy| {
+            let status = policy.status.as_ref()?;
+            let is_error = status.current_status.as_deref() == Some("error");
+            is_error.then(|| format!("{}: {}", name(policy), status.reason.as_deref().unwrap_or("error")))
+        })
+        .collect();
+    Outcome::failed_for(&errors)
+}
+
+async fn backends(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<Outcome> {
+    let mut missing = Vec::new();
+    for policy in policies {
+        let namespace = policy.namespace().unwrap_or_default();
+        let api: Api<Service> = Api::namespaced(cluster.client.clone(), &namespace);
+        for backend in &policy.spec.backends {
+            let service = &backend.name;
+            if cluster.get(&api, service, &format!("Service {namespace}/{service}")).await?.is_none() {
+                missing.push(format!("{}: there is no Service {namespace}/{service}", name(policy)));
+            }
+        }
+    }
+    Ok(Outcome::warning_for(&missing))
+}
+
+async fn sources(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<Outcome> {
+    let mut named: BTreeMap<(String, String), String> = BTreeMap::new();
+    for policy in policies {
+        for source in policy.spec.sources.iter().filter(|source| source.kind == "Service") {
+            let namespace = source.namespace.clone().unwrap_or_default();
+            named.entry((namespace, source.name.clone())).or_insert_with(|| name(policy));
+        }
+    }
+    let mut without = Vec::new();
+    for ((namespace, service), policy) in named {
+        let services: Api<Service> = Api::namespaced(cluster.client.clone(), &namespace);
+        if cluster.get(&services, &service, &format!("Service {namespace}/{service}")).await?.is_none() {
+            without.push(format!("{policy}: there is no Service {namespace}/{service}"));
+            continue;
+        }
+        let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), &namespace);
+        let selector = ListParams::default().labels(&format!("{SERVICE_NAME}={service}"));
+        let slices =
+            cluster.list(&slices, selector, &format!("endpoints of Service {namespace}/{service}")).await?;
+        if !slices
+            .iter()
+            .any(|slice| slice.endpoints.iter().flatten().any(|endpoint| !endpoint.addresses.is_empty()))
+        {
+            without.push(format!("{policy}: Service {namespace}/{service} has no endpoints"));
+        }
+    }
+    Ok(Outcome::warning_for(&without))
+}
+
+fn name(policy: &IngressBackend) -> String {
+    format!("{}/{}", policy.namespace().unwrap_or_default(), policy.name_any())
+}

@@ -1,0 +1,304 @@
+use axum::Router;
+use axum::routing::get;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::cluster::testing::{
+    FakeCluster, control_plane_pod, ingress_backend, meshed_pod, namespace, plain_pod,
+};
+
+fn root() -> String {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+fn base64(text: &str) -> Value {
+    serde_json::to_value(k8s_openapi::ByteString(text.as_bytes().to_vec())).unwrap()
+}
+
+fn bundle(namespace: &str, pem: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "tidegate-trust-bundle", "namespace": namespace},
+           "data": {"ca.crt": pem}})
+}
+
+fn deployment(part: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": part, "namespace": "tidegate-system", "labels": {
+            "app.kubernetes.io/name": part, "app.kubernetes.io/instance": "osm", "app.kubernetes.io/version": "0.1.0",
+        }},
+        "spec": {"replicas": 1, "selector": {}, "template": {}},
+        "status": {"readyReplicas": 1},
+    })
+}
+
+fn crd(plural: &str, group: &str, version: &str) -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.{group}")},
+        "spec": {"group": group, "names": {"kind": "x", "plural": plural}, "scope": "Namespaced",
+                 "versions": [{"name": version, "served": true, "storage": true}]},
+    })
+}
+
+fn webhooks(kind: &str, name: &str, resource: &str, pem: &str) -> Value {
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name},
+        "webhooks": [{
+            "name": "monitored-by.tidegate.io", "admissionReviewVersions": ["v1"], "sideEffects": "None",
+            "clientConfig": {"caBundle": base64(pem), "service": {"name": name, "namespace": "tidegate-system"}},
+            "rules": [{"resources": [resource]}],
+            "namespaceSelector": {"matchExpressions": [
+                {"key": "openservicemesh.io/monitored-by", "operator": "In", "values": ["osm"]},
+                {"key": "openservicemesh.io/ignore", "operator": "DoesNotExist"},
+                {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", "tidegate-system"]},
+            ]},
+        }],
+    })
+}
+
+/// A mesh in which nothing is wrong.
+async fn healthy() -> (FakeCluster, String) {
+    let pem = root();
+    let mut member = namespace("httpbin", json!({"openservicemesh.io/monitored-by": "osm"}));
+    member["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "enabled"});
+    let source = json!([{"kind": "Service", "name": "ingress", "namespace": "ingress-nginx"}]);
+    let mut objects = vec![
+        crd("ingressbackends", "policy.openservicemesh.io", "v1alpha1"),
+        crd("meshconfigs", "config.openservicemesh.io", "v1alpha2"),
+        webhooks("MutatingWebhookConfiguration", "tidegate-injector", "pods", &pem),
+        webhooks("ValidatingWebhookConfiguration", "tidegate-controller", "ingressbackends", &pem),
+        bundle("tidegate-system", &pem),
+        bundle("httpbin", &pem),
+        json!({"apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
+               "metadata": {"name": "osm-mesh-config", "namespace": "tidegate-system"}, "spec": {}}),
+        control_plane_pod("tidegate-controller", "c"),
+        member,
+        meshed_pod("httpbin", "a"),
+        ingress_backend("httpbin", "policy", &["httpbin"], 14001, source),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "httpbin", "namespace": "httpbin"}}),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "ingress", "namespace": "ingress-nginx"}}),
+        endpoints(&["10.0.0.9"]),
+    ];
+    objects.extend(["tidegate-controller", "tidegate-cert-manager", "tidegate-injector"].map(deployment));
+    let fake = FakeCluster::start(objects).await;
+    workloads(&fake, json!([workload(&json!(null))])).await;
+    (fake, pem)
+}
+
+fn endpoints(addresses: &[&str]) -> Value {
+    let endpoints: Vec<Value> = addresses.iter().map(|address| json!({"addresses": [address]})).collect();
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": endpoints,
+        "metadata": {"name": "ingress-1", "namespace": "ingress-nginx", "labels": {"kubernetes.io/service-name": "ingress"}},
+    })
+}
+
+fn workload(rejected: &Value) -> Value {
+    json!({
+        "workload": "httpbin/a", "version": "v", "error": null,
+        "sidecar": {"connected": true, "connectedSince": "2026-01-01T00:00:00Z", "program": "0.1.0", "sentVersion": "v",
+                    "ackedVersion": "v", "rejected": rejected, "trustedRoots": [], "certificateNotAfter": "2999-01-01T00:00:00Z"},
+    })
+}
+
+async fn workloads(fake: &FakeCluster, workloads: Value) {
+    let route = get(move || async move { axum::Json(workloads) });
+    fake.admin("tidegate-system/c", Router::new().route("/workloads", route)).await;
+}
+
+async fn checked(fake: &FakeCluster) -> Report {
+    Report::of(&fake.cluster(), false, false).await
+}
+
+/// What is not well, as `<status> <id>: <message>`.
+fn faults(report: &Report) -> Vec<String> {
+    let bad = report.checks.iter().filter(|finding| finding.status != Severity::Ok);
+    bad.map(|finding| {
+        format!("{:?} {}: {}", finding.status, finding.id, finding.message.as_deref().unwrap_or(""))
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn nothing_is_wrong_with_a_mesh_that_is_well() {
+    let (fake, _) = healthy().await;
+    let report = checked(&fake).await;
+    assert_eq!(faults(&report), Vec::<String>::new());
+    let shown = text(&report, false).replace(&fake.cluster().server, "URL");
+    let days = shown.split_once("1 trusted, ").unwrap().1.split_once(' ').unwrap().0;
+    assert_eq!(
+        shown.replace(days, "N"),
+        "Kubernetes\n\
+         ----------\n\
+         ✓ the API server answers: URL\n\
+         ✓ the version has native sidecars: v1.33.0\n\
+         \n\
+         Control plane\n\
+         -------------\n\
+         ✓ the custom resources are defined\n\
+         ✓ every daemon is ready\n\
+         ✓ this command and the control plane are of one version: 0.1.0\n\
+         ✓ the MeshConfig is there and in force\n\
+         ✓ the root certificates are valid: 1 trusted, N days left\n\
+         \n\
+         Webhooks\n\
+         --------\n\
+         ✓ pods of the mesh's namespaces get their sidecar\n\
+         ✓ policies are checked when they are applied\n\
+         \n\
+         Workloads\n\
+         ---------\n\
+         ✓ each namespace of the mesh has the trust bundle\n\
+         ✓ each pod of namespaces with injection has its sidecar\n\
+         ✓ each sidecar is connected to a controller: 1 sidecars\n\
+         ✓ each sidecar enforces its newest policy\n\
+         ✓ each sidecar's certificate is valid\n\
+         ✓ sidecars are of this command's version\n\
+         \n\
+         Policies\n\
+         --------\n\
+         ✓ each IngressBackend is in a namespace of the mesh\n\
+         ✓ each IngressBackend is in force\n\
+         ✓ each backend is a Service of its policy's namespace\n\
+         ✓ each source Service has endpoints\n\
+         ✓ no two IngressBackends open the same backend\n\
+         \n\
+         ✓ all is well\n"
+    );
+}
+
+#[tokio::test]
+async fn each_fault_of_the_control_plane_is_found() {
+    let (fake, pem) = healthy().await;
+    fake.delete("CustomResourceDefinition", "meshconfigs.config.openservicemesh.io");
+    fake.delete("Deployment", "tidegate-injector");
+    let mut old = deployment("tidegate-controller");
+    old["metadata"]["labels"]["app.kubernetes.io/version"] = json!("0.0.9");
+    old["status"] = json!({});
+    fake.put(old);
+    let mut injector = webhooks("MutatingWebhookConfiguration", "tidegate-injector", "pods", &root());
+    injector["webhooks"][0]["namespaceSelector"]["matchExpressions"][2]["values"] = json!(["kube-system"]);
+    fake.put(injector);
+    let mut validator =
+        webhooks("ValidatingWebhookConfiguration", "tidegate-controller", "ingressbackends", &pem);
+    validator["webhooks"][0]["namespaceSelector"]["matchExpressions"][0]["values"] = json!(["other"]);
+    fake.put(validator);
+    assert_eq!(
+        faults(&checked(&fake).await),
+        [
+            "Failed crds-installed: meshconfigs.config.openservicemesh.io is missing",
+            "Failed deployments-ready: tidegate-controller: 0 of 1 ready; there is no Deployment tidegate-injector in namespace tidegate-system",
+            "Warning control-plane-version: this command is 0.1.0; tidegate-controller is 0.0.9",
+            "Failed injector-webhook: monitored-by.tidegate.io: its caBundle lacks 1 of the mesh's roots; a webhook for pods selects namespace tidegate-system, which it could stop",
+            "Failed validating-webhook: no webhook for ingressbackends selects namespaces with label openservicemesh.io/monitored-by=osm",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn each_fault_of_workloads_is_found() {
+    let (fake, _) = healthy().await;
+    fake.put(bundle("httpbin", &root()));
+    fake.put(plain_pod("httpbin", "plain"));
+    let mut opted_out = plain_pod("httpbin", "opted-out");
+    opted_out["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "disabled"});
+    fake.put(opted_out);
+    fake.put(meshed_pod("httpbin", "b"));
+    let mut sick = workload(&json!({"version": "v", "reason": "unknown field"}));
+    sick["sidecar"]["certificateNotAfter"] = json!("2000-01-01T00:00:00Z");
+    sick["sidecar"]["program"] = json!("0.0.9");
+    workloads(&fake, json!([sick])).await;
+    assert_eq!(
+        faults(&checked(&fake).await),
+        [
+            "Failed trust-bundles: the one of namespace httpbin holds other roots",
+            "Warning pods-injected: httpbin/plain",
+            "Failed sidecars-connected: httpbin/b is unknown to every controller",
+            "Failed sidecar-policies: httpbin/a: unknown field",
+            "Failed sidecar-certificates: httpbin/a: over since 2000-01-01T00:00:00Z",
+            "Warning sidecar-versions: httpbin/a has 0.0.9",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn each_fault_of_policies_is_found() {
+    let (fake, _) = healthy().await;
+    fake.put(endpoints(&[]));
+    fake.delete("Service", "httpbin");
+    let mut wrong = ingress_backend("httpbin", "wrong", &["httpbin"], 14001, json!([]));
+    wrong["status"] = json!({"currentStatus": "error", "reason": "endpoints not found"});
+    fake.put(wrong);
+    fake.put(ingress_backend("elsewhere", "lost", &[], 1, json!([])));
+    assert_eq!(
+        faults(&checked(&fake).await),
+        [
+            "Warning policies-in-mesh: elsewhere/lost",
+            "Failed policies-committed: httpbin/wrong: endpoints not found",
+            "Warning backends-exist: httpbin/policy: there is no Service httpbin/httpbin; httpbin/wrong: there is no Service httpbin/httpbin",
+            "Warning sources-have-endpoints: httpbin/policy: Service ingress-nginx/ingress has no endpoints",
+            "Warning policies-conflict: httpbin/policy and httpbin/wrong both open httpbin:14001",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn the_ingress_controllers_certificate_is_looked_at_where_one_is_asked_for() {
+    let (fake, _) = healthy().await;
+    let gateway = json!({"subjectAltNames": ["a.b.cluster.local"], "validityDuration": "24h",
+                         "secret": {"name": "client", "namespace": "ingress-nginx"}});
+    let certificate =
+        json!({"serviceCertValidityDuration": "24h", "certKeyBitSize": 2048, "ingressGateway": gateway});
+    fake.put(json!({"apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
+        "metadata": {"name": "osm-mesh-config", "namespace": "tidegate-system"}, "spec": {"certificate": certificate}}));
+    let faults = faults(&checked(&fake).await);
+    assert!(
+        faults.contains(&"Failed gateway-certificate: Secret ingress-nginx/client is not there".to_owned()),
+        "{faults:?}"
+    );
+}
+
+#[tokio::test]
+async fn before_an_installation_the_cluster_and_the_users_rights_are_looked_at() {
+    let fake = FakeCluster::start(Vec::new()).await;
+    fake.version(1, 28);
+    fake.forbid("create clusterroles");
+    let report = Report::of(&fake.cluster(), true, false).await;
+    assert_eq!(
+        faults(&report),
+        ["Failed api-version: it is v1.28.0", "Failed install-permissions: you may not create clusterroles"]
+    );
+    let shown = text(&report, false);
+    let block = "× you may make what an installation makes\n    install-permissions: you may not create clusterroles\n    hint: ask an administrator";
+    assert!(shown.contains(block), "{shown}");
+    assert!(shown.ends_with("\n× some checks failed\n"), "{shown}");
+
+    fake.put(deployment("tidegate-controller"));
+    let faults = faults(&Report::of(&fake.cluster(), true, false).await);
+    let expected =
+        "Failed no-control-plane: mesh osm has its control plane in namespace tidegate-system, version 0.1.0";
+    assert!(faults.contains(&expected.to_owned()), "{faults:?}");
+}
+
+#[tokio::test]
+async fn a_cluster_that_does_not_answer_fails_once() {
+    let mut cluster = FakeCluster::start(Vec::new()).await.cluster();
+    cluster.client =
+        kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+    let report = Report::of(&cluster, false, false).await;
+    assert_eq!(report.checks.len(), 1);
+    assert_eq!(report.checks[0].id, "api-reachable");
+    assert_eq!(report.status, Severity::Failed);
+}
+
+#[tokio::test]
+async fn programs_get_ids_and_states() {
+    let fake = FakeCluster::start(Vec::new()).await;
+    let report = serde_json::to_value(Report::of(&fake.cluster(), true, false).await).unwrap();
+    assert_eq!(report["status"], "ok");
+    assert_eq!(report["checks"][1]["id"], "api-version");
+    assert_eq!(report["checks"][1]["status"], "ok");
+}

@@ -1,0 +1,151 @@
+//! Which namespaces belong to the mesh: all of a folder's, and on Kubernetes those that say so by their labels.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Namespace;
+use tidegate_crds::injection::{IGNORE, MONITORED_BY, namespace_is_in_mesh};
+
+/// The namespaces that belong to the mesh.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Mesh {
+    /// Every one: whoever puts a manifest into a folder means it.
+    #[default]
+    Everything,
+    /// Those with the label of this mesh.
+    Labelled {
+        /// The mesh's name.
+        mesh: Arc<str>,
+        /// What each namespace says.
+        namespaces: BTreeMap<Arc<str>, Membership>,
+    },
+}
+
+/// What a namespace's labels say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Membership {
+    /// It belongs to this mesh.
+    Member,
+    /// It is to be left alone.
+    Ignored,
+    /// It belongs to another mesh.
+    Other(String),
+    /// Nothing.
+    Unlabelled,
+}
+
+impl Mesh {
+    /// The mesh of this name on a cluster; without a name, everything.
+    pub(crate) fn new(name: Option<&str>) -> Self {
+        match name {
+            Some(name) => Self::Labelled { mesh: name.into(), namespaces: BTreeMap::new() },
+            None => Self::Everything,
+        }
+    }
+
+    /// Whether every Pod that there is is known, so that an endpoint whose Pod is not is out of date.
+    pub(crate) fn knows_every_pod(&self) -> bool {
+        matches!(self, Self::Labelled { .. })
+    }
+
+    /// Takes over what a namespace says; whether that is something else than before.
+    pub(crate) fn apply(&mut self, namespace: &Namespace) -> bool {
+        let Self::Labelled { mesh, namespaces } = self else { return false };
+        let name = namespace.metadata.name.as_deref().unwrap_or_default();
+        let membership = Membership::of(namespace, mesh);
+        let is_news = namespaces.get(name) != Some(&membership);
+        if is_news {
+            namespaces.insert(name.into(), membership);
+        }
+        is_news
+    }
+
+    /// Forgets a namespace.
+    pub(crate) fn remove(&mut self, name: &str) {
+        if let Self::Labelled { namespaces, .. } = self {
+            namespaces.remove(name);
+        }
+    }
+
+    /// Why nothing in this namespace counts, and what to do; nothing if it belongs to the mesh.
+    pub(crate) fn outside(&self, namespace: &str) -> Option<String> {
+        let Self::Labelled { mesh, namespaces } = self else { return None };
+        let add = format!("`tidegate namespace add {namespace}` puts it in");
+        Some(match namespaces.get(namespace) {
+            Some(Membership::Member) => return None,
+            Some(Membership::Ignored) => format!("namespace {namespace} has the label {IGNORE}: {add}"),
+            Some(Membership::Other(other)) => {
+                format!(
+                    "namespace {namespace} is in mesh {other:?}, not in {mesh:?}, by its label {MONITORED_BY}"
+                )
+            }
+            Some(Membership::Unlabelled) | None => {
+                format!("namespace {namespace} is not in mesh {mesh:?}: {add}")
+            }
+        })
+    }
+
+    /// Whether this namespace is another mesh's, whose controller says what holds there.
+    pub(crate) fn is_others(&self, namespace: &str) -> bool {
+        let Self::Labelled { namespaces, .. } = self else { return false };
+        matches!(namespaces.get(namespace), Some(Membership::Other(_)))
+    }
+}
+
+impl Membership {
+    fn of(namespace: &Namespace, mesh: &str) -> Self {
+        let labels = namespace.metadata.labels.as_ref();
+        let label = |name: &str| labels.and_then(|labels| labels.get(name));
+        if namespace_is_in_mesh(namespace, mesh) {
+            Self::Member
+        } else if let Some(other) = label(MONITORED_BY).filter(|other| *other != mesh) {
+            Self::Other(other.clone())
+        } else if label(IGNORE).is_some() {
+            Self::Ignored
+        } else {
+            Self::Unlabelled
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn namespace(labels: serde_json::Value) -> Namespace {
+        serde_json::from_value(json!({"metadata": {"name": "shop", "labels": labels}})).unwrap()
+    }
+
+    #[test]
+    fn a_namespace_is_outside_until_it_says_that_it_is_in_and_learns_what_to_do() {
+        let mut mesh = Mesh::new(Some("osm"));
+        let add = "`tidegate namespace add shop` puts it in";
+        assert_eq!(mesh.outside("shop").unwrap(), format!("namespace shop is not in mesh \"osm\": {add}"));
+        assert!(mesh.apply(&namespace(json!({MONITORED_BY: "osm"}))));
+        assert_eq!(mesh.outside("shop"), None);
+        assert!(!mesh.apply(&namespace(json!({MONITORED_BY: "osm", "unrelated": "x"}))));
+        assert!(mesh.apply(&namespace(json!({MONITORED_BY: "osm", IGNORE: "true"}))));
+        assert_eq!(mesh.outside("shop").unwrap(), format!("namespace shop has the label {IGNORE}: {add}"));
+        mesh.remove("shop");
+        assert!(mesh.outside("shop").is_some());
+    }
+
+    #[test]
+    fn another_mesh_s_namespace_is_not_ours_to_speak_of() {
+        let mut mesh = Mesh::new(Some("osm"));
+        assert!(!mesh.is_others("shop"));
+        mesh.apply(&namespace(json!({MONITORED_BY: "blue"})));
+        assert!(mesh.is_others("shop"));
+        let reason = mesh.outside("shop").unwrap();
+        assert!(reason.starts_with("namespace shop is in mesh \"blue\", not in \"osm\""), "{reason}");
+    }
+
+    #[test]
+    fn in_a_folder_every_namespace_is_in() {
+        let mut mesh = Mesh::new(None);
+        assert!(!mesh.apply(&namespace(json!({IGNORE: "true", MONITORED_BY: "blue"}))));
+        assert!(mesh.outside("shop").is_none() && !mesh.is_others("shop") && !mesh.knows_every_pod());
+    }
+}

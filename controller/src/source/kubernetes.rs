@@ -1,0 +1,304 @@
+//! Objects from a Kubernetes API server, watched.
+//!
+//! Each kind has a watch of its own ([`tidegate_kubernetes::watch`]) over the whole cluster: an ingress controller may
+//! be anywhere, and its addresses must not go stale when its namespace's labels change. Only the MeshConfig is looked
+//! for in one place, the control plane's namespace, under its one name. What came while the engine was busy is
+//! handed over together; nothing waits for more to come.
+//!
+//! ServiceAccounts are not read: an identity is made of a Pod's namespace and the name in its spec, and the API
+//! server admits no Pod whose ServiceAccount is not there. Pods and the rest are stripped of what nobody reads
+//! (`prune`).
+
+mod prune;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{ApiResource, DynamicObject};
+use kube::{Api, Client, CustomResourceExt, Resource};
+use serde::de::DeserializeOwned;
+use tidegate_crds::injection::has_sidecar;
+use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
+use tidegate_crds::{IngressBackend, MeshConfig, schema};
+use tidegate_kubernetes::watch::{Event, Name, Timing, Watch, WatchMetrics};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::folder::has_ended;
+use super::{Batch, Change, Problem, ProblemSeverity, Source};
+use crate::object::{Kind, Object, ObjectKey, ObjectName};
+
+/// Messages of watches that wait for the engine.
+const QUEUE: usize = 256;
+/// The most messages that are handed over together, so that a flood does not keep the first of it waiting.
+const MOST_MESSAGES: usize = 4096;
+
+/// A Kubernetes API server.
+#[derive(Clone)]
+pub struct KubernetesSource {
+    client: Client,
+    namespace: String,
+    metrics: WatchMetrics,
+    timing: Timing,
+}
+
+/// What one watch says.
+struct Message {
+    kind: Kind,
+    changes: Vec<Change>,
+    /// Why the kind cannot be read.
+    unreadable: Option<String>,
+    /// What is wrong with objects of these changes.
+    problems: Vec<(ObjectName, Problem)>,
+}
+
+/// What the watches have said so far.
+#[derive(Debug, Default)]
+struct State {
+    listed: Vec<Kind>,
+    unreadable: BTreeMap<Kind, Problem>,
+    problems: BTreeMap<ObjectKey, Problem>,
+}
+
+impl KubernetesSource {
+    /// The kinds that are watched.
+    const KINDS: [Kind; 6] = [
+        Kind::Namespace,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Pod,
+        Kind::IngressBackend,
+        Kind::MeshConfig,
+    ];
+
+    /// A source that reads what this client may see; the MeshConfig is the one in `namespace`, the control plane's.
+    pub fn new(client: Client, namespace: impl Into<String>, metrics: WatchMetrics) -> Self {
+        Self { client, namespace: namespace.into(), metrics, timing: Timing::default() }
+    }
+
+    /// Other waits than the default ones.
+    #[must_use]
+    pub fn timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
+    }
+
+    fn watches(&self, sender: &mpsc::Sender<Message>) -> JoinSet<()> {
+        let mut watches = JoinSet::new();
+        self.core(&mut watches, sender, Kind::Namespace, prune::namespace, Object::Namespace);
+        self.core(&mut watches, sender, Kind::Service, prune::service, Object::Service);
+        self.core(&mut watches, sender, Kind::EndpointSlice, prune::endpoint_slice, Object::EndpointSlice);
+        self.core(&mut watches, sender, Kind::Pod, prune::pod, Object::Pod);
+        let backends = Api::all_with(self.client.clone(), &resource::<IngressBackend>());
+        let backends = self.watch(Kind::IngressBackend, backends, prune::custom);
+        let wrap = |event| custom(Kind::IngressBackend, event, Object::IngressBackend);
+        watches.spawn(backends.run(sender.clone(), wrap));
+        let configs = Api::namespaced_with(self.client.clone(), &self.namespace, &resource::<MeshConfig>());
+        let configs = self.watch(Kind::MeshConfig, configs, prune::custom).named(MESH_CONFIG_NAME);
+        let wrap = |event| custom(Kind::MeshConfig, event, Object::MeshConfig);
+        watches.spawn(configs.run(sender.clone(), wrap));
+        watches
+    }
+
+    fn core<K>(
+        &self,
+        watches: &mut JoinSet<()>,
+        sender: &mpsc::Sender<Message>,
+        kind: Kind,
+        prune: fn(&mut K),
+        into: fn(Arc<K>) -> Object,
+    ) where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let watch = self.watch(kind, Api::all(self.client.clone()), prune);
+        let wrap = move |event: Event<K>| Message::new(kind, event, |object| Ok(into(object.into())));
+        watches.spawn(watch.run(sender.clone(), wrap));
+    }
+
+    fn watch<K>(&self, kind: Kind, api: Api<K>, prune: fn(&mut K)) -> Watch<K>
+    where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        Watch::new(api, prune, self.metrics.kind(kind.as_str())).timing(self.timing)
+    }
+
+    async fn follow(self, batches: mpsc::Sender<Batch>) {
+        let (sender, mut messages) = mpsc::channel(QUEUE);
+        let _watches = self.watches(&sender);
+        // So that the queue ends if every watch does.
+        drop(sender);
+        let mut state = State::default();
+        loop {
+            let message = tokio::select! {
+                () = batches.closed() => return,
+                message = messages.recv() => message,
+            };
+            let Some(message) = message else { return };
+            let Ok(permit) = batches.reserve().await else { return };
+            let mut batch = Batch::default();
+            state.take(message, &mut batch.changes);
+            for _ in 1..MOST_MESSAGES {
+                let Ok(message) = messages.try_recv() else { break };
+                state.take(message, &mut batch.changes);
+            }
+            batch.is_complete = Self::KINDS.iter().all(|kind| state.listed.contains(kind));
+            batch.problems = state.problems();
+            permit.send(batch);
+        }
+    }
+}
+
+impl Source for KubernetesSource {
+    fn run(self: Box<Self>, batches: mpsc::Sender<Batch>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.follow(batches))
+    }
+}
+
+/// Whether a Pod is a workload of the mesh: the injector's sidecar is in it, it has an address of its own, and it
+/// has not ended.
+pub fn is_injected(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let has_address = status.and_then(|status| status.pod_ip.as_ref()).is_some_and(|ip| !ip.is_empty());
+    let is_host = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+    has_sidecar(pod) && has_address && !is_host && !has_ended(pod)
+}
+
+impl Message {
+    fn new<K>(
+        kind: Kind,
+        event: Event<K>,
+        into: impl Fn(K) -> Result<Object, (ObjectName, Problem)>,
+    ) -> Self {
+        let mut message = Self { kind, changes: Vec::new(), unreadable: None, problems: Vec::new() };
+        match event {
+            Event::Unreadable(reason) => message.unreadable = Some(reason),
+            Event::Changed { applied, deleted } => {
+                message.changes.extend(deleted.into_iter().map(|name| Change::Delete(key(kind, name))));
+                for object in applied {
+                    match into(object) {
+                        Ok(object) => message.changes.push(Change::Apply { object, origin: None }),
+                        Err((name, problem)) => {
+                            // Nothing that we cannot read may grant anything, nor may what was there before.
+                            message.changes.push(Change::Delete(ObjectKey { kind, name: name.clone() }));
+                            message.problems.push((name, problem));
+                        }
+                    }
+                }
+            }
+        }
+        message
+    }
+}
+
+impl State {
+    fn take(&mut self, message: Message, changes: &mut Vec<Change>) {
+        let kind = message.kind;
+        if let Some(reason) = message.unreadable {
+            let problem = unreadable(kind, &reason);
+            warn!("{problem}");
+            self.unreadable.insert(kind, problem);
+            return;
+        }
+        if self.unreadable.remove(&kind).is_some() {
+            info!(%kind, "objects can be read");
+        }
+        if !self.listed.contains(&kind) {
+            self.listed.push(kind);
+        }
+        for change in &message.changes {
+            let key = match change {
+                Change::Apply { object, .. } => object.key(),
+                Change::Delete(key) => key.clone(),
+            };
+            self.problems.remove(&key);
+        }
+        for (name, problem) in message.problems {
+            warn!("{problem}");
+            self.problems.insert(ObjectKey { kind, name }, problem);
+        }
+        changes.extend(message.changes);
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        self.unreadable.values().chain(self.problems.values()).cloned().collect()
+    }
+}
+
+fn key(kind: Kind, name: Name) -> ObjectKey {
+    ObjectKey { kind, name: ObjectName::new(name.namespace, name.name) }
+}
+
+fn resource<K: Resource<DynamicType = ()>>() -> ApiResource {
+    ApiResource::erase::<K>(&())
+}
+
+/// A custom resource, read by ourselves: one that we cannot read must not keep the others from us.
+fn custom<K>(kind: Kind, event: Event<DynamicObject>, into: fn(Arc<K>) -> Object) -> Message
+where
+    K: CustomResourceExt + DeserializeOwned,
+{
+    Message::new(kind, event, |object| {
+        let name = ObjectName::of(&object.metadata);
+        let value = serde_json::to_value(&object).unwrap_or_default();
+        match serde_json::from_value::<K>(value.clone()) {
+            Ok(object) => Ok(into(object.into())),
+            Err(error) => Err((name.clone(), unusable(kind, &name, &K::crd(), &value, &error))),
+        }
+    })
+}
+
+/// What is wrong with an object that its CRD let pass and that is not what we know: the CRD is an older or a newer
+/// one than ours.
+fn unusable(
+    kind: Kind,
+    name: &ObjectName,
+    crd: &CustomResourceDefinition,
+    value: &serde_json::Value,
+    error: &serde_json::Error,
+) -> Problem {
+    let finding = schema::check(crd, value).into_iter().find(tidegate_crds::Finding::is_error);
+    let (field, message) = match finding {
+        Some(finding) => (Some(finding.path), finding.message),
+        None => (None, error.to_string()),
+    };
+    Problem {
+        file: format!("{kind} {name}"),
+        line: 0,
+        column: 0,
+        field,
+        object: Some(format!("{kind} {name}")),
+        severity: ProblemSeverity::Error,
+        message,
+    }
+}
+
+fn unreadable(kind: Kind, reason: &str) -> Problem {
+    let crd = match kind {
+        Kind::IngressBackend => Some(IngressBackend::crd_name()),
+        Kind::MeshConfig => Some(MeshConfig::crd_name()),
+        _ => None,
+    };
+    let message = match crd {
+        Some(crd) if reason.starts_with("404") => {
+            format!("CustomResourceDefinition {crd} is not installed; waiting for it")
+        }
+        _ => format!("cannot be read, trying on: {reason}"),
+    };
+    Problem {
+        file: kind.to_string(),
+        line: 0,
+        column: 0,
+        field: None,
+        object: None,
+        severity: ProblemSeverity::Error,
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests;

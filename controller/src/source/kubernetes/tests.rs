@@ -1,0 +1,397 @@
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidegate_core::TrustDomain;
+use tidegate_core::policy::{InboundPolicy, RuleState, Sources};
+use tidegate_crds::injection::{
+    INJECTED, INTERCEPT_CONTAINER, MONITORED_BY, SIDECAR_CONTAINER, SIDECAR_LABEL,
+};
+use tidegate_kubernetes::fake_api::FakeApi;
+use tidegate_runtime::metrics::Metrics;
+
+use super::*;
+use crate::compile;
+use crate::compile::status::{CurrentStatus, ObjectStatus, ingress_backend};
+use crate::index::{Index, Touched};
+
+const NAMESPACES: &str = "v1/namespaces";
+const PODS: &str = "v1/pods";
+const SERVICES: &str = "v1/services";
+const SLICES: &str = "discovery.k8s.io/v1/endpointslices";
+const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
+const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
+
+const FAST: Timing = Timing {
+    server: Duration::from_secs(60),
+    idle: Duration::from_secs(70),
+    answer: Duration::from_secs(10),
+    first_pause: Duration::from_millis(5),
+    longest_pause: Duration::from_millis(20),
+};
+
+/// A cluster and what the source tells of it.
+struct Cluster {
+    api: FakeApi,
+    batches: mpsc::Receiver<Batch>,
+    index: Index,
+    touched: Touched,
+    is_complete: bool,
+    problems: Vec<Problem>,
+}
+
+impl Cluster {
+    fn watch(api: FakeApi) -> Self {
+        let metrics = WatchMetrics::new(&Metrics::new());
+        let source = KubernetesSource::new(api.client(), "tidegate-system", metrics).timing(FAST);
+        let (sender, batches) = mpsc::channel(16);
+        tokio::spawn(Box::new(source).run(sender));
+        let (index, touched) = (Index::for_mesh(Some("osm")), Touched::default());
+        Self { api, batches, index, touched, is_complete: false, problems: Vec::new() }
+    }
+
+    /// Takes batches until this holds.
+    async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        while !holds(self) {
+            let batch = tokio::time::timeout(Duration::from_secs(30), self.batches.recv()).await;
+            let batch = batch.unwrap_or_else(|_| panic!("not in time: {what}")).expect("the source runs");
+            for change in batch.changes {
+                self.index.apply(change, &mut self.touched);
+            }
+            self.is_complete |= batch.is_complete;
+            self.problems = batch.problems;
+        }
+    }
+
+    async fn complete(api: FakeApi) -> Self {
+        let mut cluster = Self::watch(api);
+        cluster.until("complete", |cluster| cluster.is_complete).await;
+        cluster
+    }
+
+    fn pod(&self, name: &str) -> Option<&Arc<Pod>> {
+        self.index.pod(&ObjectName::parse(name).unwrap())
+    }
+
+    fn policy(&self, name: &str) -> Option<InboundPolicy> {
+        let pod = self.pod(name).filter(|pod| is_injected(pod))?;
+        Some(compile::workload(&self.index, pod, &TrustDomain::default()).unwrap())
+    }
+
+    fn status(&self) -> ObjectStatus {
+        let (name, object) = self.index.ingress_backends().next().expect("an IngressBackend");
+        ingress_backend(&self.index, name, object)
+    }
+
+    /// Whether the IngressBackend lets this address in at the workload.
+    fn admits(&self, address: &str) -> bool {
+        let address: IpAddr = address.parse().unwrap();
+        let policy = self.policy("httpbin/httpbin-1").expect("a workload");
+        policy.ports[&14001].ingress.iter().any(|rule| match &rule.state {
+            RuleState::Active(active) => match &active.sources {
+                Sources::Any => true,
+                Sources::Ranges(ranges) => ranges.contains(address),
+            },
+            RuleState::Invalid(_) => false,
+        })
+    }
+}
+
+fn namespace(api: &FakeApi, name: &str, labels: Value) {
+    api.apply(NAMESPACES, json!({"metadata": {"name": name, "labels": labels}}));
+}
+
+/// A Pod with a sidecar, and much that nobody reads.
+fn injected(namespace: &str, name: &str, account: &str, ip: &str, phase: &str) -> Value {
+    json!({
+        "metadata": {"namespace": namespace, "name": name, "managedFields": [{"manager": "kubelet"}],
+            "labels": {"app": account, SIDECAR_LABEL: INJECTED}},
+        "spec": {"serviceAccountName": account, "nodeName": "node-1",
+            "initContainers": [
+                {"name": INTERCEPT_CONTAINER, "args": ["intercept", "--exclude-inbound-ports=9000"]},
+                {"name": SIDECAR_CONTAINER, "restartPolicy": "Always", "args": ["--transparent"]}],
+            "containers": [{"name": "app", "image": "app", "env": [{"name": "A", "value": "b"}],
+                "ports": [{"name": "web", "containerPort": 14001}]}]},
+        "status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "10.9.9.9"},
+    })
+}
+
+fn plain_pod(namespace: &str, name: &str, ip: &str, phase: &str) -> Value {
+    json!({
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"containers": [{"name": "app"}]},
+        "status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}]},
+    })
+}
+
+fn service(api: &FakeApi, namespace: &str, name: &str, app: &str) {
+    let metadata = json!({"namespace": namespace, "name": name});
+    let ports = json!([{"name": "http", "port": 80, "targetPort": 14001}]);
+    api.apply(SERVICES, json!({"metadata": metadata, "spec": {"selector": {"app": app}, "ports": ports}}));
+}
+
+/// One ready endpoint, as the cluster's own controller would write it.
+fn slice(api: &FakeApi, namespace: &str, service: &str, ip: &str, pod: &str) {
+    let uid = api.get(PODS, namespace, pod).map(|pod| pod["metadata"]["uid"].clone());
+    let target = json!({"kind": "Pod", "namespace": namespace, "name": pod, "uid": uid});
+    let labels = json!({"kubernetes.io/service-name": service});
+    api.apply(
+        SLICES,
+        json!({
+            "metadata": {"namespace": namespace, "name": format!("{service}-abcde"), "labels": labels},
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 14001, "protocol": "TCP"}],
+            "endpoints": [{"addresses": [ip], "conditions": {"ready": true}, "targetRef": target, "nodeName": "n"}],
+        }),
+    );
+}
+
+fn backend(api: &FakeApi, protocol: &str) {
+    let source = json!({"kind": "Service", "name": "gateway", "namespace": "ingress-nginx"});
+    let backend = json!({"name": "httpbin", "port": {"number": 14001, "protocol": protocol}});
+    api.apply(
+        BACKENDS,
+        json!({
+            "apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "IngressBackend",
+            "metadata": {"namespace": "httpbin", "name": "httpbin"},
+            "spec": {"backends": [backend], "sources": [source]},
+        }),
+    );
+}
+
+/// An ingress controller outside the mesh and a meshed app that it may reach.
+async fn walkthrough() -> FakeApi {
+    let api = FakeApi::start().await;
+    namespace(&api, "httpbin", json!({MONITORED_BY: "osm"}));
+    namespace(&api, "ingress-nginx", json!({MONITORED_BY: "osm"}));
+    api.apply(PODS, injected("httpbin", "httpbin-1", "httpbin", "10.0.0.11", "Running"));
+    api.apply(PODS, plain_pod("ingress-nginx", "nginx-1", "10.0.0.2", "Running"));
+    service(&api, "httpbin", "httpbin", "httpbin");
+    slice(&api, "httpbin", "httpbin", "10.0.0.11", "httpbin-1");
+    service(&api, "ingress-nginx", "gateway", "nginx");
+    slice(&api, "ingress-nginx", "gateway", "10.0.0.2", "nginx-1");
+    backend(&api, "http");
+    api
+}
+
+#[tokio::test]
+async fn the_list_is_complete_once_every_kind_is_there_and_a_missing_crd_is_said_and_waited_for() {
+    let api = walkthrough().await;
+    api.serve_resource(BACKENDS, false);
+    let mut cluster = Cluster::watch(api);
+    cluster
+        .until("the other kinds", |cluster| {
+            cluster.pod("httpbin/httpbin-1").is_some() && !cluster.problems.is_empty()
+        })
+        .await;
+    assert!(!cluster.is_complete);
+    assert_eq!(
+        cluster.problems[0].to_string(),
+        "IngressBackend: error: CustomResourceDefinition ingressbackends.policy.openservicemesh.io is not \
+         installed; waiting for it"
+    );
+    cluster.api.serve_resource(BACKENDS, true);
+    cluster.until("complete", |cluster| cluster.is_complete).await;
+    assert_eq!(cluster.problems, []);
+    assert_eq!(cluster.status().reason, "successfully committed by the system");
+    assert!(cluster.admits("10.0.0.2") && !cluster.admits("10.0.0.3"));
+}
+
+#[tokio::test]
+async fn what_was_deleted_while_nothing_could_be_heard_is_gone_after_the_new_list() {
+    let mut cluster = Cluster::complete(walkthrough().await).await;
+    assert!(cluster.admits("10.0.0.2"));
+    cluster.api.stop();
+    cluster.api.delete(BACKENDS, "httpbin", "httpbin");
+    cluster.api.delete(PODS, "ingress-nginx", "nginx-1");
+    cluster.api.compact();
+    cluster.api.restart().await;
+    cluster.until("the deletion", |cluster| cluster.index.ingress_backends().next().is_none()).await;
+    assert!(!cluster.admits("10.0.0.2"));
+    cluster.until("the Pod's deletion", |cluster| cluster.pod("ingress-nginx/nginx-1").is_none()).await;
+}
+
+#[tokio::test]
+async fn only_the_control_plane_s_mesh_config_counts() {
+    let api = walkthrough().await;
+    let config = |namespace: &str, name: &str, permissive: bool| {
+        api.apply(
+            CONFIGS,
+            json!({
+                "apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
+                "metadata": {"namespace": namespace, "name": name},
+                "spec": {"traffic": {"enablePermissiveTrafficPolicyMode": permissive}},
+            }),
+        );
+    };
+    config("a-tenant", "osm-mesh-config", true);
+    config("tidegate-system", "another", true);
+    config("tidegate-system", "osm-mesh-config", false);
+    let cluster = Cluster::complete(api).await;
+    assert_eq!(cluster.index.mesh_configs().count(), 1);
+    assert!(!cluster.index.mesh_config_spec().unwrap().is_permissive());
+}
+
+#[tokio::test]
+async fn an_address_that_goes_to_another_pod_takes_neither_identity_nor_policy_with_it() {
+    let mut cluster = Cluster::complete(walkthrough().await).await;
+    let first = cluster.policy("httpbin/httpbin-1").unwrap();
+    assert_eq!(first.identity.service_account(), "httpbin");
+    // The first has ended, its object is still there, and so is an EndpointSlice that lists it.
+    cluster.api.apply(PODS, injected("httpbin", "httpbin-1", "httpbin", "10.0.0.11", "Succeeded"));
+    cluster.api.apply(PODS, injected("httpbin", "other-1", "other", "10.0.0.11", "Running"));
+    cluster
+        .until("both", |cluster| {
+            cluster.policy("httpbin/httpbin-1").is_none() && cluster.policy("httpbin/other-1").is_some()
+        })
+        .await;
+    let other = cluster.policy("httpbin/other-1").unwrap();
+    assert_eq!(other.identity.service_account(), "other");
+    let services = other.ports.values().flat_map(|port| &port.services);
+    assert_eq!(services.count(), 0, "no Service is in front of it: {other:?}");
+    assert!(other.ports.values().all(|port| port.ingress.is_empty()));
+}
+
+#[tokio::test]
+async fn a_pod_that_comes_again_under_its_name_is_not_the_one_that_an_endpoint_means() {
+    let mut cluster = Cluster::complete(walkthrough().await).await;
+    cluster.api.delete(PODS, "httpbin", "httpbin-1");
+    let mut second = injected("httpbin", "httpbin-1", "second", "10.0.0.12", "Running");
+    second["metadata"]["uid"] = "another".into();
+    cluster.api.apply(PODS, second);
+    cluster
+        .until("the second", |cluster| {
+            cluster
+                .policy("httpbin/httpbin-1")
+                .is_some_and(|policy| policy.identity.service_account() == "second")
+        })
+        .await;
+    let policy = cluster.policy("httpbin/httpbin-1").unwrap();
+    assert!(policy.ports.values().all(|port| port.services.is_empty()), "{policy:?}");
+}
+
+#[tokio::test]
+async fn an_address_of_a_source_is_good_only_as_long_as_its_pod_has_it() {
+    for phase in ["Succeeded", "Failed"] {
+        let mut cluster = Cluster::complete(walkthrough().await).await;
+        cluster.touched = Touched::default();
+        // Nobody has corrected the EndpointSlice yet.
+        cluster.api.apply(PODS, plain_pod("ingress-nginx", "nginx-1", "10.0.0.2", phase));
+        cluster.until("the end of the Pod", |cluster| !cluster.admits("10.0.0.2")).await;
+        assert!(cluster.touched.namespaces.contains("httpbin"), "the workload is compiled again");
+        assert_eq!(cluster.status().reason, "endpoints not found for service ingress-nginx/gateway");
+    }
+    let mut cluster = Cluster::complete(walkthrough().await).await;
+    cluster.api.delete(PODS, "ingress-nginx", "nginx-1");
+    cluster.api.apply(PODS, plain_pod("elsewhere", "stranger", "10.0.0.2", "Running"));
+    cluster.until("the other Pod", |cluster| cluster.pod("elsewhere/stranger").is_some()).await;
+    assert!(!cluster.admits("10.0.0.2"));
+}
+
+#[tokio::test]
+async fn a_gateway_that_comes_back_with_a_new_address_is_let_in_whatever_its_namespace_says() {
+    let mut cluster = Cluster::complete(walkthrough().await).await;
+    namespace(&cluster.api, "ingress-nginx", json!({}));
+    cluster.api.delete(PODS, "ingress-nginx", "nginx-1");
+    cluster.api.apply(PODS, plain_pod("ingress-nginx", "nginx-2", "10.0.0.3", "Running"));
+    slice(&cluster.api, "ingress-nginx", "gateway", "10.0.0.3", "nginx-2");
+    cluster.until("the new address", |cluster| cluster.admits("10.0.0.3")).await;
+    assert!(!cluster.admits("10.0.0.2"));
+    namespace(&cluster.api, "ingress-nginx", json!({MONITORED_BY: "osm"}));
+    cluster.api.apply(PODS, plain_pod("ingress-nginx", "nginx-3", "10.0.0.4", "Running"));
+    slice(&cluster.api, "ingress-nginx", "gateway", "10.0.0.4", "nginx-3");
+    cluster.until("the newest address", |cluster| cluster.admits("10.0.0.4")).await;
+    assert_eq!(cluster.status().current, CurrentStatus::Committed);
+}
+
+#[tokio::test]
+async fn an_ingress_backend_counts_only_while_its_namespace_is_in_the_mesh() {
+    let mut cluster = Cluster::complete(walkthrough().await).await;
+    assert!(cluster.admits("10.0.0.2"));
+    cluster.touched = Touched::default();
+    namespace(&cluster.api, "httpbin", json!({}));
+    cluster.until("out", |cluster| !cluster.admits("10.0.0.2")).await;
+    assert!(cluster.touched.namespaces.contains("httpbin"));
+    let status = cluster.status();
+    assert_eq!(status.current, CurrentStatus::Error);
+    let expected = "namespace httpbin is not in mesh \"osm\": `tidegate namespace add httpbin` puts it in";
+    assert_eq!(status.reason, expected);
+    // Mesh peers are not kept out: sidecars that run go on until they are restarted without.
+    let policy = cluster.policy("httpbin/httpbin-1").unwrap();
+    assert_eq!(policy.ports[&14001].mesh, tidegate_core::policy::MeshRule::AnyPeer);
+    namespace(&cluster.api, "httpbin", json!({MONITORED_BY: "osm"}));
+    cluster.until("in", |cluster| cluster.admits("10.0.0.2")).await;
+    cluster.api.delete(NAMESPACES, "", "httpbin");
+    cluster.until("gone", |cluster| !cluster.admits("10.0.0.2")).await;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_grants_nothing_and_its_field_is_named() {
+    let mut cluster = Cluster::complete(walkthrough().await).await;
+    let mut broken = cluster.api.get(BACKENDS, "httpbin", "httpbin").unwrap();
+    broken["spec"]["backends"][0]["port"]["number"] = "web".into();
+    cluster.api.apply(BACKENDS, broken);
+    cluster.until("the problem", |cluster| !cluster.problems.is_empty()).await;
+    assert!(!cluster.admits("10.0.0.2"));
+    let problem = cluster.problems[0].to_string();
+    assert!(
+        problem.starts_with("IngressBackend httpbin/httpbin: error: spec.backends[0].port.number: "),
+        "{problem}"
+    );
+    backend(&cluster.api, "http");
+    cluster.until("sound again", |cluster| cluster.problems.is_empty()).await;
+    assert!(cluster.admits("10.0.0.2"));
+}
+
+#[tokio::test]
+async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
+    let mut cluster = Cluster::complete(walkthrough().await).await;
+    let pod = cluster.pod("httpbin/httpbin-1").unwrap();
+    let spec = pod.spec.as_ref().unwrap();
+    assert!(
+        spec.node_name.is_none() && spec.containers[0].image.is_none() && spec.containers[0].env.is_none()
+    );
+    assert!(pod.status.as_ref().unwrap().host_ip.is_none());
+    let init = spec.init_containers.as_ref().unwrap();
+    assert_eq!(init[0].args.as_ref().unwrap()[1], "--exclude-inbound-ports=9000");
+    assert!(init[1].args.is_none());
+    let plain = cluster.pod("ingress-nginx/nginx-1").unwrap();
+    assert!(plain.spec.is_none() && plain.metadata.uid.is_some());
+
+    cluster.touched = Touched::default();
+    let mut pod = cluster.api.get(PODS, "httpbin", "httpbin-1").unwrap();
+    pod["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    pod["status"]["hostIP"] = "10.8.8.8".into();
+    cluster.api.apply(PODS, pod);
+    let mut backend = cluster.api.get(BACKENDS, "httpbin", "httpbin").unwrap();
+    backend["status"] = json!({"currentStatus": "committed"});
+    cluster.api.apply(BACKENDS, backend);
+    // Comes after both on the same watches.
+    cluster.api.apply(PODS, plain_pod("x", "last", "10.1.1.1", "Running"));
+    let mut last = cluster.api.get(BACKENDS, "httpbin", "httpbin").unwrap();
+    last["metadata"]["name"] = "last".into();
+    last["metadata"]["namespace"] = "x".into();
+    cluster.api.apply(BACKENDS, last);
+    cluster
+        .until("what comes last", |cluster| {
+            cluster.pod("x/last").is_some() && cluster.index.ingress_backends_in("x").next().is_some()
+        })
+        .await;
+    assert!(!cluster.touched.namespaces.contains("httpbin"), "{:?}", cluster.touched);
+    assert!(cluster.touched.pods.iter().all(|pod| &*pod.namespace == "x"), "{:?}", cluster.touched);
+}
+
+#[test]
+fn a_pod_is_a_workload_with_a_sidecar_an_address_of_its_own_and_while_it_lasts() {
+    let parse = |value: Value| serde_json::from_value::<Pod>(value).unwrap();
+    let whole = injected("a", "a-1", "a", "10.0.0.1", "Running");
+    assert!(is_injected(&parse(whole.clone())));
+    assert!(is_injected(&parse(injected("a", "a-1", "a", "fd00::1", "Pending"))));
+    assert!(!is_injected(&parse(injected("a", "a-1", "a", "10.0.0.1", "Succeeded"))));
+    assert!(!is_injected(&parse(injected("a", "a-1", "a", "10.0.0.1", "Failed"))));
+    assert!(!is_injected(&parse(injected("a", "a-1", "a", "", "Pending"))));
+    assert!(!is_injected(&parse(plain_pod("a", "a-1", "10.0.0.1", "Running"))));
+    let mut host = whole;
+    host["spec"]["hostNetwork"] = true.into();
+    assert!(!is_injected(&parse(host)));
+}

@@ -1,0 +1,158 @@
+use std::time::Duration;
+
+use tidegate_kubernetes::fake_api::FakeApi;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::compile::status::CurrentStatus;
+use crate::object::ObjectName;
+
+const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
+const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
+
+struct Replica {
+    statuses: KubernetesStatuses,
+    leads: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Replica {
+    fn start(api: &FakeApi, leads: bool) -> Self {
+        let statuses = KubernetesStatuses::default();
+        let leads = watch::Sender::new(leads);
+        let task = tokio::spawn(statuses.clone().publish(api.client(), leads.subscribe()));
+        Self { statuses, leads, task }
+    }
+
+    fn write(&self, name: &str, status: &ObjectStatus) {
+        self.statuses.write(&key(Kind::IngressBackend, name), status, None);
+    }
+}
+
+fn key(kind: Kind, name: &str) -> ObjectKey {
+    ObjectKey { kind, name: ObjectName::parse(name).unwrap() }
+}
+
+fn committed() -> ObjectStatus {
+    let reason = "successfully committed by the system".to_owned();
+    ObjectStatus { current: CurrentStatus::Committed, reason, warnings: Vec::new() }
+}
+
+fn error(reason: &str) -> ObjectStatus {
+    ObjectStatus {
+        current: CurrentStatus::Error,
+        reason: reason.to_owned(),
+        warnings: vec!["a warning".into()],
+    }
+}
+
+fn put(api: &FakeApi, name: &str) {
+    let spec = json!({"backends": [], "sources": []});
+    let status = json!({"theirs": "kept"});
+    api.apply(
+        BACKENDS,
+        json!({"metadata": {"namespace": "ns", "name": name}, "spec": spec, "status": status}),
+    );
+}
+
+fn status(api: &FakeApi, name: &str) -> Value {
+    api.get(BACKENDS, "ns", name).map(|object| object["status"].clone()).unwrap_or_default()
+}
+
+fn writes(api: &FakeApi) -> usize {
+    api.requests().iter().filter(|request| request.verb == "patch").count()
+}
+
+#[tokio::test]
+async fn a_status_is_written_to_the_object_and_what_others_wrote_stays() {
+    let api = FakeApi::start().await;
+    put(&api, "a");
+    let replica = Replica::start(&api, true);
+    replica.write("ns/a", &error("endpoints not found for service x/y"));
+    api.wait_for(|api| status(api, "a")["currentStatus"] == "error").await;
+    assert_eq!(
+        status(&api, "a"),
+        json!({"theirs": "kept", "currentStatus": "error", "warnings": ["a warning"],
+            "reason": "endpoints not found for service x/y"})
+    );
+    replica.write("ns/a", &committed());
+    api.wait_for(|api| status(api, "a")["currentStatus"] == "committed").await;
+    assert_eq!(
+        status(&api, "a"),
+        json!({"theirs": "kept", "currentStatus": "committed", "reason": "successfully committed by the system"})
+    );
+    let request = api.requests().into_iter().find(|request| request.verb == "patch").unwrap();
+    assert_eq!((request.resource.as_str(), request.namespace.as_str()), ("ingressbackends/status", "ns"));
+}
+
+#[tokio::test]
+async fn the_mesh_config_has_a_status_too() {
+    let api = FakeApi::start().await;
+    api.apply(CONFIGS, json!({"metadata": {"namespace": "ns", "name": "osm-mesh-config"}, "spec": {}}));
+    let replica = Replica::start(&api, true);
+    replica.statuses.write(&key(Kind::MeshConfig, "ns/osm-mesh-config"), &committed(), None);
+    api.wait_for(|api| {
+        api.get(CONFIGS, "ns", "osm-mesh-config").unwrap()["status"]["currentStatus"] == "committed"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_who_leads_writes_and_a_new_leader_writes_everything() {
+    let api = FakeApi::start().await;
+    put(&api, "a");
+    put(&api, "b");
+    let (first, second) = (Replica::start(&api, true), Replica::start(&api, false));
+    for replica in [&first, &second] {
+        replica.write("ns/a", &committed());
+        replica.write("ns/b", &committed());
+    }
+    api.wait_for(|api| status(api, "b")["currentStatus"] == "committed").await;
+    api.wait_for(|api| writes(api) == 2).await;
+    // The first one dies, having left a wrong status behind.
+    first.leads.send_replace(false);
+    first.task.abort();
+    put(&api, "a");
+    second.leads.send_replace(true);
+    api.wait_for(|api| status(api, "a")["currentStatus"] == "committed").await;
+    api.wait_for(|api| writes(api) == 4).await;
+}
+
+#[tokio::test]
+async fn a_write_that_fails_is_tried_again_with_the_newest_status() {
+    let api = FakeApi::start().await;
+    put(&api, "a");
+    for code in [409, 500, 403] {
+        api.refuse_writes(code, 3);
+        let before = writes(&api);
+        let replica = Replica::start(&api, true);
+        replica.write("ns/a", &error("old"));
+        api.wait_for(|api| writes(api) > before).await;
+        replica.write("ns/a", &error("newest"));
+        api.wait_for(|api| status(api, "a")["reason"] == "newest").await;
+        assert!(writes(&api) > before + 3);
+        put(&api, "a");
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_is_gone_or_refused_does_not_hold_up_others() {
+    let api = FakeApi::start().await;
+    put(&api, "b");
+    let replica = Replica::start(&api, true);
+    replica.write("ns/gone", &committed());
+    replica.write("ns/b", &committed());
+    api.wait_for(|api| status(api, "b")["currentStatus"] == "committed").await;
+    api.refuse_writes(422, 1);
+    replica.write("ns/b", &error("refused"));
+    api.wait_for(|api| writes(api) >= 3).await;
+    replica.write("ns/b", &error("taken"));
+    api.wait_for(|api| status(api, "b")["reason"] == "taken").await;
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while !replica.statuses.0.lock().unwritten.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("nothing is left to do");
+}

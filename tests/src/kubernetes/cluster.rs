@@ -1,0 +1,227 @@
+//! The cluster, and what is said to it.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+use std::{env, fmt};
+
+use serde_json::Value;
+
+use super::ROLLOUT;
+use crate::{daemon, wait};
+
+/// The name of the cluster that the suites start; `tests/run` ends it.
+const NAME: &str = "suites";
+
+/// A cluster that runs.
+#[derive(Debug)]
+pub struct Cluster {
+    kubeconfig: PathBuf,
+    kubectl: PathBuf,
+    /// Whether it was started by the project's script, and so can be broken by it.
+    is_ours: bool,
+}
+
+/// A command that ended with another code than 0.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The command, as a shell would take it.
+    pub command: String,
+    /// Its code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Cluster {
+    /// The one that all suites of this run share, with our images in it if we started it.
+    pub fn get() -> &'static Self {
+        static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+        CLUSTER.get_or_init(|| match env::var_os("KUBECONFIG") {
+            Some(kubeconfig) => {
+                Self { kubeconfig: kubeconfig.into(), kubectl: "kubectl".into(), is_ours: false }
+            }
+            None => Self::start(),
+        })
+    }
+
+    fn start() -> Self {
+        let kubeconfig =
+            run(script("cluster").args(["up", NAME]), "").unwrap_or_else(|error| panic!("{error}"));
+        let kubeconfig = PathBuf::from(kubeconfig.trim());
+        let kubectl = kubeconfig.with_file_name("bin").join("kubectl");
+        let cluster = Self { kubeconfig, kubectl, is_ours: true };
+        cluster.load_images(&["app", "nginx"]);
+        cluster
+    }
+
+    /// Makes these images and loads them, if we started the cluster. A user's cluster has them already.
+    pub fn load_images(&self, names: &[&str]) {
+        if !self.is_ours {
+            return;
+        }
+        let binaries = daemon::ours("tidegate-test-app").parent().unwrap().to_owned();
+        let made = run(script("images").arg(&binaries).args(names), "");
+        let tars = made.unwrap_or_else(|failure| panic!("{failure}"));
+        run(script("cluster").args(["load", NAME, "--"]).args(tars.lines()), "")
+            .unwrap_or_else(|failure| panic!("{failure}"));
+    }
+
+    /// `kubectl`, which must succeed; its output.
+    #[track_caller]
+    pub fn kubectl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        self.try_kubectl(arguments, "").unwrap_or_else(|failure| panic!("{failure}"))
+    }
+
+    /// `kubectl` with this standard input.
+    pub fn try_kubectl<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+        input: &str,
+    ) -> Result<String, Failure> {
+        run(self.command(&self.kubectl).args(arguments), input)
+    }
+
+    /// `tidegate`, which must succeed; its output.
+    #[track_caller]
+    pub fn tidegate<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        self.try_tidegate(arguments).unwrap_or_else(|failure| panic!("{failure}"))
+    }
+
+    /// `tidegate`.
+    pub fn try_tidegate<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String, Failure> {
+        run(self.command(daemon::ours("tidegate")).args(arguments), "")
+    }
+
+    /// A program that finds this cluster by `KUBECONFIG`.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env("KUBECONFIG", &self.kubeconfig);
+        command
+    }
+
+    /// `kubectl apply -f -` of these documents.
+    #[track_caller]
+    pub fn apply(&self, yaml: &str) {
+        self.try_apply(yaml).unwrap_or_else(|failure| panic!("{failure}\n{yaml}"));
+    }
+
+    /// [`Cluster::apply`] that may be refused.
+    pub fn try_apply(&self, yaml: &str) -> Result<String, Failure> {
+        self.try_kubectl(["apply", "-f", "-"], yaml)
+    }
+
+    /// An object or a list, as `kubectl get` takes it.
+    #[track_caller]
+    pub fn get_json(&self, what: &[&str]) -> Value {
+        self.try_get_json(what).unwrap_or_else(|failure| panic!("{failure}"))
+    }
+
+    /// [`Cluster::get_json`] of what may not be there.
+    pub fn try_get_json(&self, what: &[&str]) -> Result<Value, Failure> {
+        let text = self.try_kubectl([&["get", "-o", "json"], what].concat(), "")?;
+        Ok(serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("kubectl get {what:?}: {error}: {text}")))
+    }
+
+    /// Waits until an object is there and `probe` finds something in it.
+    #[track_caller]
+    pub fn wait_for<T>(&self, wanted: &str, what: &[&str], mut probe: impl FnMut(&Value) -> Option<T>) -> T {
+        let mut last = String::from("it is not there");
+        let mut found = None;
+        let deadline = std::time::Instant::now() + ROLLOUT;
+        while found.is_none() && std::time::Instant::now() < deadline {
+            match self.try_get_json(what) {
+                Ok(value) => {
+                    found = probe(&value);
+                    last = format!("{value:#}");
+                }
+                Err(failure) => last = failure.to_string(),
+            }
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        found.unwrap_or_else(|| panic!("waited in vain: {wanted}; {what:?}: {last}"))
+    }
+
+    /// Waits until an object is gone.
+    #[track_caller]
+    pub fn wait_until_gone(&self, what: &[&str]) {
+        wait::until_true(&format!("{what:?} is gone"), ROLLOUT, || {
+            self.try_get_json(what).is_err_and(|failure| failure.stderr.contains("NotFound"))
+        });
+    }
+
+    /// Ends a part of the cluster at once, as a crash does.
+    #[track_caller]
+    pub fn kill_part(&self, part: &str) {
+        self.part("kill", part);
+    }
+
+    /// Starts a part again.
+    #[track_caller]
+    pub fn start_part(&self, part: &str) {
+        self.part("start", part);
+    }
+
+    /// A command on the node's network, such as a capture.
+    #[track_caller]
+    pub fn on_node(&self, program: &str) -> Command {
+        self.assert_ours();
+        let mut command = script("cluster");
+        command.args(["enter", NAME, "--", program]);
+        command
+    }
+
+    fn part(&self, action: &str, part: &str) {
+        self.assert_ours();
+        run(script("cluster").args([action, NAME, part]), "").unwrap_or_else(|failure| panic!("{failure}"));
+    }
+
+    fn assert_ours(&self) {
+        assert!(
+            self.is_ours,
+            "this test breaks its cluster, so it runs only on the project's: unset KUBECONFIG"
+        );
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { command, code, stdout, stderr } = self;
+        write!(formatter, "{command}: exit code {code:?}\n{stdout}{stderr}")
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command, input: &str) -> Result<String, Failure> {
+    let text = format!("{command:?}");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{text}: {error}"));
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // A command that ends without having read everything is judged by its code.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    let (stdout, stderr) = (lossy(output.stdout), lossy(output.stderr));
+    if output.status.success() {
+        return Ok(stdout);
+    }
+    Err(Failure { command: text, code: output.status.code(), stdout, stderr })
+}
+
+fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+fn script(name: &str) -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name))
+}

@@ -1,0 +1,150 @@
+//! A namespace of a test's own.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{process, thread};
+
+use serde_json::Value;
+
+use super::{Cluster, ROLLOUT};
+use crate::kubernetes::pod::Pod;
+use crate::wait;
+
+/// Deleted when dropped; what was in it is printed if the test failed.
+#[derive(Debug)]
+pub struct Namespace {
+    cluster: &'static Cluster,
+    name: String,
+}
+
+impl Namespace {
+    /// A new one, outside the mesh. `prefix` says whose it is; the rest of the name makes it unique.
+    pub fn new(prefix: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self::named(&format!("{prefix}-{}-{count}", process::id()))
+    }
+
+    /// A new one of exactly this name.
+    pub fn named(name: &str) -> Self {
+        let cluster = Cluster::get();
+        cluster.kubectl(["create", "namespace", name]);
+        Self { cluster, name: name.to_owned() }
+    }
+
+    /// A new one in the mesh, with sidecars.
+    pub fn meshed(prefix: &str) -> Self {
+        let namespace = Self::new(prefix);
+        namespace.join();
+        namespace
+    }
+
+    /// Adds it to the mesh, with sidecars.
+    pub fn join(&self) {
+        self.cluster.tidegate(["namespace", "add", &self.name]);
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its cluster.
+    pub fn cluster(&self) -> &'static Cluster {
+        self.cluster
+    }
+
+    /// Applies documents that name no namespace of their own, or this one.
+    #[track_caller]
+    pub fn apply(&self, yaml: &str) {
+        self.try_apply(yaml).unwrap_or_else(|failure| panic!("{failure}\n{yaml}"));
+    }
+
+    /// [`Namespace::apply`] that may be refused.
+    pub fn try_apply(&self, yaml: &str) -> Result<String, super::cluster::Failure> {
+        self.cluster.try_kubectl(["apply", "-n", &self.name, "-f", "-"], yaml)
+    }
+
+    /// `kubectl -n <this one>`, which must succeed.
+    #[track_caller]
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.cluster.kubectl([&["-n", &self.name], arguments].concat())
+    }
+
+    /// An object or a list of it.
+    #[track_caller]
+    pub fn get_json(&self, what: &[&str]) -> Value {
+        self.cluster.get_json(&[&["-n", &self.name], what].concat())
+    }
+
+    /// Waits until an object of it is there and `probe` finds something in it.
+    #[track_caller]
+    pub fn wait_for<T>(&self, wanted: &str, what: &[&str], probe: impl FnMut(&Value) -> Option<T>) -> T {
+        self.cluster.wait_for(wanted, &[&["-n", &self.name], what].concat(), probe)
+    }
+
+    /// Waits until every new pod of a Deployment or StatefulSet, such as `deployment/app`, is ready and no old one left.
+    #[track_caller]
+    pub fn wait_rolled_out(&self, what: &str) {
+        let limit = format!("--timeout={}s", ROLLOUT.as_secs());
+        self.kubectl(&["rollout", "status", what, &limit]);
+    }
+
+    /// Ready pods with this value of label `app`, oldest first; those that end are left out.
+    pub fn pods(&self, app: &str) -> Vec<Pod> {
+        let list =
+            self.get_json(&["pods", "-l", &format!("app={app}"), "--sort-by=.metadata.creationTimestamp"]);
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        items.iter().filter(|pod| is_ready(pod)).map(|pod| Pod::new(self.cluster, &self.name, pod)).collect()
+    }
+
+    /// The pod with this value of label `app`, once there is one and it is ready.
+    #[track_caller]
+    pub fn pod(&self, app: &str) -> Pod {
+        wait::until(&format!("a ready pod of {}/{app}", self.name), ROLLOUT, || {
+            self.pods(app).into_iter().next()
+        })
+    }
+
+    /// The state of an IngressBackend, and why; waits until there is one.
+    #[track_caller]
+    pub fn policy_status(&self, name: &str) -> (String, String) {
+        self.wait_for("the policy has a status", &["ingressbackend", name], |policy| {
+            let text = |field: &str| policy["status"][field].as_str().map(str::to_owned);
+            text("currentStatus").filter(|status| !status.is_empty()).zip(text("reason"))
+        })
+    }
+
+    fn print(&self) {
+        let show = |arguments: &[&str]| {
+            let text = self.cluster.try_kubectl([&["-n", &self.name], arguments].concat(), "");
+            eprintln!("{}", text.unwrap_or_else(|failure| failure.to_string()));
+        };
+        eprintln!("---- namespace {}", self.name);
+        show(&["get", "pods,ingressbackends", "-o", "wide"]);
+        show(&["get", "events", "--sort-by=.lastTimestamp"]);
+        let Ok(pods) = self.cluster.try_get_json(&["pods", "-n", &self.name]) else { return };
+        for pod in pods["items"].as_array().into_iter().flatten() {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            eprintln!("---- logs of {}/{name}", self.name);
+            show(&["logs", name, "--all-containers", "--prefix", "--tail=40"]);
+        }
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.print();
+        }
+        // Its end is waited for by whoever wants the name again.
+        let _ = self
+            .cluster
+            .try_kubectl(["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"], "");
+    }
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    let is_ready = conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
+    is_ready && pod["metadata"]["deletionTimestamp"].is_null()
+}

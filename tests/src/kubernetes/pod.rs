@@ -1,0 +1,145 @@
+//! A pod that runs.
+
+use serde_json::Value;
+
+use super::Cluster;
+use super::cluster::Failure;
+
+/// The container of [`super::workload`]'s pods.
+pub const APP: &str = "app";
+
+/// A pod by its name.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    cluster: &'static Cluster,
+    namespace: String,
+    name: String,
+    ip: String,
+}
+
+/// What a client in a pod got.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// An answer: its status and its body.
+    Answer(u64, Value),
+    /// None, and how the connection ended.
+    Refused(String),
+}
+
+impl Pod {
+    pub(super) fn new(cluster: &'static Cluster, namespace: &str, pod: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let name = text(&pod["metadata"]["name"]);
+        Self { cluster, namespace: namespace.to_owned(), name, ip: text(&pod["status"]["podIP"]) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its first address.
+    pub fn ip(&self) -> &str {
+        &self.ip
+    }
+
+    /// Runs a command in a container.
+    pub fn exec(&self, container: &str, command: &[&str], input: &str) -> Result<String, Failure> {
+        let target = ["exec", "-i", "-n", &self.namespace, &self.name, "-c", container, "--"];
+        self.cluster.try_kubectl([&target, command].concat(), input)
+    }
+
+    /// The test app in its container, as a client; the line of JSON that it prints.
+    #[track_caller]
+    pub fn ask(&self, arguments: &[&str]) -> Value {
+        let output = match self.exec(APP, &[&["/usr/local/bin/tidegate-test-app"], arguments].concat(), "") {
+            Ok(output) => output,
+            // It says so when there was no answer.
+            Err(failure) if failure.stdout.starts_with('{') => failure.stdout,
+            Err(failure) => panic!("{failure}"),
+        };
+        serde_json::from_str(output.trim())
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}"))
+    }
+
+    /// GET, on a connection of its own.
+    #[track_caller]
+    pub fn get(&self, url: &str) -> Outcome {
+        Outcome::of(&self.ask(&["get", url]))
+    }
+
+    /// GET until the answer has this status.
+    #[track_caller]
+    pub fn get_until(&self, url: &str, status: u16) -> Value {
+        let found = self.ask(&["get", url, "--until", &status.to_string(), "--within", "60"]);
+        match Outcome::of(&found) {
+            Outcome::Answer(given, body) if given == u64::from(status) => body,
+            other => panic!("{url}: waited in vain for {status}: {other:?}"),
+        }
+    }
+
+    /// Sends a line over TCP; what came back, or how it ended.
+    #[track_caller]
+    pub fn tcp(&self, target: &str, line: &str) -> Result<String, String> {
+        let found = self.ask(&["tcp", target, line]);
+        match found["answer"].as_str() {
+            Some(answer) => Ok(answer.to_owned()),
+            None => Err(found["error"].as_str().unwrap_or_default().to_owned()),
+        }
+    }
+
+    /// What a container has logged.
+    pub fn logs(&self, container: &str) -> String {
+        self.cluster.kubectl(["logs", "-n", &self.namespace, &self.name, "-c", container])
+    }
+
+    /// The object.
+    pub fn json(&self) -> Value {
+        self.cluster.get_json(&["pod", "-n", &self.namespace, &self.name])
+    }
+
+    /// Deletes it and waits until it is gone.
+    pub fn delete(&self) {
+        self.cluster.kubectl(["delete", "pod", "-n", &self.namespace, &self.name]);
+    }
+
+    /// Deletes it at once, without telling its processes.
+    pub fn kill(&self) {
+        self.cluster.kubectl([
+            "delete",
+            "pod",
+            "-n",
+            &self.namespace,
+            &self.name,
+            "--grace-period=0",
+            "--force",
+        ]);
+    }
+}
+
+impl Outcome {
+    /// From the test app's line.
+    pub fn of(line: &Value) -> Self {
+        match line["status"].as_u64() {
+            Some(status) => Self::Answer(status, line["body"].clone()),
+            None => Self::Refused(line["error"].as_str().unwrap_or_default().to_owned()),
+        }
+    }
+
+    /// The status; 0 if there was no answer.
+    pub fn status(&self) -> u64 {
+        match self {
+            Self::Answer(status, _) => *status,
+            Self::Refused(_) => 0,
+        }
+    }
+
+    /// The body of an answer with status 200.
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        match self {
+            Self::Answer(200, body) => body,
+            other => panic!("{other:?}"),
+        }
+    }
+}
