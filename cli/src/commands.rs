@@ -23,10 +23,11 @@ use crate::cluster::proxy::ProxyCommand;
 use crate::cluster::{bug_report, certificate, check, conflicts, inject, mesh, namespace, proxy};
 use crate::demo::DemoOptions;
 use crate::explain::ExplainOptions;
+use crate::install::{InstallOptions, UninstallOptions, UpgradeOptions};
 use crate::output::{OutputFormat, print};
 use crate::standalone::StandaloneOptions;
 use crate::validate::ValidateOptions;
-use crate::{completion, demo, explain, policy, standalone, validate};
+use crate::{completion, demo, explain, install, policy, standalone, validate};
 
 /// Where a process listens for questions unless told otherwise.
 const DEFAULT_ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
@@ -54,6 +55,12 @@ enum Command {
     /// Look at policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Print the manifests of the control plane, or install it with --apply.
+    Install(Box<InstallOptions>),
+    /// Upgrade the control plane with the values of its installation.
+    Upgrade(Box<UpgradeOptions>),
+    /// Uninstall the control plane; what cannot be made again stays.
+    Uninstall(UninstallOptions),
     /// Add namespaces to the mesh, take them out, list them.
     #[command(subcommand, visible_alias = "ns")]
     Namespace(NamespaceCommand),
@@ -141,6 +148,9 @@ impl Cli {
             Command::Policy(PolicyCommand::CheckConflicts(options)) => {
                 threads()?.block_on(conflicts::run(options))
             }
+            Command::Install(options) => install::install(&options),
+            Command::Upgrade(options) => install::upgrade(&options),
+            Command::Uninstall(options) => threads()?.block_on(install::uninstall(options)),
             Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
             Command::Mesh(command) => threads()?.block_on(mesh::run(command)),
             Command::Check(options) => threads()?.block_on(check::run(options)),
