@@ -114,7 +114,7 @@ pub struct ControllerHandle {
     pub health_address: Option<SocketAddr>,
     /// The MeshConfig in force, if there is one.
     pub mesh_config: watch::Receiver<Option<Arc<MeshConfigSpec>>>,
-    /// The Pods that have a sidecar of ours, sorted by namespace and name.
+    /// The Pods of a folder that have a sidecar of ours, sorted by namespace and name; of a cluster, nothing.
     pub pods: watch::Receiver<Arc<Vec<LocalPod>>>,
     trigger: drain::Trigger,
 }
