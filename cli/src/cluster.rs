@@ -4,6 +4,7 @@
 //! Pod through a port-forward; [`control_plane`] finds the Pods to ask.
 
 pub(crate) mod admin;
+pub(crate) mod bug_report;
 pub(crate) mod certificate;
 pub(crate) mod check;
 pub(crate) mod client;

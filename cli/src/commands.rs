@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::admin_client::fetch;
+use crate::cluster::bug_report::BugReportOptions;
 use crate::cluster::certificate::CertificateCommand;
 use crate::cluster::check::CheckOptions;
 use crate::cluster::client::ClusterOptions;
@@ -18,7 +19,7 @@ use crate::cluster::control_plane::Part;
 use crate::cluster::mesh::MeshCommand;
 use crate::cluster::namespace::NamespaceCommand;
 use crate::cluster::proxy::ProxyCommand;
-use crate::cluster::{certificate, check, conflicts, mesh, namespace, proxy};
+use crate::cluster::{bug_report, certificate, check, conflicts, mesh, namespace, proxy};
 use crate::demo::DemoOptions;
 use crate::explain::ExplainOptions;
 use crate::output::{OutputFormat, print};
@@ -66,6 +67,8 @@ enum Command {
     /// Look at the mesh's root certificate, and replace it.
     #[command(subcommand, visible_alias = "cert")]
     Certificate(CertificateCommand),
+    /// Gather what somebody else needs to find out what is wrong; no keys, no tokens, no Secrets' content.
+    BugReport(BugReportOptions),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -138,6 +141,7 @@ impl Cli {
             Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
             Command::Mesh(command) => threads()?.block_on(mesh::run(command)),
             Command::Check(options) => threads()?.block_on(check::run(options)),
+            Command::BugReport(options) => threads()?.block_on(bug_report::run(options)),
             Command::Proxy(command) => threads()?.block_on(proxy::run(command)),
             Command::Certificate(command) => threads()?.block_on(certificate::run(command)),
             Command::Completions { shell } => print(&completion::script(shell)?),

@@ -330,6 +330,7 @@ impl Sidecars {
         let options = SidecarOptions {
             workload: workload(pod),
             inbound: ports.iter().map(inbound).collect(),
+            outbound: Vec::new(),
             discovery_address: address(self.discovery)?,
             discovery_server_name: ServerName::try_from(controller.dns_name())?,
             ca: self.ca.options(token_file)?,

@@ -189,9 +189,10 @@ impl Subscriber {
         self.wanted.len()
     }
 
-    /// Wants a destination; it counts as changed.
-    pub(crate) fn subscribe(&mut self, address: SocketAddr) {
-        if self.wanted.insert(address) {
+    /// Wants a destination; it counts as changed. Whether it is wanted only now.
+    pub(crate) fn subscribe(&mut self, address: SocketAddr) -> bool {
+        let is_new = self.wanted.insert(address);
+        if is_new {
             let key = (address.ip(), address.port());
             let destinations = &self.destinations;
             // The index before the entries, as everywhere.
@@ -208,6 +209,7 @@ impl Subscriber {
             }
         }
         self.mailbox.put(address);
+        is_new
     }
 
     /// Wants a destination no longer.

@@ -1,1 +1,46 @@
-//! The mutating webhook that adds the sidecar to pods of the mesh.
+//! The mutating webhook that adds the sidecar to the Pods of the mesh.
+//!
+//! [`inject()`] is the heart: from a Pod, its namespace and the settings to a JSON patch, without asking anybody.
+//! [`PodReviewer`] answers the API server with it, [`State`] follows the namespaces and the MeshConfig that it needs, and
+//! [`inject_manifests`] does the same for files. Start reading at [`inject()`].
+//!
+//! # What the webhook needs of its configuration
+//!
+//! - `CREATE` of `pods` and `UPDATE` of `pods/ephemeralcontainers`, `v1`, scope `Namespaced`, path `/mutate`.
+//! - Two webhooks, for labels are joined by "and" in a selector: one for namespaces with
+//!   `openservicemesh.io/monitored-by: <mesh>`, one for those with `tidegate.io/injection: enabled`. Both leave out
+//!   namespaces with the label `openservicemesh.io/ignore` or `control-plane`, and by `kubernetes.io/metadata.name`
+//!   `kube-system`, `kube-public`, `kube-node-lease` and the control plane's own. No objectSelector: a Pod's labels are
+//!   its author's.
+//! - `failurePolicy: Fail`, so that a Pod of the mesh never starts without its sidecar; `sideEffects: None`, so that dry
+//!   runs are asked about, too; `reinvocationPolicy: IfNeeded`, for containers that other webhooks add;
+//!   `timeoutSeconds: 10`, of which an answer takes milliseconds, and at most two seconds for a namespace that is new.
+//! - No `caBundle`: `tidegate_kubernetes::webhook::CaBundleKeeper` writes it.
+//!
+//! # What it may do
+//!
+//! `get`, `list` and `watch` of Namespaces; the same of the MeshConfig in the control plane's namespace; the same and
+//! `patch` of its own MutatingWebhookConfiguration. Nothing else: it makes no Secret and reads none.
+
+mod annotations;
+mod containers;
+mod decision;
+mod inject;
+mod manifests;
+pub mod options;
+mod patch;
+mod ports;
+mod probes;
+mod refusal;
+mod review;
+pub mod settings;
+mod state;
+
+pub use annotations::AnnotationError;
+pub use decision::{Decision, DecisionError, NamespaceView, Reason, decide};
+pub use inject::{Injection, inject};
+pub use manifests::{ManifestError, inject_manifests};
+pub use probes::ProbeError;
+pub use refusal::Refusal;
+pub use review::PodReviewer;
+pub use state::{State, StateWriter};

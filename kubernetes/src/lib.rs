@@ -1,4 +1,4 @@
-//! What the daemons share when they run on Kubernetes: the [`client`], [`watch`]es that heal, and [`lease`]s.
+//! What the daemons share when they run on Kubernetes: the [`client`], [`watch`]es that heal, [`lease`]s, [`webhook`]s.
 //!
 //! Never a dependency of the sidecar: a test holds its tree free of Kubernetes' types. Start reading at
 //! [`client::connect`].
@@ -8,3 +8,4 @@ pub mod client;
 pub mod fake_api;
 pub mod lease;
 pub mod watch;
+pub mod webhook;

@@ -8,9 +8,11 @@ use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tidegate_core::destination::Endpoint;
 use tidegate_runtime::trust_bundle::fingerprint;
 
 use crate::options::Inbound;
+use crate::outbound::{Destinations, Place, Target};
 use crate::snapshot::Publisher;
 
 /// What `/config` shows.
@@ -22,6 +24,10 @@ pub(crate) struct ConfigView {
     pub(crate) inbound: Arc<[Inbound]>,
     /// Where connections are taken that the kernel redirects.
     pub(crate) transparent: Option<SocketAddr>,
+    /// Where the app's own connections are taken.
+    pub(crate) outbound: Arc<[SocketAddr]>,
+    /// What is known of the addresses that the app dials.
+    pub(crate) destinations: Arc<Destinations>,
     /// Holds the snapshot.
     pub(crate) publisher: Arc<Publisher>,
 }
@@ -55,7 +61,27 @@ async fn config(State(view): State<ConfigView>) -> Json<Value> {
         "generation": snapshot.generation,
         "tls": tls,
         "policy": snapshot.policy,
+        "outbound": view.outbound,
+        "destinations": view.destinations.view().iter().map(destination).collect::<Vec<_>>(),
     }))
+}
+
+fn destination((address, version, target): &(SocketAddr, String, Option<Arc<Target>>)) -> Value {
+    let Some(target) = target else { return json!({"address": address, "state": "asked"}) };
+    let endpoint = |place: &Place| {
+        let Endpoint { address, identity } = &place.endpoint;
+        json!({"address": address, "identity": identity, "connections": place.open()})
+    };
+    match &target.name {
+        None => json!({"address": address, "version": version, "state": "passthrough"}),
+        Some(name) => json!({
+            "address": address,
+            "version": version,
+            "state": "mesh",
+            "service": name,
+            "endpoints": target.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+        }),
+    }
 }
 
 fn time(time: SystemTime) -> String {

@@ -3,13 +3,18 @@
 //! A policy that cannot be taken over is rejected with a reason and the last good one stays in force; one that is
 //! removed leaves the workload without a policy, which refuses everything. While the controller is away nothing
 //! changes: the last policy is the policy.
+//!
+//! The same stream asks for what stands behind the addresses that the app dials ([`Destinations`]), and reports which
+//! certificate and which roots the data plane stands on.
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls_pki_types::ServerName;
+use tidegate_core::Destination;
 use tidegate_core::policy::InboundPolicy;
 use tidegate_proto::discovery as wire;
 use tidegate_runtime::backoff::Backoff;
@@ -21,15 +26,23 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use wire::discovery_client::DiscoveryClient;
+use wire::discovery_request::Message;
 
-use crate::snapshot::Publisher;
+use crate::outbound::Destinations;
+use crate::snapshot::{Publisher, Snapshot};
 
 /// The first delay before a stream is opened again, at the most.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
-/// The longest delay: a controller that is back serves its sidecars again within this.
-const MOST_DELAY: Duration = Duration::from_secs(5);
+/// The longest delay, of which half is waited on average: a controller that is back serves its sidecars again within a
+/// second or so, and thousands of them do not come in the same moment.
+const MOST_DELAY: Duration = Duration::from_millis(1500);
 /// A stream that stayed open this long was a good one: the next failure starts from the shortest delay again.
 const GOOD_STREAM: Duration = Duration::from_secs(10);
+
+/// How often destinations that nobody uses any more are looked for.
+const SWEEP: Duration = Duration::from_secs(60);
+/// The most names in one message.
+const MOST_NAMES: usize = 512;
 
 /// Whom to ask, and for whom.
 pub struct DiscoveryClientConfig {
@@ -48,7 +61,8 @@ pub struct Discovery {
     config: DiscoveryClientConfig,
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
     publisher: Arc<Publisher>,
-    /// Resource name to the version that is in force.
+    destinations: Arc<Destinations>,
+    /// Name of the inbound policy to the version that is in force.
     versions: HashMap<String, String>,
     /// Keeps the process from being ready; dropped with the first policy.
     waiting: Option<Blocker>,
@@ -86,6 +100,7 @@ impl Discovery {
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
         bundle: watch::Receiver<Arc<TrustBundle>>,
         publisher: Arc<Publisher>,
+        destinations: Arc<Destinations>,
         waiting: Blocker,
     ) -> Self {
         let newest = credentials.clone();
@@ -95,7 +110,15 @@ impl Discovery {
             let tls = grpc::client_config(&bundle, Some(&credentials));
             tls.inspect_err(|error| tracing::error!(%error, "no TLS towards the controller")).ok()
         });
-        Self { config, credentials, publisher, versions: HashMap::new(), waiting: Some(waiting), channel }
+        Self {
+            config,
+            credentials,
+            publisher,
+            destinations,
+            versions: HashMap::new(),
+            waiting: Some(waiting),
+            channel,
+        }
     }
 
     /// Opens a stream, and another one whenever it ends.
@@ -105,6 +128,7 @@ impl Discovery {
             self.valid_credentials().await;
             let opened = SystemTime::now();
             let Err(end) = self.stream().await;
+            self.destinations.disconnect();
             if matches!(end, StreamEnd::NewCertificate) {
                 tracing::debug!("opening the policy stream anew with the new certificate");
                 continue;
@@ -138,38 +162,72 @@ impl Discovery {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 instance: self.config.instance.clone(),
             }),
-            known_versions: self.versions.clone(),
+            known_versions: self.known_versions(),
         };
-        let message = |message| wire::DiscoveryRequest { message: Some(message) };
+        let requests = Requests(requests);
         // The queue is empty and its other end is in this function.
-        let _ = requests.send(message(wire::discovery_request::Message::Hello(hello))).await;
+        let _ = requests.say(Message::Hello(hello)).await;
+        let mut snapshots = self.publisher.subscribe();
+        let mut reported = None;
 
         let generation = self.credentials.borrow().as_ref().map(|credentials| credentials.generation);
         let mut credentials = self.credentials.clone();
-        let renewed = credentials.wait_for(|credentials| {
-            credentials.as_ref().map(|credentials| credentials.generation) != generation
-        });
+        let renewed = async {
+            let is_new = |credentials: &Option<Arc<Credentials>>| {
+                credentials.as_ref().map(|credentials| credentials.generation) != generation
+            };
+            credentials.wait_for(is_new).await.map(drop)
+        };
         tokio::pin!(renewed);
 
         let mut client = DiscoveryClient::new(self.channel.clone());
         let mut responses = client.stream(ReceiverStream::new(outgoing)).await?.into_inner();
         tracing::info!(controller = %self.config.address, "the policy stream is open");
+        requests.subscribe(&self.destinations.connect()).await?;
+        let mut sweep = tokio::time::interval(SWEEP);
         loop {
-            let response = tokio::select! {
-                response = responses.message() => response?.ok_or(StreamEnd::Closed)?,
+            let report = report(&snapshots.current());
+            if report.is_some() && report != reported {
+                reported.clone_from(&report);
+                requests.say(Message::Report(report.unwrap_or_default())).await?;
+            }
+            tokio::select! {
+                response = responses.message() => {
+                    let ack = self.take_over(response?.ok_or(StreamEnd::Closed)?);
+                    requests.say(Message::Ack(ack)).await?;
+                }
+                wishes = self.destinations.wishes() => {
+                    requests.unsubscribe(&wishes.unwanted).await?;
+                    requests.subscribe(&wishes.wanted).await?;
+                }
+                _ = snapshots.changed() => {}
+                _ = sweep.tick() => self.destinations.sweep(Instant::now()),
                 _ = &mut renewed => return Err(StreamEnd::NewCertificate),
-            };
-            let ack = self.take_over(response);
-            if requests.send(message(wire::discovery_request::Message::Ack(ack))).await.is_err() {
-                return Err(StreamEnd::Closed);
             }
         }
+    }
+
+    fn known_versions(&self) -> HashMap<String, String> {
+        let destinations = self.destinations.view().into_iter().filter(|(_, version, _)| !version.is_empty());
+        let named = destinations.map(|(address, version, _)| (wire::destination_name(address), version));
+        self.versions.clone().into_iter().chain(named).collect()
     }
 
     fn take_over(&mut self, response: wire::DiscoveryResponse) -> wire::Ack {
         let mut rejections = Vec::new();
         for resource in response.resources {
             let (name, version) = (resource.name.clone(), resource.version.clone());
+            if let Some(address) = wire::parse_destination_name(&name) {
+                match destination(resource) {
+                    Ok(destination) => self.destinations.set(address, version, &destination),
+                    Err(refusal) => {
+                        let reason = refusal.to_string();
+                        tracing::error!(%name, %version, %reason, "a destination is refused");
+                        rejections.push(wire::Rejection { name, version, reason });
+                    }
+                }
+                continue;
+            }
             match self.policy(resource) {
                 Ok(policy) => {
                     tracing::info!(%version, ports = policy.ports.len(), "a new inbound policy is in force");
@@ -210,4 +268,49 @@ impl Discovery {
         }
         Ok(policy)
     }
+}
+
+/// The sidecar's side of a stream.
+struct Requests(mpsc::Sender<wire::DiscoveryRequest>);
+
+impl Requests {
+    async fn say(&self, message: Message) -> Result<(), StreamEnd> {
+        let request = wire::DiscoveryRequest { message: Some(message) };
+        self.0.send(request).await.map_err(|_| StreamEnd::Closed)
+    }
+
+    async fn subscribe(&self, addresses: &[SocketAddr]) -> Result<(), StreamEnd> {
+        for names in addresses.chunks(MOST_NAMES).map(names) {
+            self.say(Message::Subscribe(wire::Subscribe { names })).await?;
+        }
+        Ok(())
+    }
+
+    async fn unsubscribe(&self, addresses: &[SocketAddr]) -> Result<(), StreamEnd> {
+        for names in addresses.chunks(MOST_NAMES).map(names) {
+            self.say(Message::Unsubscribe(wire::Unsubscribe { names })).await?;
+        }
+        Ok(())
+    }
+}
+
+fn names(addresses: &[SocketAddr]) -> Vec<String> {
+    addresses.iter().map(|address| wire::destination_name(*address)).collect()
+}
+
+fn destination(resource: wire::Resource) -> Result<Destination, Refusal> {
+    match resource.body {
+        Some(wire::resource::Body::Destination(destination)) => Ok(destination.try_into()?),
+        _ => Err(Refusal::UnknownBody),
+    }
+}
+
+/// What the data plane stands on, once it does.
+fn report(snapshot: &Snapshot) -> Option<wire::Report> {
+    let tls = snapshot.tls.as_ref()?;
+    let end = tls.credentials.leaf.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Some(wire::Report {
+        trusted_roots: tls.bundle.fingerprints(),
+        certificate_not_after: i64::try_from(end.as_secs()).unwrap_or(i64::MAX),
+    })
 }

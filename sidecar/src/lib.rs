@@ -1,7 +1,7 @@
 //! The data plane of one workload: takes every connection, speaks mutual TLS, enforces the policy, and says what it
 //! did.
 //!
-//! Start at `inbound`: a connection's story, top to bottom. A [`worker`] owns the connections of one thread;
+//! Start at `inbound`: a connection's story, top to bottom; [`outbound`] is that of one that the app opens. A [`worker`] owns the connections of one thread;
 //! [`snapshot`] is how it learns what the control thread knows; [`lifeline`] is how it ends what may not go on.
 //! [`mod@sidecar`] puts the parts together.
 
@@ -15,8 +15,10 @@ pub mod lifeline;
 pub mod limits;
 pub mod listener;
 pub mod options;
+pub mod outbound;
 pub mod ports;
 pub mod probes;
+mod pump;
 pub mod redirected;
 pub mod session;
 pub mod sidecar;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tracing::warn;
@@ -24,6 +24,28 @@ pub enum Entrance {
     Fixed(Listen),
     /// To the port that the client dialled before the kernel redirected its connection here.
     Redirected(Redirected),
+    /// Out, to one destination.
+    FixedOutbound(FixedOutbound),
+    /// Out, to what the app dialled before the kernel redirected its connection here.
+    RedirectedOutbound(Redirected),
+}
+
+/// Where the app connects instead of to its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedOutbound {
+    /// Where to listen; port 0 lets the kernel choose.
+    pub address: SocketAddr,
+    /// What the app is taken to have dialled.
+    pub destination: SocketAddr,
+}
+
+/// Which way a connection goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To the app.
+    Inbound(Listen),
+    /// From the app, to this destination.
+    Outbound(SocketAddr),
 }
 
 /// Where a connection came in, and what it means.
@@ -57,16 +79,23 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<StdTcpListener> {
     }
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_TIME)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES),
-    )?;
+    socket.set_tcp_keepalive(&keepalive())?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Notices when the peer of a connection of ours has vanished.
+pub(crate) fn keep_alive(io: &TcpStream) -> io::Result<()> {
+    SockRef::from(io).set_tcp_keepalive(&keepalive())
+}
+
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(KEEPALIVE_TIME)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES)
 }
 
 /// Takes connections until the workers are to stop; those that the kernel has completed by then are taken as well.
@@ -81,7 +110,8 @@ pub(crate) async fn accept(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = command.wait_for(|command| *command != Command::Serve) => break,
+            // What is still in flight may need others: the app's way out stays open until the worker ends.
+            _ = command.wait_for(|command| *command != Command::Serve), if !entrance.is_outbound() => break,
         };
         match accepted {
             Ok((io, peer)) => {
@@ -108,9 +138,14 @@ pub(crate) async fn accept(
 /// Gives a connection on, unless nobody can tell where it belongs.
 fn admit(io: TcpStream, peer: SocketAddr, entrance: &Entrance, dispatch: &Dispatch) {
     match entrance {
-        Entrance::Fixed(listen) => dispatch.take(io, peer, *listen),
+        Entrance::Fixed(listen) => dispatch.take(io, peer, Way::Inbound(*listen)),
         Entrance::Redirected(redirected) => match redirected.destination(&io) {
-            Ok(listen) => dispatch.take(io, canonical(peer), listen),
+            Ok(listen) => dispatch.take(io, canonical(peer), Way::Inbound(listen)),
+            Err(error) => dispatch.refuse(io, canonical(peer), &error),
+        },
+        Entrance::FixedOutbound(outbound) => dispatch.take(io, peer, Way::Outbound(outbound.destination)),
+        Entrance::RedirectedOutbound(redirected) => match redirected.dialled(&io) {
+            Ok(dialled) => dispatch.take(io, canonical(peer), Way::Outbound(dialled)),
             Err(error) => dispatch.refuse(io, canonical(peer), &error),
         },
     }
@@ -131,15 +166,24 @@ impl Entrance {
     pub fn address(&self) -> SocketAddr {
         match self {
             Self::Fixed(listen) => listen.address,
-            Self::Redirected(redirected) => redirected.address,
+            Self::Redirected(redirected) | Self::RedirectedOutbound(redirected) => redirected.address,
+            Self::FixedOutbound(outbound) => outbound.address,
         }
+    }
+
+    /// Whether it is for what the app itself dials.
+    pub(crate) fn is_outbound(&self) -> bool {
+        matches!(self, Self::FixedOutbound(_) | Self::RedirectedOutbound(_))
     }
 
     /// The same with the address that was bound.
     pub(crate) fn at(mut self, address: SocketAddr) -> Self {
         match &mut self {
             Self::Fixed(listen) => listen.address = address,
-            Self::Redirected(redirected) => redirected.address = address,
+            Self::Redirected(redirected) | Self::RedirectedOutbound(redirected) => {
+                redirected.address = address
+            }
+            Self::FixedOutbound(outbound) => outbound.address = address,
         }
         self
     }

@@ -38,6 +38,11 @@ pub struct Options {
     )]
     pub inbound: Vec<Inbound>,
 
+    /// Where the app connects instead of to a destination, and the destination, such as 127.0.0.1:9000=10.96.0.10:80.
+    /// What stands behind the destination is looked up in the mesh. May be repeated, or separated by commas.
+    #[arg(long, env = "TIDEGATE_OUTBOUND", value_name = "LISTEN=DESTINATION", value_delimiter = ',')]
+    pub outbound: Vec<Outbound>,
+
     /// The controller: https://host:port.
     #[arg(long, env = "TIDEGATE_DISCOVERY_ADDRESS", value_name = "URL")]
     pub discovery_address: grpc::Address,
@@ -98,6 +103,20 @@ pub struct Inbound {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not of the form LISTEN_IP:PORT=APP_IP:PORT")]
 pub struct InboundError(String);
+
+/// Where the app's own connections are taken, and where they go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    /// Address that is listened on.
+    pub listen: SocketAddr,
+    /// What is taken to have been dialled.
+    pub destination: SocketAddr,
+}
+
+/// A text that is no `LISTEN=DESTINATION`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not of the form LISTEN_IP:PORT=DESTINATION_IP:PORT")]
+pub struct OutboundError(String);
 
 /// Bounds of the data plane.
 #[derive(Args, Clone, Debug)]
@@ -201,12 +220,25 @@ impl FromStr for Inbound {
     type Err = InboundError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let (listen, app) = text.split_once('=')?;
-            Some(Self { listen: listen.trim().parse().ok()?, app: app.trim().parse().ok()? })
-        };
-        parse().filter(|inbound| inbound.app.port() != 0).ok_or_else(|| InboundError(text.to_owned()))
+        let (listen, app) = address_pair(text).ok_or_else(|| InboundError(text.to_owned()))?;
+        Ok(Self { listen, app })
     }
+}
+
+impl FromStr for Outbound {
+    type Err = OutboundError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (listen, destination) = address_pair(text).ok_or_else(|| OutboundError(text.to_owned()))?;
+        Ok(Self { listen, destination })
+    }
+}
+
+/// Two addresses with `=` in between; the second one has a port.
+fn address_pair(text: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let (first, second) = text.split_once('=')?;
+    let pair: (SocketAddr, SocketAddr) = (first.trim().parse().ok()?, second.trim().parse().ok()?);
+    (pair.1.port() != 0).then_some(pair)
 }
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
@@ -249,11 +281,13 @@ mod tests {
         for (flag, value) in [
             ("--inbound", "127.0.0.1"),
             ("--inbound", "127.0.0.1:1=127.0.0.1:0"),
+            ("--outbound", "127.0.0.1:1"),
             ("--workload", "httpbin"),
             ("--discovery-address", "http://localhost"),
             ("--detect-timeout", "soon"),
             ("--workers", "0"),
             ("--inbound-port", "0"),
+            ("--outbound-port", "0"),
             ("--pod-ips", "10.1.2"),
             ("--health-address", "15010"),
             ("--probes", "{}"),

@@ -50,6 +50,23 @@ impl Redirected {
         }
         Ok(Listen { address: dialled, port: dialled.port(), app: app(dialled) })
     }
+
+    /// What the app of this connection dialled. Our own ports are nobody's destination; those of other hosts may have
+    /// the same numbers.
+    pub(crate) fn dialled(&self, io: &TcpStream) -> Result<SocketAddr, Misdirected> {
+        let dialled = original_destination(io).map_err(Misdirected::Unknown)?;
+        let ip = dialled.ip();
+        let is_ours = || {
+            ip.is_loopback()
+                || ip.is_unspecified()
+                || self.pod_ips.contains(&ip)
+                || is_address_of_this_host(ip)
+        };
+        if self.own_ports.contains(&dialled.port()) && is_ours() {
+            return Err(Misdirected::OwnPort(dialled));
+        }
+        Ok(dialled)
+    }
 }
 
 impl Misdirected {
@@ -109,8 +126,9 @@ mod tests {
         let (io, _) = accepted.unwrap();
         let redirected =
             Redirected { address, pod_ips: [address.ip()].into(), own_ports: [address.port()].into() };
-        let error = redirected.destination(&io).unwrap_err();
-        assert!(matches!(error, Misdirected::Unknown(_) | Misdirected::OwnPort(_)), "{error}");
+        for error in [redirected.destination(&io).unwrap_err(), redirected.dialled(&io).unwrap_err()] {
+            assert!(matches!(error, Misdirected::Unknown(_) | Misdirected::OwnPort(_)), "{error}");
+        }
         drop(client);
     }
 

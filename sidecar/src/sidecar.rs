@@ -20,8 +20,9 @@ use crate::admin::{self, ConfigView};
 use crate::discovery::{Discovery, DiscoveryClientConfig};
 use crate::http::Env;
 use crate::limits::Limits;
-use crate::listener::{Entrance, Listen};
-use crate::options::{Inbound, Options};
+use crate::listener::{Entrance, FixedOutbound, Listen};
+use crate::options::{Inbound, Options, Outbound};
+use crate::outbound::Destinations;
 use crate::ports;
 use crate::probes::{ProbeBindError, ProbeServer};
 use crate::redirected::Redirected;
@@ -29,7 +30,7 @@ use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
 use crate::telemetry::metrics::DataPlaneMetrics;
-use crate::tls::ServerTls;
+use crate::tls::{PeerTls, ServerTls};
 use crate::worker::{self, RunningWorkers, Workers, WorkersConfig};
 
 /// How often the trust bundle's file is looked at.
@@ -88,11 +89,13 @@ impl Sidecar {
         let counts = DataPlaneMetrics::new(sink.clone());
         metrics.add_collector(Box::new(counts.clone()));
 
+        let destinations = Arc::new(Destinations::default());
         let workers = Workers::start(WorkersConfig {
             count: options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from),
             entrances: entrances(&options),
             limits: Limits::from(&options.limits),
             snapshots,
+            destinations: destinations.clone(),
             environment: Arc::new(move |limits| {
                 let log = sink.clone().map(|sink| AccessLog::new(format, sink));
                 Rc::new(Env::new(limits, Rc::new(Telemetry::new(&counts, log))))
@@ -102,11 +105,15 @@ impl Sidecar {
         let inbound: Arc<[Inbound]> =
             bound.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect();
         let transparent = options.pod.transparent.then(|| workers.addresses().first().copied()).flatten();
+        let outbound =
+            workers.addresses().get(workers.addresses().len() - outbound_entrances(&options).len()..);
 
         let view = ConfigView {
             workload: options.workload.as_str().into(),
             inbound: inbound.clone(),
             transparent,
+            outbound: outbound.unwrap_or_default().into(),
+            destinations: destinations.clone(),
             publisher: publisher.clone(),
         };
         let admin = AdminServer::new(PROCESS, metrics.clone(), readiness.clone(), log.clone())
@@ -132,7 +139,7 @@ impl Sidecar {
         }
         control.spawn(admin.serve(draining));
         let drain_timeout = options.limits.drain_timeout;
-        control.spawn(keep_in_step(options, publisher, waiting, metrics, readiness.clone()));
+        control.spawn(keep_in_step(options, publisher, destinations, waiting, metrics, readiness.clone()));
         Ok(Self { workers, inbound, admin_address, readiness, drain, drain_timeout, control })
     }
 
@@ -159,23 +166,43 @@ impl Sidecar {
     }
 }
 
+/// Those for connections from others, then those of [`outbound_entrances`].
 fn entrances(options: &Options) -> Vec<Entrance> {
-    let pod = &options.pod;
-    if !pod.transparent {
-        let fixed = |inbound: &Inbound| {
-            Entrance::Fixed(Listen { address: inbound.listen, port: inbound.app.port(), app: inbound.app })
-        };
-        return options.inbound.iter().map(fixed).collect();
+    let fixed = |inbound: &Inbound| {
+        Entrance::Fixed(Listen { address: inbound.listen, port: inbound.app.port(), app: inbound.app })
+    };
+    let mut entrances: Vec<_> = match options.pod.transparent {
+        true => vec![Entrance::Redirected(redirected(options, options.pod.inbound_port))],
+        false => options.inbound.iter().map(fixed).collect(),
+    };
+    entrances.extend(outbound_entrances(options));
+    entrances
+}
+
+fn outbound_entrances(options: &Options) -> Vec<Entrance> {
+    let fixed = |outbound: &Outbound| {
+        Entrance::FixedOutbound(FixedOutbound { address: outbound.listen, destination: outbound.destination })
+    };
+    let mut entrances: Vec<_> = options.outbound.iter().map(fixed).collect();
+    if options.pod.transparent {
+        entrances.push(Entrance::RedirectedOutbound(redirected(options, options.pod.outbound_port)));
     }
-    let mut own_ports = vec![pod.inbound_port, ports::OUTBOUND, ports::HEALTH, options.admin_address.port()];
+    entrances
+}
+
+/// A listener at this port for connections that the kernel redirects.
+fn redirected(options: &Options, port: u16) -> Redirected {
+    let pod = &options.pod;
+    let mut own_ports =
+        vec![pod.inbound_port, pod.outbound_port, ports::HEALTH, options.admin_address.port()];
     own_ports.extend(ports::PROBES);
     own_ports.extend(pod.health_address.map(|address| address.port()));
     own_ports.extend(pod.probes.0.iter().map(|probe| probe.port));
-    vec![Entrance::Redirected(Redirected {
-        address: listen::possible((Ipv6Addr::UNSPECIFIED, pod.inbound_port).into()),
+    Redirected {
+        address: listen::possible((Ipv6Addr::UNSPECIFIED, port).into()),
         pod_ips: pod.pod_ips.0.clone(),
         own_ports: own_ports.into(),
-    })]
+    }
 }
 
 struct Waiting {
@@ -187,6 +214,7 @@ struct Waiting {
 async fn keep_in_step(
     options: Options,
     publisher: Arc<Publisher>,
+    destinations: Arc<Destinations>,
     waiting: Waiting,
     metrics: Metrics,
     readiness: Readiness,
@@ -203,6 +231,7 @@ async fn keep_in_step(
         kept.credentials.clone(),
         bundle.clone(),
         publisher.clone(),
+        destinations,
         waiting.policy,
     );
     let certificates =
@@ -228,9 +257,14 @@ async fn publish_certificates(
                 *generation != newest.generation || !Arc::ptr_eq(bundle, &roots)
             });
             if is_new {
-                match ServerTls::new(newest.clone(), roots.clone()) {
-                    Ok(tls) => {
-                        publisher.update(|snapshot| snapshot.tls = Some(Arc::new(tls)));
+                let both = ServerTls::new(newest.clone(), roots.clone())
+                    .and_then(|tls| Ok((tls, PeerTls::new(&newest, &roots)?)));
+                match both {
+                    Ok((tls, peer_tls)) => {
+                        publisher.update(|snapshot| {
+                            snapshot.tls = Some(Arc::new(tls));
+                            snapshot.peer_tls = Some(Arc::new(peer_tls));
+                        });
                         published = Some((newest.generation, roots));
                     }
                     Err(error) => tracing::error!(%error, "TLS cannot be set up; the one before it stays"),

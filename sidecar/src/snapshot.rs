@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_core::policy::InboundPolicy;
 use tokio::sync::watch;
 
-use crate::tls::ServerTls;
+use crate::tls::{PeerTls, ServerTls};
 
-/// All that decides about inbound connections, at one moment.
+/// All that decides about connections, at one moment.
 #[derive(Clone, Default)]
 pub struct Snapshot {
     /// Counts up with every change. Zero: nothing is known yet.
@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub policy: Option<Arc<InboundPolicy>>,
     /// TLS for the certificate and trust bundle of this moment; without it no TLS is spoken.
     pub tls: Option<Arc<ServerTls>>,
+    /// TLS towards other sidecars, for the same certificate and trust bundle.
+    pub peer_tls: Option<Arc<PeerTls>>,
 }
 
 /// The control thread's end.
@@ -53,6 +55,11 @@ impl Publisher {
             // After the value: who sees the number finds at least that value.
             self.generation.store(generation, Ordering::Release);
         });
+    }
+
+    /// An end for a reader.
+    pub fn subscribe(&self) -> Snapshots {
+        Snapshots { receiver: self.sender.subscribe(), generation: self.generation.clone() }
     }
 
     /// The snapshot as it is.

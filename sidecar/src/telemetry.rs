@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod metrics;
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use tidegate_core::policy::Decision;
@@ -44,6 +45,8 @@ pub enum ResponseFlag {
 pub struct Record<'a> {
     /// The connection.
     pub connection: Option<&'a ConnectionInfo>,
+    /// The connection, if it is one that the app has opened.
+    pub outbound: Option<OutboundRecord<'a>>,
     /// The policy's verdict.
     pub decision: Option<&'a Decision>,
     /// When its first byte came.
@@ -76,6 +79,21 @@ pub struct Record<'a> {
     pub forwarded_for: &'a [u8],
     /// `x-request-id` as the app got it.
     pub request_id: &'a [u8],
+}
+
+/// A connection that the app has opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OutboundRecord<'a> {
+    /// The app's end.
+    pub peer: SocketAddr,
+    /// What the app dialled.
+    pub dialled: SocketAddr,
+    /// `<namespace>/<name>` of the Service or Pod of the mesh, if it is one.
+    pub service: Option<&'a str>,
+    /// The endpoint that was chosen.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether the endpoint is one of the mesh.
+    pub is_mutual_tls: bool,
 }
 
 /// A worker's own counters and its buffer of log lines.

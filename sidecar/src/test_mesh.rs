@@ -91,6 +91,7 @@ impl Mesh {
             entrances: entrances.to_vec(),
             limits,
             snapshots,
+            destinations: Arc::default(),
             environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::new(Telemetry::default())))),
         })
         .unwrap();

@@ -1,9 +1,11 @@
-//! TLS towards clients: one set of configurations for each certificate and trust bundle, never one a connection.
+//! TLS: one set of configurations for each certificate and trust bundle, never one a connection.
 //!
-//! [`ServerTls`] chooses the configuration by what the policy demands and the client offers, `client_verifier` judges
-//! client certificates, [`stream`] is the connection itself.
+//! [`ServerTls`] is for clients: it chooses the configuration by what the policy demands and the client offers,
+//! `client_verifier` judges client certificates, [`stream`] is the connection itself. [`PeerTls`] is for connections
+//! that we open to other sidecars.
 
 mod client_verifier;
+mod peer;
 pub mod stream;
 
 use std::fmt;
@@ -21,6 +23,8 @@ use crate::detect::client_hello::{Alpn, MESH_PROTOCOLS};
 use client_verifier::ClientVerifier;
 
 pub(crate) use client_verifier::{Presented, take_refused};
+pub use peer::PeerTls;
+pub(crate) use peer::TCP;
 
 /// TLS configurations for one certificate and one trust bundle.
 pub struct ServerTls {

@@ -26,7 +26,8 @@ use crate::http::Env;
 use crate::inbound::{self, Certificates, Connection, RefusalLog};
 use crate::lifeline::{Cause, Registry};
 use crate::limits::Limits;
-use crate::listener::{self, Entrance, Listen};
+use crate::listener::{self, Entrance, FixedOutbound, Listen, Way};
+use crate::outbound::{self, Destinations, Dialled};
 use crate::redirected::Misdirected;
 use crate::snapshot::{Snapshot, Snapshots};
 
@@ -52,6 +53,8 @@ pub struct WorkersConfig {
     pub limits: Limits,
     /// What the control thread knows.
     pub snapshots: Snapshots,
+    /// What is known of the addresses that the app dials.
+    pub destinations: Arc<Destinations>,
     /// Makes the HTTP environment of one worker; called on each worker's thread.
     pub environment: Arc<dyn Fn(Rc<Limits>) -> Rc<Env> + Send + Sync>,
 }
@@ -106,6 +109,7 @@ pub(crate) enum Command {
 /// One thread's connections and all that they share.
 pub(crate) struct Worker {
     pub(crate) snapshots: Snapshots,
+    pub(crate) destinations: Arc<Destinations>,
     pub(crate) env: Rc<Env>,
     pub(crate) certificates: RefCell<Certificates>,
     pub(crate) refusals: RefusalLog,
@@ -113,6 +117,9 @@ pub(crate) struct Worker {
     /// The workload's SPIFFE URI, with the generation of the policy that it is from.
     identity: RefCell<(u64, Arc<str>)>,
     draining: Cell<Option<Instant>>,
+    /// Whether the app's way out begins here: then this worker ends last.
+    is_way_out: bool,
+    shared: Arc<Shared>,
     /// The registry has got its first connection.
     arrived: Notify,
 }
@@ -129,7 +136,7 @@ pub(crate) struct Dispatch {
 struct Arrival {
     io: StdTcpStream,
     peer: SocketAddr,
-    listen: Listen,
+    way: Way,
     place: Place,
 }
 
@@ -159,6 +166,7 @@ struct Beginning {
     shared: Arc<Shared>,
     limits: Limits,
     snapshots: Snapshots,
+    destinations: Arc<Destinations>,
     environment: Arc<dyn Fn(Rc<Limits>) -> Rc<Env> + Send + Sync>,
 }
 
@@ -198,6 +206,7 @@ impl Workers {
                 shared: shared.clone(),
                 limits: config.limits.clone(),
                 snapshots: config.snapshots.clone(),
+                destinations: config.destinations.clone(),
                 environment: config.environment.clone(),
             };
             threads.push(start_thread(beginning)?);
@@ -260,7 +269,7 @@ impl Worker {
         identity.1.clone()
     }
 
-    fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, listen: Listen, place: Place) {
+    fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, way: Way, place: Place) {
         if self.registry.is_empty() {
             self.arrived.notify_one();
         }
@@ -271,9 +280,19 @@ impl Worker {
         }
         let worker = self.clone();
         tokio::task::spawn_local(async move {
-            worker.env.telemetry.totals().opened.add(1);
-            inbound::serve(&worker, io, inbound::Route { peer, listen }, &connection, &line).await;
-            worker.env.telemetry.totals().closed.add(1);
+            let totals = worker.env.telemetry.totals();
+            match way {
+                Way::Inbound(listen) => {
+                    totals.opened.add(1);
+                    inbound::serve(&worker, io, inbound::Route { peer, listen }, &connection, &line).await;
+                    totals.closed.add(1);
+                }
+                Way::Outbound(address) => {
+                    totals.outbound_opened.add(1);
+                    outbound::serve(&worker, io, Dialled { peer, address }, &line).await;
+                    totals.outbound_closed.add(1);
+                }
+            }
             drop(place);
         });
     }
@@ -294,9 +313,9 @@ impl Worker {
                     None => published = false,
                 },
                 arrival = arrivals.recv() => {
-                    let Some(Arrival { io, peer, listen, place }) = arrival else { continue };
+                    let Some(Arrival { io, peer, way, place }) = arrival else { continue };
                     match TcpStream::from_std(io) {
-                        Ok(io) => self.serve(io, peer, listen, place),
+                        Ok(io) => self.serve(io, peer, way, place),
                         Err(error) => warn!(%error, "cannot take a connection over"),
                     }
                 }
@@ -328,14 +347,15 @@ impl Worker {
         loop {
             // Listeners end by the same command, each in a task of its own: what they still take comes in meanwhile.
             tokio::time::sleep(DRAIN_TICK).await;
-            while let Ok(Arrival { io, peer, listen, place }) = arrivals.try_recv() {
+            while let Ok(Arrival { io, peer, way, place }) = arrivals.try_recv() {
                 if let Ok(io) = TcpStream::from_std(io) {
-                    self.serve(io, peer, listen, place);
+                    self.serve(io, peer, way, place);
                 }
             }
             reviewer.review(self, snapshots.current());
             self.tick();
-            if self.registry.is_empty() || Instant::now() >= deadline {
+            let is_done = self.registry.is_empty() && (!self.is_way_out || self.shared.connections() == 0);
+            if is_done || Instant::now() >= deadline {
                 return;
             }
         }
@@ -374,19 +394,21 @@ impl Worker {
 
 impl Dispatch {
     /// Gives a connection to the least busy worker, or ends it if there are too many.
-    pub(crate) fn take(&self, io: TcpStream, peer: SocketAddr, listen: Listen) {
-        let Some(place) = self.shared.place(self.index) else {
+    pub(crate) fn take(&self, io: TcpStream, peer: SocketAddr, way: Way) {
+        // While draining, other workers may have ended already.
+        let is_draining = self.here.draining.get().is_some();
+        let Some(place) = self.shared.place(self.index, is_draining) else {
             self.shared.shed.fetch_add(1, Ordering::Relaxed);
             debug!(%peer, "too many connections: ended at once");
             return listener::reset(io);
         };
         if place.index == self.index {
-            return self.here.serve(io, peer, listen, place);
+            return self.here.serve(io, peer, way, place);
         }
         let Some(target) = self.peers.get(place.index) else { return };
         match io.into_std() {
             // A worker that has ended takes nothing, and the connection ends with what is dropped here.
-            Ok(io) => drop(target.send(Arrival { io, peer, listen, place })),
+            Ok(io) => drop(target.send(Arrival { io, peer, way, place })),
             Err(error) => warn!(%error, "cannot hand a connection over"),
         }
     }
@@ -407,13 +429,15 @@ impl Shared {
         self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
     }
 
-    /// A place at the least busy worker, this one among equals; `None` if there are too many connections.
-    fn place(self: &Arc<Self>, here: usize) -> Option<Place> {
+    /// A place at the least busy worker, this one among equals, or at this one if there is no choice; `None` if there
+    /// are too many connections.
+    fn place(self: &Arc<Self>, here: usize, only_here: bool) -> Option<Place> {
         if self.connections() >= self.most_connections {
             return None;
         }
         let load = |(index, load): &(usize, &AtomicUsize)| (load.load(Ordering::Relaxed), *index != here);
-        let (index, load) = self.loads.iter().enumerate().min_by_key(load)?;
+        let places = self.loads.iter().enumerate().filter(|(index, _)| !only_here || *index == here);
+        let (index, load) = places.min_by_key(load)?;
         load.fetch_add(1, Ordering::Relaxed);
         Some(Place { shared: self.clone(), index })
     }
@@ -445,16 +469,29 @@ fn start_thread(beginning: Beginning) -> io::Result<JoinHandle<()>> {
 }
 
 async fn begin(beginning: Beginning) {
-    let Beginning { index, listeners, arrivals, peers, command, shared, limits, snapshots, environment } =
-        beginning;
+    let Beginning {
+        index,
+        listeners,
+        arrivals,
+        peers,
+        command,
+        shared,
+        limits,
+        snapshots,
+        destinations,
+        environment,
+    } = beginning;
     let worker = Rc::new(Worker {
         snapshots,
+        destinations,
         env: environment(Rc::new(limits)),
         certificates: RefCell::default(),
         refusals: RefusalLog::default(),
         registry: Registry::new(),
         identity: RefCell::new((0, Arc::default())),
         draining: Cell::new(None),
+        is_way_out: listeners.iter().any(|(_, entrance)| entrance.is_outbound()),
+        shared: shared.clone(),
         arrived: Notify::new(),
     });
     let dispatch = Rc::new(Dispatch { here: worker.clone(), index, peers, shared: shared.clone() });
@@ -465,6 +502,12 @@ async fn begin(beginning: Beginning) {
                 match &entrance {
                     Entrance::Fixed(Listen { port, app, .. }) => info!(%address, port, %app, "listening"),
                     Entrance::Redirected(_) => info!(%address, "listening for what is redirected here"),
+                    Entrance::FixedOutbound(FixedOutbound { destination, .. }) => {
+                        info!(%address, %destination, "listening for the app");
+                    }
+                    Entrance::RedirectedOutbound(_) => {
+                        info!(%address, "listening for what is redirected here from the app");
+                    }
                 }
                 tokio::task::spawn_local(listener::accept(
                     listener,

@@ -35,6 +35,7 @@ const SECRET: &str = "osm-system/osm-nginx-client-cert";
 const CA: u8 = 2;
 const CONTROLLER: u8 = 3;
 const POD: u8 = 10;
+const CALLER: u8 = 11;
 const APP: u8 = 20;
 const GATEWAY: u8 = 30;
 
@@ -366,6 +367,29 @@ impl Mesh {
     pub fn another_sidecar(&self, name: &str, host: u8) -> Daemon {
         let arguments = sidecar_arguments(self.path(), &self.block, &self.options, host);
         Daemon::new("tidegate-sidecar", name, self.path(), arguments, Some(self.block.at(host, 15000)))
+    }
+
+    /// The sidecar of another pod, `httpbin/caller`, which runs as an account of the same name; not started. Its app
+    /// dials `destination` at [`Mesh::way_out`].
+    pub fn caller(&mut self, destination: &str) -> Daemon {
+        write(&self.path().join("tokens/caller"), &self.token_key.token("httpbin", "caller"));
+        let pod = objects::pod("caller", "caller", &self.block.ip(CALLER).to_string(), &[]);
+        self.write_objects("caller", &pod.to_string());
+        let block = &self.block;
+        let mut arguments = Arguments::default();
+        arguments
+            .add("--workload", "httpbin/caller")
+            .add("--discovery-address", format!("https://{}", block.at(CONTROLLER, 15128)))
+            .add("--admin-address", block.at(CALLER, 15000))
+            .add("--inbound", format!("{}={}", block.at(CALLER, PORT), block.at(APP, PORT + 1000)))
+            .add("--outbound", format!("{}={destination}", self.way_out()))
+            .ca(self.path(), block, &self.options, "caller");
+        Daemon::new("tidegate-sidecar", "caller", self.path(), arguments.0, Some(block.at(CALLER, 15000)))
+    }
+
+    /// Where the app of [`Mesh::caller`] connects instead of to its destination.
+    pub fn way_out(&self) -> SocketAddr {
+        self.block.at(CALLER, 15001)
     }
 
     fn write_example(&mut self) {

@@ -110,6 +110,11 @@ pub(crate) async fn run(options: CheckOptions) -> anyhow::Result<ExitCode> {
     Ok(if report.status == Severity::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// Everything that is checked after an installation, as people read it.
+pub(crate) async fn as_text(cluster: &Cluster) -> String {
+    text(&Report::of(cluster, false, false).await, false)
+}
+
 impl Report {
     async fn of(cluster: &Cluster, pre: bool, proxy: bool) -> Self {
         let mut report = Self { status: Severity::Ok, checks: Vec::new() };

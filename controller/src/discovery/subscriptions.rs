@@ -38,7 +38,10 @@ impl Subscriptions {
             if self.subscriber.len() >= MOST {
                 return Err(Status::resource_exhausted(format!("more than {MOST} destinations")));
             }
-            self.subscriber.subscribe(address);
+            if !self.subscriber.subscribe(address) {
+                // Who asks again has it no longer.
+                self.held.remove(&address);
+            }
         }
         Ok(())
     }

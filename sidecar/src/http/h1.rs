@@ -464,6 +464,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
     fn refuse_unread(&mut self, reply: &LocalReply) {
         self.exchange.asked = Asked::NOTHING;
         self.env.telemetry.record(&Record {
+            outbound: None,
             connection: Some(self.gate.info()),
             start: Some(SystemTime::now()),
             duration: self.exchange.start.elapsed(),
@@ -489,6 +490,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         let noted = |span: Span| head.past(span.start as usize, span.length as usize);
         let duration = exchange.start.elapsed();
         self.env.telemetry.record(&Record {
+            outbound: None,
             connection: Some(self.gate.info()),
             decision: exchange.decision.as_deref(),
             start: SystemTime::now().checked_sub(duration),

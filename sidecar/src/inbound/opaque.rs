@@ -1,7 +1,5 @@
 //! Bytes that are passed on unseen, both ways.
 
-mod pump;
-
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -11,10 +9,10 @@ use tokio::net::TcpStream;
 
 use crate::http::Env;
 use crate::lifeline::{Lifeline, Wait};
+use crate::pump::{Patience, Pump};
 use crate::session::Gate;
 use crate::stream::{Abort, ClientStream};
 use crate::telemetry::{Record, ResponseFlag};
-use pump::Pump;
 
 /// Connects a client that was let in to the app, and carries their bytes until both are done. An end that is not an
 /// orderly one is told to the other side by RST.
@@ -26,7 +24,7 @@ pub(super) async fn serve(
     env: &Rc<Env>,
 ) {
     let info = gate.info();
-    let record = |pump: Option<&Pump>, flag, details| {
+    let record = |pump: Option<&Pump<ClientStream, TcpStream>>, flag, details| {
         env.telemetry.record(&Record {
             connection: Some(info),
             decision: Some(&gate.decide()),
@@ -49,7 +47,8 @@ pub(super) async fn serve(
     line.at_ease();
     let mut pump = Pump::new(client, app, &received);
     drop(received);
-    match line.guard(pump.run(line, env.limits.body)).await {
+    let patience = Patience { stalled: env.limits.body, idle: None };
+    match line.guard(pump.run(line, patience)).await {
         Ok(Ok(())) => record(Some(&pump), ResponseFlag::None, "via_upstream"),
         Ok(Err(failure)) => {
             record(Some(&pump), failure.flag(), failure.details());
@@ -71,13 +70,5 @@ async fn connect(app: SocketAddr, line: &Lifeline, env: &Env) -> Result<TcpStrea
         }
         Ok(Err(_)) => Err("upstream_connection_refused"),
         Err(_) => Err("upstream_connection_timeout"),
-    }
-}
-
-impl Pump {
-    fn reset(self) {
-        let (client, app) = self.into_parts();
-        client.abort();
-        app.abort();
     }
 }

@@ -180,6 +180,13 @@ impl RefusalLog {
         self.write(&Line { peer, port, server_name: None, certificate: None, reason: misdirected });
     }
 
+    /// Says something else that could become too much, such as that an endpoint cannot be reached.
+    pub(crate) fn unless_flooded(&self, say: impl FnOnce()) {
+        if self.may_write(Instant::now()) {
+            say();
+        }
+    }
+
     /// A connection was refused once all of it was known.
     pub(super) fn refused_connection(&self, story: &Story<'_>, info: &ConnectionInfo, denial: &Denial) {
         self.write(&Line::of(info, denial));

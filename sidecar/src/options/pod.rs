@@ -27,6 +27,16 @@ pub struct PodOptions {
     )]
     pub inbound_port: u16,
 
+    /// Where the app's own connections are redirected to.
+    #[arg(
+        long,
+        env = "TIDEGATE_OUTBOUND_PORT",
+        value_name = "PORT",
+        default_value_t = ports::OUTBOUND,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub outbound_port: u16,
+
     /// The pod's addresses, separated by commas. Those of further interfaces are found without being named.
     #[arg(long, env = "POD_IPS", value_name = "IP,IP", default_value = "")]
     pub pod_ips: PodIps,
@@ -58,6 +68,7 @@ impl Default for PodOptions {
         Self {
             transparent: false,
             inbound_port: ports::INBOUND,
+            outbound_port: ports::OUTBOUND,
             pod_ips: PodIps::default(),
             health_address: None,
             probes: Probes::default(),

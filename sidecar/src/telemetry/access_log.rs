@@ -143,7 +143,6 @@ fn write_blocks(blocks: &Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>) {
 
 fn json_line(out: &mut Vec<u8>, record: &Record<'_>) {
     let mut line = JsonObject::open(out);
-    let connection = record.connection;
     line.text("start_time", timestamp(record.start).as_bytes());
     line.optional("method", record.method);
     line.optional("path", record.path);
@@ -167,25 +166,21 @@ fn json_line(out: &mut Vec<u8>, record: &Record<'_>) {
     line.optional("upstream_host", upstream_host(record).as_bytes());
     line.optional("upstream_cluster", upstream_cluster(record).as_bytes());
     line.null("upstream_local_address");
-    line.optional(
-        "downstream_local_address",
-        connection.map(|c| c.local.to_string()).unwrap_or_default().as_bytes(),
-    );
-    line.optional(
-        "downstream_remote_address",
-        connection.map(|c| c.peer.to_string()).unwrap_or_default().as_bytes(),
-    );
+    let (local, remote) = downstream(record);
+    line.optional("downstream_local_address", local.as_bytes());
+    line.optional("downstream_remote_address", remote.as_bytes());
     line.optional("requested_server_name", server_name(record));
     line.null("route_name");
     line.optional("connection_security_policy", security(record).as_bytes());
     line.optional("presented_names", presented(record));
     line.optional("policy", policy(record).as_bytes());
+    line.text("direction", if record.outbound.is_some() { b"outbound" } else { b"inbound" });
     line.close();
 }
 
 /// Istio's columns in Istio's order, then the presented names and the policy's word.
 fn text_line(out: &mut Vec<u8>, record: &Record<'_>) {
-    let connection = record.connection;
+    let (local, remote) = downstream(record);
     let mut line = TextLine { out };
     line.raw("[").raw(&timestamp(record.start)).raw("] \"");
     line.bare(record.method).raw(" ").bare(record.path).raw(" ").bare(record.protocol.as_bytes()).raw("\" ");
@@ -203,8 +198,7 @@ fn text_line(out: &mut Vec<u8>, record: &Record<'_>) {
         .raw(" ")
         .bare(upstream_cluster(record).as_bytes())
         .raw(" - ");
-    line.bare(connection.map(|c| c.local.to_string()).unwrap_or_default().as_bytes()).raw(" ");
-    line.bare(connection.map(|c| c.peer.to_string()).unwrap_or_default().as_bytes()).raw(" ");
+    line.bare(local.as_bytes()).raw(" ").bare(remote.as_bytes()).raw(" ");
     line.bare(server_name(record)).raw(" - ");
     line.quoted(presented(record)).raw(" ").quoted(policy(record).as_bytes()).raw("\n");
 }
@@ -213,14 +207,33 @@ fn timestamp(start: Option<SystemTime>) -> String {
     humantime::format_rfc3339_millis(start.unwrap_or_else(SystemTime::now)).to_string()
 }
 
+/// What was dialled, and by whom.
+fn downstream(record: &Record<'_>) -> (String, String) {
+    match (&record.outbound, record.connection) {
+        (Some(outbound), _) => (outbound.dialled.to_string(), outbound.peer.to_string()),
+        (None, Some(connection)) => (connection.local.to_string(), connection.peer.to_string()),
+        (None, None) => Default::default(),
+    }
+}
+
 fn upstream_host(record: &Record<'_>) -> String {
+    if let Some(outbound) = &record.outbound {
+        return outbound.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+    }
     match record.connection {
         Some(connection) if record.upstream_time.is_some() => connection.app.to_string(),
         _ => String::new(),
     }
 }
 
+/// In Istio's words.
 fn upstream_cluster(record: &Record<'_>) -> String {
+    if let Some(outbound) = &record.outbound {
+        return match outbound.service {
+            Some(service) => format!("outbound|{}||{service}", outbound.dialled.port()),
+            None => "PassthroughCluster".to_owned(),
+        };
+    }
     record.connection.map(|connection| format!("inbound|{}||", connection.port)).unwrap_or_default()
 }
 
@@ -238,6 +251,9 @@ fn presented<'a>(record: &Record<'a>) -> &'a [u8] {
 
 /// How the connection was secured, in Istio's words.
 pub(super) fn security(record: &Record<'_>) -> &'static str {
+    if let Some(outbound) = &record.outbound {
+        return if outbound.is_mutual_tls { "mutual_tls" } else { "none" };
+    }
     match record.connection.map(|connection| connection.terms) {
         Some(Terms::MeshTls(_) | Terms::IngressMutualTls) => "mutual_tls",
         Some(Terms::IngressTls) => "tls",

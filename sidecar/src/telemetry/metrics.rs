@@ -40,8 +40,12 @@ pub struct Count(AtomicU64);
 struct Shard {
     requests: Mutex<Vec<(RequestKey, Arc<RequestSlot>)>>,
     refused: Mutex<Vec<(&'static str, Arc<Count>)>>,
+    outbound: Mutex<Vec<(OutboundKey, Arc<Count>)>>,
     totals: Totals,
 }
+
+/// What sets one series of outbound connections apart: the kind of destination, how it was spoken to, and how it ended.
+type OutboundKey = (&'static str, &'static str, ResponseFlag);
 
 /// Counts without labels.
 #[derive(Default)]
@@ -54,6 +58,16 @@ pub struct Totals {
     pub received: Count,
     /// Bytes to clients, likewise.
     pub sent: Count,
+    /// Connections of the app's that were accepted.
+    pub outbound_opened: Count,
+    /// Connections of the app's that ended.
+    pub outbound_closed: Count,
+    /// Connections of the app's that were passed through because the controller did not say who is there.
+    pub outbound_unknown: Count,
+    /// Bytes from the app on its own connections.
+    pub outbound_sent: Count,
+    /// Bytes to the app on its own connections.
+    pub outbound_received: Count,
     /// TLS handshakes that were completed.
     pub handshakes: Count,
     /// TLS handshakes that failed.
@@ -72,6 +86,7 @@ pub struct WorkerMetrics {
     shard: Arc<Shard>,
     requests: RefCell<HashMap<RequestKey, Arc<RequestSlot>>>,
     refused: RefCell<HashMap<&'static str, Arc<Count>>>,
+    outbound: RefCell<HashMap<OutboundKey, Arc<Count>>>,
 }
 
 /// All workers' counts; registers as one collector.
@@ -102,7 +117,12 @@ impl DataPlaneMetrics {
     pub fn worker(&self) -> WorkerMetrics {
         let shard = Arc::new(Shard::default());
         self.shards.lock().unwrap_or_else(PoisonError::into_inner).push(shard.clone());
-        WorkerMetrics { shard, requests: RefCell::default(), refused: RefCell::default() }
+        WorkerMetrics {
+            shard,
+            requests: RefCell::default(),
+            refused: RefCell::default(),
+            outbound: RefCell::default(),
+        }
     }
 }
 
@@ -114,6 +134,13 @@ impl WorkerMetrics {
 
     /// Counts a request, or a connection that was refused or passed on unseen.
     pub fn record(&self, record: &Record<'_>) {
+        if let Some(outbound) = &record.outbound {
+            let kind = if outbound.service.is_some() { "mesh" } else { "passthrough" };
+            self.count_outbound((kind, security(record), record.flag));
+            self.totals().outbound_sent.add(record.received);
+            self.totals().outbound_received.add(record.sent);
+            return;
+        }
         if let Some(Decision::Deny(denial)) = record.decision {
             self.refuse(denial.reason.code());
         }
@@ -140,6 +167,17 @@ impl WorkerMetrics {
         if let Some(bucket) = slot.buckets.get(bucket(record.duration)) {
             bucket.add(1);
         }
+    }
+
+    fn count_outbound(&self, key: OutboundKey) {
+        let mut slots = self.outbound.borrow_mut();
+        let slot = slots.entry(key).or_insert_with(|| {
+            let slot = Arc::new(Count::default());
+            let mut all = self.shard.outbound.lock().unwrap_or_else(PoisonError::into_inner);
+            all.push((key, slot.clone()));
+            slot
+        });
+        slot.add(1);
     }
 
     fn refuse(&self, reason: &'static str) {
@@ -230,6 +268,23 @@ impl Collector for DataPlaneMetrics {
                 .encode_counter::<NoLabelSet, _, f64>(&count, None)?;
         }
 
+        let mut outbound: BTreeMap<(&str, &str, &str), u64> = BTreeMap::new();
+        for shard in &shards {
+            for ((kind, security, flag), count) in
+                shard.outbound.lock().unwrap_or_else(PoisonError::into_inner).iter()
+            {
+                *outbound.entry((kind, security, flag.code())).or_default() += count.value();
+            }
+        }
+        let help = "Connections of the app's that ended, by what they were to";
+        let mut family =
+            encoder.encode_descriptor("tidegate_outbound_connections", help, None, MetricType::Counter)?;
+        for ((kind, security, flag), count) in outbound {
+            let labels =
+                [("destination", kind), ("connection_security_policy", security), ("response_flags", flag)];
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
+        }
+
         let sum = |count: fn(&Totals) -> &Count| {
             shards.iter().map(|shard| count(&shard.totals).value()).sum::<u64>()
         };
@@ -241,6 +296,24 @@ impl Collector for DataPlaneMetrics {
             ("tidegate_tcp_connections_closed", "Client connections that ended", None, closed),
             ("tidegate_received", "Payload from clients", Some(Unit::Bytes), sum(|totals| &totals.received)),
             ("tidegate_sent", "Payload to clients", Some(Unit::Bytes), sum(|totals| &totals.sent)),
+            (
+                "tidegate_outbound_unknown",
+                "Connections of the app's passed through because the controller did not say who is there",
+                None,
+                sum(|totals| &totals.outbound_unknown),
+            ),
+            (
+                "tidegate_outbound_sent",
+                "Bytes from the app on its own connections",
+                Some(Unit::Bytes),
+                sum(|totals| &totals.outbound_sent),
+            ),
+            (
+                "tidegate_outbound_received",
+                "Bytes to the app on its own connections",
+                Some(Unit::Bytes),
+                sum(|totals| &totals.outbound_received),
+            ),
             ("tidegate_tls_handshakes", "TLS handshakes completed", None, sum(|totals| &totals.handshakes)),
             (
                 "tidegate_tls_handshakes_failed",
@@ -262,6 +335,12 @@ impl Collector for DataPlaneMetrics {
         let mut metric =
             encoder.encode_descriptor("tidegate_tcp_connections_open", help, None, MetricType::Gauge)?;
         metric.encode_gauge(&i64::try_from(opened.saturating_sub(closed)).unwrap_or(i64::MAX))?;
+        let open =
+            sum(|totals| &totals.outbound_opened).saturating_sub(sum(|totals| &totals.outbound_closed));
+        let help = "Connections of the app's that are open";
+        let mut metric =
+            encoder.encode_descriptor("tidegate_outbound_connections_open", help, None, MetricType::Gauge)?;
+        metric.encode_gauge(&i64::try_from(open).unwrap_or(i64::MAX))?;
         Ok(())
     }
 }

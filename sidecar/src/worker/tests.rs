@@ -53,6 +53,7 @@ async fn an_address_that_is_taken_is_named() {
         entrances: vec![Entrance::Fixed(Listen { address, port: 1, app: mesh.app })],
         limits: Limits::default(),
         snapshots,
+        destinations: Default::default(),
         environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::default()))),
     });
     let error = error.err().unwrap().to_string();

@@ -142,6 +142,7 @@ impl Account {
         let is_cut_off = !self.is_complete;
         let authority = self.uri.authority().map(|authority| authority.as_str().as_bytes());
         Record {
+            outbound: None,
             connection: Some(&self.connection),
             decision: self.decision.as_deref(),
             start: Some(self.start),

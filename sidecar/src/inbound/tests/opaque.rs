@@ -84,6 +84,7 @@ async fn an_app_that_is_not_there_resets_the_client() {
         entrances: vec![crate::listener::Entrance::Fixed(listen)],
         limits: Limits::default(),
         snapshots,
+        destinations: Default::default(),
         environment: std::sync::Arc::new(|limits| Rc::new(crate::http::Env::new(limits, Default::default()))),
     })
     .unwrap();

@@ -8,10 +8,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::lifeline::{Lifeline, Wait};
-use crate::stream::ClientStream;
+use crate::stream::Abort;
 use crate::telemetry::ResponseFlag;
 
 /// The most bytes that a direction holds, or moves at once.
@@ -21,19 +20,28 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
 }
 
-/// A client and the app, connected.
-pub(super) struct Pump {
-    client: ClientStream,
-    app: TcpStream,
-    to_app: Direction,
+/// Who dialled and who was dialled, connected.
+pub(crate) struct Pump<C, U> {
+    client: C,
+    upstream: U,
+    to_upstream: Direction,
     to_client: Direction,
+}
+
+/// How long a pump waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For a receiver to take what is there for it.
+    pub(crate) stalled: Duration,
+    /// For any bytes at all, if there is a limit.
+    pub(crate) idle: Option<Duration>,
 }
 
 /// Whose connection broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     Client,
-    App,
+    Upstream,
 }
 
 /// One direction.
@@ -55,55 +63,67 @@ enum Broken {
     To,
 }
 
-impl Pump {
+impl<C, U> Pump<C, U>
+where
+    C: AsyncRead + AsyncWrite + Abort + Unpin,
+    U: AsyncRead + AsyncWrite + Abort + Unpin,
+{
     /// A pump that begins with bytes that were read from the client already.
-    pub(super) fn new(client: ClientStream, app: TcpStream, received: &[u8]) -> Self {
-        let to_app = Direction { held: received.to_vec(), ..Direction::default() };
-        Self { client, app, to_app, to_client: Direction::default() }
+    pub(crate) fn new(client: C, upstream: U, received: &[u8]) -> Self {
+        let to_upstream = Direction { held: received.to_vec(), ..Direction::default() };
+        Self { client, upstream, to_upstream, to_client: Direction::default() }
     }
 
-    /// Carries bytes until both sides are done. A receiver that takes nothing for this long has failed.
-    pub(super) async fn run(&mut self, line: &Lifeline, patience: Duration) -> Result<(), Failure> {
+    /// Carries bytes until both sides are done, or one of them has tried our patience.
+    pub(crate) async fn run(&mut self, line: &Lifeline, patience: Patience) -> Result<(), Failure> {
         let mut waits_since = None;
+        if let Some(idle) = patience.idle {
+            line.within(idle, Wait::Idle);
+        }
         poll_fn(|context| {
-            let Self { client, app, to_app, to_client } = self;
-            let there = to_app.poll(context, client, app).map_err(|broken| match broken {
+            let Self { client, upstream, to_upstream, to_client } = self;
+            let there = to_upstream.poll(context, client, upstream).map_err(|broken| match broken {
                 Broken::From => Failure::Client,
-                Broken::To => Failure::App,
+                Broken::To => Failure::Upstream,
             })?;
-            let back = to_client.poll(context, app, client).map_err(|broken| match broken {
-                Broken::From => Failure::App,
+            let back = to_client.poll(context, upstream, client).map_err(|broken| match broken {
+                Broken::From => Failure::Upstream,
                 Broken::To => Failure::Client,
             })?;
             if there.is_ready() && back.is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            let moved = to_app.moved + to_client.moved;
-            if to_app.held.is_empty() && to_client.held.is_empty() {
-                if waits_since.take().is_some() {
-                    line.at_ease();
+            let moved = to_upstream.moved + to_client.moved;
+            if to_upstream.held.is_empty() && to_client.held.is_empty() {
+                match patience.idle {
+                    Some(idle) => line.within(idle, Wait::Idle),
+                    None if waits_since.is_some() => line.at_ease(),
+                    None => {}
                 }
+                waits_since = None;
             } else if waits_since != Some(moved) {
                 waits_since = Some(moved);
-                line.within(patience, Wait::Body);
+                line.within(patience.stalled, Wait::Body);
             }
             Poll::Pending
         })
         .await
     }
 
-    /// Bytes that the app has got.
-    pub(super) fn received(&self) -> u64 {
-        self.to_app.moved
+    /// Bytes that the upstream has got.
+    pub(crate) fn received(&self) -> u64 {
+        self.to_upstream.moved
     }
 
     /// Bytes that the client has got.
-    pub(super) fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.to_client.moved
     }
 
-    pub(super) fn into_parts(self) -> (ClientStream, TcpStream) {
-        (self.client, self.app)
+    /// Ends both sides by RST.
+    pub(crate) fn reset(self) {
+        self.client.abort();
+        self.upstream.abort();
     }
 }
 
@@ -178,17 +198,17 @@ impl Direction {
 }
 
 impl Failure {
-    pub(super) fn flag(self) -> ResponseFlag {
+    pub(crate) fn flag(self) -> ResponseFlag {
         match self {
             Self::Client => ResponseFlag::DownstreamConnectionTermination,
-            Self::App => ResponseFlag::UpstreamConnectionTermination,
+            Self::Upstream => ResponseFlag::UpstreamConnectionTermination,
         }
     }
 
-    pub(super) fn details(self) -> &'static str {
+    pub(crate) fn details(self) -> &'static str {
         match self {
             Self::Client => "downstream_remote_disconnect",
-            Self::App => "upstream_reset_after_connection",
+            Self::Upstream => "upstream_reset_after_connection",
         }
     }
 }

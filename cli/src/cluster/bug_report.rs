@@ -1,0 +1,113 @@
+//! `tidegate bug-report`: what somebody else needs to see to find out what is wrong, and nothing that must stay secret.
+//!
+//! Secrets are listed by name only, what apps were given by environment and arguments is left out, and every file
+//! passes [`redact`] before it is written.
+
+mod archive;
+mod collect;
+mod redact;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use clap_complete::ArgValueCandidates;
+use serde::Serialize;
+
+use super::client::ClusterOptions;
+use crate::completion;
+use crate::output::print;
+
+/// Flags of `tidegate bug-report`.
+#[derive(Args, Debug)]
+pub(crate) struct BugReportOptions {
+    /// Where to write it: an archive if the name ends with .tar.gz or .tgz, else a folder that is made
+    /// [default: tidegate-bug-report-TIME.tar.gz]
+    #[arg(short, long = "output", visible_alias = "out-file", value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Sidecars of these namespaces, separated by commas
+    #[arg(short, long = "namespaces", visible_alias = "app-namespaces", value_name = "NAMESPACE", value_delimiter = ',',
+          add = ArgValueCandidates::new(completion::namespaces))]
+    namespaces: Vec<String>,
+    /// Sidecars of these Pods, as NAMESPACE/NAME, separated by commas
+    #[arg(long = "pods", visible_alias = "app-pods", value_name = "POD", value_delimiter = ',', value_parser = parse_pod)]
+    pods: Vec<(String, String)>,
+    /// Every sidecar [default without --namespaces and --pods: the first 20]
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// The files of a report, by their path in it, and what could not be had.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    files: Vec<(String, String)>,
+    missing: Vec<String>,
+}
+
+/// Which sidecars are looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Choice {
+    namespaces: Vec<String>,
+    pods: Vec<(String, String)>,
+    all: bool,
+}
+
+/// Runs the command. What cannot be had is said in the report and is no failure.
+pub(crate) async fn run(options: BugReportOptions) -> anyhow::Result<ExitCode> {
+    let output = options.output.unwrap_or_else(default_name);
+    ensure!(!output.exists(), "--output {}: it exists already", output.display());
+    let cluster = options.cluster.connect().await?;
+    let choice = Choice { namespaces: options.namespaces, pods: options.pods, all: options.all };
+    let report = collect::everything(&cluster, &choice).await;
+    let (files, missing) = (report.files.len(), report.missing.len());
+    archive::write(&output, report).with_context(|| format!("--output {}", output.display()))?;
+    if missing > 0 {
+        eprintln!("{missing} things could not be had; missing.txt in the report says which");
+    }
+    print(
+        format!("{files} files in {}; look through them before you give them away\n", output.display())
+            .as_bytes(),
+    )
+}
+
+impl Report {
+    /// Adds a file, without what must stay secret.
+    fn add(&mut self, path: impl Into<String>, text: &str) {
+        self.files.push((path.into(), redact::text(text)));
+    }
+
+    /// Adds a value as YAML.
+    fn add_yaml(&mut self, path: impl Into<String>, value: &impl Serialize) {
+        let path = path.into();
+        match serde_saphyr::to_string(value) {
+            Ok(text) => self.add(path, &text),
+            Err(error) => self.miss(&path, &error),
+        }
+    }
+
+    /// Notes what could not be had.
+    fn miss(&mut self, what: &str, error: &dyn std::fmt::Display) {
+        self.missing.push(redact::text(&format!("{what}: {error:#}")));
+    }
+}
+
+fn default_name() -> PathBuf {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    format!("tidegate-bug-report-{}.tar.gz", time.replace(':', "-")).into()
+}
+
+fn parse_pod(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err(format!("{text:?} is not of the form NAMESPACE/NAME")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

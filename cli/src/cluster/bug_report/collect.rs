@@ -1,0 +1,340 @@
+//! Gathers a report from the cluster.
+
+use std::fmt::Debug;
+
+use http::Method;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams, LogParams, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use tidegate_crds::ingress_backend::IngressBackend;
+use tidegate_crds::injection::{
+    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, TRUST_BUNDLE_CONFIG_MAP, namespace_is_in_mesh,
+};
+use tidegate_crds::mesh_config::MeshConfig;
+
+use super::{Choice, Report};
+use crate::cluster::check;
+use crate::cluster::client::Cluster;
+use crate::cluster::control_plane::{PART_OF, Part};
+
+/// How many sidecars are looked at unless more are asked for.
+const FIRST: usize = 20;
+/// How many lines of a log are kept.
+const LINES: i64 = 20_000;
+/// The sidecar's flag that holds the app's probes.
+const PROBES: &str = "--probes=";
+/// What `kubectl apply` keeps of an object, with all that was in it.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// What a report keeps of an app's container: what it was given by arguments and environment may be secret.
+const OF_CONTAINERS: [&str; 10] = [
+    "name",
+    "image",
+    "ports",
+    "livenessProbe",
+    "readinessProbe",
+    "startupProbe",
+    "resources",
+    "restartPolicy",
+    "securityContext",
+    "volumeMounts",
+];
+
+/// Everything that can be had.
+pub(super) async fn everything(cluster: &Cluster, choice: &Choice) -> Report {
+    let mut report = Report::default();
+    eprintln!("versions and checks");
+    versions(cluster, &mut report).await;
+    eprintln!("objects");
+    let namespaces = objects(cluster, &mut report).await;
+    eprintln!("control plane");
+    control_plane(cluster, &mut report).await;
+    sidecars(cluster, choice, &mut report).await;
+    eprintln!("events");
+    for namespace in namespaces.iter().chain([&cluster.control_plane]) {
+        let api: Api<Event> = Api::namespaced(cluster.client.clone(), namespace);
+        list(cluster, &mut report, &api, &format!("events/{namespace}.yaml"), ListParams::default()).await;
+    }
+    report
+}
+
+async fn versions(cluster: &Cluster, report: &mut Report) {
+    let server = match cluster.client.apiserver_version().await {
+        Ok(version) => json!(version),
+        Err(error) => json!(cluster.failed("ask for the version", &error).to_string()),
+    };
+    report.add_yaml(
+        "versions.yaml",
+        &json!({
+            "tidegate": env!("CARGO_PKG_VERSION"), "kubernetes": server,
+            "mesh": cluster.mesh_name, "namespace": cluster.control_plane,
+        }),
+    );
+    report.add("check.txt", &check::as_text(cluster).await);
+}
+
+/// Our objects, and what policies speak of. Returns the namespaces of the mesh.
+async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
+    let client = &cluster.client;
+    let home = cluster.control_plane.as_str();
+    let all = ListParams::default;
+    let ours = || ListParams::default().labels(PART_OF);
+
+    list(
+        cluster,
+        report,
+        &Api::<Deployment>::namespaced(client.clone(), home),
+        "objects/deployments.yaml",
+        all(),
+    )
+    .await;
+    list(cluster, report, &Api::<Pod>::namespaced(client.clone(), home), "objects/pods.yaml", ours()).await;
+    list(cluster, report, &Api::<Service>::namespaced(client.clone(), home), "objects/services.yaml", all())
+        .await;
+    list(cluster, report, &Api::<Lease>::namespaced(client.clone(), home), "objects/leases.yaml", all())
+        .await;
+    list(cluster, report, &Api::<ConfigMap>::all(client.clone()), "objects/configmaps.yaml", ours()).await;
+    let webhooks: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    list(cluster, report, &webhooks, "objects/mutatingwebhookconfigurations.yaml", ours()).await;
+    let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    list(cluster, report, &webhooks, "objects/validatingwebhookconfigurations.yaml", ours()).await;
+    list(cluster, report, &Api::<MeshConfig>::all(client.clone()), "objects/meshconfigs.yaml", all()).await;
+    list(cluster, report, &Api::<IngressBackend>::all(client.clone()), "objects/ingressbackends.yaml", all())
+        .await;
+    secret_names(cluster, report).await;
+
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let namespaces = match cluster.list(&namespaces, all(), "namespaces").await {
+        Ok(namespaces) => namespaces,
+        Err(error) => {
+            report.miss("namespaces", &error);
+            Vec::new()
+        }
+    };
+    let members = namespaces.iter().filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name));
+    let names: Vec<String> = members.map(ResourceExt::name_any).collect();
+    report.add_yaml("objects/namespaces.yaml", &namespaces.iter().map(cleaned).collect::<Vec<_>>());
+    for name in &names {
+        let prefix = format!("objects/{name}");
+        list(
+            cluster,
+            report,
+            &Api::<Pod>::namespaced(client.clone(), name),
+            &format!("{prefix}/pods.yaml"),
+            all(),
+        )
+        .await;
+        let services: Api<Service> = Api::namespaced(client.clone(), name);
+        list(cluster, report, &services, &format!("{prefix}/services.yaml"), all()).await;
+        let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), name);
+        list(cluster, report, &slices, &format!("{prefix}/endpointslices.yaml"), all()).await;
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), name);
+        match cluster.get(&maps, TRUST_BUNDLE_CONFIG_MAP, "the trust bundle").await {
+            Ok(map) => report.add_yaml(format!("{prefix}/trust-bundle.yaml"), &map.map(|map| map.data)),
+            Err(error) => report.miss(&prefix, &error),
+        }
+    }
+    names
+}
+
+/// The API server is asked for the metadata alone, so that no Secret's content ever leaves it.
+async fn secret_names(cluster: &Cluster, report: &mut Report) {
+    let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
+    match api.list_metadata(&ListParams::default()).await {
+        Ok(list) => {
+            let names: Vec<Value> = list
+                .items
+                .iter()
+                .map(|secret| json!({"name": secret.name_any(), "created": secret.metadata.creation_timestamp}))
+                .collect();
+            report.add_yaml("objects/secret-names.yaml", &names);
+        }
+        Err(error) => report.miss("names of secrets", &cluster.failed("list secrets", &error)),
+    }
+}
+
+async fn control_plane(cluster: &Cluster, report: &mut Report) {
+    for part in Part::ALL {
+        let pods = match cluster.running(part).await {
+            Ok(pods) => pods,
+            Err(error) => {
+                report.miss(part.name(), &error);
+                continue;
+            }
+        };
+        if pods.is_empty() {
+            report.miss(part.name(), &"no pod of it runs");
+        }
+        for pod in pods {
+            let name = pod.name_any();
+            let prefix = format!("control-plane/{name}");
+            logs(cluster, report, &pod, part.name(), &prefix).await;
+            let pages: &[&str] = match part {
+                Part::Controller => &["/ready", "/metrics", "/policies", "/problems", "/workloads"],
+                Part::CertManager => &["/ready", "/metrics", "/rotation"],
+                Part::Injector => &["/ready", "/metrics"],
+            };
+            pages_of(cluster, report, &cluster.control_plane, &name, pages, &prefix).await;
+        }
+    }
+}
+
+async fn sidecars(cluster: &Cluster, choice: &Choice, report: &mut Report) {
+    let pods = match cluster.meshed_pods(None).await {
+        Ok(pods) => pods,
+        Err(error) => return report.miss("sidecars", &error),
+    };
+    for (namespace, name) in &choice.pods {
+        if !pods.iter().any(|pod| pod.namespace == *namespace && pod.name == *name) {
+            report.miss(&format!("{namespace}/{name}"), &"there is no such pod with a sidecar");
+        }
+    }
+    let is_open = choice.pods.is_empty() && choice.namespaces.is_empty();
+    let chosen = pods.iter().filter(|pod| {
+        is_open
+            || choice.namespaces.contains(&pod.namespace)
+            || choice.pods.iter().any(|(namespace, name)| *namespace == pod.namespace && *name == pod.name)
+    });
+    let most = if is_open && !choice.all { FIRST } else { usize::MAX };
+    for pod in chosen.take(most) {
+        eprintln!("sidecar of {}", pod.key());
+        let prefix = format!("sidecars/{}", pod.key());
+        let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &pod.namespace);
+        match cluster.get(&api, &pod.name, &format!("pod {}", pod.key())).await {
+            Ok(Some(found)) => {
+                logs(cluster, report, &found, SIDECAR_CONTAINER, &prefix).await;
+                logs(cluster, report, &found, INTERCEPT_CONTAINER, &prefix).await;
+            }
+            Ok(None) => report.miss(&prefix, &"the pod is gone"),
+            Err(error) => report.miss(&prefix, &error),
+        }
+        pages_of(cluster, report, &pod.namespace, &pod.name, &["/ready", "/metrics", "/config"], &prefix)
+            .await;
+    }
+    if is_open && !choice.all && pods.len() > FIRST {
+        let left = pods.len() - FIRST;
+        report.miss("sidecars", &format!("{left} more were not looked at; --all takes every one"));
+    }
+}
+
+/// A container's log, and the one before its last restart.
+async fn logs(cluster: &Cluster, report: &mut Report, pod: &Pod, container: &str, prefix: &str) {
+    let spec = pod.spec.as_ref();
+    let is_there = spec.is_some_and(|spec| {
+        let of_init = spec.init_containers.iter().flatten();
+        spec.containers.iter().chain(of_init).any(|there| there.name == container)
+    });
+    if !is_there {
+        return;
+    }
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &pod.namespace().unwrap_or_default());
+    let status = pod.status.as_ref();
+    let statuses = status.and_then(|status| status.container_statuses.as_ref());
+    let of_init = status.and_then(|status| status.init_container_statuses.as_ref());
+    let has_restarted = statuses
+        .into_iter()
+        .chain(of_init)
+        .flatten()
+        .any(|status| status.name == container && status.restart_count > 0);
+    let times: &[bool] = if has_restarted { &[false, true] } else { &[false] };
+    for &previous in times {
+        let params = LogParams {
+            container: Some(container.to_owned()),
+            tail_lines: Some(LINES),
+            timestamps: true,
+            previous,
+            ..LogParams::default()
+        };
+        let suffix = if previous { ".previous" } else { "" };
+        let path = format!("{prefix}/{container}{suffix}.log");
+        match api.logs(&pod.name_any(), &params).await {
+            Ok(log) => report.add(path, &log),
+            Err(error) => report.miss(&path, &cluster.failed("read the log", &error)),
+        }
+    }
+}
+
+/// Pages of a Pod's admin server.
+async fn pages_of(
+    cluster: &Cluster,
+    report: &mut Report,
+    namespace: &str,
+    name: &str,
+    pages: &[&str],
+    prefix: &str,
+) {
+    for page in pages {
+        let path = format!("{prefix}{page}");
+        match cluster.admin(Method::GET, namespace, name, page).await {
+            Ok(body) => report.add(path, &String::from_utf8_lossy(&body)),
+            Err(error) => report.miss(&path, &error),
+        }
+    }
+}
+
+async fn list<K>(cluster: &Cluster, report: &mut Report, api: &Api<K>, path: &str, params: ListParams)
+where
+    K: Clone + DeserializeOwned + Serialize + Debug,
+{
+    match cluster.list(api, params, path).await {
+        Ok(objects) => report.add_yaml(path, &objects.iter().map(cleaned).collect::<Vec<_>>()),
+        Err(error) => report.miss(path, &error),
+    }
+}
+
+/// An object without bookkeeping, and without what an app was given.
+fn cleaned(object: &impl Serialize) -> Value {
+    let mut object = serde_json::to_value(object).unwrap_or_default();
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove(LAST_APPLIED);
+        }
+    }
+    for field in ["containers", "initContainers", "ephemeralContainers"] {
+        let containers = object.pointer_mut(&format!("/spec/{field}")).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
+            if container.get("name").and_then(Value::as_str).is_some_and(is_our_container) {
+                clean_our_arguments(container);
+            } else {
+                container.retain(|name, _| OF_CONTAINERS.contains(&name.as_str()));
+                clean_probes(container);
+            }
+        }
+    }
+    object
+}
+
+/// The app's probes are among the sidecar's arguments.
+fn clean_our_arguments(container: &mut Map<String, Value>) {
+    let arguments = container.get_mut("args").and_then(Value::as_array_mut);
+    for argument in arguments.into_iter().flatten() {
+        if argument.as_str().is_some_and(|text| text.starts_with(PROBES)) {
+            *argument = json!(format!("{PROBES}<removed>"));
+        }
+    }
+}
+
+/// Headers and commands of probes may be secret.
+fn clean_probes(container: &mut Map<String, Value>) {
+    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        let Some(probe) = container.get_mut(name).and_then(Value::as_object_mut) else { continue };
+        probe.remove("exec");
+        if let Some(http) = probe.get_mut("httpGet").and_then(Value::as_object_mut) {
+            http.remove("httpHeaders");
+        }
+    }
+}
+
+fn is_our_container(name: &str) -> bool {
+    name == SIDECAR_CONTAINER
+        || name == INTERCEPT_CONTAINER
+        || Part::ALL.iter().any(|part| part.name() == name)
+}

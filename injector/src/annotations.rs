@@ -1,0 +1,229 @@
+//! The annotations by which users steer injection, read strictly: what cannot be read refuses the Pod, by name and
+//! value, for a slip here would silently take traffic out of the mesh.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use crate::settings::{Interception, Resources};
+
+const INBOUND_PORTS: &str = "openservicemesh.io/inbound-port-exclusion-list";
+const OUTBOUND_PORTS: &str = "openservicemesh.io/outbound-port-exclusion-list";
+const EXCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-exclusion-list";
+const INCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-inclusion-list";
+const RESOURCE: &str = "openservicemesh.io/sidecar-resource-";
+/// The resources that a container can ask for by annotation.
+const RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+/// The annotations of an object.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Annotations<'a> {
+    /// How the object is called in errors: `pod` or `namespace shop`.
+    owner: &'a str,
+    values: Option<&'a BTreeMap<String, String>>,
+}
+
+/// An annotation that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {name} of the {owner}: {problem}, got {value:?}")]
+pub struct AnnotationError {
+    owner: String,
+    name: String,
+    value: String,
+    problem: &'static str,
+}
+
+impl<'a> Annotations<'a> {
+    pub(crate) fn new(owner: &'a str, values: Option<&'a BTreeMap<String, String>>) -> Self {
+        Self { owner, values }
+    }
+
+    /// A switch in OSM's spellings, in any letter case.
+    pub(crate) fn switch(&self, name: &str) -> Result<Option<bool>, AnnotationError> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        match value.trim().to_ascii_lowercase().as_str() {
+            "enabled" | "yes" | "true" => Ok(Some(true)),
+            "disabled" | "no" | "false" => Ok(Some(false)),
+            _ => Err(self.error(name, "expected enabled, yes, true, disabled, no or false")),
+        }
+    }
+
+    /// Adds what the lists name.
+    pub(crate) fn extend(&self, interception: &mut Interception) -> Result<(), AnnotationError> {
+        let ports = "expected ports from 1 to 65535, separated by commas";
+        interception.excluded_inbound_ports.extend(self.list(INBOUND_PORTS, ports, port)?);
+        interception.excluded_outbound_ports.extend(self.list(OUTBOUND_PORTS, ports, port)?);
+        let ranges = "expected ranges in CIDR notation, separated by commas";
+        interception.excluded_outbound_ranges.extend(self.list(EXCLUDED_RANGES, ranges, range)?);
+        interception.included_outbound_ranges.extend(self.list(INCLUDED_RANGES, ranges, range)?);
+        Ok(())
+    }
+
+    /// Sets the resources that annotations name.
+    pub(crate) fn set_resources(&self, resources: &mut Resources) -> Result<(), AnnotationError> {
+        for (name, value) in self.values.into_iter().flatten() {
+            let Some(rest) = name.strip_prefix(RESOURCE) else { continue };
+            let (bounds, resource) = if let Some(resource) = rest.strip_prefix("limits-") {
+                (&mut resources.limits, resource)
+            } else if let Some(resource) = rest.strip_prefix("requests-") {
+                (&mut resources.requests, resource)
+            } else {
+                return Err(self.error(name, "the name must go on with limits- or requests-"));
+            };
+            if !RESOURCES.contains(&resource) {
+                return Err(self.error(name, "the name must end in cpu, memory or ephemeral-storage"));
+            }
+            if !is_quantity(value.trim()) {
+                return Err(self.error(name, "expected a quantity such as 100m or 64Mi"));
+            }
+            bounds.insert(resource.to_owned(), value.trim().to_owned());
+        }
+        Ok(())
+    }
+
+    fn value(&self, name: &str) -> Option<&'a str> {
+        self.values.and_then(|values| values.get(name)).map(String::as_str)
+    }
+
+    fn list<T: Ord>(
+        &self,
+        name: &str,
+        problem: &'static str,
+        parse: fn(&str) -> Option<T>,
+    ) -> Result<BTreeSet<T>, AnnotationError> {
+        let Some(value) = self.value(name).filter(|value| !value.trim().is_empty()) else {
+            return Ok(BTreeSet::new());
+        };
+        let items: Option<_> = value.split(',').map(|item| parse(item.trim())).collect();
+        items.ok_or_else(|| self.error(name, problem))
+    }
+
+    fn error(&self, name: &str, problem: &'static str) -> AnnotationError {
+        let value = self.value(name).unwrap_or_default().chars().take(200).collect();
+        AnnotationError { owner: self.owner.to_owned(), name: name.to_owned(), value, problem }
+    }
+}
+
+/// Digits only: `+80` is a slip.
+fn port(text: &str) -> Option<u16> {
+    let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_plain.then(|| text.parse().ok()).flatten().filter(|port| *port != 0)
+}
+
+fn range(text: &str) -> Option<IpNet> {
+    IpNet::from_str(text).ok().map(|range| range.trunc())
+}
+
+/// Whether a text is a non-negative quantity of Kubernetes: a decimal number, then a suffix or an exponent.
+fn is_quantity(text: &str) -> bool {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let is_number = number.bytes().any(|byte| byte.is_ascii_digit()) && number.matches('.').count() <= 1;
+    let is_exponent = || {
+        let exponent = suffix.strip_prefix(['e', 'E']).unwrap_or_default();
+        let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+        !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let suffixes = ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    is_number && (suffixes.contains(&suffix) || is_exponent())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_switch_has_osm_s_spellings_and_no_other() {
+        for (text, expected) in [
+            ("enabled", true),
+            ("Yes", true),
+            ("TRUE", true),
+            ("disabled", false),
+            ("no", false),
+            ("false", false),
+        ] {
+            let values = map(&[("x", text)]);
+            assert_eq!(Annotations::new("pod", Some(&values)).switch("x"), Ok(Some(expected)), "{text}");
+        }
+        for text in ["", "on", "1", "enable"] {
+            let values = map(&[("x", text)]);
+            let error = Annotations::new("namespace shop", Some(&values)).switch("x").unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "annotation x of the namespace shop: expected enabled, yes, true, disabled, no or false, got {text:?}"
+                )
+            );
+        }
+        assert_eq!(Annotations::new("pod", None).switch("x"), Ok(None));
+    }
+
+    #[test]
+    fn lists_add_to_what_is_there_and_may_be_long() {
+        let many: Vec<_> = (1..=40).map(|port| (port * 100).to_string()).collect();
+        let values = map(&[
+            (INBOUND_PORTS, &many.join(",")),
+            (OUTBOUND_PORTS, " 25 , 465"),
+            (EXCLUDED_RANGES, "10.1.2.3/8,fd00::/8"),
+            (INCLUDED_RANGES, ""),
+        ]);
+        let mut interception =
+            Interception { excluded_outbound_ports: [25, 9].into(), ..Interception::default() };
+        Annotations::new("pod", Some(&values)).extend(&mut interception).unwrap();
+        assert_eq!(interception.excluded_inbound_ports.len(), 40);
+        assert_eq!(interception.excluded_outbound_ports, [9, 25, 465].into());
+        let ranges = ["10.0.0.0/8", "fd00::/8"].map(|text| text.parse().unwrap());
+        assert_eq!(interception.excluded_outbound_ranges, ranges.into());
+        assert_eq!(interception.included_outbound_ranges, [].into());
+    }
+
+    #[test]
+    fn a_slip_in_a_list_names_annotation_and_value() {
+        for (name, value) in [
+            (INBOUND_PORTS, "0"),
+            (INBOUND_PORTS, "80,,81"),
+            (INBOUND_PORTS, "80;81"),
+            (OUTBOUND_PORTS, "65536"),
+            (OUTBOUND_PORTS, "+80"),
+            (OUTBOUND_PORTS, "$(reboot)"),
+            (EXCLUDED_RANGES, "10.0.0.1"),
+            (INCLUDED_RANGES, "10.0.0.0/33"),
+        ] {
+            let values = map(&[(name, value)]);
+            let error = Annotations::new("pod", Some(&values)).extend(&mut Interception::default());
+            let text = error.unwrap_err().to_string();
+            assert!(text.contains(name) && text.ends_with(&format!("got {value:?}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn resources_are_quantities_of_resources_that_containers_have() {
+        let name = |rest: &str| format!("{RESOURCE}{rest}");
+        let mut resources = Resources::default();
+        resources.limits.insert("cpu".to_owned(), "1".to_owned());
+        let (cpu, memory) = (name("limits-cpu"), name("requests-memory"));
+        let values = map(&[(&cpu, "250m"), (&memory, "1.5e3")]);
+        Annotations::new("pod", Some(&values)).set_resources(&mut resources).unwrap();
+        assert_eq!(resources.limits, map(&[("cpu", "250m")]));
+        assert_eq!(resources.requests, map(&[("memory", "1.5e3")]));
+        for (rest, value) in [
+            ("limits-cpu", "much"),
+            ("limits-cpu", "-1"),
+            ("limits-cpu", "."),
+            ("limits-cpu", "1e"),
+            ("limits-gpu", "1"),
+            ("limits-storage", "1Gi"),
+            ("cpu", "1"),
+        ] {
+            let name = name(rest);
+            let values = map(&[(&name, value)]);
+            let error = Annotations::new("pod", Some(&values)).set_resources(&mut Resources::default());
+            assert!(error.unwrap_err().to_string().contains(&name), "{name}={value}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The two containers and two volumes that a Pod of the mesh gets.
+
+use std::fmt::Display;
+
+use k8s_openapi::api::core::v1::{Container, Volume};
+use serde_json::{Map, Value, json};
+use tidegate_crds::injection::{
+    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY,
+};
+
+use crate::ports;
+use crate::settings::{Interception, MeshSettings, Resources, Settings};
+
+/// The user and group that the sidecar runs as, and whose connections are not redirected.
+pub(crate) const USER: i64 = 1500;
+/// The volume with the trust bundle.
+pub(crate) const TRUST_VOLUME: &str = "tidegate-trust";
+/// The volume with the token that the CA takes.
+pub(crate) const TOKEN_VOLUME: &str = "tidegate-token";
+/// The flag that says which probes the sidecar answers.
+pub(crate) const PROBES_FLAG: &str = "--probes=";
+
+const TRUST_FOLDER: &str = "/var/run/tidegate/trust";
+const TOKEN_FOLDER: &str = "/var/run/tidegate/token";
+/// Where Kubernetes mounts a Pod's own token into every container, ours too when it looks again.
+const SERVICE_ACCOUNT_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// What makes the containers of one Pod.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) mesh: &'a MeshSettings,
+    pub(crate) interception: Interception,
+    pub(crate) resources: Resources,
+    /// The value of [`PROBES_FLAG`].
+    pub(crate) probes: String,
+}
+
+impl Parts<'_> {
+    /// Redirects the Pod's connections and proves that it works, then ends.
+    pub(crate) fn intercept(&self) -> Value {
+        let mut args = vec!["intercept".to_owned(), format!("--uid={USER}")];
+        let interception = &self.interception;
+        push_list(&mut args, "--exclude-inbound-ports", &interception.excluded_inbound_ports);
+        push_list(&mut args, "--exclude-outbound-ports", &interception.excluded_outbound_ports);
+        push_list(&mut args, "--exclude-outbound-ranges", &interception.excluded_outbound_ranges);
+        push_list(&mut args, "--include-outbound-ranges", &interception.included_outbound_ranges);
+        push_list(&mut args, "--exclude-interfaces", &interception.excluded_interfaces);
+        if self.mesh.reaches_app_at_pod_ip {
+            args.push("--local-proxy-mode=pod-ip".to_owned());
+        }
+        args.extend(["--pod-ips=$(POD_IPS)".to_owned(), "--check".to_owned()]);
+        let mut security = json!({
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "readOnlyRootFilesystem": true,
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        });
+        if self.mesh.privileged_interception {
+            security["privileged"] = json!(true);
+            // Kubernetes refuses a privileged container that may not escalate.
+            security["allowPrivilegeEscalation"] = json!(true);
+        }
+        let mut container = json!({
+            "name": INTERCEPT_CONTAINER,
+            "image": self.settings.image,
+            "imagePullPolicy": self.settings.image_pull_policy,
+            "args": args,
+            "env": [env("POD_IPS", "status.podIPs")],
+            "securityContext": security,
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+        });
+        self.resources.write(&mut container);
+        container
+    }
+
+    /// The proxy, started before the containers of the app and ended after them.
+    pub(crate) fn sidecar(&self) -> Value {
+        let Settings { discovery_address, discovery_server_name, ca_address, ca_server_name, .. } =
+            self.settings;
+        let args = [
+            "--workload=$(POD_NAMESPACE)/$(POD_NAME)".to_owned(),
+            "--transparent".to_owned(),
+            format!("--discovery-address={discovery_address}"),
+            format!("--discovery-server-name={discovery_server_name}"),
+            format!("--ca-address={ca_address}"),
+            format!("--ca-server-name={ca_server_name}"),
+            format!("--ca-trust-bundle={TRUST_FOLDER}/{TRUST_BUNDLE_KEY}"),
+            format!("--token-file={TOKEN_FOLDER}/token"),
+            format!("--health-address=[::]:{}", ports::HEALTH),
+            format!("--log-level={}", self.mesh.log_level.unwrap_or("error")),
+            format!("{PROBES_FLAG}{}", self.probes),
+        ];
+        let mut container = json!({
+            "name": SIDECAR_CONTAINER,
+            "image": self.settings.image,
+            "imagePullPolicy": self.settings.image_pull_policy,
+            "restartPolicy": "Always",
+            "args": args,
+            "env": [
+                env("POD_NAME", "metadata.name"),
+                env("POD_NAMESPACE", "metadata.namespace"),
+                env("POD_IPS", "status.podIPs"),
+            ],
+            "ports": [{"name": "tidegate-stats", "containerPort": ports::HEALTH, "protocol": "TCP"}],
+            // The containers of the app start once it passes: with a certificate and a policy.
+            "startupProbe": {
+                "httpGet": {"path": "/ready", "port": ports::HEALTH, "scheme": "HTTP"},
+                "periodSeconds": 1,
+                "timeoutSeconds": 1,
+                "failureThreshold": 600,
+            },
+            "securityContext": {
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "runAsNonRoot": true,
+                "readOnlyRootFilesystem": true,
+                "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]},
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "volumeMounts": [
+                {"name": TRUST_VOLUME, "mountPath": TRUST_FOLDER, "readOnly": true},
+                {"name": TOKEN_VOLUME, "mountPath": TOKEN_FOLDER, "readOnly": true},
+            ],
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+        });
+        self.resources.write(&mut container);
+        container
+    }
+}
+
+impl Resources {
+    fn write(&self, container: &mut Value) {
+        let mut resources = Map::new();
+        for (field, bounds) in [("limits", &self.limits), ("requests", &self.requests)] {
+            if !bounds.is_empty() {
+                resources.insert(field.to_owned(), json!(bounds));
+            }
+        }
+        if !resources.is_empty() {
+            container["resources"] = Value::Object(resources);
+        }
+    }
+}
+
+/// The volumes that the sidecar mounts.
+pub(crate) fn volumes() -> [Value; 2] {
+    [
+        json!({
+            "name": TRUST_VOLUME,
+            "configMap": {
+                "name": TRUST_BUNDLE_CONFIG_MAP,
+                "items": [{"key": TRUST_BUNDLE_KEY, "path": TRUST_BUNDLE_KEY}],
+            },
+        }),
+        json!({
+            "name": TOKEN_VOLUME,
+            "projected": {"sources": [
+                {"serviceAccountToken": {"audience": "tidegate-ca", "expirationSeconds": 3600, "path": "token"}},
+            ]},
+        }),
+    ]
+}
+
+/// What the container's flag `--probes` says, if it has one.
+pub(crate) fn probes_flag(container: &Container) -> Option<&str> {
+    container.args.iter().flatten().find_map(|arg| arg.strip_prefix(PROBES_FLAG))
+}
+
+/// Whether a container that is there is the one that we would make. Kubernetes and other webhooks add to it; of that,
+/// defaults, resources, environment and the mount of the Pod's own token may be, for none of it changes what runs.
+pub(crate) fn is_made(there: &Container, made: &Value) -> bool {
+    let Ok(there) = serde_json::to_value(there) else { return false };
+    let (Some(there), Some(made)) = (there.as_object(), made.as_object()) else { return false };
+    let extras_may_be = |field: &str| matches!(field, "terminationMessagePath" | "resources");
+    there.iter().all(|(field, value)| match (field.as_str(), made.get(field)) {
+        ("env", made) => {
+            let is_harmless = |item: &Value| {
+                let name = item["name"].as_str().unwrap_or_default();
+                !["TIDEGATE_", "POD_", "LD_"].iter().any(|prefix| name.starts_with(prefix))
+            };
+            are_among(items(made), items(Some(value)), is_harmless)
+        }
+        ("volumeMounts", made) => {
+            are_among(items(made), items(Some(value)), |item| item["mountPath"] == SERVICE_ACCOUNT_FOLDER)
+        }
+        (_, Some(made)) => covers(value, made),
+        (_, None) => extras_may_be(field),
+    }) && made.iter().all(|(field, _)| there.contains_key(field))
+}
+
+/// Whether a volume that is there is the one that we would make.
+pub(crate) fn is_volume_made(there: &Volume, made: &Value) -> bool {
+    serde_json::to_value(there).is_ok_and(|there| covers(&there, made))
+}
+
+/// Whether each of `made` is in `there`, and each other one in there `may_be`.
+fn are_among(made: &[Value], there: &[Value], may_be: impl Fn(&Value) -> bool) -> bool {
+    let is_made = |item: &Value| made.iter().any(|made| covers(item, made));
+    made.iter().all(|made| there.iter().any(|item| covers(item, made)))
+        && there.iter().all(|item| is_made(item) || may_be(item))
+}
+
+/// Whether a value is another one, but for members that Kubernetes adds as defaults.
+fn covers(there: &Value, made: &Value) -> bool {
+    match (there, made) {
+        (Value::Object(there), Value::Object(made)) => {
+            let is_default = |field: &str| {
+                matches!(
+                    field,
+                    "successThreshold"
+                        | "failureThreshold"
+                        | "apiVersion"
+                        | "procMount"
+                        | "initialDelaySeconds"
+                        | "defaultMode"
+                )
+            };
+            made.iter().all(|(field, made)| there.get(field).is_some_and(|there| covers(there, made)))
+                && there.keys().all(|field| made.contains_key(field) || is_default(field))
+        }
+        (Value::Array(there), Value::Array(made)) => {
+            there.len() == made.len() && there.iter().zip(made).all(|(there, made)| covers(there, made))
+        }
+        _ => there == made,
+    }
+}
+
+fn items(list: Option<&Value>) -> &[Value] {
+    list.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn env(name: &str, field: &str) -> Value {
+    json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}})
+}
+
+fn push_list<T: Display>(args: &mut Vec<String>, flag: &str, items: impl IntoIterator<Item = T>) {
+    let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+    if !items.is_empty() {
+        args.push(format!("{flag}={}", items.join(",")));
+    }
+}

@@ -1,0 +1,168 @@
+//! From a Pod to the patch that puts it into the mesh.
+//!
+//! The patch is made from the Pod and the settings alone, and making it again of a Pod that has it changes nothing:
+//! the API server asks again after other webhooks, and people copy Pods. What of an earlier injection is not as we
+//! make it is made anew.
+
+use json_patch::Patch;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use tidegate_crds::injection::{INJECTED, METRICS, SIDECAR_CONTAINER, SIDECAR_LABEL, has_sidecar};
+
+use crate::annotations::Annotations;
+use crate::containers::{self, Parts};
+use crate::decision::{Decision, DecisionError, NamespaceView, Reason, decide, decide_alone};
+use crate::patch::PatchBuilder;
+use crate::ports;
+use crate::probes::{self, AppProbe};
+use crate::refusal::{self, Refusal, is_reserved_name};
+use crate::settings::{MeshSettings, Settings};
+
+/// What becomes of a Pod.
+#[derive(Debug)]
+pub enum Injection {
+    /// It belongs to the mesh once it is changed so; it has all of that if the patch is empty.
+    Meshed(Patch),
+    /// It gets no sidecar.
+    Left(Reason),
+}
+
+/// Decides about a Pod that is about to be created in `namespace` and makes its patch.
+pub fn inject(
+    pod: &Pod,
+    namespace: &NamespaceView,
+    settings: &Settings,
+    mesh: &MeshSettings,
+) -> Result<Injection, Refusal> {
+    let decision = decide(pod, namespace, &settings.mesh_name, &settings.namespace);
+    patch_if(decision, pod, namespace, settings, mesh)
+}
+
+/// As [`inject`], for a manifest whose namespace nobody knows: every Pod gets a sidecar that can have one and does not
+/// say no.
+pub(crate) fn inject_alone(
+    pod: &Pod,
+    settings: &Settings,
+    mesh: &MeshSettings,
+) -> Result<Injection, Refusal> {
+    patch_if(decide_alone(pod), pod, &NamespaceView::default(), settings, mesh)
+}
+
+fn patch_if(
+    decision: Result<Decision, DecisionError>,
+    pod: &Pod,
+    namespace: &NamespaceView,
+    settings: &Settings,
+    mesh: &MeshSettings,
+) -> Result<Injection, Refusal> {
+    match (decision?, &pod.spec) {
+        (Decision::Leave(reason), _) => Ok(Injection::Left(reason)),
+        (Decision::Inject, Some(spec)) => patch(pod, spec, namespace, settings, mesh).map(Injection::Meshed),
+        // The API server refuses it itself.
+        (Decision::Inject, None) => Ok(Injection::Meshed(Patch(Vec::new()))),
+    }
+}
+
+fn patch(
+    pod: &Pod,
+    spec: &PodSpec,
+    namespace: &NamespaceView,
+    settings: &Settings,
+    mesh: &MeshSettings,
+) -> Result<Patch, Refusal> {
+    let is_injected = has_sidecar(pod);
+    refusal::check(pod, spec, is_injected)?;
+    let mut patch = PatchBuilder::default();
+    set_metadata(pod, namespace, &mut patch)?;
+    // Before containers are added, for the paths count those that are there.
+    let probes = rewrite_probes(spec, &mut patch)?;
+
+    let own = Annotations::new("pod", pod.metadata.annotations.as_ref());
+    let owner = format!("namespace {}", namespace.name);
+    let (mut interception, mut resources) = (mesh.interception.clone(), mesh.resources.clone());
+    own.extend(&mut interception)?;
+    Annotations::new(&owner, Some(&namespace.annotations)).set_resources(&mut resources)?;
+    own.set_resources(&mut resources)?;
+    let parts = Parts { settings, mesh, interception, resources, probes: probes::to_flag(&probes)? };
+    set_containers(spec, &parts, &mut patch);
+    set_volumes(spec, is_injected, &mut patch);
+    Ok(patch.finish())
+}
+
+fn set_metadata(pod: &Pod, namespace: &NamespaceView, patch: &mut PatchBuilder) -> Result<(), Refusal> {
+    let (labels, annotations) = (pod.metadata.labels.as_ref(), pod.metadata.annotations.as_ref());
+    patch.set_entries(&["metadata", "labels"], labels, &[(SIDECAR_LABEL, INJECTED)]);
+    let owner = format!("namespace {}", namespace.name);
+    let of_namespace = Annotations::new(&owner, Some(&namespace.annotations)).switch(METRICS)?;
+    let of_pod = Annotations::new("pod", annotations).switch(METRICS)?;
+    if of_pod.or(of_namespace) == Some(true) {
+        let port = ports::HEALTH.to_string();
+        let entries = [
+            ("prometheus.io/scrape", "true"),
+            ("prometheus.io/port", &port),
+            ("prometheus.io/path", "/stats/prometheus"),
+        ];
+        patch.set_entries(&["metadata", "annotations"], annotations, &entries);
+    }
+    Ok(())
+}
+
+/// Points every probe at the sidecar and says what it is to ask of the app.
+fn rewrite_probes(spec: &PodSpec, patch: &mut PatchBuilder) -> Result<Vec<AppProbe>, Refusal> {
+    let sidecar = spec.init_containers.iter().flatten().find(|container| container.name == SIDECAR_CONTAINER);
+    let before = sidecar.and_then(containers::probes_flag).map_or(Ok(Vec::new()), probes::from_flag)?;
+    let mut all = Vec::new();
+    let lists =
+        [("initContainers", spec.init_containers.as_deref()), ("containers", Some(&spec.containers[..]))];
+    for (list, containers) in lists {
+        for (index, container) in containers.into_iter().flatten().enumerate() {
+            if !is_reserved_name(&container.name) {
+                let path = ["spec", list, &index.to_string()];
+                probes::rewrite(container, &path, &before, patch, &mut all)?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Puts our containers first, so that the init containers of the app, too, run within the mesh.
+fn set_containers(spec: &PodSpec, parts: &Parts<'_>, patch: &mut PatchBuilder) {
+    const PATH: [&str; 2] = ["spec", "initContainers"];
+    let made = [parts.intercept(), parts.sidecar()];
+    let Some(there) = &spec.init_containers else { return patch.add(&PATH, made.into()) };
+    let is_first = |(index, container): (usize, &_)| {
+        there.get(index).is_some_and(|there| containers::is_made(there, container))
+    };
+    let ours = there.iter().filter(|container| is_reserved_name(&container.name)).count();
+    if ours == made.len() && made.iter().enumerate().all(is_first) {
+        return;
+    }
+    for (index, container) in there.iter().enumerate().rev() {
+        if is_reserved_name(&container.name) {
+            patch.remove(&[&PATH[..], &[&index.to_string()]].concat());
+        }
+    }
+    for (index, container) in made.into_iter().enumerate() {
+        patch.add(&[&PATH[..], &[&index.to_string()]].concat(), container);
+    }
+}
+
+fn set_volumes(spec: &PodSpec, is_injected: bool, patch: &mut PatchBuilder) {
+    const PATH: [&str; 2] = ["spec", "volumes"];
+    let mut missing = Vec::new();
+    for made in containers::volumes() {
+        let there = spec.volumes.iter().flatten().position(|volume| made["name"] == volume.name.as_str());
+        match there.filter(|_| is_injected) {
+            None => missing.push(made),
+            Some(index) => {
+                let volume = spec.volumes.iter().flatten().nth(index);
+                if !volume.is_some_and(|volume| containers::is_volume_made(volume, &made)) {
+                    patch.replace(&[&PATH[..], &[&index.to_string()]].concat(), made);
+                }
+            }
+        }
+    }
+    patch.append(&PATH, spec.volumes.is_some(), missing);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,303 @@
+//! Every case in `testdata/pods` is a Pod, with the namespace and the MeshConfig that it meets; what becomes of it is in
+//! `testdata/patches` under the same name. `just golden` writes that anew.
+
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Namespace;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tidegate_crds::MeshConfigSpec;
+use tidegate_crds::injection::{INJECTION, SIDECAR_INJECTION};
+
+use super::*;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Case {
+    /// Of the namespace; the default asks for injection.
+    #[serde(default)]
+    namespace: Option<Value>,
+    /// A MeshConfig's spec.
+    #[serde(default)]
+    mesh_config: Option<MeshConfigSpec>,
+    pod: Value,
+}
+
+fn settings() -> Settings {
+    Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0")
+}
+
+fn shop(metadata: Value) -> NamespaceView {
+    let mut metadata = metadata;
+    metadata["name"] = json!("shop");
+    serde_json::from_value::<Namespace>(json!({ "metadata": metadata })).unwrap().into()
+}
+
+impl Case {
+    fn run(&self, pod: &Value) -> Result<Injection, Refusal> {
+        let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
+        let namespace = self.namespace.clone().unwrap_or_else(|| json!({"labels": {INJECTION: "enabled"}}));
+        let mesh = MeshSettings::parse(self.mesh_config.as_ref())?;
+        inject(&pod, &shop(namespace), &settings(), &mesh)
+    }
+}
+
+fn testdata() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
+}
+
+fn cases() -> Vec<(String, Case)> {
+    let mut cases: Vec<_> = std::fs::read_dir(testdata().join("pods"))
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let case = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+            (name, case)
+        })
+        .collect();
+    cases.sort_by(|(a, _), (b, _)| a.cmp(b));
+    cases
+}
+
+fn applied(pod: &Value, patch: &Patch) -> Value {
+    let mut pod = pod.clone();
+    json_patch::patch(&mut pod, patch).unwrap();
+    pod
+}
+
+fn meshed(case: &Case, pod: &Value) -> Value {
+    match case.run(pod) {
+        Ok(Injection::Meshed(patch)) => applied(pod, &patch),
+        other => panic!("not injected: {other:?}"),
+    }
+}
+
+/// A case whose pod has one container more than `spec` says.
+fn case(spec: Value) -> Case {
+    let mut spec = spec;
+    if spec.get("containers").is_none() {
+        spec["containers"] = json!([{"name": "app", "image": "app"}]);
+    }
+    Case { namespace: None, mesh_config: None, pod: json!({"metadata": {"name": "app"}, "spec": spec}) }
+}
+
+fn refusal(spec: Value) -> String {
+    let case = case(spec);
+    case.run(&case.pod).unwrap_err().to_string()
+}
+
+#[test]
+fn every_pod_of_the_table_gets_the_patch_in_its_golden_file() {
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let cases = cases();
+    assert!(cases.len() > 15, "the table has {} pods", cases.len());
+    for (name, case) in cases {
+        let outcome = match case.run(&case.pod) {
+            Ok(Injection::Meshed(patch)) => serde_json::to_value(&patch).unwrap(),
+            Ok(Injection::Left(reason)) => json!({ "left": format!("{reason:?}") }),
+            Err(refusal) => json!({ "refused": refusal.to_string() }),
+        };
+        let text = format!("{}\n", serde_json::to_string_pretty(&outcome).unwrap());
+        let path = testdata().join("patches").join(format!("{name}.json"));
+        if update {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let golden = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(golden == text, "{name} became another one; look at it and run `just golden`:\n{text}");
+    }
+}
+
+#[test]
+fn a_second_pass_changes_nothing() {
+    for (name, case) in cases() {
+        let Ok(Injection::Meshed(patch)) = case.run(&case.pod) else { continue };
+        let once = applied(&case.pod, &patch);
+        assert_ne!(once, case.pod, "{name}");
+        match case.run(&once) {
+            Ok(Injection::Meshed(patch)) => assert!(patch.is_empty(), "{name}: {patch}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_kubernetes_adds_in_between_changes_nothing_either() {
+    let case = case(json!({}));
+    let mut once = meshed(&case, &case.pod);
+    for container in once["spec"]["initContainers"].as_array_mut().unwrap() {
+        container["terminationMessagePath"] = json!("/dev/termination-log");
+        container["resources"] = json!({"limits": {"cpu": "1"}});
+        container["env"].as_array_mut().unwrap().iter_mut().for_each(|env| {
+            env["valueFrom"]["fieldRef"]["apiVersion"] = json!("v1");
+        });
+        let token = json!({"name": "t", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true});
+        match container.get_mut("volumeMounts") {
+            Some(mounts) => mounts.as_array_mut().unwrap().push(token),
+            None => container["volumeMounts"] = json!([token]),
+        }
+        if let Some(probe) = container.get_mut("startupProbe") {
+            probe["successThreshold"] = json!(1);
+        }
+    }
+    once["spec"]["volumes"][0]["configMap"]["defaultMode"] = json!(420);
+    once["spec"]["volumes"][1]["projected"]["defaultMode"] = json!(420);
+    assert!(matches!(case.run(&once), Ok(Injection::Meshed(patch)) if patch.is_empty()));
+}
+
+#[test]
+fn what_somebody_has_made_of_our_containers_is_made_anew() {
+    let case = case(json!({}));
+    let once = meshed(&case, &case.pod);
+    let change = |change: &dyn Fn(&mut Value)| {
+        let mut pod = once.clone();
+        change(&mut pod["spec"]);
+        assert_eq!(meshed(&case, &pod), once);
+    };
+    change(&|spec| spec["initContainers"][1]["image"] = json!("evil"));
+    change(&|spec| spec["initContainers"][1]["args"][0] = json!("--workload=shop/other"));
+    change(&|spec| spec["initContainers"][1]["command"] = json!(["/bin/sh"]));
+    change(&|spec| spec["initContainers"][1]["securityContext"]["privileged"] = json!(true));
+    change(&|spec| spec["initContainers"][1]["volumeMounts"][0]["mountPath"] = json!("/usr/local/bin"));
+    change(&|spec| {
+        let preload = json!({"name": "LD_PRELOAD", "value": "/tmp/evil.so"});
+        spec["initContainers"][1]["env"].as_array_mut().unwrap().push(preload);
+    });
+    change(&|spec| drop(spec["initContainers"].as_array_mut().unwrap().remove(0)));
+    change(&|spec| spec["initContainers"].as_array_mut().unwrap().swap(0, 1));
+    change(&|spec| spec["volumes"][0]["configMap"]["name"] = json!("my-roots"));
+    change(&|spec| drop(spec["volumes"].as_array_mut().unwrap().remove(1)));
+}
+
+#[test]
+fn a_container_that_another_webhook_adds_after_us_gets_its_probes_rewritten() {
+    let probe = |port: u16| json!({"httpGet": {"path": "/healthz", "port": port}});
+    let case = case(json!({"containers": [{"name": "app", "image": "a", "livenessProbe": probe(8080)}]}));
+    let mut pod = meshed(&case, &case.pod);
+    let late = json!({"name": "late", "image": "b", "livenessProbe": probe(9090)});
+    pod["spec"]["containers"].as_array_mut().unwrap().push(late);
+    pod["spec"]["initContainers"].as_array_mut().unwrap().insert(0, json!({"name": "first", "image": "c"}));
+    let twice = meshed(&case, &pod);
+    let names: Vec<_> =
+        twice["spec"]["initContainers"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+    assert_eq!(names, ["tidegate-intercept", "tidegate-sidecar", "first"]);
+    assert_eq!(
+        twice["spec"]["containers"][1]["livenessProbe"]["httpGet"]["path"],
+        "/osm-liveness-probe/late"
+    );
+    let sidecar = serde_json::from_value(twice["spec"]["initContainers"][1].clone()).unwrap();
+    let probes = probes::from_flag(containers::probes_flag(&sidecar).unwrap()).unwrap();
+    assert_eq!(probes.len(), 2);
+    assert!(matches!(case.run(&twice), Ok(Injection::Meshed(patch)) if patch.is_empty()));
+}
+
+#[test]
+fn nothing_in_a_probe_is_expanded_by_kubernetes() {
+    let headers = json!([{"name": "x", "value": "$(POD_NAME) $$ \"'\n"}]);
+    let probe = json!({"httpGet": {"path": "/$(POD_NAME)", "port": 80, "httpHeaders": headers}});
+    let case = case(json!({"containers": [{"name": "app", "image": "a", "readinessProbe": probe}]}));
+    let pod = meshed(&case, &case.pod);
+    let sidecar = serde_json::from_value(pod["spec"]["initContainers"][1].clone()).unwrap();
+    let flag = containers::probes_flag(&sidecar).unwrap();
+    assert!(!flag.contains('$'), "{flag}");
+    let value: Value = serde_json::from_str(flag).unwrap();
+    assert_eq!(value[0]["target"]["http"]["path"], "/$(POD_NAME)");
+    assert_eq!(value[0]["target"]["http"]["headers"], json!([["x", "$(POD_NAME) $$ \"'\n"]]));
+}
+
+#[test]
+fn who_runs_as_the_sidecar_s_user_is_refused_wherever_it_says_so() {
+    let own = json!({"runAsUser": 1500});
+    for (spec, field) in [
+        (json!({"securityContext": own}), "spec.securityContext.runAsUser"),
+        (
+            json!({"containers": [{"name": "a"}, {"name": "b", "securityContext": own}]}),
+            "spec.containers[1].securityContext.runAsUser",
+        ),
+        (
+            json!({"initContainers": [{"name": "i", "securityContext": own}]}),
+            "spec.initContainers[0].securityContext.runAsUser",
+        ),
+        (
+            json!({"ephemeralContainers": [{"name": "d", "securityContext": own}]}),
+            "spec.ephemeralContainers[0].securityContext.runAsUser",
+        ),
+    ] {
+        assert_eq!(
+            refusal(spec),
+            format!(
+                "{field}: user 1500 is the sidecar's, whose traffic passes the mesh by; run as another user"
+            )
+        );
+    }
+}
+
+#[test]
+fn reserved_names_and_ports_are_refused_with_the_field() {
+    for name in ["tidegate-sidecar", "tidegate-intercept"] {
+        let text = refusal(json!({"containers": [{"name": name}]}));
+        assert!(text.starts_with("spec.containers[0].name: ") && text.contains(name), "{text}");
+        let text = refusal(json!({"initContainers": [{"name": name, "restartPolicy": "Always"}]}));
+        assert!(text.starts_with("spec.initContainers[0].name: "), "{text}");
+    }
+    for name in ["tidegate-trust", "tidegate-token"] {
+        let text = refusal(json!({"volumes": [{"name": "a"}, {"name": name, "hostPath": {"path": "/"}}]}));
+        assert!(text.starts_with("spec.volumes[1].name: "), "{text}");
+    }
+    for port in [15000, 15001, 15003, 15010, 15901, 15902, 15903, 15904] {
+        let container = |protocol: Option<&str>| json!({"containers": [{"name": "a", "ports": [{"containerPort": 80}, {"containerPort": port, "protocol": protocol}]}]});
+        assert_eq!(
+            refusal(container(None)),
+            format!(
+                "spec.containers[0].ports[1].containerPort: port {port} is the sidecar's; let the container listen elsewhere"
+            )
+        );
+        let udp = case(container(Some("UDP")));
+        meshed(&udp, &udp.pod);
+    }
+}
+
+#[test]
+fn a_probe_that_cannot_be_pointed_at_the_sidecar_refuses_the_pod() {
+    let of = |probe: Value| refusal(json!({"containers": [{"name": "app", "readinessProbe": probe}]}));
+    assert_eq!(
+        of(json!({"httpGet": {"port": "web"}})),
+        "container app: readinessProbe.httpGet.port: the container has no port named \"web\""
+    );
+    assert_eq!(
+        of(json!({"tcpSocket": {"port": 15001}})),
+        "container app: readinessProbe.tcpSocket.port: 15001 is a port of the sidecar"
+    );
+    assert_eq!(
+        of(json!({"grpc": {"port": 70000}})),
+        "container app: readinessProbe.grpc.port: 70000 is not within 1..=65535"
+    );
+    let text = of(json!({"httpGet": {"port": 15902, "path": "/osm-readiness-probe/app"}}));
+    assert!(text.contains("name the app's own port and path"), "{text}");
+}
+
+#[test]
+fn a_slip_in_an_annotation_refuses_the_pod() {
+    let mut case = case(json!({}));
+    case.pod["metadata"]["annotations"] =
+        json!({"openservicemesh.io/inbound-port-exclusion-list": "80,http"});
+    let text = case.run(&case.pod).unwrap_err().to_string();
+    assert!(
+        text.starts_with("annotation openservicemesh.io/inbound-port-exclusion-list of the pod: "),
+        "{text}"
+    );
+    case.pod["metadata"]["annotations"] = json!({SIDECAR_INJECTION: "enable"});
+    assert!(case.run(&case.pod).unwrap_err().to_string().contains("got \"enable\""));
+}
+
+#[test]
+fn a_pod_takes_far_less_than_its_share_of_ten_milliseconds() {
+    let (_, case) = cases().into_iter().find(|(name, _)| name == "many_probes").unwrap();
+    let start = std::time::Instant::now();
+    for _ in 0..20 {
+        meshed(&case, &case.pod);
+    }
+    let each = start.elapsed() / 20;
+    assert!(each < std::time::Duration::from_millis(10), "{each:?} a pod");
+}

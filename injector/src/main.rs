@@ -1,0 +1,74 @@
+//! `tidegate-injector`: see [`tidegate_injector`].
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use tidegate_core::Identity;
+use tidegate_injector::options::Options;
+use tidegate_injector::{PodReviewer, State};
+use tidegate_kubernetes::client;
+use tidegate_kubernetes::watch::WatchMetrics;
+use tidegate_kubernetes::webhook::{CaBundleKeeper, Limits, WebhookServer};
+use tidegate_runtime::admin::{AdminServer, ProcessName};
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
+use tidegate_runtime::{drain, identity, logging, signals, tls, trust_bundle};
+
+const NAME: ProcessName = ProcessName("tidegate-injector");
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let log = logging::init(&options.log)?;
+    tls::install_provider();
+    signals::raise_file_limit();
+    // From here on, so that a signal during the start drains as well.
+    let mut shutdown = std::pin::pin!(signals::shutdown()?);
+    let own_identity =
+        Identity::new(options.trust_domain.clone(), &options.namespace, NAME.0).context("--namespace")?;
+    let client = client::connect(&options.client).await?;
+    let (metrics, readiness) = (Metrics::new(), Readiness::new());
+    let (trigger, watch) = drain::channel();
+
+    let starting = readiness.block("trust bundle");
+    if let Some(address) = options.health_address {
+        let health = AdminServer::health(NAME, metrics.clone(), readiness.clone(), log.clone());
+        tokio::spawn(health.bind(address).await?.serve(watch.clone()));
+    }
+    let admin = AdminServer::new(NAME, metrics.clone(), readiness.clone(), log);
+    tokio::spawn(admin.bind(options.admin_address).await?.serve(watch.clone()));
+    let (settings, configuration) = (options.settings(), options.configuration_name());
+    let bundle = trust_bundle::watch_file(&options.ca.ca_trust_bundle, trust_bundle::DEFAULT_INTERVAL);
+    let bundle = tokio::select! {
+        _ = &mut shutdown => return Ok(()),
+        bundle = bundle => bundle,
+    };
+
+    let watches = WatchMetrics::new(&metrics);
+    let (writer, state) = State::new();
+    let following = writer.follow(client.clone(), &options.namespace, &watches, &readiness);
+    let reviewer = Arc::new(PodReviewer::new(settings, state));
+    let kept = identity::start(options.ca, Some(own_identity), bundle.clone(), &metrics);
+    let keeper = CaBundleKeeper::<MutatingWebhookConfiguration>::new(
+        client,
+        configuration,
+        bundle,
+        &metrics,
+        watches.kind("MutatingWebhookConfiguration"),
+        readiness.clone(),
+    );
+    let server =
+        WebhookServer::bind(options.webhook_address, "/mutate", reviewer, &metrics, Limits::default())
+            .await?;
+    let serving = server.serve(kept.credentials.clone(), readiness, watch);
+    drop(starting);
+    let background = [tokio::spawn(following), tokio::spawn(keeper.run()), tokio::spawn(serving)];
+    shutdown.await;
+    tracing::info!("draining");
+    trigger.drain(options.drain_timeout).await;
+    kept.task.abort();
+    background.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(())
+}

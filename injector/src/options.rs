@@ -1,0 +1,179 @@
+//! The command line of `tidegate-injector`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser;
+use tidegate_core::TrustDomain;
+use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_kubernetes::client::ClientOptions;
+use tidegate_runtime::grpc;
+use tidegate_runtime::identity::CaOptions;
+use tidegate_runtime::logging::LogOptions;
+
+use crate::settings::Settings;
+
+/// Adds the sidecar and the interception step to pods of the mesh's namespaces: a mutating admission webhook.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "tidegate-injector", version)]
+pub struct Options {
+    /// Taken for the sake of a common set of flags: the injector runs on Kubernetes only.
+    #[arg(long, env = "TIDEGATE_KUBERNETES", hide = true)]
+    pub kubernetes: bool,
+
+    /// Where the API server asks.
+    #[arg(long, env = "TIDEGATE_WEBHOOK_ADDRESS", value_name = "ADDRESS", default_value = "[::]:9443")]
+    pub webhook_address: SocketAddr,
+
+    /// The webhook configuration whose caBundle is kept right [default: tidegate-injector, with -<mesh> unless the
+    /// mesh's name is osm]
+    #[arg(long, env = "TIDEGATE_WEBHOOK_CONFIGURATION", value_name = "NAME")]
+    pub webhook_configuration: Option<String>,
+
+    /// Where kubelet and Prometheus ask: /ready, /live, /metrics [default: none]
+    #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
+    pub health_address: Option<SocketAddr>,
+
+    /// Where the admin server listens; a loopback address.
+    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
+    pub admin_address: SocketAddr,
+
+    /// The mesh's name, as on the label openservicemesh.io/monitored-by of its namespaces.
+    #[arg(long, env = "TIDEGATE_MESH_NAME", value_name = "NAME", default_value = DEFAULT_MESH_NAME)]
+    pub mesh_name: String,
+
+    /// The control plane's namespace.
+    #[arg(long, env = "TIDEGATE_NAMESPACE", value_name = "NAME", default_value = "tidegate-system")]
+    pub namespace: String,
+
+    /// The pod that this is; for logs.
+    #[arg(long, env = "TIDEGATE_POD_NAME", value_name = "NAME", default_value = "", hide = true)]
+    pub pod_name: String,
+
+    /// The mesh's trust domain.
+    #[arg(
+        long,
+        env = "TIDEGATE_TRUST_DOMAIN",
+        value_name = "NAME",
+        default_value = "cluster.local",
+        value_parser = |text: &str| TrustDomain::parse(text)
+    )]
+    pub trust_domain: TrustDomain,
+
+    /// The image of sidecars.
+    #[arg(long, env = "TIDEGATE_SIDECAR_IMAGE", value_name = "IMAGE")]
+    pub sidecar_image: String,
+
+    /// When a node pulls it.
+    #[arg(
+        long,
+        env = "TIDEGATE_SIDECAR_IMAGE_PULL_POLICY",
+        value_name = "POLICY",
+        default_value = "IfNotPresent",
+        value_parser = ["Always", "IfNotPresent", "Never"]
+    )]
+    pub sidecar_image_pull_policy: String,
+
+    /// The controller that sidecars ask: https://host:port [default: tidegate-controller in --namespace]
+    #[arg(long, env = "TIDEGATE_DISCOVERY_ADDRESS", value_name = "URL")]
+    pub discovery_address: Option<grpc::Address>,
+
+    /// How long a drain may take before the process ends all the same.
+    #[arg(
+        long,
+        env = "TIDEGATE_DRAIN_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "15s",
+        value_parser = humantime::parse_duration
+    )]
+    pub drain_timeout: Duration,
+
+    /// Where the injector's own certificate comes from; sidecars ask there, too.
+    #[command(flatten)]
+    pub ca: CaOptions,
+
+    /// Which cluster.
+    #[command(flatten)]
+    pub client: ClientOptions,
+
+    /// What is logged.
+    #[command(flatten)]
+    pub log: LogOptions,
+}
+
+impl Options {
+    /// What every sidecar is told.
+    pub fn settings(&self) -> Settings {
+        let named = Settings::of_mesh(&self.namespace, self.trust_domain.as_str(), &self.sidecar_image);
+        Settings {
+            mesh_name: self.mesh_name.clone(),
+            image_pull_policy: self.sidecar_image_pull_policy.clone(),
+            discovery_address: self
+                .discovery_address
+                .as_ref()
+                .map_or(named.discovery_address, ToString::to_string),
+            ca_address: self.ca.ca_address.to_string(),
+            ca_server_name: self
+                .ca
+                .ca_server_name
+                .as_ref()
+                .map_or(named.ca_server_name, |name| name.to_str().into_owned()),
+            ..named
+        }
+    }
+
+    /// The name of our MutatingWebhookConfiguration.
+    pub fn configuration_name(&self) -> String {
+        self.webhook_configuration.clone().unwrap_or_else(|| match self.mesh_name.as_str() {
+            DEFAULT_MESH_NAME => "tidegate-injector".to_owned(),
+            mesh => format!("tidegate-injector-{mesh}"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_has_help_and_can_be_set_by_environment() {
+        let command = Options::command();
+        command.clone().debug_assert();
+        for argument in command.get_arguments().filter(|a| !matches!(a.get_id().as_str(), "help" | "version"))
+        {
+            assert!(argument.get_help().is_some(), "{argument} has no help");
+            assert!(argument.get_env().is_some(), "{argument} has no variable");
+        }
+    }
+
+    #[test]
+    fn sidecars_are_told_what_the_flags_say_and_the_rest_follows_from_the_namespace() {
+        let common = [
+            "tidegate-injector",
+            "--sidecar-image=i:1",
+            "--namespace=mesh",
+            "--ca-address=https://ca.mesh.svc:15012",
+        ];
+        let options = Options::parse_from(common);
+        let expected = Settings {
+            ca_address: "https://ca.mesh.svc:15012".to_owned(),
+            ..Settings::of_mesh("mesh", "cluster.local", "i:1")
+        };
+        assert_eq!(options.settings(), expected);
+        assert_eq!(options.configuration_name(), "tidegate-injector");
+        let more = [
+            "--mesh-name=two",
+            "--ca-server-name=ca.example",
+            "--discovery-address=https://d:1",
+            "--trust-domain=td",
+        ];
+        let options = Options::parse_from(common.iter().chain(&more));
+        let settings = options.settings();
+        assert_eq!(settings.discovery_server_name, "tidegate-controller.mesh.td");
+        assert_eq!(settings.discovery_address, "https://d:1");
+        assert_eq!(settings.ca_server_name, "ca.example");
+        assert_eq!(options.configuration_name(), "tidegate-injector-two");
+    }
+}

@@ -1,0 +1,23 @@
+//! The ports of a sidecar.
+
+/// The admin server, on loopback.
+pub(crate) const ADMIN: u16 = 15000;
+/// Where what the Pod dials is redirected to.
+pub(crate) const OUTBOUND: u16 = 15001;
+/// Where what others dial is redirected to.
+pub(crate) const INBOUND: u16 = 15003;
+/// Health and metrics.
+pub(crate) const HEALTH: u16 = 15010;
+/// Liveness probes of the app.
+pub(crate) const LIVENESS: u16 = 15901;
+/// Readiness probes of the app.
+pub(crate) const READINESS: u16 = 15902;
+/// Startup probes of the app.
+pub(crate) const STARTUP: u16 = 15903;
+/// Kept free: OSM's own TCP probes went there.
+const RESERVED: u16 = 15904;
+
+/// Whether an app must keep off a port.
+pub(crate) fn is_reserved(port: u16) -> bool {
+    [ADMIN, OUTBOUND, INBOUND, HEALTH, LIVENESS, READINESS, STARTUP, RESERVED].contains(&port)
+}

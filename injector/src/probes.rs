@@ -1,0 +1,226 @@
+//! kubelet's probes, pointed at the sidecar: kubelet has no certificate of the mesh, so the app's own ports refuse it.
+//!
+//! Each probe of each container gets a path of its own on the sidecar, which asks the app on kubelet's behalf and
+//! answers with what the app said. `exec` probes never leave the container and stay as they are.
+
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::patch::PatchBuilder;
+use crate::ports;
+
+/// A probe that the sidecar answers, as it is told by its flag `--probes`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct AppProbe {
+    port: u16,
+    path: String,
+    timeout_seconds: i32,
+    target: Target,
+}
+
+/// What the sidecar asks of the app.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+enum Target {
+    Http { scheme: Scheme, port: u16, path: String, headers: Vec<(String, String)> },
+    Tcp { port: u16 },
+    Grpc { port: u16, service: String },
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Scheme {
+    Http,
+    Https,
+}
+
+/// A probe that cannot be pointed at the sidecar.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("container {container}: {field}: {problem}")]
+pub struct ProbeError {
+    container: String,
+    field: String,
+    problem: String,
+}
+
+/// One of the three probes that a container may have.
+struct Kind {
+    field: &'static str,
+    port: u16,
+    path: &'static str,
+    of: fn(&Container) -> Option<&Probe>,
+}
+
+const KINDS: [Kind; 3] = [
+    Kind {
+        field: "livenessProbe",
+        port: ports::LIVENESS,
+        path: "/osm-liveness-probe/",
+        of: |container| container.liveness_probe.as_ref(),
+    },
+    Kind {
+        field: "readinessProbe",
+        port: ports::READINESS,
+        path: "/osm-readiness-probe/",
+        of: |container| container.readiness_probe.as_ref(),
+    },
+    Kind {
+        field: "startupProbe",
+        port: ports::STARTUP,
+        path: "/osm-startup-probe/",
+        of: |container| container.startup_probe.as_ref(),
+    },
+];
+
+/// Points the probes of one container, found at `path` in the Pod, at the sidecar, and appends what the sidecar is to
+/// be told of them to `all`. `before` is what a sidecar that is there already was told: a probe that points at it
+/// stays as it is.
+pub(crate) fn rewrite(
+    container: &Container,
+    path: &[&str],
+    before: &[AppProbe],
+    patch: &mut PatchBuilder,
+    all: &mut Vec<AppProbe>,
+) -> Result<(), ProbeError> {
+    for kind in &KINDS {
+        let Some(probe) = (kind.of)(container) else { continue };
+        let error = |field: &str, problem: String| ProbeError {
+            container: container.name.clone(),
+            field: format!("{}.{field}", kind.field),
+            problem,
+        };
+        let own_path = format!("{}{}", kind.path, container.name);
+        if points_at(probe, kind.port, &own_path) {
+            let known = before.iter().find(|known| known.port == kind.port && known.path == own_path);
+            let known = known.ok_or_else(|| {
+                let problem = format!(
+                    "port {} and path {own_path} are the sidecar's; name the app's own port and path",
+                    kind.port
+                );
+                error("httpGet", problem)
+            })?;
+            all.push(known.clone());
+            continue;
+        }
+        let Some((field, target)) =
+            target(container, probe).map_err(|(field, problem)| error(field, problem))?
+        else {
+            continue;
+        };
+        let action = json!({"path": own_path, "port": kind.port, "scheme": "HTTP"});
+        let probe_path = [path, &[kind.field]].concat();
+        if field == "httpGet" {
+            patch.replace(&[&probe_path[..], &["httpGet"]].concat(), action);
+        } else {
+            patch.remove(&[&probe_path[..], &[field]].concat());
+            patch.add(&[&probe_path[..], &["httpGet"]].concat(), action);
+        }
+        // Kubernetes' own default.
+        let timeout_seconds = probe.timeout_seconds.filter(|seconds| *seconds > 0).unwrap_or(1);
+        all.push(AppProbe { port: kind.port, path: own_path, timeout_seconds, target });
+    }
+    Ok(())
+}
+
+/// What the flag `--probes` says. Kubernetes replaces `$(…)` in arguments, so no `$` may stand in it.
+pub(crate) fn to_flag(probes: &[AppProbe]) -> Result<String, serde_json::Error> {
+    Ok(serde_json::to_string(probes)?.replace('$', "\\u0024"))
+}
+
+/// Reads what [`to_flag`] has written.
+pub(crate) fn from_flag(text: &str) -> Result<Vec<AppProbe>, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+fn points_at(probe: &Probe, port: u16, path: &str) -> bool {
+    probe.http_get.as_ref().is_some_and(|action| {
+        action.port == IntOrString::Int(port.into()) && action.path.as_deref() == Some(path)
+    })
+}
+
+/// The field that says what is asked, and that; `None` for what the sidecar has no part in. The error names a field of
+/// the probe.
+fn target(
+    container: &Container,
+    probe: &Probe,
+) -> Result<Option<(&'static str, Target)>, (&'static str, String)> {
+    if let Some(action) = &probe.http_get {
+        if is_elsewhere(action.host.as_deref()) {
+            return Ok(None);
+        }
+        return Ok(Some(("httpGet", http(container, action)?)));
+    }
+    if let Some(action) = &probe.tcp_socket {
+        if is_elsewhere(action.host.as_deref()) {
+            return Ok(None);
+        }
+        let port = resolve(container, &action.port).map_err(|problem| ("tcpSocket.port", problem))?;
+        return Ok(Some(("tcpSocket", Target::Tcp { port })));
+    }
+    if let Some(action) = &probe.grpc {
+        let mode = action.mode.as_deref().unwrap_or("Plaintext");
+        if mode != "Plaintext" {
+            return Err(("grpc.mode", format!("{mode:?} is not supported for a pod of the mesh")));
+        }
+        let port = number(action.port).map_err(|problem| ("grpc.port", problem))?;
+        return Ok(Some((
+            "grpc",
+            Target::Grpc { port, service: action.service.clone().unwrap_or_default() },
+        )));
+    }
+    Ok(None)
+}
+
+fn http(container: &Container, action: &HTTPGetAction) -> Result<Target, (&'static str, String)> {
+    if let Some(protocol) = action.protocol.as_deref().filter(|protocol| !matches!(*protocol, "HTTP1")) {
+        return Err(("httpGet.protocol", format!("{protocol:?} is not supported for a pod of the mesh")));
+    }
+    let scheme = match action.scheme.as_deref() {
+        None | Some("" | "HTTP") => Scheme::Http,
+        Some("HTTPS") => Scheme::Https,
+        Some(other) => return Err(("httpGet.scheme", format!("expected HTTP or HTTPS, got {other:?}"))),
+    };
+    let port = resolve(container, &action.port).map_err(|problem| ("httpGet.port", problem))?;
+    let path = action.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+    let headers = action.http_headers.iter().flatten();
+    Ok(Target::Http {
+        scheme,
+        port,
+        path: path.to_owned(),
+        headers: headers.map(|header| (header.name.clone(), header.value.clone())).collect(),
+    })
+}
+
+/// Whether kubelet asks another host than the Pod.
+fn is_elsewhere(host: Option<&str>) -> bool {
+    host.is_some_and(|host| !host.is_empty())
+}
+
+/// The number of a port; a name is looked up among the container's own, as kubelet does.
+fn resolve(container: &Container, port: &IntOrString) -> Result<u16, String> {
+    match port {
+        IntOrString::Int(port) => number(*port),
+        IntOrString::String(name) => {
+            let named = container.ports.iter().flatten().find(|port| port.name.as_ref() == Some(name));
+            match named {
+                Some(port) => number(port.container_port),
+                // kubelet reads digits in quotes as a number.
+                None => name
+                    .parse()
+                    .map_err(|_| format!("the container has no port named {name:?}"))
+                    .and_then(number),
+            }
+        }
+    }
+}
+
+fn number(port: i32) -> Result<u16, String> {
+    match u16::try_from(port) {
+        Ok(port) if ports::is_reserved(port) => Err(format!("{port} is a port of the sidecar")),
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(format!("{port} is not within 1..=65535")),
+    }
+}

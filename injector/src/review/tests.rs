@@ -1,0 +1,165 @@
+//! The webhook, asked over TLS as the API server asks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidegate_crds::injection::{INJECTION, MONITORED_BY};
+use tidegate_kubernetes::webhook::testing::{AdmissionClient, review};
+
+use super::*;
+use crate::NamespaceView;
+use crate::state::StateWriter;
+
+/// A webhook that knows a namespace of the mesh, `shop`, and one that is none, `other`.
+struct Webhook {
+    client: AdmissionClient,
+    writer: StateWriter,
+}
+
+fn namespace(name: &str, label: (&str, &str)) -> (String, Arc<NamespaceView>) {
+    let labels = [(label.0.to_owned(), label.1.to_owned())].into();
+    let view = NamespaceView { name: name.to_owned(), labels, ..NamespaceView::default() };
+    (name.to_owned(), Arc::new(view))
+}
+
+impl Webhook {
+    async fn start() -> Self {
+        Self::with_patience(Duration::from_secs(60)).await
+    }
+
+    async fn with_patience(patience: Duration) -> Self {
+        let (writer, mut state) = State::new();
+        state.patience = patience;
+        writer.namespaces.send_replace(
+            [namespace("shop", (INJECTION, "enabled")), namespace("other", (MONITORED_BY, "another"))].into(),
+        );
+        let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0");
+        let client = AdmissionClient::start("/mutate", Arc::new(PodReviewer::new(settings, state))).await;
+        Self { client, writer }
+    }
+
+    /// What comes of a new Pod.
+    async fn create(&self, namespace: &str, pod: &Value) -> Value {
+        self.client.ask(&review("pods", "CREATE", namespace, pod)).await
+    }
+}
+
+fn pod() -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"generateName": "app-", "creationTimestamp": null},
+        "spec": {"containers": [{"name": "app", "image": "app", "resources": {}}]},
+        "status": {},
+    })
+}
+
+#[tokio::test]
+async fn a_pod_of_a_meshed_namespace_gets_its_patch_and_another_none() {
+    let webhook = Webhook::start().await;
+    let answer = webhook.create("shop", &pod()).await;
+    assert_eq!(answer["allowed"], true);
+    assert_eq!(answer["patchType"], "JSONPatch");
+    let patch: k8s_openapi::ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
+    let patch: json_patch::Patch = serde_json::from_slice(&patch.0).unwrap();
+    let mut patched = pod();
+    json_patch::patch(&mut patched, &patch).unwrap();
+    assert_eq!(patched["spec"]["initContainers"][1]["name"], "tidegate-sidecar");
+    let answer = webhook.create("shop", &patched).await;
+    assert_eq!((&answer["allowed"], &answer["patch"]), (&json!(true), &Value::Null));
+    webhook.writer.namespaces.send_modify(|namespaces| {
+        let (name, view) = namespace("shop", (MONITORED_BY, "osm"));
+        namespaces.insert(name, view);
+    });
+    let answer = webhook.create("shop", &pod()).await;
+    assert_eq!(
+        (&answer["allowed"], &answer["patch"]),
+        (&json!(true), &Value::Null),
+        "nobody asked for a sidecar"
+    );
+}
+
+#[tokio::test]
+async fn a_namespace_that_the_watch_has_not_told_of_yet_is_waited_for() {
+    let webhook = Webhook::start().await;
+    let request = review("pods", "CREATE", "new", &pod());
+    let asking = webhook.client.ask(&request);
+    let telling = async {
+        tokio::task::yield_now().await;
+        webhook.writer.namespaces.send_modify(|namespaces| {
+            let (name, view) = namespace("new", (INJECTION, "enabled"));
+            namespaces.insert(name, view);
+        });
+    };
+    let (answer, ()) = tokio::join!(asking, telling);
+    assert_eq!(answer["patchType"], "JSONPatch");
+    let webhook = Webhook::with_patience(Duration::ZERO).await;
+    let answer = webhook.create("nobody", &pod()).await;
+    assert_eq!(answer["allowed"], false);
+    assert_eq!(answer["status"]["message"], "namespace nobody is not known to the injector yet; try again");
+    let answer = webhook.create("other", &pod()).await;
+    assert_eq!((&answer["allowed"], &answer["patch"]), (&json!(true), &Value::Null));
+}
+
+#[tokio::test]
+async fn a_pod_that_would_go_around_the_mesh_is_refused_with_what_to_do() {
+    let webhook = Webhook::start().await;
+    let mut spoof = pod();
+    spoof["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 1500});
+    let answer = webhook.create("shop", &spoof).await;
+    assert_eq!(answer["allowed"], false);
+    let message = answer["status"]["message"].as_str().unwrap();
+    assert!(message.starts_with("spec.containers[0].securityContext.runAsUser: user 1500"), "{message}");
+    let mut host = pod();
+    host["spec"]["hostNetwork"] = json!(true);
+    let answer = webhook.create("shop", &host).await;
+    assert_eq!(answer["allowed"], true);
+    assert!(answer["warnings"][0].as_str().unwrap().contains("node's network"));
+}
+
+#[tokio::test]
+async fn debug_containers_of_meshed_pods_may_not_undo_interception() {
+    let webhook = Webhook::start().await;
+    let mut meshed = pod();
+    meshed["metadata"]["labels"] = json!({"tidegate.io/sidecar": "injected"});
+    meshed["spec"]["initContainers"] = json!([{"name": "tidegate-sidecar", "restartPolicy": "Always"}]);
+    for (context, field) in [
+        (json!({"runAsUser": 1500}), Some("runAsUser")),
+        (json!({"capabilities": {"add": ["NET_ADMIN"]}}), Some("capabilities.add")),
+        (json!({"privileged": true}), Some("privileged")),
+        (json!({"runAsUser": 0, "capabilities": {"add": ["SYS_PTRACE"]}}), None),
+    ] {
+        let mut debugged = meshed.clone();
+        debugged["spec"]["ephemeralContainers"] = json!([{"name": "debugger", "securityContext": context}]);
+        let request = review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged);
+        let answer = webhook.client.ask(&request).await;
+        assert_eq!(answer["allowed"], json!(field.is_none()), "{context}");
+        if let Some(field) = field {
+            let message = answer["status"]["message"].as_str().unwrap();
+            let path = format!("spec.ephemeralContainers[0].securityContext.{field}: ");
+            assert!(message.starts_with(&path), "{message}");
+        }
+        debugged["metadata"]["labels"] = json!({});
+        let request = review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged);
+        assert_eq!(webhook.client.ask(&request).await["allowed"], true, "outside the mesh anything goes");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_gets_the_same_answer() {
+    let webhook = Webhook::start().await;
+    let mut request = review("pods", "CREATE", "shop", &pod());
+    let answer = webhook.client.ask(&request).await;
+    request["request"]["dryRun"] = json!(true);
+    assert_eq!(webhook.client.ask(&request).await, answer);
+}
+
+#[tokio::test]
+async fn while_the_mesh_config_cannot_be_read_pods_are_refused_with_its_field() {
+    let webhook = Webhook::start().await;
+    let spec = serde_json::from_value(json!({"sidecar": {"logLevel": "loud"}})).unwrap();
+    let _ = webhook.writer.mesh.send_replace(crate::settings::MeshSettings::parse(Some(&spec)).map(Arc::new));
+    let answer = webhook.create("shop", &pod()).await;
+    assert_eq!(answer["status"]["message"], "MeshConfig: spec.sidecar.logLevel: \"loud\" is no level");
+}

@@ -1,0 +1,221 @@
+//! What the injector is told: by its flags, and by the MeshConfig.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tidegate_crds::MeshConfigSpec;
+use tidegate_crds::injection::DEFAULT_MESH_NAME;
+
+/// What every sidecar of a mesh has in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The mesh's name, as on the namespaces' labels.
+    pub mesh_name: String,
+    /// The control plane's namespace.
+    pub namespace: String,
+    /// The image of the sidecar and of the interception step.
+    pub image: String,
+    /// `Always`, `IfNotPresent` or `Never`.
+    pub image_pull_policy: String,
+    /// The controller: `https://host:port`.
+    pub discovery_address: String,
+    /// The name that the controller's certificate holds.
+    pub discovery_server_name: String,
+    /// The CA: `https://host:port`.
+    pub ca_address: String,
+    /// The name that the CA's certificate holds.
+    pub ca_server_name: String,
+}
+
+/// What the MeshConfig says about sidecars, read once for each change of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeshSettings {
+    /// Whether the interception step runs privileged.
+    pub privileged_interception: bool,
+    /// The filter of the sidecar's log; `None` for OSM's default, `error`.
+    pub log_level: Option<&'static str>,
+    /// What a sidecar asks for and may use.
+    pub resources: Resources,
+    /// What is not intercepted.
+    pub interception: Interception,
+    /// Whether a sidecar reaches its app at the pod's address, not at localhost.
+    pub reaches_app_at_pod_ip: bool,
+}
+
+/// What a container asks for and may use, by resource, in the syntax of Kubernetes' quantities.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// The most that it may use.
+    pub limits: BTreeMap<String, String>,
+    /// What it asks for.
+    pub requests: BTreeMap<String, String>,
+}
+
+/// What interception leaves alone, and what it is limited to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interception {
+    /// Ports of the pod that others reach without the sidecar.
+    pub excluded_inbound_ports: BTreeSet<u16>,
+    /// Ports elsewhere that the pod reaches without the sidecar.
+    pub excluded_outbound_ports: BTreeSet<u16>,
+    /// Ranges that the pod reaches without the sidecar.
+    pub excluded_outbound_ranges: BTreeSet<IpNet>,
+    /// The only ranges that the pod reaches through the sidecar; all if there is none.
+    pub included_outbound_ranges: BTreeSet<IpNet>,
+    /// Interfaces that are left alone.
+    pub excluded_interfaces: BTreeSet<String>,
+}
+
+/// A field of the MeshConfig that sidecars cannot be made from.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("MeshConfig: {field}: {problem}")]
+pub struct MeshConfigError {
+    field: String,
+    problem: String,
+}
+
+impl Settings {
+    /// Settings by the names that everything has when the mesh is installed into `namespace`.
+    pub fn of_mesh(namespace: &str, trust_domain: &str, image: &str) -> Self {
+        Self {
+            mesh_name: DEFAULT_MESH_NAME.to_owned(),
+            namespace: namespace.to_owned(),
+            image: image.to_owned(),
+            image_pull_policy: "IfNotPresent".to_owned(),
+            discovery_address: format!("https://tidegate-controller.{namespace}.svc:15128"),
+            discovery_server_name: format!("tidegate-controller.{namespace}.{trust_domain}"),
+            ca_address: format!("https://tidegate-cert-manager.{namespace}.svc:15012"),
+            ca_server_name: format!("tidegate-cert-manager.{namespace}.svc"),
+        }
+    }
+}
+
+impl MeshSettings {
+    /// Reads a MeshConfig. `None` stands for one that does not exist: OSM's defaults.
+    pub fn parse(spec: Option<&MeshConfigSpec>) -> Result<Self, MeshConfigError> {
+        let sidecar = spec.and_then(|spec| spec.sidecar.clone()).unwrap_or_default();
+        let traffic = spec.and_then(|spec| spec.traffic.clone()).unwrap_or_default();
+        let resources = sidecar.resources.unwrap_or_default();
+        let ports = |list: Option<Vec<u16>>| list.into_iter().flatten().collect();
+        Ok(Self {
+            privileged_interception: sidecar.enable_privileged_init_container.unwrap_or(false),
+            log_level: sidecar.log_level.as_deref().map(log_filter).transpose()?,
+            resources: Resources { limits: texts(resources.limits), requests: texts(resources.requests) },
+            interception: Interception {
+                excluded_inbound_ports: ports(traffic.inbound_port_exclusion_list),
+                excluded_outbound_ports: ports(traffic.outbound_port_exclusion_list),
+                excluded_outbound_ranges: ranges(
+                    "spec.traffic.outboundIPRangeExclusionList",
+                    traffic.outbound_ip_range_exclusion_list,
+                )?,
+                included_outbound_ranges: ranges(
+                    "spec.traffic.outboundIPRangeInclusionList",
+                    traffic.outbound_ip_range_inclusion_list,
+                )?,
+                excluded_interfaces: traffic.network_interface_exclusion_list.into_iter().flatten().collect(),
+            },
+            reaches_app_at_pod_ip: sidecar.local_proxy_mode.as_deref() == Some("PodIP"),
+        })
+    }
+}
+
+/// The sidecar's log filter for a level of Envoy's.
+fn log_filter(level: &str) -> Result<&'static str, MeshConfigError> {
+    Ok(match level {
+        "trace" => "trace",
+        "debug" => "debug",
+        "info" => "info",
+        "warning" | "warn" => "warn",
+        "error" | "critical" | "" => "error",
+        "off" => "off",
+        _ => {
+            let problem = format!("{level:?} is no level");
+            return Err(MeshConfigError { field: "spec.sidecar.logLevel".to_owned(), problem });
+        }
+    })
+}
+
+fn ranges(field: &str, list: Option<Vec<String>>) -> Result<BTreeSet<IpNet>, MeshConfigError> {
+    let parse = |(index, text): (usize, String)| {
+        text.parse::<IpNet>().map(|range| range.trunc()).map_err(|_| MeshConfigError {
+            field: format!("{field}[{index}]"),
+            problem: format!("expected CIDR notation 'a.b.c.d/x', got '{text}'"),
+        })
+    };
+    list.into_iter().flatten().enumerate().map(parse).collect()
+}
+
+fn texts(quantities: Option<BTreeMap<String, IntOrString>>) -> BTreeMap<String, String> {
+    let text = |(name, quantity)| match quantity {
+        IntOrString::Int(number) => (name, i32::to_string(&number)),
+        IntOrString::String(text) => (name, text),
+    };
+    quantities.into_iter().flatten().map(text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(spec: serde_json::Value) -> Result<MeshSettings, String> {
+        let spec: MeshConfigSpec = serde_json::from_value(spec).unwrap();
+        MeshSettings::parse(Some(&spec)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_field_about_sidecars_counts() {
+        let settings = parse(json!({
+            "sidecar": {
+                "enablePrivilegedInitContainer": true,
+                "logLevel": "warning",
+                "resources": {"limits": {"cpu": 2, "memory": "64Mi"}},
+                "localProxyMode": "PodIP",
+            },
+            "traffic": {
+                "inboundPortExclusionList": [22, 21],
+                "outboundPortExclusionList": [25],
+                "outboundIPRangeExclusionList": ["10.1.2.3/16"],
+                "outboundIPRangeInclusionList": ["10.0.0.0/8"],
+                "networkInterfaceExclusionList": ["net1"],
+            },
+        }))
+        .unwrap();
+        let limits = [("cpu", "2"), ("memory", "64Mi")];
+        assert_eq!(
+            settings,
+            MeshSettings {
+                privileged_interception: true,
+                log_level: Some("warn"),
+                resources: Resources {
+                    limits: limits.map(|(name, text)| (name.to_owned(), text.to_owned())).into(),
+                    requests: BTreeMap::new(),
+                },
+                interception: Interception {
+                    excluded_inbound_ports: [21, 22].into(),
+                    excluded_outbound_ports: [25].into(),
+                    excluded_outbound_ranges: ["10.1.0.0/16".parse().unwrap()].into(),
+                    included_outbound_ranges: ["10.0.0.0/8".parse().unwrap()].into(),
+                    excluded_interfaces: ["net1".to_owned()].into(),
+                },
+                reaches_app_at_pod_ip: true,
+            }
+        );
+        assert_eq!(MeshSettings::parse(None), Ok(MeshSettings::default()));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        assert_eq!(
+            parse(json!({"traffic": {"outboundIPRangeExclusionList": ["10.0.0.0/8", "10.0.0.1"]}}))
+                .unwrap_err(),
+            "MeshConfig: spec.traffic.outboundIPRangeExclusionList[1]: expected CIDR notation 'a.b.c.d/x', got '10.0.0.1'"
+        );
+        assert_eq!(
+            parse(json!({"sidecar": {"logLevel": "loud"}})).unwrap_err(),
+            "MeshConfig: spec.sidecar.logLevel: \"loud\" is no level"
+        );
+    }
+}

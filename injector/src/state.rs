@@ -1,0 +1,144 @@
+//! What the webhook knows of the cluster: namespaces and the MeshConfig, followed, so that a request waits for nobody.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+use tidegate_crds::MeshConfig;
+use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
+use tidegate_kubernetes::watch::{Event, Watch, WatchMetrics};
+use tidegate_runtime::readiness::Readiness;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::decision::NamespaceView;
+use crate::settings::{MeshConfigError, MeshSettings};
+
+/// How long a request waits for a namespace that the API server knows to be of the mesh and we do not yet.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is known at a moment. Clones share it.
+#[derive(Clone, Debug)]
+pub struct State {
+    namespaces: watch::Receiver<HashMap<String, Arc<NamespaceView>>>,
+    mesh: watch::Receiver<Result<Arc<MeshSettings>, MeshConfigError>>,
+    /// How long a namespace that is not known yet is waited for.
+    pub(crate) patience: Duration,
+}
+
+/// Writes what a [`State`] reads.
+#[derive(Debug)]
+pub struct StateWriter {
+    /// All namespaces by name.
+    pub namespaces: watch::Sender<HashMap<String, Arc<NamespaceView>>>,
+    /// What the MeshConfig says, or why it cannot be read.
+    pub mesh: watch::Sender<Result<Arc<MeshSettings>, MeshConfigError>>,
+}
+
+impl State {
+    /// A state that knows nothing, and its writer.
+    pub fn new() -> (StateWriter, Self) {
+        let (namespaces, namespaces_receiver) = watch::channel(HashMap::new());
+        let (mesh, mesh_receiver) = watch::channel(Ok(Arc::default()));
+        (
+            StateWriter { namespaces, mesh },
+            Self { namespaces: namespaces_receiver, mesh: mesh_receiver, patience: PATIENCE },
+        )
+    }
+
+    /// What the MeshConfig says.
+    pub fn mesh(&self) -> Result<Arc<MeshSettings>, MeshConfigError> {
+        self.mesh.borrow().clone()
+    }
+
+    /// A namespace for which the API server has asked us, so that it belongs to the mesh: if it does not as far as we
+    /// know, our watch lags, and it is waited for, shortly. `None` if it is unknown even then.
+    pub async fn namespace(&self, name: &str, mesh_name: &str) -> Option<Arc<NamespaceView>> {
+        let mut namespaces = self.namespaces.clone();
+        let is_there = |namespaces: &HashMap<String, Arc<NamespaceView>>| {
+            namespaces.get(name).is_some_and(|namespace| namespace.is_in_mesh(mesh_name))
+        };
+        // Either way the newest is taken: what is left out of the mesh in the end is left alone.
+        let _ = tokio::time::timeout(self.patience, namespaces.wait_for(is_there)).await;
+        self.namespaces.borrow().get(name).cloned()
+    }
+}
+
+impl StateWriter {
+    /// Follows the API server for ever. Readiness is blocked from this call on until all is read.
+    pub fn follow(
+        self,
+        client: Client,
+        control_plane: &str,
+        metrics: &WatchMetrics,
+        readiness: &Readiness,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (namespace_sender, namespace_events) = mpsc::channel(16);
+        let (mesh_sender, mesh_events) = mpsc::channel(4);
+        let namespaces = Watch::new(
+            Api::<Namespace>::all(client.clone()),
+            |namespace: &mut Namespace| {
+                namespace.spec = None;
+                namespace.status = None;
+            },
+            metrics.kind("Namespace"),
+        );
+        let mesh_config = Watch::new(
+            Api::<MeshConfig>::namespaced(client, control_plane),
+            |config: &mut MeshConfig| config.status = None,
+            metrics.kind("MeshConfig"),
+        )
+        .named(MESH_CONFIG_NAME);
+        let blockers = (readiness.block("namespaces"), readiness.block("MeshConfig"));
+        async move {
+            tokio::join!(
+                namespaces.run(namespace_sender, |event| event),
+                mesh_config.run(mesh_sender, |event| event),
+                keep_namespaces(namespace_events, self.namespaces, blockers.0),
+                keep_mesh(mesh_events, self.mesh, blockers.1),
+            );
+        }
+    }
+}
+
+async fn keep_namespaces(
+    mut events: mpsc::Receiver<Event<Namespace>>,
+    sender: watch::Sender<HashMap<String, Arc<NamespaceView>>>,
+    blocker: impl Sized,
+) {
+    let mut blocker = Some(blocker);
+    while let Some(event) = events.recv().await {
+        let Event::Changed { applied, deleted } = event else { continue };
+        sender.send_modify(|namespaces| {
+            for name in deleted {
+                namespaces.remove(&name.name);
+            }
+            for namespace in applied.into_iter().map(NamespaceView::from) {
+                namespaces.insert(namespace.name.clone(), Arc::new(namespace));
+            }
+        });
+        blocker = None;
+    }
+    drop(blocker);
+}
+
+async fn keep_mesh(
+    mut events: mpsc::Receiver<Event<MeshConfig>>,
+    sender: watch::Sender<Result<Arc<MeshSettings>, MeshConfigError>>,
+    blocker: impl Sized,
+) {
+    let mut blocker = Some(blocker);
+    while let Some(event) = events.recv().await {
+        let Event::Changed { mut applied, .. } = event else { continue };
+        let settings = MeshSettings::parse(applied.pop().as_ref().map(|config| &config.spec)).map(Arc::new);
+        match &settings {
+            Ok(_) => info!("MeshConfig read"),
+            Err(error) => warn!(%error, "no sidecar can be added until this is mended"),
+        }
+        drop(sender.send_replace(settings));
+        blocker = None;
+    }
+    drop(blocker);
+}

@@ -1,0 +1,250 @@
+//! Keeps `clientConfig.caBundle` of a webhook configuration at the mesh's roots.
+//!
+//! Who installs or upgrades the mesh, and tools that put back what they once applied, leave it empty or old; then the
+//! API server refuses our certificate and with it every Pod of the mesh. Each replica of a daemon runs a keeper.
+
+use std::iter;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{AddOperation, PatchOperation, TestOperation};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
+use kube::api::{Api, Patch, PatchParams};
+use prometheus_client::metrics::counter::Counter;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tidegate_runtime::backoff::Backoff;
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::{Blocker, Readiness};
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::watch::{Event, KindMeter, Watch};
+
+/// The reason for which a process is not ready while its configuration holds other roots.
+const BLOCKER: &str = "webhook configuration";
+/// Somebody else who writes other roots is not fought faster than this in the end: another replica, say, whose copy of
+/// the trust bundle is yet to change.
+const SLOWEST_REPAIR: Duration = Duration::from_secs(10);
+/// For one repair.
+const PATCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// A configuration that stayed right for so long was not fought over.
+const PEACE: Duration = Duration::from_secs(60);
+
+/// A configuration whose webhooks are all ours.
+pub trait WebhookConfiguration:
+    kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
+    + Clone
+    + DeserializeOwned
+    + std::fmt::Debug
+    + Send
+    + Sync
+    + 'static
+{
+    /// How each webhook is reached, in the configuration's order.
+    fn client_configs(&self) -> Vec<&WebhookClientConfig>;
+}
+
+/// Keeps one webhook configuration right.
+pub struct CaBundleKeeper<K> {
+    name: String,
+    api: Api<K>,
+    trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+    readiness: Readiness,
+    meter: KindMeter,
+    blocker: Option<Blocker>,
+    repairs: Counter,
+    pace: Pace,
+}
+
+/// How soon the next repair may come.
+struct Pace {
+    backoff: Backoff,
+    last: Option<Instant>,
+    not_before: Option<Instant>,
+}
+
+impl<K: WebhookConfiguration> CaBundleKeeper<K> {
+    /// A keeper of the configuration `name`. Readiness is blocked from now on while the configuration is missing or
+    /// holds other roots.
+    pub fn new(
+        client: kube::Client,
+        name: impl Into<String>,
+        trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+        metrics: &Metrics,
+        meter: KindMeter,
+        readiness: Readiness,
+    ) -> Self {
+        let repairs = Counter::default();
+        metrics.registry(|registry| {
+            registry.register(
+                "tidegate_webhook_ca_bundle_repairs",
+                "Times that the roots in the webhook configuration were put right",
+                repairs.clone(),
+            );
+        });
+        Self {
+            name: name.into(),
+            api: Api::all(client),
+            trust_bundle,
+            blocker: Some(readiness.block(BLOCKER)),
+            readiness,
+            meter,
+            repairs,
+            pace: Pace::new(),
+        }
+    }
+
+    /// Watches and repairs for ever. The first repair of a quiet configuration comes at once, repeated ones ever
+    /// slower.
+    pub async fn run(self) {
+        let (sender, events) = mpsc::channel(4);
+        let watch = Watch::new(self.api.clone(), |_| (), self.meter.clone()).named(&self.name);
+        tokio::select! {
+            () = watch.run(sender, |event| event) => {}
+            () = self.keep(events) => {}
+        }
+    }
+
+    async fn keep(mut self, mut events: mpsc::Receiver<Event<K>>) {
+        let mut current = None;
+        loop {
+            let repair = current.as_ref().and_then(|configuration| self.repair(configuration));
+            if current.is_some() && repair.is_none() {
+                self.blocker = None;
+            } else if self.blocker.is_none() {
+                self.blocker = Some(self.readiness.block(BLOCKER));
+            }
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(Event::Changed { mut applied, .. }) => {
+                        current = applied.pop();
+                        if current.is_none() {
+                            warn!(name = self.name, "the webhook configuration is missing: nobody asks this webhook");
+                        }
+                    }
+                    // The watch tells of it, and goes on.
+                    Some(Event::Unreadable(_)) => {}
+                    None => return,
+                },
+                () = changed(&mut self.trust_bundle) => {}
+                repair = due(repair, &self.pace) => {
+                    if let Some(patched) = self.apply(&repair).await {
+                        current = Some(patched);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn apply(&mut self, repair: &json_patch::Patch) -> Option<K> {
+        let (parameters, patch) = (PatchParams::default(), Patch::<()>::Json(repair.clone()));
+        let patched =
+            tokio::time::timeout(PATCH_TIMEOUT, self.api.patch(&self.name, &parameters, &patch)).await;
+        self.pace.repaired(Instant::now());
+        let problem = match patched {
+            Ok(Ok(patched)) => {
+                self.repairs.inc();
+                info!(
+                    name = self.name,
+                    "the webhook configuration held other roots than ours; it was put right"
+                );
+                return Some(patched);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {PATCH_TIMEOUT:?}"),
+        };
+        warn!(problem, name = self.name, "cannot put the roots in the webhook configuration right");
+        None
+    }
+
+    /// The patch that puts the configuration right; `None` if it is right. It fails if somebody else was there in
+    /// between.
+    fn repair(&self, configuration: &K) -> Option<json_patch::Patch> {
+        let bundle = self.trust_bundle.borrow();
+        let wrong: Vec<_> = configuration
+            .client_configs()
+            .into_iter()
+            .enumerate()
+            .filter(|(_, client_config)| !holds(client_config, &bundle))
+            .map(|(index, _)| index)
+            .collect();
+        if wrong.is_empty() {
+            return None;
+        }
+        let pem = json!(ByteString(bundle.to_pem().into_bytes()));
+        let version = json!(configuration.meta().resource_version);
+        let unchanged = TestOperation { path: pointer(["metadata", "resourceVersion"]), value: version };
+        let puts_right = wrong.into_iter().map(|index| {
+            let path = pointer(["webhooks", &index.to_string(), "clientConfig", "caBundle"]);
+            PatchOperation::Add(AddOperation { path, value: pem.clone() })
+        });
+        Some(json_patch::Patch(iter::once(PatchOperation::Test(unchanged)).chain(puts_right).collect()))
+    }
+}
+
+impl WebhookConfiguration for MutatingWebhookConfiguration {
+    fn client_configs(&self) -> Vec<&WebhookClientConfig> {
+        self.webhooks.iter().flatten().map(|webhook| &webhook.client_config).collect()
+    }
+}
+
+impl WebhookConfiguration for ValidatingWebhookConfiguration {
+    fn client_configs(&self) -> Vec<&WebhookClientConfig> {
+        self.webhooks.iter().flatten().map(|webhook| &webhook.client_config).collect()
+    }
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            backoff: Backoff::new(Duration::from_millis(250), SLOWEST_REPAIR),
+            last: None,
+            not_before: None,
+        }
+    }
+
+    fn delay(&self, now: Instant) -> Duration {
+        self.not_before.map_or(Duration::ZERO, |moment| moment.saturating_duration_since(now))
+    }
+
+    fn repaired(&mut self, now: Instant) {
+        if self.last.is_none_or(|last| now.saturating_duration_since(last) > PEACE) {
+            self.backoff.reset();
+        }
+        self.last = Some(now);
+        self.not_before = Some(now + self.backoff.next_delay());
+    }
+}
+
+fn pointer<const N: usize>(tokens: [&str; N]) -> PointerBuf {
+    PointerBuf::from_tokens(tokens)
+}
+
+/// Compared by certificates, as bundles always are, so that nobody fights over white space.
+fn holds(client_config: &WebhookClientConfig, bundle: &TrustBundle) -> bool {
+    let ca_bundle = client_config.ca_bundle.as_ref();
+    ca_bundle.and_then(|pem| TrustBundle::parse(&pem.0).ok()).is_some_and(|held| held == *bundle)
+}
+
+/// Returns the repair once the pace allows; never, if there is nothing to repair.
+async fn due(repair: Option<json_patch::Patch>, pace: &Pace) -> json_patch::Patch {
+    let Some(repair) = repair else { return std::future::pending().await };
+    tokio::time::sleep(pace.delay(Instant::now())).await;
+    repair
+}
+
+/// Returns when the roots have changed; never, if they cannot change any more.
+async fn changed(bundle: &mut watch::Receiver<Arc<TrustBundle>>) {
+    if bundle.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! What a webhook counts.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use tidegate_runtime::metrics::Metrics;
+
+use super::review::Outcome;
+
+/// Upper bounds in seconds.
+const BUCKETS: [f64; 9] = [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0];
+
+#[derive(Clone)]
+pub(super) struct WebhookMetrics {
+    admissions: Family<[(&'static str, &'static str); 1], Counter>,
+    duration: Histogram,
+}
+
+impl WebhookMetrics {
+    pub(super) fn register(metrics: &Metrics) -> Self {
+        let own = Self { admissions: Family::default(), duration: Histogram::new(BUCKETS) };
+        metrics.registry(|registry| {
+            registry.register(
+                "tidegate_admissions",
+                "Admission requests by result: allowed, patched, denied, or invalid for what is no request",
+                own.admissions.clone(),
+            );
+            registry.register(
+                "tidegate_admission_duration_seconds",
+                "Time from the last byte of an admission request to its answer",
+                own.duration.clone(),
+            );
+        });
+        own
+    }
+
+    pub(super) fn answered(&self, outcome: &Outcome, took: Duration) {
+        let result = match outcome {
+            Outcome::Allowed => "allowed",
+            Outcome::Patched(_) => "patched",
+            Outcome::Denied(_) => "denied",
+        };
+        self.admissions.get_or_create(&[("result", result)]).inc();
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn invalid(&self) {
+        self.admissions.get_or_create(&[("result", "invalid")]).inc();
+    }
+}

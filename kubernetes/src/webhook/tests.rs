@@ -1,0 +1,220 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use json_patch::Patch;
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::testing::{AdmissionClient, review, whole};
+use super::*;
+
+/// Patches whoever is called `patch`, refuses whoever is called `no`, and warns everybody.
+struct ByName;
+
+impl Reviewer for ByName {
+    fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
+        let verdict = match request.name() {
+            "patch" => {
+                let patch: Patch =
+                    serde_json::from_value(json!([{"op": "add", "path": "/a", "value": 1}])).unwrap();
+                Verdict::patched(patch)
+            }
+            "no" => Verdict::denied("spec.a: no"),
+            _ => Verdict::allowed(),
+        };
+        let object: Value = request.object().unwrap().unwrap();
+        let warning =
+            format!("{} {:?} {}", request.kind().kind, request.operation(), object["metadata"]["name"]);
+        Box::pin(async move { verdict.with_warnings([warning]) })
+    }
+}
+
+fn object(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}})
+}
+
+async fn webhook() -> AdmissionClient {
+    AdmissionClient::start("/mutate", Arc::new(ByName)).await
+}
+
+fn short() -> Limits {
+    Limits { linger: Duration::ZERO, request_timeout: Duration::from_secs(2), ..Limits::default() }
+}
+
+#[tokio::test]
+async fn verdicts_come_back_as_the_api_server_reads_them() {
+    let webhook = webhook().await;
+    let ask = async |name: &str| webhook.ask(&review("pods", "CREATE", "shop", &object(name))).await;
+    ask("yes").await;
+    assert_eq!(
+        ask("patch").await,
+        json!({
+            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+            "allowed": true,
+            "patchType": "JSONPatch",
+            "patch": "W3sib3AiOiJhZGQiLCJwYXRoIjoiL2EiLCJ2YWx1ZSI6MX1d",
+            "warnings": ["Pod Create \"patch\""],
+        })
+    );
+    assert_eq!(
+        ask("no").await,
+        json!({
+            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
+            "allowed": false,
+            "status": {"code": 403, "message": "spec.a: no"},
+            "warnings": ["Pod Create \"no\""],
+        })
+    );
+    let page = webhook.metrics.encode();
+    for result in ["allowed", "patched", "denied"] {
+        assert!(page.contains(&format!("tidegate_admissions_total{{result=\"{result}\"}} 1\n")), "{page}");
+    }
+    assert!(page.contains("tidegate_admission_duration_seconds_count 3\n"), "{page}");
+}
+
+#[tokio::test]
+async fn what_is_no_admission_request_is_refused_by_status_and_counted() {
+    let webhook = webhook().await;
+    let good = review("pods", "CREATE", "shop", &object("yes")).to_string();
+    let deep = format!("{{\"request\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let other_version = good.replace("admission.k8s.io/v1", "admission.k8s.io/v1beta1");
+    for (content_type, body, status) in [
+        ("text/plain", good.clone(), StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        ("application/jsonp", good.clone(), StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        ("application/json", String::new(), StatusCode::BAD_REQUEST),
+        ("application/json", "{}".to_owned(), StatusCode::BAD_REQUEST),
+        ("application/json", deep, StatusCode::BAD_REQUEST),
+        ("application/json", other_version, StatusCode::BAD_REQUEST),
+        ("application/json", good.replace("CREATE", "STEAL"), StatusCode::BAD_REQUEST),
+        ("application/json", "x".repeat((4 << 20) + 1), StatusCode::PAYLOAD_TOO_LARGE),
+    ] {
+        let request = webhook.request(content_type, body);
+        let (got, reason) = whole(webhook.connect().await.send_request(request).await.unwrap()).await;
+        assert_eq!(got, status, "{reason}");
+    }
+    let mut request = webhook.request("application/json", good.clone());
+    *request.method_mut() = Method::PUT;
+    let answer = webhook.connect().await.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+    let mut request = webhook.request("application/json; charset=utf-8", good);
+    *request.uri_mut() = "/../etc/passwd".parse().unwrap();
+    let answer = webhook.connect().await.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    assert!(webhook.metrics.encode().contains("tidegate_admissions_total{result=\"invalid\"} 10\n"));
+}
+
+#[tokio::test]
+async fn a_hundred_mebibytes_are_cut_off_and_cost_no_more_than_the_limit() {
+    let webhook = webhook().await;
+    let request = webhook.request("application/json", vec![b' '; 100 << 20]);
+    match webhook.connect().await.send_request(request).await {
+        Ok(answer) => assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE),
+        // The server is gone before all is sent.
+        Err(error) => assert!(!error.is_user(), "{error}"),
+    }
+    webhook.ask(&review("pods", "CREATE", "shop", &object("yes"))).await;
+}
+
+#[tokio::test]
+async fn all_bodies_together_take_no_more_memory_than_they_may() {
+    let limits = Limits { all_body_bytes: 1000, ..Limits::default() };
+    let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
+    webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
+    let request = webhook.request("application/json", vec![b' '; 1001]);
+    let answer = webhook.connect().await.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let request = webhook.request("application/json", vec![b' '; 900]);
+    let answer = webhook.connect().await.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "what the first one took is free again");
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_not_waited_for() {
+    let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), short()).await;
+    webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
+    let mut silent = TcpStream::connect(webhook.address).await.unwrap();
+    let mut idle = webhook.connect().await;
+    assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0, "no handshake came");
+    // Ready means that the connection is usable; an error that it is closed.
+    while idle.ready().await.is_ok() && !idle.is_closed() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn one_address_cannot_take_every_connection() {
+    let limits = Limits { connections_per_address: 2, ..Limits::default() };
+    let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
+    webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
+    let ask =
+        || webhook.request("application/json", review("pods", "CREATE", "shop", &object("yes")).to_string());
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let mut connection = webhook.connect().await;
+        assert_eq!(whole(connection.send_request(ask()).await.unwrap()).await.0, StatusCode::OK);
+        kept.push(connection);
+    }
+    assert!(webhook.connect().await.send_request(ask()).await.is_err());
+    drop(kept.pop());
+    let retry = async {
+        loop {
+            if let Ok(answer) = webhook.connect().await.send_request(ask()).await {
+                break answer.status();
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(30), retry).await, Ok(StatusCode::OK));
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_to_the_next_connection() {
+    let mut webhook = webhook().await;
+    let request = review("pods", "CREATE", "shop", &object("yes"));
+    webhook.ask(&request).await;
+    // Of another root: only who sees the new one can connect.
+    let other = testing::TestCa::new();
+    webhook.credentials.send_replace(Some(other.issue(2)));
+    webhook.ca = other;
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(webhook.ca.bundle.root_store())
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = rustls::pki_types::ServerName::try_from(testing::SERVER_NAME).unwrap();
+    let swapped = async {
+        loop {
+            let stream = TcpStream::connect(webhook.address).await.unwrap();
+            if connector.connect(name.clone(), stream).await.is_ok() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), swapped).await.unwrap();
+    webhook.ask(&request).await;
+}
+
+#[tokio::test]
+async fn it_is_ready_once_it_has_a_certificate() {
+    let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), Limits::default()).await;
+    assert_eq!(webhook.readiness.blocked_by(), ["certificate"]);
+    webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
+    tokio::time::timeout(Duration::from_secs(30), webhook.readiness.ready()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_lingers_then_ends_idle_connections_and_the_listener() {
+    let limits = Limits { linger: Duration::from_secs(3), ..Limits::default() };
+    let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
+    webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
+    let request = review("pods", "CREATE", "shop", &object("yes"));
+    let mut idle = webhook.connect().await;
+    let first = webhook.request("application/json", request.to_string());
+    whole(idle.send_request(first).await.unwrap()).await;
+    webhook.trigger.start();
+    webhook.ask(&request).await;
+    let AdmissionClient { task, address, .. } = webhook;
+    tokio::time::timeout(Duration::from_secs(30), task).await.unwrap().unwrap();
+    assert!(TcpStream::connect(address).await.is_err());
+    assert!(idle.is_closed() || idle.ready().await.is_err());
+}

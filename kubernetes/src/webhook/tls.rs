@@ -1,0 +1,63 @@
+//! The webhook's TLS: the newest certificate, no certificate asked of the client, for the API server shows none
+//! unless its operator sets one up.
+
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::NoServerSessionStorage;
+use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::tls;
+use tokio::sync::watch;
+use tracing::warn;
+
+/// The newest configuration, made anew for each certificate. `None` if whoever provides certificates is gone before
+/// the first one came.
+pub(super) async fn configs(
+    mut credentials: watch::Receiver<Option<Arc<Credentials>>>,
+) -> Option<watch::Receiver<Arc<ServerConfig>>> {
+    let first = loop {
+        let current = credentials.borrow_and_update().clone();
+        if let Some(config) = current.and_then(|current| config(&current)) {
+            break config;
+        }
+        credentials.changed().await.ok()?;
+    };
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        loop {
+            let changed = tokio::select! {
+                changed = credentials.changed() => changed.is_ok(),
+                () = sender.closed() => false,
+            };
+            if !changed {
+                return;
+            }
+            let current = credentials.borrow_and_update().clone();
+            if let Some(config) = current.and_then(|current| config(&current)) {
+                sender.send_replace(config);
+            }
+        }
+    });
+    Some(receiver)
+}
+
+fn config(credentials: &Credentials) -> Option<Arc<ServerConfig>> {
+    let builder = ServerConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map(|builder| builder.with_no_client_auth());
+    let config = builder
+        .and_then(|builder| builder.with_single_cert(credentials.chain.clone(), credentials.key.clone_key()));
+    match config {
+        Ok(mut config) => {
+            // HTTP/1.1: a connection that hangs after a node died costs the API server one request, not all of them.
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+            Some(Arc::new(config))
+        }
+        Err(error) => {
+            warn!(%error, "the webhook keeps its TLS configuration");
+            None
+        }
+    }
+}

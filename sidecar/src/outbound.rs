@@ -1,0 +1,193 @@
+//! A connection that the app opens, top to bottom: what was dialled, who stands behind it, which endpoint it goes to,
+//! and the bytes.
+//!
+//! An endpoint of the mesh is spoken to over mutual TLS, and must be the workload that the controller says it is;
+//! everything else is dialled as it is. Nothing is read from the app before there is somebody to give it to, so that
+//! another endpoint can be tried, and so that servers may speak first.
+
+mod table;
+mod target;
+mod upstream;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::net::TcpStream;
+use tracing::{debug, warn};
+
+use crate::lifeline::Lifeline;
+use crate::pump::{Patience, Pump};
+use crate::stream::Abort;
+use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
+use crate::worker::Worker;
+
+pub use table::Destinations;
+
+use table::Lookup;
+use target::Held;
+pub(crate) use target::{Place, Target};
+use upstream::{ConnectError, Upstream};
+
+/// How long the controller has to say what stands behind an address that is dialled for the first time.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The most endpoints that are tried for one connection.
+const MOST_TRIES: usize = 5;
+
+/// A connection of the app's, and where it means to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dialled {
+    /// The app's end.
+    pub(crate) peer: SocketAddr,
+    /// What the app dialled.
+    pub(crate) address: SocketAddr,
+}
+
+/// What a connection's story is told with.
+struct Story<'w> {
+    worker: &'w Rc<Worker>,
+    dialled: Dialled,
+    line: &'w Lifeline,
+    accepted: SystemTime,
+}
+
+/// What became of looking for somebody to connect to.
+struct Attempt {
+    target: Arc<Target>,
+    /// The endpoint that was tried last, and whether over mutual TLS.
+    endpoint: Option<(SocketAddr, bool)>,
+    result: Result<(Upstream, Held), &'static str>,
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(worker: &Rc<Worker>, io: TcpStream, dialled: Dialled, line: &Lifeline) {
+    let story = Story { worker, dialled, line, accepted: SystemTime::now() };
+    let attempt = line.guard(Box::pin(story.connect())).await;
+    let Ok(Attempt { target, endpoint, result }) = attempt else { return io.abort() };
+    let told = Told { story: &story, target: &target, endpoint };
+    match result {
+        Ok((upstream, _held)) => Box::pin(told.carry(io, upstream)).await,
+        Err(details) => {
+            let flag = match endpoint {
+                None => ResponseFlag::NoHealthyUpstream,
+                Some(_) => ResponseFlag::UpstreamConnectionFailure,
+            };
+            told.record(flag, details, 0, 0);
+            io.abort();
+        }
+    }
+}
+
+impl Story<'_> {
+    async fn connect(&self) -> Attempt {
+        let target = self.find().await;
+        let mut attempt =
+            Attempt { target: target.clone(), endpoint: None, result: Err("no_healthy_upstream") };
+        let mut tried = Vec::new();
+        while tried.len() < MOST_TRIES
+            && let Some(place) = target.choose(&tried)
+        {
+            let endpoint = &place.endpoint;
+            tried.push(endpoint.address);
+            attempt.endpoint = Some((endpoint.address, endpoint.identity.is_some()));
+            let held = place.hold();
+            // Asked anew for each endpoint: certificates and trust bundles change.
+            let tls = self.worker.snapshots.current().peer_tls.clone();
+            match Upstream::connect(endpoint, tls.as_ref(), &self.worker.env.limits).await {
+                Ok(upstream) => {
+                    attempt.result = Ok((upstream, held));
+                    break;
+                }
+                Err(error) => {
+                    self.failed(&target, endpoint.address, &error);
+                    place.shun();
+                    attempt.result = Err(error.details());
+                }
+            }
+        }
+        attempt
+    }
+
+    /// Who stands behind the address. Whoever cannot be asked about is dialled as it is: a sidecar there will not take
+    /// plaintext.
+    async fn find(&self) -> Arc<Target> {
+        let address = self.dialled.address;
+        let destinations = &self.worker.destinations;
+        match destinations.look_up(address) {
+            Lookup::Known(target) => return target,
+            Lookup::Asked(mut answer) => {
+                let answered = answer.wait_for(Option::is_some);
+                if let Ok(Ok(target)) = tokio::time::timeout(ANSWER_TIMEOUT, answered).await
+                    && let Some(target) = target.clone()
+                {
+                    return target;
+                }
+                destinations.give_up(address);
+                warn!(%address, "the controller does not say who is there: dialled as it is");
+            }
+            Lookup::OutOfReach => debug!(%address, "the controller is out of reach: dialled as it is"),
+        }
+        self.worker.env.telemetry.totals().outbound_unknown.add(1);
+        Arc::new(Target::unknown(address))
+    }
+
+    fn failed(&self, target: &Target, endpoint: SocketAddr, error: &ConnectError) {
+        let dialled = self.dialled.address;
+        match &target.name {
+            Some(name) => self.worker.refusals.unless_flooded(|| {
+                warn!(%dialled, service = %name, %endpoint, %error, "an endpoint cannot be reached");
+            }),
+            None => debug!(%dialled, %error, "nobody to be reached"),
+        }
+    }
+}
+
+/// A story that has found its destination.
+struct Told<'s> {
+    story: &'s Story<'s>,
+    target: &'s Target,
+    endpoint: Option<(SocketAddr, bool)>,
+}
+
+impl Told<'_> {
+    async fn carry(&self, client: TcpStream, upstream: Upstream) {
+        let limits = &self.story.worker.env.limits;
+        let line = self.story.line;
+        let mut pump = Pump::new(client, upstream, &[]);
+        let patience = Patience { stalled: limits.body, idle: Some(limits.idle) };
+        let (flag, details) = match line.guard(pump.run(line, patience)).await {
+            Ok(Ok(())) => {
+                return self.record(ResponseFlag::None, "via_upstream", pump.received(), pump.sent());
+            }
+            Ok(Err(failure)) => (failure.flag(), failure.details()),
+            Err(ended) => (ResponseFlag::None, ended.0.details()),
+        };
+        self.record(flag, details, pump.received(), pump.sent());
+        pump.reset();
+    }
+
+    fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {
+        let Story { worker, dialled, accepted, .. } = self.story;
+        worker.env.telemetry.record(&Record {
+            outbound: Some(OutboundRecord {
+                peer: dialled.peer,
+                dialled: dialled.address,
+                service: self.target.name.as_deref(),
+                endpoint: self.endpoint.map(|(address, _)| address),
+                is_mutual_tls: self.endpoint.is_some_and(|(_, is_mutual_tls)| is_mutual_tls),
+            }),
+            start: Some(*accepted),
+            duration: SystemTime::now().duration_since(*accepted).unwrap_or_default(),
+            flag,
+            details,
+            received,
+            sent,
+            ..Record::default()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

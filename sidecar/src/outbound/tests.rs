@@ -1,0 +1,295 @@
+//! Two sidecars on loopback: the client's way out to the server's way in.
+
+use std::time::Instant;
+
+use tidegate_core::destination::{Destination, Endpoint, MeshService};
+use tidegate_core::{Identity, TrustDomain};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::http::Env;
+use crate::limits::Limits;
+use crate::listener::{Entrance, FixedOutbound};
+use crate::snapshot::{Publisher, channel};
+use crate::telemetry::Telemetry;
+use crate::test_mesh::{Mesh, Port, start_app, until};
+use crate::test_pki::{Authority, Leaf};
+use crate::tls::{PeerTls, ServerTls};
+use crate::worker::{RunningWorkers, Workers, WorkersConfig};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The sidecar of workload `shop/client`, with one way out.
+struct Client {
+    destinations: Arc<Destinations>,
+    publisher: Publisher,
+    workers: RunningWorkers,
+    dialled: SocketAddr,
+}
+
+impl Client {
+    fn to(dialled: SocketAddr, limits: Limits) -> Self {
+        let (publisher, snapshots) = channel();
+        let destinations = Arc::new(Destinations::default());
+        destinations.connect();
+        let outbound = FixedOutbound { address: "127.0.0.1:0".parse().unwrap(), destination: dialled };
+        let workers = Workers::start(WorkersConfig {
+            count: 1,
+            entrances: vec![Entrance::FixedOutbound(outbound)],
+            limits,
+            snapshots,
+            destinations: destinations.clone(),
+            environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::new(Telemetry::default())))),
+        })
+        .unwrap();
+        Self { destinations, publisher, workers, dialled }
+    }
+
+    /// A client of a mesh whose sidecar has a certificate, and knows nothing yet.
+    fn of(root: &Authority) -> Self {
+        let client = Self::to("10.96.0.10:80".parse().unwrap(), Limits::default());
+        client.show(root, &root.workload("shop", "client"));
+        client
+    }
+
+    fn show(&self, root: &Authority, leaf: &Leaf) {
+        let tls = PeerTls::new(&leaf.credentials(), &root.bundle()).unwrap();
+        self.publisher.update(|snapshot| snapshot.peer_tls = Some(Arc::new(tls)));
+    }
+
+    /// The controller's answer, whether or not somebody has asked yet.
+    fn learn(&self, destination: &Destination) {
+        self.destinations.look_up(self.dialled);
+        self.destinations.set(self.dialled, "1".into(), destination);
+    }
+
+    async fn dial(&self) -> TcpStream {
+        TcpStream::connect(self.workers.addresses()[0]).await.unwrap()
+    }
+
+    /// Says hello, and what comes back until the end.
+    async fn echo(&self) -> std::io::Result<Vec<u8>> {
+        // It may be over before the socket is looked at for the first time.
+        let mut io = TcpStream::connect(self.workers.addresses()[0]).await?;
+        io.write_all(b"hello").await?;
+        io.shutdown().await?;
+        let mut received = Vec::new();
+        tokio::time::timeout(PATIENCE, io.read_to_end(&mut received)).await.expect("no end")?;
+        Ok(received)
+    }
+}
+
+fn identity(account: &str) -> Option<Identity> {
+    Some(Identity::new(TrustDomain::default(), "shop", account).unwrap())
+}
+
+fn service(endpoints: &[(SocketAddr, Option<Identity>)]) -> Destination {
+    let endpoints = endpoints.iter().cloned();
+    let endpoints = endpoints.map(|(address, identity)| Endpoint { address, identity }).collect();
+    Destination::Service(MeshService { name: "shop/cart".into(), endpoints })
+}
+
+/// A server's sidecar that runs as `shop/cart`.
+async fn server() -> Mesh {
+    let mesh = Mesh::start().await;
+    be(&mesh, &mesh.root.workload("shop", "cart"));
+    mesh
+}
+
+fn be(mesh: &Mesh, leaf: &Leaf) {
+    let tls = ServerTls::new(leaf.credentials(), mesh.root.bundle()).unwrap();
+    mesh.publisher.update(|snapshot| snapshot.tls = Some(Arc::new(tls)));
+}
+
+/// An address at which nobody listens.
+async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn a_meshed_endpoint_is_reached_over_mutual_tls_with_half_closes_and_much_data() {
+    let server = server().await;
+    let client = Client::of(&server.root);
+    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    assert_eq!(client.echo().await.unwrap(), b"hellobye");
+
+    let mut io = client.dial().await;
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let (mut reader, mut writer) = io.split();
+    let mut received = Vec::new();
+    let write = async {
+        writer.write_all(&sent).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let (_, read) = tokio::join!(write, reader.read_to_end(&mut received));
+    read.unwrap();
+    assert_eq!(received.split_off(sent.len()), b"bye");
+    assert!(received == sent);
+    server.connections(0).await;
+    until(|| client.workers.load().connections == 0).await;
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_not_waited_for() {
+    let server = server().await;
+    let client = Client::of(&server.root);
+    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    let mut io = client.dial().await;
+    let mut greeting = [0; 11];
+    tokio::time::timeout(PATIENCE, io.read_exact(&mut greeting)).await.unwrap().unwrap();
+    assert_eq!(&greeting, b"220 hello\r\n");
+}
+
+#[tokio::test]
+async fn whoever_is_not_the_expected_workload_gets_not_a_byte() {
+    let server = server().await;
+    let client = Client::of(&server.root);
+    let address = server.address(Port::Mesh);
+    client.learn(&service(&[(address, identity("cart"))]));
+    let foreign = Authority::root("foreign");
+    for impostor in [
+        server.root.workload("shop", "other"),
+        server.root.workload("elsewhere", "cart"),
+        // A name alone, as the ingress controller's certificate has it, is no workload's.
+        server.root.named("cart.shop.cluster.local"),
+        foreign.workload("shop", "cart"),
+    ] {
+        be(&server, &impostor);
+        assert!(client.echo().await.is_err());
+    }
+    be(&server, &server.root.workload("shop", "cart"));
+    assert_eq!(client.echo().await.unwrap(), b"hellobye");
+}
+
+#[tokio::test]
+async fn a_tls_server_that_is_no_sidecar_gets_nothing_either() {
+    let root = Authority::root("root");
+    let client = Client::of(&root);
+    let leaf = root.workload("shop", "cart");
+    let config = rustls::ServerConfig::builder_with_provider(tidegate_runtime::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(leaf.chain.clone(), leaf.private_key())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    client.learn(&service(&[(listener.local_addr().unwrap(), identity("cart"))]));
+    let serve = async {
+        let (io, _) = listener.accept().await.unwrap();
+        let Ok(mut stream) = acceptor.accept(io).await else { return Vec::new() };
+        let mut received = Vec::new();
+        let _ = stream.read_to_end(&mut received).await;
+        received
+    };
+    let (echo, received) = tokio::join!(client.echo(), serve);
+    assert!(echo.is_err());
+    assert_eq!(received, b"");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_gone_costs_nothing_while_there_is_another() {
+    let server = server().await;
+    let client = Client::of(&server.root);
+    let gone: Vec<_> = [nobody().await, nobody().await].map(|address| (address, identity("cart"))).into();
+    let good = (server.address(Port::Mesh), identity("cart"));
+    client.learn(&service(&[gone[0].clone(), good, gone[1].clone()]));
+    for _ in 0..20 {
+        assert_eq!(client.echo().await.unwrap(), b"hellobye");
+    }
+    client.learn(&service(&gone));
+    assert!(client.echo().await.is_err(), "a client learns that there is nobody");
+    client.learn(&service(&[]));
+    assert!(client.echo().await.is_err());
+}
+
+#[tokio::test]
+async fn what_is_no_part_of_the_mesh_is_dialled_as_it_is() {
+    let app = start_app().await;
+    let client = Client::to(app, Limits::default());
+    client.learn(&Destination::Passthrough);
+    assert_eq!(client.echo().await.unwrap(), b"hellobye");
+    // Nor is an endpoint without a sidecar beside those of the mesh.
+    let client = Client::of(&Authority::root("root"));
+    client.learn(&service(&[(app, None)]));
+    assert_eq!(client.echo().await.unwrap(), b"hellobye");
+}
+
+#[tokio::test]
+async fn the_first_connection_waits_for_the_controller_s_answer() {
+    let server = server().await;
+    let client = Client::of(&server.root);
+    let (echo, ()) = tokio::join!(client.echo(), async {
+        let wishes = client.destinations.wishes().await;
+        assert_eq!(wishes.wanted, [client.dialled]);
+        let destination = service(&[(server.address(Port::Mesh), identity("cart"))]);
+        client.destinations.set(client.dialled, "1".into(), &destination);
+    });
+    assert_eq!(echo.unwrap(), b"hellobye");
+}
+
+#[tokio::test]
+async fn without_a_controller_the_unknown_is_dialled_as_it_is_and_a_sidecar_there_refuses_it() {
+    let app = start_app().await;
+    let client = Client::to(app, Limits::default());
+    client.destinations.disconnect();
+    assert_eq!(client.echo().await.unwrap(), b"hellobye");
+    let start = Instant::now();
+    assert_eq!(client.echo().await.unwrap(), b"hellobye");
+    assert!(start.elapsed() < ANSWER_TIMEOUT, "only the first one waits");
+
+    let server = server().await;
+    let client = Client::to(server.address(Port::Mesh), Limits::default());
+    client.destinations.disconnect();
+    assert!(client.echo().await.is_err());
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_and_a_new_root_hold_for_the_next_connection_and_spare_the_open_ones() {
+    let server = server().await;
+    let client = Client::of(&server.root);
+    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    let mut open = client.dial().await;
+    open.write_all(b"a").await.unwrap();
+    assert_eq!(open.read_u8().await.unwrap(), b'a');
+    client.show(&server.root, &server.root.workload("shop", "client"));
+    assert_eq!(client.echo().await.unwrap(), b"hellobye");
+    let foreign = Authority::root("foreign");
+    client.show(&foreign, &foreign.workload("shop", "client"));
+    assert!(client.echo().await.is_err(), "the server is not trusted any more");
+    open.write_all(b"b").await.unwrap();
+    assert_eq!(open.read_u8().await.unwrap(), b'b');
+}
+
+#[tokio::test]
+async fn a_drain_lets_the_app_s_connections_live_until_the_deadline() {
+    let app = start_app().await;
+    let client = Client::to(app, Limits::default());
+    client.learn(&Destination::Passthrough);
+    let mut io = client.dial().await;
+    io.write_all(b"a").await.unwrap();
+    assert_eq!(io.read_u8().await.unwrap(), b'a');
+    let address = client.workers.addresses()[0];
+    let drain = tokio::spawn(client.workers.drain(PATIENCE));
+    // New ones are still taken: what is in flight may need them.
+    let mut another = TcpStream::connect(address).await.unwrap();
+    for io in [&mut io, &mut another] {
+        io.write_all(b"b").await.unwrap();
+        assert_eq!(io.read_u8().await.unwrap(), b'b');
+    }
+    drop((io, another));
+    assert_eq!(drain.await.unwrap(), tidegate_runtime::drain::Outcome::Complete);
+}
+
+#[tokio::test]
+async fn a_connection_without_a_byte_for_long_is_ended() {
+    let app = start_app().await;
+    let limits = Limits { idle: Duration::from_millis(300), ..Limits::default() };
+    let client = Client::to(app, limits);
+    client.learn(&Destination::Passthrough);
+    let mut io = client.dial().await;
+    io.write_all(b"a").await.unwrap();
+    assert_eq!(io.read_u8().await.unwrap(), b'a');
+    assert!(tokio::time::timeout(PATIENCE, io.read_u8()).await.expect("it lives on").is_err());
+}

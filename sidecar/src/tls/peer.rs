@@ -1,0 +1,157 @@
+//! TLS towards another sidecar: TLS 1.3, our own certificate, and exactly the identity that is expected to answer.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::server::ParsedCertificate;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tidegate_core::{Identity, PeerCertificate};
+use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::trust_bundle::TrustBundle;
+
+/// What is inside: the bytes of one connection of the app.
+pub(crate) const TCP: &[u8] = b"tidegate/tcp";
+
+/// The most identities for which a configuration is kept. A workload talks to a few dozen.
+const MOST_IDENTITIES: usize = 1024;
+
+/// The most certificates in a peer's chain, its leaf included.
+const MOST_CERTIFICATES: usize = 8;
+
+/// Configurations for one certificate of ours and one trust bundle: one for each identity that is dialled.
+pub struct PeerTls {
+    certificate: Arc<SingleCertAndKey>,
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+    by_identity: Mutex<HashMap<Identity, Arc<ClientConfig>>>,
+}
+
+/// Accepts the certificate of one workload: it chains to the trust bundle, is for servers, and holds both spellings of
+/// the identity. Whether it has the name of a host is nobody's matter.
+#[derive(Debug)]
+struct PeerVerifier {
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+    expected: Identity,
+}
+
+/// Somebody else answers.
+#[derive(Debug, thiserror::Error)]
+#[error("expected {expected} to answer, but the certificate is that of {found}")]
+struct OtherIdentity {
+    expected: Identity,
+    found: String,
+}
+
+impl PeerTls {
+    /// For this certificate and these roots.
+    pub fn new(credentials: &Credentials, bundle: &TrustBundle) -> Result<Self, Error> {
+        let provider = tidegate_runtime::tls::provider();
+        let key = CertifiedKey::from_der(credentials.chain.clone(), credentials.key.clone_key(), &provider)?;
+        Ok(Self {
+            certificate: Arc::new(SingleCertAndKey::from(key)),
+            roots: bundle.root_store(),
+            algorithms: provider.signature_verification_algorithms,
+            by_identity: Mutex::default(),
+        })
+    }
+
+    /// The configuration for a peer that must be this workload.
+    pub fn config(&self, expected: &Identity) -> Result<Arc<ClientConfig>, Error> {
+        let mut known = self.by_identity.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = known.get(expected) {
+            return Ok(config.clone());
+        }
+        if known.len() >= MOST_IDENTITIES {
+            known.clear();
+        }
+        let config = Arc::new(self.build(expected)?);
+        known.insert(expected.clone(), config.clone());
+        Ok(config)
+    }
+
+    fn build(&self, expected: &Identity) -> Result<ClientConfig, Error> {
+        let verifier = PeerVerifier {
+            roots: self.roots.clone(),
+            algorithms: self.algorithms,
+            expected: expected.clone(),
+        };
+        let mut config = ClientConfig::builder_with_provider(tidegate_runtime::tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(self.certificate.clone());
+        config.alpn_protocols = vec![TCP.to_vec()];
+        // A resumed session would skip the verification against a bundle that has changed since.
+        config.resumption = Resumption::disabled();
+        // There is no host name, and who talks to whom is nobody's business on the way.
+        config.enable_sni = false;
+        Ok(config)
+    }
+}
+
+impl fmt::Debug for PeerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerTls").finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if intermediates.len() >= MOST_CERTIFICATES {
+            return Err(CertificateError::BadEncoding.into());
+        }
+        let peer = PeerCertificate::from_der(leaf).map_err(|_| Error::from(CertificateError::BadEncoding))?;
+        rustls::client::verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(leaf)?,
+            &self.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )?;
+        match Identity::of_workload(&peer.sans, self.expected.trust_domain()) {
+            Some(identity) if identity == self.expected => Ok(ServerCertVerified::assertion()),
+            _ => {
+                let error = OtherIdentity { expected: self.expected.clone(), found: peer.display_names() };
+                Err(CertificateError::Other(OtherError(Arc::new(error))).into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken between sidecars".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, leaf, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,354 @@
+//! The certificate authority on a real API server: tokens of real pods, the Secrets and ConfigMaps that it keeps.
+//!
+//! It runs here, beside the cluster, as a mesh of its own in a namespace of its own; all that it knows comes from the
+//! API server.
+
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidegate_proto::istio_ca::IstioCertificateRequest;
+use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use tidegate_tests::daemon::Daemon;
+use tidegate_tests::kubernetes::cluster::run;
+use tidegate_tests::kubernetes::namespace::Namespace;
+use tidegate_tests::kubernetes::{Cluster, ROLLOUT};
+use tidegate_tests::loopback::Block;
+use tidegate_tests::wait;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
+use tonic::{Code, Request, Status};
+
+const SERVER_NAME: &str = "ca.example";
+/// The API server remembers for ten seconds that a token was good.
+const TOKEN_MEMORY: Duration = Duration::from_secs(30);
+
+/// Replicas of a certificate authority, and the namespace of their control plane.
+struct Authority {
+    replicas: Vec<Daemon>,
+    block: Block,
+    control_plane: Namespace,
+    _folder: TempDir,
+}
+
+impl Authority {
+    fn start(replicas: u8) -> Self {
+        let cluster = Cluster::get();
+        let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds/yaml");
+        cluster.kubectl([
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--filename",
+            crds.to_str().unwrap(),
+        ]);
+        let control_plane = Namespace::new("ca");
+        let (folder, block) = (tempfile::tempdir().unwrap(), Block::claim());
+        let kubeconfig = folder.path().join("kubeconfig");
+        let text = cluster.kubectl(["config", "view", "--raw", "--minify", "--flatten"]);
+        std::fs::write(&kubeconfig, text).unwrap();
+        let daemon = |number: u8| {
+            let admin = block.at(number, 15014);
+            let arguments = [
+                "--kubernetes".to_owned(),
+                format!("--kubeconfig={}", kubeconfig.display()),
+                format!("--pod-name=replica-{number}"),
+                format!("--namespace={}", control_plane.name()),
+                format!("--mesh-name={}", control_plane.name()),
+                format!("--listen={}", block.at(number, 15012)),
+                format!("--admin-address={admin}"),
+                format!("--serving-name={SERVER_NAME}"),
+                "--bundle-propagation=0s".to_owned(),
+            ];
+            let name = format!("ca-{number}");
+            Daemon::new("tidegate-cert-manager", &name, folder.path(), arguments.into(), Some(admin))
+        };
+        let mut replicas: Vec<_> = (1..=replicas).map(daemon).collect();
+        for replica in &mut replicas {
+            replica.start();
+        }
+        for replica in &mut replicas {
+            replica.wait_ready();
+        }
+        Self { replicas, block, control_plane, _folder: folder }
+    }
+
+    /// A namespace that has the label of this mesh.
+    fn meshed(&self) -> Namespace {
+        let namespace = Namespace::new("ca-app");
+        self.label(&namespace);
+        namespace
+    }
+
+    fn label(&self, namespace: &Namespace) {
+        let label = format!("openservicemesh.io/monitored-by={}", self.control_plane.name());
+        namespace.cluster().kubectl(["label", "namespace", namespace.name(), &label]);
+    }
+
+    async fn ask(&self, replica: u8, token: &str) -> Result<String, Status> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(bundle(&self.control_plane)))
+            .domain_name(SERVER_NAME);
+        let address = format!("https://{}", self.block.at(replica, 15012));
+        let channel =
+            Channel::from_shared(address).unwrap().tls_config(tls).unwrap().connect().await.unwrap();
+        let mut csr = CertificateParams::default();
+        csr.distinguished_name = DistinguishedName::new();
+        let csr = csr.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+        let mut request =
+            Request::new(IstioCertificateRequest { csr, validity_duration: 3600, ..Default::default() });
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await?;
+        Ok(answer.into_inner().cert_chain.remove(0))
+    }
+
+    fn mesh_config(&self, gateway: &Value) {
+        let certificate = json!({
+            "serviceCertValidityDuration": "24h", "certKeyBitSize": 2048, "ingressGateway": gateway,
+        });
+        let config = json!({
+            "apiVersion": "config.openservicemesh.io/v1alpha2",
+            "kind": "MeshConfig",
+            "metadata": {"name": "osm-mesh-config"},
+            "spec": {"certificate": certificate},
+        });
+        self.control_plane.apply(&config.to_string());
+    }
+
+    #[track_caller]
+    fn wait_for_status(&self, status: &str, reason: &str) {
+        self.control_plane.wait_for(reason, &["meshconfig", "osm-mesh-config"], |config| {
+            let text = |field: &str| config["status"][field].as_str().unwrap_or_default();
+            (text("currentStatus") == status && text("reason").contains(reason)).then_some(())
+        });
+    }
+}
+
+/// The trust bundle in a namespace, once it is there.
+#[track_caller]
+fn bundle(namespace: &Namespace) -> String {
+    namespace.wait_for("the trust bundle", &["configmap", "tidegate-trust-bundle"], |map| {
+        map["data"]["ca.crt"].as_str().map(str::to_owned)
+    })
+}
+
+fn roots(pem: &str) -> usize {
+    pem.matches("BEGIN CERTIFICATE").count()
+}
+
+/// A pod that need not run: its token is what counts.
+fn pod(namespace: &Namespace, name: &str) {
+    // The account comes a moment after its namespace.
+    namespace.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {"containers": [{"name": "none", "image": "tidegate.test/none:1", "imagePullPolicy": "Never"}]},
+    });
+    namespace.apply(&pod.to_string());
+}
+
+fn token(namespace: &Namespace, arguments: &[&str]) -> String {
+    namespace.kubectl(&[&["create", "token", "default"], arguments].concat()).trim().to_owned()
+}
+
+fn gateway(namespace: &str, secret: &str) -> Value {
+    json!({
+        "subjectAltNames": ["nginx.ingress.cluster.local"],
+        "validityDuration": "24h",
+        "secret": {"name": secret, "namespace": namespace},
+    })
+}
+
+fn leaf(secret: &Value) -> String {
+    secret["data"]["tls.crt"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pods_token_gets_a_certificate_until_the_pod_is_gone_and_no_other_token_does() {
+    let authority = Authority::start(1);
+    let namespace = Namespace::new("ca-pods");
+    pod(&namespace, "app");
+    let bound = ["--bound-object-kind=Pod", "--bound-object-name=app"];
+    let audience = "--audience=tidegate-ca";
+    let good = token(&namespace, &[&[audience], &bound[..]].concat());
+
+    let leaf = authority.ask(1, &good).await.unwrap();
+    let text =
+        run(Command::new("openssl").args(["x509", "-noout", "-ext", "subjectAltName"]), &leaf).unwrap();
+    let name = namespace.name();
+    let own = format!("DNS:default.{name}.cluster.local, URI:spiffe://cluster.local/ns/{name}/sa/default");
+    assert_eq!(text.lines().last().unwrap().trim(), own);
+
+    let mut altered = good.clone();
+    let last = altered.pop().unwrap();
+    altered.push(if last == 'A' { 'B' } else { 'A' });
+    altered.insert(altered.rfind('.').unwrap() + 1, 'A');
+    let table = [
+        ("the API server's audience", token(&namespace, &bound), "audience"),
+        ("no pod", token(&namespace, &[audience]), "not bound to a pod"),
+        ("altered", altered, "does not accept the token"),
+    ];
+    for (what, token, reason) in table {
+        let status = authority.ask(1, &token).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{what}: {status}");
+        assert!(status.message().contains(reason), "{what}: {status}");
+    }
+
+    namespace.kubectl(&["delete", "pod", "app", "--force", "--grace-period=0"]);
+    // Its successor of the same name is another pod.
+    pod(&namespace, "app");
+    let deadline = Instant::now() + TOKEN_MEMORY;
+    let status = loop {
+        match authority.ask(1, &good).await {
+            Err(status) => break status,
+            Ok(_) => assert!(Instant::now() < deadline, "the token outlives its pod"),
+        }
+    };
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+    let next = token(&namespace, &[&[audience], &bound[..]].concat());
+    authority.ask(1, &next).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_has_the_trust_bundle_as_long_as_it_is_in_the_mesh() {
+    let authority = Authority::start(2);
+    let namespace = Namespace::new("ca-app");
+    authority.label(&namespace);
+    assert_eq!(bundle(&namespace), bundle(&authority.control_plane));
+    namespace.kubectl(&["delete", "configmap", "tidegate-trust-bundle"]);
+    let before = bundle(&namespace);
+    namespace.kubectl(&[
+        "patch",
+        "configmap",
+        "tidegate-trust-bundle",
+        "-p",
+        "{\"data\":{\"ca.crt\":\"mine\"}}",
+    ]);
+    wait::until_true("the bundle is put back", ROLLOUT, || bundle(&namespace) == before);
+
+    // It leaves the mesh: the bundle stays, and is kept fresh for sidecars that run on.
+    let label = "openservicemesh.io/monitored-by-";
+    namespace.cluster().kubectl(["label", "namespace", namespace.name(), label]);
+    assert_eq!(authority.replicas[0].admin_post("/rotation/next", "").unwrap().status(), 200);
+    wait::until_true("both roots", ROLLOUT, || roots(&bundle(&namespace)) == 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_share_one_root_and_take_over_each_others_steps_within_a_second() {
+    let authority = Authority::start(3);
+    let rotation = |replica: usize| authority.replicas[replica].admin_json("/rotation");
+    let first = rotation(0)["issuing_root"].clone();
+    for replica in 0..3 {
+        assert_eq!(rotation(replica)["issuing_root"], first);
+    }
+    let namespace = authority.meshed();
+    for (step, taken_by, trusted) in [("trust-both", 0, 2), ("issue-new", 1, 2)] {
+        let path = if step == "issue-new" { "/rotation/next?force=true" } else { "/rotation/next" };
+        assert_eq!(authority.replicas[taken_by].admin_post(path, "").unwrap().status(), 200);
+        wait::until_true("every replica has taken it over", Duration::from_secs(1), || {
+            (0..3).all(|replica| rotation(replica)["step"] == step)
+        });
+        assert_eq!(rotation(2)["trusted_roots"].as_array().unwrap().len(), trusted);
+        assert_eq!(rotation(2)["required_roots"], rotation(taken_by)["required_roots"]);
+        wait::until_true("the bundle follows", ROLLOUT, || roots(&bundle(&namespace)) == trusted);
+    }
+    assert_ne!(rotation(2)["issuing_root"], first);
+    let early = authority.replicas[2].admin_post("/rotation/next", "").unwrap();
+    assert_eq!(early.status(), 409, "certificates under the old root are still in use");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status() {
+    let authority = Authority::start(2);
+    let namespace = Namespace::new("ca-ingress");
+    let secret =
+        |name: &str| namespace.wait_for("the Secret", &["secret", name], |secret| Some(secret.clone()));
+    authority.mesh_config(&gateway(namespace.name(), "client"));
+    let first = secret("client");
+    assert_eq!(first["type"], "kubernetes.io/tls");
+    let keys: Vec<_> = first["data"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["ca.crt", "tls.crt", "tls.key"]);
+    authority.wait_for_status("committed", "successfully committed");
+
+    // In place, with what others have put on it, and with a new leaf where the roots change.
+    namespace.kubectl(&["label", "secret", "client", "team=a"]);
+    namespace.kubectl(&["annotate", "secret", "client", "note=b"]);
+    assert_eq!(authority.replicas[0].admin_post("/rotation/next", "").unwrap().status(), 200);
+    let rotated = namespace.wait_for("a new leaf", &["secret", "client"], |secret| {
+        (leaf(secret) != leaf(&first)).then(|| secret.clone())
+    });
+    assert_ne!(rotated["data"]["ca.crt"], first["data"]["ca.crt"], "one write brings both");
+    assert_eq!(rotated["metadata"]["uid"], first["metadata"]["uid"]);
+    assert_eq!(rotated["metadata"]["labels"]["team"], "a");
+    assert_eq!(rotated["metadata"]["annotations"]["note"], "b");
+
+    namespace.kubectl(&["delete", "secret", "client", "--wait=false"]);
+    let deleted = Instant::now();
+    secret("client");
+    assert!(deleted.elapsed() < Duration::from_secs(2), "it was put back after {:?}", deleted.elapsed());
+
+    // A name that is taken by something else, a namespace that is not there, a duration that is none.
+    namespace.kubectl(&["create", "secret", "generic", "taken", "--from-literal=a=b"]);
+    authority.mesh_config(&gateway(namespace.name(), "taken"));
+    authority.wait_for_status("error", "is there with type \"Opaque\"");
+    assert_eq!(secret("taken")["data"]["a"], "Yg==");
+    secret("client");
+    let absent = format!("{}-late", namespace.name());
+    authority.mesh_config(&gateway(&absent, "client"));
+    authority.wait_for_status("error", &format!("namespaces \"{absent}\" not found"));
+    let late = Namespace::named(&absent);
+    late.wait_for("the Secret", &["secret", "client"], |_| Some(()));
+    authority.wait_for_status("committed", "successfully committed");
+    namespace.cluster().wait_until_gone(&["-n", namespace.name(), "secret", "client"]);
+    let mut soon = gateway(&absent, "client");
+    soon["validityDuration"] = json!("soon");
+    authority.mesh_config(&soon);
+    authority.wait_for_status("error", "spec.certificate.ingressGateway.validityDuration: \"soon\"");
+    late.get_json(&["secret", "client"]);
+
+    authority.mesh_config(&Value::Null);
+    late.cluster().wait_until_gone(&["-n", late.name(), "secret", "client"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_of_the_users_own_is_used_and_another_one_begins_a_rotation() {
+    let authority = Authority::start(2);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let arguments = format!(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=own -keyout {} -out {}",
+        path("ca.key"),
+        path("ca.crt")
+    );
+    run(Command::new("openssl").args(arguments.split(' ')), "").unwrap();
+    let secret = authority.control_plane.kubectl(&[
+        "create",
+        "secret",
+        "generic",
+        "tidegate-ca-bundle",
+        "--dry-run=client",
+        "--output=json",
+        &format!("--from-file=ca.crt={}", path("ca.crt")),
+        &format!("--from-file=private.key={}", path("ca.key")),
+    ]);
+    let cluster = authority.control_plane.cluster();
+    cluster.try_kubectl(["-n", authority.control_plane.name(), "replace", "-f", "-"], &secret).unwrap();
+    wait::until_true("both replicas trust it", ROLLOUT, || {
+        authority.replicas.iter().all(|replica| replica.admin_json("/rotation")["step"] == "trust-both")
+    });
+    let own = std::fs::read_to_string(path("ca.crt")).unwrap();
+    let own: String = own.lines().filter(|line| !line.starts_with('-')).collect();
+    wait::until_true("the bundle holds it", ROLLOUT, || {
+        bundle(&authority.control_plane).replace('\n', "").contains(&own)
+    });
+    assert_eq!(authority.replicas[1].admin_post("/rotation/next?force=true", "").unwrap().status(), 200);
+    let issuing = &authority.replicas[1].admin_json("/rotation")["issuing_root"];
+    wait::until_true("the other one issues by it too", ROLLOUT, || {
+        authority.replicas[0].admin_json("/rotation")["issuing_root"] == *issuing
+    });
+}

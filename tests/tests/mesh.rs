@@ -1,0 +1,300 @@
+//! App to app through two sidecars: what is on the wire between them, who may answer, and what happens when endpoints,
+//! policy, certificates and the controller change.
+
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidegate_tests::app::App;
+use tidegate_tests::client::{Client, End, Outcome};
+use tidegate_tests::daemon::Daemon;
+use tidegate_tests::load::{Load, Shape};
+use tidegate_tests::mesh::{Mesh, Options, PORT};
+use tidegate_tests::objects;
+use tidegate_tests::wait::{self, SOON};
+
+const OK: Outcome = Outcome::Status(200);
+const RESET: Outcome = Outcome::Refused(End::Reset);
+/// The Service's address; nobody has it, but the sidecar knows who stands behind it.
+const CLUSTER_IP: &str = "10.96.0.10:80";
+
+/// A pod that calls the Service in front of `httpbin/httpbin`.
+struct Story {
+    mesh: Mesh,
+    caller: Daemon,
+}
+
+impl Story {
+    fn start(options: Options) -> Self {
+        let mut mesh = Mesh::with(options);
+        let caller = mesh.caller(CLUSTER_IP);
+        let mut story = Self { mesh, caller };
+        let pod = story.mesh.target();
+        story.endpoints(&[(pod, "httpbin")]);
+        story.caller.start_ready();
+        story
+    }
+
+    /// Lets the Service's endpoints be these, each with the Pod that it is said to be.
+    fn endpoints(&mut self, endpoints: &[(SocketAddr, &str)]) {
+        let slices = endpoints.iter().enumerate().map(|(i, (address, pod))| slice(i, *address, pod));
+        let documents: Vec<_> = [service()].into_iter().chain(slices).collect();
+        self.mesh.apply("service", &documents);
+    }
+
+    /// The caller's app.
+    fn app(&self) -> Client {
+        Client::to(self.mesh.way_out())
+    }
+
+    /// What the caller's sidecar knows of the Service's address.
+    fn known(&self) -> Value {
+        let config = self.caller.admin_json("/config");
+        let destinations = config["destinations"].as_array().unwrap();
+        destinations.iter().find(|known| known["address"] == CLUSTER_IP).cloned().unwrap_or_default()
+    }
+
+    /// Waits until the caller's sidecar knows these endpoints.
+    fn wait_known(&self, endpoints: &[SocketAddr]) {
+        wait::until_true("the caller's sidecar knows the endpoints", SOON, || {
+            let known = self.known();
+            let addresses = known["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
+            addresses.len() == endpoints.len()
+                && endpoints.iter().all(|e| addresses.iter().any(|a| a["address"] == e.to_string()))
+        });
+    }
+}
+
+fn service() -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "called", "namespace": "httpbin"},
+        "spec": {"clusterIP": "10.96.0.10", "ports": [{"name": "http", "port": 80, "targetPort": PORT}]},
+    })
+}
+
+fn slice(number: usize, address: SocketAddr, pod: &str) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": format!("called-{number}"),
+            "namespace": "httpbin",
+            "labels": {"kubernetes.io/service-name": "called"},
+        },
+        "addressType": "IPv4",
+        "endpoints": [{
+            "addresses": [address.ip().to_string()],
+            "targetRef": {"kind": "Pod", "name": pod, "namespace": "httpbin"},
+        }],
+        "ports": [{"name": "http", "port": address.port()}],
+    })
+}
+
+/// Listens between two sidecars, and keeps what it carries.
+fn tap(from: SocketAddr, to: SocketAddr) -> Arc<Mutex<[Vec<u8>; 2]>> {
+    let listener = TcpListener::bind(from).unwrap();
+    let carried: Arc<Mutex<[Vec<u8>; 2]>> = Arc::default();
+    let kept = carried.clone();
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let near = near.unwrap();
+            let far = TcpStream::connect(to).unwrap();
+            let ends = [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)];
+            for (direction, (mut reader, mut writer)) in ends.into_iter().enumerate() {
+                let kept = kept.clone();
+                thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                        kept.lock().unwrap()[direction].extend_from_slice(&buffer[..count]);
+                        if writer.write_all(&buffer[..count]).is_err() {
+                            return;
+                        }
+                    }
+                    let _ = writer.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    carried
+}
+
+/// The types of the TLS records that these bytes are; fails if they are anything else.
+fn records(bytes: &[u8]) -> Vec<u8> {
+    let (mut types, mut rest) = (Vec::new(), bytes);
+    while let [kind @ 20..=23, 3, 1..=3, high, low, more @ ..] = rest {
+        types.push(*kind);
+        rest = &more[usize::from(u16::from_be_bytes([*high, *low]))..];
+    }
+    assert!(rest.is_empty(), "no TLS record: {rest:?}");
+    types
+}
+
+#[test]
+fn what_an_app_sends_to_a_service_of_the_mesh_travels_as_mutual_tls() {
+    let mut story = Story::start(Options::default());
+    let app = App::echo(story.mesh.app_address());
+    let between = story.mesh.block().at(50, PORT);
+    let carried = tap(between, story.mesh.target());
+    story.endpoints(&[(between, "httpbin")]);
+    let answer = story.app().answer("/secret-path");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(app.requests().len(), 1);
+    assert!(String::from_utf8_lossy(&app.received()).contains("GET /secret-path"));
+
+    let carried = carried.lock().unwrap().clone();
+    for (direction, bytes) in carried.iter().enumerate() {
+        let types = records(bytes);
+        assert!(types.contains(&22) && types.contains(&23), "handshake and data: {direction} {types:?}");
+        assert!(!bytes.windows(11).any(|window| window == b"secret-path"));
+        assert!(!bytes.windows(7).any(|window| window == b"httpbin"), "who talks to whom is hidden as well");
+    }
+
+    let known = story.known();
+    assert_eq!((&known["state"], &known["service"]), (&json!("mesh"), &json!("httpbin/called")));
+    assert_eq!(known["endpoints"][0]["identity"], "httpbin.httpbin.cluster.local");
+    wait::until_true("both sidecars have logged it", SOON, || {
+        let line =
+            |log: String, word: &str| log.lines().any(|l| l.contains("\"start_time\"") && l.contains(word));
+        line(story.caller.log(), "\"direction\":\"outbound\"")
+            && line(story.mesh.sidecar.log(), "spiffe://cluster.local/ns/httpbin/sa/caller")
+    });
+    let log = story.caller.log();
+    let line = log.lines().find(|line| line.contains("\"direction\":\"outbound\"")).unwrap();
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(line["connection_security_policy"], "mutual_tls");
+    assert_eq!(line["upstream_cluster"], "outbound|80||httpbin/called");
+    assert_eq!(line["upstream_host"], between.to_string());
+    assert_eq!(line["downstream_local_address"], CLUSTER_IP);
+}
+
+#[test]
+fn an_endpoint_that_is_another_workload_than_the_controller_says_gets_nothing() {
+    let mut story = Story::start(Options::default());
+    let app = App::echo(story.mesh.app_address());
+    // A Pod of another account, at whose address httpbin answers.
+    let impostor = objects::pod("impostor", "impostor", &story.mesh.block().ip(60).to_string(), &[]);
+    story.mesh.write_objects("impostor", &impostor.to_string());
+    let httpbin = story.mesh.target();
+    story.endpoints(&[(httpbin, "impostor")]);
+    assert_eq!(story.app().get("/get"), RESET);
+    assert!(app.received().is_empty());
+    let log = story.caller.log();
+    assert!(log.contains("expected impostor.httpbin.cluster.local to answer"), "{log}");
+    story.endpoints(&[(httpbin, "httpbin")]);
+    wait::until_true("the right workload answers", SOON, || story.app().get("/get") == OK);
+}
+
+#[test]
+fn an_endpoint_that_is_gone_costs_no_request() {
+    let mut story = Story::start(Options::default());
+    let _app = App::echo(story.mesh.app_address());
+    let (pod, gone) = (story.mesh.target(), story.mesh.block().at(61, PORT));
+    assert_eq!(story.app().get("/get"), OK);
+    story.endpoints(&[(gone, "httpbin"), (pod, "httpbin")]);
+    story.wait_known(&[gone, pod]);
+    for _ in 0..20 {
+        assert_eq!(story.app().get("/get"), OK);
+    }
+    story.endpoints(&[(gone, "httpbin")]);
+    story.wait_known(&[gone]);
+    assert_eq!(story.app().get("/get"), RESET, "nobody is left");
+    story.endpoints(&[]);
+    wait::until_true("a service without slices is passed through", SOON, || {
+        story.known()["state"] == "passthrough"
+    });
+}
+
+#[test]
+fn without_permissive_mode_a_peer_is_refused_and_open_connections_end() {
+    let mut story = Story::start(Options::default());
+    let app = App::echo(story.mesh.app_address());
+    let mut open = story.app().connect().unwrap();
+    assert_eq!(open.get("/get").unwrap().status(), 200);
+    story.mesh.apply("config", &[objects::mesh_config(false)]);
+    assert_eq!(open.end(Duration::from_secs(2)), End::Reset);
+    app.forget();
+    assert_eq!(story.app().get("/get"), RESET);
+    assert!(app.received().is_empty());
+    wait::until_true("the server's sidecar says why", SOON, || {
+        story.mesh.sidecar.log().contains("permissive mode is off")
+    });
+    story.mesh.apply("config", &[objects::mesh_config(true)]);
+    wait::until_true("permissive mode lets peers in again", SOON, || story.app().get("/get") == OK);
+}
+
+#[test]
+fn what_is_no_part_of_the_mesh_is_reached_as_it_is() {
+    let mut mesh = Mesh::start();
+    let outside = mesh.block().at(62, 8080);
+    let app = App::server_first(outside, b"220 hello\r\n");
+    let mut caller = mesh.caller(&outside.to_string());
+    caller.start_ready();
+    let mut connection = Client::to(mesh.way_out()).connect().unwrap();
+    assert_eq!(connection.read_until(b"\r\n").unwrap(), b"220 hello\r\n");
+    connection.write(b"ehlo");
+    connection.finish();
+    connection.read_to_end(SOON);
+    assert_eq!(app.received(), b"ehlo");
+}
+
+#[test]
+fn the_controller_is_killed_and_restarted_under_load_between_apps_without_a_failed_request() {
+    let mut story = Story::start(Options::default());
+    let _app = App::echo(story.mesh.app_address());
+    let churning = Shape { requests_per_connection: 5, ..Shape::default() };
+    let load = Load::start(churning, || 0, {
+        let client = story.app();
+        move || client.clone()
+    });
+    for _ in 0..2 {
+        story.mesh.controller.kill();
+        load.wait_for(200);
+        story.mesh.controller.start();
+        story.mesh.controller.wait_ready();
+        story.mesh.wait_connected();
+        load.wait_for(200);
+    }
+    load.stop().assert_flawless();
+    // And the destinations are followed again.
+    let gone = story.mesh.block().at(61, PORT);
+    story.endpoints(&[(gone, "httpbin")]);
+    story.wait_known(&[gone]);
+}
+
+#[test]
+fn certificates_are_renewed_under_load_between_apps_without_a_failed_request() {
+    let mut story = Story::start(Options { certificate_life: Duration::from_secs(20), ..Options::default() });
+    let _app = App::echo(story.mesh.app_address());
+    let churning = Shape { requests_per_connection: 5, ..Shape::default() };
+    let load = Load::start(churning, || 0, {
+        let client = story.app();
+        move || client.clone()
+    });
+    let serial = |sidecar: &Daemon| sidecar.admin_json("/config")["tls"]["certificate"]["serial"].clone();
+    for _ in 0..2 {
+        let before = [serial(&story.caller), serial(&story.mesh.sidecar)];
+        wait::until_true("both sidecars have new certificates", 3 * SOON, || {
+            before[0] != serial(&story.caller) && before[1] != serial(&story.mesh.sidecar)
+        });
+        load.wait_for(200);
+    }
+    load.stop().assert_flawless();
+    // The controller has been told.
+    wait::until_true("the report is of the newest certificate", SOON, || {
+        let workloads = story.mesh.controller.admin_json("/workloads");
+        let workloads = workloads.as_array().unwrap().clone();
+        let caller =
+            workloads.iter().find(|workload| workload["workload"] == "httpbin/caller").unwrap().clone();
+        let tls = story.caller.admin_json("/config")["tls"].clone();
+        caller["sidecar"]["certificateNotAfter"] == tls["certificate"]["notAfter"]
+            && caller["sidecar"]["trustedRoots"] == tls["trustBundle"]
+    });
+}
