@@ -24,6 +24,9 @@ mod tests;
 
 /// How often a status that could not be written is tried again.
 const INTERVAL: Duration = Duration::from_secs(5);
+const COMMITTED_STATUS: &str = "committed";
+/// What every error of ours begins with.
+const GATEWAY_PATH: &str = "spec.certificate.ingressGateway";
 const COMMITTED: &str = "successfully committed by the system";
 
 /// Follows the one MeshConfig.
@@ -127,10 +130,8 @@ impl MeshConfigFollower {
                 let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 ("error", problems.join("; "))
             }
-            GatewayStatus::Failed { reason } if is_active => {
-                ("error", format!("spec.certificate.ingressGateway: {reason}"))
-            }
-            _ => ("committed", COMMITTED.to_owned()),
+            GatewayStatus::Failed { reason } if is_active => ("error", format!("{GATEWAY_PATH}: {reason}")),
+            _ => (COMMITTED_STATUS, COMMITTED.to_owned()),
         };
         let is_written = seen.status.is_some_and(|status| {
             status.current_status.as_deref() == Some(current_status)
@@ -148,6 +149,17 @@ impl MeshConfigFollower {
 impl std::fmt::Debug for MeshConfigFollower {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("MeshConfigFollower").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+/// Whether the status must be written. The controller writes it too, about the other fields: where ours are right, what
+/// it says stays, unless what stands there is an error of ours that is over.
+fn is_due(found: MeshConfigStatus, current_status: &str, reason: &str) -> bool {
+    let found_reason = found.reason.unwrap_or_default();
+    match found.current_status.as_deref() {
+        None | Some("") => true,
+        Some(_) if current_status == COMMITTED_STATUS => found_reason.starts_with(GATEWAY_PATH),
+        Some(found) => found != current_status || found_reason != reason,
     }
 }
 

@@ -151,3 +151,20 @@ async fn a_status_that_could_not_be_written_is_written_later() {
     world.mesh_config(gateway("24h", "a"));
     world.status_is("committed", COMMITTED).await;
 }
+
+#[test]
+fn what_the_controller_says_stays_unless_our_fields_are_wrong() {
+    let status = |current: &str, reason: &str| MeshConfigStatus {
+        current_status: Some(current.to_owned()),
+        reason: Some(reason.to_owned()),
+        ..MeshConfigStatus::default()
+    };
+    assert!(is_due(MeshConfigStatus::default(), "committed", COMMITTED));
+    assert!(!is_due(status("error", "spec.traffic: no"), "committed", COMMITTED));
+    assert!(!is_due(status("committed", "otherwise"), "committed", COMMITTED));
+    assert!(is_due(status("error", "spec.certificate.ingressGateway: no"), "committed", COMMITTED));
+    assert!(is_due(status("committed", COMMITTED), "error", "spec.certificate.ingressGateway: no"));
+    assert!(is_due(status("error", "spec.traffic: no"), "error", "spec.certificate.ingressGateway: no"));
+    let ours = "spec.certificate.ingressGateway: no";
+    assert!(!is_due(status("error", ours), "error", ours));
+}
