@@ -16,16 +16,18 @@ use crate::cluster::check::CheckOptions;
 use crate::cluster::client::ClusterOptions;
 use crate::cluster::conflicts::ConflictsOptions;
 use crate::cluster::control_plane::Part;
+use crate::cluster::inject::InjectOptions;
 use crate::cluster::mesh::MeshCommand;
 use crate::cluster::namespace::NamespaceCommand;
 use crate::cluster::proxy::ProxyCommand;
-use crate::cluster::{bug_report, certificate, check, conflicts, mesh, namespace, proxy};
+use crate::cluster::{bug_report, certificate, check, conflicts, inject, mesh, namespace, proxy};
 use crate::demo::DemoOptions;
 use crate::explain::ExplainOptions;
+use crate::install::{InstallOptions, UninstallOptions, UpgradeOptions};
 use crate::output::{OutputFormat, print};
 use crate::standalone::StandaloneOptions;
 use crate::validate::ValidateOptions;
-use crate::{completion, demo, explain, policy, standalone, validate};
+use crate::{completion, demo, explain, install, policy, standalone, validate};
 
 /// Where a process listens for questions unless told otherwise.
 const DEFAULT_ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
@@ -53,6 +55,12 @@ enum Command {
     /// Look at policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Print the manifests of the control plane, or install it with --apply.
+    Install(Box<InstallOptions>),
+    /// Upgrade the control plane with the values of its installation.
+    Upgrade(Box<UpgradeOptions>),
+    /// Uninstall the control plane; what cannot be made again stays.
+    Uninstall(UninstallOptions),
     /// Add namespaces to the mesh, take them out, list them.
     #[command(subcommand, visible_alias = "ns")]
     Namespace(NamespaceCommand),
@@ -67,6 +75,8 @@ enum Command {
     /// Look at the mesh's root certificate, and replace it.
     #[command(subcommand, visible_alias = "cert")]
     Certificate(CertificateCommand),
+    /// Add the sidecar to manifests, as the webhook does to pods, and print them.
+    Inject(InjectOptions),
     /// Gather what somebody else needs to find out what is wrong; no keys, no tokens, no Secrets' content.
     BugReport(BugReportOptions),
     /// Print a completion script for a shell.
@@ -138,9 +148,13 @@ impl Cli {
             Command::Policy(PolicyCommand::CheckConflicts(options)) => {
                 threads()?.block_on(conflicts::run(options))
             }
+            Command::Install(options) => install::install(&options),
+            Command::Upgrade(options) => install::upgrade(&options),
+            Command::Uninstall(options) => threads()?.block_on(install::uninstall(options)),
             Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
             Command::Mesh(command) => threads()?.block_on(mesh::run(command)),
             Command::Check(options) => threads()?.block_on(check::run(options)),
+            Command::Inject(options) => threads()?.block_on(inject::run(options)),
             Command::BugReport(options) => threads()?.block_on(bug_report::run(options)),
             Command::Proxy(command) => threads()?.block_on(proxy::run(command)),
             Command::Certificate(command) => threads()?.block_on(certificate::run(command)),

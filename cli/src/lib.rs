@@ -10,6 +10,7 @@ pub mod commands;
 pub mod completion;
 pub mod demo;
 mod explain;
+mod install;
 mod output;
 mod policy;
 pub mod standalone;

@@ -25,6 +25,11 @@ impl Helm {
         ["helm-3", "helm-4"].map(Self::find)
     }
 
+    /// Helm 4.
+    pub fn newest() -> Self {
+        Self::find("helm-4")
+    }
+
     fn find(name: &str) -> Self {
         let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         let cache = cache.or_else(|| env::home_dir().map(|home| home.join(".cache"))).unwrap();

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 
 use serde_json::{Map, Value, json};
 use tidegate_crds::injection::{IGNORE, INJECTION, MONITORED_BY, is_in_mesh};
+use tidegate_tests::daemon::ours;
 use tidegate_tests::golden::{assert_golden, is_written, repository};
 use tidegate_tests::helm::{Helm, Objects, read};
 
@@ -231,6 +233,47 @@ fn no_manifest_holds_a_ca_bundle_or_a_secret() {
             assert!(!yaml.contains(text), "{text}");
         }
     }
+}
+
+#[test]
+fn tidegate_install_prints_what_helm_renders() {
+    for helm in Helm::all() {
+        let mut command = Command::new(ours("tidegate"));
+        command.args([
+            "install",
+            "--tidegate-namespace=mesh",
+            "--ha",
+            "--set",
+            "controller.replicas=5",
+            "--mesh-name=blue",
+        ]);
+        let output = command.env("TIDEGATE_HELM", helm.program()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let printed = Objects::parse(&String::from_utf8(output.stdout).unwrap());
+        let rendered =
+            helm.template(CHART, "mesh", &["-f", HA, "--set", "controller.replicas=5,meshName=blue"]);
+        let (crds, namespace) = (helm.template(CRDS, "mesh", &[]), printed.one("Namespace", "mesh"));
+        for object in rendered.iter().chain(crds.iter()) {
+            assert!(printed.iter().any(|one| one == object), "not printed: {}", object["metadata"]);
+        }
+        assert_eq!(
+            *namespace,
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mesh"}})
+        );
+        assert_eq!(printed.iter().count(), rendered.iter().count() + crds.iter().count() + 1);
+    }
+}
+
+#[test]
+fn tidegate_install_refuses_what_the_chart_refuses() {
+    let [helm, _] = Helm::all();
+    let mut command = Command::new(ours("tidegate"));
+    command.args(["install", "--set", "controller.replica=5"]).env("TIDEGATE_HELM", helm.program());
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("replica is not allowed") && error.contains("helm template failed"), "{error}");
+    assert!(output.stdout.is_empty());
 }
 
 #[test]

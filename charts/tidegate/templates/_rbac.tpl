@@ -44,5 +44,5 @@ subjects:
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   resourceNames: [{{ . }}]
-  verbs: [get, list, watch, update, patch]
+  verbs: [get, update]
 {{- end }}

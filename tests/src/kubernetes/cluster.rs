@@ -11,6 +11,7 @@ use std::{env, fmt};
 use serde_json::Value;
 
 use super::ROLLOUT;
+use crate::helm::Helm;
 use crate::{daemon, wait};
 
 /// The name of the cluster that the suites start; `tests/run` ends it.
@@ -105,6 +106,7 @@ impl Cluster {
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env("KUBECONFIG", &self.kubeconfig);
+        command.env("TIDEGATE_HELM", Helm::newest().program());
         command
     }
 

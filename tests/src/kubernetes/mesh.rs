@@ -11,12 +11,8 @@ pub const CONTROL_PLANE: &str = "osm-system";
 pub const DAEMONS: [&str; 3] = ["tidegate-controller", "tidegate-cert-manager", "tidegate-injector"];
 
 /// Values by which the chart takes the images of the tests.
-const VALUES: &str = "\
-image: {pullPolicy: IfNotPresent}
-controller: {image: {repository: tidegate.test/controller, tag: '1'}}
-certManager: {image: {repository: tidegate.test/cert-manager, tag: '1'}}
-injector: {image: {repository: tidegate.test/injector, tag: '1'}}
-sidecar: {image: {repository: tidegate.test/sidecar, tag: '1'}}
+pub const VALUES: &str = "\
+image: {registry: tidegate.test, tag: '1', pullPolicy: IfNotPresent}
 ";
 
 /// An installed mesh.
@@ -57,7 +53,8 @@ impl Mesh {
             let mut values = tempfile::NamedTempFile::new().unwrap();
             values.write_all(VALUES.as_bytes()).unwrap();
             let file = values.path().to_str().unwrap();
-            self.cluster.tidegate(["install", "--namespace", CONTROL_PLANE, "--values", file]);
+            let namespace = format!("--tidegate-namespace={CONTROL_PLANE}");
+            self.cluster.tidegate(["install", "--apply", &namespace, "--values", file]);
         }
         self.wait_ready();
     }
