@@ -11,6 +11,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use tidegate_crds::mesh_config::{IngressGatewayCertificate, MESH_CONFIG_NAME};
 use tidegate_crds::{MeshConfig, MeshConfigStatus};
+use tidegate_kubernetes::watch::{Watch, WatchMetrics};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -51,14 +52,20 @@ struct Seen {
 
 impl MeshConfigFollower {
     /// Follows the MeshConfig of the control plane's `namespace`. Only the replica that leads acts on it.
-    pub fn start(client: Client, namespace: &str, is_leader: watch::Receiver<bool>) -> Self {
+    pub fn start(
+        client: Client,
+        namespace: &str,
+        is_leader: watch::Receiver<bool>,
+        meters: &WatchMetrics,
+    ) -> Self {
         let api: Api<MeshConfig> = Api::namespaced(client, namespace);
         let (wake, seen) = (Arc::new(Notify::new()), Mirror::new());
         let keep = |config: MeshConfig| {
             Some(Seen { gateway: config.spec.ingress_gateway().cloned(), status: config.status })
         };
         let mut watches = JoinSet::new();
-        watches.spawn(seen.clone().follow(api.clone(), named(MESH_CONFIG_NAME), keep, wake.clone()));
+        let configs = Watch::new(api.clone(), |_| {}, meters.kind("MeshConfig")).named(MESH_CONFIG_NAME);
+        watches.spawn(seen.clone().follow(configs, keep, wake.clone()));
         Self {
             api,
             namespace: namespace.to_owned(),
@@ -109,8 +116,7 @@ impl MeshConfigFollower {
     async fn look(&mut self, gateway: &GatewayStatus) -> Result<(), crate::store::StoreError> {
         let leads = *self.is_leader.borrow_and_update();
         let seen = self.seen.now();
-        let seen =
-            seen.and_then(|all| all.get(&(self.namespace.clone(), MESH_CONFIG_NAME.to_owned())).cloned());
+        let seen = seen.and_then(|all| all.get(&named(&self.namespace, MESH_CONFIG_NAME)).cloned());
         let wanted = seen.as_ref().map(|seen| seen.gateway.as_ref().map(parse).transpose());
         let problems = match wanted {
             Some(Ok(wanted)) => {
@@ -133,11 +139,7 @@ impl MeshConfigFollower {
             GatewayStatus::Failed { reason } if is_active => ("error", format!("{GATEWAY_PATH}: {reason}")),
             _ => (COMMITTED_STATUS, COMMITTED.to_owned()),
         };
-        let is_written = seen.status.is_some_and(|status| {
-            status.current_status.as_deref() == Some(current_status)
-                && status.reason.as_ref() == Some(&reason)
-        });
-        if is_written {
+        if !is_due(seen.status.unwrap_or_default(), current_status, &reason) {
             return Ok(());
         }
         let patch = json!({"status": {"currentStatus": current_status, "reason": reason}});

@@ -20,7 +20,8 @@ async fn world(leads: bool) -> World {
     let api = FakeApi::start().await;
     let leader = watch::channel(leads).0;
     let gateway = watch::channel(GatewayStatus::NotActive).0;
-    let follower = MeshConfigFollower::start(api.client(), NAMESPACE, leader.subscribe());
+    let follower =
+        MeshConfigFollower::start(api.client(), NAMESPACE, leader.subscribe(), &WatchMetrics::default());
     let (settings, active) = (follower.settings(), follower.active());
     let mut task = JoinSet::new();
     task.spawn(follower.run(gateway.subscribe()));
