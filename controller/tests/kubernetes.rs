@@ -1,5 +1,7 @@
 //! The program on a cluster: what it asks of the API server, what its role grants, what it costs.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
