@@ -104,7 +104,7 @@ fn a_packet_of_no_connection_is_dropped() {
         let Pod { pod, peer } = &Pod::new();
         pod.intercepted(&["--backend", backend]);
         peer.run(|| {
-            netns::send_unasked_syn_ack(PEER_IPS[0].parse().unwrap(), POD_IPS[0].parse().unwrap(), 80)
+            netns::send_unasked_syn_ack(PEER_IPS[0].parse().unwrap(), POD_IPS[0].parse().unwrap(), 80);
         });
         wait::until_true("the packet is counted", wait::SOON, || {
             let listed =
@@ -364,7 +364,7 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
                 for client in [to(PORT).tls(tls.clone()), to(PLAIN_PORT)] {
                     let answer = client.answer("/get");
                     assert_eq!(answer.status(), 200);
-                    let forwarded = format!("{:?}", peer_ip);
+                    let forwarded = format!("{peer_ip:?}");
                     assert!(
                         answer.text().contains("x-forwarded-for") && answer.text().contains(&forwarded),
                         "{}",
