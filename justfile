@@ -25,7 +25,7 @@ lint:
 # Write golden files anew; look at the difference before you commit it.
 golden:
     cargo run -p tidegate-crds --example crdgen crds/yaml
-    UPDATE_GOLDEN=1 cargo test -q -p tidegate-injector --lib every_pod_of_the_table
+    TIDEGATE_WRITE_GOLDEN=1 cargo test -q -p tidegate-injector --lib every_pod_of_the_table
     cargo run -p tidegate-crds --example crdgen charts/tidegate-crds/files
     TIDEGATE_WRITE_GOLDEN=1 cargo test -p tidegate-tests --test chart
 

@@ -294,6 +294,7 @@ impl Options {
                 trust_domain: self.trust_domain.clone(),
                 lease: LeaseTiming::default(),
             },
+            &metrics,
         );
         let dependencies = Dependencies {
             authenticator: Arc::new(parts.authenticator),

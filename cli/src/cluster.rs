@@ -10,6 +10,7 @@ pub(crate) mod check;
 pub(crate) mod client;
 pub(crate) mod conflicts;
 pub(crate) mod control_plane;
+pub(crate) mod inject;
 pub(crate) mod mesh;
 pub(crate) mod namespace;
 pub(crate) mod proxy;

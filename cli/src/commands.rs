@@ -16,10 +16,11 @@ use crate::cluster::check::CheckOptions;
 use crate::cluster::client::ClusterOptions;
 use crate::cluster::conflicts::ConflictsOptions;
 use crate::cluster::control_plane::Part;
+use crate::cluster::inject::InjectOptions;
 use crate::cluster::mesh::MeshCommand;
 use crate::cluster::namespace::NamespaceCommand;
 use crate::cluster::proxy::ProxyCommand;
-use crate::cluster::{bug_report, certificate, check, conflicts, mesh, namespace, proxy};
+use crate::cluster::{bug_report, certificate, check, conflicts, inject, mesh, namespace, proxy};
 use crate::demo::DemoOptions;
 use crate::explain::ExplainOptions;
 use crate::install::{InstallOptions, UninstallOptions, UpgradeOptions};
@@ -74,6 +75,8 @@ enum Command {
     /// Look at the mesh's root certificate, and replace it.
     #[command(subcommand, visible_alias = "cert")]
     Certificate(CertificateCommand),
+    /// Add the sidecar to manifests, as the webhook does to pods, and print them.
+    Inject(InjectOptions),
     /// Gather what somebody else needs to find out what is wrong; no keys, no tokens, no Secrets' content.
     BugReport(BugReportOptions),
     /// Print a completion script for a shell.
@@ -151,6 +154,7 @@ impl Cli {
             Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
             Command::Mesh(command) => threads()?.block_on(mesh::run(command)),
             Command::Check(options) => threads()?.block_on(check::run(options)),
+            Command::Inject(options) => threads()?.block_on(inject::run(options)),
             Command::BugReport(options) => threads()?.block_on(bug_report::run(options)),
             Command::Proxy(command) => threads()?.block_on(proxy::run(command)),
             Command::Certificate(command) => threads()?.block_on(certificate::run(command)),

@@ -103,6 +103,9 @@ impl Engine {
             return;
         }
         touched.all |= is_first;
+        if touched == Touched::default() {
+            return;
+        }
         self.recompile(&touched);
         if is_first {
             self.shared.workloads.mark_synced();
@@ -171,10 +174,12 @@ impl Engine {
     }
 
     fn update_statuses(&mut self, index: &Index, touched: &Touched) {
+        let of_pods: BTreeSet<_> = touched.pods.iter().map(|pod| &pod.namespace).collect();
         let is_touched = |name: &ObjectName| {
             touched.all
                 || touched.namespaces.contains(&name.namespace)
-                || touched.pods.iter().any(|pod| pod.namespace == name.namespace)
+                || touched.policies.contains(&name.namespace)
+                || of_pods.contains(&name.namespace)
         };
         let is_ours = |name: &ObjectName| is_touched(name) && !index.is_of_another_mesh(&name.namespace);
         let backends = index.ingress_backends().filter(|(name, _)| is_ours(name));
@@ -214,7 +219,11 @@ impl Engine {
         }
     }
 
+    /// Who starts sidecars needs the list; on a cluster nobody asks, and it would cost more than the policies.
     fn update_pods(&self, index: &Index) {
+        if index.is_of_cluster() {
+            return;
+        }
         let local = index.pods().filter(|(_, pod)| (self.is_workload)(pod));
         let pods: Vec<_> = local.map(|(name, pod)| self.local_pod(name, pod)).collect();
         self.pods.send_if_modified(|current| {

@@ -11,6 +11,7 @@ use tidegate_crds::{IngressBackend, MeshConfig, MeshConfigSpec};
 
 use crate::mesh::Mesh;
 use crate::object::{Kind, Object, ObjectKey, ObjectName};
+use crate::service::selects;
 use crate::source::Change;
 use crate::source::folder::has_ended;
 
@@ -50,6 +51,8 @@ pub(crate) struct Touched {
     pub(crate) namespaces: BTreeSet<Arc<str>>,
     /// These workloads, and the status of the IngressBackends in their namespaces.
     pub(crate) pods: BTreeSet<ObjectName>,
+    /// The status of the IngressBackends of these namespaces.
+    pub(crate) policies: BTreeSet<Arc<str>>,
     /// What workloads find when they dial these: cluster IPs and addresses of Pods.
     pub(crate) addresses: BTreeSet<IpAddr>,
 }
@@ -102,6 +105,11 @@ impl Index {
     /// Why nothing that is in this namespace counts; nothing if it belongs to the mesh.
     pub(crate) fn outside_mesh(&self, namespace: &str) -> Option<String> {
         self.mesh.outside(namespace)
+    }
+
+    /// Whether the objects are a cluster's, on which others start the sidecars.
+    pub(crate) fn is_of_cluster(&self) -> bool {
+        self.mesh.knows_every_pod()
     }
 
     /// Whether this namespace belongs to another mesh, whose controller speaks for it.
@@ -308,7 +316,10 @@ impl Index {
                 }
             }
             Kind::IngressBackend => {
-                touched.namespaces.insert(key.name.namespace.clone());
+                touched.policies.insert(key.name.namespace.clone());
+                if let Some(backend) = self.ingress_backends.get(&key.name) {
+                    self.touch_policy(&key.name, backend, touched);
+                }
             }
             Kind::MeshConfig => touched.all = true,
             Kind::Namespace => {
@@ -346,8 +357,26 @@ impl Index {
                     && source.namespace.as_deref() == Some(&*service.namespace)
             });
             if names_it {
-                touched.namespaces.insert(name.namespace.clone());
+                touched.policies.insert(name.namespace.clone());
+                self.touch_policy(name, backend, touched);
             }
+        }
+    }
+
+    /// An IngressBackend matters to the Pods behind the Services that it opens.
+    fn touch_policy(&self, name: &ObjectName, backend: &IngressBackend, touched: &mut Touched) {
+        for backend in &backend.spec.backends {
+            let service_name = ObjectName::new(name.namespace.clone(), backend.name.as_str());
+            let Some(service) = self.services.get(&service_name) else { continue };
+            for slice in self.slices_of(&service_name) {
+                if slice.endpoints.iter().flatten().any(|endpoint| endpoint.target_ref.is_none()) {
+                    // By address, it may be any Pod.
+                    touched.namespaces.insert(name.namespace.clone());
+                }
+                touched.pods.extend(pods_of(slice));
+            }
+            let selected = self.pods_in(&name.namespace).filter(|(_, pod)| selects(service, pod));
+            touched.pods.extend(selected.map(|(name, _)| name.clone()));
         }
     }
 }

@@ -8,6 +8,7 @@
 //! This crate may know Kubernetes' types; it never sees a request.
 
 mod admin;
+pub mod admission;
 pub mod compile;
 mod destinations;
 mod discovery;
@@ -114,7 +115,7 @@ pub struct ControllerHandle {
     pub health_address: Option<SocketAddr>,
     /// The MeshConfig in force, if there is one.
     pub mesh_config: watch::Receiver<Option<Arc<MeshConfigSpec>>>,
-    /// The Pods that have a sidecar of ours, sorted by namespace and name.
+    /// The Pods of a folder that have a sidecar of ours, sorted by namespace and name; of a cluster, nothing.
     pub pods: watch::Receiver<Arc<Vec<LocalPod>>>,
     trigger: drain::Trigger,
 }
@@ -160,7 +161,8 @@ impl Controller {
         let Dependencies { source, mut status_writers, credentials, trust_bundle, metrics, readiness, log } =
             dependencies;
         let listen = |source| StartError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let listener =
+            TcpListener::bind(tidegate_runtime::listen::possible(config.listen)).await.map_err(listen)?;
         let discovery_address = listener.local_addr().map_err(listen)?;
         let own_metrics = ControllerMetrics::new(&metrics);
         let index = Arc::new(RwLock::new(Index::for_mesh(config.mesh_name.as_deref())));

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
+use tidegate_controller::admission::{self, Webhook};
 use tidegate_controller::options::Options;
 use tidegate_controller::source::Source;
 use tidegate_controller::source::folder::{FolderSource, is_local};
@@ -44,6 +45,8 @@ async fn main() -> anyhow::Result<()> {
         is_workload: is_local,
         mesh_name: None,
     };
+    let readiness = Readiness::new();
+    let mut webhook = None;
     let mut status_writers: Vec<Box<dyn StatusWriter>> = Vec::new();
     let (stop, stopped) = oneshot::channel::<()>();
     let (source, election): (Box<dyn Source>, _) = match options.folder {
@@ -51,6 +54,18 @@ async fn main() -> anyhow::Result<()> {
         None => {
             let client = client::connect(&options.client).await?;
             config.is_workload = is_injected;
+            let watches = WatchMetrics::new(&metrics);
+            if let Some(address) = options.webhook_address {
+                let dependencies = admission::Dependencies {
+                    client: client.clone(),
+                    credentials: kept.credentials.clone(),
+                    trust_bundle: trust_bundle.clone(),
+                    metrics: metrics.clone(),
+                    meter: watches.kind("ValidatingWebhookConfiguration"),
+                    readiness: readiness.clone(),
+                };
+                webhook = Some(Webhook::start(address, &options.mesh_name, dependencies).await?);
+            }
             config.mesh_name = Some(options.mesh_name);
             let lease = LeaseConfig {
                 namespace: options.namespace.clone(),
@@ -62,7 +77,6 @@ async fn main() -> anyhow::Result<()> {
             let statuses = KubernetesStatuses::new(&metrics);
             status_writers.push(Box::new(statuses.clone()));
             tokio::spawn(statuses.publish(client.clone(), elector.is_leader()));
-            let watches = WatchMetrics::new(&metrics);
             let election = tokio::spawn(elector.run(async {
                 let _ = stopped.await;
             }));
@@ -75,18 +89,25 @@ async fn main() -> anyhow::Result<()> {
         credentials: kept.credentials,
         trust_bundle,
         metrics,
-        readiness: Readiness::new(),
+        readiness,
         log,
     };
     let controller = Controller::start(config, dependencies).await?;
     shutdown.await;
     tracing::info!("draining");
+    // It lingers, for the API server still asks; nothing else waits for it.
+    let webhook_ends = tokio::spawn(async move {
+        if let Some(webhook) = webhook {
+            webhook.shutdown(options.drain_timeout).await;
+        }
+    });
     controller.shutdown(options.drain_timeout).await;
     // Another replica takes over at once.
     drop(stop);
     if let Some(election) = election {
         let _ = election.await;
     }
+    let _ = webhook_ends.await;
     kept.task.abort();
     Ok(())
 }

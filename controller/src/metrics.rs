@@ -21,33 +21,33 @@ impl ControllerMetrics {
         metrics.registry(|registry| {
             registry.register(
                 "tidegate_controller_workloads",
-                "Workloads that have a policy.",
+                "Workloads that have a policy",
                 own.workloads.clone(),
             );
             registry.register(
                 "tidegate_controller_policies_compiled",
-                "Policies compiled, changed or not.",
+                "Policies compiled, changed or not",
                 own.compiled.clone(),
             );
             registry.register(
                 "tidegate_controller_discovery_streams",
-                "Sidecars that are connected.",
+                "Sidecars that are connected",
                 own.streams.clone(),
             );
             registry.register(
                 "tidegate_controller_discovery_streams_refused",
-                "Streams ended because the peer may not ask for the workload that it named.",
+                "Streams ended because the peer may not ask for the workload that it named",
                 own.refused_streams.clone(),
             );
-            registry.register("tidegate_controller_resources_sent", "Resources sent.", own.sent.clone());
+            registry.register("tidegate_controller_resources_sent", "Resources sent", own.sent.clone());
             registry.register(
                 "tidegate_controller_resources_acknowledged",
-                "Resources that a sidecar took over.",
+                "Resources that a sidecar took over",
                 own.acknowledged.clone(),
             );
             registry.register(
                 "tidegate_controller_resources_rejected",
-                "Resources that a sidecar refused.",
+                "Resources that a sidecar refused",
                 own.rejected.clone(),
             );
         });

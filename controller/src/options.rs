@@ -56,6 +56,10 @@ pub struct Options {
     #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
     pub health_address: Option<SocketAddr>,
 
+    /// Where the API server asks about policies [default: none, nobody is asked]
+    #[arg(long, env = "TIDEGATE_WEBHOOK_ADDRESS", value_name = "ADDRESS", requires = "kubernetes")]
+    pub webhook_address: Option<SocketAddr>,
+
     /// The mesh's trust domain.
     #[arg(
         long,

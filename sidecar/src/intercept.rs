@@ -152,6 +152,9 @@ pub enum InterceptError {
         /// What to do about it; empty or beginning with a colon.
         hint: &'static str,
     },
+    /// The program could not be started again with a lock file that can be written.
+    #[error("cannot start anew with another lock file: {0}")]
+    StartAnew(#[source] io::Error),
     /// PodIP mode needs to know the pod's addresses.
     #[error("--local-proxy-mode pod-ip needs the pod's addresses: --pod-ips (or POD_IPS) is empty")]
     NoPodIps,
@@ -199,6 +202,7 @@ pub fn run(options: &InterceptOptions) -> Result<(), InterceptError> {
         }
         return Ok(());
     }
+    backend::ensure_lock_file()?;
     if options.clean {
         return clean(options.backend);
     }

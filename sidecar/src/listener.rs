@@ -181,7 +181,7 @@ impl Entrance {
         match &mut self {
             Self::Fixed(listen) => listen.address = address,
             Self::Redirected(redirected) | Self::RedirectedOutbound(redirected) => {
-                redirected.address = address
+                redirected.address = address;
             }
             Self::FixedOutbound(outbound) => outbound.address = address,
         }

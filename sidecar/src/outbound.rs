@@ -125,7 +125,9 @@ impl Story<'_> {
                     return target;
                 }
                 destinations.give_up(address);
-                warn!(%address, "the controller does not say who is there: dialled as it is");
+                self.worker.refusals.unless_flooded(|| {
+                    warn!(%address, "the controller does not say who is there: dialled as it is");
+                });
             }
             Lookup::OutOfReach => debug!(%address, "the controller is out of reach: dialled as it is"),
         }

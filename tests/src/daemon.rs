@@ -21,6 +21,7 @@ pub struct Daemon {
     program: PathBuf,
     arguments: Vec<String>,
     file_limit: Option<u32>,
+    user: Option<u32>,
     log: PathBuf,
     admin: Option<SocketAddr>,
     child: Option<Child>,
@@ -40,6 +41,7 @@ impl Daemon {
             program: ours(program),
             arguments,
             file_limit: None,
+            user: None,
             log: folder.join(format!("{name}.log")),
             admin,
             child: None,
@@ -50,6 +52,13 @@ impl Daemon {
     #[must_use]
     pub fn with_file_limit(mut self, files: u32) -> Self {
         self.file_limit = Some(files);
+        self
+    }
+
+    /// As this user. It may read what is root's all the same: where programs and their files are is the test's choice.
+    #[must_use]
+    pub fn with_user(mut self, user: u32) -> Self {
+        self.user = Some(user);
         self
     }
 
@@ -69,9 +78,16 @@ impl Daemon {
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let mut command = match self.file_limit {
-            None => Command::new(&self.program),
-            Some(limit) => {
+        let mut command = match (self.file_limit, self.user) {
+            (None, None) => Command::new(&self.program),
+            (None, Some(user)) => {
+                let mut setpriv = Command::new("setpriv");
+                setpriv.args([format!("--reuid={user}"), format!("--regid={user}")]);
+                setpriv.args(["--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]);
+                setpriv.arg("--").arg(&self.program);
+                setpriv
+            }
+            (Some(limit), _) => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]).arg(&self.program);
                 shell

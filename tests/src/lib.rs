@@ -23,6 +23,7 @@ pub mod kubernetes;
 pub mod load;
 pub mod loopback;
 pub mod mesh;
+pub mod netns;
 pub mod nginx;
 pub mod objects;
 pub mod openssl;

@@ -369,6 +369,15 @@ impl Mesh {
         Daemon::new("tidegate-sidecar", name, self.path(), arguments, Some(self.block.at(host, 15000)))
     }
 
+    /// A sidecar of the same pod that takes what the kernel redirects, run by this user; not started.
+    pub fn transparent_sidecar(&self, user: u32, further: &[&str]) -> Daemon {
+        let mut arguments = workload_arguments(self.path(), &self.block, &self.options, POD);
+        arguments.0.push("--transparent".to_owned());
+        arguments.0.extend(further.iter().map(ToString::to_string));
+        let admin = Some(self.block.at(POD, 15000));
+        Daemon::new("tidegate-sidecar", "sidecar", self.path(), arguments.0, admin).with_user(user)
+    }
+
     /// The sidecar of another pod, `httpbin/caller`, which runs as an account of the same name; not started. Its app
     /// dials `destination` at [`Mesh::way_out`].
     pub fn caller(&mut self, destination: &str) -> Daemon {
@@ -463,13 +472,18 @@ fn sidecar(path: &Path, block: &Block, options: &Options) -> Daemon {
     }
 }
 
-fn sidecar_arguments(path: &Path, block: &Block, options: &Options, host: u8) -> Vec<String> {
+fn workload_arguments(path: &Path, block: &Block, options: &Options, host: u8) -> Arguments {
     let mut arguments = Arguments::default();
     arguments
         .add("--workload", "httpbin/httpbin")
         .add("--discovery-address", format!("https://{}", block.at(CONTROLLER, 15128)))
         .add("--admin-address", block.at(host, 15000))
         .ca(path, block, options, "httpbin");
+    arguments
+}
+
+fn sidecar_arguments(path: &Path, block: &Block, options: &Options, host: u8) -> Vec<String> {
+    let mut arguments = workload_arguments(path, block, options, host);
     for port in options.ports.iter().map(|(port, _)| *port).chain([PORT]) {
         arguments.add("--inbound", format!("{}={}", block.at(host, port), block.at(APP, port)));
     }

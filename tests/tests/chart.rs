@@ -1,5 +1,8 @@
 //! The Helm charts, rendered by real Helm 3 and Helm 4 with no cluster.
 
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;

@@ -11,9 +11,10 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client};
+use tidegate_kubernetes::watch::{KindMeter, Watch};
 use tokio::sync::{Notify, watch};
 
-use super::follow::{Mirror, named};
+use super::follow::Mirror;
 use super::root_secret::RootSecret;
 use super::{bounded, is_ours, labels};
 use crate::ingress_gateway::IngressGatewaySettings;
@@ -73,6 +74,7 @@ pub(crate) async fn follow(
     client: Client,
     mut settings: watch::Receiver<Option<IngressGatewaySettings>>,
     wake: Arc<Notify>,
+    meter: KindMeter,
 ) {
     loop {
         let name = settings.borrow_and_update().as_ref().map(|settings| settings.secret.clone());
@@ -81,7 +83,8 @@ pub(crate) async fn follow(
                 Some(name) => {
                     let api: Api<Secret> = Api::namespaced(client.clone(), &name.namespace);
                     // Only that it changed matters; the keys in it are read when they are needed.
-                    Mirror::new().follow(api, named(&name.name), |_| Some(()), wake.clone()).await;
+                    let watch = Watch::new(api, |secret| secret.data = None, meter.clone()).named(&name.name);
+                    Mirror::new().follow(watch, |_| Some(()), wake.clone()).await;
                 }
                 None => std::future::pending().await,
             }

@@ -11,6 +11,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use tidegate_crds::mesh_config::{IngressGatewayCertificate, MESH_CONFIG_NAME};
 use tidegate_crds::{MeshConfig, MeshConfigStatus};
+use tidegate_kubernetes::watch::{Watch, WatchMetrics};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -24,6 +25,9 @@ mod tests;
 
 /// How often a status that could not be written is tried again.
 const INTERVAL: Duration = Duration::from_secs(5);
+const COMMITTED_STATUS: &str = "committed";
+/// What every error of ours begins with.
+const GATEWAY_PATH: &str = "spec.certificate.ingressGateway";
 const COMMITTED: &str = "successfully committed by the system";
 
 /// Follows the one MeshConfig.
@@ -48,14 +52,20 @@ struct Seen {
 
 impl MeshConfigFollower {
     /// Follows the MeshConfig of the control plane's `namespace`. Only the replica that leads acts on it.
-    pub fn start(client: Client, namespace: &str, is_leader: watch::Receiver<bool>) -> Self {
+    pub fn start(
+        client: Client,
+        namespace: &str,
+        is_leader: watch::Receiver<bool>,
+        meters: &WatchMetrics,
+    ) -> Self {
         let api: Api<MeshConfig> = Api::namespaced(client, namespace);
         let (wake, seen) = (Arc::new(Notify::new()), Mirror::new());
         let keep = |config: MeshConfig| {
             Some(Seen { gateway: config.spec.ingress_gateway().cloned(), status: config.status })
         };
         let mut watches = JoinSet::new();
-        watches.spawn(seen.clone().follow(api.clone(), named(MESH_CONFIG_NAME), keep, wake.clone()));
+        let configs = Watch::new(api.clone(), |_| {}, meters.kind("MeshConfig")).named(MESH_CONFIG_NAME);
+        watches.spawn(seen.clone().follow(configs, keep, wake.clone()));
         Self {
             api,
             namespace: namespace.to_owned(),
@@ -106,8 +116,7 @@ impl MeshConfigFollower {
     async fn look(&mut self, gateway: &GatewayStatus) -> Result<(), crate::store::StoreError> {
         let leads = *self.is_leader.borrow_and_update();
         let seen = self.seen.now();
-        let seen =
-            seen.and_then(|all| all.get(&(self.namespace.clone(), MESH_CONFIG_NAME.to_owned())).cloned());
+        let seen = seen.and_then(|all| all.get(&named(&self.namespace, MESH_CONFIG_NAME)).cloned());
         let wanted = seen.as_ref().map(|seen| seen.gateway.as_ref().map(parse).transpose());
         let problems = match wanted {
             Some(Ok(wanted)) => {
@@ -127,16 +136,10 @@ impl MeshConfigFollower {
                 let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 ("error", problems.join("; "))
             }
-            GatewayStatus::Failed { reason } if is_active => {
-                ("error", format!("spec.certificate.ingressGateway: {reason}"))
-            }
-            _ => ("committed", COMMITTED.to_owned()),
+            GatewayStatus::Failed { reason } if is_active => ("error", format!("{GATEWAY_PATH}: {reason}")),
+            _ => (COMMITTED_STATUS, COMMITTED.to_owned()),
         };
-        let is_written = seen.status.is_some_and(|status| {
-            status.current_status.as_deref() == Some(current_status)
-                && status.reason.as_ref() == Some(&reason)
-        });
-        if is_written {
+        if !is_due(seen.status.unwrap_or_default(), current_status, &reason) {
             return Ok(());
         }
         let patch = json!({"status": {"currentStatus": current_status, "reason": reason}});
@@ -148,6 +151,17 @@ impl MeshConfigFollower {
 impl std::fmt::Debug for MeshConfigFollower {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("MeshConfigFollower").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+/// Whether the status must be written. The controller writes it too, about the other fields: where ours are right, what
+/// it says stays, unless what stands there is an error of ours that is over.
+fn is_due(found: MeshConfigStatus, current_status: &str, reason: &str) -> bool {
+    let found_reason = found.reason.unwrap_or_default();
+    match found.current_status.as_deref() {
+        None | Some("") => true,
+        Some(_) if current_status == COMMITTED_STATUS => found_reason.starts_with(GATEWAY_PATH),
+        Some(found) => found != current_status || found_reason != reason,
     }
 }
 

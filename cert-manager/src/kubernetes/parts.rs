@@ -7,12 +7,14 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use tidegate_core::TrustDomain;
 use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
+use tidegate_kubernetes::watch::{Watch, WatchMetrics};
 use tidegate_runtime::backoff::Backoff;
+use tidegate_runtime::metrics::Metrics;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::follow::{Mirror, named};
+use super::follow::Mirror;
 use super::gateway_secret::{self, GatewaySecrets};
 use super::mesh_config::MeshConfigFollower;
 use super::root_secret::RootSecret;
@@ -74,14 +76,17 @@ pub struct RunningBackground {
 
 impl Parts {
     /// Puts them together and starts to watch.
-    pub fn start(client: &Client, place: &Place) -> Self {
+    pub fn start(client: &Client, place: &Place, metrics: &Metrics) -> Self {
+        let meters = WatchMetrics::new(metrics);
         let Place { namespace, mesh_name, .. } = place;
         let wake = Arc::new(Notify::new());
         let mut tasks = JoinSet::new();
         let root_store = RootSecret::new(client.clone(), namespace, mesh_name);
         let roots: Api<Secret> = Api::namespaced(client.clone(), namespace);
         // Only that it changed matters: it is read when it is looked at.
-        tasks.spawn(Mirror::new().follow(roots, named(ROOT_SECRET), |_| Some(()), wake.clone()));
+        let roots =
+            Watch::new(roots, |secret| secret.data = None, meters.kind("root Secret")).named(ROOT_SECRET);
+        tasks.spawn(Mirror::new().follow(roots, |_| Some(()), wake.clone()));
 
         let elector = Elector::new(
             client.clone(),
@@ -92,14 +97,19 @@ impl Parts {
                 timing: place.lease,
             },
         );
-        let mesh_config = MeshConfigFollower::start(client.clone(), namespace, elector.is_leader());
+        let mesh_config = MeshConfigFollower::start(client.clone(), namespace, elector.is_leader(), &meters);
         let gateway = GatewayDependencies {
             settings: mesh_config.settings(),
             store: Arc::new(GatewaySecrets::new(client.clone(), root_store.clone(), mesh_name)),
             active: mesh_config.active(),
             wake: Arc::default(),
         };
-        tasks.spawn(gateway_secret::follow(client.clone(), mesh_config.settings(), gateway.wake.clone()));
+        tasks.spawn(gateway_secret::follow(
+            client.clone(),
+            mesh_config.settings(),
+            gateway.wake.clone(),
+            meters.kind("gateway Secret"),
+        ));
         Self {
             authenticator: TokenReviewer::new(
                 client.clone(),
@@ -107,7 +117,7 @@ impl Parts {
                 place.trust_domain.clone(),
             ),
             root_store,
-            publisher: TrustBundleConfigMaps::start(client.clone(), namespace, mesh_name, &wake),
+            publisher: TrustBundleConfigMaps::start(client.clone(), namespace, mesh_name, &wake, &meters),
             gateway,
             wake,
             background: Background { elector, mesh_config, tasks },

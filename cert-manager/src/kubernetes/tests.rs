@@ -71,7 +71,8 @@ async fn replica(api: &FakeApi, name: &str) -> Replica {
             interval: Duration::from_millis(200),
         },
     };
-    let parts = Parts::start(&api.client(), &place);
+    let metrics = Metrics::new();
+    let parts = Parts::start(&api.client(), &place, &metrics);
     let config = Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: None,
@@ -90,7 +91,7 @@ async fn replica(api: &FakeApi, name: &str) -> Replica {
         publishers: vec![Arc::new(parts.publisher)],
         gateway: Some(parts.gateway),
         wake: parts.wake,
-        metrics: Metrics::new(),
+        metrics,
         log: LogHandle::detached(),
     };
     let manager = CertManager::start(config, dependencies).await.unwrap();

@@ -11,9 +11,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{ObjectMeta, Patch, PatchParams};
-use kube::runtime::watcher;
 use kube::{Api, Client};
 use tidegate_crds::injection::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY, namespace_is_in_mesh};
+use tidegate_kubernetes::watch::{Name, Watch, WatchMetrics};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::info;
@@ -52,7 +52,13 @@ struct Published {
 impl TrustBundleConfigMaps {
     /// Publishes for `mesh_name`, whose control plane runs in the namespace `control_plane`. Watches namespaces and
     /// ConfigMaps, and pokes `wake` when one changes.
-    pub fn start(client: Client, control_plane: &str, mesh_name: &str, wake: &Arc<Notify>) -> Self {
+    pub fn start(
+        client: Client,
+        control_plane: &str,
+        mesh_name: &str,
+        wake: &Arc<Notify>,
+        meters: &WatchMetrics,
+    ) -> Self {
         let (namespaces, published) = (Mirror::new(), Mirror::new());
         let mut watches = JoinSet::new();
 
@@ -62,16 +68,17 @@ impl TrustBundleConfigMaps {
             let is_going = namespace.metadata.deletion_timestamp.is_some();
             (!is_going).then(|| namespace_is_in_mesh(&namespace, &mesh))
         };
-        let (api, config) = (Api::all(client.clone()), watcher::Config::default());
-        watches.spawn(namespaces.clone().follow(api, config, keep, wake.clone()));
+        let watch = Watch::new(Api::all(client.clone()), |_| {}, meters.kind("Namespace"));
+        watches.spawn(namespaces.clone().follow(watch, keep, wake.clone()));
 
         let mesh = mesh_name.to_owned();
         let keep = move |map: ConfigMap| {
             let is_ours = is_ours(&map.metadata, &mesh);
             Some(Published { pem: map.data.and_then(|mut data| data.remove(TRUST_BUNDLE_KEY)), is_ours })
         };
-        let (api, config) = (Api::all(client.clone()), named(TRUST_BUNDLE_CONFIG_MAP));
-        watches.spawn(published.clone().follow(api, config, keep, wake.clone()));
+        let watch = Watch::new(Api::all(client.clone()), |_| {}, meters.kind("ConfigMap"));
+        let watch = watch.named(TRUST_BUNDLE_CONFIG_MAP);
+        watches.spawn(published.clone().follow(watch, keep, wake.clone()));
 
         Self {
             client,
@@ -87,9 +94,9 @@ impl TrustBundleConfigMaps {
     async fn missing(&self, pem: &str) -> Option<Vec<(String, bool)>> {
         let (namespaces, published) =
             (self.namespaces.all(PATIENCE).await?, self.published.all(PATIENCE).await?);
-        let missing = namespaces.into_iter().filter_map(|((_, namespace), is_in_mesh)| {
+        let missing = namespaces.into_iter().filter_map(|(Name { name: namespace, .. }, is_in_mesh)| {
             let is_wanted = is_in_mesh || namespace == self.control_plane;
-            let is_missing = match published.get(&(namespace.clone(), TRUST_BUNDLE_CONFIG_MAP.to_owned())) {
+            let is_missing = match published.get(&named(&namespace, TRUST_BUNDLE_CONFIG_MAP)) {
                 Some(found) if found.is_ours => found.pem.as_deref() != Some(pem),
                 _ => is_wanted,
             };

@@ -478,7 +478,7 @@ async fn the_server_shows_its_newest_certificate() {
 }
 
 #[tokio::test]
-async fn a_file_that_changes_is_at_the_sidecar_within_a_tenth_of_a_second() {
+async fn a_file_that_changes_is_at_the_sidecar_within_half_a_second() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("app.yaml"), HTTPBIN).unwrap();
     // Two hundred more workloads, none of which the change is about.
@@ -504,7 +504,7 @@ async fn a_file_that_changes_is_at_the_sidecar_within_a_tenth_of_a_second() {
         fastest = fastest.min(started.elapsed());
     }
     // The fastest of them: what else runs on this machine must not decide.
-    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+    assert!(fastest < Duration::from_millis(500), "{fastest:?}");
 }
 
 #[tokio::test]

@@ -172,7 +172,7 @@ impl Message {
     fn new<K>(
         kind: Kind,
         event: Event<K>,
-        into: impl Fn(K) -> Result<Object, (ObjectName, Problem)>,
+        into: impl Fn(K) -> Result<Object, Box<(ObjectName, Problem)>>,
     ) -> Self {
         let mut message = Self { kind, changes: Vec::new(), unreadable: None, problems: Vec::new() };
         match event {
@@ -182,7 +182,8 @@ impl Message {
                 for object in applied {
                     match into(object) {
                         Ok(object) => message.changes.push(Change::Apply { object, origin: None }),
-                        Err((name, problem)) => {
+                        Err(unusable) => {
+                            let (name, problem) = *unusable;
                             // Nothing that we cannot read may grant anything, nor may what was there before.
                             message.changes.push(Change::Delete(ObjectKey { kind, name: name.clone() }));
                             message.problems.push((name, problem));
@@ -247,7 +248,10 @@ where
         let value = serde_json::to_value(&object).unwrap_or_default();
         match serde_json::from_value::<K>(value.clone()) {
             Ok(object) => Ok(into(object.into())),
-            Err(error) => Err((name.clone(), unusable(kind, &name, &K::crd(), &value, &error))),
+            Err(error) => {
+                let problem = unusable(kind, &name, &K::crd(), &value, &error);
+                Err(Box::new((name, problem)))
+            }
         }
     })
 }

@@ -69,17 +69,17 @@ impl KubernetesStatuses {
             let shared = &own.0;
             registry.register(
                 "tidegate_controller_leader",
-                "Whether this replica writes statuses, 0 or 1.",
+                "Whether this replica writes statuses, 0 or 1",
                 shared.is_leader.clone(),
             );
             registry.register(
                 "tidegate_controller_statuses_written",
-                "Statuses written to objects.",
+                "Statuses written to objects",
                 shared.written.clone(),
             );
             registry.register(
                 "tidegate_controller_status_writes_failed",
-                "Statuses that could not be written at one try.",
+                "Statuses that could not be written at one try",
                 shared.failed.clone(),
             );
         });

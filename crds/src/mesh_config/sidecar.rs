@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SidecarSpec {
-    /// Whether the interception step runs privileged. Default: false. Accepted and not yet acted on.
+    /// Whether the interception step runs privileged. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_privileged_init_container: Option<bool>,
-    /// Log level of sidecars. Default: error. Accepted and not yet acted on.
+    /// Log level of sidecars. Default: error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "log_level")]
     pub log_level: Option<String>,
@@ -29,7 +29,7 @@ pub struct SidecarSpec {
     /// Accepted and not yet acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_container_image: Option<String>,
-    /// What a sidecar asks for and may use. Default: nothing is set. Accepted and not yet acted on.
+    /// What a sidecar asks for and may use. Default: nothing is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
     /// Default: 0s, that is never. Accepted and not yet acted on: changes are sent when they happen.
@@ -49,8 +49,7 @@ pub struct SidecarSpec {
     /// Default: the TLS library's. Accepted and not yet acted on.
     #[serde(default, rename = "ecdhCurves", skip_serializing_if = "Option::is_none")]
     pub ecdh_curves: Option<Vec<String>>,
-    /// Whether a sidecar reaches its app at localhost or at the pod's address. Default: Localhost. Accepted and not
-    /// yet acted on.
+    /// Whether a sidecar reaches its app at localhost or at the pod's address. Default: Localhost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "local_proxy_mode")]
     pub local_proxy_mode: Option<String>,

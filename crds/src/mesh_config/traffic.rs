@@ -12,21 +12,21 @@ pub struct TrafficSpec {
     /// Whether workloads may reach what is no part of the mesh. Default: true. Accepted and not yet acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_egress: Option<bool>,
-    /// IPv4 ranges that outbound interception leaves alone. Default: none. Accepted and not yet acted on.
+    /// IPv4 ranges that outbound interception leaves alone. Default: none.
     #[serde(default, rename = "outboundIPRangeExclusionList", skip_serializing_if = "Option::is_none")]
     pub outbound_ip_range_exclusion_list: Option<Vec<String>>,
-    /// The only IPv4 ranges that outbound interception takes. Default: all. Accepted and not yet acted on.
+    /// The only IPv4 ranges that outbound interception takes. Default: all.
     #[serde(default, rename = "outboundIPRangeInclusionList", skip_serializing_if = "Option::is_none")]
     pub outbound_ip_range_inclusion_list: Option<Vec<String>>,
-    /// Ports that outbound interception leaves alone. Default: none. Accepted and not yet acted on.
+    /// Ports that outbound interception leaves alone. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "ports")]
     pub outbound_port_exclusion_list: Option<Vec<u16>>,
-    /// Ports that inbound interception leaves alone. Default: none. Accepted and not yet acted on.
+    /// Ports that inbound interception leaves alone. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "ports")]
     pub inbound_port_exclusion_list: Option<Vec<u16>>,
-    /// Network interfaces that interception leaves alone. Default: none. Accepted and not yet acted on.
+    /// Network interfaces that interception leaves alone. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_interface_exclusion_list: Option<Vec<String>>,
     /// Whether workloads of the mesh may reach each other without a policy that says so. Opens nothing to clients

@@ -1,13 +1,18 @@
 //! MeshConfig.
 
-use tidegate_core::{Principal, go_duration};
+use tidegate_core::{CidrSet, Principal, go_duration};
 
 use super::Finding;
 use crate::mesh_config::{IngressGatewayCertificate, MeshConfigSpec};
 
-/// What is likely not meant in a MeshConfig. OSM had no admission check for it, so nothing here is an error.
+/// What is wrong or likely not meant in a MeshConfig. OSM had no admission check for it, but its schema let no range
+/// pass that is none, so that alone is an error.
 pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if let Some(traffic) = &spec.traffic {
+        ranges("Exclusion", traffic.outbound_ip_range_exclusion_list.as_deref(), &mut findings);
+        ranges("Inclusion", traffic.outbound_ip_range_inclusion_list.as_deref(), &mut findings);
+    }
     let Some(certificate) = &spec.certificate else { return findings };
     if let Err(error) = go_duration::parse(&certificate.service_cert_validity_duration) {
         findings.push(Finding::warning("spec.certificate.serviceCertValidityDuration", error.to_string()));
@@ -16,6 +21,15 @@ pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
         ingress_gateway(gateway, &mut findings);
     }
     findings
+}
+
+fn ranges(which: &str, list: Option<&[String]>, findings: &mut Vec<Finding>) {
+    for (i, range) in list.into_iter().flatten().enumerate() {
+        if CidrSet::parse([range.as_str()]).is_err() {
+            let message = format!("Expected CIDR notation 'a.b.c.d/x', got '{range}'");
+            findings.push(Finding::error(format!("spec.traffic.outboundIPRange{which}List[{i}]"), message));
+        }
+    }
 }
 
 fn ingress_gateway(gateway: &IngressGatewayCertificate, findings: &mut Vec<Finding>) {
@@ -39,7 +53,22 @@ fn ingress_gateway(gateway: &IngressGatewayCertificate, findings: &mut Vec<Findi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh_config::{CertificateSpec, SecretReference};
+    use crate::mesh_config::{CertificateSpec, SecretReference, TrafficSpec};
+
+    #[test]
+    fn a_range_that_is_none_is_an_error() {
+        let traffic = TrafficSpec {
+            outbound_ip_range_exclusion_list: Some(vec!["10.0.0.0/8".into()]),
+            outbound_ip_range_inclusion_list: Some(vec!["fd00::/8".into(), "10.0.0.1".into()]),
+            ..TrafficSpec::default()
+        };
+        let found = mesh_config(&MeshConfigSpec { traffic: Some(traffic), ..MeshConfigSpec::default() });
+        let expected = Finding::error(
+            "spec.traffic.outboundIPRangeInclusionList[1]",
+            "Expected CIDR notation 'a.b.c.d/x', got '10.0.0.1'",
+        );
+        assert_eq!(found, [expected]);
+    }
 
     #[test]
     fn settings_of_the_gateway_certificate_that_cannot_work_are_warnings() {

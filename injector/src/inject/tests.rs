@@ -90,7 +90,7 @@ fn refusal(spec: Value) -> String {
 
 #[test]
 fn every_pod_of_the_table_gets_the_patch_in_its_golden_file() {
-    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    let update = std::env::var_os("TIDEGATE_WRITE_GOLDEN").is_some();
     let cases = cases();
     assert!(cases.len() > 15, "the table has {} pods", cases.len());
     for (name, case) in cases {

@@ -40,18 +40,18 @@ impl WatchMetrics {
         metrics.registry(|registry| {
             registry.register(
                 "tidegate_watch_connected",
-                "Whether a watch of the API server stands, 0 or 1.",
+                "Whether a watch of the API server stands, 0 or 1",
                 own.connected.clone(),
             );
             registry.register(
                 "tidegate_watch_last_event_timestamp_seconds",
                 "When the API server was last heard of this kind, as seconds since 1970; a watch that is well hears \
-                 something at least twice a minute.",
+                 something at least twice a minute",
                 own.last_event.clone(),
             );
             registry.register(
                 "tidegate_watch_restarts",
-                "Watches that ended otherwise than in order.",
+                "Watches that ended otherwise than in order",
                 own.restarts.clone(),
             );
         });

@@ -3,7 +3,9 @@
 //! Rules of both sets hold at the same time, so ours belong where the node's or the pod's others are: the choice is made
 //! as the `iptables-wrappers` of Kubernetes' own images make it.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::{env, fs, io};
@@ -38,6 +40,26 @@ const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"]
 
 /// Chains by which kubelet shows which rule set the node uses.
 const HINTS: [&str; 2] = [":KUBE-IPTABLES-HINT", ":KUBE-KUBELET-CANARY"];
+
+/// Where the legacy programs lock, unless `XTABLES_LOCKFILE` says otherwise.
+const LOCK_FILE: &str = "/run/xtables.lock";
+const LOCK_VARIABLE: &str = "XTABLES_LOCKFILE";
+/// What can be written in a container whose root file system cannot.
+const OTHER_LOCK_FILE: &str = "/dev/shm/tidegate-xtables.lock";
+
+/// Starts this program anew with a lock file that the legacy programs can write, if theirs is not one: a process may
+/// not change its own environment once it could have threads.
+pub(super) fn ensure_lock_file() -> Result<(), InterceptError> {
+    let is_writable = || File::options().create(true).append(true).open(LOCK_FILE).is_ok();
+    if env::var_os(LOCK_VARIABLE).is_some() || is_writable() {
+        return Ok(());
+    }
+    let again = env::current_exe().map(|program| {
+        Command::new(program).args(env::args_os().skip(1)).env(LOCK_VARIABLE, OTHER_LOCK_FILE).exec()
+    });
+    let (Ok(error) | Err(error)) = again;
+    Err(InterceptError::StartAnew(error))
+}
 
 impl Backend {
     /// The backend that is meant; never [`Backend::Auto`].

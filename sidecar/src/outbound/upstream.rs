@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use rustls::ClientConfig;
+use rustls::{CertificateError, ClientConfig, Error, OtherError};
 use rustls_pki_types::ServerName;
 use tidegate_core::destination::Endpoint;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -33,6 +33,9 @@ pub(super) enum ConnectError {
     TcpTimeout,
     #[error("TLS: {0}")]
     Tls(#[source] io::Error),
+    /// The certificate is a good one, and somebody else's.
+    #[error("{0}")]
+    OtherIdentity(String),
     #[error("the TLS handshake took too long")]
     TlsTimeout,
     #[error("the peer does not speak tidegate/tcp: it is no sidecar of this mesh")]
@@ -74,7 +77,7 @@ impl Upstream {
     ) -> Result<Self, ConnectError> {
         let name = ServerName::from(endpoint.address.ip());
         let handshake = timeout(limits.handshake, TlsConnector::from(config).connect(name, io));
-        let stream = handshake.await.map_err(|_| ConnectError::TlsTimeout)?.map_err(ConnectError::Tls)?;
+        let stream = handshake.await.map_err(|_| ConnectError::TlsTimeout)?.map_err(ConnectError::of_tls)?;
         if stream.get_ref().1.alpn_protocol() != Some(tls::TCP) {
             return Err(ConnectError::NotASidecar);
         }
@@ -83,12 +86,22 @@ impl Upstream {
 }
 
 impl ConnectError {
+    /// rustls itself shows what a verifier of ours says in the words of `Debug`.
+    fn of_tls(error: io::Error) -> Self {
+        match error.get_ref().and_then(|cause| cause.downcast_ref()) {
+            Some(Error::InvalidCertificate(CertificateError::Other(OtherError(why)))) => {
+                Self::OtherIdentity(why.to_string())
+            }
+            _ => Self::Tls(error),
+        }
+    }
+
     /// A stable word for logs.
     pub(super) fn details(&self) -> &'static str {
         match self {
             Self::Tcp(_) => "upstream_connection_refused",
             Self::TcpTimeout => "upstream_connection_timeout",
-            Self::Tls(_) | Self::NotASidecar => "upstream_tls_failure",
+            Self::Tls(_) | Self::OtherIdentity(_) | Self::NotASidecar => "upstream_tls_failure",
             Self::TlsTimeout => "upstream_tls_timeout",
             Self::NoCertificate => "no_certificate",
         }

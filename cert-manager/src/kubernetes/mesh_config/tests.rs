@@ -20,7 +20,8 @@ async fn world(leads: bool) -> World {
     let api = FakeApi::start().await;
     let leader = watch::channel(leads).0;
     let gateway = watch::channel(GatewayStatus::NotActive).0;
-    let follower = MeshConfigFollower::start(api.client(), NAMESPACE, leader.subscribe());
+    let follower =
+        MeshConfigFollower::start(api.client(), NAMESPACE, leader.subscribe(), &WatchMetrics::default());
     let (settings, active) = (follower.settings(), follower.active());
     let mut task = JoinSet::new();
     task.spawn(follower.run(gateway.subscribe()));
@@ -150,4 +151,21 @@ async fn a_status_that_could_not_be_written_is_written_later() {
     world.api.refuse_writes(500, 1);
     world.mesh_config(gateway("24h", "a"));
     world.status_is("committed", COMMITTED).await;
+}
+
+#[test]
+fn what_the_controller_says_stays_unless_our_fields_are_wrong() {
+    let status = |current: &str, reason: &str| MeshConfigStatus {
+        current_status: Some(current.to_owned()),
+        reason: Some(reason.to_owned()),
+        ..MeshConfigStatus::default()
+    };
+    assert!(is_due(MeshConfigStatus::default(), "committed", COMMITTED));
+    assert!(!is_due(status("error", "spec.traffic: no"), "committed", COMMITTED));
+    assert!(!is_due(status("committed", "otherwise"), "committed", COMMITTED));
+    assert!(is_due(status("error", "spec.certificate.ingressGateway: no"), "committed", COMMITTED));
+    assert!(is_due(status("committed", COMMITTED), "error", "spec.certificate.ingressGateway: no"));
+    assert!(is_due(status("error", "spec.traffic: no"), "error", "spec.certificate.ingressGateway: no"));
+    let ours = "spec.certificate.ingressGateway: no";
+    assert!(!is_due(status("error", ours), "error", ours));
 }

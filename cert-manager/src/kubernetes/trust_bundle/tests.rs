@@ -21,7 +21,8 @@ fn forget(api: &FakeApi, namespace: &str) {
 /// A publisher that is asked for `pem` whenever it is woken, as the authority does.
 async fn publisher(api: &FakeApi, pem: &'static str) -> JoinSet<()> {
     let wake = Arc::new(Notify::new());
-    let publisher = TrustBundleConfigMaps::start(api.client(), CONTROL_PLANE, "osm", &wake);
+    let publisher =
+        TrustBundleConfigMaps::start(api.client(), CONTROL_PLANE, "osm", &wake, &WatchMetrics::default());
     publisher.publish(pem).await.unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -121,7 +122,13 @@ async fn a_namespace_that_goes_stops_nobody_and_one_that_refuses_is_named() {
         ("patch", "b") => Some(FakeApi::refusal(403, "configmaps is forbidden")),
         _ => None,
     });
-    let publisher = TrustBundleConfigMaps::start(api.client(), CONTROL_PLANE, "osm", &Arc::default());
+    let publisher = TrustBundleConfigMaps::start(
+        api.client(),
+        CONTROL_PLANE,
+        "osm",
+        &Arc::default(),
+        &WatchMetrics::default(),
+    );
     let error = publisher.publish("pem").await.unwrap_err().to_string();
     assert_eq!(error, "namespace b: configmaps is forbidden");
     assert!(published(&api, CONTROL_PLANE).is_some());
@@ -132,7 +139,13 @@ async fn a_namespace_that_goes_stops_nobody_and_one_that_refuses_is_named() {
 async fn nothing_is_written_again_that_is_right() {
     let api = FakeApi::start().await;
     namespace(&api, CONTROL_PLANE, json!({}));
-    let publisher = TrustBundleConfigMaps::start(api.client(), CONTROL_PLANE, "osm", &Arc::default());
+    let publisher = TrustBundleConfigMaps::start(
+        api.client(),
+        CONTROL_PLANE,
+        "osm",
+        &Arc::default(),
+        &WatchMetrics::default(),
+    );
     publisher.publish("pem").await.unwrap();
     let writes = |api: &FakeApi| api.requests().iter().filter(|request| request.verb == "patch").count();
     // Until its own watch has told.

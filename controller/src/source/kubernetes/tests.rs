@@ -278,7 +278,8 @@ async fn an_address_of_a_source_is_good_only_as_long_as_its_pod_has_it() {
         // Nobody has corrected the EndpointSlice yet.
         cluster.api.apply(PODS, plain_pod("ingress-nginx", "nginx-1", "10.0.0.2", phase));
         cluster.until("the end of the Pod", |cluster| !cluster.admits("10.0.0.2")).await;
-        assert!(cluster.touched.namespaces.contains("httpbin"), "the workload is compiled again");
+        let workload = ObjectName::new("httpbin", "httpbin-1");
+        assert!(cluster.touched.pods.contains(&workload), "it is compiled again");
         assert_eq!(cluster.status().reason, "endpoints not found for service ingress-nginx/gateway");
     }
     let mut cluster = Cluster::complete(walkthrough().await).await;

@@ -1,0 +1,129 @@
+//! `tidegate inject`: adds the sidecar to manifests, as the webhook would, for whoever wants to see or keep them so.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
+use tidegate_core::TrustDomain;
+use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
+use tidegate_injector::inject_manifests;
+use tidegate_injector::settings::{MeshSettings, Settings};
+
+use super::client::{Cluster, ClusterOptions};
+use super::control_plane::Part;
+use crate::output::print;
+
+/// The image of sidecars, at this command's version.
+const IMAGE: &str = concat!("tidegate/sidecar:", env!("CARGO_PKG_VERSION"));
+
+/// Flags of `tidegate inject`.
+#[derive(Args, Debug)]
+pub(crate) struct InjectOptions {
+    /// Manifests, as YAML; - is standard input
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// Ask no cluster: OSM's defaults stand for the MeshConfig
+    #[arg(long)]
+    offline: bool,
+    /// Image of the sidecar [default: the injector's, or with --offline tidegate/sidecar of this version]
+    #[arg(long, value_name = "IMAGE")]
+    sidecar_image: Option<String>,
+    /// The mesh's trust domain [default: the injector's, or with --offline cluster.local]
+    #[arg(long, value_name = "NAME", value_parser = |text: &str| TrustDomain::parse(text))]
+    trust_domain: Option<TrustDomain>,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+/// What the injector itself was told.
+#[derive(Debug, Default, PartialEq)]
+struct Told {
+    sidecar_image: Option<String>,
+    pull_policy: Option<String>,
+    trust_domain: Option<String>,
+}
+
+/// Prints the manifests with sidecars.
+pub(crate) async fn run(options: InjectOptions) -> anyhow::Result<ExitCode> {
+    let (told, mesh) = match options.offline {
+        true => (Told::default(), MeshSettings::parse(None)?),
+        false => from_cluster(&options.cluster.connect().await?).await?,
+    };
+    let settings = options.settings(told);
+    let mut output = String::new();
+    for file in &options.files {
+        let yaml = read(file)?;
+        let injected = inject_manifests(&yaml, &settings, &mesh);
+        let injected = injected.with_context(|| format!("--file {}", file.display()))?;
+        if !output.is_empty() && !injected.starts_with("---") {
+            output += "---\n";
+        }
+        output += &injected;
+        if !output.ends_with('\n') {
+            output.push('\n');
+        }
+    }
+    print(output.as_bytes())
+}
+
+impl InjectOptions {
+    fn settings(&self, told: Told) -> Settings {
+        let image = self.sidecar_image.clone().or(told.sidecar_image).unwrap_or_else(|| IMAGE.to_owned());
+        let trust_domain = self.trust_domain.as_ref().map(ToString::to_string).or(told.trust_domain);
+        let trust_domain = trust_domain.unwrap_or_else(|| "cluster.local".to_owned());
+        let mut settings = Settings::of_mesh(self.cluster.control_plane(), &trust_domain, &image);
+        settings.mesh_name = self.cluster.mesh_name().to_owned();
+        if let Some(policy) = told.pull_policy {
+            settings.image_pull_policy = policy;
+        }
+        settings
+    }
+}
+
+/// What the injector of the cluster would go by.
+async fn from_cluster(cluster: &Cluster) -> anyhow::Result<(Told, MeshSettings)> {
+    let namespace = &cluster.control_plane;
+    let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
+    let what = format!("Deployment {namespace}/{}", Part::Injector);
+    let injector = cluster.get(&api, Part::Injector.name(), &what).await?;
+    let injector = injector.with_context(|| format!("there is no {what}; --offline asks no cluster"))?;
+    let api: Api<MeshConfig> = Api::namespaced(cluster.client.clone(), namespace);
+    let what = format!("MeshConfig {namespace}/{MESH_CONFIG_NAME}");
+    let config = cluster.get(&api, MESH_CONFIG_NAME, &what).await?;
+    let mesh = MeshSettings::parse(config.as_ref().map(|config| &config.spec))?;
+    Ok((Told::of(&injector), mesh))
+}
+
+impl Told {
+    fn of(injector: &Deployment) -> Self {
+        let pod = injector.spec.template.spec.as_ref();
+        let container = pod.and_then(|pod| pod.containers.iter().find(|c| c.name == Part::Injector.name()));
+        let arguments = container.and_then(|container| container.args.as_deref()).unwrap_or_default();
+        let flag = |name: &str| {
+            let value = |argument: &String| argument.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
+            arguments.iter().find_map(value)
+        };
+        Self {
+            sidecar_image: flag("--sidecar-image"),
+            pull_policy: flag("--sidecar-image-pull-policy"),
+            trust_domain: flag("--trust-domain"),
+        }
+    }
+}
+
+fn read(file: &PathBuf) -> anyhow::Result<String> {
+    if file.as_os_str() == "-" {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).context("standard input")?;
+        return Ok(text);
+    }
+    fs::read_to_string(file).with_context(|| format!("--file {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests;

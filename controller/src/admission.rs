@@ -1,0 +1,144 @@
+//! The validating webhook: what can only be a mistake in an IngressBackend or a MeshConfig never gets stored.
+//!
+//! What OSM accepted is accepted; where it is hardly what its author meant, `kubectl` shows a warning. What is wrong
+//! only beside other objects, such as two policies for one backend, is told in their status. The checks themselves are
+//! [`tidegate_crds::validate`]'s. Its webhook configuration asks for `CREATE` and `UPDATE` of `ingressbackends` in the
+//! mesh's namespaces, and of `meshconfigs` in the control plane's own, at path `/validate`; `sideEffects: None`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
+use tidegate_crds::{Finding, IngressBackend, MeshConfig, validate};
+use tidegate_kubernetes::watch::KindMeter;
+use tidegate_kubernetes::webhook::{
+    AdmissionRequest, BoxFuture, CaBundleKeeper, Limits, Operation, Reviewer, StartError, Verdict,
+    WebhookServer,
+};
+use tidegate_runtime::drain;
+use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Checks the objects that the controller reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PolicyReviewer;
+
+/// What the webhook stands on.
+pub struct Dependencies {
+    /// The way to the webhook configuration.
+    pub client: Client,
+    /// What the webhook shows.
+    pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    /// The roots that its configuration is to hold.
+    pub trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+    /// Takes our metrics.
+    pub metrics: Metrics,
+    /// The numbers of the configuration's watch.
+    pub meter: KindMeter,
+    /// Blocked while the webhook cannot answer.
+    pub readiness: Readiness,
+}
+
+/// A webhook that runs. Dropping it starts the drain.
+#[derive(Debug)]
+pub struct Webhook {
+    trigger: drain::Trigger,
+    keeper: JoinHandle<()>,
+}
+
+impl Webhook {
+    /// Listens on `address` and keeps the roots in the mesh's ValidatingWebhookConfiguration right.
+    pub async fn start(
+        address: SocketAddr,
+        mesh_name: &str,
+        dependencies: Dependencies,
+    ) -> Result<Self, StartError> {
+        let Dependencies { client, credentials, trust_bundle, metrics, meter, readiness } = dependencies;
+        let reviewer = Arc::new(PolicyReviewer);
+        let server = WebhookServer::bind(address, "/validate", reviewer, &metrics, Limits::default()).await?;
+        let keeper = CaBundleKeeper::<ValidatingWebhookConfiguration>::new(
+            client,
+            configuration_name(mesh_name),
+            trust_bundle,
+            &metrics,
+            meter,
+            readiness.clone(),
+        );
+        let (trigger, drain) = drain::channel();
+        tokio::spawn(server.serve(credentials, readiness, drain));
+        Ok(Self { trigger, keeper: tokio::spawn(keeper.run()) })
+    }
+
+    /// Lets requests in flight finish, and those that still come because our end is not yet known everywhere.
+    pub async fn shutdown(self, deadline: Duration) -> drain::Outcome {
+        self.keeper.abort();
+        self.trigger.drain(deadline).await
+    }
+}
+
+impl Reviewer for PolicyReviewer {
+    fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
+        let verdict = match (request.kind().group.as_str(), request.kind().kind.as_str()) {
+            _ if !matches!(request.operation(), Operation::Create | Operation::Update) => Verdict::allowed(),
+            ("policy.openservicemesh.io", "IngressBackend") => {
+                judge(request, |object: &IngressBackend| validate::ingress_backend(&object.spec))
+            }
+            ("config.openservicemesh.io", "MeshConfig") => judge(request, mesh_config),
+            _ => Verdict::allowed(),
+        };
+        Box::pin(std::future::ready(verdict))
+    }
+}
+
+fn mesh_config(object: &MeshConfig) -> Vec<Finding> {
+    let mut findings = validate::mesh_config(&object.spec);
+    if object.metadata.name.as_deref().is_some_and(|name| name != MESH_CONFIG_NAME) {
+        findings.push(Finding::warning("metadata.name", format!("only {MESH_CONFIG_NAME} is read")));
+    }
+    findings
+}
+
+/// An object's errors refuse it, unless they are stored already and something else changes, such as a finalizer.
+fn judge<K>(request: &AdmissionRequest<'_>, findings: impl Fn(&K) -> Vec<Finding>) -> Verdict
+where
+    K: Resource + DeserializeOwned,
+{
+    let object: K = match request.object() {
+        Ok(Some(object)) => object,
+        Ok(None) => return Verdict::allowed(),
+        Err(error) => return Verdict::denied(format!("the object cannot be read: {error}")),
+    };
+    let found = findings(&object);
+    let is_stored = || request.old_object().ok().flatten().is_some_and(|old: K| findings(&old) == found);
+    let (errors, warnings): (Vec<_>, Vec<_>) = found.iter().partition(|finding| finding.is_error());
+    let is_going = object.meta().deletion_timestamp.is_some();
+    if errors.is_empty() || is_going || is_stored() {
+        return Verdict::allowed().with_warnings(found.iter().map(text));
+    }
+    let errors: Vec<_> = errors.into_iter().map(text).collect();
+    Verdict::denied(errors.join("; ")).with_warnings(warnings.into_iter().map(text))
+}
+
+/// OSM's own words first, then what OSM did not say: the field.
+fn text(finding: &Finding) -> String {
+    format!("{} ({})", finding.message, finding.path)
+}
+
+fn configuration_name(mesh_name: &str) -> String {
+    match mesh_name {
+        DEFAULT_MESH_NAME => "tidegate-controller".to_owned(),
+        mesh => format!("tidegate-controller-{mesh}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

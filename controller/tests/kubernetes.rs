@@ -1,0 +1,238 @@
+//! The program on a cluster: what it asks of the API server, what its role grants, what it costs.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tidegate_kubernetes::fake_api::{FakeApi, Request};
+
+const NAMESPACE: &str = "tidegate-system";
+const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
+const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
+const LEASES: &str = "coordination.k8s.io/v1/leases";
+
+/// A running controller; killed when dropped.
+struct Program {
+    child: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Program {
+    fn start(api: &FakeApi, pod: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = parameters.self_signed(&key).unwrap().pem();
+        let child = Command::new(env!("CARGO_BIN_EXE_tidegate-controller"))
+            .args(["--kubernetes", "--namespace", NAMESPACE, "--pod-name", pod])
+            .args(["--listen=127.0.0.1:0", "--admin-address=127.0.0.1:0", "--health-address=127.0.0.1:0"])
+            // Nobody issues certificates here: policies are compiled and written all the same.
+            .args(["--ca-address=https://127.0.0.1:1", "--log-level=error"])
+            .arg("--kubeconfig")
+            .arg(file("kubeconfig", &api.kubeconfig()))
+            .arg("--ca-trust-bundle")
+            .arg(file("ca.crt", &root))
+            .arg("--token-file")
+            .arg(file("token", "token"))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, _folder: folder }
+    }
+
+    /// Mebibytes of memory that the process holds at this moment.
+    fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+
+    /// Ends it as kubelet does.
+    async fn terminate(mut self, api: &FakeApi) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        // The API server is in this thread, and it is asked something until the end.
+        api.wait_for(|_| self.child.try_wait().unwrap().is_some_and(|status| status.success())).await;
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Rule {
+    api_groups: Vec<String>,
+    resources: Vec<String>,
+    #[serde(default)]
+    resource_names: Vec<String>,
+    verbs: Vec<String>,
+}
+
+impl Rule {
+    fn grants(&self, request: &Request) -> bool {
+        self.api_groups.contains(&request.group)
+            && self.resources.contains(&request.resource)
+            && self.verbs.iter().any(|verb| verb == request.verb)
+            && (self.resource_names.is_empty() || self.resource_names.contains(&request.name))
+    }
+
+    /// Each right by itself: group, resource, verb.
+    fn rights(&self) -> impl Iterator<Item = (String, String, String)> {
+        self.api_groups.iter().flat_map(move |group| {
+            self.resources.iter().flat_map(move |resource| {
+                self.verbs.iter().map(move |verb| (group.clone(), resource.clone(), verb.clone()))
+            })
+        })
+    }
+}
+
+/// What the chart gives to the controller: everywhere, and in the control plane's namespace.
+fn role() -> BTreeMap<String, Vec<Rule>> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/rbac/tidegate-controller.yaml");
+    serde_saphyr::from_str(&std::fs::read_to_string(golden).unwrap()).unwrap()
+}
+
+fn backend(namespace: &str, name: &str) -> Value {
+    let backend = json!({"name": name, "port": {"number": 8080, "protocol": "http"}});
+    json!({
+        "apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "IngressBackend",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"backends": [backend], "sources": [{"kind": "IPRange", "name": "10.0.0.0/8"}]},
+    })
+}
+
+/// Namespaces of the mesh with 10 Services each, every Service with 10 Pods and an IngressBackend.
+fn populate(api: &FakeApi, pods: usize) {
+    for pod in 0..pods {
+        let (namespace, app) = (format!("ns-{}", pod / 100), format!("app-{}", pod / 10));
+        if pod % 100 == 0 {
+            let labels = json!({"openservicemesh.io/monitored-by": "osm"});
+            api.apply("v1/namespaces", json!({"metadata": {"name": namespace, "labels": labels}}));
+        }
+        if pod % 10 == 0 {
+            let metadata = json!({"namespace": namespace, "name": app});
+            let ports = json!([{"name": "http", "port": 80, "targetPort": 8080}]);
+            let spec = json!({"selector": {"app": app}, "clusterIP": ip("10.96", pod), "ports": ports});
+            api.apply("v1/services", json!({"metadata": metadata, "spec": spec}));
+            api.apply(BACKENDS, backend(&namespace, &app));
+        }
+        api.apply("v1/pods", injected(&namespace, &app, pod));
+    }
+}
+
+/// A Pod about as large as real ones are.
+fn injected(namespace: &str, app: &str, number: usize) -> Value {
+    let ip = ip("10.0", number);
+    let environment: Vec<_> =
+        (0..20).map(|i| json!({"name": format!("E{i}"), "value": "x".repeat(40)})).collect();
+    json!({
+        "metadata": {"namespace": namespace, "name": format!("{app}-6d5f8c7b9-{number:05}"),
+            "labels": {"app": app, "tidegate.io/sidecar": "injected", "pod-template-hash": "6d5f8c7b9"},
+            "annotations": {"note": "y".repeat(200)},
+            "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:metadata": {"f:labels": {}}}}]},
+        "spec": {"serviceAccountName": app,
+            "initContainers": [
+                {"name": "tidegate-intercept", "image": "sidecar", "args": ["intercept"]},
+                {"name": "tidegate-sidecar", "restartPolicy": "Always", "image": "sidecar", "env": environment}],
+            "containers": [{"name": "app", "image": "app", "env": environment,
+                "ports": [{"name": "http", "containerPort": 8080}]}]},
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": "True"}]},
+    })
+}
+
+fn ip(prefix: &str, number: usize) -> String {
+    format!("{prefix}.{}.{}", number / 250, 1 + number % 250)
+}
+
+fn is_committed(api: &FakeApi, namespace: &str, name: &str) -> bool {
+    let object = api.get(BACKENDS, namespace, name);
+    object.is_some_and(|object| object["status"]["currentStatus"] == "committed")
+}
+
+#[tokio::test]
+async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over() {
+    let api = FakeApi::start().await;
+    populate(&api, 10);
+    let metadata = json!({"namespace": NAMESPACE, "name": "osm-mesh-config"});
+    let version = "config.openservicemesh.io/v1alpha2";
+    api.apply(
+        CONFIGS,
+        json!({"apiVersion": version, "kind": "MeshConfig", "metadata": metadata, "spec": {}}),
+    );
+    let first = Program::start(&api, "controller-a");
+    api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
+    let holder = |api: &FakeApi| {
+        let lease = api.get(LEASES, NAMESPACE, "tidegate-controller");
+        lease.and_then(|lease| lease["spec"]["holderIdentity"].as_str().map(str::to_owned))
+    };
+    assert_eq!(holder(&api).as_deref(), Some("controller-a"));
+    let second = Program::start(&api, "controller-b");
+    let watches = |api: &FakeApi| api.requests().iter().filter(|request| request.verb == "watch").count();
+    api.wait_for(|api| watches(api) >= 12).await;
+    first.terminate(&api).await;
+    // The status is lost while nobody leads; who leads next puts it back.
+    api.apply(BACKENDS, backend("ns-0", "app-0"));
+    api.wait_for(|api| holder(api).as_deref() == Some("controller-b")).await;
+    api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
+    second.terminate(&api).await;
+    assert_eq!(holder(&api).as_deref(), Some(""));
+
+    let role = role();
+    let (everywhere, own) = (&role["(everywhere)"], &role[NAMESPACE]);
+    let requests = api.requests();
+    for request in &requests {
+        let is_granted = everywhere.iter().any(|rule| rule.grants(request))
+            || (request.namespace == NAMESPACE && own.iter().any(|rule| rule.grants(request)));
+        assert!(is_granted, "the role does not grant {request:?}");
+    }
+    let right =
+        |request: &Request| (request.group.clone(), request.resource.clone(), request.verb.to_owned());
+    let used: BTreeSet<_> = requests.iter().map(right).collect();
+    let rights = everywhere.iter().chain(own).flat_map(Rule::rights);
+    // Those of the webhook are used where there is one.
+    let rights = rights.filter(|(group, ..)| group != "admissionregistration.k8s.io");
+    let needless: Vec<_> = rights.filter(|right| !used.contains(right)).collect();
+    assert_eq!(needless, [], "the role grants what nothing asks for");
+}
+
+#[tokio::test]
+async fn two_thousand_pods_fit_in_little_memory() {
+    let mut figures = Vec::new();
+    for (pods, most) in [(200, 60), (2000, 120)] {
+        let api = FakeApi::start().await;
+        populate(&api, pods);
+        let begun = Instant::now();
+        let program = Program::start(&api, "controller-a");
+        let mut apps = (0..pods)
+            .step_by(10)
+            .map(|pod| (format!("ns-{}", pod / 100), format!("app-{}", pod / 10)))
+            .peekable();
+        api.wait_for(|api| {
+            while apps.next_if(|(namespace, app)| is_committed(api, namespace, app)).is_some() {}
+            apps.peek().is_none()
+        })
+        .await;
+        let (took, memory) = (begun.elapsed(), program.memory());
+        figures.push(format!("{pods} pods: {memory} MiB, every status written after {took:.1?}"));
+        assert!(memory <= most, "{figures:?}");
+        assert!(took < Duration::from_secs(30), "{figures:?}");
+    }
+    println!("{}", figures.join("; "));
+}
