@@ -44,8 +44,10 @@ impl GatewaySecret {
     /// GET over TLS, as an ingress controller in `from`; `more` are further arguments of the test app.
     fn get(&self, from: &Pod, target: &str, namespace: &Namespace, more: &[&str]) -> Outcome {
         let name = format!("server.{}.cluster.local", namespace.name());
-        let arguments =
-            ["tls", target, "--roots", &self.roots, "--expect", &name, "--credentials", &self.credentials];
+        // A value that begins with dashes, as PEM does, is one argument with its flag.
+        let roots = format!("--roots={}", self.roots);
+        let credentials = format!("--credentials={}", self.credentials);
+        let arguments = ["tls", target, &roots, "--expect", &name, &credentials];
         Outcome::of(&from.ask(&[&arguments, more].concat()))
     }
 }

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use serde_json::Value;
 
 use super::Cluster;
+use super::pod::Pod;
 use crate::daemon;
 
 /// What was seen while something happened.
@@ -17,12 +18,12 @@ pub struct Seen {
     pub found: u64,
 }
 
-/// Looks for `text` on every interface of the node while `exchange` runs.
+/// Looks for `text` in what comes from a pod or goes to it, on every interface of the node, while `exchange` runs.
 #[track_caller]
-pub fn capture(cluster: &Cluster, text: &str, exchange: impl FnOnce()) -> Seen {
+pub fn capture(cluster: &Cluster, text: &str, pod: &Pod, exchange: impl FnOnce()) -> Seen {
     let program = daemon::ours("tidegate-test-app");
     let mut command = cluster.on_node(program.to_str().unwrap());
-    command.args(["capture", text]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.args(["capture", text, "--address", pod.ip()]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "ready");

@@ -1,6 +1,7 @@
 //! Looks for a text in everything that passes the interfaces of this network namespace.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,9 @@ const EVERY_PROTOCOL: i32 = 0x0300;
 pub(crate) struct Capture {
     /// The text. It must fit a packet.
     text: String,
+    /// Only packets from or to this address count.
+    #[arg(long)]
+    address: Ipv4Addr,
 }
 
 impl Capture {
@@ -42,8 +46,11 @@ impl Capture {
         loop {
             match socket.read(&mut buffer) {
                 Ok(length) => {
-                    frames += 1;
-                    found += u64::from(http1::find(&buffer[..length], self.text.as_bytes()).is_some());
+                    let frame = &buffer[..length];
+                    if self.is_wanted(frame) {
+                        frames += 1;
+                        found += u64::from(http1::find(frame, self.text.as_bytes()).is_some());
+                    }
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     if ends.load(Ordering::Relaxed) {
@@ -56,5 +63,11 @@ impl Capture {
         }
         println!("{}", json!({"frames": frames, "found": found}));
         ExitCode::SUCCESS
+    }
+
+    /// Ethernet with IPv4 inside, from or to the address. RFC 894, RFC 791.
+    fn is_wanted(&self, frame: &[u8]) -> bool {
+        let address = Some(&self.address.octets()[..]);
+        frame.get(12..14) == Some(&[8, 0]) && (frame.get(26..30) == address || frame.get(30..34) == address)
     }
 }
