@@ -280,6 +280,21 @@ fn tidegate_install_refuses_what_the_chart_refuses() {
 }
 
 #[test]
+fn the_programs_know_every_flag_that_the_chart_gives_them() {
+    let [helm, _] = Helm::all();
+    let objects = helm.template(CHART, NAMESPACE, &["-f", EVERYTHING]);
+    for daemon in DAEMONS {
+        let container = &objects.one("Deployment", daemon)["spec"]["template"]["spec"]["containers"][0];
+        let mut command = Command::new(ours(daemon));
+        command.env_clear().env("TIDEGATE_NAMESPACE", NAMESPACE).env("TIDEGATE_POD_NAME", "x");
+        command.args(container["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap()));
+        // Flags and values are read before help is given.
+        let output = command.arg("--help").output().unwrap();
+        assert!(output.status.success(), "{daemon}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn the_meshconfig_is_left_out_on_request() {
     for helm in Helm::all() {
         let objects = helm.template(CHART, NAMESPACE, &["--set", "meshConfig.create=false"]);

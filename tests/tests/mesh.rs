@@ -271,7 +271,7 @@ fn the_controller_is_killed_and_restarted_under_load_between_apps_without_a_fail
 
 #[test]
 fn certificates_are_renewed_under_load_between_apps_without_a_failed_request() {
-    let mut story = Story::start(Options { certificate_life: Duration::from_secs(20), ..Options::default() });
+    let story = Story::start(Options { certificate_life: Duration::from_secs(20), ..Options::default() });
     let _app = App::echo(story.mesh.app_address());
     let churning = Shape { requests_per_connection: 5, ..Shape::default() };
     let load = Load::start(churning, || 0, {

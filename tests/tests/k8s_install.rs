@@ -1,0 +1,267 @@
+//! Installing, upgrading and uninstalling on a real cluster: by Helm 3, by Helm 4, by `tidegate install`.
+
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::ffi::OsStr;
+use std::io::Write;
+
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use tidegate_tests::helm::Helm;
+use tidegate_tests::kubernetes::cluster::run;
+use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, VALUES};
+use tidegate_tests::kubernetes::{Cluster, ROLLOUT};
+
+const CHART: &str = "charts/tidegate";
+const CRDS: &str = "charts/tidegate-crds";
+const ROOT: &str = "tidegate-ca-bundle";
+
+/// A mesh of its own beside those of other tests; its namespace goes when it is dropped.
+struct Installation {
+    cluster: &'static Cluster,
+    helm: Helm,
+    /// The namespace, the mesh's name, and the end of the names of what belongs to no namespace.
+    name: String,
+    values: NamedTempFile,
+}
+
+impl Installation {
+    fn new(name: &str, helm: Helm) -> Self {
+        let cluster = Cluster::get();
+        cluster.load_images(&["sidecar", "controller", "cert-manager", "injector"]);
+        let mut values = NamedTempFile::new().unwrap();
+        write!(values, "{VALUES}meshName: {name}\n").unwrap();
+        let installation = Self { cluster, helm, name: name.to_owned(), values };
+        // Where the other suites' mesh has them, too.
+        let crds = [
+            "upgrade",
+            "--install",
+            "tidegate-crds",
+            CRDS,
+            "--namespace",
+            CONTROL_PLANE,
+            "--create-namespace",
+        ];
+        installation.helm(crds);
+        installation
+    }
+
+    /// The namespace, in which only pods without any privilege may run.
+    fn make_namespace(&self) {
+        self.cluster.apply(&format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {}, labels: {{pod-security.kubernetes.io/enforce: restricted}}}}}}",
+            self.name
+        ));
+    }
+
+    fn helm<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
+        let mut command = self.cluster.command(self.helm.program());
+        command.current_dir(tidegate_tests::golden::repository()).args(arguments);
+        run(&mut command, "").unwrap_or_else(|failure| panic!("{failure}"))
+    }
+
+    /// A Helm command about the release.
+    fn release(&self, words: &[&str], more: &[&str]) {
+        self.helm([words, &["--namespace", &self.name], more].concat());
+    }
+
+    fn tidegate(&self, command: &str, more: &[&str]) -> String {
+        let namespace = format!("--tidegate-namespace={}", self.name);
+        let mesh = format!("--mesh-name={}", self.name);
+        let arguments = [&[command, namespace.as_str(), mesh.as_str()], more].concat();
+        let mut command = self.cluster.command(tidegate_tests::daemon::ours("tidegate"));
+        command.env("TIDEGATE_HELM", self.helm.program()).args(arguments);
+        run(&mut command, "").unwrap_or_else(|failure| panic!("{failure}"))
+    }
+
+    fn values(&self) -> &str {
+        self.values.path().to_str().unwrap()
+    }
+
+    fn object(&self, kind: &str, name: &str) -> Value {
+        self.cluster.get_json(&[kind, name, "-n", &self.name])
+    }
+
+    fn is_there(&self, kind: &str, name: &str) -> bool {
+        self.cluster.try_get_json(&[kind, name, "-n", &self.name]).is_ok()
+    }
+
+    fn root(&self) -> Value {
+        self.cluster.wait_for("a root", &["secret", ROOT, "-n", &self.name], |secret| {
+            (!secret["data"].is_null()).then(|| secret["data"].clone())
+        })
+    }
+
+    fn mesh_config(&self) -> Value {
+        self.object("meshconfig", "osm-mesh-config")["spec"].clone()
+    }
+
+    /// What a user does by `kubectl edit`.
+    fn edit_mesh_config(&self) {
+        let edit = json!({"spec": {
+            "traffic": {"enableEgress": false, "outboundPortExclusionList": [6379]},
+            "sidecar": {"logLevel": null},
+            "certificate": {"ingressGateway": {
+                "subjectAltNames": ["ingress-nginx.ingress-nginx.cluster.local"],
+                "validityDuration": "24h",
+                "secret": {"name": "client-cert", "namespace": self.name},
+            }},
+        }});
+        let edit = edit.to_string();
+        self.cluster.kubectl([
+            "patch",
+            "meshconfig",
+            "osm-mesh-config",
+            "-n",
+            &self.name,
+            "--type=merge",
+            "-p",
+            &edit,
+        ]);
+    }
+
+    /// The caBundle of each of the injector's webhooks, once all have one.
+    fn ca_bundles(&self) -> Value {
+        let configuration = format!("tidegate-injector-{}", self.name);
+        self.cluster.wait_for("a caBundle", &["mutatingwebhookconfiguration", &configuration], |found| {
+            let webhooks = found["webhooks"].as_array().unwrap();
+            let bundles: Vec<Value> =
+                webhooks.iter().map(|webhook| webhook["clientConfig"]["caBundle"].clone()).collect();
+            bundles.iter().all(Value::is_string).then_some(Value::Array(bundles))
+        })
+    }
+
+    fn wait_ready(&self) {
+        for daemon in DAEMONS {
+            let (target, limit) =
+                (format!("deployment/{daemon}"), format!("--timeout={}s", ROLLOUT.as_secs()));
+            self.cluster.kubectl(["rollout", "status", &target, "-n", &self.name, &limit]);
+        }
+    }
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for daemon in DAEMONS {
+                let logs = ["logs", "-n", &self.name, &format!("deployment/{daemon}"), "--tail=20"];
+                eprintln!("{daemon}: {:?}", self.cluster.try_kubectl(logs, ""));
+            }
+            let pods = self.cluster.try_kubectl(["describe", "pods", "-n", &self.name], "");
+            eprintln!("{}", pods.unwrap_or_else(|failure| failure.to_string()));
+        }
+        let mut command = self.cluster.command(self.helm.program());
+        command.args(["uninstall", "tidegate", "--ignore-not-found", "--namespace", &self.name]);
+        let _ = run(&mut command, "");
+        let _ = self
+            .cluster
+            .try_kubectl(["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"], "");
+    }
+}
+
+#[test]
+fn with_helm_3_an_upgrade_keeps_root_meshconfig_and_ca_bundle_and_so_does_a_new_installation() {
+    let [helm, _] = Helm::all();
+    assert_keeps(&Installation::new("with-helm-3", helm));
+}
+
+#[test]
+fn with_helm_4_an_upgrade_keeps_root_meshconfig_and_ca_bundle_and_so_does_a_new_installation() {
+    let [_, helm] = Helm::all();
+    assert_keeps(&Installation::new("with-helm-4", helm));
+}
+
+fn assert_keeps(installation: &Installation) {
+    installation.make_namespace();
+    let install = ["install", "tidegate", CHART];
+    installation.release(&install, &["--values", installation.values()]);
+    installation.wait_ready();
+    let (root, ca_bundles) = (installation.root(), installation.ca_bundles());
+    installation.edit_mesh_config();
+    let edited = installation.mesh_config();
+    assert_eq!(edited["traffic"]["enableEgress"], false);
+
+    // Twice: what the first upgrade has written is what the second one finds.
+    for replicas in [2, 1] {
+        let set = format!("controller.replicas={replicas}");
+        installation.release(&["upgrade", "tidegate", CHART], &["--reset-then-reuse-values", "--set", &set]);
+        installation.wait_ready();
+        assert_eq!(installation.object("deployment", "tidegate-controller")["spec"]["replicas"], replicas);
+        assert_eq!(installation.root(), root);
+        assert_eq!(installation.mesh_config(), edited);
+        assert_eq!(installation.ca_bundles(), ca_bundles);
+    }
+
+    installation.release(&["uninstall", "tidegate", "--wait"], &[]);
+    for daemon in DAEMONS {
+        assert!(!installation.is_there("deployment", daemon), "{daemon}");
+        assert!(!installation.is_there("serviceaccount", daemon), "{daemon}");
+    }
+    let cluster =
+        |kind: &str, name: &str| installation.is_there(kind, &format!("{name}-{}", installation.name));
+    assert!(!cluster("mutatingwebhookconfiguration", "tidegate-injector"));
+    assert!(!cluster("validatingwebhookconfiguration", "tidegate-controller"));
+    assert!(!cluster("clusterrole", "tidegate-controller"));
+    assert_eq!(installation.root(), root);
+
+    installation.release(&install, &["--values", installation.values()]);
+    installation.wait_ready();
+    assert_eq!(installation.root(), root);
+    assert_eq!(installation.mesh_config(), edited);
+    assert_eq!(installation.ca_bundles(), ca_bundles);
+}
+
+#[test]
+fn the_api_server_accepts_every_rendering_to_the_letter() {
+    let installation = Installation::new("renderings", Helm::newest());
+    installation.make_namespace();
+    let cases: [&[&str]; 3] = [
+        &["--values", "charts/tidegate/values-ha.yaml"],
+        &[
+            "--values",
+            "tests/golden/chart/everything.values.yaml",
+            "--set",
+            "certManager.gatewaySecretNamespaces={kube-public}",
+        ],
+        &["--set", "meshConfig.create=false"],
+    ];
+    for values in cases {
+        let template = ["template", "tidegate", CHART, "--namespace", &installation.name];
+        let rendered = installation.helm([&template, values].concat());
+        let apply = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
+        installation
+            .cluster
+            .try_kubectl(apply, &rendered)
+            .unwrap_or_else(|failure| panic!("{values:?}: {failure}"));
+    }
+}
+
+#[test]
+fn tidegate_installs_upgrades_and_uninstalls() {
+    let installation = Installation::new("with-tidegate", Helm::newest());
+    let values = installation.values();
+    installation.tidegate("install", &["--apply", "--skip-crds", "--wait", "--values", values]);
+    installation.wait_ready();
+    let root = installation.root();
+    installation.edit_mesh_config();
+    let edited = installation.mesh_config();
+
+    installation.tidegate("upgrade", &["--skip-crds", "--wait", "--set", "certManager.replicas=2"]);
+    installation.wait_ready();
+    assert_eq!(installation.object("deployment", "tidegate-cert-manager")["spec"]["replicas"], 2);
+    assert_eq!(installation.root(), root);
+    assert_eq!(installation.mesh_config(), edited);
+
+    installation.tidegate("uninstall", &[]);
+    assert!(!installation.is_there("deployment", "tidegate-controller"));
+    assert_eq!(installation.root(), root);
+    assert_eq!(installation.mesh_config(), edited);
+
+    installation.tidegate("uninstall", &["--delete-root", "--delete-mesh-config"]);
+    assert!(!installation.is_there("secret", ROOT));
+    assert!(!installation.is_there("configmap", "tidegate-trust-bundle"));
+    assert!(!installation.is_there("meshconfig", "osm-mesh-config"));
+    installation.tidegate("uninstall", &["--delete-namespace"]);
+    installation.cluster.wait_until_gone(&["namespace", &installation.name]);
+}
