@@ -130,9 +130,13 @@ async fn keep_mesh(
     blocker: impl Sized,
 ) {
     let mut blocker = Some(blocker);
+    let mut config = None;
     while let Some(event) = events.recv().await {
-        let Event::Changed { mut applied, .. } = event else { continue };
-        let settings = MeshSettings::parse(applied.pop().as_ref().map(|config| &config.spec)).map(Arc::new);
+        if matches!(event, Event::Unreadable(_)) {
+            continue;
+        }
+        event.update(&mut config);
+        let settings = MeshSettings::parse(config.as_ref().map(|config| &config.spec)).map(Arc::new);
         match &settings {
             Ok(_) => info!("MeshConfig read"),
             Err(error) => warn!(%error, "no sidecar can be added until this is mended"),

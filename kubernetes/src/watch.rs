@@ -78,6 +78,19 @@ pub enum Event<K> {
     Unreadable(String),
 }
 
+impl<K> Event<K> {
+    /// Brings what is known of the one object of a [`Watch::named`] up to date. An event without any object says that
+    /// all is as it was: a list that was made anew tells of nothing else.
+    pub fn update(self, known: &mut Option<K>) {
+        let Self::Changed { mut applied, deleted } = self else { return };
+        if let Some(object) = applied.pop() {
+            *known = Some(object);
+        } else if !deleted.is_empty() {
+            *known = None;
+        }
+    }
+}
+
 /// How a watch ended.
 enum End {
     /// As the API server had been asked to.

@@ -122,8 +122,8 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
             }
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(Event::Changed { mut applied, .. }) => {
-                        current = applied.pop();
+                    Some(event @ Event::Changed { .. }) => {
+                        event.update(&mut current);
                         if current.is_none() {
                             warn!(name = self.name, "the webhook configuration is missing: nobody asks this webhook");
                         }

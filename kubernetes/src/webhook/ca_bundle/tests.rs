@@ -162,6 +162,28 @@ async fn a_missing_configuration_blocks_readiness_until_it_is_there_and_right() 
 }
 
 #[tokio::test]
+async fn a_list_made_anew_that_shows_nothing_new_leaves_readiness_alone() {
+    let ours = TestCa::new().bundle;
+    let api = FakeApi::start().await;
+    api.apply(RESOURCE, configuration(&[encoded(&ours)]));
+    let keeper = Keeper::start(api, &ours);
+    keeper.is_ready().await;
+    let watches = |api: &FakeApi| api.requests().iter().filter(|request| request.verb == "watch").count();
+    let before = watches(&keeper.api);
+    keeper.api.stop();
+    keeper.api.apply("v1/secrets", json!({"metadata": {"name": "s", "namespace": "ns"}}));
+    keeper.api.compact();
+    keeper.api.restart().await;
+    // One that is told 410, and one after the new list.
+    keeper.api.wait_for(|api| watches(api) >= before + 2).await;
+    // Who thinks that the configuration is gone does not put it right.
+    let next = TestCa::new().bundle;
+    keeper.bundle.send_replace(next.clone());
+    keeper.holds(&next).await;
+    keeper.is_ready().await;
+}
+
+#[tokio::test]
 async fn a_patch_that_fails_is_tried_again_and_each_request_needs_no_more_than_the_chart_grants() {
     let ours = TestCa::new().bundle;
     let api = FakeApi::start().await;
