@@ -69,6 +69,9 @@ struct Life {
 /// A client is told to come back with its next certificate this long before its last one ends, or a tenth of the
 /// certificate's life before if that is less.
 const LAST_CALL: Duration = Duration::from_secs(30);
+/// How long before its issue a certificate's life begins, for clocks that are behind: no part of the life that its
+/// holder has.
+const BACK_DATING: Duration = Duration::from_secs(60);
 
 /// What a connection's story is told with.
 struct Story<'w> {
@@ -365,7 +368,7 @@ impl Connection {
 
 impl Life {
     fn new(start: SystemTime, end: SystemTime) -> Self {
-        let length = end.duration_since(start).unwrap_or_default();
+        let length = end.duration_since(start).unwrap_or_default().saturating_sub(BACK_DATING);
         let last_call = end.checked_sub((length / 10).min(LAST_CALL)).unwrap_or(end);
         Self { last_call, end }
     }

@@ -272,6 +272,10 @@ fn validate_reports_every_error_at_once_with_file_and_line() {
 fn completions_are_printed_for_each_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let output = tidegate(&["completions", shell]);
-        assert!(output.status.success() && text(&output).contains("standalone"), "{shell}");
+        assert!(output.status.success() && text(&output).contains("COMPLETE"), "{shell}: {}", text(&output));
     }
+    // What the scripts ask for when a word is to be completed.
+    let mut command = Command::new(daemon::ours("tidegate"));
+    let output = command.env("COMPLETE", "fish").args(["--", "tidegate", "standa"]).output().unwrap();
+    assert!(text(&output).contains("standalone"), "{}", text(&output));
 }

@@ -5,14 +5,14 @@ mod tls_clients;
 
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{Connection, Route, serve};
+use super::{BACK_DATING, Connection, Life, Route, serve};
 use crate::lifeline::Lifeline;
 use crate::test_mesh::{Mesh, Port};
 use crate::test_pki::{Leaf, SERVER, client_config};
@@ -88,4 +88,14 @@ fn the_task_of_a_connection_is_small() {
     }
     let size = size(serve);
     assert!(size <= 384, "{size} bytes");
+}
+
+#[test]
+fn the_last_call_comes_a_tenth_of_the_certificates_life_before_its_end() {
+    let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let left_at_last_call = |life: u64| {
+        let life = Life::new(end - BACK_DATING - Duration::from_secs(life), end);
+        life.end.duration_since(life.last_call).unwrap().as_secs()
+    };
+    assert_eq!([20, 100, 86_400].map(left_at_last_call), [2, 10, 30]);
 }
