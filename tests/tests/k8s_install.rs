@@ -31,7 +31,7 @@ impl Installation {
         let cluster = Cluster::get();
         cluster.load_images(&["sidecar", "controller", "cert-manager", "injector"]);
         let mut values = NamedTempFile::new().unwrap();
-        write!(values, "{VALUES}meshName: {name}\n").unwrap();
+        writeln!(values, "{VALUES}meshName: {name}").unwrap();
         let installation = Self { cluster, helm, name: name.to_owned(), values };
         // Where the other suites' mesh has them, too.
         let crds = [

@@ -17,7 +17,7 @@ pub const CONTROL_PLANE: &str = "osm-system";
 pub const DAEMONS: [&str; 3] = ["tidegate-controller", "tidegate-cert-manager", "tidegate-injector"];
 
 /// Values by which the chart takes the images of the tests.
-const VALUES: &str = "image: {registry: tidegate.test, tag: '1', pullPolicy: IfNotPresent}\n";
+pub const VALUES: &str = "image: {registry: tidegate.test, tag: '1', pullPolicy: IfNotPresent}\n";
 
 /// An installed mesh.
 #[derive(Debug)]
