@@ -6,7 +6,6 @@
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::kubernetes::cluster::run;
+use tidegate_tests::kubernetes::mesh::install_crds;
 use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::{Cluster, ROLLOUT};
 use tidegate_tests::loopback::Block;
@@ -39,14 +39,7 @@ struct Authority {
 impl Authority {
     fn start(replicas: u8) -> Self {
         let cluster = Cluster::get();
-        let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds/yaml");
-        cluster.kubectl([
-            "apply",
-            "--server-side",
-            "--force-conflicts",
-            "--filename",
-            crds.to_str().unwrap(),
-        ]);
+        install_crds(cluster);
         let control_plane = Namespace::new("ca");
         let (folder, block) = (tempfile::tempdir().unwrap(), Block::claim());
         let kubeconfig = folder.path().join("kubeconfig");

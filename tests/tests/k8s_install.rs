@@ -10,11 +10,10 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tidegate_tests::helm::Helm;
 use tidegate_tests::kubernetes::cluster::run;
-use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, VALUES};
+use tidegate_tests::kubernetes::mesh::{DAEMONS, VALUES, install_crds};
 use tidegate_tests::kubernetes::{Cluster, ROLLOUT};
 
 const CHART: &str = "charts/tidegate";
-const CRDS: &str = "charts/tidegate-crds";
 const ROOT: &str = "tidegate-ca-bundle";
 
 /// A mesh of its own beside those of other tests; its namespace goes when it is dropped.
@@ -33,17 +32,7 @@ impl Installation {
         let mut values = NamedTempFile::new().unwrap();
         writeln!(values, "{VALUES}meshName: {name}").unwrap();
         let installation = Self { cluster, helm, name: name.to_owned(), values };
-        // Where the other suites' mesh has them, too.
-        let crds = [
-            "upgrade",
-            "--install",
-            "tidegate-crds",
-            CRDS,
-            "--namespace",
-            CONTROL_PLANE,
-            "--create-namespace",
-        ];
-        installation.helm(crds);
+        install_crds(cluster);
         installation
     }
 

@@ -1,14 +1,14 @@
 //! Tidegate on the cluster.
 
 use std::io::Write;
-use std::path::Path;
-use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use serde_json::{Value, json};
 
 use super::cluster::run;
 use super::{Cluster, ROLLOUT};
+use crate::golden::repository;
+use crate::helm::Helm;
 use crate::wait;
 
 /// The control plane's namespace: the one of Open Service Mesh's guides.
@@ -18,6 +18,24 @@ pub const DAEMONS: [&str; 3] = ["tidegate-controller", "tidegate-cert-manager", 
 
 /// Values by which the chart takes the images of the tests.
 pub const VALUES: &str = "image: {registry: tidegate.test, tag: '1', pullPolicy: IfNotPresent}\n";
+
+/// Installs the custom resource definitions where `tidegate install` has them, too; all meshes of a cluster share them.
+#[track_caller]
+pub fn install_crds(cluster: &'static Cluster) {
+    // Helm refuses to work on a release on which it works already.
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let mut command = cluster.command(Helm::newest().program());
+        command.current_dir(repository()).args([
+            "upgrade",
+            "--install",
+            "tidegate-crds",
+            "charts/tidegate-crds",
+        ]);
+        command.args(["--namespace", CONTROL_PLANE, "--create-namespace"]);
+        run(&mut command, "").unwrap_or_else(|failure| panic!("{failure}"));
+    });
+}
 
 /// An installed mesh.
 #[derive(Debug)]
@@ -56,24 +74,17 @@ impl Mesh {
         if self.cluster.try_get_json(&["deployment", "-n", CONTROL_PLANE, DAEMONS[0]]).is_err() {
             let mut values = tempfile::NamedTempFile::new().unwrap();
             values.write_all(VALUES.as_bytes()).unwrap();
-            let file = values.path().to_str().unwrap();
-            let folder = run(&mut Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("helm")), "");
-            let folder = folder.unwrap_or_else(|failure| panic!("{failure}"));
-            let helm = format!("{}/helm-4", folder.trim());
-            let mut arguments = vec![
-                "install",
-                "--apply",
-                "--osm-namespace",
-                CONTROL_PLANE,
-                "--values",
-                file,
-                "--helm",
-                &helm,
+            let helm = Helm::newest();
+            let arguments = [
+                "install".as_ref(),
+                "--apply".as_ref(),
+                "--osm-namespace".as_ref(),
+                CONTROL_PLANE.as_ref(),
+                "--values".as_ref(),
+                values.path().as_os_str(),
+                "--helm".as_ref(),
+                helm.program().as_os_str(),
             ];
-            // Another suite may have applied them, and Helm takes over nothing that is not its own.
-            if self.cluster.try_get_json(&["crd", "meshconfigs.config.openservicemesh.io"]).is_ok() {
-                arguments.push("--skip-crds");
-            }
             self.cluster.tidegate(arguments);
         }
         self.wait_ready();
