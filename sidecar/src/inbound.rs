@@ -27,7 +27,7 @@ use crate::lifeline::{Lifeline, Wait};
 use crate::listener::{self, Listen};
 use crate::session::{ConnectionInfo, Gate, Review};
 use crate::snapshot::Snapshot;
-use crate::stream::{Abort, ClientStream};
+use crate::stream::{Abort, MaybeTls};
 use crate::tls::ServerTls;
 use crate::tls::stream::TlsStream;
 use crate::worker::Worker;
@@ -84,7 +84,7 @@ struct Story<'w> {
 
 /// A connection that goes on, with what was read of it already.
 struct Opened {
-    stream: ClientStream,
+    stream: MaybeTls,
     received: BytesMut,
     gate: Rc<Gate>,
     inside: Inside,
@@ -196,7 +196,7 @@ impl Story<'_> {
         };
         let snapshot = self.worker.snapshots.current();
         let info = self.info(&io, Terms::IngressPlaintext, None, &snapshot);
-        self.go_on(ClientStream::Plain(io), received, inside, info, None)
+        self.go_on(MaybeTls::Plain(io), received, inside, info, None)
     }
 
     /// Opaque bytes under an ingress rule, or of an app that speaks first.
@@ -208,7 +208,7 @@ impl Story<'_> {
         snapshot: &Snapshot,
     ) -> Option<Opened> {
         let info = self.info(&io, Terms::Opaque, hello, snapshot);
-        self.go_on(ClientStream::Plain(io), received, Inside::Opaque, info, None)
+        self.go_on(MaybeTls::Plain(io), received, Inside::Opaque, info, None)
     }
 
     /// What is inside TLS.
@@ -219,14 +219,14 @@ impl Story<'_> {
             _ if stream.alpn_protocol() == Some(b"h2") => Inside::Http2,
             _ => Inside::Http1,
         };
-        self.go_on(ClientStream::Tls(stream), BytesMut::new(), inside, info, life)
+        self.go_on(MaybeTls::Tls(stream), BytesMut::new(), inside, info, life)
     }
 
     /// From here on, changes of policy and certificates reach the connection. It ends here if one was faster, or if
     /// what it carries leaves no other way to say no.
     fn go_on(
         &self,
-        stream: ClientStream,
+        stream: MaybeTls,
         received: BytesMut,
         inside: Inside,
         info: ConnectionInfo,

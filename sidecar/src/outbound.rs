@@ -15,11 +15,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
 
 use crate::lifeline::Lifeline;
 use crate::pump::{Patience, Pump};
-use crate::stream::Abort;
+use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
 use crate::worker::Worker;
 
@@ -28,7 +29,7 @@ pub use table::Destinations;
 use table::Lookup;
 use target::Held;
 pub(crate) use target::{Place, Target};
-use upstream::{ConnectError, Upstream};
+use upstream::ConnectError;
 
 /// How long the controller has to say what stands behind an address that is dialled for the first time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,7 +59,7 @@ struct Attempt {
     target: Arc<Target>,
     /// The endpoint that was tried last, and whether over mutual TLS.
     endpoint: Option<(SocketAddr, bool)>,
-    result: Result<(Upstream, Held), &'static str>,
+    result: Result<(MaybeTls<TlsStream<TcpStream>>, Held), &'static str>,
 }
 
 /// Serves a connection until it ends.
@@ -95,7 +96,7 @@ impl Story<'_> {
             let held = place.hold();
             // Asked anew for each endpoint: certificates and trust bundles change.
             let tls = self.worker.snapshots.current().peer_tls.clone();
-            match Upstream::connect(endpoint, tls.as_ref(), &self.worker.env.limits).await {
+            match upstream::connect(endpoint, tls.as_ref(), &self.worker.env.limits).await {
                 Ok(upstream) => {
                     attempt.result = Ok((upstream, held));
                     break;
@@ -154,7 +155,7 @@ struct Told<'s> {
 }
 
 impl Told<'_> {
-    async fn carry(&self, client: TcpStream, upstream: Upstream) {
+    async fn carry(&self, client: TcpStream, upstream: MaybeTls<TlsStream<TcpStream>>) {
         let limits = &self.story.worker.env.limits;
         let line = self.story.line;
         let mut pump = Pump::new(client, upstream, &[]);

@@ -1,4 +1,4 @@
-//! A client's connection as bytes, with or without TLS: one type, so that the codecs are compiled once.
+//! A connection as bytes, with or without TLS: one type for all clients, so that the codecs are compiled once.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,12 +11,12 @@ use tokio::net::TcpStream;
 
 use crate::tls::stream::TlsStream;
 
-/// A client's connection.
-pub enum ClientStream {
+/// A connection; a client's, unless it says otherwise what its TLS is.
+pub enum MaybeTls<T = TlsStream> {
     /// Bytes as they are on the wire.
     Plain(TcpStream),
     /// Bytes inside TLS.
-    Tls(Box<TlsStream>),
+    Tls(Box<T>),
 }
 
 /// A connection whose end can be made one that nobody takes for an orderly end.
@@ -32,11 +32,17 @@ impl Abort for TcpStream {
     }
 }
 
-impl Abort for ClientStream {
+impl Abort for TlsStream {
+    fn abort(&self) {
+        self.socket().abort();
+    }
+}
+
+impl<T: Abort> Abort for MaybeTls<T> {
     fn abort(&self) {
         match self {
             Self::Plain(io) => io.abort(),
-            Self::Tls(stream) => stream.socket().abort(),
+            Self::Tls(stream) => stream.abort(),
         }
     }
 }
@@ -49,13 +55,13 @@ impl Abort for tokio::io::DuplexStream {
 macro_rules! forward {
     ($self:ident.$method:ident($($argument:expr),*)) => {
         match $self.get_mut() {
-            ClientStream::Plain(io) => Pin::new(io).$method($($argument),*),
-            ClientStream::Tls(stream) => Pin::new(&mut **stream).$method($($argument),*),
+            MaybeTls::Plain(io) => Pin::new(io).$method($($argument),*),
+            MaybeTls::Tls(stream) => Pin::new(&mut **stream).$method($($argument),*),
         }
     };
 }
 
-impl AsyncRead for ClientStream {
+impl<T: AsyncRead + Unpin> AsyncRead for MaybeTls<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -65,7 +71,7 @@ impl AsyncRead for ClientStream {
     }
 }
 
-impl AsyncWrite for ClientStream {
+impl<T: AsyncWrite + Unpin> AsyncWrite for MaybeTls<T> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         forward!(self.poll_write(context, bytes))
     }

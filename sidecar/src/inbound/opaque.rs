@@ -11,20 +11,20 @@ use crate::http::Env;
 use crate::lifeline::{Lifeline, Wait};
 use crate::pump::{Patience, Pump};
 use crate::session::Gate;
-use crate::stream::{Abort, ClientStream};
+use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
 
 /// Connects a client that was let in to the app, and carries their bytes until both are done. An end that is not an
 /// orderly one is told to the other side by RST.
 pub(super) async fn serve(
-    client: ClientStream,
+    client: MaybeTls,
     received: BytesMut,
     gate: &Rc<Gate>,
     line: &Lifeline,
     env: &Rc<Env>,
 ) {
     let info = gate.info();
-    let record = |pump: Option<&Pump<ClientStream, TcpStream>>, flag, details| {
+    let record = |pump: Option<&Pump<MaybeTls, TcpStream>>, flag, details| {
         env.telemetry.record(&Record {
             connection: Some(info),
             decision: Some(&gate.decide()),

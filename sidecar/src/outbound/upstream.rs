@@ -1,28 +1,19 @@
 //! A connection to an endpoint: plain, or TLS to its sidecar.
 
-use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use rustls::{CertificateError, ClientConfig, Error, OtherError};
 use rustls_pki_types::ServerName;
 use tidegate_core::destination::Endpoint;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::limits::Limits;
-use crate::stream::Abort;
+use crate::stream::{Abort, MaybeTls};
 use crate::tls::{self, PeerTls};
-
-/// A connection to an endpoint.
-pub(super) enum Upstream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
 
 /// Why there is no connection to an endpoint.
 #[derive(Debug, thiserror::Error)]
@@ -44,45 +35,43 @@ pub(super) enum ConnectError {
     NoCertificate,
 }
 
-impl Upstream {
-    /// Connects, and does the handshake where the endpoint is one of the mesh.
-    pub(super) async fn connect(
-        endpoint: &Endpoint,
-        tls: Option<&Arc<PeerTls>>,
-        limits: &Limits,
-    ) -> Result<Self, ConnectError> {
-        let tls = match &endpoint.identity {
-            Some(identity) => {
-                let tls = tls.ok_or(ConnectError::NoCertificate)?;
-                Some(tls.config(identity).map_err(|error| ConnectError::Tls(io::Error::other(error)))?)
-            }
-            None => None,
-        };
-        let connecting = timeout(limits.connect, TcpStream::connect(endpoint.address));
-        let io = connecting.await.map_err(|_| ConnectError::TcpTimeout)?.map_err(ConnectError::Tcp)?;
-        // A socket that refuses it is one that has ended, which shows soon enough.
-        let _ = io.set_nodelay(true);
-        let _ = crate::listener::keep_alive(&io);
-        match tls {
-            None => Ok(Self::Plain(io)),
-            Some(config) => Self::handshake(io, config, endpoint, limits).await,
+/// Connects, and does the handshake where the endpoint is one of the mesh.
+pub(super) async fn connect(
+    endpoint: &Endpoint,
+    tls: Option<&Arc<PeerTls>>,
+    limits: &Limits,
+) -> Result<MaybeTls<TlsStream<TcpStream>>, ConnectError> {
+    let tls = match &endpoint.identity {
+        Some(identity) => {
+            let tls = tls.ok_or(ConnectError::NoCertificate)?;
+            Some(tls.config(identity).map_err(|error| ConnectError::Tls(io::Error::other(error)))?)
         }
+        None => None,
+    };
+    let connecting = timeout(limits.connect, TcpStream::connect(endpoint.address));
+    let io = connecting.await.map_err(|_| ConnectError::TcpTimeout)?.map_err(ConnectError::Tcp)?;
+    // A socket that refuses it is one that has ended, which shows soon enough.
+    let _ = io.set_nodelay(true);
+    let _ = crate::listener::keep_alive(&io);
+    match tls {
+        None => Ok(MaybeTls::Plain(io)),
+        Some(config) => handshake(io, config, endpoint, limits).await,
     }
+}
 
-    async fn handshake(
-        io: TcpStream,
-        config: Arc<ClientConfig>,
-        endpoint: &Endpoint,
-        limits: &Limits,
-    ) -> Result<Self, ConnectError> {
-        let name = ServerName::from(endpoint.address.ip());
-        let handshake = timeout(limits.handshake, TlsConnector::from(config).connect(name, io));
-        let stream = handshake.await.map_err(|_| ConnectError::TlsTimeout)?.map_err(ConnectError::of_tls)?;
-        if stream.get_ref().1.alpn_protocol() != Some(tls::TCP) {
-            return Err(ConnectError::NotASidecar);
-        }
-        Ok(Self::Tls(Box::new(stream)))
+async fn handshake(
+    io: TcpStream,
+    config: Arc<ClientConfig>,
+    endpoint: &Endpoint,
+    limits: &Limits,
+) -> Result<MaybeTls<TlsStream<TcpStream>>, ConnectError> {
+    let name = ServerName::from(endpoint.address.ip());
+    let handshake = timeout(limits.handshake, TlsConnector::from(config).connect(name, io));
+    let stream = handshake.await.map_err(|_| ConnectError::TlsTimeout)?.map_err(ConnectError::of_tls)?;
+    if stream.get_ref().1.alpn_protocol() != Some(tls::TCP) {
+        return Err(ConnectError::NotASidecar);
     }
+    Ok(MaybeTls::Tls(Box::new(stream)))
 }
 
 impl ConnectError {
@@ -108,52 +97,8 @@ impl ConnectError {
     }
 }
 
-impl Abort for Upstream {
+impl Abort for TlsStream<TcpStream> {
     fn abort(&self) {
-        match self {
-            Self::Plain(io) => io.abort(),
-            Self::Tls(stream) => stream.get_ref().0.abort(),
-        }
-    }
-}
-
-macro_rules! forward {
-    ($self:ident.$method:ident($($argument:expr),*)) => {
-        match $self.get_mut() {
-            Upstream::Plain(io) => Pin::new(io).$method($($argument),*),
-            Upstream::Tls(stream) => Pin::new(&mut **stream).$method($($argument),*),
-        }
-    };
-}
-
-impl AsyncRead for Upstream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        forward!(self.poll_read(context, buffer))
-    }
-}
-
-impl AsyncWrite for Upstream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        forward!(self.poll_write(context, bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        forward!(self.poll_write_vectored(context, slices))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        forward!(self.poll_flush(context))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        forward!(self.poll_shutdown(context))
+        self.get_ref().0.abort();
     }
 }
