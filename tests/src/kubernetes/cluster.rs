@@ -14,8 +14,11 @@ use super::ROLLOUT;
 use crate::helm::Helm;
 use crate::{daemon, wait};
 
-/// The name of the cluster that the suites start; `tests/run` ends it.
-const NAME: &str = "suites";
+/// The name of the cluster that the suites start, which `tests/run` ends; `TIDEGATE_TEST_CLUSTER` says another, so that
+/// two runs can be side by side.
+fn name() -> String {
+    env::var("TIDEGATE_TEST_CLUSTER").unwrap_or_else(|_| "suites".to_owned())
+}
 
 /// A cluster that runs.
 #[derive(Debug)]
@@ -53,7 +56,7 @@ impl Cluster {
 
     fn start() -> Self {
         let kubeconfig =
-            run(script("cluster").args(["up", NAME]), "").unwrap_or_else(|error| panic!("{error}"));
+            run(script("cluster").args(["up", &name()]), "").unwrap_or_else(|error| panic!("{error}"));
         let kubeconfig = PathBuf::from(kubeconfig.trim());
         let kubectl = kubeconfig.with_file_name("bin").join("kubectl");
         let cluster = Self { kubeconfig, kubectl, is_ours: true };
@@ -69,7 +72,7 @@ impl Cluster {
         let binaries = daemon::ours("tidegate-test-app").parent().unwrap().to_owned();
         let made = run(script("images").arg(&binaries).args(names), "");
         let tars = made.unwrap_or_else(|failure| panic!("{failure}"));
-        run(script("cluster").args(["load", NAME, "--"]).args(tars.lines()), "")
+        run(script("cluster").args(["load", &name(), "--"]).args(tars.lines()), "")
             .unwrap_or_else(|failure| panic!("{failure}"));
     }
 
@@ -178,13 +181,13 @@ impl Cluster {
     pub fn on_node(&self, program: &str) -> Command {
         self.assert_ours();
         let mut command = script("cluster");
-        command.args(["enter", NAME, "--", program]);
+        command.args(["enter", &name(), "--", program]);
         command
     }
 
     fn part(&self, action: &str, part: &str) {
         self.assert_ours();
-        run(script("cluster").args([action, NAME, part]), "").unwrap_or_else(|failure| panic!("{failure}"));
+        run(script("cluster").args([action, &name(), part]), "").unwrap_or_else(|failure| panic!("{failure}"));
     }
 
     fn assert_ours(&self) {
