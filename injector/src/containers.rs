@@ -37,7 +37,10 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Redirects the Pod's connections and proves that it works, then ends.
+    /// Waits until the sidecar is ready, redirects the Pod's connections and proves that it works, then ends.
+    ///
+    /// What starts after it starts with a sidecar that has a certificate and a policy. A startup probe of the sidecar
+    /// would say the same, but the kubelet takes one or two seconds more to act on it than on the end of a container.
     pub(crate) fn intercept(&self) -> Value {
         let mut args = vec!["intercept".to_owned(), format!("--uid={USER}")];
         let interception = &self.interception;
@@ -49,7 +52,7 @@ impl Parts<'_> {
         if self.mesh.reaches_app_at_pod_ip {
             args.push("--local-proxy-mode=pod-ip".to_owned());
         }
-        args.extend(["--pod-ips=$(POD_IPS)".to_owned(), "--check".to_owned()]);
+        args.extend(["--pod-ips=$(POD_IPS)", "--after-sidecar", "--check"].map(str::to_owned));
         let mut security = json!({
             "runAsUser": 0,
             "runAsGroup": 0,
@@ -106,13 +109,6 @@ impl Parts<'_> {
                 env("POD_IPS", "status.podIPs"),
             ],
             "ports": [{"name": "tidegate-stats", "containerPort": ports::HEALTH, "protocol": "TCP"}],
-            // The containers of the app start once it passes: with a certificate and a policy.
-            "startupProbe": {
-                "httpGet": {"path": "/ready", "port": ports::HEALTH, "scheme": "HTTP"},
-                "periodSeconds": 1,
-                "timeoutSeconds": 1,
-                "failureThreshold": 600,
-            },
             "securityContext": {
                 "runAsUser": USER,
                 "runAsGroup": USER,

@@ -127,7 +127,7 @@ fn rewrite_probes(spec: &PodSpec, patch: &mut PatchBuilder) -> Result<Vec<AppPro
 /// Puts our containers first, so that the init containers of the app, too, run within the mesh.
 fn set_containers(spec: &PodSpec, parts: &Parts<'_>, patch: &mut PatchBuilder) {
     const PATH: [&str; 2] = ["spec", "initContainers"];
-    let made = [parts.intercept(), parts.sidecar()];
+    let made = [parts.sidecar(), parts.intercept()];
     let Some(there) = &spec.init_containers else { return patch.add(&PATH, made.into()) };
     let is_first = |(index, container): (usize, &_)| {
         there.get(index).is_some_and(|there| containers::is_made(there, container))

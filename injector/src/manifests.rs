@@ -214,7 +214,7 @@ mod tests {
                     - {apiVersion: v1, kind: Pod, metadata: {name: b}, spec: {containers: [{name: b, image: b}]}}\n";
         let output: Value = serde_saphyr::from_str(&run(list).unwrap()).unwrap();
         assert_eq!(output["items"][0]["metadata"]["name"], "a");
-        assert_eq!(output["items"][1]["spec"]["initContainers"][0]["name"], "tidegate-intercept");
+        assert_eq!(output["items"][1]["spec"]["initContainers"][1]["name"], "tidegate-intercept");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub(crate) const LIVENESS: u16 = 15901;
 pub(crate) const READINESS: u16 = 15902;
 /// Startup probes of the app.
 pub(crate) const STARTUP: u16 = 15903;
-/// Kept free: OSM's own TCP probes went there.
+/// The end of the connection by which interception is checked; OSM's own TCP probes went there.
 const RESERVED: u16 = 15904;
 
 /// Whether an app must keep off a port.

@@ -1,21 +1,24 @@
 //! `tidegate-sidecar intercept`: rules by which the kernel leads a pod's TCP connections through the sidecar.
 //!
-//! An init container runs it once. `plan` says which rules there are to be, `rule` how they are spelled, `backend` which
-//! programs write them, `apply` writes, compares and removes them, `capture` proves that a connection is captured.
+//! An init container runs it once the sidecar is ready, which `wait` waits for. `plan` says which rules there are to be,
+//! `rule` how they are spelled, `backend` which programs write them, `apply` writes, compares and removes them, `capture`
+//! proves that a connection is captured.
 
 mod apply;
 mod backend;
 mod capture;
 mod plan;
 mod rule;
+mod wait;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::{fs, io};
 
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 use tidegate_runtime::logging::LogOptions;
+use tidegate_runtime::signals::Signal;
 use tracing::{info, warn};
 
 pub use backend::Backend;
@@ -30,8 +33,7 @@ use plan::Plan;
 use rule::{Family, restore_text};
 
 /// Redirect a pod's TCP connections to its sidecar: rules of iptables in the pod's network namespace. To be run as
-/// root with the capabilities NET_ADMIN and NET_RAW, before the sidecar starts. Running it again changes nothing, or
-/// repairs what was lost.
+/// root with the capabilities NET_ADMIN and NET_RAW. Running it again changes nothing, or repairs what was lost.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "intercept")]
 pub struct InterceptOptions {
@@ -83,6 +85,10 @@ pub struct InterceptOptions {
     /// Which of the kernel's rule sets.
     #[arg(long, value_enum, default_value = "auto")]
     pub backend: Backend,
+
+    /// Before all else, wait until the sidecar is ready, as its port 15010 says.
+    #[arg(long, conflicts_with_all = ["clean", "dry_run"])]
+    pub after_sidecar: bool,
 
     /// Afterwards, prove that a connection is captured.
     #[arg(long)]
@@ -169,9 +175,9 @@ pub enum InterceptError {
         what: String,
     },
     /// The port that the check listens on is taken.
-    #[error("the check cannot listen on port {port} (it runs before the sidecar starts): {source}")]
+    #[error("the check cannot listen on port {port}, which is the sidecar's to use: {source}")]
     CheckPort {
-        /// The outbound port.
+        /// The check's port.
         port: u16,
         /// What the kernel said.
         source: io::Error,
@@ -188,6 +194,17 @@ pub enum InterceptError {
         /// What happened to it.
         problem: String,
     },
+    /// It was told to end before the sidecar was ready.
+    #[error("ended by {signal} while the sidecar was not ready: {reason}")]
+    Ended {
+        /// What told it.
+        signal: Signal,
+        /// What the sidecar said last, or why it could not be asked.
+        reason: String,
+    },
+    /// Signals or sockets cannot be used.
+    #[error("cannot wait for the sidecar: {0}")]
+    Wait(#[source] io::Error),
     /// The check would be made as the one user whose connections are never captured.
     #[error("the check must not run as user {0}: it is the sidecar's, whose connections are not redirected")]
     CheckAsSidecar(u32),
@@ -205,6 +222,9 @@ pub fn run(options: &InterceptOptions) -> Result<(), InterceptError> {
     backend::ensure_lock_file()?;
     if options.clean {
         return clean(options.backend);
+    }
+    if options.after_sidecar {
+        wait::for_sidecar((Ipv4Addr::LOCALHOST, ports::HEALTH).into())?;
     }
     let backend = options.backend.choose()?;
     for (family, need) in families(&options.pod_ips.0) {

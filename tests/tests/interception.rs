@@ -3,10 +3,13 @@
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::io::ErrorKind;
-use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use tidegate_tests::app::App;
 use tidegate_tests::client::{Client, End, Outcome};
 use tidegate_tests::daemon::Daemon;
@@ -246,6 +249,63 @@ fn a_connection_that_is_not_captured_fails_the_check() {
 }
 
 #[test]
+fn beside_a_sidecar_that_runs_the_check_needs_none_of_its_ports() {
+    let Pod { pod, .. } = &Pod::new();
+    pod.run(|| {
+        answer("inbound", all(15003));
+        answer("outbound", all(15001));
+    });
+    let text = pod.intercepted(&["--check"]);
+    assert_eq!(text.matches("connections are captured").count(), 2, "{text}");
+    assert!(pod.intercept(&["--check-only"]).0);
+}
+
+#[test]
+fn rules_are_written_once_the_sidecar_is_ready() {
+    let Pod { pod, .. } = &Pod::new();
+    let health = pod.run(|| TcpListener::bind(all(15010)).unwrap());
+    let sidecar = thread::spawn(move || {
+        for answer in
+            ["503 Service Unavailable\r\n\r\nnot ready, waiting for: policy\n", "200 OK\r\n\r\nready\n"]
+        {
+            let (mut stream, _) = health.accept().unwrap();
+            // The question is one segment; what it says is the sidecar's affair.
+            assert_ne!(stream.read(&mut [0; 1024]).unwrap(), 0);
+            stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).unwrap();
+        }
+    });
+    let text = pod.intercepted(&["--after-sidecar", "--check"]);
+    sidecar.join().unwrap();
+    let [waiting, written] = ["not ready, waiting for: policy", "rules written"].map(|part| text.find(part));
+    assert!(waiting.is_some() && waiting < written, "{text}");
+}
+
+#[test]
+fn the_wait_for_a_sidecar_that_does_not_come_ends_when_the_pod_does() {
+    let Pod { pod, .. } = &Pod::new();
+    let mut child = pod.run(|| {
+        let mut command = std::process::Command::new(tidegate_tests::daemon::ours("tidegate-sidecar"));
+        command
+            .args(["intercept", "--after-sidecar"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for the sidecar") && line.contains("refused"), "{line}");
+    let id = Pid::from_child(&child);
+    rustix::process::kill_process(id, Signal::TERM).unwrap();
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("ended by SIGTERM while the sidecar was not ready"), "{rest}");
+    assert!(!child.wait().unwrap().success());
+    assert!(!pod.rules().contains("TIDEGATE"), "{}", pod.rules());
+}
+
+#[test]
 fn without_root_it_says_what_it_takes() {
     let Pod { pod, .. } = &Pod::new();
     let text = pod.run(|| {
@@ -460,7 +520,7 @@ fn kubelets_probes_pass_while_the_apps_port_refuses_what_is_not_the_meshs() {
         kubelet(200);
         drop(apps);
         kubelet(503);
-        sidecar.signal(rustix::process::Signal::TERM);
+        sidecar.signal(Signal::TERM);
         wait::until_true("the sidecar ends", wait::SOON, || sidecar.exited().is_some_and(|status| status.success()));
     });
 }

@@ -137,9 +137,6 @@ fn what_kubernetes_adds_in_between_changes_nothing_either() {
             Some(mounts) => mounts.as_array_mut().unwrap().push(token),
             None => container["volumeMounts"] = json!([token]),
         }
-        if let Some(probe) = container.get_mut("startupProbe") {
-            probe["successThreshold"] = json!(1);
-        }
     }
     once["spec"]["volumes"][0]["configMap"]["defaultMode"] = json!(420);
     once["spec"]["volumes"][1]["projected"]["defaultMode"] = json!(420);
@@ -155,16 +152,16 @@ fn what_somebody_has_made_of_our_containers_is_made_anew() {
         change(&mut pod["spec"]);
         assert_eq!(meshed(&case, &pod), once);
     };
-    change(&|spec| spec["initContainers"][1]["image"] = json!("evil"));
-    change(&|spec| spec["initContainers"][1]["args"][0] = json!("--workload=shop/other"));
-    change(&|spec| spec["initContainers"][1]["command"] = json!(["/bin/sh"]));
-    change(&|spec| spec["initContainers"][1]["securityContext"]["privileged"] = json!(true));
-    change(&|spec| spec["initContainers"][1]["volumeMounts"][0]["mountPath"] = json!("/usr/local/bin"));
+    change(&|spec| spec["initContainers"][0]["image"] = json!("evil"));
+    change(&|spec| spec["initContainers"][0]["args"][0] = json!("--workload=shop/other"));
+    change(&|spec| spec["initContainers"][0]["command"] = json!(["/bin/sh"]));
+    change(&|spec| spec["initContainers"][0]["securityContext"]["privileged"] = json!(true));
+    change(&|spec| spec["initContainers"][0]["volumeMounts"][0]["mountPath"] = json!("/usr/local/bin"));
     change(&|spec| {
         let preload = json!({"name": "LD_PRELOAD", "value": "/tmp/evil.so"});
-        spec["initContainers"][1]["env"].as_array_mut().unwrap().push(preload);
+        spec["initContainers"][0]["env"].as_array_mut().unwrap().push(preload);
     });
-    change(&|spec| drop(spec["initContainers"].as_array_mut().unwrap().remove(0)));
+    change(&|spec| drop(spec["initContainers"].as_array_mut().unwrap().remove(1)));
     change(&|spec| spec["initContainers"].as_array_mut().unwrap().swap(0, 1));
     change(&|spec| spec["volumes"][0]["configMap"]["name"] = json!("my-roots"));
     change(&|spec| drop(spec["volumes"].as_array_mut().unwrap().remove(1)));
@@ -181,12 +178,12 @@ fn a_container_that_another_webhook_adds_after_us_gets_its_probes_rewritten() {
     let twice = meshed(&case, &pod);
     let names: Vec<_> =
         twice["spec"]["initContainers"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
-    assert_eq!(names, ["tidegate-intercept", "tidegate-sidecar", "first"]);
+    assert_eq!(names, ["tidegate-sidecar", "tidegate-intercept", "first"]);
     assert_eq!(
         twice["spec"]["containers"][1]["livenessProbe"]["httpGet"]["path"],
         "/osm-liveness-probe/late"
     );
-    let sidecar = serde_json::from_value(twice["spec"]["initContainers"][1].clone()).unwrap();
+    let sidecar = serde_json::from_value(twice["spec"]["initContainers"][0].clone()).unwrap();
     let probes = probes::from_flag(containers::probes_flag(&sidecar).unwrap()).unwrap();
     assert_eq!(probes.len(), 2);
     assert!(matches!(case.run(&twice), Ok(Injection::Meshed(patch)) if patch.is_empty()));
@@ -198,7 +195,7 @@ fn nothing_in_a_probe_is_expanded_by_kubernetes() {
     let probe = json!({"httpGet": {"path": "/$(POD_NAME)", "port": 80, "httpHeaders": headers}});
     let case = case(json!({"containers": [{"name": "app", "image": "a", "readinessProbe": probe}]}));
     let pod = meshed(&case, &case.pod);
-    let sidecar = serde_json::from_value(pod["spec"]["initContainers"][1].clone()).unwrap();
+    let sidecar = serde_json::from_value(pod["spec"]["initContainers"][0].clone()).unwrap();
     let flag = containers::probes_flag(&sidecar).unwrap();
     assert!(!flag.contains('$'), "{flag}");
     let value: Value = serde_json::from_str(flag).unwrap();

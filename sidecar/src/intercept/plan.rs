@@ -3,11 +3,12 @@
 //! ```text
 //! PREROUTING ─ tcp ─► INBOUND ─► excluded: RETURN · else IN_REDIRECT ─► 15003
 //! OUTPUT ──── tcp ─► OUTBOUND ─► the sidecar to the pod's own address: INBOUND · the sidecar: RETURN
-//!                              · loopback, excluded, not included: RETURN · else OUT_REDIRECT ─► 15001
+//!                              · loopback, excluded, not included: RETURN · the check's ─► 15904
+//!                              · else OUT_REDIRECT ─► 15001
 //! ```
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -48,6 +49,20 @@ impl Plan {
         rules
     }
 
+    /// What a check dials: an address and a port of nobody's that the rules redirect. None if they redirect nothing.
+    pub(super) fn check_target(&self, family: Family) -> Option<SocketAddr> {
+        let is_excluded = |ip: &IpAddr| self.excluded_ranges.iter().any(|net| net.contains(ip));
+        let included = self.included_ranges.iter().filter(|net| family.has(&net.addr()));
+        let ip = if self.included_ranges.is_empty() {
+            nobodys(family).into_iter().find(|ip| !is_excluded(ip))
+        } else {
+            included.map(last).find(|ip| !is_excluded(ip) && !ip.is_loopback())
+        }?;
+        let is_free = |port: &u16| !self.excluded_outbound_ports.contains(port);
+        let port = [9, 80, 443].into_iter().chain(1024..).find(is_free)?;
+        Some(SocketAddr::new(ip, port))
+    }
+
     fn inbound(&self, rules: &mut Vec<Rule>) {
         let mut add = adder(rules, Table::Nat);
         add(Chain::Prerouting, vec![Match::Tcp], Target::Jump(Chain::Inbound));
@@ -82,6 +97,15 @@ impl Plan {
         add(Chain::Outbound, vec![Match::Destination(loopback)], Target::Return);
         for conditions in self.excluded_outbound(family, Match::Tcp) {
             add(Chain::Outbound, conditions, Target::Return);
+        }
+        // The last rule before the one that it stands for: what is before both would take other connections, too.
+        if let Some(target) = self.check_target(family) {
+            let dials_it = vec![
+                Match::Tcp,
+                Match::Destination(target.ip().into()),
+                Match::DestinationPorts(vec![target.port()]),
+            ];
+            add(Chain::Outbound, dials_it, Target::Redirect(ports::CHECK));
         }
         let redirect = Target::Jump(Chain::OutboundRedirect);
         if self.included_ranges.is_empty() {
@@ -158,6 +182,31 @@ impl Family {
     }
 }
 
+/// Addresses for documentation (RFC 5737, RFC 3849, RFC 9637): no host has one.
+fn nobodys(family: Family) -> Vec<IpAddr> {
+    match family {
+        Family::V4 => {
+            [[192, 0, 2, 1], [198, 51, 100, 1], [203, 0, 113, 1]].map(|ip| Ipv4Addr::from(ip).into()).into()
+        }
+        Family::V6 => {
+            [Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1)]
+                .map(IpAddr::from)
+                .into()
+        }
+    }
+}
+
+/// The last address of a range but one: that of the broadcast cannot be dialled.
+fn last(net: &IpNet) -> IpAddr {
+    match net {
+        IpNet::V4(net) => {
+            let most = u32::from(net.broadcast());
+            Ipv4Addr::from(if net.prefix_len() < 31 { most - 1 } else { most }).into()
+        }
+        IpNet::V6(net) => net.broadcast().into(),
+    }
+}
+
 fn adder(rules: &mut Vec<Rule>, table: Table) -> impl FnMut(Chain, Vec<Match>, Target) {
     move |chain, matches, target| rules.push(Rule { table, chain, matches, target })
 }
@@ -203,6 +252,24 @@ mod tests {
         };
         assert_eq!(text(&plan, Family::V4), include_str!("golden/full.v4"));
         assert_eq!(text(&plan, Family::V6), include_str!("golden/full.v6"));
+    }
+
+    #[test]
+    fn a_check_dials_what_the_rules_redirect() {
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
+        let target = |plan: &Plan| plan.check_target(Family::V4).map(|target| target.to_string());
+        let plan = Plan::default();
+        assert_eq!(target(&plan).unwrap(), "192.0.2.1:9");
+        let plan = Plan { excluded_ranges: nets(&["192.0.0.0/16"]), ..plan };
+        assert_eq!(target(&plan).unwrap(), "198.51.100.1:9");
+        let plan = Plan { excluded_outbound_ports: [9, 80, 443, 1024].into(), ..plan };
+        assert_eq!(target(&plan).unwrap(), "198.51.100.1:1025");
+        let plan = Plan { included_ranges: nets(&["10.1.2.0/24"]), ..plan };
+        assert_eq!(target(&plan).unwrap(), "10.1.2.254:1025");
+        let plan = Plan { included_ranges: nets(&["fd00::/8"]), ..plan };
+        assert_eq!(target(&plan), None);
+        let plan = Plan { excluded_ranges: nets(&["0.0.0.0/0"]), ..Plan::default() };
+        assert_eq!(target(&plan), None);
     }
 
     #[test]
