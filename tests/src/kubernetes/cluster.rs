@@ -1,21 +1,26 @@
 //! The cluster, and what is said to it.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Write;
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 use std::{env, fmt};
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use super::ROLLOUT;
 use crate::helm::Helm;
 use crate::{daemon, wait};
 
-/// The name of the cluster that the suites share, which `tests/run` ends, unless this says another, so that two runs can
+static SHARED: OnceLock<Cluster> = OnceLock::new();
+
+/// Says another name than `suites` for the cluster that the suites share, which `tests/run` ends, so that two runs can
 /// be side by side.
 const NAME: &str = "TIDEGATE_TEST_CLUSTER";
 /// The script's limit.
@@ -26,7 +31,9 @@ const LONGEST_NAME: usize = 12;
 pub struct Cluster {
     kubeconfig: PathBuf,
     kubectl: PathBuf,
-    /// Its name, if it was started by the project's script, and so can be broken by it.
+    /// Folder of the programs that its images are made of, and of `tidegate`.
+    programs: PathBuf,
+    /// Its name if it was started by the project's script, and so can be broken by it.
     name: Option<String>,
 }
 
@@ -50,30 +57,52 @@ pub struct Failure {
 impl Cluster {
     /// The one that all suites of this run share, with our images in it if we started it.
     pub fn get() -> &'static Self {
-        static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-        CLUSTER.get_or_init(|| match env::var_os("KUBECONFIG") {
-            Some(kubeconfig) => Self { kubeconfig: kubeconfig.into(), kubectl: "kubectl".into(), name: None },
+        SHARED.get_or_init(|| match env::var_os("KUBECONFIG") {
+            Some(kubeconfig) => Self {
+                kubeconfig: kubeconfig.into(),
+                kubectl: "kubectl".into(),
+                programs: daemon::programs(),
+                name: None,
+            },
             None => {
-                let cluster = Self::start(&env::var(NAME).unwrap_or_else(|_| "suites".to_owned()));
-                cluster.load_images(&["app", "nginx"]);
-                cluster
+                let name = env::var(NAME).unwrap_or_else(|_| "suites".to_owned());
+                Self::start_with_apps(&name, &daemon::programs())
             }
         })
     }
 
+    /// Starts one of this name with the programs of this folder; from then on it is the one of [`Cluster::get`].
+    #[track_caller]
+    pub fn start_shared(name: &str, programs: &Path) -> &'static Self {
+        assert!(SHARED.get().is_none(), "there is a cluster already: {SHARED:?}");
+        SHARED.get_or_init(|| Self::start_with_apps(name, programs))
+    }
+
     /// One beside it for what cannot share: a mesh of the name and in the namespace that are everybody's default.
+    #[track_caller]
     pub fn own(name: &str) -> OwnCluster {
         let mut name = name.to_owned() + &env::var(NAME).unwrap_or_default();
         name.truncate(LONGEST_NAME);
         // One that an interrupted run has left.
         must(&["down", &name]);
-        OwnCluster(Self::start(&name))
+        OwnCluster(Self::start(&name, &daemon::programs()))
     }
 
-    fn start(name: &str) -> Self {
+    /// Ends the cluster of this name, if there is one, without a trace.
+    pub fn end(name: &str) -> Result<(), Failure> {
+        run(script("cluster").args(["down", name]), "").map(drop)
+    }
+
+    fn start_with_apps(name: &str, programs: &Path) -> Self {
+        let cluster = Self::start(name, programs);
+        cluster.load_images(&["app", "nginx"]);
+        cluster
+    }
+
+    fn start(name: &str, programs: &Path) -> Self {
         let kubeconfig = PathBuf::from(must(&["up", name]).trim());
         let kubectl = kubeconfig.with_file_name("bin").join("kubectl");
-        Self { kubeconfig, kubectl, name: Some(name.to_owned()) }
+        Self { kubeconfig, kubectl, programs: programs.to_owned(), name: Some(name.to_owned()) }
     }
 
     /// The program that [`Cluster::kubectl`] runs.
@@ -81,11 +110,28 @@ impl Cluster {
         &self.kubectl
     }
 
+    /// The kubeconfig of its administrator.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// What its node, its network namespace and its cgroup are called.
+    #[track_caller]
+    pub fn node_name(&self) -> String {
+        format!("tidegate-{}", self.own_name())
+    }
+
+    /// Moves the calling thread, and the threads that it starts, to the node's network.
+    #[track_caller]
+    pub fn move_thread_to_node(&self) {
+        let file = File::open(Path::new("/run/netns").join(self.node_name())).unwrap();
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+
     /// Makes these images and loads them, if we started the cluster. A user's cluster has them already.
     pub fn load_images(&self, names: &[&str]) {
         let Some(name) = &self.name else { return };
-        let binaries = daemon::ours("tidegate-test-app").parent().unwrap().to_owned();
-        let made = run(script("images").arg(&binaries).args(names), "");
+        let made = run(script("images").arg(&self.programs).args(names), "");
         let tars = made.unwrap_or_else(|failure| panic!("{failure}"));
         must(&[&["load", name, "--"], &tars.lines().collect::<Vec<_>>()[..]].concat());
     }
@@ -116,7 +162,7 @@ impl Cluster {
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<String, Failure> {
-        run(self.command(daemon::ours("tidegate")).args(arguments), "")
+        run(self.command(self.programs.join("tidegate")).args(arguments), "")
     }
 
     /// A program that finds this cluster by `KUBECONFIG`.
@@ -206,9 +252,7 @@ impl Cluster {
     /// The name of one that the project's script has started, on this machine.
     #[track_caller]
     pub fn own_name(&self) -> &str {
-        self.name.as_deref().expect(
-            "this test looks into its cluster or breaks it, so it runs only on the project's: unset KUBECONFIG",
-        )
+        self.name.as_deref().expect("this runs only on the project's own cluster: unset KUBECONFIG")
     }
 }
 
@@ -222,8 +266,7 @@ impl Deref for OwnCluster {
 
 impl Drop for OwnCluster {
     fn drop(&mut self) {
-        let ended = run(script("cluster").args(["down", self.own_name()]), "");
-        if let Err(failure) = ended {
+        if let Err(failure) = Cluster::end(self.own_name()) {
             eprintln!("{failure}");
         }
     }
