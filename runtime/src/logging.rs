@@ -136,6 +136,12 @@ fn parse(text: &str) -> Result<Targets, LogError> {
     if text.len() > MAX_FILTER_BYTES {
         return Err(error(format!("longer than {MAX_FILTER_BYTES} bytes")));
     }
+    let is_half = |part: &str| {
+        part.split_once('=').is_some_and(|(target, level)| target.is_empty() || level.is_empty())
+    };
+    if let Some(part) = text.trim().split(',').find(|part| is_half(part)) {
+        return Err(error(format!("{part:?} is no MODULE=LEVEL")));
+    }
     text.trim().parse().map_err(|source: ParseError| error(source.to_string()))
 }
 
