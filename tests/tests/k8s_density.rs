@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tidegate_tests::kubernetes::mesh::Mesh;
@@ -47,7 +47,7 @@ fn sidecars(namespace: &str, prefix: &str) -> Vec<PathBuf> {
     processes.filter(runs).collect()
 }
 
-fn open_files(process: &PathBuf) -> Vec<String> {
+fn open_files(process: &Path) -> Vec<String> {
     let entries = fs::read_dir(process.join("fd")).unwrap().flatten();
     entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())).collect()
 }
