@@ -61,7 +61,7 @@ fn mutual_load(mesh: &Mesh) -> Load {
 fn faithful_load(mesh: &Mesh) -> Load {
     let (files, target, source) = (mesh.secret_files(), mesh.target(), mesh.gateway());
     Load::start(
-        Shape { pause: Duration::ZERO, ..Shape::default() },
+        Shape { pause: Duration::from_millis(1), ..Shape::default() },
         || 0,
         move || {
             let tls = Tls::new(files.roots(), SERVER_NAME).credentials(files.credentials());
