@@ -6,7 +6,7 @@ pub const OUTBOUND: u16 = 15001;
 pub const INBOUND: u16 = 15003;
 /// `/ready`, `/live` and the metrics, for kubelet and Prometheus.
 pub const HEALTH: u16 = 15010;
-/// Rewritten probes: liveness, readiness, startup; the last one is that of the check.
-pub const PROBES: [u16; 4] = [15901, 15902, 15903, CHECK];
+/// Rewritten probes: liveness, readiness, startup; and lifecycle hooks.
+pub const PROBES: [u16; 4] = [15901, 15902, 15903, 15904];
 /// Where `intercept --check` listens for its own connection, for a moment; nobody else does.
-pub const CHECK: u16 = 15904;
+pub const CHECK: u16 = 15905;

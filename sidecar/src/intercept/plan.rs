@@ -3,7 +3,7 @@
 //! ```text
 //! PREROUTING ─ tcp ─► INBOUND ─► excluded: RETURN · else IN_REDIRECT ─► 15003
 //! OUTPUT ──── tcp ─► OUTBOUND ─► the sidecar to the pod's own address: INBOUND · the sidecar: RETURN
-//!                              · loopback, excluded, not included: RETURN · the check's ─► 15904
+//!                              · loopback, excluded, not included: RETURN · the check's ─► 15905
 //!                              · else OUT_REDIRECT ─► 15001
 //! ```
 

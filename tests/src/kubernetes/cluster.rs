@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,11 +20,11 @@ use crate::{daemon, wait};
 
 static SHARED: OnceLock<Cluster> = OnceLock::new();
 
-/// The name of the cluster that the suites start, which `tests/run` ends; `TIDEGATE_TEST_CLUSTER` says another, so that
-/// two runs can be side by side.
-fn name_for_suites() -> String {
-    env::var("TIDEGATE_TEST_CLUSTER").unwrap_or_else(|_| "suites".to_owned())
-}
+/// Says another name than `suites` for the cluster that the suites share, which `tests/run` ends, so that two runs can
+/// be side by side.
+const NAME: &str = "TIDEGATE_TEST_CLUSTER";
+/// The script's limit.
+const LONGEST_NAME: usize = 12;
 
 /// A cluster that runs.
 #[derive(Debug)]
@@ -35,6 +36,10 @@ pub struct Cluster {
     /// Its name if it was started by the project's script, and so can be broken by it.
     name: Option<String>,
 }
+
+/// A cluster of one test's own; ends when dropped.
+#[derive(Debug)]
+pub struct OwnCluster(Cluster);
 
 /// A command that ended with another code than 0.
 #[derive(Clone, Debug)]
@@ -59,7 +64,10 @@ impl Cluster {
                 programs: daemon::programs(),
                 name: None,
             },
-            None => Self::start(&name_for_suites(), &daemon::programs()),
+            None => {
+                let name = env::var(NAME).unwrap_or_else(|_| "suites".to_owned());
+                Self::start_with_apps(&name, &daemon::programs())
+            }
         })
     }
 
@@ -67,7 +75,17 @@ impl Cluster {
     #[track_caller]
     pub fn start_shared(name: &str, programs: &Path) -> &'static Self {
         assert!(SHARED.get().is_none(), "there is a cluster already: {SHARED:?}");
-        SHARED.get_or_init(|| Self::start(name, programs))
+        SHARED.get_or_init(|| Self::start_with_apps(name, programs))
+    }
+
+    /// One beside it for what cannot share: a mesh of the name and in the namespace that are everybody's default.
+    #[track_caller]
+    pub fn own(name: &str) -> OwnCluster {
+        let mut name = name.to_owned() + &env::var(NAME).unwrap_or_default();
+        name.truncate(LONGEST_NAME);
+        // One that an interrupted run has left.
+        must(&["down", &name]);
+        OwnCluster(Self::start(&name, &daemon::programs()))
     }
 
     /// Ends the cluster of this name, if there is one, without a trace.
@@ -75,15 +93,21 @@ impl Cluster {
         run(script("cluster").args(["down", name]), "").map(drop)
     }
 
-    fn start(name: &str, programs: &Path) -> Self {
-        let kubeconfig =
-            run(script("cluster").args(["up", name]), "").unwrap_or_else(|error| panic!("{error}"));
-        let kubeconfig = PathBuf::from(kubeconfig.trim());
-        let kubectl = kubeconfig.with_file_name("bin").join("kubectl");
-        let cluster =
-            Self { kubeconfig, kubectl, programs: programs.to_owned(), name: Some(name.to_owned()) };
+    fn start_with_apps(name: &str, programs: &Path) -> Self {
+        let cluster = Self::start(name, programs);
         cluster.load_images(&["app", "nginx"]);
         cluster
+    }
+
+    fn start(name: &str, programs: &Path) -> Self {
+        let kubeconfig = PathBuf::from(must(&["up", name]).trim());
+        let kubectl = kubeconfig.with_file_name("bin").join("kubectl");
+        Self { kubeconfig, kubectl, programs: programs.to_owned(), name: Some(name.to_owned()) }
+    }
+
+    /// The program that [`Cluster::kubectl`] runs.
+    pub fn kubectl_program(&self) -> &Path {
+        &self.kubectl
     }
 
     /// The kubeconfig of its administrator.
@@ -109,8 +133,7 @@ impl Cluster {
         let Some(name) = &self.name else { return };
         let made = run(script("images").arg(&self.programs).args(names), "");
         let tars = made.unwrap_or_else(|failure| panic!("{failure}"));
-        run(script("cluster").args(["load", name, "--"]).args(tars.lines()), "")
-            .unwrap_or_else(|failure| panic!("{failure}"));
+        must(&[&["load", name, "--"], &tars.lines().collect::<Vec<_>>()[..]].concat());
     }
 
     /// `kubectl`, which must succeed; its output.
@@ -213,23 +236,39 @@ impl Cluster {
         self.part("start", part);
     }
 
-    /// A command on the node's network, such as a capture.
+    /// Runs the program that is its next argument on the node's network.
     #[track_caller]
-    pub fn on_node(&self, program: &str) -> Command {
+    pub fn on_node(&self) -> Command {
         let mut command = script("cluster");
-        command.args(["enter", self.own_name(), "--", program]);
+        command.args(["enter", self.own_name(), "--"]);
         command
     }
 
     #[track_caller]
     fn part(&self, action: &str, part: &str) {
-        run(script("cluster").args([action, self.own_name(), part]), "")
-            .unwrap_or_else(|failure| panic!("{failure}"));
+        must(&[action, self.own_name(), part]);
     }
 
+    /// The name of one that the project's script has started, on this machine.
     #[track_caller]
-    fn own_name(&self) -> &str {
+    pub fn own_name(&self) -> &str {
         self.name.as_deref().expect("this runs only on the project's own cluster: unset KUBECONFIG")
+    }
+}
+
+impl Deref for OwnCluster {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.0
+    }
+}
+
+impl Drop for OwnCluster {
+    fn drop(&mut self) {
+        if let Err(failure) = Cluster::end(self.own_name()) {
+            eprintln!("{failure}");
+        }
     }
 }
 
@@ -260,6 +299,12 @@ pub fn run(command: &mut Command, input: &str) -> Result<String, Failure> {
 
 fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// The script `cluster`, which must succeed; its output.
+#[track_caller]
+fn must(arguments: &[&str]) -> String {
+    run(script("cluster").args(arguments), "").unwrap_or_else(|failure| panic!("{failure}"))
 }
 
 fn script(name: &str) -> Command {
