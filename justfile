@@ -33,8 +33,13 @@ golden:
 fuzz target="" seconds="300":
     fuzz/run {{target}} {{seconds}}
 
-# Measure beside the peers and write bench/README.md's table.
+# Measure the sidecar beside other proxies and write bench/README.md's table.
 bench:
     bench/setup.sh
-    cargo build --release -p tidegate -p tidegate-sidecar
-    cargo run --release -p tidegate-bench -- run --write-readme
+    cargo build --release --workspace
+    "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --write-readme
+
+# Measure on a Kubernetes of its own, as root, and write bench/README.md's tables; about 15 minutes.
+bench-cluster *arguments:
+    cargo build --release --workspace
+    "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench cluster --write-readme {{arguments}}

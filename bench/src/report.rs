@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+pub(crate) use goals::{Bound, verdict};
 pub(crate) use results::{Machine, Measures, Results, Settings};
+pub(crate) use table::number;
 
 /// Flags of `report`.
 #[derive(Debug, clap::Args)]
@@ -43,13 +45,20 @@ pub(crate) fn write(results: &Results, folder: &Path, write_readme: bool) -> Res
     fs::write(folder.join("results.svg"), &svg)?;
     println!("{markdown}");
     if write_readme {
-        let bench = Path::new(env!("CARGO_MANIFEST_DIR"));
-        fs::write(bench.join("results.svg"), &svg)?;
-        let path = bench.join("README.md");
-        let readme = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        fs::write(&path, readme::with_results(&readme, &markdown)?)?;
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("results.svg");
+        fs::write(&chart, &svg).with_context(|| format!("cannot write {}", chart.display()))?;
+        let section = format!("{}\n\n![Chart of the table's main rows](results.svg)", markdown.trim());
+        write_section("results", &section)?;
     }
     Ok(())
+}
+
+/// Puts a text between the two markers of this name in bench/README.md.
+pub(crate) fn write_section(name: &str, text: &str) -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    fs::write(&path, readme::with_section(&readme, name, text)?)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// bench/out, which git ignores.

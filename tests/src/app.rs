@@ -7,9 +7,10 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
+use socket2::SockRef;
 
 use crate::http1::{self, Kind, Message, Parsed};
 use crate::wait::{self, SOON};
@@ -21,6 +22,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct App {
     address: SocketAddr,
+    listener: TcpListener,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
 }
@@ -32,6 +34,7 @@ pub struct Conversation {
     unread: Vec<u8>,
     recording: Arc<Mutex<Vec<u8>>>,
     shared: Arc<Shared>,
+    patience: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -52,8 +55,9 @@ impl App {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let (app, handler) = (shared.clone(), Arc::new(handler));
+        let accepting = listener.try_clone().unwrap();
         let acceptor = thread::spawn(move || {
-            for stream in listener.incoming() {
+            for stream in accepting.incoming() {
                 if shared.ends.load(Ordering::Relaxed) {
                     return;
                 }
@@ -62,13 +66,14 @@ impl App {
                 shared.recordings.lock().unwrap().push(recording.clone());
                 let (handler, shared) = (handler.clone(), shared.clone());
                 thread::spawn(move || {
-                    let mut conversation = Conversation { stream, unread: Vec::new(), recording, shared };
+                    let mut conversation =
+                        Conversation { stream, unread: Vec::new(), recording, shared, patience: None };
                     // A peer that goes away ends the conversation; tests look at what was recorded.
                     let _ = handler(&mut conversation);
                 });
             }
         });
-        Self { address, shared: app, acceptor: Some(acceptor) }
+        Self { address, listener, shared: app, acceptor: Some(acceptor) }
     }
 
     /// Answers each request with what it was, as httpbin does: see [`echo`].
@@ -152,8 +157,8 @@ impl Drop for App {
     fn drop(&mut self) {
         self.shared.ends.store(true, Ordering::Relaxed);
         self.release();
-        // Wakes the thread that accepts; when it has ended, the address is free.
-        let _ = TcpStream::connect_timeout(&self.address, TICK);
+        // Wakes the thread that accepts, from whatever network namespace; when it has ended, the address is free.
+        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
@@ -235,14 +240,21 @@ impl Conversation {
         !self.shared.ends.load(Ordering::Relaxed)
     }
 
-    /// Whether the peer has closed.
+    /// Ends the conversation as soon as nothing has come for so long.
+    pub fn hang_up_after(&mut self, patience: Duration) {
+        self.patience = Some(patience);
+    }
+
+    /// Whether more has come; `false` at the end.
     fn read_some(&mut self) -> io::Result<bool> {
-        self.stream.set_read_timeout(Some(TICK))?;
+        let begun = Instant::now();
         let mut buffer = [0; 16 * 1024];
         loop {
-            if self.shared.ends.load(Ordering::Relaxed) {
+            let left = self.patience.map(|patience| patience.saturating_sub(begun.elapsed()));
+            if self.shared.ends.load(Ordering::Relaxed) || left.is_some_and(|left| left.is_zero()) {
                 return Ok(false);
             }
+            self.stream.set_read_timeout(Some(left.map_or(TICK, |left| left.min(TICK))))?;
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Ok(false),
                 Ok(length) => {

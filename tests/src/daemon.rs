@@ -225,8 +225,14 @@ impl Drop for Daemon {
 
 /// A program of the workspace, beside the test's own.
 pub fn ours(program: &str) -> PathBuf {
-    let test = env::current_exe().unwrap();
-    let path = test.parent().and_then(Path::parent).unwrap().join(program);
+    let path = programs().join(program);
     assert!(path.exists(), "{} is missing: cargo build --workspace makes it", path.display());
     path
+}
+
+/// The folder of the workspace's programs: this program's own, or the one above it for a test.
+pub fn programs() -> PathBuf {
+    let own = env::current_exe().unwrap();
+    let folder = own.parent().unwrap();
+    if folder.ends_with("deps") { folder.parent().unwrap().to_owned() } else { folder.to_owned() }
 }

@@ -5,7 +5,6 @@
 //! [`namespace::Namespace`] of its own, puts [`workload`]s into it and asks them to ask each other. What a namespace
 //! held is printed when its test fails.
 
-pub mod capture;
 pub mod cluster;
 pub mod ingress;
 pub mod load;

@@ -371,11 +371,22 @@ impl Mesh {
 
     /// A sidecar of the same pod that takes what the kernel redirects, run by this user; not started.
     pub fn transparent_sidecar(&self, user: u32, further: &[&str]) -> Daemon {
-        let mut arguments = workload_arguments(self.path(), &self.block, &self.options, POD);
+        self.transparent("httpbin", user, further)
+    }
+
+    /// [`Mesh::transparent_sidecar`] of another pod of namespace `httpbin`, whose account has the same name.
+    pub fn another_transparent_sidecar(&self, name: &str, user: u32, further: &[&str]) -> Daemon {
+        write(&self.path().join("tokens").join(name), &self.token_key.token("httpbin", name));
+        self.transparent(name, user, further)
+    }
+
+    fn transparent(&self, pod: &str, user: u32, further: &[&str]) -> Daemon {
+        let mut arguments = workload_arguments(self.path(), &self.block, &self.options, pod, POD);
         arguments.0.push("--transparent".to_owned());
         arguments.0.extend(further.iter().map(ToString::to_string));
-        let admin = Some(self.block.at(POD, 15000));
-        Daemon::new("tidegate-sidecar", "sidecar", self.path(), arguments.0, admin).with_user(user)
+        let name = if pod == "httpbin" { "sidecar" } else { pod };
+        Daemon::new("tidegate-sidecar", name, self.path(), arguments.0, Some(self.block.at(POD, 15000)))
+            .with_user(user)
     }
 
     /// The sidecar of another pod, `httpbin/caller`, which runs as an account of the same name; not started. Its app
@@ -472,18 +483,18 @@ fn sidecar(path: &Path, block: &Block, options: &Options) -> Daemon {
     }
 }
 
-fn workload_arguments(path: &Path, block: &Block, options: &Options, host: u8) -> Arguments {
+fn workload_arguments(path: &Path, block: &Block, options: &Options, pod: &str, host: u8) -> Arguments {
     let mut arguments = Arguments::default();
     arguments
-        .add("--workload", "httpbin/httpbin")
+        .add("--workload", format!("httpbin/{pod}"))
         .add("--discovery-address", format!("https://{}", block.at(CONTROLLER, 15128)))
         .add("--admin-address", block.at(host, 15000))
-        .ca(path, block, options, "httpbin");
+        .ca(path, block, options, pod);
     arguments
 }
 
 fn sidecar_arguments(path: &Path, block: &Block, options: &Options, host: u8) -> Vec<String> {
-    let mut arguments = workload_arguments(path, block, options, host);
+    let mut arguments = workload_arguments(path, block, options, "httpbin", host);
     for port in options.ports.iter().map(|(port, _)| *port).chain([PORT]) {
         arguments.add("--inbound", format!("{}={}", block.at(host, port), block.at(APP, port)));
     }

@@ -3,6 +3,11 @@
 //!
 //! A namespace is entered by threads, so whatever a closure in [`Namespace::run`] opens or starts is in it: sockets,
 //! threads, programs, a whole [`crate::mesh::Mesh`]. It takes root.
+//!
+//! A [`Pod`] has one peer, a [`node::Node`] has pods that reach each other.
+
+pub mod node;
+pub mod rough_link;
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -127,6 +132,11 @@ impl Namespace {
             }
         }
         rules
+    }
+
+    /// Its name, for `ip`.
+    pub fn name(&self) -> &str {
+        &self.0
     }
 
     fn path(&self) -> PathBuf {

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use serde_json::json;
-use tidegate_tests::kubernetes::capture::capture;
+use tidegate_tests::capture::capture;
 use tidegate_tests::kubernetes::mesh::Mesh;
 use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::pod::Outcome;
@@ -35,7 +35,7 @@ fn meshed_pods_reach_each_other_over_tls_only_and_the_rest_of_the_cluster_as_it_
     let by_service = format!("http://server{path}");
     let by_address = format!("http://{}:8080{path}", server.ip());
     client.get_until(&by_service, 200);
-    let seen = capture(cluster, MARK, &client, || {
+    let seen = capture(cluster.on_node(), MARK, client.ip(), || {
         for url in [&by_service, &by_address] {
             assert_eq!(client.get(url).ok()["args"]["mark"], MARK);
         }
@@ -45,8 +45,9 @@ fn meshed_pods_reach_each_other_over_tls_only_and_the_rest_of_the_cluster_as_it_
 
     // What the capture would have seen.
     let foreign = format!("http://server.{}{path}", plain.name());
-    let seen =
-        capture(cluster, MARK, &client, || assert_eq!(client.get(&foreign).ok()["args"]["mark"], MARK));
+    let seen = capture(cluster.on_node(), MARK, client.ip(), || {
+        assert_eq!(client.get(&foreign).ok()["args"]["mark"], MARK)
+    });
     assert!(seen.found > 0, "the capture misses what is there: {seen:?}");
 
     // A server that speaks first, in the mesh and outside of it.

@@ -153,6 +153,25 @@ fn an_unknown_upgrade_is_a_request_like_any_other() {
 }
 
 #[test]
+fn an_upgrade_that_names_its_protocol_twice_is_the_apps_to_grant() {
+    let mesh = mesh();
+    let _app = App::start(mesh.app_address(), |conversation| {
+        let request = conversation.head()?.unwrap();
+        assert_eq!(request.values("upgrade").join(",").replace(' ', ""), "websocket,websocket");
+        conversation.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nhello",
+        )
+    });
+    for upgrade in ["Upgrade: websocket,websocket", "Upgrade: websocket\r\nUpgrade: websocket"] {
+        let mut connection = mesh.client().connect().unwrap();
+        let request = format!("GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n{upgrade}\r\n\r\n");
+        connection.write(request.as_bytes());
+        let answer = String::from_utf8(connection.read_until(b"hello").unwrap()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{upgrade}: {answer}");
+    }
+}
+
+#[test]
 fn opaque_bytes_pass_as_they_are_and_each_direction_ends_by_itself() {
     let mesh = mesh();
     let app = App::start(mesh.app_port(TCP_PORT), |conversation| {

@@ -10,7 +10,7 @@ use tidegate_tests::client::{Client, Tls};
 use tidegate_tests::load::{Load, LongStream, Shape};
 use tidegate_tests::mesh::{Mesh, Options, PORT, SERVER_NAME};
 use tidegate_tests::nginx::{Backend, Nginx, ProxySsl};
-use tidegate_tests::objects::{backend, gateway, https, policy, principal};
+use tidegate_tests::objects::{backend, gateway, https, policy, principal, range};
 use tidegate_tests::pki::INGRESS_CLIENT;
 use tidegate_tests::wait;
 
@@ -75,10 +75,11 @@ fn plain(mesh: &Mesh) -> Client {
 }
 
 #[test]
-fn leaves_and_roots_are_replaced_under_load_without_a_failed_request() {
-    let mesh = short_lived();
+fn leaves_roots_and_policies_are_replaced_under_load_without_a_failed_request() {
+    let mut mesh = short_lived();
     let _apps = [PORT, OPEN_PORT, PLAIN_PORT].map(|port| App::echo(mesh.app_port(port)));
     let first_root = mesh.roots();
+    let mut edits = 0;
 
     let mutual = mutual_load(&mesh);
     // What was let in by no certificate of the client's outlives every certificate.
@@ -93,11 +94,16 @@ fn leaves_and_roots_are_replaced_under_load_without_a_failed_request() {
             answer.status() == 200
         });
         assert_eq!(mesh.ca.admin_json("/rotation")["step"], step);
+        // Meanwhile somebody edits policies; each edit is in force before the next.
         wait::until_true("sidecar and ingress controller have new certificates", 2 * LIFE, || {
+            edits += 1;
+            let source = range(&format!("10.{}.{}.0/24", edits / 256, edits % 256));
+            mesh.apply("edited", &[policy("edited", &[backend("httpbin", PLAIN_PORT, "http")], &[source])]);
             serial(&mesh) != before.0 && mesh.secret_files().version() != before.1
         });
         mutual.wait_for(200);
     }
+    assert!(edits > 30, "{edits}");
     let last_root = mesh.roots();
     assert!(last_root.len() == 1 && last_root != first_root, "the root is another one");
     wait::until_true("the sidecar trusts only the new root", wait::SOON, || {

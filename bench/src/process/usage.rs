@@ -39,15 +39,24 @@ pub(crate) fn cpu_seconds(family: &[u32]) -> Result<f64> {
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
+/// What a process holds at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) resident_kib: u64,
+    /// As [`Memory::resident_kib`], with each page divided by the number of processes that share it.
+    pub(crate) proportional_kib: u64,
+}
+
+/// Memory of one process, exact at this moment.
+pub(crate) fn memory(pid: u32) -> Result<Memory> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .with_context(|| format!("cannot read the memory of process {pid}"))?;
+    held(&rollup).with_context(|| format!("cannot understand /proc/{pid}/smaps_rollup"))
+}
+
 /// Resident memory of a family in KiB, exact at this moment; pages that members share count once for each.
 pub(crate) fn resident_kib(family: &[u32]) -> Result<u64> {
-    let mut sum = 0;
-    for pid in family {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-            .with_context(|| format!("cannot read the memory of process {pid}"))?;
-        sum += resident(&rollup).with_context(|| format!("cannot understand /proc/{pid}/smaps_rollup"))?;
-    }
-    Ok(sum)
+    family.iter().map(|pid| Ok(memory(*pid)?.resident_kib)).sum()
 }
 
 // Fields of /proc/<pid>/stat counted from the state, which follows the name; proc_pid_stat(5).
@@ -64,9 +73,12 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     USER_SYSTEM_AND_CHILDREN.map(|index| field(stat, index)).sum()
 }
 
-fn resident(rollup: &str) -> Option<u64> {
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse().ok()
+fn held(rollup: &str) -> Option<Memory> {
+    let kib = |name: &str| {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    Some(Memory { resident_kib: kib("Rss:")?, proportional_kib: kib("Pss:")? })
 }
 
 #[cfg(test)]
@@ -81,9 +93,10 @@ mod tests {
     }
 
     #[test]
-    fn resident_memory_is_the_rss_line_and_not_pss() {
-        let rollup = "55d0-7ffe ---p 00000000 00:00 0 [rollup]\nRss:   1234 kB\nPss:    999 kB\n";
-        assert_eq!(resident(rollup), Some(1234));
+    fn resident_and_proportional_memory_are_told_apart() {
+        let rollup =
+            "55d0-7ffe ---p 00000000 00:00 0 [rollup]\nRss:   1234 kB\nPss:    999 kB\nPss_Anon: 5 kB\n";
+        assert_eq!(held(rollup), Some(Memory { resident_kib: 1234, proportional_kib: 999 }));
     }
 
     #[test]

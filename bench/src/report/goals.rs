@@ -15,8 +15,9 @@ pub(super) struct Goal {
     unit: &'static str,
 }
 
+/// What a figure is to be.
 #[derive(Debug, Clone, Copy)]
-enum Bound {
+pub(crate) enum Bound {
     AtLeast(f64),
     AtMost(f64),
 }
@@ -63,14 +64,19 @@ pub(super) fn render(results: &Results) -> String {
     let mut text = "| goal | bound | measured | |\n|---|---|---:|---|\n".to_owned();
     for goal in &GOALS {
         let measured = goal.measured(results);
-        let (figure, verdict) = match measured {
-            None => ("–".to_owned(), "not measured"),
-            Some(figure) if goal.bound.holds(figure) => (number(figure, 2), "reached"),
-            Some(figure) => (number(figure, 2), "**not reached**"),
-        };
+        let (figure, verdict) = verdict(measured, goal.bound);
         text += &format!("| {} | {} {} | {figure} | {verdict} |\n", goal.name, goal.bound.text(), goal.unit);
     }
     text
+}
+
+/// A figure as the tables of goals write it, and whether it is within its bound.
+pub(crate) fn verdict(measured: Option<f64>, bound: Bound) -> (String, &'static str) {
+    match measured {
+        None => ("–".to_owned(), "not measured"),
+        Some(figure) if bound.holds(figure) => (number(figure, 2), "reached"),
+        Some(figure) => (number(figure, 2), "**not reached**"),
+    }
 }
 
 impl Goal {
@@ -90,7 +96,7 @@ impl Bound {
         }
     }
 
-    fn text(self) -> String {
+    pub(crate) fn text(self) -> String {
         match self {
             Self::AtLeast(bound) => format!("≥ {bound}"),
             Self::AtMost(bound) => format!("≤ {bound}"),

@@ -1,18 +1,13 @@
-//! The place in README.md that a run fills.
+//! The places in README.md that runs fill.
 
 use anyhow::{Context, Result};
 
-const BEGIN: &str = "<!-- results:begin -->";
-const END: &str = "<!-- results:end -->";
-
-/// The text with everything between the two markers replaced. Fails if there are none.
-pub(super) fn with_results(readme: &str, results: &str) -> Result<String> {
-    let (before, rest) = readme.split_once(BEGIN).with_context(|| format!("no {BEGIN} in README.md"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("no {END} after {BEGIN} in README.md"))?;
-    Ok(format!(
-        "{before}{BEGIN}\n{}\n\n![Chart of the table's main rows](results.svg)\n{END}{after}",
-        results.trim()
-    ))
+/// The text with everything between the two markers of this name replaced. Fails if there are none.
+pub(super) fn with_section(readme: &str, name: &str, text: &str) -> Result<String> {
+    let [begin, end] = ["begin", "end"].map(|edge| format!("<!-- {name}:{edge} -->"));
+    let (before, rest) = readme.split_once(&begin).with_context(|| format!("no {begin} in README.md"))?;
+    let (_, after) = rest.split_once(&end).with_context(|| format!("no {end} after {begin} in README.md"))?;
+    Ok(format!("{before}{begin}\n{}\n{end}{after}", text.trim()))
 }
 
 #[cfg(test)]
@@ -21,16 +16,16 @@ mod tests {
 
     #[test]
     fn only_what_is_between_the_markers_changes_and_a_second_run_changes_nothing_more() {
-        let readme = format!("# Bench\n{BEGIN}\nold\n{END}\nrest\n");
-        let once = with_results(&readme, "| new |\n").unwrap();
-        assert!(once.starts_with("# Bench\n") && once.ends_with("\nrest\n"));
-        assert!(once.contains("\n| new |\n") && !once.contains("old"));
-        assert_eq!(with_results(&once, "| new |\n").unwrap(), once);
+        let other = "<!-- b:begin -->\nkept\n<!-- b:end -->";
+        let readme = format!("# Bench\n<!-- a:begin -->\nold\n<!-- a:end -->\n{other}\nrest\n");
+        let once = with_section(&readme, "a", "| new |\n").unwrap();
+        assert_eq!(once, format!("# Bench\n<!-- a:begin -->\n| new |\n<!-- a:end -->\n{other}\nrest\n"));
+        assert_eq!(with_section(&once, "a", "| new |\n").unwrap(), once);
     }
 
     #[test]
     fn a_readme_without_markers_is_an_error() {
-        assert!(with_results("# Bench\n", "x").is_err());
-        assert!(with_results(&format!("{END} {BEGIN}"), "x").is_err());
+        assert!(with_section("# Bench\n", "a", "x").is_err());
+        assert!(with_section("<!-- a:end --> <!-- a:begin -->", "a", "x").is_err());
     }
 }

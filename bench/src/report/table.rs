@@ -50,7 +50,7 @@ pub(super) fn render(results: &Results) -> String {
 }
 
 /// With thousands set apart: 12,345.6.
-pub(super) fn number(figure: f64, digits: usize) -> String {
+pub(crate) fn number(figure: f64, digits: usize) -> String {
     let text = format!("{:.digits$}", figure.abs());
     let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));
     let mut grouped = String::new();

@@ -146,8 +146,8 @@ fn the_chart_has_a_bar_for_each_figure_and_the_longest_fills_the_room() {
 
 #[test]
 fn large_numbers_are_grouped_by_thousands() {
-    assert_eq!(table::number(1_234_567.0, 0), "1,234,567");
-    assert_eq!(table::number(999.96, 1), "1,000.0");
-    assert_eq!(table::number(-12.5, 1), "−12.5");
-    assert_eq!(table::number(0.0, 2), "0.00");
+    assert_eq!(number(1_234_567.0, 0), "1,234,567");
+    assert_eq!(number(999.96, 1), "1,000.0");
+    assert_eq!(number(-12.5, 1), "−12.5");
+    assert_eq!(number(0.0, 2), "0.00");
 }

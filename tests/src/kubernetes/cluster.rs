@@ -1,33 +1,45 @@
 //! The cluster, and what is said to it.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Write;
+use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 use std::{env, fmt};
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use super::ROLLOUT;
 use crate::helm::Helm;
 use crate::{daemon, wait};
 
-/// The name of the cluster that the suites start, which `tests/run` ends; `TIDEGATE_TEST_CLUSTER` says another, so that
-/// two runs can be side by side.
-fn name() -> String {
-    env::var("TIDEGATE_TEST_CLUSTER").unwrap_or_else(|_| "suites".to_owned())
-}
+static SHARED: OnceLock<Cluster> = OnceLock::new();
+
+/// Says another name than `suites` for the cluster that the suites share, which `tests/run` ends, so that two runs can
+/// be side by side.
+const NAME: &str = "TIDEGATE_TEST_CLUSTER";
+/// The script's limit.
+const LONGEST_NAME: usize = 12;
 
 /// A cluster that runs.
 #[derive(Debug)]
 pub struct Cluster {
     kubeconfig: PathBuf,
     kubectl: PathBuf,
-    /// Whether it was started by the project's script, and so can be broken by it.
-    is_ours: bool,
+    /// Folder of the programs that its images are made of, and of `tidegate`.
+    programs: PathBuf,
+    /// Its name if it was started by the project's script, and so can be broken by it.
+    name: Option<String>,
 }
+
+/// A cluster of one test's own; ends when dropped.
+#[derive(Debug)]
+pub struct OwnCluster(Cluster);
 
 /// A command that ended with another code than 0.
 #[derive(Clone, Debug)]
@@ -45,35 +57,83 @@ pub struct Failure {
 impl Cluster {
     /// The one that all suites of this run share, with our images in it if we started it.
     pub fn get() -> &'static Self {
-        static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-        CLUSTER.get_or_init(|| match env::var_os("KUBECONFIG") {
-            Some(kubeconfig) => {
-                Self { kubeconfig: kubeconfig.into(), kubectl: "kubectl".into(), is_ours: false }
+        SHARED.get_or_init(|| match env::var_os("KUBECONFIG") {
+            Some(kubeconfig) => Self {
+                kubeconfig: kubeconfig.into(),
+                kubectl: "kubectl".into(),
+                programs: daemon::programs(),
+                name: None,
+            },
+            None => {
+                let name = env::var(NAME).unwrap_or_else(|_| "suites".to_owned());
+                Self::start_with_apps(&name, &daemon::programs())
             }
-            None => Self::start(),
         })
     }
 
-    fn start() -> Self {
-        let kubeconfig =
-            run(script("cluster").args(["up", &name()]), "").unwrap_or_else(|error| panic!("{error}"));
-        let kubeconfig = PathBuf::from(kubeconfig.trim());
-        let kubectl = kubeconfig.with_file_name("bin").join("kubectl");
-        let cluster = Self { kubeconfig, kubectl, is_ours: true };
+    /// Starts one of this name with the programs of this folder; from then on it is the one of [`Cluster::get`].
+    #[track_caller]
+    pub fn start_shared(name: &str, programs: &Path) -> &'static Self {
+        assert!(SHARED.get().is_none(), "there is a cluster already: {SHARED:?}");
+        SHARED.get_or_init(|| Self::start_with_apps(name, programs))
+    }
+
+    /// One beside it for what cannot share: a mesh of the name and in the namespace that are everybody's default.
+    #[track_caller]
+    pub fn own(name: &str) -> OwnCluster {
+        let mut name = name.to_owned() + &env::var(NAME).unwrap_or_default();
+        name.truncate(LONGEST_NAME);
+        // One that an interrupted run has left.
+        must(&["down", &name]);
+        OwnCluster(Self::start(&name, &daemon::programs()))
+    }
+
+    /// Ends the cluster of this name, if there is one, without a trace.
+    pub fn end(name: &str) -> Result<(), Failure> {
+        run(script("cluster").args(["down", name]), "").map(drop)
+    }
+
+    fn start_with_apps(name: &str, programs: &Path) -> Self {
+        let cluster = Self::start(name, programs);
         cluster.load_images(&["app", "nginx"]);
         cluster
     }
 
+    fn start(name: &str, programs: &Path) -> Self {
+        let kubeconfig = PathBuf::from(must(&["up", name]).trim());
+        let kubectl = kubeconfig.with_file_name("bin").join("kubectl");
+        Self { kubeconfig, kubectl, programs: programs.to_owned(), name: Some(name.to_owned()) }
+    }
+
+    /// The program that [`Cluster::kubectl`] runs.
+    pub fn kubectl_program(&self) -> &Path {
+        &self.kubectl
+    }
+
+    /// The kubeconfig of its administrator.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// What its node, its network namespace and its cgroup are called.
+    #[track_caller]
+    pub fn node_name(&self) -> String {
+        format!("tidegate-{}", self.own_name())
+    }
+
+    /// Moves the calling thread, and the threads that it starts, to the node's network.
+    #[track_caller]
+    pub fn move_thread_to_node(&self) {
+        let file = File::open(Path::new("/run/netns").join(self.node_name())).unwrap();
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+
     /// Makes these images and loads them, if we started the cluster. A user's cluster has them already.
     pub fn load_images(&self, names: &[&str]) {
-        if !self.is_ours {
-            return;
-        }
-        let binaries = daemon::ours("tidegate-test-app").parent().unwrap().to_owned();
-        let made = run(script("images").arg(&binaries).args(names), "");
+        let Some(name) = &self.name else { return };
+        let made = run(script("images").arg(&self.programs).args(names), "");
         let tars = made.unwrap_or_else(|failure| panic!("{failure}"));
-        run(script("cluster").args(["load", &name(), "--"]).args(tars.lines()), "")
-            .unwrap_or_else(|failure| panic!("{failure}"));
+        must(&[&["load", name, "--"], &tars.lines().collect::<Vec<_>>()[..]].concat());
     }
 
     /// `kubectl`, which must succeed; its output.
@@ -102,7 +162,7 @@ impl Cluster {
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<String, Failure> {
-        run(self.command(daemon::ours("tidegate")).args(arguments), "")
+        run(self.command(self.programs.join("tidegate")).args(arguments), "")
     }
 
     /// A program that finds this cluster by `KUBECONFIG`.
@@ -176,25 +236,39 @@ impl Cluster {
         self.part("start", part);
     }
 
-    /// A command on the node's network, such as a capture.
+    /// Runs the program that is its next argument on the node's network.
     #[track_caller]
-    pub fn on_node(&self, program: &str) -> Command {
-        self.assert_ours();
+    pub fn on_node(&self) -> Command {
         let mut command = script("cluster");
-        command.args(["enter", &name(), "--", program]);
+        command.args(["enter", self.own_name(), "--"]);
         command
     }
 
+    #[track_caller]
     fn part(&self, action: &str, part: &str) {
-        self.assert_ours();
-        run(script("cluster").args([action, &name(), part]), "").unwrap_or_else(|failure| panic!("{failure}"));
+        must(&[action, self.own_name(), part]);
     }
 
-    fn assert_ours(&self) {
-        assert!(
-            self.is_ours,
-            "this test breaks its cluster, so it runs only on the project's: unset KUBECONFIG"
-        );
+    /// The name of one that the project's script has started, on this machine.
+    #[track_caller]
+    pub fn own_name(&self) -> &str {
+        self.name.as_deref().expect("this runs only on the project's own cluster: unset KUBECONFIG")
+    }
+}
+
+impl Deref for OwnCluster {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.0
+    }
+}
+
+impl Drop for OwnCluster {
+    fn drop(&mut self) {
+        if let Err(failure) = Cluster::end(self.own_name()) {
+            eprintln!("{failure}");
+        }
     }
 }
 
@@ -225,6 +299,12 @@ pub fn run(command: &mut Command, input: &str) -> Result<String, Failure> {
 
 fn lossy(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// The script `cluster`, which must succeed; its output.
+#[track_caller]
+fn must(arguments: &[&str]) -> String {
+    run(script("cluster").args(arguments), "").unwrap_or_else(|failure| panic!("{failure}"))
 }
 
 fn script(name: &str) -> Command {

@@ -52,14 +52,24 @@ impl Pod {
     /// The test app in its container, as a client; the line of JSON that it prints.
     #[track_caller]
     pub fn ask(&self, arguments: &[&str]) -> Value {
+        let mut lines = self.ask_all(arguments);
+        assert_eq!(lines.len(), 1, "{arguments:?}: {lines:?}");
+        lines.remove(0)
+    }
+
+    /// [`Pod::ask`] for more than one line.
+    #[track_caller]
+    pub fn ask_all(&self, arguments: &[&str]) -> Vec<Value> {
         let output = match self.exec(APP, &[&["/usr/local/bin/tidegate-test-app"], arguments].concat(), "") {
             Ok(output) => output,
             // It says so when there was no answer.
             Err(failure) if failure.stdout.starts_with('{') => failure.stdout,
             Err(failure) => panic!("{failure}"),
         };
-        serde_json::from_str(output.trim())
-            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}"))
+        let read = |line| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}"))
+        };
+        output.lines().map(read).collect()
     }
 
     /// GET, on a connection of its own.

@@ -1,7 +1,7 @@
 //! Looks for a text in everything that passes the interfaces of this network namespace.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ pub(crate) struct Capture {
     text: String,
     /// Only packets from or to this address count.
     #[arg(long)]
-    address: Ipv4Addr,
+    address: IpAddr,
 }
 
 impl Capture {
@@ -65,9 +65,14 @@ impl Capture {
         ExitCode::SUCCESS
     }
 
-    /// Ethernet with IPv4 inside, from or to the address. RFC 894, RFC 791.
+    /// Ethernet with IP inside, from or to the address. RFC 894, RFC 791, RFC 2464, RFC 8200.
     fn is_wanted(&self, frame: &[u8]) -> bool {
-        let address = Some(&self.address.octets()[..]);
-        frame.get(12..14) == Some(&[8, 0]) && (frame.get(26..30) == address || frame.get(30..34) == address)
+        let (kind, from, octets) = match self.address {
+            IpAddr::V4(ip) => ([8, 0], 26, ip.octets().to_vec()),
+            IpAddr::V6(ip) => ([0x86, 0xdd], 22, ip.octets().to_vec()),
+        };
+        let to = from + octets.len();
+        let holds = |at: usize| frame.get(at..at + octets.len()) == Some(&octets[..]);
+        frame.get(12..14) == Some(&kind) && (holds(from) || holds(to))
     }
 }

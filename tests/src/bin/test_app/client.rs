@@ -19,8 +19,9 @@ pub(crate) struct Url {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Get {
-    /// What to get: http://host[:port]/path.
-    url: Url,
+    /// What to get: http://host[:port]/path. Of several each one, a line for each.
+    #[arg(required = true)]
+    urls: Vec<Url>,
     /// Fields to send, as `name: value`.
     #[arg(long)]
     header: Vec<String>,
@@ -84,13 +85,17 @@ impl Url {
 impl Get {
     pub(crate) fn run(&self) -> ExitCode {
         let deadline = Instant::now() + Duration::from_secs(self.within);
+        let bad = self.urls.iter().filter(|url| !self.is_good(url, deadline)).count();
+        ExitCode::from(u8::from(bad > 0))
+    }
+
+    fn is_good(&self, url: &Url, deadline: Instant) -> bool {
         loop {
-            let outcome = get(&self.url, &self.header);
+            let outcome = get(url, &self.header);
             let status = outcome.as_ref().map_or(0, Message::status);
             if self.until.is_none_or(|wanted| wanted == status) || Instant::now() >= deadline {
                 println!("{}", describe(&outcome));
-                let is_good = outcome.is_ok() && self.expect.is_none_or(|wanted| wanted == status);
-                return ExitCode::from(u8::from(!is_good));
+                return outcome.is_ok() && self.expect.is_none_or(|wanted| wanted == status);
             }
             std::thread::park_timeout(Duration::from_millis(20));
         }

@@ -7,6 +7,7 @@
 mod capture;
 mod client;
 mod grpc;
+mod gunicorn;
 mod httpbin;
 mod load;
 mod tls;
@@ -83,6 +84,9 @@ struct Serve {
 }
 
 fn main() -> ExitCode {
+    if let Some(gunicorn) = gunicorn::Gunicorn::if_called_so() {
+        return gunicorn.run();
+    }
     match Arguments::parse().role {
         Role::Serve(serve) => serve.run(),
         Role::Get(get) => get.run(),

@@ -1,12 +1,10 @@
-//! What passes on the node's network.
+//! What passes on a network.
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::Cluster;
-use super::pod::Pod;
 use crate::daemon;
 
 /// What was seen while something happened.
@@ -18,13 +16,12 @@ pub struct Seen {
     pub found: u64,
 }
 
-/// Looks for `text` in what comes from a pod or goes to it, on every interface of the node, while `exchange` runs.
+/// Looks for `text` in what comes from an address or goes to it while `exchange` runs, on every interface of the
+/// namespace in which `runner` runs the program that it is given.
 #[track_caller]
-pub fn capture(cluster: &Cluster, text: &str, pod: &Pod, exchange: impl FnOnce()) -> Seen {
-    let program = daemon::ours("tidegate-test-app");
-    let mut command = cluster.on_node(program.to_str().unwrap());
-    command.args(["capture", text, "--address", pod.ip()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+pub fn capture(mut runner: Command, text: &str, address: &str, exchange: impl FnOnce()) -> Seen {
+    runner.arg(daemon::ours("tidegate-test-app")).args(["capture", text, "--address", address]);
+    let mut child = runner.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
     exchange();

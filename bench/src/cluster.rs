@@ -1,0 +1,235 @@
+//! Tidegate on a real Kubernetes: how soon a policy takes effect, what the mesh costs in memory, what a sidecar adds
+//! to the start of a pod. Beside them stand the figures of Open Service Mesh, measured by the same steps.
+//!
+//! - [`measure`] is the order of things: a cluster of its own, Tidegate on it, more and more meshed pods. Start
+//!   reading here.
+//! - [`site`] is the cluster with what runs on it; [`node`] makes connections from the node's network.
+//! - One file for each figure: [`changes`], [`connections`], [`memory`], [`creation`]. [`synthetic`] makes pods that no
+//!   kubelet runs.
+//! - [`results`] is what was measured, [`report`] what people read.
+
+mod changes;
+mod connections;
+mod creation;
+mod memory;
+mod node;
+mod report;
+mod results;
+mod site;
+mod synthetic;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use tidegate_tests::kubernetes::Cluster;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use self::changes::Change;
+use self::results::{ClusterResults, Population, Settings};
+use self::site::Site;
+use crate::report::{Machine, default_folder};
+
+/// Flags of `cluster`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Options {
+    /// Numbers of meshed pods at which all is measured, ascending.
+    #[arg(long, value_delimiter = ',', default_value = "4,50,200")]
+    pods: Vec<usize>,
+    /// Pods that only the API server knows, on top of the real ones, at the end; 0 leaves that out.
+    #[arg(long, default_value_t = 2000)]
+    synthetic: usize,
+    /// Changes of each kind at each number of pods.
+    #[arg(long, default_value_t = 20)]
+    changes: usize,
+    /// Connections that are open while the policy behind them is deleted.
+    #[arg(long, default_value_t = 20)]
+    connections: usize,
+    /// Pods of each kind whose creation is timed; 0 leaves that out.
+    #[arg(long, default_value_t = 20)]
+    creations: usize,
+    /// What the cluster is called; one of this name that is there already is ended first.
+    #[arg(long, default_value = "bench")]
+    name: String,
+    /// Folder of Tidegate's programs. Default: this program's own.
+    #[arg(long)]
+    programs: Option<PathBuf>,
+    /// Leave the cluster running, to look around: `tests/cluster/cluster down NAME` ends it.
+    #[arg(long)]
+    keep: bool,
+    /// Folder for cluster.json and cluster.md.
+    #[arg(long, default_value_os_t = default_folder())]
+    out: PathBuf,
+    /// Put the tables into bench/README.md too.
+    #[arg(long)]
+    write_readme: bool,
+}
+
+/// What a run has come to so far.
+struct Run {
+    began: Instant,
+    site: Site,
+    results: ClusterResults,
+}
+
+pub(crate) fn main(options: Options) -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "a cluster's node needs root: run this as root");
+    ensure!(
+        options.pods.is_sorted() && options.pods.first().is_some_and(|first| *first >= site::SMALLEST),
+        "--pods {:?}: ascending numbers, at least {}",
+        options.pods,
+        site::SMALLEST
+    );
+    let (sender, receiver) = oneshot::channel();
+    let own = options.clone();
+    // The harness blocks; signals are taken here meanwhile.
+    let measuring = thread::Builder::new().name("measure".to_owned()).spawn(move || {
+        let outcome = catch_unwind(AssertUnwindSafe(|| measure(&own)));
+        // Whoever waits has been interrupted if it no longer listens.
+        let _ = sender.send(outcome.unwrap_or_else(|panic| Err(anyhow!(text(&*panic)))));
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::select! {
+            outcome = receiver => outcome.context("the measurement ended without a word")?,
+            _ = interrupt.recv() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    });
+    if options.keep {
+        eprintln!("The cluster stays: tests/cluster/cluster down {}", options.name);
+    } else {
+        end(&options.name)?;
+    }
+    let results = outcome?;
+    drop(measuring.join());
+    report::write(&results, &options.out, options.write_readme)?;
+    ensure!(
+        results.failures.is_empty(),
+        "not everything could be measured:\n{}",
+        results.failures.join("\n")
+    );
+    Ok(())
+}
+
+/// All that there is to measure. What fails is noted, and the rest is measured all the same where it can be.
+fn measure(options: &Options) -> Result<ClusterResults> {
+    let began = Instant::now();
+    let programs = match &options.programs {
+        Some(folder) => folder.canonicalize().with_context(|| format!("--programs {}", folder.display()))?,
+        None => tidegate_tests::daemon::programs(),
+    };
+    end(&options.name)?;
+    say(began, "a cluster with Tidegate on it");
+    let site = Site::start(&options.name, &programs)?;
+    let mut run = Run { began, site, results: no_results(options, &programs)? };
+
+    for (index, pods) in options.pods.iter().copied().enumerate() {
+        let population = Population { pods, synthetic: 0 };
+        if run.phase(&format!("{pods} meshed pods"), |site| site.scale_to(pods)).is_none() {
+            break;
+        }
+        run.changes(population, options.changes);
+        run.connections(population, options.connections);
+        run.memory(population);
+        if index == 0 && options.creations > 0 {
+            let measured = run.phase("creation of pods", |site| creation::measure(site, options.creations));
+            run.results.creation = measured.unwrap_or_default();
+        }
+    }
+    if options.synthetic > 0 {
+        let pods = run.site.pods();
+        let population = Population { pods, synthetic: options.synthetic };
+        let heartbeat = run.phase(&format!("{} synthetic pods", options.synthetic), |site| {
+            synthetic::create(site, options.synthetic)
+        });
+        if heartbeat.is_some() {
+            run.changes(population, options.changes);
+            run.memory(population);
+        }
+    }
+    run.results.finished = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    run.results.seconds = began.elapsed().as_secs();
+    Ok(run.results)
+}
+
+impl Run {
+    fn changes(&mut self, population: Population, count: usize) {
+        for change in Change::ALL {
+            let name = format!("{count} changes, {change}, {population}");
+            if let Some(measured) = self.phase(&name, |site| changes::measure(site, change, count)) {
+                self.results.changes.push((population, measured));
+            }
+        }
+    }
+
+    fn connections(&mut self, population: Population, count: usize) {
+        for change in Change::ALL {
+            let name = format!("{count} open connections, {change}, {population}");
+            if let Some(measured) = self.phase(&name, |site| connections::measure(site, change, count)) {
+                self.results.connections.push((population, measured));
+            }
+        }
+    }
+
+    fn memory(&mut self, population: Population) {
+        let name = format!("memory, {population}");
+        if let Some(measured) = self.phase(&name, |site| memory::measure(site)) {
+            self.results.memory.push((population, measured));
+        }
+    }
+
+    /// One thing that is measured; none, and a line among the failures, if it could not be.
+    fn phase<T>(&mut self, name: &str, work: impl FnOnce(&mut Site) -> Result<T>) -> Option<T> {
+        say(self.began, name);
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(&mut self.site)));
+        let error = match outcome {
+            Ok(Ok(measured)) => return Some(measured),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(panic) => text(&*panic),
+        };
+        eprintln!("{name}: FAILED: {error}");
+        self.results.failures.push(format!("{name}: {error}"));
+        None
+    }
+}
+
+fn no_results(options: &Options, programs: &Path) -> Result<ClusterResults> {
+    Ok(ClusterResults {
+        finished: 0,
+        seconds: 0,
+        machine: Machine::this()?,
+        settings: Settings {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            is_debug: programs.ends_with("debug"),
+            changes: options.changes,
+            connections: options.connections,
+            creations: options.creations,
+        },
+        changes: Vec::new(),
+        connections: Vec::new(),
+        memory: Vec::new(),
+        creation: Vec::new(),
+        failures: Vec::new(),
+    })
+}
+
+fn end(name: &str) -> Result<()> {
+    Cluster::end(name).map_err(|failure| anyhow!("{failure}"))
+}
+
+fn say(began: Instant, what: &str) {
+    eprintln!("[{:4.0} s] {what}", began.elapsed().as_secs_f64());
+}
+
+/// What a panic said.
+fn text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()
+}

@@ -1,0 +1,134 @@
+//! From a policy's change to its effect.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tidegate_crds::IngressBackend;
+
+use super::node::{Outcome, Prober};
+use super::results::Changes;
+use super::site::Site;
+
+/// How long a change may take until it counts as lost.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How long new connections are looked at after each change, which is also the pause before the next.
+const AFTERWARDS: Duration = Duration::from_millis(700);
+
+/// What is changed back and forth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Change {
+    /// An `http` backend's only source: the client's address, or another one.
+    Address,
+    /// An `https` backend's only principal: the client's, or another one.
+    Principal,
+}
+
+/// One change and what became of it.
+struct Effect {
+    from_return: Duration,
+    from_start: Duration,
+    probes: usize,
+    stale: usize,
+}
+
+/// Changes the policy so many times, each once the one before has settled.
+pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<Changes> {
+    let endpoint = site.endpoint(change)?;
+    let mut prober = Prober::start(site.cluster(), endpoint)?;
+    let api = site.policies();
+    site.block_on(async {
+        apply(&api, change, &site.source(change, true)).await?;
+        prober.first(change.outcome(true), Instant::now(), LIMIT).await.context("before the first change")?;
+        let mut effects = Vec::new();
+        for number in 0..count {
+            let is_allowed = number % 2 == 1;
+            let effect = one(&api, change, &site.source(change, is_allowed), is_allowed, &mut prober)
+                .await
+                .with_context(|| format!("change {} of {count}", number + 1))?;
+            effects.push(effect);
+        }
+        // As it was found.
+        apply(&api, change, &site.source(change, true)).await?;
+        Ok(Changes {
+            change,
+            from_return: effects.iter().map(|effect| effect.from_return.as_secs_f64()).collect(),
+            from_start: effects.iter().map(|effect| effect.from_start.as_secs_f64()).collect(),
+            probes: effects.iter().map(|effect| effect.probes).sum(),
+            stale: effects.iter().map(|effect| effect.stale).sum(),
+        })
+    })
+}
+
+/// One change: the API call, the first connection that shows it, and those right after that one.
+async fn one(
+    api: &Api<IngressBackend>,
+    change: Change,
+    source: &Value,
+    is_allowed: bool,
+    prober: &mut Prober,
+) -> Result<Effect> {
+    let start = Instant::now();
+    apply(api, change, source).await?;
+    let returned = Instant::now();
+    let wanted = change.outcome(is_allowed);
+    let first = prober.first(wanted, start, LIMIT).await?;
+    let (mut probes, mut stale) = (0, 0);
+    loop {
+        let seen = prober.next_after(first.began).await?;
+        probes += 1;
+        stale += usize::from(seen.outcome != wanted);
+        if seen.began > first.ended + AFTERWARDS {
+            break;
+        }
+    }
+    Ok(Effect {
+        // An effect may be there before the call has returned.
+        from_return: first.ended.saturating_duration_since(returned),
+        from_start: first.ended - start,
+        probes,
+        stale,
+    })
+}
+
+async fn apply(api: &Api<IngressBackend>, change: Change, source: &Value) -> Result<()> {
+    let patch = json!({"spec": {"sources": [source]}});
+    api.patch(change.policy(), &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .with_context(|| format!("cannot change the policy {}", change.policy()))?;
+    Ok(())
+}
+
+impl Change {
+    pub(crate) const ALL: [Self; 2] = [Self::Address, Self::Principal];
+
+    /// The object that is changed.
+    pub(crate) fn policy(self) -> &'static str {
+        match self {
+            Self::Address => "by-address",
+            Self::Principal => "by-principal",
+        }
+    }
+
+    /// What a new connection comes to.
+    fn outcome(self, is_allowed: bool) -> Outcome {
+        match (self, is_allowed) {
+            (_, true) => Outcome::Status(200),
+            (Self::Address, false) => Outcome::Refused,
+            (Self::Principal, false) => Outcome::Status(403),
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Address => "http source address, 200 ↔ reset",
+            Self::Principal => "https principal, 200 ↔ 403",
+        })
+    }
+}

@@ -1,0 +1,65 @@
+//! Memory of the mesh's processes. Those of pods are seen from here: a container is a process like any other.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+use super::results::{Figures, Memory};
+use super::site::Site;
+use crate::process::usage;
+
+/// A process in one of the cluster's pods.
+struct Process {
+    program: String,
+    memory: usage::Memory,
+}
+
+/// What all programs hold at this moment. Fails unless every meshed pod has one sidecar.
+pub(super) fn measure(site: &Site) -> Result<Memory> {
+    let processes = processes(&site.cluster().node_name())?;
+    let of =
+        |program: &str| processes.iter().filter(|process| process.program == program).collect::<Vec<_>>();
+    let one = |program: &str| -> Result<f64> {
+        let found = of(program);
+        ensure!(found.len() == 1, "{} processes {program} in the cluster, not one", found.len());
+        Ok(found[0].memory.resident_kib as f64)
+    };
+    let sidecars = of("tidegate-sidecar");
+    ensure!(
+        sidecars.len() == site.pods(),
+        "{} sidecars run, and {} pods are meshed",
+        sidecars.len(),
+        site.pods()
+    );
+    Ok(Memory {
+        controller: one("tidegate-controller")?,
+        cert_manager: one("tidegate-cert-manager")?,
+        injector: one("tidegate-injector")?,
+        sidecars: sidecars.iter().map(|process| process.memory.resident_kib as f64).collect(),
+        sidecars_proportional: sidecars
+            .iter()
+            .map(|process| process.memory.proportional_kib as f64)
+            .collect::<Figures>(),
+    })
+}
+
+/// Every process of a container of the cluster whose cgroup has this name.
+fn processes(cgroup: &str) -> Result<Vec<Process>> {
+    let folder = format!(":/{cgroup}/");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
+        let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // A process may end between the listing and the reading.
+        let Ok(groups) = fs::read_to_string(format!("/proc/{id}/cgroup")) else { continue };
+        if !groups.contains(&folder) {
+            continue;
+        }
+        let Ok(program) = fs::read_link(format!("/proc/{id}/exe")) else { continue };
+        let Ok(memory) = usage::memory(id) else { continue };
+        let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        found.push(Process { program, memory });
+    }
+    Ok(found)
+}

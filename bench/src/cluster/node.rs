@@ -1,0 +1,130 @@
+//! Connections from the node's own network, which is where kubelets and, with host networking, ingress controllers
+//! come from. Each goes through the pod's real interception and sidecar.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tidegate_tests::kubernetes::Cluster;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::load::{Endpoint, Exchange};
+
+/// From the start of one new connection to the start of the next.
+const PACE: Duration = Duration::from_millis(5);
+/// Longer than any answer takes.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What became of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// An answer with this status.
+    Status(u16),
+    /// No answer: the connection was ended.
+    Refused,
+    /// Neither within two seconds.
+    Silence,
+}
+
+/// One new connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    pub(super) began: Instant,
+    /// When there was an outcome.
+    pub(super) ended: Instant,
+    pub(super) outcome: Outcome,
+}
+
+/// Makes one new connection after the other and tells what became of each, until dropped.
+#[derive(Debug)]
+pub(super) struct Prober {
+    seen: mpsc::UnboundedReceiver<Seen>,
+}
+
+impl Prober {
+    pub(super) fn start(cluster: &'static Cluster, endpoint: Endpoint) -> Result<Self> {
+        let (sender, seen) = mpsc::unbounded_channel();
+        spawn(cluster, async move {
+            let exchange = Exchange::keep_alive("/get", 0);
+            let mut due = tokio::time::interval(PACE);
+            due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                due.tick().await;
+                if sender.send(probe(&endpoint, &exchange).await).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { seen })
+    }
+
+    /// The next connection that began after `time`.
+    pub(super) async fn next_after(&mut self, time: Instant) -> Result<Seen> {
+        loop {
+            let seen = self.seen.recv().await.context("the prober has ended")?;
+            if seen.began > time {
+                return Ok(seen);
+            }
+        }
+    }
+
+    /// The first connection that began after `time` and came to this.
+    pub(super) async fn first(&mut self, wanted: Outcome, time: Instant, limit: Duration) -> Result<Seen> {
+        let mut last = None;
+        let search = async {
+            loop {
+                let seen = self.next_after(time).await?;
+                if seen.outcome == wanted {
+                    return anyhow::Ok(seen);
+                }
+                last = Some(seen.outcome);
+            }
+        };
+        match tokio::time::timeout(limit, search).await {
+            Ok(found) => found,
+            Err(_) => bail!("waited {limit:?} in vain for {wanted:?}; the last was {last:?}"),
+        }
+    }
+}
+
+/// Runs on the node's network, in a thread of its own with a runtime of its own.
+pub(super) fn spawn<T: Send + 'static>(
+    cluster: &'static Cluster,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<oneshot::Receiver<T>> {
+    let (sender, receiver) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("node".to_owned()).spawn(move || {
+        cluster.move_thread_to_node();
+        // Nobody may be waiting any more.
+        let _ = sender.send(runtime.block_on(work));
+    })?;
+    Ok(receiver)
+}
+
+/// The address that a pod sees of connections from the node.
+pub(super) async fn address_towards(cluster: &'static Cluster, pod: SocketAddr) -> Result<IpAddr> {
+    let found = spawn(cluster, async move {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        // Nothing is sent: the kernel only chooses a route.
+        socket.connect(pod)?;
+        socket.local_addr()
+    })?;
+    Ok(found.await.context("the node's thread has ended")??.ip())
+}
+
+/// One request on a connection of its own.
+async fn probe(endpoint: &Endpoint, exchange: &Exchange) -> Seen {
+    let began = Instant::now();
+    let attempt = async {
+        let mut client = endpoint.connect().await?;
+        exchange.any_answer_on(&mut client).await
+    };
+    let outcome = match tokio::time::timeout(PATIENCE, attempt).await {
+        Ok(Ok(answer)) => Outcome::Status(answer.status),
+        Ok(Err(_)) => Outcome::Refused,
+        Err(_) => Outcome::Silence,
+    };
+    Seen { began, ended: Instant::now(), outcome }
+}

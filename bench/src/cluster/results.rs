@@ -1,0 +1,156 @@
+//! All that a run on a cluster measured.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::changes::Change;
+use crate::report::Machine;
+
+/// What one needs to know to read the figures, and the figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ClusterResults {
+    /// Seconds since 1970.
+    pub(crate) finished: u64,
+    /// How long the run took.
+    pub(crate) seconds: u64,
+    pub(crate) machine: Machine,
+    pub(crate) settings: Settings,
+    pub(crate) changes: Vec<(Population, Changes)>,
+    pub(crate) connections: Vec<(Population, Connections)>,
+    pub(crate) memory: Vec<(Population, Memory)>,
+    pub(crate) creation: Vec<Creation>,
+    /// What could not be measured, and why.
+    pub(crate) failures: Vec<String>,
+}
+
+/// What was asked for, and of which programs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) version: String,
+    /// Programs without optimisation: slower and larger than what users run.
+    pub(crate) is_debug: bool,
+    pub(crate) changes: usize,
+    pub(crate) connections: usize,
+    pub(crate) creations: usize,
+}
+
+/// The pods that are there while something is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Population {
+    /// Pods that run, with a sidecar each.
+    pub(crate) pods: usize,
+    /// Pods of the mesh that only the API server knows.
+    pub(crate) synthetic: usize,
+}
+
+/// Changes of one policy, back and forth.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Changes {
+    pub(crate) change: Change,
+    /// Seconds from the API call's return until a new connection got the new treatment.
+    pub(crate) from_return: Figures,
+    /// The same from the call's start.
+    pub(crate) from_start: Figures,
+    /// New connections that were looked at right after the changes.
+    pub(crate) probes: usize,
+    /// How many of them got the old treatment again.
+    pub(crate) stale: usize,
+}
+
+/// Connections that were open when their policy was deleted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Connections {
+    pub(crate) change: Change,
+    /// Seconds from the API call's return until each had ended; one that has not counts with how long it was watched.
+    pub(crate) ended: Figures,
+    /// Those that were still open then.
+    pub(crate) still_open: usize,
+    /// Answers with status 200 more than a second after the call's return.
+    pub(crate) late_answers: usize,
+}
+
+/// Memory of all processes of a kind, in KiB.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    pub(crate) controller: f64,
+    pub(crate) cert_manager: f64,
+    pub(crate) injector: f64,
+    /// Resident memory of each sidecar.
+    pub(crate) sidecars: Figures,
+    /// The same with shared pages divided among those who share them.
+    pub(crate) sidecars_proportional: Figures,
+}
+
+/// Pods of one kind, created one after the other.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Creation {
+    pub(crate) is_injected: bool,
+    pub(crate) has_probe: bool,
+    /// Seconds that the API call took.
+    pub(crate) call: Figures,
+    /// Seconds from its start until the pod was ready.
+    pub(crate) ready: Figures,
+}
+
+/// Figures of one kind, as they came.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Figures(pub(crate) Vec<f64>);
+
+impl Figures {
+    /// The smallest figure that this share of all does not exceed; none of no figures.
+    pub(crate) fn quantile(&self, share: f64) -> Option<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let rank = (share * sorted.len() as f64).ceil() as usize;
+        sorted.get(rank.max(1) - 1).copied()
+    }
+
+    /// The median.
+    pub(crate) fn p50(&self) -> Option<f64> {
+        self.quantile(0.5)
+    }
+
+    /// The greatest.
+    pub(crate) fn max(&self) -> Option<f64> {
+        self.quantile(1.0)
+    }
+
+    /// The smallest.
+    pub(crate) fn min(&self) -> Option<f64> {
+        self.quantile(0.0)
+    }
+}
+
+impl FromIterator<f64> for Figures {
+    fn from_iter<I: IntoIterator<Item = f64>>(figures: I) -> Self {
+        Self(figures.into_iter().collect())
+    }
+}
+
+impl fmt::Display for Population {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.synthetic {
+            0 => write!(formatter, "{}", self.pods),
+            synthetic => write!(formatter, "{} and {synthetic} synthetic", self.pods),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantile_is_a_figure_that_was_measured() {
+        let figures: Figures = (1..=20).rev().map(f64::from).collect();
+        assert_eq!(figures.min(), Some(1.0));
+        assert_eq!(figures.p50(), Some(10.0));
+        assert_eq!(figures.quantile(0.9), Some(18.0));
+        assert_eq!(figures.quantile(0.99), Some(20.0));
+        assert_eq!(figures.max(), Some(20.0));
+        assert_eq!(Figures::default().p50(), None);
+        assert_eq!(Figures(vec![3.0]).quantile(0.9), Some(3.0));
+    }
+}

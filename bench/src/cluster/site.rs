@@ -1,0 +1,269 @@
+//! The cluster, Tidegate on it, and the workloads whose traffic is looked at.
+//!
+//! One Deployment, `target`, is behind the policies that change; the other meshed pods only have to be there, behind up
+//! to ten Services.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidegate_crds::IngressBackend;
+use tidegate_kubernetes::client::ClientOptions;
+use tidegate_tests::golden::repository;
+use tidegate_tests::kubernetes::Cluster;
+use tidegate_tests::kubernetes::cluster::run;
+use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, Mesh};
+use tidegate_tests::kubernetes::namespace::Namespace;
+use tidegate_tests::kubernetes::workload::Workload;
+use tokio::runtime::Runtime;
+
+use super::changes::Change;
+use super::node;
+use crate::load::Endpoint;
+use crate::tls::ClientIdentity;
+
+/// The target and one other pod.
+pub(super) const SMALLEST: usize = 2;
+
+const TARGET: &str = "target";
+/// The target's port for each policy.
+const HTTP_PORT: u16 = 8080;
+const HTTPS_PORT: u16 = 8081;
+/// Services besides the target's, at most.
+const OTHERS: usize = 10;
+/// So many pods of one of these at least, before there is another.
+const PODS_OF_ANOTHER: usize = 4;
+/// The client that the https policy admits.
+const PRINCIPAL: &str = "ingress-nginx.ingress-nginx.cluster.local";
+const SECRET: &str = "bench-gateway";
+/// Pods that are started at a time, so that a small machine still answers meanwhile.
+const BATCH: usize = 40;
+/// How long a batch may take.
+const BATCH_LIMIT: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(200);
+
+/// Where all is measured.
+pub(super) struct Site {
+    cluster: &'static Cluster,
+    runtime: Runtime,
+    client: Client,
+    workloads: Namespace,
+    /// Pods of each Deployment besides the target's.
+    others: BTreeMap<String, usize>,
+    target: IpAddr,
+    /// The node's address as the target sees it.
+    node: IpAddr,
+    /// Files of the gateway's certificate.
+    gateway: TempDir,
+    /// What is needed for as long as the site is.
+    kept: Vec<Namespace>,
+}
+
+impl Site {
+    /// Starts the cluster, installs Tidegate and deploys the target.
+    pub(super) fn start(name: &str, programs: &Path) -> Result<Self> {
+        // `tidegate install` works with Helm.
+        run(&mut Command::new(repository().join("tests/helm")), "")
+            .map_err(|failure| anyhow!("{failure}"))?;
+        let cluster = Cluster::start_shared(name, programs);
+        let mesh = Mesh::get();
+        mesh.patch_config(&json!({"certificate": {"ingressGateway": {
+            "secret": {"name": SECRET, "namespace": CONTROL_PLANE},
+            "subjectAltNames": [PRINCIPAL],
+            "validityDuration": "24h",
+        }}}));
+        let workloads = Namespace::meshed("bench");
+        Workload::new(TARGET, &["serve", &format!("--http={HTTP_PORT},{HTTPS_PORT}")])
+            .port("http", 80, HTTP_PORT)
+            .port("https", 443, HTTPS_PORT)
+            .ready_over_http(HTTP_PORT)
+            .deploy(&workloads);
+        let target: IpAddr = workloads.pod(TARGET).ip().parse().context("the target's address")?;
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let options = ClientOptions { kubeconfig: Some(cluster.kubeconfig().to_owned()), context: None };
+        let (client, node, gateway) = runtime.block_on(async {
+            let client = tidegate_kubernetes::client::connect(&options).await?;
+            let node = node::address_towards(cluster, SocketAddr::new(target, HTTP_PORT)).await?;
+            let gateway = gateway(&client).await?;
+            anyhow::Ok((client, node, gateway))
+        })?;
+        let others = BTreeMap::new();
+        let kept = Vec::new();
+        let site = Self { cluster, runtime, client, workloads, others, target, node, gateway, kept };
+        for change in Change::ALL {
+            let policy = site.policy(change)?;
+            site.block_on(site.policies().create(&PostParams::default(), &policy))?;
+        }
+        Ok(site)
+    }
+
+    pub(super) fn cluster(&self) -> &'static Cluster {
+        self.cluster
+    }
+
+    /// A client that keeps its connection to the API server.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// Another namespace, in which Pods can be created.
+    pub(super) fn namespace(&self, prefix: &str, is_meshed: bool) -> Namespace {
+        let namespace = if is_meshed { Namespace::meshed(prefix) } else { Namespace::new(prefix) };
+        // The API server refuses Pods until their account is there.
+        namespace.wait_for("its account", &["serviceaccount", "default"], |_| Some(()));
+        namespace
+    }
+
+    /// Keeps a namespace to the end.
+    pub(super) fn keep(&mut self, namespace: Namespace) {
+        self.kept.push(namespace);
+    }
+
+    /// Runs for as long as the site is there, whenever something is waited for.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(work);
+    }
+
+    /// Pods with a sidecar.
+    pub(super) fn pods(&self) -> usize {
+        1 + self.others.values().sum::<usize>()
+    }
+
+    /// Policies in the target's namespace.
+    pub(super) fn policies(&self) -> Api<IngressBackend> {
+        Api::namespaced(self.client.clone(), self.workloads.name())
+    }
+
+    /// The policy that `change` is about, as it lets the client in.
+    pub(super) fn policy(&self, change: Change) -> Result<IngressBackend> {
+        let (port, protocol) = match change {
+            Change::Address => (HTTP_PORT, "http"),
+            Change::Principal => (HTTPS_PORT, "https"),
+        };
+        Ok(serde_json::from_value(json!({
+            "apiVersion": "policy.openservicemesh.io/v1alpha1",
+            "kind": "IngressBackend",
+            "metadata": {"name": change.policy()},
+            "spec": {
+                "backends": [{"name": TARGET, "port": {"number": port, "protocol": protocol}}],
+                "sources": [self.source(change, true)],
+            },
+        }))?)
+    }
+
+    /// The source that lets the client in, or another one.
+    pub(super) fn source(&self, change: Change, is_allowed: bool) -> Value {
+        let node = format!("{}/32", self.node);
+        let (kind, name) = match (change, is_allowed) {
+            (Change::Address, true) => ("IPRange", node.as_str()),
+            (Change::Address, false) => ("IPRange", "192.0.2.1/32"),
+            (Change::Principal, true) => ("AuthenticatedPrincipal", PRINCIPAL),
+            (Change::Principal, false) => ("AuthenticatedPrincipal", "nobody.nowhere.cluster.local"),
+        };
+        json!({"kind": kind, "name": name})
+    }
+
+    /// The target as the client of `change` reaches it.
+    pub(super) fn endpoint(&self, change: Change) -> Result<Endpoint> {
+        match change {
+            Change::Address => Ok(Endpoint::plain(SocketAddr::new(self.target, HTTP_PORT))),
+            Change::Principal => {
+                let file = |name: &str| self.gateway.path().join(name);
+                let identity = ClientIdentity { certificate: file("tls.crt"), key: file("tls.key") };
+                let name = format!("{TARGET}.{}.cluster.local", self.workloads.name());
+                let address = SocketAddr::new(self.target, HTTPS_PORT);
+                Endpoint::tls(address, &file("ca.crt"), &name, Some(&identity))
+            }
+        }
+    }
+
+    /// Has so many meshed pods in all, and waits until all are ready.
+    pub(super) fn scale_to(&mut self, pods: usize) -> Result<()> {
+        let others = pods - 1;
+        let deployments = (others / PODS_OF_ANOTHER).clamp(1, OTHERS);
+        for index in 0..deployments {
+            let name = format!("other-{index}");
+            if !self.others.contains_key(&name) {
+                Workload::new(&name, &["serve", "--http=8080"])
+                    .port("http", 80, HTTP_PORT)
+                    .ready_over_http(HTTP_PORT)
+                    .replicas(0)
+                    .apply(&self.workloads);
+                self.others.insert(name, 0);
+            }
+        }
+        while self.pods() < pods {
+            let batch = BATCH.min(pods - self.pods());
+            for _ in 0..batch {
+                // The smallest grows, so that Services stay of one size.
+                let smallest = self.others.values_mut().min().context("no Deployment")?;
+                *smallest += 1;
+            }
+            self.block_on(self.scale())?;
+        }
+        Ok(())
+    }
+
+    async fn scale(&self) -> Result<()> {
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), self.workloads.name());
+        for (name, replicas) in &self.others {
+            let patch = json!({"spec": {"replicas": replicas}});
+            api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+        }
+        let wanted = self.pods();
+        let started = Instant::now();
+        loop {
+            let deployments = api.list(&ListParams::default()).await?;
+            let ready = deployments
+                .items
+                .iter()
+                .filter_map(|deployment| usize::try_from(deployment.status.as_ref()?.ready_replicas?).ok());
+            let ready: usize = ready.sum();
+            if ready == wanted {
+                eprintln!("         {ready} pods are ready after {:.0} s", started.elapsed().as_secs_f64());
+                return Ok(());
+            }
+            ensure!(
+                started.elapsed() < BATCH_LIMIT,
+                "{ready} of {wanted} pods are ready after {BATCH_LIMIT:?}"
+            );
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+/// The certificate that the CA issues for the ingress gateway, as files.
+async fn gateway(client: &Client) -> Result<TempDir> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let api: Api<Secret> = Api::namespaced(client.clone(), CONTROL_PLANE);
+    let started = Instant::now();
+    let secret = loop {
+        if let Some(secret) = api.get_opt(SECRET).await? {
+            break secret;
+        }
+        ensure!(started.elapsed() < PATIENCE, "no Secret {CONTROL_PLANE}/{SECRET} after {PATIENCE:?}");
+        tokio::time::sleep(POLL).await;
+    };
+    let folder = tempfile::Builder::new().prefix("tidegate-bench-").tempdir()?;
+    let data = secret.data.unwrap_or_default();
+    for name in ["ca.crt", "tls.crt", "tls.key"] {
+        let content = data.get(name).with_context(|| format!("the gateway's Secret has no {name}"))?;
+        fs::write(folder.path().join(name), &content.0)?;
+    }
+    Ok(folder)
+}
