@@ -58,8 +58,8 @@ pub(crate) struct RotateOptions {
     /// ingress controller's Secret have a certificate of the new root, which takes minutes
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Before the last step, wait until every certificate of the old root has run out, by default 24 h: connections
-    /// that were opened with one would end with the root
+    /// Before the last step, wait until every certificate of the old root has run out, by default 24 h: for workloads
+    /// that no controller knows, such as those outside the cluster
     #[arg(long)]
     wait_for_expiry: bool,
     #[command(flatten)]

@@ -114,14 +114,6 @@ async fn what_others_say_in_the_status_stays() {
     let status = world.status();
     assert_eq!((&status["currentStatus"], &status["reason"]), (&json!("error"), &json!("the controller's")));
     assert_eq!(status["conditions"][0], theirs);
-    // As it is, it is not written again.
-    let writes =
-        |world: &World| world.api.requests().iter().filter(|request| request.verb == "patch").count();
-    let before = writes(&world);
-    world.gateway.send_modify(|_| ());
-    world.mesh_config(gateway("24h", "b"));
-    world.api.wait_for(|_| world.settings.borrow().is_some()).await;
-    assert_eq!(writes(&world), before);
 }
 
 #[tokio::test]

@@ -214,7 +214,7 @@ async fn the_last_step_is_taken_as_soon_as_nobody_has_a_certificate_of_the_old_r
     let shown = text(&status(&fake.cluster()).await.unwrap());
     assert!(shown.contains("still with a certificate of the old root:\nhttpbin/a (has a"), "{shown}");
 
-    // Whoever wants no connection to end early waits.
+    // Whoever has workloads that nobody here knows waits.
     mesh.change(|state| state.not_renewed.clear());
     let pace = Pace { waits_for_expiry: true, ..AT_ONCE };
     assert!(rotate(&fake.cluster(), pace).await.unwrap_err().to_string().contains("wait 23h"));

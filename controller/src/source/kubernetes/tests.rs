@@ -353,7 +353,10 @@ async fn an_ingress_backend_that_cannot_be_read_grants_nothing_and_says_why_wher
     let explained = explain(&cluster.index, &TrustDomain::default(), &query).unwrap();
     assert_eq!(explained.decision, "deny");
     assert_eq!(explained.rule.as_deref(), Some("httpbin/httpbin"));
-    assert_eq!(explained.reason, format!("the IngressBackend is not in force: {reason}"));
+    assert_eq!(
+        explained.reason,
+        format!("the IngressBackend is not in force: {reason} (IngressBackend httpbin/httpbin)")
+    );
 
     backend(&cluster.api, "http");
     cluster.until("sound again", |cluster| cluster.problems.is_empty()).await;
