@@ -11,6 +11,7 @@ use tidegate_crds::injection::{INJECTED, METRICS, SIDECAR_CONTAINER, SIDECAR_LAB
 use crate::annotations::Annotations;
 use crate::containers::{self, Parts};
 use crate::decision::{Decision, DecisionError, NamespaceView, Reason, decide, decide_alone};
+use crate::hooks::{self, Owner};
 use crate::patch::PatchBuilder;
 use crate::ports;
 use crate::probes::{self, AppProbe};
@@ -74,7 +75,13 @@ fn patch(
     let mut patch = PatchBuilder::default();
     set_metadata(pod, namespace, &mut patch)?;
     // Before containers are added, for the paths count those that are there.
-    let probes = rewrite_probes(spec, &mut patch)?;
+    let metadata = &pod.metadata;
+    let owner = Owner {
+        key: &settings.hook_key,
+        namespace: &namespace.name,
+        name: metadata.generate_name.as_deref().or(metadata.name.as_deref()).unwrap_or_default(),
+    };
+    let probes = rewrite_probes(spec, &owner, &mut patch)?;
 
     let own = Annotations::new("pod", pod.metadata.annotations.as_ref());
     let owner = format!("namespace {}", namespace.name);
@@ -106,8 +113,12 @@ fn set_metadata(pod: &Pod, namespace: &NamespaceView, patch: &mut PatchBuilder) 
     Ok(())
 }
 
-/// Points every probe at the sidecar and says what it is to ask of the app.
-fn rewrite_probes(spec: &PodSpec, patch: &mut PatchBuilder) -> Result<Vec<AppProbe>, Refusal> {
+/// Points every probe and hook at the sidecar and says what it is to ask of the app.
+fn rewrite_probes(
+    spec: &PodSpec,
+    owner: &Owner<'_>,
+    patch: &mut PatchBuilder,
+) -> Result<Vec<AppProbe>, Refusal> {
     let sidecar = spec.init_containers.iter().flatten().find(|container| container.name == SIDECAR_CONTAINER);
     let before = sidecar.and_then(containers::probes_flag).map_or(Ok(Vec::new()), probes::from_flag)?;
     let mut all = Vec::new();
@@ -118,6 +129,7 @@ fn rewrite_probes(spec: &PodSpec, patch: &mut PatchBuilder) -> Result<Vec<AppPro
             if !is_reserved_name(&container.name) {
                 let path = ["spec", list, &index.to_string()];
                 probes::rewrite(container, &path, &before, patch, &mut all)?;
+                hooks::rewrite(container, &path, owner, &before, patch, &mut all)?;
             }
         }
     }

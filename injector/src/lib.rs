@@ -25,6 +25,7 @@
 mod annotations;
 mod containers;
 mod decision;
+mod hooks;
 mod inject;
 mod manifests;
 pub mod options;
@@ -38,6 +39,7 @@ mod state;
 
 pub use annotations::AnnotationError;
 pub use decision::{Decision, DecisionError, NamespaceView, Reason, decide};
+pub use hooks::HookKey;
 pub use inject::{Injection, inject};
 pub use manifests::{ManifestError, inject_manifests};
 pub use probes::ProbeError;

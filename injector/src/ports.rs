@@ -14,10 +14,10 @@ pub(crate) const LIVENESS: u16 = 15901;
 pub(crate) const READINESS: u16 = 15902;
 /// Startup probes of the app.
 pub(crate) const STARTUP: u16 = 15903;
-/// Kept free: OSM's own TCP probes went there.
-const RESERVED: u16 = 15904;
+/// Lifecycle hooks of the app.
+pub(crate) const HOOKS: u16 = 15904;
 
 /// Whether an app must keep off a port.
 pub(crate) fn is_reserved(port: u16) -> bool {
-    [ADMIN, OUTBOUND, INBOUND, HEALTH, LIVENESS, READINESS, STARTUP, RESERVED].contains(&port)
+    [ADMIN, OUTBOUND, INBOUND, HEALTH, LIVENESS, READINESS, STARTUP, HOOKS].contains(&port)
 }

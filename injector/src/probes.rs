@@ -1,7 +1,8 @@
 //! kubelet's probes, pointed at the sidecar: kubelet has no certificate of the mesh, so the app's own ports refuse it.
 //!
 //! Each probe of each container gets a path of its own on the sidecar, which asks the app on kubelet's behalf and
-//! answers with what the app said. `exec` probes never leave the container and stay as they are.
+//! answers with what the app said. `exec` probes never leave the container and stay as they are. Hooks go the same way
+//! ([`crate::hooks`]).
 
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -17,14 +18,19 @@ use crate::ports;
 pub(crate) struct AppProbe {
     port: u16,
     path: String,
-    timeout_seconds: i32,
+    /// None for hooks, which kubelet waits for as long as the Pod's grace period lets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout_seconds: Option<i32>,
+    /// A lifecycle hook: for kubelet it fails only if there is no answer at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    hook: bool,
     target: Target,
 }
 
 /// What the sidecar asks of the app.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
-enum Target {
+pub(crate) enum Target {
     Http { scheme: Scheme, port: u16, path: String, headers: Vec<(String, String)> },
     Tcp { port: u16 },
     Grpc { port: u16, service: String },
@@ -32,12 +38,12 @@ enum Target {
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-enum Scheme {
+pub(crate) enum Scheme {
     Http,
     Https,
 }
 
-/// A probe that cannot be pointed at the sidecar.
+/// A probe or hook that cannot be pointed at the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("container {container}: {field}: {problem}")]
 pub struct ProbeError {
@@ -87,14 +93,12 @@ pub(crate) fn rewrite(
 ) -> Result<(), ProbeError> {
     for kind in &KINDS {
         let Some(probe) = (kind.of)(container) else { continue };
-        let error = |field: &str, problem: String| ProbeError {
-            container: container.name.clone(),
-            field: format!("{}.{field}", kind.field),
-            problem,
+        let error = |field: &str, problem: String| {
+            ProbeError::new(container, format!("{}.{field}", kind.field), problem)
         };
         let own_path = format!("{}{}", kind.path, container.name);
         if points_at(probe, kind.port, &own_path) {
-            let known = before.iter().find(|known| known.port == kind.port && known.path == own_path);
+            let known = before.iter().find(|known| known.is_at(kind.port, &own_path));
             let known = known.ok_or_else(|| {
                 let problem = format!(
                     "port {} and path {own_path} are the sidecar's; name the app's own port and path",
@@ -120,9 +124,26 @@ pub(crate) fn rewrite(
         }
         // Kubernetes' own default.
         let timeout_seconds = probe.timeout_seconds.filter(|seconds| *seconds > 0).unwrap_or(1);
-        all.push(AppProbe { port: kind.port, path: own_path, timeout_seconds, target });
+        let timeout_seconds = Some(timeout_seconds);
+        all.push(AppProbe { port: kind.port, path: own_path, timeout_seconds, hook: false, target });
     }
     Ok(())
+}
+
+impl AppProbe {
+    pub(crate) fn hook(port: u16, path: String, target: Target) -> Self {
+        Self { port, path, timeout_seconds: None, hook: true, target }
+    }
+
+    pub(crate) fn is_at(&self, port: u16, path: &str) -> bool {
+        self.port == port && self.path == path
+    }
+}
+
+impl ProbeError {
+    pub(crate) fn new(container: &Container, field: String, problem: String) -> Self {
+        Self { container: container.name.clone(), field, problem }
+    }
 }
 
 /// What the flag `--probes` says. Kubernetes replaces `$(…)` in arguments, so no `$` may stand in it.
@@ -174,7 +195,8 @@ fn target(
     Ok(None)
 }
 
-fn http(container: &Container, action: &HTTPGetAction) -> Result<Target, (&'static str, String)> {
+/// What an `httpGet` asks. The error names a field of what has it.
+pub(crate) fn http(container: &Container, action: &HTTPGetAction) -> Result<Target, (&'static str, String)> {
     if let Some(protocol) = action.protocol.as_deref().filter(|protocol| !matches!(*protocol, "HTTP1")) {
         return Err(("httpGet.protocol", format!("{protocol:?} is not supported for a pod of the mesh")));
     }
@@ -195,7 +217,7 @@ fn http(container: &Container, action: &HTTPGetAction) -> Result<Target, (&'stat
 }
 
 /// Whether kubelet asks another host than the Pod.
-fn is_elsewhere(host: Option<&str>) -> bool {
+pub(crate) fn is_elsewhere(host: Option<&str>) -> bool {
     host.is_some_and(|host| !host.is_empty())
 }
 

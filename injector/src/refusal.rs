@@ -19,7 +19,7 @@ pub enum Refusal {
     /// An annotation cannot be read.
     #[error(transparent)]
     Annotation(#[from] AnnotationError),
-    /// A probe cannot be pointed at the sidecar.
+    /// A probe or lifecycle hook cannot be pointed at the sidecar.
     #[error(transparent)]
     Probe(#[from] ProbeError),
     /// The MeshConfig cannot be read, so no sidecar can be made.

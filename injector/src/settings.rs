@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tidegate_crds::MeshConfigSpec;
 use tidegate_crds::injection::DEFAULT_MESH_NAME;
 
+use crate::hooks::HookKey;
+
 /// What every sidecar of a mesh has in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -26,6 +28,8 @@ pub struct Settings {
     pub ca_address: String,
     /// The name that the CA's certificate holds.
     pub ca_server_name: String,
+    /// Makes the paths of lifecycle hooks ones that nobody guesses.
+    pub hook_key: HookKey,
 }
 
 /// What the MeshConfig says about sidecars, read once for each change of it.
@@ -87,6 +91,7 @@ impl Settings {
             discovery_server_name: format!("tidegate-controller.{namespace}.{trust_domain}"),
             ca_address: format!("https://tidegate-cert-manager.{namespace}.svc:15012"),
             ca_server_name: format!("tidegate-cert-manager.{namespace}.svc"),
+            hook_key: HookKey::of_process(),
         }
     }
 }

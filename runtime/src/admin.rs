@@ -4,7 +4,8 @@
 //! `GET`, `PUT` and `POST /log` read and set the log filter; each daemon merges its own routes.
 //!
 //! Whatever shares the pod's loopback can reach it, the app and, through it, web pages and request forgers too. So a
-//! request must name this host by an address or `localhost` (else DNS rebinding), changes need PUT or POST and no
+//! request must name this host by an address or `localhost` (else DNS rebinding; [`AdminServer::health`], which others
+//! reach anyway and which only reads, may be called by DNS names), changes need PUT or POST and no
 //! `Origin` (else a page could post), nothing answers to other origins (no CORS), bodies and heads are limited in size
 //! and time, and so is the number of connections.
 
@@ -31,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use tonic::codegen::Service;
 use tracing::{debug, info, warn};
 
+use self::guard::Hosts;
 use crate::drain;
 use crate::listen;
 use crate::logging::LogHandle;
@@ -60,6 +62,7 @@ pub struct AdminServer {
     name: ProcessName,
     router: Router,
     allow_remote: bool,
+    hosts: Hosts,
 }
 
 /// An admin server that has its address; connections wait until it serves.
@@ -105,10 +108,10 @@ impl AdminServer {
             .route("/metrics", get(metrics_page))
             .route("/log", get(log_filter).put(set_log_filter).post(set_log_filter))
             .with_state(Shared { name, metrics, readiness, log });
-        Self { name, router, allow_remote: false }
+        Self { name, router, allow_remote: false, hosts: Hosts::Addresses }
     }
 
-    /// A server for kubelet's probes and for Prometheus: it only reads, so other hosts may reach it.
+    /// A server for kubelet's probes and for Prometheus: it only reads, so other hosts may reach it, by any name.
     pub fn health(name: ProcessName, metrics: Metrics, readiness: Readiness, log: LogHandle) -> Self {
         let router = Router::new()
             .route("/live", get(live))
@@ -116,7 +119,7 @@ impl AdminServer {
             .route("/metrics", get(metrics_page))
             .route("/stats/prometheus", get(metrics_page))
             .with_state(Shared { name, metrics, readiness, log });
-        Self { name, router, allow_remote: true }
+        Self { name, router, allow_remote: true, hosts: Hosts::Names }
     }
 
     /// Adds a daemon's own routes. They pass the same checks.
@@ -142,8 +145,8 @@ impl AdminServer {
         let bind = |source| AdminError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
-        let router =
-            self.router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).layer(middleware::from_fn(guard::check));
+        let guard = middleware::from_fn_with_state(self.hosts, guard::check);
+        let router = self.router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).layer(guard);
         Ok(BoundAdmin { name: self.name, router, listener, local_addr })
     }
 }

@@ -25,17 +25,16 @@ use crate::detect::{ClientHello, FirstBytes, Preface};
 use crate::http;
 use crate::lifeline::{Lifeline, Wait};
 use crate::listener::{self, Listen};
-use crate::session::{ConnectionInfo, Gate, Review};
+use crate::session::{ConnectionInfo, Gate, Review, VerifiedCertificate};
 use crate::snapshot::Snapshot;
 use crate::stream::{Abort, MaybeTls};
 use crate::tls::ServerTls;
 use crate::tls::stream::TlsStream;
 use crate::worker::Worker;
 
-pub(crate) use certificates::Certificates;
+pub(crate) use certificates::{Certificates, Verified};
 pub(crate) use refusal::RefusalLog;
 
-use certificates::Verified;
 use first_bytes::Received;
 use refusal::Refusal;
 
@@ -52,7 +51,9 @@ pub(crate) struct Route {
 #[derive(Default)]
 pub(crate) struct Connection {
     gate: OnceCell<Rc<Gate>>,
-    /// Life of the client's certificate chain.
+    /// Who answered, if the connection is the app's own and goes to another sidecar.
+    endpoint: OnceCell<Rc<VerifiedCertificate>>,
+    /// Life of the client's certificate chain, if the connection ends with it.
     life: Cell<Option<Life>>,
     is_opaque: Cell<bool>,
 }
@@ -244,7 +245,9 @@ impl Story<'_> {
             return None;
         }
         self.line.at_ease();
-        self.connection.life.set(life);
+        // There is no asking opaque bytes to come back with the next certificate: they have been let in for good, until
+        // policy or trust bundle say otherwise.
+        self.connection.life.set(life.filter(|_| inside != Inside::Opaque));
         // Only ever set once.
         let _ = self.connection.gate.set(gate.clone());
         Some(Opened { stream, received, gate, inside })
@@ -354,12 +357,23 @@ impl Connection {
         self.gate.get()
     }
 
+    /// Who answered the app's connection into the mesh.
+    pub(crate) fn endpoint(&self) -> Option<&Rc<VerifiedCertificate>> {
+        self.endpoint.get()
+    }
+
+    /// The app's connection has reached this endpoint.
+    pub(crate) fn reached(&self, endpoint: Rc<VerifiedCertificate>) {
+        // Only ever set once.
+        let _ = self.endpoint.set(endpoint);
+    }
+
     /// Whether there is no telling what is in flight.
     pub(crate) fn is_opaque(&self) -> bool {
         self.is_opaque.get()
     }
 
-    /// If the client certificate is about to end: the time that is left.
+    /// If the connection is about to end with the client certificate: the time that is left.
     pub(crate) fn should_finish(&self, now: SystemTime) -> Option<Duration> {
         let life = self.life.get().filter(|life| life.last_call <= now)?;
         Some(life.end.duration_since(now).unwrap_or_default())

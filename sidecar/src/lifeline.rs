@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 pub enum Phase {
     /// Everything.
     Open,
+    /// Everything, but the next answer is the last and says so; the client is not left waiting for it for long.
+    Leaving(Cause),
     /// Finish what is in flight, say so to the client where the protocol can, and close.
     Finishing(Cause),
     /// Nothing more.
@@ -74,6 +76,8 @@ pub struct Ended(pub Cause);
 struct State {
     phase: Cell<Phase>,
     deadline: Cell<Option<(Instant, Wait)>>,
+    /// When [`Phase::Leaving`] turns into [`Phase::Finishing`].
+    leave_by: Cell<Option<Instant>>,
     /// When [`Phase::Finishing`] turns into [`Phase::Closed`].
     finish_by: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
@@ -85,6 +89,7 @@ impl Lifeline {
         let state = State {
             phase: Cell::new(Phase::Open),
             deadline: Cell::new(None),
+            leave_by: Cell::new(None),
             finish_by: Cell::new(None),
             waker: RefCell::new(None),
         };
@@ -96,7 +101,7 @@ impl Lifeline {
         self.state.phase.get()
     }
 
-    /// Whether the connection should end as soon as nothing is in flight.
+    /// Whether the connection should end as soon as nothing is in flight, and say so in what it answers.
     pub fn is_finishing(&self) -> bool {
         self.phase() != Phase::Open
     }
@@ -111,11 +116,29 @@ impl Lifeline {
         self.state.deadline.set(None);
     }
 
-    /// Lets the connection finish what is in flight, for at most this long.
-    pub fn finish(&self, cause: Cause, grace: Duration) {
+    /// Asks the connection to take its leave: the next answer tells the client that it is the last. Protocols that
+    /// cannot say so on their own wait for a request for `idle`, and then finish; all are closed after `grace`. Asked
+    /// again, the sooner time counts.
+    pub fn leave(&self, cause: Cause, idle: Duration, grace: Duration) {
+        if let Phase::Closed(_) = self.phase() {
+            return;
+        }
+        sooner(&self.state.leave_by, idle);
+        sooner(&self.state.finish_by, grace);
         if self.phase() == Phase::Open {
+            self.state.phase.set(Phase::Leaving(cause));
+            self.wake();
+        }
+    }
+
+    /// Lets the connection finish what is in flight, for at most this long, and nothing more.
+    pub fn finish(&self, cause: Cause, grace: Duration) {
+        if let Phase::Closed(_) = self.phase() {
+            return;
+        }
+        let is_sooner = sooner(&self.state.finish_by, grace);
+        if is_sooner || !matches!(self.phase(), Phase::Finishing(_)) {
             self.state.phase.set(Phase::Finishing(cause));
-            self.state.finish_by.set(Instant::now().checked_add(grace));
             self.wake();
         }
     }
@@ -132,7 +155,7 @@ impl Lifeline {
     pub async fn guard<F: Future>(&self, future: F) -> Result<F::Output, Ended> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) => Some(cause),
-            Phase::Open | Phase::Finishing(_) => None,
+            Phase::Open | Phase::Leaving(_) | Phase::Finishing(_) => None,
         })
         .await
     }
@@ -141,6 +164,15 @@ impl Lifeline {
     pub async fn guard_idle<F: Future>(&self, future: F) -> Result<F::Output, Ended> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) | Phase::Finishing(cause) => Some(cause),
+            Phase::Open | Phase::Leaving(_) => None,
+        })
+        .await
+    }
+
+    /// Drives a future for as long as the connection may do everything: it also ends when the connection is to leave.
+    pub async fn guard_open<F: Future>(&self, future: F) -> Result<F::Output, Ended> {
+        self.run(future, |phase| match phase {
+            Phase::Closed(cause) | Phase::Finishing(cause) | Phase::Leaving(cause) => Some(cause),
             Phase::Open => None,
         })
         .await
@@ -240,8 +272,15 @@ impl<T> Registry<T> {
                 Some((deadline, wait)) if deadline <= now => line.close(Cause::Deadline(wait)),
                 _ => {}
             }
-            match (line.phase(), line.state.finish_by.get()) {
-                (Phase::Finishing(cause), Some(by)) if by <= now => line.close(cause),
+            let is_due = |by: &Cell<Option<Instant>>| by.get().is_some_and(|by| by <= now);
+            match line.phase() {
+                Phase::Leaving(cause) | Phase::Finishing(cause) if is_due(&line.state.finish_by) => {
+                    line.close(cause);
+                }
+                Phase::Leaving(cause) if is_due(&line.state.leave_by) => {
+                    line.state.phase.set(Phase::Finishing(cause));
+                    line.wake();
+                }
                 _ => {}
             }
         });
@@ -252,6 +291,16 @@ impl<T> Default for Registry<T> {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Sets a time from now unless there is one that comes sooner; whether it did.
+fn sooner(cell: &Cell<Option<Instant>>, time: Duration) -> bool {
+    let Some(by) = Instant::now().checked_add(time) else { return false };
+    let is_sooner = cell.get().is_none_or(|before| by < before);
+    if is_sooner {
+        cell.set(Some(by));
+    }
+    is_sooner
 }
 
 #[cfg(test)]
@@ -284,6 +333,46 @@ mod tests {
             registry.expire(Instant::now() + Duration::from_secs(2));
         });
         assert_eq!(busy, Err(Ended(Cause::Draining)));
+    }
+
+    #[tokio::test]
+    async fn leaving_lets_what_is_idle_wait_and_tells_who_can_say_goodbye_at_once() {
+        let registry = Registry::new();
+        let line = registry.add(Rc::new(()));
+        let leave = async { line.leave(Cause::Draining, Duration::from_secs(1), Duration::from_secs(9)) };
+        let (polite, ()) = tokio::join!(line.guard_open(pending::<()>()), leave);
+        assert_eq!(polite, Err(Ended(Cause::Draining)));
+        assert!(line.is_finishing());
+        registry.expire(Instant::now());
+        assert_eq!(line.phase(), Phase::Leaving(Cause::Draining));
+        assert_eq!(line.guard_idle(async { 7 }).await, Ok(7));
+        let (idle, ()) = tokio::join!(line.guard_idle(pending::<()>()), async {
+            registry.expire(Instant::now() + Duration::from_secs(2));
+        });
+        assert_eq!(idle, Err(Ended(Cause::Draining)));
+        let (busy, ()) = tokio::join!(line.guard(pending::<()>()), async {
+            registry.expire(Instant::now() + Duration::from_secs(8));
+            tokio::task::yield_now().await;
+            assert_eq!(line.phase(), Phase::Finishing(Cause::Draining));
+            registry.expire(Instant::now() + Duration::from_secs(10));
+        });
+        assert_eq!(busy, Err(Ended(Cause::Draining)));
+    }
+
+    #[test]
+    fn a_refusal_ends_a_leaving_connection_sooner_and_nothing_makes_it_later() {
+        let line = Lifeline::new();
+        line.leave(Cause::CertificateExpired, Duration::from_secs(5), Duration::from_secs(10));
+        line.leave(Cause::Draining, Duration::from_secs(50), Duration::from_secs(60));
+        assert_eq!(line.phase(), Phase::Leaving(Cause::CertificateExpired));
+        let left = |cell: &Cell<Option<Instant>>| cell.get().unwrap().duration_since(Instant::now());
+        assert!(left(&line.state.leave_by) <= Duration::from_secs(5));
+        assert!(left(&line.state.finish_by) <= Duration::from_secs(10));
+        line.finish(Cause::PolicyChanged, Duration::from_millis(500));
+        assert_eq!(line.phase(), Phase::Finishing(Cause::PolicyChanged));
+        line.finish(Cause::Draining, Duration::from_secs(60));
+        assert_eq!(line.phase(), Phase::Finishing(Cause::PolicyChanged));
+        assert!(left(&line.state.finish_by) <= Duration::from_millis(500));
     }
 
     #[tokio::test]

@@ -23,6 +23,8 @@ pub struct Limits {
     pub revocation: Duration,
     /// How long what is in flight may still take once the sidecar shuts down.
     pub drain: Duration,
+    /// How long an idle HTTP/1 connection may still bring a request once the sidecar shuts down; the answer is its last.
+    pub drain_idle: Duration,
     /// Bytes of a request's or response's head, its first line included.
     pub head_bytes: usize,
     /// Header fields in a head, and in a trailer section.
@@ -47,6 +49,7 @@ impl Default for Limits {
             upstream_idle: Duration::from_millis(750),
             revocation: Duration::from_millis(500),
             drain: Duration::from_secs(30),
+            drain_idle: Duration::from_secs(2),
             head_bytes: 64 * 1024,
             header_count: 128,
             connections: 16 * 1024,

@@ -149,6 +149,10 @@ pub struct LimitOptions {
     /// How long requests in flight may take once the sidecar shuts down; shorter than the pod's grace period.
     #[arg(long, env = "TIDEGATE_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub drain_timeout: Duration,
+    /// How long an idle HTTP/1 connection may still bring a request once the sidecar shuts down; its answer tells the
+    /// client that it is the last.
+    #[arg(long, env = "TIDEGATE_DRAIN_IDLE_TIMEOUT", value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    pub drain_idle_timeout: Duration,
     /// Bytes of a request's or answer's head.
     #[arg(long, env = "TIDEGATE_MAX_HEAD_BYTES", value_name = "BYTES", default_value_t = 65536)]
     pub max_head_bytes: usize,
@@ -186,6 +190,7 @@ impl Default for LimitOptions {
             upstream_idle_timeout: limits.upstream_idle,
             revocation_grace: limits.revocation,
             drain_timeout: limits.drain,
+            drain_idle_timeout: limits.drain_idle,
             max_head_bytes: limits.head_bytes,
             max_headers: limits.header_count,
             max_connections: limits.connections,
@@ -207,6 +212,7 @@ impl From<&LimitOptions> for Limits {
             upstream_idle: options.upstream_idle_timeout,
             revocation: options.revocation_grace,
             drain: options.drain_timeout,
+            drain_idle: options.drain_idle_timeout,
             head_bytes: options.max_head_bytes,
             header_count: options.max_headers,
             connections: options.max_connections,

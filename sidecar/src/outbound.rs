@@ -14,14 +14,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls_pki_types::UnixTime;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
 
+use crate::inbound::Connection;
 use crate::lifeline::Lifeline;
 use crate::pump::{Patience, Pump};
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
+use crate::tls::PeerTls;
 use crate::worker::Worker;
 
 pub use table::Destinations;
@@ -50,6 +53,7 @@ pub(crate) struct Dialled {
 struct Story<'w> {
     worker: &'w Rc<Worker>,
     dialled: Dialled,
+    connection: &'w Connection,
     line: &'w Lifeline,
     accepted: SystemTime,
 }
@@ -59,12 +63,21 @@ struct Attempt {
     target: Arc<Target>,
     /// The endpoint that was tried last, and whether over mutual TLS.
     endpoint: Option<(SocketAddr, bool)>,
-    result: Result<(MaybeTls<TlsStream<TcpStream>>, Held), &'static str>,
+    result: Result<(Upstream, Held), &'static str>,
 }
 
+/// A connection to an endpoint.
+type Upstream = MaybeTls<TlsStream<TcpStream>>;
+
 /// Serves a connection until it ends.
-pub(crate) async fn serve(worker: &Rc<Worker>, io: TcpStream, dialled: Dialled, line: &Lifeline) {
-    let story = Story { worker, dialled, line, accepted: SystemTime::now() };
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    io: TcpStream,
+    dialled: Dialled,
+    connection: &Connection,
+    line: &Lifeline,
+) {
+    let story = Story { worker, dialled, connection, line, accepted: SystemTime::now() };
     let attempt = line.guard(Box::pin(story.connect())).await;
     let Ok(Attempt { target, endpoint, result }) = attempt else { return io.abort() };
     let told = Told { story: &story, target: &target, endpoint };
@@ -96,7 +109,8 @@ impl Story<'_> {
             let held = place.hold();
             // Asked anew for each endpoint: certificates and trust bundles change.
             let tls = self.worker.snapshots.current().peer_tls.clone();
-            match upstream::connect(endpoint, tls.as_ref(), &self.worker.env.limits).await {
+            let connected = upstream::connect(endpoint, tls.as_ref(), &self.worker.env.limits).await;
+            match connected.and_then(|upstream| self.remember(upstream, tls.as_deref())) {
                 Ok(upstream) => {
                     attempt.result = Ok((upstream, held));
                     break;
@@ -109,6 +123,24 @@ impl Story<'_> {
             }
         }
         attempt
+    }
+
+    /// From here on, changes of the trust bundle reach the connection. It has come to nothing if one was faster.
+    fn remember(&self, upstream: Upstream, tls: Option<&PeerTls>) -> Result<Upstream, ConnectError> {
+        let MaybeTls::Tls(stream) = &upstream else { return Ok(upstream) };
+        let (Some(chain), Some(tls)) = (stream.get_ref().1.peer_certificates(), tls) else {
+            return Err(ConnectError::NotASidecar);
+        };
+        let newest = self.worker.snapshots.current();
+        if let Some(newest) = &newest.peer_tls
+            && newest.bundle != tls.bundle
+        {
+            newest.verify_again(chain, UnixTime::now()).map_err(ConnectError::other_tls)?;
+        }
+        let verified =
+            self.worker.certificates.borrow_mut().intern(chain).map_err(ConnectError::other_tls)?;
+        self.connection.reached(verified.certificate);
+        Ok(upstream)
     }
 
     /// Who stands behind the address. Whoever cannot be asked about is dialled as it is: a sidecar there will not take
@@ -155,7 +187,7 @@ struct Told<'s> {
 }
 
 impl Told<'_> {
-    async fn carry(&self, client: TcpStream, upstream: MaybeTls<TlsStream<TcpStream>>) {
+    async fn carry(&self, client: TcpStream, upstream: Upstream) {
         let limits = &self.story.worker.env.limits;
         let line = self.story.line;
         let mut pump = Pump::new(client, upstream, &[]);

@@ -6,5 +6,5 @@ pub const OUTBOUND: u16 = 15001;
 pub const INBOUND: u16 = 15003;
 /// `/ready`, `/live` and the metrics, for kubelet and Prometheus.
 pub const HEALTH: u16 = 15010;
-/// Rewritten probes: liveness, readiness, startup; the last one is kept free.
+/// Rewritten probes: liveness, readiness, startup; and lifecycle hooks.
 pub const PROBES: [u16; 4] = [15901, 15902, 15903, 15904];

@@ -1,8 +1,8 @@
-//! kubelet's probes of the app, asked for by kubelet at the sidecar.
+//! kubelet's probes of the app, and its lifecycle hooks, asked for by kubelet at the sidecar.
 //!
 //! kubelet has no certificate of the mesh, so the injector points its probes at ports of the sidecar. Each names by its
 //! path one probe of one container; we ask the app for it and answer with what the app said. Nothing else of the app
-//! can be reached this way: the paths are those that were given at the start.
+//! can be reached this way: the paths are those that were given at the start, and those of hooks are secrets.
 
 mod ask;
 mod parse;
@@ -29,8 +29,10 @@ pub struct Probe {
     pub port: u16,
     /// The path that kubelet asks for.
     pub path: Box<str>,
-    /// How long the app may take.
-    pub timeout: Duration,
+    /// How long the app may take; as long as kubelet waits, if there is no limit.
+    pub timeout: Option<Duration>,
+    /// A lifecycle hook, which to kubelet has failed only if there is no answer at all: then it gets none from us.
+    pub is_hook: bool,
     /// What is asked of the app.
     pub target: Target,
 }

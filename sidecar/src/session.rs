@@ -28,16 +28,16 @@ pub struct ConnectionInfo {
     /// Server name of the ClientHello.
     pub server_name: Option<Box<str>>,
     /// The client certificate, verified against the trust bundle.
-    pub client: Option<Rc<ClientCertificate>>,
+    pub client: Option<Rc<VerifiedCertificate>>,
     /// Our own identity as a SPIFFE URI: `By=` of `x-forwarded-client-cert`.
     pub identity: Arc<str>,
     /// When the connection was accepted.
     pub accepted: SystemTime,
 }
 
-/// A client certificate that was verified. Interned by the worker: a thousand connections of one ingress controller
-/// hold one.
-pub struct ClientCertificate {
+/// A peer's certificate that was verified: a client's, or that of the sidecar that the app's own connection goes to.
+/// Interned by the worker: a thousand connections of one ingress controller hold one.
+pub struct VerifiedCertificate {
     /// Its names and life.
     pub leaf: PeerCertificate,
     /// DER of the chain as the client sent it, leaf first; for judging it again by another trust bundle.

@@ -258,7 +258,7 @@ async fn publish_certificates(
             });
             if is_new {
                 let both = ServerTls::new(newest.clone(), roots.clone())
-                    .and_then(|tls| Ok((tls, PeerTls::new(&newest, &roots)?)));
+                    .and_then(|tls| Ok((tls, PeerTls::new(&newest, roots.clone())?)));
                 match both {
                     Ok((tls, peer_tls)) => {
                         publisher.update(|snapshot| {

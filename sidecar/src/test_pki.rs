@@ -62,13 +62,18 @@ impl Authority {
 
     /// A workload's: both spellings of its identity.
     pub(crate) fn workload(&self, namespace: &str, account: &str) -> Leaf {
+        self.workload_until(namespace, account, SystemTime::now() + Duration::from_secs(3600))
+    }
+
+    /// A workload's that ends then.
+    pub(crate) fn workload_until(&self, namespace: &str, account: &str, end: SystemTime) -> Leaf {
+        let uri = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
         self.issue(|params| {
             params.subject_alt_names = vec![
                 dns(&format!("{account}.{namespace}.cluster.local")),
-                SanType::URI(
-                    format!("spiffe://cluster.local/ns/{namespace}/sa/{account}").try_into().unwrap(),
-                ),
+                SanType::URI(uri.try_into().unwrap()),
             ];
+            params.not_after = end.into();
         })
     }
 

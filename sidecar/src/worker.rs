@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use crate::http::Env;
 use crate::inbound::{self, Certificates, Connection, RefusalLog};
-use crate::lifeline::{Cause, Registry};
+use crate::lifeline::{Cause, Lifeline, Registry};
 use crate::limits::Limits;
 use crate::listener::{self, Entrance, FixedOutbound, Listen, Way};
 use crate::outbound::{self, Destinations, Dialled};
@@ -276,7 +276,7 @@ impl Worker {
         let connection = Rc::new(Connection::default());
         let line = self.registry.add(connection.clone());
         if let Some(deadline) = self.draining.get() {
-            line.finish(Cause::Draining, deadline.saturating_duration_since(Instant::now()));
+            self.let_leave(&line, deadline);
         }
         let worker = self.clone();
         tokio::task::spawn_local(async move {
@@ -289,7 +289,7 @@ impl Worker {
                 }
                 Way::Outbound(address) => {
                     totals.outbound_opened.add(1);
-                    outbound::serve(&worker, io, Dialled { peer, address }, &line).await;
+                    outbound::serve(&worker, io, Dialled { peer, address }, &connection, &line).await;
                     totals.outbound_closed.add(1);
                 }
             }
@@ -342,8 +342,7 @@ impl Worker {
         snapshots: &mut Snapshots,
     ) {
         self.draining.set(Some(deadline));
-        let grace = deadline.saturating_duration_since(Instant::now()).min(self.env.limits.drain);
-        self.registry.for_each(|line, _| line.finish(Cause::Draining, grace));
+        self.registry.for_each(|line, _| self.let_leave(line, deadline));
         loop {
             // Listeners end by the same command, each in a task of its own: what they still take comes in meanwhile.
             tokio::time::sleep(DRAIN_TICK).await;
@@ -359,6 +358,13 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Lets a connection end until the drain does. Half of the time is left for what comes in last.
+    fn let_leave(&self, line: &Lifeline, deadline: Instant) {
+        let limits = &self.env.limits;
+        let grace = deadline.saturating_duration_since(Instant::now()).min(limits.drain);
+        line.leave(Cause::Draining, limits.drain_idle.min(grace / 2), grace);
     }
 
     /// Ends what has not ended by the end of the drain, and says how much that was.
@@ -384,7 +390,7 @@ impl Worker {
         let now = SystemTime::now();
         self.registry.for_each(|line, connection| {
             if let Some(left) = connection.should_finish(now) {
-                line.finish(Cause::CertificateExpired, left);
+                line.leave(Cause::CertificateExpired, left / 2, left);
             }
         });
         self.certificates.borrow_mut().sweep();

@@ -299,10 +299,12 @@ impl Connection {
             Err(rustls::Error::AlertReceived(alert)) => return Err(End::Alert(alert.into())),
             Err(error) => return Err(End::OwnRefusal(error.to_string())),
         };
-        let at = self.unread.len();
-        self.unread.resize(at + state.plaintext_bytes_to_read(), 0);
+        let (at, received) = (self.unread.len(), state.plaintext_bytes_to_read());
+        self.unread.resize(at + received, 0);
         tls.reader().read_exact(&mut self.unread[at..]).unwrap();
         match (state.peer_has_closed(), is_end) {
+            // The last bytes came with the goodbye: they are looked at first.
+            _ if received > 0 => Ok(()),
             (true, _) => Err(End::Closed),
             (false, true) => Err(End::Truncated),
             (false, false) => Ok(()),

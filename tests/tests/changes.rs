@@ -221,13 +221,19 @@ fn a_sidecar_that_is_told_to_end_lets_what_is_in_flight_finish() {
     let_in(&mut mesh, &[gateway]);
     let mut idle = mesh.client().connect().unwrap();
     assert_eq!(idle.get("/get").unwrap().status(), 200);
+    let mut late = mesh.client().connect().unwrap();
+    assert_eq!(late.get("/get").unwrap().status(), 200);
     let mut busy = mesh.client().connect().unwrap();
     busy.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n");
-    app.wait_for_requests(2);
+    app.wait_for_requests(3);
 
     mesh.sidecar.signal(Signal::TERM);
-    assert_eq!(idle.end(SOON), End::Closed, "an idle connection ends at once");
     wait::until_true("no new connection is taken", SOON, || mesh.client().connect().is_err());
+    let last = late.get("/get").unwrap();
+    assert_eq!(last.status(), 200, "a client that has not heard of it loses nothing");
+    assert!(last.closes(), "{:?}", last.fields);
+    assert_eq!(late.end(SOON), End::Closed);
+    assert_eq!(idle.end(SOON), End::Closed, "an idle connection ends soon");
     assert!(mesh.sidecar.exited().is_none(), "a request is in flight");
     app.release();
     let answer = busy.response(tidegate_tests::http1::Kind::Response).unwrap();

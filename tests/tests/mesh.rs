@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tidegate_tests::app::App;
@@ -267,6 +267,41 @@ fn the_controller_is_killed_and_restarted_under_load_between_apps_without_a_fail
     let gone = story.mesh.block().at(61, PORT);
     story.endpoints(&[(gone, "httpbin")]);
     story.wait_known(&[gone]);
+}
+
+#[test]
+fn a_tcp_stream_between_apps_outlives_its_certificates_and_ends_with_the_root_they_are_from() {
+    let life = Duration::from_secs(8);
+    let story = Story::start(Options { certificate_life: life, own_root: true, ..Options::default() });
+    let _app = App::tcp_echo(story.mesh.app_address());
+    let mut stream = story.app().connect().unwrap();
+    let mut echo = move || {
+        stream.write(b"tick");
+        stream.read_until(b"tick").map(drop)
+    };
+    echo().unwrap();
+    let not_after = |sidecar: &Daemon| {
+        let text = sidecar.admin_json("/config")["tls"]["certificate"]["notAfter"].clone();
+        humantime::parse_rfc3339(text.as_str().unwrap()).unwrap()
+    };
+    let first = not_after(&story.caller).max(not_after(&story.mesh.sidecar));
+    let mut count = 0;
+    wait::until_true("two lives of the first certificates are over", 4 * life, || {
+        count += 1;
+        echo().unwrap_or_else(|end| panic!("after {count} pieces: {end:?}"));
+        SystemTime::now() > first + life
+    });
+    for step in ["trust-both", "issue-new", "steady"] {
+        wait::until_true(&format!("the CA takes step {step}"), 4 * life, || {
+            echo().unwrap_or_else(|end| panic!("before {step}: {end:?}"));
+            story.mesh.ca.admin_post("/rotation/next", "").unwrap().status() == 200
+        });
+    }
+    // The stream was let in by a certificate of the old root, which nobody trusts now.
+    wait::until_true("the stream ends", SOON, || echo().is_err());
+    let mut next = story.app().connect().unwrap();
+    next.write(b"tick");
+    next.read_until(b"tick").unwrap();
 }
 
 #[test]

@@ -57,6 +57,19 @@ fn mutual_load(mesh: &Mesh) -> Load {
     )
 }
 
+/// Clients that keep a connection until they are told that it ends, whatever has become of their Secret.
+fn faithful_load(mesh: &Mesh) -> Load {
+    let (files, target, source) = (mesh.secret_files(), mesh.target(), mesh.gateway());
+    Load::start(
+        Shape { pause: Duration::from_millis(1), ..Shape::default() },
+        || 0,
+        move || {
+            let tls = Tls::new(files.roots(), SERVER_NAME).credentials(files.credentials());
+            Client::to(target).from(source).tls(tls)
+        },
+    )
+}
+
 /// Connections that are made once and stay.
 fn lasting_load(client: Client) -> Load {
     Load::start(
@@ -82,6 +95,7 @@ fn leaves_roots_and_policies_are_replaced_under_load_without_a_failed_request() 
     let mut edits = 0;
 
     let mutual = mutual_load(&mesh);
+    let faithful = faithful_load(&mesh);
     // What was let in by no certificate of the client's outlives every certificate.
     let lasting = [lasting_load(without_certificate(&mesh)), lasting_load(plain(&mesh))];
     let streams = [LongStream::start(&without_certificate(&mesh)), LongStream::start(&plain(&mesh))];
@@ -122,6 +136,9 @@ fn leaves_roots_and_policies_are_replaced_under_load_without_a_failed_request() 
     let report = mutual.stop();
     report.assert_flawless();
     assert!(report.requests > 2000, "{report:?}");
+    let report = faithful.stop();
+    report.assert_flawless();
+    assert!(report.connections >= 12, "each certificate has ended its connections: {report:?}");
 }
 
 #[test]

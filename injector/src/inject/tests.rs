@@ -10,6 +10,7 @@ use tidegate_crds::MeshConfigSpec;
 use tidegate_crds::injection::{INJECTION, SIDECAR_INJECTION};
 
 use super::*;
+use crate::hooks::HookKey;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -24,7 +25,8 @@ struct Case {
 }
 
 fn settings() -> Settings {
-    Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0")
+    let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0");
+    Settings { hook_key: HookKey::known(), ..settings }
 }
 
 fn shop(metadata: Value) -> NamespaceView {
@@ -275,6 +277,58 @@ fn a_probe_that_cannot_be_pointed_at_the_sidecar_refuses_the_pod() {
     );
     let text = of(json!({"httpGet": {"port": 15902, "path": "/osm-readiness-probe/app"}}));
     assert!(text.contains("name the app's own port and path"), "{text}");
+}
+
+#[test]
+fn a_hook_that_cannot_be_pointed_at_the_sidecar_refuses_the_pod() {
+    let of = |hook: Value| refusal(json!({"containers": [{"name": "app", "lifecycle": {"preStop": hook}}]}));
+    assert_eq!(
+        of(json!({"httpGet": {"port": "web"}})),
+        "container app: lifecycle.preStop.httpGet.port: the container has no port named \"web\""
+    );
+    assert_eq!(
+        of(json!({"httpGet": {"port": 80, "scheme": "FTP"}})),
+        "container app: lifecycle.preStop.httpGet.scheme: expected HTTP or HTTPS, got \"FTP\""
+    );
+    assert_eq!(
+        of(json!({"httpGet": {"port": 15904, "path": "/stop"}})),
+        "container app: lifecycle.preStop.httpGet.port: 15904 is a port of the sidecar"
+    );
+    let text = of(json!({"httpGet": {"port": 15904, "path": "/osm-lifecycle/app/pre-stop/guessed"}}));
+    assert!(text.contains("name the app's own port and path"), "{text}");
+}
+
+#[test]
+fn the_path_of_a_hook_is_known_to_readers_of_the_pod_alone() {
+    let hook = json!({"preStop": {"httpGet": {"path": "/stop", "port": 80}}});
+    let case = case(json!({"containers": [{"name": "app", "image": "a", "lifecycle": hook}]}));
+    let path = |pod: &Value| {
+        let path = &pod["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"]["path"];
+        path.as_str().unwrap().to_owned()
+    };
+    let mut paths = std::collections::BTreeSet::new();
+    for name in ["one", "two"] {
+        let mut pod = case.pod.clone();
+        pod["metadata"]["name"] = json!(name);
+        let once = path(&meshed(&case, &pod));
+        assert_eq!(once, path(&meshed(&case, &pod)), "asked again, the patch is the same");
+        paths.insert(once);
+        let mut settings = settings();
+        settings.hook_key = HookKey::of_process();
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let namespace = shop(json!({"labels": {INJECTION: "enabled"}}));
+        let Ok(Injection::Meshed(patch)) = inject(&pod, &namespace, &settings, &MeshSettings::default())
+        else {
+            panic!("not injected");
+        };
+        paths.insert(path(&applied(&serde_json::to_value(&pod).unwrap(), &patch)));
+    }
+    assert_eq!(paths.len(), 4, "{paths:?}");
+    let is_secret = |path: &String| {
+        let word = path.strip_prefix("/osm-lifecycle/app/pre-stop/").unwrap();
+        word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    assert!(paths.iter().all(is_secret), "{paths:?}");
 }
 
 #[test]

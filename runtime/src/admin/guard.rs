@@ -3,22 +3,36 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tidegate_core::dns_name::DnsName;
 
 /// How long a request may take, the arrival of its body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(super) async fn check(request: Request, next: Next) -> Response {
-    let host = match request.uri().authority() {
-        Some(authority) => names_this_host(authority),
-        None => host(request.headers()).as_ref().is_some_and(names_this_host),
+/// What a request may name as the host that it means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hosts {
+    /// An address or `localhost`: a web page whose name was made to point here cannot speak to us (DNS rebinding).
+    Addresses,
+    /// DNS names as well, by which Prometheus comes to a Service. Only for what shows nothing that others may not see
+    /// and changes nothing.
+    Names,
+}
+
+pub(super) async fn check(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+    let is_meant = match request.uri().authority() {
+        Some(authority) => hosts.permit(authority),
+        None => host(request.headers()).is_some_and(|authority| hosts.permit(&authority)),
     };
-    if !host {
-        return refusal("the Host header must be an IP address or localhost\n");
+    if !is_meant {
+        return refusal(match hosts {
+            Hosts::Addresses => "the Host header must be an IP address or localhost\n",
+            Hosts::Names => "the Host header must be an IP address or a DNS name\n",
+        });
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     if !reads && request.headers().contains_key(header::ORIGIN) {
@@ -37,13 +51,17 @@ fn host(headers: &HeaderMap) -> Option<Authority> {
     Authority::try_from(value.as_bytes()).ok()
 }
 
-fn names_this_host(authority: &Authority) -> bool {
-    if authority.as_str().contains('@') {
-        return false;
+impl Hosts {
+    fn permit(self, authority: &Authority) -> bool {
+        if authority.as_str().contains('@') {
+            return false;
+        }
+        let host = authority.host();
+        let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        host.eq_ignore_ascii_case("localhost")
+            || address.parse::<IpAddr>().is_ok()
+            || (self == Self::Names && DnsName::parse(host).is_ok())
     }
-    let host = authority.host();
-    let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
 }
 
 fn refusal(reason: &'static str) -> Response {

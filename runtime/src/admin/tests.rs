@@ -170,25 +170,72 @@ async fn a_drain_ends_idle_connections_and_the_server() {
     assert!(TcpStream::connect(fixture.address).await.is_err());
 }
 
-#[tokio::test]
-async fn a_health_server_only_reads() {
-    let (_trigger, watch) = drain::channel();
+/// A health server that other hosts reach, at its address on loopback.
+async fn start_health() -> (drain::Trigger, SocketAddr) {
+    let (trigger, watch) = drain::channel();
     let name = ProcessName("tidegate-test");
     let health = AdminServer::health(name, Metrics::new(), Readiness::new(), LogHandle::detached());
     let health = health.bind((Ipv4Addr::UNSPECIFIED, 0).into()).await.unwrap();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, health.local_addr().port()));
     tokio::spawn(health.serve(watch));
-    let ask = async |request: &str| {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("{request} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        status(&answer)
-    };
-    for path in ["/live", "/ready", "/metrics", "/stats/prometheus"] {
-        assert_eq!(ask(&format!("GET {path}")).await, 200, "{path}");
+    (trigger, address)
+}
+
+/// The status of the answer to a request without a body.
+async fn ask(address: SocketAddr, request: &str, headers: &str) -> u16 {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{request} HTTP/1.1\r\n{headers}connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    status(&answer)
+}
+
+#[tokio::test]
+async fn a_health_server_only_reads() {
+    let (_trigger, address) = start_health().await;
+    let ask = |request: &'static str| ask(address, request, "host: 127.0.0.1\r\n");
+    for request in ["GET /live", "GET /ready", "GET /metrics", "GET /stats/prometheus"] {
+        assert_eq!(ask(request).await, 200, "{request}");
     }
-    assert_eq!(ask("PUT /log").await, 404);
+    for request in ["PUT /log", "GET /log", "GET /config", "GET /"] {
+        assert_eq!(ask(request).await, 404, "{request}");
+    }
     assert_eq!(ask("POST /ready").await, 405);
+}
+
+#[tokio::test]
+async fn a_health_server_may_be_called_by_any_dns_name_and_by_nothing_else() {
+    let (_trigger, address) = start_health().await;
+    let label = "a".repeat(63);
+    let longest = [&label[..], &label, &label, &label[..61]].join(".");
+    for host in [
+        "10.1.2.3:15010",
+        "[fd00::1]:15010",
+        "localhost",
+        "httpbin",
+        "tidegate-controller.tidegate-system.svc:9091",
+        "Prometheus_Target.example.",
+        &longest,
+    ] {
+        let headers = format!("host: {host}\r\n");
+        assert_eq!(ask(address, "GET /metrics", &headers).await, 200, "{host}");
+    }
+    for host in [
+        "",
+        ":9091",
+        "a..example",
+        "a@b.example",
+        "*.example",
+        "a%2eexample",
+        "[example]",
+        &format!("{label}a"),
+        &format!("{longest}a"),
+    ] {
+        let status = ask(address, "GET /metrics", &format!("host: {host}\r\n")).await;
+        assert!(matches!(status, 400 | 403), "{host}: {status}");
+    }
+    assert_eq!(ask(address, "GET /metrics", "").await, 403);
+    assert_eq!(ask(address, "GET /metrics", "host: a.example\r\nhost: b.example\r\n").await, 403);
+    assert_eq!(ask(address, "POST /metrics", "host: a.example\r\norigin: http://a.example\r\n").await, 403);
 }

@@ -12,7 +12,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::ready;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
@@ -28,7 +28,7 @@ use super::Env;
 use super::buffer::{Buffer, MEDIUM};
 use super::local_reply::{self, LocalReply};
 use super::request::Version;
-use crate::lifeline::{Cause, Ended, Lifeline, Wait};
+use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::session::Gate;
 use crate::stream::Abort;
 use crate::telemetry::{Record, ResponseFlag};
@@ -162,10 +162,24 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
                     self.refuse_unread(&reply);
                     return Next::Reply(reply);
                 }
+                Err(Ended(_)) if !is_partial && self.has_more().await => self.exchange.start = Instant::now(),
                 // Nobody is left to answer to.
                 Ok(_) | Err(_) => return Next::End,
             }
         }
+    }
+
+    /// A last look at the client before an idle connection is closed: whether it has sent something since the socket
+    /// was looked at, which is answered then.
+    async fn has_more(&mut self) -> bool {
+        if let Phase::Closed(_) = self.line.phase() {
+            return false;
+        }
+        // The runtime asks the kernel meanwhile.
+        tokio::task::yield_now().await;
+        let (inbound, client, env) = (&mut self.inbound, &mut self.client, self.env);
+        let read = poll_fn(|context| Poll::Ready(env.buffers.poll_read(inbound, MEDIUM, client, context)));
+        matches!(read.await, Poll::Ready(Ok(1..)))
     }
 
     /// Looks for a head in what the client has sent, and decides about the request; `None` if the head is not

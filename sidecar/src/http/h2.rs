@@ -75,7 +75,7 @@ where
     });
     let mut connection = Box::pin(builder.serve_connection(TokioIo::new(transport), service));
 
-    match line.guard_idle(connection.as_mut()).await {
+    match line.guard_open(connection.as_mut()).await {
         Ok(outcome) => return log_end(outcome),
         Err(ended) => tracing::debug!(cause = ?ended.0, "HTTP/2 connection is to end"),
     }
@@ -86,7 +86,7 @@ where
             let _ = tokio::time::timeout(FAREWELL, connection).await;
         }
         Phase::Closed(_) => {}
-        Phase::Open | Phase::Finishing(_) => {
+        Phase::Open | Phase::Leaving(_) | Phase::Finishing(_) => {
             if let Ok(outcome) = line.guard(connection).await {
                 log_end(outcome);
             }

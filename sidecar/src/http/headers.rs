@@ -4,7 +4,7 @@
 //! 1. `x-forwarded-client-cert` and `x-tidegate-*` are always dropped. So is every look-alike of these and of
 //!    `x-forwarded-*`: a name with `_` or `.` in the place of `-`, which many app servers read as the same header.
 //! 2. `x-forwarded-client-cert` is set if and only if the connection has a verified client certificate:
-//!    `By=<our identity>;` and the certificate's own part ([`crate::session::ClientCertificate::forwarded`]).
+//!    `By=<our identity>;` and the certificate's own part ([`crate::session::VerifiedCertificate::forwarded`]).
 //! 3. `x-forwarded-for`: the peer's address is appended to what the client sent, in one line.
 //! 4. `x-forwarded-proto` is kept if it is exactly one `http` or `https`, else it is the connection's own scheme;
 //!    an ingress controller knows better than we what its client spoke. `x-forwarded-host` and `-port` pass.

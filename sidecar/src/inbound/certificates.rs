@@ -1,4 +1,4 @@
-//! Client certificates that were verified, each held once however many connections it has opened.
+//! Certificates of peers that were verified, each held once however many connections it has opened.
 
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -11,28 +11,28 @@ use tidegate_core::certificate::CertificateError;
 
 use super::Life;
 use crate::http::client_certificate;
-use crate::session::ClientCertificate;
+use crate::session::VerifiedCertificate;
 
-/// The client certificates of a worker's connections.
+/// The certificates of the peers of a worker's connections.
 #[derive(Default)]
 pub(crate) struct Certificates {
     by_digest: HashMap<[u8; 32], Held>,
 }
 
-/// A client certificate and the end of its chain.
-pub(super) struct Verified {
-    pub(super) certificate: Rc<ClientCertificate>,
+/// A peer's certificate and the end of its chain.
+pub(crate) struct Verified {
+    pub(crate) certificate: Rc<VerifiedCertificate>,
     pub(super) life: Life,
 }
 
 struct Held {
-    certificate: Weak<ClientCertificate>,
+    certificate: Weak<VerifiedCertificate>,
     life: Life,
 }
 
 impl Certificates {
     /// The certificate of a chain that was verified, leaf first.
-    pub(super) fn intern(&mut self, chain: &[CertificateDer<'static>]) -> Result<Verified, CertificateError> {
+    pub(crate) fn intern(&mut self, chain: &[CertificateDer<'static>]) -> Result<Verified, CertificateError> {
         let digest = digest(chain);
         if let Some(held) = self.by_digest.get(&digest)
             && let Some(certificate) = held.certificate.upgrade()
@@ -41,8 +41,8 @@ impl Certificates {
         }
         let (leaf_der, issuers) = chain.split_first().ok_or(CertificateError::Der)?;
         let leaf = PeerCertificate::from_der(leaf_der)?;
-        let life = Life::new(leaf.not_before, end(&leaf, issuers));
-        let certificate = Rc::new(ClientCertificate {
+        let life = Life::new(leaf.not_before, end_of_chain(&leaf, issuers));
+        let certificate = Rc::new(VerifiedCertificate {
             forwarded: client_certificate::forwarded(&leaf, leaf_der),
             names: leaf.display_names().into(),
             chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
@@ -60,8 +60,15 @@ impl Certificates {
     }
 }
 
+impl VerifiedCertificate {
+    /// The last moment at which all of its chain is alive.
+    pub(crate) fn not_after(&self) -> SystemTime {
+        end_of_chain(&self.leaf, self.chain.get(1..).unwrap_or_default())
+    }
+}
+
 /// A chain ends with the first of its certificates that does.
-fn end(leaf: &PeerCertificate, issuers: &[CertificateDer<'_>]) -> SystemTime {
+fn end_of_chain(leaf: &PeerCertificate, issuers: &[CertificateDer<'_>]) -> SystemTime {
     let of_issuers = issuers.iter().filter_map(|issuer| PeerCertificate::from_der(issuer).ok());
     of_issuers.map(|issuer| issuer.not_after).fold(leaf.not_after, SystemTime::min)
 }

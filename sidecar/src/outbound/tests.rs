@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tidegate_core::destination::{Destination, Endpoint, MeshService};
 use tidegate_core::{Identity, TrustDomain};
+use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -54,7 +55,7 @@ impl Client {
     }
 
     fn show(&self, root: &Authority, leaf: &Leaf) {
-        let tls = PeerTls::new(&leaf.credentials(), &root.bundle()).unwrap();
+        let tls = PeerTls::new(&leaf.credentials(), root.bundle()).unwrap();
         self.publisher.update(|snapshot| snapshot.peer_tls = Some(Arc::new(tls)));
     }
 
@@ -245,21 +246,62 @@ async fn without_a_controller_the_unknown_is_dialled_as_it_is_and_a_sidecar_ther
     assert!(client.echo().await.is_err());
 }
 
+async fn echo_byte(io: &mut TcpStream) {
+    io.write_all(b"a").await.unwrap();
+    assert_eq!(io.read_u8().await.unwrap(), b'a');
+}
+
 #[tokio::test]
-async fn a_renewed_certificate_and_a_new_root_hold_for_the_next_connection_and_spare_the_open_ones() {
+async fn an_open_connection_outlives_the_certificates_of_both_sides_and_ends_with_the_server_s_root() {
     let server = server().await;
+    let end = SystemTime::now() + Duration::from_secs(2);
+    be(&server, &server.root.workload_until("shop", "cart", end));
     let client = Client::of(&server.root);
+    client.show(&server.root, &server.root.workload_until("shop", "client", end));
     client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
     let mut open = client.dial().await;
-    open.write_all(b"a").await.unwrap();
-    assert_eq!(open.read_u8().await.unwrap(), b'a');
+    while SystemTime::now() < end + Duration::from_secs(2) {
+        echo_byte(&mut open).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(client.echo().await.is_err(), "the certificates have ended for every new connection");
+    be(&server, &server.root.workload("shop", "cart"));
     client.show(&server.root, &server.root.workload("shop", "client"));
     assert_eq!(client.echo().await.unwrap(), b"hellobye");
+    echo_byte(&mut open).await;
+
     let foreign = Authority::root("foreign");
+    let start = Instant::now();
     client.show(&foreign, &foreign.workload("shop", "client"));
+    let read = tokio::time::timeout(PATIENCE, open.read_u8()).await.expect("it lives on");
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert!(client.echo().await.is_err(), "the server is not trusted any more");
-    open.write_all(b"b").await.unwrap();
-    assert_eq!(open.read_u8().await.unwrap(), b'b');
+    server.connections(0).await;
+}
+
+#[tokio::test]
+async fn a_change_of_the_bundle_spares_what_is_plain_and_what_a_root_of_it_still_vouches_for() {
+    let (server, app) = (server().await, start_app().await);
+    let client = Client::of(&server.root);
+    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    let mut meshed = client.dial().await;
+    echo_byte(&mut meshed).await;
+    client.learn(&service(&[(app, None)]));
+    let mut plain = client.dial().await;
+    echo_byte(&mut plain).await;
+    let foreign = Authority::root("foreign");
+    let both = [&server.root, &foreign].map(|root| root.bundle().roots()[0].clone());
+    let both = Arc::new(TrustBundle::from_certificates(both).unwrap());
+    let tls = PeerTls::new(&server.root.workload("shop", "client").credentials(), both).unwrap();
+    client.publisher.update(|snapshot| snapshot.peer_tls = Some(Arc::new(tls)));
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(300) {
+        echo_byte(&mut meshed).await;
+    }
+    client.show(&foreign, &foreign.workload("shop", "client"));
+    assert!(tokio::time::timeout(PATIENCE, meshed.read_u8()).await.expect("it lives on").is_err());
+    echo_byte(&mut plain).await;
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ pub(super) async fn connect(
     let tls = match &endpoint.identity {
         Some(identity) => {
             let tls = tls.ok_or(ConnectError::NoCertificate)?;
-            Some(tls.config(identity).map_err(|error| ConnectError::Tls(io::Error::other(error)))?)
+            Some(tls.config(identity).map_err(ConnectError::other_tls)?)
         }
         None => None,
     };
@@ -83,6 +83,11 @@ impl ConnectError {
             }
             _ => Self::Tls(error),
         }
+    }
+
+    /// What TLS has against it beside the handshake.
+    pub(super) fn other_tls(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Tls(io::Error::other(error))
     }
 
     /// A stable word for logs.

@@ -49,6 +49,8 @@ pub(super) enum AskError {
     Request(#[from] http::Error),
     #[error("gRPC health check: {0}")]
     Grpc(String),
+    #[error("no answer within {seconds} s")]
+    Late { seconds: u64 },
 }
 
 /// `pod` is the address that kubelet dialled, `headers` are those that it sent.

@@ -58,23 +58,35 @@ struct Field<'v> {
 }
 
 fn probe(field: &Field<'_>) -> Result<Probe, ProbesError> {
-    let object = field.object(&["port", "path", "timeoutSeconds", "target"])?;
+    let object = field.object(&["port", "path", "timeoutSeconds", "hook", "target"])?;
     let path = field.member(object, "path")?.text()?;
     if !path.starts_with('/') || path.parse::<Uri>().is_err() || path.contains(['?', '#']) {
         return Err(field.wrong("path", format!("{path:?} is no path of a URL")));
     }
+    let is_hook = match object.get("hook") {
+        None => false,
+        Some(value) => value
+            .as_bool()
+            .ok_or_else(|| field.wrong("hook", format!("{value} is neither true nor false")))?,
+    };
     let seconds = match object.get("timeoutSeconds") {
-        None => 1,
+        None if is_hook => None,
+        None => Some(1),
         Some(value) => {
-            value.as_u64().filter(|seconds| (1..=MAX_TIMEOUT_SECONDS).contains(seconds)).ok_or_else(|| {
-                field.wrong("timeoutSeconds", format!("{value} is not within 1..={MAX_TIMEOUT_SECONDS}"))
-            })?
+            let seconds = value
+                .as_u64()
+                .filter(|seconds| (1..=MAX_TIMEOUT_SECONDS).contains(seconds))
+                .ok_or_else(|| {
+                    field.wrong("timeoutSeconds", format!("{value} is not within 1..={MAX_TIMEOUT_SECONDS}"))
+                });
+            Some(seconds?)
         }
     };
     Ok(Probe {
         port: field.member(object, "port")?.port()?,
         path: path.into(),
-        timeout: Duration::from_secs(seconds),
+        timeout: seconds.map(Duration::from_secs),
+        is_hook,
         target: target(&field.member(object, "target")?)?,
     })
 }
@@ -202,16 +214,20 @@ mod tests {
             {"port":15901,"path":"/osm-liveness-probe/app","timeoutSeconds":3,
              "target":{"http":{"scheme":"https","port":8080,"path":"healthz?x=1","headers":[["X-A","1"],["x-a","2"]]}}},
             {"port":15902,"path":"/osm-readiness-probe/app","target":{"tcp":{"port":6379}}},
-            {"port":15903,"path":"/osm-startup-probe/app","target":{"grpc":{"port":9000,"service":"s"}}}
+            {"port":15903,"path":"/osm-startup-probe/app","target":{"grpc":{"port":9000,"service":"s"}}},
+            {"port":15904,"path":"/osm-lifecycle/app/pre-stop/0a1b","hook":true,"target":{"http":{"port":8080}}}
         ]"#
         .parse()
         .unwrap();
-        let [http, tcp, grpc] = &*probes.0 else { panic!("{probes:?}") };
+        let [http, tcp, grpc, hook] = &*probes.0 else { panic!("{probes:?}") };
         let Target::Http(target) = &http.target else { panic!("{http:?}") };
         assert!(target.tls && target.port == 8080 && target.path == "/healthz?x=1");
         assert_eq!(target.headers.get_all("x-a").iter().count(), 2);
-        assert_eq!(http.timeout, Duration::from_secs(3));
-        assert!(matches!(tcp.target, Target::Tcp { port: 6379 }) && tcp.timeout == Duration::from_secs(1));
+        assert_eq!(http.timeout, Some(Duration::from_secs(3)));
+        assert!(!http.is_hook && hook.is_hook && hook.timeout.is_none());
+        assert!(
+            matches!(tcp.target, Target::Tcp { port: 6379 }) && tcp.timeout == Some(Duration::from_secs(1))
+        );
         assert!(matches!(&grpc.target, Target::Grpc { port: 9000, service } if &**service == "s"));
     }
 
@@ -227,6 +243,10 @@ mod tests {
                 "[0].timeoutSeconds: 0 is not",
             ),
             (format!(r#"[{{"port":1,"path":"/a","more":0,{tcp}}}]"#), "[0].more: unknown; known are port,"),
+            (
+                format!(r#"[{{"port":1,"path":"/a","hook":1,{tcp}}}]"#),
+                "[0].hook: 1 is neither true nor false",
+            ),
             (r#"[{"port":1,"path":"/a","target":{}}]"#.to_owned(), "[0].target: one of http, tcp, grpc"),
             (
                 r#"[{"port":1,"path":"/a","target":{"http":{"port":1,"scheme":"ftp"}}}]"#.to_owned(),

@@ -1,7 +1,6 @@
 //! The ports that kubelet comes to. In the control thread: a probe is small and rare, and never to wait for traffic.
 
 use std::collections::{BTreeMap, HashMap};
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::ask::{self, Asked};
+use super::ask::{self, AskError, Asked};
 use super::{Probe, Probes};
 use crate::listener;
 
@@ -44,6 +43,11 @@ pub struct ProbeBindError {
     address: SocketAddr,
     source: io::Error,
 }
+
+/// kubelet is to see that there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the app did not answer")]
+struct NoAnswer;
 
 impl ProbeServer {
     /// A server for each port that probes name, on all addresses.
@@ -110,7 +114,7 @@ async fn serve_connection(stream: TcpStream, probes: Arc<HashMap<Box<str>, Probe
     let Ok(pod) = stream.local_addr().map(|address| address.ip().to_canonical()) else { return };
     let service = hyper::service::service_fn(|request: Request<Incoming>| {
         let probes = probes.clone();
-        async move { Ok::<_, Infallible>(answer(&probes, pod, &request).await) }
+        async move { answer(&probes, pod, &request).await }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
@@ -123,23 +127,33 @@ async fn answer(
     probes: &HashMap<Box<str>, Probe>,
     pod: IpAddr,
     request: &Request<Incoming>,
-) -> Response<Full<Bytes>> {
+) -> Result<Response<Full<Bytes>>, NoAnswer> {
     let Some(probe) = probes.get(request.uri().path()) else {
-        return plain(StatusCode::NOT_FOUND, "no probe has this path\n".into());
+        return Ok(plain(StatusCode::NOT_FOUND, "no probe has this path\n".into()));
     };
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, "probes are asked for by GET\n".into());
+        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "probes are asked for by GET\n".into()));
     }
-    match tokio::time::timeout(probe.timeout, ask::ask(&probe.target, pod, request.headers())).await {
-        Ok(Ok(Asked { status, body })) => plain(status, body),
-        Ok(Err(error)) => failed(probe, &error.to_string()),
-        Err(_) => failed(probe, &format!("no answer within {} s", probe.timeout.as_secs())),
+    let asking = ask::ask(&probe.target, pod, request.headers());
+    let asked = match probe.timeout {
+        Some(limit) => tokio::time::timeout(limit, asking)
+            .await
+            .unwrap_or_else(|_| Err(AskError::Late { seconds: limit.as_secs() })),
+        None => asking.await,
+    };
+    match asked {
+        Ok(Asked { status, body }) => Ok(plain(status, body)),
+        Err(error) if probe.is_hook => {
+            // The last part of its path is a secret.
+            let hook = probe.path.rsplit_once('/').map_or("", |(hook, _)| hook);
+            warn!(hook, %error, "a lifecycle hook failed");
+            Err(NoAnswer)
+        }
+        Err(error) => {
+            debug!(path = %probe.path, %error, "a probe failed");
+            Ok(plain(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n").into()))
+        }
     }
-}
-
-fn failed(probe: &Probe, reason: &str) -> Response<Full<Bytes>> {
-    debug!(path = %probe.path, reason, "a probe failed");
-    plain(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n").into())
 }
 
 fn plain(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {

@@ -28,8 +28,9 @@ const MOST_CERTIFICATES: usize = 8;
 
 /// Configurations for one certificate of ours and one trust bundle: one for each identity that is dialled.
 pub struct PeerTls {
+    /// What the certificates of peers are verified by.
+    pub bundle: Arc<TrustBundle>,
     certificate: Arc<SingleCertAndKey>,
-    roots: Arc<RootCertStore>,
     algorithms: WebPkiSupportedAlgorithms,
     by_identity: Mutex<HashMap<Identity, Arc<ClientConfig>>>,
 }
@@ -53,12 +54,12 @@ struct OtherIdentity {
 
 impl PeerTls {
     /// For this certificate and these roots.
-    pub fn new(credentials: &Credentials, bundle: &TrustBundle) -> Result<Self, Error> {
+    pub fn new(credentials: &Credentials, bundle: Arc<TrustBundle>) -> Result<Self, Error> {
         let provider = tidegate_runtime::tls::provider();
         let key = CertifiedKey::from_der(credentials.chain.clone(), credentials.key.clone_key(), &provider)?;
         Ok(Self {
+            bundle,
             certificate: Arc::new(SingleCertAndKey::from(key)),
-            roots: bundle.root_store(),
             algorithms: provider.signature_verification_algorithms,
             by_identity: Mutex::default(),
         })
@@ -78,9 +79,17 @@ impl PeerTls {
         Ok(config)
     }
 
+    /// Judges a peer's certificate again, leaf first, as a handshake at `now` would. Who it names does not change.
+    pub fn verify_again(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return Err(Error::NoCertificatesPresented);
+        };
+        verify_chain(leaf, intermediates, &self.bundle.root_store(), self.algorithms, now)
+    }
+
     fn build(&self, expected: &Identity) -> Result<ClientConfig, Error> {
         let verifier = PeerVerifier {
-            roots: self.roots.clone(),
+            roots: self.bundle.root_store(),
             algorithms: self.algorithms,
             expected: expected.clone(),
         };
@@ -117,13 +126,7 @@ impl ServerCertVerifier for PeerVerifier {
             return Err(CertificateError::BadEncoding.into());
         }
         let peer = PeerCertificate::from_der(leaf).map_err(|_| Error::from(CertificateError::BadEncoding))?;
-        rustls::client::verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
+        verify_chain(leaf, intermediates, &self.roots, self.algorithms, now)?;
         match Identity::of_workload(&peer.sans, self.expected.trust_domain()) {
             Some(identity) if identity == self.expected => Ok(ServerCertVerified::assertion()),
             _ => {
@@ -154,4 +157,20 @@ impl ServerCertVerifier for PeerVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+fn verify_chain(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    algorithms: WebPkiSupportedAlgorithms,
+    now: UnixTime,
+) -> Result<(), Error> {
+    rustls::client::verify_server_cert_signed_by_trust_anchor(
+        &ParsedCertificate::try_from(leaf)?,
+        roots,
+        intermediates,
+        now,
+        algorithms.all,
+    )
 }

@@ -1,16 +1,20 @@
 //! What a new policy or trust bundle means to the connections that are open.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tracing::warn;
 
 use super::Worker;
 use crate::lifeline::{Cause, Lifeline};
-use crate::session::{ClientCertificate, Review};
+use crate::session::{Review, VerifiedCertificate};
 use crate::snapshot::Snapshot;
-use crate::tls::ServerTls;
+use crate::tls::{PeerTls, ServerTls};
 
 /// Remembers by what the open connections were judged last.
 pub(super) struct Reviewer {
@@ -27,9 +31,20 @@ impl Reviewer {
         if snapshot.generation == self.last.generation {
             return;
         }
-        let judge = bundle_changed(&self.last, &snapshot).map(CertificateJudge::new);
+        let clients = changed_bundle(tls_of(&self.last), tls_of(&snapshot))
+            .map(|tls: &ServerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
+        let endpoints = changed_bundle(peer_tls_of(&self.last), peer_tls_of(&snapshot))
+            .map(|tls: &PeerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
         let grace = worker.env.limits.revocation;
         worker.registry.for_each(|line, connection| {
+            if let (Some(judge), Some(endpoint)) = (&endpoints, connection.endpoint())
+                && let Err(error) = judge.verify(endpoint)
+            {
+                worker.refusals.unless_flooded(|| {
+                    warn!(endpoint = %endpoint.names, %error, "an endpoint is no longer trusted: its connection ends");
+                });
+                return line.close(Cause::TrustBundleChanged);
+            }
             let Some(gate) = connection.gate() else { return };
             let end = |line: &Lifeline, cause| {
                 if connection.is_opaque() { line.close(cause) } else { line.finish(cause, grace) }
@@ -38,7 +53,7 @@ impl Reviewer {
                 worker.refusals.revoked(gate.info(), &denial);
                 return end(line, Cause::PolicyChanged);
             }
-            if let (Some(judge), Some(client)) = (&judge, &gate.info().client)
+            if let (Some(judge), Some(client)) = (&clients, &gate.info().client)
                 && let Err(error) = judge.verify(client)
             {
                 worker.refusals.revoked(gate.info(), &error);
@@ -50,29 +65,46 @@ impl Reviewer {
 }
 
 /// Verifies each certificate once, however many connections it has opened.
-struct CertificateJudge<'s> {
-    tls: &'s ServerTls,
-    now: UnixTime,
-    verdicts: std::cell::RefCell<HashMap<*const ClientCertificate, Result<(), rustls::Error>>>,
+struct CertificateJudge<F> {
+    verify: F,
+    now: SystemTime,
+    verdicts: RefCell<HashMap<*const VerifiedCertificate, Result<(), rustls::Error>>>,
 }
 
-impl<'s> CertificateJudge<'s> {
-    fn new(tls: &'s ServerTls) -> Self {
-        Self { tls, now: UnixTime::now(), verdicts: std::cell::RefCell::default() }
+impl<F> CertificateJudge<F>
+where
+    F: Fn(&[CertificateDer<'static>], UnixTime) -> Result<(), rustls::Error>,
+{
+    fn new(verify: F) -> Self {
+        Self { verify, now: SystemTime::now(), verdicts: RefCell::default() }
     }
 
-    fn verify(&self, client: &Rc<ClientCertificate>) -> Result<(), rustls::Error> {
+    /// By the roots alone: a certificate that has run out since is judged as of its last moment, because connections
+    /// of opaque bytes outlive it.
+    fn verify(&self, certificate: &Rc<VerifiedCertificate>) -> Result<(), rustls::Error> {
         let mut verdicts = self.verdicts.borrow_mut();
-        let verdict = verdicts
-            .entry(Rc::as_ptr(client))
-            .or_insert_with(|| self.tls.verify_again(&client.chain, self.now));
+        let verdict = verdicts.entry(Rc::as_ptr(certificate)).or_insert_with(|| {
+            let at = self.now.min(certificate.not_after());
+            let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            (self.verify)(&certificate.chain, UnixTime::since_unix_epoch(at))
+        });
         verdict.clone()
     }
 }
 
-/// The new TLS, if it trusts others than the one before.
-fn bundle_changed<'s>(before: &Snapshot, now: &'s Snapshot) -> Option<&'s ServerTls> {
-    let tls = now.tls.as_deref()?;
-    let same = before.tls.as_ref().is_some_and(|before| before.bundle == tls.bundle);
-    (!same).then_some(tls)
+/// What is verified by now, if that is another bundle than before.
+fn changed_bundle<'s, T>(
+    before: Option<(&T, &TrustBundle)>,
+    now: Option<(&'s T, &TrustBundle)>,
+) -> Option<&'s T> {
+    let (tls, bundle) = now?;
+    before.is_none_or(|(_, before)| before != bundle).then_some(tls)
+}
+
+fn tls_of(snapshot: &Snapshot) -> Option<(&ServerTls, &TrustBundle)> {
+    snapshot.tls.as_deref().map(|tls| (tls, &*tls.bundle))
+}
+
+fn peer_tls_of(snapshot: &Snapshot) -> Option<(&PeerTls, &TrustBundle)> {
+    snapshot.peer_tls.as_deref().map(|tls| (tls, &*tls.bundle))
 }

@@ -7,9 +7,9 @@ use tidegate_core::PeerCertificate;
 use tidegate_core::policy::Terms;
 
 use super::*;
-use crate::session::ClientCertificate;
+use crate::session::VerifiedCertificate;
 
-fn info(client: Option<ClientCertificate>) -> ConnectionInfo {
+fn info(client: Option<VerifiedCertificate>) -> ConnectionInfo {
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
     ConnectionInfo {
         peer: address("[::ffff:10.0.0.7]:4321"),
@@ -25,9 +25,9 @@ fn info(client: Option<ClientCertificate>) -> ConnectionInfo {
     }
 }
 
-fn certificate() -> ClientCertificate {
+fn certificate() -> VerifiedCertificate {
     let now = SystemTime::UNIX_EPOCH;
-    ClientCertificate {
+    VerifiedCertificate {
         leaf: PeerCertificate { sans: vec![], not_before: now, not_after: now, serial: "1".into() },
         chain: vec![],
         forwarded: "Hash=00;DNS=c.d".into(),

@@ -1,9 +1,13 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime};
 
 use tidegate_runtime::drain::Outcome;
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::limits::Limits;
+use crate::test_mesh::until;
 use crate::test_pki::{Authority, GATEWAY, dns};
 
 /// A connection of each kind, each known to work.
@@ -99,6 +103,71 @@ async fn a_connection_ends_with_the_certificate_that_has_opened_it() {
     get(&mut other).await.unwrap();
 }
 
+/// Sends a byte and takes it back, at least once and until a condition comes true.
+async fn echo_until(client: &mut Client, is_done: impl Fn() -> bool) -> usize {
+    for count in 1.. {
+        client.write_all(b"a").await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'a');
+        if is_done() {
+            return count;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    unreachable!("a condition comes true some day")
+}
+
+#[tokio::test]
+async fn opaque_bytes_outlive_the_certificate_that_let_them_in_but_neither_its_root_nor_the_policy() {
+    let mesh = Mesh::start().await;
+    let end_of_life = SystemTime::now() + Duration::from_secs(2);
+    let peer = mesh.root.workload_until("curl", "curl", end_of_life);
+    let gateway = mesh.root.issue(|params| {
+        params.subject_alt_names = vec![dns(GATEWAY)];
+        params.not_after = end_of_life.into();
+    });
+    let mut first = tls(&mesh, Port::Mesh, Some(&peer), &["tidegate/tcp"]).await.unwrap();
+    echo_until(&mut first, || true).await;
+    let mut second = tls(&mesh, Port::Mesh, Some(&peer), &["tidegate/tcp"]).await.unwrap();
+    echo_until(&mut second, || true).await;
+    let mut https = tls(&mesh, Port::Https, Some(&gateway), &[]).await.unwrap();
+    get(&mut https).await.unwrap();
+    assert_eq!(end(&mut https).await.0, End::Fin);
+    let is_long_over = || SystemTime::now() > end_of_life + Duration::from_secs(2);
+    assert!(echo_until(&mut first, is_long_over).await > 10);
+    echo_until(&mut second, || true).await;
+    tls(&mesh, Port::Mesh, Some(&peer), &["tidegate/tcp"]).await.unwrap().read_u8().await.unwrap_err();
+
+    // Reviews by another certificate of ours, another bundle and another policy judge the root, not the time.
+    mesh.trust(&mesh.root);
+    let both = [&mesh.root, &Authority::root("new root")].map(|root| root.bundle().roots()[0].clone());
+    let both = tidegate_runtime::trust_bundle::TrustBundle::from_certificates(both).unwrap();
+    let with_both =
+        crate::tls::ServerTls::new(mesh.root.named(SERVER).credentials(), Arc::new(both)).unwrap();
+    mesh.publisher.update(|snapshot| snapshot.tls = Some(Arc::new(with_both)));
+    mesh.publish(|policy| drop(policy.ports.remove(&(Port::Http as u16))));
+    let reviewed = Instant::now();
+    echo_until(&mut first, || reviewed.elapsed() > Duration::from_millis(300)).await;
+
+    let start = Instant::now();
+    mesh.trust(&Authority::root("new root"));
+    assert_eq!(end(&mut first).await.0, End::Reset);
+    assert_eq!(end(&mut second).await.0, End::Reset);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+
+    mesh.trust(&mesh.root);
+    let lasting = mesh.root.workload("curl", "curl");
+    let mut third = tls(&mesh, Port::Mesh, Some(&lasting), &["tidegate/tcp"]).await.unwrap();
+    third.write_all(b"a").await.unwrap();
+    third.read_u8().await.unwrap();
+    let start = Instant::now();
+    mesh.publish(|policy| {
+        policy.ports.get_mut(&(Port::Mesh as u16)).unwrap().mesh =
+            tidegate_core::policy::MeshRule::Deny("permissive mode is off".into());
+    });
+    assert_eq!(end(&mut third).await.0, End::Reset);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn a_drain_waits_for_what_is_in_flight_and_cuts_it_at_the_deadline() {
     let mesh = Mesh::start().await;
@@ -106,7 +175,7 @@ async fn a_drain_waits_for_what_is_in_flight_and_cuts_it_at_the_deadline() {
     let address = mesh.address(Port::Http);
     let drain = mesh.workers.drain(Duration::from_millis(700));
     let client = async {
-        // What is idle ends at once, what may be in flight lives on until the deadline.
+        // What is idle ends before what may be in flight does, which has until the deadline.
         assert_eq!(end(&mut https).await.0, End::Fin);
         opaque.write_all(b"hi").await.unwrap();
         opaque.read_exact(&mut [0; 2]).await.unwrap();
@@ -119,12 +188,76 @@ async fn a_drain_waits_for_what_is_in_flight_and_cuts_it_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_drain_without_anything_in_flight_is_over_at_once() {
-    let mesh = Mesh::with(3, Limits::default()).await;
+async fn a_drain_with_nothing_but_idle_connections_waits_for_their_last_requests_no_longer_than_said() {
+    let limits = Limits { drain_idle: Duration::from_millis(500), ..Limits::default() };
+    let mesh = Mesh::with(3, limits).await;
     let mut client = mesh.connect(Port::Http).await;
     get(&mut client).await.unwrap();
     let start = Instant::now();
     let (outcome, ended) = tokio::join!(mesh.workers.drain(Duration::from_secs(60)), end(&mut client));
     assert_eq!((outcome, ended.0), (Outcome::Complete, End::Fin));
-    assert!(start.elapsed() < Duration::from_secs(5));
+    let took = start.elapsed();
+    assert!((Duration::from_millis(450)..Duration::from_secs(5)).contains(&took), "{took:?}");
+}
+
+/// Sends one request after the other and never one again, until it is told that one was the last; how many.
+async fn until_told<S>(mut stream: S, pause: Duration, all: Arc<AtomicUsize>) -> usize
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    for count in 1.. {
+        let answer = get(&mut stream).await.unwrap_or_else(|error| panic!("request {count}: {error}"));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        all.fetch_add(1, Ordering::Relaxed);
+        if answer.contains("\r\nconnection: close\r\n") {
+            assert_eq!(end(&mut stream).await.0, End::Fin);
+            return count;
+        }
+        tokio::time::sleep(pause).await;
+    }
+    unreachable!("a connection ends some day")
+}
+
+/// Pauses of clients: none, and some of the length that makes requests come as a connection would be closed.
+fn pauses() -> impl Iterator<Item = Duration> {
+    (0..12_u64).map(|i| Duration::from_micros(i * i * 70))
+}
+
+#[tokio::test]
+async fn no_request_is_lost_to_a_drain() {
+    for round in 0..10 {
+        let mesh = Mesh::with(2, Limits::default()).await;
+        let gateway = mesh.root.named(GATEWAY);
+        let (mut clients, all) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+        for pause in pauses() {
+            let https = tls(&mesh, Port::Https, Some(&gateway), &[]).await.unwrap();
+            clients.spawn(until_told(https, pause, all.clone()));
+            clients.spawn(until_told(mesh.connect(Port::Http).await, pause, all.clone()));
+        }
+        until(|| all.load(Ordering::Relaxed) > 100 + 7 * round).await;
+        assert_eq!(mesh.workers.drain(Duration::from_secs(30)).await, Outcome::Complete);
+        let counts = clients.join_all().await;
+        assert!(counts.len() == 24 && counts.iter().sum::<usize>() > 100, "{counts:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_request_is_lost_to_the_end_of_the_client_certificate() {
+    let mesh = Mesh::with(2, Limits::default()).await;
+    let (mut clients, all) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    let start = SystemTime::now();
+    for (number, pause) in (0..3).flat_map(|_| pauses()).enumerate() {
+        // Ten seconds without what it is back-dated by: the last call is one before the end.
+        let end_of_life = start + Duration::from_secs(3 + number as u64 % 3);
+        let leaf = mesh.root.issue(|params| {
+            params.subject_alt_names = vec![dns(GATEWAY)];
+            params.not_before = (end_of_life - BACK_DATING - Duration::from_secs(10)).into();
+            params.not_after = end_of_life.into();
+        });
+        let https = tls(&mesh, Port::Https, Some(&leaf), &[]).await.unwrap();
+        clients.spawn(until_told(https, pause, all.clone()));
+    }
+    let counts = clients.join_all().await;
+    assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
+    assert!(SystemTime::now() < start + Duration::from_secs(6));
 }

@@ -1,3 +1,5 @@
+use std::convert::Infallible;
+
 use http_body_util::{BodyExt, Channel};
 use hyper_util::rt::TokioExecutor;
 use rustls_pki_types::PrivateKeyDer;
@@ -190,6 +192,52 @@ async fn an_app_that_is_not_there_or_too_slow_is_a_failure_with_its_reason() {
     let target = format!(r#"{{"http":{{"port":{free},"path":"/200"}}}}"#);
     let (status, answer) = kubelet(start(&probe("/p", &target)).await, "/p").await;
     assert!(status == 503 && answer.contains(&format!("cannot connect to port {free}")), "{answer}");
+}
+
+#[tokio::test]
+async fn a_hook_is_waited_for_and_without_an_answer_of_the_app_there_is_none() {
+    let port = start_app(false).await;
+    let hook = |port: u16, path: &str| {
+        format!(
+            r#"[{{"port":15904,"path":"/osm-lifecycle/app/pre-stop/0a1b","hook":true,
+               "target":{{"http":{{"port":{port},"path":"{path}"}}}}}}]"#
+        )
+    };
+    const PATH: &str = "/osm-lifecycle/app/pre-stop/0a1b";
+    for status in [200, 500] {
+        let address = start(&hook(port, &format!("/{status}"))).await;
+        assert_eq!(kubelet(address, PATH).await.0, status);
+        assert_eq!(kubelet(address, "/osm-lifecycle/app/pre-stop/guess").await.0, 404);
+    }
+
+    let request = format!("GET {PATH} HTTP/1.1\r\nhost: a\r\n\r\n");
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let mut stream = TcpStream::connect(start(&hook(free, "/200")).await).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // How the connection ends is all that kubelet looks at.
+    let _ = stream.read_to_end(&mut answer).await;
+    assert_eq!(answer, b"");
+
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = start(&hook(app.local_addr().unwrap().port(), "/drain")).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let (mut asked, _) = app.accept().await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        asked.read_buf(&mut head).await.unwrap();
+    }
+    assert!(head.starts_with(b"GET /drain HTTP/1.1\r\n"));
+    // A probe of the same app has given up by now.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = format!(r#"{{"http":{{"port":{}}}}}"#, silent.local_addr().unwrap().port());
+    let (_, late) = kubelet(start(&probe("/p", &target)).await, "/p").await;
+    assert!(late.ends_with("no answer within 1 s\n"), "{late}");
+    asked.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 4\r\n\r\ndone").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 202 ") && answer.ends_with("done"), "{answer}");
 }
 
 #[tokio::test]

@@ -1,17 +1,20 @@
 //! How connections end: deadlines, drain, revocation, clients that leave. And what a connection costs.
 
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::world::{World, local, read_head, read_rest, read_until};
 use crate::http::h1;
 use crate::lifeline::{Cause, Lifeline};
 use crate::limits::Limits;
+use crate::stream::Abort;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -114,24 +117,121 @@ async fn a_body_that_stands_still_is_408_and_an_answer_that_does_is_cut_off() {
     .await;
 }
 
+const LAST_OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+
 #[tokio::test]
-async fn draining_ends_an_idle_connection_at_once_and_a_busy_one_after_its_answer() {
+async fn a_connection_that_is_to_leave_says_so_in_its_next_answer() {
     local(async {
-        let world = World::new().await;
+        let mut world = World::new().await;
+        world.app.answer(OK);
         let mut idle = world.connect();
+        idle.write_all(GET).await.unwrap();
+        assert_eq!(read_until(&mut idle, "ok").await.as_bytes(), OK);
         settle().await;
-        world.line.finish(Cause::Draining, Duration::from_secs(5));
-        assert_eq!(read_rest(&mut idle).await, b"");
+        world.line.leave(Cause::Draining, Duration::from_secs(2), Duration::from_secs(5));
+        settle().await;
+        idle.write_all(GET).await.unwrap();
+        assert_eq!(read_rest(&mut idle).await, LAST_OK);
+        assert_eq!(world.app.connections(), 1);
 
         let world = World::new().await;
         let mut busy = world.connect();
         busy.write_all(GET).await.unwrap();
         let mut app = world.app.accept().await;
         read_head(&mut app).await;
-        world.line.finish(Cause::Draining, Duration::from_secs(5));
+        world.line.leave(Cause::Draining, Duration::from_secs(2), Duration::from_secs(5));
         app.write_all(OK).await.unwrap();
-        let answer = read_rest(&mut busy).await;
-        assert_eq!(answer, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
+        assert_eq!(read_rest(&mut busy).await, LAST_OK);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_is_to_leave_is_closed_after_its_time_and_a_half_sent_head_is_waited_for() {
+    local(async {
+        for sent in [&b""[..], &GET[..9]] {
+            let mut world = World::new().await;
+            world.app.answer(OK);
+            let mut client = world.connect();
+            client.write_all(sent).await.unwrap();
+            settle().await;
+            world.line.leave(Cause::Draining, Duration::from_secs(2), Duration::from_secs(5));
+            world.lines.expire(Instant::now() + Duration::from_secs(1));
+            settle().await;
+            world.lines.expire(Instant::now() + Duration::from_secs(3));
+            settle().await;
+            if !sent.is_empty() {
+                client.write_all(&GET[sent.len()..]).await.unwrap();
+            }
+            let answer = if sent.is_empty() { &b""[..] } else { LAST_OK };
+            assert_eq!(read_rest(&mut client).await, answer);
+        }
+    })
+    .await;
+}
+
+/// Shows what has come only after so many looks, as a socket does whose readiness the runtime has not asked for yet.
+struct Late {
+    io: DuplexStream,
+    looks: usize,
+}
+
+impl AsyncRead for Late {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.looks.checked_sub(1) {
+            Some(left) => {
+                self.looks = left;
+                Poll::Pending
+            }
+            None => Pin::new(&mut self.io).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Late {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+impl Abort for Late {
+    fn abort(&self) {}
+}
+
+#[tokio::test]
+async fn a_request_that_has_come_by_the_time_an_idle_connection_is_closed_is_answered() {
+    local(async {
+        let mut world = World::new().await;
+        world.app.answer(OK);
+        let (mut client, far) = tokio::io::duplex(4096);
+        client.write_all(GET).await.unwrap();
+        let (gate, line, env) = (world.gate(), Lifeline::new(), world.env.clone());
+        let ending = line.clone();
+        // Once as it begins to wait, once as it is told to end.
+        let far = Late { io: far, looks: 2 };
+        let serving = tokio::task::spawn_local(async move {
+            h1::serve(far, BytesMut::new(), &gate, &line, &env).await;
+        });
+        settle().await;
+        assert!(!serving.is_finished());
+        ending.finish(Cause::Draining, Duration::from_secs(5));
+        assert_eq!(read_rest(&mut client).await, LAST_OK);
     })
     .await;
 }

@@ -8,13 +8,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::world::{World, local, read_head, read_rest, read_until};
 use crate::limits::Limits;
-use crate::session::ClientCertificate;
+use crate::session::VerifiedCertificate;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-fn certificate() -> Rc<ClientCertificate> {
+fn certificate() -> Rc<VerifiedCertificate> {
     let now = SystemTime::UNIX_EPOCH;
-    Rc::new(ClientCertificate {
+    Rc::new(VerifiedCertificate {
         leaf: PeerCertificate { sans: vec![], not_before: now, not_after: now, serial: "1".into() },
         chain: vec![],
         forwarded: "Hash=00;DNS=nginx.ingress.cluster.local".into(),

@@ -20,7 +20,7 @@ use tokio::task::LocalSet;
 use crate::http::{Env, h1};
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
-use crate::session::{ClientCertificate, ConnectionInfo, Gate};
+use crate::session::{ConnectionInfo, Gate, VerifiedCertificate};
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
 
@@ -31,7 +31,7 @@ pub(super) struct World {
     pub(super) lines: Registry<()>,
     pub(super) line: Lifeline,
     pub(super) app: App,
-    pub(super) client: Option<Rc<ClientCertificate>>,
+    pub(super) client: Option<Rc<VerifiedCertificate>>,
     pub(super) protocol: Cell<AppProtocol>,
     publisher: Publisher,
     snapshots: snapshot::Snapshots,

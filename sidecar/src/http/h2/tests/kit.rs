@@ -24,7 +24,7 @@ use crate::http::Env;
 use crate::http::h2::{DynBody, LocalExecutor, serve};
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
-use crate::session::{ClientCertificate, ConnectionInfo, Gate};
+use crate::session::{ConnectionInfo, Gate, VerifiedCertificate};
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
 
@@ -41,7 +41,7 @@ pub(super) struct Sidecar {
     snapshots: snapshot::Snapshots,
     app: SocketAddr,
     tls: bool,
-    client: Option<Rc<ClientCertificate>>,
+    client: Option<Rc<VerifiedCertificate>>,
 }
 
 /// A client's connection.
@@ -151,7 +151,7 @@ impl Sidecar {
             not_before: SystemTime::UNIX_EPOCH,
             not_after: SystemTime::now() + PATIENCE,
         };
-        self.client = Some(Rc::new(ClientCertificate {
+        self.client = Some(Rc::new(VerifiedCertificate {
             leaf,
             chain: vec![],
             forwarded: forwarded.into(),

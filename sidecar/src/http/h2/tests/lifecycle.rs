@@ -11,8 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::apps::{App, Seen, Speaks};
 use super::kit::{
-    ACK, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, SETTINGS, Sidecar, block, encode, full,
-    get, run, text, until,
+    ACK, DATA, END_HEADERS, END_STREAM, Frame, GET, GOAWAY, HEADERS, PING, SETTINGS, Sidecar, block, encode,
+    full, get, run, text, until,
 };
 use crate::http::h2::{DynBody, UpstreamError};
 use crate::lifeline::{Cause, Phase, Wait};
@@ -99,6 +99,32 @@ fn a_finishing_connection_says_goaway_and_serves_what_is_in_flight() {
             assert!(client.find(|_| false).await.is_none(), "the end");
             client.server.await.unwrap();
         }
+    });
+}
+
+#[test]
+fn goaway_comes_twice_so_that_a_request_on_its_way_is_served() {
+    run(async {
+        let app = App::echo(Speaks::Http1).await;
+        let sidecar = Sidecar::new(app.address, AppProtocol::Http);
+        let mut client = sidecar.connect_raw().await;
+        client.request(1, &GET).await.unwrap();
+        client.find(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await.unwrap();
+
+        client.line.leave(Cause::Draining, Duration::from_secs(2), Duration::from_secs(30));
+        let last_stream = |frame: &Frame| u32::from_be_bytes(frame.payload[..4].try_into().unwrap());
+        let first = client.find(|frame| frame.kind == GOAWAY).await.unwrap();
+        assert_eq!(last_stream(&first), u32::MAX >> 1, "nothing is turned away yet");
+        client.find(|frame| frame.kind == PING && frame.payload == SHUTDOWN_PING).await.unwrap();
+        // This one has crossed the farewell.
+        client.request(3, &GET).await.unwrap();
+        let head = client.find(|frame| frame.kind == HEADERS && frame.stream == 3).await.unwrap();
+        assert_eq!(head.payload[0], 0x88, ":status: 200");
+        client.send(PING, ACK, 0, &SHUTDOWN_PING).await.unwrap();
+        let second = client.find(|frame| frame.kind == GOAWAY).await.unwrap();
+        assert_eq!(last_stream(&second), 3);
+        assert!(client.find(|_| false).await.is_none(), "the end");
+        client.server.await.unwrap();
     });
 }
 

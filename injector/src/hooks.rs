@@ -1,0 +1,135 @@
+//! Lifecycle hooks by `httpGet`, pointed at the sidecar for the reason that probes are: kubelet calls them, and has no
+//! certificate of the mesh.
+//!
+//! A hook, unlike a probe, does something to the app, and the sidecar's port is open to everybody. So its path ends in a
+//! word that only those know who may read the Pod.
+
+use std::fmt;
+use std::fmt::Write;
+use std::sync::LazyLock;
+
+use aws_lc_rs::hmac;
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::json;
+
+use crate::patch::PatchBuilder;
+use crate::ports;
+use crate::probes::{self, AppProbe, ProbeError};
+
+/// Where the paths of hooks begin.
+const PATH: &str = "/osm-lifecycle/";
+
+/// Bytes of a path's last word.
+const SECRET_BYTES: usize = 16;
+
+/// What the secret ends of paths are made with.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HookKey([u8; 32]);
+
+/// The Pod that hooks are of, for their paths: its namespace, and its own or its owner's name.
+pub(crate) struct Owner<'p> {
+    pub(crate) key: &'p HookKey,
+    pub(crate) namespace: &'p str,
+    pub(crate) name: &'p str,
+}
+
+/// One of the two hooks that a container may have.
+struct Kind {
+    field: &'static str,
+    path: &'static str,
+    of: fn(&Container) -> Option<&LifecycleHandler>,
+}
+
+const KINDS: [Kind; 2] = [
+    Kind {
+        field: "postStart",
+        path: "post-start",
+        of: |container| container.lifecycle.as_ref()?.post_start.as_ref(),
+    },
+    Kind {
+        field: "preStop",
+        path: "pre-stop",
+        of: |container| container.lifecycle.as_ref()?.pre_stop.as_ref(),
+    },
+];
+
+/// Points the hooks of one container, found at `path` in the Pod, at the sidecar, as [`probes::rewrite`] does with
+/// probes. `exec` and `sleep` stay as they are, and so does what kubelet asks of another host.
+pub(crate) fn rewrite(
+    container: &Container,
+    path: &[&str],
+    owner: &Owner<'_>,
+    before: &[AppProbe],
+    patch: &mut PatchBuilder,
+    all: &mut Vec<AppProbe>,
+) -> Result<(), ProbeError> {
+    for kind in &KINDS {
+        let Some(action) = (kind.of)(container).and_then(|handler| handler.http_get.as_ref()) else {
+            continue;
+        };
+        if probes::is_elsewhere(action.host.as_deref()) {
+            continue;
+        }
+        let error = |(field, problem): (&str, String)| {
+            ProbeError::new(container, format!("lifecycle.{}.{field}", kind.field), problem)
+        };
+        let beginning = format!("{PATH}{}/{}/", container.name, kind.path);
+        let asked = action.path.as_deref().unwrap_or_default();
+        if action.port == IntOrString::Int(ports::HOOKS.into()) && asked.starts_with(&beginning) {
+            let known = before.iter().find(|known| known.is_at(ports::HOOKS, asked)).ok_or_else(|| {
+                let problem = format!(
+                    "port {} and path {beginning} are the sidecar's; name the app's own port and path",
+                    ports::HOOKS
+                );
+                error(("httpGet", problem))
+            })?;
+            all.push(known.clone());
+            continue;
+        }
+        let target = probes::http(container, action).map_err(error)?;
+        let own_path = format!("{beginning}{}", owner.secret(container, kind));
+        let action = json!({"path": own_path, "port": ports::HOOKS, "scheme": "HTTP"});
+        patch.replace(&[path, &["lifecycle", kind.field, "httpGet"]].concat(), action);
+        all.push(AppProbe::hook(ports::HOOKS, own_path, target));
+    }
+    Ok(())
+}
+
+impl HookKey {
+    /// This process's, random.
+    pub fn of_process() -> Self {
+        static KEY: LazyLock<HookKey> = LazyLock::new(|| HookKey(rand::random()));
+        KEY.clone()
+    }
+
+    /// A known one.
+    #[cfg(test)]
+    pub(crate) fn known() -> Self {
+        Self([7; 32])
+    }
+}
+
+impl fmt::Debug for HookKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HookKey")
+    }
+}
+
+impl Owner<'_> {
+    /// The same for as long as the key is, so that asking twice about a Pod gives the same patch.
+    fn secret(&self, container: &Container, kind: &Kind) -> String {
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.key.0));
+        for part in [self.namespace, self.name, &container.name, kind.path] {
+            // None of these can hold a slash.
+            context.update(part.as_bytes());
+            context.update(b"/");
+        }
+        let tag = context.sign();
+        tag.as_ref().iter().take(SECRET_BYTES).fold(String::new(), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
