@@ -193,7 +193,7 @@ mod tests {
             [&documents[1]["spec"]["template"], &documents[2]["spec"]["jobTemplate"]["spec"]["template"]]
         {
             assert_eq!(template["metadata"]["labels"]["tidegate.io/sidecar"], "injected");
-            assert_eq!(template["spec"]["initContainers"][1]["name"], "tidegate-sidecar");
+            assert_eq!(template["spec"]["initContainers"][0]["name"], "tidegate-sidecar");
             assert_eq!(template["spec"]["containers"][0]["livenessProbe"]["httpGet"]["port"], 15901);
         }
         assert_eq!(run(&output).unwrap(), output, "a second pass changes nothing");

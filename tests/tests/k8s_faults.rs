@@ -176,11 +176,14 @@ fn a_pod_is_ready_only_once_its_sidecar_has_its_policy() {
         };
         of(statuses).unwrap()["state"]["running"]["startedAt"].as_str().unwrap().to_owned()
     };
-    // The app was started after its sidecar had said that it was ready.
-    assert!(statuses.iter().any(|status| status["name"] == "tidegate-sidecar" && status["started"] == true));
+    // What waits for the sidecar to be ready has ended well before the app was started.
+    let intercept = statuses.iter().find(|status| status["name"] == "tidegate-intercept").unwrap();
+    let intercepted = &intercept["state"]["terminated"];
+    assert_eq!(intercepted["exitCode"], 0, "{intercept:#}");
     let (before, after) = (
         started("tidegate-sidecar", &pod["status"]["initContainerStatuses"]),
         started("app", &pod["status"]["containerStatuses"]),
     );
-    assert!(before <= after, "sidecar {before}, app {after}");
+    let between = intercepted["finishedAt"].as_str().unwrap();
+    assert!(*before <= *between && *between <= *after, "sidecar {before}, intercept {between}, app {after}");
 }

@@ -65,7 +65,7 @@ async fn a_pod_of_a_meshed_namespace_gets_its_patch_and_another_none() {
     let patch: json_patch::Patch = serde_json::from_slice(&patch.0).unwrap();
     let mut patched = pod();
     json_patch::patch(&mut patched, &patch).unwrap();
-    assert_eq!(patched["spec"]["initContainers"][1]["name"], "tidegate-sidecar");
+    assert_eq!(patched["spec"]["initContainers"][0]["name"], "tidegate-sidecar");
     let answer = webhook.create("shop", &patched).await;
     assert_eq!((&answer["allowed"], &answer["patch"]), (&json!(true), &Value::Null));
     webhook.writer.namespaces.send_modify(|namespaces| {
