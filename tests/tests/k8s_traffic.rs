@@ -46,7 +46,7 @@ fn meshed_pods_reach_each_other_over_tls_only_and_the_rest_of_the_cluster_as_it_
     // What the capture would have seen.
     let foreign = format!("http://server.{}{path}", plain.name());
     let seen = capture(cluster.on_node(), MARK, client.ip(), || {
-        assert_eq!(client.get(&foreign).ok()["args"]["mark"], MARK)
+        assert_eq!(client.get(&foreign).ok()["args"]["mark"], MARK);
     });
     assert!(seen.found > 0, "the capture misses what is there: {seen:?}");
 
