@@ -312,5 +312,6 @@ fn report(snapshot: &Snapshot) -> Option<wire::Report> {
     Some(wire::Report {
         trusted_roots: tls.bundle.fingerprints(),
         certificate_not_after: i64::try_from(end.as_secs()).unwrap_or(i64::MAX),
+        certificate_roots: tls.certificate_roots.clone(),
     })
 }

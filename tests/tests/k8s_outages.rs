@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tidegate_tests::kubernetes::load::Load;
-use tidegate_tests::kubernetes::mesh::{DAEMONS, Mesh};
+use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, Mesh};
 use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::workload::Workload;
 use tidegate_tests::wait;
@@ -143,6 +143,14 @@ fn without_webhooks_labelled_namespaces_fail_closed_and_others_do_not_notice() {
             "args": ["serve"],
         }]},
     });
+    // The cluster's own pods and the control plane's start without them.
+    let cluster = alone.mesh.cluster();
+    for [namespace, deployment] in
+        [["kube-system", "deployment/coredns"], [CONTROL_PLANE, "deployment/tidegate-cert-manager"]]
+    {
+        cluster.kubectl(["-n", namespace, "rollout", "restart", deployment]);
+        cluster.kubectl(["-n", namespace, "rollout", "status", deployment, "--timeout=120s"]);
+    }
     plain.apply(&pod.to_string());
     plain.kubectl(&["wait", "--for=condition=Ready", "pod/pod", "--timeout=60s"]);
     let refused = meshed.try_apply(&pod.to_string()).unwrap_err();

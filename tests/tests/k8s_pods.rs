@@ -47,16 +47,34 @@ fn succeeded(namespace: &Namespace, name: &str) -> u64 {
     })
 }
 
+/// Of a time as Kubernetes writes it.
+fn second_of_day(time: &Value) -> i64 {
+    let time = time.as_str().unwrap().split('T').nth(1).unwrap().trim_end_matches('Z');
+    time.split(':').fold(0, |seconds, part| 60 * seconds + part.parse::<i64>().unwrap())
+}
+
 #[test]
 fn jobs_complete_and_an_app_may_dial_a_meshed_service_at_its_first_instruction() {
     Mesh::get();
     let namespace = Namespace::meshed("jobs");
     Workload::http("server").deploy(&namespace);
-    namespace.apply(&job("dials", &["get", "http://server/get", "--expect", "200"], 20).to_string());
+    let dial = ["get", "http://server/get", "--expect", "200"];
+    let mut dials = job("dials", &dial, 20);
+    // An init container of the user's comes after the sidecar, too.
+    dials["spec"]["template"]["spec"]["initContainers"] =
+        json!([{"name": "before", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "args": dial}]);
+    namespace.apply(&dials.to_string());
     assert_eq!(succeeded(&namespace, "dials"), 20);
+    let mut last = 0;
     for pod in namespace.get_json(&["pods", "-l", "job-name=dials"])["items"].as_array().unwrap() {
         assert_eq!(pod["status"]["phase"], "Succeeded", "{:#}", pod["status"]);
+        let state = &pod["status"]["containerStatuses"][0]["state"];
+        last = last.max(second_of_day(&state["terminated"]["finishedAt"]));
     }
+    let job = namespace.get_json(&["job", "dials"]);
+    // Midnight may have come between.
+    let waited = (second_of_day(&job["status"]["completionTime"]) - last).rem_euclid(24 * 3600);
+    assert!(waited <= 5, "the Job is complete {waited} s after its last app");
 }
 
 #[test]
@@ -80,7 +98,7 @@ fn a_rolling_restart_of_the_backend_under_load_loses_no_request() {
         .pod("terminationGracePeriodSeconds", json!(30));
     server.deploy(&namespace);
     let fresh = Load::start(&namespace, "fresh", "http://server/get", &["--requests-per-connection=1"]);
-    let kept = Load::start(&namespace, "kept", "http://server/get", &["--requests-per-connection=50"]);
+    let kept = Load::start(&namespace, "kept", "http://server/get", &["--requests-per-connection=10"]);
     for _ in 0..2 {
         namespace.kubectl(&["rollout", "restart", "deployment/server"]);
         namespace.wait_rolled_out("deployment/server");

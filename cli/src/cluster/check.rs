@@ -18,6 +18,7 @@ use clap::Args;
 use serde::Serialize;
 use tokio::time::Instant;
 
+pub(crate) use self::control_plane::{bundle as trust_bundle, gateway_secret, mesh_config};
 use super::client::{Cluster, ClusterOptions};
 use crate::output::{OutputFormat, print_as};
 

@@ -37,6 +37,9 @@ pub(crate) struct Stream {
     /// SHA-256 of the roots that it trusts, once it has said so.
     pub(crate) trusted_roots: Option<Vec<String>>,
     pub(crate) certificate_not_after: Option<String>,
+    /// Those of the roots under which its certificate is good; none of an older sidecar.
+    #[serde(default)]
+    pub(crate) certificate_roots: Option<Vec<String>>,
 }
 
 /// A version that a sidecar did not take over.

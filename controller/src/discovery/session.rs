@@ -222,15 +222,20 @@ impl Following<'_> {
     fn take_report(&mut self, report: wire::Report) -> Result<(), Status> {
         let bad = |field| Status::invalid_argument(format!("Report.{field}"));
         let is_fingerprint = |root: &String| root.len() == 64 && root.bytes().all(|b| b.is_ascii_hexdigit());
-        if report.trusted_roots.len() > MAX_REPORTED_ROOTS || !report.trusted_roots.iter().all(is_fingerprint)
-        {
+        let are_roots =
+            |roots: &[String]| roots.len() <= MAX_REPORTED_ROOTS && roots.iter().all(is_fingerprint);
+        if !are_roots(&report.trusted_roots) {
             return Err(bad("trusted_roots"));
+        }
+        if !are_roots(&report.certificate_roots) {
+            return Err(bad("certificate_roots"));
         }
         let end = u64::try_from(report.certificate_not_after).ok().filter(|end| *end < YEAR_10000);
         let end = end.ok_or_else(|| bad("certificate_not_after"))?;
         let report = Reported {
             trusted_roots: report.trusted_roots,
             certificate_not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end),
+            certificate_roots: report.certificate_roots,
         };
         self.report = Some(report.clone());
         self.session.workloads.update(&self.workload, self.session.id, |follower| {

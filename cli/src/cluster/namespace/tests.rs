@@ -136,7 +136,7 @@ async fn the_list_shows_members_of_either_label() {
 #[tokio::test]
 async fn what_the_user_may_not_do_is_said_in_the_api_servers_words() {
     let fake = FakeCluster::start(vec![namespace("a", json!({}))]).await;
-    fake.forbid("patch namespaces");
+    fake.api.forbid("patch namespaces");
     let error = ignore(&fake.cluster(), "a").await.unwrap_err();
     let expected = "Could not set namespace [a] to be ignored: cannot change namespace a: your user may not: \
                     namespaces is forbidden: User \"someone\" cannot patch resource \"namespaces\"";
