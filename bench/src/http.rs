@@ -60,7 +60,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Fails on a closed connection, on bytes that are no HTTP answer, on an answer without `content-length`
     /// and on bytes beyond its end.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
-        self.stream.write_all(request).await.context("cannot send the request")?;
+        let sent = async {
+            self.stream.write_all(request).await?;
+            // TLS takes bytes that its socket did not: as when a busy task's share of the runtime is used up.
+            self.stream.flush().await
+        };
+        sent.await.context("cannot send the request")?;
         let mut filled = 0;
         let head = loop {
             let read =
@@ -169,7 +174,7 @@ mod tests {
     }
 
     /// Sends each part as a read of its own, then closes.
-    fn peer(parts: &'static [&'static str]) -> Client<DuplexStream> {
+    fn answering(parts: &'static [&'static str]) -> DuplexStream {
         let (ours, mut theirs) = duplex(64 * 1024);
         tokio::spawn(async move {
             let mut request = [0; 16];
@@ -179,7 +184,11 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
-        Client::new(ours)
+        ours
+    }
+
+    fn peer(parts: &'static [&'static str]) -> Client<DuplexStream> {
+        Client::new(answering(parts))
     }
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n";
@@ -202,6 +211,14 @@ mod tests {
     async fn bytes_beyond_the_body_are_an_error() {
         let mut client = peer(&["HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n0123"]);
         assert_eq!(client.exchange(REQUEST).await.unwrap_err().to_string(), "1 bytes beyond the body's end");
+    }
+
+    #[tokio::test]
+    async fn a_request_leaves_a_stream_that_holds_it_back_until_it_is_flushed() {
+        let mut client = Client::new(tokio::io::BufStream::new(answering(&[
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+        ])));
+        assert_eq!(client.exchange(REQUEST).await.unwrap().status, 200);
     }
 
     #[tokio::test]

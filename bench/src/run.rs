@@ -194,7 +194,10 @@ impl Bench<'_> {
         arguments.extend(kind.arguments());
         let (process, output) = Process::start_own("load", self.options.load_core, directory, arguments)?;
         let limit = STALL + Duration::from_secs_f64(self.options.warm_up + self.options.seconds);
-        let Ok(output) = tokio::time::timeout(limit, process.output(output)).await else {
+        // The load still runs when its sockets are looked at.
+        let load = process.output(output);
+        tokio::pin!(load);
+        let Ok(output) = tokio::time::timeout(limit, &mut load).await else {
             // One connection that stands still must not cost the figures of all others: it counts as a failure.
             eprintln!("{kind:?} stands still. Logs: {}\nSockets: {}", running.log_tails(), sockets());
             let first_error = Some(format!("no end after {limit:?}"));

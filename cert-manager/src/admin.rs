@@ -1,4 +1,4 @@
-//! What operators see and do: `GET /rotation`, `POST /rotation/next[?force=true]`.
+//! What operators see and do: `GET /rotation`, `POST /rotation/next[?renewed=true|?force=true]`.
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -7,7 +7,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 
-use crate::authority::{Authority, NotAllowed};
+use crate::authority::{Authority, NotAllowed, Vouched};
 
 /// The routes, for an admin server to serve beside its own.
 pub fn routes(authority: Authority) -> Router {
@@ -16,6 +16,9 @@ pub fn routes(authority: Authority) -> Router {
 
 #[derive(Deserialize)]
 struct NextOptions {
+    /// Everyone's certificate is known to be good under the issuing root.
+    #[serde(default)]
+    renewed: bool,
     /// Waits for nobody.
     #[serde(default)]
     force: bool,
@@ -26,7 +29,12 @@ async fn status(State(authority): State<Authority>) -> Response {
 }
 
 async fn next(State(authority): State<Authority>, Query(options): Query<NextOptions>) -> Response {
-    match authority.next(options.force).await {
+    let vouched = match options {
+        NextOptions { force: true, .. } => Vouched::Everything,
+        NextOptions { renewed: true, .. } => Vouched::Renewed,
+        NextOptions { .. } => Vouched::Nothing,
+    };
+    match authority.next(vouched).await {
         Ok(status) => Json(status).into_response(),
         Err(refused) => {
             let code = match refused {

@@ -9,4 +9,4 @@ mod state;
 
 pub use given::GivenFiles;
 pub use keeper::{Authority, AuthorityError, RootStatus, RotationStatus};
-pub use state::{AuthorityState, NotAllowed, RotationTiming, StateError, Step};
+pub use state::{AuthorityState, NotAllowed, RotationTiming, StateError, Step, Vouched};

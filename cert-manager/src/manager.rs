@@ -19,7 +19,9 @@ use tonic::transport::Server;
 use tracing::{error, info};
 
 use crate::authenticate::Authenticator;
-use crate::authority::{Authority, AuthorityError, GivenFiles, NotAllowed, RotationStatus, RotationTiming};
+use crate::authority::{
+    Authority, AuthorityError, GivenFiles, NotAllowed, RotationStatus, RotationTiming, Vouched,
+};
 use crate::ingress_gateway::{GatewayStatus, IngressGateway, IngressGatewaySettings};
 use crate::rate_limit::{RateLimit, RateLimiter};
 use crate::rules::IssuingRules;
@@ -255,9 +257,9 @@ impl CertManagerHandle {
         self.gateway.clone()
     }
 
-    /// Takes the root rotation's next step; `force` waits for nobody.
-    pub async fn rotate(&self, force: bool) -> Result<RotationStatus, NotAllowed> {
-        self.authority.next(force).await
+    /// Takes the root rotation's next step.
+    pub async fn rotate(&self, vouched: Vouched) -> Result<RotationStatus, NotAllowed> {
+        self.authority.next(vouched).await
     }
 
     /// Where the root rotation is.

@@ -11,6 +11,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::ServerName;
 use tidegate_cert_manager::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
+use tidegate_cert_manager::authority::Vouched;
 use tidegate_cert_manager::ingress_gateway::{GatewayStatus, IngressGatewaySettings, SettingsInput};
 use tidegate_cert_manager::rate_limit::RateLimit;
 use tidegate_cert_manager::rules::IssuingRules;
@@ -63,7 +64,7 @@ async fn no_log_line_at_any_level_holds_a_key_or_a_token() {
     assert!(!ask(&manager, &stranger).await);
     let mut gateway = manager.gateway_status();
     gateway.wait_for(|status| matches!(status, GatewayStatus::Ready { .. })).await.unwrap();
-    manager.rotate(true).await.unwrap();
+    manager.rotate(Vouched::Everything).await.unwrap();
 
     let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
     for line in [

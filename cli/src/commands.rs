@@ -148,8 +148,8 @@ impl Cli {
             Command::Policy(PolicyCommand::CheckConflicts(options)) => {
                 threads()?.block_on(conflicts::run(options))
             }
-            Command::Install(options) => install::install(&options),
-            Command::Upgrade(options) => install::upgrade(&options),
+            Command::Install(options) => threads()?.block_on(install::install(&options)),
+            Command::Upgrade(options) => threads()?.block_on(install::upgrade(&options)),
             Command::Uninstall(options) => threads()?.block_on(install::uninstall(options)),
             Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
             Command::Mesh(command) => threads()?.block_on(mesh::run(command)),

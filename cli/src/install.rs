@@ -5,6 +5,7 @@
 //! made them.
 
 mod charts;
+mod definitions;
 mod helm;
 mod leftovers;
 
@@ -101,13 +102,13 @@ struct NamedMetadata {
 }
 
 /// Prints or installs.
-pub(crate) fn install(options: &InstallOptions) -> anyhow::Result<ExitCode> {
+pub(crate) async fn install(options: &InstallOptions) -> anyhow::Result<ExitCode> {
     let change = &options.change;
     let (helm, charts) = (change.helm.find(&change.cluster)?, Charts::unpack()?);
     if !options.apply {
         return print(change.manifests(&helm, &charts, options.crds_only)?.as_bytes());
     }
-    change.install_crds(&helm, &charts)?;
+    change.install_crds(&helm, &charts).await?;
     let mut arguments = words(["install", RELEASE]);
     arguments.extend([charts.control_plane().into(), "--create-namespace".into()]);
     arguments.extend(change.values(&charts));
@@ -117,13 +118,13 @@ pub(crate) fn install(options: &InstallOptions) -> anyhow::Result<ExitCode> {
 }
 
 /// Upgrades, and says what is no more.
-pub(crate) fn upgrade(options: &UpgradeOptions) -> anyhow::Result<ExitCode> {
+pub(crate) async fn upgrade(options: &UpgradeOptions) -> anyhow::Result<ExitCode> {
     let change = &options.change;
     let (helm, charts) = (change.helm.find(&change.cluster)?, Charts::unpack()?);
     let before = helm.run(["get", "manifest", RELEASE]).with_context(|| {
         format!("there is no Helm release {RELEASE} in namespace {}", change.cluster.control_plane())
     })?;
-    change.install_crds(&helm, &charts)?;
+    change.install_crds(&helm, &charts).await?;
     let mut arguments = words(["upgrade", RELEASE]);
     arguments.extend([charts.control_plane().into(), "--reset-then-reuse-values".into()]);
     arguments.extend(change.values(&charts));
@@ -180,12 +181,16 @@ impl ChangeOptions {
         Ok(text)
     }
 
-    fn install_crds(&self, helm: &Helm, charts: &Charts) -> anyhow::Result<()> {
+    async fn install_crds(&self, helm: &Helm, charts: &Charts) -> anyhow::Result<()> {
         if self.skip_crds {
             return Ok(());
         }
+        for line in definitions::take_over(&self.cluster.connect().await?).await? {
+            eprintln!("{line}");
+        }
         let mut arguments = words(["upgrade", "--install", CRDS_RELEASE]);
         arguments.extend([charts.crds().into(), "--create-namespace".into()]);
+        arguments.extend(helm.forcing().iter().map(OsString::from));
         helm.run(arguments)
             .context("custom resource definitions; if another mesh has installed them: --skip-crds")?;
         Ok(())

@@ -13,13 +13,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tidegate_core::identity::IdentityError;
-use tidegate_core::policy::{AppProtocol, InboundPolicy, IngressRule, MeshRule, PortPolicy};
+use tidegate_core::policy::{AppProtocol, InboundPolicy, IngressRule, MeshRule, PortPolicy, RuleState};
 use tidegate_core::{Identity, TrustDomain};
 
 use self::ingress::BackendRule;
 use crate::index::Index;
 use crate::object::ObjectName;
 use crate::service::{Selected, app_protocol, declared_ports, selects, tcp_ports};
+use crate::unreadable::Unreadable;
 
 /// Why mesh peers are kept out where no policy lets them in.
 const NOT_PERMISSIVE: &str = "permissive mode is off and no policy lets mesh peers in";
@@ -38,7 +39,10 @@ pub fn workload(
 }
 
 /// The rules of a namespace's IngressBackends, to be made once for all of its workloads.
-pub(crate) struct NamespaceRules(Vec<(Arc<str>, BackendRule)>);
+pub(crate) struct NamespaceRules {
+    rules: Vec<(Arc<str>, BackendRule)>,
+    unreadable: Vec<Arc<Unreadable>>,
+}
 
 impl NamespaceRules {
     pub(crate) fn new(index: &Index, namespace: &str) -> Self {
@@ -46,7 +50,10 @@ impl NamespaceRules {
             let policy = name.to_shared();
             ingress::rules(index, name, &backend.spec).into_iter().map(move |rule| (policy.clone(), rule))
         });
-        Self(rules.collect())
+        Self {
+            rules: rules.collect(),
+            unreadable: index.unreadable_backends_in(namespace).cloned().collect(),
+        }
     }
 }
 
@@ -79,12 +86,21 @@ pub(crate) fn workload_by(
             ingress: Vec::new(),
         });
     }
-    for (policy, rule) in &rules.0 {
+    for (policy, rule) in &rules.rules {
         let service = rule.backend.to_shared();
         let port = ports.get_mut(&rule.port).filter(|port| port.services.contains(&service));
         if let Some(port) = port {
             let state = rule.state.clone();
             port.ingress.push(IngressRule { policy: policy.clone(), backend: service, state });
+        }
+    }
+    for object in &rules.unreadable {
+        let (policy, state) = (object.name().to_shared(), RuleState::Invalid(object.reason().into()));
+        for (number, port) in &mut ports {
+            for service in port.services.iter().filter(|service| object.may_open(service, *number)) {
+                let (policy, backend) = (policy.clone(), service.clone());
+                port.ingress.push(IngressRule { policy, backend, state: state.clone() });
+            }
         }
     }
     Ok(InboundPolicy { workload: name.to_shared(), identity, ports })
@@ -99,6 +115,9 @@ pub fn service_account(pod: &Pod) -> &str {
 }
 
 fn mesh_rule(index: &Index) -> MeshRule {
+    if let Some(config) = index.unreadable_mesh_config() {
+        return MeshRule::Deny(format!("MeshConfig {}: {}", config.name(), config.reason()).into());
+    }
     if index.mesh_config_spec().is_none_or(|config| config.is_permissive()) {
         MeshRule::AnyPeer
     } else {

@@ -191,7 +191,13 @@ impl Engine {
             let key = ObjectKey { kind: Kind::MeshConfig, name: name.clone() };
             (key, (status::mesh_config(index, name, object), object.metadata.uid.clone()))
         });
-        let current: BTreeMap<_, _> = backends.chain(configs).collect();
+        let unreadable = index.unreadable().filter(|(key, _)| match key.kind {
+            Kind::MeshConfig => touched.all,
+            _ => is_ours(&key.name),
+        });
+        let unreadable = unreadable
+            .map(|(key, object)| (key.clone(), (status::unreadable(object), object.metadata.uid.clone())));
+        let current: BTreeMap<_, _> = backends.chain(configs).chain(unreadable).collect();
         let is_gone = |key: &&ObjectKey| {
             !current.contains_key(*key)
                 && match key.kind {

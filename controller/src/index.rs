@@ -14,6 +14,7 @@ use crate::object::{Kind, Object, ObjectKey, ObjectName};
 use crate::service::selects;
 use crate::source::Change;
 use crate::source::folder::has_ended;
+use crate::unreadable::Unreadable;
 
 /// The label by which an EndpointSlice says whose endpoints it holds.
 pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -35,6 +36,8 @@ pub struct Index {
     slices_of_pod: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     ingress_backends: BTreeMap<ObjectName, Arc<IngressBackend>>,
     mesh_configs: BTreeMap<ObjectName, Arc<MeshConfig>>,
+    /// IngressBackends and MeshConfigs; none is among the readable ones.
+    unreadable: BTreeMap<ObjectKey, Arc<Unreadable>>,
     origins: BTreeMap<ObjectKey, Arc<str>>,
 }
 
@@ -218,6 +221,24 @@ impl Index {
         self.mesh_config().map(|(_, config)| &config.spec)
     }
 
+    /// Every IngressBackend and MeshConfig that cannot be read.
+    pub(crate) fn unreadable(&self) -> impl Iterator<Item = (&ObjectKey, &Arc<Unreadable>)> {
+        self.unreadable.iter()
+    }
+
+    /// IngressBackends of a namespace that cannot be read.
+    pub(crate) fn unreadable_backends_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<Unreadable>> {
+        let is_there =
+            move |key: &ObjectKey| key.kind == Kind::IngressBackend && *key.name.namespace == *namespace;
+        self.unreadable.iter().filter(move |(key, _)| is_there(key)).map(|(_, object)| object)
+    }
+
+    /// The MeshConfig that would be in force if it could be read.
+    pub(crate) fn unreadable_mesh_config(&self) -> Option<&Arc<Unreadable>> {
+        let mut configs = self.unreadable.iter().filter(|(key, _)| key.kind == Kind::MeshConfig);
+        configs.find(|(key, _)| &*key.name.name == MESH_CONFIG_NAME).map(|(_, object)| object)
+    }
+
     /// Where an object was read, such as `app.yaml:12`.
     pub(crate) fn origin(&self, kind: Kind, name: &ObjectName) -> Option<&Arc<str>> {
         self.origins.get(&ObjectKey { kind, name: name.clone() })
@@ -231,6 +252,7 @@ impl Index {
             Object::EndpointSlice(slice) => self.slices.get(name) == Some(slice),
             Object::IngressBackend(backend) => self.ingress_backends.get(name) == Some(backend),
             Object::MeshConfig(config) => self.mesh_configs.get(name) == Some(config),
+            Object::Unreadable(unreadable) => self.unreadable.get(&object.key()) == Some(unreadable),
             Object::Namespace(_) | Object::ServiceAccount(_) => false,
         }
     }
@@ -258,16 +280,24 @@ impl Index {
                 self.slices.insert(name, slice);
             }
             Object::IngressBackend(backend) => {
+                self.remove(&ObjectKey { kind: Kind::IngressBackend, name: name.clone() });
                 self.ingress_backends.insert(name, backend);
             }
             Object::MeshConfig(config) => {
+                self.remove(&ObjectKey { kind: Kind::MeshConfig, name: name.clone() });
                 self.mesh_configs.insert(name, config);
+            }
+            Object::Unreadable(object) => {
+                let key = ObjectKey { kind: object.kind, name };
+                self.remove(&key);
+                self.unreadable.insert(key, object);
             }
             Object::Namespace(_) | Object::ServiceAccount(_) => {}
         }
     }
 
     fn remove(&mut self, key: &ObjectKey) {
+        self.unreadable.remove(key);
         match key.kind {
             Kind::Pod => self.remove_pod(&key.name),
             Kind::Service => self.remove_service(&key.name),
@@ -319,6 +349,10 @@ impl Index {
                 touched.policies.insert(key.name.namespace.clone());
                 if let Some(backend) = self.ingress_backends.get(&key.name) {
                     self.touch_policy(&key.name, backend, touched);
+                }
+                if self.unreadable.contains_key(key) {
+                    // It may be about any of them.
+                    touched.namespaces.insert(key.name.namespace.clone());
                 }
             }
             Kind::MeshConfig => touched.all = true,

@@ -25,6 +25,7 @@ pub mod source;
 pub mod status;
 #[cfg(test)]
 mod testing;
+pub mod unreadable;
 mod workloads;
 
 use std::collections::BTreeMap;
@@ -39,7 +40,7 @@ use tidegate_core::TrustDomain;
 use tidegate_crds::MeshConfigSpec;
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
 use tidegate_runtime::drain;
-use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::identity::{CertificatePage, Credentials};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
@@ -185,7 +186,10 @@ impl Controller {
             None => None,
         };
         let health_address = health.as_ref().map(|health| health.local_addr());
+        let certificate_page = CertificatePage::default();
+        certificate_page.follow(credentials.clone(), trust_bundle.clone());
         let admin = AdminServer::new(name, metrics, readiness, log)
+            .merge(certificate_page.routes())
             .merge(admin::routes(shared.clone()))
             .bind(config.admin)
             .await?;

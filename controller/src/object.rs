@@ -8,6 +8,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tidegate_crds::{IngressBackend, MeshConfig};
 
+use crate::unreadable::Unreadable;
+
 /// The kinds that the controller reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -62,6 +64,8 @@ pub enum Object {
     IngressBackend(Arc<IngressBackend>),
     /// The mesh's settings.
     MeshConfig(Arc<MeshConfig>),
+    /// An IngressBackend or a MeshConfig that is stored and cannot be read.
+    Unreadable(Arc<Unreadable>),
 }
 
 impl Kind {
@@ -117,6 +121,7 @@ impl Object {
             Self::Pod(_) => Kind::Pod,
             Self::IngressBackend(_) => Kind::IngressBackend,
             Self::MeshConfig(_) => Kind::MeshConfig,
+            Self::Unreadable(object) => object.kind,
         }
     }
 
@@ -130,6 +135,7 @@ impl Object {
             Self::Pod(object) => &object.metadata,
             Self::IngressBackend(object) => &object.metadata,
             Self::MeshConfig(object) => &object.metadata,
+            Self::Unreadable(object) => &object.metadata,
         }
     }
 

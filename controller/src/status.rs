@@ -51,7 +51,9 @@ pub fn all(index: &Index) -> Vec<PolicyStatus> {
     let configs = index
         .mesh_configs()
         .map(|(name, object)| (Kind::MeshConfig, name, status::mesh_config(index, name, object)));
-    let shown = backends.chain(configs).map(|(kind, name, status)| {
+    let unreadable =
+        index.unreadable().map(|(key, object)| (key.kind, &key.name, status::unreadable(object)));
+    let shown = backends.chain(configs).chain(unreadable).map(|(kind, name, status)| {
         let key = ObjectKey { kind, name: name.clone() };
         PolicyStatus::new(&key, &status, index.origin(kind, name))
     });

@@ -70,6 +70,8 @@ pub(crate) struct Reported {
     pub(crate) trusted_roots: Vec<String>,
     /// When its certificate ends; before the year 10000.
     pub(crate) certificate_not_after: SystemTime,
+    /// Those of the roots under which its certificate is good.
+    pub(crate) certificate_roots: Vec<String>,
 }
 
 /// A version that a sidecar did not take over.
@@ -107,6 +109,8 @@ struct SidecarView {
     /// SHA-256 of the roots that it trusts; none until it has said so.
     trusted_roots: Option<Vec<String>>,
     certificate_not_after: Option<String>,
+    /// Those of the roots under which its certificate is good.
+    certificate_roots: Option<Vec<String>>,
 }
 
 impl Published {
@@ -253,6 +257,7 @@ impl SidecarView {
                 .report
                 .as_ref()
                 .map(|report| humantime::format_rfc3339_seconds(report.certificate_not_after).to_string()),
+            certificate_roots: follower.report.as_ref().map(|report| report.certificate_roots.clone()),
         }
     }
 }

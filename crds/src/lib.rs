@@ -5,13 +5,14 @@
 //!
 //! Start reading at [`ingress_backend`] and [`mesh_config`]. [`validate`] says what is wrong with an object beyond
 //! its schema, in the words that OSM's admission webhook used; [`schema`] checks any YAML against a CRD's schema as
-//! the API server would. The manifests in `crds/yaml` are written by [`manifest`] and held to it by a test.
+//! the API server would, and [`stored`] reads what no check has seen. The manifests in `crds/yaml` are written by [`manifest`] and held to it by a test.
 
 pub mod ingress_backend;
 pub mod injection;
 pub mod manifest;
 pub mod mesh_config;
 pub mod schema;
+pub mod stored;
 pub mod validate;
 
 pub use ingress_backend::{IngressBackend, IngressBackendSpec, IngressBackendStatus};

@@ -57,6 +57,29 @@ pub struct MeshConfigSpec {
     pub feature_flags: Option<FeatureFlags>,
 }
 
+/// The condition that says whether the ingress controller's Secret is as `certificate.ingressGateway` asks for.
+pub const INGRESS_GATEWAY_READY: &str = "IngressGatewayReady";
+
+/// One side of an object's state, in the form that Kubernetes' own objects have.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// Which one.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Why, in one word.
+    #[serde(default)]
+    pub reason: String,
+    /// Why, in a sentence.
+    #[serde(default)]
+    pub message: String,
+    /// Since when `status` is what it is, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_transition_time: Option<String>,
+}
+
 /// Whether the settings are in force.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -67,9 +90,20 @@ pub struct MeshConfigStatus {
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Sides of it that have writers of their own: `IngressGatewayReady` is the cert-manager's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
     /// Fields that others have written.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
+}
+
+impl MeshConfigStatus {
+    /// The condition of this type, if somebody has written it.
+    pub fn condition(&self, kind: &str) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.kind == kind)
+    }
 }
 
 impl MeshConfigSpec {

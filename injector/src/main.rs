@@ -12,6 +12,7 @@ use tidegate_kubernetes::client;
 use tidegate_kubernetes::watch::WatchMetrics;
 use tidegate_kubernetes::webhook::{CaBundleKeeper, Limits, WebhookServer};
 use tidegate_runtime::admin::{AdminServer, ProcessName};
+use tidegate_runtime::identity::CertificatePage;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::{drain, identity, logging, signals, tls, trust_bundle};
@@ -37,7 +38,8 @@ async fn main() -> anyhow::Result<()> {
         let health = AdminServer::health(NAME, metrics.clone(), readiness.clone(), log.clone());
         tokio::spawn(health.bind(address).await?.serve(watch.clone()));
     }
-    let admin = AdminServer::new(NAME, metrics.clone(), readiness.clone(), log);
+    let certificate = CertificatePage::default();
+    let admin = AdminServer::new(NAME, metrics.clone(), readiness.clone(), log).merge(certificate.routes());
     tokio::spawn(admin.bind(options.admin_address).await?.serve(watch.clone()));
     let (settings, configuration) = (options.settings(), options.configuration_name());
     let bundle = trust_bundle::watch_file(&options.ca.ca_trust_bundle, trust_bundle::DEFAULT_INTERVAL);
@@ -51,6 +53,7 @@ async fn main() -> anyhow::Result<()> {
     let following = writer.follow(client.clone(), &options.namespace, &watches, &readiness);
     let reviewer = Arc::new(PodReviewer::new(settings, state));
     let kept = identity::start(options.ca, Some(own_identity), bundle.clone(), &metrics);
+    certificate.follow(kept.credentials.clone(), bundle.clone());
     let keeper = CaBundleKeeper::<MutatingWebhookConfiguration>::new(
         client,
         configuration,

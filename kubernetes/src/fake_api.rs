@@ -1,14 +1,16 @@
-//! An API server for tests, over real HTTP on loopback: lists in pages, watches, optimistic concurrency, patches, and
-//! the ways in which a real one fails.
+//! An API server for tests, over real HTTP on loopback: lists in pages, watches, optimistic concurrency, patches, logs
+//! and ports of Pods, and the ways in which a real one fails.
 //!
-//! It keeps what it is given and checks nothing: no schema, no admission, no permissions. What was asked of it is
+//! It keeps what it is given and checks nothing: no schema, no admission, no permissions but what it is told to
+//! [refuse](FakeApi::forbid). What was asked of it is
 //! written down ([`FakeApi::requests`]), so that a test can hold a program's requests to its permissions. Resources
 //! are named `v1/pods` or `<group>/<version>/<plural>`; in a namespace `""` are those that belong to none.
 
+mod port_forward;
 mod server;
 mod store;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,6 +63,20 @@ struct State {
     requests: Vec<Request>,
     faults: Faults,
     answers: Answers,
+    pods: Pods,
+    /// `<verb> <plural>`, with `/<subresource>` if there is one, that nobody may do.
+    forbidden: BTreeSet<String>,
+    /// Major and minor.
+    version: Option<(u32, u32)>,
+}
+
+/// What Pods do besides being objects.
+#[derive(Debug, Default)]
+struct Pods {
+    /// What listens there, by `<namespace>/<pod>:<port>`.
+    ports: BTreeMap<String, SocketAddr>,
+    /// By `<namespace>/<pod>/<container>`.
+    logs: BTreeMap<String, String>,
 }
 
 /// Decides about a request before it is acted on: the code and body of its answer, or `None` to go on as usual.
@@ -194,6 +210,32 @@ impl FakeApi {
     /// What [`FakeApi::answer`] takes to refuse a request.
     pub fn refusal(code: u16, message: &str) -> (u16, Value) {
         (code, server::status(code, message))
+    }
+
+    /// Refuses to everybody what RBAC would refuse to one: `<verb> <plural>`, with `/<subresource>` if there is one.
+    pub fn forbid(&self, what: &str) {
+        self.change(|state| {
+            state.forbidden.insert(what.to_owned());
+        });
+    }
+
+    /// Says that it is this version of Kubernetes.
+    pub fn serve_version(&self, major: u32, minor: u32) {
+        self.change(|state| state.version = Some((major, minor)));
+    }
+
+    /// Forwards this port of a Pod, `<namespace>/<pod>`, to an address. Connections to others are refused.
+    pub fn forward(&self, pod: &str, port: u16, to: SocketAddr) {
+        self.change(|state| {
+            state.pods.ports.insert(format!("{pod}:{port}"), to);
+        });
+    }
+
+    /// The log of a container, `<namespace>/<pod>/<container>`.
+    pub fn log(&self, container: &str, text: &str) {
+        self.change(|state| {
+            state.pods.logs.insert(container.to_owned(), text.to_owned());
+        });
     }
 
     /// Whether a resource is served; all are unless told otherwise.

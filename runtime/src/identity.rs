@@ -3,6 +3,7 @@
 //! [`start`] runs the life of it: `renewal` decides when to ask, `request` asks, `verify` looks at the answer
 //! before anybody uses it. The private key is made here, new for each certificate, and never leaves memory.
 
+mod page;
 mod renewal;
 mod request;
 mod verify;
@@ -19,10 +20,11 @@ use tokio::task::JoinHandle;
 
 use crate::grpc;
 use crate::metrics::Metrics;
-use crate::trust_bundle::TrustBundle;
+use crate::trust_bundle::{TrustBundle, fingerprint};
 
+pub use page::CertificatePage;
 pub use request::RequestError;
-pub use verify::VerifyError;
+pub use verify::{VerifyError, leads_to};
 
 /// A certificate with its key, verified to be ours.
 #[derive(Clone, Debug)]
@@ -90,7 +92,8 @@ pub struct KeptCredentials {
 /// Gets a certificate from the CA and renews it for as long as somebody holds the receiver.
 ///
 /// A certificate is renewed at half of the life it had when it came, a tenth of that life earlier or later at random;
-/// at once when the trust bundle drops the root it hangs on, or the wall clock jumps past that moment. A failed try is
+/// within a minute, at a random moment, when the bundle's first root, the one that issues, becomes one that it does not
+/// hang on; at once when the bundle drops the root it hangs on, or the wall clock jumps past that moment. A failed try is
 /// logged, counted in `tidegate_certificate_renewals_total{result}` and repeated for ever, with exponential backoff
 /// and full jitter from 100 ms to 30 s. If `expected` is given, the CSR names it and a certificate for anybody else is
 /// refused. Needs a tokio runtime.
@@ -109,6 +112,13 @@ impl Credentials {
     /// Time left before the leaf expires; zero once it has (RFC 5280 §4.1.2.5).
     pub fn time_left(&self, now: SystemTime) -> Duration {
         self.leaf.not_after.duration_since(now).unwrap_or_default()
+    }
+
+    /// Fingerprints of the bundle's roots under each of which alone the certificate is good at `now`, for a client and
+    /// for a server.
+    pub fn roots(&self, bundle: &TrustBundle, now: SystemTime) -> Vec<String> {
+        let good = bundle.roots().iter().filter(|root| leads_to(&self.chain, root, now));
+        good.map(|root| fingerprint(root)).collect()
     }
 
     /// Whether the leaf's life is over at `now`.

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::{Layer, Registry};
@@ -53,7 +53,7 @@ pub enum LogFormat {
 /// Changes what is logged while the process runs. Clones share it.
 #[derive(Clone)]
 pub struct LogHandle {
-    filter: Option<reload::Handle<EnvFilter, Registry>>,
+    filter: Option<reload::Handle<Targets, Registry>>,
     text: Arc<Mutex<String>>,
 }
 
@@ -128,7 +128,7 @@ impl Default for LogOptions {
     }
 }
 
-fn parse(text: &str) -> Result<EnvFilter, LogError> {
+fn parse(text: &str) -> Result<Targets, LogError> {
     let error = |reason: String| LogError::Filter { text: text.chars().take(100).collect(), reason };
     if text.trim().is_empty() {
         return Err(error("empty; `off` logs nothing".to_owned()));
@@ -136,7 +136,13 @@ fn parse(text: &str) -> Result<EnvFilter, LogError> {
     if text.len() > MAX_FILTER_BYTES {
         return Err(error(format!("longer than {MAX_FILTER_BYTES} bytes")));
     }
-    EnvFilter::builder().with_regex(false).parse(text.trim()).map_err(|source| error(source.to_string()))
+    let is_half = |part: &str| {
+        part.split_once('=').is_some_and(|(target, level)| target.is_empty() || level.is_empty())
+    };
+    if let Some(part) = text.trim().split(',').find(|part| is_half(part)) {
+        return Err(error(format!("{part:?} is no MODULE=LEVEL")));
+    }
+    text.trim().parse().map_err(|source: ParseError| error(source.to_string()))
 }
 
 #[cfg(test)]

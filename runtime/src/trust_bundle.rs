@@ -1,7 +1,8 @@
 //! The roots that a process trusts, read from a file and kept fresh.
 //!
 //! A bundle is compared by the certificates in it: line endings, blank lines, comments, order and duplicates make no
-//! difference, so that whoever rewrites the file with the same roots disturbs nobody.
+//! difference, so that whoever rewrites the file with the same roots disturbs nobody. Only which one is first counts to
+//! who follows a file: our CA puts the root there that issues.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,6 +29,7 @@ pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
+    issuing: CertificateDer<'static>,
     store: Arc<RootCertStore>,
 }
 
@@ -78,15 +80,18 @@ impl TrustBundle {
                 .map_err(|source| TrustBundleError::Root { position: index + 1, source })?;
             roots.push(certificate);
         }
-        if roots.is_empty() {
-            return Err(TrustBundleError::Empty);
-        }
-        Ok(Self { roots, store: Arc::new(store) })
+        let issuing = roots.first().cloned().ok_or(TrustBundleError::Empty)?;
+        Ok(Self { roots, issuing, store: Arc::new(store) })
     }
 
     /// Reads a PEM file.
     pub fn read_file(path: &Path) -> Result<Self, TrustBundleError> {
         Self::parse(&read_limited(path)?)
+    }
+
+    /// The root that issues, as our CA writes its bundles: the first.
+    pub fn issuing(&self) -> &CertificateDer<'static> {
+        &self.issuing
     }
 
     /// The roots, in the order they were given.
@@ -140,7 +145,8 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     })
 }
 
-/// Waits until `path` holds a good bundle, then follows it: the receiver changes only when the set of roots does.
+/// Waits until `path` holds a good bundle, then follows it: the receiver changes only when the set of roots does, or the
+/// first of them.
 ///
 /// The file is read each `interval`. It is not watched by inotify, because a Kubernetes volume replaces it through
 /// symbolic links and some file systems report nothing. A file that is missing, empty or broken changes nothing: the
@@ -178,7 +184,11 @@ impl WatchedFile {
     /// Reads the file once and passes on what is in it, if that is another set of roots.
     async fn follow(&mut self, sender: &watch::Sender<Arc<TrustBundle>>) {
         let Some(bundle) = self.read().await else { return };
-        if bundle != **sender.borrow() {
+        let is_same = {
+            let last = sender.borrow();
+            bundle == **last && bundle.issuing == last.issuing
+        };
+        if !is_same {
             info!(path = %self.path.display(), roots = ?bundle.fingerprints(), "trust bundle changed");
             sender.send_replace(Arc::new(bundle));
         }

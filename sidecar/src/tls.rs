@@ -10,6 +10,7 @@ pub mod stream;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -32,6 +33,8 @@ pub struct ServerTls {
     pub credentials: Arc<Credentials>,
     /// What client certificates are verified by.
     pub bundle: Arc<TrustBundle>,
+    /// Fingerprints of the roots in it under which the certificate is good.
+    pub certificate_roots: Vec<String>,
     verifier: Arc<ClientVerifier>,
     mesh: [Arc<ServerConfig>; MESH_PROTOCOLS.len()],
     mutual: Family,
@@ -85,9 +88,11 @@ impl ServerTls {
                 without: build(TLS12_AND_13, mutual, &[])?,
             })
         };
+        let certificate_roots = credentials.roots(&bundle, SystemTime::now());
         let [http1, http2, tcp] = MESH_PROTOCOLS.map(|(name, _)| build(TLS13, true, &[name]));
         let mesh = [http1?, http2?, tcp?];
-        Ok(Self { mutual: family(true)?, open: family(false)?, mesh, verifier, credentials, bundle })
+        let (mutual, open) = (family(true)?, family(false)?);
+        Ok(Self { credentials, bundle, certificate_roots, verifier, mesh, mutual, open })
     }
 
     /// The configuration for a client that offers this and an app that speaks that; `None` if the terms are without

@@ -114,10 +114,11 @@ impl Authority {
     }
 
     #[track_caller]
-    fn wait_for_status(&self, status: &str, reason: &str) {
-        self.control_plane.wait_for(reason, &["meshconfig", "osm-mesh-config"], |config| {
-            let text = |field: &str| config["status"][field].as_str().unwrap_or_default();
-            (text("currentStatus") == status && text("reason").contains(reason)).then_some(())
+    fn wait_for_condition(&self, status: &str, message: &str) {
+        self.control_plane.wait_for(message, &["meshconfig", "osm-mesh-config"], |config| {
+            let mut conditions = config["status"]["conditions"].as_array()?.iter();
+            let ours = conditions.find(|condition| condition["type"] == "IngressGatewayReady")?;
+            (ours["status"] == status && ours["message"].as_str()?.contains(message)).then_some(())
         });
     }
 }
@@ -266,7 +267,7 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
     assert_eq!(first["type"], "kubernetes.io/tls");
     let keys: Vec<_> = first["data"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(keys, ["ca.crt", "tls.crt", "tls.key"]);
-    authority.wait_for_status("committed", "successfully committed");
+    authority.wait_for_condition("True", "holds a certificate until");
 
     // In place, with what others have put on it, and with a new leaf where the roots change.
     namespace.kubectl(&["label", "secret", "client", "team=a"]);
@@ -288,20 +289,20 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
     // A name that is taken by something else, a namespace that is not there, a duration that is none.
     namespace.kubectl(&["create", "secret", "generic", "taken", "--from-literal=a=b"]);
     authority.mesh_config(&gateway(namespace.name(), "taken"));
-    authority.wait_for_status("error", "is there with type \"Opaque\"");
+    authority.wait_for_condition("False", "is there with type \"Opaque\"");
     assert_eq!(secret("taken")["data"]["a"], "Yg==");
     secret("client");
     let absent = format!("{}-late", namespace.name());
     authority.mesh_config(&gateway(&absent, "client"));
-    authority.wait_for_status("error", &format!("namespaces \"{absent}\" not found"));
+    authority.wait_for_condition("False", &format!("namespaces \"{absent}\" not found"));
     let late = Namespace::named(&absent);
     late.wait_for("the Secret", &["secret", "client"], |_| Some(()));
-    authority.wait_for_status("committed", "successfully committed");
+    authority.wait_for_condition("True", "holds a certificate until");
     namespace.cluster().wait_until_gone(&["-n", namespace.name(), "secret", "client"]);
     let mut soon = gateway(&absent, "client");
     soon["validityDuration"] = json!("soon");
     authority.mesh_config(&soon);
-    authority.wait_for_status("error", "spec.certificate.ingressGateway.validityDuration: \"soon\"");
+    authority.wait_for_condition("False", "spec.certificate.ingressGateway.validityDuration: \"soon\"");
     late.get_json(&["secret", "client"]);
 
     authority.mesh_config(&Value::Null);

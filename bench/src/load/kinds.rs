@@ -276,6 +276,8 @@ struct Ticks {
     start: Instant,
     interval: Duration,
     done: u32,
+    /// Ticks that came with the last ones of the span before, as they do when this thread was late.
+    early: u64,
 }
 
 impl Ticks {
@@ -292,21 +294,27 @@ impl Ticks {
             TimerfdTimerFlags::empty(),
             &Itimerspec { it_interval: spec, it_value: spec },
         )?;
-        Ok(Self { timer: pipe::Receiver::from_owned_fd_unchecked(timer)?, start, interval, done: 0 })
+        Ok(Self { timer: pipe::Receiver::from_owned_fd_unchecked(timer)?, start, interval, done: 0, early: 0 })
     }
 
     /// Puts a request into the queue at each tick for `span`.
     async fn fill(&mut self, queue: &Queue, span: Duration, counts: bool) -> Result<()> {
         let mut left = (span.as_secs_f64() / self.interval.as_secs_f64()).round() as u64;
-        while left > 0 {
+        loop {
+            let ticks = self.early.min(left);
+            for _ in 0..ticks {
+                self.done += 1;
+                queue.push(Job { due: self.start + self.interval * self.done, counts });
+            }
+            self.early -= ticks;
+            left -= ticks;
+            if left == 0 {
+                break;
+            }
             // timerfd_create(2): the number of ticks since the last read, in the machine's byte order.
             let mut expirations = [0; 8];
             self.timer.read_exact(&mut expirations).await?;
-            for _ in 0..u64::from_ne_bytes(expirations) {
-                self.done += 1;
-                queue.push(Job { due: self.start + self.interval * self.done, counts });
-                left = left.saturating_sub(1);
-            }
+            self.early += u64::from_ne_bytes(expirations);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
 use super::given::GivenFiles;
-use super::state::{AuthorityState, Found, NotAllowed, RotationTiming, StateError, Step};
+use super::state::{AuthorityState, Found, NotAllowed, RotationTiming, StateError, Step, Vouched};
 use crate::issuer::{Issuer, IssuerProblems};
 use crate::store::{BundlePublisher, RootStore, StoreError, Stored};
 use crate::x509::WriteError;
@@ -86,6 +86,8 @@ pub struct RotationStatus {
     pub old_certificates_end: Option<String>,
     /// Whether `POST /rotation/next` would be taken now.
     pub next_allowed: bool,
+    /// Whether `POST /rotation/next?renewed=true` would be taken now.
+    pub next_allowed_once_renewed: bool,
     /// Why not, if not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -184,14 +186,13 @@ impl Authority {
         self.0.bundle.subscribe()
     }
 
-    /// Takes rotation's next step and publishes the roots that are trusted then. `force` waits for nobody: peers
-    /// that have not caught up will refuse each other.
-    pub async fn next(&self, force: bool) -> Result<RotationStatus, NotAllowed> {
+    /// Takes rotation's next step and publishes the roots that are trusted then.
+    pub async fn next(&self, vouched: Vouched) -> Result<RotationStatus, NotAllowed> {
         self.publish().await;
         let mut revision = self.0.revision.lock().await;
         let current = self.current();
         let now = SystemTime::now();
-        self.may_advance(&current, now, force)?;
+        self.may_advance(&current, now, vouched)?;
         let next = match current.advanced(now) {
             Some(next) => next,
             None => {
@@ -208,7 +209,7 @@ impl Authority {
     /// Where the rotation is.
     pub fn status(&self) -> RotationStatus {
         let (state, now) = (self.current(), SystemTime::now());
-        let refused = self.may_advance(&state, now, false).err();
+        let refused = self.may_advance(&state, now, Vouched::Nothing).err();
         let rfc3339 = |time| humantime::format_rfc3339_seconds(time).to_string();
         RotationStatus {
             step: state.step.name(),
@@ -228,6 +229,7 @@ impl Authority {
                 .then(|| rfc3339(state.since + self.0.timing.propagation + self.0.timing.max_life)),
             problem: self.0.problem.borrow().clone(),
             next_allowed: refused.is_none(),
+            next_allowed_once_renewed: self.may_advance(&state, now, Vouched::Renewed).is_ok(),
             reason: refused.map(|reason| reason.to_string()),
         }
     }
@@ -236,17 +238,22 @@ impl Authority {
         self.0.state.borrow().clone()
     }
 
-    fn may_advance(&self, state: &AuthorityState, now: SystemTime, force: bool) -> Result<(), NotAllowed> {
+    fn may_advance(
+        &self,
+        state: &AuthorityState,
+        now: SystemTime,
+        vouched: Vouched,
+    ) -> Result<(), NotAllowed> {
         if matches!(state.step, Step::Steady) && self.0.given.is_some() {
             return Err(NotAllowed::Given);
         }
-        if force {
+        if vouched == Vouched::Everything {
             return Ok(());
         }
         let publication = self.0.publication.lock().unwrap_or_else(PoisonError::into_inner);
         match &publication.error {
             Some(error) => Err(NotAllowed::NotPublished(error.clone())),
-            None => state.may_advance(now, publication.works_since, self.0.timing),
+            None => state.may_advance(now, publication.works_since, self.0.timing, vouched),
         }
     }
 

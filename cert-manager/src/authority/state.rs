@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Each arrow waits until the mesh has caught up with the state before it: the second until everybody had the time
-//! to read the bundle with both roots, the third until every certificate under the old root is over.
+//! to read the bundle with both roots, the third until every certificate under the old root is over, or until somebody
+//! vouches for it that everyone has a new one: whoever sees that another root issues renews early.
 
 use std::time::{Duration, SystemTime};
 
@@ -67,6 +68,18 @@ pub struct RotationTiming {
     pub propagation: Duration,
     /// Longest life of a certificate.
     pub max_life: Duration,
+}
+
+/// What whoever asks for the next step has made sure of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Vouched {
+    /// Nothing: time has to tell.
+    #[default]
+    Nothing,
+    /// Everyone who holds a certificate holds one that is good under the issuing root.
+    Renewed,
+    /// Whatever there is to be: nobody is waited for, and peers that have not caught up will refuse each other.
+    Everything,
 }
 
 /// Why the next step may not be taken.
@@ -192,13 +205,18 @@ impl AuthorityState {
         now: SystemTime,
         published: SystemTime,
         timing: RotationTiming,
+        vouched: Vouched,
     ) -> Result<(), NotAllowed> {
-        let (needed, what) = match self.step {
-            Step::Steady => return Ok(()),
-            Step::TrustBoth { .. } => {
+        let (needed, what) = match (&self.step, vouched) {
+            (Step::Steady, _) | (_, Vouched::Everything) => return Ok(()),
+            (Step::TrustBoth { .. }, _) => {
                 (timing.propagation, "the bundle with the new root may not have reached everybody")
             }
-            Step::IssueNew { .. } => {
+            // Another replica may go on issuing under the old root for a moment.
+            (Step::IssueNew { .. }, Vouched::Renewed) => {
+                (timing.propagation, "certificates under the old root may still be issued")
+            }
+            (Step::IssueNew { .. }, Vouched::Nothing) => {
                 (timing.propagation + timing.max_life, "certificates under the old root may still be in use")
             }
         };

@@ -1,16 +1,18 @@
 //! From MeshConfig to the ingress gateway's settings, and back into its status.
 //!
-//! Settings that cannot be understood change nothing: the certificate that works stays and is renewed, the status says
-//! which field is wrong. A MeshConfig that is away changes nothing either: it may come back in the next moment.
+//! Settings that cannot be understood change nothing: the certificate that works stays and is renewed, our condition in
+//! the status says which field is wrong. The rest of the status is the controller's. A MeshConfig that is away changes nothing either: it may come back in the next moment.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use kube::api::{Patch, PatchParams};
+use kube::api::{ApiResource, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use tidegate_crds::mesh_config::{IngressGatewayCertificate, MESH_CONFIG_NAME};
-use tidegate_crds::{MeshConfig, MeshConfigStatus};
+use tidegate_crds::MeshConfig;
+use tidegate_crds::mesh_config::{
+    Condition, INGRESS_GATEWAY_READY, IngressGatewayCertificate, MESH_CONFIG_NAME,
+};
 use tidegate_kubernetes::watch::{Watch, WatchMetrics};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -25,10 +27,8 @@ mod tests;
 
 /// How often a status that could not be written is tried again.
 const INTERVAL: Duration = Duration::from_secs(5);
-const COMMITTED_STATUS: &str = "committed";
-/// What every error of ours begins with.
-const GATEWAY_PATH: &str = "spec.certificate.ingressGateway";
-const COMMITTED: &str = "successfully committed by the system";
+/// Who writes the condition: the API server keeps account of whose it is.
+const FIELD_MANAGER: &str = "tidegate-cert-manager";
 
 /// Follows the one MeshConfig.
 pub struct MeshConfigFollower {
@@ -47,7 +47,7 @@ pub struct MeshConfigFollower {
 #[derive(Clone)]
 struct Seen {
     gateway: Option<IngressGatewayCertificate>,
-    status: Option<MeshConfigStatus>,
+    condition: Option<Condition>,
 }
 
 impl MeshConfigFollower {
@@ -61,7 +61,11 @@ impl MeshConfigFollower {
         let api: Api<MeshConfig> = Api::namespaced(client, namespace);
         let (wake, seen) = (Arc::new(Notify::new()), Mirror::new());
         let keep = |config: MeshConfig| {
-            Some(Seen { gateway: config.spec.ingress_gateway().cloned(), status: config.status })
+            let status = config.status.as_ref();
+            Some(Seen {
+                gateway: config.spec.ingress_gateway().cloned(),
+                condition: status.and_then(|status| status.condition(INGRESS_GATEWAY_READY)).cloned(),
+            })
         };
         let mut watches = JoinSet::new();
         let configs = Watch::new(api.clone(), |_| {}, meters.kind("MeshConfig")).named(MESH_CONFIG_NAME);
@@ -106,7 +110,7 @@ impl MeshConfigFollower {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
-                    warn!(%error, "MeshConfig's status cannot be written; tried again");
+                    warn!(%error, "MeshConfig's condition cannot be written; tried again");
                 }
                 Err(_) => {}
             }
@@ -131,20 +135,15 @@ impl MeshConfigFollower {
         let is_active = leads && self.is_known;
         self.active.send_if_modified(|current| std::mem::replace(current, is_active) != is_active);
         let Some(seen) = seen.filter(|_| leads) else { return Ok(()) };
-        let (current_status, reason) = match gateway {
-            _ if !problems.is_empty() => {
-                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                ("error", problems.join("; "))
-            }
-            GatewayStatus::Failed { reason } if is_active => ("error", format!("{GATEWAY_PATH}: {reason}")),
-            _ => (COMMITTED_STATUS, COMMITTED.to_owned()),
-        };
-        if !is_due(seen.status.unwrap_or_default(), current_status, &reason) {
-            return Ok(());
-        }
-        let patch = json!({"status": {"currentStatus": current_status, "reason": reason}});
-        let parameters = PatchParams::default();
-        bounded(self.api.patch_status(MESH_CONFIG_NAME, &parameters, &Patch::Merge(&patch))).await.map(|_| ())
+        let Some(wanted) = condition(&problems, gateway, is_active) else { return Ok(()) };
+        let Some(due) = due(seen.condition.as_ref(), wanted, SystemTime::now()) else { return Ok(()) };
+        let resource = ApiResource::erase::<MeshConfig>(&());
+        let patch = json!({
+            "apiVersion": resource.api_version, "kind": resource.kind,
+            "metadata": {"name": MESH_CONFIG_NAME}, "status": {"conditions": [due]},
+        });
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        bounded(self.api.patch_status(MESH_CONFIG_NAME, &parameters, &Patch::Apply(&patch))).await.map(|_| ())
     }
 }
 
@@ -154,15 +153,43 @@ impl std::fmt::Debug for MeshConfigFollower {
     }
 }
 
-/// Whether the status must be written. The controller writes it too, about the other fields: where ours are right, what
-/// it says stays, unless what stands there is an error of ours that is over.
-fn is_due(found: MeshConfigStatus, current_status: &str, reason: &str) -> bool {
-    let found_reason = found.reason.unwrap_or_default();
-    match found.current_status.as_deref() {
-        None | Some("") => true,
-        Some(_) if current_status == COMMITTED_STATUS => found_reason.starts_with(GATEWAY_PATH),
-        Some(found) => found != current_status || found_reason != reason,
+/// What is to be said; nothing while it is not known.
+fn condition(problems: &[SettingsProblem], gateway: &GatewayStatus, is_active: bool) -> Option<Condition> {
+    let (is_ready, reason, message) = match gateway {
+        _ if !problems.is_empty() => {
+            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            (false, "SettingsNotUnderstood", problems.join("; "))
+        }
+        _ if !is_active => return None,
+        GatewayStatus::NotActive => return None,
+        GatewayStatus::NotConfigured => (true, "NotConfigured", "no certificate is asked for".to_owned()),
+        GatewayStatus::Failed { reason } => (false, "NotWritten", reason.clone()),
+        GatewayStatus::Ready { secret, not_after, .. } => {
+            let end = humantime::format_rfc3339_seconds(*not_after);
+            (true, "Written", format!("Secret {secret} holds a certificate until {end}"))
+        }
+    };
+    Some(Condition {
+        kind: INGRESS_GATEWAY_READY.to_owned(),
+        status: if is_ready { "True" } else { "False" }.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        last_transition_time: None,
+    })
+}
+
+/// The condition as it is to be written, if it must be.
+fn due(found: Option<&Condition>, wanted: Condition, now: SystemTime) -> Option<Condition> {
+    let since = found
+        .filter(|found| found.status == wanted.status)
+        .and_then(|found| found.last_transition_time.clone());
+    let is_said =
+        found.is_some_and(|found| (&found.reason, &found.message) == (&wanted.reason, &wanted.message));
+    if is_said && since.is_some() {
+        return None;
     }
+    let now = || humantime::format_rfc3339_seconds(now).to_string();
+    Some(Condition { last_transition_time: Some(since.unwrap_or_else(now)), ..wanted })
 }
 
 fn parse(wanted: &IngressGatewayCertificate) -> Result<IngressGatewaySettings, Vec<SettingsProblem>> {

@@ -19,6 +19,7 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tonic::{Code, Request, Status};
 
 use super::*;
+use crate::authority::Vouched;
 use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
 use crate::service_names::ServiceNames;
@@ -184,7 +185,7 @@ async fn a_step_taken_on_one_replica_is_taken_over_by_all_within_a_second() {
     let (one, two) = (replica(&api, "a").await, replica(&api, "b").await);
     let mut bundle = two.manager.bundle();
     for (from, roots) in [(&one, 2), (&one, 2), (&one, 1)] {
-        let status = from.manager.rotate(true).await.unwrap();
+        let status = from.manager.rotate(Vouched::Everything).await.unwrap();
         let expected: Vec<_> = status.trusted_roots.into_iter().map(|root| root.fingerprint).collect();
         assert_eq!(expected.len(), roots);
         let taken_over = bundle.wait_for(|bundle| bundle.fingerprints() == expected);
@@ -194,7 +195,7 @@ async fn a_step_taken_on_one_replica_is_taken_over_by_all_within_a_second() {
         two.manager.authority().refresh().await;
         assert_eq!(two.manager.rotation().step, status.step);
     }
-    let ended = two.manager.rotate(true).await.unwrap();
+    let ended = two.manager.rotate(Vouched::Everything).await.unwrap();
     assert_eq!(ended.step, "trust-both", "the next rotation may begin anywhere");
 }
 
@@ -202,7 +203,8 @@ async fn a_step_taken_on_one_replica_is_taken_over_by_all_within_a_second() {
 async fn of_two_replicas_that_take_a_step_at_once_one_does() {
     let api = api_server().await;
     let (one, two) = (replica(&api, "a").await, replica(&api, "b").await);
-    let (first, second) = tokio::join!(one.manager.rotate(false), two.manager.rotate(false));
+    let (first, second) =
+        tokio::join!(one.manager.rotate(Vouched::Nothing), two.manager.rotate(Vouched::Nothing));
     let refused = match (first, second) {
         (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
         other => panic!("{other:?}"),
@@ -230,7 +232,7 @@ async fn the_gateways_secret_follows_mesh_config_and_rotation_and_is_put_back() 
 
     // The write that brings a root brings a new leaf.
     let before = gateway(&api, "first").unwrap();
-    let both = one.manager.rotate(true).await.unwrap();
+    let both = one.manager.rotate(Vouched::Everything).await.unwrap();
     api.wait_for(|api| {
         gateway(api, "first").is_some_and(|(roots, _)| roots.len() == both.trusted_roots.len())
     })
@@ -299,7 +301,7 @@ async fn nothing_is_asked_of_the_api_server_beyond_the_charts_rights() {
     want_gateway(&api, usual_gateway("first"));
     api.wait_for(|api| gateway(api, "first").is_some()).await;
     one.ask("good").await.unwrap();
-    one.manager.rotate(true).await.unwrap();
+    one.manager.rotate(Vouched::Everything).await.unwrap();
     want_gateway(&api, usual_gateway("second"));
     api.wait_for(|api| gateway(api, "second").is_some() && gateway(api, "first").is_none()).await;
     api.delete("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP);

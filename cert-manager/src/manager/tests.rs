@@ -172,7 +172,7 @@ async fn the_meshs_own_client_gets_its_credentials() {
     assert_eq!(credentials.leaf.sans.len(), 2);
     // A rotation brings new credentials under the new root.
     for _ in 0..3 {
-        world.manager.rotate(true).await.unwrap();
+        world.manager.rotate(Vouched::Everything).await.unwrap();
     }
     let renewed = kept.credentials.wait_for(|now| now.as_ref().is_some_and(|now| now.generation > 1)).await;
     assert!(renewed.unwrap().is_some());
@@ -325,7 +325,7 @@ async fn a_given_intermediate_issues_with_its_chain() {
     }
     let verified = openssl(dir, "verify -purpose sslclient -CAfile root -untrusted middle leaf");
     assert_eq!(verified, b"leaf: OK\n");
-    assert_eq!(manager.rotate(false).await.unwrap_err(), NotAllowed::Given);
+    assert_eq!(manager.rotate(Vouched::Nothing).await.unwrap_err(), NotAllowed::Given);
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! `tidegate certificate`: the mesh's root, and how it is replaced under load.
 //!
-//! The cert-manager takes the steps; before each of them it is made sure here that no sidecar would be left behind.
+//! The cert-manager takes the steps; before each of them it is made sure here that no sidecar would be left behind, and
+//! before the last one ([`holders`]) that nobody has a certificate under the old root any more.
+
+mod holders;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -20,7 +23,7 @@ use crate::output::{OutputFormat, print, print_as, table};
 /// How often the mesh is looked at while a step waits.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How many Pods a message names.
-const NAMED_PODS: usize = 10;
+const NAMED: usize = 10;
 
 /// The mesh's root certificate.
 #[derive(Subcommand, Debug)]
@@ -51,12 +54,24 @@ pub(crate) struct RotateOptions {
     /// Take one step only
     #[arg(long)]
     step: bool,
-    /// How long to wait until a step may be taken. The last step waits until certificates under the old root are over,
-    /// by default 24 h
+    /// How long to wait until a step may be taken. The last step waits until every sidecar, the control plane and the
+    /// ingress controller's Secret have a certificate of the new root, which takes minutes
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// Before the last step, wait until every certificate of the old root has run out, by default 24 h: for workloads
+    /// that no controller knows, such as those outside the cluster
+    #[arg(long)]
+    wait_for_expiry: bool,
     #[command(flatten)]
     cluster: ClusterOptions,
+}
+
+/// How far and how fast.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    one_step: bool,
+    timeout: Duration,
+    waits_for_expiry: bool,
 }
 
 /// Where a rotation is: `GET /rotation` of the cert-manager.
@@ -74,6 +89,9 @@ struct Rotation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     old_certificates_end: Option<String>,
     next_allowed: bool,
+    /// Whether it is allowed if everybody's certificate is known to be under the issuing root.
+    #[serde(default)]
+    next_allowed_once_renewed: bool,
     /// Why the next step is not allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -97,6 +115,9 @@ struct Status {
     sidecars: usize,
     /// Pods whose sidecar would not take part in the next step, and why.
     left_behind: Vec<String>,
+    /// Who has no certificate under the issuing root yet; none of them is looked for but before the last step.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_renewed: Vec<String>,
 }
 
 /// Runs the command.
@@ -112,7 +133,12 @@ pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode>
             if !options.yes {
                 confirm(&cluster, &rotation, options.step)?;
             }
-            let last = rotate(&cluster, options.step, options.timeout).await?;
+            let pace = Pace {
+                one_step: options.step,
+                timeout: options.timeout,
+                waits_for_expiry: options.wait_for_expiry,
+            };
+            let last = rotate(&cluster, pace).await?;
             print(format!("{last}\n").as_bytes())
         }
     }
@@ -122,25 +148,29 @@ async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
     let rotation: Rotation = cluster.ask(Part::CertManager, "/rotation").await?;
     let sidecars = cluster.meshed_pods(None).await?.into_iter().filter(|pod| pod.is_started).count();
     let left_behind = left_behind(cluster, &rotation).await?;
-    Ok(Status { rotation, sidecars, left_behind })
+    let not_renewed = match rotation.is_before_last() {
+        true => holders::not_renewed(cluster, &rotation.issuing_root).await?,
+        false => Vec::new(),
+    };
+    Ok(Status { rotation, sidecars, left_behind, not_renewed })
 }
 
 /// Takes the steps that are left, or one. Says what was reached.
-async fn rotate(cluster: &Cluster, one_step: bool, timeout: Duration) -> anyhow::Result<String> {
+async fn rotate(cluster: &Cluster, pace: Pace) -> anyhow::Result<String> {
     loop {
-        let taken = step(cluster, timeout).await?;
+        let taken = step(cluster, pace).await?;
         eprintln!("{}", progress(&taken));
         if taken.step == "steady" {
             return Ok(format!("The root of mesh {} is {}", cluster.mesh_name, taken.issuing_root));
         }
-        if one_step {
+        if pace.one_step {
             return Ok(format!("Step taken: {}. `tidegate certificate rotate` goes on", taken.step));
         }
     }
 }
 
 /// Waits until the next step leaves nobody behind, and takes it.
-async fn step(cluster: &Cluster, timeout: Duration) -> anyhow::Result<Rotation> {
+async fn step(cluster: &Cluster, Pace { timeout, waits_for_expiry, .. }: Pace) -> anyhow::Result<Rotation> {
     let deadline = Instant::now() + timeout;
     let mut said = None;
     loop {
@@ -149,16 +179,26 @@ async fn step(cluster: &Cluster, timeout: Duration) -> anyhow::Result<Rotation> 
             bail!("the stored root cannot be used: {problem}");
         }
         let obstacle = match left_behind(cluster, &rotation).await? {
-            pods if !pods.is_empty() => sentence(&pods),
-            _ if rotation.next_allowed => return next(cluster).await,
+            pods if !pods.is_empty() => format!("sidecars would be left behind: {}", enumerate(&pods)),
+            _ if rotation.next_allowed => return next(cluster, "/rotation/next").await,
+            _ if rotation.next_allowed_once_renewed && !waits_for_expiry => {
+                match holders::not_renewed(cluster, &rotation.issuing_root).await? {
+                    holders if holders.is_empty() => {
+                        return next(cluster, "/rotation/next?renewed=true").await;
+                    }
+                    holders => format!("certificates of the old root are in use: {}", enumerate(&holders)),
+                }
+            }
             _ => rotation.reason.clone().unwrap_or_else(|| "the next step is not allowed yet".to_owned()),
         };
-        let is_hopeless = rotation.old_certificates_end.as_deref().is_some_and(|end| is_after(end, timeout));
+        let end = rotation.old_certificates_end.as_deref();
+        let is_hopeless = waits_for_expiry && end.is_some_and(|end| is_after(end, timeout));
         if is_hopeless || Instant::now() >= deadline {
             let waited = if is_hopeless { String::new() } else { format!(" after {timeout:?}") };
+            let end = end.map(|end| format!(", after {end} at the latest")).unwrap_or_default();
             bail!(
-                "the rotation stays at step {}{waited}: {obstacle}. Nothing is broken meanwhile; run `tidegate certificate \
-                 rotate` again to go on",
+                "the rotation stays at step {}{waited}: {obstacle}. Nothing is broken meanwhile; run `tidegate \
+                 certificate rotate` again to go on{end}",
                 rotation.step
             );
         }
@@ -170,11 +210,11 @@ async fn step(cluster: &Cluster, timeout: Duration) -> anyhow::Result<Rotation> 
     }
 }
 
-async fn next(cluster: &Cluster) -> anyhow::Result<Rotation> {
+async fn next(cluster: &Cluster, path: &str) -> anyhow::Result<Rotation> {
     let pods = cluster.needed(Part::CertManager).await?;
     let pod = pods.first().map(ResourceExt::name_any).unwrap_or_default();
-    let body = cluster.admin(Method::POST, &cluster.control_plane, &pod, "/rotation/next").await?;
-    serde_json::from_slice(&body).context("the answer of /rotation/next")
+    let body = cluster.admin(Method::POST, &cluster.control_plane, &pod, path).await?;
+    serde_json::from_slice(&body).with_context(|| format!("the answer of {path}"))
 }
 
 /// Pods whose sidecar runs and is not known to trust the roots that the next step builds on, with the reason.
@@ -202,6 +242,11 @@ async fn left_behind(cluster: &Cluster, rotation: &Rotation) -> anyhow::Result<V
 }
 
 impl Rotation {
+    /// Whether the next step drops a root.
+    fn is_before_last(&self) -> bool {
+        self.step == "issue-new"
+    }
+
     fn needed_roots(&self) -> Vec<String> {
         if self.required_roots.is_empty() {
             return self.trusted_roots.iter().map(|root| root.fingerprint.clone()).collect();
@@ -234,13 +279,13 @@ fn progress(rotation: &Rotation) -> String {
     format!("step {number} of 3: {what}")
 }
 
-fn sentence(pods: &[String]) -> String {
-    let named: Vec<&str> = pods.iter().take(NAMED_PODS).map(String::as_str).collect();
-    let more = match pods.len().saturating_sub(NAMED_PODS) {
+fn enumerate(holders: &[String]) -> String {
+    let named: Vec<&str> = holders.iter().take(NAMED).map(String::as_str).collect();
+    let more = match holders.len().saturating_sub(NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    format!("sidecars would be left behind: {}{more}", named.join(", "))
+    format!("{}{more}", named.join(", "))
 }
 
 /// Whether an RFC 3339 time is more than `wait` away.
@@ -277,6 +322,10 @@ fn text(status: &Status) -> String {
     if !status.left_behind.is_empty() {
         text.push('\n');
         text.extend(status.left_behind.iter().map(|pod| format!("{pod}\n")));
+    }
+    if !status.not_renewed.is_empty() {
+        text.push_str("\nstill with a certificate of the old root:\n");
+        text.extend(status.not_renewed.iter().map(|holder| format!("{holder}\n")));
     }
     text
 }

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
-use kube::api::{Api, ListParams, ResourceExt};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, ResourceExt};
 use serde::Serialize;
 use tidegate_crds::ingress_backend::IngressBackend;
+use tidegate_crds::stored;
 
 use super::client::{Cluster, ClusterOptions};
 use crate::completion;
@@ -54,30 +55,61 @@ pub(crate) async fn run(options: ConflictsOptions) -> anyhow::Result<ExitCode> {
     let PolicyKind::IngressBackend = options.kind;
     let cluster = options.cluster.connect().await?;
     let policies = ingress_backends(&cluster, &options.namespaces).await?;
-    let conflicts = conflicts(&policies);
+    let conflicts = conflicts(&policies.readable);
+    for problem in &policies.unreadable {
+        eprintln!("IngressBackend {problem}; it grants nothing, and its conflicts are not known");
+    }
     print_as(options.output, &conflicts, |conflicts| text(conflicts, &options.namespaces))?;
-    Ok(if conflicts.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let is_clean = conflicts.is_empty() && policies.unreadable.is_empty();
+    Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// IngressBackends as they are stored.
+#[derive(Debug, Default)]
+pub(crate) struct Policies {
+    pub(crate) readable: Vec<IngressBackend>,
+    /// Those that cannot be read, each as `<namespace>/<name>: <field>: <what is wrong with it>`.
+    pub(crate) unreadable: Vec<String>,
 }
 
 /// The IngressBackends of these namespaces, or of all if none is named.
-pub(crate) async fn ingress_backends(
-    cluster: &Cluster,
-    namespaces: &[String],
-) -> anyhow::Result<Vec<IngressBackend>> {
-    let mut apis: Vec<(Api<IngressBackend>, String)> = namespaces
+pub(crate) async fn ingress_backends(cluster: &Cluster, namespaces: &[String]) -> anyhow::Result<Policies> {
+    let resource = ApiResource::erase::<IngressBackend>(&());
+    let client = || cluster.client.clone();
+    let mut apis: Vec<(Api<DynamicObject>, String)> = namespaces
         .iter()
         .map(|name| {
-            (Api::namespaced(cluster.client.clone(), name), format!("IngressBackends of namespace {name}"))
+            let what = format!("IngressBackends of namespace {name}");
+            (Api::namespaced_with(client(), name, &resource), what)
         })
         .collect();
     if apis.is_empty() {
-        apis.push((Api::all(cluster.client.clone()), "IngressBackends of all namespaces".to_owned()));
+        let what = "IngressBackends of all namespaces".to_owned();
+        apis.push((Api::all_with(client(), &resource), what));
     }
-    let mut found = Vec::new();
+    let mut policies = Policies::default();
     for (api, what) in apis {
-        found.extend(cluster.list(&api, ListParams::default(), &what).await?);
+        for object in cluster.list(&api, ListParams::default(), &what).await? {
+            policies.add(&object)?;
+        }
     }
-    Ok(found)
+    Ok(policies)
+}
+
+impl Policies {
+    fn add(&mut self, object: &DynamicObject) -> anyhow::Result<()> {
+        match stored::read(&serde_json::to_value(object)?) {
+            Ok(policy) => self.readable.push(policy),
+            Err(finding) => self.unreadable.push(format!(
+                "{}/{}: {}: {}",
+                object.namespace().unwrap_or_default(),
+                object.name_any(),
+                finding.path,
+                finding.message
+            )),
+        }
+        Ok(())
+    }
 }
 
 /// Every pair that opens the same port of the same Service. Backends are of their IngressBackend's own namespace, so

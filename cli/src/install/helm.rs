@@ -33,6 +33,7 @@ pub(super) struct HelmOptions {
 pub(super) struct Helm {
     program: PathBuf,
     cluster: Vec<OsString>,
+    version: (u32, u32),
 }
 
 impl HelmOptions {
@@ -45,7 +46,7 @@ impl HelmOptions {
         if let Some(context) = &cluster.context {
             arguments.extend(["--kube-context".into(), context.into()]);
         }
-        let helm = Helm { program: self.helm.clone(), cluster: arguments };
+        let mut helm = Helm { program: self.helm.clone(), cluster: arguments, version: MINIMUM };
         let version = helm.run(["version", "--template", "{{.Version}}"])?;
         let number = parse_version(&version)
             .with_context(|| format!("{} is no Helm: its version is {version:?}", self.helm.display()))?;
@@ -57,11 +58,18 @@ impl HelmOptions {
             MINIMUM.0,
             MINIMUM.1
         );
+        helm.version = number;
         Ok(helm)
     }
 }
 
 impl Helm {
+    /// Flags that let it write over what others have written into an object. Helm 3 always does; since 4 it leaves
+    /// that to the API server, which refuses unless it is told.
+    pub(super) fn forcing(&self) -> &'static [&'static str] {
+        if self.version.0 < 4 { &[] } else { &["--server-side=true", "--force-conflicts"] }
+    }
+
     /// Runs a command and returns what it printed. What it complains about goes to standard error as it comes.
     pub(super) fn run<S: AsRef<OsStr>>(
         &self,

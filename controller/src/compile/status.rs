@@ -9,6 +9,7 @@ use super::{ingress, target_ports};
 use crate::index::Index;
 use crate::object::ObjectName;
 use crate::service::tcp_ports;
+use crate::unreadable::Unreadable;
 
 /// What OSM's users see of an object that is in force.
 const COMMITTED: &str = "successfully committed by the system";
@@ -57,6 +58,11 @@ pub fn mesh_config(index: &Index, name: &ObjectName, object: &MeshConfig) -> Obj
     let findings = validate::mesh_config(&object.spec);
     let warnings = findings.iter().map(|finding| format!("{}: {}", finding.path, finding.message)).collect();
     ObjectStatus::new(error, warnings)
+}
+
+/// The status of an object that cannot be read.
+pub fn unreadable(object: &Unreadable) -> ObjectStatus {
+    ObjectStatus::new(Some(object.reason()), Vec::new())
 }
 
 impl ObjectStatus {

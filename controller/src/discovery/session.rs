@@ -189,16 +189,18 @@ impl Session {
 }
 
 impl Following<'_> {
-    /// A workload's policy is its own business: only who runs as its service account may have it. Of a workload
-    /// that is not known, nobody learns anything.
+    /// A workload's policy is its own business: only who runs as its service account may have it. In another
+    /// namespace than its own, nobody learns whether a workload is there.
     fn authorize(&self) -> Result<(), Status> {
         let client = &self.session.client.identity;
-        match &*self.policy.borrow() {
-            Some(published) if published.policy.identity != *client => Err(Status::permission_denied(
-                format!("{client} is not the identity of workload {}", self.workload),
-            )),
-            _ => Ok(()),
+        let is_elsewhere = &*self.workload.namespace != client.namespace();
+        let is_another = |published: &Arc<Published>| published.policy.identity != *client;
+        if is_elsewhere || self.policy.borrow().as_ref().is_some_and(is_another) {
+            let workload = &self.workload;
+            let reason = format!("{client} is not the identity of workload {workload}");
+            return Err(Status::permission_denied(reason));
         }
+        Ok(())
     }
 
     fn introduce(&self, node: &wire::Node) {
@@ -222,15 +224,20 @@ impl Following<'_> {
     fn take_report(&mut self, report: wire::Report) -> Result<(), Status> {
         let bad = |field| Status::invalid_argument(format!("Report.{field}"));
         let is_fingerprint = |root: &String| root.len() == 64 && root.bytes().all(|b| b.is_ascii_hexdigit());
-        if report.trusted_roots.len() > MAX_REPORTED_ROOTS || !report.trusted_roots.iter().all(is_fingerprint)
-        {
+        let are_roots =
+            |roots: &[String]| roots.len() <= MAX_REPORTED_ROOTS && roots.iter().all(is_fingerprint);
+        if !are_roots(&report.trusted_roots) {
             return Err(bad("trusted_roots"));
+        }
+        if !are_roots(&report.certificate_roots) {
+            return Err(bad("certificate_roots"));
         }
         let end = u64::try_from(report.certificate_not_after).ok().filter(|end| *end < YEAR_10000);
         let end = end.ok_or_else(|| bad("certificate_not_after"))?;
         let report = Reported {
             trusted_roots: report.trusted_roots,
             certificate_not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(end),
+            certificate_roots: report.certificate_roots,
         };
         self.report = Some(report.clone());
         self.session.workloads.update(&self.workload, self.session.id, |follower| {

@@ -310,6 +310,15 @@ async fn another_identity_is_refused() {
         status.message(),
         "httpbin.elsewhere.cluster.local is not the identity of workload httpbin/httpbin-1"
     );
+    // And nobody learns which workloads another namespace has.
+    let mut sidecar =
+        Sidecar::connect(address, &mesh.ca.bundle(), &credentials, hello("httpbin/nobody")).await;
+    let status = sidecar.end().await;
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(
+        status.message(),
+        "httpbin.elsewhere.cluster.local is not the identity of workload httpbin/nobody"
+    );
 }
 
 #[tokio::test]
@@ -620,7 +629,11 @@ async fn a_sidecar_s_report_is_shown_and_one_that_is_none_ends_the_stream() {
     let mesh = Mesh::with(&[HTTPBIN]).await;
     let mut sidecar = mesh.connect("httpbin", hello("httpbin/httpbin-1")).await;
     let root = "ab".repeat(32);
-    let report = wire::Report { trusted_roots: vec![root.clone()], certificate_not_after: 1_800_000_000 };
+    let report = wire::Report {
+        trusted_roots: vec![root.clone()],
+        certificate_not_after: 1_800_000_000,
+        certificate_roots: vec![root.clone()],
+    };
     sidecar.say(Message::Report(report.clone())).await;
     let shown = mesh.until_shown(|shown| !shown["trustedRoots"].is_null()).await;
     assert_eq!(shown["trustedRoots"], serde_json::json!([root]));

@@ -17,13 +17,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{ApiResource, DynamicObject};
 use kube::{Api, Client, CustomResourceExt, Resource};
 use serde::de::DeserializeOwned;
 use tidegate_crds::injection::has_sidecar;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
-use tidegate_crds::{IngressBackend, MeshConfig, schema};
+use tidegate_crds::{IngressBackend, MeshConfig, stored};
 use tidegate_kubernetes::watch::{Event, Name, Timing, Watch, WatchMetrics};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -32,6 +31,7 @@ use tracing::{info, warn};
 use super::folder::has_ended;
 use super::{Batch, Change, Problem, ProblemSeverity, Source};
 use crate::object::{Kind, Object, ObjectKey, ObjectName};
+use crate::unreadable::Unreadable;
 
 /// Messages of watches that wait for the engine.
 const QUEUE: usize = 256;
@@ -53,8 +53,6 @@ struct Message {
     changes: Vec<Change>,
     /// Why the kind cannot be read.
     unreadable: Option<String>,
-    /// What is wrong with objects of these changes.
-    problems: Vec<(ObjectName, Problem)>,
 }
 
 /// What the watches have said so far.
@@ -116,7 +114,7 @@ impl KubernetesSource {
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     {
         let watch = self.watch(kind, Api::all(self.client.clone()), prune);
-        let wrap = move |event: Event<K>| Message::new(kind, event, |object| Ok(into(object.into())));
+        let wrap = move |event: Event<K>| Message::new(kind, event, |object| into(object.into()));
         watches.spawn(watch.run(sender.clone(), wrap));
     }
 
@@ -169,27 +167,14 @@ pub fn is_injected(pod: &Pod) -> bool {
 }
 
 impl Message {
-    fn new<K>(
-        kind: Kind,
-        event: Event<K>,
-        into: impl Fn(K) -> Result<Object, Box<(ObjectName, Problem)>>,
-    ) -> Self {
-        let mut message = Self { kind, changes: Vec::new(), unreadable: None, problems: Vec::new() };
+    fn new<K>(kind: Kind, event: Event<K>, into: impl Fn(K) -> Object) -> Self {
+        let mut message = Self { kind, changes: Vec::new(), unreadable: None };
         match event {
             Event::Unreadable(reason) => message.unreadable = Some(reason),
             Event::Changed { applied, deleted } => {
                 message.changes.extend(deleted.into_iter().map(|name| Change::Delete(key(kind, name))));
-                for object in applied {
-                    match into(object) {
-                        Ok(object) => message.changes.push(Change::Apply { object, origin: None }),
-                        Err(unusable) => {
-                            let (name, problem) = *unusable;
-                            // Nothing that we cannot read may grant anything, nor may what was there before.
-                            message.changes.push(Change::Delete(ObjectKey { kind, name: name.clone() }));
-                            message.problems.push((name, problem));
-                        }
-                    }
-                }
+                let applied = applied.into_iter().map(into);
+                message.changes.extend(applied.map(|object| Change::Apply { object, origin: None }));
             }
         }
         message
@@ -212,15 +197,14 @@ impl State {
             self.listed.push(kind);
         }
         for change in &message.changes {
-            let key = match change {
-                Change::Apply { object, .. } => object.key(),
-                Change::Delete(key) => key.clone(),
-            };
-            self.problems.remove(&key);
-        }
-        for (name, problem) in message.problems {
-            warn!("{problem}");
-            self.problems.insert(ObjectKey { kind, name }, problem);
+            match change {
+                Change::Apply { object: Object::Unreadable(object), .. } => {
+                    let key = ObjectKey { kind: object.kind, name: object.name() };
+                    self.problems.insert(key, problem(object));
+                }
+                Change::Apply { object, .. } => drop(self.problems.remove(&object.key())),
+                Change::Delete(key) => drop(self.problems.remove(key)),
+            }
         }
         changes.extend(message.changes);
     }
@@ -238,46 +222,33 @@ fn resource<K: Resource<DynamicType = ()>>() -> ApiResource {
     ApiResource::erase::<K>(&())
 }
 
-/// A custom resource, read by ourselves: one that we cannot read must not keep the others from us.
+/// A custom resource, read by ourselves: one that we cannot read must not keep the others from us, and grants nothing,
+/// nor does what was there before it.
 fn custom<K>(kind: Kind, event: Event<DynamicObject>, into: fn(Arc<K>) -> Object) -> Message
 where
     K: CustomResourceExt + DeserializeOwned,
 {
     Message::new(kind, event, |object| {
-        let name = ObjectName::of(&object.metadata);
         let value = serde_json::to_value(&object).unwrap_or_default();
-        match serde_json::from_value::<K>(value.clone()) {
-            Ok(object) => Ok(into(object.into())),
-            Err(error) => {
-                let problem = unusable(kind, &name, &K::crd(), &value, &error);
-                Err(Box::new((name, problem)))
+        match stored::read::<K>(&value) {
+            Ok(object) => into(object.into()),
+            Err(finding) => {
+                Object::Unreadable(Unreadable::new(kind, object.metadata, &value, finding).into())
             }
         }
     })
 }
 
-/// What is wrong with an object that its CRD let pass and that is not what we know: the CRD is an older or a newer
-/// one than ours.
-fn unusable(
-    kind: Kind,
-    name: &ObjectName,
-    crd: &CustomResourceDefinition,
-    value: &serde_json::Value,
-    error: &serde_json::Error,
-) -> Problem {
-    let finding = schema::check(crd, value).into_iter().find(tidegate_crds::Finding::is_error);
-    let (field, message) = match finding {
-        Some(finding) => (Some(finding.path), finding.message),
-        None => (None, error.to_string()),
-    };
+fn problem(object: &Unreadable) -> Problem {
+    let title = format!("{} {}", object.kind, object.name());
     Problem {
-        file: format!("{kind} {name}"),
+        file: title.clone(),
         line: 0,
         column: 0,
-        field,
-        object: Some(format!("{kind} {name}")),
+        field: Some(object.finding.path.clone()).filter(|path| !path.is_empty()),
+        object: Some(title),
         severity: ProblemSeverity::Error,
-        message,
+        message: object.finding.message.clone(),
     }
 }
 

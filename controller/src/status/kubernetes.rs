@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::{Api, Client};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -199,20 +199,16 @@ fn fields(status: &ObjectStatus) -> Value {
 }
 
 async fn patch(client: &Client, key: &ObjectKey, status: &Value) -> kube::Result<()> {
-    let (namespace, name) = (&*key.name.namespace, &*key.name.name);
-    let (parameters, patch) = (PatchParams::default(), Patch::Merge(json!({"status": status})));
-    match key.kind {
-        Kind::IngressBackend => {
-            let api = Api::<IngressBackend>::namespaced(client.clone(), namespace);
-            api.patch_status(name, &parameters, &patch).await.map(drop)
-        }
-        Kind::MeshConfig => {
-            let api = Api::<MeshConfig>::namespaced(client.clone(), namespace);
-            api.patch_status(name, &parameters, &patch).await.map(drop)
-        }
+    let resource = match key.kind {
+        Kind::IngressBackend => ApiResource::erase::<IngressBackend>(&()),
+        Kind::MeshConfig => ApiResource::erase::<MeshConfig>(&()),
         // No other kind has a status of ours.
-        _ => Ok(()),
-    }
+        _ => return Ok(()),
+    };
+    // The answer is the object, which our types need not be able to read.
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.name.namespace, &resource);
+    let patch = Patch::Merge(json!({"status": status}));
+    api.patch_status(&key.name.name, &PatchParams::default(), &patch).await.map(drop)
 }
 
 #[cfg(test)]

@@ -21,10 +21,10 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::store::Selection;
-use super::{Request, Shared};
+use super::{Request, Shared, port_forward};
 
 type Body = http_body_util::combinators::BoxBody<Bytes, io::Error>;
-type Response = http::Response<Body>;
+pub(super) type Response = http::Response<Body>;
 
 /// A path that names a resource, or an object of one.
 #[derive(Debug)]
@@ -53,17 +53,24 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 let shared = shared.clone();
                 async move { Ok::<_, Infallible>(answer(shared, number, request).await) }
             });
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let _ = connection.with_upgrades().await;
         });
     }
 }
 
 async fn answer(shared: Arc<Shared>, connection: u64, request: http::Request<Incoming>) -> Response {
+    if request.uri().path() == "/version" {
+        return version(shared.lock().version.unwrap_or((1, 33)));
+    }
+    let Some(target) = Target::parse(request.uri().path()) else { return failure(404, "no such path") };
+    let query: BTreeMap<String, String> = request.uri().query().map(decode).unwrap_or_default();
+    if let (Some(name), Some("portforward" | "log")) = (&target.name, target.subresource.as_deref()) {
+        return of_pod(&shared, request, &target, name, &query);
+    }
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await else { return failure(400, "body") };
     let body = body.to_bytes();
-    let Some(target) = Target::parse(head.uri.path()) else { return failure(404, "no such path") };
-    let query: BTreeMap<String, String> = head.uri.query().map(decode).unwrap_or_default();
     if connection < shared.lock().faults.silent_below {
         pending::<()>().await;
     }
@@ -83,7 +90,11 @@ async fn answer(shared: Arc<Shared>, connection: u64, request: http::Request<Inc
         let mut state = shared.lock();
         let request = target.request(verb, &selection);
         state.requests.push(request.clone());
-        if state.faults.absent.contains(&target.resource) {
+        if let Some(refusal) = refusal(&state, &request) {
+            refusal
+        } else if target.plural == "selfsubjectaccessreviews" {
+            access_review(&state, &body)
+        } else if state.faults.absent.contains(&target.resource) {
             failure(404, "the server could not find the requested resource")
         } else if verb == "watch" {
             drop(state);
@@ -98,6 +109,61 @@ async fn answer(shared: Arc<Shared>, connection: u64, request: http::Request<Inc
     };
     shared.changed();
     response
+}
+
+fn version((major, minor): (u32, u32)) -> Response {
+    json_response(
+        200,
+        &json!({
+            "major": major.to_string(), "minor": minor.to_string(), "gitVersion": format!("v{major}.{minor}.0"),
+            "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
+        }),
+    )
+}
+
+/// What is asked of the Pod itself: its log, or one of its ports.
+fn of_pod(
+    shared: &Shared,
+    request: http::Request<Incoming>,
+    target: &Target,
+    pod: &str,
+    query: &BTreeMap<String, String>,
+) -> Response {
+    let mut state = shared.lock();
+    let asked = target.request("get", &target.selection(query));
+    state.requests.push(asked.clone());
+    if let Some(refusal) = refusal(&state, &asked) {
+        return refusal;
+    }
+    let text = |name: &str| query.get(name).map(String::as_str).unwrap_or_default();
+    let pod = format!("{}/{pod}", target.namespace);
+    if target.subresource.as_deref() == Some("log") {
+        let log = state.pods.logs.get(&format!("{pod}/{}", text("container")));
+        return stream(200, log.cloned().unwrap_or_default());
+    }
+    let Ok(port) = text("ports").parse::<u16>() else { return failure(400, "ports") };
+    let to = state.pods.ports.get(&format!("{pod}:{port}")).copied();
+    port_forward::forward(request, port, to)
+}
+
+fn refusal(state: &super::State, request: &Request) -> Option<Response> {
+    let Request { verb, resource, .. } = request;
+    state.forbidden.contains(&format!("{verb} {resource}")).then(|| {
+        failure(
+            403,
+            &format!("{resource} is forbidden: User \"someone\" cannot {verb} resource \"{resource}\""),
+        )
+    })
+}
+
+/// What `kubectl auth can-i` asks.
+fn access_review(state: &super::State, body: &[u8]) -> Response {
+    let mut review: Value = serde_json::from_slice(body).unwrap_or_default();
+    let attributes = &review["spec"]["resourceAttributes"];
+    let word = |name: &str| attributes[name].as_str().unwrap_or_default();
+    let is_forbidden = state.forbidden.contains(&format!("{} {}", word("verb"), word("resource")));
+    review["status"] = json!({"allowed": !is_forbidden});
+    json_response(201, &review)
 }
 
 fn list(state: &super::State, selection: &Selection, query: &BTreeMap<String, String>) -> Response {
@@ -154,7 +220,9 @@ fn write_or_get(
         ("patch", before) => {
             let kind = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
             let is_apply = kind.starts_with("application/apply-patch");
-            let Some(before) = before.or_else(|| is_apply.then(|| json!({}))) else {
+            // To a subresource of what is not there nothing can be applied.
+            let may_create = is_apply && target.subresource.is_none();
+            let Some(before) = before.or_else(|| may_create.then(|| json!({}))) else {
                 return failure(404, "not found");
             };
             let version = &sent["metadata"]["resourceVersion"];
@@ -168,7 +236,11 @@ fn write_or_get(
                     return failure(422, "the patch does not apply");
                 };
             } else {
+                let conditions = is_apply.then(|| applied_conditions(&before, &sent)).flatten();
                 json_patch::merge(&mut after, &sent);
+                if let Some(conditions) = conditions {
+                    after["status"]["conditions"] = conditions;
+                }
             }
             target.merged(before, after)
         }
@@ -183,6 +255,20 @@ fn write_or_get(
         Some(object) => json_response(if verb == "create" { 201 } else { 200 }, object),
         None => failure(500, "lost"),
     }
+}
+
+/// Conditions are a list whose items are known by their type: those that are applied take the place of theirs, the
+/// others stay.
+fn applied_conditions(before: &Value, sent: &Value) -> Option<Value> {
+    let sent = sent["status"]["conditions"].as_array()?;
+    let mut merged = before["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    for condition in sent {
+        match merged.iter_mut().find(|found| found["type"] == condition["type"]) {
+            Some(found) => *found = condition.clone(),
+            None => merged.push(condition.clone()),
+        }
+    }
+    Some(merged.into())
 }
 
 fn watch(
@@ -338,7 +424,7 @@ pub(super) fn status(code: u16, message: &str) -> Value {
         "message": message, "reason": reason, "code": code})
 }
 
-fn failure(code: u16, message: &str) -> Response {
+pub(super) fn failure(code: u16, message: &str) -> Response {
     json_response(code, &status(code, message))
 }
 
@@ -346,7 +432,7 @@ fn json_response(code: u16, value: &Value) -> Response {
     stream(code, value.to_string())
 }
 
-fn stream(code: u16, text: String) -> Response {
+pub(super) fn stream(code: u16, text: String) -> Response {
     let body = Full::new(Bytes::from(text)).map_err(|never| match never {});
     let mut response = http::Response::new(BodyExt::boxed(body));
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or_default();

@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use rustls_pki_types::CertificateDer;
 use tidegate_core::Identity;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::request::{Answer, RequestError, request};
-use super::verify::chains_to;
+use super::verify::{chains_to, leads_to};
 use super::{CaOptions, Credentials};
 use crate::backoff::Backoff;
 use crate::metrics::Metrics;
@@ -25,6 +26,8 @@ pub(super) struct Renewal {
     trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     counters: Counters,
     sender: Arc<watch::Sender<Option<Arc<Credentials>>>>,
+    /// The issuing root for whose sake a certificate was last renewed early.
+    hastened_for: Option<CertificateDer<'static>>,
     pub(super) clock: Clock,
     pub(super) timing: Timing,
 }
@@ -43,6 +46,8 @@ pub(super) struct Timing {
     pub(super) first_retry: Duration,
     /// The highest ceiling.
     pub(super) slowest_retry: Duration,
+    /// The longest wait before an early renewal, so that a mesh does not renew as one.
+    pub(super) haste: Duration,
 }
 
 #[derive(Clone, Default)]
@@ -72,6 +77,7 @@ impl Renewal {
             trust_bundle,
             counters: Counters::register(metrics),
             sender: Arc::new(sender),
+            hastened_for: None,
             clock: Arc::new(SystemTime::now),
             timing: Timing::default(),
         }
@@ -149,7 +155,25 @@ impl Renewal {
         }
     }
 
-    async fn wait_until_due(&mut self, credentials: &Credentials, schedule: Schedule) {
+    /// A rotation's last step waits for certificates that do not hang on the root that issues now: they are renewed
+    /// early. Once for each such root: a CA that issues under another one than the bundle says is asked no oftener.
+    fn hasten(&mut self, credentials: &Credentials, schedule: &mut Schedule) {
+        let (bundle, now) = (self.trust_bundle.borrow().clone(), (self.clock)());
+        let issuing = bundle.issuing();
+        if self.hastened_for.as_ref() == Some(issuing) || leads_to(&credentials.chain, issuing, now) {
+            return;
+        }
+        self.hastened_for = Some(issuing.clone());
+        let soon = now + self.timing.haste.mul_f64(rand::random());
+        schedule.renew_at = schedule.renew_at.min(soon);
+        info!(
+            renewal = %humantime::format_rfc3339_seconds(schedule.renew_at),
+            "another root issues certificates now; ours is renewed soon"
+        );
+    }
+
+    async fn wait_until_due(&mut self, credentials: &Credentials, mut schedule: Schedule) {
+        self.hasten(credentials, &mut schedule);
         loop {
             let now = (self.clock)();
             let Some(left) = schedule.time_left(now) else { return };
@@ -161,6 +185,7 @@ impl Renewal {
                         info!(%reason, "the trust bundle no longer covers our certificate; renewing it now");
                         return;
                     }
+                    self.hasten(credentials, &mut schedule);
                 }
             }
         }
@@ -215,6 +240,7 @@ impl Default for Timing {
             request_timeout: Duration::from_secs(10),
             first_retry: Duration::from_millis(100),
             slowest_retry: Duration::from_secs(30),
+            haste: Duration::from_secs(60),
         }
     }
 }

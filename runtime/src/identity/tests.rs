@@ -294,6 +294,39 @@ async fn a_trust_bundle_that_grows_renews_nothing_and_one_that_drops_our_root_re
 }
 
 #[tokio::test]
+async fn once_another_root_issues_the_certificate_is_renewed_early_and_just_once() {
+    let mut fixture = Fixture::start(|_| ()).await;
+    fixture.generation(1).await;
+    let new = Arc::new(Authority::root("new"));
+    fixture.bundle.send_replace(Arc::new(bundle(&[&fixture.root, &new])));
+    fixture.clock.looked_at().await;
+    assert_eq!(fixture.ca.calls().len(), 1, "both are trusted, the old one issues");
+
+    // The CA is slower than its bundle, and still issues under the old root.
+    fixture.bundle.send_replace(Arc::new(bundle(&[&new, &fixture.root])));
+    fixture.clock.looked_at().await;
+    fixture.clock.advance(61);
+    let second = fixture.generation(2).await;
+    let now = fixture.clock.now();
+    assert_eq!(second.roots(&bundle(&[&new, &fixture.root]), now), fixture.root.bundle().fingerprints());
+    fixture.clock.advance(61);
+    fixture.clock.looked_at().await;
+    assert_eq!(
+        fixture.ca.calls().len(),
+        2,
+        "a CA that issues under another root is not asked again and again"
+    );
+
+    // At half of its life as ever, and then under the new root.
+    fixture.ca.behaviour().issuer = new.clone();
+    fixture.ca.behaviour().rest = vec![new.clone()];
+    fixture.clock.advance(600);
+    let third = fixture.generation(3).await;
+    let now = fixture.clock.now();
+    assert_eq!(third.roots(&bundle(&[&new, &fixture.root]), now), new.bundle().fingerprints());
+}
+
+#[tokio::test]
 async fn intermediates_stay_in_the_chain_and_the_root_does_not() {
     let mut fixture = Fixture::start(|ca| {
         let mut behaviour = ca.behaviour();

@@ -101,6 +101,11 @@ pub(super) fn chains_to(
     Ok(())
 }
 
+/// Whether `chain`, leaf first, is valid at `now` under this root alone, for a client and for a server alike.
+pub fn leads_to(chain: &[CertificateDer<'static>], root: &CertificateDer<'static>, now: SystemTime) -> bool {
+    TrustBundle::from_certificates([root.clone()]).is_ok_and(|bundle| chains_to(chain, &bundle, now).is_ok())
+}
+
 fn names(leaf: &PeerCertificate, expected: &Identity) -> bool {
     let uri = San::Uri(expected.spiffe_uri().into());
     let dns = DnsName::parse(&expected.dns_name()).map(San::Dns);

@@ -84,17 +84,21 @@ async fn a_changed_file_is_followed_until_nobody_watches() {
 async fn a_file_rewritten_with_the_same_roots_is_no_change() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("roots.pem");
-    let (a, b) = (Authority::root("a"), Authority::root("b"));
-    let (sender, mut receiver) = watch::channel(Arc::new(bundle(&[&a, &b])));
+    let (a, b, c) = (Authority::root("a"), Authority::root("b"), Authority::root("c"));
+    let (sender, mut receiver) = watch::channel(Arc::new(bundle(&[&a, &b, &c])));
     let mut file = WatchedFile { path: path.clone(), complaint: None };
     for text in [
-        format!("# same\r\n{}\n\n", bundle(&[&a, &b]).to_pem().replace('\n', "\r\n")),
-        bundle(&[&b, &a]).to_pem().trim_end().to_owned(),
+        format!("# same\r\n{}\n\n", bundle(&[&a, &b, &c]).to_pem().replace('\n', "\r\n")),
+        bundle(&[&a, &c, &b]).to_pem().trim_end().to_owned(),
     ] {
         replace(&path, &text);
         file.follow(&sender).await;
         assert!(!receiver.has_changed().unwrap(), "{text}");
     }
+    // But for which of them issues.
+    replace(&path, &bundle(&[&b, &a, &c]).to_pem());
+    file.follow(&sender).await;
+    assert_eq!(*receiver.borrow_and_update().issuing(), b.der());
     replace(&path, &b.bundle().to_pem());
     file.follow(&sender).await;
     assert_eq!(**receiver.borrow_and_update(), b.bundle());

@@ -55,7 +55,7 @@ async fn a_rotation_goes_through_its_steps_and_survives_a_restart_in_each() {
     let old = open(dir.path(), None, AT_ONCE).await.current().issuer.clone();
     for (step, roots) in [("trust-both", 2), ("issue-new", 2), ("steady", 1)] {
         let authority = open(dir.path(), None, AT_ONCE).await;
-        let status = authority.next(false).await.unwrap();
+        let status = authority.next(Vouched::Nothing).await.unwrap();
         assert_eq!((status.step, status.trusted_roots.len()), (step, roots));
         let fingerprints: Vec<_> = status.trusted_roots.iter().map(|root| root.fingerprint.clone()).collect();
         assert_eq!(published(dir.path()), fingerprints);
@@ -72,11 +72,24 @@ async fn a_step_that_comes_too_early_is_refused_unless_forced() {
     let dir = tempfile::tempdir().unwrap();
     let authority = open(dir.path(), None, SLOWLY).await;
     assert!(authority.status().next_allowed);
-    authority.next(false).await.unwrap();
-    assert!(matches!(authority.next(false).await, Err(NotAllowed::TooEarly { .. })));
+    authority.next(Vouched::Nothing).await.unwrap();
+    assert!(matches!(authority.next(Vouched::Nothing).await, Err(NotAllowed::TooEarly { .. })));
     let status = authority.status();
     assert!(!status.next_allowed && status.reason.unwrap().contains("wait"));
-    assert_eq!(authority.next(true).await.unwrap().step, "issue-new");
+    assert_eq!(authority.next(Vouched::Everything).await.unwrap().step, "issue-new");
+}
+
+#[tokio::test]
+async fn the_last_step_is_taken_early_for_whoever_vouches_for_new_certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    let timing = RotationTiming { propagation: Duration::ZERO, ..SLOWLY };
+    let authority = open(dir.path(), None, timing).await;
+    authority.next(Vouched::Nothing).await.unwrap();
+    authority.next(Vouched::Nothing).await.unwrap();
+    let status = authority.status();
+    assert!(!status.next_allowed && status.next_allowed_once_renewed);
+    assert!(matches!(authority.next(Vouched::Nothing).await, Err(NotAllowed::TooEarly { .. })));
+    assert_eq!(authority.next(Vouched::Renewed).await.unwrap().step, "steady");
 }
 
 #[tokio::test]
@@ -86,18 +99,18 @@ async fn no_step_is_taken_while_the_bundle_cannot_be_published() {
     // A folder stands where the file should be.
     std::fs::remove_file(dir.path().join("bundle.pem")).unwrap();
     std::fs::create_dir_all(dir.path().join("bundle.pem/in-the-way")).unwrap();
-    assert!(matches!(authority.next(false).await, Err(NotAllowed::NotPublished(_))));
+    assert!(matches!(authority.next(Vouched::Nothing).await, Err(NotAllowed::NotPublished(_))));
     std::fs::remove_dir_all(dir.path().join("bundle.pem")).unwrap();
-    assert_eq!(authority.next(false).await.unwrap().step, "trust-both");
+    assert_eq!(authority.next(Vouched::Nothing).await.unwrap().step, "trust-both");
 }
 
 #[tokio::test]
 async fn what_another_process_changes_in_the_store_is_followed() {
     let dir = tempfile::tempdir().unwrap();
     let (one, other) = (open(dir.path(), None, AT_ONCE).await, open(dir.path(), None, AT_ONCE).await);
-    one.next(false).await.unwrap();
+    one.next(Vouched::Nothing).await.unwrap();
     // The other one does not know yet, and its own step would be a second rotation.
-    assert_eq!(other.next(false).await.unwrap_err(), NotAllowed::Conflict);
+    assert_eq!(other.next(Vouched::Nothing).await.unwrap_err(), NotAllowed::Conflict);
     other.refresh().await;
     assert_eq!(other.status().step, "trust-both");
     assert_eq!(other.bundle().borrow().fingerprints(), one.bundle().borrow().fingerprints());
@@ -129,7 +142,7 @@ async fn a_given_authority_is_used_from_the_start() {
     let given = root();
     let authority = open(dir.path(), Some(give(dir.path(), &given)), AT_ONCE).await;
     assert!(authority.current().issuer.same_as(&given));
-    assert_eq!(authority.next(false).await.unwrap_err(), NotAllowed::Given);
+    assert_eq!(authority.next(Vouched::Nothing).await.unwrap_err(), NotAllowed::Given);
 }
 
 #[tokio::test]
@@ -147,10 +160,10 @@ async fn files_with_another_root_begin_a_rotation_to_it() {
     authority.refresh().await;
     assert_eq!(authority.status().step, "trust-both");
     assert!(authority.current().issuer.same_as(&first));
-    assert_eq!(authority.next(false).await.unwrap().step, "issue-new");
+    assert_eq!(authority.next(Vouched::Nothing).await.unwrap().step, "issue-new");
     authority.refresh().await;
     assert!(authority.current().issuer.same_as(&second));
-    assert_eq!(authority.next(false).await.unwrap().step, "steady");
+    assert_eq!(authority.next(Vouched::Nothing).await.unwrap().step, "steady");
 }
 
 #[tokio::test]
@@ -199,7 +212,7 @@ async fn an_authority_that_the_user_has_put_into_the_store_is_used_and_left_as_i
         authority.refresh().await;
         assert_eq!(RootFolder::new(dir.path().join("ca")).load().await.unwrap(), before);
         for step in ["trust-both", "issue-new", "steady"] {
-            assert_eq!(authority.next(false).await.unwrap().step, step);
+            assert_eq!(authority.next(Vouched::Nothing).await.unwrap().step, step);
         }
         assert!(!open(dir.path(), None, AT_ONCE).await.current().issuer.same_as(&given));
     }
@@ -224,8 +237,8 @@ async fn another_root_in_the_store_begins_a_rotation_to_it_that_a_restart_surviv
             let restarted = open(dir.path(), None, AT_ONCE).await;
             assert_eq!(restarted.status().step, "trust-both");
             assert!(restarted.current().issuer.same_as(&first));
-            assert_eq!(restarted.next(false).await.unwrap().step, "issue-new");
-            assert_eq!(restarted.next(false).await.unwrap().step, "steady");
+            assert_eq!(restarted.next(Vouched::Nothing).await.unwrap().step, "issue-new");
+            assert_eq!(restarted.next(Vouched::Nothing).await.unwrap().step, "steady");
         }
     }
 }
@@ -234,7 +247,7 @@ async fn another_root_in_the_store_begins_a_rotation_to_it_that_a_restart_surviv
 async fn a_third_root_in_the_midst_of_a_rotation_is_refused_and_the_rotation_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let authority = open(dir.path(), None, AT_ONCE).await;
-    authority.next(false).await.unwrap();
+    authority.next(Vouched::Nothing).await.unwrap();
     for form in forms(&root()) {
         put_into_store(dir.path(), &form, false).await;
         authority.refresh().await;
@@ -244,7 +257,7 @@ async fn a_third_root_in_the_midst_of_a_rotation_is_refused_and_the_rotation_goe
     }
     authority.refresh().await;
     assert_eq!(authority.status().problem, None);
-    assert_eq!(authority.next(false).await.unwrap().step, "issue-new");
+    assert_eq!(authority.next(Vouched::Nothing).await.unwrap().step, "issue-new");
 }
 
 #[tokio::test]
@@ -283,5 +296,9 @@ async fn a_change_that_says_the_same_disturbs_nobody() {
     put_into_store(dir.path(), &[], true).await;
     authority.refresh().await;
     assert!(!states.has_changed().unwrap());
-    assert_eq!(authority.next(false).await.unwrap().step, "trust-both", "the new revision is known");
+    assert_eq!(
+        authority.next(Vouched::Nothing).await.unwrap().step,
+        "trust-both",
+        "the new revision is known"
+    );
 }

@@ -48,12 +48,21 @@ fn each_step_waits_until_the_mesh_has_caught_up() {
         // A clock that was set back.
         (&issue_new, start - Duration::from_secs(50), false),
     ] {
-        assert_eq!(state.may_advance(at, start, TIMING).is_ok(), allowed, "{} {at:?}", state.step.name());
+        let advanced = state.may_advance(at, start, TIMING, Vouched::Nothing);
+        assert_eq!(advanced.is_ok(), allowed, "{} {at:?}", state.step.name());
     }
     // Published only a while after the step was taken.
-    assert!(both.may_advance(after(14), after(5), TIMING).is_err());
-    assert!(both.may_advance(after(15), after(5), TIMING).is_ok());
-    let reason = both.may_advance(after(3), start, TIMING).unwrap_err().to_string();
+    assert!(both.may_advance(after(14), after(5), TIMING, Vouched::Nothing).is_err());
+    assert!(both.may_advance(after(15), after(5), TIMING, Vouched::Nothing).is_ok());
+    // Whoever vouches for new certificates spares the wait for old ones, and no other.
+    for (state, seconds, allowed) in
+        [(&both, 9, false), (&both, 10, true), (&issue_new, 9, false), (&issue_new, 10, true)]
+    {
+        let advanced = state.may_advance(after(seconds), start, TIMING, Vouched::Renewed);
+        assert_eq!(advanced.is_ok(), allowed, "{} {seconds}", state.step.name());
+        assert!(state.may_advance(start, start, TIMING, Vouched::Everything).is_ok());
+    }
+    let reason = both.may_advance(after(3), start, TIMING, Vouched::Nothing).unwrap_err().to_string();
     assert_eq!(reason, "the bundle with the new root may not have reached everybody; wait 8s more");
 }
 

@@ -50,14 +50,29 @@ impl World {
             .map_or(Value::Null, |config| config["status"].clone())
     }
 
-    async fn status_is(&self, status: &str, reason: &str) {
+    fn condition(&self) -> Value {
+        let conditions = self.status()["conditions"].as_array().cloned().unwrap_or_default();
+        let ours = |condition: &Value| condition["type"] == "IngressGatewayReady";
+        conditions.into_iter().find(ours).unwrap_or_default()
+    }
+
+    async fn condition_is(&self, status: &str, reason: &str, message: &str) {
         self.api
             .wait_for(|_| {
-                let found = self.status();
-                found["currentStatus"] == status
-                    && found["reason"].as_str().is_some_and(|found| found.starts_with(reason))
+                let found = self.condition();
+                found["status"] == status
+                    && found["reason"] == reason
+                    && found["message"].as_str().is_some_and(|found| found.starts_with(message))
             })
             .await;
+    }
+}
+
+fn ready(secret: &str) -> GatewayStatus {
+    GatewayStatus::Ready {
+        secret: SecretName { namespace: "ingress".to_owned(), name: secret.to_owned() },
+        serial: "01".to_owned(),
+        not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000),
     }
 }
 
@@ -67,43 +82,62 @@ fn gateway(validity: &str, secret: &str) -> Value {
 }
 
 #[tokio::test]
-async fn settings_are_followed_and_the_status_says_how_it_went() {
+async fn settings_are_followed_and_the_condition_says_how_it_went() {
     let mut world = world(true).await;
     world.mesh_config(gateway("24h", "a"));
     let settings = world.settings.wait_for(Option::is_some).await.unwrap().clone().unwrap();
     assert_eq!(settings.secret, SecretName { namespace: "ingress".to_owned(), name: "a".to_owned() });
     world.active.wait_for(|active| *active).await.unwrap();
-    world.status_is("committed", COMMITTED).await;
+    world.gateway.send_replace(ready("a"));
+    world.condition_is("True", "Written", "Secret ingress/a holds a certificate until 2030-03-17T").await;
+    let since = world.condition()["lastTransitionTime"].clone();
+    assert!(humantime::parse_rfc3339(since.as_str().unwrap()).is_ok(), "{since}");
     world.gateway.send_replace(GatewayStatus::Failed { reason: "Secret ingress/a: no".to_owned() });
-    world.status_is("error", "spec.certificate.ingressGateway: Secret ingress/a: no").await;
+    world.condition_is("False", "NotWritten", "Secret ingress/a: no").await;
     world.gateway.send_replace(GatewayStatus::NotConfigured);
-    world.status_is("committed", COMMITTED).await;
+    world.condition_is("True", "NotConfigured", "").await;
     world.mesh_config(Value::Null);
     world.settings.wait_for(Option::is_none).await.unwrap();
 }
 
 #[tokio::test]
-async fn settings_that_cannot_be_understood_change_nothing_but_the_status() {
+async fn what_others_say_in_the_status_stays() {
+    let world = world(true).await;
+    let theirs = json!({"type": "Theirs", "status": "True"});
+    world.mesh_config(Value::Null);
+    let mut config = world.api.get(RESOURCE, NAMESPACE, MESH_CONFIG_NAME).unwrap();
+    config["status"] =
+        json!({"currentStatus": "error", "reason": "the controller's", "conditions": [theirs]});
+    world.api.apply(RESOURCE, config);
+    world.gateway.send_replace(ready("a"));
+    world.condition_is("True", "Written", "").await;
+    let status = world.status();
+    assert_eq!((&status["currentStatus"], &status["reason"]), (&json!("error"), &json!("the controller's")));
+    assert_eq!(status["conditions"][0], theirs);
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_understood_change_nothing_but_the_condition() {
     let mut world = world(true).await;
     world.mesh_config(gateway("24h", "a"));
     world.settings.wait_for(Option::is_some).await.unwrap();
     world.settings.borrow_and_update();
     world.mesh_config(gateway("soon", ""));
-    world
-        .status_is("error", "spec.certificate.ingressGateway.validityDuration: \"soon\" is not a duration")
-        .await;
-    let reason = world.status()["reason"].as_str().unwrap().to_owned();
+    let problem = "spec.certificate.ingressGateway.validityDuration: \"soon\" is not a duration";
+    world.condition_is("False", "SettingsNotUnderstood", problem).await;
+    let reason = world.condition()["message"].as_str().unwrap().to_owned();
     assert!(reason.contains("; spec.certificate.ingressGateway.secret.name: is needed"), "{reason}");
     assert!(!world.settings.has_changed().unwrap() && *world.active.borrow());
+    world.gateway.send_replace(ready("a"));
     world.mesh_config(gateway("24h", "a"));
-    world.status_is("committed", COMMITTED).await;
+    world.condition_is("True", "Written", "").await;
 }
 
 #[tokio::test]
 async fn after_a_restart_nothing_is_done_until_there_are_settings_that_can_be_understood() {
     let mut world = world(true).await;
     world.mesh_config(gateway("soon", "a"));
-    world.status_is("error", "spec").await;
+    world.condition_is("False", "SettingsNotUnderstood", "spec").await;
     assert!(!*world.active.borrow(), "a Secret that works would be removed");
     world.mesh_config(gateway("24h", "a"));
     world.active.wait_for(|active| *active).await.unwrap();
@@ -138,9 +172,10 @@ async fn a_replica_that_does_not_lead_writes_nothing_until_it_does() {
     world.settings.wait_for(Option::is_some).await.unwrap();
     assert!(!*world.active.borrow());
     assert_eq!(world.status(), Value::Null);
+    world.gateway.send_replace(ready("a"));
     world.leader.send_replace(true);
     world.active.wait_for(|active| *active).await.unwrap();
-    world.status_is("committed", COMMITTED).await;
+    world.condition_is("True", "Written", "").await;
     world.leader.send_replace(false);
     world.active.wait_for(|active| !*active).await.unwrap();
 }
@@ -149,23 +184,24 @@ async fn a_replica_that_does_not_lead_writes_nothing_until_it_does() {
 async fn a_status_that_could_not_be_written_is_written_later() {
     let world = world(true).await;
     world.api.refuse_writes(500, 1);
+    world.gateway.send_replace(ready("a"));
     world.mesh_config(gateway("24h", "a"));
-    world.status_is("committed", COMMITTED).await;
+    world.condition_is("True", "Written", "").await;
 }
 
 #[test]
-fn what_the_controller_says_stays_unless_our_fields_are_wrong() {
-    let status = |current: &str, reason: &str| MeshConfigStatus {
-        current_status: Some(current.to_owned()),
-        reason: Some(reason.to_owned()),
-        ..MeshConfigStatus::default()
-    };
-    assert!(is_due(MeshConfigStatus::default(), "committed", COMMITTED));
-    assert!(!is_due(status("error", "spec.traffic: no"), "committed", COMMITTED));
-    assert!(!is_due(status("committed", "otherwise"), "committed", COMMITTED));
-    assert!(is_due(status("error", "spec.certificate.ingressGateway: no"), "committed", COMMITTED));
-    assert!(is_due(status("committed", COMMITTED), "error", "spec.certificate.ingressGateway: no"));
-    assert!(is_due(status("error", "spec.traffic: no"), "error", "spec.certificate.ingressGateway: no"));
-    let ours = "spec.certificate.ingressGateway: no";
-    assert!(!is_due(status("error", ours), "error", ours));
+fn a_condition_is_written_when_it_says_something_new_and_keeps_since_when() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let wanted = condition(&[], &ready("a"), true).unwrap();
+    let written = due(None, wanted.clone(), now).unwrap();
+    assert_eq!(written.last_transition_time.as_deref(), Some("2027-01-15T08:00:00Z"));
+    assert_eq!(due(Some(&written), wanted, now), None);
+    let later = now + Duration::from_secs(60);
+    let renamed = due(Some(&written), condition(&[], &ready("b"), true).unwrap(), later).unwrap();
+    assert_eq!(renamed.last_transition_time, written.last_transition_time, "it is as ready as before");
+    let failed = GatewayStatus::Failed { reason: "no".to_owned() };
+    let failed = due(Some(&written), condition(&[], &failed, true).unwrap(), later).unwrap();
+    assert_eq!(failed.last_transition_time.as_deref(), Some("2027-01-15T08:01:00Z"));
+    assert_eq!(condition(&[], &GatewayStatus::NotActive, true), None);
+    assert_eq!(condition(&[], &ready("a"), false), None, "whoever leads says so");
 }

@@ -10,7 +10,8 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, ListParams, LogParams, ResourceExt};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, LogParams, ResourceExt};
+use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -105,9 +106,9 @@ async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
     list(cluster, report, &webhooks, "objects/mutatingwebhookconfigurations.yaml", ours()).await;
     let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
     list(cluster, report, &webhooks, "objects/validatingwebhookconfigurations.yaml", ours()).await;
-    list(cluster, report, &Api::<MeshConfig>::all(client.clone()), "objects/meshconfigs.yaml", all()).await;
-    list(cluster, report, &Api::<IngressBackend>::all(client.clone()), "objects/ingressbackends.yaml", all())
-        .await;
+    // Those that we cannot read are the ones that a report is about.
+    list(cluster, report, &as_stored::<MeshConfig>(client), "objects/meshconfigs.yaml", all()).await;
+    list(cluster, report, &as_stored::<IngressBackend>(client), "objects/ingressbackends.yaml", all()).await;
     secret_names(cluster, report).await;
 
     let namespaces: Api<Namespace> = Api::all(client.clone());
@@ -287,6 +288,10 @@ where
         Ok(objects) => report.add_yaml(path, &objects.iter().map(cleaned).collect::<Vec<_>>()),
         Err(error) => report.miss(path, &error),
     }
+}
+
+fn as_stored<K: Resource<DynamicType = ()>>(client: &Client) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &ApiResource::erase::<K>(&()))
 }
 
 /// An object without bookkeeping, and without what an app was given.

@@ -39,8 +39,8 @@ async fn mesh() -> FakeCluster {
         secret,
     ])
     .await;
-    fake.log("tidegate-system/c/tidegate-controller", &format!("started\n{KEY}"));
-    fake.log("httpbin/a/tidegate-sidecar", &format!("GET /?token={TOKEN}\n"));
+    fake.api.log("tidegate-system/c/tidegate-controller", &format!("started\n{KEY}"));
+    fake.api.log("httpbin/a/tidegate-sidecar", &format!("GET /?token={TOKEN}\n"));
     let sidecar = Router::new()
         .route("/config", get(|| async { format!("{{\"version\": \"0.1.0\", \"oops\": {KEY:?}}}") }))
         .route("/metrics", get(|| async { "a_total 1\n" }))

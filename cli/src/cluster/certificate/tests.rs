@@ -1,15 +1,20 @@
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
 use serde_json::{Value, json};
+use tidegate_runtime::trust_bundle::fingerprint;
 
 use super::*;
 use crate::cluster::testing::{FakeCluster, control_plane_pod, meshed_pod};
 
+const AT_ONCE: Pace = Pace { one_step: false, timeout: Duration::ZERO, waits_for_expiry: false };
 const STEPS: [&str; 4] = ["steady", "trust-both", "issue-new", "steady"];
 
 /// A cert-manager and a sidecar that trusts a root as soon as it is published, unless it is told not to.
@@ -22,6 +27,11 @@ struct Authority {
     taken: usize,
     is_stuck: bool,
     not_yet: Option<&'static str>,
+    /// Whether the last step may be taken once everybody has a new certificate.
+    may_be_vouched: bool,
+    /// Whose certificate is still of the old root: `sidecar`, `control plane`, both.
+    not_renewed: Vec<&'static str>,
+    vouched: bool,
     old_certificates_end: Option<&'static str>,
 }
 
@@ -44,7 +54,7 @@ impl Authority {
             "step": STEPS[self.taken], "since": "2026-01-01T00:00:00Z",
             "issuing_root": if self.taken < 2 { "old" } else { "new" },
             "trusted_roots": roots, "next_allowed": self.not_yet.is_none(), "reason": self.not_yet,
-            "old_certificates_end": self.old_certificates_end,
+            "old_certificates_end": self.old_certificates_end, "next_allowed_once_renewed": self.may_be_vouched,
         })
     }
 
@@ -54,8 +64,13 @@ impl Authority {
             "workload": "httpbin/a", "version": "v", "error": null,
             "sidecar": {"connected": true, "connectedSince": "2026-01-01T00:00:00Z", "program": "0.1.0",
                         "sentVersion": null, "ackedVersion": null, "rejected": null, "trustedRoots": trusted,
-                        "certificateNotAfter": "2030-01-01T00:00:00Z"},
+                        "certificateNotAfter": "2030-01-01T00:00:00Z",
+                        "certificateRoots": self.certificate_roots("sidecar")},
         }])
+    }
+
+    fn certificate_roots(&self, holder: &str) -> Vec<&'static str> {
+        if self.taken < 2 || self.not_renewed.contains(&holder) { vec!["old"] } else { vec!["new"] }
     }
 }
 
@@ -77,7 +92,14 @@ impl Mesh {
             .with_state(self.clone());
         fake.admin("tidegate-system/ca", ca).await;
         let workloads = get(async |State(mesh): State<Self>| axum::Json(mesh.0.lock().unwrap().workloads()));
-        let controller = Router::new().route("/workloads", workloads).with_state(self.clone());
+        let certificate = get(async |State(mesh): State<Self>| {
+            let roots = mesh.0.lock().unwrap().certificate_roots("control plane");
+            axum::Json(json!({"names": "", "notAfter": "", "trustedRoots": [], "certificateRoots": roots}))
+        });
+        let controller = Router::new()
+            .route("/workloads", workloads)
+            .route("/certificate", certificate)
+            .with_state(self.clone());
         fake.admin("tidegate-system/c", controller).await;
         fake
     }
@@ -88,9 +110,10 @@ impl Mesh {
         axum::Json(state.rotation())
     }
 
-    async fn next(State(mesh): State<Self>) -> Response {
+    async fn next(State(mesh): State<Self>, RawQuery(query): RawQuery) -> Response {
         let mut state = mesh.0.lock().unwrap();
-        if let Some(reason) = state.not_yet {
+        state.vouched = query.as_deref() == Some("renewed=true");
+        if let Some(reason) = state.not_yet.filter(|_| !state.vouched) {
             return (StatusCode::CONFLICT, reason).into_response();
         }
         state.taken += 1;
@@ -106,7 +129,7 @@ impl Mesh {
 async fn three_steps_replace_the_root() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;
-    let said = rotate(&fake.cluster(), false, Duration::ZERO).await.unwrap();
+    let said = rotate(&fake.cluster(), AT_ONCE).await.unwrap();
     assert_eq!(said, "The root of mesh osm is new");
     assert_eq!(mesh.taken(), 3);
 }
@@ -115,7 +138,7 @@ async fn three_steps_replace_the_root() {
 async fn one_step_at_a_time_is_possible() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;
-    let said = rotate(&fake.cluster(), true, Duration::ZERO).await.unwrap();
+    let said = rotate(&fake.cluster(), Pace { one_step: true, ..AT_ONCE }).await.unwrap();
     assert_eq!(said, "Step taken: trust-both. `tidegate certificate rotate` goes on");
     assert_eq!(mesh.taken(), 1);
 }
@@ -125,7 +148,7 @@ async fn a_sidecar_without_the_new_root_holds_the_rotation_and_is_named() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;
     mesh.change(|state| state.is_stuck = true);
-    let error = rotate(&fake.cluster(), false, Duration::ZERO).await.unwrap_err().to_string();
+    let error = rotate(&fake.cluster(), AT_ONCE).await.unwrap_err().to_string();
     let expected = "the rotation stays at step trust-both after 0ns: sidecars would be left behind: httpbin/a (does not \
                     trust every root yet). Nothing is broken meanwhile; run `tidegate certificate rotate` again to go on";
     assert_eq!(error, expected);
@@ -137,7 +160,7 @@ async fn a_pod_that_no_controller_knows_holds_the_rotation() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;
     fake.put(meshed_pod("shop", "cart"));
-    let error = rotate(&fake.cluster(), false, Duration::ZERO).await.unwrap_err().to_string();
+    let error = rotate(&fake.cluster(), AT_ONCE).await.unwrap_err().to_string();
     assert!(
         error.contains("sidecars would be left behind: shop/cart (connected to no controller)"),
         "{error}"
@@ -148,7 +171,7 @@ async fn a_pod_that_no_controller_knows_holds_the_rotation() {
     let mut pending = meshed_pod("shop", "cart");
     pending["status"] = json!({"phase": "Pending"});
     fake.put(pending);
-    rotate(&fake.cluster(), false, Duration::ZERO).await.unwrap();
+    rotate(&fake.cluster(), AT_ONCE).await.unwrap();
     assert_eq!(mesh.taken(), 3);
 }
 
@@ -162,11 +185,94 @@ async fn what_the_cert_manager_waits_for_is_said() {
         state.old_certificates_end = Some("2999-01-01T00:00:00Z");
     });
     // Nobody waits an hour for what takes a day.
-    let error = rotate(&fake.cluster(), false, Duration::from_secs(3600)).await.unwrap_err().to_string();
+    let hours = Pace { timeout: Duration::from_secs(3600), waits_for_expiry: true, ..AT_ONCE };
+    let error = rotate(&fake.cluster(), hours).await.unwrap_err().to_string();
     assert!(
         error.starts_with("the rotation stays at step issue-new: certificates under the old root may"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn the_last_step_is_taken_as_soon_as_nobody_has_a_certificate_of_the_old_root() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    mesh.change(|state| {
+        state.taken = 2;
+        state.not_yet = Some("certificates under the old root may still be in use; wait 23h");
+        state.may_be_vouched = true;
+        state.old_certificates_end = Some("2999-01-01T00:00:00Z");
+        state.not_renewed = vec!["sidecar", "control plane"];
+    });
+    let error = rotate(&fake.cluster(), AT_ONCE).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the rotation stays at step issue-new after 0ns: certificates of the old root are in use: httpbin/a (has a \
+         certificate of the old root), tidegate-system/c (has a certificate of the old root). Nothing is broken \
+         meanwhile; run `tidegate certificate rotate` again to go on, after 2999-01-01T00:00:00Z at the latest"
+    );
+    let shown = text(&status(&fake.cluster()).await.unwrap());
+    assert!(shown.contains("still with a certificate of the old root:\nhttpbin/a (has a"), "{shown}");
+
+    // Whoever has workloads that nobody here knows waits.
+    mesh.change(|state| state.not_renewed.clear());
+    let pace = Pace { waits_for_expiry: true, ..AT_ONCE };
+    assert!(rotate(&fake.cluster(), pace).await.unwrap_err().to_string().contains("wait 23h"));
+    assert_eq!(rotate(&fake.cluster(), AT_ONCE).await.unwrap(), "The root of mesh osm is new");
+    assert!(mesh.0.lock().unwrap().vouched);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_does_not_say_what_its_certificate_hangs_on_holds_the_last_step() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    fake.put(meshed_pod("shop", "cart"));
+    let said = holders::not_renewed(&fake.cluster(), "new").await.unwrap();
+    assert_eq!(said[1], "shop/cart (connected to no controller)");
+    let silent = json!([{"workload": "shop/cart", "version": "v", "error": null, "sidecar": {
+        "connected": true, "connectedSince": "2026-01-01T00:00:00Z", "program": "0.0.9", "sentVersion": null,
+        "ackedVersion": null, "rejected": null, "trustedRoots": ["new"], "certificateNotAfter": "2030-01-01T00:00:00Z"}}]);
+    let workloads = get(async move || axum::Json(silent));
+    fake.admin("tidegate-system/c", Router::new().route("/workloads", workloads)).await;
+    let said = holders::not_renewed(&fake.cluster(), "new").await.unwrap();
+    assert_eq!(said[1], "shop/cart (does not say under which root its certificate is)");
+}
+
+#[tokio::test]
+async fn the_ingress_controller_s_secret_is_a_holder_too() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    mesh.change(|state| state.taken = 2);
+    let (old, new) = (authority("old"), authority("new"));
+    let pem = |authority: &CertifiedIssuer<'static, KeyPair>| authority.pem();
+    let root = fingerprint(new.der());
+    fake.put(json!({"apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
+        "metadata": {"name": "osm-mesh-config", "namespace": "tidegate-system"},
+        "spec": {"certificate": {"serviceCertValidityDuration": "24h", "certKeyBitSize": 2048, "ingressGateway": {
+            "subjectAltNames": ["nginx"], "validityDuration": "24h",
+            "secret": {"name": "client", "namespace": "nginx"}}}}}));
+    fake.put(json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "tidegate-trust-bundle", "namespace": "tidegate-system"},
+        "data": {"ca.crt": format!("{}{}", pem(&new), pem(&old))}}));
+    for (issuer, is_renewed) in [(&old, false), (&new, true)] {
+        let mut params = CertificateParams::new(vec!["nginx".to_owned()]).unwrap();
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = params.signed_by(&KeyPair::generate().unwrap(), issuer).unwrap().pem();
+        fake.put(json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+            "metadata": {"name": "client", "namespace": "nginx"},
+            "data": {"tls.crt": k8s_openapi::ByteString(leaf.into_bytes())}}));
+        let said = holders::not_renewed(&fake.cluster(), &root).await.unwrap();
+        let expected = "Secret nginx/client (has a certificate of the old root)";
+        assert_eq!(said.iter().any(|holder| holder == expected), !is_renewed, "{said:?}");
+    }
+}
+
+fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
 #[tokio::test]
@@ -175,7 +281,9 @@ async fn a_step_is_waited_for() {
     let fake = mesh.start().await;
     mesh.change(|state| state.not_yet = Some("not published"));
     let cluster = fake.cluster();
-    let rotation = tokio::spawn(async move { rotate(&cluster, true, Duration::from_secs(60)).await });
+    let rotation = tokio::spawn(async move {
+        rotate(&cluster, Pace { one_step: true, timeout: Duration::from_secs(60), ..AT_ONCE }).await
+    });
     while mesh.0.lock().unwrap().asked < 2 {
         tokio::task::yield_now().await;
     }

@@ -1,14 +1,16 @@
 //! The control plane's own objects.
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::{Api, CustomResourceExt};
+use kube::CustomResourceExt;
+use kube::api::{Api, ApiResource, DynamicObject};
 use tidegate_core::PeerCertificate;
 use tidegate_crds::ingress_backend::IngressBackend;
 use tidegate_crds::injection::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY};
-use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
+use tidegate_crds::mesh_config::{INGRESS_GATEWAY_READY, MESH_CONFIG_NAME, MeshConfig};
+use tidegate_crds::stored;
 use tidegate_runtime::tls::load_pem_certificates;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
@@ -77,7 +79,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
 }
 
 /// The trust bundle in a namespace, if it is there.
-pub(super) async fn bundle(cluster: &Cluster, namespace: &str) -> anyhow::Result<Option<TrustBundle>> {
+pub(crate) async fn bundle(cluster: &Cluster, namespace: &str) -> anyhow::Result<Option<TrustBundle>> {
     let what = format!("ConfigMap {namespace}/{TRUST_BUNDLE_CONFIG_MAP}");
     let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
     let Some(map) = cluster.get(&api, TRUST_BUNDLE_CONFIG_MAP, &what).await? else { return Ok(None) };
@@ -140,10 +142,16 @@ async fn deployments(cluster: &Cluster) -> (anyhow::Result<Outcome>, Option<Outc
     (Ok(Outcome::failed_for(&unready)), is_any.then_some(versions))
 }
 
-async fn mesh_config(cluster: &Cluster) -> anyhow::Result<Option<MeshConfig>> {
-    let api: Api<MeshConfig> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
+/// The MeshConfig in force, if there is one.
+pub(crate) async fn mesh_config(cluster: &Cluster) -> anyhow::Result<Option<MeshConfig>> {
+    let resource = ApiResource::erase::<MeshConfig>(&());
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client.clone(), &cluster.control_plane, &resource);
     let what = format!("MeshConfig {}/{MESH_CONFIG_NAME}", cluster.control_plane);
-    cluster.get(&api, MESH_CONFIG_NAME, &what).await
+    let Some(object) = cluster.get(&api, MESH_CONFIG_NAME, &what).await? else { return Ok(None) };
+    stored::read(&serde_json::to_value(&object)?).map(Some).map_err(|finding| {
+        anyhow!("{}: {}; mesh peers are kept out until it can be read", finding.path, finding.message)
+    })
 }
 
 fn judge_config(config: Option<&MeshConfig>) -> Outcome {
@@ -152,6 +160,10 @@ fn judge_config(config: Option<&MeshConfig>) -> Outcome {
     if status.and_then(|status| status.current_status.as_deref()) == Some("error") {
         let reason = status.and_then(|status| status.reason.clone());
         return Outcome::failed(reason.unwrap_or_else(|| "its status is error".to_owned()));
+    }
+    let gateway = status.and_then(|status| status.condition(INGRESS_GATEWAY_READY));
+    if let Some(condition) = gateway.filter(|condition| condition.status == "False") {
+        return Outcome::failed(condition.message.clone());
     }
     let findings: Vec<String> =
         tidegate_crds::validate::mesh_config(&config.spec).iter().map(ToString::to_string).collect();
@@ -175,7 +187,8 @@ async fn root(cluster: &Cluster) -> anyhow::Result<Outcome> {
     Ok(if least < ROOT_DAYS { Outcome::warning(message) } else { Outcome::ok_with(message) })
 }
 
-fn gateway_secret(config: &MeshConfig) -> Option<(String, String)> {
+/// Namespace and name of the ingress controller's Secret, if one is asked for.
+pub(crate) fn gateway_secret(config: &MeshConfig) -> Option<(String, String)> {
     let secret = &config.spec.ingress_gateway()?.secret;
     Some((secret.namespace.clone(), secret.name.clone()))
 }

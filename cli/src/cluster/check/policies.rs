@@ -10,6 +10,7 @@ use tidegate_crds::injection::namespace_is_in_mesh;
 
 use super::{Check, Outcome, Report};
 use crate::cluster::client::Cluster;
+use crate::cluster::conflicts::Policies;
 use crate::cluster::{conflicts, namespace};
 
 const CATEGORY: &str = "Policies";
@@ -48,15 +49,15 @@ const CONFLICTS: Check = Check {
 };
 
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
-    let policies = match conflicts::ingress_backends(cluster, &[]).await {
+    let Policies { readable: policies, unreadable } = match conflicts::ingress_backends(cluster, &[]).await {
         Ok(policies) => policies,
         Err(error) => return report.add(&STATUS, Err(error)),
     };
-    if policies.is_empty() {
+    if policies.is_empty() && unreadable.is_empty() {
         return;
     }
     report.add(&MEMBERS, members(cluster, &policies).await);
-    report.add(&STATUS, Ok(status(&policies)));
+    report.add(&STATUS, Ok(status(&policies, unreadable)));
     report.add(&BACKENDS, backends(cluster, &policies).await);
     report.add(&SOURCES, sources(cluster, &policies).await);
     let pairs = conflicts::conflicts(&policies).iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -78,15 +79,14 @@ async fn members(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Resu
     Ok(Outcome::warning_for(&outside))
 }
 
-fn status(policies: &[IngressBackend]) -> Outcome {
-    let errors: Vec<String> = policies
-        .iter()
-        .filter_map(|policy| {
-            let status = policy.status.as_ref()?;
-            let is_error = status.current_status.as_deref() == Some("error");
-            is_error.then(|| format!("{}: {}", name(policy), status.reason.as_deref().unwrap_or("error")))
-        })
-        .collect();
+/// What cannot be read is not in force, whatever its status says.
+fn status(policies: &[IngressBackend], unreadable: Vec<String>) -> Outcome {
+    let mut errors = unreadable;
+    errors.extend(policies.iter().filter_map(|policy| {
+        let status = policy.status.as_ref()?;
+        let is_error = status.current_status.as_deref() == Some("error");
+        is_error.then(|| format!("{}: {}", name(policy), status.reason.as_deref().unwrap_or("error")))
+    }));
     Outcome::failed_for(&errors)
 }
 

@@ -173,8 +173,8 @@ async fn nothing_is_wrong_with_a_mesh_that_is_well() {
 #[tokio::test]
 async fn each_fault_of_the_control_plane_is_found() {
     let (fake, pem) = healthy().await;
-    fake.delete("CustomResourceDefinition", "meshconfigs.config.openservicemesh.io");
-    fake.delete("Deployment", "tidegate-injector");
+    fake.delete("CustomResourceDefinition", "", "meshconfigs.config.openservicemesh.io");
+    fake.delete("Deployment", "tidegate-system", "tidegate-injector");
     let mut old = deployment("tidegate-controller");
     old["metadata"]["labels"]["app.kubernetes.io/version"] = json!("0.0.9");
     old["status"] = json!({});
@@ -228,7 +228,7 @@ async fn each_fault_of_workloads_is_found() {
 async fn each_fault_of_policies_is_found() {
     let (fake, _) = healthy().await;
     fake.put(endpoints(&[]));
-    fake.delete("Service", "httpbin");
+    fake.delete("Service", "httpbin", "httpbin");
     let mut wrong = ingress_backend("httpbin", "wrong", &["httpbin"], 14001, json!([]));
     wrong["status"] = json!({"currentStatus": "error", "reason": "endpoints not found"});
     fake.put(wrong);
@@ -264,8 +264,8 @@ async fn the_ingress_controllers_certificate_is_looked_at_where_one_is_asked_for
 #[tokio::test]
 async fn before_an_installation_the_cluster_and_the_users_rights_are_looked_at() {
     let fake = FakeCluster::start(Vec::new()).await;
-    fake.version(1, 28);
-    fake.forbid("create clusterroles");
+    fake.api.serve_version(1, 28);
+    fake.api.forbid("create clusterroles");
     let report = Report::of(&fake.cluster(), true, false).await;
     assert_eq!(
         faults(&report),
@@ -301,4 +301,34 @@ async fn programs_get_ids_and_states() {
     assert_eq!(report["status"], "ok");
     assert_eq!(report["checks"][1]["id"], "api-version");
     assert_eq!(report["checks"][1]["status"], "ok");
+}
+
+#[tokio::test]
+async fn what_the_cert_manager_says_of_the_mesh_config_is_looked_at() {
+    let (fake, _) = healthy().await;
+    let mut config = fake.object("MeshConfig", "osm-mesh-config");
+    config["status"] = json!({"currentStatus": "committed", "conditions": [
+        {"type": "IngressGatewayReady", "status": "False", "reason": "NotWritten", "message": "Secret a/b: no"}]});
+    fake.put(config);
+    assert_eq!(faults(&checked(&fake).await), ["Failed mesh-config: Secret a/b: no"]);
+}
+
+#[tokio::test]
+async fn objects_that_cannot_be_read_are_named_with_field_and_value_and_hide_no_others() {
+    let (fake, _) = healthy().await;
+    let mut policy = ingress_backend("httpbin", "broken", &["httpbin"], 14001, json!([]));
+    policy["spec"]["backends"][0]["port"]["number"] = "web".into();
+    fake.put(policy);
+    let mut config = fake.object("MeshConfig", "osm-mesh-config");
+    config["spec"] = json!({"traffic": {"enableEgress": "yes"}});
+    fake.put(config);
+    assert_eq!(
+        faults(&checked(&fake).await),
+        [
+            "Failed mesh-config: spec.traffic.enableEgress: must be of type boolean, got string: \"yes\"; mesh peers \
+             are kept out until it can be read",
+            "Failed policies-committed: httpbin/broken: spec.backends[0].port.number: must be of type integer, got \
+             string: \"web\"",
+        ]
+    );
 }

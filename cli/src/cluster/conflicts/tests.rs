@@ -13,7 +13,7 @@ async fn pairs_that_open_the_same_port_of_a_service_are_named() {
     ])
     .await;
     let policies = ingress_backends(&fake.cluster(), &[]).await.unwrap();
-    let found = conflicts(&policies);
+    let found = conflicts(&policies.readable);
     assert_eq!(
         text(&found, &[]),
         "[+] IngressBackend httpbin/a conflicts with httpbin/b:\n\
@@ -21,14 +21,14 @@ async fn pairs_that_open_the_same_port_of_a_service_are_named() {
     );
     let elsewhere = ["elsewhere".to_owned()];
     let policies = ingress_backends(&fake.cluster(), &elsewhere).await.unwrap();
-    let said = text(&conflicts(&policies), &elsewhere);
+    let said = text(&conflicts(&policies.readable), &elsewhere);
     assert_eq!(said, "No conflicts among IngressBackends of namespaces [elsewhere]\n");
 }
 
 #[tokio::test]
 async fn a_cluster_without_the_definitions_is_told_from_one_without_policies() {
     let fake = FakeCluster::start(Vec::new()).await;
-    fake.forget_kind("ingressbackends");
+    fake.api.serve_resource("policy.openservicemesh.io/v1alpha1/ingressbackends", false);
     let error = ingress_backends(&fake.cluster(), &[]).await.unwrap_err();
     let expected = "cannot list IngressBackends of all namespaces: this cluster does not know them; are Tidegate's custom \
                     resource definitions installed? `tidegate check` says which are";

@@ -84,7 +84,7 @@ async fn a_pod_that_cannot_be_asked_says_why() {
 
     let error = get(&fake.cluster(), "httpbin", "a", ProxyQuery::Ready).await.unwrap_err();
     assert_eq!(format!("{error:#}"), "pod httpbin/a: port 15000: connection refused");
-    fake.forbid("get pods/portforward");
+    fake.api.forbid("get pods/portforward");
     let error = get(&fake.cluster(), "httpbin", "a", ProxyQuery::Ready).await.unwrap_err();
     let said = format!("{error:#}");
     assert!(
@@ -104,7 +104,8 @@ async fn without_a_controller_the_way_to_one_is_shown() {
 
 #[tokio::test]
 async fn pods_are_named_in_either_form() {
-    let cluster = FakeCluster::start(Vec::new()).await.cluster();
+    let fake = FakeCluster::start(Vec::new()).await;
+    let cluster = fake.cluster();
     let name = |text, namespace| pod_name(&cluster, text, namespace).map_err(|error| error.to_string());
     let pair = |namespace: &str, name: &str| Ok((namespace.to_owned(), name.to_owned()));
     assert_eq!(name("a", None), pair("default", "a"));

@@ -274,7 +274,7 @@ fn with_name(object: Object, name: &ObjectName) -> Object {
             }
         };
     }
-    each!(Namespace, ServiceAccount, Service, EndpointSlice, Pod, IngressBackend, MeshConfig)
+    each!(Namespace, ServiceAccount, Service, EndpointSlice, Pod, IngressBackend, MeshConfig, Unreadable)
 }
 
 fn is_object_name(text: &str) -> bool {

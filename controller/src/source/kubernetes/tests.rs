@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate_core::TrustDomain;
-use tidegate_core::policy::{InboundPolicy, RuleState, Sources};
+use tidegate_core::policy::{InboundPolicy, MeshRule, RuleState, Sources};
 use tidegate_crds::injection::{
     INJECTED, INTERCEPT_CONTAINER, MONITORED_BY, SIDECAR_CONTAINER, SIDECAR_LABEL,
 };
@@ -13,6 +13,7 @@ use tidegate_runtime::metrics::Metrics;
 use super::*;
 use crate::compile;
 use crate::compile::status::{CurrentStatus, ObjectStatus, ingress_backend};
+use crate::explain::{Query, Speaks, explain};
 use crate::index::{Index, Touched};
 
 const NAMESPACES: &str = "v1/namespaces";
@@ -319,7 +320,7 @@ async fn an_ingress_backend_counts_only_while_its_namespace_is_in_the_mesh() {
     assert_eq!(status.reason, expected);
     // Mesh peers are not kept out: sidecars that run go on until they are restarted without.
     let policy = cluster.policy("httpbin/httpbin-1").unwrap();
-    assert_eq!(policy.ports[&14001].mesh, tidegate_core::policy::MeshRule::AnyPeer);
+    assert_eq!(policy.ports[&14001].mesh, MeshRule::AnyPeer);
     namespace(&cluster.api, "httpbin", json!({MONITORED_BY: "osm"}));
     cluster.until("in", |cluster| cluster.admits("10.0.0.2")).await;
     cluster.api.delete(NAMESPACES, "", "httpbin");
@@ -327,21 +328,71 @@ async fn an_ingress_backend_counts_only_while_its_namespace_is_in_the_mesh() {
 }
 
 #[tokio::test]
-async fn an_object_that_cannot_be_read_grants_nothing_and_its_field_is_named() {
+async fn an_ingress_backend_that_cannot_be_read_grants_nothing_and_says_why_wherever_one_looks() {
     let mut cluster = Cluster::complete(walkthrough().await).await;
+    cluster.touched = Touched::default();
     let mut broken = cluster.api.get(BACKENDS, "httpbin", "httpbin").unwrap();
     broken["spec"]["backends"][0]["port"]["number"] = "web".into();
     cluster.api.apply(BACKENDS, broken);
     cluster.until("the problem", |cluster| !cluster.problems.is_empty()).await;
     assert!(!cluster.admits("10.0.0.2"));
-    let problem = cluster.problems[0].to_string();
-    assert!(
-        problem.starts_with("IngressBackend httpbin/httpbin: error: spec.backends[0].port.number: "),
-        "{problem}"
+    assert!(cluster.touched.namespaces.contains("httpbin"), "its workloads are compiled again");
+    let reason = "spec.backends[0].port.number: must be of type integer, got string: \"web\"";
+    assert_eq!(cluster.problems[0].to_string(), format!("IngressBackend httpbin/httpbin: error: {reason}"));
+    let [status] = &*crate::status::all(&cluster.index) else { panic!("one status") };
+    assert_eq!((status.kind, status.name.as_str()), ("IngressBackend", "httpbin"));
+    assert_eq!((status.current_status, status.reason.as_str()), ("error", reason));
+    let query = Query {
+        backend: ObjectName::new("httpbin", "httpbin"),
+        port: None,
+        source: "10.0.0.2".parse().unwrap(),
+        server_name: None,
+        principals: Vec::new(),
+        speaks: Speaks::Plaintext,
+    };
+    let explained = explain(&cluster.index, &TrustDomain::default(), &query).unwrap();
+    assert_eq!(explained.decision, "deny");
+    assert_eq!(explained.rule.as_deref(), Some("httpbin/httpbin"));
+    assert_eq!(
+        explained.reason,
+        format!("the IngressBackend is not in force: {reason} (IngressBackend httpbin/httpbin)")
     );
+
     backend(&cluster.api, "http");
     cluster.until("sound again", |cluster| cluster.problems.is_empty()).await;
     assert!(cluster.admits("10.0.0.2"));
+    assert_eq!(crate::status::all(&cluster.index)[0].current_status, "committed");
+}
+
+#[tokio::test]
+async fn a_mesh_config_that_cannot_be_read_keeps_mesh_peers_out() {
+    let mut cluster = Cluster::complete(walkthrough().await).await;
+    let mesh = |cluster: &Cluster| cluster.policy("httpbin/httpbin-1").unwrap().ports[&14001].mesh.clone();
+    assert_eq!(mesh(&cluster), MeshRule::AnyPeer);
+    let config = |spec: Value| {
+        json!({
+            "apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
+            "metadata": {"namespace": "tidegate-system", "name": "osm-mesh-config"}, "spec": spec,
+        })
+    };
+    cluster.api.apply(CONFIGS, config(json!({"traffic": {"enablePermissiveTrafficPolicyMode": "yes"}})));
+    cluster.until("the problem", |cluster| !cluster.problems.is_empty()).await;
+    let reason =
+        "spec.traffic.enablePermissiveTrafficPolicyMode: must be of type boolean, got string: \"yes\"";
+    let denied = MeshRule::Deny(format!("MeshConfig tidegate-system/osm-mesh-config: {reason}").into());
+    assert_eq!(mesh(&cluster), denied);
+    let statuses = crate::status::all(&cluster.index);
+    let status = statuses.iter().find(|status| status.kind == "MeshConfig").unwrap();
+    assert_eq!((status.current_status, status.reason.as_str()), ("error", reason));
+
+    cluster.api.apply(CONFIGS, config(json!({})));
+    cluster.until("sound again", |cluster| cluster.problems.is_empty()).await;
+    assert_eq!(mesh(&cluster), MeshRule::AnyPeer);
+    cluster.api.apply(CONFIGS, config(json!({"traffic": 1})));
+    cluster.until("broken again", |cluster| !cluster.problems.is_empty()).await;
+    cluster.api.delete(CONFIGS, "tidegate-system", "osm-mesh-config");
+    cluster.until("gone", |cluster| cluster.problems.is_empty()).await;
+    assert_eq!(mesh(&cluster), MeshRule::AnyPeer);
 }
 
 #[tokio::test]

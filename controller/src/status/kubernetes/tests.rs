@@ -86,6 +86,17 @@ async fn a_status_is_written_to_the_object_and_what_others_wrote_stays() {
 }
 
 #[tokio::test]
+async fn an_object_that_our_types_cannot_read_gets_its_status_all_the_same() {
+    let api = FakeApi::start().await;
+    api.apply(BACKENDS, json!({"metadata": {"namespace": "ns", "name": "a"}, "spec": "nonsense"}));
+    let replica = Replica::start(&api, true);
+    replica.write("ns/a", &error("spec: must be of type object, got string: \"nonsense\""));
+    api.wait_for(|api| status(api, "a")["currentStatus"] == "error").await;
+    api.wait_for(|_| replica.statuses.0.lock().unwritten.is_empty()).await;
+    assert_eq!(writes(&api), 1);
+}
+
+#[tokio::test]
 async fn the_mesh_config_has_a_status_too() {
     let api = FakeApi::start().await;
     api.apply(CONFIGS, json!({"metadata": {"namespace": "ns", "name": "osm-mesh-config"}, "spec": {}}));

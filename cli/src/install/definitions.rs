@@ -1,0 +1,288 @@
+//! Custom resource definitions that the cluster has already: Open Service Mesh, osm-edge or `kubectl apply` left them.
+//!
+//! Helm refuses to touch what it has not made. What is taken over here is these definitions and nothing else, and only
+//! where no other Helm release has them. Their objects stay. Those that are stored in a version that the definition
+//! will have no more are stored anew first: the API server would refuse the definition, and could not read them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceConversion, CustomResourceDefinition,
+};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams, ResourceExt};
+use serde_json::json;
+use tidegate_crds::{manifest, schema};
+use tokio::time::Instant;
+
+use super::CRDS_RELEASE;
+use crate::cluster::client::Cluster;
+
+/// By these, Helm knows what belongs to a release.
+const RELEASE_NAME: &str = "meta.helm.sh/release-name";
+const RELEASE_NAMESPACE: &str = "meta.helm.sh/release-namespace";
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+const HELM: &str = "Helm";
+
+/// How long an API server may take until it stores objects in another version than before.
+const SWITCH: Duration = Duration::from_secs(30);
+/// How often a write is tried that shows whether it does.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// A definition of ours that the cluster has, in whatever form.
+struct Found {
+    ours: CustomResourceDefinition,
+    theirs: CustomResourceDefinition,
+    owner: Owner,
+}
+
+/// Whose it is.
+#[derive(Debug, PartialEq)]
+enum Owner {
+    /// This release's.
+    Ours,
+    /// No Helm release's.
+    Nobody,
+    /// Another release's, as `<namespace>/<name>`.
+    Release(String),
+}
+
+/// Makes the definitions that the cluster has this release's own; returns a line for each thing that was done or that
+/// somebody should look at.
+pub(super) async fn take_over(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
+    let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    let mut all = Vec::new();
+    for (_, ours) in manifest::all() {
+        let name = ours.name_any();
+        let Some(theirs) = cluster.get(&api, &name, &format!("CustomResourceDefinition {name}")).await?
+        else {
+            continue;
+        };
+        let found = Found { owner: Owner::of(&theirs, &cluster.control_plane), ours, theirs };
+        if let Owner::Release(release) = &found.owner {
+            bail!(refusal(&name, release, &cluster.control_plane));
+        }
+        all.push(found);
+    }
+    let mut said = Vec::new();
+    // Nothing is changed before all are known to be free.
+    for found in all {
+        found.take_over(cluster, &api, &mut said).await?;
+    }
+    Ok(said)
+}
+
+impl Owner {
+    fn of(crd: &CustomResourceDefinition, namespace: &str) -> Self {
+        let annotation = |name: &str| crd.annotations().get(name).map(String::as_str).unwrap_or_default();
+        let is_labelled = crd.labels().get(MANAGED_BY).is_some_and(|manager| manager == HELM);
+        match (annotation(RELEASE_NAMESPACE), annotation(RELEASE_NAME)) {
+            ("", "") => Self::Nobody,
+            (place, CRDS_RELEASE) if place == namespace && is_labelled => Self::Ours,
+            (place, CRDS_RELEASE) if place == namespace => Self::Nobody,
+            (place, name) => Self::Release(format!("{place}/{name}")),
+        }
+    }
+}
+
+impl Found {
+    async fn take_over(
+        self,
+        cluster: &Cluster,
+        api: &Api<CustomResourceDefinition>,
+        said: &mut Vec<String>,
+    ) -> anyhow::Result<()> {
+        let name = self.ours.name_any();
+        let dropped = self.dropped_stored_versions();
+        if self.owner == Owner::Ours && dropped.is_empty() {
+            return Ok(());
+        }
+        let changed = self.prepared(&cluster.control_plane, !dropped.is_empty());
+        api.replace(&name, &PostParams::default(), &changed)
+            .await
+            .map_err(|error| cluster.failed(&format!("take over CustomResourceDefinition {name}"), &error))?;
+        let objects = self.objects(cluster).await?;
+        if !dropped.is_empty() {
+            self.store_anew(cluster, &objects).await?;
+            let status = json!({"status": {"storedVersions": self.version_names()}});
+            api.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.map_err(
+                |error| {
+                    cluster.failed(&format!("write the status of CustomResourceDefinition {name}"), &error)
+                },
+            )?;
+        }
+        said.push(self.sentence(objects.len(), &dropped));
+        said.extend(objects.iter().flat_map(|object| self.unreadable(object)));
+        Ok(())
+    }
+
+    /// Versions that objects may be stored in and that our definition does not have.
+    fn dropped_stored_versions(&self) -> Vec<String> {
+        let stored = self.theirs.status.iter().flat_map(|status| status.stored_versions.iter().flatten());
+        let ours = self.version_names();
+        stored.filter(|stored| !ours.contains(*stored)).cloned().collect()
+    }
+
+    fn version_names(&self) -> BTreeSet<String> {
+        self.ours.spec.versions.iter().map(|version| version.name.clone()).collect()
+    }
+
+    /// Their definition with our name on it. No webhook converts between versions any more: it went with those who
+    /// ran it, and without it nothing could be read. With `stores_ours` new objects are stored in our version, and
+    /// theirs are still known.
+    fn prepared(&self, namespace: &str, stores_ours: bool) -> CustomResourceDefinition {
+        let mut crd = self.theirs.clone();
+        crd.labels_mut().insert(MANAGED_BY.to_owned(), HELM.to_owned());
+        crd.annotations_mut().insert(RELEASE_NAME.to_owned(), CRDS_RELEASE.to_owned());
+        crd.annotations_mut().insert(RELEASE_NAMESPACE.to_owned(), namespace.to_owned());
+        crd.spec.conversion = Some(CustomResourceConversion {
+            strategy: "None".to_owned(),
+            ..CustomResourceConversion::default()
+        });
+        if stores_ours {
+            let ours = self.version_names();
+            let mut versions = self.ours.spec.versions.clone();
+            let others = crd.spec.versions.into_iter().filter(|version| !ours.contains(&version.name));
+            versions.extend(others.map(|mut version| {
+                version.storage = false;
+                version
+            }));
+            crd.spec.versions = versions;
+        }
+        crd
+    }
+
+    /// Whether objects are stored in our version as it is, without a change of the definition.
+    fn stores_ours_already(&self) -> bool {
+        let ours = self.version_names();
+        self.theirs.spec.versions.iter().any(|version| version.storage && ours.contains(&version.name))
+    }
+
+    async fn objects(&self, cluster: &Cluster) -> anyhow::Result<Vec<DynamicObject>> {
+        let kind = &self.ours.spec.names.kind;
+        let api = Api::all_with(cluster.client.clone(), &self.resource());
+        cluster.list(&api, ListParams::default(), &format!("{kind}s of all namespaces")).await
+    }
+
+    fn resource(&self) -> ApiResource {
+        let version = self.ours.spec.versions.first().map(|version| version.name.clone()).unwrap_or_default();
+        ApiResource {
+            group: self.ours.spec.group.clone(),
+            api_version: format!("{}/{version}", self.ours.spec.group),
+            version,
+            kind: self.ours.spec.names.kind.clone(),
+            plural: self.ours.spec.names.plural.clone(),
+        }
+    }
+
+    /// Writes each object as it is: the API server then stores it in the version that it stores now.
+    async fn store_anew(&self, cluster: &Cluster, objects: &[DynamicObject]) -> anyhow::Result<()> {
+        let stored = self.theirs.status.iter().flat_map(|status| status.stored_versions.iter().flatten());
+        let ours = self.version_names();
+        // Then each of them is stored in a version that goes, so that writing it must change it.
+        let must_change = !stored.clone().any(|version| ours.contains(version));
+        let deadline = Instant::now() + SWITCH;
+        let mut has_switched = self.stores_ours_already();
+        for object in objects {
+            let api = Api::namespaced_with(
+                cluster.client.clone(),
+                &object.namespace().unwrap_or_default(),
+                &self.resource(),
+            );
+            // The API server takes up the definition in its own time. A write that changes nothing shows that it has
+            // not yet, or that there was nothing to do.
+            while !rewrite(cluster, &api, object, &self.title(object)).await? && !has_switched {
+                if Instant::now() < deadline {
+                    tokio::time::sleep(INTERVAL).await;
+                } else if must_change {
+                    bail!("{} is still stored in a version that goes; try again", self.title(object));
+                } else {
+                    break;
+                }
+            }
+            has_switched |= must_change;
+        }
+        Ok(())
+    }
+
+    fn title(&self, object: &DynamicObject) -> String {
+        let namespace = object.namespace().unwrap_or_default();
+        format!("{} {namespace}/{}", self.ours.spec.names.kind, object.name_any())
+    }
+
+    fn sentence(&self, objects: usize, dropped: &[String]) -> String {
+        let mut text = match self.owner {
+            Owner::Ours => format!("Kept: CustomResourceDefinition {}", self.ours.name_any()),
+            _ => format!("Taken over: CustomResourceDefinition {}", self.ours.name_any()),
+        };
+        text += &match objects {
+            0 => ", which has no objects".to_owned(),
+            1 => ", whose 1 object stays".to_owned(),
+            count => format!(", whose {count} objects stay"),
+        };
+        let ours = self.version_names();
+        let gone: Vec<&str> = self
+            .theirs
+            .spec
+            .versions
+            .iter()
+            .filter(|version| version.served)
+            .map(|version| version.name.as_str())
+            .filter(|name| !ours.contains(*name))
+            .collect();
+        let ours = ours.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        if !dropped.is_empty() {
+            text += &format!("; stored as {ours} now, no longer as {}", dropped.join(", "));
+        }
+        if !gone.is_empty() {
+            text += &format!("; manifests must say {ours}, {} is not served any more", gone.join(", "));
+        }
+        text
+    }
+
+    /// What our definition would not have let in. It stays stored, and what it should grant is denied.
+    fn unreadable(&self, object: &DynamicObject) -> Option<String> {
+        let value = serde_json::to_value(object).ok()?;
+        let finding = schema::check(&self.ours, &value).into_iter().find(tidegate_crds::Finding::is_error)?;
+        Some(format!(
+            "{}: {}: {}; it grants nothing until that is corrected",
+            self.title(object),
+            finding.path,
+            finding.message
+        ))
+    }
+}
+
+/// Whether writing the object as it is has changed what is stored.
+async fn rewrite(
+    cluster: &Cluster,
+    api: &Api<DynamicObject>,
+    object: &DynamicObject,
+    title: &str,
+) -> anyhow::Result<bool> {
+    loop {
+        let Some(now) = cluster.get(api, &object.name_any(), title).await? else { return Ok(true) };
+        match api.replace(&object.name_any(), &PostParams::default(), &now).await {
+            Ok(written) => return Ok(written.resource_version() != now.resource_version()),
+            // Somebody was faster; what was written then is stored as it should be, or is written again.
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(true),
+            Err(error) => {
+                return Err(cluster.failed(&format!("store {title} anew"), &error))
+                    .context("mend or delete it, then try again; nothing is lost");
+            }
+        }
+    }
+}
+
+fn refusal(name: &str, release: &str, namespace: &str) -> anyhow::Error {
+    anyhow!(
+        "CustomResourceDefinition {name} belongs to Helm release {release}: --skip-crds leaves it there. To have it in \
+         release {namespace}/{CRDS_RELEASE} from now on:\n  kubectl label --overwrite crd {name} {MANAGED_BY}={HELM}\n  \
+         kubectl annotate --overwrite crd {name} {RELEASE_NAME}={CRDS_RELEASE} {RELEASE_NAMESPACE}={namespace}"
+    )
+}
+
+#[cfg(test)]
+mod tests;

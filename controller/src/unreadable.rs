@@ -1,0 +1,96 @@
+//! Objects that the API server has stored and that our types cannot read: they grant nothing, and say so.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
+use tidegate_crds::Finding;
+
+use crate::object::{Kind, ObjectName};
+
+/// An IngressBackend or a MeshConfig that cannot be read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unreadable {
+    /// Which of the two.
+    pub kind: Kind,
+    /// Its metadata.
+    pub metadata: ObjectMeta,
+    /// Why.
+    pub finding: Finding,
+    /// What an IngressBackend would open; whatever of it cannot be read may be anything.
+    backends: Vec<PerhapsOpened>,
+}
+
+/// A backend, as far as it can be read.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct PerhapsOpened {
+    /// `<namespace>/<name>`.
+    service: Option<String>,
+    port: Option<u16>,
+}
+
+impl Unreadable {
+    /// An object that `finding` keeps from being read.
+    pub fn new(kind: Kind, metadata: ObjectMeta, object: &Value, finding: Finding) -> Self {
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        let opened = |backend: &Value| PerhapsOpened {
+            service: backend["name"].as_str().map(|name| format!("{namespace}/{name}")),
+            port: backend["port"]["number"].as_u64().and_then(|number| u16::try_from(number).ok()),
+        };
+        let backends = object["spec"]["backends"].as_array();
+        let backends = match backends {
+            Some(backends) => backends.iter().map(opened).collect(),
+            None => vec![PerhapsOpened::default()],
+        };
+        Self { kind, metadata, finding, backends }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> ObjectName {
+        ObjectName::of(&self.metadata)
+    }
+
+    /// The field that cannot be read, and what is wrong with it.
+    pub fn reason(&self) -> String {
+        let Finding { path, message, .. } = &self.finding;
+        if path.is_empty() { format!("cannot be read: {message}") } else { format!("{path}: {message}") }
+    }
+
+    /// Whether it would open this port of this Service (`<namespace>/<name>`), as far as one can tell.
+    pub(crate) fn may_open(&self, service: &str, port: u16) -> bool {
+        self.backends.iter().any(|backend| {
+            backend.service.as_deref().is_none_or(|name| name == service)
+                && backend.port.is_none_or(|number| number == port)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn unreadable(spec: &Value) -> Unreadable {
+        let metadata = ObjectMeta {
+            namespace: Some("shop".to_owned()),
+            name: Some("policy".to_owned()),
+            ..ObjectMeta::default()
+        };
+        let finding = Finding::error("spec.x", "is wrong");
+        Unreadable::new(Kind::IngressBackend, metadata, &json!({"spec": spec}), finding)
+    }
+
+    #[test]
+    fn it_is_about_what_can_be_read_of_it_and_else_about_everything() {
+        let named = unreadable(&json!({"backends": [{"name": "cart", "port": {"number": 80}}]}));
+        assert!(named.may_open("shop/cart", 80));
+        assert!(!named.may_open("shop/cart", 81) && !named.may_open("shop/other", 80));
+        let any_port = unreadable(&json!({"backends": [{"name": "cart", "port": {"number": "web"}}]}));
+        assert!(any_port.may_open("shop/cart", 81) && !any_port.may_open("shop/other", 80));
+        let any_service = unreadable(&json!({"backends": [{"name": 1, "port": {"number": 80}}]}));
+        assert!(any_service.may_open("shop/other", 80) && !any_service.may_open("shop/other", 81));
+        for spec in [json!(null), json!({"backends": "cart"})] {
+            assert!(unreadable(&spec).may_open("shop/other", 1), "{spec}");
+        }
+        assert!(!unreadable(&json!({"backends": []})).may_open("shop/cart", 80));
+    }
+}

@@ -1,0 +1,79 @@
+//! Custom resources that are stored already, whatever definition let them in.
+//!
+//! The API server checks an object when it is written. What was written before its definition had a schema, or by an
+//! older one, is there all the same: it is read here, or it is said which field cannot be.
+
+use kube::CustomResourceExt;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::schema;
+use crate::validate::Finding;
+
+/// The most of a value that a message repeats, in bytes.
+const LONGEST_VALUE: usize = 80;
+
+/// Reads an object; the error is the field that keeps it from being read, with its value.
+pub fn read<K>(object: &Value) -> Result<K, Finding>
+where
+    K: CustomResourceExt + DeserializeOwned,
+{
+    serde_json::from_value(object.clone()).map_err(|error| {
+        let finding = schema::check(&K::crd(), object).into_iter().find(Finding::is_error);
+        let Some(mut finding) = finding else { return Finding::error("", error.to_string()) };
+        if let Some(value) = at(object, &finding.path) {
+            finding.message += &format!(": {}", shortened(&value.to_string()));
+        }
+        finding
+    })
+}
+
+/// The value at a path such as `spec.backends[0].name`.
+fn at<'v>(object: &'v Value, path: &str) -> Option<&'v Value> {
+    path.split(['.', '[']).try_fold(object, |value, step| match step.strip_suffix(']') {
+        Some(index) => value.get(index.parse::<usize>().ok()?),
+        None => value.get(step),
+    })
+}
+
+fn shortened(text: &str) -> String {
+    if text.len() <= LONGEST_VALUE {
+        return text.to_owned();
+    }
+    let end = (0..=LONGEST_VALUE).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    format!("{}...", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{IngressBackend, MeshConfig};
+
+    fn backend(number: Value) -> Value {
+        json!({
+            "metadata": {"name": "a", "namespace": "b"},
+            "spec": {"backends": [{"name": "x", "port": {"number": number, "protocol": "http"}}], "sources": []},
+        })
+    }
+
+    #[test]
+    fn the_field_that_cannot_be_read_is_named_with_its_value() {
+        assert!(read::<IngressBackend>(&backend(80.into())).is_ok());
+        let error = read::<IngressBackend>(&backend("web".into())).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "error: spec.backends[0].port.number: must be of type integer, got string: \"web\""
+        );
+        let error = read::<MeshConfig>(&json!({"spec": {"traffic": ["x".repeat(200)]}})).unwrap_err();
+        assert_eq!(error.path, "spec.traffic");
+        assert!(error.message.len() < 150 && error.message.ends_with("..."), "{error}");
+    }
+
+    #[test]
+    fn a_field_that_is_missing_has_no_value() {
+        let error = read::<IngressBackend>(&json!({"metadata": {}, "spec": {"backends": []}})).unwrap_err();
+        assert_eq!(error.to_string(), "error: spec.sources: Required value");
+    }
+}

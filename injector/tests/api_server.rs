@@ -1,0 +1,132 @@
+//! The injector and an API server that goes away and comes back.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use serde_json::{Value, json};
+use tidegate_injector::settings::Settings;
+use tidegate_injector::{PodReviewer, State};
+use tidegate_kubernetes::fake_api::FakeApi;
+use tidegate_kubernetes::watch::WatchMetrics;
+use tidegate_kubernetes::webhook::CaBundleKeeper;
+use tidegate_kubernetes::webhook::testing::{AdmissionClient, review};
+use tokio::sync::watch;
+
+const NAMESPACES: &str = "v1/namespaces";
+const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
+const WEBHOOKS: &str = "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+const WEBHOOK: &str = "tidegate-injector";
+
+/// Everything that the injector's process runs, with an API server of the test's.
+struct Injector {
+    api: FakeApi,
+    client: AdmissionClient,
+    ca_bundle: Value,
+    _bundle: watch::Sender<Arc<tidegate_runtime::trust_bundle::TrustBundle>>,
+}
+
+fn meshed(api: &FakeApi, name: &str) {
+    api.apply(
+        NAMESPACES,
+        json!({"metadata": {"name": name, "labels": {"tidegate.io/injection": "enabled"}}}),
+    );
+}
+
+fn configuration(api: &FakeApi, ca_bundle: &Value) {
+    let client_config = json!({"service": {"name": "i", "namespace": "n"}, "caBundle": ca_bundle});
+    let webhook = json!({"name": "a.tidegate.io", "clientConfig": client_config,
+        "admissionReviewVersions": ["v1"], "sideEffects": "None"});
+    api.apply(WEBHOOKS, json!({"metadata": {"name": WEBHOOK}, "webhooks": [webhook]}));
+}
+
+fn log_level(api: &FakeApi, level: &str) {
+    api.apply(
+        CONFIGS,
+        json!({
+            "apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
+            "metadata": {"name": "osm-mesh-config", "namespace": "tidegate-system"},
+            "spec": {"sidecar": {"logLevel": level}},
+        }),
+    );
+}
+
+impl Injector {
+    async fn start() -> Self {
+        let api = FakeApi::start().await;
+        meshed(&api, "shop");
+        log_level(&api, "error");
+        configuration(&api, &Value::Null);
+        let (writer, state) = State::new();
+        let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1");
+        let client = AdmissionClient::start("/mutate", Arc::new(PodReviewer::new(settings, state))).await;
+        let watches = WatchMetrics::new(&client.metrics);
+        tokio::spawn(writer.follow(api.client(), "tidegate-system", &watches, &client.readiness));
+        let (sender, bundle) = watch::channel(client.ca.bundle.clone());
+        let keeper = CaBundleKeeper::<MutatingWebhookConfiguration>::new(
+            api.client(),
+            WEBHOOK,
+            bundle,
+            &client.metrics,
+            watches.kind("MutatingWebhookConfiguration"),
+            client.readiness.clone(),
+        );
+        tokio::spawn(keeper.run());
+        let ca_bundle = json!(ByteString(client.ca.bundle.to_pem().into_bytes()));
+        let injector = Self { api, client, ca_bundle, _bundle: sender };
+        tokio::time::timeout(Duration::from_secs(30), injector.client.readiness.ready()).await.unwrap();
+        injector
+    }
+
+    /// The log filter of the sidecar that a new Pod gets; nothing if it gets none.
+    async fn sidecar_of_a_pod_in(&self, namespace: &str) -> Option<String> {
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "app-"},
+            "spec": {"containers": [{"name": "app", "image": "app"}]},
+        });
+        let answer = self.client.ask(&review("pods", "CREATE", namespace, &pod)).await;
+        let patch: ByteString = serde_json::from_value(answer["patch"].clone()).ok()?;
+        let patch: json_patch::Patch = serde_json::from_slice(&patch.0).unwrap();
+        json_patch::patch(&mut pod, &patch).unwrap();
+        let containers = pod["spec"]["initContainers"].as_array().unwrap();
+        let sidecar = containers.iter().find(|container| container["name"] == "tidegate-sidecar").unwrap();
+        Some(sidecar.to_string())
+    }
+
+    fn ca_bundle(&self) -> Value {
+        self.api.get(WEBHOOKS, "", WEBHOOK).unwrap()["webhooks"][0]["clientConfig"]["caBundle"].clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sidecars_are_added_while_the_api_server_is_away_and_what_changed_meanwhile_is_caught_up_with() {
+    let injector = Injector::start().await;
+    assert_eq!(injector.ca_bundle(), injector.ca_bundle);
+    let before = injector.sidecar_of_a_pod_in("shop").await.unwrap();
+
+    injector.api.stop();
+    assert_eq!(injector.sidecar_of_a_pod_in("shop").await.as_ref(), Some(&before));
+    assert!(injector.client.readiness.is_ready(), "it can do its work");
+
+    // All that an API server may come back with; past events it has forgotten.
+    meshed(&injector.api, "new");
+    log_level(&injector.api, "debug");
+    configuration(&injector.api, &json!(ByteString(b"garbage".to_vec())));
+    injector.api.compact();
+    injector.api.restart().await;
+
+    injector.api.wait_for(|_| injector.ca_bundle() == injector.ca_bundle).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let after = loop {
+        // A namespace that the watch has not told of yet is waited for.
+        match injector.sidecar_of_a_pod_in("new").await {
+            Some(sidecar) if sidecar != before => break sidecar,
+            _ => assert!(tokio::time::Instant::now() < deadline, "the watches do not heal"),
+        }
+    };
+    assert!(after.contains("debug"), "{after}");
+    assert!(injector.client.readiness.is_ready());
+}
