@@ -96,7 +96,7 @@ fn pods_of_every_kind_become_ready_with_their_sidecar() {
             "several",
             &spec(json!({"containers": [serving("a", 8080), serving("b", 8081), serving("c", 8082)]})),
         ),
-        pod("init", &spec(json!({"initContainers": [first.clone()]}))),
+        pod("init", &spec(json!({"initContainers": [first]}))),
         pod("native", &spec(json!({"initContainers": [own_sidecar, first]}))),
         pod(
             "user",
