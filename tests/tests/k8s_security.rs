@@ -411,7 +411,7 @@ fn hostile_text_in_a_pod_is_refused_or_means_nothing() {
     let (made, _) = namespace.would_make(&HOSTILE.into_iter().enumerate().map(probed).collect::<Vec<_>>());
     assert!(!made.is_empty());
     for pod in made {
-        let arguments = pod["spec"]["initContainers"][1]["args"].as_array().unwrap();
+        let arguments = pod["spec"]["initContainers"][0]["args"].as_array().unwrap();
         let probes =
             arguments.iter().find_map(|argument| argument.as_str()?.strip_prefix("--probes=")).unwrap();
         assert!(!probes.contains('$'), "{probes}");
