@@ -14,7 +14,7 @@ use tidegate_controller::source::folder::FolderSource;
 use tidegate_runtime::options::TrustDomainOptions;
 
 use crate::commands::AdminTarget;
-use crate::output::{OutputFormat, print_as};
+use crate::output::{OutputFormat, print_as, printable};
 
 /// Flags of `tidegate explain`.
 #[derive(Args, Debug)]
@@ -117,7 +117,7 @@ fn text(answer: &Value) -> String {
     let keys = ["decision", "reason", "rule", "terms", "workload", "serverIdentity", "port"];
     let line = |key: &&str| match answer.get(key) {
         None | Some(Value::Null) => None,
-        Some(Value::String(value)) => Some(format!("{key:<15} {value}\n")),
+        Some(Value::String(value)) => Some(format!("{key:<15} {}\n", printable(value))),
         Some(value) => Some(format!("{key:<15} {value}\n")),
     };
     keys.iter().filter_map(line).collect()

@@ -6,6 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
+/// Characters that are shown of one text: what somebody wrote into an object may be as long as the API server allows.
+const LONGEST: usize = 1000;
+
 /// How a command prints what it found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum OutputFormat {
@@ -44,6 +47,8 @@ pub(crate) fn print_as<T: Serialize>(
 
 /// Columns under a heading, each as wide as its widest cell.
 pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain(heading.get(column).map(|title| title.chars().count())).max().unwrap_or_default()
@@ -55,10 +60,29 @@ pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
         padded.join("   ").trim_end().to_owned() + "\n"
     };
     let mut text = line(&mut heading.iter().copied());
-    for row in rows {
+    for row in &rows {
         text += &line(&mut row.iter().map(String::as_str));
     }
     text
+}
+
+/// Text for a terminal: what somebody wrote into an object moves no cursor, turns no line around, and is cut.
+pub(crate) fn printable(text: &str) -> String {
+    let turns_lines =
+        |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut clean = String::with_capacity(text.len());
+    for (index, c) in text.chars().enumerate() {
+        if index == LONGEST {
+            clean.push('…');
+            break;
+        }
+        if c.is_control() || turns_lines(c) {
+            clean.extend(c.escape_default());
+        } else {
+            clean.push(c);
+        }
+    }
+    clean
 }
 
 #[cfg(test)]
@@ -69,5 +93,19 @@ mod tests {
     fn columns_line_up() {
         let rows = vec![vec!["a".into(), "bcd".into()], vec!["longer".into(), "x".into()]];
         assert_eq!(table(&["NAME", "B"], &rows), "NAME     B\na        bcd\nlonger   x\n");
+    }
+
+    #[test]
+    fn what_would_move_the_cursor_is_spelled_out() {
+        assert_eq!(printable("a\u{1b}[2J\n\u{202e}b \"ä\""), "a\\u{1b}[2J\\n\\u{202e}b \"ä\"");
+        let rows = vec![vec!["a\nb".into(), "c".into()]];
+        assert_eq!(table(&["NAME", "B"], &rows), "NAME   B\na\\nb   c\n");
+    }
+
+    #[test]
+    fn a_cell_that_never_ends_is_cut() {
+        let text = table(&["A", "B"], &[vec!["ä".repeat(100_000), "b".to_owned()]]);
+        let row = text.lines().nth(1).unwrap();
+        assert_eq!(row, format!("{}…   b", "ä".repeat(LONGEST)));
     }
 }

@@ -65,7 +65,7 @@ impl PeerCertificate {
             sans: names.iter().map(san).collect::<Result<_, _>>()?,
             not_before: system_time(certificate.validity().not_before)?,
             not_after: system_time(certificate.validity().not_after)?,
-            serial: certificate.serial.to_str_radix(16),
+            serial: hex(certificate.raw_serial()),
         })
     }
 
@@ -73,6 +73,20 @@ impl PeerCertificate {
     pub fn display_names(&self) -> String {
         self.sans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// A number in lower-case hex, without leading zeros. By hand, because the number's own way to any radix calls for a
+/// library of mathematics that each sidecar would hold in memory.
+fn hex(number: &[u8]) -> String {
+    let digits: String = number.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(digit).collect();
+    match digits.trim_start_matches('0') {
+        "" => "0".to_owned(),
+        digits => digits.to_owned(),
+    }
+}
+
+fn digit(value: u8) -> Option<char> {
+    char::from_digit(value.into(), 16)
 }
 
 fn san(name: &GeneralName<'_>) -> Result<San, CertificateError> {
@@ -140,6 +154,23 @@ mod tests {
             names,
             "DNS:a.example, URI:spiffe://td/ns/a/sa/b, email:a@example, IP:10.0.0.1, DNS:*.example"
         );
+    }
+
+    #[test]
+    fn a_serial_number_is_hex_without_leading_zeros() {
+        for (number, text) in [
+            (&[0x00, 0xc6, 0x7a, 0x01][..], "c67a01"),
+            (&[0x0a, 0xbc], "abc"),
+            (&[0x10], "10"),
+            (&[0], "0"),
+            (&[], "0"),
+        ] {
+            assert_eq!(hex(number), text);
+        }
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(rcgen::SerialNumber::from(vec![0x8f, 0x00, 0x01]));
+        let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
+        assert_eq!(PeerCertificate::from_der(&der).unwrap().serial, "8f0001");
     }
 
     #[test]

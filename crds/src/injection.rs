@@ -47,8 +47,14 @@ pub fn namespace_is_in_mesh(namespace: &Namespace, mesh_name: &str) -> bool {
 /// Whether a Pod carries a sidecar that the injector has added: the label says so and the container is there.
 pub fn has_sidecar(pod: &Pod) -> bool {
     let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(SIDECAR_LABEL));
+    label.is_some_and(|label| label == INJECTED) && has_sidecar_container(pod)
+}
+
+/// Whether a Pod has the sidecar's container, whatever its labels say: unlike containers, they may be changed while it
+/// runs.
+pub fn has_sidecar_container(pod: &Pod) -> bool {
     let containers = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-    label.is_some_and(|label| label == INJECTED) && containers.iter().any(is_sidecar)
+    containers.iter().any(is_sidecar)
 }
 
 fn is_sidecar(container: &Container) -> bool {

@@ -1,7 +1,7 @@
 //! The webhook's answer to the API server.
 
 use k8s_openapi::api::core::v1::Pod;
-use tidegate_crds::injection::has_sidecar;
+use tidegate_crds::injection::has_sidecar_container;
 use tidegate_kubernetes::webhook::{AdmissionRequest, BoxFuture, Operation, Reviewer, Verdict};
 
 use crate::inject::{Injection, inject};
@@ -34,7 +34,7 @@ impl PodReviewer {
         };
         let verdict = match (request.operation(), request.sub_resource()) {
             (Operation::Create, "") => self.created(&pod, request.namespace()).await,
-            (Operation::Update, "ephemeralcontainers") if has_sidecar(&pod) => {
+            (Operation::Update, "ephemeralcontainers") if has_sidecar_container(&pod) => {
                 refusal::check_ephemeral(&pod).map(|()| Verdict::allowed())
             }
             _ => Ok(Verdict::allowed()),

@@ -66,7 +66,9 @@ pub struct Discovery {
     versions: HashMap<String, String>,
     /// Keeps the process from being ready; dropped with the first policy.
     waiting: Option<Blocker>,
-    channel: Channel,
+    /// Makes the channel of one stream. A connection ends with the certificate that it was made with, so each stream has
+    /// one of its own.
+    channel: Box<dyn Fn() -> Channel + Send + Sync>,
 }
 
 /// Why a resource is not taken over.
@@ -104,11 +106,15 @@ impl Discovery {
         waiting: Blocker,
     ) -> Self {
         let newest = credentials.clone();
-        let channel = grpc::channel(&config.address, config.server_name.clone(), move || {
-            let credentials = newest.borrow().clone()?;
-            let bundle = bundle.borrow().clone();
-            let tls = grpc::client_config(&bundle, Some(&credentials));
-            tls.inspect_err(|error| tracing::error!(%error, "no TLS towards the controller")).ok()
+        let (address, server_name) = (config.address.clone(), config.server_name.clone());
+        let channel = Box::new(move || {
+            let (newest, bundle) = (newest.clone(), bundle.clone());
+            grpc::channel(&address, server_name.clone(), move || {
+                let credentials = newest.borrow().clone()?;
+                let bundle = bundle.borrow().clone();
+                let tls = grpc::client_config(&bundle, Some(&credentials));
+                tls.inspect_err(|error| tracing::error!(%error, "no TLS towards the controller")).ok()
+            })
         });
         Self {
             config,
@@ -180,7 +186,7 @@ impl Discovery {
         };
         tokio::pin!(renewed);
 
-        let mut client = DiscoveryClient::new(self.channel.clone());
+        let mut client = DiscoveryClient::new((self.channel)());
         let mut responses = client.stream(ReceiverStream::new(outgoing)).await?.into_inner();
         tracing::info!(controller = %self.config.address, "the policy stream is open");
         requests.subscribe(&self.destinations.connect()).await?;

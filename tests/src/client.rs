@@ -123,7 +123,8 @@ impl Connection {
     /// Sends; what becomes of it shows when reading.
     pub fn write(&mut self, bytes: &[u8]) {
         if let Some(tls) = &mut self.tls {
-            tls.writer().write_all(bytes).unwrap();
+            // What is kept of it is full once the peer takes nothing any more.
+            self.was_reset |= tls.writer().write_all(bytes).is_err();
             self.flush_tls();
         } else if let Err(error) = self.stream.write_all(bytes) {
             // The peer's reason is in what can still be read.

@@ -6,6 +6,7 @@
 //! held is printed when its test fails.
 
 pub mod cluster;
+pub mod forward;
 pub mod ingress;
 pub mod load;
 pub mod mesh;

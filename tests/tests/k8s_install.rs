@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
@@ -12,9 +13,11 @@ use tidegate_tests::helm::Helm;
 use tidegate_tests::kubernetes::cluster::run;
 use tidegate_tests::kubernetes::mesh::{DAEMONS, VALUES, install_crds};
 use tidegate_tests::kubernetes::{Cluster, ROLLOUT};
+use tidegate_tests::wait;
 
 const CHART: &str = "charts/tidegate";
 const ROOT: &str = "tidegate-ca-bundle";
+const SHORT_LIFE: Duration = Duration::from_secs(20);
 
 /// A mesh of its own beside those of other tests; its namespace goes when it is dropped.
 struct Installation {
@@ -227,7 +230,7 @@ fn the_api_server_accepts_every_rendering_to_the_letter() {
 }
 
 #[test]
-fn tidegate_installs_upgrades_and_uninstalls() {
+fn tidegate_installs_upgrades_and_uninstalls_and_the_injector_renews_its_certificate() {
     let installation = Installation::new("with-tidegate", Helm::newest());
     let values = installation.values();
     installation.tidegate("install", &["--apply", "--skip-crds", "--wait", "--values", values]);
@@ -236,11 +239,15 @@ fn tidegate_installs_upgrades_and_uninstalls() {
     installation.edit_mesh_config();
     let edited = installation.mesh_config();
 
-    installation.tidegate("upgrade", &["--skip-crds", "--wait", "--set", "certManager.replicas=2"]);
+    let short = format!("injector.extraArgs={{--certificate-lifetime={}s}}", SHORT_LIFE.as_secs());
+    let set = ["--set", "certManager.replicas=2", "--set", &short];
+    installation.tidegate("upgrade", &[&["--skip-crds", "--wait"], &set[..]].concat());
     installation.wait_ready();
     assert_eq!(installation.object("deployment", "tidegate-cert-manager")["spec"]["replicas"], 2);
     assert_eq!(installation.root(), root);
     assert_eq!(installation.mesh_config(), edited);
+
+    assert_injects_beyond_its_first_certificate(&installation);
 
     installation.tidegate("uninstall", &[]);
     assert!(!installation.is_there("deployment", "tidegate-controller"));
@@ -253,4 +260,41 @@ fn tidegate_installs_upgrades_and_uninstalls() {
     assert!(!installation.is_there("meshconfig", "osm-mesh-config"));
     installation.tidegate("uninstall", &["--delete-namespace"]);
     installation.cluster.wait_until_gone(&["namespace", &installation.name]);
+}
+
+/// The API server trusts the injector as long as that shows a certificate which has not ended.
+fn assert_injects_beyond_its_first_certificate(installation: &Installation) {
+    let first_end = SystemTime::now() + SHORT_LIFE;
+    let (mesh, cluster) = (&installation.name, installation.cluster);
+    let namespace = format!("{mesh}-pods");
+    let joined = json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": namespace,
+            "labels": {"openservicemesh.io/monitored-by": mesh},
+            "annotations": {"openservicemesh.io/sidecar-injection": "enabled"},
+        },
+    });
+    cluster.apply(&joined.to_string());
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "pod", "namespace": namespace},
+        "spec": {"containers": [{"name": "app", "image": "tidegate.test/app:1"}]},
+    });
+    let create = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+    let assert_injected = || {
+        let made =
+            cluster.try_kubectl(create, &pod.to_string()).unwrap_or_else(|failure| panic!("{failure}"));
+        let made: Value = serde_json::from_str(&made).unwrap();
+        let containers = made["spec"]["initContainers"].as_array().unwrap();
+        assert!(containers.iter().any(|container| container["name"] == "tidegate-sidecar"), "{made:#}");
+    };
+    assert_injected();
+    wait::until_true("the first certificate has ended", 2 * SHORT_LIFE, || SystemTime::now() > first_end);
+    let log = cluster.kubectl(["logs", "-n", mesh, "deployment/tidegate-injector"]);
+    assert!(log.matches("certificate received").count() >= 2, "it was short: {log}");
+    assert_injected();
+    cluster.kubectl(["delete", "namespace", &namespace, "--wait=false"]);
 }

@@ -152,3 +152,54 @@ fn probes_of_every_kind_ask_the_app_and_a_sick_app_is_restarted() {
         });
     }
 }
+
+#[test]
+fn lifecycle_hooks_by_http_reach_the_app_and_fail_only_without_an_answer() {
+    Mesh::get();
+    let namespace = Namespace::meshed("hooks");
+    // Whom the hooks tell: containers that are there before the app is started and while it is stopped.
+    let told = |name: &str, port: u16| {
+        json!({
+            "name": name,
+            "image": IMAGE,
+            "imagePullPolicy": "IfNotPresent",
+            "restartPolicy": "Always",
+            "args": ["serve", format!("--http={port}")],
+            "startupProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 30},
+        })
+    };
+    let hook = |port: u16| json!({"httpGet": {"path": "/unhealthy", "port": port}});
+    let serve = &["serve", "--http=8080"];
+    Workload::new("hooked", serve)
+        .port("http", 80, 8080)
+        .pod("initContainers", json!([told("started", 8081), told("stopped", 8082)]))
+        .container("lifecycle", json!({"postStart": hook(8081), "preStop": hook(8082)}))
+        .container(
+            "livenessProbe",
+            json!({"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1, "failureThreshold": 2}),
+        )
+        .deploy(&namespace);
+    Workload::new("mute", serve)
+        .port("http", 80, 8080)
+        .container("lifecycle", json!({"preStop": hook(8083)}))
+        .deploy(&namespace);
+
+    let pod = namespace.pod("hooked");
+    let status = |port: u16| pod.get(&format!("http://127.0.0.1:{port}/healthz")).status();
+    assert_eq!((status(8081), status(8082)), (500, 200), "started, and not stopped");
+    pod.get("http://127.0.0.1:8080/unhealthy").ok();
+    namespace.wait_for("the app is restarted", &["pods", "-l", "app=hooked"], |pods| {
+        let statuses = pods["items"][0]["status"]["containerStatuses"].as_array()?;
+        (statuses[0]["restartCount"].as_u64()? > 0 && statuses[0]["ready"] == true).then_some(())
+    });
+    assert_eq!(status(8082), 500, "it was told that the app is stopped");
+
+    namespace.pod("mute").delete();
+    let events = namespace.wait_for("kubelet sees that nobody answers", &["events"], |events| {
+        let failed =
+            events["items"].as_array()?.iter().filter(|event| event["reason"] == "FailedPreStopHook");
+        let pods: Vec<_> = failed.map(|event| event["involvedObject"]["name"].clone()).collect();
+        (!pods.is_empty()).then_some(pods)
+    });
+    assert!(events.iter().all(|pod| pod.as_str().unwrap().starts_with("mute-")), "{events:?}");
+}

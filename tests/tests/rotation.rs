@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tidegate_tests::app::App;
 use tidegate_tests::client::{Client, Tls};
 use tidegate_tests::load::{Load, LongStream, Shape};
@@ -41,6 +42,11 @@ fn short_lived() -> Mesh {
 /// Serial number of the certificate that the sidecar shows.
 fn serial(mesh: &Mesh) -> String {
     mesh.sidecar.admin_json("/config")["tls"]["certificate"]["serial"].as_str().unwrap().to_owned()
+}
+
+/// The sidecar's stream, as the controller sees it.
+fn policy_stream(mesh: &Mesh) -> Value {
+    mesh.controller.admin_json("/workloads")[0]["sidecar"].clone()
 }
 
 /// Clients as ingress controllers are: they follow the Secret and keep their connections.
@@ -94,6 +100,7 @@ fn leaves_roots_and_policies_are_replaced_under_load_without_a_failed_request() 
     let first_root = mesh.roots();
     let mut edits = 0;
 
+    let first_stream = policy_stream(&mesh);
     let mutual = mutual_load(&mesh);
     let faithful = faithful_load(&mesh);
     // What was let in by no certificate of the client's outlives every certificate.
@@ -124,6 +131,10 @@ fn leaves_roots_and_policies_are_replaced_under_load_without_a_failed_request() 
         mesh.sidecar.admin_json("/config")["tls"]["trustBundle"].as_array().unwrap().len() == 1
     });
     mutual.wait_for(200);
+    wait::until_true("the policy stream rests on the new certificate", wait::SOON, || {
+        let stream = policy_stream(&mesh);
+        stream["connected"] == true && stream["address"] != first_stream["address"]
+    });
 
     for stream in streams {
         assert!(stream.stop() > 100, "the stream went on all the time");

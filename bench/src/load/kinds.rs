@@ -294,7 +294,13 @@ impl Ticks {
             TimerfdTimerFlags::empty(),
             &Itimerspec { it_interval: spec, it_value: spec },
         )?;
-        Ok(Self { timer: pipe::Receiver::from_owned_fd_unchecked(timer)?, start, interval, done: 0, early: 0 })
+        Ok(Self {
+            timer: pipe::Receiver::from_owned_fd_unchecked(timer)?,
+            start,
+            interval,
+            done: 0,
+            early: 0,
+        })
     }
 
     /// Puts a request into the queue at each tick for `span`.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::control_plane::{bundle as trust_bundle, gateway_secret, mesh_config};
 use super::client::{Cluster, ClusterOptions};
-use crate::output::{OutputFormat, print_as};
+use crate::output::{OutputFormat, print_as, printable};
 
 /// How often a check that waits looks again.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -223,10 +223,10 @@ fn text(report: &Report, colour: bool) -> String {
             text += &format!("{gap}{category}\n{}\n", "-".repeat(category.chars().count()));
         }
         text += &format!("{} {}", symbol(finding.status), finding.title);
-        match (&finding.message, finding.hint) {
+        match (finding.message.as_deref().map(printable), finding.hint) {
             (Some(message), None) => text += &format!(": {message}\n"),
             (message, Some(hint)) => {
-                let message = message.as_deref().unwrap_or("no");
+                let message = message.unwrap_or_else(|| "no".to_owned());
                 text += &format!("\n    {}: {message}\n    hint: {hint}\n", finding.id);
             }
             (None, None) => text.push('\n'),

@@ -11,7 +11,7 @@ use kube::api::{Api, ListParams, Patch, PatchParams, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidegate_crds::injection::{
-    IGNORE, INJECTION, METRICS, MONITORED_BY, SIDECAR_INJECTION, has_sidecar, is_in_mesh,
+    IGNORE, INJECTION, INTERCEPT_CONTAINER, METRICS, MONITORED_BY, SIDECAR_INJECTION, has_sidecar, is_in_mesh,
 };
 
 use super::client::{Cluster, ClusterOptions};
@@ -23,6 +23,8 @@ use crate::output::{OutputFormat, print_as, table};
 const OF_KUBERNETES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 /// Namespace label that keeps admission webhooks out.
 const CONTROL_PLANE_LABEL: &str = "control-plane";
+/// Namespace label: the Pod Security Standard that its Pods must meet.
+const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 /// Who made a change, in the objects' managed fields.
 const FIELD_MANAGER: &str = "tidegate-cli";
 
@@ -154,6 +156,9 @@ pub(crate) async fn add(cluster: &Cluster, name: &str, without_sidecars: bool) -
         let patch = json!({"metadata": {"labels": labels, "annotations": {SIDECAR_INJECTION: injection}}});
         change(cluster, name, &patch).await?;
         if !without_sidecars {
+            if let Some(hint) = pod_security_hint(&namespace) {
+                eprintln!("warning: {hint}");
+            }
             hint_at_restart(cluster, name, false).await;
         }
         Ok(format!("Namespace [{name}] successfully added to mesh [{mesh}]"))
@@ -272,6 +277,18 @@ async fn refuse_control_plane(cluster: &Cluster, namespace: &Namespace) -> anyho
         "label {CONTROL_PLANE_LABEL} keeps admission webhooks out of it, so no sidecar could be added"
     );
     Ok(())
+}
+
+/// What to do where Pod Security refuses the interception step, and with it every Pod that gets a sidecar.
+fn pod_security_hint(namespace: &Namespace) -> Option<String> {
+    let level = namespace.labels().get(POD_SECURITY)?;
+    (level != "privileged").then(|| {
+        format!(
+            "label {POD_SECURITY}={level} refuses container {INTERCEPT_CONTAINER}, which needs NET_ADMIN and NET_RAW, so \
+             no pod with a sidecar can be made; kubectl label namespace {} --overwrite {POD_SECURITY}=privileged",
+            namespace.name_any()
+        )
+    })
 }
 
 /// Pods take a sidecar, or lose it, only when they are made.

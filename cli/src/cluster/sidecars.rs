@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use serde::{Deserialize, Serialize};
 use tidegate_crds::injection::{INJECTED, SIDECAR_CONTAINER, SIDECAR_LABEL, has_sidecar};
@@ -57,6 +57,8 @@ pub(crate) struct MeshedPod {
     /// Whether its sidecar runs: before that nobody can expect it anywhere.
     pub(crate) is_started: bool,
     image: String,
+    /// The namespace of the control plane that its sidecar speaks to; none if that cannot be told.
+    control_plane: Option<String>,
 }
 
 /// What the controllers know.
@@ -90,12 +92,18 @@ impl MeshedPod {
             name: pod.name_any(),
             is_started: phase == Some("Running") || sidecar_runs(pod),
             image: image(pod),
+            control_plane: control_plane(pod),
         })
+    }
+
+    /// Whether its sidecar may be one of the control plane in this namespace: a cluster can have several.
+    fn may_be_of(&self, control_plane: &str) -> bool {
+        self.control_plane.as_deref().is_none_or(|namespace| namespace == control_plane)
     }
 }
 
 impl Cluster {
-    /// The Pods with a sidecar that are not over, of one namespace or of all.
+    /// The Pods with a sidecar of this mesh that are not over, of one namespace or of all.
     pub(crate) async fn meshed_pods(&self, namespace: Option<&str>) -> anyhow::Result<Vec<MeshedPod>> {
         let (api, what): (Api<Pod>, _) = match namespace {
             Some(name) => (Api::namespaced(self.client.clone(), name), format!("pods of namespace {name}")),
@@ -103,7 +111,8 @@ impl Cluster {
         };
         let selector = ListParams::default().labels(&format!("{SIDECAR_LABEL}={INJECTED}"));
         let pods = self.list(&api, selector, &what).await?;
-        let mut pods: Vec<MeshedPod> = pods.iter().filter_map(MeshedPod::of).collect();
+        let pods = pods.iter().filter_map(MeshedPod::of);
+        let mut pods: Vec<MeshedPod> = pods.filter(|pod| pod.may_be_of(&self.control_plane)).collect();
         pods.sort_by_key(MeshedPod::key);
         Ok(pods)
     }
@@ -157,7 +166,44 @@ fn sidecar_runs(pod: &Pod) -> bool {
 }
 
 fn image(pod: &Pod) -> String {
+    sidecar(pod).and_then(|container| container.image.clone()).unwrap_or_default()
+}
+
+/// From the address of the controller, which is its Service's: `https://tidegate-controller.<namespace>.svc:15128`.
+fn control_plane(pod: &Pod) -> Option<String> {
+    let arguments = sidecar(pod)?.args.as_deref()?;
+    let address =
+        arguments.iter().find_map(|argument| argument.strip_prefix("--discovery-address=https://"))?;
+    let mut labels = address.strip_prefix(Part::Controller.name())?.strip_prefix('.')?.split('.');
+    labels.next().filter(|_| labels.next().is_some_and(|label| label.starts_with("svc"))).map(str::to_owned)
+}
+
+fn sidecar(pod: &Pod) -> Option<&Container> {
     let containers = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
-    let sidecar = containers.and_then(|all| all.iter().find(|container| container.name == SIDECAR_CONTAINER));
-    sidecar.and_then(|container| container.image.clone()).unwrap_or_default()
+    containers.and_then(|all| all.iter().find(|container| container.name == SIDECAR_CONTAINER))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_sidecar_of_another_control_plane_is_not_of_this_one() {
+        let pod = |arguments: &[&str]| {
+            let pod = serde_json::from_value(json!({
+                "metadata": {"labels": {SIDECAR_LABEL: INJECTED}},
+                "spec": {"containers": [], "initContainers": [
+                    {"name": SIDECAR_CONTAINER, "restartPolicy": "Always", "args": arguments},
+                ]},
+            }));
+            MeshedPod::of(&pod.unwrap()).unwrap()
+        };
+        let own = pod(&["--transparent", "--discovery-address=https://tidegate-controller.mesh-a.svc:15128"]);
+        assert!(own.may_be_of("mesh-a") && !own.may_be_of("mesh-b"));
+        for unknown in [&[][..], &["--discovery-address=https://10.0.0.1:15128"]] {
+            assert!(pod(unknown).may_be_of("mesh-b"));
+        }
+    }
 }

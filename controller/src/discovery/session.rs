@@ -189,16 +189,18 @@ impl Session {
 }
 
 impl Following<'_> {
-    /// A workload's policy is its own business: only who runs as its service account may have it. Of a workload
-    /// that is not known, nobody learns anything.
+    /// A workload's policy is its own business: only who runs as its service account may have it. In another
+    /// namespace than its own, nobody learns whether a workload is there.
     fn authorize(&self) -> Result<(), Status> {
         let client = &self.session.client.identity;
-        match &*self.policy.borrow() {
-            Some(published) if published.policy.identity != *client => Err(Status::permission_denied(
-                format!("{client} is not the identity of workload {}", self.workload),
-            )),
-            _ => Ok(()),
+        let is_elsewhere = &*self.workload.namespace != client.namespace();
+        let is_another = |published: &Arc<Published>| published.policy.identity != *client;
+        if is_elsewhere || self.policy.borrow().as_ref().is_some_and(is_another) {
+            let workload = &self.workload;
+            let reason = format!("{client} is not the identity of workload {workload}");
+            return Err(Status::permission_denied(reason));
         }
+        Ok(())
     }
 
     fn introduce(&self, node: &wire::Node) {

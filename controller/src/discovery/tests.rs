@@ -310,6 +310,15 @@ async fn another_identity_is_refused() {
         status.message(),
         "httpbin.elsewhere.cluster.local is not the identity of workload httpbin/httpbin-1"
     );
+    // And nobody learns which workloads another namespace has.
+    let mut sidecar =
+        Sidecar::connect(address, &mesh.ca.bundle(), &credentials, hello("httpbin/nobody")).await;
+    let status = sidecar.end().await;
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(
+        status.message(),
+        "httpbin.elsewhere.cluster.local is not the identity of workload httpbin/nobody"
+    );
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tracing::warn;
 
 use super::Worker;
-use crate::lifeline::{Cause, Lifeline};
+use crate::lifeline::Cause;
 use crate::session::{Review, VerifiedCertificate};
 use crate::snapshot::Snapshot;
 use crate::tls::{PeerTls, ServerTls};
@@ -46,18 +46,23 @@ impl Reviewer {
                 return line.close(Cause::TrustBundleChanged);
             }
             let Some(gate) = connection.gate() else { return };
-            let end = |line: &Lifeline, cause| {
-                if connection.is_opaque() { line.close(cause) } else { line.finish(cause, grace) }
-            };
+            let is_opaque = connection.is_opaque();
             if let Review::Revoke(denial) = gate.review(&snapshot) {
                 worker.refusals.revoked(gate.info(), &denial);
-                return end(line, Cause::PolicyChanged);
+                return match is_opaque {
+                    true => line.close(Cause::PolicyChanged),
+                    false => line.finish(Cause::PolicyChanged, grace),
+                };
             }
             if let (Some(judge), Some(client)) = (&clients, &gate.info().client)
                 && let Err(error) = judge.verify(client)
             {
                 worker.refusals.revoked(gate.info(), &error);
-                end(line, Cause::TrustBundleChanged);
+                match is_opaque {
+                    true => line.close(Cause::TrustBundleChanged),
+                    // Nobody is refused here: the client has a certificate of another root by now, and comes back.
+                    false => line.leave(Cause::TrustBundleChanged, grace / 2, grace),
+                }
             }
         });
         self.last = snapshot;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{process, thread};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Cluster, ROLLOUT};
 use crate::kubernetes::pod::Pod;
@@ -62,6 +62,24 @@ impl Namespace {
     /// [`Namespace::apply`] that may be refused.
     pub fn try_apply(&self, yaml: &str) -> Result<String, super::cluster::Failure> {
         self.cluster.try_kubectl(["apply", "-n", &self.name, "-f", "-"], yaml)
+    }
+
+    /// What the API server would make of these objects, webhooks and all, without making them; and what it says about
+    /// those that it refuses, a line each.
+    pub fn would_make(&self, objects: &[Value]) -> (Vec<Value>, Vec<String>) {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        let arguments = ["create", "-n", &self.name, "--dry-run=server", "-o", "json", "-f", "-"];
+        let (made, refusals) = match self.cluster.try_kubectl(arguments, &list) {
+            Ok(made) => (made, String::new()),
+            Err(failure) => (failure.stdout, failure.stderr),
+        };
+        let made = serde_json::Deserializer::from_str(&made).into_iter();
+        let made: Result<_, _> = made.collect();
+        let refusals = refusals.lines().filter(|line| !line.starts_with("Warning: "));
+        (
+            made.unwrap_or_else(|error| panic!("kubectl create: {error}")),
+            refusals.map(str::to_owned).collect(),
+        )
     }
 
     /// `kubectl -n <this one>`, which must succeed.

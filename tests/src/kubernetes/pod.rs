@@ -1,5 +1,9 @@
 //! A pod that runs.
 
+use std::fs;
+use std::path::Path;
+
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::Cluster;
@@ -16,6 +20,10 @@ pub struct Pod {
     name: String,
     ip: String,
 }
+
+/// A process that stands still.
+#[derive(Debug)]
+pub struct Paused(rustix::process::Pid);
 
 /// What a client in a pod got.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +60,13 @@ impl Pod {
     /// The test app in its container, as a client; the line of JSON that it prints.
     #[track_caller]
     pub fn ask(&self, arguments: &[&str]) -> Value {
-        let mut lines = self.ask_all(arguments);
+        self.ask_with(arguments, "")
+    }
+
+    /// [`Pod::ask`] with this standard input.
+    #[track_caller]
+    pub fn ask_with(&self, arguments: &[&str], input: &str) -> Value {
+        let mut lines = self.lines(arguments, input);
         assert_eq!(lines.len(), 1, "{arguments:?}: {lines:?}");
         lines.remove(0)
     }
@@ -60,7 +74,13 @@ impl Pod {
     /// [`Pod::ask`] for more than one line.
     #[track_caller]
     pub fn ask_all(&self, arguments: &[&str]) -> Vec<Value> {
-        let output = match self.exec(APP, &[&["/usr/local/bin/tidegate-test-app"], arguments].concat(), "") {
+        self.lines(arguments, "")
+    }
+
+    #[track_caller]
+    fn lines(&self, arguments: &[&str], input: &str) -> Vec<Value> {
+        let command = [&["/usr/local/bin/tidegate-test-app"], arguments].concat();
+        let output = match self.exec(APP, &command, input) {
             Ok(output) => output,
             // It says so when there was no answer.
             Err(failure) if failure.stdout.starts_with('{') => failure.stdout,
@@ -108,6 +128,24 @@ impl Pod {
         self.cluster.get_json(&["pod", "-n", &self.namespace, &self.name])
     }
 
+    /// Stops its sidecar's process until the guard is dropped, as a node does that swaps.
+    #[track_caller]
+    pub fn pause_sidecar(&self) -> Paused {
+        // Processes of another machine are out of reach.
+        let _ = self.cluster.own_name();
+        let workload = format!("--workload={}/{}", self.namespace, self.name);
+        let is_its = |process: &Path| {
+            let line = fs::read(process.join("cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == workload.as_bytes())
+        };
+        let mut processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let process = processes.find(|process| is_its(process)).expect("the sidecar runs on this machine");
+        let number = process.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let paused = Paused(rustix::process::Pid::from_raw(number).unwrap());
+        rustix::process::kill_process(paused.0, Signal::STOP).unwrap();
+        paused
+    }
+
     /// Deletes it and waits until it is gone.
     pub fn delete(&self) {
         self.cluster.kubectl(["delete", "pod", "-n", &self.namespace, &self.name]);
@@ -124,6 +162,12 @@ impl Pod {
             "--grace-period=0",
             "--force",
         ]);
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, Signal::CONT);
     }
 }
 

@@ -73,6 +73,22 @@ async fn namespaces_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
     assert_eq!(fake.changes(), []);
 }
 
+#[test]
+fn a_namespace_whose_pod_security_refuses_interception_gets_a_hint() {
+    let hint = |labels| {
+        let namespace = serde_json::from_value(namespace("shop", labels)).unwrap();
+        pod_security_hint(&namespace)
+    };
+    for level in ["restricted", "baseline"] {
+        let text = hint(json!({"pod-security.kubernetes.io/enforce": level})).unwrap();
+        let command =
+            "kubectl label namespace shop --overwrite pod-security.kubernetes.io/enforce=privileged";
+        assert!(text.contains(level) && text.ends_with(command), "{text}");
+    }
+    assert_eq!(hint(json!({"pod-security.kubernetes.io/enforce": "privileged"})), None);
+    assert_eq!(hint(json!({"pod-security.kubernetes.io/warn": "restricted"})), None);
+}
+
 #[tokio::test]
 async fn removing_takes_everything_away_that_adding_sets() {
     let mut member = namespace("httpbin", json!({"openservicemesh.io/monitored-by": "osm", "team": "a"}));

@@ -261,3 +261,21 @@ async fn no_request_is_lost_to_the_end_of_the_client_certificate() {
     assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
     assert!(SystemTime::now() < start + Duration::from_secs(6));
 }
+
+#[tokio::test]
+async fn no_request_is_lost_to_a_root_that_is_dropped_either() {
+    for round in 0..5 {
+        let mesh = Mesh::with(2, Limits::default()).await;
+        let gateway = mesh.root.named(GATEWAY);
+        let (mut clients, all) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+        for pause in pauses() {
+            let https = tls(&mesh, Port::Https, Some(&gateway), &[]).await.unwrap();
+            clients.spawn(until_told(https, pause, all.clone()));
+        }
+        until(|| all.load(Ordering::Relaxed) > 50 + 7 * round).await;
+        let start = Instant::now();
+        mesh.trust(&Authority::root("new root"));
+        clients.join_all().await;
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+}

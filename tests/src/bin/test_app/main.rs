@@ -6,6 +6,7 @@
 
 mod capture;
 mod client;
+mod control_plane;
 mod grpc;
 mod gunicorn;
 mod httpbin;
@@ -37,8 +38,12 @@ enum Role {
     Get(client::Get),
     /// Sends a line over TCP and prints what came back.
     Tcp(client::Tcp),
-    /// One GET over TLS with a certificate as wanted; prints the answer or how the connection ended.
+    /// One request over TLS with a certificate as wanted; prints the answer or how the connection ended.
     Tls(tls::Exchange),
+    /// Asks the certificate authority for a certificate.
+    Certify(control_plane::Certify),
+    /// Asks the controller for a workload's policy.
+    Discover(control_plane::Discover),
     /// Requests all the time; `/report` at its own port says what they came to.
     Load(load::Load),
     /// Looks for a text on the network until standard input ends.
@@ -92,6 +97,8 @@ fn main() -> ExitCode {
         Role::Get(get) => get.run(),
         Role::Tcp(tcp) => tcp.run(),
         Role::Tls(exchange) => exchange.run(),
+        Role::Certify(certify) => certify.run(),
+        Role::Discover(discover) => discover.run(),
         Role::Load(load) => load.run(),
         Role::Capture(capture) => capture.run(),
         Role::Cat { file } => {

@@ -1,5 +1,6 @@
 //! TLS: httpbin's answers behind a certificate of its own, and a client that shows whatever certificate it is given.
 
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, Tls};
+use tidegate_tests::client::{Client, Connection, Tls};
+use tidegate_tests::http1::Kind;
 use tidegate_tests::pki::{self, Authority, Credentials, Leaf};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +19,9 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::client;
 use crate::httpbin::{self, Health};
+
+/// What is given to TLS at once: it keeps 64 KiB at most.
+const PIECE: usize = 32 * 1024;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Exchange {
@@ -43,6 +48,12 @@ pub(crate) struct Exchange {
     /// What to get.
     #[arg(long, default_value = "/get")]
     path: String,
+    /// The request's method. What is not GET takes its body from standard input.
+    #[arg(long, default_value = "GET")]
+    method: String,
+    /// The body's type.
+    #[arg(long, default_value = "application/json")]
+    content_type: String,
 }
 
 impl Exchange {
@@ -55,15 +66,31 @@ impl Exchange {
             tls = tls.server_name(name);
         }
         tls = tls.protocols(&self.alpn.iter().map(String::as_str).collect::<Vec<_>>());
-        let request = format!("GET {} HTTP/1.1\r\nhost: {}\r\n\r\n", self.path, self.host);
+        let request = self.request();
         let outcome = client::resolve(&self.target).and_then(|target| {
             let result = Client::to(target).tls(tls).connect();
-            result
-                .and_then(|mut connection| connection.request(request.as_bytes()))
-                .map_err(|end| client::name(&end))
+            let exchange = |mut connection: Connection| {
+                request.chunks(PIECE).for_each(|piece| connection.write(piece));
+                connection.response(Kind::Response)
+            };
+            result.and_then(exchange).map_err(|end| client::name(&end))
         });
         println!("{}", client::describe(&outcome));
         ExitCode::from(u8::from(outcome.is_err()))
+    }
+
+    fn request(&self) -> Vec<u8> {
+        let head = format!("{} {} HTTP/1.1\r\nhost: {}\r\n", self.method, self.path, self.host);
+        if self.method == "GET" {
+            return (head + "\r\n").into_bytes();
+        }
+        let mut body = Vec::new();
+        std::io::stdin().read_to_end(&mut body).unwrap();
+        let (length, kind) = (body.len(), &self.content_type);
+        let mut request =
+            format!("{head}content-type: {kind}\r\ncontent-length: {length}\r\n\r\n").into_bytes();
+        request.append(&mut body);
+        request
     }
 }
 

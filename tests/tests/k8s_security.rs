@@ -1,0 +1,729 @@
+//! What strangers, tenants and their objects can do to the control plane of a real cluster, and what they learn from it.
+
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+use tidegate_tests::kubernetes::cluster::Failure;
+use tidegate_tests::kubernetes::forward::Admin;
+use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, Mesh};
+use tidegate_tests::kubernetes::namespace::Namespace;
+use tidegate_tests::kubernetes::pod::{Outcome, Pod};
+use tidegate_tests::kubernetes::workload::{IMAGE, Workload};
+use tidegate_tests::pki::{Authority, Leaf};
+use tidegate_tests::wait;
+
+/// Texts that mean something to a shell, a template, a parser or a terminal.
+const HOSTILE: [&str; 9] = [
+    "\"",
+    "'; reboot #",
+    "a\nb",
+    "`reboot`",
+    "{{ .Values.x }}",
+    "$(reboot)",
+    "${jndi:ldap://x}",
+    "<!--#exec cmd=\"x\"-->",
+    "\u{1b}[2J\u{202e}",
+];
+/// The API server remembers for ten seconds that a token was good.
+const TOKEN_MEMORY: Duration = Duration::from_secs(30);
+
+/// A service of the control plane: where it is and what its certificate is called.
+#[derive(Clone, Copy)]
+enum Service {
+    Authority,
+    Controller,
+    Injector,
+    Validator,
+}
+
+impl Service {
+    fn target(self) -> String {
+        let (name, port) = match self {
+            Self::Authority => ("tidegate-cert-manager", 15012),
+            Self::Controller => ("tidegate-controller", 15128),
+            Self::Injector => ("tidegate-injector", 443),
+            Self::Validator => ("tidegate-controller", 443),
+        };
+        format!("{name}.{CONTROL_PLANE}.svc:{port}")
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Controller => format!("tidegate-controller.{CONTROL_PLANE}.cluster.local"),
+            _ => self.target().split(':').next().unwrap().to_owned(),
+        }
+    }
+
+    /// What the test app says after it has asked in this pod. PEM begins with dashes, so it is one word with its flag.
+    #[track_caller]
+    fn ask(self, from: &Pod, role: &str, arguments: &[String], input: &str) -> Value {
+        let mut words = vec![role.to_owned(), self.target()];
+        words.extend([format!("--roots={}", roots()), format!("--expect={}", self.name())]);
+        words.extend_from_slice(arguments);
+        from.ask_with(&words.iter().map(String::as_str).collect::<Vec<_>>(), input)
+    }
+}
+
+/// PEM of the mesh's roots, which everybody may know.
+fn roots() -> String {
+    let what = ["configmap", "tidegate-trust-bundle", "-n", CONTROL_PLANE];
+    Mesh::get().cluster().get_json(&what)["data"]["ca.crt"].as_str().unwrap().to_owned()
+}
+
+/// A client in the mesh and one outside of it, each in a namespace of its own.
+struct Clients {
+    meshed: Namespace,
+    plain: Namespace,
+}
+
+impl Clients {
+    fn start() -> Self {
+        Mesh::get();
+        let clients = Self { meshed: Namespace::meshed("client"), plain: Namespace::new("outside") };
+        for namespace in [&clients.meshed, &clients.plain] {
+            Workload::client("client").apply(namespace);
+        }
+        clients
+    }
+
+    fn pods(&self) -> [Pod; 2] {
+        [&self.meshed, &self.plain].map(|namespace| namespace.pod("client"))
+    }
+}
+
+/// A token of a pod, as kubelet gives it to the sidecar unless other arguments are given.
+fn token(namespace: &Namespace, account: &str, pod: &Pod, arguments: &[&str]) -> String {
+    let bound = format!("--bound-object-name={}", pod.name());
+    let words = ["create", "token", account, "--bound-object-kind=Pod", &bound];
+    let arguments = if arguments.is_empty() { &["--audience=tidegate-ca"] } else { arguments };
+    namespace.kubectl(&[&words, arguments].concat()).trim().to_owned()
+}
+
+fn with_token(token: &str) -> String {
+    format!("--token={token}")
+}
+
+/// PEM of the chain and the key that the authority gives a pod.
+#[track_caller]
+fn credentials(namespace: &Namespace, account: &str, pod: &Pod) -> String {
+    let token = token(namespace, account, pod, &[]);
+    let given = Service::Authority.ask(pod, "certify", &[with_token(&token)], "");
+    let text = |field: &str| given[field].as_str().unwrap_or_else(|| panic!("{given}")).to_owned();
+    text("chain") + &text("key")
+}
+
+fn policy(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "policy.openservicemesh.io/v1alpha1",
+        "kind": "IngressBackend",
+        "metadata": {"name": name},
+        "spec": spec,
+    })
+}
+
+fn open_to(range: &str) -> Value {
+    json!({
+        "backends": [{"name": "server", "port": {"number": 8080, "protocol": "http"}}],
+        "sources": [{"kind": "IPRange", "name": range}],
+    })
+}
+
+/// How often containers of the control plane were started anew.
+fn restarts() -> u64 {
+    let pods = Mesh::get().cluster().get_json(&["pods", "-n", CONTROL_PLANE]);
+    let statuses = |pod: &Value| pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+    let all = pods["items"].as_array().unwrap().iter().flat_map(statuses);
+    all.map(|status| status["restartCount"].as_u64().unwrap_or_default()).sum()
+}
+
+#[test]
+fn the_controller_speaks_to_nobody_without_a_certificate_of_a_workload() {
+    let clients = Clients::start();
+    let stranger = Authority::root("Stranger").issue(&Leaf::dns("client.default.cluster.local"));
+    let stranger = format!("--credentials={}{}", stranger.chain_pem(), stranger.key_pem());
+    for pod in clients.pods() {
+        let tls = |more: &[String]| {
+            let arguments = [&["--alpn=h2".to_owned()], more].concat();
+            Outcome::of(&Service::Controller.ask(&pod, "tls", &arguments, ""))
+        };
+        // certificate_required and unknown_ca.
+        assert_eq!(tls(&[]), Outcome::Refused("alert 116".to_owned()));
+        assert_eq!(tls(std::slice::from_ref(&stranger)), Outcome::Refused("alert 48".to_owned()));
+    }
+
+    // A certificate of the mesh's authority that is no workload's, though it is called like one.
+    let name = format!("client.{}.cluster.local", clients.meshed.name());
+    Mesh::get().patch_config(&json!({"certificate": {"ingressGateway": {
+        "secret": {"name": "security-gateway", "namespace": CONTROL_PLANE},
+        "subjectAltNames": [name],
+        "validityDuration": "24h",
+    }}}));
+    let what = ["secret", "security-gateway", "-n", CONTROL_PLANE];
+    let gateway = Mesh::get().cluster().wait_for("the gateway's Secret", &what, |secret| {
+        let part = |key: &str| {
+            String::from_utf8(BASE64_STANDARD.decode(secret["data"][key].as_str()?).unwrap()).ok()
+        };
+        Some(part("tls.crt")? + &part("tls.key")?)
+    });
+    let [meshed, _] = clients.pods();
+    let workload = format!("--workload={}/{}", clients.meshed.name(), meshed.name());
+    let arguments = [workload, format!("--credentials={gateway}")];
+    let refused = Service::Controller.ask(&meshed, "discover", &arguments, "");
+    assert_eq!(refused["code"], "PermissionDenied", "{refused}");
+}
+
+#[test]
+fn a_workload_gets_its_own_policy_and_learns_nothing_of_another_namespace() {
+    Mesh::get();
+    let namespaces = [Namespace::meshed("ours"), Namespace::meshed("theirs")];
+    for namespace in &namespaces {
+        Workload::http("server").apply(namespace);
+        namespace.apply(&policy("open", &open_to("10.0.0.0/8")).to_string());
+    }
+    let pods = namespaces.each_ref().map(|namespace| namespace.pod("server"));
+    let shown = [0, 1]
+        .map(|index| format!("--credentials={}", credentials(&namespaces[index], "server", &pods[index])));
+    let discover = |who: usize, workload: String| {
+        let arguments = [format!("--workload={workload}"), shown[who].clone()];
+        Service::Controller.ask(&pods[who], "discover", &arguments, "")
+    };
+    for (own, other) in [(0, 1), (1, 0)] {
+        let [name, theirs] = [own, other].map(|index| namespaces[index].name());
+        let [pod, their_pod] = [own, other].map(|index| pods[index].name());
+        let given = discover(own, format!("{name}/{pod}"));
+        assert_eq!(given["resources"][0]["name"], format!("inbound-policy/{name}/{pod}"), "{given}");
+        let text = given.to_string();
+        assert!(text.contains(&format!("{name}/open")) && !text.contains(theirs), "{text}");
+
+        // Neither what is there nor whether it is there.
+        for workload in [their_pod, "nobody"] {
+            let refused = discover(own, format!("{theirs}/{workload}"));
+            assert_eq!(refused["code"], "PermissionDenied", "{refused}");
+            let client = format!("server.{name}.cluster.local");
+            let reason = format!("{client} is not the identity of workload {theirs}/{workload}");
+            assert_eq!(refused["error"], reason);
+        }
+
+        // And so does the sidecar itself.
+        let config = Admin::of(namespaces[own].cluster(), name, pod).get("/config").text();
+        assert!(config.contains(&format!("{name}/open")) && !config.contains(theirs), "{config}");
+    }
+}
+
+#[test]
+fn the_authority_gives_nobody_a_certificate_for_somebody_else() {
+    let clients = Clients::start();
+    let [meshed, plain] = clients.pods();
+    for (namespace, pod) in [(&clients.meshed, &meshed), (&clients.plain, &plain)] {
+        let certify = |arguments: &[String]| Service::Authority.ask(pod, "certify", arguments, "");
+        let good = with_token(&token(namespace, "client", pod, &[]));
+        let api_server = with_token(&token(namespace, "client", pod, &["--duration=1h"]));
+        let other = with_token(&token(namespace, "client", pod, &["--audience=other"]));
+        for arguments in [vec![], vec![with_token("rubbish")], vec![api_server], vec![other]] {
+            let refused = certify(&arguments);
+            assert_eq!(refused["code"], "Unauthenticated", "{arguments:?}: {refused}");
+        }
+        let uri = |namespace: &str| format!("--uri=spiffe://cluster.local/ns/{namespace}/sa/client");
+        let own = uri(namespace.name());
+        for asked in [
+            vec![uri("kube-system")],
+            vec![own.clone(), uri("kube-system")],
+            vec![own.clone(), format!("--dns=tidegate-controller.{CONTROL_PLANE}.svc")],
+            vec!["--dns=*".to_owned()],
+        ] {
+            let refused = certify(&[vec![good.clone()], asked.clone()].concat());
+            assert_eq!(refused["code"], "InvalidArgument", "{asked:?}: {refused}");
+        }
+        assert!(certify(&[good, own])["chain"].is_string());
+    }
+
+    // The account is gone, the pod is not.
+    let token = with_token(&token(&clients.plain, "client", &plain, &[]));
+    let certify = || Service::Authority.ask(&plain, "certify", std::slice::from_ref(&token), "");
+    assert!(certify()["chain"].is_string());
+    clients.plain.kubectl(&["delete", "serviceaccount", "client"]);
+    wait::until_true("the token ends with its account", TOKEN_MEMORY, || {
+        certify()["code"] == "Unauthenticated"
+    });
+}
+
+/// An AdmissionReview as the API server writes it.
+fn review(kind: [&str; 3], namespace: &str, object: &Value) -> String {
+    let [group, version, kind] = kind;
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {
+            "uid": "1",
+            "kind": {"group": group, "version": version, "kind": kind},
+            "name": object["metadata"]["name"],
+            "namespace": namespace,
+            "operation": "CREATE",
+            "userInfo": {"username": "system:admin", "groups": ["system:masters"]},
+            "object": object,
+        },
+    })
+    .to_string()
+}
+
+fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "annotations": {}},
+        "spec": {"containers": [{
+            "name": "app",
+            "image": IMAGE,
+            "imagePullPolicy": "IfNotPresent",
+            "args": ["serve"],
+        }]},
+    })
+}
+
+#[test]
+fn whoever_asks_a_webhook_changes_nothing_and_rubbish_does_not_hurt_it() {
+    let clients = Clients::start();
+    let before = restarts();
+    let ghost = review(["", "v1", "Pod"], clients.meshed.name(), &pod("ghost"));
+    let shut = policy("ghost", &open_to("10.0.0.0/99"));
+    let ours = ["policy.openservicemesh.io", "v1alpha1", "IngressBackend"];
+    let shut = review(ours, clients.meshed.name(), &shut);
+    let deep = format!("{{\"request\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    for from in clients.pods() {
+        for (service, path, good) in
+            [(Service::Injector, "/mutate", &ghost), (Service::Validator, "/validate", &shut)]
+        {
+            let post = |path: &str, kind: &str, body: &str| {
+                let arguments =
+                    ["--method=POST".to_owned(), format!("--path={path}"), format!("--content-type={kind}")];
+                service.ask(&from, "tls", &arguments, body)
+            };
+            let json = "application/json";
+            let large = "x".repeat(8 << 20);
+            for (path, kind, body, status) in [
+                ("/", json, good.as_str(), 404),
+                ("/../etc/passwd", json, good, 404),
+                (path, "text/plain", good, 415),
+                (path, json, "", 400),
+                (path, json, "{}", 400),
+                (path, json, &deep, 400),
+            ] {
+                let answer = post(path, kind, body);
+                assert_eq!(answer["status"], status, "{path} {kind}: {answer}");
+            }
+            let get = [format!("--path={path}")];
+            assert_eq!(service.ask(&from, "tls", &get, "")["status"], 405);
+            // The connection may be over before all is sent, and the answer with it.
+            let refused = post(path, json, &large);
+            assert!(refused["status"] == 413 || refused["error"].is_string(), "{refused}");
+
+            let answer = post(path, json, good);
+            assert_eq!(answer["status"], 200, "{answer}");
+            let response = &answer["body"]["response"];
+            match service {
+                Service::Injector => assert!(response["patch"].is_string(), "{answer}"),
+                _ => assert_eq!(response["allowed"], false, "{answer}"),
+            }
+        }
+    }
+    for what in ["pod/ghost", "ingressbackend/ghost"] {
+        let absent = clients.meshed.cluster().try_get_json(&["-n", clients.meshed.name(), what]).unwrap_err();
+        assert!(absent.stderr.contains("NotFound"), "{absent}");
+    }
+    assert_eq!(restarts(), before);
+}
+
+#[test]
+fn hostile_text_in_a_pod_is_refused_or_means_nothing() {
+    Mesh::get();
+    let namespace = Namespace::meshed("hostile");
+    namespace.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
+    let read = [
+        "openservicemesh.io/sidecar-injection",
+        "openservicemesh.io/metrics",
+        "openservicemesh.io/inbound-port-exclusion-list",
+        "openservicemesh.io/outbound-port-exclusion-list",
+        "openservicemesh.io/outbound-ip-range-exclusion-list",
+        "openservicemesh.io/outbound-ip-range-inclusion-list",
+        "openservicemesh.io/sidecar-resource-limits-cpu",
+        "openservicemesh.io/sidecar-resource-requests-memory",
+    ];
+    let mut refused = Vec::new();
+    for name in read {
+        for text in HOSTILE {
+            let mut pod = pod(&format!("refused-{}", refused.len()));
+            pod["metadata"]["annotations"][name] = text.into();
+            refused.push(pod);
+        }
+    }
+    let (made, refusals) = namespace.would_make(&refused);
+    assert_eq!(made, Vec::<Value>::new());
+    for name in read {
+        let named = format!("denied the request: annotation {name} of the pod: ");
+        let count = refusals.iter().filter(|line| line.contains(&named)).count();
+        assert_eq!(count, HOSTILE.len(), "{name}: {refusals:#?}");
+    }
+
+    // Where text is the app's own, what we add is the same as without it.
+    let ours = |pod: &Value| {
+        let mut ours = pod["spec"]["initContainers"].clone();
+        assert_eq!(ours.as_array().map(Vec::len), Some(2), "{pod:#}");
+        for container in ours.as_array_mut().unwrap() {
+            // Named anew for each pod.
+            container["volumeMounts"]
+                .as_array_mut()
+                .unwrap()
+                .retain(|mount| mount["mountPath"] != "/var/run/secrets/kubernetes.io/serviceaccount");
+        }
+        ours
+    };
+    let mut pods = vec![pod("plain")];
+    for (index, text) in HOSTILE.into_iter().enumerate() {
+        let mut pod = pod(&format!("inert-{index}"));
+        pod["metadata"]["annotations"]["openservicemesh.io/else"] = text.into();
+        pod["metadata"]["annotations"]["tidegate.io/else"] = text.into();
+        let container = &mut pod["spec"]["containers"][0];
+        container["args"] = json!([text]);
+        container["env"] = json!([{"name": "TEXT", "value": text}]);
+        container["workingDir"] = text.into();
+        pods.push(pod);
+    }
+    let (made, refusals) = namespace.would_make(&pods);
+    assert_eq!((made.len(), refusals), (pods.len(), Vec::new()));
+    for pod in &made[1..] {
+        assert_eq!(ours(pod), ours(&made[0]));
+    }
+
+    // A probe's text reaches the sidecar as data: nothing of it is expanded.
+    let probed = |(index, text): (usize, &str)| {
+        let mut pod = pod(&format!("probed-{index}"));
+        let headers = json!([{"name": "x", "value": text}]);
+        pod["spec"]["containers"][0]["readinessProbe"] =
+            json!({"httpGet": {"path": format!("/{text}"), "port": 8080, "httpHeaders": headers}});
+        pod
+    };
+    let (made, _) = namespace.would_make(&HOSTILE.into_iter().enumerate().map(probed).collect::<Vec<_>>());
+    assert!(!made.is_empty());
+    for pod in made {
+        let arguments = pod["spec"]["initContainers"][1]["args"].as_array().unwrap();
+        let probes =
+            arguments.iter().find_map(|argument| argument.as_str()?.strip_prefix("--probes=")).unwrap();
+        assert!(!probes.contains('$'), "{probes}");
+        let probes: Value = serde_json::from_str(probes).unwrap();
+        let text = probes[0]["target"]["http"]["headers"][0][1].as_str().unwrap();
+        assert_eq!(probes[0]["target"]["http"]["path"], format!("/{text}"));
+        assert!(HOSTILE.contains(&text), "{text:?}");
+    }
+}
+
+/// The paths to every member and item of a value, the deepest last.
+fn paths(value: &Value) -> Vec<String> {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), value)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(i, value)| (i.to_string(), value)).collect(),
+        _ => Vec::new(),
+    };
+    let mut found = Vec::new();
+    for (name, child) in children {
+        found.push(format!("/{name}"));
+        found.extend(paths(child).iter().map(|path| format!("/{name}{path}")));
+    }
+    found
+}
+
+/// What nobody expects in a field.
+fn oddities() -> Vec<Value> {
+    let nested = (0..40).fold(json!(1), |inner, _| json!([inner]));
+    let mut odd = vec![
+        Value::Null,
+        json!(""),
+        json!([]),
+        json!({}),
+        json!(true),
+        json!(-1),
+        json!(0),
+        json!(u64::MAX),
+        json!(1.5),
+        json!([null]),
+        json!("x".repeat(100_000)),
+        json!("*"),
+        nested,
+    ];
+    odd.extend(HOSTILE.map(Value::from));
+    odd
+}
+
+/// An object for each field and oddity.
+fn odd_objects(make: impl Fn(&str, &Value) -> Value, spec: &Value) -> Vec<Value> {
+    let mut objects = Vec::new();
+    for path in paths(spec) {
+        for odd in oddities() {
+            let mut spec = spec.clone();
+            *spec.pointer_mut(&path).unwrap() = odd;
+            objects.push(make(&format!("odd-{}", objects.len()), &spec));
+        }
+    }
+    objects
+}
+
+/// Makes what the API server lets pass; the names of what it did, and what it said of the others.
+fn create(namespace: &Namespace, objects: &[Value]) -> (BTreeSet<String>, Vec<String>) {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+    let arguments = ["create", "-n", namespace.name(), "--validate=false", "-o", "name", "-f", "-"];
+    let result = namespace.cluster().try_kubectl(arguments, &list);
+    let (made, refusals) = match result {
+        Ok(made) => (made, String::new()),
+        Err(Failure { stdout, stderr, .. }) => (stdout, stderr),
+    };
+    let made = made.lines().filter_map(|line| line.split_once('/')).map(|(_, name)| name.to_owned());
+    (made.collect(), refusals.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn an_object_with_anything_in_any_field_gets_a_status_and_nobody_else_notices() {
+    let mesh = Mesh::get();
+    let before = restarts();
+    let spec = json!({
+        "backends": [{
+            "name": "server",
+            "port": {"number": 8080, "protocol": "https"},
+            "tls": {"skipClientCertValidation": false, "sniHosts": ["a.example"]},
+        }],
+        "sources": [
+            {"kind": "Service", "name": "nginx", "namespace": "default"},
+            {"kind": "AuthenticatedPrincipal", "name": "a.b.cluster.local"},
+        ],
+        "matches": [{"apiGroup": "a", "kind": "b", "name": "c"}],
+    });
+    let objects = odd_objects(policy, &spec);
+    assert!(objects.len() > 300, "{}", objects.len());
+    // Made while nobody reviews them, so that the controller meets whatever the schema lets pass.
+    let late = Namespace::new("odd");
+    Workload::http("server").apply(&late);
+    let (made, refusals) = create(&late, &objects);
+    assert!(!made.is_empty() && !refusals.is_empty(), "{} made, {} not", made.len(), refusals.len());
+    late.join();
+    late.wait_for("each object has a status", &["ingressbackends"], |list| {
+        let items = list["items"].as_array()?;
+        let without: Vec<_> =
+            items.iter().filter(|item| !item["status"]["currentStatus"].is_string()).collect();
+        assert_eq!(items.len(), made.len());
+        without.is_empty().then_some(())
+    });
+
+    // Whoever lists them on a terminal sees text, and nothing that acts.
+    let table = mesh.cluster().tidegate(["policy", "list", "--osm-namespace", CONTROL_PLANE]);
+    let acting = table.lines().find(|line| line.contains(|c: char| c.is_control() || c == '\u{202e}'));
+    assert_eq!(acting, None);
+    assert!(table.contains("\\u{1b}[2J"), "{table}");
+
+    // With reviews each refusal is a word of the schema's or the webhook's, never a failure of the webhook.
+    let meshed = Namespace::meshed("odd");
+    let (_, refusals) = create(&meshed, &objects);
+    for line in refusals.iter().filter(|line| line.starts_with("Error")) {
+        let is_word = line.contains("is invalid") || line.contains("denied the request: ");
+        let is_unreadable = line.contains("BadRequest") || line.contains("unable to decode");
+        assert!(is_word || is_unreadable, "{}", line.chars().take(400).collect::<String>());
+    }
+    let config = |name: &str, spec: &Value| {
+        json!({
+            "apiVersion": "config.openservicemesh.io/v1alpha2",
+            "kind": "MeshConfig",
+            "metadata": {"name": name, "namespace": CONTROL_PLANE},
+            "spec": spec,
+        })
+    };
+    let in_force = mesh.cluster().get_json(&["meshconfig", "osm-mesh-config", "-n", CONTROL_PLANE]);
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": odd_objects(config, &in_force["spec"])});
+    let arguments = ["create", "--validate=false", "--dry-run=server", "-o", "name", "-f", "-"];
+    if let Err(failure) = mesh.cluster().try_kubectl(arguments, &list.to_string()) {
+        assert!(!failure.stderr.contains("failed calling webhook"), "{}", failure.stderr);
+    }
+
+    // Others are served as ever.
+    let good = Namespace::meshed("good");
+    Workload::http("server").apply(&good);
+    good.apply(&policy("open", &open_to("10.0.0.0/8")).to_string());
+    let (state, reason) = good.policy_status("open");
+    assert_eq!(state, "committed", "{reason}");
+    assert_eq!(restarts(), before);
+}
+
+#[test]
+fn a_tenant_who_edits_a_running_pod_gains_nothing_by_it() {
+    Mesh::get();
+    let (shop, outside) = (Namespace::meshed("shop"), Namespace::new("outside"));
+    Workload::http("server").deploy(&shop);
+    Workload::client("client").deploy(&outside);
+    let (server, client) = (shop.pod("server"), outside.pod("client"));
+    let url = format!("http://{}:8080/get", server.ip());
+    let refused = Outcome::Refused("reset".to_owned());
+    assert_eq!(client.get(&url), refused);
+    let admin = Admin::of(shop.cluster(), shop.name(), server.name());
+    let policy = || -> Value {
+        serde_json::from_slice::<Value>(&admin.get("/config").body).unwrap()["policy"].clone()
+    };
+    let before = policy();
+
+    // A pod outside the mesh calls itself one of it.
+    outside.kubectl(&["label", "pod", client.name(), "tidegate.io/sidecar=injected"]);
+    outside.kubectl(&["annotate", "pod", client.name(), "openservicemesh.io/sidecar-injection=enabled"]);
+    // A pod of the mesh says what would have kept it out.
+    for annotation in [
+        "openservicemesh.io/sidecar-injection=disabled",
+        "openservicemesh.io/inbound-port-exclusion-list=8080",
+        "tidegate.io/app-address=127.0.0.1",
+    ] {
+        shop.kubectl(&["annotate", "pod", server.name(), annotation]);
+    }
+    shop.kubectl(&["label", "pod", server.name(), "team=other"]);
+    // What is made later is seen later, so once it is there the edits were seen.
+    shop.apply(
+        &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "mark"}, "spec": {
+            "selector": {"app": "server"}, "ports": [{"port": 99, "targetPort": 8099}],
+        }})
+        .to_string(),
+    );
+    wait::until_true("the new Service is in the policy", Duration::from_secs(30), || {
+        policy().to_string().contains("8099")
+    });
+    assert_eq!(client.get(&url), refused);
+    assert_eq!(policy()["identity"], before["identity"]);
+    let workloads = Mesh::get().cluster().tidegate([
+        "proxy",
+        "status",
+        "-o",
+        "json",
+        "--osm-namespace",
+        CONTROL_PLANE,
+        "-n",
+        outside.name(),
+    ]);
+    assert_eq!(workloads.trim(), "[]");
+}
+
+#[test]
+fn debug_containers_may_not_undo_interception_whatever_the_labels_say() {
+    Mesh::get();
+    let shop = Namespace::meshed("debug");
+    Workload::client("app").deploy(&shop);
+    let app = shop.pod("app");
+    let debug = |name: &str, context: Value| {
+        let mut pod = app.json();
+        pod["spec"]["ephemeralContainers"] = json!([{
+            "name": name,
+            "image": IMAGE,
+            "imagePullPolicy": "IfNotPresent",
+            "args": ["serve"],
+            "securityContext": context,
+        }]);
+        let path = format!("/api/v1/namespaces/{}/pods/{}/ephemeralcontainers", shop.name(), app.name());
+        shop.cluster().try_kubectl(["replace", "--raw", &path, "-f", "-"], &pod.to_string())
+    };
+    let undo = [
+        (json!({"runAsUser": 1500}), "user 1500 is the sidecar's"),
+        (
+            json!({"capabilities": {"add": ["NET_ADMIN"]}}),
+            "NET_ADMIN could take the pod's traffic out of the mesh",
+        ),
+        (json!({"privileged": true}), "a privileged container could take the pod's traffic out of the mesh"),
+    ];
+    let assert_refused = || {
+        for (context, reason) in &undo {
+            let failure = debug("undo", context.clone()).unwrap_err();
+            assert!(failure.stderr.contains("spec.ephemeralContainers[0].securityContext."), "{failure}");
+            assert!(failure.stderr.contains(reason), "{failure}");
+        }
+    };
+    assert_refused();
+    shop.kubectl(&["label", "pod", app.name(), "tidegate.io/sidecar-"]);
+    assert_refused();
+    debug("looks", json!({"capabilities": {"add": ["SYS_PTRACE"]}})).unwrap();
+}
+
+/// What must be nowhere: the key of the root in every spelling, tokens, keys.
+fn secrets(mesh: &Mesh) -> Vec<String> {
+    let mut found: Vec<String> =
+        ["PRIVATE KEY", "LS0tLS1CRUdJTiBQUklWQVRF", "eyJhbGciOi", "Bearer ey"].map(str::to_owned).into();
+    let secret = mesh.cluster().get_json(&["secret", "tidegate-ca-bundle", "-n", CONTROL_PLANE]);
+    for (name, data) in secret["data"].as_object().unwrap().iter().filter(|(name, _)| name.contains("key")) {
+        let pem = String::from_utf8(BASE64_STANDARD.decode(data.as_str().unwrap()).unwrap()).unwrap();
+        // A line of its base64.
+        found.push(pem.lines().nth(1).unwrap_or_else(|| panic!("{name} is no PEM")).to_owned());
+    }
+    assert!(found.len() > 4, "the root's Secret holds a key");
+    found
+}
+
+#[test]
+fn no_log_and_no_page_holds_a_key_or_a_token_even_at_trace_level() {
+    let mesh = Mesh::get();
+    let shop = Namespace::meshed("trace");
+    Workload::http("server").deploy(&shop);
+    let server = shop.pod("server");
+    let mut daemons: Vec<(String, String, String)> = DAEMONS
+        .iter()
+        .map(|daemon| {
+            let label = format!("app.kubernetes.io/name={daemon}");
+            let pods = mesh.cluster().get_json(&["pods", "-n", CONTROL_PLANE, "-l", &label]);
+            let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
+            (CONTROL_PLANE.to_owned(), pod, (*daemon).to_owned())
+        })
+        .collect();
+    daemons.push((shop.name().to_owned(), server.name().to_owned(), "tidegate-sidecar".to_owned()));
+    let admins: Vec<Admin> =
+        daemons.iter().map(|(namespace, pod, _)| Admin::of(mesh.cluster(), namespace, pod)).collect();
+    let filters: Vec<String> = admins.iter().map(|admin| admin.get("/log").text()).collect();
+    for admin in &admins {
+        assert_eq!(admin.put("/log", "trace").status(), 200);
+    }
+
+    // Everything that has to do with keys and tokens: a sidecar that starts, asks for its certificate and for its
+    // policy, a CSR that is refused, a token that is no good, an admission.
+    Workload::client("client").deploy(&shop);
+    let client = shop.pod("client");
+    client.get_until("http://server/get", 200);
+    let good = token(&shop, "client", &client, &[]);
+    let foreign = "--uri=spiffe://cluster.local/ns/kube-system/sa/x".to_owned();
+    let certify = |arguments: &[String]| Service::Authority.ask(&client, "certify", arguments, "");
+    assert_eq!(certify(&[with_token(&good), foreign])["code"], "InvalidArgument");
+    assert_eq!(certify(&[with_token(&format!("{good}x"))])["code"], "Unauthenticated");
+    // A token in a place where none belongs.
+    let header = format!("authorization: Bearer {good}");
+    assert_eq!(client.ask(&["get", "http://server/get", "--header", &header])["status"], 200);
+
+    let secrets = secrets(mesh);
+    for ((namespace, pod, container), (admin, filter)) in daemons.iter().zip(admins.iter().zip(&filters)) {
+        let mut texts = vec![(
+            "its log".to_owned(),
+            mesh.cluster().kubectl(["logs", "-n", namespace, pod, "-c", container]),
+        )];
+        let own: &[&str] = match container.as_str() {
+            "tidegate-controller" => &["/policies", "/problems", "/workloads"],
+            "tidegate-cert-manager" => &["/rotation"],
+            "tidegate-injector" => &[],
+            _ => &["/config"],
+        };
+        for page in ["/", "/live", "/ready", "/metrics", "/log"].iter().chain(own) {
+            let answer = admin.get(page);
+            assert_eq!(answer.status(), 200, "{container} {page}");
+            texts.push(((*page).to_owned(), answer.text()));
+        }
+        assert_eq!(admin.put("/log", filter.trim()).status(), 200);
+        let lines = texts[0].1.lines().filter(|line| line.contains("TRACE"));
+        assert!(lines.count() > 10, "{container} logs at trace level: {}", texts[0].1);
+        for (place, text) in texts {
+            for secret in secrets.iter().chain([&good]) {
+                let at = text.find(secret.as_str());
+                let around = at.map(|at| text[..at].lines().last().unwrap_or_default());
+                assert_eq!(around, None, "{container}: {place} holds {secret:?} after this");
+            }
+        }
+    }
+}
