@@ -192,7 +192,8 @@ async fn step(cluster: &Cluster, Pace { timeout, waits_for_expiry, .. }: Pace) -
             _ => {
                 let reason = rotation.reason.as_deref().unwrap_or("the next step is not allowed yet");
                 let is_shorter = rotation.is_before_last() && !waits_for_expiry;
-                let or = if is_shorter { ", or until everybody has a certificate of the new root" } else { "" };
+                let or =
+                    if is_shorter { ", or until everybody has a certificate of the new root" } else { "" };
                 format!("{reason}{or}")
             }
         };
