@@ -19,7 +19,7 @@ fn main() -> anyhow::Result<()> {
 async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
     let (config, dependencies, background) = if options.kubernetes.kubernetes {
-        let client = tidegate_kubernetes::client::connect(&options.kubernetes.client).await?;
+        let client = tidegate_kubernetes::client::connect(&options.common.client).await?;
         tokio::select! {
             () = wait_for_api_server(&client) => {}
             signal = &mut shutdown => {
@@ -41,7 +41,7 @@ async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
     if let Some(background) = background {
         background.stop().await;
     }
-    match manager.drain(options.drain_time).await {
+    match manager.drain(options.common.drain_timeout).await {
         Outcome::Complete => info!("drained"),
         Outcome::DeadlinePassed { remaining } => warn!(remaining, "ended before everything was done"),
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use kube::Client;
-use tidegate_core::{DnsName, San, TrustDomain};
+use tidegate_core::{DnsName, San};
 use tidegate_kubernetes::lease::LeaseTiming;
+use tidegate_kubernetes::options::ControlPlaneOptions;
 use tidegate_runtime::logging::{LogHandle, LogOptions};
 use tidegate_runtime::metrics::Metrics;
 use tokio::sync::watch;
@@ -45,15 +46,6 @@ pub struct Options {
     #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
     pub admin_address: SocketAddr,
 
-    /// Where kubelet's probes and Prometheus come to: /live, /ready, /metrics [default: nowhere]
-    #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
-    pub health_address: Option<SocketAddr>,
-
-    /// Trust domain of every identity
-    #[arg(long, env = "TIDEGATE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local",
-          value_parser = parse_trust_domain)]
-    pub trust_domain: TrustDomain,
-
     /// Folder that keeps the root and its key; made on the first start
     #[arg(long, env = "TIDEGATE_CA_STORE_DIR", value_name = "DIR", default_value = "/var/lib/tidegate/ca")]
     pub store_dir: PathBuf,
@@ -77,10 +69,9 @@ pub struct Options {
     )]
     pub service_names: Vec<ServiceNameGrant>,
 
-    /// After SIGTERM, time for calls in progress
-    #[arg(long, env = "TIDEGATE_DRAIN_TIME", value_name = "DURATION", default_value = "10s",
-          value_parser = humantime::parse_duration)]
-    pub drain_time: Duration,
+    /// What every daemon of the control plane is told.
+    #[command(flatten)]
+    pub common: ControlPlaneOptions,
 
     /// Logs.
     #[command(flatten)]
@@ -238,7 +229,7 @@ impl Options {
             key_files: self.tokens.jwt_keys_files.clone(),
             audience: self.tokens.jwt_audience.clone(),
             issuer: self.tokens.jwt_issuer.clone(),
-            trust_domain: self.trust_domain.clone(),
+            trust_domain: self.common.trust.trust_domain.clone(),
         })
         .map_err(|error| problems.push(format!("--jwt-keys-file: {error}")));
         let (Ok(authenticator), true) = (authenticator, problems.is_empty()) else {
@@ -271,7 +262,7 @@ impl Options {
     ) -> Result<(Config, Dependencies, Background), OptionProblems> {
         let mut problems = Vec::new();
         self.check_numbers(&mut problems);
-        let options = &self.kubernetes;
+        let options = &self.common;
         for (flag, name) in [("--namespace", &options.namespace), ("--mesh-name", &options.mesh_name)] {
             if !is_object_name(name) || name.contains('.') || name.len() > 63 {
                 problems.push(format!("{flag}: {name:?} is not a name that Kubernetes allows"));
@@ -291,7 +282,7 @@ impl Options {
                 mesh_name: options.mesh_name.clone(),
                 pod_name,
                 audience: self.tokens.jwt_audience.clone(),
-                trust_domain: self.trust_domain.clone(),
+                trust_domain: self.common.trust.trust_domain.clone(),
                 lease: LeaseTiming::default(),
             },
             &metrics,
@@ -313,7 +304,7 @@ impl Options {
         if !self.serving_names.is_empty() {
             return self.serving_names.clone();
         }
-        let service = DnsName::parse(&format!("tidegate-cert-manager.{}.svc", self.kubernetes.namespace));
+        let service = DnsName::parse(&format!("tidegate-cert-manager.{}.svc", self.common.namespace));
         let names = service.into_iter().chain(DnsName::parse("localhost")).map(San::Dns);
         let addresses = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
         names.chain(addresses.map(San::Ip)).collect()
@@ -323,7 +314,7 @@ impl Options {
         Config {
             listen: self.listen,
             admin: Some(self.admin_address),
-            health: self.health_address,
+            health: self.common.health_address,
             serving_names: self.serving_names(),
             rules: IssuingRules {
                 default_life: self.lives.default_lifetime,
@@ -392,10 +383,6 @@ impl GatewayOptions {
             })
             .ok()
     }
-}
-
-fn parse_trust_domain(text: &str) -> Result<TrustDomain, String> {
-    TrustDomain::parse(text).map_err(|error| error.to_string())
 }
 
 /// A DNS name or an IP address.

@@ -11,7 +11,7 @@ use tidegate_controller::Index;
 use tidegate_controller::explain::{Query, Speaks, explain};
 use tidegate_controller::object::ObjectName;
 use tidegate_controller::source::folder::FolderSource;
-use tidegate_core::TrustDomain;
+use tidegate_runtime::options::TrustDomainOptions;
 
 use crate::commands::AdminTarget;
 use crate::output::{OutputFormat, print_as, printable};
@@ -40,9 +40,8 @@ pub(crate) struct ExplainOptions {
     /// Ask this folder of manifests, and nobody else.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// The mesh's trust domain; with --folder.
-    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = |text: &str| TrustDomain::parse(text))]
-    trust_domain: TrustDomain,
+    #[command(flatten)]
+    trust: TrustDomainOptions,
     #[command(flatten)]
     target: AdminTarget,
     /// How to print it.
@@ -66,7 +65,7 @@ pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
         Some(folder) => {
             anyhow::ensure!(folder.is_dir(), "--folder: {folder:?} is not a folder");
             let index = Index::of(FolderSource::new(folder).load().changes);
-            serde_json::to_value(explain(&index, &options.trust_domain, &options.query())?)?
+            serde_json::to_value(explain(&index, &options.trust.trust_domain, &options.query())?)?
         }
         None => options.target.ask(&options.path()).await?,
     };

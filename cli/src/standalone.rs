@@ -32,6 +32,7 @@ use tidegate_runtime::grpc;
 use tidegate_runtime::identity::{self, CaOptions};
 use tidegate_runtime::logging::{self, LogHandle, LogOptions};
 use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::options::TrustDomainOptions;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::{signals, trust_bundle};
 use tidegate_sidecar::options::{Inbound, LimitOptions, Options as SidecarOptions, PodOptions};
@@ -67,15 +68,9 @@ pub struct StandaloneOptions {
     /// Admin address of the CA: its metrics, and the rotation of its root. Port 0 takes a free one.
     #[arg(long, env = "TIDEGATE_CA_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub ca_admin_address: SocketAddr,
-    /// The mesh's trust domain.
-    #[arg(
-        long,
-        env = "TIDEGATE_TRUST_DOMAIN",
-        value_name = "NAME",
-        default_value = "cluster.local",
-        value_parser = |text: &str| TrustDomain::parse(text)
-    )]
-    pub trust_domain: TrustDomain,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub trust: TrustDomainOptions,
     /// Life of workloads' certificates, such as 24h.
     #[arg(
         long,
@@ -156,7 +151,7 @@ impl StandaloneOptions {
             state_dir: state_dir.to_owned(),
             admin_address: free,
             ca_admin_address: free,
-            trust_domain: TrustDomain::default(),
+            trust: TrustDomainOptions::default(),
             certificate_lifetime: Duration::from_secs(24 * 3600),
             workers: Some(1),
             access_log_format: AccessLogFormat::Json,
@@ -326,7 +321,7 @@ impl Sidecars {
         let token_file = self.tokens.write(&subject(pod))?;
         let inbound =
             |port: &u16| Inbound { listen: SocketAddr::new(ip, *port), app: SocketAddr::new(app, *port) };
-        let controller = controller_identity(&self.options.trust_domain)?;
+        let controller = controller_identity(&self.options.trust.trust_domain)?;
         let options = SidecarOptions {
             workload: workload(pod),
             inbound: ports.iter().map(inbound).collect(),
@@ -393,7 +388,7 @@ async fn start_ca(
         key_files: vec![key_file],
         audience: tokens::AUDIENCE.to_owned(),
         issuer: Some(tokens::ISSUER.to_owned()),
-        trust_domain: options.trust_domain.clone(),
+        trust_domain: options.trust.trust_domain.clone(),
     })?;
     let rules = IssuingRules::default();
     let config = tidegate_cert_manager::Config {
@@ -431,7 +426,7 @@ async fn start_controller(
     readiness: Readiness,
     log: &LogHandle,
 ) -> anyhow::Result<(ControllerHandle, JoinHandle<()>)> {
-    let identity = controller_identity(&options.trust_domain)?;
+    let identity = controller_identity(&options.trust.trust_domain)?;
     let token_file = tokens.write(&TokenSubject {
         namespace: identity.namespace().to_owned(),
         service_account: identity.service_account().to_owned(),
@@ -443,7 +438,7 @@ async fn start_controller(
     let config = tidegate_controller::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         admin: options.admin_address,
-        trust_domain: options.trust_domain.clone(),
+        trust_domain: options.trust.trust_domain.clone(),
         max_connections: 1024,
         is_workload: is_local,
         mesh_name: None,

@@ -26,9 +26,12 @@ async fn main() -> anyhow::Result<()> {
     signals::raise_file_limit();
     // From here on, so that a signal during the start drains as well.
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
-    let identity =
-        Identity::new(options.trust_domain.clone(), &options.namespace, tidegate_controller::SERVICE_ACCOUNT)
-            .context("--namespace")?;
+    let identity = Identity::new(
+        options.common.trust.trust_domain.clone(),
+        &options.common.namespace,
+        tidegate_controller::SERVICE_ACCOUNT,
+    )
+    .context("--namespace")?;
     let metrics = Metrics::new();
     let bundle = trust_bundle::watch_file(&options.ca.ca_trust_bundle, trust_bundle::DEFAULT_INTERVAL);
     let trust_bundle = tokio::select! {
@@ -39,8 +42,8 @@ async fn main() -> anyhow::Result<()> {
     let mut config = Config {
         listen: options.listen,
         admin: options.admin_address,
-        health: options.health_address,
-        trust_domain: options.trust_domain,
+        health: options.common.health_address,
+        trust_domain: options.common.trust.trust_domain,
         max_connections: options.max_connections,
         is_workload: is_local,
         mesh_name: None,
@@ -52,7 +55,7 @@ async fn main() -> anyhow::Result<()> {
     let (source, election): (Box<dyn Source>, _) = match options.folder {
         Some(folder) => (Box::new(FolderSource::new(folder)), None),
         None => {
-            let client = client::connect(&options.client).await?;
+            let client = client::connect(&options.common.client).await?;
             config.is_workload = is_injected;
             let watches = WatchMetrics::new(&metrics);
             if let Some(address) = options.webhook_address {
@@ -64,13 +67,13 @@ async fn main() -> anyhow::Result<()> {
                     meter: watches.kind("ValidatingWebhookConfiguration"),
                     readiness: readiness.clone(),
                 };
-                webhook = Some(Webhook::start(address, &options.mesh_name, dependencies).await?);
+                webhook = Some(Webhook::start(address, &options.common.mesh_name, dependencies).await?);
             }
-            config.mesh_name = Some(options.mesh_name);
+            config.mesh_name = Some(options.common.mesh_name);
             let lease = LeaseConfig {
-                namespace: options.namespace.clone(),
+                namespace: options.common.namespace.clone(),
                 name: tidegate_controller::SERVICE_ACCOUNT.to_owned(),
-                holder: options.pod_name.unwrap_or_default(),
+                holder: options.common.pod_name.unwrap_or_default(),
                 timing: LeaseTiming::default(),
             };
             let elector = Elector::new(client.clone(), lease);
@@ -80,7 +83,7 @@ async fn main() -> anyhow::Result<()> {
             let election = tokio::spawn(elector.run(async {
                 let _ = stopped.await;
             }));
-            (Box::new(KubernetesSource::new(client, &options.namespace, watches)), Some(election))
+            (Box::new(KubernetesSource::new(client, &options.common.namespace, watches)), Some(election))
         }
     };
     let dependencies = Dependencies {
@@ -98,10 +101,10 @@ async fn main() -> anyhow::Result<()> {
     // It lingers, for the API server still asks; nothing else waits for it.
     let webhook_ends = tokio::spawn(async move {
         if let Some(webhook) = webhook {
-            webhook.shutdown(options.drain_timeout).await;
+            webhook.shutdown(options.common.drain_timeout).await;
         }
     });
-    controller.shutdown(options.drain_timeout).await;
+    controller.shutdown(options.common.drain_timeout).await;
     // Another replica takes over at once.
     drop(stop);
     if let Some(election) = election {

@@ -2,12 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Parser;
-use tidegate_core::TrustDomain;
-use tidegate_crds::injection::DEFAULT_MESH_NAME;
-use tidegate_kubernetes::client::ClientOptions;
+use tidegate_kubernetes::options::ControlPlaneOptions;
 use tidegate_runtime::identity::CaOptions;
 use tidegate_runtime::logging::LogOptions;
 
@@ -28,20 +25,8 @@ pub struct Options {
     pub folder: Option<PathBuf>,
 
     /// Read and follow the objects of a Kubernetes API server, and write their status back.
-    #[arg(long, env = "TIDEGATE_KUBERNETES")]
+    #[arg(long, env = "TIDEGATE_KUBERNETES", requires = "pod_name")]
     pub kubernetes: bool,
-
-    /// The API server.
-    #[command(flatten)]
-    pub client: ClientOptions,
-
-    /// The mesh that namespaces name in their label openservicemesh.io/monitored-by.
-    #[arg(long, env = "TIDEGATE_MESH_NAME", value_name = "NAME", default_value = DEFAULT_MESH_NAME)]
-    pub mesh_name: String,
-
-    /// The name of the controller's own pod: one of several replicas writes statuses, and it is known by this name.
-    #[arg(long, env = "TIDEGATE_POD_NAME", value_name = "NAME", required_if_eq("kubernetes", "true"))]
-    pub pod_name: Option<String>,
 
     /// Where sidecars connect.
     #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:15128")]
@@ -51,42 +36,17 @@ pub struct Options {
     #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:9091")]
     pub admin_address: SocketAddr,
 
-    /// Where kubelet's probes and Prometheus come to (/live, /ready, /metrics), such as [::]:9091. Default: nowhere
-    /// but the admin server.
-    #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
-    pub health_address: Option<SocketAddr>,
-
     /// Where the API server asks about policies [default: none, nobody is asked]
     #[arg(long, env = "TIDEGATE_WEBHOOK_ADDRESS", value_name = "ADDRESS", requires = "kubernetes")]
     pub webhook_address: Option<SocketAddr>,
-
-    /// The mesh's trust domain.
-    #[arg(
-        long,
-        env = "TIDEGATE_TRUST_DOMAIN",
-        value_name = "NAME",
-        default_value = "cluster.local",
-        value_parser = |text: &str| TrustDomain::parse(text)
-    )]
-    pub trust_domain: TrustDomain,
-
-    /// The namespace that the controller itself runs in.
-    #[arg(long, env = "TIDEGATE_NAMESPACE", value_name = "NAME", default_value = "tidegate-system")]
-    pub namespace: String,
 
     /// The most connections of sidecars at a time.
     #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = 10_000)]
     pub max_connections: usize,
 
-    /// How long a drain may take before the process ends all the same.
-    #[arg(
-        long,
-        env = "TIDEGATE_DRAIN_TIMEOUT",
-        value_name = "DURATION",
-        default_value = "10s",
-        value_parser = humantime::parse_duration
-    )]
-    pub drain_timeout: Duration,
+    /// What every daemon of the control plane is told.
+    #[command(flatten)]
+    pub common: ControlPlaneOptions,
 
     /// Where the controller's own certificate comes from.
     #[command(flatten)]
@@ -111,7 +71,7 @@ mod tests {
         };
         assert!(parse(&["--folder=objects"]).is_ok());
         let options = parse(&["--kubernetes", "--pod-name=tidegate-controller-0"]).unwrap();
-        assert_eq!((options.mesh_name.as_str(), options.folder), ("osm", None));
+        assert_eq!((options.common.mesh_name.as_str(), options.folder), ("osm", None));
         assert!(parse(&[]).is_err());
         assert!(parse(&["--kubernetes"]).is_err());
         assert!(parse(&["--folder=objects", "--kubernetes", "--pod-name=x"]).is_err());

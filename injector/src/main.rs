@@ -28,13 +28,14 @@ async fn main() -> anyhow::Result<()> {
     // From here on, so that a signal during the start drains as well.
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
     let own_identity =
-        Identity::new(options.trust_domain.clone(), &options.namespace, NAME.0).context("--namespace")?;
-    let client = client::connect(&options.client).await?;
+        Identity::new(options.common.trust.trust_domain.clone(), &options.common.namespace, NAME.0)
+            .context("--namespace")?;
+    let client = client::connect(&options.common.client).await?;
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
     let (trigger, watch) = drain::channel();
 
     let starting = readiness.block("trust bundle");
-    if let Some(address) = options.health_address {
+    if let Some(address) = options.common.health_address {
         let health = AdminServer::health(NAME, metrics.clone(), readiness.clone(), log.clone());
         tokio::spawn(health.bind(address).await?.serve(watch.clone()));
     }
@@ -50,7 +51,7 @@ async fn main() -> anyhow::Result<()> {
 
     let watches = WatchMetrics::new(&metrics);
     let (writer, state) = State::new();
-    let following = writer.follow(client.clone(), &options.namespace, &watches, &readiness);
+    let following = writer.follow(client.clone(), &options.common.namespace, &watches, &readiness);
     let reviewer = Arc::new(PodReviewer::new(settings, state));
     let kept = identity::start(options.ca, Some(own_identity), bundle.clone(), &metrics);
     certificate.follow(kept.credentials.clone(), bundle.clone());
@@ -70,7 +71,7 @@ async fn main() -> anyhow::Result<()> {
     let background = [tokio::spawn(following), tokio::spawn(keeper.run()), tokio::spawn(serving)];
     shutdown.await;
     tracing::info!("draining");
-    trigger.drain(options.drain_timeout).await;
+    trigger.drain(options.common.drain_timeout).await;
     kept.task.abort();
     background.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())

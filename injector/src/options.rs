@@ -1,12 +1,10 @@
 //! The command line of `tidegate-injector`.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use clap::Parser;
-use tidegate_core::TrustDomain;
 use tidegate_crds::injection::DEFAULT_MESH_NAME;
-use tidegate_kubernetes::client::ClientOptions;
+use tidegate_kubernetes::options::ControlPlaneOptions;
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::CaOptions;
 use tidegate_runtime::logging::LogOptions;
@@ -30,35 +28,9 @@ pub struct Options {
     #[arg(long, env = "TIDEGATE_WEBHOOK_CONFIGURATION", value_name = "NAME")]
     pub webhook_configuration: Option<String>,
 
-    /// Where kubelet and Prometheus ask: /ready, /live, /metrics [default: none]
-    #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
-    pub health_address: Option<SocketAddr>,
-
     /// Where the admin server listens; a loopback address.
     #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     pub admin_address: SocketAddr,
-
-    /// The mesh's name, as on the label openservicemesh.io/monitored-by of its namespaces.
-    #[arg(long, env = "TIDEGATE_MESH_NAME", value_name = "NAME", default_value = DEFAULT_MESH_NAME)]
-    pub mesh_name: String,
-
-    /// The control plane's namespace.
-    #[arg(long, env = "TIDEGATE_NAMESPACE", value_name = "NAME", default_value = "tidegate-system")]
-    pub namespace: String,
-
-    /// The pod that this is; for logs.
-    #[arg(long, env = "TIDEGATE_POD_NAME", value_name = "NAME", default_value = "", hide = true)]
-    pub pod_name: String,
-
-    /// The mesh's trust domain.
-    #[arg(
-        long,
-        env = "TIDEGATE_TRUST_DOMAIN",
-        value_name = "NAME",
-        default_value = "cluster.local",
-        value_parser = |text: &str| TrustDomain::parse(text)
-    )]
-    pub trust_domain: TrustDomain,
 
     /// The image of sidecars.
     #[arg(long, env = "TIDEGATE_SIDECAR_IMAGE", value_name = "IMAGE")]
@@ -78,23 +50,13 @@ pub struct Options {
     #[arg(long, env = "TIDEGATE_DISCOVERY_ADDRESS", value_name = "URL")]
     pub discovery_address: Option<grpc::Address>,
 
-    /// How long a drain may take before the process ends all the same.
-    #[arg(
-        long,
-        env = "TIDEGATE_DRAIN_TIMEOUT",
-        value_name = "DURATION",
-        default_value = "15s",
-        value_parser = humantime::parse_duration
-    )]
-    pub drain_timeout: Duration,
+    /// What every daemon of the control plane is told.
+    #[command(flatten)]
+    pub common: ControlPlaneOptions,
 
     /// Where the injector's own certificate comes from; sidecars ask there, too.
     #[command(flatten)]
     pub ca: CaOptions,
-
-    /// Which cluster.
-    #[command(flatten)]
-    pub client: ClientOptions,
 
     /// What is logged.
     #[command(flatten)]
@@ -104,9 +66,10 @@ pub struct Options {
 impl Options {
     /// What every sidecar is told.
     pub fn settings(&self) -> Settings {
-        let named = Settings::of_mesh(&self.namespace, self.trust_domain.as_str(), &self.sidecar_image);
+        let ControlPlaneOptions { namespace, trust, .. } = &self.common;
+        let named = Settings::of_mesh(namespace, trust.trust_domain.as_str(), &self.sidecar_image);
         Settings {
-            mesh_name: self.mesh_name.clone(),
+            mesh_name: self.common.mesh_name.clone(),
             image_pull_policy: self.sidecar_image_pull_policy.clone(),
             discovery_address: self
                 .discovery_address
@@ -124,7 +87,7 @@ impl Options {
 
     /// The name of our MutatingWebhookConfiguration.
     pub fn configuration_name(&self) -> String {
-        self.webhook_configuration.clone().unwrap_or_else(|| match self.mesh_name.as_str() {
+        self.webhook_configuration.clone().unwrap_or_else(|| match self.common.mesh_name.as_str() {
             DEFAULT_MESH_NAME => "tidegate-injector".to_owned(),
             mesh => format!("tidegate-injector-{mesh}"),
         })

@@ -7,5 +7,6 @@ pub mod client;
 #[cfg(any(test, feature = "fake-api"))]
 pub mod fake_api;
 pub mod lease;
+pub mod options;
 pub mod watch;
 pub mod webhook;

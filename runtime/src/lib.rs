@@ -13,6 +13,7 @@ pub mod identity;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
+pub mod options;
 pub mod readiness;
 pub mod signals;
 pub mod tls;

@@ -31,8 +31,8 @@ fn options_that_belong_together_are_demanded_together() {
 fn kubernetes_takes_the_place_of_every_folder() {
     let kubernetes = "--kubernetes --pod-name tidegate-cert-manager-0";
     let options = parse(kubernetes).unwrap();
-    assert_eq!(options.kubernetes.namespace, "tidegate-system");
-    assert_eq!(options.kubernetes.mesh_name, "osm");
+    assert_eq!(options.common.namespace, "tidegate-system");
+    assert_eq!(options.common.mesh_name, "osm");
     assert_eq!(options.tokens.jwt_audience, "tidegate-ca");
     assert!(parse("--kubernetes").unwrap_err().contains("--pod-name"));
     for flag in [

@@ -189,7 +189,13 @@ async fn step(cluster: &Cluster, Pace { timeout, waits_for_expiry, .. }: Pace) -
                     holders => format!("certificates of the old root are in use: {}", enumerate(&holders)),
                 }
             }
-            _ => rotation.reason.clone().unwrap_or_else(|| "the next step is not allowed yet".to_owned()),
+            _ => {
+                let reason = rotation.reason.as_deref().unwrap_or("the next step is not allowed yet");
+                let is_shorter = rotation.is_before_last() && !waits_for_expiry;
+                let or =
+                    if is_shorter { ", or until everybody has a certificate of the new root" } else { "" };
+                format!("{reason}{or}")
+            }
         };
         let end = rotation.old_certificates_end.as_deref();
         let is_hopeless = waits_for_expiry && end.is_some_and(|end| is_after(end, timeout));

@@ -48,6 +48,17 @@ enum Owner {
     Release(String),
 }
 
+/// What came of writing an object as it is.
+#[derive(Clone, Copy, Debug)]
+enum Rewrite {
+    /// Nothing of what is stored is another.
+    Same,
+    /// It is stored otherwise than before.
+    Changed,
+    /// There is no such object any more.
+    Gone,
+}
+
 /// Makes the definitions that the cluster has this release's own; returns a line for each thing that was done or that
 /// somebody should look at.
 pub(super) async fn take_over(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
@@ -159,10 +170,21 @@ impl Found {
         self.theirs.spec.versions.iter().any(|version| version.storage && ours.contains(&version.name))
     }
 
+    /// Every object, in our version.
     async fn objects(&self, cluster: &Cluster) -> anyhow::Result<Vec<DynamicObject>> {
-        let kind = &self.ours.spec.names.kind;
+        let what = format!("{}s of all namespaces", self.ours.spec.names.kind);
         let api = Api::all_with(cluster.client.clone(), &self.resource());
-        cluster.list(&api, ListParams::default(), &format!("{kind}s of all namespaces")).await
+        let ours = self.version_names();
+        let was_served =
+            self.theirs.spec.versions.iter().any(|version| version.served && ours.contains(&version.name));
+        let deadline = Instant::now() + SWITCH;
+        loop {
+            match cluster.list(&api, ListParams::default(), &what).await {
+                // The API server takes up a new version in its own time.
+                Err(_) if !was_served && Instant::now() < deadline => tokio::time::sleep(INTERVAL).await,
+                result => return result,
+            }
+        }
     }
 
     fn resource(&self) -> ApiResource {
@@ -180,7 +202,7 @@ impl Found {
     async fn store_anew(&self, cluster: &Cluster, objects: &[DynamicObject]) -> anyhow::Result<()> {
         let stored = self.theirs.status.iter().flat_map(|status| status.stored_versions.iter().flatten());
         let ours = self.version_names();
-        // Then each of them is stored in a version that goes, so that writing it must change it.
+        // If none ever was stored in ours, writing each of them must change it.
         let must_change = !stored.clone().any(|version| ours.contains(version));
         let deadline = Instant::now() + SWITCH;
         let mut has_switched = self.stores_ours_already();
@@ -192,16 +214,21 @@ impl Found {
             );
             // The API server takes up the definition in its own time. A write that changes nothing shows that it has
             // not yet, or that there was nothing to do.
-            while !rewrite(cluster, &api, object, &self.title(object)).await? && !has_switched {
-                if Instant::now() < deadline {
-                    tokio::time::sleep(INTERVAL).await;
-                } else if must_change {
-                    bail!("{} is still stored in a version that goes; try again", self.title(object));
-                } else {
-                    break;
+            loop {
+                match rewrite(cluster, &api, object, &self.title(object)).await? {
+                    Rewrite::Gone => break,
+                    Rewrite::Changed => {
+                        has_switched = true;
+                        break;
+                    }
+                    Rewrite::Same if has_switched && !must_change => break,
+                    Rewrite::Same if Instant::now() < deadline => tokio::time::sleep(INTERVAL).await,
+                    Rewrite::Same if must_change => {
+                        bail!("{} is still stored in a version that goes; try again", self.title(object));
+                    }
+                    Rewrite::Same => has_switched = true,
                 }
             }
-            has_switched |= must_change;
         }
         Ok(())
     }
@@ -254,20 +281,21 @@ impl Found {
     }
 }
 
-/// Whether writing the object as it is has changed what is stored.
+/// Writes the object as it is.
 async fn rewrite(
     cluster: &Cluster,
     api: &Api<DynamicObject>,
     object: &DynamicObject,
     title: &str,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Rewrite> {
     loop {
-        let Some(now) = cluster.get(api, &object.name_any(), title).await? else { return Ok(true) };
+        let Some(now) = cluster.get(api, &object.name_any(), title).await? else { return Ok(Rewrite::Gone) };
         match api.replace(&object.name_any(), &PostParams::default(), &now).await {
-            Ok(written) => return Ok(written.resource_version() != now.resource_version()),
+            Ok(written) if written.resource_version() == now.resource_version() => return Ok(Rewrite::Same),
+            Ok(_) => return Ok(Rewrite::Changed),
             // Somebody was faster; what was written then is stored as it should be, or is written again.
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Rewrite::Gone),
             Err(error) => {
                 return Err(cluster.failed(&format!("store {title} anew"), &error))
                     .context("mend or delete it, then try again; nothing is lost");

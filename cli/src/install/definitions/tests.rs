@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use serde_json::Value;
 use tidegate_kubernetes::fake_api::FakeApi;
 
@@ -168,9 +170,16 @@ async fn objects_of_a_version_that_goes_are_stored_anew_before_it_goes() {
 
 #[tokio::test]
 async fn an_object_that_cannot_be_stored_anew_keeps_its_version() {
-    let api = FakeApi::start().await;
+    let api = Arc::new(FakeApi::start().await);
     api.apply(CRDS, bare(CONFIGS_CRD, "MeshConfig", &[("v1alpha1", true)], &["v1alpha1"]));
     api.apply(CONFIGS, mesh_config());
+    // Our version is served only a moment after the definition has it.
+    api.serve_resource(CONFIGS, false);
+    let late = api.clone();
+    tokio::spawn(async move {
+        late.wait_for(|api| api.requests().iter().any(|request| request.resource == "meshconfigs")).await;
+        late.serve_resource(CONFIGS, true);
+    });
     api.answer(|request, _| {
         let is_it = request.verb == "update" && request.resource == "meshconfigs";
         is_it.then(|| FakeApi::refusal(422, "spec.traffic: Invalid value"))
