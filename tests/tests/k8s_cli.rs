@@ -466,7 +466,7 @@ fn what_inject_prints_is_what_the_webhook_makes() {
     let (mut made, refusals) = shop.would_make(&pods);
     assert_eq!(refusals, Vec::<String>::new());
     for pod in &mut made {
-        assert_eq!(pod["spec"]["initContainers"][1]["name"], "tidegate-sidecar");
+        assert_eq!(pod["spec"]["initContainers"][0]["name"], "tidegate-sidecar");
         // What the API server names anew for each pod.
         let own = |name: &Value| name.as_str().is_some_and(|name| name.starts_with("kube-api-access-"));
         pod["spec"]["volumes"].as_array_mut().unwrap().retain(|volume| !own(&volume["name"]));
