@@ -63,7 +63,7 @@ fn is_injected(pod: &Value) -> bool {
         .flatten()
         .filter_map(|container| container["name"].as_str())
         .collect();
-    let is_injected = names.starts_with(&[INTERCEPT, SIDECAR]);
+    let is_injected = names.starts_with(&[SIDECAR, INTERCEPT]);
     assert!(is_injected || !names.iter().any(|name| name.starts_with("tidegate-")), "{names:?}");
     is_injected
 }
