@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use rcgen::{KeyPair, PublicKeyData};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use tidegate_core::San;
+use tidegate_core::{San, hex};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
@@ -62,7 +62,7 @@ impl Issuer {
     pub fn create_root(now: SystemTime) -> Result<Self, WriteError> {
         let key = KeyPair::generate()?;
         let key_id = x509::key_id(key.der_bytes());
-        let digits: String = key_id.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let digits = hex(&key_id[..4]);
         let subject = x509::name(Some(&format!("{ROOT_COMMON_NAME} {digits}")));
         let certificate = x509::sign(
             &Template {

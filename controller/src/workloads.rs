@@ -4,7 +4,6 @@
 //! it did not see, and delays nobody.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -12,6 +11,7 @@ use std::time::SystemTime;
 use aws_lc_rs::digest::{SHA256, digest};
 use prost::Message;
 use serde::Serialize;
+use tidegate_core::hex;
 use tidegate_core::policy::InboundPolicy;
 use tidegate_proto::discovery as wire;
 use tokio::sync::watch;
@@ -123,12 +123,7 @@ impl Published {
 
 /// A hash of a message. Ours hold lists only, no maps, so equal values are equal bytes.
 pub(crate) fn version_of(message: &impl Message) -> Arc<str> {
-    let hash = digest(&SHA256, &message.encode_to_vec());
-    let mut version = String::with_capacity(2 * hash.as_ref().len());
-    for byte in hash.as_ref() {
-        // Writing to a String cannot fail.
-        let _ = write!(version, "{byte:02x}");
-    }
+    let mut version = hex(digest(&SHA256, &message.encode_to_vec()).as_ref());
     version.truncate(VERSION_DIGITS);
     version.into()
 }

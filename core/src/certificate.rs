@@ -9,6 +9,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
 use crate::dns_name::DnsName;
+use crate::hex::hex;
 use crate::san::San;
 
 /// The most subject alternative names that a certificate may carry; more is an attack on whoever compares them.
@@ -65,7 +66,7 @@ impl PeerCertificate {
             sans: names.iter().map(san).collect::<Result<_, _>>()?,
             not_before: system_time(certificate.validity().not_before)?,
             not_after: system_time(certificate.validity().not_after)?,
-            serial: hex(certificate.raw_serial()),
+            serial: serial(certificate.raw_serial()),
         })
     }
 
@@ -77,16 +78,11 @@ impl PeerCertificate {
 
 /// A number in lower-case hex, without leading zeros. By hand, because the number's own way to any radix calls for a
 /// library of mathematics that each sidecar would hold in memory.
-fn hex(number: &[u8]) -> String {
-    let digits: String = number.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(digit).collect();
-    match digits.trim_start_matches('0') {
+fn serial(number: &[u8]) -> String {
+    match hex(number).trim_start_matches('0') {
         "" => "0".to_owned(),
         digits => digits.to_owned(),
     }
-}
-
-fn digit(value: u8) -> Option<char> {
-    char::from_digit(value.into(), 16)
 }
 
 fn san(name: &GeneralName<'_>) -> Result<San, CertificateError> {
@@ -165,7 +161,7 @@ mod tests {
             (&[0], "0"),
             (&[], "0"),
         ] {
-            assert_eq!(hex(number), text);
+            assert_eq!(serial(number), text);
         }
         let mut params = CertificateParams::default();
         params.serial_number = Some(rcgen::SerialNumber::from(vec![0x8f, 0x00, 0x01]));

@@ -53,12 +53,15 @@ pub fn has_sidecar(pod: &Pod) -> bool {
 /// Whether a Pod has the sidecar's container, whatever its labels say: unlike containers, they may be changed while it
 /// runs.
 pub fn has_sidecar_container(pod: &Pod) -> bool {
-    let containers = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-    containers.iter().any(is_sidecar)
+    sidecar_container(pod).is_some()
 }
 
-fn is_sidecar(container: &Container) -> bool {
-    container.name == SIDECAR_CONTAINER && container.restart_policy.as_deref() == Some("Always")
+/// The sidecar's container, if a Pod has it.
+pub fn sidecar_container(pod: &Pod) -> Option<&Container> {
+    let containers = pod.spec.as_ref()?.init_containers.as_deref()?;
+    containers.iter().find(|container| {
+        container.name == SIDECAR_CONTAINER && container.restart_policy.as_deref() == Some("Always")
+    })
 }
 
 #[cfg(test)]

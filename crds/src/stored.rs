@@ -40,8 +40,7 @@ fn shortened(text: &str) -> String {
     if text.len() <= LONGEST_VALUE {
         return text.to_owned();
     }
-    let end = (0..=LONGEST_VALUE).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
-    format!("{}...", &text[..end])
+    format!("{}...", &text[..text.floor_char_boundary(LONGEST_VALUE)])
 }
 
 #[cfg(test)]

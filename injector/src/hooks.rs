@@ -5,13 +5,13 @@
 //! word that only those know who may read the Pod.
 
 use std::fmt;
-use std::fmt::Write;
 use std::sync::LazyLock;
 
 use aws_lc_rs::hmac;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
+use tidegate_core::hex;
 
 use crate::patch::PatchBuilder;
 use crate::ports;
@@ -20,8 +20,8 @@ use crate::probes::{self, AppProbe, ProbeError};
 /// Where the paths of hooks begin.
 const PATH: &str = "/osm-lifecycle/";
 
-/// Bytes of a path's last word.
-const SECRET_BYTES: usize = 16;
+/// Hexadecimal digits of a path's last word; 128 bits.
+const SECRET_DIGITS: usize = 32;
 
 /// What the secret ends of paths are made with.
 #[derive(Clone, PartialEq, Eq)]
@@ -125,11 +125,8 @@ impl Owner<'_> {
             context.update(part.as_bytes());
             context.update(b"/");
         }
-        let tag = context.sign();
-        tag.as_ref().iter().take(SECRET_BYTES).fold(String::new(), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        let mut secret = hex(context.sign().as_ref());
+        secret.truncate(SECRET_DIGITS);
+        secret
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem;
+use tidegate_core::hex;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -135,14 +136,7 @@ impl fmt::Debug for TrustBundle {
 
 /// SHA-256 of a certificate's DER in lower-case hex.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
-    use std::fmt::Write;
-
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
-    digest.as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate).as_ref())
 }
 
 /// Waits until `path` holds a good bundle, then follows it: the receiver changes only when the set of roots does, or the

@@ -60,15 +60,13 @@ pub struct DiscoveryClientConfig {
 pub struct Discovery {
     config: DiscoveryClientConfig,
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
+    bundle: watch::Receiver<Arc<TrustBundle>>,
     publisher: Arc<Publisher>,
     destinations: Arc<Destinations>,
     /// Name of the inbound policy to the version that is in force.
     versions: HashMap<String, String>,
     /// Keeps the process from being ready; dropped with the first policy.
     waiting: Option<Blocker>,
-    /// Makes the channel of one stream. A connection ends with the certificate that it was made with, so each stream has
-    /// one of its own.
-    channel: Box<dyn Fn() -> Channel + Send + Sync>,
 }
 
 /// Why a resource is not taken over.
@@ -105,26 +103,27 @@ impl Discovery {
         destinations: Arc<Destinations>,
         waiting: Blocker,
     ) -> Self {
-        let newest = credentials.clone();
-        let (address, server_name) = (config.address.clone(), config.server_name.clone());
-        let channel = Box::new(move || {
-            let (newest, bundle) = (newest.clone(), bundle.clone());
-            grpc::channel(&address, server_name.clone(), move || {
-                let credentials = newest.borrow().clone()?;
-                let bundle = bundle.borrow().clone();
-                let tls = grpc::client_config(&bundle, Some(&credentials));
-                tls.inspect_err(|error| tracing::error!(%error, "no TLS towards the controller")).ok()
-            })
-        });
         Self {
             config,
             credentials,
+            bundle,
             publisher,
             destinations,
             versions: HashMap::new(),
             waiting: Some(waiting),
-            channel,
         }
+    }
+
+    /// The channel of one stream: a connection ends with the certificate that it was made with, so each stream has one of
+    /// its own.
+    fn channel(&self) -> Channel {
+        let (credentials, bundle) = (self.credentials.clone(), self.bundle.clone());
+        grpc::channel(&self.config.address, self.config.server_name.clone(), move || {
+            let credentials = credentials.borrow().clone()?;
+            let bundle = bundle.borrow().clone();
+            let tls = grpc::client_config(&bundle, Some(&credentials));
+            tls.inspect_err(|error| tracing::error!(%error, "no TLS towards the controller")).ok()
+        })
     }
 
     /// Opens a stream, and another one whenever it ends.
@@ -186,7 +185,7 @@ impl Discovery {
         };
         tokio::pin!(renewed);
 
-        let mut client = DiscoveryClient::new((self.channel)());
+        let mut client = DiscoveryClient::new(self.channel());
         let mut responses = client.stream(ReceiverStream::new(outgoing)).await?.into_inner();
         tracing::info!(controller = %self.config.address, "the policy stream is open");
         requests.subscribe(&self.destinations.connect()).await?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::results::{Figures, Memory};
 use super::site::Site;
@@ -47,10 +47,7 @@ pub(super) fn measure(site: &Site) -> Result<Memory> {
 fn processes(cgroup: &str) -> Result<Vec<Process>> {
     let folder = format!(":/{cgroup}/");
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
-        let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
+    for id in usage::all()? {
         // A process may end between the listing and the reading.
         let Ok(groups) = fs::read_to_string(format!("/proc/{id}/cgroup")) else { continue };
         if !groups.contains(&folder) {

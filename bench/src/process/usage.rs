@@ -4,13 +4,19 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
+/// Every process of this machine, also those in containers.
+pub(crate) fn all() -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
+        found.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(found)
+}
+
 /// The process and all its descendants, itself first.
 pub(crate) fn family(pid: u32) -> Result<Vec<u32>> {
     let mut parents = Vec::new();
-    for entry in fs::read_dir("/proc").context("cannot list /proc")? {
-        let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
+    for id in all()? {
         // A process may end between the listing and the reading.
         let Some(stat) = fs::read_to_string(format!("/proc/{id}/stat")).ok() else { continue };
         if let Some(parent) = field(&stat, PARENT) {

@@ -1,7 +1,8 @@
 //! From MeshConfig to the ingress gateway's settings, and back into its status.
 //!
 //! Settings that cannot be understood change nothing: the certificate that works stays and is renewed, our condition in
-//! the status says which field is wrong. The rest of the status is the controller's. A MeshConfig that is away changes nothing either: it may come back in the next moment.
+//! the status says which field is wrong. The rest of the status is the controller's. A MeshConfig that is away changes
+//! nothing either: it may come back in the next moment.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

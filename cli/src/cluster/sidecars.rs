@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use serde::{Deserialize, Serialize};
-use tidegate_crds::injection::{INJECTED, SIDECAR_CONTAINER, SIDECAR_LABEL, has_sidecar};
+use tidegate_crds::injection::{INJECTED, SIDECAR_CONTAINER, SIDECAR_LABEL, has_sidecar, sidecar_container};
 
 use super::client::Cluster;
 use super::control_plane::Part;
@@ -166,21 +166,16 @@ fn sidecar_runs(pod: &Pod) -> bool {
 }
 
 fn image(pod: &Pod) -> String {
-    sidecar(pod).and_then(|container| container.image.clone()).unwrap_or_default()
+    sidecar_container(pod).and_then(|container| container.image.clone()).unwrap_or_default()
 }
 
 /// From the address of the controller, which is its Service's: `https://tidegate-controller.<namespace>.svc:15128`.
 fn control_plane(pod: &Pod) -> Option<String> {
-    let arguments = sidecar(pod)?.args.as_deref()?;
+    let arguments = sidecar_container(pod)?.args.as_deref()?;
     let address =
         arguments.iter().find_map(|argument| argument.strip_prefix("--discovery-address=https://"))?;
     let mut labels = address.strip_prefix(Part::Controller.name())?.strip_prefix('.')?.split('.');
     labels.next().filter(|_| labels.next().is_some_and(|label| label.starts_with("svc"))).map(str::to_owned)
-}
-
-fn sidecar(pod: &Pod) -> Option<&Container> {
-    let containers = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref());
-    containers.and_then(|all| all.iter().find(|container| container.name == SIDECAR_CONTAINER))
 }
 
 #[cfg(test)]

@@ -130,9 +130,13 @@ impl Found {
 
     /// Versions that objects may be stored in and that our definition does not have.
     fn dropped_stored_versions(&self) -> Vec<String> {
-        let stored = self.theirs.status.iter().flat_map(|status| status.stored_versions.iter().flatten());
         let ours = self.version_names();
-        stored.filter(|stored| !ours.contains(*stored)).cloned().collect()
+        self.stored_versions().filter(|stored| !ours.contains(*stored)).cloned().collect()
+    }
+
+    /// Versions that objects may be stored in.
+    fn stored_versions(&self) -> impl Iterator<Item = &String> {
+        self.theirs.status.iter().flat_map(|status| status.stored_versions.iter().flatten())
     }
 
     fn version_names(&self) -> BTreeSet<String> {
@@ -200,10 +204,9 @@ impl Found {
 
     /// Writes each object as it is: the API server then stores it in the version that it stores now.
     async fn store_anew(&self, cluster: &Cluster, objects: &[DynamicObject]) -> anyhow::Result<()> {
-        let stored = self.theirs.status.iter().flat_map(|status| status.stored_versions.iter().flatten());
         let ours = self.version_names();
         // If none ever was stored in ours, writing each of them must change it.
-        let must_change = !stored.clone().any(|version| ours.contains(version));
+        let must_change = !self.stored_versions().any(|version| ours.contains(version));
         let deadline = Instant::now() + SWITCH;
         let mut has_switched = self.stores_ours_already();
         for object in objects {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use tidegate_core::{PeerCertificate, San};
+use tidegate_core::{PeerCertificate, San, hex};
 
 /// `Hash=<SHA-256 of the DER, hex>;URI=…;DNS=…`, each name of those types in the certificate's order.
 ///
@@ -12,10 +12,7 @@ use tidegate_core::{PeerCertificate, San};
 pub fn forwarded(leaf: &PeerCertificate, der: &[u8]) -> Box<str> {
     let mut text = String::with_capacity(128);
     text.push_str("Hash=");
-    for byte in aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref() {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-    }
+    text.push_str(&hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref()));
     for san in &leaf.sans {
         match san {
             San::Uri(uri) => element(&mut text, "URI", uri),

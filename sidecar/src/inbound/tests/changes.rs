@@ -223,15 +223,23 @@ fn pauses() -> impl Iterator<Item = Duration> {
     (0..12_u64).map(|i| Duration::from_micros(i * i * 70))
 }
 
+/// A client of the gateway's for each pause, and how many answers they have had.
+async fn of_gateway(mesh: &Mesh) -> (JoinSet<usize>, Arc<AtomicUsize>) {
+    let gateway = mesh.root.named(GATEWAY);
+    let (mut clients, all) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    for pause in pauses() {
+        let https = tls(mesh, Port::Https, Some(&gateway), &[]).await.unwrap();
+        clients.spawn(until_told(https, pause, all.clone()));
+    }
+    (clients, all)
+}
+
 #[tokio::test]
 async fn no_request_is_lost_to_a_drain() {
     for round in 0..10 {
         let mesh = Mesh::with(2, Limits::default()).await;
-        let gateway = mesh.root.named(GATEWAY);
-        let (mut clients, all) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+        let (mut clients, all) = of_gateway(&mesh).await;
         for pause in pauses() {
-            let https = tls(&mesh, Port::Https, Some(&gateway), &[]).await.unwrap();
-            clients.spawn(until_told(https, pause, all.clone()));
             clients.spawn(until_told(mesh.connect(Port::Http).await, pause, all.clone()));
         }
         until(|| all.load(Ordering::Relaxed) > 100 + 7 * round).await;
@@ -266,12 +274,7 @@ async fn no_request_is_lost_to_the_end_of_the_client_certificate() {
 async fn no_request_is_lost_to_a_root_that_is_dropped_either() {
     for round in 0..5 {
         let mesh = Mesh::with(2, Limits::default()).await;
-        let gateway = mesh.root.named(GATEWAY);
-        let (mut clients, all) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
-        for pause in pauses() {
-            let https = tls(&mesh, Port::Https, Some(&gateway), &[]).await.unwrap();
-            clients.spawn(until_told(https, pause, all.clone()));
-        }
+        let (clients, all) = of_gateway(&mesh).await;
         until(|| all.load(Ordering::Relaxed) > 50 + 7 * round).await;
         let start = Instant::now();
         mesh.trust(&Authority::root("new root"));
