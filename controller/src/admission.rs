@@ -12,7 +12,7 @@ use std::time::Duration;
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
-use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_crds::injection::name_in_mesh;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
 use tidegate_crds::{Finding, IngressBackend, MeshConfig, validate};
 use tidegate_kubernetes::watch::KindMeter;
@@ -67,7 +67,7 @@ impl Webhook {
         let server = WebhookServer::bind(address, "/validate", reviewer, &metrics, Limits::default()).await?;
         let keeper = CaBundleKeeper::<ValidatingWebhookConfiguration>::new(
             client,
-            configuration_name(mesh_name),
+            name_in_mesh("tidegate-controller", mesh_name),
             trust_bundle,
             &metrics,
             meter,
@@ -131,13 +131,6 @@ where
 /// OSM's own words first, then what OSM did not say: the field.
 fn text(finding: &Finding) -> String {
     format!("{} ({})", finding.message, finding.path)
-}
-
-fn configuration_name(mesh_name: &str) -> String {
-    match mesh_name {
-        DEFAULT_MESH_NAME => "tidegate-controller".to_owned(),
-        mesh => format!("tidegate-controller-{mesh}"),
-    }
 }
 
 #[cfg(test)]

@@ -256,7 +256,8 @@ fn tidegate_installs_upgrades_and_uninstalls_and_the_injector_renews_its_certifi
 
     installation.tidegate("uninstall", &["--delete-root", "--delete-mesh-config"]);
     assert!(!installation.is_there("secret", ROOT));
-    assert!(!installation.is_there("configmap", "tidegate-trust-bundle"));
+    let bundle = format!("tidegate-trust-bundle-{}", installation.name);
+    assert!(!installation.is_there("configmap", &bundle));
     assert!(!installation.is_there("meshconfig", "osm-mesh-config"));
     installation.tidegate("uninstall", &["--delete-namespace"]);
     installation.cluster.wait_until_gone(&["namespace", &installation.name]);
