@@ -482,6 +482,32 @@ async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_wit
     assert_eq!(found, [("10.0.0.12".to_owned(), true), ("10.0.0.13".to_owned(), false)]);
 }
 
+#[tokio::test]
+async fn what_happens_in_another_mesh_is_not_explained_unless_a_workload_of_ours_is_still_there() {
+    let api = walkthrough().await;
+    namespace(&api, "theirs", json!({MONITORED_BY: "blue"}));
+    service(&api, "theirs", "app", "app");
+    namespace(&api, "httpbin", json!({MONITORED_BY: "blue"}));
+    let cluster = Cluster::complete(api).await;
+    let ask = |backend| {
+        let query = Query {
+            backend: ObjectName::parse(backend).unwrap(),
+            port: Some(14001),
+            source: "10.0.0.9".parse().unwrap(),
+            server_name: None,
+            principals: Vec::new(),
+            speaks: Speaks::Plaintext,
+        };
+        explain(&cluster.index, &TrustDomain::default(), &query)
+    };
+    assert_eq!(
+        ask("theirs/app").unwrap_err().to_string(),
+        "namespace theirs is in mesh \"blue\", not in \"osm\", by its labels; ask that one's controller (--mesh-name, \
+         --tidegate-namespace)"
+    );
+    assert_eq!(ask("httpbin/httpbin").unwrap().workload, "httpbin/httpbin-1");
+}
+
 #[test]
 fn a_pod_is_a_workload_with_a_sidecar_an_address_of_its_own_and_while_it_lasts() {
     let parse = |value: Value| serde_json::from_value::<Pod>(value).unwrap();
