@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use serde::{Deserialize, Serialize};
-use tidegate_crds::injection::{INJECTED, SIDECAR_CONTAINER, SIDECAR_LABEL, has_sidecar, sidecar_container};
+use tidegate_crds::injection::{SIDECAR_CONTAINER, has_sidecar, sidecar_container};
 
 use super::client::Cluster;
 use super::control_plane::Part;
@@ -109,8 +109,8 @@ impl Cluster {
             Some(name) => (Api::namespaced(self.client.clone(), name), format!("pods of namespace {name}")),
             None => (Api::all(self.client.clone()), "pods of all namespaces".to_owned()),
         };
-        let selector = ListParams::default().labels(&format!("{SIDECAR_LABEL}={INJECTED}"));
-        let pods = self.list(&api, selector, &what).await?;
+        // All, not by a label: that may be changed while a Pod runs.
+        let pods = self.list(&api, ListParams::default(), &what).await?;
         let pods = pods.iter().filter_map(MeshedPod::of);
         let mut pods: Vec<MeshedPod> = pods.filter(|pod| pod.may_be_of(&self.control_plane)).collect();
         pods.sort_by_key(MeshedPod::key);
@@ -188,7 +188,6 @@ mod tests {
     fn a_sidecar_of_another_control_plane_is_not_of_this_one() {
         let pod = |arguments: &[&str]| {
             let pod = serde_json::from_value(json!({
-                "metadata": {"labels": {SIDECAR_LABEL: INJECTED}},
                 "spec": {"containers": [], "initContainers": [
                     {"name": SIDECAR_CONTAINER, "restartPolicy": "Always", "args": arguments},
                 ]},
