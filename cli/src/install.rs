@@ -142,6 +142,7 @@ pub(crate) async fn uninstall(options: UninstallOptions) -> anyhow::Result<ExitC
     let deletions = options.deletions.resolved();
     let helm = options.helm.find(&options.cluster)?;
     let cluster = options.cluster.connect().await?;
+    deletions.check(&cluster).await?;
     helm.run(["uninstall", RELEASE, "--wait", "--ignore-not-found"])?;
     if deletions.delete_crds {
         helm.run(["uninstall", CRDS_RELEASE, "--wait", "--ignore-not-found"])?;

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_crds::injection::name_in_mesh;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
 use tidegate_crds::{Finding, IngressBackend, MeshConfig, validate};
 use tidegate_kubernetes::watch::KindMeter;
@@ -69,7 +69,7 @@ impl Webhook {
         let server = WebhookServer::bind(address, "/validate", reviewer, &metrics, Limits::default()).await?;
         let keeper = CaBundleKeeper::<ValidatingWebhookConfiguration>::new(
             client,
-            configuration_name(mesh_name),
+            name_in_mesh("tidegate-controller", mesh_name),
             trust_bundle,
             &metrics,
             meter,
@@ -148,13 +148,6 @@ fn is_going(request: &AdmissionRequest<'_>) -> bool {
 /// OSM's own words first, then what OSM did not say: the field.
 fn text(finding: &Finding) -> String {
     format!("{} ({})", finding.message, finding.path)
-}
-
-fn configuration_name(mesh_name: &str) -> String {
-    match mesh_name {
-        DEFAULT_MESH_NAME => "tidegate-controller".to_owned(),
-        mesh => format!("tidegate-controller-{mesh}"),
-    }
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ fn patch(
     own.set_resources(&mut resources)?;
     let parts = Parts { settings, mesh, interception, resources, probes: probes::to_flag(&probes)? };
     set_containers(spec, &parts, &mut patch);
-    set_volumes(spec, is_injected, &mut patch);
+    set_volumes(spec, is_injected, settings, &mut patch);
     Ok(patch.finish())
 }
 
@@ -164,10 +164,10 @@ fn set_containers(spec: &PodSpec, parts: &Parts<'_>, patch: &mut PatchBuilder) {
     }
 }
 
-fn set_volumes(spec: &PodSpec, is_injected: bool, patch: &mut PatchBuilder) {
+fn set_volumes(spec: &PodSpec, is_injected: bool, settings: &Settings, patch: &mut PatchBuilder) {
     const PATH: [&str; 2] = ["spec", "volumes"];
     let mut missing = Vec::new();
-    for made in containers::volumes() {
+    for made in containers::volumes(&settings.mesh_name) {
         let there = spec.volumes.iter().flatten().position(|volume| made["name"] == volume.name.as_str());
         match there.filter(|_| is_injected) {
             None => missing.push(made),

@@ -1,7 +1,7 @@
 //! The webhook's answer to the API server.
 
 use k8s_openapi::api::core::v1::Pod;
-use tidegate_crds::injection::has_sidecar;
+use tidegate_crds::injection::{control_plane_of, has_sidecar};
 use tidegate_kubernetes::webhook::{AdmissionRequest, BoxFuture, Operation, Reviewer, Verdict};
 
 use crate::decision::Reason;
@@ -54,9 +54,21 @@ impl PodReviewer {
         let mesh = self.state.mesh()?;
         Ok(match inject(pod, &known, &self.settings, &mesh)? {
             Injection::Left(Reason::NotInMesh) => Verdict::denied(is_late(namespace)),
-            Injection::Meshed(patch) => Verdict::patched(patch),
+            Injection::Meshed(patch) => Verdict::patched(patch).with_warnings(self.changes_mesh(pod)),
             Injection::Left(reason) => Verdict::allowed().with_warnings(reason.warning().map(str::to_owned)),
         })
+    }
+}
+
+impl PodReviewer {
+    /// A Pod that brings another mesh's sidecar gets ours in its place: the namespace says which mesh it is in.
+    fn changes_mesh(&self, pod: &Pod) -> Option<String> {
+        let Settings { mesh_name, namespace, .. } = &self.settings;
+        let other = control_plane_of(pod).filter(|other| other != namespace)?;
+        Some(format!(
+            "the pod comes with a sidecar of the control plane in namespace {other}; it gets one of mesh {mesh_name} \
+             instead, which its namespace is in"
+        ))
     }
 }
 

@@ -155,9 +155,3 @@ async fn what_is_no_object_of_its_kind_is_refused_and_other_kinds_are_none_of_ou
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}});
     assert_eq!(webhook.ask(&review("pods", "CREATE", "shop", &pod)).await["allowed"], true);
 }
-
-#[test]
-fn the_configuration_s_name_tells_meshes_apart() {
-    assert_eq!(configuration_name("osm"), "tidegate-controller");
-    assert_eq!(configuration_name("two"), "tidegate-controller-two");
-}

@@ -4,6 +4,7 @@ use tidegate_kubernetes::fake_api::FakeApi;
 use super::*;
 
 const CONTROL_PLANE: &str = "tidegate-system";
+const TRUST_BUNDLE_CONFIG_MAP: &str = "tidegate-trust-bundle";
 
 fn namespace(api: &FakeApi, name: &str, labels: Value) {
     api.apply("v1/namespaces", json!({"metadata": {"name": name, "labels": labels}}));
@@ -20,9 +21,13 @@ fn forget(api: &FakeApi, namespace: &str) {
 
 /// A publisher that is asked for `pem` whenever it is woken, as the authority does.
 async fn publisher(api: &FakeApi, pem: &'static str) -> JoinSet<()> {
+    publisher_of(api, CONTROL_PLANE, "osm", pem).await
+}
+
+async fn publisher_of(api: &FakeApi, control_plane: &str, mesh: &str, pem: &'static str) -> JoinSet<()> {
     let wake = Arc::new(Notify::new());
     let publisher =
-        TrustBundleConfigMaps::start(api.client(), CONTROL_PLANE, "osm", &wake, &WatchMetrics::default());
+        TrustBundleConfigMaps::start(api.client(), control_plane, mesh, &wake, &WatchMetrics::default());
     publisher.publish(pem).await.unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -155,4 +160,30 @@ async fn nothing_is_written_again_that_is_right() {
     let before = writes(&api);
     publisher.publish("pem").await.unwrap();
     assert_eq!(writes(&api), before);
+}
+
+#[tokio::test]
+async fn a_namespace_that_goes_to_another_mesh_has_the_bundles_of_both() {
+    const BLUE_CONFIG_MAP: &str = "tidegate-trust-bundle-blue";
+    let api = FakeApi::start().await;
+    namespace(&api, CONTROL_PLANE, json!({}));
+    namespace(&api, "blue-system", json!({}));
+    namespace(&api, "shop", json!({"openservicemesh.io/monitored-by": "osm"}));
+    let _osm = publisher(&api, "pem of osm").await;
+    let _blue = publisher_of(&api, "blue-system", "blue", "pem of blue").await;
+    let of_blue = |namespace: &str| {
+        Some(api.get("v1/configmaps", namespace, BLUE_CONFIG_MAP)?["data"][TRUST_BUNDLE_KEY].clone())
+    };
+    assert_eq!(published(&api, "shop").as_deref(), Some("pem of osm"));
+    assert_eq!(of_blue("shop"), None);
+    assert_eq!((published(&api, "blue-system"), of_blue(CONTROL_PLANE)), (None, None));
+
+    namespace(&api, "shop", json!({"openservicemesh.io/monitored-by": "blue"}));
+    api.wait_for(|_| of_blue("shop").is_some_and(|pem| pem == "pem of blue")).await;
+    // Pods of before run on, and still read what they mount.
+    let mut map = api.get("v1/configmaps", "shop", TRUST_BUNDLE_CONFIG_MAP).unwrap();
+    assert_eq!(published(&api, "shop").as_deref(), Some("pem of osm"));
+    map["data"][TRUST_BUNDLE_KEY] = json!("edited");
+    api.apply("v1/configmaps", map);
+    api.wait_for(|api| published(api, "shop").as_deref() == Some("pem of osm")).await;
 }

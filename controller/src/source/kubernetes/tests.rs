@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate_core::TrustDomain;
+use tidegate_core::destination::Destination;
 use tidegate_core::policy::{InboundPolicy, MeshRule, RuleState, Sources};
 use tidegate_crds::injection::{
     INJECTED, INTERCEPT_CONTAINER, MONITORED_BY, SIDECAR_CONTAINER, SIDECAR_LABEL,
@@ -12,6 +13,7 @@ use tidegate_runtime::metrics::Metrics;
 
 use super::*;
 use crate::compile;
+use crate::compile::destination::Resolver;
 use crate::compile::status::{CurrentStatus, ObjectStatus, ingress_backend};
 use crate::explain::{Query, Speaks, explain};
 use crate::index::{Index, Touched};
@@ -324,7 +326,7 @@ async fn an_ingress_backend_counts_only_while_its_namespace_is_in_the_mesh() {
     assert!(cluster.touched.namespaces.contains("httpbin"));
     let status = cluster.status();
     assert_eq!(status.current, CurrentStatus::Error);
-    let expected = "namespace httpbin is not in mesh \"osm\": `tidegate namespace add httpbin` puts it in";
+    let expected = "namespace httpbin is in no mesh: `tidegate namespace add httpbin` puts it in";
     assert_eq!(status.reason, expected);
     // Mesh peers are not kept out: sidecars that run go on until they are restarted without.
     let policy = cluster.policy("httpbin/httpbin-1").unwrap();
@@ -441,6 +443,53 @@ async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
     assert!(cluster.touched.pods.iter().all(|pod| &*pod.namespace == "x"), "{:?}", cluster.touched);
 }
 
+#[tokio::test]
+async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_without_one() {
+    let api = walkthrough().await;
+    let listens_to = |control_plane: &str, name: &str, ip: &str| {
+        let mut pod = injected("httpbin", name, "httpbin", ip, "Running");
+        let flag = format!("--discovery-server-name=tidegate-controller.{control_plane}.cluster.local");
+        pod["spec"]["initContainers"][1]["args"] = json!(["--transparent", flag]);
+        pod
+    };
+    api.apply(PODS, listens_to("tidegate-system", "ours", "10.0.0.12"));
+    api.apply(PODS, listens_to("blue-system", "theirs", "10.0.0.13"));
+    let mut cluster = Cluster::complete(api).await;
+    assert!(cluster.policy("httpbin/httpbin-1").is_some(), "it does not say");
+    assert!(cluster.policy("httpbin/ours").is_some());
+    assert_eq!(cluster.policy("httpbin/theirs"), None);
+    let trust_domain = TrustDomain::default();
+    let resolve = |cluster: &Cluster, address: &str| {
+        let resolver =
+            Resolver { index: &cluster.index, trust_domain: &trust_domain, is_workload: is_injected };
+        resolver.resolve(address.parse().unwrap()).destination
+    };
+    assert_ne!(resolve(&cluster, "10.0.0.12:14001"), Destination::Passthrough);
+    assert_eq!(resolve(&cluster, "10.0.0.13:14001"), Destination::Passthrough);
+
+    // Behind a Service it is dialled as it is, beside one of ours with its identity.
+    slice(&cluster.api, "httpbin", "httpbin", "10.0.0.12", "ours");
+    let mut slice = cluster.api.get(SLICES, "httpbin", "httpbin-abcde").unwrap();
+    let mut other = slice["endpoints"][0].clone();
+    other["addresses"] = json!(["10.0.0.13"]);
+    other["targetRef"] = json!({"kind": "Pod", "namespace": "httpbin", "name": "theirs"});
+    slice["endpoints"].as_array_mut().unwrap().push(other);
+    cluster.api.apply(SLICES, slice);
+    let mut service = cluster.api.get(SERVICES, "httpbin", "httpbin").unwrap();
+    service["spec"]["clusterIP"] = json!("10.96.0.9");
+    cluster.api.apply(SERVICES, service);
+    let endpoints = |cluster: &Cluster| match resolve(cluster, "10.96.0.9:80") {
+        Destination::Service(service) => service.endpoints,
+        Destination::Passthrough => Vec::new(),
+    };
+    cluster.until("both endpoints", |cluster| endpoints(cluster).len() == 2).await;
+    let found: Vec<_> = endpoints(&cluster)
+        .into_iter()
+        .map(|endpoint| (endpoint.address.ip().to_string(), endpoint.identity.is_some()))
+        .collect();
+    assert_eq!(found, [("10.0.0.12".to_owned(), true), ("10.0.0.13".to_owned(), false)]);
+}
+
 #[test]
 fn a_pod_is_a_workload_with_a_sidecar_an_address_of_its_own_and_while_it_lasts() {
     let parse = |value: Value| serde_json::from_value::<Pod>(value).unwrap();
@@ -455,7 +504,7 @@ fn a_pod_is_a_workload_with_a_sidecar_an_address_of_its_own_and_while_it_lasts()
     unlabelled["metadata"]["labels"] = json!({"app": "a"});
     assert!(is_injected(&parse(unlabelled.clone())), "labels change while a Pod runs");
     let mut kept = parse(unlabelled);
-    prune::pod(&mut kept);
+    prune::pod(&mut kept, "tidegate-system");
     assert!(is_injected(&kept) && kept.spec.is_some());
     let mut host = whole;
     host["spec"]["hostNetwork"] = true.into();
