@@ -230,8 +230,12 @@ pub fn ours(program: &str) -> PathBuf {
     path
 }
 
-/// The folder of the workspace's programs: this program's own, or the one above it for a test.
+/// The folder of the workspace's programs: `TIDEGATE_TEST_PROGRAMS` if set, else this program's own, or the one above it
+/// for a test.
 pub fn programs() -> PathBuf {
+    if let Some(folder) = env::var_os("TIDEGATE_TEST_PROGRAMS") {
+        return folder.into();
+    }
     let own = env::current_exe().unwrap();
     let folder = own.parent().unwrap();
     if folder.ends_with("deps") { folder.parent().unwrap().to_owned() } else { folder.to_owned() }
