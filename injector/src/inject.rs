@@ -15,7 +15,7 @@ use crate::hooks::{self, Owner};
 use crate::patch::PatchBuilder;
 use crate::ports;
 use crate::probes::{self, AppProbe};
-use crate::refusal::{self, Refusal, is_reserved_name};
+use crate::refusal::{self, MAX_PROBES_BYTES, Refusal, is_reserved_name};
 use crate::settings::{MeshSettings, Settings};
 
 /// What becomes of a Pod.
@@ -70,8 +70,7 @@ fn patch(
     settings: &Settings,
     mesh: &MeshSettings,
 ) -> Result<Patch, Refusal> {
-    // Both, so that nobody's own container of that name is taken for ours.
-    let is_injected = has_sidecar(pod) && is_labelled(pod);
+    let is_injected = has_sidecar(pod);
     refusal::check(pod, spec, is_injected)?;
     let mut patch = PatchBuilder::default();
     set_metadata(pod, namespace, &mut patch)?;
@@ -82,23 +81,24 @@ fn patch(
         namespace: &namespace.name,
         name: metadata.generate_name.as_deref().or(metadata.name.as_deref()).unwrap_or_default(),
     };
-    let probes = rewrite_probes(spec, &owner, &mut patch)?;
+    let probes = probes::to_flag(&rewrite_probes(spec, &owner, &mut patch)?)?;
+    if probes.len() > MAX_PROBES_BYTES {
+        return Err(Refusal::ProbesTooLong { bytes: probes.len() });
+    }
 
     let own = Annotations::new("pod", pod.metadata.annotations.as_ref());
     let owner = format!("namespace {}", namespace.name);
+    let of_namespace = Annotations::new(&owner, Some(&namespace.annotations));
     let (mut interception, mut resources) = (mesh.interception.clone(), mesh.resources.clone());
     own.extend(&mut interception)?;
-    Annotations::new(&owner, Some(&namespace.annotations)).set_resources(&mut resources)?;
+    of_namespace.set_resources(&mut resources)?;
     own.set_resources(&mut resources)?;
-    let parts = Parts { settings, mesh, interception, resources, probes: probes::to_flag(&probes)? };
+    let (of_namespace, of_pod) = (of_namespace.refuses_udp()?, own.refuses_udp()?);
+    let refuses_udp = of_pod.or(of_namespace).unwrap_or(false);
+    let parts = Parts { settings, mesh, interception, resources, refuses_udp, probes };
     set_containers(spec, &parts, &mut patch);
     set_volumes(spec, is_injected, settings, &mut patch);
     Ok(patch.finish())
-}
-
-fn is_labelled(pod: &Pod) -> bool {
-    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(SIDECAR_LABEL));
-    label.is_some_and(|label| label == INJECTED)
 }
 
 fn set_metadata(pod: &Pod, namespace: &NamespaceView, patch: &mut PatchBuilder) -> Result<(), Refusal> {
