@@ -113,7 +113,10 @@ pub(crate) async fn install(options: &InstallOptions) -> anyhow::Result<ExitCode
     arguments.extend([charts.control_plane().into(), "--create-namespace".into()]);
     arguments.extend(change.values(&charts));
     arguments.extend(change.waiting());
-    let notes = helm.run(arguments).context("if there is a control plane already: `tidegate upgrade`")?;
+    let notes = helm.run(arguments).context(
+        "if there is a control plane already: `tidegate upgrade`; another mesh beside it needs another --mesh-name and \
+         --tidegate-namespace",
+    )?;
     print(notes.as_bytes())
 }
 

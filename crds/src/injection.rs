@@ -77,10 +77,10 @@ pub fn namespace_is_in_mesh(namespace: &Namespace, mesh_name: &str) -> bool {
     is_in_mesh(namespace.metadata.labels.as_ref(), mesh_name)
 }
 
-/// Whether a Pod carries a sidecar that the injector has added: the label says so and the container is there.
+/// Whether a Pod carries a sidecar: its container is there. Labels do not count: unlike containers, they may be changed
+/// while a Pod runs.
 pub fn has_sidecar(pod: &Pod) -> bool {
-    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(SIDECAR_LABEL));
-    label.is_some_and(|label| label == INJECTED) && has_sidecar_container(pod)
+    sidecar_container(pod).is_some()
 }
 
 /// The namespace of the control plane that the sidecar of a Pod listens to, as its arguments say: unlike labels, they
@@ -96,12 +96,6 @@ pub fn control_plane_of(pod: &Pod) -> Option<&str> {
 /// not say is taken for one that does: what others believe of it changes nothing of whom it trusts.
 pub fn has_sidecar_of(pod: &Pod, control_plane: &str) -> bool {
     has_sidecar(pod) && control_plane_of(pod).is_none_or(|namespace| namespace == control_plane)
-}
-
-/// Whether a Pod has the sidecar's container, whatever its labels say: unlike containers, they may be changed while it
-/// runs.
-pub fn has_sidecar_container(pod: &Pod) -> bool {
-    sidecar_container(pod).is_some()
 }
 
 /// The sidecar's container, if a Pod has it.
@@ -164,7 +158,7 @@ mod tests {
         }
         let mut unlabelled = with_arguments(&[name]);
         unlabelled.metadata.labels = None;
-        assert!(!has_sidecar_of(&unlabelled, "mesh-a"));
+        assert!(has_sidecar_of(&unlabelled, "mesh-a"), "labels may be changed while it runs");
     }
 
     #[test]
@@ -178,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_a_sidecar_only_by_label_and_native_container_both() {
+    fn a_pod_has_a_sidecar_by_its_native_container_whatever_its_labels_say() {
         let pod = |value: &str, restart: Option<&str>| -> Pod {
             serde_json::from_value(serde_json::json!({
                 "metadata": {"labels": {SIDECAR_LABEL: value}},
@@ -187,8 +181,8 @@ mod tests {
             .unwrap()
         };
         assert!(has_sidecar(&pod(INJECTED, Some("Always"))));
+        assert!(has_sidecar(&pod("no", Some("Always"))));
         assert!(!has_sidecar(&pod(INJECTED, None)));
-        assert!(!has_sidecar(&pod("no", Some("Always"))));
         assert!(!has_sidecar(&Pod::default()));
     }
 }

@@ -70,7 +70,8 @@ fn patch(
     settings: &Settings,
     mesh: &MeshSettings,
 ) -> Result<Patch, Refusal> {
-    let is_injected = has_sidecar(pod);
+    // Both, so that nobody's own container of that name is taken for ours.
+    let is_injected = has_sidecar(pod) && is_labelled(pod);
     refusal::check(pod, spec, is_injected)?;
     let mut patch = PatchBuilder::default();
     set_metadata(pod, namespace, &mut patch)?;
@@ -99,6 +100,11 @@ fn patch(
     set_containers(spec, &parts, &mut patch);
     set_volumes(spec, is_injected, settings, &mut patch);
     Ok(patch.finish())
+}
+
+fn is_labelled(pod: &Pod) -> bool {
+    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(SIDECAR_LABEL));
+    label.is_some_and(|label| label == INJECTED)
 }
 
 fn set_metadata(pod: &Pod, namespace: &NamespaceView, patch: &mut PatchBuilder) -> Result<(), Refusal> {

@@ -170,7 +170,6 @@ where
                     continue;
                 }
             };
-            backoff.reset();
             self.failure = None;
             if sender.send(wrap(event)).await.is_err() {
                 return;
@@ -231,6 +230,12 @@ where
                 End::InOrder => sleep(backoff.next_delay()).await,
                 End::Lost(reason) => {
                     self.meter.disconnected();
+                    if is_brief {
+                        // Lists are dear: a server that ends every watch so is not asked for them without a pause.
+                        sleep(backoff.next_delay()).await;
+                    } else {
+                        backoff.reset();
+                    }
                     return Some(reason);
                 }
                 End::Broken(error) => {

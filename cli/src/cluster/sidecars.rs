@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use serde::{Deserialize, Serialize};
-use tidegate_crds::injection::{
-    INJECTED, SIDECAR_CONTAINER, SIDECAR_LABEL, has_sidecar, has_sidecar_of, sidecar_container,
-};
+use tidegate_crds::injection::{SIDECAR_CONTAINER, has_sidecar, has_sidecar_of, sidecar_container};
 
 use super::client::Cluster;
 use super::control_plane::Part;
@@ -103,8 +101,8 @@ impl Cluster {
             Some(name) => (Api::namespaced(self.client.clone(), name), format!("pods of namespace {name}")),
             None => (Api::all(self.client.clone()), "pods of all namespaces".to_owned()),
         };
-        let selector = ListParams::default().labels(&format!("{SIDECAR_LABEL}={INJECTED}"));
-        let pods = self.list(&api, selector, &what).await?;
+        // All, not by a label: that may be changed while a Pod runs.
+        let pods = self.list(&api, ListParams::default(), &what).await?;
         let ours = pods.iter().filter(|pod| has_sidecar_of(pod, &self.control_plane));
         let mut pods: Vec<MeshedPod> = ours.filter_map(MeshedPod::of).collect();
         pods.sort_by_key(MeshedPod::key);

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, ListParams, ResourceExt};
 use serde::de::DeserializeOwned;
-use tidegate_crds::injection::{INJECTED, SIDECAR_LABEL, has_sidecar_of, trust_bundle_config_map};
+use tidegate_crds::injection::{has_sidecar_of, trust_bundle_config_map};
 use tidegate_crds::manifest;
 use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
 
@@ -118,9 +118,9 @@ impl Deletions {
 
 /// How many Pods still have a sidecar of this mesh.
 pub(super) async fn injected_pods(cluster: &Cluster) -> anyhow::Result<usize> {
-    let injected = ListParams::default().labels(&format!("{SIDECAR_LABEL}={INJECTED}"));
+    let all = ListParams::default();
     let pods: Vec<Pod> =
-        cluster.list(&Api::all(cluster.client.clone()), injected, "pods of all namespaces").await?;
+        cluster.list(&Api::all(cluster.client.clone()), all, "pods of all namespaces").await?;
     Ok(pods.iter().filter(|pod| has_sidecar_of(pod, &cluster.control_plane)).count())
 }
 

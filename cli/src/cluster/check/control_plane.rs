@@ -47,7 +47,7 @@ const CONFIG: Check = Check {
     id: "mesh-config",
     category: CATEGORY,
     title: "the MeshConfig is there and in force",
-    hint: "correct it with `kubectl -n NAMESPACE edit meshconfig osm-mesh-config`; without one, defaults hold",
+    hint: "correct it with `kubectl -n NAMESPACE edit meshconfig osm-mesh-config`; without one, permissive mode is off and other defaults hold",
 };
 const ROOT: Check = Check {
     id: "root-certificate",

@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use tidegate_crds::injection::{
-    SIDECAR_INJECTION, has_sidecar_of, namespace_is_in_mesh, trust_bundle_config_map,
+    SIDECAR_INJECTION, has_sidecar_of, mesh_of, namespace_is_in_mesh, trust_bundle_config_map,
 };
 
 use super::control_plane::bundle;
 use super::{Check, Outcome, Report};
 use crate::cluster::client::Cluster;
+use crate::cluster::mesh;
 use crate::cluster::namespace::{self, injects};
 use crate::cluster::sidecars::{Known, MeshedPod};
 
@@ -18,6 +19,13 @@ const CATEGORY: &str = "Workloads";
 /// Sidecars renew long before this is left.
 const CERTIFICATE_LEFT: Duration = Duration::from_secs(60 * 60);
 
+const MESHES: Check = Check {
+    id: "meshes-there",
+    category: CATEGORY,
+    title: "each namespace is in a mesh that is there",
+    hint: "`tidegate mesh list` shows the meshes; label openservicemesh.io/monitored-by names one, and without it \
+           tidegate.io/injection means the one called osm",
+};
 const BUNDLES: Check = Check {
     id: "trust-bundles",
     category: CATEGORY,
@@ -58,11 +66,12 @@ const VERSIONS: Check = Check {
 };
 
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
-    let namespaces = match namespace::all(cluster).await {
-        Ok(all) => all.into_iter().filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name)),
+    let mut namespaces = match namespace::all(cluster).await {
+        Ok(all) => all,
         Err(error) => return report.add(&BUNDLES, Err(error)),
     };
-    let namespaces: Vec<Namespace> = namespaces.collect();
+    report.add(&MESHES, meshes(cluster, &namespaces).await);
+    namespaces.retain(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name));
     report.add(&BUNDLES, bundles(cluster, &namespaces).await);
     report.add(&INJECTED, injected(cluster, &namespaces).await);
     let pods = match cluster.meshed_pods(None).await {
@@ -80,6 +89,23 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&POLICIES, Ok(policies(&pods, &known)));
     report.add(&CERTIFICATES, Ok(certificates(&pods, &known)));
     report.add(&VERSIONS, Ok(versions(&pods, &known)));
+}
+
+/// A namespace whose mesh is not there gets no sidecars, and nobody else would say so.
+async fn meshes(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
+    let staying = namespaces.iter().filter(|namespace| namespace.metadata.deletion_timestamp.is_none());
+    let named = staying.filter_map(|namespace| {
+        let mesh = mesh_of(Some(namespace.labels())).filter(|mesh| *mesh != cluster.mesh_name)?;
+        Some((namespace.name_any(), mesh))
+    });
+    let others: Vec<_> = named.collect();
+    if others.is_empty() {
+        return Ok(Outcome::ok());
+    }
+    let there = mesh::names(cluster).await?;
+    let lost = others.iter().filter(|(_, mesh)| !there.contains(*mesh));
+    let lost: Vec<_> = lost.map(|(name, mesh)| format!("{name} is in mesh {mesh:?}")).collect();
+    Ok(Outcome::warning_for(&lost))
 }
 
 async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
