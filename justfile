@@ -39,6 +39,10 @@ bench:
     cargo build --release --workspace
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --write-readme
 
+# Write sidecar/hot.ld anew, by which the linker puts side by side what a sidecar runs; as root, some minutes.
+layout:
+    bench/layout
+
 # Measure on a Kubernetes of its own, as root, and write bench/README.md's tables; about 15 minutes.
 bench-cluster *arguments:
     cargo build --release --workspace

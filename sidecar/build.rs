@@ -1,4 +1,5 @@
-//! How the linker lays the program out, so that little of it is in memory.
+//! How the linker lays a release out, so that little of it is in memory: what a sidecar runs is side by side
+//! (`bench/layout` says what that is), and addresses that the loader fills in take a bit each, which glibc knows since 2.36.
 
 use std::{env, path::Path};
 
@@ -9,7 +10,6 @@ fn main() {
     if is_release && is_linux {
         let folder = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default();
         println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", Path::new(&folder).join("hot.ld").display());
-        // Addresses that the loader fills in take a bit each instead of 24 bytes.
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
 }
