@@ -160,6 +160,7 @@ staticPodPath: $folder/manifests
 podLogsDir: $folder/pod-logs
 volumePluginDir: $folder/volume-plugins
 maxPods: 500
+containerLogMaxSize: 500Mi
 syncFrequency: 10s
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 1Mi, nodefs.available: 1Mi, nodefs.inodesFree: "1", imagefs.available: 1Mi}
