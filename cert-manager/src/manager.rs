@@ -70,6 +70,8 @@ pub struct Dependencies {
     pub publishers: Vec<Arc<dyn BundlePublisher>>,
     /// The ingress controller's certificate, if anybody may ask for one.
     pub gateway: Option<GatewayDependencies>,
+    /// How long workloads' certificates are to live, if anybody says so at run time; never longer than the rules say.
+    pub workload_life: watch::Receiver<Option<Duration>>,
     /// Poked when something that the root's store or a publisher holds may have changed: then it is looked at at once,
     /// otherwise each second.
     pub wake: Arc<Notify>,
@@ -149,8 +151,17 @@ impl CertManager {
     /// Starts one. When this returns, it listens, the bundle was published and the first request will be answered.
     pub async fn start(config: Config, dependencies: Dependencies) -> Result<CertManagerHandle, StartError> {
         tls::install_provider();
-        let Dependencies { authenticator, root_store, given, publishers, gateway, wake, metrics, log } =
-            dependencies;
+        let Dependencies {
+            authenticator,
+            root_store,
+            given,
+            publishers,
+            gateway,
+            workload_life,
+            wake,
+            metrics,
+            log,
+        } = dependencies;
         let telemetry = Telemetry::register(&metrics);
         let timing = RotationTiming { propagation: config.propagation, max_life: config.rules.max_life };
         let authority = Authority::open(root_store, given, publishers, timing).await?;
@@ -186,6 +197,7 @@ impl CertManager {
             authenticator,
             states: authority.states(),
             rules: config.rules,
+            workload_life: workload_life.clone(),
             service_names: config.service_names,
             limiter: RateLimiter::new(config.rate_limit),
             telemetry: telemetry.clone(),
@@ -209,6 +221,7 @@ impl CertManager {
             drop(stop);
         });
         tokio::spawn(serving.run(watch.clone()));
+        tokio::spawn(tell_life(workload_life, config.rules));
         tokio::spawn(authority.clone().run(wake, watch.clone()));
         tokio::spawn(follow(authority.clone(), telemetry.clone(), watch.clone()));
 
@@ -286,6 +299,21 @@ async fn follow(authority: Authority, telemetry: Arc<Telemetry>, mut drain: drai
             () = drain.started() => return,
             changed = states.changed() => if changed.is_err() { return },
             changed = problems.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Logs how long workloads' certificates live whenever somebody says so.
+async fn tell_life(mut life: watch::Receiver<Option<Duration>>, rules: IssuingRules) {
+    loop {
+        let wanted = *life.borrow_and_update();
+        if let Some(wanted) = wanted {
+            let given = rules.of_workloads(Some(wanted)).default_life;
+            let (wanted, given) = (humantime::format_duration(wanted), humantime::format_duration(given));
+            info!(%wanted, %given, "life of workloads' certificates, which is --max-lifetime at most");
+        }
+        if life.changed().await.is_err() {
+            return;
         }
     }
 }
