@@ -297,9 +297,14 @@ async fn hint_at_restart(cluster: &Cluster, name: &str, with_sidecar: bool) {
     let Ok(pods) = cluster.list(&api, ListParams::default(), "pods").await else { return };
     let stale = pods.iter().filter(|pod| has_sidecar(pod) == with_sidecar).count();
     if stale > 0 {
-        let state = if with_sidecar { "still has a sidecar" } else { "has no sidecar yet" };
+        let (state, when) = if with_sidecar {
+            ("still has a sidecar", " within half a certificate's life, for it is not renewed any more")
+        } else {
+            ("has no sidecar yet", "")
+        };
         eprintln!(
-            "{stale} of its pods {state}; restart them: kubectl rollout restart deployment,statefulset,daemonset -n {name}"
+            "{stale} of its pods {state}; restart them{when}: \
+             kubectl rollout restart deployment,statefulset,daemonset -n {name}"
         );
     }
 }

@@ -15,7 +15,7 @@ use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::INSTANCE_LABEL;
 
 /// The Secret that holds the mesh's root and its key.
-const ROOT_SECRET: &str = "tidegate-ca-bundle";
+pub(super) const ROOT_SECRET: &str = "tidegate-ca-bundle";
 
 /// What goes besides the control plane.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -41,9 +41,11 @@ pub(super) struct Deletions {
 impl Deletions {
     /// With `--delete-all` spelled out.
     pub(super) fn resolved(self) -> Self {
-        if !self.delete_all {
-            return self;
-        }
+        if self.delete_all { Self::everything() } else { self }
+    }
+
+    /// What `--delete-all` means.
+    pub(super) fn everything() -> Self {
         Self {
             delete_root: true,
             delete_mesh_config: true,
@@ -51,6 +53,12 @@ impl Deletions {
             delete_namespace: true,
             delete_all: true,
         }
+    }
+
+    /// Whether anything is to go.
+    pub(super) fn any(self) -> bool {
+        let Self { delete_root, delete_mesh_config, delete_crds, delete_namespace, delete_all } = self;
+        delete_root || delete_mesh_config || delete_crds || delete_namespace || delete_all
     }
 
     /// Deletes what was asked for; returns a line for each thing that is gone.
