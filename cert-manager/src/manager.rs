@@ -12,8 +12,7 @@ use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::trust_bundle::TrustBundle;
-use tidegate_runtime::{drain, tls};
-use tokio::net::TcpListener;
+use tidegate_runtime::{drain, listen, tls};
 use tokio::sync::{Notify, watch};
 use tonic::transport::Server;
 use tracing::{error, info};
@@ -180,7 +179,7 @@ impl CertManager {
             telemetry.clone(),
         )?;
         let bind = |source| StartError::Bind { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
+        let listener = listen::bind(config.listen).await.map_err(bind)?;
         let grpc_address = listener.local_addr().map_err(bind)?;
 
         let (trigger, watch) = drain::channel();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 use kube::Client;
 use tidegate_core::{DnsName, San};
+use tidegate_crds::injection::token_audience;
 use tidegate_kubernetes::lease::LeaseTiming;
 use tidegate_kubernetes::options::ControlPlaneOptions;
 use tidegate_runtime::logging::{LogHandle, LogOptions};
@@ -15,7 +16,7 @@ use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tokio::sync::watch;
 
-use crate::authenticate::signed_jwt::{DEFAULT_AUDIENCE, SignedJwt, SignedJwtOptions};
+use crate::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use crate::authority::GivenFiles;
 use crate::ingress_gateway::{IngressGatewaySettings, SettingsInput};
 use crate::kubernetes::{Background, Parts, Place};
@@ -135,9 +136,9 @@ pub struct TokenOptions {
     )]
     pub jwt_keys_files: Vec<PathBuf>,
 
-    /// Audience that a token must have
-    #[arg(long, env = "TIDEGATE_JWT_AUDIENCE", value_name = "TEXT", default_value = DEFAULT_AUDIENCE)]
-    pub jwt_audience: String,
+    /// Audience that a token must have [default: tidegate-ca, with -<mesh> unless the mesh's name is osm]
+    #[arg(long, env = "TIDEGATE_JWT_AUDIENCE", value_name = "TEXT")]
+    pub jwt_audience: Option<String>,
 
     /// Issuer that a token must have [default: any]
     #[arg(long, env = "TIDEGATE_JWT_ISSUER", value_name = "TEXT")]
@@ -221,6 +222,11 @@ pub struct GatewayOptions {
 pub struct OptionProblems(pub Vec<String>);
 
 impl Options {
+    /// The audience that a token must have.
+    fn audience(&self) -> String {
+        self.tokens.jwt_audience.clone().unwrap_or_else(|| token_audience(&self.common.mesh_name))
+    }
+
     /// Checks the options and opens what they name.
     pub fn build(
         &self,
@@ -233,7 +239,7 @@ impl Options {
         let gateway = self.gateway.settings(&mut problems);
         let authenticator = SignedJwt::open(SignedJwtOptions {
             key_files: self.tokens.jwt_keys_files.clone(),
-            audience: self.tokens.jwt_audience.clone(),
+            audience: self.audience(),
             issuer: self.tokens.jwt_issuer.clone(),
             trust_domain: self.common.trust.trust_domain.clone(),
         })
@@ -289,7 +295,7 @@ impl Options {
                 namespace: options.namespace.clone(),
                 mesh_name: options.mesh_name.clone(),
                 pod_name,
-                audience: self.tokens.jwt_audience.clone(),
+                audience: self.audience(),
                 trust_domain: self.common.trust.trust_domain.clone(),
                 lease: LeaseTiming::default(),
             },

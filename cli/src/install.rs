@@ -114,7 +114,10 @@ pub(crate) async fn install(options: &InstallOptions) -> anyhow::Result<ExitCode
     arguments.extend([charts.control_plane().into(), "--create-namespace".into()]);
     arguments.extend(change.values(&charts));
     arguments.extend(change.waiting());
-    let notes = helm.run(arguments).context("if there is a control plane already: `tidegate upgrade`")?;
+    let notes = helm.run(arguments).context(
+        "if there is a control plane already: `tidegate upgrade`; another mesh beside it needs another --mesh-name and \
+         --tidegate-namespace",
+    )?;
     print(notes.as_bytes())
 }
 
@@ -145,6 +148,7 @@ pub(crate) async fn uninstall(options: UninstallOptions) -> anyhow::Result<ExitC
     let helm = options.helm.find(&options.cluster)?;
     let cluster = options.cluster.connect().await?;
     installed::may_be_removed(&cluster, &helm, deletions).await?;
+    deletions.check(&cluster).await?;
     helm.run(["uninstall", RELEASE, "--wait", "--ignore-not-found"])?;
     if deletions.delete_crds {
         helm.run(["uninstall", CRDS_RELEASE, "--wait", "--ignore-not-found"])?;

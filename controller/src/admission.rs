@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-use kube::{Client, Resource};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_crds::injection::name_in_mesh;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
 use tidegate_crds::{Finding, IngressBackend, MeshConfig, validate};
 use tidegate_kubernetes::watch::KindMeter;
@@ -44,7 +46,7 @@ pub struct Dependencies {
     pub metrics: Metrics,
     /// The numbers of the configuration's watch.
     pub meter: KindMeter,
-    /// Blocked while the webhook cannot answer.
+    /// Blocked while there is no certificate to answer with.
     pub readiness: Readiness,
 }
 
@@ -67,11 +69,12 @@ impl Webhook {
         let server = WebhookServer::bind(address, "/validate", reviewer, &metrics, Limits::default()).await?;
         let keeper = CaBundleKeeper::<ValidatingWebhookConfiguration>::new(
             client,
-            configuration_name(mesh_name),
+            name_in_mesh("tidegate-controller", mesh_name),
             trust_bundle,
             &metrics,
             meter,
-            readiness.clone(),
+            // Sidecars are told what holds whether or not anybody asks the webhook.
+            None,
         );
         let (trigger, drain) = drain::channel();
         tokio::spawn(server.serve(credentials, readiness, drain));
@@ -110,34 +113,41 @@ fn mesh_config(object: &MeshConfig) -> Vec<Finding> {
 /// An object's errors refuse it, unless they are stored already and something else changes, such as a finalizer.
 fn judge<K>(request: &AdmissionRequest<'_>, findings: impl Fn(&K) -> Vec<Finding>) -> Verdict
 where
-    K: Resource + DeserializeOwned,
+    K: DeserializeOwned,
 {
     let object: K = match request.object() {
         Ok(Some(object)) => object,
         Ok(None) => return Verdict::allowed(),
+        // Whoever holds it by a finalizer must be able to let go of it.
+        Err(_) if is_going(request) => return Verdict::allowed(),
         Err(error) => return Verdict::denied(format!("the object cannot be read: {error}")),
     };
     let found = findings(&object);
     let is_stored = || request.old_object().ok().flatten().is_some_and(|old: K| findings(&old) == found);
     let (errors, warnings): (Vec<_>, Vec<_>) = found.iter().partition(|finding| finding.is_error());
-    let is_going = object.meta().deletion_timestamp.is_some();
-    if errors.is_empty() || is_going || is_stored() {
+    if errors.is_empty() || is_going(request) || is_stored() {
         return Verdict::allowed().with_warnings(found.iter().map(text));
     }
     let errors: Vec<_> = errors.into_iter().map(text).collect();
     Verdict::denied(errors.join("; ")).with_warnings(warnings.into_iter().map(text))
 }
 
+/// Whether the object is being deleted, read without what is of its kind.
+fn is_going(request: &AdmissionRequest<'_>) -> bool {
+    #[derive(Deserialize)]
+    struct Object {
+        metadata: ObjectMeta,
+    }
+    request
+        .object::<Object>()
+        .ok()
+        .flatten()
+        .is_some_and(|object| object.metadata.deletion_timestamp.is_some())
+}
+
 /// OSM's own words first, then what OSM did not say: the field.
 fn text(finding: &Finding) -> String {
     format!("{} ({})", finding.message, finding.path)
-}
-
-fn configuration_name(mesh_name: &str) -> String {
-    match mesh_name {
-        DEFAULT_MESH_NAME => "tidegate-controller".to_owned(),
-        mesh => format!("tidegate-controller-{mesh}"),
-    }
 }
 
 #[cfg(test)]

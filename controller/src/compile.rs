@@ -24,6 +24,9 @@ use crate::unreadable::Unreadable;
 
 /// Why mesh peers are kept out where no policy lets them in.
 const NOT_PERMISSIVE: &str = "permissive mode is off and no policy lets mesh peers in";
+/// The same, where nobody has said what holds.
+const NO_MESH_CONFIG: &str = "there is no MeshConfig osm-mesh-config, so permissive mode is off; make it with \
+                              spec.traffic.enablePermissiveTrafficPolicyMode: true to let mesh peers in";
 
 /// The policy of one workload.
 ///
@@ -118,10 +121,10 @@ fn mesh_rule(index: &Index) -> MeshRule {
     if let Some(config) = index.unreadable_mesh_config() {
         return MeshRule::Deny(format!("MeshConfig {}: {}", config.name(), config.reason()).into());
     }
-    if index.mesh_config_spec().is_none_or(|config| config.is_permissive()) {
-        MeshRule::AnyPeer
-    } else {
-        MeshRule::Deny(NOT_PERMISSIVE.into())
+    match index.mesh_config_spec() {
+        Some(config) if config.is_permissive() => MeshRule::AnyPeer,
+        Some(_) => MeshRule::Deny(NOT_PERMISSIVE.into()),
+        None => MeshRule::Deny(NO_MESH_CONFIG.into()),
     }
 }
 

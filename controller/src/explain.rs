@@ -76,6 +76,9 @@ pub enum ExplainError {
     /// The backend is no Service that is known.
     #[error("there is no service {0}")]
     NoService(ObjectName),
+    /// The backend is in a namespace of another mesh, whose controller knows.
+    #[error("{0}; ask that one's controller (--mesh-name, --tidegate-namespace)")]
+    AnotherMesh(String),
     /// The Service has several ports, or none.
     #[error("service {0} has the target ports {1:?}: say which")]
     WhichPort(ObjectName, Vec<u16>),
@@ -103,7 +106,16 @@ pub fn explain(
         },
     };
     let imagined = imagined_pod(&query.backend, service);
-    let pod = workload_behind(index, trust_domain, &query.backend, port).unwrap_or(&imagined);
+    let pod = match workload_behind(index, trust_domain, &query.backend, port) {
+        Some(pod) => pod,
+        // Pods of before may still be ours there; those to come will not.
+        None if index.is_of_another_mesh(&query.backend.namespace) => {
+            return Err(ExplainError::AnotherMesh(
+                index.outside_mesh(&query.backend.namespace).unwrap_or_default(),
+            ));
+        }
+        None => &imagined,
+    };
     let policy = compile::workload(index, pod, trust_domain)
         .map_err(|error| ExplainError::NoIdentity(ObjectName::of(&pod.metadata), error.to_string()))?;
     ask(&policy, port, query)

@@ -473,7 +473,7 @@ fn forget(slices: &mut BTreeMap<ObjectName, BTreeSet<ObjectName>>, of: &ObjectNa
 }
 
 /// The Pod that an endpoint of a slice in this namespace refers to.
-fn pod_of(namespace: &str, endpoint: &Endpoint) -> Option<ObjectName> {
+pub(crate) fn pod_of(namespace: &str, endpoint: &Endpoint) -> Option<ObjectName> {
     let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))?;
     let namespace =
         target.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or(namespace);

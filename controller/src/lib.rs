@@ -45,7 +45,6 @@ use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::trust_bundle::TrustBundle;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 pub use index::Index;
@@ -162,8 +161,7 @@ impl Controller {
         let Dependencies { source, mut status_writers, credentials, trust_bundle, metrics, readiness, log } =
             dependencies;
         let listen = |source| StartError::Listen { address: config.listen, source };
-        let listener =
-            TcpListener::bind(tidegate_runtime::listen::possible(config.listen)).await.map_err(listen)?;
+        let listener = tidegate_runtime::listen::bind(config.listen).await.map_err(listen)?;
         let discovery_address = listener.local_addr().map_err(listen)?;
         let own_metrics = ControllerMetrics::new(&metrics);
         let index = Arc::new(RwLock::new(Index::for_mesh(config.mesh_name.as_deref())));

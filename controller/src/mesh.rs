@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
-use tidegate_crds::injection::{IGNORE, MONITORED_BY, namespace_is_in_mesh};
+use tidegate_crds::injection::{IGNORE, mesh_of};
 
 /// The namespaces that belong to the mesh.
 #[derive(Clone, Debug, Default)]
@@ -75,12 +75,11 @@ impl Mesh {
             Some(Membership::Member) => return None,
             Some(Membership::Ignored) => format!("namespace {namespace} has the label {IGNORE}: {add}"),
             Some(Membership::Other(other)) => {
-                format!(
-                    "namespace {namespace} is in mesh {other:?}, not in {mesh:?}, by its label {MONITORED_BY}"
-                )
+                format!("namespace {namespace} is in mesh {other:?}, not in {mesh:?}, by its labels")
             }
             Some(Membership::Unlabelled) | None => {
-                format!("namespace {namespace} is not in mesh {mesh:?}: {add}")
+                // Each mesh says so in the status of what is there, in the same words.
+                format!("namespace {namespace} is in no mesh: {add}")
             }
         })
     }
@@ -95,15 +94,11 @@ impl Mesh {
 impl Membership {
     fn of(namespace: &Namespace, mesh: &str) -> Self {
         let labels = namespace.metadata.labels.as_ref();
-        let label = |name: &str| labels.and_then(|labels| labels.get(name));
-        if namespace_is_in_mesh(namespace, mesh) {
-            Self::Member
-        } else if let Some(other) = label(MONITORED_BY).filter(|other| *other != mesh) {
-            Self::Other(other.clone())
-        } else if label(IGNORE).is_some() {
-            Self::Ignored
-        } else {
-            Self::Unlabelled
+        match mesh_of(labels) {
+            Some(found) if found == mesh => Self::Member,
+            Some(other) => Self::Other(other.to_owned()),
+            None if labels.is_some_and(|labels| labels.contains_key(IGNORE)) => Self::Ignored,
+            None => Self::Unlabelled,
         }
     }
 }
@@ -111,6 +106,7 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tidegate_crds::injection::{INJECTION, MONITORED_BY};
 
     use super::*;
 
@@ -122,7 +118,7 @@ mod tests {
     fn a_namespace_is_outside_until_it_says_that_it_is_in_and_learns_what_to_do() {
         let mut mesh = Mesh::new(Some("osm"));
         let add = "`tidegate namespace add shop` puts it in";
-        assert_eq!(mesh.outside("shop").unwrap(), format!("namespace shop is not in mesh \"osm\": {add}"));
+        assert_eq!(mesh.outside("shop").unwrap(), format!("namespace shop is in no mesh: {add}"));
         assert!(mesh.apply(&namespace(json!({MONITORED_BY: "osm"}))));
         assert_eq!(mesh.outside("shop"), None);
         assert!(!mesh.apply(&namespace(json!({MONITORED_BY: "osm", "unrelated": "x"}))));
@@ -139,7 +135,10 @@ mod tests {
         mesh.apply(&namespace(json!({MONITORED_BY: "blue"})));
         assert!(mesh.is_others("shop"));
         let reason = mesh.outside("shop").unwrap();
-        assert!(reason.starts_with("namespace shop is in mesh \"blue\", not in \"osm\""), "{reason}");
+        assert_eq!(reason, "namespace shop is in mesh \"blue\", not in \"osm\", by its labels");
+        let mut mesh = Mesh::new(Some("blue"));
+        mesh.apply(&namespace(json!({INJECTION: "enabled"})));
+        assert!(mesh.is_others("shop"), "it is in the mesh of the default name");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Manifests for tests, and an index of them.
 
-use crate::index::Index;
+use crate::index::{Index, Touched};
 use crate::source::folder::FolderSource;
 
 /// The meshed workload of most tests: a Pod, and a Service whose own port is 80 and whose `targetPort` is 14001.
@@ -19,6 +19,14 @@ metadata: {name: httpbin, namespace: httpbin}
 spec:
   selector: {app: httpbin}
   ports: [{name: http, port: 80, targetPort: 14001}]
+";
+
+/// A MeshConfig that lets mesh peers in.
+pub(crate) const PERMISSIVE: &str = r"
+apiVersion: config.openservicemesh.io/v1alpha2
+kind: MeshConfig
+metadata: {name: osm-mesh-config, namespace: tidegate-system}
+spec: {traffic: {enablePermissiveTrafficPolicyMode: true}}
 ";
 
 /// An ingress controller: a Service with two ready endpoints, one that is not, and one that does not say.
@@ -66,4 +74,15 @@ pub(crate) fn index(documents: &[&str]) -> Index {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), documents.join("\n---\n")).unwrap();
     Index::of(FolderSource::new(folder.path()).load().changes)
+}
+
+/// As [`index`], of a cluster, of which every Pod is known, and which namespaces are in its mesh `osm`.
+pub(crate) fn cluster_index(documents: &[&str]) -> Index {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), documents.join("\n---\n")).unwrap();
+    let mut index = Index::for_mesh(Some("osm"));
+    for change in FolderSource::new(folder.path()).load().changes {
+        index.apply(change, &mut Touched::default());
+    }
+    index
 }

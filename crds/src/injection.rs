@@ -1,6 +1,8 @@
 //! The labels, annotations and names by which namespaces join the mesh and Pods carry a sidecar.
 //!
-//! The injector writes them, the controller and the command line read them.
+//! The injector writes them, the controller and the command line read them. A cluster may hold several meshes: the
+//! labels of a namespace say in which one it is ([`mesh_of`]), the sidecar of a Pod to which control plane it listens
+//! ([`control_plane_of`]).
 
 use std::collections::BTreeMap;
 
@@ -12,7 +14,8 @@ pub const MONITORED_BY: &str = "openservicemesh.io/monitored-by";
 pub const IGNORE: &str = "openservicemesh.io/ignore";
 /// Namespace or Pod annotation: whether a sidecar is added.
 pub const SIDECAR_INJECTION: &str = "openservicemesh.io/sidecar-injection";
-/// Namespace label: `enabled` puts the namespace into the mesh and adds sidecars, all in one.
+/// Namespace label: `enabled` puts the namespace into the mesh and adds sidecars, all in one. The mesh is that of
+/// [`MONITORED_BY`], or else [`DEFAULT_MESH_NAME`].
 pub const INJECTION: &str = "tidegate.io/injection";
 /// Namespace or Pod annotation: whether Prometheus is told to scrape sidecars.
 pub const METRICS: &str = "openservicemesh.io/metrics";
@@ -26,17 +29,45 @@ pub const SIDECAR_CONTAINER: &str = "tidegate-sidecar";
 pub const INTERCEPT_CONTAINER: &str = "tidegate-intercept";
 /// What a mesh is called unless told otherwise: the name that OSM's users have on their namespaces.
 pub const DEFAULT_MESH_NAME: &str = "osm";
-/// The ConfigMap in each namespace of the mesh, and in the control plane's, that holds the trust bundle.
-pub const TRUST_BUNDLE_CONFIG_MAP: &str = "tidegate-trust-bundle";
-/// The key of the trust bundle, PEM, in [`TRUST_BUNDLE_CONFIG_MAP`].
+/// The audience of workloads' tokens in the mesh of [`DEFAULT_MESH_NAME`]; see [`token_audience`].
+pub const TOKEN_AUDIENCE: &str = "tidegate-ca";
+/// The key of the trust bundle, PEM, in [`trust_bundle_config_map`].
 pub const TRUST_BUNDLE_KEY: &str = "ca.crt";
 
-/// Whether a namespace with these labels belongs to the mesh: its policies count, its Services can be sources, and it
-/// gets the trust bundle.
-pub fn is_in_mesh(labels: Option<&BTreeMap<String, String>>, mesh_name: &str) -> bool {
-    let Some(labels) = labels else { return false };
+/// The sidecar's flag with the name that it demands of the controller's certificate, up to the controller's namespace;
+/// the trust domain follows.
+const CONTROLLER_FLAG: &str = "--discovery-server-name=tidegate-controller.";
+
+/// What an object is called that a mesh may share a place with those of other meshes, such as what belongs to no
+/// namespace: `name` in the mesh of [`DEFAULT_MESH_NAME`], `<name>-<mesh>` in others.
+pub fn name_in_mesh(name: &str, mesh_name: &str) -> String {
+    if mesh_name == DEFAULT_MESH_NAME { name.to_owned() } else { format!("{name}-{mesh_name}") }
+}
+
+/// The ConfigMap in each namespace of the mesh, and in the control plane's, that holds the trust bundle. Each mesh has
+/// its own: where a namespace goes from one mesh to another, Pods of both run for a while.
+pub fn trust_bundle_config_map(mesh_name: &str) -> String {
+    name_in_mesh("tidegate-trust-bundle", mesh_name)
+}
+
+/// The audience of the tokens by which this mesh's workloads tell its certificate authority who they are. Each mesh has
+/// its own, so that what one authority is shown is worth nothing at another's.
+pub fn token_audience(mesh_name: &str) -> String {
+    name_in_mesh(TOKEN_AUDIENCE, mesh_name)
+}
+
+/// The mesh that a namespace with these labels belongs to, if to any: its policies count there, its Services can be
+/// sources, and it gets that mesh's trust bundle. It is never more than one.
+pub fn mesh_of(labels: Option<&BTreeMap<String, String>>) -> Option<&str> {
+    let labels = labels?;
     let label = |name: &str| labels.get(name).map(String::as_str);
-    label(IGNORE).is_none() && (label(MONITORED_BY) == Some(mesh_name) || label(INJECTION) == Some("enabled"))
+    let by_injection = || (label(INJECTION) == Some("enabled")).then_some(DEFAULT_MESH_NAME);
+    if label(IGNORE).is_some() { None } else { label(MONITORED_BY).or_else(by_injection) }
+}
+
+/// Whether a namespace with these labels belongs to the mesh of this name; see [`mesh_of`].
+pub fn is_in_mesh(labels: Option<&BTreeMap<String, String>>, mesh_name: &str) -> bool {
+    mesh_of(labels) == Some(mesh_name)
 }
 
 /// [`is_in_mesh`] of a Namespace.
@@ -44,16 +75,25 @@ pub fn namespace_is_in_mesh(namespace: &Namespace, mesh_name: &str) -> bool {
     is_in_mesh(namespace.metadata.labels.as_ref(), mesh_name)
 }
 
-/// Whether a Pod carries a sidecar that the injector has added: the label says so and the container is there.
+/// Whether a Pod carries a sidecar: its container is there. Labels do not count: unlike containers, they may be changed
+/// while a Pod runs.
 pub fn has_sidecar(pod: &Pod) -> bool {
-    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(SIDECAR_LABEL));
-    label.is_some_and(|label| label == INJECTED) && has_sidecar_container(pod)
+    sidecar_container(pod).is_some()
 }
 
-/// Whether a Pod has the sidecar's container, whatever its labels say: unlike containers, they may be changed while it
-/// runs.
-pub fn has_sidecar_container(pod: &Pod) -> bool {
-    sidecar_container(pod).is_some()
+/// The namespace of the control plane that the sidecar of a Pod listens to, as its arguments say: unlike labels, they
+/// stay what they are while it runs. None if there is no sidecar, or it does not say.
+pub fn control_plane_of(pod: &Pod) -> Option<&str> {
+    let mut arguments = sidecar_container(pod)?.args.as_deref()?.iter();
+    let (namespace, _trust_domain) =
+        arguments.find_map(|argument| argument.strip_prefix(CONTROLLER_FLAG))?.split_once('.')?;
+    Some(namespace)
+}
+
+/// Whether a Pod carries a sidecar ([`has_sidecar`]) that listens to the control plane in this namespace. One that does
+/// not say is taken for one that does: what others believe of it changes nothing of whom it trusts.
+pub fn has_sidecar_of(pod: &Pod, control_plane: &str) -> bool {
+    has_sidecar(pod) && control_plane_of(pod).is_none_or(|namespace| namespace == control_plane)
 }
 
 /// The sidecar's container, if a Pod has it.
@@ -72,6 +112,16 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
+    fn with_arguments(arguments: &[&str]) -> Pod {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"labels": {SIDECAR_LABEL: INJECTED}},
+            "spec": {"containers": [], "initContainers": [
+                {"name": SIDECAR_CONTAINER, "restartPolicy": "Always", "args": arguments},
+            ]},
+        }))
+        .unwrap()
+    }
+
     #[test]
     fn a_namespace_joins_by_either_label_and_leaves_by_ignore() {
         let is_in = |pairs: &[(&str, &str)]| is_in_mesh(Some(&labels(pairs)), "osm");
@@ -84,7 +134,43 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_a_sidecar_only_by_label_and_native_container_both() {
+    fn a_namespace_is_in_one_mesh_at_most_and_the_label_that_names_one_decides() {
+        let mesh = |pairs: &[(&str, &str)]| mesh_of(Some(&labels(pairs))).map(str::to_owned);
+        assert_eq!(mesh(&[(INJECTION, "enabled")]).as_deref(), Some("osm"));
+        assert_eq!(mesh(&[(INJECTION, "enabled"), (MONITORED_BY, "blue")]).as_deref(), Some("blue"));
+        assert_eq!(mesh(&[(INJECTION, "disabled"), (MONITORED_BY, "blue")]).as_deref(), Some("blue"));
+        assert_eq!(mesh(&[(IGNORE, ""), (MONITORED_BY, "blue")]), None);
+        assert_eq!(mesh(&[]), None);
+    }
+
+    #[test]
+    fn a_sidecar_belongs_to_the_control_plane_that_it_listens_to() {
+        let name = "--discovery-server-name=tidegate-controller.mesh-a.cluster.local";
+        let pod = with_arguments(&["--transparent", "--discovery-address=https://10.0.0.1:15128", name]);
+        assert_eq!(control_plane_of(&pod), Some("mesh-a"));
+        assert!(has_sidecar_of(&pod, "mesh-a") && !has_sidecar_of(&pod, "mesh-b"));
+        for unknown in [&["--transparent"][..], &["--discovery-server-name=tidegate-controller"], &[]] {
+            let pod = with_arguments(unknown);
+            assert_eq!(control_plane_of(&pod), None, "{unknown:?}");
+            assert!(has_sidecar_of(&pod, "mesh-b"), "{unknown:?}");
+        }
+        let mut unlabelled = with_arguments(&[name]);
+        unlabelled.metadata.labels = None;
+        assert!(has_sidecar_of(&unlabelled, "mesh-a"), "labels may be changed while it runs");
+    }
+
+    #[test]
+    fn objects_of_meshes_that_share_a_place_have_names_of_their_own() {
+        assert_eq!(trust_bundle_config_map("osm"), "tidegate-trust-bundle");
+        assert_eq!(trust_bundle_config_map("blue"), "tidegate-trust-bundle-blue");
+        assert_eq!(
+            (token_audience("osm"), token_audience("blue")),
+            ("tidegate-ca".into(), "tidegate-ca-blue".into())
+        );
+    }
+
+    #[test]
+    fn a_pod_has_a_sidecar_by_its_native_container_whatever_its_labels_say() {
         let pod = |value: &str, restart: Option<&str>| -> Pod {
             serde_json::from_value(serde_json::json!({
                 "metadata": {"labels": {SIDECAR_LABEL: value}},
@@ -93,8 +179,8 @@ mod tests {
             .unwrap()
         };
         assert!(has_sidecar(&pod(INJECTED, Some("Always"))));
+        assert!(has_sidecar(&pod("no", Some("Always"))));
         assert!(!has_sidecar(&pod(INJECTED, None)));
-        assert!(!has_sidecar(&pod("no", Some("Always"))));
         assert!(!has_sidecar(&Pod::default()));
     }
 }

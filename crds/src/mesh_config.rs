@@ -107,10 +107,10 @@ impl MeshConfigStatus {
 }
 
 impl MeshConfigSpec {
-    /// Whether mesh peers may reach each other without a policy that says so. Default: true.
+    /// Whether mesh peers may reach each other without a policy that says so. Default: false.
     pub fn is_permissive(&self) -> bool {
         let traffic = self.traffic.as_ref();
-        traffic.and_then(|traffic| traffic.enable_permissive_traffic_policy_mode).unwrap_or(true)
+        traffic.and_then(|traffic| traffic.enable_permissive_traffic_policy_mode).unwrap_or(false)
     }
 
     /// The client certificate that is to be made for the ingress controller, if one is asked for.

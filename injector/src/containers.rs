@@ -5,7 +5,7 @@ use std::fmt::Display;
 use k8s_openapi::api::core::v1::{Container, Volume};
 use serde_json::{Map, Value, json};
 use tidegate_crds::injection::{
-    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY,
+    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, TRUST_BUNDLE_KEY, token_audience, trust_bundle_config_map,
 };
 
 use crate::ports;
@@ -143,20 +143,20 @@ impl Resources {
     }
 }
 
-/// The volumes that the sidecar mounts.
-pub(crate) fn volumes() -> [Value; 2] {
+/// The volumes that the sidecar of this mesh mounts.
+pub(crate) fn volumes(mesh_name: &str) -> [Value; 2] {
     [
         json!({
             "name": TRUST_VOLUME,
             "configMap": {
-                "name": TRUST_BUNDLE_CONFIG_MAP,
+                "name": trust_bundle_config_map(mesh_name),
                 "items": [{"key": TRUST_BUNDLE_KEY, "path": TRUST_BUNDLE_KEY}],
             },
         }),
         json!({
             "name": TOKEN_VOLUME,
             "projected": {"sources": [
-                {"serviceAccountToken": {"audience": "tidegate-ca", "expirationSeconds": 3600, "path": "token"}},
+                {"serviceAccountToken": {"audience": token_audience(mesh_name), "expirationSeconds": 3600, "path": "token"}},
             ]},
         }),
     ]

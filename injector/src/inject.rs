@@ -70,7 +70,8 @@ fn patch(
     settings: &Settings,
     mesh: &MeshSettings,
 ) -> Result<Patch, Refusal> {
-    let is_injected = has_sidecar(pod);
+    // Both, so that nobody's own container of that name is taken for ours.
+    let is_injected = has_sidecar(pod) && is_labelled(pod);
     refusal::check(pod, spec, is_injected)?;
     let mut patch = PatchBuilder::default();
     set_metadata(pod, namespace, &mut patch)?;
@@ -91,8 +92,13 @@ fn patch(
     own.set_resources(&mut resources)?;
     let parts = Parts { settings, mesh, interception, resources, probes: probes::to_flag(&probes)? };
     set_containers(spec, &parts, &mut patch);
-    set_volumes(spec, is_injected, &mut patch);
+    set_volumes(spec, is_injected, settings, &mut patch);
     Ok(patch.finish())
+}
+
+fn is_labelled(pod: &Pod) -> bool {
+    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(SIDECAR_LABEL));
+    label.is_some_and(|label| label == INJECTED)
 }
 
 fn set_metadata(pod: &Pod, namespace: &NamespaceView, patch: &mut PatchBuilder) -> Result<(), Refusal> {
@@ -158,10 +164,10 @@ fn set_containers(spec: &PodSpec, parts: &Parts<'_>, patch: &mut PatchBuilder) {
     }
 }
 
-fn set_volumes(spec: &PodSpec, is_injected: bool, patch: &mut PatchBuilder) {
+fn set_volumes(spec: &PodSpec, is_injected: bool, settings: &Settings, patch: &mut PatchBuilder) {
     const PATH: [&str; 2] = ["spec", "volumes"];
     let mut missing = Vec::new();
-    for made in containers::volumes() {
+    for made in containers::volumes(&settings.mesh_name) {
         let there = spec.volumes.iter().flatten().position(|volume| made["name"] == volume.name.as_str());
         match there.filter(|_| is_injected) {
             None => missing.push(made),

@@ -61,7 +61,7 @@ async fn main() -> anyhow::Result<()> {
         bundle,
         &metrics,
         watches.kind("MutatingWebhookConfiguration"),
-        readiness.clone(),
+        Some(readiness.clone()),
     );
     let server =
         WebhookServer::bind(options.webhook_address, "/mutate", reviewer, &metrics, Limits::default())

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::Parser;
-use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_crds::injection::name_in_mesh;
 use tidegate_kubernetes::options::ControlPlaneOptions;
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::CaOptions;
@@ -87,10 +87,8 @@ impl Options {
 
     /// The name of our MutatingWebhookConfiguration.
     pub fn configuration_name(&self) -> String {
-        self.webhook_configuration.clone().unwrap_or_else(|| match self.common.mesh_name.as_str() {
-            DEFAULT_MESH_NAME => "tidegate-injector".to_owned(),
-            mesh => format!("tidegate-injector-{mesh}"),
-        })
+        let named = || name_in_mesh("tidegate-injector", &self.common.mesh_name);
+        self.webhook_configuration.clone().unwrap_or_else(named)
     }
 }
 

@@ -60,7 +60,7 @@ impl State {
         let is_there = |namespaces: &HashMap<String, Arc<NamespaceView>>| {
             namespaces.get(name).is_some_and(|namespace| namespace.is_in_mesh(mesh_name))
         };
-        // Either way the newest is taken: what is left out of the mesh in the end is left alone.
+        // Either way the newest is taken.
         let _ = tokio::time::timeout(self.patience, namespaces.wait_for(is_there)).await;
         self.namespaces.borrow().get(name).cloned()
     }

@@ -72,7 +72,7 @@ impl Injector {
             bundle,
             &client.metrics,
             watches.kind("MutatingWebhookConfiguration"),
-            client.readiness.clone(),
+            Some(client.readiness.clone()),
         );
         tokio::spawn(keeper.run());
         let ca_bundle = json!(ByteString(client.ca.bundle.to_pem().into_bytes()));

@@ -101,6 +101,7 @@ struct Faults {
     truncate: Option<String>,
     /// Whether a watch from an old version is refused by the status of the answer, not by an event.
     gone_by_status: bool,
+    break_watches: bool,
     /// The status code that writes are answered with, and how many of them.
     refuse_writes: Option<(u16, usize)>,
 }
@@ -185,6 +186,11 @@ impl FakeApi {
     /// Whether 410 Gone is the status of the answer, as without a watch cache, or an event.
     pub fn gone_by_status(&self, yes: bool) {
         self.change(|state| state.faults.gone_by_status = yes);
+    }
+
+    /// Whether every watch ends at once with an event that says that the server is not well.
+    pub fn break_watches(&self, yes: bool) {
+        self.change(|state| state.faults.break_watches = yes);
     }
 
     /// No connection of now ever hears anything again, though none is closed: what a machine that lost its power

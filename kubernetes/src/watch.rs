@@ -13,7 +13,7 @@ mod meter;
 mod objects;
 
 use std::collections::HashMap;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -54,7 +54,7 @@ pub struct Timing {
 pub struct Watch<K> {
     api: Api<K>,
     name: Option<String>,
-    prune: fn(&mut K),
+    prune: Prune<K>,
     timing: Timing,
     meter: KindMeter,
     /// What was told: objects and their versions.
@@ -62,6 +62,9 @@ pub struct Watch<K> {
     /// The last failure that was told, until things go well again.
     failure: Option<String>,
 }
+
+/// Takes out of an object what nobody reads.
+struct Prune<K>(Box<dyn Fn(&mut K) + Send + Sync>);
 
 /// What a watch tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,14 +118,20 @@ impl Default for Timing {
     }
 }
 
+impl<K> Debug for Prune<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prune").finish_non_exhaustive()
+    }
+}
+
 impl<K> Watch<K>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     /// Follows what `api` covers. `prune` takes out of each object what nobody reads; managed fields and what
     /// `kubectl apply` notes are taken out anyway.
-    pub fn new(api: Api<K>, prune: fn(&mut K), meter: KindMeter) -> Self {
-        let timing = Timing::default();
+    pub fn new(api: Api<K>, prune: impl Fn(&mut K) + Send + Sync + 'static, meter: KindMeter) -> Self {
+        let (prune, timing) = (Prune(Box::new(prune)), Timing::default());
         Self { api, name: None, prune, timing, meter, told: HashMap::new(), failure: None }
     }
 
@@ -161,7 +170,6 @@ where
                     continue;
                 }
             };
-            backoff.reset();
             self.failure = None;
             if sender.send(wrap(event)).await.is_err() {
                 return;
@@ -222,6 +230,12 @@ where
                 End::InOrder => sleep(backoff.next_delay()).await,
                 End::Lost(reason) => {
                     self.meter.disconnected();
+                    if is_brief {
+                        // Lists are dear: a server that ends every watch so is not asked for them without a pause.
+                        sleep(backoff.next_delay()).await;
+                    } else {
+                        backoff.reset();
+                    }
                     return Some(reason);
                 }
                 End::Broken(error) => {
@@ -333,7 +347,7 @@ where
 
     fn pruned(&self, mut object: K) -> K {
         objects::prune_metadata(object.meta_mut());
-        (self.prune)(&mut object);
+        (self.prune.0)(&mut object);
         object
     }
 

@@ -141,9 +141,8 @@ impl AdminServer {
         if !self.allow_remote && !address.ip().is_loopback() {
             return Err(AdminError::NotLoopback(address));
         }
-        let address = listen::possible(address);
         let bind = |source| AdminError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let listener = listen::bind(address).await.map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
         let guard = middleware::from_fn_with_state(self.hosts, guard::check);
         let router = self.router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).layer(guard);

@@ -428,6 +428,7 @@ impl Mesh {
         ];
         let texts: Vec<_> = mesh.iter().chain(&objects::gateway_service()).map(ToString::to_string).collect();
         self.write_objects("mesh", &texts.join("\n---\n"));
+        self.write_objects("config", &objects::mesh_config(true).to_string());
         let endpoints = objects::gateway_endpoints(&[self.gateway().to_string()]);
         self.write_objects("endpoints", &endpoints.to_string());
     }

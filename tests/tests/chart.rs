@@ -3,12 +3,12 @@
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
 use serde_json::{Map, Value, json};
-use tidegate_crds::injection::{IGNORE, INJECTION, MONITORED_BY, is_in_mesh};
+use tidegate_crds::injection::{IGNORE, INJECTION, MONITORED_BY, is_in_mesh, name_in_mesh};
 use tidegate_tests::daemon::ours;
 use tidegate_tests::golden::{assert_golden, is_written, repository};
 use tidegate_tests::helm::{Helm, Objects, read};
@@ -200,9 +200,16 @@ fn the_cert_manager_may_write_secrets_only_where_it_is_told() {
 #[test]
 fn webhooks_select_exactly_the_namespaces_of_the_mesh_and_each_once() {
     let [helm, _] = Helm::all();
-    let objects = helm.template(CHART, NAMESPACE, &[]);
-    let injector = objects.one("MutatingWebhookConfiguration", "tidegate-injector");
-    let controller = objects.one("ValidatingWebhookConfiguration", "tidegate-controller");
+    for mesh in ["osm", "blue"] {
+        let objects = helm.template(CHART, NAMESPACE, &["--set", &format!("meshName={mesh}")]);
+        assert_selects_the_namespaces_of(mesh, &objects);
+    }
+}
+
+fn assert_selects_the_namespaces_of(mesh: &str, objects: &Objects) {
+    let name = |name: &str| name_in_mesh(name, mesh);
+    let injector = objects.one("MutatingWebhookConfiguration", &name("tidegate-injector"));
+    let controller = objects.one("ValidatingWebhookConfiguration", &name("tidegate-controller"));
     let selected = |configuration: &Value, labels: &BTreeMap<String, String>| {
         let webhooks = configuration["webhooks"].as_array().unwrap().iter();
         let failing_closed = webhooks.filter(|webhook| webhook["failurePolicy"] == "Fail");
@@ -219,13 +226,33 @@ fn webhooks_select_exactly_the_namespaces_of_the_mesh_and_each_once() {
                     {
                         labels.extend(value.map(|value| (label.to_owned(), value.to_owned())));
                     }
-                    let expected = usize::from(name == "shop" && is_in_mesh(Some(&labels), "osm"));
-                    assert_eq!(selected(injector, &labels), expected, "injector: {labels:?}");
-                    assert_eq!(selected(controller, &labels), expected, "controller: {labels:?}");
+                    let expected = usize::from(name == "shop" && is_in_mesh(Some(&labels), mesh));
+                    assert_eq!(selected(injector, &labels), expected, "injector of {mesh}: {labels:?}");
+                    assert_eq!(selected(controller, &labels), expected, "controller of {mesh}: {labels:?}");
                 }
             }
         }
     }
+}
+
+#[test]
+fn two_meshes_share_no_object_but_the_definitions() {
+    let [helm, _] = Helm::all();
+    let objects = |mesh: &str| {
+        // What is in a place that both have, such as the namespace of the ingress controller.
+        let set = format!("meshName={mesh},certManager.gatewaySecretNamespaces={{edge}}");
+        let rendered = helm.template(CHART, &format!("{mesh}-system"), &["--set", &set]);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let name = |object: &Value| {
+            let metadata = &object["metadata"];
+            [text(&object["kind"]), text(&metadata["namespace"]), text(&metadata["name"])]
+        };
+        rendered.iter().map(name).collect::<BTreeSet<_>>()
+    };
+    let (osm, blue) = (objects("osm"), objects("blue"));
+    assert!(osm.iter().any(|[_, namespace, _]| namespace == "edge"), "{osm:?}");
+    let shared: Vec<_> = osm.intersection(&blue).collect();
+    assert_eq!(shared, Vec::<&[String; 3]>::new());
 }
 
 #[test]

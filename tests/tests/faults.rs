@@ -48,11 +48,13 @@ fn the_gateway_s_certificate_does_not_open_the_way_of_mesh_peers() {
     let gateway = Arc::new(mesh.gateway_credentials());
     let stranger = Arc::new(mesh.sign(&Leaf::dns("a.b.cluster.local")));
     let https_rule = policy("httpbin", &[https("httpbin", PORT, false, &[])], &[principal(INGRESS_CLIENT)]);
-    let closed = vec![objects::mesh_config(false), https_rule.clone()];
-    for (what, objects) in
-        [("without a policy", vec![]), ("with one", vec![https_rule]), ("without permissive mode", closed)]
-    {
+    for (what, objects, is_permissive) in [
+        ("without a policy", vec![], true),
+        ("with one", vec![https_rule.clone()], true),
+        ("without permissive mode", vec![https_rule], false),
+    ] {
         mesh.apply("policy", &objects);
+        mesh.apply("config", &[objects::mesh_config(is_permissive)]);
         for protocol in ["tidegate/h1", "tidegate/tcp", "tidegate/h2"] {
             for name in ["httpbin.httpbin.svc.cluster.local", "httpbin.httpbin.cluster.local"] {
                 let tls = mesh.tls().server_name(name).protocols(&[protocol]);

@@ -85,7 +85,7 @@ impl Authority {
 
     async fn ask(&self, replica: u8, token: &str) -> Result<String, Status> {
         let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(bundle(&self.control_plane)))
+            .ca_certificate(Certificate::from_pem(self.bundle(&self.control_plane)))
             .domain_name(SERVER_NAME);
         let address = format!("https://{}", self.block.at(replica, 15012));
         let channel =
@@ -98,6 +98,19 @@ impl Authority {
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
         let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await?;
         Ok(answer.into_inner().cert_chain.remove(0))
+    }
+
+    /// What this mesh's trust bundles are called.
+    fn bundle_name(&self) -> String {
+        format!("tidegate-trust-bundle-{}", self.control_plane.name())
+    }
+
+    /// The trust bundle in a namespace, once it is there.
+    #[track_caller]
+    fn bundle(&self, namespace: &Namespace) -> String {
+        namespace.wait_for("the trust bundle", &["configmap", &self.bundle_name()], |map| {
+            map["data"]["ca.crt"].as_str().map(str::to_owned)
+        })
     }
 
     fn mesh_config(&self, gateway: &Value) {
@@ -121,14 +134,6 @@ impl Authority {
             (ours["status"] == status && ours["message"].as_str()?.contains(message)).then_some(())
         });
     }
-}
-
-/// The trust bundle in a namespace, once it is there.
-#[track_caller]
-fn bundle(namespace: &Namespace) -> String {
-    namespace.wait_for("the trust bundle", &["configmap", "tidegate-trust-bundle"], |map| {
-        map["data"]["ca.crt"].as_str().map(str::to_owned)
-    })
 }
 
 fn roots(pem: &str) -> usize {
@@ -172,8 +177,9 @@ async fn the_token_of_a_pod_in_the_mesh_gets_a_certificate_until_the_pod_is_gone
         pod(namespace, "app");
     }
     let bound = ["--bound-object-kind=Pod", "--bound-object-name=app"];
-    let audience = "--audience=tidegate-ca";
-    let good = token(&namespace, &[&[audience], &bound[..]].concat());
+    let audience = format!("--audience=tidegate-ca-{}", authority.control_plane.name());
+    let good = token(&namespace, &[&[audience.as_str()], &bound[..]].concat());
+    let of_another_mesh = token(&namespace, &[&["--audience=tidegate-ca"], &bound[..]].concat());
 
     let leaf = authority.ask(1, &good).await.unwrap();
     let text =
@@ -188,7 +194,8 @@ async fn the_token_of_a_pod_in_the_mesh_gets_a_certificate_until_the_pod_is_gone
     altered.insert(altered.rfind('.').unwrap() + 1, 'A');
     let table = [
         ("the API server's audience", token(&namespace, &bound), "audience"),
-        ("no pod", token(&namespace, &[audience]), "not bound to a pod"),
+        ("another mesh's audience", of_another_mesh, "audience"),
+        ("no pod", token(&namespace, &[&audience]), "not bound to a pod"),
         ("altered", altered, "does not accept the token"),
     ];
     for (what, token, reason) in table {
@@ -216,7 +223,7 @@ async fn the_token_of_a_pod_in_the_mesh_gets_a_certificate_until_the_pod_is_gone
         }
     };
     assert_eq!(status.code(), Code::Unauthenticated, "{status}");
-    let next = token(&namespace, &[&[audience], &bound[..]].concat());
+    let next = token(&namespace, &[&[audience.as_str()], &bound[..]].concat());
     authority.ask(1, &next).await.unwrap();
 }
 
@@ -225,23 +232,23 @@ async fn a_namespace_has_the_trust_bundle_as_long_as_it_is_in_the_mesh() {
     let authority = Authority::start(2);
     let namespace = Namespace::new("ca-app");
     authority.label(&namespace);
-    assert_eq!(bundle(&namespace), bundle(&authority.control_plane));
-    namespace.kubectl(&["delete", "configmap", "tidegate-trust-bundle"]);
-    let before = bundle(&namespace);
+    assert_eq!(authority.bundle(&namespace), authority.bundle(&authority.control_plane));
+    namespace.kubectl(&["delete", "configmap", &authority.bundle_name()]);
+    let before = authority.bundle(&namespace);
     namespace.kubectl(&[
         "patch",
         "configmap",
-        "tidegate-trust-bundle",
+        &authority.bundle_name(),
         "-p",
         "{\"data\":{\"ca.crt\":\"mine\"}}",
     ]);
-    wait::until_true("the bundle is put back", ROLLOUT, || bundle(&namespace) == before);
+    wait::until_true("the bundle is put back", ROLLOUT, || authority.bundle(&namespace) == before);
 
     // It leaves the mesh: the bundle stays, and is kept fresh for sidecars that run on.
     let label = "openservicemesh.io/monitored-by-";
     namespace.cluster().kubectl(["label", "namespace", namespace.name(), label]);
     assert_eq!(authority.replicas[0].admin_post("/rotation/next", "").unwrap().status(), 200);
-    wait::until_true("both roots", ROLLOUT, || roots(&bundle(&namespace)) == 2);
+    wait::until_true("both roots", ROLLOUT, || roots(&authority.bundle(&namespace)) == 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -261,7 +268,7 @@ async fn replicas_share_one_root_and_take_over_each_others_steps() {
         });
         assert_eq!(rotation(2)["trusted_roots"].as_array().unwrap().len(), trusted);
         assert_eq!(rotation(2)["required_roots"], rotation(taken_by)["required_roots"]);
-        wait::until_true("the bundle follows", ROLLOUT, || roots(&bundle(&namespace)) == trusted);
+        wait::until_true("the bundle follows", ROLLOUT, || roots(&authority.bundle(&namespace)) == trusted);
     }
     assert_ne!(rotation(2)["issuing_root"], first);
     let early = authority.replicas[2].admin_post("/rotation/next", "").unwrap();
@@ -351,7 +358,7 @@ async fn a_root_of_the_users_own_is_used_and_another_one_begins_a_rotation() {
     let own = std::fs::read_to_string(path("ca.crt")).unwrap();
     let own: String = own.lines().filter(|line| !line.starts_with('-')).collect();
     wait::until_true("the bundle holds it", ROLLOUT, || {
-        bundle(&authority.control_plane).replace('\n', "").contains(&own)
+        authority.bundle(&authority.control_plane).replace('\n', "").contains(&own)
     });
     assert_eq!(authority.replicas[1].admin_post("/rotation/next?force=true", "").unwrap().status(), 200);
     let issuing = &authority.replicas[1].admin_json("/rotation")["issuing_root"];

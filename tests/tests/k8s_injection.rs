@@ -252,7 +252,7 @@ fn the_pods_word_counts_before_its_namespaces_in_every_combination() {
     let cluster = Mesh::get().cluster();
     let (monitored, enabled) = ("openservicemesh.io/monitored-by=osm", "tidegate.io/injection=enabled");
     // Labels and annotation of the namespace; whether a pod has a sidecar that says nothing, yes, or no.
-    let table: [(&[&str], Option<&str>, [bool; 3]); 10] = [
+    let table: [(&[&str], Option<&str>, [bool; 3]); 11] = [
         (&[], None, [false, false, false]),
         (&[], Some("enabled"), [false, false, false]),
         (&[monitored], None, [false, true, false]),
@@ -263,6 +263,7 @@ fn the_pods_word_counts_before_its_namespaces_in_every_combination() {
         (&[monitored, enabled], None, [true, true, false]),
         (&[monitored, "openservicemesh.io/ignore=true"], Some("enabled"), [false, false, false]),
         (&["openservicemesh.io/monitored-by=other"], Some("enabled"), [false, false, false]),
+        (&["openservicemesh.io/monitored-by=other", enabled], Some("enabled"), [false, false, false]),
     ];
     let words = [None, Some("yes"), Some("no")];
     for (labels, annotation, expected) in table {

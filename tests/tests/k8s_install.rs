@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -12,8 +13,8 @@ use tempfile::NamedTempFile;
 use tidegate_tests::helm::Helm;
 use tidegate_tests::kubernetes::cluster::{Failure, run};
 use tidegate_tests::kubernetes::mesh::{DAEMONS, VALUES, install_crds};
+use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::{Cluster, ROLLOUT};
-use tidegate_tests::wait;
 
 const CHART: &str = "charts/tidegate";
 const ROOT: &str = "tidegate-ca-bundle";
@@ -88,6 +89,14 @@ impl Installation {
         self.cluster.wait_for("a root", &["secret", ROOT, "-n", &self.name], |secret| {
             (!secret["data"].is_null()).then(|| secret["data"].clone())
         })
+    }
+
+    /// A file with the roots that the API server trusts the webhooks by.
+    fn trust_bundle(&self) -> NamedTempFile {
+        let map = self.object("configmap", &format!("tidegate-trust-bundle-{}", self.name));
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(map["data"]["ca.crt"].as_str().unwrap().as_bytes()).unwrap();
+        file
     }
 
     fn mesh_config(&self) -> Value {
@@ -235,7 +244,7 @@ fn the_api_server_accepts_every_rendering_to_the_letter() {
 }
 
 #[test]
-fn tidegate_installs_upgrades_and_uninstalls_and_the_injector_renews_its_certificate() {
+fn tidegate_installs_upgrades_and_uninstalls_and_admission_goes_on_over_renewals_of_its_certificates() {
     let installation = Installation::new("with-tidegate", Helm::newest());
     let values = installation.values();
     installation.tidegate("install", &["--apply", "--skip-crds", "--wait", "--values", values]);
@@ -244,15 +253,16 @@ fn tidegate_installs_upgrades_and_uninstalls_and_the_injector_renews_its_certifi
     installation.edit_mesh_config();
     let edited = installation.mesh_config();
 
-    let short = format!("injector.extraArgs={{--certificate-lifetime={}s}}", SHORT_LIFE.as_secs());
-    let set = ["--set", "certManager.replicas=2", "--set", &short];
+    let short = |daemon| format!("{daemon}.extraArgs={{--certificate-lifetime={}s}}", SHORT_LIFE.as_secs());
+    let (injector, controller) = (short("injector"), short("controller"));
+    let set = ["--set", "certManager.replicas=2", "--set", &injector, "--set", &controller];
     installation.tidegate("upgrade", &[&["--skip-crds", "--wait"], &set[..]].concat());
     installation.wait_ready();
     assert_eq!(installation.object("deployment", "tidegate-cert-manager")["spec"]["replicas"], 2);
     assert_eq!(installation.root(), root);
     assert_eq!(installation.mesh_config(), edited);
 
-    assert_injects_beyond_its_first_certificate(&installation);
+    assert_admits_over_renewals(&installation);
 
     let generation =
         || installation.object("deployment", "tidegate-controller")["metadata"]["generation"].clone();
@@ -274,7 +284,8 @@ fn tidegate_installs_upgrades_and_uninstalls_and_the_injector_renews_its_certifi
 
     installation.tidegate("uninstall", &["--delete-root"]);
     assert!(!installation.is_there("secret", ROOT));
-    assert!(!installation.is_there("configmap", "tidegate-trust-bundle"));
+    let bundle = format!("tidegate-trust-bundle-{}", installation.name);
+    assert!(!installation.is_there("configmap", &bundle));
     assert_eq!(installation.mesh_config(), edited);
     installation.tidegate("uninstall", &["--delete-mesh-config", "--delete-namespace"]);
     installation.cluster.wait_until_gone(&["namespace", &installation.name]);
@@ -282,39 +293,64 @@ fn tidegate_installs_upgrades_and_uninstalls_and_the_injector_renews_its_certifi
     assert!(refused.stderr.contains("there is no control plane in namespace with-tidegate"), "{refused}");
 }
 
-/// The API server trusts the injector as long as that shows a certificate which has not ended.
-fn assert_injects_beyond_its_first_certificate(installation: &Installation) {
+/// The API server trusts a webhook as long as that shows a certificate which has not ended. Asks without a pause until
+/// both webhooks are beyond the end of their first one and have had two more.
+fn assert_admits_over_renewals(installation: &Installation) {
     let first_end = SystemTime::now() + SHORT_LIFE;
     let (mesh, cluster) = (&installation.name, installation.cluster);
-    let namespace = format!("{mesh}-pods");
-    let joined = json!({
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {
-            "name": namespace,
-            "labels": {"openservicemesh.io/monitored-by": mesh},
-            "annotations": {"openservicemesh.io/sidecar-injection": "enabled"},
-        },
-    });
-    cluster.apply(&joined.to_string());
+    let namespace = Namespace::new("renewals");
+    let name = namespace.name();
+    cluster.tidegate(["namespace", "add", name, "--mesh-name", mesh]);
+    namespace.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
     let pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": "pod", "namespace": namespace},
+        "metadata": {"name": "pod"},
         "spec": {"containers": [{"name": "app", "image": "tidegate.test/app:1"}]},
     });
-    let create = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
-    let assert_injected = || {
-        let made =
-            cluster.try_kubectl(create, &pod.to_string()).unwrap_or_else(|failure| panic!("{failure}"));
-        let made: Value = serde_json::from_str(&made).unwrap();
-        let containers = made["spec"]["initContainers"].as_array().unwrap();
-        assert!(containers.iter().any(|container| container["name"] == "tidegate-sidecar"), "{made:#}");
+    let policy = |range: &str| {
+        json!({
+            "apiVersion": "policy.openservicemesh.io/v1alpha1",
+            "kind": "IngressBackend",
+            "metadata": {"name": "policy"},
+            "spec": {
+                "backends": [{"name": "app", "port": {"number": 80, "protocol": "http"}}],
+                "sources": [{"kind": "IPRange", "name": range}],
+            },
+        })
     };
-    assert_injected();
-    wait::until_true("the first certificate has ended", 2 * SHORT_LIFE, || SystemTime::now() > first_end);
-    let log = cluster.kubectl(["logs", "-n", mesh, "deployment/tidegate-injector"]);
-    assert!(log.matches("certificate received").count() >= 2, "it was short: {log}");
-    assert_injected();
-    cluster.kubectl(["delete", "namespace", &namespace, "--wait=false"]);
+    let asked = [pod, policy("10.0.0.0/8"), policy("ten")];
+    let services = ["tidegate-injector", "tidegate-controller"];
+    let bundle = installation.trust_bundle();
+    let is_renewed = || {
+        services.iter().all(|daemon| {
+            let log = cluster.kubectl(["logs", "-n", mesh, &format!("deployment/{daemon}")]);
+            log.matches("certificate received").count() >= 3
+        })
+    };
+    let (mut rounds, deadline) = (0, SystemTime::now() + 4 * SHORT_LIFE);
+    while SystemTime::now() < first_end || !is_renewed() {
+        assert!(SystemTime::now() < deadline, "certificates are not renewed");
+        let (made, refusals) = namespace.would_make(&asked);
+        let containers = made[0]["spec"]["initContainers"].as_array().unwrap();
+        assert!(containers.iter().any(|container| container["name"] == "tidegate-sidecar"), "{made:#?}");
+        assert_eq!((made.len(), refusals.len()), (2, 1), "{made:#?} {refusals:?}");
+        assert!(refusals[0].contains("(spec.sources[0].name)"), "{refusals:?}");
+        // The API server keeps its connections; a new one is let in as well.
+        for daemon in services {
+            assert_shows_a_good_certificate(installation, daemon, bundle.path());
+        }
+        rounds += 1;
+    }
+    assert!(rounds >= 10, "{rounds}");
+}
+
+/// By the name and the root that the API server goes by.
+fn assert_shows_a_good_certificate(installation: &Installation, daemon: &str, bundle: &Path) {
+    let address = installation.object("service", daemon)["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let name = format!("{daemon}.{}.svc", installation.name);
+    let mut command = installation.cluster.on_node();
+    command.args(["openssl", "s_client", "-connect", &format!("{address}:443"), "-servername", &name]);
+    command.args(["-verify_hostname", &name, "-verify_return_error", "-CAfile"]).arg(bundle);
+    run(&mut command, "").unwrap_or_else(|failure| panic!("{failure}"));
 }

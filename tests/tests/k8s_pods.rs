@@ -203,3 +203,79 @@ fn lifecycle_hooks_by_http_reach_the_app_and_fail_only_without_an_answer() {
     });
     assert!(events.iter().all(|pod| pod.as_str().unwrap().starts_with("mute-")), "{events:?}");
 }
+
+#[test]
+fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_they_are_done() {
+    Mesh::get();
+    let namespace = Namespace::meshed("last-words");
+    // Whom the hooks tell: servers of the mesh, which take nothing from anybody else.
+    let told = ["by-http", "by-exec"];
+    for name in told {
+        Workload::new(name, &["serve", "--http=8080"]).port("http", 80, 8080).deploy(&namespace);
+    }
+    let container = |name: &str, arguments: &[&str], hook: Value| {
+        json!({
+            "name": name,
+            "image": IMAGE,
+            "imagePullPolicy": "IfNotPresent",
+            "args": arguments,
+            "lifecycle": {"preStop": hook},
+        })
+    };
+    // It takes two seconds, so that a sidecar that ends beside the app would not be there any more.
+    let command = ["/usr/local/bin/tidegate-test-app", "get", "--expect=200"];
+    let urls = ["http://by-exec/delay/2000", "http://by-exec/unhealthy"];
+    let telling = [&command[..], &urls[..]].concat();
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        // What its containers came to can be read after their end.
+        "metadata": {"name": "leaver", "labels": {"app": "leaver"}, "finalizers": ["tidegate.test/read"]},
+        "spec": {
+            "terminationGracePeriodSeconds": 30,
+            "containers": [
+                container(
+                    "app",
+                    &["serve", "--http=8080"],
+                    json!({"httpGet": {"path": "/tell/by-http", "port": 8080}}),
+                ),
+                container("second", &["serve"], json!({"exec": {"command": telling}})),
+            ],
+        },
+    });
+    namespace.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
+    namespace.apply(&pod.to_string());
+    let leaver = namespace.pod("leaver").json();
+    let hook = &leaver["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"];
+    assert_eq!(hook["port"], 15904, "kubelet asks the sidecar: {hook}");
+    let has_heard = |name: &str| {
+        let status = namespace.pod(name).get("http://127.0.0.1:8080/healthz").status();
+        assert!([200, 500].contains(&status), "{name}: {status}");
+        status == 500
+    };
+    assert_eq!(told.map(has_heard), [false, false], "nobody has told before");
+
+    namespace.kubectl(&["delete", "pod", "leaver", "--wait=false"]);
+    let ends = namespace.wait_for("everything in it has ended", &["pod", "leaver"], |pod| {
+        let ended = |statuses: &Value, name: &str| {
+            let status = statuses.as_array()?.iter().find(|status| status["name"] == name)?;
+            let end = &status["state"]["terminated"];
+            end["finishedAt"].is_string().then(|| end.clone())
+        };
+        let status = &pod["status"];
+        let [apps, sidecars] = [&status["containerStatuses"], &status["initContainerStatuses"]];
+        Some([ended(apps, "app")?, ended(apps, "second")?, ended(sidecars, "tidegate-sidecar")?])
+    });
+    let free = ["patch", "pod", "leaver", "--type=merge", "-p", "{\"metadata\":{\"finalizers\":null}}"];
+    namespace.kubectl(&free);
+    assert_eq!(told.map(has_heard), [true, true]);
+    for end in &ends {
+        assert_eq!(end["exitCode"], 0, "{ends:?}");
+    }
+    let [app, second, sidecar] = ends.each_ref().map(|end| second_of_day(&end["finishedAt"]));
+    // Midnight may have come between.
+    let later = |other: i64| (sidecar - other).rem_euclid(24 * 3600);
+    assert!(later(app) < 3600 && later(second) < 3600, "the sidecar ends last: {ends:?}");
+    let events = namespace.get_json(&["events", "--field-selector=reason=FailedPreStopHook"]);
+    assert_eq!(events["items"], json!([]));
+}

@@ -599,7 +599,7 @@ fn a_tenant_who_edits_a_running_pod_gains_nothing_by_it() {
     ] {
         shop.kubectl(&["annotate", "pod", server.name(), annotation]);
     }
-    shop.kubectl(&["label", "pod", server.name(), "team=other"]);
+    shop.kubectl(&["label", "pod", server.name(), "team=other", "tidegate.io/sidecar-"]);
     // What is made later is seen later, so once it is there the edits were seen.
     shop.apply(
         &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "mark"}, "spec": {

@@ -17,8 +17,6 @@ use super::{AuthError, Authenticator, Caller, PodReference};
 #[cfg(test)]
 mod tests;
 
-/// The audience that tokens for us carry.
-pub const DEFAULT_AUDIENCE: &str = "tidegate-ca";
 /// Kubernetes' tokens have some 1,200 bytes.
 pub(crate) const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// Clocks may differ by this many seconds.

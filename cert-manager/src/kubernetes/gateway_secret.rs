@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 
 use super::follow::Mirror;
 use super::root_secret::RootSecret;
-use super::{bounded, is_ours, labels};
+use super::{INSTANCE, bounded, is_ours, labels};
 use crate::ingress_gateway::IngressGatewaySettings;
 use crate::store::{SecretName, SecretStore, StoreError, TlsSecret};
 
@@ -96,6 +96,22 @@ pub(crate) async fn follow(
     }
 }
 
+impl GatewaySecrets {
+    /// One that the certificate authority of another mesh keeps: two would write it in turns for ever.
+    fn check_mesh(&self, secret: Secret) -> Result<Secret, StoreError> {
+        let metadata = &secret.metadata;
+        let label = |name: &str| metadata.labels.as_ref().and_then(|labels| labels.get(name));
+        match label(INSTANCE).filter(|mesh| is_ours(metadata, mesh) && **mesh != self.mesh_name) {
+            Some(mesh) => Err(StoreError::Other(format!(
+                "is there and belongs to mesh {mesh:?}, not to {:?}; it is left alone: name another Secret or delete \
+                 this one",
+                self.mesh_name
+            ))),
+            None => Ok(secret),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl SecretStore for GatewaySecrets {
     async fn put(&self, name: &SecretName, values: &TlsSecret) -> Result<(), StoreError> {
@@ -104,7 +120,7 @@ impl SecretStore for GatewaySecrets {
         let found = self.asked(secrets.get_opt(&name.name)).await?;
         let is_new = found.is_none();
         let mut secret = match found {
-            Some(secret) => check_type(secret)?,
+            Some(secret) => self.check_mesh(check_type(secret)?)?,
             None => Secret {
                 metadata: ObjectMeta { name: Some(name.name.clone()), ..ObjectMeta::default() },
                 type_: Some(TLS.to_owned()),

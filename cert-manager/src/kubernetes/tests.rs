@@ -6,7 +6,6 @@ use std::time::Duration;
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tidegate_core::{DnsName, PeerCertificate, San, TrustDomain};
-use tidegate_crds::injection::TRUST_BUNDLE_CONFIG_MAP;
 use tidegate_kubernetes::fake_api::{FakeApi, Rights};
 use tidegate_kubernetes::lease::LeaseTiming;
 use tidegate_proto::istio_ca::IstioCertificateRequest;
@@ -28,6 +27,8 @@ use crate::service_names::ServiceNames;
 use crate::testing::plain_request;
 use crate::{CertManager, CertManagerHandle, Config, Dependencies};
 
+/// The mesh's name is the default one.
+const TRUST_BUNDLE_CONFIG_MAP: &str = "tidegate-trust-bundle";
 const NAMESPACE: &str = "tidegate-system";
 const MESH_CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
 

@@ -3,7 +3,8 @@
 //! Every replica publishes: the same text, by server-side apply, so that it does not matter who comes first. A
 //! ConfigMap that was deleted or edited is put back as soon as its watch tells. A namespace that leaves the mesh keeps
 //! its ConfigMap, still kept fresh, because sidecars run on there until their pods are restarted; deleted by hand, it
-//! stays deleted. It holds no secret.
+//! stays deleted. It holds no secret. Its name is the mesh's own, so that a namespace may have those of two meshes: Pods of
+//! both run there while it goes from one to the other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::{Api, Client};
-use tidegate_crds::injection::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY};
+use tidegate_crds::injection::{TRUST_BUNDLE_KEY, trust_bundle_config_map};
 use tidegate_kubernetes::watch::{Name, Watch, WatchMetrics};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -35,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct TrustBundleConfigMaps {
     client: Client,
     mesh_name: String,
+    /// The ConfigMap's name.
+    name: String,
     namespaces: Namespaces,
     published: Arc<Mirror<Published>>,
     /// Ends with this.
@@ -65,10 +68,11 @@ impl TrustBundleConfigMaps {
             Some(Published { pem: map.data.and_then(|mut data| data.remove(TRUST_BUNDLE_KEY)), is_ours })
         };
         let watch = Watch::new(Api::all(client.clone()), |_| {}, meters.kind("ConfigMap"));
-        let watch = watch.named(TRUST_BUNDLE_CONFIG_MAP);
+        let name = trust_bundle_config_map(mesh_name);
+        let watch = watch.named(&name);
         watches.spawn(published.clone().follow(watch, keep, wake.clone()));
 
-        Self { client, mesh_name: mesh_name.to_owned(), namespaces, published, _watches: watches }
+        Self { client, mesh_name: mesh_name.to_owned(), name, namespaces, published, _watches: watches }
     }
 
     /// Where something has to be written so that exactly `pem` is published, and whether it may be created there.
@@ -79,7 +83,7 @@ impl TrustBundleConfigMaps {
         let staying = namespaces.into_iter().filter(|(_, Membership { is_going, .. })| !is_going);
         let missing =
             staying.filter_map(|(Name { name: namespace, .. }, Membership { is_ours: is_wanted, .. })| {
-                let is_missing = match published.get(&named(&namespace, TRUST_BUNDLE_CONFIG_MAP)) {
+                let is_missing = match published.get(&named(&namespace, &self.name)) {
                     Some(found) if found.is_ours => found.pem.as_deref() != Some(pem),
                     _ => is_wanted,
                 };
@@ -92,7 +96,7 @@ impl TrustBundleConfigMaps {
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         let wanted = ConfigMap {
             metadata: ObjectMeta {
-                name: Some(TRUST_BUNDLE_CONFIG_MAP.to_owned()),
+                name: Some(self.name.clone()),
                 labels: Some(labels(&self.mesh_name)),
                 ..ObjectMeta::default()
             },
@@ -105,7 +109,7 @@ impl TrustBundleConfigMaps {
             (PatchParams::default(), Patch::Merge(&wanted))
         };
         let applied = async {
-            match maps.patch(TRUST_BUNDLE_CONFIG_MAP, &parameters, &patch).await {
+            match maps.patch(&self.name, &parameters, &patch).await {
                 // It has just gone, or is going.
                 Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
                 Err(kube::Error::Api(status)) if status.message.contains("being terminated") => Ok(false),

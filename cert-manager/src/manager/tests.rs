@@ -6,6 +6,7 @@ use rcgen::KeyPair;
 use rustls_pki_types::ServerName;
 use serde_json::json;
 use tidegate_core::{DnsName, PeerCertificate};
+use tidegate_crds::injection::TOKEN_AUDIENCE;
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tidegate_runtime::grpc::{Address, channel, client_config};
@@ -16,7 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::*;
-use crate::authenticate::signed_jwt::{DEFAULT_AUDIENCE, SignedJwt, SignedJwtOptions};
+use crate::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use crate::store::bundle_file::BundleFile;
 use crate::store::root_folder::RootFolder;
 use crate::testing::{Signer, openssl, params, plain_request, request, uri};
@@ -49,7 +50,7 @@ fn config() -> Config {
 fn dependencies(dir: &std::path::Path, metrics: Metrics) -> Dependencies {
     let authenticator = SignedJwt::open(SignedJwtOptions {
         key_files: vec![dir.join("keys.pem")],
-        audience: DEFAULT_AUDIENCE.to_owned(),
+        audience: TOKEN_AUDIENCE.to_owned(),
         issuer: None,
         trust_domain: tidegate_core::TrustDomain::default(),
     });
@@ -100,7 +101,7 @@ impl World {
     }
 
     fn request(&self, csr: &str, seconds: i64) -> Request<IstioCertificateRequest> {
-        with_token(csr, seconds, Some(&self.token(DEFAULT_AUDIENCE)))
+        with_token(csr, seconds, Some(&self.token(TOKEN_AUDIENCE)))
     }
 
     async fn ask(&self, csr: &str, seconds: i64) -> Result<Vec<String>, Status> {
@@ -158,7 +159,7 @@ async fn a_caller_gets_a_chain_that_ends_with_the_published_root() {
 async fn the_meshs_own_client_gets_its_credentials() {
     let world = world().await;
     let dir = world.dir.path();
-    std::fs::write(dir.join("token"), world.token(DEFAULT_AUDIENCE)).unwrap();
+    std::fs::write(dir.join("token"), world.token(TOKEN_AUDIENCE)).unwrap();
     let options = tidegate_runtime::identity::CaOptions {
         ca_address: format!("https://{}", world.manager.grpc_address()).parse().unwrap(),
         ca_server_name: None,
@@ -184,11 +185,11 @@ async fn refusals_carry_the_right_code_and_a_plain_reason() {
     let world = world().await;
     let mut client = world.client();
     let plain = plain_request();
-    let good = world.token(DEFAULT_AUDIENCE);
+    let good = world.token(TOKEN_AUDIENCE);
     let other =
-        Signer::new(Algorithm::ES256).sign(&json!({"aud": DEFAULT_AUDIENCE, "exp": u32::MAX, "sub": "a"}));
+        Signer::new(Algorithm::ES256).sign(&json!({"aud": TOKEN_AUDIENCE, "exp": u32::MAX, "sub": "a"}));
     let expired =
-        world.signer.sign(&json!({"aud": DEFAULT_AUDIENCE, "exp": 1000, "sub": "system:serviceaccount:a:b"}));
+        world.signer.sign(&json!({"aud": TOKEN_AUDIENCE, "exp": 1000, "sub": "system:serviceaccount:a:b"}));
     let api_server = world.token("https://kubernetes.default.svc");
     let victim = request(&params(vec![uri("spiffe://cluster.local/ns/bank/sa/vault")]));
     let table: [(&str, i64, Option<&str>, Code, &str); 9] = [
@@ -223,7 +224,7 @@ async fn refusals_carry_the_right_code_and_a_plain_reason() {
 async fn two_tokens_at_once_are_refused() {
     let world = world().await;
     let mut request = world.request(&plain_request(), 0);
-    let again = format!("Bearer {}", world.token(DEFAULT_AUDIENCE)).parse().unwrap();
+    let again = format!("Bearer {}", world.token(TOKEN_AUDIENCE)).parse().unwrap();
     request.metadata_mut().append("authorization", again);
     let status = world.client().create_certificate(request).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
@@ -274,7 +275,7 @@ async fn one_identity_that_asks_too_often_is_slowed_down() {
     let status = client.create_certificate(world.request(&plain_request(), 0)).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
     let other = world.signer.sign(&json!({
-        "aud": DEFAULT_AUDIENCE, "exp": u32::MAX, "sub": "system:serviceaccount:other:one",
+        "aud": TOKEN_AUDIENCE, "exp": u32::MAX, "sub": "system:serviceaccount:other:one",
     }));
     assert!(client.create_certificate(with_token(&plain_request(), 0, Some(&other))).await.is_ok());
 }

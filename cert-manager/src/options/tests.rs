@@ -33,7 +33,7 @@ fn kubernetes_takes_the_place_of_every_folder() {
     let options = parse(kubernetes).unwrap();
     assert_eq!(options.common.namespace, "tidegate-system");
     assert_eq!(options.common.mesh_name, "osm");
-    assert_eq!(options.tokens.jwt_audience, "tidegate-ca");
+    assert_eq!(options.audience(), "tidegate-ca");
     assert!(parse("--kubernetes").unwrap_err().contains("--pod-name"));
     for flag in [
         "--store-dir",

@@ -172,12 +172,12 @@ spec:
         # Written by cert-manager; kubelet starts the container once it is there.
         - name: trust
           configMap:
-            name: tidegate-trust-bundle
+            name: {{ include "tidegate.clusterName" (dict "root" .root "name" "tidegate-trust-bundle") }}
         - name: token
           projected:
             sources:
               - serviceAccountToken:
-                  audience: tidegate-ca
+                  audience: {{ include "tidegate.clusterName" (dict "root" .root "name" "tidegate-ca") }}
                   expirationSeconds: 3600
                   path: token
       {{- end }}

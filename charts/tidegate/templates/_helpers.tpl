@@ -13,7 +13,7 @@ app.kubernetes.io/name: {{ .name }}
 app.kubernetes.io/instance: {{ .root.Values.meshName }}
 {{- end }}
 
-{{/* The name of an object that belongs to no namespace: other meshes in the cluster have theirs. */}}
+{{/* The name of an object in a place that meshes share, such as one that belongs to no namespace: each has its own. */}}
 {{- define "tidegate.clusterName" -}}
 {{- if eq .root.Values.meshName "osm" -}}{{ .name }}{{- else -}}{{ .name }}-{{ .root.Values.meshName }}{{- end -}}
 {{- end }}
@@ -54,8 +54,16 @@ app.kubernetes.io/instance: {{ .root.Values.meshName }}
 {{- end }}
 
 {{/*
-namespaceSelectors of the mesh's namespaces: a namespace joins by either of two labels, and a webhook selects by
-conjunctions only, so there are two, of which never both hold. Takes (dict "root" $ "by" "monitored-by" | "injection").
+How a namespace joins the mesh: by a label that names the mesh, or by one that names none and means the default mesh. JSON,
+because a template returns text.
+*/}}
+{{- define "tidegate.waysIn" -}}
+{{- if eq .Values.meshName "osm" }}["monitored-by", "injection"]{{ else }}["monitored-by"]{{ end }}
+{{- end }}
+
+{{/*
+namespaceSelectors of the mesh's namespaces: a webhook selects by conjunctions only, so there is one for each way in, of
+which never both hold. Takes (dict "root" $ "by" a way in).
 */}}
 {{- define "tidegate.meshedNamespaces" -}}
 matchExpressions:
@@ -68,8 +76,7 @@ matchExpressions:
     operator: In
     values: [enabled]
   - key: openservicemesh.io/monitored-by
-    operator: NotIn
-    values: [{{ .root.Values.meshName | quote }}]
+    operator: DoesNotExist
   {{- end }}
   - key: openservicemesh.io/ignore
     operator: DoesNotExist

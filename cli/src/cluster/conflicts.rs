@@ -1,5 +1,6 @@
 //! `tidegate policy check-conflicts`: IngressBackends that open the same backend.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -97,6 +98,13 @@ pub(crate) async fn ingress_backends(cluster: &Cluster, namespaces: &[String]) -
 }
 
 impl Policies {
+    /// Forgets those of these namespaces.
+    pub(crate) fn leave_out(&mut self, namespaces: &BTreeSet<String>) {
+        self.readable.retain(|policy| policy.namespace().is_none_or(|name| !namespaces.contains(&name)));
+        let namespace = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
+        self.unreadable.retain(|text| !namespaces.contains(&namespace(text)));
+    }
+
     fn add(&mut self, object: &DynamicObject) -> anyhow::Result<()> {
         match stored::read(&serde_json::to_value(object)?) {
             Ok(policy) => self.readable.push(policy),

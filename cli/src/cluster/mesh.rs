@@ -1,5 +1,6 @@
 //! `tidegate mesh`: the control planes of a cluster.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -58,15 +59,12 @@ pub(crate) async fn run(command: MeshCommand) -> anyhow::Result<ExitCode> {
 
 /// Every control plane of the cluster.
 pub(crate) async fn list(cluster: &Cluster) -> anyhow::Result<Vec<Mesh>> {
-    let selector = ListParams::default().labels(&format!("{NAME_LABEL}={}", Part::Controller));
-    let deployments: Api<Deployment> = Api::all(cluster.client.clone());
-    let deployments = cluster.list(&deployments, selector.clone(), "deployments of all namespaces").await?;
     let mut meshes = Vec::new();
-    for deployment in deployments {
+    for deployment in controllers(cluster).await? {
         let namespace = deployment.namespace().unwrap_or_default();
-        let mesh = deployment.labels().get(INSTANCE_LABEL).cloned().unwrap_or_default();
+        let mesh = name(&deployment);
         let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
-        let pods = cluster.list(&pods, selector.clone(), &format!("pods of namespace {namespace}")).await?;
+        let pods = cluster.list(&pods, of_controllers(), &format!("pods of namespace {namespace}")).await?;
         let mut controller_pods: Vec<String> = pods.iter().map(ResourceExt::name_any).collect();
         controller_pods.sort();
         let added = namespace::list(cluster, Some(&mesh)).await?;
@@ -83,6 +81,24 @@ pub(crate) async fn list(cluster: &Cluster) -> anyhow::Result<Vec<Mesh>> {
     }
     meshes.sort_by(|a, b| (&a.namespace, &a.mesh).cmp(&(&b.namespace, &b.mesh)));
     Ok(meshes)
+}
+
+/// The names of the meshes whose control planes are in the cluster.
+pub(crate) async fn names(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>> {
+    Ok(controllers(cluster).await?.iter().map(name).collect())
+}
+
+async fn controllers(cluster: &Cluster) -> anyhow::Result<Vec<Deployment>> {
+    let deployments: Api<Deployment> = Api::all(cluster.client.clone());
+    cluster.list(&deployments, of_controllers(), "deployments of all namespaces").await
+}
+
+fn of_controllers() -> ListParams {
+    ListParams::default().labels(&format!("{NAME_LABEL}={}", Part::Controller))
+}
+
+fn name(controller: &Deployment) -> String {
+    controller.labels().get(INSTANCE_LABEL).cloned().unwrap_or_default()
 }
 
 /// What a Deployment says that it runs: the chart's version, or else the tag of its image.

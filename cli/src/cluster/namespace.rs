@@ -11,7 +11,7 @@ use kube::api::{Api, ListParams, Patch, PatchParams, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidegate_crds::injection::{
-    IGNORE, INJECTION, INTERCEPT_CONTAINER, METRICS, MONITORED_BY, SIDECAR_INJECTION, has_sidecar, is_in_mesh,
+    IGNORE, INJECTION, INTERCEPT_CONTAINER, METRICS, MONITORED_BY, SIDECAR_INJECTION, has_sidecar_of, mesh_of,
 };
 
 use super::client::{Cluster, ClusterOptions};
@@ -142,7 +142,7 @@ pub(crate) async fn add(cluster: &Cluster, name: &str, without_sidecars: bool) -
             !namespace.labels().contains_key(IGNORE),
             "it is ignored by label {IGNORE}; remove that label first: kubectl label namespace {name} {IGNORE}-"
         );
-        if let Some(other) = namespace.labels().get(MONITORED_BY).filter(|other| *other != mesh) {
+        if let Some(other) = mesh_of(Some(namespace.labels())).filter(|other| other != mesh) {
             bail!(
                 "it belongs to mesh [{other}]; remove it there first: tidegate namespace remove {name} --mesh-name {other}"
             );
@@ -172,7 +172,8 @@ pub(crate) async fn remove(cluster: &Cluster, name: &str) -> anyhow::Result<Stri
     let removed = async {
         let namespace = read(cluster, name).await?;
         let labels = namespace.labels();
-        if let Some(other) = labels.get(MONITORED_BY).filter(|other| *other != mesh) {
+        let named = || labels.get(MONITORED_BY).map(String::as_str);
+        if let Some(other) = mesh_of(Some(labels)).or_else(named).filter(|other| other != mesh) {
             bail!("it belongs to mesh [{other}]; give --mesh-name {other}");
         }
         if !labels.contains_key(MONITORED_BY) && !labels.contains_key(INJECTION) {
@@ -202,11 +203,8 @@ pub(crate) async fn ignore(cluster: &Cluster, name: &str) -> anyhow::Result<Stri
 
 /// The namespaces of one mesh, or of every mesh.
 pub(crate) async fn list(cluster: &Cluster, mesh: Option<&str>) -> anyhow::Result<Vec<MeshNamespace>> {
-    let mut found: Vec<MeshNamespace> = all(cluster)
-        .await?
-        .iter()
-        .filter_map(|namespace| member(namespace, mesh, &cluster.mesh_name))
-        .collect();
+    let mut found: Vec<MeshNamespace> =
+        all(cluster).await?.iter().filter_map(|namespace| member(namespace, mesh)).collect();
     found.sort_by(|a, b| a.namespace.cmp(&b.namespace));
     Ok(found)
 }
@@ -226,11 +224,9 @@ pub(crate) fn injects(namespace: &Namespace) -> bool {
     matches!(wish.as_deref(), Some("enabled" | "yes" | "true"))
 }
 
-fn member(namespace: &Namespace, mesh: Option<&str>, default: &str) -> Option<MeshNamespace> {
-    let label = namespace.labels().get(MONITORED_BY);
-    let name = label.map_or(default, String::as_str);
-    let is_member = is_in_mesh(Some(namespace.labels()), name) && mesh.is_none_or(|mesh| mesh == name);
-    is_member.then(|| MeshNamespace {
+fn member(namespace: &Namespace, mesh: Option<&str>) -> Option<MeshNamespace> {
+    let name = mesh_of(Some(namespace.labels()))?;
+    mesh.is_none_or(|mesh| mesh == name).then(|| MeshNamespace {
         namespace: namespace.name_any(),
         mesh: name.to_owned(),
         sidecar_injection: if injects(namespace) { "enabled" } else { "disabled" },
@@ -295,7 +291,7 @@ fn pod_security_hint(namespace: &Namespace) -> Option<String> {
 async fn hint_at_restart(cluster: &Cluster, name: &str, with_sidecar: bool) {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), name);
     let Ok(pods) = cluster.list(&api, ListParams::default(), "pods").await else { return };
-    let stale = pods.iter().filter(|pod| has_sidecar(pod) == with_sidecar).count();
+    let stale = pods.iter().filter(|pod| has_sidecar_of(pod, &cluster.control_plane) == with_sidecar).count();
     if stale > 0 {
         let (state, when) = if with_sidecar {
             ("still has a sidecar", " within half a certificate's life, for it is not renewed any more")

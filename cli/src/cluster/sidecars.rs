@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use serde::{Deserialize, Serialize};
-use tidegate_crds::injection::{INJECTED, SIDECAR_CONTAINER, SIDECAR_LABEL, has_sidecar, sidecar_container};
+use tidegate_crds::injection::{SIDECAR_CONTAINER, has_sidecar, has_sidecar_of, sidecar_container};
 
 use super::client::Cluster;
 use super::control_plane::Part;
@@ -57,8 +57,6 @@ pub(crate) struct MeshedPod {
     /// Whether its sidecar runs: before that nobody can expect it anywhere.
     pub(crate) is_started: bool,
     image: String,
-    /// The namespace of the control plane that its sidecar speaks to; none if that cannot be told.
-    control_plane: Option<String>,
 }
 
 /// What the controllers know.
@@ -92,13 +90,7 @@ impl MeshedPod {
             name: pod.name_any(),
             is_started: phase == Some("Running") || sidecar_runs(pod),
             image: image(pod),
-            control_plane: control_plane(pod),
         })
-    }
-
-    /// Whether its sidecar may be one of the control plane in this namespace: a cluster can have several.
-    fn may_be_of(&self, control_plane: &str) -> bool {
-        self.control_plane.as_deref().is_none_or(|namespace| namespace == control_plane)
     }
 }
 
@@ -109,10 +101,10 @@ impl Cluster {
             Some(name) => (Api::namespaced(self.client.clone(), name), format!("pods of namespace {name}")),
             None => (Api::all(self.client.clone()), "pods of all namespaces".to_owned()),
         };
-        let selector = ListParams::default().labels(&format!("{SIDECAR_LABEL}={INJECTED}"));
-        let pods = self.list(&api, selector, &what).await?;
-        let pods = pods.iter().filter_map(MeshedPod::of);
-        let mut pods: Vec<MeshedPod> = pods.filter(|pod| pod.may_be_of(&self.control_plane)).collect();
+        // All, not by a label: that may be changed while a Pod runs.
+        let pods = self.list(&api, ListParams::default(), &what).await?;
+        let ours = pods.iter().filter(|pod| has_sidecar_of(pod, &self.control_plane));
+        let mut pods: Vec<MeshedPod> = ours.filter_map(MeshedPod::of).collect();
         pods.sort_by_key(MeshedPod::key);
         Ok(pods)
     }
@@ -167,38 +159,4 @@ fn sidecar_runs(pod: &Pod) -> bool {
 
 fn image(pod: &Pod) -> String {
     sidecar_container(pod).and_then(|container| container.image.clone()).unwrap_or_default()
-}
-
-/// From the address of the controller, which is its Service's: `https://tidegate-controller.<namespace>.svc:15128`.
-fn control_plane(pod: &Pod) -> Option<String> {
-    let arguments = sidecar_container(pod)?.args.as_deref()?;
-    let address =
-        arguments.iter().find_map(|argument| argument.strip_prefix("--discovery-address=https://"))?;
-    let mut labels = address.strip_prefix(Part::Controller.name())?.strip_prefix('.')?.split('.');
-    labels.next().filter(|_| labels.next().is_some_and(|label| label.starts_with("svc"))).map(str::to_owned)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_sidecar_of_another_control_plane_is_not_of_this_one() {
-        let pod = |arguments: &[&str]| {
-            let pod = serde_json::from_value(json!({
-                "metadata": {"labels": {SIDECAR_LABEL: INJECTED}},
-                "spec": {"containers": [], "initContainers": [
-                    {"name": SIDECAR_CONTAINER, "restartPolicy": "Always", "args": arguments},
-                ]},
-            }));
-            MeshedPod::of(&pod.unwrap()).unwrap()
-        };
-        let own = pod(&["--transparent", "--discovery-address=https://tidegate-controller.mesh-a.svc:15128"]);
-        assert!(own.may_be_of("mesh-a") && !own.may_be_of("mesh-b"));
-        for unknown in [&[][..], &["--discovery-address=https://10.0.0.1:15128"]] {
-            assert!(pod(unknown).may_be_of("mesh-b"));
-        }
-    }
 }

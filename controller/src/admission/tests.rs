@@ -1,7 +1,11 @@
 //! The webhook, asked over TLS as the API server asks.
 
 use serde_json::{Value, json};
-use tidegate_kubernetes::webhook::testing::{AdmissionClient, review};
+use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_kubernetes::fake_api::FakeApi;
+use tidegate_kubernetes::watch::WatchMetrics;
+use tidegate_kubernetes::webhook::testing::{AdmissionClient, TestCa, review};
+use tidegate_runtime::tls;
 
 use super::*;
 
@@ -28,6 +32,26 @@ fn nginx() -> Value {
 
 async fn create(webhook: &AdmissionClient, object: &Value) -> Value {
     webhook.ask(&review("ingressbackends", "CREATE", "httpbin", object)).await
+}
+
+#[tokio::test]
+async fn a_webhook_configuration_that_is_missing_keeps_no_sidecar_from_the_controller_and_is_counted() {
+    tls::install_provider();
+    let (ca, api) = (TestCa::new(), FakeApi::start().await);
+    let (metrics, readiness) = (Metrics::new(), Readiness::new());
+    let dependencies = Dependencies {
+        client: api.client(),
+        credentials: watch::channel(Some(ca.issue(1))).1,
+        trust_bundle: watch::channel(ca.bundle).1,
+        metrics: metrics.clone(),
+        meter: WatchMetrics::new(&metrics).kind("ValidatingWebhookConfiguration"),
+        readiness: readiness.clone(),
+    };
+    let address = "127.0.0.1:0".parse().unwrap();
+    let _webhook = Webhook::start(address, DEFAULT_MESH_NAME, dependencies).await.unwrap();
+    api.wait_for(|api| api.requests().iter().any(|request| request.verb == "watch")).await;
+    tokio::time::timeout(Duration::from_secs(30), readiness.ready()).await.unwrap();
+    assert!(metrics.encode().contains("\ntidegate_webhook_configuration_wrong 1\n"), "{}", metrics.encode());
 }
 
 #[tokio::test]
@@ -125,12 +149,9 @@ async fn what_is_no_object_of_its_kind_is_refused_and_other_kinds_are_none_of_ou
     broken["spec"] = json!([]);
     let answer = create(&webhook, &broken).await;
     assert!(answer["status"]["message"].as_str().unwrap().starts_with("the object cannot be read: "));
+    broken["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let going = review("ingressbackends", "UPDATE", "httpbin", &broken);
+    assert_eq!(webhook.ask(&going).await["allowed"], true, "its finalizer may go");
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}});
     assert_eq!(webhook.ask(&review("pods", "CREATE", "shop", &pod)).await["allowed"], true);
-}
-
-#[test]
-fn the_configuration_s_name_tells_meshes_apart() {
-    assert_eq!(configuration_name("osm"), "tidegate-controller");
-    assert_eq!(configuration_name("two"), "tidegate-controller-two");
 }

@@ -13,7 +13,7 @@ use tidegate_core::{Identity, TrustDomain};
 use tidegate_crds::injection;
 
 use super::service_account;
-use crate::index::Index;
+use crate::index::{Index, pod_of};
 use crate::object::ObjectName;
 use crate::service::tcp_ports;
 
@@ -76,7 +76,8 @@ impl Resolver<'_> {
         }
     }
 
-    /// The endpoints of a Service's port that are `wanted`, sorted by address.
+    /// The endpoints of a Service's port that are `wanted`, sorted by address, without those whose Pod is not known to
+    /// be there with that address.
     fn endpoints(
         &self,
         slices: &[&std::sync::Arc<EndpointSlice>],
@@ -91,7 +92,14 @@ impl Resolver<'_> {
                 // The addresses of an endpoint are the same place; the first one is to be used.
                 let ip = endpoint.addresses.first().and_then(|ip| ip.parse::<IpAddr>().ok());
                 let Some(ip) = ip else { continue };
-                let identity = self.identity(slice, endpoint, number, pods);
+                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+                let name = pod_of(namespace, endpoint);
+                pods.extend(name.clone());
+                // Whether there is a sidecar is not known: nobody is dialled in plaintext for that.
+                if !self.index.is_current(namespace, endpoint) {
+                    continue;
+                }
+                let identity = name.and_then(|name| self.identity(&name, endpoint, number));
                 let known = found.entry(SocketAddr::new(ip, number)).or_default();
                 *known = known.take().or(identity);
             }
@@ -101,20 +109,11 @@ impl Resolver<'_> {
 
     /// Who an endpoint is, if its Pod has a sidecar that takes the connections to the port. The reference to the Pod
     /// decides, never the address: addresses are given to the next Pod.
-    fn identity(
-        &self,
-        slice: &EndpointSlice,
-        endpoint: &SliceEndpoint,
-        port: u16,
-        pods: &mut BTreeSet<ObjectName>,
-    ) -> Option<Identity> {
-        let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))?;
-        let namespace = target.namespace.as_deref().or(slice.metadata.namespace.as_deref());
-        let name = ObjectName::new(namespace.unwrap_or_default(), target.name.as_deref().unwrap_or_default());
-        pods.insert(name.clone());
-        let pod = self.index.pod(&name)?;
-        let is_another = target.uid.is_some() && pod.metadata.uid.is_some() && target.uid != pod.metadata.uid;
-        if is_another { None } else { self.workload(&name, pod, port) }
+    fn identity(&self, name: &ObjectName, endpoint: &SliceEndpoint, port: u16) -> Option<Identity> {
+        let pod = self.index.pod(name)?;
+        let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_ref());
+        let is_another = uid.is_some() && pod.metadata.uid.is_some() && uid != pod.metadata.uid.as_ref();
+        if is_another { None } else { self.workload(name, pod, port) }
     }
 
     /// The Pod that has this address: of several, one that lives.

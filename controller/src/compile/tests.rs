@@ -9,7 +9,7 @@ use tidegate_core::{DnsName, Principal, San};
 
 use super::status::CurrentStatus;
 use super::*;
-use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, backend, index, ingress_backend};
+use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, PERMISSIVE, backend, index, ingress_backend};
 
 const GATEWAY_ADDRESS: &str = "127.0.0.2";
 
@@ -61,7 +61,7 @@ fn service(name: &str, ports: &str) -> String {
 
 #[test]
 fn a_workload_without_an_ingress_backend_lets_only_the_mesh_in() {
-    let policy = policy(&index(&[HTTPBIN]));
+    let policy = policy(&index(&[HTTPBIN, PERMISSIVE]));
     assert_eq!(&*policy.workload, "httpbin/httpbin-1");
     assert_eq!(policy.identity.dns_name(), "httpbin.httpbin.cluster.local");
     assert_eq!(policy.ports.keys().copied().collect::<Vec<_>>(), [14001]);
@@ -414,6 +414,19 @@ fn permissive_mode_is_for_mesh_peers_only() {
         off.open(14001, address, Opening::Mesh(MeshProtocol::Http1)).unwrap_err().reason,
         Reason::MeshDenied(_)
     ));
+}
+
+#[test]
+fn without_a_word_for_it_permissive_mode_is_off() {
+    let mesh = |config: &str| policy(&index(&[HTTPBIN, config])).ports[&14001].mesh.clone();
+    assert_eq!(mesh(PERMISSIVE), MeshRule::AnyPeer);
+    for spec in ["{}", "{traffic: {}}", "{traffic: {enableEgress: true}}"] {
+        let config = PERMISSIVE.replace("{traffic: {enablePermissiveTrafficPolicyMode: true}}", spec);
+        assert_eq!(mesh(&config), MeshRule::Deny(NOT_PERMISSIVE.into()), "{spec}");
+    }
+    let denied = mesh("");
+    assert_eq!(denied, MeshRule::Deny(NO_MESH_CONFIG.into()));
+    assert_eq!(mesh(&PERMISSIVE.replace("osm-mesh-config", "another")), denied);
 }
 
 #[test]

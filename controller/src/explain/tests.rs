@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, backend, index, ingress_backend};
+use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, PERMISSIVE, backend, index, ingress_backend};
 
 const PRINCIPAL: &str = "ingress-nginx.ingress-nginx.cluster.local";
 
@@ -69,10 +69,12 @@ fn a_wrong_address_is_the_reason_even_before_a_byte_is_read() {
 fn one_spelling_of_a_mesh_peer_stands_for_both() {
     for principal in ["a.b.cluster.local", "spiffe://cluster.local/ns/b/sa/a"] {
         let query = Query { speaks: Speaks::Mesh, ..with_principal(principal) };
-        assert_eq!(asked(&[HTTPBIN], &query).decision, "allow", "{principal}");
+        assert_eq!(asked(&[HTTPBIN, PERMISSIVE], &query).decision, "allow", "{principal}");
+        let without = asked(&[HTTPBIN], &query);
+        assert!(without.reason.contains("there is no MeshConfig osm-mesh-config"), "{}", without.reason);
     }
     let stranger = Query { speaks: Speaks::Mesh, ..with_principal("spiffe://elsewhere/ns/b/sa/a") };
-    assert_eq!(asked(&[HTTPBIN], &stranger).code, Some("not_a_workload"));
+    assert_eq!(asked(&[HTTPBIN, PERMISSIVE], &stranger).code, Some("not_a_workload"));
 }
 
 #[test]

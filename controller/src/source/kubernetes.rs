@@ -5,6 +5,8 @@
 //! for in one place, the control plane's namespace, under its one name. What came while the engine was busy is
 //! handed over together; nothing waits for more to come.
 //!
+//! A sidecar that listens to another control plane is none to us: its Pod is kept as one without.
+//!
 //! ServiceAccounts are not read: an identity is made of a Pod's namespace and the name in its spec, and the API
 //! server admits no Pod whose ServiceAccount is not there. Pods and the rest are stripped of what nobody reads
 //! (`prune`).
@@ -91,7 +93,9 @@ impl KubernetesSource {
         self.core(&mut watches, sender, Kind::Namespace, prune::namespace, Object::Namespace);
         self.core(&mut watches, sender, Kind::Service, prune::service, Object::Service);
         self.core(&mut watches, sender, Kind::EndpointSlice, prune::endpoint_slice, Object::EndpointSlice);
-        self.core(&mut watches, sender, Kind::Pod, prune::pod, Object::Pod);
+        let control_plane = self.namespace.clone();
+        let pod = move |pod: &mut Pod| prune::pod(pod, &control_plane);
+        self.core(&mut watches, sender, Kind::Pod, pod, Object::Pod);
         let backends = Api::all_with(self.client.clone(), &resource::<IngressBackend>());
         let backends = self.watch(Kind::IngressBackend, backends, prune::custom);
         let wrap = |event| custom(Kind::IngressBackend, event, Object::IngressBackend);
@@ -108,7 +112,7 @@ impl KubernetesSource {
         watches: &mut JoinSet<()>,
         sender: &mpsc::Sender<Message>,
         kind: Kind,
-        prune: fn(&mut K),
+        prune: impl Fn(&mut K) + Send + Sync + 'static,
         into: fn(Arc<K>) -> Object,
     ) where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -118,7 +122,7 @@ impl KubernetesSource {
         watches.spawn(watch.run(sender.clone(), wrap));
     }
 
-    fn watch<K>(&self, kind: Kind, api: Api<K>, prune: fn(&mut K)) -> Watch<K>
+    fn watch<K>(&self, kind: Kind, api: Api<K>, prune: impl Fn(&mut K) + Send + Sync + 'static) -> Watch<K>
     where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
@@ -157,7 +161,7 @@ impl Source for KubernetesSource {
     }
 }
 
-/// Whether a Pod is a workload of the mesh: the injector's sidecar is in it, it has an address of its own, and it
+/// Whether a Pod, as the source tells of it, is a workload of the mesh: our injector's sidecar is in it, it has an address of its own, and it
 /// has not ended.
 pub fn is_injected(pod: &Pod) -> bool {
     let status = pod.status.as_ref();

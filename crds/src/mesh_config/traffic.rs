@@ -30,7 +30,7 @@ pub struct TrafficSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_interface_exclusion_list: Option<Vec<String>>,
     /// Whether workloads of the mesh may reach each other without a policy that says so. Opens nothing to clients
-    /// outside the mesh. Default: true.
+    /// outside the mesh. Default: false; what the chart makes says true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_permissive_traffic_policy_mode: Option<bool>,
     /// An external service that is asked about each request. Default: none. Accepted and not yet acted on.

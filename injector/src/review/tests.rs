@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidegate_crds::injection::{INJECTION, MONITORED_BY};
+use tidegate_crds::injection::{INJECTION, MONITORED_BY, SIDECAR_INJECTION};
 use tidegate_kubernetes::webhook::testing::{AdmissionClient, review};
 
 use super::*;
@@ -61,10 +61,7 @@ async fn a_pod_of_a_meshed_namespace_gets_its_patch_and_another_none() {
     let answer = webhook.create("shop", &pod()).await;
     assert_eq!(answer["allowed"], true);
     assert_eq!(answer["patchType"], "JSONPatch");
-    let patch: k8s_openapi::ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
-    let patch: json_patch::Patch = serde_json::from_slice(&patch.0).unwrap();
-    let mut patched = pod();
-    json_patch::patch(&mut patched, &patch).unwrap();
+    let patched = applied(&pod(), &answer);
     assert_eq!(patched["spec"]["initContainers"][0]["name"], "tidegate-sidecar");
     let answer = webhook.create("shop", &patched).await;
     assert_eq!((&answer["allowed"], &answer["patch"]), (&json!(true), &Value::Null));
@@ -78,6 +75,48 @@ async fn a_pod_of_a_meshed_namespace_gets_its_patch_and_another_none() {
         (&json!(true), &Value::Null),
         "nobody asked for a sidecar"
     );
+}
+
+fn applied(pod: &Value, answer: &Value) -> Value {
+    let patch: k8s_openapi::ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
+    let patch: json_patch::Patch = serde_json::from_slice(&patch.0).unwrap();
+    let mut patched = pod.clone();
+    json_patch::patch(&mut patched, &patch).unwrap();
+    patched
+}
+
+#[tokio::test]
+async fn a_pod_that_comes_with_another_mesh_s_sidecar_gets_ours_in_its_place_and_a_warning() {
+    let webhook = Webhook::start().await;
+    let mut pod = pod();
+    pod["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"path": "/ready", "port": 80}});
+    let ours = applied(&pod, &webhook.create("shop", &pod).await);
+
+    let (writer, state) = State::new();
+    writer.namespaces.send_replace([namespace("shop", (MONITORED_BY, "blue"))].into());
+    writer.namespaces.send_modify(|namespaces| {
+        let view = namespaces.get_mut("shop").unwrap();
+        let annotations = [(SIDECAR_INJECTION.to_owned(), "enabled".to_owned())].into();
+        *view = Arc::new(NamespaceView { annotations, ..NamespaceView::clone(view) });
+    });
+    let settings = Settings::of_mesh("blue-system", "cluster.local", "tidegate/sidecar:2.0.0");
+    let settings = Settings { mesh_name: "blue".to_owned(), ..settings };
+    let blue = AdmissionClient::start("/mutate", Arc::new(PodReviewer::new(settings, state))).await;
+    let create = review("pods", "CREATE", "shop", &pod);
+    let first = blue.ask(&create).await;
+    assert_eq!(first["warnings"], Value::Null);
+    let theirs = applied(&pod, &first);
+    assert_eq!(theirs["spec"]["volumes"][0]["configMap"]["name"], "tidegate-trust-bundle-blue");
+
+    let answer = webhook.create("shop", &theirs).await;
+    let warning = "the pod comes with a sidecar of the control plane in namespace blue-system; it gets one of mesh osm \
+                   instead, which its namespace is in";
+    assert_eq!(answer["warnings"], json!([warning]));
+    let paths = |pod: &Value| pod["spec"]["containers"][0]["readinessProbe"].clone();
+    let made = applied(&theirs, &answer);
+    assert_eq!(made["spec"]["initContainers"], ours["spec"]["initContainers"]);
+    assert_eq!(made["spec"]["volumes"], ours["spec"]["volumes"]);
+    assert_eq!(paths(&made), paths(&ours));
 }
 
 #[tokio::test]
@@ -95,11 +134,12 @@ async fn a_namespace_that_the_watch_has_not_told_of_yet_is_waited_for() {
     let (answer, ()) = tokio::join!(asking, telling);
     assert_eq!(answer["patchType"], "JSONPatch");
     let webhook = Webhook::with_patience(Duration::ZERO).await;
-    let answer = webhook.create("nobody", &pod()).await;
-    assert_eq!(answer["allowed"], false);
-    assert_eq!(answer["status"]["message"], "namespace nobody is not known to the injector yet; try again");
-    let answer = webhook.create("other", &pod()).await;
-    assert_eq!((&answer["allowed"], &answer["patch"]), (&json!(true), &Value::Null));
+    for name in ["nobody", "other"] {
+        let answer = webhook.create(name, &pod()).await;
+        assert_eq!(answer["allowed"], false);
+        let expected = format!("namespace {name} is not known to be in the mesh yet; try again");
+        assert_eq!(answer["status"]["message"], expected);
+    }
 }
 
 #[tokio::test]

@@ -283,6 +283,10 @@ fn watch(
     let (sender, receiver) = mpsc::channel::<io::Result<Frame<Bytes>>>(16);
     let position = {
         let state = shared.lock();
+        if state.faults.break_watches {
+            let line = format!("{}\n", json!({"type": "ERROR", "object": status(500, "not well")}));
+            return stream(200, line);
+        }
         if state.store.is_gone(version) {
             let status = status(410, "too old resource version");
             if state.faults.gone_by_status {

@@ -184,6 +184,26 @@ async fn after_410_gone_what_was_deleted_meanwhile_is_found_out() {
 }
 
 #[tokio::test]
+async fn a_server_that_ends_every_watch_at_once_is_asked_for_lists_with_pauses_between() {
+    let api = FakeApi::start().await;
+    put(&api, "a", "1");
+    api.break_watches(true);
+    let pause = Duration::from_secs(1);
+    let mut follower = Follower::start(&api, Timing { first_pause: pause, longest_pause: pause, ..FAST });
+    follower.until(&["a=1"]).await;
+    let begun = Instant::now();
+    for _ in 0..6 {
+        follower.next().await;
+    }
+    assert!(lists(&api) >= 7);
+    // Six pauses, each drawn from zero to a second: that they are shorter altogether is one case in 10^8.
+    assert!(begun.elapsed() >= pause / 10, "{:?}", begun.elapsed());
+    api.break_watches(false);
+    put(&api, "a", "2");
+    follower.until(&["a=2"]).await;
+}
+
+#[tokio::test]
 async fn an_event_cut_in_the_middle_comes_again() {
     let (api, mut follower) = connected().await;
     api.truncate_next_event(RESOURCE);

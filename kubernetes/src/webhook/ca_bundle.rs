@@ -15,6 +15,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use kube::api::{Api, Patch, PatchParams};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tidegate_runtime::backoff::Backoff;
@@ -55,10 +56,11 @@ pub struct CaBundleKeeper<K> {
     name: String,
     api: Api<K>,
     trust_bundle: watch::Receiver<Arc<TrustBundle>>,
-    readiness: Readiness,
+    readiness: Option<Readiness>,
     meter: KindMeter,
     blocker: Option<Blocker>,
     repairs: Counter,
+    is_wrong: Gauge,
     pace: Pace,
 }
 
@@ -70,32 +72,39 @@ struct Pace {
 }
 
 impl<K: WebhookConfiguration> CaBundleKeeper<K> {
-    /// A keeper of the configuration `name`. Readiness is blocked from now on while the configuration is missing or
-    /// holds other roots.
+    /// A keeper of the configuration `name`. Readiness, if the process is nothing without its webhook, is blocked from
+    /// now on while the configuration is missing or holds other roots; the metrics tell of it in any case.
     pub fn new(
         client: kube::Client,
         name: impl Into<String>,
         trust_bundle: watch::Receiver<Arc<TrustBundle>>,
         metrics: &Metrics,
         meter: KindMeter,
-        readiness: Readiness,
+        readiness: Option<Readiness>,
     ) -> Self {
-        let repairs = Counter::default();
+        let (repairs, is_wrong) = (Counter::default(), Gauge::<i64>::default());
+        is_wrong.set(1);
         metrics.registry(|registry| {
             registry.register(
                 "tidegate_webhook_ca_bundle_repairs",
                 "Times that the roots in the webhook configuration were put right",
                 repairs.clone(),
             );
+            registry.register(
+                "tidegate_webhook_configuration_wrong",
+                "1 while the webhook configuration is missing or holds other roots than ours, otherwise 0",
+                is_wrong.clone(),
+            );
         });
         Self {
             name: name.into(),
             api: Api::all(client),
             trust_bundle,
-            blocker: Some(readiness.block(BLOCKER)),
+            blocker: readiness.as_ref().map(|readiness| readiness.block(BLOCKER)),
             readiness,
             meter,
             repairs,
+            is_wrong,
             pace: Pace::new(),
         }
     }
@@ -115,11 +124,7 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         let mut current = None;
         loop {
             let repair = current.as_ref().and_then(|configuration| self.repair(configuration));
-            if current.is_some() && repair.is_none() {
-                self.blocker = None;
-            } else if self.blocker.is_none() {
-                self.blocker = Some(self.readiness.block(BLOCKER));
-            }
+            self.note(current.is_some() && repair.is_none());
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event @ Event::Changed { .. }) => {
@@ -139,6 +144,15 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
                     }
                 }
             }
+        }
+    }
+
+    fn note(&mut self, is_right: bool) {
+        self.is_wrong.set(i64::from(!is_right));
+        if is_right {
+            self.blocker = None;
+        } else if self.blocker.is_none() {
+            self.blocker = self.readiness.as_ref().map(|readiness| readiness.block(BLOCKER));
         }
     }
 

@@ -12,11 +12,11 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tidegate_runtime::drain;
 use tidegate_runtime::grpc::{self, Connection, ConnectionLimits, IncomingConnections};
 use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
+use tidegate_runtime::{drain, listen};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_stream::StreamExt;
@@ -83,7 +83,7 @@ impl WebhookServer {
         limits: Limits,
     ) -> Result<Self, StartError> {
         let error = |source| StartError { address, source };
-        let listener = TcpListener::bind(address).await.map_err(error)?;
+        let listener = listen::bind(address).await.map_err(error)?;
         let local_addr = listener.local_addr().map_err(error)?;
         let shared = Shared {
             path,

@@ -195,6 +195,58 @@ async fn a_renewed_certificate_is_shown_to_the_next_connection() {
     webhook.ask(&request).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_fails_over_renewals_on_kept_connections_or_on_new_ones() {
+    const RENEWALS: u64 = 50;
+    let webhook = Arc::new(webhook().await);
+    let renewed = tokio::sync::watch::Sender::new(1);
+    let asks = |webhook: Arc<AdmissionClient>, keeps: bool| {
+        let renewals = renewed.subscribe();
+        tokio::spawn(async move {
+            let review = review("pods", "CREATE", "shop", &object("yes")).to_string();
+            let (mut connection, mut asked) = (webhook.connect().await, 0);
+            // Once more when the last one has come.
+            while asked == 0 || *renewals.borrow() < RENEWALS {
+                if !keeps {
+                    connection = webhook.connect().await;
+                }
+                let request = webhook.request("application/json", review.clone());
+                let answer = connection.send_request(request).await.unwrap();
+                assert_eq!(whole(answer).await.0, StatusCode::OK);
+                asked += 1;
+                connection.ready().await.unwrap();
+            }
+            asked
+        })
+    };
+    let asking = [true, false, false].map(|keeps| asks(Arc::clone(&webhook), keeps));
+    let mut handled = 0;
+    for generation in 2..=RENEWALS {
+        webhook.credentials.send_replace(Some(webhook.ca.issue(generation)));
+        renewed.send_replace(generation);
+        // So that requests come between any two.
+        let before = handled;
+        while generation < RENEWALS && handled <= before {
+            tokio::task::yield_now().await;
+            handled = allowed(&webhook);
+        }
+    }
+    let mut total = 0;
+    for asked in asking {
+        total += asked.await.unwrap();
+    }
+    assert_eq!(allowed(&webhook), total);
+    assert!(total >= RENEWALS, "{total}");
+}
+
+/// How many requests were allowed.
+fn allowed(webhook: &AdmissionClient) -> u64 {
+    let page = webhook.metrics.encode();
+    let line =
+        page.lines().find_map(|line| line.strip_prefix("tidegate_admissions_total{result=\"allowed\"} "));
+    line.map_or(0, |count| count.parse().unwrap())
+}
+
 #[tokio::test]
 async fn it_is_ready_once_it_has_a_certificate() {
     let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), Limits::default()).await;

@@ -4,6 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, encode};
 use serde_json::{Value, json};
+use tidegate_crds::injection::TOKEN_AUDIENCE;
 
 use super::*;
 use crate::testing::Signer;
@@ -31,7 +32,7 @@ fn with(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Value {
 fn options(files: Vec<PathBuf>) -> SignedJwtOptions {
     SignedJwtOptions {
         key_files: files,
-        audience: DEFAULT_AUDIENCE.to_owned(),
+        audience: TOKEN_AUDIENCE.to_owned(),
         issuer: None,
         trust_domain: TrustDomain::default(),
     }
@@ -81,7 +82,7 @@ fn tokens_that_prove_nothing_are_refused_with_the_reason() {
     let now = jsonwebtoken::get_current_timestamp();
     let set = |name: &'static str, value: Value| with(|claims| drop(claims.insert(name.to_owned(), value)));
     let without = |name: &'static str| with(|claims| drop(claims.remove(name)));
-    let audience = || AuthError::Audience(DEFAULT_AUDIENCE.to_owned());
+    let audience = || AuthError::Audience(TOKEN_AUDIENCE.to_owned());
     let table = [
         (set("aud", json!("https://kubernetes.default.svc")), audience()),
         (set("aud", json!(["a", "b"])), audience()),

@@ -131,3 +131,19 @@ async fn a_right_that_is_missing_is_named_with_the_setting_that_grants_it() {
     let expected = "secrets \"a\" is forbidden; add the namespace to the chart's value certManager.gatewaySecretNamespaces";
     assert_eq!(error, expected);
 }
+
+#[tokio::test]
+async fn the_secret_of_another_mesh_is_left_alone_and_named() {
+    let (api, secrets) = world().await;
+    secrets.put(&name("a"), &values("1")).await.unwrap();
+    let root = RootSecret::new(api.client(), "blue-system", "blue");
+    root.create_if_absent(Entries([("a".to_owned(), b"b".to_vec())].into())).await.unwrap();
+    let blue = GatewaySecrets::new(api.client(), root, "blue");
+    let error = blue.put(&name("a"), &values("2")).await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "is there and belongs to mesh \"osm\", not to \"blue\"; it is left alone: name another Secret or delete this one"
+    );
+    blue.remove(&name("a")).await.unwrap();
+    assert!(secrets.get(&name("a")).await.unwrap() == Some(values("1")));
+}

@@ -4,6 +4,7 @@ use tidegate_kubernetes::fake_api::FakeApi;
 use super::*;
 
 const CONTROL_PLANE: &str = "tidegate-system";
+const TRUST_BUNDLE_CONFIG_MAP: &str = "tidegate-trust-bundle";
 
 fn namespace(api: &FakeApi, name: &str, labels: Value) {
     api.apply("v1/namespaces", json!({"metadata": {"name": name, "labels": labels}}));
@@ -18,16 +19,20 @@ fn forget(api: &FakeApi, namespace: &str) {
     api.delete("v1/configmaps", namespace, TRUST_BUNDLE_CONFIG_MAP);
 }
 
-fn start(api: &FakeApi, wake: &Arc<Notify>) -> TrustBundleConfigMaps {
+fn start(api: &FakeApi, control_plane: &str, mesh: &str, wake: &Arc<Notify>) -> TrustBundleConfigMaps {
     let meters = WatchMetrics::default();
-    let namespaces = Namespaces::start(api.client(), CONTROL_PLANE, "osm", wake, &meters);
-    TrustBundleConfigMaps::start(api.client(), namespaces, "osm", wake, &meters)
+    let namespaces = Namespaces::start(api.client(), control_plane, mesh, wake, &meters);
+    TrustBundleConfigMaps::start(api.client(), namespaces, mesh, wake, &meters)
 }
 
 /// A publisher that is asked for `pem` whenever it is woken, as the authority does.
 async fn publisher(api: &FakeApi, pem: &'static str) -> JoinSet<()> {
+    publisher_of(api, CONTROL_PLANE, "osm", pem).await
+}
+
+async fn publisher_of(api: &FakeApi, control_plane: &str, mesh: &str, pem: &'static str) -> JoinSet<()> {
     let wake = Arc::new(Notify::new());
-    let publisher = start(api, &wake);
+    let publisher = start(api, control_plane, mesh, &wake);
     publisher.publish(pem).await.unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -127,7 +132,7 @@ async fn a_namespace_that_goes_stops_nobody_and_one_that_refuses_is_named() {
         ("patch", "b") => Some(FakeApi::refusal(403, "configmaps is forbidden")),
         _ => None,
     });
-    let publisher = start(&api, &Arc::default());
+    let publisher = start(&api, CONTROL_PLANE, "osm", &Arc::default());
     let error = publisher.publish("pem").await.unwrap_err().to_string();
     assert_eq!(error, "namespace b: configmaps is forbidden");
     assert!(published(&api, CONTROL_PLANE).is_some());
@@ -138,7 +143,7 @@ async fn a_namespace_that_goes_stops_nobody_and_one_that_refuses_is_named() {
 async fn nothing_is_written_again_that_is_right() {
     let api = FakeApi::start().await;
     namespace(&api, CONTROL_PLANE, json!({}));
-    let publisher = start(&api, &Arc::default());
+    let publisher = start(&api, CONTROL_PLANE, "osm", &Arc::default());
     publisher.publish("pem").await.unwrap();
     let writes = |api: &FakeApi| api.requests().iter().filter(|request| request.verb == "patch").count();
     // Until its own watch has told.
@@ -148,4 +153,30 @@ async fn nothing_is_written_again_that_is_right() {
     let before = writes(&api);
     publisher.publish("pem").await.unwrap();
     assert_eq!(writes(&api), before);
+}
+
+#[tokio::test]
+async fn a_namespace_that_goes_to_another_mesh_has_the_bundles_of_both() {
+    const BLUE_CONFIG_MAP: &str = "tidegate-trust-bundle-blue";
+    let api = FakeApi::start().await;
+    namespace(&api, CONTROL_PLANE, json!({}));
+    namespace(&api, "blue-system", json!({}));
+    namespace(&api, "shop", json!({"openservicemesh.io/monitored-by": "osm"}));
+    let _osm = publisher(&api, "pem of osm").await;
+    let _blue = publisher_of(&api, "blue-system", "blue", "pem of blue").await;
+    let of_blue = |namespace: &str| {
+        Some(api.get("v1/configmaps", namespace, BLUE_CONFIG_MAP)?["data"][TRUST_BUNDLE_KEY].clone())
+    };
+    assert_eq!(published(&api, "shop").as_deref(), Some("pem of osm"));
+    assert_eq!(of_blue("shop"), None);
+    assert_eq!((published(&api, "blue-system"), of_blue(CONTROL_PLANE)), (None, None));
+
+    namespace(&api, "shop", json!({"openservicemesh.io/monitored-by": "blue"}));
+    api.wait_for(|_| of_blue("shop").is_some_and(|pem| pem == "pem of blue")).await;
+    // Pods of before run on, and still read what they mount.
+    let mut map = api.get("v1/configmaps", "shop", TRUST_BUNDLE_CONFIG_MAP).unwrap();
+    assert_eq!(published(&api, "shop").as_deref(), Some("pem of osm"));
+    map["data"][TRUST_BUNDLE_KEY] = json!("edited");
+    api.apply("v1/configmaps", map);
+    api.wait_for(|api| published(api, "shop").as_deref() == Some("pem of osm")).await;
 }

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tidegate_crds::ingress_backend::IngressBackend;
 use tidegate_crds::injection::{
-    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, TRUST_BUNDLE_CONFIG_MAP, namespace_is_in_mesh,
+    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, namespace_is_in_mesh, trust_bundle_config_map,
 };
 use tidegate_crds::mesh_config::MeshConfig;
 
@@ -137,7 +137,8 @@ async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
         let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), name);
         list(cluster, report, &slices, &format!("{prefix}/endpointslices.yaml"), all()).await;
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), name);
-        match cluster.get(&maps, TRUST_BUNDLE_CONFIG_MAP, "the trust bundle").await {
+        let bundle = trust_bundle_config_map(&cluster.mesh_name);
+        match cluster.get(&maps, &bundle, "the trust bundle").await {
             Ok(map) => report.add_yaml(format!("{prefix}/trust-bundle.yaml"), &map.map(|map| map.data)),
             Err(error) => report.miss(&prefix, &error),
         }

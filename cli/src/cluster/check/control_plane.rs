@@ -8,7 +8,7 @@ use kube::CustomResourceExt;
 use kube::api::{Api, ApiResource, DynamicObject};
 use tidegate_core::PeerCertificate;
 use tidegate_crds::ingress_backend::IngressBackend;
-use tidegate_crds::injection::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY};
+use tidegate_crds::injection::{TRUST_BUNDLE_KEY, trust_bundle_config_map};
 use tidegate_crds::mesh_config::{INGRESS_GATEWAY_READY, MESH_CONFIG_NAME, MeshConfig};
 use tidegate_crds::stored;
 use tidegate_runtime::tls::load_pem_certificates;
@@ -47,7 +47,7 @@ const CONFIG: Check = Check {
     id: "mesh-config",
     category: CATEGORY,
     title: "the MeshConfig is there and in force",
-    hint: "correct it with `kubectl -n NAMESPACE edit meshconfig osm-mesh-config`; without one, defaults hold",
+    hint: "correct it with `kubectl -n NAMESPACE edit meshconfig osm-mesh-config`; without one, permissive mode is off and other defaults hold",
 };
 const ROOT: Check = Check {
     id: "root-certificate",
@@ -80,9 +80,10 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
 
 /// The trust bundle in a namespace, if it is there.
 pub(crate) async fn bundle(cluster: &Cluster, namespace: &str) -> anyhow::Result<Option<TrustBundle>> {
-    let what = format!("ConfigMap {namespace}/{TRUST_BUNDLE_CONFIG_MAP}");
+    let name = trust_bundle_config_map(&cluster.mesh_name);
+    let what = format!("ConfigMap {namespace}/{name}");
     let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
-    let Some(map) = cluster.get(&api, TRUST_BUNDLE_CONFIG_MAP, &what).await? else { return Ok(None) };
+    let Some(map) = cluster.get(&api, &name, &what).await? else { return Ok(None) };
     let pem = map.data.unwrap_or_default().remove(TRUST_BUNDLE_KEY).unwrap_or_default();
     TrustBundle::parse(pem.as_bytes()).with_context(|| format!("{what}: {TRUST_BUNDLE_KEY}")).map(Some)
 }
@@ -172,7 +173,8 @@ fn judge_config(config: Option<&MeshConfig>) -> Outcome {
 
 async fn root(cluster: &Cluster) -> anyhow::Result<Outcome> {
     let bundle = bundle(cluster, &cluster.control_plane).await?.with_context(|| {
-        format!("there is no ConfigMap {TRUST_BUNDLE_CONFIG_MAP} in namespace {}", cluster.control_plane)
+        let name = trust_bundle_config_map(&cluster.mesh_name);
+        format!("there is no ConfigMap {name} in namespace {}", cluster.control_plane)
     })?;
     let mut least = u64::MAX;
     for root in bundle.roots() {

@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use tidegate_crds::injection::{
-    SIDECAR_INJECTION, TRUST_BUNDLE_CONFIG_MAP, has_sidecar, namespace_is_in_mesh,
+    SIDECAR_INJECTION, has_sidecar_of, mesh_of, namespace_is_in_mesh, trust_bundle_config_map,
 };
 
 use super::control_plane::bundle;
 use super::{Check, Outcome, Report};
 use crate::cluster::client::Cluster;
+use crate::cluster::mesh;
 use crate::cluster::namespace::{self, injects};
 use crate::cluster::sidecars::{Known, MeshedPod};
 
@@ -18,11 +19,18 @@ const CATEGORY: &str = "Workloads";
 /// Sidecars renew long before this is left.
 const CERTIFICATE_LEFT: Duration = Duration::from_secs(60 * 60);
 
+const MESHES: Check = Check {
+    id: "meshes-there",
+    category: CATEGORY,
+    title: "each namespace is in a mesh that is there",
+    hint: "`tidegate mesh list` shows the meshes; label openservicemesh.io/monitored-by names one, and without it \
+           tidegate.io/injection means the one called osm",
+};
 const BUNDLES: Check = Check {
     id: "trust-bundles",
     category: CATEGORY,
     title: "each namespace of the mesh has the trust bundle",
-    hint: "tidegate-cert-manager writes ConfigMap tidegate-trust-bundle; its log says why not",
+    hint: "tidegate-cert-manager writes the ConfigMap; its log says why not",
 };
 const INJECTED: Check = Check {
     id: "pods-injected",
@@ -58,11 +66,12 @@ const VERSIONS: Check = Check {
 };
 
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
-    let namespaces = match namespace::all(cluster).await {
-        Ok(all) => all.into_iter().filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name)),
+    let mut namespaces = match namespace::all(cluster).await {
+        Ok(all) => all,
         Err(error) => return report.add(&BUNDLES, Err(error)),
     };
-    let namespaces: Vec<Namespace> = namespaces.collect();
+    report.add(&MESHES, meshes(cluster, &namespaces).await);
+    namespaces.retain(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name));
     report.add(&BUNDLES, bundles(cluster, &namespaces).await);
     report.add(&INJECTED, injected(cluster, &namespaces).await);
     let pods = match cluster.meshed_pods(None).await {
@@ -82,12 +91,28 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&VERSIONS, Ok(versions(&pods, &known)));
 }
 
+/// A namespace whose mesh is not there gets no sidecars, and nobody else would say so.
+async fn meshes(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
+    let staying = namespaces.iter().filter(|namespace| namespace.metadata.deletion_timestamp.is_none());
+    let named = staying.filter_map(|namespace| {
+        let mesh = mesh_of(Some(namespace.labels())).filter(|mesh| *mesh != cluster.mesh_name)?;
+        Some((namespace.name_any(), mesh))
+    });
+    let others: Vec<_> = named.collect();
+    if others.is_empty() {
+        return Ok(Outcome::ok());
+    }
+    let there = mesh::names(cluster).await?;
+    let lost = others.iter().filter(|(_, mesh)| !there.contains(*mesh));
+    let lost: Vec<_> = lost.map(|(name, mesh)| format!("{name} is in mesh {mesh:?}")).collect();
+    Ok(Outcome::warning_for(&lost))
+}
+
 async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
     let Some(expected) = bundle(cluster, &cluster.control_plane).await? else {
         let namespace = &cluster.control_plane;
-        return Ok(Outcome::failed(format!(
-            "there is no ConfigMap {TRUST_BUNDLE_CONFIG_MAP} in namespace {namespace}"
-        )));
+        let name = trust_bundle_config_map(&cluster.mesh_name);
+        return Ok(Outcome::failed(format!("there is no ConfigMap {name} in namespace {namespace}")));
     };
     let mut expected = expected.fingerprints();
     expected.sort();
@@ -116,20 +141,22 @@ async fn injected(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result
         let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &name);
         let pods = cluster.list(&api, ListParams::default(), &format!("pods of namespace {name}")).await?;
         without.extend(
-            pods.iter().filter(|pod| lacks_sidecar(pod)).map(|pod| format!("{name}/{}", pod.name_any())),
+            pods.iter()
+                .filter(|pod| lacks_sidecar(pod, &cluster.control_plane))
+                .map(|pod| format!("{name}/{}", pod.name_any())),
         );
     }
     Ok(Outcome::warning_for(&without))
 }
 
-/// Whether a Pod would have a sidecar if it were made now, and has none.
-fn lacks_sidecar(pod: &Pod) -> bool {
+/// Whether a Pod would have a sidecar of the mesh if it were made now, and has none, or another mesh's.
+fn lacks_sidecar(pod: &Pod, control_plane: &str) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let is_over = matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
     let is_on_host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
     let wish = pod.annotations().get(SIDECAR_INJECTION).map(|wish| wish.to_ascii_lowercase());
     let has_opted_out = matches!(wish.as_deref(), Some("disabled" | "no" | "false"));
-    !has_sidecar(pod) && !is_over && !is_on_host && !has_opted_out
+    !has_sidecar_of(pod, control_plane) && !is_over && !is_on_host && !has_opted_out
 }
 
 fn connected(pods: &[MeshedPod], known: &Known) -> Outcome {

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, ResourceExt};
 use tidegate_crds::ingress_backend::IngressBackend;
-use tidegate_crds::injection::namespace_is_in_mesh;
+use tidegate_crds::injection::{mesh_of, namespace_is_in_mesh};
 
 use super::{Check, Outcome, Report};
 use crate::cluster::client::Cluster;
@@ -49,14 +49,21 @@ const CONFLICTS: Check = Check {
 };
 
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
-    let Policies { readable: policies, unreadable } = match conflicts::ingress_backends(cluster, &[]).await {
-        Ok(policies) => policies,
-        Err(error) => return report.add(&STATUS, Err(error)),
+    let (namespaces, mut all) =
+        match tokio::try_join!(namespace::all(cluster), conflicts::ingress_backends(cluster, &[])) {
+            Ok(found) => found,
+            Err(error) => return report.add(&STATUS, Err(error)),
+        };
+    // Another mesh's command says how those are.
+    let is_others = |namespace: &Namespace| {
+        mesh_of(Some(namespace.labels())).is_some_and(|mesh| mesh != cluster.mesh_name)
     };
+    all.leave_out(&namespaces.iter().filter(|one| is_others(one)).map(ResourceExt::name_any).collect());
+    let Policies { readable: policies, unreadable } = all;
     if policies.is_empty() && unreadable.is_empty() {
         return;
     }
-    report.add(&MEMBERS, members(cluster, &policies).await);
+    report.add(&MEMBERS, Ok(members(cluster, &namespaces, &policies)));
     report.add(&STATUS, Ok(status(&policies, unreadable)));
     report.add(&BACKENDS, backends(cluster, &policies).await);
     report.add(&SOURCES, sources(cluster, &policies).await);
@@ -64,9 +71,8 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&CONFLICTS, Ok(Outcome::warning_for(&pairs)));
 }
 
-async fn members(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<Outcome> {
-    let namespaces: BTreeSet<String> = namespace::all(cluster)
-        .await?
+fn members(cluster: &Cluster, namespaces: &[Namespace], policies: &[IngressBackend]) -> Outcome {
+    let namespaces: BTreeSet<String> = namespaces
         .iter()
         .filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name))
         .map(ResourceExt::name_any)
@@ -76,7 +82,7 @@ async fn members(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Resu
         .filter(|policy| policy.namespace().is_none_or(|namespace| !namespaces.contains(&namespace)))
         .map(name)
         .collect();
-    Ok(Outcome::warning_for(&outside))
+    Outcome::warning_for(&outside)
 }
 
 /// What cannot be read is not in force, whatever its status says.

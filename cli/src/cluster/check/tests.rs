@@ -151,6 +151,7 @@ async fn nothing_is_wrong_with_a_mesh_that_is_well() {
          \n\
          Workloads\n\
          ---------\n\
+         ✓ each namespace is in a mesh that is there\n\
          ✓ each namespace of the mesh has the trust bundle\n\
          ✓ each pod of namespaces with injection has its sidecar\n\
          ✓ each sidecar is connected to a controller: 1 sidecars\n\
@@ -330,5 +331,37 @@ async fn objects_that_cannot_be_read_are_named_with_field_and_value_and_hide_no_
             "Failed policies-committed: httpbin/broken: spec.backends[0].port.number: must be of type integer, got \
              string: \"web\"",
         ]
+    );
+}
+
+#[tokio::test]
+async fn what_belongs_to_another_mesh_is_not_looked_at_and_a_mesh_that_is_not_there_is_said() {
+    let (fake, _) = healthy().await;
+    let mut blue = deployment("tidegate-controller");
+    blue["metadata"]["namespace"] = json!("blue-system");
+    blue["metadata"]["labels"]["app.kubernetes.io/instance"] = json!("blue");
+    fake.put(blue);
+    let mut theirs = namespace("theirs", json!({"openservicemesh.io/monitored-by": "blue"}));
+    theirs["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "enabled"});
+    fake.put(theirs);
+    fake.put(plain_pod("theirs", "plain"));
+    fake.put(ingress_backend("theirs", "policy", &["nobody"], 80, json!([])));
+    let mut broken = ingress_backend("theirs", "broken", &["nobody"], 80, json!([]));
+    broken["spec"]["backends"] = json!("none");
+    fake.put(broken);
+    let mut pod = meshed_pod("theirs", "meshed");
+    let flag = "--discovery-server-name=tidegate-controller.blue-system.cluster.local";
+    pod["spec"]["initContainers"][0]["args"] = json!([flag]);
+    fake.put(pod.clone());
+    assert_eq!(faults(&checked(&fake).await), Vec::<String>::new());
+
+    // In a namespace of ours it lacks the sidecar that it should have.
+    pod["metadata"]["namespace"] = json!("httpbin");
+    fake.put(pod);
+    fake.put(namespace("lost", json!({"openservicemesh.io/monitored-by": "bleu"})));
+    let found = faults(&checked(&fake).await);
+    assert_eq!(
+        found,
+        ["Warning meshes-there: lost is in mesh \"bleu\"", "Warning pods-injected: httpbin/meshed",]
     );
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Api;
-use tidegate_crds::injection::{DEFAULT_MESH_NAME, MONITORED_BY};
+use tidegate_crds::injection::{MONITORED_BY, name_in_mesh};
 use tidegate_runtime::trust_bundle::TrustBundle;
 
 use super::control_plane::bundle;
@@ -47,10 +47,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
 }
 
 async fn judge(cluster: &Cluster, kind: &str, name: &str, resource: &str) -> anyhow::Result<Outcome> {
-    let name = match cluster.mesh_name.as_str() {
-        DEFAULT_MESH_NAME => name.to_owned(),
-        mesh => format!("{name}-{mesh}"),
-    };
+    let name = name_in_mesh(name, &cluster.mesh_name);
     let what = format!("{kind} {name}");
     let found = match kind {
         "MutatingWebhookConfiguration" => mutating(cluster, &name, &what).await?,

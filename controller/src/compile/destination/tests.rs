@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::index;
+use crate::testing::cluster_index;
 
 /// A Pod with a sidecar unless `more` says otherwise; its service account has its name.
 fn pod(name: &str, ips: &[&str], more: &str) -> String {
@@ -14,7 +14,7 @@ fn pod(name: &str, ips: &[&str], more: &str) -> String {
 }
 
 fn plain_pod(name: &str, ip: &str) -> String {
-    pod(name, &[ip], "").replace("tidegate.io/sidecar: injected", "a: b")
+    pod(name, &[ip], "").replace("tidegate-sidecar", "migrate")
 }
 
 fn service(spec: &str) -> String {
@@ -44,7 +44,7 @@ const CART: &str = "clusterIP: 10.96.0.10, ports: [{name: http, port: 80, target
 const HTTP: &str = "{name: http, port: 8080}";
 
 fn resolve(documents: &[&str], address: &str) -> Resolved {
-    let index = index(documents);
+    let index = cluster_index(documents);
     let resolver = Resolver {
         index: &index,
         trust_domain: &TrustDomain::default(),
@@ -172,16 +172,37 @@ fn a_completed_pod_gives_its_address_s_next_owner_nothing() {
 }
 
 #[test]
-fn an_endpoint_of_the_pod_before_the_one_of_that_name_is_not_meshed() {
-    let stale = slice("IPv4", HTTP, &[("10.1.0.1", "a", "")]).replace("a-uid", "before-uid");
-    let other = slice("IPv4", HTTP, &[("10.1.0.1", "a", ""), ("10.1.0.2", "b", "")])
-        .replace("uid: a-uid", "uid: before");
+fn an_endpoint_whose_pod_is_not_known_to_be_there_is_not_dialled_rather_than_in_plaintext() {
+    let two = slice("IPv4", HTTP, &[("10.1.0.1", "a", ""), ("10.1.0.2", "b", "")]);
     let (a, b) = (pod("a", &["10.1.0.1"], ""), pod("b", &["10.1.0.2"], ""));
-    assert_eq!(told(&[&service(CART), &stale, &a], "10.96.0.10:80"), "passthrough");
-    assert_eq!(
-        told(&[&service(CART), &other, &a, &b], "10.96.0.10:80"),
-        "shop/cart 10.1.0.1:8080 10.1.0.2:8080=b"
-    );
+    let stale = two.replace("uid: a-uid", "uid: before");
+    let moved = two.replace("10.1.0.1", "10.1.0.9");
+    let done = a.replace("Running", "Succeeded");
+    for (what, slice, pods) in [
+        ("not known yet", &two, ""),
+        ("another of that name", &stale, &*a),
+        ("another address", &moved, &*a),
+        ("over", &two, &*done),
+    ] {
+        let documents = [&service(CART)[..], slice, pods, &b];
+        assert_eq!(told(&documents, "10.96.0.10:80"), "shop/cart 10.1.0.2:8080=b", "{what}");
+        assert_eq!(told(&documents[..3], "10.96.0.10:80"), "shop/cart", "{what}, and nobody else");
+        let rests_on = resolve(&documents, "10.96.0.10:80").pods;
+        assert!(rests_on.contains(&ObjectName::new("shop", "a")), "it is looked at again: {what}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_refers_to_no_pod_is_its_author_s_word() {
+    let both = slice("IPv4", HTTP, &[("10.1.0.1", "a", ""), ("192.0.2.7", "x", "")]);
+    let outside = both.replace(", targetRef: {kind: Pod, name: x, namespace: shop, uid: x-uid}", "");
+    assert_ne!(outside, both);
+    let a = pod("a", &["10.1.0.1"], "");
+    let documents = [&service(CART)[..], &outside, &a];
+    assert_eq!(told(&documents, "10.96.0.10:80"), "shop/cart 10.1.0.1:8080=a 192.0.2.7:8080");
+    let alone = slice("IPv4", HTTP, &[("192.0.2.7", "x", "")]);
+    let alone = alone.replace(", targetRef: {kind: Pod, name: x, namespace: shop, uid: x-uid}", "");
+    assert_eq!(told(&[&service(CART), &alone], "10.96.0.10:80"), "passthrough");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
-use tidegate_crds::injection::{INTERCEPT_CONTAINER, has_sidecar};
+use tidegate_crds::injection::{INTERCEPT_CONTAINER, has_sidecar_of};
 
 use crate::index::SERVICE_NAME_LABEL;
 
@@ -56,9 +56,10 @@ pub(super) fn endpoint_slice(slice: &mut EndpointSlice) {
     }
 }
 
-/// A Pod without a sidecar is kept for its addresses alone: they tell whether an endpoint is still the Pod's.
-pub(super) fn pod(pod: &mut Pod) {
-    let is_meshed = has_sidecar(pod);
+/// A Pod without a sidecar that listens to the control plane in this namespace is kept for its addresses alone: they
+/// tell whether an endpoint is still the Pod's.
+pub(super) fn pod(pod: &mut Pod, control_plane: &str) {
+    let is_meshed = has_sidecar_of(pod, control_plane);
     let (spec, status) = (pod.spec.take(), pod.status.take());
     let mut metadata = named(&mut pod.metadata);
     if is_meshed {

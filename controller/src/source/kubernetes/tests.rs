@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate_core::TrustDomain;
+use tidegate_core::destination::Destination;
 use tidegate_core::policy::{InboundPolicy, MeshRule, RuleState, Sources};
 use tidegate_crds::injection::{
     INJECTED, INTERCEPT_CONTAINER, MONITORED_BY, SIDECAR_CONTAINER, SIDECAR_LABEL,
@@ -12,6 +13,7 @@ use tidegate_runtime::metrics::Metrics;
 
 use super::*;
 use crate::compile;
+use crate::compile::destination::Resolver;
 use crate::compile::status::{CurrentStatus, ObjectStatus, ingress_backend};
 use crate::explain::{Query, Speaks, explain};
 use crate::index::{Index, Touched};
@@ -172,7 +174,15 @@ async fn walkthrough() -> FakeApi {
     service(&api, "ingress-nginx", "gateway", "nginx");
     slice(&api, "ingress-nginx", "gateway", "10.0.0.2", "nginx-1");
     backend(&api, "http");
+    api.apply(CONFIGS, mesh_config(json!({"traffic": {"enablePermissiveTrafficPolicyMode": true}})));
     api
+}
+
+fn mesh_config(spec: Value) -> Value {
+    json!({
+        "apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
+        "metadata": {"namespace": "tidegate-system", "name": "osm-mesh-config"}, "spec": spec,
+    })
 }
 
 #[tokio::test]
@@ -316,7 +326,7 @@ async fn an_ingress_backend_counts_only_while_its_namespace_is_in_the_mesh() {
     assert!(cluster.touched.namespaces.contains("httpbin"));
     let status = cluster.status();
     assert_eq!(status.current, CurrentStatus::Error);
-    let expected = "namespace httpbin is not in mesh \"osm\": `tidegate namespace add httpbin` puts it in";
+    let expected = "namespace httpbin is in no mesh: `tidegate namespace add httpbin` puts it in";
     assert_eq!(status.reason, expected);
     // Mesh peers are not kept out: sidecars that run go on until they are restarted without.
     let policy = cluster.policy("httpbin/httpbin-1").unwrap();
@@ -339,7 +349,10 @@ async fn an_ingress_backend_that_cannot_be_read_grants_nothing_and_says_why_wher
     assert!(cluster.touched.namespaces.contains("httpbin"), "its workloads are compiled again");
     let reason = "spec.backends[0].port.number: must be of type integer, got string: \"web\"";
     assert_eq!(cluster.problems[0].to_string(), format!("IngressBackend httpbin/httpbin: error: {reason}"));
-    let [status] = &*crate::status::all(&cluster.index) else { panic!("one status") };
+    let statuses = crate::status::all(&cluster.index);
+    let [status] = &*statuses.iter().filter(|status| status.kind != "MeshConfig").collect::<Vec<_>>() else {
+        panic!("one status of the policy: {statuses:?}")
+    };
     assert_eq!((status.kind, status.name.as_str()), ("IngressBackend", "httpbin"));
     assert_eq!((status.current_status, status.reason.as_str()), ("error", reason));
     let query = Query {
@@ -361,7 +374,7 @@ async fn an_ingress_backend_that_cannot_be_read_grants_nothing_and_says_why_wher
     backend(&cluster.api, "http");
     cluster.until("sound again", |cluster| cluster.problems.is_empty()).await;
     assert!(cluster.admits("10.0.0.2"));
-    assert_eq!(crate::status::all(&cluster.index)[0].current_status, "committed");
+    assert!(crate::status::all(&cluster.index).iter().all(|status| status.current_status == "committed"));
 }
 
 #[tokio::test]
@@ -369,13 +382,7 @@ async fn a_mesh_config_that_cannot_be_read_keeps_mesh_peers_out() {
     let mut cluster = Cluster::complete(walkthrough().await).await;
     let mesh = |cluster: &Cluster| cluster.policy("httpbin/httpbin-1").unwrap().ports[&14001].mesh.clone();
     assert_eq!(mesh(&cluster), MeshRule::AnyPeer);
-    let config = |spec: Value| {
-        json!({
-            "apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
-            "metadata": {"namespace": "tidegate-system", "name": "osm-mesh-config"}, "spec": spec,
-        })
-    };
-    cluster.api.apply(CONFIGS, config(json!({"traffic": {"enablePermissiveTrafficPolicyMode": "yes"}})));
+    cluster.api.apply(CONFIGS, mesh_config(json!({"traffic": {"enablePermissiveTrafficPolicyMode": "yes"}})));
     cluster.until("the problem", |cluster| !cluster.problems.is_empty()).await;
     let reason =
         "spec.traffic.enablePermissiveTrafficPolicyMode: must be of type boolean, got string: \"yes\"";
@@ -385,14 +392,17 @@ async fn a_mesh_config_that_cannot_be_read_keeps_mesh_peers_out() {
     let status = statuses.iter().find(|status| status.kind == "MeshConfig").unwrap();
     assert_eq!((status.current_status, status.reason.as_str()), ("error", reason));
 
-    cluster.api.apply(CONFIGS, config(json!({})));
+    cluster.api.apply(CONFIGS, mesh_config(json!({"traffic": {"enablePermissiveTrafficPolicyMode": true}})));
     cluster.until("sound again", |cluster| cluster.problems.is_empty()).await;
     assert_eq!(mesh(&cluster), MeshRule::AnyPeer);
-    cluster.api.apply(CONFIGS, config(json!({"traffic": 1})));
+    cluster.api.apply(CONFIGS, mesh_config(json!({"traffic": 1})));
     cluster.until("broken again", |cluster| !cluster.problems.is_empty()).await;
     cluster.api.delete(CONFIGS, "tidegate-system", "osm-mesh-config");
     cluster.until("gone", |cluster| cluster.problems.is_empty()).await;
-    assert_eq!(mesh(&cluster), MeshRule::AnyPeer);
+    let MeshRule::Deny(reason) = mesh(&cluster) else {
+        panic!("whoever deletes the MeshConfig opens nothing")
+    };
+    assert!(reason.starts_with("there is no MeshConfig"), "{reason}");
 }
 
 #[tokio::test]
@@ -433,6 +443,79 @@ async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
     assert!(cluster.touched.pods.iter().all(|pod| &*pod.namespace == "x"), "{:?}", cluster.touched);
 }
 
+#[tokio::test]
+async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_without_one() {
+    let api = walkthrough().await;
+    let listens_to = |control_plane: &str, name: &str, ip: &str| {
+        let mut pod = injected("httpbin", name, "httpbin", ip, "Running");
+        let flag = format!("--discovery-server-name=tidegate-controller.{control_plane}.cluster.local");
+        pod["spec"]["initContainers"][1]["args"] = json!(["--transparent", flag]);
+        pod
+    };
+    api.apply(PODS, listens_to("tidegate-system", "ours", "10.0.0.12"));
+    api.apply(PODS, listens_to("blue-system", "theirs", "10.0.0.13"));
+    let mut cluster = Cluster::complete(api).await;
+    assert!(cluster.policy("httpbin/httpbin-1").is_some(), "it does not say");
+    assert!(cluster.policy("httpbin/ours").is_some());
+    assert_eq!(cluster.policy("httpbin/theirs"), None);
+    let trust_domain = TrustDomain::default();
+    let resolve = |cluster: &Cluster, address: &str| {
+        let resolver =
+            Resolver { index: &cluster.index, trust_domain: &trust_domain, is_workload: is_injected };
+        resolver.resolve(address.parse().unwrap()).destination
+    };
+    assert_ne!(resolve(&cluster, "10.0.0.12:14001"), Destination::Passthrough);
+    assert_eq!(resolve(&cluster, "10.0.0.13:14001"), Destination::Passthrough);
+
+    // Behind a Service it is dialled as it is, beside one of ours with its identity.
+    slice(&cluster.api, "httpbin", "httpbin", "10.0.0.12", "ours");
+    let mut slice = cluster.api.get(SLICES, "httpbin", "httpbin-abcde").unwrap();
+    let mut other = slice["endpoints"][0].clone();
+    other["addresses"] = json!(["10.0.0.13"]);
+    other["targetRef"] = json!({"kind": "Pod", "namespace": "httpbin", "name": "theirs"});
+    slice["endpoints"].as_array_mut().unwrap().push(other);
+    cluster.api.apply(SLICES, slice);
+    let mut service = cluster.api.get(SERVICES, "httpbin", "httpbin").unwrap();
+    service["spec"]["clusterIP"] = json!("10.96.0.9");
+    cluster.api.apply(SERVICES, service);
+    let endpoints = |cluster: &Cluster| match resolve(cluster, "10.96.0.9:80") {
+        Destination::Service(service) => service.endpoints,
+        Destination::Passthrough => Vec::new(),
+    };
+    cluster.until("both endpoints", |cluster| endpoints(cluster).len() == 2).await;
+    let found: Vec<_> = endpoints(&cluster)
+        .into_iter()
+        .map(|endpoint| (endpoint.address.ip().to_string(), endpoint.identity.is_some()))
+        .collect();
+    assert_eq!(found, [("10.0.0.12".to_owned(), true), ("10.0.0.13".to_owned(), false)]);
+}
+
+#[tokio::test]
+async fn what_happens_in_another_mesh_is_not_explained_unless_a_workload_of_ours_is_still_there() {
+    let api = walkthrough().await;
+    namespace(&api, "theirs", json!({MONITORED_BY: "blue"}));
+    service(&api, "theirs", "app", "app");
+    namespace(&api, "httpbin", json!({MONITORED_BY: "blue"}));
+    let cluster = Cluster::complete(api).await;
+    let ask = |backend| {
+        let query = Query {
+            backend: ObjectName::parse(backend).unwrap(),
+            port: Some(14001),
+            source: "10.0.0.9".parse().unwrap(),
+            server_name: None,
+            principals: Vec::new(),
+            speaks: Speaks::Plaintext,
+        };
+        explain(&cluster.index, &TrustDomain::default(), &query)
+    };
+    assert_eq!(
+        ask("theirs/app").unwrap_err().to_string(),
+        "namespace theirs is in mesh \"blue\", not in \"osm\", by its labels; ask that one's controller (--mesh-name, \
+         --tidegate-namespace)"
+    );
+    assert_eq!(ask("httpbin/httpbin").unwrap().workload, "httpbin/httpbin-1");
+}
+
 #[test]
 fn a_pod_is_a_workload_with_a_sidecar_an_address_of_its_own_and_while_it_lasts() {
     let parse = |value: Value| serde_json::from_value::<Pod>(value).unwrap();
@@ -443,6 +526,12 @@ fn a_pod_is_a_workload_with_a_sidecar_an_address_of_its_own_and_while_it_lasts()
     assert!(!is_injected(&parse(injected("a", "a-1", "a", "10.0.0.1", "Failed"))));
     assert!(!is_injected(&parse(injected("a", "a-1", "a", "", "Pending"))));
     assert!(!is_injected(&parse(plain_pod("a", "a-1", "10.0.0.1", "Running"))));
+    let mut unlabelled = whole.clone();
+    unlabelled["metadata"]["labels"] = json!({"app": "a"});
+    assert!(is_injected(&parse(unlabelled.clone())), "labels change while a Pod runs");
+    let mut kept = parse(unlabelled);
+    prune::pod(&mut kept, "tidegate-system");
+    assert!(is_injected(&kept) && kept.spec.is_some());
     let mut host = whole;
     host["spec"]["hostNetwork"] = true.into();
     assert!(!is_injected(&parse(host)));

@@ -46,7 +46,7 @@ impl Keeper {
             bundle.subscribe(),
             &metrics,
             WatchMetrics::new(&metrics).kind("MutatingWebhookConfiguration"),
-            readiness.clone(),
+            Some(readiness.clone()),
         );
         tokio::spawn(keeper.run());
         Self { api, bundle, metrics, readiness }
@@ -80,6 +80,7 @@ async fn missing_and_foreign_roots_are_put_right_and_nothing_else_is_touched() {
     let expected = configuration(&[encoded(&ours), encoded(&ours), encoded(&ours)]);
     assert_eq!(now["webhooks"], expected["webhooks"]);
     assert!(keeper.metrics.encode().contains("tidegate_webhook_ca_bundle_repairs_total 1\n"));
+    assert!(keeper.metrics.encode().contains("tidegate_webhook_configuration_wrong 0\n"));
 }
 
 #[tokio::test]
@@ -140,7 +141,7 @@ async fn several_replicas_agree() {
         receiver,
         &metrics,
         WatchMetrics::new(&metrics).kind("MutatingWebhookConfiguration"),
-        second_ready.clone(),
+        Some(second_ready.clone()),
     );
     tokio::spawn(second.run());
     keeper.is_ready().await;

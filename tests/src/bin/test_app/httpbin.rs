@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use tidegate_tests::app::Conversation;
 use tidegate_tests::http1::Message;
 
+use crate::client::{self, Url};
+
 /// Whether `/healthz` and gRPC's health service say that all is well. `POST /unhealthy` and `/healthy` change it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Health(Arc<AtomicBool>);
@@ -38,7 +40,8 @@ pub(crate) fn serve(conversation: &mut Conversation, health: &Health) -> io::Res
     Ok(())
 }
 
-/// `/get` and every other path: what the request was. `/status/<n>`, `/bytes/<n>`, `/hostname`, `/healthz`.
+/// `/get` and every other path: what the request was. `/status/<n>`, `/bytes/<n>`, `/hostname`, `/healthz`;
+/// `/tell/<host>` asks that one for `/unhealthy` first, and answers with its status.
 pub(crate) fn answer(request: &Message, peer: &str, health: &Health) -> Vec<u8> {
     let path = request.target().split('?').next().unwrap_or_default();
     match path.split('/').skip(1).collect::<Vec<_>>()[..] {
@@ -47,6 +50,11 @@ pub(crate) fn answer(request: &Message, peer: &str, health: &Health) -> Vec<u8> 
         ["hostname"] => {
             let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             return respond(request, 200, &json!({"hostname": name.trim()}).to_string());
+        }
+        ["tell", host] => {
+            let url = Url { host: host.to_owned(), port: 80, path: "/unhealthy".to_owned() };
+            let status = client::get(&url, &[]).map_or(503, |answer| answer.status());
+            return respond(request, status, "");
         }
         ["healthz"] => return respond(request, if health.is_good() { 200 } else { 500 }, ""),
         ["unhealthy"] => health.0.store(true, Ordering::Relaxed),
