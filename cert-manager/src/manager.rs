@@ -61,8 +61,7 @@ pub struct Config {
     pub rate_limit: RateLimit,
     /// Connections at once; beyond them, or a quarter of them from one address, new ones are closed.
     pub max_connections: usize,
-    /// How long one of them may live. After that no call begins on it, and when those in progress have ended, it is
-    /// closed.
+    /// How long one of them may live, whatever is in progress on it then: its client asks again.
     pub connection_age: Duration,
 }
 
@@ -211,7 +210,8 @@ impl CertManager {
             .max_concurrent_streams(64)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .max_connection_age(config.connection_age)
-            .max_connection_age_grace(CALL_TIMEOUT)
+            // It ends at once then: one that is only asked to leave may stay.
+            .max_connection_age_grace(Duration::ZERO)
             .add_service(service);
         let mut stop = watch.clone();
         tokio::spawn(async move {

@@ -172,7 +172,7 @@ async fn the_token_of_a_pod_in_the_mesh_gets_a_certificate_until_the_pod_is_gone
     let authority = Authority::start(1);
     let (namespace, outside) = (authority.meshed(), Namespace::new("ca-outside"));
     // Who has published it knows the namespace.
-    bundle(&namespace);
+    authority.bundle(&namespace);
     for namespace in [&namespace, &outside] {
         pod(namespace, "app");
     }
@@ -204,12 +204,12 @@ async fn the_token_of_a_pod_in_the_mesh_gets_a_certificate_until_the_pod_is_gone
         assert!(status.message().contains(reason), "{what}: {status}");
     }
 
-    let stranger = token(&outside, &[&[audience], &bound[..]].concat());
+    let stranger = token(&outside, &[&[audience.as_str()], &bound[..]].concat());
     let status = authority.ask(1, &stranger).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     assert!(status.message().contains("is not in the mesh"), "{status}");
     authority.label(&outside);
-    bundle(&outside);
+    authority.bundle(&outside);
     authority.ask(1, &stranger).await.unwrap();
 
     namespace.kubectl(&["delete", "pod", "app", "--force", "--grace-period=0"]);

@@ -317,7 +317,9 @@ async fn nothing_is_asked_of_the_api_server_beyond_the_charts_rights() {
     let requests = api.requests();
     let beyond = rights.beyond(&requests);
     assert!(beyond.is_empty(), "the role does not grant {beyond:#?}");
-    let needless = rights.needless(&requests);
+    let mut needless = rights.needless(&requests);
+    // What a patch that makes the ConfigMap needs of a real API server besides.
+    needless.retain(|(_, resource, verb)| (resource.as_str(), verb.as_str()) != ("configmaps", "create"));
     assert!(needless.is_empty(), "the role grants what nothing asks for: {needless:?}");
     // One by one, never all of a namespace's.
     let broad = requests.iter().find(|r| r.resource == "secrets" && r.verb != "create" && r.name.is_empty());
