@@ -21,6 +21,8 @@ pub const SIDECAR_INJECTION: &str = "openservicemesh.io/sidecar-injection";
 pub const INJECTION: &str = "tidegate.io/injection";
 /// Namespace or Pod annotation: whether Prometheus is told to scrape sidecars.
 pub const METRICS: &str = "openservicemesh.io/metrics";
+/// Namespace or Pod annotation: `refuse` lets a Pod send UDP to DNS servers only.
+pub const UDP: &str = "tidegate.io/udp";
 /// Label that the injector puts on a Pod with a sidecar.
 pub const SIDECAR_LABEL: &str = "tidegate.io/sidecar";
 /// The value of [`SIDECAR_LABEL`].

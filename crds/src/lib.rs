@@ -11,6 +11,7 @@ pub mod ingress_backend;
 pub mod injection;
 pub mod manifest;
 pub mod mesh_config;
+pub mod quantity;
 pub mod schema;
 pub mod stored;
 pub mod validate;

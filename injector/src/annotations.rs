@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use tidegate_crds::injection::UDP;
+use tidegate_crds::quantity::{CONTAINER_RESOURCES, is_quantity};
 
 use crate::settings::{Interception, Resources};
 
@@ -13,8 +15,6 @@ const OUTBOUND_PORTS: &str = "openservicemesh.io/outbound-port-exclusion-list";
 const EXCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-exclusion-list";
 const INCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-inclusion-list";
 const RESOURCE: &str = "openservicemesh.io/sidecar-resource-";
-/// The resources that a container can ask for by annotation.
-const RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
 /// The annotations of an object.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +49,16 @@ impl<'a> Annotations<'a> {
         }
     }
 
+    /// Whether UDP to others than DNS servers is refused.
+    pub(crate) fn refuses_udp(&self) -> Result<Option<bool>, AnnotationError> {
+        match self.value(UDP).map(str::trim) {
+            None => Ok(None),
+            Some("refuse") => Ok(Some(true)),
+            Some("allow") => Ok(Some(false)),
+            Some(_) => Err(self.error(UDP, "expected allow or refuse")),
+        }
+    }
+
     /// Adds what the lists name.
     pub(crate) fn extend(&self, interception: &mut Interception) -> Result<(), AnnotationError> {
         let ports = "expected ports from 1 to 65535, separated by commas";
@@ -71,7 +81,7 @@ impl<'a> Annotations<'a> {
             } else {
                 return Err(self.error(name, "the name must go on with limits- or requests-"));
             };
-            if !RESOURCES.contains(&resource) {
+            if !CONTAINER_RESOURCES.contains(&resource) {
                 return Err(self.error(name, "the name must end in cpu, memory or ephemeral-storage"));
             }
             if !is_quantity(value.trim()) {
@@ -115,20 +125,6 @@ fn range(text: &str) -> Option<IpNet> {
     IpNet::from_str(text).ok().map(|range| range.trunc())
 }
 
-/// Whether a text is a non-negative quantity of Kubernetes: a decimal number, then a suffix or an exponent.
-fn is_quantity(text: &str) -> bool {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let is_number = number.bytes().any(|byte| byte.is_ascii_digit()) && number.matches('.').count() <= 1;
-    let is_exponent = || {
-        let exponent = suffix.strip_prefix(['e', 'E']).unwrap_or_default();
-        let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
-        !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
-    };
-    let suffixes = ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-    is_number && (suffixes.contains(&suffix) || is_exponent())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +157,23 @@ mod tests {
             );
         }
         assert_eq!(Annotations::new("pod", None).switch("x"), Ok(None));
+    }
+
+    #[test]
+    fn udp_is_allowed_or_refused_and_nothing_else() {
+        for (text, expected) in [("allow", false), (" refuse ", true)] {
+            let values = map(&[(UDP, text)]);
+            assert_eq!(Annotations::new("pod", Some(&values)).refuses_udp(), Ok(Some(expected)), "{text}");
+        }
+        for text in ["", "Refuse", "deny", "true"] {
+            let values = map(&[(UDP, text)]);
+            let error = Annotations::new("namespace shop", Some(&values)).refuses_udp().unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("annotation {UDP} of the namespace shop: expected allow or refuse, got {text:?}")
+            );
+        }
+        assert_eq!(Annotations::new("pod", None).refuses_udp(), Ok(None));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) mesh: &'a MeshSettings,
     pub(crate) interception: Interception,
     pub(crate) resources: Resources,
+    /// Whether the Pod may send UDP to nobody but DNS servers.
+    pub(crate) refuses_udp: bool,
     /// The value of [`PROBES_FLAG`].
     pub(crate) probes: String,
 }
@@ -49,6 +51,9 @@ impl Parts<'_> {
         push_list(&mut args, "--exclude-outbound-ranges", &interception.excluded_outbound_ranges);
         push_list(&mut args, "--include-outbound-ranges", &interception.included_outbound_ranges);
         push_list(&mut args, "--exclude-interfaces", &interception.excluded_interfaces);
+        if self.refuses_udp {
+            args.push("--udp=refuse".to_owned());
+        }
         if self.mesh.reaches_app_at_pod_ip {
             args.push("--local-proxy-mode=pod-ip".to_owned());
         }
@@ -108,6 +113,14 @@ impl Parts<'_> {
                 env("POD_NAMESPACE", "metadata.namespace"),
                 env("POD_IPS", "status.podIPs"),
             ],
+            // A Pod is in its Services as long as its sidecar is ready. Three answers that fail, or that do not come
+            // within a second each, take it out of them: one alone may be a node's that is busy for a moment.
+            "readinessProbe": {
+                "httpGet": {"path": "/ready", "port": ports::HEALTH, "scheme": "HTTP"},
+                "periodSeconds": 1,
+                "timeoutSeconds": 1,
+                "failureThreshold": 3,
+            },
             "ports": [{"name": "tidegate-stats", "containerPort": ports::HEALTH, "protocol": "TCP"}],
             "securityContext": {
                 "runAsUser": USER,

@@ -84,7 +84,7 @@ pub(crate) fn rewrite(
                 );
                 error(("httpGet", problem))
             })?;
-            all.push(known.clone());
+            all.push(known.clone().checked().map_err(|problem| error(("httpGet", problem)))?);
             continue;
         }
         let target = probes::http(container, action).map_err(error)?;

@@ -15,7 +15,7 @@ use crate::hooks::{self, Owner};
 use crate::patch::PatchBuilder;
 use crate::ports;
 use crate::probes::{self, AppProbe};
-use crate::refusal::{self, Refusal, is_reserved_name};
+use crate::refusal::{self, MAX_PROBES_BYTES, Refusal, is_reserved_name};
 use crate::settings::{MeshSettings, Settings};
 
 /// What becomes of a Pod.
@@ -82,15 +82,21 @@ fn patch(
         namespace: &namespace.name,
         name: metadata.generate_name.as_deref().or(metadata.name.as_deref()).unwrap_or_default(),
     };
-    let probes = rewrite_probes(spec, &owner, &mut patch)?;
+    let probes = probes::to_flag(&rewrite_probes(spec, &owner, &mut patch)?)?;
+    if probes.len() > MAX_PROBES_BYTES {
+        return Err(Refusal::ProbesTooLong { bytes: probes.len() });
+    }
 
     let own = Annotations::new("pod", pod.metadata.annotations.as_ref());
     let owner = format!("namespace {}", namespace.name);
+    let of_namespace = Annotations::new(&owner, Some(&namespace.annotations));
     let (mut interception, mut resources) = (mesh.interception.clone(), mesh.resources.clone());
     own.extend(&mut interception)?;
-    Annotations::new(&owner, Some(&namespace.annotations)).set_resources(&mut resources)?;
+    of_namespace.set_resources(&mut resources)?;
     own.set_resources(&mut resources)?;
-    let parts = Parts { settings, mesh, interception, resources, probes: probes::to_flag(&probes)? };
+    let (of_namespace, of_pod) = (of_namespace.refuses_udp()?, own.refuses_udp()?);
+    let refuses_udp = of_pod.or(of_namespace).unwrap_or(false);
+    let parts = Parts { settings, mesh, interception, resources, refuses_udp, probes };
     set_containers(spec, &parts, &mut patch);
     set_volumes(spec, is_injected, settings, &mut patch);
     Ok(patch.finish())

@@ -41,7 +41,7 @@ pub use annotations::AnnotationError;
 pub use decision::{Decision, DecisionError, NamespaceView, Reason, decide};
 pub use hooks::HookKey;
 pub use inject::{Injection, inject};
-pub use manifests::{ManifestError, inject_manifests};
+pub use manifests::{InjectedManifests, ManifestError, inject_manifests};
 pub use probes::ProbeError;
 pub use refusal::Refusal;
 pub use review::PodReviewer;

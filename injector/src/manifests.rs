@@ -32,93 +32,135 @@ pub enum ManifestError {
     },
 }
 
-/// Adds the sidecar to every Pod, and to the Pod template of every Deployment, ReplicaSet, StatefulSet, DaemonSet,
-/// Job and CronJob, alone or in a List. Everything else stays byte for byte, and so does what has a sidecar, opts out
-/// or cannot have one.
+/// Manifests with sidecars.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InjectedManifests {
+    /// The stream of documents.
+    pub yaml: String,
+    /// What their author should know, each with its document.
+    pub notes: Vec<String>,
+}
+
+/// Adds the sidecar to every Pod, and to the Pod template of every Deployment, ReplicaSet, ReplicationController,
+/// StatefulSet, DaemonSet, Job and CronJob, alone or in a list. Everything else stays byte for byte, and so does what
+/// has a sidecar, opts out or cannot have one.
 pub fn inject_manifests(
     yaml: &str,
     settings: &Settings,
     mesh: &MeshSettings,
-) -> Result<String, ManifestError> {
-    let mut output = String::with_capacity(yaml.len());
-    for (index, part) in split(yaml).into_iter().enumerate() {
-        let document = index + 1;
-        let (separator, text) = part;
-        output.push_str(separator);
-        match inject_document(text, document, settings, mesh)? {
-            Some(injected) => output.push_str(&injected),
-            None => output.push_str(text),
-        }
+) -> Result<InjectedManifests, ManifestError> {
+    let mut output = InjectedManifests::default();
+    for (index, (separator, text)) in split(yaml).into_iter().enumerate() {
+        let mut injector = DocumentInjector { document: index + 1, settings, mesh, notes: Vec::new() };
+        output.yaml.push_str(separator);
+        output.yaml.push_str(injector.inject(text)?.as_deref().unwrap_or(text));
+        output.notes.append(&mut injector.notes);
     }
     Ok(output)
 }
 
-/// The document with sidecars; `None` if nothing changes.
-fn inject_document(
-    text: &str,
+struct DocumentInjector<'a> {
+    /// Which, counted from 1.
     document: usize,
-    settings: &Settings,
-    mesh: &MeshSettings,
-) -> Result<Option<String>, ManifestError> {
-    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-        return Ok(None);
-    }
-    let wrong = |problem: String| ManifestError::Document { document, problem };
-    let options = serde_saphyr::options! { with_snippet: false };
-    let mut value: Value =
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| wrong(error.to_string()))?;
-    if !inject_object(&mut value, document, settings, mesh)? {
-        return Ok(None);
-    }
-    serde_saphyr::to_string(&value).map(Some).map_err(|error| wrong(error.to_string()))
+    settings: &'a Settings,
+    mesh: &'a MeshSettings,
+    notes: Vec<String>,
 }
 
-/// Adds sidecars to what is in an object and says whether it has changed.
-fn inject_object(
-    object: &mut Value,
-    document: usize,
-    settings: &Settings,
-    mesh: &MeshSettings,
-) -> Result<bool, ManifestError> {
-    let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-    let path = match (object["apiVersion"].as_str().unwrap_or_default(), kind.as_str()) {
-        ("v1", "List" | "PodList") => {
+impl DocumentInjector<'_> {
+    /// The document with sidecars; `None` if nothing changes.
+    fn inject(&mut self, text: &str) -> Result<Option<String>, ManifestError> {
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(None);
+        }
+        let options = serde_saphyr::options! { with_snippet: false };
+        let mut value: Value = serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| self.wrong(error.to_string()))?;
+        if !self.inject_object(&mut value, ("", ""))? {
+            return Ok(None);
+        }
+        serde_saphyr::to_string(&value).map(Some).map_err(|error| self.wrong(error.to_string()))
+    }
+
+    /// Adds sidecars to what is in an object and says whether it has changed. `of_list` are the API version and kind
+    /// that it has as part of a list, which need not say them again.
+    fn inject_object(&mut self, object: &mut Value, of_list: (&str, &str)) -> Result<bool, ManifestError> {
+        let text = |field: &str, default: &str| object[field].as_str().unwrap_or(default).to_owned();
+        let (version, kind) = (text("apiVersion", of_list.0), text("kind", of_list.1));
+        let of_item = match (version.as_str(), kind.as_str()) {
+            ("v1", "List") => Some(("", "")),
+            (version, list) => list
+                .strip_suffix("List")
+                .filter(|kind| template_path(version, kind).is_some())
+                .map(|kind| (version, kind)),
+        };
+        if let Some(of_item) = of_item {
             let mut changed = false;
             for item in object.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten() {
-                changed |= inject_object(item, document, settings, mesh)?;
+                changed |= self.inject_object(item, of_item)?;
             }
             return Ok(changed);
         }
-        ("v1", "Pod") => "",
-        ("apps/v1", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet") | ("batch/v1", "Job") => {
-            "/spec/template"
-        }
-        ("batch/v1", "CronJob") => "/spec/jobTemplate/spec/template",
-        _ => return Ok(false),
-    };
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let Some(template) = object.pointer_mut(path).filter(|template| template.is_object()) else {
-        let problem = format!("{kind} {name}: {path} is missing");
-        return Err(ManifestError::Document { document, problem });
-    };
-    let pod: Pod = serde_json::from_value(template.clone())
-        .map_err(|error| ManifestError::Document { document, problem: format!("{kind} {name}: {error}") })?;
-    let injection = inject_alone(&pod, settings, mesh).map_err(|refusal| ManifestError::Refused {
-        document,
-        kind: kind.clone(),
-        name: name.clone(),
-        refusal: Box::new(refusal),
-    })?;
-    let patch = match injection {
-        Injection::Meshed(patch) if !patch.is_empty() => patch,
-        Injection::Meshed(_) | Injection::Left(_) => return Ok(false),
-    };
-    if template["metadata"].is_null() {
-        template["metadata"] = Value::Object(Map::new());
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let Some(path) = template_path(&version, &kind) else {
+            if object.pointer("/spec/template/spec/containers").is_some_and(Value::is_array) {
+                let document = self.document;
+                self.notes.push(format!(
+                    "document {document}: {kind} {name}: has a pod template, but {version} {kind} is no workload of \
+                     Kubernetes' own, so it is left as it is; its Pods get their sidecar when they are created in a \
+                     namespace of the mesh"
+                ));
+            }
+            return Ok(false);
+        };
+        self.inject_template(object, path, &kind, &name)
     }
-    json_patch::patch(template, &patch)
-        .map_err(|error| ManifestError::Document { document, problem: format!("{kind} {name}: {error}") })?;
-    Ok(true)
+
+    fn inject_template(
+        &self,
+        object: &mut Value,
+        path: &str,
+        kind: &str,
+        name: &str,
+    ) -> Result<bool, ManifestError> {
+        let wrong = |problem: String| self.wrong(format!("{kind} {name}: {problem}"));
+        let Some(template) = object.pointer_mut(path).filter(|template| template.is_object()) else {
+            return Err(wrong(format!("{path} is missing")));
+        };
+        let pod: Pod = serde_json::from_value(template.clone()).map_err(|error| wrong(error.to_string()))?;
+        let injection =
+            inject_alone(&pod, self.settings, self.mesh).map_err(|refusal| ManifestError::Refused {
+                document: self.document,
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+                refusal: Box::new(refusal),
+            })?;
+        let patch = match injection {
+            Injection::Meshed(patch) if !patch.is_empty() => patch,
+            Injection::Meshed(_) | Injection::Left(_) => return Ok(false),
+        };
+        if template["metadata"].is_null() {
+            template["metadata"] = Value::Object(Map::new());
+        }
+        json_patch::patch(template, &patch).map_err(|error| wrong(error.to_string()))?;
+        Ok(true)
+    }
+
+    fn wrong(&self, problem: String) -> ManifestError {
+        ManifestError::Document { document: self.document, problem }
+    }
+}
+
+/// Where the Pod is in an object of this kind; `None` if there is none that is known.
+fn template_path(version: &str, kind: &str) -> Option<&'static str> {
+    match (version, kind) {
+        ("v1", "Pod") => Some(""),
+        ("v1", "ReplicationController")
+        | ("apps/v1", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
+        | ("batch/v1", "Job") => Some("/spec/template"),
+        ("batch/v1", "CronJob") => Some("/spec/jobTemplate/spec/template"),
+        _ => None,
+    }
 }
 
 /// The documents of a stream, each with the separator line before it, so that together they are the stream.
@@ -154,7 +196,10 @@ mod tests {
 
     fn run(yaml: &str) -> Result<String, String> {
         let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0");
-        inject_manifests(yaml, &settings, &MeshSettings::default()).map_err(|error| error.to_string())
+        let injected = inject_manifests(yaml, &settings, &MeshSettings::default());
+        let injected = injected.map_err(|error| error.to_string())?;
+        assert_eq!(injected.notes, Vec::<String>::new());
+        Ok(injected.yaml)
     }
 
     fn documents(yaml: &str) -> Vec<Value> {
@@ -202,6 +247,7 @@ mod tests {
     #[test]
     fn a_list_and_every_kind_of_workload_count() {
         for (api_version, kind) in [
+            ("v1", "ReplicationController"),
             ("apps/v1", "ReplicaSet"),
             ("apps/v1", "StatefulSet"),
             ("apps/v1", "DaemonSet"),
@@ -215,6 +261,44 @@ mod tests {
         let output: Value = serde_saphyr::from_str(&run(list).unwrap()).unwrap();
         assert_eq!(output["items"][0]["metadata"]["name"], "a");
         assert_eq!(output["items"][1]["spec"]["initContainers"][1]["name"], "tidegate-intercept");
+    }
+
+    #[test]
+    fn a_list_of_workloads_needs_not_say_their_kind_again() {
+        for (api_version, kind) in [
+            ("v1", "ReplicationControllerList"),
+            ("apps/v1", "DeploymentList"),
+            ("apps/v1", "ReplicaSetList"),
+            ("apps/v1", "StatefulSetList"),
+            ("apps/v1", "DaemonSetList"),
+            ("batch/v1", "JobList"),
+        ] {
+            let list = format!(
+                "apiVersion: {api_version}\nkind: {kind}\nitems:\n- {{metadata: {{name: a}}, spec: {{template: {{spec: \
+                 {{containers: [{{name: a}}]}}}}}}}}\n"
+            );
+            let output: Value = serde_saphyr::from_str(&run(&list).unwrap()).unwrap();
+            let template = &output["items"][0]["spec"]["template"];
+            assert_eq!(template["spec"]["initContainers"][0]["name"], "tidegate-sidecar", "{kind}");
+        }
+        let cron = "apiVersion: batch/v1\nkind: CronJobList\nitems:\n- {spec: {jobTemplate: {spec: {template: {spec: {containers: [{name: a}]}}}}}}\n";
+        assert!(run(cron).unwrap().contains("tidegate-intercept"));
+        let services = "apiVersion: v1\nkind: ServiceList\nitems:\n- {metadata: {name: a}}\n";
+        assert_eq!(run(services).unwrap(), services);
+    }
+
+    #[test]
+    fn a_pod_template_of_an_unknown_kind_is_left_with_a_note() {
+        let rollout = workload("argoproj.io/v1alpha1", "Rollout", "", "");
+        let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0");
+        let yaml = format!("{SERVICE}---\n{rollout}");
+        let injected = inject_manifests(&yaml, &settings, &MeshSettings::default()).unwrap();
+        assert_eq!(injected.yaml, yaml);
+        let [note] = &injected.notes[..] else { panic!("{:?}", injected.notes) };
+        assert!(
+            note.starts_with("document 2: Rollout shop: has a pod template, but argoproj.io/v1alpha1"),
+            "{note}"
+        );
     }
 
     #[test]

@@ -4,11 +4,14 @@
 //! answers with what the app said. `exec` probes never leave the container and stay as they are. Hooks go the same way
 //! ([`crate::hooks`]).
 
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+mod request_target;
+
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, HTTPHeader, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use self::request_target::{is_request_target, request_target};
 use crate::patch::PatchBuilder;
 use crate::ports;
 
@@ -106,7 +109,7 @@ pub(crate) fn rewrite(
                 );
                 error("httpGet", problem)
             })?;
-            all.push(known.clone());
+            all.push(known.clone().checked().map_err(|problem| error("httpGet", problem))?);
             continue;
         }
         let Some((field, target)) =
@@ -137,6 +140,28 @@ impl AppProbe {
 
     pub(crate) fn is_at(&self, port: u16, path: &str) -> bool {
         self.port == port && self.path == path
+    }
+
+    /// What a sidecar that is there was told is text that anybody can have written. It is told again if it can be
+    /// acted on.
+    pub(crate) fn checked(mut self) -> Result<Self, String> {
+        if self.timeout_seconds.is_some_and(|seconds| seconds < 1) {
+            return Err("the sidecar's flag --probes has a timeoutSeconds that is not positive".to_owned());
+        }
+        if !is_request_target(&self.path) || self.path.contains('?') {
+            return Err(format!("the sidecar's flag --probes has {:?}, which is no path", self.path));
+        }
+        match &mut self.target {
+            Target::Tcp { port } | Target::Grpc { port, .. } => drop(number((*port).into())?),
+            Target::Http { port, path, headers, .. } => {
+                number((*port).into())?;
+                if !is_request_target(path) {
+                    *path = request_target(path)?;
+                }
+                headers.iter().try_for_each(|(name, value)| check_header(name, value))?;
+            }
+        }
+        Ok(self)
     }
 }
 
@@ -206,14 +231,27 @@ pub(crate) fn http(container: &Container, action: &HTTPGetAction) -> Result<Targ
         Some(other) => return Err(("httpGet.scheme", format!("expected HTTP or HTTPS, got {other:?}"))),
     };
     let port = resolve(container, &action.port).map_err(|problem| ("httpGet.port", problem))?;
-    let path = action.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-    let headers = action.http_headers.iter().flatten();
-    Ok(Target::Http {
-        scheme,
-        port,
-        path: path.to_owned(),
-        headers: headers.map(|header| (header.name.clone(), header.value.clone())).collect(),
-    })
+    let path = request_target(action.path.as_deref().unwrap_or_default())
+        .map_err(|problem| ("httpGet.path", problem))?;
+    let header = |header: &HTTPHeader| {
+        check_header(&header.name, &header.value).map_err(|problem| ("httpGet.httpHeaders", problem))?;
+        Ok((header.name.clone(), header.value.clone()))
+    };
+    let headers = action.http_headers.iter().flatten().map(header).collect::<Result<_, _>>()?;
+    Ok(Target::Http { scheme, port, path, headers })
+}
+
+/// kubelet sends nothing where a header cannot be sent. Of names, Kubernetes takes fewer still.
+fn check_header(name: &str, value: &str) -> Result<(), String> {
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err(format!("{name:?} is no name of a header"));
+    }
+    if value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
+        return Err(format!(
+            "the value of {name} has a control character, so it cannot be sent, got {value:?}"
+        ));
+    }
+    Ok(())
 }
 
 /// Whether kubelet asks another host than the Pod.

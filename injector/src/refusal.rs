@@ -10,6 +10,9 @@ use crate::ports;
 use crate::probes::ProbeError;
 use crate::settings::MeshConfigError;
 
+/// The most bytes of the sidecar's flag about probes.
+pub(crate) const MAX_PROBES_BYTES: usize = 120 * 1024;
+
 /// Why a Pod is not let in.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -68,6 +71,15 @@ pub enum Refusal {
         field: String,
         /// What it asks for.
         what: &'static str,
+    },
+    /// The kernel starts no program with an argument of 128 KiB.
+    #[error(
+        "spec.containers: their probes and hooks take {bytes} bytes in the sidecar's arguments, more than {MAX_PROBES_BYTES}; \
+         shorten their paths and headers"
+    )]
+    ProbesTooLong {
+        /// How many.
+        bytes: usize,
     },
     /// What the sidecar is to be told cannot be written.
     #[error("the sidecar's flags: {0}")]
@@ -158,9 +170,12 @@ fn reserved(port: &ContainerPort) -> Option<u16> {
 }
 
 fn has_net_admin(context: &SecurityContext) -> bool {
-    let added = |capabilities: &Capabilities| {
-        let mut added = capabilities.add.iter().flatten();
-        added.any(|name| matches!(name.trim_start_matches("CAP_"), "NET_ADMIN" | "ALL" | "SYS_ADMIN"))
-    };
+    let added = |capabilities: &Capabilities| capabilities.add.iter().flatten().any(|name| is_powerful(name));
     context.capabilities.as_ref().is_some_and(added)
+}
+
+/// Container runtimes take a capability's name in any letter case, with `CAP_` or without.
+fn is_powerful(capability: &str) -> bool {
+    let name = capability.to_ascii_uppercase();
+    matches!(name.strip_prefix("CAP_").unwrap_or(&name), "NET_ADMIN" | "ALL" | "SYS_ADMIN")
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tidegate_crds::MeshConfigSpec;
 use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_crds::{Finding, MeshConfigSpec};
 
 use crate::hooks::HookKey;
 
@@ -103,7 +103,7 @@ impl MeshSettings {
         let traffic = spec.and_then(|spec| spec.traffic.clone()).unwrap_or_default();
         let resources = sidecar.resources.unwrap_or_default();
         let ports = |list: Option<Vec<u16>>| list.into_iter().flatten().collect();
-        Ok(Self {
+        let settings = Self {
             privileged_interception: sidecar.enable_privileged_init_container.unwrap_or(false),
             log_level: sidecar.log_level.as_deref().map(log_filter).transpose()?,
             resources: Resources { limits: texts(resources.limits), requests: texts(resources.requests) },
@@ -121,7 +121,16 @@ impl MeshSettings {
                 excluded_interfaces: traffic.network_interface_exclusion_list.into_iter().flatten().collect(),
             },
             reaches_app_at_pod_ip: sidecar.local_proxy_mode.as_deref() == Some("PodIP"),
-        })
+        };
+        // The webhook keeps this out; where it was not asked, every Pod would fail by it.
+        let findings = spec.map(tidegate_crds::validate::mesh_config).unwrap_or_default();
+        let is_about_sidecars = |finding: &Finding| {
+            ["spec.sidecar.", "spec.traffic."].iter().any(|part| finding.path.starts_with(part))
+        };
+        match findings.into_iter().find(|finding| finding.is_error() && is_about_sidecars(finding)) {
+            Some(Finding { path, message, .. }) => Err(MeshConfigError { field: path, problem: message }),
+            None => Ok(settings),
+        }
     }
 }
 
@@ -221,6 +230,14 @@ mod tests {
         assert_eq!(
             parse(json!({"sidecar": {"logLevel": "loud"}})).unwrap_err(),
             "MeshConfig: spec.sidecar.logLevel: \"loud\" is no level"
+        );
+        assert_eq!(
+            parse(json!({"sidecar": {"resources": {"limits": {"cpu": "much"}}}})).unwrap_err(),
+            "MeshConfig: spec.sidecar.resources.limits.cpu: Expected a quantity such as 100m or 64Mi, got 'much'"
+        );
+        let error = parse(json!({"traffic": {"networkInterfaceExclusionList": ["a b"]}})).unwrap_err();
+        assert!(
+            error.contains("spec.traffic.networkInterfaceExclusionList[0]: ") && error.ends_with("got 'a b'")
         );
     }
 }

@@ -14,7 +14,6 @@ mod guard;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -27,12 +26,12 @@ use axum::routing::get;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tonic::codegen::Service;
 use tracing::{debug, info, warn};
 
 use self::guard::Hosts;
+use crate::connections::{Connection, Connections};
 use crate::drain;
 use crate::listen;
 use crate::logging::LogHandle;
@@ -43,10 +42,12 @@ use crate::readiness::Readiness;
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// The most bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// The most connections at a time; more wait in the kernel's queue.
+/// The most connections at a time.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where everybody can come to: kubelet and Prometheus send theirs at once.
+const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a connection that has a request in flight may go on once the process drains.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause after an accept that failed, such as for want of file descriptors.
@@ -63,6 +64,7 @@ pub struct AdminServer {
     router: Router,
     allow_remote: bool,
     hosts: Hosts,
+    head_timeout: Duration,
 }
 
 /// An admin server that has its address; connections wait until it serves.
@@ -72,6 +74,7 @@ pub struct BoundAdmin {
     router: Router,
     listener: TcpListener,
     local_addr: SocketAddr,
+    head_timeout: Duration,
 }
 
 /// Why there is no admin server.
@@ -108,7 +111,7 @@ impl AdminServer {
             .route("/metrics", get(metrics_page))
             .route("/log", get(log_filter).put(set_log_filter).post(set_log_filter))
             .with_state(Shared { name, metrics, readiness, log });
-        Self { name, router, allow_remote: false, hosts: Hosts::Addresses }
+        Self { name, router, allow_remote: false, hosts: Hosts::Addresses, head_timeout: HEAD_TIMEOUT }
     }
 
     /// A server for kubelet's probes and for Prometheus: it only reads, so other hosts may reach it, by any name.
@@ -119,7 +122,7 @@ impl AdminServer {
             .route("/metrics", get(metrics_page))
             .route("/stats/prometheus", get(metrics_page))
             .with_state(Shared { name, metrics, readiness, log });
-        Self { name, router, allow_remote: true, hosts: Hosts::Names }
+        Self { name, router, allow_remote: true, hosts: Hosts::Names, head_timeout: HEALTH_HEAD_TIMEOUT }
     }
 
     /// Adds a daemon's own routes. They pass the same checks.
@@ -146,7 +149,7 @@ impl AdminServer {
         let local_addr = listener.local_addr().map_err(bind)?;
         let guard = middleware::from_fn_with_state(self.hosts, guard::check);
         let router = self.router.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)).layer(guard);
-        Ok(BoundAdmin { name: self.name, router, listener, local_addr })
+        Ok(BoundAdmin { name: self.name, router, listener, local_addr, head_timeout: self.head_timeout })
     }
 }
 
@@ -159,22 +162,19 @@ impl BoundAdmin {
     /// Serves until the drain starts, then ends idle connections at once and busy ones after their answer, within
     /// five seconds.
     pub async fn serve(self, mut drain: drain::Watch) {
-        let Self { name, router, listener, local_addr } = self;
+        let Self { name, router, listener, local_addr, head_timeout } = self;
         info!(process = name.0, address = %local_addr, "admin server is up");
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let connections = TaskTracker::new();
+        let connections = Connections::new(MAX_CONNECTIONS);
+        let tasks = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
                 () = drain.started() => break,
-                accepted = accept(&listener, &permits) => accepted,
+                accepted = connections.accept(&listener) => accepted,
             };
             match accepted {
-                Ok((stream, permit)) => {
-                    let (router, drain) = (router.clone(), drain.clone());
-                    connections.spawn(async move {
-                        serve_connection(stream, router, drain).await;
-                        drop(permit);
-                    });
+                Ok((stream, connection)) => {
+                    let server = Server { router: router.clone(), head_timeout };
+                    tasks.spawn(server.serve(stream, connection, drain.clone()));
                 }
                 Err(error) => {
                     warn!(%error, "admin server could not accept a connection");
@@ -183,43 +183,45 @@ impl BoundAdmin {
             }
         }
         drop(listener);
-        connections.close();
-        connections.wait().await;
+        tasks.close();
+        tasks.wait().await;
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+/// What serves one connection.
+struct Server {
+    router: Router,
+    head_timeout: Duration,
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, mut drain: drain::Watch) {
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let mut router = router.clone();
-        async move {
-            let response: Result<Response, Infallible> = router.call(request.map(Body::new)).await;
-            response
-        }
-    });
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = drain.started() => {
-            connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(DRAIN_TIMEOUT, connection).await {
-                Ok(result) => result,
-                Err(_) => return,
+impl Server {
+    async fn serve(self, stream: TcpStream, connection: Connection, mut drain: drain::Watch) {
+        let Self { router, head_timeout } = self;
+        let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
+            let (mut router, busy) = (router.clone(), connection.busy());
+            async move {
+                let response: Result<Response, Infallible> = router.call(request.map(Body::new)).await;
+                drop(busy);
+                response
             }
+        });
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(MAX_HEAD_BYTES);
+        let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+        let result = tokio::select! {
+            result = serving.as_mut() => result,
+            () = connection.pushed_out() => return,
+            () = drain.started() => {
+                serving.as_mut().graceful_shutdown();
+                match tokio::time::timeout(DRAIN_TIMEOUT, serving).await {
+                    Ok(result) => result,
+                    Err(_) => return,
+                }
+            }
+        };
+        if let Err(error) = result {
+            debug!(%error, "admin connection ended");
         }
-    };
-    if let Err(error) = result {
-        debug!(%error, "admin connection ended");
     }
 }
 

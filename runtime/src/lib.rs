@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod connections;
 pub mod drain;
 pub mod grpc;
 pub mod identity;

@@ -6,6 +6,7 @@
 
 mod ask;
 mod parse;
+mod redirect;
 mod server;
 mod trust;
 

@@ -60,10 +60,13 @@ pub(crate) async fn run(options: InjectOptions) -> anyhow::Result<ExitCode> {
         let yaml = read(file)?;
         let injected = inject_manifests(&yaml, &settings, &mesh);
         let injected = injected.with_context(|| format!("--file {}", file.display()))?;
-        if !output.is_empty() && !injected.starts_with("---") {
+        for note in injected.notes {
+            eprintln!("note: --file {}: {note}", file.display());
+        }
+        if !output.is_empty() && !injected.yaml.starts_with("---") {
             output += "---\n";
         }
-        output += &injected;
+        output += &injected.yaml;
         if !output.ends_with('\n') {
             output.push('\n');
         }

@@ -99,7 +99,7 @@ pub struct Denial {
 pub enum Reason {
     /// There is no policy for the workload yet.
     NoPolicy,
-    /// The port belongs to no Service of the workload.
+    /// The port belongs to no Service of the workload, and none of its containers declares it.
     NoSuchPort,
     /// No IngressBackend names the port, and the client is no mesh peer.
     NoIngressBackend,
@@ -341,7 +341,9 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoPolicy => f.write_str("the workload has no policy yet"),
-            Self::NoSuchPort => f.write_str("the port belongs to no Service of the workload"),
+            Self::NoSuchPort => f.write_str(
+                "the port belongs to no Service of the workload and is declared by none of its containers",
+            ),
             Self::NoIngressBackend => f.write_str("no IngressBackend opens the port"),
             Self::InvalidRule(why) => write!(f, "the IngressBackend is not in force: {why}"),
             Self::TlsRequired => f.write_str("plaintext where TLS is required"),

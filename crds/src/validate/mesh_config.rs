@@ -1,15 +1,24 @@
 //! MeshConfig.
 
-use tidegate_core::{CidrSet, Principal, go_duration};
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tidegate_core::{CidrSet, Principal, go_duration, is_interface};
 
 use super::Finding;
 use crate::mesh_config::{IngressGatewayCertificate, MeshConfigSpec};
+use crate::quantity::{CONTAINER_RESOURCES, is_quantity};
 
 /// What is wrong or likely not meant in a MeshConfig. OSM had no admission check for it, but its schema let no range
-/// pass that is none, so that alone is an error.
+/// pass that is none. That is an error, and so is what every new Pod of the mesh would fail by.
 pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if let Some(resources) = spec.sidecar.as_ref().and_then(|sidecar| sidecar.resources.as_ref()) {
+        quantities("limits", resources.limits.as_ref(), &mut findings);
+        quantities("requests", resources.requests.as_ref(), &mut findings);
+    }
     if let Some(traffic) = &spec.traffic {
+        interfaces(traffic.network_interface_exclusion_list.as_deref(), &mut findings);
         ranges("Exclusion", traffic.outbound_ip_range_exclusion_list.as_deref(), &mut findings);
         ranges("Inclusion", traffic.outbound_ip_range_inclusion_list.as_deref(), &mut findings);
     }
@@ -21,6 +30,33 @@ pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
         ingress_gateway(gateway, &mut findings);
     }
     findings
+}
+
+fn quantities(which: &str, quantities: Option<&BTreeMap<String, IntOrString>>, findings: &mut Vec<Finding>) {
+    for (resource, quantity) in quantities.into_iter().flatten() {
+        let path = format!("spec.sidecar.resources.{which}.{resource}");
+        if !CONTAINER_RESOURCES.contains(&resource.as_str()) {
+            let message = format!("Expected one of {}, got '{resource}'", CONTAINER_RESOURCES.join(", "));
+            findings.push(Finding::error(&path, message));
+        }
+        let text = match quantity {
+            IntOrString::Int(number) => number.to_string(),
+            IntOrString::String(text) => text.clone(),
+        };
+        if !is_quantity(&text) {
+            let message = format!("Expected a quantity such as 100m or 64Mi, got '{text}'");
+            findings.push(Finding::error(path, message));
+        }
+    }
+}
+
+fn interfaces(list: Option<&[String]>, findings: &mut Vec<Finding>) {
+    for (i, name) in list.into_iter().flatten().enumerate().filter(|(_, name)| !is_interface(name)) {
+        let message = format!(
+            "Expected the name of an interface: 1 to 15 letters, digits, '.', '_', '-' or '@', got '{name}'"
+        );
+        findings.push(Finding::error(format!("spec.traffic.networkInterfaceExclusionList[{i}]"), message));
+    }
 }
 
 fn ranges(which: &str, list: Option<&[String]>, findings: &mut Vec<Finding>) {
@@ -68,6 +104,40 @@ mod tests {
             "Expected CIDR notation 'a.b.c.d/x', got '10.0.0.1'",
         );
         assert_eq!(found, [expected]);
+    }
+
+    #[test]
+    fn what_every_new_pod_would_fail_by_is_an_error() {
+        let spec: MeshConfigSpec = serde_json::from_value(serde_json::json!({
+            "sidecar": {"resources": {
+                "limits": {"cpu": "much", "memory": -1, "ephemeral-storage": "1Gi"},
+                "requests": {"cpu": 1, "gpu": "1"},
+            }},
+            "traffic": {"networkInterfaceExclusionList": ["net1", "a b"]},
+        }))
+        .unwrap();
+        let resources = "spec.sidecar.resources";
+        assert_eq!(
+            mesh_config(&spec),
+            [
+                Finding::error(
+                    format!("{resources}.limits.cpu"),
+                    "Expected a quantity such as 100m or 64Mi, got 'much'"
+                ),
+                Finding::error(
+                    format!("{resources}.limits.memory"),
+                    "Expected a quantity such as 100m or 64Mi, got '-1'"
+                ),
+                Finding::error(
+                    format!("{resources}.requests.gpu"),
+                    "Expected one of cpu, memory, ephemeral-storage, got 'gpu'"
+                ),
+                Finding::error(
+                    "spec.traffic.networkInterfaceExclusionList[1]",
+                    "Expected the name of an interface: 1 to 15 letters, digits, '.', '_', '-' or '@', got 'a b'"
+                ),
+            ]
+        );
     }
 
     #[test]

@@ -167,6 +167,10 @@ async fn debug_containers_of_meshed_pods_may_not_undo_interception() {
     for (context, field) in [
         (json!({"runAsUser": 1500}), Some("runAsUser")),
         (json!({"capabilities": {"add": ["NET_ADMIN"]}}), Some("capabilities.add")),
+        (json!({"capabilities": {"add": ["SYS_PTRACE", "net_admin"]}}), Some("capabilities.add")),
+        (json!({"capabilities": {"add": ["Cap_Net_Admin"]}}), Some("capabilities.add")),
+        (json!({"capabilities": {"add": ["cap_sys_admin"]}}), Some("capabilities.add")),
+        (json!({"capabilities": {"add": ["all"]}}), Some("capabilities.add")),
         (json!({"privileged": true}), Some("privileged")),
         (json!({"runAsUser": 0, "capabilities": {"add": ["SYS_PTRACE"]}}), None),
     ] {

@@ -239,3 +239,19 @@ async fn a_health_server_may_be_called_by_any_dns_name_and_by_nothing_else() {
     assert_eq!(ask(address, "GET /metrics", "host: a.example\r\nhost: b.example\r\n").await, 403);
     assert_eq!(ask(address, "POST /metrics", "host: a.example\r\norigin: http://a.example\r\n").await, 403);
 }
+
+#[tokio::test]
+async fn a_health_server_answers_at_once_whoever_stays_silent() {
+    let (_trigger, address) = start_health().await;
+    for count in [64, 1000] {
+        let mut silent = Vec::new();
+        for _ in 0..count {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let limit = HEALTH_HEAD_TIMEOUT / 2;
+        let asked = ask(address, "GET /live", "host: a\r\n");
+        let status =
+            tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| panic!("{count}: no answer"));
+        assert_eq!(status, 200, "{count}");
+    }
+}

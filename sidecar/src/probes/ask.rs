@@ -1,12 +1,12 @@
-//! Asking the app, as kubelet would: HTTP with any status as the answer and no redirect followed, a TCP connection, or
-//! the health service of gRPC.
+//! Asking the app, as kubelet would: HTTP with any status as the answer and redirects to the same host followed, a TCP
+//! connection, or the health service of gRPC.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_TYPE, HOST, TE, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, LOCATION, TE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -18,11 +18,16 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
+use super::redirect::{self, Hop, LocationError, Redirect};
 use super::trust::AnyCertificate;
 use super::{HttpTarget, Target};
+use crate::ports;
 
 /// What kubelet reads of a body, too.
 const MAX_BODY_BYTES: usize = 10 * 1024;
+
+/// The most requests of one probe, redirects among them, as with kubelet.
+const MAX_REQUESTS: usize = 10;
 
 /// The most bytes of a health answer: a message of one number.
 const MAX_GRPC_BYTES: usize = 1024;
@@ -36,6 +41,12 @@ pub(super) struct Asked {
     pub(super) body: Bytes,
 }
 
+/// An answer of HTTP, and where it sends us, if it does.
+struct Answer {
+    asked: Asked,
+    location: Option<String>,
+}
+
 /// Why a probe fails, in words for the pod's events.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AskError {
@@ -47,6 +58,12 @@ pub(super) enum AskError {
     Http { port: u16, source: hyper::Error },
     #[error("the request of the probe cannot be made: {0}")]
     Request(#[from] http::Error),
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    #[error("the app redirects more than {max} times", max = MAX_REQUESTS - 1)]
+    Redirects,
+    #[error("the app redirects to port {port}, where the sidecar answers probes")]
+    Own { port: u16 },
     #[error("gRPC health check: {0}")]
     Grpc(String),
     #[error("no answer within {seconds} s")]
@@ -69,24 +86,47 @@ pub(super) async fn ask(target: &Target, pod: IpAddr, headers: &HeaderMap) -> Re
 }
 
 async fn http(target: &HttpTarget, pod: IpAddr, headers: &HeaderMap) -> Result<Asked, AskError> {
-    let port = target.port;
-    let mut request = Request::get(target.path.clone()).body(Full::<Bytes>::default())?;
-    *request.headers_mut() = target.headers.clone();
-    let own = request.headers_mut();
+    let HttpTarget { tls, port, path, headers: own } = target;
+    let mut own = own.clone();
     if let Some(agent) = headers.get(USER_AGENT) {
         own.entry(USER_AGENT).or_insert_with(|| agent.clone());
     }
     own.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-    let host = authority(pod, port)?;
-    let host = own.entry(HOST).or_insert(host).clone();
-    let stream = connect(pod, port).await?;
-    match target.tls {
-        false => exchange(stream, port, request).await,
-        true => exchange(secure(stream, port, pod, &host).await?, port, request).await,
+    let named = own.remove(HOST);
+    let mut hop = Hop { tls: *tls, port: *port, path: path.clone(), authority: None };
+    for _ in 0..MAX_REQUESTS {
+        let host = match (&hop.authority, &named) {
+            (Some(authority), _) => HeaderValue::try_from(&**authority).map_err(http::Error::from)?,
+            (None, Some(named)) => named.clone(),
+            (None, None) => authority(pod, hop.port)?,
+        };
+        let answer = get(&hop, pod, &host, &own).await?;
+        let location = answer.location.as_ref().filter(|_| redirect::is_followed(answer.asked.status));
+        let Some(location) = location else { return Ok(answer.asked) };
+        hop = match redirect::resolve(&hop, &pod.to_string(), location)? {
+            // It would be asked by us in turn, without end.
+            Redirect::Here(next) if ports::PROBES.contains(&next.port) => {
+                return Err(AskError::Own { port: next.port });
+            }
+            Redirect::Here(next) => next,
+            Redirect::Elsewhere => return Ok(answer.asked),
+        };
+    }
+    Err(AskError::Redirects)
+}
+
+async fn get(hop: &Hop, pod: IpAddr, host: &HeaderValue, headers: &HeaderMap) -> Result<Answer, AskError> {
+    let mut request = Request::get(hop.path.clone()).body(Full::<Bytes>::default())?;
+    *request.headers_mut() = headers.clone();
+    request.headers_mut().insert(HOST, host.clone());
+    let stream = connect(pod, hop.port).await?;
+    match hop.tls {
+        false => exchange(stream, hop.port, request).await,
+        true => exchange(secure(stream, hop.port, pod, host).await?, hop.port, request).await,
     }
 }
 
-async fn exchange<S>(stream: S, port: u16, request: Request<Full<Bytes>>) -> Result<Asked, AskError>
+async fn exchange<S>(stream: S, port: u16, request: Request<Full<Bytes>>) -> Result<Answer, AskError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -98,7 +138,10 @@ where
     driver.spawn(connection);
     let mut response = sender.send_request(request).await.map_err(fails)?;
     let body = beginning(response.body_mut()).await;
-    Ok(Asked { status: response.status(), body })
+    let location =
+        response.headers().get(LOCATION).map(|value| String::from_utf8_lossy(value.as_bytes()).into());
+    let location = location.filter(|location: &String| !location.is_empty());
+    Ok(Answer { asked: Asked { status: response.status(), body }, location })
 }
 
 /// As much of a body as kubelet would show. An end that is none spoils nothing: the status has been said.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{HttpTarget, Probe, Probes, Target};
 
-/// kubelet's own bound is what `timeoutSeconds` may be: a positive number. A day is more than any probe waits.
+/// More than any probe waits, so one that waits longer waits as long as this.
 const MAX_TIMEOUT_SECONDS: u64 = 24 * 3600;
 
 /// A list of probes that cannot be used.
@@ -75,11 +75,9 @@ fn probe(field: &Field<'_>) -> Result<Probe, ProbesError> {
         Some(value) => {
             let seconds = value
                 .as_u64()
-                .filter(|seconds| (1..=MAX_TIMEOUT_SECONDS).contains(seconds))
-                .ok_or_else(|| {
-                    field.wrong("timeoutSeconds", format!("{value} is not within 1..={MAX_TIMEOUT_SECONDS}"))
-                });
-            Some(seconds?)
+                .filter(|seconds| *seconds > 0)
+                .ok_or_else(|| field.wrong("timeoutSeconds", format!("{value} is not a positive number")));
+            Some(seconds?.min(MAX_TIMEOUT_SECONDS))
         }
     };
     Ok(Probe {
@@ -154,7 +152,8 @@ fn header(field: &Field<'_>) -> Result<(HeaderName, HeaderValue), ProbesError> {
         return Err(field.error(format!("{} is no pair of name and value", field.value)));
     };
     let name = HeaderName::from_str(name).map_err(|error| field.error(format!("{name:?}: {error}")))?;
-    let value = HeaderValue::from_str(value).map_err(|error| field.error(format!("{value:?}: {error}")))?;
+    let value = HeaderValue::from_bytes(value.as_bytes())
+        .map_err(|error| field.error(format!("{value:?}: {error}")))?;
     Ok((name, value))
 }
 
@@ -212,9 +211,9 @@ mod tests {
     fn probes_of_every_kind_are_read() {
         let probes: Probes = r#"[
             {"port":15901,"path":"/osm-liveness-probe/app","timeoutSeconds":3,
-             "target":{"http":{"scheme":"https","port":8080,"path":"healthz?x=1","headers":[["X-A","1"],["x-a","2"]]}}},
+             "target":{"http":{"scheme":"https","port":8080,"path":"healthz?x=1","headers":[["X-A","1"],["x-a","ü"]]}}},
             {"port":15902,"path":"/osm-readiness-probe/app","target":{"tcp":{"port":6379}}},
-            {"port":15903,"path":"/osm-startup-probe/app","target":{"grpc":{"port":9000,"service":"s"}}},
+            {"port":15903,"path":"/osm-startup-probe/app","timeoutSeconds":2147483647,"target":{"grpc":{"port":9000,"service":"s"}}},
             {"port":15904,"path":"/osm-lifecycle/app/pre-stop/0a1b","hook":true,"target":{"http":{"port":8080}}}
         ]"#
         .parse()
@@ -229,6 +228,7 @@ mod tests {
             matches!(tcp.target, Target::Tcp { port: 6379 }) && tcp.timeout == Some(Duration::from_secs(1))
         );
         assert!(matches!(&grpc.target, Target::Grpc { port: 9000, service } if &**service == "s"));
+        assert_eq!(grpc.timeout, Some(Duration::from_secs(24 * 3600)));
     }
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
             (format!(r#"[{{"port":1,"path":"a",{tcp}}}]"#), "[0].path: \"a\" is no path of a URL"),
             (
                 format!(r#"[{{"port":1,"path":"/a","timeoutSeconds":0,{tcp}}}]"#),
-                "[0].timeoutSeconds: 0 is not",
+                "[0].timeoutSeconds: 0 is not a positive number",
             ),
             (format!(r#"[{{"port":1,"path":"/a","more":0,{tcp}}}]"#), "[0].more: unknown; known are port,"),
             (

@@ -11,9 +11,9 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tidegate_runtime::connections::{Connection, Connections};
 use tidegate_runtime::{drain, listen};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
@@ -21,12 +21,12 @@ use super::ask::{self, AskError, Asked};
 use super::{Probe, Probes};
 use crate::listener;
 
-/// The most connections at a time for each port; more wait in the kernel's queue.
+/// The most connections at a time for each port.
 const MAX_CONNECTIONS: usize = 64;
 /// The most bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// How long a client may take to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send a request's head; kubelet sends it at once.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -75,21 +75,17 @@ impl ProbeServer {
         if let Ok(address) = listener.local_addr() {
             info!(%address, probes = probes.len(), "probes are answered");
         }
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut connections = JoinSet::new();
+        let connections = Connections::new(MAX_CONNECTIONS);
+        let mut tasks = JoinSet::new();
         loop {
+            while tasks.try_join_next().is_some() {}
             let accepted = tokio::select! {
                 () = drain.started() => return,
-                Some(_) = connections.join_next() => continue,
-                accepted = accept(&listener, &permits) => accepted,
+                accepted = connections.accept(&listener) => accepted,
             };
             match accepted {
-                Ok((stream, permit)) => {
-                    let probes = probes.clone();
-                    connections.spawn(async move {
-                        serve_connection(stream, probes).await;
-                        drop(permit);
-                    });
+                Ok((stream, connection)) => {
+                    tasks.spawn(serve_connection(stream, connection, probes.clone()));
                 }
                 Err(error) => {
                     warn!(%error, "a probe's connection could not be accepted");
@@ -100,26 +96,27 @@ impl ProbeServer {
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
-}
-
-async fn serve_connection(stream: TcpStream, probes: Arc<HashMap<Box<str>, Probe>>) {
+async fn serve_connection(stream: TcpStream, connection: Connection, probes: Arc<HashMap<Box<str>, Probe>>) {
     // kubelet dials the pod's address of the family that the pod's app is to be reached by.
     let Ok(pod) = stream.local_addr().map(|address| address.ip().to_canonical()) else { return };
     let service = hyper::service::service_fn(|request: Request<Incoming>| {
-        let probes = probes.clone();
-        async move { answer(&probes, pod, &request).await }
+        let (probes, busy) = (probes.clone(), connection.busy());
+        async move {
+            let answered = answer(&probes, pod, &request).await;
+            drop(busy);
+            answered
+        }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
-    if let Err(error) = http.keep_alive(false).serve_connection(TokioIo::new(stream), service).await {
-        debug!(%error, "a probe's connection ended");
+    let serving = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        served = serving => {
+            if let Err(error) = served {
+                debug!(%error, "a probe's connection ended");
+            }
+        }
+        () = connection.pushed_out() => debug!("a connection without a request made room for others"),
     }
 }
 

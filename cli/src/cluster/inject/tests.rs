@@ -59,3 +59,92 @@ async fn without_an_injector_the_way_out_is_shown() {
     let expected = "there is no Deployment tidegate-system/tidegate-injector; --offline asks no cluster";
     assert_eq!(error.to_string(), expected);
 }
+
+/// A pod with probes of every kind, and what the sidecar is then started with.
+fn sidecar_arguments(path: &str, header: &str, seconds: i32, service: &str) -> Result<Vec<String>, String> {
+    let probe = |action: Value| {
+        let mut probe = action;
+        probe["timeoutSeconds"] = seconds.into();
+        probe
+    };
+    let get = json!({"path": path, "port": 8080, "httpHeaders": [{"name": "X-A", "value": header}]});
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "app"},
+        "spec": {"containers": [
+            {
+                "name": "app",
+                "image": "app",
+                "livenessProbe": probe(json!({"httpGet": get})),
+                "readinessProbe": probe(json!({"grpc": {"port": 9000, "service": service}})),
+                "startupProbe": probe(json!({"tcpSocket": {"port": "80"}})),
+                "lifecycle": {"preStop": {"httpGet": get}},
+            },
+        ]},
+    });
+    let settings = options(&[]).settings(Told::default());
+    // As YAML, in which not every character may stand for itself.
+    let escaped = |c: char| match c {
+        ' '..='~' => c.to_string(),
+        other => format!("\\U{:08x}", u32::from(other)),
+    };
+    let yaml: String = pod.to_string().chars().map(escaped).collect();
+    let injected = inject_manifests(&yaml, &settings, &MeshSettings::parse(None).unwrap());
+    let pod: Value = serde_saphyr::from_str(&injected.map_err(|error| error.to_string())?.yaml).unwrap();
+    let arguments = pod["spec"]["initContainers"][0]["args"].as_array().unwrap();
+    Ok(arguments.iter().map(|argument| argument.as_str().unwrap().to_owned()).collect())
+}
+
+#[track_caller]
+fn assert_starts(path: &str, header: &str, seconds: i32, service: &str) {
+    let arguments = sidecar_arguments(path, header, seconds, service).unwrap();
+    let started = ["tidegate-sidecar".to_owned()].into_iter().chain(arguments.iter().cloned());
+    let options = tidegate_sidecar::options::Options::try_parse_from(started);
+    let options = options.unwrap_or_else(|error| panic!("{path:?} {header:?} {seconds}: {error}"));
+    assert_eq!(options.pod.probes.0.len(), 4, "{arguments:?}");
+}
+
+#[test]
+fn what_kubelet_can_ask_for_starts_a_sidecar_and_what_it_cannot_is_refused_by_field() {
+    for path in [
+        "",
+        "healthz",
+        "/a b",
+        "/<`\"{|}\\^>",
+        "/ü?x=ü \"<>`",
+        "/%zz?x",
+        "/a#b",
+        "//h:1/a",
+        "/$(A)",
+        "/\u{7f}\n",
+    ] {
+        assert_starts(path, "plain", 1, "");
+    }
+    assert_starts("/", " ü\t\"$(A)\\ ", i32::MAX, "a b/ü\n");
+    assert_starts("/", "", 0, "$(A)");
+    for (path, header, field) in [
+        ("mailto:a", "", "container app: livenessProbe.httpGet.path: "),
+        ("/", "a\nb", "container app: livenessProbe.httpGet.httpHeaders: "),
+        (&"/".repeat(20_000), "", "container app: livenessProbe.httpGet.path: "),
+        ("/", &"x".repeat(100_000), "spec.containers: their probes and hooks take "),
+    ] {
+        let error = sidecar_arguments(path, header, 1, "").unwrap_err();
+        assert!(error.contains(field), "{error}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_probe_is_injected_the_sidecar_can_be_started_with(
+        path in "[ -~/?#%:@\\[\\]\\PC]{0,24}|\\PC{0,12}|/[a-z%0-9 ]{0,12}\\?.{0,8}",
+        header in "\\PC{0,12}",
+        seconds in proptest::num::i32::ANY,
+        service in ".{0,8}",
+    ) {
+        match sidecar_arguments(&path, &header, seconds, &service) {
+            Ok(_) => assert_starts(&path, &header, seconds, &service),
+            Err(error) => proptest::prop_assert!(error.contains("Probe.httpGet."), "{path:?} {header:?}: {error}"),
+        }
+    }
+}

@@ -49,8 +49,11 @@ async fn answer_head(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin) {
         std::future::pending::<()>().await;
     }
     let length = head.len();
+    // A status of redirects leads to what is behind `to=` in the query.
+    let location =
+        head.split([' ', '=']).nth(2).filter(|_| head.contains("?to=")).unwrap_or("http://else.where/");
     let answer =
-        format!("HTTP/1.1 {status} x\r\nlocation: /elsewhere\r\ncontent-length: {length}\r\n\r\n{head}");
+        format!("HTTP/1.1 {status} x\r\nlocation: {location}\r\ncontent-length: {length}\r\n\r\n{head}");
     stream.write_all(answer.as_bytes()).await.unwrap();
     let _ = stream.shutdown().await;
 }
@@ -119,7 +122,7 @@ async fn kubelet(address: SocketAddr, path: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn the_apps_status_is_the_answer_and_its_redirects_are_nobodys_to_follow() {
+async fn the_apps_status_is_the_answer_and_a_redirect_elsewhere_is_nobodys_to_follow() {
     let port = start_app(false).await;
     for status in [200, 302, 404, 503] {
         let target = format!(r#"{{"http":{{"port":{port},"path":"/{status}?x=1"}}}}"#);
@@ -129,6 +132,51 @@ async fn the_apps_status_is_the_answer_and_its_redirects_are_nobodys_to_follow()
         assert!(!answer.contains("location:"), "{answer}");
         assert!(answer.contains(&format!("get /{status}?x=1 http/1.1")), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn redirects_to_the_same_host_are_followed_as_far_as_kubelet_goes() {
+    let port = start_app(false).await;
+    let secure = start_app(true).await;
+    let ask = async |path: &str| {
+        let headers = r#"[["X-Probe","a"],["Host","app.example"]]"#;
+        let target = format!(r#"{{"http":{{"port":{port},"path":"{path}","headers":{headers}}}}}"#);
+        kubelet(start(&probe("/p", &target)).await, "/p").await
+    };
+    // What is said of the host holds for what is relative, headers everywhere.
+    let (status, answer) = ask("/302?to=/204?x").await;
+    assert!(status == 204 && !answer.contains("location:"), "{answer}");
+    let (status, answer) = ask("/307?to=/503?x").await;
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer.contains("host: app.example\r\n") && answer.contains("x-probe: a\r\n"), "{answer}");
+    let (status, answer) = ask(&format!("/301?to=https://127.0.0.1:{secure}/418?x")).await;
+    assert_eq!(status, 418, "{answer}");
+    assert!(answer.contains(&format!("host: 127.0.0.1:{secure}\r\n")), "{answer}");
+    // The app's loopback is another host to kubelet, and no redirect is one that Go does not know as one.
+    assert_eq!(ask(&format!("/302?to=http://localhost:{port}/503?x")).await.0, 302);
+    assert_eq!(ask("/304?to=/503?x").await.0, 304);
+    let (status, answer) = ask("/302?to=http://127.0.0.1:15901/p").await;
+    assert!(status == 503 && answer.contains("redirects to port 15901"), "{answer}");
+    let (status, answer) = ask("/302?to=ftp://127.0.0.1/").await;
+    assert!(status == 503 && answer.contains("the app redirects to \"ftp://127.0.0.1/\""), "{answer}");
+}
+
+#[tokio::test]
+async fn redirects_without_end_are_a_failure() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = format!(r#"{{"http":{{"port":{}}}}}"#, app.local_addr().unwrap().port());
+    let asked = tokio::spawn(async move { kubelet(start(&probe("/p", &target)).await, "/p").await });
+    for _ in 0..10 {
+        let (mut stream, _) = app.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_buf(&mut head).await.unwrap();
+        }
+        let answer = b"HTTP/1.1 302 x\r\nlocation: /again\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+    }
+    let (status, answer) = asked.await.unwrap();
+    assert!(status == 503 && answer.ends_with("the app redirects more than 9 times\n"), "{answer}");
 }
 
 #[tokio::test]
@@ -254,4 +302,35 @@ async fn nothing_but_the_probes_paths_is_reached() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_probe_is_answered_at_once_whoever_stays_silent_on_its_port() {
+    let port = start_app(false).await;
+    let address = start(&probe("/p", &format!(r#"{{"http":{{"port":{port},"path":"/200"}}}}"#))).await;
+    for count in [MAX_CONNECTIONS, 1000] {
+        let mut silent = Vec::new();
+        for index in 0..count {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // Some begin a head and leave it at that.
+            if index % 2 == 0 {
+                stream.write_all(b"GET /p HTTP/1.1\r\n").await.unwrap();
+            }
+            silent.push(stream);
+        }
+        let asked = kubelet(address, "/p");
+        let answered = tokio::time::timeout(HEAD_TIMEOUT / 2, asked).await;
+        assert_eq!(answered.unwrap_or_else(|_| panic!("{count}: no answer")).0, 200, "{count}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_without_a_whole_head_is_ended_within_a_second_or_so() {
+    let address = start(&probe("/p", r#"{"tcp":{"port":1}}"#)).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /p HTTP/1.1\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    // Far less than the ten seconds that kubelet's next probes would wait.
+    let _ = tokio::time::timeout(3 * HEAD_TIMEOUT, read).await.expect("the connection is still open");
 }

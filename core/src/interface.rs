@@ -1,0 +1,24 @@
+//! Names of network interfaces.
+
+/// Whether a text names one: 1 to 15 letters, digits, `.`, `_`, `-` or `@`, no `-` at the beginning. A `+` at its end
+/// stands for anything.
+pub fn is_interface(text: &str) -> bool {
+    let name = text.strip_suffix('+').unwrap_or(text);
+    let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
+    !name.is_empty() && text.len() <= 15 && name.bytes().all(is_known) && !name.starts_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_be_an_argument_of_iptables_is_no_interface() {
+        for name in ["eth0", "net1", "cali+", "eth0.100", "veth-a@b"] {
+            assert!(is_interface(name), "{name}");
+        }
+        for text in ["", "+", "-j", "a b", "a\n", "a;b", "a,b", "interface-too-long", "\"a\"", "!a"] {
+            assert!(!is_interface(text), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Where an app's answer sends a probe. kubelet goes there only if it is the same host, by the name that it dialled; an
+//! answer that leads elsewhere is a good one (Kubernetes, `RedirectChecker` in `pkg/probe/http/http.go`).
+
+use http::{StatusCode, Uri};
+
+/// What is asked next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hop {
+    pub(super) tls: bool,
+    pub(super) port: u16,
+    /// Path and query.
+    pub(super) path: Uri,
+    /// What the request's `host` has to say instead of what the probe's own says; only an absolute URL has that.
+    pub(super) authority: Option<Box<str>>,
+}
+
+/// Where a redirect leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Redirect {
+    /// To the same host.
+    Here(Hop),
+    /// To another one.
+    Elsewhere,
+}
+
+/// A location of the same host that nothing can be asked at.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the app redirects to {0:?}, where nothing can be asked for")]
+pub(super) struct LocationError(String);
+
+/// Whether Go follows a `location` that comes with a status.
+pub(super) fn is_followed(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301..=303 | 307 | 308)
+}
+
+/// Where `location` leads from an answer at `from` of `host`. RFC 3986 §5.2.
+pub(super) fn resolve(from: &Hop, host: &str, location: &str) -> Result<Redirect, LocationError> {
+    let error = || LocationError(location.chars().take(200).collect());
+    let text = location.split_once('#').map_or(location, |(before, _)| before);
+    let (scheme, rest) = split_scheme(text);
+    let (tls, authority, rest) = match (scheme, rest.strip_prefix("//")) {
+        // No host is another host than ours.
+        (Some(_), None) => return Ok(Redirect::Elsewhere),
+        (None, None) => (from.tls, None, rest),
+        (scheme, Some(rest)) => {
+            let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            let authority = authority.rsplit_once('@').map_or(authority, |(_, authority)| authority);
+            let (name, port) = split_authority(authority).ok_or_else(error)?;
+            if name != host {
+                return Ok(Redirect::Elsewhere);
+            }
+            let tls = match scheme.map(str::to_ascii_lowercase).as_deref() {
+                None => from.tls,
+                Some("http") => false,
+                Some("https") => true,
+                Some(_) => return Err(error()),
+            };
+            let port = match port {
+                "" => Some(if tls { 443 } else { 80 }),
+                port => port.parse().ok().filter(|port| *port != 0),
+            };
+            (tls, Some((authority, port.ok_or_else(error)?)), rest)
+        }
+    };
+    let (path, query) = rest.split_once('?').map_or((rest, None), |(path, query)| (path, Some(query)));
+    let (path, query) = match (path, authority) {
+        ("", None) => (from.path.path().to_owned(), query.or(from.path.query())),
+        (path, None) if !path.starts_with('/') => {
+            let folder = from.path.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+            (without_dots(&format!("{folder}/{path}")), query)
+        }
+        (path, _) => (without_dots(path), query),
+    };
+    let target = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    Ok(Redirect::Here(Hop {
+        tls,
+        port: authority.map_or(from.port, |(_, port)| port),
+        path: escape(&target).parse().map_err(|_| error())?,
+        authority: authority.filter(|_| scheme.is_some()).map(|(authority, _)| authority.into()),
+    }))
+}
+
+fn split_scheme(text: &str) -> (Option<&str>, &str) {
+    match text.split_once(':') {
+        Some((scheme, rest))
+            if scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)) =>
+        {
+            (Some(scheme), rest)
+        }
+        _ => (None, text),
+    }
+}
+
+/// The host without brackets, and the port's digits.
+fn split_authority(text: &str) -> Option<(&str, &str)> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    match port {
+        "" => Some((host, "")),
+        port => Some((host, port.strip_prefix(':')?)),
+    }
+}
+
+/// A path without `.` and `..`, with its first slash. RFC 3986 §5.2.4.
+fn without_dots(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+    for (index, segment) in segments.iter().enumerate() {
+        let is_last = index + 1 == segments.len();
+        match *segment {
+            "." | ".." => {
+                if *segment == ".." {
+                    kept.pop();
+                }
+                if is_last {
+                    kept.push("");
+                }
+            }
+            segment => kept.push(segment),
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
+fn escape(target: &str) -> String {
+    let mut text = String::with_capacity(target.len());
+    for byte in target.bytes() {
+        if byte.is_ascii_graphic() && !b"\"<>`#".contains(&byte) {
+            text.push(byte.into());
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_of_the_same_host_is_followed_and_any_other_is_not() {
+        let from = Hop { tls: false, port: 8080, path: "/a/b?x=1".parse().unwrap(), authority: None };
+        let here = |tls: bool, port: u16, path: &str, authority: Option<&str>| {
+            let (path, authority) = (path.parse().unwrap(), authority.map(Into::into));
+            Ok(Redirect::Here(Hop { tls, port, path, authority }))
+        };
+        for (location, expected) in [
+            ("/c?y#z", here(false, 8080, "/c?y", None)),
+            ("c", here(false, 8080, "/a/c", None)),
+            ("../c/./d/..", here(false, 8080, "/c/", None)),
+            ("../../..", here(false, 8080, "/", None)),
+            ("?y", here(false, 8080, "/a/b?y", None)),
+            ("#z", here(false, 8080, "/a/b?x=1", None)),
+            ("/c d<\u{fc}", here(false, 8080, "/c%20d%3C%C3%BC", None)),
+            ("//10.0.0.1:81/c", here(false, 81, "/c", None)),
+            ("http://10.0.0.1/c", here(false, 80, "/c", Some("10.0.0.1"))),
+            ("HTTPS://u:p@10.0.0.1?q", here(true, 443, "/?q", Some("10.0.0.1"))),
+            ("https://10.0.0.1:8443", here(true, 8443, "/", Some("10.0.0.1:8443"))),
+            ("http://10.0.0.10/c", Ok(Redirect::Elsewhere)),
+            ("http://localhost:8080/c", Ok(Redirect::Elsewhere)),
+            ("//shop.example/", Ok(Redirect::Elsewhere)),
+            ("mailto:a", Ok(Redirect::Elsewhere)),
+            ("ftp://10.0.0.1/", Err(LocationError("ftp://10.0.0.1/".to_owned()))),
+            ("http://10.0.0.1:0/", Err(LocationError("http://10.0.0.1:0/".to_owned()))),
+            ("http://10.0.0.1:a/", Err(LocationError("http://10.0.0.1:a/".to_owned()))),
+        ] {
+            assert_eq!(resolve(&from, "10.0.0.1", location), expected, "{location}");
+        }
+        let to = resolve(&from, "fd00::1", "http://[fd00::1]:9/");
+        assert_eq!(to, here(false, 9, "/", Some("[fd00::1]:9")));
+    }
+}
