@@ -77,6 +77,8 @@ pub struct Dependencies {
     pub publishers: Vec<Arc<dyn BundlePublisher>>,
     /// The ingress controller's certificate, if anybody may ask for one.
     pub gateway: Option<GatewayDependencies>,
+    /// How long workloads' certificates are to live, if anybody says so at run time; never longer than the rules say.
+    pub workload_life: watch::Receiver<Option<Duration>>,
     /// Poked when something that the root's store or a publisher holds may have changed: then it is looked at at once,
     /// otherwise each second.
     pub wake: Arc<Notify>,
@@ -163,6 +165,7 @@ impl CertManager {
             given,
             publishers,
             gateway,
+            workload_life,
             wake,
             metrics,
             readiness,
@@ -195,6 +198,7 @@ impl CertManager {
             authenticator,
             states: authority.states(),
             rules: config.rules,
+            workload_life: workload_life.clone(),
             service_names: config.service_names,
             limiter: RateLimiter::new(config.rate_limit),
             telemetry: telemetry.clone(),
@@ -222,6 +226,7 @@ impl CertManager {
             drop(stop);
         });
         tokio::spawn(serving.run(watch.clone()));
+        tokio::spawn(tell_life(workload_life, config.rules));
         tokio::spawn(authority.clone().run(wake, watch.clone()));
         tokio::spawn(follow(authority.clone(), telemetry.clone(), watch.clone()));
 
@@ -287,6 +292,21 @@ async fn follow(authority: Authority, telemetry: Arc<Telemetry>, mut drain: drai
             () = drain.started() => return,
             changed = states.changed() => if changed.is_err() { return },
             changed = problems.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Logs how long workloads' certificates live whenever somebody says so.
+async fn tell_life(mut life: watch::Receiver<Option<Duration>>, rules: IssuingRules) {
+    loop {
+        let wanted = *life.borrow_and_update();
+        if let Some(wanted) = wanted {
+            let given = rules.of_workloads(Some(wanted)).default_life;
+            let (wanted, given) = (humantime::format_duration(wanted), humantime::format_duration(given));
+            info!(%wanted, %given, "life of workloads' certificates, which is --max-lifetime at most");
+        }
+        if life.changed().await.is_err() {
+            return;
         }
     }
 }

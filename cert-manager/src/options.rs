@@ -258,6 +258,8 @@ impl Options {
                 // The sender goes: flags do not change.
                 GatewayDependencies::alone(watch::channel(gateway).1, Arc::new(SecretFolder::new(dir)))
             }),
+            // The sender goes: flags do not change.
+            workload_life: watch::channel(None).1,
             wake: Arc::default(),
             metrics,
             readiness,
@@ -307,6 +309,7 @@ impl Options {
             given: self.given.files(),
             publishers: vec![Arc::new(parts.publisher)],
             gateway: Some(parts.gateway),
+            workload_life: parts.workload_life,
             wake: parts.wake,
             metrics,
             readiness,

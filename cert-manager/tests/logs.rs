@@ -120,6 +120,7 @@ async fn start(dir: &Path) -> CertManagerHandle {
             watch::channel(settings.ok()).1,
             Arc::new(SecretFolder::new(dir.join("secrets"))),
         )),
+        workload_life: watch::channel(None).1,
         wake: Arc::default(),
         metrics: Metrics::new(),
         readiness: Readiness::new(),

@@ -415,6 +415,8 @@ async fn start_ca(
             gateway,
             Arc::new(SecretFolder::new(state_dir.join("secrets"))),
         )),
+        // `--certificate-lifetime` says it.
+        workload_life: watch::channel(None).1,
         wake: Arc::default(),
         metrics: Metrics::new(),
         readiness: Readiness::new(),

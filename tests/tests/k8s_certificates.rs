@@ -281,7 +281,17 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
     let namespace = Namespace::new("ca-ingress");
     let secret =
         |name: &str| namespace.wait_for("the Secret", &["secret", name], |secret| Some(secret.clone()));
+    authority.mesh_config(&Value::Null);
+    authority.wait_for_condition("Unknown", "no certificate is asked for");
     authority.mesh_config(&gateway(namespace.name(), "client"));
+    // As the documentation has it: when this returns, the Secret is there.
+    authority.control_plane.kubectl(&[
+        "wait",
+        "meshconfig/osm-mesh-config",
+        "--for=condition=IngressGatewayReady",
+        "--timeout=60s",
+    ]);
+    namespace.get_json(&["secret", "client"]);
     let first = secret("client");
     assert_eq!(first["type"], "kubernetes.io/tls");
     let keys: Vec<_> = first["data"].as_object().unwrap().keys().cloned().collect();

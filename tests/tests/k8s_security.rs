@@ -649,6 +649,10 @@ fn debug_containers_may_not_undo_interception_whatever_the_labels_say() {
             json!({"capabilities": {"add": ["NET_ADMIN"]}}),
             "NET_ADMIN could take the pod's traffic out of the mesh",
         ),
+        (
+            json!({"capabilities": {"add": ["cap_net_admin"]}}),
+            "NET_ADMIN could take the pod's traffic out of the mesh",
+        ),
         (json!({"privileged": true}), "a privileged container could take the pod's traffic out of the mesh"),
     ];
     let assert_refused = || {

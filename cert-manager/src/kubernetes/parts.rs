@@ -53,6 +53,8 @@ pub struct Parts {
     pub publisher: TrustBundleConfigMaps,
     /// The ingress controller's certificate.
     pub gateway: GatewayDependencies,
+    /// How long workloads' certificates are to live, if the MeshConfig says so.
+    pub workload_life: watch::Receiver<Option<Duration>>,
     /// Poked when the root or a published bundle changes.
     pub wake: Arc<Notify>,
     /// Has to run beside the certificate authority.
@@ -122,6 +124,7 @@ impl Parts {
             root_store,
             publisher: TrustBundleConfigMaps::start(client.clone(), namespaces, mesh_name, &wake, &meters),
             gateway,
+            workload_life: mesh_config.workload_life(),
             wake,
             background: Background { elector, mesh_config, tasks },
         }

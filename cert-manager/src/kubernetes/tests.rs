@@ -94,6 +94,7 @@ async fn replica(api: &FakeApi, name: &str) -> Replica {
         given: None,
         publishers: vec![Arc::new(parts.publisher)],
         gateway: Some(parts.gateway),
+        workload_life: parts.workload_life,
         wake: parts.wake,
         metrics,
         readiness: Readiness::new(),
@@ -136,8 +137,12 @@ fn published(api: &FakeApi, namespace: &str) -> Option<Vec<String>> {
 }
 
 fn want_gateway(api: &FakeApi, gateway: Value) {
+    want(api, "24h", gateway);
+}
+
+fn want(api: &FakeApi, life: &str, gateway: Value) {
     let certificate =
-        json!({"serviceCertValidityDuration": "24h", "certKeyBitSize": 2048, "ingressGateway": gateway});
+        json!({"serviceCertValidityDuration": life, "certKeyBitSize": 2048, "ingressGateway": gateway});
     api.apply(
         MESH_CONFIGS,
         json!({
@@ -248,6 +253,54 @@ async fn the_gateways_secret_follows_mesh_config_and_rotation_and_is_put_back() 
     api.wait_for(|api| gateway(api, "second").is_some() && gateway(api, "first").is_none()).await;
     want_gateway(&api, Value::Null);
     api.wait_for(|api| gateway(api, "second").is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_secret_that_is_made_anew_forgets_no_secret_that_was_written_and_one_that_stays_behind_harms_none()
+ {
+    let api = api_server().await;
+    api.apply("v1/namespaces", json!({"metadata": {"name": "ingress"}}));
+    let one = replica(&api, "a").await;
+    want_gateway(&api, usual_gateway("first"));
+    api.wait_for(|api| gateway(api, "first").is_some()).await;
+    api.delete("v1/secrets", NAMESPACE, ROOT_SECRET);
+    api.wait_for(|api| {
+        let root = api.get("v1/secrets", NAMESPACE, ROOT_SECRET).unwrap_or_default();
+        root["metadata"]["annotations"][gateway_secret::GATEWAY_SECRETS] == "ingress/first"
+    })
+    .await;
+
+    // The old one cannot be looked at any more; the new one is right all the same.
+    api.answer(|request, _| {
+        let is_old = request.resource == "secrets" && request.name == "first" && request.verb != "watch";
+        is_old.then(|| FakeApi::refusal(403, "secrets \"first\" is forbidden"))
+    });
+    want_gateway(&api, usual_gateway("second"));
+    let mut status = one.manager.gateway_status();
+    let is_second = |status: &crate::ingress_gateway::GatewayStatus| matches!(status, crate::ingress_gateway::GatewayStatus::Ready { settings, .. } if settings.secret.name == "second");
+    tokio::time::timeout(Duration::from_secs(30), status.wait_for(is_second)).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_life_that_mesh_config_says_holds_for_the_next_certificate_of_every_replica() {
+    let api = api_server().await;
+    let (one, two) = (replica(&api, "a").await, replica(&api, "b").await);
+    let hours = |n: u64| Duration::from_secs(n * 3600);
+    // The last one cannot be understood, and the one before is more than the rules allow.
+    for (said, given) in [("1h", hours(1)), ("8760h", hours(24)), ("2h", hours(2)), ("soon", hours(2))] {
+        want(&api, said, Value::Null);
+        for replica in [&one, &two] {
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+            loop {
+                let leaf = replica.ask("good").await.unwrap();
+                let life = leaf.not_after.duration_since(leaf.not_before).unwrap() - crate::rules::BACKDATE;
+                if life == given {
+                    break;
+                }
+                assert!(tokio::time::Instant::now() < deadline, "{said}: {life:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

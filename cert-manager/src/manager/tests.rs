@@ -60,6 +60,7 @@ fn dependencies(dir: &std::path::Path, metrics: Metrics) -> Dependencies {
         given: None,
         publishers: vec![Arc::new(BundleFile::new(dir.join("bundle.pem")))],
         gateway: None,
+        workload_life: watch::channel(None).1,
         wake: Arc::default(),
         metrics,
         readiness: Readiness::new(),

@@ -430,6 +430,21 @@ fn without_a_word_for_it_permissive_mode_is_off() {
 }
 
 #[test]
+fn a_mesh_config_that_no_pod_can_be_made_with_is_an_error_in_its_status() {
+    let config = "apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\n\
+                  metadata: {name: osm-mesh-config, namespace: a}\n\
+                  spec: {sidecar: {resources: {limits: {cpu: much}}}, certificate: {serviceCertValidityDuration: soon}}\n";
+    let index = index(&[config]);
+    let (name, object) = index.mesh_config().unwrap();
+    let status = status::mesh_config(&index, name, object);
+    assert_eq!(status.current.as_str(), "error");
+    let expected = "spec.sidecar.resources.limits.cpu: Expected a quantity such as 100m or 64Mi, got 'much'";
+    assert_eq!(status.reason, expected);
+    let [warning] = &status.warnings[..] else { panic!("{:?}", status.warnings) };
+    assert!(warning.starts_with("spec.certificate.serviceCertValidityDuration: "), "{warning}");
+}
+
+#[test]
 fn of_several_mesh_configs_the_one_with_osm_s_name_is_in_force() {
     let config = |name: &str, namespace: &str| {
         format!(

@@ -53,7 +53,6 @@ fn webhooks(kind: &str, name: &str, resource: &str, pem: &str) -> Value {
             "namespaceSelector": {"matchExpressions": [
                 {"key": "openservicemesh.io/monitored-by", "operator": "In", "values": ["osm"]},
                 {"key": "openservicemesh.io/ignore", "operator": "DoesNotExist"},
-                {"key": "control-plane", "operator": "DoesNotExist"},
                 {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", "tidegate-system"]},
             ]},
         }],
@@ -165,7 +164,7 @@ async fn nothing_is_wrong_with_a_mesh_that_is_well() {
          ✓ each IngressBackend is in a namespace of the mesh\n\
          ✓ each IngressBackend is in force\n\
          ✓ each backend is a Service of its policy's namespace\n\
-         ✓ each source Service has endpoints\n\
+         ✓ each source Service has endpoints that are ready\n\
          ✓ no two IngressBackends open the same backend\n\
          \n\
          ✓ all is well\n"
