@@ -115,6 +115,7 @@ fn bearer_token(metadata: &MetadataMap) -> Result<&str, AuthError> {
 fn status_of_auth(error: &AuthError) -> Status {
     match error {
         AuthError::Unavailable(_) => Status::unavailable(error.to_string()),
+        AuthError::NotInMesh(_) => Status::permission_denied(error.to_string()),
         _ => Status::unauthenticated(error.to_string()),
     }
 }

@@ -10,7 +10,7 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use serde_json::{Value, json};
 use tidegate_injector::settings::Settings;
 use tidegate_injector::{PodReviewer, State};
-use tidegate_kubernetes::fake_api::FakeApi;
+use tidegate_kubernetes::fake_api::{FakeApi, Rights};
 use tidegate_kubernetes::watch::WatchMetrics;
 use tidegate_kubernetes::webhook::CaBundleKeeper;
 use tidegate_kubernetes::webhook::testing::{AdmissionClient, review};
@@ -132,6 +132,11 @@ async fn sidecars_are_added_while_the_api_server_is_away_and_what_changed_meanwh
     };
     assert!(after.contains("debug"), "{after}");
     assert!(injector.client.readiness.is_ready());
+    let (rights, requests) = (Rights::of_chart("tidegate-injector"), injector.api.requests());
+    let beyond = rights.beyond(&requests);
+    assert!(beyond.is_empty(), "the role does not grant {beyond:#?}");
+    let needless = rights.needless(&requests);
+    assert!(needless.is_empty(), "the role grants what nothing asks for: {needless:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -138,6 +138,9 @@ fn nginx_moves_while_its_label_is_gone(guide: &Guide) {
 
     guide.cluster.tidegate(["namespace", "remove", NGINX]);
     guide.nginx.restart();
+    guide.nginx.sync("httpbin", "httpbin");
+    // A Service outside the mesh is no source: neither its old addresses nor its new one.
+    guide.expect("HTTP/1.1 502 Bad Gateway", "another address, its label gone");
     guide.cluster.tidegate(["namespace", "add", NGINX, "--disable-sidecar-injection"]);
     guide.nginx.sync("httpbin", "httpbin");
     guide.expect("HTTP/1.1 200 OK", "another address, its label gone and back");

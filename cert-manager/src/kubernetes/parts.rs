@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::follow::Mirror;
 use super::gateway_secret::{self, GatewaySecrets};
 use super::mesh_config::MeshConfigFollower;
+use super::namespaces::Namespaces;
 use super::root_secret::RootSecret;
 use super::token_review::TokenReviewer;
 use super::trust_bundle::TrustBundleConfigMaps;
@@ -112,14 +113,16 @@ impl Parts {
             gateway.wake.clone(),
             meters.kind("gateway Secret"),
         ));
+        let namespaces = Namespaces::start(client.clone(), namespace, mesh_name, &wake, &meters);
         Self {
             authenticator: TokenReviewer::new(
                 client.clone(),
                 place.audience.clone(),
                 place.trust_domain.clone(),
+                namespaces.clone(),
             ),
             root_store,
-            publisher: TrustBundleConfigMaps::start(client.clone(), namespace, mesh_name, &wake, &meters),
+            publisher: TrustBundleConfigMaps::start(client.clone(), namespaces, mesh_name, &wake, &meters),
             gateway,
             workload_life: mesh_config.workload_life(),
             wake,

@@ -1,13 +1,10 @@
 //! A pod that runs.
 
-use std::fs;
-use std::path::Path;
-
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::Cluster;
 use super::cluster::Failure;
+use super::{Cluster, process};
 
 /// The container of [`super::workload`]'s pods.
 pub const APP: &str = "app";
@@ -158,14 +155,8 @@ impl Pod {
         // Processes of another machine are out of reach.
         let _ = self.cluster.own_name();
         let workload = format!("--workload={}/{}", self.namespace, self.name);
-        let is_its = |process: &Path| {
-            let line = fs::read(process.join("cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|word| word == workload.as_bytes())
-        };
-        let mut processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-        let process = processes.find(|process| is_its(process)).expect("the sidecar runs on this machine");
-        let number = process.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        rustix::process::Pid::from_raw(number).unwrap()
+        let process = process::find("tidegate-sidecar", "cmdline", &workload);
+        process.expect("the sidecar runs on this machine")
     }
 
     /// Deletes it and waits until it is gone.
