@@ -70,6 +70,9 @@ pub enum AuthError {
     /// Good, but not bound to a pod: it would outlive whoever holds it.
     #[error("the token is not bound to a pod: use a projected service account token")]
     NotBound,
+    /// Good, but of a namespace that is not in the mesh.
+    #[error("namespace {0} is not in the mesh: add it (`tidegate namespace add {0}`) and restart the pod")]
+    NotInMesh(String),
     /// The service account's name is none.
     #[error("the token names no valid service account: {0}")]
     Identity(String),
@@ -96,6 +99,7 @@ impl AuthError {
             Self::Identity(_) => "identity",
             Self::Rejected(_) => "rejected",
             Self::NotBound => "not-bound",
+            Self::NotInMesh(_) => "not-in-mesh",
             Self::Signature | Self::Issuer(_) => "unknown-signer",
             Self::Expired | Self::NotYetValid => "token-time",
             Self::Audience(_) => "audience",

@@ -1,12 +1,13 @@
 //! What the certificate authority stands on when it runs on Kubernetes: the API server in place of folders.
 //!
-//! [`token_review`] judges callers, [`root_secret`] keeps the root, [`trust_bundle`] publishes it to the mesh's
-//! namespaces, [`gateway_secret`] holds the ingress controller's certificate, [`mesh_config`] says what that should be
+//! [`token_review`] judges callers, [`root_secret`] keeps the root, [`namespaces`] knows which are the mesh's,
+//! [`trust_bundle`] publishes the root to them, [`gateway_secret`] holds the ingress controller's certificate, [`mesh_config`] says what that should be
 //! and is told how it went. [`follow`] wakes those who keep things right, so that nothing waits for their next look.
 
 mod follow;
 pub mod gateway_secret;
 pub mod mesh_config;
+pub mod namespaces;
 mod parts;
 pub mod root_secret;
 pub mod token_review;

@@ -3,9 +3,12 @@
 use anyhow::Context;
 use clap::Parser;
 use tidegate_cert_manager::kubernetes::wait_for_api_server;
+use tidegate_cert_manager::manager::PROCESS;
 use tidegate_cert_manager::{CertManager, Options};
-use tidegate_runtime::drain::Outcome;
+use tidegate_runtime::admin::AdminServer;
+use tidegate_runtime::drain::{self, Outcome};
 use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::{logging, signals};
 use tracing::{info, warn};
 
@@ -18,6 +21,14 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
+    let (metrics, readiness) = (Metrics::new(), Readiness::new());
+    let (draining, drained) = drain::channel();
+    // First of all: kubelet asks whether we live also while we wait for the API server.
+    let starting = readiness.block("certificate authority");
+    if let Some(address) = options.common.health_address {
+        let health = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log.clone());
+        tokio::spawn(health.bind(address).await?.serve(drained));
+    }
     let (config, dependencies, background) = if options.kubernetes.kubernetes {
         let client = tidegate_kubernetes::client::connect(&options.common.client).await?;
         tokio::select! {
@@ -27,17 +38,20 @@ async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
                 return Ok(());
             }
         }
-        let (config, dependencies, background) = options.build_on_kubernetes(&client, Metrics::new(), log)?;
+        let (config, dependencies, background) =
+            options.build_on_kubernetes(&client, metrics, readiness, log)?;
         (config, dependencies, Some(background))
     } else {
-        let (config, dependencies) = options.build(Metrics::new(), log)?;
+        let (config, dependencies) = options.build(metrics, readiness, log)?;
         (config, dependencies, None)
     };
     let manager =
         CertManager::start(config, dependencies).await.context("the certificate authority does not start")?;
+    drop(starting);
     let background = background.map(|background| background.run(manager.gateway_status()));
     let signal = shutdown.await;
     info!(?signal, "draining");
+    draining.start();
     if let Some(background) = background {
         background.stop().await;
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidegate_core::San;
 use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
-use tidegate_runtime::grpc::{HANDSHAKE_TIMEOUT, server_stream};
+use tidegate_runtime::grpc::{ConnectionLimits, HANDSHAKE_TIMEOUT, server_stream};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
@@ -33,7 +33,14 @@ use crate::telemetry::Telemetry;
 #[cfg(test)]
 mod tests;
 
-const PROCESS: ProcessName = ProcessName("tidegate-cert-manager");
+/// What the process is called on its pages.
+pub const PROCESS: ProcessName = ProcessName("tidegate-cert-manager");
+
+/// How long one call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may live unless there is a reason for another limit. A client asks once in half a certificate's
+/// life: one that stays longer holds a place for nothing.
+pub const CONNECTION_AGE: Duration = Duration::from_secs(120);
 
 /// How a certificate authority behaves.
 #[derive(Debug, Clone)]
@@ -42,8 +49,6 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the admin server listens, if there is to be one.
     pub admin: Option<SocketAddr>,
-    /// Where kubelet's probes and Prometheus come to, if they do.
-    pub health: Option<SocketAddr>,
     /// Names that the service's own certificate holds: what clients call it by.
     pub serving_names: Vec<San>,
     /// How long certificates live.
@@ -54,8 +59,10 @@ pub struct Config {
     pub propagation: Duration,
     /// How often one identity may ask.
     pub rate_limit: RateLimit,
-    /// Connections at once; beyond them new ones are closed.
+    /// Connections at once; beyond them, or a quarter of them from one address, new ones are closed.
     pub max_connections: usize,
+    /// How long one of them may live, whatever is in progress on it then: its client asks again.
+    pub connection_age: Duration,
 }
 
 /// What a certificate authority stands on.
@@ -70,11 +77,15 @@ pub struct Dependencies {
     pub publishers: Vec<Arc<dyn BundlePublisher>>,
     /// The ingress controller's certificate, if anybody may ask for one.
     pub gateway: Option<GatewayDependencies>,
+    /// How long workloads' certificates are to live, if anybody says so at run time; never longer than the rules say.
+    pub workload_life: watch::Receiver<Option<Duration>>,
     /// Poked when something that the root's store or a publisher holds may have changed: then it is looked at at once,
     /// otherwise each second.
     pub wake: Arc<Notify>,
     /// Where metrics are registered.
     pub metrics: Metrics,
+    /// Whether the process may be sent work, for its admin page.
+    pub readiness: Readiness,
     /// Steers the process' logs from the admin page.
     pub log: LogHandle,
 }
@@ -117,7 +128,6 @@ pub struct CertManager;
 pub struct CertManagerHandle {
     grpc_address: SocketAddr,
     admin_address: Option<SocketAddr>,
-    health_address: Option<SocketAddr>,
     authority: Authority,
     gateway: watch::Receiver<GatewayStatus>,
     trigger: drain::Trigger,
@@ -149,8 +159,18 @@ impl CertManager {
     /// Starts one. When this returns, it listens, the bundle was published and the first request will be answered.
     pub async fn start(config: Config, dependencies: Dependencies) -> Result<CertManagerHandle, StartError> {
         tls::install_provider();
-        let Dependencies { authenticator, root_store, given, publishers, gateway, wake, metrics, log } =
-            dependencies;
+        let Dependencies {
+            authenticator,
+            root_store,
+            given,
+            publishers,
+            gateway,
+            workload_life,
+            wake,
+            metrics,
+            readiness,
+            log,
+        } = dependencies;
         let telemetry = Telemetry::register(&metrics);
         let timing = RotationTiming { propagation: config.propagation, max_life: config.rules.max_life };
         let authority = Authority::open(root_store, given, publishers, timing).await?;
@@ -165,15 +185,7 @@ impl CertManager {
         let grpc_address = listener.local_addr().map_err(bind)?;
 
         let (trigger, watch) = drain::channel();
-        let readiness = Readiness::new();
         let mut admin_address = None;
-        let mut health_address = None;
-        if let Some(address) = config.health {
-            let server = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log.clone());
-            let server = server.bind(address).await?;
-            health_address = Some(server.local_addr());
-            tokio::spawn(server.serve(watch.clone()));
-        }
         if let Some(address) = config.admin {
             let server = AdminServer::new(PROCESS, metrics, readiness, log)
                 .merge(crate::admin::routes(authority.clone()))
@@ -186,19 +198,24 @@ impl CertManager {
             authenticator,
             states: authority.states(),
             rules: config.rules,
+            workload_life: workload_life.clone(),
             service_names: config.service_names,
             limiter: RateLimiter::new(config.rate_limit),
             telemetry: telemetry.clone(),
         };
-        let incoming = server_stream(listener, serving.configs(), config.max_connections, HANDSHAKE_TIMEOUT);
+        let limits = ConnectionLimits::of(config.max_connections);
+        let incoming = server_stream(listener, serving.configs(), limits, HANDSHAKE_TIMEOUT);
         let service = IstioCertificateServiceServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let server = Server::builder()
-            .timeout(Duration::from_secs(30))
+            .timeout(CALL_TIMEOUT)
             .concurrency_limit_per_connection(16)
             .max_concurrent_streams(64)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .max_connection_age(config.connection_age)
+            // It ends at once then: one that is only asked to leave may stay.
+            .max_connection_age_grace(Duration::ZERO)
             .add_service(service);
         let mut stop = watch.clone();
         tokio::spawn(async move {
@@ -209,6 +226,7 @@ impl CertManager {
             drop(stop);
         });
         tokio::spawn(serving.run(watch.clone()));
+        tokio::spawn(tell_life(workload_life, config.rules));
         tokio::spawn(authority.clone().run(wake, watch.clone()));
         tokio::spawn(follow(authority.clone(), telemetry.clone(), watch.clone()));
 
@@ -219,14 +237,7 @@ impl CertManager {
             tokio::spawn(keeper.run(watch));
         }
         info!(%grpc_address, admin_address = ?admin_address, "certificate authority listens");
-        Ok(CertManagerHandle {
-            grpc_address,
-            admin_address,
-            health_address,
-            authority,
-            gateway: gateway_status,
-            trigger,
-        })
+        Ok(CertManagerHandle { grpc_address, admin_address, authority, gateway: gateway_status, trigger })
     }
 }
 
@@ -239,11 +250,6 @@ impl CertManagerHandle {
     /// Where the admin server listens.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
-    }
-
-    /// Where the health server listens.
-    pub fn health_address(&self) -> Option<SocketAddr> {
-        self.health_address
     }
 
     /// The trusted roots now and after each change.
@@ -286,6 +292,21 @@ async fn follow(authority: Authority, telemetry: Arc<Telemetry>, mut drain: drai
             () = drain.started() => return,
             changed = states.changed() => if changed.is_err() { return },
             changed = problems.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Logs how long workloads' certificates live whenever somebody says so.
+async fn tell_life(mut life: watch::Receiver<Option<Duration>>, rules: IssuingRules) {
+    loop {
+        let wanted = *life.borrow_and_update();
+        if let Some(wanted) = wanted {
+            let given = rules.of_workloads(Some(wanted)).default_life;
+            let (wanted, given) = (humantime::format_duration(wanted), humantime::format_duration(given));
+            info!(%wanted, %given, "life of workloads' certificates, which is --max-lifetime at most");
+        }
+        if life.changed().await.is_err() {
+            return;
         }
     }
 }

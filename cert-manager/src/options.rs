@@ -13,13 +13,14 @@ use tidegate_kubernetes::lease::LeaseTiming;
 use tidegate_kubernetes::options::ControlPlaneOptions;
 use tidegate_runtime::logging::{LogHandle, LogOptions};
 use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
 use tokio::sync::watch;
 
 use crate::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use crate::authority::GivenFiles;
 use crate::ingress_gateway::{IngressGatewaySettings, SettingsInput};
 use crate::kubernetes::{Background, Parts, Place};
-use crate::manager::{Config, Dependencies, GatewayDependencies};
+use crate::manager::{CONNECTION_AGE, Config, Dependencies, GatewayDependencies};
 use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
 use crate::service_names::{ServiceNameGrant, ServiceNames};
@@ -176,7 +177,7 @@ pub struct LimitOptions {
     #[arg(long, env = "TIDEGATE_CA_BURST", value_name = "NUMBER", default_value_t = 100)]
     pub rate_burst: u32,
 
-    /// Connections at once
+    /// Connections at once; one address may have a quarter of them
     #[arg(long, env = "TIDEGATE_CA_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = 10_000)]
     pub max_connections: usize,
 }
@@ -227,7 +228,12 @@ impl Options {
     }
 
     /// Checks the options and opens what they name.
-    pub fn build(&self, metrics: Metrics, log: LogHandle) -> Result<(Config, Dependencies), OptionProblems> {
+    pub fn build(
+        &self,
+        metrics: Metrics,
+        readiness: Readiness,
+        log: LogHandle,
+    ) -> Result<(Config, Dependencies), OptionProblems> {
         let mut problems = Vec::new();
         self.check_numbers(&mut problems);
         let gateway = self.gateway.settings(&mut problems);
@@ -252,8 +258,11 @@ impl Options {
                 // The sender goes: flags do not change.
                 GatewayDependencies::alone(watch::channel(gateway).1, Arc::new(SecretFolder::new(dir)))
             }),
+            // The sender goes: flags do not change.
+            workload_life: watch::channel(None).1,
             wake: Arc::default(),
             metrics,
+            readiness,
             log,
         };
         Ok((self.config(), dependencies))
@@ -264,6 +273,7 @@ impl Options {
         &self,
         client: &Client,
         metrics: Metrics,
+        readiness: Readiness,
         log: LogHandle,
     ) -> Result<(Config, Dependencies, Background), OptionProblems> {
         let mut problems = Vec::new();
@@ -299,8 +309,10 @@ impl Options {
             given: self.given.files(),
             publishers: vec![Arc::new(parts.publisher)],
             gateway: Some(parts.gateway),
+            workload_life: parts.workload_life,
             wake: parts.wake,
             metrics,
+            readiness,
             log,
         };
         Ok((self.config(), dependencies, parts.background))
@@ -320,7 +332,6 @@ impl Options {
         Config {
             listen: self.listen,
             admin: Some(self.admin_address),
-            health: self.common.health_address,
             serving_names: self.serving_names(),
             rules: IssuingRules {
                 default_life: self.lives.default_lifetime,
@@ -335,6 +346,7 @@ impl Options {
                 ..RateLimit::default()
             },
             max_connections: self.limits.max_connections,
+            connection_age: CONNECTION_AGE,
         }
     }
 

@@ -81,6 +81,15 @@ impl Default for IssuingRules {
 }
 
 impl IssuingRules {
+    /// The same for workloads, whose certificates MeshConfig wants to live for `life`, if it says so. Nobody's lives
+    /// longer than `max_life`.
+    pub(crate) fn of_workloads(self, life: Option<Duration>) -> Self {
+        match life.map(|life| life.min(self.max_life)) {
+            Some(life) => Self { default_life: life, max_life: life, ..self },
+            None => self,
+        }
+    }
+
     /// Decides about one request of a caller whose identity was verified, and signs. `requested_seconds` 0 asks
     /// for the default life. `service_names` come into the certificate besides the caller's own.
     pub fn issue(

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tidegate_core::Identity;
 use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificateService;
@@ -29,6 +29,8 @@ pub(crate) struct CertificateService {
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) states: watch::Receiver<Arc<AuthorityState>>,
     pub(crate) rules: IssuingRules,
+    /// How long MeshConfig wants workloads' certificates to live, if it says so.
+    pub(crate) workload_life: watch::Receiver<Option<Duration>>,
     pub(crate) service_names: ServiceNames,
     pub(crate) limiter: RateLimiter<Identity>,
     pub(crate) telemetry: Arc<Telemetry>,
@@ -89,7 +91,8 @@ impl CertificateService {
         let csr = check_csr(request.csr.as_bytes())?;
         let now = SystemTime::now();
         let service_names = self.service_names.of(&caller.identity);
-        self.rules.issue(&csr, &caller.identity, service_names, request.validity_duration, &state.issuer, now)
+        let rules = self.rules.of_workloads(*self.workload_life.borrow());
+        rules.issue(&csr, &caller.identity, service_names, request.validity_duration, &state.issuer, now)
     }
 }
 
@@ -112,6 +115,7 @@ fn bearer_token(metadata: &MetadataMap) -> Result<&str, AuthError> {
 fn status_of_auth(error: &AuthError) -> Status {
     match error {
         AuthError::Unavailable(_) => Status::unavailable(error.to_string()),
+        AuthError::NotInMesh(_) => Status::permission_denied(error.to_string()),
         _ => Status::unauthenticated(error.to_string()),
     }
 }

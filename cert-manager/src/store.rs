@@ -80,6 +80,11 @@ pub trait SecretStore: Send + Sync + 'static {
     /// Deletes the Secret, if this store wrote it.
     async fn remove(&self, name: &SecretName) -> Result<(), StoreError>;
 
+    /// Has the Secret, which this store wrote, be among [`owned`](Self::owned) again. Nothing, where a store cannot forget.
+    async fn remember(&self, _name: &SecretName) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// The Secrets that this store wrote and that are still there.
     async fn owned(&self) -> Result<Vec<SecretName>, StoreError>;
 }

@@ -13,6 +13,7 @@ use rustls_pki_types::ServerName;
 use tidegate_cert_manager::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use tidegate_cert_manager::authority::Vouched;
 use tidegate_cert_manager::ingress_gateway::{GatewayStatus, IngressGatewaySettings, SettingsInput};
+use tidegate_cert_manager::manager::CONNECTION_AGE;
 use tidegate_cert_manager::rate_limit::RateLimit;
 use tidegate_cert_manager::rules::IssuingRules;
 use tidegate_cert_manager::service_names::ServiceNames;
@@ -25,6 +26,7 @@ use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificate
 use tidegate_runtime::grpc::{Address, channel, client_config};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
 use tokio::sync::watch;
 use tonic::Request;
 
@@ -101,13 +103,13 @@ async fn start(dir: &Path) -> CertManagerHandle {
     let config = Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: None,
-        health: None,
         serving_names: vec![San::Dns(DnsName::parse("ca.example").unwrap())],
         rules: IssuingRules::default(),
         service_names: ServiceNames::default(),
         propagation: Duration::ZERO,
         rate_limit: RateLimit::default(),
         max_connections: 10,
+        connection_age: CONNECTION_AGE,
     };
     let dependencies = Dependencies {
         authenticator: Arc::new(authenticator.unwrap()),
@@ -118,8 +120,10 @@ async fn start(dir: &Path) -> CertManagerHandle {
             watch::channel(settings.ok()).1,
             Arc::new(SecretFolder::new(dir.join("secrets"))),
         )),
+        workload_life: watch::channel(None).1,
         wake: Arc::default(),
         metrics: Metrics::new(),
+        readiness: Readiness::new(),
         log: LogHandle::detached(),
     };
     CertManager::start(config, dependencies).await.unwrap()

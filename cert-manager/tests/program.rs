@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
+
+use serde_json::json;
+use tidegate_kubernetes::fake_api::FakeApi;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tidegate-cert-manager");
 
@@ -42,6 +46,54 @@ fn it_starts_publishes_what_it_has_to_and_ends_on_sigterm() {
     let rest: Vec<String> = lines.collect();
     assert!(process.wait().unwrap().success());
     assert!(rest.iter().any(|line| line.contains("drained")), "{rest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubelet_hears_that_it_lives_while_the_api_server_is_away_and_that_it_is_ready_once_it_issues() {
+    let dir = tempfile::tempdir().unwrap();
+    let api = FakeApi::start().await;
+    api.apply("v1/namespaces", json!({"metadata": {"name": "tidegate-system"}}));
+    api.stop();
+    let kubeconfig = dir.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
+    let mut process = Command::new(PROGRAM)
+        .args(["--kubernetes", "--pod-name", "a", "--namespace", "tidegate-system"])
+        .args(["--kubeconfig", &kubeconfig.display().to_string()])
+        .args([
+            "--listen",
+            "127.0.0.1:0",
+            "--admin-address",
+            "127.0.0.1:0",
+            "--health-address",
+            "127.0.0.1:0",
+        ])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let up = lines.find(|line| line.contains("admin server is up")).unwrap();
+    let port: u16 =
+        up.rsplit_once("127.0.0.1:").unwrap().1.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+    assert!(lines.any(|line| line.contains("waiting for the API server")));
+    assert_eq!((status_of(port, "/live"), status_of(port, "/ready")), (200, 503));
+
+    api.restart().await;
+    assert!(lines.any(|line| line.contains("certificate authority listens")));
+    while status_of(port, "/ready") != 200 {}
+    let killed = Command::new("kill").args(["-TERM", &process.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    // Read to the end, so that what it says there finds a reader.
+    lines.for_each(drop);
+    assert!(process.wait().unwrap().success());
+}
+
+/// The status of a page.
+fn status_of(port: u16, path: &str) -> u16 {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 #[test]

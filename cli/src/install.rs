@@ -7,6 +7,7 @@
 mod charts;
 mod definitions;
 mod helm;
+mod installed;
 mod leftovers;
 
 use std::collections::BTreeSet;
@@ -124,6 +125,7 @@ pub(crate) async fn install(options: &InstallOptions) -> anyhow::Result<ExitCode
 pub(crate) async fn upgrade(options: &UpgradeOptions) -> anyhow::Result<ExitCode> {
     let change = &options.change;
     let (helm, charts) = (change.helm.find(&change.cluster)?, Charts::unpack()?);
+    installed::is_named(&change.cluster.connect().await?).await?;
     let before = helm.run(["get", "manifest", RELEASE]).with_context(|| {
         format!("there is no Helm release {RELEASE} in namespace {}", change.cluster.control_plane())
     })?;
@@ -145,6 +147,7 @@ pub(crate) async fn uninstall(options: UninstallOptions) -> anyhow::Result<ExitC
     let deletions = options.deletions.resolved();
     let helm = options.helm.find(&options.cluster)?;
     let cluster = options.cluster.connect().await?;
+    installed::may_be_removed(&cluster, &helm, deletions).await?;
     deletions.check(&cluster).await?;
     helm.run(["uninstall", RELEASE, "--wait", "--ignore-not-found"])?;
     if deletions.delete_crds {

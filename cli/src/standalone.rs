@@ -18,6 +18,7 @@ use anyhow::Context;
 use clap::Args;
 use rustls_pki_types::ServerName;
 use tidegate_cert_manager::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
+use tidegate_cert_manager::manager::CONNECTION_AGE;
 use tidegate_cert_manager::rate_limit::RateLimit;
 use tidegate_cert_manager::rules::IssuingRules;
 use tidegate_cert_manager::service_names::ServiceNames;
@@ -49,6 +50,8 @@ const APP_ADDRESS: &str = "tidegate.io/app-address";
 const CA_NAME: &str = "localhost";
 /// What the process is not ready for while it waits for its sidecars.
 const WAITING_FOR_SIDECARS: &str = "sidecars";
+/// Connections at a time, of which one address may have a quarter: all sidecars may have the same.
+const MAX_CONNECTIONS: usize = 4096;
 /// How long an orderly end may take.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -394,14 +397,14 @@ async fn start_ca(
     let config = tidegate_cert_manager::Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         admin: Some(options.ca_admin_address),
-        health: None,
         serving_names: vec![San::Dns(DnsName::parse(CA_NAME)?)],
         rules: IssuingRules { max_life: rules.max_life.max(options.certificate_lifetime), ..rules },
         service_names: ServiceNames::default(),
         // Files are read once a second.
         propagation: Duration::from_secs(3),
         rate_limit: RateLimit::default(),
-        max_connections: 1024,
+        max_connections: MAX_CONNECTIONS,
+        connection_age: CONNECTION_AGE,
     };
     let dependencies = tidegate_cert_manager::Dependencies {
         authenticator: Arc::new(authenticator),
@@ -412,8 +415,11 @@ async fn start_ca(
             gateway,
             Arc::new(SecretFolder::new(state_dir.join("secrets"))),
         )),
+        // `--certificate-lifetime` says it.
+        workload_life: watch::channel(None).1,
         wake: Arc::default(),
         metrics: Metrics::new(),
+        readiness: Readiness::new(),
         log: log.clone(),
     };
     CertManager::start(config, dependencies).await.context("the CA does not start")
@@ -439,7 +445,7 @@ async fn start_controller(
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         admin: options.admin_address,
         trust_domain: options.trust.trust_domain.clone(),
-        max_connections: 1024,
+        max_connections: MAX_CONNECTIONS,
         is_workload: is_local,
         mesh_name: None,
         health: None,

@@ -25,7 +25,7 @@ use crate::unreadable::Unreadable;
 /// Why mesh peers are kept out where no policy lets them in.
 const NOT_PERMISSIVE: &str = "permissive mode is off and no policy lets mesh peers in";
 /// The same, where nobody has said what holds.
-const NO_MESH_CONFIG: &str = "there is no MeshConfig osm-mesh-config, so permissive mode is off; make it with \
+pub(crate) const NO_MESH_CONFIG: &str = "there is no MeshConfig osm-mesh-config, so permissive mode is off; make it with \
                               spec.traffic.enablePermissiveTrafficPolicyMode: true to let mesh peers in";
 
 /// The policy of one workload.

@@ -132,6 +132,9 @@ impl Engine {
         self.update_statuses(&index, touched);
         if touched.all {
             let config = index.mesh_config_spec();
+            if config.is_none() && index.unreadable_mesh_config().is_none() {
+                warn!("{}", compile::NO_MESH_CONFIG);
+            }
             self.mesh_config.send_if_modified(|current| {
                 let is_news = current.as_deref() != config;
                 if is_news {

@@ -130,7 +130,11 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
     let client = (is_asked && !names.is_empty()).then_some(names.as_slice());
     let decision = match policy.admit(port, query.source) {
         Ok(()) => policy.authorize(&Session { port, source: query.source, opening, client }),
-        Err(denial) => Decision::Deny(denial),
+        // Where nobody at all is let in, a mesh peer wants to know what keeps mesh peers out.
+        Err(denial) => Decision::Deny(match opening {
+            Opening::Mesh(_) => policy.open(port, query.source, opening).err().unwrap_or(denial),
+            _ => denial,
+        }),
     };
     let (word, reason, code, rule) = match decision {
         Decision::Allow(grant) => {

@@ -72,7 +72,7 @@ pub struct Config {
     pub admin: SocketAddr,
     /// The mesh's trust domain.
     pub trust_domain: TrustDomain,
-    /// The most connections of sidecars at a time.
+    /// The most connections of sidecars at a time; one address may have a quarter of them.
     pub max_connections: usize,
     /// Whether a Pod has a sidecar of ours, and so a policy. [`source::folder::is_local`] for a folder.
     pub is_workload: fn(&Pod) -> bool,

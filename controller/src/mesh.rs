@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
-use tidegate_crds::injection::{IGNORE, mesh_of};
+use tidegate_crds::injection::{kept_out_by, mesh_of};
 
 /// The namespaces that belong to the mesh.
 #[derive(Clone, Debug, Default)]
@@ -26,8 +26,8 @@ pub(crate) enum Mesh {
 pub(crate) enum Membership {
     /// It belongs to this mesh.
     Member,
-    /// It is to be left alone.
-    Ignored,
+    /// It is to be left alone, because of this label.
+    Ignored(&'static str),
     /// It belongs to another mesh.
     Other(String),
     /// Nothing.
@@ -73,7 +73,9 @@ impl Mesh {
         let add = format!("`tidegate namespace add {namespace}` puts it in");
         Some(match namespaces.get(namespace) {
             Some(Membership::Member) => return None,
-            Some(Membership::Ignored) => format!("namespace {namespace} has the label {IGNORE}: {add}"),
+            Some(Membership::Ignored(label)) => {
+                format!("namespace {namespace} has the label {label}: {add} once that is gone")
+            }
             Some(Membership::Other(other)) => {
                 format!("namespace {namespace} is in mesh {other:?}, not in {mesh:?}, by its labels")
             }
@@ -97,8 +99,7 @@ impl Membership {
         match mesh_of(labels) {
             Some(found) if found == mesh => Self::Member,
             Some(other) => Self::Other(other.to_owned()),
-            None if labels.is_some_and(|labels| labels.contains_key(IGNORE)) => Self::Ignored,
-            None => Self::Unlabelled,
+            None => labels.and_then(kept_out_by).map_or(Self::Unlabelled, Self::Ignored),
         }
     }
 }
@@ -106,7 +107,7 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tidegate_crds::injection::{INJECTION, MONITORED_BY};
+    use tidegate_crds::injection::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY};
 
     use super::*;
 
@@ -122,8 +123,11 @@ mod tests {
         assert!(mesh.apply(&namespace(json!({MONITORED_BY: "osm"}))));
         assert_eq!(mesh.outside("shop"), None);
         assert!(!mesh.apply(&namespace(json!({MONITORED_BY: "osm", "unrelated": "x"}))));
-        assert!(mesh.apply(&namespace(json!({MONITORED_BY: "osm", IGNORE: "true"}))));
-        assert_eq!(mesh.outside("shop").unwrap(), format!("namespace shop has the label {IGNORE}: {add}"));
+        for label in [IGNORE, CONTROL_PLANE] {
+            assert!(mesh.apply(&namespace(json!({MONITORED_BY: "osm", label: "true"}))));
+            let reason = format!("namespace shop has the label {label}: {add} once that is gone");
+            assert_eq!(mesh.outside("shop").unwrap(), reason);
+        }
         mesh.remove("shop");
         assert!(mesh.outside("shop").is_some());
     }

@@ -40,7 +40,7 @@ pub struct Options {
     #[arg(long, env = "TIDEGATE_WEBHOOK_ADDRESS", value_name = "ADDRESS", requires = "kubernetes")]
     pub webhook_address: Option<SocketAddr>,
 
-    /// The most connections of sidecars at a time.
+    /// The most connections of sidecars at a time; one address may have a quarter of them.
     #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = 10_000)]
     pub max_connections: usize,
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use tidegate_proto::discovery::discovery_server::DiscoveryServer;
 use tidegate_runtime::drain;
-use tidegate_runtime::grpc::{self, ClientCertificates};
+use tidegate_runtime::grpc::{self, ClientCertificates, ConnectionLimits};
 use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::net::TcpListener;
@@ -43,7 +43,8 @@ pub(crate) async fn serve(
     };
     let Some(configs) = configs else { return };
     info!(address = ?listener.local_addr().ok(), "discovery server is up");
-    let connections = grpc::server_stream(listener, configs, max_connections, grpc::HANDSHAKE_TIMEOUT);
+    let limits = ConnectionLimits::of(max_connections);
+    let connections = grpc::server_stream(listener, configs, limits, grpc::HANDSHAKE_TIMEOUT);
     let service = DiscoveryServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING))

@@ -2,14 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
 use serde_json::{Value, json};
-use tidegate_kubernetes::fake_api::{FakeApi, Request};
+use tidegate_kubernetes::fake_api::{FakeApi, Rights};
 
 const NAMESPACE: &str = "tidegate-system";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
@@ -72,40 +69,6 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Rule {
-    api_groups: Vec<String>,
-    resources: Vec<String>,
-    #[serde(default)]
-    resource_names: Vec<String>,
-    verbs: Vec<String>,
-}
-
-impl Rule {
-    fn grants(&self, request: &Request) -> bool {
-        self.api_groups.contains(&request.group)
-            && self.resources.contains(&request.resource)
-            && self.verbs.iter().any(|verb| verb == request.verb)
-            && (self.resource_names.is_empty() || self.resource_names.contains(&request.name))
-    }
-
-    /// Each right by itself: group, resource, verb.
-    fn rights(&self) -> impl Iterator<Item = (String, String, String)> {
-        self.api_groups.iter().flat_map(move |group| {
-            self.resources.iter().flat_map(move |resource| {
-                self.verbs.iter().map(move |verb| (group.clone(), resource.clone(), verb.clone()))
-            })
-        })
-    }
-}
-
-/// What the chart gives to the controller: everywhere, and in the control plane's namespace.
-fn role() -> BTreeMap<String, Vec<Rule>> {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/rbac/tidegate-controller.yaml");
-    serde_saphyr::from_str(&std::fs::read_to_string(golden).unwrap()).unwrap()
 }
 
 fn backend(namespace: &str, name: &str) -> Value {
@@ -203,22 +166,13 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
     second.terminate(&api).await;
     assert_eq!(holder(&api).as_deref(), Some(""));
 
-    let role = role();
-    let (everywhere, own) = (&role["(everywhere)"], &role[NAMESPACE]);
-    let requests = api.requests();
-    for request in &requests {
-        let is_granted = everywhere.iter().any(|rule| rule.grants(request))
-            || (request.namespace == NAMESPACE && own.iter().any(|rule| rule.grants(request)));
-        assert!(is_granted, "the role does not grant {request:?}");
-    }
-    let right =
-        |request: &Request| (request.group.clone(), request.resource.clone(), request.verb.to_owned());
-    let used: BTreeSet<_> = requests.iter().map(right).collect();
-    let rights = everywhere.iter().chain(own).flat_map(Rule::rights);
+    let (rights, requests) = (Rights::of_chart("tidegate-controller"), api.requests());
+    let beyond = rights.beyond(&requests);
+    assert!(beyond.is_empty(), "the role does not grant {beyond:#?}");
+    let mut needless = rights.needless(&requests);
     // Those of the webhook are used where there is one.
-    let rights = rights.filter(|(group, ..)| group != "admissionregistration.k8s.io");
-    let needless: Vec<_> = rights.filter(|right| !used.contains(right)).collect();
-    assert_eq!(needless, [], "the role grants what nothing asks for");
+    needless.retain(|(group, ..)| group != "admissionregistration.k8s.io");
+    assert!(needless.is_empty(), "the role grants what nothing asks for: {needless:?}");
 }
 
 #[tokio::test]

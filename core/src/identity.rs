@@ -107,6 +107,18 @@ impl Identity {
         (identity.trust_domain == *trust_domain && has_both).then_some(identity)
     }
 
+    /// An identity that a certificate with these names would be taken for, in some trust domain or other: both of its
+    /// spellings are among them.
+    pub fn spelled_out(sans: &[San]) -> Option<Self> {
+        sans.iter().find_map(|san| {
+            let San::Uri(uri) = san else { return None };
+            let identity = Self::from_spiffe_uri(uri).ok()?;
+            let dns_name = identity.dns_name();
+            let has_both = sans.iter().any(|san| matches!(san, San::Dns(name) if name.matches(&dns_name)));
+            has_both.then_some(identity)
+        })
+    }
+
     /// Reads `<service-account>.<namespace>.<trust-domain>`. The account may hold dots, the namespace cannot.
     pub fn from_dns_name(name: &DnsName, trust_domain: &TrustDomain) -> Option<Self> {
         let prefix = name.as_str().strip_suffix(trust_domain.as_str())?.strip_suffix('.')?;
@@ -157,6 +169,17 @@ impl serde::Serialize for Identity {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
+}
+
+/// What is wrong with both spellings of an identity among the names of an ingress controller's certificate, and what to
+/// do.
+pub fn both_spellings(identity: &Identity) -> String {
+    format!(
+        "{:?} and {:?} together make the certificate one of a workload, which permissive mode lets in at every port; \
+         list one of them",
+        identity.dns_name(),
+        identity.spiffe_uri()
+    )
 }
 
 fn is_dns_label(text: &str) -> bool {
@@ -233,6 +256,10 @@ mod tests {
             "names of Services change nothing"
         );
         let victim = San::Uri("spiffe://cluster.local/ns/httpbin/sa/victim".into());
+        assert_eq!(Identity::spelled_out(&with_service_name), Identity::of_workload(&both, &domain));
+        let with_another = [victim.clone(), dns.clone(), uri.clone()];
+        assert_eq!(Identity::spelled_out(&with_another), Identity::of_workload(&both, &domain));
+        assert_eq!(Identity::spelled_out(&[victim.clone(), dns.clone()]), None);
         assert_eq!(Identity::of_workload(&[dns.clone(), victim.clone()], &domain), None);
         assert_eq!(Identity::of_workload(&[dns, uri, victim], &domain), None);
     }

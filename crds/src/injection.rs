@@ -12,6 +12,8 @@ use k8s_openapi::api::core::v1::{Container, Namespace, Pod};
 pub const MONITORED_BY: &str = "openservicemesh.io/monitored-by";
 /// Namespace label: the mesh leaves it alone, whatever else is set.
 pub const IGNORE: &str = "openservicemesh.io/ignore";
+/// Namespace label: the namespace of some control plane, which admission webhooks leave alone, as Open Service Mesh's did.
+pub const CONTROL_PLANE: &str = "control-plane";
 /// Namespace or Pod annotation: whether a sidecar is added.
 pub const SIDECAR_INJECTION: &str = "openservicemesh.io/sidecar-injection";
 /// Namespace label: `enabled` puts the namespace into the mesh and adds sidecars, all in one. The mesh is that of
@@ -64,7 +66,12 @@ pub fn mesh_of(labels: Option<&BTreeMap<String, String>>) -> Option<&str> {
     let labels = labels?;
     let label = |name: &str| labels.get(name).map(String::as_str);
     let by_injection = || (label(INJECTION) == Some("enabled")).then_some(DEFAULT_MESH_NAME);
-    if label(IGNORE).is_some() { None } else { label(MONITORED_BY).or_else(by_injection) }
+    if kept_out_by(labels).is_some() { None } else { label(MONITORED_BY).or_else(by_injection) }
+}
+
+/// The label that keeps a namespace out of every mesh, whatever other labels it has; the charts' webhooks have the same.
+pub fn kept_out_by(labels: &BTreeMap<String, String>) -> Option<&'static str> {
+    [IGNORE, CONTROL_PLANE].into_iter().find(|label| labels.contains_key(*label))
 }
 
 /// Whether a namespace with these labels belongs to the mesh of this name; see [`mesh_of`].
@@ -142,6 +149,7 @@ mod tests {
         assert_eq!(mesh(&[(INJECTION, "enabled"), (MONITORED_BY, "blue")]).as_deref(), Some("blue"));
         assert_eq!(mesh(&[(INJECTION, "disabled"), (MONITORED_BY, "blue")]).as_deref(), Some("blue"));
         assert_eq!(mesh(&[(IGNORE, ""), (MONITORED_BY, "blue")]), None);
+        assert_eq!(mesh(&[(CONTROL_PLANE, "x"), (MONITORED_BY, "blue")]), None);
         assert_eq!(mesh(&[]), None);
     }
 

@@ -15,7 +15,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use certificate::{CertificateSpec, IngressGatewayCertificate, SecretReference};
+pub use certificate::{CertificateSpec, IngressGatewayCertificate, SecretReference, service_cert_validity};
 pub use feature_flags::FeatureFlags;
 pub use observability::{ObservabilitySpec, TracingSpec};
 pub use sidecar::{ResourceRequirements, SidecarSpec};
@@ -75,6 +75,9 @@ pub struct Condition {
     /// Why, in a sentence.
     #[serde(default)]
     pub message: String,
+    /// The `metadata.generation` of the object that this is said of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
     /// Since when `status` is what it is, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<String>,

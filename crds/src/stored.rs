@@ -20,12 +20,42 @@ where
 {
     serde_json::from_value(object.clone()).map_err(|error| {
         let finding = schema::check(&K::crd(), object).into_iter().find(Finding::is_error);
-        let Some(mut finding) = finding else { return Finding::error("", error.to_string()) };
-        if let Some(value) = at(object, &finding.path) {
-            finding.message += &format!(": {}", shortened(&value.to_string()));
-        }
-        finding
+        finding.map_or_else(|| Finding::error("", error.to_string()), |finding| with_value(finding, object))
     })
+}
+
+/// Reads the part of an object at a path such as `spec.certificate`, whatever the rest of it is like; nothing if it is
+/// not there. The error is the field that keeps the part from being read, with its value.
+pub fn read_part<K, T>(object: &Value, path: &str) -> Result<Option<T>, Finding>
+where
+    K: CustomResourceExt,
+    T: DeserializeOwned,
+{
+    let mut part = object;
+    let mut end = 0;
+    for step in path.split('.') {
+        if !part.is_object() {
+            let value = shortened(&part.to_string());
+            return Err(Finding::error(&path[..end], format!("must be of type object: {value}")));
+        }
+        match part.get(step) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(inner) => part = inner,
+        }
+        end = if end == 0 { step.len() } else { end + 1 + step.len() };
+    }
+    serde_json::from_value(part.clone()).map(Some).map_err(|error| {
+        let mut findings = schema::check(&K::crd(), object).into_iter();
+        let finding = findings.find(|finding| finding.is_error() && finding.path.starts_with(path));
+        with_value(finding.unwrap_or_else(|| Finding::error(path, error.to_string())), object)
+    })
+}
+
+fn with_value(mut finding: Finding, object: &Value) -> Finding {
+    if let Some(value) = at(object, &finding.path) {
+        finding.message += &format!(": {}", shortened(&value.to_string()));
+    }
+    finding
 }
 
 /// The value at a path such as `spec.backends[0].name`.
@@ -68,6 +98,30 @@ mod tests {
         let error = read::<MeshConfig>(&json!({"spec": {"traffic": ["x".repeat(200)]}})).unwrap_err();
         assert_eq!(error.path, "spec.traffic");
         assert!(error.message.len() < 150 && error.message.ends_with("..."), "{error}");
+    }
+
+    #[test]
+    fn a_part_is_read_whatever_the_rest_is_like_and_missing_is_not_unreadable() {
+        let part = |object: &Value| {
+            read_part::<MeshConfig, String>(object, "spec.certificate.serviceCertValidityDuration")
+                .map_err(|finding| finding.to_string())
+        };
+        let with = |certificate: Value| json!({"spec": {"traffic": 1, "certificate": certificate}});
+        assert_eq!(part(&with(json!({"serviceCertValidityDuration": "1h"}))), Ok(Some("1h".to_owned())));
+        for absent in
+            [json!({}), json!({"spec": null}), with(Value::Null), with(json!({"certKeyBitSize": "x"}))]
+        {
+            assert_eq!(part(&absent), Ok(None), "{absent}");
+        }
+        assert_eq!(
+            part(&with(json!({"serviceCertValidityDuration": 24}))).unwrap_err(),
+            "error: spec.certificate.serviceCertValidityDuration: must be of type string, got integer: 24"
+        );
+        assert_eq!(
+            part(&with(json!(["a"]))).unwrap_err(),
+            "error: spec.certificate: must be of type object: [\"a\"]"
+        );
+        assert_eq!(part(&json!({"spec": "a"})).unwrap_err(), "error: spec: must be of type object: \"a\"");
     }
 
     #[test]

@@ -134,6 +134,13 @@ impl MeshSettings {
     }
 }
 
+impl From<Finding> for MeshConfigError {
+    /// A MeshConfig that cannot be read.
+    fn from(finding: Finding) -> Self {
+        Self { field: finding.path, problem: finding.message }
+    }
+}
+
 /// The sidecar's log filter for a level of Envoy's.
 fn log_filter(level: &str) -> Result<&'static str, MeshConfigError> {
     Ok(match level {

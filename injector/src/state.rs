@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{ApiResource, DynamicObject};
 use kube::{Api, Client};
-use tidegate_crds::MeshConfig;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
+use tidegate_crds::{MeshConfig, stored};
 use tidegate_kubernetes::watch::{Event, Watch, WatchMetrics};
 use tidegate_runtime::readiness::Readiness;
 use tokio::sync::{mpsc, watch};
@@ -85,9 +86,11 @@ impl StateWriter {
             },
             metrics.kind("Namespace"),
         );
+        // Read by ourselves: one that we cannot read is told to whoever makes a Pod, and is no watch that fails.
+        let resource = ApiResource::erase::<MeshConfig>(&());
         let mesh_config = Watch::new(
-            Api::<MeshConfig>::namespaced(client, control_plane),
-            |config: &mut MeshConfig| config.status = None,
+            Api::<DynamicObject>::namespaced_with(client, control_plane, &resource),
+            |_| {},
             metrics.kind("MeshConfig"),
         )
         .named(MESH_CONFIG_NAME);
@@ -125,7 +128,7 @@ async fn keep_namespaces(
 }
 
 async fn keep_mesh(
-    mut events: mpsc::Receiver<Event<MeshConfig>>,
+    mut events: mpsc::Receiver<Event<DynamicObject>>,
     sender: watch::Sender<Result<Arc<MeshSettings>, MeshConfigError>>,
     blocker: impl Sized,
 ) {
@@ -136,7 +139,7 @@ async fn keep_mesh(
             continue;
         }
         event.update(&mut config);
-        let settings = MeshSettings::parse(config.as_ref().map(|config| &config.spec)).map(Arc::new);
+        let settings = config.as_ref().map_or(Ok(MeshSettings::default()), read).map(Arc::new);
         match &settings {
             Ok(_) => info!("MeshConfig read"),
             Err(error) => warn!(%error, "no sidecar can be added until this is mended"),
@@ -145,4 +148,10 @@ async fn keep_mesh(
         blocker = None;
     }
     drop(blocker);
+}
+
+fn read(config: &DynamicObject) -> Result<MeshSettings, MeshConfigError> {
+    let object = serde_json::to_value(config).unwrap_or_default();
+    let config: MeshConfig = stored::read(&object)?;
+    MeshSettings::parse(Some(&config.spec))
 }

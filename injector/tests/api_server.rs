@@ -10,7 +10,7 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use serde_json::{Value, json};
 use tidegate_injector::settings::Settings;
 use tidegate_injector::{PodReviewer, State};
-use tidegate_kubernetes::fake_api::FakeApi;
+use tidegate_kubernetes::fake_api::{FakeApi, Rights};
 use tidegate_kubernetes::watch::WatchMetrics;
 use tidegate_kubernetes::webhook::CaBundleKeeper;
 use tidegate_kubernetes::webhook::testing::{AdmissionClient, review};
@@ -43,22 +43,25 @@ fn configuration(api: &FakeApi, ca_bundle: &Value) {
     api.apply(WEBHOOKS, json!({"metadata": {"name": WEBHOOK}, "webhooks": [webhook]}));
 }
 
-fn log_level(api: &FakeApi, level: &str) {
+fn mesh_config(api: &FakeApi, spec: Value) {
     api.apply(
         CONFIGS,
         json!({
             "apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
-            "metadata": {"name": "osm-mesh-config", "namespace": "tidegate-system"},
-            "spec": {"sidecar": {"logLevel": level}},
+            "metadata": {"name": "osm-mesh-config", "namespace": "tidegate-system"}, "spec": spec,
         }),
     );
 }
 
 impl Injector {
     async fn start() -> Self {
+        Self::with_mesh_config(json!({"sidecar": {"logLevel": "error"}})).await
+    }
+
+    async fn with_mesh_config(spec: Value) -> Self {
         let api = FakeApi::start().await;
         meshed(&api, "shop");
-        log_level(&api, "error");
+        mesh_config(&api, spec);
         configuration(&api, &Value::Null);
         let (writer, state) = State::new();
         let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1");
@@ -113,7 +116,7 @@ async fn sidecars_are_added_while_the_api_server_is_away_and_what_changed_meanwh
 
     // All that an API server may come back with; past events it has forgotten.
     meshed(&injector.api, "new");
-    log_level(&injector.api, "debug");
+    mesh_config(&injector.api, json!({"sidecar": {"logLevel": "debug"}}));
     configuration(&injector.api, &json!(ByteString(b"garbage".to_vec())));
     injector.api.compact();
     injector.api.restart().await;
@@ -129,4 +132,29 @@ async fn sidecars_are_added_while_the_api_server_is_away_and_what_changed_meanwh
     };
     assert!(after.contains("debug"), "{after}");
     assert!(injector.client.readiness.is_ready());
+    let (rights, requests) = (Rights::of_chart("tidegate-injector"), injector.api.requests());
+    let beyond = rights.beyond(&requests);
+    assert!(beyond.is_empty(), "the role does not grant {beyond:#?}");
+    let needless = rights.needless(&requests);
+    assert!(needless.is_empty(), "the role grants what nothing asks for: {needless:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mesh_config_that_cannot_be_read_refuses_pods_with_its_field_and_keeps_no_injector_from_starting() {
+    let injector = Injector::with_mesh_config(json!({"sidecar": {"logLevel": ["debug"]}})).await;
+    assert!(injector.client.readiness.is_ready());
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "app-"},
+        "spec": {"containers": [{"name": "app", "image": "app"}]},
+    });
+    let request = review("pods", "CREATE", "shop", &pod);
+    let answer = injector.client.ask(&request).await;
+    let expected = "MeshConfig: spec.sidecar.logLevel: must be of type string, got array: [\"debug\"]";
+    assert_eq!((&answer["allowed"], &answer["status"]["message"]), (&json!(false), &json!(expected)));
+
+    mesh_config(&injector.api, json!({"sidecar": {"logLevel": "debug"}}));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while injector.client.ask(&request).await["allowed"] != true {
+        assert!(tokio::time::Instant::now() < deadline, "it is mended");
+    }
 }

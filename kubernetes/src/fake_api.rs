@@ -7,6 +7,7 @@
 //! are named `v1/pods` or `<group>/<version>/<plural>`; in a namespace `""` are those that belong to none.
 
 mod port_forward;
+mod rights;
 mod server;
 mod store;
 
@@ -22,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::rights::Rights;
 use self::store::Store;
 
 /// How long [`FakeApi::wait_for`] waits for what a test expects.

@@ -6,10 +6,12 @@
 
 mod client;
 mod config;
+mod places;
 mod server;
 
 pub use client::{Address, AddressError, channel};
 pub use config::{ClientCertificates, ConfigError, client_config, server_config};
+pub use places::ConnectionLimits;
 pub use server::{Connection, HANDSHAKE_TIMEOUT, IncomingConnections, Peer, server_stream};
 
 #[cfg(test)]

@@ -17,7 +17,9 @@ use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::grpc::{ClientCertificates, HANDSHAKE_TIMEOUT, Peer, server_config, server_stream};
+use crate::grpc::{
+    ClientCertificates, ConnectionLimits, HANDSHAKE_TIMEOUT, Peer, server_config, server_stream,
+};
 use crate::test_pki::{Authority, both_names, bundle, dns_name, identity, uri_name};
 use crate::tls;
 
@@ -134,7 +136,8 @@ impl TestCa {
     }
 
     fn serve(&mut self, listener: TcpListener) {
-        let incoming = server_stream(listener, self.tls.subscribe(), 100, HANDSHAKE_TIMEOUT);
+        let incoming =
+            server_stream(listener, self.tls.subscribe(), ConnectionLimits::of(100), HANDSHAKE_TIMEOUT);
         let service = IstioCertificateServiceServer::new(self.service.clone());
         let (shutdown, told) = oneshot::channel();
         let server = tokio::spawn(async move {

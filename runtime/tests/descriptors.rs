@@ -10,7 +10,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tidegate_runtime::grpc::server_stream;
+use tidegate_runtime::grpc::{ConnectionLimits, server_stream};
 use tidegate_runtime::tls;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -47,7 +47,7 @@ async fn a_server_out_of_file_descriptors_accepts_again_when_there_are_some() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (_tls, tls) = watch::channel(Arc::new(server_tls));
-    let mut incoming = server_stream(listener, tls, 10, Duration::from_secs(60));
+    let mut incoming = server_stream(listener, tls, ConnectionLimits::of(10), Duration::from_secs(60));
 
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(128), maximum }).unwrap();

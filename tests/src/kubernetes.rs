@@ -12,6 +12,7 @@ pub mod load;
 pub mod mesh;
 pub mod namespace;
 pub mod pod;
+mod process;
 pub mod workload;
 
 use std::time::Duration;

@@ -8,7 +8,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::{Map, Value, json};
-use tidegate_crds::injection::{IGNORE, INJECTION, MONITORED_BY, is_in_mesh, name_in_mesh};
+use tidegate_crds::injection::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY, is_in_mesh, name_in_mesh};
 use tidegate_tests::daemon::ours;
 use tidegate_tests::golden::{assert_golden, is_written, repository};
 use tidegate_tests::helm::{Helm, Objects, read};
@@ -217,12 +217,14 @@ fn assert_selects_the_namespaces_of(mesh: &str, objects: &Objects) {
     };
     for monitored_by in [None, Some("osm"), Some("blue")] {
         for injection in [None, Some("enabled"), Some("disabled")] {
-            for ignore in [None, Some("true"), Some("")] {
+            for (keeps_out, value) in
+                [(IGNORE, None), (IGNORE, Some("true")), (IGNORE, Some("")), (CONTROL_PLANE, Some("x"))]
+            {
                 for name in ["shop", "kube-system", "kube-public", "kube-node-lease", NAMESPACE] {
                     let mut labels =
                         BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), name.to_owned())]);
                     for (label, value) in
-                        [(MONITORED_BY, monitored_by), (INJECTION, injection), (IGNORE, ignore)]
+                        [(MONITORED_BY, monitored_by), (INJECTION, injection), (keeps_out, value)]
                     {
                         labels.extend(value.map(|value| (label.to_owned(), value.to_owned())));
                     }

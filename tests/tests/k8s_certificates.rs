@@ -168,10 +168,14 @@ fn leaf(secret: &Value) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pods_token_gets_a_certificate_until_the_pod_is_gone_and_no_other_token_does() {
+async fn the_token_of_a_pod_in_the_mesh_gets_a_certificate_until_the_pod_is_gone_and_no_other_token_does() {
     let authority = Authority::start(1);
-    let namespace = Namespace::new("ca-pods");
-    pod(&namespace, "app");
+    let (namespace, outside) = (authority.meshed(), Namespace::new("ca-outside"));
+    // Who has published it knows the namespace.
+    authority.bundle(&namespace);
+    for namespace in [&namespace, &outside] {
+        pod(namespace, "app");
+    }
     let bound = ["--bound-object-kind=Pod", "--bound-object-name=app"];
     let audience = format!("--audience=tidegate-ca-{}", authority.control_plane.name());
     let good = token(&namespace, &[&[audience.as_str()], &bound[..]].concat());
@@ -199,6 +203,14 @@ async fn a_pods_token_gets_a_certificate_until_the_pod_is_gone_and_no_other_toke
         assert_eq!(status.code(), Code::Unauthenticated, "{what}: {status}");
         assert!(status.message().contains(reason), "{what}: {status}");
     }
+
+    let stranger = token(&outside, &[&[audience.as_str()], &bound[..]].concat());
+    let status = authority.ask(1, &stranger).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    assert!(status.message().contains("is not in the mesh"), "{status}");
+    authority.label(&outside);
+    authority.bundle(&outside);
+    authority.ask(1, &stranger).await.unwrap();
 
     namespace.kubectl(&["delete", "pod", "app", "--force", "--grace-period=0"]);
     // Its successor of the same name is another pod.
@@ -240,7 +252,7 @@ async fn a_namespace_has_the_trust_bundle_as_long_as_it_is_in_the_mesh() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_share_one_root_and_take_over_each_others_steps_within_a_second() {
+async fn replicas_share_one_root_and_take_over_each_others_steps() {
     let authority = Authority::start(3);
     let rotation = |replica: usize| authority.replicas[replica].admin_json("/rotation");
     let first = rotation(0)["issuing_root"].clone();
@@ -251,7 +263,7 @@ async fn replicas_share_one_root_and_take_over_each_others_steps_within_a_second
     for (step, taken_by, trusted) in [("trust-both", 0, 2), ("issue-new", 1, 2)] {
         let path = if step == "issue-new" { "/rotation/next?force=true" } else { "/rotation/next" };
         assert_eq!(authority.replicas[taken_by].admin_post(path, "").unwrap().status(), 200);
-        wait::until_true("every replica has taken it over", Duration::from_secs(1), || {
+        wait::until_true("every replica has taken it over", ROLLOUT, || {
             (0..3).all(|replica| rotation(replica)["step"] == step)
         });
         assert_eq!(rotation(2)["trusted_roots"].as_array().unwrap().len(), trusted);
@@ -269,7 +281,17 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
     let namespace = Namespace::new("ca-ingress");
     let secret =
         |name: &str| namespace.wait_for("the Secret", &["secret", name], |secret| Some(secret.clone()));
+    authority.mesh_config(&Value::Null);
+    authority.wait_for_condition("Unknown", "no certificate is asked for");
     authority.mesh_config(&gateway(namespace.name(), "client"));
+    // As the documentation has it: when this returns, the Secret is there.
+    authority.control_plane.kubectl(&[
+        "wait",
+        "meshconfig/osm-mesh-config",
+        "--for=condition=IngressGatewayReady",
+        "--timeout=60s",
+    ]);
+    namespace.get_json(&["secret", "client"]);
     let first = secret("client");
     assert_eq!(first["type"], "kubernetes.io/tls");
     let keys: Vec<_> = first["data"].as_object().unwrap().keys().cloned().collect();
@@ -289,9 +311,10 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
     assert_eq!(rotated["metadata"]["annotations"]["note"], "b");
 
     namespace.kubectl(&["delete", "secret", "client", "--wait=false"]);
-    let deleted = Instant::now();
-    secret("client");
-    assert!(deleted.elapsed() < Duration::from_secs(2), "it was put back after {:?}", deleted.elapsed());
+    let put_back = namespace.wait_for("another Secret", &["secret", "client"], |secret| {
+        (secret["metadata"]["uid"] != first["metadata"]["uid"]).then(|| secret.clone())
+    });
+    assert_eq!(put_back["data"]["ca.crt"], rotated["data"]["ca.crt"]);
 
     // A name that is taken by something else, a namespace that is not there, a duration that is none.
     namespace.kubectl(&["create", "secret", "generic", "taken", "--from-literal=a=b"]);

@@ -125,19 +125,45 @@ fn a_policy_for_one_port_of_a_pod_opens_no_other() {
 fn the_gateways_certificate_opens_nothing_but_what_its_policies_say() {
     let secret = GatewaySecret::read();
     let scene = Scene::start();
-    // Mesh peers come in on this port: the permissive mode is on.
+    // Mesh peers come in on these ports: the permissive mode is on.
     let peer = Namespace::meshed("peer");
     Workload::client("client").deploy(&peer);
-    let url = format!("http://server.{}:14001/get", scene.meshed.name());
-    peer.pod("client").get_until(&url, 200);
+    for port in [14001, 14002] {
+        let url = format!("http://server.{}:{port}/get", scene.meshed.name());
+        peer.pod("client").get_until(&url, 200);
+    }
     let in_mesh = format!("server.{}.svc.cluster.local", scene.meshed.name());
     let host = format!("server.{}:14001", scene.meshed.name());
-    for alpn in ["tidegate/h1", "tidegate/tcp", "osm", "http/1.1"] {
-        for more in [&["--alpn", alpn][..], &["--alpn", alpn, "--server-name", &in_mesh, "--host", &host]] {
-            let outcome = secret.get(&scene.client, &scene.address(14001), &scene.meshed, more);
-            assert_ne!(outcome.status(), 200, "{more:?}: {outcome:?}");
-        }
+    let ask = |port: u16, alpn: &str| {
+        let plain = secret.get(&scene.client, &scene.address(port), &scene.meshed, &["--alpn", alpn]);
+        let more = ["--alpn", alpn, "--server-name", &in_mesh, "--host", &host];
+        let named = secret.get(&scene.client, &scene.address(port), &scene.meshed, &more);
+        assert_eq!((plain.status(), plain.error()), (named.status(), named.error()), "{port} {alpn}");
+        plain
+    };
+    let reset = Outcome::Refused("reset".to_owned());
+    let mesh_is_closed = |port: u16| {
+        // HTTP can be told no, opaque bytes cannot.
+        assert_eq!(ask(port, "tidegate/h1").status(), 403, "{port}");
+        assert_eq!(ask(port, "tidegate/tcp"), reset, "{port}");
+    };
+
+    let all = ["http/1.1", "osm"];
+    scene.policy("ours", &[backend("server", 14001, "https")], &[principal("somebody.else.cluster.local")]);
+    wait::until_true("the policy is there and admits somebody else", Duration::from_secs(30), || {
+        all.iter().all(|alpn| ask(14001, alpn).status() == 403)
+    });
+    mesh_is_closed(14001);
+    // The same certificate, asking the same way, comes in as soon as the policy says so, and on no other path or port.
+    scene.policy("ours", &[backend("server", 14001, "https")], &[principal(PRINCIPAL)]);
+    wait::until_true("the policy admits the gateway", Duration::from_secs(30), || {
+        all.iter().all(|alpn| ask(14001, alpn).status() == 200)
+    });
+    mesh_is_closed(14001);
+    for alpn in all {
+        assert_eq!(ask(14002, alpn), reset, "{alpn}");
     }
+    mesh_is_closed(14002);
 }
 
 #[test]
@@ -158,32 +184,4 @@ fn two_services_of_one_port_may_both_have_a_policy_and_changes_of_it_count() {
     wait::until_true("the change counts", Duration::from_secs(30), || {
         scene.client.get(&url) == Outcome::Refused("reset".to_owned())
     });
-}
-
-#[test]
-fn a_pod_is_ready_only_once_its_sidecar_has_its_policy() {
-    Mesh::get();
-    let namespace = Namespace::meshed("ready");
-    Workload::http("server").deploy(&namespace);
-    let pod = namespace.pod("server").json();
-    let sidecars = pod["spec"]["initContainers"].as_array().unwrap();
-    let sidecar = sidecars.iter().find(|container| container["name"] == "tidegate-sidecar").unwrap();
-    assert_eq!(sidecar["restartPolicy"], "Always");
-    let statuses = pod["status"]["initContainerStatuses"].as_array().unwrap();
-    let started = |name: &str, statuses: &Value| {
-        let of = |list: &Value| {
-            list.as_array().into_iter().flatten().find(|status| status["name"] == name).cloned()
-        };
-        of(statuses).unwrap()["state"]["running"]["startedAt"].as_str().unwrap().to_owned()
-    };
-    // What waits for the sidecar to be ready has ended well before the app was started.
-    let intercept = statuses.iter().find(|status| status["name"] == "tidegate-intercept").unwrap();
-    let intercepted = &intercept["state"]["terminated"];
-    assert_eq!(intercepted["exitCode"], 0, "{intercept:#}");
-    let (before, after) = (
-        started("tidegate-sidecar", &pod["status"]["initContainerStatuses"]),
-        started("app", &pod["status"]["containerStatuses"]),
-    );
-    let between = intercepted["finishedAt"].as_str().unwrap();
-    assert!(*before <= *between && *between <= *after, "sidecar {before}, intercept {between}, app {after}");
 }

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::json;
 use tidegate_tests::kubernetes::Cluster;
+use tidegate_tests::kubernetes::cluster::run;
 use tidegate_tests::kubernetes::ingress::{IngressNginx, SERVICE};
 use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, Mesh};
 use tidegate_tests::kubernetes::namespace::Namespace;
@@ -16,6 +16,15 @@ use tidegate_tests::wait;
 
 const NGINX: &str = "ingress-nginx";
 const SECRET: &str = "osm-nginx-client-cert";
+/// What the guide adds under `spec.certificate`.
+const GATEWAY: &str = "    ingressGateway:
+      secret:
+        name: osm-nginx-client-cert
+        namespace: <osm-namespace> # replace <osm-namespace> with the namespace where osm-edge is installed
+      subjectAltNames:
+      - ingress-nginx.ingress-nginx.cluster.local
+      validityDuration: 24h
+";
 const COMMITTED: (&str, &str) = ("committed", "successfully committed by the system");
 
 /// A manifest of the guide, with the guide's shell variables put in.
@@ -65,12 +74,17 @@ impl Guide {
         assert_eq!((state.as_str(), reason.as_str()), COMMITTED, "{what}");
     }
 
+    /// `kubectl edit`, with an editor that types what the guide says.
     fn edit_mesh_config(&self) {
-        Mesh::get().patch_config(&json!({"certificate": {"ingressGateway": {
-            "secret": {"name": SECRET, "namespace": CONTROL_PLANE},
-            "subjectAltNames": ["ingress-nginx.ingress-nginx.cluster.local"],
-            "validityDuration": "24h",
-        }}}));
+        let folder = tempfile::tempdir().unwrap();
+        let (editor, block) = (folder.path().join("editor"), folder.path().join("block"));
+        fs::write(&block, GATEWAY.replace("<osm-namespace>", CONTROL_PLANE)).unwrap();
+        fs::write(&editor, format!("sed -i '/^  certificate:$/r {}' \"$1\"", block.display())).unwrap();
+        let mut edit = self.cluster.command(self.cluster.kubectl_program());
+        edit.args(["edit", "meshconfig", "osm-mesh-config", "-n", CONTROL_PLANE]);
+        edit.env("KUBE_EDITOR", format!("sh {}", editor.display()));
+        let said = run(&mut edit, "").unwrap_or_else(|failure| panic!("{failure}"));
+        assert!(said.ends_with("meshconfig.config.openservicemesh.io/osm-mesh-config edited\n"), "{said}");
         let secret = ["secret", SECRET, "-n", CONTROL_PLANE];
         self.cluster.wait_for("the gateway's Secret", &secret, |secret| {
             assert_eq!(secret["type"], "kubernetes.io/tls");
@@ -83,9 +97,14 @@ impl Guide {
 #[test]
 fn the_guide_runs_as_written_and_nginx_may_move_while_its_label_is_gone() {
     let guide = Guide::start();
+    let meshes = guide.cluster.tidegate(["mesh", "list"]);
+    assert!(meshes.lines().any(|line| line.split_whitespace().take(2).eq(["osm", CONTROL_PLANE])), "{meshes}");
     let pods = guide.cluster.kubectl(["get", "pods", "-n", "httpbin", "--no-headers"]);
     let columns: Vec<_> = pods.split_whitespace().collect();
     assert_eq!(columns[1..3], ["2/2", "Running"], "{pods}");
+    let services = guide.cluster.kubectl(["get", "svc", "-n", "httpbin", "--no-headers"]);
+    let columns: Vec<_> = services.split_whitespace().collect();
+    assert_eq!([columns[0], columns[1], columns[4]], ["httpbin", "ClusterIP", "14001/TCP"], "{services}");
 
     // Without a policy nothing comes through.
     let http = manifest("1-http.yaml");
@@ -138,6 +157,8 @@ fn nginx_moves_while_its_label_is_gone(guide: &Guide) {
 
     guide.cluster.tidegate(["namespace", "remove", NGINX]);
     guide.nginx.restart();
+    guide.nginx.sync("httpbin", "httpbin");
+    guide.expect("HTTP/1.1 200 OK", "another address, its label gone");
     guide.cluster.tidegate(["namespace", "add", NGINX, "--disable-sidecar-injection"]);
     guide.nginx.sync("httpbin", "httpbin");
     guide.expect("HTTP/1.1 200 OK", "another address, its label gone and back");

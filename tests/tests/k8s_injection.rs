@@ -159,6 +159,7 @@ fn pods_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
     };
     let port = json!({"ports": [{"containerPort": 15001}]});
     let probe = json!({"readinessProbe": {"tcpSocket": {"port": 15901}}});
+    let no_path = json!({"livenessProbe": {"httpGet": {"path": "mailto:a", "port": 8080}}});
     let ports = "openservicemesh.io/outbound-port-exclusion-list";
     let table = [
         (
@@ -205,6 +206,11 @@ fn pods_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
         (
             annotated("ranges", "openservicemesh.io/outbound-ip-range-exclusion-list", "10.0.0.1"),
             "expected ranges in CIDR notation, separated by commas, got \"10.0.0.1\"",
+        ),
+        (annotated("udp", "tidegate.io/udp", "deny"), "expected allow or refuse, got \"deny\""),
+        (
+            pod("path", &spec(json!({"containers": [with(app("app", &["serve"]), no_path)]}))),
+            "container app: livenessProbe.httpGet.path: \"mailto:a\" is a URL without a path",
         ),
         (
             annotated("resource", "openservicemesh.io/sidecar-resource-limits-gpu", "1"),
@@ -343,4 +349,26 @@ fn excluded_ports_and_ranges_go_around_the_sidecar() {
     for pod in [&port, &range, &only] {
         pod.get_until(&format!("http://server.{}/get", plain.name()), 200);
     }
+}
+
+#[test]
+fn udp_passes_by_the_mesh_unless_namespace_or_pod_refuse_it() {
+    let cluster = Mesh::get().cluster();
+    let (refusing, plain) = (Namespace::meshed("udp"), Namespace::new("outside"));
+    cluster.kubectl(["annotate", "namespace", refusing.name(), "tidegate.io/udp=refuse"]);
+    // The API server's own view of the namespace is behind for a moment.
+    refusing.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
+    tidegate_tests::wait::until_true("the annotation counts", std::time::Duration::from_secs(30), || {
+        let (made, _) = refusing.would_make(&[pod("app", &spec(json!({})))]);
+        made[0]["spec"]["initContainers"][1]["args"].as_array().unwrap().contains(&"--udp=refuse".into())
+    });
+    Workload::new("server", &["serve", "--udp=9000"]).deploy(&plain);
+    Workload::client("silent").apply(&refusing);
+    Workload::client("allowed").annotation("tidegate.io/udp", "allow").apply(&refusing);
+    let target = format!("{}:9000", plain.pod("server").ip());
+    assert_eq!(refusing.pod("allowed").udp(&target, "hello"), Ok("hello".to_owned()));
+    assert_eq!(refusing.pod("silent").udp(&target, "hello"), Err("refused".to_owned()));
+    // Names are found all the same.
+    Workload::http("found").deploy(&refusing);
+    refusing.pod("silent").get_until("http://found/get", 200);
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tidegate_tests::helm::Helm;
-use tidegate_tests::kubernetes::cluster::run;
+use tidegate_tests::kubernetes::cluster::{Failure, run};
 use tidegate_tests::kubernetes::mesh::{DAEMONS, VALUES, install_crds};
 use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::{Cluster, ROLLOUT};
@@ -60,12 +60,17 @@ impl Installation {
     }
 
     fn tidegate(&self, command: &str, more: &[&str]) -> String {
+        self.try_tidegate(&self.name, command, more).unwrap_or_else(|failure| panic!("{failure}"))
+    }
+
+    /// `tidegate` about a mesh in this namespace.
+    fn try_tidegate(&self, mesh: &str, command: &str, more: &[&str]) -> Result<String, Failure> {
         let namespace = format!("--tidegate-namespace={}", self.name);
-        let mesh = format!("--mesh-name={}", self.name);
+        let mesh = format!("--mesh-name={mesh}");
         let arguments = [&[command, namespace.as_str(), mesh.as_str()], more].concat();
         let mut command = self.cluster.command(tidegate_tests::daemon::ours("tidegate"));
         command.env("TIDEGATE_HELM", self.helm.program()).args(arguments);
-        run(&mut command, "").unwrap_or_else(|failure| panic!("{failure}"))
+        run(&mut command, "")
     }
 
     fn values(&self) -> &str {
@@ -259,18 +264,33 @@ fn tidegate_installs_upgrades_and_uninstalls_and_admission_goes_on_over_renewals
 
     assert_admits_over_renewals(&installation);
 
+    let generation =
+        || installation.object("deployment", "tidegate-controller")["metadata"]["generation"].clone();
+    let before = generation();
+    for (command, flags) in
+        [("upgrade", vec!["--skip-crds"]), ("uninstall", vec![]), ("uninstall", vec!["--delete-all"])]
+    {
+        let refused = installation.try_tidegate("blue", command, &flags).unwrap_err();
+        assert_eq!(refused.code, Some(1), "{refused}");
+        assert!(refused.stderr.contains("of mesh \"with-tidegate\", not of \"blue\""), "{refused}");
+    }
+    assert_eq!(generation(), before);
+    assert_eq!(installation.root(), root);
+
     installation.tidegate("uninstall", &[]);
     assert!(!installation.is_there("deployment", "tidegate-controller"));
     assert_eq!(installation.root(), root);
     assert_eq!(installation.mesh_config(), edited);
 
-    installation.tidegate("uninstall", &["--delete-root", "--delete-mesh-config"]);
+    installation.tidegate("uninstall", &["--delete-root"]);
     assert!(!installation.is_there("secret", ROOT));
     let bundle = format!("tidegate-trust-bundle-{}", installation.name);
     assert!(!installation.is_there("configmap", &bundle));
-    assert!(!installation.is_there("meshconfig", "osm-mesh-config"));
-    installation.tidegate("uninstall", &["--delete-namespace"]);
+    assert_eq!(installation.mesh_config(), edited);
+    installation.tidegate("uninstall", &["--delete-mesh-config", "--delete-namespace"]);
     installation.cluster.wait_until_gone(&["namespace", &installation.name]);
+    let refused = installation.try_tidegate(&installation.name, "uninstall", &[]).unwrap_err();
+    assert!(refused.stderr.contains("there is no control plane in namespace with-tidegate"), "{refused}");
 }
 
 /// The API server trusts a webhook as long as that shows a certificate which has not ended. Asks without a pause until

@@ -9,12 +9,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tidegate_tests::kubernetes::load::Load;
 use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, Mesh};
 use tidegate_tests::kubernetes::namespace::Namespace;
+use tidegate_tests::kubernetes::pod::APP;
 use tidegate_tests::kubernetes::workload::Workload;
 use tidegate_tests::wait;
+
+const SIDECAR_CONTAINER: &str = "tidegate-sidecar";
+const INTERCEPT_CONTAINER: &str = "tidegate-intercept";
 
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -99,7 +103,7 @@ fn with_the_whole_control_plane_away_for_a_minute_no_request_fails() {
 fn daemons_that_are_killed_again_and_again_cost_no_request() {
     let alone = Alone::with_the_mesh();
     let loaded = Loaded::start();
-    for _ in 0..3 {
+    for _ in 0..10 {
         for daemon in DAEMONS {
             alone.mesh.kill(daemon);
             loaded.assert_flawless();
@@ -107,6 +111,83 @@ fn daemons_that_are_killed_again_and_again_cost_no_request() {
     }
     alone.mesh.wait_ready();
     loaded.assert_flawless();
+}
+
+/// The state of a container of a pod, by its name.
+fn container(pod: &Value, name: &str) -> Value {
+    let lists = ["initContainerStatuses", "containerStatuses"].map(|list| &pod["status"][list]);
+    let mut all = lists.into_iter().filter_map(Value::as_array).flatten();
+    all.find(|status| status["name"] == name).cloned().unwrap_or_default()
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// Whether EndpointSlices offer an endpoint of a Service.
+fn is_offered(namespace: &Namespace, service: &str) -> bool {
+    let label = format!("kubernetes.io/service-name={service}");
+    let slices = namespace.get_json(&["endpointslices", "-l", &label]);
+    let endpoints = slices["items"].as_array().into_iter().flatten();
+    endpoints
+        .filter_map(|slice| slice["endpoints"].as_array())
+        .flatten()
+        .any(|endpoint| endpoint["conditions"]["ready"] == true)
+}
+
+#[test]
+fn a_pod_is_ready_only_once_its_sidecar_has_its_policy() {
+    let alone = Alone::with_the_mesh();
+    let namespace = Namespace::meshed("ready");
+    Workload::client("client").deploy(&namespace);
+    alone.mesh.scale("tidegate-controller", 0);
+    Workload::http("server").apply(&namespace);
+    let pod =
+        namespace.wait_for("the sidecar waits for its policy alone", &["pods", "-l", "app=server"], |pods| {
+            let pod = &pods["items"][0];
+            container(pod, INTERCEPT_CONTAINER)["state"]["running"].as_object()?;
+            let name = pod["metadata"]["name"].as_str()?;
+            let log = ["logs", "-n", namespace.name(), name, "-c", INTERCEPT_CONTAINER];
+            let log = namespace.cluster().try_kubectl(log, "").ok()?;
+            let last = log.lines().rfind(|line| line.contains("waiting for"))?;
+            (last.contains("policy") && !last.contains("certificate")).then(|| pod.clone())
+        });
+    // With its certificate, and without a policy: the app is not started, and nobody is sent there.
+    assert!(!is_ready(&pod) && !is_offered(&namespace, "server"), "{:#}", pod["status"]);
+    assert_eq!(container(&pod, SIDECAR_CONTAINER)["ready"], false, "{:#}", pod["status"]);
+    assert!(container(&pod, APP)["state"]["running"].is_null(), "{:#}", pod["status"]);
+    alone.mesh.scale("tidegate-controller", 1);
+    namespace.wait_rolled_out("deployment/server");
+    namespace.pod("client").get_until("http://server/get", 200);
+}
+
+#[test]
+fn a_sidecar_that_comes_back_without_a_ca_takes_its_pod_out_of_its_services() {
+    let alone = Alone::with_the_mesh();
+    let namespace = Namespace::meshed("unready");
+    Workload::http("server").deploy(&namespace);
+    Workload::client("client").deploy(&namespace);
+    let (server, client) = (namespace.pod("server"), namespace.pod("client"));
+    client.get_until("http://server/get", 200);
+    assert!(is_offered(&namespace, "server"));
+    alone.mesh.scale("tidegate-cert-manager", 0);
+    server.kill_sidecar();
+    wait::until_true("the pod is unready and offered to nobody", Duration::from_secs(30), || {
+        !is_ready(&server.json()) && !is_offered(&namespace, "server")
+    });
+    let pod = server.json();
+    assert_eq!(container(&pod, SIDECAR_CONTAINER)["ready"], false, "{:#}", pod["status"]);
+    // It is the sidecar that says so: the app, whose probe nobody answers meanwhile, runs on.
+    assert_eq!(container(&pod, APP)["restartCount"], 0, "{:#}", pod["status"]);
+    alone.mesh.scale("tidegate-cert-manager", 1);
+    wait::until_true("the pod is ready and offered again", Duration::from_secs(90), || {
+        is_ready(&server.json()) && is_offered(&namespace, "server")
+    });
+    client.get_until("http://server/get", 200);
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn a_job_whose_app_fails_is_a_failed_job() {
 fn a_rolling_restart_of_the_backend_under_load_loses_no_request() {
     Mesh::get();
     let namespace = Namespace::meshed("rolling");
-    let server = Workload::new("server", &["serve", "--http=8080"])
+    let server = Workload::new("server", &["serve", "--http=8080", "--drain=3"])
         .port("http", 80, 8080)
         .ready_over_http(8080)
         .replicas(2)
@@ -99,11 +99,20 @@ fn a_rolling_restart_of_the_backend_under_load_loses_no_request() {
     server.deploy(&namespace);
     let fresh = Load::start(&namespace, "fresh", "http://server/get", &["--requests-per-connection=1"]);
     let kept = Load::start(&namespace, "kept", "http://server/get", &["--requests-per-connection=10"]);
+    // These end when the server says so, while it drains: each outlives the decision to end its backend.
+    let held = Load::start(&namespace, "held", "http://server/get", &[]);
+    let connections = || held.report()["connections"].as_u64().unwrap();
+    let mut before = connections();
     for _ in 0..2 {
         namespace.kubectl(&["rollout", "restart", "deployment/server"]);
         namespace.wait_rolled_out("deployment/server");
+        // All four connections ended with their backend, and none before.
+        wait::until_true("each connection is another one", Duration::from_secs(60), || {
+            connections() >= before + 4
+        });
+        before = connections();
     }
-    for load in [fresh, kept] {
+    for load in [&fresh, &kept, &held] {
         load.wait_for(20);
         load.assert_flawless();
     }
@@ -116,6 +125,8 @@ fn probes_of_every_kind_ask_the_app_and_a_sick_app_is_restarted() {
     let kinds = [
         ("http", json!({"httpGet": {"path": "/healthz", "port": "http"}})),
         ("https", json!({"httpGet": {"scheme": "HTTPS", "path": "/healthz", "port": 8443}})),
+        // kubelet escapes what no request can hold, and waits no day.
+        ("odd", json!({"httpGet": {"path": "healthz?x=<a b>`", "port": 8080}, "timeoutSeconds": 100_000})),
         ("tcp", json!({"tcpSocket": {"port": 9000}})),
         ("grpc", json!({"grpc": {"port": 9001}})),
     ];

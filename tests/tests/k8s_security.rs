@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use tidegate_tests::kubernetes::ROLLOUT;
 use tidegate_tests::kubernetes::cluster::Failure;
 use tidegate_tests::kubernetes::forward::Admin;
 use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, Mesh};
@@ -222,32 +223,48 @@ fn the_authority_gives_nobody_a_certificate_for_somebody_else() {
     let [meshed, plain] = clients.pods();
     for (namespace, pod) in [(&clients.meshed, &meshed), (&clients.plain, &plain)] {
         let certify = |arguments: &[String]| Service::Authority.ask(pod, "certify", arguments, "");
-        let good = with_token(&token(namespace, "client", pod, &[]));
         let api_server = with_token(&token(namespace, "client", pod, &["--duration=1h"]));
         let other = with_token(&token(namespace, "client", pod, &["--audience=other"]));
         for arguments in [vec![], vec![with_token("rubbish")], vec![api_server], vec![other]] {
             let refused = certify(&arguments);
             assert_eq!(refused["code"], "Unauthenticated", "{arguments:?}: {refused}");
         }
-        let uri = |namespace: &str| format!("--uri=spiffe://cluster.local/ns/{namespace}/sa/client");
-        let own = uri(namespace.name());
-        for asked in [
-            vec![uri("kube-system")],
-            vec![own.clone(), uri("kube-system")],
-            vec![own.clone(), format!("--dns=tidegate-controller.{CONTROL_PLANE}.svc")],
-            vec!["--dns=*".to_owned()],
-        ] {
-            let refused = certify(&[vec![good.clone()], asked.clone()].concat());
-            assert_eq!(refused["code"], "InvalidArgument", "{asked:?}: {refused}");
-        }
-        assert!(certify(&[good, own])["chain"].is_string());
     }
+    let certify = |arguments: &[String]| Service::Authority.ask(&meshed, "certify", arguments, "");
+    let good = with_token(&token(&clients.meshed, "client", &meshed, &[]));
+    let uri = |namespace: &str| format!("--uri=spiffe://cluster.local/ns/{namespace}/sa/client");
+    let own = uri(clients.meshed.name());
+    for asked in [
+        vec![uri("kube-system")],
+        vec![own.clone(), uri("kube-system")],
+        vec![own.clone(), format!("--dns=tidegate-controller.{CONTROL_PLANE}.svc")],
+        vec!["--dns=*".to_owned()],
+    ] {
+        let refused = certify(&[vec![good.clone()], asked.clone()].concat());
+        assert_eq!(refused["code"], "InvalidArgument", "{asked:?}: {refused}");
+    }
+    assert!(certify(&[good, own])["chain"].is_string());
+
+    // With a certificate it would pass wherever everybody of the mesh does.
+    let outsider = with_token(&token(&clients.plain, "client", &plain, &[]));
+    let certify = || Service::Authority.ask(&plain, "certify", std::slice::from_ref(&outsider), "");
+    let refused = certify();
+    assert_eq!(refused["code"], "PermissionDenied", "{refused}");
+    clients.plain.cluster().tidegate([
+        "namespace",
+        "add",
+        clients.plain.name(),
+        "--disable-sidecar-injection",
+    ]);
+    wait::until_true("a namespace that joins gets certificates", ROLLOUT, || certify()["chain"].is_string());
+    clients.plain.cluster().tidegate(["namespace", "remove", clients.plain.name()]);
+    wait::until_true("one that leaves gets none", ROLLOUT, || certify()["code"] == "PermissionDenied");
 
     // The account is gone, the pod is not.
-    let token = with_token(&token(&clients.plain, "client", &plain, &[]));
-    let certify = || Service::Authority.ask(&plain, "certify", std::slice::from_ref(&token), "");
+    let token = with_token(&token(&clients.meshed, "client", &meshed, &[]));
+    let certify = || Service::Authority.ask(&meshed, "certify", std::slice::from_ref(&token), "");
     assert!(certify()["chain"].is_string());
-    clients.plain.kubectl(&["delete", "serviceaccount", "client"]);
+    clients.meshed.kubectl(&["delete", "serviceaccount", "client"]);
     wait::until_true("the token ends with its account", TOKEN_MEMORY, || {
         certify()["code"] == "Unauthenticated"
     });
@@ -630,6 +647,10 @@ fn debug_containers_may_not_undo_interception_whatever_the_labels_say() {
         (json!({"runAsUser": 1500}), "user 1500 is the sidecar's"),
         (
             json!({"capabilities": {"add": ["NET_ADMIN"]}}),
+            "NET_ADMIN could take the pod's traffic out of the mesh",
+        ),
+        (
+            json!({"capabilities": {"add": ["cap_net_admin"]}}),
             "NET_ADMIN could take the pod's traffic out of the mesh",
         ),
         (json!({"privileged": true}), "a privileged container could take the pod's traffic out of the mesh"),

@@ -30,8 +30,8 @@ pub enum GatewayStatus {
     NotActive,
     /// It holds a certificate for the settings in force.
     Ready {
-        /// Which Secret.
-        secret: SecretName,
+        /// What it was made for, and so which Secret.
+        settings: IngressGatewaySettings,
         /// Serial number of its certificate in lower-case hex.
         serial: String,
         /// Last moment of the certificate's life.
@@ -51,6 +51,8 @@ pub struct IngressGateway {
     pub(crate) rules: IssuingRules,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) status: watch::Sender<GatewayStatus>,
+    /// What of the Secrets written before cannot be tidied up; it is logged once.
+    pub(crate) untidy: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +73,7 @@ impl IngressGateway {
         telemetry: Arc<Telemetry>,
         status: watch::Sender<GatewayStatus>,
     ) -> Self {
-        Self { gateway, states, rules, telemetry, status }
+        Self { gateway, states, rules, telemetry, status, untidy: None }
     }
 
     /// Keeps the Secret until the drain starts; the Secret stays then.
@@ -122,7 +124,7 @@ impl IngressGateway {
     }
 
     async fn try_keep(
-        &self,
+        &mut self,
         settings: Option<&IngressGatewaySettings>,
         state: &AuthorityState,
     ) -> Result<GatewayStatus, KeepError> {
@@ -131,17 +133,39 @@ impl IngressGateway {
             None => GatewayStatus::NotConfigured,
         };
         // After the new one is there: a controller that follows both names is never without.
-        for owned in self.gateway.store.owned().await.map_err(KeepError::List)? {
-            if settings.is_none_or(|settings| settings.secret != owned) {
-                self.gateway
-                    .store
-                    .remove(&owned)
-                    .await
-                    .map_err(|error| KeepError::Store(owned.clone(), error))?;
-                info!(secret = %owned, "ingress gateway certificate removed: no setting asks for it");
+        let tidied = self.tidy(settings).await;
+        if settings.is_none() {
+            tidied?;
+            return Ok(status);
+        }
+        // A Secret that is right is, whatever becomes of others.
+        let untidy = tidied.err().map(|error| error.to_string());
+        if let Some(problem) = untidy.as_ref().filter(|_| self.untidy != untidy) {
+            error!(problem, "ingress gateway certificates of before; tried again");
+        }
+        self.untidy = untidy;
+        Ok(status)
+    }
+
+    /// Removes what no setting asks for any more, each as far as it can be, and sees that what is wanted will be found
+    /// again.
+    async fn tidy(&self, settings: Option<&IngressGatewaySettings>) -> Result<(), KeepError> {
+        let store = &self.gateway.store;
+        let wanted = settings.map(|settings| &settings.secret);
+        let owned = store.owned().await.map_err(KeepError::List)?;
+        let mut result = Ok(());
+        if let Some(wanted) = wanted.filter(|wanted| !owned.contains(wanted)) {
+            result = store.remember(wanted).await.map_err(|error| KeepError::Store(wanted.clone(), error));
+        }
+        for owned in owned.into_iter().filter(|owned| Some(owned) != wanted) {
+            match store.remove(&owned).await {
+                Ok(()) => {
+                    info!(secret = %owned, "ingress gateway certificate removed: no setting asks for it");
+                }
+                Err(error) => result = Err(KeepError::Store(owned, error)),
             }
         }
-        Ok(status)
+        result
     }
 
     async fn keep_secret(
@@ -165,7 +189,7 @@ impl IngressGateway {
         info!(secret = %settings.secret, reason, "ingress gateway certificate written");
         self.telemetry.own("ingress-gateway", &issued);
         Ok(GatewayStatus::Ready {
-            secret: settings.secret.clone(),
+            settings: settings.clone(),
             serial: issued.serial,
             not_after: issued.not_after,
         })
@@ -184,7 +208,7 @@ fn read_status(settings: &IngressGatewaySettings, tls_crt: &str) -> GatewayStatu
     let leaf = leaf.as_ref().and_then(|chain| chain.first());
     match leaf.map(|leaf| tidegate_core::PeerCertificate::from_der(leaf)) {
         Some(Ok(read)) => GatewayStatus::Ready {
-            secret: settings.secret.clone(),
+            settings: settings.clone(),
             serial: read.serial,
             not_after: read.not_after,
         },

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use tidegate_core::{DnsName, San, go_duration};
+use tidegate_core::identity::both_spellings;
+use tidegate_core::{DnsName, Identity, San, go_duration};
 
 use crate::store::SecretName;
 use crate::store::secret_folder::is_object_name;
@@ -75,6 +76,9 @@ impl IngressGatewaySettings {
                 Ok(name) => names.push(name),
                 Err(problem) => report(&format!("subjectAltNames[{index}]"), problem),
             }
+        }
+        if let Some(identity) = Identity::spelled_out(&names) {
+            report("subjectAltNames", both_spellings(&identity));
         }
         let validity = go_duration::parse(input.validity_duration);
         match &validity {
@@ -171,6 +175,23 @@ mod tests {
             ]
         );
         assert_eq!(settings.secret.to_string(), "osm-system/osm-nginx-client-cert");
+    }
+
+    #[test]
+    fn the_two_names_that_would_make_it_a_workload_s_are_refused_together() {
+        let (dns, uri) = ("nginx.ingress.cluster.local", "spiffe://cluster.local/ns/ingress/sa/nginx");
+        let secret = ("osm-system", "a");
+        for alone in [dns, uri] {
+            assert!(parse(&[alone, "spiffe://cluster.local/ns/ingress/sa/other"], "24h", secret).is_ok());
+        }
+        for names in [&[dns, uri][..], &[uri, "x.example", "NGINX.ingress.cluster.local"]] {
+            let problems = parse(names, "24h", secret).unwrap_err();
+            let expected = format!(
+                "spec.certificate.ingressGateway.subjectAltNames: {dns:?} and {uri:?} together make the certificate one \
+                 of a workload, which permissive mode lets in at every port; list one of them"
+            );
+            assert_eq!(problems, [expected]);
+        }
     }
 
     #[test]

@@ -27,6 +27,11 @@ impl<V: Clone + Send + Sync + 'static> Mirror<V> {
         self.0.borrow().clone()
     }
 
+    /// One object, if it is known already.
+    pub(crate) fn find(&self, name: &Name) -> Option<V> {
+        self.0.borrow().as_ref()?.get(name).cloned()
+    }
+
     /// Everything, once all of it is known; `None` if it is not after `patience`.
     pub(crate) async fn all(&self, patience: Duration) -> Option<BTreeMap<Name, V>> {
         let mut content = self.0.subscribe();

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client};
 use tidegate_kubernetes::watch::{KindMeter, Watch};
 use tokio::sync::{Notify, watch};
@@ -60,8 +60,28 @@ impl GatewaySecrets {
         bounded(hinted).await
     }
 
-    async fn remember(&self, name: &SecretName) -> Result<(), StoreError> {
-        self.root.annotate(GATEWAY_SECRETS, |text| join(&with(parse(text), name))).await
+    /// Whether there is no such namespace. By a list, for which the right is there already.
+    async fn is_gone(&self, namespace: &str) -> bool {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        let only = ListParams::default().fields(&format!("metadata.name={namespace}"));
+        bounded(namespaces.list(&only)).await.is_ok_and(|found| found.items.is_empty())
+    }
+
+    async fn delete(&self, name: &SecretName) -> Result<(), StoreError> {
+        let secrets = self.secrets(name);
+        let found = self.asked(secrets.get_metadata_opt(&name.name)).await?;
+        let Some(found) = found.filter(|found| is_ours(&found.metadata, &self.mesh_name)) else {
+            return Ok(());
+        };
+        let parameters = DeleteParams {
+            // What we have looked at, and nothing that came in its place.
+            preconditions: Some(Preconditions {
+                uid: found.metadata.uid,
+                resource_version: found.metadata.resource_version,
+            }),
+            ..DeleteParams::default()
+        };
+        self.asked(secrets.delete(&name.name, &parameters)).await.map(|_| ())
     }
 
     async fn forget(&self, name: &SecretName) -> Result<(), StoreError> {
@@ -159,20 +179,16 @@ impl SecretStore for GatewaySecrets {
     }
 
     async fn remove(&self, name: &SecretName) -> Result<(), StoreError> {
-        let secrets = self.secrets(name);
-        let found = self.asked(secrets.get_metadata_opt(&name.name)).await?;
-        if let Some(found) = found.filter(|found| is_ours(&found.metadata, &self.mesh_name)) {
-            let parameters = DeleteParams {
-                // What we have looked at, and nothing that came in its place.
-                preconditions: Some(Preconditions {
-                    uid: found.metadata.uid,
-                    resource_version: found.metadata.resource_version,
-                }),
-                ..DeleteParams::default()
-            };
-            self.asked(secrets.delete(&name.name, &parameters)).await?;
+        match self.delete(name).await {
+            // With its namespace went the Secret, and our right to look for it.
+            Err(_) if self.is_gone(&name.namespace).await => {}
+            deleted => deleted?,
         }
         self.forget(name).await
+    }
+
+    async fn remember(&self, name: &SecretName) -> Result<(), StoreError> {
+        self.root.annotate(GATEWAY_SECRETS, |text| join(&with(parse(text), name))).await
     }
 
     async fn owned(&self) -> Result<Vec<SecretName>, StoreError> {

@@ -1,19 +1,20 @@
-//! From MeshConfig to the ingress gateway's settings, and back into its status.
+//! From MeshConfig to the ingress gateway's settings and the life of workloads' certificates, and back into its status.
 //!
 //! Settings that cannot be understood change nothing: the certificate that works stays and is renewed, our condition in
 //! the status says which field is wrong. The rest of the status is the controller's. A MeshConfig that is away changes
-//! nothing either: it may come back in the next moment.
+//! nothing either: it may come back in the next moment. Only our own fields are read, so that what is wrong elsewhere
+//! in the object keeps nobody from a certificate.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kube::api::{ApiResource, Patch, PatchParams};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use tidegate_crds::MeshConfig;
 use tidegate_crds::mesh_config::{
-    Condition, INGRESS_GATEWAY_READY, IngressGatewayCertificate, MESH_CONFIG_NAME,
+    Condition, INGRESS_GATEWAY_READY, IngressGatewayCertificate, MESH_CONFIG_NAME, service_cert_validity,
 };
+use tidegate_crds::{Finding, MeshConfig, stored};
 use tidegate_kubernetes::watch::{Watch, WatchMetrics};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -26,6 +27,9 @@ use crate::ingress_gateway::{GatewayStatus, IngressGatewaySettings, SettingsInpu
 #[cfg(test)]
 mod tests;
 
+/// The fields that are ours.
+const GATEWAY: &str = "spec.certificate.ingressGateway";
+const LIFE: &str = "spec.certificate.serviceCertValidityDuration";
 /// How often a status that could not be written is tried again.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Who writes the condition: the API server keeps account of whose it is.
@@ -33,21 +37,26 @@ const FIELD_MANAGER: &str = "tidegate-cert-manager";
 
 /// Follows the one MeshConfig.
 pub struct MeshConfigFollower {
-    api: Api<MeshConfig>,
+    api: Api<DynamicObject>,
     namespace: String,
     wake: Arc<Notify>,
     seen: Arc<Mirror<Seen>>,
     is_leader: watch::Receiver<bool>,
     settings: watch::Sender<Option<IngressGatewaySettings>>,
+    workload_life: watch::Sender<Option<Duration>>,
+    /// What is wrong with the life that the MeshConfig says.
+    life_problem: Option<String>,
     active: watch::Sender<bool>,
     is_known: bool,
     _watch: JoinSet<()>,
 }
 
-/// What counts of a MeshConfig.
+/// What counts of a MeshConfig. What cannot be read is the field that is wrong.
 #[derive(Clone)]
 struct Seen {
-    gateway: Option<IngressGatewayCertificate>,
+    gateway: Result<Option<IngressGatewayCertificate>, Finding>,
+    life: Result<Option<String>, Finding>,
+    generation: Option<i64>,
     condition: Option<Condition>,
 }
 
@@ -59,15 +68,10 @@ impl MeshConfigFollower {
         is_leader: watch::Receiver<bool>,
         meters: &WatchMetrics,
     ) -> Self {
-        let api: Api<MeshConfig> = Api::namespaced(client, namespace);
+        let resource = ApiResource::erase::<MeshConfig>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
         let (wake, seen) = (Arc::new(Notify::new()), Mirror::new());
-        let keep = |config: MeshConfig| {
-            let status = config.status.as_ref();
-            Some(Seen {
-                gateway: config.spec.ingress_gateway().cloned(),
-                condition: status.and_then(|status| status.condition(INGRESS_GATEWAY_READY)).cloned(),
-            })
-        };
+        let keep = |config: DynamicObject| Some(Seen::read(&config));
         let mut watches = JoinSet::new();
         let configs = Watch::new(api.clone(), |_| {}, meters.kind("MeshConfig")).named(MESH_CONFIG_NAME);
         watches.spawn(seen.clone().follow(configs, keep, wake.clone()));
@@ -78,6 +82,8 @@ impl MeshConfigFollower {
             seen,
             is_leader,
             settings: watch::channel(None).0,
+            workload_life: watch::channel(None).0,
+            life_problem: None,
             active: watch::channel(false).0,
             is_known: false,
             _watch: watches,
@@ -87,6 +93,11 @@ impl MeshConfigFollower {
     /// The last settings that could be understood.
     pub fn settings(&self) -> watch::Receiver<Option<IngressGatewaySettings>> {
         self.settings.subscribe()
+    }
+
+    /// The last life of workloads' certificates that could be understood.
+    pub fn workload_life(&self) -> watch::Receiver<Option<Duration>> {
+        self.workload_life.subscribe()
     }
 
     /// Whether this replica is the one to act on the settings, and knows them.
@@ -122,7 +133,15 @@ impl MeshConfigFollower {
         let leads = *self.is_leader.borrow_and_update();
         let seen = self.seen.now();
         let seen = seen.and_then(|all| all.get(&named(&self.namespace, MESH_CONFIG_NAME)).cloned());
-        let wanted = seen.as_ref().map(|seen| seen.gateway.as_ref().map(parse).transpose());
+        if let Some(seen) = &seen {
+            self.follow_life(seen);
+        }
+        let wanted = seen.as_ref().map(|seen| match &seen.gateway {
+            Ok(gateway) => gateway.as_ref().map(parse).transpose(),
+            Err(finding) => {
+                Err(vec![SettingsProblem { path: finding.path.clone(), problem: finding.message.clone() }])
+            }
+        });
         let problems = match wanted {
             Some(Ok(wanted)) => {
                 self.is_known = true;
@@ -136,7 +155,9 @@ impl MeshConfigFollower {
         let is_active = leads && self.is_known;
         self.active.send_if_modified(|current| std::mem::replace(current, is_active) != is_active);
         let Some(seen) = seen.filter(|_| leads) else { return Ok(()) };
-        let Some(wanted) = condition(&problems, gateway, is_active) else { return Ok(()) };
+        let settings = self.settings.borrow().clone();
+        let Some(wanted) = condition(&problems, gateway, settings.as_ref(), is_active) else { return Ok(()) };
+        let wanted = Condition { observed_generation: seen.generation, ..wanted };
         let Some(due) = due(seen.condition.as_ref(), wanted, SystemTime::now()) else { return Ok(()) };
         let resource = ApiResource::erase::<MeshConfig>(&());
         let patch = json!({
@@ -146,6 +167,38 @@ impl MeshConfigFollower {
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         bounded(self.api.patch_status(MESH_CONFIG_NAME, &parameters, &Patch::Apply(&patch))).await.map(|_| ())
     }
+
+    fn follow_life(&mut self, seen: &Seen) {
+        let wanted = match &seen.life {
+            Ok(text) => text.as_deref().map(service_cert_validity).transpose(),
+            Err(finding) => Err(finding.message.clone()),
+        };
+        let problem = match wanted {
+            Ok(wanted) => {
+                self.workload_life.send_if_modified(|life| std::mem::replace(life, wanted) != wanted);
+                None
+            }
+            Err(problem) => Some(problem),
+        };
+        if let Some(problem) = problem.as_ref().filter(|_| self.life_problem != problem) {
+            warn!(field = LIFE, problem, "the life of workloads' certificates stays as it is");
+        }
+        self.life_problem = problem;
+    }
+}
+
+impl Seen {
+    fn read(config: &DynamicObject) -> Self {
+        let object = serde_json::to_value(config).unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array();
+        let ours = conditions.into_iter().flatten().find(|found| found["type"] == INGRESS_GATEWAY_READY);
+        Self {
+            gateway: stored::read_part::<MeshConfig, _>(&object, GATEWAY),
+            life: stored::read_part::<MeshConfig, _>(&object, LIFE),
+            generation: config.metadata.generation,
+            condition: ours.and_then(|ours| serde_json::from_value(ours.clone()).ok()),
+        }
+    }
 }
 
 impl std::fmt::Debug for MeshConfigFollower {
@@ -154,27 +207,36 @@ impl std::fmt::Debug for MeshConfigFollower {
     }
 }
 
-/// What is to be said; nothing while it is not known.
-fn condition(problems: &[SettingsProblem], gateway: &GatewayStatus, is_active: bool) -> Option<Condition> {
-    let (is_ready, reason, message) = match gateway {
+/// What is to be said; nothing while it is not known, as when `gateway` is still about other settings than those in
+/// force.
+fn condition(
+    problems: &[SettingsProblem],
+    gateway: &GatewayStatus,
+    settings: Option<&IngressGatewaySettings>,
+    is_active: bool,
+) -> Option<Condition> {
+    let (status, reason, message) = match (gateway, settings) {
         _ if !problems.is_empty() => {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            (false, "SettingsNotUnderstood", problems.join("; "))
+            ("False", "SettingsNotUnderstood", problems.join("; "))
         }
         _ if !is_active => return None,
-        GatewayStatus::NotActive => return None,
-        GatewayStatus::NotConfigured => (true, "NotConfigured", "no certificate is asked for".to_owned()),
-        GatewayStatus::Failed { reason } => (false, "NotWritten", reason.clone()),
-        GatewayStatus::Ready { secret, not_after, .. } => {
-            let end = humantime::format_rfc3339_seconds(*not_after);
-            (true, "Written", format!("Secret {secret} holds a certificate until {end}"))
+        (GatewayStatus::NotConfigured, None) => {
+            ("Unknown", "NotConfigured", "no certificate is asked for".to_owned())
         }
+        (GatewayStatus::Failed { reason }, _) => ("False", "NotWritten", reason.clone()),
+        (GatewayStatus::Ready { settings: kept, not_after, .. }, Some(settings)) if kept == settings => {
+            let end = humantime::format_rfc3339_seconds(*not_after);
+            ("True", "Written", format!("Secret {} holds a certificate until {end}", kept.secret))
+        }
+        _ => return None,
     };
     Some(Condition {
         kind: INGRESS_GATEWAY_READY.to_owned(),
-        status: if is_ready { "True" } else { "False" }.to_owned(),
+        status: status.to_owned(),
         reason: reason.to_owned(),
         message,
+        observed_generation: None,
         last_transition_time: None,
     })
 }
@@ -184,8 +246,8 @@ fn due(found: Option<&Condition>, wanted: Condition, now: SystemTime) -> Option<
     let since = found
         .filter(|found| found.status == wanted.status)
         .and_then(|found| found.last_transition_time.clone());
-    let is_said =
-        found.is_some_and(|found| (&found.reason, &found.message) == (&wanted.reason, &wanted.message));
+    let words = |said: &Condition| (said.reason.clone(), said.message.clone(), said.observed_generation);
+    let is_said = found.is_some_and(|found| words(found) == words(&wanted));
     if is_said && since.is_some() {
         return None;
     }

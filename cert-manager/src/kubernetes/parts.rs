@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::follow::Mirror;
 use super::gateway_secret::{self, GatewaySecrets};
 use super::mesh_config::MeshConfigFollower;
+use super::namespaces::Namespaces;
 use super::root_secret::RootSecret;
 use super::token_review::TokenReviewer;
 use super::trust_bundle::TrustBundleConfigMaps;
@@ -52,6 +53,8 @@ pub struct Parts {
     pub publisher: TrustBundleConfigMaps,
     /// The ingress controller's certificate.
     pub gateway: GatewayDependencies,
+    /// How long workloads' certificates are to live, if the MeshConfig says so.
+    pub workload_life: watch::Receiver<Option<Duration>>,
     /// Poked when the root or a published bundle changes.
     pub wake: Arc<Notify>,
     /// Has to run beside the certificate authority.
@@ -110,15 +113,18 @@ impl Parts {
             gateway.wake.clone(),
             meters.kind("gateway Secret"),
         ));
+        let namespaces = Namespaces::start(client.clone(), namespace, mesh_name, &wake, &meters);
         Self {
             authenticator: TokenReviewer::new(
                 client.clone(),
                 place.audience.clone(),
                 place.trust_domain.clone(),
+                namespaces.clone(),
             ),
             root_store,
-            publisher: TrustBundleConfigMaps::start(client.clone(), namespace, mesh_name, &wake, &meters),
+            publisher: TrustBundleConfigMaps::start(client.clone(), namespaces, mesh_name, &wake, &meters),
             gateway,
+            workload_life: mesh_config.workload_life(),
             wake,
             background: Background { elector, mesh_config, tasks },
         }

@@ -6,19 +6,21 @@ use std::time::Duration;
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tidegate_core::{DnsName, PeerCertificate, San, TrustDomain};
-use tidegate_kubernetes::fake_api::FakeApi;
+use tidegate_kubernetes::fake_api::{FakeApi, Rights};
 use tidegate_kubernetes::lease::LeaseTiming;
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tidegate_runtime::grpc::{Address, channel, client_config};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::tls::load_pem_certificates;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tonic::{Code, Request, Status};
 
 use super::*;
 use crate::authority::Vouched;
+use crate::manager::CONNECTION_AGE;
 use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
 use crate::service_names::ServiceNames;
@@ -78,13 +80,13 @@ async fn replica(api: &FakeApi, name: &str) -> Replica {
     let config = Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: None,
-        health: None,
         serving_names: vec![San::Dns(DnsName::parse("ca.example").unwrap())],
         rules: IssuingRules::default(),
         service_names: ServiceNames::new(["httpbin/httpbin=httpbin.httpbin.svc".parse().unwrap()]),
         propagation: Duration::ZERO,
         rate_limit: RateLimit::default(),
         max_connections: 100,
+        connection_age: CONNECTION_AGE,
     };
     let dependencies = Dependencies {
         authenticator: Arc::new(parts.authenticator),
@@ -92,8 +94,10 @@ async fn replica(api: &FakeApi, name: &str) -> Replica {
         given: None,
         publishers: vec![Arc::new(parts.publisher)],
         gateway: Some(parts.gateway),
+        workload_life: parts.workload_life,
         wake: parts.wake,
         metrics,
+        readiness: Readiness::new(),
         log: LogHandle::detached(),
     };
     let manager = CertManager::start(config, dependencies).await.unwrap();
@@ -133,8 +137,12 @@ fn published(api: &FakeApi, namespace: &str) -> Option<Vec<String>> {
 }
 
 fn want_gateway(api: &FakeApi, gateway: Value) {
+    want(api, "24h", gateway);
+}
+
+fn want(api: &FakeApi, life: &str, gateway: Value) {
     let certificate =
-        json!({"serviceCertValidityDuration": "24h", "certKeyBitSize": 2048, "ingressGateway": gateway});
+        json!({"serviceCertValidityDuration": life, "certKeyBitSize": 2048, "ingressGateway": gateway});
     api.apply(
         MESH_CONFIGS,
         json!({
@@ -248,6 +256,54 @@ async fn the_gateways_secret_follows_mesh_config_and_rotation_and_is_put_back() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_secret_that_is_made_anew_forgets_no_secret_that_was_written_and_one_that_stays_behind_harms_none()
+ {
+    let api = api_server().await;
+    api.apply("v1/namespaces", json!({"metadata": {"name": "ingress"}}));
+    let one = replica(&api, "a").await;
+    want_gateway(&api, usual_gateway("first"));
+    api.wait_for(|api| gateway(api, "first").is_some()).await;
+    api.delete("v1/secrets", NAMESPACE, ROOT_SECRET);
+    api.wait_for(|api| {
+        let root = api.get("v1/secrets", NAMESPACE, ROOT_SECRET).unwrap_or_default();
+        root["metadata"]["annotations"][gateway_secret::GATEWAY_SECRETS] == "ingress/first"
+    })
+    .await;
+
+    // The old one cannot be looked at any more; the new one is right all the same.
+    api.answer(|request, _| {
+        let is_old = request.resource == "secrets" && request.name == "first" && request.verb != "watch";
+        is_old.then(|| FakeApi::refusal(403, "secrets \"first\" is forbidden"))
+    });
+    want_gateway(&api, usual_gateway("second"));
+    let mut status = one.manager.gateway_status();
+    let is_second = |status: &crate::ingress_gateway::GatewayStatus| matches!(status, crate::ingress_gateway::GatewayStatus::Ready { settings, .. } if settings.secret.name == "second");
+    tokio::time::timeout(Duration::from_secs(30), status.wait_for(is_second)).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_life_that_mesh_config_says_holds_for_the_next_certificate_of_every_replica() {
+    let api = api_server().await;
+    let (one, two) = (replica(&api, "a").await, replica(&api, "b").await);
+    let hours = |n: u64| Duration::from_secs(n * 3600);
+    // The last one cannot be understood, and the one before is more than the rules allow.
+    for (said, given) in [("1h", hours(1)), ("8760h", hours(24)), ("2h", hours(2)), ("soon", hours(2))] {
+        want(&api, said, Value::Null);
+        for replica in [&one, &two] {
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+            loop {
+                let leaf = replica.ask("good").await.unwrap();
+                let life = leaf.not_after.duration_since(leaf.not_before).unwrap() - crate::rules::BACKDATE;
+                if life == given {
+                    break;
+                }
+                assert!(tokio::time::Instant::now() < deadline, "{said}: {life:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_replica_that_leads_writes_the_gateways_secret_and_another_one_takes_over() {
     let api = api_server().await;
     want_gateway(&api, usual_gateway("a"));
@@ -308,29 +364,17 @@ async fn nothing_is_asked_of_the_api_server_beyond_the_charts_rights() {
     api.delete("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP);
     api.wait_for(|api| published(api, "httpbin").is_some()).await;
 
-    let read = ["get", "list", "watch"];
-    let is_allowed = |request: &tidegate_kubernetes::fake_api::Request| {
-        let named = |name: &str| request.name == name || request.verb == "create";
-        match (request.resource.as_str(), request.namespace.as_str()) {
-            ("tokenreviews", "") => request.verb == "create",
-            ("namespaces", "") => read.contains(&request.verb),
-            ("configmaps", _) => {
-                named(TRUST_BUNDLE_CONFIG_MAP)
-                    && [&read[..], &["create", "patch"]].concat().contains(&request.verb)
-            }
-            ("leases", NAMESPACE) => {
-                named(MANAGER) && [&read[..], &["create", "update"]].concat().contains(&request.verb)
-            }
-            ("meshconfigs", NAMESPACE) => read.contains(&request.verb),
-            ("meshconfigs/status", NAMESPACE) => request.verb == "patch",
-            // One by one, never all of a namespace's.
-            ("secrets", NAMESPACE | "ingress") => {
-                let verbs = [&read[..], &["create", "update", "delete"]].concat();
-                verbs.contains(&request.verb) && (request.verb == "create" || !request.name.is_empty())
-            }
-            _ => false,
-        }
-    };
-    let beyond: Vec<_> = api.requests().into_iter().filter(|request| !is_allowed(request)).collect();
-    assert!(beyond.is_empty(), "{beyond:#?}");
+    // As `certManager.gatewaySecretNamespaces` grants it.
+    let secrets = ["get", "list", "watch", "create", "update", "delete"];
+    let rights = Rights::of_chart("tidegate-cert-manager").with("ingress", "secrets", &secrets);
+    let requests = api.requests();
+    let beyond = rights.beyond(&requests);
+    assert!(beyond.is_empty(), "the role does not grant {beyond:#?}");
+    let mut needless = rights.needless(&requests);
+    // What a patch that makes the ConfigMap needs of a real API server besides.
+    needless.retain(|(_, resource, verb)| (resource.as_str(), verb.as_str()) != ("configmaps", "create"));
+    assert!(needless.is_empty(), "the role grants what nothing asks for: {needless:?}");
+    // One by one, never all of a namespace's.
+    let broad = requests.iter().find(|r| r.resource == "secrets" && r.verb != "create" && r.name.is_empty());
+    assert!(broad.is_none(), "{broad:?}");
 }

@@ -1,6 +1,7 @@
 //! Service account tokens, judged by the API server: it knows the keys, and whether pod and account are still there.
 //!
-//! A token counts only if the API server accepts it for our audience and it is bound to a pod. Nothing is remembered
+//! A token counts only if the API server accepts it for our audience, it is bound to a pod, and its namespace is in the
+//! mesh or the control plane's: policies say "whoever has a certificate of the mesh", so nobody else gets one. Nothing is remembered
 //! between requests: a token ends at once with its pod (the API server itself may remember an answer for ten seconds).
 
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use tidegate_core::{Identity, TrustDomain};
 use tokio::sync::Semaphore;
 
+use super::namespaces::Namespaces;
 use crate::authenticate::signed_jwt::{MAX_TOKEN_BYTES, service_account};
 use crate::authenticate::{AuthError, Authenticator, Caller, PodReference};
 use crate::rate_limit::{RateLimit, RateLimiter};
@@ -37,18 +39,20 @@ pub struct TokenReviewer {
     reviews: Api<TokenReview>,
     audience: String,
     trust_domain: TrustDomain,
+    namespaces: Namespaces,
     turns: Semaphore,
     /// Reviews by the host that asks for them: one that sends rubbish does not use up everybody's turns.
     limiter: RateLimiter<IpAddr>,
 }
 
 impl TokenReviewer {
-    /// Accepts tokens for `audience` as identities of `trust_domain`.
-    pub fn new(client: Client, audience: String, trust_domain: TrustDomain) -> Self {
+    /// Accepts tokens for `audience` as identities of `trust_domain` in the mesh's `namespaces`.
+    pub fn new(client: Client, audience: String, trust_domain: TrustDomain, namespaces: Namespaces) -> Self {
         Self {
             reviews: Api::all(client),
             audience,
             trust_domain,
+            namespaces,
             turns: Semaphore::new(MAX_IN_FLIGHT),
             limiter: RateLimiter::new(HOST_LIMIT),
         }
@@ -94,6 +98,15 @@ impl TokenReviewer {
             name: only_value(&user, POD_NAME).ok_or(AuthError::NotBound)?,
             uid: only_value(&user, POD_UID).ok_or(AuthError::NotBound)?,
         };
+        let namespace = identity.namespace().to_string();
+        match self.namespaces.find(&namespace) {
+            Some(membership) if membership.is_ours => {}
+            Some(_) => return Err(AuthError::NotInMesh(namespace)),
+            None => {
+                let reason = format!("namespace {namespace} is not known yet; try again in a moment");
+                return Err(AuthError::Unavailable(reason));
+            }
+        }
         Ok(Caller { identity, pod: Some(pod) })
     }
 }

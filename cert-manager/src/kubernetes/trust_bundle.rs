@@ -10,16 +10,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::{Api, Client};
-use tidegate_crds::injection::{TRUST_BUNDLE_KEY, namespace_is_in_mesh, trust_bundle_config_map};
+use tidegate_crds::injection::{TRUST_BUNDLE_KEY, trust_bundle_config_map};
 use tidegate_kubernetes::watch::{Name, Watch, WatchMetrics};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::info;
 
 use super::follow::{Mirror, named};
+use super::namespaces::{Membership, Namespaces};
 use super::{MANAGER, bounded, is_ours, labels};
 use crate::store::{BundlePublisher, StoreError};
 
@@ -34,12 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A [`BundlePublisher`] to a mesh's namespaces.
 pub struct TrustBundleConfigMaps {
     client: Client,
-    control_plane: String,
     mesh_name: String,
     /// The ConfigMap's name.
     name: String,
-    /// Whether it is in the mesh.
-    namespaces: Arc<Mirror<bool>>,
+    namespaces: Namespaces,
     published: Arc<Mirror<Published>>,
     /// Ends with this.
     _watches: JoinSet<()>,
@@ -53,27 +52,16 @@ struct Published {
 }
 
 impl TrustBundleConfigMaps {
-    /// Publishes for `mesh_name`, whose control plane runs in the namespace `control_plane`. Watches namespaces and
-    /// ConfigMaps, and pokes `wake` when one changes.
+    /// Publishes for `mesh_name` to its `namespaces`. Watches ConfigMaps, and pokes `wake` when one changes.
     pub fn start(
         client: Client,
-        control_plane: &str,
+        namespaces: Namespaces,
         mesh_name: &str,
         wake: &Arc<Notify>,
         meters: &WatchMetrics,
     ) -> Self {
-        let (namespaces, published) = (Mirror::new(), Mirror::new());
+        let published = Mirror::new();
         let mut watches = JoinSet::new();
-
-        let mesh = mesh_name.to_owned();
-        let keep = move |namespace: Namespace| {
-            // Nothing can be written into one that is about to go.
-            let is_going = namespace.metadata.deletion_timestamp.is_some();
-            (!is_going).then(|| namespace_is_in_mesh(&namespace, &mesh))
-        };
-        let watch = Watch::new(Api::all(client.clone()), |_| {}, meters.kind("Namespace"));
-        watches.spawn(namespaces.clone().follow(watch, keep, wake.clone()));
-
         let mesh = mesh_name.to_owned();
         let keep = move |map: ConfigMap| {
             let is_ours = is_ours(&map.metadata, &mesh);
@@ -84,29 +72,23 @@ impl TrustBundleConfigMaps {
         let watch = watch.named(&name);
         watches.spawn(published.clone().follow(watch, keep, wake.clone()));
 
-        Self {
-            client,
-            control_plane: control_plane.to_owned(),
-            mesh_name: mesh_name.to_owned(),
-            name,
-            namespaces,
-            published,
-            _watches: watches,
-        }
+        Self { client, mesh_name: mesh_name.to_owned(), name, namespaces, published, _watches: watches }
     }
 
     /// Where something has to be written so that exactly `pem` is published, and whether it may be created there.
     async fn missing(&self, pem: &str) -> Option<Vec<(String, bool)>> {
         let (namespaces, published) =
             (self.namespaces.all(PATIENCE).await?, self.published.all(PATIENCE).await?);
-        let missing = namespaces.into_iter().filter_map(|(Name { name: namespace, .. }, is_in_mesh)| {
-            let is_wanted = is_in_mesh || namespace == self.control_plane;
-            let is_missing = match published.get(&named(&namespace, &self.name)) {
-                Some(found) if found.is_ours => found.pem.as_deref() != Some(pem),
-                _ => is_wanted,
-            };
-            is_missing.then_some((namespace, is_wanted))
-        });
+        // Nothing can be written into one that is about to go.
+        let staying = namespaces.into_iter().filter(|(_, Membership { is_going, .. })| !is_going);
+        let missing =
+            staying.filter_map(|(Name { name: namespace, .. }, Membership { is_ours: is_wanted, .. })| {
+                let is_missing = match published.get(&named(&namespace, &self.name)) {
+                    Some(found) if found.is_ours => found.pem.as_deref() != Some(pem),
+                    _ => is_wanted,
+                };
+                is_missing.then_some((namespace, is_wanted))
+            });
         Some(missing.collect())
     }
 

@@ -37,13 +37,13 @@ fn config() -> Config {
     Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: Some("127.0.0.1:0".parse().unwrap()),
-        health: None,
         serving_names: vec![dns("ca.example"), San::Ip("127.0.0.1".parse().unwrap())],
         rules: IssuingRules::default(),
         service_names: ServiceNames::default(),
         propagation: Duration::ZERO,
         rate_limit: RateLimit::default(),
         max_connections: 100,
+        connection_age: CONNECTION_AGE,
     }
 }
 
@@ -60,8 +60,10 @@ fn dependencies(dir: &std::path::Path, metrics: Metrics) -> Dependencies {
         given: None,
         publishers: vec![Arc::new(BundleFile::new(dir.join("bundle.pem")))],
         gateway: None,
+        workload_life: watch::channel(None).1,
         wake: Arc::default(),
         metrics,
+        readiness: Readiness::new(),
         log: LogHandle::detached(),
     }
 }
@@ -381,4 +383,16 @@ async fn until(condition: impl AsyncFn() -> bool) {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), asking).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stays_for_nothing_does_not_keep_its_place() {
+    let short = Config { max_connections: 1, connection_age: Duration::from_millis(100), ..config() };
+    let world = world_with(short).await;
+    // Its connection answers every PING for as long as it is held.
+    let mut idle = world.client();
+    idle.create_certificate(world.request(&plain_request(), 0)).await.unwrap();
+    let others_turn = async { while world.ask(&plain_request(), 0).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(30), others_turn).await.unwrap();
+    drop(idle);
 }

@@ -69,7 +69,8 @@ fn the_names_of_the_service_follow_from_its_namespace_unless_they_are_given() {
 async fn names_that_kubernetes_does_not_allow_are_reported_with_their_flags() {
     let api = tidegate_kubernetes::fake_api::FakeApi::start().await;
     let options = parse("--kubernetes --pod-name= --namespace A --mesh-name a/b --rate-burst 0").unwrap();
-    let problems = options.build_on_kubernetes(&api.client(), Metrics::new(), LogHandle::detached());
+    let problems =
+        options.build_on_kubernetes(&api.client(), Metrics::new(), Readiness::new(), LogHandle::detached());
     let problems = problems.err().unwrap().0;
     let flags: Vec<_> = problems.iter().map(|problem| problem.split(':').next().unwrap()).collect();
     assert_eq!(flags, ["--rate-burst", "--namespace", "--mesh-name", "--pod-name"]);
@@ -82,7 +83,7 @@ fn all_problems_are_reported_together_each_with_its_flag() {
          --gateway-secret ns/Name --gateway-san *.a --gateway-validity soon",
     )
     .unwrap();
-    let problems = options.build(Metrics::new(), LogHandle::detached()).err().unwrap().0;
+    let problems = options.build(Metrics::new(), Readiness::new(), LogHandle::detached()).err().unwrap().0;
     let flags: Vec<_> = problems.iter().map(|problem| problem.split(':').next().unwrap()).collect();
     let expected = [
         "--max-lifetime",

@@ -133,3 +133,15 @@ fn granted_service_names_come_besides_the_two_spellings_and_change_nobodys_ident
     let domain = tidegate_core::TrustDomain::default();
     assert_eq!(Identity::of_workload(&leaf.sans, &domain), Some(httpbin()));
 }
+
+#[test]
+fn what_the_mesh_config_says_of_workloads_lives_is_the_default_and_the_most_but_never_more_than_the_flag() {
+    let hours = |n: u64| Duration::from_secs(n * 3600);
+    let rules = IssuingRules::default();
+    assert_eq!(rules.of_workloads(None), rules);
+    for (wanted, given) in [(hours(1), hours(1)), (hours(8760), hours(24))] {
+        let workloads = rules.of_workloads(Some(wanted));
+        assert_eq!((workloads.default_life, workloads.max_life), (given, given));
+        assert_eq!(workloads.min_issuer_life, rules.min_issuer_life);
+    }
+}

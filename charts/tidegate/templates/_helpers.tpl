@@ -80,6 +80,8 @@ matchExpressions:
   {{- end }}
   - key: openservicemesh.io/ignore
     operator: DoesNotExist
+  - key: control-plane
+    operator: DoesNotExist
   - key: kubernetes.io/metadata.name
     operator: NotIn
     values:

@@ -12,7 +12,6 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use http::Method;
-use kube::api::ResourceExt;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -22,6 +21,8 @@ use crate::output::{OutputFormat, print, print_as, table};
 
 /// How often the mesh is looked at while a step waits.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// The cert-manager's page about the rotation.
+const ROTATION: &str = "/rotation";
 /// How many Pods a message names.
 const NAMED: usize = 10;
 
@@ -129,7 +130,7 @@ pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode>
         }
         CertificateCommand::Rotate(options) => {
             let cluster = options.cluster.connect().await?;
-            let rotation: Rotation = cluster.ask(Part::CertManager, "/rotation").await?;
+            let rotation: Rotation = cluster.ask(Part::CertManager, ROTATION).await?;
             if !options.yes {
                 confirm(&cluster, &rotation, options.step)?;
             }
@@ -145,7 +146,7 @@ pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode>
 }
 
 async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
-    let rotation: Rotation = cluster.ask(Part::CertManager, "/rotation").await?;
+    let rotation: Rotation = cluster.ask(Part::CertManager, ROTATION).await?;
     let sidecars = cluster.meshed_pods(None).await?.into_iter().filter(|pod| pod.is_started).count();
     let left_behind = left_behind(cluster, &rotation).await?;
     let not_renewed = match rotation.is_before_last() {
@@ -174,7 +175,7 @@ async fn step(cluster: &Cluster, Pace { timeout, waits_for_expiry, .. }: Pace) -
     let deadline = Instant::now() + timeout;
     let mut said = None;
     loop {
-        let rotation: Rotation = cluster.ask(Part::CertManager, "/rotation").await?;
+        let rotation: Rotation = cluster.ask(Part::CertManager, ROTATION).await?;
         if let Some(problem) = &rotation.problem {
             bail!("the stored root cannot be used: {problem}");
         }
@@ -217,8 +218,8 @@ async fn step(cluster: &Cluster, Pace { timeout, waits_for_expiry, .. }: Pace) -
 }
 
 async fn next(cluster: &Cluster, path: &str) -> anyhow::Result<Rotation> {
-    let pods = cluster.needed(Part::CertManager).await?;
-    let pod = pods.first().map(ResourceExt::name_any).unwrap_or_default();
+    // Found by a question: a step that was sent and not answered may have been taken, so it is not sent to another one.
+    let (pod, _) = cluster.first_answer::<Rotation>(Part::CertManager, ROTATION).await?;
     let body = cluster.admin(Method::POST, &cluster.control_plane, &pod, path).await?;
     serde_json::from_slice(&body).with_context(|| format!("the answer of {path}"))
 }

@@ -73,10 +73,20 @@ impl Cluster {
 
     /// What one Pod of a part answers: the first that does.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, part: Part, path: &str) -> anyhow::Result<T> {
+        self.first_answer(part, path).await.map(|(_, answer)| answer)
+    }
+
+    /// The first Pod of a part that answers, by name, and what.
+    pub(crate) async fn first_answer<T: DeserializeOwned>(
+        &self,
+        part: Part,
+        path: &str,
+    ) -> anyhow::Result<(String, T)> {
         let mut last = None;
         for pod in self.needed(part).await? {
-            match self.admin_json(&self.control_plane, &pod.name_any(), path).await {
-                Ok(answer) => return Ok(answer),
+            let name = pod.name_any();
+            match self.admin_json(&self.control_plane, &name, path).await {
+                Ok(answer) => return Ok((name, answer)),
                 // A question that is refused is refused by every replica.
                 Err(error) if error.is_answer() => return Err(error.into()),
                 Err(error) => last = Some(error),

@@ -11,7 +11,8 @@ use kube::api::{Api, ListParams, Patch, PatchParams, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidegate_crds::injection::{
-    IGNORE, INJECTION, INTERCEPT_CONTAINER, METRICS, MONITORED_BY, SIDECAR_INJECTION, has_sidecar_of, mesh_of,
+    CONTROL_PLANE, IGNORE, INJECTION, INTERCEPT_CONTAINER, METRICS, MONITORED_BY, SIDECAR_INJECTION,
+    has_sidecar_of, mesh_of,
 };
 
 use super::client::{Cluster, ClusterOptions};
@@ -21,8 +22,6 @@ use crate::output::{OutputFormat, print_as, table};
 
 /// Namespaces of Kubernetes itself: what they run must start before any mesh.
 const OF_KUBERNETES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
-/// Namespace label that keeps admission webhooks out.
-const CONTROL_PLANE_LABEL: &str = "control-plane";
 /// Namespace label: the Pod Security Standard that its Pods must meet.
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 /// Who made a change, in the objects' managed fields.
@@ -215,13 +214,12 @@ pub(crate) async fn all(cluster: &Cluster) -> anyhow::Result<Vec<Namespace>> {
     cluster.list(&api, ListParams::default(), "namespaces").await
 }
 
-/// Whether Pods of a namespace of the mesh get a sidecar unless they say otherwise.
+/// Whether Pods of a namespace of the mesh get a sidecar unless they say otherwise. The annotation goes before the label,
+/// as it does with the injector.
 pub(crate) fn injects(namespace: &Namespace) -> bool {
-    if namespace.labels().get(INJECTION).is_some_and(|value| value == "enabled") {
-        return true;
-    }
+    let by_label = namespace.labels().get(INJECTION).is_some_and(|value| value == "enabled");
     let wish = namespace.annotations().get(SIDECAR_INJECTION).map(|wish| wish.to_ascii_lowercase());
-    matches!(wish.as_deref(), Some("enabled" | "yes" | "true"))
+    wish.map_or(by_label, |wish| matches!(wish.as_str(), "enabled" | "yes" | "true"))
 }
 
 fn member(namespace: &Namespace, mesh: Option<&str>) -> Option<MeshNamespace> {
@@ -269,8 +267,8 @@ async fn refuse_control_plane(cluster: &Cluster, namespace: &Namespace) -> anyho
         Part::Controller
     );
     ensure!(
-        !namespace.labels().contains_key(CONTROL_PLANE_LABEL),
-        "label {CONTROL_PLANE_LABEL} keeps admission webhooks out of it, so no sidecar could be added"
+        !namespace.labels().contains_key(CONTROL_PLANE),
+        "label {CONTROL_PLANE} keeps admission webhooks out of it, so no sidecar could be added"
     );
     Ok(())
 }
@@ -293,9 +291,14 @@ async fn hint_at_restart(cluster: &Cluster, name: &str, with_sidecar: bool) {
     let Ok(pods) = cluster.list(&api, ListParams::default(), "pods").await else { return };
     let stale = pods.iter().filter(|pod| has_sidecar_of(pod, &cluster.control_plane) == with_sidecar).count();
     if stale > 0 {
-        let state = if with_sidecar { "still has a sidecar" } else { "has no sidecar yet" };
+        let (state, when) = if with_sidecar {
+            ("still has a sidecar", " within half a certificate's life, for it is not renewed any more")
+        } else {
+            ("has no sidecar yet", "")
+        };
         eprintln!(
-            "{stale} of its pods {state}; restart them: kubectl rollout restart deployment,statefulset,daemonset -n {name}"
+            "{stale} of its pods {state}; restart them{when}: \
+             kubectl rollout restart deployment,statefulset,daemonset -n {name}"
         );
     }
 }

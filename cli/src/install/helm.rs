@@ -70,6 +70,12 @@ impl Helm {
         if self.version.0 < 4 { &[] } else { &["--server-side=true", "--force-conflicts"] }
     }
 
+    /// Whether there is a release of this name, in whatever state.
+    pub(super) fn has_release(&self, name: &str) -> anyhow::Result<bool> {
+        let names = self.run(["list", "--all", "--short"])?;
+        Ok(names.lines().any(|line| line.trim() == name))
+    }
+
     /// Runs a command and returns what it printed. What it complains about goes to standard error as it comes.
     pub(super) fn run<S: AsRef<OsStr>>(
         &self,
@@ -90,6 +96,14 @@ impl Helm {
             bail!("helm {verb} failed ({})", output.status);
         }
         String::from_utf8(output.stdout).context("what Helm printed")
+    }
+}
+
+#[cfg(test)]
+impl Helm {
+    /// One that prints `releases`, a line each, whatever it is asked.
+    pub(super) fn stub(releases: &str) -> Self {
+        Self { program: "echo".into(), cluster: vec![format!("\n{releases}").into()], version: MINIMUM }
     }
 }
 

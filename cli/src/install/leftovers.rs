@@ -17,7 +17,7 @@ use crate::cluster::control_plane::INSTANCE_LABEL;
 use crate::cluster::mesh;
 
 /// The Secret that holds the mesh's root and its key.
-const ROOT_SECRET: &str = "tidegate-ca-bundle";
+pub(super) const ROOT_SECRET: &str = "tidegate-ca-bundle";
 
 /// What goes besides the control plane.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -43,9 +43,11 @@ pub(super) struct Deletions {
 impl Deletions {
     /// With `--delete-all` spelled out.
     pub(super) fn resolved(self) -> Self {
-        if !self.delete_all {
-            return self;
-        }
+        if self.delete_all { Self::everything() } else { self }
+    }
+
+    /// What `--delete-all` means.
+    pub(super) fn everything() -> Self {
         Self {
             delete_root: true,
             delete_mesh_config: true,
@@ -53,6 +55,12 @@ impl Deletions {
             delete_namespace: true,
             delete_all: true,
         }
+    }
+
+    /// Whether anything is to go.
+    pub(super) fn any(self) -> bool {
+        let Self { delete_root, delete_mesh_config, delete_crds, delete_namespace, delete_all } = self;
+        delete_root || delete_mesh_config || delete_crds || delete_namespace || delete_all
     }
 
     /// Refuses what another mesh of the cluster could not live with.

@@ -3,7 +3,7 @@
 use tidegate_core::policy::RuleState;
 use tidegate_crds::ingress_backend::Backend;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
-use tidegate_crds::{IngressBackend, MeshConfig, validate};
+use tidegate_crds::{Finding, IngressBackend, MeshConfig, validate};
 
 use super::{ingress, target_ports};
 use crate::index::Index;
@@ -56,7 +56,9 @@ pub fn mesh_config(index: &Index, name: &ObjectName, object: &MeshConfig) -> Obj
         None => Some(format!("not in force: only an object named {MESH_CONFIG_NAME} is read")),
     };
     let findings = validate::mesh_config(&object.spec);
-    let warnings = findings.iter().map(|finding| format!("{}: {}", finding.path, finding.message)).collect();
+    let text = |finding: &Finding| format!("{}: {}", finding.path, finding.message);
+    let error = error.or_else(|| findings.iter().find(|finding| finding.is_error()).map(text));
+    let warnings = findings.iter().map(text).filter(|text| error.as_ref() != Some(text)).collect();
     ObjectStatus::new(error, warnings)
 }
 

@@ -430,6 +430,28 @@ fn without_a_word_for_it_permissive_mode_is_off() {
 }
 
 #[test]
+fn a_mesh_config_that_no_pod_can_be_made_with_is_an_error_in_its_status() {
+    let index = index(&["apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\n\
+                         metadata: {name: osm-mesh-config, namespace: a}\nspec: {}\n"]);
+    let (name, good) = index.mesh_config().unwrap();
+    assert_eq!(status::mesh_config(&index, name, good).current, CurrentStatus::Committed);
+    // As a cluster may have stored it before anybody looked.
+    let mut bad = tidegate_crds::MeshConfig::clone(good);
+    bad.spec = serde_json::from_value(serde_json::json!({
+        "sidecar": {"resources": {"limits": {"cpu": "much"}}},
+        "certificate": {"serviceCertValidityDuration": "soon", "certKeyBitSize": 2048},
+    }))
+    .unwrap();
+    let status = status::mesh_config(&index, name, &bad);
+    assert_eq!(status.current, CurrentStatus::Error);
+    let expected = "spec.sidecar.resources.limits.cpu: Expected a quantity such as 100m or 64Mi, got 'much'";
+    assert_eq!(status.reason, expected);
+    let is_warned = |path: &str| status.warnings.iter().any(|warning| warning.starts_with(path));
+    assert!(is_warned("spec.certificate.serviceCertValidityDuration: "), "{:?}", status.warnings);
+    assert!(!is_warned("spec.sidecar.resources.limits.cpu"), "{:?}", status.warnings);
+}
+
+#[test]
 fn of_several_mesh_configs_the_one_with_osm_s_name_is_in_force() {
     let config = |name: &str, namespace: &str| {
         format!(

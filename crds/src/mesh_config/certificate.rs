@@ -1,13 +1,17 @@
 //! `spec.certificate`.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tidegate_core::go_duration;
 
 /// Certificates of the mesh.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateSpec {
-    /// How long workloads' certificates are valid, such as `24h`. Default: 24h. Accepted and not yet acted on.
+    /// How long workloads' certificates are valid, such as `24h`; at most as long as the cert-manager's flag
+    /// `--max-lifetime` says. Default: 24h.
     pub service_cert_validity_duration: String,
     /// Size of RSA keys in bits, 2048 to 4096. Default: 2048. Accepted and not yet acted on: keys are ECDSA P-256.
     #[schemars(extend("format" = "int32"))]
@@ -15,6 +19,22 @@ pub struct CertificateSpec {
     /// The client certificate of the ingress controller. Default: none is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_gateway: Option<IngressGatewayCertificate>,
+}
+
+/// The shortest life of a workload's certificate: a shorter one would be over before it is renewed.
+const SHORTEST_LIFE: Duration = Duration::from_secs(10);
+
+impl CertificateSpec {
+    /// How long workloads' certificates are valid, or what is wrong with what the field says.
+    pub fn service_cert_validity(&self) -> Result<Duration, String> {
+        service_cert_validity(&self.service_cert_validity_duration)
+    }
+}
+
+/// [`CertificateSpec::service_cert_validity`], of the field's text.
+pub fn service_cert_validity(text: &str) -> Result<Duration, String> {
+    let life = go_duration::parse(text).map_err(|error| error.to_string())?;
+    if life < SHORTEST_LIFE { Err(format!("{text:?} is less than 10s")) } else { Ok(life) }
 }
 
 /// The client certificate that the ingress controller shows to sidecars.

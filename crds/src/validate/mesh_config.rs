@@ -1,18 +1,22 @@
 //! MeshConfig.
 
+mod not_acted_on;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tidegate_core::{CidrSet, Principal, go_duration, is_interface};
+use tidegate_core::identity::both_spellings;
+use tidegate_core::{CidrSet, DnsName, Identity, Principal, San, go_duration, is_interface};
 
 use super::Finding;
 use crate::mesh_config::{IngressGatewayCertificate, MeshConfigSpec};
 use crate::quantity::{CONTAINER_RESOURCES, is_quantity};
 
-/// What is wrong or likely not meant in a MeshConfig. OSM had no admission check for it, but its schema let no range
-/// pass that is none. That is an error, and so is what every new Pod of the mesh would fail by.
+/// What is wrong or likely not meant in a MeshConfig, and what it says that is not acted on. OSM had no admission check
+/// for it, but its schema let no range pass that is none. That is an error, and so is what every new Pod of the mesh
+/// would fail by, and a certificate of the ingress controller that would be a workload's.
 pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut findings: Vec<Finding> = not_acted_on::findings(spec).collect();
     if let Some(resources) = spec.sidecar.as_ref().and_then(|sidecar| sidecar.resources.as_ref()) {
         quantities("limits", resources.limits.as_ref(), &mut findings);
         quantities("requests", resources.requests.as_ref(), &mut findings);
@@ -23,8 +27,8 @@ pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
         ranges("Inclusion", traffic.outbound_ip_range_inclusion_list.as_deref(), &mut findings);
     }
     let Some(certificate) = &spec.certificate else { return findings };
-    if let Err(error) = go_duration::parse(&certificate.service_cert_validity_duration) {
-        findings.push(Finding::warning("spec.certificate.serviceCertValidityDuration", error.to_string()));
+    if let Err(problem) = certificate.service_cert_validity() {
+        findings.push(Finding::warning("spec.certificate.serviceCertValidityDuration", problem));
     }
     if let Some(gateway) = &certificate.ingress_gateway {
         ingress_gateway(gateway, &mut findings);
@@ -75,6 +79,14 @@ fn ingress_gateway(gateway: &IngressGatewayCertificate, findings: &mut Vec<Findi
             let message = format!("'{name}' is neither a DNS name nor a URI, so no certificate can hold it");
             findings.push(Finding::warning(format!("{PATH}.subjectAltNames[{i}]"), message));
         }
+    }
+    let names = gateway.subject_alt_names.iter().filter_map(|name| match Principal::parse(name) {
+        Principal::Any | Principal::Unmatchable(_) => None,
+        _ if name.contains("://") => Some(San::Uri(name.as_str().into())),
+        _ => DnsName::parse(name).ok().map(San::Dns),
+    });
+    if let Some(identity) = Identity::spelled_out(&names.collect::<Vec<_>>()) {
+        findings.push(Finding::error(format!("{PATH}.subjectAltNames"), both_spellings(&identity)));
     }
     if let Err(error) = go_duration::parse(&gateway.validity_duration) {
         findings.push(Finding::warning(format!("{PATH}.validityDuration"), error.to_string()));
@@ -166,5 +178,46 @@ mod tests {
             ]
         );
         assert!(found.iter().all(|finding| !finding.is_error()));
+    }
+
+    #[test]
+    fn a_gateway_certificate_that_would_be_a_workload_s_is_an_error_with_both_names() {
+        let (dns, uri) = ("nginx.ingress.cluster.local", "spiffe://cluster.local/ns/ingress/sa/nginx");
+        let found = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            let secret = SecretReference { name: "a".into(), namespace: "b".into() };
+            let gateway = IngressGatewayCertificate {
+                subject_alt_names: names,
+                validity_duration: "24h".into(),
+                secret,
+            };
+            let certificate = CertificateSpec {
+                service_cert_validity_duration: "24h".into(),
+                cert_key_bit_size: 2048,
+                ingress_gateway: Some(gateway),
+            };
+            mesh_config(&MeshConfigSpec { certificate: Some(certificate), ..MeshConfigSpec::default() })
+        };
+        assert_eq!(found(&[dns]), []);
+        assert_eq!(found(&[uri]), []);
+        let both = found(&[uri, dns]);
+        assert!(both.len() == 1 && both[0].is_error(), "{both:?}");
+        assert_eq!(both[0].path, "spec.certificate.ingressGateway.subjectAltNames");
+        assert!(both[0].message.contains(dns) && both[0].message.contains(uri), "{both:?}");
+    }
+
+    #[test]
+    fn a_life_of_workloads_certificates_that_cannot_be_is_a_warning() {
+        for (text, problem) in [("soon", "\"soon\" is not a duration"), ("9s", "\"9s\" is less than 10s")] {
+            let certificate = CertificateSpec {
+                service_cert_validity_duration: text.into(),
+                cert_key_bit_size: 2048,
+                ingress_gateway: None,
+            };
+            let found =
+                mesh_config(&MeshConfigSpec { certificate: Some(certificate), ..MeshConfigSpec::default() });
+            assert_eq!(found[0].path, "spec.certificate.serviceCertValidityDuration");
+            assert!(found[0].message.starts_with(problem) && !found[0].is_error(), "{found:?}");
+        }
     }
 }

@@ -1,11 +1,10 @@
 //! The webhook's server: HTTP/1.1 over TLS, one path, POST only.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -13,7 +12,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tidegate_runtime::grpc::{self, Connection, IncomingConnections};
+use tidegate_runtime::grpc::{self, Connection, ConnectionLimits, IncomingConnections};
 use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
@@ -34,10 +33,9 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bytes of all requests' bodies at a time.
     pub all_body_bytes: usize,
-    /// Connections at a time; a new one beyond is closed.
-    pub connections: usize,
-    /// Connections of one address at a time, so that one pod cannot keep the API server out.
-    pub connections_per_address: usize,
+    /// Connections at a time; a new one beyond is closed. One address has far fewer than all, so that no pod keeps the
+    /// API server out.
+    pub connections: ConnectionLimits,
     /// From the handshake to the first request's head, and from a head to the end of its body.
     pub request_timeout: Duration,
     /// Between requests. Longer than the 90 s after which the API server itself closes an idle connection, so that
@@ -70,13 +68,6 @@ struct Shared {
     metrics: WebhookMetrics,
     limits: Limits,
     body_memory: Arc<Semaphore>,
-    per_address: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One of the connections that an address may have.
-struct Place {
-    shared: Arc<Shared>,
-    address: IpAddr,
 }
 
 /// Why a request gets no verdict: a status and a line for its sender.
@@ -100,7 +91,6 @@ impl WebhookServer {
             metrics: WebhookMetrics::register(metrics),
             limits,
             body_memory: Arc::new(Semaphore::new(limits.all_body_bytes.min(Semaphore::MAX_PERMITS))),
-            per_address: Mutex::default(),
         };
         Ok(Self { listener, local_addr, shared: Arc::new(shared) })
     }
@@ -158,8 +148,9 @@ impl Default for Limits {
         Self {
             body_bytes: 4 << 20,
             all_body_bytes: 64 << 20,
-            connections: 2048,
-            connections_per_address: 1024,
+            // An API server answers 600 requests at a time unless it is told otherwise, and asks about each on a
+            // connection of its own. All of them together, idle, fit into the memory that the chart gives.
+            connections: ConnectionLimits { all: 4096, per_address: 768 },
             request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             linger: Duration::from_secs(5),
@@ -179,21 +170,15 @@ async fn accept(mut incoming: IncomingConnections, shared: &Arc<Shared>, mut dra
             connection = incoming.next() => connection,
         };
         let Some(Ok(connection)) = connection else { continue };
-        let address = connection.peer().address.ip();
-        match Place::take(shared, address) {
-            Some(place) => {
-                tokio::spawn(serve_connection(connection, place, ended.clone()));
-            }
-            None => debug!(%address, "connection closed: too many from its address"),
-        }
+        tokio::spawn(serve_connection(connection, shared.clone(), ended.clone()));
     }
     drop(incoming);
     drop(ended);
     ending.drain(shared.limits.request_timeout).await;
 }
 
-async fn serve_connection(connection: Connection, place: Place, mut ending: drain::Watch) {
-    let shared = place.shared.clone();
+async fn serve_connection(connection: Connection, shared: Arc<Shared>, mut ending: drain::Watch) {
+    let address = connection.peer().address;
     let asked = Arc::new(AtomicBool::new(false));
     let service = hyper::service::service_fn({
         let (shared, asked) = (shared.clone(), asked.clone());
@@ -217,14 +202,14 @@ async fn serve_connection(connection: Connection, place: Place, mut ending: drai
     });
     let result = tokio::select! {
         result = serving.as_mut() => result,
-        () = first.as_mut() => return debug!(address = %place.address, "connection closed: no request came"),
+        () = first.as_mut() => return debug!(%address, "connection closed: no request came"),
         () = ending.started() => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
     };
     if let Err(error) = result {
-        debug!(address = %place.address, %error, "webhook connection ended");
+        debug!(%address, %error, "webhook connection ended");
     }
 }
 
@@ -346,30 +331,6 @@ async fn follow_certificate(
         // Woken at expiry as well: see `KeptCredentials`.
         if credentials.changed().await.is_err() {
             std::future::pending::<()>().await;
-        }
-    }
-}
-
-impl Place {
-    fn take(shared: &Arc<Shared>, address: IpAddr) -> Option<Self> {
-        let mut counts = shared.per_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(address).or_default();
-        if *count >= shared.limits.connections_per_address {
-            return None;
-        }
-        *count += 1;
-        Some(Self { shared: shared.clone(), address })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.shared.per_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
-            }
         }
     }
 }

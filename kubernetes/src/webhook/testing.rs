@@ -113,14 +113,19 @@ impl AdmissionClient {
 
     /// A TLS connection that trusts the CA; HTTP/1.1 on it.
     pub async fn connect(&self) -> SendRequest<Full<Bytes>> {
+        self.try_connect().await.unwrap()
+    }
+
+    /// [`AdmissionClient::connect`] that may be refused.
+    pub async fn try_connect(&self) -> std::io::Result<SendRequest<Full<Bytes>>> {
         let config =
             ClientConfig::builder().with_root_certificates(self.ca.bundle.root_store()).with_no_client_auth();
-        let stream = TcpStream::connect(self.address).await.unwrap();
+        let stream = TcpStream::connect(self.address).await?;
         let name = ServerName::try_from(SERVER_NAME).unwrap();
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        sender
+        Ok(sender)
     }
 
     /// Posts an AdmissionReview and returns the `response` in the answer.

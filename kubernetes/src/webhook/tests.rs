@@ -4,6 +4,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use json_patch::Patch;
 use serde_json::{Value, json};
+use tidegate_runtime::grpc::ConnectionLimits;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -145,7 +146,7 @@ async fn who_says_nothing_is_not_waited_for() {
 
 #[tokio::test]
 async fn one_address_cannot_take_every_connection() {
-    let limits = Limits { connections_per_address: 2, ..Limits::default() };
+    let limits = Limits { connections: ConnectionLimits { all: 100, per_address: 2 }, ..Limits::default() };
     let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
     webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
     let ask =
@@ -156,12 +157,12 @@ async fn one_address_cannot_take_every_connection() {
         assert_eq!(whole(connection.send_request(ask()).await.unwrap()).await.0, StatusCode::OK);
         kept.push(connection);
     }
-    assert!(webhook.connect().await.send_request(ask()).await.is_err());
+    assert!(webhook.try_connect().await.is_err());
     drop(kept.pop());
     let retry = async {
         loop {
-            if let Ok(answer) = webhook.connect().await.send_request(ask()).await {
-                break answer.status();
+            if let Ok(mut connection) = webhook.try_connect().await {
+                break connection.send_request(ask()).await.unwrap().status();
             }
         }
     };

@@ -12,7 +12,7 @@ use rustls_pki_types::CertificateDer;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -20,6 +20,7 @@ use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use super::places::{ConnectionLimits, Place, Places};
 use crate::backoff::Backoff;
 
 /// How long a handshake may take, unless there is a reason for another limit.
@@ -35,8 +36,8 @@ pub struct IncomingConnections(mpsc::Receiver<Connection>);
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
-    /// Held while the connection lives, for the limit on their number.
-    _permit: OwnedSemaphorePermit,
+    /// Held while the connection lives.
+    _place: Place,
 }
 
 /// Who is at the other end. Found in the extensions of each request.
@@ -52,23 +53,17 @@ pub struct Peer {
 /// Accepts TLS connections for tonic's `serve_with_incoming`.
 ///
 /// Handshakes run side by side, each within `handshake_timeout` and with the configuration that `tls` holds when its
-/// connection comes. Beyond `max_connections`, handshakes included, a new one is closed at once, so that its client
-/// tries elsewhere or later. Running out of file descriptors pauses accepting for 50 ms to 1 s; a failed handshake
+/// connection comes. Beyond `limits`, handshakes included, a new one is closed at once, so that its client tries elsewhere
+/// or later. Running out of file descriptors pauses accepting for 50 ms to 1 s; a failed handshake
 /// concerns its connection only. Needs a tokio runtime.
 pub fn server_stream(
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
-    max_connections: usize,
+    limits: ConnectionLimits,
     handshake_timeout: Duration,
 ) -> IncomingConnections {
     let (sender, receiver) = mpsc::channel(16);
-    let acceptor = Acceptor {
-        listener,
-        tls,
-        permits: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
-        handshake_timeout,
-        sender,
-    };
+    let acceptor = Acceptor { listener, tls, places: Places::new(limits), handshake_timeout, sender };
     tokio::spawn(acceptor.run());
     IncomingConnections(receiver)
 }
@@ -76,7 +71,7 @@ pub fn server_stream(
 struct Acceptor {
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
-    permits: Arc<Semaphore>,
+    places: Places,
     handshake_timeout: Duration,
     sender: mpsc::Sender<Connection>,
 }
@@ -94,11 +89,11 @@ impl Acceptor {
             match accepted {
                 Ok((tcp, address)) => {
                     pause.reset();
-                    match self.permits.clone().try_acquire_owned() {
-                        Ok(permit) => {
-                            handshakes.spawn(self.handshake(tcp, address, permit));
+                    match self.places.take(address.ip()) {
+                        Ok(place) => {
+                            handshakes.spawn(self.handshake(tcp, address, place));
                         }
-                        Err(_) => debug!(%address, "connection closed: too many connections"),
+                        Err(full) => debug!(%address, "connection closed: {full}"),
                     }
                 }
                 Err(error) if concerns_one_connection(&error) => {
@@ -123,7 +118,7 @@ impl Acceptor {
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-        permit: OwnedSemaphorePermit,
+        place: Place,
     ) -> impl Future<Output = ()> + Send + 'static {
         let acceptor = TlsAcceptor::from(self.tls.borrow().clone());
         let sender = self.sender.clone();
@@ -147,7 +142,7 @@ impl Acceptor {
                     .collect(),
             };
             // Fails when the server has ended; then so has this connection.
-            let _ = sender.send(Connection { stream, peer, _permit: permit }).await;
+            let _ = sender.send(Connection { stream, peer, _place: place }).await;
         }
     }
 }

@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -5,7 +6,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -21,24 +22,38 @@ const LONG: Duration = Duration::from_secs(60);
 
 struct Server {
     root: Authority,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     tls: watch::Sender<Arc<ServerConfig>>,
     incoming: IncomingConnections,
 }
 
 impl Server {
     async fn start(max_connections: usize, handshake_timeout: Duration) -> Self {
+        Self::with_limits(ConnectionLimits::of(max_connections), handshake_timeout).await
+    }
+
+    async fn with_limits(limits: ConnectionLimits, handshake_timeout: Duration) -> Self {
         tls::install_provider();
         let root = Authority::root("root");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (tls, configs) = watch::channel(server_tls(&root));
-        let incoming = server_stream(listener, configs, max_connections, handshake_timeout);
+        let incoming = server_stream(listener, configs, limits, handshake_timeout);
         Self { root, address, tls, incoming }
     }
 
     async fn connect(&self, config: Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
-        let tcp = TcpStream::connect(self.address).await?;
+        self.connect_from("127.0.0.1", config).await
+    }
+
+    async fn connect_from(
+        &self,
+        source: &str,
+        config: Arc<ClientConfig>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
+        let tcp = socket.connect(self.address).await?;
         TlsConnector::from(config).connect("localhost".try_into().unwrap(), tcp).await
     }
 
@@ -113,6 +128,22 @@ async fn connections_beyond_the_limit_are_closed_until_one_ends() {
     drop(first);
     let _second_client = server.connect(server.client("cart")).await.unwrap();
     server.next().await;
+}
+
+#[tokio::test]
+async fn one_address_with_all_that_it_may_have_keeps_no_other_out() {
+    let limits = ConnectionLimits { all: 100, per_address: 2 };
+    let mut server = Server::with_limits(limits, LONG).await;
+    let greedy = server.connect(server.client("cart")).await.unwrap();
+    let first = server.next().await;
+    // One that does not even begin its handshake counts as well.
+    let silent = TcpStream::connect(server.address).await.unwrap();
+    assert!(server.connect(server.client("cart")).await.is_err());
+    let _other = server.connect_from("127.0.0.2", server.client("cart")).await.unwrap();
+    assert_eq!(server.next().await.peer().address.ip().to_string(), "127.0.0.2");
+    drop((greedy, first));
+    let _again = server.connect(server.client("cart")).await.unwrap();
+    drop(silent);
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::sync::{Once, OnceLock};
 
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
 
 use super::cluster::run;
-use super::{Cluster, ROLLOUT};
+use super::{Cluster, ROLLOUT, process};
 use crate::golden::repository;
 use crate::helm::Helm;
 use crate::wait;
@@ -104,20 +105,27 @@ impl Mesh {
         }
     }
 
-    /// SIGKILL for every process of a daemon, as the kernel does when memory is short.
+    /// SIGKILL for the process of each pod of a daemon, as the kernel does when memory is short; then other pods in their
+    /// place, because kubelet lets one that ends again and again wait for minutes.
+    #[track_caller]
     pub fn kill(&self, daemon: &str) {
+        // Processes of another machine are out of reach.
+        let _ = self.cluster.own_name();
         let label = format!("app.kubernetes.io/name={daemon}");
-        self.cluster.kubectl([
-            "delete",
-            "pods",
-            "-n",
-            CONTROL_PLANE,
-            "-l",
-            &label,
-            "--grace-period=0",
-            "--force",
-            "--wait=false",
-        ]);
+        let of_daemon = ["pods", "-n", CONTROL_PLANE, "-l", &label];
+        let processes = wait::until(&format!("processes of {daemon}"), ROLLOUT, || {
+            let pods = self.cluster.get_json(&of_daemon);
+            let found: Option<Vec<Pid>> =
+                pods["items"].as_array()?.iter().map(|pod| process(daemon, pod)).collect();
+            found.filter(|found| !found.is_empty())
+        });
+        for process in processes {
+            kill_process(process, Signal::KILL).unwrap();
+            wait::until_true("it is gone", ROLLOUT, || test_kill_process(process).is_err());
+        }
+        self.cluster.kubectl(
+            [&["delete"], &of_daemon[..], &["--grace-period=0", "--force", "--wait=false"]].concat(),
+        );
     }
 
     /// Changes the MeshConfig's spec.
@@ -134,4 +142,9 @@ impl Mesh {
             &patch,
         ]);
     }
+}
+
+/// The process of a daemon's pod.
+fn process(daemon: &str, pod: &Value) -> Option<Pid> {
+    process::find(daemon, "environ", &format!("TIDEGATE_POD_NAME={}", pod["metadata"]["name"].as_str()?))
 }

@@ -1,13 +1,10 @@
 //! A pod that runs.
 
-use std::fs;
-use std::path::Path;
-
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::Cluster;
 use super::cluster::Failure;
+use super::{Cluster, process};
 
 /// The container of [`super::workload`]'s pods.
 pub const APP: &str = "app";
@@ -111,7 +108,18 @@ impl Pod {
     /// Sends a line over TCP; what came back, or how it ended.
     #[track_caller]
     pub fn tcp(&self, target: &str, line: &str) -> Result<String, String> {
-        let found = self.ask(&["tcp", target, line]);
+        self.answer(&["tcp", target, line])
+    }
+
+    /// Sends a datagram; what came back, or how it failed: `refused` where it may not be sent.
+    #[track_caller]
+    pub fn udp(&self, target: &str, text: &str) -> Result<String, String> {
+        self.answer(&["udp", target, text])
+    }
+
+    #[track_caller]
+    fn answer(&self, arguments: &[&str]) -> Result<String, String> {
+        let found = self.ask(arguments);
         match found["answer"].as_str() {
             Some(answer) => Ok(answer.to_owned()),
             None => Err(found["error"].as_str().unwrap_or_default().to_owned()),
@@ -131,19 +139,24 @@ impl Pod {
     /// Stops its sidecar's process until the guard is dropped, as a node does that swaps.
     #[track_caller]
     pub fn pause_sidecar(&self) -> Paused {
+        let paused = Paused(self.sidecar_process());
+        rustix::process::kill_process(paused.0, Signal::STOP).unwrap();
+        paused
+    }
+
+    /// Ends its sidecar's process at once; kubelet starts it again.
+    #[track_caller]
+    pub fn kill_sidecar(&self) {
+        rustix::process::kill_process(self.sidecar_process(), Signal::KILL).unwrap();
+    }
+
+    #[track_caller]
+    fn sidecar_process(&self) -> rustix::process::Pid {
         // Processes of another machine are out of reach.
         let _ = self.cluster.own_name();
         let workload = format!("--workload={}/{}", self.namespace, self.name);
-        let is_its = |process: &Path| {
-            let line = fs::read(process.join("cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|word| word == workload.as_bytes())
-        };
-        let mut processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-        let process = processes.find(|process| is_its(process)).expect("the sidecar runs on this machine");
-        let number = process.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        let paused = Paused(rustix::process::Pid::from_raw(number).unwrap());
-        rustix::process::kill_process(paused.0, Signal::STOP).unwrap();
-        paused
+        let process = process::find("tidegate-sidecar", "cmdline", &workload);
+        process.expect("the sidecar runs on this machine")
     }
 
     /// Deletes it and waits until it is gone.
@@ -185,6 +198,14 @@ impl Outcome {
         match self {
             Self::Answer(status, _) => *status,
             Self::Refused(_) => 0,
+        }
+    }
+
+    /// How the connection ended, if there was no answer.
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Answer(..) => None,
+            Self::Refused(error) => Some(error),
         }
     }
 

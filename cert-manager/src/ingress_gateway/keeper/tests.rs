@@ -46,6 +46,7 @@ fn world() -> World {
         rules: IssuingRules::default(),
         telemetry: Telemetry::register(&Metrics::new()),
         status: watch::channel(GatewayStatus::NotConfigured).0,
+        untidy: None,
     };
     World { dir, gateway, settings, states, drain, watch }
 }

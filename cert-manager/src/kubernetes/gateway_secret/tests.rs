@@ -147,3 +147,18 @@ async fn the_secret_of_another_mesh_is_left_alone_and_named() {
     blue.remove(&name("a")).await.unwrap();
     assert!(secrets.get(&name("a")).await.unwrap() == Some(values("1")));
 }
+
+#[tokio::test]
+async fn one_whose_namespace_is_gone_and_with_it_the_right_to_look_is_forgotten() {
+    let (api, secrets) = world().await;
+    api.apply("v1/namespaces", json!({"metadata": {"name": "ingress"}}));
+    secrets.put(&name("a"), &values("1")).await.unwrap();
+    api.answer(|request, _| {
+        (request.namespace == "ingress").then(|| FakeApi::refusal(403, "secrets \"a\" is forbidden"))
+    });
+    secrets.remove(&name("a")).await.unwrap_err();
+    assert_eq!(secrets.owned().await.unwrap(), [name("a")], "the namespace is there: a right is missing");
+    api.delete("v1/namespaces", "", "ingress");
+    secrets.remove(&name("a")).await.unwrap();
+    assert!(secrets.owned().await.unwrap().is_empty());
+}

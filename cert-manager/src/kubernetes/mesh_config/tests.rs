@@ -13,6 +13,7 @@ struct World {
     gateway: watch::Sender<GatewayStatus>,
     settings: watch::Receiver<Option<IngressGatewaySettings>>,
     active: watch::Receiver<bool>,
+    life: watch::Receiver<Option<Duration>>,
     _task: JoinSet<()>,
 }
 
@@ -22,19 +23,26 @@ async fn world(leads: bool) -> World {
     let gateway = watch::channel(GatewayStatus::NotActive).0;
     let follower =
         MeshConfigFollower::start(api.client(), NAMESPACE, leader.subscribe(), &WatchMetrics::default());
-    let (settings, active) = (follower.settings(), follower.active());
+    let (settings, active, life) = (follower.settings(), follower.active(), follower.workload_life());
     let mut task = JoinSet::new();
     task.spawn(follower.run(gateway.subscribe()));
-    World { api, leader, gateway, settings, active, _task: task }
+    World { api, leader, gateway, settings, active, life, _task: task }
 }
 
 impl World {
     fn mesh_config(&self, gateway: Value) {
         let certificate =
             json!({"serviceCertValidityDuration": "24h", "certKeyBitSize": 2048, "ingressGateway": gateway});
-        let spec = json!({"certificate": certificate});
+        self.write(json!({"certificate": certificate}));
+    }
+
+    fn write(&self, spec: Value) {
         let status = self.status();
-        let metadata = json!({"name": MESH_CONFIG_NAME, "namespace": NAMESPACE});
+        let before = self.api.get(RESOURCE, NAMESPACE, MESH_CONFIG_NAME);
+        let generation =
+            before.and_then(|before| before["metadata"]["generation"].as_i64()).unwrap_or_default();
+        let metadata =
+            json!({"name": MESH_CONFIG_NAME, "namespace": NAMESPACE, "generation": generation + 1});
         self.api.apply(
             RESOURCE,
             json!({
@@ -68,9 +76,13 @@ impl World {
     }
 }
 
+fn settings(secret: &str) -> IngressGatewaySettings {
+    parse(&serde_json::from_value(gateway("24h", secret)).unwrap()).unwrap()
+}
+
 fn ready(secret: &str) -> GatewayStatus {
     GatewayStatus::Ready {
-        secret: SecretName { namespace: "ingress".to_owned(), name: secret.to_owned() },
+        settings: settings(secret),
         serial: "01".to_owned(),
         not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000),
     }
@@ -90,14 +102,79 @@ async fn settings_are_followed_and_the_condition_says_how_it_went() {
     world.active.wait_for(|active| *active).await.unwrap();
     world.gateway.send_replace(ready("a"));
     world.condition_is("True", "Written", "Secret ingress/a holds a certificate until 2030-03-17T").await;
+    assert_eq!(world.condition()["observedGeneration"], 1);
     let since = world.condition()["lastTransitionTime"].clone();
     assert!(humantime::parse_rfc3339(since.as_str().unwrap()).is_ok(), "{since}");
     world.gateway.send_replace(GatewayStatus::Failed { reason: "Secret ingress/a: no".to_owned() });
     world.condition_is("False", "NotWritten", "Secret ingress/a: no").await;
-    world.gateway.send_replace(GatewayStatus::NotConfigured);
-    world.condition_is("True", "NotConfigured", "").await;
     world.mesh_config(Value::Null);
     world.settings.wait_for(Option::is_none).await.unwrap();
+    world.gateway.send_replace(GatewayStatus::NotConfigured);
+    world.condition_is("Unknown", "NotConfigured", "").await;
+    assert_eq!(world.condition()["observedGeneration"], 2);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_the_condition_waits_for_the_settings_that_are_in_force() {
+    let mut world = world(true).await;
+    world.mesh_config(Value::Null);
+    world.gateway.send_replace(GatewayStatus::NotConfigured);
+    world.condition_is("Unknown", "NotConfigured", "").await;
+    world.mesh_config(gateway("24h", "a"));
+    world.settings.wait_for(Option::is_some).await.unwrap();
+    world.gateway.send_replace(ready("a"));
+    world.condition_is("True", "Written", "").await;
+    assert_eq!(world.condition()["observedGeneration"], 2);
+    // The status that comes now is still of the settings before.
+    world.mesh_config(gateway("24h", "b"));
+    world.settings.wait_for(|settings| *settings == Some(self::settings("b"))).await.unwrap();
+    world.gateway.send_replace(ready("a"));
+    world.gateway.send_replace(GatewayStatus::Failed { reason: "not yet".to_owned() });
+    world.condition_is("False", "NotWritten", "not yet").await;
+    assert_eq!(world.condition()["observedGeneration"], 3);
+    world.gateway.send_replace(ready("b"));
+    world.condition_is("True", "Written", "Secret ingress/b").await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_elsewhere_in_the_mesh_config_keeps_nobody_from_a_certificate() {
+    let mut world = world(true).await;
+    let certificate = json!({"serviceCertValidityDuration": "1h", "certKeyBitSize": "many", "ingressGateway": gateway("24h", "a")});
+    world.write(json!({"traffic": {"enableEgress": "yes"}, "certificate": certificate}));
+    world.settings.wait_for(|found| *found == Some(settings("a"))).await.unwrap();
+    world.active.wait_for(|active| *active).await.unwrap();
+    world.life.wait_for(|life| *life == Some(Duration::from_secs(3600))).await.unwrap();
+    world.gateway.send_replace(ready("a"));
+    world.condition_is("True", "Written", "").await;
+    for (spec, problem) in [
+        (
+            json!({"certificate": {"ingressGateway": {"subjectAltNames": "a"}}}),
+            "spec.certificate.ingressGateway",
+        ),
+        (json!({"certificate": 1}), "spec.certificate: must be of type object: 1"),
+    ] {
+        world.write(spec);
+        world.condition_is("False", "SettingsNotUnderstood", problem).await;
+        assert_eq!(*world.settings.borrow(), Some(settings("a")), "what works stays");
+    }
+}
+
+#[tokio::test]
+async fn the_life_of_workloads_certificates_is_followed_and_one_that_cannot_be_keeps_the_one_before() {
+    let mut world = world(false).await;
+    let life =
+        |text: &str| json!({"certificate": {"serviceCertValidityDuration": text, "certKeyBitSize": 2048}});
+    world.write(life("1h30m"));
+    world.life.wait_for(|life| *life == Some(Duration::from_secs(5400))).await.unwrap();
+    for wrong in ["soon", "9s", "-1h"] {
+        world.write(life(wrong));
+    }
+    world.write(json!({"certificate": {"serviceCertValidityDuration": 7}}));
+    world.write(life("2h"));
+    world.life.changed().await.unwrap();
+    assert_eq!(*world.life.borrow(), Some(Duration::from_secs(7200)), "nothing came between");
+    world.write(json!({}));
+    world.life.wait_for(Option::is_none).await.unwrap();
 }
 
 #[tokio::test]
@@ -109,8 +186,8 @@ async fn what_others_say_in_the_status_stays() {
     config["status"] =
         json!({"currentStatus": "error", "reason": "the controller's", "conditions": [theirs]});
     world.api.apply(RESOURCE, config);
-    world.gateway.send_replace(ready("a"));
-    world.condition_is("True", "Written", "").await;
+    world.gateway.send_replace(GatewayStatus::NotConfigured);
+    world.condition_is("Unknown", "NotConfigured", "").await;
     let status = world.status();
     assert_eq!((&status["currentStatus"], &status["reason"]), (&json!("error"), &json!("the controller's")));
     assert_eq!(status["conditions"][0], theirs);
@@ -192,16 +269,20 @@ async fn a_status_that_could_not_be_written_is_written_later() {
 #[test]
 fn a_condition_is_written_when_it_says_something_new_and_keeps_since_when() {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    let wanted = condition(&[], &ready("a"), true).unwrap();
+    let said = |gateway: &GatewayStatus, secret: &str| condition(&[], gateway, Some(&settings(secret)), true);
+    let wanted = said(&ready("a"), "a").unwrap();
     let written = due(None, wanted.clone(), now).unwrap();
     assert_eq!(written.last_transition_time.as_deref(), Some("2027-01-15T08:00:00Z"));
     assert_eq!(due(Some(&written), wanted, now), None);
     let later = now + Duration::from_secs(60);
-    let renamed = due(Some(&written), condition(&[], &ready("b"), true).unwrap(), later).unwrap();
+    let renamed = due(Some(&written), said(&ready("b"), "b").unwrap(), later).unwrap();
     assert_eq!(renamed.last_transition_time, written.last_transition_time, "it is as ready as before");
     let failed = GatewayStatus::Failed { reason: "no".to_owned() };
-    let failed = due(Some(&written), condition(&[], &failed, true).unwrap(), later).unwrap();
+    let failed = due(Some(&written), said(&failed, "a").unwrap(), later).unwrap();
     assert_eq!(failed.last_transition_time.as_deref(), Some("2027-01-15T08:01:00Z"));
-    assert_eq!(condition(&[], &GatewayStatus::NotActive, true), None);
-    assert_eq!(condition(&[], &ready("a"), false), None, "whoever leads says so");
+    assert_eq!(said(&GatewayStatus::NotActive, "a"), None);
+    assert_eq!(said(&ready("a"), "b"), None, "it is about other settings");
+    assert_eq!(said(&GatewayStatus::NotConfigured, "a"), None);
+    let by_another = condition(&[], &ready("a"), Some(&settings("a")), false);
+    assert_eq!(by_another, None, "whoever leads says so");
 }

@@ -19,6 +19,12 @@ fn forget(api: &FakeApi, namespace: &str) {
     api.delete("v1/configmaps", namespace, TRUST_BUNDLE_CONFIG_MAP);
 }
 
+fn start(api: &FakeApi, control_plane: &str, mesh: &str, wake: &Arc<Notify>) -> TrustBundleConfigMaps {
+    let meters = WatchMetrics::default();
+    let namespaces = Namespaces::start(api.client(), control_plane, mesh, wake, &meters);
+    TrustBundleConfigMaps::start(api.client(), namespaces, mesh, wake, &meters)
+}
+
 /// A publisher that is asked for `pem` whenever it is woken, as the authority does.
 async fn publisher(api: &FakeApi, pem: &'static str) -> JoinSet<()> {
     publisher_of(api, CONTROL_PLANE, "osm", pem).await
@@ -26,8 +32,7 @@ async fn publisher(api: &FakeApi, pem: &'static str) -> JoinSet<()> {
 
 async fn publisher_of(api: &FakeApi, control_plane: &str, mesh: &str, pem: &'static str) -> JoinSet<()> {
     let wake = Arc::new(Notify::new());
-    let publisher =
-        TrustBundleConfigMaps::start(api.client(), control_plane, mesh, &wake, &WatchMetrics::default());
+    let publisher = start(api, control_plane, mesh, &wake);
     publisher.publish(pem).await.unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -127,13 +132,7 @@ async fn a_namespace_that_goes_stops_nobody_and_one_that_refuses_is_named() {
         ("patch", "b") => Some(FakeApi::refusal(403, "configmaps is forbidden")),
         _ => None,
     });
-    let publisher = TrustBundleConfigMaps::start(
-        api.client(),
-        CONTROL_PLANE,
-        "osm",
-        &Arc::default(),
-        &WatchMetrics::default(),
-    );
+    let publisher = start(&api, CONTROL_PLANE, "osm", &Arc::default());
     let error = publisher.publish("pem").await.unwrap_err().to_string();
     assert_eq!(error, "namespace b: configmaps is forbidden");
     assert!(published(&api, CONTROL_PLANE).is_some());
@@ -144,13 +143,7 @@ async fn a_namespace_that_goes_stops_nobody_and_one_that_refuses_is_named() {
 async fn nothing_is_written_again_that_is_right() {
     let api = FakeApi::start().await;
     namespace(&api, CONTROL_PLANE, json!({}));
-    let publisher = TrustBundleConfigMaps::start(
-        api.client(),
-        CONTROL_PLANE,
-        "osm",
-        &Arc::default(),
-        &WatchMetrics::default(),
-    );
+    let publisher = start(&api, CONTROL_PLANE, "osm", &Arc::default());
     publisher.publish("pem").await.unwrap();
     let writes = |api: &FakeApi| api.requests().iter().filter(|request| request.verb == "patch").count();
     // Until its own watch has told.

@@ -135,6 +135,16 @@ async fn three_steps_replace_the_root() {
 }
 
 #[tokio::test]
+async fn a_replica_that_does_not_answer_is_passed_over() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    // Running as a Pod, though its container is not; and the first by name.
+    fake.put(control_plane_pod("tidegate-cert-manager", "a-crashing"));
+    rotate(&fake.cluster(), AT_ONCE).await.unwrap();
+    assert_eq!(mesh.taken(), 3);
+}
+
+#[tokio::test]
 async fn one_step_at_a_time_is_possible() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Namespace, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::api::{Api, ListParams, ResourceExt};
 use tidegate_crds::ingress_backend::IngressBackend;
 use tidegate_crds::injection::{mesh_of, namespace_is_in_mesh};
@@ -38,7 +38,7 @@ const BACKENDS: Check = Check {
 const SOURCES: Check = Check {
     id: "sources-have-endpoints",
     category: CATEGORY,
-    title: "each source Service has endpoints",
+    title: "each source Service has endpoints that are ready",
     hint: "without endpoints nobody is let in by it: name the ingress controller's Service, and start its pods",
 };
 const CONFLICTS: Check = Check {
@@ -130,14 +130,17 @@ async fn sources(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Resu
         let selector = ListParams::default().labels(&format!("{SERVICE_NAME}={service}"));
         let slices =
             cluster.list(&slices, selector, &format!("endpoints of Service {namespace}/{service}")).await?;
-        if !slices
-            .iter()
-            .any(|slice| slice.endpoints.iter().flatten().any(|endpoint| !endpoint.addresses.is_empty()))
-        {
-            without.push(format!("{policy}: Service {namespace}/{service} has no endpoints"));
+        if !slices.iter().any(|slice| slice.endpoints.iter().flatten().any(counts)) {
+            without.push(format!("{policy}: Service {namespace}/{service} has no endpoints that are ready"));
         }
     }
     Ok(Outcome::warning_for(&without))
+}
+
+/// Whether the controller lets an endpoint in: one that does not say whether it is ready is.
+fn counts(endpoint: &Endpoint) -> bool {
+    let is_ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready);
+    !endpoint.addresses.is_empty() && is_ready != Some(false)
 }
 
 fn name(policy: &IngressBackend) -> String {

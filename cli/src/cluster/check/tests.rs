@@ -164,7 +164,7 @@ async fn nothing_is_wrong_with_a_mesh_that_is_well() {
          ✓ each IngressBackend is in a namespace of the mesh\n\
          ✓ each IngressBackend is in force\n\
          ✓ each backend is a Service of its policy's namespace\n\
-         ✓ each source Service has endpoints\n\
+         ✓ each source Service has endpoints that are ready\n\
          ✓ no two IngressBackends open the same backend\n\
          \n\
          ✓ all is well\n"
@@ -240,10 +240,24 @@ async fn each_fault_of_policies_is_found() {
             "Warning policies-in-mesh: elsewhere/lost",
             "Failed policies-committed: httpbin/wrong: endpoints not found",
             "Warning backends-exist: httpbin/policy: there is no Service httpbin/httpbin; httpbin/wrong: there is no Service httpbin/httpbin",
-            "Warning sources-have-endpoints: httpbin/policy: Service ingress-nginx/ingress has no endpoints",
+            "Warning sources-have-endpoints: httpbin/policy: Service ingress-nginx/ingress has no endpoints that are ready",
             "Warning policies-conflict: httpbin/policy and httpbin/wrong both open httpbin:14001",
         ]
     );
+}
+
+#[tokio::test]
+async fn endpoints_that_are_not_ready_are_no_source() {
+    let (fake, _) = healthy().await;
+    let warned = async |ready: Value| {
+        let mut slice = endpoints(&["10.0.0.9"]);
+        slice["endpoints"][0]["conditions"] = json!({"ready": ready});
+        fake.put(slice);
+        faults(&checked(&fake).await).iter().any(|problem| problem.contains("sources-have-endpoints"))
+    };
+    assert!(warned(json!(false)).await);
+    assert!(!warned(json!(true)).await);
+    assert!(!warned(Value::Null).await, "nobody says that it is not");
 }
 
 #[tokio::test]

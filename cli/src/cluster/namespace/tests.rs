@@ -128,12 +128,15 @@ async fn ignoring_sets_the_label() {
 async fn the_list_shows_members_of_either_label() {
     let mut b = namespace("b", json!({"openservicemesh.io/monitored-by": "other"}));
     b["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "Yes"});
+    let mut f = namespace("f", json!({"tidegate.io/injection": "enabled"}));
+    f["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "disabled"});
     let fake = FakeCluster::start(vec![
         b,
         namespace("a", json!({"tidegate.io/injection": "enabled"})),
         namespace("c", json!({"openservicemesh.io/monitored-by": "osm"})),
         namespace("d", json!({"openservicemesh.io/monitored-by": "osm", "openservicemesh.io/ignore": ""})),
         namespace("e", json!({})),
+        f,
     ])
     .await;
     let all = list(&fake.cluster(), None).await.unwrap();
@@ -142,11 +145,12 @@ async fn the_list_shows_members_of_either_label() {
         "NAMESPACE   MESH    SIDECAR-INJECTION\n\
          a           osm     enabled\n\
          b           other   enabled\n\
-         c           osm     disabled\n"
+         c           osm     disabled\n\
+         f           osm     disabled\n"
     );
     let names = |list: Vec<MeshNamespace>| list.into_iter().map(|row| row.namespace).collect::<Vec<_>>();
     assert_eq!(names(list(&fake.cluster(), Some("other")).await.unwrap()), ["b"]);
-    assert_eq!(names(list(&fake.cluster(), Some("osm")).await.unwrap()), ["a", "c"]);
+    assert_eq!(names(list(&fake.cluster(), Some("osm")).await.unwrap()), ["a", "c", "f"]);
 }
 
 #[tokio::test]

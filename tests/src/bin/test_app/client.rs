@@ -1,6 +1,7 @@
 //! Clients that ask once and print what they got.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -44,6 +45,17 @@ pub(crate) struct Tcp {
     line: Option<String>,
     /// Seconds to wait for an answer.
     #[arg(long, default_value_t = 10)]
+    within: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Udp {
+    /// host:port.
+    target: String,
+    /// The datagram to send.
+    text: String,
+    /// Seconds to wait for an answer.
+    #[arg(long, default_value_t = 5)]
     within: u64,
 }
 
@@ -104,13 +116,7 @@ impl Get {
 
 impl Tcp {
     pub(crate) fn run(&self) -> ExitCode {
-        let outcome = self.exchange();
-        let (value, code) = match outcome {
-            Ok(answer) => (json!({"answer": answer}), ExitCode::SUCCESS),
-            Err(error) => (json!({"error": error}), ExitCode::FAILURE),
-        };
-        println!("{value}");
-        code
+        print_answer(self.exchange())
     }
 
     fn exchange(&self) -> Result<String, String> {
@@ -122,6 +128,40 @@ impl Tcp {
         let bytes = connection.read(Duration::from_secs(self.within)).map_err(|end| name(&end))?;
         Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
     }
+}
+
+impl Udp {
+    pub(crate) fn run(&self) -> ExitCode {
+        print_answer(resolve(&self.target).and_then(|target| {
+            self.exchange(target).map_err(|error| match error.kind() {
+                // Which of the two it is depends on whether the kernel is faster than the rule's answer.
+                ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => "refused".to_owned(),
+                kind => kind.to_string(),
+            })
+        }))
+    }
+
+    fn exchange(&self, target: SocketAddr) -> io::Result<String> {
+        let any: IpAddr =
+            if target.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(self.within)))?;
+        socket.connect(target)?;
+        socket.send(self.text.as_bytes())?;
+        let mut datagram = [0; 2048];
+        let length = socket.recv(&mut datagram)?;
+        Ok(String::from_utf8_lossy(&datagram[..length]).into_owned())
+    }
+}
+
+/// `{"answer": …}` or `{"error": …}`.
+fn print_answer(outcome: Result<String, String>) -> ExitCode {
+    let (value, code) = match outcome {
+        Ok(answer) => (json!({"answer": answer}), ExitCode::SUCCESS),
+        Err(error) => (json!({"error": error}), ExitCode::FAILURE),
+    };
+    println!("{value}");
+    code
 }
 
 /// One GET on a connection of its own.

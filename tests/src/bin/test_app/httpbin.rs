@@ -14,11 +14,19 @@ use crate::client::{self, Url};
 
 /// Whether `/healthz` and gRPC's health service say that all is well. `POST /unhealthy` and `/healthy` change it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Health(Arc<AtomicBool>);
+pub(crate) struct Health {
+    is_bad: Arc<AtomicBool>,
+    drains: Arc<AtomicBool>,
+}
 
 impl Health {
     pub(crate) fn is_good(&self) -> bool {
-        !self.0.load(Ordering::Relaxed)
+        !self.is_bad.load(Ordering::Relaxed)
+    }
+
+    /// From now on each answer is its connection's last.
+    pub(crate) fn drain(&self) {
+        self.drains.store(true, Ordering::Relaxed);
     }
 }
 
@@ -32,8 +40,13 @@ pub(crate) fn serve(conversation: &mut Conversation, health: &Health) -> io::Res
             }
         }
         let peer = conversation.peer()?.ip().to_canonical().to_string();
-        conversation.write(&answer(&request, &peer, health))?;
-        if request.closes() {
+        let drains = health.drains.load(Ordering::Relaxed);
+        let mut answer = answer(&request, &peer, health);
+        if drains && let Some(end) = answer.iter().position(|byte| *byte == b'\n') {
+            answer.splice(end + 1..end + 1, *b"Connection: close\r\n");
+        }
+        conversation.write(&answer)?;
+        if drains || request.closes() {
             return Ok(());
         }
     }
@@ -57,8 +70,8 @@ pub(crate) fn answer(request: &Message, peer: &str, health: &Health) -> Vec<u8> 
             return respond(request, status, "");
         }
         ["healthz"] => return respond(request, if health.is_good() { 200 } else { 500 }, ""),
-        ["unhealthy"] => health.0.store(true, Ordering::Relaxed),
-        ["healthy"] => health.0.store(false, Ordering::Relaxed),
+        ["unhealthy"] => health.is_bad.store(true, Ordering::Relaxed),
+        ["healthy"] => health.is_bad.store(false, Ordering::Relaxed),
         _ => {}
     }
     respond(request, 200, &format!("{:#}\n", describe(request, peer)))

@@ -13,7 +13,7 @@ mod httpbin;
 mod load;
 mod tls;
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -38,6 +38,8 @@ enum Role {
     Get(client::Get),
     /// Sends a line over TCP and prints what came back.
     Tcp(client::Tcp),
+    /// Sends a datagram and prints what came back.
+    Udp(client::Udp),
     /// One request over TLS with a certificate as wanted; prints the answer or how the connection ended.
     Tls(tls::Exchange),
     /// Asks the certificate authority for a certificate.
@@ -71,6 +73,9 @@ struct Serve {
     /// Ports that send back what they get.
     #[arg(long, value_delimiter = ',')]
     tcp: Vec<u16>,
+    /// Ports that send back each datagram.
+    #[arg(long, value_delimiter = ',')]
+    udp: Vec<u16>,
     /// Ports that greet first, then send back what they get.
     #[arg(long, value_delimiter = ',')]
     greet: Vec<u16>,
@@ -83,7 +88,8 @@ struct Serve {
     /// Before all else, at the first instruction: GET of this URL. The process ends with code 1 if it fails.
     #[arg(long)]
     first: Option<client::Url>,
-    /// After SIGTERM, go on serving for so many seconds, as a server does that drains.
+    /// After SIGTERM, go on serving for so many seconds, as a server does that drains: each answer is its connection's
+    /// last.
     #[arg(long, default_value_t = 0)]
     drain: u64,
 }
@@ -96,6 +102,7 @@ fn main() -> ExitCode {
         Role::Serve(serve) => serve.run(),
         Role::Get(get) => get.run(),
         Role::Tcp(tcp) => tcp.run(),
+        Role::Udp(udp) => udp.run(),
         Role::Tls(exchange) => exchange.run(),
         Role::Certify(certify) => certify.run(),
         Role::Discover(discover) => discover.run(),
@@ -134,6 +141,9 @@ impl Serve {
         }
         apps.extend(self.tcp.iter().map(|port| App::tcp_echo(at(*port))));
         apps.extend(self.greet.iter().map(|port| App::server_first(at(*port), b"220 ready\r\n")));
+        for port in &self.udp {
+            udp_echo(at(*port));
+        }
         for port in &self.https {
             tls::serve(at(*port), health.clone());
         }
@@ -141,9 +151,22 @@ impl Serve {
             grpc::serve(at(*port), health.clone());
         }
         wait_for_end();
+        health.drain();
         thread::park_timeout(Duration::from_secs(self.drain));
         ExitCode::SUCCESS
     }
+}
+
+fn udp_echo(address: SocketAddr) {
+    let socket = UdpSocket::bind(address).unwrap_or_else(|error| panic!("udp at {address}: {error}"));
+    thread::spawn(move || {
+        let mut datagram = [0; 2048];
+        loop {
+            let Ok((length, from)) = socket.recv_from(&mut datagram) else { continue };
+            // Who has gone meanwhile needs no answer.
+            let _ = socket.send_to(&datagram[..length], from);
+        }
+    });
 }
 
 /// Until SIGTERM or SIGINT. The first process of a container has no default action for them.

@@ -1,0 +1,144 @@
+//! Which mesh a namespace holds the control plane of, so that nobody changes or removes another one than was named.
+
+use anyhow::{bail, ensure};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, ResourceExt};
+use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
+
+use super::helm::Helm;
+use super::leftovers::ROOT_SECRET;
+use super::{Deletions, RELEASE};
+use crate::cluster::client::Cluster;
+use crate::cluster::control_plane::{INSTANCE_LABEL, Part};
+
+/// Refuses unless the control plane in the namespace is the named mesh's.
+pub(super) async fn is_named(cluster: &Cluster) -> anyhow::Result<()> {
+    let Some(installed) = controller(cluster).await? else { return nothing_there(cluster) };
+    same_mesh(cluster, &installed)
+}
+
+/// [`is_named`], also for what an earlier uninstall has left: that it kept, or that it had no time for.
+pub(super) async fn may_be_removed(
+    cluster: &Cluster,
+    helm: &Helm,
+    deletions: Deletions,
+) -> anyhow::Result<()> {
+    if let Some(installed) = controller(cluster).await? {
+        return same_mesh(cluster, &installed);
+    }
+    let Some(left) = left(cluster).await? else { return nothing_there(cluster) };
+    if !deletions.any() && !helm.has_release(RELEASE)? {
+        return nothing_there(cluster);
+    }
+    same_mesh(cluster, &left)
+}
+
+/// The mesh of the controller that is there; empty if it does not say.
+async fn controller(cluster: &Cluster) -> anyhow::Result<Option<String>> {
+    let (namespace, name) = (&cluster.control_plane, Part::Controller.name());
+    let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
+    let found = cluster.get(&api, name, &format!("Deployment {namespace}/{name}")).await?;
+    Ok(found.map(|found| mesh_of(&found)))
+}
+
+/// The mesh of what outlives a control plane.
+async fn left(cluster: &Cluster) -> anyhow::Result<Option<String>> {
+    let namespace = &cluster.control_plane;
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
+    let root = cluster.get(&secrets, ROOT_SECRET, &format!("Secret {namespace}/{ROOT_SECRET}")).await?;
+    if let Some(root) = root {
+        return Ok(Some(mesh_of(&root)));
+    }
+    let configs: Api<MeshConfig> = Api::namespaced(cluster.client.clone(), namespace);
+    // A cluster without the definition has none, and neither has one whose MeshConfig nobody can read.
+    let config = configs.get_metadata_opt(MESH_CONFIG_NAME).await;
+    let config = config.map_err(|error| cluster.failed("read the MeshConfig", &error))?;
+    Ok(config.map(|config| mesh_of(&config)))
+}
+
+fn mesh_of(object: &impl ResourceExt) -> String {
+    object.labels().get(INSTANCE_LABEL).cloned().unwrap_or_default()
+}
+
+fn same_mesh(cluster: &Cluster, installed: &str) -> anyhow::Result<()> {
+    let Cluster { control_plane: namespace, mesh_name: named, .. } = cluster;
+    ensure!(
+        installed == named,
+        "namespace {namespace} holds the control plane of mesh {installed:?}, not of {named:?}; nothing was changed \
+         (--mesh-name, --tidegate-namespace; `tidegate mesh list` shows which there are)"
+    );
+    Ok(())
+}
+
+fn nothing_there(cluster: &Cluster) -> anyhow::Result<()> {
+    bail!(
+        "there is no control plane in namespace {}; `tidegate mesh list` shows where there is one \
+         (--tidegate-namespace)",
+        cluster.control_plane
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cluster::testing::FakeCluster;
+
+    fn labelled(kind: &str, name: &str, mesh: &str) -> Value {
+        let spec = if kind == "Deployment" { json!({"selector": {}, "template": {}}) } else { json!(null) };
+        json!({"kind": kind, "spec": spec, "metadata": {
+            "name": name, "namespace": "tidegate-system", "labels": {"app.kubernetes.io/instance": mesh}}})
+    }
+
+    fn controller(mesh: &str) -> Value {
+        labelled("Deployment", "tidegate-controller", mesh)
+    }
+
+    #[tokio::test]
+    async fn only_the_named_meshs_control_plane_is_changed_or_removed() {
+        let fake = FakeCluster::start(vec![controller("osm")]).await;
+        let (own, mut other) = (fake.cluster(), fake.cluster());
+        other.mesh_name = "blue".to_owned();
+        is_named(&own).await.unwrap();
+        may_be_removed(&own, &Helm::stub("tidegate"), Deletions::default()).await.unwrap();
+        for refused in [
+            is_named(&other).await,
+            may_be_removed(&other, &Helm::stub("tidegate"), Deletions::default()).await,
+            may_be_removed(&other, &Helm::stub("tidegate"), Deletions::everything()).await,
+        ] {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("of mesh \"osm\", not of \"blue\""), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_namespace_without_a_control_plane_is_an_error() {
+        let fake = FakeCluster::start(Vec::new()).await;
+        for refused in [
+            is_named(&fake.cluster()).await,
+            may_be_removed(&fake.cluster(), &Helm::stub("tidegate"), Deletions::default()).await,
+            may_be_removed(&fake.cluster(), &Helm::stub(""), Deletions::everything()).await,
+        ] {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.starts_with("there is no control plane in namespace tidegate-system"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_uninstall_has_left_can_be_deleted_later_by_those_whose_it_is() {
+        for object in
+            [labelled("Secret", ROOT_SECRET, "osm"), labelled("MeshConfig", "osm-mesh-config", "osm")]
+        {
+            let fake = FakeCluster::start(vec![object]).await;
+            let (own, mut other) = (fake.cluster(), fake.cluster());
+            other.mesh_name = "blue".to_owned();
+            may_be_removed(&own, &Helm::stub(""), Deletions::everything()).await.unwrap();
+            may_be_removed(&other, &Helm::stub(""), Deletions::everything()).await.unwrap_err();
+            // The last uninstall was cut short.
+            may_be_removed(&own, &Helm::stub("tidegate"), Deletions::default()).await.unwrap();
+            may_be_removed(&own, &Helm::stub("tidegate-crds"), Deletions::default()).await.unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Settings that Open Service Mesh acted on and Tidegate does not: whoever sets one to something else than its default
+//! is told so, with what happens instead.
+
+use tidegate_core::go_duration;
+
+use super::Finding;
+use crate::mesh_config::{
+    CertificateSpec, FeatureFlags, MeshConfigSpec, ObservabilitySpec, SidecarSpec, TrafficSpec,
+};
+
+/// A setting of a MeshConfig.
+struct Setting {
+    path: &'static str,
+    /// What it says, if that is not its default.
+    value: Option<String>,
+    /// What happens instead.
+    instead: &'static str,
+}
+
+/// A warning for each of them.
+pub(super) fn findings(spec: &MeshConfigSpec) -> impl Iterator<Item = Finding> {
+    settings(spec).into_iter().filter_map(|Setting { path, value, instead }| {
+        value.map(|value| Finding::warning(path, format!("{value} is accepted and not acted on: {instead}")))
+    })
+}
+
+fn settings(spec: &MeshConfigSpec) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    sidecar(&spec.sidecar.clone().unwrap_or_default(), &mut settings);
+    traffic(&spec.traffic.clone().unwrap_or_default(), &mut settings);
+    observability(&spec.observability.clone().unwrap_or_default(), &mut settings);
+    certificate(spec.certificate.as_ref(), &mut settings);
+    feature_flags(&spec.feature_flags.clone().unwrap_or_default(), &mut settings);
+    settings
+}
+
+fn sidecar(sidecar: &SidecarSpec, settings: &mut Vec<Setting>) {
+    const IMAGES: &str = "the chart's value image says which images are used";
+    const VERSIONS: &str =
+        "sidecars speak TLS 1.3 to each other, and 1.2 or 1.3 with an ingress controller, as it can";
+    const CRYPTOGRAPHY: &str = "the TLS library's own choice is used, of suites that are all sound";
+    let never = |text: &str| go_duration::parse(text).is_ok_and(|interval| interval.is_zero());
+    let resync = sidecar.config_resync_interval.as_deref();
+    settings.extend([
+        Setting {
+            path: "spec.sidecar.maxDataPlaneConnections",
+            value: sidecar.max_data_plane_connections.filter(|most| *most != 0).map(|most| most.to_string()),
+            instead: "a controller serves as many sidecars as its flag --max-connections says",
+        },
+        Setting {
+            path: "spec.sidecar.envoyImage",
+            value: text(sidecar.envoy_image.as_deref(), ""),
+            instead: IMAGES,
+        },
+        Setting {
+            path: "spec.sidecar.envoyWindowsImage",
+            value: text(sidecar.envoy_windows_image.as_deref(), ""),
+            instead: "pods on Windows get no sidecar",
+        },
+        Setting {
+            path: "spec.sidecar.initContainerImage",
+            value: text(sidecar.init_container_image.as_deref(), ""),
+            instead: IMAGES,
+        },
+        Setting {
+            path: "spec.sidecar.configResyncInterval",
+            value: text(resync.filter(|resync| !never(resync)), ""),
+            instead: "changes are sent when they happen",
+        },
+        Setting {
+            path: "spec.sidecar.tlsMinProtocolVersion",
+            value: text(sidecar.tls_min_protocol_version.as_deref(), "TLSv1_2"),
+            instead: VERSIONS,
+        },
+        Setting {
+            path: "spec.sidecar.tlsMaxProtocolVersion",
+            value: text(sidecar.tls_max_protocol_version.as_deref(), "TLSv1_3"),
+            instead: VERSIONS,
+        },
+        Setting {
+            path: "spec.sidecar.cipherSuites",
+            value: list(sidecar.cipher_suites.as_ref()),
+            instead: CRYPTOGRAPHY,
+        },
+        Setting {
+            path: "spec.sidecar.ecdhCurves",
+            value: list(sidecar.ecdh_curves.as_ref()),
+            instead: CRYPTOGRAPHY,
+        },
+    ]);
+}
+
+fn traffic(traffic: &TrafficSpec, settings: &mut Vec<Setting>) {
+    let authorization = traffic.inbound_external_authorization.as_ref();
+    settings.extend([
+        Setting {
+            path: "spec.traffic.enableEgress",
+            value: flag(traffic.enable_egress, true),
+            instead: "workloads reach what is no part of the mesh, as it is; keep them from it by a NetworkPolicy",
+        },
+        Setting {
+            path: "spec.traffic.inboundExternalAuthorization.enable",
+            value: flag(authorization.and_then(|authorization| authorization.enable), false),
+            instead: "nobody is asked, and requests are let in by IngressBackends and permissive mode alone",
+        },
+    ]);
+}
+
+fn observability(observability: &ObservabilitySpec, settings: &mut Vec<Setting>) {
+    let tracing = observability.tracing.as_ref();
+    settings.extend([
+        Setting {
+            path: "spec.observability.osmLogLevel",
+            value: text(observability.osm_log_level.as_deref(), "info"),
+            instead: "the chart's value log.level and each daemon's admin page /log set the control plane's log",
+        },
+        Setting {
+            path: "spec.observability.enableDebugServer",
+            value: flag(observability.enable_debug_server, false),
+            instead: "the admin pages are always there, on loopback",
+        },
+        Setting {
+            path: "spec.observability.tracing.enable",
+            value: flag(tracing.and_then(|tracing| tracing.enable), false),
+            instead: "sidecars send no traces; headers of traces are passed on",
+        },
+    ]);
+}
+
+fn certificate(certificate: Option<&CertificateSpec>, settings: &mut Vec<Setting>) {
+    let bits = certificate.map(|certificate| certificate.cert_key_bit_size);
+    settings.push(Setting {
+        path: "spec.certificate.certKeyBitSize",
+        value: bits.filter(|bits| *bits != 2048).map(|bits| bits.to_string()),
+        instead: "keys are ECDSA P-256",
+    });
+}
+
+fn feature_flags(flags: &FeatureFlags, settings: &mut Vec<Setting>) {
+    for (path, value, default, instead) in [
+        (
+            "spec.featureFlags.enableWASMStats",
+            flags.enable_wasm_stats,
+            true,
+            "sidecars always have their metrics",
+        ),
+        (
+            "spec.featureFlags.enableEgressPolicy",
+            flags.enable_egress_policy,
+            true,
+            "Egress policies are not read either way",
+        ),
+        (
+            "spec.featureFlags.enableMulticlusterMode",
+            flags.enable_multicluster_mode,
+            false,
+            "a mesh is of one cluster",
+        ),
+        (
+            "spec.featureFlags.enableSnapshotCacheMode",
+            flags.enable_snapshot_cache_mode,
+            false,
+            "there is one way to send policy",
+        ),
+        (
+            "spec.featureFlags.enableAsyncProxyServiceMapping",
+            flags.enable_async_proxy_service_mapping,
+            false,
+            "there is one way to map Services",
+        ),
+        (
+            "spec.featureFlags.enableIngressBackendPolicy",
+            flags.enable_ingress_backend_policy,
+            true,
+            "IngressBackends are always in force; delete those that should not be",
+        ),
+        (
+            "spec.featureFlags.enableEnvoyActiveHealthChecks",
+            flags.enable_envoy_active_health_checks,
+            false,
+            "readiness of pods decides who is sent traffic",
+        ),
+        (
+            "spec.featureFlags.enableRetryPolicy",
+            flags.enable_retry_policy,
+            false,
+            "Retry policies are not read, and nothing is sent twice",
+        ),
+        (
+            "spec.featureFlags.enableMeshRootCertificate",
+            flags.enable_mesh_root_certificate,
+            false,
+            "MeshRootCertificates are not read; the Secret tidegate-ca-bundle holds the root",
+        ),
+    ] {
+        settings.push(Setting { path, value: flag(value, default), instead });
+    }
+}
+
+fn flag(value: Option<bool>, default: bool) -> Option<String> {
+    value.filter(|value| *value != default).map(|value| value.to_string())
+}
+
+fn text(value: Option<&str>, default: &str) -> Option<String> {
+    value.filter(|value| !value.is_empty() && *value != default).map(|value| format!("{value:?}"))
+}
+
+fn list(value: Option<&Vec<String>>) -> Option<String> {
+    value.filter(|value| !value.is_empty()).map(|value| format!("{value:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use kube::CustomResourceExt;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::MeshConfig;
+
+    fn warnings(spec: Value) -> Vec<String> {
+        let spec: MeshConfigSpec = serde_json::from_value(spec).unwrap();
+        findings(&spec).map(|finding| format!("{}: {}", finding.path, finding.message)).collect()
+    }
+
+    /// The fields below a schema, and what is said of each.
+    fn leaves(path: &str, schema: &Value, found: &mut Vec<(String, String)>) {
+        match schema["properties"].as_object() {
+            Some(properties) => {
+                for (name, schema) in properties {
+                    leaves(&format!("{path}.{name}"), schema, found);
+                }
+            }
+            None => {
+                found.push((path.to_owned(), schema["description"].as_str().unwrap_or_default().to_owned()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_field_that_says_so_is_warned_about_and_no_other() {
+        let crd = serde_json::to_value(MeshConfig::crd()).unwrap();
+        let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        let mut fields = Vec::new();
+        leaves("spec", spec, &mut fields);
+        // These count only where `enable` beside them does.
+        let of_others = ["spec.observability.tracing.", "spec.traffic.inboundExternalAuthorization."];
+        let said: BTreeSet<_> = fields
+            .iter()
+            .filter(|(_, description)| description.contains("Accepted and not yet acted on"))
+            .map(|(path, _)| path.as_str())
+            .filter(|path| {
+                path.ends_with(".enable") || !of_others.iter().any(|other| path.starts_with(other))
+            })
+            .collect();
+        let settings = settings(&MeshConfigSpec::default());
+        let known: BTreeSet<_> = settings.iter().map(|setting| setting.path).collect();
+        assert_eq!(said, known);
+    }
+
+    #[test]
+    fn osm_s_defaults_bring_no_warning_and_what_else_they_say_brings_one_with_its_value() {
+        let defaults = include_str!("../../../testdata/mesh_config.yaml").replace("[X25519]", "[]");
+        let defaults: Value = serde_saphyr::from_str(&defaults).unwrap();
+        assert_eq!(warnings(defaults["spec"].clone()), Vec::<String>::new());
+        assert_eq!(warnings(json!({})), Vec::<String>::new());
+        let found = warnings(json!({
+            "sidecar": {
+                "maxDataPlaneConnections": 5, "envoyImage": "envoy", "envoyWindowsImage": "w",
+                "initContainerImage": "i", "configResyncInterval": "30s", "tlsMinProtocolVersion": "TLSv1_3",
+                "tlsMaxProtocolVersion": "TLSv1_2", "cipherSuites": ["A", "B"], "ecdhCurves": ["P-256"],
+            },
+            "traffic": {"enableEgress": false, "inboundExternalAuthorization": {"enable": true}},
+            "observability": {"osmLogLevel": "debug", "enableDebugServer": true, "tracing": {"enable": true}},
+            "certificate": {"serviceCertValidityDuration": "24h", "certKeyBitSize": 4096},
+            "featureFlags": {
+                "enableWASMStats": false, "enableEgressPolicy": false, "enableMulticlusterMode": true,
+                "enableSnapshotCacheMode": true, "enableAsyncProxyServiceMapping": true,
+                "enableIngressBackendPolicy": false, "enableEnvoyActiveHealthChecks": true,
+                "enableRetryPolicy": true, "enableMeshRootCertificate": true,
+            },
+        }));
+        assert_eq!(found.len(), settings(&MeshConfigSpec::default()).len(), "{found:#?}");
+        for expected in [
+            "spec.traffic.inboundExternalAuthorization.enable: true is accepted and not acted on: nobody is asked",
+            "spec.traffic.enableEgress: false is accepted and not acted on: workloads reach",
+            "spec.sidecar.tlsMinProtocolVersion: \"TLSv1_3\" is accepted and not acted on: ",
+            "spec.sidecar.cipherSuites: [\"A\", \"B\"] is accepted and not acted on: ",
+            "spec.certificate.certKeyBitSize: 4096 is accepted and not acted on: keys are ECDSA P-256",
+        ] {
+            assert!(found.iter().any(|found| found.starts_with(expected)), "{expected}: {found:#?}");
+        }
+    }
+}

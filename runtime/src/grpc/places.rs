@@ -1,0 +1,128 @@
+//! How many connections a server has, in all and from each address.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The least that one address may have, as far as all may: more than any one client needs.
+const FEWEST_PER_ADDRESS: usize = 16;
+
+/// Connections at a time, handshakes included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// From everywhere.
+    pub all: usize,
+    /// From one address.
+    pub per_address: usize,
+}
+
+/// The places that there are; clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    limits: ConnectionLimits,
+    taken: Arc<Mutex<Taken>>,
+}
+
+/// One of them, free again when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    taken: Arc<Mutex<Taken>>,
+    address: IpAddr,
+}
+
+/// Why there is none.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Full {
+    #[error("too many connections")]
+    All,
+    #[error("too many connections from its address")]
+    Address,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    per_address: HashMap<IpAddr, usize>,
+}
+
+impl ConnectionLimits {
+    /// So many in all, and a quarter of them from one address. A pod has one or two connections, but a node's address may
+    /// stand for all of its pods, of which there are rarely more than 250; so one client keeps nobody out, and a node full
+    /// of pods fits in four times over where the limit is the default of 10,000.
+    pub fn of(all: usize) -> Self {
+        Self { all, per_address: (all / 4).max(FEWEST_PER_ADDRESS).min(all) }
+    }
+}
+
+impl Places {
+    pub(super) fn new(limits: ConnectionLimits) -> Self {
+        Self { limits, taken: Arc::default() }
+    }
+
+    pub(super) fn take(&self, address: IpAddr) -> Result<Place, Full> {
+        let address = address.to_canonical();
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.all >= self.limits.all {
+            return Err(Full::All);
+        }
+        let from_there = taken.per_address.get(&address).copied().unwrap_or_default();
+        if from_there >= self.limits.per_address {
+            return Err(Full::Address);
+        }
+        taken.per_address.insert(address, from_there + 1);
+        taken.all += 1;
+        Ok(Place { taken: self.taken.clone(), address })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.all -= 1;
+        if let Some(count) = taken.per_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                taken.per_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn one_address_leaves_room_for_the_others_however_it_is_written() {
+        let places = Places::new(ConnectionLimits { all: 4, per_address: 2 });
+        let (one, mapped, other) = (address("10.0.0.1"), address("::ffff:10.0.0.1"), address("fd00::1"));
+        let first = places.take(one).unwrap();
+        let _second = places.take(mapped).unwrap();
+        assert_eq!(places.take(one).unwrap_err(), Full::Address);
+        let _others = [places.take(other).unwrap(), places.take(other).unwrap()];
+        assert_eq!(places.take(address("10.0.0.2")).unwrap_err(), Full::All);
+        drop(first);
+        let _third = places.take(one).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_remembered_of_who_is_gone() {
+        let places = Places::new(ConnectionLimits { all: 2, per_address: 0 });
+        places.take(address("10.0.0.1")).unwrap_err();
+        let places = Places { limits: ConnectionLimits { all: 2, per_address: 1 }, ..places };
+        drop(places.take(address("10.0.0.2")).unwrap());
+        let taken = places.taken.lock().unwrap();
+        assert_eq!(taken.all, 0);
+        assert!(taken.per_address.is_empty(), "{:?}", taken.per_address);
+    }
+
+    #[test]
+    fn an_address_may_have_a_quarter() {
+        let of = |all| ConnectionLimits::of(all).per_address;
+        assert_eq!((of(10_000), of(100), of(10), of(1)), (2500, 25, 10, 1));
+    }
+}
