@@ -114,9 +114,11 @@ impl Parts<'_> {
                 env("POD_IPS", "status.podIPs"),
             ],
             // A Pod is in its Services as long as its sidecar is ready. Three answers that fail, or that do not come
-            // within a second each, take it out of them: one alone may be a node's that is busy for a moment.
+            // within a second each, take it out of them: one alone may be a node's that is busy for a moment. Before the
+            // first second is over, it would fail at every start, with an event each.
             "readinessProbe": {
                 "httpGet": {"path": "/ready", "port": ports::HEALTH, "scheme": "HTTP"},
+                "initialDelaySeconds": 1,
                 "periodSeconds": 1,
                 "timeoutSeconds": 1,
                 "failureThreshold": 3,

@@ -98,7 +98,10 @@ impl Guide {
 fn the_guide_runs_as_written_and_nginx_may_move_while_its_label_is_gone() {
     let guide = Guide::start();
     let meshes = guide.cluster.tidegate(["mesh", "list"]);
-    assert!(meshes.lines().any(|line| line.split_whitespace().take(2).eq(["osm", CONTROL_PLANE])), "{meshes}");
+    assert!(
+        meshes.lines().any(|line| line.split_whitespace().take(2).eq(["osm", CONTROL_PLANE])),
+        "{meshes}"
+    );
     let pods = guide.cluster.kubectl(["get", "pods", "-n", "httpbin", "--no-headers"]);
     let columns: Vec<_> = pods.split_whitespace().collect();
     assert_eq!(columns[1..3], ["2/2", "Running"], "{pods}");
