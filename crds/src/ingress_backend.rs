@@ -105,6 +105,9 @@ pub struct IngressBackendStatus {
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The `metadata.generation` of the object that this is said of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
     /// Fields that others have written.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::json;
 use tidegate_tests::kubernetes::Cluster;
 use tidegate_tests::kubernetes::cluster::run;
 use tidegate_tests::kubernetes::ingress::{IngressNginx, SERVICE};
@@ -44,6 +45,8 @@ struct Guide {
 impl Guide {
     fn start() -> Self {
         let cluster = Mesh::get().cluster();
+        // Another suite may have asked for one.
+        Mesh::get().patch_config(&json!({"certificate": {"ingressGateway": null}}));
         let nginx = IngressNginx::start(NGINX);
         cluster.tidegate(["namespace", "add", NGINX, "--mesh-name", "osm", "--disable-sidecar-injection"]);
         let httpbin = Namespace::named("httpbin");

@@ -434,7 +434,9 @@ fn hostile_text_in_a_pod_is_refused_or_means_nothing() {
         assert!(!probes.contains('$'), "{probes}");
         let probes: Value = serde_json::from_str(probes).unwrap();
         let text = probes[0]["target"]["http"]["headers"][0][1].as_str().unwrap();
-        assert_eq!(probes[0]["target"]["http"]["path"], format!("/{text}"));
+        let path = probes[0]["target"]["http"]["path"].as_str().unwrap();
+        assert!(path.bytes().all(|byte| byte.is_ascii_graphic()), "{path}");
+        assert_eq!(unescaped(path), format!("/{text}"));
         assert!(HOSTILE.contains(&text), "{text:?}");
     }
 }
@@ -746,4 +748,16 @@ fn no_log_and_no_page_holds_a_key_or_a_token_even_at_trace_level() {
             }
         }
     }
+}
+
+/// A URL's path without its percent-encoding.
+fn unescaped(path: &str) -> String {
+    let mut parts = path.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at(2);
+        bytes.push(u8::from_str_radix(digits, 16).unwrap());
+        bytes.extend(rest.as_bytes());
+    }
+    String::from_utf8(bytes).unwrap()
 }

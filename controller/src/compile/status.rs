@@ -1,5 +1,6 @@
 //! Whether an IngressBackend or MeshConfig is in force, as its status says it.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tidegate_core::policy::RuleState;
 use tidegate_crds::ingress_backend::Backend;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
@@ -23,6 +24,8 @@ pub struct ObjectStatus {
     pub reason: String,
     /// What is likely not meant.
     pub warnings: Vec<String>,
+    /// `metadata.generation` of the object that this is said of. Files have none.
+    pub observed_generation: Option<i64>,
 }
 
 /// `status.currentStatus`.
@@ -45,7 +48,7 @@ pub fn ingress_backend(index: &Index, name: &ObjectName, object: &IngressBackend
     for backend in &object.spec.backends {
         warnings.extend(conflict(index, name, backend));
     }
-    ObjectStatus::new(first_error(index, name, object), warnings)
+    ObjectStatus::new(first_error(index, name, object), warnings, &object.metadata)
 }
 
 /// The status of a MeshConfig; only one of several is in force.
@@ -59,20 +62,21 @@ pub fn mesh_config(index: &Index, name: &ObjectName, object: &MeshConfig) -> Obj
     let text = |finding: &Finding| format!("{}: {}", finding.path, finding.message);
     let error = error.or_else(|| findings.iter().find(|finding| finding.is_error()).map(text));
     let warnings = findings.iter().map(text).filter(|text| error.as_ref() != Some(text)).collect();
-    ObjectStatus::new(error, warnings)
+    ObjectStatus::new(error, warnings, &object.metadata)
 }
 
 /// The status of an object that cannot be read.
 pub fn unreadable(object: &Unreadable) -> ObjectStatus {
-    ObjectStatus::new(Some(object.reason()), Vec::new())
+    ObjectStatus::new(Some(object.reason()), Vec::new(), &object.metadata)
 }
 
 impl ObjectStatus {
-    fn new(error: Option<String>, warnings: Vec<String>) -> Self {
-        match error {
-            Some(reason) => Self { current: CurrentStatus::Error, reason, warnings },
-            None => Self { current: CurrentStatus::Committed, reason: COMMITTED.to_owned(), warnings },
-        }
+    fn new(error: Option<String>, warnings: Vec<String>, of: &ObjectMeta) -> Self {
+        let (current, reason) = match error {
+            Some(reason) => (CurrentStatus::Error, reason),
+            None => (CurrentStatus::Committed, COMMITTED.to_owned()),
+        };
+        Self { current, reason, warnings, observed_generation: of.generation }
     }
 }
 

@@ -195,7 +195,12 @@ impl StatusWriter for KubernetesStatuses {
 /// The fields that OSM's users know, and what is likely not meant. `null` takes a field away.
 fn fields(status: &ObjectStatus) -> Value {
     let warnings = (!status.warnings.is_empty()).then_some(&status.warnings);
-    json!({"currentStatus": status.current.as_str(), "reason": status.reason, "warnings": warnings})
+    json!({
+        "currentStatus": status.current.as_str(),
+        "reason": status.reason,
+        "warnings": warnings,
+        "observedGeneration": status.observed_generation,
+    })
 }
 
 async fn patch(client: &Client, key: &ObjectKey, status: &Value) -> kube::Result<()> {

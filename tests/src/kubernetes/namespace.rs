@@ -123,12 +123,13 @@ impl Namespace {
         })
     }
 
-    /// The state of an IngressBackend, and why; waits until there is one.
+    /// The state of an IngressBackend as it is now, and why; waits until the controller has seen it so.
     #[track_caller]
     pub fn policy_status(&self, name: &str) -> (String, String) {
         self.wait_for("the policy has a status", &["ingressbackend", name], |policy| {
+            let is_seen = policy["status"]["observedGeneration"] == policy["metadata"]["generation"];
             let text = |field: &str| policy["status"][field].as_str().map(str::to_owned);
-            text("currentStatus").filter(|status| !status.is_empty()).zip(text("reason"))
+            text("currentStatus").filter(|_| is_seen).zip(text("reason"))
         })
     }
 

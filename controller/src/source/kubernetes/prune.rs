@@ -89,7 +89,8 @@ pub(super) fn pod(pod: &mut Pod, control_plane: &str) {
 
 /// The spec decides; the status is what we wrote ourselves.
 pub(super) fn custom(object: &mut DynamicObject) {
-    object.metadata = named(&mut object.metadata);
+    let generation = object.metadata.generation;
+    object.metadata = ObjectMeta { generation, ..named(&mut object.metadata) };
     if let Some(fields) = object.data.as_object_mut() {
         fields.remove("status");
     }

@@ -35,7 +35,12 @@ fn key(kind: Kind, name: &str) -> ObjectKey {
 
 fn committed() -> ObjectStatus {
     let reason = "successfully committed by the system".to_owned();
-    ObjectStatus { current: CurrentStatus::Committed, reason, warnings: Vec::new() }
+    ObjectStatus {
+        current: CurrentStatus::Committed,
+        reason,
+        warnings: Vec::new(),
+        observed_generation: Some(2),
+    }
 }
 
 fn error(reason: &str) -> ObjectStatus {
@@ -43,6 +48,7 @@ fn error(reason: &str) -> ObjectStatus {
         current: CurrentStatus::Error,
         reason: reason.to_owned(),
         warnings: vec!["a warning".into()],
+        observed_generation: None,
     }
 }
 
@@ -79,7 +85,8 @@ async fn a_status_is_written_to_the_object_and_what_others_wrote_stays() {
     api.wait_for(|api| status(api, "a")["currentStatus"] == "committed").await;
     assert_eq!(
         status(&api, "a"),
-        json!({"theirs": "kept", "currentStatus": "committed", "reason": "successfully committed by the system"})
+        json!({"theirs": "kept", "currentStatus": "committed", "observedGeneration": 2,
+            "reason": "successfully committed by the system"})
     );
     let request = api.requests().into_iter().find(|request| request.verb == "patch").unwrap();
     assert_eq!((request.resource.as_str(), request.namespace.as_str()), ("ingressbackends/status", "ns"));
