@@ -16,6 +16,8 @@ use super::site::Site;
 
 /// How long a change may take until it counts as lost.
 const LIMIT: Duration = Duration::from_secs(30);
+/// A change that takes longer is told of at once, with what the connection that showed it was like.
+const SLOW: Duration = Duration::from_millis(500);
 /// How long new connections are looked at after each change, which is also the pause before the next.
 const AFTERWARDS: Duration = Duration::from_millis(700);
 
@@ -34,6 +36,7 @@ struct Effect {
     from_start: Duration,
     probes: usize,
     stale: usize,
+    odd: usize,
 }
 
 /// Changes the policy so many times, each once the one before has settled.
@@ -60,6 +63,7 @@ pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<C
             from_start: effects.iter().map(|effect| effect.from_start.as_secs_f64()).collect(),
             probes: effects.iter().map(|effect| effect.probes).sum(),
             stale: effects.iter().map(|effect| effect.stale).sum(),
+            odd: effects.iter().map(|effect| effect.odd).sum(),
         })
     })
 }
@@ -77,11 +81,26 @@ async fn one(
     let returned = Instant::now();
     let wanted = change.outcome(is_allowed);
     let first = prober.first(wanted, start, LIMIT).await?;
-    let (mut probes, mut stale) = (0, 0);
+    if first.ended > returned + SLOW {
+        let (began, took) = (first.began.saturating_duration_since(returned), first.ended - first.began);
+        eprintln!("{change}: {wanted:?} by a connection that began after {began:?} and took {took:?}");
+    }
+    let (mut probes, mut stale, mut odd) = (0, 0, 0);
     loop {
         let seen = prober.next_after(first.began).await?;
         probes += 1;
-        stale += usize::from(seen.outcome != wanted);
+        if seen.outcome == change.outcome(!is_allowed) {
+            stale += 1;
+        } else if seen.outcome != wanted {
+            odd += 1;
+        }
+        if seen.outcome != wanted {
+            let (since, took) = (seen.began - first.ended, seen.ended - seen.began);
+            eprintln!(
+                "{change}: {wanted:?} was seen, and {since:?} later {:?} within {took:?}",
+                seen.outcome
+            );
+        }
         if seen.began > first.ended + AFTERWARDS {
             break;
         }
@@ -92,6 +111,7 @@ async fn one(
         from_start: first.ended - start,
         probes,
         stale,
+        odd,
     })
 }
 

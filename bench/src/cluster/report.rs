@@ -59,13 +59,13 @@ fn header(results: &ClusterResults) -> String {
 
 fn changes(results: &ClusterResults) -> String {
     let mut text = "| policy change → effect, seconds | meshed pods | p50 / p90 / max (min) | from the call's start: p50 / max | \
-                    old behaviour afterwards | OSM (pods): p50 / max |\n|---|---|---|---|---|---|\n"
+                    afterwards old / neither | OSM (pods): p50 / max |\n|---|---|---|---|---|---|\n"
         .to_owned();
     for (population, measured) in &results.changes {
         let osm = osm::change(measured.change, population.pods);
         let _ = writeln!(
             text,
-            "| {} | {population} | {} ({}) | {} | {} of {} | {} |",
+            "| {} | {population} | {} ({}) | {} | {} / {} of {} | {} |",
             measured.change,
             row(
                 &[measured.from_return.p50(), measured.from_return.quantile(0.9), measured.from_return.max()],
@@ -74,6 +74,7 @@ fn changes(results: &ClusterResults) -> String {
             cell(measured.from_return.min(), 3),
             row(&[measured.from_start.p50(), measured.from_start.max()], 3),
             measured.stale,
+            measured.odd,
             measured.probes,
             osm.map_or("–".to_owned(), |osm| format!("({}) {:.2} / {:.2}", osm.pods, osm.p50, osm.max)),
         );

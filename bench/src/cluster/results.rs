@@ -56,6 +56,9 @@ pub(crate) struct Changes {
     pub(crate) probes: usize,
     /// How many of them got the old treatment again.
     pub(crate) stale: usize,
+    /// How many got neither: no answer within two seconds, or another one.
+    #[serde(default)]
+    pub(crate) odd: usize,
 }
 
 /// Connections that were open when their policy was deleted.

@@ -166,7 +166,9 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 1Mi, nodefs.available: 1Mi, nodefs.inodesFree: "1", imagefs.available: 1Mi}
 oomScoreAdj: 0
 registerNode: true
-eventRecordQPS: 0
+# With 0, the client's own default counts: 5 a second.
+eventRecordQPS: 200
+eventBurst: 400
 kubeAPIQPS: 200
 kubeAPIBurst: 400
 crashLoopBackOff: {maxContainerRestartPeriod: 5s}

@@ -19,6 +19,7 @@ fn results() -> ClusterResults {
         from_start: figures(seconds),
         probes: 100,
         stale: 0,
+        odd: 0,
     };
     let memory = |controller: f64| Memory {
         controller: controller * 1024.0,
@@ -94,7 +95,7 @@ fn open_service_mesh_stands_beside_what_was_measured_at_nearly_as_many_pods() {
     let text = render(&results());
     assert_line(
         &text,
-        "| http source address, 200 ↔ reset | 4 | 0.030 / 0.600 / 0.600 (0.020) | 0.030 / 0.600 | 0 of 100 | \
+        "| http source address, 200 ↔ reset | 4 | 0.030 / 0.600 / 0.600 (0.020) | 0.030 / 0.600 | 0 / 0 of 100 | \
          (4) 2.04 / 2.08 |",
     );
     assert!(osm::change(Change::Address, 200).is_some_and(|osm| osm.pods == 192));
