@@ -93,7 +93,7 @@ mod tests {
         let error = read::<IngressBackend>(&backend("web".into())).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "error: spec.backends[0].port.number: must be of type integer, got string: \"web\""
+            "spec.backends[0].port.number: must be of type integer, got string: \"web\""
         );
         let error = read::<MeshConfig>(&json!({"spec": {"traffic": ["x".repeat(200)]}})).unwrap_err();
         assert_eq!(error.path, "spec.traffic");
@@ -115,18 +115,18 @@ mod tests {
         }
         assert_eq!(
             part(&with(json!({"serviceCertValidityDuration": 24}))).unwrap_err(),
-            "error: spec.certificate.serviceCertValidityDuration: must be of type string, got integer: 24"
+            "spec.certificate.serviceCertValidityDuration: must be of type string, got integer: 24"
         );
         assert_eq!(
             part(&with(json!(["a"]))).unwrap_err(),
-            "error: spec.certificate: must be of type object: [\"a\"]"
+            "spec.certificate: must be of type object: [\"a\"]"
         );
-        assert_eq!(part(&json!({"spec": "a"})).unwrap_err(), "error: spec: must be of type object: \"a\"");
+        assert_eq!(part(&json!({"spec": "a"})).unwrap_err(), "spec: must be of type object: \"a\"");
     }
 
     #[test]
     fn a_field_that_is_missing_has_no_value() {
         let error = read::<IngressBackend>(&json!({"metadata": {}, "spec": {"backends": []}})).unwrap_err();
-        assert_eq!(error.to_string(), "error: spec.sources: Required value");
+        assert_eq!(error.to_string(), "spec.sources: Required value");
     }
 }

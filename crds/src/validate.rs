@@ -50,12 +50,9 @@ impl Finding {
     }
 }
 
+/// The field and what is wrong with it; not how bad that is.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let severity = match self.severity {
-            Severity::Warning => "warning",
-            Severity::Error => "error",
-        };
-        write!(f, "{severity}: {}: {}", self.path, self.message)
+        write!(f, "{}: {}", self.path, self.message)
     }
 }

@@ -115,11 +115,13 @@ impl Parts<'_> {
             ],
             // A Pod is in its Services as long as its sidecar is ready. Three answers that fail, or that do not come
             // within a second each, take it out of them: one alone may be a node's that is busy for a moment. Before the
-            // first second is over, it would fail at every start, with an event each.
+            // first second is over, it would fail at every start, with an event each. A probe costs the kubelet half a
+            // millisecond; a sidecar that is not ready yet is asked each time a container of its Pod changes, too, so
+            // that starts do not wait for the period.
             "readinessProbe": {
                 "httpGet": {"path": "/ready", "port": ports::HEALTH, "scheme": "HTTP"},
                 "initialDelaySeconds": 1,
-                "periodSeconds": 1,
+                "periodSeconds": 5,
                 "timeoutSeconds": 1,
                 "failureThreshold": 3,
             },

@@ -109,11 +109,9 @@ impl Policies {
         match stored::read(&serde_json::to_value(object)?) {
             Ok(policy) => self.readable.push(policy),
             Err(finding) => self.unreadable.push(format!(
-                "{}/{}: {}: {}",
+                "{}/{}: {finding}",
                 object.namespace().unwrap_or_default(),
-                object.name_any(),
-                finding.path,
-                finding.message
+                object.name_any()
             )),
         }
         Ok(())

@@ -275,12 +275,7 @@ impl Found {
     fn unreadable(&self, object: &DynamicObject) -> Option<String> {
         let value = serde_json::to_value(object).ok()?;
         let finding = schema::check(&self.ours, &value).into_iter().find(tidegate_crds::Finding::is_error)?;
-        Some(format!(
-            "{}: {}: {}; it grants nothing until that is corrected",
-            self.title(object),
-            finding.path,
-            finding.message
-        ))
+        Some(format!("{}: {finding}; it grants nothing until that is corrected", self.title(object)))
     }
 }
 

@@ -45,10 +45,7 @@ pub(super) fn rules(index: &Index, name: &ObjectName, spec: &IngressBackendSpec)
 /// The first finding that keeps the whole object out.
 pub(super) fn error(spec: &IngressBackendSpec) -> Option<String> {
     let findings = validate::ingress_backend(spec);
-    findings
-        .into_iter()
-        .find(Finding::is_error)
-        .map(|finding| format!("{}: {}", finding.path, finding.message))
+    findings.into_iter().find(Finding::is_error).map(|finding| finding.to_string())
 }
 
 /// Addresses and names of the clients. A Service without ready endpoints makes the whole object invalid: without

@@ -40,11 +40,8 @@ pub enum CurrentStatus {
 /// The status of an IngressBackend.
 pub fn ingress_backend(index: &Index, name: &ObjectName, object: &IngressBackend) -> ObjectStatus {
     let findings = validate::ingress_backend(&object.spec);
-    let mut warnings: Vec<_> = findings
-        .iter()
-        .filter(|finding| !finding.is_error())
-        .map(|finding| format!("{}: {}", finding.path, finding.message))
-        .collect();
+    let mut warnings: Vec<_> =
+        findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string).collect();
     for backend in &object.spec.backends {
         warnings.extend(conflict(index, name, backend));
     }
@@ -59,9 +56,9 @@ pub fn mesh_config(index: &Index, name: &ObjectName, object: &MeshConfig) -> Obj
         None => Some(format!("not in force: only an object named {MESH_CONFIG_NAME} is read")),
     };
     let findings = validate::mesh_config(&object.spec);
-    let text = |finding: &Finding| format!("{}: {}", finding.path, finding.message);
-    let error = error.or_else(|| findings.iter().find(|finding| finding.is_error()).map(text));
-    let warnings = findings.iter().map(text).filter(|text| error.as_ref() != Some(text)).collect();
+    let error = error.or_else(|| findings.iter().find(|finding| finding.is_error()).map(Finding::to_string));
+    let warnings =
+        findings.iter().map(Finding::to_string).filter(|text| error.as_ref() != Some(text)).collect();
     ObjectStatus::new(error, warnings, &object.metadata)
 }
 

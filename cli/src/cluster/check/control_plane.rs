@@ -150,9 +150,9 @@ pub(crate) async fn mesh_config(cluster: &Cluster) -> anyhow::Result<Option<Mesh
         Api::namespaced_with(cluster.client.clone(), &cluster.control_plane, &resource);
     let what = format!("MeshConfig {}/{MESH_CONFIG_NAME}", cluster.control_plane);
     let Some(object) = cluster.get(&api, MESH_CONFIG_NAME, &what).await? else { return Ok(None) };
-    stored::read(&serde_json::to_value(&object)?).map(Some).map_err(|finding| {
-        anyhow!("{}: {}; mesh peers are kept out until it can be read", finding.path, finding.message)
-    })
+    stored::read(&serde_json::to_value(&object)?)
+        .map(Some)
+        .map_err(|finding| anyhow!("{finding}; mesh peers are kept out until it can be read"))
 }
 
 fn judge_config(config: Option<&MeshConfig>) -> Outcome {

@@ -221,7 +221,7 @@ mod tests {
 
     fn warnings(spec: Value) -> Vec<String> {
         let spec: MeshConfigSpec = serde_json::from_value(spec).unwrap();
-        findings(&spec).map(|finding| format!("{}: {}", finding.path, finding.message)).collect()
+        findings(&spec).map(|finding| finding.to_string()).collect()
     }
 
     /// The fields below a schema, and what is said of each.
