@@ -45,7 +45,8 @@ pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<C
         let start = Instant::now();
         api.delete(change.policy(), &DeleteParams::default()).await.context("cannot delete the policy")?;
         let returned = Instant::now();
-        deleted.send(Some(returned))?;
+        // All of them may have ended before the call has returned.
+        deleted.send_replace(Some(returned));
         let lives = lives.await.context("the connections' thread has ended")??;
         api.create(&PostParams::default(), &site.policy(change)?).await.context("cannot put it back")?;
         let early = lives.iter().filter(|life| life.ended.is_some_and(|ended| ended < start)).count();
