@@ -166,7 +166,7 @@ mod tests {
 
     fn findings(crd: &CustomResourceDefinition, spec: Value) -> Vec<String> {
         let object = json!({"apiVersion": "x/v1", "kind": "X", "metadata": {"name": "x"}, "spec": spec});
-        check(crd, &object).iter().map(|finding| format!("{:?}: {finding}", finding.severity)).collect()
+        check(crd, &object).iter().map(Finding::with_severity).collect()
     }
 
     #[test]
@@ -182,13 +182,13 @@ mod tests {
         assert_eq!(
             found,
             [
-                "Error: spec.sources: Required value",
-                "Error: spec.backends[0].port.number: should be greater than or equal to 1",
-                "Error: spec.backends[0].tls.skipClientCertValidation: Required value",
-                "Error: spec.backends[1].name: must be of type string, got integer",
-                "Error: spec.backends[1].port.number: should be less than or equal to 65535",
-                "Warning: spec.backends[1].port.portocol: unknown field \"spec.backends[1].port.portocol\"",
-                "Error: spec.backends[2].port.number: must be of type integer, got string",
+                "error: spec.sources: Required value",
+                "error: spec.backends[0].port.number: should be greater than or equal to 1",
+                "error: spec.backends[0].tls.skipClientCertValidation: Required value",
+                "error: spec.backends[1].name: must be of type string, got integer",
+                "error: spec.backends[1].port.number: should be less than or equal to 65535",
+                "warning: spec.backends[1].port.portocol: unknown field \"spec.backends[1].port.portocol\"",
+                "error: spec.backends[2].port.number: must be of type integer, got string",
             ]
         );
     }
@@ -232,17 +232,17 @@ mod tests {
         assert_eq!(found.len(), 4, "{found:#?}");
         assert!(found.iter().any(|f| f.contains("spec.sidecar.logLevel: Unsupported value: \"loud\"")));
         assert!(
-            found.contains(&"Error: spec.certificate.serviceCertValidityDuration: Required value".to_owned())
+            found.contains(&"error: spec.certificate.serviceCertValidityDuration: Required value".to_owned())
         );
         assert!(
             found.contains(
-                &"Error: spec.certificate.ingressGateway.subjectAltNames: should have at least 1 items"
+                &"error: spec.certificate.ingressGateway.subjectAltNames: should have at least 1 items"
                     .to_owned()
             )
         );
         assert!(
             found.contains(
-                &"Error: spec.certificate.ingressGateway.secret.namespace: Required value".to_owned()
+                &"error: spec.certificate.ingressGateway.secret.namespace: Required value".to_owned()
             )
         );
     }

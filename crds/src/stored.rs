@@ -92,8 +92,8 @@ mod tests {
         assert!(read::<IngressBackend>(&backend(80.into())).is_ok());
         let error = read::<IngressBackend>(&backend("web".into())).unwrap_err();
         assert_eq!(
-            error.to_string(),
-            "spec.backends[0].port.number: must be of type integer, got string: \"web\""
+            error.with_severity(),
+            "error: spec.backends[0].port.number: must be of type integer, got string: \"web\""
         );
         let error = read::<MeshConfig>(&json!({"spec": {"traffic": ["x".repeat(200)]}})).unwrap_err();
         assert_eq!(error.path, "spec.traffic");
@@ -104,7 +104,7 @@ mod tests {
     fn a_part_is_read_whatever_the_rest_is_like_and_missing_is_not_unreadable() {
         let part = |object: &Value| {
             read_part::<MeshConfig, String>(object, "spec.certificate.serviceCertValidityDuration")
-                .map_err(|finding| finding.to_string())
+                .map_err(|finding| finding.with_severity())
         };
         let with = |certificate: Value| json!({"spec": {"traffic": 1, "certificate": certificate}});
         assert_eq!(part(&with(json!({"serviceCertValidityDuration": "1h"}))), Ok(Some("1h".to_owned())));
@@ -115,18 +115,18 @@ mod tests {
         }
         assert_eq!(
             part(&with(json!({"serviceCertValidityDuration": 24}))).unwrap_err(),
-            "spec.certificate.serviceCertValidityDuration: must be of type string, got integer: 24"
+            "error: spec.certificate.serviceCertValidityDuration: must be of type string, got integer: 24"
         );
         assert_eq!(
             part(&with(json!(["a"]))).unwrap_err(),
-            "spec.certificate: must be of type object: [\"a\"]"
+            "error: spec.certificate: must be of type object: [\"a\"]"
         );
-        assert_eq!(part(&json!({"spec": "a"})).unwrap_err(), "spec: must be of type object: \"a\"");
+        assert_eq!(part(&json!({"spec": "a"})).unwrap_err(), "error: spec: must be of type object: \"a\"");
     }
 
     #[test]
     fn a_field_that_is_missing_has_no_value() {
         let error = read::<IngressBackend>(&json!({"metadata": {}, "spec": {"backends": []}})).unwrap_err();
-        assert_eq!(error.to_string(), "spec.sources: Required value");
+        assert_eq!(error.with_severity(), "error: spec.sources: Required value");
     }
 }

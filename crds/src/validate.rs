@@ -50,6 +50,18 @@ impl Finding {
     }
 }
 
+#[cfg(test)]
+impl Finding {
+    /// What tests compare: how bad it is, too.
+    pub(crate) fn with_severity(&self) -> String {
+        let severity = match self.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        format!("{severity}: {self}")
+    }
+}
+
 /// The field and what is wrong with it; not how bad that is.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -53,6 +53,23 @@ fn second_of_day(time: &Value) -> i64 {
     time.split(':').fold(0, |seconds, part| 60 * seconds + part.parse::<i64>().unwrap())
 }
 
+/// How a container of a Pod ended, once it has.
+fn end_of(pod: &Value, container: &str) -> Option<Value> {
+    let status = &pod["status"];
+    let mut statuses = ["containerStatuses", "initContainerStatuses"]
+        .into_iter()
+        .filter_map(|field| status[field].as_array())
+        .flatten();
+    let end = &statuses.find(|status| status["name"] == container)?["state"]["terminated"];
+    end["finishedAt"].is_string().then(|| end.clone())
+}
+
+/// From the end of one container to that of another. Midnight may have come between.
+fn seconds_between(first: &Value, second: &Value) -> i64 {
+    let [first, second] = [first, second].map(|end| second_of_day(&end["finishedAt"]));
+    (second - first).rem_euclid(24 * 3600)
+}
+
 #[test]
 fn jobs_complete_and_an_app_may_dial_a_meshed_service_at_its_first_instruction() {
     Mesh::get();
@@ -66,19 +83,12 @@ fn jobs_complete_and_an_app_may_dial_a_meshed_service_at_its_first_instruction()
     namespace.apply(&dials.to_string());
     assert_eq!(succeeded(&namespace, "dials"), 20);
     for pod in namespace.get_json(&["pods", "-l", "job-name=dials"])["items"].as_array().unwrap() {
-        let status = &pod["status"];
-        assert_eq!(status["phase"], "Succeeded", "{status:#}");
-        let end = |statuses: &str, name: &str| {
-            let status = status[statuses].as_array().unwrap().iter().find(|status| status["name"] == name);
-            status.unwrap()["state"]["terminated"].clone()
-        };
-        let (app, sidecar) =
-            (end("containerStatuses", "app"), end("initContainerStatuses", "tidegate-sidecar"));
+        assert_eq!(pod["status"]["phase"], "Succeeded", "{:#}", pod["status"]);
+        let [app, sidecar] = ["app", "tidegate-sidecar"].map(|name| end_of(pod, name).unwrap());
         assert_eq!(sidecar["exitCode"], 0, "{sidecar}");
-        // kubelet needs some seconds to tell it, and would kill it after 30. Midnight may have come between.
-        let [app, sidecar] = [app, sidecar].map(|end| second_of_day(&end["finishedAt"]));
-        let later = (sidecar - app).rem_euclid(24 * 3600);
-        assert!(later < 20, "the sidecar ended {later} s after the app");
+        // kubelet tells it within a second or two; a connection that it waited for would take 15 or 30.
+        let later = seconds_between(&app, &sidecar);
+        assert!(later < 10, "the sidecar ended {later} s after the app");
     }
 }
 
@@ -273,14 +283,7 @@ fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_t
 
     namespace.kubectl(&["delete", "pod", "leaver", "--wait=false"]);
     let ends = namespace.wait_for("everything in it has ended", &["pod", "leaver"], |pod| {
-        let ended = |statuses: &Value, name: &str| {
-            let status = statuses.as_array()?.iter().find(|status| status["name"] == name)?;
-            let end = &status["state"]["terminated"];
-            end["finishedAt"].is_string().then(|| end.clone())
-        };
-        let status = &pod["status"];
-        let [apps, sidecars] = [&status["containerStatuses"], &status["initContainerStatuses"]];
-        Some([ended(apps, "app")?, ended(apps, "second")?, ended(sidecars, "tidegate-sidecar")?])
+        Some([end_of(pod, "app")?, end_of(pod, "second")?, end_of(pod, "tidegate-sidecar")?])
     });
     let free = ["patch", "pod", "leaver", "--type=merge", "-p", "{\"metadata\":{\"finalizers\":null}}"];
     namespace.kubectl(&free);
@@ -288,9 +291,8 @@ fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_t
     for end in &ends {
         assert_eq!(end["exitCode"], 0, "{ends:?}");
     }
-    let [app, second, sidecar] = ends.each_ref().map(|end| second_of_day(&end["finishedAt"]));
-    // Midnight may have come between.
-    let later = |other: i64| (sidecar - other).rem_euclid(24 * 3600);
+    let [app, second, sidecar] = &ends;
+    let later = |other: &Value| seconds_between(other, sidecar);
     assert!(later(app) < 3600 && later(second) < 3600, "the sidecar ends last: {ends:?}");
     let events = namespace.get_json(&["events", "--field-selector=reason=FailedPreStopHook"]);
     assert_eq!(events["items"], json!([]));

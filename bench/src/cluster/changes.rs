@@ -89,12 +89,12 @@ async fn one(
     loop {
         let seen = prober.next_after(first.began).await?;
         probes += 1;
-        if seen.outcome == change.outcome(!is_allowed) {
-            stale += 1;
-        } else if seen.outcome != wanted {
-            odd += 1;
-        }
         if seen.outcome != wanted {
+            if seen.outcome == change.outcome(!is_allowed) {
+                stale += 1;
+            } else {
+                odd += 1;
+            }
             let (since, took) = (seen.began - first.ended, seen.ended - seen.began);
             eprintln!(
                 "{change}: {wanted:?} was seen, and {since:?} later {:?} within {took:?}",

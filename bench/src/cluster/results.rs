@@ -57,7 +57,6 @@ pub(crate) struct Changes {
     /// How many of them got the old treatment again.
     pub(crate) stale: usize,
     /// How many got neither: no answer within two seconds, or another one.
-    #[serde(default)]
     pub(crate) odd: usize,
 }
 

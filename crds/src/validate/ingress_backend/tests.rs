@@ -13,7 +13,7 @@ fn findings(protocol: &str, tls: Value, sources: Value) -> Vec<String> {
 
 fn all(spec: Value) -> Vec<String> {
     let spec: IngressBackendSpec = serde_json::from_value(spec).unwrap();
-    ingress_backend(&spec).iter().map(|finding| format!("{:?}: {finding}", finding.severity)).collect()
+    ingress_backend(&spec).iter().map(Finding::with_severity).collect()
 }
 
 fn range() -> Value {
@@ -60,7 +60,7 @@ fn osm_s_refusals_are_refused_in_its_words() {
             "spec.sources[0].name: 'source.name' not specified for source kind AuthenticatedPrincipal",
         ),
     ] {
-        assert_eq!(findings(protocol, Value::Null, sources), [format!("Error: {expected}")]);
+        assert_eq!(findings(protocol, Value::Null, sources), [format!("error: {expected}")]);
     }
 }
 
@@ -69,7 +69,7 @@ fn the_same_name_and_port_twice_is_refused() {
     let backend = |port: u16| json!({"name": "httpbin", "port": {"number": port, "protocol": "http"}});
     assert_eq!(
         all(json!({"backends": [backend(1), backend(14001), backend(14001)], "sources": [range()]})),
-        ["Error: spec.backends[2]: Duplicate backends detected with service name: httpbin and port: 14001"]
+        ["error: spec.backends[2]: Duplicate backends detected with service name: httpbin and port: 14001"]
     );
 }
 
@@ -95,7 +95,7 @@ fn what_osm_accepted_is_no_error() {
     ];
     for found in warnings {
         assert!(!found.is_empty());
-        assert!(found.iter().all(|finding| finding.starts_with("Warning: ")), "{found:?}");
+        assert!(found.iter().all(|finding| finding.starts_with("warning: ")), "{found:?}");
     }
 }
 
@@ -124,8 +124,8 @@ fn tcp_refuses_what_it_cannot_check() {
     assert_eq!(
         found,
         [
-            "Error: spec.backends[0].tls: protocol tcp passes bytes on as they are: no TLS is ended there",
-            "Error: spec.sources[1]: backend 'httpbin' speaks tcp, where no certificate can be checked: use Service or IPRange sources",
+            "error: spec.backends[0].tls: protocol tcp passes bytes on as they are: no TLS is ended there",
+            "error: spec.sources[1]: backend 'httpbin' speaks tcp, where no certificate can be checked: use Service or IPRange sources",
         ]
     );
 }
