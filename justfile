@@ -20,6 +20,7 @@ cluster *arguments:
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings
+    cargo fetch --locked --quiet
     cargo deny --offline check bans licenses sources
 
 # Write golden files anew; look at the difference before you commit it.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -35,7 +35,7 @@ use crate::connections::{Connection, Connections};
 use crate::drain;
 use crate::listen;
 use crate::logging::LogHandle;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{Format, Metrics};
 use crate::readiness::Readiness;
 
 /// The most bytes of a request's body.
@@ -242,8 +242,9 @@ async fn ready(State(shared): State<Shared>) -> Response {
         .into_response()
 }
 
-async fn metrics_page(State(shared): State<Shared>) -> Response {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], shared.metrics.encode()).into_response()
+async fn metrics_page(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    let format = Format::accepted(&headers);
+    ([(header::CONTENT_TYPE, format.content_type())], shared.metrics.encode_as(format)).into_response()
 }
 
 async fn log_filter(State(shared): State<Shared>) -> String {

@@ -1,4 +1,4 @@
-//! The numbers a process shows, as OpenMetrics text.
+//! The numbers a process shows, as OpenMetrics or in Prometheus' classic text format.
 //!
 //! Labels take only values from sets that we choose. Where a value comes from outside, it passes a [`LabelBudget`]
 //! first, so that no client can make a series for every name it thinks of.
@@ -11,8 +11,9 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 
-/// What [`Metrics::encode`] returns, as a `content-type`.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+mod format;
+
+pub(crate) use self::format::Format;
 
 /// The label value that stands for all values beyond a [`LabelBudget`].
 pub const OTHER: &str = "other";
@@ -53,6 +54,14 @@ impl Metrics {
             tracing::warn!(%error, "a metrics collector failed");
         }
         page
+    }
+
+    /// Every metric in this format.
+    pub(crate) fn encode_as(&self, format: Format) -> String {
+        match format {
+            Format::OpenMetrics => self.encode(),
+            Format::Text => format::to_text(&self.encode()),
+        }
     }
 }
 

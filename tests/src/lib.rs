@@ -29,5 +29,6 @@ pub mod nginx;
 pub mod objects;
 pub mod openssl;
 pub mod pki;
+pub mod prometheus;
 pub mod tokens;
 pub mod wait;

@@ -71,13 +71,18 @@ async fn readiness_shows_what_blocks_it() {
 }
 
 #[tokio::test]
-async fn metrics_come_as_openmetrics() {
+async fn metrics_come_in_the_format_that_is_asked_for() {
     let fixture = Fixture::start().await;
     let counter = Counter::<u64>::default();
     fixture.metrics.registry(|registry| registry.register("tidegate_tests", "Tests", counter));
-    let answer = fixture.get("/metrics").await;
-    assert!(answer.contains(&format!("content-type: {}\r\n", metrics::CONTENT_TYPE)), "{answer}");
+    let answer = fixture
+        .request("GET", "/metrics", "host: localhost\r\naccept: application/openmetrics-text\r\n", "")
+        .await;
+    assert!(answer.contains("content-type: application/openmetrics-text; version=1.0.0;"), "{answer}");
     assert!(answer.ends_with("tidegate_tests_total 0\n# EOF\n"), "{answer}");
+    let answer = fixture.get("/metrics").await;
+    assert!(answer.contains("content-type: text/plain; version=0.0.4;"), "{answer}");
+    assert!(answer.ends_with("# TYPE tidegate_tests_total counter\ntidegate_tests_total 0\n"), "{answer}");
 }
 
 #[tokio::test]

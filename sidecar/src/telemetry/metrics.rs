@@ -249,7 +249,7 @@ impl Collector for DataPlaneMetrics {
         )?;
         for ((protocol, security), (count, sum, buckets)) in durations {
             let labels = [("request_protocol", protocol), ("connection_security_policy", security)];
-            let bounds = BOUNDS.iter().copied().chain([f64::MAX]);
+            let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds.zip(buckets).collect();
             family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
@@ -387,6 +387,8 @@ mod tests {
             "tidegate_http_requests_total{request_protocol=\"http1\",response_code=\"200\",response_flags=\"-\",\
              connection_security_policy=\"unknown\"} 2",
             "tidegate_http_request_duration_seconds_bucket{le=\"0.01\",request_protocol=\"http1\",\
+             connection_security_policy=\"unknown\"} 2",
+            "tidegate_http_request_duration_seconds_bucket{le=\"+Inf\",request_protocol=\"http1\",\
              connection_security_policy=\"unknown\"} 2",
             "tidegate_refused_total{reason=\"principal_not_allowed\"} 2",
             "tidegate_sent_bytes_total 10",
