@@ -9,21 +9,25 @@ mod definitions;
 mod helm;
 mod installed;
 mod leftovers;
+mod rollout;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Deserialize;
 
 use self::charts::Charts;
-use self::helm::{Helm, HelmOptions};
-use self::leftovers::Deletions;
+use self::helm::Helm;
+pub(crate) use self::helm::HelmOptions;
+use self::leftovers::{Deletions, Leftover};
 use crate::cluster::client::ClusterOptions;
-use crate::output::print;
+use crate::output::{counted, print};
 
 /// The Helm release of the control plane, in its namespace.
 const RELEASE: &str = "tidegate";
@@ -55,6 +59,9 @@ pub(crate) struct UpgradeOptions {
 pub(crate) struct UninstallOptions {
     #[command(flatten)]
     deletions: Deletions,
+    /// Do not ask before anything is deleted that cannot be made again
+    #[arg(short, long, visible_short_alias = 'f', visible_alias = "force")]
+    yes: bool,
     #[command(flatten)]
     helm: HelmOptions,
     #[command(flatten)]
@@ -66,21 +73,27 @@ struct ChangeOptions {
     /// Set a value of the chart; repeat for more
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
+    /// Set a value that is text, whatever it looks like, such as image.tag=1; repeat for more
+    #[arg(long, value_name = "NAME=VALUE")]
+    set_string: Vec<String>,
     /// File with values of the chart; repeat for more
     #[arg(short = 'f', long, value_name = "FILE")]
     values: Vec<PathBuf>,
-    /// Three replicas of each daemon, on nodes of their own
+    /// Three replicas of each daemon, on nodes of their own as far as there are so many, and what keeps them running
     #[arg(long)]
     ha: bool,
+    /// Take back what --ha has set
+    #[arg(long, conflicts_with = "ha")]
+    no_ha: bool,
     /// Leave the custom resource definitions alone: another mesh of the cluster has installed them
     #[arg(long)]
     skip_crds: bool,
-    /// Wait until all is ready
+    /// Wait until all is ready, and say what is waited for
     #[arg(long)]
     wait: bool,
     /// How long to wait
-    #[arg(long, value_name = "DURATION", default_value = "5m")]
-    timeout: String,
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
     #[command(flatten)]
     helm: HelmOptions,
     #[command(flatten)]
@@ -112,12 +125,10 @@ pub(crate) async fn install(options: &InstallOptions) -> anyhow::Result<ExitCode
     change.install_crds(&helm, &charts).await?;
     let mut arguments = words(["install", RELEASE]);
     arguments.extend([charts.control_plane().into(), "--create-namespace".into()]);
-    arguments.extend(change.values(&charts));
-    arguments.extend(change.waiting());
-    let notes = helm.run(arguments).context(
-        "if there is a control plane already: `tidegate upgrade`; another mesh beside it needs another --mesh-name and \
-         --tidegate-namespace",
-    )?;
+    arguments.extend(change.values(&charts)?);
+    change.look_at_nodes().await;
+    let notes = helm.run(arguments)?;
+    change.wait().await?;
     print(notes.as_bytes())
 }
 
@@ -132,9 +143,10 @@ pub(crate) async fn upgrade(options: &UpgradeOptions) -> anyhow::Result<ExitCode
     change.install_crds(&helm, &charts).await?;
     let mut arguments = words(["upgrade", RELEASE]);
     arguments.extend([charts.control_plane().into(), "--reset-then-reuse-values".into()]);
-    arguments.extend(change.values(&charts));
-    arguments.extend(change.waiting());
+    arguments.extend(change.values(&charts)?);
+    change.look_at_nodes().await;
     let notes = helm.run(arguments)?;
+    change.wait().await?;
     let after = objects(&helm.run(["get", "manifest", RELEASE])?);
     for gone in objects(&before).difference(&after) {
         eprintln!("Deleted, because the chart has it no more: {gone}");
@@ -142,27 +154,55 @@ pub(crate) async fn upgrade(options: &UpgradeOptions) -> anyhow::Result<ExitCode
     print(notes.as_bytes())
 }
 
-/// Uninstalls, and says what is left.
+/// Uninstalls, deletes what was asked for, and says what is left.
 pub(crate) async fn uninstall(options: UninstallOptions) -> anyhow::Result<ExitCode> {
     let deletions = options.deletions.resolved();
     let helm = options.helm.find(&options.cluster)?;
     let cluster = options.cluster.connect().await?;
     installed::may_be_removed(&cluster, &helm, deletions).await?;
     deletions.check(&cluster).await?;
+    let (going, staying) = deletions.split(&cluster, leftovers::find(&cluster).await?);
+    if deletions.any() && !options.yes {
+        confirm(&going)?;
+    }
     helm.run(["uninstall", RELEASE, "--wait", "--ignore-not-found"])?;
+    leftovers::delete_remains(&cluster).await?;
     if deletions.delete_crds {
         helm.run(["uninstall", CRDS_RELEASE, "--wait", "--ignore-not-found"])?;
     }
-    for gone in deletions.run(&cluster).await? {
-        eprintln!("Deleted: {gone}");
+    for leftover in &going {
+        leftover.delete(&cluster).await?;
+        eprintln!("Deleted: {leftover}");
+    }
+    for leftover in &staying {
+        eprintln!("Kept: {leftover} ({} deletes it)", leftover.flag());
     }
     let left = leftovers::injected_pods(&cluster).await?;
     if left > 0 {
         eprintln!(
-            "{left} Pods still have a sidecar, which serves on until its certificate ends; restart them to be rid of it"
+            "{} still {} a sidecar, which serves on until its certificate ends; restart them to be rid of it",
+            counted(left, "Pod"),
+            if left == 1 { "has" } else { "have" }
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks whether all of this may go; refuses where nobody can be asked.
+fn confirm(going: &[Leftover]) -> anyhow::Result<()> {
+    for leftover in going {
+        eprintln!("To be deleted: {leftover}");
+    }
+    ensure!(
+        io::stdin().is_terminal(),
+        "this cannot be undone; confirm with --yes, as standard input is not a terminal. Nothing was changed"
+    );
+    eprint!("Uninstall, and delete this? It cannot be undone. [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).context("standard input")?;
+    let is_yes = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
+    ensure!(is_yes, "not confirmed; nothing was changed");
+    Ok(())
 }
 
 impl ChangeOptions {
@@ -183,7 +223,7 @@ impl ChangeOptions {
         }
         let mut arguments = words(["template", RELEASE]);
         arguments.push(charts.control_plane().into());
-        arguments.extend(self.values(charts));
+        arguments.extend(self.values(charts)?);
         text += &helm.run(arguments)?;
         Ok(text)
     }
@@ -198,17 +238,19 @@ impl ChangeOptions {
         let mut arguments = words(["upgrade", "--install", CRDS_RELEASE]);
         arguments.extend([charts.crds().into(), "--create-namespace".into()]);
         arguments.extend(helm.forcing().iter().map(OsString::from));
-        helm.run(arguments)
-            .context("custom resource definitions; if another mesh has installed them: --skip-crds")?;
+        helm.run(arguments).context("custom resource definitions")?;
         Ok(())
     }
 
     /// Helm's flags for values; what comes later goes before what came earlier.
-    fn values(&self, charts: &Charts) -> Vec<OsString> {
+    fn values(&self, charts: &Charts) -> anyhow::Result<Vec<OsString>> {
         let mut arguments = Vec::new();
         let mut add = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
         if self.ha {
             add("--values", charts.high_availability().into());
+        }
+        if self.no_ha {
+            add("--values", charts.without_high_availability()?.into());
         }
         for file in &self.values {
             add("--values", file.into());
@@ -219,11 +261,29 @@ impl ChangeOptions {
         for set in &self.set {
             add("--set", set.into());
         }
-        arguments
+        for set in &self.set_string {
+            add("--set-string", set.into());
+        }
+        Ok(arguments)
     }
 
-    fn waiting(&self) -> Vec<OsString> {
-        if self.wait { vec!["--wait".into(), "--timeout".into(), (&self.timeout).into()] } else { Vec::new() }
+    /// Warns where there are fewer nodes than replicas want. A look that fails is not worth an error: Helm will say what
+    /// is wrong with the cluster.
+    async fn look_at_nodes(&self) {
+        if !self.ha {
+            return;
+        }
+        let Ok(cluster) = self.cluster.connect().await else { return };
+        if let Ok(Some(warning)) = rollout::too_few_nodes(&cluster).await {
+            eprintln!("warning: {warning}");
+        }
+    }
+
+    async fn wait(&self) -> anyhow::Result<()> {
+        if self.wait {
+            rollout::wait(&self.cluster.connect().await?, self.timeout).await?;
+        }
+        Ok(())
     }
 }
 

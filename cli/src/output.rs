@@ -66,6 +66,11 @@ pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// `1 sidecar`, `2 sidecars`.
+pub(crate) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Text for a terminal: what somebody wrote into an object moves no cursor, turns no line around, and is cut.
 pub(crate) fn printable(text: &str) -> String {
     let turns_lines =

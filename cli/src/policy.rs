@@ -9,7 +9,7 @@ use crate::commands::AdminTarget;
 use crate::output::{OutputFormat, print_as, table};
 
 /// Heading of the table of statuses.
-pub(crate) const HEADING: [&str; 6] = ["NAMESPACE", "KIND", "NAME", "STATUS", "REASON", "FILE"];
+const HEADING: [&str; 6] = ["NAMESPACE", "KIND", "NAME", "STATUS", "REASON", "FILE"];
 
 /// A status as it comes from a running controller.
 #[derive(Debug, Deserialize, Serialize)]
@@ -38,8 +38,16 @@ pub(crate) async fn list(target: &AdminTarget, output: OutputFormat) -> anyhow::
                 )
             })
             .collect();
-        table(&HEADING, &rows)
+        statuses(&rows)
     })
+}
+
+/// The table of statuses. Objects of a cluster come from no file, and their table has no column for it.
+pub(crate) fn statuses(rows: &[Vec<String>]) -> String {
+    let has_files = rows.iter().any(|row| row.last().is_some_and(|file| !file.is_empty()));
+    let columns = HEADING.len() - usize::from(!has_files);
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().take(columns).cloned().collect()).collect();
+    table(&HEADING[..columns], &rows)
 }
 
 /// A row of the table of statuses.
@@ -57,4 +65,19 @@ fn cells<S: AsRef<str>>(fields: [S; 5], warnings: &[String], file: Option<&str>)
     }
     row.push(file.unwrap_or_default().to_owned());
     row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_column_of_files_is_there_where_objects_come_from_files() {
+        let row = |file| cells(["shop", "IngressBackend", "a", "committed", "fine"], &[], file);
+        assert_eq!(
+            statuses(&[row(None)]),
+            "NAMESPACE   KIND             NAME   STATUS      REASON\nshop        IngressBackend   a      committed   fine\n"
+        );
+        assert!(statuses(&[row(None), row(Some("a.yaml:1"))]).contains("REASON   FILE\n"));
+    }
 }

@@ -9,7 +9,7 @@ use tidegate_controller::source::folder::FolderSource;
 use tidegate_controller::source::{Problem, ProblemSeverity};
 use tidegate_controller::{Index, PolicyStatus};
 
-use crate::output::{OutputFormat, print_as, table};
+use crate::output::{OutputFormat, print_as};
 
 /// Flags of `tidegate validate`.
 #[derive(Args, Debug)]
@@ -46,5 +46,5 @@ fn text(report: &Report) -> String {
         text.push('\n');
     }
     let rows: Vec<Vec<String>> = report.policies.iter().map(crate::policy::row).collect();
-    text + &table(&crate::policy::HEADING, &rows)
+    text + &crate::policy::statuses(&rows)
 }

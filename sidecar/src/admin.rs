@@ -39,7 +39,13 @@ pub(crate) fn routes(view: ConfigView) -> Router {
 
 async fn config(State(view): State<ConfigView>) -> Json<Value> {
     let snapshot = view.publisher.current();
-    let listen = |inbound: &Inbound| json!({"listen": inbound.listen, "app": inbound.app});
+    let mut inbound: Vec<Value> =
+        view.inbound.iter().map(|inbound| json!({"listen": inbound.listen, "app": inbound.app})).collect();
+    // What the kernel redirects here goes to the port that was dialled, if the policy has it.
+    inbound.extend(view.transparent.map(|listen| {
+        let ports = snapshot.policy.as_ref().map(|policy| policy.ports.keys().collect::<Vec<_>>());
+        json!({"listen": listen, "redirected": true, "ports": ports.unwrap_or_default()})
+    }));
     let tls = snapshot.tls.as_ref().map(|tls| {
         let leaf = &tls.credentials.leaf;
         json!({
@@ -56,7 +62,7 @@ async fn config(State(view): State<ConfigView>) -> Json<Value> {
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "workload": view.workload,
-        "inbound": view.inbound.iter().map(listen).collect::<Vec<_>>(),
+        "inbound": inbound,
         "transparent": view.transparent.map(|inbound| json!({"inbound": inbound})),
         "generation": snapshot.generation,
         "tls": tls,

@@ -466,7 +466,18 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
         wait::until_true("the refusal is logged", wait::SOON, || {
             sidecar.log().contains("198.51.100.7:14002 is no address of this pod")
         });
-        assert_eq!(sidecar.admin_json("/config")["transparent"]["inbound"], "[::]:15003");
+        let config = sidecar.admin_json("/config");
+        assert_eq!(config["transparent"]["inbound"], "[::]:15003");
+        let ports: Vec<_> = config["policy"]["ports"].as_object().unwrap().keys().collect();
+        let shown = config["inbound"][0]["ports"].as_array().unwrap();
+        assert_eq!(
+            shown.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ports.iter().map(|port| (*port).clone()).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            (&config["inbound"][0]["listen"], &config["inbound"][0]["redirected"]),
+            (&"[::]:15003".into(), &true.into())
+        );
         drop(apps);
     });
 }

@@ -248,6 +248,12 @@ fn a_sidecar_is_asked_by_the_name_of_its_pod() {
     let name = format!("server.{}.cluster.local", shop.name());
     assert!(certificates["certificate"]["names"].to_string().contains(&name), "{certificates}");
     assert_eq!(certificates["trustBundle"], status["trustedRoots"]);
+    let inbound = parse(&get("inbound"));
+    assert_eq!(
+        (&inbound[0]["redirected"], &inbound[0]["ports"]),
+        (&json!(true), &json!([8080])),
+        "{inbound}"
+    );
     assert!(get("metrics").contains("tidegate_tls_handshakes_total"));
     assert_eq!(get("ready"), "ready\n");
     assert!(!get("log").trim().is_empty());

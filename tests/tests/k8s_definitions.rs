@@ -134,7 +134,7 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
         // Again there is nothing to take over.
         let said = tidegate(&cluster, &helm, mesh, &["upgrade"]);
         assert!(!said.contains("Taken over"), "{said}");
-        tidegate(&cluster, &helm, mesh, &["uninstall", "--delete-mesh-config"]);
+        tidegate(&cluster, &helm, mesh, &["uninstall", "--yes", "--delete-mesh-config"]);
         cluster.kubectl(["delete", "namespace", mesh, &app, "--wait=false"]);
     }
 }

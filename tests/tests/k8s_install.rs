@@ -244,6 +244,23 @@ fn the_api_server_accepts_every_rendering_to_the_letter() {
 }
 
 #[test]
+fn an_installation_whose_images_cannot_be_pulled_names_the_pod_and_the_reason() {
+    let installation = Installation::new("without-images", Helm::newest());
+    let flags =
+        ["--apply", "--skip-crds", "--wait", "--timeout", "30s", "--set", "image.registry=localhost:1/none"];
+    let failure = installation.try_tidegate(&installation.name, "install", &flags).unwrap_err();
+    assert!(failure.stderr.contains("waiting: pod tidegate-controller-"), "{failure}");
+    assert!(failure.stderr.contains("ImagePullBackOff: image localhost:1/none/controller:"), "{failure}");
+    assert!(failure.stderr.contains("not ready after 30s: "), "{failure}");
+    assert!(failure.stderr.contains("hint: the values image.registry and image.tag"), "{failure}");
+    let again = installation.try_tidegate(&installation.name, "install", &flags).unwrap_err();
+    assert!(again.stderr.contains("hint: there is a control plane already: `tidegate upgrade`"), "{again}");
+    let number =
+        installation.try_tidegate(&installation.name, "install", &["--set", "image.tag=1"]).unwrap_err();
+    assert!(number.stderr.contains("hint: --set takes numbers"), "{number}");
+}
+
+#[test]
 fn tidegate_installs_upgrades_and_uninstalls_and_admission_goes_on_over_renewals_of_its_certificates() {
     let installation = Installation::new("with-tidegate", Helm::newest());
     let values = installation.values();
@@ -267,9 +284,11 @@ fn tidegate_installs_upgrades_and_uninstalls_and_admission_goes_on_over_renewals
     let generation =
         || installation.object("deployment", "tidegate-controller")["metadata"]["generation"].clone();
     let before = generation();
-    for (command, flags) in
-        [("upgrade", vec!["--skip-crds"]), ("uninstall", vec![]), ("uninstall", vec!["--delete-all"])]
-    {
+    for (command, flags) in [
+        ("upgrade", vec!["--skip-crds"]),
+        ("uninstall", vec![]),
+        ("uninstall", vec!["--yes", "--delete-all"]),
+    ] {
         let refused = installation.try_tidegate("blue", command, &flags).unwrap_err();
         assert_eq!(refused.code, Some(1), "{refused}");
         assert!(refused.stderr.contains("of mesh \"with-tidegate\", not of \"blue\""), "{refused}");
@@ -277,18 +296,24 @@ fn tidegate_installs_upgrades_and_uninstalls_and_admission_goes_on_over_renewals
     assert_eq!(generation(), before);
     assert_eq!(installation.root(), root);
 
+    let asked = installation.try_tidegate(&installation.name, "uninstall", &["--delete-root"]).unwrap_err();
+    assert!(asked.stderr.contains("confirm with --yes"), "{asked}");
+    assert!(asked.stderr.contains(&format!("To be deleted: Secret {}/{ROOT}", installation.name)), "{asked}");
+    assert!(installation.is_there("deployment", "tidegate-controller"));
     installation.tidegate("uninstall", &[]);
     assert!(!installation.is_there("deployment", "tidegate-controller"));
+    assert!(!installation.is_there("lease", "tidegate-controller"));
     assert_eq!(installation.root(), root);
     assert_eq!(installation.mesh_config(), edited);
 
-    installation.tidegate("uninstall", &["--delete-root"]);
+    installation.tidegate("uninstall", &["--yes", "--delete-root"]);
     assert!(!installation.is_there("secret", ROOT));
     let bundle = format!("tidegate-trust-bundle-{}", installation.name);
     assert!(!installation.is_there("configmap", &bundle));
     assert_eq!(installation.mesh_config(), edited);
-    installation.tidegate("uninstall", &["--delete-mesh-config", "--delete-namespace"]);
-    installation.cluster.wait_until_gone(&["namespace", &installation.name]);
+    installation.tidegate("uninstall", &["--yes", "--delete-mesh-config", "--delete-namespace"]);
+    let namespace = installation.cluster.try_get_json(&["namespace", &installation.name]);
+    assert!(namespace.is_err(), "the command has returned before the namespace was gone: {namespace:?}");
     let refused = installation.try_tidegate(&installation.name, "uninstall", &[]).unwrap_err();
     assert!(refused.stderr.contains("there is no control plane in namespace with-tidegate"), "{refused}");
 }

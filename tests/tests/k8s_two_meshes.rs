@@ -53,7 +53,7 @@ impl Drop for Second {
             eprintln!("{}", pods.unwrap_or_else(|failure| failure.to_string()));
         }
         if self.cluster.try_get_json(&["namespace", &self.name]).is_ok() {
-            let _ = self.tidegate(&["uninstall", "--delete-namespace"]);
+            let _ = self.tidegate(&["uninstall", "--yes", "--delete-namespace"]);
         }
     }
 }
@@ -188,9 +188,11 @@ fn assert_commands_speak_of_their_own_mesh(second: &Second, ours: &Namespace, th
 
 fn assert_lives_on_without(second: &Second, ours: &Namespace) {
     let cluster = second.cluster;
-    let refusal = second.tidegate(&["uninstall", "--delete-all"]).unwrap_err();
+    let refusal = second.tidegate(&["uninstall", "--yes", "--delete-all"]).unwrap_err();
     assert!(refusal.stderr.contains(&format!("mesh osm in namespace {CONTROL_PLANE}")), "{refusal}");
-    second.tidegate(&["uninstall", "--delete-root", "--delete-mesh-config", "--delete-namespace"]).unwrap();
+    second
+        .tidegate(&["uninstall", "--yes", "--delete-root", "--delete-mesh-config", "--delete-namespace"])
+        .unwrap();
     cluster.wait_until_gone(&["namespace", &second.name]);
     for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration", "clusterrole"] {
         let names = cluster.kubectl(["get", kind, "-o", "name"]);

@@ -20,7 +20,8 @@ use tokio::time::Instant;
 
 pub(crate) use self::control_plane::{bundle as trust_bundle, gateway_secret, mesh_config};
 use super::client::{Cluster, ClusterOptions};
-use crate::output::{OutputFormat, print_as, printable};
+use crate::install::HelmOptions;
+use crate::output::{OutputFormat, counted, print_as, printable};
 
 /// How often a check that waits looks again.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -43,6 +44,8 @@ pub(crate) struct CheckOptions {
     #[arg(short, long, value_enum, default_value = "table")]
     output: OutputFormat,
     #[command(flatten)]
+    helm: HelmOptions,
+    #[command(flatten)]
     cluster: ClusterOptions,
 }
 
@@ -51,6 +54,8 @@ pub(crate) struct CheckOptions {
 struct Report {
     status: Severity,
     checks: Vec<Finding>,
+    #[serde(skip)]
+    control_plane: String,
 }
 
 /// What one check found.
@@ -66,7 +71,7 @@ struct Finding {
     message: Option<String>,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    hint: Option<&'static str>,
+    hint: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -83,9 +88,12 @@ enum Severity {
 struct Outcome {
     severity: Severity,
     message: Option<String>,
+    /// In place of the check's own hint.
+    hint: Option<String>,
 }
 
-/// A check: what should be true, and what to do if it is not.
+/// A check: what should be true, and what to do if it is not. In the hint, `{control-plane}` stands for the control plane's
+/// namespace.
 #[derive(Clone, Copy, Debug)]
 struct Check {
     id: &'static str,
@@ -99,12 +107,15 @@ pub(crate) async fn run(options: CheckOptions) -> anyhow::Result<ExitCode> {
     let cluster = options.cluster.connect().await?;
     let deadline = Instant::now() + options.wait;
     let report = loop {
-        let report = Report::of(&cluster, options.pre, options.proxy).await;
+        let mut report = Report::of(&cluster, options.pre, options.proxy).await;
+        if options.pre {
+            before::helm(&options.helm, &mut report);
+        }
         if report.status < Severity::Failed || Instant::now() >= deadline {
             break report;
         }
         let failed = report.checks.iter().filter(|finding| finding.status == Severity::Failed).count();
-        eprintln!("waiting: {failed} checks fail");
+        eprintln!("waiting: {} failed", counted(failed, "check"));
         tokio::time::sleep_until(deadline.min(Instant::now() + INTERVAL)).await;
     };
     print_as(options.output, &report, |report| text(report, has_colour()))?;
@@ -118,7 +129,8 @@ pub(crate) async fn as_text(cluster: &Cluster) -> String {
 
 impl Report {
     async fn of(cluster: &Cluster, pre: bool, proxy: bool) -> Self {
-        let mut report = Self { status: Severity::Ok, checks: Vec::new() };
+        let mut report =
+            Self { status: Severity::Ok, checks: Vec::new(), control_plane: cluster.control_plane.clone() };
         before::api(cluster, &mut report).await;
         // Whoever cannot be reached fails every other check, too, for no reason of its own.
         if report.status == Severity::Failed && !report.is_reachable() {
@@ -126,6 +138,10 @@ impl Report {
         }
         if pre {
             before::installation(cluster, &mut report).await;
+            return report;
+        }
+        // Without a control plane every other check fails, for that one reason.
+        if !control_plane::is_there(cluster, &mut report).await {
             return report;
         }
         if !proxy {
@@ -147,7 +163,10 @@ impl Report {
             title: check.title,
             status: outcome.severity,
             message: outcome.message,
-            hint: (outcome.severity > Severity::Ok).then_some(check.hint),
+            hint: (outcome.severity > Severity::Ok).then(|| match outcome.hint {
+                Some(hint) => hint,
+                None => check.hint.replace("{control-plane}", &self.control_plane),
+            }),
         });
     }
 
@@ -159,19 +178,24 @@ impl Report {
 
 impl Outcome {
     fn ok() -> Self {
-        Self { severity: Severity::Ok, message: None }
+        Self { severity: Severity::Ok, message: None, hint: None }
     }
 
     fn ok_with(message: impl Into<String>) -> Self {
-        Self { severity: Severity::Ok, message: Some(message.into()) }
+        Self { severity: Severity::Ok, message: Some(message.into()), hint: None }
     }
 
     fn warning(message: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, message: Some(message.into()) }
+        Self { severity: Severity::Warning, message: Some(message.into()), hint: None }
     }
 
     fn failed(message: impl Into<String>) -> Self {
-        Self { severity: Severity::Failed, message: Some(message.into()) }
+        Self { severity: Severity::Failed, message: Some(message.into()), hint: None }
+    }
+
+    /// With a hint of its own.
+    fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
     }
 
     /// Failed if anything is named, else fine.
@@ -223,7 +247,7 @@ fn text(report: &Report, colour: bool) -> String {
             text += &format!("{gap}{category}\n{}\n", "-".repeat(category.chars().count()));
         }
         text += &format!("{} {}", symbol(finding.status), finding.title);
-        match (finding.message.as_deref().map(printable), finding.hint) {
+        match (finding.message.as_deref().map(printable), finding.hint.as_deref()) {
             (Some(message), None) => text += &format!(": {message}\n"),
             (message, Some(hint)) => {
                 let message = message.unwrap_or_else(|| "no".to_owned());

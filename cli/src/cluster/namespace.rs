@@ -17,6 +17,7 @@ use tidegate_crds::injection::{
 
 use super::client::{Cluster, ClusterOptions};
 use super::control_plane::{NAME_LABEL, Part};
+use super::mesh;
 use crate::completion;
 use crate::output::{OutputFormat, print_as, table};
 
@@ -160,6 +161,12 @@ pub(crate) async fn add(cluster: &Cluster, name: &str, without_sidecars: bool) -
             }
             hint_at_restart(cluster, name, false).await;
         }
+        if !mesh::names(cluster).await?.contains(mesh) {
+            eprintln!(
+                "warning: the cluster has no mesh [{mesh}], so Pods of the namespace get no sidecar yet; `tidegate mesh \
+                 list` shows the meshes there are, `tidegate install` makes one"
+            );
+        }
         Ok(format!("Namespace [{name}] successfully added to mesh [{mesh}]"))
     };
     added.await.with_context(|| format!("Could not add namespace [{name}] to mesh [{mesh}]"))
@@ -178,15 +185,20 @@ pub(crate) async fn remove(cluster: &Cluster, name: &str) -> anyhow::Result<Stri
         if !labels.contains_key(MONITORED_BY) && !labels.contains_key(INJECTION) {
             return Ok(format!("Namespace [{name}] already does not belong to any mesh"));
         }
-        let patch = json!({"metadata": {
-            "labels": {MONITORED_BY: null, INJECTION: null},
-            "annotations": {SIDECAR_INJECTION: null, METRICS: null},
-        }});
-        change(cluster, name, &patch).await?;
+        leave(cluster, name).await?;
         hint_at_restart(cluster, name, true).await;
         Ok(format!("Namespace [{name}] successfully removed from mesh [{mesh}]"))
     };
     removed.await.with_context(|| format!("Could not remove namespace [{name}] from mesh [{mesh}]"))
+}
+
+/// Takes away what puts a namespace into a mesh.
+pub(crate) async fn leave(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let patch = json!({"metadata": {
+        "labels": {MONITORED_BY: null, INJECTION: null},
+        "annotations": {SIDECAR_INJECTION: null, METRICS: null},
+    }});
+    change(cluster, name, &patch).await
 }
 
 /// Has the mesh leave a namespace alone.

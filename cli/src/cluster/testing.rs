@@ -9,7 +9,7 @@ use super::admin::ADMIN_PORT;
 use super::client::Cluster;
 
 /// Where the API server has the kinds that tests use.
-const KINDS: [(&str, &str); 15] = [
+const KINDS: [(&str, &str); 17] = [
     ("Namespace", "v1/namespaces"),
     ("Pod", "v1/pods"),
     ("Service", "v1/services"),
@@ -19,7 +19,9 @@ const KINDS: [(&str, &str); 15] = [
     ("Node", "v1/nodes"),
     ("EndpointSlice", "discovery.k8s.io/v1/endpointslices"),
     ("Deployment", "apps/v1/deployments"),
+    ("ReplicaSet", "apps/v1/replicasets"),
     ("Lease", "coordination.k8s.io/v1/leases"),
+    ("PodDisruptionBudget", "policy/v1/poddisruptionbudgets"),
     ("IngressBackend", "policy.openservicemesh.io/v1alpha1/ingressbackends"),
     ("MeshConfig", "config.openservicemesh.io/v1alpha2/meshconfigs"),
     ("CustomResourceDefinition", "apiextensions.k8s.io/v1/customresourcedefinitions"),

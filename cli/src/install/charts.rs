@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Every file of `charts/`: its path there, and what it holds.
@@ -42,11 +43,58 @@ impl Charts {
     pub(super) fn high_availability(&self) -> PathBuf {
         self.control_plane().join("values-ha.yaml")
     }
+
+    /// The chart's own values wherever [`Self::high_availability`] sets one: a release remembers what it was given, and
+    /// forgets it only for another value.
+    pub(super) fn without_high_availability(&self) -> anyhow::Result<PathBuf> {
+        let read = |file: &Path| -> anyhow::Result<Value> {
+            let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            serde_saphyr::from_str(&text).with_context(|| file.display().to_string())
+        };
+        let chosen = read(&self.high_availability())?;
+        let default = read(&self.control_plane().join("values.yaml"))?;
+        let file = self.folder.path().join("values-no-ha.json");
+        fs::write(&file, defaults_of(&chosen, &default).to_string())
+            .with_context(|| file.display().to_string())?;
+        Ok(file)
+    }
+}
+
+/// `default`, as far as `chosen` has the same keys.
+fn defaults_of(chosen: &Value, default: &Value) -> Value {
+    match (chosen, default) {
+        (Value::Object(chosen), Value::Object(default)) => {
+            let kept = chosen.iter().map(|(key, value)| {
+                let default = default.get(key).unwrap_or(&Value::Null);
+                (key.clone(), defaults_of(value, default))
+            });
+            kept.collect()
+        }
+        _ => default.clone(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn high_availability_is_taken_back_value_by_value() {
+        let charts = Charts::unpack().unwrap();
+        let file = charts.without_high_availability().unwrap();
+        let values: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+        let daemon = json!({"replicas": 1});
+        assert_eq!(
+            values,
+            json!({
+                "controller": daemon, "certManager": daemon, "injector": daemon,
+                "topologySpreadConstraints": [], "priorityClassName": "",
+                "podDisruptionBudget": {"enabled": false},
+            })
+        );
+    }
 
     #[test]
     fn the_charts_are_whole() {

@@ -1,9 +1,10 @@
 //! The user's Helm: it renders the charts and keeps account of what was installed.
 
 use std::ffi::{OsStr, OsString};
-use std::io::ErrorKind;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
@@ -13,10 +14,25 @@ use crate::cluster::client::ClusterOptions;
 /// The first version that can upgrade with the values of the installation and the new chart's defaults.
 const MINIMUM: (u32, u32) = (3, 14);
 
+/// What Helm says where it gives up, and what to do about it.
+const HINTS: [(&str, &str); 4] = [
+    (
+        "cannot re-use a name that is still in use",
+        "there is a control plane already: `tidegate upgrade`; another mesh beside it needs another --mesh-name and \
+         --tidegate-namespace",
+    ),
+    ("Expected: string, given:", STRING),
+    ("want string", STRING),
+    ("invalid ownership metadata", "if another mesh of this cluster has installed them: --skip-crds"),
+];
+const STRING: &str = "--set takes numbers, true and false for what they look like: --set-string NAME=VALUE";
+/// How much of what Helm says becomes part of an error.
+const LONGEST_ERROR: usize = 4096;
+
 /// Which Helm.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Options")]
-pub(super) struct HelmOptions {
+pub(crate) struct HelmOptions {
     /// The Helm to run, 3.14 or newer
     #[arg(
         long,
@@ -37,6 +53,12 @@ pub(super) struct Helm {
 }
 
 impl HelmOptions {
+    /// The version of the Helm that is there, if it is new enough.
+    pub(crate) fn version(&self) -> anyhow::Result<String> {
+        let (major, minor) = self.find(&ClusterOptions::default())?.version;
+        Ok(format!("{major}.{minor}"))
+    }
+
     /// Looks whether Helm is there. Does not connect to the cluster.
     pub(super) fn find(&self, cluster: &ClusterOptions) -> anyhow::Result<Helm> {
         let mut arguments: Vec<OsString> = vec!["--namespace".into(), cluster.control_plane().into()];
@@ -76,14 +98,16 @@ impl Helm {
         Ok(names.lines().any(|line| line.trim() == name))
     }
 
-    /// Runs a command and returns what it printed. What it complains about goes to standard error as it comes.
+    /// Runs a command and returns what it printed. Its warnings go to standard error as they come; its error becomes
+    /// ours, with a hint where there is one that fits.
     pub(super) fn run<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> anyhow::Result<String> {
         let mut command = Command::new(&self.program);
-        command.args(arguments).args(&self.cluster).stdin(Stdio::null()).stderr(Stdio::inherit());
-        let output = command.output().map_err(|error| match error.kind() {
+        command.args(arguments).args(&self.cluster).stdin(Stdio::null());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.map_err(|error| match error.kind() {
             ErrorKind::NotFound => anyhow!(
                 "Helm renders Tidegate's manifests, and there is no program {}; get it from \
                  https://helm.sh/docs/intro/install/, or say where it is with --helm FILE",
@@ -91,12 +115,35 @@ impl Helm {
             ),
             _ => anyhow!("{}: {error}", self.program.display()),
         })?;
+        let complaints = child.stderr.take().map(|stderr| thread::spawn(|| error_of(stderr)));
+        let output = child.wait_with_output().with_context(|| self.program.display().to_string())?;
+        let complaint = complaints.and_then(|reader| reader.join().ok()).unwrap_or_default();
         if !output.status.success() {
             let verb = command.get_args().next().unwrap_or_default().to_string_lossy();
-            bail!("helm {verb} failed ({})", output.status);
+            let cause = if complaint.is_empty() { output.status.to_string() } else { complaint };
+            let hint = HINTS.iter().find(|(said, _)| cause.contains(said)).map(|(_, hint)| hint);
+            match hint {
+                Some(hint) => bail!("helm {verb}: {cause}\nhint: {hint}"),
+                None => bail!("helm {verb}: {cause}"),
+            }
         }
         String::from_utf8(output.stdout).context("what Helm printed")
     }
+}
+
+/// Passes on what Helm says on standard error, up to its error, which is returned without the word itself.
+fn error_of(stderr: impl Read) -> String {
+    let mut error = String::new();
+    for line in BufReader::new(stderr).lines() {
+        let Ok(line) = line else { break };
+        match line.strip_prefix("Error: ") {
+            Some(first) => error = first.to_owned(),
+            None if error.is_empty() => eprintln!("{line}"),
+            None if error.len() + line.len() < LONGEST_ERROR => error += &format!("\n{line}"),
+            None => {}
+        }
+    }
+    error.trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -136,6 +183,33 @@ mod tests {
             error.contains("/nonexistent/helm") && error.contains("helm.sh") && error.contains("--helm"),
             "{error}"
         );
+    }
+
+    fn failing(stderr: &str) -> String {
+        let script = format!("printf '%s' '{stderr}' >&2; exit 1");
+        let helm = Helm { program: "sh".into(), cluster: Vec::new(), version: MINIMUM };
+        helm.run(["-c", &script]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_helm_gives_up_for_is_said_with_a_hint_only_where_one_fits() {
+        let schema = "WARNING: old\nError: values do not meet the schema:\ntidegate:\n- image.tag: Invalid type. \
+                      Expected: string, given: integer\n";
+        let error = failing(schema);
+        assert!(
+            error.starts_with("helm -c: values do not meet the schema:\ntidegate:\n- image.tag"),
+            "{error}"
+        );
+        assert!(
+            error.ends_with(
+                "hint: --set takes numbers, true and false for what they look like: --set-string NAME=VALUE"
+            ),
+            "{error}"
+        );
+        let error = failing("Error: INSTALLATION FAILED: cannot re-use a name that is still in use\n");
+        assert!(error.contains("hint: there is a control plane already: `tidegate upgrade`"), "{error}");
+        assert_eq!(failing("Error: context deadline exceeded\n"), "helm -c: context deadline exceeded");
+        assert_eq!(failing(""), "helm -c: exit status: 1");
     }
 
     #[test]

@@ -1,29 +1,38 @@
 //! What an uninstall leaves because it cannot be made again, and its deletion on request.
 
-use std::fmt::Debug;
+use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use clap::Args;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams, ListParams, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::Resource;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, ResourceExt};
 use tidegate_crds::injection::{has_sidecar_of, trust_bundle_config_map};
 use tidegate_crds::manifest;
 use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
+use tokio::time::{Instant, sleep};
 
 use crate::cluster::client::Cluster;
-use crate::cluster::control_plane::INSTANCE_LABEL;
-use crate::cluster::mesh;
+use crate::cluster::control_plane::{INSTANCE_LABEL, PART_OF, Part};
+use crate::cluster::{mesh, namespace};
 
 /// The Secret that holds the mesh's root and its key.
 pub(super) const ROOT_SECRET: &str = "tidegate-ca-bundle";
+/// Label and value of what the cert-manager writes.
+const OF_CERT_MANAGER: &str = "app.kubernetes.io/managed-by=tidegate-cert-manager";
+/// How long a namespace may take to go.
+const NAMESPACE_GOES: Duration = Duration::from_secs(300);
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// What goes besides the control plane.
 #[derive(Args, Clone, Copy, Debug, Default)]
 #[command(next_help_heading = "Deletes what stays otherwise")]
 pub(super) struct Deletions {
-    /// The root and its key, and the trust bundles of the mesh: its certificates are void
+    /// The root and its key, the ingress controller's certificate and its key, and the trust bundles of the mesh: its
+    /// certificates are void
     #[arg(long)]
     delete_root: bool,
     /// The MeshConfig
@@ -32,12 +41,45 @@ pub(super) struct Deletions {
     /// The custom resource definitions, and with them every IngressBackend and MeshConfig of the cluster
     #[arg(long)]
     pub(super) delete_crds: bool,
+    /// The labels and annotations by which namespaces are in the mesh
+    #[arg(long)]
+    delete_memberships: bool,
     /// The control plane's namespace, with all that is in it
     #[arg(long)]
     delete_namespace: bool,
     /// All of these
-    #[arg(long, conflicts_with_all = ["delete_root", "delete_mesh_config", "delete_crds", "delete_namespace"])]
+    #[arg(
+        long,
+        conflicts_with_all = ["delete_root", "delete_mesh_config", "delete_crds", "delete_memberships", "delete_namespace"]
+    )]
     delete_all: bool,
+}
+
+/// Which flag something goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Group {
+    Root,
+    MeshConfig,
+    Definitions,
+    Memberships,
+    Namespace,
+}
+
+/// Something that outlives an uninstall.
+#[derive(Clone, Debug)]
+pub(super) struct Leftover {
+    group: Group,
+    kind: Kind,
+    namespace: Option<String>,
+    name: String,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// An object.
+    Object(ApiResource),
+    /// A namespace's label and annotation.
+    Membership,
 }
 
 impl Deletions {
@@ -52,6 +94,7 @@ impl Deletions {
             delete_root: true,
             delete_mesh_config: true,
             delete_crds: true,
+            delete_memberships: true,
             delete_namespace: true,
             delete_all: true,
         }
@@ -59,8 +102,27 @@ impl Deletions {
 
     /// Whether anything is to go.
     pub(super) fn any(self) -> bool {
-        let Self { delete_root, delete_mesh_config, delete_crds, delete_namespace, delete_all } = self;
-        delete_root || delete_mesh_config || delete_crds || delete_namespace || delete_all
+        [Group::Root, Group::MeshConfig, Group::Definitions, Group::Memberships, Group::Namespace]
+            .into_iter()
+            .any(|group| self.takes(group))
+    }
+
+    fn takes(self, group: Group) -> bool {
+        match group {
+            Group::Root => self.delete_root,
+            Group::MeshConfig => self.delete_mesh_config,
+            Group::Definitions => self.delete_crds,
+            Group::Memberships => self.delete_memberships,
+            Group::Namespace => self.delete_namespace,
+        }
+    }
+
+    /// Splits what is there into what goes and what stays. What is in a namespace that goes, goes with it.
+    pub(super) fn split(self, cluster: &Cluster, leftovers: Vec<Leftover>) -> (Vec<Leftover>, Vec<Leftover>) {
+        leftovers.into_iter().partition(|leftover| {
+            let is_inside = leftover.namespace.as_deref() == Some(cluster.control_plane.as_str());
+            self.takes(leftover.group) || (is_inside && self.delete_namespace)
+        })
     }
 
     /// Refuses what another mesh of the cluster could not live with.
@@ -81,47 +143,91 @@ impl Deletions {
         );
         Ok(())
     }
+}
 
-    /// Deletes what was asked for; returns a line for each thing that is gone.
-    pub(super) async fn run(self, cluster: &Cluster) -> anyhow::Result<Vec<String>> {
-        let mut gone = Vec::new();
-        let namespace = &cluster.control_plane;
-        let client = || cluster.client.clone();
-        if self.delete_root {
-            let secrets: Api<Secret> = Api::namespaced(client(), namespace);
-            delete(cluster, &secrets, ROOT_SECRET, &format!("Secret {namespace}/{ROOT_SECRET}"), &mut gone)
-                .await?;
-            let name = trust_bundle_config_map(&cluster.mesh_name);
-            let named = ListParams::default()
-                .fields(&format!("metadata.name={name}"))
-                .labels(&format!("{INSTANCE_LABEL}={}", cluster.mesh_name));
-            let bundles: Vec<ConfigMap> =
-                cluster.list(&Api::all(client()), named, &format!("ConfigMaps {name}")).await?;
-            for bundle in bundles {
-                let place = bundle.namespace().unwrap_or_default();
-                let what = format!("ConfigMap {place}/{name}");
-                let bundles: Api<ConfigMap> = Api::namespaced(client(), &place);
-                delete(cluster, &bundles, &name, &what, &mut gone).await?;
-            }
-        }
-        if self.delete_mesh_config {
-            let configs: Api<MeshConfig> = Api::namespaced(client(), namespace);
-            let what = format!("MeshConfig {namespace}/{MESH_CONFIG_NAME}");
-            delete(cluster, &configs, MESH_CONFIG_NAME, &what, &mut gone).await?;
-        }
-        if self.delete_crds {
-            let crds: Api<CustomResourceDefinition> = Api::all(client());
-            for (_, crd) in manifest::all() {
-                let name = crd.name_any();
-                delete(cluster, &crds, &name, &format!("CustomResourceDefinition {name}"), &mut gone).await?;
-            }
-        }
-        if self.delete_namespace {
-            let namespaces: Api<Namespace> = Api::all(client());
-            delete(cluster, &namespaces, namespace, &format!("Namespace {namespace}"), &mut gone).await?;
-        }
-        Ok(gone)
+/// Everything of the mesh that an uninstall by Helm leaves.
+pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
+    let mut found = Vec::new();
+    let control_plane = &cluster.control_plane;
+    let client = || cluster.client.clone();
+    let object = |group, resource: ApiResource, namespace: Option<String>, name: String| Leftover {
+        group,
+        kind: Kind::Object(resource),
+        namespace,
+        name,
+    };
+
+    let secrets: Api<Secret> = Api::namespaced(client(), control_plane);
+    if cluster.get(&secrets, ROOT_SECRET, &format!("Secret {control_plane}/{ROOT_SECRET}")).await?.is_some() {
+        let place = Some(control_plane.clone());
+        found.push(object(Group::Root, ApiResource::erase::<Secret>(&()), place, ROOT_SECRET.to_owned()));
     }
+    let of_mesh = format!("{OF_CERT_MANAGER},{INSTANCE_LABEL}={}", cluster.mesh_name);
+    let written = ListParams::default().labels(&of_mesh);
+    let gateways: Vec<Secret> =
+        cluster.list(&Api::all(client()), written, "Secrets of the ingress controller").await?;
+    for secret in gateways.iter().filter(|secret| secret.name_any() != ROOT_SECRET) {
+        let resource = ApiResource::erase::<Secret>(&());
+        found.push(object(Group::Root, resource, secret.namespace(), secret.name_any()));
+    }
+    let bundle = trust_bundle_config_map(&cluster.mesh_name);
+    let named = ListParams::default()
+        .fields(&format!("metadata.name={bundle}"))
+        .labels(&format!("{INSTANCE_LABEL}={}", cluster.mesh_name));
+    let bundles: Vec<ConfigMap> =
+        cluster.list(&Api::all(client()), named, &format!("ConfigMaps {bundle}")).await?;
+    for bundle in bundles {
+        let resource = ApiResource::erase::<ConfigMap>(&());
+        found.push(object(Group::Root, resource, bundle.namespace(), bundle.name_any()));
+    }
+
+    // A cluster without the definition has none, and neither has one whose MeshConfig nobody can read.
+    let configs: Api<MeshConfig> = Api::namespaced(client(), control_plane);
+    let config = configs.get_metadata_opt(MESH_CONFIG_NAME).await;
+    if config.map_err(|error| cluster.failed("read the MeshConfig", &error))?.is_some() {
+        let (resource, place) = (ApiResource::erase::<MeshConfig>(&()), Some(control_plane.clone()));
+        found.push(object(Group::MeshConfig, resource, place, MESH_CONFIG_NAME.to_owned()));
+    }
+    let crds: Api<CustomResourceDefinition> = Api::all(client());
+    for (_, crd) in manifest::all() {
+        let name = crd.name_any();
+        if cluster.get(&crds, &name, &format!("CustomResourceDefinition {name}")).await?.is_some() {
+            let resource = ApiResource::erase::<CustomResourceDefinition>(&());
+            found.push(object(Group::Definitions, resource, None, name));
+        }
+    }
+    for member in namespace::list(cluster, Some(&cluster.mesh_name)).await? {
+        let (kind, name) = (Kind::Membership, member.namespace);
+        found.push(Leftover { group: Group::Memberships, kind, namespace: None, name });
+    }
+    let namespaces: Api<Namespace> = Api::all(client());
+    if cluster.get(&namespaces, control_plane, &format!("namespace {control_plane}")).await?.is_some() {
+        let resource = ApiResource::erase::<Namespace>(&());
+        found.push(object(Group::Namespace, resource, None, control_plane.clone()));
+    }
+    Ok(found)
+}
+
+/// Deletes what is of no use without the control plane and that Helm does not know, or not any more: the Leases of its
+/// replicas, and what an earlier revision has left.
+pub(super) async fn delete_remains(cluster: &Cluster) -> anyhow::Result<()> {
+    let control_plane = &cluster.control_plane;
+    let delete = async |resource: ApiResource, name: String| {
+        let kind = Kind::Object(resource);
+        let namespace = Some(control_plane.clone());
+        Leftover { group: Group::Namespace, kind, namespace, name }.delete(cluster).await
+    };
+    for part in Part::ALL {
+        delete(ApiResource::erase::<Lease>(&()), part.name().to_owned()).await?;
+    }
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(cluster.client.clone(), control_plane);
+    let of_mesh = format!("{PART_OF},{INSTANCE_LABEL}={}", cluster.mesh_name);
+    let budgets =
+        cluster.list(&budgets, ListParams::default().labels(&of_mesh), "PodDisruptionBudgets").await?;
+    for budget in budgets {
+        delete(ApiResource::erase::<PodDisruptionBudget>(&()), budget.name_any()).await?;
+    }
+    Ok(())
 }
 
 /// How many Pods still have a sidecar of this mesh.
@@ -132,35 +238,85 @@ pub(super) async fn injected_pods(cluster: &Cluster) -> anyhow::Result<usize> {
     Ok(pods.iter().filter(|pod| has_sidecar_of(pod, &cluster.control_plane)).count())
 }
 
-/// Deletes an object; one that is not there is as good as deleted.
-async fn delete<K>(
-    cluster: &Cluster,
-    api: &Api<K>,
-    name: &str,
-    what: &str,
-    gone: &mut Vec<String>,
-) -> anyhow::Result<()>
-where
-    K: Clone + DeserializeOwned + Debug,
-{
-    match api.delete(name, &DeleteParams::default()).await {
-        Ok(_) => {
-            gone.push(what.to_owned());
-            Ok(())
+impl Leftover {
+    /// The flag that it goes by.
+    pub(super) fn flag(&self) -> &'static str {
+        match self.group {
+            Group::Root => "--delete-root",
+            Group::MeshConfig => "--delete-mesh-config",
+            Group::Definitions => "--delete-crds",
+            Group::Memberships => "--delete-memberships",
+            Group::Namespace => "--delete-namespace",
         }
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(cluster.failed(&format!("delete {what}"), &error)),
     }
+
+    /// Deletes it, and waits until a namespace is gone: what is installed into one that goes is lost. One that is not
+    /// there is as good as deleted.
+    pub(super) async fn delete(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        let Kind::Object(resource) = &self.kind else {
+            return namespace::leave(cluster, &self.name).await;
+        };
+        let client = cluster.client.clone();
+        let api: Api<DynamicObject> = match &self.namespace {
+            Some(namespace) => Api::namespaced_with(client, namespace, resource),
+            None => Api::all_with(client, resource),
+        };
+        match api.delete(&self.name, &DeleteParams::default()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(error) => return Err(cluster.failed(&format!("delete {self}"), &error)),
+        }
+        if resource.kind == Namespace::kind(&()) {
+            wait_until_gone(cluster, &self.name).await?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Leftover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.kind, &self.namespace) {
+            (Kind::Membership, _) => write!(f, "membership of namespace {}", self.name),
+            (Kind::Object(resource), Some(namespace)) => {
+                write!(f, "{} {namespace}/{}", resource.kind, self.name)
+            }
+            (Kind::Object(resource), None) => write!(f, "{} {}", resource.kind, self.name),
+        }
+    }
+}
+
+async fn wait_until_gone(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let api: Api<Namespace> = Api::all(cluster.client.clone());
+    let deadline = Instant::now() + NAMESPACE_GOES;
+    let mut is_said = false;
+    while let Some(namespace) = cluster.get(&api, name, &format!("namespace {name}")).await? {
+        if Instant::now() >= deadline {
+            let conditions = namespace.status.and_then(|status| status.conditions).unwrap_or_default();
+            let causes = conditions.iter().filter(|condition| condition.status == "True");
+            let causes: Vec<_> = causes.filter_map(|condition| condition.message.as_deref()).collect();
+            bail!(
+                "namespace {name} is not gone after {}: {}",
+                humantime::format_duration(NAMESPACE_GOES),
+                causes.join("; ")
+            );
+        }
+        if !is_said {
+            eprintln!("waiting until namespace {name} is gone");
+            is_said = true;
+        }
+        sleep(INTERVAL).await;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::cluster::testing::{FakeCluster, meshed_pod};
+    use crate::cluster::testing::{FakeCluster, meshed_pod, namespace};
 
-    fn controller(namespace: &str, mesh: &str) -> serde_json::Value {
+    fn controller(namespace: &str, mesh: &str) -> Value {
         let labels =
             json!({"app.kubernetes.io/name": "tidegate-controller", "app.kubernetes.io/instance": mesh});
         json!({
@@ -168,6 +324,92 @@ mod tests {
             "metadata": {"name": "tidegate-controller", "namespace": namespace, "labels": labels},
             "spec": {"selector": {}, "template": {}},
         })
+    }
+
+    /// An object of the mesh `osm` that the cert-manager has written.
+    fn written(kind: &str, namespace: &str, name: &str, mesh: &str) -> Value {
+        let labels = json!({
+            "app.kubernetes.io/managed-by": "tidegate-cert-manager", "app.kubernetes.io/instance": mesh,
+            "app.kubernetes.io/part-of": "tidegate",
+        });
+        let version = match kind {
+            "PodDisruptionBudget" => "policy/v1",
+            "Lease" => "coordination.k8s.io/v1",
+            "MeshConfig" => "config.openservicemesh.io/v1alpha2",
+            _ => "v1",
+        };
+        json!({"apiVersion": version, "kind": kind,
+               "metadata": {"name": name, "namespace": namespace, "labels": labels}})
+    }
+
+    fn an_installation() -> Vec<Value> {
+        let mut member = namespace("shop", json!({"openservicemesh.io/monitored-by": "osm"}));
+        member["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "enabled"});
+        vec![
+            written("Secret", "tidegate-system", ROOT_SECRET, "osm"),
+            written("Secret", "ingress", "gateway", "osm"),
+            written("Secret", "ingress", "others", "blue"),
+            written("ConfigMap", "tidegate-system", "tidegate-trust-bundle", "osm"),
+            written("ConfigMap", "shop", "tidegate-trust-bundle", "osm"),
+            written("MeshConfig", "tidegate-system", MESH_CONFIG_NAME, "osm"),
+            written("PodDisruptionBudget", "tidegate-system", "tidegate-injector", "osm"),
+            written("Lease", "tidegate-system", "tidegate-controller", "osm"),
+            namespace("tidegate-system", json!({})),
+            member,
+        ]
+    }
+
+    fn names(leftovers: &[Leftover]) -> Vec<String> {
+        leftovers.iter().map(|leftover| format!("{leftover} {}", leftover.flag())).collect()
+    }
+
+    #[tokio::test]
+    async fn what_stays_is_listed_with_the_flag_that_deletes_it() {
+        let fake = FakeCluster::start(an_installation()).await;
+        let found = find(&fake.cluster()).await.unwrap();
+        let (gone, kept) = Deletions::default().split(&fake.cluster(), found);
+        assert!(gone.is_empty());
+        assert_eq!(
+            names(&kept),
+            [
+                "Secret tidegate-system/tidegate-ca-bundle --delete-root",
+                "Secret ingress/gateway --delete-root",
+                "ConfigMap shop/tidegate-trust-bundle --delete-root",
+                "ConfigMap tidegate-system/tidegate-trust-bundle --delete-root",
+                "MeshConfig tidegate-system/osm-mesh-config --delete-mesh-config",
+                "membership of namespace shop --delete-memberships",
+                "Namespace tidegate-system --delete-namespace",
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn delete_all_leaves_no_key_label_or_budget_and_nothing_of_another_mesh_goes() {
+        let fake = FakeCluster::start(an_installation()).await;
+        let cluster = fake.cluster();
+        let (gone, kept) = Deletions::everything().split(&cluster, find(&cluster).await.unwrap());
+        assert!(kept.is_empty(), "{kept:?}");
+        delete_remains(&cluster).await.unwrap();
+        for leftover in &gone {
+            leftover.delete(&cluster).await.unwrap();
+        }
+        assert!(find(&cluster).await.unwrap().is_empty());
+        assert_eq!(fake.object("PodDisruptionBudget", "tidegate-injector"), Value::Null);
+        assert_eq!(fake.object("Lease", "tidegate-controller"), Value::Null);
+        let member = fake.object("Namespace", "shop");
+        assert_eq!(member["metadata"]["labels"], json!({}), "{member}");
+        assert_eq!(member["metadata"]["annotations"], json!({}), "{member}");
+        assert!(fake.api.get("v1/secrets", "ingress", "others").is_some());
+        assert!(fake.api.get("v1/secrets", "ingress", "gateway").is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_in_a_namespace_that_goes_is_not_said_to_stay() {
+        let fake = FakeCluster::start(an_installation()).await;
+        let only = Deletions { delete_namespace: true, ..Deletions::default() };
+        let (gone, kept) = only.split(&fake.cluster(), find(&fake.cluster()).await.unwrap());
+        assert_eq!(gone.len(), 4, "{gone:?}");
+        assert!(kept.iter().all(|leftover| leftover.namespace.as_deref() != Some("tidegate-system")));
     }
 
     #[tokio::test]

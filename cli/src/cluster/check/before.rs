@@ -9,6 +9,7 @@ use kube::api::{Api, PostParams};
 use super::{Check, Outcome, Report, enumerate};
 use crate::cluster::client::Cluster;
 use crate::cluster::mesh;
+use crate::install::HelmOptions;
 
 const CATEGORY: &str = "Kubernetes";
 /// The first minor version of Kubernetes 1 whose native sidecars are on by default.
@@ -37,6 +38,13 @@ const ALONE: Check = Check {
     category: "Installation",
     title: "the mesh's name and namespace are free",
     hint: "`tidegate upgrade` changes the one that is there; another mesh needs another --mesh-name and --tidegate-namespace",
+};
+
+const HELM: Check = Check {
+    id: "helm-there",
+    category: "Installation",
+    title: "there is a Helm that is new enough",
+    hint: "get it from https://helm.sh/docs/intro/install/, or say where it is with --helm FILE",
 };
 
 /// What an installation makes: API group, resource, and whether it is of the control plane's namespace.
@@ -72,6 +80,11 @@ pub(super) async fn api(cluster: &Cluster, report: &mut Report) {
 pub(super) async fn installation(cluster: &Cluster, report: &mut Report) {
     report.add(&PERMISSIONS, permissions(cluster).await);
     report.add(&ALONE, alone(cluster).await);
+}
+
+/// What `tidegate install` runs.
+pub(super) fn helm(options: &HelmOptions, report: &mut Report) {
+    report.add(&HELM, options.version().map(Outcome::ok_with));
 }
 
 fn judge(major: &str, minor: &str, whole: &str) -> anyhow::Result<Outcome> {

@@ -17,7 +17,7 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use super::{Check, Outcome, Report, days_until};
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::Part;
-use crate::cluster::mesh::version;
+use crate::cluster::mesh::{self, version};
 
 const CATEGORY: &str = "Control plane";
 /// A root that has fewer days left is worth a warning.
@@ -25,6 +25,12 @@ const ROOT_DAYS: u64 = 60;
 /// The Secret's type that ingress controllers want.
 const TLS_SECRET: &str = "kubernetes.io/tls";
 
+const THERE: Check = Check {
+    id: "control-plane-there",
+    category: CATEGORY,
+    title: "the mesh is installed",
+    hint: "`tidegate check --pre` says whether the cluster is ready for it, `tidegate install --apply --wait` installs it",
+};
 const DEFINITIONS: Check = Check {
     id: "crds-installed",
     category: CATEGORY,
@@ -35,7 +41,7 @@ const READY: Check = Check {
     id: "deployments-ready",
     category: CATEGORY,
     title: "every daemon is ready",
-    hint: "`kubectl -n NAMESPACE describe pods` and the pods' logs say why; --wait waits for them",
+    hint: "`kubectl -n {control-plane} describe pods` and the pods' logs say why; --wait waits for them",
 };
 const VERSIONS: Check = Check {
     id: "control-plane-version",
@@ -47,7 +53,7 @@ const CONFIG: Check = Check {
     id: "mesh-config",
     category: CATEGORY,
     title: "the MeshConfig is there and in force",
-    hint: "correct it with `kubectl -n NAMESPACE edit meshconfig osm-mesh-config`; without one, permissive mode is off and other defaults hold",
+    hint: "correct it with `kubectl -n {control-plane} edit meshconfig osm-mesh-config`; without one, permissive mode is off and other defaults hold",
 };
 const ROOT: Check = Check {
     id: "root-certificate",
@@ -61,6 +67,41 @@ const GATEWAY: Check = Check {
     title: "the ingress controller's certificate is there and valid",
     hint: "the log of tidegate-cert-manager says why it is not renewed; MeshConfig's spec.certificate.ingressGateway asks for it",
 };
+
+/// Whether anything of the control plane is where it is looked for; if not, the report says where there is one.
+pub(super) async fn is_there(cluster: &Cluster, report: &mut Report) -> bool {
+    match elsewhere(cluster).await {
+        Ok(None) => return true,
+        Ok(Some(outcome)) => report.add(&THERE, Ok(outcome)),
+        Err(error) => report.add(&THERE, Err(error)),
+    }
+    false
+}
+
+/// What to say if none of the daemons is where it is looked for.
+async fn elsewhere(cluster: &Cluster) -> anyhow::Result<Option<Outcome>> {
+    let (namespace, name) = (&cluster.control_plane, &cluster.mesh_name);
+    let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
+    for part in Part::ALL {
+        let what = format!("Deployment {namespace}/{part}");
+        if cluster.get(&api, part.name(), &what).await?.is_some() {
+            return Ok(None);
+        }
+    }
+    let meshes = mesh::list(cluster).await?;
+    let message = |others: &str| format!("namespace {namespace} has no control plane{others}");
+    if meshes.is_empty() {
+        return Ok(Some(Outcome::failed(message(", and neither has another one"))));
+    }
+    let others: Vec<_> =
+        meshes.iter().map(|mesh| format!("mesh {} has its own in {}", mesh.mesh, mesh.namespace)).collect();
+    let meant = meshes.iter().find(|mesh| mesh.mesh == *name).unwrap_or(&meshes[0]);
+    let hint = format!(
+        "give --tidegate-namespace {} --mesh-name {}, or set TIDEGATE_NAMESPACE and TIDEGATE_MESH_NAME",
+        meant.namespace, meant.mesh
+    );
+    Ok(Some(Outcome::failed(message(&format!("; {}", super::enumerate(&others)))).hint(hint)))
+}
 
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&DEFINITIONS, definitions(cluster).await);

@@ -2,18 +2,21 @@
 
 use std::time::{Duration, SystemTime};
 
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use tidegate_crds::injection::{
-    SIDECAR_INJECTION, has_sidecar_of, mesh_of, namespace_is_in_mesh, trust_bundle_config_map,
+    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, SIDECAR_INJECTION, has_sidecar_of, mesh_of, namespace_is_in_mesh,
+    trust_bundle_config_map,
 };
 
 use super::control_plane::bundle;
-use super::{Check, Outcome, Report};
+use super::{Check, Outcome, Report, enumerate};
 use crate::cluster::client::Cluster;
 use crate::cluster::mesh;
 use crate::cluster::namespace::{self, injects};
 use crate::cluster::sidecars::{Known, MeshedPod};
+use crate::output::counted;
 
 const CATEGORY: &str = "Workloads";
 /// Sidecars renew long before this is left.
@@ -36,8 +39,18 @@ const INJECTED: Check = Check {
     id: "pods-injected",
     category: CATEGORY,
     title: "each pod of namespaces with injection has its sidecar",
-    hint: "restart them: kubectl rollout restart deployment,statefulset,daemonset -n NAMESPACE",
+    hint: "restart them: kubectl rollout restart deployment,statefulset,daemonset",
 };
+const MADE: Check = Check {
+    id: "pods-made",
+    category: CATEGORY,
+    title: "the API server takes the pods of namespaces with injection",
+    hint: "the message is the API server's; `kubectl -n NAME describe replicaset` shows more",
+};
+/// A quota on something wants every container to say how much of it it asks for.
+const QUOTA_HINT: &str = "give the mesh's containers what the quota asks for: annotations \
+    openservicemesh.io/sidecar-resource-limits-cpu and -limits-memory (and -requests-cpu, -requests-memory) of the \
+    namespace or the pods, or MeshConfig's spec.sidecar.resources";
 const CONNECTED: Check = Check {
     id: "sidecars-connected",
     category: CATEGORY,
@@ -74,6 +87,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     namespaces.retain(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name));
     report.add(&BUNDLES, bundles(cluster, &namespaces).await);
     report.add(&INJECTED, injected(cluster, &namespaces).await);
+    report.add(&MADE, made(cluster, &namespaces).await);
     let pods = match cluster.meshed_pods(None).await {
         Ok(pods) => pods,
         Err(error) => return report.add(&CONNECTED, Err(error)),
@@ -135,18 +149,49 @@ async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<
 }
 
 async fn injected(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
-    let mut without = Vec::new();
+    let (mut without, mut restarts) = (Vec::new(), Vec::new());
     for namespace in namespaces.iter().filter(|namespace| injects(namespace)) {
         let name = namespace.name_any();
         let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &name);
         let pods = cluster.list(&api, ListParams::default(), &format!("pods of namespace {name}")).await?;
+        let before = without.len();
         without.extend(
             pods.iter()
                 .filter(|pod| lacks_sidecar(pod, &cluster.control_plane))
                 .map(|pod| format!("{name}/{}", pod.name_any())),
         );
+        if without.len() > before {
+            restarts.push(format!("kubectl rollout restart deployment,statefulset,daemonset -n {name}"));
+        }
     }
-    Ok(Outcome::warning_for(&without))
+    Ok(Outcome::warning_for(&without).hint(format!("restart them: {}", enumerate(&restarts))))
+}
+
+/// Pods that the API server refuses, as the ReplicaSets say that would make them.
+async fn made(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
+    let mut refused = Vec::new();
+    for namespace in namespaces.iter().filter(|namespace| injects(namespace)) {
+        let name = namespace.name_any();
+        let api: Api<ReplicaSet> = Api::namespaced(cluster.client.clone(), &name);
+        let what = format!("replica sets of namespace {name}");
+        for set in cluster.list(&api, ListParams::default(), &what).await? {
+            let conditions = set.status.as_ref().and_then(|status| status.conditions.as_ref());
+            let failure = conditions.into_iter().flatten().find(|condition| {
+                condition.type_.as_deref() == Some("ReplicaFailure")
+                    && condition.status.as_deref() == Some("True")
+            });
+            if let Some(failure) = failure {
+                let message = failure.message.as_deref().unwrap_or("the API server refuses its pods");
+                refused.push(format!("{name}/{}: {message}", set.name_any()));
+            }
+        }
+    }
+    let of_quota = refused.iter().any(|refused| {
+        refused.contains("quota")
+            && [SIDECAR_CONTAINER, INTERCEPT_CONTAINER].iter().any(|name| refused.contains(name))
+    });
+    let outcome = Outcome::failed_for(&refused);
+    Ok(if of_quota { outcome.hint(QUOTA_HINT) } else { outcome })
 }
 
 /// Whether a Pod would have a sidecar of the mesh if it were made now, and has none, or another mesh's.
@@ -174,7 +219,7 @@ fn connected(pods: &[MeshedPod], known: &Known) -> Outcome {
         missing.extend(known.silent.iter().cloned());
         return Outcome::failed_for(&missing);
     }
-    Outcome::ok_with(format!("{} sidecars", started(pods).count()))
+    Outcome::ok_with(counted(started(pods).count(), "sidecar"))
 }
 
 fn policies(pods: &[MeshedPod], known: &Known) -> Outcome {

@@ -154,7 +154,8 @@ async fn nothing_is_wrong_with_a_mesh_that_is_well() {
          ✓ each namespace is in a mesh that is there\n\
          ✓ each namespace of the mesh has the trust bundle\n\
          ✓ each pod of namespaces with injection has its sidecar\n\
-         ✓ each sidecar is connected to a controller: 1 sidecars\n\
+         ✓ the API server takes the pods of namespaces with injection\n\
+         ✓ each sidecar is connected to a controller: 1 sidecar\n\
          ✓ each sidecar enforces its newest policy\n\
          ✓ each sidecar's certificate is valid\n\
          ✓ sidecars are of this command's version\n\
@@ -223,6 +224,69 @@ async fn each_fault_of_workloads_is_found() {
             "Warning sidecar-versions: httpbin/a has 0.0.9",
         ]
     );
+}
+
+#[tokio::test]
+async fn hints_name_the_namespaces_that_they_are_about() {
+    let (fake, _) = healthy().await;
+    fake.put(plain_pod("httpbin", "plain"));
+    fake.delete("Deployment", "tidegate-system", "tidegate-injector");
+    let report = checked(&fake).await;
+    let hints: Vec<_> = report.checks.iter().filter_map(|finding| finding.hint.as_deref()).collect();
+    assert_eq!(
+        hints,
+        [
+            "`kubectl -n tidegate-system describe pods` and the pods' logs say why; --wait waits for them",
+            "restart them: kubectl rollout restart deployment,statefulset,daemonset -n httpbin",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn pods_that_a_quota_refuses_are_found_with_what_cures_it() {
+    let (fake, _) = healthy().await;
+    let message = "pods \"a\" is forbidden: failed quota: q: must specify limits.cpu for: tidegate-intercept";
+    fake.put(json!({
+        "apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "a-1", "namespace": "httpbin"},
+        "spec": {"selector": {}},
+        "status": {"replicas": 0, "conditions": [
+            {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}]},
+    }));
+    let report = checked(&fake).await;
+    assert_eq!(faults(&report), [format!("Failed pods-made: httpbin/a-1: {message}")]);
+    let finding = report.checks.iter().find(|finding| finding.id == "pods-made").unwrap();
+    let hint = finding.hint.as_deref().unwrap();
+    assert!(hint.contains("openservicemesh.io/sidecar-resource-limits-cpu"), "{hint}");
+}
+
+#[tokio::test]
+async fn without_an_installation_one_line_says_what_to_do() {
+    let fake = FakeCluster::start(Vec::new()).await;
+    let report = checked(&fake).await;
+    assert_eq!(
+        faults(&report),
+        [
+            "Failed control-plane-there: namespace tidegate-system has no control plane, and neither has another one"
+        ]
+    );
+    let hint = report.checks.last().unwrap().hint.as_deref().unwrap();
+    assert!(hint.contains("`tidegate install --apply --wait` installs it"), "{hint}");
+}
+
+#[tokio::test]
+async fn a_mesh_in_another_namespace_is_named_with_the_flags_to_give() {
+    let mut elsewhere = deployment("tidegate-controller");
+    elsewhere["metadata"]["namespace"] = json!("osm-system");
+    let fake = FakeCluster::start(vec![elsewhere]).await;
+    let report = checked(&fake).await;
+    assert_eq!(
+        faults(&report),
+        [
+            "Failed control-plane-there: namespace tidegate-system has no control plane; mesh osm has its own in osm-system"
+        ]
+    );
+    let hint = report.checks.last().unwrap().hint.as_deref().unwrap();
+    assert!(hint.starts_with("give --tidegate-namespace osm-system --mesh-name osm"), "{hint}");
 }
 
 #[tokio::test]
@@ -296,6 +360,22 @@ async fn before_an_installation_the_cluster_and_the_users_rights_are_looked_at()
     let expected =
         "Failed no-control-plane: mesh osm has its control plane in namespace tidegate-system, version 0.1.0";
     assert!(faults.contains(&expected.to_owned()), "{faults:?}");
+}
+
+#[tokio::test]
+async fn an_installation_needs_a_helm() {
+    #[derive(clap::Parser)]
+    struct Flags {
+        #[command(flatten)]
+        helm: HelmOptions,
+    }
+    let fake = FakeCluster::start(Vec::new()).await;
+    let mut report = Report::of(&fake.cluster(), true, false).await;
+    let flags = <Flags as clap::Parser>::parse_from(["check", "--helm", "/nonexistent/helm"]);
+    before::helm(&flags.helm, &mut report);
+    let faults = faults(&report);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].starts_with("Failed helm-there: Helm renders"), "{faults:?}");
 }
 
 #[tokio::test]
