@@ -1,0 +1,137 @@
+//! Memory and open files of the processes, over time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tidegate_tests::daemon::Daemon;
+
+use crate::site::Site;
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Every look at every process.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(pub(crate) BTreeMap<&'static str, Vec<Sample>>);
+
+/// One look at one process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// Since the start.
+    pub(crate) at: Duration,
+    /// Which process it was: another one after a restart.
+    pub(crate) pid: u32,
+    /// Resident memory in MiB.
+    pub(crate) memory: f64,
+    /// Open files.
+    pub(crate) files: usize,
+}
+
+/// What the looks at one process come to, after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Trend {
+    /// Memory in MiB: at the first look, at the last, and the most of all.
+    pub(crate) memory: (f64, f64, f64),
+    /// Growth in MiB an hour, by least squares over looks at one and the same process; none if it was restarted.
+    pub(crate) slope: Option<f64>,
+    /// The fewest and the most open files.
+    pub(crate) files: (usize, usize),
+    /// The mean of open files in the first quarter of the looks, and in the last.
+    pub(crate) mean_files: (f64, f64),
+}
+
+impl Samples {
+    /// Looks at all of them.
+    pub(crate) fn take(&mut self, site: &Site, at: Duration) {
+        let processes: [(&str, &Daemon); 4] = [
+            ("sidecar", &site.mesh.sidecar),
+            ("controller", &site.mesh.controller),
+            ("cert-manager", &site.mesh.ca),
+            ("standalone", &site.standalone.process),
+        ];
+        for (name, daemon) in processes {
+            let sample = Sample {
+                at,
+                pid: daemon.pid(),
+                memory: daemon.resident_bytes() as f64 / MIB,
+                files: daemon.open_files().len(),
+            };
+            self.0.entry(name).or_default().push(sample);
+        }
+    }
+}
+
+impl Trend {
+    /// Of the looks after the warm-up; none if there are fewer than two.
+    pub(crate) fn of(samples: &[Sample], warm_up: Duration) -> Option<Self> {
+        let samples: Vec<_> = samples.iter().filter(|sample| sample.at >= warm_up).collect();
+        let (first, last) = (samples.first()?, samples.last()?);
+        if samples.len() < 2 {
+            return None;
+        }
+        let quarter = samples.len().div_ceil(4);
+        let mean = |samples: &[&Sample]| {
+            samples.iter().map(|sample| sample.files as f64).sum::<f64>() / samples.len() as f64
+        };
+        let is_one_process = samples.iter().all(|sample| sample.pid == first.pid);
+        Some(Self {
+            memory: (
+                first.memory,
+                last.memory,
+                samples.iter().map(|sample| sample.memory).fold(0.0, f64::max),
+            ),
+            slope: is_one_process.then(|| slope(&samples)),
+            files: (
+                samples.iter().map(|sample| sample.files).min()?,
+                samples.iter().map(|sample| sample.files).max()?,
+            ),
+            mean_files: (mean(&samples[..quarter]), mean(&samples[samples.len() - quarter..])),
+        })
+    }
+}
+
+/// Least squares of memory over hours.
+fn slope(samples: &[&Sample]) -> f64 {
+    let count = samples.len() as f64;
+    let hours = |sample: &Sample| sample.at.as_secs_f64() / 3600.0;
+    let mean_hours = samples.iter().map(|sample| hours(sample)).sum::<f64>() / count;
+    let mean_memory = samples.iter().map(|sample| sample.memory).sum::<f64>() / count;
+    let (mut above, mut below) = (0.0, 0.0);
+    for sample in samples {
+        let distance = hours(sample) - mean_hours;
+        above += distance * (sample.memory - mean_memory);
+        below += distance * distance;
+    }
+    if below == 0.0 { 0.0 } else { above / below }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(minute: u64, memory: f64, files: usize) -> Sample {
+        Sample { at: Duration::from_secs(60 * minute), pid: 1, memory, files }
+    }
+
+    #[test]
+    fn growth_is_told_by_the_hour_and_the_warm_up_left_out() {
+        let samples: Vec<_> = (0..60)
+            .map(|minute| {
+                let memory = if minute < 10 { 100.0 } else { 10.0 + minute as f64 / 60.0 };
+                sample(minute, memory, 20 + (minute % 3) as usize)
+            })
+            .collect();
+        let trend = Trend::of(&samples, Duration::from_secs(600)).unwrap();
+        assert!((trend.slope.unwrap() - 1.0).abs() < 1e-9, "{trend:?}");
+        assert_eq!(trend.files, (20, 22));
+        assert!(trend.memory.2 < 12.0, "{trend:?}");
+        assert!((trend.mean_files.0 - trend.mean_files.1).abs() < 1.0, "{trend:?}");
+    }
+
+    #[test]
+    fn a_process_that_was_restarted_has_no_slope() {
+        let mut samples = vec![sample(0, 1.0, 1), sample(1, 1.0, 1)];
+        samples[1].pid = 2;
+        assert_eq!(Trend::of(&samples, Duration::ZERO).unwrap().slope, None);
+        assert_eq!(Trend::of(&samples[..1], Duration::ZERO), None);
+    }
+}
