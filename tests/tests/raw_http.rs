@@ -284,6 +284,8 @@ fn headers_that_are_the_mesh_s_own_are_not_believed_of_anybody() {
         "x-FORWARDED-client-cert: forged",
         "X_Forwarded_Client_Cert: forged",
         "x.forwarded.client.cert: forged",
+        "X!Forwarded!Client!Cert: forged",
+        "x~forwarded~client~cert: forged",
         "X-Tidegate-Principal: forged",
         "x_tidegate_principal: forged",
         "X_Forwarded_For: forged",

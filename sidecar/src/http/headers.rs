@@ -2,12 +2,14 @@
 //!
 //! What a client sends is not believed where the app would take it for the mesh's word:
 //! 1. `x-forwarded-client-cert` and `x-tidegate-*` are always dropped. So is every look-alike of these and of
-//!    `x-forwarded-*`: a name with `_` or `.` in the place of `-`, which many app servers read as the same header.
+//!    `x-forwarded-*`: a name with any other character that is no letter or digit in the place of `-`. App servers and
+//!    CGI (RFC 3875 §4.1.18) read all of them as the same header.
 //! 2. `x-forwarded-client-cert` is set if and only if the connection has a verified client certificate:
 //!    `By=<our identity>;` and the certificate's own part ([`crate::session::VerifiedCertificate::forwarded`]).
 //! 3. `x-forwarded-for`: the peer's address is appended to what the client sent, in one line.
-//! 4. `x-forwarded-proto` is kept if it is exactly one `http` or `https`, else it is the connection's own scheme;
-//!    an ingress controller knows better than we what its client spoke. `x-forwarded-host` and `-port` pass.
+//! 4. `x-forwarded-proto` says what the first client spoke, which an ingress controller knows better than we: `http`,
+//!    `https`, `ws` or `wss`, in any case and then in lower case. Of a list, in one line or in several, the first item
+//!    counts. Without one of those it is the connection's own scheme. `x-forwarded-host` and `-port` pass.
 //! 5. `x-request-id` is kept if it is exactly one value of 1 to 128 visible ASCII characters, else it is a random
 //!    UUID (version 4).
 //! 6. Hop-by-hop fields (RFC 9110 §7.6.1) end here: `connection`, `keep-alive`, `proxy-connection`,
@@ -105,14 +107,14 @@ pub fn is_forbidden(name: &[u8]) -> bool {
     let starts_with = |prefix: &str| {
         name.len() >= prefix.len()
             && name.iter().zip(prefix.bytes()).all(|(byte, expected)| match byte {
-                b'_' | b'.' => expected == b'-',
-                byte => byte.to_ascii_lowercase() == expected,
+                byte if byte.is_ascii_alphanumeric() => byte.to_ascii_lowercase() == expected,
+                _ => expected == b'-',
             })
     };
     if starts_with("x-tidegate-") {
         return true;
     }
-    let is_look_alike = || name.iter().any(|byte| matches!(byte, b'_' | b'.'));
+    let is_look_alike = || name.iter().any(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-');
     starts_with("x-forwarded")
         && (is_look_alike() || name.eq_ignore_ascii_case(FORWARDED_CLIENT_CERT.as_bytes()))
 }
@@ -139,13 +141,11 @@ pub fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The value of `x-forwarded-proto`: rule 4.
-pub fn forwarded_proto<'a>(mut sent: impl Iterator<Item = &'a [u8]>, tls: bool) -> &'static str {
-    match (sent.next(), sent.next()) {
-        (Some(b"http"), None) => "http",
-        (Some(b"https"), None) => "https",
-        _ if tls => "https",
-        _ => "http",
-    }
+pub fn forwarded_proto<'a>(sent: impl Iterator<Item = &'a [u8]>, tls: bool) -> &'static str {
+    let first = sent.flat_map(tokens).next().unwrap_or_default();
+    let known = ["https", "http", "wss", "ws"].into_iter();
+    let kept = known.into_iter().find(|scheme| first.eq_ignore_ascii_case(scheme.as_bytes()));
+    kept.unwrap_or(if tls { "https" } else { "http" })
 }
 
 /// The request's id: rule 5.

@@ -50,6 +50,11 @@ fn what_only_the_mesh_may_say_is_forbidden_in_every_spelling() {
         "x_forwarded",
         "x-tidegate-principal",
         "X_Tidegate_Anything",
+        "X!Forwarded!Client!Cert",
+        "x~forwarded~client~cert",
+        "x-forwarded-client|cert",
+        "x-forwarded'for",
+        "x^tidegate`principal",
     ] {
         assert_eq!(classify(name.as_bytes()), Field::Forbidden, "{name}");
     }
@@ -76,12 +81,23 @@ fn a_connection_option_never_removes_what_the_message_or_the_mesh_rests_on() {
 }
 
 #[test]
-fn a_scheme_is_kept_only_if_it_is_one_and_known() {
+fn the_first_scheme_that_is_named_is_kept_if_it_is_known() {
     let proto = |values: &[&'static [u8]], tls| forwarded_proto(values.iter().copied(), tls);
-    assert_eq!(proto(&[b"https"], false), "https");
-    assert_eq!(proto(&[b"http"], true), "http");
-    let others: [&[&'static [u8]]; 6] =
-        [&[], &[b"HTTPS"], &[b"http,https"], &[b"ws"], &[b"https", b"https"], &[b""]];
+    let kept: [(&[&'static [u8]], &str); 9] = [
+        (&[b"https"], "https"),
+        (&[b"http"], "http"),
+        (&[b"HTTPS"], "https"),
+        (&[b"wss"], "wss"),
+        (&[b"Ws"], "ws"),
+        (&[b"https, http"], "https"),
+        (&[b"http,https"], "http"),
+        (&[b"https", b"http"], "https"),
+        (&[b"", b" , wss "], "wss"),
+    ];
+    for (values, expected) in kept {
+        assert_eq!((proto(values, false), proto(values, true)), (expected, expected), "{values:?}");
+    }
+    let others: [&[&'static [u8]]; 5] = [&[], &[b""], &[b"gopher"], &[b"gopher, https"], &[b"https http"]];
     for values in others {
         assert_eq!(proto(values, false), "http");
         assert_eq!(proto(values, true), "https");
