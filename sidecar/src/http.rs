@@ -1,7 +1,7 @@
 //! HTTP, both codecs. Policy, header rules and logs see one request type and never the codec.
 //!
 //! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is hyper's. [`headers`] has the rules for what
-//! is believed of a client, [`local_reply`] the answers that are ours.
+//! is believed of a client, `target` for what a request may be, [`local_reply`] the answers that are ours.
 
 pub mod buffer;
 pub mod client_certificate;
@@ -11,6 +11,7 @@ pub mod h2;
 pub mod headers;
 pub mod local_reply;
 pub mod request;
+mod target;
 pub mod upstream;
 
 use std::rc::Rc;

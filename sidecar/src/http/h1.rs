@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use self::body::{BodyError, Decoder};
 use self::exchange::{Asked, Exchange, MOST_DRAINED, Outcome, UploadState, make_room};
 use self::forward::{Persistence, Span};
+use self::glimpse::Glimpse;
 use self::head::{Framing, Storage, has_bare_line_feed};
 use super::Env;
 use super::buffer::{Buffer, MEDIUM};
@@ -37,6 +38,7 @@ pub mod body;
 mod bridge;
 mod exchange;
 mod forward;
+mod glimpse;
 pub mod head;
 pub mod transcript;
 mod tunnel;
@@ -477,11 +479,16 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
     /// A request whose head cannot be read, or did not come.
     fn refuse_unread(&mut self, reply: &LocalReply) {
         self.exchange.asked = Asked::NOTHING;
+        let seen = Glimpse::of(self.inbound.bytes());
         self.env.telemetry.record(&Record {
             outbound: None,
             connection: Some(self.gate.info()),
             start: Some(SystemTime::now()),
             duration: self.exchange.start.elapsed(),
+            method: seen.method,
+            path: seen.path,
+            authority: seen.authority,
+            user_agent: seen.user_agent,
             protocol: Version::Http11.as_str(),
             status: reply.status,
             flag: reply.flag,

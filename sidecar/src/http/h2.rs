@@ -1,12 +1,14 @@
 //! HTTP/2 from clients, on hyper: every stream is one request that passes the gate by itself.
 //!
 //! Start at [`serve`], a connection's life. `exchange` is one stream's story, [`Upstreams`] the connections to the
-//! app, `pulse` what the connection as a whole waits for, `meter` what ends a flood.
+//! app, `pulse` what the connection as a whole waits for, `meter` what ends a flood, `malformed` what becomes of
+//! requests that are none.
 
 mod account;
 mod answer;
 mod exchange;
 mod headers;
+mod malformed;
 mod meter;
 mod pulse;
 mod request;
@@ -29,6 +31,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::exchange::Exchanges;
+pub(super) use self::headers::http2_target;
+use self::malformed::Observed;
 use self::pulse::Pulse;
 use self::transport::Transport;
 pub use self::upstream::{UpstreamBody, UpstreamError, Upstreams};
@@ -69,17 +73,19 @@ where
     let transport = Transport::new(stream, first, pulse.clone());
     let builder = builder(&env.limits);
     let exchanges = Rc::new(Exchanges::new(gate, env, pulse));
+    let observer = exchanges.clone();
     let service = service_fn(move |request| {
         let exchanges = exchanges.clone();
         async move { Ok::<_, Infallible>(exchanges.answer(request).await) }
     });
-    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(transport), service));
+    let connection = Box::pin(builder.serve_connection(TokioIo::new(transport), service));
+    let mut connection = Observed { connection, observer };
 
-    match line.guard_open(connection.as_mut()).await {
+    match line.guard_open(&mut connection).await {
         Ok(outcome) => return log_end(outcome),
         Err(ended) => tracing::debug!(cause = ?ended.0, "HTTP/2 connection is to end"),
     }
-    connection.as_mut().graceful_shutdown();
+    connection.connection.as_mut().graceful_shutdown();
     match line.phase() {
         Phase::Closed(Cause::Deadline(Wait::Idle)) => {
             // Nothing is in flight; a client that does not even take a GOAWAY is not waited for.

@@ -10,7 +10,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 
-use ::http::uri::Uri;
+use ::http::uri::{Authority, PathAndQuery};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
@@ -24,7 +24,7 @@ use super::head::{self, Storage};
 use super::{After, Connection};
 use crate::http::Env;
 use crate::http::buffer::{Buffer, MEDIUM};
-use crate::http::h2::UpstreamBody;
+use crate::http::h2::{UpstreamBody, http2_target};
 use crate::http::headers::{Field, is_protected};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
@@ -290,12 +290,13 @@ fn request(out: &Buffer, limits: &crate::limits::Limits) -> Option<Request<()>> 
     let limits =
         crate::limits::Limits { header_count: head::MAX_FIELDS, head_bytes: usize::MAX, ..limits.clone() };
     let head = head::parse_request(out.bytes(), &mut storage, &limits).ok()??;
-    let uri =
-        Uri::builder().scheme("http").authority(head.request.authority).path_and_query(head.request.path);
+    let authority = Some(head.request.authority).filter(|authority| !authority.is_empty());
+    let authority = authority.map(Authority::try_from).transpose().ok()?;
+    let (uri, version) = http2_target(authority, PathAndQuery::try_from(head.request.path).ok()?);
     let mut request = Request::new(());
-    *request.uri_mut() = uri.build().ok()?;
+    *request.uri_mut() = uri;
     *request.method_mut() = Method::from_bytes(head.request.method).ok()?;
-    *request.version_mut() = ::http::Version::HTTP_2;
+    *request.version_mut() = version;
     for (field, name, value) in head.fields.iter() {
         let ends_here = matches!(
             field,

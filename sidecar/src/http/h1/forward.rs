@@ -154,11 +154,13 @@ pub(super) fn write_http2_response(
     out.push(b" ");
     out.push(status.canonical_reason().unwrap_or_default().as_bytes());
     out.push(b"\r\n");
+    let mut has_length = status.as_u16() == 204;
     for (name, value) in head.headers() {
         let field = headers::classify(name.as_str().as_bytes());
         let ends_here = match field {
             Field::Connection | Field::HopByHop | Field::TransferEncoding | Field::Upgrade => true,
-            Field::ContentLength => status.as_u16() == 204,
+            // h2 has checked that several are the same.
+            Field::ContentLength => std::mem::replace(&mut has_length, true),
             _ => false,
         };
         if !ends_here {

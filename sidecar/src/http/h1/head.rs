@@ -11,6 +11,7 @@ use httparse::{Header, Status};
 use crate::http::headers::{Field, classify, has_token, is_protected, tokens};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::{Request, Version};
+use crate::http::target::{is_host, is_path};
 use crate::limits::Limits;
 
 /// Most header fields that a head may have, whatever [`Limits::header_count`] says.
@@ -116,7 +117,7 @@ pub enum HeadError {
     /// Fields past the limit.
     #[error("too many fields")]
     TooManyFields,
-    /// `host` missing, twice, or not a host with an optional port.
+    /// `host` missing, twice, or neither empty nor a host with an optional port.
     #[error("missing, repeated or malformed host")]
     Host,
     /// `content-length` that is not one number.
@@ -168,7 +169,8 @@ pub fn parse_request<'h>(
     let framing = facts.framing(version)?.unwrap_or(Framing::Length(0));
     let authority = match (target.authority, facts.host) {
         (_, Host::Several) => return Err(HeadError::Host),
-        (_, Host::One(host)) if !is_valid_host(host) => return Err(HeadError::Host),
+        // A target without an authority has an empty `host` (RFC 9112 §3.2).
+        (_, Host::One(host)) if !host.is_empty() && !is_host(host) => return Err(HeadError::Host),
         (_, Host::None) if version == Version::Http11 => return Err(HeadError::Host),
         (Some(authority), _) => authority,
         (None, Host::One(host)) => host,
@@ -398,7 +400,7 @@ impl<'h> Target<'h> {
             };
         }
         if target.first() == Some(&b'/') {
-            return if is_valid_path(target) {
+            return if is_path(target) {
                 Ok(Self { authority: None, path: target })
             } else {
                 Err(HeadError::Target)
@@ -412,12 +414,12 @@ impl<'h> Target<'h> {
         let rest = scheme_length.and_then(|length| target.get(length..)).ok_or(HeadError::Target)?;
         let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
-        if !is_valid_host(authority) {
+        if !is_host(authority) {
             return Err(HeadError::Host);
         }
         match path.first() {
             None => Ok(Self { authority: Some(authority), path: b"/" }),
-            Some(b'/') if is_valid_path(path) => Ok(Self { authority: Some(authority), path }),
+            Some(_) if is_path(path) => Ok(Self { authority: Some(authority), path }),
             // A query right after the authority has no path to be sent on with.
             _ => Err(HeadError::Target),
         }
@@ -511,44 +513,4 @@ fn names_other_version(text: &[u8]) -> bool {
     let version = line.split(|byte| *byte == b' ').nth(2).unwrap_or_default();
     matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
         if major.is_ascii_digit() && minor.is_ascii_digit())
-}
-
-/// `uri-host [ ":" port ]` (RFC 9110 §7.2): a name, an IPv4 address or a bracketed IPv6 address without a zone.
-fn is_valid_host(text: &[u8]) -> bool {
-    let (host, port) = match text.first() {
-        Some(b'[') => {
-            let Some(end) = text.iter().position(|byte| *byte == b']') else { return false };
-            let address = text.get(1..end).and_then(|address| std::str::from_utf8(address).ok());
-            if address.is_none_or(|address| address.parse::<std::net::Ipv6Addr>().is_err()) {
-                return false;
-            }
-            (text.get(..=end).unwrap_or_default(), text.get(end + 1..).unwrap_or_default())
-        }
-        _ => text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len())),
-    };
-    // RFC 3986 §3.2.2 has percent-encoded octets, but no name of a host has one, and a lone `%` is none.
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
-    let is_host = host.first() == Some(&b'[') || (!host.is_empty() && host.iter().all(|byte| is_name(*byte)));
-    let is_port = match port {
-        [] => true,
-        [b':', digits @ ..] => {
-            matches!(digits.len(), 1..=5)
-                && digits.iter().all(u8::is_ascii_digit)
-                && digits.iter().fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0')) <= 65535
-        }
-        _ => false,
-    };
-    is_host && is_port
-}
-
-/// What hyper takes for a path and query: printable ASCII but for a few delimiters, and UTF-8. A fragment is refused.
-fn is_valid_path(text: &[u8]) -> bool {
-    let end = text.iter().position(|byte| *byte == b'?').unwrap_or(text.len());
-    let (path, query) = text.split_at(end);
-    let in_path =
-        |byte: &u8| matches!(byte, 0x21 | b'"' | 0x24..=0x3b | 0x3d | 0x40..=0x5f | 0x61..=0x7e | 0x80..);
-    let in_query = |byte: &u8| matches!(byte, 0x21 | 0x24..=0x3b | 0x3d | 0x3f..=0x7e | 0x80..);
-    path.iter().all(in_path)
-        && query.iter().all(in_query)
-        && (text.is_ascii() || std::str::from_utf8(text).is_ok())
 }

@@ -16,7 +16,7 @@ use super::request::{Target, is_grpc};
 use super::upstream::UpstreamBody;
 use crate::http::Env;
 use crate::http::local_reply::{self, LocalReply};
-use crate::session::Gate;
+use crate::session::{ConnectionInfo, Gate};
 use crate::telemetry::ResponseFlag;
 
 /// The streams of one connection.
@@ -29,6 +29,16 @@ pub(super) struct Exchanges {
 impl Exchanges {
     pub(super) fn new(gate: Rc<Gate>, env: Rc<Env>, pulse: Rc<Pulse>) -> Self {
         Self { gate, env, pulse }
+    }
+
+    /// What the streams share with all others of the worker.
+    pub(super) fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// The connection that they are on.
+    pub(super) fn connection(&self) -> &ConnectionInfo {
+        self.gate.info()
     }
 
     /// Answers one request.
@@ -92,6 +102,7 @@ fn pass_back(response: Response<UpstreamBody>, mut account: Account) -> Response
     account.answered(response.status(), ResponseFlag::None, "via_upstream");
     let (mut head, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut head.headers);
+    headers::keep_one_length(&mut head.headers);
     head.version = Version::HTTP_2;
     head.extensions.clear();
     Response::from_parts(head, Answer::app(body, account))

@@ -1,6 +1,9 @@
 //! A head in the form that the next hop's HTTP wants. What is believed of it is decided in [`rules`].
 
-use http::header::{CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Uri, Version, request};
 
 use super::request::Target;
@@ -10,25 +13,44 @@ use crate::session::ConnectionInfo;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Applies the rules for what is believed of a client, and makes a cookie that was cut in crumbs whole again.
+/// Applies the rules for what is believed of a client, makes a cookie that was cut in crumbs whole again, and one
+/// length of several.
 pub(super) fn prepare(headers: &mut HeaderMap, info: &ConnectionInfo) {
     rules::apply(headers, info);
     join_cookie(headers);
+    keep_one_length(headers);
+}
+
+/// Lengths that were checked to be the same go on as one (RFC 9110 §8.6).
+pub(super) fn keep_one_length(headers: &mut HeaderMap) {
+    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
+        && let Some(length) = headers.get(CONTENT_LENGTH).cloned()
+    {
+        headers.insert(CONTENT_LENGTH, length);
+    }
 }
 
 /// The request as an app that speaks HTTP/2 gets it.
 pub(super) fn into_http2<B>(head: request::Parts, target: Target, body: B) -> Request<B> {
     let mut request = Request::new(body);
-    let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(http::uri::Scheme::HTTP);
-    uri.authority = Some(target.authority);
-    uri.path_and_query = Some(target.path);
-    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
-    *request.version_mut() = Version::HTTP_2;
+    let (uri, version) = http2_target(target.authority, target.path);
+    *request.uri_mut() = uri;
+    *request.version_mut() = version;
     *request.method_mut() = head.method;
     *request.headers_mut() = head.headers;
     request.headers_mut().remove(HOST);
     request
+}
+
+/// The URI of a request over HTTP/2, and the version with which h2 takes it: one without an authority is for h2 a
+/// request that was HTTP/1 once, and then gets a `:scheme` and no `:authority` (RFC 9113 §8.3.1).
+pub(in crate::http) fn http2_target(authority: Option<Authority>, path: PathAndQuery) -> (Uri, Version) {
+    let Some(authority) = authority else { return (Uri::from(path), Version::HTTP_11) };
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(http::uri::Scheme::HTTP);
+    uri.authority = Some(authority);
+    uri.path_and_query = Some(path);
+    (Uri::from_parts(uri).unwrap_or_default(), Version::HTTP_2)
 }
 
 /// The request as an app that speaks HTTP/1.1 gets it.
@@ -36,13 +58,14 @@ pub(super) fn into_http1<B: http_body::Body>(head: request::Parts, target: Targe
     // hyper takes a GET of unknown length for one without a body; then its bytes would be lost.
     let is_unframed = matches!(head.method, Method::GET | Method::HEAD)
         && !body.is_end_stream()
-        && !head.headers.contains_key(http::header::CONTENT_LENGTH);
+        && !head.headers.contains_key(CONTENT_LENGTH);
     let mut request = Request::new(body);
     *request.uri_mut() = Uri::from(target.path);
     *request.method_mut() = head.method;
     *request.headers_mut() = head.headers;
     // What was parsed as an authority is a header value too.
-    if let Ok(host) = HeaderValue::try_from(target.authority.as_str()) {
+    let authority = target.authority.as_ref().map_or("", Authority::as_str);
+    if let Ok(host) = HeaderValue::try_from(authority) {
         request.headers_mut().insert(HOST, host);
     }
     if is_unframed {

@@ -1,16 +1,17 @@
 //! A request's head, checked once: what the policy judges, the log shows and the app gets is this.
 
-use http::header::{CONTENT_TYPE, COOKIE, HOST, HeaderMap};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, request};
 
 use crate::http::local_reply::{self, LocalReply};
+use crate::http::target::{is_host, is_path};
 
 /// Whom a request is for, and what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    /// `:authority`, or `host` of a request that was HTTP/1 once.
-    pub(super) authority: Authority,
+    /// `:authority`, or `host` of a request that was HTTP/1 once; `None` if it is empty.
+    pub(super) authority: Option<Authority>,
     /// Begins with `/`, or is `*`.
     pub(super) path: PathAndQuery,
 }
@@ -27,10 +28,13 @@ impl Target {
             return Err(local_reply::header_fields_too_large("http2.too_many_headers"));
         }
         let path = head.uri.path_and_query().ok_or(local_reply::bad_request("http2.invalid_path"))?;
-        let is_path =
-            path.as_str().starts_with('/') || (path.as_str() == "*" && head.method == Method::OPTIONS);
-        if !is_path {
+        let is_asterisk = path.as_str() == "*" && head.method == Method::OPTIONS;
+        if !is_asterisk && !is_path(path.as_str().as_bytes()) {
             return Err(local_reply::bad_request("http2.invalid_path"));
+        }
+        // h2 has checked that it is a number, and takes none for zero.
+        if head.headers.get_all(CONTENT_LENGTH).iter().any(HeaderValue::is_empty) {
+            return Err(local_reply::bad_request("http2.invalid_content_length"));
         }
         Ok(Self { authority: authority(head)?, path: path.clone() })
     }
@@ -44,31 +48,25 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The one authority of a request: a `host` beside `:authority` must say the same (RFC 9113 §8.3.1).
-fn authority(head: &request::Parts) -> Result<Authority, LocalReply> {
-    let invalid = Err(local_reply::bad_request("http2.invalid_authority"));
+/// The one authority of a request: a `host` beside `:authority` must say the same (RFC 9113 §8.3.1). It is `None` for
+/// a target without one, of which HTTP/1 has an empty `host`; that must be said, too.
+fn authority(head: &request::Parts) -> Result<Option<Authority>, LocalReply> {
+    let invalid = local_reply::bad_request("http2.invalid_authority");
     let mut hosts = head.headers.get_all(HOST).iter();
-    let host = hosts.next();
+    let host = hosts.next().map(HeaderValue::as_bytes);
     if hosts.next().is_some() {
-        return invalid;
+        return Err(invalid);
     }
-    let host = host.map(parse_host).transpose()?;
-    let authority = match (head.uri.authority(), host) {
-        (Some(authority), Some(host)) if *authority != host => return invalid,
-        (Some(authority), _) => authority.clone(),
-        (None, Some(host)) => host,
-        (None, None) => return invalid,
-    };
-    // User information has no place there, and a zone means something on one machine only (RFC 9110 §4.2.4, RFC
-    // 9844 §3).
-    if authority.as_str().contains(['@', '%']) || authority.host().is_empty() {
-        return invalid;
+    match (head.uri.authority(), host) {
+        (Some(authority), host) => {
+            let text = authority.as_str().as_bytes();
+            let is_same = host.is_none_or(|host| host.eq_ignore_ascii_case(text));
+            if is_same && is_host(text) { Ok(Some(authority.clone())) } else { Err(invalid) }
+        }
+        (None, Some(b"")) => Ok(None),
+        (None, Some(host)) if is_host(host) => Authority::try_from(host).map(Some).map_err(|_| invalid),
+        (None, _) => Err(invalid),
     }
-    Ok(authority)
-}
-
-fn parse_host(value: &HeaderValue) -> Result<Authority, LocalReply> {
-    Authority::try_from(value.as_bytes()).map_err(|_| local_reply::bad_request("http2.invalid_authority"))
 }
 
 #[cfg(test)]
@@ -84,7 +82,7 @@ mod tests {
         }
         let head = request.body(()).unwrap().into_parts().0;
         let target = Target::check(&head, 4).map_err(|reply| reply.status)?;
-        Ok(format!("{} {}", target.authority, target.path))
+        Ok(format!("{} {}", target.authority.as_ref().map_or("-", Authority::as_str), target.path))
     }
 
     #[test]
@@ -92,6 +90,9 @@ mod tests {
         assert_eq!(check("GET", "http://a.example/x?y", &[]).unwrap(), "a.example /x?y");
         assert_eq!(check("GET", "/x", &[("host", "a.example:80")]).unwrap(), "a.example:80 /x");
         assert_eq!(check("GET", "http://a.example/", &[("host", "A.example")]).unwrap(), "a.example /");
+        assert_eq!(check("GET", "http://a.example:/", &[]).unwrap(), "a.example: /");
+        assert_eq!(check("GET", "/x", &[("host", "a.example:")]).unwrap(), "a.example: /x");
+        assert_eq!(check("GET", "/x", &[("host", "")]).unwrap(), "- /x");
     }
 
     #[test]
@@ -101,8 +102,12 @@ mod tests {
             ("http://a.example/", &[("host", "b.example")]),
             ("/x", &[("host", "a"), ("host", "a")]),
             ("/x", &[("host", "a b")]),
-            ("/x", &[("host", "")]),
+            ("http://a.example/", &[("host", "")]),
             ("/x", &[("host", "user@a.example")]),
+            ("/x", &[("host", "a.example:x")]),
+            ("/x", &[("host", "a.example:99999")]),
+            ("http://a.example:x/", &[]),
+            ("http://a.example:99999/", &[]),
             ("http://user@a.example/", &[]),
             ("/x", &[("host", "[fe80::1%eth0]")]),
             ("/x", &[("host", "[fe80::1%25eth0]:80")]),
@@ -117,6 +122,12 @@ mod tests {
         assert_eq!(check("GET", "*", &[("host", "a")]), Err(400));
         assert_eq!(check("OPTIONS", "*", &[("host", "a")]).unwrap(), "a *");
         assert_eq!(check("CONNECT", "a.example:443", &[]), Err(405));
+    }
+
+    #[test]
+    fn a_length_without_digits_is_none() {
+        assert_eq!(check("POST", "/", &[("host", "a"), ("content-length", "")]), Err(400));
+        assert!(check("POST", "/", &[("host", "a"), ("content-length", "5")]).is_ok());
     }
 
     #[test]

@@ -5,4 +5,5 @@ mod apps;
 mod forwarding;
 mod kit;
 mod lifecycle;
+mod malformed;
 mod records;

@@ -35,7 +35,8 @@ async fn every_request_is_told_of_whoever_answered_it() {
         world.deny();
         client.write_all(b"GET /secret HTTP/1.1\r\nHost: app.example\r\n\r\n").await.unwrap();
         read_until(&mut client, "denied").await;
-        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").await.unwrap();
+        let bad = b"GET /bad HTTP/1.1\r\nHost: a\r\nHost: b\r\nUser-Agent: test/2\r\n\r\n";
+        client.write_all(bad).await.unwrap();
         read_until(&mut client, "Bad Request").await;
 
         let due = Instant::now() + Duration::from_secs(20);
@@ -87,6 +88,10 @@ async fn every_request_is_told_of_whoever_answered_it() {
         expect(
             &lines[3],
             &[
+                ("method", "GET".into()),
+                ("path", "/bad".into()),
+                ("authority", "a".into()),
+                ("user_agent", "test/2".into()),
                 ("response_code", 400.into()),
                 ("response_flags", "DPE".into()),
                 ("response_code_details", "http1.invalid_host".into()),

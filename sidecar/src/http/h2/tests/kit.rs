@@ -306,15 +306,22 @@ pub(super) fn encode(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8
 
 /// Literal fields without indexing or Huffman, RFC 7541 §6.2.2.
 pub(super) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        block.push(0x00);
-        for text in [name, value] {
-            string_length(&mut block, text.len());
-            block.extend_from_slice(text.as_bytes());
-        }
+    fields.iter().flat_map(|(name, value)| literal(0x00, name.as_bytes(), value.as_bytes())).collect()
+}
+
+/// A literal field that goes into the dynamic table, RFC 7541 §6.2.1.
+pub(super) fn indexed(name: &[u8], value: &[u8]) -> Vec<u8> {
+    literal(0x40, name, value)
+}
+
+/// A literal field of this kind: 0x00 leaves the dynamic table as it is.
+pub(super) fn literal(kind: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut field = vec![kind];
+    for text in [name, value] {
+        string_length(&mut field, text.len());
+        field.extend_from_slice(text);
     }
-    block
+    field
 }
 
 /// RFC 7541 §5.1, with a prefix of seven bits.
