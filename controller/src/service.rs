@@ -76,14 +76,15 @@ pub(crate) fn numbered_target(port: &ServicePort) -> Option<u16> {
     u16::try_from(number).ok().filter(|number| *number > 0)
 }
 
-/// What an app speaks, by the Service port's `appProtocol` and, without that, by the prefix of its name. Without
-/// either it is HTTP.
+/// What an app speaks, by the Service port's `appProtocol` and, without that, by the prefix of its name. A word that
+/// is not known says as much as none.
 pub(crate) fn app_protocol(app_protocol: Option<&str>, port_name: Option<&str>) -> AppProtocol {
     let by_word = |word: &str| match word.to_ascii_lowercase().as_str() {
         "tcp" => AppProtocol::Tcp,
         "tcp-server-first" => AppProtocol::TcpServerFirst,
         "grpc" | "h2c" | "http2" | "kubernetes.io/h2c" => AppProtocol::H2c,
-        _ => AppProtocol::Http,
+        "http" | "https" | "ws" | "wss" | "kubernetes.io/ws" | "kubernetes.io/wss" => AppProtocol::Http,
+        _ => AppProtocol::Undeclared,
     };
     if let Some(word) = app_protocol {
         return by_word(word);
@@ -94,7 +95,7 @@ pub(crate) fn app_protocol(app_protocol: Option<&str>, port_name: Option<&str>) 
     let has_prefix = |prefix: &&str| {
         name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
-    prefixes.into_iter().find(has_prefix).map_or(AppProtocol::Http, by_word)
+    prefixes.into_iter().find(has_prefix).map_or(AppProtocol::Undeclared, by_word)
 }
 
 /// The TCP ports that a Pod's containers declare, other than our own sidecar's, with what the app speaks by their names.
@@ -127,13 +128,13 @@ mod tests {
     #[test]
     fn what_an_app_speaks_comes_from_its_app_protocol_else_from_the_port_s_name() {
         for (given, name, expected) in [
-            (None, None, AppProtocol::Http),
-            (None, Some("web"), AppProtocol::Http),
+            (None, None, AppProtocol::Undeclared),
+            (None, Some("web"), AppProtocol::Undeclared),
             (None, Some("http"), AppProtocol::Http),
             (None, Some("http-admin"), AppProtocol::Http),
             (None, Some("tcp"), AppProtocol::Tcp),
             (None, Some("tcp-db"), AppProtocol::Tcp),
-            (None, Some("tcpdump"), AppProtocol::Http),
+            (None, Some("tcpdump"), AppProtocol::Undeclared),
             (None, Some("tcp-server-first"), AppProtocol::TcpServerFirst),
             (None, Some("tcp-server-first-smtp"), AppProtocol::TcpServerFirst),
             (None, Some("grpc-api"), AppProtocol::H2c),
@@ -141,6 +142,7 @@ mod tests {
             (None, Some("h2c"), AppProtocol::H2c),
             (Some("http"), Some("grpc-api"), AppProtocol::Http),
             (Some("https"), None, AppProtocol::Http),
+            (Some("example.com/mine"), Some("http"), AppProtocol::Undeclared),
             (Some("gRPC"), None, AppProtocol::H2c),
             (Some("kubernetes.io/h2c"), None, AppProtocol::H2c),
             (Some("kubernetes.io/ws"), Some("tcp-x"), AppProtocol::Http),

@@ -76,7 +76,7 @@ fn port_number(path: &str, port: u32) -> Result<u16, ConversionError> {
 
 fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
     let protocol = match policy.protocol {
-        AppProtocol::Http => wire::AppProtocol::Http,
+        AppProtocol::Http | AppProtocol::Undeclared => wire::AppProtocol::Http,
         AppProtocol::H2c => wire::AppProtocol::H2c,
         AppProtocol::Tcp => wire::AppProtocol::Tcp,
         AppProtocol::TcpServerFirst => wire::AppProtocol::TcpServerFirst,
@@ -92,11 +92,13 @@ fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
         services: policy.services.iter().map(ToString::to_string).collect(),
         mesh: Some(wire::MeshRule { rule: Some(mesh) }),
         ingress: policy.ingress.iter().map(rule_to_wire).collect(),
+        is_undeclared: policy.protocol == AppProtocol::Undeclared,
     }
 }
 
 fn port_from_wire(path: &str, port: wire::PortPolicy) -> Result<PortPolicy, ConversionError> {
     let protocol = match wire::AppProtocol::try_from(port.protocol) {
+        Ok(wire::AppProtocol::Http) if port.is_undeclared => AppProtocol::Undeclared,
         Ok(wire::AppProtocol::Http) => AppProtocol::Http,
         Ok(wire::AppProtocol::H2c) => AppProtocol::H2c,
         Ok(wire::AppProtocol::Tcp) => AppProtocol::Tcp,
@@ -259,6 +261,7 @@ mod tests {
                         vec![rule(active(Sources::Any, IngressTransport::Http))],
                     ),
                 ),
+                (5, port(AppProtocol::Undeclared, MeshRule::AnyPeer, vec![])),
             ]),
         }
     }

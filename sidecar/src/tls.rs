@@ -129,7 +129,7 @@ impl Family {
     fn choose(&self, offered: Alpn, app: AppProtocol) -> &Arc<ServerConfig> {
         match app {
             _ if !offered.http1 && !offered.http2 => &self.without,
-            AppProtocol::H2c => &self.http2_first,
+            AppProtocol::H2c | AppProtocol::Undeclared => &self.http2_first,
             AppProtocol::Http | AppProtocol::Tcp | AppProtocol::TcpServerFirst => &self.http1_first,
         }
     }

@@ -3,8 +3,13 @@
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use tidegate_proto::istio_ca::istio_certificate_service_server::{
+    IstioCertificateService, IstioCertificateServiceServer,
+};
+use tidegate_proto::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
 use tidegate_tests::app::App;
 use tidegate_tests::app::h2c::H2cApp;
 use tidegate_tests::client::h2::H2Connection;
@@ -13,10 +18,13 @@ use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal};
 use tidegate_tests::pki::INGRESS_CLIENT;
 use tidegate_tests::wait::SOON;
+use tokio_stream::wrappers::TcpListenerStream;
 
 const GRPC_PORT: u16 = 14002;
 const TCP_PORT: u16 = 14003;
 const GREETING_PORT: u16 = 14004;
+const API_PORT: u16 = 14005;
+const WEB_PORT: u16 = 14006;
 
 fn mesh() -> Mesh {
     let mut mesh = Mesh::with(Options {
@@ -67,6 +75,94 @@ async fn grpc_keeps_its_trailers_at_every_size_of_body() {
     assert_eq!(last.head.uri().path(), "/svc/Method");
     assert_eq!(last.head.headers()["te"], "trailers");
     assert!(last.head.headers().contains_key("x-forwarded-client-cert"));
+}
+
+/// A gRPC server as users write them.
+struct Calls;
+
+#[tonic::async_trait]
+impl IstioCertificateService for Calls {
+    async fn create_certificate(
+        &self,
+        request: tonic::Request<IstioCertificateRequest>,
+    ) -> Result<tonic::Response<IstioCertificateResponse>, tonic::Status> {
+        let cert_chain = vec![request.into_inner().csr];
+        Ok(tonic::Response::new(IstioCertificateResponse { cert_chain }))
+    }
+}
+
+async fn serve_grpc(address: SocketAddr) {
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let server = tonic::transport::Server::builder().add_service(IstioCertificateServiceServer::new(Calls));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_of_which_nothing_is_declared_serves_grpc_http_1_and_websockets_whatever_clients_offer() {
+    let mut mesh = Mesh::with(Options {
+        ports: vec![(API_PORT, "api"), (WEB_PORT, "web")],
+        port_name: "http",
+        ..Options::default()
+    });
+    mesh.apply(
+        "policies",
+        &[policy(
+            "any",
+            &[
+                https("httpbin", API_PORT, false, &[]),
+                https("httpbin", WEB_PORT, false, &[]),
+                https("httpbin", PORT, false, &[]),
+            ],
+            &[gateway(), principal(INGRESS_CLIENT)],
+        )],
+    );
+    serve_grpc(mesh.app_port(API_PORT)).await;
+    let web = App::echo(mesh.app_port(WEB_PORT));
+    let declared = App::echo(mesh.app_address());
+    let client = |port: u16, offers: &[&str]| {
+        let tls = mesh.tls().protocols(offers).credentials(mesh.gateway_credentials());
+        Client::to(mesh.target_port(port)).from(mesh.gateway()).tls(tls)
+    };
+
+    // Traefik; Contour with protocol h2.
+    for offers in [&["h2", "http/1.1"][..], &["http/1.1", "h2"], &["h2"]] {
+        let connection = H2Connection::open(&client(API_PORT, offers)).await.unwrap();
+        assert_eq!(connection.protocol, b"h2", "{offers:?}");
+        let request = http::Request::post(
+            "https://httpbin.test/istio.v1.auth.IstioCertificateService/CreateCertificate",
+        )
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+        // One message, not compressed, of five bytes: field 1 with the text "abc".
+        let message = [0, 0, 0, 0, 5, 0x0a, 3, b'a', b'b', b'c'];
+        let answer = connection.exchange(request, &message).await.unwrap();
+        assert_eq!((answer.head.status().as_u16(), &answer.body[..]), (200, &message[..]), "{offers:?}");
+        assert_eq!(answer.trailers.unwrap()["grpc-status"], "0", "{offers:?}");
+
+        // What is no gRPC reaches an app that speaks HTTP/1.1.
+        let connection = H2Connection::open(&client(WEB_PORT, offers)).await.unwrap();
+        assert_eq!(connection.get("/get").await.unwrap().head.status(), 200, "{offers:?}");
+        assert!(web.requests().pop().unwrap().raw.starts_with(b"GET /get HTTP/1.1\r\n"), "{offers:?}");
+    }
+
+    // Contour with protocol tls; nginx.
+    for offers in [&["http/1.1"][..], &[]] {
+        assert_eq!(client(WEB_PORT, offers).get("/get"), Outcome::Status(200), "{offers:?}");
+        let mut connection = client(WEB_PORT, offers).connect().unwrap();
+        connection.write(
+            b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly",
+        );
+        let head = connection.read_until(b"\r\n\r\n").unwrap();
+        assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", head.escape_ascii());
+        connection.read_until(b"early").unwrap();
+    }
+
+    // A port that is declared as HTTP/1 is not given HTTP/2 unless nothing else is offered.
+    let tls_client = client(PORT, &["h2", "http/1.1"]);
+    assert_eq!(tls_client.get("/get"), Outcome::Status(200));
+    assert!(declared.requests().pop().unwrap().raw.starts_with(b"GET /get HTTP/1.1\r\n"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,6 +43,8 @@ pub struct PortPolicy {
 pub enum AppProtocol {
     /// HTTP/1.1; but a client that itself speaks plaintext HTTP/2, or gRPC, is passed on as HTTP/2.
     Http,
+    /// Nothing says so: the same, but a client that has the choice is given HTTP/2, without which gRPC would be lost.
+    Undeclared,
     /// HTTP/2 with prior knowledge, for every client.
     H2c,
     /// Bytes that are not looked at.
@@ -153,6 +155,7 @@ impl fmt::Display for AppProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Http => "http",
+            Self::Undeclared => "undeclared",
             Self::H2c => "h2c",
             Self::Tcp => "tcp",
             Self::TcpServerFirst => "tcp-server-first",

@@ -20,6 +20,7 @@ fn the_configuration_answers_alpn_by_what_app_and_client_speak() {
     for terms in [Terms::IngressTls, Terms::IngressMutualTls] {
         assert_eq!(alpn(terms, true, true, AppProtocol::Http), ["http/1.1", "h2"]);
         assert_eq!(alpn(terms, true, true, AppProtocol::H2c), ["h2", "http/1.1"]);
+        assert_eq!(alpn(terms, true, true, AppProtocol::Undeclared), ["h2", "http/1.1"]);
         assert_eq!(alpn(terms, false, false, AppProtocol::H2c), [""; 0]);
     }
     assert_eq!(alpn(Terms::MeshTls(MeshProtocol::Http2), true, true, AppProtocol::Http), ["tidegate/h2"]);

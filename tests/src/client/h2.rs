@@ -16,6 +16,8 @@ use super::Client;
 pub struct H2Connection {
     /// For new requests.
     pub requests: SendRequest<Bytes>,
+    /// What the server chose by ALPN; empty if it chose nothing, and without TLS.
+    pub protocol: Vec<u8>,
     driver: tokio::task::JoinHandle<Result<(), h2::Error>>,
 }
 
@@ -37,17 +39,18 @@ impl H2Connection {
         stream.set_nonblocking(true).unwrap();
         let stream = TcpStream::from_std(stream).unwrap();
         match &client.tls {
-            None => Self::over(stream).await,
+            None => Self::over(stream, Vec::new()).await,
             Some(tls) => {
                 let connector = TlsConnector::from(Arc::new(tls.config()));
                 let stream =
                     connector.connect(tls.name(), stream).await.map_err(|error| error.to_string())?;
-                Self::over(stream).await
+                let protocol = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
+                Self::over(stream, protocol).await
             }
         }
     }
 
-    async fn over<S>(stream: S) -> Result<Self, String>
+    async fn over<S>(stream: S, protocol: Vec<u8>) -> Result<Self, String>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -57,7 +60,7 @@ impl H2Connection {
             .handshake(stream)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(Self { requests, driver: tokio::spawn(connection) })
+        Ok(Self { requests, protocol, driver: tokio::spawn(connection) })
     }
 
     /// Sends a request with a body and reads the whole answer.
