@@ -96,6 +96,23 @@ async fn a_request_reaches_an_app_that_speaks_http_2_and_its_trailers_come_back(
 }
 
 #[tokio::test]
+async fn an_unusual_target_and_a_host_that_is_empty_reach_it_to_the_byte() {
+    local(async {
+        let world = h2c().await;
+        for (host, authority) in [("", ""), ("a.test:", "http://a.test:")] {
+            let path = "/<a\"`>|\\^{}?q=<b\"`>|\\^{}";
+            let mut client = world.connect();
+            let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            let head = read_head(&mut client).await;
+            assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+            assert!(head.contains(&format!("x-told: GET {authority}{path} te=-")), "{head}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_client_that_waits_for_100_continue_is_told_to_go_on() {
     local(async {
         let world = h2c().await;
