@@ -191,11 +191,7 @@ impl TlsStream {
             match state {
                 Err(error) => {
                     self.end = End::Failed;
-                    // Once more, for the alert that goes with it.
-                    if failure.is_some() {
-                        break;
-                    }
-                    failure = Some(error);
+                    failure.get_or_insert(error);
                 }
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(record) = traffic.next_record() {
@@ -221,10 +217,6 @@ impl TlsStream {
                         if failure == Some(Error::NoCertificatesPresented) {
                             use_the_alert_of_the_version(encoded);
                         }
-                    }
-                    // That was the alert. What has failed must not be looked at again.
-                    if failure.is_some() {
-                        break;
                     }
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
@@ -253,6 +245,11 @@ impl TlsStream {
         &mut self,
         context: &mut Context<'_>,
         plaintext: &[u8],
+            // All that is queued goes out: answers to what came before, then the alert. Without anything queued, rustls
+            // would look at the bytes that have failed once more.
+            if failure.is_some() && !self.connection.wants_write() {
+                break;
+            }
         scratch: &mut [u8],
     ) -> io::Result<usize> {
         let taken = plaintext.get(..MAX_WRITE).unwrap_or(plaintext);

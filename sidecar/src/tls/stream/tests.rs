@@ -144,6 +144,41 @@ async fn bytes_that_are_no_tls_are_answered_with_an_alert_and_an_error() {
     assert_eq!(alert, Error::AlertReceived(rustls::AlertDescription::BadRecordMac));
 }
 
+/// rustls has queued its ServerHello by the time that it finds no signature scheme in common.
+#[tokio::test]
+async fn an_alert_behind_an_answer_goes_out_with_it() {
+    let root = Authority::root("root");
+    let tls = ServerTls::new(root.named(SERVER).credentials(), root.bundle()).unwrap();
+    let config = tls.config(Terms::IngressMutualTls, Alpn::default(), AppProtocol::Http).unwrap().clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    // A client that verifies signatures of RSA alone; the server's key is of an elliptic curve.
+    let mut provider = tidegate_runtime::tls::provider().as_ref().clone();
+    let mapping = provider.signature_verification_algorithms.mapping.iter().copied();
+    let of_rsa: Vec<_> = mapping.filter(|(scheme, _)| scheme.as_str().unwrap().starts_with("RSA")).collect();
+    provider.signature_verification_algorithms.mapping = of_rsa.leak();
+    let client = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&VERSIONS[..1])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from(SERVER).unwrap();
+    let (server, client) = tokio::join!(
+        async {
+            let (io, _) = listener.accept().await.unwrap();
+            TlsStream::accept(io, BytesMut::new(), config).await.map(drop)
+        },
+        async {
+            let io = TcpStream::connect(address).await.unwrap();
+            TlsConnector::from(Arc::new(client)).connect(name, io).await.map(drop)
+        },
+    );
+    assert!(matches!(server.unwrap_err().cause, HandshakeFailure::Tls(_)));
+    let error = client.unwrap_err();
+    let error = error.get_ref().and_then(|source| source.downcast_ref::<Error>());
+    assert_eq!(error, Some(&Error::AlertReceived(rustls::AlertDescription::HandshakeFailure)));
+}
+
 #[tokio::test]
 async fn a_client_may_update_its_keys_but_not_for_ever() {
     let (client, mut server) = pair(VERSIONS[0]).await;
