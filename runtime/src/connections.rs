@@ -1,16 +1,24 @@
-//! A bound on the connections of a port that kubelet comes to, which nobody uses up by saying nothing.
+//! A bound on the connections of a port that kubelet comes to, with a share for each source address.
 //!
 //! A connection *waits* until a request's head is complete, and again once its answer is made; in between it is *busy*.
-//! Where there is no room for one more, the one that has waited longest is pushed out: kubelet, which says at once what
-//! it wants, is never behind those who say nothing.
+//! Where there is no room for one more, the source with the most connections makes room, if it has more than the
+//! newcomer's: by the one that has waited longest, else by the one that has been busy longest. A source that has the most
+//! itself makes room by the one of its own that has waited longest; if all of them are busy, the newcomer is refused. So
+//! kubelet gets through, whatever others hold.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// What a client is told for which there is no room.
+const REFUSAL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 39\r\ncontent-type: text/plain\r\n\
+    connection: close\r\n\r\ntoo many connections from your address\n";
 
 /// The connections of one port. Clones share them.
 #[derive(Clone, Debug)]
@@ -22,26 +30,27 @@ pub struct Connection(Arc<Room>);
 
 /// The connection has a request's head and makes its answer, for as long as this lives.
 #[derive(Debug)]
-pub struct Busy {
-    connection: Connection,
-    /// Not where it was pushed out just before.
-    counts: bool,
-}
+pub struct Busy(Connection);
 
 #[derive(Debug)]
 struct Shared {
     max: usize,
     state: Mutex<State>,
-    /// One waits that did not, or one has ended.
-    has_room: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     last_id: u64,
-    busy: usize,
-    /// Longest first.
-    waiting: VecDeque<(u64, CancellationToken)>,
+    /// The one that has waited, or been busy, longest comes first.
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: u64,
+    source: IpAddr,
+    is_busy: bool,
+    pushed_out: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -54,38 +63,37 @@ struct Room {
 impl Connections {
     /// At most `max` at a time.
     pub fn new(max: usize) -> Self {
-        Self(Arc::new(Shared { max, state: Mutex::default(), has_room: Notify::new() }))
+        Self(Arc::new(Shared { max, state: Mutex::default() }))
     }
 
-    /// The next connection of a listener.
+    /// The next connection of a listener for which there is room. Others are told that there is none.
     pub async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, Connection)> {
-        let (stream, _) = listener.accept().await?;
-        let connection = self.enter().await;
-        // Of many that come at once, each is heard before it could be pushed out.
-        tokio::task::yield_now().await;
-        Ok((stream, connection))
-    }
-
-    /// Room for a connection that is there. Where there is none, the one that has waited longest is pushed out; if all
-    /// are busy, this waits for one that is not.
-    pub async fn enter(&self) -> Connection {
         loop {
-            let has_room = self.0.has_room.notified();
-            if let Some(connection) = self.try_enter() {
-                return connection;
+            let (stream, peer) = listener.accept().await?;
+            // Those before are heard first: a request that is there makes a connection busy.
+            tokio::task::yield_now().await;
+            if let Some(connection) = self.enter(peer.ip()) {
+                return Ok((stream, connection));
             }
-            has_room.await;
+            debug!(%peer, "too many connections from its address");
+            // A request that stays unread would turn the end into a RST, which takes the answer with it. Neither is
+            // worth a wait.
+            let _ = stream.try_read(&mut [0; 2048]);
+            let _ = stream.try_write(REFUSAL);
         }
     }
 
-    fn try_enter(&self) -> Option<Connection> {
+    /// Room for a connection that is there; `None` if its source has the most, and all of them are busy.
+    pub fn enter(&self, source: IpAddr) -> Option<Connection> {
+        let source = source.to_canonical();
         let mut state = self.0.state();
-        if state.busy + state.waiting.len() >= self.0.max {
-            state.waiting.pop_front()?.1.cancel();
+        if state.entries.len() >= self.0.max {
+            let index = state.to_push_out(source)?;
+            state.entries.remove(index).pushed_out.cancel();
         }
         state.last_id += 1;
         let (id, pushed_out) = (state.last_id, CancellationToken::new());
-        state.waiting.push_back((id, pushed_out.clone()));
+        state.entries.push(Entry { id, source, is_busy: false, pushed_out: pushed_out.clone() });
         Some(Connection(Arc::new(Room { shared: self.0.clone(), id, pushed_out })))
     }
 }
@@ -99,30 +107,29 @@ impl Connection {
     /// From a request's head to its answer.
     #[must_use]
     pub fn busy(&self) -> Busy {
+        self.set_busy(true);
+        Busy(self.clone())
+    }
+
+    /// A connection that was pushed out is not there any more.
+    fn set_busy(&self, is_busy: bool) {
         let mut state = self.0.shared.state();
-        let counts = state.remove(self.0.id);
-        state.busy += usize::from(counts);
-        Busy { connection: self.clone(), counts }
+        if let Some(mut entry) = state.remove(self.0.id) {
+            entry.is_busy = is_busy;
+            state.entries.push(entry);
+        }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        if self.counts {
-            let Room { shared, id, pushed_out } = &*self.connection.0;
-            let mut state = shared.state();
-            state.busy -= 1;
-            state.waiting.push_back((*id, pushed_out.clone()));
-            drop(state);
-            shared.has_room.notify_one();
-        }
+        self.0.set_busy(false);
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
         self.shared.state().remove(self.id);
-        self.shared.has_room.notify_one();
     }
 }
 
@@ -133,20 +140,39 @@ impl Shared {
 }
 
 impl State {
-    /// Whether it was waiting.
-    fn remove(&mut self, id: u64) -> bool {
-        let index = self.waiting.iter().position(|(waiting, _)| *waiting == id);
-        index.and_then(|index| self.waiting.remove(index)).is_some()
+    fn remove(&mut self, id: u64) -> Option<Entry> {
+        let index = self.entries.iter().position(|entry| entry.id == id)?;
+        Some(self.entries.remove(index))
+    }
+
+    /// Who makes room for a newcomer.
+    fn to_push_out(&self, newcomer: IpAddr) -> Option<usize> {
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        for entry in &self.entries {
+            *counts.entry(entry.source).or_default() += 1;
+        }
+        let own = counts.get(&newcomer).copied().unwrap_or_default();
+        let most = counts.values().copied().max().unwrap_or_default();
+        let find = |is_busy: bool| {
+            self.entries.iter().position(|entry| {
+                let gives = match most > own {
+                    true => counts.get(&entry.source) == Some(&most),
+                    false => entry.source == newcomer,
+                };
+                gives && entry.is_busy == is_busy
+            })
+        };
+        find(false).or_else(|| find(true).filter(|_| most > own))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::time::timeout;
-
     use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        [10, 0, 0, last].into()
+    }
 
     fn is_pushed_out(connection: &Connection) -> bool {
         connection.0.pushed_out.is_cancelled()
@@ -155,32 +181,64 @@ mod tests {
     #[tokio::test]
     async fn the_one_that_has_waited_longest_makes_room_and_a_busy_one_never() {
         let connections = Connections::new(2);
-        let (first, second) = (connections.enter().await, connections.enter().await);
+        let enter = || connections.enter(address(1)).unwrap();
+        let (first, second) = (enter(), enter());
         let busy = first.busy();
-        let third = connections.enter().await;
+        let third = enter();
         assert!(is_pushed_out(&second) && !is_pushed_out(&first));
         // Its wait begins anew with its answer.
         drop(busy);
-        let fourth = connections.enter().await;
+        let fourth = enter();
         assert!(is_pushed_out(&third) && !is_pushed_out(&first));
-        let fifth = connections.enter().await;
+        let fifth = enter();
         assert!(is_pushed_out(&first) && !is_pushed_out(&fourth) && !is_pushed_out(&fifth));
         first.pushed_out().await;
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn where_all_are_busy_the_next_one_comes_in_once_one_is_not() {
+    #[test]
+    fn where_all_of_a_source_are_busy_its_next_one_is_refused_until_one_is_not() {
         let connections = Connections::new(1);
-        let first = connections.enter().await;
+        let enter = || connections.enter(address(1));
+        let first = enter().unwrap();
         let busy = first.busy();
-        timeout(Duration::from_secs(9), connections.enter()).await.unwrap_err();
+        assert!(enter().is_none());
         drop(busy);
-        let second = timeout(Duration::from_secs(9), connections.enter()).await.unwrap();
+        let second = enter().unwrap();
         assert!(is_pushed_out(&first));
         // What was pushed out counts no more, whatever it still does.
         drop(first.busy());
         drop(first);
         let _busy = second.busy();
-        timeout(Duration::from_secs(9), connections.enter()).await.unwrap_err();
+        assert!(enter().is_none());
+    }
+
+    #[test]
+    fn a_source_that_holds_the_most_makes_room_for_others_also_by_what_is_busy() {
+        let connections = Connections::new(4);
+        let crowd: Vec<_> = (0..4).map(|_| connections.enter(address(1)).unwrap()).collect();
+        let busy: Vec<_> = crowd.iter().map(Connection::busy).collect();
+        // However it is written.
+        let kubelet = connections.enter("::ffff:10.0.0.2".parse().unwrap()).unwrap();
+        assert_eq!(crowd.iter().map(is_pushed_out).collect::<Vec<_>>(), [true, false, false, false]);
+        let second = connections.enter(address(2)).unwrap();
+        assert_eq!(crowd.iter().map(is_pushed_out).collect::<Vec<_>>(), [true, true, false, false]);
+        // Both have as many now, and each is on its own.
+        assert!(connections.enter(address(1)).is_none());
+        let third = connections.enter(address(2)).unwrap();
+        assert!(is_pushed_out(&kubelet) && !is_pushed_out(&second) && !is_pushed_out(&third));
+        assert_eq!(crowd.iter().map(is_pushed_out).collect::<Vec<_>>(), [true, true, false, false]);
+        drop(busy);
+    }
+
+    #[test]
+    fn among_those_with_the_most_the_longest_wait_makes_room() {
+        let connections = Connections::new(3);
+        let enter = |last| connections.enter(address(last)).unwrap();
+        let (first, second, third) = (enter(1), enter(2), enter(3));
+        let _busy = first.busy();
+        let fourth = enter(4);
+        assert!(is_pushed_out(&second));
+        let _fifth = enter(5);
+        assert!(is_pushed_out(&third) && !is_pushed_out(&first) && !is_pushed_out(&fourth));
     }
 }

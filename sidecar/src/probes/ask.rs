@@ -36,6 +36,7 @@ const MAX_GRPC_BYTES: usize = 1024;
 const SERVING: u64 = 1;
 
 /// What the app said.
+#[derive(Clone)]
 pub(super) struct Asked {
     pub(super) status: StatusCode,
     pub(super) body: Bytes,
@@ -70,25 +71,29 @@ pub(super) enum AskError {
     Late { seconds: u64 },
 }
 
-/// `pod` is the address that kubelet dialled, `headers` are those that it sent.
-pub(super) async fn ask(target: &Target, pod: IpAddr, headers: &HeaderMap) -> Result<Asked, AskError> {
+/// `pod` is the address that kubelet dialled, `user_agent` what it called itself.
+pub(super) async fn ask(
+    target: &Target,
+    pod: IpAddr,
+    user_agent: Option<&HeaderValue>,
+) -> Result<Asked, AskError> {
     match target {
-        Target::Http(target) => http(target, pod, headers).await,
+        Target::Http(target) => http(target, pod, user_agent).await,
         Target::Tcp { port } => {
             connect(pod, *port).await?;
             Ok(Asked { status: StatusCode::OK, body: Bytes::from_static(b"connected\n") })
         }
         Target::Grpc { port, service } => {
-            health(pod, *port, service, headers).await?;
+            health(pod, *port, service, user_agent).await?;
             Ok(Asked { status: StatusCode::OK, body: Bytes::from_static(b"SERVING\n") })
         }
     }
 }
 
-async fn http(target: &HttpTarget, pod: IpAddr, headers: &HeaderMap) -> Result<Asked, AskError> {
+async fn http(target: &HttpTarget, pod: IpAddr, user_agent: Option<&HeaderValue>) -> Result<Asked, AskError> {
     let HttpTarget { tls, port, path, headers: own } = target;
     let mut own = own.clone();
-    if let Some(agent) = headers.get(USER_AGENT) {
+    if let Some(agent) = user_agent {
         own.entry(USER_AGENT).or_insert_with(|| agent.clone());
     }
     own.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
@@ -159,7 +164,12 @@ async fn beginning(body: &mut Incoming) -> Bytes {
 }
 
 /// `Check` of gRPC's health protocol, over HTTP/2 without TLS, as kubelet does it.
-async fn health(pod: IpAddr, port: u16, service: &str, headers: &HeaderMap) -> Result<(), AskError> {
+async fn health(
+    pod: IpAddr,
+    port: u16,
+    service: &str,
+    user_agent: Option<&HeaderValue>,
+) -> Result<(), AskError> {
     let fails = |source| AskError::Http { port, source };
     let stream = connect(pod, port).await?;
     let (mut sender, connection) =
@@ -174,7 +184,7 @@ async fn health(pod: IpAddr, port: u16, service: &str, headers: &HeaderMap) -> R
         .header(CONTENT_TYPE, "application/grpc")
         .header(TE, "trailers")
         .body(Full::new(health_request(service)))?;
-    if let Some(agent) = headers.get(USER_AGENT) {
+    if let Some(agent) = user_agent {
         request.headers_mut().insert(USER_AGENT, agent.clone());
     }
     let response = sender.send_request(request).await.map_err(fails)?;

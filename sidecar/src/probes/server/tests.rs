@@ -324,6 +324,67 @@ async fn a_probe_is_answered_at_once_whoever_stays_silent_on_its_port() {
     }
 }
 
+/// A connection from this loopback address that asks for something.
+async fn asking_from(source: &str, address: SocketAddr, request: &str) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_probe_is_answered_at_once_whatever_another_address_asks_of_a_slow_app() {
+    let port = start_app(false).await;
+    let probes = format!(
+        r#"[{{"port":15901,"path":"/slow","target":{{"http":{{"port":{port},"path":"/never"}}}}}},
+            {{"port":15901,"path":"/p","target":{{"http":{{"port":{port},"path":"/200"}}}}}}]"#
+    );
+    let address = start(&probes).await;
+    let mut crowd = Vec::new();
+    for index in 0..2 * MAX_CONNECTIONS {
+        let request = format!("GET /slow HTTP/1.1\r\nhost: a\r\nuser-agent: {index}\r\n\r\n");
+        crowd.push(asking_from("127.0.0.2", address, &request).await);
+    }
+    // The next one is told that there is no room: all of its address are waited for.
+    let mut answer = String::new();
+    asking_from("127.0.0.2", address, "").await.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("from your address\n"), "{answer}");
+    for _ in 0..20 {
+        let asked = kubelet(address, "/p");
+        let answered = tokio::time::timeout(HEAD_TIMEOUT / 2, asked).await;
+        assert_eq!(answered.expect("no answer").0, 200);
+    }
+}
+
+#[tokio::test]
+async fn equal_probes_at_the_same_time_are_one_request_to_the_app() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = app.local_addr().unwrap().port();
+    let address = start(&probe("/p", &format!(r#"{{"http":{{"port":{port},"path":"/200"}}}}"#))).await;
+    let request = "GET /p HTTP/1.1\r\nhost: a\r\nuser-agent: kube-probe/1.35\r\n\r\n";
+    let mut asking = vec![asking_from("127.0.0.1", address, request).await];
+    let (mut asked, _) = app.accept().await.unwrap();
+    for last in 2..22 {
+        asking.push(asking_from(&format!("127.0.0.{last}"), address, request).await);
+    }
+    // One that differs is asked by itself; by then, all of the others have been heard.
+    let other = request.replace("kube-probe/1.35", "curl");
+    let _other = asking_from("127.0.0.1", address, &other).await;
+    let (mut other, _) = app.accept().await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        other.read_buf(&mut head).await.unwrap();
+    }
+    assert!(String::from_utf8(head).unwrap().contains("user-agent: curl"));
+    asked.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+    for mut stream in asking {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok"), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_connection_without_a_whole_head_is_ended_within_a_second_or_so() {
     let address = start(&probe("/p", r#"{"tcp":{"port":1}}"#)).await;
