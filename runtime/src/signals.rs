@@ -1,10 +1,10 @@
 //! What the operating system tells and gives a process.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IsTerminal};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 use tracing::{info, warn};
 
 /// The signal that asked the process to end.
@@ -14,19 +14,53 @@ pub enum Signal {
     Terminate,
     /// SIGINT, which Ctrl-C sends.
     Interrupt,
+    /// SIGHUP of a terminal that was closed.
+    HangUp,
 }
 
-/// A future that is done at the first SIGTERM or SIGINT after this call. Needs a tokio runtime; fails only where
-/// signal handlers cannot be installed.
+/// Requests to open log files anew: SIGUSR1, as nginx and Envoy take it.
+#[derive(Debug)]
+pub struct LogRotation(unix::Signal);
+
+/// A future that is done at the first SIGTERM or SIGINT after this call, or SIGHUP where standard error is a terminal.
+/// Elsewhere SIGHUP changes nothing, nor does SIGUSR1 where no log file is kept ([`log_rotation`]). Needs a tokio
+/// runtime; fails only where signal handlers cannot be installed.
 pub fn shutdown() -> io::Result<impl Future<Output = Signal> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    // Without a handler it would end the process.
+    let rotation = log_rotation()?;
+    let has_terminal = io::stderr().is_terminal();
     Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => Signal::Terminate,
-            _ = interrupt.recv() => Signal::Interrupt,
+        let _rotation = rotation;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Signal::Terminate,
+                _ = interrupt.recv() => return Signal::Interrupt,
+                _ = hang_up.recv() => match has_terminal {
+                    true => return Signal::HangUp,
+                    false => info!("SIGHUP: nothing to do, files are read again whenever they change"),
+                },
+            }
         }
     })
+}
+
+/// The requests from now on to open log files anew. Needs a tokio runtime; fails only where signal handlers cannot be
+/// installed.
+pub fn log_rotation() -> io::Result<LogRotation> {
+    signal(SignalKind::user_defined1()).map(LogRotation)
+}
+
+impl LogRotation {
+    /// Resolves at the next one.
+    pub async fn requested(&mut self) {
+        if self.0.recv().await.is_none() {
+            // No further one can come.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// Raises the soft limit of open files to the hard one, logs it, and returns what holds now (`None`: no limit).
@@ -54,6 +88,7 @@ impl fmt::Display for Signal {
         f.write_str(match self {
             Self::Terminate => "SIGTERM",
             Self::Interrupt => "SIGINT",
+            Self::HangUp => "SIGHUP",
         })
     }
 }

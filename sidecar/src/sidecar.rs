@@ -11,6 +11,7 @@ use tidegate_runtime::identity::{self, Credentials};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
+use tidegate_runtime::signals::{self, LogRotation};
 use tidegate_runtime::trust_bundle::{self, TrustBundle};
 use tidegate_runtime::{drain, listen, tls};
 use tokio::sync::watch;
@@ -64,6 +65,9 @@ pub enum StartError {
     /// The access log cannot be opened.
     #[error("access log {0:?}: {1}")]
     AccessLog(String, std::io::Error),
+    /// A signal handler cannot be installed.
+    #[error("signal handlers: {0}")]
+    Signals(#[source] std::io::Error),
 }
 
 impl Sidecar {
@@ -86,6 +90,7 @@ impl Sidecar {
                 Some(sink.map_err(|error| StartError::AccessLog(format!("{target:?}"), error))?)
             }
         };
+        let rotated = sink.clone();
         let counts = DataPlaneMetrics::new(sink.clone());
         metrics.add_collector(Box::new(counts.clone()));
 
@@ -138,6 +143,9 @@ impl Sidecar {
             control.spawn(server.serve(draining.clone()));
         }
         control.spawn(admin.serve(draining));
+        if let Some(sink) = rotated {
+            control.spawn(rotate(sink, signals::log_rotation().map_err(StartError::Signals)?));
+        }
         let drain_timeout = options.limits.drain_timeout;
         control.spawn(keep_in_step(options, publisher, destinations, waiting, metrics, readiness.clone()));
         Ok(Self { workers, inbound, admin_address, readiness, drain, drain_timeout, control })
@@ -202,6 +210,14 @@ fn redirected(options: &Options, port: u16) -> Redirected {
         address: listen::possible((Ipv6Addr::UNSPECIFIED, port).into()),
         pod_ips: pod.pod_ips.0.clone(),
         own_ports: own_ports.into(),
+    }
+}
+
+/// Opens the access log anew on SIGUSR1.
+async fn rotate(sink: AccessLogSink, mut rotation: LogRotation) {
+    loop {
+        rotation.requested().await;
+        sink.rotate();
     }
 }
 

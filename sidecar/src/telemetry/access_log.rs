@@ -1,15 +1,17 @@
 //! Access log lines: one JSON object with Istio's key names, or Istio's default text line.
 //!
 //! Lines are built in a buffer of the worker's and handed in blocks to one writing thread through a bounded queue.
-//! A sink that cannot keep up, or a disk that is full, costs lines (counted), never traffic.
+//! A sink that cannot keep up, or a disk that is full, costs lines (counted), never traffic. A file is opened anew on
+//! request, and when its path no longer leads to it.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::SystemTime;
 
@@ -50,6 +52,24 @@ pub enum AccessLogTarget {
 pub struct AccessLogSink {
     queue: SyncSender<Vec<u8>>,
     dropped: Arc<AtomicU64>,
+    /// The target is to be opened anew before the next block.
+    rotates: Arc<AtomicBool>,
+}
+
+/// What the writing thread writes to.
+enum Output {
+    Stdout(io::Stdout),
+    File { path: PathBuf, file: File },
+}
+
+/// The writing thread.
+struct Writer {
+    output: Output,
+    rotates: Arc<AtomicBool>,
+    /// Whether the last block could not be written.
+    fails: bool,
+    /// Whether the last try to open the file anew failed.
+    fails_to_open: bool,
 }
 
 /// A worker's log.
@@ -68,14 +88,22 @@ struct Block {
 impl AccessLogSink {
     /// Opens the target and starts the writing thread, which ends when the last clone of the sink is dropped.
     pub fn open(target: &AccessLogTarget) -> io::Result<Self> {
-        let output: Box<dyn Write + Send> = match target {
-            AccessLogTarget::Stdout => Box::new(io::stdout()),
-            AccessLogTarget::File(path) => Box::new(OpenOptions::new().append(true).create(true).open(path)?),
+        let output = match target {
+            AccessLogTarget::Stdout => Output::Stdout(io::stdout()),
+            AccessLogTarget::File(path) => Output::open(path.clone())?,
         };
         let (queue, blocks) = sync_channel(QUEUE);
-        let dropped = Arc::new(AtomicU64::new(0));
-        std::thread::Builder::new().name("access-log".into()).spawn(move || write_blocks(&blocks, output))?;
-        Ok(Self { queue, dropped })
+        let rotates = Arc::new(AtomicBool::new(false));
+        let mut writer = Writer { output, rotates: rotates.clone(), fails: false, fails_to_open: false };
+        std::thread::Builder::new().name("access-log".into()).spawn(move || writer.run(&blocks))?;
+        Ok(Self { queue, dropped: Arc::default(), rotates })
+    }
+
+    /// Has a file opened anew; what was handed over before goes to whichever file is open by then.
+    pub fn rotate(&self) {
+        self.rotates.store(true, Ordering::Relaxed);
+        // Wakes the thread. Where the queue is full, it is awake.
+        let _ = self.queue.try_send(Vec::new());
     }
 
     /// Lines that were dropped because the target could not keep up.
@@ -126,18 +154,69 @@ impl Drop for AccessLog {
     }
 }
 
-fn write_blocks(blocks: &Receiver<Vec<u8>>, mut output: Box<dyn Write + Send>) {
-    let mut failing = false;
-    for block in blocks {
-        let result = output.write_all(&block).and_then(|()| output.flush());
+impl Writer {
+    fn run(&mut self, blocks: &Receiver<Vec<u8>>) {
+        for block in blocks {
+            self.follow();
+            self.write(&block);
+        }
+    }
+
+    /// Opens the file anew if that was asked for, or if its path does not lead to it any more. Where it cannot be
+    /// opened, the one that is open stays.
+    fn follow(&mut self) {
+        let is_asked = self.rotates.swap(false, Ordering::Relaxed);
+        let Output::File { path, file } = &self.output else { return };
+        if !is_asked && is_at(file, path) {
+            return;
+        }
+        match Output::open(path.clone()) {
+            Ok(output) => {
+                tracing::info!(file = %path.display(), "the access log was opened anew");
+                self.fails_to_open = false;
+                self.output = output;
+            }
+            Err(error) if !self.fails_to_open => {
+                tracing::warn!(file = %path.display(), %error,
+                    "the access log cannot be opened anew; lines go on to the file that is open");
+                self.fails_to_open = true;
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn write(&mut self, block: &[u8]) {
+        let result = self.output.write(block);
         match result {
-            Err(ref error) if !failing => {
+            Err(ref error) if !self.fails => {
                 tracing::warn!(%error, "the access log cannot be written; lines are lost");
             }
-            Ok(()) if failing => tracing::info!("the access log can be written again"),
+            Ok(()) if self.fails => tracing::info!("the access log can be written again"),
             _ => {}
         }
-        failing = result.is_err();
+        self.fails = result.is_err();
+    }
+}
+
+impl Output {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).open(&path)?;
+        Ok(Self::File { path, file })
+    }
+
+    fn write(&mut self, block: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout(stdout) => stdout.write_all(block).and_then(|()| stdout.flush()),
+            Self::File { file, .. } => file.write_all(block),
+        }
+    }
+}
+
+/// Whether a path leads to this file.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 
@@ -433,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_reach_the_file_and_a_full_device_only_costs_lines() {
+    fn lines_reach_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("access.log");
         let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
@@ -444,11 +523,54 @@ mod tests {
         let mut text = String::new();
         while !text.ends_with('\n') {
             text.clear();
-            std::fs::File::open(&path).unwrap().read_to_string(&mut text).unwrap();
+            File::open(&path).unwrap().read_to_string(&mut text).unwrap();
             std::thread::yield_now();
         }
         assert!(text.starts_with("{\"start_time\""));
+    }
 
+    /// Lines go where the path leads to when they are written.
+    #[test]
+    fn a_file_that_was_renamed_or_removed_is_opened_anew_and_on_request_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("access.log");
+        let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
+        let denied = denied();
+        let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
+        let lines = |path: &Path| fs::read_to_string(path).unwrap_or_default().lines().count();
+        let write_until = |path: &Path, count: usize| {
+            log.write(&record(&denied));
+            log.flush();
+            while lines(path) < count {
+                std::thread::yield_now();
+            }
+        };
+        write_until(&path, 1);
+        let renamed = directory.path().join("access.log.1");
+        fs::rename(&path, &renamed).unwrap();
+        write_until(&path, 1);
+        assert_eq!(lines(&renamed), 1);
+
+        fs::remove_file(&path).unwrap();
+        write_until(&path, 1);
+
+        fs::rename(&path, &renamed).unwrap();
+        sink.rotate();
+        while !path.exists() {
+            std::thread::yield_now();
+        }
+        write_until(&path, 1);
+        assert_eq!(lines(&renamed), 1);
+
+        // A name that leads nowhere: what is open is written to.
+        fs::rename(&path, &renamed).unwrap();
+        fs::create_dir(&path).unwrap();
+        write_until(&renamed, 2);
+    }
+
+    #[test]
+    fn a_full_device_only_costs_lines() {
+        let denied = denied();
         let full = AccessLogSink::open(&AccessLogTarget::File("/dev/full".into())).unwrap();
         let log = AccessLog::new(AccessLogFormat::Text, full);
         for _ in 0..1000 {
