@@ -1,13 +1,20 @@
 //! What a process says about itself: lines on standard error, as text or JSON, with a level that can be changed
-//! while it runs.
+//! while it runs. Whatever a value holds, it is cut and stays on its line (`line`).
+
+mod line;
 
 use std::fmt;
 use std::io::{self, IsTerminal};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
+use tracing::Subscriber;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 use tracing_subscriber::{Layer, Registry};
 
@@ -80,15 +87,29 @@ pub enum LogError {
 pub fn init(options: &LogOptions) -> Result<LogHandle, LogError> {
     let filter = parse(&options.level)?;
     let (filter, reload) = reload::Layer::new(filter);
-    let lines =
-        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
-    let lines = match options.format {
-        LogFormat::Text => lines.boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
-    };
+    let lines = lines(options.format, io::stderr, io::stderr().is_terminal());
     let subscriber = tracing_subscriber::registry().with(filter).with(lines);
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::AlreadySetUp)?;
     Ok(LogHandle { filter: Some(reload), text: Arc::new(Mutex::new(options.level.clone())) })
+}
+
+/// Writes events as lines.
+fn lines<S>(
+    format: LogFormat,
+    writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
+    has_colours: bool,
+) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    match format {
+        LogFormat::Text => {
+            let fields = format::debug_fn(line::write_text).delimited(" ");
+            lines.with_ansi(has_colours).fmt_fields(fields).boxed()
+        }
+        LogFormat::Json => lines.event_format(line::JsonLine).boxed(),
+    }
 }
 
 impl LogHandle {
