@@ -29,7 +29,7 @@ use crate::session::{ConnectionInfo, Gate, Review, VerifiedCertificate};
 use crate::snapshot::Snapshot;
 use crate::stream::{Abort, MaybeTls};
 use crate::tls::ServerTls;
-use crate::tls::stream::TlsStream;
+use crate::tls::stream::{HandshakeFailure, TlsStream};
 use crate::worker::Worker;
 
 pub(crate) use certificates::{Certificates, Verified};
@@ -146,6 +146,10 @@ impl Story<'_> {
             Received::Bytes(first, received) => (first, received),
             // Nothing was asked, so nothing is answered: the end is an orderly one.
             Received::Nothing => return None,
+            Received::NoRoom => {
+                worker.env.telemetry.totals().unfinished.add(1);
+                return self.refuse(io, None, &HandshakeFailure::NoRoom.into());
+            }
         };
 
         // Asked anew: the client may have taken its time.
@@ -245,6 +249,9 @@ impl Story<'_> {
             return None;
         }
         self.line.at_ease();
+        if let Some(client) = &gate.info().client {
+            self.line.identify(&client.names);
+        }
         // There is no asking opaque bytes to come back with the next certificate: they have been let in for good, until
         // policy or trust bundle say otherwise.
         self.connection.life.set(life.filter(|_| inside != Inside::Opaque));
@@ -274,10 +281,14 @@ impl Story<'_> {
         }
         let config = tls.config(terms, hello.alpn, app)?.clone();
         self.line.within(self.worker.env.limits.handshake, Wait::Handshake);
-        let stream = match self.line.guard(TlsStream::accept(io, received, config)).await {
+        let accepting = TlsStream::accept(io, received, config, |bytes| self.line.hold(bytes));
+        let stream = match self.line.guard(accepting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 totals.handshakes_failed.add(1);
+                if matches!(error.cause, HandshakeFailure::NoRoom) {
+                    totals.unfinished.add(1);
+                }
                 self.refused(Some(hello), &Refusal::handshake(error.cause));
                 refusal::linger(error.io, self.line).await;
                 return None;
@@ -288,6 +299,8 @@ impl Story<'_> {
             }
         };
         totals.handshakes.add(1);
+        // Nothing of it is unfinished any more.
+        let _ = self.line.hold(0);
         let verified = match stream.peer_certificates() {
             Some(chain) => match self.worker.certificates.borrow_mut().intern(chain) {
                 Ok(verified) => Some(verified),

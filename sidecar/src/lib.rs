@@ -16,6 +16,7 @@ pub mod limits;
 pub mod listener;
 pub mod options;
 pub mod outbound;
+mod places;
 pub mod ports;
 pub mod probes;
 mod pump;

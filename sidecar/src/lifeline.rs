@@ -5,12 +5,14 @@
 //! timer of its own. The worker walks its connections on a coarse tick and on every change ([`Registry::expire`],
 //! [`Registry::for_each`]); a connection's task looks at its [`Lifeline`] whenever it is polled.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
+
+use crate::places::{Eviction, Place};
 
 /// What a connection may still do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub enum Cause {
     CertificateExpired,
     /// The trust bundle no longer vouches for the client certificate it was let in by.
     TrustBundleChanged,
+    /// Its client holds the most places, and another one needs one.
+    MadeRoom,
 }
 
 /// What a connection waits for, under a deadline.
@@ -75,12 +79,33 @@ pub struct Ended(pub Cause);
 
 struct State {
     phase: Cell<Phase>,
-    deadline: Cell<Option<(Instant, Wait)>>,
+    deadline: Cell<Option<Deadline>>,
     /// When [`Phase::Leaving`] turns into [`Phase::Finishing`].
     leave_by: Cell<Option<Instant>>,
     /// When [`Phase::Finishing`] turns into [`Phase::Closed`].
     finish_by: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
+    /// What counts it; none for a line that nobody else watches.
+    place: OnceCell<Place>,
+}
+
+/// When a wait ends, and since when it lasts.
+#[derive(Clone, Copy)]
+struct Deadline {
+    since: Instant,
+    by: Instant,
+    wait: Wait,
+}
+
+/// How soon a connection makes room for others: in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Precedence {
+    /// It has waited for its client since then, and nothing is in flight.
+    Idle(Instant),
+    /// What is in flight has not moved since then.
+    Stalled(Instant),
+    /// Something is in flight.
+    Busy,
 }
 
 impl Lifeline {
@@ -92,8 +117,36 @@ impl Lifeline {
             leave_by: Cell::new(None),
             finish_by: Cell::new(None),
             waker: RefCell::new(None),
+            place: OnceCell::new(),
         };
         Self { state: Rc::new(state) }
+    }
+
+    /// The connection holds so many bytes of something that is not complete: a handshake, a request's head. `false` if
+    /// there is no room for as many.
+    #[must_use]
+    pub fn hold(&self, bytes: usize) -> bool {
+        self.state.place.get().is_none_or(|place| place.hold(bytes))
+    }
+
+    /// The client has proven who it is, by these names.
+    pub fn identify(&self, names: &str) {
+        if let Some(place) = self.state.place.get() {
+            place.identify(names);
+        }
+    }
+
+    /// When this connection is to make room, if it is of those that are.
+    pub(crate) fn precedence(&self, eviction: &Eviction) -> Option<Precedence> {
+        let is_meant = self.state.place.get().is_some_and(|place| place.is_of(eviction));
+        if !is_meant || matches!(self.phase(), Phase::Closed(_)) {
+            return None;
+        }
+        Some(match self.state.deadline.get() {
+            Some(Deadline { since, wait: Wait::Body | Wait::Connect, .. }) => Precedence::Stalled(since),
+            Some(Deadline { since, .. }) => Precedence::Idle(since),
+            None => Precedence::Busy,
+        })
     }
 
     /// What the connection may still do.
@@ -108,7 +161,8 @@ impl Lifeline {
 
     /// Starts a wait of at most this long, instead of the one before it. Coarse: it ends up to a tick late.
     pub fn within(&self, time: Duration, wait: Wait) {
-        self.state.deadline.set(Instant::now().checked_add(time).map(|deadline| (deadline, wait)));
+        let since = Instant::now();
+        self.state.deadline.set(since.checked_add(time).map(|by| Deadline { since, by, wait }));
     }
 
     /// Ends the wait; nothing is due.
@@ -221,6 +275,7 @@ impl Cause {
             Self::PolicyChanged => "policy_changed",
             Self::CertificateExpired => "client_certificate_expired",
             Self::TrustBundleChanged => "trust_bundle_changed",
+            Self::MadeRoom => "made_room",
         }
     }
 }
@@ -241,6 +296,14 @@ impl<T> Registry<T> {
     pub fn add(&self, about: Rc<T>) -> Lifeline {
         let line = Lifeline::new();
         self.connections.borrow_mut().push((Rc::downgrade(&line.state), about));
+        line
+    }
+
+    /// The same with a place, which is free again when the connection has left.
+    pub(crate) fn add_at(&self, place: Place, about: Rc<T>) -> Lifeline {
+        let line = self.add(about);
+        // The line is new.
+        let _ = line.state.place.set(place);
         line
     }
 
@@ -269,7 +332,7 @@ impl<T> Registry<T> {
     pub fn expire(&self, now: Instant) {
         self.for_each(|line, _| {
             match line.state.deadline.get() {
-                Some((deadline, wait)) if deadline <= now => line.close(Cause::Deadline(wait)),
+                Some(Deadline { by, wait, .. }) if by <= now => line.close(Cause::Deadline(wait)),
                 _ => {}
             }
             let is_due = |by: &Cell<Option<Instant>>| by.get().is_some_and(|by| by <= now);

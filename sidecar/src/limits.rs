@@ -29,7 +29,7 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Header fields in a head, and in a trailer section.
     pub header_count: usize,
-    /// Connections of clients at the same time; more are closed at once.
+    /// Connections of clients at the same time, and as many of the app's own (`places`).
     pub connections: usize,
     /// Connections to the app that wait for a request, for each worker.
     pub upstream_idle_connections: usize,

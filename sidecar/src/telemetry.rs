@@ -38,6 +38,8 @@ pub enum ResponseFlag {
     Refused,
     /// `NR`: the policy has nothing for the port.
     NoRoute,
+    /// `OM`: the sidecar has no room for it.
+    Overload,
 }
 
 /// One request, or one connection of opaque bytes, once it is over. Borrowed: nothing is copied unless it is logged.
@@ -151,6 +153,7 @@ impl ResponseFlag {
             Self::DownstreamTimeout => "DT",
             Self::Refused => "RBAC",
             Self::NoRoute => "NR",
+            Self::Overload => "OM",
         }
     }
 }

@@ -20,14 +20,15 @@ use tidegate_runtime::drain::Outcome;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::http::Env;
 use crate::inbound::{self, Certificates, Connection, RefusalLog};
-use crate::lifeline::{Cause, Lifeline, Registry};
+use crate::lifeline::{Cause, Lifeline, Precedence, Registry};
 use crate::limits::Limits;
 use crate::listener::{self, Entrance, FixedOutbound, Listen, Way};
 use crate::outbound::{self, Destinations, Dialled};
+use crate::places::{Eviction, Full, Place, PlaceLimits, Places};
 use crate::redirected::Misdirected;
 use crate::snapshot::{Snapshot, Snapshots};
 
@@ -39,9 +40,6 @@ const DRAIN_TICK: Duration = Duration::from_millis(20);
 
 /// How long connections may take to notice that they are closed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// File descriptors that are left for what is no connection.
-const OTHER_FILES: u64 = 64;
 
 /// What workers are made of.
 pub struct WorkersConfig {
@@ -128,8 +126,16 @@ pub(crate) struct Worker {
 pub(crate) struct Dispatch {
     here: Rc<Worker>,
     index: usize,
-    peers: Vec<mpsc::UnboundedSender<Arrival>>,
+    peers: Vec<mpsc::UnboundedSender<Message>>,
     shared: Arc<Shared>,
+}
+
+/// What one worker has for another.
+enum Message {
+    /// A connection.
+    Arrival(Arrival),
+    /// Connections of its are to make room.
+    Evict(Eviction),
 }
 
 /// A connection on its way to another worker.
@@ -142,26 +148,19 @@ struct Arrival {
 
 /// What all threads see.
 struct Shared {
-    loads: Vec<AtomicUsize>,
-    most_connections: usize,
+    places: Arc<Places>,
     shed: AtomicU64,
     accept_errors: AtomicU64,
     /// Connections that the drain has cut.
     cut: AtomicUsize,
 }
 
-/// A connection's place in the count of its worker.
-pub(crate) struct Place {
-    shared: Arc<Shared>,
-    index: usize,
-}
-
 /// What a thread needs to begin.
 struct Beginning {
     index: usize,
     listeners: Vec<(StdTcpListener, Entrance)>,
-    arrivals: mpsc::UnboundedReceiver<Arrival>,
-    peers: Vec<mpsc::UnboundedSender<Arrival>>,
+    arrivals: mpsc::UnboundedReceiver<Message>,
+    peers: Vec<mpsc::UnboundedSender<Message>>,
     command: watch::Receiver<Command>,
     shared: Arc<Shared>,
     limits: Limits,
@@ -187,8 +186,7 @@ impl Workers {
             }
         }
         let shared = Arc::new(Shared {
-            loads: (0..count).map(|_| AtomicUsize::new(0)).collect(),
-            most_connections: most_connections(config.limits.connections),
+            places: Arc::new(Places::new(count, place_limits(config.limits.connections))),
             shed: AtomicU64::new(0),
             accept_errors: AtomicU64::new(0),
             cut: AtomicUsize::new(0),
@@ -224,7 +222,7 @@ impl RunningWorkers {
     /// How busy the workers are.
     pub fn load(&self) -> Load {
         Load {
-            connections: self.shared.connections(),
+            connections: self.shared.places.connections(),
             shed: self.shared.shed.load(Ordering::Relaxed),
             accept_errors: self.shared.accept_errors.load(Ordering::Relaxed),
         }
@@ -274,7 +272,7 @@ impl Worker {
             self.arrived.notify_one();
         }
         let connection = Rc::new(Connection::default());
-        let line = self.registry.add(connection.clone());
+        let line = self.registry.add_at(place, connection.clone());
         if let Some(deadline) = self.draining.get() {
             self.let_leave(&line, deadline);
         }
@@ -293,13 +291,33 @@ impl Worker {
                     totals.outbound_closed.add(1);
                 }
             }
-            drop(place);
         });
+    }
+
+    /// Ends connections of a source, idle ones first, so that another source gets their places.
+    fn evict(&self, eviction: &Eviction) {
+        let mut found: Vec<(Precedence, Lifeline)> = Vec::new();
+        self.registry.for_each(|line, _| match line.precedence(eviction) {
+            Some(precedence @ Precedence::Idle(_)) => found.push((precedence, line.clone())),
+            Some(precedence) if eviction.also_busy => found.push((precedence, line.clone())),
+            _ => {}
+        });
+        if found.len() > eviction.count {
+            found.select_nth_unstable_by_key(eviction.count, |(precedence, _)| *precedence);
+            found.truncate(eviction.count);
+        }
+        self.env.telemetry.totals().made_room.add(found.len() as u64);
+        self.refusals.unless_flooded(|| {
+            info!(source = %eviction, connections = found.len(), "the source with the most connections makes room");
+        });
+        for (_, line) in found {
+            line.close(Cause::MadeRoom);
+        }
     }
 
     async fn run(
         self: &Rc<Self>,
-        mut arrivals: mpsc::UnboundedReceiver<Arrival>,
+        mut arrivals: mpsc::UnboundedReceiver<Message>,
         mut command: watch::Receiver<Command>,
     ) {
         let mut snapshots = self.snapshots.clone();
@@ -312,13 +330,7 @@ impl Worker {
                     Some(snapshot) => reviewer.review(self, snapshot),
                     None => published = false,
                 },
-                arrival = arrivals.recv() => {
-                    let Some(Arrival { io, peer, way, place }) = arrival else { continue };
-                    match TcpStream::from_std(io) {
-                        Ok(io) => self.serve(io, peer, way, place),
-                        Err(error) => warn!(%error, "cannot take a connection over"),
-                    }
-                }
+                Some(message) = arrivals.recv() => self.receive(message),
                 () = tokio::time::sleep_until(next_tick.into()), if !self.registry.is_empty() => {
                     next_tick = Instant::now() + TICK;
                     self.tick();
@@ -334,10 +346,20 @@ impl Worker {
         self.drain(deadline, &mut arrivals, &mut reviewer, &mut snapshots).await;
     }
 
+    fn receive(self: &Rc<Self>, message: Message) {
+        match message {
+            Message::Arrival(Arrival { io, peer, way, place }) => match TcpStream::from_std(io) {
+                Ok(io) => self.serve(io, peer, way, place),
+                Err(error) => warn!(%error, "cannot take a connection over"),
+            },
+            Message::Evict(eviction) => self.evict(&eviction),
+        }
+    }
+
     async fn drain(
         self: &Rc<Self>,
         deadline: Instant,
-        arrivals: &mut mpsc::UnboundedReceiver<Arrival>,
+        arrivals: &mut mpsc::UnboundedReceiver<Message>,
         reviewer: &mut review::Reviewer,
         snapshots: &mut Snapshots,
     ) {
@@ -346,14 +368,13 @@ impl Worker {
         loop {
             // Listeners end by the same command, each in a task of its own: what they still take comes in meanwhile.
             tokio::time::sleep(DRAIN_TICK).await;
-            while let Ok(Arrival { io, peer, way, place }) = arrivals.try_recv() {
-                if let Ok(io) = TcpStream::from_std(io) {
-                    self.serve(io, peer, way, place);
-                }
+            while let Ok(message) = arrivals.try_recv() {
+                self.receive(message);
             }
             reviewer.review(self, snapshots.current());
             self.tick();
-            let is_done = self.registry.is_empty() && (!self.is_way_out || self.shared.connections() == 0);
+            let is_done =
+                self.registry.is_empty() && (!self.is_way_out || self.shared.places.connections() == 0);
             if is_done || Instant::now() >= deadline {
                 return;
             }
@@ -399,23 +420,51 @@ impl Worker {
 }
 
 impl Dispatch {
-    /// Gives a connection to the least busy worker, or ends it if there are too many.
+    /// Gives a connection to the least busy worker, or ends it if there is no place for it.
     pub(crate) fn take(&self, io: TcpStream, peer: SocketAddr, way: Way) {
-        // While draining, other workers may have ended already.
-        let is_draining = self.here.draining.get().is_some();
-        let Some(place) = self.shared.place(self.index, is_draining) else {
-            self.shared.shed.fetch_add(1, Ordering::Relaxed);
-            debug!(%peer, "too many connections: ended at once");
-            return listener::reset(io);
+        let place = match self.place(peer, way) {
+            Ok(place) => place,
+            Err(full) => {
+                self.shared.shed.fetch_add(1, Ordering::Relaxed);
+                self.here.refusals.full(peer, way, &full);
+                let totals = self.here.env.telemetry.totals();
+                match full {
+                    Full::Clients { .. } => totals.no_place.add(1),
+                    Full::Outbound { .. } => totals.outbound_no_place.add(1),
+                }
+                return listener::reset(io);
+            }
         };
-        if place.index == self.index {
+        if place.worker() == self.index {
             return self.here.serve(io, peer, way, place);
         }
-        let Some(target) = self.peers.get(place.index) else { return };
+        let to = place.worker();
         match io.into_std() {
-            // A worker that has ended takes nothing, and the connection ends with what is dropped here.
-            Ok(io) => drop(target.send(Arrival { io, peer, way, place })),
+            Ok(io) => self.send(to, Message::Arrival(Arrival { io, peer, way, place })),
             Err(error) => warn!(%error, "cannot hand a connection over"),
+        }
+    }
+
+    fn place(&self, peer: SocketAddr, way: Way) -> Result<Place, Full> {
+        // While draining, other workers may have ended already.
+        let is_draining = self.here.draining.get().is_some();
+        let places = &self.shared.places;
+        if let Way::Outbound(_) = way {
+            return places.outbound(self.index, is_draining);
+        }
+        let (place, eviction) = places.client(peer.ip().to_canonical(), self.index, is_draining)?;
+        match eviction {
+            Some(eviction) if eviction.worker == self.index => self.here.evict(&eviction),
+            Some(eviction) => self.send(eviction.worker, Message::Evict(eviction)),
+            None => {}
+        }
+        Ok(place)
+    }
+
+    /// A worker that has ended takes nothing, and a connection ends with what is dropped here.
+    fn send(&self, worker: usize, message: Message) {
+        if let Some(target) = self.peers.get(worker) {
+            let _ = target.send(message);
         }
     }
 
@@ -427,33 +476,6 @@ impl Dispatch {
 
     pub(crate) fn count_accept_error(&self) {
         self.shared.accept_errors.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Shared {
-    fn connections(&self) -> usize {
-        self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum()
-    }
-
-    /// A place at the least busy worker, this one among equals, or at this one if there is no choice; `None` if there
-    /// are too many connections.
-    fn place(self: &Arc<Self>, here: usize, only_here: bool) -> Option<Place> {
-        if self.connections() >= self.most_connections {
-            return None;
-        }
-        let load = |(index, load): &(usize, &AtomicUsize)| (load.load(Ordering::Relaxed), *index != here);
-        let places = self.loads.iter().enumerate().filter(|(index, _)| !only_here || *index == here);
-        let (index, load) = places.min_by_key(load)?;
-        load.fetch_add(1, Ordering::Relaxed);
-        Some(Place { shared: self.clone(), index })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(load) = self.shared.loads.get(self.index) {
-            load.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 }
 
@@ -530,18 +552,14 @@ async fn begin(beginning: Beginning) {
     worker.env.tick();
 }
 
-/// A connection takes up to two file descriptors: the client's, and one to the app.
-fn most_connections(limit: usize) -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let possible = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX).max(1);
-    if possible < limit {
-        warn!(
-            files,
-            connections = possible,
-            "the limit of open files allows fewer connections than configured"
-        );
+fn place_limits(limit: usize) -> PlaceLimits {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limits = PlaceLimits::of(limit, files);
+    if limits.clients < limit {
+        let connections = limits.clients;
+        warn!(?files, connections, "the limit of open files allows fewer connections than configured");
     }
-    limit.min(possible)
+    limits
 }
 
 #[cfg(test)]

@@ -80,6 +80,16 @@ impl Buffers {
         *buffer = larger;
     }
 
+    /// Moves what a buffer holds to the smallest memory, if it fits in there and would be the larger one's lesser part.
+    pub(crate) fn shrink(&self, buffer: &mut Buffer) {
+        if buffer.size() > SMALL && buffer.len() < SMALL {
+            let mut small = self.take(SMALL);
+            small.push(buffer.bytes());
+            self.give(buffer);
+            *buffer = small;
+        }
+    }
+
     /// Reads once into the buffer, which gets memory of at least `size` if it has none. A wait holds no memory.
     pub(crate) fn poll_read<S: AsyncRead + Unpin>(
         &self,

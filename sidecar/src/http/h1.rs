@@ -150,7 +150,14 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
                     is_partial = true;
                     self.line.within(limits.headers, Wait::Headers);
                 }
+                self.env.buffers.shrink(&mut self.inbound);
                 make_room(&mut self.inbound, self.env);
+                if !self.line.hold(self.inbound.size()) {
+                    let reply = local_reply::too_much_unfinished();
+                    self.env.telemetry.totals().unfinished.add(1);
+                    self.refuse_unread(&reply);
+                    return Next::Reply(reply);
+                }
             }
             let (inbound, client, env) = (&mut self.inbound, &mut self.client, self.env);
             let read = poll_fn(|context| env.buffers.poll_read(inbound, MEDIUM, client, context));
@@ -203,6 +210,8 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
             }
         };
         self.examined = 0;
+        // Nothing of it is unfinished any more.
+        let _ = self.line.hold(0);
         let exchange = &mut self.exchange;
         exchange.asked = Asked {
             version: head.request.version,
@@ -551,5 +560,6 @@ fn ended_by(cause: Cause, is_client_due: bool) -> (ResponseFlag, &'static str) {
         Cause::PolicyChanged => (ResponseFlag::Refused, "policy_changed"),
         Cause::CertificateExpired => (ResponseFlag::Refused, "client_certificate_expired"),
         Cause::TrustBundleChanged => (ResponseFlag::Refused, "trust_bundle_changed"),
+        Cause::MadeRoom => (ResponseFlag::Overload, "made_room"),
     }
 }

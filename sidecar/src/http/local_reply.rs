@@ -49,6 +49,18 @@ pub fn request_timeout(details: &'static str) -> LocalReply {
     LocalReply { flag: ResponseFlag::DownstreamTimeout, ..client_error(408, "Request Timeout", details) }
 }
 
+/// There is no room for the rest of the request's head: too much is unfinished.
+pub fn too_much_unfinished() -> LocalReply {
+    LocalReply {
+        status: 503,
+        reason: "Service Unavailable",
+        body: "too many unfinished requests",
+        close: true,
+        flag: ResponseFlag::Overload,
+        details: "overload{unfinished_request_heads}",
+    }
+}
+
 /// The request's target is longer than a whole head may be.
 pub fn uri_too_long() -> LocalReply {
     client_error(414, "URI Too Long", "http1.uri_too_long")

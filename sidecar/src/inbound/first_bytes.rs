@@ -17,6 +17,8 @@ pub(super) enum Received {
     Bytes(FirstBytes, BytesMut),
     /// The client has closed without a byte, or sent too little for too long, or the connection is to end.
     Nothing,
+    /// There is no room for as many bytes that show nothing yet.
+    NoRoom,
 }
 
 /// Reads until the first bytes have shown what they are.
@@ -31,6 +33,7 @@ pub(super) async fn receive(io: &TcpStream, line: &Lifeline) -> Received {
             FirstBytes::Incomplete if bytes.len() > MAX_FIRST_BYTES => {
                 return Received::Bytes(FirstBytes::Malformed(Malformed::TooLong), bytes);
             }
+            FirstBytes::Incomplete if !line.hold(bytes.capacity()) => return Received::NoRoom,
             FirstBytes::Incomplete => {}
             known => return Received::Bytes(known, bytes),
         }

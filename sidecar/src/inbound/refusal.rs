@@ -1,8 +1,10 @@
 //! Connections that are not let in: what their clients see, and what is told about them.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::Error as TlsError;
@@ -16,6 +18,8 @@ use super::Story;
 use crate::detect::{ClientHello, Malformed};
 use crate::http::clock::Clock;
 use crate::lifeline::{Lifeline, Wait};
+use crate::listener::Way;
+use crate::places::Full;
 use crate::redirected::Misdirected;
 use crate::session::ConnectionInfo;
 use crate::telemetry::{Record, ResponseFlag};
@@ -45,8 +49,18 @@ pub(super) enum Refusal {
     Handshake(HandshakeFailure),
 }
 
-/// Tells of refusals, but not more than a log can bear.
+/// Tells of refusals, but not more of each source than a log can bear.
+#[derive(Default)]
 pub(crate) struct RefusalLog {
+    sources: RefCell<HashMap<IpAddr, Allowance>>,
+    /// Of sources beyond [`MOST_SOURCES`], together.
+    others: Allowance,
+    /// Of what is no client's doing.
+    own: Allowance,
+}
+
+/// The lines that may be written about one source.
+struct Allowance {
     /// Lines that may still be written in this moment.
     tokens: Cell<u32>,
     refilled: Cell<Instant>,
@@ -56,6 +70,9 @@ pub(crate) struct RefusalLog {
 /// Lines in a burst, and how long it takes to earn another.
 const BURST: u32 = 100;
 const LINE_EVERY: Duration = Duration::from_millis(100);
+
+/// Sources that have an allowance of their own.
+const MOST_SOURCES: usize = 32;
 
 /// What one line says.
 struct Line<'a> {
@@ -118,6 +135,7 @@ impl Refusal {
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::Denied(denial) => flag(denial),
+            Self::Handshake(HandshakeFailure::NoRoom) => ResponseFlag::Overload,
             Self::Malformed(_) | Self::OldVersion(_) | Self::Handshake(_) => {
                 ResponseFlag::DownstreamProtocolError
             }
@@ -134,6 +152,7 @@ impl Refusal {
             Self::NotReady => "no_certificate",
             Self::OldVersion(_) => "tls_version",
             Self::Certificate(_) => "client_certificate_refused",
+            Self::Handshake(HandshakeFailure::NoRoom) => "overload{unfinished_handshakes}",
             Self::Handshake(_) => "tls_handshake_failed",
         }
     }
@@ -180,9 +199,18 @@ impl RefusalLog {
         self.write(&Line { peer, port, server_name: None, certificate: None, reason: misdirected });
     }
 
+    /// A connection was refused for which there was no place.
+    pub(crate) fn full(&self, peer: SocketAddr, way: Way, full: &Full) {
+        let port = match way {
+            Way::Inbound(listen) => listen.port,
+            Way::Outbound(dialled) => dialled.port(),
+        };
+        self.write(&Line { peer, port, server_name: None, certificate: None, reason: full });
+    }
+
     /// Says something else that could become too much, such as that an endpoint cannot be reached.
     pub(crate) fn unless_flooded(&self, say: impl FnOnce()) {
-        if self.may_write(Instant::now()) {
+        if self.own.may_write(Instant::now()) {
             say();
         }
     }
@@ -219,11 +247,7 @@ impl RefusalLog {
     }
 
     fn write(&self, line: &Line<'_>) {
-        if !self.may_write(Instant::now()) {
-            self.suppressed.set(self.suppressed.get() + 1);
-            return;
-        }
-        let suppressed = self.suppressed.take();
+        let Some(suppressed) = self.allowed(line.peer.ip().to_canonical(), Instant::now()) else { return };
         info!(
             target: "refused",
             peer = %line.peer,
@@ -233,6 +257,38 @@ impl RefusalLog {
             suppressed = (suppressed > 0).then_some(suppressed),
             reason = %line.reason,
         );
+    }
+
+    /// Whether a line about this source may be written, and how many were not since the last one.
+    fn allowed(&self, source: IpAddr, now: Instant) -> Option<u64> {
+        let mut sources = self.sources.borrow_mut();
+        if sources.len() >= MOST_SOURCES && !sources.contains_key(&source) {
+            sources.retain(|_, allowance| !allowance.is_whole(now));
+        }
+        let has_room = sources.len() < MOST_SOURCES;
+        let allowance = match sources.entry(source) {
+            Entry::Occupied(entry) => &*entry.into_mut(),
+            Entry::Vacant(entry) if has_room => &*entry.insert(Allowance::new(now)),
+            Entry::Vacant(_) => &self.others,
+        };
+        match allowance.may_write(now) {
+            true => Some(allowance.suppressed.take()),
+            false => {
+                allowance.suppressed.set(allowance.suppressed.get() + 1);
+                None
+            }
+        }
+    }
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self { tokens: Cell::new(BURST), refilled: Cell::new(now), suppressed: Cell::new(0) }
+    }
+
+    /// Whether nothing sets it apart from a new one.
+    fn is_whole(&self, now: Instant) -> bool {
+        self.suppressed.get() == 0 && now.saturating_duration_since(self.refilled.get()) >= LINE_EVERY * BURST
     }
 
     fn may_write(&self, now: Instant) -> bool {
@@ -248,9 +304,9 @@ impl RefusalLog {
     }
 }
 
-impl Default for RefusalLog {
+impl Default for Allowance {
     fn default() -> Self {
-        Self { tokens: Cell::new(BURST), refilled: Cell::new(Instant::now()), suppressed: Cell::new(0) }
+        Self::new(Instant::now())
     }
 }
 
@@ -297,6 +353,12 @@ impl From<TlsError> for Refusal {
     }
 }
 
+impl From<HandshakeFailure> for Refusal {
+    fn from(failure: HandshakeFailure) -> Self {
+        Self::Handshake(failure)
+    }
+}
+
 impl From<CertificateError> for Refusal {
     fn from(error: CertificateError) -> Self {
         Self::Certificate(Presented { names: String::new(), reason: error.to_string() })
@@ -316,11 +378,27 @@ mod tests {
 
     #[test]
     fn a_flood_of_refusals_writes_a_burst_and_then_ten_lines_a_second() {
-        let log = RefusalLog::default();
-        let start = log.refilled.get();
-        let written = |at: Instant| (0..10_000).filter(|_| log.may_write(at)).count();
+        let (log, start) = (RefusalLog::default(), Instant::now());
+        let source = IpAddr::from([10, 0, 0, 1]);
+        let written = |at: Instant| (0..10_000).filter(|_| log.allowed(source, at).is_some()).count();
         assert_eq!(written(start), 100);
         assert_eq!(written(start + Duration::from_secs(1)), 10);
         assert_eq!(written(start + Duration::from_secs(3600)), 100);
+    }
+
+    #[test]
+    fn a_source_that_floods_the_log_keeps_no_line_of_others_out_and_what_it_lost_is_counted() {
+        let (log, start) = (RefusalLog::default(), Instant::now());
+        let source = |index: u16| IpAddr::from([10, 0, (index >> 8) as u8, index as u8]);
+        let later = start + Duration::from_secs(1);
+        assert_eq!((0..150).filter(|_| log.allowed(source(0), start).is_some()).count(), 100);
+        assert_eq!(log.allowed(source(1), start), Some(0));
+        assert_eq!(log.allowed(source(0), later), Some(50));
+        // Many sources are remembered for as long as they write; those beyond share what one has.
+        let written = (2..1000).filter(|index| log.allowed(source(*index), start).is_some()).count();
+        assert_eq!(written, MOST_SOURCES - 2 + 100);
+        assert_eq!(log.sources.borrow().len(), MOST_SOURCES);
+        assert_eq!(log.allowed(source(500), start + Duration::from_secs(60)), Some(0));
+        assert!(log.sources.borrow().len() < MOST_SOURCES);
     }
 }

@@ -72,6 +72,14 @@ pub struct Totals {
     pub handshakes: Count,
     /// TLS handshakes that failed.
     pub handshakes_failed: Count,
+    /// Clients' connections for which there was no place.
+    pub no_place: Count,
+    /// Connections of the app's for which there was none.
+    pub outbound_no_place: Count,
+    /// Connections that were ended so that another client gets their place.
+    pub made_room: Count,
+    /// Handshakes and heads of requests that were given up because too much was unfinished.
+    pub unfinished: Count,
 }
 
 #[derive(Default)]
@@ -330,6 +338,18 @@ impl Collector for DataPlaneMetrics {
         ] {
             let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
             metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
+        }
+        let help = "Connections that a limit has ended: for want of a place for a client's or for one of the app's \
+                    own, to make room for another client's, for want of room for an unfinished head or handshake";
+        let mut family =
+            encoder.encode_descriptor("tidegate_connections_limited", help, None, MetricType::Counter)?;
+        for (limit, value) in [
+            ("connections", sum(|totals| &totals.no_place)),
+            ("outbound_connections", sum(|totals| &totals.outbound_no_place)),
+            ("share", sum(|totals| &totals.made_room)),
+            ("unfinished_bytes", sum(|totals| &totals.unfinished)),
+        ] {
+            family.encode_family(&[("limit", limit)])?.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
         }
         let help = "Client connections that are open";
         let mut metric =

@@ -71,6 +71,9 @@ pub enum HandshakeFailure {
     /// By the rules of TLS, or because the client certificate is not good.
     #[error("{0}")]
     Tls(#[from] Error),
+    /// Too much of other handshakes and requests is unfinished.
+    #[error("there is no room for it: too many unfinished handshakes and requests")]
+    NoRoom,
 }
 
 /// What may still be read.
@@ -99,11 +102,13 @@ thread_local! {
 }
 
 impl TlsStream {
-    /// Does the handshake on a connection of which `first` was read already.
+    /// Does the handshake on a connection of which `first` was read already. `has_room` says whether so many bytes of an
+    /// incomplete message may be held.
     pub async fn accept(
         io: TcpStream,
         first: BytesMut,
         config: Arc<ServerConfig>,
+        has_room: impl Fn(usize) -> bool,
     ) -> Result<Box<Self>, HandshakeError> {
         let connection = match UnbufferedServerConnection::new(config) {
             Ok(connection) => connection,
@@ -120,7 +125,7 @@ impl TlsStream {
             end: End::Open,
             said_goodbye: false,
         });
-        match stream.handshake(first).await {
+        match stream.handshake(first, has_room).await {
             Ok(()) => Ok(stream),
             Err(cause) => Err(HandshakeError { io: stream.io, cause }),
         }
@@ -146,7 +151,11 @@ impl TlsStream {
         &self.io
     }
 
-    async fn handshake(&mut self, first: BytesMut) -> Result<(), HandshakeFailure> {
+    async fn handshake(
+        &mut self,
+        first: BytesMut,
+        has_room: impl Fn(usize) -> bool,
+    ) -> Result<(), HandshakeFailure> {
         let mut received = Vec::from(first);
         loop {
             let result = self.process(&mut received, None);
@@ -164,6 +173,9 @@ impl TlsStream {
             }
             if received.len() > MAX_HANDSHAKE {
                 return Err(Error::General("handshake message too long".into()).into());
+            }
+            if !has_room(received.len()) {
+                return Err(HandshakeFailure::NoRoom);
             }
             let read = poll_fn(|context| {
                 SCRATCH.with_borrow_mut(|scratch| {
@@ -233,6 +245,11 @@ impl TlsStream {
                 Ok(_) => return Err(Error::General("unexpected state of the connection".into())),
             }
             consumed += discard;
+            // All that is queued goes out: answers to what came before, then the alert. Without anything queued, rustls
+            // would look at the bytes that have failed once more.
+            if failure.is_some() && !self.connection.wants_write() {
+                break;
+            }
         }
         match failure {
             Some(error) => Err(error),
@@ -245,11 +262,6 @@ impl TlsStream {
         &mut self,
         context: &mut Context<'_>,
         plaintext: &[u8],
-            // All that is queued goes out: answers to what came before, then the alert. Without anything queued, rustls
-            // would look at the bytes that have failed once more.
-            if failure.is_some() && !self.connection.wants_write() {
-                break;
-            }
         scratch: &mut [u8],
     ) -> io::Result<usize> {
         let taken = plaintext.get(..MAX_WRITE).unwrap_or(plaintext);

@@ -27,7 +27,7 @@ async fn connections_are_spread_over_the_workers() {
     for _ in 0..9 {
         clients.push(get(mesh.address(Port::Http)).await.unwrap());
     }
-    let loads: Vec<_> = mesh.workers.shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
+    let loads: Vec<_> = mesh.workers.shared.places.loads().collect();
     assert_eq!(loads, [3, 3, 3]);
 }
 
@@ -176,4 +176,112 @@ async fn echo(address: SocketAddr) -> io::Result<TcpStream> {
     client.write_all(b"hi").await?;
     client.read_exact(&mut [0; 2]).await?;
     Ok(client)
+}
+
+/// A client's connection from this loopback address.
+async fn from(source: &str, address: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+async fn ask(client: &mut TcpStream, request: &[u8]) -> String {
+    let _ = client.write_all(request).await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"ok") && client.read_buf(&mut answer).await.is_ok_and(|count| count > 0) {}
+    String::from_utf8(answer).unwrap()
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+const CROWD: &str = "127.0.0.2";
+
+async fn mesh_of(connections: usize) -> Mesh {
+    Mesh::with(1, Limits { connections, ..Limits::default() }).await
+}
+
+fn is_ok(answer: &str) -> bool {
+    answer.starts_with("HTTP/1.1 200 ")
+}
+
+#[tokio::test]
+async fn a_source_that_holds_every_place_makes_room_by_what_has_been_idle_longest() {
+    let mesh = mesh_of(20).await;
+    let address = mesh.address(Port::Http);
+    // Two begin a request and leave it at that, then come idle ones.
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        let mut client = from(CROWD, address).await;
+        client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n").await.unwrap();
+        busy.push(client);
+    }
+    mesh.connections(2).await;
+    let mut idle = Vec::new();
+    for _ in 0..18 {
+        let mut client = from(CROWD, address).await;
+        assert!(is_ok(&ask(&mut client, GET).await));
+        idle.push(client);
+    }
+    // Its own next one gets nothing.
+    assert_eq!(ask(&mut from(CROWD, address).await, GET).await, "");
+    assert_eq!(mesh.workers.load().shed, 1);
+
+    let mut others = Vec::new();
+    for index in 0..5 {
+        let mut client = from("127.0.0.1", address).await;
+        assert!(is_ok(&ask(&mut client, GET).await), "{index}");
+        others.push(client);
+        // An end without a word: nothing was in flight.
+        assert_eq!(idle.remove(0).read(&mut [0; 1]).await.unwrap(), 0, "{index}");
+    }
+    for client in idle.iter_mut().chain(&mut others) {
+        assert!(is_ok(&ask(client, GET).await));
+    }
+    assert_eq!(mesh.workers.load(), Load { connections: 20, shed: 1, accept_errors: 0 });
+}
+
+#[tokio::test]
+async fn a_source_that_keeps_every_place_busy_makes_room_for_one_that_holds_few() {
+    let mesh = mesh_of(10).await;
+    let address = mesh.address(Port::Tcp);
+    let mut crowd = Vec::new();
+    for _ in 0..10 {
+        let mut client = from(CROWD, address).await;
+        client.write_all(b"hi").await.unwrap();
+        client.read_exact(&mut [0; 2]).await.unwrap();
+        crowd.push(client);
+    }
+    for index in 0..3 {
+        let mut client = from("127.0.0.1", mesh.address(Port::Http)).await;
+        assert!(is_ok(&ask(&mut client, GET).await), "{index}");
+        mesh.connections(10).await;
+        crowd.push(client);
+    }
+}
+
+#[tokio::test]
+async fn heads_that_are_not_complete_take_places_by_their_bytes() {
+    let mesh = mesh_of(100).await;
+    let address = mesh.address(Port::Http);
+    let half = [&b"GET / HTTP/1.1\r\nhost: a\r\nx: "[..], &[b'a'; 40_000]].concat();
+    let mut crowd = Vec::new();
+    // Each holds 64 KiB, which are 16 places: six fill a hundred, almost.
+    for _ in 0..6 {
+        let mut client = from(CROWD, address).await;
+        client.write_all(&half).await.unwrap();
+        crowd.push(client);
+    }
+    until(|| mesh.workers.shared.places.taken() == 96).await;
+    let answer = ask(&mut from(CROWD, address).await, &half).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("\r\n\r\ntoo many unfinished requests"),
+        "{answer}"
+    );
+    // Another's head, in two pieces.
+    let mut client = from("127.0.0.1", address).await;
+    client.write_all(&half).await.unwrap();
+    until(|| mesh.workers.shared.places.taken() > 100).await;
+    assert!(is_ok(&ask(&mut client, b"\r\n\r\n").await));
+    assert!(is_ok(&ask(&mut crowd[0], b"\r\n\r\n").await));
+    drop(crowd.split_off(1));
+    until(|| mesh.workers.shared.places.taken() == 2).await;
 }
