@@ -1,12 +1,13 @@
 //! `tidegate-sidecar intercept`: rules by which the kernel leads a pod's TCP connections through the sidecar.
 //!
 //! An init container runs it once the sidecar is ready, which `wait` waits for. `plan` says which rules there are to be,
-//! `rule` how they are spelled, `backend` which programs write them, `apply` writes, compares and removes them, `capture`
-//! proves that a connection is captured.
+//! `rule` how they are spelled, `backend` which programs write them, `apply` writes, compares and removes them,
+//! `conntrack` keeps connections of the sidecar that are older, `capture` proves that a connection is captured.
 
 mod apply;
 mod backend;
 mod capture;
+mod conntrack;
 mod plan;
 mod rule;
 mod wait;
@@ -258,7 +259,16 @@ fn write_or_compare(
         info!(%family, ?backend, "every rule is there");
         return Ok(());
     }
-    match apply::apply(&program, &rules)? {
+    let keep = || match conntrack::adopt(plan.user, family) {
+        Ok(0) => {}
+        Ok(connections) => info!(%family, connections, "connections of the sidecar live on"),
+        Err(error) => warn!(
+            %family, %error,
+            "connections that the sidecar has open may break, and are made again: the kernel has to know \
+             nf_conntrack_netlink to keep them"
+        ),
+    };
+    match apply::apply(&program, &rules, keep)? {
         Applied::AlreadyThere => info!(%family, ?backend, "every rule is there already"),
         Applied::Written => info!(%family, ?backend, rules = rules.len(), "rules written"),
     }

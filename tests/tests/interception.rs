@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
@@ -219,6 +219,81 @@ fn rules_are_written_once_repaired_when_lost_and_removed_without_a_trace() {
         // The damage above took the rule of others along.
         let others = format!("iptables-{backend} -A OUTPUT -d 203.0.113.9/32 -j ACCEPT\n");
         assert_eq!(pod.rules(), before.replace(&others, ""));
+    }
+}
+
+/// Connections that were made while there were no rules, in one family.
+struct Before {
+    /// The sidecar's to its controller, and the controller's end.
+    sidecar: (TcpStream, TcpStream),
+    /// An outsider's to the app.
+    outsider: TcpStream,
+    _app: TcpStream,
+}
+
+impl Before {
+    fn new(pod: &Namespace, peer: &Namespace, ip: &str, peer_ip: &str) -> Self {
+        let controller = peer.run(|| TcpListener::bind(at(peer_ip, 0)).unwrap());
+        let app = pod.run(|| TcpListener::bind(at(ip, 0)).unwrap());
+        let connect = |listener: &TcpListener| TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let sidecar = pod.run_as(SIDECAR_USER, || connect(&controller));
+        let outsider = peer.run(|| connect(&app));
+        for stream in [&sidecar, &outsider] {
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        }
+        let sidecar = (sidecar, controller.accept().unwrap().0);
+        Self { sidecar, outsider, _app: app.accept().unwrap().0 }
+    }
+
+    /// The controller speaks first.
+    fn assert_controller_is_heard(&mut self) {
+        let (sidecar, controller) = &mut self.sidecar;
+        controller.write_all(b"policy").unwrap();
+        let mut heard = [0; 6];
+        sidecar.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"policy");
+    }
+
+    fn assert_outsider_is_reset(&mut self) {
+        self.outsider.write_all(b"past the sidecar").unwrap();
+        assert_eq!(self.outsider.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+#[test]
+fn connections_of_the_sidecar_outlive_a_change_of_rules_and_those_past_it_end() {
+    for backend in BACKENDS {
+        let Pod { pod, peer } = &Pod::new();
+        let iptables = |arguments: &str| {
+            for program in ["iptables", "ip6tables"] {
+                pod.command(&format!("{program}-{backend}"), &arguments.split(' ').collect::<Vec<_>>());
+            }
+        };
+        let connect = || {
+            let families = POD_IPS.into_iter().zip(PEER_IPS);
+            families.map(|(ip, peer_ip)| Before::new(pod, peer, ip, peer_ip)).collect::<Vec<_>>()
+        };
+        let mut first = connect();
+        let text = pod.intercepted(&["--backend", backend]);
+        assert_eq!(text.matches("connections of the sidecar live on").count(), 2, "{text}");
+        for before in &mut first {
+            before.assert_controller_is_heard();
+            before.assert_outsider_is_reset();
+        }
+        // Somebody loads rules of their own, and with the last of ours connection tracking ends. Then ours are repaired.
+        for table in ["nat", "mangle"] {
+            iptables(&format!("-t {table} -F"));
+            iptables(&format!("-t {table} -X"));
+        }
+        let mut second = connect();
+        pod.intercepted(&["--backend", backend]);
+        for before in &mut second {
+            before.assert_controller_is_heard();
+            before.assert_outsider_is_reset();
+        }
+        for before in &mut first {
+            before.assert_controller_is_heard();
+        }
     }
 }
 

@@ -23,8 +23,12 @@ struct Held {
     jumps: Vec<String>,
 }
 
-/// Makes our rules exactly these.
-pub(super) fn apply(program: &Program, rules: &[Rule]) -> Result<Applied, InterceptError> {
+/// Makes our rules exactly these. `keep` is called once the kernel tracks connections, and before any is redirected.
+pub(super) fn apply(
+    program: &Program,
+    rules: &[Rule],
+    keep: impl FnOnce(),
+) -> Result<Applied, InterceptError> {
     if missing(program, rules)?.is_none() {
         return Ok(Applied::AlreadyThere);
     }
@@ -34,7 +38,11 @@ pub(super) fn apply(program: &Program, rules: &[Rule]) -> Result<Applied, Interc
             known.push(rule);
         }
     }
-    program.restore(&restore_text(rules, |rule| known.contains(&rule)))?;
+    let (redirecting, others): (Vec<_>, Vec<_>) =
+        rules.iter().cloned().partition(|rule| rule.table == Table::Nat);
+    program.restore(&restore_text(&others, |rule| known.contains(&rule)))?;
+    keep();
+    program.restore(&restore_text(&redirecting, |rule| known.contains(&rule)))?;
     remove_others(program, rules)?;
     Ok(Applied::Written)
 }
