@@ -9,7 +9,7 @@ use tidegate_runtime::admin::AdminServer;
 use tidegate_runtime::drain::{self, Outcome};
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
-use tidegate_runtime::{logging, signals};
+use tidegate_runtime::{logging, memory, signals};
 use tracing::{info, warn};
 
 fn main() -> anyhow::Result<()> {
@@ -21,6 +21,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
+    tokio::spawn(memory::give_back());
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
     let (draining, drained) = drain::channel();
     // First of all: kubelet asks whether we live also while we wait for the API server.

@@ -35,7 +35,7 @@ use tidegate_runtime::logging::{self, LogHandle, LogOptions};
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::options::TrustDomainOptions;
 use tidegate_runtime::readiness::{Blocker, Readiness};
-use tidegate_runtime::{signals, trust_bundle};
+use tidegate_runtime::{memory, signals, trust_bundle};
 use tidegate_sidecar::options::{Inbound, LimitOptions, Options as SidecarOptions, PodOptions};
 use tidegate_sidecar::sidecar::Sidecar;
 use tidegate_sidecar::telemetry::access_log::AccessLogFormat;
@@ -133,6 +133,7 @@ pub async fn run(options: StandaloneOptions) -> anyhow::Result<ExitCode> {
     signals::raise_file_limit();
     anyhow::ensure!(options.folder.is_dir(), "--folder: {:?} is not a folder", options.folder);
     let shutdown = signals::shutdown()?;
+    tokio::spawn(memory::give_back());
     let standalone = Standalone::start(options, log).await?;
     tracing::info!(
         controller = %standalone.admin_address(),

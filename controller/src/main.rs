@@ -15,7 +15,7 @@ use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
 use tidegate_kubernetes::watch::WatchMetrics;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
-use tidegate_runtime::{identity, logging, signals, tls, trust_bundle};
+use tidegate_runtime::{identity, logging, memory, signals, tls, trust_bundle};
 use tokio::sync::oneshot;
 
 #[tokio::main(flavor = "current_thread")]
@@ -26,6 +26,7 @@ async fn main() -> anyhow::Result<()> {
     signals::raise_file_limit();
     // From here on, so that a signal during the start drains as well.
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
+    tokio::spawn(memory::give_back());
     let identity = Identity::new(
         options.common.trust.trust_domain.clone(),
         &options.common.namespace,

@@ -15,7 +15,7 @@ use tidegate_runtime::admin::{AdminServer, ProcessName};
 use tidegate_runtime::identity::CertificatePage;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
-use tidegate_runtime::{drain, identity, logging, signals, tls, trust_bundle};
+use tidegate_runtime::{drain, identity, logging, memory, signals, tls, trust_bundle};
 
 const NAME: ProcessName = ProcessName("tidegate-injector");
 
@@ -27,6 +27,7 @@ async fn main() -> anyhow::Result<()> {
     signals::raise_file_limit();
     // From here on, so that a signal during the start drains as well.
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
+    tokio::spawn(memory::give_back());
     let own_identity =
         Identity::new(options.common.trust.trust_domain.clone(), &options.common.namespace, NAME.0)
             .context("--namespace")?;

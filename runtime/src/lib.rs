@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod identity;
 pub mod listen;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod options;
 pub mod readiness;

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches};
-use tidegate_runtime::{logging, signals};
+use tidegate_runtime::{logging, memory, signals};
 use tidegate_sidecar::intercept::{self, InterceptOptions};
 use tidegate_sidecar::options::Options;
 use tidegate_sidecar::sidecar::Sidecar;
@@ -24,6 +24,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let shutdown = signals::shutdown().context("signal handlers")?;
+        tokio::spawn(memory::give_back());
         let sidecar = Sidecar::start(options, log).await?;
         let signal = shutdown.await;
         tracing::info!(?signal, "draining");
