@@ -85,7 +85,7 @@ struct State {
     /// When [`Phase::Finishing`] turns into [`Phase::Closed`].
     finish_by: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
-    /// What counts it; none for a line that nobody else watches.
+    /// What counts it; none for a line outside a registry.
     place: OnceCell<Place>,
 }
 

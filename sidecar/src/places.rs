@@ -44,7 +44,7 @@ pub(crate) struct Places {
     outbound: AtomicUsize,
     /// Connections of each worker.
     loads: Box<[AtomicUsize]>,
-    /// Places that somebody was told to leave and still holds.
+    /// Places of connections that were told to end and have not yet.
     awaited: AtomicUsize,
     sources: Mutex<Sources>,
 }
@@ -457,7 +457,7 @@ mod tests {
         assert!(!crowd[0].hold(65_536));
         let (other, eviction) = places.client(address(2), 0, false).unwrap();
         assert!(crowd[0].is_of(&eviction.unwrap()));
-        // Whoever holds little may still complete what it sends.
+        // A source that holds little may still complete what it sends.
         assert!(other.hold(65_536));
         assert!(other.hold(0));
         crowd.pop();

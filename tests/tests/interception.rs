@@ -280,7 +280,7 @@ fn connections_of_the_sidecar_outlive_a_change_of_rules_and_those_past_it_end() 
             before.assert_controller_is_heard();
             before.assert_outsider_is_reset();
         }
-        // Somebody loads rules of their own, and with the last of ours connection tracking ends. Then ours are repaired.
+        // Another program flushes the rules, and with the last of ours connection tracking ends. Then ours are repaired.
         for table in ["nat", "mangle"] {
             iptables(&format!("-t {table} -F"));
             iptables(&format!("-t {table} -X"));

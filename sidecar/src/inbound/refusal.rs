@@ -55,7 +55,7 @@ pub(crate) struct RefusalLog {
     sources: RefCell<HashMap<IpAddr, Allowance>>,
     /// Of sources beyond [`MOST_SOURCES`], together.
     others: Allowance,
-    /// Of what is no client's doing.
+    /// Of what the sidecar does itself.
     own: Allowance,
 }
 

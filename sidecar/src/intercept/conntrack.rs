@@ -122,7 +122,7 @@ fn tell(socket: &OwnedFd, message: &[u8], sequence: u32) -> io::Result<()> {
 }
 
 /// `IPCTNL_MSG_CT_NEW` (`linux/netfilter/nfnetlink_conntrack.h`): an entry for the connection. One that is there already
-/// is changed: the pod's side has answered, so it is no new connection to any rule.
+/// is changed: the pod's side has answered, so no rule takes it for a new connection.
 fn message(connection: &Opened, sequence: u32) -> Vec<u8> {
     const CT_NEW: u16 = 1 << 8;
     /// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_CREATE`.
