@@ -3,6 +3,10 @@
 //! A bundle is compared by the certificates in it: line endings, blank lines, comments, order and duplicates make no
 //! difference, so that whoever rewrites the file with the same roots disturbs nobody. Only which one is first counts to
 //! who follows a file: our CA puts the root there that issues.
+//!
+//! Beside the roots, a bundle may name roots that were *retired*: nothing new is verified by them, but connections that
+//! were verified while they were trusted may live on. A root that is gone and is not named was revoked. Each one is a line
+//! `# tidegate.io/retired-root: <SHA-256 of its DER in hex>`, which other readers of PEM skip (RFC 7468 §2).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,6 +27,12 @@ use crate::tls;
 /// The most bytes that a bundle's file may have.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// The most retired roots that a bundle names. Of more, the first are left out: connections under them end.
+pub const MOST_RETIRED: usize = 16;
+
+/// How a line begins that names a retired root.
+const RETIRED: &str = "# tidegate.io/retired-root: ";
+
 /// How often [`watch_file`] looks, unless there is a reason for another interval.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -32,6 +42,12 @@ pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     issuing: CertificateDer<'static>,
     store: Arc<RootCertStore>,
+    /// Fingerprints of retired roots, the one that was retired first in front.
+    retired: Vec<String>,
+    /// Those of them that this process has trusted.
+    outlived: Vec<CertificateDer<'static>>,
+    /// `store`, and those.
+    lasting: Arc<RootCertStore>,
 }
 
 /// Why something is no trust bundle.
@@ -62,7 +78,12 @@ pub enum TrustBundleError {
 impl TrustBundle {
     /// Reads PEM. One broken certificate refuses the whole text: half a bundle would lock out half the mesh.
     pub fn parse(pem: &[u8]) -> Result<Self, TrustBundleError> {
-        Self::from_certificates(tls::load_pem_certificates(pem).map_err(TrustBundleError::Pem)?)
+        let bundle =
+            Self::from_certificates(tls::load_pem_certificates(pem).map_err(TrustBundleError::Pem)?)?;
+        let text = String::from_utf8_lossy(pem);
+        let named = text.lines().filter_map(|line| line.strip_prefix(RETIRED)).map(str::trim_end);
+        // What is no fingerprint names no root.
+        Ok(bundle.with_retired(named.filter(|name| is_fingerprint(name)).map(str::to_owned)))
     }
 
     /// A bundle of these roots; duplicates are dropped.
@@ -82,7 +103,29 @@ impl TrustBundle {
             roots.push(certificate);
         }
         let issuing = roots.first().cloned().ok_or(TrustBundleError::Empty)?;
-        Ok(Self { roots, issuing, store: Arc::new(store) })
+        let store = Arc::new(store);
+        Ok(Self { roots, issuing, lasting: store.clone(), store, retired: Vec::new(), outlived: Vec::new() })
+    }
+
+    /// The same roots, and fingerprints of retired ones, the one that was retired first in front. Of more than
+    /// [`MOST_RETIRED`] the last ones count.
+    pub fn with_retired(mut self, fingerprints: impl IntoIterator<Item = String>) -> Self {
+        self.retired = fingerprints.into_iter().collect();
+        self.retired.drain(..self.retired.len().saturating_sub(MOST_RETIRED));
+        self
+    }
+
+    /// This bundle in place of another: of the retired roots that it names, those that the other one knew come along.
+    pub fn in_place_of(mut self, before: &Self) -> Self {
+        let known = before.roots.iter().chain(&before.outlived);
+        let outlived =
+            known.filter(|root| !self.roots.contains(root) && self.retired.contains(&fingerprint(root)));
+        self.outlived = outlived.cloned().collect();
+        let mut lasting = RootCertStore::clone(&self.store);
+        // Each was a trust anchor before.
+        lasting.add_parsable_certificates(self.outlived.iter().cloned());
+        self.lasting = Arc::new(lasting);
+        self
     }
 
     /// Reads a PEM file.
@@ -103,6 +146,30 @@ impl TrustBundle {
     /// The roots as rustls' verifiers take them.
     pub fn root_store(&self) -> Arc<RootCertStore> {
         self.store.clone()
+    }
+
+    /// What connections that are open already are judged by: the roots, and retired ones that this process has trusted.
+    pub fn lasting_store(&self) -> Arc<RootCertStore> {
+        self.lasting.clone()
+    }
+
+    /// Whether open connections are judged by both alike.
+    pub fn judges_like(&self, other: &Self) -> bool {
+        let all = |bundle: &Self| -> BTreeSet<Vec<u8>> {
+            bundle.roots.iter().chain(&bundle.outlived).map(|root| root.to_vec()).collect()
+        };
+        all(self) == all(other)
+    }
+
+    /// Fingerprints of retired roots, the one that was retired first in front.
+    pub fn retired(&self) -> &[String] {
+        &self.retired
+    }
+
+    /// The text of a bundle's file: the roots as PEM, and a line for each retired one.
+    pub fn to_text(&self) -> String {
+        let retired = self.retired.iter().map(|fingerprint| format!("{RETIRED}{fingerprint}\n"));
+        self.to_pem() + &retired.collect::<String>()
     }
 
     /// The roots as PEM.
@@ -134,13 +201,17 @@ impl fmt::Debug for TrustBundle {
     }
 }
 
+fn is_fingerprint(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// SHA-256 of a certificate's DER in lower-case hex.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate).as_ref())
 }
 
-/// Waits until `path` holds a good bundle, then follows it: the receiver changes only when the set of roots does, or the
-/// first of them.
+/// Waits until `path` holds a good bundle, then follows it: the receiver changes only when the set of roots does, the
+/// first of them, or what is said of retired ones.
 ///
 /// The file is read each `interval`. It is not watched by inotify, because a Kubernetes volume replaces it through
 /// symbolic links and some file systems report nothing. A file that is missing, empty or broken changes nothing: the
@@ -178,13 +249,14 @@ impl WatchedFile {
     /// Reads the file once and passes on what is in it, if that is another set of roots.
     async fn follow(&mut self, sender: &watch::Sender<Arc<TrustBundle>>) {
         let Some(bundle) = self.read().await else { return };
-        let is_same = {
-            let last = sender.borrow();
-            bundle == **last && bundle.issuing == last.issuing
-        };
+        let last = sender.borrow().clone();
+        let is_same = bundle == *last && bundle.issuing == last.issuing && bundle.retired == last.retired;
         if !is_same {
-            info!(path = %self.path.display(), roots = ?bundle.fingerprints(), "trust bundle changed");
-            sender.send_replace(Arc::new(bundle));
+            info!(
+                path = %self.path.display(), roots = ?bundle.fingerprints(), retired = ?bundle.retired,
+                "trust bundle changed"
+            );
+            sender.send_replace(Arc::new(bundle.in_place_of(&last)));
         }
     }
 

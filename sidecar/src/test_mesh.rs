@@ -11,6 +11,7 @@ use tidegate_core::policy::{
     PortPolicy, RuleState, Sources,
 };
 use tidegate_core::{CidrSet, Identity, Principal, TrustDomain};
+use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -103,7 +104,12 @@ impl Mesh {
 
     /// Publishes a certificate and trust bundle of this root.
     pub(crate) fn trust(&self, root: &Authority) {
-        let tls = ServerTls::new(self.root.named(SERVER).credentials(), root.bundle()).unwrap();
+        self.trust_bundle(root.bundle());
+    }
+
+    /// Publishes a certificate and this trust bundle.
+    pub(crate) fn trust_bundle(&self, bundle: Arc<TrustBundle>) {
+        let tls = ServerTls::new(self.root.named(SERVER).credentials(), bundle).unwrap();
         self.publisher.update(|snapshot| snapshot.tls = Some(Arc::new(tls)));
     }
 

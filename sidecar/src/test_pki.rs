@@ -86,6 +86,13 @@ impl Authority {
         Arc::new(TrustBundle::from_certificates([self.issuer.der().clone()]).unwrap())
     }
 
+    /// The bundle that follows when another root is retired, for a process that has trusted it.
+    pub(crate) fn bundle_after(&self, retired: &Self) -> Arc<TrustBundle> {
+        let before = retired.bundle();
+        let after = TrustBundle::clone(&self.bundle()).with_retired(before.fingerprints());
+        Arc::new(after.in_place_of(&before))
+    }
+
     fn issue_for(&self, key: KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
         let mut params = CertificateParams::default();
         params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();

@@ -35,7 +35,8 @@ pub struct ServerTls {
     pub bundle: Arc<TrustBundle>,
     /// Fingerprints of the roots in it under which the certificate is good.
     pub certificate_roots: Vec<String>,
-    verifier: Arc<ClientVerifier>,
+    /// Judges the clients of connections that are open.
+    lasting: Arc<ClientVerifier>,
     mesh: [Arc<ServerConfig>; MESH_PROTOCOLS.len()],
     mutual: Family,
     open: Family,
@@ -61,7 +62,8 @@ impl ServerTls {
     /// Builds every configuration.
     pub fn new(credentials: Arc<Credentials>, bundle: Arc<TrustBundle>) -> Result<Self, ServerTlsError> {
         let provider = tidegate_runtime::tls::provider();
-        let verifier = Arc::new(ClientVerifier::new(&bundle, &provider)?);
+        let verifier = Arc::new(ClientVerifier::new(bundle.root_store(), &provider)?);
+        let lasting = Arc::new(ClientVerifier::new(bundle.lasting_store(), &provider)?);
         let key = CertifiedKey::from_der(credentials.chain.clone(), credentials.key.clone_key(), &provider)?;
         let certificate: Arc<dyn ResolvesServerCert> = Arc::new(SingleCertAndKey::from(key));
 
@@ -92,7 +94,7 @@ impl ServerTls {
         let [http1, http2, tcp] = MESH_PROTOCOLS.map(|(name, _)| build(TLS13, true, &[name]));
         let mesh = [http1?, http2?, tcp?];
         let (mutual, open) = (family(true)?, family(false)?);
-        Ok(Self { credentials, bundle, certificate_roots, verifier, mesh, mutual, open })
+        Ok(Self { credentials, bundle, certificate_roots, lasting, mesh, mutual, open })
     }
 
     /// The configuration for a client that offers this and an app that speaks that; `None` if the terms are without
@@ -109,9 +111,10 @@ impl ServerTls {
         }
     }
 
-    /// Judges a client certificate again, leaf first, as a handshake at `now` would.
+    /// Judges the client certificate of an open connection again, leaf first, as a handshake at `now` would, but that
+    /// roots count which were retired since, too.
     pub fn verify_again(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
-        self.verifier.verify_chain(chain, now).map_err(|refusal| refusal.error)
+        self.lasting.verify_chain(chain, now).map_err(|refusal| refusal.error)
     }
 }
 

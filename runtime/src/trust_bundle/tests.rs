@@ -105,6 +105,41 @@ async fn a_file_rewritten_with_the_same_roots_is_no_change() {
 }
 
 #[tokio::test]
+async fn a_retired_root_judges_what_is_open_for_as_long_as_the_file_names_it_and_nothing_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("roots.pem");
+    let (a, b, c) = (Authority::root("a"), Authority::root("b"), Authority::root("c"));
+    let (sender, receiver) = watch::channel(Arc::new(bundle(&[&a, &b])));
+    let mut file = WatchedFile { path: path.clone(), complaint: None };
+    let of = |authority: &Authority| fingerprint(&authority.der());
+    let mut judges = async |text: String| {
+        replace(&path, &text);
+        file.follow(&sender).await;
+        let bundle = receiver.borrow().clone();
+        (bundle.root_store().len(), bundle.lasting_store().len())
+    };
+    // One that this process has never trusted, and a line that names none, add nothing.
+    let retired = b.bundle().with_retired([of(&a), of(&c)]);
+    let text = retired.to_text() + RETIRED + "AB\n";
+    assert_eq!(TrustBundle::parse(text.as_bytes()).unwrap().retired(), [of(&a), of(&c)]);
+    assert_eq!(TrustBundle::parse(text.as_bytes()).unwrap().lasting_store().len(), 1);
+    assert_eq!(judges(text).await, (1, 2));
+    // It outlives further rotations, and ends when it is not named any more.
+    assert_eq!(judges(c.bundle().with_retired([of(&a), of(&b)]).to_text()).await, (1, 3));
+    assert_eq!(judges(c.bundle().with_retired([of(&b)]).to_text()).await, (1, 2));
+    assert_eq!(judges(c.bundle().to_text()).await, (1, 1));
+    assert_eq!(judges(c.bundle().with_retired([of(&a)]).to_text()).await, (1, 1), "revoked for good");
+}
+
+#[test]
+fn the_roots_that_were_retired_first_are_forgotten_first() {
+    let names: Vec<String> = (0..MOST_RETIRED + 2).map(|i| format!("{i:064x}")).collect();
+    let bundle = Authority::root("a").bundle().with_retired(names.clone());
+    assert_eq!(bundle.retired(), &names[2..]);
+    assert_eq!(TrustBundle::parse(bundle.to_text().as_bytes()).unwrap().retired(), &names[2..]);
+}
+
+#[tokio::test]
 async fn a_broken_empty_or_missing_file_leaves_the_last_good_bundle() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("roots.pem");

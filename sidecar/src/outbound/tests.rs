@@ -305,6 +305,29 @@ async fn a_change_of_the_bundle_spares_what_is_plain_and_what_a_root_of_it_still
 }
 
 #[tokio::test]
+async fn a_connection_outlives_the_retirement_of_its_endpoint_s_root_but_not_its_revocation() {
+    let server = server().await;
+    let client = Client::of(&server.root);
+    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    let mut open = client.dial().await;
+    echo_byte(&mut open).await;
+    let next = Authority::root("next");
+    let show = |bundle| {
+        let tls = PeerTls::new(&next.workload("shop", "client").credentials(), bundle).unwrap();
+        client.publisher.update(|snapshot| snapshot.peer_tls = Some(Arc::new(tls)));
+    };
+    show(next.bundle_after(&server.root));
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(300) {
+        echo_byte(&mut open).await;
+    }
+    assert!(client.echo().await.is_err(), "no new connection is verified by it");
+    show(next.bundle());
+    let read = tokio::time::timeout(PATIENCE, open.read_u8()).await.expect("it lives on");
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
 async fn a_drain_lets_the_app_s_connections_live_until_the_deadline() {
     let app = start_app().await;
     let client = Client::to(app, Limits::default());

@@ -7,10 +7,11 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
+};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tidegate_core::PeerCertificate;
-use tidegate_runtime::trust_bundle::TrustBundle;
 
 /// The most certificates in a client's chain. Ours have two or three.
 const MAX_CERTIFICATES: usize = 8;
@@ -52,9 +53,9 @@ pub(crate) fn take_refused() -> Option<Presented> {
 }
 
 impl ClientVerifier {
-    pub(super) fn new(bundle: &TrustBundle, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
-        let builder = WebPkiClientVerifier::builder_with_provider(bundle.root_store(), provider.clone());
-        // The bundle holds at least one root and there are no revocation lists: nothing is left that can fail.
+    pub(super) fn new(roots: Arc<RootCertStore>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        // A bundle holds at least one root and there are no revocation lists: nothing is left that can fail.
         let webpki = builder.build().map_err(|error| Error::General(error.to_string()))?;
         Ok(Self { webpki })
     }

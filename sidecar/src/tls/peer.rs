@@ -79,12 +79,13 @@ impl PeerTls {
         Ok(config)
     }
 
-    /// Judges a peer's certificate again, leaf first, as a handshake at `now` would. Who it names does not change.
+    /// Judges the peer's certificate of an open connection again, leaf first, as a handshake at `now` would, but that roots
+    /// count which were retired since, too. Who it names does not change.
     pub fn verify_again(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let Some((leaf, intermediates)) = chain.split_first() else {
             return Err(Error::NoCertificatesPresented);
         };
-        verify_chain(leaf, intermediates, &self.bundle.root_store(), self.algorithms, now)
+        verify_chain(leaf, intermediates, &self.bundle.lasting_store(), self.algorithms, now)
     }
 
     fn build(&self, expected: &Identity) -> Result<ClientConfig, Error> {

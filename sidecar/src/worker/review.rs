@@ -97,13 +97,13 @@ where
     }
 }
 
-/// What is verified by now, if that is another bundle than before.
+/// What open connections are judged by now, if that is not what it was.
 fn changed_bundle<'s, T>(
     before: Option<(&T, &TrustBundle)>,
     now: Option<(&'s T, &TrustBundle)>,
 ) -> Option<&'s T> {
     let (tls, bundle) = now?;
-    before.is_none_or(|(_, before)| before != bundle).then_some(tls)
+    before.is_none_or(|(_, before)| !before.judges_like(bundle)).then_some(tls)
 }
 
 fn tls_of(snapshot: &Snapshot) -> Option<(&ServerTls, &TrustBundle)> {

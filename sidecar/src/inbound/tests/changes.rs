@@ -79,6 +79,40 @@ async fn a_root_that_is_no_longer_trusted_ends_the_connections_of_its_clients() 
 }
 
 #[tokio::test]
+async fn a_root_that_is_retired_ends_no_connection_until_it_is_revoked_and_opens_none() {
+    let mesh = Mesh::start().await;
+    let (mut opaque, mut peer, mut https) = connections(&mesh).await;
+    let (next, last) = (Authority::root("next"), Authority::root("last"));
+    mesh.trust_bundle(next.bundle_after(&mesh.root));
+    // The policy is still asked.
+    mesh.publish(|policy| drop(policy.ports.remove(&(Port::Http as u16))));
+    alive(&mut opaque, &mut peer, &mut https).await;
+    let gateway = mesh.root.named(GATEWAY);
+    let refused = async {
+        let mut client = tls(&mesh, Port::Https, Some(&gateway), &[]).await?;
+        get(&mut client).await
+    };
+    let refused = refused.await.unwrap_err().to_string();
+    assert!(refused.contains("UnknownCA"), "{refused}");
+
+    // Further rotations change nothing.
+    let retired = [&mesh.root, &next].map(|root| root.bundle().fingerprints().remove(0));
+    let after = tidegate_runtime::trust_bundle::TrustBundle::clone(&last.bundle()).with_retired(retired);
+    mesh.trust_bundle(Arc::new(after.in_place_of(&next.bundle_after(&mesh.root))));
+    alive(&mut opaque, &mut peer, &mut https).await;
+
+    let start = Instant::now();
+    mesh.trust_bundle(last.bundle_after(&next));
+    assert_eq!(end(&mut peer).await.0, End::Reset);
+    let answer = get(&mut https).await.unwrap();
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    assert_eq!(end(&mut https).await.0, End::Fin);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    opaque.write_all(b"hi").await.unwrap();
+    opaque.read_exact(&mut [0; 2]).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_connection_ends_with_the_certificate_that_has_opened_it() {
     let mesh = Mesh::start().await;
     let end_of_life = SystemTime::now() + Duration::from_secs(3);
