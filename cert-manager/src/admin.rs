@@ -1,4 +1,4 @@
-//! What operators see and do: `GET /rotation`, `POST /rotation/next[?renewed=true|?force=true]`.
+//! What operators see and do: `GET /rotation`, `POST /rotation/next[?renewed=true|?force=true][&revoke=true][&without=NAMESPACE,…]`.
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -7,7 +7,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 
-use crate::authority::{Authority, NotAllowed, Vouched};
+use crate::authority::{Advance, Authority, Farewell, NotAllowed, Vouched};
 
 /// The routes, for an admin server to serve beside its own.
 pub fn routes(authority: Authority) -> Router {
@@ -22,6 +22,12 @@ struct NextOptions {
     /// Waits for nobody.
     #[serde(default)]
     force: bool,
+    /// The root that the last step drops is not trusted any more, nor is any that was retired before.
+    #[serde(default)]
+    revoke: bool,
+    /// Namespaces, with commas between, that the step does without if the trust bundle cannot be published there.
+    #[serde(default)]
+    without: String,
 }
 
 async fn status(State(authority): State<Authority>) -> Response {
@@ -29,12 +35,14 @@ async fn status(State(authority): State<Authority>) -> Response {
 }
 
 async fn next(State(authority): State<Authority>, Query(options): Query<NextOptions>) -> Response {
-    let vouched = match options {
+    let vouched = match &options {
         NextOptions { force: true, .. } => Vouched::Everything,
         NextOptions { renewed: true, .. } => Vouched::Renewed,
         NextOptions { .. } => Vouched::Nothing,
     };
-    match authority.next(vouched).await {
+    let farewell = if options.revoke { Farewell::Revoke } else { Farewell::Retire };
+    let without = options.without.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    match authority.next(Advance { vouched, farewell, without }).await {
         Ok(status) => Json(status).into_response(),
         Err(refused) => {
             let code = match refused {

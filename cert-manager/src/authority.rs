@@ -8,5 +8,5 @@ mod keeper;
 mod state;
 
 pub use given::GivenFiles;
-pub use keeper::{Authority, AuthorityError, RootStatus, RotationStatus};
-pub use state::{AuthorityState, NotAllowed, RotationTiming, StateError, Step, Vouched};
+pub use keeper::{Advance, Authority, AuthorityError, RootStatus, RotationStatus};
+pub use state::{AuthorityState, Farewell, NotAllowed, RotationTiming, StateError, Step, Vouched};

@@ -2,11 +2,15 @@
 //!
 //! [`IngressGatewaySettings`] is what the user wrote, checked. [`IngressGateway`] makes a Secret of it and keeps it
 //! right: new at once when settings or roots change, renewed at half of its life, put back when somebody deletes or
-//! damages it, removed when the settings go.
+//! damages it, removed when the settings go. [`Copies`] says in which other namespaces there is to be one, too, and
+//! whether the roots alone go into a Secret of their own, from which some ingress controllers take them.
 
 mod certificate;
+mod copies;
 mod keeper;
+mod selector;
 mod settings;
 
+pub use copies::{ANNOTATIONS, CA_SECRET, Copies, MOST_NAMESPACES, NAMESPACE_SELECTOR, NAMESPACES};
 pub use keeper::{GatewayStatus, IngressGateway};
 pub use settings::{IngressGatewaySettings, SettingsInput, SettingsProblem};

@@ -19,7 +19,7 @@ use tracing::{error, info};
 
 use crate::authenticate::Authenticator;
 use crate::authority::{
-    Authority, AuthorityError, GivenFiles, NotAllowed, RotationStatus, RotationTiming, Vouched,
+    Advance, Authority, AuthorityError, GivenFiles, NotAllowed, RotationStatus, RotationTiming,
 };
 use crate::ingress_gateway::{GatewayStatus, IngressGateway, IngressGatewaySettings};
 use crate::rate_limit::{RateLimit, RateLimiter};
@@ -263,8 +263,8 @@ impl CertManagerHandle {
     }
 
     /// Takes the root rotation's next step.
-    pub async fn rotate(&self, vouched: Vouched) -> Result<RotationStatus, NotAllowed> {
-        self.authority.next(vouched).await
+    pub async fn rotate(&self, advance: impl Into<Advance>) -> Result<RotationStatus, NotAllowed> {
+        self.authority.next(advance).await
     }
 
     /// Where the root rotation is.

@@ -61,7 +61,7 @@ impl IstioCertificateService for CertificateService {
             Ok(issued) => {
                 let pod = caller.pod.as_ref().map(|pod| pod.name.as_str());
                 self.telemetry.workload(&caller.identity, pod, peer, &issued);
-                let chain = state.full_chain(issued.leaf);
+                let chain = state.full_chain(issued.leaf, issued.not_after);
                 let cert_chain = chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect();
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))
             }

@@ -104,7 +104,7 @@ fn issue(
         .map_err(Refusal::from)?;
     let issued = Issued::read_back(leaf, names.to_vec())?;
     let mut chain = vec![issued.leaf.clone()];
-    chain.extend(state.intermediates());
+    chain.extend(state.intermediates(issued.not_after));
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let mut config = ServerConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?

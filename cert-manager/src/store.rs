@@ -41,10 +41,25 @@ pub enum StoreError {
     /// A name that would leave the store's folder.
     #[error("{0:?} is not a name that a Kubernetes object can have")]
     Name(String),
+    /// What was to be published is, but in these namespaces; sorted.
+    #[error("{}", enumerate(.0))]
+    Unreached(Vec<Unreached>),
     /// Whatever another kind of store has to say.
     #[error("{0}")]
     Other(String),
 }
+
+/// A namespace that the trust bundle cannot be published in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Unreached {
+    /// Which one.
+    pub namespace: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// How many namespaces a message names.
+const NAMED: usize = 10;
 
 /// Keeps the certificate authority: keys, certificates and the step of a rotation.
 #[tonic::async_trait]
@@ -68,7 +83,7 @@ pub trait BundlePublisher: Send + Sync + 'static {
     async fn publish(&self, pem: &str) -> Result<(), StoreError>;
 }
 
-/// Holds `kubernetes.io/tls` Secrets for the ingress controller.
+/// Holds Secrets for the ingress controller: its certificate (`kubernetes.io/tls`), and the roots alone.
 #[tonic::async_trait]
 pub trait SecretStore: Send + Sync + 'static {
     /// Creates the Secret or replaces its values in place, never by deleting it first.
@@ -76,6 +91,12 @@ pub trait SecretStore: Send + Sync + 'static {
 
     /// The Secret, if all three of its values are there.
     async fn get(&self, name: &SecretName) -> Result<Option<TlsSecret>, StoreError>;
+
+    /// Creates a Secret that holds these roots (PEM) and nothing else, type `nginx.org/ca`, or replaces them in place.
+    async fn put_roots(&self, name: &SecretName, roots: &str) -> Result<(), StoreError>;
+
+    /// The roots of such a Secret.
+    async fn get_roots(&self, name: &SecretName) -> Result<Option<String>, StoreError>;
 
     /// Deletes the Secret, if this store wrote it.
     async fn remove(&self, name: &SecretName) -> Result<(), StoreError>;
@@ -115,6 +136,12 @@ impl std::fmt::Display for SecretName {
     }
 }
 
+impl std::fmt::Display for Unreached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "namespace {}: {}", self.namespace, self.reason)
+    }
+}
+
 /// Names only: some of the values are private keys.
 impl std::fmt::Debug for Entries {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -131,6 +158,15 @@ impl std::fmt::Debug for TlsSecret {
 impl StoreError {
     pub(crate) fn io(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what: what.to_string(), source }
+    }
+}
+
+/// What is in a list, as far as a message has room for it.
+pub(crate) fn enumerate<T: std::fmt::Display>(all: &[T]) -> String {
+    let named: Vec<String> = all.iter().take(NAMED).map(ToString::to_string).collect();
+    match all.len().saturating_sub(NAMED) {
+        0 => named.join("; "),
+        more => format!("{}; and {more} more", named.join("; ")),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, Tls};
+use tidegate_tests::client::{Client, Connection, End, Tls};
 use tidegate_tests::load::{Load, LongStream, Shape};
 use tidegate_tests::mesh::{Mesh, Options, PORT, SERVER_NAME};
 use tidegate_tests::nginx::{Backend, Nginx, ProxySsl};
@@ -150,6 +150,55 @@ fn leaves_roots_and_policies_are_replaced_under_load_without_a_failed_request() 
     let report = faithful.stop();
     report.assert_flawless();
     assert!(report.connections >= 12, "each certificate has ended its connections: {report:?}");
+}
+
+/// Takes all steps of a rotation, each as soon as the sidecar stands on the roots of the one before it.
+fn rotate(mesh: &Mesh, query: &str) {
+    for step in ["trust-both", "issue-new", "steady"] {
+        let answer = mesh.ca.admin_post(&format!("/rotation/next?force=true{query}"), "").unwrap();
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        let rotation = mesh.ca.admin_json("/rotation");
+        assert_eq!(rotation["step"], step);
+        let roots = rotation["trusted_roots"].as_array().unwrap();
+        let roots: Value = roots.iter().map(|root| root["fingerprint"].clone()).collect();
+        wait::until_true("the sidecar has the roots", wait::SOON, || {
+            mesh.sidecar.admin_json("/config")["tls"]["trustBundle"] == roots
+        });
+    }
+}
+
+/// A connection by the newest certificate of the ingress controller, over which a request was answered.
+fn connected(mesh: &Mesh) -> Connection {
+    wait::until("sidecar and ingress controller have new certificates", wait::SOON, || {
+        let files = mesh.secret_files();
+        let tls = Tls::new(files.roots(), SERVER_NAME).credentials(files.credentials());
+        let mut connection = mesh.client().tls(tls).connect().ok()?;
+        connection.get("/get").is_ok_and(|answer| answer.status() == 200).then_some(connection)
+    })
+}
+
+#[test]
+fn what_is_open_outlives_a_root_that_is_retired_and_ends_with_one_that_is_revoked() {
+    let mut mesh = Mesh::with(Options { own_root: true, ..Options::default() });
+    let _app = App::echo(mesh.app_address());
+    mesh.apply(
+        "policy",
+        &[policy("httpbin", &[https("httpbin", PORT, false, &[])], &[principal(INGRESS_CLIENT)])],
+    );
+    let mut open = vec![connected(&mesh)];
+    for _ in 0..2 {
+        rotate(&mesh, "");
+        open.push(connected(&mesh));
+        for connection in &mut open {
+            assert_eq!(connection.get("/get").unwrap().status(), 200);
+        }
+    }
+    assert_eq!(mesh.ca.admin_json("/rotation")["retired_roots"].as_array().unwrap().len(), 2);
+    rotate(&mesh, "&revoke=true");
+    for connection in &mut open {
+        assert_eq!(connection.end(Duration::from_secs(10)), End::Closed);
+    }
+    connected(&mesh);
 }
 
 #[test]

@@ -1,19 +1,21 @@
 //! Keeps the authority of this process equal to the store's, the bundle published, and takes rotation's steps.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
+use tidegate_runtime::drain;
 use tidegate_runtime::trust_bundle::{TrustBundle, TrustBundleError, fingerprint};
-use tidegate_runtime::{drain, tls};
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
 use super::given::GivenFiles;
-use super::state::{AuthorityState, Found, NotAllowed, RotationTiming, StateError, Step, Vouched};
+use super::state::{AuthorityState, Farewell, Found, NotAllowed, RotationTiming, StateError, Step, Vouched};
 use crate::issuer::{Issuer, IssuerProblems};
-use crate::store::{BundlePublisher, RootStore, StoreError, Stored};
+use crate::store::{BundlePublisher, RootStore, StoreError, Stored, Unreached, enumerate};
 use crate::x509::WriteError;
 
 #[cfg(test)]
@@ -42,7 +44,10 @@ struct Shared {
 
 /// How publishing the bundle goes.
 struct Publication {
+    /// Why it is published nowhere, or not everywhere for reasons that are no single namespace's.
     error: Option<String>,
+    /// Where it cannot be published; it is everywhere else.
+    unreached: Vec<Unreached>,
     /// When it last began to work again.
     works_since: SystemTime,
 }
@@ -67,6 +72,23 @@ pub enum AuthorityError {
     Bundle(#[from] TrustBundleError),
 }
 
+/// What is asked of a rotation's next step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Advance {
+    /// What whoever asks has made sure of.
+    pub vouched: Vouched,
+    /// What becomes of the root that the last step drops.
+    pub farewell: Farewell,
+    /// Namespaces that the step does without, should the trust bundle not be published there.
+    pub without: BTreeSet<String>,
+}
+
+impl From<Vouched> for Advance {
+    fn from(vouched: Vouched) -> Self {
+        Self { vouched, ..Self::default() }
+    }
+}
+
 /// Where a rotation is, for `GET /rotation`.
 #[derive(Debug, Clone, Serialize)]
 pub struct RotationStatus {
@@ -80,13 +102,21 @@ pub struct RotationStatus {
     pub trusted_roots: Vec<RootStatus>,
     /// Fingerprints of the roots that every workload must trust before the next step.
     pub required_roots: Vec<String>,
+    /// Fingerprints of the roots that were retired and not revoked, the first of them first.
+    pub retired_roots: Vec<String>,
+    /// How long certificates go on leading to the root that was retired last, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bridge_ends: Option<String>,
+    /// Namespaces that the trust bundle cannot be published in. A step that is to do without them names them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreached: Vec<Unreached>,
     /// When the last certificate under a root that the next step drops is over at the latest, RFC 3339; the next step
     /// waits for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub old_certificates_end: Option<String>,
-    /// Whether `POST /rotation/next` would be taken now.
+    /// Whether `POST /rotation/next` would be taken now, `unreached` aside.
     pub next_allowed: bool,
-    /// Whether `POST /rotation/next?renewed=true` would be taken now.
+    /// Whether `POST /rotation/next?renewed=true` would be taken now, `unreached` aside.
     pub next_allowed_once_renewed: bool,
     /// Why not, if not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,7 +166,7 @@ impl Authority {
         let is_given = given.is_some() || found.given.is_some();
         let revision = if found.given.is_some() { String::new() } else { stored.revision };
         info!(step = state.step.name(), root = %fingerprint(state.issuer.root()), "certificate authority loaded");
-        let bundle = TrustBundle::from_certificates(state.trusted())?;
+        let bundle = bundle_of(&state)?;
         let authority = Self(Arc::new(Shared {
             store,
             given,
@@ -145,7 +175,11 @@ impl Authority {
             state: watch::channel(Arc::new(state)).0,
             bundle: watch::channel(Arc::new(bundle)).0,
             revision: tokio::sync::Mutex::new(revision),
-            publication: Mutex::new(Publication { error: None, works_since: SystemTime::UNIX_EPOCH }),
+            publication: Mutex::new(Publication {
+                error: None,
+                unreached: Vec::new(),
+                works_since: SystemTime::UNIX_EPOCH,
+            }),
             problem: watch::channel(None).0,
         }));
         if is_given {
@@ -187,13 +221,17 @@ impl Authority {
     }
 
     /// Takes rotation's next step and publishes the roots that are trusted then.
-    pub async fn next(&self, vouched: Vouched) -> Result<RotationStatus, NotAllowed> {
+    pub async fn next(&self, advance: impl Into<Advance>) -> Result<RotationStatus, NotAllowed> {
+        let Advance { vouched, farewell, without } = advance.into();
         self.publish().await;
         let mut revision = self.0.revision.lock().await;
         let current = self.current();
         let now = SystemTime::now();
+        if vouched != Vouched::Everything {
+            self.is_reached(&without)?;
+        }
         self.may_advance(&current, now, vouched)?;
-        let next = match current.advanced(now) {
+        let next = match current.advanced(now, farewell) {
             Some(next) => next,
             None => {
                 let root = Issuer::create_root(now).map_err(|e| NotAllowed::Successor(e.to_string()))?;
@@ -211,6 +249,10 @@ impl Authority {
         let (state, now) = (self.current(), SystemTime::now());
         let refused = self.may_advance(&state, now, Vouched::Nothing).err();
         let rfc3339 = |time| humantime::format_rfc3339_seconds(time).to_string();
+        let not_after = |certificate: &CertificateDer<'static>| {
+            tidegate_core::PeerCertificate::from_der(certificate)
+                .map_or_else(|_| "unknown".to_owned(), |read| rfc3339(read.not_after))
+        };
         RotationStatus {
             step: state.step.name(),
             since: rfc3339(state.since),
@@ -218,15 +260,14 @@ impl Authority {
             trusted_roots: state
                 .trusted()
                 .iter()
-                .map(|root| RootStatus {
-                    fingerprint: fingerprint(root),
-                    not_after: tidegate_core::PeerCertificate::from_der(root)
-                        .map_or_else(|_| "unknown".to_owned(), |root| rfc3339(root.not_after)),
-                })
+                .map(|root| RootStatus { fingerprint: fingerprint(root), not_after: not_after(root) })
                 .collect(),
+            retired_roots: state.retired.clone(),
+            bridge_ends: state.bridge.first().map(not_after),
             required_roots: state.required().iter().map(|root| fingerprint(root)).collect(),
             old_certificates_end: matches!(state.step, Step::IssueNew { .. })
                 .then(|| rfc3339(state.since + self.0.timing.propagation + self.0.timing.max_life)),
+            unreached: self.unreached(),
             problem: self.0.problem.borrow().clone(),
             next_allowed: refused.is_none(),
             next_allowed_once_renewed: self.may_advance(&state, now, Vouched::Renewed).is_ok(),
@@ -236,6 +277,17 @@ impl Authority {
 
     fn current(&self) -> Arc<AuthorityState> {
         self.0.state.borrow().clone()
+    }
+
+    fn unreached(&self) -> Vec<Unreached> {
+        self.0.publication.lock().unwrap_or_else(PoisonError::into_inner).unreached.clone()
+    }
+
+    /// Whether the bundle is published everywhere but in these namespaces.
+    fn is_reached(&self, without: &BTreeSet<String>) -> Result<(), NotAllowed> {
+        let mut unreached = self.unreached();
+        unreached.retain(|one| !without.contains(&one.namespace));
+        if unreached.is_empty() { Ok(()) } else { Err(NotAllowed::NotPublished(enumerate(&unreached))) }
     }
 
     fn may_advance(
@@ -268,11 +320,12 @@ impl Authority {
     }
 
     fn put_in_force(&self, state: AuthorityState) -> Result<(), TrustBundleError> {
-        let bundle = TrustBundle::from_certificates(state.trusted())?;
+        let bundle = bundle_of(&state)?;
         info!(
             step = state.step.name(),
             issuing_root = %fingerprint(state.issuer.root()),
             trusted_roots = ?bundle.fingerprints(),
+            retired_roots = ?bundle.retired(),
             "certificate authority changed"
         );
         // The bundle first: nobody sees a certificate under a root that it does not hold.
@@ -342,14 +395,23 @@ impl Authority {
     }
 
     async fn publish(&self) {
-        let pem = tls::pem_encode(self.0.bundle.borrow().roots());
-        let mut failed = None;
+        let pem = self.0.bundle.borrow().to_text();
+        let (mut failed, mut unreached) = (None, Vec::new());
         for publisher in &self.0.publishers {
-            if let Err(error) = publisher.publish(&pem).await {
-                failed = Some(error.to_string());
+            match publisher.publish(&pem).await {
+                Ok(()) => {}
+                Err(StoreError::Unreached(namespaces)) => unreached.extend(namespaces),
+                Err(error) => failed = Some(error.to_string()),
             }
         }
         let mut publication = self.0.publication.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = &publication.unreached;
+        for Unreached { namespace, reason } in unreached.iter().filter(|one| !last.contains(one)) {
+            error!(namespace, reason, "the trust bundle cannot be published here; tried again");
+        }
+        let is_here =
+            |all: &[Unreached], one: &Unreached| all.iter().any(|other| other.namespace == one.namespace);
+        let reached = last.iter().filter(|one| !is_here(&unreached, one)).count();
         match (&failed, &publication.error) {
             (Some(error), last) if last.as_ref() != Some(error) => {
                 error!(%error, "the trust bundle cannot be published");
@@ -358,9 +420,14 @@ impl Authority {
                 info!("the trust bundle is published again");
                 publication.works_since = SystemTime::now();
             }
+            (None, None) if reached > 0 => {
+                info!(namespaces = reached, "the trust bundle is published in namespaces where it was not");
+                publication.works_since = SystemTime::now();
+            }
             _ => {}
         }
         publication.error = failed;
+        publication.unreached = unreached;
     }
 
     /// Logs a problem once, and once more when it is over.
@@ -383,4 +450,8 @@ impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority").field("step", &self.current().step.name()).finish_non_exhaustive()
     }
+}
+
+fn bundle_of(state: &AuthorityState) -> Result<TrustBundle, TrustBundleError> {
+    Ok(TrustBundle::from_certificates(state.trusted())?.with_retired(state.retired.iter().cloned()))
 }

@@ -9,11 +9,17 @@
 //! Each arrow waits until the mesh has caught up with the state before it: the second until everybody had the time
 //! to read the bundle with both roots, the third until every certificate under the old root is over, or until somebody
 //! vouches for it that everyone has a new one: whoever sees that another root issues renews early.
+//!
+//! The old root is *retired* by the third step: new connections are not verified by it, those that are open live on. Or it
+//! is *revoked* ([`Farewell::Revoke`]), with all that were retired before, and those connections end. A retired root's
+//! *bridge* stays: certificates go on leading to it, too, so that a client outside the mesh with a copy of it verifies
+//! them for as long as it lives.
 
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use tidegate_runtime::trust_bundle::{MOST_RETIRED, fingerprint};
 
 use crate::authority::given::entries_issuer;
 use crate::issuer::{Issuer, IssuerProblems, pem};
@@ -31,6 +37,21 @@ pub struct AuthorityState {
     pub step: Step,
     /// When this step began.
     pub since: SystemTime,
+    /// Leads from the issuer's name and key to the roots before its own, the last of them first: each certificate is
+    /// signed by the key of the next one, and the last one by that of a root.
+    pub bridge: Vec<CertificateDer<'static>>,
+    /// Fingerprints of the roots that were retired and not revoked since, the first of them first.
+    pub retired: Vec<String>,
+}
+
+/// What becomes of the root that a rotation drops.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Farewell {
+    /// Nothing new is verified by it; connections that are open live on.
+    #[default]
+    Retire,
+    /// It is not trusted any more, nor is any that was retired before: their connections end.
+    Revoke,
 }
 
 /// Where a rotation is.
@@ -47,10 +68,11 @@ pub enum Step {
     IssueNew {
         /// The predecessor's root.
         retiring: CertificateDer<'static>,
-        /// Leads from the successor's key to the predecessor's root, for whoever has not read the new bundle.
-        bridge: Vec<CertificateDer<'static>>,
     },
 }
+
+/// The most certificates between a leaf and a root: rustls' verifier follows no longer path.
+const MOST_INTERMEDIATES: usize = 6;
 
 /// What a store holds.
 #[derive(Debug, Clone)]
@@ -148,12 +170,14 @@ struct StoredState {
     step: StoredStep,
     /// Seconds since the Unix epoch.
     since: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    retired: Vec<String>,
 }
 
 impl AuthorityState {
     /// One root and no rotation.
     pub fn steady(issuer: Issuer, now: SystemTime) -> Self {
-        Self { issuer, step: Step::Steady, since: now }
+        Self { issuer, step: Step::Steady, since: now, bridge: Vec::new(), retired: Vec::new() }
     }
 
     /// Every root that is trusted, the issuing one first.
@@ -162,7 +186,7 @@ impl AuthorityState {
         let other = match &self.step {
             Step::Steady => None,
             Step::TrustBoth { next } => Some(next.root()),
-            Step::IssueNew { retiring, .. } => Some(retiring),
+            Step::IssueNew { retiring } => Some(retiring),
         };
         roots.extend(other.filter(|other| *other != self.issuer.root()).cloned());
         roots
@@ -181,19 +205,19 @@ impl AuthorityState {
         self.trusted().iter().map(|root| pem("CERTIFICATE", root)).collect()
     }
 
-    /// What goes between a leaf and a root.
-    pub fn intermediates(&self) -> Vec<CertificateDer<'static>> {
-        let bridge = match &self.step {
-            Step::IssueNew { bridge, .. } => bridge.as_slice(),
-            _ => &[],
+    /// What goes between a leaf that ends then and a root. The bridge is there as far as it lives as long: whoever reckons
+    /// with the first end in a chain must not take the leaf for one that ends before.
+    pub fn intermediates(&self, end: SystemTime) -> Vec<CertificateDer<'static>> {
+        let lives = |der: &&CertificateDer<'_>| {
+            tidegate_core::PeerCertificate::from_der(der).is_ok_and(|read| read.not_after >= end)
         };
-        self.issuer.intermediates().iter().chain(bridge).cloned().collect()
+        self.issuer.intermediates().iter().chain(self.bridge.iter().take_while(lives)).cloned().collect()
     }
 
-    /// Leaf, intermediates, root last.
-    pub fn full_chain(&self, leaf: CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
+    /// Leaf, which ends then, intermediates, root last.
+    pub fn full_chain(&self, leaf: CertificateDer<'static>, end: SystemTime) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![leaf];
-        chain.extend(self.intermediates());
+        chain.extend(self.intermediates(end));
         chain.push(self.issuer.root().clone());
         chain
     }
@@ -229,25 +253,41 @@ impl AuthorityState {
 
     /// Step 1: trust `next` as well.
     pub fn trust_both(&self, next: Issuer, now: SystemTime) -> Self {
-        Self { issuer: self.issuer.clone(), step: Step::TrustBoth { next }, since: now }
+        Self { step: Step::TrustBoth { next }, since: now, ..self.clone() }
     }
 
     /// Step 2 or 3, whichever follows; `None` when no rotation is going on.
-    pub fn advanced(&self, now: SystemTime) -> Option<Self> {
-        match &self.step {
-            Step::Steady => None,
-            Step::TrustBoth { next } => {
-                let cross = self.issuer.cross_sign(next, now);
-                let above = self.issuer.intermediates().iter().cloned();
-                let bridge = cross.map(|cross| std::iter::once(cross).chain(above).collect());
-                let step = Step::IssueNew {
-                    retiring: self.issuer.root().clone(),
-                    bridge: bridge.unwrap_or_default(),
-                };
-                Some(Self { issuer: next.clone(), step, since: now })
+    pub fn advanced(&self, now: SystemTime, farewell: Farewell) -> Option<Self> {
+        match (&self.step, farewell) {
+            (Step::Steady, _) => None,
+            (Step::TrustBoth { next }, _) => {
+                let retiring = self.issuer.root().clone();
+                Some(Self {
+                    issuer: next.clone(),
+                    step: Step::IssueNew { retiring },
+                    since: now,
+                    bridge: self.bridge_to(next, now),
+                    retired: self.retired.clone(),
+                })
             }
-            Step::IssueNew { .. } => Some(Self::steady(self.issuer.clone(), now)),
+            (Step::IssueNew { retiring }, Farewell::Retire) => {
+                let mut next = Self { step: Step::Steady, since: now, ..self.clone() };
+                next.retired.push(fingerprint(retiring));
+                next.retired.drain(..next.retired.len().saturating_sub(MOST_RETIRED));
+                Some(next)
+            }
+            (Step::IssueNew { .. }, Farewell::Revoke) => Some(Self::steady(self.issuer.clone(), now)),
         }
+    }
+
+    /// The bridge of a successor: to our root, and as far back as ours if the chain does not become too long.
+    fn bridge_to(&self, next: &Issuer, now: SystemTime) -> Vec<CertificateDer<'static>> {
+        let Some(cross) = self.issuer.cross_sign(next, now) else { return Vec::new() };
+        let mut bridge = vec![cross];
+        bridge.extend(self.issuer.intermediates().iter().cloned());
+        let most = MOST_INTERMEDIATES.saturating_sub(next.intermediates().len()).max(bridge.len());
+        bridge.extend(self.bridge.iter().take(most - bridge.len()).cloned());
+        bridge
     }
 
     /// What follows when the user gives another authority than the one in force: under the same root it issues at
@@ -256,7 +296,10 @@ impl AuthorityState {
         let next = match &self.step {
             _ if self.issuer.same_as(given) => None,
             Step::TrustBoth { next } if next.same_as(given) => None,
-            Step::Steady if self.issuer.root() == given.root() => Some(Self::steady(given.clone(), now)),
+            // A bridge leads from the key before.
+            Step::Steady if self.issuer.root() == given.root() => {
+                Some(Self { retired: self.retired.clone(), ..Self::steady(given.clone(), now) })
+            }
             Step::Steady => Some(self.trust_both(given.clone(), now)),
             Step::TrustBoth { .. } | Step::IssueNew { .. } => return Err(NotAllowed::Third),
         };
@@ -278,13 +321,16 @@ impl AuthorityState {
                 entries.push(("next.key", next.key_pem()));
                 StoredStep::TrustBoth
             }
-            Step::IssueNew { retiring, bridge } => {
+            Step::IssueNew { retiring } => {
                 entries.push(("retiring.crt", pem("CERTIFICATE", retiring)));
-                entries.push(("bridge.crt", bridge.iter().map(|der| pem("CERTIFICATE", der)).collect()));
                 StoredStep::IssueNew
             }
         };
-        let state = serde_json::to_string(&StoredState { step, since }).unwrap_or_default();
+        if !self.bridge.is_empty() || matches!(step, StoredStep::IssueNew) {
+            entries.push(("bridge.crt", self.bridge.iter().map(|der| pem("CERTIFICATE", der)).collect()));
+        }
+        let state = StoredState { step, since, retired: self.retired.clone() };
+        let state = serde_json::to_string(&state).unwrap_or_default();
         entries.push(("state.json", state));
         Entries(entries.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect())
     }
@@ -312,13 +358,20 @@ impl AuthorityState {
                         "not exactly one certificate".to_owned(),
                     ));
                 };
-                Step::IssueNew { retiring, bridge: certificates("bridge.crt", entry("bridge.crt")?)? }
+                Step::IssueNew { retiring }
             }
+        };
+        let bridge = match (&step, entry("bridge.crt")) {
+            (_, Ok(bridge)) => certificates("bridge.crt", bridge)?,
+            (Step::IssueNew { .. }, Err(missing)) => return Err(missing),
+            (_, Err(_)) => Vec::new(),
         };
         Ok(Self {
             issuer: issuer("issuer.crt", "issuer.key", "issuer.crt and issuer.key")?,
             step,
             since: SystemTime::UNIX_EPOCH + Duration::from_secs(state.since.min(253_402_300_799)),
+            bridge,
+            retired: state.retired,
         })
     }
 }

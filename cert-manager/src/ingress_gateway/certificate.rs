@@ -29,7 +29,7 @@ pub(super) fn issue(
     let leaf =
         state.issuer.sign_leaf(&key.subject_public_key_info(), names, false, now - BACKDATE, not_after)?;
     let issued = Issued::read_back(leaf, names.clone())?;
-    let chain = std::iter::once(issued.leaf.clone()).chain(state.intermediates());
+    let chain = std::iter::once(issued.leaf.clone()).chain(state.intermediates(issued.not_after));
     let secret = TlsSecret {
         ca_crt: state.trusted_pem(),
         tls_crt: chain.map(|certificate| pem("CERTIFICATE", &certificate)).collect(),
@@ -55,7 +55,7 @@ pub(super) fn why_replace(
     };
     let Some((leaf, rest)) = chain.split_first() else { return Some("tls.crt is damaged") };
     let Ok(read) = PeerCertificate::from_der(leaf) else { return Some("tls.crt is damaged") };
-    if rest != state.intermediates() {
+    if rest != state.intermediates(read.not_after) {
         return Some("the issuer has changed");
     }
     if !key_belongs(&secret.tls_key, leaf) {

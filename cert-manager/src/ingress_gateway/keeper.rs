@@ -1,5 +1,6 @@
 //! Keeps the ingress controller's Secret right, whatever changes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,18 +9,21 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::certificate;
+use super::copies::MOST_NAMESPACES;
 use super::settings::IngressGatewaySettings;
 use crate::authority::AuthorityState;
 use crate::manager::GatewayDependencies;
 use crate::rules::{IssuingRules, Refusal};
-use crate::store::{SecretName, StoreError};
+use crate::store::{SecretName, StoreError, enumerate};
 use crate::telemetry::Telemetry;
 
 #[cfg(test)]
 mod tests;
 
-/// How often the Secret and the wall clock are looked at.
+/// How often Secrets and the wall clock are looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// The most Secrets that are looked at each time, besides the one that the settings name; of more, some in turn.
+const LOOKS: usize = 8;
 
 /// How the Secret is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +48,23 @@ pub enum GatewayStatus {
     },
 }
 
-/// The task that keeps the Secret.
+/// One of the Secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wanted {
+    /// Certificate, key and roots.
+    Certificate(SecretName),
+    /// The roots alone.
+    Roots(SecretName),
+}
+
+/// Which Secrets are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    All,
+    InTurn,
+}
+
+/// The task that keeps the Secrets.
 pub struct IngressGateway {
     pub(crate) gateway: GatewayDependencies,
     pub(crate) states: watch::Receiver<Arc<AuthorityState>>,
@@ -53,6 +73,10 @@ pub struct IngressGateway {
     pub(crate) status: watch::Sender<GatewayStatus>,
     /// What of the Secrets written before cannot be tidied up; it is logged once.
     pub(crate) untidy: Option<String>,
+    /// What went wrong with Secrets besides the one that the settings name, when each was looked at last.
+    pub(crate) failures: BTreeMap<SecretName, String>,
+    /// Whose turn it is of those; `None` before all of them were looked at.
+    pub(crate) turn: Option<usize>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +97,16 @@ impl IngressGateway {
         telemetry: Arc<Telemetry>,
         status: watch::Sender<GatewayStatus>,
     ) -> Self {
-        Self { gateway, states, rules, telemetry, status, untidy: None }
+        Self {
+            gateway,
+            states,
+            rules,
+            telemetry,
+            status,
+            untidy: None,
+            failures: BTreeMap::new(),
+            turn: None,
+        }
     }
 
     /// Keeps the Secret until the drain starts; the Secret stays then.
@@ -83,9 +116,10 @@ impl IngressGateway {
         let (mut settings_may_change, mut turn_may_change) = (true, true);
         let wake = self.gateway.wake.clone();
         loop {
+            let mut look = Look::All;
             tokio::select! {
                 () = drain.started() => return,
-                _ = interval.tick() => {}
+                _ = interval.tick() => look = Look::InTurn,
                 () = wake.notified() => {}
                 changed = self.gateway.settings.changed(), if settings_may_change => {
                     settings_may_change = changed.is_ok();
@@ -93,13 +127,13 @@ impl IngressGateway {
                 changed = self.gateway.active.changed(), if turn_may_change => turn_may_change = changed.is_ok(),
                 changed = self.states.changed() => if changed.is_err() { return },
             }
-            self.keep().await;
+            self.keep(look).await;
         }
     }
 
-    /// One look at everything.
-    async fn keep(&mut self) {
+    async fn keep(&mut self, look: Look) {
         if !*self.gateway.active.borrow_and_update() {
+            self.turn = None;
             self.status.send_if_modified(|last| {
                 std::mem::replace(last, GatewayStatus::NotActive) != GatewayStatus::NotActive
             });
@@ -107,7 +141,7 @@ impl IngressGateway {
         }
         let settings = self.gateway.settings.borrow_and_update().clone();
         let state = self.states.borrow_and_update().clone();
-        let status = match self.try_keep(settings.as_ref(), &state).await {
+        let status = match self.try_keep(settings.as_ref(), &state, look).await {
             Ok(status) => status,
             Err(error) => GatewayStatus::Failed { reason: error.to_string() },
         };
@@ -127,9 +161,14 @@ impl IngressGateway {
         &mut self,
         settings: Option<&IngressGatewaySettings>,
         state: &AuthorityState,
+        look: Look,
     ) -> Result<GatewayStatus, KeepError> {
         let status = match settings {
-            Some(settings) => self.keep_secret(settings, state).await?,
+            Some(settings) => {
+                let status = self.keep_secret(settings, &settings.secret, state).await?;
+                self.keep_others(settings, state, look).await;
+                self.failure(settings).map_or(status, |reason| GatewayStatus::Failed { reason })
+            }
             None => GatewayStatus::NotConfigured,
         };
         // After the new one is there: a controller that follows both names is never without.
@@ -151,13 +190,17 @@ impl IngressGateway {
     /// again.
     async fn tidy(&self, settings: Option<&IngressGatewaySettings>) -> Result<(), KeepError> {
         let store = &self.gateway.store;
-        let wanted = settings.map(|settings| &settings.secret);
-        let owned = store.owned().await.map_err(KeepError::List)?;
+        let wanted: BTreeSet<SecretName> = settings
+            .map(|settings| settings.secrets().into_iter().chain(settings.ca_secrets()).collect())
+            .unwrap_or_default();
+        let owned: BTreeSet<SecretName> = store.owned().await.map_err(KeepError::List)?.into_iter().collect();
         let mut result = Ok(());
-        if let Some(wanted) = wanted.filter(|wanted| !owned.contains(wanted)) {
-            result = store.remember(wanted).await.map_err(|error| KeepError::Store(wanted.clone(), error));
+        // One that could not be written is not there to be found.
+        for forgotten in wanted.difference(&owned).filter(|name| !self.failures.contains_key(name)) {
+            result =
+                store.remember(forgotten).await.map_err(|error| KeepError::Store(forgotten.clone(), error));
         }
-        for owned in owned.into_iter().filter(|owned| Some(owned) != wanted) {
+        for owned in owned.into_iter().filter(|owned| !wanted.contains(owned)) {
             match store.remove(&owned).await {
                 Ok(()) => {
                     info!(secret = %owned, "ingress gateway certificate removed: no setting asks for it");
@@ -168,14 +211,58 @@ impl IngressGateway {
         result
     }
 
+    /// Looks at Secrets besides the one that the settings name. What goes wrong with one is no other's matter.
+    async fn keep_others(&mut self, settings: &IngressGatewaySettings, state: &AuthorityState, look: Look) {
+        let certificates = settings.secrets().into_iter().skip(1).map(Wanted::Certificate);
+        let others: Vec<_> =
+            certificates.chain(settings.ca_secrets().into_iter().map(Wanted::Roots)).collect();
+        self.failures.retain(|name, _| others.iter().any(|other| other.name() == name));
+        let (turn, count) = match (look, self.turn) {
+            (Look::InTurn, Some(turn)) => (turn, LOOKS.min(others.len())),
+            _ => (0, others.len()),
+        };
+        for other in others.iter().cycle().skip(turn).take(count) {
+            let kept = match other {
+                Wanted::Certificate(name) => self.keep_secret(settings, name, state).await.map(drop),
+                Wanted::Roots(name) => self.keep_roots(name, state).await,
+            };
+            match kept {
+                Ok(()) => drop(self.failures.remove(other.name())),
+                Err(error) => drop(self.failures.insert(other.name().clone(), error.to_string())),
+            }
+        }
+        self.turn = Some((turn + count).checked_rem(others.len()).unwrap_or_default());
+    }
+
+    /// What is wrong with Secrets besides the one that the settings name.
+    fn failure(&self, settings: &IngressGatewaySettings) -> Option<String> {
+        let left_out = (settings.left_out > 0).then(|| {
+            let count = settings.left_out;
+            format!("{count} namespaces that are selected get none: {MOST_NAMESPACES} at most do")
+        });
+        let all: Vec<_> = left_out.into_iter().chain(self.failures.values().cloned()).collect();
+        (!all.is_empty()).then(|| enumerate(&all))
+    }
+
+    async fn keep_roots(&self, name: &SecretName, state: &AuthorityState) -> Result<(), KeepError> {
+        let failed = |error| KeepError::Store(name.clone(), error);
+        let roots = state.trusted_pem();
+        if self.gateway.store.get_roots(name).await.map_err(failed)?.as_ref() != Some(&roots) {
+            self.gateway.store.put_roots(name, &roots).await.map_err(failed)?;
+            info!(secret = %name, "roots for the ingress controller written");
+        }
+        Ok(())
+    }
+
     async fn keep_secret(
         &self,
         settings: &IngressGatewaySettings,
+        name: &SecretName,
         state: &AuthorityState,
     ) -> Result<GatewayStatus, KeepError> {
-        let failed = |error| KeepError::Store(settings.secret.clone(), error);
+        let failed = |error| KeepError::Store(name.clone(), error);
         let now = SystemTime::now();
-        let found = self.gateway.store.get(&settings.secret).await.map_err(failed)?;
+        let found = self.gateway.store.get(name).await.map_err(failed)?;
         let reason = match &found {
             None => Some("it is not there or not whole"),
             Some(secret) => certificate::why_replace(secret, settings, state, now),
@@ -185,14 +272,22 @@ impl IngressGateway {
             return Ok(read_status(settings, &tls_crt));
         };
         let (secret, issued) = certificate::issue(settings, state, &self.rules, now)?;
-        self.gateway.store.put(&settings.secret, &secret).await.map_err(failed)?;
-        info!(secret = %settings.secret, reason, "ingress gateway certificate written");
+        self.gateway.store.put(name, &secret).await.map_err(failed)?;
+        info!(secret = %name, reason, "ingress gateway certificate written");
         self.telemetry.own("ingress-gateway", &issued);
         Ok(GatewayStatus::Ready {
             settings: settings.clone(),
             serial: issued.serial,
             not_after: issued.not_after,
         })
+    }
+}
+
+impl Wanted {
+    fn name(&self) -> &SecretName {
+        match self {
+            Self::Certificate(name) | Self::Roots(name) => name,
+        }
     }
 }
 

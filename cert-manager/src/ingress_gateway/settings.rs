@@ -1,5 +1,6 @@
 //! What a user may write, checked all at once.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -25,6 +26,12 @@ pub struct IngressGatewaySettings {
     pub validity: Duration,
     /// Where the certificate goes.
     pub secret: SecretName,
+    /// Namespaces that get a Secret of that name, too, each with a key and a certificate of its own.
+    pub more_namespaces: BTreeSet<String>,
+    /// Namespaces that were to get one, and for which there is no room.
+    pub left_out: usize,
+    /// Name of a Secret beside each of those that holds the roots alone.
+    pub ca_secret: Option<String>,
 }
 
 /// The fields as a user wrote them.
@@ -106,9 +113,29 @@ impl IngressGatewaySettings {
                     namespace: input.secret_namespace.to_owned(),
                     name: input.secret_name.to_owned(),
                 },
+                more_namespaces: BTreeSet::new(),
+                left_out: 0,
+                ca_secret: None,
             }),
             _ => Err(problems),
         }
+    }
+
+    /// Every Secret with a certificate: `secret`, then those of other namespaces.
+    pub fn secrets(&self) -> Vec<SecretName> {
+        self.in_each_namespace(&self.secret.name)
+    }
+
+    /// Every Secret that holds the roots alone.
+    pub fn ca_secrets(&self) -> Vec<SecretName> {
+        self.ca_secret.as_ref().map(|name| self.in_each_namespace(name)).unwrap_or_default()
+    }
+
+    fn in_each_namespace(&self, name: &str) -> Vec<SecretName> {
+        let namespaces = std::iter::once(&self.secret.namespace).chain(&self.more_namespaces);
+        namespaces
+            .map(|namespace| SecretName { namespace: namespace.clone(), name: name.to_owned() })
+            .collect()
     }
 }
 

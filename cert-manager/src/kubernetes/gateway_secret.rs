@@ -2,7 +2,7 @@
 //!
 //! It is changed in place, labels and annotations of others stay. What was written is remembered in an annotation of
 //! the root's Secret, so that an old one is found again without the right to list the Secrets of a cluster; only one
-//! that still has our label is deleted.
+//! that still has our label is deleted, or made anew because somebody has made it immutable.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions}
 use kube::{Api, Client};
 use tidegate_kubernetes::watch::{KindMeter, Watch};
 use tokio::sync::{Notify, watch};
+use tracing::warn;
 
 use super::follow::Mirror;
 use super::root_secret::RootSecret;
@@ -26,6 +27,8 @@ mod tests;
 /// Annotation of the root's Secret: the Secrets that we have written, `namespace/name` with commas between.
 pub const GATEWAY_SECRETS: &str = "tidegate.io/ingress-gateway-secrets";
 const TLS: &str = "kubernetes.io/tls";
+/// Where NGINX Inc.'s ingress controller takes roots from: key `ca.crt`.
+const CA: &str = "nginx.org/ca";
 const RIGHTS_HINT: &str = "; add the namespace to the chart's value certManager.gatewaySecretNamespaces";
 
 /// A [`SecretStore`] on Kubernetes.
@@ -73,15 +76,7 @@ impl GatewaySecrets {
         let Some(found) = found.filter(|found| is_ours(&found.metadata, &self.mesh_name)) else {
             return Ok(());
         };
-        let parameters = DeleteParams {
-            // What we have looked at, and nothing that came in its place.
-            preconditions: Some(Preconditions {
-                uid: found.metadata.uid,
-                resource_version: found.metadata.resource_version,
-            }),
-            ..DeleteParams::default()
-        };
-        self.asked(secrets.delete(&name.name, &parameters)).await.map(|_| ())
+        self.asked(secrets.delete(&name.name, &exactly(found.metadata))).await.map(|_| ())
     }
 
     async fn forget(&self, name: &SecretName) -> Result<(), StoreError> {
@@ -117,6 +112,60 @@ pub(crate) async fn follow(
 }
 
 impl GatewaySecrets {
+    async fn write(&self, name: &SecretName, kind: &str, values: &[(&str, &str)]) -> Result<(), StoreError> {
+        self.remember(name).await?;
+        let secrets = self.secrets(name);
+        let found = match self.asked(secrets.get_opt(&name.name)).await? {
+            Some(secret) => Some(self.check_mesh(check_type(secret, kind)?)?),
+            None => None,
+        };
+        // It cannot be changed, so that its certificate would end.
+        let (found, immutable) = match found {
+            Some(secret) if secret.immutable == Some(true) => (None, Some(secret)),
+            found => (found, None),
+        };
+        if let Some(Secret { metadata, .. }) = immutable {
+            warn!(secret = %name, "the Secret was made immutable: made anew");
+            self.asked(secrets.delete(&name.name, &exactly(metadata))).await?;
+        }
+        let is_new = found.is_none();
+        let mut secret = found.unwrap_or_else(|| Secret {
+            metadata: ObjectMeta { name: Some(name.name.clone()), ..ObjectMeta::default() },
+            type_: Some(kind.to_owned()),
+            ..Secret::default()
+        });
+        secret.metadata.labels.get_or_insert_default().extend(labels(&self.mesh_name));
+        let data = secret.data.get_or_insert_default();
+        for (key, value) in values {
+            data.insert((*key).to_owned(), ByteString(value.as_bytes().to_vec()));
+        }
+        let parameters = PostParams::default();
+        if is_new {
+            self.asked(secrets.create(&parameters, &secret)).await?;
+        } else {
+            self.asked(secrets.replace(&name.name, &parameters, &secret)).await?;
+        }
+        Ok(())
+    }
+
+    /// Values of a Secret of ours, if all of them are there.
+    async fn read<const N: usize>(
+        &self,
+        name: &SecretName,
+        kind: &str,
+        keys: [&str; N],
+    ) -> Result<Option<[String; N]>, StoreError> {
+        let found = self.asked(self.secrets(name).get_opt(&name.name)).await?;
+        let Some(secret) = found else { return Ok(None) };
+        let secret = check_type(secret, kind)?;
+        if !is_ours(&secret.metadata, &self.mesh_name) {
+            return Ok(None);
+        }
+        let mut data = secret.data.unwrap_or_default();
+        let values = keys.iter().map_while(|key| String::from_utf8(data.remove(*key)?.0).ok());
+        Ok(values.collect::<Vec<_>>().try_into().ok())
+    }
+
     /// One that the certificate authority of another mesh keeps: two would write it in turns for ever.
     fn check_mesh(&self, secret: Secret) -> Result<Secret, StoreError> {
         let metadata = &secret.metadata;
@@ -135,47 +184,22 @@ impl GatewaySecrets {
 #[tonic::async_trait]
 impl SecretStore for GatewaySecrets {
     async fn put(&self, name: &SecretName, values: &TlsSecret) -> Result<(), StoreError> {
-        self.remember(name).await?;
-        let secrets = self.secrets(name);
-        let found = self.asked(secrets.get_opt(&name.name)).await?;
-        let is_new = found.is_none();
-        let mut secret = match found {
-            Some(secret) => self.check_mesh(check_type(secret)?)?,
-            None => Secret {
-                metadata: ObjectMeta { name: Some(name.name.clone()), ..ObjectMeta::default() },
-                type_: Some(TLS.to_owned()),
-                ..Secret::default()
-            },
-        };
-        secret.metadata.labels.get_or_insert_default().extend(labels(&self.mesh_name));
-        let data = secret.data.get_or_insert_default();
-        for (key, value) in
-            [("ca.crt", &values.ca_crt), ("tls.crt", &values.tls_crt), ("tls.key", &values.tls_key)]
-        {
-            data.insert(key.to_owned(), ByteString(value.clone().into_bytes()));
-        }
-        let parameters = PostParams::default();
-        if is_new {
-            self.asked(secrets.create(&parameters, &secret)).await?;
-        } else {
-            self.asked(secrets.replace(&name.name, &parameters, &secret)).await?;
-        }
-        Ok(())
+        let values =
+            [("ca.crt", &*values.ca_crt), ("tls.crt", &*values.tls_crt), ("tls.key", &*values.tls_key)];
+        self.write(name, TLS, &values).await
     }
 
     async fn get(&self, name: &SecretName) -> Result<Option<TlsSecret>, StoreError> {
-        let found = self.asked(self.secrets(name).get_opt(&name.name)).await?;
-        let Some(secret) = found else { return Ok(None) };
-        let secret = check_type(secret)?;
-        if !is_ours(&secret.metadata, &self.mesh_name) {
-            return Ok(None);
-        }
-        let mut data = secret.data.unwrap_or_default();
-        let mut take = |key: &str| data.remove(key).and_then(|value| String::from_utf8(value.0).ok());
-        Ok(match (take("ca.crt"), take("tls.crt"), take("tls.key")) {
-            (Some(ca_crt), Some(tls_crt), Some(tls_key)) => Some(TlsSecret { ca_crt, tls_crt, tls_key }),
-            _ => None,
-        })
+        let read = self.read(name, TLS, ["ca.crt", "tls.crt", "tls.key"]).await?;
+        Ok(read.map(|[ca_crt, tls_crt, tls_key]| TlsSecret { ca_crt, tls_crt, tls_key }))
+    }
+
+    async fn put_roots(&self, name: &SecretName, roots: &str) -> Result<(), StoreError> {
+        self.write(name, CA, &[("ca.crt", roots)]).await
+    }
+
+    async fn get_roots(&self, name: &SecretName) -> Result<Option<String>, StoreError> {
+        Ok(self.read(name, CA, ["ca.crt"]).await?.map(|[roots]| roots))
     }
 
     async fn remove(&self, name: &SecretName) -> Result<(), StoreError> {
@@ -203,11 +227,17 @@ impl std::fmt::Debug for GatewaySecrets {
     }
 }
 
-fn check_type(secret: Secret) -> Result<Secret, StoreError> {
+/// Deletes what we have looked at, and nothing that came in its place.
+fn exactly(metadata: ObjectMeta) -> DeleteParams {
+    let preconditions = Preconditions { uid: metadata.uid, resource_version: metadata.resource_version };
+    DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
+}
+
+fn check_type(secret: Secret, kind: &str) -> Result<Secret, StoreError> {
     match secret.type_.as_deref() {
-        Some(TLS) => Ok(secret),
+        Some(found) if found == kind => Ok(secret),
         other => Err(StoreError::Other(format!(
-            "is there with type {:?}, which cannot be changed to {TLS:?}; it is left alone: name another Secret or \
+            "is there with type {:?}, which cannot be changed to {kind:?}; it is left alone: name another Secret or \
              delete this one",
             other.unwrap_or("Opaque")
         ))),

@@ -5,10 +5,11 @@
 //! nothing either: it may come back in the next moment. Only our own fields are read, so that what is wrong elsewhere
 //! in the object keeps nobody from a certificate.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, ResourceExt};
 use kube::{Api, Client};
 use serde_json::json;
 use tidegate_crds::mesh_config::{
@@ -22,7 +23,10 @@ use tracing::warn;
 
 use super::bounded;
 use super::follow::{Mirror, named};
-use crate::ingress_gateway::{GatewayStatus, IngressGatewaySettings, SettingsInput, SettingsProblem};
+use super::namespaces::Namespaces;
+use crate::ingress_gateway::{
+    ANNOTATIONS, Copies, GatewayStatus, IngressGatewaySettings, SettingsInput, SettingsProblem,
+};
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +45,7 @@ pub struct MeshConfigFollower {
     namespace: String,
     wake: Arc<Notify>,
     seen: Arc<Mirror<Seen>>,
+    namespaces: Namespaces,
     is_leader: watch::Receiver<bool>,
     settings: watch::Sender<Option<IngressGatewaySettings>>,
     workload_life: watch::Sender<Option<Duration>>,
@@ -56,6 +61,8 @@ pub struct MeshConfigFollower {
 struct Seen {
     gateway: Result<Option<IngressGatewayCertificate>, Finding>,
     life: Result<Option<String>, Finding>,
+    /// Those of [`ANNOTATIONS`] that are there.
+    annotations: BTreeMap<String, String>,
     generation: Option<i64>,
     condition: Option<Condition>,
 }
@@ -65,6 +72,7 @@ impl MeshConfigFollower {
     pub fn start(
         client: Client,
         namespace: &str,
+        namespaces: Namespaces,
         is_leader: watch::Receiver<bool>,
         meters: &WatchMetrics,
     ) -> Self {
@@ -80,6 +88,7 @@ impl MeshConfigFollower {
             namespace: namespace.to_owned(),
             wake,
             seen,
+            namespaces,
             is_leader,
             settings: watch::channel(None).0,
             workload_life: watch::channel(None).0,
@@ -137,12 +146,17 @@ impl MeshConfigFollower {
             self.follow_life(seen);
         }
         let wanted = seen.as_ref().map(|seen| match &seen.gateway {
-            Ok(gateway) => gateway.as_ref().map(parse).transpose(),
+            Ok(Some(gateway)) => self.with_copies(parse(gateway), &seen.annotations).transpose(),
+            Ok(None) => Ok(None),
             Err(finding) => {
                 Err(vec![SettingsProblem { path: finding.path.clone(), problem: finding.message.clone() }])
             }
         });
         let problems = match wanted {
+            // Which namespaces there are is not known yet.
+            Some(Ok(None)) if seen.as_ref().is_some_and(|seen| matches!(seen.gateway, Ok(Some(_)))) => {
+                Vec::new()
+            }
             Some(Ok(wanted)) => {
                 self.is_known = true;
                 self.settings
@@ -166,6 +180,32 @@ impl MeshConfigFollower {
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         bounded(self.api.patch_status(MESH_CONFIG_NAME, &parameters, &Patch::Apply(&patch))).await.map(|_| ())
+    }
+
+    /// Settings with what the annotations add; nothing while it is not known which namespaces they select.
+    fn with_copies(
+        &self,
+        settings: Result<IngressGatewaySettings, Vec<SettingsProblem>>,
+        annotations: &BTreeMap<String, String>,
+    ) -> Option<Result<IngressGatewaySettings, Vec<SettingsProblem>>> {
+        let (settings, copies) = match (settings, Copies::parse(annotations)) {
+            (Ok(settings), Ok(copies)) => (settings, copies),
+            (settings, copies) => {
+                let problems = settings.err().into_iter().chain(copies.err()).flatten().collect();
+                return Some(Err(problems));
+            }
+        };
+        let namespaces = match copies.selects() {
+            true => self.namespaces.now()?,
+            false => BTreeMap::new(),
+        };
+        let staying = namespaces.iter().filter(|(_, membership)| !membership.is_going);
+        Some(
+            copies.add_to(
+                settings,
+                staying.map(|(name, membership)| (name.name.as_str(), &*membership.labels)),
+            ),
+        )
     }
 
     fn follow_life(&mut self, seen: &Seen) {
@@ -195,6 +235,12 @@ impl Seen {
         Self {
             gateway: stored::read_part::<MeshConfig, _>(&object, GATEWAY),
             life: stored::read_part::<MeshConfig, _>(&object, LIFE),
+            annotations: config
+                .annotations()
+                .iter()
+                .filter(|(key, _)| ANNOTATIONS.contains(&key.as_str()))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
             generation: config.metadata.generation,
             condition: ours.and_then(|ours| serde_json::from_value(ours.clone()).ok()),
         }
@@ -227,7 +273,11 @@ fn condition(
         (GatewayStatus::Failed { reason }, _) => ("False", "NotWritten", reason.clone()),
         (GatewayStatus::Ready { settings: kept, not_after, .. }, Some(settings)) if kept == settings => {
             let end = humantime::format_rfc3339_seconds(*not_after);
-            ("True", "Written", format!("Secret {} holds a certificate until {end}", kept.secret))
+            let more = match kept.more_namespaces.len() {
+                0 => String::new(),
+                more => format!("; {more} more namespaces have one, too"),
+            };
+            ("True", "Written", format!("Secret {} holds a certificate until {end}{more}", kept.secret))
         }
         _ => return None,
     };

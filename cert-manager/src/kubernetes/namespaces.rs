@@ -22,12 +22,14 @@ pub struct Namespaces {
 }
 
 /// What counts of a namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Membership {
     /// Whether it is in the mesh, or the control plane's own.
     pub(crate) is_ours: bool,
     /// Whether it is being deleted: what runs there runs on for a while, and nothing can be made there.
     pub(crate) is_going: bool,
+    /// Its labels.
+    pub(crate) labels: Arc<BTreeMap<String, String>>,
 }
 
 struct Ending(AbortHandle);
@@ -49,6 +51,7 @@ impl Namespaces {
                 is_ours: namespace_is_in_mesh(&namespace, &mesh)
                     || namespace.metadata.name.as_deref() == Some(own.as_str()),
                 is_going: namespace.metadata.deletion_timestamp.is_some(),
+                labels: Arc::new(namespace.metadata.labels.unwrap_or_default()),
             })
         };
         let watch = Watch::new(Api::all(client), |_| {}, meters.kind("Namespace"));
@@ -61,10 +64,20 @@ impl Namespaces {
         self.mirror.all(patience).await
     }
 
+    /// All of them, if all are known already.
+    pub(crate) fn now(&self) -> Option<BTreeMap<Name, Membership>> {
+        self.mirror.now()
+    }
+
+    /// Whether it is the control plane's own.
+    pub(crate) fn is_control_plane(&self, name: &str) -> bool {
+        *self.control_plane == *name
+    }
+
     /// One of them; `None` if it is not known yet. The control plane's own always is.
     pub(crate) fn find(&self, name: &str) -> Option<Membership> {
-        if *self.control_plane == *name {
-            return Some(Membership { is_ours: true, is_going: false });
+        if self.is_control_plane(name) {
+            return Some(Membership { is_ours: true, is_going: false, labels: Arc::default() });
         }
         self.mirror.find(&named("", name))
     }

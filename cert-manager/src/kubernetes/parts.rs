@@ -100,7 +100,14 @@ impl Parts {
                 timing: place.lease,
             },
         );
-        let mesh_config = MeshConfigFollower::start(client.clone(), namespace, elector.is_leader(), &meters);
+        let namespaces = Namespaces::start(client.clone(), namespace, mesh_name, &wake, &meters);
+        let mesh_config = MeshConfigFollower::start(
+            client.clone(),
+            namespace,
+            namespaces.clone(),
+            elector.is_leader(),
+            &meters,
+        );
         let gateway = GatewayDependencies {
             settings: mesh_config.settings(),
             store: Arc::new(GatewaySecrets::new(client.clone(), root_store.clone(), mesh_name)),
@@ -113,7 +120,6 @@ impl Parts {
             gateway.wake.clone(),
             meters.kind("gateway Secret"),
         ));
-        let namespaces = Namespaces::start(client.clone(), namespace, mesh_name, &wake, &meters);
         Self {
             authenticator: TokenReviewer::new(
                 client.clone(),

@@ -5,24 +5,27 @@
 //! its ConfigMap, still kept fresh, because sidecars run on there until their pods are restarted; deleted by hand, it
 //! stays deleted. It holds no secret. Its name is the mesh's own, so that a namespace may have those of two meshes: Pods of
 //! both run there while it goes from one to the other.
+//!
+//! Whoever may write ConfigMaps in a namespace can make ours immutable. It is deleted then and made anew. A namespace
+//! where that, or anything else, fails is named, and holds up no other.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{ObjectMeta, Patch, PatchParams};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use tidegate_crds::injection::{TRUST_BUNDLE_KEY, trust_bundle_config_map};
 use tidegate_kubernetes::watch::{Name, Watch, WatchMetrics};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::follow::{Mirror, named};
 use super::namespaces::{Membership, Namespaces};
 use super::{MANAGER, bounded, is_ours, labels};
-use crate::store::{BundlePublisher, StoreError};
+use crate::store::{BundlePublisher, StoreError, Unreached};
 
 #[cfg(test)]
 mod tests;
@@ -49,6 +52,22 @@ pub struct TrustBundleConfigMaps {
 struct Published {
     pem: Option<String>,
     is_ours: bool,
+    is_immutable: bool,
+    /// It is deleted already; finalizers keep it.
+    is_going: bool,
+    uid: Option<String>,
+}
+
+/// Where something has to be written.
+#[derive(Debug, PartialEq, Eq)]
+struct Missing {
+    namespace: String,
+    /// Whether a ConfigMap may be made where there is none.
+    may_create: bool,
+    /// UID of the immutable one that has to go first.
+    immutable: Option<String>,
+    /// The immutable one is deleted already, and still there.
+    is_stuck: bool,
 }
 
 impl TrustBundleConfigMaps {
@@ -65,7 +84,13 @@ impl TrustBundleConfigMaps {
         let mesh = mesh_name.to_owned();
         let keep = move |map: ConfigMap| {
             let is_ours = is_ours(&map.metadata, &mesh);
-            Some(Published { pem: map.data.and_then(|mut data| data.remove(TRUST_BUNDLE_KEY)), is_ours })
+            Some(Published {
+                pem: map.data.and_then(|mut data| data.remove(TRUST_BUNDLE_KEY)),
+                is_ours,
+                is_immutable: map.immutable == Some(true),
+                is_going: map.metadata.deletion_timestamp.is_some(),
+                uid: map.metadata.uid,
+            })
         };
         let watch = Watch::new(Api::all(client.clone()), |_| {}, meters.kind("ConfigMap"));
         let name = trust_bundle_config_map(mesh_name);
@@ -75,25 +100,67 @@ impl TrustBundleConfigMaps {
         Self { client, mesh_name: mesh_name.to_owned(), name, namespaces, published, _watches: watches }
     }
 
-    /// Where something has to be written so that exactly `pem` is published, and whether it may be created there.
-    async fn missing(&self, pem: &str) -> Option<Vec<(String, bool)>> {
+    /// Where something has to be written so that exactly `pem` is published, in a ConfigMap that can be changed.
+    async fn missing(&self, pem: &str) -> Option<Vec<Missing>> {
         let (namespaces, published) =
             (self.namespaces.all(PATIENCE).await?, self.published.all(PATIENCE).await?);
         // Nothing can be written into one that is about to go.
         let staying = namespaces.into_iter().filter(|(_, Membership { is_going, .. })| !is_going);
         let missing =
             staying.filter_map(|(Name { name: namespace, .. }, Membership { is_ours: is_wanted, .. })| {
-                let is_missing = match published.get(&named(&namespace, &self.name)) {
-                    Some(found) if found.is_ours => found.pem.as_deref() != Some(pem),
+                let found = published.get(&named(&namespace, &self.name));
+                let is_missing = match found {
+                    Some(found) if found.is_ours => found.pem.as_deref() != Some(pem) || found.is_immutable,
                     _ => is_wanted,
                 };
-                is_missing.then_some((namespace, is_wanted))
+                let immutable = found.filter(|found| found.is_immutable);
+                is_missing.then(|| Missing {
+                    namespace,
+                    may_create: is_wanted,
+                    immutable: immutable.and_then(|found| found.uid.clone()),
+                    is_stuck: immutable.is_some_and(|found| found.is_going),
+                })
             });
         Some(missing.collect())
     }
 
-    async fn write(&self, namespace: &str, may_create: bool, pem: &str) -> Result<(), StoreError> {
-        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+    async fn write(&self, missing: Missing, pem: &str) -> Result<(), Unreached> {
+        let namespace = missing.namespace.clone();
+        self.try_write(missing, pem).await.map_err(|reason| Unreached { namespace, reason })
+    }
+
+    async fn try_write(&self, missing: Missing, pem: &str) -> Result<(), String> {
+        let Missing { namespace, may_create, immutable, is_stuck } = missing;
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
+        if is_stuck {
+            return Err(format!(
+                "ConfigMap {} is immutable, and its finalizers keep it from being deleted",
+                self.name
+            ));
+        }
+        if let Some(uid) = immutable {
+            let parameters = DeleteParams {
+                preconditions: Some(Preconditions { uid: Some(uid), resource_version: None }),
+                ..DeleteParams::default()
+            };
+            warn!(
+                namespace,
+                name = self.name,
+                "the ConfigMap of the trust bundle was made immutable: made anew"
+            );
+            let failed =
+                |error| format!("ConfigMap {} is immutable and cannot be deleted: {error}", self.name);
+            let deleted = async {
+                match maps.delete(&self.name, &parameters).await {
+                    Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+                    deleted => deleted.map(drop),
+                }
+            };
+            bounded(deleted).await.map_err(failed)?;
+            if !may_create {
+                return Ok(());
+            }
+        }
         let wanted = ConfigMap {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
@@ -119,7 +186,7 @@ impl TrustBundleConfigMaps {
         match bounded(applied).await {
             Ok(true) => info!(namespace, "trust bundle published"),
             Ok(false) => {}
-            Err(error) => return Err(StoreError::Other(format!("namespace {namespace}: {error}"))),
+            Err(error) => return Err(error.to_string()),
         }
         Ok(())
     }
@@ -132,15 +199,19 @@ impl BundlePublisher for TrustBundleConfigMaps {
             StoreError::Other("the API server has not yet listed namespaces and ConfigMaps".to_owned())
         })?;
         let mut written = futures_util::stream::iter(missing)
-            .map(|(namespace, may_create)| async move { self.write(&namespace, may_create, pem).await })
+            .map(|missing| self.write(missing, pem))
             .buffer_unordered(CONCURRENCY);
-        let mut result = Ok(());
+        let mut unreached = Vec::new();
         while let Some(one) = written.next().await {
-            if one.is_err() {
-                result = one;
-            }
+            unreached.extend(one.err());
         }
-        result
+        unreached.sort();
+        match unreached.iter().find(|one| self.namespaces.is_control_plane(&one.namespace)) {
+            // Without it nothing of the mesh works: it is no namespace like others.
+            Some(own) => Err(StoreError::Other(own.to_string())),
+            None if unreached.is_empty() => Ok(()),
+            None => Err(StoreError::Unreached(unreached)),
+        }
     }
 }
 

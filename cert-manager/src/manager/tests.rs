@@ -18,6 +18,7 @@ use tonic::{Code, Request, Status};
 
 use super::*;
 use crate::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
+use crate::authority::Vouched;
 use crate::store::bundle_file::BundleFile;
 use crate::store::root_folder::RootFolder;
 use crate::testing::{Signer, openssl, params, plain_request, request, uri};
@@ -356,9 +357,28 @@ async fn a_client_that_knows_only_the_old_or_only_the_new_root_is_served_through
         assert_eq!(chain.len(), 3, "leaf, bridge to the old root, new root");
     }
     assert!(world.admin("POST", "/rotation/next?force=true").await.contains("\"steady\""));
+    until(async || world.metrics.encode().contains("tidegate_root_rotation_step 0")).await;
+    for bundle in [&old, &both, &new] {
+        assert!(ask(bundle).await.is_ok(), "whoever has a copy of the old root is served on");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_knows_only_a_root_that_was_revoked_is_served_no_more() {
+    let world = world().await;
+    let old = world.manager.bundle().borrow().clone();
+    let ask = async |bundle: &Arc<TrustBundle>| {
+        let mut client = client_of(world.manager.grpc_address(), bundle.clone());
+        client.create_certificate(world.request(&plain_request(), 0)).await
+    };
+    for step in ["trust-both", "issue-new", "steady"] {
+        let answer = world.admin("POST", "/rotation/next?force=true&revoke=true").await;
+        assert!(answer.contains(&format!("\"step\":\"{step}\"")), "{answer}");
+    }
+    let new = world.manager.bundle().borrow().clone();
     until(async || ask(&old).await.is_err()).await;
     assert!(ask(&new).await.is_ok());
-    assert!(world.metrics.encode().contains("tidegate_root_rotation_step 0"));
+    assert!(world.admin("GET", "/rotation").await.contains("\"retired_roots\":[]"));
 }
 
 #[tokio::test]

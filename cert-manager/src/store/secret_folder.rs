@@ -1,4 +1,4 @@
-//! Secrets as folders: `<base>/<namespace>/<name>/{ca.crt,tls.crt,tls.key}`.
+//! Secrets as folders: `<base>/<namespace>/<name>/{ca.crt,tls.crt,tls.key}`, or with `ca.crt` alone.
 //!
 //! Each is a [`versioned_folder`](super::versioned_folder): a reader that resolves `..data` once never gets the key of
 //! one version and the certificate of another.
@@ -27,35 +27,53 @@ impl SecretFolder {
         }
         Ok(VersionedFolder::public(self.0.join(&name.namespace).join(&name.name)))
     }
+
+    async fn write(&self, name: &SecretName, values: &[(&str, &String)]) -> Result<(), StoreError> {
+        let folder = self.folder(name)?;
+        let values = values.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()));
+        let entries = Entries(values.collect());
+        blocking(move || folder.lock()?.write(&entries).map(|_| ())).await
+    }
+
+    /// Values of a Secret, if all of them are there.
+    async fn read<const N: usize>(
+        &self,
+        name: &SecretName,
+        keys: [&'static str; N],
+    ) -> Result<Option<[String; N]>, StoreError> {
+        let (folder, path) = (self.folder(name)?, self.0.join(&name.namespace).join(&name.name));
+        blocking(move || {
+            let Some(mut stored) = folder.read()? else { return Ok(None) };
+            let values = keys.iter().map_while(|key| {
+                // The plain name counts too: readers go by it.
+                let value = stored.entries.0.remove(*key)?;
+                let visible = fs::read(path.join(key)).ok()?;
+                String::from_utf8(value).ok().filter(|value| value.as_bytes() == visible)
+            });
+            Ok(values.collect::<Vec<_>>().try_into().ok())
+        })
+        .await
+    }
 }
 
 #[tonic::async_trait]
 impl SecretStore for SecretFolder {
     async fn put(&self, name: &SecretName, secret: &TlsSecret) -> Result<(), StoreError> {
-        let folder = self.folder(name)?;
         let values = [("ca.crt", &secret.ca_crt), ("tls.crt", &secret.tls_crt), ("tls.key", &secret.tls_key)];
-        let entries =
-            Entries(values.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).into());
-        blocking(move || folder.lock()?.write(&entries).map(|_| ())).await
+        self.write(name, &values).await
     }
 
     async fn get(&self, name: &SecretName) -> Result<Option<TlsSecret>, StoreError> {
-        let (folder, path) = (self.folder(name)?, self.0.join(&name.namespace).join(&name.name));
-        blocking(move || {
-            let Some(mut stored) = folder.read()? else { return Ok(None) };
-            let mut take = |name: &str| {
-                // The plain name counts too: readers go by it.
-                let value = stored.entries.0.remove(name)?;
-                let visible = fs::read(path.join(name)).ok()?;
-                String::from_utf8(value).ok().filter(|value| value.as_bytes() == visible)
-            };
-            let (ca_crt, tls_crt, tls_key) = (take("ca.crt"), take("tls.crt"), take("tls.key"));
-            Ok(match (ca_crt, tls_crt, tls_key) {
-                (Some(ca_crt), Some(tls_crt), Some(tls_key)) => Some(TlsSecret { ca_crt, tls_crt, tls_key }),
-                _ => None,
-            })
-        })
-        .await
+        let read = self.read(name, ["ca.crt", "tls.crt", "tls.key"]).await?;
+        Ok(read.map(|[ca_crt, tls_crt, tls_key]| TlsSecret { ca_crt, tls_crt, tls_key }))
+    }
+
+    async fn put_roots(&self, name: &SecretName, roots: &str) -> Result<(), StoreError> {
+        self.write(name, &[("ca.crt", &roots.to_owned())]).await
+    }
+
+    async fn get_roots(&self, name: &SecretName) -> Result<Option<String>, StoreError> {
+        Ok(self.read(name, ["ca.crt"]).await?.map(|[roots]| roots))
     }
 
     async fn remove(&self, name: &SecretName) -> Result<(), StoreError> {

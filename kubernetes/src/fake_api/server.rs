@@ -206,6 +206,12 @@ fn write_or_get(
         ("get", Some(object)) => return json_response(200, &object),
         ("create", Some(_)) => return failure(409, "already exists"),
         ("create", None) => sent,
+        ("delete", Some(mut object))
+            if object["metadata"]["finalizers"].as_array().is_some_and(|all| !all.is_empty()) =>
+        {
+            object["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+            object
+        }
         ("delete", Some(object)) => {
             state.store.delete(resource, &target.namespace, name);
             return json_response(200, &object);
@@ -214,6 +220,9 @@ fn write_or_get(
             let version = &sent["metadata"]["resourceVersion"];
             if !version.is_null() && *version != before["metadata"]["resourceVersion"] {
                 return failure(409, "the object has been modified");
+            }
+            if is_frozen(&before, &sent) {
+                return failure(422, IMMUTABLE);
             }
             target.merged(before, sent)
         }
@@ -242,6 +251,9 @@ fn write_or_get(
                     after["status"]["conditions"] = conditions;
                 }
             }
+            if is_frozen(&before, &after) {
+                return failure(422, IMMUTABLE);
+            }
             target.merged(before, after)
         }
         _ => return failure(404, "not found"),
@@ -255,6 +267,13 @@ fn write_or_get(
         Some(object) => json_response(if verb == "create" { 201 } else { 200 }, object),
         None => failure(500, "lost"),
     }
+}
+
+const IMMUTABLE: &str = "data: Forbidden: field is immutable when `immutable` is set";
+
+/// Whether a change is one that a ConfigMap or Secret refuses which was made immutable.
+fn is_frozen(before: &Value, after: &Value) -> bool {
+    before["immutable"] == true && (before["data"] != after["data"] || after["immutable"] != true)
 }
 
 /// Conditions are a list whose items are known by their type: those that are applied take the place of theirs, the

@@ -104,6 +104,60 @@ async fn no_step_is_taken_while_the_bundle_cannot_be_published() {
     assert_eq!(authority.next(Vouched::Nothing).await.unwrap().step, "trust-both");
 }
 
+/// Publishes everywhere but in one namespace, for as long as that refuses.
+struct Refusing(watch::Receiver<bool>);
+
+#[tonic::async_trait]
+impl BundlePublisher for Refusing {
+    async fn publish(&self, _: &str) -> Result<(), StoreError> {
+        let shop = Unreached { namespace: "shop".to_owned(), reason: "it is full".to_owned() };
+        if *self.0.borrow() { Err(StoreError::Unreached(vec![shop])) } else { Ok(()) }
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_without_the_bundle_holds_a_step_up_until_somebody_does_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (refuses, refusing) = watch::channel(true);
+    let store = Arc::new(RootFolder::new(dir.path().join("ca")));
+    let authority = Authority::open(store, None, vec![Arc::new(Refusing(refusing))], AT_ONCE).await.unwrap();
+    let without = |names: &[&str]| Advance {
+        without: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..Advance::default()
+    };
+    let status = authority.status();
+    assert!(status.next_allowed && status.unreached.len() == 1 && status.unreached[0].namespace == "shop");
+    for advance in [Advance::default(), without(&["mart"])] {
+        let refused = authority.next(advance).await.unwrap_err().to_string();
+        assert_eq!(refused, "the trust bundle is not published: namespace shop: it is full");
+    }
+    assert_eq!(authority.next(without(&["mart", "shop"])).await.unwrap().step, "trust-both");
+    refuses.send_replace(false);
+    let status = authority.next(Vouched::Nothing).await.unwrap();
+    assert!(status.step == "issue-new" && status.unreached.is_empty());
+}
+
+#[tokio::test]
+async fn a_retired_root_is_published_as_one_until_it_is_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = open(dir.path(), None, AT_ONCE).await;
+    let read = || TrustBundle::read_file(&dir.path().join("bundle.pem")).unwrap();
+    let old = published(dir.path());
+    for _ in 0..3 {
+        authority.next(Vouched::Nothing).await.unwrap();
+    }
+    assert_eq!(read().retired(), old);
+    let status = open(dir.path(), None, AT_ONCE).await.status();
+    assert_eq!(status.retired_roots, old);
+    assert!(status.bridge_ends.is_some_and(|end| end.starts_with("20")));
+    let revoke = Advance { farewell: Farewell::Revoke, ..Advance::default() };
+    for _ in 0..3 {
+        authority.next(revoke.clone()).await.unwrap();
+    }
+    assert!(read().retired().is_empty());
+    assert_eq!(authority.status().bridge_ends, None);
+}
+
 #[tokio::test]
 async fn what_another_process_changes_in_the_store_is_followed() {
     let dir = tempfile::tempdir().unwrap();

@@ -13,23 +13,74 @@ fn a_rotation_trusts_both_then_issues_new_then_drops_old() {
     let (old, new, start) = (root(), root(), now());
     let steady = AuthorityState::steady(old.clone(), start);
     assert_eq!(steady.trusted(), [old.root().clone()]);
-    assert!(steady.advanced(start).is_none());
+    assert!(steady.advanced(start, Farewell::Retire).is_none());
 
     let both = steady.trust_both(new.clone(), start);
     assert!(both.issuer.same_as(&old));
     assert_eq!(both.trusted(), [old.root().clone(), new.root().clone()]);
-    assert!(both.intermediates().is_empty());
+    assert!(both.intermediates(start).is_empty());
 
-    let issue_new = both.advanced(start).unwrap();
+    let issue_new = both.advanced(start, Farewell::Retire).unwrap();
     assert!(issue_new.issuer.same_as(&new));
     assert_eq!(issue_new.trusted(), [new.root().clone(), old.root().clone()]);
-    assert_eq!(issue_new.intermediates().len(), 1);
+    assert_eq!(issue_new.intermediates(start).len(), 1);
 
-    let done = issue_new.advanced(start).unwrap();
-    assert!(done.issuer.same_as(&new));
-    assert_eq!(done.trusted(), [new.root().clone()]);
-    assert!(done.intermediates().is_empty());
-    assert!(done.advanced(start).is_none());
+    for (farewell, intermediates, retired) in
+        [(Farewell::Retire, 1, vec![fingerprint(old.root())]), (Farewell::Revoke, 0, Vec::new())]
+    {
+        let done = issue_new.advanced(start, farewell).unwrap();
+        assert!(done.issuer.same_as(&new));
+        assert_eq!(done.trusted(), [new.root().clone()]);
+        assert_eq!(done.intermediates(start).len(), intermediates);
+        assert_eq!(done.retired, retired);
+        assert!(done.advanced(start, farewell).is_none());
+    }
+}
+
+fn rotated(state: &AuthorityState, farewell: Farewell) -> AuthorityState {
+    let both = state.trust_both(root(), now());
+    both.advanced(now(), farewell).unwrap().advanced(now(), farewell).unwrap()
+}
+
+/// Whether a leaf of this state verifies by a root alone.
+fn verifies(state: &AuthorityState, root: &CertificateDer<'static>) -> bool {
+    let (key, end) = (rcgen::KeyPair::generate().unwrap(), now() + Duration::from_secs(3600));
+    let names = [tidegate_core::San::Uri("spiffe://cluster.local/ns/a/sa/b".into())];
+    let leaf = rcgen::PublicKeyData::subject_public_key_info(&key);
+    let leaf = state.issuer.sign_leaf(&leaf, &names, false, now() - Duration::from_secs(1), end).unwrap();
+    let mut chain = state.full_chain(leaf, end);
+    chain.pop();
+    tidegate_runtime::identity::leads_to(&chain, root, SystemTime::now())
+}
+
+#[test]
+fn certificates_lead_to_every_root_that_was_retired_until_it_is_revoked() {
+    let first = AuthorityState::steady(root(), now());
+    let second = rotated(&first, Farewell::Retire);
+    let third = rotated(&second, Farewell::Retire);
+    let roots: Vec<_> = [&first, &second, &third].iter().map(|state| state.issuer.root().clone()).collect();
+    assert!(roots.iter().all(|root| verifies(&third, root)));
+    assert_eq!(third.retired, [fingerprint(&roots[0]), fingerprint(&roots[1])]);
+    let last = rotated(&third, Farewell::Revoke);
+    assert!(!roots.iter().any(|root| verifies(&last, root)) && verifies(&last, last.issuer.root()));
+    assert!(last.retired.is_empty());
+
+    // The chain does not grow for ever: the oldest roots are the first that it does not lead to.
+    let mut state = first;
+    for _ in 0..MOST_RETIRED + 2 {
+        state = rotated(&state, Farewell::Retire);
+    }
+    assert_eq!(state.intermediates(now()).len(), MOST_INTERMEDIATES);
+    assert_eq!(state.retired.len(), MOST_RETIRED);
+    assert!(verifies(&state, state.issuer.root()) && !verifies(&state, &roots[0]));
+}
+
+#[test]
+fn a_bridge_that_ends_before_a_leaf_is_left_out_of_its_chain() {
+    let state = rotated(&AuthorityState::steady(root(), now()), Farewell::Retire);
+    let end = state.issuer.not_after();
+    assert_eq!(state.intermediates(end - Duration::from_secs(60)).len(), 1);
+    assert!(state.intermediates(end + Duration::from_secs(60)).is_empty());
 }
 
 #[test]
@@ -37,7 +88,7 @@ fn each_step_waits_until_the_mesh_has_caught_up() {
     let start = now();
     let after = |seconds| start + Duration::from_secs(seconds);
     let both = AuthorityState::steady(root(), start).trust_both(root(), start);
-    let issue_new = both.advanced(start).unwrap();
+    let issue_new = both.advanced(start, Farewell::Retire).unwrap();
     for (state, at, allowed) in [
         (&both, after(0), false),
         (&both, after(9), false),
@@ -71,13 +122,16 @@ fn every_state_comes_back_from_its_entries() {
     let start = now();
     let steady = AuthorityState::steady(root(), start);
     let both = steady.trust_both(root(), start);
-    let issue_new = both.advanced(start).unwrap();
-    for state in [steady, both, issue_new] {
+    let issue_new = both.advanced(start, Farewell::Retire).unwrap();
+    let retired = issue_new.advanced(start, Farewell::Retire).unwrap();
+    let again = retired.trust_both(root(), start);
+    for state in [steady, both, issue_new, retired, again] {
         let back = AuthorityState::from_entries(&state.to_entries(), start).unwrap();
         assert_eq!(back.to_entries(), state.to_entries());
         assert_eq!(back.since, start);
         assert_eq!(back.trusted(), state.trusted());
-        assert_eq!(back.intermediates(), state.intermediates());
+        assert_eq!(back.intermediates(start), state.intermediates(start));
+        assert_eq!(back.retired, state.retired);
         assert_eq!(back.step.name(), state.step.name());
     }
 }

@@ -47,6 +47,8 @@ fn world() -> World {
         telemetry: Telemetry::register(&Metrics::new()),
         status: watch::channel(GatewayStatus::NotConfigured).0,
         untidy: None,
+        failures: BTreeMap::new(),
+        turn: None,
     };
     World { dir, gateway, settings, states, drain, watch }
 }
@@ -81,7 +83,7 @@ async fn a_secret_holds_every_name_its_key_and_the_roots() {
         "70s",
         "client-cert",
     ));
-    world.gateway.keep().await;
+    world.gateway.keep(Look::All).await;
 
     let leaf = world.leaf("client-cert");
     assert_eq!(
@@ -102,19 +104,19 @@ async fn a_secret_holds_every_name_its_key_and_the_roots() {
 #[tokio::test]
 async fn a_right_secret_stays_even_over_a_restart() {
     let mut world = world();
-    world.gateway.keep().await;
+    world.gateway.keep(Look::All).await;
     let first = world.serial();
-    world.gateway.keep().await;
+    world.gateway.keep(Look::All).await;
     assert_eq!(world.serial(), first);
     world.gateway.status.send_replace(GatewayStatus::NotConfigured);
-    world.gateway.keep().await;
+    world.gateway.keep(Look::All).await;
     assert_eq!(world.serial(), first);
 }
 
 #[tokio::test]
 async fn every_change_of_the_settings_is_followed_at_once() {
     let mut world = world();
-    world.gateway.keep().await;
+    world.gateway.keep(Look::All).await;
     let mut last = world.serial();
     for changed in [
         settings(&["other.example"], "24h", "client-cert"),
@@ -123,13 +125,13 @@ async fn every_change_of_the_settings_is_followed_at_once() {
         settings(&["other.example", "more.example"], "70s", "renamed"),
     ] {
         world.settings.send_replace(changed.clone());
-        world.gateway.keep().await;
+        world.gateway.keep(Look::All).await;
         assert_ne!(world.serial(), last, "{changed:?}");
         last = world.serial();
     }
     assert!(world.path("renamed").exists() && !world.path("client-cert").exists());
     world.settings.send_replace(None);
-    world.gateway.keep().await;
+    world.gateway.keep(Look::All).await;
     assert!(!world.path("renamed").exists());
     assert_eq!(*world.gateway.status.borrow(), GatewayStatus::NotConfigured);
 }
@@ -150,10 +152,10 @@ async fn a_secret_that_was_deleted_or_damaged_is_put_back() {
         Damage("link removed", |path| fs::remove_file(path.join("..data")).unwrap()),
     ];
     for Damage(what, damage) in damages {
-        world.gateway.keep().await;
+        world.gateway.keep(Look::All).await;
         let before = world.serial();
         damage(&world.path("client-cert"));
-        world.gateway.keep().await;
+        world.gateway.keep(Look::All).await;
         assert_ne!(world.serial(), before, "{what}");
         assert_eq!(world.leaf("client-cert").serial, world.serial(), "{what}");
     }
@@ -164,15 +166,15 @@ async fn each_step_of_a_rotation_brings_its_roots_and_a_new_leaf_in_one_write() 
     let mut world = world();
     let now = SystemTime::now();
     let mut state = AuthorityState::clone(&world.states.borrow());
-    world.gateway.keep().await;
+    world.gateway.keep(Look::All).await;
     let mut last = world.serial();
     for roots in [2, 2, 1] {
-        state = match state.advanced(now) {
+        state = match state.advanced(now, crate::authority::Farewell::Retire) {
             Some(next) => next,
             None => state.trust_both(Issuer::create_root(now).unwrap(), now),
         };
         world.states.send_replace(Arc::new(state.clone()));
-        world.gateway.keep().await;
+        world.gateway.keep(Look::All).await;
         assert_ne!(world.serial(), last);
         last = world.serial();
         let found = load_pem_certificates(world.read("client-cert", "ca.crt").as_bytes()).unwrap();
@@ -208,18 +210,97 @@ async fn a_life_cut_short_by_the_issuers_end_is_not_renewed_for_ever() {
     assert_eq!(certificate::why_replace(&secret, &settings, &state, now), None);
 }
 
+/// The usual settings with these annotations.
+fn copied(annotations: &[(&str, &str)]) -> Option<IngressGatewaySettings> {
+    let annotations =
+        annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let copies = crate::ingress_gateway::Copies::parse(&annotations).unwrap();
+    Some(copies.add_to(usual().unwrap(), []).unwrap())
+}
+
+#[tokio::test]
+async fn each_namespace_gets_a_key_of_its_own_and_the_roots_a_secret_of_theirs() {
+    use crate::ingress_gateway::{CA_SECRET, NAMESPACES};
+    let mut world = world();
+    let in_namespace = |path: &Path, namespace: &str| path.join(namespace).join("client-cert");
+    let base = world.dir.path().to_owned();
+    let read = |namespace: &str, file: &str| fs::read_to_string(base.join(namespace).join(file)).unwrap();
+    world.settings.send_replace(copied(&[(NAMESPACES, "shop,mart"), (CA_SECRET, "roots")]));
+    world.gateway.keep(Look::All).await;
+    let keys = ["osm-system", "shop", "mart"].map(|namespace| read(namespace, "client-cert/tls.key"));
+    assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
+    for namespace in ["osm-system", "shop", "mart"] {
+        assert_eq!(read(namespace, "roots/ca.crt"), world.states.borrow().trusted_pem());
+        let verified = crate::testing::openssl(
+            &in_namespace(&base, namespace),
+            "verify -x509_strict -purpose sslclient -CAfile ../roots/ca.crt tls.crt",
+        );
+        assert_eq!(verified, b"tls.crt: OK\n");
+    }
+
+    // A rotation reaches all of them, each damaged one is put back.
+    let now = SystemTime::now();
+    let both = world.states.borrow().trust_both(Issuer::create_root(now).unwrap(), now);
+    world.states.send_replace(Arc::new(both.clone()));
+    fs::remove_dir_all(base.join("mart/roots")).unwrap();
+    world.gateway.keep(Look::InTurn).await;
+    for namespace in ["osm-system", "shop", "mart"] {
+        assert_eq!(read(namespace, "client-cert/ca.crt"), both.trusted_pem());
+        assert_eq!(read(namespace, "roots/ca.crt"), both.trusted_pem());
+    }
+
+    // One that cannot be written is named, and keeps no other from being right.
+    fs::remove_dir_all(base.join("shop")).unwrap();
+    fs::write(base.join("shop"), "a file in the way").unwrap();
+    fs::remove_dir_all(base.join("mart")).unwrap();
+    world.gateway.keep(Look::All).await;
+    let status = world.gateway.status.borrow().clone();
+    assert!(
+        matches!(&status, GatewayStatus::Failed { reason } if reason.contains("Secret shop/client-cert: ")
+            && reason.contains("Secret shop/roots: ") && !reason.contains("mart")),
+        "{status:?}"
+    );
+    assert_eq!(read("mart", "roots/ca.crt"), both.trusted_pem());
+    fs::remove_file(base.join("shop")).unwrap();
+    world.gateway.keep(Look::InTurn).await;
+    world.serial();
+
+    // What is not asked for any more goes, and nothing else.
+    world.settings.send_replace(copied(&[(NAMESPACES, "mart")]));
+    world.gateway.keep(Look::All).await;
+    assert!(!base.join("shop").exists() && !base.join("osm-system/roots").exists());
+    assert!(in_namespace(&base, "mart").exists() && in_namespace(&base, "osm-system").exists());
+}
+
+#[tokio::test]
+async fn of_many_secrets_some_are_looked_at_each_time_and_all_of_them_at_first() {
+    let mut world = world();
+    let names: Vec<String> = (0..30).map(|i| format!("n{i:02}")).collect();
+    world.settings.send_replace(copied(&[(crate::ingress_gateway::NAMESPACES, &names.join(","))]));
+    world.gateway.keep(Look::InTurn).await;
+    let there = |world: &World| names.iter().filter(|name| world.dir.path().join(name).exists()).count();
+    assert_eq!(there(&world), 30);
+    for name in &names {
+        fs::remove_dir_all(world.dir.path().join(name)).unwrap();
+    }
+    for expected in [8, 16, 24, 30] {
+        world.gateway.keep(Look::InTurn).await;
+        assert_eq!(there(&world), expected);
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_written_is_a_status_and_is_tried_again() {
     let mut world = world();
     fs::write(world.dir.path().join("osm-system"), "a file in the way").unwrap();
-    world.gateway.keep().await;
+    world.gateway.keep(Look::All).await;
     let status = world.gateway.status.borrow().clone();
     assert!(
         matches!(&status, GatewayStatus::Failed { reason } if reason.contains("osm-system/client-cert")),
         "{status:?}"
     );
     fs::remove_file(world.dir.path().join("osm-system")).unwrap();
-    world.gateway.keep().await;
+    world.gateway.keep(Look::All).await;
     assert_eq!(world.leaf("client-cert").serial, world.serial());
 }
 

@@ -73,6 +73,32 @@ async fn one_of_another_type_is_left_alone_and_named() {
 }
 
 #[tokio::test]
+async fn roots_alone_have_the_type_that_nginx_inc_knows() {
+    let (api, secrets) = world().await;
+    secrets.put_roots(&name("roots"), "pem").await.unwrap();
+    let secret = get(&api, "roots").unwrap();
+    assert_eq!((&secret["type"], &secret["data"]), (&json!("nginx.org/ca"), &json!({"ca.crt": "cGVt"})));
+    assert_eq!(secrets.get_roots(&name("roots")).await.unwrap().as_deref(), Some("pem"));
+    assert_eq!(secrets.owned().await.unwrap(), [name("roots")]);
+    let error = secrets.put(&name("roots"), &values("1")).await.unwrap_err().to_string();
+    assert!(error.starts_with("is there with type \"nginx.org/ca\""), "{error}");
+    secrets.remove(&name("roots")).await.unwrap();
+    assert_eq!(get(&api, "roots"), None);
+}
+
+#[tokio::test]
+async fn one_that_was_made_immutable_is_made_anew() {
+    let (api, secrets) = world().await;
+    secrets.put(&name("a"), &values("1")).await.unwrap();
+    let mut frozen = get(&api, "a").unwrap();
+    frozen["immutable"] = json!(true);
+    api.apply("v1/secrets", frozen);
+    secrets.put(&name("a"), &values("2")).await.unwrap();
+    assert!(secrets.get(&name("a")).await.unwrap() == Some(values("2")));
+    assert_eq!(get(&api, "a").unwrap()["immutable"], Value::Null);
+}
+
+#[tokio::test]
 async fn one_that_osm_has_written_is_taken_over_in_place() {
     let (api, secrets) = world().await;
     let data = json!({"ca.crt": "YQ==", "tls.crt": "Yg==", "tls.key": "Yw=="});

@@ -21,8 +21,10 @@ async fn world(leads: bool) -> World {
     let api = FakeApi::start().await;
     let leader = watch::channel(leads).0;
     let gateway = watch::channel(GatewayStatus::NotActive).0;
+    let meters = WatchMetrics::default();
+    let namespaces = Namespaces::start(api.client(), NAMESPACE, "osm", &Arc::default(), &meters);
     let follower =
-        MeshConfigFollower::start(api.client(), NAMESPACE, leader.subscribe(), &WatchMetrics::default());
+        MeshConfigFollower::start(api.client(), NAMESPACE, namespaces, leader.subscribe(), &meters);
     let (settings, active, life) = (follower.settings(), follower.active(), follower.workload_life());
     let mut task = JoinSet::new();
     task.spawn(follower.run(gateway.subscribe()));
@@ -134,6 +136,53 @@ async fn whoever_waits_for_the_condition_waits_for_the_settings_that_are_in_forc
     assert_eq!(world.condition()["observedGeneration"], 3);
     world.gateway.send_replace(ready("b"));
     world.condition_is("True", "Written", "Secret ingress/b").await;
+}
+
+#[tokio::test]
+async fn annotations_say_which_other_namespaces_get_one() {
+    let world = world(true).await;
+    let mut settings = world.settings.clone();
+    let namespace = |name: &str, labels: Value| {
+        world.api.apply("v1/namespaces", json!({"metadata": {"name": name, "labels": labels}}));
+    };
+    let annotate = |annotations: Value| {
+        let mut config = world.api.get(RESOURCE, NAMESPACE, MESH_CONFIG_NAME).unwrap();
+        config["metadata"]["annotations"] = annotations;
+        world.api.apply(RESOURCE, config);
+    };
+    namespace("mart", json!({"tls": "yes"}));
+    world.mesh_config(gateway("24h", "a"));
+    annotate(json!({
+        "tidegate.io/ingress-gateway-namespaces": "shop",
+        "tidegate.io/ingress-gateway-namespace-selector": "tls=yes",
+        "tidegate.io/ingress-gateway-ca-secret": "roots",
+    }));
+    let mut follows = async |expected: &[&str]| {
+        let is_so = |settings: &Option<IngressGatewaySettings>| {
+            settings.as_ref().is_some_and(|found| {
+                let secrets = found.secrets().into_iter().chain(found.ca_secrets());
+                secrets.map(|name| name.to_string()).eq(expected.iter().copied().map(str::to_owned))
+            })
+        };
+        let followed = settings.wait_for(is_so);
+        drop(
+            tokio::time::timeout(Duration::from_secs(20), followed)
+                .await
+                .expect("they are followed")
+                .unwrap(),
+        );
+    };
+    follows(&["ingress/a", "mart/a", "shop/a", "ingress/roots", "mart/roots", "shop/roots"]).await;
+    namespace("mart", json!({}));
+    namespace("toys", json!({"tls": "yes"}));
+    follows(&["ingress/a", "shop/a", "toys/a", "ingress/roots", "shop/roots", "toys/roots"]).await;
+    // What cannot be understood changes nothing.
+    annotate(json!({"tidegate.io/ingress-gateway-namespace-selector": "tls in (yes)"}));
+    let path =
+        "metadata.annotations[tidegate.io/ingress-gateway-namespace-selector]: \"tls in (yes)\" is not";
+    world.condition_is("False", "SettingsNotUnderstood", path).await;
+    annotate(json!({}));
+    follows(&["ingress/a"]).await;
 }
 
 #[tokio::test]

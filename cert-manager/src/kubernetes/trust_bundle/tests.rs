@@ -139,6 +139,57 @@ async fn a_namespace_that_goes_stops_nobody_and_one_that_refuses_is_named() {
     assert!(api.requests().iter().all(|request| request.namespace != "going"));
 }
 
+fn immutable(api: &FakeApi, namespace: &str, finalizers: &[&str]) {
+    let metadata = json!({"name": TRUST_BUNDLE_CONFIG_MAP, "namespace": namespace, "uid": "u", "finalizers": finalizers});
+    let map = json!({"metadata": metadata, "data": {TRUST_BUNDLE_KEY: "theirs"}, "immutable": true});
+    api.apply("v1/configmaps", map);
+}
+
+#[tokio::test]
+async fn one_that_was_made_immutable_is_made_anew() {
+    let api = FakeApi::start().await;
+    namespace(&api, CONTROL_PLANE, json!({}));
+    namespace(&api, "shop", json!({"tidegate.io/injection": "enabled"}));
+    immutable(&api, "shop", &[]);
+    let _publisher = publisher(&api, "pem").await;
+    assert_eq!(published(&api, "shop").as_deref(), Some("pem"));
+    // Ours, too, before the next change would come to nothing.
+    let mut map = api.get("v1/configmaps", "shop", TRUST_BUNDLE_CONFIG_MAP).unwrap();
+    map["immutable"] = json!(true);
+    api.apply("v1/configmaps", map);
+    api.wait_for(|api| {
+        let map = api.get("v1/configmaps", "shop", TRUST_BUNDLE_CONFIG_MAP);
+        map.is_some_and(|map| map["immutable"].is_null() && map["data"][TRUST_BUNDLE_KEY] == "pem")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_that_is_immutable_and_cannot_go_is_named_and_the_others_are_written() {
+    let api = FakeApi::start().await;
+    for name in [CONTROL_PLANE, "mart", "shop"] {
+        namespace(&api, name, json!({"tidegate.io/injection": "enabled"}));
+    }
+    immutable(&api, "shop", &["example.com/stays"]);
+    let publisher = start(&api, CONTROL_PLANE, "osm", &Arc::default());
+    let expected = Unreached {
+        namespace: "shop".to_owned(),
+        reason: "ConfigMap tidegate-trust-bundle is immutable, and its finalizers keep it from being deleted"
+            .to_owned(),
+    };
+    for pem in ["one", "two"] {
+        let named = async {
+            // Until its own watch has told.
+            while !matches!(publisher.publish(pem).await, Err(StoreError::Unreached(all)) if all == [expected.clone()])
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, named).await.expect("it is named");
+        assert_eq!(published(&api, "mart").as_deref(), Some(pem));
+    }
+}
+
 #[tokio::test]
 async fn nothing_is_written_again_that_is_right() {
     let api = FakeApi::start().await;

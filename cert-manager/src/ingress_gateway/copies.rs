@@ -1,0 +1,161 @@
+//! Where else the certificate and the roots go: annotations of the MeshConfig.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::selector::Selector;
+use super::settings::{IngressGatewaySettings, SettingsProblem};
+use crate::store::secret_folder::is_object_name;
+
+/// Annotation: namespaces, with commas between, that get a Secret of the same name, too.
+pub const NAMESPACES: &str = "tidegate.io/ingress-gateway-namespaces";
+/// Annotation: a label selector of such namespaces.
+pub const NAMESPACE_SELECTOR: &str = "tidegate.io/ingress-gateway-namespace-selector";
+/// Annotation: the name of a Secret of type `nginx.org/ca` that holds the roots alone, beside each of those.
+pub const CA_SECRET: &str = "tidegate.io/ingress-gateway-ca-secret";
+
+/// All annotations that count.
+pub const ANNOTATIONS: [&str; 3] = [NAMESPACES, NAMESPACE_SELECTOR, CA_SECRET];
+
+/// The most namespaces besides that of `ingressGateway.secret`. Each costs a certificate and a look every few seconds.
+pub const MOST_NAMESPACES: usize = 64;
+
+/// What the annotations say, checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Copies {
+    namespaces: BTreeSet<String>,
+    selector: Option<Selector>,
+    ca_secret: Option<String>,
+}
+
+impl Copies {
+    /// Checks all of [`ANNOTATIONS`]; reports every problem.
+    pub fn parse(annotations: &BTreeMap<String, String>) -> Result<Self, Vec<SettingsProblem>> {
+        let mut problems = Vec::new();
+        let mut copies = Self::default();
+        let mut report = |annotation: &str, problem: String| {
+            problems.push(SettingsProblem { path: format!("metadata.annotations[{annotation}]"), problem });
+        };
+        let is_name = |name: &str| is_object_name(name) && name.len() <= 63 && !name.contains('.');
+        for name in annotations.get(NAMESPACES).into_iter().flat_map(|text| text.split(',')).map(str::trim) {
+            match name {
+                "" => {}
+                name if is_name(name) => drop(copies.namespaces.insert(name.to_owned())),
+                name => report(NAMESPACES, format!("{name:?} is not a name that a namespace can have")),
+            }
+        }
+        if copies.namespaces.len() > MOST_NAMESPACES {
+            let count = copies.namespaces.len();
+            report(NAMESPACES, format!("{count} namespaces are more than {MOST_NAMESPACES}"));
+        }
+        match annotations.get(NAMESPACE_SELECTOR).map(|text| Selector::parse(text)) {
+            None => {}
+            Some(Ok(selector)) => copies.selector = Some(selector),
+            Some(Err(problem)) => report(NAMESPACE_SELECTOR, problem),
+        }
+        match annotations.get(CA_SECRET) {
+            None => {}
+            Some(name) if is_object_name(name) => copies.ca_secret = Some(name.clone()),
+            Some(name) => report(CA_SECRET, format!("{name:?} is not a name that Kubernetes allows")),
+        }
+        if problems.is_empty() { Ok(copies) } else { Err(problems) }
+    }
+
+    /// Whether namespaces count by their labels.
+    pub fn selects(&self) -> bool {
+        self.selector.is_some()
+    }
+
+    /// Settings with these copies, for the namespaces that there are.
+    pub fn add_to<'n>(
+        &self,
+        mut settings: IngressGatewaySettings,
+        there: impl IntoIterator<Item = (&'n str, &'n BTreeMap<String, String>)>,
+    ) -> Result<IngressGatewaySettings, Vec<SettingsProblem>> {
+        if self.ca_secret.as_ref() == Some(&settings.secret.name) {
+            let path = format!("metadata.annotations[{CA_SECRET}]");
+            let problem =
+                format!("{:?} is the Secret of the certificate; name another", settings.secret.name);
+            return Err(vec![SettingsProblem { path, problem }]);
+        }
+        let mut selected: BTreeSet<_> = match &self.selector {
+            Some(selector) => {
+                let there = there.into_iter().filter(|(_, labels)| selector.matches(labels));
+                there.map(|(name, _)| name.to_owned()).collect()
+            }
+            None => BTreeSet::new(),
+        };
+        settings.more_namespaces = self.namespaces.clone();
+        settings.more_namespaces.remove(&settings.secret.namespace);
+        selected.remove(&settings.secret.namespace);
+        selected.retain(|name| !settings.more_namespaces.contains(name));
+        // What is named goes before what is selected.
+        let room = MOST_NAMESPACES.saturating_sub(settings.more_namespaces.len());
+        settings.left_out = selected.len().saturating_sub(room);
+        settings.more_namespaces.extend(selected.into_iter().take(room));
+        settings.ca_secret.clone_from(&self.ca_secret);
+        Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingress_gateway::SettingsInput;
+
+    fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn settings() -> IngressGatewaySettings {
+        IngressGatewaySettings::parse(SettingsInput {
+            subject_alt_names: &["nginx.ingress.cluster.local".to_owned()],
+            validity_duration: "24h",
+            secret_namespace: "ingress",
+            secret_name: "client",
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn named_and_selected_namespaces_get_one_each() {
+        let said = [(NAMESPACES, " b, a,,ingress"), (NAMESPACE_SELECTOR, "tls=yes"), (CA_SECRET, "roots")];
+        let copies = Copies::parse(&annotations(&said)).unwrap();
+        let (yes, no) = (annotations(&[("tls", "yes")]), annotations(&[]));
+        let there = [("a", &yes), ("c", &yes), ("d", &no), ("ingress", &yes)];
+        let settings = copies.add_to(settings(), there).unwrap();
+        let all: Vec<_> = settings.secrets().iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["ingress/client", "a/client", "b/client", "c/client"]);
+        let roots: Vec<_> = settings.ca_secrets().iter().map(ToString::to_string).collect();
+        assert_eq!(roots, ["ingress/roots", "a/roots", "b/roots", "c/roots"]);
+        assert_eq!(settings.left_out, 0);
+    }
+
+    #[test]
+    fn more_namespaces_than_there_is_room_for_are_left_out_and_counted() {
+        let copies = Copies::parse(&annotations(&[(NAMESPACES, "z"), (NAMESPACE_SELECTOR, "!no")])).unwrap();
+        let (names, labels): (Vec<_>, _) = ((0..70).map(|i| format!("n{i:02}")).collect(), annotations(&[]));
+        let settings = copies.add_to(settings(), names.iter().map(|name| (name.as_str(), &labels))).unwrap();
+        assert_eq!((settings.more_namespaces.len(), settings.left_out), (MOST_NAMESPACES, 7));
+        assert!(settings.more_namespaces.contains("z") && settings.more_namespaces.contains("n62"));
+    }
+
+    #[test]
+    fn every_problem_is_reported_with_its_annotation() {
+        let said = [(NAMESPACES, "a,B,c.d"), (NAMESPACE_SELECTOR, "a in (b)"), (CA_SECRET, "Bad")];
+        let problems = Copies::parse(&annotations(&said)).unwrap_err();
+        let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        let expected = [
+            "metadata.annotations[tidegate.io/ingress-gateway-namespaces]: \"B\" is not a name",
+            "metadata.annotations[tidegate.io/ingress-gateway-namespaces]: \"c.d\" is not a name",
+            "metadata.annotations[tidegate.io/ingress-gateway-namespace-selector]: \"a in (b)\" is not",
+            "metadata.annotations[tidegate.io/ingress-gateway-ca-secret]: \"Bad\" is not a name",
+        ];
+        assert_eq!(problems.len(), expected.len(), "{problems:?}");
+        assert!(
+            problems.iter().zip(expected).all(|(problem, start)| problem.starts_with(start)),
+            "{problems:?}"
+        );
+        let same = Copies::parse(&annotations(&[(CA_SECRET, "client")])).unwrap();
+        assert!(same.add_to(settings(), []).unwrap_err()[0].problem.contains("name another"));
+    }
+}
