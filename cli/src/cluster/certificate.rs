@@ -1,10 +1,13 @@
 //! `tidegate certificate`: the mesh's root, and how it is replaced under load.
 //!
 //! The cert-manager takes the steps; before each of them it is made sure here that no sidecar would be left behind, and
-//! before the last one ([`holders`]) that nobody has a certificate under the old root any more.
+//! before the last one ([`holders`]) that nobody has a certificate under the old root any more. Clients outside the mesh
+//! that verify workloads by copies of the roots ([`copies`]) are named at the end.
 
+mod copies;
 mod holders;
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -63,16 +66,30 @@ pub(crate) struct RotateOptions {
     /// that no controller knows, such as those outside the cluster
     #[arg(long)]
     wait_for_expiry: bool,
+    /// Trust the old root, and those before it, no more: connections that they let in end, those of HTTP with a word.
+    /// Without it they live on
+    #[arg(long)]
+    revoke: bool,
+    /// Go on without a namespace that cannot have the new root, whose sidecars will be refused until it has; repeat for
+    /// more
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',')]
+    without_namespace: Vec<String>,
+    /// Revoke although Secrets of type nginx.org/ca still hold the old root alone
+    #[arg(long, requires = "revoke")]
+    ignore_copies: bool,
     #[command(flatten)]
     cluster: ClusterOptions,
 }
 
-/// How far and how fast.
-#[derive(Clone, Copy, Debug)]
+/// How far, how fast, and what becomes of the old root.
+#[derive(Clone, Debug)]
 struct Pace {
     one_step: bool,
     timeout: Duration,
     waits_for_expiry: bool,
+    revokes: bool,
+    ignores_copies: bool,
+    without: BTreeSet<String>,
 }
 
 /// Where a rotation is: `GET /rotation` of the cert-manager.
@@ -86,6 +103,15 @@ struct Rotation {
     /// Roots that every sidecar must trust before the next step.
     #[serde(default)]
     required_roots: Vec<String>,
+    /// Roots that were dropped and whose connections live on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    retired_roots: Vec<String>,
+    /// How long certificates lead to the one that was dropped last, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bridge_ends: Option<String>,
+    /// Namespaces that the roots cannot be published in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unreached: Vec<Unreached>,
     /// When certificates under a root that the next step drops are over, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     old_certificates_end: Option<String>,
@@ -99,6 +125,13 @@ struct Rotation {
     /// Why what is stored cannot be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
+}
+
+/// A namespace that the roots cannot be published in, and why.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Unreached {
+    namespace: String,
+    reason: String,
 }
 
 /// A trusted root.
@@ -138,6 +171,9 @@ pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode>
                 one_step: options.step,
                 timeout: options.timeout,
                 waits_for_expiry: options.wait_for_expiry,
+                revokes: options.revoke,
+                ignores_copies: options.ignore_copies,
+                without: options.without_namespace.into_iter().collect(),
             };
             let last = rotate(&cluster, pace).await?;
             print(format!("{last}\n").as_bytes())
@@ -148,9 +184,10 @@ pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode>
 async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
     let rotation: Rotation = cluster.ask(Part::CertManager, ROTATION).await?;
     let sidecars = cluster.meshed_pods(None).await?.into_iter().filter(|pod| pod.is_started).count();
-    let left_behind = left_behind(cluster, &rotation).await?;
+    let none = BTreeSet::new();
+    let left_behind = left_behind(cluster, &rotation, &none).await?;
     let not_renewed = match rotation.is_before_last() {
-        true => holders::not_renewed(cluster, &rotation.issuing_root).await?,
+        true => holders::not_renewed(cluster, &rotation.issuing_root, &none).await?,
         false => Vec::new(),
     };
     Ok(Status { rotation, sidecars, left_behind, not_renewed })
@@ -159,9 +196,14 @@ async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
 /// Takes the steps that are left, or one. Says what was reached.
 async fn rotate(cluster: &Cluster, pace: Pace) -> anyhow::Result<String> {
     loop {
-        let taken = step(cluster, pace).await?;
-        eprintln!("{}", progress(&taken));
+        let taken = step(cluster, &pace).await?;
+        eprintln!("{}", progress(&taken, pace.revokes));
         if taken.step == "steady" {
+            match copies::notes(cluster, &taken, pace.revokes).await {
+                Ok(notes) => notes.iter().for_each(|note| eprintln!("{note}")),
+                // The root is replaced all the same.
+                Err(error) => eprintln!("clients with copies of the roots cannot be looked for: {error:#}"),
+            }
             return Ok(format!("The root of mesh {} is {}", cluster.mesh_name, taken.issuing_root));
         }
         if pace.one_step {
@@ -171,7 +213,8 @@ async fn rotate(cluster: &Cluster, pace: Pace) -> anyhow::Result<String> {
 }
 
 /// Waits until the next step leaves nobody behind, and takes it.
-async fn step(cluster: &Cluster, Pace { timeout, waits_for_expiry, .. }: Pace) -> anyhow::Result<Rotation> {
+async fn step(cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
+    let Pace { timeout, waits_for_expiry, .. } = *pace;
     let deadline = Instant::now() + timeout;
     let mut said = None;
     loop {
@@ -179,14 +222,21 @@ async fn step(cluster: &Cluster, Pace { timeout, waits_for_expiry, .. }: Pace) -
         if let Some(problem) = &rotation.problem {
             bail!("the stored root cannot be used: {problem}");
         }
-        let obstacle = match left_behind(cluster, &rotation).await? {
+        let without = without(cluster, &rotation, pace).await?;
+        let is_out = |one: &&Unreached| !without.contains(&one.namespace);
+        let obstacle = match left_behind(cluster, &rotation, &without).await? {
             pods if !pods.is_empty() => format!("sidecars would be left behind: {}", enumerate(&pods)),
-            _ if rotation.next_allowed => return next(cluster, "/rotation/next").await,
+            _ if let Some(Unreached { namespace, reason }) = rotation.unreached.iter().find(is_out) => {
+                format!(
+                    "namespace {namespace} cannot have the roots: {reason} (--without-namespace={namespace} goes on without \
+                 it)"
+                )
+            }
+            _ if let Some(copies) = stale_copies(cluster, &rotation, pace).await? => copies,
+            _ if rotation.next_allowed => return next(cluster, false, pace, &without).await,
             _ if rotation.next_allowed_once_renewed && !waits_for_expiry => {
-                match holders::not_renewed(cluster, &rotation.issuing_root).await? {
-                    holders if holders.is_empty() => {
-                        return next(cluster, "/rotation/next?renewed=true").await;
-                    }
+                match holders::not_renewed(cluster, &rotation.issuing_root, &without).await? {
+                    holders if holders.is_empty() => return next(cluster, true, pace, &without).await,
                     holders => format!("certificates of the old root are in use: {}", enumerate(&holders)),
                 }
             }
@@ -217,15 +267,61 @@ async fn step(cluster: &Cluster, Pace { timeout, waits_for_expiry, .. }: Pace) -
     }
 }
 
-async fn next(cluster: &Cluster, path: &str) -> anyhow::Result<Rotation> {
+/// Namespaces that the next step does without: those that were named, and those that cannot have the roots and have no
+/// sidecar that runs.
+async fn without(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> anyhow::Result<BTreeSet<String>> {
+    let mut without = pace.without.clone();
+    if rotation.unreached.is_empty() {
+        return Ok(without);
+    }
+    let pods = cluster.meshed_pods(None).await?;
+    for Unreached { namespace, .. } in &rotation.unreached {
+        if !pods.iter().any(|pod| pod.is_started && pod.namespace == *namespace) {
+            without.insert(namespace.clone());
+        }
+    }
+    Ok(without)
+}
+
+/// Copies of the roots that keep the last step from being taken: by one that revokes, their clients would be cut off.
+async fn stale_copies(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> anyhow::Result<Option<String>> {
+    if !rotation.is_before_last() || !pace.revokes || pace.ignores_copies {
+        return Ok(None);
+    }
+    let stale = copies::stale(cluster, rotation).await?;
+    Ok((!stale.is_empty()).then(|| format!("{} (--ignore-copies revokes all the same)", enumerate(&stale))))
+}
+
+async fn next(
+    cluster: &Cluster,
+    is_renewed: bool,
+    pace: &Pace,
+    without: &BTreeSet<String>,
+) -> anyhow::Result<Rotation> {
     // Found by a question: a step that was sent and not answered may have been taken, so it is not sent to another one.
-    let (pod, _) = cluster.first_answer::<Rotation>(Part::CertManager, ROTATION).await?;
-    let body = cluster.admin(Method::POST, &cluster.control_plane, &pod, path).await?;
+    let (pod, rotation) = cluster.first_answer::<Rotation>(Part::CertManager, ROTATION).await?;
+    for Unreached { namespace, reason } in
+        rotation.unreached.iter().filter(|one| without.contains(&one.namespace))
+    {
+        eprintln!("going on without namespace {namespace}, which cannot have the roots: {reason}");
+    }
+    let mut query: Vec<String> = Vec::new();
+    query.extend(is_renewed.then(|| "renewed=true".to_owned()));
+    query.extend(pace.revokes.then(|| "revoke=true".to_owned()));
+    let names: Vec<&str> = without.iter().map(String::as_str).collect();
+    query.extend((!names.is_empty()).then(|| format!("without={}", names.join(","))));
+    let mark = if query.is_empty() { "" } else { "?" };
+    let path = format!("/rotation/next{mark}{}", query.join("&"));
+    let body = cluster.admin(Method::POST, &cluster.control_plane, &pod, &path).await?;
     serde_json::from_slice(&body).with_context(|| format!("the answer of {path}"))
 }
 
 /// Pods whose sidecar runs and is not known to trust the roots that the next step builds on, with the reason.
-async fn left_behind(cluster: &Cluster, rotation: &Rotation) -> anyhow::Result<Vec<String>> {
+async fn left_behind(
+    cluster: &Cluster,
+    rotation: &Rotation,
+    without: &BTreeSet<String>,
+) -> anyhow::Result<Vec<String>> {
     let pods = cluster.meshed_pods(None).await?;
     if pods.is_empty() {
         return Ok(Vec::new());
@@ -233,7 +329,7 @@ async fn left_behind(cluster: &Cluster, rotation: &Rotation) -> anyhow::Result<V
     let known = cluster.known_sidecars().await?;
     let needed = rotation.needed_roots();
     let mut found = Vec::new();
-    for pod in pods.iter().filter(|pod| pod.is_started) {
+    for pod in pods.iter().filter(|pod| pod.is_started && !without.contains(&pod.namespace)) {
         let reason = match known.connected(pod).map(|stream| &stream.trusted_roots) {
             None => "connected to no controller",
             Some(None) => "has not said which roots it trusts",
@@ -277,11 +373,12 @@ fn confirm(cluster: &Cluster, rotation: &Rotation, one_step: bool) -> anyhow::Re
     Ok(())
 }
 
-fn progress(rotation: &Rotation) -> String {
+fn progress(rotation: &Rotation, revokes: bool) -> String {
     let (number, what) = match rotation.step.as_str() {
         "trust-both" => (1, "both roots are trusted"),
         "issue-new" => (2, "the new root issues; the old one is still trusted"),
-        _ => (3, "the old root is dropped"),
+        _ if revokes => (3, "the old root is revoked"),
+        _ => (3, "the old root is dropped; connections that it has let in live on"),
     };
     format!("step {number} of 3: {what}")
 }
@@ -317,6 +414,9 @@ fn text(status: &Status) -> String {
         status.sidecars,
         status.left_behind.len()
     );
+    for Unreached { namespace, reason } in &rotation.unreached {
+        text += &format!("without    namespace {namespace}: {reason}\n");
+    }
     let rows: Vec<Vec<String>> = rotation
         .trusted_roots
         .iter()

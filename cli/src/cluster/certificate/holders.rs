@@ -1,11 +1,14 @@
 //! Who holds a certificate, and whether it outlives the old root.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ResourceExt};
 use serde::Deserialize;
+use tidegate_cert_manager::kubernetes::ROOT_SECRET;
+use tidegate_cert_manager::kubernetes::gateway_secret::GATEWAY_SECRETS;
 use tidegate_runtime::identity::leads_to;
 use tidegate_runtime::tls::load_pem_certificates;
 use tidegate_runtime::trust_bundle::fingerprint;
@@ -22,9 +25,14 @@ struct Certificate {
 }
 
 /// Everybody who is not known to hold a certificate that is good under this root, with the reason: sidecars that run,
-/// the control plane, and the ingress controller's Secret. The cert-manager renews its own with each step.
-pub(super) async fn not_renewed(cluster: &Cluster, root: &str) -> anyhow::Result<Vec<String>> {
-    let mut found = sidecars(cluster, root).await?;
+/// the control plane, and the ingress controller's Secrets. The cert-manager renews its own with each step. Sidecars of
+/// the namespaces `without` are not looked for.
+pub(super) async fn not_renewed(
+    cluster: &Cluster,
+    root: &str,
+    without: &BTreeSet<String>,
+) -> anyhow::Result<Vec<String>> {
+    let mut found = sidecars(cluster, root, without).await?;
     for part in [Part::Controller, Part::Injector] {
         found.extend(control_plane(cluster, part, root).await?);
     }
@@ -32,7 +40,7 @@ pub(super) async fn not_renewed(cluster: &Cluster, root: &str) -> anyhow::Result
     Ok(found)
 }
 
-async fn sidecars(cluster: &Cluster, root: &str) -> anyhow::Result<Vec<String>> {
+async fn sidecars(cluster: &Cluster, root: &str, without: &BTreeSet<String>) -> anyhow::Result<Vec<String>> {
     let pods = cluster.meshed_pods(None).await?;
     if pods.is_empty() {
         return Ok(Vec::new());
@@ -44,7 +52,7 @@ async fn sidecars(cluster: &Cluster, root: &str) -> anyhow::Result<Vec<String>> 
         Some(Some(roots)) if roots.iter().any(|known| known == root) => None,
         Some(Some(_)) => Some("has a certificate of the old root"),
     };
-    let started = pods.iter().filter(|pod| pod.is_started);
+    let started = pods.iter().filter(|pod| pod.is_started && !without.contains(&pod.namespace));
     Ok(started.filter_map(|pod| Some(format!("{} ({})", pod.key(), reason(pod)?))).collect())
 }
 
@@ -65,21 +73,39 @@ async fn control_plane(cluster: &Cluster, part: Part, root: &str) -> anyhow::Res
     Ok(found)
 }
 
-async fn gateway(cluster: &Cluster, root: &str) -> anyhow::Result<Option<String>> {
-    let Some((namespace, name)) = mesh_config(cluster).await?.as_ref().and_then(gateway_secret) else {
-        return Ok(None);
-    };
-    let what = format!("Secret {namespace}/{name}");
-    let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &namespace);
-    // One that is not there holds nothing that could end.
-    let Some(secret) = cluster.get(&api, &name, &what).await? else { return Ok(None) };
+async fn gateway(cluster: &Cluster, root: &str) -> anyhow::Result<Vec<String>> {
+    let wanted = mesh_config(cluster).await?.as_ref().and_then(gateway_secret);
+    let names: BTreeSet<(String, String)> = wanted.into_iter().chain(written(cluster).await?).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
     let bundle = trust_bundle(cluster, &cluster.control_plane).await?;
     let bundle =
         bundle.with_context(|| format!("namespace {} has no trust bundle", cluster.control_plane))?;
     let root = bundle.roots().iter().find(|known| fingerprint(known) == root);
     let root = root.context("the root that issues is not in the trust bundle yet")?;
-    let pem = secret.data.unwrap_or_default().remove("tls.crt").unwrap_or_default().0;
-    let chain = load_pem_certificates(&pem).with_context(|| format!("{what}: tls.crt"))?;
-    let is_renewed = leads_to(&chain, root, SystemTime::now());
-    Ok((!is_renewed).then(|| format!("{what} (has a certificate of the old root)")))
+    let mut found = Vec::new();
+    for (namespace, name) in names {
+        let what = format!("Secret {namespace}/{name}");
+        let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &namespace);
+        // One that is not there holds nothing that could end, nor does one with the roots alone.
+        let Some(secret) = cluster.get(&api, &name, &what).await? else { continue };
+        let Some(pem) = secret.data.unwrap_or_default().remove("tls.crt") else { continue };
+        let chain = load_pem_certificates(&pem.0).with_context(|| format!("{what}: tls.crt"))?;
+        if !leads_to(&chain, root, SystemTime::now()) {
+            found.push(format!("{what} (has a certificate of the old root)"));
+        }
+    }
+    Ok(found)
+}
+
+/// Namespaces and names of the Secrets that the cert-manager has written for ingress controllers.
+async fn written(cluster: &Cluster) -> anyhow::Result<Vec<(String, String)>> {
+    let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
+    let what = format!("Secret {}/{ROOT_SECRET}", cluster.control_plane);
+    // The key of the root is in it: only what is said about it is asked for.
+    let root = api.get_metadata_opt(ROOT_SECRET).await.map_err(|error| cluster.failed(&what, &error))?;
+    let text = root.and_then(|root| root.metadata.annotations?.remove(GATEWAY_SECRETS)).unwrap_or_default();
+    let names = text.split(',').filter_map(|name| name.trim().split_once('/'));
+    Ok(names.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())).collect())
 }

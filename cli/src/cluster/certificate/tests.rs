@@ -12,9 +12,16 @@ use serde_json::{Value, json};
 use tidegate_runtime::trust_bundle::fingerprint;
 
 use super::*;
-use crate::cluster::testing::{FakeCluster, control_plane_pod, meshed_pod};
+use crate::cluster::testing::{FakeCluster, control_plane_pod, ingress_backend, meshed_pod};
 
-const AT_ONCE: Pace = Pace { one_step: false, timeout: Duration::ZERO, waits_for_expiry: false };
+const AT_ONCE: Pace = Pace {
+    one_step: false,
+    timeout: Duration::ZERO,
+    waits_for_expiry: false,
+    revokes: false,
+    ignores_copies: false,
+    without: BTreeSet::new(),
+};
 const STEPS: [&str; 4] = ["steady", "trust-both", "issue-new", "steady"];
 
 /// A cert-manager and a sidecar that trusts a root as soon as it is published, unless it is told not to.
@@ -32,6 +39,10 @@ struct Authority {
     /// Whose certificate is still of the old root: `sidecar`, `control plane`, both.
     not_renewed: Vec<&'static str>,
     vouched: bool,
+    /// What was asked of each step.
+    queries: Vec<String>,
+    /// A namespace that cannot have the roots.
+    unreached: Option<&'static str>,
     old_certificates_end: Option<&'static str>,
 }
 
@@ -55,6 +66,9 @@ impl Authority {
             "issuing_root": if self.taken < 2 { "old" } else { "new" },
             "trusted_roots": roots, "next_allowed": self.not_yet.is_none(), "reason": self.not_yet,
             "old_certificates_end": self.old_certificates_end, "next_allowed_once_renewed": self.may_be_vouched,
+            "bridge_ends": "2036-01-01T00:00:00Z",
+            "unreached": self.unreached.map(|namespace| json!({"namespace": namespace, "reason": "full"}))
+                .into_iter().collect::<Vec<_>>(),
         })
     }
 
@@ -112,6 +126,7 @@ impl Mesh {
 
     async fn next(State(mesh): State<Self>, RawQuery(query): RawQuery) -> Response {
         let mut state = mesh.0.lock().unwrap();
+        state.queries.push(query.clone().unwrap_or_default());
         state.vouched = query.as_deref() == Some("renewed=true");
         if let Some(reason) = state.not_yet.filter(|_| !state.vouched) {
             return (StatusCode::CONFLICT, reason).into_response();
@@ -132,6 +147,102 @@ async fn three_steps_replace_the_root() {
     let said = rotate(&fake.cluster(), AT_ONCE).await.unwrap();
     assert_eq!(said, "The root of mesh osm is new");
     assert_eq!(mesh.taken(), 3);
+}
+
+#[tokio::test]
+async fn a_namespace_that_cannot_have_the_roots_holds_up_no_mesh_that_has_no_sidecar_there() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    mesh.change(|state| state.unreached = Some("shop"));
+    rotate(&fake.cluster(), AT_ONCE).await.unwrap();
+    assert_eq!(mesh.0.lock().unwrap().queries, ["without=shop"; 3]);
+
+    mesh.change(|state| *state = Authority { unreached: Some("httpbin"), ..Authority::default() });
+    let error = rotate(&fake.cluster(), AT_ONCE).await.unwrap_err().to_string();
+    let expected =
+        "namespace httpbin cannot have the roots: full (--without-namespace=httpbin goes on without it)";
+    assert!(error.contains(expected), "{error}");
+    // Its sidecars are not waited for either.
+    mesh.change(|state| state.is_stuck = true);
+    let pace = Pace { without: ["httpbin".to_owned()].into(), ..AT_ONCE };
+    rotate(&fake.cluster(), pace).await.unwrap();
+    assert_eq!(mesh.taken(), 3);
+}
+
+#[tokio::test]
+async fn who_revokes_says_so_with_each_step_and_waits_for_copies_of_the_old_root() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    let roots = |authority: &CertifiedIssuer<'static, KeyPair>| {
+        json!({"apiVersion": "v1", "kind": "Secret", "type": "nginx.org/ca",
+            "metadata": {"name": "roots", "namespace": "nginx"},
+            "data": {"ca.crt": k8s_openapi::ByteString(authority.pem().into_bytes())}})
+    };
+    let (old, new) = (authority("old"), authority("new"));
+    fake.put(roots(&old));
+    let rotation = |trusted: &[&CertifiedIssuer<'static, KeyPair>]| {
+        let roots: Vec<Value> = trusted
+            .iter()
+            .map(|root| json!({"fingerprint": fingerprint(root.der()), "not_after": ""}))
+            .collect();
+        serde_json::from_value::<Rotation>(json!({
+            "step": "issue-new", "since": "", "issuing_root": fingerprint(new.der()), "trusted_roots": roots,
+            "next_allowed": true, "bridge_ends": "2036-01-01T00:00:00Z",
+        }))
+        .unwrap()
+    };
+    let (both, foreign) = (rotation(&[&new, &old]), rotation(&[&new]));
+    let revoking = Pace { revokes: true, ..AT_ONCE };
+    let held = stale_copies(&fake.cluster(), &both, &revoking).await.unwrap().unwrap();
+    let expected = "Secret nginx/roots (type nginx.org/ca) does not hold the new root";
+    assert_eq!(held, format!("{expected} (--ignore-copies revokes all the same)"));
+    for (rotation, pace) in [
+        (&both, AT_ONCE),
+        (&both, Pace { ignores_copies: true, ..revoking.clone() }),
+        (&foreign, revoking.clone()),
+    ] {
+        assert_eq!(stale_copies(&fake.cluster(), rotation, &pace).await.unwrap(), None);
+    }
+    let notes = copies::notes(&fake.cluster(), &both, false).await.unwrap();
+    assert_eq!(notes[0], format!("copies of the old root: {expected}"));
+    assert!(
+        notes[1].ends_with("lead to the old root, too, but only until 2036-01-01T00:00:00Z"),
+        "{notes:?}"
+    );
+    let notes = copies::notes(&fake.cluster(), &both, true).await.unwrap();
+    assert!(notes[1].ends_with("certificates of workloads no longer lead to the old root"), "{notes:?}");
+
+    fake.put(roots(&new));
+    rotate(&fake.cluster(), revoking).await.unwrap();
+    assert_eq!(mesh.0.lock().unwrap().queries, ["revoke=true"; 3]);
+}
+
+#[tokio::test]
+async fn clients_whose_roots_the_mesh_cannot_see_are_named_by_policy() {
+    let fake = Mesh::default().start().await;
+    let backend = |name: &str, protocol: &str, sources: Value| {
+        let mut policy = ingress_backend("shop", name, &["cart"], 8080, sources);
+        policy["spec"]["backends"][0]["port"]["protocol"] = json!(protocol);
+        fake.put(policy);
+    };
+    let principal = |name: &str| json!([{"kind": "AuthenticatedPrincipal", "name": name}]);
+    backend("ours", "https", principal("nginx.nginx.cluster.local"));
+    backend("theirs", "https", principal("partner.example"));
+    backend("anybody", "https", json!([]));
+    backend("plain", "http", json!([]));
+    fake.put(json!({"apiVersion": "config.openservicemesh.io/v1alpha2", "kind": "MeshConfig",
+        "metadata": {"name": "osm-mesh-config", "namespace": "tidegate-system"},
+        "spec": {"certificate": {"serviceCertValidityDuration": "24h", "certKeyBitSize": 2048, "ingressGateway": {
+            "subjectAltNames": ["nginx.nginx.cluster.local"], "validityDuration": "24h",
+            "secret": {"name": "client", "namespace": "nginx"}}}}}));
+    let rotation: Rotation = serde_json::from_value(Authority::default().rotation()).unwrap();
+    let notes = copies::notes(&fake.cluster(), &rotation, false).await.unwrap();
+    assert_eq!(
+        notes[0],
+        "clients that verify workloads by roots which the mesh cannot see: partner.example of IngressBackend \
+         shop/theirs, whoever IngressBackend shop/anybody lets in"
+    );
+    assert!(notes[1].contains("ConfigMap tidegate-system/tidegate-trust-bundle"), "{notes:?}");
 }
 
 #[tokio::test]
@@ -237,14 +348,14 @@ async fn a_sidecar_that_does_not_say_what_its_certificate_hangs_on_holds_the_las
     let mesh = Mesh::default();
     let fake = mesh.start().await;
     fake.put(meshed_pod("shop", "cart"));
-    let said = holders::not_renewed(&fake.cluster(), "new").await.unwrap();
+    let said = holders::not_renewed(&fake.cluster(), "new", &BTreeSet::new()).await.unwrap();
     assert_eq!(said[1], "shop/cart (connected to no controller)");
     let silent = json!([{"workload": "shop/cart", "version": "v", "error": null, "sidecar": {
         "connected": true, "connectedSince": "2026-01-01T00:00:00Z", "program": "0.0.9", "sentVersion": null,
         "ackedVersion": null, "rejected": null, "trustedRoots": ["new"], "certificateNotAfter": "2030-01-01T00:00:00Z"}}]);
     let workloads = get(async move || axum::Json(silent));
     fake.admin("tidegate-system/c", Router::new().route("/workloads", workloads)).await;
-    let said = holders::not_renewed(&fake.cluster(), "new").await.unwrap();
+    let said = holders::not_renewed(&fake.cluster(), "new", &BTreeSet::new()).await.unwrap();
     assert_eq!(said[1], "shop/cart (does not say under which root its certificate is)");
 }
 
@@ -272,7 +383,7 @@ async fn the_ingress_controller_s_secret_is_a_holder_too() {
         fake.put(json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
             "metadata": {"name": "client", "namespace": "nginx"},
             "data": {"tls.crt": k8s_openapi::ByteString(leaf.into_bytes())}}));
-        let said = holders::not_renewed(&fake.cluster(), &root).await.unwrap();
+        let said = holders::not_renewed(&fake.cluster(), &root, &BTreeSet::new()).await.unwrap();
         let expected = "Secret nginx/client (has a certificate of the old root)";
         assert_eq!(said.iter().any(|holder| holder == expected), !is_renewed, "{said:?}");
     }
