@@ -415,7 +415,7 @@ fn text(status: &Status) -> String {
         status.left_behind.len()
     );
     for Unreached { namespace, reason } in &rotation.unreached {
-        text += &format!("without    namespace {namespace}: {reason}\n");
+        text += &format!("unreached  namespace {namespace}: {reason}\n");
     }
     let rows: Vec<Vec<String>> = rotation
         .trusted_roots
