@@ -107,7 +107,8 @@ fn the_root_is_replaced_under_load_and_not_before_every_sidecar_is_ready_for_it(
     let url = format!("http://server.{}/get", shop.name());
     outside.pod("client").get_until(&url, 200);
     shop.pod("paused").get_until(&url, 200);
-    // Between sidecars: a connection for each request, and some that last a little. From outside: for ever.
+    // Between sidecars: a connection for each request, some that last a little, some for ever. From outside: for ever.
+    let meshed = Load::start(&shop, "meshed", &url, &[]);
     let fresh = Load::start(&shop, "fresh", &url, &["--requests-per-connection=1"]);
     let kept = Load::start(&shop, "kept", &url, &["--requests-per-connection=20"]);
     let lasting = Load::start(&outside, "lasting", &url, &[]);
@@ -144,12 +145,14 @@ fn the_root_is_replaced_under_load_and_not_before_every_sidecar_is_ready_for_it(
     file.write_all(roots.as_bytes()).unwrap();
     run(Command::new("openssl").args(["verify", "-CAfile"]).arg(file.path()), &leaf).unwrap();
 
-    for load in [&fresh, &kept, &lasting] {
+    for load in [&fresh, &kept, &meshed, &lasting] {
         load.wait_for(20);
         load.assert_flawless();
     }
     let report = lasting.report();
     assert_eq!(report["connections"], 4, "connections that no certificate let in live on: {report:#}");
+    let report = meshed.report();
+    assert_eq!(report["connections"], 4, "connections that the old root let in live on: {report:#}");
     paused.get_until(&url, 200);
 
     // Certificates that end within the hour are worth a word, and no failure.

@@ -3,7 +3,8 @@
 //! [`serve`] is a connection's story: read a head, decide, write the head and what is there of the body to the app in
 //! one write, read the answer's head, write it and what is there of its body in one write, pump the rest. `head`
 //! reads heads, `body` finds the ends of bodies, `forward` writes what goes to the next hop, `exchange` drives the
-//! two directions at once, `tunnel` takes over after `101 Switching Protocols`.
+//! two directions at once, `tunnel` takes over after `101 Switching Protocols`, and `websocket` has the last word where
+//! that was a switch to one.
 //!
 //! A connection that waits for a request holds no buffers. A request in a steady state allocates nothing, spawns
 //! nothing and sets no timer.
@@ -25,6 +26,7 @@ use self::exchange::{Asked, Exchange, MOST_DRAINED, Outcome, UploadState, make_r
 use self::forward::{Persistence, Span};
 use self::glimpse::Glimpse;
 use self::head::{Framing, Storage, has_bare_line_feed};
+use self::websocket::Followed;
 use super::Env;
 use super::buffer::{Buffer, MEDIUM};
 use super::local_reply::{self, LocalReply};
@@ -42,6 +44,7 @@ mod glimpse;
 pub mod head;
 pub mod transcript;
 mod tunnel;
+mod websocket;
 
 #[cfg(test)]
 mod tests;
@@ -376,8 +379,10 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         let from_client = std::mem::take(&mut self.inbound);
         let from_upstream = std::mem::take(&mut self.exchange.down.input);
         let (line, env) = (self.line, self.env);
+        let mut client = Followed::new(&mut self.client, self.exchange.down.is_websocket);
         let (moved, ended) =
-            tunnel::run(&mut self.client, &mut upstream, from_client, from_upstream, line, env).await;
+            tunnel::run(&mut client, &mut upstream, from_client, from_upstream, line, env).await;
+        let has_room = client.has_room();
         self.exchange.up.moved = moved.from_client;
         self.exchange.down.moved = moved.to_client;
         let (flag, details) = match ended {
@@ -385,7 +390,24 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
             Err(Ended(cause)) => ended_by(cause, false),
         };
         self.tell_end(self.exchange.down.status, flag, details);
-        After::Abort
+        match ended {
+            Err(Ended(Cause::Deadline(_))) | Ok(()) => After::Abort,
+            Err(_) if has_room => self.go_away().await,
+            Err(_) => After::Abort,
+        }
+    }
+
+    /// Tells the client of a websocket that it ends, if the client takes it at once.
+    async fn go_away(&mut self) -> After {
+        let (client, mut rest) = (&mut self.client, websocket::GOING_AWAY);
+        let told = self.line.guard(poll_fn(|context| {
+            while !rest.is_empty() {
+                let count = ready!(Pin::new(&mut *client).poll_write(context, rest))?;
+                rest = rest.get(count.max(1)..).unwrap_or_default();
+            }
+            Pin::new(&mut *client).poll_flush(context)
+        }));
+        if matches!(told.await, Ok(Ok(()))) { After::Linger } else { After::Abort }
     }
 
     /// The connection was ended from outside while a request was in flight.

@@ -90,6 +90,8 @@ pub(super) struct Download {
     is_flushed: bool,
     /// Whether reads fill their buffer, so that a larger one pays.
     is_bulk: bool,
+    /// Whether the app has switched to a websocket.
+    pub(super) is_websocket: bool,
     /// Bytes of the body.
     pub(super) moved: u64,
     /// When its first byte came.
@@ -362,6 +364,7 @@ impl Exchange {
         match status {
             101 if upgrade => {
                 forward::write_switch(&head, out);
+                self.down.is_websocket = forward::is_websocket(head.fields);
                 self.down.state = DownloadState::Switching;
             }
             101 => return Err(HeadError::FirstLine),
@@ -461,6 +464,7 @@ impl Download {
             input: Buffer::default(),
             out: Buffer::default(),
             is_new: false,
+            is_websocket: false,
             is_flushed: true,
             is_bulk: false,
             moved: 0,

@@ -288,6 +288,13 @@ fn put_fields(head: &ResponseHead<'_>, with_length: bool, out: &mut Buffer) {
     }
 }
 
+/// Whether a switch is one to a websocket.
+pub(super) fn is_websocket(fields: HeadFields<'_>) -> bool {
+    let mut protocols = fields.values(Field::Upgrade).flat_map(upgrade_protocols);
+    protocols.next().is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+        && protocols.next().is_none()
+}
+
 fn put_upgrade(out: &mut Buffer, fields: HeadFields<'_>) {
     for (at, protocol) in fields.values(Field::Upgrade).flat_map(upgrade_protocols).enumerate() {
         if at > 0 {

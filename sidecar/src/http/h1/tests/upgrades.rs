@@ -2,6 +2,8 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::lifeline::{Cause, Wait};
+
 use super::world::{World, local, own_fields, read_head, read_rest, read_until};
 
 const UPGRADE: &[u8] =
@@ -37,6 +39,41 @@ async fn after_101_bytes_go_both_ways_until_both_sides_have_ended() {
         assert!(world.env.h1.is_empty());
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_websocket_that_is_ended_from_outside_ends_with_a_close_frame_where_one_fits() {
+    let (text, cut, close) = (&[0x81, 2, b'h', b'i'][..], &[0x81, 9, b'h'][..], &[0x88, 2, 3, 0xe9][..]);
+    for (protocol, sent, cause, expected) in [
+        ("websocket", text, Cause::TrustBundleChanged, [text, close].concat()),
+        ("websocket", &[][..], Cause::PolicyChanged, close.to_vec()),
+        ("websocket", close, Cause::Draining, close.to_vec()),
+        ("websocket", cut, Cause::TrustBundleChanged, cut.to_vec()),
+        ("websocket", text, Cause::Deadline(Wait::Body), text.to_vec()),
+        ("other", text, Cause::TrustBundleChanged, text.to_vec()),
+    ] {
+        local(async {
+            let world = World::new().await;
+            let mut client = world.connect();
+            let asked =
+                format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: {protocol}\r\n\r\n");
+            client.write_all(asked.as_bytes()).await.unwrap();
+            let mut app = world.app.accept().await;
+            read_head(&mut app).await;
+            let switched = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocol}\r\nConnection: upgrade\r\n\r\n"
+            );
+            app.write_all(&[switched.as_bytes(), sent].concat()).await.unwrap();
+            read_head(&mut client).await;
+            let mut seen = vec![0; sent.len()];
+            client.read_exact(&mut seen).await.unwrap();
+            world.lines.for_each(|line, ()| line.close(cause));
+            seen.extend(read_rest(&mut client).await);
+            assert_eq!(seen, expected, "{protocol} {cause:?}");
+            assert_eq!(app.read(&mut [0; 8]).await.unwrap_or_default(), 0);
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

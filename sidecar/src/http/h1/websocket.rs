@@ -1,0 +1,174 @@
+//! A last word to the client of a websocket that is ended from outside: a close frame (RFC 6455 §5.5.1), where one fits.
+//!
+//! Between two frames of the app's one may be put, also within a message that is in several frames (§5.4). So the heads of
+//! frames are followed as they pass; what is in them is not looked at.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Close, 1001 *going away*: unmasked, as all that goes to a client.
+pub(super) const GOING_AWAY: &[u8] = &[0x88, 2, 0x03, 0xe9];
+
+/// The longest head of a frame.
+const MOST_HEAD: usize = 14;
+
+/// Where a stream of frames is.
+#[derive(Debug, Default)]
+struct Frames {
+    head: [u8; MOST_HEAD],
+    /// How much of a head has passed.
+    read: usize,
+    /// How much of a payload is still to pass.
+    payload: u64,
+    /// A close frame has passed: nothing may follow.
+    is_closed: bool,
+}
+
+/// A client whose frames are followed, if it is one of a websocket.
+pub(super) struct Followed<'a, S> {
+    client: &'a mut S,
+    frames: Option<Frames>,
+}
+
+impl Frames {
+    /// Follows bytes that have passed.
+    fn follow(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let passing = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
+            if passing > 0 {
+                self.payload -= passing as u64;
+                bytes = bytes.get(passing..).unwrap_or_default();
+                continue;
+            }
+            let Some((byte, rest)) = bytes.split_first() else { return };
+            bytes = rest;
+            if let Some(place) = self.head.get_mut(self.read) {
+                *place = *byte;
+            }
+            self.read += 1;
+            if let Some(payload) = payload(self.head.get(..self.read).unwrap_or_default()) {
+                self.is_closed |= self.head[0] & 0x0f == 0x08;
+                self.payload = payload;
+                self.read = 0;
+            }
+        }
+    }
+
+    /// Whether a frame of ours may come now.
+    fn has_room(&self) -> bool {
+        self.read == 0 && self.payload == 0 && !self.is_closed
+    }
+}
+
+/// The length of a frame's payload, once its head is whole.
+fn payload(head: &[u8]) -> Option<u64> {
+    let second = *head.get(1)?;
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    let (length, extended) = match second & 0x7f {
+        126 => (head.get(2..4)?, true),
+        127 => (head.get(2..10)?, true),
+        _ => (head.get(1..2)?, false),
+    };
+    let end = if extended { 2 + length.len() } else { 2 } + mask;
+    let value = length.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    (head.len() >= end).then_some(if extended { value } else { value & 0x7f })
+}
+
+impl<'a, S> Followed<'a, S> {
+    pub(super) fn new(client: &'a mut S, is_websocket: bool) -> Self {
+        Self { client, frames: is_websocket.then(Frames::default) }
+    }
+
+    /// Whether a frame of ours may come now.
+    pub(super) fn has_room(&self) -> bool {
+        self.frames.as_ref().is_some_and(Frames::has_room)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Followed<'_, S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.client).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Followed<'_, S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut *self.client).poll_write(context, bytes);
+        if let (Some(frames), Poll::Ready(Ok(count))) = (&mut self.frames, &written) {
+            frames.follow(bytes.get(..*count).unwrap_or_default());
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.client).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nothing follows an end.
+        self.frames = None;
+        Pin::new(&mut *self.client).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(first: u8, payload: usize, mask: bool) -> Vec<u8> {
+        let bit = if mask { 0x80 } else { 0 };
+        let mut frame = vec![first];
+        match payload {
+            0..126 => frame.push(bit | payload as u8),
+            126..=0xffff => {
+                frame.push(bit | 126);
+                frame.extend((payload as u16).to_be_bytes());
+            }
+            _ => {
+                frame.push(bit | 127);
+                frame.extend((payload as u64).to_be_bytes());
+            }
+        }
+        frame.extend(vec![0xff; payload + if mask { 4 } else { 0 }]);
+        frame
+    }
+
+    #[test]
+    fn there_is_room_between_frames_and_nowhere_else_however_they_are_cut() {
+        for payload in [0, 1, 125, 126, 127, 300, 0xffff, 0x1_0000] {
+            for mask in [false, true] {
+                let frame = frame(0x82, payload, mask);
+                for step in [1, 3, frame.len()] {
+                    let mut frames = Frames::default();
+                    assert!(frames.has_room());
+                    for _ in 0..2 {
+                        for (index, chunk) in frame.chunks(step).enumerate() {
+                            frames.follow(chunk);
+                            let is_whole = (index + 1) * step >= frame.len();
+                            assert_eq!(frames.has_room(), is_whole, "{payload} {mask} {step} {index}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_close_frame_there_is_no_room() {
+        let mut frames = Frames::default();
+        frames.follow(&frame(0x81, 5, false));
+        frames.follow(GOING_AWAY);
+        assert!(!frames.has_room());
+    }
+}
