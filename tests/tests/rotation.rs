@@ -253,5 +253,5 @@ fn a_connection_ends_with_the_client_certificate_that_opened_it() {
     let mut connection = mesh.client().tls(tls).connect().unwrap();
     assert_eq!(connection.get("/get").unwrap().status(), 200);
     let end = connection.end(Duration::from_secs(10));
-    assert_eq!(end, tidegate_tests::client::End::Closed);
+    assert_eq!(end, End::Closed);
 }
