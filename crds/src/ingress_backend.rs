@@ -6,6 +6,9 @@ use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+/// The `apiVersion` of IngressBackends.
+pub const INGRESS_BACKEND: &str = "policy.openservicemesh.io/v1alpha1";
+
 /// What is let in from outside the mesh.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[kube(

@@ -1,16 +1,36 @@
 //! The CRDs as manifests: the files in `crds/yaml`.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, CustomResourceDefinitionVersion,
+};
 use kube::CustomResourceExt;
 
+use crate::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
 use crate::{IngressBackend, MeshConfig};
 
 /// Every CRD with the name of its file in `crds/yaml`.
 pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
     vec![
         ("policy.openservicemesh.io_ingressbackends.yaml", IngressBackend::crd()),
-        ("config.openservicemesh.io_meshconfigs.yaml", MeshConfig::crd()),
+        ("config.openservicemesh.io_meshconfigs.yaml", mesh_config()),
     ]
+}
+
+/// The MeshConfig is served in its older version, too: it has the same fields, so that nothing is converted but the
+/// version's name.
+fn mesh_config() -> CustomResourceDefinition {
+    let mut crd = MeshConfig::crd();
+    if let Some(newest) = crd.spec.versions.first().cloned() {
+        let warning = format!("{OLDER_MESH_CONFIG} MeshConfig is deprecated; use {MESH_CONFIG} MeshConfig");
+        crd.spec.versions.push(CustomResourceDefinitionVersion {
+            name: "v1alpha1".to_owned(),
+            storage: false,
+            deprecated: Some(true),
+            deprecation_warning: Some(warning),
+            ..newest
+        });
+    }
+    crd
 }
 
 /// A CRD as YAML, as `kubectl apply` takes it.

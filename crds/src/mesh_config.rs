@@ -24,6 +24,12 @@ pub use traffic::{ExternalAuthorization, TrafficSpec};
 /// The name of the one MeshConfig.
 pub const MESH_CONFIG_NAME: &str = "osm-mesh-config";
 
+/// The `apiVersion` of MeshConfigs.
+pub const MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha2";
+/// The older one, of manifests for Open Service Mesh before v1.2, AKS and Azure Arc. It has the same fields and means
+/// the same.
+pub const OLDER_MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha1";
+
 /// Settings of the mesh.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(

@@ -103,11 +103,12 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
         cluster.apply(&objects(mesh));
 
         let said = tidegate(&cluster, &helm, mesh, &["install", "--apply", "--wait", "--values", values]);
-        for (name, ..) in DEFINITIONS {
+        for (name, _, versions) in DEFINITIONS {
             assert!(said.contains(&format!("Taken over: CustomResourceDefinition {name}")), "{said}");
             let crd = cluster.get_json(&["crd", name]);
             assert_eq!(crd["metadata"]["annotations"]["meta.helm.sh/release-namespace"], mesh);
-            assert_eq!(crd["spec"]["versions"].as_array().unwrap().len(), 1, "{crd:#}");
+            // The older version of a MeshConfig is served on, and not stored any more.
+            assert_eq!(crd["spec"]["versions"].as_array().unwrap().len(), versions.len(), "{crd:#}");
         }
         assert!(said.contains("stored as v1alpha2 now, no longer as v1alpha1"), "{said}");
         let app = format!("{mesh}-app");
@@ -118,6 +119,18 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
 
         let config = cluster.get_json(&["meshconfig", "osm-mesh-config", "-n", mesh]);
         assert_eq!(config["spec"]["traffic"]["outboundPortExclusionList"], json!([6379]));
+        // A manifest of the older version is taken, and means the same.
+        cluster.apply(
+            &json!({
+                "apiVersion": "config.openservicemesh.io/v1alpha1", "kind": "MeshConfig",
+                "metadata": {"name": "osm-mesh-config", "namespace": mesh},
+                "spec": {"traffic": {"useHTTPSIngress": true, "outboundPortExclusionList": [6380]}},
+            })
+            .to_string(),
+        );
+        let config = cluster.get_json(&["meshconfig", "osm-mesh-config", "-n", mesh]);
+        assert_eq!(config["apiVersion"], "config.openservicemesh.io/v1alpha2");
+        assert_eq!(config["spec"]["traffic"]["outboundPortExclusionList"], json!([6380]));
         let status = |name: &str| {
             cluster.wait_for("a status", &["ingressbackend", name, "-n", &app], |object| {
                 let text = |field: &str| object["status"][field].as_str().map(str::to_owned);

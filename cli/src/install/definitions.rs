@@ -1,8 +1,9 @@
 //! Custom resource definitions that the cluster has already: Open Service Mesh, osm-edge or `kubectl apply` left them.
 //!
 //! Helm refuses to touch what it has not made. What is taken over here is these definitions and nothing else, and only
-//! where no other Helm release has them. Their objects stay. Those that are stored in a version that the definition
-//! will have no more are stored anew first: the API server would refuse the definition, and could not read them.
+//! where no other Helm release has them. Their objects stay. Those that are stored in another version than the one that
+//! the definition stores are stored anew first: where the definition has that version no more, the API server would
+//! refuse it, and could not read them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -116,7 +117,7 @@ impl Found {
         let objects = self.objects(cluster).await?;
         if !dropped.is_empty() {
             self.store_anew(cluster, &objects).await?;
-            let status = json!({"status": {"storedVersions": self.version_names()}});
+            let status = json!({"status": {"storedVersions": [self.storage_version()]}});
             api.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.map_err(
                 |error| {
                     cluster.failed(&format!("write the status of CustomResourceDefinition {name}"), &error)
@@ -128,10 +129,16 @@ impl Found {
         Ok(())
     }
 
-    /// Versions that objects may be stored in and that our definition does not have.
+    /// Versions that objects may be stored in and that our definition does not store.
     fn dropped_stored_versions(&self) -> Vec<String> {
-        let ours = self.version_names();
-        self.stored_versions().filter(|stored| !ours.contains(*stored)).cloned().collect()
+        let ours = self.storage_version();
+        self.stored_versions().filter(|stored| *stored != ours).cloned().collect()
+    }
+
+    /// The version that our definition stores.
+    fn storage_version(&self) -> &str {
+        let stored = self.ours.spec.versions.iter().find(|version| version.storage);
+        stored.map(|version| version.name.as_str()).unwrap_or_default()
     }
 
     /// Versions that objects may be stored in.
@@ -170,17 +177,17 @@ impl Found {
 
     /// Whether objects are stored in our version as it is, without a change of the definition.
     fn stores_ours_already(&self) -> bool {
-        let ours = self.version_names();
-        self.theirs.spec.versions.iter().any(|version| version.storage && ours.contains(&version.name))
+        let ours = self.storage_version();
+        self.theirs.spec.versions.iter().any(|version| version.storage && version.name == ours)
     }
 
     /// Every object, in our version.
     async fn objects(&self, cluster: &Cluster) -> anyhow::Result<Vec<DynamicObject>> {
         let what = format!("{}s of all namespaces", self.ours.spec.names.kind);
         let api = Api::all_with(cluster.client.clone(), &self.resource());
-        let ours = self.version_names();
+        let ours = self.storage_version();
         let was_served =
-            self.theirs.spec.versions.iter().any(|version| version.served && ours.contains(&version.name));
+            self.theirs.spec.versions.iter().any(|version| version.served && version.name == ours);
         let deadline = Instant::now() + SWITCH;
         loop {
             match cluster.list(&api, ListParams::default(), &what).await {
@@ -192,7 +199,7 @@ impl Found {
     }
 
     fn resource(&self) -> ApiResource {
-        let version = self.ours.spec.versions.first().map(|version| version.name.clone()).unwrap_or_default();
+        let version = self.storage_version().to_owned();
         ApiResource {
             group: self.ours.spec.group.clone(),
             api_version: format!("{}/{version}", self.ours.spec.group),
@@ -204,9 +211,8 @@ impl Found {
 
     /// Writes each object as it is: the API server then stores it in the version that it stores now.
     async fn store_anew(&self, cluster: &Cluster, objects: &[DynamicObject]) -> anyhow::Result<()> {
-        let ours = self.version_names();
         // If none ever was stored in ours, writing each of them must change it.
-        let must_change = !self.stored_versions().any(|version| ours.contains(version));
+        let must_change = !self.stored_versions().any(|version| version == self.storage_version());
         let deadline = Instant::now() + SWITCH;
         let mut has_switched = self.stores_ours_already();
         for object in objects {
@@ -261,11 +267,12 @@ impl Found {
             .map(|version| version.name.as_str())
             .filter(|name| !ours.contains(*name))
             .collect();
-        let ours = ours.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         if !dropped.is_empty() {
-            text += &format!("; stored as {ours} now, no longer as {}", dropped.join(", "));
+            let stored = self.storage_version();
+            text += &format!("; stored as {stored} now, no longer as {}", dropped.join(", "));
         }
         if !gone.is_empty() {
+            let ours = ours.iter().map(String::as_str).collect::<Vec<_>>().join(" or ");
             text += &format!("; manifests must say {ours}, {} is not served any more", gone.join(", "));
         }
         text

@@ -66,13 +66,14 @@ fn a_manifest_of_an_osm_user_fits_the_schema_and_comes_back_whole() {
 }
 
 #[test]
-fn the_mesh_config_of_the_test_sets_every_field_but_those_that_osm_only_later_had() {
+fn the_mesh_config_of_the_test_sets_every_field_but_those_that_osm_only_later_or_only_earlier_had() {
+    const OTHERS: [&str; 3] = ["enableMeshRootCertificate", "useHTTPSIngress", "prometheusScraping"];
     let value: Value = serde_saphyr::from_str(MESH_CONFIG).unwrap();
     let schema = serde_json::to_value(MeshConfig::crd()).unwrap();
     let spec = &schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     for (section, schema) in spec["properties"].as_object().unwrap() {
         for field in
-            schema["properties"].as_object().unwrap().keys().filter(|f| *f != "enableMeshRootCertificate")
+            schema["properties"].as_object().unwrap().keys().filter(|f| !OTHERS.contains(&f.as_str()))
         {
             assert!(
                 value["spec"][section].get(field).is_some(),
@@ -87,4 +88,36 @@ fn assert_round_trip<T: CustomResourceExt + DeserializeOwned + Serialize>(text: 
     assert_eq!(schema::check(&T::crd(), &value), []);
     let object: T = serde_json::from_value(value.clone()).unwrap();
     assert_eq!(serde_json::to_value(&object).unwrap(), value);
+}
+
+#[test]
+fn a_mesh_config_of_the_older_version_is_served_as_it_is_and_stored_in_the_newer_one() {
+    let (_, crd) = all().into_iter().find(|(_, crd)| crd.spec.names.kind == "MeshConfig").unwrap();
+    let versions: Vec<_> = crd.spec.versions.iter().map(|v| (v.name.as_str(), v.served, v.storage)).collect();
+    assert_eq!(versions, [("v1alpha2", true, true), ("v1alpha1", true, false)]);
+    assert_eq!(crd.spec.versions[0].schema, crd.spec.versions[1].schema);
+    assert_eq!(
+        crd.spec.versions[1].deprecation_warning.as_deref(),
+        Some(
+            "config.openservicemesh.io/v1alpha1 MeshConfig is deprecated; use config.openservicemesh.io/v1alpha2 MeshConfig"
+        )
+    );
+    assert!(crd.spec.conversion.is_none(), "nothing but the version's name differs");
+    // As Open Service Mesh v0.9 made it.
+    let early = serde_json::json!({
+        "apiVersion": OLDER_MESH_CONFIG, "kind": "MeshConfig",
+        "metadata": {"name": "osm-mesh-config", "namespace": "osm-system"},
+        "spec": {
+            "certificate": {"serviceCertValidityDuration": "24h"},
+            "observability": {"enableDebugServer": true, "prometheusScraping": true, "tracing": {"enable": false}},
+            "sidecar": {"envoyImage": "", "logLevel": "error", "maxDataPlaneConnections": 0, "resources": {}},
+            "traffic": {
+                "enableEgress": true, "enablePermissiveTrafficPolicyMode": true, "useHTTPSIngress": false,
+                "inboundExternalAuthorization": {"enable": false, "statPrefix": "inboundExtAuthz", "timeout": "1s"},
+            },
+        },
+    });
+    assert_eq!(schema::check(&crd, &early), []);
+    let config: MeshConfig = serde_json::from_value(early).unwrap();
+    assert_eq!(config.spec.certificate.unwrap().cert_key_bit_size, 2048);
 }

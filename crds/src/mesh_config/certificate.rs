@@ -14,11 +14,17 @@ pub struct CertificateSpec {
     /// `--max-lifetime` says. Default: 24h.
     pub service_cert_validity_duration: String,
     /// Size of RSA keys in bits, 2048 to 4096. Default: 2048. Accepted and not yet acted on: keys are ECDSA P-256.
+    #[serde(default = "default_key_bits")]
     #[schemars(extend("format" = "int32"))]
     pub cert_key_bit_size: i64,
     /// The client certificate of the ingress controller. Default: none is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ingress_gateway: Option<IngressGatewayCertificate>,
+}
+
+/// Early manifests of v1alpha1 do not say it.
+fn default_key_bits() -> i64 {
+    2048
 }
 
 /// The shortest life of a workload's certificate: a shorter one would be over before it is renewed.

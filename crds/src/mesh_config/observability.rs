@@ -13,6 +13,9 @@ pub struct ObservabilitySpec {
     /// Default: false. Accepted and not yet acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_debug_server: Option<bool>,
+    /// Of early manifests of v1alpha1. Default: true. Accepted and not yet acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prometheus_scraping: Option<bool>,
     /// Traces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracing: Option<TracingSpec>,

@@ -33,6 +33,10 @@ pub struct TrafficSpec {
     /// outside the mesh. Default: false; what the chart makes says true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_permissive_traffic_policy_mode: Option<bool>,
+    /// Of early manifests of v1alpha1: whether ingress controllers speak HTTPS. Default: false.
+    /// Accepted and not yet acted on: each IngressBackend says it.
+    #[serde(default, rename = "useHTTPSIngress", skip_serializing_if = "Option::is_none")]
+    pub use_https_ingress: Option<bool>,
     /// An external service that is asked about each request. Default: none. Accepted and not yet acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inbound_external_authorization: Option<ExternalAuthorization>,

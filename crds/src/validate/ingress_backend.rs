@@ -93,12 +93,9 @@ fn check_http(spec: &IngressBackendSpec, backend: &Backend, path: &str, findings
         );
         findings.push(Finding::warning(format!("spec.sources[{i}]"), message));
     }
-    let hosts = backend.tls.as_ref().and_then(|tls| tls.sni_hosts.as_ref());
-    if hosts.is_some_and(|hosts| !hosts.is_empty()) {
-        findings.push(Finding::warning(
-            format!("{path}.tls.sniHosts"),
-            "ignored: protocol http has no server names",
-        ));
+    if backend.tls.is_some() {
+        let message = "ignored: protocol http ends no TLS; clients that speak TLS need port.protocol https";
+        findings.push(Finding::warning(format!("{path}.tls"), message));
     }
 }
 

@@ -129,8 +129,8 @@ async fn definitions_of_another_helm_release_are_left_alone_and_none_other_is_to
 #[tokio::test]
 async fn objects_of_a_version_that_goes_are_stored_anew_before_it_goes() {
     let api = FakeApi::start().await;
-    let versions = [("v1alpha1", true), ("v1alpha2", false)];
-    api.apply(CRDS, bare(CONFIGS_CRD, "MeshConfig", &versions, &["v1alpha1"]));
+    let versions = [("v1alpha3", true), ("v1alpha2", false)];
+    api.apply(CRDS, bare(CONFIGS_CRD, "MeshConfig", &versions, &["v1alpha3"]));
     api.apply(CONFIGS, mesh_config());
     // The API server takes its time until it stores in the other version: at first a write changes nothing.
     let mut unchanged = 2;
@@ -146,7 +146,7 @@ async fn objects_of_a_version_that_goes_are_stored_anew_before_it_goes() {
         said,
         [
             "Taken over: CustomResourceDefinition meshconfigs.config.openservicemesh.io, whose 1 object stays; stored as \
-          v1alpha2 now, no longer as v1alpha1; manifests must say v1alpha2, v1alpha1 is not served any more"
+          v1alpha2 now, no longer as v1alpha3; manifests must say v1alpha1 or v1alpha2, v1alpha3 is not served any more"
         ]
     );
     let object = "update meshconfigs osm-mesh-config";
@@ -164,8 +164,33 @@ async fn objects_of_a_version_that_goes_are_stored_anew_before_it_goes() {
     assert_eq!(crd["status"]["storedVersions"], json!(["v1alpha2"]));
     let versions = crd["spec"]["versions"].as_array().unwrap().iter();
     let stores: Vec<_> = versions.map(|version| (&version["name"], &version["storage"])).collect();
-    assert_eq!(stores, [(&json!("v1alpha2"), &json!(true)), (&json!("v1alpha1"), &json!(false))]);
+    assert_eq!(
+        stores,
+        [
+            (&json!("v1alpha2"), &json!(true)),
+            (&json!("v1alpha1"), &json!(false)),
+            (&json!("v1alpha3"), &json!(false))
+        ]
+    );
     assert_eq!(api.get(CONFIGS, "osm-system", "osm-mesh-config").unwrap()["spec"], mesh_config()["spec"]);
+}
+
+#[tokio::test]
+async fn objects_of_a_version_that_stays_but_is_not_stored_are_stored_anew_too() {
+    let api = FakeApi::start().await;
+    let versions = [("v1alpha1", true), ("v1alpha2", false)];
+    api.apply(CRDS, bare(CONFIGS_CRD, "MeshConfig", &versions, &["v1alpha1"]));
+    api.apply(CONFIGS, mesh_config());
+    let said = take_over(&cluster(&api)).await.unwrap();
+    assert_eq!(
+        said,
+        [
+            "Taken over: CustomResourceDefinition meshconfigs.config.openservicemesh.io, whose 1 object stays; stored as \
+          v1alpha2 now, no longer as v1alpha1"
+        ]
+    );
+    let crd = api.get(CRDS, "", CONFIGS_CRD).unwrap();
+    assert_eq!(crd["status"]["storedVersions"], json!(["v1alpha2"]));
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
 use serde::Deserialize;
+use tidegate_crds::ingress_backend::INGRESS_BACKEND;
+use tidegate_crds::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
 use tidegate_crds::validate::{self, Finding};
 use tidegate_crds::{IngressBackend, MeshConfig, schema};
 
@@ -118,14 +120,18 @@ impl Reader<'_> {
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.read_kubernetes(node, Kind::EndpointSlice, |o| Object::EndpointSlice(Arc::new(o)));
             }
-            ("policy.openservicemesh.io/v1alpha1", "IngressBackend") => {
+            (INGRESS_BACKEND, "IngressBackend") => {
                 static CRD: LazyLock<CustomResourceDefinition> = LazyLock::new(IngressBackend::crd);
                 self.read_custom::<IngressBackend>(node, Kind::IngressBackend, &CRD, |object| {
                     let findings = validate::ingress_backend(&object.spec);
                     (Object::IngressBackend(object.into()), findings)
                 });
             }
-            ("config.openservicemesh.io/v1alpha2", "MeshConfig") => {
+            (MESH_CONFIG | OLDER_MESH_CONFIG, "MeshConfig") => {
+                if api_version == OLDER_MESH_CONFIG {
+                    let message = format!("{api_version} is deprecated: {MESH_CONFIG} has the same fields");
+                    self.api_version(node, ProblemSeverity::Warning, message);
+                }
                 static CRD: LazyLock<CustomResourceDefinition> = LazyLock::new(MeshConfig::crd);
                 self.read_custom::<MeshConfig>(node, Kind::MeshConfig, &CRD, |object| {
                     let findings = validate::mesh_config(&object.spec);
@@ -133,15 +139,10 @@ impl Reader<'_> {
                 });
             }
             (_, "IngressBackend" | "MeshConfig") => {
-                let message = format!("{kind} is not served in version {api_version}");
+                let right = if kind == "MeshConfig" { MESH_CONFIG } else { INGRESS_BACKEND };
                 self.parsed.has_unknown = true;
-                self.problem(
-                    node.locate("apiVersion"),
-                    Some("apiVersion".to_owned()),
-                    None,
-                    ProblemSeverity::Error,
-                    message,
-                );
+                let message = format!("{kind} is not served in version {api_version}: use {right}");
+                self.api_version(node, ProblemSeverity::Error, message);
             }
             _ => {
                 let message = format!("{api_version} {kind} is of no use to the mesh and is left out");
@@ -228,6 +229,10 @@ impl Reader<'_> {
             return None;
         }
         Some(ObjectKey { kind, name: ObjectName::new(namespace, name) })
+    }
+
+    fn api_version(&mut self, node: &Node, severity: ProblemSeverity, message: String) {
+        self.problem(node.locate("apiVersion"), Some("apiVersion".to_owned()), None, severity, message);
     }
 
     fn misfit(&mut self, misfit: &Misfit, key: Option<&ObjectKey>) {

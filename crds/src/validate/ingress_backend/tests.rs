@@ -118,6 +118,21 @@ fn a_policy_that_means_what_it_says_has_no_findings() {
 }
 
 #[test]
+fn a_tls_block_where_no_tls_is_ended_is_warned_about() {
+    for tls in [
+        json!({"skipClientCertValidation": false}),
+        json!({"skipClientCertValidation": true, "sniHosts": ["a.example"]}),
+    ] {
+        assert_eq!(
+            findings("http", tls, json!([range()])),
+            [
+                "warning: spec.backends[0].tls: ignored: protocol http ends no TLS; clients that speak TLS need port.protocol https"
+            ]
+        );
+    }
+}
+
+#[test]
 fn tcp_refuses_what_it_cannot_check() {
     let tls = json!({"skipClientCertValidation": true});
     let found = findings("tcp", tls, json!([range(), principal("a.b.cluster.local")]));

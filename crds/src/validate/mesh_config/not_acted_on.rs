@@ -99,6 +99,11 @@ fn traffic(traffic: &TrafficSpec, settings: &mut Vec<Setting>) {
             instead: "workloads reach what is no part of the mesh, as it is; keep them from it by a NetworkPolicy",
         },
         Setting {
+            path: "spec.traffic.useHTTPSIngress",
+            value: flag(traffic.use_https_ingress, false),
+            instead: "an IngressBackend with port.protocol: https says it for each backend",
+        },
+        Setting {
             path: "spec.traffic.inboundExternalAuthorization.enable",
             value: flag(authorization.and_then(|authorization| authorization.enable), false),
             instead: "nobody is asked, and requests are let in by IngressBackends and permissive mode alone",
@@ -118,6 +123,11 @@ fn observability(observability: &ObservabilitySpec, settings: &mut Vec<Setting>)
             path: "spec.observability.enableDebugServer",
             value: flag(observability.enable_debug_server, false),
             instead: "the admin pages are always there, on loopback",
+        },
+        Setting {
+            path: "spec.observability.prometheusScraping",
+            value: flag(observability.prometheus_scraping, true),
+            instead: "sidecars always have their metrics; the annotation openservicemesh.io/metrics says who is scraped",
         },
         Setting {
             path: "spec.observability.tracing.enable",
@@ -271,8 +281,13 @@ mod tests {
                 "initContainerImage": "i", "configResyncInterval": "30s", "tlsMinProtocolVersion": "TLSv1_3",
                 "tlsMaxProtocolVersion": "TLSv1_2", "cipherSuites": ["A", "B"], "ecdhCurves": ["P-256"],
             },
-            "traffic": {"enableEgress": false, "inboundExternalAuthorization": {"enable": true}},
-            "observability": {"osmLogLevel": "debug", "enableDebugServer": true, "tracing": {"enable": true}},
+            "traffic": {
+                "enableEgress": false, "useHTTPSIngress": true, "inboundExternalAuthorization": {"enable": true},
+            },
+            "observability": {
+                "osmLogLevel": "debug", "enableDebugServer": true, "prometheusScraping": false,
+                "tracing": {"enable": true},
+            },
             "certificate": {"serviceCertValidityDuration": "24h", "certKeyBitSize": 4096},
             "featureFlags": {
                 "enableWASMStats": false, "enableEgressPolicy": false, "enableMulticlusterMode": true,
@@ -284,6 +299,7 @@ mod tests {
         assert_eq!(found.len(), settings(&MeshConfigSpec::default()).len(), "{found:#?}");
         for expected in [
             "spec.traffic.inboundExternalAuthorization.enable: true is accepted and not acted on: nobody is asked",
+            "spec.traffic.useHTTPSIngress: true is accepted and not acted on: an IngressBackend",
             "spec.traffic.enableEgress: false is accepted and not acted on: workloads reach",
             "spec.sidecar.tlsMinProtocolVersion: \"TLSv1_3\" is accepted and not acted on: ",
             "spec.sidecar.cipherSuites: [\"A\", \"B\"] is accepted and not acted on: ",

@@ -132,6 +132,31 @@ fn names_that_kubernetes_would_refuse_are_refused() {
 }
 
 #[test]
+fn a_mesh_config_of_the_older_version_is_read_and_of_any_other_the_right_one_is_named() {
+    let config = |version: &str| {
+        format!(
+            "apiVersion: config.openservicemesh.io/{version}\nkind: MeshConfig\nmetadata: {{name: c}}\nspec: {{}}\n"
+        )
+    };
+    assert_eq!(problems(&config("v1alpha2")), Vec::<String>::new());
+    assert_eq!(
+        problems(&config("v1alpha1")),
+        ["a.yaml:1:13: warning: apiVersion: config.openservicemesh.io/v1alpha1 is deprecated: \
+             config.openservicemesh.io/v1alpha2 has the same fields"]
+    );
+    assert_eq!(parse("a.yaml", &config("v1alpha1")).objects.len(), 1);
+    assert_eq!(
+        problems(&config("v1alpha3")),
+        [
+            "a.yaml:1:13: error: apiVersion: MeshConfig is not served in version config.openservicemesh.io/v1alpha3: use \
+             config.openservicemesh.io/v1alpha2"
+        ]
+    );
+    let backend = "apiVersion: policy.flomesh.io/v1alpha1\nkind: IngressBackend\nmetadata: {name: b}\n";
+    assert!(problems(backend)[0].ends_with(": use policy.openservicemesh.io/v1alpha1"));
+}
+
+#[test]
 fn numbers_may_be_quantities() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n  containers:\n  - name: a\n    resources: \
                 {limits: {cpu: 1, memory: 128Mi}, requests: {cpu: 0.5}}\n";
