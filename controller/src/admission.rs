@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidegate_crds::injection::name_in_mesh;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
-use tidegate_crds::{Finding, IngressBackend, MeshConfig, validate};
+use tidegate_crds::{Finding, IngressBackendSpec, MeshConfigSpec, validate};
 use tidegate_kubernetes::watch::KindMeter;
 use tidegate_kubernetes::webhook::{
     AdmissionRequest, BoxFuture, CaBundleKeeper, Limits, Operation, Reviewer, StartError, Verdict,
@@ -93,7 +93,9 @@ impl Reviewer for PolicyReviewer {
         let verdict = match (request.kind().group.as_str(), request.kind().kind.as_str()) {
             _ if !matches!(request.operation(), Operation::Create | Operation::Update) => Verdict::allowed(),
             ("policy.openservicemesh.io", "IngressBackend") => {
-                judge(request, |object: &IngressBackend| validate::ingress_backend(&object.spec))
+                judge(request, |object: &Reviewed<IngressBackendSpec>| {
+                    validate::ingress_backend(&object.spec)
+                })
             }
             ("config.openservicemesh.io", "MeshConfig") => judge(request, mesh_config),
             _ => Verdict::allowed(),
@@ -102,7 +104,22 @@ impl Reviewer for PolicyReviewer {
     }
 }
 
-fn mesh_config(object: &MeshConfig) -> Vec<Finding> {
+/// What is read of an object: whoever asks may put anything else into it.
+#[derive(Deserialize)]
+struct Reviewed<S> {
+    #[serde(default)]
+    metadata: ReviewedMeta,
+    spec: S,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct ReviewedMeta {
+    name: Option<String>,
+    deletion_timestamp: Option<Time>,
+}
+
+fn mesh_config(object: &Reviewed<MeshConfigSpec>) -> Vec<Finding> {
     let mut findings = validate::mesh_config(&object.spec);
     if object.metadata.name.as_deref().is_some_and(|name| name != MESH_CONFIG_NAME) {
         findings.push(Finding::warning("metadata.name", format!("only {MESH_CONFIG_NAME} is read")));
@@ -136,7 +153,7 @@ where
 fn is_going(request: &AdmissionRequest<'_>) -> bool {
     #[derive(Deserialize)]
     struct Object {
-        metadata: ObjectMeta,
+        metadata: ReviewedMeta,
     }
     request
         .object::<Object>()

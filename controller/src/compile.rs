@@ -8,7 +8,7 @@ pub(crate) mod destination;
 mod ingress;
 pub mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -22,11 +22,20 @@ use crate::object::ObjectName;
 use crate::service::{Selected, app_protocol, declared_ports, selects, tcp_ports};
 use crate::unreadable::Unreadable;
 
+/// Why a rule grants nothing at a workload that has no room for it.
+pub(crate) const TOO_LARGE: &str = "all rules of one workload may take 512 KiB, and this one is beyond that: list fewer \
+                                    backends or sources";
 /// Why mesh peers are kept out where no policy lets them in.
 const NOT_PERMISSIVE: &str = "permissive mode is off and no policy lets mesh peers in";
 /// The same, where nobody has said what holds.
 pub(crate) const NO_MESH_CONFIG: &str = "there is no MeshConfig osm-mesh-config, so permissive mode is off; make it with \
                               spec.traffic.enablePermissiveTrafficPolicyMode: true to let mesh peers in";
+
+/// The most that the ingress rules of one workload may take in the message to its sidecar, in bytes. A sidecar takes
+/// messages of 4 MiB.
+pub(crate) const MOST_RULE_BYTES: usize = 512 * 1024;
+/// The most Services' ports in front of one workload, counted for each Service. Those beyond are refused.
+const MOST_SERVICE_PORTS: usize = 4096;
 
 /// The policy of one workload.
 ///
@@ -39,24 +48,36 @@ pub fn workload(
 ) -> Result<InboundPolicy, IdentityError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     workload_by(&NamespaceRules::new(index, namespace), index, pod, trust_domain)
+        .map(|compiled| compiled.policy)
+}
+
+/// The policy of a workload, and what did not fit into it.
+pub(crate) struct CompiledWorkload {
+    pub(crate) policy: InboundPolicy,
+    /// The IngressBackends (`<namespace>/<name>`) whose rules would have made it larger than [`MOST_RULE_BYTES`].
+    pub(crate) left_out: BTreeSet<Arc<str>>,
 }
 
 /// The rules of a namespace's IngressBackends, to be made once for all of its workloads.
 pub(crate) struct NamespaceRules {
-    rules: Vec<(Arc<str>, BackendRule)>,
+    /// In the order of their IngressBackends. What a rule grants is shared by all policies that it is in.
+    by_port: BTreeMap<u16, Vec<IngressRule>>,
     unreadable: Vec<Arc<Unreadable>>,
+    mesh: MeshRule,
 }
 
 impl NamespaceRules {
     pub(crate) fn new(index: &Index, namespace: &str) -> Self {
-        let rules = index.ingress_backends_in(namespace).flat_map(|(name, backend)| {
+        let mut by_port: BTreeMap<u16, Vec<IngressRule>> = BTreeMap::new();
+        for (name, backend) in index.ingress_backends_in(namespace) {
             let policy = name.to_shared();
-            ingress::rules(index, name, &backend.spec).into_iter().map(move |rule| (policy.clone(), rule))
-        });
-        Self {
-            rules: rules.collect(),
-            unreadable: index.unreadable_backends_in(namespace).cloned().collect(),
+            for BackendRule { backend, port, state } in ingress::rules(index, name, &backend.spec) {
+                let rule = IngressRule { policy: policy.clone(), backend: backend.to_shared(), state };
+                by_port.entry(port).or_default().push(rule);
+            }
         }
+        let unreadable = index.unreadable_backends_in(namespace).cloned().collect();
+        Self { by_port, unreadable, mesh: mesh_rule(index) }
     }
 }
 
@@ -66,47 +87,75 @@ pub(crate) fn workload_by(
     index: &Index,
     pod: &Pod,
     trust_domain: &TrustDomain,
-) -> Result<InboundPolicy, IdentityError> {
+) -> Result<CompiledWorkload, IdentityError> {
     let name = ObjectName::of(&pod.metadata);
     let identity = Identity::new(trust_domain.clone(), &name.namespace, service_account(pod))?;
     let mut ports: BTreeMap<u16, PortPolicy> = BTreeMap::new();
+    let open = |protocol| PortPolicy {
+        protocol,
+        services: Vec::new(),
+        mesh: rules.mesh.clone(),
+        ingress: Vec::new(),
+    };
+    let mut service_ports = 0;
     for (service_name, service) in index.services_in(&name.namespace) {
-        for (number, protocol) in ports_behind(index, service_name, service, pod) {
-            let port = ports.entry(number).or_insert_with(|| PortPolicy {
-                protocol,
-                services: Vec::new(),
-                mesh: mesh_rule(index),
-                ingress: Vec::new(),
-            });
-            port.services.push(service_name.to_shared());
+        let behind = ports_behind(index, service_name, service, pod);
+        if behind.is_empty() {
+            continue;
+        }
+        let service_name = service_name.to_shared();
+        for (number, protocol) in behind.into_iter().take(MOST_SERVICE_PORTS - service_ports) {
+            service_ports += 1;
+            let port = ports.entry(number).or_insert_with(|| open(protocol));
+            port.services.push(service_name.clone());
         }
     }
     for (number, protocol) in declared_ports(pod) {
-        ports.entry(number).or_insert_with(|| PortPolicy {
-            protocol,
-            services: Vec::new(),
-            mesh: mesh_rule(index),
-            ingress: Vec::new(),
-        });
+        ports.entry(number).or_insert_with(|| open(protocol));
     }
-    for (policy, rule) in &rules.rules {
-        let service = rule.backend.to_shared();
-        let port = ports.get_mut(&rule.port).filter(|port| port.services.contains(&service));
-        if let Some(port) = port {
-            let state = rule.state.clone();
-            port.ingress.push(IngressRule { policy: policy.clone(), backend: service, state });
-        }
+    let mut room = Room::new();
+    for (number, port) in &mut ports {
+        let Some(of_port) = rules.by_port.get(number) else { continue };
+        let services: BTreeSet<&str> = port.services.iter().map(|service| &**service).collect();
+        let granted = of_port.iter().filter(|rule| services.contains(&*rule.backend));
+        port.ingress.extend(granted.filter_map(|rule| room.take(rule)));
     }
     for object in &rules.unreadable {
         let (policy, state) = (object.name().to_shared(), RuleState::Invalid(object.reason().into()));
         for (number, port) in &mut ports {
             for service in port.services.iter().filter(|service| object.may_open(service, *number)) {
                 let (policy, backend) = (policy.clone(), service.clone());
-                port.ingress.push(IngressRule { policy, backend, state: state.clone() });
+                port.ingress.extend(room.take(&IngressRule { policy, backend, state: state.clone() }));
             }
         }
     }
-    Ok(InboundPolicy { workload: name.to_shared(), identity, ports })
+    let policy = InboundPolicy { workload: name.to_shared(), identity, ports };
+    Ok(CompiledWorkload { policy, left_out: room.left_out })
+}
+
+/// What is left of [`MOST_RULE_BYTES`] for one workload.
+struct Room {
+    bytes: usize,
+    left_out: BTreeSet<Arc<str>>,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { bytes: MOST_RULE_BYTES, left_out: BTreeSet::new() }
+    }
+
+    /// A rule that goes into the policy: in its place one that grants nothing and says why, if it is too large, and
+    /// none at all where not even that fits.
+    fn take(&mut self, rule: &IngressRule) -> Option<IngressRule> {
+        if let Some(rest) = self.bytes.checked_sub(ingress::wire_bytes(rule)) {
+            self.bytes = rest;
+            return Some(rule.clone());
+        }
+        self.left_out.insert(rule.policy.clone());
+        let short = IngressRule { state: RuleState::Invalid(TOO_LARGE.into()), ..rule.clone() };
+        self.bytes = self.bytes.checked_sub(ingress::wire_bytes(&short))?;
+        Some(short)
+    }
 }
 
 /// What a Pod runs as.

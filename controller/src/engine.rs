@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::LocalPod;
-use crate::compile::status::{self, CurrentStatus, ObjectStatus};
-use crate::compile::{self, NamespaceRules, service_account};
+use crate::compile::status::{self, CurrentStatus, NamespaceStatuses, ObjectStatus};
+use crate::compile::{self, CompiledWorkload, NamespaceRules, TOO_LARGE, service_account};
 use crate::destinations::Destinations;
 use crate::index::{Index, Touched};
 use crate::metrics::ControllerMetrics;
@@ -38,6 +38,8 @@ pub(crate) struct Engine {
     is_workload: fn(&Pod) -> bool,
     status_writers: Vec<Box<dyn StatusWriter>>,
     written: BTreeMap<ObjectKey, Written>,
+    /// The IngressBackends that have no room at a workload, by workload.
+    left_out: BTreeMap<ObjectName, BTreeSet<Arc<str>>>,
     mesh_config: watch::Sender<Option<Arc<MeshConfigSpec>>>,
     pods: watch::Sender<Arc<Vec<LocalPod>>>,
     metrics: ControllerMetrics,
@@ -67,6 +69,7 @@ impl Engine {
             is_workload,
             status_writers,
             written: BTreeMap::new(),
+            left_out: BTreeMap::new(),
             mesh_config: watch::Sender::new(None),
             pods: watch::Sender::default(),
             metrics,
@@ -82,9 +85,10 @@ impl Engine {
         self.pods.subscribe()
     }
 
-    /// Runs until the source ends.
-    pub(crate) async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
-        while let Some(batch) = batches.recv().await {
+    /// Runs until the source ends. Compiling takes a processor for as long as it takes, so it has a thread of its own:
+    /// those who ask, and sidecars that connect, do not wait for it.
+    pub(crate) fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
+        while let Some(batch) = batches.blocking_recv() {
             self.take(batch);
         }
     }
@@ -149,12 +153,13 @@ impl Engine {
 
     /// `rules` are those of the namespace of the workload before: names come sorted, so they mostly still hold.
     fn recompile_workload(
-        &self,
+        &mut self,
         index: &Index,
         rules: &mut Option<(Arc<str>, NamespaceRules)>,
         name: &ObjectName,
     ) {
         let workloads = &self.shared.workloads;
+        self.left_out.remove(name);
         let Some(pod) = index.pod(name).filter(|pod| (self.is_workload)(pod)) else {
             return workloads.withdraw(name, None);
         };
@@ -164,7 +169,10 @@ impl Engine {
             _ => rules.insert((name.namespace.clone(), NamespaceRules::new(index, &name.namespace))),
         };
         match compile::workload_by(rules, index, pod, &self.shared.trust_domain) {
-            Ok(policy) => {
+            Ok(CompiledWorkload { policy, left_out }) => {
+                if !left_out.is_empty() {
+                    self.left_out.insert(name.clone(), left_out);
+                }
                 if workloads.publish(name, policy) {
                     debug!(workload = %name, "policy changed");
                 }
@@ -186,10 +194,18 @@ impl Engine {
         };
         let is_ours = |name: &ObjectName| is_touched(name) && !index.is_of_another_mesh(&name.namespace);
         let backends = index.ingress_backends().filter(|(name, _)| is_ours(name));
-        let backends = backends.map(|(name, object)| {
-            let key = ObjectKey { kind: Kind::IngressBackend, name: name.clone() };
-            (key, (status::ingress_backend(index, name, object), object.metadata.uid.clone()))
-        });
+        let mut of_namespaces: BTreeMap<&str, NamespaceStatuses<'_>> = BTreeMap::new();
+        let without_room: BTreeSet<&str> = self.left_out.values().flatten().map(|policy| &**policy).collect();
+        let backends: Vec<_> = backends
+            .map(|(name, object)| {
+                let namespace = of_namespaces
+                    .entry(&name.namespace)
+                    .or_insert_with(|| NamespaceStatuses::new(index, &name.namespace));
+                let elsewhere = without_room.contains(&*name.to_string()).then(|| TOO_LARGE.to_owned());
+                let key = ObjectKey { kind: Kind::IngressBackend, name: name.clone() };
+                (key, (namespace.of(name, object, elsewhere), object.metadata.uid.clone()))
+            })
+            .collect();
         let configs = index.mesh_configs().filter(|_| touched.all).map(|(name, object)| {
             let key = ObjectKey { kind: Kind::MeshConfig, name: name.clone() };
             (key, (status::mesh_config(index, name, object), object.metadata.uid.clone()))
@@ -200,7 +216,7 @@ impl Engine {
         });
         let unreadable = unreadable
             .map(|(key, object)| (key.clone(), (status::unreadable(object), object.metadata.uid.clone())));
-        let current: BTreeMap<_, _> = backends.chain(configs).chain(unreadable).collect();
+        let current: BTreeMap<_, _> = backends.into_iter().chain(configs).chain(unreadable).collect();
         let is_gone = |key: &&ObjectKey| {
             !current.contains_key(*key)
                 && match key.kind {

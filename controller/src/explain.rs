@@ -10,7 +10,7 @@ use tidegate_core::policy::{
 };
 use tidegate_core::{DnsName, Identity, San, TrustDomain};
 
-use crate::compile::{self, imagined_pod, target_ports};
+use crate::compile::{self, NamespaceRules, imagined_pod, target_ports};
 use crate::index::Index;
 use crate::object::ObjectName;
 
@@ -171,9 +171,10 @@ fn workload_behind<'i>(
     port: u16,
 ) -> Option<&'i Pod> {
     let service = backend.to_string();
+    let rules = NamespaceRules::new(index, &backend.namespace);
     let stands_behind = |pod: &&Pod| {
-        let policy = compile::workload(index, pod, trust_domain).ok();
-        let port = policy.as_ref().and_then(|policy| policy.ports.get(&port));
+        let compiled = compile::workload_by(&rules, index, pod, trust_domain).ok();
+        let port = compiled.as_ref().and_then(|compiled| compiled.policy.ports.get(&port));
         port.is_some_and(|port| port.services.iter().any(|name| **name == *service))
     };
     index.pods_in(&backend.namespace).map(|(_, pod)| &**pod).find(stands_behind)

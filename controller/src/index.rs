@@ -35,6 +35,8 @@ pub struct Index {
     /// The EndpointSlices that list a Pod.
     slices_of_pod: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     ingress_backends: BTreeMap<ObjectName, Arc<IngressBackend>>,
+    /// The IngressBackends that name a Service as a source.
+    policies_from: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     mesh_configs: BTreeMap<ObjectName, Arc<MeshConfig>>,
     /// IngressBackends and MeshConfigs; none is among the readable ones.
     unreadable: BTreeMap<ObjectKey, Arc<Unreadable>>,
@@ -281,6 +283,9 @@ impl Index {
             }
             Object::IngressBackend(backend) => {
                 self.remove(&ObjectKey { kind: Kind::IngressBackend, name: name.clone() });
+                for service in sources_of(&backend) {
+                    self.policies_from.entry(service).or_default().insert(name.clone());
+                }
                 self.ingress_backends.insert(name, backend);
             }
             Object::MeshConfig(config) => {
@@ -302,7 +307,13 @@ impl Index {
             Kind::Pod => self.remove_pod(&key.name),
             Kind::Service => self.remove_service(&key.name),
             Kind::EndpointSlice => self.remove_slice(&key.name),
-            Kind::IngressBackend => drop(self.ingress_backends.remove(&key.name)),
+            Kind::IngressBackend => {
+                if let Some(backend) = self.ingress_backends.remove(&key.name) {
+                    for service in sources_of(&backend) {
+                        forget(&mut self.policies_from, &service, &key.name);
+                    }
+                }
+            }
             Kind::MeshConfig => drop(self.mesh_configs.remove(&key.name)),
             Kind::Namespace => self.mesh.remove(&key.name.name),
             Kind::ServiceAccount => {}
@@ -384,13 +395,8 @@ impl Index {
     }
 
     fn touch_source(&self, service: &ObjectName, touched: &mut Touched) {
-        for (name, backend) in &self.ingress_backends {
-            let names_it = backend.spec.sources.iter().any(|source| {
-                source.kind == "Service"
-                    && source.name == *service.name
-                    && source.namespace.as_deref() == Some(&*service.namespace)
-            });
-            if names_it {
+        for name in self.policies_from.get(service).into_iter().flatten() {
+            if let Some(backend) = self.ingress_backends.get(name) {
                 touched.policies.insert(name.namespace.clone());
                 self.touch_policy(name, backend, touched);
             }
@@ -399,8 +405,9 @@ impl Index {
 
     /// An IngressBackend matters to the Pods behind the Services that it opens.
     fn touch_policy(&self, name: &ObjectName, backend: &IngressBackend, touched: &mut Touched) {
-        for backend in &backend.spec.backends {
-            let service_name = ObjectName::new(name.namespace.clone(), backend.name.as_str());
+        let services: BTreeSet<&str> = backend.spec.backends.iter().map(|backend| &*backend.name).collect();
+        for service in services {
+            let service_name = ObjectName::new(name.namespace.clone(), service);
             let Some(service) = self.services.get(&service_name) else { continue };
             for slice in self.slices_of(&service_name) {
                 if slice.endpoints.iter().flatten().any(|endpoint| endpoint.target_ref.is_none()) {
@@ -463,13 +470,21 @@ fn in_namespace<'m, T>(
         .take_while(move |(name, _)| name.namespace == namespace)
 }
 
-fn forget(slices: &mut BTreeMap<ObjectName, BTreeSet<ObjectName>>, of: &ObjectName, slice: &ObjectName) {
-    if let Some(names) = slices.get_mut(of) {
-        names.remove(slice);
+fn forget(referring: &mut BTreeMap<ObjectName, BTreeSet<ObjectName>>, to: &ObjectName, name: &ObjectName) {
+    if let Some(names) = referring.get_mut(to) {
+        names.remove(name);
         if names.is_empty() {
-            slices.remove(of);
+            referring.remove(to);
         }
     }
+}
+
+/// The Services that an IngressBackend names as sources.
+fn sources_of(backend: &IngressBackend) -> BTreeSet<ObjectName> {
+    let services = backend.spec.sources.iter().filter(|source| source.kind == "Service");
+    services
+        .filter_map(|source| Some(ObjectName::new(source.namespace.as_deref()?, source.name.as_str())))
+        .collect()
 }
 
 /// The Pod that an endpoint of a slice in this namespace refers to.

@@ -199,7 +199,8 @@ impl Controller {
             Engine::new(shared.clone(), config.is_workload, status_writers, own_metrics.clone(), objects);
         let (mesh_config, pods) = (engine.mesh_config(), engine.pods());
         let (batches, receiver) = mpsc::channel(16);
-        tokio::spawn(until_drain(engine.run(receiver), drain.clone()));
+        // Ends when the source does.
+        tokio::task::spawn_blocking(move || engine.run(receiver));
         tokio::spawn(until_drain(source.run(batches), drain.clone()));
         let mut first_certificate = credentials.clone();
         tokio::spawn(until_drain(

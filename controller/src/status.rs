@@ -7,9 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Serialize;
 
-use crate::compile::status::{self, ObjectStatus};
+use crate::compile::status::{self, NamespaceStatuses, ObjectStatus};
 use crate::index::Index;
-use crate::object::{Kind, ObjectKey};
+use crate::object::{Kind, ObjectKey, ObjectName};
 
 /// Takes the status of objects, each time it changes.
 pub trait StatusWriter: Send + Sync + 'static {
@@ -41,23 +41,34 @@ pub struct PolicyStatus {
     pub warnings: Vec<String>,
     /// Where it was read, such as `app.yaml:12`.
     pub file: Option<String>,
+    /// Whether all that is wrong is that objects which it names are not there. Only [`all`] says it.
+    #[serde(skip)]
+    pub is_incomplete: bool,
 }
 
 /// The status of every IngressBackend and MeshConfig, from the objects alone: what a running controller shows.
 pub fn all(index: &Index) -> Vec<PolicyStatus> {
-    let backends = index
-        .ingress_backends()
-        .map(|(name, object)| (Kind::IngressBackend, name, status::ingress_backend(index, name, object)));
-    let configs = index
-        .mesh_configs()
-        .map(|(name, object)| (Kind::MeshConfig, name, status::mesh_config(index, name, object)));
-    let unreadable =
-        index.unreadable().map(|(key, object)| (key.kind, &key.name, status::unreadable(object)));
-    let shown = backends.chain(configs).chain(unreadable).map(|(kind, name, status)| {
+    let mut of_namespaces: BTreeMap<&str, NamespaceStatuses<'_>> = BTreeMap::new();
+    let mut shown = Vec::new();
+    let mut show = |kind, name: &ObjectName, status: &ObjectStatus, is_incomplete| {
         let key = ObjectKey { kind, name: name.clone() };
-        PolicyStatus::new(&key, &status, index.origin(kind, name))
-    });
-    shown.collect()
+        let status = PolicyStatus::new(&key, status, index.origin(kind, name));
+        shown.push(PolicyStatus { is_incomplete, ..status });
+    };
+    for (name, object) in index.ingress_backends() {
+        let namespace = of_namespaces
+            .entry(&name.namespace)
+            .or_insert_with(|| NamespaceStatuses::new(index, &name.namespace));
+        let is_incomplete = namespace.only_misses_others(name, object);
+        show(Kind::IngressBackend, name, &namespace.of(name, object, None), is_incomplete);
+    }
+    for (name, object) in index.mesh_configs() {
+        show(Kind::MeshConfig, name, &status::mesh_config(index, name, object), false);
+    }
+    for (key, object) in index.unreadable() {
+        show(key.kind, &key.name, &status::unreadable(object), false);
+    }
+    shown
 }
 
 impl StatusBoard {
@@ -89,6 +100,7 @@ impl PolicyStatus {
             reason: status.reason.clone(),
             warnings: status.warnings.clone(),
             file: origin.map(ToString::to_string),
+            is_incomplete: false,
         }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-/// Addresses given as ranges. IPv4 addresses that came in IPv4-mapped form (`::ffff:a.b.c.d`) count as IPv4.
+/// Addresses given as ranges. IPv4 addresses that came in IPv4-mapped form (`::ffff:a.b.c.d`) count as IPv4. Clones
+/// share the ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CidrSet {
     /// Merged, sorted, and free of overlaps, so that equal sets are equal values and a look-up is a binary search.
-    ranges: Vec<IpNet>,
+    ranges: Arc<[IpNet]>,
 }
 
 /// A text that is no range of addresses.
@@ -46,7 +48,7 @@ impl FromIterator<IpNet> for CidrSet {
     fn from_iter<T: IntoIterator<Item = IpNet>>(ranges: T) -> Self {
         let mut ranges = IpNet::aggregate(&ranges.into_iter().map(|range| range.trunc()).collect());
         ranges.sort_by_key(IpNet::network);
-        Self { ranges }
+        Self { ranges: ranges.into() }
     }
 }
 

@@ -4,10 +4,27 @@ use std::collections::BTreeMap;
 
 use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::bounded;
 
 /// The `apiVersion` of IngressBackends.
 pub const INGRESS_BACKEND: &str = "policy.openservicemesh.io/v1alpha1";
+
+/// The most backends of one IngressBackend.
+pub const MOST_BACKENDS: usize = 256;
+/// The most sources of one IngressBackend.
+pub const MOST_SOURCES: usize = 1024;
+/// The most server names of one backend, and the most `matches`.
+pub const MOST_NAMES: usize = 64;
+/// Characters of a name in Kubernetes, or of a host.
+const NAME: usize = 253;
+/// Characters of a server name: a host, perhaps after `*.`.
+const HOST: usize = NAME + 2;
+/// Characters of a principal: a SPIFFE ID has 2048 at most.
+const PRINCIPAL: usize = 2048;
+/// Characters of a word or of a DNS label.
+const WORD: usize = 63;
 
 /// What is let in from outside the mesh.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
@@ -27,12 +44,17 @@ pub const INGRESS_BACKEND: &str = "policy.openservicemesh.io/v1alpha1";
 #[serde(rename_all = "camelCase")]
 pub struct IngressBackendSpec {
     /// The Services that are opened, each at one port.
+    #[serde(deserialize_with = "backends")]
+    #[schemars(length(max = MOST_BACKENDS))]
     pub backends: Vec<Backend>,
     /// Who may reach them. Addresses (`Service`, `IPRange`) add up, and so do principals; a client must be within
     /// both where both are given. An empty list lets every address in.
+    #[serde(deserialize_with = "sources")]
+    #[schemars(length(max = MOST_SOURCES))]
     pub sources: Vec<Source>,
     /// Accepted and ignored, as OSM did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "matches")]
+    #[schemars(length(max = MOST_NAMES))]
     pub matches: Option<Vec<Match>>,
 }
 
@@ -41,6 +63,8 @@ pub struct IngressBackendSpec {
 #[serde(rename_all = "camelCase")]
 pub struct Backend {
     /// Name of a Service in the namespace of this object.
+    #[serde(deserialize_with = "bounded::text::<_, NAME>")]
+    #[schemars(length(max = NAME))]
     pub name: String,
     /// The port that is opened and what clients speak there.
     pub port: BackendPort,
@@ -58,6 +82,8 @@ pub struct BackendPort {
     pub number: u16,
     /// What clients speak: `http` (plaintext), `https` (TLS, ended at the sidecar), or `tcp` (bytes that are passed
     /// on as they are). Letter case does not count.
+    #[serde(deserialize_with = "bounded::text::<_, WORD>")]
+    #[schemars(length(max = WORD))]
     pub protocol: String,
 }
 
@@ -68,7 +94,8 @@ pub struct BackendTls {
     /// Whether to ask for no client certificate. `AuthenticatedPrincipal` sources then do not count. Default: false.
     pub skip_client_cert_validation: bool,
     /// Server names (SNI) that are served: exact, or `*.` and a suffix. Absent or empty: every name, and none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "sni_hosts")]
+    #[schemars(length(max = MOST_NAMES), inner(length(max = HOST)))]
     pub sni_hosts: Option<Vec<String>>,
 }
 
@@ -78,11 +105,20 @@ pub struct BackendTls {
 pub struct Source {
     /// `Service` (the addresses of its endpoints), `IPRange` (a CIDR), or `AuthenticatedPrincipal` (a name in the
     /// client's certificate).
+    #[serde(deserialize_with = "bounded::text::<_, WORD>")]
+    #[schemars(length(max = WORD))]
     pub kind: String,
     /// The Service's name, the CIDR, or the principal: a DNS name, a SPIFFE URI, or `*`.
+    #[serde(deserialize_with = "bounded::text::<_, PRINCIPAL>")]
+    #[schemars(length(max = PRINCIPAL))]
     pub name: String,
     /// The Service's namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bounded::optional_text::<_, WORD>"
+    )]
+    #[schemars(length(max = WORD))]
     pub namespace: Option<String>,
 }
 
@@ -91,10 +127,16 @@ pub struct Source {
 #[serde(rename_all = "camelCase")]
 pub struct Match {
     /// Ignored.
+    #[serde(deserialize_with = "bounded::text::<_, NAME>")]
+    #[schemars(length(max = NAME))]
     pub api_group: String,
     /// Ignored.
+    #[serde(deserialize_with = "bounded::text::<_, NAME>")]
+    #[schemars(length(max = NAME))]
     pub kind: String,
     /// Ignored.
+    #[serde(deserialize_with = "bounded::text::<_, NAME>")]
+    #[schemars(length(max = NAME))]
     pub name: String,
 }
 
@@ -114,6 +156,27 @@ pub struct IngressBackendStatus {
     /// Fields that others have written.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
+}
+
+fn backends<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Backend>, D::Error> {
+    bounded::list(deserializer, "spec.backends", MOST_BACKENDS)
+}
+
+fn sources<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Source>, D::Error> {
+    bounded::list(deserializer, "spec.sources", MOST_SOURCES)
+}
+
+fn matches<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Match>>, D::Error> {
+    bounded::optional_list(deserializer, "spec.matches", MOST_NAMES)
+}
+
+fn sni_hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    let hosts = bounded::optional_list::<_, bounded::Text<HOST>>(
+        deserializer,
+        "spec.backends[].tls.sniHosts",
+        MOST_NAMES,
+    )?;
+    Ok(hosts.map(|hosts| hosts.into_iter().map(String::from).collect()))
 }
 
 /// A port, 1 to 65535. Kubernetes knows `int32` and warns about formats that it does not know.

@@ -7,6 +7,7 @@
 //! its schema, in the words that OSM's admission webhook used; [`schema`] checks any YAML against a CRD's schema as
 //! the API server would, and [`stored`] reads what no check has seen. The manifests in `crds/yaml` are written by [`manifest`] and held to it by a test.
 
+mod bounded;
 pub mod ingress_backend;
 pub mod injection;
 pub mod manifest;

@@ -3,6 +3,7 @@
 //! Every field of OSM v1.2.4 is here, so that its manifests apply; those that change nothing yet say so in their
 //! description.
 
+mod bounds;
 mod certificate;
 mod feature_flags;
 mod observability;

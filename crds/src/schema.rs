@@ -1,14 +1,19 @@
 //! Checks a value against the schema of a CRD as the API server does, and names every field that is wrong.
 //!
-//! Knows what our own schemas use: types, `required`, `minimum`, `maximum`, `minItems`, `enum`, `nullable`,
-//! `additionalProperties` and Kubernetes' own extensions for unknown fields and for "integer or text".
+//! Knows what our own schemas use: types, `required`, `minimum`, `maximum`, `minItems`, `maxItems`, `maxLength`,
+//! `maxProperties`, `enum`, `nullable`, `additionalProperties` and Kubernetes' own extensions for unknown fields and for
+//! "integer or text".
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use serde_json::Value;
 
+use crate::bounded::{is_longer, too_long, too_many};
 use crate::validate::{Finding, Severity};
+
+/// The most findings of one object; what else there is, is counted.
+const MOST_FINDINGS: usize = 64;
 
 /// Everything about an object that its CRD's schema does not allow, with the path of each field. What the API server
 /// would drop without a word, an unknown field, is a warning.
@@ -16,12 +21,21 @@ pub fn check(crd: &CustomResourceDefinition, object: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
     let schema = crd.spec.versions.first().and_then(|version| version.schema.as_ref());
     let Some(schema) = schema.and_then(|schema| schema.open_api_v3_schema.as_ref()) else { return findings };
-    Checker { findings: &mut findings }.check(schema, object, "");
+    let mut checker = Checker { findings: &mut findings, left_out: 0, has_error_left_out: false };
+    checker.check(schema, object, "");
+    let Checker { left_out, has_error_left_out, .. } = checker;
+    if left_out > 0 {
+        let severity = if has_error_left_out { Severity::Error } else { Severity::Warning };
+        let message = format!("and {left_out} more findings");
+        findings.push(Finding { severity, path: "spec".to_owned(), message });
+    }
     findings
 }
 
 struct Checker<'f> {
     findings: &'f mut Vec<Finding>,
+    left_out: usize,
+    has_error_left_out: bool,
 }
 
 impl Checker<'_> {
@@ -39,7 +53,15 @@ impl Checker<'_> {
             Value::Object(fields) => self.check_object(schema, fields, path),
             Value::Array(items) => self.check_array(schema, items, path),
             Value::Number(number) => self.check_number(schema, number, path),
-            Value::String(_) => self.check_enum(schema, value, path),
+            Value::String(text) => {
+                if let Some(most) = bound(schema.max_length)
+                    && is_longer(text, most)
+                {
+                    self.error(path, &too_long(most));
+                } else {
+                    self.check_enum(schema, value, path);
+                }
+            }
             Value::Bool(_) | Value::Null => {}
         }
     }
@@ -67,6 +89,11 @@ impl Checker<'_> {
         fields: &serde_json::Map<String, Value>,
         path: &str,
     ) {
+        if let Some(most) = bound(schema.max_properties)
+            && fields.len() > most
+        {
+            return self.error(path, &too_many(most));
+        }
         for name in schema.required.iter().flatten() {
             if !fields.contains_key(name) {
                 self.error(&child(path, name), "Required value");
@@ -84,11 +111,10 @@ impl Checker<'_> {
                 (None, _) if schema.x_kubernetes_preserve_unknown_fields == Some(true) => {}
                 (None, _)
                     if path.is_empty() && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") => {}
-                (None, _) => self.findings.push(Finding {
-                    severity: Severity::Warning,
-                    path: path_of_field.clone(),
-                    message: format!("unknown field \"{path_of_field}\""),
-                }),
+                (None, _) => {
+                    let message = format!("unknown field \"{path_of_field}\"");
+                    self.add(Severity::Warning, &path_of_field, &message);
+                }
             }
         }
     }
@@ -98,6 +124,11 @@ impl Checker<'_> {
             && i64::try_from(items.len()).is_ok_and(|count| count < least)
         {
             self.error(path, &format!("should have at least {least} items"));
+        }
+        if let Some(most) = bound(schema.max_items)
+            && items.len() > most
+        {
+            return self.error(path, &too_many(most));
         }
         if let Some(JSONSchemaPropsOrArray::Schema(item_schema)) = &schema.items {
             for (i, item) in items.iter().enumerate() {
@@ -132,12 +163,21 @@ impl Checker<'_> {
     }
 
     fn error(&mut self, path: &str, message: &str) {
-        self.findings.push(Finding {
-            severity: Severity::Error,
-            path: path.to_owned(),
-            message: message.to_owned(),
-        });
+        self.add(Severity::Error, path, message);
     }
+
+    fn add(&mut self, severity: Severity, path: &str, message: &str) {
+        if self.findings.len() >= MOST_FINDINGS {
+            self.left_out += 1;
+            self.has_error_left_out |= severity == Severity::Error;
+            return;
+        }
+        self.findings.push(Finding { severity, path: path.to_owned(), message: message.to_owned() });
+    }
+}
+
+fn bound(most: Option<i64>) -> Option<usize> {
+    most.and_then(|most| usize::try_from(most).ok())
 }
 
 fn child(path: &str, name: &str) -> String {
@@ -205,6 +245,26 @@ mod tests {
             "matches": [{"apiGroup": "a", "kind": "b", "name": "c"}],
         });
         assert_eq!(findings(&IngressBackend::crd(), odd), Vec::<String>::new());
+    }
+
+    #[test]
+    fn lists_and_texts_beyond_their_bounds_are_named_and_findings_are_bounded_themselves() {
+        let backend = |name: String| json!({"name": name, "port": {"number": 1, "protocol": "http"}});
+        let backends: Vec<_> = (0..257).map(|i| backend(format!("b{i}"))).collect();
+        assert_eq!(
+            findings(&IngressBackend::crd(), json!({"backends": backends, "sources": []})),
+            ["error: spec.backends: Too many: must have at most 256 items"]
+        );
+        let long = json!({"backends": [backend("b".repeat(254))], "sources": []});
+        assert_eq!(
+            findings(&IngressBackend::crd(), long),
+            ["error: spec.backends[0].name: Too long: may not be more than 253 characters"]
+        );
+        let wrong: Vec<_> =
+            (0..256).map(|_| json!({"name": 1, "port": {"number": 1, "protocol": "http"}})).collect();
+        let found = findings(&IngressBackend::crd(), json!({"backends": wrong, "sources": []}));
+        assert_eq!(found.len(), MOST_FINDINGS + 1);
+        assert_eq!(found.last().unwrap(), "error: spec: and 192 more findings");
     }
 
     #[test]

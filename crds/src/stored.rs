@@ -18,9 +18,9 @@ pub fn read<K>(object: &Value) -> Result<K, Finding>
 where
     K: CustomResourceExt + DeserializeOwned,
 {
-    serde_json::from_value(object.clone()).map_err(|error| {
+    K::deserialize(object).map_err(|error| {
         let finding = schema::check(&K::crd(), object).into_iter().find(Finding::is_error);
-        finding.map_or_else(|| Finding::error("", error.to_string()), |finding| with_value(finding, object))
+        finding.map_or_else(|| unread(&error), |finding| with_value(finding, object))
     })
 }
 
@@ -44,16 +44,32 @@ where
         }
         end = if end == 0 { step.len() } else { end + 1 + step.len() };
     }
-    serde_json::from_value(part.clone()).map(Some).map_err(|error| {
+    T::deserialize(part).map(Some).map_err(|error| {
         let mut findings = schema::check(&K::crd(), object).into_iter();
         let finding = findings.find(|finding| finding.is_error() && finding.path.starts_with(path));
         with_value(finding.unwrap_or_else(|| Finding::error(path, error.to_string())), object)
     })
 }
 
+/// What a reader says that knows no schema: bounds name their field, other errors do not.
+pub fn unread(error: &serde_json::Error) -> Finding {
+    let text = error.to_string();
+    let text = text.split(" at line ").next().unwrap_or_default();
+    match text.split_once(": ") {
+        Some((path, message)) if path.starts_with("spec.") => Finding::error(path, shortened(message)),
+        _ => Finding::error("", shortened(text)),
+    }
+}
+
 fn with_value(mut finding: Finding, object: &Value) -> Finding {
     if let Some(value) = at(object, &finding.path) {
-        finding.message += &format!(": {}", shortened(&value.to_string()));
+        // A value whose text alone is large is not written out to be cut.
+        let shown = match value {
+            Value::Array(_) | Value::Object(_) if finding.message.starts_with("Too many") => return finding,
+            Value::String(text) if text.len() > LONGEST_VALUE => format!("{:?}...", shortened(text)),
+            value => shortened(&value.to_string()),
+        };
+        finding.message += &format!(": {shown}");
     }
     finding
 }

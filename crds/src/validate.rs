@@ -5,11 +5,13 @@
 //! hardly what its author meant, it is a warning. OSM refused `https` with `skipClientCertValidation: true` and no
 //! principal, though its text speaks of the opposite; that is a warning here.
 
+mod findings;
 mod ingress_backend;
 mod mesh_config;
 
 use std::fmt;
 
+pub use findings::listed;
 pub use ingress_backend::{Protocol, ingress_backend};
 pub use mesh_config::mesh_config;
 

@@ -182,7 +182,7 @@ fn active_from_wire(path: &str, rule: wire::ActiveIngressRule) -> Result<ActiveI
             let client = match https.client.ok_or_else(|| missing(&format!("{path}.https.client")))? {
                 wire::https::Client::Skip(wire::SkipClientCertValidation {}) => ClientCheck::Skip,
                 wire::https::Client::Principals(names) => {
-                    ClientCheck::Principals(principals_from_wire(&names))
+                    ClientCheck::Principals(principals_from_wire(&names).into())
                 }
             };
             IngressTransport::Https {
@@ -238,7 +238,7 @@ mod tests {
                         AppProtocol::Http,
                         MeshRule::AnyPeer,
                         vec![
-                            rule(active(ranges, https(ClientCheck::Principals(principals.clone())))),
+                            rule(active(ranges, https(ClientCheck::Principals(principals.clone().into())))),
                             rule(active(Sources::Any, https(ClientCheck::Skip))),
                             rule(RuleState::Invalid("why".into())),
                         ],

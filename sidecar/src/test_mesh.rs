@@ -147,7 +147,7 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
 
 /// The policy of [`Port`]'s descriptions.
 pub(crate) fn policy() -> InboundPolicy {
-    let gateway = ClientCheck::Principals(vec![Principal::parse(GATEWAY)]);
+    let gateway = ClientCheck::Principals([Principal::parse(GATEWAY)].into());
     let https = |sni_hosts: &[&str], client: &ClientCheck| IngressTransport::Https {
         sni_hosts: sni_hosts
             .iter()

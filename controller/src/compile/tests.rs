@@ -152,7 +152,7 @@ fn https_without_a_principal_wants_any_certificate_of_the_mesh_and_warns() {
             panic!()
         };
         assert!(sni_hosts.is_empty());
-        assert_eq!(*client, ClientCheck::Principals(vec![Principal::Any]));
+        assert_eq!(*client, ClientCheck::Principals([Principal::Any].into()));
         let warnings = assert_committed(&index, "ib");
         assert!(warnings[0].contains("every certificate of the mesh's CA"), "{warnings:?}");
     }
@@ -589,4 +589,56 @@ proptest! {
         prop_assert_eq!(matches!(decision, Decision::Allow(_)), written.lets_in(&client), "{:?}", decision);
         prop_assert_eq!(status(&index, "ib").current, CurrentStatus::Committed);
     }
+}
+
+#[test]
+fn sources_are_shared_by_all_rules_of_an_object_and_by_all_workloads() {
+    let sources: Vec<String> = (0..200).map(|i| format!("{{kind: IPRange, name: 10.{i}.0.0/17}}")).collect();
+    let sources = sources.join(", ");
+    let index = index(&[HTTPBIN, &ingress_backend("a", &backend("http", ""), &sources)]);
+    let rules = NamespaceRules::new(&index, "httpbin");
+    let pod = index.pods_in("httpbin").next().unwrap().1;
+    let compile = || workload_by(&rules, &index, pod, &TrustDomain::default()).unwrap().policy;
+    let first = compile();
+    let held = allocation_counter::measure(|| {
+        assert_eq!(compile(), first);
+    });
+    assert!(held.bytes_max < 4096, "{} bytes for a policy with 200 ranges", held.bytes_max);
+}
+
+#[test]
+fn more_than_one_object_may_have_is_denied_with_a_reason() {
+    let backends: Vec<String> =
+        (0..256).map(|i| format!("{{name: s{i}, port: {{number: 80, protocol: https}}}}")).collect();
+    let principals: Vec<String> = (0..200)
+        .map(|i| format!("{{kind: AuthenticatedPrincipal, name: \"{}{i}.b\"}}", "a.".repeat(30)))
+        .collect();
+    let index = index(&[HTTPBIN, &ingress_backend("a", &backends.join(", "), &principals.join(", "))]);
+    let reason = status(&index, "a").reason;
+    assert!(
+        reason.starts_with("spec: 256 backends, each with sources of ")
+            && reason.contains("of which one object may have 1048576"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn what_one_workload_has_no_room_for_denies_and_what_comes_before_it_holds() {
+    let ranges: Vec<String> =
+        (0..1024).map(|i| format!("{{kind: IPRange, name: \"fd00:{:x}::/32\"}}", 2 * i)).collect();
+    let documents: Vec<String> = (0..20)
+        .map(|i| ingress_backend(&format!("p{i:02}"), &backend("http", ""), &ranges.join(", ")))
+        .collect();
+    let mut all = vec![HTTPBIN];
+    all.extend(documents.iter().map(String::as_str));
+    let index = index(&all);
+    let pod = index.pods_in("httpbin").next().unwrap().1;
+    let compiled =
+        workload_by(&NamespaceRules::new(&index, "httpbin"), &index, pod, &TrustDomain::default()).unwrap();
+    let rules = &compiled.policy.ports[&14001].ingress;
+    let active = rules.iter().filter(|rule| matches!(rule.state, RuleState::Active(_))).count();
+    assert_eq!((rules.len(), active), (20, 11), "11 times 1,024 ranges are 495 KiB");
+    assert_eq!(rules[11].state, RuleState::Invalid(TOO_LARGE.into()));
+    assert_eq!(compiled.left_out.len(), 9);
+    assert!(compiled.left_out.contains("httpbin/p11"));
 }

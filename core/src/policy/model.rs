@@ -131,7 +131,7 @@ pub enum ClientCheck {
     /// No certificate is asked for: `skipClientCertValidation: true`.
     Skip,
     /// A certificate of the mesh's CA that holds one of these names.
-    Principals(Vec<Principal>),
+    Principals(Arc<[Principal]>),
 }
 
 impl Sources {

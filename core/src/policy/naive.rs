@@ -75,8 +75,8 @@ fn compile(rule: &Written) -> IngressRule {
     let principals: Vec<_> = rule.principals.iter().map(|p| Principal::parse(p)).collect();
     let client = match (rule.skip, principals.is_empty()) {
         (true, _) => ClientCheck::Skip,
-        (false, true) => ClientCheck::Principals(vec![Principal::Any]),
-        (false, false) => ClientCheck::Principals(principals),
+        (false, true) => ClientCheck::Principals([Principal::Any].into()),
+        (false, false) => ClientCheck::Principals(principals.into()),
     };
     let sni_hosts = rule.sni_hosts.iter().map(|host| DnsPattern::parse(host).unwrap()).collect();
     let transport = match rule.protocol {

@@ -6,12 +6,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tidegate_core::go_duration;
 
+use super::bounds::{MOST_CHARACTERS, MOST_SUBJECT_ALT_NAMES, subject_alt_names, text};
+
 /// Certificates of the mesh.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateSpec {
     /// How long workloads' certificates are valid, such as `24h`; at most as long as the cert-manager's flag
     /// `--max-lifetime` says. Default: 24h.
+    #[serde(deserialize_with = "text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub service_cert_validity_duration: String,
     /// Size of RSA keys in bits, 2048 to 4096. Default: 2048. Accepted and not yet acted on: keys are ECDSA P-256.
     #[serde(default = "default_key_bits")]
@@ -48,9 +52,12 @@ pub fn service_cert_validity(text: &str) -> Result<Duration, String> {
 #[serde(rename_all = "camelCase")]
 pub struct IngressGatewayCertificate {
     /// The names in the certificate, by convention `<service account>.<namespace>.<trust domain>`.
-    #[schemars(length(min = 1))]
+    #[serde(deserialize_with = "subject_alt_names")]
+    #[schemars(length(min = 1, max = MOST_SUBJECT_ALT_NAMES), inner(length(max = MOST_CHARACTERS)))]
     pub subject_alt_names: Vec<String>,
     /// How long the certificate is valid, such as `24h`.
+    #[serde(deserialize_with = "text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub validity_duration: String,
     /// The Secret of type `kubernetes.io/tls` that holds `ca.crt`, `tls.crt` and `tls.key`.
     pub secret: SecretReference,
@@ -61,7 +68,11 @@ pub struct IngressGatewayCertificate {
 #[serde(rename_all = "camelCase")]
 pub struct SecretReference {
     /// Its name.
+    #[serde(deserialize_with = "text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub name: String,
     /// Its namespace.
+    #[serde(deserialize_with = "text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub namespace: String,
 }

@@ -3,12 +3,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::bounds::{MOST_CHARACTERS, optional_text};
+
 /// Logs, metrics and traces.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ObservabilitySpec {
     /// Log level of the control plane. Default: info. Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub osm_log_level: Option<String>,
     /// Default: false. Accepted and not yet acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,9 +36,11 @@ pub struct TracingSpec {
     #[schemars(extend("format" = "int32"))]
     pub port: Option<i64>,
     /// Default: `jaeger.<control plane namespace>.svc.cluster.local`. Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub address: Option<String>,
     /// Default: /api/v2/spans. Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub endpoint: Option<String>,
 }

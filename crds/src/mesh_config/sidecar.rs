@@ -6,6 +6,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::bounds::{MOST_CHARACTERS, MOST_ITEMS, MOST_QUANTITIES, optional_text, quantities, texts};
+
 /// Sidecars.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -14,43 +16,54 @@ pub struct SidecarSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_privileged_init_container: Option<bool>,
     /// Log level of sidecars. Default: error.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "log_level")]
     pub log_level: Option<String>,
     /// Most sidecars that a controller serves; 0: no limit. Default: 0. Accepted and not yet acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_data_plane_connections: Option<i64>,
     /// Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub envoy_image: Option<String>,
     /// Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub envoy_windows_image: Option<String>,
     /// Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub init_container_image: Option<String>,
     /// What a sidecar asks for and may use. Default: nothing is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
     /// Default: 0s, that is never. Accepted and not yet acted on: changes are sent when they happen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub config_resync_interval: Option<String>,
     /// Default: TLSv1_2. Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "tls_min_version")]
     pub tls_min_protocol_version: Option<String>,
     /// Default: TLSv1_3. Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "tls_max_version")]
     pub tls_max_protocol_version: Option<String>,
     /// Default: the TLS library's. Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "texts")]
+    #[schemars(length(max = MOST_ITEMS), inner(length(max = MOST_CHARACTERS)))]
     pub cipher_suites: Option<Vec<String>>,
     /// Default: the TLS library's. Accepted and not yet acted on.
-    #[serde(default, rename = "ecdhCurves", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "ecdhCurves",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "texts"
+    )]
+    #[schemars(length(max = MOST_ITEMS), inner(length(max = MOST_CHARACTERS)))]
     pub ecdh_curves: Option<Vec<String>>,
     /// Whether a sidecar reaches its app at localhost or at the pod's address. Default: Localhost.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "local_proxy_mode")]
     pub local_proxy_mode: Option<String>,
 }
@@ -60,10 +73,12 @@ pub struct SidecarSpec {
 #[serde(rename_all = "camelCase")]
 pub struct ResourceRequirements {
     /// The most that it may use.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantities")]
+    #[schemars(extend("maxProperties" = MOST_QUANTITIES))]
     pub limits: Option<BTreeMap<String, IntOrString>>,
     /// What it asks for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantities")]
+    #[schemars(extend("maxProperties" = MOST_QUANTITIES))]
     pub requests: Option<BTreeMap<String, IntOrString>>,
 }
 

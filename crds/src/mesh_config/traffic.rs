@@ -3,6 +3,7 @@
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::bounds::{MOST_CHARACTERS, MOST_ITEMS, optional_text, port_list, texts};
 use crate::ingress_backend::port_number;
 
 /// Traffic.
@@ -13,21 +14,34 @@ pub struct TrafficSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_egress: Option<bool>,
     /// IPv4 ranges that outbound interception leaves alone. Default: none.
-    #[serde(default, rename = "outboundIPRangeExclusionList", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "outboundIPRangeExclusionList",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "texts"
+    )]
+    #[schemars(length(max = MOST_ITEMS), inner(length(max = MOST_CHARACTERS)))]
     pub outbound_ip_range_exclusion_list: Option<Vec<String>>,
     /// The only IPv4 ranges that outbound interception takes. Default: all.
-    #[serde(default, rename = "outboundIPRangeInclusionList", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "outboundIPRangeInclusionList",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "texts"
+    )]
+    #[schemars(length(max = MOST_ITEMS), inner(length(max = MOST_CHARACTERS)))]
     pub outbound_ip_range_inclusion_list: Option<Vec<String>>,
     /// Ports that outbound interception leaves alone. Default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "port_list")]
     #[schemars(schema_with = "ports")]
     pub outbound_port_exclusion_list: Option<Vec<u16>>,
     /// Ports that inbound interception leaves alone. Default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "port_list")]
     #[schemars(schema_with = "ports")]
     pub inbound_port_exclusion_list: Option<Vec<u16>>,
     /// Network interfaces that interception leaves alone. Default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "texts")]
+    #[schemars(length(max = MOST_ITEMS), inner(length(max = MOST_CHARACTERS)))]
     pub network_interface_exclusion_list: Option<Vec<String>>,
     /// Whether workloads of the mesh may reach each other without a policy that says so. Opens nothing to clients
     /// outside the mesh. Default: false; what the chart makes says true.
@@ -50,18 +64,19 @@ pub struct ExternalAuthorization {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
     /// Host name or address of the service. Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
+    #[schemars(length(max = MOST_CHARACTERS))]
     pub address: Option<String>,
     /// Port of the service. Accepted and not yet acted on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "port_number")]
     pub port: Option<u16>,
     /// Prefix of its metrics. Default: inboundExtAuthz. Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "stat_prefix")]
     pub stat_prefix: Option<String>,
     /// Longest wait for its answer. Default: 1s. Accepted and not yet acted on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "timeout")]
     pub timeout: Option<String>,
     /// Whether requests pass when it does not answer. Default: false. Accepted and not yet acted on.
@@ -70,7 +85,7 @@ pub struct ExternalAuthorization {
 }
 
 fn ports(generator: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "array", "items": port_number(generator) })
+    json_schema!({ "type": "array", "maxItems": MOST_ITEMS, "items": port_number(generator) })
 }
 
 fn stat_prefix(_: &mut SchemaGenerator) -> Schema {

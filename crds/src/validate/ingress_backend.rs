@@ -1,11 +1,13 @@
 //! IngressBackend.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::{CidrSet, Principal};
 
 use super::Finding;
+use super::findings::{Findings, listed};
 use crate::ingress_backend::{Backend, IngressBackendSpec, Source};
 
 /// What clients of a backend speak.
@@ -19,25 +21,67 @@ pub enum Protocol {
     Tcp,
 }
 
-/// Everything that is wrong or likely not meant in an IngressBackend, in the order of its fields.
+/// Everything that is wrong or likely not meant in an IngressBackend, in the order of its fields. What is wrong with
+/// every pair of a backend and a source is one finding.
 pub fn ingress_backend(spec: &IngressBackendSpec) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut findings = Findings::default();
     if spec.backends.is_empty() {
-        findings.push(Finding::warning("spec.backends", "no backend is listed, so nothing is opened"));
+        findings.add("backends", || {
+            Finding::warning("spec.backends", "no backend is listed, so nothing is opened")
+        });
     }
+    let first_principal = spec.sources.iter().position(|source| source.kind == "AuthenticatedPrincipal");
+    let mut seen = BTreeSet::new();
+    let (mut http, mut tcp) = (Vec::new(), Vec::new());
     for (i, backend) in spec.backends.iter().enumerate() {
-        check_backend(spec, i, backend, &mut findings);
+        let path = format!("spec.backends[{i}]");
+        if !seen.insert((backend.name.as_str(), backend.port.number)) {
+            findings.add("duplicate", || {
+                let Backend { name, port, .. } = backend;
+                let message = format!(
+                    "Duplicate backends detected with service name: {name} and port: {}",
+                    port.number
+                );
+                Finding::error(&path, message)
+            });
+        }
+        match Protocol::parse(&backend.port.protocol) {
+            Some(Protocol::Http) => {
+                http.push(backend.name.as_str());
+                check_http(backend, &path, &mut findings);
+            }
+            Some(Protocol::Https) => {
+                check_https(first_principal.is_some(), backend, &path, &mut findings);
+            }
+            Some(Protocol::Tcp) => {
+                tcp.push(backend.name.as_str());
+                check_tcp(backend, &path, &mut findings);
+            }
+            None => findings.add("protocol", || {
+                let protocol = &backend.port.protocol;
+                let message = format!("Expected 'port.protocol' to be 'http' or 'https', got: {protocol}");
+                Finding::error(format!("{path}.port.protocol"), message)
+            }),
+        }
+    }
+    if let Some(i) = first_principal {
+        let path = format!("spec.sources[{i}]");
+        check_principals(&path, &http, &tcp, &mut findings);
     }
     if spec.sources.is_empty() {
-        findings.push(Finding::warning("spec.sources", "no source is listed, so every address is let in"));
+        findings.add("sources", || {
+            Finding::warning("spec.sources", "no source is listed, so every address is let in")
+        });
     }
     for (i, source) in spec.sources.iter().enumerate() {
         check_source(source, &format!("spec.sources[{i}]"), &mut findings);
     }
     if spec.matches.as_ref().is_some_and(|matches| !matches.is_empty()) {
-        findings.push(Finding::warning("spec.matches", "matches are accepted and ignored, as OSM did"));
+        findings.add("matches", || {
+            Finding::warning("spec.matches", "matches are accepted and ignored, as OSM did")
+        });
     }
-    findings
+    findings.finish()
 }
 
 impl Protocol {
@@ -63,128 +107,126 @@ impl fmt::Display for Protocol {
     }
 }
 
-fn check_backend(spec: &IngressBackendSpec, index: usize, backend: &Backend, findings: &mut Vec<Finding>) {
-    let path = format!("spec.backends[{index}]");
-    let is_same = |other: &&Backend| other.name == backend.name && other.port.number == backend.port.number;
-    if spec.backends.iter().take(index).any(|other| is_same(&other)) {
-        let message = format!(
-            "Duplicate backends detected with service name: {} and port: {}",
-            backend.name, backend.port.number
-        );
-        findings.push(Finding::error(&path, message));
-    }
-    match Protocol::parse(&backend.port.protocol) {
-        Some(Protocol::Http) => check_http(spec, backend, &path, findings),
-        Some(Protocol::Https) => check_https(spec, backend, &path, findings),
-        Some(Protocol::Tcp) => check_tcp(spec, backend, &path, findings),
-        None => {
-            let message =
-                format!("Expected 'port.protocol' to be 'http' or 'https', got: {}", backend.port.protocol);
-            findings.push(Finding::error(format!("{path}.port.protocol"), message));
-        }
-    }
-}
-
-fn check_http(spec: &IngressBackendSpec, backend: &Backend, path: &str, findings: &mut Vec<Finding>) {
-    for (i, _) in principals(spec) {
-        let message = format!(
-            "backend '{}' speaks plaintext http, where no certificate is seen: this principal is ignored there",
-            backend.name
-        );
-        findings.push(Finding::warning(format!("spec.sources[{i}]"), message));
-    }
+fn check_http(backend: &Backend, path: &str, findings: &mut Findings) {
     if backend.tls.is_some() {
-        let message = "ignored: protocol http ends no TLS; clients that speak TLS need port.protocol https";
-        findings.push(Finding::warning(format!("{path}.tls"), message));
+        findings.add("http tls", || {
+            let message =
+                "ignored: protocol http ends no TLS; clients that speak TLS need port.protocol https";
+            Finding::warning(format!("{path}.tls"), message)
+        });
     }
 }
 
-fn check_https(spec: &IngressBackendSpec, backend: &Backend, path: &str, findings: &mut Vec<Finding>) {
-    let tls = backend.tls.clone().unwrap_or_default();
-    let has_principal = principals(spec).next().is_some();
-    if tls.skip_client_cert_validation {
-        let message = if has_principal {
-            "no client certificate is asked for, so AuthenticatedPrincipal sources do not count"
-        } else {
-            "no client certificate is asked for"
-        };
-        findings.push(Finding::warning(format!("{path}.tls.skipClientCertValidation"), message));
+fn check_https(has_principal: bool, backend: &Backend, path: &str, findings: &mut Findings) {
+    if backend.tls.as_ref().is_some_and(|tls| tls.skip_client_cert_validation) {
+        findings.add("skip", || {
+            let message = if has_principal {
+                "no client certificate is asked for, so AuthenticatedPrincipal sources do not count"
+            } else {
+                "no client certificate is asked for"
+            };
+            Finding::warning(format!("{path}.tls.skipClientCertValidation"), message)
+        });
     } else if !has_principal {
-        let message = format!(
-            "no AuthenticatedPrincipal is listed: every certificate of the mesh's CA is let in to '{}'",
-            backend.name
-        );
-        findings.push(Finding::warning("spec.sources", message));
+        findings.add("no principal", || {
+            let message = format!(
+                "no AuthenticatedPrincipal is listed: every certificate of the mesh's CA is let in to '{}'",
+                backend.name
+            );
+            Finding::warning("spec.sources", message)
+        });
     }
-    for (i, host) in tls.sni_hosts.iter().flatten().enumerate() {
-        if DnsPattern::parse(host).is_err() {
+    let hosts = backend.tls.iter().flat_map(|tls| tls.sni_hosts.iter().flatten());
+    for (i, host) in hosts.enumerate().filter(|(_, host)| DnsPattern::parse(host).is_err()) {
+        findings.add("host", || {
             let message =
                 format!("'{host}' is no DNS name and no '*.' with a suffix: it matches no server name");
-            findings.push(Finding::warning(format!("{path}.tls.sniHosts[{i}]"), message));
-        }
+            Finding::warning(format!("{path}.tls.sniHosts[{i}]"), message)
+        });
     }
 }
 
 /// Bytes that nobody looks at hold no certificate that anybody could check, so a policy that asks for one would be
 /// more open than it reads.
-fn check_tcp(spec: &IngressBackendSpec, backend: &Backend, path: &str, findings: &mut Vec<Finding>) {
+fn check_tcp(backend: &Backend, path: &str, findings: &mut Findings) {
     if backend.tls.is_some() {
-        findings.push(Finding::error(
-            format!("{path}.tls"),
-            "protocol tcp passes bytes on as they are: no TLS is ended there",
-        ));
-    }
-    for (i, _) in principals(spec) {
-        let message = format!(
-            "backend '{}' speaks tcp, where no certificate can be checked: use Service or IPRange sources",
-            backend.name
-        );
-        findings.push(Finding::error(format!("spec.sources[{i}]"), message));
+        findings.add("tcp tls", || {
+            let message = "protocol tcp passes bytes on as they are: no TLS is ended there";
+            Finding::error(format!("{path}.tls"), message)
+        });
     }
 }
 
-fn check_source(source: &Source, path: &str, findings: &mut Vec<Finding>) {
-    let mut error = |field: &str, message: String| {
-        findings.push(Finding::error(format!("{path}.{field}"), message));
-    };
-    let unnamed = format!("'source.name' not specified for source kind {}", source.kind);
+/// Principals beside backends at which no certificate is seen.
+fn check_principals(path: &str, http: &[&str], tcp: &[&str], findings: &mut Findings) {
+    if !http.is_empty() {
+        findings.add("http principals", || {
+            let message = format!(
+                "{} plaintext http, where no certificate is seen: this principal is ignored there",
+                speaking(http)
+            );
+            Finding::warning(path, message)
+        });
+    }
+    if !tcp.is_empty() {
+        findings.add("tcp principals", || {
+            let message = format!(
+                "{} tcp, where no certificate can be checked: use Service or IPRange sources",
+                speaking(tcp)
+            );
+            Finding::error(path, message)
+        });
+    }
+}
+
+/// `backend 'a' speaks`, or `backends 'a', 'b' speak`.
+fn speaking(names: &[&str]) -> String {
+    let quoted = listed(names.iter().map(|name| format!("'{name}'")));
+    if names.len() == 1 { format!("backend {quoted} speaks") } else { format!("backends {quoted} speak") }
+}
+
+fn check_source(source: &Source, path: &str, findings: &mut Findings) {
+    let error = |field: &str, message: String| Finding::error(format!("{path}.{field}"), message);
+    let unnamed = || format!("'source.name' not specified for source kind {}", source.kind);
     match source.kind.as_str() {
         "Service" => {
             if source.name.is_empty() {
-                error("name", unnamed);
+                findings.add("unnamed", || error("name", unnamed()));
             }
             if source.namespace.as_deref().unwrap_or_default().is_empty() {
-                error("namespace", "'source.namespace' not specified for source kind Service".to_owned());
+                let message = "'source.namespace' not specified for source kind Service";
+                findings.add("no namespace", || error("namespace", message.to_owned()));
             }
         }
-        "AuthenticatedPrincipal" if source.name.is_empty() => error("name", unnamed),
+        "AuthenticatedPrincipal" if source.name.is_empty() => {
+            findings.add("unnamed", || error("name", unnamed()));
+        }
         "AuthenticatedPrincipal" => {
             if let Principal::Unmatchable(text) = Principal::parse(&source.name) {
-                let message = format!(
-                    "'{text}' matches no certificate: a principal is a DNS name, a URI, or '*' alone"
-                );
-                findings.push(Finding::warning(format!("{path}.name"), message));
+                findings.add("principal", || {
+                    let message = format!(
+                        "'{text}' matches no certificate: a principal is a DNS name, a URI, or '*' alone"
+                    );
+                    Finding::warning(format!("{path}.name"), message)
+                });
             }
         }
         "IPRange" => {
             if CidrSet::parse([source.name.as_str()]).is_err() {
-                let message = format!(
-                    "Invalid 'source.name' value specified for IPRange. Expected CIDR notation 'a.b.c.d/x', got '{}'",
-                    source.name
-                );
-                error("name", message);
+                findings.add("range", || {
+                    let message = format!(
+                        "Invalid 'source.name' value specified for IPRange. Expected CIDR notation 'a.b.c.d/x', got '{}'",
+                        source.name
+                    );
+                    error("name", message)
+                });
             }
         }
-        _ => error(
-            "kind",
-            "Invalid 'source.kind' value specified. Must be one of: Service, AuthenticatedPrincipal, IPRange"
-                .to_owned(),
-        ),
+        _ => findings.add("source kind", || {
+            let message = "Invalid 'source.kind' value specified. Must be one of: Service, AuthenticatedPrincipal, IPRange";
+            error("kind", message.to_owned())
+        }),
     }
-}
-
-fn principals(spec: &IngressBackendSpec) -> impl Iterator<Item = (usize, &Source)> {
-    spec.sources.iter().enumerate().filter(|(_, source)| source.kind == "AuthenticatedPrincipal")
 }
 
 #[cfg(test)]

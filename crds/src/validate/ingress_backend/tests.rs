@@ -144,3 +144,25 @@ fn tcp_refuses_what_it_cannot_check() {
         ]
     );
 }
+
+#[test]
+fn what_is_wrong_with_every_pair_is_one_finding_and_what_is_wrong_many_times_is_counted() {
+    let backend = |i: usize, protocol: &str| json!({"name": format!("b{i}"), "port": {"number": 1, "protocol": protocol}});
+    let principals: Vec<_> = (0..1000).map(|i| principal(&format!("a{i}.b.cluster.local"))).collect();
+    let tcp: Vec<_> = (0..200).map(|i| backend(i, "tcp")).collect();
+    assert_eq!(
+        all(json!({"backends": tcp, "sources": principals})),
+        [
+            "error: spec.sources[0]: backends 'b0', 'b1', 'b2', 'b3', 'b4' and 195 more speak tcp, where no certificate \
+             can be checked: use Service or IPRange sources"
+        ]
+    );
+    let odd: Vec<_> = (0..200).map(|i| backend(i, "grpc")).collect();
+    let found = all(json!({"backends": odd, "sources": [range()]}));
+    assert_eq!(found.len(), 8);
+    assert_eq!(
+        found[7],
+        "error: spec.backends[7].port.protocol: Expected 'port.protocol' to be 'http' or 'https', got: grpc; and 192 more \
+         like it"
+    );
+}

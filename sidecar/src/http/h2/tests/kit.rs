@@ -162,7 +162,7 @@ impl Sidecar {
 
     /// From now on everybody is let in, or only those whom nobody can be.
     pub(super) fn allow(&self, is_allowed: bool) {
-        let nobody = ClientCheck::Principals(vec![Principal::parse("nobody.nowhere.cluster.local")]);
+        let nobody = ClientCheck::Principals([Principal::parse("nobody.nowhere.cluster.local")].into());
         self.set_policy(AppProtocol::Http, if is_allowed { ClientCheck::Skip } else { nobody });
     }
 

@@ -1,0 +1,178 @@
+//! Lists and texts of custom resources, read up to a bound. What is beyond it is an error that names the field, and is
+//! not held in memory: whoever writes objects, or asks a webhook about them, is bounded by what is decoded.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
+
+/// A list of at most `most` items. `field` is its path, such as `spec.backends`.
+pub(crate) fn list<'de, D, T>(deserializer: D, field: &'static str, most: usize) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_seq(List { field, most, item: PhantomData })
+}
+
+/// [`list`], of a field that may be absent or null.
+pub(crate) fn optional_list<'de, D, T>(
+    deserializer: D,
+    field: &'static str,
+    most: usize,
+) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_option(Optional(List { field, most, item: PhantomData }))
+}
+
+/// A text of at most `MOST` characters, as JSON schema's `maxLength` counts them.
+#[derive(Debug)]
+pub(crate) struct Text<const MOST: usize>(String);
+
+/// A text of at most `MOST` characters.
+pub(crate) fn text<'de, D, const MOST: usize>(deserializer: D) -> Result<String, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    Text::<MOST>::deserialize(deserializer).map(|text| text.0)
+}
+
+/// [`text`], of a field that may be absent or null.
+pub(crate) fn optional_text<'de, D, const MOST: usize>(deserializer: D) -> Result<Option<String>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    Ok(Option::<Text<MOST>>::deserialize(deserializer)?.map(|text| text.0))
+}
+
+struct List<T> {
+    field: &'static str,
+    most: usize,
+    item: PhantomData<T>,
+}
+
+struct Optional<T>(List<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {} items", self.most)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+        let mut list = Vec::new();
+        while list.len() < self.most {
+            match items.next_element()? {
+                Some(item) => list.push(item),
+                None => return Ok(list),
+            }
+        }
+        match items.next_element::<IgnoredAny>()? {
+            None => Ok(list),
+            Some(_) => Err(A::Error::custom(format!("{}: {}", self.field, too_many(self.most)))),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Optional<T> {
+    type Value = Option<Vec<T>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.expecting(f)
+    }
+
+    fn visit_none<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self.0).map(Some)
+    }
+}
+
+impl<'de, const MOST: usize> Deserialize<'de> for Text<MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor<const MOST: usize>;
+        impl<const MOST: usize> Visitor<'_> for TextVisitor<MOST> {
+            type Value = Text<MOST>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                if is_longer(text, MOST) {
+                    return Err(E::custom(too_long(MOST)));
+                }
+                Ok(Text(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+impl<const MOST: usize> From<Text<MOST>> for String {
+    fn from(text: Text<MOST>) -> Self {
+        text.0
+    }
+}
+
+/// Whether a text has more characters than this.
+pub(crate) fn is_longer(text: &str, most: usize) -> bool {
+    text.len() > most && text.chars().nth(most).is_some()
+}
+
+/// What is said of a list that is too long.
+pub(crate) fn too_many(most: usize) -> String {
+    format!("Too many: must have at most {most} items")
+}
+
+/// What is said of a text that is too long.
+pub(crate) fn too_long(most: usize) -> String {
+    format!("Too long: may not be more than {most} characters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize, Debug, PartialEq)]
+    struct Sample {
+        #[serde(default, deserialize_with = "few")]
+        few: Option<Vec<u8>>,
+        #[serde(default, deserialize_with = "optional_text::<_, 3>")]
+        text: Option<String>,
+    }
+
+    fn few<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+        optional_list(deserializer, "few", 2)
+    }
+
+    #[test]
+    fn the_bound_is_still_read_and_one_more_is_an_error_that_says_so() {
+        let read = |text: &str| serde_json::from_str::<Sample>(text).map_err(|error| error.to_string());
+        assert_eq!(
+            read(r#"{"few": [1, 2], "text": "äöü"}"#),
+            Ok(Sample { few: Some(vec![1, 2]), text: Some("äöü".into()) })
+        );
+        assert_eq!(read(r#"{"few": null, "text": null}"#), Ok(Sample { few: None, text: None }));
+        assert!(
+            read(r#"{"few": [1, 2, 3]}"#)
+                .unwrap_err()
+                .starts_with("few: Too many: must have at most 2 items")
+        );
+        assert!(
+            read(r#"{"text": "abcd"}"#)
+                .unwrap_err()
+                .starts_with("Too long: may not be more than 3 characters")
+        );
+    }
+}
