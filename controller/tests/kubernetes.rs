@@ -21,6 +21,11 @@ struct Program {
 
 impl Program {
     fn start(api: &FakeApi, pod: &str) -> Self {
+        Self::start_within(api, pod, None)
+    }
+
+    /// With no more than these mebibytes of memory of its own, if a limit is given.
+    fn start_within(api: &FakeApi, pod: &str, limit: Option<u64>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             let path = folder.path().join(name);
@@ -31,7 +36,14 @@ impl Program {
         let mut parameters = rcgen::CertificateParams::default();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let root = parameters.self_signed(&key).unwrap().pem();
-        let child = Command::new(env!("CARGO_BIN_EXE_tidegate-controller"))
+        let limit = limit.map_or_else(|| "unlimited".to_owned(), |limit| (limit * 1024).to_string());
+        let child = Command::new("sh")
+            .args([
+                "-c",
+                "ulimit -d \"$0\" && exec \"$@\"",
+                &limit,
+                env!("CARGO_BIN_EXE_tidegate-controller"),
+            ])
             .args(["--kubernetes", "--namespace", NAMESPACE, "--pod-name", pod])
             .args(["--listen=127.0.0.1:0", "--admin-address=127.0.0.1:0", "--health-address=127.0.0.1:0"])
             // Nobody issues certificates here: policies are compiled and written all the same.
@@ -50,9 +62,21 @@ impl Program {
 
     /// Mebibytes of memory that the process holds at this moment.
     fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    fn status(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+
+    /// What it has used of a processor so far.
+    fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 10)
     }
 
     /// Ends it as kubelet does.
@@ -217,4 +241,90 @@ async fn two_thousand_pods_fit_in_little_memory_also_when_all_of_them_are_replac
         assert!(after <= most && slowest < Duration::from_secs(5), "{figures:?}");
     }
     println!("{}", figures.join("; "));
+}
+
+/// The chart's memory limit of a controller, in mebibytes.
+const CHART_LIMIT: u64 = 512;
+
+/// An IngressBackend of namespace `hostile` with so many backends and sources.
+fn large(name: &str, backends: usize, sources: usize, backend: impl Fn(usize) -> String) -> Value {
+    let backends: Vec<_> = (0..backends)
+        .map(|i| json!({"name": backend(i), "port": {"number": 8080, "protocol": "http"}}))
+        .collect();
+    let source = |i: usize| json!({"kind": "IPRange", "name": format!("10.{}.{}.0/25", i / 256, i % 256)});
+    let sources: Vec<_> = (0..sources).map(source).collect();
+    json!({
+        "apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "IngressBackend",
+        "metadata": {"namespace": "hostile", "name": name}, "spec": {"backends": backends, "sources": sources},
+    })
+}
+
+#[tokio::test]
+async fn what_one_tenant_stores_neither_kills_the_controller_nor_keeps_it_from_others() {
+    let api = FakeApi::start().await;
+    populate(&api, 10);
+    let labels = json!({"openservicemesh.io/monitored-by": "osm"});
+    api.apply("v1/namespaces", json!({"metadata": {"name": "hostile", "labels": labels}}));
+    // Stored before there were bounds.
+    api.apply(BACKENDS, large("many", 6_000, 6_000, |i| format!("b{i}")));
+    api.apply(BACKENDS, large("long", 1, 3_000, |_| "x".repeat(150_000)));
+    // As much as the bounds allow, often, and it is all about one Service with ten Pods.
+    for i in 0..8 {
+        api.apply(BACKENDS, large(&format!("bound-{i}"), 10, 1_024, |i| format!("b{i}")));
+    }
+    for i in 0..10 {
+        let spec = json!({"selector": {"app": "hostile"}, "ports": [{"port": 80, "targetPort": 8080}]});
+        api.apply(
+            "v1/services",
+            json!({"metadata": {"namespace": "hostile", "name": format!("b{i}")}, "spec": spec}),
+        );
+    }
+    for i in 0..10 {
+        api.apply("v1/pods", injected("hostile", "hostile", 1_000 + i));
+    }
+    for i in 0..3 {
+        let volumes: Vec<_> = (0..30_000).map(|i| json!({"name": format!("v{i}"), "emptyDir": {}})).collect();
+        api.apply(
+            "v1/pods",
+            json!({"metadata": {"namespace": "hostile", "name": format!("pending-{i}")},
+                "spec": {"containers": [{"name": "a"}], "volumes": volumes}, "status": {"phase": "Pending"}}),
+        );
+    }
+    let mut program = Program::start_within(&api, "controller-a", Some(CHART_LIMIT));
+    api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
+    let reason = |api: &FakeApi, name: &str| {
+        let object = api.get(BACKENDS, "hostile", name)?;
+        (object["status"]["currentStatus"] == "error")
+            .then(|| object["status"]["reason"].as_str().unwrap_or_default().to_owned())
+    };
+    let names: Vec<String> =
+        (0..8).map(|i| format!("bound-{i}")).chain(["many".into(), "long".into()]).collect();
+    let mut waited_for = names.iter().peekable();
+    api.wait_for(|api| {
+        while waited_for.next_if(|name| has_status(api, "hostile", name)).is_some() {}
+        waited_for.peek().is_none()
+    })
+    .await;
+    assert_eq!(reason(&api, "many").unwrap(), "spec.backends: Too many: must have at most 256 items");
+    assert_eq!(
+        reason(&api, "long").unwrap(),
+        "cannot be read: Too long: may not be more than 253 characters"
+    );
+    let without_room =
+        names.iter().filter_map(|name| reason(&api, name)).filter(|r| r.contains("512 KiB")).count();
+    assert!((1..8).contains(&without_room), "{without_room} of 8");
+    let start = program.processor_time();
+
+    // Another tenant is served, and a change of the large ones costs little.
+    api.apply(BACKENDS, large("bound-8", 10, 1_024, |i| format!("b{i}")));
+    api.apply(BACKENDS, backend("ns-0", "another"));
+    let begun = Instant::now();
+    api.wait_for(|api| has_status(api, "ns-0", "another") && has_status(api, "hostile", "bound-8")).await;
+    let (took, change) = (begun.elapsed(), program.processor_time() - start);
+    let most = program.status("VmHWM:");
+    println!(
+        "{most} MiB at most; processor: {start:.1?} at start, {change:.1?} for a change, there after {took:.1?}"
+    );
+    assert!(program.child.try_wait().unwrap().is_none(), "it lives");
+    assert!(most < CHART_LIMIT / 2 && change < Duration::from_secs(4), "{most} MiB, {change:?}");
 }

@@ -27,7 +27,7 @@ pub use self::rights::Rights;
 use self::store::Store;
 
 /// How long [`FakeApi::wait_for`] waits for what a test expects.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A request as RBAC sees it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

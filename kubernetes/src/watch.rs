@@ -6,19 +6,25 @@
 //! connection whose other end is dead without a word is noticed because the API server ends each watch after
 //! [`Timing::server`] and this one did not.
 //!
+//! So has memory: a page that is larger than a bound is asked for anew with fewer objects in it, and each object is
+//! decoded on its own, into a type that has only what is read of it ([`Watch::lean`]), before the next one is.
+//!
 //! Why not `kube::runtime::watcher`: it has no bound for lists and for the first byte of a watch, tries a watch that
-//! is refused with status 410 from the same version for ever, and leaves out an event that it cannot read.
+//! is refused with status 410 from the same version for ever, leaves out an event that it cannot read, and decodes whole
+//! objects, a page of them at a time.
 
 mod meter;
 mod objects;
+mod wire;
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
-use kube::Api;
-use kube::api::{ListParams, Resource, WatchEvent, WatchParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::api::{ListParams, Resource, WatchParams};
+use kube::core::Request;
+use kube::{Api, Client};
 use rand::RngExt;
 use serde::de::DeserializeOwned;
 use tidegate_runtime::backoff::Backoff;
@@ -29,9 +35,10 @@ use tracing::{debug, info, warn};
 pub use meter::{KindMeter, WatchMetrics};
 pub use objects::Name;
 
-use objects::{name_of, version_of};
+use objects::Head;
+use wire::{Failure, Lines, Page, RawEvent};
 
-/// Objects in a page of a list.
+/// Objects in a page of a list, unless these are too large together.
 const PAGE: u32 = 500;
 
 /// How long a watch waits for what.
@@ -50,11 +57,11 @@ pub struct Timing {
 }
 
 /// All objects of a kind that are followed.
-#[derive(Debug)]
 pub struct Watch<K> {
-    api: Api<K>,
+    client: Client,
+    url: String,
     name: Option<String>,
-    prune: Prune<K>,
+    decode: Decode<K>,
     timing: Timing,
     meter: KindMeter,
     /// What was told: objects and their versions.
@@ -63,8 +70,23 @@ pub struct Watch<K> {
     failure: Option<String>,
 }
 
-/// Takes out of an object what nobody reads.
-struct Prune<K>(Box<dyn Fn(&mut K) + Send + Sync>);
+/// Makes of an object's text what is kept of it.
+#[allow(clippy::type_complexity, reason = "it is named here and nowhere else")]
+struct Decode<K>(Box<dyn Fn(&str) -> serde_json::Result<K> + Send + Sync>);
+
+/// A page of a list, decoded.
+struct Decoded<K> {
+    objects: Vec<Listed<K>>,
+    continue_token: Option<String>,
+    version: Option<String>,
+}
+
+/// An object, and what the watch itself has to know of it.
+struct Listed<K> {
+    name: Name,
+    version: String,
+    object: K,
+}
 
 /// What a watch tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +116,13 @@ impl<K> Event<K> {
     }
 }
 
+/// What an event says.
+struct News<K> {
+    version: String,
+    /// What is to be told of it; nothing if it is known.
+    told: Option<Event<K>>,
+}
+
 /// How a watch ended.
 enum End {
     /// As the API server had been asked to.
@@ -118,21 +147,47 @@ impl Default for Timing {
     }
 }
 
-impl<K> Debug for Prune<K> {
+impl<K> Debug for Watch<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Prune").finish_non_exhaustive()
+        f.debug_struct("Watch").field("url", &self.url).field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 impl<K> Watch<K>
 where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K: Resource + DeserializeOwned + Send + 'static,
 {
     /// Follows what `api` covers. `prune` takes out of each object what nobody reads; managed fields and what
-    /// `kubectl apply` notes are taken out anyway.
+    /// `kubectl apply` notes are taken out anyway. For kinds whose objects others write, take [`Watch::lean`].
     pub fn new(api: Api<K>, prune: impl Fn(&mut K) + Send + Sync + 'static, meter: KindMeter) -> Self {
-        let (prune, timing) = (Prune(Box::new(prune)), Timing::default());
-        Self { api, name: None, prune, timing, meter, told: HashMap::new(), failure: None }
+        let decode = move |text: &str| {
+            let mut object: K = serde_json::from_str(text)?;
+            objects::prune_metadata(object.meta_mut());
+            prune(&mut object);
+            Ok(object)
+        };
+        Self::lean(api, decode, meter)
+    }
+}
+
+impl<K: Send + 'static> Watch<K> {
+    /// Follows what `api` covers. `decode` makes of an object's JSON what is kept of it: a type that reads only the
+    /// fields that are needed is never larger than these, whatever else is in the object.
+    pub fn lean<R: Resource>(
+        api: Api<R>,
+        decode: impl Fn(&str) -> serde_json::Result<K> + Send + Sync + 'static,
+        meter: KindMeter,
+    ) -> Self {
+        Self {
+            url: api.resource_url().to_owned(),
+            client: api.into_client(),
+            name: None,
+            decode: Decode(Box::new(decode)),
+            timing: Timing::default(),
+            meter,
+            told: HashMap::new(),
+            failure: None,
+        }
     }
 
     /// Only the object of this name, for which a permission by name is enough.
@@ -181,31 +236,55 @@ where
     }
 
     /// Every object that there is, and the version to watch from.
-    async fn list(&self) -> Result<(Vec<K>, String), String> {
+    async fn list(&self) -> Result<(Vec<Listed<K>>, String), String> {
         let mut params = ListParams { field_selector: self.selector(), ..ListParams::default() }.limit(PAGE);
         let mut objects = Vec::new();
         loop {
-            let page = match timeout(self.timing.answer, self.api.list(&params)).await {
+            let page = match timeout(self.timing.answer, self.page(&params)).await {
                 Ok(Ok(page)) => page,
-                Ok(Err(kube::Error::Api(status)))
-                    if status.code == 410 && params.continue_token.is_some() =>
-                {
+                Ok(Err(Failure::Status(410, _))) if params.continue_token.is_some() => {
                     debug!(kind = self.meter.kind(), "the list has expired between two pages");
                     params.continue_token = None;
                     objects.clear();
                     continue;
                 }
-                Ok(Err(error)) => return Err(text(&error)),
+                Ok(Err(Failure::TooLong)) if params.limit.is_some_and(|limit| limit > 1) => {
+                    params.limit = params.limit.map(|limit| limit / 2);
+                    debug!(kind = self.meter.kind(), limit = params.limit, "a page is too large");
+                    continue;
+                }
+                Ok(Err(failure)) => return Err(failure.to_string()),
                 Err(_) => return Err(format!("no list within {:?}", self.timing.answer)),
             };
             self.meter.heard();
-            objects.extend(page.items.into_iter().map(|object| self.pruned(object)));
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            objects.extend(page.objects);
+            params.continue_token = page.continue_token.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
-                let version = page.metadata.resource_version.filter(|version| !version.is_empty());
+                let version = page.version.filter(|version| !version.is_empty());
                 return Ok((objects, version.ok_or("the list has no resourceVersion")?));
             }
         }
+    }
+
+    async fn page(&self, params: &ListParams) -> Result<Decoded<K>, Failure> {
+        let request = Request::new(self.url.as_str()).list(params);
+        let request = request.map_err(|error| Failure::Other(error.to_string()))?;
+        let text = wire::whole(wire::open(&self.client, request).await?).await?;
+        let unreadable =
+            |error: serde_json::Error| Failure::Other(format!("the list cannot be read: {error}"));
+        let page: Page<'_> = serde_json::from_slice(&text).map_err(unreadable)?;
+        let objects =
+            page.items.into_iter().flatten().map(|item| self.decoded(item.get()).map_err(unreadable));
+        Ok(Decoded {
+            objects: objects.collect::<Result<_, _>>()?,
+            continue_token: page.metadata.continue_token,
+            version: page.metadata.resource_version,
+        })
+    }
+
+    fn decoded(&self, text: &str) -> serde_json::Result<Listed<K>> {
+        let (name, version) = serde_json::from_str::<Head>(text)?.into_parts();
+        Ok(Listed { name, version, object: (self.decode.0)(text)? })
     }
 
     /// Watches on and on; returns why a new list is due, or nothing once nobody listens.
@@ -271,10 +350,14 @@ where
             bookmarks: true,
             ..WatchParams::default()
         };
-        let stream = match timeout(self.timing.answer, self.api.watch(&params, version)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(kube::Error::Api(status))) if status.code == 410 => return End::Lost(status.message),
-            Ok(Err(error)) => return End::Broken(text(&error)),
+        let request = match Request::new(self.url.as_str()).watch(&params, version) {
+            Ok(request) => request,
+            Err(error) => return End::Broken(error.to_string()),
+        };
+        let body = match timeout(self.timing.answer, wire::open(&self.client, request)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(Failure::Status(410, message))) => return End::Lost(message),
+            Ok(Err(failure)) => return End::Broken(failure.to_string()),
             Err(_) => return End::Broken(format!("no answer to a watch within {:?}", self.timing.answer)),
         };
         self.meter.connected();
@@ -284,23 +367,19 @@ where
                 return End::Closed;
             }
         }
-        let mut stream = std::pin::pin!(stream.into_stream());
+        let mut lines = Lines::new(body);
         loop {
-            let event = match timeout(self.timing.idle, stream.next()).await {
-                Ok(Some(Ok(event))) => event,
-                Ok(Some(Err(error @ kube::Error::SerdeError(_)))) => return End::Lost(text(&error)),
-                Ok(Some(Err(error))) => return End::Broken(text(&error)),
-                Ok(None) => return End::InOrder,
+            let line = match timeout(self.timing.idle, lines.next()).await {
+                Ok(Ok(Some(line))) => line,
+                Ok(Ok(None)) => return End::InOrder,
+                Ok(Err(failure @ Failure::TooLong)) => return End::Lost(failure.to_string()),
+                Ok(Err(failure)) => return End::Broken(failure.to_string()),
                 Err(_) => return End::Broken(format!("nothing heard for {:?}", self.timing.idle)),
             };
             self.meter.heard();
-            let (newest, told) = match event {
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    (version_of(&object), self.applied(object))
-                }
-                WatchEvent::Deleted(object) => (version_of(&object), self.deleted(&object)),
-                WatchEvent::Bookmark(bookmark) => (bookmark.metadata.resource_version, None),
-                WatchEvent::Error(status) => return End::Lost(format!("{} {}", status.code, status.message)),
+            let News { version: newest, told } = match self.event(&line) {
+                Ok(news) => news,
+                Err(end) => return end,
             };
             if newest.is_empty() {
                 return End::Lost("an event has no resourceVersion".to_owned());
@@ -315,12 +394,34 @@ where
         }
     }
 
+    fn event(&mut self, line: &[u8]) -> Result<News<K>, End> {
+        let unreadable = |error: serde_json::Error| End::Lost(format!("an event cannot be read: {error}"));
+        let RawEvent { kind, object } = serde_json::from_slice(line).map_err(unreadable)?;
+        let object = object.get();
+        let head = || serde_json::from_str::<Head>(object).map(Head::into_parts).map_err(unreadable);
+        match kind.as_str() {
+            "ADDED" | "MODIFIED" => {
+                let listed = self.decoded(object).map_err(unreadable)?;
+                Ok(News { version: listed.version.clone(), told: self.applied(listed) })
+            }
+            "DELETED" => {
+                let (name, version) = head()?;
+                Ok(News { version, told: self.deleted(name) })
+            }
+            "BOOKMARK" => Ok(News { version: head()?.1, told: None }),
+            _ => {
+                let status: Status = serde_json::from_str(object).map_err(unreadable)?;
+                let code = status.code.unwrap_or_default();
+                Err(End::Lost(format!("{code} {}", status.message.unwrap_or_default())))
+            }
+        }
+    }
+
     /// How a list differs from what was told.
-    fn differences(&mut self, objects: Vec<K>) -> Event<K> {
+    fn differences(&mut self, objects: Vec<Listed<K>>) -> Event<K> {
         let mut gone = std::mem::take(&mut self.told);
         let mut applied = Vec::new();
-        for object in objects {
-            let (name, version) = (name_of(&object), version_of(&object));
+        for Listed { name, version, object } in objects {
             if gone.remove(&name).is_none_or(|told| told != version) {
                 applied.push(object);
             }
@@ -329,26 +430,18 @@ where
         Event::Changed { applied, deleted: gone.into_keys().collect() }
     }
 
-    fn applied(&mut self, object: K) -> Option<Event<K>> {
-        let version = version_of(&object);
-        let before = self.told.insert(name_of(&object), version.clone());
+    fn applied(&mut self, Listed { name, version, object }: Listed<K>) -> Option<Event<K>> {
+        let before = self.told.insert(name, version.clone());
         // After a resumption an event may come twice.
         if before.is_some_and(|before| before == version) {
             return None;
         }
-        Some(Event::Changed { applied: vec![self.pruned(object)], deleted: Vec::new() })
+        Some(Event::Changed { applied: vec![object], deleted: Vec::new() })
     }
 
-    fn deleted(&mut self, object: &K) -> Option<Event<K>> {
-        let name = name_of(object);
+    fn deleted(&mut self, name: Name) -> Option<Event<K>> {
         self.told.remove(&name)?;
         Some(Event::Changed { applied: Vec::new(), deleted: vec![name] })
-    }
-
-    fn pruned(&self, mut object: K) -> K {
-        objects::prune_metadata(object.meta_mut());
-        (self.prune.0)(&mut object);
-        object
     }
 
     /// Notes a failure; it is told only if the one before was another.
@@ -364,23 +457,6 @@ where
     fn selector(&self) -> Option<String> {
         self.name.as_ref().map(|name| format!("metadata.name={name}"))
     }
-}
-
-/// What an operator needs of an error: the API server's words, or all causes.
-fn text(error: &kube::Error) -> String {
-    if let kube::Error::Api(status) = error {
-        return format!("{} {}", status.code, status.message);
-    }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ mod tests;
 
 /// Namespaces that are written to at a time.
 const CONCURRENCY: usize = 8;
+/// A bundle of many roots is far shorter.
+const MOST_BUNDLE_BYTES: usize = 256 * 1024;
 /// How long the first list may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -92,7 +94,7 @@ impl TrustBundleConfigMaps {
                 uid: map.metadata.uid,
             })
         };
-        let watch = Watch::new(Api::all(client.clone()), |_| {}, meters.kind("ConfigMap"));
+        let watch = Watch::new(Api::all(client.clone()), keep_bundle, meters.kind("ConfigMap"));
         let name = trust_bundle_config_map(mesh_name);
         let watch = watch.named(&name);
         watches.spawn(published.clone().follow(watch, keep, wake.clone()));
@@ -218,5 +220,13 @@ impl BundlePublisher for TrustBundleConfigMaps {
 impl std::fmt::Debug for TrustBundleConfigMaps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TrustBundleConfigMaps").field("mesh_name", &self.mesh_name).finish_non_exhaustive()
+    }
+}
+
+/// Whoever may write the ConfigMap of a namespace chooses what else is in it. What is longer than any bundle is not ours.
+fn keep_bundle(map: &mut ConfigMap) {
+    map.binary_data = None;
+    if let Some(data) = &mut map.data {
+        data.retain(|key, pem| key == TRUST_BUNDLE_KEY && pem.len() <= MOST_BUNDLE_BYTES);
     }
 }

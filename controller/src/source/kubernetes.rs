@@ -8,24 +8,22 @@
 //! A sidecar that listens to another control plane is none to us: its Pod is kept as one without.
 //!
 //! ServiceAccounts are not read: an identity is made of a Pod's namespace and the name in its spec, and the API
-//! server admits no Pod whose ServiceAccount is not there. Pods and the rest are stripped of what nobody reads
-//! (`prune`).
+//! server admits no Pod whose ServiceAccount is not there. Of Pods and the rest only those fields are decoded that
+//! somebody reads (`lean`).
 
-mod prune;
+mod lean;
+mod stored_policy;
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ApiResource, DynamicObject};
 use kube::{Api, Client, CustomResourceExt, Resource};
-use serde::de::DeserializeOwned;
 use tidegate_crds::injection::has_sidecar;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
-use tidegate_crds::{IngressBackend, MeshConfig, stored};
-use tidegate_kubernetes::watch::{Event, Name, Timing, Watch, WatchMetrics};
+use tidegate_crds::{IngressBackend, MeshConfig};
+use tidegate_kubernetes::watch::{Event, KindMeter, Name, Timing, Watch, WatchMetrics};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -90,20 +88,23 @@ impl KubernetesSource {
 
     fn watches(&self, sender: &mpsc::Sender<Message>) -> JoinSet<()> {
         let mut watches = JoinSet::new();
-        self.core(&mut watches, sender, Kind::Namespace, prune::namespace, Object::Namespace);
-        self.core(&mut watches, sender, Kind::Service, prune::service, Object::Service);
-        self.core(&mut watches, sender, Kind::EndpointSlice, prune::endpoint_slice, Object::EndpointSlice);
+        self.core(&mut watches, sender, Kind::Namespace, lean::namespace, Object::Namespace);
+        self.core(&mut watches, sender, Kind::Service, lean::service, Object::Service);
+        self.core(&mut watches, sender, Kind::EndpointSlice, lean::endpoint_slice, Object::EndpointSlice);
         let control_plane = self.namespace.clone();
-        let pod = move |pod: &mut Pod| prune::pod(pod, &control_plane);
+        let pod = move |text: &str| lean::pod(text, &control_plane);
         self.core(&mut watches, sender, Kind::Pod, pod, Object::Pod);
-        let backends = Api::all_with(self.client.clone(), &resource::<IngressBackend>());
-        let backends = self.watch(Kind::IngressBackend, backends, prune::custom);
-        let wrap = |event| custom(Kind::IngressBackend, event, Object::IngressBackend);
-        watches.spawn(backends.run(sender.clone(), wrap));
-        let configs = Api::namespaced_with(self.client.clone(), &self.namespace, &resource::<MeshConfig>());
-        let configs = self.watch(Kind::MeshConfig, configs, prune::custom).named(MESH_CONFIG_NAME);
-        let wrap = |event| custom(Kind::MeshConfig, event, Object::MeshConfig);
-        watches.spawn(configs.run(sender.clone(), wrap));
+        let backends: Api<IngressBackend> = Api::all(self.client.clone());
+        let backends =
+            Watch::lean(backends, stored_policy::ingress_backend, self.meter(Kind::IngressBackend));
+        let configs: Api<MeshConfig> = Api::namespaced(self.client.clone(), &self.namespace);
+        let configs = Watch::lean(configs, stored_policy::mesh_config, self.meter(Kind::MeshConfig));
+        for (kind, watch) in
+            [(Kind::IngressBackend, backends), (Kind::MeshConfig, configs.named(MESH_CONFIG_NAME))]
+        {
+            let wrap = move |event| Message::new(kind, event, |object| object);
+            watches.spawn(watch.timing(self.timing).run(sender.clone(), wrap));
+        }
         watches
     }
 
@@ -112,21 +113,19 @@ impl KubernetesSource {
         watches: &mut JoinSet<()>,
         sender: &mpsc::Sender<Message>,
         kind: Kind,
-        prune: impl Fn(&mut K) + Send + Sync + 'static,
+        decode: impl Fn(&str) -> serde_json::Result<K> + Send + Sync + 'static,
         into: fn(Arc<K>) -> Object,
     ) where
-        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+        K: Resource<DynamicType = ()> + Send + Sync + 'static,
     {
-        let watch = self.watch(kind, Api::all(self.client.clone()), prune);
+        let api: Api<K> = Api::all(self.client.clone());
+        let watch = Watch::lean(api, decode, self.meter(kind)).timing(self.timing);
         let wrap = move |event: Event<K>| Message::new(kind, event, |object| into(object.into()));
         watches.spawn(watch.run(sender.clone(), wrap));
     }
 
-    fn watch<K>(&self, kind: Kind, api: Api<K>, prune: impl Fn(&mut K) + Send + Sync + 'static) -> Watch<K>
-    where
-        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    {
-        Watch::new(api, prune, self.metrics.kind(kind.as_str())).timing(self.timing)
+    fn meter(&self, kind: Kind) -> KindMeter {
+        self.metrics.kind(kind.as_str())
     }
 
     async fn follow(self, batches: mpsc::Sender<Batch>) {
@@ -220,27 +219,6 @@ impl State {
 
 fn key(kind: Kind, name: Name) -> ObjectKey {
     ObjectKey { kind, name: ObjectName::new(name.namespace, name.name) }
-}
-
-fn resource<K: Resource<DynamicType = ()>>() -> ApiResource {
-    ApiResource::erase::<K>(&())
-}
-
-/// A custom resource, read by ourselves: one that we cannot read must not keep the others from us, and grants nothing,
-/// nor does what was there before it.
-fn custom<K>(kind: Kind, event: Event<DynamicObject>, into: fn(Arc<K>) -> Object) -> Message
-where
-    K: CustomResourceExt + DeserializeOwned,
-{
-    Message::new(kind, event, |object| {
-        let value = serde_json::to_value(&object).unwrap_or_default();
-        match stored::read::<K>(&value) {
-            Ok(object) => into(object.into()),
-            Err(finding) => {
-                Object::Unreadable(Unreadable::new(kind, object.metadata, &value, finding).into())
-            }
-        }
-    })
 }
 
 fn problem(object: &Unreadable) -> Problem {

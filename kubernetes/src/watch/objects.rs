@@ -1,7 +1,7 @@
 //! What is the same for objects of every kind: names, versions, and metadata that nobody reads.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
+use serde::Deserialize;
 
 /// The annotation in which `kubectl apply` keeps the whole manifest.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -15,17 +15,31 @@ pub struct Name {
     pub name: String,
 }
 
-pub(super) fn name_of(object: &impl Resource) -> Name {
-    let metadata = object.meta();
-    Name {
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: metadata.name.clone().unwrap_or_default(),
-    }
+/// What a watch itself reads of an object.
+#[derive(Deserialize, Debug)]
+pub(super) struct Head {
+    #[serde(default)]
+    metadata: Option<HeadMeta>,
 }
 
-/// `metadata.resourceVersion`; empty if there is none.
-pub(super) fn version_of(object: &impl Resource) -> String {
-    object.meta().resource_version.clone().unwrap_or_default()
+#[derive(Deserialize, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+struct HeadMeta {
+    #[serde(default)]
+    namespace: Option<String>,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    resource_version: Option<String>,
+}
+
+impl Head {
+    /// The object's name, and `metadata.resourceVersion`; empty if there is none.
+    pub(super) fn into_parts(self) -> (Name, String) {
+        let HeadMeta { namespace, name, resource_version } = self.metadata.unwrap_or_default();
+        let name = Name { namespace: namespace.unwrap_or_default(), name: name.unwrap_or_default() };
+        (name, resource_version.unwrap_or_default())
+    }
 }
 
 /// Leaves what tells an object from others and what its author says of it.

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use serde_json::json;
+use serde_json::{Value, json};
 use tidegate_runtime::metrics::Metrics;
 use tokio::task::JoinHandle;
 
@@ -287,4 +287,54 @@ async fn the_page_of_numbers_says_when_the_server_was_last_heard() {
     let page = follower.metrics.encode();
     assert!(page.contains("tidegate_watch_restarts_total{kind=\"ConfigMap\"} 0"), "{page}");
     assert!(page.contains("tidegate_watch_last_event_timestamp_seconds{kind=\"ConfigMap\"} 1"), "{page}");
+}
+
+#[tokio::test]
+async fn a_page_that_is_too_large_is_asked_for_in_smaller_ones_until_all_is_there() {
+    let api = FakeApi::start().await;
+    let filler = "x".repeat(60_000);
+    for i in 0..200 {
+        let metadata = json!({"name": format!("m{i}"), "namespace": "ns"});
+        api.apply(RESOURCE, json!({"metadata": metadata, "data": {"k": "v", "filler": filler}}));
+    }
+    let metrics = Metrics::new();
+    let maps: Api<ConfigMap> = Api::namespaced(api.client(), "ns");
+    let name = |text: &str| serde_json::from_str::<Value>(text).map(|map| map["metadata"]["name"].clone());
+    let patient = Timing { answer: Duration::from_secs(60), ..FAST };
+    let watch = Watch::lean(maps, name, WatchMetrics::new(&metrics).kind("ConfigMap")).timing(patient);
+    let (sender, mut events) = mpsc::channel(4);
+    let task = tokio::spawn(watch.run(sender, |event| event));
+    let event =
+        timeout(Duration::from_secs(120), events.recv()).await.expect("in time").expect("the watch runs");
+    let Event::Changed { applied, .. } = event else { panic!("not readable") };
+    assert_eq!(applied.len(), 200, "12 MB in all, of which a page has 8 MiB at the most");
+    // All of them, and 250, are too many for a page; 125 are not.
+    assert_eq!(lists(&api), 4);
+    task.abort();
+}
+
+#[tokio::test]
+async fn only_what_decode_reads_of_an_object_is_held() {
+    #[derive(serde::Deserialize, Debug, PartialEq)]
+    struct Lean {
+        kept: String,
+    }
+    let api = FakeApi::start().await;
+    let volumes: Vec<Value> = (0..50_000).map(|i| json!({"name": format!("v{i}"), "emptyDir": {}})).collect();
+    let metadata = json!({"name": "a", "namespace": "ns"});
+    api.apply(RESOURCE, json!({"metadata": metadata, "kept": "yes", "volumes": volumes}));
+    let metrics = Metrics::new();
+    let maps: Api<ConfigMap> = Api::namespaced(api.client(), "ns");
+    let decode = |text: &str| {
+        let used = allocation_counter::measure(|| drop(serde_json::from_str::<Lean>(text).unwrap()));
+        assert!(used.bytes_max < 256, "{} bytes for {} of text", used.bytes_max, text.len());
+        serde_json::from_str::<Lean>(text)
+    };
+    let watch = Watch::lean(maps, decode, WatchMetrics::new(&metrics).kind("ConfigMap")).timing(FAST);
+    let (sender, mut events) = mpsc::channel(4);
+    let task = tokio::spawn(watch.run(sender, |event| event));
+    let event =
+        timeout(Duration::from_secs(30), events.recv()).await.expect("in time").expect("the watch runs");
+    assert_eq!(event, Event::Changed { applied: vec![Lean { kept: "yes".into() }], deleted: vec![] });
+    task.abort();
 }

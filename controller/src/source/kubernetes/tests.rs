@@ -529,8 +529,7 @@ fn a_pod_is_a_workload_with_a_sidecar_an_address_of_its_own_and_while_it_lasts()
     let mut unlabelled = whole.clone();
     unlabelled["metadata"]["labels"] = json!({"app": "a"});
     assert!(is_injected(&parse(unlabelled.clone())), "labels change while a Pod runs");
-    let mut kept = parse(unlabelled);
-    prune::pod(&mut kept, "tidegate-system");
+    let kept = lean::pod(&unlabelled.to_string(), "tidegate-system").unwrap();
     assert!(is_injected(&kept) && kept.spec.is_some());
     let mut host = whole;
     host["spec"]["hostNetwork"] = true.into();

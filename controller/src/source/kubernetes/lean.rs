@@ -1,0 +1,429 @@
+//! What is read of each kind: all that decides about a policy, and little else. What is left out here is never decoded,
+//! costs no memory, and a change to it compiles nothing.
+//!
+//! Lists have bounds, because whoever may write an object chooses their length. What is beyond one counts as if it were
+//! not there, which opens nothing: a port that is not known is refused, a label that is not known selects nothing. A
+//! selector that is too long picks nothing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerPort, Namespace, ObjectReference, Pod, PodIP, PodSpec, PodStatus, Service,
+    ServicePort, ServiceSpec,
+};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use tidegate_crds::injection::{
+    CONTROL_PLANE, IGNORE, INJECTION, INTERCEPT_CONTAINER, MONITORED_BY, SIDECAR_CONTAINER, has_sidecar_of,
+};
+
+use crate::index::SERVICE_NAME_LABEL;
+
+/// Ports of a Pod, of a Service, and of an EndpointSlice.
+const MOST_PORTS: usize = 1024;
+/// Endpoints of an EndpointSlice; Kubernetes itself allows as many.
+const MOST_ENDPOINTS: usize = 1000;
+/// Addresses of an endpoint; Kubernetes itself allows as many.
+const MOST_ADDRESSES: usize = 100;
+/// Labels of a Pod, and terms of a selector.
+const MOST_LABELS: usize = 256;
+/// Arguments of a container of ours.
+const MOST_ARGUMENTS: usize = 256;
+/// Containers of a Pod that are looked at.
+const MOST_CONTAINERS: usize = 1024;
+
+pub(super) fn namespace(text: &str) -> serde_json::Result<Namespace> {
+    let Named { metadata } = serde_json::from_str(text)?;
+    let mut labels = metadata.labels.clone().unwrap_or_default().0;
+    labels.retain(|label, _| [MONITORED_BY, IGNORE, CONTROL_PLANE, INJECTION].contains(&label.as_str()));
+    let metadata = ObjectMeta { labels: Some(labels), ..metadata.named() };
+    Ok(Namespace { metadata, ..Namespace::default() })
+}
+
+pub(super) fn service(text: &str) -> serde_json::Result<Service> {
+    let LeanService { metadata, spec } = serde_json::from_str(text)?;
+    let spec = spec.unwrap_or_default();
+    let spec = ServiceSpec {
+        cluster_ip: spec.cluster_ip,
+        cluster_ips: spec.cluster_ips.map(|ips| ips.0),
+        external_name: spec.external_name,
+        ports: spec.ports.map(|ports| ports.0),
+        publish_not_ready_addresses: spec.publish_not_ready_addresses,
+        selector: spec.selector.filter(|selector| !selector.1).map(|selector| selector.0),
+        type_: spec.type_,
+        ..ServiceSpec::default()
+    };
+    Ok(Service { metadata: metadata.named(), spec: Some(spec), status: None })
+}
+
+pub(super) fn endpoint_slice(text: &str) -> serde_json::Result<EndpointSlice> {
+    let LeanSlice { metadata, address_type, endpoints, ports } = serde_json::from_str(text)?;
+    let mut labels = metadata.labels.clone().unwrap_or_default().0;
+    labels.retain(|label, _| label == SERVICE_NAME_LABEL);
+    let endpoints = endpoints.map(|endpoints| endpoints.0.into_iter().map(Endpoint::from).collect());
+    Ok(EndpointSlice {
+        address_type,
+        endpoints,
+        metadata: ObjectMeta { labels: Some(labels), ..metadata.named() },
+        ports: ports.map(|ports| ports.0),
+    })
+}
+
+/// A Pod without a sidecar that listens to the control plane in this namespace is kept for its addresses alone: they
+/// tell whether an endpoint is still the Pod's.
+pub(super) fn pod(text: &str, control_plane: &str) -> serde_json::Result<Pod> {
+    let LeanPod { metadata, spec, status } = serde_json::from_str(text)?;
+    let labels = metadata.labels.clone().map(|labels| labels.0);
+    let deletion_timestamp = metadata.deletion_timestamp.clone();
+    let mut pod = Pod {
+        metadata: metadata.named(),
+        spec: spec.map(PodSpec::from),
+        status: status.map(PodStatus::from),
+    };
+    if has_sidecar_of(&pod, control_plane) {
+        pod.metadata.labels = labels;
+        pod.metadata.deletion_timestamp = deletion_timestamp;
+        forget_other_arguments(&mut pod);
+    } else {
+        pod.spec = None;
+    }
+    Ok(pod)
+}
+
+/// Those of the sidecar have said what they are for.
+fn forget_other_arguments(pod: &mut Pod) {
+    let containers = pod.spec.iter_mut().flat_map(|spec| spec.init_containers.iter_mut().flatten());
+    for container in containers.filter(|container| container.name != INTERCEPT_CONTAINER) {
+        container.args = None;
+    }
+}
+
+/// The first items of a list.
+struct First<T, const MOST: usize>(Vec<T>);
+
+/// The first entries of a map of texts, and whether there were more.
+#[derive(Clone, Default)]
+struct Entries(BTreeMap<String, String>, bool);
+
+#[derive(Deserialize)]
+struct Named {
+    metadata: Meta,
+}
+
+/// What tells an object from others. Its version is not kept: objects that differ in nothing else are the same.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Meta {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    generation: Option<i64>,
+    labels: Option<Entries>,
+    deletion_timestamp: Option<Time>,
+}
+
+#[derive(Deserialize)]
+struct LeanService {
+    metadata: Meta,
+    #[serde(default)]
+    spec: Option<LeanServiceSpec>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct LeanServiceSpec {
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<First<String, 2>>,
+    external_name: Option<String>,
+    ports: Option<First<ServicePort, MOST_PORTS>>,
+    publish_not_ready_addresses: Option<bool>,
+    selector: Option<Entries>,
+    #[serde(rename = "type")]
+    type_: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeanSlice {
+    metadata: Meta,
+    #[serde(default)]
+    address_type: String,
+    #[serde(default)]
+    endpoints: Option<First<LeanEndpoint, MOST_ENDPOINTS>>,
+    #[serde(default)]
+    ports: Option<First<EndpointPort, MOST_PORTS>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct LeanEndpoint {
+    addresses: Option<First<String, MOST_ADDRESSES>>,
+    conditions: Option<LeanConditions>,
+    target_ref: Option<LeanReference>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct LeanConditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct LeanReference {
+    kind: Option<String>,
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct LeanPod {
+    metadata: Meta,
+    #[serde(default)]
+    spec: Option<LeanPodSpec>,
+    #[serde(default)]
+    status: Option<LeanPodStatus>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct LeanPodSpec {
+    containers: Option<First<LeanContainer, MOST_CONTAINERS>>,
+    init_containers: Option<First<LeanContainer, MOST_CONTAINERS>>,
+    host_network: Option<bool>,
+    service_account_name: Option<String>,
+    service_account: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct LeanContainer {
+    name: String,
+    restart_policy: Option<String>,
+    args: Option<First<String, MOST_ARGUMENTS>>,
+    ports: Option<First<LeanPort, MOST_PORTS>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct LeanPort {
+    name: Option<String>,
+    container_port: i32,
+    protocol: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct LeanPodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<First<PodIP, 2>>,
+}
+
+impl Meta {
+    pub(super) fn named(self) -> ObjectMeta {
+        ObjectMeta { name: self.name, namespace: self.namespace, uid: self.uid, ..ObjectMeta::default() }
+    }
+
+    /// With its generation, which is said of a status.
+    pub(super) fn of_policy(self) -> ObjectMeta {
+        ObjectMeta { generation: self.generation, ..self.named() }
+    }
+}
+
+impl From<LeanEndpoint> for Endpoint {
+    fn from(endpoint: LeanEndpoint) -> Self {
+        Self {
+            addresses: endpoint.addresses.map(|addresses| addresses.0).unwrap_or_default(),
+            conditions: endpoint.conditions.map(|LeanConditions { ready, serving, terminating }| {
+                EndpointConditions { ready, serving, terminating }
+            }),
+            target_ref: endpoint.target_ref.map(|LeanReference { kind, name, namespace, uid }| {
+                ObjectReference { kind, name, namespace, uid, ..ObjectReference::default() }
+            }),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<LeanPodSpec> for PodSpec {
+    /// Only containers of ours keep their names: what others declare is put together, in their order.
+    fn from(spec: LeanPodSpec) -> Self {
+        let mut room = MOST_PORTS;
+        let containers = spec.containers.map(|containers| containers.0).unwrap_or_default();
+        let apps = declaring(containers.into_iter(), &mut room);
+        let (mut ours, mut sidecars) = (Vec::new(), Vec::new());
+        for container in spec.init_containers.into_iter().flat_map(|containers| containers.0) {
+            match container.name.as_str() {
+                INTERCEPT_CONTAINER | SIDECAR_CONTAINER => ours.push(Container {
+                    name: container.name,
+                    restart_policy: container.restart_policy,
+                    args: container.args.map(|arguments| arguments.0),
+                    ..Container::default()
+                }),
+                // Others have ended before anybody comes.
+                _ if container.restart_policy.is_some() => sidecars.push(container),
+                _ => {}
+            }
+        }
+        ours.extend(declaring(sidecars.into_iter(), &mut room));
+        Self {
+            containers: apps.into_iter().collect(),
+            init_containers: Some(ours),
+            host_network: spec.host_network,
+            service_account_name: spec.service_account_name.or(spec.service_account),
+            ..Self::default()
+        }
+    }
+}
+
+/// One container that declares the ports of all of these, as far as there is room; none if there are no ports.
+fn declaring(containers: impl Iterator<Item = LeanContainer>, room: &mut usize) -> Option<Container> {
+    let ports = containers.flat_map(|container| container.ports.map(|ports| ports.0).unwrap_or_default());
+    let ports = ports.take(*room).map(|LeanPort { name, container_port, protocol }| ContainerPort {
+        name,
+        container_port,
+        protocol,
+        ..ContainerPort::default()
+    });
+    let ports: Vec<_> = ports.collect();
+    *room -= ports.len();
+    (!ports.is_empty()).then(|| Container { ports: Some(ports), ..Container::default() })
+}
+
+impl From<LeanPodStatus> for PodStatus {
+    fn from(status: LeanPodStatus) -> Self {
+        Self {
+            phase: status.phase.filter(|phase| phase != "Pending" && phase != "Running"),
+            // One address is in both fields.
+            pod_ips: status.pod_ips.map(|ips| ips.0).filter(|ips| ips.len() > 1),
+            pod_ip: status.pod_ip,
+            ..Self::default()
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for First<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FirstVisitor<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for FirstVisitor<T, MOST> {
+            type Value = First<T, MOST>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut first = Vec::new();
+                while first.len() < MOST {
+                    let Some(item) = items.next_element()? else { return Ok(First(first)) };
+                    first.push(item);
+                }
+                while items.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(First(first))
+            }
+        }
+        deserializer.deserialize_seq(FirstVisitor(PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor;
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of texts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Entries, A::Error> {
+                let mut first = BTreeMap::new();
+                while first.len() < MOST_LABELS {
+                    let Some((key, value)) = entries.next_entry()? else { return Ok(Entries(first, false)) };
+                    first.insert(key, value);
+                }
+                let mut has_more = false;
+                while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+                    has_more = true;
+                }
+                Ok(Entries(first, has_more))
+            }
+        }
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The most bytes that are held while this is done.
+    fn held(work: impl FnOnce()) -> u64 {
+        allocation_counter::measure(work).bytes_max
+    }
+
+    #[test]
+    fn a_pod_takes_no_more_than_what_is_read_of_it_whatever_its_author_puts_in() {
+        let volumes: Vec<Value> =
+            (0..90_000).map(|i| json!({"name": format!("v{i}"), "emptyDir": {}})).collect();
+        let containers: Vec<Value> = (0..5_000)
+            .map(|i| json!({"name": format!("c{i}"), "args": vec![""; 20], "ports": [{"containerPort": i + 1}]}))
+            .collect();
+        let fields: Value = (0..20_000).map(|i| (format!("f:{i}"), json!({}))).collect();
+        let text = json!({
+            "metadata": {"name": "p", "namespace": "n", "managedFields": [{"fieldsV1": fields}]},
+            "spec": {"volumes": volumes, "containers": containers},
+        })
+        .to_string();
+        let bytes = held(|| drop(pod(&text, "tidegate-system").unwrap()));
+        assert!(bytes < 3 << 19, "{bytes} bytes for {} of text", text.len());
+    }
+
+    #[test]
+    fn the_first_ports_of_a_pod_are_kept_in_their_order_and_what_is_beyond_opens_nothing() {
+        let containers: Vec<Value> = (0..2_000)
+            .map(|i| json!({"name": format!("c{i}"), "ports": [{"name": format!("p{i}"), "containerPort": i + 1}]}))
+            .collect();
+        let text = json!({
+            "metadata": {"name": "p", "namespace": "n"},
+            "spec": {"containers": containers, "initContainers": [{"name": SIDECAR_CONTAINER, "restartPolicy": "Always"}]},
+        })
+        .to_string();
+        let pod = pod(&text, "tidegate-system").unwrap();
+        let ports: Vec<u16> = crate::service::declared_ports(&pod).map(|(number, _)| number).collect();
+        assert_eq!(ports, (1..=1024).collect::<Vec<u16>>());
+    }
+
+    #[test]
+    fn a_selector_that_is_too_long_picks_nothing() {
+        let selector = |terms: usize| {
+            let terms: Value = (0..terms).map(|i| (format!("l{i}"), Value::from("x"))).collect();
+            let text = json!({"metadata": {"name": "s"}, "spec": {"selector": terms}}).to_string();
+            service(&text).unwrap().spec.unwrap().selector.map(|selector| selector.len())
+        };
+        assert_eq!((selector(256), selector(257)), (Some(256), None));
+    }
+
+    #[test]
+    fn an_endpoint_slice_is_read_as_far_as_kubernetes_lets_it_go() {
+        let endpoints: Vec<Value> =
+            (0..1_500).map(|_| json!({"addresses": ["10.0.0.1"], "nodeName": "n"})).collect();
+        let text =
+            json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": endpoints}).to_string();
+        assert_eq!(endpoint_slice(&text).unwrap().endpoints.unwrap().len(), 1_000);
+    }
+}

@@ -1,0 +1,155 @@
+//! What the API server sends, read up to bounds: pages of lists by bytes, events line by line.
+//!
+//! Objects stay text here. Each is decoded on its own, so that no more than one of them is held as more than its text.
+
+use bytes::{Buf, Bytes, BytesMut};
+use http_body_util::{BodyExt, Limited};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use kube::Client;
+use kube::client::Body;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The most bytes of a page of a list, and of an event. One object has 1.5 MiB at the most, unless etcd is told
+/// otherwise.
+pub(super) const MOST_BYTES: usize = 8 << 20;
+/// The most bytes of an answer that says what went wrong.
+const MOST_ERROR_BYTES: usize = 64 << 10;
+
+/// Why there is no answer, or no whole one.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The API server's own word.
+    Status(i32, String),
+    /// It is longer than [`MOST_BYTES`].
+    TooLong,
+    /// Anything else, in words.
+    Other(String),
+}
+
+/// A page of a list.
+#[derive(Deserialize)]
+pub(super) struct Page<'p> {
+    #[serde(default)]
+    pub(super) metadata: PageHead,
+    #[serde(borrow, default)]
+    pub(super) items: Option<Vec<&'p RawValue>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PageHead {
+    #[serde(default, rename = "continue")]
+    pub(super) continue_token: Option<String>,
+    #[serde(default)]
+    pub(super) resource_version: Option<String>,
+}
+
+/// An event of a watch.
+#[derive(Deserialize)]
+pub(super) struct RawEvent<'l> {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    #[serde(borrow)]
+    pub(super) object: &'l RawValue,
+}
+
+/// The events of a watch, as lines.
+pub(super) struct Lines {
+    body: Body,
+    buffer: BytesMut,
+    /// Bytes of the buffer in which there is no end of a line.
+    searched: usize,
+}
+
+/// Asks, and returns the body of the answer if all is well.
+pub(super) async fn open(client: &Client, request: http::Request<Vec<u8>>) -> Result<Body, Failure> {
+    let answer = client.send(request.map(Body::from)).await.map_err(|error| Failure::from(&error))?;
+    let (head, body) = answer.into_parts();
+    if !head.status.is_client_error() && !head.status.is_server_error() {
+        return Ok(body);
+    }
+    let text =
+        Limited::new(body, MOST_ERROR_BYTES).collect().await.map(|text| text.to_bytes()).unwrap_or_default();
+    let code = i32::from(head.status.as_u16());
+    Err(match serde_json::from_slice::<Status>(&text) {
+        Ok(status) => Failure::Status(status.code.unwrap_or(code), status.message.unwrap_or_default()),
+        // A proxy's answer, or that of a path that is not there.
+        Err(_) => Failure::Status(code, String::from_utf8_lossy(&text).trim().to_owned()),
+    })
+}
+
+/// The whole body of an answer.
+pub(super) async fn whole(body: Body) -> Result<Bytes, Failure> {
+    match Limited::new(body, MOST_BYTES).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Failure::TooLong),
+        Err(error) => Err(Failure::Other(causes(&*error))),
+    }
+}
+
+impl Lines {
+    pub(super) fn new(body: Body) -> Self {
+        Self { body, buffer: BytesMut::new(), searched: 0 }
+    }
+
+    /// The next whole line, without its end; nothing once the answer has ended. What is left without an end of its line
+    /// was cut, and comes again.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
+            if let Some(end) = unsearched.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(self.searched + end).freeze();
+                self.buffer.advance(1);
+                self.searched = 0;
+                return Ok(Some(line));
+            }
+            self.searched = self.buffer.len();
+            if self.searched > MOST_BYTES {
+                return Err(Failure::TooLong);
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(Failure::from(&error)),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl From<&kube::Error> for Failure {
+    fn from(error: &kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Status(i32::from(status.code), status.message.clone()),
+            error => Self::Other(causes(error)),
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    /// What an operator needs: the API server's words, or all causes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Status(code, message) => write!(f, "{code} {message}"),
+            Self::TooLong => write!(f, "an object is larger than {MOST_BYTES} bytes"),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
