@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use k8s_openapi::api::core::v1::Pod;
 use prost::Message;
 use tidegate_core::TrustDomain;
+use tidegate_core::destination::Destination;
 use tidegate_proto::discovery as wire;
 use tokio::sync::Notify;
 
-use crate::compile::destination::{Resolved, Resolver};
+use crate::compile::destination::Resolver;
 use crate::index::{Index, Touched};
 use crate::object::ObjectName;
 use crate::workloads::version_of;
@@ -27,6 +28,8 @@ pub(crate) struct Destinations {
     is_workload: fn(&Pod) -> bool,
     entries: Mutex<Entries>,
     subscribers: AtomicU64,
+    /// Of all addresses behind which nobody of the mesh stands, invented ones too.
+    passthrough: Arc<PublishedDestination>,
 }
 
 /// A destination, ready to be sent.
@@ -73,7 +76,16 @@ impl Destinations {
         trust_domain: TrustDomain,
         is_workload: fn(&Pod) -> bool,
     ) -> Self {
-        Self { index, trust_domain, is_workload, entries: Mutex::default(), subscribers: AtomicU64::new(1) }
+        let passthrough = Arc::new(PublishedDestination::new(&Destination::Passthrough));
+        let (entries, subscribers) = (Mutex::default(), AtomicU64::new(1));
+        Self { index, trust_domain, is_workload, entries, subscribers, passthrough }
+    }
+
+    fn published(&self, destination: &Destination) -> Arc<PublishedDestination> {
+        match destination {
+            Destination::Passthrough => self.passthrough.clone(),
+            Destination::Service(_) => Arc::new(PublishedDestination::new(destination)),
+        }
     }
 
     /// Somebody who may subscribe.
@@ -89,10 +101,12 @@ impl Destinations {
     /// Works out again what a change has touched, and tells those who want to know.
     pub(crate) fn update(&self, index: &Index, touched: &Touched) {
         let resolver = self.resolver(index);
-        let mut entries = self.lock();
-        for key in entries.touched(touched) {
+        let keys = self.lock().touched(touched);
+        for key in keys {
+            // Without the lock, so that sidecars that ask meanwhile do not wait for all of it.
             let resolved = resolver.resolve(key.into());
-            entries.replace(key, resolved);
+            let published = self.published(&resolved.destination);
+            self.lock().replace(key, published, resolved.pods);
         }
     }
 
@@ -131,16 +145,15 @@ impl Entries {
         keys
     }
 
-    fn replace(&mut self, key: Key, resolved: Resolved) {
+    fn replace(&mut self, key: Key, published: Arc<PublishedDestination>, pods: BTreeSet<ObjectName>) {
         let Some(entry) = self.by_address.get_mut(&key) else { return };
-        let published = PublishedDestination::new(&resolved);
         if published.version != entry.published.version {
-            entry.published = Arc::new(published);
+            entry.published = published;
             entry.subscribers.values().for_each(|mailbox| mailbox.put(key.into()));
         }
-        let before = std::mem::replace(&mut entry.pods, resolved.pods.clone());
-        self.rests_no_more(key, before.difference(&resolved.pods));
-        self.rests_on(key, &resolved.pods);
+        let before = std::mem::replace(&mut entry.pods, pods.clone());
+        self.rests_no_more(key, before.difference(&pods));
+        self.rests_on(key, &pods);
     }
 
     fn rests_on(&mut self, key: Key, pods: &BTreeSet<ObjectName>) {
@@ -172,8 +185,8 @@ impl Entries {
 }
 
 impl PublishedDestination {
-    fn new(resolved: &Resolved) -> Self {
-        let message = wire::Destination::from(&resolved.destination);
+    fn new(destination: &Destination) -> Self {
+        let message = wire::Destination::from(destination);
         Self { version: version_of(&message), message }
     }
 
@@ -189,8 +202,13 @@ impl Subscriber {
         self.wanted.len()
     }
 
-    /// Wants a destination; it counts as changed. Whether it is wanted only now.
-    pub(crate) fn subscribe(&mut self, address: SocketAddr) -> bool {
+    /// Whether it wants this destination.
+    pub(crate) fn wants(&self, address: SocketAddr) -> bool {
+        self.wanted.contains(&address)
+    }
+
+    /// Wants a destination; it counts as changed.
+    pub(crate) fn subscribe(&mut self, address: SocketAddr) {
         let is_new = self.wanted.insert(address);
         if is_new {
             let key = (address.ip(), address.port());
@@ -203,20 +221,21 @@ impl Subscriber {
             } else {
                 let resolved = destinations.resolver(&index).resolve(address);
                 entries.rests_on(key, &resolved.pods);
-                let published = Arc::new(PublishedDestination::new(&resolved));
+                let published = destinations.published(&resolved.destination);
                 let subscribers = BTreeMap::from([(self.id, self.mailbox.clone())]);
                 entries.by_address.insert(key, Entry { published, pods: resolved.pods, subscribers });
             }
         }
         self.mailbox.put(address);
-        is_new
     }
 
-    /// Wants a destination no longer.
-    pub(crate) fn unsubscribe(&mut self, address: SocketAddr) {
-        if self.wanted.remove(&address) {
+    /// Wants a destination no longer; whether it did.
+    pub(crate) fn unsubscribe(&mut self, address: SocketAddr) -> bool {
+        let was_wanted = self.wanted.remove(&address);
+        if was_wanted {
             self.destinations.lock().leave((address.ip(), address.port()), self.id);
         }
+        was_wanted
     }
 
     /// Waits until something has changed since the last call.

@@ -1,9 +1,11 @@
 //! The discovery service: each sidecar gets its own workload's policy, and what stands behind the addresses that it
 //! asks for. The latter is what DNS tells everybody, so any workload of the mesh may ask; nothing else is to be had.
 //!
-//! `session` holds the story of one stream, `subscriptions` the destinations in it.
+//! `session` holds the story of one stream, `subscriptions` the destinations in it, `shares` what each identity may take
+//! over all of its streams.
 
 mod session;
+pub(crate) mod shares;
 mod subscriptions;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,6 +28,7 @@ use crate::metrics::ControllerMetrics;
 use crate::workloads::Workloads;
 
 use session::{Client, Session};
+use shares::Shares;
 
 /// Serves streams.
 #[derive(Debug)]
@@ -35,6 +38,7 @@ pub(crate) struct DiscoveryService {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     pub(crate) metrics: ControllerMetrics,
+    pub(crate) shares: Shares,
     pub(crate) drain: drain::Watch,
     pub(crate) streams: AtomicU64,
     /// How long a stream may be silent before it says whose policy it wants.
@@ -57,15 +61,16 @@ impl Discovery for DiscoveryService {
         })?;
         // One message: what is not yet taken by the sidecar is at most what it has not acknowledged.
         let (sender, receiver) = mpsc::channel(1);
-        let session = Session::new(
-            self.streams.fetch_add(1, Ordering::Relaxed),
+        let session = Session {
+            id: self.streams.fetch_add(1, Ordering::Relaxed),
             client,
-            self.workloads.clone(),
-            self.destinations.clone(),
-            self.trust_bundle.clone(),
-            self.metrics.clone(),
-            sender,
-        );
+            workloads: self.workloads.clone(),
+            destinations: self.destinations.clone(),
+            trust_bundle: self.trust_bundle.clone(),
+            metrics: self.metrics.clone(),
+            shares: self.shares.clone(),
+            responses: sender,
+        };
         let run = session.run(request.into_inner(), self.hello_timeout, self.drain.clone());
         tokio::spawn(run);
         Ok(Response::new(ReceiverStream::new(receiver)))

@@ -52,6 +52,7 @@ pub use status::{PolicyStatus, StatusBoard, StatusWriter};
 
 use destinations::Destinations;
 use discovery::DiscoveryService;
+use discovery::shares::{ShareLimits, Shares};
 use engine::{Engine, Shared};
 use metrics::ControllerMetrics;
 use serving::ServerTls;
@@ -215,6 +216,7 @@ impl Controller {
             destinations: shared.destinations,
             trust_domain: config.trust_domain,
             trust_bundle: trust_bundle.clone(),
+            shares: Shares::new(ShareLimits::default(), own_metrics.clone()),
             metrics: own_metrics,
             drain: drain.clone(),
             streams: AtomicU64::new(1),

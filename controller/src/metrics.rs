@@ -1,6 +1,8 @@
 //! What the controller counts.
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tidegate_runtime::metrics::Metrics;
 
@@ -13,6 +15,12 @@ pub(crate) struct ControllerMetrics {
     pub(crate) sent: Counter,
     pub(crate) acknowledged: Counter,
     pub(crate) rejected: Counter,
+    limits: Family<Limit, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limit {
+    limit: &'static str,
 }
 
 impl ControllerMetrics {
@@ -50,7 +58,16 @@ impl ControllerMetrics {
                 "Resources that a sidecar refused",
                 own.rejected.clone(),
             );
+            registry.register(
+                "tidegate_controller_discovery_limits",
+                "Times that sidecars met a limit of streams or destinations",
+                own.limits.clone(),
+            );
         });
         own
+    }
+
+    pub(crate) fn limit_reached(&self, limit: &'static str) {
+        self.limits.get_or_create(&Limit { limit }).inc();
     }
 }

@@ -1,5 +1,6 @@
 //! One sidecar's stream, top to bottom.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,6 +16,7 @@ use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::destinations::Destinations;
+use crate::discovery::shares::Shares;
 use crate::discovery::subscriptions::Subscriptions;
 use crate::metrics::ControllerMetrics;
 use crate::object::ObjectName;
@@ -40,13 +42,14 @@ pub(super) struct Client {
 
 /// A stream before its first message.
 pub(super) struct Session {
-    id: u64,
-    client: Client,
-    workloads: Arc<Workloads>,
-    destinations: Arc<Destinations>,
-    trust_bundle: watch::Receiver<Arc<TrustBundle>>,
-    metrics: ControllerMetrics,
-    responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
+    pub(super) id: u64,
+    pub(super) client: Client,
+    pub(super) workloads: Arc<Workloads>,
+    pub(super) destinations: Arc<Destinations>,
+    pub(super) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+    pub(super) metrics: ControllerMetrics,
+    pub(super) shares: Shares,
+    pub(super) responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
 }
 
 /// A stream that follows a workload.
@@ -66,18 +69,6 @@ struct Following<'s> {
 }
 
 impl Session {
-    pub(super) fn new(
-        id: u64,
-        client: Client,
-        workloads: Arc<Workloads>,
-        destinations: Arc<Destinations>,
-        trust_bundle: watch::Receiver<Arc<TrustBundle>>,
-        metrics: ControllerMetrics,
-        responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
-    ) -> Self {
-        Self { id, client, workloads, destinations, trust_bundle, metrics, responses }
-    }
-
     pub(super) async fn run(
         self,
         mut requests: Streaming<DiscoveryRequest>,
@@ -112,11 +103,12 @@ impl Session {
         let Some(Message::Hello(hello)) = first.message else {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
-        let node = hello.node.clone().unwrap_or_default();
+        let Hello { node, known_versions } = hello;
+        let node = node.unwrap_or_default();
         let workload = ObjectName::parse(&node.workload)
             .filter(|_| node.workload.len() < MAX_TEXT_BYTES)
             .ok_or_else(|| Status::invalid_argument("Hello.node.workload must be <namespace>/<name>"))?;
-        let result = self.follow(&workload, &hello, node, requests, drain).await;
+        let result = self.follow(&workload, known_versions, node, requests, drain).await;
         self.workloads.update(&workload, self.id, |follower| follower.is_connected = false);
         self.workloads.release(&workload);
         result
@@ -125,16 +117,22 @@ impl Session {
     async fn follow(
         &self,
         workload: &ObjectName,
-        hello: &Hello,
+        known_versions: HashMap<String, String>,
         node: wire::Node,
         requests: &mut Streaming<DiscoveryRequest>,
         mut drain: drain::Watch,
     ) -> Result<(), Status> {
         let resource = wire::inbound_policy_name(&workload.to_string());
+        let is_waiting = *self.workloads.synced().borrow() && self.workloads.policy(workload).is_none();
+        let share = self.shares.enter(&self.client.identity, self.id, workload, is_waiting)?;
+        let held = known_versions.get(&resource).map(|version| version.as_str().into());
+        let destinations = Subscriptions::new(self.destinations.subscriber(), share, &known_versions);
+        // It may be large, and the stream lives long.
+        drop(known_versions);
         let mut following = Following {
             session: self,
-            held: hello.known_versions.get(&resource).map(|version| version.as_str().into()),
-            destinations: Subscriptions::new(self.destinations.subscriber(), &hello.known_versions),
+            held,
+            destinations,
             resource,
             policy: self.workloads.follow(workload),
             workload: workload.clone(),
@@ -154,6 +152,7 @@ impl Session {
                 following.authorize()?;
                 if !is_introduced && following.policy.borrow().is_some() {
                     is_introduced = true;
+                    following.destinations.share().is_known();
                     following.introduce(&node);
                 }
                 following.send_news().await;
@@ -174,7 +173,7 @@ impl Session {
                     Some(None) => return Err(Status::invalid_argument("an empty message")),
                     None => return Ok(()),
                 },
-                () = following.destinations.changed() => {}
+                change = following.destinations.changed() => change?,
                 changed = following.policy.changed() => changed.map_err(|_| shutting_down())?,
                 changed = synced.changed() => changed.map_err(|_| shutting_down())?,
                 Ok(()) = trust_bundle.changed() => {

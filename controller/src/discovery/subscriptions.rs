@@ -8,6 +8,7 @@ use tidegate_proto::discovery as wire;
 use tidegate_proto::discovery::{DiscoveryResponse, Resource};
 use tonic::Status;
 
+use super::shares::StreamShare;
 use crate::destinations::Subscriber;
 
 /// The most destinations of one stream. A sidecar of ours wants half of it at the most.
@@ -16,18 +17,28 @@ const MOST: usize = 8192;
 /// A response that is longer than this is sent before more is added; what is left goes with the next one.
 const RESPONSE_BYTES: usize = 256 * 1024;
 
+/// The most characters of a version; ours have fewer.
+const VERSION_CHARACTERS: usize = 64;
+
 pub(super) struct Subscriptions {
     subscriber: Subscriber,
+    share: StreamShare,
     /// The version that the sidecar was last sent, or said to hold.
     held: BTreeMap<SocketAddr, Arc<str>>,
 }
 
 impl Subscriptions {
     /// None yet; `known` is what the sidecar says to hold.
-    pub(super) fn new(subscriber: Subscriber, known: &HashMap<String, String>) -> Self {
+    pub(super) fn new(subscriber: Subscriber, share: StreamShare, known: &HashMap<String, String>) -> Self {
+        let known = known.iter().filter(|(_, version)| version.len() <= VERSION_CHARACTERS);
         let address = |name: &String| wire::parse_destination_name(name);
-        let held = known.iter().filter_map(|(name, version)| Some((address(name)?, version.as_str().into())));
-        Self { subscriber, held: held.take(MOST).collect() }
+        let held = known.filter_map(|(name, version)| Some((address(name)?, version.as_str().into())));
+        Self { subscriber, share, held: held.take(MOST).collect() }
+    }
+
+    /// What the stream takes of what its identity may have.
+    pub(super) fn share(&self) -> &StreamShare {
+        &self.share
     }
 
     pub(super) fn subscribe(&mut self, names: &[String]) -> Result<(), Status> {
@@ -35,27 +46,34 @@ impl Subscriptions {
             let address = wire::parse_destination_name(name).ok_or_else(|| {
                 Status::invalid_argument(format!("Subscribe.names: {name:?} is no destination/<ip>:<port>"))
             })?;
-            if self.subscriber.len() >= MOST {
-                return Err(Status::resource_exhausted(format!("more than {MOST} destinations")));
-            }
-            if !self.subscriber.subscribe(address) {
+            if self.subscriber.wants(address) {
                 // Who asks again has it no longer.
                 self.held.remove(&address);
+            } else if self.subscriber.len() >= MOST {
+                return Err(Status::resource_exhausted(format!("more than {MOST} destinations")));
+            } else {
+                self.share.take()?;
             }
+            self.subscriber.subscribe(address);
         }
         Ok(())
     }
 
     pub(super) fn unsubscribe(&mut self, names: &[String]) {
         for address in names.iter().filter_map(|name| wire::parse_destination_name(name)) {
-            self.subscriber.unsubscribe(address);
+            if self.subscriber.unsubscribe(address) {
+                self.share.give_back();
+            }
             self.held.remove(&address);
         }
     }
 
-    /// Waits until there may be news.
-    pub(super) async fn changed(&self) {
-        self.subscriber.changed().await;
+    /// Waits until there may be news, or the stream has to give way to another one.
+    pub(super) async fn changed(&mut self) -> Result<(), Status> {
+        tokio::select! {
+            () = self.subscriber.changed() => Ok(()),
+            limit = self.share.ended() => Err(limit.into()),
+        }
     }
 
     /// Adds what the sidecar does not hold, as much as fits.

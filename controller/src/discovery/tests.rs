@@ -532,6 +532,7 @@ async fn a_stream_that_never_says_what_it_wants_is_ended() {
         trust_domain: TrustDomain::default(),
         trust_bundle: trust_bundle.clone(),
         metrics: ControllerMetrics::default(),
+        shares: Shares::new(shares::ShareLimits::default(), ControllerMetrics::default()),
         drain: drain.clone(),
         streams: AtomicU64::new(1),
         hello_timeout: Duration::from_millis(10),
@@ -673,4 +674,25 @@ async fn the_admin_address_shows_statuses_workloads_and_reasons() {
         .get("/explain?backend=httpbin%2Fhttpbin&port=14001&source=10.0.0.9&principal=a.b&principal=c.d")
         .await;
     assert_eq!(refused["decision"], "deny");
+}
+
+#[tokio::test]
+async fn a_workload_s_newest_streams_are_served_and_its_oldest_is_told_why_it_ends() {
+    let mesh = Mesh::with(&[HTTPBIN]).await;
+    let mut oldest = mesh.connect("httpbin", hello("httpbin/httpbin-1")).await;
+    oldest.next().await;
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        let mut sidecar = mesh.connect("httpbin", hello("httpbin/httpbin-1")).await;
+        let first = sidecar.next().await;
+        sidecar.ack(first.nonce).await;
+        others.push(sidecar);
+    }
+    let status = oldest.end().await;
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.message(), "the workload has newer streams, and no more than a few at a time");
+    let addresses: Vec<String> = (1..200).map(|i| format!("destination/10.9.9.{i}:80")).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    others[3].say(subscribe(&addresses)).await;
+    assert_eq!(others[3].next().await.resources.len(), 199);
 }
