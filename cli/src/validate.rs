@@ -17,6 +17,9 @@ pub(crate) struct ValidateOptions {
     /// Folder of manifests.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     folder: PathBuf,
+    /// The folder holds everything: Services, endpoints and Pods that are named and not in it are errors, not warnings.
+    #[arg(long)]
+    complete: bool,
     /// How to print it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: OutputFormat,
@@ -28,16 +31,29 @@ struct Report {
     policies: Vec<PolicyStatus>,
 }
 
-/// Exits with 1 if there is an error; warnings alone are no failure.
+/// Exits with 1 if there is an error; warnings alone are no failure. What a policy names and the folder does not hold is a
+/// warning, unless the folder is said to be complete.
 pub(crate) fn run(options: &ValidateOptions) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(options.folder.is_dir(), "--folder: {:?} is not a folder", options.folder);
     let loaded = FolderSource::new(&options.folder).load();
     let index = Index::of(loaded.changes);
-    let report = Report { problems: loaded.problems, policies: tidegate_controller::status::all(&index) };
+    let mut policies = tidegate_controller::status::all(&index);
+    if !options.complete {
+        policies.iter_mut().filter(|policy| policy.is_incomplete).for_each(leave_open);
+    }
+    let report = Report { problems: loaded.problems, policies };
     let is_error = report.problems.iter().any(|problem| problem.severity == ProblemSeverity::Error)
         || report.policies.iter().any(|policy| policy.current_status == "error");
     print_as(options.output, &report, text)?;
     Ok(if is_error { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Folders are split: what a policy names may be in another one, or be made by the cluster.
+fn leave_open(policy: &mut PolicyStatus) {
+    policy.current_status = "unknown";
+    let missing = std::mem::take(&mut policy.reason);
+    policy.reason = "it names what is not in this folder".to_owned();
+    policy.warnings.insert(0, missing);
 }
 
 fn text(report: &Report) -> String {
@@ -47,4 +63,50 @@ fn text(report: &Report) -> String {
     }
     let rows: Vec<Vec<String>> = report.policies.iter().map(crate::policy::row).collect();
     text + &crate::policy::statuses(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: &str = "apiVersion: policy.openservicemesh.io/v1alpha1
+kind: IngressBackend
+metadata: {name: web, namespace: shop}
+spec:
+  backends: [{name: cart, port: {number: 8080, protocol: http}}]
+  sources: [{kind: Service, name: ingress, namespace: ingress}]
+";
+    const SERVICE: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {selector: {app: cart}, ports: [{port: 80, targetPort: 9090}]}
+";
+
+    fn exit(documents: &str, complete: bool) -> ExitCode {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("all.yaml"), documents).unwrap();
+        let folder = folder.path().to_owned();
+        run(&ValidateOptions { folder, complete, output: OutputFormat::Json }).unwrap()
+    }
+
+    #[test]
+    fn what_a_folder_does_not_hold_is_a_warning_unless_it_is_said_to_be_complete() {
+        assert_eq!(exit(POLICY, false), ExitCode::SUCCESS);
+        assert_eq!(exit(POLICY, true), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn what_the_folder_shows_to_be_wrong_is_an_error_either_way() {
+        let ranges = POLICY
+            .replace("kind: Service, name: ingress, namespace: ingress", "kind: IPRange, name: 10.0.0.0/8");
+        assert_eq!(exit(&format!("{ranges}{SERVICE}"), false), ExitCode::FAILURE, "the port is another one");
+        assert_eq!(exit(&POLICY.replace("http", "grpc"), false), ExitCode::FAILURE, "the protocol is none");
+        let named = SERVICE.replace("9090", "web");
+        assert_eq!(
+            exit(&format!("{ranges}{named}"), false),
+            ExitCode::SUCCESS,
+            "Pods say which number it is"
+        );
+    }
 }
