@@ -12,6 +12,7 @@ pub mod ingress_backend;
 pub mod injection;
 pub mod manifest;
 pub mod mesh_config;
+pub mod not_enforced;
 pub mod quantity;
 pub mod schema;
 pub mod stored;

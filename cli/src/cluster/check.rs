@@ -2,11 +2,13 @@
 //!
 //! Each check has an id that does not change between versions, and a hint that says what to do. [`before`] holds what
 //! must be true before an installation, [`control_plane`] and [`webhooks`] what must be true after it, [`data_plane`]
-//! and [`policies`] what concerns workloads.
+//! and [`policies`] what concerns workloads, [`not_enforced`]
+//! policies of other meshes.
 
 mod before;
 mod control_plane;
 mod data_plane;
+mod not_enforced;
 mod policies;
 mod webhooks;
 
@@ -150,6 +152,7 @@ impl Report {
         }
         data_plane::check(cluster, &mut report).await;
         policies::check(cluster, &mut report).await;
+        not_enforced::check(cluster, &mut report).await;
         report
     }
 

@@ -9,7 +9,7 @@ use super::admin::ADMIN_PORT;
 use super::client::Cluster;
 
 /// Where the API server has the kinds that tests use.
-const KINDS: [(&str, &str); 17] = [
+const KINDS: [(&str, &str); 18] = [
     ("Namespace", "v1/namespaces"),
     ("Pod", "v1/pods"),
     ("Service", "v1/services"),
@@ -24,6 +24,7 @@ const KINDS: [(&str, &str); 17] = [
     ("PodDisruptionBudget", "policy/v1/poddisruptionbudgets"),
     ("IngressBackend", "policy.openservicemesh.io/v1alpha1/ingressbackends"),
     ("MeshConfig", "config.openservicemesh.io/v1alpha2/meshconfigs"),
+    ("Egress", "policy.openservicemesh.io/v1alpha1/egresses"),
     ("CustomResourceDefinition", "apiextensions.k8s.io/v1/customresourcedefinitions"),
     ("MutatingWebhookConfiguration", "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"),
     ("ValidatingWebhookConfiguration", "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"),

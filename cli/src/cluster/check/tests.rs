@@ -459,3 +459,31 @@ async fn what_belongs_to_another_mesh_is_not_looked_at_and_a_mesh_that_is_not_th
         ["Warning meshes-there: lost is in mesh \"bleu\"", "Warning pods-injected: httpbin/meshed",]
     );
 }
+
+#[tokio::test]
+async fn policies_of_kinds_that_are_not_enforced_are_named_where_they_are_in_the_mesh() {
+    let (fake, _) = healthy().await;
+    let mut definition = crd("egresses", "policy.openservicemesh.io", "v1alpha1");
+    definition["spec"]["names"]["kind"] = "Egress".into();
+    fake.put(definition);
+    let egress = |namespace: &str| {
+        json!({"apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "Egress",
+               "metadata": {"name": "out", "namespace": namespace}, "spec": {}})
+    };
+    fake.put(namespace("elsewhere", json!({})));
+    fake.put(egress("elsewhere"));
+    let report = checked(&fake).await;
+    assert_eq!(faults(&report), Vec::<String>::new());
+    assert!(
+        text(&report, false).contains(
+            "no policy of the mesh is of a kind that is not enforced: the cluster defines Egress (policy.openservicemesh.io)"
+        )
+    );
+    fake.put(egress("httpbin"));
+    assert_eq!(
+        faults(&checked(&fake).await),
+        [
+            "Warning policies-not-enforced: Egress httpbin/out: workloads reach what is outside the mesh with and without it"
+        ]
+    );
+}

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tidegate_crds::ingress_backend::INGRESS_BACKEND;
 use tidegate_crds::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
 use tidegate_crds::validate::{self, Finding};
-use tidegate_crds::{IngressBackend, MeshConfig, schema};
+use tidegate_crds::{IngressBackend, MeshConfig, not_enforced, schema};
 
 use super::yaml::{Misfit, Node, NodeValue, Place};
 use crate::object::{Kind, Object, ObjectKey, ObjectName};
@@ -145,6 +145,10 @@ impl Reader<'_> {
                 self.api_version(node, ProblemSeverity::Error, message);
             }
             _ => {
+                if let Some(message) = not_enforced::warning(api_version, kind) {
+                    let object = self.title(node, kind);
+                    return self.about(node.place, None, Some(object), ProblemSeverity::Warning, message);
+                }
                 let message = format!("{api_version} {kind} is of no use to the mesh and is left out");
                 self.problem(node.place, None, None, ProblemSeverity::Info, message);
             }
@@ -240,6 +244,13 @@ impl Reader<'_> {
         self.problem(place, misfit.field(), key, ProblemSeverity::Error, misfit.message.clone());
     }
 
+    /// `<kind> <namespace>/<name>` of an object of a kind that is not read.
+    fn title(&self, node: &Node, kind: &str) -> String {
+        let text = |name| node.get("metadata")?.get(name)?.text();
+        let namespace = text("namespace").unwrap_or(DEFAULT_NAMESPACE);
+        format!("{kind} {namespace}/{}", text("name").unwrap_or_default())
+    }
+
     fn problem(
         &mut self,
         place: Place,
@@ -248,12 +259,23 @@ impl Reader<'_> {
         severity: ProblemSeverity,
         message: String,
     ) {
+        self.about(place, field, key.map(ToString::to_string), severity, message);
+    }
+
+    fn about(
+        &mut self,
+        place: Place,
+        field: Option<String>,
+        object: Option<String>,
+        severity: ProblemSeverity,
+        message: String,
+    ) {
         self.parsed.problems.push(Problem {
             file: self.file.to_owned(),
             line: self.line(place),
             column: place.column,
             field,
-            object: key.map(ToString::to_string),
+            object,
             severity,
             message,
         });
