@@ -5,8 +5,11 @@
 //! mesh's roots into the daemon's own webhook configuration, so that the API server accepts that certificate.
 //!
 //! Anybody who reaches the port can ask, so a reviewer acts on nothing but what it is shown and its answer holds
-//! nothing that the asker did not know. Bodies, their memory, connections and time are bounded.
+//! nothing that the asker did not know. Bodies, their memory, connections and time are bounded, and each address has a
+//! share of them.
 
+mod answer;
+mod bodies;
 mod ca_bundle;
 mod metrics;
 mod review;

@@ -24,7 +24,8 @@ impl WebhookMetrics {
         metrics.registry(|registry| {
             registry.register(
                 "tidegate_admissions",
-                "Admission requests by result: allowed, patched, denied, or invalid for what is no request",
+                "Admission requests by result: allowed, patched, denied, invalid for what is no request, or busy for what \
+                 found no memory in time",
                 own.admissions.clone(),
             );
             registry.register(
@@ -44,6 +45,10 @@ impl WebhookMetrics {
         };
         self.admissions.get_or_create(&[("result", result)]).inc();
         self.duration.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn busy(&self) {
+        self.admissions.get_or_create(&[("result", "busy")]).inc();
     }
 
     pub(super) fn invalid(&self) {

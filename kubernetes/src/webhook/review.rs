@@ -3,13 +3,22 @@
 use futures_util::future::BoxFuture;
 use json_patch::Patch;
 use k8s_openapi::ByteString;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 /// The one version that is spoken.
 const API_VERSION: &str = "admission.k8s.io/v1";
 /// The one kind.
 const KIND: &str = "AdmissionReview";
+/// The most bytes that are kept of a name or type in a request. Kubernetes itself takes no more in a name.
+const MAX_NAME: usize = 253;
+/// The most bytes of a request's uid, which the API server makes of 36.
+const MAX_UID: usize = 128;
+/// The most bytes of a reason or a warning in an answer or in the log.
+pub(super) const MAX_MESSAGE: usize = 8 * 1024;
+/// The most warnings of an answer.
+const MAX_WARNINGS: usize = 64;
 
 /// Decides about admission requests.
 pub trait Reviewer: Send + Sync + 'static {
@@ -17,55 +26,60 @@ pub trait Reviewer: Send + Sync + 'static {
     fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict>;
 }
 
-/// What the API server asks about. The object itself is read on demand and as the type that it is said to be, so that
-/// what a stranger sends is never kept as a tree many times larger than its text.
+/// What the API server asks about. Objects stay text until a reviewer reads what it needs of them, as types whose size is
+/// bounded by that text: a tree of everything could be many times larger than what was sent.
 #[derive(Clone, Debug)]
 pub struct AdmissionRequest<'a> {
-    head: Head,
-    body: &'a [u8],
+    head: Head<'a>,
+    generate_name: String,
 }
 
-/// All of a request but its objects.
-#[derive(Deserialize, Clone, Debug, Default)]
+/// A request. Of texts that may be long, the beginning is kept.
+#[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
-struct Head {
+struct Head<'a> {
+    #[serde(deserialize_with = "uid")]
     uid: String,
     kind: Kind,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "beginning")]
     sub_resource: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "beginning")]
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "beginning")]
     namespace: String,
     operation: Operation,
     #[serde(default)]
     dry_run: Option<bool>,
-    #[serde(default)]
-    object: Option<NamedObject>,
+    #[serde(borrow, default)]
+    object: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    old_object: Option<&'a RawValue>,
 }
 
-#[derive(Deserialize, Clone, Debug, Default)]
+#[derive(Deserialize, Default)]
 struct NamedObject {
     #[serde(default)]
     metadata: NamedMeta,
 }
 
-#[derive(Deserialize, Clone, Debug, Default)]
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct NamedMeta {
-    #[serde(default)]
-    generate_name: Option<String>,
+    #[serde(default, deserialize_with = "beginning")]
+    generate_name: String,
 }
 
 /// A type of objects.
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kind {
     /// Empty for the core group.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "beginning")]
     pub group: String,
     /// Such as `v1`.
+    #[serde(deserialize_with = "beginning")]
     pub version: String,
     /// Such as `Pod`.
+    #[serde(deserialize_with = "beginning")]
     pub kind: String,
 }
 
@@ -115,26 +129,13 @@ pub(super) enum InvalidReview {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Review<R> {
+struct Review<'a> {
+    #[serde(deserialize_with = "beginning")]
     api_version: String,
+    #[serde(deserialize_with = "beginning")]
     kind: String,
-    request: R,
-}
-
-/// A request's `object`, read as a `T`.
-#[derive(Deserialize)]
-#[serde(bound = "T: DeserializeOwned")]
-struct New<T> {
-    #[serde(default = "Option::default")]
-    object: Option<T>,
-}
-
-/// A request's `oldObject`, read as a `T`.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", bound = "T: DeserializeOwned")]
-struct Old<T> {
-    #[serde(default = "Option::default")]
-    old_object: Option<T>,
+    #[serde(borrow)]
+    request: Head<'a>,
 }
 
 /// What it gets.
@@ -159,7 +160,7 @@ struct Response<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     patch: Option<ByteString>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    warnings: &'a [String],
+    warnings: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -175,7 +176,11 @@ impl<'a> AdmissionRequest<'a> {
         if api_version != API_VERSION || kind != KIND {
             return Err(InvalidReview::Kind { kind, api_version });
         }
-        Ok(Self { head, body })
+        let named = match head.object {
+            Some(object) if head.name.is_empty() => serde_json::from_str(object.get()).unwrap_or_default(),
+            _ => NamedObject::default(),
+        };
+        Ok(Self { head, generate_name: named.metadata.generate_name })
     }
 
     /// Identifies the request; the answer repeats it.
@@ -195,12 +200,7 @@ impl<'a> AdmissionRequest<'a> {
 
     /// The object's name, or the `metadata.generateName` that the API server is yet to make one from.
     pub fn name(&self) -> &str {
-        if !self.head.name.is_empty() {
-            return &self.head.name;
-        }
-        let generate_name =
-            self.head.object.as_ref().and_then(|object| object.metadata.generate_name.as_deref());
-        generate_name.unwrap_or_default()
+        if self.head.name.is_empty() { &self.generate_name } else { &self.head.name }
     }
 
     /// The object's namespace; empty for objects of the whole cluster. The object's own `metadata.namespace` may be
@@ -220,15 +220,13 @@ impl<'a> AdmissionRequest<'a> {
     }
 
     /// The object as it is to be stored; `None` on [`Operation::Delete`].
-    pub fn object<T: DeserializeOwned>(&self) -> Result<Option<T>, serde_json::Error> {
-        let review: Review<New<T>> = serde_json::from_slice(self.body)?;
-        Ok(review.request.object)
+    pub fn object<T: Deserialize<'a>>(&self) -> Result<Option<T>, serde_json::Error> {
+        self.head.object.map(|object| serde_json::from_str(object.get())).transpose()
     }
 
     /// The object as it is stored; `None` on [`Operation::Create`].
-    pub fn old_object<T: DeserializeOwned>(&self) -> Result<Option<T>, serde_json::Error> {
-        let review: Review<Old<T>> = serde_json::from_slice(self.body)?;
-        Ok(review.request.old_object)
+    pub fn old_object<T: Deserialize<'a>>(&self) -> Result<Option<T>, serde_json::Error> {
+        self.head.old_object.map(|object| serde_json::from_str(object.get())).transpose()
     }
 }
 
@@ -265,7 +263,7 @@ impl<'a> ReviewResponse<'a> {
             status: None,
             patch_type: None,
             patch: None,
-            warnings: &verdict.warnings,
+            warnings: verdict.warnings.iter().take(MAX_WARNINGS).map(|warning| cut(warning)).collect(),
         };
         match &verdict.outcome {
             Outcome::Allowed => {}
@@ -275,9 +273,46 @@ impl<'a> ReviewResponse<'a> {
             }
             Outcome::Denied(message) => {
                 response.allowed = false;
-                response.status = Some(Status { code: 403, message });
+                response.status = Some(Status { code: 403, message: cut(message) });
             }
         }
         Ok(Self { api_version: API_VERSION, kind: KIND, response })
     }
+}
+
+/// The beginning of a text that may quote what was sent.
+pub(super) fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_MESSAGE)]
+}
+
+/// A text, of which the first [`MAX_NAME`] bytes are kept; what is longer ends in `…`, so that it is equal to no name.
+fn beginning<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    struct Beginning;
+
+    impl Visitor<'_> for Beginning {
+        type Value = String;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a string")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
+            let kept = &text[..text.floor_char_boundary(MAX_NAME)];
+            Ok(if kept.len() == text.len() { text.to_owned() } else { format!("{kept}…") })
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<String, E> {
+            Ok(String::new())
+        }
+    }
+    deserializer.deserialize_any(Beginning)
+}
+
+/// The answer repeats it whole.
+fn uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let uid = beginning(deserializer)?;
+    if uid.len() > MAX_UID {
+        return Err(D::Error::custom(format_args!("request.uid is longer than {MAX_UID} bytes")));
+    }
+    Ok(uid)
 }

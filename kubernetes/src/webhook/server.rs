@@ -2,41 +2,53 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tidegate_runtime::grpc::{self, Connection, ConnectionLimits, IncomingConnections};
 use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::{drain, listen};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tracing::{debug, info};
 
+use super::answer::{AnswerBody, NextDeadline};
+use super::bodies::{BodyGrant, BodyMemory};
 use super::metrics::WebhookMetrics;
-use super::review::{AdmissionRequest, Outcome, ReviewResponse, Reviewer};
+use super::review::{AdmissionRequest, Outcome, ReviewResponse, Reviewer, cut};
 use super::tls;
+
+/// What a connection buffers of a request before it is read. A head of the API server's has some hundred bytes.
+const BUFFER_BYTES: usize = 8 * 1024;
+/// What the kernel is asked to buffer for a connection, of which it takes the double: it counts as the process's memory,
+/// and without a bound it grows to megabytes for a client that sends or does not read.
+const KERNEL_RECEIVE_BYTES: usize = 16 * 1024;
+/// The same of answers.
+const KERNEL_SEND_BYTES: usize = 32 * 1024;
 
 /// What a webhook's clients may take of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one request's body. The API server itself takes 3 MiB.
     pub body_bytes: usize,
-    /// Bytes of all requests' bodies at a time.
+    /// Bytes of all requests' bodies and answers at a time. One address may hold as much as it leaves free; what does not
+    /// fit waits.
     pub all_body_bytes: usize,
     /// Connections at a time; a new one beyond is closed. One address has far fewer than all, so that no pod keeps the
     /// API server out.
     pub connections: ConnectionLimits,
-    /// From the handshake to the first request's head, and from a head to the end of its body.
+    /// From the handshake to the first request's head, from a head to the end of its body, the wait for memory included,
+    /// and for an answer to be read.
     pub request_timeout: Duration,
     /// Between requests. Longer than the 90 s after which the API server itself closes an idle connection, so that
     /// none is closed while it sends.
@@ -67,11 +79,19 @@ struct Shared {
     reviewer: Arc<dyn Reviewer>,
     metrics: WebhookMetrics,
     limits: Limits,
-    body_memory: Arc<Semaphore>,
+    memory: BodyMemory,
 }
 
-/// Why a request gets no verdict: a status and a line for its sender.
-type Refusal = (StatusCode, String);
+/// Why a request gets no verdict.
+#[derive(Debug, thiserror::Error)]
+enum NoVerdict {
+    /// It is no admission request.
+    #[error("{1}")]
+    Invalid(StatusCode, String),
+    /// Other requests, those of its own address first of all, hold the memory that it needs.
+    #[error("requests of {address} hold too much memory: {bytes} bytes more were not free in time")]
+    Busy { address: IpAddr, bytes: usize },
+}
 
 impl WebhookServer {
     /// Listens on `address`; port 0 takes a free one. `path` is the one that answers, such as `/mutate`.
@@ -84,13 +104,17 @@ impl WebhookServer {
     ) -> Result<Self, StartError> {
         let error = |source| StartError { address, source };
         let listener = listen::bind(address).await.map_err(error)?;
+        // Connections have what their listener has.
+        let socket = SockRef::from(&listener);
+        socket.set_recv_buffer_size(KERNEL_RECEIVE_BYTES).map_err(error)?;
+        socket.set_send_buffer_size(KERNEL_SEND_BYTES).map_err(error)?;
         let local_addr = listener.local_addr().map_err(error)?;
         let shared = Shared {
             path,
             reviewer,
             metrics: WebhookMetrics::register(metrics),
             limits,
-            body_memory: Arc::new(Semaphore::new(limits.all_body_bytes.min(Semaphore::MAX_PERMITS))),
+            memory: BodyMemory::new(limits.all_body_bytes),
         };
         Ok(Self { listener, local_addr, shared: Arc::new(shared) })
     }
@@ -147,10 +171,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 4 << 20,
-            all_body_bytes: 64 << 20,
+            all_body_bytes: 48 << 20,
             // An API server answers 600 requests at a time unless it is told otherwise, and asks about each on a
-            // connection of its own. All of them together, idle, fit into the memory that the chart gives.
-            connections: ConnectionLimits { all: 4096, per_address: 768 },
+            // connection of its own. What one address can make all of its connections hold in the process and in the
+            // kernel fits, with all bodies, into the memory that the chart gives.
+            connections: ConnectionLimits { all: 1536, per_address: 640 },
             request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
             linger: Duration::from_secs(5),
@@ -179,30 +204,28 @@ async fn accept(mut incoming: IncomingConnections, shared: &Arc<Shared>, mut dra
 
 async fn serve_connection(connection: Connection, shared: Arc<Shared>, mut ending: drain::Watch) {
     let address = connection.peer().address;
-    let asked = Arc::new(AtomicBool::new(false));
+    let timeout = shared.limits.request_timeout;
+    let deadline = Arc::new(watch::Sender::new(Instant::now() + timeout));
+    let late = overdue(deadline.subscribe());
+    let after = NextDeadline { deadline, idle_timeout: shared.limits.idle_timeout };
     let service = hyper::service::service_fn({
-        let (shared, asked) = (shared.clone(), asked.clone());
+        let shared = shared.clone();
         move |request| {
-            asked.store(true, Ordering::Relaxed);
-            let shared = shared.clone();
-            async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+            // For the body, and as long again for the answer to be read.
+            after.deadline.send_replace(Instant::now() + 2 * timeout);
+            let (shared, after) = (shared.clone(), after.clone());
+            async move { Ok::<_, Infallible>(answer(&shared, address.ip(), request, after).await) }
         }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(shared.limits.idle_timeout)
-        .max_buf_size(32 * 1024)
+        .max_buf_size(BUFFER_BYTES)
         .half_close(false);
     let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(connection), service));
-    let mut first = std::pin::pin!(async {
-        tokio::time::sleep(shared.limits.request_timeout).await;
-        if asked.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    });
     let result = tokio::select! {
         result = serving.as_mut() => result,
-        () = first.as_mut() => return debug!(%address, "connection closed: no request came"),
+        () = late => return debug!(%address, "connection closed: no request came, or its answer was not read, in time"),
         () = ending.started() => {
             serving.as_mut().graceful_shutdown();
             serving.await
@@ -213,19 +236,47 @@ async fn serve_connection(connection: Connection, shared: Arc<Shared>, mut endin
     }
 }
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    match review(shared, request).await {
-        Ok(body) => {
-            let mut response = Response::new(Full::new(body.into()));
+/// Returns once the deadline has passed.
+async fn overdue(mut deadline: watch::Receiver<Instant>) {
+    loop {
+        let at = *deadline.borrow_and_update();
+        tokio::select! {
+            () = tokio::time::sleep_until(at) => return,
+            changed = deadline.changed() => if changed.is_err() { std::future::pending::<()>().await },
+        }
+    }
+}
+
+async fn answer(
+    shared: &Shared,
+    address: IpAddr,
+    request: Request<Incoming>,
+    after: NextDeadline,
+) -> Response<AnswerBody> {
+    match review(shared, address, request).await {
+        Ok((body, memory)) => {
+            let mut response = Response::new(AnswerBody::new(body, Some(memory), after));
             response
                 .headers_mut()
                 .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
             response
         }
-        Err((status, reason)) => {
-            debug!(%status, reason, "no admission request");
-            shared.metrics.invalid();
-            let mut response = Response::new(Full::new(format!("{reason}\n").into()));
+        Err(error) => {
+            let reason = error.to_string();
+            let reason = cut(&reason);
+            let status = match error {
+                NoVerdict::Invalid(status, _) => {
+                    shared.metrics.invalid();
+                    status
+                }
+                NoVerdict::Busy { .. } => {
+                    shared.metrics.busy();
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
+            };
+            debug!(%status, reason, "no admission verdict");
+            let mut response =
+                Response::new(AnswerBody::new(format!("{reason}\n").into_bytes(), None, after));
             *response.status_mut() = status;
             // What is left of the body is not read.
             response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -234,78 +285,90 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Full<By
     }
 }
 
-async fn review(shared: &Shared, request: Request<Incoming>) -> Result<Vec<u8>, Refusal> {
+/// The answer, and the memory that it holds until it is sent.
+async fn review(
+    shared: &Shared,
+    address: IpAddr,
+    request: Request<Incoming>,
+) -> Result<(Vec<u8>, BodyGrant), NoVerdict> {
     check_head(shared, &request)?;
+    let deadline = Instant::now() + shared.limits.request_timeout;
+    let bytes = announced_bytes(shared, request.body())?;
+    let memory = tokio::time::timeout_at(deadline, shared.memory.take(address, bytes));
+    let mut memory = memory.await.map_err(|_| NoVerdict::Busy { address, bytes })?;
     let body = read_body(shared, request.into_body());
-    let (body, memory) = tokio::time::timeout(shared.limits.request_timeout, body)
-        .await
-        .map_err(|_| (StatusCode::REQUEST_TIMEOUT, "the body did not come in time".to_owned()))??;
+    let body = tokio::time::timeout_at(deadline, body).await.map_err(|_| {
+        NoVerdict::Invalid(StatusCode::REQUEST_TIMEOUT, "the body did not come in time".to_owned())
+    })??;
     let start = Instant::now();
-    let request =
-        AdmissionRequest::parse(&body).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+    let request = AdmissionRequest::parse(&body).map_err(|error| invalid(error.to_string()))?;
     let verdict = shared.reviewer.review(&request).await;
     log(&request, &verdict.outcome);
     let answer = ReviewResponse::new(request.uid(), &verdict)
         .and_then(|response| serde_json::to_vec(&response))
-        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    drop(memory);
+        .map_err(|error| NoVerdict::Invalid(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    drop(body);
+    memory.resize(answer.len());
     shared.metrics.answered(&verdict.outcome, start.elapsed());
-    Ok(answer)
+    Ok((answer, memory))
 }
 
-fn check_head(shared: &Shared, request: &Request<Incoming>) -> Result<(), Refusal> {
+fn check_head(shared: &Shared, request: &Request<Incoming>) -> Result<(), NoVerdict> {
     if request.uri().path() != shared.path {
-        return Err((StatusCode::NOT_FOUND, format!("there is only {}", shared.path)));
+        return Err(NoVerdict::Invalid(StatusCode::NOT_FOUND, format!("there is only {}", shared.path)));
     }
     if request.method() != Method::POST {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, "only POST is answered".to_owned()));
+        let reason = "only POST is answered".to_owned();
+        return Err(NoVerdict::Invalid(StatusCode::METHOD_NOT_ALLOWED, reason));
     }
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !media_type.eq_ignore_ascii_case("application/json") {
         let reason = "content-type must be application/json".to_owned();
-        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
+        return Err(NoVerdict::Invalid(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason));
     }
     Ok(())
 }
 
-/// Reads a body piece by piece and takes the memory for each piece from what all bodies share.
-async fn read_body(
-    shared: &Shared,
-    mut body: Incoming,
-) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal> {
+/// How long a body will be: what its head says, as the API server's always does, or else the most that there may be.
+fn announced_bytes(shared: &Shared, body: &Incoming) -> Result<usize, NoVerdict> {
+    let most = shared.limits.body_bytes;
+    let Some(exact) = body.size_hint().exact() else { return Ok(most) };
+    match usize::try_from(exact) {
+        Ok(bytes) if bytes <= most => Ok(bytes),
+        _ => Err(too_large(most)),
+    }
+}
+
+/// Reads a body that is as long as was announced.
+async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Vec<u8>, NoVerdict> {
     let mut bytes = Vec::new();
-    let mut memory: Option<OwnedSemaphorePermit> = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+        let frame = frame.map_err(|error| invalid(error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
-        if data.is_empty() {
-            continue;
-        }
         if bytes.len() + data.len() > shared.limits.body_bytes {
-            let reason = format!("the body is larger than {} bytes", shared.limits.body_bytes);
-            return Err((StatusCode::PAYLOAD_TOO_LARGE, reason));
-        }
-        let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let piece = shared
-            .body_memory
-            .clone()
-            .try_acquire_many_owned(size)
-            .map_err(|_| (StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time".to_owned()))?;
-        match &mut memory {
-            Some(memory) => memory.merge(piece),
-            None => memory = Some(piece),
+            return Err(too_large(shared.limits.body_bytes));
         }
         bytes.extend_from_slice(&data);
     }
-    Ok((bytes, memory))
+    Ok(bytes)
+}
+
+fn invalid(reason: String) -> NoVerdict {
+    NoVerdict::Invalid(StatusCode::BAD_REQUEST, reason)
+}
+
+fn too_large(most: usize) -> NoVerdict {
+    NoVerdict::Invalid(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {most} bytes"))
 }
 
 fn log(request: &AdmissionRequest<'_>, outcome: &Outcome) {
     let (kind, namespace, name) = (request.kind().kind.as_str(), request.namespace(), request.name());
     let operation = request.operation();
     match outcome {
-        Outcome::Denied(reason) => info!(kind, namespace, name, ?operation, reason, "admission denied"),
+        Outcome::Denied(reason) => {
+            info!(kind, namespace, name, ?operation, reason = cut(reason), "admission denied");
+        }
         Outcome::Patched(_) => info!(kind, namespace, name, ?operation, "admission with changes"),
         Outcome::Allowed => debug!(kind, namespace, name, ?operation, "admission as it is"),
     }

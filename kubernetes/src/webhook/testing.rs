@@ -1,7 +1,7 @@
 //! For tests: a webhook on loopback with a CA of its own, and a client that asks as the API server does.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "only tests use it, and there a panic is the answer")]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,10 +19,11 @@ use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tidegate_runtime::{drain, tls};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::{Limits, Reviewer, WebhookServer};
 
@@ -118,14 +119,26 @@ impl AdmissionClient {
 
     /// [`AdmissionClient::connect`] that may be refused.
     pub async fn try_connect(&self) -> std::io::Result<SendRequest<Full<Bytes>>> {
-        let config =
-            ClientConfig::builder().with_root_certificates(self.ca.bundle.root_store()).with_no_client_auth();
-        let stream = TcpStream::connect(self.address).await?;
-        let name = ServerName::try_from(SERVER_NAME).unwrap();
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        self.connect_from(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// [`AdmissionClient::try_connect`] from an address of one's own.
+    pub async fn connect_from(&self, source: IpAddr) -> std::io::Result<SendRequest<Full<Bytes>>> {
+        let stream = self.tls_from(source).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         Ok(sender)
+    }
+
+    /// A TLS connection that trusts the CA, and nothing on it yet.
+    pub async fn tls_from(&self, source: IpAddr) -> std::io::Result<TlsStream<TcpStream>> {
+        let config =
+            ClientConfig::builder().with_root_certificates(self.ca.bundle.root_store()).with_no_client_auth();
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(source, 0))?;
+        let stream = socket.connect(self.address).await?;
+        let name = ServerName::try_from(SERVER_NAME).unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 
     /// Posts an AdmissionReview and returns the `response` in the answer.

@@ -5,7 +5,7 @@ use http::{Method, StatusCode};
 use json_patch::Patch;
 use serde_json::{Value, json};
 use tidegate_runtime::grpc::ConnectionLimits;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::testing::{AdmissionClient, review, whole};
@@ -29,6 +29,17 @@ impl Reviewer for ByName {
         let warning =
             format!("{} {:?} {}", request.kind().kind, request.operation(), object["metadata"]["name"]);
         Box::pin(async move { verdict.with_warnings([warning]) })
+    }
+}
+
+/// Answers with a patch of 100 KB.
+struct LongAnswers;
+
+impl Reviewer for LongAnswers {
+    fn review<'a>(&'a self, _: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
+        let value = "x".repeat(100_000);
+        let patch = serde_json::from_value(json!([{"op": "add", "path": "/a", "value": value}])).unwrap();
+        Box::pin(std::future::ready(Verdict::patched(patch)))
     }
 }
 
@@ -120,15 +131,112 @@ async fn a_hundred_mebibytes_are_cut_off_and_cost_no_more_than_the_limit() {
 
 #[tokio::test]
 async fn all_bodies_together_take_no_more_memory_than_they_may() {
-    let limits = Limits { all_body_bytes: 1000, ..Limits::default() };
+    let limits = Limits { all_body_bytes: 1000, ..short() };
     let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
     webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
     let request = webhook.request("application/json", vec![b' '; 1001]);
-    let answer = webhook.connect().await.send_request(request).await.unwrap();
-    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let (status, reason) = whole(webhook.connect().await.send_request(request).await.unwrap()).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(reason, "requests of 127.0.0.1 hold too much memory: 1001 bytes more were not free in time\n");
+    assert!(webhook.metrics.encode().contains("tidegate_admissions_total{result=\"busy\"} 1\n"));
     let request = webhook.request("application/json", vec![b' '; 900]);
     let answer = webhook.connect().await.send_request(request).await.unwrap();
     assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "what the first one took is free again");
+}
+
+#[tokio::test]
+async fn unfinished_bodies_hold_up_those_of_their_own_address_alone_and_until_they_end() {
+    let limits = Limits {
+        all_body_bytes: 100_000,
+        request_timeout: Duration::from_secs(600),
+        linger: Duration::ZERO,
+        ..Limits::default()
+    };
+    let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
+    webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
+    let attacker = "127.0.0.2".parse().unwrap();
+    let mut unfinished = Vec::new();
+    for _ in 0..40 {
+        let mut connection = webhook.tls_from(attacker).await.unwrap();
+        let head = "POST /mutate HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+                    content-length: 10000\r\n\r\n{";
+        connection.write_all(head.as_bytes()).await.unwrap();
+        connection.flush().await.unwrap();
+        unfinished.push(connection);
+    }
+    let create = review("pods", "CREATE", "shop", &object("yes"));
+    for _ in 0..26 {
+        assert_eq!(webhook.ask(&create).await["allowed"], true);
+    }
+    let mut own = webhook.connect_from(attacker).await.unwrap();
+    let waiting = own.send_request(webhook.request("application/json", create.to_string()));
+    let mut waiting = std::pin::pin!(waiting);
+    tokio::select! {
+        answer = &mut waiting => panic!("{answer:?}"),
+        // The server has had its chance to answer it, too.
+        _ = webhook.ask(&create) => {}
+    }
+    drop(unfinished);
+    assert_eq!(waiting.await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_read_holds_its_memory_and_its_place_no_longer_than_it_may() {
+    let limits = Limits { all_body_bytes: 400_000, idle_timeout: Duration::from_secs(2), ..short() };
+    let webhook = AdmissionClient::with_limits("/mutate", Arc::new(LongAnswers), limits).await;
+    webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
+    let create = review("pods", "CREATE", "shop", &object("yes")).to_string();
+    let mut silent = webhook.tls_from("127.0.0.2".parse().unwrap()).await.unwrap();
+    // More requests than the kernel has room for answers; what is buffered of the last one goes with the connection.
+    let head = format!(
+        "POST /mutate HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        create.len()
+    );
+    let flood = async {
+        loop {
+            silent.write_all(format!("{head}{create}").as_bytes()).await?;
+        }
+    };
+    let ended: std::io::Result<()> = flood.await;
+    ended.unwrap_err();
+    webhook.ask(&review("pods", "CREATE", "shop", &object("yes"))).await;
+}
+
+#[tokio::test]
+async fn what_is_long_in_a_request_comes_back_and_is_logged_by_its_beginning() {
+    let webhook = webhook().await;
+    let long = "x".repeat(1 << 20);
+    let mut request = review("pods", "CREATE", "shop", &object("yes"));
+    request["request"]["name"] = json!(long);
+    let answer = webhook.ask(&request).await;
+    assert_eq!(answer["allowed"], true);
+    request["request"]["uid"] = json!(long);
+    let request = webhook.request("application/json", request.to_string());
+    let (status, reason) = whole(webhook.connect().await.send_request(request).await.unwrap()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(reason.contains("request.uid is longer than 128 bytes"), "{reason}");
+    let good = review("pods", "CREATE", "shop", &object("yes")).to_string();
+    let request = webhook.request("application/json", good.replace("CREATE", &long));
+    let (status, reason) = whole(webhook.connect().await.send_request(request).await.unwrap()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(reason.len() < 10_000, "{} bytes", reason.len());
+
+    let body = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "u", "operation": "CREATE", "name": long, "namespace": long,
+        "kind": {"group": "", "version": "v1", "kind": long},
+    }})
+    .to_string();
+    let request = AdmissionRequest::parse(body.as_bytes()).unwrap();
+    let beginning = format!("{}…", &long[..253]);
+    assert_eq!((request.name(), request.namespace()), (&beginning[..], &beginning[..]));
+    assert_eq!(request.kind().kind, beginning);
+    let verdict = Verdict::denied(&long).with_warnings(vec![long.clone(); 100]);
+    let response = review::ReviewResponse::new("u", &verdict).unwrap();
+    let answer = serde_json::to_value(&response).unwrap();
+    assert_eq!(answer["response"]["status"]["message"], long[..8192]);
+    let warnings = answer["response"]["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 64);
+    assert!(warnings.iter().all(|warning| *warning == long[..8192]));
 }
 
 #[tokio::test]

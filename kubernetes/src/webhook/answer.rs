@@ -1,0 +1,69 @@
+//! The body of an answer, which holds its memory until the last piece is on its way.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::bodies::BodyGrant;
+
+/// Bytes that the connection takes at a time, beyond which it asks for no more until they are sent.
+const PIECE: usize = 8 * 1024;
+
+/// Bytes, sent in pieces. When the connection has all of them, its deadline becomes that of the next request: what is
+/// still buffered then goes out until then, or never.
+#[derive(Debug)]
+pub(super) struct AnswerBody {
+    rest: Bytes,
+    _memory: Option<BodyGrant>,
+    after: NextDeadline,
+}
+
+/// A connection's deadline, and how long it is once an answer is done with.
+#[derive(Clone, Debug)]
+pub(super) struct NextDeadline {
+    pub(super) deadline: Arc<watch::Sender<Instant>>,
+    pub(super) idle_timeout: Duration,
+}
+
+impl AnswerBody {
+    pub(super) fn new(bytes: Vec<u8>, memory: Option<BodyGrant>, after: NextDeadline) -> Self {
+        Self { rest: bytes.into(), _memory: memory, after }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let piece = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        self.after.deadline.send_replace(Instant::now() + self.after.idle_timeout);
+    }
+}
