@@ -40,7 +40,7 @@ pub const TRUST_BUNDLE_KEY: &str = "ca.crt";
 
 /// The sidecar's flag with the name that it demands of the controller's certificate, up to the controller's namespace;
 /// the trust domain follows.
-const CONTROLLER_FLAG: &str = "--discovery-server-name=tidegate-controller.";
+pub const CONTROLLER_FLAG: &str = "--discovery-server-name=tidegate-controller.";
 
 /// What an object is called that a mesh may share a place with those of other meshes, such as what belongs to no
 /// namespace: `name` in the mesh of [`DEFAULT_MESH_NAME`], `<name>-<mesh>` in others.

@@ -2,12 +2,13 @@
 
 use std::fmt::Display;
 
-use k8s_openapi::api::core::v1::{Container, Volume};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tidegate_crds::injection::{
     INTERCEPT_CONTAINER, SIDECAR_CONTAINER, TRUST_BUNDLE_KEY, token_audience, trust_bundle_config_map,
 };
 
+use crate::pod::{Container, read_own};
 use crate::ports;
 use crate::settings::{Interception, MeshSettings, Resources, Settings};
 
@@ -180,17 +181,18 @@ pub(crate) fn volumes(mesh_name: &str) -> [Value; 2] {
 }
 
 /// What the container's flag `--probes` says, if it has one.
-pub(crate) fn probes_flag(container: &Container) -> Option<&str> {
-    container.args.iter().flatten().find_map(|arg| arg.strip_prefix(PROBES_FLAG))
+pub(crate) fn probes_flag(container: &Container<'_>) -> Option<String> {
+    container.argument(PROBES_FLAG)
 }
 
 /// Whether a container that is there is the one that we would make. Kubernetes and other webhooks add to it; of that,
 /// defaults, resources, environment and the mount of the Pod's own token may be, for none of it changes what runs.
-pub(crate) fn is_made(there: &Container, made: &Value) -> bool {
-    let Ok(there) = serde_json::to_value(there) else { return false };
+pub(crate) fn is_made(there: &Container<'_>, made: &Value) -> bool {
+    let Some(there) = there.own.and_then(read_own::<Value>) else { return false };
     let (Some(there), Some(made)) = (there.as_object(), made.as_object()) else { return false };
     let extras_may_be = |field: &str| matches!(field, "terminationMessagePath" | "resources");
-    there.iter().all(|(field, value)| match (field.as_str(), made.get(field)) {
+    let set = there.iter().filter(|(_, value)| !value.is_null());
+    set.clone().all(|(field, value)| match (field.as_str(), made.get(field)) {
         ("env", made) => {
             let is_harmless = |item: &Value| {
                 let name = item["name"].as_str().unwrap_or_default();
@@ -203,12 +205,12 @@ pub(crate) fn is_made(there: &Container, made: &Value) -> bool {
         }
         (_, Some(made)) => covers(value, made),
         (_, None) => extras_may_be(field),
-    }) && made.iter().all(|(field, _)| there.contains_key(field))
+    }) && made.iter().all(|(field, _)| there.get(field).is_some_and(|value| !value.is_null()))
 }
 
 /// Whether a volume that is there is the one that we would make.
-pub(crate) fn is_volume_made(there: &Volume, made: &Value) -> bool {
-    serde_json::to_value(there).is_ok_and(|there| covers(&there, made))
+pub(crate) fn is_volume_made(there: &RawValue, made: &Value) -> bool {
+    read_own::<Value>(there).is_some_and(|there| covers(&there, made))
 }
 
 /// Whether each of `made` is in `there`, and each other one in there `may_be`.
@@ -234,7 +236,9 @@ fn covers(there: &Value, made: &Value) -> bool {
                 )
             };
             made.iter().all(|(field, made)| there.get(field).is_some_and(|there| covers(there, made)))
-                && there.keys().all(|field| made.contains_key(field) || is_default(field))
+                && there
+                    .iter()
+                    .all(|(field, value)| value.is_null() || made.contains_key(field) || is_default(field))
         }
         (Value::Array(there), Value::Array(made)) => {
             there.len() == made.len() && there.iter().zip(made).all(|(there, made)| covers(there, made))

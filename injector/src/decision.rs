@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Namespace;
 use tidegate_crds::injection::{INJECTION, SIDECAR_INJECTION, is_in_mesh};
 
 use crate::annotations::{AnnotationError, Annotations};
+use crate::pod::PodView;
 
 /// Namespaces of Kubernetes itself: a sidecar there could keep the cluster from starting.
 const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
@@ -96,7 +97,7 @@ impl Reason {
 
 /// Decides in OSM's order: what can have no sidecar has none; then the Pod's word counts, then its namespace's.
 pub fn decide(
-    pod: &Pod,
+    pod: &PodView<'_>,
     namespace: &NamespaceView,
     mesh_name: &str,
     control_plane: &str,
@@ -119,7 +120,7 @@ pub fn decide(
 }
 
 /// Whether a Pod gets a sidecar where nobody knows its namespace: unless it cannot or says no.
-pub(crate) fn decide_alone(pod: &Pod) -> Result<Decision, DecisionError> {
+pub(crate) fn decide_alone(pod: &PodView<'_>) -> Result<Decision, DecisionError> {
     let word = own_word(pod)?;
     Ok(match (impossible(pod), word) {
         (Some(Reason::HostNetwork), Some(true)) => return Err(DecisionError::HostNetwork),
@@ -129,7 +130,7 @@ pub(crate) fn decide_alone(pod: &Pod) -> Result<Decision, DecisionError> {
     })
 }
 
-fn is_asked_for(pod: &Pod, namespace: &NamespaceView) -> Result<Result<(), Reason>, AnnotationError> {
+fn is_asked_for(pod: &PodView<'_>, namespace: &NamespaceView) -> Result<Result<(), Reason>, AnnotationError> {
     if let Some(word) = own_word(pod)? {
         return Ok(if word { Ok(()) } else { Err(Reason::OptedOut) });
     }
@@ -139,16 +140,16 @@ fn is_asked_for(pod: &Pod, namespace: &NamespaceView) -> Result<Result<(), Reaso
     Ok(if by_annotation.unwrap_or(by_label) { Ok(()) } else { Err(Reason::NotAskedFor) })
 }
 
-fn own_word(pod: &Pod) -> Result<Option<bool>, AnnotationError> {
+fn own_word(pod: &PodView<'_>) -> Result<Option<bool>, AnnotationError> {
     Annotations::new("pod", pod.metadata.annotations.as_ref()).switch(SIDECAR_INJECTION)
 }
 
-fn impossible(pod: &Pod) -> Option<Reason> {
+fn impossible(pod: &PodView<'_>) -> Option<Reason> {
     let spec = pod.spec.as_ref()?;
     if spec.host_network == Some(true) {
         return Some(Reason::HostNetwork);
     }
-    let by_selector = spec.node_selector.as_ref().and_then(|selector| selector.get("kubernetes.io/os"));
+    let by_selector = spec.node_selector.as_ref().and_then(|selector| selector.os.as_ref());
     let by_field = spec.os.as_ref().map(|os| &os.name);
     by_selector.or(by_field).is_some_and(|os| os == "windows").then_some(Reason::Windows)
 }
@@ -165,9 +166,10 @@ mod tests {
         serde_json::from_value::<Namespace>(json!({ "metadata": metadata })).unwrap().into()
     }
 
-    fn pod(annotation: Option<&str>, spec: Value) -> Pod {
+    fn pod(annotation: Option<&str>, spec: Value) -> PodView<'static> {
         let annotations = annotation.map(|value| json!({ SIDECAR_INJECTION: value }));
-        serde_json::from_value(json!({"metadata": {"annotations": annotations}, "spec": spec})).unwrap()
+        let json = json!({"metadata": {"annotations": annotations}, "spec": spec}).to_string();
+        PodView::parse(json.leak()).unwrap()
     }
 
     fn plain() -> Value {

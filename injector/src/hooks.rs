@@ -8,12 +8,11 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use aws_lc_rs::hmac;
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 use tidegate_core::hex;
 
 use crate::patch::PatchBuilder;
+use crate::pod::{ContainerFields, Handler, Port};
 use crate::ports;
 use crate::probes::{self, AppProbe, ProbeError};
 
@@ -38,7 +37,7 @@ pub(crate) struct Owner<'p> {
 struct Kind {
     field: &'static str,
     path: &'static str,
-    of: fn(&Container) -> Option<&LifecycleHandler>,
+    of: fn(&ContainerFields) -> Option<&Handler>,
 }
 
 const KINDS: [Kind; 2] = [
@@ -57,7 +56,7 @@ const KINDS: [Kind; 2] = [
 /// Points the hooks of one container, found at `path` in the Pod, at the sidecar, as [`probes::rewrite`] does with
 /// probes. `exec` and `sleep` stay as they are, and so does what kubelet asks of another host.
 pub(crate) fn rewrite(
-    container: &Container,
+    container: &ContainerFields,
     path: &[&str],
     owner: &Owner<'_>,
     before: &[AppProbe],
@@ -76,7 +75,7 @@ pub(crate) fn rewrite(
         };
         let beginning = format!("{PATH}{}/{}/", container.name, kind.path);
         let asked = action.path.as_deref().unwrap_or_default();
-        if action.port == IntOrString::Int(ports::HOOKS.into()) && asked.starts_with(&beginning) {
+        if action.port == Port::Number(ports::HOOKS.into()) && asked.starts_with(&beginning) {
             let known = before.iter().find(|known| known.is_at(ports::HOOKS, asked)).ok_or_else(|| {
                 let problem = format!(
                     "port {} and path {beginning} are the sidecar's; name the app's own port and path",
@@ -118,7 +117,7 @@ impl fmt::Debug for HookKey {
 
 impl Owner<'_> {
     /// The same for as long as the key is, so that asking twice about a Pod gives the same patch.
-    fn secret(&self, container: &Container, kind: &Kind) -> String {
+    fn secret(&self, container: &ContainerFields, kind: &Kind) -> String {
         let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.key.0));
         for part in [self.namespace, self.name, &container.name, kind.path] {
             // None of these can hold a slash.

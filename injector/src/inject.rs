@@ -5,14 +5,14 @@
 //! make it is made anew.
 
 use json_patch::Patch;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
-use tidegate_crds::injection::{INJECTED, METRICS, SIDECAR_CONTAINER, SIDECAR_LABEL, has_sidecar};
+use tidegate_crds::injection::{INJECTED, METRICS, SIDECAR_CONTAINER, SIDECAR_LABEL};
 
 use crate::annotations::Annotations;
 use crate::containers::{self, Parts};
 use crate::decision::{Decision, DecisionError, NamespaceView, Reason, decide, decide_alone};
 use crate::hooks::{self, Owner};
 use crate::patch::PatchBuilder;
+use crate::pod::{PodSpec, PodView};
 use crate::ports;
 use crate::probes::{self, AppProbe};
 use crate::refusal::{self, MAX_PROBES_BYTES, Refusal, is_reserved_name};
@@ -29,7 +29,7 @@ pub enum Injection {
 
 /// Decides about a Pod that is about to be created in `namespace` and makes its patch.
 pub fn inject(
-    pod: &Pod,
+    pod: &PodView<'_>,
     namespace: &NamespaceView,
     settings: &Settings,
     mesh: &MeshSettings,
@@ -41,7 +41,7 @@ pub fn inject(
 /// As [`inject`], for a manifest whose namespace nobody knows: every Pod gets a sidecar that can have one and does not
 /// say no.
 pub(crate) fn inject_alone(
-    pod: &Pod,
+    pod: &PodView<'_>,
     settings: &Settings,
     mesh: &MeshSettings,
 ) -> Result<Injection, Refusal> {
@@ -50,7 +50,7 @@ pub(crate) fn inject_alone(
 
 fn patch_if(
     decision: Result<Decision, DecisionError>,
-    pod: &Pod,
+    pod: &PodView<'_>,
     namespace: &NamespaceView,
     settings: &Settings,
     mesh: &MeshSettings,
@@ -64,14 +64,14 @@ fn patch_if(
 }
 
 fn patch(
-    pod: &Pod,
-    spec: &PodSpec,
+    pod: &PodView<'_>,
+    spec: &PodSpec<'_>,
     namespace: &NamespaceView,
     settings: &Settings,
     mesh: &MeshSettings,
 ) -> Result<Patch, Refusal> {
     // Both, so that nobody's own container of that name is taken for ours.
-    let is_injected = has_sidecar(pod) && is_labelled(pod);
+    let is_injected = pod.has_sidecar() && is_labelled(pod);
     refusal::check(pod, spec, is_injected)?;
     let mut patch = PatchBuilder::default();
     set_metadata(pod, namespace, &mut patch)?;
@@ -102,12 +102,16 @@ fn patch(
     Ok(patch.finish())
 }
 
-fn is_labelled(pod: &Pod) -> bool {
+fn is_labelled(pod: &PodView<'_>) -> bool {
     let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(SIDECAR_LABEL));
     label.is_some_and(|label| label == INJECTED)
 }
 
-fn set_metadata(pod: &Pod, namespace: &NamespaceView, patch: &mut PatchBuilder) -> Result<(), Refusal> {
+fn set_metadata(
+    pod: &PodView<'_>,
+    namespace: &NamespaceView,
+    patch: &mut PatchBuilder,
+) -> Result<(), Refusal> {
     let (labels, annotations) = (pod.metadata.labels.as_ref(), pod.metadata.annotations.as_ref());
     patch.set_entries(&["metadata", "labels"], labels, &[(SIDECAR_LABEL, INJECTED)]);
     let owner = format!("namespace {}", namespace.name);
@@ -127,17 +131,20 @@ fn set_metadata(pod: &Pod, namespace: &NamespaceView, patch: &mut PatchBuilder) 
 
 /// Points every probe and hook at the sidecar and says what it is to ask of the app.
 fn rewrite_probes(
-    spec: &PodSpec,
+    spec: &PodSpec<'_>,
     owner: &Owner<'_>,
     patch: &mut PatchBuilder,
 ) -> Result<Vec<AppProbe>, Refusal> {
-    let sidecar = spec.init_containers.iter().flatten().find(|container| container.name == SIDECAR_CONTAINER);
-    let before = sidecar.and_then(containers::probes_flag).map_or(Ok(Vec::new()), probes::from_flag)?;
+    let sidecar =
+        spec.init_containers.iter().flatten().find(|container| container.fields.name == SIDECAR_CONTAINER);
+    let before = sidecar.and_then(containers::probes_flag);
+    let before = before.map_or(Ok(Vec::new()), |flag| probes::from_flag(&flag))?;
     let mut all = Vec::new();
     let lists =
         [("initContainers", spec.init_containers.as_deref()), ("containers", Some(&spec.containers[..]))];
     for (list, containers) in lists {
         for (index, container) in containers.into_iter().flatten().enumerate() {
+            let container = &container.fields;
             if !is_reserved_name(&container.name) {
                 let path = ["spec", list, &index.to_string()];
                 probes::rewrite(container, &path, &before, patch, &mut all)?;
@@ -149,19 +156,19 @@ fn rewrite_probes(
 }
 
 /// Puts our containers first, so that the init containers of the app, too, run within the mesh.
-fn set_containers(spec: &PodSpec, parts: &Parts<'_>, patch: &mut PatchBuilder) {
+fn set_containers(spec: &PodSpec<'_>, parts: &Parts<'_>, patch: &mut PatchBuilder) {
     const PATH: [&str; 2] = ["spec", "initContainers"];
     let made = [parts.sidecar(), parts.intercept()];
     let Some(there) = &spec.init_containers else { return patch.add(&PATH, made.into()) };
     let is_first = |(index, container): (usize, &_)| {
         there.get(index).is_some_and(|there| containers::is_made(there, container))
     };
-    let ours = there.iter().filter(|container| is_reserved_name(&container.name)).count();
+    let ours = there.iter().filter(|container| is_reserved_name(&container.fields.name)).count();
     if ours == made.len() && made.iter().enumerate().all(is_first) {
         return;
     }
     for (index, container) in there.iter().enumerate().rev() {
-        if is_reserved_name(&container.name) {
+        if is_reserved_name(&container.fields.name) {
             patch.remove(&[&PATH[..], &[&index.to_string()]].concat());
         }
     }
@@ -170,16 +177,16 @@ fn set_containers(spec: &PodSpec, parts: &Parts<'_>, patch: &mut PatchBuilder) {
     }
 }
 
-fn set_volumes(spec: &PodSpec, is_injected: bool, settings: &Settings, patch: &mut PatchBuilder) {
+fn set_volumes(spec: &PodSpec<'_>, is_injected: bool, settings: &Settings, patch: &mut PatchBuilder) {
     const PATH: [&str; 2] = ["spec", "volumes"];
     let mut missing = Vec::new();
+    let ours = spec.volumes.as_ref().map(|volumes| &volumes.0[..]).unwrap_or_default();
     for made in containers::volumes(&settings.mesh_name) {
-        let there = spec.volumes.iter().flatten().position(|volume| made["name"] == volume.name.as_str());
+        let there = ours.iter().find(|(_, name, _)| made["name"] == *name);
         match there.filter(|_| is_injected) {
             None => missing.push(made),
-            Some(index) => {
-                let volume = spec.volumes.iter().flatten().nth(index);
-                if !volume.is_some_and(|volume| containers::is_volume_made(volume, &made)) {
+            Some((index, _, volume)) => {
+                if !containers::is_volume_made(volume, &made) {
                     patch.replace(&[&PATH[..], &[&index.to_string()]].concat(), made);
                 }
             }

@@ -6,7 +6,9 @@
 //!
 //! # What the webhook needs of its configuration
 //!
-//! - `CREATE` of `pods` and `UPDATE` of `pods/ephemeralcontainers`, `v1`, scope `Namespaced`, path `/mutate`.
+//! - `CREATE` and `UPDATE` of `pods` and `UPDATE` of `pods/ephemeralcontainers`, `v1`, scope `Namespaced`, path `/mutate`;
+//!   of the updates of `pods`, by a match condition, those that change an image of our containers, so that nothing else
+//!   that is done to a Pod waits for the injector.
 //! - Two webhooks, for labels are joined by "and" in a selector: one for namespaces with
 //!   `openservicemesh.io/monitored-by: <mesh>`, one for those with `tidegate.io/injection: enabled`. Both leave out
 //!   namespaces with the label `openservicemesh.io/ignore` or `control-plane`, and by `kubernetes.io/metadata.name`
@@ -30,6 +32,7 @@ mod inject;
 mod manifests;
 pub mod options;
 mod patch;
+mod pod;
 mod ports;
 mod probes;
 mod refusal;
@@ -42,6 +45,7 @@ pub use decision::{Decision, DecisionError, NamespaceView, Reason, decide};
 pub use hooks::HookKey;
 pub use inject::{Injection, inject};
 pub use manifests::{InjectedManifests, ManifestError, inject_manifests};
+pub use pod::PodView;
 pub use probes::ProbeError;
 pub use refusal::Refusal;
 pub use review::PodReviewer;

@@ -1,9 +1,9 @@
 //! The same injection for manifests in files, without a cluster: `tidegate inject -f`.
 
-use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value};
 
 use crate::inject::{Injection, inject_alone};
+use crate::pod::PodView;
 use crate::refusal::Refusal;
 use crate::settings::{MeshSettings, Settings};
 
@@ -127,7 +127,8 @@ impl DocumentInjector<'_> {
         let Some(template) = object.pointer_mut(path).filter(|template| template.is_object()) else {
             return Err(wrong(format!("{path} is missing")));
         };
-        let pod: Pod = serde_json::from_value(template.clone()).map_err(|error| wrong(error.to_string()))?;
+        let json = template.to_string();
+        let pod = PodView::parse(&json).map_err(|error| wrong(error.to_string()))?;
         let injection =
             inject_alone(&pod, self.settings, self.mesh).map_err(|refusal| ManifestError::Refused {
                 document: self.document,

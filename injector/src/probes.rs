@@ -6,13 +6,12 @@
 
 mod request_target;
 
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, HTTPHeader, Probe};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use self::request_target::{is_request_target, request_target};
 use crate::patch::PatchBuilder;
+use crate::pod::{ContainerFields, HttpGet, HttpHeader, Port, Probe, shortened};
 use crate::ports;
 
 /// A probe that the sidecar answers, as it is told by its flag `--probes`.
@@ -60,7 +59,7 @@ struct Kind {
     field: &'static str,
     port: u16,
     path: &'static str,
-    of: fn(&Container) -> Option<&Probe>,
+    of: fn(&ContainerFields) -> Option<&Probe>,
 }
 
 const KINDS: [Kind; 3] = [
@@ -88,7 +87,7 @@ const KINDS: [Kind; 3] = [
 /// be told of them to `all`. `before` is what a sidecar that is there already was told: a probe that points at it
 /// stays as it is.
 pub(crate) fn rewrite(
-    container: &Container,
+    container: &ContainerFields,
     path: &[&str],
     before: &[AppProbe],
     patch: &mut PatchBuilder,
@@ -166,8 +165,8 @@ impl AppProbe {
 }
 
 impl ProbeError {
-    pub(crate) fn new(container: &Container, field: String, problem: String) -> Self {
-        Self { container: container.name.clone(), field, problem }
+    pub(crate) fn new(container: &ContainerFields, field: String, problem: String) -> Self {
+        Self { container: shortened(&container.name).to_owned(), field, problem }
     }
 }
 
@@ -183,14 +182,14 @@ pub(crate) fn from_flag(text: &str) -> Result<Vec<AppProbe>, serde_json::Error> 
 
 fn points_at(probe: &Probe, port: u16, path: &str) -> bool {
     probe.http_get.as_ref().is_some_and(|action| {
-        action.port == IntOrString::Int(port.into()) && action.path.as_deref() == Some(path)
+        action.port == Port::Number(port.into()) && action.path.as_deref() == Some(path)
     })
 }
 
 /// The field that says what is asked, and that; `None` for what the sidecar has no part in. The error names a field of
 /// the probe.
 fn target(
-    container: &Container,
+    container: &ContainerFields,
     probe: &Probe,
 ) -> Result<Option<(&'static str, Target)>, (&'static str, String)> {
     if let Some(action) = &probe.http_get {
@@ -221,7 +220,7 @@ fn target(
 }
 
 /// What an `httpGet` asks. The error names a field of what has it.
-pub(crate) fn http(container: &Container, action: &HTTPGetAction) -> Result<Target, (&'static str, String)> {
+pub(crate) fn http(container: &ContainerFields, action: &HttpGet) -> Result<Target, (&'static str, String)> {
     if let Some(protocol) = action.protocol.as_deref().filter(|protocol| !matches!(*protocol, "HTTP1")) {
         return Err(("httpGet.protocol", format!("{protocol:?} is not supported for a pod of the mesh")));
     }
@@ -233,7 +232,7 @@ pub(crate) fn http(container: &Container, action: &HTTPGetAction) -> Result<Targ
     let port = resolve(container, &action.port).map_err(|problem| ("httpGet.port", problem))?;
     let path = request_target(action.path.as_deref().unwrap_or_default())
         .map_err(|problem| ("httpGet.path", problem))?;
-    let header = |header: &HTTPHeader| {
+    let header = |header: &HttpHeader| {
         check_header(&header.name, &header.value).map_err(|problem| ("httpGet.httpHeaders", problem))?;
         Ok((header.name.clone(), header.value.clone()))
     };
@@ -260,10 +259,10 @@ pub(crate) fn is_elsewhere(host: Option<&str>) -> bool {
 }
 
 /// The number of a port; a name is looked up among the container's own, as kubelet does.
-fn resolve(container: &Container, port: &IntOrString) -> Result<u16, String> {
+fn resolve(container: &ContainerFields, port: &Port) -> Result<u16, String> {
     match port {
-        IntOrString::Int(port) => number(*port),
-        IntOrString::String(name) => {
+        Port::Number(port) => number(*port),
+        Port::Name(name) => {
             let named = container.ports.iter().flatten().find(|port| port.name.as_ref() == Some(name));
             match named {
                 Some(port) => number(port.container_port),

@@ -1,14 +1,36 @@
 //! Pods that would break the mesh or go around it, each with what to do instead.
 
-use k8s_openapi::api::core::v1::{Capabilities, Container, ContainerPort, Pod, PodSpec, SecurityContext};
 use tidegate_crds::injection::{INTERCEPT_CONTAINER, SIDECAR_CONTAINER, SIDECAR_LABEL};
 
 use crate::annotations::AnnotationError;
-use crate::containers::{TOKEN_VOLUME, TRUST_VOLUME, USER};
+use crate::containers::{TOKEN_VOLUME, USER};
 use crate::decision::DecisionError;
+use crate::pod::{Container, ContainerFields, ContainerPort, PodSpec, PodView, SecurityContext, shortened};
 use crate::ports;
 use crate::probes::ProbeError;
 use crate::settings::MeshConfigError;
+
+/// What to do where a copy is refused, or is the way out.
+const COPY: &str = "A copy needs the pod's labels: kubectl debug POD --copy-to=NAME --keep-labels makes one with a sidecar \
+                    of its own, which Services select as they do the pod";
+
+/// Capabilities by which a debug container can neither change the Pod's network, nor look into its other processes, nor
+/// become the sidecar's user, nor load anything into the kernel. Others are refused, those that are yet to come among
+/// them.
+const HARMLESS_CAPABILITIES: [&str; 12] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SYS_CHROOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+];
 
 /// The most bytes of the sidecar's flag about probes.
 pub(crate) const MAX_PROBES_BYTES: usize = 120 * 1024;
@@ -16,6 +38,9 @@ pub(crate) const MAX_PROBES_BYTES: usize = 120 * 1024;
 /// Why a Pod is not let in.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
+    /// It is not a Pod, or one with more of something than there can be.
+    #[error("the pod cannot be read: {0}")]
+    Unreadable(serde_json::Error),
     /// It cannot be told whether it gets a sidecar.
     #[error(transparent)]
     Decision(#[from] DecisionError),
@@ -37,7 +62,7 @@ pub enum Refusal {
     /// A container has one of our names.
     #[error(
         "{field}: {name} is the name of a container that the injector adds; name yours otherwise, or leave both \
-         injected containers and label {SIDECAR_LABEL} as they were"
+         injected containers and label {SIDECAR_LABEL} as they were. {COPY}"
     )]
     ContainerName {
         /// Which field says so.
@@ -46,7 +71,7 @@ pub enum Refusal {
         name: String,
     },
     /// A volume has one of our names.
-    #[error("{field}: {name} is the name of a volume that the injector adds; name yours otherwise")]
+    #[error("{field}: {name} is the name of a volume that the injector adds; name yours otherwise. {COPY}")]
     VolumeName {
         /// Which field says so.
         field: String,
@@ -61,16 +86,38 @@ pub enum Refusal {
         /// The port.
         port: u16,
     },
-    /// A debug container could undo interception.
+    /// A debug container could undo interception, or act as the sidecar.
     #[error(
-        "{field}: {what} could take the pod's traffic out of the mesh; debug without it, or a copy of the pod outside \
-         the mesh"
+        "{field}: {what} could take the pod's traffic out of the mesh, or its certificate; debug without it, as with \
+         kubectl debug --profile=baseline, or debug a copy of the pod. {COPY}"
     )]
     DebugPrivilege {
         /// Which field says so.
         field: String,
         /// What it asks for.
-        what: &'static str,
+        what: String,
+    },
+    /// A container mounts the sidecar's token.
+    #[error(
+        "{field}: {TOKEN_VOLUME} holds the token by which the sidecar gets the pod's certificate; no other container may \
+         mount it"
+    )]
+    TokenMount {
+        /// Which field says so.
+        field: String,
+    },
+    /// The program of one of our containers is replaced in a Pod that runs.
+    #[error(
+        "{field}: a running pod keeps the {name} that it was made with, for another program would have its traffic and \
+         its certificate, got {image:?}; for a new one, restart what made the pod (kubectl rollout restart)"
+    )]
+    Image {
+        /// Which field says so.
+        field: String,
+        /// The container.
+        name: String,
+        /// The new image.
+        image: String,
     },
     /// The kernel starts no program with an argument of 128 KiB.
     #[error(
@@ -87,17 +134,17 @@ pub enum Refusal {
 }
 
 /// Looks at what the Pod's author wrote; containers and volumes of an earlier injection, `is_injected`, are ours.
-pub(crate) fn check(pod: &Pod, spec: &PodSpec, is_injected: bool) -> Result<(), Refusal> {
+pub(crate) fn check(pod: &PodView<'_>, spec: &PodSpec<'_>, is_injected: bool) -> Result<(), Refusal> {
     let user = spec.security_context.as_ref().and_then(|context| context.run_as_user);
     check_user(user, || "spec.securityContext.runAsUser".to_owned())?;
     let init_containers = spec.init_containers.iter().flatten().enumerate();
     for (index, container) in init_containers {
-        if !(is_injected && is_reserved_name(&container.name)) {
-            check_container(container, &format!("spec.initContainers[{index}]"))?;
+        if !(is_injected && is_reserved_name(&container.fields.name)) {
+            check_container(&container.fields, &format!("spec.initContainers[{index}]"))?;
         }
     }
     for (index, container) in spec.containers.iter().enumerate() {
-        check_container(container, &format!("spec.containers[{index}]"))?;
+        check_container(&container.fields, &format!("spec.containers[{index}]"))?;
     }
     if !is_injected {
         check_volumes(spec)?;
@@ -106,32 +153,59 @@ pub(crate) fn check(pod: &Pod, spec: &PodSpec, is_injected: bool) -> Result<(), 
 }
 
 /// Looks at the debug containers of a Pod that has a sidecar.
-pub(crate) fn check_ephemeral(pod: &Pod) -> Result<(), Refusal> {
+pub(crate) fn check_ephemeral(pod: &PodView<'_>) -> Result<(), Refusal> {
     let containers = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_ref());
     for (index, container) in containers.into_iter().flatten().enumerate() {
         let path = format!("spec.ephemeralContainers[{index}]");
+        let container = &container.fields;
         check_name(&container.name, &path)?;
+        check_mounts(container, &path)?;
         let Some(context) = &container.security_context else { continue };
         let path = format!("{path}.securityContext");
         check_user(context.run_as_user, || format!("{path}.runAsUser"))?;
         if context.privileged == Some(true) {
             let field = format!("{path}.privileged");
-            return Err(Refusal::DebugPrivilege { field, what: "a privileged container" });
+            return Err(Refusal::DebugPrivilege { field, what: "a privileged container".to_owned() });
         }
-        if has_net_admin(context) {
+        if let Some(what) = powerful_capability(context) {
             let field = format!("{path}.capabilities.add");
-            return Err(Refusal::DebugPrivilege { field, what: "NET_ADMIN" });
+            return Err(Refusal::DebugPrivilege { field, what });
         }
     }
     Ok(())
+}
+
+/// Looks at a change of a Pod that has a sidecar. Kubernetes lets nothing else of our containers be changed but their
+/// images; one that is the injector's own may be.
+pub(crate) fn check_change(old: &PodView<'_>, new: &PodView<'_>, own_image: &str) -> Result<(), Refusal> {
+    for (index, container) in init_containers(new).iter().enumerate() {
+        let name = &container.fields.name;
+        if !is_reserved_name(name) {
+            continue;
+        }
+        let was = init_containers(old).iter().find(|before| before.fields.name == *name);
+        let was = was.and_then(Container::image);
+        let image = container.image();
+        if image.is_none() || (image != was && image.as_deref() != Some(own_image)) {
+            let image = shortened(&image.unwrap_or_default()).to_owned();
+            let field = format!("spec.initContainers[{index}].image");
+            return Err(Refusal::Image { field, name: name.clone(), image });
+        }
+    }
+    Ok(())
+}
+
+fn init_containers<'p, 'a>(pod: &'p PodView<'a>) -> &'p [Container<'a>] {
+    pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default()
 }
 
 pub(crate) fn is_reserved_name(name: &str) -> bool {
     [SIDECAR_CONTAINER, INTERCEPT_CONTAINER].contains(&name)
 }
 
-fn check_container(container: &Container, path: &str) -> Result<(), Refusal> {
+fn check_container(container: &ContainerFields, path: &str) -> Result<(), Refusal> {
     check_name(&container.name, path)?;
+    check_mounts(container, path)?;
     let user = container.security_context.as_ref().and_then(|context| context.run_as_user);
     check_user(user, || format!("{path}.securityContext.runAsUser"))?;
     for (index, port) in container.ports.iter().flatten().enumerate() {
@@ -153,14 +227,22 @@ fn check_user(user: Option<i64>, field: impl FnOnce() -> String) -> Result<(), R
     if user == Some(USER) { Err(Refusal::User { field: field() }) } else { Ok(()) }
 }
 
-fn check_volumes(spec: &PodSpec) -> Result<(), Refusal> {
-    for (index, volume) in spec.volumes.iter().flatten().enumerate() {
-        if [TRUST_VOLUME, TOKEN_VOLUME].contains(&volume.name.as_str()) {
-            let field = format!("spec.volumes[{index}].name");
-            return Err(Refusal::VolumeName { field, name: volume.name.clone() });
-        }
+fn check_mounts(container: &ContainerFields, path: &str) -> Result<(), Refusal> {
+    let mut mounts = container.mounts.iter().flat_map(|mounts| &mounts.0);
+    match mounts.find(|(_, name)| *name == TOKEN_VOLUME) {
+        Some((index, _)) => Err(Refusal::TokenMount { field: format!("{path}.volumeMounts[{index}].name") }),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+fn check_volumes(spec: &PodSpec<'_>) -> Result<(), Refusal> {
+    match spec.volumes.as_ref().and_then(|volumes| volumes.0.first()) {
+        Some((index, name, _)) => {
+            let field = format!("spec.volumes[{index}].name");
+            Err(Refusal::VolumeName { field, name: (*name).to_owned() })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Only TCP ports can collide with ours.
@@ -169,13 +251,13 @@ fn reserved(port: &ContainerPort) -> Option<u16> {
     u16::try_from(port.container_port).ok().filter(|port| is_tcp && ports::is_reserved(*port))
 }
 
-fn has_net_admin(context: &SecurityContext) -> bool {
-    let added = |capabilities: &Capabilities| capabilities.add.iter().flatten().any(|name| is_powerful(name));
-    context.capabilities.as_ref().is_some_and(added)
-}
-
-/// Container runtimes take a capability's name in any letter case, with `CAP_` or without.
-fn is_powerful(capability: &str) -> bool {
-    let name = capability.to_ascii_uppercase();
-    matches!(name.strip_prefix("CAP_").unwrap_or(&name), "NET_ADMIN" | "ALL" | "SYS_ADMIN")
+/// The first capability that is added and not harmless. Container runtimes take its name in any letter case, with `CAP_`
+/// or without.
+fn powerful_capability(context: &SecurityContext) -> Option<String> {
+    let added = context.capabilities.iter().flat_map(|capabilities| capabilities.add.iter().flatten());
+    let mut names = added.map(|name| {
+        let name = shortened(name).to_ascii_uppercase();
+        name.strip_prefix("CAP_").map(str::to_owned).unwrap_or(name)
+    });
+    names.find(|name| !HARMLESS_CAPABILITIES.contains(&name.as_str()))
 }

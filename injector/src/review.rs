@@ -1,16 +1,15 @@
 //! The webhook's answer to the API server.
 
-use k8s_openapi::api::core::v1::Pod;
-use tidegate_crds::injection::{control_plane_of, has_sidecar};
 use tidegate_kubernetes::webhook::{AdmissionRequest, BoxFuture, Operation, Reviewer, Verdict};
 
 use crate::decision::Reason;
 use crate::inject::{Injection, inject};
+use crate::pod::PodView;
 use crate::refusal::{self, Refusal};
 use crate::settings::Settings;
 use crate::state::State;
 
-/// Adds sidecars to Pods that are created, and looks at debug containers of those that have one.
+/// Adds sidecars to Pods that are created, and looks at changes and debug containers of those that have one.
 #[derive(Clone, Debug)]
 pub struct PodReviewer {
     settings: Settings,
@@ -28,22 +27,17 @@ impl PodReviewer {
         if !(kind.group.is_empty() && kind.kind == "Pod") {
             return Verdict::allowed();
         }
-        let pod: Pod = match request.object() {
-            Ok(Some(pod)) => pod,
-            Ok(None) => return Verdict::allowed(),
-            Err(error) => return Verdict::denied(format!("the pod cannot be read: {error}")),
-        };
         let verdict = match (request.operation(), request.sub_resource()) {
-            (Operation::Create, "") => self.created(&pod, request.namespace()).await,
-            (Operation::Update, "ephemeralcontainers") if has_sidecar(&pod) => {
-                refusal::check_ephemeral(&pod).map(|()| Verdict::allowed())
-            }
+            (Operation::Create, "") => self.created(request).await,
+            (Operation::Update, "") => self.changed(request),
+            (Operation::Update, "ephemeralcontainers") => debugged(request),
             _ => Ok(Verdict::allowed()),
         };
         verdict.unwrap_or_else(|refusal| Verdict::denied(refusal.to_string()))
     }
 
-    async fn created(&self, pod: &Pod, namespace: &str) -> Result<Verdict, Refusal> {
+    async fn created(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, Refusal> {
+        let namespace = request.namespace();
         // The API server asks about Pods of the mesh alone: whoever is to be let through without a sidecar because
         // their namespace is none of it would be there by our own delay.
         let is_late =
@@ -52,24 +46,43 @@ impl PodReviewer {
             return Ok(Verdict::denied(is_late(namespace)));
         };
         let mesh = self.state.mesh()?;
-        Ok(match inject(pod, &known, &self.settings, &mesh)? {
+        // Only now, so that what waits for its namespace is text, and of all Pods one is decoded at a time.
+        let Some(pod) = read(request)? else { return Ok(Verdict::allowed()) };
+        Ok(match inject(&pod, &known, &self.settings, &mesh)? {
             Injection::Left(Reason::NotInMesh) => Verdict::denied(is_late(namespace)),
-            Injection::Meshed(patch) => Verdict::patched(patch).with_warnings(self.changes_mesh(pod)),
+            Injection::Meshed(patch) => Verdict::patched(patch).with_warnings(self.changes_mesh(&pod)),
             Injection::Left(reason) => Verdict::allowed().with_warnings(reason.warning().map(str::to_owned)),
         })
     }
-}
 
-impl PodReviewer {
+    fn changed(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, Refusal> {
+        let old: Option<PodView<'_>> = request.old_object().map_err(Refusal::Unreadable)?;
+        if let Some((old, new)) = old.filter(PodView::has_sidecar).zip(read(request)?) {
+            refusal::check_change(&old, &new, &self.settings.image)?;
+        }
+        Ok(Verdict::allowed())
+    }
+
     /// A Pod that brings another mesh's sidecar gets ours in its place: the namespace says which mesh it is in.
-    fn changes_mesh(&self, pod: &Pod) -> Option<String> {
+    fn changes_mesh(&self, pod: &PodView<'_>) -> Option<String> {
         let Settings { mesh_name, namespace, .. } = &self.settings;
-        let other = control_plane_of(pod).filter(|other| other != namespace)?;
+        let other = pod.control_plane().filter(|other| other != namespace)?;
         Some(format!(
             "the pod comes with a sidecar of the control plane in namespace {other}; it gets one of mesh {mesh_name} \
              instead, which its namespace is in"
         ))
     }
+}
+
+fn debugged(request: &AdmissionRequest<'_>) -> Result<Verdict, Refusal> {
+    if let Some(pod) = read(request)?.filter(PodView::has_sidecar) {
+        refusal::check_ephemeral(&pod)?;
+    }
+    Ok(Verdict::allowed())
+}
+
+fn read<'a>(request: &AdmissionRequest<'a>) -> Result<Option<PodView<'a>>, Refusal> {
+    request.object().map_err(Refusal::Unreadable)
 }
 
 impl Reviewer for PodReviewer {

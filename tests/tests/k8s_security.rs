@@ -669,7 +669,21 @@ fn debug_containers_may_not_undo_interception_whatever_the_labels_say() {
     assert_refused();
     shop.kubectl(&["label", "pod", app.name(), "tidegate.io/sidecar-"]);
     assert_refused();
-    debug("looks", json!({"capabilities": {"add": ["SYS_PTRACE"]}})).unwrap();
+    let ptrace = debug("looks", json!({"capabilities": {"add": ["SYS_PTRACE"]}})).unwrap_err();
+    assert!(ptrace.stderr.contains("kubectl debug --profile=baseline"), "{ptrace}");
+    debug("looks", json!({"capabilities": {"add": ["NET_RAW"]}})).unwrap();
+
+    // The webhook is asked about images of our containers, and about nothing else that is changed.
+    let set_image = |container: &str| {
+        let image = format!("{container}=evil:1");
+        shop.cluster().try_kubectl(["set", "image", "-n", shop.name(), "pod", app.name(), &image], "")
+    };
+    for container in ["tidegate-sidecar", "tidegate-intercept"] {
+        let failure = set_image(container).unwrap_err();
+        let expected = format!("a running pod keeps the {container} that it was made with");
+        assert!(failure.stderr.contains(&expected), "{failure}");
+    }
+    shop.kubectl(&["annotate", "pod", app.name(), "example.com/a=b"]);
 }
 
 /// What must be nowhere: the key of the root in every spelling, tokens, keys.

@@ -37,7 +37,8 @@ fn shop(metadata: Value) -> NamespaceView {
 
 impl Case {
     fn run(&self, pod: &Value) -> Result<Injection, Refusal> {
-        let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
+        let json = pod.to_string();
+        let pod = PodView::parse(&json).unwrap();
         let namespace = self.namespace.clone().unwrap_or_else(|| json!({"labels": {INJECTION: "enabled"}}));
         let mesh = MeshSettings::parse(self.mesh_config.as_ref())?;
         inject(&pod, &shop(namespace), &settings(), &mesh)
@@ -83,6 +84,12 @@ fn case(spec: Value) -> Case {
         spec["containers"] = json!([{"name": "app", "image": "app"}]);
     }
     Case { namespace: None, mesh_config: None, pod: json!({"metadata": {"name": "app"}, "spec": spec}) }
+}
+
+/// What the sidecar of an injected Pod is told of its probes.
+fn probes_flag(pod: &Value) -> String {
+    let json = pod.to_string();
+    PodView::parse(&json).unwrap().sidecar().and_then(containers::probes_flag).unwrap()
 }
 
 fn refusal(spec: Value) -> String {
@@ -185,8 +192,7 @@ fn a_container_that_another_webhook_adds_after_us_gets_its_probes_rewritten() {
         twice["spec"]["containers"][1]["livenessProbe"]["httpGet"]["path"],
         "/osm-liveness-probe/late"
     );
-    let sidecar = serde_json::from_value(twice["spec"]["initContainers"][0].clone()).unwrap();
-    let probes = probes::from_flag(containers::probes_flag(&sidecar).unwrap()).unwrap();
+    let probes = probes::from_flag(&probes_flag(&twice)).unwrap();
     assert_eq!(probes.len(), 2);
     assert!(matches!(case.run(&twice), Ok(Injection::Meshed(patch)) if patch.is_empty()));
 }
@@ -197,10 +203,9 @@ fn nothing_in_a_probe_is_expanded_by_kubernetes() {
     let probe = json!({"httpGet": {"path": "/$(POD_NAME)", "port": 80, "httpHeaders": headers}});
     let case = case(json!({"containers": [{"name": "app", "image": "a", "readinessProbe": probe}]}));
     let pod = meshed(&case, &case.pod);
-    let sidecar = serde_json::from_value(pod["spec"]["initContainers"][0].clone()).unwrap();
-    let flag = containers::probes_flag(&sidecar).unwrap();
+    let flag = probes_flag(&pod);
     assert!(!flag.contains('$'), "{flag}");
-    let value: Value = serde_json::from_str(flag).unwrap();
+    let value: Value = serde_json::from_str(&flag).unwrap();
     assert_eq!(value[0]["target"]["http"]["path"], "/$(POD_NAME)");
     assert_eq!(value[0]["target"]["http"]["headers"], json!([["x", "$(POD_NAME) $$ \"'"]]));
 }
@@ -312,13 +317,14 @@ fn the_path_of_a_hook_is_known_to_readers_of_the_pod_alone() {
         paths.insert(once);
         let mut settings = settings();
         settings.hook_key = HookKey::of_process();
-        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let json = pod.to_string();
+        let view = PodView::parse(&json).unwrap();
         let namespace = shop(json!({"labels": {INJECTION: "enabled"}}));
-        let Ok(Injection::Meshed(patch)) = inject(&pod, &namespace, &settings, &MeshSettings::default())
+        let Ok(Injection::Meshed(patch)) = inject(&view, &namespace, &settings, &MeshSettings::default())
         else {
             panic!("not injected");
         };
-        paths.insert(path(&applied(&serde_json::to_value(&pod).unwrap(), &patch)));
+        paths.insert(path(&applied(&pod, &patch)));
     }
     assert_eq!(paths.len(), 4, "{paths:?}");
     let is_secret = |path: &String| {

@@ -172,7 +172,13 @@ async fn debug_containers_of_meshed_pods_may_not_undo_interception() {
         (json!({"capabilities": {"add": ["cap_sys_admin"]}}), Some("capabilities.add")),
         (json!({"capabilities": {"add": ["all"]}}), Some("capabilities.add")),
         (json!({"privileged": true}), Some("privileged")),
-        (json!({"runAsUser": 0, "capabilities": {"add": ["SYS_PTRACE"]}}), None),
+        (json!({"capabilities": {"add": ["SYS_PTRACE"]}}), Some("capabilities.add")),
+        (json!({"capabilities": {"add": ["NET_RAW", "BPF"]}}), Some("capabilities.add")),
+        (json!({"capabilities": {"add": ["DAC_READ_SEARCH"]}}), Some("capabilities.add")),
+        (json!({"capabilities": {"add": ["SETUID"]}}), Some("capabilities.add")),
+        (json!({"capabilities": {"add": ["CAP_YET_TO_COME"]}}), Some("capabilities.add")),
+        (json!({"runAsUser": 0, "capabilities": {"add": ["NET_RAW", "cap_kill"]}}), None),
+        (json!({"capabilities": {"drop": ["ALL"]}}), None),
     ] {
         let mut debugged = meshed.clone();
         debugged["spec"]["ephemeralContainers"] = json!([{"name": "debugger", "securityContext": context}]);
@@ -183,6 +189,10 @@ async fn debug_containers_of_meshed_pods_may_not_undo_interception() {
             let message = answer["status"]["message"].as_str().unwrap();
             let path = format!("spec.ephemeralContainers[0].securityContext.{field}: ");
             assert!(message.starts_with(&path), "{message}");
+            assert!(
+                message.contains("kubectl debug --profile=baseline") || field == "runAsUser",
+                "{message}"
+            );
         }
         debugged["metadata"]["labels"] = json!({});
         let request = review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged);
@@ -192,6 +202,75 @@ async fn debug_containers_of_meshed_pods_may_not_undo_interception() {
         let request = review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged);
         assert_eq!(webhook.client.ask(&request).await["allowed"], true, "outside the mesh anything goes");
     }
+}
+
+#[tokio::test]
+async fn the_sidecar_s_token_is_mounted_by_the_sidecar_alone() {
+    let webhook = Webhook::start().await;
+    let mounts = json!([{"name": "a", "mountPath": "/a"}, {"name": "tidegate-token", "mountPath": "/b"}]);
+    let expected = "volumeMounts[1].name: tidegate-token holds the token by which the sidecar gets the pod's certificate; \
+                    no other container may mount it";
+    let mut spoof = pod();
+    spoof["spec"]["containers"][0]["volumeMounts"] = mounts.clone();
+    let answer = webhook.create("shop", &spoof).await;
+    assert_eq!(answer["status"]["message"], format!("spec.containers[0].{expected}"));
+    let mut debugged = applied(&pod(), &webhook.create("shop", &pod()).await);
+    debugged["spec"]["ephemeralContainers"] = json!([{"name": "debugger", "volumeMounts": mounts}]);
+    let answer = webhook.client.ask(&review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged)).await;
+    assert_eq!(answer["status"]["message"], format!("spec.ephemeralContainers[0].{expected}"));
+}
+
+#[tokio::test]
+async fn a_running_pod_keeps_the_images_of_our_containers_and_may_change_its_own() {
+    let webhook = Webhook::start().await;
+    let meshed = applied(&pod(), &webhook.create("shop", &pod()).await);
+    let update = async |old: &Value, new: &Value| {
+        let mut request = review("pods", "UPDATE", "shop", new);
+        request["request"]["oldObject"] = old.clone();
+        webhook.client.ask(&request).await
+    };
+    let with_image = |list: &str, index: usize, image: &str| {
+        let mut pod = meshed.clone();
+        pod["spec"][list][index]["image"] = json!(image);
+        pod
+    };
+    for (index, name) in ["tidegate-sidecar", "tidegate-intercept"].into_iter().enumerate() {
+        let changed = with_image("initContainers", index, "evil:1");
+        let answer = update(&meshed, &changed).await;
+        assert_eq!(answer["allowed"], false, "{name}");
+        let message = answer["status"]["message"].as_str().unwrap();
+        let expected = format!(
+            "spec.initContainers[{index}].image: a running pod keeps the {name} that it was made with"
+        );
+        assert!(message.starts_with(&expected) && message.contains("got \"evil:1\""), "{message}");
+        assert_eq!(update(&changed, &changed).await["allowed"], true, "what is there already may stay");
+        assert_eq!(update(&changed, &meshed).await["allowed"], true, "the injector's own may come back");
+    }
+    let mut labelled = with_image("containers", 0, "app:2");
+    labelled["metadata"]["labels"] = json!({});
+    assert_eq!(update(&meshed, &labelled).await["allowed"], true);
+    let mut other = pod();
+    other["spec"]["initContainers"] = json!([{"name": "tidegate-intercept", "image": "a"}]);
+    let mut changed = other.clone();
+    changed["spec"]["initContainers"][0]["image"] = json!("b");
+    assert_eq!(update(&other, &changed).await["allowed"], true, "a pod outside the mesh");
+}
+
+#[tokio::test]
+async fn a_copy_without_its_labels_is_refused_with_what_keeps_them() {
+    let webhook = Webhook::start().await;
+    let mut copy = applied(&pod(), &webhook.create("shop", &pod()).await);
+    assert_eq!(webhook.create("shop", &copy).await["allowed"], true);
+    copy["metadata"]["labels"] = json!({});
+    let keeps = "kubectl debug POD --copy-to=NAME --keep-labels makes one with a sidecar of its own";
+    let answer = webhook.create("shop", &copy).await;
+    let message = answer["status"]["message"].as_str().unwrap();
+    assert!(message.starts_with("spec.initContainers[0].name: ") && message.contains(keeps), "{message}");
+    // kubectl debug --keep-init-containers=false leaves the volumes.
+    copy["spec"]["initContainers"] = json!([]);
+    let answer = webhook.create("shop", &copy).await;
+    let message = answer["status"]["message"].as_str().unwrap();
+    assert!(message.starts_with("spec.volumes[0].name: ") && message.contains(keeps), "{message}");
 }
 
 #[tokio::test]
