@@ -25,6 +25,7 @@ lint:
 
 # Write golden files anew; look at the difference before you commit it.
 golden:
+    TIDEGATE_WRITE_GOLDEN=1 cargo test -q -p tidegate --lib every_limit_of_the_sidecar
     cargo run -p tidegate-crds --example crdgen crds/yaml
     TIDEGATE_WRITE_GOLDEN=1 cargo test -q -p tidegate-injector --lib every_pod_of_the_table
     cargo run -p tidegate-crds --example crdgen charts/tidegate-crds/files

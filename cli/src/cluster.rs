@@ -17,3 +17,4 @@ pub(crate) mod proxy;
 pub(crate) mod sidecars;
 #[cfg(test)]
 pub(crate) mod testing;
+mod waits;

@@ -23,6 +23,10 @@ pub const INJECTION: &str = "tidegate.io/injection";
 pub const METRICS: &str = "openservicemesh.io/metrics";
 /// Namespace or Pod annotation: `refuse` lets a Pod send UDP to DNS servers only.
 pub const UDP: &str = "tidegate.io/udp";
+/// Pod annotation: ports elsewhere that the Pod reaches without the sidecar.
+pub const OUTBOUND_PORT_EXCLUSIONS: &str = "openservicemesh.io/outbound-port-exclusion-list";
+/// Namespace or Pod annotation: limits of the sidecar, as `<flag>=<value>` separated by commas.
+pub const SIDECAR_LIMITS: &str = "tidegate.io/sidecar-limits";
 /// Label that the injector puts on a Pod with a sidecar.
 pub const SIDECAR_LABEL: &str = "tidegate.io/sidecar";
 /// The value of [`SIDECAR_LABEL`].

@@ -1,17 +1,18 @@
 //! The annotations by which users steer injection, read strictly: what cannot be read refuses the Pod, by name and
 //! value, for a slip here would silently take traffic out of the mesh.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use tidegate_crds::injection::UDP;
+use tidegate_crds::injection::{OUTBOUND_PORT_EXCLUSIONS, SIDECAR_LIMITS, UDP};
 use tidegate_crds::quantity::{CONTAINER_RESOURCES, is_quantity};
 
+use crate::limits;
 use crate::settings::{Interception, Resources};
 
 const INBOUND_PORTS: &str = "openservicemesh.io/inbound-port-exclusion-list";
-const OUTBOUND_PORTS: &str = "openservicemesh.io/outbound-port-exclusion-list";
 const EXCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-exclusion-list";
 const INCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-inclusion-list";
 const RESOURCE: &str = "openservicemesh.io/sidecar-resource-";
@@ -31,7 +32,7 @@ pub struct AnnotationError {
     owner: String,
     name: String,
     value: String,
-    problem: &'static str,
+    problem: Cow<'static, str>,
 }
 
 impl<'a> Annotations<'a> {
@@ -63,7 +64,7 @@ impl<'a> Annotations<'a> {
     pub(crate) fn extend(&self, interception: &mut Interception) -> Result<(), AnnotationError> {
         let ports = "expected ports from 1 to 65535, separated by commas";
         interception.excluded_inbound_ports.extend(self.list(INBOUND_PORTS, ports, port)?);
-        interception.excluded_outbound_ports.extend(self.list(OUTBOUND_PORTS, ports, port)?);
+        interception.excluded_outbound_ports.extend(self.list(OUTBOUND_PORT_EXCLUSIONS, ports, port)?);
         let ranges = "expected ranges in CIDR notation, separated by commas";
         interception.excluded_outbound_ranges.extend(self.list(EXCLUDED_RANGES, ranges, range)?);
         interception.included_outbound_ranges.extend(self.list(INCLUDED_RANGES, ranges, range)?);
@@ -92,6 +93,12 @@ impl<'a> Annotations<'a> {
         Ok(())
     }
 
+    /// The sidecar's limits that are set, by flag.
+    pub(crate) fn sidecar_limits(&self) -> Result<BTreeMap<&'static str, String>, AnnotationError> {
+        let value = self.value(SIDECAR_LIMITS).unwrap_or_default();
+        limits::parse(value).map_err(|problem| self.error(SIDECAR_LIMITS, problem))
+    }
+
     fn value(&self, name: &str) -> Option<&'a str> {
         self.values.and_then(|values| values.get(name)).map(String::as_str)
     }
@@ -109,9 +116,14 @@ impl<'a> Annotations<'a> {
         items.ok_or_else(|| self.error(name, problem))
     }
 
-    fn error(&self, name: &str, problem: &'static str) -> AnnotationError {
+    fn error(&self, name: &str, problem: impl Into<Cow<'static, str>>) -> AnnotationError {
         let value = self.value(name).unwrap_or_default().chars().take(200).collect();
-        AnnotationError { owner: self.owner.to_owned(), name: name.to_owned(), value, problem }
+        AnnotationError {
+            owner: self.owner.to_owned(),
+            name: name.to_owned(),
+            value,
+            problem: problem.into(),
+        }
     }
 }
 
@@ -181,7 +193,7 @@ mod tests {
         let many: Vec<_> = (1..=40).map(|port| (port * 100).to_string()).collect();
         let values = map(&[
             (INBOUND_PORTS, &many.join(",")),
-            (OUTBOUND_PORTS, " 25 , 465"),
+            (OUTBOUND_PORT_EXCLUSIONS, " 25 , 465"),
             (EXCLUDED_RANGES, "10.1.2.3/8,fd00::/8"),
             (INCLUDED_RANGES, ""),
         ]);
@@ -201,9 +213,9 @@ mod tests {
             (INBOUND_PORTS, "0"),
             (INBOUND_PORTS, "80,,81"),
             (INBOUND_PORTS, "80;81"),
-            (OUTBOUND_PORTS, "65536"),
-            (OUTBOUND_PORTS, "+80"),
-            (OUTBOUND_PORTS, "$(reboot)"),
+            (OUTBOUND_PORT_EXCLUSIONS, "65536"),
+            (OUTBOUND_PORT_EXCLUSIONS, "+80"),
+            (OUTBOUND_PORT_EXCLUSIONS, "$(reboot)"),
             (EXCLUDED_RANGES, "10.0.0.1"),
             (INCLUDED_RANGES, "10.0.0.0/33"),
         ] {

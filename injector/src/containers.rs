@@ -1,5 +1,6 @@
 //! The two containers and two volumes that a Pod of the mesh gets.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use serde_json::value::RawValue;
@@ -23,6 +24,11 @@ pub(crate) const PROBES_FLAG: &str = "--probes=";
 
 const TRUST_FOLDER: &str = "/var/run/tidegate/trust";
 const TOKEN_FOLDER: &str = "/var/run/tidegate/token";
+/// What the sidecar asks for where users say nothing: autoscalers and quotas want a number of each container. An idle one
+/// takes about 10 MiB and less than a thousandth of a processor.
+const SIDECAR_REQUESTS: [(&str, &str); 2] = [("cpu", "5m"), ("memory", "16Mi")];
+/// The same of the interception step, which runs for a moment; the scheduler adds it to the sidecar's.
+const INTERCEPT_REQUESTS: [(&str, &str); 2] = [("cpu", "1m"), ("memory", "8Mi")];
 /// Where Kubernetes mounts a Pod's own token into every container, ours too when it looks again.
 const SERVICE_ACCOUNT_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -35,6 +41,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) resources: Resources,
     /// Whether the Pod may send UDP to nobody but DNS servers.
     pub(crate) refuses_udp: bool,
+    /// What users set of the sidecar's limits, by flag.
+    pub(crate) limits: BTreeMap<&'static str, String>,
     /// The value of [`PROBES_FLAG`].
     pub(crate) probes: String,
 }
@@ -82,7 +90,7 @@ impl Parts<'_> {
             "securityContext": security,
             "terminationMessagePolicy": "FallbackToLogsOnError",
         });
-        self.resources.write(&mut container);
+        self.resources.write(&mut container, INTERCEPT_REQUESTS);
         container
     }
 
@@ -90,7 +98,7 @@ impl Parts<'_> {
     pub(crate) fn sidecar(&self) -> Value {
         let Settings { discovery_address, discovery_server_name, ca_address, ca_server_name, .. } =
             self.settings;
-        let args = [
+        let mut args = vec![
             "--workload=$(POD_NAMESPACE)/$(POD_NAME)".to_owned(),
             "--transparent".to_owned(),
             format!("--discovery-address={discovery_address}"),
@@ -101,8 +109,9 @@ impl Parts<'_> {
             format!("--token-file={TOKEN_FOLDER}/token"),
             format!("--health-address=[::]:{}", ports::HEALTH),
             format!("--log-level={}", self.mesh.log_level.unwrap_or("error")),
-            format!("{PROBES_FLAG}{}", self.probes),
         ];
+        args.extend(self.limits.iter().map(|(flag, value)| format!("--{flag}={value}")));
+        args.push(format!("{PROBES_FLAG}{}", self.probes));
         let mut container = json!({
             "name": SIDECAR_CONTAINER,
             "image": self.settings.image,
@@ -115,15 +124,15 @@ impl Parts<'_> {
                 env("POD_IPS", "status.podIPs"),
             ],
             // A Pod is in its Services as long as its sidecar is ready. Three answers that fail, or that do not come
-            // within a second each, take it out of them: one alone may be a node's that is busy for a moment. Before the
-            // first second is over, it would fail at every start, with an event each. A probe costs the kubelet half a
-            // millisecond; a sidecar that is not ready yet is asked each time a container of its Pod changes, too, so
-            // that starts do not wait for the period.
+            // within three seconds each, take it out of them: one alone may be a node's that is busy for a moment. A
+            // sidecar that is not ready yet answers when it is, so that a start leaves no event of a probe that failed,
+            // and does not wait for the period; in its first second it may not listen yet. A probe costs the kubelet half
+            // a millisecond.
             "readinessProbe": {
-                "httpGet": {"path": "/ready", "port": ports::HEALTH, "scheme": "HTTP"},
+                "httpGet": {"path": "/ready?wait=2500ms", "port": ports::HEALTH, "scheme": "HTTP"},
                 "initialDelaySeconds": 1,
                 "periodSeconds": 5,
-                "timeoutSeconds": 1,
+                "timeoutSeconds": 3,
                 "failureThreshold": 3,
             },
             "ports": [{"name": "tidegate-stats", "containerPort": ports::HEALTH, "protocol": "TCP"}],
@@ -142,22 +151,35 @@ impl Parts<'_> {
             ],
             "terminationMessagePolicy": "FallbackToLogsOnError",
         });
-        self.resources.write(&mut container);
+        self.resources.write(&mut container, SIDECAR_REQUESTS);
         container
     }
 }
 
 impl Resources {
-    fn write(&self, container: &mut Value) {
+    fn write(&self, container: &mut Value, defaults: [(&str, &str); 2]) {
+        let mut requests = self.requests.clone();
+        for (resource, quantity) in defaults {
+            // Kubernetes takes a limit for the request where there is none, and refuses a request beyond the limit.
+            if !self.limits.contains_key(resource) {
+                requests.entry(resource.to_owned()).or_insert_with(|| quantity.to_owned());
+            }
+        }
         let mut resources = Map::new();
-        for (field, bounds) in [("limits", &self.limits), ("requests", &self.requests)] {
+        for (field, bounds) in [("limits", &self.limits), ("requests", &requests)] {
             if !bounds.is_empty() {
                 resources.insert(field.to_owned(), json!(bounds));
             }
         }
-        if !resources.is_empty() {
-            container["resources"] = Value::Object(resources);
-        }
+        container["resources"] = Value::Object(resources);
+    }
+
+    /// Whether a container has what users asked for; what others have added or raised since may be.
+    fn are_in(&self, resources: &Value) -> bool {
+        let have = |field: &str, bounds: &BTreeMap<String, String>| {
+            bounds.iter().all(|(resource, quantity)| resources[field][resource] == *quantity)
+        };
+        have("limits", &self.limits) && have("requests", &self.requests)
     }
 }
 
@@ -187,10 +209,9 @@ pub(crate) fn probes_flag(container: &Container<'_>) -> Option<String> {
 
 /// Whether a container that is there is the one that we would make. Kubernetes and other webhooks add to it; of that,
 /// defaults, resources, environment and the mount of the Pod's own token may be, for none of it changes what runs.
-pub(crate) fn is_made(there: &Container<'_>, made: &Value) -> bool {
+pub(crate) fn is_made(there: &Container<'_>, made: &Value, resources: &Resources) -> bool {
     let Some(there) = there.own.and_then(read_own::<Value>) else { return false };
     let (Some(there), Some(made)) = (there.as_object(), made.as_object()) else { return false };
-    let extras_may_be = |field: &str| matches!(field, "terminationMessagePath" | "resources");
     let set = there.iter().filter(|(_, value)| !value.is_null());
     set.clone().all(|(field, value)| match (field.as_str(), made.get(field)) {
         ("env", made) => {
@@ -203,8 +224,9 @@ pub(crate) fn is_made(there: &Container<'_>, made: &Value) -> bool {
         ("volumeMounts", made) => {
             are_among(items(made), items(Some(value)), |item| item["mountPath"] == SERVICE_ACCOUNT_FOLDER)
         }
+        ("resources", _) => resources.are_in(value),
         (_, Some(made)) => covers(value, made),
-        (_, None) => extras_may_be(field),
+        (field, None) => field == "terminationMessagePath",
     }) && made.iter().all(|(field, _)| there.get(field).is_some_and(|value| !value.is_null()))
 }
 

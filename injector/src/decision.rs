@@ -93,6 +93,22 @@ impl Reason {
             _ => None,
         }
     }
+
+    /// The reason in a sentence.
+    pub fn because(self, namespace: &str, mesh_name: &str) -> String {
+        match self {
+            Self::SystemNamespace => {
+                format!("namespace {namespace} is Kubernetes' own or the control plane's")
+            }
+            Self::NotInMesh => format!(
+                "namespace {namespace} is not in mesh {mesh_name}; `tidegate namespace add {namespace}` puts it there"
+            ),
+            Self::HostNetwork => "it uses its node's network (hostNetwork)".to_owned(),
+            Self::Windows => "it runs on Windows".to_owned(),
+            Self::OptedOut => format!("its annotation {SIDECAR_INJECTION} says so"),
+            Self::NotAskedFor => format!("namespace {namespace} asks for none, and neither does the pod"),
+        }
+    }
 }
 
 /// Decides in OSM's order: what can have no sidecar has none; then the Pod's word counts, then its namespace's.
@@ -102,7 +118,7 @@ pub fn decide(
     mesh_name: &str,
     control_plane: &str,
 ) -> Result<Decision, DecisionError> {
-    if namespace.name == control_plane || SYSTEM_NAMESPACES.contains(&namespace.name.as_str()) {
+    if is_system(&namespace.name, control_plane) {
         return Ok(Decision::Leave(Reason::SystemNamespace));
     }
     if !namespace.is_in_mesh(mesh_name) {
@@ -119,8 +135,15 @@ pub fn decide(
     Ok(asked.map_or_else(Decision::Leave, |()| Decision::Inject))
 }
 
-/// Whether a Pod gets a sidecar where nobody knows its namespace: unless it cannot or says no.
-pub(crate) fn decide_alone(pod: &PodView<'_>) -> Result<Decision, DecisionError> {
+/// Whether a Pod gets a sidecar where no more than the name of its namespace is known: unless it cannot or says no.
+pub(crate) fn decide_alone(
+    pod: &PodView<'_>,
+    namespace: &str,
+    control_plane: &str,
+) -> Result<Decision, DecisionError> {
+    if is_system(namespace, control_plane) {
+        return Ok(Decision::Leave(Reason::SystemNamespace));
+    }
     let word = own_word(pod)?;
     Ok(match (impossible(pod), word) {
         (Some(Reason::HostNetwork), Some(true)) => return Err(DecisionError::HostNetwork),
@@ -128,6 +151,10 @@ pub(crate) fn decide_alone(pod: &PodView<'_>) -> Result<Decision, DecisionError>
         (None, Some(false)) => Decision::Leave(Reason::OptedOut),
         (None, _) => Decision::Inject,
     })
+}
+
+fn is_system(namespace: &str, control_plane: &str) -> bool {
+    namespace == control_plane || SYSTEM_NAMESPACES.contains(&namespace)
 }
 
 fn is_asked_for(pod: &PodView<'_>, namespace: &NamespaceView) -> Result<Result<(), Reason>, AnnotationError> {

@@ -38,14 +38,17 @@ pub fn inject(
     patch_if(decision, pod, namespace, settings, mesh)
 }
 
-/// As [`inject`], for a manifest whose namespace nobody knows: every Pod gets a sidecar that can have one and does not
-/// say no.
+/// As [`inject`], for a manifest whose namespace is known by name at most: every Pod gets a sidecar that can have one and
+/// does not say no.
 pub(crate) fn inject_alone(
     pod: &PodView<'_>,
+    namespace: &str,
     settings: &Settings,
     mesh: &MeshSettings,
 ) -> Result<Injection, Refusal> {
-    patch_if(decide_alone(pod), pod, &NamespaceView::default(), settings, mesh)
+    let decision = decide_alone(pod, namespace, &settings.namespace);
+    let namespace = NamespaceView { name: namespace.to_owned(), ..NamespaceView::default() };
+    patch_if(decision, pod, &namespace, settings, mesh)
 }
 
 fn patch_if(
@@ -94,9 +97,11 @@ fn patch(
     own.extend(&mut interception)?;
     of_namespace.set_resources(&mut resources)?;
     own.set_resources(&mut resources)?;
+    let mut limits = of_namespace.sidecar_limits()?;
+    limits.extend(own.sidecar_limits()?);
     let (of_namespace, of_pod) = (of_namespace.refuses_udp()?, own.refuses_udp()?);
     let refuses_udp = of_pod.or(of_namespace).unwrap_or(false);
-    let parts = Parts { settings, mesh, interception, resources, refuses_udp, probes };
+    let parts = Parts { settings, mesh, interception, resources, refuses_udp, limits, probes };
     set_containers(spec, &parts, &mut patch);
     set_volumes(spec, is_injected, settings, &mut patch);
     Ok(patch.finish())
@@ -161,7 +166,7 @@ fn set_containers(spec: &PodSpec<'_>, parts: &Parts<'_>, patch: &mut PatchBuilde
     let made = [parts.sidecar(), parts.intercept()];
     let Some(there) = &spec.init_containers else { return patch.add(&PATH, made.into()) };
     let is_first = |(index, container): (usize, &_)| {
-        there.get(index).is_some_and(|there| containers::is_made(there, container))
+        there.get(index).is_some_and(|there| containers::is_made(there, container, &parts.resources))
     };
     let ours = there.iter().filter(|container| is_reserved_name(&container.fields.name)).count();
     if ours == made.len() && made.iter().enumerate().all(is_first) {

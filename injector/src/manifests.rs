@@ -1,8 +1,11 @@
 //! The same injection for manifests in files, without a cluster: `tidegate inject -f`.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
-use crate::inject::{Injection, inject_alone};
+use crate::decision::{NamespaceView, Reason};
+use crate::inject::{Injection, inject, inject_alone};
 use crate::pod::PodView;
 use crate::refusal::Refusal;
 use crate::settings::{MeshSettings, Settings};
@@ -32,6 +35,70 @@ pub enum ManifestError {
     },
 }
 
+/// The namespaces that manifests go to, as far as they are known.
+///
+/// In one that is not known, every Pod gets a sidecar that can have one and does not say no, unless the namespace is
+/// Kubernetes' own or the control plane's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ManifestNamespaces {
+    known: BTreeMap<String, NamespaceView>,
+    /// Of objects that name none.
+    default: Option<String>,
+    /// Whether those of the cluster are all among them.
+    is_all: bool,
+}
+
+impl ManifestNamespaces {
+    /// None is known yet. `default` is the namespace of objects that name none, if that is known.
+    pub fn unknown(default: Option<String>) -> Self {
+        Self { default, ..Self::default() }
+    }
+
+    /// All of a cluster.
+    pub fn of_cluster(namespaces: impl IntoIterator<Item = NamespaceView>, default: String) -> Self {
+        let known = namespaces.into_iter().map(|namespace| (namespace.name.clone(), namespace)).collect();
+        Self { known, default: Some(default), is_all: true }
+    }
+
+    /// Reads the Namespaces in manifests: what they say comes on top of what is known, as if they were applied.
+    pub fn read(&mut self, yaml: &str) -> Result<(), ManifestError> {
+        for (index, (_, text)) in split(yaml).into_iter().enumerate() {
+            if let Some(value) = parse(text, index + 1)? {
+                self.add(&value, ("", ""));
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, object: &Value, of_list: (&str, &str)) {
+        let text = |field: &str, default: &str| object[field].as_str().unwrap_or(default).to_owned();
+        let (version, kind) = (text("apiVersion", of_list.0), text("kind", of_list.1));
+        match (version.as_str(), kind.as_str()) {
+            ("v1", "List" | "NamespaceList") => {
+                let of_item = if kind == "List" { ("", "") } else { ("v1", "Namespace") };
+                for item in object["items"].as_array().into_iter().flatten() {
+                    self.add(item, of_item);
+                }
+            }
+            ("v1", "Namespace") => {
+                let metadata = &object["metadata"];
+                let name = metadata["name"].as_str().unwrap_or_default().to_owned();
+                let known = self.known.entry(name.clone()).or_default();
+                known.name = name;
+                for (field, entries) in
+                    [("labels", &mut known.labels), ("annotations", &mut known.annotations)]
+                {
+                    let said = metadata[field].as_object().into_iter().flatten();
+                    let said =
+                        said.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
+                    entries.extend(said);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Manifests with sidecars.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InjectedManifests {
@@ -42,16 +109,18 @@ pub struct InjectedManifests {
 }
 
 /// Adds the sidecar to every Pod, and to the Pod template of every Deployment, ReplicaSet, ReplicationController,
-/// StatefulSet, DaemonSet, Job and CronJob, alone or in a list. Everything else stays byte for byte, and so does what
-/// has a sidecar, opts out or cannot have one.
+/// StatefulSet, DaemonSet, Job and CronJob, alone or in a list, that the webhook would add it to in its namespace.
+/// Everything else stays byte for byte; where that may be a surprise, a note says why.
 pub fn inject_manifests(
     yaml: &str,
     settings: &Settings,
     mesh: &MeshSettings,
+    namespaces: &ManifestNamespaces,
 ) -> Result<InjectedManifests, ManifestError> {
     let mut output = InjectedManifests::default();
     for (index, (separator, text)) in split(yaml).into_iter().enumerate() {
-        let mut injector = DocumentInjector { document: index + 1, settings, mesh, notes: Vec::new() };
+        let mut injector =
+            DocumentInjector { document: index + 1, settings, mesh, namespaces, notes: Vec::new() };
         output.yaml.push_str(separator);
         output.yaml.push_str(injector.inject(text)?.as_deref().unwrap_or(text));
         output.notes.append(&mut injector.notes);
@@ -64,18 +133,14 @@ struct DocumentInjector<'a> {
     document: usize,
     settings: &'a Settings,
     mesh: &'a MeshSettings,
+    namespaces: &'a ManifestNamespaces,
     notes: Vec<String>,
 }
 
 impl DocumentInjector<'_> {
     /// The document with sidecars; `None` if nothing changes.
     fn inject(&mut self, text: &str) -> Result<Option<String>, ManifestError> {
-        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-            return Ok(None);
-        }
-        let options = serde_saphyr::options! { with_snippet: false };
-        let mut value: Value = serde_saphyr::from_str_with_options(text, options)
-            .map_err(|error| self.wrong(error.to_string()))?;
+        let Some(mut value) = parse(text, self.document)? else { return Ok(None) };
         if !self.inject_object(&mut value, ("", ""))? {
             return Ok(None);
         }
@@ -117,29 +182,51 @@ impl DocumentInjector<'_> {
     }
 
     fn inject_template(
-        &self,
+        &mut self,
         object: &mut Value,
         path: &str,
         kind: &str,
         name: &str,
     ) -> Result<bool, ManifestError> {
-        let wrong = |problem: String| self.wrong(format!("{kind} {name}: {problem}"));
+        let document = self.document;
+        let wrong = |problem: String| ManifestError::Document {
+            document,
+            problem: format!("{kind} {name}: {problem}"),
+        };
+        let namespace = object["metadata"]["namespace"].as_str().map(str::to_owned);
+        let namespace = namespace.or_else(|| self.namespaces.default.clone()).unwrap_or_default();
         let Some(template) = object.pointer_mut(path).filter(|template| template.is_object()) else {
             return Err(wrong(format!("{path} is missing")));
         };
         let json = template.to_string();
         let pod = PodView::parse(&json).map_err(|error| wrong(error.to_string()))?;
-        let injection =
-            inject_alone(&pod, self.settings, self.mesh).map_err(|refusal| ManifestError::Refused {
-                document: self.document,
-                kind: kind.to_owned(),
-                name: name.to_owned(),
-                refusal: Box::new(refusal),
-            })?;
+        let known = self.namespaces.known.get(&namespace);
+        let injection = match known {
+            Some(known) => inject(&pod, known, self.settings, self.mesh),
+            None => inject_alone(&pod, &namespace, self.settings, self.mesh),
+        };
+        let injection = injection.map_err(|refusal| ManifestError::Refused {
+            document,
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            refusal: Box::new(refusal),
+        })?;
         let patch = match injection {
             Injection::Meshed(patch) if !patch.is_empty() => patch,
-            Injection::Meshed(_) | Injection::Left(_) => return Ok(false),
+            // It has its sidecar, or says itself that it wants none.
+            Injection::Meshed(_) | Injection::Left(Reason::OptedOut) => return Ok(false),
+            Injection::Left(reason) => {
+                let why = reason.because(&namespace, &self.settings.mesh_name);
+                self.notes.push(format!("document {document}: {kind} {name}: left without a sidecar: {why}"));
+                return Ok(false);
+            }
         };
+        if known.is_none() && self.namespaces.is_all {
+            self.notes.push(format!(
+                "document {document}: {kind} {name}: the cluster has no namespace {namespace}; taken for one of mesh {}",
+                self.settings.mesh_name
+            ));
+        }
         if template["metadata"].is_null() {
             template["metadata"] = Value::Object(Map::new());
         }
@@ -150,6 +237,17 @@ impl DocumentInjector<'_> {
     fn wrong(&self, problem: String) -> ManifestError {
         ManifestError::Document { document: self.document, problem }
     }
+}
+
+/// A document's object; `None` if there is nothing but comments.
+fn parse(text: &str, document: usize) -> Result<Option<Value>, ManifestError> {
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(None);
+    }
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options)
+        .map(Some)
+        .map_err(|error| ManifestError::Document { document, problem: error.to_string() })
 }
 
 /// Where the Pod is in an object of this kind; `None` if there is none that is known.
@@ -197,10 +295,66 @@ mod tests {
 
     fn run(yaml: &str) -> Result<String, String> {
         let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0");
-        let injected = inject_manifests(yaml, &settings, &MeshSettings::default());
+        let namespaces = ManifestNamespaces::default();
+        let injected = inject_manifests(yaml, &settings, &MeshSettings::default(), &namespaces);
         let injected = injected.map_err(|error| error.to_string())?;
         assert_eq!(injected.notes, Vec::<String>::new());
         Ok(injected.yaml)
+    }
+
+    /// What becomes of a Pod that goes to `namespace`: whether it gets a sidecar, and the notes.
+    fn run_in(namespaces: &ManifestNamespaces, namespace: &str, spec: &str) -> (bool, Vec<String>) {
+        let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0");
+        let pod = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: a{namespace}}}, spec: {{containers: [{{name: a}}]{spec}}}}}"
+        );
+        let injected = inject_manifests(&pod, &settings, &MeshSettings::default(), namespaces).unwrap();
+        (injected.yaml.contains("tidegate-sidecar"), injected.notes)
+    }
+
+    #[test]
+    fn a_pod_gets_its_sidecar_where_the_webhook_would_give_it_one_and_else_a_note() {
+        let view = |name: &str, label: (&str, &str)| NamespaceView {
+            name: name.to_owned(),
+            labels: [(label.0.to_owned(), label.1.to_owned())].into(),
+            ..NamespaceView::default()
+        };
+        let mesh = ("openservicemesh.io/monitored-by", "osm");
+        let mut namespaces = ManifestNamespaces::of_cluster(
+            [
+                view("shop", ("tidegate.io/injection", "enabled")),
+                view("quiet", mesh),
+                view("kube-system", mesh),
+                view("other", ("a", "b")),
+            ],
+            "shop".to_owned(),
+        );
+        let file = "{apiVersion: v1, kind: Namespace, metadata: {name: fresh, labels: {tidegate.io/injection: enabled}}}\n\
+                    ---\n{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Namespace, metadata: {name: other, \
+                    labels: {openservicemesh.io/monitored-by: osm}, \
+                    annotations: {openservicemesh.io/sidecar-injection: enabled}}}]}\n";
+        let left = |why: &str| (false, vec![format!("document 1: Pod a: left without a sidecar: {why}")]);
+        let before = "namespace other is not in mesh osm; `tidegate namespace add other` puts it there";
+        assert_eq!(run_in(&namespaces, ", namespace: other", ""), left(before));
+        namespaces.read(file).unwrap();
+        for name in ["", ", namespace: shop", ", namespace: fresh", ", namespace: other"] {
+            assert_eq!(run_in(&namespaces, name, ""), (true, Vec::new()), "{name}");
+        }
+        let quiet = "namespace quiet asks for none, and neither does the pod";
+        assert_eq!(run_in(&namespaces, ", namespace: quiet", ""), left(quiet));
+        let system = "namespace kube-system is Kubernetes' own or the control plane's";
+        assert_eq!(run_in(&namespaces, ", namespace: kube-system", ""), left(system));
+        let host = "it uses its node's network (hostNetwork)";
+        assert_eq!(run_in(&namespaces, "", ", hostNetwork: true"), left(host));
+        assert_eq!(run_in(&namespaces, "", ", os: {name: windows}"), left("it runs on Windows"));
+        let note =
+            "document 1: Pod a: the cluster has no namespace new; taken for one of mesh osm".to_owned();
+        assert_eq!(run_in(&namespaces, ", namespace: new", ""), (true, vec![note]));
+        // Without a cluster.
+        let unknown = ManifestNamespaces::unknown(None);
+        assert_eq!(run_in(&unknown, "", ""), (true, Vec::new()));
+        assert_eq!(run_in(&unknown, ", namespace: kube-system", ""), left(system));
+        assert_eq!(run_in(&unknown, "", ", hostNetwork: true"), left(host));
     }
 
     fn documents(yaml: &str) -> Vec<Value> {
@@ -293,7 +447,9 @@ mod tests {
         let rollout = workload("argoproj.io/v1alpha1", "Rollout", "", "");
         let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0");
         let yaml = format!("{SERVICE}---\n{rollout}");
-        let injected = inject_manifests(&yaml, &settings, &MeshSettings::default()).unwrap();
+        let injected =
+            inject_manifests(&yaml, &settings, &MeshSettings::default(), &ManifestNamespaces::default())
+                .unwrap();
         assert_eq!(injected.yaml, yaml);
         let [note] = &injected.notes[..] else { panic!("{:?}", injected.notes) };
         assert!(

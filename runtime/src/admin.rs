@@ -1,6 +1,7 @@
 //! The window into a running process: plain HTTP on loopback.
 //!
-//! `GET /` names the process, `GET /live` and `GET /ready` are for probes, `GET /metrics` is for Prometheus,
+//! `GET /` names the process, `GET /live` and `GET /ready` are for probes (`/ready?wait=2s` answers once the process is
+//! ready, or after that time), `GET /metrics` is for Prometheus,
 //! `GET`, `PUT` and `POST /log` read and set the log filter; each daemon merges its own routes.
 //!
 //! Whatever shares the pod's loopback can reach it, the app and, through it, web pages and request forgers too. So a
@@ -18,13 +19,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 use tonic::codegen::Service;
@@ -50,6 +52,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a connection that has a request in flight may go on once the process drains.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest that a question whether the process is ready waits until it is.
+const MAX_READY_WAIT: Duration = Duration::from_secs(5);
 /// The pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -233,7 +237,21 @@ async fn live() -> &'static str {
     "live\n"
 }
 
-async fn ready(State(shared): State<Shared>) -> Response {
+/// What a question whether the process is ready may add.
+#[derive(Deserialize)]
+struct ReadyQuery {
+    /// How long to wait until it is.
+    wait: Option<String>,
+}
+
+async fn ready(State(shared): State<Shared>, Query(query): Query<ReadyQuery>) -> Response {
+    if let Some(text) = query.wait {
+        let Ok(wait) = humantime::parse_duration(&text) else {
+            return (StatusCode::BAD_REQUEST, "wait: expected a duration such as 2s\n").into_response();
+        };
+        // Late or in time: what follows is what holds then.
+        let _ = tokio::time::timeout(wait.min(MAX_READY_WAIT), shared.readiness.ready()).await;
+    }
     let blockers = shared.readiness.blocked_by();
     if blockers.is_empty() {
         return "ready\n".into_response();

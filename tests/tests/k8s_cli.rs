@@ -461,7 +461,7 @@ fn what_inject_prints_is_what_the_webhook_makes() {
         "metadata": {"name": "server"},
         "spec": {"selector": {"matchLabels": {"app": "server"}}, "template": template},
     });
-    let printed = run(&mut command(&["inject", "-f", "-"]), &deployment.to_string()).unwrap();
+    let printed = run(&mut command(&["inject", "-f", "-", "-n", shop.name()]), &deployment.to_string()).unwrap();
     let injected: Value = serde_saphyr::from_str(&printed).unwrap();
     let pod = |name: &str, template: &Value| {
         let mut metadata = template["metadata"].clone();
@@ -489,7 +489,7 @@ fn what_inject_prints_is_what_the_webhook_makes() {
     // Applied, it runs, and what has a sidecar already is printed as it is.
     shop.apply(&printed);
     shop.wait_rolled_out("deployment/server");
-    assert_eq!(run(&mut command(&["inject", "-f", "-"]), &printed).unwrap(), printed);
+    assert_eq!(run(&mut command(&["inject", "-f", "-", "-n", shop.name()]), &printed).unwrap(), printed);
 }
 
 #[test]

@@ -254,6 +254,25 @@ fn a_namespace_that_allows_no_privileges_is_warned_about_and_names_what_it_refus
 }
 
 #[test]
+fn a_quota_finds_the_requests_that_it_wants_of_every_container() {
+    Mesh::get();
+    let namespace = meshed("quota");
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "all"},
+        "spec": {"hard": {"requests.cpu": "1", "requests.memory": "1Gi"}},
+    });
+    namespace.apply(&quota.to_string());
+    namespace.wait_for("the quota counts", &["resourcequota", "all"], |quota| {
+        quota["status"]["hard"].is_object().then_some(())
+    });
+    let requests = json!({"resources": {"requests": {"cpu": "10m", "memory": "16Mi"}}});
+    let (made, refusals) = namespace
+        .would_make(&[pod("app", &spec(json!({"containers": [with(serving("app", 8080), requests)]})))]);
+    assert_eq!(refusals, Vec::<String>::new());
+    assert!(is_injected(&made[0]));
+}
+
+#[test]
 fn the_pods_word_counts_before_its_namespaces_in_every_combination() {
     let cluster = Mesh::get().cluster();
     let (monitored, enabled) = ("openservicemesh.io/monitored-by=osm", "tidegate.io/injection=enabled");

@@ -90,6 +90,12 @@ fn jobs_complete_and_an_app_may_dial_a_meshed_service_at_its_first_instruction()
         let later = seconds_between(&app, &sidecar);
         assert!(later < 10, "the sidecar ended {later} s after the app");
     }
+    let events = namespace.get_json(&["events", "--field-selector=reason=Unhealthy"]);
+    let of_sidecars = events["items"].as_array().unwrap().iter().filter(|event| {
+        let is_of_sidecar = event["involvedObject"]["fieldPath"] == "spec.initContainers{tidegate-sidecar}";
+        is_of_sidecar && event["message"].as_str().is_some_and(|message| message.contains("statuscode: 503"))
+    });
+    assert_eq!(of_sidecars.count(), 0, "a start leaves no event of a probe that came too early: {events:#}");
 }
 
 #[test]

@@ -7,15 +7,18 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 use tidegate_core::TrustDomain;
 use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
-use tidegate_injector::inject_manifests;
 use tidegate_injector::settings::{MeshSettings, Settings};
+use tidegate_injector::{ManifestNamespaces, NamespaceView, inject_manifests};
 
 use super::client::{Cluster, ClusterOptions};
 use super::control_plane::Part;
+use super::namespace;
+use crate::completion;
 use crate::output::print;
 
 /// The image of sidecars, at this command's version.
@@ -27,7 +30,11 @@ pub(crate) struct InjectOptions {
     /// Manifests, as YAML; - is standard input
     #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// Ask no cluster: OSM's defaults stand for the MeshConfig
+    /// Namespace of objects that name none [default: the context's]
+    #[arg(short, long, value_name = "NAME", add = ArgValueCandidates::new(completion::namespaces))]
+    namespace: Option<String>,
+    /// Ask no cluster: OSM's defaults stand for the MeshConfig, and namespaces that are in no file are taken for ones of
+    /// the mesh
     #[arg(long)]
     offline: bool,
     /// Image of the sidecar [default: the injector's, or with --offline tidegate/sidecar of this version]
@@ -50,15 +57,27 @@ struct Told {
 
 /// Prints the manifests with sidecars.
 pub(crate) async fn run(options: InjectOptions) -> anyhow::Result<ExitCode> {
-    let (told, mesh) = match options.offline {
-        true => (Told::default(), MeshSettings::parse(None)?),
-        false => from_cluster(&options.cluster.connect().await?).await?,
+    let (told, mesh, mut namespaces) = match options.offline {
+        true => {
+            let namespaces = ManifestNamespaces::unknown(options.namespace.clone());
+            (Told::default(), MeshSettings::parse(None)?, namespaces)
+        }
+        false => {
+            let cluster = options.cluster.connect().await?;
+            let (told, mesh) = from_cluster(&cluster).await?;
+            (told, mesh, options.namespaces(&cluster).await?)
+        }
     };
     let settings = options.settings(told);
-    let mut output = String::new();
+    let mut texts = Vec::new();
     for file in &options.files {
         let yaml = read(file)?;
-        let injected = inject_manifests(&yaml, &settings, &mesh);
+        namespaces.read(&yaml).with_context(|| format!("--file {}", file.display()))?;
+        texts.push((file, yaml));
+    }
+    let mut output = String::new();
+    for (file, yaml) in texts {
+        let injected = inject_manifests(&yaml, &settings, &mesh, &namespaces);
         let injected = injected.with_context(|| format!("--file {}", file.display()))?;
         for note in injected.notes {
             eprintln!("note: --file {}: {note}", file.display());
@@ -75,6 +94,13 @@ pub(crate) async fn run(options: InjectOptions) -> anyhow::Result<ExitCode> {
 }
 
 impl InjectOptions {
+    async fn namespaces(&self, cluster: &Cluster) -> anyhow::Result<ManifestNamespaces> {
+        let all = namespace::all(cluster).await.context("--offline asks no cluster")?;
+        let default = self.namespace.clone();
+        let default = default.unwrap_or_else(|| cluster.client.default_namespace().to_owned());
+        Ok(ManifestNamespaces::of_cluster(all.into_iter().map(NamespaceView::from), default))
+    }
+
     fn settings(&self, told: Told) -> Settings {
         let image = self.sidecar_image.clone().or(told.sidecar_image).unwrap_or_else(|| IMAGE.to_owned());
         let trust_domain = self.trust_domain.as_ref().map(ToString::to_string).or(told.trust_domain);

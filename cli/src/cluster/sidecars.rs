@@ -10,6 +10,7 @@ use tidegate_crds::injection::{SIDECAR_CONTAINER, has_sidecar, has_sidecar_of, s
 use super::client::Cluster;
 use super::control_plane::Part;
 use super::mesh::image_tag;
+use super::waits;
 
 /// A workload, as `GET /workloads` of a controller shows it.
 #[derive(Clone, Debug, Deserialize)]
@@ -56,6 +57,8 @@ pub(crate) struct MeshedPod {
     pub(crate) name: String,
     /// Whether its sidecar runs: before that nobody can expect it anywhere.
     pub(crate) is_started: bool,
+    /// Its init containers that wait for a server by a connection alone.
+    pub(crate) waits: Vec<String>,
     image: String,
 }
 
@@ -90,6 +93,7 @@ impl MeshedPod {
             name: pod.name_any(),
             is_started: phase == Some("Running") || sidecar_runs(pod),
             image: image(pod),
+            waits: waits::by_connecting(pod),
         })
     }
 }

@@ -34,7 +34,7 @@ pub struct SidecarSpec {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(length(max = MOST_CHARACTERS))]
     pub init_container_image: Option<String>,
-    /// What a sidecar asks for and may use. Default: nothing is set.
+    /// What a sidecar asks for and may use. Default: requests of 5m CPU and 16Mi memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
     /// Default: 0s, that is never. Accepted and not yet acted on: changes are sent when they happen.

@@ -335,6 +335,42 @@ fn the_path_of_a_hook_is_known_to_readers_of_the_pod_alone() {
 }
 
 #[test]
+fn our_containers_ask_for_cpu_and_memory_unless_a_limit_says_how_much() {
+    let resources = |annotations: Value| {
+        let mut case = case(json!({}));
+        case.pod["metadata"]["annotations"] = annotations;
+        let pod = meshed(&case, &case.pod);
+        [0, 1].map(|index| pod["spec"]["initContainers"][index]["resources"].clone())
+    };
+    let [sidecar, intercept] = resources(json!({}));
+    assert_eq!(sidecar, json!({"requests": {"cpu": "5m", "memory": "16Mi"}}));
+    assert_eq!(intercept, json!({"requests": {"cpu": "1m", "memory": "8Mi"}}));
+    let name = |rest: &str| format!("openservicemesh.io/sidecar-resource-{rest}");
+    let [sidecar, intercept] =
+        resources(json!({name("requests-cpu"): "2m", name("limits-ephemeral-storage"): "1Mi"}));
+    let limits = json!({"ephemeral-storage": "1Mi"});
+    assert_eq!(sidecar, json!({"requests": {"cpu": "2m", "memory": "16Mi"}, "limits": limits}));
+    assert_eq!(intercept, json!({"requests": {"cpu": "2m", "memory": "8Mi"}, "limits": limits}));
+    // A request of ours beyond a limit would refuse the Pod; Kubernetes takes the limit for the request.
+    for container in resources(json!({name("limits-cpu"): "3m", name("limits-memory"): "12Mi"})) {
+        assert_eq!(container, json!({"limits": {"cpu": "3m", "memory": "12Mi"}}));
+    }
+}
+
+#[test]
+fn resources_that_others_raise_stay_and_those_that_users_set_are_put_back() {
+    let mut case = case(json!({}));
+    let mut raised = meshed(&case, &case.pod);
+    raised["spec"]["initContainers"][0]["resources"] = json!({"requests": {"cpu": "25m", "memory": "20Mi"}});
+    assert!(matches!(case.run(&raised), Ok(Injection::Meshed(patch)) if patch.is_empty()));
+    case.pod["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-resource-limits-cpu": "1"});
+    let made = meshed(&case, &case.pod);
+    let mut changed = made.clone();
+    changed["spec"]["initContainers"][0]["resources"]["limits"]["cpu"] = json!("2");
+    assert_eq!(meshed(&case, &changed), made);
+}
+
+#[test]
 fn a_slip_in_an_annotation_refuses_the_pod() {
     let mut case = case(json!({}));
     case.pod["metadata"]["annotations"] =

@@ -57,6 +57,25 @@ fn status(answer: &str) -> u16 {
 }
 
 #[tokio::test]
+async fn who_waits_for_readiness_is_answered_when_it_comes_or_after_that_time() {
+    let fixture = Fixture::start().await;
+    let blocker = fixture.readiness.block("policy");
+    let answer = fixture.get("/ready?wait=1ms").await;
+    assert_eq!(status(&answer), 503);
+    assert!(answer.ends_with("not ready, waiting for: policy\n"), "{answer}");
+    assert_eq!(status(&fixture.get("/ready?wait=soon").await), 400);
+    let waiting = fixture.get("/ready?wait=5s");
+    let mut waiting = std::pin::pin!(waiting);
+    tokio::select! {
+        answer = &mut waiting => panic!("{answer}"),
+        // The server has had its chance to answer the other, too.
+        answer = fixture.get("/live") => assert_eq!(status(&answer), 200),
+    }
+    drop(blocker);
+    assert_eq!(status(&waiting.await), 200);
+}
+
+#[tokio::test]
 async fn readiness_shows_what_blocks_it() {
     let fixture = Fixture::start().await;
     let blockers = (fixture.readiness.block("policy"), fixture.readiness.block("certificate"));

@@ -51,6 +51,14 @@ const MADE: Check = Check {
 const QUOTA_HINT: &str = "give the mesh's containers what the quota asks for: annotations \
     openservicemesh.io/sidecar-resource-limits-cpu and -limits-memory (and -requests-cpu, -requests-memory) of the \
     namespace or the pods, or MeshConfig's spec.sidecar.resources";
+const WAITS: Check = Check {
+    id: "waits-by-connecting",
+    category: CATEGORY,
+    title: "no init container waits for a server by a connection alone",
+    hint: "the sidecar takes each connection before it knows whether a server is there, so such a wait ends at once: have \
+           it wait for an answer (pg_isready, curl), or name the port in the pod's annotation \
+           openservicemesh.io/outbound-port-exclusion-list, by which it passes the mesh by",
+};
 const CONNECTED: Check = Check {
     id: "sidecars-connected",
     category: CATEGORY,
@@ -99,6 +107,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
         Ok(known) => known,
         Err(error) => return report.add(&CONNECTED, Err(error)),
     };
+    report.add(&WAITS, Ok(waits(&pods)));
     report.add(&CONNECTED, Ok(connected(&pods, &known)));
     report.add(&POLICIES, Ok(policies(&pods, &known)));
     report.add(&CERTIFICATES, Ok(certificates(&pods, &known)));
@@ -202,6 +211,14 @@ fn lacks_sidecar(pod: &Pod, control_plane: &str) -> bool {
     let wish = pod.annotations().get(SIDECAR_INJECTION).map(|wish| wish.to_ascii_lowercase());
     let has_opted_out = matches!(wish.as_deref(), Some("disabled" | "no" | "false"));
     !has_sidecar_of(pod, control_plane) && !is_over && !is_on_host && !has_opted_out
+}
+
+fn waits(pods: &[MeshedPod]) -> Outcome {
+    let mut found = Vec::new();
+    for pod in pods {
+        found.extend(pod.waits.iter().map(|container| format!("{}: {container}", pod.key())));
+    }
+    Outcome::warning_for(&found)
 }
 
 fn connected(pods: &[MeshedPod], known: &Known) -> Outcome {

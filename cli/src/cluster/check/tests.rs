@@ -155,6 +155,7 @@ async fn nothing_is_wrong_with_a_mesh_that_is_well() {
          ✓ each namespace of the mesh has the trust bundle\n\
          ✓ each pod of namespaces with injection has its sidecar\n\
          ✓ the API server takes the pods of namespaces with injection\n\
+         ✓ no init container waits for a server by a connection alone\n\
          ✓ each sidecar is connected to a controller: 1 sidecar\n\
          ✓ each sidecar enforces its newest policy\n\
          ✓ each sidecar's certificate is valid\n\
@@ -208,7 +209,10 @@ async fn each_fault_of_workloads_is_found() {
     let mut opted_out = plain_pod("httpbin", "opted-out");
     opted_out["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "disabled"});
     fake.put(opted_out);
-    fake.put(meshed_pod("httpbin", "b"));
+    let mut waiting = meshed_pod("httpbin", "b");
+    let wait = json!({"name": "wait", "image": "busybox", "command": ["sh", "-c", "until nc -z db 5432; do sleep 1; done"]});
+    waiting["spec"]["initContainers"].as_array_mut().unwrap().push(wait);
+    fake.put(waiting);
     let mut sick = workload(&json!({"version": "v", "reason": "unknown field"}));
     sick["sidecar"]["certificateNotAfter"] = json!("2000-01-01T00:00:00Z");
     sick["sidecar"]["program"] = json!("0.0.9");
@@ -218,6 +222,7 @@ async fn each_fault_of_workloads_is_found() {
         [
             "Failed trust-bundles: the one of namespace httpbin holds other roots",
             "Warning pods-injected: httpbin/plain",
+            "Warning waits-by-connecting: httpbin/b: wait",
             "Failed sidecars-connected: httpbin/b is unknown to every controller",
             "Failed sidecar-policies: httpbin/a: unknown field",
             "Failed sidecar-certificates: httpbin/a: over since 2000-01-01T00:00:00Z",

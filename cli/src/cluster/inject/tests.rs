@@ -60,6 +60,104 @@ async fn without_an_injector_the_way_out_is_shown() {
     assert_eq!(error.to_string(), expected);
 }
 
+#[tokio::test]
+async fn the_cluster_s_namespaces_decide_and_the_one_of_objects_that_name_none_can_be_said() {
+    let namespace = |name: &str, labels: Value| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+    let shop = namespace("shop", json!({"tidegate.io/injection": "enabled"}));
+    let fake = FakeCluster::start(vec![shop, namespace("default", json!({}))]).await;
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a}]}}";
+    for (words, gets_one) in [(&["-n", "shop"][..], true), (&[], false)] {
+        let options = options(words);
+        let namespaces = options.namespaces(&fake.cluster()).await.unwrap();
+        let settings = options.settings(Told::default());
+        let injected =
+            inject_manifests(pod, &settings, &MeshSettings::parse(None).unwrap(), &namespaces).unwrap();
+        assert_eq!(injected.yaml.contains("tidegate-sidecar"), gets_one, "{:?}", injected.notes);
+        assert_eq!(injected.notes.is_empty(), gets_one);
+    }
+}
+
+/// The sidecar's flags for limits.
+fn limit_command() -> clap::Command {
+    tidegate_sidecar::options::LimitOptions::augment_args(clap::Command::new("limits"))
+}
+
+fn is_taken(flag: &str, value: &str) -> bool {
+    limit_command().try_get_matches_from(["limits", &format!("--{flag}={value}")]).is_ok()
+}
+
+/// Each flag with its values, as the injector reads them.
+fn limit_flags() -> String {
+    let command = limit_command();
+    let mut lines = String::new();
+    for argument in command.get_arguments() {
+        let flag = argument.get_long().unwrap();
+        let kind = argument.get_value_names().unwrap()[0].as_str();
+        let values = match kind {
+            "DURATION" if is_taken(flag, "0s") => "0s".to_owned(),
+            "DURATION" => "1ns".to_owned(),
+            "BYTES" | "COUNT" => {
+                let from = (0..=4096).find(|number: &u64| is_taken(flag, &number.to_string())).unwrap();
+                let (mut to, mut beyond) = (from, u64::MAX);
+                if is_taken(flag, &beyond.to_string()) {
+                    to = beyond;
+                }
+                while to < beyond && beyond - to > 1 {
+                    let between = to + (beyond - to) / 2;
+                    let side = if is_taken(flag, &between.to_string()) { &mut to } else { &mut beyond };
+                    *side = between;
+                }
+                format!("{from} {to}")
+            }
+            other => panic!("--{flag}: injector/src/limits.rs does not know values of kind {other}"),
+        };
+        lines += &format!("{flag} {kind} {values}\n");
+    }
+    lines
+}
+
+#[test]
+fn every_limit_of_the_sidecar_is_in_the_injector_s_table() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../injector/src/limits/flags.txt");
+    let flags = limit_flags();
+    if std::env::var_os("TIDEGATE_WRITE_GOLDEN").is_some() {
+        fs::write(path, &flags).unwrap();
+    }
+    let golden = fs::read_to_string(path).unwrap();
+    assert!(golden == flags, "the sidecar's limits have changed; run `just golden`:\n{flags}");
+}
+
+#[test]
+fn a_limit_by_annotation_is_taken_if_the_sidecar_s_flag_takes_it() {
+    let values =
+        ["", "0", "1", "65536", "4294967296", "-1", "1.5", "x", "0s", "5m", "1h 30m", "10", "$(A)", "1s 1"];
+    let command = limit_command();
+    for flag in command.get_arguments().filter_map(clap::Arg::get_long) {
+        for value in values {
+            let pod = json!({
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "a", "annotations": {"tidegate.io/sidecar-limits": format!("{flag}={value}")}},
+                "spec": {"containers": [{"name": "a"}]},
+            });
+            let settings = options(&[]).settings(Told::default());
+            let (mesh, namespaces) = (MeshSettings::parse(None).unwrap(), ManifestNamespaces::default());
+            let injected = inject_manifests(&pod.to_string(), &settings, &mesh, &namespaces);
+            match injected {
+                Ok(injected) => {
+                    assert!(is_taken(flag, value), "{flag}={value}");
+                    assert!(injected.yaml.contains(&format!("--{flag}={value}")), "{}", injected.yaml);
+                }
+                Err(error) => {
+                    assert!(!is_taken(flag, value), "{flag}={value}: {error}");
+                    let error = format!("{:#}", anyhow::Error::from(error));
+                    assert!(error.contains(&format!("{flag}: expected ")), "{error}");
+                }
+            }
+        }
+    }
+}
+
 /// A pod with probes of every kind, and what the sidecar is then started with.
 fn sidecar_arguments(path: &str, header: &str, seconds: i32, service: &str) -> Result<Vec<String>, String> {
     let probe = |action: Value| {
@@ -90,7 +188,8 @@ fn sidecar_arguments(path: &str, header: &str, seconds: i32, service: &str) -> R
         other => format!("\\U{:08x}", u32::from(other)),
     };
     let yaml: String = pod.to_string().chars().map(escaped).collect();
-    let injected = inject_manifests(&yaml, &settings, &MeshSettings::parse(None).unwrap());
+    let namespaces = ManifestNamespaces::default();
+    let injected = inject_manifests(&yaml, &settings, &MeshSettings::parse(None).unwrap(), &namespaces);
     let pod: Value = serde_saphyr::from_str(&injected.map_err(|error| error.to_string())?.yaml).unwrap();
     let arguments = pod["spec"]["initContainers"][0]["args"].as_array().unwrap();
     Ok(arguments.iter().map(|argument| argument.as_str().unwrap().to_owned()).collect())

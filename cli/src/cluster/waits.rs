@@ -1,0 +1,76 @@
+//! Init containers that wait for a server by a connection alone, which in the mesh ends before there is a server: the kernel
+//! takes each connection for the sidecar, which resets it where nobody stands behind the address.
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use kube::api::ResourceExt;
+use tidegate_crds::injection::OUTBOUND_PORT_EXCLUSIONS;
+
+/// The names of those containers, as far as their commands tell. None where ports pass the mesh by: it may be theirs.
+pub(crate) fn by_connecting(pod: &Pod) -> Vec<String> {
+    if pod.annotations().contains_key(OUTBOUND_PORT_EXCLUSIONS) {
+        return Vec::new();
+    }
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    containers.filter(|container| connects(container)).map(|container| container.name.clone()).collect()
+}
+
+fn connects(container: &Container) -> bool {
+    let words = container.command.iter().chain(&container.args).flatten();
+    let words: Vec<&str> = words.flat_map(|word| word.split_whitespace()).collect();
+    let is_called = |names: &[&str]| {
+        words.iter().any(|word| {
+            let program = word.trim_matches(['(', ')', ';', '!', '"', '\'']).rsplit('/').next();
+            program.is_some_and(|program| names.contains(&program))
+        })
+    };
+    let scans =
+        || words.iter().any(|word| word.starts_with('-') && !word.starts_with("--") && word.contains('z'));
+    let asks_tcp = || words.iter().any(|word| word.starts_with("tcp://"));
+    is_called(&["wait-for-it", "wait-for-it.sh", "wait-for", "wait-for.sh"])
+        || words.iter().any(|word| word.contains("/dev/tcp/"))
+        || (is_called(&["nc", "ncat", "netcat"]) && scans())
+        || (is_called(&["dockerize"]) && asks_tcp())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn waits(annotations: Value, command: Value, args: Value) -> bool {
+        let container = json!({"name": "wait", "command": command, "args": args});
+        let pod = json!({
+            "metadata": {"name": "a", "annotations": annotations},
+            "spec": {"containers": [], "initContainers": [{"name": "migrate", "args": ["up"]}, container]},
+        });
+        let found = by_connecting(&serde_json::from_value(pod).unwrap());
+        assert!(found.is_empty() || found == ["wait"], "{found:?}");
+        !found.is_empty()
+    }
+
+    #[test]
+    fn a_wait_by_a_connection_is_told_from_one_by_an_answer() {
+        for command in [
+            json!(["sh", "-c", "until nc -z db 5432; do sleep 1; done"]),
+            json!(["/bin/nc", "-vz", "db", "5432"]),
+            json!(["sh", "-c", "while ! nc -w1 -z db 5432; do sleep 1; done"]),
+            json!(["bash", "-c", "until (echo > /dev/tcp/db/5432); do sleep 1; done"]),
+            json!(["/wait-for-it.sh", "db:5432"]),
+            json!(["dockerize", "-wait", "tcp://db:5432"]),
+        ] {
+            assert!(waits(json!({}), command.clone(), json!([])), "{command}");
+            assert!(waits(json!({}), json!([]), command.clone()), "{command}");
+            let excluded = json!({"openservicemesh.io/outbound-port-exclusion-list": "5432"});
+            assert!(!waits(excluded, command, json!([])));
+        }
+        for command in [
+            json!(["sh", "-c", "until pg_isready -h db; do sleep 1; done"]),
+            json!(["curl", "-z", "now", "http://db"]),
+            json!(["tar", "-xzf", "a"]),
+            json!(["migrate", "tcp://db:3306"]),
+        ] {
+            assert!(!waits(json!({}), command.clone(), json!([])), "{command}");
+        }
+    }
+}
