@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 use std::{env, io, thread};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use serde_json::Value;
 
 use crate::client::Client;
@@ -157,6 +157,13 @@ impl Daemon {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+    }
+
+    /// From now on it gets no more memory of its own than this; it ends when it asks for more.
+    pub fn limit_memory(&self, bytes: u64) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        rustix::process::prlimit(pid, Resource::Data, limit).unwrap();
     }
 
     /// Processor time that it has used, to a hundredth of a second.

@@ -38,6 +38,7 @@ const POD: u8 = 10;
 const CALLER: u8 = 11;
 const APP: u8 = 20;
 const GATEWAY: u8 = 30;
+const INJECTOR: u8 = 40;
 
 /// How a mesh is to be.
 #[derive(Clone, Debug)]
@@ -405,6 +406,26 @@ impl Mesh {
             .add("--outbound", format!("{}={destination}", self.way_out()))
             .ca(self.path(), block, &self.options, "caller");
         Daemon::new("tidegate-sidecar", "caller", self.path(), arguments.0, Some(block.at(CALLER, 15000)))
+    }
+
+    /// The injector of a cluster, with a certificate of this mesh; not started.
+    pub fn injector(&self, kubeconfig: &Path) -> Daemon {
+        let token = self.token_key.token("tidegate-system", "tidegate-injector");
+        write(&self.path().join("tokens/injector"), &token);
+        let admin = self.block.at(INJECTOR, 15000);
+        let mut arguments = Arguments::default();
+        arguments
+            .add("--kubeconfig", kubeconfig.display())
+            .add("--sidecar-image", "tidegate/sidecar:1.0.0")
+            .add("--webhook-address", self.webhook_address())
+            .add("--admin-address", admin)
+            .ca(self.path(), &self.block, &self.options, "injector");
+        Daemon::new("tidegate-injector", "injector", self.path(), arguments.0, Some(admin))
+    }
+
+    /// Where [`Mesh::injector`] is asked.
+    pub fn webhook_address(&self) -> SocketAddr {
+        self.block.at(INJECTOR, 9443)
     }
 
     /// Where the app of [`Mesh::caller`] connects instead of to its destination.
