@@ -149,15 +149,19 @@ pub(crate) fn check(pod: &PodView<'_>, spec: &PodSpec<'_>, is_injected: bool) ->
     if !is_injected {
         check_volumes(spec)?;
     }
-    check_ephemeral(pod)
+    check_ephemeral(pod, None)
 }
 
-/// Looks at the debug containers of a Pod that has a sidecar.
-pub(crate) fn check_ephemeral(pod: &PodView<'_>) -> Result<(), Refusal> {
-    let containers = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_ref());
-    for (index, container) in containers.into_iter().flatten().enumerate() {
+/// Looks at the debug containers that a Pod with a sidecar gets. Those that are in `old` can neither be changed nor taken
+/// away.
+pub(crate) fn check_ephemeral(pod: &PodView<'_>, old: Option<&PodView<'_>>) -> Result<(), Refusal> {
+    let there = old.map(ephemeral_containers).unwrap_or_default();
+    for (index, container) in ephemeral_containers(pod).iter().enumerate() {
         let path = format!("spec.ephemeralContainers[{index}]");
         let container = &container.fields;
+        if there.iter().any(|old| old.fields.name == container.name) {
+            continue;
+        }
         check_name(&container.name, &path)?;
         check_mounts(container, &path)?;
         let Some(context) = &container.security_context else { continue };
@@ -193,6 +197,10 @@ pub(crate) fn check_change(old: &PodView<'_>, new: &PodView<'_>, own_image: &str
         }
     }
     Ok(())
+}
+
+fn ephemeral_containers<'p, 'a>(pod: &'p PodView<'a>) -> &'p [Container<'a>] {
+    pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default()
 }
 
 fn init_containers<'p, 'a>(pod: &'p PodView<'a>) -> &'p [Container<'a>] {

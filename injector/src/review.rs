@@ -56,8 +56,7 @@ impl PodReviewer {
     }
 
     fn changed(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, Refusal> {
-        let old: Option<PodView<'_>> = request.old_object().map_err(Refusal::Unreadable)?;
-        if let Some((old, new)) = old.filter(PodView::has_sidecar).zip(read(request)?) {
+        if let Some((old, new)) = read_old(request)?.filter(PodView::has_sidecar).zip(read(request)?) {
             refusal::check_change(&old, &new, &self.settings.image)?;
         }
         Ok(Verdict::allowed())
@@ -76,7 +75,7 @@ impl PodReviewer {
 
 fn debugged(request: &AdmissionRequest<'_>) -> Result<Verdict, Refusal> {
     if let Some(pod) = read(request)?.filter(PodView::has_sidecar) {
-        refusal::check_ephemeral(&pod)?;
+        refusal::check_ephemeral(&pod, read_old(request)?.as_ref())?;
     }
     Ok(Verdict::allowed())
 }
@@ -89,6 +88,10 @@ impl Reviewer for PodReviewer {
     fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
         Box::pin(self.verdict(request))
     }
+}
+
+fn read_old<'a>(request: &AdmissionRequest<'a>) -> Result<Option<PodView<'a>>, Refusal> {
+    request.old_object().map_err(Refusal::Unreadable)
 }
 
 #[cfg(test)]

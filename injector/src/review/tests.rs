@@ -164,6 +164,11 @@ async fn debug_containers_of_meshed_pods_may_not_undo_interception() {
     let mut meshed = pod();
     meshed["metadata"]["labels"] = json!({"tidegate.io/sidecar": "injected"});
     meshed["spec"]["initContainers"] = json!([{"name": "tidegate-sidecar", "restartPolicy": "Always"}]);
+    let update = |debugged: &Value| {
+        let mut request = review("pods/ephemeralcontainers", "UPDATE", "shop", debugged);
+        request["request"]["oldObject"] = meshed.clone();
+        request
+    };
     for (context, field) in [
         (json!({"runAsUser": 1500}), Some("runAsUser")),
         (json!({"capabilities": {"add": ["NET_ADMIN"]}}), Some("capabilities.add")),
@@ -182,7 +187,7 @@ async fn debug_containers_of_meshed_pods_may_not_undo_interception() {
     ] {
         let mut debugged = meshed.clone();
         debugged["spec"]["ephemeralContainers"] = json!([{"name": "debugger", "securityContext": context}]);
-        let request = review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged);
+        let request = update(&debugged);
         let answer = webhook.client.ask(&request).await;
         assert_eq!(answer["allowed"], json!(field.is_none()), "{context}");
         if let Some(field) = field {
@@ -194,12 +199,15 @@ async fn debug_containers_of_meshed_pods_may_not_undo_interception() {
                 "{message}"
             );
         }
+        let mut again = update(&debugged);
+        again["request"]["oldObject"] = debugged.clone();
+        assert_eq!(webhook.client.ask(&again).await["allowed"], true, "what is there cannot be taken away");
         debugged["metadata"]["labels"] = json!({});
-        let request = review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged);
+        let request = update(&debugged);
         let without_label = webhook.client.ask(&request).await;
         assert_eq!(without_label["allowed"], answer["allowed"], "labels may be changed by whoever debugs");
         debugged["spec"]["initContainers"] = json!([]);
-        let request = review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged);
+        let request = update(&debugged);
         assert_eq!(webhook.client.ask(&request).await["allowed"], true, "outside the mesh anything goes");
     }
 }
@@ -214,9 +222,12 @@ async fn the_sidecar_s_token_is_mounted_by_the_sidecar_alone() {
     spoof["spec"]["containers"][0]["volumeMounts"] = mounts.clone();
     let answer = webhook.create("shop", &spoof).await;
     assert_eq!(answer["status"]["message"], format!("spec.containers[0].{expected}"));
-    let mut debugged = applied(&pod(), &webhook.create("shop", &pod()).await);
+    let meshed = applied(&pod(), &webhook.create("shop", &pod()).await);
+    let mut debugged = meshed.clone();
     debugged["spec"]["ephemeralContainers"] = json!([{"name": "debugger", "volumeMounts": mounts}]);
-    let answer = webhook.client.ask(&review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged)).await;
+    let mut request = review("pods/ephemeralcontainers", "UPDATE", "shop", &debugged);
+    request["request"]["oldObject"] = meshed;
+    let answer = webhook.client.ask(&request).await;
     assert_eq!(answer["status"]["message"], format!("spec.ephemeralContainers[0].{expected}"));
 }
 
