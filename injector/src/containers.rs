@@ -25,7 +25,7 @@ pub(crate) const PROBES_FLAG: &str = "--probes=";
 const TRUST_FOLDER: &str = "/var/run/tidegate/trust";
 const TOKEN_FOLDER: &str = "/var/run/tidegate/token";
 /// What the sidecar asks for where users say nothing: autoscalers and quotas want a number of each container. An idle one
-/// takes about 10 MiB and less than a thousandth of a processor.
+/// takes about 10 MiB and a thousandth of a processor.
 const SIDECAR_REQUESTS: [(&str, &str); 2] = [("cpu", "5m"), ("memory", "16Mi")];
 /// The same of the interception step, which runs for a moment; the scheduler adds it to the sidecar's.
 const INTERCEPT_REQUESTS: [(&str, &str); 2] = [("cpu", "1m"), ("memory", "8Mi")];

@@ -461,7 +461,8 @@ fn what_inject_prints_is_what_the_webhook_makes() {
         "metadata": {"name": "server"},
         "spec": {"selector": {"matchLabels": {"app": "server"}}, "template": template},
     });
-    let printed = run(&mut command(&["inject", "-f", "-", "-n", shop.name()]), &deployment.to_string()).unwrap();
+    let printed =
+        run(&mut command(&["inject", "-f", "-", "-n", shop.name()]), &deployment.to_string()).unwrap();
     let injected: Value = serde_saphyr::from_str(&printed).unwrap();
     let pod = |name: &str, template: &Value| {
         let mut metadata = template["metadata"].clone();
