@@ -255,7 +255,9 @@ impl Lifeline {
     }
 
     fn wake(&self) {
-        if let Some(waker) = self.state.waker.borrow_mut().take() {
+        // Not borrowed while it wakes: a waker may run what it wants, such as the drop of a task.
+        let waker = self.state.waker.borrow_mut().take();
+        if let Some(waker) = waker {
             waker.wake();
         }
     }

@@ -339,7 +339,8 @@ impl Worker {
                 _ = command.wait_for(|command| *command != Command::Serve) => break,
             }
         }
-        let deadline = match *command.borrow() {
+        let command = *command.borrow();
+        let deadline = match command {
             Command::Drain(deadline) => deadline,
             Command::Serve => Instant::now(),
         };

@@ -40,6 +40,11 @@ struct Standalone {
 
 impl Standalone {
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With flags besides those that every test needs.
+    fn with(flags: &[(&str, &str)]) -> Self {
         let (folder, block) = (tempfile::tempdir().unwrap(), Block::claim());
         let manifests = folder.path().join("manifests");
         fs::create_dir(&manifests).unwrap();
@@ -54,7 +59,9 @@ impl Standalone {
             ("--state-dir", folder.path().join("state").display().to_string()),
             ("--admin-address", admin.to_string()),
         ];
-        let arguments = arguments.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let flags = flags.iter().map(|(flag, value)| (*flag, (*value).to_owned()));
+        let arguments = arguments.into_iter().chain(flags);
+        let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
         let arguments = std::iter::once("standalone".to_owned()).chain(arguments).collect();
         let mut process = Daemon::new("tidegate", "standalone", folder.path(), arguments, Some(admin));
         process.start_ready();
@@ -278,4 +285,36 @@ fn completions_are_printed_for_each_shell() {
     let mut command = Command::new(daemon::ours("tidegate"));
     let output = command.env("COMPLETE", "fish").args(["--", "tidegate", "standa"]).output().unwrap();
     assert!(text(&output).contains("standalone"), "{}", text(&output));
+}
+
+#[test]
+fn a_mesh_lives_on_through_many_lives_of_its_tokens_and_certificates() {
+    // A token is written anew each second, a certificate renewed within five.
+    let mut mesh = Standalone::with(&[("--token-lifetime", "4s"), ("--certificate-lifetime", "8s")]);
+    let _app = App::echo(mesh.block.at(20, PORT));
+    mesh.apply_example("1-http");
+    mesh.wait_for(&mesh.plain(), &OK);
+    let token = mesh.folder.path().join("state/tokens/httpbin/httpbin");
+    let read_token = || fs::read_to_string(&token).unwrap();
+    let expiry = |mesh: &Standalone| {
+        let workloads = mesh.process.admin_json("/workloads");
+        let of_httpbin =
+            workloads.as_array().unwrap().iter().find(|one| one["workload"] == "httpbin/httpbin");
+        of_httpbin.unwrap()["sidecar"]["certificateNotAfter"].as_str().map(str::to_owned)
+    };
+    let mut seen = (read_token(), expiry(&mesh));
+    for renewal in 1..=4 {
+        wait::until_true(&format!("renewal {renewal} of token and certificate"), SOON, || {
+            read_token() != seen.0 && expiry(&mesh) != seen.1
+        });
+        seen = (read_token(), expiry(&mesh));
+    }
+    // All of it works as on the first day.
+    fs::remove_file(mesh.manifest("policy.yaml")).unwrap();
+    mesh.wait_for(&mesh.plain(), &RESET);
+    mesh.apply_example("1-http");
+    mesh.wait_for(&mesh.plain(), &OK);
+    mesh.process.signal(Signal::TERM);
+    let status = wait::until("it ends", SOON, || mesh.process.exited());
+    assert!(status.success(), "{status}");
 }

@@ -1,36 +1,38 @@
 //! Service account tokens without a Kubernetes API server: the same claims, signed by a key of this process's own.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::json;
-use tokio::sync::watch;
 
 /// Who the tokens say they are for; what the CA demands.
 pub(crate) const AUDIENCE: &str = "tidegate-ca";
 /// Who the tokens say they are from.
 pub(crate) const ISSUER: &str = "tidegate-standalone";
-/// Life of a token.
-const LIFETIME: Duration = Duration::from_secs(3600);
-/// How often tokens are written anew; far more often than they end.
-pub(crate) const REFRESH: Duration = Duration::from_secs(900);
+/// The shortest life that a token may have: it counts in whole seconds.
+const SHORTEST_LIFE: Duration = Duration::from_secs(4);
+/// The longest. A sidecar asks for a certificate far more often.
+const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// Signs tokens. The key lives in memory only: tokens of an earlier run are worth nothing.
 pub(crate) struct TokenIssuer {
     key: EncodingKey,
     folder: PathBuf,
-    subjects: watch::Sender<BTreeSet<TokenSubject>>,
+    life: Duration,
+    /// By token file. Held while files change, so that two writers of one file never meet.
+    subjects: Mutex<BTreeMap<PathBuf, TokenSubject>>,
 }
 
 /// Whom a token is for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TokenSubject {
     /// Its namespace.
     pub(crate) namespace: String,
@@ -41,21 +43,45 @@ pub(crate) struct TokenSubject {
 }
 
 impl TokenIssuer {
-    /// Makes a key, and writes its public half to `public_key_file` for the CA.
-    pub(crate) fn new(folder: PathBuf, public_key_file: &Path) -> anyhow::Result<Self> {
+    /// Makes a key, and writes its public half to `public_key_file` for the CA. Tokens live for `life`.
+    pub(crate) fn new(folder: PathBuf, public_key_file: &Path, life: Duration) -> anyhow::Result<Self> {
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let key = EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes())?;
         write_private(public_key_file, pair.public_key_pem().as_bytes())?;
-        Ok(Self { key, folder, subjects: watch::Sender::default() })
+        Ok(Self { key, folder, life, subjects: Mutex::default() })
     }
 
-    /// Everybody that a token was ever written for.
-    pub(crate) fn subjects(&self) -> watch::Receiver<BTreeSet<TokenSubject>> {
-        self.subjects.subscribe()
+    /// How often [`TokenIssuer::renew`] is due: far more often than tokens end.
+    pub(crate) fn renewal_interval(&self) -> Duration {
+        self.life / 4
     }
 
-    /// Writes a fresh token and returns its file.
+    /// Writes a fresh token and returns its file. The token is renewed from then on.
     pub(crate) fn write(&self, subject: &TokenSubject) -> anyhow::Result<PathBuf> {
+        let file = self.file(&subject.namespace, &subject.name);
+        let mut subjects = self.lock();
+        self.write_file(subject, &file)?;
+        subjects.insert(file.clone(), subject.clone());
+        Ok(file)
+    }
+
+    /// Writes a fresh token for each subject; the errors of those that failed.
+    pub(crate) fn renew(&self) -> Vec<anyhow::Error> {
+        let subjects = self.lock();
+        subjects.iter().filter_map(|(file, subject)| self.write_file(subject, file).err()).collect()
+    }
+
+    /// Removes the token of a Pod that is gone.
+    pub(crate) fn forget(&self, namespace: &str, name: &str) {
+        let file = self.file(namespace, name);
+        let mut subjects = self.lock();
+        if subjects.remove(&file).is_some() {
+            // One that stays behind ends by itself.
+            let _ = fs::remove_file(file);
+        }
+    }
+
+    fn write_file(&self, subject: &TokenSubject, file: &Path) -> anyhow::Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
         let claims = json!({
             "iss": ISSUER,
@@ -63,7 +89,7 @@ impl TokenIssuer {
             "sub": format!("system:serviceaccount:{}:{}", subject.namespace, subject.service_account),
             "iat": now.as_secs(),
             "nbf": now.as_secs(),
-            "exp": (now + LIFETIME).as_secs(),
+            "exp": (now + self.life).as_secs(),
             "kubernetes.io": {
                 "namespace": subject.namespace,
                 "serviceaccount": {"name": subject.service_account, "uid": ""},
@@ -71,21 +97,102 @@ impl TokenIssuer {
             },
         });
         let token = jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.key)?;
-        let file = self.folder.join(&subject.namespace).join(&subject.name);
-        write_private(&file, token.as_bytes())?;
-        self.subjects.send_if_modified(|subjects| subjects.insert(subject.clone()));
-        Ok(file)
+        write_private(file, token.as_bytes())
     }
+
+    fn file(&self, namespace: &str, name: &str) -> PathBuf {
+        self.folder.join(namespace).join(name)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, TokenSubject>> {
+        self.subjects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Parses the life of a token, such as `1h`.
+pub(crate) fn parse_life(text: &str) -> Result<Duration, String> {
+    let life = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&life) {
+        return Err("must be from 4s to 24h".to_owned());
+    }
+    Ok(life)
 }
 
 /// Replaces a file as a whole; nobody but its owner may read it.
 fn write_private(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let context = || file.display().to_string();
     fs::create_dir_all(file.parent().unwrap_or(Path::new("."))).with_context(context)?;
-    let temporary = file.with_extension("new");
+    // A name that no Pod can have: each Pod's file is named as the Pod is.
+    let mut name = std::ffi::OsString::from(".");
+    name.push(file.file_name().unwrap_or_default());
+    name.push(".new");
+    let temporary = file.with_file_name(name);
     let mut options = fs::OpenOptions::new();
     let mut out =
         options.write(true).create(true).truncate(true).mode(0o600).open(&temporary).with_context(context)?;
     out.write_all(bytes).with_context(context)?;
     fs::rename(&temporary, file).with_context(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(name: &str) -> TokenSubject {
+        TokenSubject {
+            namespace: "shop".to_owned(),
+            service_account: "cart".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn issuer(folder: &Path) -> TokenIssuer {
+        TokenIssuer::new(folder.join("tokens"), &folder.join("key.pub"), Duration::from_secs(8)).unwrap()
+    }
+
+    #[test]
+    fn a_renewal_replaces_the_token_of_each_subject_that_is_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let issuer = issuer(dir.path());
+        let files = ["cart-1", "cart-2", "gone"].map(|name| issuer.write(&subject(name)).unwrap());
+        issuer.forget("shop", "gone");
+        for file in &files[..2] {
+            fs::write(file, "old").unwrap();
+        }
+        assert!(issuer.renew().is_empty());
+        for file in &files[..2] {
+            assert_eq!(fs::read_to_string(file).unwrap().split('.').count(), 3);
+        }
+        assert!(!files[2].exists());
+        assert_eq!(issuer.renewal_interval(), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn pods_whose_names_resemble_each_other_keep_their_own_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let issuer = issuer(dir.path());
+        let files = ["web", "web.new", "web.old"].map(|name| issuer.write(&subject(name)).unwrap());
+        assert!(issuer.renew().is_empty());
+        assert!(files.iter().all(|file| file.exists()), "{files:?}");
+    }
+
+    #[test]
+    fn one_subject_that_cannot_be_written_leaves_the_others_their_renewal() {
+        let dir = tempfile::tempdir().unwrap();
+        let issuer = issuer(dir.path());
+        let files = ["a", "b"].map(|name| issuer.write(&subject(name)).unwrap());
+        fs::remove_file(&files[0]).unwrap();
+        fs::create_dir_all(files[0].join("in-the-way")).unwrap();
+        fs::write(&files[1], "old").unwrap();
+        assert_eq!(issuer.renew().len(), 1);
+        assert_ne!(fs::read_to_string(&files[1]).unwrap(), "old");
+    }
+
+    #[test]
+    fn a_life_outside_of_its_bounds_is_refused() {
+        assert_eq!(parse_life("1h"), Ok(Duration::from_secs(3600)));
+        for text in ["3s", "25h", "soon", ""] {
+            assert!(parse_life(text).is_err(), "{text}");
+        }
+    }
 }
