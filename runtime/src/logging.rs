@@ -1,7 +1,9 @@
 //! What a process says about itself: lines on standard error, as text or JSON, with a level that can be changed
-//! while it runs. Whatever a value holds, it is cut and stays on its line (`line`).
+//! while it runs. Whatever a value holds, it is cut and stays on its line (`line`). Lines that outsiders cause are throttled
+//! where they are made, by [`LogThrottle`].
 
 mod line;
+mod throttle;
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -17,6 +19,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 use tracing_subscriber::{Layer, Registry};
+
+pub use throttle::{LogRate, LogThrottle, NAMED, Suppressed};
 
 /// The longest filter text that is read.
 const MAX_FILTER_BYTES: usize = 1024;
