@@ -18,6 +18,7 @@ use tidegate_proto::discovery::discovery_server::Discovery;
 use tidegate_proto::discovery::{DiscoveryRequest, DiscoveryResponse};
 use tidegate_runtime::drain;
 use tidegate_runtime::grpc::Peer;
+use tidegate_runtime::logging::LogThrottle;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,6 +41,8 @@ pub(crate) struct DiscoveryService {
     pub(crate) metrics: ControllerMetrics,
     pub(crate) shares: Shares,
     pub(crate) drain: drain::Watch,
+    /// Lines about what sidecars do that they should not.
+    pub(crate) complaints: Arc<LogThrottle<Identity>>,
     pub(crate) streams: AtomicU64,
     /// How long a stream may be silent before it says whose policy it wants.
     pub(crate) hello_timeout: Duration,
@@ -69,6 +72,7 @@ impl Discovery for DiscoveryService {
             trust_bundle: self.trust_bundle.clone(),
             metrics: self.metrics.clone(),
             shares: self.shares.clone(),
+            complaints: self.complaints.clone(),
             responses: sender,
         };
         let run = session.run(request.into_inner(), self.hello_timeout, self.drain.clone());

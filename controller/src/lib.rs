@@ -40,6 +40,7 @@ use tidegate_core::TrustDomain;
 use tidegate_crds::MeshConfigSpec;
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
 use tidegate_runtime::drain;
+use tidegate_runtime::grpc::RefusedConnections;
 use tidegate_runtime::identity::{CertificatePage, Credentials};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
@@ -165,6 +166,7 @@ impl Controller {
         let listener = tidegate_runtime::listen::bind(config.listen).await.map_err(listen)?;
         let discovery_address = listener.local_addr().map_err(listen)?;
         let own_metrics = ControllerMetrics::new(&metrics);
+        let refused = RefusedConnections::register(&metrics);
         let index = Arc::new(RwLock::new(Index::for_mesh(config.mesh_name.as_deref())));
         let shared = Shared {
             trust_domain: config.trust_domain.clone(),
@@ -219,11 +221,12 @@ impl Controller {
             shares: Shares::new(ShareLimits::default(), own_metrics.clone()),
             metrics: own_metrics,
             drain: drain.clone(),
+            complaints: Arc::default(),
             streams: AtomicU64::new(1),
             hello_timeout: discovery::HELLO_TIMEOUT,
         };
         let tls = ServerTls { credentials, trust_bundle };
-        tokio::spawn(serving::serve(listener, tls, service, config.max_connections, drain.clone()));
+        tokio::spawn(serving::serve(listener, tls, service, config.max_connections, refused, drain.clone()));
         if let Some(health) = health {
             tokio::spawn(health.serve(drain.clone()));
         }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use tidegate_core::Identity;
 use tidegate_proto::discovery::discovery_server::DiscoveryServer;
 use tidegate_runtime::drain;
-use tidegate_runtime::grpc::{self, ClientCertificates, ConnectionLimits};
+use tidegate_runtime::grpc::{self, ClientCertificates, ConnectionLimits, RefusedConnections, ServerStream};
 use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::logging::LogThrottle;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -19,6 +21,9 @@ use crate::discovery::DiscoveryService;
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// Streams on one connection. A sidecar has one.
 const MAX_STREAMS: u32 = 8;
+/// Bytes that a connection may send ahead of what is read of it: the least that HTTP/2 allows for all its streams
+/// (RFC 9113 §6.9.2), and about a message.
+const WINDOW: u32 = 65_535;
 /// How often an idle connection is asked whether its peer still lives, and how fast it must answer.
 const PING: Duration = Duration::from_secs(20);
 
@@ -35,6 +40,7 @@ pub(crate) async fn serve(
     tls: ServerTls,
     service: DiscoveryService,
     max_connections: usize,
+    refused: RefusedConnections,
     mut drain: drain::Watch,
 ) {
     let configs = tokio::select! {
@@ -44,18 +50,28 @@ pub(crate) async fn serve(
     let Some(configs) = configs else { return };
     info!(address = ?listener.local_addr().ok(), "discovery server is up");
     let limits = ConnectionLimits::of(max_connections);
-    let connections = grpc::server_stream(listener, configs, limits, grpc::HANDSHAKE_TIMEOUT);
+    let connections =
+        ServerStream::new(listener, configs, limits, grpc::HANDSHAKE_TIMEOUT).counted(refused).start();
+    tokio::spawn(summarize(service.complaints.clone(), drain.clone()));
     let service = DiscoveryServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING))
         .http2_keepalive_timeout(Some(PING))
         .max_concurrent_streams(Some(MAX_STREAMS))
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
         .add_service(service)
         .serve_with_incoming_shutdown(connections, async move { drain.started().await })
         .await;
     if let Err(error) = served {
         warn!(%error, "discovery server ended");
     }
+}
+
+/// Says now and then which lines about sidecars were left out.
+async fn summarize(complaints: Arc<LogThrottle<Identity>>, drain: drain::Watch) {
+    let say = |suppressed| warn!(by_source = %suppressed, "more of the same about sidecars");
+    complaints.summarize(drain, say).await;
 }
 
 impl ServerTls {

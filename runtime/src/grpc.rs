@@ -6,13 +6,17 @@
 
 mod client;
 mod config;
+mod intake;
 mod places;
 mod server;
 
 pub use client::{Address, AddressError, channel};
 pub use config::{ClientCertificates, ConfigError, client_config, server_config};
+pub use intake::IntakeLimits;
 pub use places::ConnectionLimits;
-pub use server::{Connection, HANDSHAKE_TIMEOUT, IncomingConnections, Peer, server_stream};
+pub use server::{
+    Connection, HANDSHAKE_TIMEOUT, IncomingConnections, Peer, RefusedConnections, ServerStream, server_stream,
+};
 
 #[cfg(test)]
 mod tests;

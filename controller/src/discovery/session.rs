@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tidegate_core::Identity;
 use tidegate_proto::discovery as wire;
 use tidegate_proto::discovery::discovery_request::Message;
 use tidegate_proto::discovery::{Ack, DiscoveryRequest, DiscoveryResponse, Hello, Resource};
 use tidegate_runtime::drain;
+use tidegate_runtime::logging::LogThrottle;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::sync::{mpsc, watch};
 use tonic::{Status, Streaming};
@@ -49,6 +50,7 @@ pub(super) struct Session {
     pub(super) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     pub(super) metrics: ControllerMetrics,
     pub(super) shares: Shares,
+    pub(super) complaints: Arc<LogThrottle<Identity>>,
     pub(super) responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
 }
 
@@ -69,6 +71,13 @@ struct Following<'s> {
 }
 
 impl Session {
+    /// Logs about the client, unless its identity has had its share of lines; the rest is counted.
+    fn complain(&self, say: impl FnOnce()) {
+        if self.complaints.admits(&self.client.identity, Instant::now()) {
+            say();
+        }
+    }
+
     pub(super) async fn run(
         self,
         mut requests: Streaming<DiscoveryRequest>,
@@ -81,7 +90,10 @@ impl Session {
         if let Err(status) = ended {
             if status.code() == tonic::Code::PermissionDenied {
                 self.metrics.refused_streams.inc();
-                warn!(peer = %self.client.address, identity = %self.client.identity, "{}", status.message());
+                self.complain(|| {
+                    let Client { address, identity, .. } = &self.client;
+                    warn!(peer = %address, %identity, "{}", status.message());
+                });
             }
             // The sidecar may be gone by now.
             let _ = self.responses.send(Err(status)).await;
@@ -294,8 +306,10 @@ impl Following<'_> {
         let metrics = &self.session.metrics;
         for rejection in ack.rejections.iter().filter(|rejection| rejection.name != self.resource) {
             metrics.rejected.inc();
-            let (name, reason) = (limited(&rejection.name), limited(&rejection.reason));
-            warn!(workload = %self.workload, %name, %reason, "sidecar refused a resource and keeps the one before");
+            let (workload, name, reason) = (&self.workload, &rejection.name, &rejection.reason);
+            self.session.complain(|| {
+                warn!(%workload, %name, %reason, "sidecar refused a resource and keeps the one before");
+            });
         }
         let rejection = ack.rejections.iter().find(|rejection| rejection.name == self.resource);
         let held = self.held.clone();
@@ -315,8 +329,10 @@ impl Following<'_> {
             None => drop(metrics.acknowledged.inc()),
             Some(rejection) => {
                 metrics.rejected.inc();
-                let reason = limited(&rejection.reason);
-                warn!(workload = %self.workload, %reason, "sidecar refused a policy and keeps the one before");
+                let (workload, reason) = (&self.workload, &rejection.reason);
+                self.session.complain(|| {
+                    warn!(%workload, %reason, "sidecar refused a policy and keeps the one before");
+                });
             }
         }
     }

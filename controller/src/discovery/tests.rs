@@ -15,7 +15,7 @@ use tidegate_proto::discovery::discovery_request::Message;
 use tidegate_proto::discovery::{Ack, Hello, Node, Rejection, Resource, Subscribe};
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::Credentials;
-use tidegate_runtime::logging::LogHandle;
+use tidegate_runtime::logging::{LogHandle, LogRate};
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::tls;
@@ -534,14 +534,51 @@ async fn a_stream_that_never_says_what_it_wants_is_ended() {
         metrics: ControllerMetrics::default(),
         shares: Shares::new(shares::ShareLimits::default(), ControllerMetrics::default()),
         drain: drain.clone(),
+        complaints: Arc::default(),
         streams: AtomicU64::new(1),
         hello_timeout: Duration::from_millis(10),
     };
     let tls = crate::serving::ServerTls { credentials, trust_bundle };
-    tokio::spawn(crate::serving::serve(listener, tls, service, 10, drain));
+    tokio::spawn(crate::serving::serve(listener, tls, service, 10, Default::default(), drain));
     let credentials = ca.issue("httpbin", "httpbin");
     let mut silent = Sidecar::silent(address, &ca.bundle(), &credentials, None).await;
     assert_eq!(silent.end().await.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn what_one_identity_does_wrong_again_and_again_is_ten_lines_and_a_count() {
+    tls::install_provider();
+    let ca = Ca::new();
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_credentials, credentials) =
+        watch::channel(Some(ca.issue(crate::SERVICE_ACCOUNT, crate::NAMESPACE)));
+    let (_bundle, trust_bundle) = watch::channel(ca.bundle());
+    let (_trigger, drain) = drain::channel();
+    let workloads = Arc::new(Workloads::new());
+    workloads.mark_synced();
+    let rate = LogRate { window: Duration::from_secs(3600), ..LogRate::default() };
+    let complaints = Arc::new(LogThrottle::new(rate));
+    let service = DiscoveryService {
+        workloads,
+        destinations: Arc::new(Destinations::new(Arc::default(), TrustDomain::default(), is_local)),
+        trust_domain: TrustDomain::default(),
+        trust_bundle: trust_bundle.clone(),
+        metrics: ControllerMetrics::default(),
+        drain: drain.clone(),
+        complaints: complaints.clone(),
+        streams: AtomicU64::new(1),
+        hello_timeout: HELLO_TIMEOUT,
+    };
+    let tls = crate::serving::ServerTls { credentials, trust_bundle };
+    tokio::spawn(crate::serving::serve(listener, tls, service, 10, Default::default(), drain));
+    let credentials = ca.issue("httpbin", "httpbin");
+    for _ in 0..14 {
+        let mut stranger = Sidecar::connect(address, &ca.bundle(), &credentials, hello("bank/vault")).await;
+        assert_eq!(stranger.end().await.code(), Code::PermissionDenied);
+    }
+    let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
+    assert_eq!(complaints.take_suppressed().unwrap().by_source, [(identity, 4)]);
 }
 
 const SERVICE_IP: &str = "destination/10.96.0.10:80";

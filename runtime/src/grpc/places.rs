@@ -39,6 +39,16 @@ pub(super) enum Full {
     Address,
 }
 
+impl Full {
+    /// A word for metrics.
+    pub(super) fn limit(&self) -> &'static str {
+        match self {
+            Self::All => "connections",
+            Self::Address => "address-connections",
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
@@ -48,7 +58,7 @@ struct Taken {
 impl ConnectionLimits {
     /// So many in all, and a quarter of them from one address. A pod has one or two connections, but a node's address may
     /// stand for all of its pods, of which there are rarely more than 250; so one client keeps nobody out, and a node full
-    /// of pods fits in four times over where the limit is the default of 10,000.
+    /// of pods fits in four times over where the limit is the CA's default of 4,000.
     pub fn of(all: usize) -> Self {
         Self { all, per_address: (all / 4).max(FEWEST_PER_ADDRESS).min(all) }
     }
@@ -66,6 +76,10 @@ impl Places {
             return Err(Full::All);
         }
         let from_there = taken.per_address.get(&address).copied().unwrap_or_default();
+        // Who has more than are left takes none of the last ones: a few addresses never keep all others out.
+        if from_there > self.limits.all - taken.all {
+            return Err(Full::All);
+        }
         if from_there >= self.limits.per_address {
             return Err(Full::Address);
         }
@@ -107,6 +121,19 @@ mod tests {
         assert_eq!(places.take(address("10.0.0.2")).unwrap_err(), Full::All);
         drop(first);
         let _third = places.take(one).unwrap();
+    }
+
+    #[test]
+    fn a_few_addresses_that_take_what_they_get_leave_places_to_newcomers() {
+        let places = Places::new(ConnectionLimits::of(1000));
+        let mut taken = Vec::new();
+        for number in 1..=6 {
+            let greedy = address(&format!("10.0.0.{number}"));
+            taken.extend((0..1000).map_while(|_| places.take(greedy).ok()));
+        }
+        for number in 1..=20 {
+            taken.push(places.take(address(&format!("10.0.1.{number}"))).unwrap());
+        }
     }
 
     #[test]

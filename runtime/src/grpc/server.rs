@@ -1,12 +1,14 @@
 //! The server's side: a stream of TLS connections that nothing a client does can end.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use socket2::{SockRef, TcpKeepalive};
@@ -20,8 +22,11 @@ use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use super::intake::{Intake, IntakeLimits, Meter, Metered, TooMuch};
 use super::places::{ConnectionLimits, Place, Places};
 use crate::backoff::Backoff;
+use crate::logging::{LogRate, LogThrottle};
+use crate::metrics::Metrics;
 
 /// How long a handshake may take, unless there is a reason for another limit.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,55 +39,190 @@ pub struct IncomingConnections(mpsc::Receiver<Connection>);
 /// One TLS connection from a client, its handshake done.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Metered>,
     peer: Peer,
+    refusals: Arc<Refusals>,
     /// Held while the connection lives.
     _place: Place,
 }
 
 /// Who is at the other end. Found in the extensions of each request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// Where the connection comes from.
     pub address: SocketAddr,
     /// The client's certificates, leaf first, as the server's verifier has accepted them; none if the client showed
     /// none.
     pub certificates: Arc<[CertificateDer<'static>]>,
+    /// What was read of it, where it has to prove itself by calls.
+    unproven: Option<Arc<Meter>>,
 }
 
-/// Accepts TLS connections for tonic's `serve_with_incoming`.
+/// How a server accepts TLS connections. [`ServerStream::start`] begins.
 ///
-/// Handshakes run side by side, each within `handshake_timeout` and with the configuration that `tls` holds when its
-/// connection comes. Beyond `limits`, handshakes included, a new one is closed at once, so that its client tries elsewhere
-/// or later. Running out of file descriptors pauses accepting for 50 ms to 1 s; a failed handshake
-/// concerns its connection only. Needs a tokio runtime.
+/// Handshakes run side by side, each within a deadline and with the TLS configuration that holds when its connection
+/// comes. Beyond the limits, handshakes included, a new connection is closed at once, so that its client tries elsewhere
+/// or later; so is one that sends more than [`IntakeLimits`] let it before its handshake is done. Running out of file
+/// descriptors pauses accepting for 50 ms to 1 s; a failed handshake concerns its connection only.
+#[derive(Debug)]
+pub struct ServerStream {
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    limits: ConnectionLimits,
+    handshake_timeout: Duration,
+    intake: IntakeLimits,
+    proven_by: ProvenBy,
+    refused: RefusedConnections,
+}
+
+/// Connections that were closed because a limit was reached, by limit. Clones share their counts.
+#[derive(Clone, Debug, Default)]
+pub struct RefusedConnections(Family<[(&'static str, &'static str); 1], Counter>);
+
+/// What ends a peer's state of having proven nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ProvenBy {
+    Handshake,
+    Calls,
+}
+
+/// Accepts TLS connections for tonic's `serve_with_incoming`: a [`ServerStream`] as it is. Needs a tokio runtime.
 pub fn server_stream(
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
     limits: ConnectionLimits,
     handshake_timeout: Duration,
 ) -> IncomingConnections {
-    let (sender, receiver) = mpsc::channel(16);
-    let acceptor = Acceptor { listener, tls, places: Places::new(limits), handshake_timeout, sender };
-    tokio::spawn(acceptor.run());
-    IncomingConnections(receiver)
+    ServerStream::new(listener, tls, limits, handshake_timeout).start()
+}
+
+impl ServerStream {
+    /// Within these limits; [`IntakeLimits`] are the default.
+    pub fn new(
+        listener: TcpListener,
+        tls: watch::Receiver<Arc<ServerConfig>>,
+        limits: ConnectionLimits,
+        handshake_timeout: Duration,
+    ) -> Self {
+        Self {
+            listener,
+            tls,
+            limits,
+            handshake_timeout,
+            intake: IntakeLimits::default(),
+            proven_by: ProvenBy::Handshake,
+            refused: RefusedConnections::default(),
+        }
+    }
+
+    /// Peers come without a certificate and prove themselves by calls: until [`Peer::has_proven`], all that is read of
+    /// them counts.
+    #[must_use]
+    pub fn proven_by_calls(self) -> Self {
+        Self { proven_by: ProvenBy::Calls, ..self }
+    }
+
+    /// With other limits of what is read of peers that have proven nothing.
+    #[must_use]
+    pub fn with_intake(self, intake: IntakeLimits) -> Self {
+        Self { intake, ..self }
+    }
+
+    /// Counts there what is refused.
+    #[must_use]
+    pub fn counted(self, refused: RefusedConnections) -> Self {
+        Self { refused, ..self }
+    }
+
+    /// Begins to accept. Needs a tokio runtime.
+    pub fn start(self) -> IncomingConnections {
+        let Self { listener, tls, limits, handshake_timeout, intake, proven_by, refused } = self;
+        let (sender, receiver) = mpsc::channel(16);
+        let acceptor = Acceptor {
+            listener,
+            tls,
+            places: Places::new(limits),
+            intake: Intake::new(intake),
+            handshake_timeout,
+            proven_by,
+            refusals: Arc::new(Refusals { counts: refused, lines: LogThrottle::new(LogRate::default()) }),
+            sender,
+        };
+        tokio::spawn(acceptor.run());
+        IncomingConnections(receiver)
+    }
+}
+
+impl RefusedConnections {
+    /// As `tidegate_grpc_connections_refused_total`.
+    pub fn register(metrics: &Metrics) -> Self {
+        let refused = Self::default();
+        metrics.registry(|registry| {
+            registry.register(
+                "tidegate_grpc_connections_refused",
+                "Connections that were closed because a limit was reached, by limit: connections or bytes of peers that \
+                 had proven nothing, of one connection, one address or all",
+                refused.0.clone(),
+            );
+        });
+        refused
+    }
+}
+
+impl Peer {
+    /// Says that a call has proven who the peer is: what was read of it so far counts no more.
+    pub fn has_proven(&self) {
+        if let Some(meter) = &self.unproven {
+            meter.release();
+        }
+    }
 }
 
 struct Acceptor {
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
     places: Places,
+    intake: Intake,
     handshake_timeout: Duration,
+    proven_by: ProvenBy,
+    refusals: Arc<Refusals>,
     sender: mpsc::Sender<Connection>,
+}
+
+/// Tells of connections that are closed at a limit.
+#[derive(Debug)]
+struct Refusals {
+    counts: RefusedConnections,
+    lines: LogThrottle<IpAddr>,
+}
+
+impl Refusals {
+    fn tell(&self, address: SocketAddr, limit: &'static str, reason: &dyn std::fmt::Display) {
+        self.counts.0.get_or_create(&[("limit", limit)]).inc();
+        if self.lines.admits(&address.ip().to_canonical(), Instant::now()) {
+            warn!(%address, limit, "connection closed: {reason}");
+        }
+    }
+
+    fn summarize(&self) {
+        if let Some(suppressed) = self.lines.take_suppressed() {
+            warn!(by_source = %suppressed, "more connections were closed at a limit");
+        }
+    }
 }
 
 impl Acceptor {
     async fn run(self) {
         let mut handshakes = JoinSet::new();
         let mut pause = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        let mut summary = tokio::time::interval(self.refusals.lines.window());
         loop {
             let accepted = tokio::select! {
                 () = self.sender.closed() => return,
+                _ = summary.tick() => {
+                    self.refusals.summarize();
+                    continue;
+                }
                 Some(_) = handshakes.join_next() => continue,
                 accepted = self.listener.accept() => accepted,
             };
@@ -93,7 +233,7 @@ impl Acceptor {
                         Ok(place) => {
                             handshakes.spawn(self.handshake(tcp, address, place));
                         }
-                        Err(full) => debug!(%address, "connection closed: {full}"),
+                        Err(full) => self.refusals.tell(address, full.limit(), &full),
                     }
                 }
                 Err(error) if concerns_one_connection(&error) => {
@@ -123,26 +263,40 @@ impl Acceptor {
         let acceptor = TlsAcceptor::from(self.tls.borrow().clone());
         let sender = self.sender.clone();
         let deadline = self.handshake_timeout;
+        let (meter, proven_by) = (self.intake.meter(address.ip()), self.proven_by);
+        let refusals = self.refusals.clone();
         async move {
             if let Err(error) = keep_alive(&tcp) {
                 debug!(%address, %error, "connection closed: socket options");
                 return;
             }
+            let tcp = Metered::new(tcp, meter.clone());
             let stream = match tokio::time::timeout(deadline, acceptor.accept(tcp)).await {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return debug!(%address, %error, "TLS handshake failed"),
+                Ok(Err(error)) => {
+                    return match TooMuch::of(&error) {
+                        Some(too_much) => refusals.tell(address, too_much.limit(), &too_much),
+                        None => debug!(%address, %error, "TLS handshake failed"),
+                    };
+                }
                 Err(_) => return debug!(%address, "TLS handshake took too long"),
             };
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            match proven_by {
+                ProvenBy::Handshake => meter.end(),
+                ProvenBy::Calls => meter.release(),
+            }
+            let unproven = (proven_by == ProvenBy::Calls).then_some(meter);
             let peer = Peer {
                 address,
+                unproven,
                 certificates: certificates
                     .iter()
                     .map(|certificate| certificate.clone().into_owned())
                     .collect(),
             };
             // Fails when the server has ended; then so has this connection.
-            let _ = sender.send(Connection { stream, peer, _place: place }).await;
+            let _ = sender.send(Connection { stream, peer, refusals, _place: place }).await;
         }
     }
 }
@@ -176,7 +330,13 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Poll::Ready(Err(error)) = &read
+            && let Some(too_much) = TooMuch::of(error)
+        {
+            self.refusals.tell(self.peer.address, too_much.limit(), &too_much);
+        }
+        read
     }
 }
 

@@ -14,6 +14,7 @@ use tokio_stream::StreamExt;
 use tonic::Code;
 
 use super::*;
+use crate::metrics::Metrics;
 use crate::test_ca::{Flaw, TestCa};
 use crate::test_pki::{Authority, DAY, bundle, identity};
 use crate::tls;
@@ -33,12 +34,21 @@ impl Server {
     }
 
     async fn with_limits(limits: ConnectionLimits, handshake_timeout: Duration) -> Self {
+        Self::accepting(limits, handshake_timeout, |stream| stream).await
+    }
+
+    async fn accepting(
+        limits: ConnectionLimits,
+        handshake_timeout: Duration,
+        configure: impl FnOnce(ServerStream) -> ServerStream,
+    ) -> Self {
         tls::install_provider();
         let root = Authority::root("root");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (tls, configs) = watch::channel(server_tls(&root));
-        let incoming = server_stream(listener, configs, limits, handshake_timeout);
+        let stream = ServerStream::new(listener, configs, limits, handshake_timeout);
+        let incoming = configure(stream).start();
         Self { root, address, tls, incoming }
     }
 
@@ -144,6 +154,54 @@ async fn one_address_with_all_that_it_may_have_keeps_no_other_out() {
     drop((greedy, first));
     let _again = server.connect(server.client("cart")).await.unwrap();
     drop(silent);
+}
+
+const INTAKE: IntakeLimits = IntakeLimits { per_connection: 8_000, per_address: 12_000, all: 100_000 };
+
+#[tokio::test]
+async fn a_handshake_that_sends_too_much_is_closed_and_counted_and_no_other() {
+    let metrics = Metrics::new();
+    let refused = RefusedConnections::register(&metrics);
+    let limits = ConnectionLimits::of(10);
+    let mut server =
+        Server::accepting(limits, LONG, |stream| stream.with_intake(INTAKE).counted(refused)).await;
+    // A ClientHello that says it has 64 KiB.
+    let mut endless = TcpStream::connect(server.address).await.unwrap();
+    let hello = [&[0x16, 3, 1, 0x3f, 0xff, 1, 0, 0xff, 0xff][..], &[0; 16_379]].concat();
+    let _ = endless.write_all(&hello).await;
+    closed(endless).await;
+    let _client = server.connect(server.client("cart")).await.unwrap();
+    server.next().await;
+    let page = metrics.encode();
+    let counted = "tidegate_grpc_connections_refused_total{limit=\"connection-bytes\"} 1";
+    assert!(page.contains(counted), "{page}");
+}
+
+#[tokio::test]
+async fn who_is_to_prove_itself_by_calls_is_counted_until_it_has() {
+    let metrics = Metrics::new();
+    let refused = RefusedConnections::register(&metrics);
+    let limits = ConnectionLimits::of(10);
+    let configure = |stream: ServerStream| stream.with_intake(INTAKE).proven_by_calls().counted(refused);
+    let mut server = Server::accepting(limits, LONG, configure).await;
+    let mut client = server.connect(server.client("cart")).await.unwrap();
+    let mut connection = server.next().await;
+    let mut bytes = [0; 6000];
+    for _ in 0..3 {
+        client.write_all(&bytes).await.unwrap();
+        connection.read_exact(&mut bytes).await.unwrap();
+        connection.peer().has_proven();
+    }
+    for expected in [true, false] {
+        client.write_all(&bytes).await.unwrap();
+        assert_eq!(connection.read_exact(&mut bytes).await.is_ok(), expected);
+    }
+    let counted = "tidegate_grpc_connections_refused_total{limit=\"connection-bytes\"} 1";
+    assert!(metrics.encode().contains(counted));
+    // What it has held is free again with its end.
+    drop((client, connection));
+    let _again = server.connect(server.client("cart")).await.unwrap();
+    server.next().await;
 }
 
 #[tokio::test]
