@@ -7,6 +7,7 @@ mod given;
 mod keeper;
 mod state;
 
+pub use crate::issuer::RequiredNames;
 pub use given::GivenFiles;
-pub use keeper::{Advance, Authority, AuthorityError, RootStatus, RotationStatus};
+pub use keeper::{Advance, Authority, AuthorityError, NewRoot, RootStatus, RotationStatus};
 pub use state::{AuthorityState, Farewell, NotAllowed, RotationTiming, StateError, Step, Vouched};

@@ -4,6 +4,9 @@
 //! the names it asks for against the identity that the caller has proved. Nothing of a request but its public key
 //! ever reaches a certificate.
 
+use std::borrow::Cow;
+
+use aws_lc_rs::signature::{self, EcdsaVerificationAlgorithm, UnparsedPublicKey};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
 use tidegate_core::{DnsName, Identity};
@@ -21,7 +24,16 @@ mod key;
 mod tests;
 
 /// The most bytes that a request may have, in PEM or DER. An RSA-8192 request has some 3 KiB.
-pub const MAX_CSR_BYTES: usize = 64 * 1024;
+pub const MAX_CSR_BYTES: usize = 16 * 1024;
+/// How a PEM block of a request begins in Java's keytool and other older programs (RFC 7468 §7), and its end.
+const OLD_LABELS: [(&str, &str); 2] = [
+    ("-----BEGIN NEW CERTIFICATE REQUEST-----", "-----BEGIN CERTIFICATE REQUEST-----"),
+    ("-----END NEW CERTIFICATE REQUEST-----", "-----END CERTIFICATE REQUEST-----"),
+];
+
+const ECDSA_SHA256: &str = "1.2.840.10045.4.3.2";
+const ECDSA_SHA384: &str = "1.2.840.10045.4.3.3";
+const ECDSA_SHA512: &str = "1.2.840.10045.4.3.4";
 
 /// A request whose form, key and signature are right. Its names are not yet judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +52,8 @@ pub enum CsrError {
     /// More than [`MAX_CSR_BYTES`].
     #[error("the CSR has {0} bytes, more than {MAX_CSR_BYTES}")]
     TooLong(usize),
-    /// No PEM block `CERTIFICATE REQUEST`.
-    #[error("the CSR is not one PEM block CERTIFICATE REQUEST")]
+    /// No PEM block `CERTIFICATE REQUEST` or `NEW CERTIFICATE REQUEST`.
+    #[error("the CSR is not one PEM block CERTIFICATE REQUEST or NEW CERTIFICATE REQUEST")]
     Pem,
     /// Not a DER-encoded PKCS#10 request.
     #[error("the CSR is not a DER-encoded PKCS#10 request")]
@@ -86,7 +98,8 @@ pub fn check_csr(input: &[u8]) -> Result<CheckedCsr, CsrError> {
     if matches!(input, [0x30, 0x80..=0xff, ..]) {
         return check_der(input);
     }
-    let mut blocks = CertificateSigningRequestDer::pem_slice_iter(input);
+    let input = with_new_labels(input);
+    let mut blocks = CertificateSigningRequestDer::pem_slice_iter(&input);
     let (Some(Ok(der)), None) = (blocks.next(), blocks.next()) else { return Err(CsrError::Pem) };
     check_der(&der)
 }
@@ -167,7 +180,7 @@ fn check_der(der: &[u8]) -> Result<CheckedCsr, CsrError> {
         .map(|name| name.as_str().map(ToOwned::to_owned))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| CsrError::Malformed("common name cannot be decoded"))?;
-    csr.verify_signature().map_err(|_| CsrError::Signature)?;
+    verify_signature(&csr, key).map_err(|()| CsrError::Signature)?;
     Ok(CheckedCsr { public_key: info.subject_pki.raw.to_vec(), key, common_names, names })
 }
 
@@ -178,10 +191,46 @@ fn check_signature_algorithm(csr: &X509CertificationRequest<'_>) -> Result<(), C
         "1.2.840.113549.1.1.12", // RSA with SHA-384
         "1.2.840.113549.1.1.13", // RSA with SHA-512
         "1.2.840.113549.1.1.10", // RSA-PSS; its hash is checked when it is verified
-        "1.2.840.10045.4.3.2",   // ECDSA with SHA-256
-        "1.2.840.10045.4.3.3",   // ECDSA with SHA-384
+        ECDSA_SHA256,
+        ECDSA_SHA384,
+        ECDSA_SHA512,
     ];
     if allowed.contains(&oid.as_str()) { Ok(()) } else { Err(CsrError::SignatureAlgorithm(oid)) }
+}
+
+/// By the key that the request is for: whoever sent it holds it.
+fn verify_signature(csr: &X509CertificationRequest<'_>, key: KeyKind) -> Result<(), ()> {
+    let Some(algorithm) = ecdsa(&csr.signature_algorithm.algorithm.to_id_string(), key) else {
+        return csr.verify_signature().map_err(|_| ());
+    };
+    let info = &csr.certification_request_info;
+    UnparsedPublicKey::new(algorithm, &info.subject_pki.subject_public_key.data)
+        .verify(info.raw, &csr.signature_value.data)
+        .map_err(|_| ())
+}
+
+/// Any hash goes with either curve; the library that reads requests knows not all of them.
+fn ecdsa(oid: &str, key: KeyKind) -> Option<&'static EcdsaVerificationAlgorithm> {
+    match (key, oid) {
+        (KeyKind::P256, ECDSA_SHA256) => Some(&signature::ECDSA_P256_SHA256_ASN1),
+        (KeyKind::P256, ECDSA_SHA384) => Some(&signature::ECDSA_P256_SHA384_ASN1),
+        (KeyKind::P256, ECDSA_SHA512) => Some(&signature::ECDSA_P256_SHA512_ASN1),
+        (KeyKind::P384, ECDSA_SHA256) => Some(&signature::ECDSA_P384_SHA256_ASN1),
+        (KeyKind::P384, ECDSA_SHA384) => Some(&signature::ECDSA_P384_SHA384_ASN1),
+        (KeyKind::P384, ECDSA_SHA512) => Some(&signature::ECDSA_P384_SHA512_ASN1),
+        _ => None,
+    }
+}
+
+/// The same PEM text under the labels of RFC 7468.
+fn with_new_labels(input: &[u8]) -> Cow<'_, [u8]> {
+    match str::from_utf8(input) {
+        Ok(text) if OLD_LABELS.iter().any(|(old, _)| text.contains(old)) => {
+            let renamed = OLD_LABELS.iter().fold(text.to_owned(), |text, (old, new)| text.replace(old, new));
+            Cow::Owned(renamed.into_bytes())
+        }
+        _ => Cow::Borrowed(input),
+    }
 }
 
 /// Refuses what asks for power; returns the names asked for. Whatever else is asked for is ignored.

@@ -10,10 +10,11 @@ use std::time::{Duration, SystemTime};
 use rcgen::{KeyPair, PublicKeyData};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use tidegate_core::{San, hex};
+use tidegate_core::{DnsName, Identity, San, TrustDomain, hex};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
+use crate::service_names::ServiceNames;
 use crate::x509::{self, Signer, Template, Usage, WriteError};
 
 #[cfg(test)]
@@ -40,10 +41,16 @@ struct Inner {
     subject: Vec<u8>,
     key_id: Vec<u8>,
     path_length: Option<u32>,
+    /// Whether a certificate of the chain limits what names may be signed (RFC 5280 §4.2.1.10).
+    is_constrained: bool,
     not_before: SystemTime,
     not_after: SystemTime,
     root_not_after: SystemTime,
 }
+
+/// Names that an authority must be able to sign, whose each: what it is given for. One of each kind stands for all.
+#[derive(Debug, Clone, Default)]
+pub struct RequiredNames(Vec<(String, Vec<San>)>);
 
 /// Everything that is wrong with a certificate authority that was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +63,24 @@ impl fmt::Display for IssuerProblems {
 }
 
 impl std::error::Error for IssuerProblems {}
+
+impl RequiredNames {
+    /// A workload's in both spellings, the authority's own, and those of each workload that serves under more.
+    pub fn new(trust_domain: &TrustDomain, serving_names: &[San], granted: &ServiceNames) -> Self {
+        // A service account that every namespace has.
+        let workload = Identity::new(trust_domain.clone(), "default", "default").ok();
+        let workload = workload.map(|identity| {
+            let dns = DnsName::parse(&identity.dns_name()).map(San::Dns);
+            let sans = dns.into_iter().chain([San::Uri(identity.spiffe_uri().into())]).collect();
+            ("a workload".to_owned(), sans)
+        });
+        let own = ("its own service".to_owned(), serving_names.to_vec());
+        let granted = granted.all().map(|((namespace, account), names)| {
+            (format!("{namespace}/{account}"), names.iter().cloned().map(San::Dns).collect())
+        });
+        Self(workload.into_iter().chain([own]).chain(granted).collect())
+    }
+}
 
 impl Issuer {
     /// Makes a self-signed root: ECDSA P-256, 10 years.
@@ -151,7 +176,8 @@ impl Issuer {
         self.0.chain == other.0.chain && self.0.key.der_bytes() == other.0.key.der_bytes()
     }
 
-    /// Signs a leaf for a public key (DER of its SubjectPublicKeyInfo).
+    /// Signs a leaf for a public key (DER of its SubjectPublicKeyInfo). [`WriteError::Names`] where no verifier would
+    /// accept it because of its names.
     pub(crate) fn sign_leaf(
         &self,
         public_key: &[u8],
@@ -160,7 +186,7 @@ impl Issuer {
         not_before: SystemTime,
         not_after: SystemTime,
     ) -> Result<CertificateDer<'static>, WriteError> {
-        x509::sign(
+        let leaf = x509::sign(
             &Template {
                 subject: &x509::name(None),
                 public_key,
@@ -169,7 +195,32 @@ impl Issuer {
                 usage: Usage::Leaf { sans, key_encipherment },
             },
             &self.signer(),
-        )
+        )?;
+        if self.0.is_constrained {
+            let at = not_before.max(self.0.not_before).duration_since(SystemTime::UNIX_EPOCH);
+            let at = UnixTime::since_unix_epoch(at.map_err(|_| WriteError::Date)?);
+            verify(&leaf, self.intermediates(), self.root(), at).map_err(|error| WriteError::Names {
+                names: sans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                reason: error.to_string(),
+            })?;
+        }
+        Ok(leaf)
+    }
+
+    /// Tries whether it may sign a leaf of each of these sets of names; what is wrong otherwise.
+    pub(crate) fn check_names(&self, names: &RequiredNames, now: SystemTime) -> Result<(), IssuerProblems> {
+        if !self.0.is_constrained {
+            return Ok(());
+        }
+        let key = KeyPair::generate().map_err(|error| IssuerProblems(vec![error.to_string()]))?;
+        let try_one =
+            |sans: &[San]| self.sign_leaf(&key.subject_public_key_info(), sans, false, now, self.0.not_after);
+        let failed = names
+            .0
+            .iter()
+            .filter_map(|(whose, sans)| try_one(sans).err().map(|error| format!("for {whose}: {error}")));
+        let problems: Vec<_> = failed.collect();
+        if problems.is_empty() { Ok(()) } else { Err(IssuerProblems(problems)) }
     }
 
     /// A certificate of `other`'s name and key, signed by this issuer: whoever trusts only this issuer's root can
@@ -225,6 +276,7 @@ impl Issuer {
         let epoch = SystemTime::UNIX_EPOCH;
         let not_before = facts.iter().map(|facts| facts.not_before).max().unwrap_or(epoch);
         let not_after = facts.iter().map(|facts| facts.not_after).min().unwrap_or(epoch);
+        let is_constrained = facts.iter().any(|facts| facts.is_constrained);
         let root_not_after = facts.last().map_or(epoch, |root| root.not_after);
         let (subject, key_id, path_length) = match facts.into_iter().next() {
             Some(first) => (first.subject, first.key_id, first.path_length),
@@ -236,22 +288,22 @@ impl Issuer {
             subject,
             key_id,
             path_length,
+            is_constrained,
             not_before,
             not_after,
             root_not_after,
         }))
     }
 
-    /// Signs a leaf for nobody and verifies it as peers will: path length, name constraints, usages and
-    /// signatures of the chain all have their say.
+    /// Signs a leaf for nobody and verifies it as peers will: path length, usages and signatures of the chain all have
+    /// their say. What names it may sign is another question: [`Issuer::check_names`].
     fn probe(&self, now: SystemTime) -> Result<(), String> {
         let failed =
             |error: &dyn fmt::Display| format!("a certificate that it signs does not verify: {error}");
         let key = KeyPair::generate().map_err(|e| failed(&e))?;
-        let sans = [San::Uri("spiffe://cluster.local/ns/probe/sa/probe".into())];
         let end = (now + Duration::from_secs(60)).min(self.0.not_after);
         let leaf = self
-            .sign_leaf(&key.subject_public_key_info(), &sans, false, now - Duration::from_secs(1), end)
+            .sign_leaf(&key.subject_public_key_info(), &[], false, now - Duration::from_secs(1), end)
             .map_err(|e| failed(&e))?;
         let unix = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|e| failed(&e))?;
         verify(&leaf, self.intermediates(), self.root(), UnixTime::since_unix_epoch(unix))
@@ -273,6 +325,7 @@ struct Facts {
     key_id: Vec<u8>,
     is_ca: bool,
     path_length: Option<u32>,
+    is_constrained: bool,
     signs_certificates: bool,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -284,6 +337,7 @@ impl Facts {
         let (_, certificate) = X509Certificate::from_der(der).map_err(|e| e.to_string())?;
         let public_key = certificate.public_key().subject_public_key.data.to_vec();
         let constraints = certificate.basic_constraints().map_err(|e| e.to_string())?;
+        let name_constraints = certificate.name_constraints().map_err(|e| e.to_string())?;
         let usage = certificate.key_usage().map_err(|e| e.to_string())?;
         let key_id = certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
             x509_parser::extensions::ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
@@ -296,6 +350,7 @@ impl Facts {
             public_key,
             is_ca: constraints.as_ref().is_some_and(|constraints| constraints.value.ca),
             path_length: constraints.and_then(|constraints| constraints.value.path_len_constraint),
+            is_constrained: name_constraints.is_some(),
             signs_certificates: usage.is_none_or(|usage| usage.value.key_cert_sign()),
             not_before: peer.not_before,
             not_after: peer.not_after,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::San;
+use tidegate_core::{San, TrustDomain};
 use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
 use tidegate_runtime::grpc::{ConnectionLimits, HANDSHAKE_TIMEOUT, server_stream};
@@ -19,13 +19,14 @@ use tracing::{error, info};
 
 use crate::authenticate::Authenticator;
 use crate::authority::{
-    Advance, Authority, AuthorityError, GivenFiles, NotAllowed, RotationStatus, RotationTiming,
+    Advance, Authority, AuthorityError, GivenFiles, NewRoot, NotAllowed, RequiredNames, RotationStatus,
+    RotationTiming,
 };
 use crate::ingress_gateway::{GatewayStatus, IngressGateway, IngressGatewaySettings};
 use crate::rate_limit::{RateLimit, RateLimiter};
 use crate::rules::IssuingRules;
 use crate::service::{CertificateService, MAX_MESSAGE_BYTES};
-use crate::service_names::ServiceNames;
+use crate::service_names::{ReservedNames, ServiceNames};
 use crate::serving::{ServingCertificate, ServingError};
 use crate::store::{BundlePublisher, RootStore, SecretStore};
 use crate::telemetry::Telemetry;
@@ -51,6 +52,10 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Names that the service's own certificate holds: what clients call it by.
     pub serving_names: Vec<San>,
+    /// Where identities end.
+    pub trust_domain: TrustDomain,
+    /// Whether a root may be made where none is stored.
+    pub new_root: NewRoot,
     /// How long certificates live.
     pub rules: IssuingRules,
     /// Names of Services that certain workloads serve under.
@@ -173,7 +178,10 @@ impl CertManager {
         } = dependencies;
         let telemetry = Telemetry::register(&metrics);
         let timing = RotationTiming { propagation: config.propagation, max_life: config.rules.max_life };
-        let authority = Authority::open(root_store, given, publishers, timing).await?;
+        let reserved_names = ReservedNames::new(&config.serving_names, &config.service_names);
+        let names = RequiredNames::new(&config.trust_domain, &config.serving_names, &config.service_names);
+        let authority =
+            Authority::open(root_store, given, publishers, timing, names, config.new_root).await?;
         let serving = ServingCertificate::new(
             config.serving_names.clone(),
             config.rules,
@@ -200,6 +208,7 @@ impl CertManager {
             rules: config.rules,
             workload_life: workload_life.clone(),
             service_names: config.service_names,
+            reserved_names,
             limiter: RateLimiter::new(config.rate_limit),
             telemetry: telemetry.clone(),
         };

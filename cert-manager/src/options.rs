@@ -17,7 +17,7 @@ use tidegate_runtime::readiness::Readiness;
 use tokio::sync::watch;
 
 use crate::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
-use crate::authority::GivenFiles;
+use crate::authority::{GivenFiles, NewRoot};
 use crate::ingress_gateway::{IngressGatewaySettings, SettingsInput};
 use crate::kubernetes::{Background, Parts, Place};
 use crate::manager::{CONNECTION_AGE, Config, Dependencies, GatewayDependencies};
@@ -51,6 +51,11 @@ pub struct Options {
     /// Folder that keeps the root and its key; made on the first start
     #[arg(long, env = "TIDEGATE_CA_STORE_DIR", value_name = "DIR", default_value = "/var/lib/tidegate/ca")]
     pub store_dir: PathBuf,
+
+    /// Make a new root although a trust bundle is there that says there was one: its store is gone for good. Everything that
+    /// trusts just the old root has to be started anew. Changes nothing where a root is stored
+    #[arg(long, env = "TIDEGATE_CA_NEW_ROOT")]
+    pub new_root: bool,
 
     /// File that the trust bundle is published to (PEM of every trusted root)
     #[arg(long, env = "TIDEGATE_CA_BUNDLE_FILE", value_name = "FILE")]
@@ -333,6 +338,8 @@ impl Options {
             listen: self.listen,
             admin: Some(self.admin_address),
             serving_names: self.serving_names(),
+            trust_domain: self.common.trust.trust_domain.clone(),
+            new_root: if self.new_root { NewRoot::Wanted } else { NewRoot::WhereNoneWas },
             rules: IssuingRules {
                 default_life: self.lives.default_lifetime,
                 max_life: self.lives.max_lifetime,

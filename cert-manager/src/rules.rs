@@ -10,6 +10,7 @@ use tidegate_core::{DnsName, Identity, San};
 
 use crate::csr::{CheckedCsr, CsrError, KeyKind};
 use crate::issuer::Issuer;
+use crate::service_names::ReservedName;
 use crate::x509::WriteError;
 
 #[cfg(test)]
@@ -60,7 +61,10 @@ pub enum Refusal {
     /// The caller's identity has no DNS spelling.
     #[error("identity {0} is no DNS name; shorten the namespace or service account")]
     Identity(String),
-    /// Our own fault.
+    /// The caller's name is one that somebody else serves under.
+    #[error(transparent)]
+    ReservedName(#[from] ReservedName),
+    /// Our own fault, or the user's, who has given an authority that may not sign these names.
     #[error("the certificate could not be written: {0}")]
     Write(#[from] WriteError),
     /// Our own fault too: what was written does not read back.
@@ -140,8 +144,10 @@ impl Refusal {
             Self::Csr(CsrError::ForeignName { .. } | CsrError::RepeatedName(_)) => "name",
             Self::Csr(CsrError::Key(_)) => "key",
             Self::Csr(_) | Self::NegativeLife(_) => "request",
-            Self::IssuerEnds(_) | Self::IssuerNotYetValid(_) => "issuer",
-            Self::Identity(_) => "identity",
+            Self::IssuerEnds(_) | Self::IssuerNotYetValid(_) | Self::Write(WriteError::Names { .. }) => {
+                "issuer"
+            }
+            Self::Identity(_) | Self::ReservedName(_) => "identity",
             Self::Write(_) | Self::ReadBack(_) => "internal",
         }
     }

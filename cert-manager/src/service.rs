@@ -18,8 +18,9 @@ use crate::csr::check_csr;
 use crate::issuer::pem;
 use crate::rate_limit::RateLimiter;
 use crate::rules::{Issued, IssuingRules, Refusal};
-use crate::service_names::ServiceNames;
+use crate::service_names::{ReservedNames, ServiceNames};
 use crate::telemetry::Telemetry;
+use crate::x509::WriteError;
 
 /// The most bytes that a request message may have.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 256 * 1024;
@@ -32,6 +33,7 @@ pub(crate) struct CertificateService {
     /// How long MeshConfig wants workloads' certificates to live, if it says so.
     pub(crate) workload_life: watch::Receiver<Option<Duration>>,
     pub(crate) service_names: ServiceNames,
+    pub(crate) reserved_names: ReservedNames,
     pub(crate) limiter: RateLimiter<Identity>,
     pub(crate) telemetry: Arc<Telemetry>,
 }
@@ -88,6 +90,7 @@ impl CertificateService {
         request: &IstioCertificateRequest,
         state: &AuthorityState,
     ) -> Result<Issued, Refusal> {
+        self.reserved_names.check(&caller.identity)?;
         let csr = check_csr(request.csr.as_bytes())?;
         let now = SystemTime::now();
         let service_names = self.service_names.of(&caller.identity);
@@ -124,7 +127,10 @@ fn status_of_refusal(refusal: &Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
         Refusal::Csr(_) | Refusal::NegativeLife(_) | Refusal::Identity(_) => Status::invalid_argument(text),
-        Refusal::IssuerEnds(_) | Refusal::IssuerNotYetValid(_) => Status::failed_precondition(text),
+        Refusal::ReservedName(_) => Status::permission_denied(text),
+        Refusal::IssuerEnds(_) | Refusal::IssuerNotYetValid(_) | Refusal::Write(WriteError::Names { .. }) => {
+            Status::failed_precondition(text)
+        }
         Refusal::Write(_) | Refusal::ReadBack(_) => Status::internal(text),
     }
 }

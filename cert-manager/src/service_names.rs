@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use tidegate_core::{DnsName, Identity, TrustDomain};
+use tidegate_core::{DnsName, Identity, San, TrustDomain};
 
 /// More names than any workload of ours serves under.
 const MAX_NAMES: usize = 20;
@@ -21,6 +21,71 @@ pub struct ServiceNameGrant {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceNames(BTreeMap<(String, String), Vec<DnsName>>);
 
+/// DNS names that belong to somebody: the certificate authority's own, and those that are granted. No other workload
+/// may be called so. A service account may have dots in its name, so `tidegate-cert-manager.tidegate-system` in a
+/// namespace `svc` would be named as the authority's Service is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReservedNames(BTreeMap<DnsName, NameHolder>);
+
+/// Whose a reserved name is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum NameHolder {
+    Authority,
+    /// Namespace and service account.
+    Workload(String, String),
+}
+
+/// A workload's own name is somebody else's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{identity} is called {name}, a name that {holder} serves under: rename the service account or its namespace"
+)]
+pub struct ReservedName {
+    /// Whose certificate was asked for.
+    identity: String,
+    /// Its DNS spelling.
+    name: String,
+    /// Who serves under it.
+    holder: String,
+}
+
+impl ReservedNames {
+    /// The names of the authority's own certificate, and all that are granted.
+    pub fn new(serving_names: &[San], granted: &ServiceNames) -> Self {
+        let mut all = BTreeMap::new();
+        for ((namespace, account), names) in &granted.0 {
+            let holder = NameHolder::Workload(namespace.clone(), account.clone());
+            all.extend(names.iter().map(|name| (name.clone(), holder.clone())));
+        }
+        let own = serving_names.iter().filter_map(|name| match name {
+            San::Dns(name) => Some((name.clone(), NameHolder::Authority)),
+            _ => None,
+        });
+        all.extend(own);
+        Self(all)
+    }
+
+    /// Whether a workload may be called what its identity calls it.
+    pub fn check(&self, identity: &Identity) -> Result<(), ReservedName> {
+        let name = identity.dns_name();
+        // A client that looks a name up within a cluster's domain may demand the whole of it.
+        let short = name.strip_suffix(&format!(".{}", identity.trust_domain()));
+        let find = |text: &str| DnsName::parse(text).ok().and_then(|name| self.0.get(&name));
+        let holder = match find(&name).or_else(|| short.and_then(find)) {
+            None => return Ok(()),
+            Some(NameHolder::Workload(namespace, account))
+                if (namespace.as_str(), account.as_str())
+                    == (identity.namespace(), identity.service_account()) =>
+            {
+                return Ok(());
+            }
+            Some(NameHolder::Workload(namespace, account)) => format!("{namespace}/{account}"),
+            Some(NameHolder::Authority) => "the certificate authority".to_owned(),
+        };
+        Err(ReservedName { identity: identity.to_string(), name, holder })
+    }
+}
+
 impl ServiceNames {
     /// Grants to one workload add up.
     pub fn new(grants: impl IntoIterator<Item = ServiceNameGrant>) -> Self {
@@ -34,6 +99,11 @@ impl ServiceNames {
             }
         }
         Self(all)
+    }
+
+    /// Every workload that has names besides its own, and those names.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&(String, String), &[DnsName])> {
+        self.0.iter().map(|(workload, names)| (workload, names.as_slice()))
     }
 
     /// The names that this workload's certificate holds besides its own.
@@ -77,6 +147,42 @@ mod tests {
         assert_eq!(of("x", "y"), ["c", "d"]);
         assert!(of("tidegate-system", "other").is_empty());
         assert!(of("other", "tidegate-injector").is_empty());
+    }
+
+    #[test]
+    fn nobody_is_called_what_somebody_else_serves_under() {
+        let granted = ServiceNames::new([
+            "tidegate-system/tidegate-injector=tidegate-injector.tidegate-system.svc".parse().unwrap(),
+            "shop/cart.shop=cart.shop.shop.cluster.local".parse().unwrap(),
+        ]);
+        let own = ["tidegate-cert-manager.tidegate-system.svc", "ca.example.cluster.local", "localhost"];
+        let own = own.map(|name| San::Dns(DnsName::parse(name).unwrap()));
+        let reserved = ReservedNames::new(&own, &granted);
+        let check = |namespace: &str, account: &str| {
+            let identity = Identity::new(TrustDomain::default(), namespace, account).unwrap();
+            reserved.check(&identity).map_err(|refused| refused.to_string())
+        };
+        let refused = [
+            ("svc", "tidegate-cert-manager.tidegate-system", "the certificate authority"),
+            ("example", "ca", "the certificate authority"),
+            ("svc", "tidegate-injector.tidegate-system", "tidegate-system/tidegate-injector"),
+        ];
+        for (namespace, account, holder) in refused {
+            let reason = check(namespace, account).unwrap_err();
+            let name =
+                format!("is called {account}.{namespace}.cluster.local, a name that {holder} serves under");
+            assert!(reason.contains(&name), "{reason}");
+        }
+        for (namespace, account) in [
+            // The holder itself, whose own name was granted to it.
+            ("shop", "cart.shop"),
+            ("tidegate-system", "tidegate-cert-manager"),
+            ("tidegate-system", "tidegate-injector"),
+            ("svc", "other"),
+            ("svc", "tidegate-cert-manager.tidegate-system.x"),
+        ] {
+            assert_eq!(check(namespace, account), Ok(()));
+        }
     }
 
     #[test]

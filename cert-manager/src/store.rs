@@ -38,6 +38,19 @@ pub enum StoreError {
         /// What it said.
         source: io::Error,
     },
+    /// There was something, and it cannot be read any more.
+    #[error(
+        "{place} held something before that cannot be read: {found}; restore it, or move the folder away"
+    )]
+    Lost {
+        /// The folder.
+        place: String,
+        /// What is there of it.
+        found: String,
+    },
+    /// A private key that this store has not written stands in the way.
+    #[error("{0} is a key that was not written here, and is never replaced: move it away")]
+    ForeignKey(String),
     /// A name that would leave the store's folder.
     #[error("{0:?} is not a name that a Kubernetes object can have")]
     Name(String),
@@ -64,6 +77,9 @@ const NAMED: usize = 10;
 /// Keeps the certificate authority: keys, certificates and the step of a rotation.
 #[tonic::async_trait]
 pub trait RootStore: Send + Sync + 'static {
+    /// Where it is, for messages: `folder /var/lib/tidegate/ca`.
+    fn place(&self) -> String;
+
     /// What is there, if anything.
     async fn load(&self) -> Result<Option<Stored>, StoreError>;
 
@@ -81,6 +97,19 @@ pub trait BundlePublisher: Send + Sync + 'static {
     /// Makes sure that exactly this PEM text is published. Called about each second, so it also puts back what
     /// somebody else has changed; it should be cheap when nothing has to be done.
     async fn publish(&self, pem: &str) -> Result<(), StoreError>;
+
+    /// What is published already, whoever did it, and where; `None` where nothing is. Only asked where no authority is
+    /// stored: a bundle says that there was one.
+    async fn published(&self) -> Result<Option<PublishedBundle>, StoreError>;
+}
+
+/// A trust bundle that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedBundle {
+    /// Where: a file's path, or a ConfigMap's namespace and name.
+    pub place: String,
+    /// Its PEM text.
+    pub pem: String,
 }
 
 /// Holds Secrets for the ingress controller: its certificate (`kubernetes.io/tls`), and the roots alone.

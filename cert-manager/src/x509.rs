@@ -64,6 +64,14 @@ pub enum WriteError {
     /// The crypto library refused to sign.
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),
+    /// The name constraints of the authority's chain do not let it sign these names: nobody would accept them.
+    #[error("the certificate authority may not sign {names}: {reason}")]
+    Names {
+        /// What the certificate was to be for.
+        names: String,
+        /// What a verifier says.
+        reason: String,
+    },
     /// A date before 1950 or after 9999.
     #[error("a date that no certificate can hold")]
     Date,
@@ -212,9 +220,11 @@ fn write_extensions(writer: &mut DERWriterSeq<'_>, template: &Template<'_>, auth
                     }
                 });
             });
-            extension(writer, &[2, 5, 29, 17], false, |writer| {
-                writer.write_sequence(|writer| sans.iter().for_each(|san| write_san(writer, san)));
-            });
+            if !sans.is_empty() {
+                extension(writer, &[2, 5, 29, 17], false, |writer| {
+                    writer.write_sequence(|writer| sans.iter().for_each(|san| write_san(writer, san)));
+                });
+            }
         }
         Usage::Ca { path_length } => {
             extension(writer, &[2, 5, 29, 19], true, |writer| {

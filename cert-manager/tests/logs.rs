@@ -11,7 +11,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::ServerName;
 use tidegate_cert_manager::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
-use tidegate_cert_manager::authority::Vouched;
+use tidegate_cert_manager::authority::{NewRoot, Vouched};
 use tidegate_cert_manager::ingress_gateway::{GatewayStatus, IngressGatewaySettings, SettingsInput};
 use tidegate_cert_manager::manager::CONNECTION_AGE;
 use tidegate_cert_manager::rate_limit::RateLimit;
@@ -104,6 +104,8 @@ async fn start(dir: &Path) -> CertManagerHandle {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: None,
         serving_names: vec![San::Dns(DnsName::parse("ca.example").unwrap())],
+        trust_domain: TrustDomain::default(),
+        new_root: NewRoot::default(),
         rules: IssuingRules::default(),
         service_names: ServiceNames::default(),
         propagation: Duration::ZERO,

@@ -18,6 +18,7 @@ use anyhow::Context;
 use clap::Args;
 use rustls_pki_types::ServerName;
 use tidegate_cert_manager::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
+use tidegate_cert_manager::authority::NewRoot;
 use tidegate_cert_manager::manager::CONNECTION_AGE;
 use tidegate_cert_manager::rate_limit::RateLimit;
 use tidegate_cert_manager::rules::IssuingRules;
@@ -65,6 +66,10 @@ pub struct StandaloneOptions {
     /// Where the CA's root, the trust bundle, tokens and the ingress controller's Secret are kept.
     #[arg(long, env = "TIDEGATE_STATE_DIR", value_name = "DIR", default_value = ".tidegate")]
     pub state_dir: PathBuf,
+    /// Make a new root although the state folder's trust bundle says that there was one, which is gone for good. Changes
+    /// nothing where there is a root.
+    #[arg(long, env = "TIDEGATE_CA_NEW_ROOT")]
+    pub new_root: bool,
     /// Admin address of the controller, which `tidegate policy` and `tidegate explain` ask.
     #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     pub admin_address: SocketAddr,
@@ -163,6 +168,7 @@ impl StandaloneOptions {
         Self {
             folder: folder.to_owned(),
             state_dir: state_dir.to_owned(),
+            new_root: false,
             admin_address: free,
             ca_admin_address: free,
             trust: TrustDomainOptions::default(),
@@ -412,6 +418,8 @@ async fn start_ca(
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         admin: Some(options.ca_admin_address),
         serving_names: vec![San::Dns(DnsName::parse(CA_NAME)?)],
+        trust_domain: options.trust.trust_domain.clone(),
+        new_root: if options.new_root { NewRoot::Wanted } else { NewRoot::WhereNoneWas },
         rules: IssuingRules {
             default_life: options.certificate_lifetime,
             max_life: rules.max_life.max(options.certificate_lifetime),

@@ -318,3 +318,30 @@ fn a_mesh_lives_on_through_many_lives_of_its_tokens_and_certificates() {
     let status = wait::until("it ends", SOON, || mesh.process.exited());
     assert!(status.success(), "{status}");
 }
+
+#[test]
+fn a_copied_state_folder_is_the_same_mesh_and_one_that_has_lost_its_root_does_not_start() {
+    let mut mesh = Standalone::start();
+    let root = mesh.root();
+    mesh.process.kill();
+    // No link is left.
+    let copy = "cp -rL state copy && rm -r state && mv copy state";
+    let copied = Command::new("sh").args(["-c", copy]).current_dir(mesh.folder.path()).status();
+    assert!(copied.unwrap().success());
+    mesh.process.start_ready();
+    assert_eq!(mesh.root(), root);
+    mesh.process.kill();
+    fs::remove_dir_all(mesh.folder.path().join("state/ca")).unwrap();
+    mesh.process.start();
+    let status = wait::until("it ends", SOON, || mesh.process.exited());
+    assert!(!status.success(), "{status}");
+    let log = mesh.process.log();
+    for part in [
+        "state/ca holds no certificate authority",
+        "state/trust-bundle.pem holds the trust bundle",
+        "--new-root",
+    ] {
+        assert!(log.contains(part), "{part} in {log}");
+    }
+    assert!(!mesh.folder.path().join("state/ca").exists());
+}

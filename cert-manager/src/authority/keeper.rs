@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
-use tidegate_runtime::drain;
 use tidegate_runtime::trust_bundle::{TrustBundle, TrustBundleError, fingerprint};
+use tidegate_runtime::{drain, tls};
 use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 
 use super::given::GivenFiles;
 use super::state::{AuthorityState, Farewell, Found, NotAllowed, RotationTiming, StateError, Step, Vouched};
-use crate::issuer::{Issuer, IssuerProblems};
+use crate::issuer::{Issuer, IssuerProblems, RequiredNames};
 use crate::store::{BundlePublisher, RootStore, StoreError, Stored, Unreached, enumerate};
 use crate::x509::WriteError;
 
@@ -33,6 +33,8 @@ struct Shared {
     given: Option<GivenFiles>,
     publishers: Vec<Arc<dyn BundlePublisher>>,
     timing: RotationTiming,
+    /// What a given authority must be able to sign.
+    names: RequiredNames,
     state: watch::Sender<Arc<AuthorityState>>,
     bundle: watch::Sender<Arc<TrustBundle>>,
     /// Revision of the state in force. Held while the state is changed, so that changes come one after the other.
@@ -64,6 +66,20 @@ pub enum AuthorityError {
     /// What the user has given is no authority.
     #[error(transparent)]
     Given(#[from] IssuerProblems),
+    /// No authority is stored, but everybody trusts one: a new root in its place would be trusted by nobody.
+    #[error(
+        "{store} holds no certificate authority, but {bundle} holds the trust bundle of one (root {roots}): put the store \
+         back. Only if it is gone for good, start once with --new-root: then a new root is made, and what trusts just the \
+         old one has to be started anew"
+    )]
+    RootGone {
+        /// The store's place.
+        store: String,
+        /// Where the bundle is.
+        bundle: String,
+        /// Fingerprints of its roots.
+        roots: String,
+    },
     /// A root could not be made.
     #[error("a root certificate could not be made: {0}")]
     Create(#[from] WriteError),
@@ -87,6 +103,16 @@ impl From<Vouched> for Advance {
     fn from(vouched: Vouched) -> Self {
         Self { vouched, ..Self::default() }
     }
+}
+
+/// Whether a root may be made where none is stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NewRoot {
+    /// Only where there never was one.
+    #[default]
+    WhereNoneWas,
+    /// Also where a trust bundle says that there was one: somebody has said so.
+    Wanted,
 }
 
 /// Where a rotation is, for `GET /rotation`.
@@ -136,26 +162,23 @@ pub struct RootStatus {
 }
 
 impl Authority {
-    /// Loads the authority from the store; where there is none, puts the given one there or makes a root. Publishes
-    /// the bundle once before it returns.
+    /// Loads the authority from the store; where there is none, puts the given one there or makes a root, if it may.
+    /// Publishes the bundle once before it returns.
     pub async fn open(
         store: Arc<dyn RootStore>,
         given: Option<GivenFiles>,
         publishers: Vec<Arc<dyn BundlePublisher>>,
         timing: RotationTiming,
+        names: RequiredNames,
+        new_root: NewRoot,
     ) -> Result<Self, AuthorityError> {
         let now = SystemTime::now();
         let stored = match store.load().await? {
             Some(stored) => stored,
-            None => {
-                let issuer = match &given {
-                    Some(files) => files.read(now)?,
-                    None => Issuer::create_root(now)?,
-                };
-                store.create_if_absent(AuthorityState::steady(issuer, now).to_entries()).await?
-            }
+            None => first(&*store, given.as_ref(), &publishers, &names, new_root, now).await?,
         };
         let found = Found::read(&stored.entries, now)?;
+        found.check_names(&names, now)?;
         let state = match (found.state, &found.given) {
             // What was given beside it is looked at by the first refresh.
             (Some(state), _) => state,
@@ -172,6 +195,7 @@ impl Authority {
             given,
             publishers,
             timing,
+            names,
             state: watch::channel(Arc::new(state)).0,
             bundle: watch::channel(Arc::new(bundle)).0,
             revision: tokio::sync::Mutex::new(revision),
@@ -361,6 +385,7 @@ impl Authority {
         let found = Found::read(&stored.entries, now).map_err(|error| {
             format!("the stored certificate authority was changed and cannot be used: {error}")
         })?;
+        found.check_names(&self.0.names, now).map_err(|error| error.to_string())?;
         *revision = stored.revision;
         let is_replaced = found.state.is_none();
         if let Some(state) = found.state
@@ -389,7 +414,10 @@ impl Authority {
         let given = tokio::task::spawn_blocking(move || files.read(now)).await.map_err(|e| e.to_string())?;
         let given = given.map_err(|problems| problems.to_string())?;
         match self.current().succeeded_by(&given, now).map_err(|error| error.to_string())? {
-            Some(next) => self.save(revision, next).await.map_err(|error| error.to_string()),
+            Some(next) => {
+                given.check_names(&self.0.names, now).map_err(|problems| problems.to_string())?;
+                self.save(revision, next).await.map_err(|error| error.to_string())
+            }
             None => Ok(()),
         }
     }
@@ -444,6 +472,58 @@ impl Authority {
             true
         });
     }
+}
+
+/// The first authority of a store that holds none.
+async fn first(
+    store: &dyn RootStore,
+    given: Option<&GivenFiles>,
+    publishers: &[Arc<dyn BundlePublisher>],
+    names: &RequiredNames,
+    new_root: NewRoot,
+    now: SystemTime,
+) -> Result<Stored, AuthorityError> {
+    let issuer = match given {
+        Some(files) => {
+            let issuer = files.read(now)?;
+            issuer.check_names(names, now)?;
+            issuer
+        }
+        None => {
+            if new_root == NewRoot::WhereNoneWas
+                && let Some((bundle, roots)) = published_roots(publishers).await?
+            {
+                // Another process may have made the root, and published it, since the store was read.
+                let Some(stored) = store.load().await? else {
+                    return Err(AuthorityError::RootGone { store: store.place(), bundle, roots });
+                };
+                return Ok(stored);
+            }
+            Issuer::create_root(now)?
+        }
+    };
+    let root = fingerprint(issuer.root());
+    let entries = AuthorityState::steady(issuer, now).to_entries();
+    let stored = store.create_if_absent(entries.clone()).await?;
+    if stored.entries == entries {
+        info!(%root, place = store.place(), given = given.is_some(), "certificate authority stored for the first time");
+    }
+    Ok(stored)
+}
+
+/// Where a bundle is published already, and the roots that it holds; nothing where it holds none.
+async fn published_roots(
+    publishers: &[Arc<dyn BundlePublisher>],
+) -> Result<Option<(String, String)>, AuthorityError> {
+    for publisher in publishers {
+        let Some(bundle) = publisher.published().await? else { continue };
+        let roots = tls::load_pem_certificates(bundle.pem.as_bytes()).unwrap_or_default();
+        if !roots.is_empty() {
+            let roots: Vec<_> = roots.iter().map(|root| fingerprint(root)).collect();
+            return Ok(Some((bundle.place, roots.join(", "))));
+        }
+    }
+    Ok(None)
 }
 
 impl fmt::Debug for Authority {

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_runtime::trust_bundle::{MOST_RETIRED, fingerprint};
 
 use crate::authority::given::entries_issuer;
-use crate::issuer::{Issuer, IssuerProblems, pem};
+use crate::issuer::{Issuer, IssuerProblems, RequiredNames, pem};
 use crate::store::Entries;
 
 #[cfg(test)]
@@ -386,6 +386,20 @@ impl Found {
             _ => Some(AuthorityState::from_entries(entries, now)?),
         };
         Ok(Self { state, given })
+    }
+}
+
+impl Found {
+    /// Whether each authority in it may sign the names that it is there for.
+    pub(crate) fn check_names(&self, names: &RequiredNames, now: SystemTime) -> Result<(), IssuerProblems> {
+        let mut all: Vec<&Issuer> = self.given.iter().collect();
+        if let Some(state) = &self.state {
+            all.push(&state.issuer);
+            if let Step::TrustBoth { next } = &state.step {
+                all.push(next);
+            }
+        }
+        all.into_iter().try_for_each(|issuer| issuer.check_names(names, now))
     }
 }
 

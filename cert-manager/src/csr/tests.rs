@@ -161,6 +161,48 @@ fn weak_and_odd_keys_are_refused() {
 }
 
 #[test]
+fn every_curve_goes_with_every_hash() {
+    let dir = tempfile::tempdir().unwrap();
+    let rsa = "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048";
+    for (generate, kind) in [
+        ("ecparam -genkey -noout -name prime256v1", KeyKind::P256),
+        ("ecparam -genkey -noout -name secp384r1", KeyKind::P384),
+        (rsa, KeyKind::Rsa),
+    ] {
+        openssl(dir.path(), &format!("{generate} -out key.pem"));
+        for hash in ["sha256", "sha384", "sha512"] {
+            let pem = openssl(dir.path(), &format!("req -new -key key.pem -subj / -{hash}"));
+            assert_eq!(check_csr(&pem).map(|csr| csr.key), Ok(kind), "{kind:?} {hash}");
+            // Signed by another key of the same kind.
+            openssl(dir.path(), &format!("{generate} -out other.pem"));
+            let other = openssl(dir.path(), &format!("req -new -key other.pem -subj / -{hash}"));
+            assert_eq!(
+                check_csr(&with_signature_of(&pem, &other)),
+                Err(CsrError::Signature),
+                "{kind:?} {hash}"
+            );
+        }
+    }
+}
+
+/// The first request with the second one's signature.
+fn with_signature_of(request: &[u8], other: &[u8]) -> Vec<u8> {
+    let [request, other] = [request, other].map(|pem| der(str::from_utf8(pem).unwrap()));
+    let [request, other] = [&request, &other].map(|der| X509CertificationRequest::from_der(der).unwrap().1);
+    let oid: Vec<u64> = request.signature_algorithm.algorithm.iter().unwrap().collect();
+    signed(request.certification_request_info.raw, &oid, &other.signature_value.data)
+}
+
+#[test]
+fn the_label_of_java_s_keytool_is_read_too() {
+    let pem = plain_request();
+    let old = pem.replace("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST");
+    assert_eq!(check_csr(old.as_bytes()), check_csr(pem.as_bytes()));
+    assert!(check_csr(old.as_bytes()).is_ok());
+    assert_eq!(check_csr(format!("{old}{pem}").as_bytes()), Err(CsrError::Pem));
+}
+
+#[test]
 fn a_request_signed_with_sha1_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     openssl(dir.path(), "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out key.pem");
@@ -177,8 +219,8 @@ fn huge_keys_and_inputs_are_refused_before_any_work() {
         (rsa_16384, CsrError::Key(KeyError::RsaSize(16_384))),
         (slow_exponent, CsrError::Key(KeyError::RsaExponent)),
         (long_pem.clone().into_bytes(), CsrError::TooLong(long_pem.len())),
-        ([&[0x30, 0x82, 0xff, 0xff], &[0x30; 50_000][..]].concat(), CsrError::Der),
-        (b"-----BEGIN ".repeat(5000), CsrError::Pem),
+        ([&[0x30, 0x82, 0xff, 0xff], &[0x30; 10_000][..]].concat(), CsrError::Der),
+        (b"-----BEGIN ".repeat(1000), CsrError::Pem),
     ] {
         // The best of several: other tests share the processor.
         let best = (0..5).map(|_| {

@@ -88,7 +88,7 @@ fn openssl_agrees_with_every_certificate_we_write() {
     let dir = tempfile::tempdir().unwrap();
     let issuer = Issuer::create_root(now()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let sans = [San::Dns(tidegate_core::DnsName::parse("a.b.cluster.local").unwrap())];
+    let sans = [San::Dns(DnsName::parse("a.b.cluster.local").unwrap())];
     let leaf = issuer
         .sign_leaf(&key.subject_public_key_info(), &sans, false, now(), now() + Duration::from_secs(60))
         .unwrap();

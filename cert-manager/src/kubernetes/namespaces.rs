@@ -74,6 +74,11 @@ impl Namespaces {
         *self.control_plane == *name
     }
 
+    /// The control plane's own.
+    pub(crate) fn control_plane(&self) -> &str {
+        &self.control_plane
+    }
+
     /// One of them; `None` if it is not known yet. The control plane's own always is.
     pub(crate) fn find(&self, name: &str) -> Option<Membership> {
         if self.is_control_plane(name) {

@@ -23,13 +23,18 @@ const MAX_TRIES: usize = 5;
 #[derive(Clone)]
 pub struct RootSecret {
     secrets: Api<Secret>,
+    namespace: String,
     mesh_name: String,
 }
 
 impl RootSecret {
     /// Keeps the authority of `mesh_name` in the control plane's `namespace`.
     pub fn new(client: Client, namespace: &str, mesh_name: &str) -> Self {
-        Self { secrets: Api::namespaced(client, namespace), mesh_name: mesh_name.to_owned() }
+        Self {
+            secrets: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
+            mesh_name: mesh_name.to_owned(),
+        }
     }
 
     /// The value of an annotation of the Secret.
@@ -70,6 +75,10 @@ impl RootSecret {
 
 #[tonic::async_trait]
 impl RootStore for RootSecret {
+    fn place(&self) -> String {
+        format!("Secret {}/{ROOT_SECRET}", self.namespace)
+    }
+
     async fn load(&self) -> Result<Option<Stored>, StoreError> {
         let secret = bounded(self.secrets.get_opt(ROOT_SECRET)).await?;
         // One without values is a place that somebody has prepared.

@@ -19,7 +19,7 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tonic::{Code, Request, Status};
 
 use super::*;
-use crate::authority::Vouched;
+use crate::authority::{NewRoot, Vouched};
 use crate::manager::CONNECTION_AGE;
 use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
@@ -81,6 +81,8 @@ async fn replica(api: &FakeApi, name: &str) -> Replica {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: None,
         serving_names: vec![San::Dns(DnsName::parse("ca.example").unwrap())],
+        trust_domain: TrustDomain::default(),
+        new_root: NewRoot::default(),
         rules: IssuingRules::default(),
         service_names: ServiceNames::new(["httpbin/httpbin=httpbin.httpbin.svc".parse().unwrap()]),
         propagation: Duration::ZERO,

@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use super::follow::{Mirror, named};
 use super::namespaces::{Membership, Namespaces};
 use super::{MANAGER, bounded, is_ours, labels};
-use crate::store::{BundlePublisher, StoreError, Unreached};
+use crate::store::{BundlePublisher, PublishedBundle, StoreError, Unreached};
 
 #[cfg(test)]
 mod tests;
@@ -214,6 +214,18 @@ impl BundlePublisher for TrustBundleConfigMaps {
             None if unreached.is_empty() => Ok(()),
             None => Err(StoreError::Unreached(unreached)),
         }
+    }
+
+    /// What is in the control plane's own namespace, where no tenant may write.
+    async fn published(&self) -> Result<Option<PublishedBundle>, StoreError> {
+        let all =
+            self.published.all(PATIENCE).await.ok_or_else(|| {
+                StoreError::Other("the API server has not yet listed ConfigMaps".to_owned())
+            })?;
+        let namespace = self.namespaces.control_plane();
+        let found = all.get(&named(namespace, &self.name)).filter(|found| found.is_ours);
+        let pem = found.and_then(|found| found.pem.clone());
+        Ok(pem.map(|pem| PublishedBundle { place: format!("ConfigMap {namespace}/{}", self.name), pem }))
     }
 }
 

@@ -5,7 +5,7 @@ use jsonwebtoken::Algorithm;
 use rcgen::KeyPair;
 use rustls_pki_types::ServerName;
 use serde_json::json;
-use tidegate_core::{DnsName, PeerCertificate};
+use tidegate_core::{DnsName, PeerCertificate, TrustDomain};
 use tidegate_crds::injection::TOKEN_AUDIENCE;
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -39,6 +39,8 @@ fn config() -> Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: Some("127.0.0.1:0".parse().unwrap()),
         serving_names: vec![dns("ca.example"), San::Ip("127.0.0.1".parse().unwrap())],
+        trust_domain: TrustDomain::default(),
+        new_root: NewRoot::default(),
         rules: IssuingRules::default(),
         service_names: ServiceNames::default(),
         propagation: Duration::ZERO,
@@ -203,7 +205,7 @@ async fn refusals_carry_the_right_code_and_a_plain_reason() {
         (&victim, 0, Some(&good), Code::InvalidArgument, "spiffe://cluster.local/ns/bank/sa/vault"),
         ("", 0, Some(&good), Code::InvalidArgument, "PEM"),
         (&plain, -5, Some(&good), Code::InvalidArgument, "negative"),
-        (&"A".repeat(100 * 1024), 0, Some(&good), Code::InvalidArgument, "more than 65536"),
+        (&"A".repeat(20 * 1024), 0, Some(&good), Code::InvalidArgument, "more than 16384"),
     ];
     for (csr, seconds, token, code, reason) in table {
         let status = client.create_certificate(with_token(csr, seconds, token)).await.unwrap_err();
@@ -220,6 +222,22 @@ async fn refusals_carry_the_right_code_and_a_plain_reason() {
     ] {
         assert!(page.contains(line), "{line} is not in\n{page}");
     }
+}
+
+#[tokio::test]
+async fn a_service_account_that_is_called_as_the_authority_is_gets_no_certificate() {
+    let world = world().await;
+    // `ca.example` is the authority's own name.
+    let token = world.signer.sign(&json!({
+        "aud": TOKEN_AUDIENCE, "exp": u32::MAX, "sub": "system:serviceaccount:example:ca",
+    }));
+    let request = with_token(&plain_request(), 0, Some(&token));
+    let status = world.client().create_certificate(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    let reason = "ca.example.cluster.local, a name that the certificate authority serves under";
+    assert!(status.message().contains(reason), "{status}");
+    let counted = "tidegate_certificate_requests_refused_total{reason=\"identity\"} 1";
+    assert!(world.metrics.encode().contains(counted));
 }
 
 #[tokio::test]

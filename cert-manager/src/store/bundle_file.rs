@@ -1,9 +1,10 @@
 //! The trust bundle as a PEM file.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use super::{BundlePublisher, StoreError, blocking};
+use super::{BundlePublisher, PublishedBundle, StoreError, blocking};
 
 /// Writes the bundle to a file, replaced as a whole by a rename.
 #[derive(Debug, Clone)]
@@ -39,6 +40,16 @@ impl BundlePublisher for BundleFile {
                 let _ = fs::remove_file(&temporary);
             }
             written.map_err(failed())
+        })
+        .await
+    }
+
+    async fn published(&self) -> Result<Option<PublishedBundle>, StoreError> {
+        let path = self.0.clone();
+        blocking(move || match fs::read_to_string(&path) {
+            Ok(pem) => Ok(Some(PublishedBundle { place: path.display().to_string(), pem })),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io(path.display())(error)),
         })
         .await
     }

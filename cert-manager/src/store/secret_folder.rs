@@ -43,7 +43,12 @@ impl SecretFolder {
     ) -> Result<Option<[String; N]>, StoreError> {
         let (folder, path) = (self.folder(name)?, self.0.join(&name.namespace).join(&name.name));
         blocking(move || {
-            let Some(mut stored) = folder.read()? else { return Ok(None) };
+            let mut stored = match folder.read() {
+                Ok(Some(stored)) => stored,
+                // Unlike a root it can be made anew.
+                Ok(None) | Err(StoreError::Lost { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
             let values = keys.iter().map_while(|key| {
                 // The plain name counts too: readers go by it.
                 let value = stored.entries.0.remove(*key)?;
@@ -196,5 +201,28 @@ mod tests {
         ] {
             assert!(matches!(store.put(&name, &secret("1")).await, Err(StoreError::Name(_))), "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_copied_secret_goes_on_and_a_key_of_somebody_else_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, copied) =
+            (SecretFolder::new(dir.path().join("a")), SecretFolder::new(dir.path().join("b")));
+        let name = name("ingress", "client");
+        store.put(&name, &secret("1")).await.unwrap();
+        let copy = std::process::Command::new("cp").args(["-rL", "a", "b"]).current_dir(dir.path()).status();
+        assert!(copy.unwrap().success());
+        assert_eq!(copied.get(&name).await.unwrap(), Some(secret("1")));
+        assert_eq!(copied.owned().await.unwrap().as_slice(), std::slice::from_ref(&name));
+        copied.put(&name, &secret("2")).await.unwrap();
+        assert_eq!(copied.get(&name).await.unwrap(), Some(secret("2")));
+
+        let key = dir.path().join("b/ingress/client/tls.key");
+        fs::remove_file(&key).unwrap();
+        fs::write(&key, "mine").unwrap();
+        assert_eq!(copied.get(&name).await.unwrap(), None);
+        let refused = copied.put(&name, &secret("3")).await.unwrap_err().to_string();
+        assert!(refused.contains("tls.key is a key that was not written here"), "{refused}");
+        assert_eq!(fs::read_to_string(&key).unwrap(), "mine");
     }
 }

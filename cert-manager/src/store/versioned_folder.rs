@@ -10,11 +10,20 @@
 //! A write makes a new version folder and renames a symbolic link over `..data`, as kubelet does for its volumes.
 //! Whoever resolves `..data` once and reads below it sees one version; the version before stays until the next
 //! write, so such a reader always finds its files. Processes are kept apart by a lock on `..lock`.
+//!
+//! Copies often lose the links: `cp -rL` makes a folder of `..data`, `rsync -r` leaves it out, and somebody may copy just
+//! the files. What such a copy holds is read, and becomes a version at the next write. Where there was a version that
+//! cannot be read any more, that is an error ([`StoreError::Lost`]), never an empty folder. A file `*.key` whose value
+//! this folder does not know is never replaced.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use tidegate_core::hex;
 
 use super::{Entries, StoreError, Stored};
 
@@ -25,6 +34,9 @@ const DATA: &str = "..data";
 const LOCK: &str = "..lock";
 const VERSION_PREFIX: &str = "..tidegate_";
 const TRASH_PREFIX: &str = "..trash_";
+/// A version that is being written. One that stays behind was never in force.
+const NEW_PREFIX: &str = "..new_";
+const LINK_SUFFIX: &str = ".link";
 /// Files of a larger size are no certificates or keys.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -33,6 +45,21 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 pub struct VersionedFolder {
     path: PathBuf,
     public: bool,
+    /// Whether plain files count as entries where there are no versions.
+    takes_plain: bool,
+}
+
+/// How a folder holds its entries.
+#[derive(Debug, PartialEq, Eq)]
+enum Layout {
+    /// It never had any.
+    Empty,
+    /// `..data` leads to this folder within; or it is the only version, and the link is gone.
+    Version { name: String, is_linked: bool },
+    /// `..data` is a folder itself.
+    Copied,
+    /// There are plain files of these names, and no versions.
+    Plain(Vec<String>),
 }
 
 /// Held while a folder is changed: no other process changes it meanwhile.
@@ -43,29 +70,39 @@ pub struct Locked<'a> {
 }
 
 impl VersionedFolder {
-    /// A folder that only its owner may enter; every file has mode 0600.
+    /// A folder that only its owner may enter; every file has mode 0600. Where there is no version, plain files
+    /// `*.crt`, `*.key` and `*.json` are the entries.
     pub fn private(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), public: false }
+        Self { path: path.into(), public: false, takes_plain: true }
     }
 
-    /// A folder that others may read, but for its `*.key` files, which have mode 0600.
+    /// A folder that others may read, but for its `*.key` files, which have mode 0600. Plain files are somebody else's.
     pub fn public(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), public: true }
+        Self { path: path.into(), public: true, takes_plain: false }
     }
 
-    /// The entries in force, or `None` if there are none that a version of ours holds.
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The entries in force, or `None` if there never were any. [`StoreError::Lost`] where there were.
     pub fn read(&self) -> Result<Option<Stored>, StoreError> {
         // A version vanishes only after two more writes; whoever meets that starts over.
         for _ in 0..10 {
-            let Some(revision) = self.revision()? else { return Ok(None) };
-            match read_version(&self.path.join(&revision)) {
-                Ok(entries) => return Ok(Some(Stored { entries, revision })),
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    if self.revision()?.as_deref() == Some(revision.as_str()) {
-                        return Ok(None);
-                    }
+            let (entries, name) = match self.layout()? {
+                Layout::Empty => return Ok(None),
+                Layout::Version { name, .. } => (read_version(&self.path.join(&name)), Some(name)),
+                Layout::Copied => (read_version(&self.path.join(DATA)), None),
+                Layout::Plain(names) => (self.read_plain(&names), None),
+            };
+            match entries {
+                Ok(entries) => {
+                    let revision = name.unwrap_or_else(|| version_of(&entries));
+                    return Ok(Some(Stored { entries, revision }));
                 }
-                Err(error) => return Err(StoreError::io(self.path.join(revision).display())(error)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(StoreError::io(self.path.display())(error)),
             }
         }
         Err(StoreError::Conflict)
@@ -87,69 +124,202 @@ impl VersionedFolder {
             .open(self.path.join(LOCK))
             .map_err(StoreError::io(what()))?;
         lock.lock().map_err(StoreError::io(what()))?;
-        Ok(Locked { folder: self, _lock: lock })
+        let locked = Locked { folder: self, _lock: lock };
+        locked.adopt()?;
+        Ok(locked)
     }
 
     /// Removes what [`Locked::write`] has made, and the folder if nothing else is in it.
     pub fn remove(&self) -> Result<(), StoreError> {
-        if self.revision()?.is_none() {
+        if !self.is_ours() {
             return Ok(());
         }
         let locked = self.lock()?;
         locked.remove().map_err(StoreError::io(self.path.display()))
     }
 
-    /// Whether a version of ours is in force.
+    /// Whether a version of ours is in force, or a copy of one.
     pub fn is_ours(&self) -> bool {
-        matches!(self.revision(), Ok(Some(_)))
+        match self.layout() {
+            Ok(Layout::Version { name, is_linked }) => is_linked && name.starts_with(VERSION_PREFIX),
+            Ok(Layout::Copied) => true,
+            _ => false,
+        }
     }
 
-    fn revision(&self) -> Result<Option<String>, StoreError> {
+    fn layout(&self) -> Result<Layout, StoreError> {
         let data = self.path.join(DATA);
         match fs::read_link(&data) {
-            Ok(target) => {
-                let name =
-                    target.to_str().filter(|name| name.starts_with(VERSION_PREFIX) && !name.contains('/'));
-                Ok(name.map(ToOwned::to_owned))
+            Ok(target) => self.linked(&target),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.unlinked(),
+            Err(error) if error.kind() == ErrorKind::InvalidInput && data.is_dir() => Ok(Layout::Copied),
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                Err(self.lost(format!("{DATA} is neither a link nor a folder")))
             }
-            // Absent, or not a link: nothing of ours.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => Ok(None),
             Err(error) => Err(StoreError::io(data.display())(error)),
         }
+    }
+
+    fn linked(&self, target: &Path) -> Result<Layout, StoreError> {
+        let is_there = self.path.join(target).is_dir();
+        // A writer may have been faster than we.
+        if !is_there && fs::read_link(self.path.join(DATA)).is_ok_and(|now| now == target) {
+            return Err(self.lost(format!("{DATA} leads to {}, which is not there", target.display())));
+        }
+        Ok(Layout::Version { name: target.to_string_lossy().into_owned(), is_linked: true })
+    }
+
+    /// Without a link to the version in force.
+    fn unlinked(&self) -> Result<Layout, StoreError> {
+        let (mut versions, mut links, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Layout::Empty),
+            entries => entries.map_err(StoreError::io(self.path.display()))?,
+        };
+        for entry in entries {
+            let path = entry.map_err(StoreError::io(self.path.display()))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if is_our_link(&path) {
+                links.push(name);
+            } else if name.starts_with(VERSION_PREFIX) && path.is_dir() {
+                versions.push(name);
+            } else if self.takes_plain && is_plain_entry(&path, &name) {
+                plain.push(name);
+            }
+        }
+        if plain.is_empty() {
+            return match versions.as_slice() {
+                [only] => Ok(Layout::Version { name: only.clone(), is_linked: false }),
+                [] if links.is_empty() => Ok(Layout::Empty),
+                [] => Err(self.lost(format!("links that lead nowhere ({})", listed(links)))),
+                _ => Err(self.lost(format!(
+                    "several versions ({}) and no {DATA} that says which counts",
+                    listed(versions)
+                ))),
+            };
+        }
+        if versions.is_empty() {
+            return Ok(Layout::Plain(plain));
+        }
+        let entries = self.read_plain(&plain).map_err(StoreError::io(self.path.display()))?;
+        let is_same =
+            |version: &&String| read_version(&self.path.join(version)).is_ok_and(|found| found == entries);
+        match versions.iter().find(is_same) {
+            Some(same) => Ok(Layout::Version { name: same.clone(), is_linked: false }),
+            None => {
+                let (plain, versions) = (listed(plain), listed(versions));
+                Err(self
+                    .lost(format!("files ({plain}) and versions ({versions}), none of which holds the same")))
+            }
+        }
+    }
+
+    fn read_plain(&self, names: &[String]) -> io::Result<Entries> {
+        let read = |name: &String| Ok((name.clone(), read_file(&self.path.join(name))?));
+        names.iter().map(read).collect::<io::Result<BTreeMap<_, _>>>().map(Entries)
+    }
+
+    fn lost(&self, found: String) -> StoreError {
+        StoreError::Lost { place: self.path.display().to_string(), found }
     }
 }
 
 impl Locked<'_> {
     /// Replaces all entries at once; what is written is on the disk when this returns.
     pub fn write(&self, entries: &Entries) -> Result<Stored, StoreError> {
+        self.protect_keys(entries)?;
         let revision = format!("{VERSION_PREFIX}{:032x}", rand::random::<u128>());
         self.try_write(entries, &revision).map_err(StoreError::io(self.folder.path.display()))?;
         Ok(Stored { entries: entries.clone(), revision })
+    }
+
+    /// Makes a version of what a copy holds, under the revision that [`VersionedFolder::read`] gives it.
+    fn adopt(&self) -> Result<(), StoreError> {
+        let root = &self.folder.path;
+        let failed = || StoreError::io(root.display());
+        let entries = match self.folder.layout() {
+            Ok(Layout::Copied) => {
+                let entries = read_version(&root.join(DATA)).map_err(failed())?;
+                let version = version_of(&entries);
+                let renamed = fs::rename(root.join(DATA), root.join(&version));
+                renamed.and_then(|()| self.link_data(&version)).map_err(failed())?;
+                entries
+            }
+            Ok(Layout::Version { name, is_linked: false }) => {
+                return self.link_data(&name).map_err(failed());
+            }
+            Ok(Layout::Plain(names)) => {
+                let entries = self.folder.read_plain(&names).map_err(failed())?;
+                return self.try_write(&entries, &version_of(&entries)).map_err(failed());
+            }
+            // What is lost cannot be adopted; who reads it hears of it.
+            Ok(Layout::Empty | Layout::Version { .. }) | Err(StoreError::Lost { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // Copies of what is in force give way to links.
+        for (name, value) in &entries.0 {
+            let path = root.join(name);
+            let is_file = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
+            if is_file && read_file(&path).is_ok_and(|found| found == *value) {
+                place_link(root, name).map_err(failed())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A key that stands where a link of ours is to go must be one that is known.
+    fn protect_keys(&self, entries: &Entries) -> Result<(), StoreError> {
+        let in_force = match self.folder.read() {
+            Ok(stored) => stored.map(|stored| stored.entries).unwrap_or_default(),
+            Err(StoreError::Lost { .. }) => Entries::default(),
+            Err(error) => return Err(error),
+        };
+        for (name, value) in entries.0.iter().filter(|(name, _)| name.ends_with(".key")) {
+            let path = self.folder.path.join(name);
+            if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
+                continue;
+            }
+            let found = read_file(&path).map_err(StoreError::io(path.display()))?;
+            if found != *value && in_force.0.get(name) != Some(&found) {
+                return Err(StoreError::ForeignKey(path.display().to_string()));
+            }
+        }
+        Ok(())
     }
 
     fn try_write(&self, entries: &Entries, revision: &str) -> io::Result<()> {
         let root = &self.folder.path;
         let before = fs::read_link(root.join(DATA)).ok();
         let version = root.join(revision);
-        DirBuilder::new().mode(if self.folder.public { 0o755 } else { 0o700 }).create(&version)?;
+        // A version is complete from its first moment on.
+        let new = root.join(format!("{NEW_PREFIX}{:016x}", rand::random::<u64>()));
+        DirBuilder::new().mode(if self.folder.public { 0o755 } else { 0o700 }).create(&new)?;
         for (name, value) in &entries.0 {
             let readable = self.folder.public && !name.ends_with(".key");
             let mode = if readable { 0o644 } else { 0o600 };
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(mode).open(version.join(name))?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(new.join(name))?;
             file.write_all(value)?;
             file.sync_all()?;
         }
-        sync_folder(&version)?;
-
-        let link = root.join(format!("{revision}.link"));
-        symlink(revision, &link)?;
-        fs::rename(&link, root.join(DATA))?;
+        sync_folder(&new)?;
+        // One of the same name has the same content.
+        if !version.is_dir() {
+            fs::rename(&new, &version)?;
+        }
+        self.link_data(revision)?;
         for name in entries.0.keys() {
             place_link(root, name)?;
         }
         sync_folder(root)?;
         self.clean(entries, &[Path::new(revision), before.as_deref().unwrap_or(Path::new(""))])
+    }
+
+    fn link_data(&self, revision: &str) -> io::Result<()> {
+        let root = &self.folder.path;
+        let link = root.join(format!("{VERSION_PREFIX}{:016x}{LINK_SUFFIX}", rand::random::<u64>()));
+        symlink(revision, &link)?;
+        fs::rename(&link, root.join(DATA))?;
+        sync_folder(root)
     }
 
     /// Drops links that lead nowhere and versions that nobody can be reading any more.
@@ -159,7 +329,7 @@ impl Locked<'_> {
             let name = entry.file_name();
             let name = Path::new(&name);
             let text = name.to_string_lossy();
-            if text.starts_with(TRASH_PREFIX) {
+            if text.starts_with(TRASH_PREFIX) || text.starts_with(NEW_PREFIX) {
                 remove_any(&entry.path())?;
             } else if text.starts_with(VERSION_PREFIX) {
                 if !keep.contains(&name) {
@@ -198,14 +368,42 @@ fn read_version(path: &Path) -> io::Result<Entries> {
     let mut entries = Entries::default();
     for entry in fs::read_dir(path)? {
         let entry = entry?;
-        if entry.metadata()?.len() > MAX_FILE_BYTES {
-            return Err(io::Error::new(ErrorKind::FileTooLarge, entry.path().display().to_string()));
-        }
-        entries.0.insert(entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?);
+        entries.0.insert(entry.file_name().to_string_lossy().into_owned(), read_file(&entry.path())?);
     }
     // Gone now, it may have lost files while it was read.
     fs::metadata(path)?;
     Ok(entries)
+}
+
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    if fs::metadata(path)?.len() > MAX_FILE_BYTES {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, path.display().to_string()));
+    }
+    fs::read(path)
+}
+
+/// The name of a version that holds these entries, made of nothing else.
+fn version_of(entries: &Entries) -> String {
+    let mut digest = Context::new(&SHA256);
+    for (name, value) in &entries.0 {
+        for part in [name.as_bytes(), value.as_slice()] {
+            digest.update(&(part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+    }
+    let digest = digest.finish();
+    format!("{VERSION_PREFIX}{}", hex(digest.as_ref().get(..16).unwrap_or_default()))
+}
+
+/// A file, not a link, that is named as entries are.
+fn is_plain_entry(path: &Path, name: &str) -> bool {
+    let is_entry = [".crt", ".key", ".json"].iter().any(|end| name.ends_with(end));
+    is_entry && !name.starts_with('.') && fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+}
+
+fn listed(mut names: Vec<String>) -> String {
+    names.sort_unstable();
+    names.join(", ")
 }
 
 /// `<folder>/<name>` leads to `..data/<name>`; a plain file of that name gives way.
@@ -215,7 +413,7 @@ fn place_link(root: &Path, name: &str) -> io::Result<()> {
     if fs::read_link(&path).is_ok_and(|found| found == target) {
         return Ok(());
     }
-    let link = root.join(format!("{VERSION_PREFIX}{:016x}.link", rand::random::<u64>()));
+    let link = root.join(format!("{VERSION_PREFIX}{:016x}{LINK_SUFFIX}", rand::random::<u64>()));
     symlink(&target, &link)?;
     fs::rename(&link, &path)
 }

@@ -1,6 +1,10 @@
 use std::path::Path;
 
+use tidegate_core::{DnsName, San, TrustDomain};
+
 use super::*;
+use crate::service_names::ServiceNames;
+use crate::store::PublishedBundle;
 use crate::store::bundle_file::BundleFile;
 use crate::store::root_folder::RootFolder;
 
@@ -10,7 +14,21 @@ const SLOWLY: RotationTiming =
 
 async fn open(dir: &Path, given: Option<GivenFiles>, timing: RotationTiming) -> Authority {
     let publishers: Vec<Arc<dyn BundlePublisher>> = vec![Arc::new(BundleFile::new(dir.join("bundle.pem")))];
-    Authority::open(Arc::new(RootFolder::new(dir.join("ca"))), given, publishers, timing).await.unwrap()
+    Authority::open(
+        Arc::new(RootFolder::new(dir.join("ca"))),
+        given,
+        publishers,
+        timing,
+        names(),
+        NewRoot::WhereNoneWas,
+    )
+    .await
+    .unwrap()
+}
+
+fn names() -> RequiredNames {
+    let own = [San::Dns(DnsName::parse("ca.example").unwrap())];
+    RequiredNames::new(&TrustDomain::default(), &own, &ServiceNames::default())
 }
 
 fn published(dir: &Path) -> Vec<String> {
@@ -113,6 +131,10 @@ impl BundlePublisher for Refusing {
         let shop = Unreached { namespace: "shop".to_owned(), reason: "it is full".to_owned() };
         if *self.0.borrow() { Err(StoreError::Unreached(vec![shop])) } else { Ok(()) }
     }
+
+    async fn published(&self) -> Result<Option<PublishedBundle>, StoreError> {
+        Ok(None)
+    }
 }
 
 #[tokio::test]
@@ -120,7 +142,9 @@ async fn a_namespace_without_the_bundle_holds_a_step_up_until_somebody_does_with
     let dir = tempfile::tempdir().unwrap();
     let (refuses, refusing) = watch::channel(true);
     let store = Arc::new(RootFolder::new(dir.path().join("ca")));
-    let authority = Authority::open(store, None, vec![Arc::new(Refusing(refusing))], AT_ONCE).await.unwrap();
+    let publishers: Vec<Arc<dyn BundlePublisher>> = vec![Arc::new(Refusing(refusing))];
+    let authority =
+        Authority::open(store, None, publishers, AT_ONCE, names(), NewRoot::WhereNoneWas).await.unwrap();
     let without = |names: &[&str]| Advance {
         without: names.iter().map(|name| (*name).to_owned()).collect(),
         ..Advance::default()
@@ -191,12 +215,129 @@ async fn a_store_that_was_damaged_or_deleted_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_root_whose_store_is_gone_is_only_replaced_by_an_explicit_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, bundle) = (dir.path().join("ca"), dir.path().join("bundle.pem"));
+    let before = open(dir.path(), None, AT_ONCE).await.current();
+    std::fs::remove_dir_all(&store).unwrap();
+    let start = async |new_root| {
+        let publishers: Vec<Arc<dyn BundlePublisher>> = vec![Arc::new(BundleFile::new(&bundle))];
+        Authority::open(Arc::new(RootFolder::new(&store)), None, publishers, AT_ONCE, names(), new_root).await
+    };
+    let refused = start(NewRoot::WhereNoneWas).await.unwrap_err().to_string();
+    let root = fingerprint(before.issuer.root());
+    for part in [store.to_str().unwrap(), bundle.to_str().unwrap(), &root, "--new-root"] {
+        assert!(refused.contains(part), "{part} in {refused}");
+    }
+    assert!(!store.exists());
+    assert_eq!(published(dir.path()), [root]);
+
+    let made = start(NewRoot::Wanted).await.unwrap().current();
+    assert!(!made.issuer.same_as(&before.issuer));
+    // The word is for one root: it does not replace the next.
+    for new_root in [NewRoot::Wanted, NewRoot::WhereNoneWas] {
+        assert!(start(new_root).await.unwrap().current().issuer.same_as(&made.issuer));
+    }
+}
+
+#[tokio::test]
+async fn a_bundle_without_a_certificate_is_no_sign_of_a_root() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("bundle.pem"), "").unwrap();
+    let made = open(dir.path(), None, AT_ONCE).await.current();
+    assert_eq!(published(dir.path()), [fingerprint(made.issuer.root())]);
+}
+
+#[tokio::test]
+async fn a_copy_of_the_store_without_its_links_keeps_the_root_and_takes_the_steps_of_a_rotation() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = open(dir.path(), None, AT_ONCE).await.current();
+    let copy = "cp -rL ca copy && rm -r ca && mv copy ca";
+    let copied = std::process::Command::new("sh").args(["-c", copy]).current_dir(dir.path()).status();
+    assert!(copied.unwrap().success());
+    let authority = open(dir.path(), None, AT_ONCE).await;
+    assert!(authority.current().issuer.same_as(&before.issuer));
+    for step in ["trust-both", "issue-new", "steady"] {
+        assert_eq!(authority.next(Vouched::Everything).await.unwrap().step, step);
+    }
+}
+
+#[tokio::test]
 async fn a_given_authority_is_used_from_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let given = root();
     let authority = open(dir.path(), Some(give(dir.path(), &given)), AT_ONCE).await;
     assert!(authority.current().issuer.same_as(&given));
     assert_eq!(authority.next(Vouched::Nothing).await.unwrap_err(), NotAllowed::Given);
+}
+
+/// A root of OpenSSL's with these name constraints.
+fn constrained(dir: &Path, constraints: &str) -> GivenFiles {
+    let extension = format!("nameConstraints=critical,{constraints}");
+    crate::testing::openssl(
+        dir,
+        &format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout c.key -out c.crt -subj /CN=c \
+             -addext {extension}"
+        ),
+    );
+    GivenFiles { certificate: dir.join("c.crt"), key: dir.join("c.key"), root: None }
+}
+
+#[tokio::test]
+async fn an_authority_that_may_not_sign_the_meshs_names_is_refused_and_the_names_are_named() {
+    for (constraints, whose) in [
+        ("permitted;DNS:corp.example", "for a workload: "),
+        ("excluded;DNS:cluster.local", "DNS:default.default.cluster.local"),
+        (
+            "permitted;DNS:cluster.local",
+            "for its own service: the certificate authority may not sign DNS:ca.example",
+        ),
+        ("excluded;URI:cluster.local", "URI:spiffe://cluster.local/ns/default/sa/default"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let files = constrained(dir.path(), constraints);
+        let store = Arc::new(RootFolder::new(dir.path().join("ca")));
+        let start =
+            |given| Authority::open(store.clone(), given, vec![], AT_ONCE, names(), NewRoot::default());
+        let refused = start(Some(files.clone())).await.unwrap_err().to_string();
+        assert!(refused.contains(whose), "{constraints}: {refused}");
+        assert!(!dir.path().join("ca").exists());
+
+        // Put in place of one that is in force, it changes nothing.
+        let good = root();
+        let given = give(dir.path(), &good);
+        let authority = start(Some(given.clone())).await.unwrap();
+        std::fs::copy(&files.certificate, &given.certificate).unwrap();
+        std::fs::copy(&files.key, &given.key).unwrap();
+        authority.refresh().await;
+        assert!(authority.current().issuer.same_as(&good), "{constraints}");
+        assert!(authority.status().problem.unwrap().contains(whose), "{constraints}");
+    }
+}
+
+#[tokio::test]
+async fn an_authority_whose_constraints_let_the_mesh_in_signs_for_it_and_for_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = constrained(
+        dir.path(),
+        "permitted;DNS:cluster.local,permitted;DNS:ca.example,excluded;DNS:x.cluster.local",
+    );
+    let authority = open(dir.path(), Some(files), AT_ONCE).await;
+    let issuer = authority.current().issuer.clone();
+    let now = SystemTime::now();
+    let sign = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let sans = [San::Dns(DnsName::parse(name).unwrap())];
+        let key = rcgen::PublicKeyData::subject_public_key_info(&key);
+        issuer.sign_leaf(&key, &sans, false, now, now + Duration::from_secs(60))
+    };
+    assert!(sign("a.b.cluster.local").is_ok());
+    let refused = sign("a.x.cluster.local").unwrap_err().to_string();
+    assert!(
+        refused.starts_with("the certificate authority may not sign DNS:a.x.cluster.local: "),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -224,8 +365,14 @@ async fn files_with_another_root_begin_a_rotation_to_it() {
 async fn unusable_files_are_an_error_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let files = GivenFiles { certificate: dir.path().join("a"), key: dir.path().join("b"), root: None };
-    let opened =
-        Authority::open(Arc::new(RootFolder::new(dir.path().join("ca"))), Some(files), vec![], AT_ONCE);
+    let opened = Authority::open(
+        Arc::new(RootFolder::new(dir.path().join("ca"))),
+        Some(files),
+        vec![],
+        AT_ONCE,
+        names(),
+        NewRoot::default(),
+    );
     let error = opened.await.unwrap_err().to_string();
     assert!(error.contains("/a: ") && error.contains("/b: "), "{error}");
 }

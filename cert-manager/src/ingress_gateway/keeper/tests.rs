@@ -312,7 +312,8 @@ async fn the_running_task_follows_settings_and_puts_a_deleted_secret_back() {
     let task = tokio::spawn(world.gateway.run(world.watch));
     let mut next_serial = async |last: &str| {
         let ready = status.wait_for(|s| matches!(s, GatewayStatus::Ready { serial, .. } if serial != last));
-        match ready.await.unwrap().clone() {
+        let ready = ready.await.unwrap().clone();
+        match ready {
             GatewayStatus::Ready { serial, .. } => serial,
             _ => unreachable!(),
         }
