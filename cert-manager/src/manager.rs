@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidegate_core::{San, TrustDomain};
 use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
-use tidegate_runtime::grpc::{ConnectionLimits, HANDSHAKE_TIMEOUT, server_stream};
+use tidegate_runtime::grpc::{ConnectionLimits, HANDSHAKE_TIMEOUT, RefusedConnections, ServerStream};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
@@ -25,7 +25,7 @@ use crate::authority::{
 use crate::ingress_gateway::{GatewayStatus, IngressGateway, IngressGatewaySettings};
 use crate::rate_limit::{RateLimit, RateLimiter};
 use crate::rules::IssuingRules;
-use crate::service::{CertificateService, MAX_MESSAGE_BYTES};
+use crate::service::{CertificateService, MAX_CALLS, MAX_HEAD_BYTES, MAX_MESSAGE_BYTES, TokenFirst, WINDOW};
 use crate::service_names::{ReservedNames, ServiceNames};
 use crate::serving::{ServingCertificate, ServingError};
 use crate::store::{BundlePublisher, RootStore, SecretStore};
@@ -37,6 +37,8 @@ mod tests;
 /// What the process is called on its pages.
 pub const PROCESS: ProcessName = ProcessName("tidegate-cert-manager");
 
+/// The most bytes of an answer: a leaf with its chain.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
 /// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may live unless there is a reason for another limit. A client asks once in half a certificate's
@@ -177,6 +179,7 @@ impl CertManager {
             log,
         } = dependencies;
         let telemetry = Telemetry::register(&metrics);
+        let refused = RefusedConnections::register(&metrics);
         let timing = RotationTiming { propagation: config.propagation, max_life: config.rules.max_life };
         let reserved_names = ReservedNames::new(&config.serving_names, &config.service_names);
         let names = RequiredNames::new(&config.trust_domain, &config.serving_names, &config.service_names);
@@ -203,7 +206,6 @@ impl CertManager {
             tokio::spawn(server.serve(watch.clone()));
         }
         let service = CertificateService {
-            authenticator,
             states: authority.states(),
             rules: config.rules,
             workload_life: workload_life.clone(),
@@ -213,14 +215,20 @@ impl CertManager {
             telemetry: telemetry.clone(),
         };
         let limits = ConnectionLimits::of(config.max_connections);
-        let incoming = server_stream(listener, serving.configs(), limits, HANDSHAKE_TIMEOUT);
+        let incoming = ServerStream::new(listener, serving.configs(), limits, HANDSHAKE_TIMEOUT)
+            .proven_by_calls()
+            .counted(refused)
+            .start();
         let service = IstioCertificateServiceServer::new(service)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            .max_encoding_message_size(MAX_ANSWER_BYTES);
+        let service = TokenFirst { inner: service, authenticator, telemetry: telemetry.clone() };
         let server = Server::builder()
             .timeout(CALL_TIMEOUT)
-            .concurrency_limit_per_connection(16)
-            .max_concurrent_streams(64)
+            .max_concurrent_streams(MAX_CALLS)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .http2_max_header_list_size(MAX_HEAD_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .max_connection_age(config.connection_age)
             // It ends at once then: one that is only asked to leave may stay.
@@ -236,6 +244,7 @@ impl CertManager {
         });
         tokio::spawn(serving.run(watch.clone()));
         tokio::spawn(tell_life(workload_life, config.rules));
+        tokio::spawn(telemetry.clone().summarize(watch.clone()));
         tokio::spawn(authority.clone().run(wake, watch.clone()));
         tokio::spawn(follow(authority.clone(), telemetry.clone(), watch.clone()));
 

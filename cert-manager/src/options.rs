@@ -182,8 +182,8 @@ pub struct LimitOptions {
     #[arg(long, env = "TIDEGATE_CA_BURST", value_name = "NUMBER", default_value_t = 100)]
     pub rate_burst: u32,
 
-    /// Connections at once; one address may have a quarter of them
-    #[arg(long, env = "TIDEGATE_CA_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = 10_000)]
+    /// Connections at once, each of which holds 26 KiB; one address may have a quarter of them
+    #[arg(long, env = "TIDEGATE_CA_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = 4_000)]
     pub max_connections: usize,
 }
 

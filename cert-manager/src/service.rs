@@ -1,6 +1,7 @@
 //! The gRPC service `istio.v1.auth.IstioCertificateService`: a request's way from the wire to a certificate.
+//!
+//! [`TokenFirst`] stands before it: of a caller without a good token nothing but the head of its call is read.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,10 +10,9 @@ use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificate
 use tidegate_proto::istio_ca::{IstioCertificateRequest, IstioCertificateResponse};
 use tidegate_runtime::grpc::Peer;
 use tokio::sync::watch;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use crate::authenticate::{AuthError, Authenticator, Caller};
+use crate::authenticate::Caller;
 use crate::authority::AuthorityState;
 use crate::csr::check_csr;
 use crate::issuer::pem;
@@ -22,12 +22,22 @@ use crate::service_names::{ReservedNames, ServiceNames};
 use crate::telemetry::Telemetry;
 use crate::x509::WriteError;
 
-/// The most bytes that a request message may have.
-pub(crate) const MAX_MESSAGE_BYTES: usize = 256 * 1024;
+mod token_first;
+
+pub(crate) use token_first::TokenFirst;
+
+/// The most bytes that a request message may have: a CSR, and what else its caller says.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 32 * 1024;
+/// The most bytes of a call's head. A token has 16 KiB at most, mostly one.
+pub(crate) const MAX_HEAD_BYTES: u32 = 20 * 1024;
+/// Calls at a time on one connection. A node's agent asks for several Pods at once.
+pub(crate) const MAX_CALLS: u32 = 8;
+/// Bytes that a connection may send ahead of what is read of it, in one call or in all: the least that HTTP/2 allows
+/// for all (RFC 9113 §6.9.2), and more than a message.
+pub(crate) const WINDOW: u32 = 65_535;
 
 /// Answers `CreateCertificate`.
 pub(crate) struct CertificateService {
-    pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) states: watch::Receiver<Arc<AuthorityState>>,
     pub(crate) rules: IssuingRules,
     /// How long MeshConfig wants workloads' certificates to live, if it says so.
@@ -45,12 +55,8 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
-        let caller = match self.authenticate(request.metadata(), peer).await {
-            Ok(caller) => caller,
-            Err(error) => {
-                self.telemetry.refused(None, peer, error.kind(), &error);
-                return Err(status_of_auth(&error));
-            }
+        let Some(caller) = request.extensions().get::<Caller>().cloned() else {
+            return Err(Status::internal("a call that nobody has judged"));
         };
         if let Err(wait) = self.limiter.take(&caller.identity, Instant::now()) {
             let reason =
@@ -76,14 +82,6 @@ impl IstioCertificateService for CertificateService {
 }
 
 impl CertificateService {
-    async fn authenticate(
-        &self,
-        metadata: &MetadataMap,
-        peer: Option<SocketAddr>,
-    ) -> Result<Caller, AuthError> {
-        self.authenticator.authenticate(bearer_token(metadata)?, peer).await
-    }
-
     fn issue(
         &self,
         caller: &Caller,
@@ -99,30 +97,6 @@ impl CertificateService {
     }
 }
 
-/// The one token that the caller sent. Two of them would be judged by two readers differently.
-fn bearer_token(metadata: &MetadataMap) -> Result<&str, AuthError> {
-    let mut values = metadata.get_all("authorization").iter();
-    let value = values.next().ok_or(AuthError::Missing)?;
-    if values.next().is_some() {
-        return Err(AuthError::NotBearer);
-    }
-    let text = value.to_str().map_err(|_| AuthError::NotBearer)?;
-    match text.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() => {
-            Ok(token.trim())
-        }
-        _ => Err(AuthError::NotBearer),
-    }
-}
-
-fn status_of_auth(error: &AuthError) -> Status {
-    match error {
-        AuthError::Unavailable(_) => Status::unavailable(error.to_string()),
-        AuthError::NotInMesh(_) => Status::permission_denied(error.to_string()),
-        _ => Status::unauthenticated(error.to_string()),
-    }
-}
-
 fn status_of_refusal(refusal: &Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
@@ -132,30 +106,5 @@ fn status_of_refusal(refusal: &Refusal) -> Status {
             Status::failed_precondition(text)
         }
         Refusal::Write(_) | Refusal::ReadBack(_) => Status::internal(text),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn metadata(values: &[&str]) -> MetadataMap {
-        let mut metadata = MetadataMap::new();
-        for value in values {
-            metadata.append("authorization", value.parse().unwrap());
-        }
-        metadata
-    }
-
-    #[test]
-    fn exactly_one_bearer_token_is_read() {
-        assert_eq!(bearer_token(&metadata(&["Bearer abc"])), Ok("abc"));
-        assert_eq!(bearer_token(&metadata(&["bearer abc"])), Ok("abc"));
-        assert_eq!(bearer_token(&metadata(&[])), Err(AuthError::Missing));
-        for values in
-            [&["Bearer a", "Bearer b"][..], &["Bearer a", "Basic b"], &["Basic abc"], &["Bearer "], &["abc"]]
-        {
-            assert_eq!(bearer_token(&metadata(values)), Err(AuthError::NotBearer), "{values:?}");
-        }
     }
 }

@@ -1,15 +1,17 @@
 //! What the certificate authority tells: an audit line per certificate and refusal, and metrics.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tidegate_core::Identity;
+use tidegate_runtime::drain;
+use tidegate_runtime::logging::{LogRate, LogThrottle};
 use tidegate_runtime::metrics::Metrics;
 use tracing::{info, warn};
 
@@ -30,6 +32,16 @@ pub(crate) struct Telemetry {
     trusted_roots: Gauge,
     rotation_step: Gauge,
     authority_problem: Gauge,
+    /// Audit lines of refusals, which anybody can cause.
+    refusals: Arc<LogThrottle<RefusedSource>>,
+}
+
+/// Whose audit lines are counted together: an identity's, or those of an address without one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum RefusedSource {
+    Identity(String),
+    Address(IpAddr),
+    Unknown,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -52,6 +64,7 @@ impl Telemetry {
             trusted_roots: Gauge::default(),
             rotation_step: Gauge::default(),
             authority_problem: Gauge::default(),
+            refusals: Arc::new(LogThrottle::new(LogRate::default())),
         };
         metrics.registry(|registry| {
             registry.register(
@@ -143,8 +156,35 @@ impl Telemetry {
         reason: &dyn std::fmt::Display,
     ) {
         self.refused.get_or_create(&Reason { reason: kind }).inc();
+        let source = match (identity, peer) {
+            (Some(identity), _) => RefusedSource::Identity(identity.to_string()),
+            (None, Some(peer)) => RefusedSource::Address(peer.ip().to_canonical()),
+            (None, None) => RefusedSource::Unknown,
+        };
+        if !self.refusals.admits(&source, Instant::now()) {
+            return;
+        }
         let identity = identity.map_or_else(|| "unknown".to_owned(), ToString::to_string);
         warn!(target: AUDIT, %identity, peer = %Peer(peer), kind, %reason, "certificate refused");
+    }
+}
+
+impl Telemetry {
+    /// Says now and then how many refusals were not logged one by one, until the drain starts.
+    pub(crate) async fn summarize(self: Arc<Self>, drain: drain::Watch) {
+        let say =
+            |suppressed| warn!(target: AUDIT, by_source = %suppressed, "more certificates were refused");
+        self.refusals.summarize(drain, say).await;
+    }
+}
+
+impl std::fmt::Display for RefusedSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Identity(identity) => f.write_str(identity),
+            Self::Address(address) => address.fmt(f),
+            Self::Unknown => f.write_str("unknown"),
+        }
     }
 }
 

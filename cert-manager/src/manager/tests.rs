@@ -240,6 +240,49 @@ async fn a_service_account_that_is_called_as_the_authority_is_gets_no_certificat
     assert!(world.metrics.encode().contains(counted));
 }
 
+/// A body that never comes.
+struct Never;
+
+impl http_body::Body for Never {
+    type Data = tonic::codegen::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Self::Data>, Status>>> {
+        std::task::Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn a_call_without_a_good_token_is_answered_before_its_body() {
+    use tonic::codegen::{Service, http};
+    let world = world().await;
+    let bundle = world.manager.bundle().borrow().clone();
+    let address =
+        Address::new(ServerName::try_from("127.0.0.1").unwrap(), world.manager.grpc_address().port());
+    let name = ServerName::try_from("ca.example").unwrap();
+    let mut channel = channel(&address, name, move || client_config(&bundle, None).ok());
+    for authorization in
+        [None, Some("Bearer nonsense".to_owned()), Some(format!("Bearer {}", world.token("x")))]
+    {
+        let mut request =
+            http::Request::post("https://ca.example/istio.v1.auth.IstioCertificateService/CreateCertificate")
+                .header("content-type", "application/grpc");
+        if let Some(authorization) = &authorization {
+            request = request.header("authorization", authorization);
+        }
+        let request = request.body(tonic::body::Body::new(Never)).unwrap();
+        let answer = async {
+            std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+            channel.call(request).await.unwrap()
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(20), answer).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "16", "{authorization:?}");
+    }
+}
+
 #[tokio::test]
 async fn two_tokens_at_once_are_refused() {
     let world = world().await;
