@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tidegate_core::PeerCertificate;
-use tidegate_core::policy::{AppProtocol, Decision, Denial, InboundPolicy, Opening, Reason, Session, Terms};
+use tidegate_core::policy::{
+    AppProtocol, Decision, Denial, InboundPolicy, MeshProtocol, Opening, Reason, Session, Terms,
+};
 
 use crate::snapshot::{Snapshot, Snapshots};
 
@@ -60,6 +62,8 @@ pub struct Gate {
 struct Verdict {
     snapshot: Arc<Snapshot>,
     decision: Rc<Decision>,
+    /// Whether each request's host counts, too.
+    differs_by_name: bool,
 }
 
 /// What a new snapshot means to a connection that is open.
@@ -82,24 +86,36 @@ impl ConnectionInfo {
         }
     }
 
-    fn judge(&self, policy: Option<&InboundPolicy>) -> Decision {
-        let Some(policy) = policy else { return Decision::Deny(Denial::new(Reason::NoPolicy)) };
-        policy.authorize(&Session {
+    fn session(&self) -> Session<'_> {
+        Session {
             port: self.port,
             source: self.peer.ip(),
             opening: self.opening(),
             client: self.client.as_ref().map(|client| client.leaf.sans.as_slice()),
-        })
+        }
+    }
+
+    fn judge(&self, policy: Option<&InboundPolicy>) -> Decision {
+        let Some(policy) = policy else { return Decision::Deny(Denial::new(Reason::NoPolicy)) };
+        policy.authorize(&self.session())
+    }
+}
+
+impl Verdict {
+    fn new(info: &ConnectionInfo, snapshot: Arc<Snapshot>) -> Self {
+        let policy = snapshot.policy.as_deref();
+        let decision = Rc::new(info.judge(policy));
+        let differs_by_name = policy.is_some_and(|policy| policy.differs_by_name(&info.session()));
+        Self { snapshot, decision, differs_by_name }
     }
 }
 
 impl Gate {
     /// A gate for a connection, with its first verdict.
     pub fn new(info: Rc<ConnectionInfo>, snapshots: Snapshots) -> Self {
-        let snapshot = snapshots.current();
-        let decision = Rc::new(info.judge(snapshot.policy.as_deref()));
-        let was_let_in = Cell::new(matches!(*decision, Decision::Allow(_)));
-        Self { info, snapshots, verdict: RefCell::new(Verdict { snapshot, decision }), was_let_in }
+        let verdict = Verdict::new(&info, snapshots.current());
+        let was_let_in = Cell::new(matches!(*verdict.decision, Decision::Allow(_)));
+        Self { info, snapshots, verdict: RefCell::new(verdict), was_let_in }
     }
 
     /// The connection.
@@ -111,14 +127,30 @@ impl Gate {
     pub fn decide(&self) -> Rc<Decision> {
         let mut verdict = self.verdict.borrow_mut();
         if verdict.snapshot.generation != self.snapshots.generation() {
-            let snapshot = self.snapshots.current();
-            verdict.decision = Rc::new(self.info.judge(snapshot.policy.as_deref()));
-            verdict.snapshot = snapshot;
+            *verdict = Verdict::new(&self.info, self.snapshots.current());
             if matches!(*verdict.decision, Decision::Allow(_)) {
                 self.was_let_in.set(true);
             }
         }
         verdict.decision.clone()
+    }
+
+    /// The verdict on a request for this authority, which must fit the server name that the connection was opened for
+    /// where rules differ by it.
+    pub fn decide_on(&self, authority: &str) -> Rc<Decision> {
+        let decision = self.decide();
+        let verdict = self.verdict.borrow();
+        if !verdict.differs_by_name || !matches!(*decision, Decision::Allow(_)) {
+            return decision;
+        }
+        let host = host_of(authority);
+        if self.info.server_name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host)) {
+            return decision;
+        }
+        match verdict.snapshot.policy.as_deref().map(|policy| policy.direct(&self.info.session(), host)) {
+            Some(Err(denial)) => Rc::new(Decision::Deny(denial)),
+            Some(Ok(())) | None => decision,
+        }
     }
 
     /// What the app speaks, by the newest policy.
@@ -129,7 +161,8 @@ impl Gate {
         port.map_or(AppProtocol::Http, |port| port.protocol)
     }
 
-    /// Whether the connection would be opened again, on terms that it meets, and let in if it ever was.
+    /// Whether the connection would be opened again, on terms that it meets, and let in if it ever was. What is read as
+    /// HTTP and what is passed on unseen never change places: a tunnel would carry what HTTP is judged by.
     pub fn review(&self, snapshot: &Snapshot) -> Review {
         let Some(policy) = snapshot.policy.as_deref() else {
             return Review::Revoke(Denial::new(Reason::NoPolicy));
@@ -137,8 +170,8 @@ impl Gate {
         let info = &self.info;
         match policy.open(info.port, info.peer.ip(), info.opening()) {
             Err(denial) => return Review::Revoke(denial),
-            Ok(terms) if terms == Terms::Opaque && info.terms != Terms::Opaque => {
-                return Review::Revoke(Denial::new(Reason::NoIngressBackend));
+            Ok(terms) if is_opaque(terms) != is_opaque(info.terms) => {
+                return Review::Revoke(Denial::new(Reason::ProtocolChanged));
             }
             Ok(Terms::IngressMutualTls | Terms::MeshTls(_)) if info.client.is_none() && info.tls => {
                 return Review::Revoke(Denial::new(Reason::ClientCertificateRequired));
@@ -150,5 +183,18 @@ impl Gate {
             Decision::Deny(denial) if self.was_let_in.get() => Review::Revoke(denial),
             _ => Review::Keep,
         }
+    }
+}
+
+/// Whether bytes are passed on unseen on these terms.
+fn is_opaque(terms: Terms) -> bool {
+    matches!(terms, Terms::Opaque | Terms::MeshTls(MeshProtocol::Tcp))
+}
+
+/// An authority without its port.
+fn host_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => host,
+        _ => authority,
     }
 }

@@ -8,6 +8,7 @@ use super::model::{
     ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressTransport, MeshRule, PortPolicy,
     RuleState,
 };
+use crate::dns_name::DnsPattern;
 use crate::identity::Identity;
 use crate::principal::Principal;
 use crate::san::San;
@@ -121,6 +122,10 @@ pub enum Reason {
     MeshDenied(Arc<str>),
     /// None of the names in the client certificate is allowed.
     PrincipalNotAllowed,
+    /// The connection was opened for another protocol than the port is served by now.
+    ProtocolChanged,
+    /// The request is for a host of another rule's `sniHosts` than the connection was opened for.
+    Misdirected,
 }
 
 impl InboundPolicy {
@@ -177,6 +182,38 @@ impl InboundPolicy {
         }
     }
 
+    /// Whether this session's requests have to be directed, too ([`InboundPolicy::direct`]): rules of its port differ by
+    /// server name.
+    pub fn differs_by_name(&self, session: &Session<'_>) -> bool {
+        matches!(session.opening, Opening::Tls { .. })
+            && self
+                .ports
+                .get(&session.port)
+                .is_some_and(|policy| policy.active_rules().any(|rule| !rule.sni_hosts().is_empty()))
+    }
+
+    /// Whether a request for this host (no port) may come by a session that is let in. Rules grant by server name, and
+    /// the host of a request is a name of the client's choice, too: one of another rule's `sniHosts` belongs on a
+    /// connection that was opened for it (RFC 9110 §7.4, 421). Hosts that no rule names are the app's business.
+    pub fn direct(&self, session: &Session<'_>, host: &str) -> Result<(), Denial> {
+        let policy = self.port(session.port)?;
+        let mut owner = None;
+        for rule in &policy.ingress {
+            let RuleState::Active(active) = &rule.state else { continue };
+            let (is_named, is_open) = (active.names(host), active.sni_hosts().is_empty());
+            if (is_named || is_open) && active.judge(session).is_ok() {
+                return Ok(());
+            }
+            if is_named && owner.is_none() {
+                owner = Some(rule.policy.clone());
+            }
+        }
+        match owner {
+            Some(policy) => Err(Denial { reason: Reason::Misdirected, policy: Some(policy) }),
+            None => Ok(()),
+        }
+    }
+
     fn grant(&self, session: &Session<'_>) -> Result<Grant, Denial> {
         let policy = self.port(session.port)?;
         if let Opening::Mesh(_) = session.opening {
@@ -185,17 +222,8 @@ impl InboundPolicy {
                 .map(Grant::Mesh)
                 .map_err(Denial::new);
         }
-        let judge = |rule: &ActiveIngressRule| {
-            rule.admits(session.source, session.opening)?;
-            let IngressTransport::Https { client: ClientCheck::Principals(allowed), .. } = &rule.transport
-            else {
-                return Ok(None);
-            };
-            let names = session.client.ok_or(Reason::ClientCertificateRequired)?;
-            let principal = allowed.iter().find(|principal| principal.matches(names));
-            principal.cloned().map(Some).ok_or(Reason::PrincipalNotAllowed)
-        };
-        first_grant(policy, judge).map(|(rule, principal)| Grant::Ingress(rule.policy.clone(), principal))
+        first_grant(policy, |rule| rule.judge(session))
+            .map(|(rule, principal)| Grant::Ingress(rule.policy.clone(), principal.cloned()))
     }
 
     fn port(&self, port: u16) -> Result<&PortPolicy, Denial> {
@@ -250,6 +278,29 @@ impl ActiveIngressRule {
         }
     }
 
+    /// Whether the rule lets the session in, and by which of its principals.
+    fn judge(&self, session: &Session<'_>) -> Result<Option<&Principal>, Reason> {
+        self.admits(session.source, session.opening)?;
+        let IngressTransport::Https { client: ClientCheck::Principals(allowed), .. } = &self.transport else {
+            return Ok(None);
+        };
+        let names = session.client.ok_or(Reason::ClientCertificateRequired)?;
+        let principal = allowed.iter().find(|principal| principal.matches(names));
+        principal.map(Some).ok_or(Reason::PrincipalNotAllowed)
+    }
+
+    /// The server names that the rule is limited to; empty: it is not.
+    fn sni_hosts(&self) -> &[DnsPattern] {
+        match &self.transport {
+            IngressTransport::Https { sni_hosts, .. } => sni_hosts,
+            IngressTransport::Http | IngressTransport::Tcp => &[],
+        }
+    }
+
+    fn names(&self, host: &str) -> bool {
+        self.sni_hosts().iter().any(|pattern| pattern.matches(host))
+    }
+
     /// Whether the rule is one for connections from this address with these first bytes.
     fn admits(&self, source: IpAddr, opening: Opening<'_>) -> Result<(), Reason> {
         match (&self.transport, opening) {
@@ -262,8 +313,7 @@ impl ActiveIngressRule {
         }
         match (&self.transport, opening) {
             (IngressTransport::Https { sni_hosts, .. }, Opening::Tls { server_name }) => {
-                let named = |name| sni_hosts.iter().any(|host| host.matches(name));
-                if sni_hosts.is_empty() || server_name.is_some_and(named) {
+                if sni_hosts.is_empty() || server_name.is_some_and(|name| self.names(name)) {
                     Ok(())
                 } else {
                     Err(Reason::ServerNameNotAllowed)
@@ -275,10 +325,10 @@ impl ActiveIngressRule {
 }
 
 /// The first rule that passes a test, with what the test found; else the closest miss.
-fn first_grant<T>(
-    policy: &PortPolicy,
-    test: impl Fn(&ActiveIngressRule) -> Result<T, Reason>,
-) -> Result<(RuleRef<'_>, T), Denial> {
+fn first_grant<'p, T>(
+    policy: &'p PortPolicy,
+    test: impl Fn(&'p ActiveIngressRule) -> Result<T, Reason>,
+) -> Result<(RuleRef<'p>, T), Denial> {
     let mut closest = Denial::new(Reason::NoIngressBackend);
     for rule in &policy.ingress {
         let result = match &rule.state {
@@ -333,6 +383,8 @@ impl Reason {
             Self::NotAWorkload => "not_a_workload",
             Self::MeshDenied(_) => "mesh_denied",
             Self::PrincipalNotAllowed => "principal_not_allowed",
+            Self::ProtocolChanged => "protocol_changed",
+            Self::Misdirected => "misdirected",
         }
     }
 }
@@ -358,6 +410,10 @@ impl fmt::Display for Reason {
             Self::PrincipalNotAllowed => {
                 f.write_str("none of the client certificate's names is an allowed principal")
             }
+            Self::ProtocolChanged => f.write_str("the port is served by another protocol now"),
+            Self::Misdirected => f.write_str(
+                "the request's host is among the sniHosts of another rule than the connection's server name",
+            ),
         }
     }
 }

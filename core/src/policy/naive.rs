@@ -225,6 +225,44 @@ fn a_mesh_rule_with_names_lets_in_those_names() {
     );
 }
 
+/// The status-to-be of a request for `host` by a connection that was opened for `server_name`.
+fn directed(rules: &[Written], server_name: Option<&str>, host: &str) -> Result<(), Reason> {
+    let policy = policy(rules, MeshRule::AnyPeer);
+    let session = Session {
+        port: 14001,
+        source: "10.0.0.1".parse().unwrap(),
+        opening: Opening::Tls { server_name },
+        client: None,
+    };
+    assert!(policy.differs_by_name(&session));
+    assert!(matches!(policy.authorize(&session), Decision::Allow(_)));
+    policy.direct(&session, host).map_err(|denial| denial.reason)
+}
+
+#[test]
+fn a_host_of_another_rule_s_names_belongs_on_another_connection_unless_the_connection_s_rule_has_it_too() {
+    let rule = |sni_hosts: &[&'static str], skip| Written {
+        protocol: "https",
+        skip,
+        sni_hosts: sni_hosts.to_vec(),
+        ranges: vec![],
+        principals: vec![NAMES[0]],
+        broken: false,
+    };
+    let two = [rule(&["foo.example"], true), rule(&["*.bar.example"], false)];
+    assert_eq!(directed(&two, Some("foo.example"), "FOO.example."), Ok(()));
+    assert_eq!(directed(&two, Some("foo.example"), "a.bar.example"), Err(Reason::Misdirected));
+    for host in ["bar.example", "httpbin", "10.0.0.1", "[::1]", ""] {
+        assert_eq!(directed(&two, Some("foo.example"), host), Ok(()), "{host}: no rule names it");
+    }
+    let both = [rule(&["foo.example", "*.bar.example"], true), rule(&["*.bar.example"], false)];
+    assert_eq!(directed(&both, Some("foo.example"), "a.bar.example"), Ok(()));
+    let any = [rule(&["*.bar.example"], false), rule(&[], true)];
+    for server_name in [None, Some("foo.example")] {
+        assert_eq!(directed(&any, server_name, "a.bar.example"), Ok(()));
+    }
+}
+
 #[test]
 fn a_port_without_a_service_is_refused_before_a_byte_is_read() {
     let denial = policy(&[], MeshRule::AnyPeer).admit(80, "10.0.0.1".parse().unwrap()).unwrap_err();

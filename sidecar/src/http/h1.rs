@@ -17,7 +17,7 @@ use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
-use tidegate_core::policy::{AppProtocol, Decision, Reason};
+use tidegate_core::policy::{AppProtocol, Decision};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -226,14 +226,11 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         exchange.up.decoder = Decoder::new(head.framing);
         exchange.up.chunked = head.framing == Framing::Chunked;
         let info = self.gate.info();
-        let decision = self.gate.decide();
+        let decision = self.gate.decide_on(std::str::from_utf8(head.request.authority).unwrap_or_default());
         let length = head.length;
         let next = match &*decision {
             Decision::Deny(denial) => {
-                let mut reply = local_reply::forbidden();
-                if matches!(denial.reason, Reason::NoPolicy | Reason::NoSuchPort) {
-                    reply.flag = ResponseFlag::NoRoute;
-                }
+                let reply = local_reply::denied(&denial.reason);
                 self.env.telemetry.record(&Record {
                     connection: Some(info),
                     decision: Some(&decision),

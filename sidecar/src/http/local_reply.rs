@@ -3,6 +3,8 @@
 //! Their bytes are part of the contract with those who know Envoy's: header order `content-length`, `content-type`,
 //! `date`, names in lower case, no newline after the body.
 
+use tidegate_core::policy::Reason;
+
 use crate::telemetry::ResponseFlag;
 
 /// An answer of our own.
@@ -22,8 +24,20 @@ pub struct LocalReply {
     pub details: &'static str,
 }
 
-/// The policy refuses the request. The connection stays open.
-pub fn forbidden() -> LocalReply {
+/// The policy refuses the request, for this reason. The connection stays open.
+pub fn denied(reason: &Reason) -> LocalReply {
+    match reason {
+        Reason::Misdirected => LocalReply {
+            close: false,
+            flag: ResponseFlag::Refused,
+            ..client_error(421, "Misdirected Request", "misdirected_request")
+        },
+        Reason::NoPolicy | Reason::NoSuchPort => LocalReply { flag: ResponseFlag::NoRoute, ..forbidden() },
+        _ => forbidden(),
+    }
+}
+
+fn forbidden() -> LocalReply {
     LocalReply {
         status: 403,
         reason: "Forbidden",
@@ -58,6 +72,14 @@ pub fn too_much_unfinished() -> LocalReply {
         close: true,
         flag: ResponseFlag::Overload,
         details: "overload{unfinished_request_heads}",
+    }
+}
+
+/// The client has ended its side and the app has not answered for long: it is taken to have left.
+pub fn half_closed() -> LocalReply {
+    LocalReply {
+        flag: ResponseFlag::DownstreamConnectionTermination,
+        ..client_error(408, "Request Timeout", "downstream_half_close_timeout")
     }
 }
 

@@ -1,4 +1,5 @@
 mod changes;
+mod names;
 mod opaque;
 mod refusals;
 mod tls_clients;

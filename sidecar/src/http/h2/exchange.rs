@@ -52,10 +52,11 @@ impl Exchanges {
             Ok(target) => target,
             Err(reply) => return local(reply, account, is_head),
         };
-        let decision = self.gate.decide();
+        let authority = target.authority.as_ref().map_or("", |authority| authority.as_str());
+        let decision = self.gate.decide_on(authority);
         account.decided(decision.clone());
-        if let Decision::Deny(_) = *decision {
-            return local(local_reply::forbidden(), account, is_head);
+        if let Decision::Deny(denial) = &*decision {
+            return local(local_reply::denied(&denial.reason), account, is_head);
         }
 
         headers::prepare(&mut head.headers, info);

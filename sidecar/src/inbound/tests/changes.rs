@@ -2,12 +2,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime};
 
+use tidegate_core::policy::{AppProtocol, ClientCheck, IngressTransport, Sources};
 use tidegate_runtime::drain::Outcome;
 use tokio::task::JoinSet;
 
 use super::*;
 use crate::limits::Limits;
-use crate::test_mesh::until;
+use crate::test_mesh::{rule, until};
 use crate::test_pki::{Authority, GATEWAY, dns};
 
 /// A connection of each kind, each known to work.
@@ -50,6 +51,54 @@ async fn a_policy_change_ends_what_it_no_longer_lets_in_within_a_second_and_noth
     assert_eq!(end(&mut https).await.0, End::Fin);
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     mesh.connections(0).await;
+}
+
+#[tokio::test]
+async fn bytes_that_were_passed_on_unseen_end_when_the_port_becomes_one_of_http_and_the_other_way_round() {
+    let skip = || IngressTransport::Https { sni_hosts: vec![], client: ClientCheck::Skip };
+    for transport in [IngressTransport::Http, skip()] {
+        let mesh = Mesh::start().await;
+        let mut plain = mesh.connect(Port::Tcp).await;
+        plain.write_all(b"hello").await.unwrap();
+        plain.read_exact(&mut [0; 5]).await.unwrap();
+        // The app's own TLS: its ClientHello is echoed.
+        let mut own_tls = mesh.connect(Port::Tcp).await;
+        let config = client_config(&mesh.root.bundle(), None, &VERSIONS, &[]);
+        let name = ServerName::try_from(SERVER).unwrap();
+        let mut hello = Vec::new();
+        rustls::ClientConnection::new(config, name).unwrap().write_tls(&mut hello).unwrap();
+        own_tls.write_all(&hello).await.unwrap();
+        own_tls.read_exact(&mut vec![0; hello.len()]).await.unwrap();
+
+        mesh.publish(|policy| {
+            let port = policy.ports.get_mut(&(Port::Tcp as u16)).unwrap();
+            port.protocol = AppProtocol::Http;
+            port.ingress = rule(Sources::Any, transport);
+        });
+        assert_eq!(end(&mut plain).await, (End::Reset, vec![]));
+        assert_eq!(end(&mut own_tls).await, (End::Reset, vec![]));
+    }
+
+    let mesh = Mesh::start().await;
+    let mut plain = mesh.connect(Port::Http).await;
+    get(&mut plain).await.unwrap();
+    let mut https = tls(&mesh, Port::Skip, None, &[]).await.unwrap();
+    get(&mut https).await.unwrap();
+    let (mut opaque, mut peer, _) = connections(&mesh).await;
+    mesh.publish(|policy| {
+        for port in [Port::Http, Port::Skip] {
+            let port = policy.ports.get_mut(&(port as u16)).unwrap();
+            port.protocol = AppProtocol::Tcp;
+            port.ingress = rule(Sources::Any, IngressTransport::Tcp);
+        }
+    });
+    assert_eq!(end(&mut plain).await.0, End::Fin);
+    assert_eq!(end(&mut https).await.0, End::Fin);
+    let mut echo = [0; 2];
+    opaque.write_all(b"hi").await.unwrap();
+    opaque.read_exact(&mut echo).await.unwrap();
+    peer.write_all(b"hi").await.unwrap();
+    peer.read_exact(&mut echo).await.unwrap();
 }
 
 #[tokio::test]
