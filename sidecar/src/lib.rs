@@ -27,6 +27,7 @@ pub mod snapshot;
 pub mod stream;
 pub mod telemetry;
 pub mod tls;
+mod turn;
 pub mod worker;
 
 #[cfg(test)]

@@ -59,6 +59,10 @@ pub enum Wait {
     Idle,
     /// The app's TCP handshake.
     Connect,
+    /// Anything of an event stream or a gRPC stream.
+    Stream,
+    /// Anything of an answer whose client has ended its side.
+    HalfClose,
 }
 
 /// A connection's end of the line. Cheap to clone; every clone is the same connection.
@@ -84,6 +88,8 @@ struct State {
     leave_by: Cell<Option<Instant>>,
     /// When [`Phase::Finishing`] turns into [`Phase::Closed`].
     finish_by: Cell<Option<Instant>>,
+    /// When the connection is to be polled, whatever happens.
+    look_at: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
     /// What counts it; none for a line outside a registry.
     place: OnceCell<Place>,
@@ -116,6 +122,7 @@ impl Lifeline {
             deadline: Cell::new(None),
             leave_by: Cell::new(None),
             finish_by: Cell::new(None),
+            look_at: Cell::new(None),
             waker: RefCell::new(None),
             place: OnceCell::new(),
         };
@@ -168,6 +175,11 @@ impl Lifeline {
     /// Ends the wait; nothing is due.
     pub fn at_ease(&self) {
         self.state.deadline.set(None);
+    }
+
+    /// Has the connection polled once this time is over, for what wakes no task. Coarse, like a deadline.
+    pub fn look_after(&self, time: Duration) {
+        self.state.look_at.set(Instant::now().checked_add(time));
     }
 
     /// Asks the connection to take its leave: the next answer tells the client that it is the last. Protocols that
@@ -273,6 +285,8 @@ impl Cause {
             Self::Deadline(Wait::Body) => "body_timeout",
             Self::Deadline(Wait::Idle) => "idle_timeout",
             Self::Deadline(Wait::Connect) => "upstream_connection_timeout",
+            Self::Deadline(Wait::Stream) => "stream_idle_timeout",
+            Self::Deadline(Wait::HalfClose) => "downstream_half_close_timeout",
             Self::Draining => "drained",
             Self::PolicyChanged => "policy_changed",
             Self::CertificateExpired => "client_certificate_expired",
@@ -338,6 +352,10 @@ impl<T> Registry<T> {
                 _ => {}
             }
             let is_due = |by: &Cell<Option<Instant>>| by.get().is_some_and(|by| by <= now);
+            if is_due(&line.state.look_at) {
+                line.state.look_at.set(None);
+                line.wake();
+            }
             match line.phase() {
                 Phase::Leaving(cause) | Phase::Finishing(cause) if is_due(&line.state.finish_by) => {
                     line.close(cause);
@@ -383,6 +401,36 @@ mod tests {
         assert_eq!(line.phase(), Phase::Open);
         registry.expire(Instant::now() + Duration::from_secs(6));
         assert_eq!(line.guard(pending::<()>()).await, Err(Ended(Cause::Deadline(Wait::Headers))));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_asks_for_a_look_is_polled_once_on_the_tick_after_it() {
+        let registry = Registry::new();
+        let line = registry.add(Rc::new(()));
+        let polls = Rc::new(Cell::new(0));
+        let tasks = tokio::task::LocalSet::new();
+        let (waiting, counted) = (line.clone(), polls.clone());
+        tasks.spawn_local(async move {
+            let wait = poll_fn(|_| {
+                counted.set(counted.get() + 1);
+                Poll::<()>::Pending
+            });
+            waiting.guard(wait).await
+        });
+        let looks = async {
+            let start = Instant::now();
+            line.look_after(Duration::from_secs(1));
+            let mut counts = Vec::new();
+            for seconds in [0, 2, 2, 9] {
+                tokio::task::yield_now().await;
+                registry.expire(start + Duration::from_secs(seconds));
+                tokio::task::yield_now().await;
+                counts.push(polls.get());
+            }
+            counts
+        };
+        assert_eq!(tasks.run_until(looks).await, [1, 2, 2, 2]);
+        assert_eq!(line.phase(), Phase::Open);
     }
 
     #[tokio::test]

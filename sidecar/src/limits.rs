@@ -15,6 +15,10 @@ pub struct Limits {
     pub idle: Duration,
     /// Without progress in a body or an opaque stream's half that is due.
     pub body: Duration,
+    /// Without a byte of a gRPC call or of an event stream (`text/event-stream`), for which silence is nothing unusual.
+    pub stream_idle: Duration,
+    /// Without a byte of an answer whose client has ended its side: it waits for the answer, or has left.
+    pub half_close: Duration,
     /// For the TCP handshake with the app.
     pub connect: Duration,
     /// For a connection to the app that waits for its next request; shorter than the apps' own limits.
@@ -45,6 +49,8 @@ impl Default for Limits {
             headers: Duration::from_secs(30),
             idle: Duration::from_secs(3600),
             body: Duration::from_secs(300),
+            stream_idle: Duration::from_secs(3600),
+            half_close: Duration::from_secs(10),
             connect: Duration::from_secs(5),
             upstream_idle: Duration::from_millis(750),
             revocation: Duration::from_millis(500),

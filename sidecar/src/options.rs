@@ -137,6 +137,12 @@ pub struct LimitOptions {
     /// Without progress in a body.
     #[arg(long, env = "TIDEGATE_BODY_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub body_timeout: Duration,
+    /// Without a byte of a gRPC call or an event stream (text/event-stream).
+    #[arg(long, env = "TIDEGATE_STREAM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub stream_idle_timeout: Duration,
+    /// Without a byte of an answer whose client has ended its side of the connection, as clients do that leave.
+    #[arg(long, env = "TIDEGATE_HALF_CLOSE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub half_close_timeout: Duration,
     /// For the TCP handshake with the app.
     #[arg(long, env = "TIDEGATE_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub connect_timeout: Duration,
@@ -188,6 +194,8 @@ impl Default for LimitOptions {
             headers_timeout: limits.headers,
             idle_timeout: limits.idle,
             body_timeout: limits.body,
+            stream_idle_timeout: limits.stream_idle,
+            half_close_timeout: limits.half_close,
             connect_timeout: limits.connect,
             upstream_idle_timeout: limits.upstream_idle,
             revocation_grace: limits.revocation,
@@ -210,6 +218,8 @@ impl From<&LimitOptions> for Limits {
             headers: options.headers_timeout,
             idle: options.idle_timeout,
             body: options.body_timeout,
+            stream_idle: options.stream_idle_timeout,
+            half_close: options.half_close_timeout,
             connect: options.connect_timeout,
             upstream_idle: options.upstream_idle_timeout,
             revocation: options.revocation_grace,

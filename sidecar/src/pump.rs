@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::lifeline::{Lifeline, Wait};
-use crate::stream::Abort;
+use crate::stream::{Abort, LOOK_AT_PEER, PeerEnd};
 use crate::telemetry::ResponseFlag;
+use crate::turn::Turn;
 
 /// The most bytes that a direction holds, or moves at once.
 const CHUNK: usize = 32 * 1024;
@@ -93,6 +94,19 @@ where
             if there.is_ready() && back.is_ready() {
                 return Poll::Ready(Ok(()));
             }
+            // Of a side that has ended nothing is read any more that would tell that it is gone altogether.
+            let is_gone = |direction: &Direction, peer: &dyn Abort| {
+                direction.closed && peer.peer_end() == PeerEnd::Both
+            };
+            if is_gone(to_upstream, client) {
+                return Poll::Ready(Err(Failure::Client));
+            }
+            if is_gone(to_client, upstream) {
+                return Poll::Ready(Err(Failure::Upstream));
+            }
+            if to_upstream.closed || to_client.closed {
+                line.look_after(LOOK_AT_PEER);
+            }
             let moved = to_upstream.moved + to_client.moved;
             if to_upstream.held.is_empty() && to_client.held.is_empty() {
                 match patience.idle {
@@ -134,6 +148,7 @@ impl Direction {
         F: AsyncRead + Unpin,
         T: AsyncWrite + Unpin,
     {
+        let mut turn = Turn::new();
         loop {
             while let Some(held @ [_, ..]) = self.held.get(self.start..) {
                 let count = ready!(Pin::new(&mut *to).poll_write(context, held)).map_err(|_| Broken::To)?;
@@ -152,8 +167,10 @@ impl Direction {
                 }
                 return Poll::Ready(Ok(()));
             }
+            ready!(turn.poll(context));
+            let before = self.moved;
             match self.move_some(context, from, to)? {
-                Poll::Ready(()) => {}
+                Poll::Ready(()) => turn.spend(usize::try_from(self.moved - before).unwrap_or(usize::MAX)),
                 Poll::Pending => {
                     // TLS may hold on to what the socket did not take.
                     ready!(Pin::new(&mut *to).poll_flush(context)).map_err(|_| Broken::To)?;

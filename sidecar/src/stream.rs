@@ -5,8 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::tls::stream::TlsStream;
@@ -23,18 +24,51 @@ pub enum MaybeTls<T = TlsStream> {
 pub trait Abort {
     /// Once this is dropped, the peer sees an RST: what it has got of an answer is not all of it.
     fn abort(&self);
+
+    /// What the peer has ended, also where bytes that it sent before were not read yet. For connections that we have
+    /// not shut down ourselves; costs no system call.
+    fn peer_end(&self) -> PeerEnd;
 }
+
+/// What the peer of a connection has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerEnd {
+    /// Nothing.
+    Open,
+    /// Its own side (FIN): it sends no more.
+    Half,
+    /// The connection (RST): it takes no more, either.
+    Both,
+}
+
+/// How often a peer is looked at that has ended its side, or of which no more is read: when it ends the connection,
+/// no task is woken.
+pub const LOOK_AT_PEER: Duration = Duration::from_secs(1);
 
 impl Abort for TcpStream {
     fn abort(&self) {
         // A socket that refuses it is one that has ended.
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
+
+    fn peer_end(&self) -> PeerEnd {
+        match self.ready(Interest::READABLE | Interest::WRITABLE).now_or_never() {
+            // After an RST neither side is open (EPOLLHUP).
+            Some(Ok(ready)) if ready.is_write_closed() => PeerEnd::Both,
+            Some(Ok(ready)) if ready.is_read_closed() => PeerEnd::Half,
+            Some(Ok(_)) | None => PeerEnd::Open,
+            Some(Err(_)) => PeerEnd::Both,
+        }
+    }
 }
 
 impl Abort for TlsStream {
     fn abort(&self) {
         self.socket().abort();
+    }
+
+    fn peer_end(&self) -> PeerEnd {
+        self.socket().peer_end()
     }
 }
 
@@ -45,11 +79,22 @@ impl<T: Abort> Abort for MaybeTls<T> {
             Self::Tls(stream) => stream.abort(),
         }
     }
+
+    fn peer_end(&self) -> PeerEnd {
+        match self {
+            Self::Plain(io) => io.peer_end(),
+            Self::Tls(stream) => stream.peer_end(),
+        }
+    }
 }
 
 #[cfg(test)]
 impl Abort for tokio::io::DuplexStream {
     fn abort(&self) {}
+
+    fn peer_end(&self) -> PeerEnd {
+        PeerEnd::Open
+    }
 }
 
 macro_rules! forward {

@@ -3,8 +3,8 @@
 //! [`serve`] is a connection's story: read a head, decide, write the head and what is there of the body to the app in
 //! one write, read the answer's head, write it and what is there of its body in one write, pump the rest. `head`
 //! reads heads, `body` finds the ends of bodies, `forward` writes what goes to the next hop, `exchange` drives the
-//! two directions at once, `tunnel` takes over after `101 Switching Protocols`, and `websocket` has the last word where
-//! that was a switch to one.
+//! two directions at once, `watch` sees that the client is still there, `tunnel` takes over after `101 Switching
+//! Protocols`, and `websocket` has the last word where that was a switch to one.
 //!
 //! A connection that waits for a request holds no buffers. A request in a steady state allocates nothing, spawns
 //! nothing and sets no timer.
@@ -44,6 +44,7 @@ mod glimpse;
 pub mod head;
 pub mod transcript;
 mod tunnel;
+mod watch;
 mod websocket;
 
 #[cfg(test)]
@@ -417,6 +418,12 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
                 return self.reply(reply).await;
             }
         }
+        if cause == Cause::Deadline(Wait::HalfClose)
+            && let Outcome::Failed(reply) = self.exchange.fail(local_reply::half_closed())
+        {
+            self.tell(&reply);
+            return self.reply(reply).await;
+        }
         let (flag, details) = ended_by(cause, is_client_due);
         self.tell_end(self.exchange.down.status, flag, details);
         After::Abort
@@ -573,6 +580,7 @@ fn is_worth_parsing(bytes: &[u8], examined: usize, limit: usize) -> bool {
 
 fn ended_by(cause: Cause, is_client_due: bool) -> (ResponseFlag, &'static str) {
     match cause {
+        Cause::Deadline(Wait::HalfClose) => (ResponseFlag::DownstreamConnectionTermination, cause.details()),
         Cause::Deadline(_) if is_client_due => (ResponseFlag::DownstreamTimeout, "stream_idle_timeout"),
         Cause::Deadline(_) => (ResponseFlag::UpstreamTimeout, "stream_idle_timeout"),
         Cause::Draining => (ResponseFlag::None, "drain_time_exceeded"),

@@ -130,6 +130,15 @@ pub fn is_protected(name: &[u8]) -> bool {
         || is("forwarded")
 }
 
+/// Whether a body of this `content-type` is sent as things happen, and so may be silent for long: an event stream, or
+/// gRPC in any of its forms.
+pub fn is_stream(content_type: &[u8]) -> bool {
+    let essence = content_type.split(|byte| matches!(byte, b';' | b' ' | b'\t')).next().unwrap_or_default();
+    let starts_with =
+        |prefix: &[u8]| essence.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    essence.eq_ignore_ascii_case(b"text/event-stream") || starts_with(b"application/grpc")
+}
+
 /// Whether a comma-separated list holds this token, in any case.
 pub fn has_token(list: &[u8], token: &str) -> bool {
     tokens(list).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))

@@ -1,4 +1,5 @@
 mod changes;
+mod departures;
 mod names;
 mod opaque;
 mod refusals;

@@ -12,7 +12,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::limits::Limits;
-use crate::stream::{Abort, MaybeTls};
+use crate::stream::{Abort, MaybeTls, PeerEnd};
 use crate::tls::{self, PeerTls};
 
 /// Why there is no connection to an endpoint.
@@ -105,5 +105,9 @@ impl ConnectError {
 impl Abort for TlsStream<TcpStream> {
     fn abort(&self) {
         self.get_ref().0.abort();
+    }
+
+    fn peer_end(&self) -> PeerEnd {
+        self.get_ref().0.peer_end()
     }
 }

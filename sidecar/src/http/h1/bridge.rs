@@ -4,32 +4,34 @@
 //! Rare, and so built for plainness: it allocates. Trailers of a request end here, those of an answer are passed on.
 //! HTTP/2 clients in hyper do not show interim answers, so `100 Continue` is ours where a client waits for it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 
 use ::http::uri::{Authority, PathAndQuery};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Either, Empty};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::{BodyError, write_chunk};
-use super::exchange::{Upload, UploadState, make_room};
+use super::exchange::{Exchange, Upload, UploadState, make_room};
 use super::forward::{self, Persistence};
 use super::head::{self, Storage};
+use super::watch::{Due, Pace, Watch};
 use super::{After, Connection};
 use crate::http::Env;
 use crate::http::buffer::{Buffer, MEDIUM};
 use crate::http::h2::{UpstreamBody, http2_target};
-use crate::http::headers::{Field, is_protected};
+use crate::http::headers::{Field, is_protected, is_stream};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
-use crate::lifeline::{Ended, Lifeline, Wait};
-use crate::stream::Abort;
+use crate::lifeline::{Ended, Lifeline};
+use crate::limits::Limits;
+use crate::stream::{Abort, PeerEnd};
 use crate::telemetry::ResponseFlag;
 
 type OutgoingBody = Either<Channel<Bytes, io::Error>, Empty<Bytes>>;
@@ -46,6 +48,23 @@ enum UploadEnd {
     Done,
     ClientGone,
     Malformed(BodyError),
+}
+
+/// The client's connection, for the two directions that one task drives.
+struct Shared<'c, S>(RefCell<&'c mut S>);
+
+/// How far the two directions have come.
+struct Progress {
+    /// The app is to get more of the request.
+    is_uploading: Cell<bool>,
+    /// The app has got all of it.
+    is_uploaded: Cell<bool>,
+    /// What the answer waits for.
+    due: Cell<Due>,
+    /// Whether anything moved since the deadline was looked at.
+    has_moved: Cell<bool>,
+    /// What is known of the client.
+    watch: Cell<Watch>,
 }
 
 /// Passes the request on over HTTP/2, and the answer back.
@@ -108,8 +127,9 @@ where
 {
     let asked = connection.exchange.asked;
     let is_drainable = connection.exchange.is_drainable();
-    let (mut reader, mut writer) = tokio::io::split(&mut connection.client);
-    let (up, down) = (&mut connection.exchange.up, &mut connection.exchange.down);
+    let client = Shared(RefCell::new(&mut connection.client));
+    let (mut reader, mut writer) = (&client, &client);
+    let Exchange { up, down, watch, pace, .. } = &mut connection.exchange;
     let (sender, body): (_, OutgoingBody) = if up.decoder.is_done() {
         (None, Either::Right(Empty::new()))
     } else {
@@ -120,49 +140,68 @@ where
         let mut out = Buffer::default();
         out.push(b"HTTP/1.1 100 Continue\r\n\r\n");
         if write(&mut writer, &mut out).await.is_err() {
-            return client_gone();
+            return Outcome::client_gone();
         }
     }
-    let is_uploaded = Cell::new(sender.is_none());
     if sender.is_none() {
         up.state = UploadState::Done;
     }
+    let progress = Progress {
+        is_uploading: Cell::new(sender.is_some()),
+        is_uploaded: Cell::new(sender.is_none()),
+        due: Cell::new(Due::Answer),
+        has_moved: Cell::new(false),
+        watch: Cell::default(),
+    };
     let inbound = &mut connection.inbound;
     let mut upload = pin!(async {
-        let Some(sender) = sender else { return UploadEnd::Done };
-        let end = upload(up, inbound, &mut reader, sender, line, env).await;
-        is_uploaded.set(up.state == UploadState::Done);
-        line.at_ease();
-        end
+        if let Some(sender) = sender {
+            let end = upload(up, inbound, &mut reader, sender, &progress, env).await;
+            if !matches!(end, UploadEnd::Done) {
+                return end;
+            }
+            progress.is_uploaded.set(up.state == UploadState::Done);
+            progress.is_uploading.set(false);
+        }
+        poll_fn(|context| {
+            let gone = watch.poll(&mut reader, inbound, (line, env), context);
+            progress.watch.set(*watch);
+            gone
+        })
+        .await;
+        UploadEnd::ClientGone
     });
     let mut download = pin!(async {
         let response = match env.h2.send(app, request.map(|()| body), env.limits.connect).await {
             Ok(response) => response,
             Err(error) => return Outcome::Failed(error.reply()),
         };
-        line.within(env.limits.body, Wait::Body);
         let (head, body) = response.into_parts();
         let head = Response::from_parts(head, ());
         let status = head.status().as_u16();
         let has_body = !asked.is_head && !matches!(status, 204 | 304);
         let has_length = head.headers().contains_key(::http::header::CONTENT_LENGTH);
+        let content_type = head.headers().get(::http::header::CONTENT_TYPE);
+        let is_stream = content_type.is_some_and(|value| is_stream(value.as_bytes()));
         let chunked = has_body && !has_length && asked.version == Version::Http11;
         down.status = status;
         down.close = !asked.keep_alive
             || line.is_finishing()
-            || !(is_uploaded.get() || is_drainable)
+            || !(progress.is_uploaded.get() || is_drainable)
             || (has_body && !has_length && !chunked);
         let mut out = env.buffers.take(MEDIUM);
         let persistence = Persistence::new(down.close, asked.version);
         forward::write_http2_response(&head, chunked, persistence, &mut out);
+        progress.step(Due::Body);
         if write(&mut writer, &mut out).await.is_err() {
-            return client_gone();
+            return Outcome::client_gone();
         }
         down.set_begun();
         if !has_body {
             return Outcome::Complete;
         }
-        pump(body, &mut down.moved, &mut writer, &mut out, chunked, line, env).await
+        let more = Due::More { is_stream };
+        pump(body, &mut down.moved, &mut writer, &mut out, chunked, (more, &progress), env).await
     });
     let mut is_upload_over = false;
     poll_fn(|context| {
@@ -170,13 +209,17 @@ where
             is_upload_over = true;
             match end {
                 UploadEnd::Done => {}
-                UploadEnd::ClientGone => return Poll::Ready(client_gone()),
+                UploadEnd::ClientGone => return Poll::Ready(Outcome::client_gone()),
                 UploadEnd::Malformed(error) => {
                     return Poll::Ready(Outcome::Failed(local_reply::bad_request(error.details())));
                 }
             }
         }
-        download.as_mut().poll(context)
+        let outcome = download.as_mut().poll(context);
+        if outcome.is_pending() {
+            progress.keep(pace, line, &env.limits);
+        }
+        outcome
     })
     .await
 }
@@ -188,11 +231,11 @@ async fn pump<W: AsyncWrite + Unpin>(
     writer: &mut W,
     out: &mut Buffer,
     chunked: bool,
-    line: &Lifeline,
+    (more, progress): (Due, &Progress),
     env: &Env,
 ) -> Outcome {
     loop {
-        line.within(env.limits.body, Wait::Body);
+        progress.step(more);
         let is_end = match body.frame().await {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
@@ -218,13 +261,70 @@ async fn pump<W: AsyncWrite + Unpin>(
                 true
             }
         };
+        progress.step(Due::Body);
         if write(writer, out).await.is_err() {
-            return client_gone();
+            return Outcome::client_gone();
         }
         if is_end {
             env.buffers.give(out);
             return Outcome::Complete;
         }
+    }
+}
+
+impl Progress {
+    /// Something has moved; the answer waits for this next.
+    fn step(&self, due: Due) {
+        self.has_moved.set(true);
+        self.due.set(due);
+    }
+
+    fn keep(&self, pace: &mut Pace, line: &Lifeline, limits: &Limits) {
+        if self.has_moved.take() {
+            pace.step();
+        }
+        let due = if self.is_uploading.get() { Due::Body } else { self.due.get() };
+        pace.keep(due, self.watch.get(), line, limits);
+    }
+}
+
+impl Outcome {
+    fn client_gone() -> Self {
+        Self::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for &Shared<'_, S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.0.borrow_mut()).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for &Shared<'_, S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut **self.0.borrow_mut()).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.0.borrow_mut()).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut **self.0.borrow_mut()).poll_shutdown(context)
+    }
+}
+
+impl<S: Abort> Abort for &Shared<'_, S> {
+    fn abort(&self) {
+        self.0.borrow().abort();
+    }
+
+    fn peer_end(&self) -> PeerEnd {
+        self.0.borrow().peer_end()
     }
 }
 
@@ -249,11 +349,11 @@ async fn upload<R: AsyncRead + Unpin>(
     inbound: &mut Buffer,
     reader: &mut R,
     mut sender: Sender<Bytes, io::Error>,
-    line: &Lifeline,
+    progress: &Progress,
     env: &Env,
 ) -> UploadEnd {
     loop {
-        line.within(env.limits.body, Wait::Body);
+        progress.has_moved.set(true);
         let mut out = Buffer::default();
         match up.decoder.transfer(inbound, &mut out, false, &env.buffers, &env.limits) {
             Ok(moved) => up.moved += moved,
@@ -284,11 +384,10 @@ async fn upload<R: AsyncRead + Unpin>(
 }
 
 /// The request that is written in `out`, without what HTTP/2 frames itself.
-fn request(out: &Buffer, limits: &crate::limits::Limits) -> Option<Request<()>> {
+fn request(out: &Buffer, limits: &Limits) -> Option<Request<()>> {
     let mut storage = Storage::new();
     // The fields that we add may be more than a client may send.
-    let limits =
-        crate::limits::Limits { header_count: head::MAX_FIELDS, head_bytes: usize::MAX, ..limits.clone() };
+    let limits = Limits { header_count: head::MAX_FIELDS, head_bytes: usize::MAX, ..limits.clone() };
     let head = head::parse_request(out.bytes(), &mut storage, &limits).ok()??;
     let authority = Some(head.request.authority).filter(|authority| !authority.is_empty());
     let authority = authority.map(Authority::try_from).transpose().ok()?;
@@ -321,8 +420,4 @@ async fn write<W: AsyncWrite + Unpin>(writer: &mut W, out: &mut Buffer) -> io::R
         Pin::new(&mut *writer).poll_flush(context)
     })
     .await
-}
-
-fn client_gone() -> Outcome {
-    Outcome::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")
 }

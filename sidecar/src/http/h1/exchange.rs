@@ -12,12 +12,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::body::{BodyError, Decoder};
 use super::forward::{self, Notes, Persistence};
 use super::head::{self, Framing, HeadError, Storage};
+use super::watch::{Due, Pace, Watch};
 use crate::http::Env;
 use crate::http::buffer::{Buffer, LARGE, MEDIUM};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
-use crate::lifeline::{Lifeline, Wait};
+use crate::lifeline::Lifeline;
+use crate::stream::Abort;
 use crate::telemetry::ResponseFlag;
+use crate::turn::Turn;
 
 /// The most of a request's body that is read only to keep the connection.
 pub(super) const MOST_DRAINED: u64 = 64 * 1024;
@@ -33,10 +36,8 @@ pub(super) struct Exchange {
     pub(super) noted: Buffer,
     pub(super) up: Upload,
     pub(super) down: Download,
-    /// Counts reads and writes: a body that stands still does not change it.
-    progress: u32,
-    /// [`Exchange::progress`] when the deadline was set, if one is.
-    timed: Option<u32>,
+    pub(super) watch: Watch,
+    pub(super) pace: Pace,
 }
 
 /// What the request's head asks of the connection.
@@ -92,6 +93,8 @@ pub(super) struct Download {
     is_bulk: bool,
     /// Whether the app has switched to a websocket.
     pub(super) is_websocket: bool,
+    /// Whether it may be silent for long.
+    is_stream: bool,
     /// Bytes of the body.
     pub(super) moved: u64,
     /// When its first byte came.
@@ -137,8 +140,8 @@ impl Exchange {
             noted: Buffer::default(),
             up: Upload::new(),
             down: Download::new(),
-            progress: 0,
-            timed: None,
+            watch: Watch::default(),
+            pace: Pace::default(),
         }
     }
 
@@ -152,7 +155,7 @@ impl Exchange {
         context: &mut Context<'_>,
     ) -> Poll<Outcome>
     where
-        C: AsyncRead + AsyncWrite + Unpin,
+        C: AsyncRead + AsyncWrite + Abort + Unpin,
         U: AsyncRead + AsyncWrite + Unpin,
     {
         if self.up.state == UploadState::Active {
@@ -167,10 +170,7 @@ impl Exchange {
                 }
                 // The app may have answered before it stopped reading.
                 Poll::Ready(Err(UploadError::Upstream)) => self.up.state = UploadState::Broken,
-                Poll::Ready(Err(UploadError::Client)) => {
-                    let flag = ResponseFlag::DownstreamConnectionTermination;
-                    return Poll::Ready(Outcome::Aborted(flag, "downstream_remote_disconnect"));
-                }
+                Poll::Ready(Err(UploadError::Client)) => return Poll::Ready(Outcome::client_gone()),
                 Poll::Ready(Err(UploadError::Malformed(error))) => {
                     return Poll::Ready(self.fail(local_reply::bad_request(error.details())));
                 }
@@ -178,7 +178,11 @@ impl Exchange {
         }
         let outcome = self.poll_download(client, upstream, (line, env), context);
         if outcome.is_pending() {
-            self.set_deadline(line, env);
+            let is_watched = self.up.state != UploadState::Active;
+            if is_watched && self.watch.poll(client, inbound, (line, env), context).is_ready() {
+                return Poll::Ready(Outcome::client_gone());
+            }
+            self.pace.keep(self.due(), self.watch, line, &env.limits);
         }
         outcome
     }
@@ -216,13 +220,15 @@ impl Exchange {
         U: AsyncWrite + Unpin,
     {
         let up = &mut self.up;
+        let mut turn = Turn::new();
         loop {
             if !up.out.is_empty() {
                 let before = up.out.len();
                 let written = up.out.poll_write_all(upstream, context);
+                turn.spend(before - up.out.len());
                 if up.out.len() != before {
                     up.sent_any = true;
-                    self.progress = self.progress.wrapping_add(1);
+                    self.pace.step();
                 }
                 ready!(written).map_err(|_| UploadError::Upstream)?;
                 if self.noted.size() == 0 {
@@ -241,6 +247,7 @@ impl Exchange {
             if !up.out.is_empty() || up.decoder.is_done() {
                 continue;
             }
+            ready!(turn.poll(context));
             make_room(inbound, env);
             let is_bulk =
                 up.moved > MEDIUM as u64 && up.decoder.left().is_none_or(|left| left > MEDIUM as u64);
@@ -249,7 +256,7 @@ impl Exchange {
             if count.map_err(|_| UploadError::Client)? == 0 {
                 return Poll::Ready(Err(UploadError::Client));
             }
-            self.progress = self.progress.wrapping_add(1);
+            self.pace.step();
         }
     }
 
@@ -264,25 +271,24 @@ impl Exchange {
         C: AsyncWrite + Unpin,
         U: AsyncRead + Unpin,
     {
-        let client_gone = || {
-            Outcome::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")
-        };
+        let mut turn = Turn::new();
         loop {
             if !self.down.out.is_empty() {
                 let before = self.down.out.len();
                 let written = self.down.out.poll_write_all(client, context);
+                turn.spend(before - self.down.out.len());
                 if self.down.out.len() != before {
-                    self.progress = self.progress.wrapping_add(1);
+                    self.pace.step();
                     self.down.is_flushed = false;
                 }
                 if ready!(written).is_err() {
-                    return Poll::Ready(client_gone());
+                    return Poll::Ready(Outcome::client_gone());
                 }
                 env.buffers.give(&mut self.down.out);
             }
             if !self.down.is_flushed {
                 if ready!(Pin::new(&mut *client).poll_flush(context)).is_err() {
-                    return Poll::Ready(client_gone());
+                    return Poll::Ready(Outcome::client_gone());
                 }
                 self.down.is_flushed = true;
             }
@@ -311,6 +317,7 @@ impl Exchange {
                     if !self.down.out.is_empty() || self.down.decoder.is_done() {
                         continue;
                     }
+                    ready!(turn.poll(context));
                     let is_end = match ready!(self.poll_read(upstream, env, context)) {
                         Ok(1..) => continue,
                         Ok(0) => self.down.decoder.finish(&mut self.down.out, self.down.chunked),
@@ -344,7 +351,7 @@ impl Exchange {
         if count > 0 && down.first_byte.is_none() {
             down.first_byte = Some(Instant::now());
         }
-        self.progress = self.progress.wrapping_add(1);
+        self.pace.step();
         Poll::Ready(Ok(count))
     }
 
@@ -385,6 +392,7 @@ impl Exchange {
                     || !(is_delimited || self.down.chunked);
                 let persistence = Persistence::new(self.down.close, version);
                 forward::write_response(&head, version, self.down.chunked, persistence, out);
+                self.down.is_stream = head.is_stream();
                 self.down.keep_alive = head.keep_alive && framing != Framing::UntilClose;
                 self.down.decoder = Decoder::new(framing);
                 self.down.is_bulk |= matches!(framing, Framing::Length(length) if length > MEDIUM as u64);
@@ -407,18 +415,19 @@ impl Exchange {
         Ok(())
     }
 
-    /// A body that stands still is ended; one that the app has not begun to send takes as long as the app takes.
-    fn set_deadline(&mut self, line: &Lifeline, env: &Env) {
-        let is_due = self.up.state == UploadState::Active
-            || self.down.state == DownloadState::Body
-            || !self.down.out.is_empty();
-        if !is_due {
-            self.timed = None;
-            line.at_ease();
-        } else if self.timed != Some(self.progress) {
-            self.timed = Some(self.progress);
-            line.within(env.limits.body, Wait::Body);
+    fn due(&self) -> Due {
+        match self.down.state {
+            _ if self.up.state == UploadState::Active || !self.down.out.is_empty() => Due::Body,
+            DownloadState::Body => Due::More { is_stream: self.down.is_stream },
+            _ => Due::Answer,
         }
+    }
+}
+
+impl Outcome {
+    /// The client has left before it had the whole answer.
+    pub(super) fn client_gone() -> Self {
+        Self::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")
     }
 }
 
@@ -467,6 +476,7 @@ impl Download {
             is_websocket: false,
             is_flushed: true,
             is_bulk: false,
+            is_stream: false,
             moved: 0,
             first_byte: None,
         }

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 
 use httparse::{Header, Status};
 
-use crate::http::headers::{Field, classify, has_token, is_protected, tokens};
+use crate::http::headers::{Field, classify, has_token, is_protected, is_stream, tokens};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::{Request, Version};
 use crate::http::target::{is_host, is_path};
@@ -436,6 +436,15 @@ impl<'b> Storage<'b> {
 impl Default for Storage<'_> {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl ResponseHead<'_> {
+    /// Whether its body may be silent for long: [`is_stream`].
+    pub(super) fn is_stream(&self) -> bool {
+        let is_type = |name: &[u8]| name.eq_ignore_ascii_case(b"content-type");
+        self.framing != Framing::Length(0)
+            && self.fields.iter().any(|(_, name, value)| is_type(name) && is_stream(value))
     }
 }
 

@@ -1,6 +1,7 @@
 mod against_hyper;
 mod answers;
 mod bridge;
+mod departures;
 mod differential;
 mod ends;
 mod records;

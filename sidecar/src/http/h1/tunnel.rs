@@ -10,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::http::Env;
 use crate::http::buffer::{Buffer, MEDIUM};
 use crate::lifeline::{Ended, Lifeline, Wait};
+use crate::stream::{Abort, LOOK_AT_PEER, PeerEnd};
+use crate::turn::Turn;
 
 /// How many bytes went each way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,8 +47,8 @@ pub(super) async fn run<C, U>(
     env: &Env,
 ) -> (Moved, Result<(), Ended>)
 where
-    C: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    C: AsyncRead + AsyncWrite + Abort + Unpin,
+    U: AsyncRead + AsyncWrite + Abort + Unpin,
 {
     let mut up = Half::new(from_client);
     let mut down = Half::new(from_upstream);
@@ -56,6 +58,14 @@ where
         let is_down_done = down.poll(upstream, client, env, context)?.is_ready();
         if is_up_done && is_down_done {
             return Poll::Ready(Ok::<(), io::Error>(()));
+        }
+        // Of a side that has ended nothing is read any more that would tell that it is gone altogether.
+        let is_gone = |is_done: bool, peer: &dyn Abort| is_done && peer.peer_end() == PeerEnd::Both;
+        if is_gone(is_up_done, client) || is_gone(is_down_done, upstream) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if is_up_done || is_down_done {
+            line.look_after(LOOK_AT_PEER);
         }
         let is_due = up.is_due() || down.is_due() || is_up_done || is_down_done;
         let moved = up.moved + down.moved;
@@ -94,14 +104,18 @@ impl Half {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        let mut turn = Turn::new();
         loop {
+            let before = self.buffer.len();
             ready!(self.buffer.poll_write_all(to, context))?;
+            turn.spend(before);
             env.buffers.give(&mut self.buffer);
             match self.state {
                 HalfState::Open => {
                     if self.moved > 0 {
                         ready!(Pin::new(&mut *to).poll_flush(context))?;
                     }
+                    ready!(turn.poll(context));
                     match ready!(env.buffers.poll_read(&mut self.buffer, MEDIUM, from, context))? {
                         0 => self.state = HalfState::Ending,
                         count => self.moved += count as u64,

@@ -9,6 +9,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::stream::{Abort, PeerEnd};
+
 /// Close, 1001 *going away*: unmasked, as all that goes to a client.
 pub(super) const GOING_AWAY: &[u8] = &[0x88, 2, 0x03, 0xe9];
 
@@ -119,6 +121,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Followed<'_, S> {
         // Nothing follows an end.
         self.frames = None;
         Pin::new(&mut *self.client).poll_shutdown(context)
+    }
+}
+
+impl<S: Abort> Abort for Followed<'_, S> {
+    fn abort(&self) {
+        self.client.abort();
+    }
+
+    fn peer_end(&self) -> PeerEnd {
+        self.client.peer_end()
     }
 }
 

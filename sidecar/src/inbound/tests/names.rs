@@ -26,7 +26,7 @@ async fn mesh() -> Mesh {
             let sni_hosts = vec![DnsPattern::parse(host).unwrap()];
             rule(Sources::Any, IngressTransport::Https { sni_hosts, client })
         };
-        let gateway = || ClientCheck::Principals(vec![Principal::parse(GATEWAY)]);
+        let gateway = || ClientCheck::Principals(vec![Principal::parse(GATEWAY)].into());
         let port = policy.ports.get_mut(&(Port::Sni as u16)).unwrap();
         port.ingress = [
             https("open.example", ClientCheck::Skip),

@@ -1,5 +1,6 @@
 use super::*;
 use crate::limits::Limits;
+use crate::stream::Abort;
 
 #[tokio::test]
 async fn bytes_pass_both_ways_and_each_half_closes_on_its_own() {
@@ -103,4 +104,25 @@ async fn a_receiver_that_takes_nothing_is_given_up() {
     let write = async { while client.write_all(&chunk).await.is_ok() {} };
     tokio::time::timeout(Duration::from_secs(20), write).await.expect("the client was not given up");
     mesh.connections(0).await;
+}
+
+#[tokio::test]
+async fn a_side_that_had_ended_and_is_gone_altogether_ends_the_connection() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mesh = Mesh::before(listener.local_addr().unwrap(), 1, Limits::default());
+    for is_client in [true, false] {
+        let mut client = mesh.connect(Port::Tcp).await;
+        client.write_all(b"hello").await.unwrap();
+        let (mut app, _) = listener.accept().await.unwrap();
+        app.read_exact(&mut [0; 5]).await.unwrap();
+        let (mut leaving, mut staying) = if is_client { (client, app) } else { (app, client) };
+        leaving.shutdown().await.unwrap();
+        assert_eq!(end(&mut staying).await, (End::Fin, vec![]));
+        // The other half goes on.
+        staying.write_all(b"more").await.unwrap();
+        leaving.read_exact(&mut [0; 4]).await.unwrap();
+        leaving.abort();
+        drop(leaving);
+        mesh.connections(0).await;
+    }
 }

@@ -1,6 +1,10 @@
 //! Clients of HTTP/1 and an app that speaks only HTTP/2.
 
+use std::cell::Cell;
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use ::http::{HeaderMap, HeaderValue, Request, Response};
 use bytes::Bytes;
@@ -12,7 +16,10 @@ use hyper_util::rt::TokioIo;
 use tidegate_core::policy::{AppProtocol, Sources};
 use tokio::io::AsyncWriteExt;
 
-use super::world::{World, local, read_head, read_rest, read_until};
+use super::departures::pass;
+use super::world::{World, local, read_head, read_rest, read_until, reset};
+use crate::limits::Limits;
+use crate::stream::LOOK_AT_PEER;
 
 /// Runs hyper's tasks on the test's thread.
 #[derive(Clone, Copy)]
@@ -156,6 +163,122 @@ async fn a_bad_body_is_400_and_a_missing_app_503() {
         world.app.stop();
         let text = String::from_utf8(world.answers(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await).unwrap();
         assert!(text.starts_with("HTTP/1.1 503 ") && text.ends_with("remote connection failure"), "{text}");
+    })
+    .await;
+}
+
+/// An event stream of one event, which counts as long as it is held.
+struct Events {
+    count: Rc<Cell<usize>>,
+    is_sent: bool,
+}
+
+impl http_body::Body for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        match std::mem::replace(&mut self.is_sent, true) {
+            false => Poll::Ready(Some(Ok(http_body::Frame::data(":\n\n".into())))),
+            true => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.count.set(self.count.get() - 1);
+    }
+}
+
+/// An app that speaks HTTP/2 and is silent, from the beginning or after an event; and how many requests it holds.
+async fn silent(begins: bool) -> (World, Rc<Cell<usize>>) {
+    let mut world = World::new().await;
+    world.protocol.set(AppProtocol::H2c);
+    world.allow(Sources::Any);
+    let listener = world.app.take_listener();
+    let held = Rc::new(Cell::new(0));
+    let count = held.clone();
+    let answer = move |_: Request<Incoming>| {
+        count.set(count.get() + 1);
+        let events = Events { count: count.clone(), is_sent: false };
+        async move {
+            if !begins {
+                std::future::pending::<()>().await;
+            }
+            let mut response = Response::new(events);
+            let stream = HeaderValue::from_static("text/event-stream");
+            response.headers_mut().insert(::http::header::CONTENT_TYPE, stream);
+            Ok::<_, Infallible>(response)
+        }
+    };
+    tokio::task::spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::task::spawn_local(async move {
+                let builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
+                // How it ends is the client's business.
+                let _ = builder.serve_connection(TokioIo::new(stream), service_fn(answer)).await;
+            });
+        }
+    });
+    (world, held)
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_request_at_an_app_that_speaks_http_2() {
+    local(async {
+        let limits = Limits::default();
+        for begins in [false, true] {
+            let (world, held) = silent(begins).await;
+            let mut client = world.dial().await;
+            client.write_all(GET).await.unwrap();
+            until(|| held.get() == 1).await;
+            if begins {
+                read_until(&mut client, ":\n\n\r\n").await;
+            }
+            reset(client);
+            until(|| held.get() == 0).await;
+
+            let mut client = world.dial().await;
+            client.write_all(GET).await.unwrap();
+            until(|| held.get() == 1).await;
+            if begins {
+                read_until(&mut client, ":\n\n\r\n").await;
+            }
+            pass(&world, limits.body * 2).await;
+            assert_eq!(held.get(), 1, "a client that stays waits, and an event stream may be silent");
+            client.shutdown().await.unwrap();
+            pass(&world, limits.half_close - LOOK_AT_PEER).await;
+            assert_eq!(held.get(), 1);
+            pass(&world, limits.half_close * 2).await;
+            until(|| held.get() == 0).await;
+            let text = String::from_utf8(read_rest(&mut client).await).unwrap();
+            assert_eq!(text.starts_with("HTTP/1.1 408 "), !begins, "{text}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_ends_its_side_still_gets_its_answer_from_an_app_that_speaks_http_2() {
+    local(async {
+        let world = h2c().await;
+        let answer = world.answers(GET).await;
+        let text = String::from_utf8(answer).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        assert!(text.ends_with("0\r\ngrpc-status: 0\r\n\r\n"), "{text}");
     })
     .await;
 }

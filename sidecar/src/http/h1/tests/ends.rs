@@ -11,10 +11,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::net::TcpStream;
 
 use super::world::{World, local, read_head, read_rest, read_until};
+use crate::http::buffer::LARGE;
 use crate::http::h1;
 use crate::lifeline::{Cause, Lifeline};
 use crate::limits::Limits;
-use crate::stream::Abort;
+use crate::stream::{Abort, PeerEnd};
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -212,6 +213,10 @@ impl AsyncWrite for Late {
 
 impl Abort for Late {
     fn abort(&self) {}
+
+    fn peer_end(&self) -> PeerEnd {
+        PeerEnd::Open
+    }
 }
 
 #[tokio::test]
@@ -350,6 +355,41 @@ async fn an_open_tunnel_may_be_silent_for_long_but_a_half_open_one_may_not() {
         settle().await;
         world.lines.expire(Instant::now() + Limits::default().body * 2);
         assert_eq!(read_rest(&mut client).await, b"");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_long_answer_to_a_client_that_takes_it_all_moves_a_turn_at_a_time() {
+    local(async {
+        const ALL: usize = 1 << 20;
+        let world = World::new().await;
+        let (mut client, far) = tokio::io::duplex(2 * ALL);
+        let (gate, line, env) = (world.gate(), Lifeline::new(), world.env.clone());
+        let mut serving = Box::pin(h1::serve(far, BytesMut::from(GET), &gate, &line, &env));
+        let mut app = loop {
+            assert!(futures_util::poll!(&mut serving).is_pending());
+            match futures_util::poll!(Box::pin(world.app.accept())) {
+                Poll::Ready(app) => break app,
+                Poll::Pending => tokio::task::yield_now().await,
+            }
+        };
+        let sending = tokio::task::spawn_local(async move {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {ALL}\r\n\r\n");
+            app.write_all(head.as_bytes()).await.unwrap();
+            app.write_all(&vec![b'x'; ALL]).await.unwrap();
+            app
+        });
+        let mut received = BytesMut::with_capacity(2 * ALL);
+        while received.len() < ALL {
+            assert!(futures_util::poll!(&mut serving).is_pending());
+            let before = received.len();
+            while futures_util::poll!(Box::pin(client.read_buf(&mut received))).is_ready() {}
+            // A turn that is not over may go on by one more read.
+            assert!(received.len() - before <= 2 * LARGE, "{}", received.len() - before);
+            settle().await;
+        }
+        drop(sending.await.unwrap());
     })
     .await;
 }

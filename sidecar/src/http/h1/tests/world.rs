@@ -22,6 +22,7 @@ use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
 use crate::session::{ConnectionInfo, Gate, VerifiedCertificate};
 use crate::snapshot::{self, Publisher};
+use crate::stream::Abort;
 use crate::telemetry::Telemetry;
 
 pub(super) const PORT: u16 = 14001;
@@ -127,6 +128,18 @@ impl World {
         near
     }
 
+    /// A client's end of a new connection over TCP, which knows ends that are not orderly.
+    pub(super) async fn dial(&self) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        let (gate, line, env) = (self.gate(), self.line.clone(), self.env.clone());
+        tokio::task::spawn_local(async move {
+            h1::serve(far, BytesMut::new(), &gate, &line, &env).await;
+        });
+        near
+    }
+
     /// All that a client gets for these bytes, which it sends and then ends its side.
     pub(super) async fn answers(&self, input: &[u8]) -> Vec<u8> {
         let mut client = self.connect();
@@ -190,6 +203,11 @@ impl App {
     pub(super) fn connections(&self) -> usize {
         self.seen.borrow().len()
     }
+}
+
+/// Ends a connection by RST.
+pub(super) fn reset(stream: TcpStream) {
+    stream.abort();
 }
 
 /// Reads up to and with this text.

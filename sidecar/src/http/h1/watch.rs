@@ -1,0 +1,96 @@
+//! What an exchange waits for: whether its client is still there, and how long each wait may take.
+
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::http::Env;
+use crate::http::buffer::{Buffer, SMALL};
+use crate::lifeline::{Lifeline, Wait};
+use crate::limits::Limits;
+use crate::stream::{Abort, LOOK_AT_PEER, PeerEnd};
+
+/// Watches a client that has nothing to send any more but its next requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Watch {
+    /// Whether the client has ended its side: it has left, or waits for the rest of its answer (RFC 9112 §9.6 lets it).
+    pub(super) has_ended: bool,
+}
+
+/// Keeps the deadline of an exchange.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    /// Counts what moves: what stands still does not change it.
+    progress: u32,
+    /// [`Pace::progress`] and the wait when the deadline was set, if one is.
+    timed: Option<(u32, Wait)>,
+}
+
+/// What an exchange waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// More of the request, or room for what there is of either body.
+    Body,
+    /// The beginning of the answer.
+    Answer,
+    /// More of an answer that has begun; `is_stream`: its app sends something when something happens.
+    More {
+        /// See [`crate::http::headers::is_stream`].
+        is_stream: bool,
+    },
+}
+
+impl Watch {
+    /// Ready once the client is gone. What it sends meanwhile is kept in `inbound`, one small buffer of it at most.
+    pub(super) fn poll<C>(
+        &mut self,
+        client: &mut C,
+        inbound: &mut Buffer,
+        (line, env): (&Lifeline, &Env),
+        context: &mut Context<'_>,
+    ) -> Poll<()>
+    where
+        C: AsyncRead + AsyncWrite + Abort + Unpin,
+    {
+        while !self.has_ended && (inbound.size() == 0 || inbound.len() < inbound.size()) {
+            match ready!(env.buffers.poll_read(inbound, SMALL, client, context)) {
+                Ok(0) => self.has_ended = true,
+                Ok(_) => {}
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+        match client.peer_end() {
+            PeerEnd::Open => {}
+            PeerEnd::Half => self.has_ended = true,
+            PeerEnd::Both => return Poll::Ready(()),
+        }
+        line.look_after(LOOK_AT_PEER);
+        Poll::Pending
+    }
+}
+
+impl Pace {
+    /// Something has moved.
+    pub(super) fn step(&mut self) {
+        self.progress = self.progress.wrapping_add(1);
+    }
+
+    /// Sets the deadline anew after a step, or for another wait. What the app has not begun to answer takes as long
+    /// as the app takes, as long as its client stays.
+    pub(super) fn keep(&mut self, due: Due, watch: Watch, line: &Lifeline, limits: &Limits) {
+        let (time, wait) = match due {
+            Due::Body => (limits.body, Wait::Body),
+            Due::Answer | Due::More { .. } if watch.has_ended => (limits.half_close, Wait::HalfClose),
+            Due::More { is_stream: true } => (limits.stream_idle, Wait::Stream),
+            Due::More { is_stream: false } => (limits.body, Wait::Body),
+            Due::Answer => {
+                self.timed = None;
+                return line.at_ease();
+            }
+        };
+        if self.timed != Some((self.progress, wait)) {
+            self.timed = Some((self.progress, wait));
+            line.within(time, wait);
+        }
+    }
+}
