@@ -42,6 +42,7 @@ mod exchange;
 mod forward;
 mod glimpse;
 pub mod head;
+mod refused;
 pub mod transcript;
 mod tunnel;
 mod watch;
@@ -557,7 +558,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
             protocol: exchange.asked.version.as_str(),
             status,
             flag,
-            details,
+            details: exchange.cause.as_deref().unwrap_or(details),
             received: up.moved,
             sent: exchange.down.moved,
             authority: noted(notes.authority),

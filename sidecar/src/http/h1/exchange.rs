@@ -10,11 +10,13 @@ use tidegate_core::policy::Decision;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{BodyError, Decoder};
-use super::forward::{self, Notes, Persistence};
-use super::head::{self, Framing, HeadError, Storage};
+use super::forward::{self, Notes, Persistence, Span};
+use super::head::{self, Framing, ResponseHead, Storage, upgrade_protocols};
+use super::refused::AnswerError;
 use super::watch::{Due, Pace, Watch};
 use crate::http::Env;
 use crate::http::buffer::{Buffer, LARGE, MEDIUM};
+use crate::http::headers::{Field, tokens};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::lifeline::Lifeline;
@@ -38,6 +40,8 @@ pub(super) struct Exchange {
     pub(super) down: Download,
     pub(super) watch: Watch,
     pub(super) pace: Pace,
+    /// What is wrong with the app's answer, in the log's words.
+    pub(super) cause: Option<Box<str>>,
 }
 
 /// What the request's head asks of the connection.
@@ -142,6 +146,7 @@ impl Exchange {
             down: Download::new(),
             watch: Watch::default(),
             pace: Pace::default(),
+            cause: None,
         }
     }
 
@@ -193,6 +198,13 @@ impl Exchange {
             DownloadState::Head => Outcome::Failed(reply),
             _ => Outcome::Aborted(reply.flag, reply.details),
         }
+    }
+
+    /// How the exchange fails with an answer that cannot be passed on; the log is told why.
+    fn refuse(&mut self, error: AnswerError) -> Outcome {
+        let has_begun = self.down.state != DownloadState::Head;
+        self.cause = Some(error.details(self.down.input.bytes(), has_begun).into());
+        self.fail(local_reply::bad_gateway())
     }
 
     /// From the request's last byte to the app to the first byte back.
@@ -298,7 +310,7 @@ impl Exchange {
                         match self.read_head(line, env) {
                             Ok(true) => continue,
                             Ok(false) => {}
-                            Err(_) => return Poll::Ready(self.fail(local_reply::bad_gateway())),
+                            Err(error) => return Poll::Ready(self.refuse(error)),
                         }
                     }
                     if !matches!(ready!(self.poll_read(upstream, env, context)), Ok(1..)) {
@@ -310,9 +322,8 @@ impl Exchange {
                         self.down.state = DownloadState::Done;
                         continue;
                     }
-                    if self.transfer_down(env).is_err() {
-                        let details = "upstream_reset_after_response_started{protocol_error}";
-                        return Poll::Ready(Outcome::Aborted(ResponseFlag::UpstreamProtocolError, details));
+                    if let Err(error) = self.transfer_down(env) {
+                        return Poll::Ready(self.refuse(AnswerError::Body(error)));
                     }
                     if !self.down.out.is_empty() || self.down.decoder.is_done() {
                         continue;
@@ -356,12 +367,13 @@ impl Exchange {
     }
 
     /// Looks for a head in what the app has sent; whether there was one.
-    fn read_head(&mut self, line: &Lifeline, env: &Env) -> Result<bool, HeadError> {
+    fn read_head(&mut self, line: &Lifeline, env: &Env) -> Result<bool, AnswerError> {
         let Asked { version, is_head, upgrade, .. } = self.asked;
         let is_uploaded = self.up.state == UploadState::Done;
         let is_drainable = self.is_drainable();
         let mut storage = Storage::new();
-        let head = head::parse_response(self.down.input.bytes(), &mut storage, &env.limits, is_head)?;
+        let head = head::parse_response(self.down.input.bytes(), &mut storage, &env.limits, is_head)
+            .map_err(AnswerError::Head)?;
         let Some(head) = head else { return Ok(false) };
         if self.down.out.size() == 0 {
             self.down.out = env.buffers.take(self.down.input.len() + 256);
@@ -370,11 +382,14 @@ impl Exchange {
         let (status, length, framing) = (head.status, head.length, head.framing);
         match status {
             101 if upgrade => {
+                let Span { start, length } = self.notes.upgrade;
+                let sent = if self.noted.size() > 0 { &self.noted } else { &self.up.out };
+                check_switch(&head, sent.past(start as usize, length as usize))?;
                 forward::write_switch(&head, out);
                 self.down.is_websocket = forward::is_websocket(head.fields);
                 self.down.state = DownloadState::Switching;
             }
-            101 => return Err(HeadError::FirstLine),
+            101 => return Err(AnswerError::UnaskedSwitch),
             100..=199 => {
                 if version == Version::Http11 {
                     forward::write_interim(&head, out);
@@ -402,7 +417,7 @@ impl Exchange {
         self.down.input.consume(length);
         if self.down.state == DownloadState::Head {
             // What is there of the body goes out in the same write.
-            self.transfer_down(env).map_err(|_| HeadError::FirstLine)?;
+            self.transfer_down(env).map_err(AnswerError::Body)?;
             self.down.state = DownloadState::Body;
         }
         Ok(true)
@@ -481,6 +496,17 @@ impl Download {
             first_byte: None,
         }
     }
+}
+
+/// An app may switch to what the request has asked for, and must say to what (RFC 9110 §7.8).
+fn check_switch(head: &ResponseHead<'_>, asked: &[u8]) -> Result<(), AnswerError> {
+    let mut named = head.fields.values(Field::Upgrade).flat_map(tokens).peekable();
+    if named.peek().is_none() {
+        return Err(AnswerError::NamelessSwitch);
+    }
+    let is_asked =
+        |protocol: &[u8]| upgrade_protocols(asked).any(|asked| asked.eq_ignore_ascii_case(protocol));
+    if named.all(is_asked) { Ok(()) } else { Err(AnswerError::OtherSwitch) }
 }
 
 /// Lets a buffer grow that is full of bytes which only make sense with more.

@@ -18,6 +18,8 @@ pub(super) struct Notes {
     pub(super) user_agent: Span,
     pub(super) forwarded_for: Span,
     pub(super) request_id: Span,
+    /// The protocols that the app may switch to, as a list.
+    pub(super) upgrade: Span,
 }
 
 /// Bytes from here, so many.
@@ -108,7 +110,9 @@ pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: 
     match (head.upgrade, te_trailers) {
         (true, _) => {
             out.push(b"connection: upgrade\r\nupgrade: ");
+            let start = out.len();
             put_upgrade(out, head.fields);
+            notes.upgrade = span(start, out);
             out.push(b"\r\n");
             if te_trailers {
                 out.push(b"te: trailers\r\n");
@@ -279,6 +283,10 @@ fn put_fields(head: &ResponseHead<'_>, with_length: bool, out: &mut Buffer) {
                 out.push(headers::tokens(value).next().unwrap_or_default());
             }
             Field::Other if head.fields.is_named(name) => continue,
+            _ if head.is_folded => {
+                put_name(out, name);
+                put_unfolded(out, value);
+            }
             _ => {
                 put_name(out, name);
                 out.push(value);
@@ -293,6 +301,17 @@ pub(super) fn is_websocket(fields: HeadFields<'_>) -> bool {
     let mut protocols = fields.values(Field::Upgrade).flat_map(upgrade_protocols);
     protocols.next().is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
         && protocols.next().is_none()
+}
+
+/// A value in one line.
+fn put_unfolded(out: &mut Buffer, value: &[u8]) {
+    let lines = value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    for (at, line) in lines.enumerate() {
+        if at > 0 {
+            out.push(b" ");
+        }
+        out.push(line);
+    }
 }
 
 fn put_upgrade(out: &mut Buffer, fields: HeadFields<'_>) {

@@ -1,7 +1,8 @@
 //! Heads of HTTP/1 messages (RFC 9112): read by `httparse`, and then judged more strictly than it does.
 //!
 //! Everything that two parsers could read in two ways is refused: line feeds alone, folded lines, a blank before a
-//! colon, several framings or a doubtful one, a doubtful host. Start at [`parse_request`]; the fuzz targets call it
+//! colon, several framings or a doubtful one, a doubtful host. Of an app's answer, line feeds alone and folded lines are
+//! written anew as what they stand for, unless framing is in doubt. Start at [`parse_request`]; the fuzz targets call it
 //! with any bytes.
 
 use std::mem::MaybeUninit;
@@ -74,6 +75,8 @@ pub struct ResponseHead<'h> {
     pub is_chunked: bool,
     /// Whether the app keeps the connection open for another request.
     pub keep_alive: bool,
+    /// Whether values of fields go on in further lines, which are to be joined by blanks (RFC 9112 §5.2).
+    pub is_folded: bool,
     /// Its fields.
     pub fields: HeadFields<'h>,
 }
@@ -108,6 +111,9 @@ pub enum HeadError {
     /// A control character in a field's value.
     #[error("malformed field value")]
     FieldValue,
+    /// A folded line in a field that frames, routes or names others.
+    #[error("folded line")]
+    FoldedLine,
     /// Bytes of the head past the limit.
     #[error("head too large")]
     TooLarge,
@@ -198,7 +204,8 @@ pub fn parse_response<'h>(
 ) -> Result<Option<ResponseHead<'h>>, HeadError> {
     let mut parsed = httparse::Response::new(&mut []);
     let lines = storage.lines.get_mut(..limits.header_count.min(MAX_FIELDS)).unwrap_or_default();
-    let config = httparse::ParserConfig::default();
+    let mut config = httparse::ParserConfig::default();
+    config.allow_obsolete_multiline_headers_in_responses(true);
     let status =
         config.parse_response_with_uninit_headers(&mut parsed, bytes, lines).map_err(
             |error| match error {
@@ -211,7 +218,7 @@ pub fn parse_response<'h>(
                 }
             },
         )?;
-    let Some(length) = complete(status, bytes, limits)? else { return Ok(None) };
+    let Some(length) = whole(status, bytes, limits)? else { return Ok(None) };
     let (Some(status), Some(minor)) = (parsed.code, parsed.version) else { return Err(HeadError::FirstLine) };
     if status < 100 {
         return Err(HeadError::FirstLine);
@@ -220,6 +227,11 @@ pub fn parse_response<'h>(
     let mut facts = Facts::default();
     let lines: &'h [Header<'h>] = parsed.headers;
     let kinds = facts.gather(lines, &mut storage.kinds)?;
+    let head = bytes.get(..length).unwrap_or_default();
+    let is_folded = head.windows(2).any(|bytes| matches!(bytes, [b'\n', b' ' | b'\t']));
+    if is_folded && field_lines(head).any(|line| line.is_folded && classify(line.name) != Field::Other) {
+        return Err(HeadError::FoldedLine);
+    }
     let stated = facts.framing(version)?;
     let has_body = !is_head && !matches!(status, 100..=199 | 204 | 304);
     Ok(Some(ResponseHead {
@@ -229,8 +241,32 @@ pub fn parse_response<'h>(
         framing: if has_body { stated.unwrap_or(Framing::UntilClose) } else { Framing::Length(0) },
         is_chunked: stated == Some(Framing::Chunked),
         keep_alive: !facts.close && (version == Version::Http11 || facts.keep_alive),
+        is_folded,
         fields: HeadFields { lines, kinds, names_fields: facts.names_fields },
     }))
+}
+
+/// A line of a head's fields as it came.
+pub(super) struct FieldLine<'h> {
+    /// What is before the colon; for a line that goes on with the one before, the name of that one.
+    pub(super) name: &'h [u8],
+    /// From the colon on.
+    pub(super) value: &'h [u8],
+    /// Whether it goes on with the line before.
+    pub(super) is_folded: bool,
+}
+
+/// The lines after the first, up to the empty one. For what is rare: heads that are folded or refused.
+pub(super) fn field_lines(head: &[u8]) -> impl Iterator<Item = FieldLine<'_>> {
+    let lines = head.split(|byte| *byte == b'\n').skip(1);
+    let lines = lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    lines.take_while(|line| !line.is_empty()).scan(&[][..], |last, line| {
+        let is_folded = matches!(line, [b' ' | b'\t', ..]);
+        let end = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let (name, value) = if is_folded { (*last, line) } else { line.split_at(end) };
+        *last = name;
+        Some(FieldLine { name, value, is_folded })
+    })
 }
 
 /// Reads a trailer section, up to and with its empty line, and shows each of its fields; `None` while more bytes are
@@ -255,16 +291,20 @@ pub(super) fn parse_trailers(
     Ok(Some(length))
 }
 
-/// The length of a head that is all there; the limits hold for one that is not, too.
+/// As [`whole`], of a head in which a line feed alone is refused.
 fn complete(status: Status<usize>, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, HeadError> {
-    let length = match status {
-        Status::Complete(length) => length,
-        Status::Partial => bytes.len(),
-    };
+    let length = if let Status::Complete(length) = status { length } else { bytes.len() };
     let head = bytes.get(..length).unwrap_or_default();
     if head.first() == Some(&b'\n') || has_bare_line_feed(head) {
         return Err(HeadError::BareLineFeed);
     }
+    whole(status, bytes, limits)
+}
+
+/// The length of a head that is all there; the limits hold for one that is not, too.
+fn whole(status: Status<usize>, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, HeadError> {
+    let length = if let Status::Complete(length) = status { length } else { bytes.len() };
+    let head = bytes.get(..length).unwrap_or_default();
     if length > limits.head_bytes || (status.is_partial() && length == limits.head_bytes) {
         return Err(if head.contains(&b'\n') { HeadError::TooLarge } else { HeadError::TargetTooLong });
     }
@@ -482,6 +522,7 @@ impl HeadError {
             Self::FirstLine => local_reply::bad_request("http1.codec_error"),
             Self::Target => local_reply::bad_request("http1.invalid_url"),
             Self::FieldName | Self::FieldValue => local_reply::bad_request("http1.invalid_header"),
+            Self::FoldedLine => local_reply::bad_request("http1.folded_line"),
             Self::Host => local_reply::bad_request("http1.invalid_host"),
             Self::ContentLength => local_reply::bad_request("http1.invalid_content_length"),
             Self::TransferEncoding => local_reply::bad_request("http1.invalid_transfer_encoding"),

@@ -13,7 +13,7 @@ use super::answer::Answer;
 use super::headers;
 use super::pulse::Pulse;
 use super::request::{Target, is_grpc};
-use super::upstream::UpstreamBody;
+use super::upstream::{UpstreamBody, UpstreamError, Violation};
 use crate::http::Env;
 use crate::http::local_reply::{self, LocalReply};
 use crate::session::{ConnectionInfo, Gate};
@@ -73,7 +73,7 @@ impl Exchanges {
         };
         match response {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                local(local_reply::bad_gateway(), account, is_head)
+                local(UpstreamError::Protocol(Violation::Switch).reply(), account, is_head)
             }
             Ok(response) => pass_back(response, account),
             Err(error) => local(error.reply(), account, is_head),

@@ -20,6 +20,7 @@ use http_body::Body;
 use self::body::Outgoing;
 pub use self::body::UpstreamBody;
 pub use self::error::UpstreamError;
+pub(super) use self::error::Violation;
 use super::BoxError;
 use crate::limits::Limits;
 

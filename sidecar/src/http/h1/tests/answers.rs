@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 
+use super::records::Log;
 use super::world::{World, local, read_head, read_rest, read_until};
 use crate::http::upstream::UNSURE_AFTER;
 
@@ -25,26 +26,70 @@ const ANSWERS: &[(&str, &[u8], &[u8], bool)] = &[
     ("more than its chunks", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nx", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", false),
     ("a body with 204", b"HTTP/1.1 204 No Content\r\n\r\nbody", b"HTTP/1.1 204 No Content\r\n\r\n", false),
     ("HTTP/1.0", b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", false),
+    ("line feeds alone", b"HTTP/1.1 200 OK\nA: b\nContent-Length: 2\r\nC: d\n\nok", b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 2\r\nC: d\r\n\r\nok", true),
+    ("folded lines", b"HTTP/1.1 200 OK\r\nA: b\r\n  c\r\n \t \r\n\td\r\nE:\n f\nContent-Length: 2\r\n\r\nok", b"HTTP/1.1 200 OK\r\nA: b c d\r\nE: f\r\nContent-Length: 2\r\n\r\nok", true),
     ("HTTP/1.0 that stays", b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", true),
 ];
 
-/// Answers that are not passed on.
-const BAD: &[(&str, &[u8])] = &[
-    ("no status", b"HTTP/1.1 OK\r\n\r\n"),
-    ("a status of two digits", b"HTTP/1.1 20 OK\r\n\r\n"),
-    ("a status below 100", b"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n"),
-    ("another version", b"HTTP/2.0 200 OK\r\n\r\n"),
-    ("no HTTP", b"SSH-2.0-x\r\n"),
-    ("LF alone", b"HTTP/1.1 200 OK\nContent-Length: 0\n\n"),
-    ("a folded line", b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n"),
-    ("a blank before the colon", b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n"),
-    ("NUL", b"HTTP/1.1 200 OK\r\nA: \0\r\nContent-Length: 0\r\n\r\n"),
-    ("two framings", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    ("two lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 1\r\n\r\n"),
-    ("another coding", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
-    ("a coding in HTTP/1.0", b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    ("a chunk that is none", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"),
-    ("a switch that nobody asked for", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"),
+/// Answers that are not passed on, and what the log says of them.
+const BAD: &[(&str, &[u8], &str)] = &[
+    ("no status", b"HTTP/1.1 OK\r\n\r\n", "http1.codec_error"),
+    ("a status of two digits", b"HTTP/1.1 20 OK\r\n\r\n", "http1.codec_error"),
+    ("a status below 100", b"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n", "http1.codec_error"),
+    ("another version", b"HTTP/2.0 200 OK\r\n\r\n", "http1.unsupported_version"),
+    ("no HTTP", b"SSH-2.0-x\r\n", "not_http"),
+    ("TLS", b"\x15\x03\x01\x00\x02\x02\x46", "tls"),
+    (
+        "a folded length",
+        b"HTTP/1.1 200 OK\r\nContent-Length:\r\n 0\r\n\r\n",
+        "http1.folded_line:Content-Length",
+    ),
+    (
+        "a folded list of options",
+        b"HTTP/1.1 200 OK\r\nA: b\r\nConnection: close,\r\n\tx\r\nContent-Length: 0\r\n\r\n",
+        "http1.folded_line:Connection",
+    ),
+    (
+        "a blank before the colon",
+        b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n",
+        "http1.invalid_header:Content-Length ",
+    ),
+    ("NUL", b"HTTP/1.1 200 OK\r\nA: b\r\nX-A: \0\r\nContent-Length: 0\r\n\r\n", "http1.invalid_header:X-A"),
+    (
+        "a name that is none",
+        b"HTTP/1.1 200 OK\r\nX A: b\r\nContent-Length: 0\r\n\r\n",
+        "http1.invalid_header:X A",
+    ),
+    (
+        "two framings",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "http1.content_length_and_chunked_not_allowed:transfer-encoding",
+    ),
+    (
+        "two lengths",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 1\r\n\r\n",
+        "http1.invalid_content_length:content-length",
+    ),
+    (
+        "another coding",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "http1.invalid_transfer_encoding:transfer-encoding",
+    ),
+    (
+        "a coding in HTTP/1.0",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "http1.invalid_transfer_encoding:transfer-encoding",
+    ),
+    (
+        "a chunk that is none",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        "http1.invalid_chunk",
+    ),
+    (
+        "a switch that nobody asked for",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+        "http1.unexpected_101",
+    ),
 ];
 
 /// An answer of ours, with the `date` taken out after it was checked for its form.
@@ -79,10 +124,11 @@ async fn an_answer_is_passed_on_and_the_connection_kept_only_if_it_ended_exactly
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_http_becomes_502() {
-    for (case, answer) in BAD {
+async fn an_answer_that_is_no_http_becomes_502_and_the_log_says_why() {
+    for (case, answer, cause) in BAD {
+        let log = Log::new();
         local(async {
-            let world = World::new().await;
+            let world = log.world().await;
             let mut client = world.connect();
             client.write_all(GET).await.unwrap();
             let mut app = world.app.accept().await;
@@ -93,9 +139,32 @@ async fn an_answer_that_is_no_http_becomes_502() {
             let head = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 87\r\ncontent-type: text/plain\r\ndate: \r\n\r\n";
             assert_eq!(text, format!("{head}{body}"), "{case}");
             assert!(world.env.h1.is_empty(), "{case}");
+            let lines = log.lines(&world, 1).await;
+            let details = format!("upstream_reset_before_response_started{{protocol_error:{cause}}}");
+            assert_eq!(lines[0]["response_code_details"], *details, "{case}");
+            assert_eq!(lines[0]["response_flags"], "UPE", "{case}");
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_chunk_that_is_none_cuts_the_answer_off_and_the_log_says_why() {
+    let log = Log::new();
+    local(async {
+        let world = log.world().await;
+        let mut client = world.connect();
+        client.write_all(GET).await.unwrap();
+        let mut app = world.app.accept().await;
+        read_head(&mut app).await;
+        app.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n").await.unwrap();
+        read_until(&mut client, "ok\r\n").await;
+        app.write_all(b"xyz\r\n").await.unwrap();
+        assert_eq!(read_rest(&mut client).await, b"");
+        let details = "upstream_reset_after_response_started{protocol_error:http1.invalid_chunk}";
+        assert_eq!(log.lines(&world, 1).await[0]["response_code_details"], details);
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -11,15 +11,48 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink, AccessLogTarget};
 use crate::telemetry::metrics::DataPlaneMetrics;
 
-#[tokio::test]
-async fn every_request_is_told_of_whoever_answered_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("access.log");
-    local(async {
-        let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
+/// An access log in a file.
+pub(super) struct Log {
+    folder: tempfile::TempDir,
+}
+
+impl Log {
+    pub(super) fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// A world that tells this log of its requests.
+    pub(super) async fn world(&self) -> World {
+        let sink = AccessLogSink::open(&AccessLogTarget::File(self.path())).unwrap();
         let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
         let telemetry = Telemetry::new(&DataPlaneMetrics::new(Some(sink)), Some(log));
-        let world = World::telling(Limits::default(), telemetry).await;
+        World::telling(Limits::default(), telemetry).await
+    }
+
+    /// The lines, once there are this many.
+    pub(super) async fn lines(&self, world: &World, count: usize) -> Vec<Value> {
+        let due = Instant::now() + Duration::from_secs(20);
+        loop {
+            world.env.telemetry.flush();
+            let text = std::fs::read_to_string(self.path()).unwrap();
+            if text.lines().count() == count {
+                return text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            }
+            assert!(Instant::now() < due, "{text}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.folder.path().join("access.log")
+    }
+}
+
+#[tokio::test]
+async fn every_request_is_told_of_whoever_answered_it() {
+    let log = Log::new();
+    local(async {
+        let world = log.world().await;
 
         let mut client = world.connect();
         let head = "POST /up?load=1 HTTP/1.1\r\nHost: app.example\r\nUser-Agent: test/1\r\nX-Request-Id: id-1\r\nX-Forwarded-For: 1.2.3.4\r\nContent-Length: 8\r\n\r\n";
@@ -39,16 +72,7 @@ async fn every_request_is_told_of_whoever_answered_it() {
         client.write_all(bad).await.unwrap();
         read_until(&mut client, "Bad Request").await;
 
-        let due = Instant::now() + Duration::from_secs(20);
-        let lines = loop {
-            world.env.telemetry.flush();
-            let text = std::fs::read_to_string(&path).unwrap();
-            if text.lines().count() == 4 {
-                break text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>();
-            }
-            assert!(Instant::now() < due, "{text}");
-            tokio::task::yield_now().await;
-        };
+        let lines = log.lines(&world, 4).await;
         let expect = |line: &Value, expected: &[(&str, Value)]| {
             for (key, value) in expected {
                 assert_eq!(&line[key], value, "{key} of {line}");

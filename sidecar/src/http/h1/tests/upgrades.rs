@@ -2,9 +2,9 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::lifeline::{Cause, Wait};
-
+use super::records::Log;
 use super::world::{World, local, own_fields, read_head, read_rest, read_until};
+use crate::lifeline::{Cause, Wait};
 
 const UPGRADE: &[u8] =
     b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket, h2c, websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
@@ -110,4 +110,47 @@ async fn an_upgrade_is_none_without_its_connection_option_or_in_http_1_0() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn a_switch_to_nothing_or_to_what_was_not_asked_for_is_502() {
+    for (fields, cause) in [
+        ("", "http1.101_without_upgrade:upgrade"),
+        ("Upgrade: ,\r\n", "http1.101_without_upgrade:upgrade"),
+        ("Connection: upgrade\r\nUpgrade: tcp\r\n", "http1.101_to_another_protocol:upgrade"),
+        // Asked for by the client, but not passed on.
+        ("Connection: upgrade\r\nUpgrade: h2c\r\n", "http1.101_to_another_protocol:upgrade"),
+        ("Connection: upgrade\r\nUpgrade: websocket, tcp\r\n", "http1.101_to_another_protocol:upgrade"),
+    ] {
+        let log = Log::new();
+        local(async {
+            let world = log.world().await;
+            let mut client = world.connect();
+            client.write_all(UPGRADE).await.unwrap();
+            let mut app = world.app.accept().await;
+            read_head(&mut app).await;
+            let head = format!("HTTP/1.1 101 Switching Protocols\r\n{fields}\r\n");
+            app.write_all(head.as_bytes()).await.unwrap();
+            let text = read_until(&mut client, "protocol error").await;
+            assert!(text.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{text}");
+            assert_eq!(read_rest(&mut app).await, b"", "no tunnel");
+            let details = format!("upstream_reset_before_response_started{{protocol_error:{cause}}}");
+            assert_eq!(log.lines(&world, 1).await[0]["response_code_details"], *details);
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn names_of_protocols_are_compared_in_any_case() {
+    local(async {
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(UPGRADE).await.unwrap();
+        let mut app = world.app.accept().await;
+        read_head(&mut app).await;
+        app.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\n\r\n").await.unwrap();
+        assert!(read_head(&mut client).await.contains("\r\nupgrade: WebSocket\r\n"));
+    })
+    .await;
 }

@@ -14,6 +14,7 @@ use super::kit::{
     ACK, DATA, END_HEADERS, END_STREAM, Frame, GET, GOAWAY, HEADERS, PING, SETTINGS, Sidecar, block, encode,
     full, get, run, text, until,
 };
+use crate::http::h2::upstream::Violation;
 use crate::http::h2::{DynBody, UpstreamError};
 use crate::lifeline::{Cause, Phase, Wait};
 use crate::limits::Limits;
@@ -387,7 +388,7 @@ fn an_error_says_how_to_tell_the_client() {
     let cases = [
         (UpstreamError::Refused, 503, "UF"),
         (UpstreamError::ConnectTimeout, 504, "UT"),
-        (UpstreamError::Protocol, 502, "UPE"),
+        (UpstreamError::Protocol(Violation::Header), 502, "UPE"),
         (UpstreamError::Closed, 503, "UC"),
         (UpstreamError::Reset(h2::Reason::CANCEL), 503, "UC"),
     ];

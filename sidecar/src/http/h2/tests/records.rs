@@ -3,6 +3,7 @@
 use http::{Request, Response};
 use serde_json::Value;
 use tidegate_core::policy::AppProtocol;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::apps::{App, Speaks};
 use super::kit::{GET, Sidecar, full, get, run, text, until};
@@ -84,4 +85,51 @@ fn every_request_is_told_of_whoever_answered_it() {
         assert_eq!(given_up["response_code"], 0);
         assert_eq!(given_up["response_flags"], "DC");
     });
+}
+
+#[test]
+fn an_answer_that_is_refused_is_told_of_with_its_cause_and_one_that_can_be_mended_is_passed_on() {
+    let answers: &[(&'static [u8], u16, &str)] = &[
+        (b"SSH-2.0-x\r\n", 502, "protocol_error:http1.unsupported_version"),
+        (b"HTTP/1.1 2x0 OK\r\n\r\n", 502, "protocol_error:http1.codec_error"),
+        (b"HTTP/1.1 200 OK\r\nX A: b\r\n\r\n", 502, "protocol_error:http1.invalid_header"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+            502,
+            "protocol_error:http1.invalid_content_length:content-length",
+        ),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+            502,
+            "protocol_error:http1.unexpected_101",
+        ),
+        (b"HTTP/1.1 200 OK\nA: b\r\n c\nContent-Length: 2\n\nok", 200, "via_upstream"),
+    ];
+    for (answer, status, details) in answers {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        run(async {
+            let app = App::raw(async |_, mut socket: tokio::net::TcpStream| {
+                let _ = socket.read(&mut [0; 1024]).await;
+                let _ = socket.write_all(answer).await;
+                // Whoever dialled ends it.
+                let _ = socket.read(&mut [0; 1024]).await;
+            })
+            .await;
+            let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
+            let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
+            let telemetry = Telemetry::new(&DataPlaneMetrics::new(Some(sink)), Some(log));
+            let sidecar = Sidecar::telling(app.address, AppProtocol::Http, Limits::default(), telemetry);
+            let mut client = sidecar.connect().await;
+            assert_eq!(client.get("/").await.0, *status, "{}", answer.escape_ascii());
+            let read = || {
+                sidecar.env.telemetry.flush();
+                std::fs::read_to_string(&path).unwrap()
+            };
+            until(|| !read().is_empty()).await;
+            let line: Value = serde_json::from_str(&read()).unwrap();
+            let told = line["response_code_details"].as_str().unwrap();
+            assert!(told.contains(details), "{told} for {}", answer.escape_ascii());
+        });
+    }
 }

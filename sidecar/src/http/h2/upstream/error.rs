@@ -15,7 +15,7 @@ pub enum UpstreamError {
     ConnectTimeout,
     /// The app does not speak the HTTP that it was spoken to in, or breaks its rules.
     #[error("the app's answer is not HTTP that can be passed on")]
-    Protocol,
+    Protocol(Violation),
     /// The app closed the connection before its answer was complete.
     #[error("the app closed the connection")]
     Closed,
@@ -24,13 +24,38 @@ pub enum UpstreamError {
     Reset(h2::Reason),
 }
 
+/// What an app's answer breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// The first line of an HTTP/1 answer.
+    Status,
+    /// Its version; or it is another protocol altogether.
+    Version,
+    /// A field's name or value.
+    Header,
+    /// `content-length`.
+    ContentLength,
+    /// `transfer-encoding`.
+    TransferEncoding,
+    /// The bounds of a head.
+    TooLarge,
+    /// `101` to a request that asks for no upgrade.
+    Switch,
+    /// It hangs up on HTTP/2.
+    NotHttp2,
+    /// HTTP/2, by this code.
+    Http2(h2::Reason),
+}
+
 impl UpstreamError {
     /// What the client is told.
     pub fn reply(&self) -> LocalReply {
         match self {
             Self::Refused => local_reply::connection_refused(),
             Self::ConnectTimeout => local_reply::connect_timeout(),
-            Self::Protocol => local_reply::bad_gateway(),
+            Self::Protocol(violation) => {
+                LocalReply { details: violation.details(), ..local_reply::bad_gateway() }
+            }
             Self::Closed => local_reply::connection_terminated(),
             Self::Reset(h2::Reason::REFUSED_STREAM) => LocalReply {
                 body: "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset",
@@ -49,12 +74,54 @@ impl UpstreamError {
 impl From<&hyper::Error> for UpstreamError {
     fn from(error: &hyper::Error) -> Self {
         let Some(cause) = http2_cause(error) else {
-            return if error.is_parse() { Self::Protocol } else { Self::Closed };
+            return if error.is_parse() { Self::Protocol(Violation::of(error)) } else { Self::Closed };
         };
         match cause.reason() {
-            Some(_) if cause.is_library() => Self::Protocol,
+            Some(reason) if cause.is_library() => Self::Protocol(Violation::Http2(reason)),
             Some(reason) if cause.is_reset() => Self::Reset(reason),
             Some(_) | None => Self::Closed,
+        }
+    }
+}
+
+impl Violation {
+    /// Of an HTTP/1 answer that hyper refuses. Which field is to blame, only its words say.
+    fn of(error: &hyper::Error) -> Self {
+        if error.is_parse_too_large() {
+            return Self::TooLarge;
+        }
+        if error.is_parse_status() {
+            return Self::Status;
+        }
+        let words = error.to_string();
+        [("content-length", Self::ContentLength), ("transfer-encoding", Self::TransferEncoding)]
+            .into_iter()
+            .chain([("version", Self::Version), ("header", Self::Header)])
+            .find_map(|(word, violation)| words.contains(word).then_some(violation))
+            .unwrap_or(Self::Status)
+    }
+
+    /// As the log says it; the same words as for clients of HTTP/1.
+    fn details(self) -> &'static str {
+        macro_rules! details {
+            ($cause:literal) => {
+                concat!("upstream_reset_before_response_started{protocol_error:", $cause, "}")
+            };
+        }
+        match self {
+            Self::Status => details!("http1.codec_error"),
+            Self::Version => details!("http1.unsupported_version"),
+            Self::Header => details!("http1.invalid_header"),
+            Self::ContentLength => details!("http1.invalid_content_length:content-length"),
+            Self::TransferEncoding => details!("http1.invalid_transfer_encoding:transfer-encoding"),
+            Self::TooLarge => details!("http1.headers_too_large"),
+            Self::Switch => details!("http1.unexpected_101"),
+            Self::NotHttp2 => details!("not_http2"),
+            Self::Http2(h2::Reason::FLOW_CONTROL_ERROR) => details!("http2.flow_control_error"),
+            Self::Http2(h2::Reason::FRAME_SIZE_ERROR) => details!("http2.frame_size_error"),
+            Self::Http2(h2::Reason::COMPRESSION_ERROR) => details!("http2.compression_error"),
+            Self::Http2(h2::Reason::ENHANCE_YOUR_CALM) => details!("http2.enhance_your_calm"),
+            Self::Http2(_) => details!("http2.protocol_error"),
         }
     }
 }

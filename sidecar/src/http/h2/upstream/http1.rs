@@ -103,6 +103,7 @@ impl Pool {
         let (sender, connection) = Builder::new()
             .max_buf_size(self.limits.head_bytes.max(LEAST_BUFFER))
             .max_headers(self.limits.header_count)
+            .allow_obsolete_multiline_headers_in_responses(true)
             .handshake(TokioIo::new(socket))
             .await
             .map_err(|error| UpstreamError::from(&error))?;

@@ -13,7 +13,7 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
 use super::body::{self, Outgoing, UpstreamBody};
-use super::error::{UpstreamError, http2_cause};
+use super::error::{UpstreamError, Violation, http2_cause};
 use super::socket::{Socket, Watch};
 use crate::http::h2::LocalExecutor;
 use crate::limits::Limits;
@@ -197,7 +197,11 @@ impl Carrier {
         }) && !self.watch.has_ended();
         let error = UpstreamError::from(error);
         Failure {
-            error: if self.watch.has_hung_up() { UpstreamError::Protocol } else { error },
+            error: if self.watch.has_hung_up() {
+                UpstreamError::Protocol(Violation::NotHttp2)
+            } else {
+                error
+            },
             is_untouched: is_unsent || is_refused || is_disclaimed,
         }
     }
