@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tidegate_tests::app::App;
 use tidegate_tests::client::{self, Client, Connection, End, Outcome};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
@@ -113,6 +115,37 @@ fn with_few_files_left_connections_are_shed_and_the_rest_is_served_on() {
         wait::until_true("new connections are served again", SOON, || mesh.client().get("/get") == OK);
         assert!(mesh.sidecar.is_ready());
     }
+}
+
+#[test]
+fn clients_that_have_left_an_app_that_does_not_answer_give_their_files_back() {
+    let mesh = mesh(Options {
+        sidecar_file_limit: Some(256),
+        sidecar_arguments: ["--half-close-timeout", "1s"].map(str::to_owned).to_vec(),
+        ..Options::default()
+    });
+    let app = App::echo(mesh.app_address());
+    assert_eq!(mesh.client().get("/get"), OK);
+    let before = mesh.sidecar.open_files().len();
+    let ask = || {
+        let mut client = client::connect(Some(mesh.gateway()), mesh.target()).unwrap();
+        client.write_all(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        client
+    };
+    for round in 1..=2 {
+        let clients: Vec<TcpStream> = (0..80).map(|_| ask()).collect();
+        app.wait_for_requests(1 + 80 * round + (round - 1));
+        assert!(mesh.sidecar.open_files().len() >= before + 150);
+        for (number, client) in clients.into_iter().enumerate() {
+            if number % 2 == 0 {
+                SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(client);
+        }
+        wait::until_true("their files are given back", SOON, || mesh.sidecar.open_files().len() <= before);
+        assert_eq!(mesh.client().get("/get"), OK);
+    }
+    app.release();
 }
 
 #[test]
