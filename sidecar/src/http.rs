@@ -1,7 +1,8 @@
 //! HTTP, both codecs. Policy, header rules and logs see one request type and never the codec.
 //!
-//! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is hyper's. [`headers`] has the rules for what
-//! is believed of a client, `target` for what a request may be, [`local_reply`] the answers that are ours.
+//! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is the h2 crate's towards clients and hyper's
+//! towards apps. [`headers`] has the rules for what is believed of a client, `target` for what a request may be,
+//! [`local_reply`] the answers that are ours.
 
 pub mod buffer;
 pub mod client_certificate;
@@ -30,6 +31,8 @@ pub struct Env {
     pub h1: upstream::Pool,
     /// Connections to the app that hyper drives.
     pub h2: h2::Upstreams,
+    /// The streams of clients that speak HTTP/2.
+    pub streams: h2::Streams,
     /// Spare memory for bytes on their way.
     pub buffers: buffer::Buffers,
     /// The `date` of our own answers.
@@ -41,7 +44,15 @@ impl Env {
     pub fn new(limits: Rc<Limits>, telemetry: Rc<Telemetry>) -> Self {
         let h1 = upstream::Pool::new(&limits);
         let h2 = h2::Upstreams::new(limits.clone());
-        Self { limits, telemetry, h1, h2, buffers: buffer::Buffers::default(), clock: clock::Clock::new() }
+        Self {
+            limits,
+            telemetry,
+            h1,
+            h2,
+            streams: h2::Streams::default(),
+            buffers: buffer::Buffers::default(),
+            clock: clock::Clock::new(),
+        }
     }
 
     /// What is due on every tick of the worker.
@@ -49,6 +60,7 @@ impl Env {
         let now = Instant::now();
         self.h1.sweep(now);
         self.h2.sweep(now);
+        self.streams.expire(now);
         self.telemetry.flush();
     }
 }

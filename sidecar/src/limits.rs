@@ -39,6 +39,13 @@ pub struct Limits {
     pub upstream_idle_connections: usize,
     /// Requests at the same time on one HTTP/2 connection.
     pub streams: u32,
+    /// Requests at apps, or on their way there, of clients that speak HTTP/2 or to apps that do, for each worker. Each
+    /// client and each app has its share of it.
+    pub upstream_requests: usize,
+    /// HTTP/2 connections to one app, for each worker.
+    pub upstream_connections: usize,
+    /// For a request that waits for room on one of them.
+    pub upstream_queue: Duration,
 }
 
 impl Default for Limits {
@@ -61,6 +68,9 @@ impl Default for Limits {
             connections: 16 * 1024,
             upstream_idle_connections: 256,
             streams: 128,
+            upstream_requests: 4096,
+            upstream_connections: 128,
+            upstream_queue: Duration::from_secs(5),
         }
     }
 }

@@ -176,6 +176,16 @@ pub struct LimitOptions {
     /// Requests at the same time on one HTTP/2 connection.
     #[arg(long, env = "TIDEGATE_MAX_STREAMS", value_name = "COUNT", default_value_t = 128)]
     pub max_streams: u32,
+    /// Requests at the same time of HTTP/2 clients, or to HTTP/2 apps, for each worker; one client has at most three
+    /// quarters of them.
+    #[arg(long, env = "TIDEGATE_MAX_UPSTREAM_REQUESTS", value_name = "COUNT", default_value_t = 4096)]
+    pub max_upstream_requests: usize,
+    /// HTTP/2 connections of each worker to one app.
+    #[arg(long, env = "TIDEGATE_MAX_UPSTREAM_CONNECTIONS", value_name = "COUNT", default_value_t = 128)]
+    pub max_upstream_connections: usize,
+    /// How long a request waits while an HTTP/2 app takes no more of them.
+    #[arg(long, env = "TIDEGATE_UPSTREAM_QUEUE_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub upstream_queue_timeout: Duration,
 }
 
 impl Options {
@@ -206,6 +216,9 @@ impl Default for LimitOptions {
             max_connections: limits.connections,
             max_upstream_idle: limits.upstream_idle_connections,
             max_streams: limits.streams,
+            max_upstream_requests: limits.upstream_requests,
+            max_upstream_connections: limits.upstream_connections,
+            upstream_queue_timeout: limits.upstream_queue,
         }
     }
 }
@@ -230,6 +243,9 @@ impl From<&LimitOptions> for Limits {
             connections: options.max_connections,
             upstream_idle_connections: options.max_upstream_idle,
             streams: options.max_streams,
+            upstream_requests: options.max_upstream_requests,
+            upstream_connections: options.max_upstream_connections,
+            upstream_queue: options.upstream_queue_timeout,
         }
     }
 }

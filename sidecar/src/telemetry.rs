@@ -28,6 +28,8 @@ pub enum ResponseFlag {
     UpstreamProtocolError,
     /// `UH`: there is no app to reach.
     NoHealthyUpstream,
+    /// `UO`: there are too many requests for the app.
+    UpstreamOverflow,
     /// `DC`: the client went away first.
     DownstreamConnectionTermination,
     /// `DPE`: the client's request was not HTTP that can be passed on.
@@ -123,6 +125,11 @@ impl Telemetry {
         self.metrics.totals()
     }
 
+    /// Counts that a limit was met.
+    pub fn limited(&self, limit: &'static str) {
+        self.metrics.limited(limit);
+    }
+
     /// Hands the log lines there are to the writing thread; called on every tick of the worker.
     pub fn flush(&self) {
         if let Some(log) = &self.access_log {
@@ -148,6 +155,7 @@ impl ResponseFlag {
             Self::UpstreamTimeout => "UT",
             Self::UpstreamProtocolError => "UPE",
             Self::NoHealthyUpstream => "UH",
+            Self::UpstreamOverflow => "UO",
             Self::DownstreamConnectionTermination => "DC",
             Self::DownstreamProtocolError => "DPE",
             Self::DownstreamTimeout => "DT",

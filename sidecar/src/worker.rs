@@ -185,8 +185,12 @@ impl Workers {
                 of_worker.push((listener, entrance.at(address)));
             }
         }
+        let mut limits = config.limits;
+        let files = file_limit();
+        limits.upstream_requests = most_upstream_requests(limits.upstream_requests, count, files);
+        let reserved = limits.upstream_requests.saturating_mul(count);
         let shared = Arc::new(Shared {
-            places: Arc::new(Places::new(count, place_limits(config.limits.connections))),
+            places: Arc::new(Places::new(count, place_limits(limits.connections, files, reserved))),
             shed: AtomicU64::new(0),
             accept_errors: AtomicU64::new(0),
             cut: AtomicUsize::new(0),
@@ -202,7 +206,7 @@ impl Workers {
                 peers: peers.clone(),
                 command: commands.clone(),
                 shared: shared.clone(),
-                limits: config.limits.clone(),
+                limits: limits.clone(),
                 snapshots: config.snapshots.clone(),
                 destinations: config.destinations.clone(),
                 environment: config.environment.clone(),
@@ -553,12 +557,24 @@ async fn begin(beginning: Beginning) {
     worker.env.tick();
 }
 
-fn place_limits(limit: usize) -> PlaceLimits {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let limits = PlaceLimits::of(limit, files);
+/// Files that the process may open.
+fn file_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Requests of HTTP/2 clients to the app, for each worker: each may take a file, and all of them a quarter of the files
+/// there may be.
+fn most_upstream_requests(limit: usize, workers: usize, files: u64) -> usize {
+    let possible = usize::try_from(files / 4).unwrap_or(usize::MAX) / workers;
+    limit.min(possible.max(1))
+}
+
+/// Places for connections where `reserved` files are for others.
+fn place_limits(limit: usize, files: u64, reserved: usize) -> PlaceLimits {
+    let limits = PlaceLimits::of(limit, Some(files.saturating_sub(reserved as u64)));
     if limits.clients < limit {
         let connections = limits.clients;
-        warn!(?files, connections, "the limit of open files allows fewer connections than configured");
+        warn!(files, connections, "the limit of open files allows fewer connections than configured");
     }
     limits
 }

@@ -579,7 +579,7 @@ fn is_worth_parsing(bytes: &[u8], examined: usize, limit: usize) -> bool {
         || has_bare_line_feed(new)
 }
 
-fn ended_by(cause: Cause, is_client_due: bool) -> (ResponseFlag, &'static str) {
+pub(super) fn ended_by(cause: Cause, is_client_due: bool) -> (ResponseFlag, &'static str) {
     match cause {
         Cause::Deadline(Wait::HalfClose) => (ResponseFlag::DownstreamConnectionTermination, cause.details()),
         Cause::Deadline(_) if is_client_due => (ResponseFlag::DownstreamTimeout, "stream_idle_timeout"),

@@ -1,64 +1,67 @@
-//! HTTP/2 from clients, on hyper: every stream is one request that passes the gate by itself.
+//! HTTP/2 from clients, on h2: every stream is one request that passes the gate by itself.
 //!
-//! Start at [`serve`], a connection's life. `exchange` is one stream's story, [`Upstreams`] the connections to the
-//! app, `pulse` what the connection as a whole waits for, `meter` what ends a flood, `malformed` what becomes of
+//! Start at [`serve`], a connection's life. `stream` is a stream's life, `exchange` the story of its request,
+//! [`Upstreams`] the connections to the app; `pulse` is what the connection as a whole waits for, `progress` what one
+//! stream waits for, `windows` how much a client may send, `meter` what ends a flood, `malformed` what becomes of
 //! requests that are none.
 
 mod account;
 mod answer;
 mod exchange;
 mod headers;
+mod keepalive;
 mod malformed;
 mod meter;
+mod progress;
 mod pulse;
+mod repetition;
 mod request;
+mod stream;
+mod streams;
 mod transport;
+mod upload;
 mod upstream;
+mod windows;
 
 #[cfg(test)]
 mod tests;
 
-use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use hyper::server::conn::http2::Builder;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::{Bytes, BytesMut};
+use h2::Reason;
+use h2::malformed::Observer;
+use h2::server::{Builder, Connection};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::exchange::Exchanges;
 pub(super) use self::headers::http2_target;
-use self::malformed::Observed;
+use self::keepalive::KeepAlive;
 use self::pulse::Pulse;
+pub use self::streams::Streams;
 use self::transport::Transport;
 pub use self::upstream::{UpstreamBody, UpstreamError, Upstreams};
+use self::windows::Windows;
 use super::Env;
 use crate::lifeline::{Cause, Lifeline, Phase, Wait};
 use crate::limits::Limits;
 use crate::session::Gate;
 
-/// Received and not yet taken by the app, for one stream. With [`Limits::streams`] this is what bounds a connection's
-/// memory: 4 MiB by default.
-const STREAM_WINDOW: u32 = 32 * 1024;
-/// The same for all streams together; more than they can use, so that a stream that is not taken never holds up
-/// others. h2 lets half of it be spent on the overhead of frames of less than 256 bytes that wait to be taken, and
-/// ends the connection then: so much is room for 20 streams of a client that fills their windows with 20 bytes a frame.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
-/// Waiting for a client's window, for each stream.
+/// What frames of less than 256 bytes that wait to be taken may cost; h2 ends the connection then. So much is room for
+/// 40 streams of a client that fills windows of 32 KiB with 20 bytes a frame, and for more such windows of the largest
+/// size than make all fall back.
+const SMALL_FRAMES: usize = 16 * 1024 * 1024;
+/// Waiting for the connection, for each stream.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Streams that a client reset before they were looked at, and streams that we reset for its errors. Browsers and
 /// gRPC clients stay far below; a rapid reset does not (CVE-2023-44487, RUSTSEC-2024-0003).
 const PENDING_RESETS: usize = 32;
 /// See [`PENDING_RESETS`].
 const ERROR_RESETS: usize = 64;
-/// A client that is gone without a word is noticed by a ping.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// For the answer to a ping.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// For an idle client to take leave after GOAWAY.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -69,34 +72,76 @@ pub async fn serve<S>(stream: S, first: BytesMut, gate: Rc<Gate>, line: Lifeline
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let pulse = Rc::new(Pulse::new(line.clone(), &env.limits));
+    let windows = Rc::new(Windows::new(&env.limits, env.streams.held().clone()));
+    let pulse = Rc::new(Pulse::new(line.clone(), &env.limits, windows));
     let transport = Transport::new(stream, first, pulse.clone());
-    let builder = builder(&env.limits);
-    let exchanges = Rc::new(Exchanges::new(gate, env, pulse));
-    let observer = exchanges.clone();
-    let service = service_fn(move |request| {
-        let exchanges = exchanges.clone();
-        async move { Ok::<_, Infallible>(exchanges.answer(request).await) }
-    });
-    let connection = Box::pin(builder.serve_connection(TokioIo::new(transport), service));
-    let mut connection = Observed { connection, observer };
+    let builder = builder(&env.limits, pulse.windows().of_connection());
+    let telemetry = env.telemetry.clone();
+    let exchanges = Rc::new(Exchanges::new(gate, env, pulse.clone()));
 
-    match line.guard_open(&mut connection).await {
-        Ok(outcome) => return log_end(outcome),
+    let mut connection = match line.guard(builder.handshake::<_, Bytes>(transport)).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return log_end(Err(error)),
+        Err(ended) => return tracing::debug!(cause = ?ended.0, "HTTP/2 connection ended before it began"),
+    };
+    let mut driver = Driver { alive: KeepAlive::new(connection.ping_pong()), pulse, exchanges };
+    match line.guard_open(driver.drive(&mut connection)).await {
+        Ok(outcome) => {
+            if driver.pulse.is_flooded() {
+                telemetry.limited("http2_flood");
+            }
+            return log_end(outcome);
+        }
         Err(ended) => tracing::debug!(cause = ?ended.0, "HTTP/2 connection is to end"),
     }
-    connection.connection.as_mut().graceful_shutdown();
+    connection.graceful_shutdown();
     match line.phase() {
         Phase::Closed(Cause::Deadline(Wait::Idle)) => {
             // Nothing is in flight; a client that does not even take a GOAWAY is not waited for.
-            let _ = tokio::time::timeout(FAREWELL, connection).await;
+            let _ = tokio::time::timeout(FAREWELL, driver.drive(&mut connection)).await;
         }
         Phase::Closed(_) => {}
         Phase::Open | Phase::Leaving(_) | Phase::Finishing(_) => {
-            if let Ok(outcome) = line.guard(connection).await {
+            if let Ok(outcome) = line.guard(driver.drive(&mut connection)).await {
                 log_end(outcome);
             }
         }
+    }
+}
+
+/// What goes on while a connection is open.
+struct Driver {
+    alive: KeepAlive,
+    pulse: Rc<Pulse>,
+    exchanges: Rc<Exchanges>,
+}
+
+impl Driver {
+    /// Takes requests, each into a task of its own, until there can be no more of them.
+    async fn drive<S>(&mut self, connection: &mut Connection<S, Bytes>) -> Result<(), h2::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        poll_fn(|context| {
+            loop {
+                self.pulse.windows().adjust(connection);
+                if self.alive.poll(self.pulse.read(), context).is_ready() {
+                    tracing::debug!("HTTP/2 client does not answer");
+                    connection.abrupt_shutdown(Reason::NO_ERROR);
+                }
+                let observer: Rc<dyn Observer> = self.exchanges.clone();
+                let accepted = h2::malformed::observed(&observer, || connection.poll_accept(context));
+                match accepted {
+                    Poll::Ready(Some(Ok((request, respond)))) => {
+                        tokio::task::spawn_local(stream::serve(request, respond, self.exchanges.clone()));
+                    }
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                    Poll::Ready(None) => return Poll::Ready(Ok(())),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
     }
 }
 
@@ -114,28 +159,25 @@ where
 }
 
 /// A body whose type does not matter.
-type DynBody = Pin<Box<dyn http_body::Body<Data = bytes::Bytes, Error = BoxError>>>;
+type DynBody = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError>>>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-fn builder(limits: &Limits) -> Builder<LocalExecutor> {
-    let mut builder = Builder::new(LocalExecutor);
+fn builder(limits: &Limits, connection_window: u32) -> Builder {
+    let mut builder = Builder::new();
     builder
-        .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(ERROR_RESETS)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
+        .max_local_error_reset_streams(Some(ERROR_RESETS))
+        .initial_connection_window_size(connection_window)
+        .initial_window_size(windows::LEAST)
+        .data_frame_budget(SMALL_FRAMES)
+        .max_send_buffer_size(SEND_BUFFER);
     builder
 }
 
-fn log_end(outcome: hyper::Result<()>) {
+fn log_end(outcome: Result<(), h2::Error>) {
     if let Err(error) = outcome {
-        let source = std::error::Error::source(&error).map(ToString::to_string);
-        tracing::debug!(%error, source, "HTTP/2 connection failed");
+        tracing::debug!(%error, "HTTP/2 connection failed");
     }
 }

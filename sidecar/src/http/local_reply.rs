@@ -158,6 +158,30 @@ pub fn connect_timeout() -> LocalReply {
     }
 }
 
+/// The app has more requests than it, or the client, may have.
+pub fn overflow() -> LocalReply {
+    LocalReply {
+        status: 503,
+        reason: "Service Unavailable",
+        body: "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+        close: false,
+        flag: ResponseFlag::UpstreamOverflow,
+        details: "upstream_reset_before_response_started{overflow}",
+    }
+}
+
+/// The app stopped taking a request that it had begun to take.
+pub fn stream_timeout() -> LocalReply {
+    LocalReply {
+        status: 504,
+        reason: "Gateway Timeout",
+        body: "stream timeout",
+        close: false,
+        flag: ResponseFlag::UpstreamTimeout,
+        details: "stream_idle_timeout",
+    }
+}
+
 fn client_error(status: u16, reason: &'static str, details: &'static str) -> LocalReply {
     let flag = ResponseFlag::DownstreamProtocolError;
     LocalReply { status, reason, body: reason, close: true, flag, details }

@@ -40,6 +40,7 @@ pub struct Count(AtomicU64);
 struct Shard {
     requests: Mutex<Vec<(RequestKey, Arc<RequestSlot>)>>,
     refused: Mutex<Vec<(&'static str, Arc<Count>)>>,
+    limited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     outbound: Mutex<Vec<(OutboundKey, Arc<Count>)>>,
     totals: Totals,
 }
@@ -94,6 +95,7 @@ pub struct WorkerMetrics {
     shard: Arc<Shard>,
     requests: RefCell<HashMap<RequestKey, Arc<RequestSlot>>>,
     refused: RefCell<HashMap<&'static str, Arc<Count>>>,
+    limited: RefCell<HashMap<&'static str, Arc<Count>>>,
     outbound: RefCell<HashMap<OutboundKey, Arc<Count>>>,
 }
 
@@ -129,6 +131,7 @@ impl DataPlaneMetrics {
             shard,
             requests: RefCell::default(),
             refused: RefCell::default(),
+            limited: RefCell::default(),
             outbound: RefCell::default(),
         }
     }
@@ -188,15 +191,29 @@ impl WorkerMetrics {
         slot.add(1);
     }
 
-    fn refuse(&self, reason: &'static str) {
-        let mut slots = self.refused.borrow_mut();
-        let slot = slots.entry(reason).or_insert_with(|| {
-            let slot = Arc::new(Count::default());
-            self.shard.refused.lock().unwrap_or_else(PoisonError::into_inner).push((reason, slot.clone()));
-            slot
-        });
-        slot.add(1);
+    /// Counts that this limit was met.
+    pub fn limited(&self, limit: &'static str) {
+        count_word(&self.limited, &self.shard.limited, limit);
     }
+
+    fn refuse(&self, reason: &'static str) {
+        count_word(&self.refused, &self.shard.refused, reason);
+    }
+}
+
+/// Counts one more of what a word stands for; `all` is the page's view of `slots`.
+fn count_word(
+    slots: &RefCell<HashMap<&'static str, Arc<Count>>>,
+    all: &Mutex<Vec<(&'static str, Arc<Count>)>>,
+    word: &'static str,
+) {
+    let mut slots = slots.borrow_mut();
+    let slot = slots.entry(word).or_insert_with(|| {
+        let slot = Arc::new(Count::default());
+        all.lock().unwrap_or_else(PoisonError::into_inner).push((word, slot.clone()));
+        slot
+    });
+    slot.add(1);
 }
 
 fn bucket(duration: Duration) -> usize {
@@ -262,18 +279,30 @@ impl Collector for DataPlaneMetrics {
             family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
 
-        let mut refused: BTreeMap<&'static str, u64> = BTreeMap::new();
-        for shard in &shards {
-            for (reason, count) in shard.refused.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                *refused.entry(reason).or_default() += count.value();
+        for (name, help, label, words) in [
+            (
+                "tidegate_refused",
+                "Connections and requests that the policy refused",
+                "reason",
+                (|shard| &shard.refused) as fn(&Shard) -> &Mutex<Vec<(&'static str, Arc<Count>)>>,
+            ),
+            (
+                "tidegate_requests_limited",
+                "Requests that met a limit of the sidecar's, and HTTP/2 connections that were ended for a flood",
+                "limit",
+                |shard| &shard.limited,
+            ),
+        ] {
+            let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+            for shard in &shards {
+                for (word, count) in words(shard).lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                    *counts.entry(word).or_default() += count.value();
+                }
             }
-        }
-        let help = "Connections and requests that the policy refused";
-        let mut family = encoder.encode_descriptor("tidegate_refused", help, None, MetricType::Counter)?;
-        for (reason, count) in refused {
-            family
-                .encode_family(&[("reason", reason)])?
-                .encode_counter::<NoLabelSet, _, f64>(&count, None)?;
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (word, count) in counts {
+                family.encode_family(&[(label, word)])?.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
+            }
         }
 
         let mut outbound: BTreeMap<(&str, &str, &str), u64> = BTreeMap::new();

@@ -285,3 +285,12 @@ async fn heads_that_are_not_complete_take_places_by_their_bytes() {
     drop(crowd.split_off(1));
     until(|| mesh.workers.shared.places.taken() == 2).await;
 }
+
+#[test]
+fn requests_of_http_2_clients_leave_files_for_connections() {
+    assert_eq!(most_upstream_requests(4096, 2, 1 << 20), 4096);
+    assert_eq!(most_upstream_requests(4096, 2, 8192), 1024);
+    assert_eq!(most_upstream_requests(4096, 4, 0), 1);
+    assert_eq!(place_limits(16 * 1024, 1 << 20, 8192).clients, 16 * 1024);
+    assert_eq!(place_limits(16 * 1024, 8192, 2048).clients, PlaceLimits::of(16 * 1024, Some(6144)).clients);
+}

@@ -31,6 +31,7 @@ use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
+use crate::session::ConnectionInfo;
 use crate::stream::{Abort, PeerEnd};
 use crate::telemetry::ResponseFlag;
 
@@ -82,8 +83,8 @@ where
     };
     let outcome = {
         let (line, env) = (connection.line, connection.env);
-        let app = connection.gate.info().app;
-        line.guard(Box::pin(exchange(connection, request, app, line, env))).await
+        let client = connection.gate.info().clone();
+        line.guard(Box::pin(exchange(connection, request, &client, line, env))).await
     };
     connection.line.at_ease();
     match outcome {
@@ -118,7 +119,7 @@ where
 async fn exchange<S>(
     connection: &mut Connection<'_, S>,
     request: Request<()>,
-    app: std::net::SocketAddr,
+    info: &ConnectionInfo,
     line: &Lifeline,
     env: &Env,
 ) -> Outcome
@@ -172,9 +173,14 @@ where
         UploadEnd::ClientGone
     });
     let mut download = pin!(async {
-        let response = match env.h2.send(app, request.map(|()| body), env.limits.connect).await {
+        let response = match env.h2.send(info, request.map(|()| body), env.limits.connect).await {
             Ok(response) => response,
-            Err(error) => return Outcome::Failed(error.reply()),
+            Err(error) => {
+                if let Some(limit) = error.limit() {
+                    env.telemetry.limited(limit);
+                }
+                return Outcome::Failed(error.reply());
+            }
         };
         let (head, body) = response.into_parts();
         let head = Response::from_parts(head, ());

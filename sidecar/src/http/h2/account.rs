@@ -1,18 +1,13 @@
 //! What will be told of a request once it is over, however it ends.
 
-use std::cell::Cell;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use http::header::{HeaderMap, USER_AGENT};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tidegate_core::policy::Decision;
 
+use super::progress::Progress;
 use super::pulse::{InFlight, Pulse};
 use crate::http::Env;
 use crate::http::headers::{FORWARDED_FOR, REQUEST_ID};
@@ -33,7 +28,7 @@ pub(super) struct Account {
     user_agent: Option<HeaderValue>,
     forwarded_for: Option<HeaderValue>,
     request_id: Option<HeaderValue>,
-    upload: Rc<Progress>,
+    progress: Rc<Progress>,
     upstream_time: Option<Duration>,
     status: u16,
     flag: ResponseFlag,
@@ -43,25 +38,13 @@ pub(super) struct Account {
     _in_flight: InFlight,
 }
 
-/// How far a request's body has come.
-#[derive(Default)]
-pub(super) struct Progress {
-    bytes: Cell<u64>,
-    ended: Cell<Option<Instant>>,
-}
-
-/// A request's body on its way to the app.
-pub(super) struct Upload {
-    body: Incoming,
-    progress: Rc<Progress>,
-}
-
 impl Account {
     /// Opens the account of a request that has just come.
     pub(super) fn open<B>(
         env: &Rc<Env>,
         connection: &Rc<ConnectionInfo>,
         pulse: &Rc<Pulse>,
+        progress: Rc<Progress>,
         request: &Request<B>,
     ) -> Self {
         let headers = request.headers();
@@ -78,7 +61,7 @@ impl Account {
             user_agent: headers.get(USER_AGENT).cloned(),
             forwarded_for: None,
             request_id: None,
-            upload: Rc::default(),
+            progress,
             upstream_time: None,
             status: 0,
             flag: ResponseFlag::None,
@@ -100,26 +83,23 @@ impl Account {
         self.request_id = headers.get(REQUEST_ID).cloned();
     }
 
-    /// The request's body, counted.
-    pub(super) fn upload(&self, body: Incoming) -> Upload {
-        if body.is_end_stream() {
-            self.upload.ended.set(Some(Instant::now()));
-        }
-        Upload { body, progress: self.upload.clone() }
-    }
-
     /// There is an answer: the app's, or ours with its flag.
     pub(super) fn answered(&mut self, status: StatusCode, flag: ResponseFlag, details: &'static str) {
         self.status = status.as_u16();
         self.flag = flag;
         self.details = details;
-        self.upstream_time = self.upload.ended.get().map(|ended| ended.elapsed());
+        self.upstream_time = self.progress.upload_ended().map(|ended| ended.elapsed());
+    }
+
+    /// How far its two bodies have come.
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// A piece of the answer's body goes to the client.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
-        self.pulse.answered_data();
+        self.pulse.answered_data(bytes);
     }
 
     /// The answer is whole.
@@ -131,10 +111,10 @@ impl Account {
     }
 
     /// The answer broke off.
-    pub(super) fn broke_off(&mut self) {
+    pub(super) fn broke_off(&mut self, flag: ResponseFlag, details: &'static str) {
         self.is_complete = true;
-        self.flag = ResponseFlag::UpstreamConnectionTermination;
-        self.details = "upstream_reset_after_response_started";
+        self.flag = flag;
+        self.details = details;
     }
 
     /// What is to be told.
@@ -154,7 +134,7 @@ impl Account {
             status: self.status,
             flag: if is_cut_off { ResponseFlag::DownstreamConnectionTermination } else { self.flag },
             details: if is_cut_off { "downstream_remote_disconnect" } else { self.details },
-            received: self.upload.bytes.get(),
+            received: self.progress.received(),
             sent: self.sent,
             authority: authority.unwrap_or(bytes_of(self.host.as_ref())),
             user_agent: bytes_of(self.user_agent.as_ref()),
@@ -167,34 +147,6 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.env.telemetry.record(&self.record());
-    }
-}
-
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if let Some(Ok(frame)) = &frame {
-            let bytes = frame.data_ref().map_or(0, Bytes::len);
-            self.progress.bytes.set(self.progress.bytes.get() + bytes as u64);
-        }
-        if frame.is_none() || self.body.is_end_stream() {
-            self.progress.ended.set(Some(Instant::now()));
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

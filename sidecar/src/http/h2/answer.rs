@@ -1,7 +1,7 @@
 //! The body of an answer on its way to the client.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use h2::Reason;
@@ -9,6 +9,9 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::account::Account;
 use super::upstream::{UpstreamBody, UpstreamError};
+use crate::http::h1::ended_by;
+use crate::lifeline::Cause;
+use crate::telemetry::ResponseFlag;
 
 /// An answer's body, and the account that is closed with it.
 pub(super) struct Answer {
@@ -30,6 +33,12 @@ impl Answer {
     /// The app's.
     pub(super) fn app(body: UpstreamBody, account: Account) -> Self {
         Self::new(Source::App(body), account)
+    }
+
+    /// The stream ends before the answer does.
+    pub(super) fn ran_out(&mut self, cause: Cause, is_client_due: bool) {
+        let (flag, details) = ended_by(cause, is_client_due);
+        self.account.broke_off(flag, details);
     }
 
     fn new(source: Source, mut account: Account) -> Self {
@@ -59,17 +68,22 @@ impl Source {
 impl Body for Answer {
     type Data = Bytes;
     /// With what the stream is reset.
-    type Error = h2::Error;
+    type Error = Reason;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let frame = match ready!(self.source.poll(context)) {
+    ) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
+        let Poll::Ready(frame) = self.source.poll(context) else {
+            self.account.progress().awaits_download();
+            return Poll::Pending;
+        };
+        let frame = match frame {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
-                self.account.broke_off();
-                return Poll::Ready(Some(Err(h2::Error::from(reset_reason(&error)))));
+                let flag = ResponseFlag::UpstreamConnectionTermination;
+                self.account.broke_off(flag, "upstream_reset_after_response_started");
+                return Poll::Ready(Some(Err(reset_reason(&error))));
             }
             None => {
                 self.account.complete();

@@ -1,21 +1,27 @@
-//! One stream: a request is checked, judged, passed on, and its answer passed back.
+//! One stream's request and answer: the request is checked, judged, passed on, and its answer passed back.
 
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use h2::RecvStream;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use tidegate_core::policy::{AppProtocol, Decision};
 
 use super::account::Account;
 use super::answer::Answer;
 use super::headers;
+use super::progress::Progress;
 use super::pulse::Pulse;
+use super::repetition;
 use super::request::{Target, is_grpc};
+use super::upload::Upload;
 use super::upstream::{UpstreamBody, UpstreamError, Violation};
 use crate::http::Env;
+use crate::http::clock::Clock;
+use crate::http::headers::is_stream;
 use crate::http::local_reply::{self, LocalReply};
+use crate::lifeline::{Cause, Ended, Wait};
 use crate::session::{ConnectionInfo, Gate};
 use crate::telemetry::ResponseFlag;
 
@@ -41,14 +47,35 @@ impl Exchanges {
         self.gate.info()
     }
 
+    /// The `date` of answers.
+    pub(super) fn clock(&self) -> &Clock {
+        &self.env.clock
+    }
+
+    /// A stream begins; what it waits for is under a deadline from now on.
+    pub(super) fn begin<B>(&self, request: &Request<B>) -> Rc<Progress> {
+        let line = self.env.streams.add();
+        Rc::new(Progress::new(line, self.env.limits.clone(), is_grpc(request.headers())))
+    }
+
     /// Answers one request.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Answer> {
+    pub(super) async fn answer(
+        &self,
+        request: Request<RecvStream>,
+        progress: Rc<Progress>,
+    ) -> Response<Answer> {
         let info = self.gate.info();
-        let mut account = Account::open(&self.env, info, &self.pulse, &request);
+        let mut account = Account::open(&self.env, info, &self.pulse, progress.clone(), &request);
         let (mut head, body) = request.into_parts();
         let is_head = head.method == Method::HEAD;
+        let body = Upload::new(body, &head.headers, self.pulse.windows(), progress.clone());
 
         let target = match Target::check(&head, self.env.limits.header_count) {
+            Ok(_) if repetition::is_excessive(&head.headers) => {
+                self.env.telemetry.limited("header_repetition");
+                let reply = local_reply::header_fields_too_large("http2.repeated_headers");
+                return local(reply, account, is_head);
+            }
             Ok(target) => target,
             Err(reply) => return local(reply, account, is_head),
         };
@@ -61,22 +88,37 @@ impl Exchanges {
 
         headers::prepare(&mut head.headers, info);
         account.forwarded(&head.headers);
-        let body = account.upload(body);
         let upstreams = &self.env.h2;
         let connect = self.env.limits.connect;
-        let response = if self.wants_http2(&head) {
-            let request = headers::into_http2(head, target, body);
-            upstreams.send(info.app, request, connect).await
-        } else {
-            let request = headers::into_http1(head, target, body);
-            upstreams.send_http1(info.app, request, connect).await
+        let sent = async {
+            if self.wants_http2(&head) {
+                let request = headers::into_http2(head, target, body);
+                upstreams.send(info, request, connect).await
+            } else {
+                let request = headers::into_http1(head, target, body);
+                upstreams.send_http1(info, request, connect).await
+            }
         };
-        match response {
-            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+        match progress.line().guard(sent).await {
+            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 local(UpstreamError::Protocol(Violation::Switch).reply(), account, is_head)
             }
-            Ok(response) => pass_back(response, account),
-            Err(error) => local(error.reply(), account, is_head),
+            Ok(Ok(response)) => {
+                let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+                progress.answered(is_stream(kind));
+                pass_back(response, account)
+            }
+            Ok(Err(error)) => {
+                if let Some(limit) = error.limit() {
+                    self.env.telemetry.limited(limit);
+                }
+                local(error.reply(), account, is_head)
+            }
+            Err(Ended(cause)) => {
+                let reply = timeout(cause, &progress);
+                progress.ran_out(self.env.streams.add());
+                local(reply, account, is_head)
+            }
         }
     }
 
@@ -87,10 +129,21 @@ impl Exchanges {
     }
 }
 
-/// An answer of ours; hyper adds the date.
+/// What a client gets whose stream ran out of time before there was an answer.
+fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
+    match cause {
+        Cause::Deadline(Wait::Body) if progress.is_client_due() => {
+            local_reply::request_timeout("request_body_timeout")
+        }
+        _ => local_reply::stream_timeout(),
+    }
+}
+
+/// An answer of ours.
 fn local(reply: LocalReply, mut account: Account, is_head: bool) -> Response<Answer> {
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     account.answered(status, reply.flag, reply.details);
+    account.progress().upload_dropped();
     let body = if is_head { Bytes::new() } else { Bytes::from_static(reply.body.as_bytes()) };
     let mut response = Response::new(Answer::local(body, account));
     *response.status_mut() = status;

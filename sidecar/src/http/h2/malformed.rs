@@ -3,10 +3,6 @@
 //! What HTTP/1 refuses, too, gets the answer that it has there; what breaks a rule that only HTTP/2 has is reset. The
 //! other streams of the connection go on.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use h2::malformed::{Fault, MalformedRequest, Observer, Verdict};
@@ -18,21 +14,6 @@ use crate::http::headers::REQUEST_ID;
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::telemetry::{Record, ResponseFlag};
-
-/// A server's connection, and who learns of its malformed requests.
-pub(super) struct Observed<C> {
-    pub(super) connection: Pin<Box<C>>,
-    pub(super) observer: Rc<dyn Observer>,
-}
-
-impl<C: Future> Future for Observed<C> {
-    type Output = C::Output;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<C::Output> {
-        let Self { connection, observer } = &mut *self;
-        h2::malformed::observed(observer, || connection.as_mut().poll(context))
-    }
-}
 
 impl Observer for Exchanges {
     fn malformed(&self, request: MalformedRequest<'_>) -> Verdict {

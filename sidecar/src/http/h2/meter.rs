@@ -1,7 +1,8 @@
 //! What a client may ask of us without getting anything done: one bound for floods of every kind of frame.
 //!
-//! PING, SETTINGS, PRIORITY, RST_STREAM, empty DATA and unknown frames cost; answers, and data in both directions,
-//! earn. A client that only costs is cut off (CVE-2019-9512, -9514, -9515, CVE-2020-11080, CVE-2023-44487).
+//! PING, SETTINGS, PRIORITY, RST_STREAM, WINDOW_UPDATE of a stream or of the connection, empty DATA and unknown frames
+//! cost; answers, and data in both directions, earn. A client that only costs is cut off (CVE-2019-9511, -9512, -9514,
+//! -9515, CVE-2020-11080, CVE-2023-44487).
 
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,11 @@ const WINDOW: Duration = Duration::from_secs(10);
 const RESET_COST: u32 = 2;
 /// No more than this can be saved up.
 const SAVINGS: u32 = 1000;
+/// What a piece of an answer earns: a ping, and window for the stream and for the connection. Some clients grant window
+/// for each read of theirs, however small.
+const EARNED_BY_DATA: u32 = 4;
+/// A longer piece counts as several of this length.
+const PIECE: usize = 4 * 1024;
 
 /// The client spends more than it earns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +37,7 @@ pub(super) struct Meter {
     skip: u64,
     header: [u8; FRAME_HEADER],
     filled: usize,
+    is_in_head: bool,
     balance: Balance,
 }
 
@@ -43,7 +50,7 @@ struct Balance {
 impl Meter {
     pub(super) fn new(now: Instant) -> Self {
         let balance = Balance { spent: 0, earned: 0, since: now };
-        Self { skip: PREFACE, header: [0; FRAME_HEADER], filled: 0, balance }
+        Self { skip: PREFACE, header: [0; FRAME_HEADER], filled: 0, is_in_head: false, balance }
     }
 
     /// Takes note of bytes from the client.
@@ -69,21 +76,36 @@ impl Meter {
         Ok(())
     }
 
+    /// Whether a request's head has begun and its last frame has not.
+    pub(super) fn is_in_head(&self) -> bool {
+        self.is_in_head
+    }
+
     /// Something was done for the client.
     pub(super) fn earn(&mut self, amount: u32) {
         self.balance.earn(amount);
     }
 
+    /// A piece of an answer, of so many bytes, goes to the client.
+    pub(super) fn earn_by_data(&mut self, bytes: usize) {
+        let pieces = u32::try_from(bytes.div_ceil(PIECE).max(1)).unwrap_or(u32::MAX);
+        self.balance.earn(EARNED_BY_DATA.saturating_mul(pieces));
+    }
+
     fn frame(&mut self, kind: u8, flags: u8, length: u32, now: Instant) -> Result<(), Flood> {
         const END_STREAM: u8 = 0x1;
+        const END_HEADERS: u8 = 0x4;
         match kind {
             // DATA
             0x0 if length > 0 || flags & END_STREAM != 0 => {
                 self.balance.earn(1);
                 Ok(())
             }
-            // HEADERS, WINDOW_UPDATE and CONTINUATION: h2 bounds the first and the last, the other is free.
-            0x1 | 0x8 | 0x9 => Ok(()),
+            // HEADERS and CONTINUATION: h2 bounds them.
+            0x1 | 0x9 => {
+                self.is_in_head = flags & END_HEADERS == 0;
+                Ok(())
+            }
             // RST_STREAM
             0x3 => self.balance.spend(RESET_COST, now),
             _ => self.balance.spend(1, now),
@@ -160,6 +182,23 @@ mod tests {
         for _ in 0..100_000 {
             among.observe(&data, now).unwrap();
             among.observe(&ping, now).unwrap();
+        }
+    }
+
+    #[test]
+    fn window_updates_are_paid_for_by_the_data_that_they_are_for() {
+        let now = Instant::now();
+        let update = frame(0x8, 0, &1_u32.to_be_bytes());
+        let mut alone = greeted(now);
+        let taken = (0..100_000).take_while(|_| alone.observe(&update, now).is_ok()).count();
+        assert_eq!(taken, ALLOWANCE as usize);
+        // One for the stream and one for the connection, for each 4 KiB of a download.
+        let mut reader = greeted(now);
+        for _ in 0..100_000 {
+            reader.earn_by_data(16 * 1024);
+            for _ in 0..8 {
+                reader.observe(&update, now).unwrap();
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::meter::{Flood, Meter};
+use super::windows::Windows;
 use crate::lifeline::{Lifeline, Wait};
 use crate::limits::Limits;
 
@@ -12,8 +13,6 @@ use crate::limits::Limits;
 const GREETING: u64 = 24 + 9;
 /// What a finished request earns.
 const EARNED_BY_ANSWER: u32 = 2;
-/// What a piece of an answer earns: the client may ping and grant window for each.
-const EARNED_BY_DATA: u32 = 4;
 
 /// Shared by a connection's transport and its streams.
 pub(super) struct Pulse {
@@ -24,7 +23,11 @@ pub(super) struct Pulse {
     read: Cell<u64>,
     streams: Cell<usize>,
     is_blocked: Cell<bool>,
+    /// Whether a head has begun to come and not ended: the connection can carry nothing else meanwhile.
+    is_in_head: Cell<bool>,
+    is_flooded: Cell<bool>,
     meter: RefCell<Meter>,
+    windows: Rc<Windows>,
 }
 
 /// A stream that is in flight, until it is dropped.
@@ -33,7 +36,7 @@ pub(super) struct InFlight {
 }
 
 impl Pulse {
-    pub(super) fn new(line: Lifeline, limits: &Limits) -> Self {
+    pub(super) fn new(line: Lifeline, limits: &Limits, windows: Rc<Windows>) -> Self {
         let pulse = Self {
             line,
             greeting: limits.headers,
@@ -42,7 +45,10 @@ impl Pulse {
             read: Cell::new(0),
             streams: Cell::new(0),
             is_blocked: Cell::new(false),
+            is_in_head: Cell::new(false),
+            is_flooded: Cell::new(false),
             meter: RefCell::new(Meter::new(Instant::now())),
+            windows,
         };
         pulse.rearm();
         pulse
@@ -52,10 +58,33 @@ impl Pulse {
     pub(super) fn received(&self, bytes: &[u8]) -> Result<(), Flood> {
         let before = self.read.get();
         self.read.set(before + bytes.len() as u64);
-        if before < GREETING && self.read.get() >= GREETING {
+        self.windows.received(bytes.len());
+        let mut meter = self.meter.borrow_mut();
+        if let Err(flood) = meter.observe(bytes, Instant::now()) {
+            self.is_flooded.set(true);
+            return Err(flood);
+        }
+        let is_in_head = meter.is_in_head();
+        let is_new_head = self.is_in_head.replace(is_in_head) != is_in_head;
+        if is_new_head || (before < GREETING && self.read.get() >= GREETING) {
             self.rearm();
         }
-        self.meter.borrow_mut().observe(bytes, Instant::now())
+        Ok(())
+    }
+
+    /// Whether the connection was ended for what the client sent.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.is_flooded.get()
+    }
+
+    /// Bytes that have come so far.
+    pub(super) fn read(&self) -> u64 {
+        self.read.get()
+    }
+
+    /// How much the client may send.
+    pub(super) fn windows(&self) -> &Rc<Windows> {
+        &self.windows
     }
 
     /// The client takes, or no longer takes, what we have for it.
@@ -65,9 +94,9 @@ impl Pulse {
         }
     }
 
-    /// A piece of an answer goes to the client.
-    pub(super) fn answered_data(&self) {
-        self.meter.borrow_mut().earn(EARNED_BY_DATA);
+    /// A piece of an answer, of so many bytes, goes to the client.
+    pub(super) fn answered_data(&self, bytes: usize) {
+        self.meter.borrow_mut().earn_by_data(bytes);
     }
 
     /// An answer is complete.
@@ -85,6 +114,8 @@ impl Pulse {
     fn rearm(&self) {
         if self.is_blocked.get() {
             self.line.within(self.blocked, Wait::Body);
+        } else if self.is_in_head.get() {
+            self.line.within(self.greeting, Wait::Headers);
         } else if self.streams.get() > 0 {
             self.line.at_ease();
         } else if self.read.get() < GREETING {
@@ -110,7 +141,8 @@ mod tests {
     fn expired_after(setup: impl FnOnce(&Rc<Pulse>) -> Option<InFlight>, time: Duration) -> Phase {
         let registry = Registry::new();
         let line = registry.add(Rc::new(()));
-        let pulse = Rc::new(Pulse::new(line.clone(), &Limits::default()));
+        let limits = Limits::default();
+        let pulse = Rc::new(Pulse::new(line.clone(), &limits, Rc::new(Windows::new(&limits, Rc::default()))));
         let _in_flight = setup(&pulse);
         registry.expire(Instant::now() + time);
         line.phase()
@@ -127,6 +159,24 @@ mod tests {
         };
         assert_eq!(expired_after(greet, limits.headers), Phase::Open);
         assert_eq!(expired_after(greet, limits.idle), Phase::Closed(Cause::Deadline(Wait::Idle)));
+    }
+
+    #[test]
+    fn a_head_that_does_not_end_is_due_whatever_else_is_in_flight() {
+        let limits = Limits::default();
+        let unfinished = |pulse: &Rc<Pulse>| {
+            let stream = pulse.begin();
+            pulse.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+            pulse.received(&[0, 0, 1, 0x1, 0, 0, 0, 0, 3, 0x82]).unwrap();
+            Some(stream)
+        };
+        assert_eq!(expired_after(unfinished, limits.headers), Phase::Closed(Cause::Deadline(Wait::Headers)));
+        let finished = |pulse: &Rc<Pulse>| {
+            let stream = unfinished(pulse);
+            pulse.received(&[0, 0, 0, 0x9, 0x4, 0, 0, 0, 3]).unwrap();
+            stream
+        };
+        assert_eq!(expired_after(finished, limits.headers), Phase::Open);
     }
 
     #[test]

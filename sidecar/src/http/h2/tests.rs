@@ -5,5 +5,7 @@ mod apps;
 mod forwarding;
 mod kit;
 mod lifecycle;
+mod limits;
 mod malformed;
 mod records;
+mod uploads;

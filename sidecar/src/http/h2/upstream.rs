@@ -1,10 +1,11 @@
 //! Connections to apps that hyper drives: HTTP/2 ones that requests share, and HTTP/1.1 ones for clients that speak
-//! HTTP/2. One set for each worker; nothing here crosses a thread.
+//! HTTP/2. How many requests are there at a time is bounded, for each client and each app, too (`shares`). One set for each worker; nothing here crosses a thread.
 
 mod body;
 mod error;
 mod http1;
 mod http2;
+mod shares;
 mod socket;
 
 use std::cell::RefCell;
@@ -21,54 +22,72 @@ use self::body::Outgoing;
 pub use self::body::UpstreamBody;
 pub use self::error::UpstreamError;
 pub(super) use self::error::Violation;
+use self::shares::{Share, Shares, Source};
 use super::BoxError;
 use crate::limits::Limits;
+use crate::session::ConnectionInfo;
 
 /// All connections of a worker to the apps behind its ports. To be used within a [`tokio::task::LocalSet`]: each
 /// connection is a task of its own.
 pub struct Upstreams {
     limits: Rc<Limits>,
     apps: RefCell<HashMap<SocketAddr, Rc<App>>>,
+    /// Requests that are at apps, or on their way there.
+    requests: Rc<Shares>,
 }
 
 struct App {
     http1: Rc<http1::Pool>,
-    http2: http2::Connections,
+    http2: Rc<http2::Connections>,
 }
 
 impl Upstreams {
     /// No connections yet.
     pub fn new(limits: Rc<Limits>) -> Self {
-        Self { limits, apps: RefCell::default() }
+        Self { limits, apps: RefCell::default(), requests: Rc::default() }
     }
 
-    /// Sends a request over HTTP/2 with prior knowledge. Its URI has scheme, authority and path.
+    /// Sends the request of a client over HTTP/2 with prior knowledge. Its URI has scheme, authority and path.
     ///
     /// A request that the app certainly has not looked at, because it was refused or could not be sent, is tried
     /// once more on a new connection; no other is.
     pub async fn send<B>(
         &self,
-        app: SocketAddr,
+        client: &ConnectionInfo,
         request: Request<B>,
         connect_timeout: Duration,
     ) -> Result<Response<UpstreamBody>, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        self.app(app).http2.send(request.map(Outgoing::new), connect_timeout).await
+        let source = Source::of(client);
+        let share = self.share(&source, client.app)?;
+        let request = request.map(|body| Outgoing::new(body, share.clone()));
+        let http2 = self.app(client.app).http2.clone();
+        let response = http2.send(&source, request, connect_timeout).await?;
+        Ok(response.map(|body| body.holding(share)))
     }
 
     /// Sends a request over HTTP/1.1, by the same rule. Its URI is a path, its `host` is set.
     pub async fn send_http1<B>(
         &self,
-        app: SocketAddr,
+        client: &ConnectionInfo,
         request: Request<B>,
         connect_timeout: Duration,
     ) -> Result<Response<UpstreamBody>, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        self.app(app).http1.send(request.map(Outgoing::new), connect_timeout).await
+        let share = self.share(&Source::of(client), client.app)?;
+        let request = request.map(|body| Outgoing::new(body, share.clone()));
+        let response = self.app(client.app).http1.send(request, connect_timeout).await?;
+        Ok(response.map(|body| body.holding(share)))
+    }
+
+    /// A place for one more request of this client to this app.
+    fn share(&self, source: &Source, app: SocketAddr) -> Result<Rc<Share>, UpstreamError> {
+        let share = self.requests.take(source, app, self.limits.upstream_requests);
+        share.map(Rc::new).map_err(UpstreamError::Overflow)
     }
 
     /// Lets go of connections that ended, or that nobody has needed for long. To be called on every tick.
@@ -76,7 +95,10 @@ impl Upstreams {
         self.apps.borrow_mut().retain(|_, app| {
             app.http1.sweep(now);
             app.http2.sweep(now);
-            !(app.http1.is_empty() && app.http2.is_empty() && Rc::strong_count(app) == 1)
+            !(app.http1.is_empty()
+                && app.http2.is_empty()
+                && Rc::strong_count(&app.http2) == 1
+                && Rc::strong_count(app) == 1)
         });
     }
 
@@ -90,7 +112,7 @@ impl Upstreams {
         let mut apps = self.apps.borrow_mut();
         let new = || {
             let http1 = Rc::new(http1::Pool::new(address, self.limits.clone()));
-            Rc::new(App { http1, http2: http2::Connections::new(address, &self.limits) })
+            Rc::new(App { http1, http2: http2::Connections::new(address, self.limits.clone()) })
         };
         apps.entry(address).or_insert_with(new).clone()
     }

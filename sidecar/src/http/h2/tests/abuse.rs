@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use super::apps::{App, Speaks};
 use super::kit::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
-    Sidecar, block, full, get, run, until,
+    Sidecar, WINDOW_UPDATE, block, full, get, run, until,
 };
 use crate::http::h2::{BoxError, DynBody, LocalExecutor};
 use crate::limits::Limits;
@@ -219,9 +219,13 @@ fn requests_that_make_us_reset_them_are_cut_off() {
 fn floods_of_frames_that_carry_nothing_are_cut_off() {
     run(async {
         let (sidecar, _app) = sidecar().await;
-        for (kind, payload) in
-            [(PING, &[0; 8][..]), (SETTINGS, &[]), (0x2, &[0, 0, 0, 0, 7]), (0xbe, b"unknown kind of frame")]
-        {
+        for (kind, payload) in [
+            (PING, &[0; 8][..]),
+            (SETTINGS, &[]),
+            (0x2, &[0, 0, 0, 0, 7]),
+            (WINDOW_UPDATE, &[0, 0, 0, 1]),
+            (0xbe, b"unknown kind of frame"),
+        ] {
             // A client that reads what it provokes, and one that does not.
             for reads in [true, false] {
                 let mut hostile = sidecar.connect_raw().await;
@@ -335,6 +339,30 @@ fn ten_thousand_crumbs_of_a_large_cookie_are_refused() {
             "{fate:?}"
         );
         assert_eq!(app.seen.count(), 0);
+    });
+}
+
+#[test]
+fn thirty_bytes_that_stand_for_a_whole_head_are_refused() {
+    run(async {
+        let (sidecar, app) = sidecar().await;
+        for (times, expected) in [(18, 431), (2, 200), (3, 431)] {
+            let mut hostile = sidecar.connect_raw().await;
+            // A field of 3 KiB goes into the dynamic table with a request that names it once; then one byte each
+            // repeats it.
+            let value = "v".repeat(3 * 1024);
+            let mut head = block(&GET);
+            let mut literal = block(&[("x-a", value.as_str())]);
+            literal[0] = 0x40;
+            head.extend(literal);
+            hostile.send(HEADERS, END_HEADERS | END_STREAM, 1, &head).await.unwrap();
+            assert_eq!(fate(&mut hostile, 1).await, Fate::Status(200), "named once");
+            let mut head = block(&GET);
+            head.extend(std::iter::repeat_n(0xbe, times));
+            hostile.send(HEADERS, END_HEADERS | END_STREAM, 3, &head).await.unwrap();
+            assert_eq!(fate(&mut hostile, 3).await, Fate::Status(expected), "named {times} times");
+        }
+        assert_eq!(app.seen.count(), 4);
     });
 }
 

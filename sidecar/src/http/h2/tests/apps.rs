@@ -25,6 +25,8 @@ pub(super) struct App {
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) connections: Cell<usize>,
+    /// Requests without an answer, of an app that counts them.
+    pub(super) held: Cell<usize>,
     pub(super) requests: RefCell<Vec<Received>>,
 }
 

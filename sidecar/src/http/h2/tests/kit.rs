@@ -1,5 +1,6 @@
 //! A sidecar's codec in a thread of its own, policies to judge by, a client, and frames by hand.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -42,6 +43,7 @@ pub(super) struct Sidecar {
     app: SocketAddr,
     tls: bool,
     client: Option<Rc<VerifiedCertificate>>,
+    peer: Cell<SocketAddr>,
 }
 
 /// A client's connection.
@@ -76,6 +78,7 @@ pub(super) const RST_STREAM: u8 = 0x3;
 pub(super) const SETTINGS: u8 = 0x4;
 pub(super) const PING: u8 = 0x6;
 pub(super) const GOAWAY: u8 = 0x7;
+pub(super) const WINDOW_UPDATE: u8 = 0x8;
 pub(super) const CONTINUATION: u8 = 0x9;
 pub(super) const END_STREAM: u8 = 0x1;
 pub(super) const ACK: u8 = 0x1;
@@ -130,8 +133,9 @@ impl Sidecar {
     ) -> Self {
         let env = Rc::new(Env::new(Rc::new(limits), Rc::new(telemetry)));
         let (publisher, snapshots) = snapshot::channel();
+        let peer = Cell::new(SocketAddr::from(([192, 0, 2, 7], 4444)));
         let sidecar =
-            Self { env, registry: Registry::new(), publisher, snapshots, app, tls: true, client: None };
+            Self { env, registry: Registry::new(), publisher, snapshots, app, tls: true, client: None, peer };
         sidecar.set_policy(protocol, ClientCheck::Skip);
         sidecar
     }
@@ -160,6 +164,11 @@ impl Sidecar {
         self
     }
 
+    /// From now on connections are those of this host of 192.0.2.0/24.
+    pub(super) fn set_host(&self, host: u8) {
+        self.peer.set(SocketAddr::from(([192, 0, 2, host], 4444)));
+    }
+
     /// From now on everybody is let in, or only those whom nobody can be.
     pub(super) fn allow(&self, is_allowed: bool) {
         let nobody = ClientCheck::Principals([Principal::parse("nobody.nowhere.cluster.local")].into());
@@ -186,7 +195,7 @@ impl Sidecar {
 
     fn start(&self, first: &[u8]) -> (DuplexStream, Lifeline, JoinHandle<()>) {
         let info = ConnectionInfo {
-            peer: "192.0.2.7:4444".parse().unwrap(),
+            peer: self.peer.get(),
             local: "192.0.2.1:14001".parse().unwrap(),
             port: PORT,
             app: self.app,
@@ -243,6 +252,7 @@ impl Sidecar {
     /// Ends what has run out of time, as if this much of it had passed.
     pub(super) fn expire_after(&self, time: Duration) {
         self.registry.expire(Instant::now() + time);
+        self.env.streams.expire(Instant::now() + time);
     }
 }
 
@@ -271,6 +281,11 @@ impl Raw {
     /// Opens a stream with these fields, and ends it.
     pub(super) async fn request(&mut self, stream: u32, fields: &[(&str, &str)]) -> std::io::Result<()> {
         self.send(HEADERS, END_HEADERS | END_STREAM, stream, &block(fields)).await
+    }
+
+    /// Opens a stream with these fields, whose body is to follow.
+    pub(super) async fn open(&mut self, stream: u32, fields: &[(&str, &str)]) -> std::io::Result<()> {
+        self.send(HEADERS, END_HEADERS, stream, &block(fields)).await
     }
 
     /// The next frame; `None` once the sidecar has closed.
@@ -335,6 +350,9 @@ fn string_length(block: &mut Vec<u8>, length: usize) {
     block.push(u8::try_from(rest).unwrap());
 }
 
+/// Its method is another one.
+pub(super) const POST: [(&str, &str); 4] =
+    [(":method", "POST"), (":scheme", "https"), (":authority", "app.example"), (":path", "/")];
 /// What every request has.
 pub(super) const GET: [(&str, &str); 4] =
     [(":method", "GET"), (":scheme", "https"), (":authority", "app.example"), (":path", "/")];

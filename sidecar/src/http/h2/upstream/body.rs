@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use super::error::UpstreamError;
 use super::http1::Checkout;
 use super::http2::Lease;
+use super::shares::Share;
 use crate::http::h2::{BoxError, DynBody};
 
 /// A body on its way to the app. As long as nothing was taken from it, it can be had back.
@@ -28,12 +29,17 @@ pub(super) struct Retained {
 struct Shared {
     body: Option<DynBody>,
     is_touched: bool,
+    /// The request's place, and its room on a connection: an app may answer before it has taken the whole body.
+    share: Rc<Share>,
+    lease: Option<Rc<Lease>>,
 }
 
 /// The body of an app's answer. Dropping it early cancels the rest.
 pub struct UpstreamBody {
     incoming: Incoming,
     connection: Connection,
+    /// The request's place, until its answer is over.
+    _share: Option<Rc<Share>>,
 }
 
 /// The connection that the answer comes by.
@@ -41,16 +47,26 @@ pub(super) enum Connection {
     /// Goes back to its pool at the answer's end.
     Http1(Option<Checkout>),
     /// Has room for one more stream then.
-    Http2(#[expect(dead_code, reason = "held for its drop")] Lease),
+    Http2(#[expect(dead_code, reason = "held for its drop")] Rc<Lease>),
 }
 
 impl Outgoing {
-    pub(super) fn new<B>(body: B) -> Self
+    pub(super) fn new<B>(body: B, share: Rc<Share>) -> Self
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
         let body: DynBody = Box::pin(http_body_util::BodyExt::map_err(body, Into::into));
-        Self { shared: Rc::new(RefCell::new(Shared { body: Some(body), is_touched: false })) }
+        Self::from_parts(body, share)
+    }
+
+    fn from_parts(body: DynBody, share: Rc<Share>) -> Self {
+        let shared = Shared { body: Some(body), is_touched: false, share, lease: None };
+        Self { shared: Rc::new(RefCell::new(shared)) }
+    }
+
+    /// Gives this room back no sooner than the body is done with.
+    pub(super) fn hold(&self, lease: Rc<Lease>) {
+        self.shared.borrow_mut().lease = Some(lease);
     }
 
     pub(super) fn retain(&self) -> Retained {
@@ -66,7 +82,7 @@ impl Retained {
             return None;
         }
         let body = shared.body.take()?;
-        Some(Outgoing { shared: Rc::new(RefCell::new(Shared { body: Some(body), is_touched: false })) })
+        Some(Outgoing::from_parts(body, shared.share.clone()))
     }
 }
 
@@ -98,11 +114,16 @@ impl Body for Outgoing {
 
 impl UpstreamBody {
     pub(super) fn new(incoming: Incoming, connection: Connection) -> Self {
-        let mut body = Self { incoming, connection };
+        let mut body = Self { incoming, connection, _share: None };
         if body.incoming.is_end_stream() {
             body.finish();
         }
         body
+    }
+
+    /// The same; the place is given back with it.
+    pub(super) fn holding(self, share: Rc<Share>) -> Self {
+        Self { _share: Some(share), ..self }
     }
 
     fn finish(&mut self) {

@@ -4,7 +4,7 @@ use std::error::Error as _;
 
 use crate::http::local_reply::{self, LocalReply};
 
-/// Why a request got no answer from the app, or only a part of one. Every one is the app's doing.
+/// Why a request got no answer from the app, or only a part of one. All but the last are the app's doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
     /// Nobody listens, or the address cannot be reached.
@@ -22,6 +22,20 @@ pub enum UpstreamError {
     /// The app reset the stream, with this code.
     #[error("the app reset the stream: {0}")]
     Reset(h2::Reason),
+    /// There is no place for the request.
+    #[error("too many requests for the app: {}", .0.details())]
+    Overflow(Limit),
+}
+
+/// What there was no room in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The worker's places for requests, or the app's share of them.
+    App,
+    /// The client's share of them.
+    Client,
+    /// The app takes no more requests; the time for waiting has passed.
+    Queue,
 }
 
 /// What an app's answer breaks.
@@ -57,6 +71,7 @@ impl UpstreamError {
                 LocalReply { details: violation.details(), ..local_reply::bad_gateway() }
             }
             Self::Closed => local_reply::connection_terminated(),
+            Self::Overflow(limit) => LocalReply { details: limit.details(), ..local_reply::overflow() },
             Self::Reset(h2::Reason::REFUSED_STREAM) => LocalReply {
                 body: "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset",
                 details: "upstream_reset_before_response_started{remote_refused_stream_reset}",
@@ -67,6 +82,28 @@ impl UpstreamError {
                 details: "upstream_reset_before_response_started{remote_reset}",
                 ..local_reply::connection_terminated()
             },
+        }
+    }
+}
+
+impl UpstreamError {
+    /// The limit that was met, as in the metric.
+    pub fn limit(&self) -> Option<&'static str> {
+        match self {
+            Self::Overflow(Limit::App) => Some("upstream_requests"),
+            Self::Overflow(Limit::Client) => Some("upstream_requests_of_client"),
+            Self::Overflow(Limit::Queue) => Some("upstream_queue_timeout"),
+            _ => None,
+        }
+    }
+}
+
+impl Limit {
+    fn details(self) -> &'static str {
+        match self {
+            Self::App => "upstream_reset_before_response_started{overflow}",
+            Self::Client => "upstream_reset_before_response_started{client_overflow}",
+            Self::Queue => "upstream_reset_before_response_started{queue_timeout}",
         }
     }
 }

@@ -1,27 +1,28 @@
 //! HTTP/2 connections to one app: a few, each shared by many requests.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
-use futures_util::future::{LocalBoxFuture, Shared, WeakShared};
 use http::{Request, Response};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
 
 use super::body::{self, Outgoing, UpstreamBody};
-use super::error::{UpstreamError, Violation, http2_cause};
+use super::error::{Limit, UpstreamError, Violation, http2_cause};
+use super::shares::{Share, Shares, Source};
 use super::socket::{Socket, Watch};
 use crate::http::h2::LocalExecutor;
 use crate::limits::Limits;
 
 /// Requests on one connection before another is opened; fewer if the app says so.
 const STREAMS: usize = 100;
-/// Connections to one app. Beyond them requests wait for room on one that is there.
-const CONNECTIONS: usize = 8;
 /// Of an answer, received and not yet taken by its client.
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// The same for all streams together; more than they can use, so that a client that does not read holds up nobody
@@ -34,25 +35,44 @@ const IDLE: Duration = Duration::from_secs(60);
 /// The connections to one app.
 pub(super) struct Connections {
     app: SocketAddr,
-    head_bytes: u32,
-    open: Rc<RefCell<Vec<Rc<Carrier>>>>,
-    dial: RefCell<Option<WeakShared<Dial>>>,
+    limits: Rc<Limits>,
+    open: RefCell<Vec<Rc<Carrier>>>,
+    /// Requests that have room, and whose they are.
+    shares: Rc<Shares>,
+    /// Requests that wait for room, the longest one first.
+    queue: RefCell<VecDeque<Waiter>>,
+    is_dialling: Cell<bool>,
 }
 
-type Dial = LocalBoxFuture<'static, Result<Rc<Carrier>, UpstreamError>>;
+/// A request that waits for room.
+struct Waiter {
+    need: Need,
+    room: oneshot::Sender<Result<Lease, UpstreamError>>,
+}
+
+/// What a request needs.
+#[derive(Clone, PartialEq)]
+struct Need {
+    source: Source,
+    /// The connection must be younger.
+    after: Option<Instant>,
+}
 
 /// One connection.
 struct Carrier {
     sender: SendRequest<Outgoing>,
     watch: Rc<Watch>,
+    since: Instant,
     streams: Cell<usize>,
-    most_streams: Rc<Cell<usize>>,
+    most_streams: Cell<usize>,
     idle_since: Cell<Instant>,
 }
 
 /// Room for one request on a connection.
 pub(super) struct Lease {
     connection: Rc<Carrier>,
+    all: Rc<Connections>,
+    share: Option<Share>,
 }
 
 /// A request that failed, and whether the app may have looked at it.
@@ -61,32 +81,43 @@ struct Failure {
     is_untouched: bool,
 }
 
+type Driven = hyper::client::conn::http2::Connection<TokioIo<Socket>, Outgoing, LocalExecutor>;
+
 impl Connections {
-    pub(super) fn new(app: SocketAddr, limits: &Limits) -> Self {
-        let head_bytes = u32::try_from(limits.head_bytes).unwrap_or(u32::MAX);
-        Self { app, head_bytes, open: Rc::default(), dial: RefCell::default() }
+    pub(super) fn new(app: SocketAddr, limits: Rc<Limits>) -> Rc<Self> {
+        Rc::new(Self {
+            app,
+            limits,
+            open: RefCell::default(),
+            shares: Rc::default(),
+            queue: RefCell::default(),
+            is_dialling: Cell::new(false),
+        })
     }
 
     pub(super) async fn send(
-        &self,
+        self: &Rc<Self>,
+        source: &Source,
         request: Request<Outgoing>,
         connect_timeout: Duration,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let (head, body) = request.into_parts();
         let retained = body.retain();
-        let lease = self.lease(connect_timeout).await?;
+        let mut need = Need { source: source.clone(), after: None };
+        let lease = self.lease(need.clone(), connect_timeout).await?;
         let failure = match lease.send(Request::from_parts(head.clone(), body)).await {
             Ok(response) => return Ok(response),
             Err((failure, connection)) => {
                 if failure.is_untouched {
                     self.open.borrow_mut().retain(|open| !Rc::ptr_eq(open, &connection));
+                    need.after = Some(connection.since);
                 }
                 failure
             }
         };
         let body = if failure.is_untouched { retained.reclaim() } else { None };
         let Some(body) = body else { return Err(failure.error) };
-        let lease = Lease::new(self.dial(connect_timeout).await?);
+        let lease = self.lease(need, connect_timeout).await?;
         lease.send(Request::from_parts(head, body)).await.map_err(|(failure, _)| failure.error)
     }
 
@@ -105,83 +136,212 @@ impl Connections {
         self.len() == 0
     }
 
-    /// Room on a connection that is open, or on a new one.
-    async fn lease(&self, timeout: Duration) -> Result<Lease, UpstreamError> {
-        for _ in 0..CONNECTIONS {
-            if let Some(lease) = self.lease_open() {
-                return Ok(lease);
-            }
-            let connection = self.dial(timeout).await?;
-            // Others waited for the same one, and may have filled it.
-            if connection.has_room() {
-                return Ok(Lease::new(connection));
-            }
+    /// Room on a connection that is open, or on a new one, at once or when there is some.
+    async fn lease(self: &Rc<Self>, need: Need, connect_timeout: Duration) -> Result<Lease, UpstreamError> {
+        if self.queue.borrow().is_empty()
+            && let Some(lease) = self.lease_open(&need)
+        {
+            return Ok(lease);
         }
-        Ok(Lease::new(self.dial(timeout).await?))
+        let (room, given) = oneshot::channel();
+        self.queue.borrow_mut().push_back(Waiter { need, room });
+        // Those before it may have their share already.
+        self.serve_queue();
+        self.dial(connect_timeout);
+        let is_dialling = self.is_dialling.get();
+        let wait = self.limits.upstream_queue + if is_dialling { connect_timeout } else { Duration::ZERO };
+        match tokio::time::timeout(wait, given).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(UpstreamError::Closed),
+            Err(_) => Err(UpstreamError::Overflow(Limit::Queue)),
+        }
     }
 
-    fn lease_open(&self) -> Option<Lease> {
+    /// Room on the least busy connection that is open, if this client has its share free.
+    fn lease_open(self: &Rc<Self>, need: &Need) -> Option<Lease> {
         let mut open = self.open.borrow_mut();
         open.retain(|connection| !connection.sender.is_closed());
-        let least_busy = open.iter().min_by_key(|connection| connection.streams.get())?;
-        (least_busy.has_room() || open.len() >= CONNECTIONS).then(|| Lease::new(least_busy.clone()))
+        let fit = open.iter().filter(|connection| connection.is_fit(need));
+        let connection = fit.min_by_key(|open| open.streams.get())?.clone();
+        let most = self.most_requests(&open);
+        drop(open);
+        let share = self.shares.take_one(&need.source, most).ok()?;
+        connection.streams.set(connection.streams.get() + 1);
+        Some(Lease { connection, all: self.clone(), share: Some(share) })
     }
 
-    /// Dials, once for all who ask meanwhile.
-    async fn dial(&self, timeout: Duration) -> Result<Rc<Carrier>, UpstreamError> {
-        let running = self.dial.borrow().as_ref().and_then(WeakShared::upgrade);
-        let running = running.filter(|dial| dial.peek().is_none());
-        let dial = running.unwrap_or_else(|| {
-            let dial: Shared<Dial> =
-                dial(self.app, self.head_bytes, timeout, self.open.clone()).boxed_local().shared();
-            *self.dial.borrow_mut() = dial.downgrade();
-            dial
+    /// Requests that the app would take on as many connections as there may be.
+    fn most_requests(&self, open: &[Rc<Carrier>]) -> usize {
+        let taken: usize = open.iter().map(|connection| connection.most_streams.get()).sum();
+        let newest = open.last().map_or(STREAMS, |connection| connection.most_streams.get());
+        taken + self.limits.upstream_connections.saturating_sub(open.len()) * newest
+    }
+
+    /// Gives what room there is to those who wait for it, the longest wait first. A client that has its share is passed
+    /// over.
+    fn serve_queue(self: &Rc<Self>) {
+        self.queue.borrow_mut().retain(|waiter| !waiter.room.is_closed());
+        let mut passed_over: Vec<Need> = Vec::new();
+        while self.has_room() {
+            let is_next = |waiter: &Waiter| !passed_over.contains(&waiter.need);
+            let next = {
+                let queue = self.queue.borrow();
+                queue.iter().position(is_next).and_then(|at| Some((at, queue.get(at)?.need.clone())))
+            };
+            let Some((at, need)) = next else { return };
+            match self.lease_open(&need) {
+                None => passed_over.push(need),
+                Some(lease) => {
+                    let waiter = self.queue.borrow_mut().remove(at);
+                    // A request that was given up meanwhile gives its room back.
+                    drop(waiter.map(|waiter| waiter.room.send(Ok(lease))));
+                }
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.open.borrow().iter().any(|connection| !connection.sender.is_closed() && connection.has_room())
+    }
+
+    /// Whether a request waits for which no connection that is open has room.
+    fn needs_connection(&self) -> bool {
+        let queue = self.queue.borrow();
+        if !self.has_room() {
+            return !queue.is_empty();
+        }
+        let open = self.open.borrow();
+        let is_fit = |need: &Need| open.iter().any(|connection| connection.is_fit(need));
+        queue.iter().any(|waiter| waiter.need.after.is_some() && !is_fit(&waiter.need))
+    }
+
+    /// Whether another connection is worth it: there may be one more, and the app has not said of one that is there
+    /// that it takes no requests.
+    fn may_dial(&self) -> bool {
+        let mut open = self.open.borrow_mut();
+        open.retain(|connection| !connection.sender.is_closed());
+        open.len() < self.limits.upstream_connections.max(1)
+            && open.iter().all(|connection| connection.most_streams.get() > 0)
+    }
+
+    /// Dials for those who wait, one connection after the other, unless that goes on already.
+    fn dial(self: &Rc<Self>, timeout: Duration) {
+        if self.is_dialling.get() || !self.needs_connection() || !self.may_dial() {
+            return;
+        }
+        self.is_dialling.set(true);
+        let all = self.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                match connect(&all, timeout).await {
+                    Ok(connection) => all.open.borrow_mut().push(connection),
+                    Err(error) => {
+                        // Room on another connection may still come.
+                        if all.is_empty() {
+                            let waiting = std::mem::take(&mut *all.queue.borrow_mut());
+                            for waiter in waiting {
+                                drop(waiter.room.send(Err(error)));
+                            }
+                        }
+                        break;
+                    }
+                }
+                all.serve_queue();
+                if !all.needs_connection() || !all.may_dial() {
+                    break;
+                }
+            }
+            all.is_dialling.set(false);
         });
-        dial.await
     }
 }
 
-async fn dial(
-    app: SocketAddr,
-    head_bytes: u32,
-    timeout: Duration,
-    open: Rc<RefCell<Vec<Rc<Carrier>>>>,
-) -> Result<Rc<Carrier>, UpstreamError> {
+/// Dials, and waits until the app has said how many requests it takes.
+async fn connect(all: &Rc<Connections>, timeout: Duration) -> Result<Rc<Carrier>, UpstreamError> {
+    let app = all.app;
+    let deadline = tokio::time::Instant::now() + timeout;
     let socket = Socket::connect(app, timeout).await?;
     let watch = socket.watch();
     let (sender, mut connection) = Builder::new(LocalExecutor)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(head_bytes)
+        .max_header_list_size(u32::try_from(all.limits.head_bytes).unwrap_or(u32::MAX))
         .max_send_buf_size(STREAM_WINDOW as usize)
+        // None before the app's own settings, which are the first that it says (RFC 9113 §3.4).
+        .initial_max_send_streams(0)
         .handshake(TokioIo::new(socket))
         .await
         .map_err(|error| UpstreamError::from(&error))?;
-    let most_streams = Rc::new(Cell::new(STREAMS));
-    let limit = most_streams.clone();
+    let settled = poll_fn(|context| poll_settings(&mut connection, &watch, context));
+    tokio::time::timeout_at(deadline, settled).await.map_err(|_| UpstreamError::ConnectTimeout)??;
+    let now = Instant::now();
+    let carrier = Rc::new(Carrier {
+        sender,
+        watch,
+        since: now,
+        streams: Cell::new(0),
+        most_streams: Cell::new(most_streams(&connection)),
+        idle_since: Cell::new(now),
+    });
+    let (driven, all) = (Rc::downgrade(&carrier), Rc::downgrade(all));
+    let left = all.clone();
     tokio::task::spawn_local(async move {
-        let driven = std::future::poll_fn(|context| {
-            limit.set(connection.current_max_send_streams().clamp(1, STREAMS));
-            Pin::new(&mut connection).poll(context)
+        let driven = poll_fn(|context| {
+            let outcome = Pin::new(&mut connection).poll(context);
+            if let Some(carrier) = driven.upgrade() {
+                let most = most_streams(&connection);
+                if most < STREAMS {
+                    carrier.watch.wake_on_read(context);
+                }
+                let has_more = most > carrier.most_streams.replace(most);
+                if has_more && let Some(all) = all.upgrade() {
+                    all.serve_queue();
+                }
+            }
+            outcome
         });
         if let Err(error) = driven.await {
             tracing::debug!(%app, %error, "HTTP/2 connection to the app failed");
         }
+        if let Some(all) = left.upgrade()
+            && !all.queue.borrow().is_empty()
+        {
+            all.dial(timeout);
+        }
     });
-    let connection = Rc::new(Carrier {
-        sender,
-        watch,
-        streams: Cell::new(0),
-        most_streams,
-        idle_since: Cell::new(Instant::now()),
-    });
-    open.borrow_mut().push(connection.clone());
-    Ok(connection)
+    Ok(carrier)
+}
+
+fn poll_settings(
+    connection: &mut Driven,
+    watch: &Watch,
+    context: &mut Context<'_>,
+) -> Poll<Result<(), UpstreamError>> {
+    // The connection is read by a task of hyper's.
+    watch.wake_on_read(context);
+    match Pin::new(&mut *connection).poll(context) {
+        Poll::Ready(Err(error)) if !watch.has_hung_up() => Poll::Ready(Err(UpstreamError::from(&error))),
+        Poll::Ready(_) if watch.has_hung_up() => {
+            Poll::Ready(Err(UpstreamError::Protocol(Violation::NotHttp2)))
+        }
+        Poll::Ready(_) => Poll::Ready(Err(UpstreamError::Closed)),
+        Poll::Pending if most_streams(connection) > 0 || watch.has_spoken() => Poll::Ready(Ok(())),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+fn most_streams(connection: &Driven) -> usize {
+    connection.current_max_send_streams().min(STREAMS)
 }
 
 impl Carrier {
     fn has_room(&self) -> bool {
         self.streams.get() < self.most_streams.get()
+    }
+
+    /// Whether it has room for what a request needs.
+    fn is_fit(&self, need: &Need) -> bool {
+        self.has_room() && need.after.is_none_or(|after| self.since > after)
     }
 
     /// What a failure means.
@@ -208,21 +368,18 @@ impl Carrier {
 }
 
 impl Lease {
-    fn new(connection: Rc<Carrier>) -> Self {
-        connection.streams.set(connection.streams.get() + 1);
-        Self { connection }
-    }
-
     async fn send(
         self,
         request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, (Failure, Rc<Carrier>)> {
         let mut sender = self.connection.sender.clone();
+        let lease = Rc::new(self);
+        request.body().hold(lease.clone());
         match sender.try_send_request(request).await {
-            Ok(response) => Ok(response.map(|body| UpstreamBody::new(body, body::Connection::Http2(self)))),
+            Ok(response) => Ok(response.map(|body| UpstreamBody::new(body, body::Connection::Http2(lease)))),
             Err(mut failure) => {
                 let is_unsent = failure.take_message().is_some();
-                Err((self.connection.judge(failure.error(), is_unsent), self.connection.clone()))
+                Err((lease.connection.judge(failure.error(), is_unsent), lease.connection.clone()))
             }
         }
     }
@@ -230,7 +387,12 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.connection.streams.set(self.connection.streams.get() - 1);
-        self.connection.idle_since.set(Instant::now());
+        let connection = &self.connection;
+        connection.streams.set(connection.streams.get() - 1);
+        connection.idle_since.set(Instant::now());
+        drop(self.share.take());
+        if !self.all.queue.borrow().is_empty() {
+            self.all.serve_queue();
+        }
     }
 }

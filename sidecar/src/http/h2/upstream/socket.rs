@@ -1,11 +1,11 @@
 //! The socket to an app, and what hyper does not tell of it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,6 +24,7 @@ pub(super) struct Socket {
 pub(super) struct Watch {
     has_spoken: Cell<bool>,
     has_ended: Cell<bool>,
+    reader: RefCell<Option<Waker>>,
 }
 
 impl Socket {
@@ -53,9 +54,26 @@ impl Socket {
 }
 
 impl Watch {
+    /// Wakes this task once something was read; it is polled after the task that reads has understood it.
+    pub(super) fn wake_on_read(&self, context: &Context<'_>) {
+        self.reader.replace(Some(context.waker().clone()));
+    }
+
+    fn read(&self, is_end: bool) {
+        if is_end { &self.has_ended } else { &self.has_spoken }.set(true);
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
     /// Whether the app can say no more: its end of the stream, or an error, was read.
     pub(super) fn has_ended(&self) -> bool {
         self.has_ended.get()
+    }
+
+    /// Whether the app has said anything.
+    pub(super) fn has_spoken(&self) -> bool {
+        self.has_spoken.get()
     }
 
     /// Whether the app ended the connection without a word. An HTTP/2 server speaks first of all (RFC 9113 §3.4), so
@@ -73,10 +91,7 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let outcome = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
-        match outcome {
-            Ok(()) if buffer.filled().len() > before => self.watch.has_spoken.set(true),
-            Ok(()) | Err(_) => self.watch.has_ended.set(true),
-        }
+        self.watch.read(outcome.is_err() || buffer.filled().len() == before);
         Poll::Ready(outcome)
     }
 }

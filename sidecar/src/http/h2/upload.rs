@@ -1,0 +1,113 @@
+//! The body of a request on its way to the app.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http_body::{Body, Frame, SizeHint};
+
+use super::progress::Progress;
+use super::repetition;
+use super::windows::{Window, Windows};
+
+/// A request's body: what the app takes of it makes room for more.
+pub(super) struct Upload {
+    stream: RecvStream,
+    /// As the client has announced it; h2 holds it to that.
+    left: Option<u64>,
+    is_data_done: bool,
+    window: Option<Window>,
+    progress: Rc<Progress>,
+}
+
+/// Why there is no more of a request's body.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UploadError {
+    /// The client reset the stream, or its connection has ended.
+    #[error("the client has broken its request off: {0}")]
+    BrokenOff(#[from] h2::Error),
+    /// See [`repetition`].
+    #[error("the request's trailers repeat too much")]
+    Repetition,
+}
+
+impl Upload {
+    pub(super) fn new(
+        mut stream: RecvStream,
+        headers: &HeaderMap,
+        windows: &Rc<Windows>,
+        progress: Rc<Progress>,
+    ) -> Self {
+        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let window = (!stream.is_end_stream()).then(|| windows.open(&mut stream));
+        if window.is_none() {
+            progress.upload_done();
+        }
+        Self { stream, left: length, is_data_done: false, window, progress }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        if !self.is_data_done {
+            match ready!(self.stream.poll_data(context)) {
+                Some(Ok(data)) => {
+                    if let Some(window) = &mut self.window {
+                        window.take(data.len())?;
+                    }
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => self.is_data_done = true,
+            }
+        }
+        let Some(trailers) = ready!(self.stream.poll_trailers(context))? else { return Poll::Ready(None) };
+        match repetition::is_excessive(&trailers) {
+            true => Poll::Ready(Some(Err(UploadError::Repetition))),
+            false => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+        }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = UploadError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        let Poll::Ready(frame) = self.poll(context) else {
+            self.progress.awaits_upload();
+            return Poll::Pending;
+        };
+        if let Some(Ok(frame)) = &frame {
+            self.progress.uploaded(frame.data_ref().map_or(0, Bytes::len));
+        }
+        if frame.is_none() || self.stream.is_end_stream() {
+            self.progress.upload_done();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.left {
+            _ if self.is_end_stream() => SizeHint::with_exact(0),
+            Some(left) => SizeHint::with_exact(left),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.progress.upload_dropped();
+    }
+}

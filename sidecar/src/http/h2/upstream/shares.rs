@@ -1,0 +1,179 @@
+//! How much of what all need one of them may have.
+//!
+//! What is held by one holder is at most three times what it leaves free. So a lone client may have three quarters of
+//! everything, a second one three quarters of the rest, and the last place never goes to a client that holds many.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use super::error::Limit;
+use crate::session::{ConnectionInfo, VerifiedCertificate};
+
+/// A holder may have so many times what is free.
+const TIMES_FREE: usize = 3;
+
+/// Whom a request is from: the names in its client certificate, else its address.
+#[derive(Clone)]
+pub(super) enum Source {
+    Names(Rc<VerifiedCertificate>),
+    Address(IpAddr),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Holder {
+    Source(Source),
+    App(SocketAddr),
+}
+
+/// Places for requests, and who holds how many.
+#[derive(Default)]
+pub(super) struct Shares {
+    taken: Cell<usize>,
+    holders: RefCell<HashMap<Holder, usize>>,
+}
+
+/// One place of each of its holders, until it is dropped.
+pub(super) struct Share {
+    shares: Rc<Shares>,
+    holders: [Option<Holder>; 2],
+}
+
+impl Shares {
+    /// A place at this app, of so many in all.
+    pub(super) fn take(
+        self: &Rc<Self>,
+        source: &Source,
+        app: SocketAddr,
+        most: usize,
+    ) -> Result<Share, Limit> {
+        self.take_for(
+            [(Some(Holder::Source(source.clone())), Limit::Client), (Some(Holder::App(app)), Limit::App)],
+            most,
+        )
+    }
+
+    /// A place, of so many in all.
+    pub(super) fn take_one(self: &Rc<Self>, source: &Source, most: usize) -> Result<Share, Limit> {
+        self.take_for([(Some(Holder::Source(source.clone())), Limit::Client), (None, Limit::App)], most)
+    }
+
+    fn take_for(self: &Rc<Self>, holders: [(Option<Holder>, Limit); 2], most: usize) -> Result<Share, Limit> {
+        let Some(free) = most.checked_sub(self.taken.get()).filter(|free| *free > 0) else {
+            return Err(Limit::App);
+        };
+        let mut held = self.holders.borrow_mut();
+        for (holder, limit) in &holders {
+            let has = holder.as_ref().and_then(|holder| held.get(holder)).copied().unwrap_or_default();
+            // An app is what most of the places are for: it leaves an eighth to others.
+            let times = if *limit == Limit::App { 2 * TIMES_FREE + 1 } else { TIMES_FREE };
+            if has >= free.saturating_mul(times) {
+                return Err(*limit);
+            }
+        }
+        let holders = holders.map(|(holder, _)| holder);
+        for holder in holders.iter().flatten() {
+            *held.entry(holder.clone()).or_default() += 1;
+        }
+        self.taken.set(self.taken.get() + 1);
+        Ok(Share { shares: self.clone(), holders })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let Self { shares, holders } = self;
+        shares.taken.set(shares.taken.get() - 1);
+        let mut held = shares.holders.borrow_mut();
+        for holder in holders.iter().flatten() {
+            if let Some(count) = held.get_mut(holder) {
+                *count -= 1;
+                if *count == 0 {
+                    held.remove(holder);
+                }
+            }
+        }
+    }
+}
+
+impl Source {
+    /// Who has opened this connection.
+    pub(super) fn of(info: &ConnectionInfo) -> Self {
+        match &info.client {
+            Some(client) => Self::Names(client.clone()),
+            None => Self::Address(info.peer.ip()),
+        }
+    }
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Names(one), Self::Names(other)) => one.names == other.names,
+            (Self::Address(one), Self::Address(other)) => one == other,
+            (Self::Names(_), Self::Address(_)) | (Self::Address(_), Self::Names(_)) => false,
+        }
+    }
+}
+
+impl Eq for Source {}
+
+impl Hash for Source {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Names(certificate) => certificate.names.hash(state),
+            Self::Address(address) => address.hash(state),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(number: u8) -> Source {
+        Source::Address(IpAddr::from([10, 0, 0, number]))
+    }
+
+    fn app(number: u8) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 8000 + u16::from(number)))
+    }
+
+    #[test]
+    fn a_client_leaves_a_quarter_and_each_next_one_finds_room() {
+        let shares = Rc::new(Shares::default());
+        let mut held = Vec::new();
+        let mut counts = Vec::new();
+        for number in 0..4 {
+            let before = held.len();
+            let refused = loop {
+                match shares.take_one(&client(number), 256) {
+                    Ok(share) => held.push(share),
+                    Err(limit) => break limit,
+                }
+            };
+            assert_eq!(refused, Limit::Client);
+            counts.push(held.len() - before);
+        }
+        assert_eq!(counts, [192, 48, 12, 3]);
+        held.truncate(191);
+        assert!(shares.take_one(&client(0), 256).is_ok(), "what was given back is there again");
+    }
+
+    #[test]
+    fn an_app_leaves_an_eighth_and_more_than_there_is_is_refused() {
+        let shares = Rc::new(Shares::default());
+        let mut held = Vec::new();
+        let refused = (0..=255)
+            .cycle()
+            .map(|number| shares.take(&client(number), app(0), 256))
+            .find_map(|share| share.map(|share| held.push(share)).err());
+        assert_eq!((refused, held.len()), (Some(Limit::App), 224));
+        assert!(shares.take(&client(1), app(1), 256).is_ok());
+        assert_eq!(shares.take(&client(1), app(1), 224).err(), Some(Limit::App));
+        drop(held);
+        assert!(shares.holders.borrow().is_empty());
+    }
+}

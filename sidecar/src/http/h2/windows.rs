@@ -1,0 +1,156 @@
+//! How much a client may send before the app has taken it.
+//!
+//! All streams of a connection have one window. It begins small, grows while the app takes bodies as fast as they come,
+//! and falls back when what is not taken adds up, in the connection or in the worker: then each stream has as much
+//! as it had at the beginning, so that one that is not taken never holds up others.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use bytes::Buf;
+use h2::server::Connection;
+use h2::{FlowControl, RecvStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::limits::Limits;
+
+/// What each stream may always send. With [`Limits::streams`] this is what bounds a connection's memory: 4 MiB by
+/// default.
+pub(super) const LEAST: u32 = 32 * 1024;
+/// What a stream may send at most. What a fast app takes of it in a millisecond is 250 MB/s.
+const MOST: u32 = 256 * 1024;
+/// Received and not yet taken, in one connection, beyond which its windows fall back.
+const MOST_HELD: usize = 1024 * 1024;
+/// The same in all connections of a worker; beyond half of it no window grows.
+const MOST_HELD_BY_ALL: usize = 32 * 1024 * 1024;
+/// Received between two looks at what is held.
+const LOOK: u64 = 128 * 1024;
+/// Taken of a body at a stretch before its window is found too small, in windows.
+const STRETCH: u32 = 2;
+/// Frames of a body that is worth a larger window are at least so long on average: small ones cost h2 many times their
+/// length while they wait.
+const LEAST_FRAME: u64 = 1024;
+
+/// The windows of one connection's streams.
+pub(super) struct Windows {
+    size: Cell<u32>,
+    streams: u32,
+    /// Whether a body would come faster with larger ones.
+    is_small: Cell<bool>,
+    received: Cell<u64>,
+    looked: Cell<u64>,
+    bodies: RefCell<Vec<Weak<RefCell<FlowControl>>>>,
+    held: Cell<usize>,
+    held_by_all: Rc<Cell<usize>>,
+}
+
+/// One body's part in it.
+pub(super) struct Window {
+    windows: Rc<Windows>,
+    flow: Rc<RefCell<FlowControl>>,
+    taken: u64,
+    frames: u64,
+}
+
+impl Windows {
+    /// `held_by_all`: what all connections of the worker hold.
+    pub(super) fn new(limits: &Limits, held_by_all: Rc<Cell<usize>>) -> Self {
+        Self {
+            size: Cell::new(LEAST),
+            streams: limits.streams,
+            is_small: Cell::new(false),
+            received: Cell::new(0),
+            looked: Cell::new(0),
+            bodies: RefCell::default(),
+            held: Cell::new(0),
+            held_by_all,
+        }
+    }
+
+    /// Enough for all streams at their least, beside what is held already.
+    pub(super) fn of_connection(&self) -> u32 {
+        let held = u32::try_from(self.held.get()).unwrap_or(u32::MAX);
+        let size = self.streams.saturating_mul(LEAST).saturating_add(held).saturating_add(MOST_HELD as u32);
+        size.min(i32::MAX as u32)
+    }
+
+    /// A body begins.
+    pub(super) fn open(self: &Rc<Self>, stream: &mut RecvStream) -> Window {
+        let flow = Rc::new(RefCell::new(stream.flow_control().clone()));
+        let mut bodies = self.bodies.borrow_mut();
+        if bodies.len() >= self.streams as usize {
+            bodies.retain(|flow| flow.strong_count() > 0);
+        }
+        bodies.push(Rc::downgrade(&flow));
+        drop(bodies);
+        Window { windows: self.clone(), flow, taken: 0, frames: 0 }
+    }
+
+    /// Bytes came from the client.
+    pub(super) fn received(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
+    }
+
+    /// Grows or shrinks what the client was told, where that is due. To be called whenever the connection is driven.
+    pub(super) fn adjust<S, B>(&self, connection: &mut Connection<S, B>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+        B: Buf,
+    {
+        if self.received.get() - self.looked.get() < LOOK && !self.is_small.get() {
+            return;
+        }
+        self.looked.set(self.received.get());
+        self.look();
+        let size = self.size.get();
+        let wanted = match self.is_small.replace(false) {
+            _ if self.held.get() > MOST_HELD || self.held_by_all.get() > MOST_HELD_BY_ALL => LEAST,
+            true if self.held_by_all.get() <= MOST_HELD_BY_ALL / 2 => (size * 2).min(MOST),
+            _ => size,
+        };
+        // One that the client has not confirmed yet is in force soon; then it is asked again.
+        if wanted != size && connection.set_initial_window_size(wanted).is_ok() {
+            self.size.set(wanted);
+            connection.set_target_window_size(self.of_connection());
+        }
+    }
+
+    fn look(&self) {
+        let mut held = 0;
+        self.bodies.borrow_mut().retain(|flow| match flow.upgrade() {
+            Some(flow) => {
+                held += flow.borrow().used_capacity();
+                true
+            }
+            None => false,
+        });
+        self.held_by_all.set(self.held_by_all.get() - self.held.replace(held) + held);
+    }
+}
+
+impl Drop for Windows {
+    fn drop(&mut self) {
+        self.held_by_all.set(self.held_by_all.get() - self.held.get());
+    }
+}
+
+impl Window {
+    /// The app has taken so much: the client may send as much again.
+    pub(super) fn take(&mut self, bytes: usize) -> Result<(), h2::Error> {
+        let mut flow = self.flow.borrow_mut();
+        flow.release_capacity(bytes)?;
+        self.taken += bytes as u64;
+        self.frames += 1;
+        let size = self.windows.size.get();
+        if self.taken < u64::from(size * STRETCH) {
+            return Ok(());
+        }
+        let is_taken_as_it_comes = flow.used_capacity() <= size as usize / 2;
+        let is_bulk = self.taken / self.frames >= LEAST_FRAME;
+        if size < MOST && is_taken_as_it_comes && is_bulk {
+            self.windows.is_small.set(true);
+        }
+        (self.taken, self.frames) = (0, 0);
+        Ok(())
+    }
+}
