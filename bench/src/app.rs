@@ -8,10 +8,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::http;
 
-/// Path of the large answer.
-pub(crate) const DOWNLOAD_PATH: &str = "/100m";
-/// Body bytes of the large answer.
-pub(crate) const DOWNLOAD_BYTES: u64 = 100_000_000;
+/// Path of the large answer, and of the large request.
+pub(crate) const LARGE_PATH: &str = "/100m";
+/// Body bytes of both.
+pub(crate) const LARGE_BYTES: u64 = 100_000_000;
 /// Body bytes of the answer to every other path.
 pub(crate) const SMALL_BYTES: u64 = 1024;
 /// What the small body is made of, so that a proxy's own page is never taken for the app's answer.
@@ -73,6 +73,13 @@ async fn connection(mut stream: TcpStream) -> Result<()> {
         match request.kind {
             http::RequestKind::Small => stream.write_all(&small).await?,
             http::RequestKind::Download => download(&mut stream).await?,
+            http::RequestKind::Upload(length) => {
+                let came_with_head = filled.min(usize::try_from(length).unwrap_or(filled));
+                buffer.copy_within(came_with_head..filled, 0);
+                filled -= came_with_head;
+                skip(&mut stream, length - came_with_head as u64).await?;
+                stream.write_all(&small).await?;
+            }
             http::RequestKind::NotServed => {
                 stream
                     .write_all(
@@ -88,13 +95,24 @@ async fn connection(mut stream: TcpStream) -> Result<()> {
     }
 }
 
+async fn skip(stream: &mut TcpStream, mut bytes: u64) -> Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    while bytes > 0 {
+        let size = usize::try_from(bytes).unwrap_or(CHUNK).min(CHUNK);
+        let read = stream.read(&mut chunk[..size]).await?;
+        anyhow::ensure!(read > 0, "connection closed {bytes} bytes before the body's end");
+        bytes -= read as u64;
+    }
+    Ok(())
+}
+
 async fn download(stream: &mut TcpStream) -> Result<()> {
     let head = format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {DOWNLOAD_BYTES}\r\n\r\n"
+        "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {LARGE_BYTES}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await?;
     let chunk = vec![b'd'; CHUNK];
-    let mut left = DOWNLOAD_BYTES as usize;
+    let mut left = LARGE_BYTES as usize;
     while left > 0 {
         let size = left.min(CHUNK);
         stream.write_all(&chunk[..size]).await?;

@@ -69,5 +69,5 @@ async fn served(running: &Running) -> Result<()> {
 }
 
 fn endpoint(running: &Running, files: &ClientFiles, identity: Option<&ClientIdentity>) -> Result<Endpoint> {
-    Endpoint::tls(running.address, &files.ca, &files.server_name, identity)
+    Endpoint::tls(running.address, &files.ca, &files.server_name, identity, &[])
 }

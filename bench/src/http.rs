@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::app::DOWNLOAD_PATH;
+use crate::app::LARGE_PATH;
 
 const MAX_HEADERS: usize = 64;
 const BUFFER: usize = 32 * 1024;
@@ -24,7 +24,9 @@ pub(crate) struct Request {
 pub(crate) enum RequestKind {
     Small,
     Download,
-    /// Not a GET: the app reads no bodies.
+    /// A POST with a body of so many bytes, answered as a small one.
+    Upload(u64),
+    /// Anything else.
     NotServed,
 }
 
@@ -123,8 +125,14 @@ pub(crate) fn parse_request(bytes: &[u8]) -> Result<Option<Request>> {
         return Ok(None);
     };
     let kind = match (request.method, request.path) {
-        (Some("GET"), Some(DOWNLOAD_PATH)) => RequestKind::Download,
+        (Some("GET"), Some(LARGE_PATH)) => RequestKind::Download,
         (Some("GET"), _) => RequestKind::Small,
+        (Some("POST"), Some(LARGE_PATH)) => {
+            let length =
+                request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+            let length = length.and_then(|length| std::str::from_utf8(length.value).ok()?.parse().ok());
+            length.map_or(RequestKind::NotServed, RequestKind::Upload)
+        }
         _ => RequestKind::NotServed,
     };
     let close = request.headers.iter().any(|header| {
@@ -168,7 +176,11 @@ mod tests {
     }
 
     #[test]
-    fn a_post_is_not_served() {
+    fn a_post_is_served_if_its_length_is_known() {
+        let request = b"POST /100m HTTP/1.1\r\nContent-Length: 300\r\n\r\n";
+        assert_eq!(parse_request(request).unwrap().unwrap().kind, RequestKind::Upload(300));
+        let chunked = b"POST /100m HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert_eq!(parse_request(chunked).unwrap().unwrap().kind, RequestKind::NotServed);
         let request = parse_request(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n").unwrap().unwrap();
         assert_eq!(request.kind, RequestKind::NotServed);
     }

@@ -1,10 +1,11 @@
 //! The load generator: one kind of load on one address, one JSON report.
 //!
-//! One thread, raw HTTP/1.1 over plain TCP or mTLS. Status and length of every answer are checked. What happens
+//! One thread, raw HTTP/1.1 over plain TCP or mTLS; HTTP/2 for large bodies. Status and length of every answer are checked. What happens
 //! between the moments at which the window opens and closes is what is reported, and the same two moments are
 //! taken for the CPU time of the watched process.
 
 mod connection;
+mod http2;
 mod kinds;
 mod window;
 
@@ -86,6 +87,16 @@ pub(crate) enum Kind {
         #[arg(long, default_value_t = 3.0)]
         seconds: f64,
     },
+    /// The same over HTTP/2.
+    Http2Download {
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
+    /// One HTTP/2 connection that uploads 100 MB again and again.
+    Http2Upload {
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
 }
 
 /// What one load saw. Latencies are in microseconds.
@@ -128,7 +139,9 @@ async fn run(options: Options) -> Result<Report> {
     let identity =
         options.certificate.zip(options.key).map(|(certificate, key)| ClientIdentity { certificate, key });
     let endpoint = match (options.ca, options.server_name) {
-        (Some(ca), Some(name)) => Endpoint::tls(options.address, &ca, &name, identity.as_ref())?,
+        (Some(ca), Some(name)) => {
+            Endpoint::tls(options.address, &ca, &name, identity.as_ref(), options.kind.protocols())?
+        }
         _ => Endpoint::plain(options.address),
     };
     match options.kind {
@@ -143,10 +156,24 @@ async fn run(options: Options) -> Result<Report> {
         }
         Kind::Idle { connections } => kinds::idle(endpoint, options.watch_pid, connections).await,
         Kind::Download { seconds } => kinds::download(endpoint, options.watch_pid, seconds).await,
+        Kind::Http2Download { seconds } => {
+            http2::transfer(endpoint, options.watch_pid, seconds, http2::Way::Down).await
+        }
+        Kind::Http2Upload { seconds } => {
+            http2::transfer(endpoint, options.watch_pid, seconds, http2::Way::Up).await
+        }
     }
 }
 
 impl Kind {
+    /// What a client of this kind offers by ALPN.
+    fn protocols(&self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Http2Download { .. } | Self::Http2Upload { .. } => &[b"h2"],
+            _ => &[],
+        }
+    }
+
     /// The arguments that ask `load` for this kind.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let words = |name: &str, flags: &[(&str, String)]| {
@@ -182,6 +209,8 @@ impl Kind {
             ),
             Self::Idle { connections } => words("idle", &[("connections", connections.to_string())]),
             Self::Download { seconds } => words("download", &[("seconds", seconds.to_string())]),
+            Self::Http2Download { seconds } => words("http2-download", &[("seconds", seconds.to_string())]),
+            Self::Http2Upload { seconds } => words("http2-upload", &[("seconds", seconds.to_string())]),
         }
     }
 }

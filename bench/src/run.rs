@@ -172,8 +172,26 @@ impl Bench<'_> {
         let kind = load::Kind::Handshakes { connections: 16, seconds, warm_up };
         let handshakes = self.load(&running, &directory, kind).await?;
         let download = self.load(&running, &directory, load::Kind::Download { seconds }).await?;
+        let (mut http2_download, mut http2_upload) = (None, None);
+        // The app speaks HTTP/1.1 only.
+        if running.measured.is_some() {
+            let kind = load::Kind::Http2Download { seconds };
+            http2_download = Some(self.load(&running, &directory, kind).await?);
+            let kind = load::Kind::Http2Upload { seconds };
+            http2_upload = Some(self.load(&running, &directory, kind).await?);
+        }
         running.ensure_running()?;
-        Ok(Measures { refusal, fresh_kib, idle, closed, open, handshakes, download })
+        Ok(Measures {
+            refusal,
+            fresh_kib,
+            idle,
+            closed,
+            open,
+            handshakes,
+            download,
+            http2_download,
+            http2_upload,
+        })
     }
 
     async fn load(&self, running: &Running, directory: &Path, kind: load::Kind) -> Result<load::Report> {

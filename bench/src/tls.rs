@@ -51,8 +51,13 @@ struct VerifiedOnce {
 }
 
 impl Dialer {
-    /// Reads the files; `identity` of `None` presents no certificate.
-    pub(crate) fn new(ca: &Path, server_name: &str, identity: Option<&ClientIdentity>) -> Result<Self> {
+    /// Reads the files; `identity` of `None` presents no certificate; `protocols` are offered by ALPN.
+    pub(crate) fn new(
+        ca: &Path,
+        server_name: &str,
+        identity: Option<&ClientIdentity>,
+        protocols: &[&[u8]],
+    ) -> Result<Self> {
         let provider = Arc::new(CryptoProvider {
             cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
             kx_groups: vec![aws_lc_rs::kx_group::X25519],
@@ -75,6 +80,7 @@ impl Dialer {
                 builder.with_client_auth_cert(certificates(&identity.certificate)?, key)?
             }
         };
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         config.resumption = Resumption::disabled();
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),

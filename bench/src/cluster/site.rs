@@ -187,7 +187,7 @@ impl Site {
                 let identity = ClientIdentity { certificate: file("tls.crt"), key: file("tls.key") };
                 let name = format!("{TARGET}.{}.cluster.local", self.workloads.name());
                 let address = SocketAddr::new(self.target, HTTPS_PORT);
-                Endpoint::tls(address, &file("ca.crt"), &name, Some(&identity))
+                Endpoint::tls(address, &file("ca.crt"), &name, Some(&identity), &[])
             }
         }
     }

@@ -31,17 +31,23 @@ impl Endpoint {
         Self { address, dialer: None }
     }
 
-    /// `identity` of `None` presents no certificate.
+    /// `identity` of `None` presents no certificate; `protocols` are offered by ALPN, if there are any.
     pub(crate) fn tls(
         address: SocketAddr,
         ca: &Path,
         server_name: &str,
         identity: Option<&ClientIdentity>,
+        protocols: &[&[u8]],
     ) -> Result<Self> {
-        Ok(Self { address, dialer: Some(Dialer::new(ca, server_name, identity)?) })
+        Ok(Self { address, dialer: Some(Dialer::new(ca, server_name, identity, protocols)?) })
     }
 
     pub(crate) async fn connect(&self) -> Result<Client<Stream>> {
+        Ok(Client::new(self.connect_stream().await?))
+    }
+
+    /// A connection on which nothing is spoken yet.
+    pub(super) async fn connect_stream(&self) -> Result<Stream> {
         let stream = TcpStream::connect(self.address)
             .await
             .with_context(|| format!("cannot connect to {}", self.address))?;
@@ -57,16 +63,15 @@ impl Endpoint {
             .connect(self.address)
             .await
             .with_context(|| format!("cannot connect to {} from {source}", self.address))?;
-        self.secure(stream).await
+        Ok(Client::new(self.secure(stream).await?))
     }
 
-    async fn secure(&self, stream: TcpStream) -> Result<Client<Stream>> {
+    async fn secure(&self, stream: TcpStream) -> Result<Stream> {
         stream.set_nodelay(true)?;
-        let stream = match &self.dialer {
-            None => Stream::Plain(stream),
-            Some(dialer) => dialer.handshake(stream).await?,
-        };
-        Ok(Client::new(stream))
+        match &self.dialer {
+            None => Ok(Stream::Plain(stream)),
+            Some(dialer) => dialer.handshake(stream).await,
+        }
     }
 }
 

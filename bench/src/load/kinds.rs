@@ -1,4 +1,4 @@
-//! The five kinds of load.
+//! The kinds of load over HTTP/1.1.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::Report;
 use super::connection::{Endpoint, Exchange};
 use super::window::{Meter, Recorder};
-use crate::app::{DOWNLOAD_BYTES, DOWNLOAD_PATH, SMALL_BYTES};
+use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
 use crate::http::Client;
 use crate::tls::Stream;
 
@@ -162,7 +162,7 @@ pub(super) async fn download(endpoint: Endpoint, watch_pid: Option<u32>, seconds
     let mut client = endpoint.connect().await?;
     // The buffers of proxy and kernel grow with the first one.
     Exchange::keep_alive(SMALL_PATH, SMALL_BYTES).on(&mut client).await?;
-    let exchange = Exchange::keep_alive(DOWNLOAD_PATH, DOWNLOAD_BYTES);
+    let exchange = Exchange::keep_alive(LARGE_PATH, LARGE_BYTES);
     let window = meter.open(&recorder)?;
     let began = Instant::now();
     while began.elapsed().as_secs_f64() < seconds {

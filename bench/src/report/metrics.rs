@@ -21,8 +21,16 @@ pub(super) enum Metric {
     FreshMegabytes,
     IdleMegabytes,
     KibPerIdleConnection,
-    DownloadMegabytes,
-    CpuPerGigabyte,
+    Megabytes(Transfer),
+    CpuPerGigabyte(Transfer),
+}
+
+/// A large body.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Transfer {
+    Download,
+    Http2Download,
+    Http2Upload,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,9 +63,10 @@ impl Metric {
             Self::FreshMegabytes,
             Self::IdleMegabytes,
             Self::KibPerIdleConnection,
-            Self::DownloadMegabytes,
-            Self::CpuPerGigabyte,
         ]);
+        for transfer in [Transfer::Download, Transfer::Http2Download, Transfer::Http2Upload] {
+            rows.extend([Self::Megabytes(transfer), Self::CpuPerGigabyte(transfer)]);
+        }
         rows
     }
 
@@ -72,20 +81,17 @@ impl Metric {
             Self::FreshMegabytes => "RSS MB, fresh".to_owned(),
             Self::IdleMegabytes => format!("RSS MB, {} idle connections", settings.idle),
             Self::KibPerIdleConnection => "KiB per idle connection".to_owned(),
-            Self::DownloadMegabytes => "100 MB download, MB/s".to_owned(),
-            Self::CpuPerGigabyte => "CPU s per GB".to_owned(),
+            Self::Megabytes(transfer) => format!("100 MB {}, MB/s", transfer.label()),
+            Self::CpuPerGigabyte(transfer) => format!("CPU s per GB, {}", transfer.label()),
         }
     }
 
     /// Digits after the point.
     pub(super) fn digits(self) -> usize {
         match self {
-            Self::Throughput { .. }
-            | Self::LatencyMicros { .. }
-            | Self::Handshakes
-            | Self::DownloadMegabytes => 0,
+            Self::Throughput { .. } | Self::LatencyMicros { .. } | Self::Handshakes | Self::Megabytes(_) => 0,
             Self::FreshMegabytes | Self::IdleMegabytes | Self::KibPerIdleConnection => 1,
-            Self::CpuClosed { .. } | Self::CpuOpen { .. } | Self::CpuPerGigabyte => 2,
+            Self::CpuClosed { .. } | Self::CpuOpen { .. } | Self::CpuPerGigabyte(_) => 2,
             Self::CpuMillisPerHandshake => 3,
         }
     }
@@ -107,11 +113,13 @@ impl Metric {
                 let (before, after) = (measures.idle.proxy_kib_before?, measures.idle.proxy_kib_after?);
                 Some((after as f64 - before as f64) / settings.idle as f64)
             }
-            Self::DownloadMegabytes => positive(measures.download.seconds)
-                .map(|seconds| measures.download.body_bytes as f64 / 1e6 / seconds),
-            Self::CpuPerGigabyte => {
-                let gigabytes = positive(measures.download.body_bytes as f64 / 1e9)?;
-                Some(measures.download.proxy_cpu_seconds? / gigabytes)
+            Self::Megabytes(transfer) => {
+                let report = transfer.of(measures)?;
+                positive(report.seconds).map(|seconds| report.body_bytes as f64 / 1e6 / seconds)
+            }
+            Self::CpuPerGigabyte(transfer) => {
+                let report = transfer.of(measures)?;
+                Some(report.proxy_cpu_seconds? / positive(report.body_bytes as f64 / 1e9)?)
             }
         }
     }
@@ -140,7 +148,7 @@ impl Metric {
             let report = match self {
                 Self::Throughput { connections } => measures.closed.get(&connections)?,
                 Self::Handshakes => &measures.handshakes,
-                Self::DownloadMegabytes => &measures.download,
+                Self::Megabytes(transfer) => transfer.of(measures)?,
                 _ => return None,
             };
             Some(report.proxy_cpu_seconds? / positive(report.seconds)?)
@@ -151,6 +159,24 @@ impl Metric {
     /// Whether load and app, and not the proxy, set the limit: the proxy could do more than the figure.
     pub(super) fn bound_by_load(self, results: &Results, target: Target) -> bool {
         self.core_share(results, target).is_some_and(|share| share < SATURATED)
+    }
+}
+
+impl Transfer {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Download => "download",
+            Self::Http2Download => "download over HTTP/2",
+            Self::Http2Upload => "upload over HTTP/2",
+        }
+    }
+
+    fn of(self, measures: &Measures) -> Option<&Report> {
+        match self {
+            Self::Download => Some(&measures.download),
+            Self::Http2Download => measures.http2_download.as_ref(),
+            Self::Http2Upload => measures.http2_upload.as_ref(),
+        }
     }
 }
 

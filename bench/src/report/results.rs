@@ -50,6 +50,12 @@ pub(crate) struct Measures {
     pub(crate) open: BTreeMap<u32, Report>,
     pub(crate) handshakes: Report,
     pub(crate) download: Report,
+    /// None where HTTP/2 is not spoken.
+    #[serde(default)]
+    pub(crate) http2_download: Option<Report>,
+    /// The same.
+    #[serde(default)]
+    pub(crate) http2_upload: Option<Report>,
 }
 
 impl Results {
@@ -86,6 +92,9 @@ impl Measures {
             ("handshakes".to_owned(), &self.handshakes),
             ("download".to_owned(), &self.download),
         ];
+        let http2 = [("http2 download", &self.http2_download), ("http2 upload", &self.http2_upload)];
+        loads
+            .extend(http2.into_iter().filter_map(|(load, report)| Some((load.to_owned(), report.as_ref()?))));
         loads.extend(self.closed.iter().map(|(number, report)| (format!("{number} connections"), report)));
         loads.extend(self.open.iter().map(|(rate, report)| (format!("{rate}/s"), report)));
         loads

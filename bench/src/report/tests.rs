@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use super::metrics::{Metric, Quantile, median};
+use super::metrics::{Metric, Quantile, Transfer, median};
 use super::*;
 use crate::load::{Latency, Report};
 use crate::targets::Target;
@@ -24,6 +24,8 @@ fn measures(requests: u64, cpu: Option<f64>) -> Measures {
         closed: BTreeMap::from([(64, report.clone())]),
         open: BTreeMap::from([(1000, report.clone())]),
         handshakes: report.clone(),
+        http2_download: cpu.map(|_| report.clone()),
+        http2_upload: cpu.map(|_| report.clone()),
         download: report,
     }
 }
@@ -73,8 +75,10 @@ fn each_figure_has_the_unit_that_its_label_says() {
     assert_eq!(of(Metric::LatencyMicros { rate: 1000, quantile: Quantile::P999 }), 400.0);
     assert!((of(Metric::FreshMegabytes) - 9.216).abs() < 1e-9);
     assert_eq!(of(Metric::KibPerIdleConnection), 8.0);
-    assert_eq!(of(Metric::DownloadMegabytes), 500.0);
-    assert!((of(Metric::CpuPerGigabyte) - 1.6).abs() < 1e-9);
+    for transfer in [Transfer::Download, Transfer::Http2Download, Transfer::Http2Upload] {
+        assert_eq!(of(Metric::Megabytes(transfer)), 500.0);
+        assert!((of(Metric::CpuPerGigabyte(transfer)) - 1.6).abs() < 1e-9);
+    }
 }
 
 #[test]
@@ -82,6 +86,7 @@ fn a_target_without_a_proxy_has_no_cpu_and_no_memory() {
     let results = results(vec![BTreeMap::from([(Target::Direct, measures(10, None))])]);
     assert_eq!(Metric::CpuClosed { connections: 64 }.median(&results, Target::Direct), None);
     assert_eq!(Metric::FreshMegabytes.median(&results, Target::Direct), None);
+    assert_eq!(Metric::Megabytes(Transfer::Http2Upload).median(&results, Target::Direct), None);
     assert!(table::render(&results).contains("| RSS MB, fresh | – |"));
 }
 

@@ -1,0 +1,139 @@
+//! Bodies of 100 MB over HTTP/2, one after the other on one connection.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use h2::client::{Builder, SendRequest};
+use h2::{RecvStream, SendStream};
+use http::Request;
+
+use super::Report;
+use super::connection::Endpoint;
+use super::window::{Meter, Recorder};
+use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
+
+/// What the client takes before the proxy must wait for it; enough that it never does.
+const WINDOW: u32 = 8 * 1024 * 1024;
+/// The client writes its body in pieces of a frame.
+const PIECE: usize = 16 * 1024;
+
+/// Which way the large body goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Down,
+    Up,
+}
+
+pub(super) async fn transfer(
+    endpoint: Endpoint,
+    watch_pid: Option<u32>,
+    seconds: f64,
+    way: Way,
+) -> Result<Report> {
+    let meter = Meter::new(watch_pid)?;
+    let recorder = Recorder::new();
+    let stream = endpoint.connect_stream().await?;
+    let (mut client, connection) = Builder::new()
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .enable_push(false)
+        .handshake::<_, Bytes>(stream)
+        .await
+        .context("the proxy does not speak HTTP/2")?;
+    let driver = tokio::spawn(connection);
+    // Windows and buffers of proxy and kernel grow with the first one.
+    exchange(&mut client, way).await?;
+    let window = meter.open(&recorder)?;
+    let began = Instant::now();
+    while began.elapsed().as_secs_f64() < seconds {
+        let sent = Instant::now();
+        exchange(&mut client, way).await?;
+        recorder.answered(sent.elapsed(), LARGE_BYTES);
+    }
+    let report = window.close(false)?.report();
+    driver.abort();
+    Ok(report)
+}
+
+/// One request with its answer, one of which is large.
+async fn exchange(client: &mut SendRequest<Bytes>, way: Way) -> Result<()> {
+    let uri = format!("http://httpbin{LARGE_PATH}");
+    let request = match way {
+        Way::Down => Request::get(uri),
+        Way::Up => Request::post(uri).header("content-length", LARGE_BYTES),
+    };
+    let request = request.header("user-agent", "tidegate-bench").body(())?;
+    std::future::poll_fn(|context| client.poll_ready(context)).await?;
+    let (answer, body) = client.send_request(request, way == Way::Down)?;
+    if way == Way::Up {
+        upload(body).await.context("cannot send the body")?;
+    }
+    let answer = answer.await.context("no answer")?;
+    ensure!(answer.status() == 200, "answer has status {}", answer.status());
+    let received = download(answer.into_body()).await.context("cannot read the answer")?;
+    let expected = if way == Way::Down { LARGE_BYTES } else { SMALL_BYTES };
+    ensure!(received == expected, "body of {received} bytes");
+    Ok(())
+}
+
+async fn upload(mut body: SendStream<Bytes>) -> Result<()> {
+    let piece = Bytes::from(vec![b'u'; PIECE]);
+    let mut left = LARGE_BYTES as usize;
+    while left > 0 {
+        body.reserve_capacity(left.min(PIECE));
+        while body.capacity() == 0 {
+            let room = std::future::poll_fn(|context| body.poll_capacity(context)).await;
+            room.context("the stream was ended")??;
+        }
+        let size = body.capacity().min(left).min(PIECE);
+        left -= size;
+        body.send_data(piece.slice(..size), left == 0)?;
+    }
+    Ok(())
+}
+
+async fn download(mut body: RecvStream) -> Result<u64> {
+    let mut received = 0;
+    while let Some(data) = body.data().await {
+        let data = data?;
+        received += data.len() as u64;
+        body.flow_control().release_capacity(data.len())?;
+    }
+    Ok(received)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn large_bodies_go_both_ways_and_are_counted() {
+        for way in [Way::Down, Way::Up] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(async move {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    tokio::spawn(async move {
+                        let size = match way {
+                            Way::Down => LARGE_BYTES,
+                            Way::Up => SMALL_BYTES,
+                        };
+                        let received = download(request.into_body()).await.unwrap();
+                        assert_eq!(received, if way == Way::Up { LARGE_BYTES } else { 0 });
+                        let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+                        body.send_data(Bytes::from(vec![0; size as usize]), true).unwrap();
+                    });
+                }
+            });
+            let report = transfer(Endpoint::plain(address), None, 0.001, way).await.unwrap();
+            assert_eq!(report.errors, 0);
+            assert_eq!(report.body_bytes, report.requests * LARGE_BYTES);
+            assert!(report.requests > 0);
+        }
+    }
+}
