@@ -565,6 +565,7 @@ async fn what_one_identity_does_wrong_again_and_again_is_ten_lines_and_a_count()
         trust_domain: TrustDomain::default(),
         trust_bundle: trust_bundle.clone(),
         metrics: ControllerMetrics::default(),
+        shares: Shares::new(shares::ShareLimits::default(), ControllerMetrics::default()),
         drain: drain.clone(),
         complaints: complaints.clone(),
         streams: AtomicU64::new(1),
