@@ -365,6 +365,15 @@ async fn nothing_is_asked_of_the_api_server_beyond_the_charts_rights() {
     api.wait_for(|api| gateway(api, "second").is_some() && gateway(api, "first").is_none()).await;
     api.delete("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP);
     api.wait_for(|api| published(api, "httpbin").is_some()).await;
+    // One that cannot be changed is made anew.
+    let mut immutable = api.get("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP).unwrap();
+    immutable["immutable"] = json!(true);
+    api.apply("v1/configmaps", immutable);
+    api.wait_for(|api| {
+        let map = api.get("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP);
+        map.is_some_and(|map| map["immutable"].is_null())
+    })
+    .await;
 
     // As `certManager.gatewaySecretNamespaces` grants it.
     let secrets = ["get", "list", "watch", "create", "update", "delete"];

@@ -123,8 +123,8 @@ impl Helm {
             let cause = if complaint.is_empty() { output.status.to_string() } else { complaint };
             let hint = HINTS.iter().find(|(said, _)| cause.contains(said)).map(|(_, hint)| hint);
             match hint {
-                Some(hint) => bail!("helm {verb}: {cause}\nhint: {hint}"),
-                None => bail!("helm {verb}: {cause}"),
+                Some(hint) => bail!("helm {verb} failed: {cause}\nhint: {hint}"),
+                None => bail!("helm {verb} failed: {cause}"),
             }
         }
         String::from_utf8(output.stdout).context("what Helm printed")
@@ -197,7 +197,7 @@ mod tests {
                       Expected: string, given: integer\n";
         let error = failing(schema);
         assert!(
-            error.starts_with("helm -c: values do not meet the schema:\ntidegate:\n- image.tag"),
+            error.starts_with("helm -c failed: values do not meet the schema:\ntidegate:\n- image.tag"),
             "{error}"
         );
         assert!(
@@ -208,8 +208,11 @@ mod tests {
         );
         let error = failing("Error: INSTALLATION FAILED: cannot re-use a name that is still in use\n");
         assert!(error.contains("hint: there is a control plane already: `tidegate upgrade`"), "{error}");
-        assert_eq!(failing("Error: context deadline exceeded\n"), "helm -c: context deadline exceeded");
-        assert_eq!(failing(""), "helm -c: exit status: 1");
+        assert_eq!(
+            failing("Error: context deadline exceeded\n"),
+            "helm -c failed: context deadline exceeded"
+        );
+        assert_eq!(failing(""), "helm -c failed: exit status: 1");
     }
 
     #[test]
