@@ -1,11 +1,13 @@
-//! Metrics on a cluster, scraped by a real Prometheus as docs/operations.md sets it up.
+//! Metrics on a cluster, scraped by a real Prometheus as docs/operations.md sets it up. Debian's has no discovery by the API
+//! server: what that would find, the test looks up and writes into the configuration.
 
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::fs;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tidegate_tests::golden::repository;
 use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, Mesh};
 use tidegate_tests::kubernetes::namespace::Namespace;
@@ -15,6 +17,8 @@ use tidegate_tests::prometheus::{check_text, percent_encoded, result, value};
 use tidegate_tests::wait;
 
 const SCRAPED: Duration = Duration::from_secs(90);
+/// The lines of the example that a Prometheus without discovery cannot read.
+const DISCOVERY: &str = "kubernetes_sd_configs:\n          - role: pod\n";
 
 /// The Prometheus of the example, asked through the API server.
 struct Prometheus {
@@ -26,8 +30,10 @@ impl Prometheus {
     fn start() -> Self {
         let namespace = Namespace::named("monitoring");
         namespace.cluster().load_images(&["prometheus"]);
-        let example = repository().join("examples/kubernetes/prometheus.yaml");
-        namespace.kubectl(&["apply", "-f", example.to_str().unwrap()]);
+        let example = fs::read_to_string(repository().join("examples/kubernetes/prometheus.yaml")).unwrap();
+        let configured = example.replace(DISCOVERY, &format!("static_configs: {}\n", discovered(&namespace)));
+        assert_ne!(configured, example);
+        namespace.cluster().apply(&configured);
         namespace.wait_rolled_out("deployment/prometheus");
         let pod = namespace.pod("prometheus");
         Self { namespace, pod }
@@ -90,6 +96,25 @@ fn a_prometheus_set_up_as_documented_scrapes_every_daemon_and_computes_quantiles
     let injector = injector(mesh);
     let path = format!("/api/v1/namespaces/{CONTROL_PLANE}/pods/{injector}:9091/proxy/metrics");
     check_text(&mesh.cluster().kubectl(["get", "--raw", &path]));
+}
+
+/// Every Pod of the cluster, as discovery by role `pod` hands it on: a target for each, with what it is in labels.
+fn discovered(namespace: &Namespace) -> Value {
+    let list = namespace.cluster().get_json(&["pods", "-A"]);
+    let running = list["items"].as_array().unwrap().iter().filter(|pod| pod["status"]["podIP"].is_string());
+    let targets = running.map(|pod| {
+        let mut labels = json!({
+            "__meta_kubernetes_namespace": pod["metadata"]["namespace"],
+            "__meta_kubernetes_pod_name": pod["metadata"]["name"],
+            "__meta_kubernetes_pod_ip": pod["status"]["podIP"],
+        });
+        for (name, value) in pod["metadata"]["annotations"].as_object().into_iter().flatten() {
+            let name = name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+            labels[format!("__meta_kubernetes_pod_annotation_{name}")] = value.clone();
+        }
+        json!({"targets": [pod["status"]["podIP"]], "labels": labels})
+    });
+    targets.collect()
 }
 
 fn pods(mesh: &Mesh, label: &str) -> usize {

@@ -270,7 +270,7 @@ fn the_controller_is_killed_and_restarted_under_load_between_apps_without_a_fail
 }
 
 #[test]
-fn a_tcp_stream_between_apps_outlives_its_certificates_and_ends_with_the_root_they_are_from() {
+fn a_tcp_stream_between_apps_outlives_its_certificates_and_their_root_and_ends_when_that_is_revoked() {
     let life = Duration::from_secs(8);
     let story = Story::start(Options { certificate_life: life, own_root: true, ..Options::default() });
     let _app = App::tcp_echo(story.mesh.app_address());
@@ -291,13 +291,27 @@ fn a_tcp_stream_between_apps_outlives_its_certificates_and_ends_with_the_root_th
         echo().unwrap_or_else(|end| panic!("after {count} pieces: {end:?}"));
         SystemTime::now() > first + life
     });
-    for step in ["trust-both", "issue-new", "steady"] {
-        wait::until_true(&format!("the CA takes step {step}"), 4 * life, || {
-            echo().unwrap_or_else(|end| panic!("before {step}: {end:?}"));
-            story.mesh.ca.admin_post("/rotation/next", "").unwrap().status() == 200
-        });
-    }
-    // The stream was let in by a certificate of the old root, which nobody trusts now.
+    let roots = |sidecar: &Daemon| sidecar.admin_json("/config")["tls"]["trustBundle"].clone();
+    let first_roots = roots(&story.caller);
+    let mut rotate = |last: &str| {
+        for (step, path) in
+            [("trust-both", "/rotation/next"), ("issue-new", "/rotation/next"), ("steady", last)]
+        {
+            wait::until_true(&format!("the CA takes step {step}"), 4 * life, || {
+                echo().unwrap_or_else(|end| panic!("before {step}: {end:?}"));
+                story.mesh.ca.admin_post(path, "").unwrap().status() == 200
+            });
+        }
+    };
+    rotate("/rotation/next");
+    wait::until_true("both sidecars trust only the new root", SOON, || {
+        [&story.caller, &story.mesh.sidecar].iter().all(|sidecar| {
+            let roots = roots(sidecar);
+            roots.as_array().unwrap().len() == 1 && roots != first_roots
+        })
+    });
+    // The stream was let in by a certificate of the first root, which is retired by now.
+    rotate("/rotation/next?revoke=true");
     wait::until_true("the stream ends", SOON, || echo().is_err());
     let mut next = story.app().connect().unwrap();
     next.write(b"tick");

@@ -17,7 +17,7 @@ const MINIMUM: (u32, u32) = (3, 14);
 /// What Helm says where it gives up, and what to do about it.
 const HINTS: [(&str, &str); 4] = [
     (
-        "cannot re-use a name that is still in use",
+        "a name that is still in use",
         "there is a control plane already: `tidegate upgrade`; another mesh beside it needs another --mesh-name and \
          --tidegate-namespace",
     ),

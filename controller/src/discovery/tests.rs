@@ -516,49 +516,20 @@ async fn a_file_that_changes_is_at_the_sidecar_within_half_a_second() {
     assert!(fastest < Duration::from_millis(500), "{fastest:?}");
 }
 
-#[tokio::test]
-async fn a_stream_that_never_says_what_it_wants_is_ended() {
+/// A service without objects, for one sidecar; the CA that vouches for both, and what must live on meanwhile.
+async fn serve_nothing(
+    hello_timeout: Duration,
+    complaints: &Arc<LogThrottle<Identity>>,
+) -> (SocketAddr, Ca, impl Sized) {
     tls::install_provider();
     let ca = Ca::new();
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (_credentials, credentials) =
-        watch::channel(Some(ca.issue(crate::SERVICE_ACCOUNT, crate::NAMESPACE)));
-    let (_bundle, trust_bundle) = watch::channel(ca.bundle());
-    let (_trigger, drain) = drain::channel();
-    let service = DiscoveryService {
-        workloads: Arc::new(Workloads::new()),
-        destinations: Arc::new(Destinations::new(Arc::default(), TrustDomain::default(), is_local)),
-        trust_domain: TrustDomain::default(),
-        trust_bundle: trust_bundle.clone(),
-        metrics: ControllerMetrics::default(),
-        shares: Shares::new(shares::ShareLimits::default(), ControllerMetrics::default()),
-        drain: drain.clone(),
-        complaints: Arc::default(),
-        streams: AtomicU64::new(1),
-        hello_timeout: Duration::from_millis(10),
-    };
-    let tls = crate::serving::ServerTls { credentials, trust_bundle };
-    tokio::spawn(crate::serving::serve(listener, tls, service, 10, Default::default(), drain));
-    let credentials = ca.issue("httpbin", "httpbin");
-    let mut silent = Sidecar::silent(address, &ca.bundle(), &credentials, None).await;
-    assert_eq!(silent.end().await.code(), Code::DeadlineExceeded);
-}
-
-#[tokio::test]
-async fn what_one_identity_does_wrong_again_and_again_is_ten_lines_and_a_count() {
-    tls::install_provider();
-    let ca = Ca::new();
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (_credentials, credentials) =
-        watch::channel(Some(ca.issue(crate::SERVICE_ACCOUNT, crate::NAMESPACE)));
-    let (_bundle, trust_bundle) = watch::channel(ca.bundle());
-    let (_trigger, drain) = drain::channel();
+    let (own, credentials) = watch::channel(Some(ca.issue(crate::SERVICE_ACCOUNT, crate::NAMESPACE)));
+    let (bundle, trust_bundle) = watch::channel(ca.bundle());
+    let (trigger, drain) = drain::channel();
     let workloads = Arc::new(Workloads::new());
     workloads.mark_synced();
-    let rate = LogRate { window: Duration::from_secs(3600), ..LogRate::default() };
-    let complaints = Arc::new(LogThrottle::new(rate));
     let service = DiscoveryService {
         workloads,
         destinations: Arc::new(Destinations::new(Arc::default(), TrustDomain::default(), is_local)),
@@ -569,10 +540,27 @@ async fn what_one_identity_does_wrong_again_and_again_is_ten_lines_and_a_count()
         drain: drain.clone(),
         complaints: complaints.clone(),
         streams: AtomicU64::new(1),
-        hello_timeout: HELLO_TIMEOUT,
+        hello_timeout,
     };
     let tls = crate::serving::ServerTls { credentials, trust_bundle };
     tokio::spawn(crate::serving::serve(listener, tls, service, 10, Default::default(), drain));
+    (address, ca, (own, bundle, trigger))
+}
+
+#[tokio::test]
+async fn a_stream_that_never_says_what_it_wants_is_ended() {
+    let complaints = Arc::default();
+    let (address, ca, _alive) = serve_nothing(Duration::from_millis(10), &complaints).await;
+    let credentials = ca.issue("httpbin", "httpbin");
+    let mut silent = Sidecar::silent(address, &ca.bundle(), &credentials, None).await;
+    assert_eq!(silent.end().await.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn what_one_identity_does_wrong_again_and_again_is_ten_lines_and_a_count() {
+    let rate = LogRate { window: Duration::from_secs(3600), ..LogRate::default() };
+    let complaints = Arc::new(LogThrottle::new(rate));
+    let (address, ca, _alive) = serve_nothing(HELLO_TIMEOUT, &complaints).await;
     let credentials = ca.issue("httpbin", "httpbin");
     for _ in 0..14 {
         let mut stranger = Sidecar::connect(address, &ca.bundle(), &credentials, hello("bank/vault")).await;

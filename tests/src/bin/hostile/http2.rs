@@ -1,0 +1,121 @@
+//! Attacks by HTTP/2.
+
+use std::io;
+use std::time::Duration;
+
+use tidegate_tests::client::Client;
+
+use crate::attacks::{hold, repeat};
+use crate::frames::{Frames, literal, remembered, request};
+use crate::site::Site;
+
+/// Streams on one connection: what servers announce.
+const STREAMS: usize = 100;
+const WINDOW: u32 = 65_535;
+/// Rounds before what has come is read.
+const BURST: usize = 200;
+
+/// Requests that decode and are no HTTP.
+pub(crate) fn malformed(site: &Site, time: Duration) -> u64 {
+    let client = site.attacker();
+    let mut field = request(b"GET", b"/get");
+    field.extend(literal(b"x-a", b"a\x01"));
+    let mut name = request(b"GET", b"/get");
+    name.extend(literal(b"x a", b"a"));
+    let requests =
+        [request(b"GET", b"/\xff"), request(b"GE T", b"/get"), request(b"GET", b"/get#a"), field, name];
+    flood(&client, time, |frames, round| frames.head(&requests[round % requests.len()], true).map(drop))
+}
+
+/// Large answers to clients with a window of nothing.
+pub(crate) fn answers_not_taken(site: &Site, time: Duration) -> u64 {
+    let client = site.attacker();
+    let head = request(b"GET", b"/bytes/1000000");
+    hold(70, time, || streams(&client, 0, &head, true))
+}
+
+/// Bodies that are not sent, to an app of HTTP/1, which needs a connection for each.
+pub(crate) fn bodies_to_http1(site: &Site, time: Duration) -> u64 {
+    let client = site.attacker();
+    let head = request(b"POST", b"/post");
+    hold(150, time, || streams(&client, WINDOW, &head, false))
+}
+
+/// Bodies that are not sent, to an app of HTTP/2.
+pub(crate) fn bodies_to_http2(site: &Site, time: Duration) -> u64 {
+    let client = site.attacker_of_grpc();
+    let mut head = request(b"POST", b"/a.Service/Call");
+    head.extend(literal(b"content-type", b"application/grpc"));
+    hold(150, time, || streams(&client, WINDOW, &head, false))
+}
+
+/// A large field that is sent once and then named by a byte, fifteen times a request.
+pub(crate) fn fields_by_index(site: &Site, time: Duration) -> u64 {
+    let client = site.attacker();
+    let mut first = request(b"GET", b"/get");
+    first.extend(remembered(b"x-large", &[b'x'; 3900]));
+    let mut again = request(b"GET", b"/get");
+    // The first entry of the dynamic table.
+    again.extend([0x80 | 62; 15]);
+    flood(&client, time, |frames, round| {
+        frames.head(if round == 0 { &first } else { &again }, true).map(drop)
+    })
+}
+
+/// Requests that are reset as soon as they are made.
+pub(crate) fn rapid_reset(site: &Site, time: Duration) -> u64 {
+    let head = request(b"GET", b"/get");
+    flood(&site.attacker(), time, |frames, _| {
+        let stream = frames.head(&head, true)?;
+        frames.reset(stream)
+    })
+}
+
+pub(crate) fn window_updates(site: &Site, time: Duration) -> u64 {
+    flood(&site.attacker(), time, |frames, _| frames.widen())
+}
+
+pub(crate) fn pings(site: &Site, time: Duration) -> u64 {
+    flood(&site.attacker(), time, |frames, _| frames.ping())
+}
+
+pub(crate) fn settings(site: &Site, time: Duration) -> u64 {
+    flood(&site.attacker(), time, |frames, _| frames.settings())
+}
+
+/// Frames of a body that hold nothing.
+pub(crate) fn empty_data(site: &Site, time: Duration) -> u64 {
+    let head = request(b"POST", b"/post");
+    let mut open = 0;
+    flood(&site.attacker(), time, |frames, round| {
+        if round == 0 {
+            open = frames.head(&head, false)?;
+        }
+        frames.empty_data(open)
+    })
+}
+
+/// A connection with as many streams as there may be.
+fn streams(client: &Client, window: u32, head: &[u8], ends: bool) -> io::Result<(Frames, u64)> {
+    let mut frames = Frames::open(client, window)?;
+    for _ in 0..STREAMS {
+        frames.head(head, ends)?;
+    }
+    let sent = frames.sent;
+    Ok((frames, sent))
+}
+
+/// One connection after the other, each used until the server ends it.
+fn flood(client: &Client, time: Duration, mut once: impl FnMut(&mut Frames, usize) -> io::Result<()>) -> u64 {
+    let end = std::time::Instant::now() + time;
+    repeat(time, || {
+        let mut frames = Frames::open(client, WINDOW)?;
+        for round in 0.. {
+            let is_over = round % BURST == 0 && (std::time::Instant::now() > end || frames.drain().is_err());
+            if is_over || once(&mut frames, round).is_err() {
+                break;
+            }
+        }
+        Ok(frames.sent)
+    })
+}
