@@ -188,7 +188,7 @@ pub(crate) async fn uninstall(options: UninstallOptions) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks whether all of this may go; refuses where nobody can be asked.
+/// Asks whether all of this may go; refuses if standard input is not a terminal.
 fn confirm(going: &[Leftover]) -> anyhow::Result<()> {
     for leftover in going {
         eprintln!("To be deleted: {leftover}");

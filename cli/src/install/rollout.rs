@@ -17,7 +17,7 @@ use crate::output::printable;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Nodes that three replicas want.
 const NODES: usize = 3;
-/// What containers wait for that is no fault.
+/// Waiting reasons of a container that starts as usual.
 const USUAL: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 /// The two faces of an image that cannot be pulled, which take turns.
 const IMAGE: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];

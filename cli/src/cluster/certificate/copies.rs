@@ -59,7 +59,7 @@ fn unseen_of(policy: &IngressBackend, known: &[String]) -> Vec<String> {
     let is_principal = |kind: &str| kind == "AuthenticatedPrincipal";
     let principals: Vec<_> = policy.spec.sources.iter().filter(|source| is_principal(&source.kind)).collect();
     if principals.is_empty() {
-        return vec![format!("whoever {of} lets in")];
+        return vec![format!("every client of {of}")];
     }
     let unseen = principals.iter().filter(|principal| !known.contains(&principal.name));
     unseen.map(|principal| format!("{} of {of}", principal.name)).collect()

@@ -239,8 +239,8 @@ async fn clients_whose_roots_the_mesh_cannot_see_are_named_by_policy() {
     let notes = copies::notes(&fake.cluster(), &rotation, false).await.unwrap();
     assert_eq!(
         notes[0],
-        "clients that verify workloads by roots which the mesh cannot see: partner.example of IngressBackend \
-         shop/theirs, whoever IngressBackend shop/anybody lets in"
+        "clients that verify workloads by roots which the mesh cannot see: every client of IngressBackend \
+         shop/anybody, partner.example of IngressBackend shop/theirs"
     );
     assert!(notes[1].contains("ConfigMap tidegate-system/tidegate-trust-bundle"), "{notes:?}");
 }

@@ -54,7 +54,7 @@ pub(crate) fn hold<T>(count: usize, time: Duration, mut open: impl FnMut() -> io
         if Instant::now() >= end {
             break;
         }
-        // One that is refused is no reason to give up: the next one may find room.
+        // Go on after a refusal: the next one may find room.
         if let Ok((one, bytes)) = open() {
             held.push(one);
             sent += bytes;
