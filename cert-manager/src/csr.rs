@@ -198,7 +198,7 @@ fn check_signature_algorithm(csr: &X509CertificationRequest<'_>) -> Result<(), C
     if allowed.contains(&oid.as_str()) { Ok(()) } else { Err(CsrError::SignatureAlgorithm(oid)) }
 }
 
-/// By the key that the request is for: whoever sent it holds it.
+/// Verifies the signature by the request's own public key: proof that the sender holds the private key.
 fn verify_signature(csr: &X509CertificationRequest<'_>, key: KeyKind) -> Result<(), ()> {
     let Some(algorithm) = ecdsa(&csr.signature_algorithm.algorithm.to_id_string(), key) else {
         return csr.verify_signature().map_err(|_| ());

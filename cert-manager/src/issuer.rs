@@ -295,8 +295,8 @@ impl Issuer {
         }))
     }
 
-    /// Signs a leaf for nobody and verifies it as peers will: path length, usages and signatures of the chain all have
-    /// their say. What names it may sign is another question: [`Issuer::check_names`].
+    /// Signs a test leaf and verifies it as peers will, with path length, usages and signatures of the whole chain. Which
+    /// names it may sign is another question: [`Issuer::check_names`].
     fn probe(&self, now: SystemTime) -> Result<(), String> {
         let failed =
             |error: &dyn fmt::Display| format!("a certificate that it signs does not verify: {error}");

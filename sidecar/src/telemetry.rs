@@ -112,6 +112,16 @@ impl Telemetry {
         Self { metrics: metrics.worker(), access_log }
     }
 
+    /// With an access log in this file, as JSON.
+    #[cfg(test)]
+    pub(crate) fn in_file(path: &std::path::Path) -> Self {
+        use self::access_log::{AccessLogFormat, AccessLogSink, AccessLogTarget};
+
+        let sink = AccessLogSink::open(&AccessLogTarget::File(path.to_owned())).unwrap();
+        let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
+        Self::new(&DataPlaneMetrics::new(Some(sink)), Some(log))
+    }
+
     /// Counts, and logs where logging is on.
     pub fn record(&self, record: &Record<'_>) {
         self.metrics.record(record);

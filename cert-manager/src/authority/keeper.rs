@@ -46,7 +46,7 @@ struct Shared {
 
 /// How publishing the bundle goes.
 struct Publication {
-    /// Why it is published nowhere, or not everywhere for reasons that are no single namespace's.
+    /// Why publishing failed as a whole, for a reason that does not belong to a single namespace.
     error: Option<String>,
     /// Where it cannot be published; it is everywhere else.
     unreached: Vec<Unreached>,
@@ -66,7 +66,7 @@ pub enum AuthorityError {
     /// What the user has given is no authority.
     #[error(transparent)]
     Given(#[from] IssuerProblems),
-    /// No authority is stored, but everybody trusts one: a new root in its place would be trusted by nobody.
+    /// No authority is stored, but a trust bundle of one is published: its holders would not trust a new root.
     #[error(
         "{store} holds no certificate authority, but {bundle} holds the trust bundle of one (root {roots}): put the store \
          back. Only if it is gone for good, start once with --new-root: then a new root is made, and what trusts just the \
@@ -91,7 +91,7 @@ pub enum AuthorityError {
 /// What is asked of a rotation's next step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Advance {
-    /// What whoever asks has made sure of.
+    /// What the caller has verified.
     pub vouched: Vouched,
     /// What becomes of the root that the last step drops.
     pub farewell: Farewell,
@@ -111,7 +111,7 @@ pub enum NewRoot {
     /// Only where there never was one.
     #[default]
     WhereNoneWas,
-    /// Also where a trust bundle says that there was one: somebody has said so.
+    /// Also where a trust bundle shows that there was one: the operator has asked for it.
     Wanted,
 }
 

@@ -205,8 +205,8 @@ impl AuthorityState {
         self.trusted().iter().map(|root| pem("CERTIFICATE", root)).collect()
     }
 
-    /// What goes between a leaf that ends then and a root. The bridge is there as far as it lives as long: whoever reckons
-    /// with the first end in a chain must not take the leaf for one that ends before.
+    /// The intermediates between a leaf that expires at `end` and a root. A bridge that expires before the leaf is left
+    /// out: peers take the earliest expiry in a chain for the leaf's own.
     pub fn intermediates(&self, end: SystemTime) -> Vec<CertificateDer<'static>> {
         let lives = |der: &&CertificateDer<'_>| {
             tidegate_core::PeerCertificate::from_der(der).is_ok_and(|read| read.not_after >= end)

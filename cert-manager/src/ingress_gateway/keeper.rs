@@ -211,7 +211,7 @@ impl IngressGateway {
         result
     }
 
-    /// Looks at Secrets besides the one that the settings name. What goes wrong with one is no other's matter.
+    /// Keeps the further Secrets right. A failure of one does not affect the others.
     async fn keep_others(&mut self, settings: &IngressGatewaySettings, state: &AuthorityState, look: Look) {
         let certificates = settings.secrets().into_iter().skip(1).map(Wanted::Certificate);
         let others: Vec<_> =

@@ -28,7 +28,7 @@ pub struct IngressGatewaySettings {
     pub secret: SecretName,
     /// Namespaces that get a Secret of that name, too, each with a key and a certificate of its own.
     pub more_namespaces: BTreeSet<String>,
-    /// Namespaces that were to get one, and for which there is no room.
+    /// Namespaces beyond the limit, which get no Secret.
     pub left_out: usize,
     /// Name of a Secret beside each of those that holds the roots alone.
     pub ca_secret: Option<String>,

@@ -2,7 +2,7 @@
 //!
 //! It is changed in place, labels and annotations of others stay. What was written is remembered in an annotation of
 //! the root's Secret, so that an old one is found again without the right to list the Secrets of a cluster; only one
-//! that still has our label is deleted, or made anew because somebody has made it immutable.
+//! that still has our label is deleted, or made anew if it has become immutable.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

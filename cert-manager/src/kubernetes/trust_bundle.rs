@@ -6,8 +6,8 @@
 //! stays deleted. It holds no secret. Its name is the mesh's own, so that a namespace may have those of two meshes: Pods of
 //! both run there while it goes from one to the other.
 //!
-//! Whoever may write ConfigMaps in a namespace can make ours immutable. It is deleted then and made anew. A namespace
-//! where that, or anything else, fails is named, and holds up no other.
+//! A tenant with write access to ConfigMaps can make ours immutable. It is then deleted and made anew. A namespace where
+//! that, or anything else, fails is named and does not delay the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -209,7 +209,7 @@ impl BundlePublisher for TrustBundleConfigMaps {
         }
         unreached.sort();
         match unreached.iter().find(|one| self.namespaces.is_control_plane(&one.namespace)) {
-            // Without it nothing of the mesh works: it is no namespace like others.
+            // The control plane's own namespace: nothing in the mesh works without the bundle there.
             Some(own) => Err(StoreError::Other(own.to_string())),
             None if unreached.is_empty() => Ok(()),
             None => Err(StoreError::Unreached(unreached)),

@@ -38,11 +38,19 @@ pub(super) async fn wait(cluster: &Cluster, limit: Duration) -> anyhow::Result<(
     let deadline = Instant::now() + limit;
     let mut said = BTreeSet::new();
     loop {
-        let unready = unready(cluster).await?;
-        if unready.is_empty() {
-            return Ok(());
-        }
-        let obstacles = obstacles(cluster, &unready).await?;
+        let (unready, obstacles) = match look(cluster).await {
+            Ok((unready, _)) if unready.is_empty() => return Ok(()),
+            Ok(seen) => seen,
+            // The API server may be away for a moment; what is installed already is not given up for that.
+            Err(error) if Instant::now() < deadline => {
+                if said.insert((error.to_string(), String::new())) {
+                    eprintln!("waiting: {error:#}");
+                }
+                sleep_until(deadline.min(Instant::now() + INTERVAL)).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         for obstacle in &obstacles {
             if said.insert((obstacle.what.clone(), obstacle.reason.clone())) {
                 eprintln!("waiting: {obstacle}");
@@ -60,6 +68,13 @@ pub(super) async fn wait(cluster: &Cluster, limit: Duration) -> anyhow::Result<(
         }
         sleep_until(deadline.min(Instant::now() + INTERVAL)).await;
     }
+}
+
+/// Deployments that are not rolled out, and what keeps them.
+async fn look(cluster: &Cluster) -> anyhow::Result<(Vec<Deployment>, Vec<Obstacle>)> {
+    let unready = unready(cluster).await?;
+    let obstacles = obstacles(cluster, &unready).await?;
+    Ok((unready, obstacles))
 }
 
 /// What to say where replicas would have to share nodes.

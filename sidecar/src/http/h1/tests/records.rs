@@ -8,8 +8,6 @@ use tokio::io::AsyncWriteExt;
 use super::world::{World, local, read_head, read_until};
 use crate::limits::Limits;
 use crate::telemetry::Telemetry;
-use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink, AccessLogTarget};
-use crate::telemetry::metrics::DataPlaneMetrics;
 
 /// An access log in a file.
 pub(super) struct Log {
@@ -23,9 +21,7 @@ impl Log {
 
     /// A world that tells this log of its requests.
     pub(super) async fn world(&self) -> World {
-        let sink = AccessLogSink::open(&AccessLogTarget::File(self.path())).unwrap();
-        let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
-        let telemetry = Telemetry::new(&DataPlaneMetrics::new(Some(sink)), Some(log));
+        let telemetry = Telemetry::in_file(&self.path());
         World::telling(Limits::default(), telemetry).await
     }
 

@@ -19,8 +19,6 @@ use super::kit::{
 };
 use crate::limits::Limits;
 use crate::telemetry::Telemetry;
-use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink, AccessLogTarget};
-use crate::telemetry::metrics::DataPlaneMetrics;
 
 const BAD_REQUEST: Fate = Fate::Status(400);
 const RESET: Fate = Fate::Reset(1);
@@ -85,9 +83,7 @@ fn a_malformed_request_is_its_own_fault_and_told_of() {
             Response::new(full("answer"))
         })
         .await;
-        let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
-        let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
-        let telemetry = Telemetry::new(&DataPlaneMetrics::new(Some(sink)), Some(log));
+        let telemetry = Telemetry::in_file(&path);
         let sidecar = Sidecar::telling(app.address, AppProtocol::Http, Limits::default(), telemetry);
         let mut client = sidecar.connect_raw().await;
         send(&mut client, 1, &head(&[(b":path", b"/wait")])).await;
@@ -243,9 +239,7 @@ fn a_head_that_is_too_large_is_told_of() {
     let path = folder.path().join("access.log");
     run(async {
         let app = App::echo(Speaks::Http1).await;
-        let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
-        let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
-        let telemetry = Telemetry::new(&DataPlaneMetrics::new(Some(sink)), Some(log));
+        let telemetry = Telemetry::in_file(&path);
         let limits = Limits { head_bytes: 8 * 1024, ..Limits::default() };
         let sidecar = Sidecar::telling(app.address, AppProtocol::Http, limits, telemetry);
         let mut client = sidecar.connect_raw().await;

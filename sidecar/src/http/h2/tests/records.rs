@@ -10,8 +10,6 @@ use super::kit::{GET, Sidecar, full, get, run, text, until};
 use crate::http::h2::DynBody;
 use crate::limits::Limits;
 use crate::telemetry::Telemetry;
-use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink, AccessLogTarget};
-use crate::telemetry::metrics::DataPlaneMetrics;
 
 #[test]
 fn every_request_is_told_of_whoever_answered_it() {
@@ -26,9 +24,7 @@ fn every_request_is_told_of_whoever_answered_it() {
             Response::new(full("answer"))
         })
         .await;
-        let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
-        let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
-        let telemetry = Telemetry::new(&DataPlaneMetrics::new(Some(sink)), Some(log));
+        let telemetry = Telemetry::in_file(&path);
         let sidecar = Sidecar::telling(app.address, AppProtocol::Http, Limits::default(), telemetry);
         let mut client = sidecar.connect().await;
 
@@ -116,9 +112,7 @@ fn an_answer_that_is_refused_is_told_of_with_its_cause_and_one_that_can_be_mende
                 let _ = socket.read(&mut [0; 1024]).await;
             })
             .await;
-            let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone())).unwrap();
-            let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
-            let telemetry = Telemetry::new(&DataPlaneMetrics::new(Some(sink)), Some(log));
+            let telemetry = Telemetry::in_file(&path);
             let sidecar = Sidecar::telling(app.address, AppProtocol::Http, Limits::default(), telemetry);
             let mut client = sidecar.connect().await;
             assert_eq!(client.get("/").await.0, *status, "{}", answer.escape_ascii());
