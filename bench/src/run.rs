@@ -40,6 +40,9 @@ pub(crate) struct Options {
     /// Requests a second of the open loop.
     #[arg(long, value_delimiter = ',', default_value = "1000,3000")]
     rates: Vec<u32>,
+    /// Length of each open loop: in a short one, a few pauses of the machine decide the p99.
+    #[arg(long, default_value_t = 8.0)]
+    open_seconds: f64,
     /// Connections that rest, for the memory of one.
     #[arg(long, default_value_t = 1000)]
     idle: usize,
@@ -64,7 +67,10 @@ struct Bench<'a> {
     options: &'a Options,
     directory: &'a Path,
     certificates: Certificates,
+    /// The app that proxies forward to, on the load's core.
     app: std::net::SocketAddr,
+    /// The same app on the proxy's core, for the open loop without a proxy.
+    app_across: std::net::SocketAddr,
 }
 
 pub(crate) fn main(options: Options) -> Result<()> {
@@ -99,8 +105,9 @@ async fn measure(options: &Options) -> Result<Results> {
 
     let directory = tempfile::Builder::new().prefix("tidegate-bench-").tempdir()?;
     let certificates = Certificates::create(directory.path())?;
-    let (_app_process, app) = start_app(options.load_core, directory.path()).await?;
-    let bench = Bench { options, directory: directory.path(), certificates, app };
+    let (_app_process, app) = start_app("app", options.load_core, directory.path()).await?;
+    let (_across_process, app_across) = start_app("app-across", options.proxy_core, directory.path()).await?;
+    let bench = Bench { options, directory: directory.path(), certificates, app, app_across };
 
     let began = Instant::now();
     let mut rounds = Vec::new();
@@ -156,7 +163,7 @@ impl Bench<'_> {
             .transpose()?;
         let refusal = check::refuses_others(&running).await?;
 
-        let Options { seconds, warm_up, idle, .. } = *self.options;
+        let Options { seconds, open_seconds, warm_up, idle, .. } = *self.options;
         // First, while no load has stretched its buffers.
         let idle = self.load(&running, &directory, load::Kind::Idle { connections: idle }).await?;
         let mut closed = BTreeMap::new();
@@ -164,10 +171,15 @@ impl Bench<'_> {
             let kind = load::Kind::Closed { connections, seconds, warm_up };
             closed.insert(connections, self.load(&running, &directory, kind).await?);
         }
+        // Without a proxy, latency is that of a wake-up across the cores: what the machine adds to each hop of the others.
+        let across = match target {
+            Target::Direct => Some(Running::without_proxy(self.app_across)),
+            _ => None,
+        };
         let mut open = BTreeMap::new();
         for rate in self.options.rates.iter().copied() {
-            let kind = load::Kind::Open { rate, connections: 64, seconds, warm_up };
-            open.insert(rate, self.load(&running, &directory, kind).await?);
+            let kind = load::Kind::Open { rate, connections: 64, seconds: open_seconds, warm_up };
+            open.insert(rate, self.load(across.as_ref().unwrap_or(&running), &directory, kind).await?);
         }
         let kind = load::Kind::Handshakes { connections: 16, seconds, warm_up };
         let handshakes = self.load(&running, &directory, kind).await?;
@@ -211,7 +223,8 @@ impl Bench<'_> {
         }
         arguments.extend(kind.arguments());
         let (process, output) = Process::start_own("load", self.options.load_core, directory, arguments)?;
-        let limit = STALL + Duration::from_secs_f64(self.options.warm_up + self.options.seconds);
+        let longest = self.options.seconds.max(self.options.open_seconds);
+        let limit = STALL + Duration::from_secs_f64(self.options.warm_up + longest);
         // The load still runs when its sockets are looked at.
         let load = process.output(output);
         tokio::pin!(load);
@@ -235,8 +248,8 @@ fn sockets() -> String {
     }
 }
 
-async fn start_app(core: usize, directory: &Path) -> Result<(Process, std::net::SocketAddr)> {
-    let (mut process, stdout) = Process::start_own("app", core, directory, ["app"])?;
+async fn start_app(name: &str, core: usize, directory: &Path) -> Result<(Process, std::net::SocketAddr)> {
+    let (mut process, stdout) = Process::start_own(name, core, directory, ["app"])?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line).await?;
     let Some(address) = line.trim().strip_prefix(app::LISTENING) else {

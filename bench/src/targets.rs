@@ -107,7 +107,7 @@ impl Target {
     /// Starts it. It may not serve yet.
     pub(crate) async fn start(self, site: &Site<'_>) -> Result<Running> {
         match self {
-            Self::Direct => Ok(Running { processes: vec![], measured: None, address: site.app, tls: None }),
+            Self::Direct => Ok(Running::without_proxy(site.app)),
             Self::Tidegate => tidegate::start(site).await,
             Self::Nginx => nginx::start(site),
             Self::Haproxy => haproxy::start(site),
@@ -149,6 +149,11 @@ impl Programs {
 }
 
 impl Running {
+    /// The app itself.
+    pub(crate) fn without_proxy(app: SocketAddr) -> Self {
+        Self { processes: vec![], measured: None, address: app, tls: None }
+    }
+
     /// One process that carries all the traffic, clients known by the run's own certificates.
     fn single(process: Process, address: SocketAddr, certificates: &Certificates) -> Self {
         let tls = ClientFiles {
