@@ -32,7 +32,8 @@ pub struct App {
 pub struct Conversation {
     stream: TcpStream,
     unread: Vec<u8>,
-    recording: Arc<Mutex<Vec<u8>>>,
+    /// `None` where what is received is not kept.
+    recording: Option<Arc<Mutex<Vec<u8>>>>,
     shared: Arc<Shared>,
     patience: Option<Duration>,
 }
@@ -51,6 +52,14 @@ impl App {
         address: SocketAddr,
         handler: impl Fn(&mut Conversation) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
+        Self::start_recording(true, address, handler)
+    }
+
+    fn start_recording(
+        records: bool,
+        address: SocketAddr,
+        handler: impl Fn(&mut Conversation) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("app at {address}: {error}"));
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
@@ -62,8 +71,8 @@ impl App {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
-                let recording = Arc::new(Mutex::new(Vec::new()));
-                shared.recordings.lock().unwrap().push(recording.clone());
+                let recording = records.then(Arc::default);
+                shared.recordings.lock().unwrap().extend(recording.clone());
                 let (handler, shared) = (handler.clone(), shared.clone());
                 thread::spawn(move || {
                     let mut conversation =
@@ -79,6 +88,11 @@ impl App {
     /// Answers each request with what it was, as httpbin does: see [`echo`].
     pub fn echo(address: SocketAddr) -> Self {
         Self::start(address, echo)
+    }
+
+    /// The same for a long load: keeps nothing of what it receives.
+    pub fn echo_unrecorded(address: SocketAddr) -> Self {
+        Self::start_recording(false, address, echo)
     }
 
     /// Answers each request with these bytes.
@@ -233,6 +247,14 @@ impl Conversation {
         }
     }
 
+    /// Waits until the client closes its side.
+    pub fn wait_for_end(&mut self) -> io::Result<()> {
+        while self.read_some()? {
+            self.unread.clear();
+        }
+        Ok(())
+    }
+
     /// Pauses, or less if the app ends; `false` when it does.
     pub fn pause(&self, time: Duration) -> bool {
         let gate = self.shared.gate.lock().unwrap();
@@ -258,7 +280,9 @@ impl Conversation {
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Ok(false),
                 Ok(length) => {
-                    self.recording.lock().unwrap().extend_from_slice(&buffer[..length]);
+                    if let Some(recording) = &self.recording {
+                        recording.lock().unwrap().extend_from_slice(&buffer[..length]);
+                    }
                     self.unread.extend_from_slice(&buffer[..length]);
                     return Ok(true);
                 }
@@ -270,8 +294,8 @@ impl Conversation {
     }
 }
 
-/// Answers with the request as JSON. `/hold` waits for [`App::release`] first, `/stream` sends a chunk each 50 ms
-/// until the client is gone, `/bytes/<n>` sends as many, and `upgrade: websocket` is granted: from then on bytes are
+/// Answers with the request as JSON. `/hold` waits for [`App::release`] first, `/never` gets no answer until the client
+/// is gone, `/stream` sends a chunk each 50 ms until then, `/bytes/<n>` sends as many, and `upgrade: websocket` is granted: from then on bytes are
 /// sent back as they come.
 pub fn echo(conversation: &mut Conversation) -> io::Result<()> {
     while let Some(request) = conversation.request()? {
@@ -284,6 +308,7 @@ pub fn echo(conversation: &mut Conversation) -> io::Result<()> {
         let path = request.target().split('?').next().unwrap_or_default().to_owned();
         match path.as_str() {
             "/hold" => conversation.wait_for_release(),
+            "/never" => return conversation.wait_for_end(),
             "/stream" => return stream(conversation),
             _ => {}
         }

@@ -73,9 +73,9 @@ impl Site {
         );
         let standalone = Standalone::start();
         let apps = [
-            App::echo(mesh.app_port(PORT)),
-            App::echo(mesh.app_port(MUTUAL_PORT)),
-            App::echo(standalone.block.at(20, PORT)),
+            App::echo_unrecorded(mesh.app_port(PORT)),
+            App::echo_unrecorded(mesh.app_port(MUTUAL_PORT)),
+            App::echo_unrecorded(standalone.block.at(20, PORT)),
         ];
         let grpc = H2cApp::start(mesh.app_port(GRPC_PORT));
         Self { mesh, standalone, _apps: apps, _grpc: grpc, edits: 0 }
