@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tidegate_tests::app::App;
 use tidegate_tests::app::h2c::H2cApp;
+use tidegate_tests::app::{App, echo};
 use tidegate_tests::client::Client;
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
@@ -60,8 +60,8 @@ impl Site {
                 ),
             ],
         );
-        let apps = [PORT, MUTUAL_PORT].map(|port| App::echo(mesh.app_port(port)));
-        let grpc = H2cApp::start(mesh.app_port(GRPC_PORT));
+        let apps = [PORT, MUTUAL_PORT].map(|port| App::unrecorded(mesh.app_port(port), echo));
+        let grpc = H2cApp::unrecorded(mesh.app_port(GRPC_PORT));
         Self { mesh, _apps: apps, _grpc: grpc }
     }
 

@@ -257,11 +257,10 @@ fn event_stream(kind: &Kind, way: &Way) {
     }
 }
 
-/// Asks for what never comes, and leaves. The request must end at the app too: its thread waits for that, and the
-/// sidecar's files are counted.
+/// Asks for what never comes, and leaves: the request must end at the app, too, or files are left open.
 fn leave(kind: &Kind, way: &Way) {
     let Some(mut connection) = kind.connect(way) else { return };
-    connection.write(b"GET /never HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
+    connection.write(b"GET /hold HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
     thread::park_timeout(PAUSE);
     kind.count(Ok(()));
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tidegate_tests::app::App;
 use tidegate_tests::app::h2c::H2cApp;
+use tidegate_tests::app::{App, echo};
 use tidegate_tests::client::{Client, Tls};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::load::SecretFiles;
@@ -73,11 +73,11 @@ impl Site {
         );
         let standalone = Standalone::start();
         let apps = [
-            App::echo_unrecorded(mesh.app_port(PORT)),
-            App::echo_unrecorded(mesh.app_port(MUTUAL_PORT)),
-            App::echo_unrecorded(standalone.block.at(20, PORT)),
+            App::unrecorded(mesh.app_port(PORT), echo),
+            App::unrecorded(mesh.app_port(MUTUAL_PORT), echo),
+            App::unrecorded(standalone.block.at(20, PORT), echo),
         ];
-        let grpc = H2cApp::start(mesh.app_port(GRPC_PORT));
+        let grpc = H2cApp::unrecorded(mesh.app_port(GRPC_PORT));
         Self { mesh, standalone, _apps: apps, _grpc: grpc, edits: 0 }
     }
 
