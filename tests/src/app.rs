@@ -385,3 +385,33 @@ fn tcp_echo(conversation: &mut Conversation) -> io::Result<()> {
         conversation.write(&bytes)?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_held_request_ends_with_its_client_or_when_it_is_released() {
+        let (sender, ends) = mpsc::channel();
+        let sender = Mutex::new(sender);
+        let app = App::unrecorded((Ipv4Addr::LOCALHOST, 0).into(), move |conversation| {
+            conversation.request()?;
+            let end = conversation.hold()?;
+            sender.lock().unwrap().send(end).map_err(io::Error::other)
+        });
+        let ask = || {
+            let mut client = TcpStream::connect(app.address()).unwrap();
+            client.write_all(b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+            client
+        };
+        drop(ask());
+        assert_eq!(ends.recv_timeout(SOON), Ok(false));
+        let waits = ask();
+        app.release();
+        assert_eq!(ends.recv_timeout(SOON), Ok(true));
+        drop(waits);
+    }
+}
