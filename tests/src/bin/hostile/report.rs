@@ -31,14 +31,14 @@ const LOG_NOISE: u64 = 256 << 10;
 pub(crate) const JUDGEMENT: &str = "\
 How it is judged:
 
-The mesh has one processor, and attacker, healthy client and apps share another, where the attacker has what the others
-leave. Each target has a healthy client of its own: an ingress controller, kubelet, a client of the CA, a second sidecar,
-an API server. It must lose no request. Its 99th percentile must stay below twice of what it is while more such clients, in
-the place of the attacker, keep the daemon as busy as the attack did (\"busy\"); \"idle\" is that of before. Less than 10 ms,
-two turns of the scheduler, is good in any case.
+The mesh has one processor, and attacker, healthy client and apps share another, where the attacker has what the others \
+leave. Each target has a healthy client of its own: an ingress controller, kubelet, a client of the CA, a second sidecar, an \
+API server. It must lose no request. Its 99th percentile must stay below twice of what it is while more such clients, in the \
+place of the attacker, keep the daemon as busy as the attack did (\"busy\"); \"idle\" is that of before. Less than 10 ms, two \
+turns of the scheduler, is good in any case.
 
-Memory at the peak may be 10 bytes for each that the attacker has sent, 16 KiB (one TLS record) for each connection that it
-holds, 4 KiB (one buffer for a head) for each stream that it holds, and 4 MiB of an allocator's noise. The log may grow by a
+Memory at the peak may be 10 bytes for each that the attacker has sent, 16 KiB (one TLS record) for each connection that it \
+holds, 4 KiB (one buffer for a head) for each stream that it holds, and 4 MiB of an allocator's noise. The log may grow by a \
 byte for each that was sent, and by 256 KiB. Processor time is reported.";
 
 /// The result of every attack.

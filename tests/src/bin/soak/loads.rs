@@ -16,6 +16,8 @@ use crate::site::Way;
 const PER_CONNECTION: u32 = 500;
 /// Between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between two clients that leave. The sidecar keeps each for a while, so that their pace is seen in its open files.
+const LEAVING: Duration = Duration::from_millis(100);
 /// How long any answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one tunnel or event stream is kept.
@@ -270,7 +272,7 @@ pub(crate) fn event_stream(kind: &Kind, way: &Way) {
 pub(crate) fn leave(kind: &Kind, way: &Way) {
     let Some(mut connection) = kind.connect(way) else { return };
     connection.write(b"GET /hold HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
-    thread::park_timeout(PAUSE);
+    thread::park_timeout(LEAVING);
     kind.count(Ok(()));
 }
 

@@ -12,8 +12,10 @@ use crate::samples::{Samples, Trend};
 
 /// Memory that a process may grow by in an hour, MiB.
 const MOST_GROWTH: f64 = 1.0;
-/// By how much the mean of open files may differ from the first quarter of the time to the last.
+/// By how much the mean of open files may grow from the first quarter of the time to the last: by so many, ...
 const MOST_FILES: f64 = 10.0;
+/// ... and by this part of it, because clients that leave do so a little faster or slower as the machine is busy.
+const MOST_FILES_PART: f64 = 0.05;
 
 /// The whole result.
 pub(crate) struct Report {
@@ -66,7 +68,7 @@ impl Report {
 
 fn is_flat(trend: &Trend) -> bool {
     trend.slope.is_none_or(|slope| slope < MOST_GROWTH)
-        && trend.mean_files.1 - trend.mean_files.0 < MOST_FILES
+        && trend.mean_files.1 - trend.mean_files.0 < MOST_FILES + MOST_FILES_PART * trend.mean_files.0
 }
 
 impl fmt::Display for Report {
