@@ -1,8 +1,12 @@
 //! The attacks, in the order in which they are run.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use crate::healthy::{self, Healthy};
 use crate::site::{Site, Target};
@@ -69,8 +73,13 @@ pub(crate) fn all() -> Vec<Attack> {
     ]
 }
 
-/// Opens `count` of something, each a connection, and keeps them until the time is over. Opening says what was sent.
-pub(crate) fn hold<T>(count: usize, time: Duration, mut open: impl FnMut() -> io::Result<(T, u64)>) -> Sent {
+/// Opens `count` connections and keeps them until the time is over; those that the mesh has ended by then are not held.
+/// Opening says what was sent.
+pub(crate) fn hold<T: AsFd>(
+    count: usize,
+    time: Duration,
+    mut open: impl FnMut() -> io::Result<(T, u64)>,
+) -> Sent {
     let end = Instant::now() + time;
     let (mut held, mut bytes) = (Vec::new(), 0);
     for _ in 0..count {
@@ -86,7 +95,15 @@ pub(crate) fn hold<T>(count: usize, time: Duration, mut open: impl FnMut() -> io
     while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
         thread::park_timeout(left);
     }
-    Sent { bytes, connections: held.len() as u64, streams: 0 }
+    Sent::new(bytes, held.iter().filter(|connection| is_open(connection)).count())
+}
+
+/// Whether the peer has not ended a connection, as far as what it has sent and was not read lets see.
+fn is_open(connection: &impl AsFd) -> bool {
+    match recv(connection, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((read, _)) => read > 0,
+        Err(error) => error == Errno::AGAIN,
+    }
 }
 
 /// Does something over and over until the time is over; what was sent. After a failure it rests for a moment.
