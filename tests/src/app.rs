@@ -1,4 +1,4 @@
-//! Apps behind a sidecar. Each records every byte that it receives.
+//! Apps behind a sidecar. Each records every byte that it receives, unless it is to run for long.
 
 pub mod h2c;
 
@@ -17,6 +17,8 @@ use crate::wait::{self, SOON};
 
 /// How long an app waits for a byte before it looks whether it is to end.
 const TICK: Duration = Duration::from_millis(50);
+/// The same for a request that is held: there may be many at a time.
+const HELD_TICK: Duration = Duration::from_millis(200);
 
 /// A TCP server; ends when dropped.
 #[derive(Debug)]
@@ -32,7 +34,6 @@ pub struct App {
 pub struct Conversation {
     stream: TcpStream,
     unread: Vec<u8>,
-    /// `None` where what is received is not kept.
     recording: Option<Arc<Mutex<Vec<u8>>>>,
     shared: Arc<Shared>,
     patience: Option<Duration>,
@@ -52,12 +53,20 @@ impl App {
         address: SocketAddr,
         handler: impl Fn(&mut Conversation) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self::start_recording(true, address, handler)
+        Self::listen(address, true, handler)
     }
 
-    fn start_recording(
-        records: bool,
+    /// [`App::start`] without a recording: for an app that runs for long, or gets much.
+    pub fn unrecorded(
         address: SocketAddr,
+        handler: impl Fn(&mut Conversation) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(address, false, handler)
+    }
+
+    fn listen(
+        address: SocketAddr,
+        is_recorded: bool,
         handler: impl Fn(&mut Conversation) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("app at {address}: {error}"));
@@ -71,7 +80,7 @@ impl App {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
-                let recording = records.then(Arc::default);
+                let recording = is_recorded.then(|| Arc::new(Mutex::new(Vec::new())));
                 shared.recordings.lock().unwrap().extend(recording.clone());
                 let (handler, shared) = (handler.clone(), shared.clone());
                 thread::spawn(move || {
@@ -88,11 +97,6 @@ impl App {
     /// Answers each request with what it was, as httpbin does: see [`echo`].
     pub fn echo(address: SocketAddr) -> Self {
         Self::start(address, echo)
-    }
-
-    /// The same for a long load: keeps nothing of what it receives.
-    pub fn echo_unrecorded(address: SocketAddr) -> Self {
-        Self::start_recording(false, address, echo)
     }
 
     /// Answers each request with these bytes.
@@ -216,7 +220,7 @@ impl Conversation {
         }
     }
 
-    /// Bytes that have come and that nobody has taken; waits for some. Empty at the end of the connection.
+    /// Bytes that have been received and not been taken yet; waits for some. Empty at the end of the connection.
     pub fn bytes(&mut self) -> io::Result<Vec<u8>> {
         if self.unread.is_empty() {
             self.read_some()?;
@@ -247,12 +251,20 @@ impl Conversation {
         }
     }
 
-    /// Waits until the client closes its side.
-    pub fn wait_for_end(&mut self) -> io::Result<()> {
-        while self.read_some()? {
-            self.unread.clear();
+    /// Waits for [`App::release`] or for the client's end; whether it was released. A client that has sent more is not
+    /// seen to end.
+    pub fn hold(&self) -> io::Result<bool> {
+        self.stream.set_read_timeout(Some(HELD_TICK))?;
+        while !*self.shared.gate.lock().unwrap() {
+            match self.stream.peek(&mut [0]) {
+                Ok(0) => return Ok(false),
+                Ok(_) => self.wait_for_release(),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Pauses, or less if the app ends; `false` when it does.
@@ -294,24 +306,13 @@ impl Conversation {
     }
 }
 
-/// Answers with the request as JSON. `/hold` waits for [`App::release`] first, `/never` gets no answer until the client
-/// is gone, `/stream` sends a chunk each 50 ms until then, `/bytes/<n>` sends as many, and `upgrade: websocket` is granted: from then on bytes are
-/// sent back as they come.
+/// Answers with the request as JSON, but for what [`lasting`] answers. `/bytes/<n>` sends as many.
 pub fn echo(conversation: &mut Conversation) -> io::Result<()> {
     while let Some(request) = conversation.request()? {
-        if request.value("upgrade").is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
-            conversation.write(
-                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
-            )?;
-            return tcp_echo(conversation);
+        if lasting(conversation, &request)? {
+            return Ok(());
         }
-        let path = request.target().split('?').next().unwrap_or_default().to_owned();
-        match path.as_str() {
-            "/hold" => conversation.wait_for_release(),
-            "/never" => return conversation.wait_for_end(),
-            "/stream" => return stream(conversation),
-            _ => {}
-        }
+        let path = request.target().split('?').next().unwrap_or_default();
         if let Some(count) = path.strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok()) {
             send_bytes(conversation, count)?;
             continue;
@@ -319,6 +320,23 @@ pub fn echo(conversation: &mut Conversation) -> io::Result<()> {
         conversation.write(&describe(&request))?;
     }
     Ok(())
+}
+
+/// Does what takes time or the whole connection; whether that was all of it. `/hold` waits for [`App::release`], and is
+/// then answered like any other path; `/stream` sends a chunk each 50 ms until the client is gone; `upgrade: websocket` is
+/// granted: from then on bytes are sent back as they come.
+pub fn lasting(conversation: &mut Conversation, request: &Message) -> io::Result<bool> {
+    if request.value("upgrade").is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
+        conversation.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        )?;
+        return tcp_echo(conversation).map(|()| true);
+    }
+    match request.target().split('?').next().unwrap_or_default() {
+        "/hold" => conversation.hold().map(|is_released| !is_released),
+        "/stream" => stream(conversation).map(|()| true),
+        _ => Ok(false),
+    }
 }
 
 fn describe(request: &Message) -> Vec<u8> {
@@ -365,5 +383,35 @@ fn tcp_echo(conversation: &mut Conversation) -> io::Result<()> {
             return conversation.finish();
         }
         conversation.write(&bytes)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_held_request_ends_with_its_client_or_when_it_is_released() {
+        let (sender, ends) = mpsc::channel();
+        let sender = Mutex::new(sender);
+        let app = App::unrecorded((Ipv4Addr::LOCALHOST, 0).into(), move |conversation| {
+            conversation.request()?;
+            let end = conversation.hold()?;
+            sender.lock().unwrap().send(end).map_err(io::Error::other)
+        });
+        let ask = || {
+            let mut client = TcpStream::connect(app.address()).unwrap();
+            client.write_all(b"GET /hold HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+            client
+        };
+        drop(ask());
+        assert_eq!(ends.recv_timeout(SOON), Ok(false));
+        let waits = ask();
+        app.release();
+        assert_eq!(ends.recv_timeout(SOON), Ok(true));
+        drop(waits);
     }
 }

@@ -5,6 +5,7 @@ mod tls;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustls::ClientConnection;
@@ -319,6 +320,12 @@ impl Connection {
         }
         self.stream.set_read_timeout(Some(left)).unwrap();
         Ok(())
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 

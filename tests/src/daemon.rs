@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::http1::Message;
+use crate::process;
 use crate::wait::{self, SOON};
 
 /// A program that runs; killed when dropped.
@@ -152,11 +153,14 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Bytes that it wrote, to both outputs.
+    pub fn log_bytes(&self) -> u64 {
+        fs::metadata(&self.log).map_or(0, |log| log.len())
+    }
+
     /// Resident memory in bytes.
     pub fn resident_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+        process::resident_bytes(self.pid()).unwrap_or_else(|| panic!("{} has ended", self.name))
     }
 
     /// From now on it gets no more memory of its own than this; it ends when it asks for more.
@@ -168,18 +172,12 @@ impl Daemon {
 
     /// Processor time that it has used, to a hundredth of a second.
     pub fn processor_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        // The second field is the program's name, in parentheses, with whatever it holds.
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
-        Duration::from_millis(10 * ticks)
+        process::processor_time(self.pid()).unwrap_or_else(|| panic!("{} has ended", self.name))
     }
 
     /// What its open files are, as `/proc` names them.
     pub fn open_files(&self) -> Vec<String> {
-        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
-        let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-        links.map(|link| link.to_string_lossy().into_owned()).collect()
+        process::open_files(self.pid()).unwrap_or_else(|| panic!("{} has ended", self.name))
     }
 
     /// GET at the admin address.

@@ -34,7 +34,7 @@ impl Helm {
         let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         let cache = cache.or_else(|| env::home_dir().map(|home| home.join(".cache"))).unwrap();
         let program = cache.join("tidegate/helm").join(name);
-        assert!(program.exists(), "there is no {}; tests/helm gets it", program.display());
+        assert!(program.exists(), "{} is missing: tests/helm downloads it", program.display());
         Self { program }
     }
 

@@ -18,6 +18,7 @@ pub mod workload;
 use std::time::Duration;
 
 pub use self::cluster::Cluster;
+pub use self::process::PodProcess;
 
 /// How long anything may take that a cluster does soon: a rollout, a volume that follows its ConfigMap.
 pub const ROLLOUT: Duration = Duration::from_secs(120);

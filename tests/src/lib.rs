@@ -2,8 +2,8 @@
 //!
 //! A suite starts a [`mesh::Mesh`] (CA, controller and sidecars as processes, objects in a folder), puts an
 //! [`app`] behind a sidecar, and comes as a client: [`client`] byte by byte, [`openssl`] and [`nginx`] as users do,
-//! [`load`] all the time while something is changed. Nothing of the daemons' code is linked in. Start reading at
-//! [`mesh`].
+//! [`load`] all the time while something is changed. Nothing of the daemons' code is linked in. [`standalone::Standalone`]
+//! is the whole mesh in one process. Start reading at [`mesh`].
 //!
 //! [`kubernetes`] is the same on a real cluster.
 //!
@@ -17,6 +17,7 @@ pub mod app;
 pub mod capture;
 pub mod client;
 pub mod daemon;
+pub mod files;
 pub mod golden;
 pub mod helm;
 pub mod http1;
@@ -29,6 +30,9 @@ pub mod nginx;
 pub mod objects;
 pub mod openssl;
 pub mod pki;
+pub mod process;
 pub mod prometheus;
+pub mod standalone;
 pub mod tokens;
 pub mod wait;
+pub mod webhook;

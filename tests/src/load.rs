@@ -190,7 +190,7 @@ impl SecretFiles {
     }
 }
 
-/// A response that goes on for as long as nobody ends it.
+/// A response that goes on until it is ended.
 #[derive(Debug)]
 pub struct LongStream {
     ends: Arc<AtomicBool>,

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::client::{Client, Tls};
 use crate::daemon::Daemon;
+use crate::files::replace;
 use crate::load::SecretFiles;
 use crate::loopback::Block;
 use crate::pki::{Authority, Credentials, INGRESS_CLIENT, Leaf};
@@ -119,11 +120,11 @@ impl Mesh {
         for name in ["objects", "tokens", "given", "state", "secrets"] {
             fs::create_dir(path.join(name)).unwrap();
         }
-        write(&path.join("given/ca.crt"), &root.pem());
-        write(&path.join("given/ca.key"), &root.key_pem());
-        write(&path.join("token.pub"), &token_key.public_pem());
-        write(&path.join("tokens/controller"), &token_key.token("tidegate-system", "tidegate-controller"));
-        write(&path.join("tokens/httpbin"), &token_key.token("httpbin", "httpbin"));
+        replace(&path.join("given/ca.crt"), &root.pem());
+        replace(&path.join("given/ca.key"), &root.key_pem());
+        replace(&path.join("token.pub"), &token_key.public_pem());
+        replace(&path.join("tokens/controller"), &token_key.token("tidegate-system", "tidegate-controller"));
+        replace(&path.join("tokens/httpbin"), &token_key.token("httpbin", "httpbin"));
         let ca = Daemon::new(
             "tidegate-cert-manager",
             "ca",
@@ -181,13 +182,13 @@ impl Mesh {
     pub fn write_objects(&mut self, file: &str, text: &str) -> String {
         let generation = self.generations.get(file).copied().unwrap_or_default() + 1;
         self.generations.insert(file.to_owned(), generation);
-        // A policy of nobody's, at another line each time: its status tells that this version of the file was read.
+        // A policy for no workload, at another line each time: its status shows that this version of the file was read.
         let mut marker =
             objects::policy(file, &[objects::backend("marker", 1, "http")], &[objects::gateway()]);
         marker["metadata"]["namespace"] = "marker".into();
         let content = format!("{}{marker}\n---\n{text}\n", "\n".repeat(generation));
         let path = self.path().join("objects").join(format!("{file}.yaml"));
-        write(&path, &content);
+        replace(&path, &content);
         format!("{file}.yaml:{}", generation + 1)
     }
 
@@ -195,7 +196,7 @@ impl Mesh {
     #[track_caller]
     pub fn apply_verbatim(&self, file: &str, text: &str) {
         let before = self.versions();
-        write(&self.path().join("objects").join(file), text);
+        replace(&self.path().join("objects").join(file), text);
         wait::until_true(&format!("{file} changes the policy"), SOON, || self.versions() != before);
         self.wait_acknowledged();
     }
@@ -298,7 +299,7 @@ impl Mesh {
         self.block.ip(GATEWAY)
     }
 
-    /// An address that nobody knows.
+    /// An address that no object names.
     pub fn stranger(&self) -> IpAddr {
         self.block.ip(99)
     }
@@ -377,7 +378,7 @@ impl Mesh {
 
     /// [`Mesh::transparent_sidecar`] of another pod of namespace `httpbin`, whose account has the same name.
     pub fn another_transparent_sidecar(&self, name: &str, user: u32, further: &[&str]) -> Daemon {
-        write(&self.path().join("tokens").join(name), &self.token_key.token("httpbin", name));
+        replace(&self.path().join("tokens").join(name), &self.token_key.token("httpbin", name));
         self.transparent(name, user, further)
     }
 
@@ -393,7 +394,7 @@ impl Mesh {
     /// The sidecar of another pod, `httpbin/caller`, which runs as an account of the same name; not started. Its app
     /// dials `destination` at [`Mesh::way_out`].
     pub fn caller(&mut self, destination: &str) -> Daemon {
-        write(&self.path().join("tokens/caller"), &self.token_key.token("httpbin", "caller"));
+        replace(&self.path().join("tokens/caller"), &self.token_key.token("httpbin", "caller"));
         let pod = objects::pod("caller", "caller", &self.block.ip(CALLER).to_string(), &[]);
         self.write_objects("caller", &pod.to_string());
         let block = &self.block;
@@ -411,7 +412,7 @@ impl Mesh {
     /// The injector of a cluster, with a certificate of this mesh; not started.
     pub fn injector(&self, kubeconfig: &Path) -> Daemon {
         let token = self.token_key.token("tidegate-system", "tidegate-injector");
-        write(&self.path().join("tokens/injector"), &token);
+        replace(&self.path().join("tokens/injector"), &token);
         let admin = self.block.at(INJECTOR, 15000);
         let mut arguments = Arguments::default();
         arguments
@@ -543,11 +544,4 @@ impl Arguments {
 
 fn seconds(time: Duration) -> String {
     format!("{}s", time.as_secs())
-}
-
-/// Replaces a file as a whole.
-fn write(path: &Path, text: &str) {
-    let fresh = path.with_extension("fresh");
-    fs::write(&fresh, text).unwrap();
-    fs::rename(&fresh, path).unwrap();
 }

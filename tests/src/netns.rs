@@ -118,7 +118,7 @@ impl Namespace {
         text
     }
 
-    /// All rules of both families and both rule sets, without comments and counts, and all chains that somebody made.
+    /// All rules of both families and both rule sets, without comments and counts, and all chains that were added.
     pub fn rules(&self) -> String {
         let mut rules = String::new();
         for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"] {
@@ -205,7 +205,7 @@ pub fn answer(name: &'static str, address: SocketAddr) {
                 IpAddr::V4(_) => socket.original_dst_v4(),
                 IpAddr::V6(_) => socket.original_dst_v6(),
             };
-            // Where nobody tracks connections, nothing was redirected.
+            // Where connections are not tracked, nothing was redirected.
             let dialled = SocketAddr::new(local.ip().to_canonical(), local.port());
             let original = original.ok().and_then(|original| original.as_socket()).unwrap_or(dialled);
             let _ = std::io::Write::write_all(&mut &stream, format!("{name} {original}").as_bytes());
@@ -228,7 +228,7 @@ pub fn ask(address: &str) -> String {
     }
 }
 
-/// Sends a SYN-ACK that nobody has asked for: connection tracking calls it invalid.
+/// Sends a SYN-ACK without a SYN before it: connection tracking calls it invalid.
 pub fn send_unasked_syn_ack(from: Ipv4Addr, to: Ipv4Addr, port: u16) {
     let mut segment = Vec::new();
     segment.extend_from_slice(&40_000u16.to_be_bytes());

@@ -1,4 +1,4 @@
-//! Certificates of every odd kind, signed by the mesh's root or by somebody else's.
+//! Certificates of every odd kind, signed by the mesh's root or by another one.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

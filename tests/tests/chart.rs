@@ -442,7 +442,7 @@ fn with_mesh_config(text: &str, spec: &Value) -> String {
     format!("{}{indent}\"spec\": {spec}{}", &text[..start], &text[end..])
 }
 
-/// The path of each value that is no object with fields.
+/// The path of each value but objects with fields.
 fn leaves(value: &Value, path: String, into: &mut Vec<String>) {
     match value.as_object() {
         Some(fields) if !fields.is_empty() => {

@@ -99,7 +99,11 @@ fn mesh_peers_are_workloads_and_permissive_mode_decides_about_them() {
     mesh.apply("config", &[objects::mesh_config(false)]);
     assert_eq!(client(&mesh, TlsVersion::Tls13).get("/get"), RESET, "permissive mode is off");
     let tls = mesh.tls().credentials(peer.clone());
-    assert_eq!(mesh.client().tls(tls).get("/get"), RESET, "a workload's certificate is no rule of the port");
+    assert_eq!(
+        mesh.client().tls(tls).get("/get"),
+        RESET,
+        "a workload's certificate is not a rule of the port"
+    );
     assert!(app.received().is_empty());
 }
 

@@ -29,7 +29,7 @@ fn at(ip: &str, port: u16) -> String {
     SocketAddr::new(ip.parse().unwrap(), port).to_string()
 }
 
-/// A pod in which somebody listens on the sidecar's ports and says what was captured; app and peer listen elsewhere.
+/// A pod in which a listener on the sidecar's ports says what was captured; app and peer listen elsewhere.
 fn pod_with_listeners() -> Pod {
     let pod = Pod::new();
     pod.pod.run(|| {
@@ -527,7 +527,7 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
         }
         let log = sidecar.log();
         assert!(log.contains("is the sidecar's own port"), "{log}");
-        // Another address of the pod's that Kubernetes does not know of, and one that is nobody's.
+        // Another address of the pod that Kubernetes does not know, and one that no host has.
         pod.ip("addr add 10.77.0.3/24 dev eth0");
         peer.run(|| {
             assert_eq!(

@@ -1,5 +1,5 @@
 //! Two pods as network namespaces, each with a sidecar and the kernel's rules: what their apps dial is led through both
-//! sidecars, and there is no way round them. Takes root.
+//! sidecars, and traffic cannot bypass them. Takes root.
 
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -25,9 +25,9 @@ const OK: Outcome = Outcome::Status(200);
 const RESET: Outcome = Outcome::Refused(End::Reset);
 
 const TCP_PORT: u16 = 14003;
-/// Listened at by the app, at loopback, and known to nobody.
+/// The app listens here, on loopback; no object names it.
 const LOCAL_PORT: u16 = 14009;
-/// The Service's addresses; nobody has them.
+/// The Service's addresses; no host has them.
 const SERVICE_IPS: [&str; 2] = ["10.96.0.20", "fd96::20"];
 const MARK: &str = "tidegate-plaintext-mark";
 
@@ -306,7 +306,7 @@ fn what_the_rules_leave_alone_is_ours_and_only_reads() {
                 let answer = scene.node.namespace().run(|| to.connect()?.request(request.as_bytes()));
                 answer.map_or(0, |answer| answer.status())
             };
-            // Nobody listens at the one that is kept for later.
+            // Nothing listens at the one that is kept for later.
             let good = if port == 15010 { "/ready" } else { "/osm-liveness-probe/app" };
             let is_read = matches!(port, 15010 | 15901);
             assert_eq!(ask("GET", good) == 200, is_read, "{port}");

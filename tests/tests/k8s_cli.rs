@@ -119,7 +119,7 @@ fn check_is_content_with_a_fresh_installation_and_names_what_is_wrong() {
     assert_eq!(alone["status"], "failed");
     assert!(alone["hint"].as_str().unwrap().contains("tidegate upgrade"), "{alone}");
 
-    // A pod that was there before its namespace joined, and a policy whose source nobody stands behind.
+    // A pod that was there before its namespace joined, and a policy whose source has no endpoints.
     let shop = Namespace::new("checked");
     Workload::http("server").deploy(&shop);
     shop.join();

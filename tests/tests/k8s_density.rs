@@ -15,7 +15,7 @@ use tidegate_tests::kubernetes::workload::Workload;
 const PODS: u32 = 60;
 const LIMIT: &str = "/proc/sys/fs/inotify/max_user_instances";
 
-/// No more inotify instances a user than the kernel's default: on a node that nobody has tuned. As it was when dropped.
+/// No more inotify instances a user than the kernel's default: as on a node without tuning. Restored when dropped.
 struct Untuned {
     before: String,
 }

@@ -149,7 +149,7 @@ fn the_gateways_certificate_opens_nothing_but_what_its_policies_say() {
 
     let all = ["http/1.1", "osm"];
     scene.policy("ours", &[backend("server", 14001, "https")], &[principal("somebody.else.cluster.local")]);
-    wait::until_true("the policy is there and admits somebody else", Duration::from_secs(30), || {
+    wait::until_true("the policy is there and admits another principal", Duration::from_secs(30), || {
         all.iter().all(|alpn| statuses(14001, alpn) == [403; 2])
     });
     mesh_is_closed(14001);

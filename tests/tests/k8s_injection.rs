@@ -135,7 +135,7 @@ fn pods_of_every_kind_become_ready_with_their_sidecar() {
         assert!(!pods.is_empty() && pods.iter().all(|pod| is_injected(&pod.json())), "{kind}");
     }
 
-    // A pod that somebody has copied, injected as it is, is another one like it.
+    // A copy of an injected pod is one like it.
     let mut copy = namespace.pod("several").json();
     let containers = copy["spec"]["initContainers"].clone();
     copy["metadata"] = json!({

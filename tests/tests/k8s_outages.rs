@@ -156,7 +156,7 @@ fn a_pod_is_ready_only_once_its_sidecar_has_its_policy() {
             let last = log.lines().rfind(|line| line.contains("waiting for"))?;
             (last.contains("policy") && !last.contains("certificate")).then(|| pod.clone())
         });
-    // With its certificate, and without a policy: the app is not started, and nobody is sent there.
+    // With its certificate, and without a policy: the app is not started, and no client is sent there.
     assert!(!is_ready(&pod) && !is_offered(&namespace, "server"), "{:#}", pod["status"]);
     assert_eq!(container(&pod, SIDECAR_CONTAINER)["ready"], false, "{:#}", pod["status"]);
     assert!(container(&pod, APP)["state"]["running"].is_null(), "{:#}", pod["status"]);
@@ -176,12 +176,12 @@ fn a_sidecar_that_comes_back_without_a_ca_takes_its_pod_out_of_its_services() {
     assert!(is_offered(&namespace, "server"));
     alone.mesh.scale("tidegate-cert-manager", 0);
     server.kill_sidecar();
-    wait::until_true("the pod is unready and offered to nobody", Duration::from_secs(30), || {
+    wait::until_true("the pod is unready and offered no more", Duration::from_secs(30), || {
         !is_ready(&server.json()) && !is_offered(&namespace, "server")
     });
     let pod = server.json();
     assert_eq!(container(&pod, SIDECAR_CONTAINER)["ready"], false, "{:#}", pod["status"]);
-    // It is the sidecar that says so: the app, whose probe nobody answers meanwhile, runs on.
+    // The sidecar says so: the app, whose probe goes unanswered meanwhile, runs on.
     assert_eq!(container(&pod, APP)["restartCount"], 0, "{:#}", pod["status"]);
     alone.mesh.scale("tidegate-cert-manager", 1);
     wait::until_true("the pod is ready and offered again", Duration::from_secs(90), || {

@@ -171,7 +171,7 @@ fn probes_of_every_kind_ask_the_app_and_a_sick_app_is_restarted() {
     }
     for (kind, _) in kinds {
         if kind == "tcp" {
-            // Whoever listens is well.
+            // An app that listens is well.
             continue;
         }
         namespace.pod(kind).get("http://127.0.0.1:8080/unhealthy").ok();
@@ -227,7 +227,7 @@ fn lifecycle_hooks_by_http_reach_the_app_and_fail_only_without_an_answer() {
     assert_eq!(status(8082), 500, "it was told that the app is stopped");
 
     namespace.pod("mute").delete();
-    let events = namespace.wait_for("kubelet sees that nobody answers", &["events"], |events| {
+    let events = namespace.wait_for("kubelet gets no answer", &["events"], |events| {
         let failed =
             events["items"].as_array()?.iter().filter(|event| event["reason"] == "FailedPreStopHook");
         let pods: Vec<_> = failed.map(|event| event["involvedObject"]["name"].clone()).collect();
@@ -240,7 +240,7 @@ fn lifecycle_hooks_by_http_reach_the_app_and_fail_only_without_an_answer() {
 fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_they_are_done() {
     Mesh::get();
     let namespace = Namespace::meshed("last-words");
-    // Whom the hooks tell: servers of the mesh, which take nothing from anybody else.
+    // The hooks call these servers of the mesh, which accept no other client.
     let told = ["by-http", "by-exec"];
     for name in told {
         Workload::new(name, &["serve", "--http=8080"]).port("http", 80, 8080).deploy(&namespace);
@@ -285,7 +285,7 @@ fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_t
         assert!([200, 500].contains(&status), "{name}: {status}");
         status == 500
     };
-    assert_eq!(told.map(has_heard), [false, false], "nobody has told before");
+    assert_eq!(told.map(has_heard), [false, false], "no hook has run before");
 
     namespace.kubectl(&["delete", "pod", "leaver", "--wait=false"]);
     let ends = namespace.wait_for("everything in it has ended", &["pod", "leaver"], |pod| {

@@ -33,7 +33,7 @@ impl ShortLived {
         cluster.load_images(&["sidecar", "controller", "cert-manager", "injector"]);
         install_crds(cluster);
         let mesh = Self { cluster, home: Namespace::named(MESH) };
-        // So long that nobody renews but for the new root, so short that `check` says that they end.
+        // Long enough that certificates are renewed only for the new root, short enough that `check` says that they end.
         let arguments = "[--default-lifetime=30m, --max-lifetime=30m, --bundle-propagation=1s]";
         let mut values = tempfile::NamedTempFile::new().unwrap();
         writeln!(values, "{VALUES}meshName: {MESH}\ncertManager: {{extraArgs: {arguments}}}").unwrap();
@@ -128,7 +128,7 @@ fn the_root_is_replaced_under_load_and_not_before_every_sidecar_is_ready_for_it(
         assert!(refused.stderr.contains(part), "{refused}");
     }
     assert_eq!(mesh.status()["step"], "trust-both");
-    // Whoever goes by the Secret trusts both roots by now.
+    // Clients that use the Secret trust both roots by now.
     mesh.gateway("ca.crt", |pem| certificates(pem) == 2);
 
     drop(sidecar);

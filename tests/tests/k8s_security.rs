@@ -158,7 +158,7 @@ fn the_controller_speaks_to_nobody_without_a_certificate_of_a_workload() {
         assert_eq!(tls(std::slice::from_ref(&stranger)), Outcome::Refused("alert 48".to_owned()));
     }
 
-    // A certificate of the mesh's authority that is no workload's, though it is called like one.
+    // A certificate of the mesh's authority that belongs to no workload, though its name looks like one.
     let name = format!("client.{}.cluster.local", clients.meshed.name());
     Mesh::get().patch_config(&json!({"certificate": {"ingressGateway": {
         "secret": {"name": "security-gateway", "namespace": CONTROL_PLANE},
@@ -458,7 +458,7 @@ fn paths(value: &Value) -> Vec<String> {
     found
 }
 
-/// What nobody expects in a field.
+/// Values that a field should never have.
 fn oddities() -> Vec<Value> {
     let nested = (0..40).fold(json!(1), |inner, _| json!([inner]));
     let mut odd = vec![
@@ -524,7 +524,7 @@ fn an_object_with_anything_in_any_field_gets_a_status_and_nobody_else_notices() 
     });
     let objects = odd_objects(policy, &spec);
     assert!(objects.len() > 300, "{}", objects.len());
-    // Made while nobody reviews them, so that the controller meets whatever the schema lets pass.
+    // Created while the webhook is away, so that the controller sees everything that the schema lets pass.
     let late = Namespace::new("odd");
     Workload::http("server").apply(&late);
     let (made, refusals) = create(&late, &objects);
@@ -538,7 +538,7 @@ fn an_object_with_anything_in_any_field_gets_a_status_and_nobody_else_notices() 
         without.is_empty().then_some(())
     });
 
-    // Whoever lists them on a terminal sees text, and nothing that acts.
+    // Listed on a terminal they are text, without control characters.
     let table = mesh.cluster().tidegate(["policy", "list", "--osm-namespace", CONTROL_PLANE]);
     let acting = table.lines().find(|line| line.contains(|c: char| c.is_control() || c == '\u{202e}'));
     assert_eq!(acting, None);
@@ -694,7 +694,7 @@ fn secrets(mesh: &Mesh) -> Vec<String> {
     for (name, data) in secret["data"].as_object().unwrap().iter().filter(|(name, _)| name.contains("key")) {
         let pem = String::from_utf8(BASE64_STANDARD.decode(data.as_str().unwrap()).unwrap()).unwrap();
         // A line of its base64.
-        found.push(pem.lines().nth(1).unwrap_or_else(|| panic!("{name} is no PEM")).to_owned());
+        found.push(pem.lines().nth(1).unwrap_or_else(|| panic!("{name} is not PEM")).to_owned());
     }
     assert!(found.len() > 4, "the root's Secret holds a key");
     found
@@ -724,7 +724,7 @@ fn no_log_and_no_page_holds_a_key_or_a_token_even_at_trace_level() {
     }
 
     // Everything that has to do with keys and tokens: a sidecar that starts, asks for its certificate and for its
-    // policy, a CSR that is refused, a token that is no good, an admission.
+    // policy, a CSR that is refused, a token that is not valid, an admission.
     Workload::client("client").deploy(&shop);
     let client = shop.pod("client");
     client.get_until("http://server/get", 200);

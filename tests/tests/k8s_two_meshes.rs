@@ -122,7 +122,7 @@ fn two_meshes_in_one_cluster_have_nothing_to_do_with_each_other() {
     assert_ne!(bundle(&ours, first), bundle(&theirs, &other));
     assert_eq!((bundle(&theirs, first), bundle(&ours, &other)), (None, None));
 
-    // Within a mesh everybody is let in, from the other one nobody.
+    // Within a mesh all workloads are let in, of the other one none.
     our_client.get_until(&url(&ours), 200);
     their_client.get_until(&url(&theirs), 200);
     let refused = Outcome::Refused("reset".to_owned());

@@ -209,7 +209,7 @@ fn a_fast_sender_to_a_stalled_app_is_stopped() {
             0 => break,
             count => sent += count,
         }
-        assert!(sent < 200 << 20, "nobody stops the sender");
+        assert!(sent < 200 << 20, "the sender is not stopped");
     }
     let grown = mesh.sidecar.resident_bytes().saturating_sub(before);
     assert!(grown < 4 * MIB, "{grown} bytes after {sent}");

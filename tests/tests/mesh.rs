@@ -21,7 +21,7 @@ use tidegate_tests::wait::{self, SOON};
 
 const OK: Outcome = Outcome::Status(200);
 const RESET: Outcome = Outcome::Refused(End::Reset);
-/// The Service's address; nobody has it, but the sidecar knows who stands behind it.
+/// The Service's address: no host has it, but the sidecar knows the endpoints behind it.
 const CLUSTER_IP: &str = "10.96.0.10:80";
 
 /// A pod that calls the Service in front of `httpbin/httpbin`.
@@ -205,7 +205,7 @@ fn an_endpoint_that_is_gone_costs_no_request() {
     }
     story.endpoints(&[(gone, "httpbin")]);
     story.wait_known(&[gone]);
-    assert_eq!(story.app().get("/get"), RESET, "nobody is left");
+    assert_eq!(story.app().get("/get"), RESET, "no endpoint is left");
     story.endpoints(&[]);
     wait::until_true("a service without slices is passed through", SOON, || {
         story.known()["state"] == "passthrough"

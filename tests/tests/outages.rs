@@ -1,4 +1,4 @@
-//! CA and controller go away and come back; traffic does not notice, and whoever starts meanwhile heals by itself.
+//! CA and controller go away and come back; traffic goes on, and what starts meanwhile heals by itself.
 
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -141,7 +141,7 @@ async fn a_port_of_which_nothing_is_declared_serves_grpc_http_1_and_websockets_w
         assert_eq!((answer.head.status().as_u16(), &answer.body[..]), (200, &message[..]), "{offers:?}");
         assert_eq!(answer.trailers.unwrap()["grpc-status"], "0", "{offers:?}");
 
-        // What is no gRPC reaches an app that speaks HTTP/1.1.
+        // What is not gRPC reaches an app that speaks HTTP/1.1.
         let connection = H2Connection::open(&client(WEB_PORT, offers)).await.unwrap();
         assert_eq!(connection.get("/get").await.unwrap().head.status(), 200, "{offers:?}");
         assert!(web.requests().pop().unwrap().raw.starts_with(b"GET /get HTTP/1.1\r\n"), "{offers:?}");

@@ -47,7 +47,7 @@ fn a_head_that_can_be_read_in_two_ways_is_answered_400_and_the_app_sees_nothing_
         ("two codings", post("Transfer-Encoding: identity\r\nTransfer-Encoding: chunked")),
         ("chunked is not the last coding", post("Transfer-Encoding: chunked, identity")),
         ("chunked twice", post("Transfer-Encoding: chunked, chunked")),
-        ("a coding that nobody knows", post("Transfer-Encoding: xchunked")),
+        ("an unknown coding", post("Transfer-Encoding: xchunked")),
         ("a coding with a vertical tab", post("Transfer-Encoding: \x0bchunked")),
         ("length and coding", post("Content-Length: 5\r\nTransfer-Encoding: chunked")),
         ("coding in HTTP/1.0", b"POST /a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_vec()),
@@ -380,7 +380,7 @@ fn what_clients_write_cannot_break_a_log_line() {
         let answer = connect(&mesh).request(request.as_bytes()).unwrap();
         assert!(matches!(answer.status(), 200 | 400), "{request:.80}: {}", answer.status());
     }
-    // Bytes that are no UTF-8.
+    // Bytes that are not UTF-8.
     let raw = connect(&mesh).request(b"GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: \xff\xfe\r\n\r\n").unwrap();
     assert!(matches!(raw.status(), 200 | 400));
     wait::until_true("all is logged", SOON, || access_log(&mesh).len() > requests.len());
@@ -469,7 +469,7 @@ fn what_an_app_answers_wrongly_is_never_passed_on() {
         ("no HTTP", (b"220 smtp.example ESMTP\r\n", 502)),
         ("NUL in a value", (b"HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 0\r\n\r\n", 502)),
         (
-            "101 that nobody asked for",
+            "101 without an upgrade in the request",
             (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", 502),
         ),
         ("nothing", (b"", 503)),
@@ -486,7 +486,7 @@ fn what_an_app_answers_wrongly_is_never_passed_on() {
         assert_eq!(answer.value("content-type"), Some("text/plain"), "{what}");
     }
     let answer = connect(&mesh).get("/a").unwrap();
-    assert_eq!(answer.status(), 503, "nobody listens");
+    assert_eq!(answer.status(), 503, "nothing listens");
     assert!(answer.text().starts_with("upstream connect error"), "{}", answer.text());
 }
 

@@ -173,9 +173,14 @@ fn certificates_of_the_mesh_s_ca_are_judged_by_their_names() {
         ),
         ("any certificate", Leaf::dns("a.example"), vec![principal("*")], OK),
         ("any certificate, even without a name", bare(), vec![principal("*")], OK),
-        ("a suffix is no wildcard", Leaf::dns(INGRESS_CLIENT), vec![principal("*.cluster.local")], FORBIDDEN),
         (
-            "a dot is no wildcard",
+            "a suffix is not a wildcard",
+            Leaf::dns(INGRESS_CLIENT),
+            vec![principal("*.cluster.local")],
+            FORBIDDEN,
+        ),
+        (
+            "a dot is not a wildcard",
             Leaf::dns("aXb.ns.cluster.local"),
             vec![principal("a.b.ns.cluster.local")],
             FORBIDDEN,
@@ -208,7 +213,7 @@ fn server_names_and_alpn_that_no_rule_speaks_of_do_not_matter() {
     for version in TlsVersion::ALL {
         let tls = mesh.tls().version(version).credentials(credentials.clone());
         assert_eq!(mesh.client().tls(tls.clone()).get("/get"), OK, "none, {version:?}");
-        // The name of the Service is reserved for nobody here: ALPN alone tells mesh peers.
+        // The name of the Service is not reserved here: ALPN alone tells mesh peers apart.
         for name in [SERVER_NAME, "foo.example", "httpbin.httpbin.svc.cluster.local"] {
             let named = tls.clone().server_name(name);
             assert_eq!(mesh.client().tls(named.clone()).get("/get"), OK, "{name}, {version:?}");

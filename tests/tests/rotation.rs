@@ -115,7 +115,7 @@ fn leaves_roots_and_policies_are_replaced_under_load_without_a_failed_request() 
             answer.status() == 200
         });
         assert_eq!(mesh.ca.admin_json("/rotation")["step"], step);
-        // Meanwhile somebody edits policies; each edit is in force before the next.
+        // Policies are edited meanwhile; each edit is in force before the next.
         wait::until_true("sidecar and ingress controller have new certificates", 2 * LIFE, || {
             edits += 1;
             let source = range(&format!("10.{}.{}.0/24", edits / 256, edits % 256));

@@ -1,22 +1,19 @@
-//! The command line: the whole mesh in one process, the demo, and the questions one may ask.
+//! The command line: the whole mesh in one process, the demo, and its questions.
 
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tempfile::TempDir;
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, End, Outcome, Tls};
-use tidegate_tests::daemon::{self, Daemon};
-use tidegate_tests::load::SecretFiles;
-use tidegate_tests::loopback::Block;
-use tidegate_tests::mesh::{PORT, SERVER_NAME, example};
+use tidegate_tests::client::{Client, End, Outcome};
+use tidegate_tests::daemon;
+use tidegate_tests::mesh::{PORT, example};
 use tidegate_tests::pki;
+use tidegate_tests::standalone::Standalone;
 use tidegate_tests::wait::{self, SOON};
 
 const RESET: Outcome = Outcome::Refused(End::Reset);
@@ -29,99 +26,6 @@ fn tidegate(arguments: &[&str]) -> Output {
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
-}
-
-/// `tidegate standalone` on the example's manifests, at addresses of the test's own.
-struct Standalone {
-    process: Daemon,
-    folder: TempDir,
-    block: Block,
-}
-
-impl Standalone {
-    fn start() -> Self {
-        Self::with(&[])
-    }
-
-    /// With flags besides those that every test needs.
-    fn with(flags: &[(&str, &str)]) -> Self {
-        let (folder, block) = (tempfile::tempdir().unwrap(), Block::claim());
-        let manifests = folder.path().join("manifests");
-        fs::create_dir(&manifests).unwrap();
-        for name in ["httpbin", "ingress-nginx", "meshconfig"] {
-            let text = fs::read_to_string(example(&format!("mesh/{name}.yaml"))).unwrap();
-            fs::write(manifests.join(format!("{name}.yaml")), text.replace("127.0.7.", &block.prefix()))
-                .unwrap();
-        }
-        let admin = block.at(3, 15000);
-        let arguments = [
-            ("-f", manifests.display().to_string()),
-            ("--state-dir", folder.path().join("state").display().to_string()),
-            ("--admin-address", admin.to_string()),
-        ];
-        let flags = flags.iter().map(|(flag, value)| (*flag, (*value).to_owned()));
-        let arguments = arguments.into_iter().chain(flags);
-        let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
-        let arguments = std::iter::once("standalone".to_owned()).chain(arguments).collect();
-        let mut process = Daemon::new("tidegate", "standalone", folder.path(), arguments, Some(admin));
-        process.start_ready();
-        Self { process, folder, block }
-    }
-
-    fn manifest(&self, name: &str) -> PathBuf {
-        self.folder.path().join("manifests").join(name)
-    }
-
-    fn change(&self, name: &str, change: impl Fn(String) -> String) {
-        let path = self.manifest(name);
-        write(&path, &change(fs::read_to_string(&path).unwrap()));
-    }
-
-    fn apply_example(&self, name: &str) {
-        write(
-            &self.manifest("policy.yaml"),
-            &fs::read_to_string(example(&format!("policies/{name}.yaml"))).unwrap(),
-        );
-    }
-
-    fn plain(&self) -> Client {
-        Client::to(self.block.at(10, PORT)).from(self.block.ip(30))
-    }
-
-    fn secret(&self) -> SecretFiles {
-        let found = find(self.folder.path(), "osm-nginx-client-cert");
-        SecretFiles(found.unwrap_or_else(|| self.folder.path().join("absent")))
-    }
-
-    fn mutual(&self) -> Client {
-        wait::until_true("the Secret is there", SOON, || self.secret().0.join("tls.crt").exists());
-        let tls = Tls::new(self.secret().roots(), SERVER_NAME).credentials(self.secret().credentials());
-        self.plain().tls(tls)
-    }
-
-    fn root(&self) -> Vec<u8> {
-        self.mutual();
-        self.secret().roots()[0].to_vec()
-    }
-
-    #[track_caller]
-    fn wait_for(&self, client: &Client, expected: &Outcome) {
-        wait::until_true(&format!("{expected:?}"), SOON, || client.get("/get") == *expected);
-    }
-}
-
-fn write(path: &Path, text: &str) {
-    let fresh = path.with_extension("fresh");
-    fs::write(&fresh, text).unwrap();
-    fs::rename(fresh, path).unwrap();
-}
-
-/// A folder of this name, anywhere below.
-fn find(below: &Path, name: &str) -> Option<PathBuf> {
-    let folders = fs::read_dir(below).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
-    let folders: Vec<_> = folders.collect();
-    let here = folders.iter().find(|path| path.file_name().is_some_and(|found| found == name)).cloned();
-    here.or_else(|| folders.iter().find_map(|path| find(path, name)))
 }
 
 #[test]
@@ -137,12 +41,12 @@ fn the_demo_comes_to_a_green_end() {
 #[test]
 fn standalone_walks_through_the_example() {
     let mesh = Standalone::start();
-    let _app = App::echo(mesh.block.at(20, PORT));
+    let _app = App::echo(mesh.app_address());
     // The admin address is the controller's; a sidecar starts when the controller has told of its Pod.
     mesh.wait_for(&mesh.plain(), &RESET);
     mesh.apply_example("1-http");
     mesh.wait_for(&mesh.plain(), &OK);
-    assert_eq!(mesh.plain().from(mesh.block.ip(99)).get("/get"), RESET);
+    assert_eq!(mesh.plain().from(mesh.block().ip(99)).get("/get"), RESET);
     mesh.apply_example("2-https");
     mesh.wait_for(&mesh.mutual(), &OK);
     assert_eq!(mesh.plain().get("/get"), RESET);
@@ -157,7 +61,7 @@ fn standalone_walks_through_the_example() {
 #[test]
 fn the_gateway_s_secret_follows_the_mesh_config() {
     let mesh = Standalone::start();
-    let _app = App::echo(mesh.block.at(20, PORT));
+    let _app = App::echo(mesh.app_address());
     mesh.apply_example("2-https");
     mesh.wait_for(&mesh.mutual(), &OK);
     let folder = mesh.secret().0;
@@ -171,7 +75,7 @@ fn the_gateway_s_secret_follows_the_mesh_config() {
     mesh.change("meshconfig.yaml", |text| text.replace(other, ours));
     wait::until_true("the old name is back", SOON, || mesh.mutual().get("/get") == OK);
 
-    // Somebody deletes it: it comes back.
+    // Deleted, it is written again.
     fs::remove_dir_all(&folder).unwrap();
     wait::until_true("the Secret is put back", SOON, || folder.join("tls.crt").exists());
 
@@ -182,18 +86,18 @@ fn the_gateway_s_secret_follows_the_mesh_config() {
 #[test]
 fn pods_come_and_go() {
     let mesh = Standalone::start();
-    let _app = App::echo(mesh.block.at(20, PORT));
+    let _app = App::echo(mesh.app_address());
     mesh.apply_example("1-http");
     mesh.wait_for(&mesh.plain(), &OK);
-    let second = mesh.block.ip(11).to_string();
+    let second = mesh.block().ip(11).to_string();
     let pod = fs::read_to_string(mesh.manifest("httpbin.yaml")).unwrap();
-    let pod = pod.rsplit("---").next().unwrap().replace(&mesh.block.ip(10).to_string(), &second);
+    let pod = pod.rsplit("---").next().unwrap().replace(&mesh.block().ip(10).to_string(), &second);
     fs::write(
         mesh.manifest("second.yaml"),
         pod.replace("  name: httpbin\n  namespace", "  name: second\n  namespace"),
     )
     .unwrap();
-    let client = Client::to((mesh.block.ip(11), PORT).into()).from(mesh.block.ip(30));
+    let client = Client::to((mesh.block().ip(11), PORT).into()).from(mesh.block().ip(30));
     mesh.wait_for(&client, &OK);
     fs::remove_file(mesh.manifest("second.yaml")).unwrap();
     wait::until_true("its sidecar is gone", SOON, || client.connect().is_err());
@@ -203,7 +107,7 @@ fn pods_come_and_go() {
 #[test]
 fn an_interrupt_drains_and_the_next_start_has_the_same_root() {
     let mut mesh = Standalone::start();
-    let _app = App::echo(mesh.block.at(20, PORT));
+    let _app = App::echo(mesh.app_address());
     mesh.apply_example("1-http");
     mesh.wait_for(&mesh.plain(), &OK);
     let root = mesh.root();
@@ -222,7 +126,7 @@ fn explain_and_policy_list_say_what_a_running_mesh_does() {
     let mesh = Standalone::start();
     mesh.apply_example("2-https");
     let admin = mesh.process.admin_address().to_string();
-    let (source, stranger) = (mesh.block.ip(30).to_string(), mesh.block.ip(99).to_string());
+    let (source, stranger) = (mesh.block().ip(30).to_string(), mesh.block().ip(99).to_string());
     wait::until_true("the policy is listed", SOON, || {
         text(&tidegate(&["policy", "list", "--admin-address", &admin])).contains("IngressBackend")
     });
@@ -246,7 +150,7 @@ fn explain_and_policy_list_say_what_a_running_mesh_does() {
         assert!(answer.contains("deny") && answer.contains(reason), "{reason} in {answer}");
     }
     // Offline, from the folder, it says the same.
-    let folder = mesh.folder.path().join("manifests");
+    let folder = mesh.manifests();
     let offline =
         ["explain", "httpbin/httpbin", "-f", folder.to_str().unwrap(), "--source", &source, "-o", "json"];
     let output = tidegate(&[&offline[..], &["--principal", pki::INGRESS_CLIENT]].concat());
@@ -291,10 +195,10 @@ fn completions_are_printed_for_each_shell() {
 fn a_mesh_lives_on_through_many_lives_of_its_tokens_and_certificates() {
     // A token is written anew each second, a certificate renewed within five.
     let mut mesh = Standalone::with(&[("--token-lifetime", "4s"), ("--certificate-lifetime", "8s")]);
-    let _app = App::echo(mesh.block.at(20, PORT));
+    let _app = App::echo(mesh.app_address());
     mesh.apply_example("1-http");
     mesh.wait_for(&mesh.plain(), &OK);
-    let token = mesh.folder.path().join("state/tokens/httpbin/httpbin");
+    let token = mesh.path().join("state/tokens/httpbin/httpbin");
     let read_token = || fs::read_to_string(&token).unwrap();
     let expiry = |mesh: &Standalone| {
         let workloads = mesh.process.admin_json("/workloads");
@@ -326,12 +230,12 @@ fn a_copied_state_folder_is_the_same_mesh_and_one_that_has_lost_its_root_does_no
     mesh.process.kill();
     // No link is left.
     let copy = "cp -rL state copy && rm -r state && mv copy state";
-    let copied = Command::new("sh").args(["-c", copy]).current_dir(mesh.folder.path()).status();
+    let copied = Command::new("sh").args(["-c", copy]).current_dir(mesh.path()).status();
     assert!(copied.unwrap().success());
     mesh.process.start_ready();
     assert_eq!(mesh.root(), root);
     mesh.process.kill();
-    fs::remove_dir_all(mesh.folder.path().join("state/ca")).unwrap();
+    fs::remove_dir_all(mesh.path().join("state/ca")).unwrap();
     mesh.process.start();
     let status = wait::until("it ends", SOON, || mesh.process.exited());
     assert!(!status.success(), "{status}");
@@ -343,5 +247,5 @@ fn a_copied_state_folder_is_the_same_mesh_and_one_that_has_lost_its_root_does_no
     ] {
         assert!(log.contains(part), "{part} in {log}");
     }
-    assert!(!mesh.folder.path().join("state/ca").exists());
+    assert!(!mesh.path().join("state/ca").exists());
 }

@@ -6,17 +6,15 @@
 use std::fs;
 use std::thread;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tidegate_kubernetes::fake_api::FakeApi;
-use tidegate_tests::client::{Client, Connection, Tls};
+use tidegate_tests::client::{Client, Tls};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::mesh::{Mesh, Options};
+use tidegate_tests::webhook::{self, LARGEST, NAME, ask, create, head, send};
 
 /// `injector.resources.limits.memory` of the chart.
 const MEMORY: u64 = 256 << 20;
-/// The largest body that is taken.
-const LARGEST: usize = 4 << 20;
-const NAME: &str = "tidegate-injector.tidegate-system.cluster.local";
 
 struct Cluster {
     mesh: Mesh,
@@ -53,41 +51,9 @@ impl Cluster {
     }
 }
 
-/// A request for a new Pod, whose text is `pod`.
-fn create(pod: &str) -> String {
-    let kind = r#"{"group":"","version":"v1","kind":"Pod"}"#;
-    format!(
-        r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","kind":{kind},"operation":"CREATE","namespace":"shop","object":{pod}}}}}"#
-    )
-}
-
 /// A Pod with a field of its spec, filled up with as many items as fit into the largest body.
 fn full(field: &str, item: &str) -> String {
-    let items = vec![item; (LARGEST - 1024) / (item.len() + 1)].join(",");
-    format!(r#"{{"metadata":{{"name":"a"}},"spec":{{"containers":[{{"name":"a"}}],"{field}":[{items}]}}}}"#)
-}
-
-fn head(bytes: usize) -> String {
-    format!(
-        "POST /mutate HTTP/1.1\r\nhost: {NAME}\r\ncontent-type: application/json\r\ncontent-length: {bytes}\r\n\r\n"
-    )
-}
-
-fn send(connection: &mut Connection, body: &str) {
-    connection.write(head(body.len()).as_bytes());
-    for piece in body.as_bytes().chunks(16 * 1024) {
-        connection.write(piece);
-    }
-}
-
-/// What the webhook says to a new Pod.
-fn ask(client: &Client, pod: &str) -> Value {
-    let mut connection = client.connect().unwrap();
-    let body = create(pod);
-    let answer = connection.request(format!("{}{body}", head(body.len())).as_bytes()).unwrap();
-    assert_eq!(answer.status(), 200);
-    let answer: Value = serde_json::from_slice(&answer.body).unwrap();
-    answer["response"].clone()
+    webhook::full(field, item, LARGEST)
 }
 
 #[test]

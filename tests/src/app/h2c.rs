@@ -15,8 +15,12 @@ use tokio::runtime::Runtime;
 #[derive(Debug)]
 pub struct H2cApp {
     runtime: Option<Runtime>,
-    requests: Arc<Mutex<Vec<Received>>>,
+    requests: Requests,
 }
+
+/// What was received whole; none if it is not recorded.
+#[derive(Clone, Debug)]
+struct Requests(Option<Arc<Mutex<Vec<Received>>>>);
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -32,12 +36,20 @@ pub struct Received {
 impl H2cApp {
     /// Listens.
     pub fn start(address: SocketAddr) -> Self {
+        Self::listen(address, Requests(Some(Arc::default())))
+    }
+
+    /// [`H2cApp::start`] without a record of requests: for an app that runs for long, or gets much.
+    pub fn unrecorded(address: SocketAddr) -> Self {
+        Self::listen(address, Requests(None))
+    }
+
+    fn listen(address: SocketAddr, requests: Requests) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener =
             std::net::TcpListener::bind(address).unwrap_or_else(|e| panic!("app at {address}: {e}"));
         listener.set_nonblocking(true).unwrap();
-        let requests = Arc::new(Mutex::new(Vec::new()));
         let seen = requests.clone();
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
@@ -60,7 +72,7 @@ impl H2cApp {
 
     /// The requests that were received whole.
     pub fn requests(&self) -> Vec<Received> {
-        self.requests.lock().unwrap().clone()
+        self.requests.0.as_ref().map(|requests| requests.lock().unwrap().clone()).unwrap_or_default()
     }
 }
 
@@ -75,7 +87,7 @@ impl Drop for H2cApp {
 async fn answer(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    seen: &Mutex<Vec<Received>>,
+    seen: &Requests,
 ) -> Result<(), h2::Error> {
     let (head, mut stream) = request.into_parts();
     let mut body = Vec::new();
@@ -85,7 +97,10 @@ async fn answer(
         body.extend_from_slice(&data);
     }
     let trailers = stream.trailers().await?;
-    seen.lock().unwrap().push(Received { head: Request::from_parts(head, ()), body: body.clone(), trailers });
+    if let Some(requests) = &seen.0 {
+        let request = Received { head: Request::from_parts(head, ()), body: body.clone(), trailers };
+        requests.lock().unwrap().push(request);
+    }
     let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     let mut send = respond.send_response(head, false)?;
     send.send_data(body.into(), false)?;

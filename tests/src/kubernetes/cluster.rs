@@ -15,6 +15,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use super::ROLLOUT;
+use super::process::{self, PodProcess};
 use crate::helm::Helm;
 use crate::{daemon, wait};
 
@@ -124,8 +125,20 @@ impl Cluster {
     /// Moves the calling thread, and the threads that it starts, to the node's network.
     #[track_caller]
     pub fn move_thread_to_node(&self) {
-        let file = File::open(Path::new("/run/netns").join(self.node_name())).unwrap();
+        let file = self.node_network();
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+
+    /// The node's network namespace.
+    #[track_caller]
+    pub fn node_network(&self) -> File {
+        File::open(Path::new("/run/netns").join(self.node_name())).unwrap()
+    }
+
+    /// Every process of its pods, which run on this machine.
+    #[track_caller]
+    pub fn pod_processes(&self) -> Vec<PodProcess> {
+        process::of_node(&self.node_name())
     }
 
     /// Makes these images and loads them, if we started the cluster. A user's cluster has them already.

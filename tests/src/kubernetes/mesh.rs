@@ -47,10 +47,15 @@ pub struct Mesh {
 impl Mesh {
     /// The one that all suites of a run share; installed once, by `tidegate install`.
     pub fn get() -> &'static Self {
+        Self::get_with("")
+    }
+
+    /// [`Mesh::get`] with further values of the chart, as YAML, if it is not installed yet.
+    pub fn get_with(values: &str) -> &'static Self {
         static MESH: OnceLock<Mesh> = OnceLock::new();
         MESH.get_or_init(|| {
             let mesh = Self { cluster: Cluster::get() };
-            mesh.install();
+            mesh.install(&format!("{VALUES}{values}"));
             mesh
         })
     }
@@ -70,11 +75,11 @@ impl Mesh {
         }
     }
 
-    fn install(&self) {
+    fn install(&self, chart_values: &str) {
         self.cluster.load_images(&["sidecar", "controller", "cert-manager", "injector"]);
         if self.cluster.try_get_json(&["deployment", "-n", CONTROL_PLANE, DAEMONS[0]]).is_err() {
             let mut values = tempfile::NamedTempFile::new().unwrap();
-            values.write_all(VALUES.as_bytes()).unwrap();
+            values.write_all(chart_values.as_bytes()).unwrap();
             let helm = Helm::newest();
             let arguments = [
                 "install".as_ref(),

@@ -155,7 +155,7 @@ impl Drop for Namespace {
         if thread::panicking() {
             self.print();
         }
-        // Its end is waited for by whoever wants the name again.
+        // A test that uses the name again waits for the end.
         let _ = self
             .cluster
             .try_kubectl(["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"], "");

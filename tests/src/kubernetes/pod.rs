@@ -1,5 +1,7 @@
 //! A pod that runs.
 
+use std::fs::File;
+
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -148,6 +150,13 @@ impl Pod {
     #[track_caller]
     pub fn kill_sidecar(&self) {
         rustix::process::kill_process(self.sidecar_process(), Signal::KILL).unwrap();
+    }
+
+    /// Its network namespace.
+    #[track_caller]
+    pub fn network(&self) -> File {
+        let process = self.sidecar_process().as_raw_nonzero();
+        File::open(format!("/proc/{process}/ns/net")).unwrap()
     }
 
     #[track_caller]

@@ -106,7 +106,7 @@ impl NodePod {
     }
 }
 
-/// Lets an address of a namespace be one of the test's own namespace: whoever connects there gets through.
+/// Lets an address of a namespace be one of the test's own namespace: connections to it get through.
 pub fn bring(address: SocketAddr, into: &Namespace) {
     let listener =
         into.run(|| TcpListener::bind(address)).unwrap_or_else(|error| panic!("{address}: {error}"));
@@ -114,7 +114,7 @@ pub fn bring(address: SocketAddr, into: &Namespace) {
     thread::spawn(move || {
         move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
         for near in listener.incoming().map_while(Result::ok) {
-            // Nobody listens there yet, or any more: the end that the client sees is the same.
+            // Nothing listens there yet, or any more: the client sees the same end.
             let Ok(far) = TcpStream::connect(address) else { continue };
             for (mut from, mut to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)] {
                 thread::spawn(move || {

@@ -90,7 +90,7 @@ impl Carried {
         let mut late: VecDeque<(usize, Vec<u8>)> = VecDeque::new();
         let mut buffer = [0; 4096];
         let mut number: u32 = 2_463_534_242;
-        // The namespace of an end may be gone before this thread; then nobody misses the packet.
+        // The namespace of an end may be gone before this thread; the packet is not missed then.
         let send = |packet: &[u8]| drop(to.send_to(packet, end));
         while !self.ends.load(Ordering::Relaxed) {
             let patience = if late.is_empty() { Duration::from_millis(50) } else { NOTHING_COMES };

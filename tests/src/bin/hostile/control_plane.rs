@@ -1,17 +1,17 @@
-//! Attacks on the CA and the controller by those who have neither token nor certificate.
+//! Attacks on the CA, and on the controller without a certificate.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use http::Request;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
+use tidegate_proto::istio_ca::IstioCertificateRequest;
+use tidegate_tests::client;
 use tidegate_tests::client::h2::H2Connection;
-use tidegate_tests::client::{self, Client, Tls};
 
-use crate::attacks::hold;
-use crate::site::Site;
+use crate::attacks::{Sent, hold};
+use crate::grpc;
+use crate::site::{HOG, Site};
 
 /// What a TLS record may hold, and a ClientHello say that it has.
 const RECORD: usize = 16_384;
@@ -19,28 +19,52 @@ const HELLO: usize = 65_000;
 const CONNECTIONS: usize = 3800;
 /// Calls at a time, each on a connection of its own.
 const CALLERS: usize = 68;
-const BODY: usize = 261_000;
+const LARGE_BODY: usize = 261_000;
+/// What a call sends besides its body, about.
+const HEAD: usize = 50;
+/// DNS names in a request for a certificate; with them a message has less than the 32 KiB that the CA takes.
+const NAMES: usize = 500;
+const PATIENCE: Duration = Duration::from_secs(2);
 
-pub(crate) fn endless_hello_to_ca(site: &Site, time: Duration) -> u64 {
+pub(crate) fn endless_hello_to_ca(site: &Site, time: Duration) -> Sent {
     endless_hello(site.mesh.ca_address(), time)
 }
 
-pub(crate) fn endless_hello_to_controller(site: &Site, time: Duration) -> u64 {
+pub(crate) fn endless_hello_to_controller(site: &Site, time: Duration) -> Sent {
     endless_hello(site.mesh.discovery_address(), time)
 }
 
 /// Calls with large bodies and without a token.
-pub(crate) fn calls_without_token(site: &Site, time: Duration) -> u64 {
-    let address = site.mesh.ca_address();
-    let tls = Tls::new(site.mesh.roots(), &address.ip().to_string()).protocols(&["h2"]);
-    let client = Client::to(address).from(site.mesh.stranger()).tls(tls);
-    let (sent, end) = (Arc::new(AtomicU64::new(0)), Instant::now() + time);
+pub(crate) fn large_calls_without_token(site: &Site, time: Duration) -> Sent {
+    calls(site, time, CALLERS, None, &vec![b'x'; LARGE_BODY])
+}
+
+/// As many calls as one connection takes, each of which would be a line in the log.
+pub(crate) fn small_calls_without_token(site: &Site, time: Duration) -> Sent {
+    calls(site, time, 1, None, &[0; 5])
+}
+
+/// Requests for as many names as a message takes, none of them the caller's own, in the name of a meshed Pod.
+pub(crate) fn other_names(site: &Site, time: Duration) -> Sent {
+    let mut csr = CertificateParams::default();
+    csr.distinguished_name = DistinguishedName::new();
+    let names = (0..NAMES).map(|number| format!("name-{number}.other.cluster.local"));
+    csr.subject_alt_names = names.map(|name| SanType::DnsName(name.try_into().unwrap())).collect();
+    let csr = csr.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+    let request = IstioCertificateRequest { csr, validity_duration: 3600, metadata: None };
+    let token = site.mesh.token_key.token("httpbin", HOG);
+    calls(site, time, 1, Some(&token), &grpc::frame(&request))
+}
+
+/// One call after the other on each of so many connections.
+fn calls(site: &Site, time: Duration, callers: usize, token: Option<&str>, body: &[u8]) -> Sent {
+    let (client, end) = (site.attacker_of_ca(), Instant::now() + time);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let callers = (0..CALLERS).map(|_| {
-            let (client, sent) = (client.clone(), sent.clone());
+    let sent = runtime.block_on(async {
+        let callers = (0..callers).map(|_| {
+            let (client, token, body) = (client.clone(), token.map(str::to_owned), body.to_owned());
             tokio::spawn(async move {
-                let body = vec![b'x'; BODY];
+                let mut sent = 0;
                 while Instant::now() < end {
                     let Ok(connection) = H2Connection::open(&client).await else {
                         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -48,30 +72,29 @@ pub(crate) fn calls_without_token(site: &Site, time: Duration) -> u64 {
                     };
                     // Until the CA ends the connection.
                     while Instant::now() < end {
-                        let uri = format!(
-                            "https://{}/istio.v1.auth.IstioCertificateService/CreateCertificate",
-                            client.target
-                        );
-                        let call = Request::post(uri).header("content-type", "application/grpc");
-                        let answer = connection.exchange(call.body(()).unwrap(), &body);
-                        let answered = tokio::time::timeout(Duration::from_secs(2), answer).await;
-                        sent.fetch_add(BODY as u64, Ordering::Relaxed);
+                        let answer =
+                            grpc::create_certificate(&connection, client.target, token.as_deref(), &body);
+                        let answered = tokio::time::timeout(PATIENCE, answer).await;
+                        sent += (HEAD + body.len()) as u64;
                         if !matches!(answered, Ok(Ok(_))) {
                             break;
                         }
                     }
                 }
+                sent
             })
         });
+        let mut sent = 0;
         for caller in callers.collect::<Vec<_>>() {
-            caller.await.unwrap();
+            sent += caller.await.unwrap();
         }
+        sent
     });
-    sent.load(Ordering::Relaxed)
+    Sent::new(sent, callers).with_streams(1)
 }
 
 /// A ClientHello that says it is 64 KB long, all but its last bytes.
-fn endless_hello(target: SocketAddr, time: Duration) -> u64 {
+fn endless_hello(target: SocketAddr, time: Duration) -> Sent {
     let mut bytes = Vec::new();
     let length = (HELLO as u32).to_be_bytes();
     let mut message = [&[1][..], &length[1..]].concat();

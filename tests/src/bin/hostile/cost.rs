@@ -1,12 +1,14 @@
-//! What an attack costs the daemon: memory at its peak, processor time.
+//! What an attack costs the daemon: memory at its peak, processor time, lines in its log.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tidegate_tests::daemon::Daemon;
+use tidegate_tests::process::resident_bytes;
+
+use crate::share::Shares;
 
 /// Between two looks at memory.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -16,6 +18,7 @@ pub(crate) struct Cost<'a> {
     daemon: &'a Daemon,
     memory: u64,
     processor: Duration,
+    log: u64,
     ends: Arc<AtomicBool>,
     peak: JoinHandle<u64>,
 }
@@ -26,21 +29,31 @@ pub(crate) struct Spent {
     /// Resident bytes more than before, at the peak.
     pub(crate) memory: u64,
     pub(crate) processor: Duration,
+    /// Bytes of its log.
+    pub(crate) log: u64,
 }
 
 impl<'a> Cost<'a> {
-    pub(crate) fn begin(daemon: &'a Daemon) -> Self {
+    pub(crate) fn begin(daemon: &'a Daemon, shares: Shares) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let (stop, pid) = (ends.clone(), daemon.pid());
-        let peak = thread::spawn(move || {
+        let watch = move || {
             let mut peak = 0;
             while !stop.load(Ordering::Relaxed) {
-                peak = resident(pid).max(peak);
+                // 0 if the daemon is gone.
+                peak = resident_bytes(pid).unwrap_or_default().max(peak);
                 thread::park_timeout(INTERVAL);
             }
             peak
-        });
-        Self { daemon, memory: daemon.resident_bytes(), processor: daemon.processor_time(), ends, peak }
+        };
+        Self {
+            daemon,
+            memory: daemon.resident_bytes(),
+            processor: daemon.processor_time(),
+            log: daemon.log_bytes(),
+            ends,
+            peak: shares.as_client(|| thread::spawn(watch)),
+        }
     }
 
     pub(crate) fn end(self) -> Spent {
@@ -49,13 +62,7 @@ impl<'a> Cost<'a> {
         Spent {
             memory: peak.saturating_sub(self.memory),
             processor: self.daemon.processor_time().saturating_sub(self.processor),
+            log: self.daemon.log_bytes().saturating_sub(self.log),
         }
     }
-}
-
-/// Resident bytes of a process; 0 if it is gone.
-fn resident(pid: u32) -> u64 {
-    let pages = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages = pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default();
-    pages * 4096
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use tidegate_tests::client::{self, Client};
@@ -26,6 +27,12 @@ pub(crate) struct Frames {
     stream: TcpStream,
     next: u32,
     pub(crate) sent: u64,
+}
+
+impl AsFd for Frames {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
 }
 
 /// A field, as literal without indexing.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidegate_tests::client::Client;
 
-use crate::attacks::{hold, repeat};
+use crate::attacks::{Sent, hold, repeat};
 use crate::frames::{Frames, literal, remembered, request};
 use crate::site::Site;
 
@@ -15,8 +15,8 @@ const WINDOW: u32 = 65_535;
 /// Rounds before what has come is read.
 const BURST: usize = 200;
 
-/// Requests that decode and are no HTTP.
-pub(crate) fn malformed(site: &Site, time: Duration) -> u64 {
+/// Requests that decode and are not HTTP.
+pub(crate) fn malformed(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let mut field = request(b"GET", b"/get");
     field.extend(literal(b"x-a", b"a\x01"));
@@ -28,29 +28,29 @@ pub(crate) fn malformed(site: &Site, time: Duration) -> u64 {
 }
 
 /// Large answers to clients with a window of nothing.
-pub(crate) fn answers_not_taken(site: &Site, time: Duration) -> u64 {
+pub(crate) fn answers_not_taken(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let head = request(b"GET", b"/bytes/1000000");
-    hold(70, time, || streams(&client, 0, &head, true))
+    hold(70, time, || streams(&client, 0, &head, true)).with_streams(STREAMS)
 }
 
 /// Bodies that are not sent, to an app of HTTP/1, which needs a connection for each.
-pub(crate) fn bodies_to_http1(site: &Site, time: Duration) -> u64 {
+pub(crate) fn bodies_to_http1(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let head = request(b"POST", b"/post");
-    hold(150, time, || streams(&client, WINDOW, &head, false))
+    hold(150, time, || streams(&client, WINDOW, &head, false)).with_streams(STREAMS)
 }
 
 /// Bodies that are not sent, to an app of HTTP/2.
-pub(crate) fn bodies_to_http2(site: &Site, time: Duration) -> u64 {
+pub(crate) fn bodies_to_http2(site: &Site, time: Duration) -> Sent {
     let client = site.attacker_of_grpc();
     let mut head = request(b"POST", b"/a.Service/Call");
     head.extend(literal(b"content-type", b"application/grpc"));
-    hold(150, time, || streams(&client, WINDOW, &head, false))
+    hold(150, time, || streams(&client, WINDOW, &head, false)).with_streams(STREAMS)
 }
 
 /// A large field that is sent once and then named by a byte, fifteen times a request.
-pub(crate) fn fields_by_index(site: &Site, time: Duration) -> u64 {
+pub(crate) fn fields_by_index(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let mut first = request(b"GET", b"/get");
     first.extend(remembered(b"x-large", &[b'x'; 3900]));
@@ -63,7 +63,7 @@ pub(crate) fn fields_by_index(site: &Site, time: Duration) -> u64 {
 }
 
 /// Requests that are reset as soon as they are made.
-pub(crate) fn rapid_reset(site: &Site, time: Duration) -> u64 {
+pub(crate) fn rapid_reset(site: &Site, time: Duration) -> Sent {
     let head = request(b"GET", b"/get");
     flood(&site.attacker(), time, |frames, _| {
         let stream = frames.head(&head, true)?;
@@ -71,20 +71,20 @@ pub(crate) fn rapid_reset(site: &Site, time: Duration) -> u64 {
     })
 }
 
-pub(crate) fn window_updates(site: &Site, time: Duration) -> u64 {
+pub(crate) fn window_updates(site: &Site, time: Duration) -> Sent {
     flood(&site.attacker(), time, |frames, _| frames.widen())
 }
 
-pub(crate) fn pings(site: &Site, time: Duration) -> u64 {
+pub(crate) fn pings(site: &Site, time: Duration) -> Sent {
     flood(&site.attacker(), time, |frames, _| frames.ping())
 }
 
-pub(crate) fn settings(site: &Site, time: Duration) -> u64 {
+pub(crate) fn settings(site: &Site, time: Duration) -> Sent {
     flood(&site.attacker(), time, |frames, _| frames.settings())
 }
 
 /// Frames of a body that hold nothing.
-pub(crate) fn empty_data(site: &Site, time: Duration) -> u64 {
+pub(crate) fn empty_data(site: &Site, time: Duration) -> Sent {
     let head = request(b"POST", b"/post");
     let mut open = 0;
     flood(&site.attacker(), time, |frames, round| {
@@ -106,9 +106,13 @@ fn streams(client: &Client, window: u32, head: &[u8], ends: bool) -> io::Result<
 }
 
 /// One connection after the other, each used until the server ends it.
-fn flood(client: &Client, time: Duration, mut once: impl FnMut(&mut Frames, usize) -> io::Result<()>) -> u64 {
+fn flood(
+    client: &Client,
+    time: Duration,
+    mut once: impl FnMut(&mut Frames, usize) -> io::Result<()>,
+) -> Sent {
     let end = std::time::Instant::now() + time;
-    repeat(time, || {
+    let bytes = repeat(time, || {
         let mut frames = Frames::open(client, WINDOW)?;
         for round in 0.. {
             let is_over = round % BURST == 0 && (std::time::Instant::now() > end || frames.drain().is_err());
@@ -117,5 +121,6 @@ fn flood(client: &Client, time: Duration, mut once: impl FnMut(&mut Frames, usiz
             }
         }
         Ok(frames.sent)
-    })
+    });
+    Sent::new(bytes, 1).with_streams(STREAMS)
 }

@@ -1,9 +1,11 @@
 //! `tidegate-hostile`: every known attack in turn against a mesh, and beside each what a healthy client saw and what it
 //! cost.
 //!
-//! - [`site`] starts the mesh; [`victim`] is the healthy client, [`cost`] watches the daemon that is attacked;
-//! - [`attacks`] lists the attacks; [`http1`], [`http2`] and [`control_plane`] carry them out, on [`frames`] where a
-//!   client library would not;
+//! - [`site`] starts the mesh, [`share`] says on which processors who runs; [`api`] is the API server of its injector;
+//! - [`healthy`] are the healthy clients, one for each target, [`victim`] is the one that is watched, and the innocuous
+//!   load of its baseline; [`cost`] watches the daemon that is attacked;
+//! - [`attacks`] lists the attacks; [`http1`], [`http2`], [`control_plane`], [`discovery`] and [`webhooks`] carry them out,
+//!   on [`frames`] and [`grpc`] where a client library would not;
 //! - [`report`] holds each against its bounds.
 //!
 //! It fails if a daemon ends, the healthy client loses a request, or an attack costs more than its bounds.
@@ -11,15 +13,21 @@
 // As the suites do: what goes wrong here fails the run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod api;
 mod attacks;
 mod control_plane;
 mod cost;
+mod discovery;
 mod frames;
+mod grpc;
+mod healthy;
 mod http1;
 mod http2;
 mod report;
+mod share;
 mod site;
 mod victim;
+mod webhooks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,17 +36,19 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use self::attacks::Attack;
 use self::cost::Cost;
 use self::report::{Finding, Report};
+use self::share::Shares;
 use self::site::Site;
 use self::victim::Victim;
 
 /// Attacks a mesh on this machine, one way after the other, and reports what a healthy client saw meanwhile and what each
 /// attack cost for each byte of it.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate-hostile")]
+#[command(name = "tidegate-hostile", after_help = report::JUDGEMENT)]
 struct Arguments {
-    /// How long each attack lasts.
+    /// How long each attack lasts; the innocuous load beside which it is judged takes half as long again.
     #[arg(long, default_value = "20s", value_parser = humantime::parse_duration)]
     time: Duration,
     /// Only attacks whose names contain this text.
@@ -54,28 +64,40 @@ fn main() -> ExitCode {
     // An attacker has many connections.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-    let site = Site::start();
+    let shares = Shares::take();
+    let site = Site::start(shares);
     let mut report = Report::default();
     for attack in attacks::all() {
-        if arguments.only.as_ref().is_some_and(|only| !attack.name.contains(only.as_str())) {
-            continue;
+        if arguments.only.as_ref().is_none_or(|only| attack.name.contains(only.as_str())) {
+            eprintln!("{}", attack.name);
+            report.0.push(run(&site, &attack, arguments.time));
         }
-        eprintln!("{}", attack.name);
-        let victim = Victim::start(&site);
-        victim.wait(arguments.time / 4);
-        let cost = Cost::begin(site.daemon(attack.target));
-        let attacked = Instant::now();
-        let sent = (attack.run)(&site, arguments.time);
-        let ended = Instant::now();
-        let cost = cost.end();
-        let seen = victim.stop();
-        let (before, during) = (seen.until(attacked), seen.between(attacked, ended));
-        report.0.push(Finding { attack: attack.name, before, during, cost, sent });
-        site.recover(attack.target);
     }
     println!("{report}");
     if let Some(file) = &arguments.report {
         std::fs::write(file, report.to_string()).unwrap();
     }
     if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One attack, and the innocuous load that is as busy.
+fn run(site: &Site, attack: &Attack, time: Duration) -> Finding {
+    let victim = Victim::start(site, attack);
+    victim::wait(time / 4);
+    let cost = Cost::begin(site.daemon(attack.target), site.shares);
+    let attacked = Instant::now();
+    let sent = site.shares.as_attacker(|| (attack.run)(site, time));
+    let ended = Instant::now();
+    let cost = cost.end();
+    let seen = victim.stop();
+    site.recover(attack.target);
+
+    let share = cost.processor.as_secs_f64() / ended.duration_since(attacked).as_secs_f64();
+    let victim = Victim::start(site, attack);
+    let begun = Instant::now();
+    victim::keep_busy(site, attack, share, time / 2);
+    let busy = victim.stop().between(begun, Instant::now());
+    site.recover(attack.target);
+    let (idle, during) = (seen.until(attacked), seen.between(attacked, ended));
+    Finding { attack: attack.name, idle, busy, during, cost, sent }
 }

@@ -3,17 +3,43 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::attacks::Sent;
 use crate::cost::Spent;
 use crate::victim::Span;
 
-/// What the healthy client's 99th percentile may be, times what it was before.
+/// What the healthy client's 99th percentile may be, times what it is beside an innocuous load that keeps the daemon as
+/// busy.
 const MOST_DELAY: f64 = 2.0;
-/// A percentile below this is good, whatever it was before: attacker, client and mesh share two processors here.
-const UNNOTICED: Duration = Duration::from_millis(50);
+/// A percentile below this is good, whatever the other one is: two turns of the scheduler.
+const UNNOTICED: Duration = Duration::from_millis(10);
 /// What one byte of the attacker's may cost in memory.
 const MOST_MEMORY: f64 = 10.0;
-/// Memory that is not worth an alarm.
-const SMALL: u64 = 16 << 20;
+/// What a connection that the attacker holds may cost, whatever it has sent: one TLS record (RFC 8446 §5.1), which any
+/// TLS library must be ready to put together.
+const MEMORY_OF_CONNECTION: u64 = 16 << 10;
+/// What a stream may cost: one buffer for the head of what it becomes at the app, of a page as nginx's
+/// `proxy_buffer_size`.
+const MEMORY_OF_STREAM: u64 = 4 << 10;
+/// Memory that an allocator holds more of from one second to the next without an attack.
+const NOISE: u64 = 4 << 20;
+/// What one byte of the attacker's may write to the log, beyond [`LOG_NOISE`].
+const MOST_LOG: f64 = 1.0;
+/// Bytes of log that the limit of lines a second lets through.
+const LOG_NOISE: u64 = 256 << 10;
+
+/// What is judged, for the program's help.
+pub(crate) const JUDGEMENT: &str = "\
+How it is judged:
+
+The mesh has one processor, and attacker, healthy client and apps share another, where the attacker has what the others \
+leave. Each target has a healthy client of its own: an ingress controller, kubelet, a client of the CA, a second sidecar, an \
+API server. It must lose no request. Its 99th percentile must stay below twice of what it is while more such clients, in the \
+place of the attacker, keep the daemon as busy as the attack did (\"busy\"); \"idle\" is that of before. Less than 10 ms, two \
+turns of the scheduler, is good in any case.
+
+Memory at the peak may be 10 bytes for each that the attacker has sent, 16 KiB (one TLS record) for each connection that it \
+holds, 4 KiB (one buffer for a head) for each stream that it holds, and 4 MiB of an allocator's noise. The log may grow by a \
+byte for each that was sent, and by 256 KiB. Processor time is reported.";
 
 /// The result of every attack.
 #[derive(Default)]
@@ -22,29 +48,42 @@ pub(crate) struct Report(pub(crate) Vec<Finding>);
 /// What one attack came to.
 pub(crate) struct Finding {
     pub(crate) attack: &'static str,
-    pub(crate) before: Span,
+    /// The healthy client before, ...
+    pub(crate) idle: Span,
+    /// ... beside the innocuous load, ...
+    pub(crate) busy: Span,
+    /// ... and beside the attack.
     pub(crate) during: Span,
     pub(crate) cost: Spent,
-    /// Bytes of the attacker's.
-    pub(crate) sent: u64,
+    pub(crate) sent: Sent,
 }
 
 impl Report {
     pub(crate) fn is_well(&self) -> bool {
-        !self.0.is_empty() && self.0.iter().all(Finding::is_well)
+        !self.0.is_empty() && self.0.iter().all(|finding| finding.faults().is_empty())
     }
 }
 
 impl Finding {
-    fn is_well(&self) -> bool {
-        let delay = self.during.p99.as_secs_f64() / self.before.p99.as_secs_f64().max(1e-6);
-        let is_heard = self.during.requests > 0 && self.during.failed == 0;
-        let is_quick = delay < MOST_DELAY || self.during.p99 < UNNOTICED;
-        is_heard && is_quick && (self.cost.memory < SMALL || self.memory_per_byte() <= MOST_MEMORY)
+    /// What is not well, in a word each.
+    fn faults(&self) -> Vec<&'static str> {
+        let Self { busy, during, cost, sent, .. } = self;
+        let allowed = MOST_DELAY * busy.p99.as_secs_f64();
+        let is_late = during.p99.as_secs_f64() >= allowed && during.p99 >= UNNOTICED;
+        let most_log = sent.bytes as f64 * MOST_LOG + LOG_NOISE as f64;
+        let faults = [
+            (during.requests == 0 || during.failed > 0, "lost"),
+            (is_late, "late"),
+            (cost.memory as f64 > self.most_memory(), "memory"),
+            (cost.log as f64 > most_log, "log"),
+        ];
+        faults.into_iter().filter(|(is_fault, _)| *is_fault).map(|(_, word)| word).collect()
     }
 
-    fn memory_per_byte(&self) -> f64 {
-        self.cost.memory as f64 / self.sent.max(1) as f64
+    fn most_memory(&self) -> f64 {
+        let Sent { bytes, connections, streams } = self.sent;
+        let held = connections * MEMORY_OF_CONNECTION + streams * MEMORY_OF_STREAM + NOISE;
+        bytes as f64 * MOST_MEMORY + held as f64
     }
 }
 
@@ -52,26 +91,80 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| attack | healthy client: p99 before → during (ms) | failed of requests | sent (MB) | memory (MB) | \
-             memory per byte | processor (s) | processor per MB (ms) | |\n|---|---|---:|---:|---:|---:|---:|---:|---|"
+            "| attack | healthy client: p99 idle, busy → attacked (ms) | failed of requests | sent (MB) | \
+             held: connections, streams | memory of allowed (MB) | processor (s) | processor per MB (ms) | log (kB) | |\n\
+             |---|---|---:|---:|---:|---:|---:|---:|---:|---|"
         )?;
         for finding in &self.0 {
-            let Finding { attack, before, during, cost, sent } = finding;
-            let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-            let (sent_mb, memory_mb) = (*sent as f64 / 1e6, cost.memory as f64 / 1e6);
+            let Finding { attack, idle, busy, during, cost, sent } = finding;
+            let ms = |span: &Span| span.p99.as_secs_f64() * 1000.0;
+            let (sent_mb, memory_mb) = (sent.bytes as f64 / 1e6, cost.memory as f64 / 1e6);
             let processor = cost.processor.as_secs_f64();
+            let faults = finding.faults();
             writeln!(
                 f,
-                "| {attack} | {:.1} → {:.1} | {} of {} | {sent_mb:.1} | {memory_mb:.1} | {:.1} | {processor:.1} | {:.0} | {} |",
-                ms(before.p99),
-                ms(during.p99),
+                "| {attack} | {:.1}, {:.1} → {:.1} | {} of {} | {sent_mb:.2} | {}, {} | {memory_mb:.1} of {:.1} | \
+                 {processor:.1} | {:.0} | {} | {} |",
+                ms(idle),
+                ms(busy),
+                ms(during),
                 during.failed,
                 during.requests,
-                finding.memory_per_byte(),
+                sent.connections,
+                sent.streams,
+                finding.most_memory() / 1e6,
                 processor * 1000.0 / sent_mb.max(1e-3),
-                if finding.is_well() { "" } else { "**not well**" }
+                cost.log / 1000,
+                if faults.is_empty() {
+                    String::new()
+                } else {
+                    format!("**not well: {}**", faults.join(", "))
+                }
             )?;
         }
         writeln!(f, "\n{}", if self.is_well() { "All is well." } else { "Not well." })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(p99: u64) -> Span {
+        Span { requests: 100, failed: 0, p99: Duration::from_millis(p99) }
+    }
+
+    fn finding() -> Finding {
+        let cost = Spent { memory: 0, processor: Duration::ZERO, log: 0 };
+        let sent = Sent { bytes: 1_000_000, connections: 100, streams: 0 };
+        Finding { attack: "", idle: span(1), busy: span(20), during: span(30), cost, sent }
+    }
+
+    #[test]
+    fn an_attack_is_judged_by_what_was_lost_late_and_taken() {
+        assert_eq!(finding().faults(), [""; 0]);
+        let with = |change: fn(&mut Finding)| {
+            let mut finding = finding();
+            change(&mut finding);
+            finding.faults()
+        };
+        assert_eq!(with(|finding| finding.during.failed = 1), ["lost"]);
+        assert_eq!(with(|finding| finding.during.p99 = Duration::from_millis(41)), ["late"]);
+        assert_eq!(with(|finding| finding.cost.log = 1_500_000), ["log"]);
+        // 10 MB for a megabyte, 1.6 MB for connections, and noise.
+        assert_eq!(with(|finding| finding.cost.memory = 15_000_000), [""; 0]);
+        assert_eq!(with(|finding| finding.cost.memory = 16_000_000), ["memory"]);
+        // 500 streams are two megabytes more.
+        let with_streams = with(|finding| {
+            finding.cost.memory = 16_500_000;
+            finding.sent.streams = 500;
+        });
+        assert_eq!(with_streams, [""; 0]);
+    }
+
+    #[test]
+    fn a_percentile_below_two_turns_of_the_scheduler_is_not_late() {
+        let quick = Finding { busy: span(1), during: span(9), ..finding() };
+        assert_eq!(quick.faults(), [""; 0]);
     }
 }

@@ -1,16 +1,22 @@
 //! The mesh that is attacked, and who may reach it.
 
-use std::net::IpAddr;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
-use tidegate_tests::app::App;
+use serde_json::json;
 use tidegate_tests::app::h2c::H2cApp;
-use tidegate_tests::client::Client;
+use tidegate_tests::app::{App, Conversation, echo};
+use tidegate_tests::client::{Client, Tls};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
-use tidegate_tests::objects::{backend, gateway, https, policy, principal, range};
-use tidegate_tests::pki::INGRESS_CLIENT;
-use tidegate_tests::wait;
+use tidegate_tests::objects::{self, backend, gateway, https, policy, principal, range};
+use tidegate_tests::pki::{INGRESS_CLIENT, Leaf};
+use tidegate_tests::{wait, webhook};
+
+use crate::api;
+use crate::share::Shares;
+use crate::victim::OTHERS;
 
 /// The pod's port that wants a client certificate; the healthy client's.
 const MUTUAL_PORT: u16 = 14002;
@@ -18,6 +24,21 @@ const MUTUAL_PORT: u16 = 14002;
 const GRPC_PORT: u16 = 14003;
 /// How long a daemon may take to be as it was.
 const RECOVERY: Duration = Duration::from_secs(60);
+/// How long the app takes for a probe.
+const PROBE: Duration = Duration::from_millis(500);
+/// The name in the controller's certificate.
+const CONTROLLER: &str = "tidegate-controller.tidegate-system.cluster.local";
+
+/// The attacker's meshed workload, of namespace `httpbin`.
+pub(crate) const HOG: &str = "hog";
+
+/// Hosts of the mesh's block of addresses.
+const HOG_HOST: u8 = 59;
+/// The first of several.
+const SECOND_HOST: u8 = 60;
+const API_HOST: u8 = 41;
+const ATTACKER_HOST: u8 = 97;
+const HEALTHY_HOST: u8 = 98;
 
 /// What is attacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,44 +46,71 @@ pub(crate) enum Target {
     Sidecar,
     Ca,
     Controller,
+    Injector,
 }
 
 /// The mesh.
 pub(crate) struct Site {
     pub(crate) mesh: Mesh,
-    _apps: [App; 2],
+    pub(crate) shares: Shares,
+    injector: Daemon,
+    probe_port: u16,
+    _apps: Apps,
+}
+
+struct Apps {
+    _http: [App; 2],
+    _probed: App,
+    _api: App,
     _grpc: H2cApp,
 }
 
 impl Site {
     /// Starts it. The attacker's address is let in where the healthy client's is, as outsiders are behind an ingress
-    /// controller; it has no certificate.
-    pub(crate) fn start() -> Self {
-        let mut mesh = Mesh::with(Options {
-            ports: vec![(MUTUAL_PORT, "http-mutual"), (GRPC_PORT, "grpc")],
-            own_root: true,
-            ..Options::default()
+    /// controller; it has no certificate but, for some attacks, that of a meshed Pod.
+    pub(crate) fn start(shares: Shares) -> Self {
+        let probed = shares.as_client(|| App::unrecorded((Ipv4Addr::LOCALHOST, 0).into(), slow));
+        let probe_port = free_port();
+        let probe = json!([{
+            "port": probe_port,
+            "path": "/probe",
+            "timeoutSeconds": 1,
+            "target": {"http": {"port": probed.address().port(), "path": "/"}},
+        }]);
+        let mut mesh = shares.as_mesh(|| {
+            Mesh::with(Options {
+                ports: vec![(MUTUAL_PORT, "http-mutual"), (GRPC_PORT, "grpc")],
+                sidecar_arguments: vec!["--probes".to_owned(), probe.to_string()],
+                ..Options::default()
+            })
         });
-        let attacker = range(&format!("{}/32", attacker(&mesh)));
-        let open = [gateway(), attacker];
-        mesh.apply(
-            "policies",
-            &[
-                policy(
-                    "open",
-                    &[backend("httpbin", PORT, "http"), backend("httpbin", GRPC_PORT, "http")],
-                    &open,
-                ),
-                policy(
-                    "mutual",
-                    &[https("httpbin", MUTUAL_PORT, false, &[])],
-                    &[gateway(), principal(INGRESS_CLIENT)],
-                ),
-            ],
-        );
-        let apps = [PORT, MUTUAL_PORT].map(|port| App::echo(mesh.app_port(port)));
-        let grpc = H2cApp::start(mesh.app_port(GRPC_PORT));
-        Self { mesh, _apps: apps, _grpc: grpc }
+        let pod = |name: &str, host| objects::pod(name, name, &mesh.block().ip(host).to_string(), &[]);
+        let mut pods = vec![pod(HOG, HOG_HOST)];
+        pods.extend((0..=OTHERS).map(|number| pod(&second(number), SECOND_HOST + number as u8)));
+        let open = [gateway(), range(&format!("{}/32", mesh.block().ip(ATTACKER_HOST)))];
+        let policies = [
+            policy("open", &[backend("httpbin", PORT, "http"), backend("httpbin", GRPC_PORT, "http")], &open),
+            policy(
+                "mutual",
+                &[https("httpbin", MUTUAL_PORT, false, &[])],
+                &[gateway(), principal(INGRESS_CLIENT)],
+            ),
+        ];
+        mesh.apply("pods", &pods);
+        mesh.apply("policies", &policies);
+        let bundle = fs::read_to_string(mesh.bundle()).unwrap();
+        let api = mesh.block().at(API_HOST, 6443);
+        let apps = shares.as_client(|| Apps {
+            _http: [PORT, MUTUAL_PORT].map(|port| App::unrecorded(mesh.app_port(port), echo)),
+            _probed: probed,
+            _api: api::start(api, &bundle),
+            _grpc: H2cApp::unrecorded(mesh.app_port(GRPC_PORT)),
+        });
+        let kubeconfig = mesh.path().join("kubeconfig");
+        fs::write(&kubeconfig, api::kubeconfig(api)).unwrap();
+        let mut injector = mesh.injector(&kubeconfig);
+        shares.as_mesh(|| injector.start_ready());
+        Self { mesh, shares, injector, probe_port, _apps: apps }
     }
 
     /// The process of a target.
@@ -71,23 +119,70 @@ impl Site {
             Target::Sidecar => &self.mesh.sidecar,
             Target::Ca => &self.mesh.ca,
             Target::Controller => &self.mesh.controller,
+            Target::Injector => &self.injector,
         }
     }
 
     /// The attacker, at the port of an HTTP/1 app.
     pub(crate) fn attacker(&self) -> Client {
-        Client::to(self.mesh.target()).from(attacker(&self.mesh))
+        Client::to(self.mesh.target()).from(self.attacker_ip())
     }
 
     /// The attacker, at the port of an HTTP/2 app.
     pub(crate) fn attacker_of_grpc(&self) -> Client {
-        Client::to(self.mesh.target_port(GRPC_PORT)).from(attacker(&self.mesh))
+        Client::to(self.mesh.target_port(GRPC_PORT)).from(self.attacker_ip())
     }
 
-    /// The healthy client, with its certificate.
-    pub(crate) fn healthy(&self) -> Client {
+    /// The attacker, where kubelet asks for probes.
+    pub(crate) fn attacker_of_probes(&self) -> Client {
+        self.prober().from(self.attacker_ip())
+    }
+
+    /// The attacker, at the CA.
+    pub(crate) fn attacker_of_ca(&self) -> Client {
+        self.ca().from(self.attacker_ip())
+    }
+
+    /// The attacker, at the injector's webhook.
+    pub(crate) fn attacker_of_webhook(&self) -> Client {
+        self.webhook().from(self.attacker_ip())
+    }
+
+    /// The attacker, at the controller, as a meshed Pod.
+    pub(crate) fn attacker_of_controller(&self) -> Client {
+        self.controller(HOG).from(self.attacker_ip())
+    }
+
+    /// The healthy client of the sidecar, with its certificate.
+    pub(crate) fn ingress(&self) -> Client {
         let tls = self.mesh.tls().credentials(self.mesh.gateway_credentials());
         Client::to(self.mesh.target_port(MUTUAL_PORT)).from(self.mesh.gateway()).tls(tls)
+    }
+
+    /// kubelet.
+    pub(crate) fn prober(&self) -> Client {
+        let address = SocketAddr::new(self.mesh.target().ip(), self.probe_port);
+        Client::to(address).from(self.mesh.block().ip(HEALTHY_HOST))
+    }
+
+    /// A client of the CA.
+    pub(crate) fn ca(&self) -> Client {
+        let address = self.mesh.ca_address();
+        let tls = Tls::new(self.mesh.roots(), &address.ip().to_string()).protocols(&["h2"]);
+        Client::to(address).from(self.mesh.block().ip(HEALTHY_HOST)).tls(tls)
+    }
+
+    /// The API server, as a client of the webhook.
+    pub(crate) fn webhook(&self) -> Client {
+        let tls = Tls::new(self.mesh.roots(), webhook::NAME);
+        Client::to(self.mesh.webhook_address()).from(self.mesh.block().ip(HEALTHY_HOST)).tls(tls)
+    }
+
+    /// The sidecar of a workload, as a client of the controller.
+    pub(crate) fn controller(&self, workload: &str) -> Client {
+        let credentials = self.mesh.sign(&Leaf::workload("httpbin", workload));
+        let tls = Tls::new(self.mesh.roots(), CONTROLLER).credentials(credentials).protocols(&["h2"]);
+        Client::to(self.mesh.discovery_address()).from(self.mesh.block().ip(HEALTHY_HOST)).tls(tls)
     }
 
     /// Waits until the target has let go of the attacker.
@@ -97,8 +192,26 @@ impl Site {
             daemon.is_ready() && daemon.open_files().len() < 100
         });
     }
+
+    fn attacker_ip(&self) -> IpAddr {
+        self.mesh.block().ip(ATTACKER_HOST)
+    }
 }
 
-fn attacker(mesh: &Mesh) -> IpAddr {
-    mesh.block().ip(97)
+/// A workload of namespace `httpbin` that a healthy client of the controller has; the first is the one that is watched.
+pub(crate) fn second(number: usize) -> String {
+    format!("second-{number}")
+}
+
+/// The app that takes its time for each probe.
+fn slow(conversation: &mut Conversation) -> std::io::Result<()> {
+    while conversation.request()?.is_some() && conversation.pause(PROBE) {
+        conversation.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")?;
+    }
+    Ok(())
+}
+
+/// A port that is free at every address, as those of probes must be.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port()
 }

@@ -1,16 +1,19 @@
-//! The healthy client: a request at a time over mutual TLS, on connections that it makes anew now and then.
+//! What a healthy client sees, and the innocuous load that its baseline is measured under.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::attacks::Attack;
 use crate::site::Site;
 
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Requests on a connection.
-const PER_CONNECTION: usize = 20;
+/// Further healthy clients of an innocuous load.
+pub(crate) const OTHERS: usize = 8;
+/// Until the next look whether the daemon is as busy as it is to be.
+const IDLE: Duration = Duration::from_millis(2);
 
 /// The client while it runs.
 pub(crate) struct Victim {
@@ -30,40 +33,21 @@ pub(crate) struct Span {
 }
 
 impl Victim {
-    /// Starts.
-    pub(crate) fn start(site: &Site) -> Self {
-        let (client, ends) = (site.healthy(), Arc::new(AtomicBool::new(false)));
+    /// Starts the healthy client of an attack's target.
+    pub(crate) fn start(site: &Site, attack: &Attack) -> Self {
+        let (mut client, ends) = ((attack.healthy)(site, 0), Arc::new(AtomicBool::new(false)));
         let stop = ends.clone();
-        let thread = thread::spawn(move || {
+        let run = move || {
             let mut seen = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let begun = Instant::now();
-                let Ok(mut connection) = client.connect() else {
-                    seen.push((begun, begun.elapsed(), false));
-                    thread::park_timeout(PAUSE);
-                    continue;
-                };
-                for _ in 0..PER_CONNECTION {
-                    let begun = Instant::now();
-                    let is_answered = connection.get("/get").is_ok_and(|answer| answer.status() == 200);
-                    seen.push((begun, begun.elapsed(), is_answered));
-                    if !is_answered || stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    thread::park_timeout(PAUSE);
-                }
+                let is_answered = client.request();
+                seen.push((begun, begun.elapsed(), is_answered));
+                thread::park_timeout(PAUSE);
             }
             Seen(seen)
-        });
-        Self { ends, thread }
-    }
-
-    /// Lets it run for a while.
-    pub(crate) fn wait(&self, time: Duration) {
-        let end = Instant::now() + time;
-        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            thread::park_timeout(left);
-        }
+        };
+        Self { ends, thread: site.shares.as_client(|| thread::spawn(run)) }
     }
 
     /// Ends it.
@@ -71,6 +55,42 @@ impl Victim {
         self.ends.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
+}
+
+/// Lets what runs go on for a while.
+pub(crate) fn wait(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+    }
+}
+
+/// Keeps an attack's target busy for so long, with more of its healthy clients in the place of the attacker: as busy as
+/// this share of a processor, or as they can.
+pub(crate) fn keep_busy(site: &Site, attack: &Attack, share: f64, time: Duration) {
+    let daemon = site.daemon(attack.target);
+    let (begun, before) = (Instant::now(), daemon.processor_time());
+    let is_behind = || {
+        let spent = daemon.processor_time().saturating_sub(before);
+        spent.as_secs_f64() < share * begun.elapsed().as_secs_f64()
+    };
+    let is_behind = &is_behind;
+    site.shares.as_attacker(|| {
+        thread::scope(|scope| {
+            for number in 1..=OTHERS {
+                let mut client = (attack.healthy)(site, number);
+                scope.spawn(move || {
+                    while begun.elapsed() < time {
+                        if is_behind() {
+                            client.request();
+                        } else {
+                            thread::park_timeout(IDLE);
+                        }
+                    }
+                });
+            }
+        });
+    });
 }
 
 impl Seen {

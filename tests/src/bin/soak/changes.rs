@@ -1,4 +1,4 @@
-//! All that changes meanwhile: policies every five seconds, the root, the daemons of the control plane.
+//! All that changes meanwhile: policies every five seconds, the root, and what is restarted.
 
 use std::time::{Duration, Instant};
 
@@ -6,54 +6,44 @@ use tidegate_tests::wait;
 
 use crate::Arguments;
 use crate::samples::Samples;
-use crate::site::Site;
+use crate::site::{Done, Site};
 
 /// Between two changes of policies.
 const EDIT: Duration = Duration::from_secs(5);
 
-/// How much was changed.
-#[derive(Debug, Default)]
-pub(crate) struct Changes {
-    /// Policies.
+/// How much was changed in all.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    /// Changes of policies.
     pub(crate) edits: u32,
-    /// Steps of a rotation that the CA took.
-    pub(crate) rotation_steps: u32,
-    /// Daemons that were killed and started again.
-    pub(crate) restarts: u32,
+    /// All else.
+    pub(crate) done: Done,
+    /// What was restarted.
+    pub(crate) restarted: &'static str,
 }
 
-/// Goes on until the time is over, and looks at the processes in between.
-pub(crate) fn run(site: &mut Site, arguments: &Arguments, samples: &mut Samples) -> Changes {
+/// Goes on until the time is over, and looks at the processes in between; how often policies were changed.
+pub(crate) fn run(site: &mut dyn Site, arguments: &Arguments, samples: &mut Samples) -> u32 {
     let begun = Instant::now();
-    let mut changes = Changes::default();
+    let mut edits = 0;
     let (mut rotated, mut restarted) = (begun, begun);
     let mut next = begun;
     while begun.elapsed() < arguments.time {
         site.edit();
-        changes.edits += 1;
+        edits += 1;
         if rotated.elapsed() >= arguments.rotation_step {
             rotated = Instant::now();
-            // 409: not everything has the new bundle yet.
-            let answer = site.mesh.ca.admin_post("/rotation/next", "").unwrap();
-            changes.rotation_steps += u32::from(answer.status() == 200);
+            site.rotate();
         }
         if restarted.elapsed() >= arguments.restart {
             restarted = Instant::now();
-            let daemon = if changes.restarts.is_multiple_of(2) {
-                &mut site.mesh.controller
-            } else {
-                &mut site.mesh.ca
-            };
-            daemon.kill();
-            daemon.start_ready();
-            changes.restarts += 1;
-            site.mesh.wait_connected();
+            site.restart();
         }
-        samples.take(site, begun.elapsed());
+        samples.take(&site.processes(), begun.elapsed());
         next += EDIT;
         let limit = EDIT + Duration::from_secs(1);
         wait::until_true("the next change is due", limit, || Instant::now() >= next);
         next = next.max(Instant::now());
     }
-    changes
+    edits
 }

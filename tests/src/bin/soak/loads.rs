@@ -6,15 +6,18 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use http::Request;
-use tidegate_tests::client::Connection;
 use tidegate_tests::client::h2::H2Connection;
+use tidegate_tests::client::{self, Connection};
+use tidegate_tests::wait::{self, SOON};
 
-use crate::site::{Site, Way};
+use crate::site::Way;
 
 /// Requests on a connection before another one is made.
 const PER_CONNECTION: u32 = 500;
 /// Between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between two clients that leave. The sidecar keeps each for a while, so that their pace is seen in its open files.
+const LEAVING: Duration = Duration::from_millis(100);
 /// How long any answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one tunnel or event stream is kept.
@@ -25,6 +28,7 @@ const SLOW_BODY: usize = 300_000;
 const KEPT: usize = 20;
 
 /// Every client that runs.
+#[derive(Default)]
 pub(crate) struct Loads {
     kinds: Vec<Arc<Kind>>,
     threads: Vec<JoinHandle<()>>,
@@ -48,22 +52,8 @@ pub(crate) struct Kind {
 type Outcome = Result<(), String>;
 
 impl Loads {
-    /// Starts all of them.
-    pub(crate) fn start(site: &Site) -> Self {
-        let mut loads = Self { kinds: Vec::new(), threads: Vec::new(), ends: Arc::default() };
-        loads.add("HTTP/1.1 in plaintext", 2, site.plain(), keep_alive);
-        loads.add("HTTP/1.1 over mutual TLS", 2, site.mutual(&[]), keep_alive);
-        loads.add("HTTP/1.1 to the mesh in one process", 2, site.standalone(), keep_alive);
-        loads.add("HTTP/2 over mutual TLS", 2, site.mutual(&["h2"]), http2);
-        loads.add("gRPC with trailers", 2, site.grpc(), grpc);
-        loads.add("websockets", 4, site.mutual(&[]), websocket);
-        loads.add("event streams", 4, site.plain(), event_stream);
-        loads.add("clients that leave", 2, site.plain(), leave);
-        loads.add("slow readers", 4, site.mutual(&[]), slow_reader);
-        loads
-    }
-
-    fn add(&mut self, name: &'static str, clients: usize, way: Way, client: fn(&Kind, &Way)) {
+    /// Starts so many clients of a kind.
+    pub(crate) fn add(&mut self, name: &'static str, clients: usize, way: Way, client: fn(&Kind, &Way)) {
         let kind = Arc::new(Kind {
             name,
             done: AtomicU64::new(0),
@@ -76,6 +66,7 @@ impl Loads {
         for _ in 0..clients {
             let (kind, way) = (kind.clone(), way.clone());
             self.threads.push(thread::spawn(move || {
+                way.enter();
                 while !kind.is_over() {
                     client(&kind, &way);
                 }
@@ -129,11 +120,31 @@ impl Kind {
     }
 }
 
+/// Waits until a way leads to the app.
+pub(crate) fn wait_open(way: Way) {
+    let waiting = thread::spawn(move || {
+        way.enter();
+        wait::until_true("the way is open", SOON, || {
+            way.client().get("/get") == client::Outcome::Status(200)
+        });
+    });
+    waiting.join().unwrap();
+}
+
 /// One request after the other on a connection, until the server says that it closes it or the client's files change.
-fn keep_alive(kind: &Kind, way: &Way) {
+pub(crate) fn keep_alive(kind: &Kind, way: &Way) {
+    requests(kind, way, PER_CONNECTION);
+}
+
+/// A connection for each request.
+pub(crate) fn fresh(kind: &Kind, way: &Way) {
+    requests(kind, way, 1);
+}
+
+fn requests(kind: &Kind, way: &Way, per_connection: u32) {
     let version = way.version();
     let Some(mut connection) = kind.connect(way) else { return };
-    for _ in 0..PER_CONNECTION {
+    for _ in 0..per_connection {
         if kind.is_over() || way.version() != version {
             return;
         }
@@ -185,7 +196,7 @@ fn on_http2(kind: &Kind, way: &Way, request: impl AsyncFn(&H2Connection, u32) ->
     });
 }
 
-fn http2(kind: &Kind, way: &Way) {
+pub(crate) fn http2(kind: &Kind, way: &Way) {
     let body = vec![b'x'; 60_000];
     on_http2(kind, way, async |connection, number| {
         let answer = if number % 4 == 0 {
@@ -198,7 +209,7 @@ fn http2(kind: &Kind, way: &Way) {
     });
 }
 
-fn grpc(kind: &Kind, way: &Way) {
+pub(crate) fn grpc(kind: &Kind, way: &Way) {
     on_http2(kind, way, async |connection, number| {
         let request = Request::post("https://httpbin.test/soak.Service/Call")
             .header("content-type", "application/grpc")
@@ -217,7 +228,7 @@ fn grpc(kind: &Kind, way: &Way) {
 
 /// Messages to and fro for a minute. A WebSocket that the mesh ends, it ends with a close frame or at the end of the
 /// client's certificate.
-fn websocket(kind: &Kind, way: &Way) {
+pub(crate) fn websocket(kind: &Kind, way: &Way) {
     let version = way.version();
     let Some(mut connection) = kind.connect(way) else { return };
     connection.write(
@@ -246,7 +257,7 @@ fn websocket(kind: &Kind, way: &Way) {
 }
 
 /// Reads what comes for a while, and leaves in the middle.
-fn event_stream(kind: &Kind, way: &Way) {
+pub(crate) fn event_stream(kind: &Kind, way: &Way) {
     let Some(mut connection) = kind.connect(way) else { return };
     connection.write(b"GET /stream HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
     let begun = Instant::now();
@@ -257,16 +268,15 @@ fn event_stream(kind: &Kind, way: &Way) {
     }
 }
 
-/// Asks for what never comes, and leaves. The request must end at the app too: its thread waits for that, and the
-/// sidecar's files are counted.
-fn leave(kind: &Kind, way: &Way) {
+/// Asks for what never comes, and leaves: the request must end at the app, too, or files are left open.
+pub(crate) fn leave(kind: &Kind, way: &Way) {
     let Some(mut connection) = kind.connect(way) else { return };
-    connection.write(b"GET /never HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
-    thread::park_timeout(PAUSE);
+    connection.write(b"GET /hold HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
+    thread::park_timeout(LEAVING);
     kind.count(Ok(()));
 }
 
-fn slow_reader(kind: &Kind, way: &Way) {
+pub(crate) fn slow_reader(kind: &Kind, way: &Way) {
     let Some(mut connection) = kind.connect(way) else { return };
     connection.write(
         format!("GET /bytes/{SLOW_BODY} HTTP/1.1\r\nhost: httpbin.test\r\nconnection: close\r\n\r\n")

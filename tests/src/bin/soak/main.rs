@@ -1,6 +1,7 @@
 //! `tidegate-soak`: a mesh under mixed load for an hour, and what it did to memory and open files.
 //!
-//! - [`site`] starts the mesh of separate programs and, beside it, the whole mesh in one process;
+//! - [`site`] says what can be done to what runs; [`local`] is a mesh of separate programs and, beside it, the whole mesh
+//!   in one process; [`cluster`] is a mesh on a Kubernetes;
 //! - [`loads`] are the clients, each of which must get what it asks for;
 //! - [`changes`] replaces policies, rotates the root and restarts daemons meanwhile;
 //! - [`samples`] looks at the processes; [`report`] says what came of it.
@@ -11,7 +12,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod changes;
+mod cluster;
 mod loads;
+mod local;
 mod report;
 mod samples;
 mod site;
@@ -22,15 +25,24 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use self::loads::Loads;
+use self::cluster::OnCluster;
+use self::local::Local;
+use self::report::Report;
 use self::samples::Samples;
 use self::site::Site;
 
-/// Puts a mesh on this machine under mixed load, changes all that can change, and reports failed requests, memory and
-/// open files.
+/// Puts a mesh under mixed load, changes all that can change, and reports failed requests, memory and open files.
+///
+/// Without --cluster the mesh runs on this machine's loopback: CA, controller and a sidecar as programs, and beside them a
+/// mesh in one process. With it, the mesh runs on the project's own Kubernetes (tests/cluster): two apps of two Pods each,
+/// clients outside the mesh and in a Pod of it, and what is restarted are the control plane's Deployments and one of the
+/// apps. Both can run at the same time.
 #[derive(Debug, Parser)]
 #[command(name = "tidegate-soak")]
 struct Arguments {
+    /// Use the project's own Kubernetes of this name; started if it does not run, and left running.
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<String>,
     /// How long.
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     time: Duration,
@@ -40,7 +52,7 @@ struct Arguments {
     /// Between two steps of a root's rotation.
     #[arg(long, default_value = "3m", value_parser = humantime::parse_duration)]
     rotation_step: Duration,
-    /// Between two restarts of a daemon of the control plane.
+    /// Between two restarts, each of the next one in turn.
     #[arg(long, default_value = "4m", value_parser = humantime::parse_duration)]
     restart: Duration,
     /// Write the report here; it is printed in any case.
@@ -51,12 +63,21 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     assert!(arguments.warm_up < arguments.time, "--warm-up must be shorter than --time");
-    let mut site = Site::start();
-    let loads = Loads::start(&site);
+    let mut site: Box<dyn Site> = match &arguments.cluster {
+        Some(name) => Box::new(OnCluster::start(name)),
+        None => Box::new(Local::start()),
+    };
+    let loads = site.start_loads();
     let mut samples = Samples::default();
-    let changes = changes::run(&mut site, &arguments, &mut samples);
+    let edits = changes::run(&mut *site, &arguments, &mut samples);
     let loads = loads.stop();
-    let report = report::Report::new(&arguments, &loads, &changes, &samples);
+    let done = site.finish();
+    let report = Report::new(
+        &arguments,
+        changes::Counted { edits, done, restarted: site.restarted() },
+        &loads,
+        &samples,
+    );
     println!("{report}");
     if let Some(file) = &arguments.report {
         std::fs::write(file, report.to_string()).unwrap();

@@ -3,23 +3,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tidegate_tests::daemon::Daemon;
-
-use crate::site::Site;
+use tidegate_tests::process;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Every look at every process.
 #[derive(Debug, Default)]
-pub(crate) struct Samples(pub(crate) BTreeMap<&'static str, Vec<Sample>>);
+pub(crate) struct Samples(pub(crate) BTreeMap<String, Vec<Sample>>);
 
-/// One look at one process.
-#[derive(Clone, Copy, Debug)]
+/// One look at one process, or at all that count together.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sample {
     /// Since the start.
     pub(crate) at: Duration,
-    /// Which process it was: another one after a restart.
-    pub(crate) pid: u32,
+    /// Which processes it were: others after a restart.
+    pub(crate) pids: Vec<u32>,
     /// Resident memory in MiB.
     pub(crate) memory: f64,
     /// Open files.
@@ -40,22 +38,22 @@ pub(crate) struct Trend {
 }
 
 impl Samples {
-    /// Looks at all of them.
-    pub(crate) fn take(&mut self, site: &Site, at: Duration) {
-        let processes: [(&str, &Daemon); 4] = [
-            ("sidecar", &site.mesh.sidecar),
-            ("controller", &site.mesh.controller),
-            ("cert-manager", &site.mesh.ca),
-            ("standalone", &site.standalone.process),
-        ];
-        for (name, daemon) in processes {
-            let sample = Sample {
-                at,
-                pid: daemon.pid(),
-                memory: daemon.resident_bytes() as f64 / MIB,
-                files: daemon.open_files().len(),
+    /// Looks at these processes, each with its name.
+    pub(crate) fn take(&mut self, processes: &[(String, u32)], at: Duration) {
+        let mut now: BTreeMap<&String, Sample> = BTreeMap::new();
+        for (name, pid) in processes {
+            // One that has just ended counts no more.
+            let (Some(memory), Some(files)) = (process::resident_bytes(*pid), process::open_files(*pid))
+            else {
+                continue;
             };
-            self.0.entry(name).or_default().push(sample);
+            let sample = now.entry(name).or_insert_with(|| Sample { at, ..Sample::default() });
+            sample.pids.push(*pid);
+            sample.memory += memory as f64 / MIB;
+            sample.files += files.len();
+        }
+        for (name, sample) in now {
+            self.0.entry(name.clone()).or_default().push(sample);
         }
     }
 }
@@ -72,7 +70,7 @@ impl Trend {
         let mean = |samples: &[&Sample]| {
             samples.iter().map(|sample| sample.files as f64).sum::<f64>() / samples.len() as f64
         };
-        let is_one_process = samples.iter().all(|sample| sample.pid == first.pid);
+        let is_one_process = samples.iter().all(|sample| sample.pids == first.pids);
         Some(Self {
             memory: (
                 first.memory,
@@ -109,7 +107,7 @@ mod tests {
     use super::*;
 
     fn sample(minute: u64, memory: f64, files: usize) -> Sample {
-        Sample { at: Duration::from_secs(60 * minute), pid: 1, memory, files }
+        Sample { at: Duration::from_secs(60 * minute), pids: vec![1], memory, files }
     }
 
     #[test]
@@ -130,7 +128,7 @@ mod tests {
     #[test]
     fn a_process_that_was_restarted_has_no_slope() {
         let mut samples = vec![sample(0, 1.0, 1), sample(1, 1.0, 1)];
-        samples[1].pid = 2;
+        samples[1].pids = vec![2];
         assert_eq!(Trend::of(&samples, Duration::ZERO).unwrap().slope, None);
         assert_eq!(Trend::of(&samples[..1], Duration::ZERO), None);
     }

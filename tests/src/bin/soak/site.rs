@@ -1,180 +1,108 @@
-//! What runs: a mesh of separate programs with its apps, and a mesh in one process beside it.
+//! What runs, whether on this machine's loopback or on a cluster, and the ways to it.
 
-use std::fs;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
-use tempfile::TempDir;
-use tidegate_tests::app::App;
-use tidegate_tests::app::h2c::H2cApp;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tidegate_tests::client::{Client, Tls};
-use tidegate_tests::daemon::Daemon;
 use tidegate_tests::load::SecretFiles;
-use tidegate_tests::loopback::Block;
-use tidegate_tests::mesh::{Mesh, Options, PORT, SERVER_NAME, example};
-use tidegate_tests::objects::{backend, gateway, https, policy, principal, range};
-use tidegate_tests::pki::INGRESS_CLIENT;
-use tidegate_tests::wait::{self, SOON};
 
-/// The pod's port that needs a client certificate, besides [`PORT`], which takes plaintext.
-const MUTUAL_PORT: u16 = 14002;
-/// The pod's port whose app speaks HTTP/2 without TLS.
-const GRPC_PORT: u16 = 14003;
-/// Life of every certificate: several renewals in an hour.
-const LIFE: Duration = Duration::from_secs(600);
+use crate::loads::Loads;
 
-/// Everything that runs.
-pub(crate) struct Site {
-    /// The mesh of separate programs.
-    pub(crate) mesh: Mesh,
-    /// The mesh in one process.
-    pub(crate) standalone: Standalone,
-    _apps: [App; 3],
-    _grpc: H2cApp,
-    edits: u32,
+/// Everything that runs, and can be changed while it does.
+pub(crate) trait Site {
+    /// Starts every client.
+    fn start_loads(&self) -> Loads;
+
+    /// Changes a policy that touches no load; returns when the controller has it.
+    fn edit(&mut self);
+
+    /// Takes the next step of a root's rotation, or begins to.
+    fn rotate(&mut self);
+
+    /// Restarts the next of what is restarted, or begins to.
+    fn restart(&mut self);
+
+    /// Waits for what has begun; what was done in all.
+    fn finish(&mut self) -> Done;
+
+    /// What is restarted, in the words of the report.
+    fn restarted(&self) -> &'static str;
+
+    /// The processes whose memory and files are looked at, by what they are in the report. Several of one name count
+    /// together.
+    fn processes(&self) -> Vec<(String, u32)>;
 }
 
-/// `tidegate standalone` on the example's manifests.
-pub(crate) struct Standalone {
-    /// The process.
-    pub(crate) process: Daemon,
-    folder: TempDir,
-    block: Block,
+/// How much was changed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Done {
+    /// Steps of a rotation.
+    pub(crate) rotation_steps: u32,
+    pub(crate) restarts: u32,
+    /// What could not be changed, and why.
+    pub(crate) problems: Vec<String>,
 }
 
 /// How to come to one port of the mesh; makes a client of what the Secret holds at the moment.
 #[derive(Clone)]
 pub(crate) struct Way {
     plain: Client,
-    secret: Option<SecretFiles>,
+    tls: Option<OverTls>,
+    network: Option<Arc<File>>,
+}
+
+#[derive(Clone)]
+struct OverTls {
+    secret: SecretFiles,
+    server_name: String,
     protocols: &'static [&'static str],
 }
 
-impl Site {
-    /// Starts it all.
-    pub(crate) fn start() -> Self {
-        let mut mesh = Mesh::with(Options {
-            ports: vec![(MUTUAL_PORT, "http-mutual"), (GRPC_PORT, "grpc")],
-            certificate_life: LIFE,
-            gateway_life: LIFE,
-            own_root: true,
-            ..Options::default()
-        });
-        mesh.apply(
-            "policies",
-            &[
-                policy("plain", &[backend("httpbin", PORT, "http")], &[gateway()]),
-                policy(
-                    "mutual",
-                    &[https("httpbin", MUTUAL_PORT, false, &[]), https("httpbin", GRPC_PORT, false, &[])],
-                    &[gateway(), principal(INGRESS_CLIENT)],
-                ),
-            ],
-        );
-        let standalone = Standalone::start();
-        let apps = [
-            App::echo_unrecorded(mesh.app_port(PORT)),
-            App::echo_unrecorded(mesh.app_port(MUTUAL_PORT)),
-            App::echo_unrecorded(standalone.block.at(20, PORT)),
-        ];
-        let grpc = H2cApp::start(mesh.app_port(GRPC_PORT));
-        Self { mesh, standalone, _apps: apps, _grpc: grpc, edits: 0 }
-    }
-
-    /// To the port that takes plaintext.
-    pub(crate) fn plain(&self) -> Way {
-        Way { plain: self.mesh.client(), secret: None, protocols: &[] }
-    }
-
-    /// To the port that wants a client certificate, offering these protocols.
-    pub(crate) fn mutual(&self, protocols: &'static [&'static str]) -> Way {
-        self.over_tls(MUTUAL_PORT, protocols)
-    }
-
-    /// To the port of the gRPC server.
-    pub(crate) fn grpc(&self) -> Way {
-        self.over_tls(GRPC_PORT, &["h2"])
-    }
-
-    /// To the mesh in one process.
-    pub(crate) fn standalone(&self) -> Way {
-        Way { plain: self.standalone.client(), secret: None, protocols: &[] }
-    }
-
-    /// Changes a policy of each mesh that touches no load; returns when both have it.
-    pub(crate) fn edit(&mut self) {
-        self.edits += 1;
-        let source = range(&format!("10.{}.{}.0/24", self.edits / 256 % 256, self.edits % 256));
-        let edited = policy("edited", &[backend("httpbin", PORT, "http")], &[source]);
-        self.mesh.apply("edited", std::slice::from_ref(&edited));
-        write(&self.standalone.manifests().join("edited.yaml"), &edited.to_string());
-    }
-
-    fn over_tls(&self, port: u16, protocols: &'static [&'static str]) -> Way {
-        let plain = Client::to(self.mesh.target_port(port)).from(self.mesh.gateway());
-        Way { plain, secret: Some(self.mesh.secret_files()), protocols }
-    }
-}
-
-impl Standalone {
-    fn start() -> Self {
-        let (folder, block) = (tempfile::tempdir().unwrap(), Block::claim());
-        let manifests = folder.path().join("manifests");
-        fs::create_dir(&manifests).unwrap();
-        for file in ["mesh/httpbin", "mesh/ingress-nginx", "mesh/meshconfig", "policies/1-http"] {
-            let text = fs::read_to_string(example(&format!("{file}.yaml"))).unwrap();
-            let name = file.replace('/', "-");
-            write(&manifests.join(format!("{name}.yaml")), &text.replace("127.0.7.", &block.prefix()));
-        }
-        let admin = block.at(3, 15000);
-        let arguments = [
-            "standalone".to_owned(),
-            format!("--folder={}", manifests.display()),
-            format!("--state-dir={}", folder.path().join("state").display()),
-            format!("--admin-address={admin}"),
-        ];
-        let mut process =
-            Daemon::new("tidegate", "standalone", folder.path(), arguments.to_vec(), Some(admin));
-        process.start_ready();
-        let standalone = Self { process, folder, block };
-        wait::until_true("the mesh in one process lets the client in", SOON, || {
-            standalone.client().connect().is_ok()
-        });
-        standalone
-    }
-
-    fn client(&self) -> Client {
-        Client::to(self.block.at(10, PORT)).from(self.block.ip(30))
-    }
-
-    fn manifests(&self) -> PathBuf {
-        self.folder.path().join("manifests")
-    }
-}
-
 impl Way {
+    /// In plaintext, or by whatever the mesh makes of it on the way.
+    pub(crate) fn plain(client: Client) -> Self {
+        Self { plain: client, tls: None, network: None }
+    }
+
+    /// With the ingress controller's certificate, to a server of this name; offers these protocols.
+    pub(crate) fn over_tls(
+        client: Client,
+        secret: SecretFiles,
+        server_name: &str,
+        protocols: &'static [&'static str],
+    ) -> Self {
+        let tls = OverTls { secret, server_name: server_name.to_owned(), protocols };
+        Self { plain: client, tls: Some(tls), network: None }
+    }
+
+    /// From this network namespace instead of the process's own.
+    pub(crate) fn inside(mut self, network: &Arc<File>) -> Self {
+        self.network = Some(network.clone());
+        self
+    }
+
+    /// Moves the calling thread to where its clients are to be.
+    pub(crate) fn enter(&self) {
+        if let Some(network) = &self.network {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        }
+    }
+
     /// The client as it is now.
     pub(crate) fn client(&self) -> Client {
         let client = self.plain.clone();
-        match &self.secret {
+        match &self.tls {
             None => client,
-            Some(secret) => client.tls(
-                Tls::new(secret.roots(), SERVER_NAME)
-                    .credentials(secret.credentials())
-                    .protocols(self.protocols),
+            Some(OverTls { secret, server_name, protocols }) => client.tls(
+                Tls::new(secret.roots(), server_name).credentials(secret.credentials()).protocols(protocols),
             ),
         }
     }
 
     /// A number that changes when the client does.
     pub(crate) fn version(&self) -> u64 {
-        self.secret.as_ref().map_or(0, SecretFiles::version)
+        self.tls.as_ref().map_or(0, |tls| tls.secret.version())
     }
-}
-
-/// Replaces a file as a whole.
-fn write(path: &std::path::Path, text: &str) {
-    let fresh = path.with_extension("fresh");
-    fs::write(&fresh, text).unwrap();
-    fs::rename(fresh, path).unwrap();
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidegate_tests::app::Conversation;
+use tidegate_tests::app::{Conversation, lasting};
 use tidegate_tests::http1::Message;
 
 use crate::client::{self, Url};
@@ -30,9 +30,12 @@ impl Health {
     }
 }
 
-/// Answers the requests of one connection.
+/// Answers the requests of one connection, those that [`lasting`] knows among them.
 pub(crate) fn serve(conversation: &mut Conversation, health: &Health) -> io::Result<()> {
     while let Some(request) = conversation.request()? {
+        if lasting(conversation, &request)? {
+            return Ok(());
+        }
         if let Some(time) = request.target().strip_prefix("/delay/") {
             let time = Duration::from_millis(time.parse().unwrap_or_default());
             if !conversation.pause(time) {

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tidegate_tests::app::App;
+use tidegate_tests::app::h2c::H2cApp;
 
 #[derive(Debug, Parser)]
 #[command(name = "tidegate-test-app")]
@@ -79,6 +80,9 @@ struct Serve {
     /// Ports that greet first, then send back what they get.
     #[arg(long, value_delimiter = ',')]
     greet: Vec<u16>,
+    /// Ports that answer each request of HTTP/2 without TLS with its own body, as gRPC.
+    #[arg(long, value_delimiter = ',')]
+    h2c: Vec<u16>,
     /// Ports with gRPC's health service.
     #[arg(long, value_delimiter = ',')]
     grpc: Vec<u16>,
@@ -137,10 +141,11 @@ impl Serve {
         let mut apps = Vec::new();
         for port in &self.http {
             let health = health.clone();
-            apps.push(App::start(at(*port), move |conversation| httpbin::serve(conversation, &health)));
+            apps.push(App::unrecorded(at(*port), move |conversation| httpbin::serve(conversation, &health)));
         }
         apps.extend(self.tcp.iter().map(|port| App::tcp_echo(at(*port))));
         apps.extend(self.greet.iter().map(|port| App::server_first(at(*port), b"220 ready\r\n")));
+        let _h2c: Vec<_> = self.h2c.iter().map(|port| H2cApp::unrecorded(at(*port))).collect();
         for port in &self.udp {
             udp_echo(at(*port));
         }

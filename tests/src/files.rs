@@ -1,0 +1,11 @@
+//! Files that programs follow.
+
+use std::fs;
+use std::path::Path;
+
+/// Replaces a file as a whole: a reader sees the old content or the new one.
+pub fn replace(path: &Path, text: &str) {
+    let fresh = path.with_extension("fresh");
+    fs::write(&fresh, text).unwrap();
+    fs::rename(&fresh, path).unwrap();
+}
