@@ -281,7 +281,7 @@ impl Story<'_> {
         }
         let config = tls.config(terms, hello.alpn, app)?.clone();
         self.line.within(self.worker.env.limits.handshake, Wait::Handshake);
-        let accepting = TlsStream::accept(io, received, config, |bytes| self.line.hold(bytes));
+        let accepting = TlsStream::accept(io, received, config, self.line.clone());
         let stream = match self.line.guard(accepting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -299,8 +299,6 @@ impl Story<'_> {
             }
         };
         totals.handshakes.add(1);
-        // Nothing of it is unfinished any more.
-        let _ = self.line.hold(0);
         let verified = match stream.peer_certificates() {
             Some(chain) => match self.worker.certificates.borrow_mut().intern(chain) {
                 Ok(verified) => Some(verified),

@@ -33,6 +33,9 @@ use capture::Captured;
 use plan::Plan;
 use rule::{Family, restore_text};
 
+/// The sidecar's user, whose connections are not redirected.
+pub(crate) const SIDECAR_USER: u32 = 1500;
+
 /// Redirect a pod's TCP connections to its sidecar: rules of iptables in the pod's network namespace. To be run as
 /// root with the capabilities NET_ADMIN and NET_RAW. Running it again changes nothing, or repairs what was lost.
 #[derive(Parser, Clone, Debug)]
@@ -47,7 +50,7 @@ pub struct InterceptOptions {
     pub outbound_port: u16,
 
     /// The sidecar's user: what it sends is not redirected.
-    #[arg(long, value_name = "UID", default_value_t = 1500)]
+    #[arg(long, value_name = "UID", default_value_t = SIDECAR_USER)]
     pub uid: u32,
 
     /// Ports of the pod that others reach without the sidecar. The sidecar's own are always among them.

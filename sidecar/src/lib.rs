@@ -28,6 +28,7 @@ pub mod stream;
 pub mod telemetry;
 pub mod tls;
 mod turn;
+pub mod wait;
 pub mod worker;
 
 #[cfg(test)]

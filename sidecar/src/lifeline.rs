@@ -12,7 +12,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::places::{Eviction, Place};
+use crate::places::{Eviction, Part, Place};
 
 /// What a connection may still do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub enum Cause {
     TrustBundleChanged,
     /// Its client holds the most places, and another one needs one.
     MadeRoom,
+    /// There is no room for a TLS record that is not complete.
+    NoRoom,
 }
 
 /// What a connection waits for, under a deadline.
@@ -133,7 +135,15 @@ impl Lifeline {
     /// there is no room for as many.
     #[must_use]
     pub fn hold(&self, bytes: usize) -> bool {
-        self.state.place.get().is_none_or(|place| place.hold(bytes))
+        self.state.place.get().is_none_or(|place| place.hold(Part::Message, bytes))
+    }
+
+    /// TLS holds so many bytes of records that are not complete or not read. Closes the connection if there is no room
+    /// for as many.
+    pub fn hold_record(&self, bytes: usize) {
+        if self.state.place.get().is_some_and(|place| !place.hold(Part::Record, bytes)) {
+            self.close(Cause::NoRoom);
+        }
     }
 
     /// The client has proven who it is, by these names.
@@ -292,6 +302,7 @@ impl Cause {
             Self::CertificateExpired => "client_certificate_expired",
             Self::TrustBundleChanged => "trust_bundle_changed",
             Self::MadeRoom => "made_room",
+            Self::NoRoom => "overload{unfinished_tls_records}",
         }
     }
 }

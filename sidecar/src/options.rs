@@ -166,8 +166,8 @@ pub struct LimitOptions {
     #[arg(long, env = "TIDEGATE_MAX_HEADERS", value_name = "COUNT", default_value_t = 128)]
     pub max_headers: usize,
     /// Connections of clients at the same time, and as many of the app's own. Where a client would be one too many, the
-    /// source with the most connections makes room. A head or a handshake that is not complete counts as one more
-    /// connection for each 4 KiB beyond the first.
+    /// source with the most connections makes room. A head, a handshake or a TLS record that is not complete
+    /// counts as one more connection for each 4 KiB beyond the first.
     #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 16384)]
     pub max_connections: usize,
     /// Unused connections to the app that each worker keeps.

@@ -1,8 +1,8 @@
 //! Places for connections: how many there are, who holds them, and who makes room.
 //!
 //! Clients' connections and the app's own are counted apart, so that neither takes the other's places. A client's
-//! connection holds one place, and one more for each 4 KiB of a request's head or a handshake that is not complete. A
-//! source is an address, or the identity that a client has proven. While there is room, a source may hold all of it.
+//! connection holds one place, and one more for each 4 KiB of what is not complete: a request's head, a handshake, a
+//! TLS record. A source is an address, or the identity that a client has proven. While there is room, a source may hold all of it.
 //! Where there is none, a newcomer is let in if another source holds more than its own will: that one makes room by the
 //! connections of it that have been idle longest, and only if it holds more than twice as much by others. So a
 //! source that holds many never gets the last places, and never keeps others out.
@@ -76,8 +76,19 @@ pub(crate) struct Place {
     worker: usize,
     /// Whose it is; none if it is the app's own.
     held: RefCell<Option<Arc<Held>>>,
-    /// Further places, for bytes.
+    /// Bytes of what is not complete, by [`Part`].
+    unfinished: [Cell<usize>; 2],
+    /// Further places, for those bytes.
     further: Cell<usize>,
+}
+
+/// What a connection holds bytes of until it is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// A request's head, or a message of a TLS handshake.
+    Message,
+    /// A TLS record after the handshake, and what was decrypted of it and not read.
+    Record,
 }
 
 /// Connections of a source that are to make room.
@@ -207,7 +218,13 @@ impl Places {
         let load = |(index, load): &(usize, &AtomicUsize)| (load.load(Ordering::Relaxed), *index != here);
         let workers = self.loads.iter().enumerate().filter(|(index, _)| !only_here || *index == here);
         let worker = workers.min_by_key(load).map_or(here, |(worker, _)| worker);
-        let place = Place { places: self.clone(), worker, held: RefCell::new(held), further: Cell::new(0) };
+        let place = Place {
+            places: self.clone(),
+            worker,
+            held: RefCell::new(held),
+            unfinished: Default::default(),
+            further: Cell::new(0),
+        };
         add(self.loads.get(worker), 1);
         add(Some(place.kind()), 1);
         if let Some(held) = &*place.held.borrow() {
@@ -227,12 +244,19 @@ impl Place {
         self.worker
     }
 
-    /// The client's connection holds so many bytes of something that is not complete, instead of those before. `false` if
-    /// there is no place for them.
-    pub(crate) fn hold(&self, bytes: usize) -> bool {
+    /// The client's connection holds so many bytes of this part, instead of those before. `false` if there is no place
+    /// for them; nothing has changed then.
+    pub(crate) fn hold(&self, part: Part, bytes: usize) -> bool {
+        let [unfinished, other] = match (part, &self.unfinished) {
+            (Part::Message, [message, record]) => [message, record],
+            (Part::Record, [message, record]) => [record, message],
+        };
+        if unfinished.get() == bytes {
+            return true;
+        }
         let held = self.held.borrow();
         let Some(held) = &*held else { return true };
-        let (before, now) = (self.further.get(), bytes.saturating_sub(BYTES).div_ceil(BYTES));
+        let (before, now) = (self.further.get(), (bytes + other.get()).saturating_sub(BYTES).div_ceil(BYTES));
         if now > before {
             let more = now - before;
             let limits = self.places.limits;
@@ -247,6 +271,7 @@ impl Place {
             held.places.fetch_sub(before - now, Ordering::Relaxed);
         }
         self.further.set(now);
+        unfinished.set(bytes);
         true
     }
 
@@ -450,16 +475,22 @@ mod tests {
     fn what_is_not_complete_takes_places_by_its_bytes() {
         let places = places(100);
         let mut crowd: Vec<_> = (0..10).map(|_| places.client(address(1), 0, false).unwrap().0).collect();
-        assert!(crowd.iter().all(|place| place.hold(4096)));
+        assert!(crowd.iter().all(|place| place.hold(Part::Message, 4096)));
         assert_eq!(places.clients.load(Ordering::Relaxed), 10);
         // 9 for each of ten, and no more.
-        assert!(crowd.iter().all(|place| place.hold(40_000)));
-        assert!(!crowd[0].hold(65_536));
+        assert!(crowd.iter().all(|place| place.hold(Part::Message, 40_000)));
+        assert!(!crowd[0].hold(Part::Message, 65_536));
         let (other, eviction) = places.client(address(2), 0, false).unwrap();
         assert!(crowd[0].is_of(&eviction.unwrap()));
         // A source that holds little may still complete what it sends.
-        assert!(other.hold(65_536));
-        assert!(other.hold(0));
+        assert!(other.hold(Part::Message, 65_536));
+        assert!(other.hold(Part::Message, 0));
+        // A head that comes in records holds the bytes of both.
+        let before = places.taken();
+        assert!(other.hold(Part::Record, 16 * 1024) && other.hold(Part::Message, 8 * 1024));
+        assert_eq!(places.taken() - before, 5);
+        assert!(other.hold(Part::Record, 0) && other.hold(Part::Message, 0));
+        assert_eq!(places.taken(), before);
         crowd.pop();
         assert_eq!(places.clients.load(Ordering::Relaxed), 91);
         crowd.clear();
@@ -472,9 +503,9 @@ mod tests {
         let places = places(10);
         let crowd: Vec<_> = (0..9).map(|last| places.client(address(last), 0, false).unwrap().0).collect();
         for place in &crowd {
-            assert!(place.hold(2 * BYTES) || places.clients.load(Ordering::Relaxed) >= 10);
+            assert!(place.hold(Part::Message, 2 * BYTES) || places.clients.load(Ordering::Relaxed) >= 10);
             place.identify("DNS:a.b.cluster.local");
-            assert!(place.hold(0));
+            assert!(place.hold(Part::Message, 0));
         }
         assert_eq!(places.sources().addresses.len(), 0);
         let (other, none) = places.client(address(1), 0, false).unwrap();

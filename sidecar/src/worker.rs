@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::http::Env;
 use crate::inbound::{self, Certificates, Connection, RefusalLog};
-use crate::lifeline::{Cause, Lifeline, Precedence, Registry};
+use crate::lifeline::{Cause, Lifeline, Phase, Precedence, Registry};
 use crate::limits::Limits;
 use crate::listener::{self, Entrance, FixedOutbound, Listen, Way};
 use crate::outbound::{self, Destinations, Dialled};
@@ -288,6 +288,12 @@ impl Worker {
                     totals.opened.add(1);
                     inbound::serve(&worker, io, inbound::Route { peer, listen }, &connection, &line).await;
                     totals.closed.add(1);
+                    if line.phase() == Phase::Closed(Cause::NoRoom) {
+                        totals.unfinished.add(1);
+                        if let Some(gate) = connection.gate() {
+                            worker.refusals.no_room_for_record(gate.info());
+                        }
+                    }
                 }
                 Way::Outbound(address) => {
                     totals.outbound_opened.add(1);

@@ -403,3 +403,29 @@ fn much_data_crosses_a_link_that_loses_and_reorders_without_a_reset() {
     let (lost, late) = scene.server.pod.rough_link().unwrap().lost_and_late();
     assert!(lost > 20 && late > 500, "{lost} packets were lost, {late} late");
 }
+
+#[test]
+fn a_wait_in_a_pod_ends_once_the_server_answers_and_must_not_pass_the_sidecar_by() {
+    let scene = Scene::start();
+    let address = at(SERVICE_IPS[0], 90);
+    let start = |name: &str, user: u32| {
+        let arguments = ["wait", "--for", &format!("tcp://{address}")].map(str::to_owned).to_vec();
+        let mut program =
+            Daemon::new("tidegate-sidecar", name, scene._mesh.path(), arguments, None).with_user(user);
+        scene.caller.run(|| program.start());
+        program
+    };
+    let mut bypass = start("bypass", SIDECAR_USER);
+    let status = wait::until("it ends at once", SOON, || bypass.exited());
+    assert!(!status.success() && bypass.log().contains("must not run as user 1500"), "{}", bypass.log());
+
+    assert!(scene.caller.run(|| TcpStream::connect(address)).is_ok(), "no server is needed to connect");
+    let mut waiting = start("waiting", 65_532);
+    wait::until_true("it says what it waits for", SOON, || {
+        waiting.log().contains("the connection was reset: no server is there")
+    });
+    assert_eq!(waiting.exited(), None);
+    let _app = scene.server.run(|| App::tcp_echo((Ipv6Addr::UNSPECIFIED, TCP_PORT).into()));
+    let status = wait::until("the server answers", SOON, || waiting.exited());
+    assert!(status.success(), "{}", waiting.log());
+}

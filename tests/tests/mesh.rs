@@ -347,3 +347,38 @@ fn certificates_are_renewed_under_load_between_apps_without_a_failed_request() {
             && caller["sidecar"]["trustedRoots"] == tls["trustBundle"]
     });
 }
+
+#[test]
+fn a_wait_in_the_mesh_ends_once_the_server_answers_and_not_when_a_connection_succeeds() {
+    let story = Story::start(Options::default());
+    let way_out = story.mesh.way_out();
+    let start = |name: &str, url: String, time: &str| {
+        let arguments = ["wait", "--for", &url, "--timeout", time].map(str::to_owned).to_vec();
+        let mut program = Daemon::new("tidegate-sidecar", name, story.mesh.path(), arguments, None);
+        program.start();
+        program
+    };
+    // What a wait that only connects goes by, without a server.
+    assert!(TcpStream::connect(way_out).is_ok());
+    let mut late = start("late", format!("tcp://{way_out}"), "100ms");
+    let status = wait::until("the time is over", SOON, || late.exited());
+    assert!(status.code() == Some(1), "{status}");
+    let expected = format!("tcp://{way_out} has not answered within 100ms: the connection was reset");
+    assert!(late.log().contains(&expected), "{}", late.log());
+
+    let mut waiting = [
+        start("tcp", format!("tcp://{way_out}"), "5m"),
+        start("http", format!("http://{way_out}/get"), "5m"),
+    ];
+    for program in &mut waiting {
+        wait::until_true("it says what it waits for", SOON, || {
+            program.log().contains("the connection was reset: no server is there")
+        });
+        assert_eq!(program.exited(), None);
+    }
+    let _app = App::echo(story.mesh.app_address());
+    for program in &mut waiting {
+        let status = wait::until("the server answers", SOON, || program.exited());
+        assert!(status.success(), "{}", program.log());
+    }
+}

@@ -69,6 +69,8 @@ mod tests {
             json!(["curl", "-z", "now", "http://db"]),
             json!(["tar", "-xzf", "a"]),
             json!(["migrate", "tcp://db:3306"]),
+            json!(["tidegate-sidecar", "wait", "--for", "tcp://db:5432"]),
+            json!(["wait", "--for=tcp://db:5432"]),
         ] {
             assert!(!waits(json!({}), command.clone(), json!([])), "{command}");
         }

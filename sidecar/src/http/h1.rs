@@ -176,6 +176,11 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
                     self.refuse_unread(&reply);
                     return Next::Reply(reply);
                 }
+                Err(Ended(Cause::NoRoom)) => {
+                    let reply = local_reply::too_much_unfinished();
+                    self.refuse_unread(&reply);
+                    return Next::Reply(reply);
+                }
                 Err(Ended(_)) if !is_partial && self.has_more().await => self.exchange.start = Instant::now(),
                 // Nobody is left to answer to.
                 Ok(_) | Err(_) => return Next::End,
@@ -588,6 +593,6 @@ pub(super) fn ended_by(cause: Cause, is_client_due: bool) -> (ResponseFlag, &'st
         Cause::PolicyChanged => (ResponseFlag::Refused, "policy_changed"),
         Cause::CertificateExpired => (ResponseFlag::Refused, "client_certificate_expired"),
         Cause::TrustBundleChanged => (ResponseFlag::Refused, "trust_bundle_changed"),
-        Cause::MadeRoom => (ResponseFlag::Overload, "made_room"),
+        Cause::MadeRoom | Cause::NoRoom => (ResponseFlag::Overload, cause.details()),
     }
 }

@@ -33,6 +33,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use h2::Reason;
 use h2::malformed::Observer;
 use h2::server::{Builder, Connection};
@@ -99,6 +100,12 @@ where
         Phase::Closed(Cause::Deadline(Wait::Idle)) => {
             // Nothing is in flight; a client that does not even take a GOAWAY is not waited for.
             let _ = tokio::time::timeout(FAREWELL, driver.drive(&mut connection)).await;
+        }
+        // The place is needed now: the client is told if it takes that at once.
+        Phase::Closed(cause @ (Cause::MadeRoom | Cause::NoRoom)) => {
+            let reason = if cause == Cause::MadeRoom { Reason::NO_ERROR } else { Reason::ENHANCE_YOUR_CALM };
+            connection.abrupt_shutdown(reason);
+            let _ = driver.drive(&mut connection).now_or_never();
         }
         Phase::Closed(_) => {}
         Phase::Open | Phase::Leaving(_) | Phase::Finishing(_) => {

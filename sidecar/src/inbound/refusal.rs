@@ -208,6 +208,12 @@ impl RefusalLog {
         self.write(&Line { peer, port, server_name: None, certificate: None, reason: full });
     }
 
+    /// A connection has ended because there was no room for the rest of a TLS record.
+    pub(crate) fn no_room_for_record(&self, info: &ConnectionInfo) {
+        let reason = &"there is no room for the rest of its TLS record: too much is unfinished";
+        self.write(&Line::of(info, reason));
+    }
+
     /// Says something else that could become too much, such as that an endpoint cannot be reached.
     pub(crate) fn unless_flooded(&self, say: impl FnOnce()) {
         if self.own.may_write(Instant::now()) {

@@ -79,7 +79,7 @@ pub struct Totals {
     pub outbound_no_place: Count,
     /// Connections that were ended so that another client gets their place.
     pub made_room: Count,
-    /// Handshakes and heads of requests that were given up because too much was unfinished.
+    /// Handshakes, TLS records and heads of requests that were given up because too much was unfinished.
     pub unfinished: Count,
 }
 
@@ -369,7 +369,7 @@ impl Collector for DataPlaneMetrics {
             metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
         }
         let help = "Connections that a limit has ended: for want of a place for a client's or for one of the app's \
-                    own, to make room for another client's, for want of room for an unfinished head or handshake";
+                    own, to make room for another client's, for want of room for an unfinished head, handshake or TLS record";
         let mut family =
             encoder.encode_descriptor("tidegate_connections_limited", help, None, MetricType::Counter)?;
         for (limit, value) in [

@@ -2,7 +2,7 @@
 //!
 //! It drives rustls by its unbuffered API, because an idle connection then holds no buffer at all: bytes are read into
 //! and written from buffers of the thread, and only what is left over (half a record, an answer that the socket did
-//! not take) is kept with the connection.
+//! not take) is kept with the connection. What is kept of what the client sent is counted by the connection's line.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,6 +19,8 @@ use rustls::{Error, ProtocolVersion, ServerConfig};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+use crate::lifeline::Lifeline;
 
 /// The most bytes that one read takes from the socket.
 const MAX_READ: usize = 32 * 1024;
@@ -50,6 +52,8 @@ pub struct TlsStream {
     outgoing_start: usize,
     end: End,
     said_goodbye: bool,
+    /// Counts what is kept of what the client sent.
+    line: Lifeline,
 }
 
 /// A handshake that came to nothing. What TLS has to say about it was sent.
@@ -102,13 +106,14 @@ thread_local! {
 }
 
 impl TlsStream {
-    /// Does the handshake on a connection of which `first` was read already. `has_room` says whether so many bytes of an
-    /// incomplete message may be held.
+    /// Does the handshake on a connection of which `first` was read already. `line` says whether there is room for the
+    /// bytes of an incomplete message, and is closed if later there is none for those of a record: to be driven under its
+    /// guard.
     pub async fn accept(
         io: TcpStream,
         first: BytesMut,
         config: Arc<ServerConfig>,
-        has_room: impl Fn(usize) -> bool,
+        line: Lifeline,
     ) -> Result<Box<Self>, HandshakeError> {
         let connection = match UnbufferedServerConnection::new(config) {
             Ok(connection) => connection,
@@ -124,9 +129,15 @@ impl TlsStream {
             outgoing_start: 0,
             end: End::Open,
             said_goodbye: false,
+            line,
         });
-        match stream.handshake(first, has_room).await {
-            Ok(()) => Ok(stream),
+        match stream.handshake(first).await {
+            Ok(()) => {
+                // Nothing of it is unfinished any more; a record may have begun behind it.
+                let _ = stream.line.hold(0);
+                stream.count_kept();
+                Ok(stream)
+            }
             Err(cause) => Err(HandshakeError { io: stream.io, cause }),
         }
     }
@@ -151,11 +162,7 @@ impl TlsStream {
         &self.io
     }
 
-    async fn handshake(
-        &mut self,
-        first: BytesMut,
-        has_room: impl Fn(usize) -> bool,
-    ) -> Result<(), HandshakeFailure> {
+    async fn handshake(&mut self, first: BytesMut) -> Result<(), HandshakeFailure> {
         let mut received = Vec::from(first);
         loop {
             let result = self.process(&mut received, None);
@@ -174,7 +181,7 @@ impl TlsStream {
             if received.len() > MAX_HANDSHAKE {
                 return Err(Error::General("handshake message too long".into()).into());
             }
-            if !has_room(received.len()) {
+            if !self.line.hold(received.len()) {
                 return Err(HandshakeFailure::NoRoom);
             }
             let read = poll_fn(|context| {
@@ -255,6 +262,11 @@ impl TlsStream {
             Some(error) => Err(error),
             None => Ok(consumed),
         }
+    }
+
+    /// Tells how much is kept of what the client sent.
+    fn count_kept(&self) {
+        self.line.hold_record(self.incoming.len() + self.plaintext.len());
     }
 
     /// Encrypts what fits, and hands it to the socket.
@@ -342,6 +354,7 @@ impl AsyncRead for TlsStream {
             if this.plaintext_start == this.plaintext.len() {
                 this.plaintext = Vec::new();
                 this.plaintext_start = 0;
+                this.count_kept();
             }
             return Poll::Ready(Ok(()));
         }
@@ -374,6 +387,7 @@ impl AsyncRead for TlsStream {
                 if !(rest.is_empty() && this.incoming.is_empty()) {
                     this.incoming = rest.to_vec();
                 }
+                this.count_kept();
                 consumed.map(Some)
             });
             // Answers of TLS itself, an alert among them. What the socket does not take now goes with the next write.

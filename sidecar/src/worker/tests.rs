@@ -180,9 +180,13 @@ async fn echo(address: SocketAddr) -> io::Result<TcpStream> {
 
 /// A client's connection from this loopback address.
 async fn from(source: &str, address: SocketAddr) -> TcpStream {
+    connect_from(source, address).await.unwrap()
+}
+
+async fn connect_from(source: &str, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
-    socket.connect(address).await.unwrap()
+    socket.connect(address).await
 }
 
 async fn ask(client: &mut TcpStream, request: &[u8]) -> String {
@@ -222,7 +226,10 @@ async fn a_source_that_holds_every_place_makes_room_by_what_has_been_idle_longes
         idle.push(client);
     }
     // Its own next one gets nothing.
-    assert_eq!(ask(&mut from(CROWD, address).await, GET).await, "");
+    match connect_from(CROWD, address).await {
+        Ok(mut client) => assert_eq!(ask(&mut client, GET).await, ""),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+    }
     assert_eq!(mesh.workers.load().shed, 1);
 
     let mut others = Vec::new();
@@ -284,6 +291,107 @@ async fn heads_that_are_not_complete_take_places_by_their_bytes() {
     assert!(is_ok(&ask(&mut crowd[0], b"\r\n\r\n").await));
     drop(crowd.split_off(1));
     until(|| mesh.workers.shared.places.taken() == 2).await;
+}
+
+/// A client of TLS that keeps the last byte of its request's only record back.
+struct HalfRecord {
+    io: TcpStream,
+    tls: rustls::ClientConnection,
+    last: u8,
+}
+
+impl HalfRecord {
+    async fn open(source: &str, mesh: &Mesh) -> Self {
+        let config = client_config(&mesh.root.bundle(), None, &[&rustls::version::TLS13], &[]);
+        let name = rustls_pki_types::ServerName::try_from(crate::test_pki::SERVER).unwrap();
+        let io = from(source, mesh.address(Port::Skip)).await;
+        let stream = tokio_rustls::TlsConnector::from(config).connect(name, io).await.unwrap();
+        let (mut io, mut tls) = stream.into_inner();
+        let request = [&b"GET / HTTP/1.1\r\nhost: a\r\nx: "[..], &[b'a'; 12_500], b"\r\n\r\n"].concat();
+        io::Write::write_all(&mut tls.writer(), &request).unwrap();
+        let mut wire = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut wire).unwrap();
+        }
+        let last = wire.pop().unwrap();
+        io.write_all(&wire).await.unwrap();
+        Self { io, tls, last }
+    }
+
+    async fn complete(&mut self) -> String {
+        self.io.write_all(&[self.last]).await.unwrap();
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> String {
+        let mut answer = Vec::new();
+        let mut wire = [0; 4096];
+        while !answer.ends_with(b"ok") {
+            let count = self.io.read(&mut wire).await.unwrap_or_default();
+            let mut bytes = &wire[..count];
+            while !bytes.is_empty() {
+                self.tls.read_tls(&mut bytes).unwrap();
+                self.tls.process_new_packets().unwrap();
+            }
+            // Without more of it, an error that means so.
+            let _ = self.tls.reader().read_to_end(&mut answer);
+            if count == 0 {
+                break;
+            }
+        }
+        String::from_utf8(answer).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn tls_records_that_are_not_complete_take_places_by_their_bytes() {
+    let mesh = mesh_of(100).await;
+    let taken = || mesh.workers.shared.places.taken();
+    let mut crowd = Vec::new();
+    // Each holds 12.5 KB, which are three places and its own.
+    for index in 1..=24 {
+        crowd.push(HalfRecord::open(CROWD, &mesh).await);
+        until(|| taken() == 4 * index).await;
+    }
+    let _idle = from(CROWD, mesh.address(Port::Http)).await;
+    until(|| taken() == 97).await;
+    let answer = HalfRecord::open(CROWD, &mesh).await.answer().await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("\r\n\r\ntoo many unfinished requests"),
+        "{answer}"
+    );
+    until(|| taken() == 97).await;
+    // Another source completes what it sends.
+    let mut other = HalfRecord::open("127.0.0.1", &mesh).await;
+    until(|| taken() == 101).await;
+    assert!(is_ok(&other.complete().await));
+    assert!(is_ok(&crowd[0].complete().await));
+    until(|| taken() == 98 - 3).await;
+}
+
+#[tokio::test]
+async fn an_idle_http_2_connection_that_makes_room_gets_goaway_without_an_error() {
+    const SETTINGS_ACK: &[u8] = &[0, 0, 0, 4, 1, 0, 0, 0, 0];
+    /// The last stream that was served is none, the reason NO_ERROR.
+    const GOAWAY: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mesh = mesh_of(10).await;
+    let address = mesh.address(Port::Http);
+    let mut crowd = Vec::new();
+    for _ in 0..10 {
+        let mut client = from(CROWD, address).await;
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let mut greeting = Vec::new();
+        while !greeting.windows(SETTINGS_ACK.len()).any(|frame| frame == SETTINGS_ACK) {
+            assert_ne!(client.read_buf(&mut greeting).await.unwrap(), 0);
+        }
+        crowd.push(client);
+    }
+    let mut client = from("127.0.0.1", address).await;
+    assert!(is_ok(&ask(&mut client, GET).await));
+    let mut rest = Vec::new();
+    crowd[0].read_to_end(&mut rest).await.unwrap();
+    assert!(rest.ends_with(GOAWAY), "{rest:?}");
+    mesh.connections(10).await;
 }
 
 #[test]

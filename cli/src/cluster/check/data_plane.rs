@@ -56,8 +56,8 @@ const WAITS: Check = Check {
     category: CATEGORY,
     title: "no init container waits for a server by a connection alone",
     hint: "the sidecar takes each connection before it knows whether a server is there, so such a wait ends at once: have \
-           it wait for an answer (pg_isready, curl), or name the port in the pod's annotation \
-           openservicemesh.io/outbound-port-exclusion-list, by which it passes the mesh by",
+           it wait for an answer (pg_isready, curl, `tidegate-sidecar wait` in the sidecar's image), or name the port in \
+           the pod's annotation openservicemesh.io/outbound-port-exclusion-list, by which it passes the mesh by",
 };
 const CONNECTED: Check = Check {
     id: "sidecars-connected",

@@ -30,7 +30,7 @@ async fn pair(version: &'static rustls::SupportedProtocolVersion) -> (Client, Bo
         },
         async {
             let (io, _) = listener.accept().await.unwrap();
-            TlsStream::accept(io, BytesMut::new(), config, |_| true).await.unwrap()
+            TlsStream::accept(io, BytesMut::new(), config, Lifeline::new()).await.unwrap()
         }
     );
     (client, server)
@@ -166,7 +166,7 @@ async fn an_alert_behind_an_answer_goes_out_with_it() {
     let (server, client) = tokio::join!(
         async {
             let (io, _) = listener.accept().await.unwrap();
-            TlsStream::accept(io, BytesMut::new(), config, |_| true).await.map(drop)
+            TlsStream::accept(io, BytesMut::new(), config, Lifeline::new()).await.map(drop)
         },
         async {
             let io = TcpStream::connect(address).await.unwrap();
@@ -217,7 +217,7 @@ async fn a_handshake_in_single_bytes_is_a_handshake() {
     let (server, ()) = tokio::join!(
         async {
             let (io, _) = listener.accept().await.unwrap();
-            TlsStream::accept(io, BytesMut::new(), config, |_| true).await
+            TlsStream::accept(io, BytesMut::new(), config, Lifeline::new()).await
         },
         async {
             let mut io = TcpStream::connect(address).await.unwrap();
