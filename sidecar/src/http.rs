@@ -1,7 +1,7 @@
 //! HTTP, both codecs. Policy, header rules and logs see one request type and never the codec.
 //!
-//! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is the h2 crate's towards clients and hyper's
-//! towards apps. [`headers`] has the rules for what is believed of a client, `target` for what a request may be,
+//! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is the h2 crate's, towards clients and apps, with
+//! hyper's HTTP/1.1 towards apps that speak no other. [`headers`] has the rules for what is believed of a client, `target` for what a request may be,
 //! [`local_reply`] the answers that are ours.
 
 pub mod buffer;
@@ -29,7 +29,7 @@ pub struct Env {
     pub telemetry: Rc<Telemetry>,
     /// Connections to the app that wait for an HTTP/1 request.
     pub h1: upstream::Pool,
-    /// Connections to the app that hyper drives.
+    /// Connections to the app for HTTP/2, and for HTTP/1.1 requests of clients that speak HTTP/2.
     pub h2: h2::Upstreams,
     /// The streams of clients that speak HTTP/2.
     pub streams: h2::Streams,

@@ -8,6 +8,7 @@
 mod admin;
 pub mod detect;
 pub mod discovery;
+mod held;
 pub mod http;
 mod inbound;
 pub mod intercept;

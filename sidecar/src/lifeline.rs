@@ -227,31 +227,29 @@ impl Lifeline {
         }
     }
 
-    /// Drives a future until it is done or the connection is closed ([`Phase::Closed`]).
-    pub async fn guard<F: Future>(&self, future: F) -> Result<F::Output, Ended> {
+    /// Drives a future until it is done or the connection is closed ([`Phase::Closed`]). What this returns has room for
+    /// the future twice, so a large one is better given pinned.
+    pub fn guard<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) => Some(cause),
             Phase::Open | Phase::Leaving(_) | Phase::Finishing(_) => None,
         })
-        .await
     }
 
     /// Drives a future during which nothing is in flight: it also ends when the connection is to finish.
-    pub async fn guard_idle<F: Future>(&self, future: F) -> Result<F::Output, Ended> {
+    pub fn guard_idle<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) | Phase::Finishing(cause) => Some(cause),
             Phase::Open | Phase::Leaving(_) => None,
         })
-        .await
     }
 
     /// Drives a future for as long as the connection may do everything: it also ends when the connection is to leave.
-    pub async fn guard_open<F: Future>(&self, future: F) -> Result<F::Output, Ended> {
+    pub fn guard_open<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) | Phase::Finishing(cause) | Phase::Leaving(cause) => Some(cause),
             Phase::Open => None,
         })
-        .await
     }
 
     async fn run<F: Future>(

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::held::{Held, affordable};
 use crate::lifeline::{Lifeline, Wait};
 use crate::stream::{Abort, LOOK_AT_PEER, PeerEnd};
 use crate::telemetry::ResponseFlag;
@@ -50,6 +51,7 @@ pub(crate) enum Failure {
 struct Direction {
     /// What was read and not written yet, from `start` on.
     held: Vec<u8>,
+    counted: Held,
     start: usize,
     moved: u64,
     /// The sender is done.
@@ -159,6 +161,7 @@ impl Direction {
                 self.moved += count as u64;
             }
             self.held = Vec::new();
+            self.counted.set(0);
             self.start = 0;
             if self.ended {
                 if !self.closed {
@@ -192,7 +195,8 @@ impl Direction {
         T: AsyncWrite + Unpin,
     {
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
+            let size = affordable(scratch.len());
+            let mut buffer = ReadBuf::new(scratch.get_mut(..size).unwrap_or_default());
             match Pin::new(from).poll_read(context, &mut buffer) {
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(result) => result.map_err(|_| Broken::From)?,
@@ -209,6 +213,7 @@ impl Direction {
             };
             self.moved += count as u64;
             self.held = bytes.get(count..).unwrap_or_default().to_vec();
+            self.counted.set(self.held.len());
             Ok(Poll::Ready(()))
         })
     }

@@ -8,6 +8,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::held::{Held, affordable};
+
+/// Room for the head of a short request.
+pub(crate) const TINY: usize = 1024;
 /// Room for the head of nearly every request.
 pub(crate) const SMALL: usize = 4 * 1024;
 /// Room for one read of a short message; as much as a TLS record holds.
@@ -15,22 +19,26 @@ pub(crate) const MEDIUM: usize = 16 * 1024;
 /// Room for one read of a long body, and the most that is held of it in one direction.
 pub(crate) const LARGE: usize = 64 * 1024;
 
-/// Spare buffers kept of each size.
+const SIZES: [usize; 4] = [TINY, SMALL, MEDIUM, LARGE];
+
+/// Spare buffers kept of each size, at most.
 const SPARE: usize = 64;
+/// Bytes of spare buffers kept of each size, at most.
+const SPARE_BYTES: usize = 512 * 1024;
 
 /// A worker's spare buffers, by size.
 #[derive(Default)]
 pub struct Buffers {
-    small: RefCell<Vec<Vec<u8>>>,
-    medium: RefCell<Vec<Vec<u8>>>,
-    large: RefCell<Vec<Vec<u8>>>,
+    spare: [RefCell<Vec<Box<[u8]>>>; SIZES.len()],
 }
 
 /// A queue of bytes in one piece of memory. Empty ones hold no memory until something is read or pushed.
 #[derive(Default)]
 pub(crate) struct Buffer {
     /// Initialised memory, all of it; what is in use is `start..end`.
-    memory: Vec<u8>,
+    memory: Box<[u8]>,
+    /// What of it counts among what is held for peers: memory of more than [`SMALL`].
+    held: Held,
     start: usize,
     end: usize,
 }
@@ -38,32 +46,20 @@ pub(crate) struct Buffer {
 impl Buffers {
     /// A buffer with room for at least `size` bytes.
     pub(crate) fn take(&self, size: usize) -> Buffer {
-        let (spare, size) = if size <= SMALL {
-            (&self.small, SMALL)
-        } else if size <= MEDIUM {
-            (&self.medium, MEDIUM)
-        } else if size <= LARGE {
-            (&self.large, LARGE)
-        } else {
-            return Buffer::with_size(size);
+        let memory = match class(size) {
+            Some((at, size)) => self.spare[at].borrow_mut().pop().unwrap_or_else(|| zeroed(size)),
+            None => zeroed(size),
         };
-        match spare.borrow_mut().pop() {
-            Some(memory) => Buffer { memory, start: 0, end: 0 },
-            None => Buffer::with_size(size),
-        }
+        let held = Held::new(counted(&memory));
+        Buffer { memory, held, start: 0, end: 0 }
     }
 
     /// Takes a buffer's memory back, whatever it holds; the buffer is empty afterwards.
     pub(crate) fn give(&self, buffer: &mut Buffer) {
         let memory = std::mem::take(buffer).memory;
-        let spare = match memory.len() {
-            SMALL => &self.small,
-            MEDIUM => &self.medium,
-            LARGE => &self.large,
-            _ => return,
-        };
-        let mut spare = spare.borrow_mut();
-        if spare.len() < SPARE {
+        let Some((at, size)) = class(memory.len()).filter(|(_, size)| *size == memory.len()) else { return };
+        let mut spare = self.spare[at].borrow_mut();
+        if spare.len() < SPARE.min(SPARE_BYTES / size) {
             spare.push(memory);
         }
     }
@@ -80,17 +76,30 @@ impl Buffers {
         *buffer = larger;
     }
 
-    /// Moves what a buffer holds to the smallest memory, if it fits in there and would be the larger one's lesser part.
-    pub(crate) fn shrink(&self, buffer: &mut Buffer) {
-        if buffer.size() > SMALL && buffer.len() < SMALL {
-            let mut small = self.take(SMALL);
-            small.push(buffer.bytes());
+    /// Moves what a buffer holds to memory of `size`, or as much as it needs, if that is less than it has.
+    pub(crate) fn shrink(&self, buffer: &mut Buffer, size: usize) {
+        let size = size.max(buffer.len());
+        if class(size).is_some_and(|(_, size)| size < buffer.size()) {
+            let mut smaller = self.take(size);
+            smaller.push(buffer.bytes());
             self.give(buffer);
-            *buffer = small;
+            *buffer = smaller;
         }
     }
 
-    /// Reads once into the buffer, which gets memory of at least `size` if it has none. A wait holds no memory.
+    /// Moves the first bytes of a buffer's memory, which were consumed, to a smaller one if they fit; see [`Buffer::past`].
+    pub(crate) fn shrink_past(&self, buffer: &mut Buffer, count: usize) {
+        if class(count).is_some_and(|(_, size)| size < buffer.size()) {
+            let mut smaller = self.take(count);
+            smaller.push(buffer.past(0, count));
+            smaller.consume(count);
+            self.give(buffer);
+            *buffer = smaller;
+        }
+    }
+
+    /// Reads once into the buffer, which gets memory of `size` if it has none, or less where much is held for other
+    /// peers (`held`). A wait holds no memory.
     pub(crate) fn poll_read<S: AsyncRead + Unpin>(
         &self,
         buffer: &mut Buffer,
@@ -99,7 +108,7 @@ impl Buffers {
         context: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         if buffer.memory.is_empty() {
-            *buffer = self.take(size);
+            *buffer = self.take(affordable(size));
         }
         let read = buffer.poll_read(stream, context);
         if !matches!(read, Poll::Ready(Ok(1..))) && buffer.is_empty() {
@@ -110,10 +119,6 @@ impl Buffers {
 }
 
 impl Buffer {
-    fn with_size(size: usize) -> Self {
-        Self { memory: vec![0; size], start: 0, end: 0 }
-    }
-
     /// What it holds.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.memory.get(self.start..self.end).unwrap_or_default()
@@ -135,6 +140,11 @@ impl Buffer {
     /// How much memory it has.
     pub(crate) fn size(&self) -> usize {
         self.memory.len()
+    }
+
+    /// It is counted as something else than what is held for a peer.
+    pub(crate) fn disown(&mut self) {
+        self.held.set(0);
     }
 
     /// Forgets the first `count` bytes.
@@ -208,9 +218,27 @@ impl Buffer {
     }
 
     fn grow(&mut self, end: usize) {
-        let size = [SMALL, MEDIUM, LARGE].into_iter().find(|size| *size >= end);
-        self.memory.resize(size.unwrap_or(end.next_power_of_two()), 0);
+        let mut larger = zeroed(class(end).map_or(end.next_power_of_two(), |(_, size)| size));
+        if let Some(start) = larger.get_mut(..self.memory.len()) {
+            start.copy_from_slice(&self.memory);
+        }
+        self.memory = larger;
+        self.held.set(counted(&self.memory));
     }
+}
+
+/// What of a buffer's memory counts as held for a peer. What nearly every connection has does not.
+fn counted(memory: &[u8]) -> usize {
+    if memory.len() > SMALL { memory.len() } else { 0 }
+}
+
+/// The least size of buffers that are kept which has room for so many bytes, and its place among them.
+fn class(size: usize) -> Option<(usize, usize)> {
+    SIZES.into_iter().enumerate().find(|(_, of_class)| *of_class >= size)
+}
+
+fn zeroed(size: usize) -> Box<[u8]> {
+    vec![0; size].into()
 }
 
 /// Never fails: a buffer grows.
@@ -253,6 +281,6 @@ mod tests {
         });
         assert!(poll.await);
         assert_eq!(buffer.size(), 0);
-        assert_eq!(buffers.small.borrow().len(), 1);
+        assert_eq!(buffers.spare[1].borrow().len(), 1);
     }
 }

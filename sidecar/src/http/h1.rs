@@ -28,7 +28,7 @@ use self::glimpse::Glimpse;
 use self::head::{Framing, Storage, has_bare_line_feed};
 use self::websocket::Followed;
 use super::Env;
-use super::buffer::{Buffer, MEDIUM};
+use super::buffer::{Buffer, MEDIUM, SMALL};
 use super::local_reply::{self, LocalReply};
 use super::request::Version;
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
@@ -155,8 +155,10 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
                     is_partial = true;
                     self.line.within(limits.headers, Wait::Headers);
                 }
-                self.env.buffers.shrink(&mut self.inbound);
+                self.env.buffers.shrink(&mut self.inbound, SMALL);
                 make_room(&mut self.inbound, self.env);
+                // It takes a place instead.
+                self.inbound.disown();
                 if !self.line.hold(self.inbound.size()) {
                     let reply = local_reply::too_much_unfinished();
                     self.env.telemetry.totals().unfinished.add(1);
@@ -259,7 +261,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
                 Next::Reply(reply)
             }
             Decision::Allow(_) => {
-                exchange.up.out = self.env.buffers.take(length + 512);
+                exchange.up.out = self.env.buffers.take(length + forward::added(info));
                 exchange.notes = forward::write_request(&head, info, &mut exchange.up.out);
                 Next::Forward
             }

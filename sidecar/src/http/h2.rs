@@ -1,6 +1,7 @@
 //! HTTP/2 from clients, on h2: every stream is one request that passes the gate by itself.
 //!
-//! Start at [`serve`], a connection's life. `stream` is a stream's life, `exchange` the story of its request,
+//! Start at [`serve`], a connection's life. `stream` is a stream's life, `exchange` the story of its request, `send` how
+//! bodies go into streams, `outbox` how much of them waits in a connection,
 //! [`Upstreams`] the connections to the app; `pulse` is what the connection as a whole waits for, `progress` what one
 //! stream waits for, `windows` how much a client may send, `meter` what ends a flood, `malformed` what becomes of
 //! requests that are none.
@@ -12,10 +13,12 @@ mod headers;
 mod keepalive;
 mod malformed;
 mod meter;
+mod outbox;
 mod progress;
 mod pulse;
 mod repetition;
 mod request;
+mod send;
 mod stream;
 mod streams;
 mod transport;
@@ -26,7 +29,7 @@ mod windows;
 #[cfg(test)]
 mod tests;
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -42,10 +45,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use self::exchange::Exchanges;
 pub(super) use self::headers::http2_target;
 use self::keepalive::KeepAlive;
+use self::outbox::Piece;
 use self::pulse::Pulse;
 pub use self::streams::Streams;
 use self::transport::Transport;
-pub use self::upstream::{UpstreamBody, UpstreamError, Upstreams};
+pub use self::upstream::{Sending, UpstreamBody, UpstreamError, Upstreams};
 use self::windows::Windows;
 use super::Env;
 use crate::lifeline::{Cause, Lifeline, Phase, Wait};
@@ -80,7 +84,7 @@ where
     let telemetry = env.telemetry.clone();
     let exchanges = Rc::new(Exchanges::new(gate, env, pulse.clone()));
 
-    let mut connection = match line.guard(builder.handshake::<_, Bytes>(transport)).await {
+    let mut connection = match line.guard(builder.handshake::<_, Piece>(transport)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return log_end(Err(error)),
         Err(ended) => return tracing::debug!(cause = ?ended.0, "HTTP/2 connection ended before it began"),
@@ -125,7 +129,7 @@ struct Driver {
 
 impl Driver {
     /// Takes requests, each into a task of its own, until there can be no more of them.
-    async fn drive<S>(&mut self, connection: &mut Connection<S, Bytes>) -> Result<(), h2::Error>
+    async fn drive<S>(&mut self, connection: &mut Connection<S, Piece>) -> Result<(), h2::Error>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -153,9 +157,11 @@ impl Driver {
 }
 
 /// Runs hyper's tasks on the thread that owns the connection.
+#[cfg(test)]
 #[derive(Clone, Copy)]
 struct LocalExecutor;
 
+#[cfg(test)]
 impl<F> hyper::rt::Executor<F> for LocalExecutor
 where
     F: Future<Output: 'static> + 'static,

@@ -20,6 +20,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::held::{Held, affordable};
 use crate::lifeline::Lifeline;
 
 /// The most bytes that one read takes from the socket.
@@ -50,6 +51,7 @@ pub struct TlsStream {
     /// Encrypted bytes that the socket has not taken yet, from `outgoing_start` on.
     outgoing: Vec<u8>,
     outgoing_start: usize,
+    outgoing_held: Held,
     end: End,
     said_goodbye: bool,
     /// Counts what is kept of what the client sent.
@@ -127,6 +129,7 @@ impl TlsStream {
             plaintext_start: 0,
             outgoing: Vec::new(),
             outgoing_start: 0,
+            outgoing_held: Held::default(),
             end: End::Open,
             said_goodbye: false,
             line,
@@ -276,7 +279,7 @@ impl TlsStream {
         plaintext: &[u8],
         scratch: &mut [u8],
     ) -> io::Result<usize> {
-        let taken = plaintext.get(..MAX_WRITE).unwrap_or(plaintext);
+        let taken = plaintext.get(..affordable(MAX_WRITE)).unwrap_or(plaintext);
         let length = self.with_traffic(scratch, |traffic, scratch| traffic.encrypt(taken, scratch))?;
         self.send_or_keep(context, scratch.get(..length).unwrap_or_default())?;
         Ok(taken.len())
@@ -320,6 +323,7 @@ impl TlsStream {
             }
         }
         self.outgoing.extend_from_slice(encrypted.get(sent..).unwrap_or_default());
+        self.outgoing_held.set(self.outgoing.len());
         Ok(())
     }
 
@@ -333,6 +337,7 @@ impl TlsStream {
         }
         self.outgoing = Vec::new();
         self.outgoing_start = 0;
+        self.outgoing_held.set(0);
         Poll::Ready(Ok(()))
     }
 }

@@ -1,8 +1,8 @@
 //! A client of HTTP/1 in front of an app that speaks only HTTP/2: the request as the app would have got it over
-//! HTTP/1, turned into hyper's.
+//! HTTP/1, turned into one over HTTP/2.
 //!
 //! Rare, and so built for plainness: it allocates. Trailers of a request end here, those of an answer are passed on.
-//! HTTP/2 clients in hyper do not show interim answers, so `100 Continue` is ours where a client waits for it.
+//! Interim answers of the app are not looked at, so `100 Continue` is ours where a client waits for it.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -34,6 +34,9 @@ use crate::limits::Limits;
 use crate::session::ConnectionInfo;
 use crate::stream::{Abort, PeerEnd};
 use crate::telemetry::ResponseFlag;
+
+/// What frames a chunk, at most: its size in hexadecimal digits, and two ends of lines.
+const CHUNK_FRAME: usize = 20;
 
 type OutgoingBody = Either<Channel<Bytes, io::Error>, Empty<Bytes>>;
 
@@ -173,7 +176,11 @@ where
         UploadEnd::ClientGone
     });
     let mut download = pin!(async {
-        let response = match env.h2.send(info, request.map(|()| body), env.limits.connect).await {
+        let sent = match env.h2.send(info, request.map(|()| body), env.limits.connect) {
+            Ok(sending) => sending.await,
+            Err(error) => Err(error),
+        };
+        let response = match sent {
             Ok(response) => response,
             Err(error) => {
                 if let Some(limit) = error.limit() {
@@ -202,6 +209,7 @@ where
         if write(&mut writer, &mut out).await.is_err() {
             return Outcome::client_gone();
         }
+        env.buffers.give(&mut out);
         down.set_begun();
         if !has_body {
             return Outcome::Complete;
@@ -246,6 +254,9 @@ async fn pump<W: AsyncWrite + Unpin>(
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     *moved += data.len() as u64;
+                    if out.size() == 0 {
+                        *out = env.buffers.take(data.len() + CHUNK_FRAME);
+                    }
                     match chunked {
                         true if !data.is_empty() => write_chunk(out, &data),
                         true => {}
@@ -271,8 +282,9 @@ async fn pump<W: AsyncWrite + Unpin>(
         if write(writer, out).await.is_err() {
             return Outcome::client_gone();
         }
+        // The next piece may be long in coming.
+        env.buffers.give(out);
         if is_end {
-            env.buffers.give(out);
             return Outcome::Complete;
         }
     }

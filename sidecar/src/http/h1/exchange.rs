@@ -242,9 +242,12 @@ impl Exchange {
                     up.sent_any = true;
                     self.pace.step();
                 }
+                if written.is_pending() && self.noted.size() > 0 {
+                    env.buffers.shrink(&mut up.out, 0);
+                }
                 ready!(written).map_err(|_| UploadError::Upstream)?;
                 if self.noted.size() == 0 {
-                    self.noted = std::mem::take(&mut up.out);
+                    self.noted = self.notes.keep(&mut up.out, &env.buffers);
                 } else {
                     env.buffers.give(&mut up.out);
                 }
@@ -292,6 +295,9 @@ impl Exchange {
                 if self.down.out.len() != before {
                     self.pace.step();
                     self.down.is_flushed = false;
+                }
+                if written.is_pending() {
+                    env.buffers.shrink(&mut self.down.out, 0);
                 }
                 if ready!(written).is_err() {
                     return Poll::Ready(Outcome::client_gone());

@@ -1,7 +1,7 @@
 //! What goes to the next hop: the request as the app gets it, the answer as the client gets it.
 
 use super::head::{Framing, HeadFields, RequestHead, ResponseHead, upgrade_protocols};
-use crate::http::buffer::Buffer;
+use crate::http::buffer::{Buffer, Buffers};
 use crate::http::headers::{
     self, FORWARDED_CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, Field, REQUEST_ID, RequestId,
 };
@@ -38,6 +38,26 @@ pub(super) enum Persistence {
     KeepAlive,
     /// It ends with this answer.
     Close,
+}
+
+impl Notes {
+    /// Memory with the noted words, out of that of a head that was written; what came behind the head is let go.
+    pub(super) fn keep(&self, written: &mut Buffer, buffers: &Buffers) -> Buffer {
+        let spans = [self.method, self.path, self.authority, self.user_agent];
+        let spans = spans.into_iter().chain([self.forwarded_for, self.request_id, self.upgrade]);
+        let end = spans.map(|span| span.start + span.length).max().unwrap_or_default() as usize;
+        let mut kept = std::mem::take(written);
+        buffers.shrink_past(&mut kept, end);
+        kept
+    }
+}
+
+/// Room for what [`write_request`] adds to a head, but for what a client's certificate is long.
+const ADDED: usize = 512;
+
+/// About how many bytes [`write_request`] adds to a head.
+pub(super) fn added(info: &ConnectionInfo) -> usize {
+    ADDED + info.client.as_ref().map_or(0, |client| client.forwarded.len() + info.identity.len())
 }
 
 /// Writes the head of a request as HTTP/1.1, by the rules of [`headers`]. `out` must be empty.

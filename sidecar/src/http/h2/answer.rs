@@ -16,7 +16,7 @@ use crate::telemetry::ResponseFlag;
 /// An answer's body, and the account that is closed with it.
 pub(super) struct Answer {
     source: Source,
-    account: Account,
+    account: Box<Account>,
 }
 
 enum Source {
@@ -26,12 +26,12 @@ enum Source {
 
 impl Answer {
     /// An answer of ours.
-    pub(super) fn local(text: Bytes, account: Account) -> Self {
+    pub(super) fn local(text: Bytes, account: Box<Account>) -> Self {
         Self::new(Source::Local(Some(text).filter(|text| !text.is_empty())), account)
     }
 
     /// The app's.
-    pub(super) fn app(body: UpstreamBody, account: Account) -> Self {
+    pub(super) fn app(body: UpstreamBody, account: Box<Account>) -> Self {
         Self::new(Source::App(body), account)
     }
 
@@ -41,7 +41,7 @@ impl Answer {
         self.account.broke_off(flag, details);
     }
 
-    fn new(source: Source, mut account: Account) -> Self {
+    fn new(source: Source, mut account: Box<Account>) -> Self {
         if source.is_end() {
             account.complete();
         }

@@ -1,5 +1,7 @@
 //! One stream's request and answer: the request is checked, judged, passed on, and its answer passed back.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -11,12 +13,13 @@ use tidegate_core::policy::{AppProtocol, Decision};
 use super::account::Account;
 use super::answer::Answer;
 use super::headers;
+use super::outbox::Outbox;
 use super::progress::Progress;
 use super::pulse::Pulse;
 use super::repetition;
 use super::request::{Target, is_grpc};
 use super::upload::Upload;
-use super::upstream::{UpstreamBody, UpstreamError, Violation};
+use super::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
 use crate::http::Env;
 use crate::http::clock::Clock;
 use crate::http::headers::is_stream;
@@ -30,11 +33,17 @@ pub(super) struct Exchanges {
     gate: Rc<Gate>,
     env: Rc<Env>,
     pulse: Rc<Pulse>,
+    outbox: Outbox,
 }
 
 impl Exchanges {
     pub(super) fn new(gate: Rc<Gate>, env: Rc<Env>, pulse: Rc<Pulse>) -> Self {
-        Self { gate, env, pulse }
+        Self { gate, env, pulse, outbox: Outbox::new() }
+    }
+
+    /// What their answers wait in for the client to take them.
+    pub(super) fn outbox(&self) -> &Outbox {
+        &self.outbox
     }
 
     /// What the streams share with all others of the worker.
@@ -58,14 +67,18 @@ impl Exchanges {
         Rc::new(Progress::new(line, self.env.limits.clone(), is_grpc(request.headers())))
     }
 
-    /// Answers one request.
-    pub(super) async fn answer(
-        &self,
+    /// Decides about one request, and passes it on if it is let in.
+    pub(super) fn answer(
+        self: &Rc<Self>,
         request: Request<RecvStream>,
         progress: Rc<Progress>,
-    ) -> Response<Answer> {
+    ) -> Pin<Box<dyn Future<Output = Response<Answer>>>> {
+        let at_once = |response| -> Pin<Box<dyn Future<Output = Response<Answer>>>> {
+            Box::pin(std::future::ready(response))
+        };
         let info = self.gate.info();
-        let mut account = Account::open(&self.env, info, &self.pulse, progress.clone(), &request);
+        let account = Account::open(&self.env, info, &self.pulse, progress.clone(), &request);
+        let mut account = Box::new(account);
         let (mut head, body) = request.into_parts();
         let is_head = head.method == Method::HEAD;
         let body = Upload::new(body, &head.headers, self.pulse.windows(), progress.clone());
@@ -74,52 +87,65 @@ impl Exchanges {
             Ok(_) if repetition::is_excessive(&head.headers) => {
                 self.env.telemetry.limited("header_repetition");
                 let reply = local_reply::header_fields_too_large("http2.repeated_headers");
-                return local(reply, account, is_head);
+                return at_once(local(reply, account, is_head));
             }
             Ok(target) => target,
-            Err(reply) => return local(reply, account, is_head),
+            Err(reply) => return at_once(local(reply, account, is_head)),
         };
         let authority = target.authority.as_ref().map_or("", |authority| authority.as_str());
         let decision = self.gate.decide_on(authority);
         account.decided(decision.clone());
         if let Decision::Deny(denial) = &*decision {
-            return local(local_reply::denied(&denial.reason), account, is_head);
+            return at_once(local(local_reply::denied(&denial.reason), account, is_head));
         }
 
         headers::prepare(&mut head.headers, info);
         account.forwarded(&head.headers);
         let upstreams = &self.env.h2;
         let connect = self.env.limits.connect;
-        let sent = async {
-            if self.wants_http2(&head) {
-                let request = headers::into_http2(head, target, body);
-                upstreams.send(info, request, connect).await
-            } else {
-                let request = headers::into_http1(head, target, body);
-                upstreams.send_http1(info, request, connect).await
-            }
+        let sent = if self.wants_http2(&head) {
+            upstreams.send(info, headers::into_http2(head, target, body), connect)
+        } else {
+            upstreams.send_http1(info, headers::into_http1(head, target, body), connect)
         };
-        match progress.line().guard(sent).await {
+        match sent {
+            Ok(sending) => Box::pin(self.clone().pass_back(sending, account, is_head, progress)),
+            Err(error) => at_once(self.failed(error, account, is_head)),
+        }
+    }
+
+    /// Waits for the app's answer.
+    async fn pass_back(
+        self: Rc<Self>,
+        sending: Sending,
+        account: Box<Account>,
+        is_head: bool,
+        progress: Rc<Progress>,
+    ) -> Response<Answer> {
+        match progress.line().guard(sending).await {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 local(UpstreamError::Protocol(Violation::Switch).reply(), account, is_head)
             }
             Ok(Ok(response)) => {
                 let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
                 progress.answered(is_stream(kind));
-                pass_back(response, account)
+                of_app(response, account)
             }
-            Ok(Err(error)) => {
-                if let Some(limit) = error.limit() {
-                    self.env.telemetry.limited(limit);
-                }
-                local(error.reply(), account, is_head)
-            }
+            Ok(Err(error)) => self.failed(error, account, is_head),
             Err(Ended(cause)) => {
                 let reply = timeout(cause, &progress);
                 progress.ran_out(self.env.streams.add());
                 local(reply, account, is_head)
             }
         }
+    }
+
+    /// The answer where there is none of the app's.
+    fn failed(&self, error: UpstreamError, account: Box<Account>, is_head: bool) -> Response<Answer> {
+        if let Some(limit) = error.limit() {
+            self.env.telemetry.limited(limit);
+        }
+        local(error.reply(), account, is_head)
     }
 
     /// As OSM does: what the client speaks decides where the app's port says nothing, and gRPC is HTTP/2 always. A
@@ -140,7 +166,7 @@ fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
 }
 
 /// An answer of ours.
-fn local(reply: LocalReply, mut account: Account, is_head: bool) -> Response<Answer> {
+fn local(reply: LocalReply, mut account: Box<Account>, is_head: bool) -> Response<Answer> {
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     account.answered(status, reply.flag, reply.details);
     account.progress().upload_dropped();
@@ -152,7 +178,8 @@ fn local(reply: LocalReply, mut account: Account, is_head: bool) -> Response<Ans
     response
 }
 
-fn pass_back(response: Response<UpstreamBody>, mut account: Account) -> Response<Answer> {
+/// The app's answer.
+fn of_app(response: Response<UpstreamBody>, mut account: Box<Account>) -> Response<Answer> {
     account.answered(response.status(), ResponseFlag::None, "via_upstream");
     let (mut head, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut head.headers);

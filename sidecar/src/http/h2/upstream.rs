@@ -1,5 +1,6 @@
-//! Connections to apps that hyper drives: HTTP/2 ones that requests share, and HTTP/1.1 ones for clients that speak
-//! HTTP/2. How many requests are there at a time is bounded, for each client and each app, too (`shares`). One set for each worker; nothing here crosses a thread.
+//! Connections to apps: HTTP/2 ones that requests share, driven by h2, and HTTP/1.1 ones for clients that speak HTTP/2,
+//! driven by hyper. How many requests are there at a time is bounded, for each client and each app, too (`shares`). One
+//! set for each worker; nothing here crosses a thread.
 
 mod body;
 mod error;
@@ -8,10 +9,13 @@ mod http2;
 mod shares;
 mod socket;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,6 +31,9 @@ use super::BoxError;
 use crate::limits::Limits;
 use crate::session::ConnectionInfo;
 
+/// A request on its way, until the head of its answer has come. Dropped before, it is cancelled.
+pub struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, UpstreamError>>>>);
+
 /// All connections of a worker to the apps behind its ports. To be used within a [`tokio::task::LocalSet`]: each
 /// connection is a task of its own.
 pub struct Upstreams {
@@ -34,6 +41,8 @@ pub struct Upstreams {
     apps: RefCell<HashMap<SocketAddr, Rc<App>>>,
     /// Requests that are at apps, or on their way there.
     requests: Rc<Shares>,
+    /// Bytes of answers over HTTP/2 that clients have not taken.
+    held: Rc<Cell<usize>>,
 }
 
 struct App {
@@ -44,44 +53,50 @@ struct App {
 impl Upstreams {
     /// No connections yet.
     pub fn new(limits: Rc<Limits>) -> Self {
-        Self { limits, apps: RefCell::default(), requests: Rc::default() }
+        Self { limits, apps: RefCell::default(), requests: Rc::default(), held: Rc::default() }
     }
 
     /// Sends the request of a client over HTTP/2 with prior knowledge. Its URI has scheme, authority and path.
     ///
     /// A request that the app certainly has not looked at, because it was refused or could not be sent, is tried
     /// once more on a new connection; no other is.
-    pub async fn send<B>(
+    pub fn send<B>(
         &self,
         client: &ConnectionInfo,
         request: Request<B>,
         connect_timeout: Duration,
-    ) -> Result<Response<UpstreamBody>, UpstreamError>
+    ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
         let source = Source::of(client);
         let share = self.share(&source, client.app)?;
-        let request = request.map(|body| Outgoing::new(body, share.clone()));
+        let (head, body) = request.into_parts();
+        let (head, body) = (Box::new(head), Outgoing::new(body, share.clone()));
         let http2 = self.app(client.app).http2.clone();
-        let response = http2.send(&source, request, connect_timeout).await?;
-        Ok(response.map(|body| body.holding(share)))
+        Ok(Sending(Box::pin(async move {
+            let response = http2.send(source, head, body, connect_timeout).await?;
+            Ok(response.map(|body| body.holding(share)))
+        })))
     }
 
     /// Sends a request over HTTP/1.1, by the same rule. Its URI is a path, its `host` is set.
-    pub async fn send_http1<B>(
+    pub fn send_http1<B>(
         &self,
         client: &ConnectionInfo,
         request: Request<B>,
         connect_timeout: Duration,
-    ) -> Result<Response<UpstreamBody>, UpstreamError>
+    ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
         let share = self.share(&Source::of(client), client.app)?;
         let request = request.map(|body| Outgoing::new(body, share.clone()));
-        let response = self.app(client.app).http1.send(request, connect_timeout).await?;
-        Ok(response.map(|body| body.holding(share)))
+        let http1 = self.app(client.app).http1.clone();
+        Ok(Sending(Box::pin(async move {
+            let response = http1.send(request, connect_timeout).await?;
+            Ok(response.map(|body| body.holding(share)))
+        })))
     }
 
     /// A place for one more request of this client to this app.
@@ -112,8 +127,17 @@ impl Upstreams {
         let mut apps = self.apps.borrow_mut();
         let new = || {
             let http1 = Rc::new(http1::Pool::new(address, self.limits.clone()));
-            Rc::new(App { http1, http2: http2::Connections::new(address, self.limits.clone()) })
+            let http2 = http2::Connections::new(address, self.limits.clone(), self.held.clone());
+            Rc::new(App { http1, http2 })
         };
         apps.entry(address).or_insert_with(new).clone()
+    }
+}
+
+impl Future for Sending {
+    type Output = Result<Response<UpstreamBody>, UpstreamError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context)
     }
 }

@@ -1,28 +1,35 @@
-//! How much a client may send before the app has taken it.
+//! How much a peer may send before the other side has taken it: a client of its requests, an app of its answers.
 //!
-//! All streams of a connection have one window. It begins small, grows while the app takes bodies as fast as they come,
-//! and falls back when what is not taken adds up, in the connection or in the worker: then each stream has as much
-//! as it had at the beginning, so that one that is not taken never holds up others.
+//! All streams of a connection have one window. It grows while bodies are taken as fast as they come, and falls back when
+//! what is not taken adds up, in the connection or in the worker: then each stream has the least, so that one that is
+//! not taken never holds up others.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use bytes::Buf;
-use h2::server::Connection;
-use h2::{FlowControl, RecvStream};
+use h2::{FlowControl, RecvStream, client, server};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::limits::Limits;
 
-/// What each stream may always send. With [`Limits::streams`] this is what bounds a connection's memory: 4 MiB by
-/// default.
+/// What each stream of a client may always send. With [`Limits::streams`] this is what bounds a connection's memory:
+/// 4 MiB by default.
 pub(super) const LEAST: u32 = 32 * 1024;
+/// What an app may send of each answer at first.
+pub(super) const ANSWER: u32 = 16 * 1024;
+/// What an app may always send of an answer. Clients ask for many at little cost to them.
+const LEAST_ANSWER: u32 = 4 * 1024;
+/// What an app may send of all answers on a connection together, unless each of them has the least.
+const ANSWERS: u32 = 512 * 1024;
 /// What a stream may send at most. What a fast app takes of it in a millisecond is 250 MB/s.
 const MOST: u32 = 256 * 1024;
 /// Received and not yet taken, in one connection, beyond which its windows fall back.
 const MOST_HELD: usize = 1024 * 1024;
-/// The same in all connections of a worker; beyond half of it no window grows.
+/// The same in all connections of a worker with clients; beyond half of it no window grows.
 const MOST_HELD_BY_ALL: usize = 32 * 1024 * 1024;
+/// The same in all with apps.
+const MOST_ANSWERS_HELD_BY_ALL: usize = 8 * 1024 * 1024;
 /// Received between two looks at what is held.
 const LOOK: u64 = 128 * 1024;
 /// Taken of a body at a stretch before its window is found too small, in windows.
@@ -34,7 +41,11 @@ const LEAST_FRAME: u64 = 1024;
 /// The windows of one connection's streams.
 pub(super) struct Windows {
     size: Cell<u32>,
+    least: u32,
+    most_held_by_all: usize,
     streams: u32,
+    /// The most that each stream may send, however fast it is taken.
+    most: Cell<u32>,
     /// Whether a body would come faster with larger ones.
     is_small: Cell<bool>,
     received: Cell<u64>,
@@ -53,11 +64,29 @@ pub(super) struct Window {
 }
 
 impl Windows {
-    /// `held_by_all`: what all connections of the worker hold.
+    /// Of a client's requests. `held_by_all`: what all such connections of the worker hold.
     pub(super) fn new(limits: &Limits, held_by_all: Rc<Cell<usize>>) -> Self {
+        Self::with(LEAST, LEAST, MOST_HELD_BY_ALL, limits.streams, held_by_all)
+    }
+
+    /// Of an app's answers, of so many at a time.
+    pub(super) fn of_answers(streams: u32, held_by_all: Rc<Cell<usize>>) -> Self {
+        Self::with(ANSWER, LEAST_ANSWER, MOST_ANSWERS_HELD_BY_ALL, streams, held_by_all)
+    }
+
+    fn with(
+        size: u32,
+        least: u32,
+        most_held_by_all: usize,
+        streams: u32,
+        held_by_all: Rc<Cell<usize>>,
+    ) -> Self {
         Self {
-            size: Cell::new(LEAST),
-            streams: limits.streams,
+            size: Cell::new(size),
+            least,
+            most_held_by_all,
+            streams,
+            most: Cell::new(MOST),
             is_small: Cell::new(false),
             received: Cell::new(0),
             looked: Cell::new(0),
@@ -74,6 +103,13 @@ impl Windows {
         size.min(i32::MAX as u32)
     }
 
+    /// So many answers are due or on their way: the more there are, the less may be sent of each. In force before the
+    /// app gets a request that was begun since.
+    pub(super) fn expect_answers(&self, count: usize) {
+        let share = ANSWERS / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        self.most.set(share.clamp(self.least, MOST));
+    }
+
     /// A body begins.
     pub(super) fn open(self: &Rc<Self>, stream: &mut RecvStream) -> Window {
         let flow = Rc::new(RefCell::new(stream.flow_control().clone()));
@@ -86,32 +122,28 @@ impl Windows {
         Window { windows: self.clone(), flow, taken: 0, frames: 0 }
     }
 
-    /// Bytes came from the client.
+    /// Bytes came from the peer.
     pub(super) fn received(&self, bytes: usize) {
         self.received.set(self.received.get() + bytes as u64);
     }
 
-    /// Grows or shrinks what the client was told, where that is due. To be called whenever the connection is driven.
-    pub(super) fn adjust<S, B>(&self, connection: &mut Connection<S, B>)
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-        B: Buf,
-    {
-        if self.received.get() - self.looked.get() < LOOK && !self.is_small.get() {
+    /// Grows or shrinks what the peer was told, where that is due. To be called whenever the connection is driven.
+    pub(super) fn adjust(&self, connection: &mut impl Resize) {
+        let is_over = self.size.get() > self.most.get();
+        if self.received.get() - self.looked.get() < LOOK && !self.is_small.get() && !is_over {
             return;
         }
         self.looked.set(self.received.get());
         self.look();
         let size = self.size.get();
         let wanted = match self.is_small.replace(false) {
-            _ if self.held.get() > MOST_HELD || self.held_by_all.get() > MOST_HELD_BY_ALL => LEAST,
-            true if self.held_by_all.get() <= MOST_HELD_BY_ALL / 2 => (size * 2).min(MOST),
-            _ => size,
+            _ if self.held.get() > MOST_HELD || self.held_by_all.get() > self.most_held_by_all => self.least,
+            true if self.held_by_all.get() <= self.most_held_by_all / 2 => (size * 2).min(self.most.get()),
+            _ => size.min(self.most.get()),
         };
-        // One that the client has not confirmed yet is in force soon; then it is asked again.
-        if wanted != size && connection.set_initial_window_size(wanted).is_ok() {
+        // One that the peer has not confirmed yet is in force soon; then it is asked again.
+        if wanted != size && connection.resize(wanted, self.of_connection()).is_ok() {
             self.size.set(wanted);
-            connection.set_target_window_size(self.of_connection());
         }
     }
 
@@ -128,6 +160,27 @@ impl Windows {
     }
 }
 
+/// A connection whose windows can be set.
+pub(super) trait Resize {
+    /// Sets what each stream may send, and what all may together. An error if the size before is not confirmed yet.
+    fn resize(&mut self, stream: u32, all: u32) -> Result<(), h2::Error>;
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin, B: Buf> Resize for server::Connection<S, B> {
+    fn resize(&mut self, stream: u32, all: u32) -> Result<(), h2::Error> {
+        self.set_initial_window_size(stream)?;
+        self.set_target_window_size(all);
+        Ok(())
+    }
+}
+
+/// All streams together may send what they like: an app is not who attacks.
+impl<S: AsyncRead + AsyncWrite + Unpin, B: Buf> Resize for client::Connection<S, B> {
+    fn resize(&mut self, stream: u32, _: u32) -> Result<(), h2::Error> {
+        self.set_initial_window_size(stream)
+    }
+}
+
 impl Drop for Windows {
     fn drop(&mut self) {
         self.held_by_all.set(self.held_by_all.get() - self.held.get());
@@ -135,7 +188,7 @@ impl Drop for Windows {
 }
 
 impl Window {
-    /// The app has taken so much: the client may send as much again.
+    /// So much was taken: the peer may send as much again.
     pub(super) fn take(&mut self, bytes: usize) -> Result<(), h2::Error> {
         let mut flow = self.flow.borrow_mut();
         flow.release_capacity(bytes)?;
@@ -147,7 +200,7 @@ impl Window {
         }
         let is_taken_as_it_comes = flow.used_capacity() <= size as usize / 2;
         let is_bulk = self.taken / self.frames >= LEAST_FRAME;
-        if size < MOST && is_taken_as_it_comes && is_bulk {
+        if size < self.windows.most.get() && is_taken_as_it_comes && is_bulk {
             self.windows.is_small.set(true);
         }
         (self.taken, self.frames) = (0, 0);

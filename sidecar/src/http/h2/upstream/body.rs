@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::RecvStream;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -14,6 +15,7 @@ use super::error::UpstreamError;
 use super::http1::Checkout;
 use super::http2::Lease;
 use super::shares::Share;
+use crate::http::h2::windows::{Window, Windows};
 use crate::http::h2::{BoxError, DynBody};
 
 /// A body on its way to the app. As long as nothing was taken from it, it can be had back.
@@ -36,18 +38,26 @@ struct Shared {
 
 /// The body of an app's answer. Dropping it early cancels the rest.
 pub struct UpstreamBody {
-    incoming: Incoming,
-    connection: Connection,
+    source: Source,
     /// The request's place, until its answer is over.
     _share: Option<Rc<Share>>,
 }
 
-/// The connection that the answer comes by.
-pub(super) enum Connection {
-    /// Goes back to its pool at the answer's end.
-    Http1(Option<Checkout>),
-    /// Has room for one more stream then.
-    Http2(#[expect(dead_code, reason = "held for its drop")] Rc<Lease>),
+/// Where the answer comes from.
+enum Source {
+    /// Its connection goes back to its pool at the answer's end.
+    Http1(Incoming, Option<Checkout>),
+    /// Its connection has room for one more stream when this is dropped.
+    Http2(Stream, #[expect(dead_code, reason = "held for its drop")] Rc<Lease>),
+}
+
+/// The body of an HTTP/2 answer.
+struct Stream {
+    recv: RecvStream,
+    window: Window,
+    is_data_done: bool,
+    /// Bytes of which the app is not told yet that they were taken: those that were given out last.
+    given_out: usize,
 }
 
 impl Outgoing {
@@ -113,12 +123,18 @@ impl Body for Outgoing {
 }
 
 impl UpstreamBody {
-    pub(super) fn new(incoming: Incoming, connection: Connection) -> Self {
-        let mut body = Self { incoming, connection, _share: None };
-        if body.incoming.is_end_stream() {
+    pub(super) fn http1(incoming: Incoming, checkout: Checkout) -> Self {
+        let mut body = Self { source: Source::Http1(incoming, Some(checkout)), _share: None };
+        if body.is_end_stream() {
             body.finish();
         }
         body
+    }
+
+    pub(super) fn http2(mut recv: RecvStream, windows: &Rc<Windows>, lease: Rc<Lease>) -> Self {
+        let window = windows.open(&mut recv);
+        let stream = Stream { recv, window, is_data_done: false, given_out: 0 };
+        Self { source: Source::Http2(stream, lease), _share: None }
     }
 
     /// The same; the place is given back with it.
@@ -127,11 +143,34 @@ impl UpstreamBody {
     }
 
     fn finish(&mut self) {
-        if let Connection::Http1(checkout) = &mut self.connection
+        if let Source::Http1(_, checkout) = &mut self.source
             && let Some(checkout) = checkout.take()
         {
             checkout.give_back();
         }
+    }
+}
+
+impl Stream {
+    /// Whoever asks for more has passed on what he got: the app may send as much again.
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let given_out = std::mem::take(&mut self.given_out);
+        if given_out > 0 {
+            // A stream that is over needs no window.
+            let _ = self.window.take(given_out);
+        }
+        if !self.is_data_done {
+            match ready!(self.recv.poll_data(context)) {
+                Some(Ok(data)) => {
+                    self.given_out = data.len();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.is_data_done = true,
+            }
+        }
+        let trailers = ready!(self.recv.poll_trailers(context));
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)).transpose())
     }
 }
 
@@ -143,18 +182,30 @@ impl Body for UpstreamBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
-        if frame.is_none() || self.incoming.is_end_stream() {
+        let frame = match &mut self.source {
+            Source::Http1(incoming, _) => ready!(Pin::new(incoming).poll_frame(context))
+                .map(|frame| frame.map_err(|error| UpstreamError::from(&error))),
+            Source::Http2(stream, _) => ready!(stream.poll_frame(context))
+                .map(|frame| frame.map_err(|error| UpstreamError::from(&error))),
+        };
+        if frame.is_none() || self.is_end_stream() {
             self.finish();
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(|error| UpstreamError::from(&error))))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        match &self.source {
+            Source::Http1(incoming, _) => incoming.is_end_stream(),
+            Source::Http2(stream, _) => stream.recv.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.source {
+            Source::Http1(incoming, _) => incoming.size_hint(),
+            Source::Http2(..) if self.is_end_stream() => SizeHint::with_exact(0),
+            Source::Http2(..) => SizeHint::default(),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Why there is no answer from an app, and what its client is told.
 
-use std::error::Error as _;
+use std::error::Error;
 
 use crate::http::local_reply::{self, LocalReply};
 
@@ -108,14 +108,19 @@ impl Limit {
     }
 }
 
+/// Of an app that speaks HTTP/1.
 impl From<&hyper::Error> for UpstreamError {
     fn from(error: &hyper::Error) -> Self {
-        let Some(cause) = http2_cause(error) else {
-            return if error.is_parse() { Self::Protocol(Violation::of(error)) } else { Self::Closed };
-        };
-        match cause.reason() {
-            Some(reason) if cause.is_library() => Self::Protocol(Violation::Http2(reason)),
-            Some(reason) if cause.is_reset() => Self::Reset(reason),
+        if error.is_parse() { Self::Protocol(Violation::of(error)) } else { Self::Closed }
+    }
+}
+
+/// Of an app that speaks HTTP/2.
+impl From<&h2::Error> for UpstreamError {
+    fn from(error: &h2::Error) -> Self {
+        match error.reason() {
+            Some(reason) if error.is_library() => Self::Protocol(Violation::Http2(reason)),
+            Some(reason) if error.is_reset() => Self::Reset(reason),
             Some(_) | None => Self::Closed,
         }
     }
@@ -163,14 +168,14 @@ impl Violation {
     }
 }
 
-/// What h2 says, if it was asked.
-pub(super) fn http2_cause(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut cause = error.source();
+/// With what a request is reset whose body broke off: with what the client has reset it, if it has.
+pub(super) fn reset_reason(error: &(dyn Error + 'static)) -> h2::Reason {
+    let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref() {
-            return Some(error);
+        if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
+            return reason;
         }
         cause = error.source();
     }
-    None
+    h2::Reason::INTERNAL_ERROR
 }

@@ -9,7 +9,7 @@ use http::{Request, Response};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
-use super::body::{Connection, Outgoing, UpstreamBody};
+use super::body::{Outgoing, UpstreamBody};
 use super::error::UpstreamError;
 use super::socket::Socket;
 use crate::limits::Limits;
@@ -54,7 +54,8 @@ impl Pool {
                 Err((error, None)) => return Err(error),
             }
         }
-        let sender = self.dial(connect_timeout).await?;
+        // Rare, and large.
+        let sender = Box::pin(self.dial(connect_timeout)).await?;
         self.try_send(sender, request).await.map_err(|(error, _)| error)
     }
 
@@ -89,7 +90,7 @@ impl Pool {
         match sender.try_send_request(request).await {
             Ok(response) => {
                 let checkout = Checkout { sender, pool: self.clone() };
-                Ok(response.map(|body| UpstreamBody::new(body, Connection::Http1(Some(checkout)))))
+                Ok(response.map(|body| UpstreamBody::http1(body, checkout)))
             }
             Err(mut failure) => {
                 let unsent = failure.take_message().map(Box::new);

@@ -6,27 +6,30 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
-use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::TokioIo;
+use h2::SendStream;
+use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response, request};
+use http_body::Body;
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
-use super::body::{self, Outgoing, UpstreamBody};
-use super::error::{Limit, UpstreamError, Violation, http2_cause};
+use super::body::{Outgoing, UpstreamBody};
+use super::error::{Limit, UpstreamError, Violation, reset_reason};
 use super::shares::{Share, Shares, Source};
 use super::socket::{Socket, Watch};
-use crate::http::h2::LocalExecutor;
+use crate::http::h2::outbox::{Outbox, Piece};
+use crate::http::h2::windows::{self, Windows};
+use crate::http::h2::{SEND_BUFFER, send};
 use crate::limits::Limits;
 
 /// Requests on one connection before another is opened; fewer if the app says so.
 const STREAMS: usize = 100;
-/// Of an answer, received and not yet taken by its client.
-const STREAM_WINDOW: u32 = 64 * 1024;
-/// The same for all streams together; more than they can use, so that a client that does not read holds up nobody
-/// else. h2 lets half of it be spent on the overhead of small frames that wait to be taken, and ends the connection
+/// Of all answers on a connection, received and not yet taken by their clients: more than they can use, so that a client
+/// that does not read holds up nobody else. h2 lets half of it be spent on the overhead of small frames that wait to be taken, and ends the connection
 /// then: so much is room for most of [`STREAMS`] filled with 20 bytes a frame.
 const CONNECTION_WINDOW: u32 = 128 * 1024 * 1024;
 /// An app says GOAWAY before it closes, so an idle connection may be kept for longer than an HTTP/1.1 one.
@@ -42,6 +45,8 @@ pub(super) struct Connections {
     /// Requests that wait for room, the longest one first.
     queue: RefCell<VecDeque<Waiter>>,
     is_dialling: Cell<bool>,
+    /// Received of answers and not yet taken, by all connections of the worker.
+    held: Rc<Cell<usize>>,
 }
 
 /// A request that waits for room.
@@ -60,8 +65,12 @@ struct Need {
 
 /// One connection.
 struct Carrier {
-    sender: SendRequest<Outgoing>,
+    sender: RefCell<SendRequest<Piece>>,
+    /// Whether it takes no more requests.
+    is_closed: Cell<bool>,
     watch: Rc<Watch>,
+    outbox: Outbox,
+    windows: Rc<Windows>,
     since: Instant,
     streams: Cell<usize>,
     most_streams: Cell<usize>,
@@ -81,11 +90,14 @@ struct Failure {
     is_untouched: bool,
 }
 
-type Driven = hyper::client::conn::http2::Connection<TokioIo<Socket>, Outgoing, LocalExecutor>;
+/// A request's body on its way, in a task of its own: an app may answer before it has taken it. Dropped, it ends.
+struct Uploading(Option<AbortHandle>);
 
 impl Connections {
-    pub(super) fn new(app: SocketAddr, limits: Rc<Limits>) -> Rc<Self> {
+    /// `held`: bytes of answers that all connections of the worker hold.
+    pub(super) fn new(app: SocketAddr, limits: Rc<Limits>, held: Rc<Cell<usize>>) -> Rc<Self> {
         Rc::new(Self {
+            held,
             app,
             limits,
             open: RefCell::default(),
@@ -96,16 +108,16 @@ impl Connections {
     }
 
     pub(super) async fn send(
-        self: &Rc<Self>,
-        source: &Source,
-        request: Request<Outgoing>,
+        self: Rc<Self>,
+        source: Source,
+        head: Box<request::Parts>,
+        body: Outgoing,
         connect_timeout: Duration,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
-        let (head, body) = request.into_parts();
-        let retained = body.retain();
-        let mut need = Need { source: source.clone(), after: None };
-        let lease = self.lease(need.clone(), connect_timeout).await?;
-        let failure = match lease.send(Request::from_parts(head.clone(), body)).await {
+        let (again, retained) = (head.clone(), body.retain());
+        let mut need = Need { source, after: None };
+        let lease = self.lease(&need, connect_timeout).await?;
+        let failure = match lease.send(head, body).await {
             Ok(response) => return Ok(response),
             Err((failure, connection)) => {
                 if failure.is_untouched {
@@ -117,15 +129,19 @@ impl Connections {
         };
         let body = if failure.is_untouched { retained.reclaim() } else { None };
         let Some(body) = body else { return Err(failure.error) };
-        let lease = self.lease(need, connect_timeout).await?;
-        lease.send(Request::from_parts(head, body)).await.map_err(|(failure, _)| failure.error)
+        // Rare, and so without room in every request's future.
+        let retry = Box::pin(async move {
+            let lease = self.lease(&need, connect_timeout).await?;
+            lease.send(again, body).await.map_err(|(failure, _)| failure.error)
+        });
+        retry.await
     }
 
     pub(super) fn sweep(&self, now: Instant) {
         let is_needed = |connection: &Carrier| {
             connection.streams.get() > 0 || now.saturating_duration_since(connection.idle_since.get()) < IDLE
         };
-        self.open.borrow_mut().retain(|connection| !connection.sender.is_closed() && is_needed(connection));
+        self.open.borrow_mut().retain(|connection| !connection.is_closed.get() && is_needed(connection));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -137,12 +153,16 @@ impl Connections {
     }
 
     /// Room on a connection that is open, or on a new one, at once or when there is some.
-    async fn lease(self: &Rc<Self>, need: Need, connect_timeout: Duration) -> Result<Lease, UpstreamError> {
+    async fn lease(self: &Rc<Self>, need: &Need, connect_timeout: Duration) -> Result<Lease, UpstreamError> {
         if self.queue.borrow().is_empty()
-            && let Some(lease) = self.lease_open(&need)
+            && let Some(lease) = self.lease_open(need)
         {
             return Ok(lease);
         }
+        Box::pin(self.wait(need.clone(), connect_timeout)).await
+    }
+
+    async fn wait(self: &Rc<Self>, need: Need, connect_timeout: Duration) -> Result<Lease, UpstreamError> {
         let (room, given) = oneshot::channel();
         self.queue.borrow_mut().push_back(Waiter { need, room });
         // Those before it may have their share already.
@@ -160,7 +180,7 @@ impl Connections {
     /// Room on the least busy connection that is open, if this client has its share free.
     fn lease_open(self: &Rc<Self>, need: &Need) -> Option<Lease> {
         let mut open = self.open.borrow_mut();
-        open.retain(|connection| !connection.sender.is_closed());
+        open.retain(|connection| !connection.is_closed.get());
         let fit = open.iter().filter(|connection| connection.is_fit(need));
         let connection = fit.min_by_key(|open| open.streams.get())?.clone();
         let most = self.most_requests(&open);
@@ -201,7 +221,7 @@ impl Connections {
     }
 
     fn has_room(&self) -> bool {
-        self.open.borrow().iter().any(|connection| !connection.sender.is_closed() && connection.has_room())
+        self.open.borrow().iter().any(|connection| !connection.is_closed.get() && connection.has_room())
     }
 
     /// Whether a request waits for which no connection that is open has room.
@@ -219,7 +239,7 @@ impl Connections {
     /// that it takes no requests.
     fn may_dial(&self) -> bool {
         let mut open = self.open.borrow_mut();
-        open.retain(|connection| !connection.sender.is_closed());
+        open.retain(|connection| !connection.is_closed.get());
         open.len() < self.limits.upstream_connections.max(1)
             && open.iter().all(|connection| connection.most_streams.get() > 0)
     }
@@ -256,43 +276,58 @@ impl Connections {
     }
 }
 
+/// Whether a request by this method has a body, be it empty (RFC 9110 §9.3).
+fn has_payload(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::CONNECT)
+}
+
 /// Dials, and waits until the app has said how many requests it takes.
 async fn connect(all: &Rc<Connections>, timeout: Duration) -> Result<Rc<Carrier>, UpstreamError> {
     let app = all.app;
     let deadline = tokio::time::Instant::now() + timeout;
     let socket = Socket::connect(app, timeout).await?;
     let watch = socket.watch();
-    let (sender, mut connection) = Builder::new(LocalExecutor)
-        .initial_stream_window_size(STREAM_WINDOW)
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(windows::ANSWER)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(all.limits.head_bytes).unwrap_or(u32::MAX))
-        .max_send_buf_size(STREAM_WINDOW as usize)
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_push(false)
         // None before the app's own settings, which are the first that it says (RFC 9113 §3.4).
-        .initial_max_send_streams(0)
-        .handshake(TokioIo::new(socket))
-        .await
-        .map_err(|error| UpstreamError::from(&error))?;
+        .initial_max_send_streams(0);
+    let handshake = builder.handshake::<_, Piece>(socket).await;
+    let (sender, mut connection) = handshake.map_err(|error| UpstreamError::from(&error))?;
     let settled = poll_fn(|context| poll_settings(&mut connection, &watch, context));
     tokio::time::timeout_at(deadline, settled).await.map_err(|_| UpstreamError::ConnectTimeout)??;
     let now = Instant::now();
     let carrier = Rc::new(Carrier {
-        sender,
+        most_streams: Cell::new(most_streams(&connection)),
+        sender: RefCell::new(sender),
+        is_closed: Cell::new(false),
+        outbox: Outbox::new(),
+        windows: Rc::new(Windows::of_answers(STREAMS as u32, all.held.clone())),
         watch,
         since: now,
         streams: Cell::new(0),
-        most_streams: Cell::new(most_streams(&connection)),
         idle_since: Cell::new(now),
     });
     let (driven, all) = (Rc::downgrade(&carrier), Rc::downgrade(all));
     let left = all.clone();
     tokio::task::spawn_local(async move {
         let driven = poll_fn(|context| {
+            if let Some(carrier) = driven.upgrade() {
+                carrier.windows.received(carrier.watch.take_count());
+                carrier.windows.expect_answers(carrier.streams.get());
+                carrier.windows.adjust(&mut connection);
+            }
             let outcome = Pin::new(&mut connection).poll(context);
             if let Some(carrier) = driven.upgrade() {
+                // After GOAWAY it takes no more requests, though it may have some to finish.
+                let ready = carrier.sender.borrow_mut().poll_ready(context);
+                let is_closed = outcome.is_ready() || matches!(ready, Poll::Ready(Err(_)));
+                carrier.is_closed.set(is_closed);
                 let most = most_streams(&connection);
-                if most < STREAMS {
-                    carrier.watch.wake_on_read(context);
-                }
                 let has_more = most > carrier.most_streams.replace(most);
                 if has_more && let Some(all) = all.upgrade() {
                     all.serve_queue();
@@ -313,12 +348,10 @@ async fn connect(all: &Rc<Connections>, timeout: Duration) -> Result<Rc<Carrier>
 }
 
 fn poll_settings(
-    connection: &mut Driven,
+    connection: &mut Connection<Socket, Piece>,
     watch: &Watch,
     context: &mut Context<'_>,
 ) -> Poll<Result<(), UpstreamError>> {
-    // The connection is read by a task of hyper's.
-    watch.wake_on_read(context);
     match Pin::new(&mut *connection).poll(context) {
         Poll::Ready(Err(error)) if !watch.has_hung_up() => Poll::Ready(Err(UpstreamError::from(&error))),
         Poll::Ready(_) if watch.has_hung_up() => {
@@ -330,8 +363,8 @@ fn poll_settings(
     }
 }
 
-fn most_streams(connection: &Driven) -> usize {
-    connection.current_max_send_streams().min(STREAMS)
+fn most_streams(connection: &Connection<Socket, Piece>) -> usize {
+    connection.max_concurrent_send_streams().min(STREAMS)
 }
 
 impl Carrier {
@@ -344,17 +377,41 @@ impl Carrier {
         self.has_room() && need.after.is_none_or(|after| self.since > after)
     }
 
+    /// Sends the head of a request, and begins to send its body. An error comes with whether the app certainly gets
+    /// nothing of it.
+    fn begin(
+        &self,
+        head: Box<request::Parts>,
+        body: Outgoing,
+    ) -> Result<(ResponseFuture, Uploading), (h2::Error, bool)> {
+        let mut sender = self.sender.borrow().clone();
+        let ready = sender.poll_ready(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(Err(error)) = ready {
+            return Err((error, true));
+        }
+        let mut request = Request::from_parts(*head, ());
+        let is_end = body.is_end_stream();
+        if let Some(length) = body.size_hint().exact()
+            && (length > 0 || has_payload(request.method()))
+        {
+            request.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+        let (response, stream) = sender.send_request(request, is_end).map_err(|error| (error, false))?;
+        let uploading =
+            if is_end { Uploading(None) } else { Uploading::start(body, stream, self.outbox.clone()) };
+        Ok((response, uploading))
+    }
+
     /// What a failure means.
-    fn judge(&self, error: &hyper::Error, is_unsent: bool) -> Failure {
-        let cause = http2_cause(error);
-        let is_refused = cause.is_some_and(|cause| {
-            cause.is_remote() && cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM)
-        });
+    fn judge(&self, error: &h2::Error, is_unsent: bool) -> Failure {
+        let is_refused =
+            error.is_remote() && error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         // While the connection lives, GOAWAY ends only the streams that it disclaims; once it is gone, also those
         // that were being served (RFC 9113 §6.8).
-        let is_disclaimed = cause.is_some_and(|cause| {
-            cause.is_remote() && cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR)
-        }) && !self.watch.has_ended();
+        let is_disclaimed = error.is_remote()
+            && error.is_go_away()
+            && error.reason() == Some(h2::Reason::NO_ERROR)
+            && !self.watch.has_ended();
         let error = UpstreamError::from(error);
         Failure {
             error: if self.watch.has_hung_up() {
@@ -368,19 +425,52 @@ impl Carrier {
 }
 
 impl Lease {
+    /// Sends a request. Dropped before the answer has come, the request is cancelled.
     async fn send(
         self,
-        request: Request<Outgoing>,
+        head: Box<request::Parts>,
+        body: Outgoing,
     ) -> Result<Response<UpstreamBody>, (Failure, Rc<Carrier>)> {
-        let mut sender = self.connection.sender.clone();
         let lease = Rc::new(self);
-        request.body().hold(lease.clone());
-        match sender.try_send_request(request).await {
-            Ok(response) => Ok(response.map(|body| UpstreamBody::new(body, body::Connection::Http2(lease)))),
-            Err(mut failure) => {
-                let is_unsent = failure.take_message().is_some();
-                Err((lease.connection.judge(failure.error(), is_unsent), lease.connection.clone()))
+        body.hold(lease.clone());
+        let (response, uploading) = match lease.connection.begin(head, body) {
+            Ok(begun) => begun,
+            Err((error, is_unsent)) => {
+                return Err((lease.connection.judge(&error, is_unsent), lease.connection.clone()));
             }
+        };
+        match response.await {
+            Ok(response) => {
+                uploading.go_on();
+                let windows = &lease.connection.windows;
+                Ok(response.map(|stream| UpstreamBody::http2(stream, windows, lease.clone())))
+            }
+            Err(error) => Err((lease.connection.judge(&error, false), lease.connection.clone())),
+        }
+    }
+}
+
+impl Uploading {
+    fn start(body: Outgoing, stream: SendStream<Piece>, outbox: Outbox) -> Self {
+        let task = tokio::task::spawn_local(async move {
+            let (mut body, mut stream) = (body, stream);
+            let reason = |error: super::BoxError| reset_reason(&*error);
+            // The answer, or the lack of one, says what became of it.
+            let _ = send::send(&mut body, &mut stream, &outbox, false, || {}, reason).await;
+        });
+        Self(Some(task.abort_handle()))
+    }
+
+    /// There is an answer: the rest of the body goes to the app as long as it takes it.
+    fn go_on(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            task.abort();
         }
     }
 }

@@ -1,11 +1,11 @@
-//! The socket to an app, and what hyper does not tell of it.
+//! The socket to an app, and what neither hyper nor h2 tells of it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,7 +24,7 @@ pub(super) struct Socket {
 pub(super) struct Watch {
     has_spoken: Cell<bool>,
     has_ended: Cell<bool>,
-    reader: RefCell<Option<Waker>>,
+    count: Cell<usize>,
 }
 
 impl Socket {
@@ -54,16 +54,14 @@ impl Socket {
 }
 
 impl Watch {
-    /// Wakes this task once something was read; it is polled after the task that reads has understood it.
-    pub(super) fn wake_on_read(&self, context: &Context<'_>) {
-        self.reader.replace(Some(context.waker().clone()));
+    fn read(&self, count: usize) {
+        if count == 0 { &self.has_ended } else { &self.has_spoken }.set(true);
+        self.count.set(self.count.get() + count);
     }
 
-    fn read(&self, is_end: bool) {
-        if is_end { &self.has_ended } else { &self.has_spoken }.set(true);
-        if let Some(reader) = self.reader.take() {
-            reader.wake();
-        }
+    /// Bytes that were read since this was asked last.
+    pub(super) fn take_count(&self) -> usize {
+        self.count.take()
     }
 
     /// Whether the app can say no more: its end of the stream, or an error, was read.
@@ -91,7 +89,7 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let outcome = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
-        self.watch.read(outcome.is_err() || buffer.filled().len() == before);
+        self.watch.read(buffer.filled().len() - before);
         Poll::Ready(outcome)
     }
 }

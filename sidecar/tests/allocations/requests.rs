@@ -1,25 +1,18 @@
 //! What a request costs on a connection that is kept alive, in allocations.
-#![allow(clippy::unwrap_used, reason = "this is a test, its helpers too")]
 
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::SystemTime;
 
 use bytes::BytesMut;
-use tidegate_core::policy::{
-    ActiveIngressRule, AppProtocol, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
-    RuleState, Sources, Terms,
-};
-use tidegate_core::{Identity, TrustDomain};
+use tidegate_core::policy::AppProtocol;
 use tidegate_sidecar::http::{Env, h1};
 use tidegate_sidecar::lifeline::Lifeline;
 use tidegate_sidecar::limits::Limits;
-use tidegate_sidecar::session::{ConnectionInfo, Gate};
-use tidegate_sidecar::snapshot;
 use tidegate_sidecar::telemetry::Telemetry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::world;
 
 const REQUEST: &[u8] = b"GET /get?a=b HTTP/1.1\r\nHost: httpbin.example\r\nUser-Agent: curl/8\r\nAccept: */*\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: https\r\n\r\n";
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1024\r\n\r\n";
@@ -46,25 +39,6 @@ async fn requests(client: &mut TcpStream, count: usize) {
     }
 }
 
-fn policy(port: u16) -> InboundPolicy {
-    let rule = ActiveIngressRule { sources: Sources::Any, transport: IngressTransport::Http };
-    let port_policy = PortPolicy {
-        protocol: AppProtocol::Http,
-        services: vec![],
-        mesh: MeshRule::Deny("closed".into()),
-        ingress: vec![IngressRule {
-            policy: "httpbin/ingress".into(),
-            backend: "httpbin/httpbin".into(),
-            state: RuleState::Active(rule),
-        }],
-    };
-    InboundPolicy {
-        workload: "httpbin/httpbin-1".into(),
-        identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
-        ports: BTreeMap::from([(port, port_policy)]),
-    }
-}
-
 #[test]
 fn a_request_on_a_connection_that_is_kept_alive_allocates_nothing() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
@@ -74,21 +48,7 @@ fn a_request_on_a_connection_that_is_kept_alive_allocates_nothing() {
     let mut client = runtime.block_on(TcpStream::connect(address)).unwrap();
     let (accepted, peer) = runtime.block_on(front.accept()).unwrap();
 
-    let (publisher, snapshots) = snapshot::channel();
-    publisher.update(|snapshot| snapshot.policy = Some(policy(address.port()).into()));
-    let info = ConnectionInfo {
-        peer,
-        local: address,
-        port: address.port(),
-        app: back.local_addr().unwrap(),
-        terms: Terms::IngressPlaintext,
-        tls: false,
-        server_name: None,
-        client: None,
-        identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
-        accepted: SystemTime::now(),
-    };
-    let gate = Gate::new(Rc::new(info), snapshots);
+    let gate = world::gate(peer, address, back.local_addr().unwrap(), AppProtocol::Http, false);
     let line = Lifeline::new();
     let env = Rc::new(Env::new(Rc::new(Limits::default()), Rc::new(Telemetry::default())));
     let mut serving = pin!(h1::serve(accepted, BytesMut::new(), &gate, &line, &env));

@@ -1,0 +1,104 @@
+//! The body of a message into its stream, as fast as the peer takes it; towards clients and apps alike.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http_body::Body;
+
+use super::outbox::{Outbox, Piece};
+
+/// The stream can get no more: the peer has reset it, or the connection has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer takes no more of the body")]
+pub(super) struct Gone;
+
+/// Sends a body; `is_end` if it is empty and the stream ended. `waits` is called when the peer is due to make room. A
+/// body that breaks off resets the stream, with what `reason` makes of the cause.
+pub(super) async fn send<B>(
+    body: &mut B,
+    stream: &mut SendStream<Piece>,
+    outbox: &Outbox,
+    is_end: bool,
+    waits: impl Fn(),
+    reason: impl Fn(B::Error) -> Reason,
+) -> Result<(), Gone>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut is_end = is_end;
+    while !is_end {
+        let frame = poll_fn(|context| {
+            if stream.poll_reset(context).is_ready() {
+                return Poll::Ready(Err(Gone));
+            }
+            Pin::new(&mut *body).poll_frame(context).map(Ok)
+        });
+        let frame = match frame.await? {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                stream.send_reset(reason(error));
+                return Err(Gone);
+            }
+            None => return stream.send_data(Piece::default(), true).map_err(|_| Gone),
+        };
+        match frame.into_data() {
+            Ok(data) => {
+                is_end = body.is_end_stream();
+                send_data(stream, data, outbox, is_end, &waits).await?;
+            }
+            Err(frame) => {
+                let Ok(trailers) = frame.into_trailers() else { continue };
+                return stream.send_trailers(trailers).map_err(|_| Gone);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sends no more than the peer's window lets through, and than there is room for.
+async fn send_data(
+    stream: &mut SendStream<Piece>,
+    mut data: Bytes,
+    outbox: &Outbox,
+    is_end: bool,
+    waits: impl Fn(),
+) -> Result<(), Gone> {
+    while !data.is_empty() {
+        let size = outbox.piece(data.len());
+        stream.reserve_capacity(size);
+        waits();
+        let room = poll_fn(|context| poll_room(stream, context)).await?;
+        let mut piece = pin!(outbox.clone().put(data.split_to(room.min(size))));
+        let piece = poll_fn(|context| {
+            if stream.poll_reset(context).is_ready() {
+                return Poll::Ready(Err(Gone));
+            }
+            piece.as_mut().poll(context).map(Ok)
+        });
+        let piece = piece.await?;
+        let is_last = is_end && data.is_empty();
+        stream.send_data(piece, is_last).map_err(|_| Gone)?;
+        if is_last {
+            return Ok(());
+        }
+    }
+    if is_end { stream.send_data(Piece::default(), true).map_err(|_| Gone) } else { Ok(()) }
+}
+
+fn poll_room(stream: &mut SendStream<Piece>, context: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
+    if stream.poll_reset(context).is_ready() {
+        return Poll::Ready(Err(Gone));
+    }
+    loop {
+        let room = stream.capacity();
+        if room > 0 {
+            return Poll::Ready(Ok(room));
+        }
+        if !matches!(ready!(stream.poll_capacity(context)), Some(Ok(_))) {
+            return Poll::Ready(Err(Gone));
+        }
+    }
+}

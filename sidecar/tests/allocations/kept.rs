@@ -1,0 +1,151 @@
+//! What a sidecar keeps for clients that ask and do not go on, in bytes for each of their requests; and that nothing of
+//! it is left once they are gone.
+
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use allocation_counter::measure;
+use tidegate_core::policy::AppProtocol;
+
+use crate::world::{App, Sidecar, Speaks};
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Length, type and flags of a SETTINGS frame of one setting; then the stream and SETTINGS_INITIAL_WINDOW_SIZE.
+const WINDOW: [u8; 11] = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4];
+/// Streams of a connection.
+const STREAMS: usize = 100;
+/// What may be left of a peak, once its clients are gone: spare buffers, and tables that do not shrink.
+const REST: i64 = 2 * 1024 * 1024;
+
+/// A connection on which so many requests are made, the last of which may go on.
+fn http2(target: SocketAddr, window: u32, method: &str, ends: bool) -> TcpStream {
+    let mut bytes = [PREFACE, &WINDOW, &window.to_be_bytes()].concat();
+    let mut block = Vec::new();
+    for (name, value) in [
+        (":method", method),
+        (":scheme", "http"),
+        (":authority", "httpbin.test"),
+        (":path", "/a.Service/Call"),
+    ] {
+        block.extend([0, name.len() as u8]);
+        block.extend(name.as_bytes());
+        block.push(value.len() as u8);
+        block.extend(value.as_bytes());
+    }
+    for number in 0..STREAMS {
+        let stream = (2 * number + 1) as u32;
+        bytes.extend([0, 0, block.len() as u8, 1, if ends { 5 } else { 4 }]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(&block);
+    }
+    send(target, &bytes)
+}
+
+fn send(target: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(target).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream
+}
+
+/// What is kept for each of `count` requests of clients that a thread of its own opens, once what is waited for is so.
+fn kept(
+    count: usize,
+    sidecar: &Sidecar,
+    open: impl FnOnce(SocketAddr) -> Vec<TcpStream> + Send + 'static,
+    wait: impl FnOnce(),
+) -> i64 {
+    /// All of them together would have more files than a process may.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let target = sidecar.address;
+    let mut kept = 0;
+    let rest = measure(|| {
+        let opening = thread::spawn(move || open(target));
+        kept = measure(wait).bytes_current;
+        drop(opening.join().unwrap());
+        sidecar.run_until_idle();
+        sidecar.forget_idle();
+    });
+    println!("{} bytes for each request, {} left", kept / count as i64, rest.bytes_current);
+    assert!(rest.bytes_current < REST, "{} bytes are left", rest.bytes_current);
+    kept / count as i64
+}
+
+fn repeat(count: usize, open: impl Fn() -> TcpStream) -> Vec<TcpStream> {
+    (0..count).map(|_| open()).collect()
+}
+
+#[test]
+fn a_body_that_does_not_come_to_an_app_of_http2() {
+    let app = App::http2(None);
+    let sidecar = Sidecar::new(Speaks::Http2, app.address, AppProtocol::H2c, false);
+    let count = 10 * STREAMS;
+    let open = |target| repeat(10, || http2(target, 65_535, "POST", false));
+    let kept = kept(count, &sidecar, open, || sidecar.run_until(|| app.requests() == count));
+    assert!((2000..8 * 1024).contains(&kept), "{kept} bytes");
+}
+
+#[test]
+fn a_body_that_does_not_come_to_an_app_of_http1() {
+    let app = App::http1(None);
+    let sidecar = Sidecar::new(Speaks::Http2, app.address, AppProtocol::Http, true);
+    let count = 2 * STREAMS;
+    let open = |target| repeat(2, || http2(target, 65_535, "POST", false));
+    let kept = kept(count, &sidecar, open, || sidecar.run_until(|| app.requests() == count));
+    assert!((2000..40 * 1024).contains(&kept), "{kept} bytes");
+}
+
+#[test]
+fn an_answer_of_ours_that_is_not_taken() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let sidecar = Sidecar::new(Speaks::Http2, nobody, AppProtocol::H2c, false);
+    let count = 10 * STREAMS;
+    let open = |target| repeat(10, || http2(target, 0, "GET", true));
+    let kept = kept(count, &sidecar, open, || {
+        sidecar.run_until(|| sidecar.streams() == count);
+        sidecar.run_until_still(|| sidecar.streams());
+    });
+    assert!((500..4 * 1024).contains(&kept), "{kept} bytes");
+}
+
+#[test]
+fn an_answer_of_an_app_of_http2_that_is_not_taken() {
+    let app = App::http2(Some(1_000_000));
+    let sidecar = Sidecar::new(Speaks::Http2, app.address, AppProtocol::H2c, false);
+    let count = 20 * STREAMS;
+    let open = |target| repeat(20, || http2(target, 0, "GET", true));
+    let kept = kept(count, &sidecar, open, || {
+        sidecar.run_until(|| app.requests() == count);
+        sidecar.run_until_still(|| app.sent());
+    });
+    assert!((500..20 * 1024).contains(&kept), "{kept} bytes");
+}
+
+#[test]
+fn an_answer_of_http1_that_is_not_taken() {
+    let app = App::http1(Some(10_000_000));
+    let sidecar = Sidecar::new(Speaks::Http1, app.address, AppProtocol::Http, false);
+    let open = |target| repeat(200, || send(target, GET));
+    let kept = kept(200, &sidecar, open, || {
+        sidecar.run_until(|| app.requests() == 200);
+        sidecar.run_until_still(|| app.sent());
+    });
+    assert!((2000..28 * 1024).contains(&kept), "{kept} bytes");
+}
+
+#[test]
+fn a_client_of_http1_that_asks_and_leaves() {
+    let app = App::http1(None);
+    let sidecar = Sidecar::new(Speaks::Http1, app.address, AppProtocol::Http, false);
+    let ask = |target| {
+        let stream = send(target, GET);
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream
+    };
+    let open = move |target| repeat(200, || ask(target));
+    let kept = kept(200, &sidecar, open, || sidecar.run_until(|| app.requests() == 200));
+    assert!((1000..6 * 1024).contains(&kept), "{kept} bytes");
+}
