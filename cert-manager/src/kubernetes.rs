@@ -15,7 +15,7 @@ pub mod trust_bundle;
 
 use std::collections::BTreeMap;
 
-use kube::api::ObjectMeta;
+use tidegate_kubernetes::lean::Wanted;
 
 pub use self::parts::{Background, Parts, Place, RunningBackground, wait_for_api_server};
 use crate::store::StoreError;
@@ -41,9 +41,16 @@ fn labels(mesh_name: &str) -> BTreeMap<String, String> {
         .into()
 }
 
+/// The labels that say who wrote an object, and for which mesh.
+struct OwnerLabels;
+
+impl Wanted for OwnerLabels {
+    const NAMES: &'static [&'static str] = &[MANAGED_BY, INSTANCE];
+}
+
 /// Whether these labels say that we wrote it for this mesh.
-fn is_ours(metadata: &ObjectMeta, mesh_name: &str) -> bool {
-    let label = |name: &str| metadata.labels.as_ref().and_then(|labels| labels.get(name)).map(String::as_str);
+fn is_ours(labels: Option<&BTreeMap<String, String>>, mesh_name: &str) -> bool {
+    let label = |name: &str| labels.and_then(|labels| labels.get(name)).map(String::as_str);
     label(MANAGED_BY) == Some(MANAGER) && label(INSTANCE) == Some(mesh_name)
 }
 

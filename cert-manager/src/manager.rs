@@ -105,9 +105,14 @@ pub struct GatewayDependencies {
     pub store: Arc<dyn SecretStore>,
     /// Whether this process is the one of several to act, and knows the settings. What is there stays while it is not.
     pub active: watch::Receiver<bool>,
-    /// Poked when the Secret may have changed: then it is looked at at once, otherwise each second.
+    /// Poked when the Secret may have changed: then it is looked at at once, otherwise after `interval`.
     pub wake: Arc<Notify>,
+    /// How often Secrets and the wall clock are looked at in any case: [`LOOK_INTERVAL`].
+    pub interval: Duration,
 }
+
+/// [`GatewayDependencies::interval`], unless there is a reason for another one.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl std::fmt::Debug for GatewayDependencies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -122,7 +127,13 @@ impl GatewayDependencies {
         store: Arc<dyn SecretStore>,
     ) -> Self {
         // The sender goes: it stays true.
-        Self { settings, store, active: watch::channel(true).1, wake: Arc::default() }
+        Self {
+            settings,
+            store,
+            active: watch::channel(true).1,
+            wake: Arc::default(),
+            interval: LOOK_INTERVAL,
+        }
     }
 }
 

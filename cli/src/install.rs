@@ -9,6 +9,7 @@ mod definitions;
 mod helm;
 mod installed;
 mod leftovers;
+mod patience;
 mod rollout;
 
 use std::collections::BTreeSet;

@@ -10,6 +10,8 @@ use serde_json::Value;
 use crate::schema;
 use crate::validate::Finding;
 
+/// The largest object that is looked through for the field that is wrong: as a tree, it takes many times its text.
+const MOST_EXPLAINED_BYTES: usize = 64 * 1024;
 /// The most of a value that a message repeats, in bytes.
 const LONGEST_VALUE: usize = 80;
 
@@ -51,8 +53,22 @@ where
     })
 }
 
+/// Why an object's JSON could not be read, and the object, which is null if it is too large to be looked through.
+pub fn explained<K>(text: &str, error: &serde_json::Error) -> (Value, Finding)
+where
+    K: CustomResourceExt + DeserializeOwned,
+{
+    let is_small = text.len() <= MOST_EXPLAINED_BYTES;
+    let object = is_small.then(|| serde_json::from_str(text).unwrap_or_default()).unwrap_or(Value::Null);
+    let finding = match is_small.then(|| read::<K>(&object)) {
+        Some(Err(finding)) => finding,
+        _ => unread(error),
+    };
+    (object, finding)
+}
+
 /// What a reader says that knows no schema: bounds name their field, other errors do not.
-pub fn unread(error: &serde_json::Error) -> Finding {
+fn unread(error: &serde_json::Error) -> Finding {
     let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or_default();
     match text.split_once(": ") {

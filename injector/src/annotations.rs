@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use tidegate_crds::injection::{OUTBOUND_PORT_EXCLUSIONS, SIDECAR_LIMITS, UDP};
+use tidegate_crds::injection::{METRICS, OUTBOUND_PORT_EXCLUSIONS, SIDECAR_INJECTION, SIDECAR_LIMITS, UDP};
 use tidegate_crds::quantity::{CONTAINER_RESOURCES, is_quantity};
+use tidegate_kubernetes::lean::Wanted;
 
 use crate::limits;
 use crate::settings::{Interception, Resources};
@@ -15,7 +16,7 @@ use crate::settings::{Interception, Resources};
 const INBOUND_PORTS: &str = "openservicemesh.io/inbound-port-exclusion-list";
 const EXCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-exclusion-list";
 const INCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-inclusion-list";
-const RESOURCE: &str = "openservicemesh.io/sidecar-resource-";
+pub(crate) const RESOURCE: &str = "openservicemesh.io/sidecar-resource-";
 
 /// The annotations of an object.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,16 @@ pub(crate) struct Annotations<'a> {
     /// How the object is called in errors: `pod` or `namespace shop`.
     owner: &'a str,
     values: Option<&'a BTreeMap<String, String>>,
+}
+
+/// The annotations that are read of a namespace. Of those about resources there are six, so any of more is wrong, and those
+/// that are kept refuse the Pod.
+#[derive(Clone, Debug)]
+pub(crate) struct OfNamespace;
+
+impl Wanted for OfNamespace {
+    const NAMES: &'static [&'static str] = &[SIDECAR_INJECTION, METRICS, UDP, SIDECAR_LIMITS];
+    const PREFIX: Option<&'static str> = Some(RESOURCE);
 }
 
 /// An annotation that cannot be read.

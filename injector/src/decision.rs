@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Namespace;
+use serde::Deserialize;
 use tidegate_crds::injection::{INJECTION, SIDECAR_INJECTION, is_in_mesh};
+use tidegate_kubernetes::lean::{MembershipLabels, Meta, Only};
 
-use crate::annotations::{AnnotationError, Annotations};
+use crate::annotations::{AnnotationError, Annotations, OfNamespace};
 use crate::pod::PodView;
 
 /// Namespaces of Kubernetes itself: a sidecar there could keep the cluster from starting.
@@ -16,9 +18,9 @@ const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-l
 pub struct NamespaceView {
     /// Its name.
     pub name: String,
-    /// `metadata.labels`.
+    /// `metadata.labels`, at least those that decide about its membership.
     pub labels: BTreeMap<String, String>,
-    /// `metadata.annotations`.
+    /// `metadata.annotations`, at least those that are read of a namespace.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -63,6 +65,20 @@ pub enum DecisionError {
 }
 
 impl NamespaceView {
+    /// Reads a Namespace's JSON, and of it no more than counts here.
+    pub fn parse(json: &str) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct LeanNamespace {
+            metadata: Meta<Only<MembershipLabels>, Only<OfNamespace>>,
+        }
+        let LeanNamespace { metadata } = serde_json::from_str(json)?;
+        Ok(Self {
+            name: metadata.name.unwrap_or_default(),
+            labels: metadata.labels.unwrap_or_default().entries,
+            annotations: metadata.annotations.unwrap_or_default().entries,
+        })
+    }
+
     /// Whether it belongs to the mesh of this name.
     pub fn is_in_mesh(&self, mesh_name: &str) -> bool {
         is_in_mesh(Some(&self.labels), mesh_name)
@@ -184,13 +200,17 @@ fn impossible(pod: &PodView<'_>) -> Option<Reason> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use tidegate_crds::injection::{IGNORE, MONITORED_BY};
+    use tidegate_crds::injection::{IGNORE, MONITORED_BY, SIDECAR_LIMITS};
 
     use super::*;
+    use crate::annotations::RESOURCE;
 
     fn namespace(name: &str, labels: Value, annotations: Value) -> NamespaceView {
         let metadata = json!({"name": name, "labels": labels, "annotations": annotations});
-        serde_json::from_value::<Namespace>(json!({ "metadata": metadata })).unwrap().into()
+        let read = NamespaceView::parse(&json!({ "metadata": metadata }).to_string()).unwrap();
+        let whole: Namespace = serde_json::from_value(json!({ "metadata": metadata })).unwrap();
+        assert_eq!(read, whole.into(), "nothing that counts is left out");
+        read
     }
 
     fn pod(annotation: Option<&str>, spec: Value) -> PodView<'static> {
@@ -271,5 +291,33 @@ mod tests {
             text.starts_with(&format!("annotation {SIDECAR_INJECTION} of the namespace shop: ")),
             "{text}"
         );
+    }
+    #[test]
+    fn a_namespace_takes_no_more_than_what_is_read_of_it_whatever_its_author_puts_in() {
+        let limit = format!("{RESOURCE}limits-cpu");
+        let wrong: Value = (0..1_000).map(|i| (format!("{RESOURCE}{i:04}"), Value::from("x"))).collect();
+        let mut annotations =
+            json!({SIDECAR_INJECTION: "no", limit.clone(): "2", SIDECAR_LIMITS: ",".repeat(200_000)});
+        annotations.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
+        let notes = (0..5_000).map(|i| (format!("example.com/{i}"), Value::from("x".repeat(40))));
+        annotations.as_object_mut().unwrap().extend(notes);
+        let mut labels: serde_json::Map<String, Value> =
+            (0..5_000).map(|i| (format!("a{i}"), Value::from("x"))).collect();
+        labels.insert(MONITORED_BY.to_owned(), "osm".into());
+        let text =
+            json!({"metadata": {"name": "shop", "labels": labels, "annotations": annotations}}).to_string();
+        let held = allocation_counter::measure(|| {
+            let shop = NamespaceView::parse(&text).unwrap();
+            assert!(shop.is_in_mesh("osm"));
+            assert_eq!(
+                decide(&pod(None, plain()), &shop, "osm", "mesh"),
+                Ok(Decision::Leave(Reason::NotAskedFor))
+            );
+            // What was cut is not taken for something else, and of the wrong ones some are there to refuse the Pod.
+            let annotations = Annotations::new("namespace shop", Some(&shop.annotations));
+            assert!(annotations.sidecar_limits().is_err());
+            assert!(annotations.set_resources(&mut crate::settings::Resources::default()).is_err());
+        });
+        assert!(held.bytes_max < 32 << 10, "{} bytes for {} of text", held.bytes_max, text.len());
     }
 }

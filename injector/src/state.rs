@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{ApiResource, DynamicObject};
 use kube::{Api, Client};
+use serde::Deserialize;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
-use tidegate_crds::{MeshConfig, stored};
+use tidegate_crds::{MeshConfig, MeshConfigSpec, stored};
 use tidegate_kubernetes::watch::{Event, Watch, WatchMetrics};
 use tidegate_runtime::readiness::Readiness;
 use tokio::sync::{mpsc, watch};
@@ -78,19 +78,15 @@ impl StateWriter {
     ) -> impl Future<Output = ()> + Send + 'static {
         let (namespace_sender, namespace_events) = mpsc::channel(16);
         let (mesh_sender, mesh_events) = mpsc::channel(4);
-        let namespaces = Watch::new(
+        let namespaces = Watch::lean(
             Api::<Namespace>::all(client.clone()),
-            |namespace: &mut Namespace| {
-                namespace.spec = None;
-                namespace.status = None;
-            },
+            NamespaceView::parse,
             metrics.kind("Namespace"),
         );
-        // Read by ourselves: one that we cannot read is told to whoever makes a Pod, and is no watch that fails.
-        let resource = ApiResource::erase::<MeshConfig>(&());
-        let mesh_config = Watch::new(
-            Api::<DynamicObject>::namespaced_with(client, control_plane, &resource),
-            |_| {},
+        let mesh_config = Watch::lean(
+            Api::<MeshConfig>::namespaced(client, control_plane),
+            // The watch does not fail for a MeshConfig that cannot be read: whoever makes a Pod is told.
+            |text| Ok(read(text)),
             metrics.kind("MeshConfig"),
         )
         .named(MESH_CONFIG_NAME);
@@ -107,7 +103,7 @@ impl StateWriter {
 }
 
 async fn keep_namespaces(
-    mut events: mpsc::Receiver<Event<Namespace>>,
+    mut events: mpsc::Receiver<Event<NamespaceView>>,
     sender: watch::Sender<HashMap<String, Arc<NamespaceView>>>,
     blocker: impl Sized,
 ) {
@@ -118,7 +114,7 @@ async fn keep_namespaces(
             for name in deleted {
                 namespaces.remove(&name.name);
             }
-            for namespace in applied.into_iter().map(NamespaceView::from) {
+            for namespace in applied {
                 namespaces.insert(namespace.name.clone(), Arc::new(namespace));
             }
         });
@@ -128,7 +124,7 @@ async fn keep_namespaces(
 }
 
 async fn keep_mesh(
-    mut events: mpsc::Receiver<Event<DynamicObject>>,
+    mut events: mpsc::Receiver<Event<Result<MeshSettings, MeshConfigError>>>,
     sender: watch::Sender<Result<Arc<MeshSettings>, MeshConfigError>>,
     blocker: impl Sized,
 ) {
@@ -139,7 +135,7 @@ async fn keep_mesh(
             continue;
         }
         event.update(&mut config);
-        let settings = config.as_ref().map_or(Ok(MeshSettings::default()), read).map(Arc::new);
+        let settings = config.clone().unwrap_or_else(|| Ok(MeshSettings::default())).map(Arc::new);
         match &settings {
             Ok(_) => info!("MeshConfig read"),
             Err(error) => warn!(%error, "no sidecar can be added until this is mended"),
@@ -150,8 +146,14 @@ async fn keep_mesh(
     drop(blocker);
 }
 
-fn read(config: &DynamicObject) -> Result<MeshSettings, MeshConfigError> {
-    let object = serde_json::to_value(config).unwrap_or_default();
-    let config: MeshConfig = stored::read(&object)?;
-    MeshSettings::parse(Some(&config.spec))
+/// Of the spec, up to the bounds of its definition; the rest of the object is not decoded.
+fn read(text: &str) -> Result<MeshSettings, MeshConfigError> {
+    #[derive(Deserialize)]
+    struct LeanConfig {
+        spec: MeshConfigSpec,
+    }
+    match serde_json::from_str::<LeanConfig>(text) {
+        Ok(LeanConfig { spec }) => MeshSettings::parse(Some(&spec)),
+        Err(error) => Err(stored::explained::<MeshConfig>(text, &error).1.into()),
+    }
 }

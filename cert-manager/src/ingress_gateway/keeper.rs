@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tidegate_runtime::drain;
 use tokio::sync::watch;
@@ -20,8 +20,6 @@ use crate::telemetry::Telemetry;
 #[cfg(test)]
 mod tests;
 
-/// How often Secrets and the wall clock are looked at.
-const INTERVAL: Duration = Duration::from_secs(1);
 /// The most Secrets that are looked at each time, besides the one that the settings name; of more, some in turn.
 const LOOKS: usize = 8;
 
@@ -111,7 +109,7 @@ impl IngressGateway {
 
     /// Keeps the Secret until the drain starts; the Secret stays then.
     pub(crate) async fn run(mut self, mut drain: drain::Watch) {
-        let mut interval = tokio::time::interval(INTERVAL);
+        let mut interval = tokio::time::interval(self.gateway.interval);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut settings_may_change, mut turn_may_change) = (true, true);
         let wake = self.gateway.wake.clone();

@@ -1,21 +1,24 @@
-//! What lies in the API server, mirrored, and a poke to whoever keeps things right.
+//! What lies in the API server, mirrored as far as it counts, and a poke to whoever keeps things right.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Resource;
-use serde::de::DeserializeOwned;
 use tidegate_kubernetes::watch::{Event, Name, Watch};
 use tokio::sync::{Notify, mpsc, watch};
-use tracing::warn;
 
 /// Events that may wait.
 const BUFFER: usize = 16;
 
 /// What is kept of the objects that a watch covers; `None` until all were listed once.
 pub(crate) struct Mirror<V>(watch::Sender<Option<BTreeMap<Name, V>>>);
+
+/// An object's name, and what is kept of it.
+#[derive(Debug)]
+pub(crate) struct Kept<V> {
+    pub(crate) name: Name,
+    pub(crate) value: V,
+}
 
 impl<V: Clone + Send + Sync + 'static> Mirror<V> {
     pub(crate) fn new() -> Arc<Self> {
@@ -39,53 +42,43 @@ impl<V: Clone + Send + Sync + 'static> Mirror<V> {
         known.ok()?.clone()
     }
 
-    /// Follows a watch for as long as it is polled, keeps what `keep` makes of its objects, and pokes `wake` after
-    /// each change.
-    pub(crate) async fn follow<K>(
-        self: Arc<Self>,
-        objects: Watch<K>,
-        keep: impl Fn(K) -> Option<V> + Send,
-        wake: Arc<Notify>,
-    ) where
-        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    {
-        let (sender, mut events) = mpsc::channel(BUFFER);
-        let taking = async {
-            while let Some(event) = events.recv().await {
-                match event {
-                    Event::Changed { applied, deleted } => {
-                        self.take(applied, &deleted, &keep);
-                        wake.notify_one();
-                    }
-                    Event::Unreadable(reason) => {
-                        let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
-                        warn!(kind, reason, "the API server cannot be watched; tried again");
-                    }
-                }
-            }
-        };
-        tokio::join!(objects.run(sender, |event| event), taking);
+    /// Follows a watch for as long as it is polled, and pokes `wake` after each change.
+    pub(crate) async fn follow(self: Arc<Self>, objects: Watch<Kept<V>>, wake: Arc<Notify>) {
+        tell_of(objects, &wake, |applied, deleted| self.take(applied, &deleted)).await;
     }
 
-    fn take<K: Resource>(&self, applied: Vec<K>, deleted: &[Name], keep: &impl Fn(K) -> Option<V>) {
+    fn take(&self, applied: Vec<Kept<V>>, deleted: &[Name]) {
         self.0.send_modify(|content| {
             let content = content.get_or_insert_default();
             for name in deleted {
                 content.remove(name);
             }
-            for object in applied {
-                let metadata = object.meta();
-                let name = named(
-                    metadata.namespace.as_deref().unwrap_or_default(),
-                    metadata.name.as_deref().unwrap_or_default(),
-                );
-                match keep(object) {
-                    Some(value) => content.insert(name, value),
-                    None => content.remove(&name),
-                };
-            }
+            content.extend(applied.into_iter().map(|Kept { name, value }| (name, value)));
         });
     }
+}
+
+/// Pokes `wake` after each change of what a watch covers, for as long as it is polled. Only that there is one matters.
+pub(crate) async fn poke(objects: Watch<()>, wake: Arc<Notify>) {
+    tell_of(objects, &wake, |_, _| {}).await;
+}
+
+/// The watch itself logs what it cannot read.
+async fn tell_of<K: Send + 'static>(
+    objects: Watch<K>,
+    wake: &Notify,
+    mut take: impl FnMut(Vec<K>, Vec<Name>),
+) {
+    let (sender, mut events) = mpsc::channel(BUFFER);
+    let taking = async {
+        while let Some(event) = events.recv().await {
+            if let Event::Changed { applied, deleted } = event {
+                take(applied, deleted);
+                wake.notify_one();
+            }
+        }
+    };
+    tokio::join!(objects.run(sender, |event| event), taking);
 }
 
 /// The name of an object in a namespace.

@@ -7,17 +7,22 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use base64::Engine;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams, Preconditions};
-use kube::{Api, Client};
+use kube::core::Request;
+use kube::{Api, Client, Resource};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use tidegate_kubernetes::lean::{self, First, Meta, Only, Wanted};
 use tidegate_kubernetes::watch::{KindMeter, Watch};
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 
-use super::follow::Mirror;
+use super::follow::poke;
 use super::root_secret::RootSecret;
-use super::{INSTANCE, bounded, is_ours, labels};
+use super::{INSTANCE, OwnerLabels, bounded, is_ours, labels};
 use crate::ingress_gateway::IngressGatewaySettings;
 use crate::store::{SecretName, SecretStore, StoreError, TlsSecret};
 
@@ -30,6 +35,24 @@ const TLS: &str = "kubernetes.io/tls";
 /// Where NGINX Inc.'s ingress controller takes roots from: key `ca.crt`.
 const CA: &str = "nginx.org/ca";
 const RIGHTS_HINT: &str = "; add the namespace to the chart's value certManager.gatewaySecretNamespaces";
+
+/// What is read of a Secret.
+#[derive(Deserialize)]
+struct LeanSecret {
+    metadata: Meta<Only<OwnerLabels>>,
+    #[serde(default, rename = "type")]
+    type_: Option<String>,
+    #[serde(default)]
+    data: Option<Only<SecretKeys>>,
+}
+
+/// The keys that we write; of a value that is longer than ours are, as much that it is not taken for one.
+struct SecretKeys;
+
+impl Wanted for SecretKeys {
+    const NAMES: &'static [&'static str] = &["ca.crt", "tls.crt", "tls.key"];
+    const MOST_BYTES: usize = 256 * 1024;
+}
 
 /// A [`SecretStore`] on Kubernetes.
 #[derive(Clone)]
@@ -65,15 +88,23 @@ impl GatewaySecrets {
 
     /// Whether there is no such namespace. By a list, for which the right is there already.
     async fn is_gone(&self, namespace: &str) -> bool {
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        #[derive(Deserialize)]
+        struct Found {
+            items: First<IgnoredAny, 1>,
+        }
         let only = ListParams::default().fields(&format!("metadata.name={namespace}"));
-        bounded(namespaces.list(&only)).await.is_ok_and(|found| found.items.is_empty())
+        let found = async {
+            let request = Request::new(Namespace::url_path(&(), None)).list(&only);
+            self.client.request::<Found>(request.map_err(kube::Error::BuildRequest)?).await
+        };
+        bounded(found).await.is_ok_and(|found| found.items.0.is_empty())
     }
 
     async fn delete(&self, name: &SecretName) -> Result<(), StoreError> {
         let secrets = self.secrets(name);
         let found = self.asked(secrets.get_metadata_opt(&name.name)).await?;
-        let Some(found) = found.filter(|found| is_ours(&found.metadata, &self.mesh_name)) else {
+        let Some(found) = found.filter(|found| is_ours(found.metadata.labels.as_ref(), &self.mesh_name))
+        else {
             return Ok(());
         };
         self.asked(secrets.delete(&name.name, &exactly(found.metadata))).await.map(|_| ())
@@ -97,9 +128,9 @@ pub(crate) async fn follow(
             match &name {
                 Some(name) => {
                     let api: Api<Secret> = Api::namespaced(client.clone(), &name.namespace);
-                    // Only that it changed matters; the keys in it are read when they are needed.
-                    let watch = Watch::new(api, |secret| secret.data = None, meter.clone()).named(&name.name);
-                    Mirror::new().follow(watch, |_| Some(()), wake.clone()).await;
+                    // The keys in it are read when they are needed.
+                    let watch = Watch::lean(api, |_| Ok(()), meter.clone()).named(&name.name);
+                    poke(watch, wake.clone()).await;
                 }
                 None => std::future::pending().await,
             }
@@ -116,7 +147,10 @@ impl GatewaySecrets {
         self.remember(name).await?;
         let secrets = self.secrets(name);
         let found = match self.asked(secrets.get_opt(&name.name)).await? {
-            Some(secret) => Some(self.check_mesh(check_type(secret, kind)?)?),
+            Some(secret) => {
+                check_type(secret.type_.as_deref(), kind)?;
+                Some(self.check_mesh(secret)?)
+            }
             None => None,
         };
         // It cannot be changed, so that its certificate would end.
@@ -148,29 +182,33 @@ impl GatewaySecrets {
         Ok(())
     }
 
-    /// Values of a Secret of ours, if all of them are there.
+    /// Values of a Secret of ours, if all of them are there. What else is in it is not decoded.
     async fn read<const N: usize>(
         &self,
         name: &SecretName,
         kind: &str,
         keys: [&str; N],
     ) -> Result<Option<[String; N]>, StoreError> {
-        let found = self.asked(self.secrets(name).get_opt(&name.name)).await?;
-        let Some(secret) = found else { return Ok(None) };
-        let secret = check_type(secret, kind)?;
-        if !is_ours(&secret.metadata, &self.mesh_name) {
+        let secrets = self.secrets(name);
+        let Some(secret) = self.asked(lean::get::<_, LeanSecret>(&secrets, &name.name)).await? else {
+            return Ok(None);
+        };
+        check_type(secret.type_.as_deref(), kind)?;
+        if !is_ours(secret.metadata.labels.map(|labels| labels.entries).as_ref(), &self.mesh_name) {
             return Ok(None);
         }
-        let mut data = secret.data.unwrap_or_default();
-        let values = keys.iter().map_while(|key| String::from_utf8(data.remove(*key)?.0).ok());
+        let data = secret.data.unwrap_or_default();
+        let values = keys.iter().map_while(|key| {
+            String::from_utf8(base64::engine::general_purpose::STANDARD.decode(data.get(key)?).ok()?).ok()
+        });
         Ok(values.collect::<Vec<_>>().try_into().ok())
     }
 
     /// One that the certificate authority of another mesh keeps: two would write it in turns for ever.
     fn check_mesh(&self, secret: Secret) -> Result<Secret, StoreError> {
-        let metadata = &secret.metadata;
-        let label = |name: &str| metadata.labels.as_ref().and_then(|labels| labels.get(name));
-        match label(INSTANCE).filter(|mesh| is_ours(metadata, mesh) && **mesh != self.mesh_name) {
+        let labels = secret.metadata.labels.as_ref();
+        let mesh = labels.and_then(|labels| labels.get(INSTANCE));
+        match mesh.filter(|mesh| is_ours(labels, mesh) && **mesh != self.mesh_name) {
             Some(mesh) => Err(StoreError::Other(format!(
                 "is there and belongs to mesh {mesh:?}, not to {:?}; it is left alone: name another Secret or delete \
                  this one",
@@ -233,9 +271,9 @@ fn exactly(metadata: ObjectMeta) -> DeleteParams {
     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
 }
 
-fn check_type(secret: Secret, kind: &str) -> Result<Secret, StoreError> {
-    match secret.type_.as_deref() {
-        Some(found) if found == kind => Ok(secret),
+fn check_type(found: Option<&str>, kind: &str) -> Result<(), StoreError> {
+    match found {
+        Some(found) if found == kind => Ok(()),
         other => Err(StoreError::Other(format!(
             "is there with type {:?}, which cannot be changed to {kind:?}; it is left alone: name another Secret or \
              delete this one",

@@ -9,21 +9,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, ResourceExt};
-use kube::{Api, Client};
-use serde_json::json;
+use kube::api::{Patch, PatchParams};
+use kube::core::Request;
+use kube::{Api, Client, Resource};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
 use tidegate_crds::mesh_config::{
     Condition, INGRESS_GATEWAY_READY, IngressGatewayCertificate, MESH_CONFIG_NAME, service_cert_validity,
 };
 use tidegate_crds::{Finding, MeshConfig, stored};
+use tidegate_kubernetes::lean::{First, Meta, Only, Wanted};
 use tidegate_kubernetes::watch::{Watch, WatchMetrics};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::bounded;
-use super::follow::{Mirror, named};
-use super::namespaces::Namespaces;
+use super::follow::{Kept, Mirror, named};
+use super::namespaces::{MOST_LABEL_BYTES, MOST_LABELS, Namespaces};
 use crate::ingress_gateway::{
     ANNOTATIONS, Copies, GatewayStatus, IngressGatewaySettings, SettingsInput, SettingsProblem,
 };
@@ -34,6 +38,8 @@ mod tests;
 /// The fields that are ours.
 const GATEWAY: &str = "spec.certificate.ingressGateway";
 const LIFE: &str = "spec.certificate.serviceCertValidityDuration";
+/// Conditions of the status that are looked through for ours.
+const MOST_CONDITIONS: usize = 16;
 /// How often a status that could not be written is tried again.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Who writes the condition: the API server keeps account of whose it is.
@@ -41,7 +47,8 @@ const FIELD_MANAGER: &str = "tidegate-cert-manager";
 
 /// Follows the one MeshConfig.
 pub struct MeshConfigFollower {
-    api: Api<DynamicObject>,
+    client: Client,
+    api: Api<MeshConfig>,
     namespace: String,
     wake: Arc<Notify>,
     seen: Arc<Mirror<Seen>>,
@@ -51,6 +58,8 @@ pub struct MeshConfigFollower {
     workload_life: watch::Sender<Option<Duration>>,
     /// What is wrong with the life that the MeshConfig says.
     life_problem: Option<String>,
+    /// Namespaces with too many labels to be selected.
+    unselectable: usize,
     active: watch::Sender<bool>,
     is_known: bool,
     _watch: JoinSet<()>,
@@ -76,14 +85,13 @@ impl MeshConfigFollower {
         is_leader: watch::Receiver<bool>,
         meters: &WatchMetrics,
     ) -> Self {
-        let resource = ApiResource::erase::<MeshConfig>(&());
-        let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &resource);
+        let api: Api<MeshConfig> = Api::namespaced(client.clone(), namespace);
         let (wake, seen) = (Arc::new(Notify::new()), Mirror::new());
-        let keep = |config: DynamicObject| Some(Seen::read(&config));
         let mut watches = JoinSet::new();
-        let configs = Watch::new(api.clone(), |_| {}, meters.kind("MeshConfig")).named(MESH_CONFIG_NAME);
-        watches.spawn(seen.clone().follow(configs, keep, wake.clone()));
+        let configs = Watch::lean(api.clone(), Seen::read, meters.kind("MeshConfig")).named(MESH_CONFIG_NAME);
+        watches.spawn(seen.clone().follow(configs, wake.clone()));
         Self {
+            client,
             api,
             namespace: namespace.to_owned(),
             wake,
@@ -93,6 +101,7 @@ impl MeshConfigFollower {
             settings: watch::channel(None).0,
             workload_life: watch::channel(None).0,
             life_problem: None,
+            unselectable: 0,
             active: watch::channel(false).0,
             is_known: false,
             _watch: watches,
@@ -173,18 +182,24 @@ impl MeshConfigFollower {
         let Some(wanted) = condition(&problems, gateway, settings.as_ref(), is_active) else { return Ok(()) };
         let wanted = Condition { observed_generation: seen.generation, ..wanted };
         let Some(due) = due(seen.condition.as_ref(), wanted, SystemTime::now()) else { return Ok(()) };
-        let resource = ApiResource::erase::<MeshConfig>(&());
         let patch = json!({
-            "apiVersion": resource.api_version, "kind": resource.kind,
+            "apiVersion": MeshConfig::api_version(&()), "kind": MeshConfig::kind(&()),
             "metadata": {"name": MESH_CONFIG_NAME}, "status": {"conditions": [due]},
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        bounded(self.api.patch_status(MESH_CONFIG_NAME, &parameters, &Patch::Apply(&patch))).await.map(|_| ())
+        let patched = async {
+            let request = Request::new(self.api.resource_url());
+            let patch = Patch::Apply(&patch);
+            let request = request.patch_subresource("status", MESH_CONFIG_NAME, &parameters, &patch);
+            // The answer is the whole object, which may be one that cannot be read.
+            self.client.request::<IgnoredAny>(request.map_err(kube::Error::BuildRequest)?).await
+        };
+        bounded(patched).await.map(|_| ())
     }
 
     /// Settings with what the annotations add; nothing while it is not known which namespaces they select.
     fn with_copies(
-        &self,
+        &mut self,
         settings: Result<IngressGatewaySettings, Vec<SettingsProblem>>,
         annotations: &BTreeMap<String, String>,
     ) -> Option<Result<IngressGatewaySettings, Vec<SettingsProblem>>> {
@@ -199,13 +214,19 @@ impl MeshConfigFollower {
             true => self.namespaces.now()?,
             false => BTreeMap::new(),
         };
-        let staying = namespaces.iter().filter(|(_, membership)| !membership.is_going);
-        Some(
-            copies.add_to(
-                settings,
-                staying.map(|(name, membership)| (name.name.as_str(), &*membership.labels)),
-            ),
-        )
+        let staying = || namespaces.iter().filter(|(_, membership)| !membership.is_going);
+        let unselectable = staying().filter(|(_, membership)| membership.labels.is_none()).count();
+        if unselectable > 0 && unselectable != self.unselectable {
+            warn!(
+                namespaces = unselectable,
+                "chosen by no selector of the ingress gateway's certificate: more than {MOST_LABELS} labels, or than \
+                 {MOST_LABEL_BYTES} bytes of them"
+            );
+        }
+        self.unselectable = unselectable;
+        let labelled = staying()
+            .filter_map(|(name, membership)| Some((name.name.as_str(), &**membership.labels.as_ref()?)));
+        Some(copies.add_to(settings, labelled))
     }
 
     fn follow_life(&mut self, seen: &Seen) {
@@ -227,23 +248,43 @@ impl MeshConfigFollower {
     }
 }
 
+/// The annotations that are ours; their readers refuse what is longer than this.
+struct OurAnnotations;
+
+impl Wanted for OurAnnotations {
+    const NAMES: &'static [&'static str] = &ANNOTATIONS;
+    const MOST_BYTES: usize = 16 * 1024;
+}
+
 impl Seen {
-    fn read(config: &DynamicObject) -> Self {
-        let object = serde_json::to_value(config).unwrap_or_default();
-        let conditions = object["status"]["conditions"].as_array();
-        let ours = conditions.into_iter().flatten().find(|found| found["type"] == INGRESS_GATEWAY_READY);
-        Self {
-            gateway: stored::read_part::<MeshConfig, _>(&object, GATEWAY),
-            life: stored::read_part::<MeshConfig, _>(&object, LIFE),
-            annotations: config
-                .annotations()
-                .iter()
-                .filter(|(key, _)| ANNOTATIONS.contains(&key.as_str()))
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-            generation: config.metadata.generation,
-            condition: ours.and_then(|ours| serde_json::from_value(ours.clone()).ok()),
+    fn read(text: &str) -> serde_json::Result<Kept<Self>> {
+        #[derive(Deserialize)]
+        struct LeanConfig {
+            metadata: Meta<IgnoredAny, Only<OurAnnotations>>,
+            #[serde(default)]
+            spec: Value,
+            #[serde(default)]
+            status: Option<LeanStatus>,
         }
+        #[derive(Deserialize, Default)]
+        #[serde(default)]
+        struct LeanStatus {
+            conditions: Option<First<Value, MOST_CONDITIONS>>,
+        }
+        let LeanConfig { metadata, spec, status } = serde_json::from_str(text)?;
+        let conditions = status.and_then(|status| status.conditions);
+        let mut conditions = conditions.map(|conditions| conditions.0).unwrap_or_default().into_iter();
+        let ours = conditions.find(|found| found["type"] == INGRESS_GATEWAY_READY);
+        let spec = json!({ "spec": spec });
+        let value = Self {
+            gateway: stored::read_part::<MeshConfig, _>(&spec, GATEWAY),
+            life: stored::read_part::<MeshConfig, _>(&spec, LIFE),
+            annotations: metadata.annotations.unwrap_or_default().entries,
+            generation: metadata.generation,
+            condition: ours.and_then(|ours| serde_json::from_value(ours).ok()),
+        };
+        let [namespace, name] = [metadata.namespace, metadata.name].map(Option::unwrap_or_default);
+        Ok(Kept { name: named(&namespace, &name), value })
     }
 }
 

@@ -6,12 +6,20 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
-use tidegate_crds::injection::namespace_is_in_mesh;
+use serde::Deserialize;
+use tidegate_crds::injection::is_in_mesh;
+use tidegate_kubernetes::lean::{Entries, MembershipLabels, Meta, Only};
 use tidegate_kubernetes::watch::{Name, Watch, WatchMetrics};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::follow::{Mirror, named};
+use super::follow::{Kept, Mirror, named};
+
+/// The most labels of a namespace that are kept, and the most bytes of them. A namespace with more is chosen by no
+/// selector, but is in the mesh if its labels say so.
+pub(crate) const MOST_LABELS: usize = 128;
+/// See [`MOST_LABELS`].
+pub(crate) const MOST_LABEL_BYTES: usize = 8 * 1024;
 
 /// Follows the labels of all namespaces until its last copy is dropped.
 #[derive(Clone)]
@@ -28,8 +36,8 @@ pub(crate) struct Membership {
     pub(crate) is_ours: bool,
     /// Whether it is being deleted: what runs there runs on for a while, and nothing can be made there.
     pub(crate) is_going: bool,
-    /// Its labels.
-    pub(crate) labels: Arc<BTreeMap<String, String>>,
+    /// Its labels; `None` if there are more than are kept.
+    pub(crate) labels: Option<Arc<BTreeMap<String, String>>>,
 }
 
 struct Ending(AbortHandle);
@@ -46,16 +54,9 @@ impl Namespaces {
     ) -> Self {
         let mirror = Mirror::new();
         let (own, mesh) = (control_plane.to_owned(), mesh_name.to_owned());
-        let keep = move |namespace: Namespace| {
-            Some(Membership {
-                is_ours: namespace_is_in_mesh(&namespace, &mesh)
-                    || namespace.metadata.name.as_deref() == Some(own.as_str()),
-                is_going: namespace.metadata.deletion_timestamp.is_some(),
-                labels: Arc::new(namespace.metadata.labels.unwrap_or_default()),
-            })
-        };
-        let watch = Watch::new(Api::all(client), |_| {}, meters.kind("Namespace"));
-        let task = tokio::spawn(mirror.clone().follow(watch, keep, wake.clone()));
+        let read = move |text: &str| read(text, &mesh, &own);
+        let watch = Watch::lean(Api::<Namespace>::all(client), read, meters.kind("Namespace"));
+        let task = tokio::spawn(mirror.clone().follow(watch, wake.clone()));
         Self { control_plane: control_plane.into(), mirror, _watch: Arc::new(Ending(task.abort_handle())) }
     }
 
@@ -82,14 +83,77 @@ impl Namespaces {
     /// One of them; `None` if it is not known yet. The control plane's own always is.
     pub(crate) fn find(&self, name: &str) -> Option<Membership> {
         if self.is_control_plane(name) {
-            return Some(Membership { is_ours: true, is_going: false, labels: Arc::default() });
+            return Some(Membership { is_ours: true, is_going: false, labels: None });
         }
         self.mirror.find(&named("", name))
     }
 }
 
+/// Reads a Namespace's JSON twice: whether it is in the mesh must not depend on how many other labels it has.
+fn read(text: &str, mesh_name: &str, control_plane: &str) -> serde_json::Result<Kept<Membership>> {
+    #[derive(Deserialize)]
+    struct LeanNamespace<L> {
+        #[serde(bound = "L: Deserialize<'de>")]
+        metadata: Meta<L>,
+    }
+    let LeanNamespace::<Only<MembershipLabels>> { metadata } = serde_json::from_str(text)?;
+    let name = metadata.name.unwrap_or_default();
+    let is_in_mesh = is_in_mesh(metadata.labels.map(|labels| labels.entries).as_ref(), mesh_name);
+    let LeanNamespace::<Entries<MOST_LABELS, MOST_LABEL_BYTES>> { metadata: all } =
+        serde_json::from_str(text)?;
+    let labels = all.labels.unwrap_or_default();
+    let value = Membership {
+        is_ours: is_in_mesh || name == control_plane,
+        is_going: metadata.deletion_timestamp.is_some(),
+        labels: (!labels.has_more).then(|| Arc::new(labels.entries)),
+    };
+    Ok(Kept { name: named("", &name), value })
+}
+
 impl Drop for Ending {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn of(metadata: &Value) -> Membership {
+        read(&json!({ "metadata": metadata }).to_string(), "osm", "tidegate-system").unwrap().value
+    }
+
+    #[test]
+    fn a_namespace_takes_no_more_than_what_is_read_of_it_whatever_its_author_puts_in() {
+        let many =
+            |count: usize| (0..count).map(|i| (format!("a{i:06}"), Value::from("x"))).collect::<Value>();
+        let mut labels = many(50_000);
+        labels["openservicemesh.io/monitored-by"] = "osm".into();
+        let fields: Value = (0..20_000).map(|i| (format!("f:{i}"), json!({}))).collect();
+        let metadata = json!({
+            "name": "shop", "labels": labels, "annotations": many(20_000), "managedFields": [{"fieldsV1": fields}],
+        });
+        let text =
+            json!({"metadata": metadata, "spec": {"finalizers": vec!["kubernetes"; 1000]}}).to_string();
+        let held = allocation_counter::measure(|| {
+            let Kept { name, value } = read(&text, "osm", "tidegate-system").unwrap();
+            assert_eq!(name, named("", "shop"));
+            assert_eq!(value, Membership { is_ours: true, is_going: false, labels: None });
+        });
+        assert!(held.bytes_max < 32 << 10, "{} bytes for {} of text", held.bytes_max, text.len());
+    }
+
+    #[test]
+    fn labels_are_kept_for_selectors_as_long_as_there_are_not_too_many() {
+        let labels =
+            |count: usize| (0..count).map(|i| (format!("l{i}"), Value::from("x"))).collect::<Value>();
+        let kept =
+            |labels: Value| of(&json!({"name": "a", "labels": labels})).labels.map(|labels| labels.len());
+        assert_eq!((kept(Value::Null), kept(labels(128)), kept(labels(129))), (Some(0), Some(128), None));
+        let is_going = json!({"name": "tidegate-system", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        assert_eq!(of(&is_going), Membership { is_ours: true, is_going: true, labels: Some(Arc::default()) });
     }
 }

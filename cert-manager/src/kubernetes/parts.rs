@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::follow::Mirror;
+use super::follow::poke;
 use super::gateway_secret::{self, GatewaySecrets};
 use super::mesh_config::MeshConfigFollower;
 use super::namespaces::Namespaces;
@@ -23,7 +23,7 @@ use super::token_review::TokenReviewer;
 use super::trust_bundle::TrustBundleConfigMaps;
 use super::{MANAGER, ROOT_SECRET};
 use crate::ingress_gateway::GatewayStatus;
-use crate::manager::GatewayDependencies;
+use crate::manager::{GatewayDependencies, LOOK_INTERVAL};
 
 /// Where a certificate authority runs, and for whom.
 #[derive(Debug, Clone)]
@@ -86,10 +86,9 @@ impl Parts {
         let mut tasks = JoinSet::new();
         let root_store = RootSecret::new(client.clone(), namespace, mesh_name);
         let roots: Api<Secret> = Api::namespaced(client.clone(), namespace);
-        // Only that it changed matters: it is read when it is looked at.
-        let roots =
-            Watch::new(roots, |secret| secret.data = None, meters.kind("root Secret")).named(ROOT_SECRET);
-        tasks.spawn(Mirror::new().follow(roots, |_| Some(()), wake.clone()));
+        // What is in it is read when it is looked at.
+        let roots = Watch::lean(roots, |_| Ok(()), meters.kind("root Secret")).named(ROOT_SECRET);
+        tasks.spawn(poke(roots, wake.clone()));
 
         let elector = Elector::new(
             client.clone(),
@@ -113,6 +112,7 @@ impl Parts {
             store: Arc::new(GatewaySecrets::new(client.clone(), root_store.clone(), mesh_name)),
             active: mesh_config.active(),
             wake: Arc::default(),
+            interval: LOOK_INTERVAL,
         };
         tasks.spawn(gateway_secret::follow(
             client.clone(),

@@ -20,7 +20,7 @@ use tonic::{Code, Request, Status};
 
 use super::*;
 use crate::authority::{NewRoot, Vouched};
-use crate::manager::CONNECTION_AGE;
+use crate::manager::{CONNECTION_AGE, GatewayDependencies, LOOK_INTERVAL};
 use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
 use crate::service_names::ServiceNames;
@@ -63,6 +63,11 @@ async fn api_server() -> FakeApi {
 }
 
 async fn replica(api: &FakeApi, name: &str) -> Replica {
+    replica_looking(api, name, LOOK_INTERVAL).await
+}
+
+/// One that looks at the ingress controller's Secrets so often when nothing tells it that they have changed.
+async fn replica_looking(api: &FakeApi, name: &str, interval: Duration) -> Replica {
     let place = Place {
         namespace: NAMESPACE.to_owned(),
         mesh_name: "osm".to_owned(),
@@ -95,7 +100,7 @@ async fn replica(api: &FakeApi, name: &str) -> Replica {
         root_store: Arc::new(parts.root_store),
         given: None,
         publishers: vec![Arc::new(parts.publisher)],
-        gateway: Some(parts.gateway),
+        gateway: Some(GatewayDependencies { interval, ..parts.gateway }),
         workload_life: parts.workload_life,
         wake: parts.wake,
         metrics,
@@ -230,15 +235,16 @@ async fn of_two_replicas_that_take_a_step_at_once_one_does() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_gateways_secret_follows_mesh_config_and_rotation_and_is_put_back() {
     let api = api_server().await;
-    let (one, _two) = (replica(&api, "a").await, replica(&api, "b").await);
+    // Nothing but changes makes them look.
+    let hour = Duration::from_secs(3600);
+    let (one, _two) = (replica_looking(&api, "a", hour).await, replica_looking(&api, "b", hour).await);
     want_gateway(&api, usual_gateway("first"));
     api.wait_for(|api| gateway(api, "first").is_some()).await;
 
-    // Deleted by hand, it is back within a second.
+    // Deleted by hand, it is back as soon as its watch tells.
     let before = gateway(&api, "first").unwrap();
     api.delete("v1/secrets", "ingress", "first");
-    let back = api.wait_for(|api| gateway(api, "first").is_some());
-    tokio::time::timeout(Duration::from_secs(1), back).await.unwrap();
+    api.wait_for(|api| gateway(api, "first").is_some()).await;
     assert_ne!(gateway(&api, "first").unwrap().1, before.1);
 
     // The write that brings a root brings a new leaf.

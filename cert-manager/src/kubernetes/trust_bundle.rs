@@ -15,16 +15,20 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions};
+use kube::core::Request;
 use kube::{Api, Client};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tidegate_crds::injection::{TRUST_BUNDLE_KEY, trust_bundle_config_map};
+use tidegate_kubernetes::lean::{Meta, Only, Wanted};
 use tidegate_kubernetes::watch::{Name, Watch, WatchMetrics};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::follow::{Mirror, named};
+use super::follow::{Kept, Mirror, named};
 use super::namespaces::{Membership, Namespaces};
-use super::{MANAGER, bounded, is_ours, labels};
+use super::{MANAGER, OwnerLabels, bounded, is_ours, labels};
 use crate::store::{BundlePublisher, PublishedBundle, StoreError, Unreached};
 
 #[cfg(test)]
@@ -32,8 +36,6 @@ mod tests;
 
 /// Namespaces that are written to at a time.
 const CONCURRENCY: usize = 8;
-/// A bundle of many roots is far shorter.
-const MOST_BUNDLE_BYTES: usize = 256 * 1024;
 /// How long the first list may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,10 +51,31 @@ pub struct TrustBundleConfigMaps {
     _watches: JoinSet<()>,
 }
 
+/// What is read of a ConfigMap.
+#[derive(Deserialize)]
+struct LeanMap {
+    metadata: Meta<Only<OwnerLabels>>,
+    #[serde(default)]
+    data: Option<Only<BundleKey>>,
+    #[serde(default)]
+    immutable: Option<bool>,
+}
+
+/// The key of the bundle; of a text that is longer than any, as much that it is not taken for one.
+struct BundleKey;
+
+impl Wanted for BundleKey {
+    const NAMES: &'static [&'static str] = &[TRUST_BUNDLE_KEY];
+    const MOST_BYTES: usize = 256 * 1024;
+}
+
 /// What counts of a ConfigMap.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Published {
-    pem: Option<String>,
+    /// SHA-256 of the bundle: tenants may write others, and there is one in each namespace.
+    digest: Option<[u8; 32]>,
+    /// The bundle, of the control plane's own namespace alone.
+    pem: Option<Arc<str>>,
     is_ours: bool,
     is_immutable: bool,
     /// It is deleted already; finalizers keep it.
@@ -83,21 +106,13 @@ impl TrustBundleConfigMaps {
     ) -> Self {
         let published = Mirror::new();
         let mut watches = JoinSet::new();
-        let mesh = mesh_name.to_owned();
-        let keep = move |map: ConfigMap| {
-            let is_ours = is_ours(&map.metadata, &mesh);
-            Some(Published {
-                pem: map.data.and_then(|mut data| data.remove(TRUST_BUNDLE_KEY)),
-                is_ours,
-                is_immutable: map.immutable == Some(true),
-                is_going: map.metadata.deletion_timestamp.is_some(),
-                uid: map.metadata.uid,
-            })
-        };
-        let watch = Watch::new(Api::all(client.clone()), keep_bundle, meters.kind("ConfigMap"));
+        let (mesh, own) = (mesh_name.to_owned(), namespaces.control_plane().to_owned());
+        let read = move |text: &str| read(text, &mesh, &own);
+        let maps: Api<ConfigMap> = Api::all(client.clone());
+        let watch = Watch::lean(maps, read, meters.kind("ConfigMap"));
         let name = trust_bundle_config_map(mesh_name);
         let watch = watch.named(&name);
-        watches.spawn(published.clone().follow(watch, keep, wake.clone()));
+        watches.spawn(published.clone().follow(watch, wake.clone()));
 
         Self { client, mesh_name: mesh_name.to_owned(), name, namespaces, published, _watches: watches }
     }
@@ -106,13 +121,14 @@ impl TrustBundleConfigMaps {
     async fn missing(&self, pem: &str) -> Option<Vec<Missing>> {
         let (namespaces, published) =
             (self.namespaces.all(PATIENCE).await?, self.published.all(PATIENCE).await?);
+        let digest = Some(sha256(pem));
         // Nothing can be written into one that is about to go.
         let staying = namespaces.into_iter().filter(|(_, Membership { is_going, .. })| !is_going);
         let missing =
             staying.filter_map(|(Name { name: namespace, .. }, Membership { is_ours: is_wanted, .. })| {
                 let found = published.get(&named(&namespace, &self.name));
                 let is_missing = match found {
-                    Some(found) if found.is_ours => found.pem.as_deref() != Some(pem) || found.is_immutable,
+                    Some(found) if found.is_ours => found.digest != digest || found.is_immutable,
                     _ => is_wanted,
                 };
                 let immutable = found.filter(|found| found.is_immutable);
@@ -178,7 +194,10 @@ impl TrustBundleConfigMaps {
             (PatchParams::default(), Patch::Merge(&wanted))
         };
         let applied = async {
-            match maps.patch(&self.name, &parameters, &patch).await {
+            let request = Request::new(maps.resource_url()).patch(&self.name, &parameters, &patch);
+            let request = request.map_err(kube::Error::BuildRequest)?;
+            // The answer is the whole ConfigMap, with whatever else its namespace keeps there.
+            match self.client.request::<IgnoredAny>(request).await {
                 // It has just gone, or is going.
                 Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
                 Err(kube::Error::Api(status)) if status.message.contains("being terminated") => Ok(false),
@@ -225,6 +244,7 @@ impl BundlePublisher for TrustBundleConfigMaps {
         let namespace = self.namespaces.control_plane();
         let found = all.get(&named(namespace, &self.name)).filter(|found| found.is_ours);
         let pem = found.and_then(|found| found.pem.clone());
+        let pem = pem.map(|pem| pem.to_string());
         Ok(pem.map(|pem| PublishedBundle { place: format!("ConfigMap {namespace}/{}", self.name), pem }))
     }
 }
@@ -235,10 +255,25 @@ impl std::fmt::Debug for TrustBundleConfigMaps {
     }
 }
 
-/// Whoever may write the ConfigMap of a namespace chooses what else is in it. What is longer than any bundle is not ours.
-fn keep_bundle(map: &mut ConfigMap) {
-    map.binary_data = None;
-    if let Some(data) = &mut map.data {
-        data.retain(|key, pem| key == TRUST_BUNDLE_KEY && pem.len() <= MOST_BUNDLE_BYTES);
-    }
+/// Reads a ConfigMap's JSON. Whoever may write it chooses what else is in it.
+fn read(text: &str, mesh_name: &str, control_plane: &str) -> serde_json::Result<Kept<Published>> {
+    let LeanMap { metadata, data, immutable } = serde_json::from_str(text)?;
+    let namespace = metadata.namespace.unwrap_or_default();
+    let data = data.unwrap_or_default();
+    let pem = data.get(TRUST_BUNDLE_KEY);
+    let value = Published {
+        digest: pem.map(sha256),
+        pem: pem.filter(|_| namespace == control_plane).map(Arc::from),
+        is_ours: is_ours(metadata.labels.map(|labels| labels.entries).as_ref(), mesh_name),
+        is_immutable: immutable == Some(true),
+        is_going: metadata.deletion_timestamp.is_some(),
+        uid: metadata.uid,
+    };
+    Ok(Kept { name: named(&namespace, &metadata.name.unwrap_or_default()), value })
+}
+
+fn sha256(text: &str) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes()).as_ref());
+    digest
 }

@@ -13,8 +13,8 @@ use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Resou
 use tidegate_crds::injection::{has_sidecar_of, trust_bundle_config_map};
 use tidegate_crds::manifest;
 use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
-use tokio::time::{Instant, sleep};
 
+use super::patience::Patience;
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::{INSTANCE_LABEL, PART_OF, Part};
 use crate::cluster::{mesh, namespace};
@@ -25,7 +25,6 @@ pub(super) const ROOT_SECRET: &str = "tidegate-ca-bundle";
 const OF_CERT_MANAGER: &str = "app.kubernetes.io/managed-by=tidegate-cert-manager";
 /// How long a namespace may take to go.
 const NAMESPACE_GOES: Duration = Duration::from_secs(300);
-const INTERVAL: Duration = Duration::from_secs(1);
 
 /// What goes besides the control plane.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -287,10 +286,17 @@ impl std::fmt::Display for Leftover {
 
 async fn wait_until_gone(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let api: Api<Namespace> = Api::all(cluster.client.clone());
-    let deadline = Instant::now() + NAMESPACE_GOES;
-    let mut is_said = false;
-    while let Some(namespace) = cluster.get(&api, name, &format!("namespace {name}")).await? {
-        if Instant::now() >= deadline {
+    let mut patience = Patience::new(NAMESPACE_GOES);
+    loop {
+        let namespace = match cluster.get(&api, name, &format!("namespace {name}")).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(namespace)) => namespace,
+            Err(error) => {
+                patience.bear(error).await?;
+                continue;
+            }
+        };
+        if patience.is_over() {
             let conditions = namespace.status.and_then(|status| status.conditions).unwrap_or_default();
             let causes = conditions.iter().filter(|condition| condition.status == "True");
             let causes: Vec<_> = causes.filter_map(|condition| condition.message.as_deref()).collect();
@@ -300,18 +306,15 @@ async fn wait_until_gone(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
                 causes.join("; ")
             );
         }
-        if !is_said {
-            eprintln!("waiting until namespace {name} is gone");
-            is_said = true;
-        }
-        sleep(INTERVAL).await;
+        patience.say(name, format_args!("namespace {name} is not gone yet"));
+        patience.pause().await;
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use tidegate_kubernetes::fake_api::FakeApi;
 
     use super::*;
     use crate::cluster::testing::{FakeCluster, meshed_pod, namespace};
@@ -401,6 +404,32 @@ mod tests {
         assert_eq!(member["metadata"]["annotations"], json!({}), "{member}");
         assert!(fake.api.get("v1/secrets", "ingress", "others").is_some());
         assert!(fake.api.get("v1/secrets", "ingress", "gateway").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_goes_is_waited_for_though_the_api_server_is_away_for_a_moment() {
+        let mut going = namespace("tidegate-system", json!({}));
+        going["metadata"]["finalizers"] = json!(["kubernetes"]);
+        let fake = FakeCluster::start(vec![going]).await;
+        let mut looks = 0;
+        fake.api.answer(move |request, _| {
+            if request.verb != "get" || request.resource != "namespaces" {
+                return None;
+            }
+            looks += 1;
+            (looks == 1)
+                .then(|| FakeApi::refusal(503, "the server is currently unable to handle the request"))
+        });
+        let cluster = fake.cluster();
+        let all = find(&cluster).await.unwrap();
+        let leftover = all.into_iter().find(|leftover| leftover.flag() == "--delete-namespace").unwrap();
+        let goes = async {
+            let looks = |api: &FakeApi| api.requests().iter().filter(|request| request.verb == "get").count();
+            fake.api.wait_for(|api| looks(api) >= 2).await;
+            fake.delete("Namespace", "", "tidegate-system");
+        };
+        let (deleted, ()) = tokio::join!(leftover.delete(&cluster), goes);
+        deleted.unwrap();
     }
 
     #[tokio::test]

@@ -1,20 +1,17 @@
 //! Waiting for the control plane: what is not ready yet, and why, said while it is waited for.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
-use tokio::time::{Instant, sleep_until};
 
+use super::patience::Patience;
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::{INSTANCE_LABEL, NAME_LABEL, PART_OF};
 use crate::output::printable;
 
-/// How often it looks.
-const INTERVAL: Duration = Duration::from_secs(1);
 /// Nodes that three replicas want.
 const NODES: usize = 3;
 /// Waiting reasons of a container that starts as usual.
@@ -35,28 +32,20 @@ struct Obstacle {
 /// Waits until every Deployment of the mesh's control plane is rolled out. Each obstacle is said once, on standard error,
 /// as soon as it is seen; those that are left when the time is over become the error.
 pub(super) async fn wait(cluster: &Cluster, limit: Duration) -> anyhow::Result<()> {
-    let deadline = Instant::now() + limit;
-    let mut said = BTreeSet::new();
+    let mut patience = Patience::new(limit);
     loop {
         let (unready, obstacles) = match look(cluster).await {
             Ok((unready, _)) if unready.is_empty() => return Ok(()),
             Ok(seen) => seen,
-            // The API server may be away for a moment; what is installed already is not given up for that.
-            Err(error) if Instant::now() < deadline => {
-                if said.insert((error.to_string(), String::new())) {
-                    eprintln!("waiting: {error:#}");
-                }
-                sleep_until(deadline.min(Instant::now() + INTERVAL)).await;
+            Err(error) => {
+                patience.bear(error).await?;
                 continue;
             }
-            Err(error) => return Err(error),
         };
         for obstacle in &obstacles {
-            if said.insert((obstacle.what.clone(), obstacle.reason.clone())) {
-                eprintln!("waiting: {obstacle}");
-            }
+            patience.say(format!("{} {}", obstacle.what, obstacle.reason), obstacle);
         }
-        if Instant::now() >= deadline {
+        if patience.is_over() {
             let states = unready.iter().map(state).collect::<Vec<_>>().join(", ");
             let causes: String = obstacles.iter().map(|obstacle| format!("\n  {obstacle}")).collect();
             let hint = if obstacles.iter().any(|obstacle| IMAGE.contains(&obstacle.reason.as_str())) {
@@ -66,7 +55,7 @@ pub(super) async fn wait(cluster: &Cluster, limit: Duration) -> anyhow::Result<(
             };
             bail!("not ready after {}: {states}{causes}{hint}", humantime::format_duration(limit));
         }
-        sleep_until(deadline.min(Instant::now() + INTERVAL)).await;
+        patience.pause().await;
     }
 }
 

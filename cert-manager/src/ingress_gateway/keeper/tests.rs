@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::tls::load_pem_certificates;

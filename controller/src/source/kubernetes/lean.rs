@@ -5,21 +5,15 @@
 //! not there, which opens nothing: a port that is not known is refused, a label that is not known selects nothing. A
 //! selector that is too long picks nothing.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
-
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, Namespace, ObjectReference, Pod, PodIP, PodSpec, PodStatus, Service,
     ServicePort, ServiceSpec,
 };
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use tidegate_crds::injection::{
-    CONTROL_PLANE, IGNORE, INJECTION, INTERCEPT_CONTAINER, MONITORED_BY, SIDECAR_CONTAINER, has_sidecar_of,
-};
+use tidegate_crds::injection::{INTERCEPT_CONTAINER, SIDECAR_CONTAINER, has_sidecar_of};
+use tidegate_kubernetes::lean::{Entries, First, MembershipLabels, Meta, Only, Wanted};
 
 use crate::index::SERVICE_NAME_LABEL;
 
@@ -37,9 +31,8 @@ const MOST_ARGUMENTS: usize = 256;
 const MOST_CONTAINERS: usize = 1024;
 
 pub(super) fn namespace(text: &str) -> serde_json::Result<Namespace> {
-    let Named { metadata } = serde_json::from_str(text)?;
-    let mut labels = metadata.labels.clone().unwrap_or_default().0;
-    labels.retain(|label, _| [MONITORED_BY, IGNORE, CONTROL_PLANE, INJECTION].contains(&label.as_str()));
+    let LeanNamespace { mut metadata } = serde_json::from_str(text)?;
+    let labels = metadata.labels.take().unwrap_or_default().entries;
     let metadata = ObjectMeta { labels: Some(labels), ..metadata.named() };
     Ok(Namespace { metadata, ..Namespace::default() })
 }
@@ -53,7 +46,7 @@ pub(super) fn service(text: &str) -> serde_json::Result<Service> {
         external_name: spec.external_name,
         ports: spec.ports.map(|ports| ports.0),
         publish_not_ready_addresses: spec.publish_not_ready_addresses,
-        selector: spec.selector.filter(|selector| !selector.1).map(|selector| selector.0),
+        selector: spec.selector.filter(|selector| !selector.has_more).map(|selector| selector.entries),
         type_: spec.type_,
         ..ServiceSpec::default()
     };
@@ -61,9 +54,8 @@ pub(super) fn service(text: &str) -> serde_json::Result<Service> {
 }
 
 pub(super) fn endpoint_slice(text: &str) -> serde_json::Result<EndpointSlice> {
-    let LeanSlice { metadata, address_type, endpoints, ports } = serde_json::from_str(text)?;
-    let mut labels = metadata.labels.clone().unwrap_or_default().0;
-    labels.retain(|label, _| label == SERVICE_NAME_LABEL);
+    let LeanSlice { mut metadata, address_type, endpoints, ports } = serde_json::from_str(text)?;
+    let labels = metadata.labels.take().unwrap_or_default().entries;
     let endpoints = endpoints.map(|endpoints| endpoints.0.into_iter().map(Endpoint::from).collect());
     Ok(EndpointSlice {
         address_type,
@@ -77,7 +69,7 @@ pub(super) fn endpoint_slice(text: &str) -> serde_json::Result<EndpointSlice> {
 /// tell whether an endpoint is still the Pod's.
 pub(super) fn pod(text: &str, control_plane: &str) -> serde_json::Result<Pod> {
     let LeanPod { metadata, spec, status } = serde_json::from_str(text)?;
-    let labels = metadata.labels.clone().map(|labels| labels.0);
+    let labels = metadata.labels.clone().map(|labels| labels.entries);
     let deletion_timestamp = metadata.deletion_timestamp.clone();
     let mut pod = Pod {
         metadata: metadata.named(),
@@ -102,28 +94,16 @@ fn forget_other_arguments(pod: &mut Pod) {
     }
 }
 
-/// The first items of a list.
-struct First<T, const MOST: usize>(Vec<T>);
-
-/// The first entries of a map of texts, and whether there were more.
-#[derive(Clone, Default)]
-struct Entries(BTreeMap<String, String>, bool);
-
 #[derive(Deserialize)]
-struct Named {
-    metadata: Meta,
+struct LeanNamespace {
+    metadata: Meta<Only<MembershipLabels>>,
 }
 
-/// What tells an object from others. Its version is not kept: objects that differ in nothing else are the same.
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct Meta {
-    name: Option<String>,
-    namespace: Option<String>,
-    uid: Option<String>,
-    generation: Option<i64>,
-    labels: Option<Entries>,
-    deletion_timestamp: Option<Time>,
+/// The label that says whose endpoints they are.
+struct ServiceName;
+
+impl Wanted for ServiceName {
+    const NAMES: &'static [&'static str] = &[SERVICE_NAME_LABEL];
 }
 
 #[derive(Deserialize)]
@@ -143,7 +123,7 @@ struct LeanServiceSpec {
     external_name: Option<String>,
     ports: Option<First<ServicePort, MOST_PORTS>>,
     publish_not_ready_addresses: Option<bool>,
-    selector: Option<Entries>,
+    selector: Option<Entries<MOST_LABELS>>,
     #[serde(rename = "type")]
     type_: Option<String>,
 }
@@ -151,7 +131,7 @@ struct LeanServiceSpec {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct LeanSlice {
-    metadata: Meta,
+    metadata: Meta<Only<ServiceName>>,
     #[serde(default)]
     address_type: String,
     #[serde(default)]
@@ -187,7 +167,7 @@ struct LeanReference {
 
 #[derive(Deserialize)]
 struct LeanPod {
-    metadata: Meta,
+    metadata: Meta<Entries<MOST_LABELS>>,
     #[serde(default)]
     spec: Option<LeanPodSpec>,
     #[serde(default)]
@@ -229,17 +209,6 @@ struct LeanPodStatus {
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pod_ips: Option<First<PodIP, 2>>,
-}
-
-impl Meta {
-    pub(super) fn named(self) -> ObjectMeta {
-        ObjectMeta { name: self.name, namespace: self.namespace, uid: self.uid, ..ObjectMeta::default() }
-    }
-
-    /// With its generation, which is said of a status.
-    pub(super) fn of_policy(self) -> ObjectMeta {
-        ObjectMeta { generation: self.generation, ..self.named() }
-    }
 }
 
 impl From<LeanEndpoint> for Endpoint {
@@ -311,57 +280,6 @@ impl From<LeanPodStatus> for PodStatus {
             pod_ip: status.pod_ip,
             ..Self::default()
         }
-    }
-}
-
-impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for First<T, MOST> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FirstVisitor<T, const MOST: usize>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for FirstVisitor<T, MOST> {
-            type Value = First<T, MOST>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-                let mut first = Vec::new();
-                while first.len() < MOST {
-                    let Some(item) = items.next_element()? else { return Ok(First(first)) };
-                    first.push(item);
-                }
-                while items.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(First(first))
-            }
-        }
-        deserializer.deserialize_seq(FirstVisitor(PhantomData))
-    }
-}
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor;
-        impl<'de> Visitor<'de> for EntriesVisitor {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of texts")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Entries, A::Error> {
-                let mut first = BTreeMap::new();
-                while first.len() < MOST_LABELS {
-                    let Some((key, value)) = entries.next_entry()? else { return Ok(Entries(first, false)) };
-                    first.insert(key, value);
-                }
-                let mut has_more = false;
-                while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
-                    has_more = true;
-                }
-                Ok(Entries(first, has_more))
-            }
-        }
-        deserializer.deserialize_map(EntriesVisitor)
     }
 }
 

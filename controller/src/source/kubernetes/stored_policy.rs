@@ -6,15 +6,11 @@
 use kube::CustomResourceExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tidegate_crds::{IngressBackend, IngressBackendSpec, MeshConfig, MeshConfigSpec, stored};
+use tidegate_kubernetes::lean::Meta;
 
-use super::lean::Meta;
 use crate::object::{Kind, Object};
 use crate::unreadable::Unreadable;
-
-/// The largest object that is looked through for the field that is wrong: as a tree, it takes many times its text.
-const MOST_EXPLAINED_BYTES: usize = 64 * 1024;
 
 #[derive(Deserialize)]
 #[serde(bound = "S: DeserializeOwned")]
@@ -55,12 +51,7 @@ where
     K: CustomResourceExt + DeserializeOwned,
 {
     let Named { metadata } = serde_json::from_str(text)?;
-    let is_explained = text.len() <= MOST_EXPLAINED_BYTES;
-    let value: Value = if is_explained { serde_json::from_str(text)? } else { Value::Null };
-    let finding = match is_explained.then(|| stored::read::<K>(&value)) {
-        Some(Err(finding)) => finding,
-        _ => stored::unread(error),
-    };
+    let (value, finding) = stored::explained::<K>(text, error);
     Ok(Object::Unreadable(Unreadable::new(kind, metadata.of_policy(), &value, finding).into()))
 }
 
