@@ -59,7 +59,7 @@ where
     K: CustomResourceExt + DeserializeOwned,
 {
     let is_small = text.len() <= MOST_EXPLAINED_BYTES;
-    let object = is_small.then(|| serde_json::from_str(text).unwrap_or_default()).unwrap_or(Value::Null);
+    let object = if is_small { serde_json::from_str(text).unwrap_or_default() } else { Value::Null };
     let finding = match is_small.then(|| read::<K>(&object)) {
         Some(Err(finding)) => finding,
         _ => unread(error),

@@ -292,12 +292,13 @@ mod tests {
             "{text}"
         );
     }
+
     #[test]
     fn a_namespace_takes_no_more_than_what_is_read_of_it_whatever_its_author_puts_in() {
         let limit = format!("{RESOURCE}limits-cpu");
         let wrong: Value = (0..1_000).map(|i| (format!("{RESOURCE}{i:04}"), Value::from("x"))).collect();
         let mut annotations =
-            json!({SIDECAR_INJECTION: "no", limit.clone(): "2", SIDECAR_LIMITS: ",".repeat(200_000)});
+            json!({SIDECAR_INJECTION: "no", limit: "2", SIDECAR_LIMITS: ",".repeat(200_000)});
         annotations.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
         let notes = (0..5_000).map(|i| (format!("example.com/{i}"), Value::from("x".repeat(40))));
         annotations.as_object_mut().unwrap().extend(notes);

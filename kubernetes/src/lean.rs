@@ -209,7 +209,7 @@ impl<'de, W: Wanted> Deserialize<'de> for Only<W> {
                     };
                     match name {
                         Some(name) => {
-                            drop(only.entries.insert(name, map.next_value_seed(CutText(W::MOST_BYTES))?))
+                            drop(only.entries.insert(name, map.next_value_seed(CutText(W::MOST_BYTES))?));
                         }
                         None => drop(map.next_value::<IgnoredAny>()?),
                     }

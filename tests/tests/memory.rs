@@ -51,7 +51,7 @@ impl Site {
         mesh.apply(
             "policies",
             &[
-                policy("open", &[backend("httpbin", OPEN, "http")], &[attacker.clone()]),
+                policy("open", &[backend("httpbin", OPEN, "http")], std::slice::from_ref(&attacker)),
                 policy("tls", &[https("httpbin", TLS, true, &[])], &[attacker]),
                 policy(
                     "mutual",
@@ -114,6 +114,9 @@ impl Site {
     }
 }
 
+/// Opens one connection and sends what makes it costly.
+type Attack<'a> = dyn Fn(&Site) -> io::Result<TcpStream> + 'a;
+
 #[test]
 fn within_the_limit_of_the_docs_a_sidecar_lives_and_serves_others_whatever_one_source_takes() {
     let mut site = Site::start();
@@ -121,7 +124,7 @@ fn within_the_limit_of_the_docs_a_sidecar_lives_and_serves_others_whatever_one_s
     let half_head = [&b"GET / HTTP/1.1\r\nhost: a\r\nx: "[..], &[b'x'; 60_000]].concat();
     // A ClientHello of 16 KiB but for its end.
     let half_hello = [&[0x16, 3, 1, 0x3f, 0xf0, 1, 0, 0x3f, 0xf0][..], &[0; 0x3fe0]].concat();
-    let attacks: [(&str, &dyn Fn(&Site) -> io::Result<TcpStream>); 6] = [
+    let attacks: [(&str, &Attack<'_>); 6] = [
         ("silent connections", &|site| site.sent(OPEN, b"")),
         ("half heads", &|site| site.sent(OPEN, &half_head)),
         ("half handshakes", &|site| site.sent(TLS, &half_hello)),

@@ -95,7 +95,7 @@ pub(crate) fn hold<T: AsFd>(
     while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
         thread::park_timeout(left);
     }
-    Sent::new(bytes, held.iter().filter(|connection| is_open(connection)).count())
+    Sent::new(bytes, held.iter().filter(is_open).count())
 }
 
 /// Whether the peer has not ended a connection, as far as what it has sent and was not read lets see.
