@@ -49,7 +49,15 @@ async fn explained(
     };
     let index = shared.index.read().unwrap_or_else(PoisonError::into_inner);
     match explain(&index, &shared.trust_domain, &query) {
-        Ok(explanation) => Json(explanation).into_response(),
+        Ok(explanation) => {
+            let workload = ObjectName::parse(&explanation.workload);
+            let error = workload.and_then(|workload| shared.workloads.error(&workload));
+            Json(match error {
+                Some(error) => explanation.without_policy(&error),
+                None => explanation,
+            })
+            .into_response()
+        }
         Err(error) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
     }
 }

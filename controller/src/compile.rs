@@ -5,13 +5,16 @@
 //! what sidecars do.
 
 pub(crate) mod destination;
+mod fronts;
 mod ingress;
 pub mod status;
+mod targets;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tidegate_core::identity::IdentityError;
 use tidegate_core::policy::{AppProtocol, InboundPolicy, IngressRule, MeshRule, PortPolicy, RuleState};
 use tidegate_core::{Identity, TrustDomain};
@@ -19,8 +22,13 @@ use tidegate_core::{Identity, TrustDomain};
 use self::ingress::BackendRule;
 use crate::index::Index;
 use crate::object::ObjectName;
-use crate::service::{Selected, app_protocol, declared_ports, selects, tcp_ports};
+use crate::service::{app_protocol, declared_ports, tcp_ports};
 use crate::unreadable::Unreadable;
+
+use fronts::{Behind, Fronts};
+use ingress::NamespaceSources;
+
+pub(crate) use targets::Targets;
 
 /// Why a rule grants nothing at a workload that has no room for it.
 pub(crate) const TOO_LARGE: &str = "all rules of one workload may take 512 KiB, and this one is beyond that: list fewer \
@@ -36,6 +44,8 @@ pub(crate) const NO_MESH_CONFIG: &str = "there is no MeshConfig osm-mesh-config,
 pub(crate) const MOST_RULE_BYTES: usize = 512 * 1024;
 /// The most Services' ports in front of one workload, counted for each Service. Those beyond are refused.
 const MOST_SERVICE_PORTS: usize = 4096;
+/// The most IngressBackends of a namespace that cannot be read and are shown in policies. They grant nothing anyway.
+const MOST_UNREADABLE: usize = 16;
 
 /// The policy of one workload.
 ///
@@ -47,8 +57,7 @@ pub fn workload(
     trust_domain: &TrustDomain,
 ) -> Result<InboundPolicy, IdentityError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    workload_by(&NamespaceRules::new(index, namespace), index, pod, trust_domain)
-        .map(|compiled| compiled.policy)
+    workload_by(&NamespaceRules::new(index, namespace), pod, trust_domain).map(|compiled| compiled.policy)
 }
 
 /// The policy of a workload, and what did not fit into it.
@@ -58,33 +67,72 @@ pub(crate) struct CompiledWorkload {
     pub(crate) left_out: BTreeSet<Arc<str>>,
 }
 
-/// The rules of a namespace's IngressBackends, to be made once for all of its workloads.
-pub(crate) struct NamespaceRules {
-    /// In the order of their IngressBackends. What a rule grants is shared by all policies that it is in.
-    by_port: BTreeMap<u16, Vec<IngressRule>>,
+impl CompiledWorkload {
+    /// Bytes that it takes of the memory beside what it shares with other workloads.
+    pub(crate) fn size(&self) -> usize {
+        let ports = self.policy.ports.values().map(|port| {
+            let hosts = port.ingress.iter().map(|rule| size_of::<IngressRule>() + ingress::own_bytes(rule));
+            ENTRY
+                + size_of::<PortPolicy>()
+                + 2 * size_of::<Arc<str>>() * port.services.len()
+                + hosts.sum::<usize>()
+        });
+        WORKLOAD + ports.sum::<usize>() + ENTRY * self.left_out.len()
+    }
+}
+
+/// Bytes of a workload's names and of what is known of its sidecar.
+const WORKLOAD: usize = 2048;
+/// Bytes of an entry of a map beside its content.
+const ENTRY: usize = 64;
+
+/// What is the same for all workloads of a namespace, to be made once for all of them.
+pub(crate) struct NamespaceRules<'i> {
+    fronts: Fronts<'i>,
+    /// By Service (`<namespace>/<name>`) and port. What a rule grants is shared by all policies that it is in.
+    by_backend: HashMap<(Arc<str>, u16), Vec<NumberedRule>>,
     unreadable: Vec<Arc<Unreadable>>,
     mesh: MeshRule,
 }
 
-impl NamespaceRules {
-    pub(crate) fn new(index: &Index, namespace: &str) -> Self {
-        let mut by_port: BTreeMap<u16, Vec<IngressRule>> = BTreeMap::new();
-        for (name, backend) in index.ingress_backends_in(namespace) {
+/// A rule and its place in the order of its namespace's IngressBackends.
+struct NumberedRule {
+    number: usize,
+    rule: IngressRule,
+}
+
+impl<'i> NamespaceRules<'i> {
+    pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
+        let mut by_backend: HashMap<(Arc<str>, u16), Vec<NumberedRule>> = HashMap::new();
+        let sources = NamespaceSources::new(index, namespace);
+        let mut count = 0;
+        for (name, object) in index.ingress_backends_in(namespace) {
             let policy = name.to_shared();
-            for BackendRule { backend, port, state } in ingress::rules(index, name, &backend.spec) {
-                let rule = IngressRule { policy: policy.clone(), backend: backend.to_shared(), state };
-                by_port.entry(port).or_default().push(rule);
+            for BackendRule { backend, port, state } in ingress::rules(&sources, name, &object.spec) {
+                let backend = backend.to_shared();
+                let rule = IngressRule { policy: policy.clone(), backend: backend.clone(), state };
+                by_backend.entry((backend, port)).or_default().push(NumberedRule { number: count, rule });
+                count += 1;
             }
         }
-        let unreadable = index.unreadable_backends_in(namespace).cloned().collect();
-        Self { by_port, unreadable, mesh: mesh_rule(index) }
+        let unreadable = index.unreadable_backends_in(namespace).take(MOST_UNREADABLE).cloned().collect();
+        Self { fronts: Fronts::new(index, namespace), by_backend, unreadable, mesh: mesh_rule(index) }
+    }
+
+    /// The rules of a port, in the order of their IngressBackends.
+    fn rules(&self, number: u16, port: &PortPolicy) -> Vec<&IngressRule> {
+        let services: BTreeSet<&Arc<str>> = port.services.iter().collect();
+        let of_port =
+            services.into_iter().filter_map(|service| self.by_backend.get(&(service.clone(), number)));
+        let mut rules: Vec<&NumberedRule> = of_port.flatten().collect();
+        rules.sort_unstable_by_key(|rule| rule.number);
+        rules.into_iter().map(|numbered| &numbered.rule).collect()
     }
 }
 
 /// [`workload`], by rules that are made already.
 pub(crate) fn workload_by(
-    rules: &NamespaceRules,
-    index: &Index,
+    rules: &NamespaceRules<'_>,
     pod: &Pod,
     trust_domain: &TrustDomain,
 ) -> Result<CompiledWorkload, IdentityError> {
@@ -97,17 +145,10 @@ pub(crate) fn workload_by(
         mesh: rules.mesh.clone(),
         ingress: Vec::new(),
     };
-    let mut service_ports = 0;
-    for (service_name, service) in index.services_in(&name.namespace) {
-        let behind = ports_behind(index, service_name, service, pod);
-        if behind.is_empty() {
-            continue;
-        }
-        let service_name = service_name.to_shared();
-        for (number, protocol) in behind.into_iter().take(MOST_SERVICE_PORTS - service_ports) {
-            service_ports += 1;
+    for Behind { service, ports: behind } in rules.fronts.of(pod) {
+        for (number, protocol) in behind {
             let port = ports.entry(number).or_insert_with(|| open(protocol));
-            port.services.push(service_name.clone());
+            port.services.push(service.clone());
         }
     }
     for (number, protocol) in declared_ports(pod) {
@@ -115,10 +156,8 @@ pub(crate) fn workload_by(
     }
     let mut room = Room::new();
     for (number, port) in &mut ports {
-        let Some(of_port) = rules.by_port.get(number) else { continue };
-        let services: BTreeSet<&str> = port.services.iter().map(|service| &**service).collect();
-        let granted = of_port.iter().filter(|rule| services.contains(&*rule.backend));
-        port.ingress.extend(granted.filter_map(|rule| room.take(rule)));
+        let granted = rules.rules(*number, port);
+        port.ingress.extend(granted.into_iter().filter_map(|rule| room.take(rule)));
     }
     for object in &rules.unreadable {
         let (policy, state) = (object.name().to_shared(), RuleState::Invalid(object.reason().into()));
@@ -177,52 +216,41 @@ fn mesh_rule(index: &Index) -> MeshRule {
     }
 }
 
-/// The Pod's ports behind a Service: by the Service's selector, or by EndpointSlices that list the Pod.
-fn ports_behind(
-    index: &Index,
-    service_name: &ObjectName,
-    service: &Service,
-    pod: &Pod,
-) -> BTreeMap<u16, AppProtocol> {
+/// The ports of a Service's EndpointSlices.
+fn listed_ports(index: &Index, service_name: &ObjectName, service: &Service) -> BTreeMap<u16, AppProtocol> {
     let mut ports = BTreeMap::new();
-    if selects(service, pod) {
-        for port in (Selected { service, pod }).ports() {
-            ports.entry(port.number).or_insert(port.protocol());
+    let slices = index.slices_of(service_name);
+    for slice in slices.filter(|slice| slice.endpoints.iter().flatten().next().is_some()) {
+        for (number, protocol) in ports_of_slice(slice, service) {
+            ports.entry(number).or_insert(protocol);
         }
-    }
-    for (number, protocol) in listed_ports(index, service_name, service, Some(pod)) {
-        ports.entry(number).or_insert(protocol);
     }
     ports
 }
 
-/// The ports of a Service's EndpointSlices; of those only that list the Pod, if one is given.
-fn listed_ports(
-    index: &Index,
-    service_name: &ObjectName,
-    service: &Service,
-    pod: Option<&Pod>,
-) -> BTreeMap<u16, AppProtocol> {
-    let mut ports = BTreeMap::new();
-    let lists = |endpoint| pod.is_none_or(|pod| is_endpoint(pod, endpoint));
-    for slice in index.slices_of(service_name).filter(|slice| slice.endpoints.iter().flatten().any(lists)) {
-        for port in slice.ports.iter().flatten() {
-            let Some(number) = port.port.and_then(|number| u16::try_from(number).ok()) else { continue };
-            if number == 0 || port.protocol.as_deref().unwrap_or("TCP") != "TCP" {
-                continue;
-            }
-            let name = port.name.as_deref().filter(|name| !name.is_empty());
-            let declared = tcp_ports(service).find(|declared| declared.name.as_deref() == name);
-            let declared = declared.and_then(|declared| declared.app_protocol.as_deref());
-            ports.entry(number).or_insert(app_protocol(port.app_protocol.as_deref().or(declared), name));
-        }
+/// The ports of one of a Service's EndpointSlices.
+fn ports_of_slice<'s>(
+    slice: &'s EndpointSlice,
+    service: &'s Service,
+) -> impl Iterator<Item = (u16, AppProtocol)> + 's {
+    let mut declared: HashMap<Option<&str>, Option<&str>> = HashMap::new();
+    for port in tcp_ports(service) {
+        declared.entry(port.name.as_deref()).or_insert(port.app_protocol.as_deref());
     }
-    ports
+    slice.ports.iter().flatten().filter_map(move |port| {
+        let number = port.port.and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0)?;
+        if port.protocol.as_deref().unwrap_or("TCP") != "TCP" {
+            return None;
+        }
+        let name = port.name.as_deref().filter(|name| !name.is_empty());
+        let declared = declared.get(&name).copied().flatten();
+        Some((number, app_protocol(port.app_protocol.as_deref().or(declared), name)))
+    })
 }
 
 /// Whether an endpoint is this Pod. Its reference decides; an address only where there is none, for addresses are
 /// given to the next Pod.
-fn is_endpoint(pod: &Pod, endpoint: &k8s_openapi::api::discovery::v1::Endpoint) -> bool {
+fn is_endpoint(pod: &Pod, endpoint: &Endpoint) -> bool {
     if let Some(target) = &endpoint.target_ref {
         return target.kind.as_deref() == Some("Pod")
             && target.name == pod.metadata.name
@@ -243,19 +271,6 @@ pub(crate) fn imagined_pod(name: &ObjectName, service: &Service) -> Pod {
     pod.metadata.namespace = Some(name.namespace.to_string());
     pod.metadata.labels = service.spec.as_ref().and_then(|spec| spec.selector.clone());
     pod
-}
-
-/// The numbers that an IngressBackend may name for a Service, sorted.
-pub(crate) fn target_ports(index: &Index, name: &ObjectName, service: &Arc<Service>) -> Vec<u16> {
-    let numbered = tcp_ports(service).filter_map(crate::service::numbered_target);
-    let mut ports: Vec<u16> = numbered.collect();
-    for (_, pod) in index.pods_in(&name.namespace).filter(|(_, pod)| selects(service, pod)) {
-        ports.extend((Selected { service, pod }).ports().iter().map(|port| port.number));
-    }
-    ports.extend(listed_ports(index, name, service, None).into_keys());
-    ports.sort_unstable();
-    ports.dedup();
-    ports
 }
 
 #[cfg(test)]

@@ -8,18 +8,26 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Pod;
 use prost::Message;
 use tidegate_core::TrustDomain;
-use tidegate_core::destination::Destination;
+use tidegate_core::destination::{Destination, MeshService};
 use tidegate_proto::discovery as wire;
+use tidegate_runtime::logging::LogThrottle;
 use tokio::sync::Notify;
+use tracing::warn;
 
-use crate::compile::destination::Resolver;
+use crate::compile::destination::{Resolved, Resolver};
 use crate::index::{Index, Touched};
+use crate::metrics::NamespaceGauge;
+use crate::namespace_shares::{self, NamespaceShares};
 use crate::object::ObjectName;
 use crate::workloads::version_of;
+
+/// Bytes of what is noted of a Pod on which a destination rests.
+const PODS: usize = 256;
 
 /// Every destination that has a subscriber.
 pub(crate) struct Destinations {
@@ -30,6 +38,7 @@ pub(crate) struct Destinations {
     subscribers: AtomicU64,
     /// Of all addresses behind which nobody of the mesh stands, invented ones too.
     passthrough: Arc<PublishedDestination>,
+    complaints: LogThrottle<Arc<str>>,
 }
 
 /// A destination, ready to be sent.
@@ -48,9 +57,10 @@ pub(crate) struct Subscriber {
     wanted: BTreeSet<SocketAddr>,
 }
 
-#[derive(Default)]
 struct Entries {
     by_address: BTreeMap<Key, Entry>,
+    /// What the destinations of each namespace take. Beyond it a destination has no endpoints.
+    shares: NamespaceShares<Key>,
     /// By the Pods on which they rest.
     by_pod: BTreeMap<ObjectName, BTreeSet<Key>>,
 }
@@ -61,7 +71,16 @@ type Key = (IpAddr, u16);
 struct Entry {
     published: Arc<PublishedDestination>,
     pods: BTreeSet<ObjectName>,
+    /// Of the Service or the Pod.
+    namespace: Option<Arc<str>>,
     subscribers: BTreeMap<u64, Arc<Mailbox>>,
+}
+
+/// What stands behind an address, within the share of its namespace.
+struct Outcome {
+    published: Arc<PublishedDestination>,
+    pods: BTreeSet<ObjectName>,
+    namespace: Option<Arc<str>>,
 }
 
 #[derive(Default)]
@@ -75,17 +94,17 @@ impl Destinations {
         index: Arc<RwLock<Index>>,
         trust_domain: TrustDomain,
         is_workload: fn(&Pod) -> bool,
+        left_out: NamespaceGauge,
     ) -> Self {
         let passthrough = Arc::new(PublishedDestination::new(&Destination::Passthrough));
-        let (entries, subscribers) = (Mutex::default(), AtomicU64::new(1));
-        Self { index, trust_domain, is_workload, entries, subscribers, passthrough }
-    }
-
-    fn published(&self, destination: &Destination) -> Arc<PublishedDestination> {
-        match destination {
-            Destination::Passthrough => self.passthrough.clone(),
-            Destination::Service(_) => Arc::new(PublishedDestination::new(destination)),
-        }
+        let entries = Entries {
+            by_address: BTreeMap::new(),
+            shares: NamespaceShares::new(namespace_shares::SHARE, left_out),
+            by_pod: BTreeMap::new(),
+        };
+        let (entries, subscribers) = (Mutex::new(entries), AtomicU64::new(1));
+        let complaints = LogThrottle::default();
+        Self { index, trust_domain, is_workload, entries, subscribers, passthrough, complaints }
     }
 
     /// Somebody who may subscribe.
@@ -103,11 +122,43 @@ impl Destinations {
         let resolver = self.resolver(index);
         let keys = self.lock().touched(touched);
         for key in keys {
-            // Without the lock, so that sidecars that ask meanwhile do not wait for all of it.
-            let resolved = resolver.resolve(key.into());
-            let published = self.published(&resolved.destination);
-            self.lock().replace(key, published, resolved.pods);
+            self.update_one(&resolver, key);
         }
+        let again = self.lock().shares.take_new_room();
+        for (_, key) in again {
+            self.update_one(&resolver, key);
+        }
+    }
+
+    fn update_one(&self, resolver: &Resolver<'_>, key: Key) {
+        // Without the lock, so that sidecars that ask meanwhile do not wait for all of it.
+        let outcome = self.resolve(resolver, key);
+        self.lock().replace(key, outcome);
+    }
+
+    /// What stands behind an address. Takes the lock for moments only.
+    fn resolve(&self, resolver: &Resolver<'_>, key: Key) -> Outcome {
+        let owner = resolver.owner(key.0);
+        if let Some(owner) = owner
+            && self.lock().shares.is_used_up(&owner.namespace, &key)
+        {
+            return Outcome::closed(owner);
+        }
+        let Resolved { destination, pods } = resolver.resolve(key.into());
+        let Some(owner) = owner.filter(|_| destination != Destination::Passthrough) else {
+            return Outcome { published: self.passthrough.clone(), pods, namespace: None };
+        };
+        let published = PublishedDestination::new(&destination);
+        let bytes = published.held_bytes() + PODS * pods.len();
+        let mut entries = self.lock();
+        if !entries.shares.admit(&owner.namespace, &key, bytes) {
+            if self.complaints.admits(&owner.namespace, Instant::now()) {
+                let reason = entries.shares.reason("destinations");
+                warn!(destination = %owner, %reason, "sidecars are told that it has no endpoints");
+            }
+            return Outcome::closed(owner);
+        }
+        Outcome { published: Arc::new(published), pods, namespace: Some(owner.namespace.clone()) }
     }
 
     /// How many destinations somebody wants.
@@ -145,15 +196,47 @@ impl Entries {
         keys
     }
 
-    fn replace(&mut self, key: Key, published: Arc<PublishedDestination>, pods: BTreeSet<ObjectName>) {
-        let Some(entry) = self.by_address.get_mut(&key) else { return };
+    fn replace(&mut self, key: Key, outcome: Outcome) {
+        let Outcome { published, pods, namespace } = outcome;
+        let Some(entry) = self.by_address.get_mut(&key) else {
+            // Nobody wants it any more.
+            return self.give_back(key, namespace.as_ref());
+        };
         if published.version != entry.published.version {
             entry.published = published;
             entry.subscribers.values().for_each(|mailbox| mailbox.put(key.into()));
         }
         let before = std::mem::replace(&mut entry.pods, pods.clone());
+        let owner = std::mem::replace(&mut entry.namespace, namespace.clone());
+        if owner != namespace {
+            self.give_back(key, owner.as_ref());
+        }
         self.rests_no_more(key, before.difference(&pods));
         self.rests_on(key, &pods);
+    }
+
+    fn give_back(&mut self, key: Key, namespace: Option<&Arc<str>>) {
+        if let Some(namespace) = namespace {
+            self.shares.release(namespace, &key);
+        }
+    }
+
+    /// Adds a subscriber to a destination that is there already; whether it is.
+    fn join(&mut self, key: Key, subscriber: u64, mailbox: &Arc<Mailbox>) -> bool {
+        let Some(entry) = self.by_address.get_mut(&key) else { return false };
+        entry.subscribers.insert(subscriber, mailbox.clone());
+        true
+    }
+
+    /// A destination with its first subscriber, unless another one was faster.
+    fn insert(&mut self, key: Key, outcome: Outcome, subscriber: u64, mailbox: &Arc<Mailbox>) {
+        if self.join(key, subscriber, mailbox) {
+            return;
+        }
+        let Outcome { published, pods, namespace } = outcome;
+        self.rests_on(key, &pods);
+        let subscribers = BTreeMap::from([(subscriber, mailbox.clone())]);
+        self.by_address.insert(key, Entry { published, pods, namespace, subscribers });
     }
 
     fn rests_on(&mut self, key: Key, pods: &BTreeSet<ObjectName>) {
@@ -180,6 +263,7 @@ impl Entries {
             && let Some(entry) = self.by_address.remove(&key)
         {
             self.rests_no_more(key, entry.pods.iter());
+            self.give_back(key, entry.namespace.as_ref());
         }
     }
 }
@@ -193,6 +277,20 @@ impl PublishedDestination {
     /// Bytes of the message on the wire.
     pub(crate) fn size(&self) -> usize {
         self.message.encoded_len()
+    }
+
+    /// Bytes that it takes of the memory: each text of the message is an allocation.
+    fn held_bytes(&self) -> usize {
+        512 + 4 * self.size()
+    }
+}
+
+impl Outcome {
+    /// No endpoints: a connection is refused, and never passed on as if there were no mesh.
+    fn closed(owner: &ObjectName) -> Self {
+        let service = MeshService { name: owner.to_shared(), endpoints: Vec::new() };
+        let published = Arc::new(PublishedDestination::new(&Destination::Service(service)));
+        Self { published, pods: BTreeSet::new(), namespace: Some(owner.namespace.clone()) }
     }
 }
 
@@ -215,15 +313,10 @@ impl Subscriber {
             let destinations = &self.destinations;
             // The index before the entries, as everywhere.
             let index = destinations.index.read().unwrap_or_else(PoisonError::into_inner);
-            let mut entries = destinations.lock();
-            if let Some(entry) = entries.by_address.get_mut(&key) {
-                entry.subscribers.insert(self.id, self.mailbox.clone());
-            } else {
-                let resolved = destinations.resolver(&index).resolve(address);
-                entries.rests_on(key, &resolved.pods);
-                let published = destinations.published(&resolved.destination);
-                let subscribers = BTreeMap::from([(self.id, self.mailbox.clone())]);
-                entries.by_address.insert(key, Entry { published, pods: resolved.pods, subscribers });
+            let is_known = destinations.lock().join(key, self.id, &self.mailbox);
+            if !is_known {
+                let outcome = destinations.resolve(&destinations.resolver(&index), key);
+                destinations.lock().insert(key, outcome, self.id, &self.mailbox);
             }
         }
         self.mailbox.put(address);

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Pod;
 use tidegate_core::TrustDomain;
 use tidegate_crds::MeshConfigSpec;
+use tidegate_runtime::logging::LogThrottle;
 use tidegate_runtime::readiness::Blocker;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
@@ -16,6 +18,7 @@ use crate::compile::{self, CompiledWorkload, NamespaceRules, TOO_LARGE, service_
 use crate::destinations::Destinations;
 use crate::index::{Index, Touched};
 use crate::metrics::ControllerMetrics;
+use crate::namespace_shares::{self, NamespaceShares};
 use crate::object::{Kind, ObjectKey, ObjectName};
 use crate::source::{Batch, Problem};
 use crate::status::{StatusBoard, StatusWriter};
@@ -40,6 +43,9 @@ pub(crate) struct Engine {
     written: BTreeMap<ObjectKey, Written>,
     /// The IngressBackends that have no room at a workload, by workload.
     left_out: BTreeMap<ObjectName, BTreeSet<Arc<str>>>,
+    /// What the policies of each namespace take, by the name of the workload.
+    shares: NamespaceShares<Arc<str>>,
+    complaints: LogThrottle<Arc<str>>,
     mesh_config: watch::Sender<Option<Arc<MeshConfigSpec>>>,
     pods: watch::Sender<Arc<Vec<LocalPod>>>,
     metrics: ControllerMetrics,
@@ -70,6 +76,8 @@ impl Engine {
             status_writers,
             written: BTreeMap::new(),
             left_out: BTreeMap::new(),
+            shares: NamespaceShares::new(namespace_shares::SHARE, metrics.workloads_left_out.clone()),
+            complaints: LogThrottle::default(),
             mesh_config: watch::Sender::new(None),
             pods: watch::Sender::default(),
             metrics,
@@ -128,9 +136,16 @@ impl Engine {
         for namespace in &touched.namespaces {
             names.extend(index.pods_in(namespace).map(|(name, _)| name.clone()));
         }
+        // The oldest first: what the namespace's share is too small for is what came last.
+        let mut names: Vec<_> = names.into_iter().collect();
+        let age = |name: &ObjectName| index.pod(name)?.metadata.creation_timestamp.clone();
+        names.sort_by_cached_key(|name| (name.namespace.clone(), age(name)));
         let mut rules = None;
         for name in &names {
             self.recompile_workload(&index, &mut rules, name);
+        }
+        for (namespace, name) in self.shares.take_new_room() {
+            self.recompile_workload(&index, &mut rules, &ObjectName { namespace, name });
         }
         self.shared.destinations.update(&index, touched);
         self.update_statuses(&index, touched);
@@ -151,37 +166,52 @@ impl Engine {
         self.metrics.workloads.set(i64::try_from(self.shared.workloads.count()).unwrap_or(i64::MAX));
     }
 
-    /// `rules` are those of the namespace of the workload before: names come sorted, so they mostly still hold.
-    fn recompile_workload(
+    /// `rules` are those of the namespace of the workload before: names come sorted by namespace, so they mostly still
+    /// hold.
+    fn recompile_workload<'i>(
         &mut self,
-        index: &Index,
-        rules: &mut Option<(Arc<str>, NamespaceRules)>,
+        index: &'i Index,
+        rules: &mut Option<(Arc<str>, NamespaceRules<'i>)>,
         name: &ObjectName,
     ) {
-        let workloads = &self.shared.workloads;
+        let ObjectName { namespace, name: key } = name;
         self.left_out.remove(name);
         let Some(pod) = index.pod(name).filter(|pod| (self.is_workload)(pod)) else {
-            return workloads.withdraw(name, None);
+            self.shares.release(namespace, key);
+            return self.shared.workloads.withdraw(name, None);
         };
+        if self.shares.is_used_up(namespace, key) {
+            return self.leave_out(name);
+        }
         self.metrics.compiled.inc();
         let (_, rules) = match rules.take() {
-            Some(kept) if kept.0 == name.namespace => rules.insert(kept),
-            _ => rules.insert((name.namespace.clone(), NamespaceRules::new(index, &name.namespace))),
+            Some(kept) if kept.0 == *namespace => rules.insert(kept),
+            _ => rules.insert((namespace.clone(), NamespaceRules::new(index, namespace))),
         };
-        match compile::workload_by(rules, index, pod, &self.shared.trust_domain) {
+        match compile::workload_by(rules, pod, &self.shared.trust_domain) {
+            Ok(compiled) if !self.shares.admit(namespace, key, compiled.size()) => self.leave_out(name),
             Ok(CompiledWorkload { policy, left_out }) => {
                 if !left_out.is_empty() {
                     self.left_out.insert(name.clone(), left_out);
                 }
-                if workloads.publish(name, policy) {
+                if self.shared.workloads.publish(name, policy) {
                     debug!(workload = %name, "policy changed");
                 }
             }
             Err(error) => {
                 warn!(workload = %name, %error, "workload has no identity, and so no traffic");
-                workloads.withdraw(name, Some(error.to_string()));
+                self.shares.release(namespace, key);
+                self.shared.workloads.withdraw(name, Some(error.to_string()));
             }
         }
+    }
+
+    fn leave_out(&self, name: &ObjectName) {
+        let error = self.shares.reason("policies");
+        if self.complaints.admits(&name.namespace, Instant::now()) {
+            warn!(workload = %name, error, "workload has no policy, and so no traffic");
+        }
+        self.shared.workloads.withdraw(name, Some(error));
     }
 
     fn update_statuses(&mut self, index: &Index, touched: &Touched) {

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use tidegate_core::policy::{
-    Decision, Grant, InboundPolicy, IngressTransport, MeshProtocol, Opening, RuleState, Session, Terms,
+    Decision, Grant, InboundPolicy, IngressTransport, MeshProtocol, Opening, Reason, RuleState, Session,
+    Terms,
 };
 use tidegate_core::{DnsName, Identity, San, TrustDomain};
 
-use crate::compile::{self, NamespaceRules, imagined_pod, target_ports};
+use crate::compile::{self, NamespaceRules, Targets, imagined_pod};
 use crate::index::Index;
 use crate::object::ObjectName;
 
@@ -90,6 +91,21 @@ pub enum ExplainError {
     NoName(String),
 }
 
+impl Explanation {
+    /// The answer where the workload has no policy, for this reason, and so its sidecar lets nothing in.
+    pub(crate) fn without_policy(self, error: &str) -> Self {
+        let reason = format!("workload {} has no policy: {error}", self.workload);
+        Self {
+            decision: "deny",
+            reason,
+            code: Some(Reason::NoPolicy.code()),
+            rule: None,
+            terms: None,
+            ..self
+        }
+    }
+}
+
 /// Answers a question from the objects alone: the same for a running controller and for a folder that is only read.
 pub fn explain(
     index: &Index,
@@ -100,7 +116,7 @@ pub fn explain(
         index.service(&query.backend).ok_or_else(|| ExplainError::NoService(query.backend.clone()))?;
     let port = match query.port {
         Some(port) => port,
-        None => match target_ports(index, &query.backend, service).as_slice() {
+        None => match Targets::new(index, &query.backend.namespace).of(&query.backend).as_slice() {
             [port] => *port,
             ports => return Err(ExplainError::WhichPort(query.backend.clone(), ports.to_vec())),
         },
@@ -173,7 +189,7 @@ fn workload_behind<'i>(
     let service = backend.to_string();
     let rules = NamespaceRules::new(index, &backend.namespace);
     let stands_behind = |pod: &&Pod| {
-        let compiled = compile::workload_by(&rules, index, pod, trust_domain).ok();
+        let compiled = compile::workload_by(&rules, pod, trust_domain).ok();
         let port = compiled.as_ref().and_then(|compiled| compiled.policy.ports.get(&port));
         port.is_some_and(|port| port.services.iter().any(|name| **name == *service))
     };

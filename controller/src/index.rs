@@ -60,7 +60,13 @@ pub(crate) struct Touched {
     pub(crate) policies: BTreeSet<Arc<str>>,
     /// What workloads find when they dial these: cluster IPs and addresses of Pods.
     pub(crate) addresses: BTreeSet<IpAddr>,
+    /// How many IngressBackends of a namespace were looked through for the Pods behind them.
+    looked_through: BTreeMap<Arc<str>, usize>,
 }
+
+/// IngressBackends of a namespace that are looked through for the Pods behind them; after more, all of the namespace is
+/// compiled anew, which then costs less.
+const MOST_LOOKED_THROUGH: usize = 16;
 
 impl Index {
     /// An empty index of a cluster, in which namespaces belong to the mesh by their labels; without a name, of a
@@ -127,6 +133,11 @@ impl Index {
         self.services.get(name)
     }
 
+    /// A Service, with the name that the index itself has for it.
+    pub(crate) fn service_entry(&self, name: &ObjectName) -> Option<(&ObjectName, &Arc<Service>)> {
+        self.services.get_key_value(name)
+    }
+
     /// A Pod.
     pub(crate) fn pod(&self, name: &ObjectName) -> Option<&Arc<Pod>> {
         self.pods.get(name)
@@ -173,6 +184,20 @@ impl Index {
     /// A Service's EndpointSlices.
     pub(crate) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Arc<EndpointSlice>> {
         let names = self.slices_of_service.get(service).into_iter().flatten();
+        names.filter_map(|name| self.slices.get(name))
+    }
+
+    /// The EndpointSlices of a namespace.
+    pub(crate) fn slices_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        in_namespace(&self.slices, namespace).map(|(_, slice)| slice)
+    }
+
+    /// The EndpointSlices that refer to a Pod.
+    pub(crate) fn slices_of_pod<'i>(
+        &'i self,
+        pod: &ObjectName,
+    ) -> impl Iterator<Item = &'i Arc<EndpointSlice>> + use<'i> {
+        let names = self.slices_of_pod.get(pod).into_iter().flatten();
         names.filter_map(|name| self.slices.get(name))
     }
 
@@ -379,8 +404,7 @@ impl Index {
         if !self.mesh.knows_every_pod() {
             return;
         }
-        let slices = self.slices_of_pod.get(pod).into_iter().flatten();
-        let services = slices.filter_map(|name| self.slices.get(name)).filter_map(|slice| service_of(slice));
+        let services = self.slices_of_pod(pod).filter_map(|slice| service_of(slice));
         for service in services.collect::<BTreeSet<_>>() {
             self.touch_source(&service, touched);
         }
@@ -405,6 +429,15 @@ impl Index {
 
     /// An IngressBackend matters to the Pods behind the Services that it opens.
     fn touch_policy(&self, name: &ObjectName, backend: &IngressBackend, touched: &mut Touched) {
+        if touched.namespaces.contains(&name.namespace) {
+            return;
+        }
+        let looked_through = touched.looked_through.entry(name.namespace.clone()).or_default();
+        *looked_through += 1;
+        if *looked_through > MOST_LOOKED_THROUGH {
+            touched.namespaces.insert(name.namespace.clone());
+            return;
+        }
         let services: BTreeSet<&str> = backend.spec.backends.iter().map(|backend| &*backend.name).collect();
         for service in services {
             let service_name = ObjectName::new(name.namespace.clone(), service);
@@ -500,7 +533,8 @@ fn pods_of(slice: &EndpointSlice) -> impl Iterator<Item = ObjectName> {
     slice.endpoints.iter().flatten().filter_map(move |endpoint| pod_of(namespace, endpoint))
 }
 
-fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
+/// The Service whose endpoints a slice holds.
+pub(crate) fn service_of(slice: &EndpointSlice) -> Option<ObjectName> {
     let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
     Some(ObjectName::new(slice.metadata.namespace.as_deref().unwrap_or_default(), service.as_str()))
 }

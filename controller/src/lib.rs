@@ -17,6 +17,7 @@ pub mod explain;
 mod index;
 mod mesh;
 mod metrics;
+mod namespace_shares;
 pub mod object;
 pub mod options;
 mod service;
@@ -172,7 +173,12 @@ impl Controller {
             trust_domain: config.trust_domain.clone(),
             index: Arc::clone(&index),
             workloads: Arc::new(Workloads::new()),
-            destinations: Arc::new(Destinations::new(index, config.trust_domain.clone(), config.is_workload)),
+            destinations: Arc::new(Destinations::new(
+                index,
+                config.trust_domain.clone(),
+                config.is_workload,
+                own_metrics.destinations_left_out.clone(),
+            )),
             statuses: StatusBoard::default(),
             problems: Arc::default(),
         };
@@ -201,7 +207,8 @@ impl Controller {
         let engine =
             Engine::new(shared.clone(), config.is_workload, status_writers, own_metrics.clone(), objects);
         let (mesh_config, pods) = (engine.mesh_config(), engine.pods());
-        let (batches, receiver) = mpsc::channel(16);
+        // One waits: what else changes meanwhile goes into the next one, each object once.
+        let (batches, receiver) = mpsc::channel(1);
         // Ends when the source does.
         tokio::task::spawn_blocking(move || engine.run(receiver));
         tokio::spawn(until_drain(source.run(batches), drain.clone()));

@@ -84,7 +84,8 @@ async fn main() -> anyhow::Result<()> {
             let election = tokio::spawn(elector.run(async {
                 let _ = stopped.await;
             }));
-            (Box::new(KubernetesSource::new(client, &options.common.namespace, watches)), Some(election))
+            let source = KubernetesSource::new(client, &options.common.namespace, watches).counted(&metrics);
+            (Box::new(source), Some(election))
         }
     };
     let dependencies = Dependencies {

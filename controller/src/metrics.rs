@@ -15,7 +15,18 @@ pub(crate) struct ControllerMetrics {
     pub(crate) sent: Counter,
     pub(crate) acknowledged: Counter,
     pub(crate) rejected: Counter,
+    pub(crate) workloads_left_out: NamespaceGauge,
+    pub(crate) destinations_left_out: NamespaceGauge,
     limits: Family<Limit, Counter>,
+}
+
+/// A number for each namespace that has one other than 0.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NamespaceGauge(Family<OfNamespace, Gauge>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfNamespace {
+    namespace: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -25,7 +36,19 @@ struct Limit {
 
 impl ControllerMetrics {
     pub(crate) fn new(metrics: &Metrics) -> Self {
-        let own = Self::default();
+        let own = Self {
+            workloads_left_out: NamespaceGauge::register(
+                metrics,
+                "tidegate_controller_workloads_left_out",
+                "Workloads without a policy because others of their namespace use up its share",
+            ),
+            destinations_left_out: NamespaceGauge::register(
+                metrics,
+                "tidegate_controller_destinations_left_out",
+                "Addresses that sidecars are told have no endpoints because others of their namespace use up its share",
+            ),
+            ..Self::default()
+        };
         metrics.registry(|registry| {
             registry.register(
                 "tidegate_controller_workloads",
@@ -69,5 +92,28 @@ impl ControllerMetrics {
 
     pub(crate) fn limit_reached(&self, limit: &'static str) {
         self.limits.get_or_create(&Limit { limit }).inc();
+    }
+}
+
+impl NamespaceGauge {
+    pub(crate) fn register(metrics: &Metrics, name: &str, help: &str) -> Self {
+        let own = Self::default();
+        metrics.registry(|registry| registry.register(name, help, own.0.clone()));
+        own
+    }
+
+    pub(crate) fn set(&self, namespace: &str, count: usize) {
+        let label = OfNamespace { namespace: namespace.to_owned() };
+        if count == 0 {
+            self.0.remove(&label);
+        } else {
+            self.0.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn value(&self, namespace: &str) -> i64 {
+        let label = OfNamespace { namespace: namespace.to_owned() };
+        self.0.get(&label).map_or(0, |gauge| gauge.get())
     }
 }

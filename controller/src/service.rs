@@ -1,16 +1,14 @@
 //! A Service and a Pod behind it: selectors, target ports and what the app speaks.
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::{ContainerPort, Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tidegate_core::policy::AppProtocol;
 use tidegate_crds::injection::SIDECAR_CONTAINER;
 
-/// A Service and a Pod that it selects.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Selected<'o> {
-    pub(crate) service: &'o Service,
-    pub(crate) pod: &'o Pod,
-}
+/// The TCP ports that a Pod's containers declare by name, other than our own sidecar's. Of several with one name the first.
+pub(crate) struct NamedPorts<'o>(HashMap<&'o str, u16>);
 
 /// A TCP port of a Service, on the Pod's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,23 +21,37 @@ pub(crate) struct TargetPort<'o> {
     pub(crate) app_protocol: Option<&'o str>,
 }
 
-impl<'o> Selected<'o> {
-    /// The Pod's ports behind the Service. A named `targetPort` that the Pod does not have is none.
-    pub(crate) fn ports(self) -> Vec<TargetPort<'o>> {
-        tcp_ports(self.service)
-            .filter_map(|port| {
-                let number = match &port.target_port {
-                    Some(IntOrString::String(name)) => named_port(self.pod, name)?,
-                    _ => numbered_target(port)?,
-                };
-                Some(TargetPort {
-                    name: port.name.as_deref(),
-                    number,
-                    app_protocol: port.app_protocol.as_deref(),
-                })
-            })
-            .collect()
+impl<'o> NamedPorts<'o> {
+    pub(crate) fn of(pod: &'o Pod) -> Self {
+        let mut ports = HashMap::new();
+        for port in container_ports(pod) {
+            let number = u16::try_from(port.container_port).ok();
+            if let (Some(name), Some(number)) = (port.name.as_deref(), number) {
+                ports.entry(name).or_insert(number);
+            }
+        }
+        Self(ports)
     }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The ports of a Pod behind a Service that selects it. A named `targetPort` that the Pod does not have is none.
+pub(crate) fn target_ports_of<'o>(
+    service: &'o Service,
+    named: &NamedPorts<'_>,
+) -> impl Iterator<Item = TargetPort<'o>> {
+    tcp_ports(service).filter_map(|port| {
+        let number = match &port.target_port {
+            Some(IntOrString::String(name)) => {
+                named.0.get(name.as_str()).copied().filter(|port| *port > 0)?
+            }
+            _ => numbered_target(port)?,
+        };
+        Some(TargetPort { name: port.name.as_deref(), number, app_protocol: port.app_protocol.as_deref() })
+    })
 }
 
 impl TargetPort<'_> {
@@ -104,11 +116,6 @@ pub(crate) fn declared_ports(pod: &Pod) -> impl Iterator<Item = (u16, AppProtoco
         let number = u16::try_from(port.container_port).ok().filter(|number| *number > 0)?;
         Some((number, app_protocol(None, port.name.as_deref())))
     })
-}
-
-fn named_port(pod: &Pod, name: &str) -> Option<u16> {
-    let mut ports = container_ports(pod).filter(|port| port.name.as_deref() == Some(name));
-    ports.find_map(|port| u16::try_from(port.container_port).ok()).filter(|port| *port > 0)
 }
 
 fn container_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {

@@ -43,6 +43,19 @@ impl Unreadable {
         Self { kind, metadata, finding, backends }
     }
 
+    /// An object that `finding` keeps out whatever it says.
+    pub(crate) fn about_anything(kind: Kind, metadata: ObjectMeta, finding: Finding) -> Self {
+        Self { kind, metadata, finding, backends: vec![PerhapsOpened::default()] }
+    }
+
+    /// Bytes that it takes of the memory beside its metadata.
+    pub(crate) fn size(&self) -> usize {
+        let backends = self.backends.iter().map(|backend| {
+            2 * size_of::<PerhapsOpened>() + backend.service.as_ref().map_or(0, |service| 32 + service.len())
+        });
+        size_of::<Self>() + self.finding.message.len() + backends.sum::<usize>()
+    }
+
     /// Its name.
     pub fn name(&self) -> ObjectName {
         ObjectName::of(&self.metadata)

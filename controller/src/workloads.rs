@@ -21,15 +21,14 @@ use crate::object::ObjectName;
 /// Hexadecimal digits of a version; 128 bits of SHA-256.
 const VERSION_DIGITS: usize = 32;
 
-/// A compiled policy, ready to be sent.
+/// A compiled policy and its version. The message is made when it is sent: it is as large again, and what it is made of
+/// is shared by workloads.
 #[derive(Clone, Debug)]
 pub(crate) struct Published {
     /// The policy.
     pub(crate) policy: InboundPolicy,
     /// A hash of its content.
     pub(crate) version: Arc<str>,
-    /// The policy as it is sent.
-    pub(crate) message: wire::InboundPolicy,
 }
 
 /// Every workload that has a policy or a follower.
@@ -114,10 +113,15 @@ struct SidecarView {
 }
 
 impl Published {
-    /// Makes a policy ready to be sent.
+    /// A policy with its version.
     pub(crate) fn new(policy: InboundPolicy) -> Self {
-        let message = wire::InboundPolicy::from(&policy);
-        Self { policy, version: version_of(&message), message }
+        let version = version_of(&wire::InboundPolicy::from(&policy));
+        Self { policy, version }
+    }
+
+    /// The policy as it is sent.
+    pub(crate) fn message(&self) -> wire::InboundPolicy {
+        wire::InboundPolicy::from(&self.policy)
     }
 }
 
@@ -207,6 +211,11 @@ impl Workloads {
     /// The policy of a workload, as it is at this moment.
     pub(crate) fn policy(&self, name: &ObjectName) -> Option<Arc<Published>> {
         self.lock().get(name).and_then(|entry| entry.policy.borrow().clone())
+    }
+
+    /// Why a workload has no policy although it should have one.
+    pub(crate) fn error(&self, name: &ObjectName) -> Option<String> {
+        self.lock().get(name).and_then(|entry| entry.error.clone())
     }
 
     pub(crate) fn view(&self) -> Vec<WorkloadView> {

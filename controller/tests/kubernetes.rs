@@ -327,4 +327,57 @@ async fn what_one_tenant_stores_neither_kills_the_controller_nor_keeps_it_from_o
     );
     assert!(program.child.try_wait().unwrap().is_none(), "it lives");
     assert!(most < CHART_LIMIT / 2 && change < Duration::from_secs(4), "{most} MiB, {change:?}");
+    assert!(start < Duration::from_secs(6), "{start:?}");
+}
+
+#[tokio::test]
+async fn many_pods_behind_many_rules_of_one_tenant_neither_kill_the_controller_nor_keep_it_from_others() {
+    let api = FakeApi::start().await;
+    populate(&api, 10);
+    let labels = json!({"openservicemesh.io/monitored-by": "osm"});
+    api.apply("v1/namespaces", json!({"metadata": {"name": "hostile", "labels": labels}}));
+    // Every Service is in front of every Pod, and every object opens every Service: more rules for each Pod than it may
+    // have, and together far more than there is memory for.
+    for i in 0..256 {
+        let ports = json!([{"name": format!("p{i}"), "port": 80, "targetPort": 1000 + i}]);
+        let metadata = json!({"namespace": "hostile", "name": format!("b{i}")});
+        api.apply(
+            "v1/services",
+            json!({"metadata": metadata, "spec": {"selector": {"app": "hostile"}, "ports": ports}}),
+        );
+    }
+    for i in 0..60 {
+        let mut object = large(&format!("p{i}"), 256, 1, |i| format!("b{i}"));
+        for (port, backend) in object["spec"]["backends"].as_array_mut().unwrap().iter_mut().enumerate() {
+            backend["port"]["number"] = (1000 + port).into();
+        }
+        api.apply(BACKENDS, object);
+    }
+    for i in 0..1_000 {
+        api.apply("v1/pods", injected("hostile", "hostile", 1_000 + i));
+    }
+    let mut program = Program::start_within(&api, "controller-a", Some(CHART_LIMIT));
+    api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
+    let start = program.processor_time();
+    // A change that touches all of it, and another tenant's.
+    let metadata = json!({"namespace": "hostile", "name": "b0"});
+    let ports = json!([{"name": "p0", "port": 81, "targetPort": 1000}]);
+    api.apply(
+        "v1/services",
+        json!({"metadata": metadata, "spec": {"selector": {"app": "hostile"}, "ports": ports}}),
+    );
+    api.apply(BACKENDS, backend("ns-0", "another"));
+    let begun = Instant::now();
+    api.wait_for(|api| has_status(api, "ns-0", "another")).await;
+    let (took, change) = (begun.elapsed(), program.processor_time() - start);
+    let most = program.status("VmHWM:");
+    println!(
+        "{most} MiB at most; processor: {start:.1?} at start, {change:.1?} for a change, there after {took:.1?}"
+    );
+    assert!(program.child.try_wait().unwrap().is_none(), "it lives");
+    let most_time = Duration::from_secs(30);
+    assert!(
+        most < CHART_LIMIT / 2 && start < most_time && change < most_time,
+        "{most} MiB, {start:?}, {change:?}"
+    );
 }

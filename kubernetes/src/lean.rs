@@ -40,6 +40,9 @@ pub struct Meta<L = IgnoredAny, A = IgnoredAny> {
     /// Of which spec it is.
     #[serde(default)]
     pub generation: Option<i64>,
+    /// When it was made.
+    #[serde(default)]
+    pub creation_timestamp: Option<Time>,
     /// Since when it is being deleted.
     #[serde(default)]
     pub deletion_timestamp: Option<Time>,
@@ -103,9 +106,15 @@ pub async fn get<K: Resource + Clone, T: DeserializeOwned>(
 }
 
 impl<L, A> Meta<L, A> {
-    /// Name, namespace and UID.
+    /// Name, namespace and UID, and when it was made.
     pub fn named(self) -> ObjectMeta {
-        ObjectMeta { name: self.name, namespace: self.namespace, uid: self.uid, ..ObjectMeta::default() }
+        ObjectMeta {
+            name: self.name,
+            namespace: self.namespace,
+            uid: self.uid,
+            creation_timestamp: self.creation_timestamp,
+            ..ObjectMeta::default()
+        }
     }
 
     /// With its generation, which is said of a status.

@@ -7,7 +7,8 @@
 //! [`Timing::server`] and this one did not.
 //!
 //! So has memory: a page that is larger than a bound is asked for anew with fewer objects in it, and each object is
-//! decoded on its own, into a type that has only what is read of it ([`Watch::lean`]), before the next one is.
+//! decoded on its own, into a type that has only what is read of it ([`Watch::lean`]), before the next one is. Where the
+//! number of objects must have a bound as well, the caller holds them itself ([`Watch::kept`]).
 //!
 //! Why not `kube::runtime::watcher`: it has no bound for lists and for the first byte of a watch, tries a watch that
 //! is refused with status 410 from the same version for ever, leaves out an event that it cannot read, and decodes whole
@@ -19,6 +20,7 @@ mod wire;
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
@@ -28,7 +30,7 @@ use kube::{Api, Client};
 use rand::RngExt;
 use serde::de::DeserializeOwned;
 use tidegate_runtime::backoff::Backoff;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
@@ -36,7 +38,7 @@ pub use meter::{KindMeter, WatchMetrics};
 pub use objects::Name;
 
 use objects::Head;
-use wire::{Failure, Lines, Page, RawEvent};
+use wire::{Failure, Lines, Page, PageHead, RawEvent};
 
 /// Objects in a page of a list, unless these are too large together.
 const PAGE: u32 = 500;
@@ -66,26 +68,23 @@ pub struct Watch<K> {
     meter: KindMeter,
     /// What was told: objects and their versions.
     told: HashMap<Name, String>,
+    /// Whether `decode` holds the objects ([`Watch::kept`]).
+    is_kept: bool,
+    /// Asks for a new list.
+    relist: Arc<Notify>,
     /// The last failure that was told, until things go well again.
     failure: Option<String>,
 }
 
-/// Makes of an object's text what is kept of it.
+/// Makes of an object's text what is kept of it; `None` if nothing is, not even its name.
 #[allow(clippy::type_complexity, reason = "it is named here and nowhere else")]
-struct Decode<K>(Box<dyn Fn(&str) -> serde_json::Result<K> + Send + Sync>);
-
-/// A page of a list, decoded.
-struct Decoded<K> {
-    objects: Vec<Listed<K>>,
-    continue_token: Option<String>,
-    version: Option<String>,
-}
+struct Decode<K>(Box<dyn Fn(&str) -> serde_json::Result<Option<K>> + Send + Sync>);
 
 /// An object, and what the watch itself has to know of it.
 struct Listed<K> {
     name: Name,
     version: String,
-    object: K,
+    object: Option<K>,
 }
 
 /// What a watch tells.
@@ -170,6 +169,20 @@ where
     }
 }
 
+impl Watch<()> {
+    /// Follows what `api` covers without holding objects: `keep` gets each object's JSON, as soon as it is there, and
+    /// returns whether it holds anything of it. Events tell that something was handed over, and which of the objects that
+    /// are held are gone, also those of a list that failed halfway. Of an object that is not held nothing is noted.
+    pub fn kept<R: Resource>(
+        api: Api<R>,
+        keep: impl Fn(&str) -> serde_json::Result<bool> + Send + Sync + 'static,
+        meter: KindMeter,
+    ) -> Self {
+        let decode = move |text: &str| Ok(keep(text)?.then_some(()));
+        Self { is_kept: true, ..Self::with_decode(api, Decode(Box::new(decode)), meter) }
+    }
+}
+
 impl<K: Send + 'static> Watch<K> {
     /// Follows what `api` covers. `decode` makes of an object's JSON what is kept of it: a type that reads only the
     /// fields that are needed is never larger than these, whatever else is in the object.
@@ -178,16 +191,29 @@ impl<K: Send + 'static> Watch<K> {
         decode: impl Fn(&str) -> serde_json::Result<K> + Send + Sync + 'static,
         meter: KindMeter,
     ) -> Self {
+        Self::with_decode(api, Decode(Box::new(move |text| decode(text).map(Some))), meter)
+    }
+
+    fn with_decode<R: Resource>(api: Api<R>, decode: Decode<K>, meter: KindMeter) -> Self {
         Self {
             url: api.resource_url().to_owned(),
             client: api.into_client(),
             name: None,
-            decode: Decode(Box::new(decode)),
+            decode,
             timing: Timing::default(),
             meter,
             told: HashMap::new(),
+            is_kept: false,
+            relist: Arc::default(),
             failure: None,
         }
+    }
+
+    /// Lists anew each time that this is notified, between two events.
+    #[must_use]
+    pub fn relist(mut self, relist: Arc<Notify>) -> Self {
+        self.relist = relist;
+        self
     }
 
     /// Only the object of this name, for which a permission by name is enough.
@@ -236,15 +262,32 @@ impl<K: Send + 'static> Watch<K> {
     }
 
     /// Every object that there is, and the version to watch from.
-    async fn list(&self) -> Result<(Vec<Listed<K>>, String), String> {
-        let mut params = ListParams { field_selector: self.selector(), ..ListParams::default() }.limit(PAGE);
+    async fn list(&mut self) -> Result<(Vec<Listed<K>>, String), String> {
         let mut objects = Vec::new();
+        let listed = self.list_into(&mut objects).await;
+        if listed.is_err() {
+            self.note_handed_over(&objects);
+        }
+        listed.map(|version| (objects, version))
+    }
+
+    /// What `keep` has seen of a list that is given up is told as gone, if it is not in the next one.
+    fn note_handed_over(&mut self, objects: &[Listed<K>]) {
+        for listed in objects.iter().filter(|_| self.is_kept) {
+            self.told.entry(listed.name.clone()).or_default();
+        }
+    }
+
+    /// Adds every object that there is, and returns the version to watch from.
+    async fn list_into(&mut self, objects: &mut Vec<Listed<K>>) -> Result<String, String> {
+        let mut params = ListParams { field_selector: self.selector(), ..ListParams::default() }.limit(PAGE);
         loop {
-            let page = match timeout(self.timing.answer, self.page(&params)).await {
+            let page = match timeout(self.timing.answer, self.page(&params, objects)).await {
                 Ok(Ok(page)) => page,
                 Ok(Err(Failure::Status(410, _))) if params.continue_token.is_some() => {
                     debug!(kind = self.meter.kind(), "the list has expired between two pages");
                     params.continue_token = None;
+                    self.note_handed_over(objects);
                     objects.clear();
                     continue;
                 }
@@ -257,29 +300,30 @@ impl<K: Send + 'static> Watch<K> {
                 Err(_) => return Err(format!("no list within {:?}", self.timing.answer)),
             };
             self.meter.heard();
-            objects.extend(page.objects);
             params.continue_token = page.continue_token.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
-                let version = page.version.filter(|version| !version.is_empty());
-                return Ok((objects, version.ok_or("the list has no resourceVersion")?));
+                let version = page.resource_version.filter(|version| !version.is_empty());
+                return Ok(version.ok_or("the list has no resourceVersion")?);
             }
         }
     }
 
-    async fn page(&self, params: &ListParams) -> Result<Decoded<K>, Failure> {
+    /// Adds the objects of a page, one by one, so that none is forgotten that was handed over before another one could
+    /// not be read.
+    async fn page(&self, params: &ListParams, objects: &mut Vec<Listed<K>>) -> Result<PageHead, Failure> {
         let request = Request::new(self.url.as_str()).list(params);
         let request = request.map_err(|error| Failure::Other(error.to_string()))?;
         let text = wire::whole(wire::open(&self.client, request).await?).await?;
         let unreadable =
             |error: serde_json::Error| Failure::Other(format!("the list cannot be read: {error}"));
         let page: Page<'_> = serde_json::from_slice(&text).map_err(unreadable)?;
-        let objects =
-            page.items.into_iter().flatten().map(|item| self.decoded(item.get()).map_err(unreadable));
-        Ok(Decoded {
-            objects: objects.collect::<Result<_, _>>()?,
-            continue_token: page.metadata.continue_token,
-            version: page.metadata.resource_version,
-        })
+        for item in page.items.into_iter().flatten() {
+            let listed = self.decoded(item.get()).map_err(unreadable)?;
+            if listed.object.is_some() {
+                objects.push(listed);
+            }
+        }
+        Ok(page.metadata)
     }
 
     fn decoded(&self, text: &str) -> serde_json::Result<Listed<K>> {
@@ -369,7 +413,11 @@ impl<K: Send + 'static> Watch<K> {
         }
         let mut lines = Lines::new(body);
         loop {
-            let line = match timeout(self.timing.idle, lines.next()).await {
+            let line = tokio::select! {
+                () = self.relist.notified() => return End::Lost("a new list was asked for".to_owned()),
+                line = timeout(self.timing.idle, lines.next()) => line,
+            };
+            let line = match line {
                 Ok(Ok(Some(line))) => line,
                 Ok(Ok(None)) => return End::InOrder,
                 Ok(Err(failure @ Failure::TooLong)) => return End::Lost(failure.to_string()),
@@ -423,7 +471,7 @@ impl<K: Send + 'static> Watch<K> {
         let mut applied = Vec::new();
         for Listed { name, version, object } in objects {
             if gone.remove(&name).is_none_or(|told| told != version) {
-                applied.push(object);
+                applied.extend(object);
             }
             self.told.insert(name, version);
         }
@@ -431,6 +479,11 @@ impl<K: Send + 'static> Watch<K> {
     }
 
     fn applied(&mut self, Listed { name, version, object }: Listed<K>) -> Option<Event<K>> {
+        let Some(object) = object else {
+            // It may have been held before.
+            self.told.remove(&name);
+            return Some(Event::Changed { applied: Vec::new(), deleted: Vec::new() });
+        };
         let before = self.told.insert(name, version.clone());
         // After a resumption an event may come twice.
         if before.is_some_and(|before| before == version) {

@@ -50,6 +50,12 @@ impl Resolver<'_> {
         Resolved { destination, pods }
     }
 
+    /// The Service or the Pod that has this address.
+    pub(crate) fn owner(&self, ip: IpAddr) -> Option<&ObjectName> {
+        let service = self.index.service_at(ip).map(|(name, _)| name);
+        service.or_else(|| self.index.pods_at(ip).map(|(name, _)| name).next())
+    }
+
     fn service(
         &self,
         name: &ObjectName,

@@ -1,5 +1,8 @@
 //! One IngressBackend as rules: a rule for each of its backends, in force or not.
 
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -44,6 +47,66 @@ impl Clients {
     }
 }
 
+/// The most that the sources of all IngressBackends of a namespace may take, in bytes, once Services are replaced by the
+/// addresses of their endpoints. Those of the oldest objects count first.
+const MOST_NAMESPACE_BYTES: usize = 16 * 1024 * 1024;
+
+/// What the sources of a namespace's IngressBackends are at this moment: each Service is looked up once, and all of them
+/// together have a bound.
+pub(super) struct NamespaceSources<'i> {
+    index: &'i Index,
+    addresses: RefCell<HashMap<ObjectName, Rc<[IpNet]>>>,
+    /// The IngressBackends that are beyond the bound.
+    beyond: BTreeSet<&'i ObjectName>,
+}
+
+impl<'i> NamespaceSources<'i> {
+    pub(super) fn new(index: &'i Index, namespace: &str) -> Self {
+        let mut sources = Self { index, addresses: RefCell::default(), beyond: BTreeSet::new() };
+        let mut objects: Vec<_> = index.ingress_backends_in(namespace).collect();
+        objects.sort_by(|(_, a), (_, b)| a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp));
+        let mut room = MOST_NAMESPACE_BYTES;
+        for (name, object) in objects {
+            let bytes = sources.bytes(&object.spec.sources).min(MOST_OBJECT_BYTES);
+            match room.checked_sub(bytes) {
+                Some(rest) => room = rest,
+                None => drop(sources.beyond.insert(name)),
+            }
+        }
+        sources
+    }
+
+    /// What [`rules`] says of the first source that is a Service without ready endpoints, if there is one.
+    pub(super) fn missing(&self, sources: &[Source]) -> Option<String> {
+        let mut names = sources.iter().filter(|source| source.kind == "Service").map(service_name);
+        names.find(|name| self.addresses(name).is_empty()).map(|name| without_endpoints(&name))
+    }
+
+    /// The ready endpoints of a Service.
+    fn addresses(&self, service: &ObjectName) -> Rc<[IpNet]> {
+        if let Some(known) = self.addresses.borrow().get(service) {
+            return known.clone();
+        }
+        let addresses = self.index.ready_addresses(service).into_iter();
+        let addresses: Rc<[IpNet]> = addresses.map(|address| IpNet::from(address.to_canonical())).collect();
+        self.addresses.borrow_mut().insert(service.clone(), addresses.clone());
+        addresses
+    }
+
+    fn bytes(&self, sources: &[Source]) -> usize {
+        let bytes = |source: &Source| match source.kind.as_str() {
+            "Service" => size_of::<IpNet>() * self.addresses(&service_name(source)).len(),
+            "AuthenticatedPrincipal" => size_of::<Principal>() + source.name.len(),
+            _ => size_of::<IpNet>(),
+        };
+        sources.iter().map(bytes).sum()
+    }
+}
+
+fn service_name(source: &Source) -> ObjectName {
+    ObjectName::new(source.namespace.as_deref().unwrap_or_default(), source.name.as_str())
+}
+
 /// Bytes of a rule on the wire, about.
 pub(super) fn wire_bytes(rule: &IngressRule) -> usize {
     let state = match &rule.state {
@@ -64,6 +127,16 @@ pub(super) fn wire_bytes(rule: &IngressRule) -> usize {
         }
     };
     rule.policy.len() + rule.backend.len() + state + 16
+}
+
+/// Bytes of memory of a rule that are not shared with other workloads.
+pub(super) fn own_bytes(rule: &IngressRule) -> usize {
+    match &rule.state {
+        RuleState::Active(ActiveIngressRule {
+            transport: IngressTransport::Https { sni_hosts, .. }, ..
+        }) => sni_hosts.iter().map(|host| size_of::<DnsPattern>() + host.to_string().len() + 32).sum(),
+        RuleState::Active(_) | RuleState::Invalid(_) => 0,
+    }
 }
 
 fn sources_bytes(sources: &Sources) -> usize {
@@ -94,17 +167,26 @@ fn principals_bytes(principals: &[Principal]) -> usize {
 pub(super) const MOST_OBJECT_BYTES: usize = 1024 * 1024;
 
 /// The rules of an IngressBackend, one for each of its backends in their order.
-pub(super) fn rules(index: &Index, name: &ObjectName, spec: &IngressBackendSpec) -> Vec<BackendRule> {
-    let clients = match index.outside_mesh(&name.namespace).or_else(|| error(spec)) {
+pub(super) fn rules(
+    sources: &NamespaceSources<'_>,
+    name: &ObjectName,
+    spec: &IngressBackendSpec,
+) -> Vec<BackendRule> {
+    let clients = match sources.index.outside_mesh(&name.namespace).or_else(|| error(spec)) {
         Some(reason) => Err(reason),
-        None => resolve(index, &spec.sources).and_then(|clients| clients.for_backends(spec.backends.len())),
+        None if sources.beyond.contains(name) => Err(beyond_namespace()),
+        None => resolve(sources, &spec.sources).and_then(|clients| clients.for_backends(spec.backends.len())),
     };
+    let clients = clients.map_err(Arc::<str>::from);
     let rule = |backend: &Backend| {
-        let active = clients.as_ref().map_err(Clone::clone).and_then(|clients| active(backend, clients));
+        let active = match &clients {
+            Ok(clients) => active(backend, clients).map_err(Arc::from),
+            Err(reason) => Err(reason.clone()),
+        };
         BackendRule {
             backend: ObjectName::new(name.namespace.clone(), backend.name.as_str()),
             port: backend.port.number,
-            state: active.map_or_else(|reason| RuleState::Invalid(reason.into()), RuleState::Active),
+            state: active.map_or_else(RuleState::Invalid, RuleState::Active),
         }
     };
     spec.backends.iter().map(rule).collect()
@@ -118,7 +200,7 @@ pub(super) fn error(spec: &IngressBackendSpec) -> Option<String> {
 
 /// Addresses and names of the clients. A Service without ready endpoints makes the whole object invalid: without
 /// it, the rule would be wider or narrower than its author knows.
-fn resolve(index: &Index, sources: &[Source]) -> Result<Clients, String> {
+fn resolve(known: &NamespaceSources<'_>, sources: &[Source]) -> Result<Clients, String> {
     let (mut ranges, mut principals) = (Vec::new(), Vec::new());
     let mut is_restricted = false;
     for source in sources {
@@ -126,13 +208,11 @@ fn resolve(index: &Index, sources: &[Source]) -> Result<Clients, String> {
             "AuthenticatedPrincipal" => principals.push(Principal::parse(&source.name)),
             "Service" => {
                 is_restricted = true;
-                let service =
-                    ObjectName::new(source.namespace.as_deref().unwrap_or_default(), source.name.as_str());
-                let addresses = index.ready_addresses(&service);
+                let addresses = known.addresses(&service_name(source));
                 if addresses.is_empty() {
-                    return Err(without_endpoints(&service));
+                    return Err(without_endpoints(&service_name(source)));
                 }
-                ranges.extend(addresses.into_iter().map(|address| IpNet::from(address.to_canonical())));
+                ranges.extend_from_slice(&addresses);
             }
             "IPRange" => {
                 is_restricted = true;
@@ -150,12 +230,12 @@ fn without_endpoints(service: &ObjectName) -> String {
     format!("endpoints not found for service {service}")
 }
 
-/// What [`rules`] says of the first source that is a Service without ready endpoints, if there is one.
-pub(super) fn missing_source(index: &Index, sources: &[Source]) -> Option<String> {
-    let services = sources.iter().filter(|source| source.kind == "Service");
-    let mut names = services
-        .map(|source| ObjectName::new(source.namespace.as_deref().unwrap_or_default(), source.name.as_str()));
-    names.find(|name| index.ready_addresses(name).is_empty()).map(|name| without_endpoints(&name))
+fn beyond_namespace() -> String {
+    let most = MOST_NAMESPACE_BYTES >> 20;
+    format!(
+        "spec.sources: the sources of all IngressBackends of one namespace may take {most} MiB, and older objects leave no \
+         room: list fewer, or ranges that cover several"
+    )
 }
 
 fn active(backend: &Backend, clients: &Clients) -> Result<ActiveIngressRule, String> {

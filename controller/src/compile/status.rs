@@ -8,10 +8,11 @@ use tidegate_crds::ingress_backend::Backend;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
 use tidegate_crds::{Finding, IngressBackend, MeshConfig, validate};
 
-use super::{ingress, target_ports};
+use super::ingress::{self, NamespaceSources};
+use super::targets::Targets;
 use crate::index::Index;
 use crate::object::ObjectName;
-use crate::service::{numbered_target, selects, tcp_ports};
+use crate::service::{numbered_target, tcp_ports};
 use crate::unreadable::Unreadable;
 
 /// What OSM's users see of an object that is in force.
@@ -52,6 +53,8 @@ pub(crate) struct NamespaceStatuses<'i> {
     index: &'i Index,
     /// The IngressBackends that open a port of a Service.
     openers: BTreeMap<(&'i str, u16), Vec<&'i ObjectName>>,
+    sources: NamespaceSources<'i>,
+    targets: Targets<'i>,
 }
 
 /// What keeps an IngressBackend from being in force.
@@ -73,7 +76,8 @@ impl<'i> NamespaceStatuses<'i> {
                 }
             }
         }
-        Self { index, openers }
+        let (sources, targets) = (NamespaceSources::new(index, namespace), Targets::new(index, namespace));
+        Self { index, openers, sources, targets }
     }
 
     /// The status of one of them. `elsewhere` is what was found out about it besides: what has no room at a workload.
@@ -104,17 +108,48 @@ impl<'i> NamespaceStatuses<'i> {
         if let Some(error) = index.outside_mesh(&name.namespace).or_else(|| ingress::error(&object.spec)) {
             return vec![Fault::Own(error)];
         }
-        let rules = ingress::rules(index, name, &object.spec);
-        let missing = ingress::missing_source(index, &object.spec.sources);
+        let rules = ingress::rules(&self.sources, name, &object.spec);
+        let missing = self.sources.missing(&object.spec.sources);
         let faults =
             rules.into_iter().zip(&object.spec.backends).filter_map(|(rule, backend)| match rule.state {
                 RuleState::Invalid(reason) if missing.as_deref() == Some(&*reason) => {
                     Some(Fault::Missing(reason.to_string()))
                 }
                 RuleState::Invalid(reason) => Some(Fault::Own(reason.to_string())),
-                RuleState::Active(_) => wrong_port(index, &rule.backend, backend),
+                RuleState::Active(_) => self.wrong_port(&rule.backend, backend),
             });
         faults.collect()
+    }
+
+    /// Why a backend opens nothing although its rule is sound: OSM left its user alone with that.
+    fn wrong_port(&self, service_name: &ObjectName, backend: &Backend) -> Option<Fault> {
+        let number = backend.port.number;
+        let error = format!("no port of service {service_name} has targetPort {number}");
+        let Some(service) = self.index.service(service_name) else {
+            return Some(Fault::Missing(format!("{error}: there is no such service")));
+        };
+        let targets = self.targets.of(service_name);
+        if targets.contains(&number) {
+            return None;
+        }
+        if targets.is_empty() {
+            return Some(Fault::Missing(format!("{error}: it has no targetPort that is known")));
+        }
+        let error = format!("{error}: it has {}", validate::listed(targets.iter().map(u16::to_string)));
+        let is_own = |port: &k8s_openapi::api::core::v1::ServicePort| port.port == i32::from(number);
+        let error = match tcp_ports(service).find(|port| is_own(port)) {
+            Some(_) => {
+                format!("{error}; {number} is the service's own port, and port.number is the targetPort")
+            }
+            None => error,
+        };
+        // A name may stand for the number at Pods that are not there.
+        let is_named = tcp_ports(service).any(|port| numbered_target(port).is_none());
+        Some(if is_named && !self.targets.has_pods(service_name) {
+            Fault::Missing(error)
+        } else {
+            Fault::Own(error)
+        })
     }
 
     /// Other IngressBackends that name the same Service and port. All of them are in force: what one grants is granted.
@@ -183,30 +218,4 @@ impl CurrentStatus {
             Self::Error => "error",
         }
     }
-}
-
-/// Why a backend opens nothing although its rule is sound: OSM left its user alone with that.
-fn wrong_port(index: &Index, service_name: &ObjectName, backend: &Backend) -> Option<Fault> {
-    let number = backend.port.number;
-    let error = format!("no port of service {service_name} has targetPort {number}");
-    let Some(service) = index.service(service_name) else {
-        return Some(Fault::Missing(format!("{error}: there is no such service")));
-    };
-    let targets = target_ports(index, service_name, service);
-    if targets.contains(&number) {
-        return None;
-    }
-    if targets.is_empty() {
-        return Some(Fault::Missing(format!("{error}: it has no targetPort that is known")));
-    }
-    let error = format!("{error}: it has {}", validate::listed(targets.iter().map(u16::to_string)));
-    let is_own = |port: &k8s_openapi::api::core::v1::ServicePort| port.port == i32::from(number);
-    let error = match tcp_ports(service).find(|port| is_own(port)) {
-        Some(_) => format!("{error}; {number} is the service's own port, and port.number is the targetPort"),
-        None => error,
-    };
-    // A name may stand for the number at Pods that are not there.
-    let is_named = tcp_ports(service).any(|port| numbered_target(port).is_none());
-    let has_pods = index.pods_in(&service_name.namespace).any(|(_, pod)| selects(service, pod));
-    Some(if is_named && !has_pods { Fault::Missing(error) } else { Fault::Own(error) })
 }

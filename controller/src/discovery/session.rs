@@ -286,7 +286,7 @@ impl Following<'_> {
             Some(published) => response.resources.push(Resource {
                 name: self.resource.clone(),
                 version: published.version.to_string(),
-                body: Some(wire::resource::Body::InboundPolicy(published.message.clone())),
+                body: Some(wire::resource::Body::InboundPolicy(published.message())),
             }),
             // To a stranger, "is no more" would say that it was not there.
             None if self.session.client.identity.namespace() != &*self.workload.namespace => return,

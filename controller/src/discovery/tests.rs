@@ -23,6 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
 use super::*;
+use crate::metrics::NamespaceGauge;
 use crate::source::folder::is_local;
 use crate::source::{Batch, Change, Source};
 use crate::testing::{HTTPBIN, backend, ingress_backend};
@@ -532,7 +533,12 @@ async fn serve_nothing(
     workloads.mark_synced();
     let service = DiscoveryService {
         workloads,
-        destinations: Arc::new(Destinations::new(Arc::default(), TrustDomain::default(), is_local)),
+        destinations: Arc::new(Destinations::new(
+            Arc::default(),
+            TrustDomain::default(),
+            is_local,
+            NamespaceGauge::default(),
+        )),
         trust_domain: TrustDomain::default(),
         trust_bundle: trust_bundle.clone(),
         metrics: ControllerMetrics::default(),

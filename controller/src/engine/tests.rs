@@ -4,6 +4,7 @@ use tidegate_runtime::readiness::Readiness;
 
 use super::*;
 use crate::compile::status::CurrentStatus;
+use crate::metrics::NamespaceGauge;
 use crate::object::Object;
 use crate::source::Change;
 use crate::source::folder::{FolderSource, is_local};
@@ -41,7 +42,12 @@ impl Bench {
             trust_domain: TrustDomain::default(),
             index: Arc::clone(&index),
             workloads: Arc::new(Workloads::new()),
-            destinations: Arc::new(Destinations::new(index, TrustDomain::default(), is_local)),
+            destinations: Arc::new(Destinations::new(
+                index,
+                TrustDomain::default(),
+                is_local,
+                NamespaceGauge::default(),
+            )),
             statuses: StatusBoard::default(),
             problems: Arc::default(),
         };
@@ -135,6 +141,47 @@ fn endpoints_of_a_source_are_followed_whatever_their_namespace() {
     );
     bench.apply(changes(&[slice]));
     assert_eq!(bench.statuses.take(), ["IngressBackend httpbin/ib: successfully committed by the system"]);
+}
+
+#[test]
+fn workloads_beyond_the_share_of_their_namespace_have_no_policy_and_say_why_until_there_is_room() {
+    let pod = |name: &str, created: u32| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: httpbin, labels: {{app: httpbin}}, \
+             creationTimestamp: \"2026-01-01T00:00:0{created}Z\"}}\nspec: {{containers: [{{name: app}}]}}\n\
+             status: {{podIP: 127.0.0.1{created}}}\n"
+        )
+    };
+    let mut bench = Bench::new();
+    let gauge = bench.engine.metrics.workloads_left_out.clone();
+    let size = {
+        let index = crate::testing::index(&[HTTPBIN]);
+        let pod = index.pods().next().unwrap().1;
+        let rules = NamespaceRules::new(&index, "httpbin");
+        compile::workload_by(&rules, pod, &TrustDomain::default()).unwrap().size()
+    };
+    // Room for two and a half.
+    bench.engine.shares = NamespaceShares::new(size * 5 / 2, gauge.clone());
+    let [service, newest, old, oldest] = [
+        HTTPBIN.split("---").nth(1).unwrap().to_owned(),
+        pod("a-newest", 3),
+        pod("b-old", 2),
+        pod("c-oldest", 1),
+    ];
+    let all = [service.as_str(), &newest, &old, &oldest];
+    bench.engine.take(Batch { changes: changes(&all), is_complete: true, problems: Vec::new() });
+    let published = |bench: &Bench| {
+        ["httpbin/a-newest", "httpbin/b-old", "httpbin/c-oldest"].map(|pod| bench.version(pod).is_some())
+    };
+    assert_eq!(published(&bench), [false, true, true]);
+    let name = ObjectName::new("httpbin", "a-newest");
+    let error = bench.engine.shared.workloads.error(&name).unwrap();
+    assert!(error.starts_with("all policies of one namespace may take 0 MiB"), "{error}");
+    assert_eq!(gauge.value("httpbin"), 1);
+    let gone = ObjectKey { kind: Kind::Pod, name: ObjectName::new("httpbin", "b-old") };
+    bench.apply(vec![Change::Delete(gone)]);
+    assert_eq!(published(&bench), [true, false, true]);
+    assert_eq!((bench.engine.shared.workloads.error(&name), gauge.value("httpbin")), (None, 0));
 }
 
 #[test]

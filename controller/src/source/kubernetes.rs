@@ -3,7 +3,9 @@
 //! Each kind has a watch of its own ([`tidegate_kubernetes::watch`]) over the whole cluster: an ingress controller may
 //! be anywhere, and its addresses must not go stale when its namespace's labels change. Only the MeshConfig is looked
 //! for in one place, the control plane's namespace, under its one name. What came while the engine was busy is
-//! handed over together; nothing waits for more to come.
+//! handed over together, each object once; nothing waits for more to come.
+//!
+//! Each namespace has a share of the memory (`holdings`): objects beyond it are not held, however many there are.
 //!
 //! A sidecar that listens to another control plane is none to us: its Pod is kept as one without.
 //!
@@ -11,32 +13,43 @@
 //! server admits no Pod whose ServiceAccount is not there. Of Pods and the rest only those fields are decoded that
 //! somebody reads (`lean`).
 
+mod holdings;
 mod lean;
+mod size;
 mod stored_policy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, Client, CustomResourceExt, Resource};
 use tidegate_crds::injection::has_sidecar;
 use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
 use tidegate_crds::{IngressBackend, MeshConfig};
 use tidegate_kubernetes::watch::{Event, KindMeter, Name, Timing, Watch, WatchMetrics};
-use tokio::sync::mpsc;
+use tidegate_runtime::metrics::Metrics;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::folder::has_ended;
 use super::{Batch, Change, Problem, ProblemSeverity, Source};
+use crate::metrics::NamespaceGauge;
 use crate::object::{Kind, Object, ObjectKey, ObjectName};
 use crate::unreadable::Unreadable;
+
+use holdings::Holdings;
 
 /// Messages of watches that wait for the engine.
 const QUEUE: usize = 256;
 /// The most messages that are handed over together, so that a flood does not keep the first of it waiting.
 const MOST_MESSAGES: usize = 4096;
+/// How often kinds are listed anew because objects may fit now that were left out before.
+const RELIST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A Kubernetes API server.
 #[derive(Clone)]
@@ -44,15 +57,24 @@ pub struct KubernetesSource {
     client: Client,
     namespace: String,
     metrics: WatchMetrics,
+    left_out: NamespaceGauge,
+    share: usize,
     timing: Timing,
+    relist_interval: Duration,
 }
 
-/// What one watch says.
+/// What one watch says beside what it has put into the holdings.
 struct Message {
     kind: Kind,
-    changes: Vec<Change>,
     /// Why the kind cannot be read.
     unreadable: Option<String>,
+}
+
+/// The watches of all kinds; they end when this is dropped.
+struct Watches {
+    tasks: JoinSet<()>,
+    /// Asks for a new list of a kind.
+    relist: BTreeMap<Kind, Arc<Notify>>,
 }
 
 /// What the watches have said so far.
@@ -76,7 +98,34 @@ impl KubernetesSource {
 
     /// A source that reads what this client may see; the MeshConfig is the one in `namespace`, the control plane's.
     pub fn new(client: Client, namespace: impl Into<String>, metrics: WatchMetrics) -> Self {
-        Self { client, namespace: namespace.into(), metrics, timing: Timing::default() }
+        Self {
+            client,
+            namespace: namespace.into(),
+            metrics,
+            left_out: NamespaceGauge::default(),
+            share: holdings::SHARE,
+            timing: Timing::default(),
+            relist_interval: RELIST_INTERVAL,
+        }
+    }
+
+    /// Counts the objects that are left out among these metrics.
+    #[must_use]
+    pub fn counted(mut self, metrics: &Metrics) -> Self {
+        self.left_out = NamespaceGauge::register(
+            metrics,
+            "tidegate_controller_objects_left_out",
+            "Objects that are not read because older ones of their namespace use up its share; counted up to 256",
+        );
+        self
+    }
+
+    /// Another share of each namespace, in bytes, and another interval of new lists than the default ones.
+    #[cfg(test)]
+    #[must_use]
+    fn with_share(mut self, share: usize, relist_interval: Duration) -> Self {
+        (self.share, self.relist_interval) = (share, relist_interval);
+        self
     }
 
     /// Other waits than the default ones.
@@ -86,42 +135,40 @@ impl KubernetesSource {
         self
     }
 
-    fn watches(&self, sender: &mpsc::Sender<Message>) -> JoinSet<()> {
-        let mut watches = JoinSet::new();
-        self.core(&mut watches, sender, Kind::Namespace, lean::namespace, Object::Namespace);
-        self.core(&mut watches, sender, Kind::Service, lean::service, Object::Service);
-        self.core(&mut watches, sender, Kind::EndpointSlice, lean::endpoint_slice, Object::EndpointSlice);
+    fn watches(&self, sender: &mpsc::Sender<Message>, holdings: &Holdings) -> Watches {
+        let mut watches = Watches { tasks: JoinSet::new(), relist: BTreeMap::new() };
+        let mut start = |kind, watch| watches.start(kind, watch, self.timing, sender, holdings);
+        let client = || self.client.clone();
+        let decode = |text: &str| lean::namespace(text).map(|object| Object::Namespace(object.into()));
+        start(Kind::Namespace, self.keep(Kind::Namespace, Api::<Namespace>::all(client()), holdings, decode));
+        let decode = |text: &str| lean::service(text).map(|object| Object::Service(object.into()));
+        start(Kind::Service, self.keep(Kind::Service, Api::<Service>::all(client()), holdings, decode));
+        let decode =
+            |text: &str| lean::endpoint_slice(text).map(|object| Object::EndpointSlice(object.into()));
+        let slices = Api::<EndpointSlice>::all(client());
+        start(Kind::EndpointSlice, self.keep(Kind::EndpointSlice, slices, holdings, decode));
         let control_plane = self.namespace.clone();
-        let pod = move |text: &str| lean::pod(text, &control_plane);
-        self.core(&mut watches, sender, Kind::Pod, pod, Object::Pod);
-        let backends: Api<IngressBackend> = Api::all(self.client.clone());
-        let backends =
-            Watch::lean(backends, stored_policy::ingress_backend, self.meter(Kind::IngressBackend));
-        let configs: Api<MeshConfig> = Api::namespaced(self.client.clone(), &self.namespace);
-        let configs = Watch::lean(configs, stored_policy::mesh_config, self.meter(Kind::MeshConfig));
-        for (kind, watch) in
-            [(Kind::IngressBackend, backends), (Kind::MeshConfig, configs.named(MESH_CONFIG_NAME))]
-        {
-            let wrap = move |event| Message::new(kind, event, |object| object);
-            watches.spawn(watch.timing(self.timing).run(sender.clone(), wrap));
-        }
+        let decode =
+            move |text: &str| lean::pod(text, &control_plane).map(|object| Object::Pod(object.into()));
+        start(Kind::Pod, self.keep(Kind::Pod, Api::<Pod>::all(client()), holdings, decode));
+        let backends = Api::<IngressBackend>::all(client());
+        let decode = stored_policy::ingress_backend;
+        start(Kind::IngressBackend, self.keep(Kind::IngressBackend, backends, holdings, decode));
+        let configs = Api::<MeshConfig>::namespaced(client(), &self.namespace);
+        let configs = self.keep(Kind::MeshConfig, configs, holdings, stored_policy::mesh_config);
+        start(Kind::MeshConfig, configs.named(MESH_CONFIG_NAME));
         watches
     }
 
-    fn core<K>(
+    fn keep<K: Resource>(
         &self,
-        watches: &mut JoinSet<()>,
-        sender: &mpsc::Sender<Message>,
         kind: Kind,
-        decode: impl Fn(&str) -> serde_json::Result<K> + Send + Sync + 'static,
-        into: fn(Arc<K>) -> Object,
-    ) where
-        K: Resource<DynamicType = ()> + Send + Sync + 'static,
-    {
-        let api: Api<K> = Api::all(self.client.clone());
-        let watch = Watch::lean(api, decode, self.meter(kind)).timing(self.timing);
-        let wrap = move |event: Event<K>| Message::new(kind, event, |object| into(object.into()));
-        watches.spawn(watch.run(sender.clone(), wrap));
+        api: Api<K>,
+        holdings: &Holdings,
+        decode: impl Fn(&str) -> serde_json::Result<Object> + Send + Sync + 'static,
+    ) -> Watch<()> {
+        let holdings = holdings.clone();
+        Watch::kept(api, move |text| Ok(holdings.put(decode(text)?)), self.meter(kind))
     }
 
     fn meter(&self, kind: Kind) -> KindMeter {
@@ -130,27 +177,57 @@ impl KubernetesSource {
 
     async fn follow(self, batches: mpsc::Sender<Batch>) {
         let (sender, mut messages) = mpsc::channel(QUEUE);
-        let _watches = self.watches(&sender);
+        let holdings = Holdings::new(self.share, self.left_out.clone());
+        let watches = self.watches(&sender, &holdings);
         // So that the queue ends if every watch does.
         drop(sender);
         let mut state = State::default();
+        let mut relist =
+            tokio::time::interval_at(Instant::now() + self.relist_interval, self.relist_interval);
         loop {
             let message = tokio::select! {
                 () = batches.closed() => return,
                 message = messages.recv() => message,
+                _ = relist.tick() => {
+                    watches.relist(&holdings.take_new_room());
+                    continue;
+                }
             };
             let Some(message) = message else { return };
             let Ok(permit) = batches.reserve().await else { return };
-            let mut batch = Batch::default();
-            state.take(message, &mut batch.changes);
+            state.take(message);
             for _ in 1..MOST_MESSAGES {
                 let Ok(message) = messages.try_recv() else { break };
-                state.take(message, &mut batch.changes);
+                state.take(message);
             }
-            batch.is_complete = Self::KINDS.iter().all(|kind| state.listed.contains(kind));
-            batch.problems = state.problems();
-            permit.send(batch);
+            let is_complete = Self::KINDS.iter().all(|kind| state.listed.contains(kind));
+            let changes = holdings.drain();
+            state.note_unreadable(&changes);
+            let mut problems = state.problems();
+            problems.extend(holdings.problems());
+            permit.send(Batch { changes, is_complete, problems });
         }
+    }
+}
+
+impl Watches {
+    fn start(
+        &mut self,
+        kind: Kind,
+        watch: Watch<()>,
+        timing: Timing,
+        sender: &mpsc::Sender<Message>,
+        holdings: &Holdings,
+    ) {
+        let relist = Arc::new(Notify::new());
+        self.relist.insert(kind, relist.clone());
+        let holdings = holdings.clone();
+        let wrap = move |event| Message::new(kind, event, &holdings);
+        self.tasks.spawn(watch.relist(relist).timing(timing).run(sender.clone(), wrap));
+    }
+
+    fn relist(&self, kinds: &BTreeSet<Kind>) {
+        kinds.iter().filter_map(|kind| self.relist.get(kind)).for_each(|relist| relist.notify_one());
     }
 }
 
@@ -170,22 +247,23 @@ pub fn is_injected(pod: &Pod) -> bool {
 }
 
 impl Message {
-    fn new<K>(kind: Kind, event: Event<K>, into: impl Fn(K) -> Object) -> Self {
-        let mut message = Self { kind, changes: Vec::new(), unreadable: None };
+    /// Called in the order of what the watch hands over, so that an object that comes again is not taken for one that is
+    /// gone.
+    fn new(kind: Kind, event: Event<()>, holdings: &Holdings) -> Self {
         match event {
-            Event::Unreadable(reason) => message.unreadable = Some(reason),
-            Event::Changed { applied, deleted } => {
-                message.changes.extend(deleted.into_iter().map(|name| Change::Delete(key(kind, name))));
-                let applied = applied.into_iter().map(into);
-                message.changes.extend(applied.map(|object| Change::Apply { object, origin: None }));
+            Event::Unreadable(reason) => Self { kind, unreadable: Some(reason) },
+            Event::Changed { deleted, .. } => {
+                for Name { namespace, name } in deleted {
+                    holdings.forget(ObjectKey { kind, name: ObjectName::new(namespace, name) });
+                }
+                Self { kind, unreadable: None }
             }
         }
-        message
     }
 }
 
 impl State {
-    fn take(&mut self, message: Message, changes: &mut Vec<Change>) {
+    fn take(&mut self, message: Message) {
         let kind = message.kind;
         if let Some(reason) = message.unreadable {
             let problem = unreadable(kind, &reason);
@@ -199,7 +277,11 @@ impl State {
         if !self.listed.contains(&kind) {
             self.listed.push(kind);
         }
-        for change in &message.changes {
+    }
+
+    /// Notes which objects cannot be read, and which can again.
+    fn note_unreadable(&mut self, changes: &[Change]) {
+        for change in changes {
             match change {
                 Change::Apply { object: Object::Unreadable(object), .. } => {
                     let key = ObjectKey { kind: object.kind, name: object.name() };
@@ -209,16 +291,11 @@ impl State {
                 Change::Delete(key) => drop(self.problems.remove(key)),
             }
         }
-        changes.extend(message.changes);
     }
 
     fn problems(&self) -> Vec<Problem> {
         self.unreadable.values().chain(self.problems.values()).cloned().collect()
     }
-}
-
-fn key(kind: Kind, name: Name) -> ObjectKey {
-    ObjectKey { kind, name: ObjectName::new(name.namespace, name.name) }
 }
 
 fn problem(object: &Unreadable) -> Problem {

@@ -338,3 +338,44 @@ async fn only_what_decode_reads_of_an_object_is_held() {
     assert_eq!(event, Event::Changed { applied: vec![Lean { kept: "yes".into() }], deleted: vec![] });
     task.abort();
 }
+
+#[tokio::test]
+async fn what_was_handed_over_is_told_as_gone_also_if_its_list_failed_and_what_is_not_held_is_not_noted() {
+    let api = FakeApi::start().await;
+    for name in ["a-first", "b-broken", "c-left-out"] {
+        api.apply(RESOURCE, json!({"metadata": {"namespace": "ns", "name": name}}));
+    }
+    let keep = |text: &str| {
+        let map: ConfigMap = serde_json::from_str(text)?;
+        match map.metadata.name.as_deref() {
+            Some("b-broken") => Err(<serde_json::Error as serde::de::Error>::custom("broken")),
+            name => Ok(name != Some("c-left-out")),
+        }
+    };
+    let maps: Api<ConfigMap> = Api::namespaced(api.client(), "ns");
+    let relist = Arc::new(Notify::new());
+    let meter = WatchMetrics::new(&Metrics::new()).kind("ConfigMap");
+    let watch = Watch::kept(maps, keep, meter).timing(FAST).relist(relist.clone());
+    let (sender, mut events) = mpsc::channel(4);
+    let task = tokio::spawn(watch.run(sender, |event| event));
+    let mut next = async || {
+        let event = timeout(Duration::from_secs(30), events.recv()).await;
+        event.expect("an event in time").expect("the watch runs")
+    };
+    let gone = |names: &[&str]| {
+        let name = |name: &&str| Name { namespace: "ns".into(), name: (*name).into() };
+        names.iter().map(name).collect::<Vec<_>>()
+    };
+    assert!(matches!(next().await, Event::Unreadable(reason) if reason.contains("broken")));
+    api.delete(RESOURCE, "ns", "a-first");
+    api.delete(RESOURCE, "ns", "b-broken");
+    assert_eq!(next().await, Event::Changed { applied: vec![], deleted: gone(&["a-first"]) });
+    // Nothing is known of the one that is left out, so its end is no news.
+    api.delete(RESOURCE, "ns", "c-left-out");
+    api.apply(RESOURCE, json!({"metadata": {"namespace": "ns", "name": "d-held"}}));
+    assert_eq!(next().await, Event::Changed { applied: vec![()], deleted: vec![] });
+    // A list that was asked for is told, although nothing is new.
+    relist.notify_one();
+    assert_eq!(next().await, Event::Changed { applied: vec![], deleted: vec![] });
+    task.abort();
+}

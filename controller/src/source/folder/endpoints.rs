@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::index::SERVICE_NAME_LABEL;
 use crate::object::{Object, ObjectName};
-use crate::service::{Selected, selects};
+use crate::service::{NamedPorts, selects, target_ports_of};
 use crate::source::folder::has_ended;
 
 /// One EndpointSlice for each Service that has a selector and none of its own, and each family of addresses.
@@ -44,8 +44,8 @@ fn slices(service: &Service, pods: &[&Arc<Pod>]) -> Vec<Object> {
             Ok(IpAddr::V6(_)) => "IPv6",
             Err(_) => continue,
         };
-        let ports = Selected { service, pod }.ports().into_iter();
-        let ports = ports
+        let named = NamedPorts::of(pod);
+        let ports = target_ports_of(service, &named)
             .map(|port| (port.name.map(str::to_owned), port.number, port.app_protocol.map(str::to_owned)));
         families.entry((family, ports.collect())).or_default().push(endpoint(pod, address));
     }

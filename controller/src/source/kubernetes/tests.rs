@@ -45,8 +45,14 @@ struct Cluster {
 
 impl Cluster {
     fn watch(api: FakeApi) -> Self {
+        Self::watch_with_share(api, holdings::SHARE)
+    }
+
+    fn watch_with_share(api: FakeApi, share: usize) -> Self {
         let metrics = WatchMetrics::new(&Metrics::new());
-        let source = KubernetesSource::new(api.client(), "tidegate-system", metrics).timing(FAST);
+        let source = KubernetesSource::new(api.client(), "tidegate-system", metrics)
+            .timing(FAST)
+            .with_share(share, Duration::from_millis(20));
         let (sender, batches) = mpsc::channel(16);
         tokio::spawn(Box::new(source).run(sender));
         let (index, touched) = (Index::for_mesh(Some("osm")), Touched::default());
@@ -441,6 +447,47 @@ async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
         .await;
     assert!(!cluster.touched.namespaces.contains("httpbin"), "{:?}", cluster.touched);
     assert!(cluster.touched.pods.iter().all(|pod| &*pod.namespace == "x"), "{:?}", cluster.touched);
+}
+
+#[tokio::test]
+async fn an_object_beyond_its_namespace_s_share_grants_nothing_says_so_and_counts_once_older_ones_are_gone() {
+    let api = walkthrough().await;
+    // Of two objects that take more than half of the share each, the one that the API server lists first is the newer.
+    let large = |name: &str, second: u32| {
+        let principals: Vec<Value> =
+            (0..256).map(|_| json!({"kind": "AuthenticatedPrincipal", "name": "x".repeat(2048)})).collect();
+        let source = json!({"kind": "IPRange", "name": format!("10.{second}.0.0/16")});
+        let sources: Vec<Value> = principals.into_iter().chain([source]).collect();
+        let backend = json!({"name": "httpbin", "port": {"number": 14001, "protocol": "http"}});
+        let created = format!("2026-01-01T00:00:{second:02}Z");
+        json!({
+            "apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "IngressBackend",
+            "metadata": {"namespace": "httpbin", "name": name, "creationTimestamp": created},
+            "spec": {"backends": [backend], "sources": sources},
+        })
+    };
+    api.apply(BACKENDS, large("a-newer", 2));
+    api.apply(BACKENDS, large("b-older", 1));
+    let mut cluster = Cluster::watch_with_share(api, 1 << 20);
+    cluster.until("complete", |cluster| cluster.is_complete && !cluster.problems.is_empty()).await;
+    assert!(cluster.admits("10.1.0.1") && !cluster.admits("10.2.0.1"));
+    assert!(cluster.admits("10.0.0.2"), "what is small has its place");
+    let statuses = crate::status::all(&cluster.index);
+    let newer = statuses.iter().find(|status| status.name == "a-newer").unwrap();
+    assert_eq!(newer.current_status, "error");
+    assert!(
+        newer.reason.starts_with("metadata.namespace: all objects of one namespace may take 1 MiB"),
+        "{}",
+        newer.reason
+    );
+    let policy = cluster.policy("httpbin/httpbin-1").unwrap();
+    let denying =
+        policy.ports[&14001].ingress.iter().find(|rule| &*rule.policy == "httpbin/a-newer").unwrap();
+    assert_eq!(denying.state, RuleState::Invalid(newer.reason.as_str().into()), "refusals say why");
+
+    cluster.api.delete(BACKENDS, "httpbin", "b-older");
+    cluster.until("the newer one", |cluster| cluster.problems.is_empty()).await;
+    assert!(cluster.admits("10.2.0.1") && !cluster.admits("10.1.0.1"));
 }
 
 #[tokio::test]

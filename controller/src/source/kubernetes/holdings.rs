@@ -1,0 +1,454 @@
+//! What is held of each namespace's objects, within its share.
+//!
+//! Users who may write into a namespace choose how many objects it has, and how large they are. The controller holds the
+//! oldest objects of a namespace that fit into its share and leaves out the newer ones, which therefore grant nothing:
+//! what worked before goes on, also after a restart. An IngressBackend that is left out says so in its status; a problem
+//! tells of the rest.
+//!
+//! Watches hand objects over as soon as they are decoded ([`Holdings::put`]), and the source takes what has changed
+//! since it last looked ([`Holdings::drain`]): one state of each object, the newest, so that changes that come faster
+//! than they are compiled do not pile up.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use tidegate_crds::Finding;
+use tidegate_runtime::logging::LogThrottle;
+use tracing::warn;
+
+use super::size;
+use crate::metrics::NamespaceGauge;
+use crate::object::{Kind, Object, ObjectKey};
+use crate::source::{Change, Problem, ProblemSeverity};
+use crate::unreadable::Unreadable;
+
+/// The most bytes that the objects of one namespace take of the memory.
+pub(super) const SHARE: usize = 48 << 20;
+/// Objects of a namespace that are left out and noted by name. Of further ones nothing is noted.
+const MOST_NOTED: usize = 256;
+
+/// The objects of all namespaces. Clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Holdings {
+    share: usize,
+    left_out: NamespaceGauge,
+    log: Arc<LogThrottle<Arc<str>>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    namespaces: HashMap<Arc<str>, NamespaceHoldings>,
+    /// What the source has not taken yet.
+    pending: BTreeMap<ObjectKey, Change>,
+}
+
+#[derive(Debug, Default)]
+struct NamespaceHoldings {
+    bytes: usize,
+    held: BTreeMap<ObjectKey, Holding>,
+    by_age: BTreeSet<(Age, ObjectKey)>,
+    /// At most [`MOST_NOTED`], with the bytes that they would take.
+    left_out: BTreeMap<ObjectKey, usize>,
+    /// Whether more are left out than are noted.
+    has_more: bool,
+    /// Whether something has been given back since objects were last left out.
+    has_new_room: bool,
+}
+
+/// When an object was made. Every object of an API server says so.
+type Age = Option<Time>;
+
+#[derive(Debug)]
+struct Holding {
+    age: Age,
+    bytes: usize,
+    /// What a status says of the object that it is about, for kinds that have one.
+    status_of: Option<Box<StatusOf>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct StatusOf {
+    uid: Option<String>,
+    generation: Option<i64>,
+}
+
+impl Holdings {
+    /// Nothing is held yet. `share` is in bytes.
+    pub(super) fn new(share: usize, left_out: NamespaceGauge) -> Self {
+        Self { share, left_out, log: Arc::default(), state: Arc::default() }
+    }
+
+    /// Takes over an object as it is now. Returns whether it is held, or noted as left out.
+    pub(super) fn put(&self, object: Object) -> bool {
+        let mut key = object.key();
+        let mut state = self.lock();
+        if !has_share(key.kind) {
+            state.pending.insert(key, Change::Apply { object, origin: None });
+            return true;
+        }
+        let State { namespaces, pending } = &mut *state;
+        if let Some((name, _)) = namespaces.get_key_value(&key.name.namespace) {
+            // One allocation for all of its objects.
+            key.name.namespace = name.clone();
+        }
+        let namespace = namespaces.entry(key.name.namespace.clone()).or_default();
+        namespace.release(&key);
+        let holding = Holding::of(&object);
+        let Some(evicted) = namespace.make_room(&key, &holding, self.share) else {
+            let is_noted = self.leave_out(namespace, pending, key, &holding);
+            return is_noted;
+        };
+        for other in evicted {
+            if let Some(holding) = namespace.release(&other) {
+                self.leave_out(namespace, pending, other, &holding);
+            }
+        }
+        namespace.hold(key.clone(), holding);
+        self.count(&key.name.namespace, namespace);
+        pending.insert(key, Change::Apply { object, origin: None });
+        true
+    }
+
+    /// An object is gone.
+    pub(super) fn forget(&self, key: ObjectKey) {
+        let mut state = self.lock();
+        let State { namespaces, pending } = &mut *state;
+        if let Some(namespace) = namespaces.get_mut(&key.name.namespace) {
+            namespace.release(&key);
+            self.count(&key.name.namespace, namespace);
+            if namespace.is_empty() {
+                namespaces.remove(&key.name.namespace);
+            }
+        }
+        pending.insert(key.clone(), Change::Delete(key));
+    }
+
+    /// What has changed since the last call, each object once.
+    pub(super) fn drain(&self) -> Vec<Change> {
+        std::mem::take(&mut self.lock().pending).into_values().collect()
+    }
+
+    /// One problem for each namespace of which objects are left out.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let state = self.lock();
+        let full = state.namespaces.iter().filter(|(_, namespace)| namespace.leaves_out());
+        let mut problems: Vec<_> =
+            full.map(|(name, namespace)| namespace.problem(name, self.share)).collect();
+        problems.sort();
+        problems
+    }
+
+    /// The kinds of which objects may fit now that were left out before. They have to be listed anew.
+    pub(super) fn take_new_room(&self) -> BTreeSet<Kind> {
+        let mut kinds = BTreeSet::new();
+        for namespace in self.lock().namespaces.values_mut() {
+            if std::mem::take(&mut namespace.has_new_room) {
+                let room = self.share.saturating_sub(namespace.bytes);
+                let fitting = namespace.left_out.iter().filter(|(_, bytes)| **bytes <= room);
+                kinds.extend(fitting.map(|(key, _)| key.kind));
+                if std::mem::take(&mut namespace.has_more) {
+                    kinds.extend(SHARED_KINDS);
+                }
+            }
+        }
+        kinds
+    }
+
+    /// Denies what an object grants. Returns whether it is noted.
+    fn leave_out(
+        &self,
+        namespace: &mut NamespaceHoldings,
+        pending: &mut BTreeMap<ObjectKey, Change>,
+        key: ObjectKey,
+        holding: &Holding,
+    ) -> bool {
+        let name = key.name.namespace.clone();
+        let is_noted = namespace.left_out.len() < MOST_NOTED;
+        let change = match &holding.status_of {
+            Some(status_of) if is_noted => {
+                let object = Object::Unreadable(status_of.left_out(&key, self.share).into());
+                Change::Apply { object, origin: None }
+            }
+            _ => Change::Delete(key.clone()),
+        };
+        pending.insert(key.clone(), change);
+        if is_noted {
+            namespace.left_out.insert(key, holding.bytes);
+        }
+        namespace.has_more |= !is_noted;
+        self.count(&name, namespace);
+        if self.log.admits(&name, Instant::now()) {
+            warn!(namespace = %name, "{}", namespace.problem(&name, self.share).message);
+        }
+        is_noted
+    }
+
+    fn count(&self, name: &Arc<str>, namespace: &NamespaceHoldings) {
+        self.left_out.set(name, namespace.left_out.len());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The kinds whose objects count.
+const SHARED_KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::IngressBackend];
+
+/// Namespaces and the MeshConfig are made by cluster administrators.
+fn has_share(kind: Kind) -> bool {
+    SHARED_KINDS.contains(&kind)
+}
+
+impl NamespaceHoldings {
+    /// The newer objects that must go so that this one fits; `None` if it does not fit beside the older ones.
+    fn make_room(&self, key: &ObjectKey, holding: &Holding, share: usize) -> Option<Vec<ObjectKey>> {
+        let mut room = share.saturating_sub(self.bytes);
+        let mut evicted = Vec::new();
+        for (age, newest) in self.by_age.iter().rev() {
+            if room >= holding.bytes || (age, newest) < (&holding.age, key) {
+                break;
+            }
+            room += self.held.get(newest).map_or(0, |holding| holding.bytes);
+            evicted.push(newest.clone());
+        }
+        (room >= holding.bytes).then_some(evicted)
+    }
+
+    fn hold(&mut self, key: ObjectKey, holding: Holding) {
+        self.bytes += holding.bytes;
+        self.by_age.insert((holding.age.clone(), key.clone()));
+        self.held.insert(key, holding);
+    }
+
+    fn release(&mut self, key: &ObjectKey) -> Option<Holding> {
+        self.left_out.remove(key);
+        let holding = self.held.remove(key)?;
+        self.by_age.remove(&(holding.age.clone(), key.clone()));
+        self.bytes -= holding.bytes;
+        self.has_new_room = true;
+        Some(holding)
+    }
+
+    fn leaves_out(&self) -> bool {
+        self.has_more || !self.left_out.is_empty()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.held.is_empty() && !self.leaves_out()
+    }
+
+    fn problem(&self, name: &str, share: usize) -> Problem {
+        let first = self.left_out.keys().next().map(|key| format!(", {key} among them")).unwrap_or_default();
+        let at_least = if self.has_more { "more than " } else { "" };
+        Problem {
+            file: format!("Namespace {name}"),
+            line: 0,
+            column: 0,
+            field: None,
+            object: Some(format!("Namespace {name}")),
+            severity: ProblemSeverity::Error,
+            message: format!(
+                "{at_least}{} objects are not read{first}: {}",
+                self.left_out.len(),
+                beyond_share(share)
+            ),
+        }
+    }
+}
+
+impl Holding {
+    fn of(object: &Object) -> Self {
+        let metadata = object.metadata();
+        let status_of = (object.kind() == Kind::IngressBackend)
+            .then(|| StatusOf { uid: metadata.uid.clone(), generation: metadata.generation }.into());
+        Self { age: metadata.creation_timestamp.clone(), bytes: size::of(object), status_of }
+    }
+}
+
+impl StatusOf {
+    fn left_out(&self, key: &ObjectKey, share: usize) -> Unreadable {
+        let metadata = ObjectMeta {
+            namespace: Some(key.name.namespace.to_string()),
+            name: Some(key.name.name.to_string()),
+            uid: self.uid.clone(),
+            generation: self.generation,
+            ..ObjectMeta::default()
+        };
+        Unreadable::about_anything(
+            key.kind,
+            metadata,
+            Finding::error("metadata.namespace", beyond_share(share)),
+        )
+    }
+}
+
+/// Why an object is left out, and what to do.
+fn beyond_share(share: usize) -> String {
+    let share = share >> 20;
+    format!(
+        "all objects of one namespace may take {share} MiB of the controller's memory, and the older ones leave no room: \
+         delete what is not needed, or use several namespaces"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::object::ObjectName;
+    use crate::source::kubernetes::{lean, stored_policy};
+
+    const MIB: usize = 1 << 20;
+
+    fn holdings(share: usize) -> Holdings {
+        Holdings::new(share, NamespaceGauge::default())
+    }
+
+    /// A Service of a quarter of a mebibyte, made at this second.
+    fn service(namespace: &str, name: &str, second: u32) -> Object {
+        let ports: Vec<_> = (0..8).map(|i| json!({"port": i + 1, "name": "x".repeat(32 * 1024)})).collect();
+        let created = format!("2026-01-01T00:00:{second:02}Z");
+        let metadata = json!({"namespace": namespace, "name": name, "creationTimestamp": created});
+        let text = json!({"metadata": metadata, "spec": {"ports": ports}}).to_string();
+        Object::Service(lean::service(&text).unwrap().into())
+    }
+
+    fn backend(name: &str, second: u32, bytes: usize) -> Object {
+        let created = format!("2026-01-01T00:00:{second:02}Z");
+        let sources: Vec<_> = (0..bytes.div_ceil(2048))
+            .map(|_| json!({"kind": "AuthenticatedPrincipal", "name": "x".repeat(2048)}))
+            .collect();
+        let metadata =
+            json!({"namespace": "shop", "name": name, "creationTimestamp": created, "generation": 7});
+        let text = json!({"metadata": metadata, "spec": {"backends": [], "sources": sources}}).to_string();
+        stored_policy::ingress_backend(&text).unwrap()
+    }
+
+    fn key(kind: Kind, name: &str) -> ObjectKey {
+        ObjectKey { kind, name: ObjectName::new("shop", name) }
+    }
+
+    /// What the source would tell, as `+name` for what is applied, `!name` for what denies and `-name` for what is gone.
+    fn drained(holdings: &Holdings) -> Vec<String> {
+        let shown = holdings.drain().into_iter().map(|change| match change {
+            Change::Apply { object: Object::Unreadable(object), .. } => format!("!{}", object.name().name),
+            Change::Apply { object, .. } => format!("+{}", object.key().name.name),
+            Change::Delete(key) => format!("-{}", key.name.name),
+        });
+        shown.collect()
+    }
+
+    #[test]
+    fn the_oldest_objects_of_a_namespace_are_held_in_whatever_order_they_come() {
+        let orders = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [4, 6, 1, 5, 2, 3]];
+        for order in orders {
+            let holdings = holdings(MIB);
+            for second in order {
+                assert!(holdings.put(service("shop", &format!("s{second}"), second)));
+            }
+            assert_eq!(drained(&holdings), ["+s1", "+s2", "+s3", "-s4", "-s5", "-s6"], "{order:?}");
+            let problems = holdings.problems();
+            assert_eq!(
+                problems[0].to_string(),
+                "Namespace shop: error: 3 objects are not read, Service shop/s4 among them: all objects of one namespace \
+                 may take 1 MiB of the controller's memory, and the older ones leave no room: delete what is not needed, or \
+                 use several namespaces"
+            );
+            assert_eq!(holdings.left_out.value("shop"), 3);
+        }
+    }
+
+    #[test]
+    fn another_namespace_has_a_share_of_its_own() {
+        let holdings = holdings(MIB);
+        for second in 1..=8 {
+            holdings.put(service("hostile", &format!("s{second}"), second));
+        }
+        holdings.put(service("shop", "late", 59));
+        assert!(drained(&holdings).contains(&"+late".to_owned()));
+        assert_eq!((holdings.left_out.value("hostile"), holdings.left_out.value("shop")), (5, 0));
+    }
+
+    #[test]
+    fn a_policy_that_is_left_out_denies_and_says_why_also_when_an_older_one_takes_its_place() {
+        let holdings = holdings(MIB);
+        holdings.put(backend("new", 30, MIB / 2));
+        assert_eq!(drained(&holdings), ["+new"]);
+        holdings.put(backend("newest", 31, MIB / 2));
+        holdings.put(backend("old", 1, MIB / 2));
+        let changes = holdings.drain();
+        let denied: Vec<_> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Apply { object: Object::Unreadable(object), .. } => Some(object),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(denied.len(), 2, "{changes:?}");
+        for object in denied {
+            assert!(
+                object
+                    .reason()
+                    .starts_with("metadata.namespace: all objects of one namespace may take 1 MiB")
+            );
+            assert!(object.may_open("shop/any", 80));
+            assert_eq!(object.metadata.generation, Some(7), "its status is about what is stored");
+        }
+    }
+
+    #[test]
+    fn what_was_left_out_is_asked_for_again_once_it_may_fit_and_not_before() {
+        let holdings = holdings(MIB);
+        for second in 1..=4 {
+            holdings.put(service("shop", &format!("s{second}"), second));
+        }
+        holdings.take_new_room();
+        holdings.drain();
+        holdings.put(service("shop", "s1", 1));
+        assert_eq!(holdings.take_new_room(), BTreeSet::new(), "the same again makes no room");
+        holdings.forget(key(Kind::Service, "s1"));
+        assert_eq!(drained(&holdings), ["-s1"]);
+        assert_eq!(holdings.take_new_room(), [Kind::Service].into());
+        assert_eq!(holdings.take_new_room(), BTreeSet::new());
+        holdings.put(service("shop", "s4", 4));
+        assert_eq!(drained(&holdings), ["+s4"]);
+        assert!(holdings.problems().is_empty());
+        for name in ["s2", "s3", "s4"] {
+            holdings.forget(key(Kind::Service, name));
+        }
+        assert!(holdings.lock().namespaces.is_empty(), "nothing is kept of a namespace that is empty");
+    }
+
+    #[test]
+    fn of_objects_beyond_the_share_little_is_noted_however_many_there_are() {
+        let holdings = holdings(MIB);
+        for second in 1..=3 {
+            holdings.put(service("shop", &format!("s{second}"), second));
+        }
+        for i in 0..MOST_NOTED {
+            assert!(holdings.put(service("shop", &format!("x{i}"), 30)));
+        }
+        holdings.drain();
+        assert!(!holdings.put(service("shop", "y", 31)), "not even its name");
+        assert_eq!(drained(&holdings), ["-y"]);
+        assert!(holdings.problems()[0].message.starts_with("more than 256 objects are not read"));
+        holdings.forget(key(Kind::Service, "s1"));
+        assert_eq!(holdings.take_new_room(), SHARED_KINDS.into(), "what is not noted may be of any kind");
+    }
+
+    #[test]
+    fn changes_that_come_faster_than_they_are_taken_do_not_pile_up() {
+        let holdings = holdings(MIB);
+        for _ in 0..50 {
+            holdings.put(service("shop", "s", 1));
+        }
+        holdings.forget(key(Kind::Service, "s"));
+        holdings.put(service("shop", "s", 2));
+        assert_eq!(drained(&holdings), ["+s"]);
+    }
+}

@@ -1,0 +1,239 @@
+//! What an object takes of the memory, in bytes: itself, what indexes note of it, and what is written about it.
+//!
+//! Estimates on the safe side: lists may have twice the room that they use, and each text is an allocation of its own.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodIP, Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tidegate_crds::IngressBackend;
+use tidegate_crds::ingress_backend::{Backend, Match, Source};
+
+use crate::object::Object;
+
+/// Names of an object in the index, in its watch and in what is noted of its size.
+const NAMES: usize = 768;
+/// An entry of an index by something that an object refers to.
+const REFERENCE: usize = 256;
+/// The status of an IngressBackend, as it is kept, shown and written.
+const STATUS: usize = 6 * 1024;
+/// An allocation beside its content.
+const ALLOCATION: usize = 32;
+/// An entry of a map beside its texts.
+const ENTRY: usize = 128;
+
+/// Bytes that an object takes.
+pub(super) fn of(object: &Object) -> usize {
+    NAMES
+        + match object {
+            Object::Pod(pod) => of_pod(pod),
+            Object::Service(service) => of_service(service),
+            Object::EndpointSlice(slice) => of_slice(slice),
+            Object::IngressBackend(backend) => of_backend(backend),
+            Object::Unreadable(object) => STATUS + object.size(),
+            // Not counted: cluster administrators make them.
+            Object::Namespace(_) | Object::ServiceAccount(_) | Object::MeshConfig(_) => 0,
+        }
+}
+
+fn of_pod(pod: &Pod) -> usize {
+    let spec = pod.spec.iter();
+    let containers = spec.clone().flat_map(|spec| spec.init_containers.iter().flatten());
+    let containers: usize = containers.chain(spec.flat_map(|spec| &spec.containers)).map(of_container).sum();
+    let status = pod.status.iter();
+    let ips = status.clone().flat_map(|status| status.pod_ips.iter().flatten());
+    let ips: usize = ips.map(|ip| item::<PodIP>() + REFERENCE + ip.ip.len()).sum();
+    let status: usize =
+        status.map(|status| REFERENCE + optional(&status.pod_ip) + optional(&status.phase)).sum();
+    let account = pod.spec.iter().map(|spec| optional(&spec.service_account_name)).sum::<usize>();
+    size_of::<Pod>() + of_metadata(&pod.metadata) + containers + ips + status + account
+}
+
+fn of_container(container: &Container) -> usize {
+    let ports = container.ports.iter().flatten();
+    let ports: usize =
+        ports.map(|port| item::<ContainerPort>() + optional(&port.name) + optional(&port.protocol)).sum();
+    let args: usize = container.args.iter().flatten().map(|argument| item::<String>() + text(argument)).sum();
+    item::<Container>() + text(&container.name) + optional(&container.restart_policy) + args + ports
+}
+
+fn of_service(service: &Service) -> usize {
+    let spec = service.spec.iter().map(|spec| {
+        let ips: usize =
+            spec.cluster_ips.iter().flatten().map(|ip| item::<String>() + REFERENCE + text(ip)).sum();
+        let ports: usize = spec.ports.iter().flatten().map(of_service_port).sum();
+        let selector: usize = spec.selector.as_ref().map_or(0, entries);
+        optional(&spec.cluster_ip)
+            + optional(&spec.external_name)
+            + optional(&spec.type_)
+            + ips
+            + ports
+            + selector
+    });
+    size_of::<Service>() + of_metadata(&service.metadata) + spec.sum::<usize>()
+}
+
+fn of_service_port(port: &ServicePort) -> usize {
+    let target = match &port.target_port {
+        Some(IntOrString::String(name)) => text(name),
+        Some(IntOrString::Int(_)) | None => 0,
+    };
+    item::<ServicePort>()
+        + optional(&port.name)
+        + optional(&port.protocol)
+        + optional(&port.app_protocol)
+        + target
+}
+
+fn of_slice(slice: &EndpointSlice) -> usize {
+    let endpoints: usize = slice.endpoints.iter().flatten().map(of_endpoint).sum();
+    let ports: usize = slice
+        .ports
+        .iter()
+        .flatten()
+        .map(|port| {
+            let texts = [&port.name, &port.protocol, &port.app_protocol].into_iter().map(optional);
+            item::<EndpointPort>() + texts.sum::<usize>()
+        })
+        .sum();
+    size_of::<EndpointSlice>() + of_metadata(&slice.metadata) + text(&slice.address_type) + endpoints + ports
+}
+
+fn of_endpoint(endpoint: &Endpoint) -> usize {
+    let addresses: usize = endpoint.addresses.iter().map(|address| item::<String>() + text(address)).sum();
+    let target = endpoint.target_ref.as_ref().map_or(0, |target| {
+        let texts = [&target.kind, &target.name, &target.namespace, &target.uid].into_iter().map(optional);
+        REFERENCE + texts.sum::<usize>()
+    });
+    item::<Endpoint>() + addresses + target
+}
+
+fn of_backend(object: &IngressBackend) -> usize {
+    let backends: usize = object
+        .spec
+        .backends
+        .iter()
+        .map(|backend| {
+            let hosts = backend.tls.iter().flat_map(|tls| tls.sni_hosts.iter().flatten());
+            let hosts: usize = hosts.map(|host| item::<String>() + text(host)).sum();
+            item::<Backend>() + text(&backend.name) + text(&backend.port.protocol) + hosts
+        })
+        .sum();
+    let sources: usize = object
+        .spec
+        .sources
+        .iter()
+        .map(|source| {
+            item::<Source>()
+                + REFERENCE
+                + text(&source.kind)
+                + text(&source.name)
+                + optional(&source.namespace)
+        })
+        .sum();
+    let matches = object.spec.matches.iter().flatten();
+    let matches: usize = matches
+        .map(|found| item::<Match>() + text(&found.api_group) + text(&found.kind) + text(&found.name))
+        .sum();
+    size_of::<IngressBackend>() + STATUS + of_metadata(&object.metadata) + backends + sources + matches
+}
+
+fn of_metadata(metadata: &ObjectMeta) -> usize {
+    let names = [&metadata.name, &metadata.namespace, &metadata.uid].into_iter().map(optional).sum::<usize>();
+    names + metadata.labels.as_ref().map_or(0, entries)
+}
+
+fn entries(map: &BTreeMap<String, String>) -> usize {
+    map.iter().map(|(key, value)| ENTRY + text(key) + text(value)).sum()
+}
+
+/// The place of an item in a list that may have twice the room.
+fn item<T>() -> usize {
+    2 * size_of::<T>()
+}
+
+fn text(text: &str) -> usize {
+    ALLOCATION + text.len()
+}
+
+fn optional(optional: &Option<String>) -> usize {
+    optional.as_deref().map_or(0, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::source::kubernetes::{lean, stored_policy};
+
+    /// What is reckoned for an object, and what decoding it leaves allocated.
+    fn reckoned_and_held(decode: &dyn Fn() -> Object) -> (usize, usize) {
+        let object = decode();
+        let mut kept = None;
+        let held = allocation_counter::measure(|| kept = Some(decode())).bytes_current;
+        drop(black_box(kept));
+        (of(&object), usize::try_from(held).unwrap())
+    }
+
+    #[test]
+    fn no_object_takes_more_than_what_is_reckoned_for_it() {
+        let labels: Value = (0..200).map(|i| (format!("label-{i}"), Value::from("v".repeat(50)))).collect();
+        let ports: Vec<Value> = (0..900)
+            .map(|i| json!({"name": format!("p{i}"), "port": i, "containerPort": i, "protocol": "TCP"}))
+            .collect();
+        let metadata = json!({"namespace": "shop", "name": "a", "uid": "u".repeat(36), "labels": labels});
+        let sidecar =
+            json!({"name": "tidegate-sidecar", "restartPolicy": "Always", "args": ["--transparent"]});
+        let pod = json!({"metadata": metadata, "spec": {"serviceAccountName": "a", "initContainers": [sidecar],
+            "containers": [{"name": "a", "ports": ports}]}, "status": {"phase": "Failed", "podIP": "10.0.0.1"}})
+        .to_string();
+        let bare = json!({"metadata": {"namespace": "shop", "name": "a"}}).to_string();
+        let service =
+            json!({"metadata": metadata, "spec": {"ports": ports, "selector": labels, "clusterIP": "10.0.0.1"}})
+                .to_string();
+        let endpoint = |i| {
+            let target = json!({"kind": "Pod", "name": format!("p{i}"), "uid": "u".repeat(36)});
+            json!({"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "targetRef": target})
+        };
+        let endpoints: Vec<Value> = (0..900).map(endpoint).collect();
+        let slice =
+            json!({"metadata": metadata, "addressType": "IPv4", "ports": ports, "endpoints": endpoints})
+                .to_string();
+        let hosts: Vec<String> = (0..60).map(|i| format!("{i}.example")).collect();
+        let backends: Vec<Value> = (0..200)
+            .map(|i| {
+                json!({"name": format!("b{i}"), "port": {"number": i, "protocol": "https"},
+                "tls": {"skipClientCertValidation": false, "sniHosts": hosts}})
+            })
+            .collect();
+        let sources: Vec<Value> =
+            (0..900).map(|i| json!({"kind": "IPRange", "name": format!("10.0.0.{i}/32")})).collect();
+        let backend =
+            json!({"metadata": metadata, "spec": {"backends": backends, "sources": sources}}).to_string();
+        let broken = json!({"metadata": metadata, "spec": {"backends": vec![json!({"name": "x"}); 2_000]}})
+            .to_string();
+        let check = |what: &str, decode: &dyn Fn() -> Object| {
+            let (reckoned, held) = reckoned_and_held(decode);
+            println!("{what}: {reckoned} bytes reckoned, {held} held");
+            assert!(
+                held <= reckoned && reckoned < 3 * held + 16 * 1024,
+                "{what}: {held} held, {reckoned} reckoned"
+            );
+        };
+        for text in [&pod, &bare] {
+            check("pod", &|| Object::Pod(lean::pod(text, "tidegate-system").unwrap().into()));
+        }
+        for text in [&service, &bare] {
+            check("service", &|| Object::Service(lean::service(text).unwrap().into()));
+        }
+        check("slice", &|| Object::EndpointSlice(lean::endpoint_slice(&slice).unwrap().into()));
+        for text in [&backend, &broken] {
+            check("policy", &|| stored_policy::ingress_backend(text).unwrap());
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! A controller within the memory that the chart gives it, while the holder of one workload's certificate opens as many
+//! streams as it can and asks each of them for addresses that it has made up. Sidecars of the same identity and of others
+//! are served meanwhile. A process of its own, because the limit holds for all of a process.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use rustls_pki_types::{PrivateKeyDer, ServerName};
+use tidegate_controller::source::folder::{FolderSource, is_local};
+use tidegate_controller::{Config, Controller, ControllerHandle, Dependencies, NAMESPACE, SERVICE_ACCOUNT};
+use tidegate_core::{Identity, PeerCertificate, TrustDomain};
+use tidegate_proto::discovery::discovery_client::DiscoveryClient;
+use tidegate_proto::discovery::discovery_request::Message;
+use tidegate_proto::discovery::{Ack, DiscoveryRequest, DiscoveryResponse, Hello, Node, Subscribe};
+use tidegate_runtime::grpc;
+use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::logging::LogHandle;
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
+use tidegate_runtime::tls;
+use tidegate_runtime::trust_bundle::TrustBundle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+/// `controller.resources.limits.memory` of the chart.
+const MEMORY: u64 = 512 << 20;
+const CONNECTIONS: usize = 12;
+const STREAMS: usize = 8;
+const ADDRESSES: usize = 8192;
+/// Pods of the attacker: a workload may have four streams.
+const WORKLOADS: usize = CONNECTIONS * STREAMS / 4;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Ca(CertifiedIssuer<'static, KeyPair>);
+
+struct Mesh {
+    ca: Ca,
+    controller: ControllerHandle,
+    _bundle: watch::Sender<Arc<TrustBundle>>,
+    _credentials: watch::Sender<Option<Arc<Credentials>>>,
+    _folder: tempfile::TempDir,
+}
+
+/// The sidecar's end of a stream.
+struct Sidecar {
+    requests: mpsc::Sender<DiscoveryRequest>,
+    responses: Streaming<DiscoveryResponse>,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn bundle(&self) -> Arc<TrustBundle> {
+        Arc::new(TrustBundle::from_certificates([self.0.der().clone()]).unwrap())
+    }
+
+    fn issue(&self, namespace: &str, account: &str) -> Arc<Credentials> {
+        let identity = Identity::new(TrustDomain::default(), namespace, account).unwrap();
+        let mut params = CertificateParams::new(vec![identity.dns_name()]).unwrap();
+        params.subject_alt_names.push(SanType::URI(identity.spiffe_uri().try_into().unwrap()));
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Arc::new(Credentials {
+            chain: vec![certificate.der().clone()],
+            key: Arc::new(PrivateKeyDer::Pkcs8(key.serialize_der().into())),
+            leaf: PeerCertificate::from_der(certificate.der()).unwrap(),
+            generation: 1,
+        })
+    }
+}
+
+impl Mesh {
+    async fn start() -> Self {
+        tls::install_provider();
+        let ca = Ca::new();
+        let folder = tempfile::tempdir().unwrap();
+        let pod = |name: &str, account: &str, host: usize| {
+            serde_json::json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": name},
+                "spec": {"serviceAccountName": account, "containers": [{"name": "app"}]},
+                "status": {"podIP": format!("127.0.0.{host}")},
+            })
+        };
+        let attackers = (0..WORKLOADS).map(|i| pod(&format!("greedy-{i}"), "greedy", 10 + i));
+        let others = [pod("second", "greedy", 8), pod("stranger", "modest", 9)];
+        let documents: Vec<_> = attackers.chain(others).map(|pod| pod.to_string()).collect();
+        std::fs::write(folder.path().join("all.yaml"), documents.join("\n---\n")).unwrap();
+        let (bundle, credentials) = (ca.bundle(), ca.issue(NAMESPACE, SERVICE_ACCOUNT));
+        let (bundle, trust_bundle) = watch::channel(bundle);
+        let (given, credentials) = watch::channel(Some(credentials));
+        let readiness = Readiness::new();
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let config = Config {
+            listen: loopback,
+            admin: loopback,
+            trust_domain: TrustDomain::default(),
+            max_connections: 10_000,
+            is_workload: is_local,
+            mesh_name: None,
+            health: None,
+        };
+        let dependencies = Dependencies {
+            source: Box::new(FolderSource::new(folder.path())),
+            status_writers: Vec::new(),
+            credentials,
+            trust_bundle,
+            metrics: Metrics::new(),
+            readiness: readiness.clone(),
+            log: LogHandle::detached(),
+        };
+        let controller = Controller::start(config, dependencies).await.unwrap();
+        readiness.ready().await;
+        Self { ca, controller, _bundle: bundle, _credentials: given, _folder: folder }
+    }
+
+    /// A connection of its own.
+    fn connect(&self, account: &str) -> DiscoveryClient<Channel> {
+        let config = grpc::client_config(&self.ca.bundle(), Some(&self.ca.issue("shop", account))).unwrap();
+        let address: grpc::Address =
+            format!("https://{}", self.controller.discovery_address).parse().unwrap();
+        let name = format!("{SERVICE_ACCOUNT}.{NAMESPACE}.cluster.local");
+        let name = ServerName::try_from(name).unwrap();
+        DiscoveryClient::new(grpc::channel(&address, name, move || Some(config.clone())))
+    }
+}
+
+impl Sidecar {
+    async fn open(client: &mut DiscoveryClient<Channel>, workload: &str) -> Result<Self, Status> {
+        let (requests, receiver) = mpsc::channel(8);
+        let node = Node { workload: format!("shop/{workload}"), ..Node::default() };
+        let hello = Hello { node: Some(node), known_versions: HashMap::new() };
+        requests.send(DiscoveryRequest { message: Some(Message::Hello(hello)) }).await.unwrap();
+        let responses = client.stream(ReceiverStream::new(receiver)).await?.into_inner();
+        Ok(Self { requests, responses })
+    }
+
+    /// Takes over what comes until so many destinations have.
+    async fn take(&mut self, destinations: usize) -> Result<(), Status> {
+        let mut found = 0;
+        while found < destinations {
+            let response = tokio::time::timeout(PATIENCE, self.responses.message()).await;
+            let response = response.expect("an answer in time")?.expect("the stream lives");
+            let of_destinations = |name: &str| name.starts_with("destination/");
+            found += response.resources.iter().filter(|resource| of_destinations(&resource.name)).count();
+            let ack = Ack { nonce: response.nonce, rejections: Vec::new() };
+            let ack = DiscoveryRequest { message: Some(Message::Ack(ack)) };
+            self.requests.send(ack).await.map_err(|_| Status::cancelled("the stream has ended"))?;
+        }
+        Ok(())
+    }
+
+    /// How the stream ends.
+    async fn end(&mut self) -> Status {
+        loop {
+            match self.responses.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Status::ok(""),
+                Err(status) => return status,
+            }
+        }
+    }
+}
+
+/// Asks for so many addresses that nobody has, in messages as large as the controller takes. Whether the stream lives.
+async fn subscribe(requests: mpsc::Sender<DiscoveryRequest>, network: usize, addresses: usize) -> bool {
+    let name = |i: usize| format!("destination/10.{network}.{}.{}:80", i / 256, i % 256);
+    let names: Vec<String> = (0..addresses).map(name).collect();
+    for names in names.chunks(2000) {
+        let message = Message::Subscribe(Subscribe { names: names.to_vec() });
+        if requests.send(DiscoveryRequest { message: Some(message) }).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+/// The most memory that this process has held.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// One stream of the attack after the other. Says each time how a stream has ended.
+async fn attack(
+    mut client: DiscoveryClient<Channel>,
+    workload: String,
+    network: usize,
+    ends: mpsc::Sender<Code>,
+) {
+    loop {
+        let end = match Sidecar::open(&mut client, &workload).await {
+            Ok(mut sidecar) => {
+                let (all, taken) = tokio::join!(
+                    subscribe(sidecar.requests.clone(), network, ADDRESSES),
+                    sidecar.take(ADDRESSES)
+                );
+                match taken {
+                    // It has all that it wants, and keeps it.
+                    Ok(()) if all => sidecar.end().await,
+                    Ok(()) => Status::cancelled("the stream has ended"),
+                    Err(status) => status,
+                }
+            }
+            Err(status) => status,
+        };
+        if ends.send(end.code()).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_streams_of_one_identity_neither_kill_the_controller_nor_starve_others_of_it_or_of_another() {
+    setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) }).unwrap();
+    let mesh = Mesh::start().await;
+    let (sender, mut ends) = mpsc::channel(1);
+    let mut attackers = JoinSet::new();
+    for connection in 0..CONNECTIONS {
+        let client = mesh.connect("greedy");
+        for stream in 0..STREAMS {
+            let number = connection * STREAMS + stream;
+            // Four streams for each of its workloads, which is what one may have.
+            let workload = format!("greedy-{}", number % WORKLOADS);
+            attackers.spawn(attack(client.clone(), workload, number, sender.clone()));
+        }
+    }
+    drop(sender);
+    let first = tokio::time::timeout(PATIENCE, ends.recv()).await.expect("a limit is met").unwrap();
+    assert_eq!(first, Code::ResourceExhausted);
+    // From here on the share of the identity is used up, and its streams push each other out.
+    let refused = tokio::spawn(async move {
+        let mut refused = 0;
+        while let Some(code) = ends.recv().await {
+            refused += usize::from(code == Code::ResourceExhausted);
+        }
+        refused
+    });
+    for (account, workload) in [("greedy", "second"), ("modest", "stranger")] {
+        let mut client = mesh.connect(account);
+        let mut sidecar = Sidecar::open(&mut client, workload).await.unwrap();
+        for round in 0..5 {
+            let network = 200 + round;
+            let (all, taken) =
+                tokio::join!(subscribe(sidecar.requests.clone(), network, 50), sidecar.take(50));
+            assert!(all, "{workload}: the stream has ended");
+            taken.unwrap_or_else(|status| panic!("{workload}: {status}"));
+        }
+    }
+    attackers.shutdown().await;
+    let refused = refused.await.unwrap();
+    let most = peak();
+    println!("{} MiB at most, clients included; {refused} streams were ended", most >> 20);
+    assert!(refused > 0 && most < MEMORY, "{} MiB", most >> 20);
+}
