@@ -1,4 +1,4 @@
-//! What we take from a peer's X.509 certificate: its names and its life. Trust is not judged here.
+//! The names and the validity of a peer's X.509 certificate. Trust is verified elsewhere.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -12,45 +12,45 @@ use crate::dns_name::DnsName;
 use crate::hex::hex;
 use crate::san::San;
 
-/// The most subject alternative names that a certificate may carry; more is an attack on whoever compares them.
+/// Maximum number of subject alternative names in a certificate. More would make every comparison expensive.
 pub const MAX_SANS: usize = 100;
 
-/// The part of a certificate that policy, logs and headers speak of. The subject's common name is never looked at.
+/// The part of a certificate that policy, logs and headers use. The subject's common name is ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerCertificate {
     /// Subject alternative names, in the certificate's order.
     pub sans: Vec<San>,
-    /// First moment of its life.
+    /// Start of its validity.
     pub not_before: SystemTime,
-    /// Last moment of its life.
+    /// End of its validity, inclusive.
     pub not_after: SystemTime,
     /// Serial number in lower-case hex.
     pub serial: String,
 }
 
-/// Why a certificate cannot be read.
+/// Why a certificate is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
     /// Not one DER-encoded X.509 certificate.
     #[error("not a DER-encoded X.509 certificate")]
     Der,
-    /// The subjectAltName extension is there twice or cannot be decoded.
+    /// The subjectAltName extension occurs twice or cannot be decoded.
     #[error("the subjectAltName extension cannot be decoded")]
     SubjectAltName,
     /// More than [`MAX_SANS`] names.
     #[error("{0} subject alternative names, more than {MAX_SANS}")]
     TooManySans(usize),
-    /// A name with a NUL, a control character or bytes that its type does not allow.
+    /// A name contains a NUL, a control character or bytes that its type does not allow.
     #[error("subject alternative name {0:?} is malformed")]
     MalformedSan(String),
-    /// The life's bounds do not fit a system clock.
+    /// The validity does not fit into the system's time type.
     #[error("validity out of range")]
     Validity,
 }
 
 impl PeerCertificate {
-    /// Reads a DER-encoded certificate. A malformed name refuses the whole certificate: nobody but a forger
-    /// writes one, and what it was cut down to must never be compared (CVE-2025-66220 and its kin).
+    /// Parses a DER-encoded certificate. A malformed name refuses the whole certificate: only forgeries have one, and a
+    /// truncated name must never be compared (CVE-2025-66220 and similar).
     pub fn from_der(der: &[u8]) -> Result<Self, CertificateError> {
         let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| CertificateError::Der)?;
         if !rest.is_empty() {
@@ -76,8 +76,8 @@ impl PeerCertificate {
     }
 }
 
-/// A number in lower-case hex, without leading zeros. By hand, because the number's own way to any radix calls for a
-/// library of mathematics that each sidecar would hold in memory.
+/// A number in lower-case hex, without leading zeros. Written by hand: the conversion of the big-integer type would add
+/// its arithmetic code to the memory of every sidecar.
 fn serial(number: &[u8]) -> String {
     match hex(number).trim_start_matches('0') {
         "" => "0".to_owned(),
@@ -102,7 +102,7 @@ fn san(name: &GeneralName<'_>) -> Result<San, CertificateError> {
     }
 }
 
-/// Printable ASCII without blanks: all that a URI (RFC 3986 §2) or a mailbox in a certificate may hold.
+/// Accepts printable ASCII without spaces, the only characters of a URI (RFC 3986 §2) or a mailbox in a certificate.
 fn clean(text: &str) -> Option<Box<str>> {
     (!text.is_empty() && text.len() <= 2048 && text.bytes().all(|b| b.is_ascii_graphic()))
         .then(|| text.into())
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_refused() {
+    fn bytes_that_are_not_one_certificate_are_refused() {
         let mut der = certificate(vec![]);
         der.push(0);
         for bytes in [&der[..], &der[..40], &[]] {

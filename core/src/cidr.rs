@@ -1,4 +1,4 @@
-//! Sets of addresses.
+//! Sets of IP addresses.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,34 +6,34 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-/// Addresses given as ranges. IPv4 addresses that came in IPv4-mapped form (`::ffff:a.b.c.d`) count as IPv4. Clones
-/// share the ranges.
+/// A set of CIDR ranges. An IPv4-mapped IPv6 address (`::ffff:a.b.c.d`) is treated as IPv4. Clones share the ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CidrSet {
-    /// Merged, sorted, and free of overlaps, so that equal sets are equal values and a look-up is a binary search.
+    /// Merged, sorted and without overlaps, so that equal sets compare equal and a lookup is a binary search.
     ranges: Arc<[IpNet]>,
 }
 
-/// A text that is no range of addresses.
+/// A text is not a CIDR range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected CIDR notation 'a.b.c.d/x', got '{0}'")]
 pub struct CidrError(pub String);
 
 impl CidrSet {
-    /// Parses ranges in CIDR notation. A lone address is refused: `10.0.0.1` is a slip for `10.0.0.1/32` or `/24`.
+    /// Parses ranges in CIDR notation. An address without a prefix length is refused: `10.0.0.1` may be meant as
+    /// `10.0.0.1/32` or as `10.0.0.0/24`.
     pub fn parse<'a>(ranges: impl IntoIterator<Item = &'a str>) -> Result<Self, CidrError> {
         let parse = |text: &str| text.parse::<IpNet>().map_err(|_| CidrError(text.to_owned()));
         Ok(ranges.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?.into_iter().collect())
     }
 
-    /// Whether the set holds this address.
+    /// Whether the set contains this address.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         let after = self.ranges.partition_point(|range| range.network() <= address);
         after.checked_sub(1).and_then(|i| self.ranges.get(i)).is_some_and(|range| range.contains(&address))
     }
 
-    /// Whether the set holds no address at all.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
@@ -53,7 +53,7 @@ impl FromIterator<IpNet> for CidrSet {
 }
 
 impl FromIterator<IpAddr> for CidrSet {
-    /// Each address as a range of its own: /32 for IPv4, /128 for IPv6.
+    /// Each address becomes a range: /32 for IPv4, /128 for IPv6.
     fn from_iter<T: IntoIterator<Item = IpAddr>>(addresses: T) -> Self {
         addresses.into_iter().map(|address| IpNet::from(address.to_canonical())).collect()
     }
@@ -101,7 +101,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_set_holds_what_one_of_its_ranges_holds(
+        fn the_set_contains_what_one_of_its_ranges_contains(
             ranges in prop::collection::vec((any::<IpAddr>(), 0u8..=128), 0..8),
             address: IpAddr,
         ) {

@@ -1,4 +1,4 @@
-//! What a workload dials, as the mesh knows it: who is there, and how each endpoint is spoken to.
+//! Destinations of outbound connections: the endpoints behind an address, and how to connect to each.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,32 +7,33 @@ use serde::Serialize;
 
 use crate::identity::Identity;
 
-/// What stands behind an address and port that a workload dials.
+/// What is behind an address and port that a workload connects to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Destination {
-    /// Nobody of the mesh: it is dialled as it is.
+    /// Not in the mesh. The connection goes to the original address, unchanged.
     Passthrough,
-    /// A Service of which at least one endpoint is in the mesh, or a Pod of the mesh.
+    /// A Service with at least one endpoint in the mesh, or a Pod in the mesh.
     Service(MeshService),
 }
 
-/// The endpoints that stand behind one address.
+/// The endpoints behind one address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MeshService {
     /// The Service or the Pod, as `<namespace>/<name>`.
     pub name: Arc<str>,
-    /// Where connections may go, each address once. None: there is nobody, and a connection is refused.
+    /// The endpoints, each address once. If empty, connections are refused.
     pub endpoints: Vec<Endpoint>,
 }
 
-/// One place to which a connection may go.
+/// One endpoint of a destination.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// The Pod's address, with the Service's `targetPort`.
     pub address: SocketAddr,
-    /// Who must answer there, over mutual TLS. `None`: the endpoint has no sidecar and is spoken to in plaintext.
+    /// Identity that the endpoint's sidecar must present over mutual TLS. `None`: the endpoint has no sidecar, and the
+    /// connection is plaintext.
     pub identity: Option<Identity>,
 }

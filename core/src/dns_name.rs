@@ -1,29 +1,29 @@
-//! DNS names as they are compared everywhere in Tidegate: in lower case, without one trailing dot.
+//! DNS names in the normal form that Tidegate compares: lower case, without a trailing dot.
 
 use std::fmt;
 
-/// A DNS name in its comparable form: lower case, no trailing dot, labels of letters, digits, `-` and `_`.
+/// A DNS name in normal form: lower case, no trailing dot, labels of letters, digits, `-` and `_`.
 ///
-/// At most 253 bytes, labels of 1 to 63 (RFC 1035 §2.3.4). No wildcard: see [`DnsPattern`].
+/// At most 253 bytes, labels of 1 to 63 bytes (RFC 1035 §2.3.4). For wildcards see [`DnsPattern`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DnsName(Box<str>);
 
-/// A name to match server names against: exact, or `*.` and a suffix that stands for one or more whole labels.
+/// A pattern for host names: an exact name, or `*.` and a suffix. `*` stands for one or more whole labels.
 ///
-/// `*.bar.example` matches `a.bar.example` and `a.b.bar.example`, never `bar.example` and never `abar.example`:
-/// Envoy's `server_names`, which `IngressBackend.spec.backends[].tls.sniHosts` was defined by.
+/// `*.bar.example` matches `a.bar.example` and `a.b.bar.example`, but not `bar.example` or `abar.example`. These are the
+/// rules of Envoy's `server_names`, which define `IngressBackend.spec.backends[].tls.sniHosts`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DnsPattern {
     /// This name only.
     Exact(DnsName),
-    /// Any name that ends in a dot and this name.
+    /// Any name that ends with a dot and this name.
     Suffix(DnsName),
 }
 
-/// Why a text is no DNS name.
+/// Why a text is not a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DnsNameError {
-    /// The text is empty, or nothing but a dot.
+    /// The text is empty, or a single dot.
     #[error("a DNS name must not be empty")]
     Empty,
     /// More than 253 bytes.
@@ -32,13 +32,13 @@ pub enum DnsNameError {
     /// A label is empty or longer than 63 bytes.
     #[error("label {0:?} of {1:?} must have 1 to 63 bytes")]
     BadLabel(String, String),
-    /// A byte that no host name holds; NUL, spaces and wildcards among them.
+    /// A byte that is not allowed in a host name, such as NUL, a space or a wildcard.
     #[error("{0:?} holds a character that no DNS name has")]
     BadCharacter(String),
 }
 
 impl DnsName {
-    /// Parses and normalises: lower-cases ASCII, drops one trailing dot.
+    /// Parses and normalises: lower-cases ASCII and drops one trailing dot.
     pub fn parse(text: &str) -> Result<Self, DnsNameError> {
         let name = text.strip_suffix('.').unwrap_or(text);
         if name.is_empty() {
@@ -63,7 +63,7 @@ impl DnsName {
         &self.0
     }
 
-    /// Whether a text that came off the wire names the same host; allocates nothing.
+    /// Whether a text from the wire names the same host. Does not allocate.
     pub fn matches(&self, text: &str) -> bool {
         text.strip_suffix('.').unwrap_or(text).eq_ignore_ascii_case(&self.0)
     }
@@ -78,7 +78,7 @@ impl DnsPattern {
         }
     }
 
-    /// Whether a server name from a ClientHello falls under this pattern; allocates nothing.
+    /// Whether a host name from the wire matches this pattern. Does not allocate.
     pub fn matches(&self, text: &str) -> bool {
         let text = text.strip_suffix('.').unwrap_or(text);
         match self {
@@ -124,14 +124,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn case_and_one_trailing_dot_do_not_count() {
+    fn case_and_one_trailing_dot_are_ignored() {
         assert_eq!(DnsName::parse("A.b.Example.").unwrap(), DnsName::parse("a.B.example").unwrap());
         assert!(DnsName::parse("a.b").unwrap().matches("A.B."));
         assert!(!DnsName::parse("a.b").unwrap().matches("a.b.."));
     }
 
     #[test]
-    fn what_is_no_host_name_is_refused() {
+    fn a_text_that_is_not_a_host_name_is_refused() {
         for text in ["", ".", "a..b", "a b", "a\0.b", "*.a", "a.*", "a/b", "ä.b", ".a", &"x".repeat(64)] {
             assert!(DnsName::parse(text).is_err(), "{text:?} was taken");
         }

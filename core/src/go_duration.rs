@@ -1,13 +1,13 @@
-//! Durations as Go, and so OSM's manifests, spell them: `24h`, `1h30m`, `1.5s`, `300ms`.
+//! Durations in Go's notation, which OSM's manifests use: `24h`, `1h30m`, `1.5s`, `300ms`.
 
 use std::time::Duration;
 
-/// A text that is no duration, or a negative one: no setting has a use for those.
+/// A text is not a duration, or is negative, which no setting accepts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a duration: write numbers and units (ns, us, ms, s, m, h), such as 24h or 1h30m")]
 pub struct GoDurationError(pub String);
 
-/// Reads a duration as Go's `time.ParseDuration` does.
+/// Parses a duration as Go's `time.ParseDuration` does.
 pub fn parse(text: &str) -> Result<Duration, GoDurationError> {
     nanoseconds(text).map(Duration::from_nanos).ok_or_else(|| GoDurationError(text.to_owned()))
 }
@@ -29,7 +29,7 @@ fn nanoseconds(text: &str) -> Option<u64> {
         nanoseconds = nanoseconds.checked_add(component(number, unit_nanoseconds(unit)?)?)?;
         rest = tail;
     }
-    // Go's durations are 64-bit nanoseconds, with a sign.
+    // Go's durations are signed 64-bit nanoseconds.
     i64::try_from(nanoseconds).ok().and_then(|n| u64::try_from(n).ok())
 }
 
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_as_go_reads_them() {
+    fn durations_are_parsed_as_go_parses_them() {
         let seconds = |n: u64| Some(Duration::from_secs(n));
         for (text, expected) in [
             ("24h", seconds(86_400)),

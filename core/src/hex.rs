@@ -1,8 +1,8 @@
-//! Bytes as people compare them: fingerprints, serial numbers, versions.
+//! Hexadecimal text for fingerprints, serial numbers and versions.
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-/// Two lower-case digits for each byte.
+/// Encodes bytes as two lower-case digits each.
 pub fn hex(bytes: &[u8]) -> String {
     let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()

@@ -1,15 +1,15 @@
-//! Who a workload is: a trust domain, a namespace and a service account, with two spellings.
+//! Workload identity: trust domain, namespace and service account, with a DNS and a URI form.
 
 use std::fmt;
 
 use crate::dns_name::{DnsName, DnsNameError};
 use crate::san::San;
 
-/// The name of the root of trust that an identity belongs to, such as `cluster.local`. Compared in lower case.
+/// The trust domain of an identity, such as `cluster.local`. Compared in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(DnsName);
 
-/// A workload's identity: the Kubernetes service account it runs as, in a trust domain.
+/// The identity of a workload: its Kubernetes service account in a trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity {
     trust_domain: TrustDomain,
@@ -17,15 +17,15 @@ pub struct Identity {
     service_account: Box<str>,
 }
 
-/// Why something is no identity.
+/// Why a value is not an identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// The trust domain is no DNS name.
+    /// The trust domain is not a DNS name.
     #[error("trust domain {value:?}: {source}")]
     TrustDomain {
-        /// What was given.
+        /// The value.
         value: String,
-        /// What is wrong with it.
+        /// Why it is not a DNS name.
         source: DnsNameError,
     },
     /// A namespace must be a DNS label (RFC 1123): lower-case letters, digits and `-`, at most 63.
@@ -40,7 +40,7 @@ pub enum IdentityError {
 }
 
 impl TrustDomain {
-    /// Parses a trust domain; a DNS name by SPIFFE's rules as well as by OSM's.
+    /// Parses a trust domain, which SPIFFE and OSM both define as a DNS name.
     pub fn parse(text: &str) -> Result<Self, IdentityError> {
         DnsName::parse(text)
             .map(Self)
@@ -54,7 +54,7 @@ impl TrustDomain {
 }
 
 impl Default for TrustDomain {
-    /// `cluster.local`, which OSM's and Istio's users know.
+    /// `cluster.local`, the default of OSM and Istio.
     fn default() -> Self {
         match Self::parse("cluster.local") {
             Ok(domain) => domain,
@@ -64,7 +64,7 @@ impl Default for TrustDomain {
 }
 
 impl Identity {
-    /// Builds an identity from its parts, each checked by Kubernetes' own naming rules.
+    /// Builds an identity. Each part must follow Kubernetes' naming rules.
     pub fn new(
         trust_domain: TrustDomain,
         namespace: &str,
@@ -92,9 +92,10 @@ impl Identity {
         Self::new(TrustDomain::parse(domain)?, namespace, account)
     }
 
-    /// The workload whose certificate holds these names: its one URI names an identity of `trust_domain`, and the same
-    /// identity's DNS spelling is there too. With two URIs nobody can say who it is (X509-SVID §2). An ingress
-    /// controller's client certificate comes from the same CA, but holds what MeshConfig lists and is no workload's.
+    /// The workload that a certificate with these names belongs to: it has exactly one URI, which names an identity of
+    /// `trust_domain`, and the DNS form of the same identity. Two URIs are ambiguous (X509-SVID §2). The client
+    /// certificate of an ingress controller comes from the same CA, but contains the names that MeshConfig lists and is
+    /// not a workload's.
     pub fn of_workload(sans: &[San], trust_domain: &TrustDomain) -> Option<Self> {
         let mut uris = sans.iter().filter_map(|san| match san {
             San::Uri(uri) => Some(uri),
@@ -107,8 +108,8 @@ impl Identity {
         (identity.trust_domain == *trust_domain && has_both).then_some(identity)
     }
 
-    /// An identity that a certificate with these names would be taken for, in some trust domain or other: both of its
-    /// spellings are among them.
+    /// The identity that a certificate with these names would have in any trust domain: the names include both of its
+    /// forms.
     pub fn spelled_out(sans: &[San]) -> Option<Self> {
         sans.iter().find_map(|san| {
             let San::Uri(uri) = san else { return None };
@@ -119,7 +120,7 @@ impl Identity {
         })
     }
 
-    /// Reads `<service-account>.<namespace>.<trust-domain>`. The account may hold dots, the namespace cannot.
+    /// Parses `<service-account>.<namespace>.<trust-domain>`. The account may contain dots, the namespace cannot.
     pub fn from_dns_name(name: &DnsName, trust_domain: &TrustDomain) -> Option<Self> {
         let prefix = name.as_str().strip_suffix(trust_domain.as_str())?.strip_suffix('.')?;
         let (account, namespace) = prefix.rsplit_once('.')?;
@@ -141,12 +142,12 @@ impl Identity {
         &self.service_account
     }
 
-    /// The DNS spelling, `<service-account>.<namespace>.<trust-domain>`: what OSM's users write.
+    /// The DNS form, `<service-account>.<namespace>.<trust-domain>`, as in OSM.
     pub fn dns_name(&self) -> String {
         format!("{}.{}.{}", self.service_account, self.namespace, self.trust_domain)
     }
 
-    /// The URI spelling, `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`: what Istio's users write.
+    /// The URI form, `spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>`, as in Istio.
     pub fn spiffe_uri(&self) -> String {
         format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
     }
@@ -159,7 +160,7 @@ impl fmt::Display for TrustDomain {
 }
 
 impl fmt::Display for Identity {
-    /// The DNS spelling.
+    /// The DNS form.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.service_account, self.namespace, self.trust_domain)
     }
@@ -171,8 +172,7 @@ impl serde::Serialize for Identity {
     }
 }
 
-/// What is wrong with both spellings of an identity among the names of an ingress controller's certificate, and what to
-/// do.
+/// The error for both forms of an identity among the names of an ingress controller's certificate, with its remedy.
 pub fn both_spellings(identity: &Identity) -> String {
     format!(
         "{:?} and {:?} together make the certificate one of a workload, which permissive mode lets in at every port; \
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn both_spellings_come_back_as_the_same_identity() {
+    fn both_forms_parse_to_the_same_identity() {
         for account in ["httpbin", "with.dots.in-it"] {
             let identity = identity(account);
             assert_eq!(Identity::from_spiffe_uri(&identity.spiffe_uri()).unwrap(), identity);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_exact_spiffe_form_is_read() {
+    fn only_the_exact_spiffe_form_is_accepted() {
         for uri in [
             "spiffe://cluster.local/httpbin/httpbin",
             "spiffe://cluster.local/ns/a/sa/b/c",
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workload_is_known_by_both_spellings_in_its_trust_domain() {
+    fn a_workload_is_identified_by_both_forms_in_its_trust_domain() {
         let domain = TrustDomain::default();
         let identity = identity("httpbin");
         let uri = San::Uri(identity.spiffe_uri().into());

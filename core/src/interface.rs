@@ -1,7 +1,7 @@
 //! Names of network interfaces.
 
-/// Whether a text names one: 1 to 15 letters, digits, `.`, `_`, `-` or `@`, no `-` at the beginning. A `+` at its end
-/// stands for anything.
+/// Whether a text is an interface name: 1 to 15 letters, digits, `.`, `_`, `-` or `@`, not starting with `-`. A trailing
+/// `+` is a wildcard, as in iptables.
 pub fn is_interface(text: &str) -> bool {
     let name = text.strip_suffix('+').unwrap_or(text);
     let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
@@ -13,7 +13,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_be_an_argument_of_iptables_is_no_interface() {
+    fn a_text_that_could_be_an_iptables_argument_is_not_an_interface() {
         for name in ["eth0", "net1", "cali+", "eth0.100", "veth-a@b"] {
             assert!(is_interface(name), "{name}");
         }

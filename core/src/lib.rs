@@ -1,12 +1,14 @@
-//! The ground floor of Tidegate: who is who, and who may do what.
+//! The ground floor of Tidegate: identities, authorization, and routes.
 //!
-//! Identities and trust domains, the names in a certificate, principals that match those names, address sets,
-//! and the inbound policy model with its evaluator. Everything here is a pure function of its input: no I/O, no
-//! clock, no async runtime, no Kubernetes, no TLS library. Every other crate may use this one; it uses none of ours.
+//! Identities and trust domains, the names in a certificate, principals that match those names, address sets, the
+//! inbound policy with its evaluator, and the one model of routes and backends. Everything here is a pure function of
+//! its input: no I/O, no clock, no async runtime, no Kubernetes, no TLS library. Every other crate may use this one; it
+//! uses no other crate of Tidegate.
 //!
-//! Start reading at [`policy`]: it decides every connection and request. [`identity`] and [`certificate`] say what
-//! it decides about.
+//! Start reading at [`policy`], which decides whether a connection or request is let in, and at [`route`], which decides
+//! where a request goes. [`identity`] and [`certificate`] say who sends it.
 
+pub mod backend;
 pub mod certificate;
 pub mod cidr;
 pub mod destination;
@@ -15,9 +17,13 @@ pub mod go_duration;
 mod hex;
 pub mod identity;
 mod interface;
+pub mod object_ref;
+pub mod path;
 pub mod policy;
 pub mod principal;
+pub mod route;
 pub mod san;
+pub mod weighted;
 
 pub use certificate::PeerCertificate;
 pub use cidr::CidrSet;
@@ -26,5 +32,7 @@ pub use dns_name::DnsName;
 pub use hex::hex;
 pub use identity::{Identity, TrustDomain};
 pub use interface::is_interface;
+pub use object_ref::ObjectRef;
 pub use principal::Principal;
 pub use san::San;
+pub use weighted::WeightedRoundRobin;

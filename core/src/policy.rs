@@ -1,13 +1,13 @@
 //! The inbound policy of one workload, and its evaluator.
 //!
-//! A policy is compiled by the controller, travels whole, and takes effect whole. It is asked three times about a
-//! connection, each time with more in hand:
+//! The controller compiles a policy, sends it as one resource, and it takes effect as a whole. It is evaluated in three
+//! phases, each of which knows more of the connection:
 //!
-//! 1. [`InboundPolicy::admit`]: an address and a port, before a byte is read;
-//! 2. [`InboundPolicy::open`]: the first bytes, which choose how the connection goes on ([`Terms`]);
+//! 1. [`InboundPolicy::admit`]: address and port, before a byte is read;
+//! 2. [`InboundPolicy::open`]: the first bytes, which decide how the connection is served ([`Terms`]);
 //! 3. [`InboundPolicy::authorize`]: the verified client certificate, if there is one.
 //!
-//! Rules are grants. What no rule grants is refused, with the reason that came closest to a grant.
+//! Rules are grants. A connection that no rule grants is refused, with the reason of the rule that came closest.
 
 mod evaluate;
 mod model;

@@ -1,26 +1,26 @@
-//! What an `AuthenticatedPrincipal` names, and whether a certificate holds that name.
+//! Principals of policies (`AuthenticatedPrincipal`), and their comparison with the names in a certificate.
 
 use std::fmt;
 
 use crate::dns_name::DnsName;
 use crate::san::San;
 
-/// The name that a client certificate must carry. Compared with names of its own type only, and to the letter:
-/// no wildcards but the lone `*`, no suffixes, no regular expressions.
+/// A name that a client certificate must contain. Compared only with names of the same type, and exactly: apart from
+/// `*` alone there are no wildcards, suffixes or regular expressions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Principal {
-    /// `*`: any certificate that the mesh's CA vouches for.
+    /// `*`: any certificate issued by the mesh's CA.
     Any,
     /// A DNS name such as `ingress-nginx.ingress-nginx.cluster.local`; matches DNS names only.
     Dns(DnsName),
     /// A URI such as `spiffe://cluster.local/ns/ingress-nginx/sa/ingress-nginx`; matches URIs only.
     Uri(Box<str>),
-    /// A text that is neither, such as `*.cluster.local`: matches nothing. Kept so that logs and status can say so.
+    /// Any other text, such as `*.cluster.local`. Matches nothing; kept so that logs and statuses can show it.
     Unmatchable(Box<str>),
 }
 
 impl Principal {
-    /// Reads a principal as policies write it. A text with `://` is a URI, `*` is anybody, all else a DNS name.
+    /// Parses a principal of a policy: `*` is any certificate, a text with `://` a URI, anything else a DNS name.
     pub fn parse(text: &str) -> Self {
         if text == "*" {
             Self::Any
@@ -32,7 +32,7 @@ impl Principal {
         }
     }
 
-    /// Whether one of a verified certificate's names is this one.
+    /// Whether a verified certificate with these names contains this principal.
     pub fn matches(&self, sans: &[San]) -> bool {
         match self {
             Self::Any => true,
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_principal_is_no_pattern() {
+    fn a_principal_is_not_a_pattern() {
         let sans = [San::Dns(DnsName::parse("axb.ns.cluster.local").unwrap())];
         for text in
             ["a.b.ns.cluster.local", "*.cluster.local", "a?b.ns.cluster.local", ".*", "cluster.local", ""]

@@ -1,22 +1,22 @@
-//! The names in a certificate (RFC 5280 §4.2.1.6), each kept with its type.
+//! Subject alternative names (RFC 5280 §4.2.1.6), each with its type.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::dns_name::DnsName;
 
-/// One subject alternative name. Names of different types are never equal, whatever their text.
+/// A subject alternative name. Names of different types are never equal, even if their texts are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum San {
     /// dNSName.
     Dns(DnsName),
-    /// uniformResourceIdentifier, kept to the letter.
+    /// uniformResourceIdentifier, compared exactly.
     Uri(Box<str>),
     /// rfc822Name. Never matches a principal.
     Email(Box<str>),
     /// iPAddress. Never matches a principal.
     Ip(IpAddr),
-    /// dNSName that starts with `*.`: a certificate for hosts, not for a workload. Never matches a principal.
+    /// dNSName that starts with `*.`, as in certificates for hosts. Never matches a principal.
     DnsWildcard(Box<str>),
     /// Any other type. Never matches a principal.
     Other,

@@ -1,4 +1,4 @@
-//! What the policy says of a connection, and why.
+//! Evaluation of the policy for a connection, with the reason of the decision.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,123 +13,123 @@ use crate::identity::Identity;
 use crate::principal::Principal;
 use crate::san::San;
 
-/// What is inside TLS between sidecars; named by its ALPN protocol, so that nothing is sniffed twice.
+/// Protocol inside TLS between sidecars. ALPN names it, so that it need not be detected again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MeshProtocol {
     /// `tidegate/h1`: HTTP/1.1.
     Http1,
     /// `tidegate/h2`: HTTP/2.
     Http2,
-    /// `tidegate/tcp`: the bytes of one connection of the app.
+    /// `tidegate/tcp`: the bytes of one app connection.
     Tcp,
 }
 
-/// What the first bytes of a connection showed.
+/// What the first bytes of a connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening<'a> {
-    /// TLS with an ALPN protocol of ours.
+    /// TLS with one of Tidegate's ALPN protocols.
     Mesh(MeshProtocol),
     /// Any other TLS.
     Tls {
-        /// The ClientHello's server name, if it has one.
+        /// Server name of the ClientHello, if any.
         server_name: Option<&'a str>,
     },
     /// Anything else.
     Plaintext,
 }
 
-/// All that is known of a connection once its handshake, if any, is done.
+/// What is known of a connection after its handshake, if any.
 #[derive(Clone, Copy, Debug)]
 pub struct Session<'a> {
-    /// The pod's port that was dialled.
+    /// Port of the pod that the client connected to.
     pub port: u16,
     /// Address of the TCP peer.
     pub source: IpAddr,
-    /// Its first bytes.
+    /// First bytes.
     pub opening: Opening<'a>,
-    /// The names in the client certificate, if one was asked for and verified against the trust bundle.
+    /// Names in the client certificate, if one was requested and verified against the trust bundle.
     pub client: Option<&'a [San]>,
 }
 
-/// How a connection goes on. Ordered by what it asks of the client.
+/// How a connection is served. Ordered by what is required of the client, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Terms {
     /// Serve plaintext HTTP.
     IngressPlaintext,
-    /// Terminate TLS and ask for no client certificate.
+    /// Terminate TLS without requesting a client certificate.
     IngressTls,
-    /// Terminate TLS and demand a client certificate of the mesh's CA.
+    /// Terminate TLS and require a client certificate issued by the mesh's CA.
     IngressMutualTls,
-    /// Terminate TLS 1.3 and demand a client certificate; a mesh peer.
+    /// Terminate TLS 1.3 and require a client certificate: a mesh peer.
     MeshTls(MeshProtocol),
-    /// Answer `400 Bad Request` in plaintext: TLS where plaintext HTTP is due.
+    /// Answer `400 Bad Request` in plaintext: the client sent TLS where plaintext HTTP is expected.
     BadRequest,
-    /// Pass the bytes on as they are.
+    /// Forward the bytes unchanged.
     Opaque,
 }
 
-/// The verdict, with its reason.
+/// The decision, with its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Let in.
+    /// Allowed.
     Allow(Grant),
-    /// Kept out.
+    /// Refused.
     Deny(Denial),
 }
 
-/// The rule that lets a connection in.
+/// The rule that allows a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// The mesh rule of the port: permissive mode, or this principal of the peer.
     Mesh(Option<Principal>),
-    /// An IngressBackend (`<namespace>/<name>`), and the principal of it that the client's certificate holds.
+    /// An IngressBackend (`<namespace>/<name>`), and its principal that is in the client's certificate.
     Ingress(Arc<str>, Option<Principal>),
 }
 
-/// Why a connection or request is refused, and the IngressBackend that came closest to letting it in.
+/// Why a connection or request is refused, and the IngressBackend that came closest to allowing it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// What was missing.
+    /// Why it is refused.
     pub reason: Reason,
-    /// `<namespace>/<name>` of the IngressBackend that would have been the next to grant it.
+    /// `<namespace>/<name>` of the IngressBackend that came closest to a grant.
     pub policy: Option<Arc<str>>,
 }
 
-/// What was missing. Ordered by how close the connection came to a grant.
+/// Why a connection is refused. Ordered by how close it came to a grant, the farthest first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
-    /// There is no policy for the workload yet.
+    /// The workload has no policy yet.
     NoPolicy,
-    /// The port belongs to no Service of the workload, and none of its containers declares it.
+    /// No Service of the workload has the port, and no container declares it.
     NoSuchPort,
-    /// No IngressBackend names the port, and the client is no mesh peer.
+    /// No IngressBackend names the port, and the client is not a mesh peer.
     NoIngressBackend,
-    /// The IngressBackend for the port is not in force; why.
+    /// The IngressBackend for the port is not in force; the reason.
     InvalidRule(Arc<str>),
-    /// Plaintext where TLS is due.
+    /// Plaintext where TLS is required.
     TlsRequired,
-    /// TLS where plaintext is due.
+    /// TLS where plaintext is required.
     PlaintextRequired,
-    /// The peer's address is not among the rule's sources.
+    /// The source address is not among the rule's sources.
     SourceNotAllowed,
     /// The server name is not among the rule's `sniHosts`.
     ServerNameNotAllowed,
-    /// A client certificate is due and there is none.
+    /// A client certificate is required and was not presented.
     ClientCertificateRequired,
-    /// The client certificate is not that of a workload of this mesh: mesh peers carry both spellings of an identity.
+    /// The client certificate is not that of a workload of this mesh, which contains both forms of its identity.
     NotAWorkload,
-    /// Mesh peers may not use the port; why.
+    /// Mesh peers may not use the port; the reason.
     MeshDenied(Arc<str>),
-    /// None of the names in the client certificate is allowed.
+    /// No name in the client certificate is allowed.
     PrincipalNotAllowed,
-    /// The connection was opened for another protocol than the port is served by now.
+    /// The connection was opened for another protocol than that which the port has now.
     ProtocolChanged,
-    /// The request is for a host of another rule's `sniHosts` than the connection was opened for.
+    /// The request's host is among the `sniHosts` of another rule than the connection's server name.
     Misdirected,
 }
 
 impl InboundPolicy {
-    /// Whether a connection from this address to this port could be let in at all. Nothing was read from it yet.
+    /// Whether any rule could allow a connection from this address to this port. No byte has been read yet.
     pub fn admit(&self, port: u16, source: IpAddr) -> Result<(), Denial> {
         let policy = self.port(port)?;
         if !matches!(policy.mesh, MeshRule::Deny(_)) {
@@ -141,8 +141,8 @@ impl InboundPolicy {
         first_grant(policy, admits).map(|_| ())
     }
 
-    /// Whether the app's first bytes must be passed on before the client has sent any: the app speaks first and a
-    /// rule lets this address through to it.
+    /// Whether the app's first bytes must be forwarded before the client has sent any: the app sends first, and a rule
+    /// admits this address without further conditions.
     pub fn serves_first(&self, port: u16, source: IpAddr) -> bool {
         self.port(port).is_ok_and(|policy| {
             let is_open = |rule: &ActiveIngressRule| match rule.transport {
@@ -153,8 +153,8 @@ impl InboundPolicy {
         })
     }
 
-    /// How a connection with these first bytes goes on. Of several rules that admit it, the one that asks least of
-    /// the client decides, and HTTP goes before opaque bytes.
+    /// How a connection with these first bytes is served. Of several rules that admit it, the one that requires least of
+    /// the client decides, and HTTP has precedence over opaque bytes.
     pub fn open(&self, port: u16, source: IpAddr, opening: Opening<'_>) -> Result<Terms, Denial> {
         let policy = self.port(port)?;
         if let Opening::Mesh(protocol) = opening {
@@ -173,7 +173,7 @@ impl InboundPolicy {
         first_grant(policy, |rule| rule.admits(source, opening)).map(|(rule, ())| rule.terms())
     }
 
-    /// The verdict on a connection that was opened on the terms of [`InboundPolicy::open`]; for HTTP, on each of
+    /// The decision about a connection that was opened on the terms of [`InboundPolicy::open`]; for HTTP, about each of
     /// its requests.
     pub fn authorize(&self, session: &Session<'_>) -> Decision {
         match self.grant(session) {
@@ -182,8 +182,8 @@ impl InboundPolicy {
         }
     }
 
-    /// Whether this session's requests have to be directed, too ([`InboundPolicy::direct`]): rules of its port differ by
-    /// server name.
+    /// Whether the host of each request must be checked, too ([`InboundPolicy::direct`]), because rules of this port
+    /// differ by server name.
     pub fn differs_by_name(&self, session: &Session<'_>) -> bool {
         matches!(session.opening, Opening::Tls { .. })
             && self
@@ -192,9 +192,9 @@ impl InboundPolicy {
                 .is_some_and(|policy| policy.active_rules().any(|rule| !rule.sni_hosts().is_empty()))
     }
 
-    /// Whether a request for this host (no port) may come by a session that is let in. Rules grant by server name, and
-    /// the host of a request is a name of the client's choice, too: one of another rule's `sniHosts` belongs on a
-    /// connection that was opened for it (RFC 9110 §7.4, 421). Hosts that no rule names are the app's business.
+    /// Whether a request for this host (without port) may use an allowed session. Rules grant by server name, but the
+    /// client chooses each request's host as well: a host among another rule's `sniHosts` needs a connection opened for
+    /// it (RFC 9110 §7.4, 421). Hosts that no rule names are left to the app.
     pub fn direct(&self, session: &Session<'_>, host: &str) -> Result<(), Denial> {
         let policy = self.port(session.port)?;
         let mut owner = None;
@@ -258,7 +258,7 @@ impl PortPolicy {
         })
     }
 
-    /// Whether plaintext HTTP, and no TLS at all, is served at this port to this address.
+    /// Whether this port serves plaintext HTTP, and never TLS, to this address.
     fn is_plaintext_only(&self, source: IpAddr) -> bool {
         let admits = |rule: &ActiveIngressRule| {
             matches!(rule.transport, IngressTransport::Http) && rule.sources.contains(source)
@@ -278,7 +278,7 @@ impl ActiveIngressRule {
         }
     }
 
-    /// Whether the rule lets the session in, and by which of its principals.
+    /// Whether the rule allows the session, and by which of its principals.
     fn judge(&self, session: &Session<'_>) -> Result<Option<&Principal>, Reason> {
         self.admits(session.source, session.opening)?;
         let IngressTransport::Https { client: ClientCheck::Principals(allowed), .. } = &self.transport else {
@@ -289,7 +289,7 @@ impl ActiveIngressRule {
         principal.map(Some).ok_or(Reason::PrincipalNotAllowed)
     }
 
-    /// The server names that the rule is limited to; empty: it is not.
+    /// The server names that the rule is limited to; empty if it is not.
     fn sni_hosts(&self) -> &[DnsPattern] {
         match &self.transport {
             IngressTransport::Https { sni_hosts, .. } => sni_hosts,
@@ -301,7 +301,7 @@ impl ActiveIngressRule {
         self.sni_hosts().iter().any(|pattern| pattern.matches(host))
     }
 
-    /// Whether the rule is one for connections from this address with these first bytes.
+    /// Whether the rule applies to connections from this address with these first bytes.
     fn admits(&self, source: IpAddr, opening: Opening<'_>) -> Result<(), Reason> {
         match (&self.transport, opening) {
             (IngressTransport::Http, Opening::Tls { .. }) => return Err(Reason::PlaintextRequired),
@@ -324,7 +324,7 @@ impl ActiveIngressRule {
     }
 }
 
-/// The first rule that passes a test, with what the test found; else the closest miss.
+/// The first rule that passes a test, with the test's result; otherwise the denial that came closest to a grant.
 fn first_grant<'p, T>(
     policy: &'p PortPolicy,
     test: impl Fn(&'p ActiveIngressRule) -> Result<T, Reason>,
@@ -348,7 +348,7 @@ fn first_grant<'p, T>(
     Err(closest)
 }
 
-/// A rule in force and the IngressBackend it comes from.
+/// A rule in force and its IngressBackend.
 struct RuleRef<'p> {
     policy: &'p Arc<str>,
     active: &'p ActiveIngressRule,
@@ -361,7 +361,7 @@ impl RuleRef<'_> {
 }
 
 impl Denial {
-    /// A denial that no IngressBackend comes close to changing.
+    /// A denial that is not due to an IngressBackend.
     pub fn new(reason: Reason) -> Self {
         Self { reason, policy: None }
     }

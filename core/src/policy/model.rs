@@ -1,4 +1,4 @@
-//! The policy as a value. Its JSON form is for people who look into a running process; the wire has its own.
+//! The policy as data. The JSON form is for the admin interface; the discovery protocol has its own form.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,9 +17,9 @@ use crate::principal::Principal;
 pub struct InboundPolicy {
     /// The pod, as `<namespace>/<name>`.
     pub workload: Arc<str>,
-    /// Who the workload is.
+    /// The workload's identity.
     pub identity: Identity,
-    /// By the pod's port, a Service's `targetPort`. A port that is not here is refused.
+    /// Policies by the pod's port, which is a Service's `targetPort`. Connections to other ports are refused.
     pub ports: BTreeMap<u16, PortPolicy>,
 }
 
@@ -27,29 +27,29 @@ pub struct InboundPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortPolicy {
-    /// What the app speaks.
+    /// Protocol of the app.
     pub protocol: AppProtocol,
-    /// The Services behind which this port stands, each `<namespace>/<name>`.
+    /// The Services that lead to this port, each as `<namespace>/<name>`.
     pub services: Vec<Arc<str>>,
     /// What mesh peers may do.
     pub mesh: MeshRule,
-    /// Who else may come in; what one rule grants is granted.
+    /// Rules for other clients. One grant suffices.
     pub ingress: Vec<IngressRule>,
 }
 
-/// What the app behind a port speaks.
+/// Protocol of the app behind a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AppProtocol {
-    /// HTTP/1.1; but a client that itself speaks plaintext HTTP/2, or gRPC, is passed on as HTTP/2.
+    /// HTTP/1.1. Plaintext HTTP/2 and gRPC of a client are forwarded as HTTP/2.
     Http,
-    /// Nothing says so: the same, but a client that has the choice is given HTTP/2, without which gRPC would be lost.
+    /// Not declared. As `Http`, but a client that offers both versions gets HTTP/2, because gRPC needs it.
     Undeclared,
     /// HTTP/2 with prior knowledge, for every client.
     H2c,
-    /// Bytes that are not looked at.
+    /// Opaque bytes.
     Tcp,
-    /// Bytes that are not looked at, the first of which come from the app.
+    /// Opaque bytes; the app sends first.
     TcpServerFirst,
 }
 
@@ -57,11 +57,11 @@ pub enum AppProtocol {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum MeshRule {
-    /// Nothing, for this reason.
+    /// Peers are refused, for this reason.
     Deny(Arc<str>),
-    /// Every workload of the mesh is let in: permissive mode.
+    /// Every workload of the mesh is allowed: permissive mode.
     AnyPeer,
-    /// Workloads that carry one of these names.
+    /// Workloads with one of these names are allowed.
     Principals(Vec<Principal>),
 }
 
@@ -73,7 +73,7 @@ pub struct IngressRule {
     pub policy: Arc<str>,
     /// The backend Service, as `<namespace>/<name>`.
     pub backend: Arc<str>,
-    /// What it grants, or why it grants nothing.
+    /// What the rule grants, or why it grants nothing.
     pub state: RuleState,
 }
 
@@ -81,9 +81,9 @@ pub struct IngressRule {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum RuleState {
-    /// It could not be compiled and so admits nobody; why.
+    /// The rule cannot be compiled and refuses every client; the reason.
     Invalid(Arc<str>),
-    /// It is.
+    /// The rule is in force.
     Active(ActiveIngressRule),
 }
 
@@ -91,46 +91,46 @@ pub enum RuleState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ActiveIngressRule {
-    /// From where.
+    /// Source addresses.
     pub sources: Sources,
-    /// How, and as whom.
+    /// Transport, and the client's identity.
     pub transport: IngressTransport,
 }
 
-/// The addresses that a rule admits: those of the TCP peer, whatever headers say.
+/// Source addresses that a rule admits. The source is the TCP peer; headers are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Sources {
     /// Every address.
     Any,
-    /// These only.
+    /// Only these.
     Ranges(CidrSet),
 }
 
-/// How a connection must speak for a rule to admit it.
+/// Transport that a rule admits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum IngressTransport {
     /// Plaintext HTTP.
     Http,
-    /// TLS that the sidecar terminates, HTTP inside.
+    /// HTTP over TLS, which the sidecar terminates.
     Https {
-        /// Server names that are admitted; empty: every name, and none.
+        /// Server names that are admitted. If empty, every server name and its absence.
         sni_hosts: Vec<DnsPattern>,
-        /// What is asked of the client.
+        /// Check of the client's certificate.
         client: ClientCheck,
     },
-    /// Any bytes, passed on as they are; the app's own TLS among them.
+    /// Opaque bytes, forwarded unchanged, such as TLS that the app terminates.
     Tcp,
 }
 
-/// What a rule over TLS asks of the client.
+/// Check of a client's certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum ClientCheck {
-    /// No certificate is asked for: `skipClientCertValidation: true`.
+    /// No certificate is requested: `skipClientCertValidation: true`.
     Skip,
-    /// A certificate of the mesh's CA that holds one of these names.
+    /// A certificate issued by the mesh's CA that contains one of these names is required.
     Principals(Arc<[Principal]>),
 }
 
@@ -145,7 +145,7 @@ impl Sources {
 }
 
 impl AppProtocol {
-    /// Whether the bytes are passed on unseen.
+    /// Whether bytes are forwarded without being parsed.
     pub fn is_opaque(self) -> bool {
         matches!(self, Self::Tcp | Self::TcpServerFirst)
     }

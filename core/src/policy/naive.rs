@@ -1,5 +1,5 @@
-//! The evaluator held against a second one, written the slow and obvious way from the reference's table of source
-//! kinds by protocol.
+//! Compares the evaluator with a naive second one, written directly from the documented table of source kinds by
+//! protocol.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ const NAMES: [&str; 3] = ["gw.ingress.cluster.local", "other.ns.cluster.local", 
 const HOSTS: [&str; 4] = ["foo.example", "a.bar.example", "bar.example", "FOO.example"];
 const ADDRESSES: [&str; 4] = ["10.0.0.1", "10.0.1.1", "fd00::1", "fd00::2"];
 
-/// An IngressBackend as its author wrote it.
+/// An IngressBackend as written by its author.
 #[derive(Clone, Debug)]
 struct Written {
     protocol: &'static str,
@@ -36,8 +36,8 @@ struct Client {
     certificate: Option<Vec<&'static str>>,
 }
 
-/// "plaintext; IPs restrict; principals ignored" and so on: one sentence of the reference a line.
-fn lets_in(rule: &Written, client: &Client) -> bool {
+/// One sentence of the documentation per line: "plaintext; IPs restrict; principals ignored" and so on.
+fn allows(rule: &Written, client: &Client) -> bool {
     if rule.broken {
         return false;
     }
@@ -105,7 +105,7 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
     }
 }
 
-/// Takes a connection through all three stages, as the sidecar does.
+/// Evaluates all three phases, as the sidecar does.
 fn evaluate(policy: &InboundPolicy, client: &Client) -> Decision {
     let source = client.address.parse().unwrap();
     let opening =
@@ -161,21 +161,21 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn a_lone_rule_lets_in_what_the_reference_says(rule in written(), client in client()) {
+    fn a_single_rule_allows_what_the_documentation_says(rule in written(), client in client()) {
         let decision = evaluate(&policy(std::slice::from_ref(&rule), MeshRule::AnyPeer), &client);
-        prop_assert_eq!(matches!(decision, Decision::Allow(_)), lets_in(&rule, &client), "{:?}", decision);
+        prop_assert_eq!(matches!(decision, Decision::Allow(_)), allows(&rule, &client), "{:?}", decision);
     }
 
     #[test]
-    fn several_rules_let_in_no_more_than_one_of_them_does(
+    fn several_rules_allow_no_more_than_one_of_them_does(
         rules in prop::collection::vec(written(), 0..4),
         client in client(),
     ) {
         let allowed = matches!(evaluate(&policy(&rules, MeshRule::Deny("off".into())), &client), Decision::Allow(_));
-        prop_assert!(!allowed || rules.iter().any(|rule| lets_in(rule, &client)));
-        // Where no rule waives the client certificate, the rules together grant exactly what each of them grants.
+        prop_assert!(!allowed || rules.iter().any(|rule| allows(rule, &client)));
+        // Where no rule skips the client certificate, the rules together grant exactly what each of them grants.
         if !rules.iter().any(|rule| rule.skip) {
-            prop_assert_eq!(allowed, rules.iter().any(|rule| lets_in(rule, &client)));
+            prop_assert_eq!(allowed, rules.iter().any(|rule| allows(rule, &client)));
         }
     }
 
@@ -204,7 +204,7 @@ fn mesh_decision(rule: MeshRule, names: Option<&[San]>) -> Result<Grant, Reason>
 }
 
 #[test]
-fn permissive_mode_lets_workloads_in_and_not_the_ingress_controllers_certificate() {
+fn permissive_mode_allows_workloads_but_not_the_certificate_of_the_ingress_controller() {
     assert_eq!(mesh_decision(MeshRule::AnyPeer, Some(&workload_names("a"))), Ok(Grant::Mesh(None)));
     let gateway = [San::Dns(DnsName::parse("ingress-nginx.ingress-nginx.cluster.local").unwrap())];
     assert_eq!(mesh_decision(MeshRule::AnyPeer, Some(&gateway)), Err(Reason::NotAWorkload));
@@ -214,7 +214,7 @@ fn permissive_mode_lets_workloads_in_and_not_the_ingress_controllers_certificate
 }
 
 #[test]
-fn a_mesh_rule_with_names_lets_in_those_names() {
+fn a_mesh_rule_with_names_allows_those_names() {
     let rule = || MeshRule::Principals(vec![Principal::parse("a.ns.cluster.local")]);
     assert!(mesh_decision(rule(), Some(&workload_names("a"))).is_ok());
     assert_eq!(mesh_decision(rule(), Some(&workload_names("b"))), Err(Reason::PrincipalNotAllowed));
@@ -225,7 +225,7 @@ fn a_mesh_rule_with_names_lets_in_those_names() {
     );
 }
 
-/// The status-to-be of a request for `host` by a connection that was opened for `server_name`.
+/// The check of a request for `host` on a connection that was opened for `server_name`.
 fn directed(rules: &[Written], server_name: Option<&str>, host: &str) -> Result<(), Reason> {
     let policy = policy(rules, MeshRule::AnyPeer);
     let session = Session {
@@ -240,7 +240,7 @@ fn directed(rules: &[Written], server_name: Option<&str>, host: &str) -> Result<
 }
 
 #[test]
-fn a_host_of_another_rule_s_names_belongs_on_another_connection_unless_the_connection_s_rule_has_it_too() {
+fn a_host_among_another_rule_s_names_needs_another_connection_unless_the_connection_s_rule_names_it_too() {
     let rule = |sni_hosts: &[&'static str], skip| Written {
         protocol: "https",
         skip,
@@ -286,7 +286,7 @@ fn tls_to_a_plaintext_backend_is_a_bad_request_only_for_an_admitted_address() {
 }
 
 #[test]
-fn an_app_that_speaks_first_is_heard_only_where_a_tcp_rule_admits_the_address() {
+fn an_app_that_sends_first_is_forwarded_only_where_a_tcp_rule_admits_the_address() {
     let mut policy = policy(&[], MeshRule::AnyPeer);
     let port = policy.ports.get_mut(&14001).unwrap();
     port.protocol = AppProtocol::TcpServerFirst;
@@ -298,7 +298,7 @@ fn an_app_that_speaks_first_is_heard_only_where_a_tcp_rule_admits_the_address() 
 }
 
 #[test]
-fn the_policy_reads_as_json() {
+fn the_policy_serializes_to_json() {
     let rule = Written {
         protocol: "https",
         skip: false,

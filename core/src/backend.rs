@@ -1,0 +1,218 @@
+//! Backends: named groups of endpoints, and how to connect to each endpoint.
+//!
+//! A backend is a separate resource. Routes name it ([`BackendRef`]), so its endpoints change without them.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::dns_name::DnsName;
+use crate::identity::Identity;
+use crate::object_ref::ObjectRef;
+use crate::san::San;
+
+/// The name of a backend: one port of a Service, of a ServiceEntry or of another object with endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendRef {
+    /// The object.
+    pub object: ObjectRef,
+    /// The object's port, which may differ from that of its endpoints.
+    pub port: u16,
+}
+
+/// The endpoints behind a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    /// Its name.
+    pub name: BackendRef,
+    /// Protocol of its endpoints.
+    pub protocol: BackendProtocol,
+    /// The endpoints, each address once. If empty, the response is 503.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Protocol of a backend inside its transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendProtocol {
+    /// HTTP in the client's version.
+    Http,
+    /// HTTP/1.1 only, as for `appProtocol: kubernetes.io/ws`.
+    Http1,
+    /// HTTP/2 with prior knowledge (`appProtocol: kubernetes.io/h2c`, gRPC).
+    Http2,
+    /// Opaque bytes.
+    Tcp,
+}
+
+/// One endpoint of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// How to connect.
+    pub transport: Transport,
+    /// Forward proxy on the way to it; `None` for a direct connection.
+    pub via: Option<ForwardProxy>,
+}
+
+/// How to connect to an endpoint. Part of a connection pool's key: requests share a connection only if their transports
+/// are equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Transport {
+    /// Plaintext.
+    Plain,
+    /// Mutual TLS to a sidecar that must present this identity.
+    Mesh(Identity),
+    /// TLS to a server outside the mesh.
+    Tls(Box<TlsOrigination>),
+}
+
+/// TLS origination for an app that sends plaintext (Gateway API: `BackendTLSPolicy`, GEP-1897).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsOrigination {
+    /// Server name to send (RFC 6066 §3); `None` for an address.
+    pub sni: Option<Arc<str>>,
+    /// Verification of the server's certificate, which cannot be disabled.
+    pub verify: ServerVerification,
+    /// Secret with the client certificate for servers that request one.
+    pub client_certificate: Option<ObjectRef>,
+}
+
+/// Requirements on a server's certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerVerification {
+    /// Trusted roots.
+    pub roots: TrustRoots,
+    /// Accepted names. One of them must be in the certificate.
+    pub names: Vec<ServerName>,
+}
+
+/// Roots of trust for servers outside the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum TrustRoots {
+    /// The system's roots (`wellKnownCACertificates: System`).
+    System,
+    /// The roots in these objects.
+    Bundles(Vec<ObjectRef>),
+}
+
+/// An accepted name of a server. Compared only with names of the same type.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ServerName {
+    /// A DNS name; a wildcard in the certificate stands for one label (RFC 9525 §6.3).
+    Dns(DnsName),
+    /// A URI, compared exactly.
+    Uri(Box<str>),
+}
+
+/// An HTTP forward proxy, used by CONNECT (RFC 9110 §9.3.6) or, for plaintext HTTP, by requests in absolute form
+/// (RFC 9112 §3.2.2). The object configures its addresses, TLS and credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ForwardProxy {
+    /// The object that configures it.
+    pub origin: ObjectRef,
+    /// `host:port` of the target, with the name instead of its resolved address: proxies decide by name.
+    pub target: Arc<str>,
+}
+
+impl Endpoint {
+    /// An endpoint without a forward proxy.
+    pub fn new(address: SocketAddr, transport: Transport) -> Self {
+        Self { address, transport, via: None }
+    }
+}
+
+impl ServerName {
+    /// Whether a name in a verified certificate is this one.
+    pub fn matches(&self, san: &San) -> bool {
+        match (self, san) {
+            (Self::Dns(wanted), San::Dns(name)) => wanted == name,
+            (Self::Dns(wanted), San::DnsWildcard(pattern)) => {
+                let suffix = pattern.strip_prefix("*.").unwrap_or_default();
+                wanted.as_str().split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(suffix))
+            }
+            (Self::Uri(wanted), San::Uri(uri)) => wanted == uri,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for BackendRef {
+    /// `<kind> <namespace>/<name>:<port>`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.object, self.port)
+    }
+}
+
+impl Serialize for ServerName {
+    /// As `openssl` prints names: `DNS:a.example`, `URI:spiffe://…`.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Dns(name) => serializer.collect_str(&format_args!("DNS:{name}")),
+            Self::Uri(uri) => serializer.collect_str(&format_args!("URI:{uri}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_shown_with_its_port() {
+        let backend = BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 8080 };
+        assert_eq!(backend.to_string(), "Service shop/cart:8080");
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_one_label_and_types_of_names_do_not_mix() {
+        let name = |text: &str| ServerName::Dns(DnsName::parse(text).unwrap());
+        let wildcard = San::DnsWildcard("*.Example.com".into());
+        assert!(name("a.example.com").matches(&wildcard));
+        assert!(!name("a.b.example.com").matches(&wildcard) && !name("example.com").matches(&wildcard));
+        assert!(!name("com").matches(&San::DnsWildcard("*.".into())));
+        assert!(name("a.example").matches(&San::Dns(DnsName::parse("A.example.").unwrap())));
+        assert!(!name("a.example").matches(&San::Uri("a.example".into())));
+        assert!(ServerName::Uri("spiffe://a/b".into()).matches(&San::Uri("spiffe://a/b".into())));
+    }
+
+    #[test]
+    fn a_backend_reads_as_json() {
+        let tls = TlsOrigination {
+            sni: Some("a.example".into()),
+            verify: ServerVerification {
+                roots: TrustRoots::System,
+                names: vec![ServerName::Dns(DnsName::parse("a.example").unwrap())],
+            },
+            client_certificate: None,
+        };
+        let endpoint = Endpoint {
+            via: Some(ForwardProxy {
+                origin: ObjectRef::new("EgressProxy", "a", "squid"),
+                target: "a.example:443".into(),
+            }),
+            ..Endpoint::new("192.0.2.1:443".parse().unwrap(), Transport::Tls(Box::new(tls)))
+        };
+        let backend = Backend {
+            name: BackendRef { object: ObjectRef::new("ServiceEntry", "a", "b"), port: 443 },
+            protocol: BackendProtocol::Http,
+            endpoints: vec![endpoint],
+        };
+        let json = serde_json::to_value(&backend).unwrap();
+        let endpoint = &json["endpoints"][0];
+        assert_eq!(json["protocol"], "http");
+        assert_eq!(endpoint["transport"]["tls"]["verify"]["names"][0], "DNS:a.example");
+        assert_eq!(endpoint["via"]["target"], "a.example:443");
+    }
+}
