@@ -6,7 +6,7 @@ default:
 
 # The README's first command.
 demo:
-    cargo run --release -- demo
+    cargo run -- demo
 
 # The README's second command: everything that CI runs.
 test:

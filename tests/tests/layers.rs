@@ -48,7 +48,7 @@ fn the_sidecar_is_free_of_kubernetes_types() {
 
 #[test]
 fn daemons_never_import_each_other() {
-    let daemons = ["tidegate-sidecar", "tidegate-controller", "tidegate-cert-manager"];
+    let daemons = ["tidegate-sidecar", "tidegate-controller", "tidegate-cert-manager", "tidegate-injector"];
     for daemon in daemons {
         let names = tree(daemon);
         for other in daemons.iter().chain(&["tidegate"]).filter(|other| **other != daemon) {

@@ -1,6 +1,7 @@
 //! The demo's ingress controller: one that dials from its pod's address and shows the certificate from its Secret.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,8 +35,10 @@ pub(crate) enum Answer {
         /// Its body.
         body: Bytes,
     },
-    /// The connection was refused, reset or closed without an answer.
-    Refused(String),
+    /// The connection was reset, as the sidecar does to what no policy lets in.
+    Reset,
+    /// It failed in another way.
+    None(String),
 }
 
 /// How a request is sent.
@@ -72,7 +75,8 @@ impl IngressClient {
         let exchange = self.exchange(config, backend, path);
         match tokio::time::timeout(TIMEOUT, exchange).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Ok(Answer::Refused(format!("{error:#}"))),
+            Ok(Err(error)) if is_reset(&error) => Ok(Answer::Reset),
+            Ok(Err(error)) => Ok(Answer::None(format!("{error:#}"))),
             Err(_) => Err(anyhow!("no answer from {backend} within {TIMEOUT:?}")),
         }
     }
@@ -135,7 +139,8 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Http { status, .. } => write!(f, "{status}"),
-            Self::Refused(why) => write!(f, "connection refused ({why})"),
+            Self::Reset => f.write_str("connection reset"),
+            Self::None(why) => write!(f, "no answer: {why}"),
         }
     }
 }
@@ -147,12 +152,25 @@ where
     let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
     let driver = tokio::spawn(connection);
     let request = Request::get(path).header("host", "httpbin.example").body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
+    let response = match sender.send_request(request).await {
+        Ok(response) => response,
+        // The connection knows better than the request why it ended.
+        Err(error) => match driver.await {
+            Ok(Err(cause)) => return Err(cause.into()),
+            _ => return Err(error.into()),
+        },
+    };
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
     drop(sender);
     driver.abort();
     Ok(Answer::Http { status, body })
+}
+
+/// Whether RST ended the connection, before or while the request was written.
+fn is_reset(error: &anyhow::Error) -> bool {
+    let mut kinds = error.chain().filter_map(|cause| cause.downcast_ref().map(io::Error::kind));
+    kinds.any(|kind| matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe))
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {

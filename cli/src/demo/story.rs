@@ -29,7 +29,7 @@ pub(crate) struct Step {
 }
 
 enum Expected {
-    Refused,
+    Reset,
     Status(StatusCode),
 }
 
@@ -53,7 +53,7 @@ pub(crate) const STEPS: [Step; 5] = [
         title: "No IngressBackend: nobody outside the mesh gets in",
         manifest: None,
         scheme: Scheme::Http,
-        expected: Expected::Refused,
+        expected: Expected::Reset,
     },
     Step {
         title: "http, from the ingress controller's Service",
@@ -145,7 +145,7 @@ impl Story<'_> {
 impl Expected {
     fn is(&self, answer: &Answer) -> bool {
         match (self, answer) {
-            (Self::Refused, Answer::Refused(_)) => true,
+            (Self::Reset, Answer::Reset) => true,
             (Self::Status(StatusCode::FORBIDDEN), Answer::Http { status, body }) => {
                 *status == StatusCode::FORBIDDEN && body == DENIED
             }

@@ -72,7 +72,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Serves one connection until it ends, and closes it. `first` are bytes that were already read from the stream.
 ///
-/// To be called within a [`tokio::task::LocalSet`]: each stream is a task of its own.
+/// To be called on a local runtime, as a worker has ([`tokio::runtime::LocalRuntime`]): each stream is a task of its own.
 pub async fn serve<S>(stream: S, first: BytesMut, gate: Rc<Gate>, line: Lifeline, env: Rc<Env>)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,

@@ -34,8 +34,8 @@ use crate::session::ConnectionInfo;
 /// A request on its way, until the head of its answer has come. Dropped before, it is cancelled.
 pub struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, UpstreamError>>>>);
 
-/// All connections of a worker to the apps behind its ports. To be used within a [`tokio::task::LocalSet`]: each
-/// connection is a task of its own.
+/// All connections of a worker to the apps behind its ports. To be used on a local runtime
+/// ([`tokio::runtime::LocalRuntime`]): each connection is a task of its own.
 pub struct Upstreams {
     limits: Rc<Limits>,
     apps: RefCell<HashMap<SocketAddr, Rc<App>>>,

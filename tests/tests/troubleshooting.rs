@@ -1,0 +1,247 @@
+//! `docs/troubleshooting.md` has every code that the source has, and no other.
+//!
+//! Codes are read from the source itself: string literals, found by what they stand in. So there is no second list that
+//! could grow old, and none of the programs must be built for it.
+
+// Helpers of tests are tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use self::source::{Source, is_code, is_message};
+
+#[path = "troubleshooting/source.rs"]
+mod source;
+#[path = "troubleshooting/tokens.rs"]
+mod tokens;
+
+/// The page, by section: the backticked texts in the first column of each table.
+struct Page {
+    sections: BTreeMap<String, Vec<BTreeSet<String>>>,
+}
+
+impl Page {
+    fn read() -> Self {
+        let text = fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
+        let mut sections: BTreeMap<String, Vec<BTreeSet<String>>> = BTreeMap::new();
+        let (mut heading, mut in_table) = (String::new(), false);
+        for line in text.lines() {
+            if let Some(title) = line.strip_prefix('#') {
+                heading = title.trim_start_matches('#').trim().to_owned();
+            }
+            let Some(row) = line.strip_prefix("| ") else {
+                // The line under the heads of a table's columns.
+                if line.starts_with("|---") {
+                    in_table = true;
+                    sections.entry(heading.clone()).or_default().push(BTreeSet::new());
+                } else {
+                    in_table = false;
+                }
+                continue;
+            };
+            if let Some(table) =
+                sections.get_mut(&heading).filter(|_| in_table).and_then(|all| all.last_mut())
+            {
+                let cell = row.split(" |").next().unwrap();
+                table.extend(cell.split('`').skip(1).step_by(2).map(str::to_owned));
+            }
+        }
+        Self { sections }
+    }
+
+    /// The first column of the section's `index`th table.
+    fn table(&self, section: &str, index: usize) -> &BTreeSet<String> {
+        let tables = self.sections.get(section).unwrap_or_else(|| panic!("there is no section {section:?}"));
+        tables.get(index).unwrap_or_else(|| panic!("section {section:?} has {} tables", tables.len()))
+    }
+
+    /// Fails unless the table has exactly these codes.
+    #[track_caller]
+    fn has_exactly(&self, section: &str, index: usize, codes: &BTreeSet<String>) {
+        assert!(!codes.is_empty(), "{section}: the source has no codes; has what they stand in changed?");
+        let documented = self.table(section, index);
+        let missing: Vec<_> = codes.difference(documented).collect();
+        let unknown: Vec<_> = documented.difference(codes).collect();
+        assert!(missing.is_empty(), "docs/troubleshooting.md, {section}: add {missing:#?}");
+        assert!(unknown.is_empty(), "docs/troubleshooting.md, {section}: the source has no {unknown:#?}");
+    }
+
+    /// Fails unless each message contains a text of the table, and each text is part of a message.
+    #[track_caller]
+    fn has_part_of_each(&self, section: &str, index: usize, messages: &BTreeSet<String>) {
+        assert!(!messages.is_empty(), "{section}: the source has no messages");
+        let documented = self.table(section, index);
+        let missing: Vec<_> = messages
+            .iter()
+            .filter(|message| !documented.iter().any(|part| message.contains(part.as_str())))
+            .collect();
+        let unknown: Vec<_> = documented
+            .iter()
+            .filter(|part| !messages.iter().any(|message| message.contains(part.as_str())))
+            .collect();
+        assert!(missing.is_empty(), "docs/troubleshooting.md, {section}: no row has a part of {missing:#?}");
+        assert!(unknown.is_empty(), "docs/troubleshooting.md, {section}: no message contains {unknown:#?}");
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Messages in these files.
+fn messages(files: &[&str]) -> BTreeSet<String> {
+    let all = files.iter().flat_map(|file| Source::read(&root().join(file)).literals());
+    all.filter(|text| is_message(text)).collect()
+}
+
+#[test]
+fn every_response_flag_is_explained() {
+    let mut flags = Source::of_crate(&root(), "sidecar").of_method("ResponseFlag", "code");
+    // The app's own answer, explained in the text.
+    assert!(flags.remove("-"), "{flags:?}");
+    Page::read().has_exactly("Response flags", 0, &flags);
+}
+
+#[test]
+fn every_reason_of_a_refusal_is_explained() {
+    let reasons = Source::of_crate(&root(), "core").of_method("Reason", "code");
+    Page::read().has_exactly("Reasons of refusals", 0, &reasons);
+}
+
+#[test]
+fn every_word_in_response_code_details_is_explained() {
+    let sidecar = Source::of_crate(&root(), "sidecar");
+    let limits = limits_of_requests(&sidecar);
+    // Interception writes rules of iptables; keys of log lines and labels look like codes and stand in telemetry.
+    let traffic = sidecar.except(&["intercept", "telemetry/", "options", "admin", "probes"]);
+    let mut details: BTreeSet<String> = traffic
+        .literals()
+        .filter(|text| is_code(text))
+        // Words alone are codes where nothing else can be.
+        .chain(traffic.arms_of_functions("details"))
+        .chain(traffic.arms_of_functions("cause"))
+        // The field's name follows the cause.
+        .map(|text| text.split_once(':').map_or(text.clone(), |(cause, _)| cause.to_owned()))
+        .collect();
+    details.retain(|text| !limits.contains(text));
+    let page = Page::read();
+    let section = "HTTP that cannot be passed on";
+    let causes = page.table(section, 0);
+    let (causes, others) = details.into_iter().partition(|text| causes.contains(text));
+    page.has_exactly(section, 0, &causes);
+    page.has_exactly("Response code details", 0, &others);
+}
+
+/// `limit` of `tidegate_requests_limited_total`.
+fn limits_of_requests(sidecar: &Source) -> BTreeSet<String> {
+    sidecar.arguments_of("limited").chain(sidecar.of_functions("limit")).collect()
+}
+
+#[test]
+fn every_limit_in_metrics_is_explained() {
+    let sidecar = Source::of_crate(&root(), "sidecar");
+    let mut limits = limits_of_requests(&sidecar);
+    limits.extend(sidecar.array_before("limit").into_iter().filter(|text| !text.contains(' ')));
+    limits.extend(Source::of_crate(&root(), "runtime").of_functions("limit"));
+    limits.extend(Source::of_crate(&root(), "controller").of_method("ShareLimit", "code"));
+    Page::read().has_exactly("Limits", 0, &limits);
+}
+
+#[test]
+fn every_status_of_a_policy_is_explained() {
+    let mut statuses = Source::of_crate(&root(), "controller").of_method("CurrentStatus", "as_str");
+    statuses.extend(Source::of_crate(&root(), "cli").assigned_to("current_status"));
+    let page = Page::read();
+    page.has_exactly("Statuses", 0, &statuses);
+    page.has_part_of_each(
+        "Statuses",
+        1,
+        &messages(&[
+            "controller/src/compile.rs",
+            "controller/src/compile/ingress.rs",
+            "controller/src/compile/status.rs",
+            "controller/src/mesh.rs",
+            "controller/src/unreadable.rs",
+            "controller/src/admission.rs",
+        ]),
+    );
+    let is_reason = |text: &String| {
+        text.chars().all(|c| c.is_ascii_alphabetic())
+            && text.starts_with(char::is_uppercase)
+            && !["True", "False", "Unknown"].contains(&text.as_str())
+    };
+    let reasons = Source::of_crate(&root(), "cert-manager").of_functions("condition").filter(is_reason);
+    page.has_exactly("Statuses", 2, &reasons.collect());
+}
+
+#[test]
+fn every_finding_in_a_manifest_is_explained() {
+    let mut found = messages(&[
+        "crds/src/validate/ingress_backend.rs",
+        "crds/src/validate/mesh_config.rs",
+        "controller/src/source/folder/document.rs",
+    ]);
+    // Each setting that is not acted on has a row in docs/differences.md; here they have one together.
+    let not_acted_on = messages(&["crds/src/validate/mesh_config/not_acted_on.rs"]);
+    found.extend(not_acted_on.into_iter().filter(|text| text.contains("not acted on")));
+    Page::read().has_part_of_each("Findings in manifests", 0, &found);
+}
+
+#[test]
+fn every_answer_of_explain_that_is_none_is_explained() {
+    let source = Source::read(&root().join("controller/src/explain.rs"));
+    let errors = source.except_functions(&["describe"]).literals().filter(|text| is_message(text)).collect();
+    Page::read().has_part_of_each("Explain", 0, &errors);
+}
+
+#[test]
+fn every_refusal_of_a_pod_is_explained() {
+    let files = [
+        "annotations.rs",
+        "decision.rs",
+        "limits.rs",
+        "probes.rs",
+        "probes/request_target.rs",
+        "refusal.rs",
+        "review.rs",
+        "settings.rs",
+    ];
+    let files: Vec<_> = files.iter().map(|file| format!("injector/src/{file}")).collect();
+    let said = messages(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    // What `tidegate inject` says of Pods that are left alone has a table of its own.
+    let page = Page::read();
+    let notes = page.table("Pods that are refused", 1);
+    let (left, refused) =
+        said.into_iter().partition(|text| notes.iter().any(|part| text.contains(part.as_str())));
+    page.has_part_of_each("Pods that are refused", 0, &refused);
+    page.has_part_of_each("Pods that are refused", 1, &left);
+}
+
+#[test]
+fn every_check_is_explained_and_is_in_the_list_of_the_command_line() {
+    let checks = Source::of_crate(&root(), "cli").fields_of("Check", "id");
+    Page::read().has_exactly("Checks", 0, &checks);
+    let list = fs::read_to_string(root().join("docs/cli.md")).unwrap();
+    let missing: Vec<_> = checks.iter().filter(|id| !list.contains(&format!("`{id}`"))).collect();
+    assert!(missing.is_empty(), "docs/cli.md: add {missing:?}");
+}
+
+#[test]
+fn every_refusal_of_a_certificate_is_explained() {
+    let source = Source::of_crate(&root(), "cert-manager");
+    let mut reasons: BTreeSet<_> = source.of_functions("kind").collect();
+    reasons.extend(source.arguments_of("refused"));
+    Page::read().has_exactly("Certificates", 0, &reasons);
+}
+
+#[test]
+fn every_exit_status_is_explained() {
+    let mut statuses = BTreeSet::from(["0", "1", "2"].map(str::to_owned));
+    for name in ["cli", "sidecar", "controller", "cert-manager", "injector", "runtime", "kubernetes"] {
+        // Success, failure, and clap's own for a command line that cannot be understood; no program has others.
+        statuses.extend(Source::of_crate(&root(), name).exit_statuses());
+    }
+    Page::read().has_exactly("Exit status", 0, &statuses);
+}
