@@ -6,6 +6,7 @@
 //! written down ([`FakeApi::requests`]), so that a test can hold a program's requests to its permissions. Resources
 //! are named `v1/pods` or `<group>/<version>/<plural>`; in a namespace `""` are those that belong to none.
 
+mod chart;
 mod port_forward;
 mod rights;
 mod server;
@@ -23,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::chart::memory_limit;
 pub use self::rights::Rights;
 use self::store::Store;
 
