@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::thread;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use tidegate_kubernetes::fake_api::{FakeApi, memory_limit};
@@ -12,7 +13,7 @@ use tidegate_tests::client::{Client, Tls};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::mesh::{Mesh, Options};
 use tidegate_tests::wait::{self, SOON};
-use tidegate_tests::webhook::{self, LARGEST, NAME, ask, create, head, send};
+use tidegate_tests::webhook::{self, LARGEST, NAME, ask, ask_on, create, head, send};
 
 struct Cluster {
     mesh: Mesh,
@@ -127,4 +128,29 @@ fn namespaces_that_are_filled_up_hold_little_memory_and_new_ones_are_known_at_on
     assert_eq!(ask(&healthy, pod)["patchType"], "JSONPatch");
     let grown = cluster.injector.resident_bytes().saturating_sub(fresh);
     assert!(grown < 12 << 20, "{grown} bytes for 30 namespaces of half a megabyte");
+}
+
+#[test]
+fn a_client_that_asks_without_end_fills_no_log() {
+    let cluster = Cluster::start();
+    let (healthy, attacker) = (cluster.client(50), cluster.client(51));
+    let pod = r#"{"metadata":{"name":"a"},"spec":{"containers":[{"name":"a","image":"a"}]}}"#;
+    let lines = || cluster.injector.log().matches("admission with changes").count();
+    let source = attacker.source.unwrap().to_string();
+    let mut connection = attacker.connect().unwrap();
+    let (start, mut asked) = (Instant::now(), 0);
+    wait::until_true("what is left out is counted", 3 * SOON, || {
+        for _ in 0..100 {
+            assert_eq!(ask_on(&mut connection, pod).unwrap()["patchType"], "JSONPatch");
+        }
+        asked += 100;
+        let is_count = |line: &str| line.contains("more admissions were denied or changed");
+        cluster.injector.log().lines().any(|line| is_count(line) && line.contains(&source))
+    });
+    // In a window of ten seconds there are 200 of them; one was under way at the start.
+    let windows = usize::try_from(start.elapsed().as_secs() / 10 + 2).unwrap();
+    let before = lines();
+    assert!(before >= 200 && before < asked && before <= 200 * windows, "{before} lines of {asked}");
+    ask(&healthy, pod);
+    wait::until_true("the other client's line", SOON, || lines() > before);
 }
