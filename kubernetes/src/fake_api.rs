@@ -57,7 +57,7 @@ pub struct FakeApi {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Counts changes of anything, for whoever waits.
+    /// Counts changes of anything, so that tests can wait for them.
     changes: watch::Sender<u64>,
 }
 
@@ -68,7 +68,7 @@ struct State {
     faults: Faults,
     answers: Answers,
     pods: Pods,
-    /// `<verb> <plural>`, with `/<subresource>` if there is one, that nobody may do.
+    /// `<verb> <plural>`, with `/<subresource>` if there is one, that is forbidden to all clients.
     forbidden: BTreeSet<String>,
     /// Major and minor.
     version: Option<(u32, u32)>,
@@ -180,7 +180,7 @@ impl FakeApi {
         self.change(|state| state.store.bookmark());
     }
 
-    /// Forgets past events: whoever watches from before now is told 410 Gone.
+    /// Forgets past events: a watch from before now is told 410 Gone.
     pub fn compact(&self) {
         self.change(|state| state.store.compact());
     }
@@ -212,7 +212,7 @@ impl FakeApi {
     }
 
     /// Has `answer` look at each request but watches, with its body: it may answer in the server's place, as for
-    /// resources that are no stored objects. Whoever was added last is asked first.
+    /// resources that are not stored objects. The closure added last is asked first.
     pub fn answer(&self, answer: impl FnMut(&Request, &Value) -> Option<(u16, Value)> + Send + 'static) {
         self.change(|state| state.answers.0.push(Box::new(answer)));
     }

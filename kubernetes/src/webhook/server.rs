@@ -91,7 +91,7 @@ struct Shared {
 /// Why a request gets no verdict.
 #[derive(Debug, thiserror::Error)]
 enum NoVerdict {
-    /// It is no admission request.
+    /// It is not an admission request.
     #[error("{1}")]
     Invalid(StatusCode, String),
     /// Other requests, those of its own address first of all, hold the memory that it needs.
