@@ -19,7 +19,7 @@ struct NextOptions {
     /// Everyone's certificate is known to be good under the issuing root.
     #[serde(default)]
     renewed: bool,
-    /// Waits for nobody.
+    /// Waits for no workload.
     #[serde(default)]
     force: bool,
     /// The root that the last step drops is not trusted any more, nor is any that was retired before.

@@ -1,4 +1,4 @@
-//! Who is asking: from a bearer token to an identity that somebody trusted has vouched for.
+//! Who is asking: from a bearer token to an identity that a trusted issuer has vouched for.
 
 use std::net::SocketAddr;
 
@@ -31,7 +31,7 @@ pub enum AuthError {
     /// No `authorization` metadata.
     #[error("no bearer token: send `authorization: Bearer <service account token>`")]
     Missing,
-    /// `authorization` is there twice or is no bearer token.
+    /// `authorization` is there twice or is not a bearer token.
     #[error("the authorization metadata is not exactly one bearer token")]
     NotBearer,
     /// Not a signed JWT at all.
@@ -43,7 +43,7 @@ pub enum AuthError {
     /// `none`, an HMAC, or whatever else is not allowed.
     #[error("the token's algorithm is not allowed: ES256, RS256 and EdDSA are")]
     Algorithm,
-    /// Signed by somebody else, or altered.
+    /// Signed by another issuer, or altered.
     #[error("the token is not signed by a known key")]
     Signature,
     /// `exp` lies in the past.
@@ -52,7 +52,7 @@ pub enum AuthError {
     /// `nbf` lies in the future.
     #[error("the token is not valid yet")]
     NotYetValid,
-    /// Meant for somebody else.
+    /// Meant for another audience.
     #[error("the token's audience is not {0:?}")]
     Audience(String),
     /// From another issuer than the one that is trusted.
@@ -67,7 +67,7 @@ pub enum AuthError {
     /// The API server does not accept it.
     #[error("the API server does not accept the token: {0}")]
     Rejected(String),
-    /// Good, but not bound to a pod: it would outlive whoever holds it.
+    /// Good, but not bound to a pod: it would outlive its pod.
     #[error("the token is not bound to a pod: use a projected service account token")]
     NotBound,
     /// Good, but of a namespace that is not in the mesh.

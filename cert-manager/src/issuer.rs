@@ -1,6 +1,6 @@
 //! A certificate authority that can sign: a key, its certificate and the chain up to a root.
 //!
-//! [`Issuer::create_root`] makes a self-signed one, [`Issuer::from_pem`] takes one that somebody gives and names
+//! [`Issuer::create_root`] makes a self-signed one, [`Issuer::from_pem`] takes one that the user gives and names
 //! everything that is wrong with it. [`crate::rules`] says what an issuer signs for a workload.
 
 use std::fmt;
@@ -223,7 +223,7 @@ impl Issuer {
         if problems.is_empty() { Ok(()) } else { Err(IssuerProblems(problems)) }
     }
 
-    /// A certificate of `other`'s name and key, signed by this issuer: whoever trusts only this issuer's root can
+    /// A certificate of `other`'s name and key, signed by this issuer: a client that trusts only this issuer's root can
     /// verify through it what `other` has signed. `None` where this issuer may sign no further authority.
     pub(crate) fn cross_sign(&self, other: &Self, now: SystemTime) -> Option<CertificateDer<'static>> {
         let path_length = match self.0.path_length {

@@ -121,7 +121,7 @@ impl std::fmt::Debug for GatewayDependencies {
 }
 
 impl GatewayDependencies {
-    /// For a process that shares the store with nobody.
+    /// For a process that has the store to itself.
     pub fn alone(
         settings: watch::Receiver<Option<IngressGatewaySettings>>,
         store: Arc<dyn SecretStore>,
@@ -154,7 +154,7 @@ pub struct CertManagerHandle {
 /// Why a certificate authority does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There is no authority to issue with.
+    /// The authority to issue with is missing.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
     /// It cannot show a certificate itself.
@@ -286,7 +286,7 @@ impl CertManagerHandle {
         self.authority.bundle()
     }
 
-    /// How the ingress controller's certificate is. Its sender is gone if nobody may ask for one.
+    /// How the ingress controller's certificate is. Its sender is gone if none can be asked for.
     pub fn gateway_status(&self) -> watch::Receiver<GatewayStatus> {
         self.gateway.clone()
     }
@@ -325,7 +325,7 @@ async fn follow(authority: Authority, telemetry: Arc<Telemetry>, mut drain: drai
     }
 }
 
-/// Logs how long workloads' certificates live whenever somebody says so.
+/// Logs the life of workloads' certificates whenever MeshConfig changes it.
 async fn tell_life(mut life: watch::Receiver<Option<Duration>>, rules: IssuingRules) {
     loop {
         let wanted = *life.borrow_and_update();

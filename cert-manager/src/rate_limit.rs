@@ -23,7 +23,7 @@ impl Default for RateLimit {
     }
 }
 
-/// Counts requests by whoever makes them.
+/// Counts requests by client.
 #[derive(Debug)]
 pub struct RateLimiter<K> {
     limit: RateLimit,
@@ -65,7 +65,7 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
         (bucket.tokens + refilled).min(f64::from(self.limit.burst.max(1)))
     }
 
-    /// Whoever's bucket is full again loses nothing by being forgotten. If all are busy, the one that asked longest
+    /// A client whose bucket is full again loses nothing by being forgotten. If all are busy, the one that asked longest
     /// ago goes.
     fn evict(&self, buckets: &mut HashMap<K, Bucket>, now: Instant) {
         let full = f64::from(self.limit.burst.max(1));

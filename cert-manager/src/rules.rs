@@ -59,9 +59,9 @@ pub enum Refusal {
     #[error("the issuing certificate authority is not valid before {0}; look at this machine's clock")]
     IssuerNotYetValid(String),
     /// The caller's identity has no DNS spelling.
-    #[error("identity {0} is no DNS name; shorten the namespace or service account")]
+    #[error("identity {0} is not a DNS name; shorten the namespace or service account")]
     Identity(String),
-    /// The caller's name is one that somebody else serves under.
+    /// The caller's name is one that another holder serves under.
     #[error(transparent)]
     ReservedName(#[from] ReservedName),
     /// Our own fault, or the user's, who has given an authority that may not sign these names.

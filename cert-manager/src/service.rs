@@ -56,7 +56,7 @@ impl IstioCertificateService for CertificateService {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
         let Some(caller) = request.extensions().get::<Caller>().cloned() else {
-            return Err(Status::internal("a call that nobody has judged"));
+            return Err(Status::internal("a call that was not authenticated"));
         };
         if let Err(wait) = self.limiter.take(&caller.identity, Instant::now()) {
             let reason =

@@ -1,5 +1,5 @@
 //! Names of Services under which certain workloads serve TLS to clients that know nothing of the mesh, such as the API
-//! server that calls a webhook. Whoever runs the certificate authority grants them; a request never does.
+//! server that calls a webhook. The operator of the certificate authority grants them; a request never does.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -21,7 +21,7 @@ pub struct ServiceNameGrant {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceNames(BTreeMap<(String, String), Vec<DnsName>>);
 
-/// DNS names that belong to somebody: the certificate authority's own, and those that are granted. No other workload
+/// DNS names with a holder: the certificate authority's own, and those that are granted. No other workload
 /// may be called so. A service account may have dots in its name, so `tidegate-cert-manager.tidegate-system` in a
 /// namespace `svc` would be named as the authority's Service is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,7 +35,7 @@ enum NameHolder {
     Workload(String, String),
 }
 
-/// A workload's own name is somebody else's.
+/// A workload's own name belongs to another holder.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{identity} is called {name}, a name that {holder} serves under: rename the service account or its namespace"

@@ -27,8 +27,8 @@ pub struct Stored {
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody else has changed it since it was read; read it again.
-    #[error("changed by somebody else meanwhile")]
+    /// Another client has changed it since it was read; read it again.
+    #[error("changed by another client meanwhile")]
     Conflict,
     /// The file system refused.
     #[error("{what}: {source}")]
@@ -98,7 +98,7 @@ pub trait BundlePublisher: Send + Sync + 'static {
     /// somebody else has changed; it should be cheap when nothing has to be done.
     async fn publish(&self, pem: &str) -> Result<(), StoreError>;
 
-    /// What is published already, whoever did it, and where; `None` where nothing is. Only asked where no authority is
+    /// What is published already, by any author, and where; `None` where nothing is. Only asked where no authority is
     /// stored: a bundle says that there was one.
     async fn published(&self) -> Result<Option<PublishedBundle>, StoreError>;
 }

@@ -135,7 +135,7 @@ impl Telemetry {
         );
     }
 
-    /// A certificate that nobody asked for over the network: our own, or the ingress controller's.
+    /// A certificate that was not asked for over the network: our own, or the ingress controller's.
     pub(crate) fn own(&self, purpose: &'static str, issued: &Issued) {
         self.issued.get_or_create(&Purpose { purpose }).inc();
         info!(

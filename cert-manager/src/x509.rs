@@ -64,7 +64,7 @@ pub enum WriteError {
     /// The crypto library refused to sign.
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),
-    /// The name constraints of the authority's chain do not let it sign these names: nobody would accept them.
+    /// The name constraints of the authority's chain do not let it sign these names: every peer would refuse them.
     #[error("the certificate authority may not sign {names}: {reason}")]
     Names {
         /// What the certificate was to be for.

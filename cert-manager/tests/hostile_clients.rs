@@ -15,7 +15,9 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use rustls_pki_types::ServerName;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use tidegate_kubernetes::fake_api::{FakeApi, memory_limit};
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tidegate_runtime::grpc::{Address, channel, client_config};
@@ -26,8 +28,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tidegate-cert-manager");
-/// `certManager.resources.limits.memory` of the chart.
-const MEMORY: u64 = 256 << 20;
 const SOON: Duration = Duration::from_secs(60);
 
 /// A certificate authority of its own.
@@ -42,22 +42,37 @@ struct Program {
 
 impl Program {
     fn start() -> Self {
-        raise_file_limit();
         let (dir, key) = (tempfile::tempdir().unwrap(), KeyPair::generate().unwrap());
         let path = |name: &str| dir.path().join(name).display().to_string();
         std::fs::write(path("keys.pem"), key.public_key_pem()).unwrap();
+        let arguments = ["--jwt-keys-file", &path("keys.pem"), "--store-dir", &path("ca")];
+        Self::with(&[&arguments[..], &["--bundle-file", &path("bundle.pem")]].concat(), dir, key)
+    }
+
+    /// On Kubernetes, where the API server judges tokens and everything is kept.
+    fn on(api: &FakeApi) -> Self {
+        let (dir, key) = (tempfile::tempdir().unwrap(), KeyPair::generate().unwrap());
+        let kubeconfig = dir.path().join("kubeconfig");
+        std::fs::write(&kubeconfig, api.kubeconfig()).unwrap();
+        let kubeconfig = kubeconfig.display().to_string();
+        let place = ["--namespace", "tidegate-system", "--pod-name", "ca-1"];
+        Self::with(&[&["--kubernetes", "--kubeconfig", &kubeconfig][..], &place].concat(), dir, key)
+    }
+
+    fn with(arguments: &[&str], dir: TempDir, key: KeyPair) -> Self {
+        raise_file_limit();
         let mut process = Command::new(PROGRAM)
             .args(["--listen", "127.0.0.1:0", "--admin-address", "127.0.0.1:0", "--log-format", "json"])
-            .args(["--jwt-keys-file", &path("keys.pem"), "--store-dir", &path("ca")])
-            .args(["--bundle-file", &path("bundle.pem")])
+            .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let limit = Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) };
+        let memory = Some(memory_limit("certManager"));
+        let limit = Rlimit { current: memory, maximum: memory };
         prlimit(Some(Pid::from_child(&process)), Resource::Data, limit).unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
         let up = lines.find(|line| line.contains("certificate authority listens")).unwrap();
-        let up: serde_json::Value = serde_json::from_str(&up).unwrap();
+        let up: Value = serde_json::from_str(&up).unwrap();
         let address = up["grpc_address"].as_str().unwrap().parse().unwrap();
         let admin = up["admin_address"].as_str().unwrap();
         let admin = admin.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
@@ -114,7 +129,7 @@ impl Program {
         page
     }
 
-    fn lines_with(&self, text: &str) -> Vec<serde_json::Value> {
+    fn lines_with(&self, text: &str) -> Vec<Value> {
         let log = self.log.lock().unwrap();
         log.iter()
             .filter(|line| line.contains(text))
@@ -223,4 +238,75 @@ async fn handshakes_that_never_end_hold_a_bounded_memory_and_keep_nobody_out() {
     assert!(grown < 64 << 20, "{grown} bytes");
     drop(held);
     program.serve_another_client().await;
+}
+
+const TRUST_BUNDLE: &str = "tidegate-trust-bundle";
+
+/// The trust bundle in a namespace.
+fn published(api: &FakeApi, namespace: &str) -> Option<String> {
+    let map = api.get("v1/configmaps", namespace, TRUST_BUNDLE)?;
+    map["data"]["ca.crt"].as_str().map(str::to_owned)
+}
+
+/// An API server with two namespaces, that accepts every token.
+async fn api_server() -> FakeApi {
+    let api = FakeApi::start().await;
+    for name in ["tidegate-system", "httpbin"] {
+        let labels = json!({"tidegate.io/injection": "enabled"});
+        api.apply("v1/namespaces", json!({"metadata": {"name": name, "labels": labels}}));
+    }
+    api.answer(|request, review| {
+        let mut review = review.clone();
+        let pod = json!({
+            "authentication.kubernetes.io/pod-name": ["httpbin-1"],
+            "authentication.kubernetes.io/pod-uid": ["8f0c"],
+        });
+        let user = json!({"username": "system:serviceaccount:httpbin:httpbin", "extra": pod});
+        review["status"] = json!({"authenticated": true, "audiences": ["tidegate-ca"], "user": user});
+        (request.resource == "tokenreviews").then_some((201, review))
+    });
+    api
+}
+
+/// Namespaces of the mesh, full of labels, and their trust bundles' ConfigMaps, full of entries: decoded whole they
+/// would take 3 MB each.
+fn fill_up(api: &FakeApi, tenants: &[String]) {
+    let many = |count: usize| (0..count).map(|i| (format!("k{i:05}"), Value::from(""))).collect::<Value>();
+    let (entries, mut labels) = (many(20_000), many(5_000));
+    labels["tidegate.io/injection"] = "enabled".into();
+    for tenant in tenants {
+        let metadata =
+            json!({"name": tenant, "labels": labels, "annotations": {"note": "x".repeat(100_000)}});
+        api.apply("v1/namespaces", json!({ "metadata": metadata }));
+        let metadata = json!({"name": TRUST_BUNDLE, "namespace": tenant});
+        api.apply("v1/configmaps", json!({"metadata": metadata, "data": entries}));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_that_tenants_fill_up_hold_little_memory_and_keep_nobody_from_a_certificate() {
+    let api = api_server().await;
+    let program = Program::on(&api);
+    api.wait_for(|api| published(api, "httpbin").is_some()).await;
+    std::fs::write(program.dir.path().join("bundle.pem"), published(&api, "httpbin").unwrap()).unwrap();
+    program.serve_another_client().await;
+    let fresh = program.peak();
+
+    // As events, and in the answers to what is written: eight namespaces at a time are written to.
+    let tenants: Vec<String> = (0..8).map(|number| format!("tenant-{number}")).collect();
+    for _ in 0..2 {
+        fill_up(&api, &tenants);
+        program.serve_another_client().await;
+        api.wait_for(|api| tenants.iter().all(|tenant| published(api, tenant).is_some())).await;
+        program.serve_another_client().await;
+    }
+    let grown = program.peak() - fresh;
+    assert!(grown < 12 << 20, "{grown} bytes");
+
+    // And in lists.
+    fill_up(&api, &tenants);
+    let another = Program::on(&api);
+    api.wait_for(|api| tenants.iter().all(|tenant| published(api, tenant).is_some())).await;
+    let grown = another.peak().saturating_sub(fresh);
+    assert!(grown < 12 << 20, "{grown} bytes");
 }

@@ -2,7 +2,12 @@
 //! streams as it can and asks each of them for addresses that it has made up. Sidecars of the same identity and of others
 //! are served meanwhile. A process of its own, because the limit holds for all of a process.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,6 +22,7 @@ use rustls_pki_types::{PrivateKeyDer, ServerName};
 use tidegate_controller::source::folder::{FolderSource, is_local};
 use tidegate_controller::{Config, Controller, ControllerHandle, Dependencies, NAMESPACE, SERVICE_ACCOUNT};
 use tidegate_core::{Identity, PeerCertificate, TrustDomain};
+use tidegate_kubernetes::fake_api::memory_limit;
 use tidegate_proto::discovery::discovery_client::DiscoveryClient;
 use tidegate_proto::discovery::discovery_request::Message;
 use tidegate_proto::discovery::{Ack, DiscoveryRequest, DiscoveryResponse, Hello, Node, Subscribe};
@@ -33,8 +39,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
-/// `controller.resources.limits.memory` of the chart.
-const MEMORY: u64 = 512 << 20;
 const CONNECTIONS: usize = 12;
 const STREAMS: usize = 8;
 const ADDRESSES: usize = 8192;
@@ -230,7 +234,8 @@ async fn attack(
 
 #[tokio::test]
 async fn the_streams_of_one_identity_neither_kill_the_controller_nor_starve_others_of_it_or_of_another() {
-    setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) }).unwrap();
+    let limit = memory_limit("controller");
+    setrlimit(Resource::Data, Rlimit { current: Some(limit), maximum: Some(limit) }).unwrap();
     let mesh = Mesh::start().await;
     let (sender, mut ends) = mpsc::channel(1);
     let mut attackers = JoinSet::new();
@@ -269,5 +274,5 @@ async fn the_streams_of_one_identity_neither_kill_the_controller_nor_starve_othe
     let refused = refused.await.unwrap();
     let most = peak();
     println!("{} MiB at most, clients included; {refused} streams were ended", most >> 20);
-    assert!(refused > 0 && most < MEMORY, "{} MiB", most >> 20);
+    assert!(refused > 0 && most < limit, "{} MiB", most >> 20);
 }

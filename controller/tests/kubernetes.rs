@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tidegate_kubernetes::fake_api::{FakeApi, Rights};
+use tidegate_kubernetes::fake_api::{FakeApi, Rights, memory_limit};
 
 const NAMESPACE: &str = "tidegate-system";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
@@ -244,7 +244,9 @@ async fn two_thousand_pods_fit_in_little_memory_also_when_all_of_them_are_replac
 }
 
 /// The chart's memory limit of a controller, in mebibytes.
-const CHART_LIMIT: u64 = 512;
+fn chart_limit() -> u64 {
+    memory_limit("controller") >> 20
+}
 
 /// An IngressBackend of namespace `hostile` with so many backends and sources.
 fn large(name: &str, backends: usize, sources: usize, backend: impl Fn(usize) -> String) -> Value {
@@ -290,7 +292,7 @@ async fn what_one_tenant_stores_neither_kills_the_controller_nor_keeps_it_from_o
                 "spec": {"containers": [{"name": "a"}], "volumes": volumes}, "status": {"phase": "Pending"}}),
         );
     }
-    let mut program = Program::start_within(&api, "controller-a", Some(CHART_LIMIT));
+    let mut program = Program::start_within(&api, "controller-a", Some(chart_limit()));
     api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
     let reason = |api: &FakeApi, name: &str| {
         let object = api.get(BACKENDS, "hostile", name)?;
@@ -326,7 +328,7 @@ async fn what_one_tenant_stores_neither_kills_the_controller_nor_keeps_it_from_o
         "{most} MiB at most; processor: {start:.1?} at start, {change:.1?} for a change, there after {took:.1?}"
     );
     assert!(program.child.try_wait().unwrap().is_none(), "it lives");
-    assert!(most < CHART_LIMIT / 2 && change < Duration::from_secs(4), "{most} MiB, {change:?}");
+    assert!(most < chart_limit() / 2 && change < Duration::from_secs(4), "{most} MiB, {change:?}");
     assert!(start < Duration::from_secs(6), "{start:?}");
 }
 
@@ -356,7 +358,7 @@ async fn many_pods_behind_many_rules_of_one_tenant_neither_kill_the_controller_n
     for i in 0..1_000 {
         api.apply("v1/pods", injected("hostile", "hostile", 1_000 + i));
     }
-    let mut program = Program::start_within(&api, "controller-a", Some(CHART_LIMIT));
+    let mut program = Program::start_within(&api, "controller-a", Some(chart_limit()));
     api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
     let start = program.processor_time();
     // A change that touches all of it, and another tenant's.
@@ -377,7 +379,7 @@ async fn many_pods_behind_many_rules_of_one_tenant_neither_kill_the_controller_n
     assert!(program.child.try_wait().unwrap().is_none(), "it lives");
     let most_time = Duration::from_secs(30);
     assert!(
-        most < CHART_LIMIT / 2 && start < most_time && change < most_time,
+        most < chart_limit() / 2 && start < most_time && change < most_time,
         "{most} MiB, {start:?}, {change:?}"
     );
 }

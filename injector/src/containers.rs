@@ -39,7 +39,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) mesh: &'a MeshSettings,
     pub(crate) interception: Interception,
     pub(crate) resources: Resources,
-    /// Whether the Pod may send UDP to nobody but DNS servers.
+    /// Whether the Pod may send UDP to DNS servers only.
     pub(crate) refuses_udp: bool,
     /// What users set of the sidecar's limits, by flag.
     pub(crate) limits: BTreeMap<&'static str, String>,

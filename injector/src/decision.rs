@@ -101,10 +101,10 @@ impl Reason {
     pub fn warning(self) -> Option<&'static str> {
         match self {
             Self::HostNetwork => {
-                Some("no sidecar is added: the pod uses its node's network, so it is no part of the mesh")
+                Some("no sidecar is added: the pod uses its node's network, so it is not part of the mesh")
             }
             Self::Windows => {
-                Some("no sidecar is added: the pod runs on Windows, so it is no part of the mesh")
+                Some("no sidecar is added: the pod runs on Windows, so it is not part of the mesh")
             }
             _ => None,
         }

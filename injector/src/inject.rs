@@ -73,7 +73,7 @@ fn patch(
     settings: &Settings,
     mesh: &MeshSettings,
 ) -> Result<Patch, Refusal> {
-    // Both, so that nobody's own container of that name is taken for ours.
+    // Both, so that a user's container of that name is not mistaken for ours.
     let is_injected = pod.has_sidecar() && is_labelled(pod);
     refusal::check(pod, spec, is_injected)?;
     let mut patch = PatchBuilder::default();

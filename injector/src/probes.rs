@@ -148,7 +148,7 @@ impl AppProbe {
             return Err("the sidecar's flag --probes has a timeoutSeconds that is not positive".to_owned());
         }
         if !is_request_target(&self.path) || self.path.contains('?') {
-            return Err(format!("the sidecar's flag --probes has {:?}, which is no path", self.path));
+            return Err(format!("the sidecar's flag --probes has {:?}, which is not a path", self.path));
         }
         match &mut self.target {
             Target::Tcp { port } | Target::Grpc { port, .. } => drop(number((*port).into())?),
@@ -243,7 +243,7 @@ pub(crate) fn http(container: &ContainerFields, action: &HttpGet) -> Result<Targ
 /// kubelet sends nothing where a header cannot be sent. Of names, Kubernetes takes fewer still.
 fn check_header(name: &str, value: &str) -> Result<(), String> {
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-        return Err(format!("{name:?} is no name of a header"));
+        return Err(format!("{name:?} is not a header name"));
     }
     if value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
         return Err(format!(

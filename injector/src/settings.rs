@@ -28,7 +28,7 @@ pub struct Settings {
     pub ca_address: String,
     /// The name that the CA's certificate holds.
     pub ca_server_name: String,
-    /// Makes the paths of lifecycle hooks ones that nobody guesses.
+    /// Makes the paths of lifecycle hooks unguessable.
     pub hook_key: HookKey,
 }
 
@@ -151,7 +151,7 @@ fn log_filter(level: &str) -> Result<&'static str, MeshConfigError> {
         "error" | "critical" | "" => "error",
         "off" => "off",
         _ => {
-            let problem = format!("{level:?} is no level");
+            let problem = format!("{level:?} is not a level");
             return Err(MeshConfigError { field: "spec.sidecar.logLevel".to_owned(), problem });
         }
     })
@@ -236,7 +236,7 @@ mod tests {
         );
         assert_eq!(
             parse(json!({"sidecar": {"logLevel": "loud"}})).unwrap_err(),
-            "MeshConfig: spec.sidecar.logLevel: \"loud\" is no level"
+            "MeshConfig: spec.sidecar.logLevel: \"loud\" is not a level"
         );
         assert_eq!(
             parse(json!({"sidecar": {"resources": {"limits": {"cpu": "much"}}}})).unwrap_err(),

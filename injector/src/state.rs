@@ -1,4 +1,5 @@
-//! What the webhook knows of the cluster: namespaces and the MeshConfig, followed, so that a request waits for nobody.
+//! What the webhook knows of the cluster: namespaces and the MeshConfig. Both are followed, so that a request does not wait
+//! for the API server.
 
 use std::collections::HashMap;
 use std::sync::Arc;

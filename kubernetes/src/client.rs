@@ -38,7 +38,7 @@ pub struct ClientOptions {
     pub context: Option<String>,
 }
 
-/// Why there is no way to the API server.
+/// Why the API server cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// There is a kubeconfig, and it cannot be used.
@@ -47,7 +47,7 @@ pub enum ClientError {
     /// The pod's service account cannot be used.
     #[error("service account of this pod: {0}")]
     InCluster(#[from] kube::config::InClusterError),
-    /// A proxy of the environment is no URL.
+    /// A proxy setting in the environment is not a URL.
     #[error("{variable}: not a proxy's URL: {value:?}: {source}")]
     Proxy {
         /// The environment variable.
@@ -57,7 +57,7 @@ pub enum ClientError {
         /// Why it is none.
         source: http::uri::InvalidUri,
     },
-    /// What is configured cannot be made into a client, such as a CA that is no certificate.
+    /// What is configured cannot be made into a client, such as a CA that is not a certificate.
     #[error("Kubernetes client: {0}")]
     Build(#[from] kube::Error),
 }

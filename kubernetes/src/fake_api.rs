@@ -6,6 +6,7 @@
 //! written down ([`FakeApi::requests`]), so that a test can hold a program's requests to its permissions. Resources
 //! are named `v1/pods` or `<group>/<version>/<plural>`; in a namespace `""` are those that belong to none.
 
+mod chart;
 mod port_forward;
 mod rights;
 mod server;
@@ -23,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::chart::memory_limit;
 pub use self::rights::Rights;
 use self::store::Store;
 
@@ -55,7 +57,7 @@ pub struct FakeApi {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Counts changes of anything, for whoever waits.
+    /// Counts changes of anything, so that tests can wait for them.
     changes: watch::Sender<u64>,
 }
 
@@ -66,7 +68,7 @@ struct State {
     faults: Faults,
     answers: Answers,
     pods: Pods,
-    /// `<verb> <plural>`, with `/<subresource>` if there is one, that nobody may do.
+    /// `<verb> <plural>`, with `/<subresource>` if there is one, that is forbidden to all clients.
     forbidden: BTreeSet<String>,
     /// Major and minor.
     version: Option<(u32, u32)>,
@@ -178,7 +180,7 @@ impl FakeApi {
         self.change(|state| state.store.bookmark());
     }
 
-    /// Forgets past events: whoever watches from before now is told 410 Gone.
+    /// Forgets past events: a watch from before now is told 410 Gone.
     pub fn compact(&self) {
         self.change(|state| state.store.compact());
     }
@@ -210,7 +212,7 @@ impl FakeApi {
     }
 
     /// Has `answer` look at each request but watches, with its body: it may answer in the server's place, as for
-    /// resources that are no stored objects. Whoever was added last is asked first.
+    /// resources that are not stored objects. The closure added last is asked first.
     pub fn answer(&self, answer: impl FnMut(&Request, &Value) -> Option<(u16, Value)> + Send + 'static) {
         self.change(|state| state.answers.0.push(Box::new(answer)));
     }

@@ -32,7 +32,7 @@ pub struct LeaseConfig {
 /// How fast a Lease changes hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseTiming {
-    /// How long a Lease that nobody renews must be left alone. Whole seconds.
+    /// How long a Lease that is not renewed must be left alone. Whole seconds.
     pub duration: Duration,
     /// How long after its last renewal a leader still leads; shorter than `duration`, so that two never do.
     pub deadline: Duration,
@@ -143,7 +143,7 @@ impl Elector {
         }
     }
 
-    /// Whether the Lease is ours now. Whoever else writes it at the same time makes the API server refuse us.
+    /// Whether the Lease is ours now. If another replica writes it at the same time, the API server refuses our write.
     async fn try_hold(&mut self) -> kube::Result<bool> {
         let Some(mut lease) = self.leases.get_opt(&self.config.name).await? else {
             let metadata = ObjectMeta { name: Some(self.config.name.clone()), ..ObjectMeta::default() };
@@ -166,7 +166,7 @@ impl Elector {
         }
     }
 
-    /// Whether the Lease is ours, nobody's, or has not changed for its duration.
+    /// Whether the Lease is ours, has no holder, or has not changed for its duration.
     fn may_take(&mut self, spec: &LeaseSpec) -> bool {
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         if holder.is_empty() || holder == self.config.holder {

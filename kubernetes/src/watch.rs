@@ -130,7 +130,7 @@ enum End {
     Broken(String),
     /// It must begin with a list.
     Lost(String),
-    /// Nobody listens any more.
+    /// The receiver is gone.
     Closed,
 }
 
@@ -156,7 +156,7 @@ impl<K> Watch<K>
 where
     K: Resource + DeserializeOwned + Send + 'static,
 {
-    /// Follows what `api` covers. `prune` takes out of each object what nobody reads; managed fields and what
+    /// Follows what `api` covers. `prune` removes from each object what is not read; managed fields and what
     /// `kubectl apply` notes are taken out anyway. For kinds whose objects others write, take [`Watch::lean`].
     pub fn new(api: Api<K>, prune: impl Fn(&mut K) + Send + Sync + 'static, meter: KindMeter) -> Self {
         let decode = move |text: &str| {
@@ -331,7 +331,7 @@ impl<K: Send + 'static> Watch<K> {
         Ok(Listed { name, version, object: (self.decode.0)(text)? })
     }
 
-    /// Watches on and on; returns why a new list is due, or nothing once nobody listens.
+    /// Watches on and on; returns why a new list is due, or nothing once the receiver is gone.
     async fn follow<T: Send>(
         &mut self,
         mut version: String,

@@ -81,7 +81,7 @@ pub struct BoundAdmin {
     head_timeout: Duration,
 }
 
-/// Why there is no admin server.
+/// Why the admin server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The address is reachable from other hosts, and that was not asked for.

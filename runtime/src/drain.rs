@@ -65,7 +65,7 @@ impl Trigger {
 }
 
 impl Watch {
-    /// Returns once draining has started. A trigger that was dropped counts as started: nobody is left to wait for us.
+    /// Returns once draining has started. A trigger that was dropped counts as started: nothing is left that waits for us.
     pub async fn started(&mut self) {
         // The error says that the trigger is gone.
         let _ = self.0.wait_for(|started| *started).await;

@@ -89,7 +89,7 @@ pub struct KeptCredentials {
     pub task: JoinHandle<()>,
 }
 
-/// Gets a certificate from the CA and renews it for as long as somebody holds the receiver.
+/// Gets a certificate from the CA and renews it until the receiver is dropped.
 ///
 /// A certificate is renewed at half of the life it had when it came, a tenth of that life earlier or later at random;
 /// within a minute, at a random moment, when the bundle's first root, the one that issues, becomes one that it does not

@@ -71,7 +71,7 @@ pub struct LogHandle {
 /// Why logging cannot be set up or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The text is no filter.
+    /// The text is not a filter.
     #[error("log filter {text:?}: {reason}")]
     Filter {
         /// What was given.
@@ -118,7 +118,7 @@ where
 
 impl LogHandle {
     /// A handle that checks and remembers filters but steers nothing: for a daemon inside a process whose logs are
-    /// set up by somebody else.
+    /// set up by other code.
     pub fn detached() -> Self {
         Self { filter: None, text: Arc::new(Mutex::new("info".to_owned())) }
     }
@@ -165,7 +165,7 @@ fn parse(text: &str) -> Result<Targets, LogError> {
         part.split_once('=').is_some_and(|(target, level)| target.is_empty() || level.is_empty())
     };
     if let Some(part) = text.trim().split(',').find(|part| is_half(part)) {
-        return Err(error(format!("{part:?} is no MODULE=LEVEL")));
+        return Err(error(format!("{part:?} is not MODULE=LEVEL")));
     }
     text.trim().parse().map_err(|source: ParseError| error(source.to_string()))
 }

@@ -35,7 +35,7 @@ impl Metrics {
         Self::default()
     }
 
-    /// Registers metrics. Names are written out in full by whoever registers them, `tidegate_…`, but for the suffix
+    /// Registers metrics. Names are written out in full where they are registered, `tidegate_…`, but for the suffix
     /// `_total` of counters and the full stop after the help text, which the encoder adds.
     pub fn registry<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))

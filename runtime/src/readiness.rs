@@ -1,6 +1,6 @@
 //! Whether a process may be sent work, as a set of reasons why not yet.
 //!
-//! Whoever must finish something first holds a [`Blocker`]; the process is ready when none is held. A blocker is
+//! Code that must finish something first holds a [`Blocker`]; the process is ready when none is held. A blocker is
 //! released by dropping it, so an early return or a panic cannot leave the process unready for ever, and what blocks
 //! can be shown by name.
 

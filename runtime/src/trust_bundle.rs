@@ -1,7 +1,7 @@
 //! The roots that a process trusts, read from a file and kept fresh.
 //!
 //! A bundle is compared by the certificates in it: line endings, blank lines, comments, order and duplicates make no
-//! difference, so that whoever rewrites the file with the same roots disturbs nobody. Only which one is first counts to
+//! difference, so that writing the same roots again changes nothing. Only which one is first counts to
 //! who follows a file: our CA puts the root there that issues.
 //!
 //! Beside the roots, a bundle may name roots that were *retired*: nothing new is verified by them, but connections that
@@ -50,7 +50,7 @@ pub struct TrustBundle {
     lasting: Arc<RootCertStore>,
 }
 
-/// Why something is no trust bundle.
+/// Why a text is not a trust bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustBundleError {
     /// The file cannot be read.
@@ -62,10 +62,10 @@ pub enum TrustBundleError {
     /// A PEM section is broken.
     #[error("is not PEM: {0}")]
     Pem(pem::Error),
-    /// There is no certificate in it: a bundle that trusts nobody is a mistake.
+    /// It holds no certificate: an empty bundle is a mistake.
     #[error("holds no certificate")]
     Empty,
-    /// A section is no certificate that can be trusted.
+    /// A section is not a certificate that can be trusted.
     #[error("certificate {position} cannot be a root: {source}")]
     Root {
         /// Which one, counted from 1.
@@ -82,7 +82,7 @@ impl TrustBundle {
             Self::from_certificates(tls::load_pem_certificates(pem).map_err(TrustBundleError::Pem)?)?;
         let text = String::from_utf8_lossy(pem);
         let named = text.lines().filter_map(|line| line.strip_prefix(RETIRED)).map(str::trim_end);
-        // What is no fingerprint names no root.
+        // A text that is not a fingerprint names no root.
         Ok(bundle.with_retired(named.filter(|name| is_fingerprint(name)).map(str::to_owned)))
     }
 

@@ -29,21 +29,41 @@ fn expanded(path: &str) -> Vec<String> {
     inside.split(',').map(|word| format!("{before}{word}{after}")).collect()
 }
 
+/// That each path in a cell about a subject is there; returns how many there are. `same` is the row above's.
+fn assert_there(subject: &str, cell: &str) -> usize {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let paths: Vec<String> = quoted(cell).flat_map(expanded).collect();
+    assert!(cell == "same" || !paths.is_empty(), "no test is named for: {subject}");
+    for path in &paths {
+        assert!(
+            root.join(path).exists(),
+            "{path} is not there, but docs/security.md names it for: {subject}"
+        );
+    }
+    paths.len()
+}
+
+fn security() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    std::fs::read_to_string(root.join("docs/security.md")).unwrap()
+}
+
 #[test]
 fn every_defence_in_the_security_document_names_tests_that_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let document = std::fs::read_to_string(root.join("docs/security.md")).unwrap();
     let mut seen = 0;
-    for cells in rows(&document, "threat") {
+    for cells in rows(&security(), "threat") {
         let [threat, _, tests] = cells[..] else { panic!("not a row of three cells: {cells:?}") };
-        assert!(tests == "same" || quoted(tests).next().is_some(), "no test is named for: {threat}");
-        for path in quoted(tests).flat_map(expanded) {
-            assert!(
-                root.join(&path).exists(),
-                "{path} is not there, but docs/security.md names it for: {threat}"
-            );
-            seen += 1;
-        }
+        seen += assert_there(threat, tests);
     }
     assert!(seen > 50, "only {seen} paths were found; has the table changed its form?");
+}
+
+#[test]
+fn every_memory_limit_in_the_security_document_names_a_test_that_exists() {
+    let mut seen = 0;
+    for cells in rows(&security(), "program") {
+        let [_, _, attack, test] = cells[..] else { panic!("not a row of four cells: {cells:?}") };
+        seen += assert_there(attack, test);
+    }
+    assert!(seen >= 5, "only {seen} paths were found; has the table changed its form?");
 }

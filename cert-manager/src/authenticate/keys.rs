@@ -70,7 +70,7 @@ impl KeyFiles {
         self.reload(INTERVAL)
     }
 
-    /// The keys in force after a look at the files now: somebody came with a key that is not known.
+    /// The keys in force after a look at the files now: a token was signed with an unknown key.
     pub(crate) fn afresh(&self) -> Arc<[VerificationKey]> {
         self.reload(Duration::ZERO)
     }
@@ -141,7 +141,7 @@ fn parse_pem(text: &[u8]) -> Result<Vec<VerificationKey>, String> {
 /// From DER of a SubjectPublicKeyInfo, judged as strictly as a CSR's key.
 fn public_key(der: &[u8]) -> Result<VerificationKey, String> {
     const ED25519: &str = "1.3.101.112";
-    let (_, info) = SubjectPublicKeyInfo::from_der(der).map_err(|_| "is no public key".to_owned())?;
+    let (_, info) = SubjectPublicKeyInfo::from_der(der).map_err(|_| "is not a public key".to_owned())?;
     let bits = &info.subject_public_key.data;
     let (algorithm, key) = if info.algorithm.algorithm.to_id_string() == ED25519 && bits.len() == 32 {
         (Algorithm::EdDSA, DecodingKey::from_ed_der(bits))
@@ -156,7 +156,7 @@ fn public_key(der: &[u8]) -> Result<VerificationKey, String> {
 }
 
 fn parse_jwks(text: &[u8]) -> Result<Vec<VerificationKey>, String> {
-    let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("is no JWKS: {error}"))?;
+    let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("is not a JWKS: {error}"))?;
     let mut keys = Vec::new();
     for (index, jwk) in set.keys.iter().enumerate() {
         if jwk.common.public_key_use == Some(PublicKeyUse::Encryption) {

@@ -35,7 +35,7 @@ pub struct SignedJwtOptions {
     pub trust_domain: TrustDomain,
 }
 
-/// An [`Authenticator`] that needs nobody else.
+/// An [`Authenticator`] that needs no other service.
 pub struct SignedJwt {
     keys: KeyFiles,
     options: SignedJwtOptions,

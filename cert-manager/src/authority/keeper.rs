@@ -54,16 +54,16 @@ struct Publication {
     works_since: SystemTime,
 }
 
-/// Why there is no certificate authority.
+/// Why the certificate authority cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// The store cannot be used.
     #[error("the store of the certificate authority: {0}")]
     Store(#[from] StoreError),
-    /// What the store holds is no authority.
+    /// What the store holds is not an authority.
     #[error("the stored certificate authority: {0}")]
     State(#[from] StateError),
-    /// What the user has given is no authority.
+    /// What the user has given is not an authority.
     #[error(transparent)]
     Given(#[from] IssuerProblems),
     /// No authority is stored, but a trust bundle of one is published: its holders would not trust a new root.
@@ -333,7 +333,7 @@ impl Authority {
         }
     }
 
-    /// Writes a state to the store, if nobody else has changed it, and puts it in force.
+    /// Writes a state to the store, unless another client has changed it, and puts it in force.
     async fn save(&self, revision: &mut String, next: AuthorityState) -> Result<(), NotAllowed> {
         let stored = self.0.store.update(revision, next.to_entries()).await.map_err(|error| match error {
             StoreError::Conflict => NotAllowed::Conflict,
@@ -352,7 +352,7 @@ impl Authority {
             retired_roots = ?bundle.retired(),
             "certificate authority changed"
         );
-        // The bundle first: nobody sees a certificate under a root that it does not hold.
+        // The bundle first, so that no certificate is seen under a root that it does not hold.
         self.0.bundle.send_replace(Arc::new(bundle));
         self.0.state.send_replace(Arc::new(state));
         Ok(())

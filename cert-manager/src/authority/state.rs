@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Each arrow waits until the mesh has caught up with the state before it: the second until everybody had the time
-//! to read the bundle with both roots, the third until every certificate under the old root is over, or until somebody
-//! vouches for it that everyone has a new one: whoever sees that another root issues renews early.
+//! to read the bundle with both roots, the third until every certificate under the old root is over, or until the caller
+//! vouches that every workload has a new one: a workload that sees another root issue renews early.
 //!
 //! The old root is *retired* by the third step: new connections are not verified by it, those that are open live on. Or it
 //! is *revoked* ([`Farewell::Revoke`]), with all that were retired before, and those connections end. A retired root's
@@ -79,7 +79,7 @@ const MOST_INTERMEDIATES: usize = 6;
 pub(crate) struct Found {
     /// What [`AuthorityState::to_entries`] wrote, if that is there.
     pub(crate) state: Option<AuthorityState>,
-    /// What somebody has put there by hand, in place of it or beside it.
+    /// What an operator has put there by hand, in place of it or beside it.
     pub(crate) given: Option<Issuer>,
 }
 
@@ -92,7 +92,7 @@ pub struct RotationTiming {
     pub max_life: Duration,
 }
 
-/// What whoever asks for the next step has made sure of.
+/// What the caller has made sure of before the next step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Vouched {
     /// Nothing: time has to tell.
@@ -100,7 +100,7 @@ pub enum Vouched {
     Nothing,
     /// Everyone who holds a certificate holds one that is good under the issuing root.
     Renewed,
-    /// Whatever there is to be: nobody is waited for, and peers that have not caught up will refuse each other.
+    /// Everything: the step waits for no workload, and peers that have not caught up will refuse each other.
     Everything,
 }
 
@@ -133,14 +133,14 @@ pub enum NotAllowed {
     )]
     Third,
     /// Another process took a step at the same moment.
-    #[error("the certificate authority was changed by somebody else meanwhile; look at its state again")]
+    #[error("the certificate authority was changed by another client meanwhile; look at its state again")]
     Conflict,
     /// The store refuses.
     #[error("the store of the certificate authority: {0}")]
     Store(String),
 }
 
-/// Why stored entries are no certificate authority.
+/// Why stored entries are not a certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// An entry is not there.
@@ -377,7 +377,7 @@ impl AuthorityState {
 }
 
 impl Found {
-    /// Reads what a store holds, whoever put it there; checks all of it at `now`.
+    /// Reads what a store holds, from any author; checks all of it at `now`.
     pub(crate) fn read(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
         let given = entries_issuer(entries, now)?;
         let state = match given {

@@ -26,7 +26,7 @@ const LOOKS: usize = 8;
 /// How the Secret is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GatewayStatus {
-    /// Nobody wants one.
+    /// None is configured.
     NotConfigured,
     /// Another replica keeps it, or the settings are not known yet.
     NotActive,
@@ -295,7 +295,7 @@ impl std::fmt::Debug for IngressGateway {
     }
 }
 
-/// The status of a Secret that is right, whoever has written it.
+/// The status of a Secret that is right, by any author.
 fn read_status(settings: &IngressGatewaySettings, tls_crt: &str) -> GatewayStatus {
     let leaf = tidegate_runtime::tls::load_pem_certificates(tls_crt.as_bytes()).ok();
     let leaf = leaf.as_ref().and_then(|chain| chain.first());

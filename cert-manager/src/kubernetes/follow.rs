@@ -1,4 +1,4 @@
-//! What lies in the API server, mirrored as far as it counts, and a poke to whoever keeps things right.
+//! Mirrors of what counts in the API server's objects, and pokes for the tasks that keep things right.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! Settings that cannot be understood change nothing: the certificate that works stays and is renewed, our condition in
 //! the status says which field is wrong. The rest of the status is the controller's. A MeshConfig that is away changes
 //! nothing either: it may come back in the next moment. Only our own fields are read, so that what is wrong elsewhere
-//! in the object keeps nobody from a certificate.
+//! in the object does not hold up certificates.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The certificate authority in a Secret that all replicas share.
 //!
-//! Whoever creates it first decides the root; later writes name the resource version that they have read, so that of
+//! The replica that creates it first decides the root; later writes name the resource version that they have read, so that of
 //! several at once one succeeds. Labels and annotations of others stay.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use crate::store::{Entries, RootStore, StoreError, Stored};
 #[cfg(test)]
 mod tests;
 
-/// How often a change is tried again because somebody else was faster.
+/// How often a change is tried again because another client was faster.
 const MAX_TRIES: usize = 5;
 
 /// A [`RootStore`] on the Secret [`ROOT_SECRET`].
@@ -81,7 +81,7 @@ impl RootStore for RootSecret {
 
     async fn load(&self) -> Result<Option<Stored>, StoreError> {
         let secret = bounded(self.secrets.get_opt(ROOT_SECRET)).await?;
-        // One without values is a place that somebody has prepared.
+        // A Secret without values was prepared by an operator.
         secret.filter(holds_something).map(stored).transpose()
     }
 

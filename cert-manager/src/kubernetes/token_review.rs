@@ -1,7 +1,7 @@
 //! Service account tokens, judged by the API server: it knows the keys, and whether pod and account are still there.
 //!
 //! A token counts only if the API server accepts it for our audience, it is bound to a pod, and its namespace is in the
-//! mesh or the control plane's: policies say "whoever has a certificate of the mesh", so nobody else gets one. Nothing is remembered
+//! mesh or the control plane's: policies admit every certificate of the mesh, so others get none. Nothing is remembered
 //! between requests: a token ends at once with its pod (the API server itself may remember an answer for ten seconds).
 
 use std::net::{IpAddr, SocketAddr};
@@ -91,7 +91,7 @@ impl TokenReviewer {
         }
         let user = status.user.unwrap_or_default();
         let (namespace, name) = service_account(user.username.as_deref().unwrap_or_default())
-            .map_err(|_| AuthError::Identity("the token is no service account's".to_owned()))?;
+            .map_err(|_| AuthError::Identity("the token is not a service account's".to_owned()))?;
         let identity = Identity::new(self.trust_domain.clone(), namespace, name)
             .map_err(|error| AuthError::Identity(error.to_string()))?;
         let pod = PodReference {
@@ -145,7 +145,7 @@ enum Audiences {
     Several(Vec<String>),
 }
 
-/// Refuses what the API server would refuse too, or must not see because it is meant for somebody else. Proves nothing.
+/// Refuses what the API server would refuse too, or must not see because it is for another audience. Proves nothing.
 fn look(token: &str, audience: &str) -> Result<(), AuthError> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(AuthError::TooLong(MAX_TOKEN_BYTES));

@@ -255,7 +255,7 @@ impl std::fmt::Debug for TrustBundleConfigMaps {
     }
 }
 
-/// Reads a ConfigMap's JSON. Whoever may write it chooses what else is in it.
+/// Reads a ConfigMap's JSON. Its author chooses what else is in it.
 fn read(text: &str, mesh_name: &str, control_plane: &str) -> serde_json::Result<Kept<Published>> {
     let LeanMap { metadata, data, immutable } = serde_json::from_str(text)?;
     let namespace = metadata.namespace.unwrap_or_default();

@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(store.load().await.unwrap(), Some(second));
     }
 
-    /// Every file below, links followed; what is no file is left out.
+    /// Every file below, links followed; what is not a file is left out.
     fn files(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut found = BTreeMap::new();
         for entry in fs::read_dir(path).unwrap() {

@@ -8,10 +8,10 @@
 //! ```
 //!
 //! A write makes a new version folder and renames a symbolic link over `..data`, as kubelet does for its volumes.
-//! Whoever resolves `..data` once and reads below it sees one version; the version before stays until the next
+//! A reader that resolves `..data` once and reads below it sees one version; the version before stays until the next
 //! write, so such a reader always finds its files. Processes are kept apart by a lock on `..lock`.
 //!
-//! Copies often lose the links: `cp -rL` makes a folder of `..data`, `rsync -r` leaves it out, and somebody may copy just
+//! Copies often lose the links: `cp -rL` makes a folder of `..data`, `rsync -r` leaves it out, and a user may copy just
 //! the files. What such a copy holds is read, and becomes a version at the next write. Where there was a version that
 //! cannot be read any more, that is an error ([`StoreError::Lost`]), never an empty folder. A file `*.key` whose value
 //! this folder does not know is never replaced.
@@ -37,7 +37,7 @@ const TRASH_PREFIX: &str = "..trash_";
 /// A version that is being written. One that stays behind was never in force.
 const NEW_PREFIX: &str = "..new_";
 const LINK_SUFFIX: &str = ".link";
-/// Files of a larger size are no certificates or keys.
+/// Larger files are neither certificates nor keys.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// A folder of this kind; it need not exist yet.
@@ -76,7 +76,7 @@ impl VersionedFolder {
         Self { path: path.into(), public: false, takes_plain: true }
     }
 
-    /// A folder that others may read, but for its `*.key` files, which have mode 0600. Plain files are somebody else's.
+    /// A folder that others may read, but for its `*.key` files, which have mode 0600. Plain files belong to others.
     pub fn public(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), public: true, takes_plain: false }
     }
@@ -88,7 +88,7 @@ impl VersionedFolder {
 
     /// The entries in force, or `None` if there never were any. [`StoreError::Lost`] where there were.
     pub fn read(&self) -> Result<Option<Stored>, StoreError> {
-        // A version vanishes only after two more writes; whoever meets that starts over.
+        // A version vanishes only after two more writes; a reader that meets this starts over.
         for _ in 0..10 {
             let (entries, name) = match self.layout()? {
                 Layout::Empty => return Ok(None),
@@ -322,7 +322,7 @@ impl Locked<'_> {
         sync_folder(root)
     }
 
-    /// Drops links that lead nowhere and versions that nobody can be reading any more.
+    /// Drops links that lead nowhere and versions that cannot be in use any more.
     fn clean(&self, entries: &Entries, keep: &[&Path]) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder.path)? {
             let entry = entry?;

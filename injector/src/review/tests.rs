@@ -299,5 +299,5 @@ async fn while_the_mesh_config_cannot_be_read_pods_are_refused_with_its_field() 
     let spec = serde_json::from_value(json!({"sidecar": {"logLevel": "loud"}})).unwrap();
     let _ = webhook.writer.mesh.send_replace(crate::settings::MeshSettings::parse(Some(&spec)).map(Arc::new));
     let answer = webhook.create("shop", &pod()).await;
-    assert_eq!(answer["status"]["message"], "MeshConfig: spec.sidecar.logLevel: \"loud\" is no level");
+    assert_eq!(answer["status"]["message"], "MeshConfig: spec.sidecar.logLevel: \"loud\" is not a level");
 }

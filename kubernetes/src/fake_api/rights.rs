@@ -35,7 +35,7 @@ impl Rights {
         serde_saphyr::from_str(&text).unwrap_or_else(|error| fail(&error))
     }
 
-    /// The same, and in `namespace` too what it has in its own: by a Role that the chart makes for whoever asks for one.
+    /// The same, and in `namespace` too what it has in its own: by a Role that the chart makes on request.
     #[must_use]
     pub fn with(mut self, namespace: &str, resource: &str, verbs: &[&str]) -> Self {
         self.0.entry(namespace.to_owned()).or_default().push(Rule {

@@ -1,4 +1,4 @@
-//! What is the same for objects of every kind: names, versions, and metadata that nobody reads.
+//! What is the same for objects of every kind: names, versions, and metadata that is never read.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;

@@ -130,7 +130,7 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
                     Some(event @ Event::Changed { .. }) => {
                         event.update(&mut current);
                         if current.is_none() {
-                            warn!(name = self.name, "the webhook configuration is missing: nobody asks this webhook");
+                            warn!(name = self.name, "the webhook configuration is missing: this webhook is not called");
                         }
                     }
                     // The watch tells of it, and goes on.
@@ -240,7 +240,7 @@ fn pointer<const N: usize>(tokens: [&str; N]) -> PointerBuf {
     PointerBuf::from_tokens(tokens)
 }
 
-/// Compared by certificates, as bundles always are, so that nobody fights over white space.
+/// Compared by certificates, as bundles always are, so that replicas do not fight over white space.
 fn holds(client_config: &WebhookClientConfig, bundle: &TrustBundle) -> bool {
     let ca_bundle = client_config.ca_bundle.as_ref();
     ca_bundle.and_then(|pem| TrustBundle::parse(&pem.0).ok()).is_some_and(|held| held == *bundle)

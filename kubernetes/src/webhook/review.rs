@@ -22,7 +22,8 @@ const MAX_WARNINGS: usize = 64;
 
 /// Decides about admission requests.
 pub trait Reviewer: Send + Sync + 'static {
-    /// Whether the object may be stored, and what is to be changed in it before. Somebody waits: it calls nobody.
+    /// Whether the object may be stored, and what is to be changed in it before. The API server waits for the answer, so this
+    /// must not call other services.
     fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict>;
 }
 
@@ -103,7 +104,7 @@ pub enum Operation {
 pub struct Verdict {
     /// Whether and how the object is stored.
     pub outcome: Outcome,
-    /// Shown to whoever made the request, on acceptance and refusal alike.
+    /// Shown to the user who made the request, whether it is accepted or refused.
     pub warnings: Vec<String>,
 }
 
@@ -118,10 +119,10 @@ pub enum Outcome {
     Denied(String),
 }
 
-/// Why a body is no request.
+/// Why a body is not a request.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InvalidReview {
-    #[error("the body is no AdmissionReview: {0}")]
+    #[error("the body is not an AdmissionReview: {0}")]
     Json(#[from] serde_json::Error),
     #[error("expected kind {KIND} of {API_VERSION}, got {kind:?} of {api_version:?}")]
     Kind { kind: String, api_version: String },

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tidegate_runtime::grpc::{self, Connection, ConnectionLimits, IncomingConnections};
 use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::logging::{LogRate, LogThrottle};
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::{drain, listen};
@@ -35,6 +36,10 @@ const BUFFER_BYTES: usize = 8 * 1024;
 const KERNEL_RECEIVE_BYTES: usize = 16 * 1024;
 /// The same of answers.
 const KERNEL_SEND_BYTES: usize = 32 * 1024;
+
+/// Lines about admissions. API servers ask from few addresses, and each may have a burst of Pods; a Pod that asks in their
+/// place writes no more than one of them.
+const LINES: LogRate = LogRate { window: Duration::from_secs(10), per_source: 200, all: 400, sources: 1000 };
 
 /// What a webhook's clients may take of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,12 +85,13 @@ struct Shared {
     metrics: WebhookMetrics,
     limits: Limits,
     memory: BodyMemory,
+    lines: LogThrottle<IpAddr>,
 }
 
 /// Why a request gets no verdict.
 #[derive(Debug, thiserror::Error)]
 enum NoVerdict {
-    /// It is no admission request.
+    /// It is not an admission request.
     #[error("{1}")]
     Invalid(StatusCode, String),
     /// Other requests, those of its own address first of all, hold the memory that it needs.
@@ -115,6 +121,7 @@ impl WebhookServer {
             metrics: WebhookMetrics::register(metrics),
             limits,
             memory: BodyMemory::new(limits.all_body_bytes),
+            lines: LogThrottle::new(LINES),
         };
         Ok(Self { listener, local_addr, shared: Arc::new(shared) })
     }
@@ -189,9 +196,14 @@ async fn accept(mut incoming: IncomingConnections, shared: &Arc<Shared>, mut dra
         drain.started().await;
         tokio::time::sleep(shared.limits.linger).await;
     });
+    let mut summary = tokio::time::interval(shared.lines.window());
     loop {
         let connection = tokio::select! {
             () = &mut lingering => break,
+            _ = summary.tick() => {
+                shared.summarize();
+                continue;
+            }
             connection = incoming.next() => connection,
         };
         let Some(Ok(connection)) = connection else { continue };
@@ -303,7 +315,7 @@ async fn review(
     let start = Instant::now();
     let request = AdmissionRequest::parse(&body).map_err(|error| invalid(error.to_string()))?;
     let verdict = shared.reviewer.review(&request).await;
-    log(&request, &verdict.outcome);
+    shared.log(address, &request, &verdict.outcome);
     let answer = ReviewResponse::new(request.uid(), &verdict)
         .and_then(|response| serde_json::to_vec(&response))
         .map_err(|error| NoVerdict::Invalid(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
@@ -362,15 +374,31 @@ fn too_large(most: usize) -> NoVerdict {
     NoVerdict::Invalid(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {most} bytes"))
 }
 
-fn log(request: &AdmissionRequest<'_>, outcome: &Outcome) {
-    let (kind, namespace, name) = (request.kind().kind.as_str(), request.namespace(), request.name());
-    let operation = request.operation();
-    match outcome {
-        Outcome::Denied(reason) => {
-            info!(kind, namespace, name, ?operation, reason = cut(reason), "admission denied");
+impl Shared {
+    /// Says how a request was answered, unless its address has had its lines.
+    fn log(&self, address: IpAddr, request: &AdmissionRequest<'_>, outcome: &Outcome) {
+        let (kind, namespace, name) = (request.kind().kind.as_str(), request.namespace(), request.name());
+        let operation = request.operation();
+        if matches!(outcome, Outcome::Allowed) {
+            debug!(kind, namespace, name, ?operation, "admission as it is");
+            return;
         }
-        Outcome::Patched(_) => info!(kind, namespace, name, ?operation, "admission with changes"),
-        Outcome::Allowed => debug!(kind, namespace, name, ?operation, "admission as it is"),
+        if !self.lines.admits(&address, std::time::Instant::now()) {
+            return;
+        }
+        match outcome {
+            Outcome::Denied(reason) => {
+                info!(kind, namespace, name, ?operation, reason = cut(reason), "admission denied");
+            }
+            _ => info!(kind, namespace, name, ?operation, "admission with changes"),
+        }
+    }
+
+    /// Says how many lines were left out.
+    fn summarize(&self) {
+        if let Some(suppressed) = self.lines.take_suppressed() {
+            info!(by_source = %suppressed, "more admissions were denied or changed");
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::testing::{AdmissionClient, review, whole};
 use super::*;
 
-/// Patches whoever is called `patch`, refuses whoever is called `no`, and warns everybody.
+/// Patches objects named `patch`, refuses objects named `no`, and warns about all.
 struct ByName;
 
 impl Reviewer for ByName {

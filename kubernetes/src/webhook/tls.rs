@@ -10,7 +10,7 @@ use tidegate_runtime::tls;
 use tokio::sync::watch;
 use tracing::warn;
 
-/// The newest configuration, made anew for each certificate. `None` if whoever provides certificates is gone before
+/// The newest configuration, made anew for each certificate. `None` if the sender of certificates is gone before
 /// the first one came.
 pub(super) async fn configs(
     mut credentials: watch::Receiver<Option<Arc<Credentials>>>,

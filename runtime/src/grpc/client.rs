@@ -35,7 +35,7 @@ pub struct Address {
     port: u16,
 }
 
-/// Why something is no gRPC address.
+/// Why a text is not a gRPC address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not of the form https://host:port")]
 pub struct AddressError(String);

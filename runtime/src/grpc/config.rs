@@ -22,7 +22,7 @@ pub enum ClientCertificates {
     Optional,
 }
 
-/// Why there is no TLS configuration.
+/// Why a TLS configuration cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The certificate and the key do not go together, or the provider cannot use them.

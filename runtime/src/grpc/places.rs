@@ -57,7 +57,7 @@ struct Taken {
 
 impl ConnectionLimits {
     /// So many in all, and a quarter of them from one address. A pod has one or two connections, but a node's address may
-    /// stand for all of its pods, of which there are rarely more than 250; so one client keeps nobody out, and a node full
+    /// stand for all of its pods, of which there are rarely more than 250; so one client cannot lock others out, and a node full
     /// of pods fits in four times over where the limit is the CA's default of 4,000.
     pub fn of(all: usize) -> Self {
         Self { all, per_address: (all / 4).max(FEWEST_PER_ADDRESS).min(all) }

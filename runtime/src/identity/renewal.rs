@@ -83,7 +83,7 @@ impl Renewal {
         }
     }
 
-    /// Runs until nobody holds a receiver.
+    /// Runs until the last receiver is dropped.
     pub(super) async fn run(self) {
         let sender = self.sender.clone();
         let (clock, longest_sleep) = (self.clock.clone(), self.timing.longest_sleep);
@@ -156,7 +156,7 @@ impl Renewal {
     }
 
     /// A rotation's last step waits for certificates that do not hang on the root that issues now: they are renewed
-    /// early. Once for each such root: a CA that issues under another one than the bundle says is asked no oftener.
+    /// early, once for each such root: a CA may issue under another root than the bundle says.
     fn hasten(&mut self, credentials: &Credentials, schedule: &mut Schedule) {
         let (bundle, now) = (self.trust_bundle.borrow().clone(), (self.clock)());
         let issuing = bundle.issuing();

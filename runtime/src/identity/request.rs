@@ -75,7 +75,7 @@ pub enum RequestError {
     /// The answer is not PEM.
     #[error("the CA's answer is not PEM: {0}")]
     Pem(pem::Error),
-    /// The answer is no certificate for us.
+    /// The answer is not a certificate for us.
     #[error("the CA's answer is refused: {0}")]
     Verify(#[from] VerifyError),
 }

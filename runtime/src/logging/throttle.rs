@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(throttle.lock().sources.len(), 3);
         let left_out = throttle.take_suppressed().unwrap();
         assert_eq!(left_out.by_source.iter().map(|(_, count)| count).sum::<u64>() + left_out.others, 2995);
-        // Nobody is remembered who has nothing to answer for.
+        // A source without lines left to report is forgotten.
         assert_eq!(admitted(&throttle, 7, 1, now + Duration::from_secs(10)), 1);
         assert_eq!(throttle.lock().sources.len(), 1);
     }

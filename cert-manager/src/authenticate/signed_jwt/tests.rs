@@ -216,7 +216,7 @@ fn files_without_a_usable_key_are_an_error_that_names_them() {
         ("{\"keys\": []}", "holds no public key"),
         ("{", "no JWKS"),
         ("{\"keys\": [{\"kty\": \"oct\", \"k\": \"AAAA\"}]}", "symmetric"),
-        ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "key 1: is no public key"),
+        ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "key 1: is not a public key"),
         (weak.as_str(), "1024 bits"),
     ] {
         let error = SignedJwt::open(options(vec![write(dir.path(), "keys", text)])).unwrap_err().to_string();
