@@ -43,6 +43,8 @@ pub(crate) struct DiscoveryService {
     pub(crate) drain: drain::Watch,
     /// Lines about what sidecars do that they should not.
     pub(crate) complaints: Arc<LogThrottle<Identity>>,
+    /// Lines about sidecars that connect.
+    pub(crate) arrivals: Arc<LogThrottle<Identity>>,
     pub(crate) streams: AtomicU64,
     /// How long a stream may be silent before it says whose policy it wants.
     pub(crate) hello_timeout: Duration,
@@ -73,6 +75,7 @@ impl Discovery for DiscoveryService {
             metrics: self.metrics.clone(),
             shares: self.shares.clone(),
             complaints: self.complaints.clone(),
+            arrivals: self.arrivals.clone(),
             responses: sender,
         };
         let run = session.run(request.into_inner(), self.hello_timeout, self.drain.clone());

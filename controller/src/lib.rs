@@ -229,6 +229,7 @@ impl Controller {
             metrics: own_metrics,
             drain: drain.clone(),
             complaints: Arc::default(),
+            arrivals: Arc::default(),
             streams: AtomicU64::new(1),
             hello_timeout: discovery::HELLO_TIMEOUT,
         };

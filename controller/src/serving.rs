@@ -52,7 +52,7 @@ pub(crate) async fn serve(
     let limits = ConnectionLimits::of(max_connections);
     let connections =
         ServerStream::new(listener, configs, limits, grpc::HANDSHAKE_TIMEOUT).counted(refused).start();
-    tokio::spawn(summarize(service.complaints.clone(), drain.clone()));
+    tokio::spawn(summarize(service.complaints.clone(), service.arrivals.clone(), drain.clone()));
     let service = DiscoveryServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
     let served = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING))
@@ -69,9 +69,17 @@ pub(crate) async fn serve(
 }
 
 /// Says now and then which lines about sidecars were left out.
-async fn summarize(complaints: Arc<LogThrottle<Identity>>, drain: drain::Watch) {
-    let say = |suppressed| warn!(by_source = %suppressed, "more of the same about sidecars");
-    complaints.summarize(drain, say).await;
+async fn summarize(
+    complaints: Arc<LogThrottle<Identity>>,
+    arrivals: Arc<LogThrottle<Identity>>,
+    drain: drain::Watch,
+) {
+    tokio::join!(
+        complaints.summarize(drain.clone(), |suppressed| {
+            warn!(by_source = %suppressed, "more of the same about sidecars");
+        }),
+        arrivals.summarize(drain, |suppressed| info!(by_source = %suppressed, "more sidecars connected")),
+    );
 }
 
 impl ServerTls {

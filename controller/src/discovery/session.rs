@@ -51,6 +51,7 @@ pub(super) struct Session {
     pub(super) metrics: ControllerMetrics,
     pub(super) shares: Shares,
     pub(super) complaints: Arc<LogThrottle<Identity>>,
+    pub(super) arrivals: Arc<LogThrottle<Identity>>,
     pub(super) responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
 }
 
@@ -216,7 +217,10 @@ impl Following<'_> {
 
     fn introduce(&self, node: &wire::Node) {
         let client = &self.session.client;
-        info!(workload = %self.workload, peer = %client.address, instance = node.instance, "sidecar connected");
+        if self.session.arrivals.admits(&client.identity, Instant::now()) {
+            let (workload, instance) = (&self.workload, &node.instance);
+            info!(%workload, peer = %client.address, instance, "sidecar connected");
+        }
         let follower = Follower {
             stream: self.session.id,
             peer: client.address,

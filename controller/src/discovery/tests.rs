@@ -517,10 +517,12 @@ async fn a_file_that_changes_is_at_the_sidecar_within_half_a_second() {
     assert!(fastest < Duration::from_millis(500), "{fastest:?}");
 }
 
-/// A service without objects, for one sidecar; the CA that vouches for both, and what must live on meanwhile.
+/// A service that knows the policy of `httpbin/httpbin-1` and no objects, for one sidecar; the CA that vouches for both, and
+/// what must live on meanwhile.
 async fn serve_nothing(
     hello_timeout: Duration,
-    complaints: &Arc<LogThrottle<Identity>>,
+    complaints: Arc<LogThrottle<Identity>>,
+    arrivals: Arc<LogThrottle<Identity>>,
 ) -> (SocketAddr, Ca, impl Sized) {
     tls::install_provider();
     let ca = Ca::new();
@@ -530,6 +532,10 @@ async fn serve_nothing(
     let (bundle, trust_bundle) = watch::channel(ca.bundle());
     let (trigger, drain) = drain::channel();
     let workloads = Arc::new(Workloads::new());
+    let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
+    let workload = crate::object::ObjectName::new("httpbin", "httpbin-1");
+    let policy = InboundPolicy { workload: workload.to_shared(), identity, ports: Default::default() };
+    workloads.publish(&workload, policy);
     workloads.mark_synced();
     let service = DiscoveryService {
         workloads,
@@ -544,19 +550,20 @@ async fn serve_nothing(
         metrics: ControllerMetrics::default(),
         shares: Shares::new(shares::ShareLimits::default(), ControllerMetrics::default()),
         drain: drain.clone(),
-        complaints: complaints.clone(),
+        complaints,
+        arrivals,
         streams: AtomicU64::new(1),
         hello_timeout,
     };
     let tls = crate::serving::ServerTls { credentials, trust_bundle };
-    tokio::spawn(crate::serving::serve(listener, tls, service, 10, Default::default(), drain));
+    tokio::spawn(crate::serving::serve(listener, tls, service, 100, Default::default(), drain));
     (address, ca, (own, bundle, trigger))
 }
 
 #[tokio::test]
 async fn a_stream_that_never_says_what_it_wants_is_ended() {
-    let complaints = Arc::default();
-    let (address, ca, _alive) = serve_nothing(Duration::from_millis(10), &complaints).await;
+    let (address, ca, _alive) =
+        serve_nothing(Duration::from_millis(10), Arc::default(), Arc::default()).await;
     let credentials = ca.issue("httpbin", "httpbin");
     let mut silent = Sidecar::silent(address, &ca.bundle(), &credentials, None).await;
     assert_eq!(silent.end().await.code(), Code::DeadlineExceeded);
@@ -566,7 +573,7 @@ async fn a_stream_that_never_says_what_it_wants_is_ended() {
 async fn what_one_identity_does_wrong_again_and_again_is_ten_lines_and_a_count() {
     let rate = LogRate { window: Duration::from_secs(3600), ..LogRate::default() };
     let complaints = Arc::new(LogThrottle::new(rate));
-    let (address, ca, _alive) = serve_nothing(HELLO_TIMEOUT, &complaints).await;
+    let (address, ca, _alive) = serve_nothing(HELLO_TIMEOUT, complaints.clone(), Arc::default()).await;
     let credentials = ca.issue("httpbin", "httpbin");
     for _ in 0..14 {
         let mut stranger = Sidecar::connect(address, &ca.bundle(), &credentials, hello("bank/vault")).await;
@@ -574,6 +581,21 @@ async fn what_one_identity_does_wrong_again_and_again_is_ten_lines_and_a_count()
     }
     let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
     assert_eq!(complaints.take_suppressed().unwrap().by_source, [(identity, 4)]);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_connects_again_and_again_is_ten_lines_and_a_count() {
+    let rate = LogRate { window: Duration::from_secs(3600), ..LogRate::default() };
+    let arrivals = Arc::new(LogThrottle::new(rate));
+    let (address, ca, _alive) = serve_nothing(HELLO_TIMEOUT, Arc::default(), arrivals.clone()).await;
+    let credentials = ca.issue("httpbin", "httpbin");
+    for _ in 0..14 {
+        let mut sidecar =
+            Sidecar::connect(address, &ca.bundle(), &credentials, hello("httpbin/httpbin-1")).await;
+        assert_eq!(only(&sidecar.next().await).name, RESOURCE);
+    }
+    let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
+    assert_eq!(arrivals.take_suppressed().unwrap().by_source, [(identity, 4)]);
 }
 
 const SERVICE_IP: &str = "destination/10.96.0.10:80";
