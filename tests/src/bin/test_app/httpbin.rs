@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,11 +18,17 @@ use crate::client::{self, Url};
 pub(crate) struct Health {
     is_bad: Arc<AtomicBool>,
     drains: Arc<AtomicBool>,
+    answers: Option<PathBuf>,
 }
 
 impl Health {
     pub(crate) fn is_good(&self) -> bool {
         !self.is_bad.load(Ordering::Relaxed)
+    }
+
+    /// Answers are those of a JSON file, by path; elsewhere there is nothing.
+    pub(crate) fn with_answers(answers: Option<PathBuf>) -> Self {
+        Self { answers, ..Self::default() }
     }
 
     /// From now on each answer is its connection's last.
@@ -73,6 +80,14 @@ pub(crate) fn answer(request: &Message, peer: &str, health: &Health) -> Vec<u8> 
             return respond(request, status, "");
         }
         ["healthz"] => return respond(request, if health.is_good() { 200 } else { 500 }, ""),
+        _ if let Some(answers) = &health.answers => {
+            let answers = std::fs::read_to_string(answers).unwrap_or_default();
+            let answers: Value = serde_json::from_str(&answers).unwrap_or_default();
+            return match answers.get(path) {
+                Some(answer) => respond(request, 200, &answer.to_string()),
+                None => respond(request, 404, ""),
+            };
+        }
         ["unhealthy"] => health.is_bad.store(true, Ordering::Relaxed),
         ["healthy"] => health.is_bad.store(false, Ordering::Relaxed),
         _ => {}

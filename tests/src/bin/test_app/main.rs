@@ -86,6 +86,9 @@ struct Serve {
     /// Ports with gRPC's health service.
     #[arg(long, value_delimiter = ',')]
     grpc: Vec<u16>,
+    /// A JSON file with an answer for each path, read each time; every other path is not found.
+    #[arg(long)]
+    answers: Option<PathBuf>,
     /// Listen at this address only.
     #[arg(long)]
     address: Option<std::net::IpAddr>,
@@ -137,7 +140,7 @@ impl Serve {
             }
         }
         let at = |port| SocketAddr::from((self.address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port));
-        let health = httpbin::Health::default();
+        let health = httpbin::Health::with_answers(self.answers.clone());
         let mut apps = Vec::new();
         for port in &self.http {
             let health = health.clone();
