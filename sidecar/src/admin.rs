@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tidegate_core::destination::Endpoint;
 use tidegate_runtime::trust_bundle::fingerprint;
 
+use crate::destinations::{Destinations, Place, Target};
 use crate::options::Inbound;
-use crate::outbound::{Destinations, Place, Target};
 use crate::snapshot::Publisher;
 
 /// What `/config` shows.

@@ -28,7 +28,7 @@ use tonic::transport::Channel;
 use wire::discovery_client::DiscoveryClient;
 use wire::discovery_request::Message;
 
-use crate::outbound::Destinations;
+use crate::destinations::Destinations;
 use crate::snapshot::{Publisher, Snapshot};
 
 /// The first delay before a stream is opened again, at the most.

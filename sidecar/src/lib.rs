@@ -1,11 +1,15 @@
 //! The data plane of one workload: takes every connection, speaks mutual TLS, enforces the policy, and says what it
 //! did.
 //!
-//! Start at `inbound`: a connection's story, top to bottom; [`outbound`] is that of one that the app opens. A [`worker`] owns the connections of one thread;
+//! Start at `inbound`: a connection's story, top to bottom; `outbound` is that of one that the app opens. A [`worker`] owns the connections of one thread;
 //! [`snapshot`] is how it learns what the control thread knows; [`lifeline`] is how it ends what may not go on.
 //! [`mod@sidecar`] puts the parts together.
 
 mod admin;
+mod certificates;
+mod connection;
+mod context;
+pub mod destinations;
 pub mod detect;
 pub mod discovery;
 mod held;
@@ -16,15 +20,16 @@ pub mod lifeline;
 pub mod limits;
 pub mod listener;
 pub mod options;
-pub mod outbound;
+mod outbound;
 mod places;
 pub mod ports;
 pub mod probes;
 mod pump;
-pub mod redirected;
+mod refusal_log;
 pub mod session;
 pub mod sidecar;
 pub mod snapshot;
+mod socket;
 pub mod stream;
 pub mod telemetry;
 pub mod tls;

@@ -18,15 +18,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, ConfigView};
+use crate::destinations::Destinations;
 use crate::discovery::{Discovery, DiscoveryClientConfig};
 use crate::http::Env;
 use crate::limits::Limits;
-use crate::listener::{Entrance, FixedOutbound, Listen};
+use crate::listener::{Entrance, FixedOutbound, Listen, Redirected};
 use crate::options::{Inbound, Options, Outbound};
-use crate::outbound::Destinations;
 use crate::ports;
 use crate::probes::{ProbeBindError, ProbeServer};
-use crate::redirected::Redirected;
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};

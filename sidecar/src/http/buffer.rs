@@ -10,14 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::held::{Held, affordable};
 
-/// Room for the head of a short request.
-pub(crate) const TINY: usize = 1024;
-/// Room for the head of nearly every request.
-pub(crate) const SMALL: usize = 4 * 1024;
-/// Room for one read of a short message; as much as a TLS record holds.
-pub(crate) const MEDIUM: usize = 16 * 1024;
-/// Room for one read of a long body, and the most that is held of it in one direction.
-pub(crate) const LARGE: usize = 64 * 1024;
+pub(crate) use crate::held::{LARGE, MEDIUM, SMALL, TINY};
 
 const SIZES: [usize; 4] = [TINY, SMALL, MEDIUM, LARGE];
 

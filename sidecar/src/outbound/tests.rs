@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::destinations::Destinations;
 use crate::http::Env;
 use crate::limits::Limits;
 use crate::listener::{Entrance, FixedOutbound};

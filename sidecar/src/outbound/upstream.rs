@@ -52,7 +52,7 @@ pub(super) async fn connect(
     let io = connecting.await.map_err(|_| ConnectError::TcpTimeout)?.map_err(ConnectError::Tcp)?;
     // A socket that refuses it is one that has ended, which shows soon enough.
     let _ = io.set_nodelay(true);
-    let _ = crate::listener::keep_alive(&io);
+    let _ = crate::socket::keep_alive(&io);
     match tls {
         None => Ok(MaybeTls::Plain(io)),
         Some(config) => handshake(io, config, endpoint, limits).await,

@@ -35,12 +35,12 @@ impl Reviewer {
             .map(|tls: &ServerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
         let endpoints = changed_bundle(peer_tls_of(&self.last), peer_tls_of(&snapshot))
             .map(|tls: &PeerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
-        let grace = worker.env.limits.revocation;
+        let grace = worker.context.env.limits.revocation;
         worker.registry.for_each(|line, connection| {
             if let (Some(judge), Some(endpoint)) = (&endpoints, connection.endpoint())
                 && let Err(error) = judge.verify(endpoint)
             {
-                worker.refusals.unless_flooded(|| {
+                worker.context.refusals.unless_flooded(|| {
                     warn!(endpoint = %endpoint.names, %error, "an endpoint is no longer trusted: its connection ends");
                 });
                 return line.close(Cause::TrustBundleChanged);
@@ -48,7 +48,7 @@ impl Reviewer {
             let Some(gate) = connection.gate() else { return };
             let is_opaque = connection.is_opaque();
             if let Review::Revoke(denial) = gate.review(&snapshot) {
-                worker.refusals.revoked(gate.info(), &denial);
+                worker.context.refusals.revoked(gate.info(), &denial);
                 return match is_opaque {
                     true => line.close(Cause::PolicyChanged),
                     false => line.finish(Cause::PolicyChanged, grace),
@@ -57,7 +57,7 @@ impl Reviewer {
             if let (Some(judge), Some(client)) = (&clients, &gate.info().client)
                 && let Err(error) = judge.verify(client)
             {
-                worker.refusals.revoked(gate.info(), &error);
+                worker.context.refusals.revoked(gate.info(), &error);
                 match is_opaque {
                     true => line.close(Cause::TrustBundleChanged),
                     // Nobody is refused here: the client has a certificate of another root by now, and comes back.

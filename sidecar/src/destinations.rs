@@ -4,6 +4,8 @@
 //! The workers look addresses up, the control thread's policy stream fills them in. While there is no stream nothing is
 //! forgotten: what was known stays good.
 
+mod target;
+
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 use tidegate_core::Destination;
 use tokio::sync::{Notify, watch};
 
-use super::target::Target;
+pub(crate) use target::{Held, Place, Target};
 
 /// The most addresses that are kept. More are made room for by what was used longest ago.
 const MOST: usize = 4096;

@@ -8,10 +8,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 
-use crate::listener::Listen;
+use super::Listen;
+use crate::socket::original_destination;
 
 /// A listener for connections that the kernel redirects.
 #[derive(Clone, Debug)]
@@ -77,18 +78,6 @@ impl Misdirected {
             Self::OwnPort(dialled) | Self::Elsewhere(dialled) => Some(*dialled),
         }
     }
-}
-
-/// What a connection's client dialled, before the kernel redirected it. For one that was not redirected it is what was
-/// dialled as well, or an error where the kernel does not track connections.
-pub(crate) fn original_destination(io: &TcpStream) -> io::Result<SocketAddr> {
-    let socket = SockRef::from(io);
-    // A socket of IPv6 that holds a connection of IPv4 is to be asked in the words of IPv4.
-    let original = match io.local_addr()?.ip().to_canonical() {
-        IpAddr::V4(_) => socket.original_dst_v4()?,
-        IpAddr::V6(_) => socket.original_dst_v6()?,
-    };
-    original.as_socket().ok_or_else(|| io::Error::other("the original destination is no IP address"))
 }
 
 /// The app listens on loopback, or is reached there: where apps listen on the pod's address only, the rules of
