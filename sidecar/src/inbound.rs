@@ -25,7 +25,7 @@ use crate::detect::client_hello::TLS12;
 use crate::detect::{ClientHello, FirstBytes, Preface};
 use crate::http;
 use crate::lifeline::{Lifeline, Wait};
-use crate::listener::Listen;
+use crate::listener::InboundTarget;
 use crate::session::{ConnectionInfo, Gate, Review};
 use crate::snapshot::Snapshot;
 use crate::socket;
@@ -36,19 +36,19 @@ use crate::tls::stream::{HandshakeFailure, TlsStream};
 use first_bytes::Received;
 use refusal::Refusal;
 
-/// Where a connection comes from and which way it goes.
+/// The client's side of a connection: where it comes from, and what it dialled.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Route {
+pub(crate) struct Downstream {
     /// Address of the TCP peer.
     pub(crate) peer: SocketAddr,
-    /// Where it came in.
-    pub(crate) listen: Listen,
+    /// What it dialled, and the app behind it.
+    pub(crate) target: InboundTarget,
 }
 
 /// A connection while it is opened.
 struct InboundConnection<'w> {
     context: &'w Rc<WorkerContext>,
-    route: Route,
+    downstream: Downstream,
     connection: &'w OpenConnection,
     line: &'w Lifeline,
     accepted: SystemTime,
@@ -77,11 +77,11 @@ enum Inside {
 pub(crate) async fn serve(
     context: &Rc<WorkerContext>,
     io: TcpStream,
-    route: Route,
+    downstream: Downstream,
     connection: &OpenConnection,
     line: &Lifeline,
 ) {
-    let story = InboundConnection { context, route, connection, line, accepted: SystemTime::now() };
+    let story = InboundConnection { context, downstream, connection, line, accepted: SystemTime::now() };
     let Some(Opened { stream, received, gate, inside }) = Box::pin(story.open(io)).await else { return };
     match inside {
         Inside::Http1 => Box::pin(http::h1::serve(stream, received, &gate, line, &context.env)).await,
@@ -99,7 +99,7 @@ impl InboundConnection<'_> {
     /// Lets the connection in on the terms of the policy; `None` if it has ended.
     async fn open(&self, io: TcpStream) -> Option<Opened> {
         let Self { context, line, .. } = self;
-        let (port, source) = (self.route.listen.port, self.route.peer.ip());
+        let (port, source) = (self.downstream.target.port, self.downstream.peer.ip());
         let snapshot = context.snapshots.current();
         let Some(policy) = snapshot.policy.as_deref() else {
             return self.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
@@ -306,15 +306,15 @@ impl InboundConnection<'_> {
         hello: Option<&ClientHello>,
         snapshot: &Snapshot,
     ) -> ConnectionInfo {
-        let listen = self.route.listen;
+        let target = self.downstream.target;
         ConnectionInfo {
-            peer: self.route.peer,
-            local: match listen.address.ip().is_unspecified() {
-                true => io.local_addr().unwrap_or(listen.address),
-                false => listen.address,
+            peer: self.downstream.peer,
+            local: match target.address.ip().is_unspecified() {
+                true => io.local_addr().unwrap_or(target.address),
+                false => target.address,
             },
-            port: listen.port,
-            app: listen.app,
+            port: target.port,
+            app: target.app,
             terms,
             tls: false,
             server_name: hello.and_then(|hello| hello.server_name.as_ref()).map(|name| name.as_str().into()),

@@ -17,14 +17,14 @@ use tracing::warn;
 
 use crate::socket;
 
-pub(crate) use config::Way;
-pub use config::{Entrance, FixedOutbound, Listen};
+pub(crate) use config::Direction;
+pub use config::{FixedOutbound, InboundTarget, Listener};
 pub use redirected::{Misdirected, Redirected};
 
 /// What came in.
 pub(crate) enum Accepted {
     /// A connection, and where it goes.
-    Connection(TcpStream, SocketAddr, Way),
+    Connection(TcpStream, SocketAddr, Direction),
     /// One that belongs nowhere.
     Misdirected(TcpStream, SocketAddr, Misdirected),
     /// None can be accepted for now.
@@ -56,8 +56,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<StdTcpListener> {
 /// Hands connections on until `stop` is done; those that the kernel has completed by then are handed on as well. A way
 /// out stays open: what is still in flight may need others.
 pub(crate) async fn accept(
-    listener: TcpListener,
-    entrance: Entrance,
+    socket: TcpListener,
+    listener: Listener,
     stop: impl Future<Output = ()>,
     hand_on: impl Fn(Accepted),
 ) {
@@ -66,19 +66,19 @@ pub(crate) async fn accept(
     let mut pause = FIRST_PAUSE;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut stop, if !entrance.is_outbound() => break,
+            accepted = socket.accept() => accepted,
+            () = &mut stop, if !listener.is_outbound() => break,
         };
         match accepted {
             Ok((io, peer)) => {
                 pause = FIRST_PAUSE;
-                hand_on(entrance.direct(io, peer));
+                hand_on(listener.direct(io, peer));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 hand_on(Accepted::Failed);
-                warn!(address = %entrance.address(), %error, "cannot accept connections; trying again");
-                if spare.shed(&listener).await {
+                warn!(address = %listener.address(), %error, "cannot accept connections; trying again");
+                if spare.shed(&socket).await {
                     pause = FIRST_PAUSE;
                 }
                 tokio::time::sleep(pause).await;
@@ -86,24 +86,26 @@ pub(crate) async fn accept(
             }
         }
     }
-    while let Some(Ok((io, peer))) = listener.accept().now_or_never() {
-        hand_on(entrance.direct(io, peer));
+    while let Some(Ok((io, peer))) = socket.accept().now_or_never() {
+        hand_on(listener.direct(io, peer));
     }
 }
 
-impl Entrance {
+impl Listener {
     /// Where a connection goes.
     fn direct(&self, io: TcpStream, peer: SocketAddr) -> Accepted {
-        let (peer, way) = match self {
-            Self::Fixed(listen) => (peer, Ok(Way::Inbound(*listen))),
-            Self::FixedOutbound(outbound) => (peer, Ok(Way::Outbound(outbound.destination))),
-            Self::Redirected(redirected) => (canonical(peer), redirected.destination(&io).map(Way::Inbound)),
+        let (peer, direction) = match self {
+            Self::Fixed(target) => (peer, Ok(Direction::Inbound(*target))),
+            Self::FixedOutbound(outbound) => (peer, Ok(Direction::Outbound(outbound.destination))),
+            Self::Redirected(redirected) => {
+                (canonical(peer), redirected.destination(&io).map(Direction::Inbound))
+            }
             Self::RedirectedOutbound(redirected) => {
-                (canonical(peer), redirected.dialled(&io).map(Way::Outbound))
+                (canonical(peer), redirected.dialled(&io).map(Direction::Outbound))
             }
         };
-        match way {
-            Ok(way) => Accepted::Connection(io, peer, way),
+        match direction {
+            Ok(direction) => Accepted::Connection(io, peer, direction),
             Err(misdirected) => Accepted::Misdirected(io, peer, misdirected),
         }
     }
@@ -127,7 +129,7 @@ impl Spare {
     async fn shed(&mut self, listener: &TcpListener) -> bool {
         let mut any = false;
         while self.0.take().is_some() {
-            let accepted = listener.accept().now_or_never();
+            let accepted = socket.accept().now_or_never();
             let Some(Ok((io, _))) = accepted else { break };
             any = true;
             socket::reset(io);

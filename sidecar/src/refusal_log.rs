@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use crate::listener::{Misdirected, Way};
+use crate::listener::{Direction, Misdirected};
 use crate::places::Full;
 use crate::session::ConnectionInfo;
 
@@ -55,10 +55,10 @@ impl RefusalLog {
     }
 
     /// A connection was refused for which there was no place.
-    pub(crate) fn full(&self, peer: SocketAddr, way: Way, full: &Full) {
-        let port = match way {
-            Way::Inbound(listen) => listen.port,
-            Way::Outbound(dialled) => dialled.port(),
+    pub(crate) fn full(&self, peer: SocketAddr, direction: Direction, full: &Full) {
+        let port = match direction {
+            Direction::Inbound(target) => target.port,
+            Direction::Outbound(dialled) => dialled.port(),
         };
         self.write(&RefusalLine { peer, port, server_name: None, certificate: None, reason: full });
     }

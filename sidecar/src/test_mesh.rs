@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::http::Env;
 use crate::limits::Limits;
-use crate::listener::{Entrance, Listen};
+use crate::listener::{InboundTarget, Listener};
 use crate::snapshot::{Publisher, channel};
 use crate::telemetry::Telemetry;
 use crate::test_pki::{Authority, GATEWAY, SERVER};
@@ -84,12 +84,12 @@ impl Mesh {
     pub(crate) fn before(app: SocketAddr, count: usize, limits: Limits) -> Self {
         let root = Authority::root("root");
         let (publisher, snapshots) = channel();
-        let entrances = PORTS.map(|port| {
-            Entrance::Fixed(Listen { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app })
+        let listeners = PORTS.map(|port| {
+            Listener::Fixed(InboundTarget { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app })
         });
         let workers = Workers::start(WorkersConfig {
             count,
-            entrances: entrances.to_vec(),
+            listeners: listeners.to_vec(),
             limits,
             snapshots,
             destinations: Arc::default(),

@@ -30,7 +30,7 @@ use crate::http::Env;
 use crate::inbound;
 use crate::lifeline::{Cause, Lifeline, Phase, Precedence, Registry};
 use crate::limits::Limits;
-use crate::listener::{self, Entrance, FixedOutbound, Listen, Way};
+use crate::listener::{self, Direction, FixedOutbound, InboundTarget, Listener};
 use crate::outbound::{self, Dialled};
 use crate::places::{Eviction, Place, PlaceLimits, Places};
 use crate::snapshot::Snapshots;
@@ -51,7 +51,7 @@ pub struct WorkersConfig {
     /// Threads; at least one.
     pub count: usize,
     /// Where connections come in.
-    pub entrances: Vec<Entrance>,
+    pub listeners: Vec<Listener>,
     /// How much and how long.
     pub limits: Limits,
     /// What the control thread knows.
@@ -133,7 +133,7 @@ struct Shared {
 /// What a thread needs to begin.
 struct Beginning {
     index: usize,
-    listeners: Vec<(StdTcpListener, Entrance)>,
+    listeners: Vec<(StdTcpListener, Listener)>,
     arrivals: mpsc::UnboundedReceiver<Message>,
     peers: Vec<mpsc::UnboundedSender<Message>>,
     command: watch::Receiver<Command>,
@@ -150,14 +150,14 @@ impl Workers {
     pub fn start(config: WorkersConfig) -> Result<RunningWorkers, StartError> {
         let count = config.count.max(1);
         let mut addresses = Vec::new();
-        let mut listeners: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
-        for (entrance, index) in config.entrances.into_iter().zip((0..count).cycle()) {
-            let fails = |source| StartError::Listen { address: entrance.address(), source };
-            let listener = listener::bind(entrance.address()).map_err(fails)?;
-            let address = listener.local_addr().map_err(fails)?;
+        let mut sockets: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+        for (listener, index) in config.listeners.into_iter().zip((0..count).cycle()) {
+            let fails = |source| StartError::Listen { address: listener.address(), source };
+            let socket = listener::bind(listener.address()).map_err(fails)?;
+            let address = socket.local_addr().map_err(fails)?;
             addresses.push(address);
-            if let Some(of_worker) = listeners.get_mut(index) {
-                of_worker.push((listener, entrance.at(address)));
+            if let Some(of_worker) = sockets.get_mut(index) {
+                of_worker.push((socket, listener.at(address)));
             }
         }
         let mut limits = config.limits;
@@ -173,7 +173,7 @@ impl Workers {
         let (command, commands) = watch::channel(Command::Serve);
         let (peers, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let mut threads = Vec::new();
-        for (index, (listeners, arrivals)) in listeners.into_iter().zip(arrivals).enumerate() {
+        for (index, (listeners, arrivals)) in sockets.into_iter().zip(arrivals).enumerate() {
             let beginning = Beginning {
                 index,
                 listeners,
@@ -233,7 +233,7 @@ impl Drop for RunningWorkers {
 }
 
 impl Worker {
-    fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, way: Way, place: Place) {
+    fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, direction: Direction, place: Place) {
         if self.registry.is_empty() {
             self.arrived.notify_one();
         }
@@ -245,10 +245,11 @@ impl Worker {
         let context = self.context.clone();
         tokio::task::spawn_local(async move {
             let totals = context.env.telemetry.totals();
-            match way {
-                Way::Inbound(listen) => {
+            match direction {
+                Direction::Inbound(target) => {
                     totals.opened.add(1);
-                    inbound::serve(&context, io, inbound::Route { peer, listen }, &connection, &line).await;
+                    inbound::serve(&context, io, inbound::Downstream { peer, target }, &connection, &line)
+                        .await;
                     totals.closed.add(1);
                     if line.phase() == Phase::Closed(Cause::NoRoom) {
                         totals.unfinished.add(1);
@@ -257,7 +258,7 @@ impl Worker {
                         }
                     }
                 }
-                Way::Outbound(address) => {
+                Direction::Outbound(address) => {
                     totals.outbound_opened.add(1);
                     outbound::serve(&context, io, Dialled { peer, address }, &connection, &line).await;
                     totals.outbound_closed.add(1);
@@ -321,8 +322,8 @@ impl Worker {
 
     fn receive(self: &Rc<Self>, message: Message) {
         match message {
-            Message::Arrival(Arrival { io, peer, way, place }) => match TcpStream::from_std(io) {
-                Ok(io) => self.serve(io, peer, way, place),
+            Message::Arrival(Arrival { io, peer, direction, place }) => match TcpStream::from_std(io) {
+                Ok(io) => self.serve(io, peer, direction, place),
                 Err(error) => warn!(%error, "cannot take a connection over"),
             },
             Message::Evict(eviction) => self.evict(&eviction),
@@ -425,29 +426,31 @@ async fn begin(beginning: Beginning) {
         context: Rc::new(WorkerContext::new(snapshots, destinations, environment(Rc::new(limits)))),
         registry: Registry::new(),
         draining: Cell::new(None),
-        is_way_out: listeners.iter().any(|(_, entrance)| entrance.is_outbound()),
+        is_way_out: listeners.iter().any(|(_, listener)| listener.is_outbound()),
         shared: shared.clone(),
         arrived: Notify::new(),
     });
     let dispatch = Rc::new(Dispatch { here: worker.clone(), index, peers, shared: shared.clone() });
-    for (listener, entrance) in listeners {
-        let address = entrance.address();
-        match TcpListener::from_std(listener) {
-            Ok(listener) => {
-                match &entrance {
-                    Entrance::Fixed(Listen { port, app, .. }) => info!(%address, port, %app, "listening"),
-                    Entrance::Redirected(_) => info!(%address, "listening for what is redirected here"),
-                    Entrance::FixedOutbound(FixedOutbound { destination, .. }) => {
+    for (socket, listener) in listeners {
+        let address = listener.address();
+        match TcpListener::from_std(socket) {
+            Ok(socket) => {
+                match &listener {
+                    Listener::Fixed(InboundTarget { port, app, .. }) => {
+                        info!(%address, port, %app, "listening")
+                    }
+                    Listener::Redirected(_) => info!(%address, "listening for what is redirected here"),
+                    Listener::FixedOutbound(FixedOutbound { destination, .. }) => {
                         info!(%address, %destination, "listening for the app");
                     }
-                    Entrance::RedirectedOutbound(_) => {
+                    Listener::RedirectedOutbound(_) => {
                         info!(%address, "listening for what is redirected here from the app");
                     }
                 }
                 let (dispatch, mut command) = (dispatch.clone(), command.clone());
                 let stop = async move { drop(command.wait_for(|command| *command != Command::Serve).await) };
                 let hand_on = move |accepted| dispatch.take(accepted);
-                tokio::task::spawn_local(listener::accept(listener, entrance, stop, hand_on));
+                tokio::task::spawn_local(listener::accept(socket, listener, stop, hand_on));
             }
             Err(error) => warn!(%address, %error, "cannot listen"),
         }

@@ -120,24 +120,24 @@ impl Refusal {
 impl InboundConnection<'_> {
     /// A connection was refused of which little is known.
     pub(super) fn refused(&self, hello: Option<&ClientHello>, refusal: &Refusal) {
-        let listen = self.route.listen;
+        let target = self.downstream.target;
         let server_name = hello.and_then(|hello| hello.server_name.as_ref()).map(|name| name.as_str());
         let certificate = match refusal {
             Refusal::Certificate(presented) => Some(presented.names.as_str()),
             _ => None,
         };
         self.context.refusals.write(&RefusalLine {
-            peer: self.route.peer,
-            port: listen.port,
+            peer: self.downstream.peer,
+            port: target.port,
             server_name,
             certificate,
             reason: refusal,
         });
         let info = ConnectionInfo {
-            peer: self.route.peer,
-            local: listen.address,
-            port: listen.port,
-            app: listen.app,
+            peer: self.downstream.peer,
+            local: target.address,
+            port: target.port,
+            app: target.app,
             terms: Terms::Opaque,
             tls: false,
             server_name: server_name.map(Into::into),

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{Route, serve};
+use super::{Downstream, serve};
 use crate::connection::OpenConnection;
 use crate::context::WorkerContext;
 use crate::lifeline::Lifeline;
@@ -85,7 +85,7 @@ async fn end<S: AsyncRead + Unpin>(stream: &mut S) -> (End, Vec<u8>) {
 #[test]
 fn the_task_of_a_connection_is_small() {
     fn size<'a, F: Future>(
-        _: impl FnOnce(&'a Rc<WorkerContext>, TcpStream, Route, &'a OpenConnection, &'a Lifeline) -> F,
+        _: impl FnOnce(&'a Rc<WorkerContext>, TcpStream, Downstream, &'a OpenConnection, &'a Lifeline) -> F,
     ) -> usize {
         size_of::<F>()
     }

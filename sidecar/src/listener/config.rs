@@ -6,9 +6,9 @@ use super::Redirected;
 
 /// An address to listen on, and where its connections go.
 #[derive(Clone, Debug)]
-pub enum Entrance {
+pub enum Listener {
     /// To one port of the app.
-    Fixed(Listen),
+    Fixed(InboundTarget),
     /// To the port that the client dialled before the kernel redirected its connection here.
     Redirected(Redirected),
     /// Out, to one destination.
@@ -26,18 +26,18 @@ pub struct FixedOutbound {
     pub destination: SocketAddr,
 }
 
-/// Which way a connection goes.
+/// The direction of a connection, and where it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     /// To the app.
-    Inbound(Listen),
+    Inbound(InboundTarget),
     /// From the app, to this destination.
     Outbound(SocketAddr),
 }
 
-/// Where a connection came in, and what it means.
+/// One port of the app, and where connections for it come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen {
+pub struct InboundTarget {
     /// What the client dialled. Before there are connections: where to listen; port 0 lets the kernel choose.
     pub address: SocketAddr,
     /// The pod's port, by which the policy is looked up.
@@ -46,11 +46,11 @@ pub struct Listen {
     pub app: SocketAddr,
 }
 
-impl Entrance {
+impl Listener {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         match self {
-            Self::Fixed(listen) => listen.address,
+            Self::Fixed(target) => target.address,
             Self::Redirected(redirected) | Self::RedirectedOutbound(redirected) => redirected.address,
             Self::FixedOutbound(outbound) => outbound.address,
         }
@@ -64,7 +64,7 @@ impl Entrance {
     /// The same with the address that was bound.
     pub(crate) fn at(mut self, address: SocketAddr) -> Self {
         match &mut self {
-            Self::Fixed(listen) => listen.address = address,
+            Self::Fixed(target) => target.address = address,
             Self::Redirected(redirected) | Self::RedirectedOutbound(redirected) => {
                 redirected.address = address;
             }

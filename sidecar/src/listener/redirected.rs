@@ -11,7 +11,7 @@ use std::sync::Arc;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 
-use super::Listen;
+use super::InboundTarget;
 use crate::socket::original_destination;
 
 /// A listener for connections that the kernel redirects.
@@ -41,7 +41,7 @@ pub enum Misdirected {
 
 impl Redirected {
     /// What the client of this connection dialled, and the app's address for it.
-    pub(crate) fn destination(&self, io: &TcpStream) -> Result<Listen, Misdirected> {
+    pub(crate) fn destination(&self, io: &TcpStream) -> Result<InboundTarget, Misdirected> {
         let dialled = original_destination(io).map_err(Misdirected::Unknown)?;
         if self.own_ports.contains(&dialled.port()) {
             return Err(Misdirected::OwnPort(dialled));
@@ -49,7 +49,7 @@ impl Redirected {
         if !self.pod_ips.contains(&dialled.ip()) && !is_address_of_this_host(dialled.ip()) {
             return Err(Misdirected::Elsewhere(dialled));
         }
-        Ok(Listen { address: dialled, port: dialled.port(), app: app(dialled) })
+        Ok(InboundTarget { address: dialled, port: dialled.port(), app: app(dialled) })
     }
 
     /// What the app of this connection dialled. Our own ports are nobody's destination; those of other hosts may have

@@ -12,7 +12,7 @@ use super::*;
 use crate::destinations::Destinations;
 use crate::http::Env;
 use crate::limits::Limits;
-use crate::listener::{Entrance, FixedOutbound};
+use crate::listener::{FixedOutbound, Listener};
 use crate::snapshot::{Publisher, channel};
 use crate::telemetry::Telemetry;
 use crate::test_mesh::{Mesh, Port, start_app, until};
@@ -38,7 +38,7 @@ impl Client {
         let outbound = FixedOutbound { address: "127.0.0.1:0".parse().unwrap(), destination: dialled };
         let workers = Workers::start(WorkersConfig {
             count: 1,
-            entrances: vec![Entrance::FixedOutbound(outbound)],
+            listeners: vec![Listener::FixedOutbound(outbound)],
             limits,
             snapshots,
             destinations: destinations.clone(),

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::{Shared, Worker};
-use crate::listener::{Accepted, Way};
+use crate::listener::{Accepted, Direction};
 use crate::places::{Eviction, Full, Place};
 use crate::socket;
 
@@ -34,15 +34,15 @@ pub(super) enum Message {
 pub(super) struct Arrival {
     pub(super) io: StdTcpStream,
     pub(super) peer: SocketAddr,
-    pub(super) way: Way,
+    pub(super) direction: Direction,
     pub(super) place: Place,
 }
 
 impl Dispatch {
     /// Gives a connection to the least busy worker, or ends it if there is no place for it or it belongs nowhere.
     pub(super) fn take(&self, accepted: Accepted) {
-        let (io, peer, way) = match accepted {
-            Accepted::Connection(io, peer, way) => (io, peer, way),
+        let (io, peer, direction) = match accepted {
+            Accepted::Connection(io, peer, direction) => (io, peer, direction),
             Accepted::Misdirected(io, peer, reason) => {
                 self.here.context.refusals.misdirected(peer, &reason);
                 return socket::reset(io);
@@ -52,23 +52,23 @@ impl Dispatch {
                 return;
             }
         };
-        let place = match self.place(peer, way) {
+        let place = match self.place(peer, direction) {
             Ok(place) => place,
-            Err(full) => return self.shed(io, peer, way, &full),
+            Err(full) => return self.shed(io, peer, direction, &full),
         };
         if place.worker() == self.index {
-            return self.here.serve(io, peer, way, place);
+            return self.here.serve(io, peer, direction, place);
         }
         let to = place.worker();
         match io.into_std() {
-            Ok(io) => self.send(to, Message::Arrival(Arrival { io, peer, way, place })),
+            Ok(io) => self.send(to, Message::Arrival(Arrival { io, peer, direction, place })),
             Err(error) => warn!(%error, "cannot hand a connection over"),
         }
     }
 
-    fn shed(&self, io: TcpStream, peer: SocketAddr, way: Way, full: &Full) {
+    fn shed(&self, io: TcpStream, peer: SocketAddr, direction: Direction, full: &Full) {
         self.shared.shed.fetch_add(1, Ordering::Relaxed);
-        self.here.context.refusals.full(peer, way, full);
+        self.here.context.refusals.full(peer, direction, full);
         let totals = self.here.context.env.telemetry.totals();
         match full {
             Full::Clients { .. } => totals.no_place.add(1),
@@ -77,11 +77,11 @@ impl Dispatch {
         socket::reset(io);
     }
 
-    fn place(&self, peer: SocketAddr, way: Way) -> Result<Place, Full> {
+    fn place(&self, peer: SocketAddr, direction: Direction) -> Result<Place, Full> {
         // While draining, other workers may have ended already.
         let is_draining = self.here.draining.get().is_some();
         let places = &self.shared.places;
-        if let Way::Outbound(_) = way {
+        if let Direction::Outbound(_) = direction {
             return places.outbound(self.index, is_draining);
         }
         let (place, eviction) = places.client(peer.ip().to_canonical(), self.index, is_draining)?;

@@ -50,7 +50,7 @@ async fn an_address_that_is_taken_is_named() {
     let (_, snapshots) = crate::snapshot::channel();
     let error = Workers::start(WorkersConfig {
         count: 1,
-        entrances: vec![Entrance::Fixed(Listen { address, port: 1, app: mesh.app })],
+        listeners: vec![Listener::Fixed(InboundTarget { address, port: 1, app: mesh.app })],
         limits: Limits::default(),
         snapshots,
         destinations: Default::default(),

@@ -73,7 +73,7 @@ async fn a_mesh_peer_gets_through_to_the_app_and_an_ingress_certificate_does_not
 async fn an_app_that_is_not_there_resets_the_client() {
     let mesh = Mesh::start().await;
     let nobody = TcpStream::connect(mesh.app).await.unwrap().local_addr().unwrap();
-    let listen = crate::listener::Listen {
+    let target = crate::listener::InboundTarget {
         address: "127.0.0.1:0".parse().unwrap(),
         port: Port::Tcp as u16,
         app: nobody,
@@ -82,7 +82,7 @@ async fn an_app_that_is_not_there_resets_the_client() {
     publisher.update(|snapshot| *snapshot = (*mesh.publisher.current()).clone());
     let workers = crate::worker::Workers::start(crate::worker::WorkersConfig {
         count: 1,
-        entrances: vec![crate::listener::Entrance::Fixed(listen)],
+        listeners: vec![crate::listener::Listener::Fixed(target)],
         limits: Limits::default(),
         snapshots,
         destinations: Default::default(),
