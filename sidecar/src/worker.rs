@@ -35,7 +35,7 @@ use crate::outbound::{self, Dialled};
 use crate::places::{Eviction, Place, PlaceLimits, Places};
 use crate::snapshot::Snapshots;
 
-use dispatch::{Arrival, Dispatch, Message};
+use dispatch::{Dispatch, Handoff, Message};
 
 /// How often deadlines are looked at, and how late one may be.
 const TICK: Duration = Duration::from_millis(250);
@@ -131,10 +131,10 @@ struct Shared {
 }
 
 /// What a thread needs to begin.
-struct Beginning {
+struct WorkerInit {
     index: usize,
     listeners: Vec<(StdTcpListener, Listener)>,
-    arrivals: mpsc::UnboundedReceiver<Message>,
+    messages: mpsc::UnboundedReceiver<Message>,
     peers: Vec<mpsc::UnboundedSender<Message>>,
     command: watch::Receiver<Command>,
     shared: Arc<Shared>,
@@ -171,13 +171,13 @@ impl Workers {
             cut: AtomicUsize::new(0),
         });
         let (command, commands) = watch::channel(Command::Serve);
-        let (peers, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let (peers, messages): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let mut threads = Vec::new();
-        for (index, (listeners, arrivals)) in sockets.into_iter().zip(arrivals).enumerate() {
-            let beginning = Beginning {
+        for (index, (listeners, messages)) in sockets.into_iter().zip(messages).enumerate() {
+            let init = WorkerInit {
                 index,
                 listeners,
-                arrivals,
+                messages,
                 peers: peers.clone(),
                 command: commands.clone(),
                 shared: shared.clone(),
@@ -186,7 +186,7 @@ impl Workers {
                 destinations: config.destinations.clone(),
                 environment: config.environment.clone(),
             };
-            threads.push(start_thread(beginning)?);
+            threads.push(start_thread(init)?);
         }
         Ok(RunningWorkers { addresses, command, shared, threads })
     }
@@ -290,7 +290,7 @@ impl Worker {
 
     async fn run(
         self: &Rc<Self>,
-        mut arrivals: mpsc::UnboundedReceiver<Message>,
+        mut messages: mpsc::UnboundedReceiver<Message>,
         mut command: watch::Receiver<Command>,
     ) {
         let mut snapshots = self.context.snapshots.clone();
@@ -303,7 +303,7 @@ impl Worker {
                     Some(snapshot) => reviewer.review(self, snapshot),
                     None => published = false,
                 },
-                Some(message) = arrivals.recv() => self.receive(message),
+                Some(message) = messages.recv() => self.receive(message),
                 () = tokio::time::sleep_until(next_tick.into()), if !self.registry.is_empty() => {
                     next_tick = Instant::now() + TICK;
                     self.tick();
@@ -317,12 +317,12 @@ impl Worker {
             Command::Drain(deadline) => deadline,
             Command::Serve => Instant::now(),
         };
-        self.drain(deadline, &mut arrivals, &mut reviewer, &mut snapshots).await;
+        self.drain(deadline, &mut messages, &mut reviewer, &mut snapshots).await;
     }
 
     fn receive(self: &Rc<Self>, message: Message) {
         match message {
-            Message::Arrival(Arrival { io, peer, direction, place }) => match TcpStream::from_std(io) {
+            Message::Handoff(Handoff { io, peer, direction, place }) => match TcpStream::from_std(io) {
                 Ok(io) => self.serve(io, peer, direction, place),
                 Err(error) => warn!(%error, "cannot take a connection over"),
             },
@@ -333,7 +333,7 @@ impl Worker {
     async fn drain(
         self: &Rc<Self>,
         deadline: Instant,
-        arrivals: &mut mpsc::UnboundedReceiver<Message>,
+        messages: &mut mpsc::UnboundedReceiver<Message>,
         reviewer: &mut review::Reviewer,
         snapshots: &mut Snapshots,
     ) {
@@ -342,7 +342,7 @@ impl Worker {
         loop {
             // Listeners end by the same command, each in a task of its own: what they still take comes in meanwhile.
             tokio::time::sleep(DRAIN_TICK).await;
-            while let Ok(message) = arrivals.try_recv() {
+            while let Ok(message) = messages.try_recv() {
                 self.receive(message);
             }
             reviewer.review(self, snapshots.current());
@@ -392,28 +392,27 @@ impl Worker {
     }
 }
 
-fn start_thread(beginning: Beginning) -> io::Result<JoinHandle<()>> {
+fn start_thread(init: WorkerInit) -> io::Result<JoinHandle<()>> {
     let (report, reported) = std::sync::mpsc::sync_channel(1);
-    let thread =
-        std::thread::Builder::new().name(format!("worker-{}", beginning.index)).spawn(move || {
-            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-            match runtime {
-                Ok(runtime) => {
-                    let _ = report.send(Ok(()));
-                    runtime.block_on(begin(beginning));
-                }
-                Err(error) => drop(report.send(Err(error))),
+    let thread = std::thread::Builder::new().name(format!("worker-{}", init.index)).spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        match runtime {
+            Ok(runtime) => {
+                let _ = report.send(Ok(()));
+                runtime.block_on(begin(init));
             }
-        })?;
+            Err(error) => drop(report.send(Err(error))),
+        }
+    })?;
     reported.recv().unwrap_or_else(|error| Err(io::Error::other(error)))?;
     Ok(thread)
 }
 
-async fn begin(beginning: Beginning) {
-    let Beginning {
+async fn begin(init: WorkerInit) {
+    let WorkerInit {
         index,
         listeners,
-        arrivals,
+        messages,
         peers,
         command,
         shared,
@@ -421,7 +420,7 @@ async fn begin(beginning: Beginning) {
         snapshots,
         destinations,
         environment,
-    } = beginning;
+    } = init;
     let worker = Rc::new(Worker {
         context: Rc::new(WorkerContext::new(snapshots, destinations, environment(Rc::new(limits)))),
         registry: Registry::new(),
@@ -455,7 +454,7 @@ async fn begin(beginning: Beginning) {
             Err(error) => warn!(%address, %error, "cannot listen"),
         }
     }
-    worker.run(arrivals, command).await;
+    worker.run(messages, command).await;
     shared.cut.fetch_add(worker.cut().await, Ordering::Relaxed);
     worker.context.tick();
 }

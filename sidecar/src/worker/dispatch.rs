@@ -25,13 +25,13 @@ pub(super) struct Dispatch {
 /// What one worker has for another.
 pub(super) enum Message {
     /// A connection.
-    Arrival(Arrival),
+    Handoff(Handoff),
     /// Connections of its are to make room.
     Evict(Eviction),
 }
 
 /// A connection on its way to another worker.
-pub(super) struct Arrival {
+pub(super) struct Handoff {
     pub(super) io: StdTcpStream,
     pub(super) peer: SocketAddr,
     pub(super) direction: Direction,
@@ -61,7 +61,7 @@ impl Dispatch {
         }
         let to = place.worker();
         match io.into_std() {
-            Ok(io) => self.send(to, Message::Arrival(Arrival { io, peer, direction, place })),
+            Ok(io) => self.send(to, Message::Handoff(Handoff { io, peer, direction, place })),
             Err(error) => warn!(%error, "cannot hand a connection over"),
         }
     }
