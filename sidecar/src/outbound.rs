@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use crate::connection::OpenConnection;
 use crate::context::WorkerContext;
-use crate::destinations::{Held, Lookup, Target};
+use crate::destinations::{LoadSlot, Lookup, ResolvedDestination};
 use crate::lifeline::Lifeline;
 use crate::pump::{Patience, Pump};
 use crate::stream::{Abort, MaybeTls};
@@ -54,10 +54,10 @@ struct OutboundConnection<'w> {
 
 /// What became of looking for somebody to connect to.
 struct Attempt {
-    target: Arc<Target>,
+    target: Arc<ResolvedDestination>,
     /// The endpoint that was tried last, and whether over mutual TLS.
     endpoint: Option<(SocketAddr, bool)>,
-    result: Result<(Upstream, Held), &'static str>,
+    result: Result<(Upstream, LoadSlot), &'static str>,
 }
 
 /// A connection to an endpoint.
@@ -95,12 +95,12 @@ impl OutboundConnection<'_> {
             Attempt { target: target.clone(), endpoint: None, result: Err("no_healthy_upstream") };
         let mut tried = Vec::new();
         while tried.len() < MOST_TRIES
-            && let Some(place) = target.choose(&tried)
+            && let Some(choice) = target.choose(&tried)
         {
-            let endpoint = &place.endpoint;
+            let endpoint = &choice.endpoint;
             tried.push(endpoint.address);
             attempt.endpoint = Some((endpoint.address, endpoint.identity.is_some()));
-            let held = place.hold();
+            let held = choice.hold();
             // Asked anew for each endpoint: certificates and trust bundles change.
             let tls = self.context.snapshots.current().peer_tls.clone();
             let connected = upstream::connect(endpoint, tls.as_ref(), &self.context.env.limits).await;
@@ -111,7 +111,7 @@ impl OutboundConnection<'_> {
                 }
                 Err(error) => {
                     self.failed(&target, endpoint.address, &error);
-                    place.shun();
+                    choice.eject();
                     attempt.result = Err(error.details());
                 }
             }
@@ -139,7 +139,7 @@ impl OutboundConnection<'_> {
 
     /// Who stands behind the address. Whoever cannot be asked about is dialled as it is: a sidecar there will not take
     /// plaintext.
-    async fn find(&self) -> Arc<Target> {
+    async fn find(&self) -> Arc<ResolvedDestination> {
         let address = self.dialled.address;
         let destinations = &self.context.destinations;
         match destinations.look_up(address) {
@@ -159,10 +159,10 @@ impl OutboundConnection<'_> {
             Lookup::OutOfReach => debug!(%address, "the controller is out of reach: dialled as it is"),
         }
         self.context.env.telemetry.totals().outbound_unknown.add(1);
-        Arc::new(Target::unknown(address))
+        Arc::new(ResolvedDestination::unknown(address))
     }
 
-    fn failed(&self, target: &Target, endpoint: SocketAddr, error: &ConnectError) {
+    fn failed(&self, target: &ResolvedDestination, endpoint: SocketAddr, error: &ConnectError) {
         let dialled = self.dialled.address;
         match &target.name {
             Some(name) => self.context.refusals.unless_flooded(|| {
@@ -176,7 +176,7 @@ impl OutboundConnection<'_> {
 /// A story that has found its destination.
 struct Told<'s> {
     story: &'s OutboundConnection<'s>,
-    target: &'s Target,
+    target: &'s ResolvedDestination,
     endpoint: Option<(SocketAddr, bool)>,
 }
 
