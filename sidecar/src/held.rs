@@ -26,9 +26,9 @@ thread_local! {
 
 /// So many bytes, held until this is dropped. To be dropped by the worker that made it.
 #[derive(Debug, Default)]
-pub(crate) struct Held(usize);
+pub(crate) struct HeldBytes(usize);
 
-impl Held {
+impl HeldBytes {
     pub(crate) fn new(bytes: usize) -> Self {
         let mut held = Self::default();
         held.set(bytes);
@@ -44,7 +44,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.set(0);
     }
@@ -65,11 +65,11 @@ mod tests {
 
     #[test]
     fn pieces_get_smaller_as_more_is_held_and_larger_again() {
-        let mut held: Vec<Held> = Vec::new();
+        let mut held: Vec<HeldBytes> = Vec::new();
         let mut hold_all = |size| {
             let before = held.len();
             while affordable(LARGE) == size {
-                held.push(Held::new(size));
+                held.push(HeldBytes::new(size));
             }
             held.len() - before
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::held::{Held, affordable};
+use crate::held::{HeldBytes, affordable};
 use crate::lifeline::{Lifeline, Wait};
 use crate::stream::{Abort, LOOK_AT_PEER, PeerEnd};
 use crate::telemetry::ResponseFlag;
@@ -51,7 +51,7 @@ pub(crate) enum Failure {
 struct PumpHalf {
     /// What was read and not written yet, from `start` on.
     held: Vec<u8>,
-    counted: Held,
+    counted: HeldBytes,
     start: usize,
     moved: u64,
     /// The sender is done.

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::held::{Held, affordable};
+use crate::held::{HeldBytes, affordable};
 
 pub(crate) use crate::held::{LARGE, MEDIUM, SMALL, TINY};
 
@@ -31,7 +31,7 @@ pub(crate) struct Buffer {
     /// Initialised memory, all of it; what is in use is `start..end`.
     memory: Box<[u8]>,
     /// What of it counts among what is held for peers: memory of more than [`SMALL`].
-    held: Held,
+    held: HeldBytes,
     start: usize,
     end: usize,
 }
@@ -43,7 +43,7 @@ impl Buffers {
             Some((at, size)) => self.spare[at].borrow_mut().pop().unwrap_or_else(|| zeroed(size)),
             None => zeroed(size),
         };
-        let held = Held::new(counted(&memory));
+        let held = HeldBytes::new(counted(&memory));
         Buffer { memory, held, start: 0, end: 0 }
     }
 
