@@ -9,8 +9,8 @@ use rustls_pki_types::CertificateDer;
 use tidegate_core::PeerCertificate;
 use tidegate_core::certificate::CertificateError;
 
+use crate::connection_info::VerifiedCertificate;
 use crate::http::client_certificate;
-use crate::session::VerifiedCertificate;
 
 /// The certificates of the peers of a worker's connections.
 #[derive(Default)]

@@ -4,13 +4,14 @@ use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
+use crate::authorizer::Authorizer;
 use crate::certificates::CertificateLife;
-use crate::session::{Gate, VerifiedCertificate};
+use crate::connection_info::VerifiedCertificate;
 
 /// What is learnt of a connection while it is opened. Empty when it was accepted.
 #[derive(Default)]
 pub(crate) struct OpenConnection {
-    gate: OnceCell<Rc<Gate>>,
+    authorizer: OnceCell<Rc<Authorizer>>,
     /// Who answered, if the connection is the app's own and goes to another sidecar.
     endpoint: OnceCell<Rc<VerifiedCertificate>>,
     /// Life of the client's certificate chain, if the connection ends with it.
@@ -20,15 +21,15 @@ pub(crate) struct OpenConnection {
 
 impl OpenConnection {
     /// What decides about it, once that is known.
-    pub(crate) fn gate(&self) -> Option<&Rc<Gate>> {
-        self.gate.get()
+    pub(crate) fn authorizer(&self) -> Option<&Rc<Authorizer>> {
+        self.authorizer.get()
     }
 
     /// A client's connection was let in. It ends with `life`, if there is one.
-    pub(crate) fn let_in(&self, gate: Rc<Gate>, life: Option<CertificateLife>) {
+    pub(crate) fn let_in(&self, authorizer: Rc<Authorizer>, life: Option<CertificateLife>) {
         self.life.set(life);
         // Only ever set once.
-        let _ = self.gate.set(gate);
+        let _ = self.authorizer.set(authorizer);
     }
 
     /// Who answered the app's connection into the mesh.

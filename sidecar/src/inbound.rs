@@ -18,15 +18,16 @@ use rustls_pki_types::UnixTime;
 use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Opening, Reason, Terms};
 use tokio::net::TcpStream;
 
+use crate::authorizer::{Authorizer, Review};
 use crate::certificates::{CertificateLife, Verified};
 use crate::connection::OpenConnection;
+use crate::connection_info::ConnectionInfo;
 use crate::context::WorkerContext;
 use crate::detect::client_hello::TLS12;
 use crate::detect::{ClientHello, FirstBytes, Preface};
 use crate::http;
 use crate::lifeline::{Lifeline, Wait};
 use crate::listener::InboundTarget;
-use crate::session::{ConnectionInfo, Gate, Review};
 use crate::snapshot::Snapshot;
 use crate::socket;
 use crate::stream::{Abort, MaybeTls};
@@ -58,7 +59,7 @@ struct InboundConnection<'w> {
 struct Opened {
     stream: MaybeTls,
     received: BytesMut,
-    gate: Rc<Gate>,
+    authorizer: Rc<Authorizer>,
     inside: Inside,
 }
 
@@ -82,15 +83,17 @@ pub(crate) async fn serve(
     line: &Lifeline,
 ) {
     let story = InboundConnection { context, downstream, connection, line, accepted: SystemTime::now() };
-    let Some(Opened { stream, received, gate, inside }) = Box::pin(story.open(io)).await else { return };
+    let Some(Opened { stream, received, authorizer, inside }) = Box::pin(story.open(io)).await else {
+        return;
+    };
     match inside {
-        Inside::Http1 => Box::pin(http::h1::serve(stream, received, &gate, line, &context.env)).await,
+        Inside::Http1 => Box::pin(http::h1::serve(stream, received, &authorizer, line, &context.env)).await,
         Inside::Http2 => {
-            Box::pin(http::h2::serve(stream, received, gate, line.clone(), context.env.clone())).await;
+            Box::pin(http::h2::serve(stream, received, authorizer, line.clone(), context.env.clone())).await;
         }
         Inside::Opaque => {
             connection.set_opaque();
-            Box::pin(opaque::serve(stream, received, &gate, line, &context.env)).await;
+            Box::pin(opaque::serve(stream, received, &authorizer, line, &context.env)).await;
         }
     }
 }
@@ -213,25 +216,25 @@ impl InboundConnection<'_> {
         info: ConnectionInfo,
         life: Option<CertificateLife>,
     ) -> Option<Opened> {
-        let gate = Rc::new(Gate::new(Rc::new(info), self.context.snapshots.clone()));
-        let denial = match (gate.review(&self.context.snapshots.current()), &*gate.decide()) {
+        let authorizer = Rc::new(Authorizer::new(Rc::new(info), self.context.snapshots.clone()));
+        let denial = match (authorizer.review(&self.context.snapshots.current()), &*authorizer.decide()) {
             (Review::Revoke(denial), _) => Some(denial),
             (Review::Keep, Decision::Deny(denial)) if inside == Inside::Opaque => Some(denial.clone()),
             _ => None,
         };
         if let Some(denial) = denial {
-            self.refused_connection(gate.info(), &denial);
+            self.refused_connection(authorizer.info(), &denial);
             stream.abort();
             return None;
         }
         self.line.at_ease();
-        if let Some(client) = &gate.info().client {
+        if let Some(client) = &authorizer.info().client {
             self.line.identify(&client.names);
         }
         // There is no asking opaque bytes to come back with the next certificate: they have been let in for good, until
         // policy or trust bundle say otherwise.
-        self.connection.let_in(gate.clone(), life.filter(|_| inside != Inside::Opaque));
-        Some(Opened { stream, received, gate, inside })
+        self.connection.let_in(authorizer.clone(), life.filter(|_| inside != Inside::Opaque));
+        Some(Opened { stream, received, authorizer, inside })
     }
 
     /// The TLS handshake, and what it has shown; `None` if the connection has ended.

@@ -6,8 +6,10 @@
 //! [`mod@sidecar`] puts the parts together.
 
 mod admin;
+pub mod authorizer;
 mod certificates;
 mod connection;
+pub mod connection_info;
 mod context;
 pub mod destinations;
 pub mod detect;
@@ -26,7 +28,6 @@ pub mod ports;
 pub mod probes;
 mod pump;
 mod refusal_log;
-pub mod session;
 pub mod sidecar;
 pub mod snapshot;
 mod socket;

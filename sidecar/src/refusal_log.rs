@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
+use crate::connection_info::ConnectionInfo;
 use crate::listener::{Direction, Misdirected};
 use crate::places::Full;
-use crate::session::ConnectionInfo;
 
 /// Tells of refusals, but not more of each source than a log can bear.
 #[derive(Default)]

@@ -10,7 +10,7 @@ use tidegate_core::policy::Decision;
 
 use self::access_log::AccessLog;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
-use crate::session::ConnectionInfo;
+use crate::connection_info::ConnectionInfo;
 
 /// Why a response is not the app's own; Envoy's and Istio's letters, which log parsers know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -253,8 +253,8 @@ impl Worker {
                     totals.closed.add(1);
                     if line.phase() == Phase::Closed(Cause::NoRoom) {
                         totals.unfinished.add(1);
-                        if let Some(gate) = connection.gate() {
-                            context.refusals.no_room_for_record(gate.info());
+                        if let Some(authorizer) = connection.authorizer() {
+                            context.refusals.no_room_for_record(authorizer.info());
                         }
                     }
                 }

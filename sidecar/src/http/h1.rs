@@ -31,8 +31,8 @@ use super::Env;
 use super::buffer::{Buffer, MEDIUM, SMALL};
 use super::local_reply::{self, LocalReply};
 use super::request::Version;
+use crate::authorizer::Authorizer;
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
-use crate::session::Gate;
 use crate::stream::Abort;
 use crate::telemetry::{Record, ResponseFlag};
 
@@ -58,7 +58,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub fn serve<'a, S>(
     stream: S,
     first: BytesMut,
-    gate: &'a Gate,
+    authorizer: &'a Authorizer,
     line: &'a Lifeline,
     env: &'a Rc<Env>,
 ) -> impl Future<Output = ()> + use<'a, S>
@@ -71,7 +71,7 @@ where
         inbound.push(&first);
     }
     let mut connection =
-        Connection { client: stream, inbound, examined: 0, exchange: Exchange::new(), gate, line, env };
+        Connection { client: stream, inbound, examined: 0, exchange: Exchange::new(), authorizer, line, env };
     async move { connection.run().await }
 }
 
@@ -82,7 +82,7 @@ struct Connection<'a, S> {
     /// How much of `inbound` was looked at for a head in vain.
     examined: usize,
     exchange: Exchange,
-    gate: &'a Gate,
+    authorizer: &'a Authorizer,
     line: &'a Lifeline,
     env: &'a Rc<Env>,
 }
@@ -234,8 +234,9 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         };
         exchange.up.decoder = Decoder::new(head.framing);
         exchange.up.chunked = head.framing == Framing::Chunked;
-        let info = self.gate.info();
-        let decision = self.gate.decide_on(std::str::from_utf8(head.request.authority).unwrap_or_default());
+        let info = self.authorizer.info();
+        let decision =
+            self.authorizer.decide_on(std::str::from_utf8(head.request.authority).unwrap_or_default());
         let length = head.length;
         let next = match &*decision {
             Decision::Deny(denial) => {
@@ -269,7 +270,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         exchange.decision = Some(decision);
         self.inbound.consume(length);
         if let Next::Forward = next
-            && self.gate.app_protocol() == AppProtocol::H2c
+            && self.authorizer.app_protocol() == AppProtocol::H2c
         {
             return Some(Next::Bridge);
         }
@@ -293,7 +294,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
 
     /// Passes the request on, and the answer back.
     async fn forward(&mut self) -> After {
-        let app = self.gate.info().app;
+        let app = self.authorizer.info().app;
         loop {
             let (mut upstream, is_reused) = match self.connect(app).await {
                 Ok(connected) => connected,
@@ -525,7 +526,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         let seen = Glimpse::of(self.inbound.bytes());
         self.env.telemetry.record(&Record {
             outbound: None,
-            connection: Some(self.gate.info()),
+            connection: Some(self.authorizer.info()),
             start: Some(SystemTime::now()),
             duration: self.exchange.start.elapsed(),
             method: seen.method,
@@ -555,7 +556,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         let duration = exchange.start.elapsed();
         self.env.telemetry.record(&Record {
             outbound: None,
-            connection: Some(self.gate.info()),
+            connection: Some(self.authorizer.info()),
             decision: exchange.decision.as_deref(),
             start: SystemTime::now().checked_sub(duration),
             duration,

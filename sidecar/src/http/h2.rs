@@ -1,4 +1,4 @@
-//! HTTP/2 from clients, on h2: every stream is one request that passes the gate by itself.
+//! HTTP/2 from clients, on h2: every stream is one request that the policy decides on by itself.
 //!
 //! Start at [`serve`], a connection's life. `stream` is a stream's life, `exchange` the story of its request, `send` how
 //! bodies go into streams, `outbox` how much of them waits in a connection,
@@ -52,9 +52,9 @@ use self::transport::Transport;
 pub use self::upstream::{Sending, UpstreamBody, UpstreamError, Upstreams};
 use self::windows::Windows;
 use super::Env;
+use crate::authorizer::Authorizer;
 use crate::lifeline::{Cause, Lifeline, Phase, Wait};
 use crate::limits::Limits;
-use crate::session::Gate;
 
 /// What frames of less than 256 bytes that wait to be taken may cost; h2 ends the connection then. So much is room for
 /// 40 streams of a client that fills windows of 32 KiB with 20 bytes a frame, and for more such windows of the largest
@@ -73,7 +73,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Serves one connection until it ends, and closes it. `first` are bytes that were already read from the stream.
 ///
 /// To be called within a [`tokio::task::LocalSet`]: each stream is a task of its own.
-pub async fn serve<S>(stream: S, first: BytesMut, gate: Rc<Gate>, line: Lifeline, env: Rc<Env>)
+pub async fn serve<S>(stream: S, first: BytesMut, authorizer: Rc<Authorizer>, line: Lifeline, env: Rc<Env>)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -82,7 +82,7 @@ where
     let transport = Transport::new(stream, first, pulse.clone());
     let builder = builder(&env.limits, pulse.windows().of_connection());
     let telemetry = env.telemetry.clone();
-    let exchanges = Rc::new(Exchanges::new(gate, env, pulse.clone()));
+    let exchanges = Rc::new(Exchanges::new(authorizer, env, pulse.clone()));
 
     let mut connection = match line.guard(builder.handshake::<_, Piece>(transport)).await {
         Ok(Ok(connection)) => connection,

@@ -7,10 +7,10 @@ use std::time::SystemTime;
 use bytes::BytesMut;
 use tokio::net::TcpStream;
 
+use crate::authorizer::Authorizer;
 use crate::http::Env;
 use crate::lifeline::{Lifeline, Wait};
 use crate::pump::{Patience, Pump};
-use crate::session::Gate;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
 
@@ -19,15 +19,15 @@ use crate::telemetry::{Record, ResponseFlag};
 pub(super) async fn serve(
     client: MaybeTls,
     received: BytesMut,
-    gate: &Rc<Gate>,
+    authorizer: &Rc<Authorizer>,
     line: &Lifeline,
     env: &Rc<Env>,
 ) {
-    let info = gate.info();
+    let info = authorizer.info();
     let record = |pump: Option<&Pump<MaybeTls, TcpStream>>, flag, details| {
         env.telemetry.record(&Record {
             connection: Some(info),
-            decision: Some(&gate.decide()),
+            decision: Some(&authorizer.decide()),
             start: Some(info.accepted),
             duration: SystemTime::now().duration_since(info.accepted).unwrap_or_default(),
             flag,

@@ -10,11 +10,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::InboundConnection;
+use crate::connection_info::ConnectionInfo;
 use crate::detect::{ClientHello, Malformed};
 use crate::http::clock::Clock;
 use crate::lifeline::{Lifeline, Wait};
 use crate::refusal_log::RefusalLine;
-use crate::session::ConnectionInfo;
 use crate::telemetry::{Record, ResponseFlag};
 use crate::tls::stream::HandshakeFailure;
 use crate::tls::{Presented, take_refused};

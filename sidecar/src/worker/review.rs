@@ -11,8 +11,9 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tracing::warn;
 
 use super::Worker;
+use crate::authorizer::Review;
+use crate::connection_info::VerifiedCertificate;
 use crate::lifeline::Cause;
-use crate::session::{Review, VerifiedCertificate};
 use crate::snapshot::Snapshot;
 use crate::tls::{PeerTls, ServerTls};
 
@@ -45,19 +46,19 @@ impl Reviewer {
                 });
                 return line.close(Cause::TrustBundleChanged);
             }
-            let Some(gate) = connection.gate() else { return };
+            let Some(authorizer) = connection.authorizer() else { return };
             let is_opaque = connection.is_opaque();
-            if let Review::Revoke(denial) = gate.review(&snapshot) {
-                worker.context.refusals.revoked(gate.info(), &denial);
+            if let Review::Revoke(denial) = authorizer.review(&snapshot) {
+                worker.context.refusals.revoked(authorizer.info(), &denial);
                 return match is_opaque {
                     true => line.close(Cause::PolicyChanged),
                     false => line.finish(Cause::PolicyChanged, grace),
                 };
             }
-            if let (Some(judge), Some(client)) = (&clients, &gate.info().client)
+            if let (Some(judge), Some(client)) = (&clients, &authorizer.info().client)
                 && let Err(error) = judge.verify(client)
             {
-                worker.context.refusals.revoked(gate.info(), &error);
+                worker.context.refusals.revoked(authorizer.info(), &error);
                 match is_opaque {
                     true => line.close(Cause::TrustBundleChanged),
                     // Nobody is refused here: the client has a certificate of another root by now, and comes back.

@@ -16,9 +16,10 @@ use tidegate_core::policy::{
     PortPolicy, RuleState, Sources, Terms,
 };
 use tidegate_core::{Identity, TrustDomain};
+use tidegate_sidecar::authorizer::Authorizer;
+use tidegate_sidecar::connection_info::ConnectionInfo;
 use tidegate_sidecar::http::{Env, h1, h2};
 use tidegate_sidecar::lifeline::Registry;
-use tidegate_sidecar::session::{ConnectionInfo, Gate};
 use tidegate_sidecar::snapshot;
 use tidegate_sidecar::telemetry::Telemetry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -80,15 +81,17 @@ impl Sidecar {
         local.spawn_local(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
-                let gate = Rc::new(gate(peer, address, app, protocol, tls));
+                let authorizer = Rc::new(authorizer(peer, address, app, protocol, tls));
                 let (env, count, line) = (shared.clone(), count.clone(), lines.add(Rc::new(())));
                 count.set(count.get() + 1);
                 tokio::task::spawn_local(async move {
                     match speaks {
                         Speaks::Http1 => {
-                            Box::pin(h1::serve(stream, BytesMut::new(), &gate, &line, &env)).await;
+                            Box::pin(h1::serve(stream, BytesMut::new(), &authorizer, &line, &env)).await;
                         }
-                        Speaks::Http2 => Box::pin(h2::serve(stream, BytesMut::new(), gate, line, env)).await,
+                        Speaks::Http2 => {
+                            Box::pin(h2::serve(stream, BytesMut::new(), authorizer, line, env)).await
+                        }
                     }
                     count.set(count.get() - 1);
                 });
@@ -240,13 +243,13 @@ impl App {
 }
 
 /// What decides about a client's connection: all are let in.
-pub(crate) fn gate(
+pub(crate) fn authorizer(
     peer: SocketAddr,
     local: SocketAddr,
     app: SocketAddr,
     protocol: AppProtocol,
     tls: bool,
-) -> Gate {
+) -> Authorizer {
     let transport = match tls {
         true => IngressTransport::Https { sni_hosts: vec![], client: ClientCheck::Skip },
         false => IngressTransport::Http,
@@ -281,5 +284,5 @@ pub(crate) fn gate(
         identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
         accepted: SystemTime::now(),
     };
-    Gate::new(Rc::new(info), snapshots)
+    Authorizer::new(Rc::new(info), snapshots)
 }

@@ -23,6 +23,7 @@ use super::forward::{self, Persistence};
 use super::head::{self, Storage};
 use super::watch::{Due, Pace, Watch};
 use super::{After, Connection};
+use crate::connection_info::ConnectionInfo;
 use crate::http::Env;
 use crate::http::buffer::{Buffer, MEDIUM};
 use crate::http::h2::{UpstreamBody, http2_target};
@@ -31,7 +32,6 @@ use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
-use crate::session::ConnectionInfo;
 use crate::stream::{Abort, PeerEnd};
 use crate::telemetry::ResponseFlag;
 
@@ -86,7 +86,7 @@ where
     };
     let outcome = {
         let (line, env) = (connection.line, connection.env);
-        let client = connection.gate.info().clone();
+        let client = connection.authorizer.info().clone();
         line.guard(Box::pin(exchange(connection, request, &client, line, env))).await
     };
     connection.line.at_ease();

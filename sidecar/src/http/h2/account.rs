@@ -9,9 +9,9 @@ use tidegate_core::policy::Decision;
 
 use super::progress::Progress;
 use super::pulse::{InFlight, Pulse};
+use crate::connection_info::ConnectionInfo;
 use crate::http::Env;
 use crate::http::headers::{FORWARDED_FOR, REQUEST_ID};
-use crate::session::ConnectionInfo;
 use crate::telemetry::{Record, ResponseFlag};
 
 /// One request's account. It is told when it is dropped.

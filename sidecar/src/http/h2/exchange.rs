@@ -20,25 +20,26 @@ use super::repetition;
 use super::request::{Target, is_grpc};
 use super::upload::Upload;
 use super::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
+use crate::authorizer::Authorizer;
+use crate::connection_info::ConnectionInfo;
 use crate::http::Env;
 use crate::http::clock::Clock;
 use crate::http::headers::is_stream;
 use crate::http::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Wait};
-use crate::session::{ConnectionInfo, Gate};
 use crate::telemetry::ResponseFlag;
 
 /// The streams of one connection.
 pub(super) struct Exchanges {
-    gate: Rc<Gate>,
+    authorizer: Rc<Authorizer>,
     env: Rc<Env>,
     pulse: Rc<Pulse>,
     outbox: Outbox,
 }
 
 impl Exchanges {
-    pub(super) fn new(gate: Rc<Gate>, env: Rc<Env>, pulse: Rc<Pulse>) -> Self {
-        Self { gate, env, pulse, outbox: Outbox::new() }
+    pub(super) fn new(authorizer: Rc<Authorizer>, env: Rc<Env>, pulse: Rc<Pulse>) -> Self {
+        Self { authorizer, env, pulse, outbox: Outbox::new() }
     }
 
     /// What their answers wait in for the client to take them.
@@ -53,7 +54,7 @@ impl Exchanges {
 
     /// The connection that they are on.
     pub(super) fn connection(&self) -> &ConnectionInfo {
-        self.gate.info()
+        self.authorizer.info()
     }
 
     /// The `date` of answers.
@@ -76,7 +77,7 @@ impl Exchanges {
         let at_once = |response| -> Pin<Box<dyn Future<Output = Response<Answer>>>> {
             Box::pin(std::future::ready(response))
         };
-        let info = self.gate.info();
+        let info = self.authorizer.info();
         let account = Account::open(&self.env, info, &self.pulse, progress.clone(), &request);
         let mut account = Box::new(account);
         let (mut head, body) = request.into_parts();
@@ -93,7 +94,7 @@ impl Exchanges {
             Err(reply) => return at_once(local(reply, account, is_head)),
         };
         let authority = target.authority.as_ref().map_or("", |authority| authority.as_str());
-        let decision = self.gate.decide_on(authority);
+        let decision = self.authorizer.decide_on(authority);
         account.decided(decision.clone());
         if let Decision::Deny(denial) = &*decision {
             return at_once(local(local_reply::denied(&denial.reason), account, is_head));
@@ -151,7 +152,9 @@ impl Exchanges {
     /// As OSM does: what the client speaks decides where the app's port says nothing, and gRPC is HTTP/2 always. A
     /// client that negotiated HTTP/2 by ALPN does so for itself; one that just speaks it knows the app.
     fn wants_http2(&self, head: &http::request::Parts) -> bool {
-        self.gate.app_protocol() == AppProtocol::H2c || !self.gate.info().tls || is_grpc(&head.headers)
+        self.authorizer.app_protocol() == AppProtocol::H2c
+            || !self.authorizer.info().tls
+            || is_grpc(&head.headers)
     }
 }
 

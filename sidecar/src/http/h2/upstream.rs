@@ -28,8 +28,8 @@ pub use self::error::UpstreamError;
 pub(super) use self::error::Violation;
 use self::shares::{Share, Shares, Source};
 use super::BoxError;
+use crate::connection_info::ConnectionInfo;
 use crate::limits::Limits;
-use crate::session::ConnectionInfo;
 
 /// A request on its way, until the head of its answer has come. Dropped before, it is cancelled.
 pub struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, UpstreamError>>>>);

@@ -7,7 +7,7 @@ use tidegate_core::PeerCertificate;
 use tidegate_core::policy::Terms;
 
 use super::*;
-use crate::session::VerifiedCertificate;
+use crate::connection_info::VerifiedCertificate;
 
 fn info(client: Option<VerifiedCertificate>) -> ConnectionInfo {
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();

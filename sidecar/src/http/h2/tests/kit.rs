@@ -21,11 +21,12 @@ use tidegate_core::{Identity, Principal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
+use crate::authorizer::Authorizer;
+use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
 use crate::http::Env;
 use crate::http::h2::{DynBody, LocalExecutor, serve};
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
-use crate::session::{ConnectionInfo, Gate, VerifiedCertificate};
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
 
@@ -206,10 +207,10 @@ impl Sidecar {
             identity: "spiffe://cluster.local/ns/a/sa/app".into(),
             accepted: SystemTime::now(),
         };
-        let gate = Rc::new(Gate::new(Rc::new(info), self.snapshots.clone()));
+        let authorizer = Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone()));
         let line = self.registry.add(Rc::new(()));
         let (ours, theirs) = duplex(64 * 1024);
-        let served = serve(theirs, BytesMut::from(first), gate, line.clone(), self.env.clone());
+        let served = serve(theirs, BytesMut::from(first), authorizer, line.clone(), self.env.clone());
         (ours, line, tokio::task::spawn_local(served))
     }
 
