@@ -10,14 +10,14 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use tidegate_core::policy::{AppProtocol, Decision};
 
-use super::account::Account;
 use super::answer::Answer;
+use super::deadlines::Deadlines;
 use super::headers;
 use super::outbox::Outbox;
 use super::progress::Progress;
-use super::pulse::Pulse;
 use super::repetition;
 use super::request::{Target, is_grpc};
+use super::request_log::RequestLog;
 use super::upload::Upload;
 use super::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
 use crate::authorizer::Authorizer;
@@ -33,13 +33,13 @@ use crate::telemetry::ResponseFlag;
 pub(super) struct Exchanges {
     authorizer: Rc<Authorizer>,
     env: Rc<Env>,
-    pulse: Rc<Pulse>,
+    deadlines: Rc<Deadlines>,
     outbox: Outbox,
 }
 
 impl Exchanges {
-    pub(super) fn new(authorizer: Rc<Authorizer>, env: Rc<Env>, pulse: Rc<Pulse>) -> Self {
-        Self { authorizer, env, pulse, outbox: Outbox::new() }
+    pub(super) fn new(authorizer: Rc<Authorizer>, env: Rc<Env>, deadlines: Rc<Deadlines>) -> Self {
+        Self { authorizer, env, deadlines, outbox: Outbox::new() }
     }
 
     /// What their answers wait in for the client to take them.
@@ -78,30 +78,30 @@ impl Exchanges {
             Box::pin(std::future::ready(response))
         };
         let info = self.authorizer.info();
-        let account = Account::open(&self.env, info, &self.pulse, progress.clone(), &request);
-        let mut account = Box::new(account);
+        let log = RequestLog::open(&self.env, info, &self.deadlines, progress.clone(), &request);
+        let mut log = Box::new(log);
         let (mut head, body) = request.into_parts();
         let is_head = head.method == Method::HEAD;
-        let body = Upload::new(body, &head.headers, self.pulse.windows(), progress.clone());
+        let body = Upload::new(body, &head.headers, self.deadlines.windows(), progress.clone());
 
         let target = match Target::check(&head, self.env.limits.header_count) {
             Ok(_) if repetition::is_excessive(&head.headers) => {
                 self.env.telemetry.limited("header_repetition");
                 let reply = local_reply::header_fields_too_large("http2.repeated_headers");
-                return at_once(local(reply, account, is_head));
+                return at_once(local(reply, log, is_head));
             }
             Ok(target) => target,
-            Err(reply) => return at_once(local(reply, account, is_head)),
+            Err(reply) => return at_once(local(reply, log, is_head)),
         };
         let authority = target.authority.as_ref().map_or("", |authority| authority.as_str());
         let decision = self.authorizer.decide_on(authority);
-        account.decided(decision.clone());
+        log.decided(decision.clone());
         if let Decision::Deny(denial) = &*decision {
-            return at_once(local(local_reply::denied(&denial.reason), account, is_head));
+            return at_once(local(local_reply::denied(&denial.reason), log, is_head));
         }
 
         headers::prepare(&mut head.headers, info);
-        account.forwarded(&head.headers);
+        log.forwarded(&head.headers);
         let upstreams = &self.env.h2;
         let connect = self.env.limits.connect;
         let sent = if self.wants_http2(&head) {
@@ -110,8 +110,8 @@ impl Exchanges {
             upstreams.send_http1(info, headers::into_http1(head, target, body), connect)
         };
         match sent {
-            Ok(sending) => Box::pin(self.clone().pass_back(sending, account, is_head, progress)),
-            Err(error) => at_once(self.failed(error, account, is_head)),
+            Ok(sending) => Box::pin(self.clone().pass_back(sending, log, is_head, progress)),
+            Err(error) => at_once(self.failed(error, log, is_head)),
         }
     }
 
@@ -119,34 +119,34 @@ impl Exchanges {
     async fn pass_back(
         self: Rc<Self>,
         sending: Sending,
-        account: Box<Account>,
+        log: Box<RequestLog>,
         is_head: bool,
         progress: Rc<Progress>,
     ) -> Response<Answer> {
         match progress.line().guard(sending).await {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                local(UpstreamError::Protocol(Violation::Switch).reply(), account, is_head)
+                local(UpstreamError::Protocol(Violation::Switch).reply(), log, is_head)
             }
             Ok(Ok(response)) => {
                 let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
                 progress.answered(is_stream(kind));
-                of_app(response, account)
+                of_app(response, log)
             }
-            Ok(Err(error)) => self.failed(error, account, is_head),
+            Ok(Err(error)) => self.failed(error, log, is_head),
             Err(Ended(cause)) => {
                 let reply = timeout(cause, &progress);
                 progress.ran_out(self.env.streams.add());
-                local(reply, account, is_head)
+                local(reply, log, is_head)
             }
         }
     }
 
     /// The answer where there is none of the app's.
-    fn failed(&self, error: UpstreamError, account: Box<Account>, is_head: bool) -> Response<Answer> {
+    fn failed(&self, error: UpstreamError, log: Box<RequestLog>, is_head: bool) -> Response<Answer> {
         if let Some(limit) = error.limit() {
             self.env.telemetry.limited(limit);
         }
-        local(error.reply(), account, is_head)
+        local(error.reply(), log, is_head)
     }
 
     /// As OSM does: what the client speaks decides where the app's port says nothing, and gRPC is HTTP/2 always. A
@@ -169,12 +169,12 @@ fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
 }
 
 /// An answer of ours.
-fn local(reply: LocalReply, mut account: Box<Account>, is_head: bool) -> Response<Answer> {
+fn local(reply: LocalReply, mut log: Box<RequestLog>, is_head: bool) -> Response<Answer> {
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    account.answered(status, reply.flag, reply.details);
-    account.progress().upload_dropped();
+    log.answered(status, reply.flag, reply.details);
+    log.progress().upload_dropped();
     let body = if is_head { Bytes::new() } else { Bytes::from_static(reply.body.as_bytes()) };
-    let mut response = Response::new(Answer::local(body, account));
+    let mut response = Response::new(Answer::local(body, log));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -182,12 +182,12 @@ fn local(reply: LocalReply, mut account: Box<Account>, is_head: bool) -> Respons
 }
 
 /// The app's answer.
-fn of_app(response: Response<UpstreamBody>, mut account: Box<Account>) -> Response<Answer> {
-    account.answered(response.status(), ResponseFlag::None, "via_upstream");
+fn of_app(response: Response<UpstreamBody>, mut log: Box<RequestLog>) -> Response<Answer> {
+    log.answered(response.status(), ResponseFlag::None, "via_upstream");
     let (mut head, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut head.headers);
     headers::keep_one_length(&mut head.headers);
     head.version = Version::HTTP_2;
     head.extensions.clear();
-    Response::from_parts(head, Answer::app(body, account))
+    Response::from_parts(head, Answer::app(body, log))
 }
