@@ -129,7 +129,7 @@ impl Spare {
     async fn shed(&mut self, listener: &TcpListener) -> bool {
         let mut any = false;
         while self.0.take().is_some() {
-            let accepted = socket.accept().now_or_never();
+            let accepted = listener.accept().now_or_never();
             let Some(Ok((io, _))) = accepted else { break };
             any = true;
             socket::reset(io);
