@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::certificates::Certificates;
 use crate::destinations::Destinations;
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::refusal_log::RefusalLog;
 use crate::snapshot::{Snapshot, Snapshots};
 
@@ -17,7 +17,7 @@ pub(crate) struct WorkerContext {
     /// What is known of the addresses that the app dials.
     pub(crate) destinations: Arc<Destinations>,
     /// Limits, telemetry, pools and buffers.
-    pub(crate) env: Rc<Env>,
+    pub(crate) http: Rc<HttpContext>,
     /// Certificates of peers.
     pub(crate) certificates: RefCell<Certificates>,
     /// Where refused connections are told.
@@ -28,11 +28,11 @@ pub(crate) struct WorkerContext {
 
 impl WorkerContext {
     /// Without any connection's.
-    pub(crate) fn new(snapshots: Snapshots, destinations: Arc<Destinations>, env: Rc<Env>) -> Self {
+    pub(crate) fn new(snapshots: Snapshots, destinations: Arc<Destinations>, http: Rc<HttpContext>) -> Self {
         Self {
             snapshots,
             destinations,
-            env,
+            http,
             certificates: RefCell::default(),
             refusals: RefusalLog::default(),
             identity: RefCell::new((0, Arc::default())),
@@ -55,6 +55,6 @@ impl WorkerContext {
     /// What is due on every tick of the worker.
     pub(crate) fn tick(&self) {
         self.certificates.borrow_mut().sweep();
-        self.env.tick();
+        self.http.tick();
     }
 }

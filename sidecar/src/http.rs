@@ -22,10 +22,10 @@ use crate::limits::Limits;
 use crate::telemetry::Telemetry;
 
 /// What a worker lends to each HTTP connection; one for each worker.
-pub struct Env {
+pub struct HttpContext {
     /// How much and how long.
     pub limits: Rc<Limits>,
-    /// Where each request is told.
+    /// Where each request is logged and counted.
     pub telemetry: Rc<Telemetry>,
     /// Connections to the app that wait for an HTTP/1 request.
     pub h1: upstream::Pool,
@@ -39,8 +39,8 @@ pub struct Env {
     pub clock: clock::Clock,
 }
 
-impl Env {
-    /// An environment with nothing in its pools.
+impl HttpContext {
+    /// A context with nothing in its pools.
     pub fn new(limits: Rc<Limits>, telemetry: Rc<Telemetry>) -> Self {
         let h1 = upstream::Pool::new(&limits);
         let h2 = h2::Upstreams::new(limits.clone());

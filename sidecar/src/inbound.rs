@@ -87,13 +87,13 @@ pub(crate) async fn serve(
         return;
     };
     match inside {
-        Inside::Http1 => Box::pin(http::h1::serve(stream, received, &authorizer, line, &context.env)).await,
+        Inside::Http1 => Box::pin(http::h1::serve(stream, received, &authorizer, line, &context.http)).await,
         Inside::Http2 => {
-            Box::pin(http::h2::serve(stream, received, authorizer, line.clone(), context.env.clone())).await;
+            Box::pin(http::h2::serve(stream, received, authorizer, line.clone(), context.http.clone())).await;
         }
         Inside::Opaque => {
             connection.set_opaque();
-            Box::pin(opaque::serve(stream, received, &authorizer, line, &context.env)).await;
+            Box::pin(opaque::serve(stream, received, &authorizer, line, &context.http)).await;
         }
     }
 }
@@ -115,13 +115,13 @@ impl InboundConnection<'_> {
         }
         drop(snapshot);
 
-        line.within(context.env.limits.detect, Wait::FirstBytes);
+        line.within(context.http.limits.detect, Wait::FirstBytes);
         let (first, received) = match first_bytes::receive(&io, line).await {
             Received::Bytes(first, received) => (first, received),
             // Nothing was asked, so nothing is answered: the end is an orderly one.
             Received::Nothing => return None,
             Received::NoRoom => {
-                context.env.telemetry.totals().unfinished.add(1);
+                context.http.telemetry.totals().unfinished.add(1);
                 return self.refuse(io, None, &HandshakeFailure::NoRoom.into());
             }
         };
@@ -160,7 +160,7 @@ impl InboundConnection<'_> {
             }
             (Terms::BadRequest | Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), _) => {
                 self.refused(hello, &Denial::new(Reason::PlaintextRequired).into());
-                refusal::bad_request(io, line, &context.env.clock).await;
+                refusal::bad_request(io, line, &context.http.clock).await;
                 None
             }
         }
@@ -249,7 +249,7 @@ impl InboundConnection<'_> {
         hello: &ClientHello,
         app: AppProtocol,
     ) -> Option<(Box<TlsStream>, ConnectionInfo, Option<CertificateLife>)> {
-        let totals = self.context.env.telemetry.totals();
+        let totals = self.context.http.telemetry.totals();
         if hello.newest_version < TLS12 {
             totals.handshakes_failed.add(1);
             self.refused(Some(hello), &Refusal::OldVersion(hello.newest_version));
@@ -257,7 +257,7 @@ impl InboundConnection<'_> {
             return None;
         }
         let config = tls.config(terms, hello.alpn, app)?.clone();
-        self.line.within(self.context.env.limits.handshake, Wait::Handshake);
+        self.line.within(self.context.http.limits.handshake, Wait::Handshake);
         let accepting = TlsStream::accept(io, received, config, self.line.clone());
         let stream = match self.line.guard(accepting).await {
             Ok(Ok(stream)) => stream,

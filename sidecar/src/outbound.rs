@@ -103,7 +103,7 @@ impl OutboundConnection<'_> {
             let held = choice.hold();
             // Asked anew for each endpoint: certificates and trust bundles change.
             let tls = self.context.snapshots.current().peer_tls.clone();
-            let connected = upstream::connect(endpoint, tls.as_ref(), &self.context.env.limits).await;
+            let connected = upstream::connect(endpoint, tls.as_ref(), &self.context.http.limits).await;
             match connected.and_then(|upstream| self.remember(upstream, tls.as_deref())) {
                 Ok(upstream) => {
                     attempt.result = Ok((upstream, held));
@@ -158,7 +158,7 @@ impl OutboundConnection<'_> {
             }
             Lookup::OutOfReach => debug!(%address, "the controller is out of reach: dialled as it is"),
         }
-        self.context.env.telemetry.totals().outbound_unknown.add(1);
+        self.context.http.telemetry.totals().outbound_unknown.add(1);
         Arc::new(ResolvedDestination::unknown(address))
     }
 
@@ -182,7 +182,7 @@ struct Told<'s> {
 
 impl Told<'_> {
     async fn carry(&self, client: TcpStream, upstream: Upstream) {
-        let limits = &self.story.context.env.limits;
+        let limits = &self.story.context.http.limits;
         let line = self.story.line;
         let mut pump = Pump::new(client, upstream, &[]);
         let patience = Patience { stalled: limits.body, idle: Some(limits.idle) };
@@ -199,7 +199,7 @@ impl Told<'_> {
 
     fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {
         let OutboundConnection { context, dialled, accepted, .. } = self.story;
-        context.env.telemetry.record(&Record {
+        context.http.telemetry.record(&Record {
             outbound: Some(OutboundRecord {
                 peer: dialled.peer,
                 dialled: dialled.address,

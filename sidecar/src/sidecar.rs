@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, ConfigView};
 use crate::destinations::Destinations;
 use crate::discovery::{Discovery, DiscoveryClientConfig};
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{FixedOutbound, InboundTarget, Listener, Redirected};
 use crate::options::{Inbound, Options, Outbound};
@@ -100,9 +100,9 @@ impl Sidecar {
             limits: Limits::from(&options.limits),
             snapshots,
             destinations: destinations.clone(),
-            environment: Arc::new(move |limits| {
+            http_context: Arc::new(move |limits| {
                 let log = sink.clone().map(|sink| AccessLog::new(format, sink));
-                Rc::new(Env::new(limits, Rc::new(Telemetry::new(&counts, log))))
+                Rc::new(HttpContext::new(limits, Rc::new(Telemetry::new(&counts, log))))
             }),
         })?;
         let bound = workers.addresses().iter().zip(&options.inbound);

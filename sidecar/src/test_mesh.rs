@@ -15,7 +15,7 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{InboundTarget, Listener};
 use crate::snapshot::{Publisher, channel};
@@ -93,7 +93,7 @@ impl Mesh {
             limits,
             snapshots,
             destinations: Arc::default(),
-            environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::new(Telemetry::default())))),
+            http_context: Arc::new(|limits| Rc::new(HttpContext::new(limits, Rc::new(Telemetry::default())))),
         })
         .unwrap();
         let mesh = Self { root, publisher, workers, app };

@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use crate::connection::OpenConnection;
 use crate::context::WorkerContext;
 use crate::destinations::Destinations;
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::inbound;
 use crate::lifeline::{Cause, Lifeline, Phase, Precedence, Registry};
 use crate::limits::Limits;
@@ -58,8 +58,8 @@ pub struct WorkersConfig {
     pub snapshots: Snapshots,
     /// What is known of the addresses that the app dials.
     pub destinations: Arc<Destinations>,
-    /// Makes the HTTP environment of one worker; called on each worker's thread.
-    pub environment: Arc<dyn Fn(Rc<Limits>) -> Rc<Env> + Send + Sync>,
+    /// Makes the HTTP context of one worker; called on each worker's thread.
+    pub http_context: Arc<dyn Fn(Rc<Limits>) -> Rc<HttpContext> + Send + Sync>,
 }
 
 /// Starts worker threads.
@@ -141,7 +141,7 @@ struct WorkerInit {
     limits: Limits,
     snapshots: Snapshots,
     destinations: Arc<Destinations>,
-    environment: Arc<dyn Fn(Rc<Limits>) -> Rc<Env> + Send + Sync>,
+    http_context: Arc<dyn Fn(Rc<Limits>) -> Rc<HttpContext> + Send + Sync>,
 }
 
 impl Workers {
@@ -184,7 +184,7 @@ impl Workers {
                 limits: limits.clone(),
                 snapshots: config.snapshots.clone(),
                 destinations: config.destinations.clone(),
-                environment: config.environment.clone(),
+                http_context: config.http_context.clone(),
             };
             threads.push(start_thread(init)?);
         }
@@ -244,7 +244,7 @@ impl Worker {
         }
         let context = self.context.clone();
         tokio::task::spawn_local(async move {
-            let totals = context.env.telemetry.totals();
+            let totals = context.http.telemetry.totals();
             match direction {
                 Direction::Inbound(target) => {
                     totals.opened.add(1);
@@ -279,7 +279,7 @@ impl Worker {
             found.select_nth_unstable_by_key(eviction.count, |(precedence, _)| *precedence);
             found.truncate(eviction.count);
         }
-        self.context.env.telemetry.totals().made_room.add(found.len() as u64);
+        self.context.http.telemetry.totals().made_room.add(found.len() as u64);
         self.context.refusals.unless_flooded(|| {
             info!(source = %eviction, connections = found.len(), "the source with the most connections makes room");
         });
@@ -357,7 +357,7 @@ impl Worker {
 
     /// Lets a connection end until the drain does. Half of the time is left for what comes in last.
     fn let_leave(&self, line: &Lifeline, deadline: Instant) {
-        let limits = &self.context.env.limits;
+        let limits = &self.context.http.limits;
         let grace = deadline.saturating_duration_since(Instant::now()).min(limits.drain);
         line.leave(Cause::Draining, limits.drain_idle.min(grace / 2), grace);
     }
@@ -419,10 +419,10 @@ async fn begin(init: WorkerInit) {
         limits,
         snapshots,
         destinations,
-        environment,
+        http_context,
     } = init;
     let worker = Rc::new(Worker {
-        context: Rc::new(WorkerContext::new(snapshots, destinations, environment(Rc::new(limits)))),
+        context: Rc::new(WorkerContext::new(snapshots, destinations, http_context(Rc::new(limits)))),
         registry: Registry::new(),
         draining: Cell::new(None),
         is_way_out: listeners.iter().any(|(_, listener)| listener.is_outbound()),

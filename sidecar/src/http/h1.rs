@@ -27,7 +27,7 @@ use self::forward::{Persistence, Span};
 use self::glimpse::Glimpse;
 use self::head::{Framing, Storage, has_bare_line_feed};
 use self::websocket::Followed;
-use super::Env;
+use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
 use super::local_reply::{self, LocalReply};
 use super::request::Version;
@@ -60,7 +60,7 @@ pub fn serve<'a, S>(
     first: BytesMut,
     authorizer: &'a Authorizer,
     line: &'a Lifeline,
-    env: &'a Rc<Env>,
+    env: &'a Rc<HttpContext>,
 ) -> impl Future<Output = ()> + use<'a, S>
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
@@ -84,7 +84,7 @@ struct Connection<'a, S> {
     exchange: Exchange,
     authorizer: &'a Authorizer,
     line: &'a Lifeline,
-    env: &'a Rc<Env>,
+    env: &'a Rc<HttpContext>,
 }
 
 /// What to do about the next request.

@@ -51,7 +51,7 @@ pub use self::streams::Streams;
 use self::transport::Transport;
 pub use self::upstream::{Sending, UpstreamBody, UpstreamError, Upstreams};
 use self::windows::Windows;
-use super::Env;
+use super::HttpContext;
 use crate::authorizer::Authorizer;
 use crate::lifeline::{Cause, Lifeline, Phase, Wait};
 use crate::limits::Limits;
@@ -73,8 +73,13 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Serves one connection until it ends, and closes it. `first` are bytes that were already read from the stream.
 ///
 /// To be called within a [`tokio::task::LocalSet`]: each stream is a task of its own.
-pub async fn serve<S>(stream: S, first: BytesMut, authorizer: Rc<Authorizer>, line: Lifeline, env: Rc<Env>)
-where
+pub async fn serve<S>(
+    stream: S,
+    first: BytesMut,
+    authorizer: Rc<Authorizer>,
+    line: Lifeline,
+    env: Rc<HttpContext>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let windows = Rc::new(Windows::new(&env.limits, env.streams.held().clone()));

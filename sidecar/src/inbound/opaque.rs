@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 
 use crate::authorizer::Authorizer;
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::lifeline::{Lifeline, Wait};
 use crate::pump::{Patience, Pump};
 use crate::stream::{Abort, MaybeTls};
@@ -21,7 +21,7 @@ pub(super) async fn serve(
     received: BytesMut,
     authorizer: &Rc<Authorizer>,
     line: &Lifeline,
-    env: &Rc<Env>,
+    env: &Rc<HttpContext>,
 ) {
     let info = authorizer.info();
     let record = |pump: Option<&Pump<MaybeTls, TcpStream>>, flag, details| {
@@ -61,7 +61,7 @@ pub(super) async fn serve(
     }
 }
 
-async fn connect(app: SocketAddr, line: &Lifeline, env: &Env) -> Result<TcpStream, &'static str> {
+async fn connect(app: SocketAddr, line: &Lifeline, env: &HttpContext) -> Result<TcpStream, &'static str> {
     line.within(env.limits.connect, Wait::Connect);
     match line.guard(TcpStream::connect(app)).await {
         Ok(Ok(io)) => {

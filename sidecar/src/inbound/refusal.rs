@@ -166,7 +166,7 @@ impl InboundConnection<'_> {
         flag: ResponseFlag,
         details: &str,
     ) {
-        self.context.env.telemetry.record(&Record {
+        self.context.http.telemetry.record(&Record {
             connection: Some(connection),
             decision,
             start: Some(self.accepted),

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::destinations::Destinations;
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{FixedOutbound, Listener};
 use crate::snapshot::{Publisher, channel};
@@ -42,7 +42,7 @@ impl Client {
             limits,
             snapshots,
             destinations: destinations.clone(),
-            environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::new(Telemetry::default())))),
+            http_context: Arc::new(|limits| Rc::new(HttpContext::new(limits, Rc::new(Telemetry::default())))),
         })
         .unwrap();
         Self { destinations, publisher, workers, dialled }

@@ -69,7 +69,7 @@ impl Dispatch {
     fn shed(&self, io: TcpStream, peer: SocketAddr, direction: Direction, full: &Full) {
         self.shared.shed.fetch_add(1, Ordering::Relaxed);
         self.here.context.refusals.full(peer, direction, full);
-        let totals = self.here.context.env.telemetry.totals();
+        let totals = self.here.context.http.telemetry.totals();
         match full {
             Full::Clients { .. } => totals.no_place.add(1),
             Full::Outbound { .. } => totals.outbound_no_place.add(1),

@@ -36,7 +36,7 @@ impl Reviewer {
             .map(|tls: &ServerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
         let endpoints = changed_bundle(peer_tls_of(&self.last), peer_tls_of(&snapshot))
             .map(|tls: &PeerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
-        let grace = worker.context.env.limits.revocation;
+        let grace = worker.context.http.limits.revocation;
         worker.registry.for_each(|line, connection| {
             if let (Some(judge), Some(endpoint)) = (&endpoints, connection.endpoint())
                 && let Err(error) = judge.verify(endpoint)

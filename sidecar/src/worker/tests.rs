@@ -54,7 +54,7 @@ async fn an_address_that_is_taken_is_named() {
         limits: Limits::default(),
         snapshots,
         destinations: Default::default(),
-        environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::default()))),
+        http_context: Arc::new(|limits| Rc::new(HttpContext::new(limits, Rc::default()))),
     });
     let error = error.err().unwrap().to_string();
     assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");

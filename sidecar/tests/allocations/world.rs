@@ -18,7 +18,7 @@ use tidegate_core::policy::{
 use tidegate_core::{Identity, TrustDomain};
 use tidegate_sidecar::authorizer::Authorizer;
 use tidegate_sidecar::connection_info::ConnectionInfo;
-use tidegate_sidecar::http::{Env, h1, h2};
+use tidegate_sidecar::http::{HttpContext, h1, h2};
 use tidegate_sidecar::lifeline::Registry;
 use tidegate_sidecar::snapshot;
 use tidegate_sidecar::telemetry::Telemetry;
@@ -45,7 +45,7 @@ pub(crate) struct Sidecar {
     pub(crate) address: SocketAddr,
     runtime: Runtime,
     local: LocalSet,
-    env: Rc<Env>,
+    env: Rc<HttpContext>,
     registry: Rc<Registry<()>>,
     open: Rc<Cell<usize>>,
 }
@@ -74,7 +74,7 @@ impl Sidecar {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let env = Rc::new(Env::new(Rc::default(), Rc::new(Telemetry::default())));
+        let env = Rc::new(HttpContext::new(Rc::default(), Rc::new(Telemetry::default())));
         let (local, open) = (LocalSet::new(), Rc::new(Cell::new(0)));
         let registry = Rc::new(Registry::new());
         let (shared, count, lines) = (env.clone(), open.clone(), registry.clone());

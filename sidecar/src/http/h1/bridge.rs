@@ -24,7 +24,7 @@ use super::head::{self, Storage};
 use super::watch::{Due, Pace, Watch};
 use super::{After, Connection};
 use crate::connection_info::ConnectionInfo;
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, MEDIUM};
 use crate::http::h2::{UpstreamBody, http2_target};
 use crate::http::headers::{Field, is_protected, is_stream};
@@ -124,7 +124,7 @@ async fn exchange<S>(
     request: Request<()>,
     info: &ConnectionInfo,
     line: &Lifeline,
-    env: &Env,
+    env: &HttpContext,
 ) -> Outcome
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
@@ -246,7 +246,7 @@ async fn pump<W: AsyncWrite + Unpin>(
     out: &mut Buffer,
     chunked: bool,
     (more, progress): (Due, &Progress),
-    env: &Env,
+    env: &HttpContext,
 ) -> Outcome {
     loop {
         progress.step(more);
@@ -368,7 +368,7 @@ async fn upload<R: AsyncRead + Unpin>(
     reader: &mut R,
     mut sender: Sender<Bytes, io::Error>,
     progress: &Progress,
-    env: &Env,
+    env: &HttpContext,
 ) -> UploadEnd {
     loop {
         progress.has_moved.set(true);

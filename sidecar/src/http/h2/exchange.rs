@@ -22,7 +22,7 @@ use super::upload::Upload;
 use super::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
 use crate::authorizer::Authorizer;
 use crate::connection_info::ConnectionInfo;
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::http::clock::Clock;
 use crate::http::headers::is_stream;
 use crate::http::local_reply::{self, LocalReply};
@@ -32,13 +32,13 @@ use crate::telemetry::ResponseFlag;
 /// The streams of one connection.
 pub(super) struct Exchanges {
     authorizer: Rc<Authorizer>,
-    env: Rc<Env>,
+    env: Rc<HttpContext>,
     deadlines: Rc<Deadlines>,
     outbox: Outbox,
 }
 
 impl Exchanges {
-    pub(super) fn new(authorizer: Rc<Authorizer>, env: Rc<Env>, deadlines: Rc<Deadlines>) -> Self {
+    pub(super) fn new(authorizer: Rc<Authorizer>, env: Rc<HttpContext>, deadlines: Rc<Deadlines>) -> Self {
         Self { authorizer, env, deadlines, outbox: Outbox::new() }
     }
 
@@ -48,7 +48,7 @@ impl Exchanges {
     }
 
     /// What the streams share with all others of the worker.
-    pub(super) fn env(&self) -> &Env {
+    pub(super) fn env(&self) -> &HttpContext {
         &self.env
     }
 

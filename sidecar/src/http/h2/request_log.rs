@@ -10,13 +10,13 @@ use tidegate_core::policy::Decision;
 use super::deadlines::{Deadlines, InFlight};
 use super::progress::Progress;
 use crate::connection_info::ConnectionInfo;
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::http::headers::{FORWARDED_FOR, REQUEST_ID};
 use crate::telemetry::{Record, ResponseFlag};
 
 /// What is known of one request; logged when it is dropped.
 pub(super) struct RequestLog {
-    env: Rc<Env>,
+    env: Rc<HttpContext>,
     connection: Rc<ConnectionInfo>,
     deadlines: Rc<Deadlines>,
     decision: Option<Rc<Decision>>,
@@ -41,7 +41,7 @@ pub(super) struct RequestLog {
 impl RequestLog {
     /// Of a request that has just come.
     pub(super) fn open<B>(
-        env: &Rc<Env>,
+        env: &Rc<HttpContext>,
         connection: &Rc<ConnectionInfo>,
         deadlines: &Rc<Deadlines>,
         progress: Rc<Progress>,

@@ -86,7 +86,9 @@ async fn an_app_that_is_not_there_resets_the_client() {
         limits: Limits::default(),
         snapshots,
         destinations: Default::default(),
-        environment: std::sync::Arc::new(|limits| Rc::new(crate::http::Env::new(limits, Default::default()))),
+        http_context: std::sync::Arc::new(|limits| {
+            Rc::new(crate::http::HttpContext::new(limits, Default::default()))
+        }),
     })
     .unwrap();
     let mut client = TcpStream::connect(workers.addresses()[0]).await.unwrap();

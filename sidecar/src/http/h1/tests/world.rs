@@ -19,7 +19,7 @@ use tokio::task::LocalSet;
 
 use crate::authorizer::Authorizer;
 use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
-use crate::http::{Env, h1};
+use crate::http::{HttpContext, h1};
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
 use crate::snapshot::{self, Publisher};
@@ -29,7 +29,7 @@ use crate::telemetry::Telemetry;
 pub(super) const PORT: u16 = 14001;
 
 pub(super) struct World {
-    pub(super) env: Rc<Env>,
+    pub(super) env: Rc<HttpContext>,
     pub(super) lines: Registry<()>,
     pub(super) line: Lifeline,
     pub(super) app: App,
@@ -70,7 +70,7 @@ impl World {
         let (publisher, snapshots) = snapshot::channel();
         let lines = Registry::new();
         let line = lines.add(Rc::new(()));
-        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(telemetry)));
+        let env = Rc::new(HttpContext::new(Rc::new(limits), Rc::new(telemetry)));
         let protocol = Cell::new(AppProtocol::Http);
         let world = Self { env, lines, line, app, client: None, protocol, publisher, snapshots, tls: false };
         world.allow(Sources::Any);

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::authorizer::Authorizer;
 use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::http::h2::{DynBody, LocalExecutor, serve};
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One sidecar, one app.
 pub(super) struct Sidecar {
-    pub(super) env: Rc<Env>,
+    pub(super) env: Rc<HttpContext>,
     pub(super) registry: Registry<()>,
     publisher: Publisher,
     snapshots: snapshot::Snapshots,
@@ -132,7 +132,7 @@ impl Sidecar {
         limits: Limits,
         telemetry: Telemetry,
     ) -> Self {
-        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(telemetry)));
+        let env = Rc::new(HttpContext::new(Rc::new(limits), Rc::new(telemetry)));
         let (publisher, snapshots) = snapshot::channel();
         let peer = Cell::new(SocketAddr::from(([192, 0, 2, 7], 4444)));
         let sidecar =
