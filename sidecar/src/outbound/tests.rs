@@ -223,8 +223,8 @@ async fn the_first_connection_waits_for_the_controller_s_answer() {
     let server = server().await;
     let client = Client::of(&server.root);
     let (echo, ()) = tokio::join!(client.echo(), async {
-        let wishes = client.destinations.wishes().await;
-        assert_eq!(wishes.wanted, [client.dialled]);
+        let subscriptions = client.destinations.subscriptions().await;
+        assert_eq!(subscriptions.wanted, [client.dialled]);
         let destination = service(&[(server.address(Port::Mesh), identity("cart"))]);
         client.destinations.set(client.dialled, "1".into(), &destination);
     });
