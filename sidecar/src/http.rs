@@ -1,5 +1,6 @@
 //! HTTP, both codecs. Policy, header rules and logs see one request type and never the codec.
 //!
+//! [`handler`] decides what becomes of a request; the codecs read requests, do what it says, and carry the answers.
 //! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is the h2 crate's, towards clients and apps, with
 //! hyper's HTTP/1.1 towards apps that speak no other. [`headers`] has the rules for what is believed of a client, `target` for what a request may be,
 //! [`local_reply`] the answers that are ours.
@@ -9,6 +10,7 @@ pub mod client_certificate;
 pub mod clock;
 pub mod h1;
 pub mod h2;
+pub mod handler;
 pub mod headers;
 pub mod local_reply;
 pub mod request;

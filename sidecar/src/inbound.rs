@@ -25,7 +25,7 @@ use crate::connection_info::ConnectionInfo;
 use crate::context::WorkerContext;
 use crate::detect::client_hello::TLS12;
 use crate::detect::{ClientHello, FirstBytes, Preface};
-use crate::http;
+use crate::http::{self, handler::Handler};
 use crate::lifeline::{Lifeline, Wait};
 use crate::listener::InboundTarget;
 use crate::snapshot::Snapshot;
@@ -87,9 +87,13 @@ pub(crate) async fn serve(
         return;
     };
     match inside {
-        Inside::Http1 => Box::pin(http::h1::serve(stream, received, &authorizer, line, &context.http)).await,
+        Inside::Http1 => {
+            let handler = Handler::new(authorizer);
+            Box::pin(http::h1::serve(stream, received, &handler, line, &context.http)).await;
+        }
         Inside::Http2 => {
-            Box::pin(http::h2::serve(stream, received, authorizer, line.clone(), context.http.clone())).await;
+            let handler = Handler::new(authorizer);
+            Box::pin(http::h2::serve(stream, received, handler, line.clone(), context.http.clone())).await;
         }
         Inside::Opaque => {
             connection.set_opaque();

@@ -1,4 +1,4 @@
-//! HTTP/2 from clients, on h2: every stream is one request that the policy decides on by itself.
+//! HTTP/2 from clients, on h2: every stream is one request that is decided about by itself.
 //!
 //! Start at [`serve`], a connection's life. `stream` is a stream's life, `exchange` the story of its request, `send` how
 //! bodies go into streams, `outbox` how much of them waits in a connection,
@@ -52,7 +52,7 @@ use self::transport::Transport;
 pub use self::upstream::{Sending, UpstreamBody, UpstreamError, Upstreams};
 use self::windows::Windows;
 use super::HttpContext;
-use crate::authorizer::Authorizer;
+use super::handler::Handler;
 use crate::lifeline::{Cause, Lifeline, Phase, Wait};
 use crate::limits::Limits;
 
@@ -73,13 +73,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Serves one connection until it ends, and closes it. `first` are bytes that were already read from the stream.
 ///
 /// To be called within a [`tokio::task::LocalSet`]: each stream is a task of its own.
-pub async fn serve<S>(
-    stream: S,
-    first: BytesMut,
-    authorizer: Rc<Authorizer>,
-    line: Lifeline,
-    env: Rc<HttpContext>,
-) where
+pub async fn serve<S>(stream: S, first: BytesMut, handler: Handler, line: Lifeline, env: Rc<HttpContext>)
+where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let windows = Rc::new(Windows::new(&env.limits, env.streams.held().clone()));
@@ -87,7 +82,7 @@ pub async fn serve<S>(
     let transport = Transport::new(stream, first, deadlines.clone());
     let builder = builder(&env.limits, deadlines.windows().of_connection());
     let telemetry = env.telemetry.clone();
-    let exchanges = Rc::new(Exchanges::new(authorizer, env, deadlines.clone()));
+    let exchanges = Rc::new(Exchanges::new(handler, env, deadlines.clone()));
 
     let mut connection = match line.guard(builder.handshake::<_, Piece>(transport)).await {
         Ok(Ok(connection)) => connection,

@@ -139,6 +139,12 @@ pub fn is_stream(content_type: &[u8]) -> bool {
     essence.eq_ignore_ascii_case(b"text/event-stream") || starts_with(b"application/grpc")
 }
 
+/// Whether a body of this `content-type` is gRPC's, which needs HTTP/2 all the way; gRPC-Web does not.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
 /// Whether a comma-separated list holds this token, in any case.
 pub fn has_token(list: &[u8], token: &str) -> bool {
     tokens(list).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))

@@ -48,10 +48,10 @@ fn a_request_on_a_connection_that_is_kept_alive_allocates_nothing() {
     let mut client = runtime.block_on(TcpStream::connect(address)).unwrap();
     let (accepted, peer) = runtime.block_on(front.accept()).unwrap();
 
-    let authorizer = world::authorizer(peer, address, back.local_addr().unwrap(), AppProtocol::Http, false);
+    let handler = world::handler(peer, address, back.local_addr().unwrap(), AppProtocol::Http, false);
     let line = Lifeline::new();
     let env = Rc::new(HttpContext::new(Rc::new(Limits::default()), Rc::new(Telemetry::default())));
-    let mut serving = pin!(h1::serve(accepted, BytesMut::new(), &authorizer, &line, &env));
+    let mut serving = pin!(h1::serve(accepted, BytesMut::new(), &handler, &line, &env));
     let mut answering = pin!(async { app(back.accept().await.unwrap().0).await });
 
     let mut run = |count| {

@@ -18,6 +18,7 @@ use tidegate_core::policy::{
 use tidegate_core::{Identity, TrustDomain};
 use tidegate_sidecar::authorizer::Authorizer;
 use tidegate_sidecar::connection_info::ConnectionInfo;
+use tidegate_sidecar::http::handler::Handler;
 use tidegate_sidecar::http::{HttpContext, h1, h2};
 use tidegate_sidecar::lifeline::Registry;
 use tidegate_sidecar::snapshot;
@@ -81,16 +82,16 @@ impl Sidecar {
         local.spawn_local(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
-                let authorizer = Rc::new(authorizer(peer, address, app, protocol, tls));
+                let handler = handler(peer, address, app, protocol, tls);
                 let (env, count, line) = (shared.clone(), count.clone(), lines.add(Rc::new(())));
                 count.set(count.get() + 1);
                 tokio::task::spawn_local(async move {
                     match speaks {
                         Speaks::Http1 => {
-                            Box::pin(h1::serve(stream, BytesMut::new(), &authorizer, &line, &env)).await;
+                            Box::pin(h1::serve(stream, BytesMut::new(), &handler, &line, &env)).await;
                         }
                         Speaks::Http2 => {
-                            Box::pin(h2::serve(stream, BytesMut::new(), authorizer, line, env)).await
+                            Box::pin(h2::serve(stream, BytesMut::new(), handler, line, env)).await
                         }
                     }
                     count.set(count.get() - 1);
@@ -243,13 +244,13 @@ impl App {
 }
 
 /// What decides about a client's connection: all are let in.
-pub(crate) fn authorizer(
+pub(crate) fn handler(
     peer: SocketAddr,
     local: SocketAddr,
     app: SocketAddr,
     protocol: AppProtocol,
     tls: bool,
-) -> Authorizer {
+) -> Handler {
     let transport = match tls {
         true => IngressTransport::Https { sni_hosts: vec![], client: ClientCheck::Skip },
         false => IngressTransport::Http,
@@ -284,5 +285,5 @@ pub(crate) fn authorizer(
         identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
         accepted: SystemTime::now(),
     };
-    Authorizer::new(Rc::new(info), snapshots)
+    Handler::new(Rc::new(Authorizer::new(Rc::new(info), snapshots)))
 }

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
@@ -72,7 +73,7 @@ struct Progress {
 }
 
 /// Passes the request on over HTTP/2, and the answer back.
-pub(super) async fn forward<S>(connection: &mut Connection<'_, S>) -> After
+pub(super) async fn forward<S>(connection: &mut Connection<'_, S>, app: SocketAddr) -> After
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
@@ -86,8 +87,8 @@ where
     };
     let outcome = {
         let (line, env) = (connection.line, connection.env);
-        let client = connection.authorizer.info().clone();
-        line.guard(Box::pin(exchange(connection, request, &client, line, env))).await
+        let client = connection.handler.info().clone();
+        line.guard(Box::pin(exchange(connection, request, (&client, app), line, env))).await
     };
     connection.line.at_ease();
     match outcome {
@@ -122,7 +123,7 @@ where
 async fn exchange<S>(
     connection: &mut Connection<'_, S>,
     request: Request<()>,
-    info: &ConnectionInfo,
+    (info, app): (&ConnectionInfo, SocketAddr),
     line: &Lifeline,
     env: &HttpContext,
 ) -> Outcome
@@ -176,7 +177,7 @@ where
         UploadEnd::ClientGone
     });
     let mut download = pin!(async {
-        let sent = match env.h2.send(info, request.map(|()| body), env.limits.connect) {
+        let sent = match env.h2.send(info, app, request.map(|()| body), env.limits.connect) {
             Ok(sending) => sending.await,
             Err(error) => Err(error),
         };

@@ -1,4 +1,4 @@
-//! One stream's request and answer: the request is checked, judged, passed on, and its answer passed back.
+//! One stream's request and answer: the request is checked, decided about, passed on, and its answer passed back.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,7 +8,6 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use tidegate_core::policy::{AppProtocol, Decision};
 
 use super::answer::Answer;
 use super::deadlines::Deadlines;
@@ -16,30 +15,30 @@ use super::headers;
 use super::outbox::Outbox;
 use super::progress::Progress;
 use super::repetition;
-use super::request::{Target, is_grpc};
+use super::request::Target;
 use super::request_log::RequestLog;
 use super::upload::Upload;
 use super::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
-use crate::authorizer::Authorizer;
 use crate::connection_info::ConnectionInfo;
 use crate::http::HttpContext;
 use crate::http::clock::Clock;
-use crate::http::headers::is_stream;
+use crate::http::handler::{Action, Handled, Handler, UpstreamProtocol};
+use crate::http::headers::{is_grpc, is_stream};
 use crate::http::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Wait};
 use crate::telemetry::ResponseFlag;
 
 /// The streams of one connection.
 pub(super) struct Exchanges {
-    authorizer: Rc<Authorizer>,
+    handler: Handler,
     env: Rc<HttpContext>,
     deadlines: Rc<Deadlines>,
     outbox: Outbox,
 }
 
 impl Exchanges {
-    pub(super) fn new(authorizer: Rc<Authorizer>, env: Rc<HttpContext>, deadlines: Rc<Deadlines>) -> Self {
-        Self { authorizer, env, deadlines, outbox: Outbox::new() }
+    pub(super) fn new(handler: Handler, env: Rc<HttpContext>, deadlines: Rc<Deadlines>) -> Self {
+        Self { handler, env, deadlines, outbox: Outbox::new() }
     }
 
     /// What their answers wait in for the client to take them.
@@ -54,7 +53,7 @@ impl Exchanges {
 
     /// The connection that they are on.
     pub(super) fn connection(&self) -> &ConnectionInfo {
-        self.authorizer.info()
+        self.handler.info()
     }
 
     /// The `date` of answers.
@@ -65,10 +64,11 @@ impl Exchanges {
     /// A stream begins; what it waits for is under a deadline from now on.
     pub(super) fn begin<B>(&self, request: &Request<B>) -> Rc<Progress> {
         let line = self.env.streams.add();
-        Rc::new(Progress::new(line, self.env.limits.clone(), is_grpc(request.headers())))
+        let kind = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        Rc::new(Progress::new(line, self.env.limits.clone(), is_grpc(kind)))
     }
 
-    /// Decides about one request, and passes it on if it is let in.
+    /// Has one request decided about, and passes it on if it is to be.
     pub(super) fn answer(
         self: &Rc<Self>,
         request: Request<RecvStream>,
@@ -77,7 +77,7 @@ impl Exchanges {
         let at_once = |response| -> Pin<Box<dyn Future<Output = Response<Answer>>>> {
             Box::pin(std::future::ready(response))
         };
-        let info = self.authorizer.info();
+        let info = self.handler.info();
         let log = RequestLog::open(&self.env, info, &self.deadlines, progress.clone(), &request);
         let mut log = Box::new(log);
         let (mut head, body) = request.into_parts();
@@ -93,21 +93,25 @@ impl Exchanges {
             Ok(target) => target,
             Err(reply) => return at_once(local(reply, log, is_head)),
         };
-        let authority = target.authority.as_ref().map_or("", |authority| authority.as_str());
-        let decision = self.authorizer.decide_on(authority);
-        log.decided(decision.clone());
-        if let Decision::Deny(denial) = &*decision {
-            return at_once(local(local_reply::denied(&denial.reason), log, is_head));
-        }
+        let Handled { decision, action } = self.handler.handle(&target.request(&head));
+        log.decided(decision);
+        let forward = match action {
+            Action::Reply(reply) => return at_once(local(reply, log, is_head)),
+            Action::Forward(forward) => forward,
+        };
 
         headers::prepare(&mut head.headers, info);
         log.forwarded(&head.headers);
         let upstreams = &self.env.h2;
         let connect = self.env.limits.connect;
-        let sent = if self.wants_http2(&head) {
-            upstreams.send(info, headers::into_http2(head, target, body), connect)
-        } else {
-            upstreams.send_http1(info, headers::into_http1(head, target, body), connect)
+        let app = forward.upstream;
+        let sent = match forward.protocol {
+            UpstreamProtocol::Http1 => {
+                upstreams.send_http1(info, app, headers::into_http1(head, target, body), connect)
+            }
+            UpstreamProtocol::Http2 => {
+                upstreams.send(info, app, headers::into_http2(head, target, body), connect)
+            }
         };
         match sent {
             Ok(sending) => Box::pin(self.clone().pass_back(sending, log, is_head, progress)),
@@ -147,14 +151,6 @@ impl Exchanges {
             self.env.telemetry.limited(limit);
         }
         local(error.reply(), log, is_head)
-    }
-
-    /// As OSM does: what the client speaks decides where the app's port says nothing, and gRPC is HTTP/2 always. A
-    /// client that negotiated HTTP/2 by ALPN does so for itself; one that just speaks it knows the app.
-    fn wants_http2(&self, head: &http::request::Parts) -> bool {
-        self.authorizer.app_protocol() == AppProtocol::H2c
-            || !self.authorizer.info().tls
-            || is_grpc(&head.headers)
     }
 }
 

@@ -63,6 +63,7 @@ impl Upstreams {
     pub fn send<B>(
         &self,
         client: &ConnectionInfo,
+        app: SocketAddr,
         request: Request<B>,
         connect_timeout: Duration,
     ) -> Result<Sending, UpstreamError>
@@ -70,10 +71,10 @@ impl Upstreams {
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
         let source = Source::of(client);
-        let share = self.share(&source, client.app)?;
+        let share = self.share(&source, app)?;
         let (head, body) = request.into_parts();
         let (head, body) = (Box::new(head), Outgoing::new(body, share.clone()));
-        let http2 = self.app(client.app).http2.clone();
+        let http2 = self.app(app).http2.clone();
         Ok(Sending(Box::pin(async move {
             let response = http2.send(source, head, body, connect_timeout).await?;
             Ok(response.map(|body| body.holding(share)))
@@ -84,15 +85,16 @@ impl Upstreams {
     pub fn send_http1<B>(
         &self,
         client: &ConnectionInfo,
+        app: SocketAddr,
         request: Request<B>,
         connect_timeout: Duration,
     ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        let share = self.share(&Source::of(client), client.app)?;
+        let share = self.share(&Source::of(client), app)?;
         let request = request.map(|body| Outgoing::new(body, share.clone()));
-        let http1 = self.app(client.app).http1.clone();
+        let http1 = self.app(app).http1.clone();
         Ok(Sending(Box::pin(async move {
             let response = http1.send(request, connect_timeout).await?;
             Ok(response.map(|body| body.holding(share)))

@@ -154,3 +154,13 @@ fn the_rules_hold_for_http_2_requests() {
     apply(&mut fields, &info(None));
     assert!(!fields.contains_key("x-forwarded-client-cert"));
 }
+
+#[test]
+fn grpc_is_known_by_its_content_type() {
+    for value in ["application/grpc", "application/grpc+proto", "application/grpc; charset=x"] {
+        assert!(is_grpc(value.as_bytes()), "{value}");
+    }
+    for value in ["application/json", "application/grpcx", "application/grpc-web+proto", "text/plain", ""] {
+        assert!(!is_grpc(value.as_bytes()), "{value}");
+    }
+}

@@ -199,7 +199,7 @@ proptest! {
         let ours = transcript::read(&input, &Limits::default()).requests;
         let hypers = run(async {
             let world = World::new().await;
-            hypers(&passed_on(&input, world.authorizer().info())).await
+            hypers(&passed_on(&input, world.handler().info())).await
         });
         prop_assert_eq!(ours, hypers, "{}", input.escape_ascii());
     }

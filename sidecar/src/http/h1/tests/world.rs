@@ -19,6 +19,7 @@ use tokio::task::LocalSet;
 
 use crate::authorizer::Authorizer;
 use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
+use crate::http::handler::Handler;
 use crate::http::{HttpContext, h1};
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
@@ -103,7 +104,7 @@ impl World {
         self.allow(Sources::Ranges(CidrSet::parse(["192.0.2.0/24"]).unwrap()));
     }
 
-    pub(super) fn authorizer(&self) -> Authorizer {
+    pub(super) fn handler(&self) -> Handler {
         let info = ConnectionInfo {
             peer: "10.0.0.7:4321".parse().unwrap(),
             local: "10.0.0.1:14001".parse().unwrap(),
@@ -116,15 +117,15 @@ impl World {
             identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
             accepted: SystemTime::now(),
         };
-        Authorizer::new(Rc::new(info), self.snapshots.clone())
+        Handler::new(Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone())))
     }
 
     /// A client's end of a new connection.
     pub(super) fn connect(&self) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let (authorizer, line, env) = (self.authorizer(), self.line.clone(), self.env.clone());
+        let (handler, line, env) = (self.handler(), self.line.clone(), self.env.clone());
         tokio::task::spawn_local(async move {
-            h1::serve(far, BytesMut::new(), &authorizer, &line, &env).await;
+            h1::serve(far, BytesMut::new(), &handler, &line, &env).await;
         });
         near
     }
@@ -134,9 +135,9 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
-        let (authorizer, line, env) = (self.authorizer(), self.line.clone(), self.env.clone());
+        let (handler, line, env) = (self.handler(), self.line.clone(), self.env.clone());
         tokio::task::spawn_local(async move {
-            h1::serve(far, BytesMut::new(), &authorizer, &line, &env).await;
+            h1::serve(far, BytesMut::new(), &handler, &line, &env).await;
         });
         near
     }

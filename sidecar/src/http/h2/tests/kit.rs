@@ -25,6 +25,7 @@ use crate::authorizer::Authorizer;
 use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
 use crate::http::HttpContext;
 use crate::http::h2::{DynBody, LocalExecutor, serve};
+use crate::http::handler::Handler;
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
 use crate::snapshot::{self, Publisher};
@@ -208,9 +209,10 @@ impl Sidecar {
             accepted: SystemTime::now(),
         };
         let authorizer = Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone()));
+        let handler = Handler::new(authorizer);
         let line = self.registry.add(Rc::new(()));
         let (ours, theirs) = duplex(64 * 1024);
-        let served = serve(theirs, BytesMut::from(first), authorizer, line.clone(), self.env.clone());
+        let served = serve(theirs, BytesMut::from(first), handler, line.clone(), self.env.clone());
         (ours, line, tokio::task::spawn_local(served))
     }
 
