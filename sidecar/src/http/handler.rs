@@ -78,7 +78,7 @@ impl Handler {
         Handled { decision, action }
     }
 
-    /// As OSM does: what the client speaks decides where the app's port says nothing, and gRPC is HTTP/2 always. A
+    /// As OSM does: what the client speaks decides where the app's port says nothing, and gRPC over HTTP/2 stays so. A
     /// client that negotiated HTTP/2 by ALPN does so for itself; one that just speaks it knows the app.
     fn protocol(&self, request: &Request<'_>) -> UpstreamProtocol {
         let is_http2 = || {

@@ -93,7 +93,7 @@ impl Refusal {
 
     fn flag(&self) -> ResponseFlag {
         match self {
-            Self::Denied(denial) => flag(denial),
+            Self::Denied(denial) => ResponseFlag::of_refusal(&denial.reason),
             Self::Handshake(HandshakeFailure::NoRoom) => ResponseFlag::Overload,
             Self::Malformed(_) | Self::OldVersion(_) | Self::Handshake(_) => {
                 ResponseFlag::DownstreamProtocolError
@@ -156,7 +156,8 @@ impl InboundConnection<'_> {
     pub(super) fn refused_connection(&self, info: &ConnectionInfo, denial: &Denial) {
         self.context.refusals.write(&RefusalLine::of(info, denial));
         let decision = Decision::Deny(denial.clone());
-        self.record_refusal(info, Some(&decision), flag(denial), denial.reason.code());
+        let flag = ResponseFlag::of_refusal(&denial.reason);
+        self.record_refusal(info, Some(&decision), flag, denial.reason.code());
     }
 
     fn record_refusal(
@@ -218,12 +219,5 @@ impl From<HandshakeFailure> for Refusal {
 impl From<CertificateError> for Refusal {
     fn from(error: CertificateError) -> Self {
         Self::Certificate(Presented { names: String::new(), reason: error.to_string() })
-    }
-}
-
-fn flag(denial: &Denial) -> ResponseFlag {
-    match denial.reason {
-        Reason::NoPolicy | Reason::NoSuchPort | Reason::NoIngressBackend => ResponseFlag::NoRoute,
-        _ => ResponseFlag::Refused,
     }
 }

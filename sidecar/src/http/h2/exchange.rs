@@ -96,12 +96,15 @@ impl Exchanges {
         let Handled { decision, action } = self.handler.handle(&target.request(&head));
         log.decided(decision);
         let forward = match action {
-            Action::Reply(reply) => return at_once(local(reply, log, is_head)),
+            Action::Reply(reply) => {
+                log.noted(&head.headers);
+                return at_once(local(reply, log, is_head));
+            }
             Action::Forward(forward) => forward,
         };
 
         headers::prepare(&mut head.headers, info);
-        log.forwarded(&head.headers);
+        log.noted(&head.headers);
         let upstreams = &self.env.h2;
         let connect = self.env.limits.connect;
         let app = forward.upstream;

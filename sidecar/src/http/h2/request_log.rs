@@ -77,8 +77,8 @@ impl RequestLog {
         self.decision = Some(decision);
     }
 
-    /// The app gets these fields.
-    pub(super) fn forwarded(&mut self, headers: &HeaderMap) {
+    /// These fields are logged: the app's, or those of a request that it does not get.
+    pub(super) fn noted(&mut self, headers: &HeaderMap) {
         self.forwarded_for = headers.get(FORWARDED_FOR).cloned();
         self.request_id = headers.get(REQUEST_ID).cloned();
     }

@@ -119,6 +119,8 @@ fn each_request_is_judged_by_the_newest_policy_and_a_403_has_one_flag() {
         assert_eq!((reply.status, reply.body, reply.flag), (403, "RBAC: access denied", flag));
     };
     refused(world.get("a"), Reason::NoPolicy, ResponseFlag::NoRoute);
+    world.publish(AppProtocol::Http, vec![]);
+    refused(world.get("a"), Reason::NoIngressBackend, ResponseFlag::NoRoute);
     world.publish(AppProtocol::Http, vec![plaintext(Sources::Any)]);
     assert!(matches!(world.get("a"), Action::Forward(_)));
     let elsewhere = Sources::Ranges(CidrSet::parse(["192.0.2.0/24"]).unwrap());
