@@ -35,6 +35,7 @@ pub mod stream;
 pub mod telemetry;
 pub mod tls;
 mod turn;
+mod upstream;
 pub mod wait;
 pub mod worker;
 

@@ -5,8 +5,6 @@
 //! everything else is dialled as it is. Nothing is read from the app before there is somebody to give it to, so that
 //! another endpoint can be tried, and so that servers may speak first.
 
-mod upstream;
-
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,8 +23,7 @@ use crate::pump::{Patience, Pump};
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
 use crate::tls::PeerTls;
-
-use upstream::ConnectError;
+use crate::upstream::{self, ConnectError, Transport};
 
 /// How long the controller has to say what stands behind an address that is dialled for the first time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -103,7 +100,11 @@ impl OutboundConnection<'_> {
             let held = choice.hold();
             // Asked anew for each endpoint: certificates and trust bundles change.
             let tls = self.context.snapshots.current().peer_tls.clone();
-            let connected = upstream::connect(endpoint, tls.as_ref(), &self.context.http.limits).await;
+            let transport = match &endpoint.identity {
+                Some(expected) => Transport::Mesh { expected, tls: tls.as_deref() },
+                None => Transport::Plain,
+            };
+            let connected = upstream::connect(endpoint.address, transport, &self.context.http.limits).await;
             match connected.and_then(|upstream| self.remember(upstream, tls.as_deref())) {
                 Ok(upstream) => {
                     attempt.result = Ok((upstream, held));

@@ -28,11 +28,13 @@ use self::head::{Framing, Storage, has_bare_line_feed};
 use self::websocket::Followed;
 use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
+use super::h2::UpstreamError;
 use super::handler::{Action, Forward, Handled, Handler, UpstreamProtocol};
 use super::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::Abort;
 use crate::telemetry::{Record, ResponseFlag};
+use crate::upstream::{self, ConnectError, Deadline};
 
 pub mod body;
 mod bridge;
@@ -93,14 +95,6 @@ enum Next {
     Reply(LocalReply),
     /// Pass it on.
     Forward(Forward),
-}
-
-/// Why there is no connection to the app.
-enum Unreached {
-    /// What the client is to be told.
-    Reply(LocalReply),
-    /// The client's connection was ended meanwhile.
-    Ended(Cause),
 }
 
 /// What to do with the client's connection after an answer.
@@ -272,8 +266,9 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         loop {
             let (mut upstream, is_reused) = match self.connect(app).await {
                 Ok(connected) => connected,
-                Err(Unreached::Ended(cause)) => return self.cut_off(cause).await,
-                Err(Unreached::Reply(reply)) => {
+                Err(ConnectError::Ended(cause)) => return self.cut_off(cause).await,
+                Err(error) => {
+                    let reply = UpstreamError::from(error).reply();
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
@@ -310,29 +305,13 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
     }
 
     /// A connection to the app, and whether it was used before.
-    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), Unreached> {
+    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), ConnectError> {
         if let Some(stream) = self.env.h1.checkout(app) {
             return Ok((stream, true));
         }
-        self.line.within(self.env.limits.connect, Wait::Connect);
         // New connections are rare, and their futures large.
-        let connected = self.line.guard(Box::pin(TcpStream::connect(app))).await;
-        self.line.at_ease();
-        match connected {
-            Ok(Ok(stream)) => {
-                // A socket that refuses it still works.
-                let _ = stream.set_nodelay(true);
-                Ok((stream, false))
-            }
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
-                Err(Unreached::Reply(local_reply::connect_timeout()))
-            }
-            Ok(Err(_)) => Err(Unreached::Reply(local_reply::connection_refused())),
-            Err(Ended(Cause::Deadline(Wait::Connect))) => {
-                Err(Unreached::Reply(local_reply::connect_timeout()))
-            }
-            Err(Ended(cause)) => Err(Unreached::Ended(cause)),
-        }
+        let dialling = Box::pin(upstream::dial(app, &self.env.limits, Deadline::Lifeline(self.line)));
+        Ok((dialling.await?, false))
     }
 
     /// The client has got the whole answer.

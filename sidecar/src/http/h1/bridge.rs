@@ -177,7 +177,7 @@ where
         UploadEnd::ClientGone
     });
     let mut download = pin!(async {
-        let sent = match env.h2.send(info, app, request.map(|()| body), env.limits.connect) {
+        let sent = match env.h2.send(info, app, request.map(|()| body)) {
             Ok(sending) => sending.await,
             Err(error) => Err(error),
         };

@@ -106,15 +106,12 @@ impl Exchanges {
         headers::prepare(&mut head.headers, info);
         log.noted(&head.headers);
         let upstreams = &self.env.h2;
-        let connect = self.env.limits.connect;
         let app = forward.upstream;
         let sent = match forward.protocol {
             UpstreamProtocol::Http1 => {
-                upstreams.send_http1(info, app, headers::into_http1(head, target, body), connect)
+                upstreams.send_http1(info, app, headers::into_http1(head, target, body))
             }
-            UpstreamProtocol::Http2 => {
-                upstreams.send(info, app, headers::into_http2(head, target, body), connect)
-            }
+            UpstreamProtocol::Http2 => upstreams.send(info, app, headers::into_http2(head, target, body)),
         };
         match sent {
             Ok(sending) => Box::pin(self.clone().pass_back(sending, log, is_head, progress)),

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -65,7 +65,6 @@ impl Upstreams {
         client: &ConnectionInfo,
         app: SocketAddr,
         request: Request<B>,
-        connect_timeout: Duration,
     ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
@@ -76,7 +75,7 @@ impl Upstreams {
         let (head, body) = (Box::new(head), Outgoing::new(body, share.clone()));
         let http2 = self.app(app).http2.clone();
         Ok(Sending(Box::pin(async move {
-            let response = http2.send(source, head, body, connect_timeout).await?;
+            let response = http2.send(source, head, body).await?;
             Ok(response.map(|body| body.holding(share)))
         })))
     }
@@ -87,7 +86,6 @@ impl Upstreams {
         client: &ConnectionInfo,
         app: SocketAddr,
         request: Request<B>,
-        connect_timeout: Duration,
     ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
@@ -96,7 +94,7 @@ impl Upstreams {
         let request = request.map(|body| Outgoing::new(body, share.clone()));
         let http1 = self.app(app).http1.clone();
         Ok(Sending(Box::pin(async move {
-            let response = http1.send(request, connect_timeout).await?;
+            let response = http1.send(request).await?;
             Ok(response.map(|body| body.holding(share)))
         })))
     }
