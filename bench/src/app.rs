@@ -8,9 +8,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::http;
 
-/// Path of the large answer, and of the large request.
-pub(crate) const LARGE_PATH: &str = "/100m";
-/// Body bytes of both.
+pub(crate) use crate::http::LARGE_PATH;
+
+/// Body bytes of the large answer, and of the large request.
 pub(crate) const LARGE_BYTES: u64 = 100_000_000;
 /// Body bytes of the answer to every other path.
 pub(crate) const SMALL_BYTES: u64 = 1024;

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::app::LARGE_PATH;
+/// Path of the large answer, and of the large request.
+pub(crate) const LARGE_PATH: &str = "/100m";
 
 const MAX_HEADERS: usize = 64;
 const BUFFER: usize = 32 * 1024;

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tidegate_core::destination::Endpoint;
 use tidegate_runtime::trust_bundle::fingerprint;
 
+use crate::destinations::{BalancedEndpoint, Destinations, ResolvedDestination};
 use crate::options::Inbound;
-use crate::outbound::{Destinations, Place, Target};
 use crate::snapshot::Publisher;
 
 /// What `/config` shows.
@@ -72,11 +72,11 @@ async fn config(State(view): State<ConfigView>) -> Json<Value> {
     }))
 }
 
-fn destination((address, version, target): &(SocketAddr, String, Option<Arc<Target>>)) -> Value {
+fn destination((address, version, target): &(SocketAddr, String, Option<Arc<ResolvedDestination>>)) -> Value {
     let Some(target) = target else { return json!({"address": address, "state": "asked"}) };
-    let endpoint = |place: &Place| {
-        let Endpoint { address, identity } = &place.endpoint;
-        json!({"address": address, "identity": identity, "connections": place.open()})
+    let endpoint = |choice: &BalancedEndpoint| {
+        let Endpoint { address, identity } = &choice.endpoint;
+        json!({"address": address, "identity": identity, "connections": choice.open()})
     };
     match &target.name {
         None => json!({"address": address, "version": version, "state": "passthrough"}),

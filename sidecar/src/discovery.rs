@@ -28,7 +28,7 @@ use tonic::transport::Channel;
 use wire::discovery_client::DiscoveryClient;
 use wire::discovery_request::Message;
 
-use crate::outbound::Destinations;
+use crate::destinations::Destinations;
 use crate::snapshot::{Publisher, Snapshot};
 
 /// The first delay before a stream is opened again, at the most.
@@ -171,7 +171,7 @@ impl Discovery {
         };
         let requests = Requests(requests);
         // The queue is empty and its other end is in this function.
-        let _ = requests.say(Message::Hello(hello)).await;
+        let _ = requests.send(Message::Hello(hello)).await;
         let mut snapshots = self.publisher.subscribe();
         let mut reported = None;
 
@@ -194,16 +194,16 @@ impl Discovery {
             let report = report(&snapshots.current());
             if report.is_some() && report != reported {
                 reported.clone_from(&report);
-                requests.say(Message::Report(report.unwrap_or_default())).await?;
+                requests.send(Message::Report(report.unwrap_or_default())).await?;
             }
             tokio::select! {
                 response = responses.message() => {
                     let ack = self.take_over(response?.ok_or(StreamEnd::Closed)?);
-                    requests.say(Message::Ack(ack)).await?;
+                    requests.send(Message::Ack(ack)).await?;
                 }
-                wishes = self.destinations.wishes() => {
-                    requests.unsubscribe(&wishes.unwanted).await?;
-                    requests.subscribe(&wishes.wanted).await?;
+                subscriptions = self.destinations.subscriptions() => {
+                    requests.unsubscribe(&subscriptions.unwanted).await?;
+                    requests.subscribe(&subscriptions.wanted).await?;
                 }
                 _ = snapshots.changed() => {}
                 _ = sweep.tick() => self.destinations.sweep(Instant::now()),
@@ -279,21 +279,21 @@ impl Discovery {
 struct Requests(mpsc::Sender<wire::DiscoveryRequest>);
 
 impl Requests {
-    async fn say(&self, message: Message) -> Result<(), StreamEnd> {
+    async fn send(&self, message: Message) -> Result<(), StreamEnd> {
         let request = wire::DiscoveryRequest { message: Some(message) };
         self.0.send(request).await.map_err(|_| StreamEnd::Closed)
     }
 
     async fn subscribe(&self, addresses: &[SocketAddr]) -> Result<(), StreamEnd> {
         for names in addresses.chunks(MOST_NAMES).map(names) {
-            self.say(Message::Subscribe(wire::Subscribe { names })).await?;
+            self.send(Message::Subscribe(wire::Subscribe { names })).await?;
         }
         Ok(())
     }
 
     async fn unsubscribe(&self, addresses: &[SocketAddr]) -> Result<(), StreamEnd> {
         for names in addresses.chunks(MOST_NAMES).map(names) {
-            self.say(Message::Unsubscribe(wire::Unsubscribe { names })).await?;
+            self.send(Message::Unsubscribe(wire::Unsubscribe { names })).await?;
         }
         Ok(())
     }

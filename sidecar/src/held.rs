@@ -6,7 +6,14 @@
 
 use std::cell::Cell;
 
-use crate::http::buffer::{MEDIUM, SMALL};
+/// Room for the head of a short request.
+pub(crate) const TINY: usize = 1024;
+/// Room for the head of nearly every request.
+pub(crate) const SMALL: usize = 4 * 1024;
+/// Room for one read of a short message; as much as a TLS record holds.
+pub(crate) const MEDIUM: usize = 16 * 1024;
+/// Room for one read of a long body, and the most that is held of it in one direction.
+pub(crate) const LARGE: usize = 64 * 1024;
 
 /// Held by a worker when pieces of more than [`MEDIUM`] end.
 const MUCH: usize = 2 * 1024 * 1024;
@@ -19,9 +26,9 @@ thread_local! {
 
 /// So many bytes, held until this is dropped. To be dropped by the worker that made it.
 #[derive(Debug, Default)]
-pub(crate) struct Held(usize);
+pub(crate) struct HeldBytes(usize);
 
-impl Held {
+impl HeldBytes {
     pub(crate) fn new(bytes: usize) -> Self {
         let mut held = Self::default();
         held.set(bytes);
@@ -37,7 +44,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.set(0);
     }
@@ -55,15 +62,14 @@ pub(crate) fn affordable(wanted: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::buffer::LARGE;
 
     #[test]
     fn pieces_get_smaller_as_more_is_held_and_larger_again() {
-        let mut held: Vec<Held> = Vec::new();
+        let mut held: Vec<HeldBytes> = Vec::new();
         let mut hold_all = |size| {
             let before = held.len();
             while affordable(LARGE) == size {
-                held.push(Held::new(size));
+                held.push(HeldBytes::new(size));
             }
             held.len() - before
         };

@@ -1,5 +1,6 @@
 //! HTTP, both codecs. Policy, header rules and logs see one request type and never the codec.
 //!
+//! [`handler`] decides what becomes of a request; the codecs read requests, do what it says, and carry the answers.
 //! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is the h2 crate's, towards clients and apps, with
 //! hyper's HTTP/1.1 towards apps that speak no other. [`headers`] has the rules for what is believed of a client, `target` for what a request may be,
 //! [`local_reply`] the answers that are ours.
@@ -9,6 +10,7 @@ pub mod client_certificate;
 pub mod clock;
 pub mod h1;
 pub mod h2;
+pub mod handler;
 pub mod headers;
 pub mod local_reply;
 pub mod request;
@@ -22,10 +24,10 @@ use crate::limits::Limits;
 use crate::telemetry::Telemetry;
 
 /// What a worker lends to each HTTP connection; one for each worker.
-pub struct Env {
+pub struct HttpContext {
     /// How much and how long.
     pub limits: Rc<Limits>,
-    /// Where each request is told.
+    /// Where each request is logged and counted.
     pub telemetry: Rc<Telemetry>,
     /// Connections to the app that wait for an HTTP/1 request.
     pub h1: upstream::Pool,
@@ -39,8 +41,8 @@ pub struct Env {
     pub clock: clock::Clock,
 }
 
-impl Env {
-    /// An environment with nothing in its pools.
+impl HttpContext {
+    /// A context with nothing in its pools.
     pub fn new(limits: Rc<Limits>, telemetry: Rc<Telemetry>) -> Self {
         let h1 = upstream::Pool::new(&limits);
         let h2 = h2::Upstreams::new(limits.clone());

@@ -4,81 +4,53 @@
 //! Whatever is not let in by a rule ends here, with its reason in the log: by RST before TLS, by an alert of TLS for
 //! the client certificate's sake, by `403` inside HTTP.
 
-mod certificates;
 mod first_bytes;
 mod opaque;
 mod refusal;
 
-use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::BytesMut;
 use rustls_pki_types::UnixTime;
 use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Opening, Reason, Terms};
 use tokio::net::TcpStream;
 
+use crate::authorizer::{Authorizer, Review};
+use crate::certificates::{CertificateLife, Verified};
+use crate::connection::OpenConnection;
+use crate::connection_info::ConnectionInfo;
+use crate::context::WorkerContext;
 use crate::detect::client_hello::TLS12;
 use crate::detect::{ClientHello, FirstBytes, Preface};
-use crate::http;
+use crate::http::{self, handler::Handler};
 use crate::lifeline::{Lifeline, Wait};
-use crate::listener::{self, Listen};
-use crate::session::{ConnectionInfo, Gate, Review, VerifiedCertificate};
+use crate::listener::InboundTarget;
 use crate::snapshot::Snapshot;
+use crate::socket;
 use crate::stream::{Abort, MaybeTls};
 use crate::tls::ServerTls;
 use crate::tls::stream::{HandshakeFailure, TlsStream};
-use crate::worker::Worker;
-
-pub(crate) use certificates::{Certificates, Verified};
-pub(crate) use refusal::RefusalLog;
 
 use first_bytes::Received;
 use refusal::Refusal;
 
-/// Where a connection comes from and which way it goes.
+/// The client's side of a connection: where it comes from, and what it dialled.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Route {
+pub(crate) struct Downstream {
     /// Address of the TCP peer.
     pub(crate) peer: SocketAddr,
-    /// Where it came in.
-    pub(crate) listen: Listen,
+    /// What it dialled, and the app behind it.
+    pub(crate) target: InboundTarget,
 }
 
-/// What the worker knows of a connection, to end it when it has to.
-#[derive(Default)]
-pub(crate) struct Connection {
-    gate: OnceCell<Rc<Gate>>,
-    /// Who answered, if the connection is the app's own and goes to another sidecar.
-    endpoint: OnceCell<Rc<VerifiedCertificate>>,
-    /// Life of the client's certificate chain, if the connection ends with it.
-    life: Cell<Option<Life>>,
-    is_opaque: Cell<bool>,
-}
-
-/// The end of a certificate chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Life {
-    /// From when on a connection that it has opened takes no new requests.
-    last_call: SystemTime,
-    /// From when on it is worth nothing.
-    end: SystemTime,
-}
-
-/// A client is told to come back with its next certificate this long before its last one ends, or a tenth of the
-/// certificate's life before if that is less.
-const LAST_CALL: Duration = Duration::from_secs(30);
-/// How long before its issue a certificate's life begins, for clocks that are behind: no part of the life that its
-/// holder has.
-const BACK_DATING: Duration = Duration::from_secs(60);
-
-/// What a connection's story is told with.
-struct Story<'w> {
-    worker: &'w Rc<Worker>,
-    route: Route,
-    connection: &'w Connection,
+/// A connection while it is opened.
+struct InboundConnection<'w> {
+    context: &'w Rc<WorkerContext>,
+    downstream: Downstream,
+    connection: &'w OpenConnection,
     line: &'w Lifeline,
     accepted: SystemTime,
 }
@@ -87,7 +59,7 @@ struct Story<'w> {
 struct Opened {
     stream: MaybeTls,
     received: BytesMut,
-    gate: Rc<Gate>,
+    authorizer: Rc<Authorizer>,
     inside: Inside,
 }
 
@@ -104,32 +76,38 @@ enum Inside {
 /// The steps are futures of their own, each gone when it is done: what a connection costs while it is idle is the
 /// last one.
 pub(crate) async fn serve(
-    worker: &Rc<Worker>,
+    context: &Rc<WorkerContext>,
     io: TcpStream,
-    route: Route,
-    connection: &Connection,
+    downstream: Downstream,
+    connection: &OpenConnection,
     line: &Lifeline,
 ) {
-    let story = Story { worker, route, connection, line, accepted: SystemTime::now() };
-    let Some(Opened { stream, received, gate, inside }) = Box::pin(story.open(io)).await else { return };
+    let story = InboundConnection { context, downstream, connection, line, accepted: SystemTime::now() };
+    let Some(Opened { stream, received, authorizer, inside }) = Box::pin(story.open(io)).await else {
+        return;
+    };
     match inside {
-        Inside::Http1 => Box::pin(http::h1::serve(stream, received, &gate, line, &worker.env)).await,
+        Inside::Http1 => {
+            let handler = Handler::new(authorizer);
+            Box::pin(http::h1::serve(stream, received, &handler, line, &context.http)).await;
+        }
         Inside::Http2 => {
-            Box::pin(http::h2::serve(stream, received, gate, line.clone(), worker.env.clone())).await;
+            let handler = Handler::new(authorizer);
+            Box::pin(http::h2::serve(stream, received, handler, line.clone(), context.http.clone())).await;
         }
         Inside::Opaque => {
-            connection.is_opaque.set(true);
-            Box::pin(opaque::serve(stream, received, &gate, line, &worker.env)).await;
+            connection.set_opaque();
+            Box::pin(opaque::serve(stream, received, &authorizer, line, &context.http)).await;
         }
     }
 }
 
-impl Story<'_> {
+impl InboundConnection<'_> {
     /// Lets the connection in on the terms of the policy; `None` if it has ended.
     async fn open(&self, io: TcpStream) -> Option<Opened> {
-        let Self { worker, line, .. } = self;
-        let (port, source) = (self.route.listen.port, self.route.peer.ip());
-        let snapshot = worker.snapshots.current();
+        let Self { context, line, .. } = self;
+        let (port, source) = (self.downstream.target.port, self.downstream.peer.ip());
+        let snapshot = context.snapshots.current();
         let Some(policy) = snapshot.policy.as_deref() else {
             return self.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
         };
@@ -141,19 +119,19 @@ impl Story<'_> {
         }
         drop(snapshot);
 
-        line.within(worker.env.limits.detect, Wait::FirstBytes);
+        line.within(context.http.limits.detect, Wait::FirstBytes);
         let (first, received) = match first_bytes::receive(&io, line).await {
             Received::Bytes(first, received) => (first, received),
             // Nothing was asked, so nothing is answered: the end is an orderly one.
             Received::Nothing => return None,
             Received::NoRoom => {
-                worker.env.telemetry.totals().unfinished.add(1);
+                context.http.telemetry.totals().unfinished.add(1);
                 return self.refuse(io, None, &HandshakeFailure::NoRoom.into());
             }
         };
 
         // Asked anew: the client may have taken its time.
-        let snapshot = worker.snapshots.current();
+        let snapshot = context.snapshots.current();
         let Some(policy) = snapshot.policy.as_deref() else {
             return self.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
         };
@@ -186,7 +164,7 @@ impl Story<'_> {
             }
             (Terms::BadRequest | Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), _) => {
                 self.refused(hello, &Denial::new(Reason::PlaintextRequired).into());
-                refusal::bad_request(io, line, &worker.env.clock).await;
+                refusal::bad_request(io, line, &context.http.clock).await;
                 None
             }
         }
@@ -199,7 +177,7 @@ impl Story<'_> {
             Preface::Http2 => Inside::Http2,
             Preface::Incomplete | Preface::Other => Inside::Http1,
         };
-        let snapshot = self.worker.snapshots.current();
+        let snapshot = self.context.snapshots.current();
         let info = self.info(&io, Terms::IngressPlaintext, None, &snapshot);
         self.go_on(MaybeTls::Plain(io), received, inside, info, None)
     }
@@ -217,7 +195,12 @@ impl Story<'_> {
     }
 
     /// What is inside TLS.
-    fn secured(&self, stream: Box<TlsStream>, info: ConnectionInfo, life: Option<Life>) -> Option<Opened> {
+    fn secured(
+        &self,
+        stream: Box<TlsStream>,
+        info: ConnectionInfo,
+        life: Option<CertificateLife>,
+    ) -> Option<Opened> {
         let inside = match info.terms {
             Terms::MeshTls(MeshProtocol::Tcp) => Inside::Opaque,
             Terms::MeshTls(MeshProtocol::Http2) => Inside::Http2,
@@ -235,29 +218,27 @@ impl Story<'_> {
         received: BytesMut,
         inside: Inside,
         info: ConnectionInfo,
-        life: Option<Life>,
+        life: Option<CertificateLife>,
     ) -> Option<Opened> {
-        let gate = Rc::new(Gate::new(Rc::new(info), self.worker.snapshots.clone()));
-        let denial = match (gate.review(&self.worker.snapshots.current()), &*gate.decide()) {
+        let authorizer = Rc::new(Authorizer::new(Rc::new(info), self.context.snapshots.clone()));
+        let denial = match (authorizer.review(&self.context.snapshots.current()), &*authorizer.decide()) {
             (Review::Revoke(denial), _) => Some(denial),
             (Review::Keep, Decision::Deny(denial)) if inside == Inside::Opaque => Some(denial.clone()),
             _ => None,
         };
         if let Some(denial) = denial {
-            self.worker.refusals.refused_connection(self, gate.info(), &denial);
+            self.refused_connection(authorizer.info(), &denial);
             stream.abort();
             return None;
         }
         self.line.at_ease();
-        if let Some(client) = &gate.info().client {
+        if let Some(client) = &authorizer.info().client {
             self.line.identify(&client.names);
         }
         // There is no asking opaque bytes to come back with the next certificate: they have been let in for good, until
         // policy or trust bundle say otherwise.
-        self.connection.life.set(life.filter(|_| inside != Inside::Opaque));
-        // Only ever set once.
-        let _ = self.connection.gate.set(gate.clone());
-        Some(Opened { stream, received, gate, inside })
+        self.connection.let_in(authorizer.clone(), life.filter(|_| inside != Inside::Opaque));
+        Some(Opened { stream, received, authorizer, inside })
     }
 
     /// The TLS handshake, and what it has shown; `None` if the connection has ended.
@@ -271,8 +252,8 @@ impl Story<'_> {
         terms: Terms,
         hello: &ClientHello,
         app: AppProtocol,
-    ) -> Option<(Box<TlsStream>, ConnectionInfo, Option<Life>)> {
-        let totals = self.worker.env.telemetry.totals();
+    ) -> Option<(Box<TlsStream>, ConnectionInfo, Option<CertificateLife>)> {
+        let totals = self.context.http.telemetry.totals();
         if hello.newest_version < TLS12 {
             totals.handshakes_failed.add(1);
             self.refused(Some(hello), &Refusal::OldVersion(hello.newest_version));
@@ -280,7 +261,7 @@ impl Story<'_> {
             return None;
         }
         let config = tls.config(terms, hello.alpn, app)?.clone();
-        self.line.within(self.worker.env.limits.handshake, Wait::Handshake);
+        self.line.within(self.context.http.limits.handshake, Wait::Handshake);
         let accepting = TlsStream::accept(io, received, config, self.line.clone());
         let stream = match self.line.guard(accepting).await {
             Ok(Ok(stream)) => stream,
@@ -300,7 +281,7 @@ impl Story<'_> {
         };
         totals.handshakes.add(1);
         let verified = match stream.peer_certificates() {
-            Some(chain) => match self.worker.certificates.borrow_mut().intern(chain) {
+            Some(chain) => match self.context.certificates.borrow_mut().intern(chain) {
                 Ok(verified) => Some(verified),
                 Err(error) => {
                     self.refused(Some(hello), &error.into());
@@ -310,7 +291,7 @@ impl Story<'_> {
             None => None,
         };
         // While hands were shaken, the trust bundle may have changed.
-        let newest = self.worker.snapshots.current();
+        let newest = self.context.snapshots.current();
         if let (Some(newest), Some(verified)) = (&newest.tls, &verified)
             && newest.bundle != tls.bundle
             && let Err(error) = newest.verify_again(&verified.certificate.chain, UnixTime::now())
@@ -332,20 +313,20 @@ impl Story<'_> {
         hello: Option<&ClientHello>,
         snapshot: &Snapshot,
     ) -> ConnectionInfo {
-        let listen = self.route.listen;
+        let target = self.downstream.target;
         ConnectionInfo {
-            peer: self.route.peer,
-            local: match listen.address.ip().is_unspecified() {
-                true => io.local_addr().unwrap_or(listen.address),
-                false => listen.address,
+            peer: self.downstream.peer,
+            local: match target.address.ip().is_unspecified() {
+                true => io.local_addr().unwrap_or(target.address),
+                false => target.address,
             },
-            port: listen.port,
-            app: listen.app,
+            port: target.port,
+            app: target.app,
             terms,
             tls: false,
             server_name: hello.and_then(|hello| hello.server_name.as_ref()).map(|name| name.as_str().into()),
             client: None,
-            identity: self.worker.identity(snapshot),
+            identity: self.context.identity(snapshot),
             accepted: self.accepted,
         }
     }
@@ -353,49 +334,8 @@ impl Story<'_> {
     /// Ends the connection by RST, with the reason in the log.
     fn refuse<T>(&self, io: TcpStream, hello: Option<&ClientHello>, refusal: &Refusal) -> Option<T> {
         self.refused(hello, refusal);
-        listener::reset(io);
+        socket::reset(io);
         None
-    }
-
-    fn refused(&self, hello: Option<&ClientHello>, refusal: &Refusal) {
-        self.worker.refusals.refused(self, hello, refusal);
-    }
-}
-
-impl Connection {
-    /// What decides about it, once that is known.
-    pub(crate) fn gate(&self) -> Option<&Rc<Gate>> {
-        self.gate.get()
-    }
-
-    /// Who answered the app's connection into the mesh.
-    pub(crate) fn endpoint(&self) -> Option<&Rc<VerifiedCertificate>> {
-        self.endpoint.get()
-    }
-
-    /// The app's connection has reached this endpoint.
-    pub(crate) fn reached(&self, endpoint: Rc<VerifiedCertificate>) {
-        // Only ever set once.
-        let _ = self.endpoint.set(endpoint);
-    }
-
-    /// Whether there is no telling what is in flight.
-    pub(crate) fn is_opaque(&self) -> bool {
-        self.is_opaque.get()
-    }
-
-    /// If the connection is about to end with the client certificate: the time that is left.
-    pub(crate) fn should_finish(&self, now: SystemTime) -> Option<Duration> {
-        let life = self.life.get().filter(|life| life.last_call <= now)?;
-        Some(life.end.duration_since(now).unwrap_or_default())
-    }
-}
-
-impl Life {
-    fn new(start: SystemTime, end: SystemTime) -> Self {
-        let length = end.duration_since(start).unwrap_or_default().saturating_sub(BACK_DATING);
-        let last_call = end.checked_sub((length / 10).min(LAST_CALL)).unwrap_or(end);
-        Self { last_call, end }
     }
 }
 

@@ -1,71 +1,38 @@
 //! Where connections come in: sockets that listen, and the loop that takes connections from them and never ends by
 //! an error.
 
+mod config;
+mod redirected;
+
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
-use std::rc::Rc;
+use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tracing::warn;
 
-use crate::redirected::Redirected;
-use crate::stream::Abort;
-use crate::worker::{Command, Dispatch};
+use crate::socket;
 
-/// An address to listen on, and where its connections go.
-#[derive(Clone, Debug)]
-pub enum Entrance {
-    /// To one port of the app.
-    Fixed(Listen),
-    /// To the port that the client dialled before the kernel redirected its connection here.
-    Redirected(Redirected),
-    /// Out, to one destination.
-    FixedOutbound(FixedOutbound),
-    /// Out, to what the app dialled before the kernel redirected its connection here.
-    RedirectedOutbound(Redirected),
-}
+pub(crate) use config::Direction;
+pub use config::{FixedOutbound, InboundTarget, Listener};
+pub use redirected::{Misdirected, Redirected};
 
-/// Where the app connects instead of to its destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FixedOutbound {
-    /// Where to listen; port 0 lets the kernel choose.
-    pub address: SocketAddr,
-    /// What the app is taken to have dialled.
-    pub destination: SocketAddr,
-}
-
-/// Which way a connection goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// To the app.
-    Inbound(Listen),
-    /// From the app, to this destination.
-    Outbound(SocketAddr),
-}
-
-/// Where a connection came in, and what it means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// What the client dialled. Before there are connections: where to listen; port 0 lets the kernel choose.
-    pub address: SocketAddr,
-    /// The pod's port, by which the policy is looked up.
-    pub port: u16,
-    /// Where the app listens.
-    pub app: SocketAddr,
+/// What came in.
+pub(crate) enum Accepted {
+    /// A connection, and where it goes.
+    Connection(TcpStream, SocketAddr, Direction),
+    /// One that belongs nowhere.
+    Misdirected(TcpStream, SocketAddr, Misdirected),
+    /// None can be accepted for now.
+    Failed,
 }
 
 /// Connections that the kernel completes and keeps while nobody takes them.
 const BACKLOG: i32 = 4096;
-
-/// A peer that has vanished without a word is noticed after two minutes.
-const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_PROBES: u32 = 6;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -79,50 +46,39 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<StdTcpListener> {
     }
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive())?;
+    socket.set_tcp_keepalive(&socket::keepalive())?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// Notices when the peer of a connection of ours has vanished.
-pub(crate) fn keep_alive(io: &TcpStream) -> io::Result<()> {
-    SockRef::from(io).set_tcp_keepalive(&keepalive())
-}
-
-fn keepalive() -> TcpKeepalive {
-    TcpKeepalive::new()
-        .with_time(KEEPALIVE_TIME)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES)
-}
-
-/// Takes connections until the workers are to stop; those that the kernel has completed by then are taken as well.
+/// Hands connections on until `stop` is done; those that the kernel has completed by then are handed on as well. A way
+/// out stays open: what is still in flight may need others.
 pub(crate) async fn accept(
-    listener: TcpListener,
-    entrance: Entrance,
-    dispatch: Rc<Dispatch>,
-    mut command: watch::Receiver<Command>,
+    socket: TcpListener,
+    listener: Listener,
+    stop: impl Future<Output = ()>,
+    hand_on: impl Fn(Accepted),
 ) {
+    let mut stop = pin!(stop);
     let mut spare = Spare::new();
     let mut pause = FIRST_PAUSE;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            // What is still in flight may need others: the app's way out stays open until the worker ends.
-            _ = command.wait_for(|command| *command != Command::Serve), if !entrance.is_outbound() => break,
+            accepted = socket.accept() => accepted,
+            () = &mut stop, if !listener.is_outbound() => break,
         };
         match accepted {
             Ok((io, peer)) => {
                 pause = FIRST_PAUSE;
-                admit(io, peer, &entrance, &dispatch);
+                hand_on(listener.direct(io, peer));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                dispatch.count_accept_error();
-                warn!(address = %entrance.address(), %error, "cannot accept connections; trying again");
-                if spare.shed(&listener).await {
+                hand_on(Accepted::Failed);
+                warn!(address = %listener.address(), %error, "cannot accept connections; trying again");
+                if spare.shed(&socket).await {
                     pause = FIRST_PAUSE;
                 }
                 tokio::time::sleep(pause).await;
@@ -130,63 +86,34 @@ pub(crate) async fn accept(
             }
         }
     }
-    while let Some(Ok((io, peer))) = listener.accept().now_or_never() {
-        admit(io, peer, &entrance, &dispatch);
+    while let Some(Ok((io, peer))) = socket.accept().now_or_never() {
+        hand_on(listener.direct(io, peer));
     }
 }
 
-/// Gives a connection on, unless nobody can tell where it belongs.
-fn admit(io: TcpStream, peer: SocketAddr, entrance: &Entrance, dispatch: &Dispatch) {
-    match entrance {
-        Entrance::Fixed(listen) => dispatch.take(io, peer, Way::Inbound(*listen)),
-        Entrance::Redirected(redirected) => match redirected.destination(&io) {
-            Ok(listen) => dispatch.take(io, canonical(peer), Way::Inbound(listen)),
-            Err(error) => dispatch.refuse(io, canonical(peer), &error),
-        },
-        Entrance::FixedOutbound(outbound) => dispatch.take(io, peer, Way::Outbound(outbound.destination)),
-        Entrance::RedirectedOutbound(redirected) => match redirected.dialled(&io) {
-            Ok(dialled) => dispatch.take(io, canonical(peer), Way::Outbound(dialled)),
-            Err(error) => dispatch.refuse(io, canonical(peer), &error),
-        },
+impl Listener {
+    /// Where a connection goes.
+    fn direct(&self, io: TcpStream, peer: SocketAddr) -> Accepted {
+        let (peer, direction) = match self {
+            Self::Fixed(target) => (peer, Ok(Direction::Inbound(*target))),
+            Self::FixedOutbound(outbound) => (peer, Ok(Direction::Outbound(outbound.destination))),
+            Self::Redirected(redirected) => {
+                (canonical(peer), redirected.destination(&io).map(Direction::Inbound))
+            }
+            Self::RedirectedOutbound(redirected) => {
+                (canonical(peer), redirected.dialled(&io).map(Direction::Outbound))
+            }
+        };
+        match direction {
+            Ok(direction) => Accepted::Connection(io, peer, direction),
+            Err(misdirected) => Accepted::Misdirected(io, peer, misdirected),
+        }
     }
 }
 
 /// A client of IPv4 that a socket of IPv6 has taken is one of IPv4.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// Ends a connection by RST: the peer learns at once that nobody has read what it sent.
-pub(crate) fn reset(io: TcpStream) {
-    io.abort();
-}
-
-impl Entrance {
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        match self {
-            Self::Fixed(listen) => listen.address,
-            Self::Redirected(redirected) | Self::RedirectedOutbound(redirected) => redirected.address,
-            Self::FixedOutbound(outbound) => outbound.address,
-        }
-    }
-
-    /// Whether it is for what the app itself dials.
-    pub(crate) fn is_outbound(&self) -> bool {
-        matches!(self, Self::FixedOutbound(_) | Self::RedirectedOutbound(_))
-    }
-
-    /// The same with the address that was bound.
-    pub(crate) fn at(mut self, address: SocketAddr) -> Self {
-        match &mut self {
-            Self::Fixed(listen) => listen.address = address,
-            Self::Redirected(redirected) | Self::RedirectedOutbound(redirected) => {
-                redirected.address = address;
-            }
-            Self::FixedOutbound(outbound) => outbound.address = address,
-        }
-        self
-    }
 }
 
 /// A file descriptor kept back for the time when there are none left: with it, connections can still be taken and
@@ -205,7 +132,7 @@ impl Spare {
             let accepted = listener.accept().now_or_never();
             let Some(Ok((io, _))) = accepted else { break };
             any = true;
-            reset(io);
+            socket::reset(io);
             self.0 = File::open("/dev/null").ok();
             tokio::task::yield_now().await;
         }

@@ -5,10 +5,6 @@
 //! everything else is dialled as it is. Nothing is read from the app before there is somebody to give it to, so that
 //! another endpoint can be tried, and so that servers may speak first.
 
-mod table;
-mod target;
-mod upstream;
-
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,20 +15,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
 
-use crate::inbound::Connection;
+use crate::connection::OpenConnection;
+use crate::context::WorkerContext;
+use crate::destinations::{LoadSlot, Lookup, ResolvedDestination};
 use crate::lifeline::Lifeline;
 use crate::pump::{Patience, Pump};
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
 use crate::tls::PeerTls;
-use crate::worker::Worker;
-
-pub use table::Destinations;
-
-use table::Lookup;
-use target::Held;
-pub(crate) use target::{Place, Target};
-use upstream::ConnectError;
+use crate::upstream::{self, ConnectError, Transport};
 
 /// How long the controller has to say what stands behind an address that is dialled for the first time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -49,21 +40,21 @@ pub(crate) struct Dialled {
     pub(crate) address: SocketAddr,
 }
 
-/// What a connection's story is told with.
-struct Story<'w> {
-    worker: &'w Rc<Worker>,
+/// A connection that the app has opened.
+struct OutboundConnection<'w> {
+    context: &'w Rc<WorkerContext>,
     dialled: Dialled,
-    connection: &'w Connection,
+    connection: &'w OpenConnection,
     line: &'w Lifeline,
     accepted: SystemTime,
 }
 
 /// What became of looking for somebody to connect to.
 struct Attempt {
-    target: Arc<Target>,
+    target: Arc<ResolvedDestination>,
     /// The endpoint that was tried last, and whether over mutual TLS.
     endpoint: Option<(SocketAddr, bool)>,
-    result: Result<(Upstream, Held), &'static str>,
+    result: Result<(Upstream, LoadSlot), &'static str>,
 }
 
 /// A connection to an endpoint.
@@ -71,13 +62,13 @@ type Upstream = MaybeTls<TlsStream<TcpStream>>;
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
-    worker: &Rc<Worker>,
+    context: &Rc<WorkerContext>,
     io: TcpStream,
     dialled: Dialled,
-    connection: &Connection,
+    connection: &OpenConnection,
     line: &Lifeline,
 ) {
-    let story = Story { worker, dialled, connection, line, accepted: SystemTime::now() };
+    let story = OutboundConnection { context, dialled, connection, line, accepted: SystemTime::now() };
     let attempt = line.guard(Box::pin(story.connect())).await;
     let Ok(Attempt { target, endpoint, result }) = attempt else { return io.abort() };
     let told = Told { story: &story, target: &target, endpoint };
@@ -94,22 +85,26 @@ pub(crate) async fn serve(
     }
 }
 
-impl Story<'_> {
+impl OutboundConnection<'_> {
     async fn connect(&self) -> Attempt {
         let target = self.find().await;
         let mut attempt =
             Attempt { target: target.clone(), endpoint: None, result: Err("no_healthy_upstream") };
         let mut tried = Vec::new();
         while tried.len() < MOST_TRIES
-            && let Some(place) = target.choose(&tried)
+            && let Some(choice) = target.choose(&tried)
         {
-            let endpoint = &place.endpoint;
+            let endpoint = &choice.endpoint;
             tried.push(endpoint.address);
             attempt.endpoint = Some((endpoint.address, endpoint.identity.is_some()));
-            let held = place.hold();
+            let held = choice.hold();
             // Asked anew for each endpoint: certificates and trust bundles change.
-            let tls = self.worker.snapshots.current().peer_tls.clone();
-            let connected = upstream::connect(endpoint, tls.as_ref(), &self.worker.env.limits).await;
+            let tls = self.context.snapshots.current().peer_tls.clone();
+            let transport = match &endpoint.identity {
+                Some(expected) => Transport::Mesh { expected, tls: tls.as_deref() },
+                None => Transport::Plain,
+            };
+            let connected = upstream::connect(endpoint.address, transport, &self.context.http.limits).await;
             match connected.and_then(|upstream| self.remember(upstream, tls.as_deref())) {
                 Ok(upstream) => {
                     attempt.result = Ok((upstream, held));
@@ -117,7 +112,7 @@ impl Story<'_> {
                 }
                 Err(error) => {
                     self.failed(&target, endpoint.address, &error);
-                    place.shun();
+                    choice.eject();
                     attempt.result = Err(error.details());
                 }
             }
@@ -131,23 +126,23 @@ impl Story<'_> {
         let (Some(chain), Some(tls)) = (stream.get_ref().1.peer_certificates(), tls) else {
             return Err(ConnectError::NotASidecar);
         };
-        let newest = self.worker.snapshots.current();
+        let newest = self.context.snapshots.current();
         if let Some(newest) = &newest.peer_tls
             && newest.bundle != tls.bundle
         {
             newest.verify_again(chain, UnixTime::now()).map_err(ConnectError::other_tls)?;
         }
         let verified =
-            self.worker.certificates.borrow_mut().intern(chain).map_err(ConnectError::other_tls)?;
+            self.context.certificates.borrow_mut().intern(chain).map_err(ConnectError::other_tls)?;
         self.connection.reached(verified.certificate);
         Ok(upstream)
     }
 
     /// Who stands behind the address. Whoever cannot be asked about is dialled as it is: a sidecar there will not take
     /// plaintext.
-    async fn find(&self) -> Arc<Target> {
+    async fn find(&self) -> Arc<ResolvedDestination> {
         let address = self.dialled.address;
-        let destinations = &self.worker.destinations;
+        let destinations = &self.context.destinations;
         match destinations.look_up(address) {
             Lookup::Known(target) => return target,
             Lookup::Asked(mut answer) => {
@@ -158,20 +153,20 @@ impl Story<'_> {
                     return target;
                 }
                 destinations.give_up(address);
-                self.worker.refusals.unless_flooded(|| {
+                self.context.refusals.unless_flooded(|| {
                     warn!(%address, "the controller does not say who is there: dialled as it is");
                 });
             }
             Lookup::OutOfReach => debug!(%address, "the controller is out of reach: dialled as it is"),
         }
-        self.worker.env.telemetry.totals().outbound_unknown.add(1);
-        Arc::new(Target::unknown(address))
+        self.context.http.telemetry.totals().outbound_unknown.add(1);
+        Arc::new(ResolvedDestination::unknown(address))
     }
 
-    fn failed(&self, target: &Target, endpoint: SocketAddr, error: &ConnectError) {
+    fn failed(&self, target: &ResolvedDestination, endpoint: SocketAddr, error: &ConnectError) {
         let dialled = self.dialled.address;
         match &target.name {
-            Some(name) => self.worker.refusals.unless_flooded(|| {
+            Some(name) => self.context.refusals.unless_flooded(|| {
                 warn!(%dialled, service = %name, %endpoint, %error, "an endpoint cannot be reached");
             }),
             None => debug!(%dialled, %error, "nobody to be reached"),
@@ -181,14 +176,14 @@ impl Story<'_> {
 
 /// A story that has found its destination.
 struct Told<'s> {
-    story: &'s Story<'s>,
-    target: &'s Target,
+    story: &'s OutboundConnection<'s>,
+    target: &'s ResolvedDestination,
     endpoint: Option<(SocketAddr, bool)>,
 }
 
 impl Told<'_> {
     async fn carry(&self, client: TcpStream, upstream: Upstream) {
-        let limits = &self.story.worker.env.limits;
+        let limits = &self.story.context.http.limits;
         let line = self.story.line;
         let mut pump = Pump::new(client, upstream, &[]);
         let patience = Patience { stalled: limits.body, idle: Some(limits.idle) };
@@ -204,8 +199,8 @@ impl Told<'_> {
     }
 
     fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {
-        let Story { worker, dialled, accepted, .. } = self.story;
-        worker.env.telemetry.record(&Record {
+        let OutboundConnection { context, dialled, accepted, .. } = self.story;
+        context.http.telemetry.record(&Record {
             outbound: Some(OutboundRecord {
                 peer: dialled.peer,
                 dialled: dialled.address,

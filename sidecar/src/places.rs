@@ -51,14 +51,14 @@ pub(crate) struct Places {
 
 #[derive(Default)]
 struct Sources {
-    addresses: HashMap<IpAddr, Arc<Held>>,
-    identities: HashMap<Box<str>, Arc<Held>>,
+    addresses: HashMap<IpAddr, Arc<SourceShare>>,
+    identities: HashMap<Box<str>, Arc<SourceShare>>,
     /// The one that held the most when it was looked up last.
-    heaviest: Option<(Instant, Arc<Held>)>,
+    heaviest: Option<(Instant, Arc<SourceShare>)>,
 }
 
 /// What one source holds.
-pub(crate) struct Held {
+pub(crate) struct SourceShare {
     source: Source,
     places: AtomicUsize,
     /// Its connections at each worker.
@@ -75,7 +75,7 @@ pub(crate) struct Place {
     places: Arc<Places>,
     worker: usize,
     /// Whose it is; none if it is the app's own.
-    held: RefCell<Option<Arc<Held>>>,
+    held: RefCell<Option<Arc<SourceShare>>>,
     /// Bytes of what is not complete, by [`Part`].
     unfinished: [Cell<usize>; 2],
     /// Further places, for those bytes.
@@ -94,7 +94,7 @@ pub(crate) enum Part {
 /// Connections of a source that are to make room.
 pub(crate) struct Eviction {
     places: Arc<Places>,
-    from: Arc<Held>,
+    from: Arc<SourceShare>,
     /// The worker that has most of them.
     pub(crate) worker: usize,
     pub(crate) count: usize,
@@ -184,8 +184,9 @@ impl Places {
             }
             eviction = self.evict(heaviest, own, excess);
         }
-        let held =
-            take(&mut sources.addresses, source, || Held::new(Source::Address(source), self.loads.len()));
+        let held = take(&mut sources.addresses, source, || {
+            SourceShare::new(Source::Address(source), self.loads.len())
+        });
         Ok((self.place(Some(held), here, only_here), eviction))
     }
 
@@ -201,7 +202,7 @@ impl Places {
     }
 
     /// Has the source make room, unless as much is awaited already.
-    fn evict(self: &Arc<Self>, from: Arc<Held>, own: usize, excess: usize) -> Option<Eviction> {
+    fn evict(self: &Arc<Self>, from: Arc<SourceShare>, own: usize, excess: usize) -> Option<Eviction> {
         if self.awaited.load(Ordering::Relaxed) >= excess {
             return None;
         }
@@ -214,7 +215,7 @@ impl Places {
         Some(Eviction { places: self.clone(), from, worker, count, also_busy: own * 2 < places })
     }
 
-    fn place(self: &Arc<Self>, held: Option<Arc<Held>>, here: usize, only_here: bool) -> Place {
+    fn place(self: &Arc<Self>, held: Option<Arc<SourceShare>>, here: usize, only_here: bool) -> Place {
         let load = |(index, load): &(usize, &AtomicUsize)| (load.load(Ordering::Relaxed), *index != here);
         let workers = self.loads.iter().enumerate().filter(|(index, _)| !only_here || *index == here);
         let worker = workers.min_by_key(load).map_or(here, |(worker, _)| worker);
@@ -284,7 +285,9 @@ impl Place {
             Some(held) => held.clone(),
             None => {
                 let source = Source::Identity(identity.into());
-                take(&mut sources.identities, identity.into(), || Held::new(source, self.places.loads.len()))
+                take(&mut sources.identities, identity.into(), || {
+                    SourceShare::new(source, self.places.loads.len())
+                })
             }
         };
         let places = 1 + self.further.get();
@@ -336,7 +339,7 @@ impl Drop for Eviction {
 }
 
 impl Sources {
-    fn heaviest(&mut self) -> Option<Arc<Held>> {
+    fn heaviest(&mut self) -> Option<Arc<SourceShare>> {
         let now = Instant::now();
         if let Some((at, held)) = &self.heaviest
             && now.saturating_duration_since(*at) < SEARCH_EVERY
@@ -350,7 +353,7 @@ impl Sources {
     }
 }
 
-impl Held {
+impl SourceShare {
     fn new(source: Source, workers: usize) -> Self {
         Self { source, places: AtomicUsize::new(0), connections: counts(workers) }
     }
@@ -379,7 +382,11 @@ impl Held {
     }
 }
 
-fn take<K: Eq + Hash>(held: &mut HashMap<K, Arc<Held>>, key: K, new: impl FnOnce() -> Held) -> Arc<Held> {
+fn take<K: Eq + Hash>(
+    held: &mut HashMap<K, Arc<SourceShare>>,
+    key: K,
+    new: impl FnOnce() -> SourceShare,
+) -> Arc<SourceShare> {
     match held.entry(key) {
         Entry::Occupied(entry) => entry.get().clone(),
         Entry::Vacant(entry) => entry.insert(Arc::new(new())).clone(),

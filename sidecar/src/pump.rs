@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::held::{Held, affordable};
+use crate::held::{HeldBytes, affordable};
 use crate::lifeline::{Lifeline, Wait};
 use crate::stream::{Abort, LOOK_AT_PEER, PeerEnd};
 use crate::telemetry::ResponseFlag;
@@ -26,8 +26,8 @@ thread_local! {
 pub(crate) struct Pump<C, U> {
     client: C,
     upstream: U,
-    to_upstream: Direction,
-    to_client: Direction,
+    to_upstream: PumpHalf,
+    to_client: PumpHalf,
 }
 
 /// How long a pump waits.
@@ -48,10 +48,10 @@ pub(crate) enum Failure {
 
 /// One direction.
 #[derive(Default)]
-struct Direction {
+struct PumpHalf {
     /// What was read and not written yet, from `start` on.
     held: Vec<u8>,
-    counted: Held,
+    counted: HeldBytes,
     start: usize,
     moved: u64,
     /// The sender is done.
@@ -73,8 +73,8 @@ where
 {
     /// A pump that begins with bytes that were read from the client already.
     pub(crate) fn new(client: C, upstream: U, received: &[u8]) -> Self {
-        let to_upstream = Direction { held: received.to_vec(), ..Direction::default() };
-        Self { client, upstream, to_upstream, to_client: Direction::default() }
+        let to_upstream = PumpHalf { held: received.to_vec(), ..PumpHalf::default() };
+        Self { client, upstream, to_upstream, to_client: PumpHalf::default() }
     }
 
     /// Carries bytes until both sides are done, or one of them has tried our patience.
@@ -97,9 +97,8 @@ where
                 return Poll::Ready(Ok(()));
             }
             // Of a side that has ended nothing is read any more that would tell that it is gone altogether.
-            let is_gone = |direction: &Direction, peer: &dyn Abort| {
-                direction.closed && peer.peer_end() == PeerEnd::Both
-            };
+            let is_gone =
+                |direction: &PumpHalf, peer: &dyn Abort| direction.closed && peer.peer_end() == PeerEnd::Both;
             if is_gone(to_upstream, client) {
                 return Poll::Ready(Err(Failure::Client));
             }
@@ -143,7 +142,7 @@ where
     }
 }
 
-impl Direction {
+impl PumpHalf {
     /// Ready once the sender is done and the receiver knows.
     fn poll<F, T>(&mut self, context: &mut Context<'_>, from: &mut F, to: &mut T) -> Poll<Result<(), Broken>>
     where

@@ -18,15 +18,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, ConfigView};
+use crate::destinations::Destinations;
 use crate::discovery::{Discovery, DiscoveryClientConfig};
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::limits::Limits;
-use crate::listener::{Entrance, FixedOutbound, Listen};
+use crate::listener::{FixedOutbound, InboundTarget, Listener, Redirected};
 use crate::options::{Inbound, Options, Outbound};
-use crate::outbound::Destinations;
 use crate::ports;
 use crate::probes::{ProbeBindError, ProbeServer};
-use crate::redirected::Redirected;
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
@@ -97,13 +96,13 @@ impl Sidecar {
         let destinations = Arc::new(Destinations::default());
         let workers = Workers::start(WorkersConfig {
             count: options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from),
-            entrances: entrances(&options),
+            listeners: listeners(&options),
             limits: Limits::from(&options.limits),
             snapshots,
             destinations: destinations.clone(),
-            environment: Arc::new(move |limits| {
+            http_context: Arc::new(move |limits| {
                 let log = sink.clone().map(|sink| AccessLog::new(format, sink));
-                Rc::new(Env::new(limits, Rc::new(Telemetry::new(&counts, log))))
+                Rc::new(HttpContext::new(limits, Rc::new(Telemetry::new(&counts, log))))
             }),
         })?;
         let bound = workers.addresses().iter().zip(&options.inbound);
@@ -111,7 +110,7 @@ impl Sidecar {
             bound.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect();
         let transparent = options.pod.transparent.then(|| workers.addresses().first().copied()).flatten();
         let outbound =
-            workers.addresses().get(workers.addresses().len() - outbound_entrances(&options).len()..);
+            workers.addresses().get(workers.addresses().len() - outbound_listeners(&options).len()..);
 
         let view = ConfigView {
             workload: options.workload.as_str().into(),
@@ -174,28 +173,28 @@ impl Sidecar {
     }
 }
 
-/// Those for connections from others, then those of [`outbound_entrances`].
-fn entrances(options: &Options) -> Vec<Entrance> {
+/// Those for connections from others, then those of [`outbound_listeners`].
+fn listeners(options: &Options) -> Vec<Listener> {
     let fixed = |inbound: &Inbound| {
-        Entrance::Fixed(Listen { address: inbound.listen, port: inbound.app.port(), app: inbound.app })
+        Listener::Fixed(InboundTarget { address: inbound.listen, port: inbound.app.port(), app: inbound.app })
     };
-    let mut entrances: Vec<_> = match options.pod.transparent {
-        true => vec![Entrance::Redirected(redirected(options, options.pod.inbound_port))],
+    let mut listeners: Vec<_> = match options.pod.transparent {
+        true => vec![Listener::Redirected(redirected(options, options.pod.inbound_port))],
         false => options.inbound.iter().map(fixed).collect(),
     };
-    entrances.extend(outbound_entrances(options));
-    entrances
+    listeners.extend(outbound_listeners(options));
+    listeners
 }
 
-fn outbound_entrances(options: &Options) -> Vec<Entrance> {
+fn outbound_listeners(options: &Options) -> Vec<Listener> {
     let fixed = |outbound: &Outbound| {
-        Entrance::FixedOutbound(FixedOutbound { address: outbound.listen, destination: outbound.destination })
+        Listener::FixedOutbound(FixedOutbound { address: outbound.listen, destination: outbound.destination })
     };
-    let mut entrances: Vec<_> = options.outbound.iter().map(fixed).collect();
+    let mut listeners: Vec<_> = options.outbound.iter().map(fixed).collect();
     if options.pod.transparent {
-        entrances.push(Entrance::RedirectedOutbound(redirected(options, options.pod.outbound_port)));
+        listeners.push(Listener::RedirectedOutbound(redirected(options, options.pod.outbound_port)));
     }
-    entrances
+    listeners
 }
 
 /// A listener at this port for connections that the kernel redirects.

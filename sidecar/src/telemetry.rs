@@ -6,11 +6,11 @@ pub mod metrics;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use tidegate_core::policy::Decision;
+use tidegate_core::policy::{Decision, Reason};
 
 use self::access_log::AccessLog;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
-use crate::session::ConnectionInfo;
+use crate::connection_info::ConnectionInfo;
 
 /// Why a response is not the app's own; Envoy's and Istio's letters, which log parsers know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -156,6 +156,14 @@ impl Default for Telemetry {
 }
 
 impl ResponseFlag {
+    /// Of a request or a connection that the policy refuses.
+    pub fn of_refusal(reason: &Reason) -> Self {
+        match reason {
+            Reason::NoPolicy | Reason::NoSuchPort | Reason::NoIngressBackend => Self::NoRoute,
+            _ => Self::Refused,
+        }
+    }
+
     /// The letters, as in Istio's `response_flags`.
     pub fn code(self) -> &'static str {
         match self {

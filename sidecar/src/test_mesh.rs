@@ -15,9 +15,9 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::limits::Limits;
-use crate::listener::{Entrance, Listen};
+use crate::listener::{InboundTarget, Listener};
 use crate::snapshot::{Publisher, channel};
 use crate::telemetry::Telemetry;
 use crate::test_pki::{Authority, GATEWAY, SERVER};
@@ -84,16 +84,16 @@ impl Mesh {
     pub(crate) fn before(app: SocketAddr, count: usize, limits: Limits) -> Self {
         let root = Authority::root("root");
         let (publisher, snapshots) = channel();
-        let entrances = PORTS.map(|port| {
-            Entrance::Fixed(Listen { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app })
+        let listeners = PORTS.map(|port| {
+            Listener::Fixed(InboundTarget { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app })
         });
         let workers = Workers::start(WorkersConfig {
             count,
-            entrances: entrances.to_vec(),
+            listeners: listeners.to_vec(),
             limits,
             snapshots,
             destinations: Arc::default(),
-            environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::new(Telemetry::default())))),
+            http_context: Arc::new(|limits| Rc::new(HttpContext::new(limits, Rc::new(Telemetry::default())))),
         })
         .unwrap();
         let mesh = Self { root, publisher, workers, app };

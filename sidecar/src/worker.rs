@@ -5,11 +5,12 @@
 //! (`inbound::serve`) and watches over all of them: deadlines and certificates on a tick, policy and trust bundle
 //! whenever they change, and the drain at the end.
 
+mod dispatch;
 mod review;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,15 +23,19 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
-use crate::http::Env;
-use crate::inbound::{self, Certificates, Connection, RefusalLog};
+use crate::connection::OpenConnection;
+use crate::context::WorkerContext;
+use crate::destinations::Destinations;
+use crate::http::HttpContext;
+use crate::inbound;
 use crate::lifeline::{Cause, Lifeline, Phase, Precedence, Registry};
 use crate::limits::Limits;
-use crate::listener::{self, Entrance, FixedOutbound, Listen, Way};
-use crate::outbound::{self, Destinations, Dialled};
-use crate::places::{Eviction, Full, Place, PlaceLimits, Places};
-use crate::redirected::Misdirected;
-use crate::snapshot::{Snapshot, Snapshots};
+use crate::listener::{self, Direction, FixedOutbound, InboundTarget, Listener};
+use crate::outbound::{self, Dialled};
+use crate::places::{Eviction, Place, PlaceLimits, Places};
+use crate::snapshot::Snapshots;
+
+use dispatch::{Dispatch, Handoff, Message};
 
 /// How often deadlines are looked at, and how late one may be.
 const TICK: Duration = Duration::from_millis(250);
@@ -46,15 +51,15 @@ pub struct WorkersConfig {
     /// Threads; at least one.
     pub count: usize,
     /// Where connections come in.
-    pub entrances: Vec<Entrance>,
+    pub listeners: Vec<Listener>,
     /// How much and how long.
     pub limits: Limits,
     /// What the control thread knows.
     pub snapshots: Snapshots,
     /// What is known of the addresses that the app dials.
     pub destinations: Arc<Destinations>,
-    /// Makes the HTTP environment of one worker; called on each worker's thread.
-    pub environment: Arc<dyn Fn(Rc<Limits>) -> Rc<Env> + Send + Sync>,
+    /// Makes the HTTP context of one worker; called on each worker's thread.
+    pub http_context: Arc<dyn Fn(Rc<Limits>) -> Rc<HttpContext> + Send + Sync>,
 }
 
 /// Starts worker threads.
@@ -97,53 +102,23 @@ pub enum StartError {
 
 /// What the workers are told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
+enum Command {
     /// Serve.
     Serve,
     /// Take no more connections, let those that there are finish until then, and end.
     Drain(Instant),
 }
 
-/// One thread's connections and all that they share.
-pub(crate) struct Worker {
-    pub(crate) snapshots: Snapshots,
-    pub(crate) destinations: Arc<Destinations>,
-    pub(crate) env: Rc<Env>,
-    pub(crate) certificates: RefCell<Certificates>,
-    pub(crate) refusals: RefusalLog,
-    registry: Registry<Connection>,
-    /// The workload's SPIFFE URI, with the generation of the policy that it is from.
-    identity: RefCell<(u64, Arc<str>)>,
+/// One thread's connections.
+struct Worker {
+    context: Rc<WorkerContext>,
+    registry: Registry<OpenConnection>,
     draining: Cell<Option<Instant>>,
     /// Whether the app's way out begins here: then this worker ends last.
     is_way_out: bool,
     shared: Arc<Shared>,
     /// The registry has got its first connection.
     arrived: Notify,
-}
-
-/// Chooses who takes a connection.
-pub(crate) struct Dispatch {
-    here: Rc<Worker>,
-    index: usize,
-    peers: Vec<mpsc::UnboundedSender<Message>>,
-    shared: Arc<Shared>,
-}
-
-/// What one worker has for another.
-enum Message {
-    /// A connection.
-    Arrival(Arrival),
-    /// Connections of its are to make room.
-    Evict(Eviction),
-}
-
-/// A connection on its way to another worker.
-struct Arrival {
-    io: StdTcpStream,
-    peer: SocketAddr,
-    way: Way,
-    place: Place,
 }
 
 /// What all threads see.
@@ -156,17 +131,17 @@ struct Shared {
 }
 
 /// What a thread needs to begin.
-struct Beginning {
+struct WorkerInit {
     index: usize,
-    listeners: Vec<(StdTcpListener, Entrance)>,
-    arrivals: mpsc::UnboundedReceiver<Message>,
+    listeners: Vec<(StdTcpListener, Listener)>,
+    messages: mpsc::UnboundedReceiver<Message>,
     peers: Vec<mpsc::UnboundedSender<Message>>,
     command: watch::Receiver<Command>,
     shared: Arc<Shared>,
     limits: Limits,
     snapshots: Snapshots,
     destinations: Arc<Destinations>,
-    environment: Arc<dyn Fn(Rc<Limits>) -> Rc<Env> + Send + Sync>,
+    http_context: Arc<dyn Fn(Rc<Limits>) -> Rc<HttpContext> + Send + Sync>,
 }
 
 impl Workers {
@@ -175,14 +150,14 @@ impl Workers {
     pub fn start(config: WorkersConfig) -> Result<RunningWorkers, StartError> {
         let count = config.count.max(1);
         let mut addresses = Vec::new();
-        let mut listeners: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
-        for (entrance, index) in config.entrances.into_iter().zip((0..count).cycle()) {
-            let fails = |source| StartError::Listen { address: entrance.address(), source };
-            let listener = listener::bind(entrance.address()).map_err(fails)?;
-            let address = listener.local_addr().map_err(fails)?;
+        let mut sockets: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+        for (listener, index) in config.listeners.into_iter().zip((0..count).cycle()) {
+            let fails = |source| StartError::Listen { address: listener.address(), source };
+            let socket = listener::bind(listener.address()).map_err(fails)?;
+            let address = socket.local_addr().map_err(fails)?;
             addresses.push(address);
-            if let Some(of_worker) = listeners.get_mut(index) {
-                of_worker.push((listener, entrance.at(address)));
+            if let Some(of_worker) = sockets.get_mut(index) {
+                of_worker.push((socket, listener.at(address)));
             }
         }
         let mut limits = config.limits;
@@ -196,22 +171,22 @@ impl Workers {
             cut: AtomicUsize::new(0),
         });
         let (command, commands) = watch::channel(Command::Serve);
-        let (peers, arrivals): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let (peers, messages): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let mut threads = Vec::new();
-        for (index, (listeners, arrivals)) in listeners.into_iter().zip(arrivals).enumerate() {
-            let beginning = Beginning {
+        for (index, (listeners, messages)) in sockets.into_iter().zip(messages).enumerate() {
+            let init = WorkerInit {
                 index,
                 listeners,
-                arrivals,
+                messages,
                 peers: peers.clone(),
                 command: commands.clone(),
                 shared: shared.clone(),
                 limits: limits.clone(),
                 snapshots: config.snapshots.clone(),
                 destinations: config.destinations.clone(),
-                environment: config.environment.clone(),
+                http_context: config.http_context.clone(),
             };
-            threads.push(start_thread(beginning)?);
+            threads.push(start_thread(init)?);
         }
         Ok(RunningWorkers { addresses, command, shared, threads })
     }
@@ -258,46 +233,34 @@ impl Drop for RunningWorkers {
 }
 
 impl Worker {
-    /// The workload's SPIFFE URI, by the policy of this snapshot.
-    pub(crate) fn identity(&self, snapshot: &Snapshot) -> Arc<str> {
-        let mut identity = self.identity.borrow_mut();
-        if identity.0 != snapshot.generation {
-            let uri = snapshot.policy.as_ref().map(|policy| policy.identity.spiffe_uri()).unwrap_or_default();
-            if *identity.1 != *uri {
-                identity.1 = uri.into();
-            }
-            identity.0 = snapshot.generation;
-        }
-        identity.1.clone()
-    }
-
-    fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, way: Way, place: Place) {
+    fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, direction: Direction, place: Place) {
         if self.registry.is_empty() {
             self.arrived.notify_one();
         }
-        let connection = Rc::new(Connection::default());
+        let connection = Rc::new(OpenConnection::default());
         let line = self.registry.add_at(place, connection.clone());
         if let Some(deadline) = self.draining.get() {
             self.let_leave(&line, deadline);
         }
-        let worker = self.clone();
+        let context = self.context.clone();
         tokio::task::spawn_local(async move {
-            let totals = worker.env.telemetry.totals();
-            match way {
-                Way::Inbound(listen) => {
+            let totals = context.http.telemetry.totals();
+            match direction {
+                Direction::Inbound(target) => {
                     totals.opened.add(1);
-                    inbound::serve(&worker, io, inbound::Route { peer, listen }, &connection, &line).await;
+                    inbound::serve(&context, io, inbound::Downstream { peer, target }, &connection, &line)
+                        .await;
                     totals.closed.add(1);
                     if line.phase() == Phase::Closed(Cause::NoRoom) {
                         totals.unfinished.add(1);
-                        if let Some(gate) = connection.gate() {
-                            worker.refusals.no_room_for_record(gate.info());
+                        if let Some(authorizer) = connection.authorizer() {
+                            context.refusals.no_room_for_record(authorizer.info());
                         }
                     }
                 }
-                Way::Outbound(address) => {
+                Direction::Outbound(address) => {
                     totals.outbound_opened.add(1);
-                    outbound::serve(&worker, io, Dialled { peer, address }, &connection, &line).await;
+                    outbound::serve(&context, io, Dialled { peer, address }, &connection, &line).await;
                     totals.outbound_closed.add(1);
                 }
             }
@@ -316,8 +279,8 @@ impl Worker {
             found.select_nth_unstable_by_key(eviction.count, |(precedence, _)| *precedence);
             found.truncate(eviction.count);
         }
-        self.env.telemetry.totals().made_room.add(found.len() as u64);
-        self.refusals.unless_flooded(|| {
+        self.context.http.telemetry.totals().made_room.add(found.len() as u64);
+        self.context.refusals.unless_flooded(|| {
             info!(source = %eviction, connections = found.len(), "the source with the most connections makes room");
         });
         for (_, line) in found {
@@ -327,10 +290,10 @@ impl Worker {
 
     async fn run(
         self: &Rc<Self>,
-        mut arrivals: mpsc::UnboundedReceiver<Message>,
+        mut messages: mpsc::UnboundedReceiver<Message>,
         mut command: watch::Receiver<Command>,
     ) {
-        let mut snapshots = self.snapshots.clone();
+        let mut snapshots = self.context.snapshots.clone();
         let mut reviewer = review::Reviewer::new(snapshots.current());
         let mut next_tick = Instant::now();
         let mut published = true;
@@ -340,7 +303,7 @@ impl Worker {
                     Some(snapshot) => reviewer.review(self, snapshot),
                     None => published = false,
                 },
-                Some(message) = arrivals.recv() => self.receive(message),
+                Some(message) = messages.recv() => self.receive(message),
                 () = tokio::time::sleep_until(next_tick.into()), if !self.registry.is_empty() => {
                     next_tick = Instant::now() + TICK;
                     self.tick();
@@ -354,13 +317,13 @@ impl Worker {
             Command::Drain(deadline) => deadline,
             Command::Serve => Instant::now(),
         };
-        self.drain(deadline, &mut arrivals, &mut reviewer, &mut snapshots).await;
+        self.drain(deadline, &mut messages, &mut reviewer, &mut snapshots).await;
     }
 
     fn receive(self: &Rc<Self>, message: Message) {
         match message {
-            Message::Arrival(Arrival { io, peer, way, place }) => match TcpStream::from_std(io) {
-                Ok(io) => self.serve(io, peer, way, place),
+            Message::Handoff(Handoff { io, peer, direction, place }) => match TcpStream::from_std(io) {
+                Ok(io) => self.serve(io, peer, direction, place),
                 Err(error) => warn!(%error, "cannot take a connection over"),
             },
             Message::Evict(eviction) => self.evict(&eviction),
@@ -370,7 +333,7 @@ impl Worker {
     async fn drain(
         self: &Rc<Self>,
         deadline: Instant,
-        arrivals: &mut mpsc::UnboundedReceiver<Message>,
+        messages: &mut mpsc::UnboundedReceiver<Message>,
         reviewer: &mut review::Reviewer,
         snapshots: &mut Snapshots,
     ) {
@@ -379,7 +342,7 @@ impl Worker {
         loop {
             // Listeners end by the same command, each in a task of its own: what they still take comes in meanwhile.
             tokio::time::sleep(DRAIN_TICK).await;
-            while let Ok(message) = arrivals.try_recv() {
+            while let Ok(message) = messages.try_recv() {
                 self.receive(message);
             }
             reviewer.review(self, snapshots.current());
@@ -394,7 +357,7 @@ impl Worker {
 
     /// Lets a connection end until the drain does. Half of the time is left for what comes in last.
     fn let_leave(&self, line: &Lifeline, deadline: Instant) {
-        let limits = &self.env.limits;
+        let limits = &self.context.http.limits;
         let grace = deadline.saturating_duration_since(Instant::now()).min(limits.drain);
         line.leave(Cause::Draining, limits.drain_idle.min(grace / 2), grace);
     }
@@ -425,142 +388,75 @@ impl Worker {
                 line.leave(Cause::CertificateExpired, left / 2, left);
             }
         });
-        self.certificates.borrow_mut().sweep();
-        self.env.tick();
+        self.context.tick();
     }
 }
 
-impl Dispatch {
-    /// Gives a connection to the least busy worker, or ends it if there is no place for it.
-    pub(crate) fn take(&self, io: TcpStream, peer: SocketAddr, way: Way) {
-        let place = match self.place(peer, way) {
-            Ok(place) => place,
-            Err(full) => {
-                self.shared.shed.fetch_add(1, Ordering::Relaxed);
-                self.here.refusals.full(peer, way, &full);
-                let totals = self.here.env.telemetry.totals();
-                match full {
-                    Full::Clients { .. } => totals.no_place.add(1),
-                    Full::Outbound { .. } => totals.outbound_no_place.add(1),
-                }
-                return listener::reset(io);
-            }
-        };
-        if place.worker() == self.index {
-            return self.here.serve(io, peer, way, place);
-        }
-        let to = place.worker();
-        match io.into_std() {
-            Ok(io) => self.send(to, Message::Arrival(Arrival { io, peer, way, place })),
-            Err(error) => warn!(%error, "cannot hand a connection over"),
-        }
-    }
-
-    fn place(&self, peer: SocketAddr, way: Way) -> Result<Place, Full> {
-        // While draining, other workers may have ended already.
-        let is_draining = self.here.draining.get().is_some();
-        let places = &self.shared.places;
-        if let Way::Outbound(_) = way {
-            return places.outbound(self.index, is_draining);
-        }
-        let (place, eviction) = places.client(peer.ip().to_canonical(), self.index, is_draining)?;
-        match eviction {
-            Some(eviction) if eviction.worker == self.index => self.here.evict(&eviction),
-            Some(eviction) => self.send(eviction.worker, Message::Evict(eviction)),
-            None => {}
-        }
-        Ok(place)
-    }
-
-    /// A worker that has ended takes nothing, and a connection ends with what is dropped here.
-    fn send(&self, worker: usize, message: Message) {
-        if let Some(target) = self.peers.get(worker) {
-            let _ = target.send(message);
-        }
-    }
-
-    /// Ends a connection that belongs nowhere.
-    pub(crate) fn refuse(&self, io: TcpStream, peer: SocketAddr, reason: &Misdirected) {
-        self.here.refusals.misdirected(peer, reason);
-        listener::reset(io);
-    }
-
-    pub(crate) fn count_accept_error(&self) {
-        self.shared.accept_errors.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn start_thread(beginning: Beginning) -> io::Result<JoinHandle<()>> {
+fn start_thread(init: WorkerInit) -> io::Result<JoinHandle<()>> {
     let (report, reported) = std::sync::mpsc::sync_channel(1);
-    let thread =
-        std::thread::Builder::new().name(format!("worker-{}", beginning.index)).spawn(move || {
-            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-            match runtime {
-                Ok(runtime) => {
-                    let _ = report.send(Ok(()));
-                    runtime.block_on(begin(beginning));
-                }
-                Err(error) => drop(report.send(Err(error))),
+    let thread = std::thread::Builder::new().name(format!("worker-{}", init.index)).spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+        match runtime {
+            Ok(runtime) => {
+                let _ = report.send(Ok(()));
+                runtime.block_on(begin(init));
             }
-        })?;
+            Err(error) => drop(report.send(Err(error))),
+        }
+    })?;
     reported.recv().unwrap_or_else(|error| Err(io::Error::other(error)))?;
     Ok(thread)
 }
 
-async fn begin(beginning: Beginning) {
-    let Beginning {
+async fn begin(init: WorkerInit) {
+    let WorkerInit {
         index,
         listeners,
-        arrivals,
+        messages,
         peers,
         command,
         shared,
         limits,
         snapshots,
         destinations,
-        environment,
-    } = beginning;
+        http_context,
+    } = init;
     let worker = Rc::new(Worker {
-        snapshots,
-        destinations,
-        env: environment(Rc::new(limits)),
-        certificates: RefCell::default(),
-        refusals: RefusalLog::default(),
+        context: Rc::new(WorkerContext::new(snapshots, destinations, http_context(Rc::new(limits)))),
         registry: Registry::new(),
-        identity: RefCell::new((0, Arc::default())),
         draining: Cell::new(None),
-        is_way_out: listeners.iter().any(|(_, entrance)| entrance.is_outbound()),
+        is_way_out: listeners.iter().any(|(_, listener)| listener.is_outbound()),
         shared: shared.clone(),
         arrived: Notify::new(),
     });
     let dispatch = Rc::new(Dispatch { here: worker.clone(), index, peers, shared: shared.clone() });
-    for (listener, entrance) in listeners {
-        let address = entrance.address();
-        match TcpListener::from_std(listener) {
-            Ok(listener) => {
-                match &entrance {
-                    Entrance::Fixed(Listen { port, app, .. }) => info!(%address, port, %app, "listening"),
-                    Entrance::Redirected(_) => info!(%address, "listening for what is redirected here"),
-                    Entrance::FixedOutbound(FixedOutbound { destination, .. }) => {
+    for (socket, listener) in listeners {
+        let address = listener.address();
+        match TcpListener::from_std(socket) {
+            Ok(socket) => {
+                match &listener {
+                    Listener::Fixed(InboundTarget { port, app, .. }) => {
+                        info!(%address, port, %app, "listening")
+                    }
+                    Listener::Redirected(_) => info!(%address, "listening for what is redirected here"),
+                    Listener::FixedOutbound(FixedOutbound { destination, .. }) => {
                         info!(%address, %destination, "listening for the app");
                     }
-                    Entrance::RedirectedOutbound(_) => {
+                    Listener::RedirectedOutbound(_) => {
                         info!(%address, "listening for what is redirected here from the app");
                     }
                 }
-                tokio::task::spawn_local(listener::accept(
-                    listener,
-                    entrance,
-                    dispatch.clone(),
-                    command.clone(),
-                ));
+                let (dispatch, mut command) = (dispatch.clone(), command.clone());
+                let stop = async move { drop(command.wait_for(|command| *command != Command::Serve).await) };
+                let hand_on = move |accepted| dispatch.take(accepted);
+                tokio::task::spawn_local(listener::accept(socket, listener, stop, hand_on));
             }
             Err(error) => warn!(%address, %error, "cannot listen"),
         }
     }
-    worker.run(arrivals, command).await;
+    worker.run(messages, command).await;
     shared.cut.fetch_add(worker.cut().await, Ordering::Relaxed);
-    worker.env.tick();
+    worker.context.tick();
 }
 
 /// Files that the process may open.

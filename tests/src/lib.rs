@@ -25,6 +25,7 @@ pub mod kubernetes;
 pub mod load;
 pub mod loopback;
 pub mod mesh;
+pub mod modules;
 pub mod netns;
 pub mod nginx;
 pub mod objects;

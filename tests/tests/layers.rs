@@ -1,11 +1,49 @@
-//! Who may know whom, as cargo sees it.
+//! Who may know whom: crates as cargo sees them, and the modules of each crate as its source says.
 
 // Helpers of tests are tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
-use std::env;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fs};
+
+use tidegate_tests::modules::Modules;
+
+/// The workspace.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// Circles that are left: the crate, their modules, and why. Nothing may be added; what is cured has to go.
+const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
+    (
+        "cert-manager",
+        &["ingress_gateway", "manager"],
+        "the keeper of the gateway's certificate takes its dependencies as the manager defines them",
+    ),
+    (
+        "cli",
+        &["cluster", "commands", "completion", "explain", "install", "policy", "validate"],
+        "commands carry out what their arguments define, and completion asks a cluster by them",
+    ),
+    (
+        "controller",
+        &["index", "source"],
+        "a label and whether a Pod has ended are defined in one and used in both",
+    ),
+    ("controller", &["object", "unreadable"], "an object that cannot be read is named as one that can"),
+    (
+        "injector",
+        &["containers", "hooks", "pod", "probes", "settings"],
+        "settings hold what is read of the Pod that they change",
+    ),
+    ("runtime", &["grpc", "identity"], "a certificate is asked for by gRPC, whose clients show it"),
+    (
+        "tests",
+        &["attacks", "control_plane", "discovery", "healthy", "http1", "http2", "site", "victim", "webhooks"],
+        "the list of attacks and what carries them out are used by each other, and so are a site and its clients",
+    ),
+    ("tests", &["loads", "site"], "a site is what loads run against, and starts them"),
+];
 
 /// Every crate that a package is built from.
 fn tree(package: &str) -> BTreeSet<String> {
@@ -24,7 +62,7 @@ fn tree(package: &str) -> BTreeSet<String> {
             "-f",
             "{p}",
         ])
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .current_dir(ROOT)
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -67,4 +105,43 @@ fn the_ground_floor_is_pure_and_one_crypto_library_serves_all() {
     for name in ["ring", "openssl", "native-tls", "serde_yaml"] {
         assert!(!all.contains(name), "{name}");
     }
+}
+
+/// The root file of each program and library of the workspace, with its crate's folder.
+fn roots() -> Vec<(String, PathBuf)> {
+    let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
+    let (_, members) = manifest.split_once("members = [").unwrap();
+    let members: Vec<_> = members.split(']').next().unwrap().split('"').skip(1).step_by(2).collect();
+    assert!(members.contains(&"core") && members.contains(&"injector"), "{members:?}");
+    let mut roots = Vec::new();
+    for member in members {
+        let source = Path::new(ROOT).join(member).join("src");
+        let programs =
+            fs::read_dir(source.join("bin")).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let files = [source.join("lib.rs"), source.join("main.rs")].into_iter();
+        let files = files.chain(programs.map(|program| program.join("main.rs")));
+        roots.extend(files.filter(|file| file.exists()).map(|file| (member.to_owned(), file)));
+    }
+    roots
+}
+
+#[test]
+fn the_modules_of_a_crate_form_no_circles() {
+    let (mut unknown, mut seen) = (Vec::new(), Vec::new());
+    for (member, root) in roots() {
+        let modules = Modules::of(&root);
+        for circle in modules.circles() {
+            let known =
+                KNOWN_CIRCLES.iter().position(|(of, names, _)| *of == member && *names == circle.modules);
+            match known {
+                Some(index) => seen.push(index),
+                None => unknown.push(format!("{member}: {circle}")),
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "modules that need each other:\n{}", unknown.join("\n"));
+    let cured = KNOWN_CIRCLES.iter().enumerate().filter(|(index, _)| !seen.contains(index));
+    let cured: Vec<_> =
+        cured.map(|(_, (member, names, _))| format!("{member}: {}", names.join(", "))).collect();
+    assert!(cured.is_empty(), "no circle any more, to be taken off the list: {cured:?}");
 }

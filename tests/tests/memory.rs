@@ -35,6 +35,13 @@ struct Site {
     _apps: Vec<App>,
 }
 
+/// What one source does over and over.
+struct Attack {
+    name: &'static str,
+    /// Makes one connection.
+    open: fn(&Site) -> io::Result<TcpStream>,
+}
+
 impl Site {
     fn start() -> Self {
         let outside = App::tcp_echo("127.0.0.1:0".parse().unwrap());
@@ -81,7 +88,17 @@ impl Site {
         Ok(stream)
     }
 
-    /// The same with a handshake, after which most of a record was sent.
+    fn half_head(&self) -> io::Result<TcpStream> {
+        self.sent(OPEN, &[&b"GET / HTTP/1.1\r\nhost: a\r\nx: "[..], &[b'x'; 60_000]].concat())
+    }
+
+    /// A ClientHello of 16 KiB but for its end.
+    fn half_handshake(&self) -> io::Result<TcpStream> {
+        let head = [0x16, 3, 1, 0x3f, 0xf0, 1, 0, 0x3f, 0xf0];
+        self.sent(TLS, &[&head[..], &[0; 0x3fe0]].concat())
+    }
+
+    /// A connection after its handshake, of which most of a record was sent.
     fn half_record(&self) -> io::Result<TcpStream> {
         let mut stream = self.sent(TLS, b"")?;
         stream.set_read_timeout(Some(SOON))?;
@@ -114,28 +131,26 @@ impl Site {
     }
 }
 
-/// Opens one connection and sends what makes it costly.
-type Attack<'a> = dyn Fn(&Site) -> io::Result<TcpStream> + 'a;
-
 #[test]
 fn within_the_limit_of_the_docs_a_sidecar_lives_and_serves_others_whatever_one_source_takes() {
     let mut site = Site::start();
     site.mesh.sidecar.limit_memory(MEMORY);
-    let half_head = [&b"GET / HTTP/1.1\r\nhost: a\r\nx: "[..], &[b'x'; 60_000]].concat();
-    // A ClientHello of 16 KiB but for its end.
-    let half_hello = [&[0x16, 3, 1, 0x3f, 0xf0, 1, 0, 0x3f, 0xf0][..], &[0; 0x3fe0]].concat();
-    let attacks: [(&str, &Attack<'_>); 6] = [
-        ("silent connections", &|site| site.sent(OPEN, b"")),
-        ("half heads", &|site| site.sent(OPEN, &half_head)),
-        ("half handshakes", &|site| site.sent(TLS, &half_hello)),
-        ("half TLS records", &Site::half_record),
-        ("slow readers", &|site| site.sent(OPEN, b"GET /bytes/10000000 HTTP/1.1\r\nhost: a\r\n\r\n")),
-        ("bodies that do not come", &|site| {
-            site.sent(OPEN, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nx")
-        }),
+    let attacks = [
+        Attack { name: "silent connections", open: |site| site.sent(OPEN, b"") },
+        Attack { name: "half heads", open: Site::half_head },
+        Attack { name: "half handshakes", open: Site::half_handshake },
+        Attack { name: "half TLS records", open: Site::half_record },
+        Attack {
+            name: "slow readers",
+            open: |site| site.sent(OPEN, b"GET /bytes/10000000 HTTP/1.1\r\nhost: a\r\n\r\n"),
+        },
+        Attack {
+            name: "bodies that do not come",
+            open: |site| site.sent(OPEN, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nx"),
+        },
     ];
-    for (name, attack) in attacks {
-        let crowd: Vec<_> = (0..CONNECTIONS + 100).filter_map(|_| attack(&site).ok()).collect();
+    for Attack { name, open } in attacks {
+        let crowd: Vec<_> = (0..CONNECTIONS + 100).filter_map(|_| open(&site).ok()).collect();
         site.others_are_served(name);
         assert_eq!(site.mesh.sidecar.exited(), None, "{name}");
         eprintln!("{name}: {} connections, {} MB", crowd.len(), site.mesh.sidecar.resident_bytes() >> 20);

@@ -8,16 +8,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::held::{Held, affordable};
+use crate::held::{HeldBytes, affordable};
 
-/// Room for the head of a short request.
-pub(crate) const TINY: usize = 1024;
-/// Room for the head of nearly every request.
-pub(crate) const SMALL: usize = 4 * 1024;
-/// Room for one read of a short message; as much as a TLS record holds.
-pub(crate) const MEDIUM: usize = 16 * 1024;
-/// Room for one read of a long body, and the most that is held of it in one direction.
-pub(crate) const LARGE: usize = 64 * 1024;
+pub(crate) use crate::held::{LARGE, MEDIUM, SMALL, TINY};
 
 const SIZES: [usize; 4] = [TINY, SMALL, MEDIUM, LARGE];
 
@@ -38,7 +31,7 @@ pub(crate) struct Buffer {
     /// Initialised memory, all of it; what is in use is `start..end`.
     memory: Box<[u8]>,
     /// What of it counts among what is held for peers: memory of more than [`SMALL`].
-    held: Held,
+    held: HeldBytes,
     start: usize,
     end: usize,
 }
@@ -50,7 +43,7 @@ impl Buffers {
             Some((at, size)) => self.spare[at].borrow_mut().pop().unwrap_or_else(|| zeroed(size)),
             None => zeroed(size),
         };
-        let held = Held::new(counted(&memory));
+        let held = HeldBytes::new(counted(&memory));
         Buffer { memory, held, start: 0, end: 0 }
     }
 

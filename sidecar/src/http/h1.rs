@@ -17,7 +17,6 @@ use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
-use tidegate_core::policy::{AppProtocol, Decision};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -27,14 +26,15 @@ use self::forward::{Persistence, Span};
 use self::glimpse::Glimpse;
 use self::head::{Framing, Storage, has_bare_line_feed};
 use self::websocket::Followed;
-use super::Env;
+use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
+use super::h2::UpstreamError;
+use super::handler::{Action, Forward, Handled, Handler, UpstreamProtocol};
 use super::local_reply::{self, LocalReply};
-use super::request::Version;
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
-use crate::session::Gate;
 use crate::stream::Abort;
 use crate::telemetry::{Record, ResponseFlag};
+use crate::upstream::{self, ConnectError, Deadline};
 
 pub mod body;
 mod bridge;
@@ -58,9 +58,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub fn serve<'a, S>(
     stream: S,
     first: BytesMut,
-    gate: &'a Gate,
+    handler: &'a Handler,
     line: &'a Lifeline,
-    env: &'a Rc<Env>,
+    env: &'a Rc<HttpContext>,
 ) -> impl Future<Output = ()> + use<'a, S>
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
@@ -71,7 +71,7 @@ where
         inbound.push(&first);
     }
     let mut connection =
-        Connection { client: stream, inbound, examined: 0, exchange: Exchange::new(), gate, line, env };
+        Connection { client: stream, inbound, examined: 0, exchange: Exchange::new(), handler, line, env };
     async move { connection.run().await }
 }
 
@@ -82,9 +82,9 @@ struct Connection<'a, S> {
     /// How much of `inbound` was looked at for a head in vain.
     examined: usize,
     exchange: Exchange,
-    gate: &'a Gate,
+    handler: &'a Handler,
     line: &'a Lifeline,
-    env: &'a Rc<Env>,
+    env: &'a Rc<HttpContext>,
 }
 
 /// What to do about the next request.
@@ -94,17 +94,7 @@ enum Next {
     /// Answer it ourselves.
     Reply(LocalReply),
     /// Pass it on.
-    Forward,
-    /// Pass it on to an app that speaks HTTP/2.
-    Bridge,
-}
-
-/// Why there is no connection to the app.
-enum Unreached {
-    /// What the client is to be told.
-    Reply(LocalReply),
-    /// The client's connection was ended meanwhile.
-    Ended(Cause),
+    Forward(Forward),
 }
 
 /// What to do with the client's connection after an answer.
@@ -126,8 +116,12 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
             let after = match self.next().await {
                 Next::End => After::Close,
                 Next::Reply(reply) => self.reply(reply).await,
-                Next::Forward => self.forward().await,
-                Next::Bridge => Box::pin(bridge::forward(self)).await,
+                Next::Forward(Forward { upstream, protocol: UpstreamProtocol::Http1 }) => {
+                    self.forward(upstream).await
+                }
+                Next::Forward(Forward { upstream, protocol: UpstreamProtocol::Http2 }) => {
+                    Box::pin(bridge::forward(self, upstream)).await
+                }
             };
             self.release();
             match after {
@@ -139,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         }
     }
 
-    /// Waits for a request and decides about it.
+    /// Waits for a request, and has it decided about.
     async fn next(&mut self) -> Next {
         let limits = &self.env.limits;
         self.line.within(limits.idle, Wait::Idle);
@@ -203,7 +197,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         matches!(read.await, Poll::Ready(Ok(1..)))
     }
 
-    /// Looks for a head in what the client has sent, and decides about the request; `None` if the head is not
+    /// Looks for a head in what the client has sent, and has the request decided about; `None` if the head is not
     /// complete.
     fn begin(&mut self) -> Option<Next> {
         let bytes = self.inbound.bytes();
@@ -234,53 +228,29 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         };
         exchange.up.decoder = Decoder::new(head.framing);
         exchange.up.chunked = head.framing == Framing::Chunked;
-        let info = self.gate.info();
-        let decision = self.gate.decide_on(std::str::from_utf8(head.request.authority).unwrap_or_default());
-        let length = head.length;
-        let next = match &*decision {
-            Decision::Deny(denial) => {
-                let reply = local_reply::denied(&denial.reason);
-                self.env.telemetry.record(&Record {
-                    connection: Some(info),
-                    decision: Some(&decision),
-                    start: Some(SystemTime::now()),
-                    duration: exchange.start.elapsed(),
-                    method: head.request.method,
-                    path: head.request.path,
-                    protocol: head.request.version.as_str(),
-                    status: reply.status,
-                    flag: reply.flag,
-                    details: reply.details,
-                    sent: if exchange.asked.is_head { 0 } else { reply.body.len() as u64 },
-                    authority: head.request.authority,
-                    user_agent: head.request.field("user-agent").unwrap_or_default(),
-                    forwarded_for: head.request.field("x-forwarded-for").unwrap_or_default(),
-                    request_id: head.request.field("x-request-id").unwrap_or_default(),
-                    ..Record::default()
-                });
-                Next::Reply(reply)
-            }
-            Decision::Allow(_) => {
-                exchange.up.out = self.env.buffers.take(length + forward::added(info));
-                exchange.notes = forward::write_request(&head, info, &mut exchange.up.out);
-                Next::Forward
-            }
-        };
+        let Handled { decision, action } = self.handler.handle(&head.request);
         exchange.decision = Some(decision);
+        let length = head.length;
+        let forward = match action {
+            Action::Reply(reply) => {
+                self.tell_unsent(&reply, head.request.record());
+                self.inbound.consume(length);
+                return Some(Next::Reply(reply));
+            }
+            Action::Forward(forward) => forward,
+        };
+        let info = self.handler.info();
+        exchange.up.out = self.env.buffers.take(length + forward::added(info));
+        exchange.notes = forward::write_request(&head, info, &mut exchange.up.out);
         self.inbound.consume(length);
-        if let Next::Forward = next
-            && self.gate.app_protocol() == AppProtocol::H2c
-        {
-            return Some(Next::Bridge);
-        }
-        if let Next::Forward = next
+        if forward.protocol == UpstreamProtocol::Http1
             && let Err(error) = self.begin_upload()
         {
             let reply = local_reply::bad_request(error.details());
             self.tell(&reply);
             return Some(Next::Reply(reply));
         }
-        Some(next)
+        Some(Next::Forward(forward))
     }
 
     /// Puts what is there of the body behind the head, so that both go out in one write.
@@ -292,13 +262,13 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
     }
 
     /// Passes the request on, and the answer back.
-    async fn forward(&mut self) -> After {
-        let app = self.gate.info().app;
+    async fn forward(&mut self, app: SocketAddr) -> After {
         loop {
             let (mut upstream, is_reused) = match self.connect(app).await {
                 Ok(connected) => connected,
-                Err(Unreached::Ended(cause)) => return self.cut_off(cause).await,
-                Err(Unreached::Reply(reply)) => {
+                Err(ConnectError::Ended(cause)) => return self.cut_off(cause).await,
+                Err(error) => {
+                    let reply = UpstreamError::from(error).reply();
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
@@ -335,29 +305,13 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
     }
 
     /// A connection to the app, and whether it was used before.
-    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), Unreached> {
+    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), ConnectError> {
         if let Some(stream) = self.env.h1.checkout(app) {
             return Ok((stream, true));
         }
-        self.line.within(self.env.limits.connect, Wait::Connect);
         // New connections are rare, and their futures large.
-        let connected = self.line.guard(Box::pin(TcpStream::connect(app))).await;
-        self.line.at_ease();
-        match connected {
-            Ok(Ok(stream)) => {
-                // A socket that refuses it still works.
-                let _ = stream.set_nodelay(true);
-                Ok((stream, false))
-            }
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
-                Err(Unreached::Reply(local_reply::connect_timeout()))
-            }
-            Ok(Err(_)) => Err(Unreached::Reply(local_reply::connection_refused())),
-            Err(Ended(Cause::Deadline(Wait::Connect))) => {
-                Err(Unreached::Reply(local_reply::connect_timeout()))
-            }
-            Err(Ended(cause)) => Err(Unreached::Ended(cause)),
-        }
+        let dialling = Box::pin(upstream::dial(app, &self.env.limits, Deadline::Lifeline(self.line)));
+        Ok((dialling.await?, false))
     }
 
     /// The client has got the whole answer.
@@ -522,22 +476,22 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
     /// A request whose head cannot be read, or did not come.
     fn refuse_unread(&mut self, reply: &LocalReply) {
         self.exchange.asked = Asked::NOTHING;
-        let seen = Glimpse::of(self.inbound.bytes());
+        self.tell_unsent(reply, Glimpse::of(self.inbound.bytes()).record());
+    }
+
+    /// A request of which the app gets nothing; `request` is what its head says.
+    fn tell_unsent(&self, reply: &LocalReply, request: Record<'_>) {
+        let exchange = &self.exchange;
         self.env.telemetry.record(&Record {
-            outbound: None,
-            connection: Some(self.gate.info()),
+            connection: Some(self.handler.info()),
+            decision: exchange.decision.as_deref(),
             start: Some(SystemTime::now()),
-            duration: self.exchange.start.elapsed(),
-            method: seen.method,
-            path: seen.path,
-            authority: seen.authority,
-            user_agent: seen.user_agent,
-            protocol: Version::Http11.as_str(),
+            duration: exchange.start.elapsed(),
             status: reply.status,
             flag: reply.flag,
             details: reply.details,
-            sent: reply.body.len() as u64,
-            ..Record::default()
+            sent: if exchange.asked.is_head { 0 } else { reply.body.len() as u64 },
+            ..request
         });
     }
 
@@ -555,7 +509,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         let duration = exchange.start.elapsed();
         self.env.telemetry.record(&Record {
             outbound: None,
-            connection: Some(self.gate.info()),
+            connection: Some(self.handler.info()),
             decision: exchange.decision.as_deref(),
             start: SystemTime::now().checked_sub(duration),
             duration,

@@ -1,23 +1,23 @@
-//! HTTP/2 from clients, on h2: every stream is one request that passes the gate by itself.
+//! HTTP/2 from clients, on h2: every stream is one request that is decided about by itself.
 //!
 //! Start at [`serve`], a connection's life. `stream` is a stream's life, `exchange` the story of its request, `send` how
 //! bodies go into streams, `outbox` how much of them waits in a connection,
-//! [`Upstreams`] the connections to the app; `pulse` is what the connection as a whole waits for, `progress` what one
-//! stream waits for, `windows` how much a client may send, `meter` what ends a flood, `malformed` what becomes of
+//! [`Upstreams`] the connections to the app; `deadlines` is what the connection as a whole waits for, `progress` what one
+//! stream waits for, `windows` how much a client may send, `flood_guard` what ends a flood, `malformed` what becomes of
 //! requests that are none.
 
-mod account;
 mod answer;
+mod deadlines;
 mod exchange;
+mod flood_guard;
 mod headers;
 mod keepalive;
 mod malformed;
-mod meter;
 mod outbox;
 mod progress;
-mod pulse;
 mod repetition;
 mod request;
+mod request_log;
 mod send;
 mod stream;
 mod streams;
@@ -42,19 +42,19 @@ use h2::malformed::Observer;
 use h2::server::{Builder, Connection};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use self::deadlines::Deadlines;
 use self::exchange::Exchanges;
 pub(super) use self::headers::http2_target;
 use self::keepalive::KeepAlive;
 use self::outbox::Piece;
-use self::pulse::Pulse;
 pub use self::streams::Streams;
 use self::transport::Transport;
 pub use self::upstream::{Sending, UpstreamBody, UpstreamError, Upstreams};
 use self::windows::Windows;
-use super::Env;
+use super::HttpContext;
+use super::handler::Handler;
 use crate::lifeline::{Cause, Lifeline, Phase, Wait};
 use crate::limits::Limits;
-use crate::session::Gate;
 
 /// What frames of less than 256 bytes that wait to be taken may cost; h2 ends the connection then. So much is room for
 /// 40 streams of a client that fills windows of 32 KiB with 20 bytes a frame, and for more such windows of the largest
@@ -73,26 +73,26 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Serves one connection until it ends, and closes it. `first` are bytes that were already read from the stream.
 ///
 /// To be called on a local runtime, as a worker has ([`tokio::runtime::LocalRuntime`]): each stream is a task of its own.
-pub async fn serve<S>(stream: S, first: BytesMut, gate: Rc<Gate>, line: Lifeline, env: Rc<Env>)
+pub async fn serve<S>(stream: S, first: BytesMut, handler: Handler, line: Lifeline, env: Rc<HttpContext>)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let windows = Rc::new(Windows::new(&env.limits, env.streams.held().clone()));
-    let pulse = Rc::new(Pulse::new(line.clone(), &env.limits, windows));
-    let transport = Transport::new(stream, first, pulse.clone());
-    let builder = builder(&env.limits, pulse.windows().of_connection());
+    let deadlines = Rc::new(Deadlines::new(line.clone(), &env.limits, windows));
+    let transport = Transport::new(stream, first, deadlines.clone());
+    let builder = builder(&env.limits, deadlines.windows().of_connection());
     let telemetry = env.telemetry.clone();
-    let exchanges = Rc::new(Exchanges::new(gate, env, pulse.clone()));
+    let exchanges = Rc::new(Exchanges::new(handler, env, deadlines.clone()));
 
     let mut connection = match line.guard(builder.handshake::<_, Piece>(transport)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return log_end(Err(error)),
         Err(ended) => return tracing::debug!(cause = ?ended.0, "HTTP/2 connection ended before it began"),
     };
-    let mut driver = Driver { alive: KeepAlive::new(connection.ping_pong()), pulse, exchanges };
+    let mut driver = Driver { alive: KeepAlive::new(connection.ping_pong()), deadlines, exchanges };
     match line.guard_open(driver.drive(&mut connection)).await {
         Ok(outcome) => {
-            if driver.pulse.is_flooded() {
+            if driver.deadlines.is_flooded() {
                 telemetry.limited("http2_flood");
             }
             return log_end(outcome);
@@ -123,7 +123,7 @@ where
 /// What goes on while a connection is open.
 struct Driver {
     alive: KeepAlive,
-    pulse: Rc<Pulse>,
+    deadlines: Rc<Deadlines>,
     exchanges: Rc<Exchanges>,
 }
 
@@ -135,8 +135,8 @@ impl Driver {
     {
         poll_fn(|context| {
             loop {
-                self.pulse.windows().adjust(connection);
-                if self.alive.poll(self.pulse.read(), context).is_ready() {
+                self.deadlines.windows().adjust(connection);
+                if self.alive.poll(self.deadlines.read(), context).is_ready() {
                     tracing::debug!("HTTP/2 client does not answer");
                     connection.abrupt_shutdown(Reason::NO_ERROR);
                 }

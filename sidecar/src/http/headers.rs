@@ -5,7 +5,7 @@
 //!    `x-forwarded-*`: a name with any other character that is no letter or digit in the place of `-`. App servers and
 //!    CGI (RFC 3875 §4.1.18) read all of them as the same header.
 //! 2. `x-forwarded-client-cert` is set if and only if the connection has a verified client certificate:
-//!    `By=<our identity>;` and the certificate's own part ([`crate::session::VerifiedCertificate::forwarded`]).
+//!    `By=<our identity>;` and the certificate's own part ([`crate::connection_info::VerifiedCertificate::forwarded`]).
 //! 3. `x-forwarded-for`: the peer's address is appended to what the client sent, in one line.
 //! 4. `x-forwarded-proto` says what the first client spoke, which an ingress controller knows better than we: `http`,
 //!    `https`, `ws` or `wss`, in any case and then in lower case. Of a list, in one line or in several, the first item
@@ -24,7 +24,7 @@ use std::net::IpAddr;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::session::ConnectionInfo;
+use crate::connection_info::ConnectionInfo;
 
 /// The header with the client's certificate.
 pub const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
@@ -137,6 +137,12 @@ pub fn is_stream(content_type: &[u8]) -> bool {
     let starts_with =
         |prefix: &[u8]| essence.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
     essence.eq_ignore_ascii_case(b"text/event-stream") || starts_with(b"application/grpc")
+}
+
+/// Whether a body of this `content-type` is gRPC's, which needs HTTP/2 all the way; gRPC-Web does not.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    let rest = content_type.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// Whether a comma-separated list holds this token, in any case.

@@ -26,25 +26,21 @@ pub struct LocalReply {
 
 /// The policy refuses the request, for this reason. The connection stays open.
 pub fn denied(reason: &Reason) -> LocalReply {
+    let flag = ResponseFlag::of_refusal(reason);
     match reason {
         Reason::Misdirected => LocalReply {
             close: false,
-            flag: ResponseFlag::Refused,
+            flag,
             ..client_error(421, "Misdirected Request", "misdirected_request")
         },
-        Reason::NoPolicy | Reason::NoSuchPort => LocalReply { flag: ResponseFlag::NoRoute, ..forbidden() },
-        _ => forbidden(),
-    }
-}
-
-fn forbidden() -> LocalReply {
-    LocalReply {
-        status: 403,
-        reason: "Forbidden",
-        body: "RBAC: access denied",
-        close: false,
-        flag: ResponseFlag::Refused,
-        details: "rbac_access_denied_matched_policy[none]",
+        _ => LocalReply {
+            status: 403,
+            reason: "Forbidden",
+            body: "RBAC: access denied",
+            close: false,
+            flag,
+            details: "rbac_access_denied_matched_policy[none]",
+        },
     }
 }
 

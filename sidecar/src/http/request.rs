@@ -8,6 +8,9 @@
 
 use ::http::HeaderMap;
 
+use super::headers::{FORWARDED_FOR, REQUEST_ID};
+use crate::telemetry::Record;
+
 /// A version of HTTP that is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
@@ -51,18 +54,14 @@ impl<'a> Request<'a> {
         Self { method, authority, path, version, fields: Fields::Lines(lines) }
     }
 
-    /// The view of an HTTP/2 request.
-    pub fn from_http<B>(request: &'a ::http::Request<B>) -> Self {
-        let uri = request.uri();
-        let host = || request.headers().get(::http::header::HOST).map(::http::HeaderValue::as_bytes);
-        let authority = uri.authority().map(|authority| authority.as_str().as_bytes()).or_else(host);
-        Self {
-            method: request.method().as_str().as_bytes(),
-            authority: authority.unwrap_or_default(),
-            path: uri.path_and_query().map_or(b"", |path| path.as_str().as_bytes()),
-            version: Version::Http2,
-            fields: Fields::Map(request.headers()),
-        }
+    /// The view of an HTTP/2 head.
+    pub(crate) fn from_map(
+        method: &'a [u8],
+        authority: &'a [u8],
+        path: &'a [u8],
+        fields: &'a HeaderMap,
+    ) -> Self {
+        Self { method, authority, path, version: Version::Http2, fields: Fields::Map(fields) }
     }
 
     /// The first value of this field, if there is one. `name` is in lower case.
@@ -72,6 +71,20 @@ impl<'a> Request<'a> {
                 lines.iter().find(|line| line.name.eq_ignore_ascii_case(name)).map(|line| line.value)
             }
             Fields::Map(map) => map.get(name).map(::http::HeaderValue::as_bytes),
+        }
+    }
+
+    /// What the access log says of it.
+    pub(super) fn record(&self) -> Record<'a> {
+        Record {
+            method: self.method,
+            path: self.path,
+            protocol: self.version.as_str(),
+            authority: self.authority,
+            user_agent: self.field("user-agent").unwrap_or_default(),
+            forwarded_for: self.field(FORWARDED_FOR).unwrap_or_default(),
+            request_id: self.field(REQUEST_ID).unwrap_or_default(),
+            ..Record::default()
         }
     }
 
@@ -108,9 +121,9 @@ mod tests {
             httparse::Header { name: "User-Agent", value: b"curl" },
         ];
         let h1 = Request::from_lines(b"GET", b"a.example", b"/x?y", Version::Http11, &lines);
-        let http =
-            ::http::Request::get("http://a.example/x?y").header("user-agent", "curl").body(()).unwrap();
-        let h2 = Request::from_http(&http);
+        let fields =
+            HeaderMap::from_iter([(::http::header::USER_AGENT, ::http::HeaderValue::from_static("curl"))]);
+        let h2 = Request::from_map(b"GET", b"a.example", b"/x?y", &fields);
         assert_eq!((h1.method, h1.authority, h1.path), (h2.method, h2.authority, h2.path));
         assert_eq!(h1.field("user-agent"), h2.field("user-agent"));
         let mut count = 0;

@@ -1,33 +1,33 @@
 //! Bytes that are passed on unseen, both ways.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
 
-use crate::http::Env;
-use crate::lifeline::{Lifeline, Wait};
+use crate::authorizer::Authorizer;
+use crate::http::HttpContext;
+use crate::lifeline::Lifeline;
 use crate::pump::{Patience, Pump};
-use crate::session::Gate;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
+use crate::upstream::{self, ConnectError, Deadline};
 
 /// Connects a client that was let in to the app, and carries their bytes until both are done. An end that is not an
 /// orderly one is told to the other side by RST.
 pub(super) async fn serve(
     client: MaybeTls,
     received: BytesMut,
-    gate: &Rc<Gate>,
+    authorizer: &Rc<Authorizer>,
     line: &Lifeline,
-    env: &Rc<Env>,
+    env: &Rc<HttpContext>,
 ) {
-    let info = gate.info();
+    let info = authorizer.info();
     let record = |pump: Option<&Pump<MaybeTls, TcpStream>>, flag, details| {
         env.telemetry.record(&Record {
             connection: Some(info),
-            decision: Some(&gate.decide()),
+            decision: Some(&authorizer.decide()),
             start: Some(info.accepted),
             duration: SystemTime::now().duration_since(info.accepted).unwrap_or_default(),
             flag,
@@ -37,14 +37,18 @@ pub(super) async fn serve(
             ..Record::default()
         });
     };
-    let app = match connect(info.app, line, env).await {
+    // Large, and done with before the bytes.
+    let app = match Box::pin(upstream::dial(info.app, &env.limits, Deadline::Lifeline(line))).await {
         Ok(app) => app,
-        Err(details) => {
-            record(None, ResponseFlag::UpstreamConnectionFailure, details);
+        Err(error) => {
+            let flag = match error {
+                ConnectError::Ended(_) => ResponseFlag::None,
+                _ => ResponseFlag::UpstreamConnectionFailure,
+            };
+            record(None, flag, error.details());
             return client.abort();
         }
     };
-    line.at_ease();
     let mut pump = Pump::new(client, app, &received);
     drop(received);
     let patience = Patience { stalled: env.limits.body, idle: None };
@@ -58,17 +62,5 @@ pub(super) async fn serve(
             record(Some(&pump), ResponseFlag::None, ended.0.details());
             pump.reset();
         }
-    }
-}
-
-async fn connect(app: SocketAddr, line: &Lifeline, env: &Env) -> Result<TcpStream, &'static str> {
-    line.within(env.limits.connect, Wait::Connect);
-    match line.guard(TcpStream::connect(app)).await {
-        Ok(Ok(io)) => {
-            let _ = io.set_nodelay(true);
-            Ok(io)
-        }
-        Ok(Err(_)) => Err("upstream_connection_refused"),
-        Err(_) => Err("upstream_connection_timeout"),
     }
 }

@@ -1,27 +1,20 @@
-//! Connections that are not let in: what their clients see, and what is told about them.
+//! Connections that are not let in: what their clients see, and what is logged about them.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use rustls::Error as TlsError;
 use tidegate_core::certificate::CertificateError;
 use tidegate_core::policy::{Decision, Denial, Reason, Terms};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tracing::info;
 
-use super::Story;
+use super::InboundConnection;
+use crate::connection_info::ConnectionInfo;
 use crate::detect::{ClientHello, Malformed};
 use crate::http::clock::Clock;
 use crate::lifeline::{Lifeline, Wait};
-use crate::listener::Way;
-use crate::places::Full;
-use crate::redirected::Misdirected;
-use crate::session::ConnectionInfo;
+use crate::refusal_log::RefusalLine;
 use crate::telemetry::{Record, ResponseFlag};
 use crate::tls::stream::HandshakeFailure;
 use crate::tls::{Presented, take_refused};
@@ -47,40 +40,6 @@ pub(super) enum Refusal {
     Certificate(Presented),
     /// The handshake came to nothing for another reason.
     Handshake(HandshakeFailure),
-}
-
-/// Tells of refusals, but not more of each source than a log can bear.
-#[derive(Default)]
-pub(crate) struct RefusalLog {
-    sources: RefCell<HashMap<IpAddr, Allowance>>,
-    /// Of sources beyond [`MOST_SOURCES`], together.
-    others: Allowance,
-    /// Of what the sidecar does itself.
-    own: Allowance,
-}
-
-/// The lines that may be written about one source.
-struct Allowance {
-    /// Lines that may still be written in this moment.
-    tokens: Cell<u32>,
-    refilled: Cell<Instant>,
-    suppressed: Cell<u64>,
-}
-
-/// Lines in a burst, and how long it takes to earn another.
-const BURST: u32 = 100;
-const LINE_EVERY: Duration = Duration::from_millis(100);
-
-/// Sources that have an allowance of their own.
-const MOST_SOURCES: usize = 32;
-
-/// What one line says.
-struct Line<'a> {
-    peer: SocketAddr,
-    port: u16,
-    server_name: Option<&'a str>,
-    certificate: Option<&'a str>,
-    reason: &'a dyn fmt::Display,
 }
 
 /// Answers TLS at a port that speaks plaintext HTTP.
@@ -134,7 +93,7 @@ impl Refusal {
 
     fn flag(&self) -> ResponseFlag {
         match self {
-            Self::Denied(denial) => flag(denial),
+            Self::Denied(denial) => ResponseFlag::of_refusal(&denial.reason),
             Self::Handshake(HandshakeFailure::NoRoom) => ResponseFlag::Overload,
             Self::Malformed(_) | Self::OldVersion(_) | Self::Handshake(_) => {
                 ResponseFlag::DownstreamProtocolError
@@ -158,173 +117,65 @@ impl Refusal {
     }
 }
 
-impl RefusalLog {
+impl InboundConnection<'_> {
     /// A connection was refused of which little is known.
-    pub(super) fn refused(&self, story: &Story<'_>, hello: Option<&ClientHello>, refusal: &Refusal) {
-        let listen = story.route.listen;
+    pub(super) fn refused(&self, hello: Option<&ClientHello>, refusal: &Refusal) {
+        let target = self.downstream.target;
         let server_name = hello.and_then(|hello| hello.server_name.as_ref()).map(|name| name.as_str());
         let certificate = match refusal {
             Refusal::Certificate(presented) => Some(presented.names.as_str()),
             _ => None,
         };
-        self.write(&Line {
-            peer: story.route.peer,
-            port: listen.port,
+        self.context.refusals.write(&RefusalLine {
+            peer: self.downstream.peer,
+            port: target.port,
             server_name,
             certificate,
             reason: refusal,
         });
         let info = ConnectionInfo {
-            peer: story.route.peer,
-            local: listen.address,
-            port: listen.port,
-            app: listen.app,
+            peer: self.downstream.peer,
+            local: target.address,
+            port: target.port,
+            app: target.app,
             terms: Terms::Opaque,
             tls: false,
             server_name: server_name.map(Into::into),
             client: None,
             identity: Default::default(),
-            accepted: story.accepted,
+            accepted: self.accepted,
         };
         let decision = match refusal {
             Refusal::Denied(denial) => Some(Decision::Deny(denial.clone())),
             _ => None,
         };
-        self.record(story, &info, decision.as_ref(), refusal.flag(), refusal.details());
-    }
-
-    /// A connection was refused that nobody redirected here, or that was redirected wrongly.
-    pub(crate) fn misdirected(&self, peer: SocketAddr, misdirected: &Misdirected) {
-        let port = misdirected.dialled().map_or(0, |dialled| dialled.port());
-        self.write(&Line { peer, port, server_name: None, certificate: None, reason: misdirected });
-    }
-
-    /// A connection was refused for which there was no place.
-    pub(crate) fn full(&self, peer: SocketAddr, way: Way, full: &Full) {
-        let port = match way {
-            Way::Inbound(listen) => listen.port,
-            Way::Outbound(dialled) => dialled.port(),
-        };
-        self.write(&Line { peer, port, server_name: None, certificate: None, reason: full });
-    }
-
-    /// A connection has ended because there was no room for the rest of a TLS record.
-    pub(crate) fn no_room_for_record(&self, info: &ConnectionInfo) {
-        let reason = &"there is no room for the rest of its TLS record: too much is unfinished";
-        self.write(&Line::of(info, reason));
-    }
-
-    /// Says something else that could become too much, such as that an endpoint cannot be reached.
-    pub(crate) fn unless_flooded(&self, say: impl FnOnce()) {
-        if self.own.may_write(Instant::now()) {
-            say();
-        }
+        self.record_refusal(&info, decision.as_ref(), refusal.flag(), refusal.details());
     }
 
     /// A connection was refused once all of it was known.
-    pub(super) fn refused_connection(&self, story: &Story<'_>, info: &ConnectionInfo, denial: &Denial) {
-        self.write(&Line::of(info, denial));
+    pub(super) fn refused_connection(&self, info: &ConnectionInfo, denial: &Denial) {
+        self.context.refusals.write(&RefusalLine::of(info, denial));
         let decision = Decision::Deny(denial.clone());
-        self.record(story, info, Some(&decision), flag(denial), denial.reason.code());
+        let flag = ResponseFlag::of_refusal(&denial.reason);
+        self.record_refusal(info, Some(&decision), flag, denial.reason.code());
     }
 
-    /// A connection that was let in is no longer.
-    pub(crate) fn revoked(&self, info: &ConnectionInfo, reason: &dyn fmt::Display) {
-        self.write(&Line::of(info, &format_args!("no longer let in: {reason}")));
-    }
-
-    fn record(
+    fn record_refusal(
         &self,
-        story: &Story<'_>,
         connection: &ConnectionInfo,
         decision: Option<&Decision>,
         flag: ResponseFlag,
         details: &str,
     ) {
-        story.worker.env.telemetry.record(&Record {
+        self.context.http.telemetry.record(&Record {
             connection: Some(connection),
             decision,
-            start: Some(story.accepted),
-            duration: SystemTime::now().duration_since(story.accepted).unwrap_or_default(),
+            start: Some(self.accepted),
+            duration: SystemTime::now().duration_since(self.accepted).unwrap_or_default(),
             flag,
             details,
             ..Record::default()
         });
-    }
-
-    fn write(&self, line: &Line<'_>) {
-        let Some(suppressed) = self.allowed(line.peer.ip().to_canonical(), Instant::now()) else { return };
-        info!(
-            target: "refused",
-            peer = %line.peer,
-            port = line.port,
-            server_name = line.server_name,
-            certificate = line.certificate,
-            suppressed = (suppressed > 0).then_some(suppressed),
-            reason = %line.reason,
-        );
-    }
-
-    /// Whether a line about this source may be written, and how many were not since the last one.
-    fn allowed(&self, source: IpAddr, now: Instant) -> Option<u64> {
-        let mut sources = self.sources.borrow_mut();
-        if sources.len() >= MOST_SOURCES && !sources.contains_key(&source) {
-            sources.retain(|_, allowance| !allowance.is_whole(now));
-        }
-        let has_room = sources.len() < MOST_SOURCES;
-        let allowance = match sources.entry(source) {
-            Entry::Occupied(entry) => &*entry.into_mut(),
-            Entry::Vacant(entry) if has_room => &*entry.insert(Allowance::new(now)),
-            Entry::Vacant(_) => &self.others,
-        };
-        match allowance.may_write(now) {
-            true => Some(allowance.suppressed.take()),
-            false => {
-                allowance.suppressed.set(allowance.suppressed.get() + 1);
-                None
-            }
-        }
-    }
-}
-
-impl Allowance {
-    fn new(now: Instant) -> Self {
-        Self { tokens: Cell::new(BURST), refilled: Cell::new(now), suppressed: Cell::new(0) }
-    }
-
-    /// Whether nothing sets it apart from a new one.
-    fn is_whole(&self, now: Instant) -> bool {
-        self.suppressed.get() == 0 && now.saturating_duration_since(self.refilled.get()) >= LINE_EVERY * BURST
-    }
-
-    fn may_write(&self, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.refilled.get()).as_millis() / LINE_EVERY.as_millis();
-        if earned > 0 {
-            let earned = u32::try_from(earned).unwrap_or(BURST);
-            self.tokens.set(self.tokens.get().saturating_add(earned).min(BURST));
-            self.refilled.set(now);
-        }
-        let left = self.tokens.get().checked_sub(1);
-        self.tokens.set(left.unwrap_or(0));
-        left.is_some()
-    }
-}
-
-impl Default for Allowance {
-    fn default() -> Self {
-        Self::new(Instant::now())
-    }
-}
-
-impl<'a> Line<'a> {
-    fn of(info: &'a ConnectionInfo, reason: &'a dyn fmt::Display) -> Self {
-        Self {
-            peer: info.peer,
-            port: info.port,
-            server_name: info.server_name.as_deref(),
-            certificate: info.client.as_ref().map(|client| &*client.names),
-            reason,
-        }
     }
 }
 
@@ -368,43 +219,5 @@ impl From<HandshakeFailure> for Refusal {
 impl From<CertificateError> for Refusal {
     fn from(error: CertificateError) -> Self {
         Self::Certificate(Presented { names: String::new(), reason: error.to_string() })
-    }
-}
-
-fn flag(denial: &Denial) -> ResponseFlag {
-    match denial.reason {
-        Reason::NoPolicy | Reason::NoSuchPort | Reason::NoIngressBackend => ResponseFlag::NoRoute,
-        _ => ResponseFlag::Refused,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_refusals_writes_a_burst_and_then_ten_lines_a_second() {
-        let (log, start) = (RefusalLog::default(), Instant::now());
-        let source = IpAddr::from([10, 0, 0, 1]);
-        let written = |at: Instant| (0..10_000).filter(|_| log.allowed(source, at).is_some()).count();
-        assert_eq!(written(start), 100);
-        assert_eq!(written(start + Duration::from_secs(1)), 10);
-        assert_eq!(written(start + Duration::from_secs(3600)), 100);
-    }
-
-    #[test]
-    fn a_source_that_floods_the_log_keeps_no_line_of_others_out_and_what_it_lost_is_counted() {
-        let (log, start) = (RefusalLog::default(), Instant::now());
-        let source = |index: u16| IpAddr::from([10, 0, (index >> 8) as u8, index as u8]);
-        let later = start + Duration::from_secs(1);
-        assert_eq!((0..150).filter(|_| log.allowed(source(0), start).is_some()).count(), 100);
-        assert_eq!(log.allowed(source(1), start), Some(0));
-        assert_eq!(log.allowed(source(0), later), Some(50));
-        // Many sources are remembered for as long as they write; those beyond share what one has.
-        let written = (2..1000).filter(|index| log.allowed(source(*index), start).is_some()).count();
-        assert_eq!(written, MOST_SOURCES - 2 + 100);
-        assert_eq!(log.sources.borrow().len(), MOST_SOURCES);
-        assert_eq!(log.allowed(source(500), start + Duration::from_secs(60)), Some(0));
-        assert!(log.sources.borrow().len() < MOST_SOURCES);
     }
 }

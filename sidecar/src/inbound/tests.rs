@@ -7,18 +7,19 @@ mod tls_clients;
 
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{BACK_DATING, Connection, Life, Route, serve};
+use super::{Downstream, serve};
+use crate::connection::OpenConnection;
+use crate::context::WorkerContext;
 use crate::lifeline::Lifeline;
 use crate::test_mesh::{Mesh, Port};
 use crate::test_pki::{Leaf, SERVER, client_config};
-use crate::worker::Worker;
 
 const VERSIONS: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
 
@@ -84,20 +85,10 @@ async fn end<S: AsyncRead + Unpin>(stream: &mut S) -> (End, Vec<u8>) {
 #[test]
 fn the_task_of_a_connection_is_small() {
     fn size<'a, F: Future>(
-        _: impl FnOnce(&'a Rc<Worker>, TcpStream, Route, &'a Connection, &'a Lifeline) -> F,
+        _: impl FnOnce(&'a Rc<WorkerContext>, TcpStream, Downstream, &'a OpenConnection, &'a Lifeline) -> F,
     ) -> usize {
         size_of::<F>()
     }
     let size = size(serve);
     assert!(size <= 384, "{size} bytes");
-}
-
-#[test]
-fn the_last_call_comes_a_tenth_of_the_certificates_life_before_its_end() {
-    let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-    let left_at_last_call = |life: u64| {
-        let life = Life::new(end - BACK_DATING - Duration::from_secs(life), end);
-        life.end.duration_since(life.last_call).unwrap().as_secs()
-    };
-    assert_eq!([20, 100, 86_400].map(left_at_last_call), [2, 10, 30]);
 }

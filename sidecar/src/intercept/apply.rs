@@ -14,7 +14,7 @@ pub(super) enum Applied {
 }
 
 /// What of ours a table holds.
-struct Held {
+struct RulesInPlace {
     /// Names of our chains.
     chains: Vec<String>,
     /// Rules in our chains.
@@ -51,7 +51,7 @@ pub(super) fn apply(
 pub(super) fn missing(program: &Program, rules: &[Rule]) -> Result<Option<String>, InterceptError> {
     for table in Table::ALL {
         let wanted: Vec<_> = rules.iter().filter(|rule| rule.table == table).collect();
-        let held = Held::of(program, table)?;
+        let held = RulesInPlace::of(program, table)?;
         let ours = wanted.iter().filter(|rule| rule.chain.is_ours()).count();
         if let Some(rule) = wanted.iter().find(|rule| !held.chains.contains(&rule.chain.to_string()))
             && rule.chain.is_ours()
@@ -79,7 +79,7 @@ pub(super) fn missing(program: &Program, rules: &[Rule]) -> Result<Option<String
 pub(super) fn clean(program: &Program) -> Result<bool, InterceptError> {
     let mut any = false;
     for table in Table::ALL {
-        let held = Held::of(program, table)?;
+        let held = RulesInPlace::of(program, table)?;
         any |= !held.chains.is_empty();
         held.remove(program, table, |_| true)?;
     }
@@ -89,7 +89,7 @@ pub(super) fn clean(program: &Program) -> Result<bool, InterceptError> {
 /// Removes the chains of ours that these rules do not have, and jumps that are there twice.
 fn remove_others(program: &Program, rules: &[Rule]) -> Result<(), InterceptError> {
     for table in Table::ALL {
-        let held = Held::of(program, table)?;
+        let held = RulesInPlace::of(program, table)?;
         let is_wanted =
             |name: &str| rules.iter().any(|rule| rule.table == table && rule.chain.to_string() == name);
         for (index, jump) in held.jumps.iter().enumerate() {
@@ -102,7 +102,7 @@ fn remove_others(program: &Program, rules: &[Rule]) -> Result<(), InterceptError
     Ok(())
 }
 
-impl Held {
+impl RulesInPlace {
     fn of(program: &Program, table: Table) -> Result<Self, InterceptError> {
         let mut held = Self { chains: Vec::new(), rules: 0, jumps: Vec::new() };
         for line in program.list(table)? {

@@ -9,9 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::http::Env;
+use crate::destinations::Destinations;
+use crate::http::HttpContext;
 use crate::limits::Limits;
-use crate::listener::{Entrance, FixedOutbound};
+use crate::listener::{FixedOutbound, Listener};
 use crate::snapshot::{Publisher, channel};
 use crate::telemetry::Telemetry;
 use crate::test_mesh::{Mesh, Port, start_app, until};
@@ -37,11 +38,11 @@ impl Client {
         let outbound = FixedOutbound { address: "127.0.0.1:0".parse().unwrap(), destination: dialled };
         let workers = Workers::start(WorkersConfig {
             count: 1,
-            entrances: vec![Entrance::FixedOutbound(outbound)],
+            listeners: vec![Listener::FixedOutbound(outbound)],
             limits,
             snapshots,
             destinations: destinations.clone(),
-            environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::new(Telemetry::default())))),
+            http_context: Arc::new(|limits| Rc::new(HttpContext::new(limits, Rc::new(Telemetry::default())))),
         })
         .unwrap();
         Self { destinations, publisher, workers, dialled }
@@ -222,8 +223,8 @@ async fn the_first_connection_waits_for_the_controller_s_answer() {
     let server = server().await;
     let client = Client::of(&server.root);
     let (echo, ()) = tokio::join!(client.echo(), async {
-        let wishes = client.destinations.wishes().await;
-        assert_eq!(wishes.wanted, [client.dialled]);
+        let subscriptions = client.destinations.subscriptions().await;
+        assert_eq!(subscriptions.wanted, [client.dialled]);
         let destination = service(&[(server.address(Port::Mesh), identity("cart"))]);
         client.destinations.set(client.dialled, "1".into(), &destination);
     });

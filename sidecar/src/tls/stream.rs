@@ -20,7 +20,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::held::{Held, affordable};
+use crate::held::{HeldBytes, affordable};
 use crate::lifeline::Lifeline;
 
 /// The most bytes that one read takes from the socket.
@@ -51,7 +51,7 @@ pub struct TlsStream {
     /// Encrypted bytes that the socket has not taken yet, from `outgoing_start` on.
     outgoing: Vec<u8>,
     outgoing_start: usize,
-    outgoing_held: Held,
+    outgoing_held: HeldBytes,
     end: End,
     said_goodbye: bool,
     /// Counts what is kept of what the client sent.
@@ -129,7 +129,7 @@ impl TlsStream {
             plaintext_start: 0,
             outgoing: Vec::new(),
             outgoing_start: 0,
-            outgoing_held: Held::default(),
+            outgoing_held: HeldBytes::default(),
             end: End::Open,
             said_goodbye: false,
             line,

@@ -11,8 +11,9 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tracing::warn;
 
 use super::Worker;
+use crate::authorizer::Review;
+use crate::connection_info::VerifiedCertificate;
 use crate::lifeline::Cause;
-use crate::session::{Review, VerifiedCertificate};
 use crate::snapshot::Snapshot;
 use crate::tls::{PeerTls, ServerTls};
 
@@ -35,29 +36,29 @@ impl Reviewer {
             .map(|tls: &ServerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
         let endpoints = changed_bundle(peer_tls_of(&self.last), peer_tls_of(&snapshot))
             .map(|tls: &PeerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
-        let grace = worker.env.limits.revocation;
+        let grace = worker.context.http.limits.revocation;
         worker.registry.for_each(|line, connection| {
             if let (Some(judge), Some(endpoint)) = (&endpoints, connection.endpoint())
                 && let Err(error) = judge.verify(endpoint)
             {
-                worker.refusals.unless_flooded(|| {
+                worker.context.refusals.unless_flooded(|| {
                     warn!(endpoint = %endpoint.names, %error, "an endpoint is no longer trusted: its connection ends");
                 });
                 return line.close(Cause::TrustBundleChanged);
             }
-            let Some(gate) = connection.gate() else { return };
+            let Some(authorizer) = connection.authorizer() else { return };
             let is_opaque = connection.is_opaque();
-            if let Review::Revoke(denial) = gate.review(&snapshot) {
-                worker.refusals.revoked(gate.info(), &denial);
+            if let Review::Revoke(denial) = authorizer.review(&snapshot) {
+                worker.context.refusals.revoked(authorizer.info(), &denial);
                 return match is_opaque {
                     true => line.close(Cause::PolicyChanged),
                     false => line.finish(Cause::PolicyChanged, grace),
                 };
             }
-            if let (Some(judge), Some(client)) = (&clients, &gate.info().client)
+            if let (Some(judge), Some(client)) = (&clients, &authorizer.info().client)
                 && let Err(error) = judge.verify(client)
             {
-                worker.refusals.revoked(gate.info(), &error);
+                worker.context.refusals.revoked(authorizer.info(), &error);
                 match is_opaque {
                     true => line.close(Cause::TrustBundleChanged),
                     // Nobody is refused here: the client has a certificate of another root by now, and comes back.

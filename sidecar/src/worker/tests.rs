@@ -50,11 +50,11 @@ async fn an_address_that_is_taken_is_named() {
     let (_, snapshots) = crate::snapshot::channel();
     let error = Workers::start(WorkersConfig {
         count: 1,
-        entrances: vec![Entrance::Fixed(Listen { address, port: 1, app: mesh.app })],
+        listeners: vec![Listener::Fixed(InboundTarget { address, port: 1, app: mesh.app })],
         limits: Limits::default(),
         snapshots,
         destinations: Default::default(),
-        environment: Arc::new(|limits| Rc::new(Env::new(limits, Rc::default()))),
+        http_context: Arc::new(|limits| Rc::new(HttpContext::new(limits, Rc::default()))),
     });
     let error = error.err().unwrap().to_string();
     assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");

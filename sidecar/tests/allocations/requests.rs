@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 use tidegate_core::policy::AppProtocol;
-use tidegate_sidecar::http::{Env, h1};
+use tidegate_sidecar::http::{HttpContext, h1};
 use tidegate_sidecar::lifeline::Lifeline;
 use tidegate_sidecar::limits::Limits;
 use tidegate_sidecar::telemetry::Telemetry;
@@ -48,10 +48,10 @@ fn a_request_on_a_connection_that_is_kept_alive_allocates_nothing() {
     let mut client = runtime.block_on(TcpStream::connect(address)).unwrap();
     let (accepted, peer) = runtime.block_on(front.accept()).unwrap();
 
-    let gate = world::gate(peer, address, back.local_addr().unwrap(), AppProtocol::Http, false);
+    let handler = world::handler(peer, address, back.local_addr().unwrap(), AppProtocol::Http, false);
     let line = Lifeline::new();
-    let env = Rc::new(Env::new(Rc::new(Limits::default()), Rc::new(Telemetry::default())));
-    let mut serving = pin!(h1::serve(accepted, BytesMut::new(), &gate, &line, &env));
+    let env = Rc::new(HttpContext::new(Rc::new(Limits::default()), Rc::new(Telemetry::default())));
+    let mut serving = pin!(h1::serve(accepted, BytesMut::new(), &handler, &line, &env));
     let mut answering = pin!(async { app(back.accept().await.unwrap().0).await });
 
     let mut run = |count| {

@@ -16,9 +16,11 @@ use tidegate_core::policy::{
     PortPolicy, RuleState, Sources, Terms,
 };
 use tidegate_core::{Identity, TrustDomain};
-use tidegate_sidecar::http::{Env, h1, h2};
+use tidegate_sidecar::authorizer::Authorizer;
+use tidegate_sidecar::connection_info::ConnectionInfo;
+use tidegate_sidecar::http::handler::Handler;
+use tidegate_sidecar::http::{HttpContext, h1, h2};
 use tidegate_sidecar::lifeline::Registry;
-use tidegate_sidecar::session::{ConnectionInfo, Gate};
 use tidegate_sidecar::snapshot;
 use tidegate_sidecar::telemetry::Telemetry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,7 +46,7 @@ pub(crate) struct Sidecar {
     pub(crate) address: SocketAddr,
     runtime: Runtime,
     local: LocalSet,
-    env: Rc<Env>,
+    env: Rc<HttpContext>,
     registry: Rc<Registry<()>>,
     open: Rc<Cell<usize>>,
 }
@@ -73,22 +75,24 @@ impl Sidecar {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let env = Rc::new(Env::new(Rc::default(), Rc::new(Telemetry::default())));
+        let env = Rc::new(HttpContext::new(Rc::default(), Rc::new(Telemetry::default())));
         let (local, open) = (LocalSet::new(), Rc::new(Cell::new(0)));
         let registry = Rc::new(Registry::new());
         let (shared, count, lines) = (env.clone(), open.clone(), registry.clone());
         local.spawn_local(async move {
             loop {
                 let (stream, peer) = listener.accept().await.unwrap();
-                let gate = Rc::new(gate(peer, address, app, protocol, tls));
+                let handler = handler(peer, address, app, protocol, tls);
                 let (env, count, line) = (shared.clone(), count.clone(), lines.add(Rc::new(())));
                 count.set(count.get() + 1);
                 tokio::task::spawn_local(async move {
                     match speaks {
                         Speaks::Http1 => {
-                            Box::pin(h1::serve(stream, BytesMut::new(), &gate, &line, &env)).await;
+                            Box::pin(h1::serve(stream, BytesMut::new(), &handler, &line, &env)).await;
                         }
-                        Speaks::Http2 => Box::pin(h2::serve(stream, BytesMut::new(), gate, line, env)).await,
+                        Speaks::Http2 => {
+                            Box::pin(h2::serve(stream, BytesMut::new(), handler, line, env)).await
+                        }
                     }
                     count.set(count.get() - 1);
                 });
@@ -240,13 +244,13 @@ impl App {
 }
 
 /// What decides about a client's connection: all are let in.
-pub(crate) fn gate(
+pub(crate) fn handler(
     peer: SocketAddr,
     local: SocketAddr,
     app: SocketAddr,
     protocol: AppProtocol,
     tls: bool,
-) -> Gate {
+) -> Handler {
     let transport = match tls {
         true => IngressTransport::Https { sni_hosts: vec![], client: ClientCheck::Skip },
         false => IngressTransport::Http,
@@ -281,5 +285,5 @@ pub(crate) fn gate(
         identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
         accepted: SystemTime::now(),
     };
-    Gate::new(Rc::new(info), snapshots)
+    Handler::new(Rc::new(Authorizer::new(Rc::new(info), snapshots)))
 }

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
@@ -23,7 +24,8 @@ use super::forward::{self, Persistence};
 use super::head::{self, Storage};
 use super::watch::{Due, Pace, Watch};
 use super::{After, Connection};
-use crate::http::Env;
+use crate::connection_info::ConnectionInfo;
+use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, MEDIUM};
 use crate::http::h2::{UpstreamBody, http2_target};
 use crate::http::headers::{Field, is_protected, is_stream};
@@ -31,7 +33,6 @@ use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
-use crate::session::ConnectionInfo;
 use crate::stream::{Abort, PeerEnd};
 use crate::telemetry::ResponseFlag;
 
@@ -72,7 +73,7 @@ struct Progress {
 }
 
 /// Passes the request on over HTTP/2, and the answer back.
-pub(super) async fn forward<S>(connection: &mut Connection<'_, S>) -> After
+pub(super) async fn forward<S>(connection: &mut Connection<'_, S>, app: SocketAddr) -> After
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
@@ -86,8 +87,8 @@ where
     };
     let outcome = {
         let (line, env) = (connection.line, connection.env);
-        let client = connection.gate.info().clone();
-        line.guard(Box::pin(exchange(connection, request, &client, line, env))).await
+        let client = connection.handler.info().clone();
+        line.guard(Box::pin(exchange(connection, request, (&client, app), line, env))).await
     };
     connection.line.at_ease();
     match outcome {
@@ -122,9 +123,9 @@ where
 async fn exchange<S>(
     connection: &mut Connection<'_, S>,
     request: Request<()>,
-    info: &ConnectionInfo,
+    (info, app): (&ConnectionInfo, SocketAddr),
     line: &Lifeline,
-    env: &Env,
+    env: &HttpContext,
 ) -> Outcome
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
@@ -176,7 +177,7 @@ where
         UploadEnd::ClientGone
     });
     let mut download = pin!(async {
-        let sent = match env.h2.send(info, request.map(|()| body), env.limits.connect) {
+        let sent = match env.h2.send(info, app, request.map(|()| body)) {
             Ok(sending) => sending.await,
             Err(error) => Err(error),
         };
@@ -246,7 +247,7 @@ async fn pump<W: AsyncWrite + Unpin>(
     out: &mut Buffer,
     chunked: bool,
     (more, progress): (Due, &Progress),
-    env: &Env,
+    env: &HttpContext,
 ) -> Outcome {
     loop {
         progress.step(more);
@@ -368,7 +369,7 @@ async fn upload<R: AsyncRead + Unpin>(
     reader: &mut R,
     mut sender: Sender<Bytes, io::Error>,
     progress: &Progress,
-    env: &Env,
+    env: &HttpContext,
 ) -> UploadEnd {
     loop {
         progress.has_moved.set(true);

@@ -14,7 +14,7 @@ use super::forward::{self, Notes, Persistence, Span};
 use super::head::{self, Framing, ResponseHead, Storage, upgrade_protocols};
 use super::refused::AnswerError;
 use super::watch::{Due, Pace, Watch};
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, LARGE, MEDIUM};
 use crate::http::headers::{Field, tokens};
 use crate::http::local_reply::{self, LocalReply};
@@ -156,7 +156,7 @@ impl Exchange {
         client: &mut C,
         inbound: &mut Buffer,
         upstream: &mut U,
-        (line, env): (&Lifeline, &Env),
+        (line, env): (&Lifeline, &HttpContext),
         context: &mut Context<'_>,
     ) -> Poll<Outcome>
     where
@@ -224,7 +224,7 @@ impl Exchange {
         client: &mut C,
         inbound: &mut Buffer,
         upstream: &mut U,
-        env: &Env,
+        env: &HttpContext,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), UploadError>>
     where
@@ -279,7 +279,7 @@ impl Exchange {
         &mut self,
         client: &mut C,
         upstream: &mut U,
-        (line, env): (&Lifeline, &Env),
+        (line, env): (&Lifeline, &HttpContext),
         context: &mut Context<'_>,
     ) -> Poll<Outcome>
     where
@@ -356,7 +356,7 @@ impl Exchange {
     fn poll_read<U: AsyncRead + Unpin>(
         &mut self,
         upstream: &mut U,
-        env: &Env,
+        env: &HttpContext,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         let down = &mut self.down;
@@ -373,7 +373,7 @@ impl Exchange {
     }
 
     /// Looks for a head in what the app has sent; whether there was one.
-    fn read_head(&mut self, line: &Lifeline, env: &Env) -> Result<bool, AnswerError> {
+    fn read_head(&mut self, line: &Lifeline, env: &HttpContext) -> Result<bool, AnswerError> {
         let Asked { version, is_head, upgrade, .. } = self.asked;
         let is_uploaded = self.up.state == UploadState::Done;
         let is_drainable = self.is_drainable();
@@ -429,7 +429,7 @@ impl Exchange {
         Ok(true)
     }
 
-    fn transfer_down(&mut self, env: &Env) -> Result<(), BodyError> {
+    fn transfer_down(&mut self, env: &HttpContext) -> Result<(), BodyError> {
         let down = &mut self.down;
         down.moved +=
             down.decoder.transfer(&mut down.input, &mut down.out, down.chunked, &env.buffers, &env.limits)?;
@@ -516,7 +516,7 @@ fn check_switch(head: &ResponseHead<'_>, asked: &[u8]) -> Result<(), AnswerError
 }
 
 /// Lets a buffer grow that is full of bytes which only make sense with more.
-pub(super) fn make_room(buffer: &mut Buffer, env: &Env) {
+pub(super) fn make_room(buffer: &mut Buffer, env: &HttpContext) {
     if buffer.size() > 0 && buffer.len() == buffer.size() {
         env.buffers.reserve(buffer, buffer.size() * 4);
     }

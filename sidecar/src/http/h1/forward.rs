@@ -1,13 +1,13 @@
 //! What goes to the next hop: the request as the app gets it, the answer as the client gets it.
 
 use super::head::{Framing, HeadFields, RequestHead, ResponseHead, upgrade_protocols};
+use crate::connection_info::ConnectionInfo;
 use crate::http::buffer::{Buffer, Buffers};
 use crate::http::headers::{
     self, FORWARDED_CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, Field, REQUEST_ID, RequestId,
 };
 use crate::http::local_reply::LocalReply;
 use crate::http::request::Version;
-use crate::session::ConnectionInfo;
 
 /// Where in the head that the app got the access log finds its words.
 #[derive(Clone, Copy, Default)]

@@ -1,5 +1,8 @@
 //! What a head that cannot be read seems to say, for the access log alone.
 
+use crate::http::request::Version;
+use crate::telemetry::Record;
+
 /// The most bytes that are looked at.
 const MOST: usize = 8 * 1024;
 
@@ -35,6 +38,19 @@ impl<'b> Glimpse<'b> {
             }
         }
         seen
+    }
+
+    /// What the access log says of it.
+    pub(super) fn record(self) -> Record<'b> {
+        let Self { method, path, authority, user_agent } = self;
+        Record {
+            method,
+            path,
+            protocol: Version::Http11.as_str(),
+            authority,
+            user_agent,
+            ..Record::default()
+        }
     }
 }
 

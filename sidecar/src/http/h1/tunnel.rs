@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, MEDIUM};
 use crate::lifeline::{Ended, Lifeline, Wait};
 use crate::stream::{Abort, LOOK_AT_PEER, PeerEnd};
@@ -44,7 +44,7 @@ pub(super) async fn run<C, U>(
     from_client: Buffer,
     from_upstream: Buffer,
     line: &Lifeline,
-    env: &Env,
+    env: &HttpContext,
 ) -> (Moved, Result<(), Ended>)
 where
     C: AsyncRead + AsyncWrite + Abort + Unpin,
@@ -97,7 +97,7 @@ impl Half {
         &mut self,
         from: &mut R,
         to: &mut W,
-        env: &Env,
+        env: &HttpContext,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>>
     where

@@ -4,7 +4,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::http::Env;
+use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, SMALL};
 use crate::lifeline::{Lifeline, Wait};
 use crate::limits::Limits;
@@ -46,7 +46,7 @@ impl Watch {
         &mut self,
         client: &mut C,
         inbound: &mut Buffer,
-        (line, env): (&Lifeline, &Env),
+        (line, env): (&Lifeline, &HttpContext),
         context: &mut Context<'_>,
     ) -> Poll<()>
     where

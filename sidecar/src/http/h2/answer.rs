@@ -7,16 +7,16 @@ use bytes::Bytes;
 use h2::Reason;
 use http_body::{Body, Frame, SizeHint};
 
-use super::account::Account;
+use super::request_log::RequestLog;
 use super::upstream::{UpstreamBody, UpstreamError};
 use crate::http::h1::ended_by;
 use crate::lifeline::Cause;
 use crate::telemetry::ResponseFlag;
 
-/// An answer's body, and the account that is closed with it.
+/// An answer's body, and the log of its request, which is written when it ends.
 pub(super) struct Answer {
     source: Source,
-    account: Box<Account>,
+    log: Box<RequestLog>,
 }
 
 enum Source {
@@ -26,26 +26,26 @@ enum Source {
 
 impl Answer {
     /// An answer of ours.
-    pub(super) fn local(text: Bytes, account: Box<Account>) -> Self {
-        Self::new(Source::Local(Some(text).filter(|text| !text.is_empty())), account)
+    pub(super) fn local(text: Bytes, log: Box<RequestLog>) -> Self {
+        Self::new(Source::Local(Some(text).filter(|text| !text.is_empty())), log)
     }
 
     /// The app's.
-    pub(super) fn app(body: UpstreamBody, account: Box<Account>) -> Self {
-        Self::new(Source::App(body), account)
+    pub(super) fn app(body: UpstreamBody, log: Box<RequestLog>) -> Self {
+        Self::new(Source::App(body), log)
     }
 
     /// The stream ends before the answer does.
     pub(super) fn ran_out(&mut self, cause: Cause, is_client_due: bool) {
         let (flag, details) = ended_by(cause, is_client_due);
-        self.account.broke_off(flag, details);
+        self.log.broke_off(flag, details);
     }
 
-    fn new(source: Source, mut account: Box<Account>) -> Self {
+    fn new(source: Source, mut log: Box<RequestLog>) -> Self {
         if source.is_end() {
-            account.complete();
+            log.complete();
         }
-        Self { source, account }
+        Self { source, log }
     }
 }
 
@@ -75,26 +75,26 @@ impl Body for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Reason>>> {
         let Poll::Ready(frame) = self.source.poll(context) else {
-            self.account.progress().awaits_download();
+            self.log.progress().awaits_download();
             return Poll::Pending;
         };
         let frame = match frame {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 let flag = ResponseFlag::UpstreamConnectionTermination;
-                self.account.broke_off(flag, "upstream_reset_after_response_started");
+                self.log.broke_off(flag, "upstream_reset_after_response_started");
                 return Poll::Ready(Some(Err(reset_reason(&error))));
             }
             None => {
-                self.account.complete();
+                self.log.complete();
                 return Poll::Ready(None);
             }
         };
         if let Some(data) = frame.data_ref() {
-            self.account.sent(data.len());
+            self.log.sent(data.len());
         }
         if frame.is_trailers() || self.source.is_end() {
-            self.account.complete();
+            self.log.complete();
         }
         Poll::Ready(Some(Ok(frame)))
     }

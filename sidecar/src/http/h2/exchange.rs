@@ -1,4 +1,4 @@
-//! One stream's request and answer: the request is checked, judged, passed on, and its answer passed back.
+//! One stream's request and answer: the request is checked, decided about, passed on, and its answer passed back.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,37 +8,37 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use tidegate_core::policy::{AppProtocol, Decision};
 
-use super::account::Account;
 use super::answer::Answer;
+use super::deadlines::Deadlines;
 use super::headers;
 use super::outbox::Outbox;
 use super::progress::Progress;
-use super::pulse::Pulse;
 use super::repetition;
-use super::request::{Target, is_grpc};
+use super::request::Target;
+use super::request_log::RequestLog;
 use super::upload::Upload;
 use super::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
-use crate::http::Env;
+use crate::connection_info::ConnectionInfo;
+use crate::http::HttpContext;
 use crate::http::clock::Clock;
-use crate::http::headers::is_stream;
+use crate::http::handler::{Action, Handled, Handler, UpstreamProtocol};
+use crate::http::headers::{is_grpc, is_stream};
 use crate::http::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Wait};
-use crate::session::{ConnectionInfo, Gate};
 use crate::telemetry::ResponseFlag;
 
 /// The streams of one connection.
 pub(super) struct Exchanges {
-    gate: Rc<Gate>,
-    env: Rc<Env>,
-    pulse: Rc<Pulse>,
+    handler: Handler,
+    env: Rc<HttpContext>,
+    deadlines: Rc<Deadlines>,
     outbox: Outbox,
 }
 
 impl Exchanges {
-    pub(super) fn new(gate: Rc<Gate>, env: Rc<Env>, pulse: Rc<Pulse>) -> Self {
-        Self { gate, env, pulse, outbox: Outbox::new() }
+    pub(super) fn new(handler: Handler, env: Rc<HttpContext>, deadlines: Rc<Deadlines>) -> Self {
+        Self { handler, env, deadlines, outbox: Outbox::new() }
     }
 
     /// What their answers wait in for the client to take them.
@@ -47,13 +47,13 @@ impl Exchanges {
     }
 
     /// What the streams share with all others of the worker.
-    pub(super) fn env(&self) -> &Env {
+    pub(super) fn env(&self) -> &HttpContext {
         &self.env
     }
 
     /// The connection that they are on.
     pub(super) fn connection(&self) -> &ConnectionInfo {
-        self.gate.info()
+        self.handler.info()
     }
 
     /// The `date` of answers.
@@ -64,10 +64,11 @@ impl Exchanges {
     /// A stream begins; what it waits for is under a deadline from now on.
     pub(super) fn begin<B>(&self, request: &Request<B>) -> Rc<Progress> {
         let line = self.env.streams.add();
-        Rc::new(Progress::new(line, self.env.limits.clone(), is_grpc(request.headers())))
+        let kind = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        Rc::new(Progress::new(line, self.env.limits.clone(), is_grpc(kind)))
     }
 
-    /// Decides about one request, and passes it on if it is let in.
+    /// Has one request decided about, and passes it on if it is to be.
     pub(super) fn answer(
         self: &Rc<Self>,
         request: Request<RecvStream>,
@@ -76,41 +77,45 @@ impl Exchanges {
         let at_once = |response| -> Pin<Box<dyn Future<Output = Response<Answer>>>> {
             Box::pin(std::future::ready(response))
         };
-        let info = self.gate.info();
-        let account = Account::open(&self.env, info, &self.pulse, progress.clone(), &request);
-        let mut account = Box::new(account);
+        let info = self.handler.info();
+        let log = RequestLog::open(&self.env, info, &self.deadlines, progress.clone(), &request);
+        let mut log = Box::new(log);
         let (mut head, body) = request.into_parts();
         let is_head = head.method == Method::HEAD;
-        let body = Upload::new(body, &head.headers, self.pulse.windows(), progress.clone());
+        let body = Upload::new(body, &head.headers, self.deadlines.windows(), progress.clone());
 
         let target = match Target::check(&head, self.env.limits.header_count) {
             Ok(_) if repetition::is_excessive(&head.headers) => {
                 self.env.telemetry.limited("header_repetition");
                 let reply = local_reply::header_fields_too_large("http2.repeated_headers");
-                return at_once(local(reply, account, is_head));
+                return at_once(local(reply, log, is_head));
             }
             Ok(target) => target,
-            Err(reply) => return at_once(local(reply, account, is_head)),
+            Err(reply) => return at_once(local(reply, log, is_head)),
         };
-        let authority = target.authority.as_ref().map_or("", |authority| authority.as_str());
-        let decision = self.gate.decide_on(authority);
-        account.decided(decision.clone());
-        if let Decision::Deny(denial) = &*decision {
-            return at_once(local(local_reply::denied(&denial.reason), account, is_head));
-        }
+        let Handled { decision, action } = self.handler.handle(&target.request(&head));
+        log.decided(decision);
+        let forward = match action {
+            Action::Reply(reply) => {
+                log.noted(&head.headers);
+                return at_once(local(reply, log, is_head));
+            }
+            Action::Forward(forward) => forward,
+        };
 
         headers::prepare(&mut head.headers, info);
-        account.forwarded(&head.headers);
+        log.noted(&head.headers);
         let upstreams = &self.env.h2;
-        let connect = self.env.limits.connect;
-        let sent = if self.wants_http2(&head) {
-            upstreams.send(info, headers::into_http2(head, target, body), connect)
-        } else {
-            upstreams.send_http1(info, headers::into_http1(head, target, body), connect)
+        let app = forward.upstream;
+        let sent = match forward.protocol {
+            UpstreamProtocol::Http1 => {
+                upstreams.send_http1(info, app, headers::into_http1(head, target, body))
+            }
+            UpstreamProtocol::Http2 => upstreams.send(info, app, headers::into_http2(head, target, body)),
         };
         match sent {
-            Ok(sending) => Box::pin(self.clone().pass_back(sending, account, is_head, progress)),
-            Err(error) => at_once(self.failed(error, account, is_head)),
+            Ok(sending) => Box::pin(self.clone().pass_back(sending, log, is_head, progress)),
+            Err(error) => at_once(self.failed(error, log, is_head)),
         }
     }
 
@@ -118,40 +123,34 @@ impl Exchanges {
     async fn pass_back(
         self: Rc<Self>,
         sending: Sending,
-        account: Box<Account>,
+        log: Box<RequestLog>,
         is_head: bool,
         progress: Rc<Progress>,
     ) -> Response<Answer> {
         match progress.line().guard(sending).await {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                local(UpstreamError::Protocol(Violation::Switch).reply(), account, is_head)
+                local(UpstreamError::Protocol(Violation::Switch).reply(), log, is_head)
             }
             Ok(Ok(response)) => {
                 let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
                 progress.answered(is_stream(kind));
-                of_app(response, account)
+                of_app(response, log)
             }
-            Ok(Err(error)) => self.failed(error, account, is_head),
+            Ok(Err(error)) => self.failed(error, log, is_head),
             Err(Ended(cause)) => {
                 let reply = timeout(cause, &progress);
                 progress.ran_out(self.env.streams.add());
-                local(reply, account, is_head)
+                local(reply, log, is_head)
             }
         }
     }
 
     /// The answer where there is none of the app's.
-    fn failed(&self, error: UpstreamError, account: Box<Account>, is_head: bool) -> Response<Answer> {
+    fn failed(&self, error: UpstreamError, log: Box<RequestLog>, is_head: bool) -> Response<Answer> {
         if let Some(limit) = error.limit() {
             self.env.telemetry.limited(limit);
         }
-        local(error.reply(), account, is_head)
-    }
-
-    /// As OSM does: what the client speaks decides where the app's port says nothing, and gRPC is HTTP/2 always. A
-    /// client that negotiated HTTP/2 by ALPN does so for itself; one that just speaks it knows the app.
-    fn wants_http2(&self, head: &http::request::Parts) -> bool {
-        self.gate.app_protocol() == AppProtocol::H2c || !self.gate.info().tls || is_grpc(&head.headers)
+        local(error.reply(), log, is_head)
     }
 }
 
@@ -166,12 +165,12 @@ fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
 }
 
 /// An answer of ours.
-fn local(reply: LocalReply, mut account: Box<Account>, is_head: bool) -> Response<Answer> {
+fn local(reply: LocalReply, mut log: Box<RequestLog>, is_head: bool) -> Response<Answer> {
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    account.answered(status, reply.flag, reply.details);
-    account.progress().upload_dropped();
+    log.answered(status, reply.flag, reply.details);
+    log.progress().upload_dropped();
     let body = if is_head { Bytes::new() } else { Bytes::from_static(reply.body.as_bytes()) };
-    let mut response = Response::new(Answer::local(body, account));
+    let mut response = Response::new(Answer::local(body, log));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -179,12 +178,12 @@ fn local(reply: LocalReply, mut account: Box<Account>, is_head: bool) -> Respons
 }
 
 /// The app's answer.
-fn of_app(response: Response<UpstreamBody>, mut account: Box<Account>) -> Response<Answer> {
-    account.answered(response.status(), ResponseFlag::None, "via_upstream");
+fn of_app(response: Response<UpstreamBody>, mut log: Box<RequestLog>) -> Response<Answer> {
+    log.answered(response.status(), ResponseFlag::None, "via_upstream");
     let (mut head, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut head.headers);
     headers::keep_one_length(&mut head.headers);
     head.version = Version::HTTP_2;
     head.extensions.clear();
-    Response::from_parts(head, Answer::app(body, account))
+    Response::from_parts(head, Answer::app(body, log))
 }

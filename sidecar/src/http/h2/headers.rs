@@ -7,8 +7,8 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Uri, Version, request};
 
 use super::request::Target;
+use crate::connection_info::ConnectionInfo;
 use crate::http::headers as rules;
-use crate::session::ConnectionInfo;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");

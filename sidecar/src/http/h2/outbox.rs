@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::held::{Held, affordable};
+use crate::held::{HeldBytes, affordable};
 
 /// Of all streams of a connection together.
 const MOST: usize = 64 * 1024;
@@ -21,7 +21,7 @@ pub(super) struct Outbox(Arc<Semaphore>);
 #[derive(Default)]
 pub(super) struct Piece {
     bytes: Bytes,
-    _held: Held,
+    _held: HeldBytes,
     _room: Option<OwnedSemaphorePermit>,
 }
 
@@ -40,7 +40,7 @@ impl Outbox {
         let size = u32::try_from(bytes.len().min(MOST)).unwrap_or(u32::MAX);
         // It is never closed.
         let room = self.0.acquire_many_owned(size).await.ok();
-        Piece { _held: Held::new(bytes.len()), bytes, _room: room }
+        Piece { _held: HeldBytes::new(bytes.len()), bytes, _room: room }
     }
 }
 

@@ -1,10 +1,11 @@
 //! A request's head, checked once: what the policy judges, the log shows and the app gets is this.
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, request};
 
 use crate::http::local_reply::{self, LocalReply};
+use crate::http::request::Request;
 use crate::http::target::{is_host, is_path};
 
 /// Whom a request is for, and what it asks for.
@@ -38,14 +39,17 @@ impl Target {
         }
         Ok(Self { authority: authority(head)?, path: path.clone() })
     }
-}
 
-/// Whether the body is gRPC's, which needs HTTP/2 all the way; gRPC-Web does not.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| {
-        let rest = value.as_bytes().strip_prefix(b"application/grpc");
-        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-    })
+    /// The request as it is decided about.
+    pub(super) fn request<'h>(&'h self, head: &'h request::Parts) -> Request<'h> {
+        let authority = self.authority.as_ref().map_or("", Authority::as_str);
+        Request::from_map(
+            head.method.as_str().as_bytes(),
+            authority.as_bytes(),
+            self.path.as_str().as_bytes(),
+            &head.headers,
+        )
+    }
 }
 
 /// The one authority of a request: a `host` beside `:authority` must say the same (RFC 9113 §8.3.1). It is `None` for
@@ -138,17 +142,5 @@ mod tests {
         let crumbs =
             [("host", "a"), ("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3"), ("cookie", "d=4")];
         assert!(check("GET", "/", &crumbs).is_ok());
-    }
-
-    #[test]
-    fn grpc_is_known_by_its_content_type() {
-        let with =
-            |value: &'static str| HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(value))]);
-        for value in ["application/grpc", "application/grpc+proto", "application/grpc; charset=x"] {
-            assert!(is_grpc(&with(value)), "{value}");
-        }
-        for value in ["application/json", "application/grpcx", "application/grpc-web+proto", "text/plain"] {
-            assert!(!is_grpc(&with(value)), "{value}");
-        }
     }
 }

@@ -8,22 +8,22 @@ use std::task::{Context, Poll};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::pulse::Pulse;
+use super::deadlines::Deadlines;
 
-/// A stream, the bytes that were read from it before, and the pulse of its connection.
+/// A stream, the bytes that were read from it before, and the deadlines of its connection.
 pub(super) struct Transport<S> {
     stream: S,
     first: BytesMut,
-    pulse: Rc<Pulse>,
+    deadlines: Rc<Deadlines>,
 }
 
 impl<S> Transport<S> {
-    pub(super) fn new(stream: S, first: BytesMut, pulse: Rc<Pulse>) -> Self {
-        Self { stream, first, pulse }
+    pub(super) fn new(stream: S, first: BytesMut, deadlines: Rc<Deadlines>) -> Self {
+        Self { stream, first, deadlines }
     }
 
     fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.pulse.set_blocked(written.is_pending());
+        self.deadlines.set_blocked(written.is_pending());
         written
     }
 }
@@ -48,7 +48,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
                 self.first = BytesMut::new();
             }
         }
-        let outcome = self.pulse.received(&buffer.filled()[before..]);
+        let outcome = self.deadlines.received(&buffer.filled()[before..]);
         Poll::Ready(outcome.map_err(io::Error::other))
     }
 }

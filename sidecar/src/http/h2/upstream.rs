@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -28,8 +28,8 @@ pub use self::error::UpstreamError;
 pub(super) use self::error::Violation;
 use self::shares::{Share, Shares, Source};
 use super::BoxError;
+use crate::connection_info::ConnectionInfo;
 use crate::limits::Limits;
-use crate::session::ConnectionInfo;
 
 /// A request on its way, until the head of its answer has come. Dropped before, it is cancelled.
 pub struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, UpstreamError>>>>);
@@ -63,19 +63,19 @@ impl Upstreams {
     pub fn send<B>(
         &self,
         client: &ConnectionInfo,
+        app: SocketAddr,
         request: Request<B>,
-        connect_timeout: Duration,
     ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
         let source = Source::of(client);
-        let share = self.share(&source, client.app)?;
+        let share = self.share(&source, app)?;
         let (head, body) = request.into_parts();
         let (head, body) = (Box::new(head), Outgoing::new(body, share.clone()));
-        let http2 = self.app(client.app).http2.clone();
+        let http2 = self.app(app).http2.clone();
         Ok(Sending(Box::pin(async move {
-            let response = http2.send(source, head, body, connect_timeout).await?;
+            let response = http2.send(source, head, body).await?;
             Ok(response.map(|body| body.holding(share)))
         })))
     }
@@ -84,17 +84,17 @@ impl Upstreams {
     pub fn send_http1<B>(
         &self,
         client: &ConnectionInfo,
+        app: SocketAddr,
         request: Request<B>,
-        connect_timeout: Duration,
     ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        let share = self.share(&Source::of(client), client.app)?;
+        let share = self.share(&Source::of(client), app)?;
         let request = request.map(|body| Outgoing::new(body, share.clone()));
-        let http1 = self.app(client.app).http1.clone();
+        let http1 = self.app(app).http1.clone();
         Ok(Sending(Box::pin(async move {
-            let response = http1.send(request, connect_timeout).await?;
+            let response = http1.send(request).await?;
             Ok(response.map(|body| body.holding(share)))
         })))
     }

@@ -7,7 +7,7 @@ use tidegate_core::PeerCertificate;
 use tidegate_core::policy::Terms;
 
 use super::*;
-use crate::session::VerifiedCertificate;
+use crate::connection_info::VerifiedCertificate;
 
 fn info(client: Option<VerifiedCertificate>) -> ConnectionInfo {
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
@@ -153,4 +153,14 @@ fn the_rules_hold_for_http_2_requests() {
     fields.insert("x-forwarded-client-cert", HeaderValue::from_static("By=evil"));
     apply(&mut fields, &info(None));
     assert!(!fields.contains_key("x-forwarded-client-cert"));
+}
+
+#[test]
+fn grpc_is_known_by_its_content_type() {
+    for value in ["application/grpc", "application/grpc+proto", "application/grpc; charset=x"] {
+        assert!(is_grpc(value.as_bytes()), "{value}");
+    }
+    for value in ["application/json", "application/grpcx", "application/grpc-web+proto", "text/plain", ""] {
+        assert!(!is_grpc(value.as_bytes()), "{value}");
+    }
 }

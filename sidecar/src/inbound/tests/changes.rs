@@ -7,6 +7,7 @@ use tidegate_runtime::drain::Outcome;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::certificates::BACK_DATING;
 use crate::limits::Limits;
 use crate::test_mesh::{rule, until};
 use crate::test_pki::{Authority, GATEWAY, dns};

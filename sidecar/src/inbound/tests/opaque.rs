@@ -1,6 +1,19 @@
+use std::net::SocketAddr;
+use std::time::{Instant, SystemTime};
+
+use bytes::BytesMut;
+use tidegate_core::policy::Terms;
+use tokio::net::TcpListener;
+
 use super::*;
+use crate::authorizer::Authorizer;
+use crate::connection_info::ConnectionInfo;
+use crate::http::HttpContext;
+use crate::lifeline::{Cause, Registry};
 use crate::limits::Limits;
-use crate::stream::Abort;
+use crate::stream::{Abort, MaybeTls};
+use crate::telemetry::Telemetry;
+use crate::test_mesh::until;
 
 #[tokio::test]
 async fn bytes_pass_both_ways_and_each_half_closes_on_its_own() {
@@ -73,7 +86,7 @@ async fn a_mesh_peer_gets_through_to_the_app_and_an_ingress_certificate_does_not
 async fn an_app_that_is_not_there_resets_the_client() {
     let mesh = Mesh::start().await;
     let nobody = TcpStream::connect(mesh.app).await.unwrap().local_addr().unwrap();
-    let listen = crate::listener::Listen {
+    let target = crate::listener::InboundTarget {
         address: "127.0.0.1:0".parse().unwrap(),
         port: Port::Tcp as u16,
         app: nobody,
@@ -82,16 +95,82 @@ async fn an_app_that_is_not_there_resets_the_client() {
     publisher.update(|snapshot| *snapshot = (*mesh.publisher.current()).clone());
     let workers = crate::worker::Workers::start(crate::worker::WorkersConfig {
         count: 1,
-        entrances: vec![crate::listener::Entrance::Fixed(listen)],
+        listeners: vec![crate::listener::Listener::Fixed(target)],
         limits: Limits::default(),
         snapshots,
         destinations: Default::default(),
-        environment: std::sync::Arc::new(|limits| Rc::new(crate::http::Env::new(limits, Default::default()))),
+        http_context: std::sync::Arc::new(|limits| Rc::new(HttpContext::new(limits, Default::default()))),
     })
     .unwrap();
     let mut client = TcpStream::connect(workers.addresses()[0]).await.unwrap();
     client.write_all(b"hello").await.unwrap();
     assert_eq!(end(&mut client).await, (End::Reset, vec![]));
+}
+
+#[tokio::test]
+async fn what_ends_a_connection_while_its_app_is_dialled_is_logged_as_what_it_is() {
+    let (mesh, folder) = (Mesh::start().await, tempfile::tempdir().unwrap());
+    let path = folder.path().join("access.log");
+    let (publisher, snapshots) = crate::snapshot::channel();
+    publisher.update(|snapshot| *snapshot = (*mesh.publisher.current()).clone());
+    let env = Rc::new(HttpContext::new(Rc::default(), Rc::new(Telemetry::in_file(&path))));
+    // An app that accepts nothing, with its queue full.
+    let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let app = socket();
+    app.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    app.listen(0).unwrap();
+    let address = app.local_addr().unwrap();
+    let _queue = [(); 8].map(|()| {
+        let client = socket();
+        client.set_nonblocking(true).unwrap();
+        let _ = client.connect(&address);
+        client
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for is_drained in [true, false] {
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (io, peer) = listener.accept().await.unwrap();
+        let info = ConnectionInfo {
+            peer,
+            local: listener.local_addr().unwrap(),
+            port: Port::Tcp as u16,
+            app: address.as_socket().unwrap(),
+            terms: Terms::Opaque,
+            tls: false,
+            server_name: None,
+            client: None,
+            identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
+            accepted: SystemTime::now(),
+        };
+        let authorizer = Rc::new(Authorizer::new(Rc::new(info), snapshots.clone()));
+        let lines = Registry::new();
+        let line = lines.add(Rc::new(()));
+        let served =
+            crate::inbound::opaque::serve(MaybeTls::Plain(io), BytesMut::new(), &authorizer, &line, &env);
+        let mut served = Box::pin(served);
+        assert!(futures_util::poll!(&mut served).is_pending(), "the app took the connection");
+        if is_drained {
+            line.close(Cause::Draining);
+        } else {
+            lines.expire(Instant::now() + 2 * Limits::default().connect);
+        }
+        served.await;
+        assert_eq!(end(&mut client).await, (End::Reset, vec![]));
+    }
+    let log = || {
+        env.telemetry.flush();
+        std::fs::read_to_string(&path).unwrap()
+    };
+    until(|| log().lines().count() == 2).await;
+    let told: Vec<_> = log()
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|line| {
+            [&line["response_flags"], &line["response_code_details"]]
+                .map(|word| word.as_str().unwrap().to_owned())
+        })
+        .collect();
+    assert_eq!(told, [["-", "drained"], ["UF", "upstream_connection_timeout"]]);
 }
 
 #[tokio::test]
@@ -108,7 +187,7 @@ async fn a_receiver_that_takes_nothing_is_given_up() {
 
 #[tokio::test]
 async fn a_side_that_had_ended_and_is_gone_altogether_ends_the_connection() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mesh = Mesh::before(listener.local_addr().unwrap(), 1, Limits::default());
     for is_client in [true, false] {
         let mut client = mesh.connect(Port::Tcp).await;

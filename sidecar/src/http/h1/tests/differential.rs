@@ -6,13 +6,13 @@ use proptest::prelude::*;
 use super::against_hyper::{compare, hypers};
 use super::smuggling::{PASSED, REFUSED};
 use super::world::World;
+use crate::connection_info::ConnectionInfo;
 use crate::http::buffer::{Buffer, Buffers};
 use crate::http::h1::body::{BodyError, Decoder};
 use crate::http::h1::forward;
 use crate::http::h1::head::{self, Framing, HeadError, Storage};
 use crate::http::h1::transcript::{self, Refusal, Transcript};
 use crate::limits::Limits;
-use crate::session::ConnectionInfo;
 
 /// What the app gets for these bytes, every request's answer having been waited for.
 fn passed_on(input: &[u8], info: &ConnectionInfo) -> Vec<u8> {
@@ -199,7 +199,7 @@ proptest! {
         let ours = transcript::read(&input, &Limits::default()).requests;
         let hypers = run(async {
             let world = World::new().await;
-            hypers(&passed_on(&input, world.gate().info())).await
+            hypers(&passed_on(&input, world.handler().info())).await
         });
         prop_assert_eq!(ours, hypers, "{}", input.escape_ascii());
     }

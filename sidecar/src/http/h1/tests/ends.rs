@@ -226,12 +226,12 @@ async fn a_request_that_has_come_by_the_time_an_idle_connection_is_closed_is_ans
         world.app.answer(OK);
         let (mut client, far) = tokio::io::duplex(4096);
         client.write_all(GET).await.unwrap();
-        let (gate, line, env) = (world.gate(), Lifeline::new(), world.env.clone());
+        let (handler, line, env) = (world.handler(), Lifeline::new(), world.env.clone());
         let ending = line.clone();
         // Once as it begins to wait, once as it is told to end.
         let far = Late { io: far, looks: 2 };
         let serving = tokio::task::spawn_local(async move {
-            h1::serve(far, BytesMut::new(), &gate, &line, &env).await;
+            h1::serve(far, BytesMut::new(), &handler, &line, &env).await;
         });
         settle().await;
         assert!(!serving.is_finished());
@@ -293,10 +293,10 @@ async fn bytes_that_were_read_before_are_the_first_of_the_connection() {
         let mut world = World::new().await;
         world.app.answer(OK);
         let (mut client, far) = tokio::io::duplex(4096);
-        let (gate, line, env) = (world.gate(), Lifeline::new(), world.env.clone());
+        let (handler, line, env) = (world.handler(), Lifeline::new(), world.env.clone());
         client.write_all(&GET[5..]).await.unwrap();
         client.shutdown().await.unwrap();
-        h1::serve(far, BytesMut::from(&GET[..5]), &gate, &line, &env).await;
+        h1::serve(far, BytesMut::from(&GET[..5]), &handler, &line, &env).await;
         assert_eq!(read_rest(&mut client).await, OK);
     })
     .await;
@@ -365,8 +365,8 @@ async fn a_long_answer_to_a_client_that_takes_it_all_moves_a_turn_at_a_time() {
         const ALL: usize = 1 << 20;
         let world = World::new().await;
         let (mut client, far) = tokio::io::duplex(2 * ALL);
-        let (gate, line, env) = (world.gate(), Lifeline::new(), world.env.clone());
-        let mut serving = Box::pin(h1::serve(far, BytesMut::from(GET), &gate, &line, &env));
+        let (handler, line, env) = (world.handler(), Lifeline::new(), world.env.clone());
+        let mut serving = Box::pin(h1::serve(far, BytesMut::from(GET), &handler, &line, &env));
         let mut app = loop {
             assert!(futures_util::poll!(&mut serving).is_pending());
             match futures_util::poll!(Box::pin(world.app.accept())) {
@@ -399,7 +399,7 @@ async fn a_connection_s_future_is_small() {
     let world = World::new().await;
     let (_near, far) = tokio::io::duplex(16);
     let stream = size_of_val(&far);
-    let (gate, line, env) = (world.gate(), Lifeline::new(), Rc::clone(&world.env));
-    let size = size_of_val(&h1::serve(far, BytesMut::new(), &gate, &line, &env)) - stream;
+    let (handler, line, env) = (world.handler(), Lifeline::new(), Rc::clone(&world.env));
+    let size = size_of_val(&h1::serve(far, BytesMut::new(), &handler, &line, &env)) - stream;
     assert!((600..=1536).contains(&size), "{size} bytes");
 }

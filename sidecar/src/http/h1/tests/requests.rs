@@ -7,8 +7,8 @@ use tidegate_core::PeerCertificate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::world::{World, local, read_head, read_rest, read_until};
+use crate::connection_info::VerifiedCertificate;
 use crate::limits::Limits;
-use crate::session::VerifiedCertificate;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 

@@ -17,10 +17,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 
-use crate::http::{Env, h1};
+use crate::authorizer::Authorizer;
+use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
+use crate::http::handler::Handler;
+use crate::http::{HttpContext, h1};
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
-use crate::session::{ConnectionInfo, Gate, VerifiedCertificate};
 use crate::snapshot::{self, Publisher};
 use crate::stream::Abort;
 use crate::telemetry::Telemetry;
@@ -28,7 +30,7 @@ use crate::telemetry::Telemetry;
 pub(super) const PORT: u16 = 14001;
 
 pub(super) struct World {
-    pub(super) env: Rc<Env>,
+    pub(super) env: Rc<HttpContext>,
     pub(super) lines: Registry<()>,
     pub(super) line: Lifeline,
     pub(super) app: App,
@@ -69,7 +71,7 @@ impl World {
         let (publisher, snapshots) = snapshot::channel();
         let lines = Registry::new();
         let line = lines.add(Rc::new(()));
-        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(telemetry)));
+        let env = Rc::new(HttpContext::new(Rc::new(limits), Rc::new(telemetry)));
         let protocol = Cell::new(AppProtocol::Http);
         let world = Self { env, lines, line, app, client: None, protocol, publisher, snapshots, tls: false };
         world.allow(Sources::Any);
@@ -102,7 +104,7 @@ impl World {
         self.allow(Sources::Ranges(CidrSet::parse(["192.0.2.0/24"]).unwrap()));
     }
 
-    pub(super) fn gate(&self) -> Gate {
+    pub(super) fn handler(&self) -> Handler {
         let info = ConnectionInfo {
             peer: "10.0.0.7:4321".parse().unwrap(),
             local: "10.0.0.1:14001".parse().unwrap(),
@@ -115,15 +117,15 @@ impl World {
             identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
             accepted: SystemTime::now(),
         };
-        Gate::new(Rc::new(info), self.snapshots.clone())
+        Handler::new(Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone())))
     }
 
     /// A client's end of a new connection.
     pub(super) fn connect(&self) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        let (gate, line, env) = (self.gate(), self.line.clone(), self.env.clone());
+        let (handler, line, env) = (self.handler(), self.line.clone(), self.env.clone());
         tokio::task::spawn_local(async move {
-            h1::serve(far, BytesMut::new(), &gate, &line, &env).await;
+            h1::serve(far, BytesMut::new(), &handler, &line, &env).await;
         });
         near
     }
@@ -133,9 +135,9 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (far, _) = listener.accept().await.unwrap();
-        let (gate, line, env) = (self.gate(), self.line.clone(), self.env.clone());
+        let (handler, line, env) = (self.handler(), self.line.clone(), self.env.clone());
         tokio::task::spawn_local(async move {
-            h1::serve(far, BytesMut::new(), &gate, &line, &env).await;
+            h1::serve(far, BytesMut::new(), &handler, &line, &env).await;
         });
         near
     }

@@ -21,11 +21,13 @@ use tidegate_core::{Identity, Principal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
-use crate::http::Env;
+use crate::authorizer::Authorizer;
+use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
+use crate::http::HttpContext;
 use crate::http::h2::{DynBody, LocalExecutor, serve};
+use crate::http::handler::Handler;
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
-use crate::session::{ConnectionInfo, Gate, VerifiedCertificate};
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
 
@@ -36,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One sidecar, one app.
 pub(super) struct Sidecar {
-    pub(super) env: Rc<Env>,
+    pub(super) env: Rc<HttpContext>,
     pub(super) registry: Registry<()>,
     publisher: Publisher,
     snapshots: snapshot::Snapshots,
@@ -131,7 +133,7 @@ impl Sidecar {
         limits: Limits,
         telemetry: Telemetry,
     ) -> Self {
-        let env = Rc::new(Env::new(Rc::new(limits), Rc::new(telemetry)));
+        let env = Rc::new(HttpContext::new(Rc::new(limits), Rc::new(telemetry)));
         let (publisher, snapshots) = snapshot::channel();
         let peer = Cell::new(SocketAddr::from(([192, 0, 2, 7], 4444)));
         let sidecar =
@@ -206,10 +208,11 @@ impl Sidecar {
             identity: "spiffe://cluster.local/ns/a/sa/app".into(),
             accepted: SystemTime::now(),
         };
-        let gate = Rc::new(Gate::new(Rc::new(info), self.snapshots.clone()));
+        let authorizer = Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone()));
+        let handler = Handler::new(authorizer);
         let line = self.registry.add(Rc::new(()));
         let (ours, theirs) = duplex(64 * 1024);
-        let served = serve(theirs, BytesMut::from(first), gate, line.clone(), self.env.clone());
+        let served = serve(theirs, BytesMut::from(first), handler, line.clone(), self.env.clone());
         (ours, line, tokio::task::spawn_local(served))
     }
 

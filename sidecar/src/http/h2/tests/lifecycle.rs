@@ -174,7 +174,7 @@ fn an_idle_connection_gets_goaway_when_its_time_is_up() {
         let mut client = sidecar.connect_raw().await;
         client.request(1, &GET).await.unwrap();
         client.find(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await.unwrap();
-        // The stream's task has dropped its account once the next stream's answer is here; but the deadline counts
+        // The stream's task has dropped its log once the next stream's answer is here; but the deadline counts
         // from the last of them.
         sidecar.expire_after(limits.idle - Duration::from_secs(60));
         assert_eq!(client.line.phase(), Phase::Open);

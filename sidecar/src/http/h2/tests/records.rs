@@ -35,7 +35,12 @@ fn every_request_is_told_of_whoever_answered_it() {
             .unwrap();
         assert_eq!(text(client.send(request).await.unwrap()).await.0, 200);
         sidecar.allow(false);
-        assert_eq!(client.get("/secret").await.0, 403);
+        let request = Request::get("http://app.example/secret")
+            .header("x-request-id", "id-2")
+            .header("x-forwarded-for", "203.0.113.9")
+            .body(full(""))
+            .unwrap();
+        assert_eq!(text(client.send(request).await.unwrap()).await.0, 403);
         sidecar.allow(true);
         let mut raw = sidecar.connect_raw().await;
         let mut bad = GET;
@@ -72,6 +77,8 @@ fn every_request_is_told_of_whoever_answered_it() {
         assert_eq!(refused["bytes_sent"], 19);
         assert_eq!(refused["response_code_details"], "rbac_access_denied_matched_policy[none]");
         assert_eq!(refused["response_flags"], "RBAC");
+        assert_eq!(refused["request_id"], "id-2");
+        assert_eq!(refused["x_forwarded_for"], "203.0.113.9");
 
         let malformed = of("*");
         assert_eq!(malformed["response_code"], 400);

@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use crate::http::local_reply::{self, LocalReply};
+use crate::upstream::ConnectError;
 
 /// Why a request got no answer from the app, or only a part of one. All but the last are the app's doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,6 +105,16 @@ impl Limit {
             Self::App => "upstream_reset_before_response_started{overflow}",
             Self::Client => "upstream_reset_before_response_started{client_overflow}",
             Self::Queue => "upstream_reset_before_response_started{queue_timeout}",
+        }
+    }
+}
+
+/// Of an app that there is no connection to.
+impl From<ConnectError> for UpstreamError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Timeout | ConnectError::TlsTimeout => Self::ConnectTimeout,
+            _ => Self::Refused,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::{Request, Response};
 use hyper::client::conn::http1::{Builder, SendRequest};
@@ -43,7 +43,6 @@ impl Pool {
     pub(super) async fn send(
         self: &Rc<Self>,
         request: Request<Outgoing>,
-        connect_timeout: Duration,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let mut request = request;
         if let Some(sender) = self.take(Instant::now()) {
@@ -55,7 +54,7 @@ impl Pool {
             }
         }
         // Rare, and large.
-        let sender = Box::pin(self.dial(connect_timeout)).await?;
+        let sender = Box::pin(self.dial()).await?;
         self.try_send(sender, request).await.map_err(|(error, _)| error)
     }
 
@@ -99,8 +98,8 @@ impl Pool {
         }
     }
 
-    async fn dial(&self, timeout: Duration) -> Result<SendRequest<Outgoing>, UpstreamError> {
-        let socket = Socket::connect(self.app, timeout).await?;
+    async fn dial(&self) -> Result<SendRequest<Outgoing>, UpstreamError> {
+        let socket = Socket::connect(self.app, &self.limits).await?;
         let (sender, connection) = Builder::new()
             .max_buf_size(self.limits.head_bytes.max(LEAST_BUFFER))
             .max_headers(self.limits.header_count)

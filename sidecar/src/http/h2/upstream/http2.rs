@@ -112,11 +112,10 @@ impl Connections {
         source: Source,
         head: Box<request::Parts>,
         body: Outgoing,
-        connect_timeout: Duration,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let (again, retained) = (head.clone(), body.retain());
         let mut need = Need { source, after: None };
-        let lease = self.lease(&need, connect_timeout).await?;
+        let lease = self.lease(&need).await?;
         let failure = match lease.send(head, body).await {
             Ok(response) => return Ok(response),
             Err((failure, connection)) => {
@@ -131,7 +130,7 @@ impl Connections {
         let Some(body) = body else { return Err(failure.error) };
         // Rare, and so without room in every request's future.
         let retry = Box::pin(async move {
-            let lease = self.lease(&need, connect_timeout).await?;
+            let lease = self.lease(&need).await?;
             lease.send(again, body).await.map_err(|(failure, _)| failure.error)
         });
         retry.await
@@ -153,23 +152,24 @@ impl Connections {
     }
 
     /// Room on a connection that is open, or on a new one, at once or when there is some.
-    async fn lease(self: &Rc<Self>, need: &Need, connect_timeout: Duration) -> Result<Lease, UpstreamError> {
+    async fn lease(self: &Rc<Self>, need: &Need) -> Result<Lease, UpstreamError> {
         if self.queue.borrow().is_empty()
             && let Some(lease) = self.lease_open(need)
         {
             return Ok(lease);
         }
-        Box::pin(self.wait(need.clone(), connect_timeout)).await
+        Box::pin(self.wait(need.clone())).await
     }
 
-    async fn wait(self: &Rc<Self>, need: Need, connect_timeout: Duration) -> Result<Lease, UpstreamError> {
+    async fn wait(self: &Rc<Self>, need: Need) -> Result<Lease, UpstreamError> {
         let (room, given) = oneshot::channel();
         self.queue.borrow_mut().push_back(Waiter { need, room });
         // Those before it may have their share already.
         self.serve_queue();
-        self.dial(connect_timeout);
+        self.dial();
         let is_dialling = self.is_dialling.get();
-        let wait = self.limits.upstream_queue + if is_dialling { connect_timeout } else { Duration::ZERO };
+        let dialling = if is_dialling { self.limits.connect } else { Duration::ZERO };
+        let wait = self.limits.upstream_queue + dialling;
         match tokio::time::timeout(wait, given).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(UpstreamError::Closed),
@@ -245,7 +245,7 @@ impl Connections {
     }
 
     /// Dials for those who wait, one connection after the other, unless that goes on already.
-    fn dial(self: &Rc<Self>, timeout: Duration) {
+    fn dial(self: &Rc<Self>) {
         if self.is_dialling.get() || !self.needs_connection() || !self.may_dial() {
             return;
         }
@@ -253,7 +253,7 @@ impl Connections {
         let all = self.clone();
         tokio::task::spawn_local(async move {
             loop {
-                match connect(&all, timeout).await {
+                match connect(&all).await {
                     Ok(connection) => all.open.borrow_mut().push(connection),
                     Err(error) => {
                         // Room on another connection may still come.
@@ -282,10 +282,10 @@ fn has_payload(method: &Method) -> bool {
 }
 
 /// Dials, and waits until the app has said how many requests it takes.
-async fn connect(all: &Rc<Connections>, timeout: Duration) -> Result<Rc<Carrier>, UpstreamError> {
+async fn connect(all: &Rc<Connections>) -> Result<Rc<Carrier>, UpstreamError> {
     let app = all.app;
-    let deadline = tokio::time::Instant::now() + timeout;
-    let socket = Socket::connect(app, timeout).await?;
+    let deadline = tokio::time::Instant::now() + all.limits.connect;
+    let socket = Socket::connect(app, &all.limits).await?;
     let watch = socket.watch();
     let mut builder = Builder::new();
     builder
@@ -341,7 +341,7 @@ async fn connect(all: &Rc<Connections>, timeout: Duration) -> Result<Rc<Carrier>
         if let Some(all) = left.upgrade()
             && !all.queue.borrow().is_empty()
         {
-            all.dial(timeout);
+            all.dial();
         }
     });
     Ok(carrier)

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::error::Limit;
-use crate::session::{ConnectionInfo, VerifiedCertificate};
+use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
 
 /// A holder may have so many times what is free.
 const TIMES_FREE: usize = 3;

@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::error::UpstreamError;
+use crate::limits::Limits;
+use crate::upstream::{self, ConnectError, Deadline};
 
 /// A socket that is watched.
 pub(super) struct Socket {
@@ -29,21 +29,9 @@ pub(super) struct Watch {
 
 impl Socket {
     /// Dials an app.
-    pub(super) async fn connect(app: SocketAddr, timeout: Duration) -> Result<Self, UpstreamError> {
-        let stream = match tokio::time::timeout(timeout, TcpStream::connect(app)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
-                return Err(UpstreamError::ConnectTimeout);
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(%app, %error, "app cannot be reached");
-                return Err(UpstreamError::Refused);
-            }
-            Err(_) => return Err(UpstreamError::ConnectTimeout),
-        };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%app, %error, "TCP_NODELAY cannot be set");
-        }
+    pub(super) async fn connect(app: SocketAddr, limits: &Limits) -> Result<Self, ConnectError> {
+        let stream = upstream::dial(app, limits, Deadline::Timer).await;
+        let stream = stream.inspect_err(|error| tracing::debug!(%app, %error, "app cannot be reached"))?;
         Ok(Self { stream, watch: Rc::default() })
     }
 

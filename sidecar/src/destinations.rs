@@ -4,6 +4,8 @@
 //! The workers look addresses up, the control thread's policy stream fills them in. While there is no stream nothing is
 //! forgotten: what was known stays good.
 
+mod resolved;
+
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 use tidegate_core::Destination;
 use tokio::sync::{Notify, watch};
 
-use super::target::Target;
+pub(crate) use resolved::{BalancedEndpoint, LoadSlot, ResolvedDestination};
 
 /// The most addresses that are kept. More are made room for by what was used longest ago.
 const MOST: usize = 4096;
@@ -29,16 +31,16 @@ pub struct Destinations {
 
 /// What is known of an address at this moment.
 pub(crate) enum Lookup {
-    Known(Arc<Target>),
+    Known(Arc<ResolvedDestination>),
     /// The controller is being asked.
-    Asked(watch::Receiver<Option<Arc<Target>>>),
+    Asked(watch::Receiver<Option<Arc<ResolvedDestination>>>),
     /// The controller could not be asked a while ago, and still cannot.
     OutOfReach,
 }
 
-/// What the stream is to say to the controller.
+/// What the stream is to tell the controller.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wishes {
+pub(crate) struct Subscriptions {
     pub(crate) wanted: Vec<SocketAddr>,
     pub(crate) unwanted: Vec<SocketAddr>,
 }
@@ -46,13 +48,13 @@ pub(crate) struct Wishes {
 #[derive(Default)]
 struct State {
     entries: HashMap<SocketAddr, Entry>,
-    /// What the stream has not said yet.
-    unsaid: BTreeSet<SocketAddr>,
+    /// Addresses of which the stream has not told the controller yet.
+    pending: BTreeSet<SocketAddr>,
     is_online: bool,
 }
 
 struct Entry {
-    target: watch::Sender<Option<Arc<Target>>>,
+    target: watch::Sender<Option<Arc<ResolvedDestination>>>,
     version: String,
     used: Instant,
     /// Somebody has waited for an answer in vain.
@@ -77,7 +79,7 @@ impl Destinations {
         let (target, receiver) = watch::channel(None);
         let entry = Entry { target, version: String::new(), used: now, is_given_up: false };
         state.entries.insert(address, entry);
-        state.say(address);
+        state.enqueue(address);
         drop(state);
         self.news.notify_one();
         Lookup::Asked(receiver)
@@ -95,7 +97,7 @@ impl Destinations {
     /// There is a stream: what it is to ask for at its beginning.
     pub(crate) fn connect(&self) -> Vec<SocketAddr> {
         let mut state = self.lock();
-        state.unsaid.clear();
+        state.pending.clear();
         state.is_online = true;
         state.entries.values_mut().for_each(|entry| entry.is_given_up = false);
         state.entries.keys().copied().collect()
@@ -105,25 +107,25 @@ impl Destinations {
     pub(crate) fn disconnect(&self) {
         let mut state = self.lock();
         state.is_online = false;
-        state.unsaid.clear();
+        state.pending.clear();
     }
 
-    /// Waits for something to say.
-    pub(crate) async fn wishes(&self) -> Wishes {
+    /// Waits for something to tell the controller.
+    pub(crate) async fn subscriptions(&self) -> Subscriptions {
         loop {
-            let wishes = self.take_wishes();
-            if wishes != Wishes::default() {
-                return wishes;
+            let subscriptions = self.take_subscriptions();
+            if subscriptions != Subscriptions::default() {
+                return subscriptions;
             }
             self.news.notified().await;
         }
     }
 
-    fn take_wishes(&self) -> Wishes {
+    fn take_subscriptions(&self) -> Subscriptions {
         let mut state = self.lock();
-        let unsaid = std::mem::take(&mut state.unsaid);
-        let (wanted, unwanted) = unsaid.into_iter().partition(|address| state.entries.contains_key(address));
-        Wishes { wanted, unwanted }
+        let pending = std::mem::take(&mut state.pending);
+        let (wanted, unwanted) = pending.into_iter().partition(|address| state.entries.contains_key(address));
+        Subscriptions { wanted, unwanted }
     }
 
     /// Takes over what the controller says. An address that is not wanted any more is passed over.
@@ -133,7 +135,7 @@ impl Destinations {
         entry.version = version;
         entry.is_given_up = false;
         entry.target.send_modify(|target| {
-            *target = Some(Arc::new(Target::new(address, destination, target.as_deref())));
+            *target = Some(Arc::new(ResolvedDestination::new(address, destination, target.as_deref())));
         });
     }
 
@@ -150,7 +152,7 @@ impl Destinations {
     }
 
     /// Every address with what is known of it, sorted.
-    pub(crate) fn view(&self) -> Vec<(SocketAddr, String, Option<Arc<Target>>)> {
+    pub(crate) fn view(&self) -> Vec<(SocketAddr, String, Option<Arc<ResolvedDestination>>)> {
         let state = self.lock();
         let entries = state.entries.iter();
         let mut view: Vec<_> = entries
@@ -176,13 +178,13 @@ impl State {
 
     fn forget(&mut self, address: SocketAddr) {
         self.entries.remove(&address);
-        self.say(address);
+        self.enqueue(address);
     }
 
-    /// While there is no stream nothing need be said: a new one begins with all that is wanted.
-    fn say(&mut self, address: SocketAddr) {
+    /// Without a stream there is nothing to tell: a new one begins with all that is wanted.
+    fn enqueue(&mut self, address: SocketAddr) {
         if self.is_online {
-            self.unsaid.insert(address);
+            self.pending.insert(address);
         }
     }
 }
@@ -205,8 +207,11 @@ mod tests {
         assert!(destinations.connect().is_empty());
         let Lookup::Asked(mut answer) = destinations.look_up(address(1)) else { panic!() };
         assert!(matches!(destinations.look_up(address(1)), Lookup::Asked(_)));
-        assert_eq!(destinations.take_wishes(), Wishes { wanted: vec![address(1)], unwanted: vec![] });
-        assert_eq!(destinations.take_wishes(), Wishes::default());
+        assert_eq!(
+            destinations.take_subscriptions(),
+            Subscriptions { wanted: vec![address(1)], unwanted: vec![] }
+        );
+        assert_eq!(destinations.take_subscriptions(), Subscriptions::default());
         destinations.set(address(1), "v1".into(), &Destination::Passthrough);
         destinations.set(address(2), "v1".into(), &Destination::Passthrough);
         assert!(answer.borrow_and_update().is_some() && is_known(&destinations, 1));
@@ -239,11 +244,14 @@ mod tests {
         let destinations = Destinations::default();
         destinations.connect();
         destinations.look_up(address(1));
-        destinations.take_wishes();
+        destinations.take_subscriptions();
         destinations.sweep(Instant::now() + UNUSED_AFTER / 2);
-        assert_eq!(destinations.take_wishes(), Wishes::default());
+        assert_eq!(destinations.take_subscriptions(), Subscriptions::default());
         destinations.sweep(Instant::now() + UNUSED_AFTER * 2);
-        assert_eq!(destinations.take_wishes(), Wishes { wanted: vec![], unwanted: vec![address(1)] });
+        assert_eq!(
+            destinations.take_subscriptions(),
+            Subscriptions { wanted: vec![], unwanted: vec![address(1)] }
+        );
         for number in 0..5000 {
             destinations.look_up(address(number));
         }

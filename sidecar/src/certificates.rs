@@ -2,33 +2,48 @@
 
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls_pki_types::CertificateDer;
 use tidegate_core::PeerCertificate;
 use tidegate_core::certificate::CertificateError;
 
-use super::Life;
+use crate::connection_info::VerifiedCertificate;
 use crate::http::client_certificate;
-use crate::session::VerifiedCertificate;
 
 /// The certificates of the peers of a worker's connections.
 #[derive(Default)]
 pub(crate) struct Certificates {
-    by_digest: HashMap<[u8; 32], Held>,
+    by_digest: HashMap<[u8; 32], HeldCertificate>,
 }
 
 /// A peer's certificate and the end of its chain.
 pub(crate) struct Verified {
     pub(crate) certificate: Rc<VerifiedCertificate>,
-    pub(super) life: Life,
+    pub(crate) life: CertificateLife,
 }
 
-struct Held {
+struct HeldCertificate {
     certificate: Weak<VerifiedCertificate>,
-    life: Life,
+    life: CertificateLife,
 }
+
+/// The end of a certificate chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CertificateLife {
+    /// From when on a connection that it has opened takes no new requests.
+    pub(crate) last_call: SystemTime,
+    /// From when on it is worth nothing.
+    pub(crate) end: SystemTime,
+}
+
+/// A client is told to come back with its next certificate this long before its last one ends, or a tenth of the
+/// certificate's life before if that is less.
+const LAST_CALL: Duration = Duration::from_secs(30);
+/// How long before its issue a certificate's life begins, for clocks that are behind: no part of the life that its
+/// holder has.
+pub(crate) const BACK_DATING: Duration = Duration::from_secs(60);
 
 impl Certificates {
     /// The certificate of a chain that was verified, leaf first.
@@ -41,14 +56,14 @@ impl Certificates {
         }
         let (leaf_der, issuers) = chain.split_first().ok_or(CertificateError::Der)?;
         let leaf = PeerCertificate::from_der(leaf_der)?;
-        let life = Life::new(leaf.not_before, end_of_chain(&leaf, issuers));
+        let life = CertificateLife::new(leaf.not_before, end_of_chain(&leaf, issuers));
         let certificate = Rc::new(VerifiedCertificate {
             forwarded: client_certificate::forwarded(&leaf, leaf_der),
             names: leaf.display_names().into(),
             chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
             leaf,
         });
-        self.by_digest.insert(digest, Held { certificate: Rc::downgrade(&certificate), life });
+        self.by_digest.insert(digest, HeldCertificate { certificate: Rc::downgrade(&certificate), life });
         Ok(Verified { certificate, life })
     }
 
@@ -57,6 +72,14 @@ impl Certificates {
         if self.by_digest.values().any(|held| held.certificate.strong_count() == 0) {
             self.by_digest.retain(|_, held| held.certificate.strong_count() > 0);
         }
+    }
+}
+
+impl CertificateLife {
+    fn new(start: SystemTime, end: SystemTime) -> Self {
+        let length = end.duration_since(start).unwrap_or_default().saturating_sub(BACK_DATING);
+        let last_call = end.checked_sub((length / 10).min(LAST_CALL)).unwrap_or(end);
+        Self { last_call, end }
     }
 }
 
@@ -111,5 +134,15 @@ mod tests {
         drop(longer);
         certificates.sweep();
         assert!(certificates.by_digest.is_empty());
+    }
+
+    #[test]
+    fn the_last_call_comes_a_tenth_of_the_certificates_life_before_its_end() {
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let left_at_last_call = |life: u64| {
+            let life = CertificateLife::new(end - BACK_DATING - Duration::from_secs(life), end);
+            life.end.duration_since(life.last_call).unwrap().as_secs()
+        };
+        assert_eq!([20, 100, 86_400].map(left_at_last_call), [2, 10, 30]);
     }
 }

@@ -32,7 +32,7 @@ const PIECE: usize = 4 * 1024;
 pub(super) struct Flood;
 
 /// Reads frame headers as they pass by, and keeps the balance.
-pub(super) struct Meter {
+pub(super) struct FloodGuard {
     /// Bytes until the next frame header: the preface, or the rest of a payload.
     skip: u64,
     header: [u8; FRAME_HEADER],
@@ -47,7 +47,7 @@ struct Balance {
     since: Instant,
 }
 
-impl Meter {
+impl FloodGuard {
     pub(super) fn new(now: Instant) -> Self {
         let balance = Balance { spent: 0, earned: 0, since: now };
         Self { skip: PREFACE, header: [0; FRAME_HEADER], filled: 0, is_in_head: false, balance }
@@ -147,10 +147,10 @@ mod tests {
         frame
     }
 
-    fn greeted(now: Instant) -> Meter {
-        let mut meter = Meter::new(now);
-        meter.observe(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", now).unwrap();
-        meter
+    fn greeted(now: Instant) -> FloodGuard {
+        let mut flood_guard = FloodGuard::new(now);
+        flood_guard.observe(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", now).unwrap();
+        flood_guard
     }
 
     #[test]
@@ -162,11 +162,15 @@ mod tests {
         bytes.extend(frame(0x0, 0, &[7; 300]));
         bytes.extend(frame(0x3, 0, &[0; 4]));
         for size in 1..40 {
-            let mut meter = Meter::new(now);
+            let mut flood_guard = FloodGuard::new(now);
             for piece in bytes.chunks(size) {
-                meter.observe(piece, now).unwrap();
+                flood_guard.observe(piece, now).unwrap();
             }
-            assert_eq!((meter.balance.spent, meter.filled, meter.skip), (3, 0, 0), "pieces of {size}");
+            assert_eq!(
+                (flood_guard.balance.spent, flood_guard.filled, flood_guard.skip),
+                (3, 0, 0),
+                "pieces of {size}"
+            );
         }
     }
 
@@ -205,9 +209,9 @@ mod tests {
     #[test]
     fn a_slow_trickle_is_no_flood() {
         let mut now = Instant::now();
-        let mut meter = greeted(now);
+        let mut flood_guard = greeted(now);
         for _ in 0..10_000 {
-            meter.observe(&frame(0x6, 0, &[0; 8]), now).unwrap();
+            flood_guard.observe(&frame(0x6, 0, &[0; 8]), now).unwrap();
             now += Duration::from_millis(20);
         }
     }
@@ -216,12 +220,12 @@ mod tests {
     fn resets_are_paid_for_by_requests_that_were_answered() {
         let now = Instant::now();
         let reset = frame(0x3, 0, &[0; 4]);
-        let mut meter = greeted(now);
+        let mut flood_guard = greeted(now);
         for _ in 0..10_000 {
-            meter.earn(RESET_COST);
-            meter.observe(&reset, now).unwrap();
+            flood_guard.earn(RESET_COST);
+            flood_guard.observe(&reset, now).unwrap();
         }
-        let taken = (0..10_000).take_while(|_| meter.observe(&reset, now).is_ok()).count();
+        let taken = (0..10_000).take_while(|_| flood_guard.observe(&reset, now).is_ok()).count();
         assert_eq!(taken, (ALLOWANCE / RESET_COST) as usize);
     }
 }

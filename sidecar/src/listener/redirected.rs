@@ -8,10 +8,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 
-use crate::listener::Listen;
+use super::InboundTarget;
+use crate::socket::original_destination;
 
 /// A listener for connections that the kernel redirects.
 #[derive(Clone, Debug)]
@@ -40,7 +41,7 @@ pub enum Misdirected {
 
 impl Redirected {
     /// What the client of this connection dialled, and the app's address for it.
-    pub(crate) fn destination(&self, io: &TcpStream) -> Result<Listen, Misdirected> {
+    pub(crate) fn destination(&self, io: &TcpStream) -> Result<InboundTarget, Misdirected> {
         let dialled = original_destination(io).map_err(Misdirected::Unknown)?;
         if self.own_ports.contains(&dialled.port()) {
             return Err(Misdirected::OwnPort(dialled));
@@ -48,7 +49,7 @@ impl Redirected {
         if !self.pod_ips.contains(&dialled.ip()) && !is_address_of_this_host(dialled.ip()) {
             return Err(Misdirected::Elsewhere(dialled));
         }
-        Ok(Listen { address: dialled, port: dialled.port(), app: app(dialled) })
+        Ok(InboundTarget { address: dialled, port: dialled.port(), app: app(dialled) })
     }
 
     /// What the app of this connection dialled. Our own ports are nobody's destination; those of other hosts may have
@@ -77,18 +78,6 @@ impl Misdirected {
             Self::OwnPort(dialled) | Self::Elsewhere(dialled) => Some(*dialled),
         }
     }
-}
-
-/// What a connection's client dialled, before the kernel redirected it. For one that was not redirected it is what was
-/// dialled as well, or an error where the kernel does not track connections.
-pub(crate) fn original_destination(io: &TcpStream) -> io::Result<SocketAddr> {
-    let socket = SockRef::from(io);
-    // A socket of IPv6 that holds a connection of IPv4 is to be asked in the words of IPv4.
-    let original = match io.local_addr()?.ip().to_canonical() {
-        IpAddr::V4(_) => socket.original_dst_v4()?,
-        IpAddr::V6(_) => socket.original_dst_v6()?,
-    };
-    original.as_socket().ok_or_else(|| io::Error::other("the original destination is no IP address"))
 }
 
 /// The app listens on loopback, or is reached there: where apps listen on the pod's address only, the rules of

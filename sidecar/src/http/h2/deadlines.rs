@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::meter::{Flood, Meter};
+use super::flood_guard::{Flood, FloodGuard};
 use super::windows::Windows;
 use crate::lifeline::{Lifeline, Wait};
 use crate::limits::Limits;
@@ -15,7 +15,7 @@ const GREETING: u64 = 24 + 9;
 const EARNED_BY_ANSWER: u32 = 2;
 
 /// Shared by a connection's transport and its streams.
-pub(super) struct Pulse {
+pub(super) struct Deadlines {
     line: Lifeline,
     greeting: Duration,
     idle: Duration,
@@ -26,18 +26,18 @@ pub(super) struct Pulse {
     /// Whether a head has begun to come and not ended: the connection can carry nothing else meanwhile.
     is_in_head: Cell<bool>,
     is_flooded: Cell<bool>,
-    meter: RefCell<Meter>,
+    flood_guard: RefCell<FloodGuard>,
     windows: Rc<Windows>,
 }
 
 /// A stream that is in flight, until it is dropped.
 pub(super) struct InFlight {
-    pulse: Rc<Pulse>,
+    deadlines: Rc<Deadlines>,
 }
 
-impl Pulse {
+impl Deadlines {
     pub(super) fn new(line: Lifeline, limits: &Limits, windows: Rc<Windows>) -> Self {
-        let pulse = Self {
+        let deadlines = Self {
             line,
             greeting: limits.headers,
             idle: limits.idle,
@@ -47,11 +47,11 @@ impl Pulse {
             is_blocked: Cell::new(false),
             is_in_head: Cell::new(false),
             is_flooded: Cell::new(false),
-            meter: RefCell::new(Meter::new(Instant::now())),
+            flood_guard: RefCell::new(FloodGuard::new(Instant::now())),
             windows,
         };
-        pulse.rearm();
-        pulse
+        deadlines.rearm();
+        deadlines
     }
 
     /// Bytes came from the client.
@@ -59,12 +59,12 @@ impl Pulse {
         let before = self.read.get();
         self.read.set(before + bytes.len() as u64);
         self.windows.received(bytes.len());
-        let mut meter = self.meter.borrow_mut();
-        if let Err(flood) = meter.observe(bytes, Instant::now()) {
+        let mut flood_guard = self.flood_guard.borrow_mut();
+        if let Err(flood) = flood_guard.observe(bytes, Instant::now()) {
             self.is_flooded.set(true);
             return Err(flood);
         }
-        let is_in_head = meter.is_in_head();
+        let is_in_head = flood_guard.is_in_head();
         let is_new_head = self.is_in_head.replace(is_in_head) != is_in_head;
         if is_new_head || (before < GREETING && self.read.get() >= GREETING) {
             self.rearm();
@@ -96,19 +96,19 @@ impl Pulse {
 
     /// A piece of an answer, of so many bytes, goes to the client.
     pub(super) fn answered_data(&self, bytes: usize) {
-        self.meter.borrow_mut().earn_by_data(bytes);
+        self.flood_guard.borrow_mut().earn_by_data(bytes);
     }
 
     /// An answer is complete.
     pub(super) fn answered(&self) {
-        self.meter.borrow_mut().earn(EARNED_BY_ANSWER);
+        self.flood_guard.borrow_mut().earn(EARNED_BY_ANSWER);
     }
 
     /// A stream begins.
     pub(super) fn begin(self: &Rc<Self>) -> InFlight {
         self.streams.set(self.streams.get() + 1);
         self.rearm();
-        InFlight { pulse: self.clone() }
+        InFlight { deadlines: self.clone() }
     }
 
     fn rearm(&self) {
@@ -128,8 +128,8 @@ impl Pulse {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.pulse.streams.set(self.pulse.streams.get() - 1);
-        self.pulse.rearm();
+        self.deadlines.streams.set(self.deadlines.streams.get() - 1);
+        self.deadlines.rearm();
     }
 }
 
@@ -138,12 +138,13 @@ mod tests {
     use super::*;
     use crate::lifeline::{Cause, Phase, Registry};
 
-    fn expired_after(setup: impl FnOnce(&Rc<Pulse>) -> Option<InFlight>, time: Duration) -> Phase {
+    fn expired_after(setup: impl FnOnce(&Rc<Deadlines>) -> Option<InFlight>, time: Duration) -> Phase {
         let registry = Registry::new();
         let line = registry.add(Rc::new(()));
         let limits = Limits::default();
-        let pulse = Rc::new(Pulse::new(line.clone(), &limits, Rc::new(Windows::new(&limits, Rc::default()))));
-        let _in_flight = setup(&pulse);
+        let deadlines =
+            Rc::new(Deadlines::new(line.clone(), &limits, Rc::new(Windows::new(&limits, Rc::default()))));
+        let _in_flight = setup(&deadlines);
         registry.expire(Instant::now() + time);
         line.phase()
     }
@@ -153,8 +154,8 @@ mod tests {
         let limits = Limits::default();
         let silent = expired_after(|_| None, limits.headers);
         assert_eq!(silent, Phase::Closed(Cause::Deadline(Wait::Headers)));
-        let greet = |pulse: &Rc<Pulse>| {
-            pulse.received(&[0; 33]).unwrap();
+        let greet = |deadlines: &Rc<Deadlines>| {
+            deadlines.received(&[0; 33]).unwrap();
             None
         };
         assert_eq!(expired_after(greet, limits.headers), Phase::Open);
@@ -164,16 +165,16 @@ mod tests {
     #[test]
     fn a_head_that_does_not_end_is_due_whatever_else_is_in_flight() {
         let limits = Limits::default();
-        let unfinished = |pulse: &Rc<Pulse>| {
-            let stream = pulse.begin();
-            pulse.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
-            pulse.received(&[0, 0, 1, 0x1, 0, 0, 0, 0, 3, 0x82]).unwrap();
+        let unfinished = |deadlines: &Rc<Deadlines>| {
+            let stream = deadlines.begin();
+            deadlines.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+            deadlines.received(&[0, 0, 1, 0x1, 0, 0, 0, 0, 3, 0x82]).unwrap();
             Some(stream)
         };
         assert_eq!(expired_after(unfinished, limits.headers), Phase::Closed(Cause::Deadline(Wait::Headers)));
-        let finished = |pulse: &Rc<Pulse>| {
-            let stream = unfinished(pulse);
-            pulse.received(&[0, 0, 0, 0x9, 0x4, 0, 0, 0, 3]).unwrap();
+        let finished = |deadlines: &Rc<Deadlines>| {
+            let stream = unfinished(deadlines);
+            deadlines.received(&[0, 0, 0, 0x9, 0x4, 0, 0, 0, 3]).unwrap();
             stream
         };
         assert_eq!(expired_after(finished, limits.headers), Phase::Open);
@@ -182,11 +183,11 @@ mod tests {
     #[test]
     fn a_stream_in_flight_may_take_its_time_unless_the_client_stops_reading() {
         let limits = Limits::default();
-        let begin = |pulse: &Rc<Pulse>| Some(pulse.begin());
+        let begin = |deadlines: &Rc<Deadlines>| Some(deadlines.begin());
         assert_eq!(expired_after(begin, limits.idle * 2), Phase::Open);
-        let blocked = |pulse: &Rc<Pulse>| {
-            let stream = pulse.begin();
-            pulse.set_blocked(true);
+        let blocked = |deadlines: &Rc<Deadlines>| {
+            let stream = deadlines.begin();
+            deadlines.set_blocked(true);
             Some(stream)
         };
         assert_eq!(expired_after(blocked, limits.body), Phase::Closed(Cause::Deadline(Wait::Body)));

@@ -1,4 +1,4 @@
-//! What will be told of a request once it is over, however it ends.
+//! What is logged of a request once it is over, however it ends.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -7,18 +7,18 @@ use http::header::{HeaderMap, USER_AGENT};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use tidegate_core::policy::Decision;
 
+use super::deadlines::{Deadlines, InFlight};
 use super::progress::Progress;
-use super::pulse::{InFlight, Pulse};
-use crate::http::Env;
+use crate::connection_info::ConnectionInfo;
+use crate::http::HttpContext;
 use crate::http::headers::{FORWARDED_FOR, REQUEST_ID};
-use crate::session::ConnectionInfo;
 use crate::telemetry::{Record, ResponseFlag};
 
-/// One request's account. It is told when it is dropped.
-pub(super) struct Account {
-    env: Rc<Env>,
+/// What is known of one request; logged when it is dropped.
+pub(super) struct RequestLog {
+    env: Rc<HttpContext>,
     connection: Rc<ConnectionInfo>,
-    pulse: Rc<Pulse>,
+    deadlines: Rc<Deadlines>,
     decision: Option<Rc<Decision>>,
     start: SystemTime,
     began: Instant,
@@ -38,12 +38,12 @@ pub(super) struct Account {
     _in_flight: InFlight,
 }
 
-impl Account {
-    /// Opens the account of a request that has just come.
+impl RequestLog {
+    /// Of a request that has just come.
     pub(super) fn open<B>(
-        env: &Rc<Env>,
+        env: &Rc<HttpContext>,
         connection: &Rc<ConnectionInfo>,
-        pulse: &Rc<Pulse>,
+        deadlines: &Rc<Deadlines>,
         progress: Rc<Progress>,
         request: &Request<B>,
     ) -> Self {
@@ -51,7 +51,7 @@ impl Account {
         Self {
             env: env.clone(),
             connection: connection.clone(),
-            pulse: pulse.clone(),
+            deadlines: deadlines.clone(),
             decision: None,
             start: SystemTime::now(),
             began: Instant::now(),
@@ -68,7 +68,7 @@ impl Account {
             details: "",
             sent: 0,
             is_complete: false,
-            _in_flight: pulse.begin(),
+            _in_flight: deadlines.begin(),
         }
     }
 
@@ -77,8 +77,8 @@ impl Account {
         self.decision = Some(decision);
     }
 
-    /// The app gets these fields.
-    pub(super) fn forwarded(&mut self, headers: &HeaderMap) {
+    /// These fields are logged: the app's, or those of a request that it does not get.
+    pub(super) fn noted(&mut self, headers: &HeaderMap) {
         self.forwarded_for = headers.get(FORWARDED_FOR).cloned();
         self.request_id = headers.get(REQUEST_ID).cloned();
     }
@@ -99,14 +99,14 @@ impl Account {
     /// A piece of the answer's body goes to the client.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
-        self.pulse.answered_data(bytes);
+        self.deadlines.answered_data(bytes);
     }
 
     /// The answer is whole.
     pub(super) fn complete(&mut self) {
         if !self.is_complete {
             self.is_complete = true;
-            self.pulse.answered();
+            self.deadlines.answered();
         }
     }
 
@@ -117,7 +117,7 @@ impl Account {
         self.details = details;
     }
 
-    /// What is to be told.
+    /// What is to be logged.
     pub(super) fn record(&self) -> Record<'_> {
         let is_cut_off = !self.is_complete;
         let authority = self.uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -144,7 +144,7 @@ impl Account {
     }
 }
 
-impl Drop for Account {
+impl Drop for RequestLog {
     fn drop(&mut self) {
         self.env.telemetry.record(&self.record());
     }

@@ -10,35 +10,35 @@ use tidegate_core::Destination;
 use tidegate_core::destination::Endpoint;
 
 /// An endpoint that could not be reached is the last choice for so long.
-const SHUNNED: Duration = Duration::from_secs(5);
+const EJECTED_FOR: Duration = Duration::from_secs(5);
 
 /// Where connections to an address go.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub(crate) struct ResolvedDestination {
     /// `<namespace>/<name>` of the Service or Pod; `None`: nobody of the mesh.
     pub(crate) name: Option<Arc<str>>,
-    pub(crate) endpoints: Vec<Place>,
+    pub(crate) endpoints: Vec<BalancedEndpoint>,
 }
 
 /// An endpoint.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct BalancedEndpoint {
     pub(crate) endpoint: Endpoint,
-    state: Arc<PlaceState>,
+    state: Arc<EndpointState>,
 }
 
 /// What all connections of this process to an endpoint know.
 #[derive(Debug, Default)]
-struct PlaceState {
+struct EndpointState {
     open: AtomicUsize,
-    /// Milliseconds on [`clock`] until which it is shunned.
-    shunned_until: AtomicU64,
+    /// Milliseconds on [`clock`] until which it is ejected.
+    ejected_until: AtomicU64,
 }
 
 /// A connection's place in the count of its endpoint.
-pub(crate) struct Held(Arc<PlaceState>);
+pub(crate) struct LoadSlot(Arc<EndpointState>);
 
-impl Target {
+impl ResolvedDestination {
     /// For what was dialled; endpoints that were there before keep their counts.
     pub(crate) fn new(dialled: SocketAddr, destination: &Destination, before: Option<&Self>) -> Self {
         let (name, endpoints) = match destination {
@@ -47,11 +47,11 @@ impl Target {
         };
         let state = |endpoint: &Endpoint| {
             let before = before.into_iter().flat_map(|before| &before.endpoints);
-            let mut same = before.filter(|place| place.endpoint.address == endpoint.address);
-            same.next().map(|place| place.state.clone()).unwrap_or_default()
+            let mut same = before.filter(|choice| choice.endpoint.address == endpoint.address);
+            same.next().map(|choice| choice.state.clone()).unwrap_or_default()
         };
-        let place = |endpoint: Endpoint| Place { state: state(&endpoint), endpoint };
-        Self { name, endpoints: endpoints.into_iter().map(place).collect() }
+        let choice = |endpoint: Endpoint| BalancedEndpoint { state: state(&endpoint), endpoint };
+        Self { name, endpoints: endpoints.into_iter().map(choice).collect() }
     }
 
     /// Nobody of the mesh, as far as anybody knows.
@@ -61,11 +61,11 @@ impl Target {
 
     /// The next endpoint to try: of two that are drawn, the one with fewer connections. One that was tried is out, and
     /// one that could not be reached lately comes after all others.
-    pub(crate) fn choose(&self, tried: &[SocketAddr]) -> Option<&Place> {
+    pub(crate) fn choose(&self, tried: &[SocketAddr]) -> Option<&BalancedEndpoint> {
         let now = clock();
-        let is_left = |place: &&Place| !tried.contains(&place.endpoint.address);
+        let is_left = |choice: &&BalancedEndpoint| !tried.contains(&choice.endpoint.address);
         let good: Vec<_> =
-            self.endpoints.iter().filter(is_left).filter(|place| !place.is_shunned(now)).collect();
+            self.endpoints.iter().filter(is_left).filter(|choice| !choice.is_ejected(now)).collect();
         let candidates = match good.is_empty() {
             true => self.endpoints.iter().filter(is_left).collect(),
             false => good,
@@ -76,30 +76,30 @@ impl Target {
     }
 }
 
-impl Place {
+impl BalancedEndpoint {
     /// Connections to it that are open.
     pub(crate) fn open(&self) -> usize {
         self.state.open.load(Ordering::Relaxed)
     }
 
     /// Counts one more connection for as long as what is returned lives.
-    pub(crate) fn hold(&self) -> Held {
+    pub(crate) fn hold(&self) -> LoadSlot {
         self.state.open.fetch_add(1, Ordering::Relaxed);
-        Held(self.state.clone())
+        LoadSlot(self.state.clone())
     }
 
     /// It could not be reached.
-    pub(crate) fn shun(&self) {
-        let until = clock() + u64::try_from(SHUNNED.as_millis()).unwrap_or(u64::MAX);
-        self.state.shunned_until.store(until, Ordering::Relaxed);
+    pub(crate) fn eject(&self) {
+        let until = clock() + u64::try_from(EJECTED_FOR.as_millis()).unwrap_or(u64::MAX);
+        self.state.ejected_until.store(until, Ordering::Relaxed);
     }
 
-    fn is_shunned(&self, now: u64) -> bool {
-        self.state.shunned_until.load(Ordering::Relaxed) > now
+    fn is_ejected(&self, now: u64) -> bool {
+        self.state.ejected_until.load(Ordering::Relaxed) > now
     }
 }
 
-impl Drop for Held {
+impl Drop for LoadSlot {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -130,16 +130,16 @@ mod tests {
         Destination::Service(MeshService { name: "a/b".into(), endpoints })
     }
 
-    fn target(numbers: &[u8], before: Option<&Target>) -> Target {
-        Target::new("10.96.0.1:80".parse().unwrap(), &service(numbers), before)
+    fn target(numbers: &[u8], before: Option<&ResolvedDestination>) -> ResolvedDestination {
+        ResolvedDestination::new("10.96.0.1:80".parse().unwrap(), &service(numbers), before)
     }
 
     #[test]
     fn connections_spread_over_the_endpoints_by_how_busy_they_are() {
         let target = target(&[1, 2, 3, 4], None);
         let _held: Vec<_> = (0..400).map(|_| target.choose(&[]).unwrap().hold()).collect();
-        for place in &target.endpoints {
-            assert!((90..=110).contains(&place.open()), "{}", place.open());
+        for choice in &target.endpoints {
+            assert!((90..=110).contains(&choice.open()), "{}", choice.open());
         }
     }
 
@@ -149,7 +149,7 @@ mod tests {
         let [first, second] = [endpoint(1).address, endpoint(2).address];
         assert_eq!(target.choose(&[first]).unwrap().endpoint.address, second);
         assert!(target.choose(&[first, second]).is_none());
-        target.endpoints[0].shun();
+        target.endpoints[0].eject();
         for _ in 0..50 {
             assert_eq!(target.choose(&[]).unwrap().endpoint.address, second);
         }

@@ -1,0 +1,191 @@
+//! The log lines about connections that are not let in, or no longer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use crate::connection_info::ConnectionInfo;
+use crate::listener::{Direction, Misdirected};
+use crate::places::Full;
+
+/// Tells of refusals, but not more of each source than a log can bear.
+#[derive(Default)]
+pub(crate) struct RefusalLog {
+    sources: RefCell<HashMap<IpAddr, LineAllowance>>,
+    /// Of sources beyond [`MOST_SOURCES`], together.
+    others: LineAllowance,
+    /// Of what the sidecar does itself.
+    own: LineAllowance,
+}
+
+/// The lines that may be written about one source.
+struct LineAllowance {
+    /// Lines that may still be written in this moment.
+    tokens: Cell<u32>,
+    refilled: Cell<Instant>,
+    suppressed: Cell<u64>,
+}
+
+/// Lines in a burst, and how long it takes to earn another.
+const BURST: u32 = 100;
+const LINE_EVERY: Duration = Duration::from_millis(100);
+
+/// Sources that have an allowance of their own.
+const MOST_SOURCES: usize = 32;
+
+/// What one line says.
+pub(crate) struct RefusalLine<'a> {
+    pub(crate) peer: SocketAddr,
+    pub(crate) port: u16,
+    pub(crate) server_name: Option<&'a str>,
+    pub(crate) certificate: Option<&'a str>,
+    pub(crate) reason: &'a dyn fmt::Display,
+}
+
+impl RefusalLog {
+    /// A connection was refused that nobody redirected here, or that was redirected wrongly.
+    pub(crate) fn misdirected(&self, peer: SocketAddr, misdirected: &Misdirected) {
+        let port = misdirected.dialled().map_or(0, |dialled| dialled.port());
+        self.write(&RefusalLine { peer, port, server_name: None, certificate: None, reason: misdirected });
+    }
+
+    /// A connection was refused for which there was no place.
+    pub(crate) fn full(&self, peer: SocketAddr, direction: Direction, full: &Full) {
+        let port = match direction {
+            Direction::Inbound(target) => target.port,
+            Direction::Outbound(dialled) => dialled.port(),
+        };
+        self.write(&RefusalLine { peer, port, server_name: None, certificate: None, reason: full });
+    }
+
+    /// A connection has ended because there was no room for the rest of a TLS record.
+    pub(crate) fn no_room_for_record(&self, info: &ConnectionInfo) {
+        let reason = &"there is no room for the rest of its TLS record: too much is unfinished";
+        self.write(&RefusalLine::of(info, reason));
+    }
+
+    /// Says something else that could become too much, such as that an endpoint cannot be reached.
+    pub(crate) fn unless_flooded(&self, say: impl FnOnce()) {
+        if self.own.may_write(Instant::now()) {
+            say();
+        }
+    }
+
+    /// A connection that was let in is no longer.
+    pub(crate) fn revoked(&self, info: &ConnectionInfo, reason: &dyn fmt::Display) {
+        self.write(&RefusalLine::of(info, &format_args!("no longer let in: {reason}")));
+    }
+
+    /// Writes a line, unless there are too many about its source.
+    pub(crate) fn write(&self, line: &RefusalLine<'_>) {
+        let Some(suppressed) = self.allowed(line.peer.ip().to_canonical(), Instant::now()) else { return };
+        info!(
+            target: "refused",
+            peer = %line.peer,
+            port = line.port,
+            server_name = line.server_name,
+            certificate = line.certificate,
+            suppressed = (suppressed > 0).then_some(suppressed),
+            reason = %line.reason,
+        );
+    }
+
+    /// Whether a line about this source may be written, and how many were not since the last one.
+    fn allowed(&self, source: IpAddr, now: Instant) -> Option<u64> {
+        let mut sources = self.sources.borrow_mut();
+        if sources.len() >= MOST_SOURCES && !sources.contains_key(&source) {
+            sources.retain(|_, allowance| !allowance.is_whole(now));
+        }
+        let has_room = sources.len() < MOST_SOURCES;
+        let allowance = match sources.entry(source) {
+            Entry::Occupied(entry) => &*entry.into_mut(),
+            Entry::Vacant(entry) if has_room => &*entry.insert(LineAllowance::new(now)),
+            Entry::Vacant(_) => &self.others,
+        };
+        match allowance.may_write(now) {
+            true => Some(allowance.suppressed.take()),
+            false => {
+                allowance.suppressed.set(allowance.suppressed.get() + 1);
+                None
+            }
+        }
+    }
+}
+
+impl LineAllowance {
+    fn new(now: Instant) -> Self {
+        Self { tokens: Cell::new(BURST), refilled: Cell::new(now), suppressed: Cell::new(0) }
+    }
+
+    /// Whether nothing sets it apart from a new one.
+    fn is_whole(&self, now: Instant) -> bool {
+        self.suppressed.get() == 0 && now.saturating_duration_since(self.refilled.get()) >= LINE_EVERY * BURST
+    }
+
+    fn may_write(&self, now: Instant) -> bool {
+        let earned = now.saturating_duration_since(self.refilled.get()).as_millis() / LINE_EVERY.as_millis();
+        if earned > 0 {
+            let earned = u32::try_from(earned).unwrap_or(BURST);
+            self.tokens.set(self.tokens.get().saturating_add(earned).min(BURST));
+            self.refilled.set(now);
+        }
+        let left = self.tokens.get().checked_sub(1);
+        self.tokens.set(left.unwrap_or(0));
+        left.is_some()
+    }
+}
+
+impl Default for LineAllowance {
+    fn default() -> Self {
+        Self::new(Instant::now())
+    }
+}
+
+impl<'a> RefusalLine<'a> {
+    /// About a connection of which all is known.
+    pub(crate) fn of(info: &'a ConnectionInfo, reason: &'a dyn fmt::Display) -> Self {
+        Self {
+            peer: info.peer,
+            port: info.port,
+            server_name: info.server_name.as_deref(),
+            certificate: info.client.as_ref().map(|client| &*client.names),
+            reason,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_refusals_writes_a_burst_and_then_ten_lines_a_second() {
+        let (log, start) = (RefusalLog::default(), Instant::now());
+        let source = IpAddr::from([10, 0, 0, 1]);
+        let written = |at: Instant| (0..10_000).filter(|_| log.allowed(source, at).is_some()).count();
+        assert_eq!(written(start), 100);
+        assert_eq!(written(start + Duration::from_secs(1)), 10);
+        assert_eq!(written(start + Duration::from_secs(3600)), 100);
+    }
+
+    #[test]
+    fn a_source_that_floods_the_log_keeps_no_line_of_others_out_and_what_it_lost_is_counted() {
+        let (log, start) = (RefusalLog::default(), Instant::now());
+        let source = |index: u16| IpAddr::from([10, 0, (index >> 8) as u8, index as u8]);
+        let later = start + Duration::from_secs(1);
+        assert_eq!((0..150).filter(|_| log.allowed(source(0), start).is_some()).count(), 100);
+        assert_eq!(log.allowed(source(1), start), Some(0));
+        assert_eq!(log.allowed(source(0), later), Some(50));
+        // Many sources are remembered for as long as they write; those beyond share what one has.
+        let written = (2..1000).filter(|index| log.allowed(source(*index), start).is_some()).count();
+        assert_eq!(written, MOST_SOURCES - 2 + 100);
+        assert_eq!(log.sources.borrow().len(), MOST_SOURCES);
+        assert_eq!(log.allowed(source(500), start + Duration::from_secs(60)), Some(0));
+        assert!(log.sources.borrow().len() < MOST_SOURCES);
+    }
+}
