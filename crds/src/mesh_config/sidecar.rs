@@ -74,12 +74,26 @@ pub struct SidecarSpec {
 pub struct ResourceRequirements {
     /// The most that it may use.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantities")]
-    #[schemars(extend("maxProperties" = MOST_QUANTITIES))]
+    #[schemars(schema_with = "quantities_by_resource")]
     pub limits: Option<BTreeMap<String, IntOrString>>,
     /// What it asks for.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantities")]
-    #[schemars(extend("maxProperties" = MOST_QUANTITIES))]
+    #[schemars(schema_with = "quantities_by_resource")]
     pub requests: Option<BTreeMap<String, IntOrString>>,
+}
+
+/// Quantities are integers or strings; k8s-openapi's schemas for its hundreds of types cost a build more than this one.
+fn quantities_by_resource(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": ["object", "null"],
+        "additionalProperties": {
+            "description": "IntOrString is a type that can hold an int32 or a string.  When used in JSON or YAML \
+                            marshalling and unmarshalling, it produces or consumes the inner type.  This allows you to \
+                            have, for example, a JSON field that can accept a name or number.",
+            "x-kubernetes-int-or-string": true,
+        },
+        "maxProperties": MOST_QUANTITIES,
+    })
 }
 
 fn log_level(_: &mut SchemaGenerator) -> Schema {
