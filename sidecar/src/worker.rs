@@ -436,7 +436,7 @@ async fn begin(init: WorkerInit) {
             Ok(socket) => {
                 match &listener {
                     Listener::Fixed(InboundTarget { port, app, .. }) => {
-                        info!(%address, port, %app, "listening")
+                        info!(%address, port, %app, "listening");
                     }
                     Listener::Redirected(_) => info!(%address, "listening for what is redirected here"),
                     Listener::FixedOutbound(FixedOutbound { destination, .. }) => {
