@@ -1,4 +1,4 @@
-# What contributors do often. The README's two commands do without this file.
+# Common tasks of contributors. The README's two commands work without this file.
 
 # List the recipes.
 default:
@@ -23,7 +23,7 @@ lint:
     cargo fetch --locked --quiet
     cargo deny --offline check bans licenses sources
 
-# Write golden files anew; look at the difference before you commit it.
+# Regenerate golden files; read the diff before you commit it.
 golden:
     TIDEGATE_WRITE_GOLDEN=1 cargo test -q -p tidegate --lib every_limit_of_the_sidecar
     cargo run -p tidegate-crds --example crdgen crds/yaml
@@ -35,17 +35,17 @@ golden:
 fuzz target="" seconds="300":
     fuzz/run {{target}} {{seconds}}
 
-# Measure the sidecar beside other proxies and write bench/README.md's table.
+# Measure the sidecar against other proxies and write bench/README.md's table.
 bench:
     bench/setup.sh
     cargo build --release --workspace
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --write-readme
 
-# Write sidecar/hot.ld anew, by which the linker puts side by side what a sidecar runs; as root, some minutes.
+# Regenerate sidecar/hot.ld, which makes the linker place the functions that a sidecar runs side by side; as root, some minutes.
 layout:
     bench/layout
 
-# Measure on a Kubernetes of its own, as root, and write bench/README.md's tables; about 15 minutes.
+# Measure on a dedicated Kubernetes, as root, and write bench/README.md's tables; about 15 minutes.
 bench-cluster *arguments:
     cargo build --release --workspace
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench cluster --write-readme {{arguments}}

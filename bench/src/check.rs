@@ -1,4 +1,5 @@
-//! Proof that a proxy does its job, before it is measured: a fast one that lets everybody in wins nothing.
+//! Verifies that a proxy enforces its policy before it is measured: a proxy that admits every client would win
+//! unfairly.
 
 use std::time::Duration;
 
@@ -9,12 +10,12 @@ use crate::load::{Endpoint, Exchange};
 use crate::targets::{ClientFiles, Running};
 use crate::tls::ClientIdentity;
 
-/// Longest time from its start until a target serves.
+/// Timeout from a target's start until it serves.
 const START: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 const FORBIDDEN: u16 = 403;
 
-/// Waits until the client that is admitted gets the app's answer.
+/// Waits until the admitted client gets the app's response.
 pub(crate) async fn wait_until_serving(running: &mut Running) -> Result<()> {
     let mut last_error = anyhow::anyhow!("no answer");
     let wait = async {
@@ -33,9 +34,9 @@ pub(crate) async fn wait_until_serving(running: &mut Running) -> Result<()> {
     Err(last_error.context(format!("does not serve after {START:?}; its log: {}", running.log_tails())))
 }
 
-/// Checks that a client of the same CA with another name gets 403 and one without a certificate gets nothing.
+/// Checks that a client of the same CA with another name gets 403 and a client without a certificate gets nothing.
 ///
-/// Returns in which way the latter was refused; nothing for a target without TLS.
+/// Returns how the latter was refused; `None` for a target without TLS.
 pub(crate) async fn refuses_others(running: &Running) -> Result<Option<String>> {
     let Some(files) = &running.tls else { return Ok(None) };
     let exchange = Exchange::keep_alive("/1k", SMALL_BYTES);

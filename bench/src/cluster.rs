@@ -1,12 +1,11 @@
-//! Tidegate on a real Kubernetes: how soon a policy takes effect, what the mesh costs in memory, what a sidecar adds
-//! to the start of a pod. Beside them stand the figures of Open Service Mesh, measured by the same steps.
+//! Measures Tidegate on a real Kubernetes: how soon a policy takes effect, how much memory the mesh uses, how much a
+//! sidecar delays the start of a pod. The report compares with Open Service Mesh, measured by the same steps.
 //!
-//! - [`measure`] is the order of things: a cluster of its own, Tidegate on it, more and more meshed pods. Start
-//!   reading here.
-//! - [`site`] is the cluster with what runs on it; [`node`] makes connections from the node's network.
-//! - One file for each figure: [`changes`], [`connections`], [`memory`], [`creation`]. [`synthetic`] makes pods that no
-//!   kubelet runs.
-//! - [`results`] is what was measured, [`report`] what people read.
+//! - [`measure`] is the sequence: start a cluster, install Tidegate, add more and more meshed pods. Start reading here.
+//! - [`site`] is the cluster with its workloads; [`node`] makes connections from the node's network.
+//! - One file per measurement: [`changes`], [`connections`], [`memory`], [`creation`]. [`synthetic`] creates pods that
+//!   no kubelet runs.
+//! - [`results`] holds the measurements, [`report`] formats them.
 
 mod changes;
 mod connections;
@@ -37,39 +36,39 @@ use crate::report::{Machine, default_folder};
 /// Flags of `cluster`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
-    /// Numbers of meshed pods at which all is measured, ascending.
+    /// Numbers of meshed pods to measure at, ascending.
     #[arg(long, value_delimiter = ',', default_value = "4,50,200")]
     pods: Vec<usize>,
-    /// Pods that only the API server knows, on top of the real ones, at the end; 0 leaves that out.
+    /// Pods that exist only in the API server, in addition to the real ones, at the end; 0 skips this.
     #[arg(long, default_value_t = 2000)]
     synthetic: usize,
     /// Changes of each kind at each number of pods.
     #[arg(long, default_value_t = 20)]
     changes: usize,
-    /// Connections that are open while the policy behind them is deleted.
+    /// Open connections when their policy is deleted.
     #[arg(long, default_value_t = 20)]
     connections: usize,
-    /// Pods of each kind whose creation is timed; 0 leaves that out.
+    /// Pods of each kind whose creation is timed; 0 skips this.
     #[arg(long, default_value_t = 20)]
     creations: usize,
-    /// What the cluster is called; one of this name that is there already is ended first.
+    /// Name of the cluster; an existing one of this name is stopped first.
     #[arg(long, default_value = "bench")]
     name: String,
     /// Folder of Tidegate's programs. Default: this program's own.
     #[arg(long)]
     programs: Option<PathBuf>,
-    /// Leave the cluster running, to look around: `tests/cluster/cluster down NAME` ends it.
+    /// Leave the cluster running for inspection: `tests/cluster/cluster down NAME` stops it.
     #[arg(long)]
     keep: bool,
     /// Folder for cluster.json and cluster.md.
     #[arg(long, default_value_os_t = default_folder())]
     out: PathBuf,
-    /// Put the tables into bench/README.md too.
+    /// Also put the tables into bench/README.md.
     #[arg(long)]
     write_readme: bool,
 }
 
-/// What a run has come to so far.
+/// The results so far.
 struct Run {
     began: Instant,
     site: Site,
@@ -86,10 +85,10 @@ pub(crate) fn main(options: Options) -> Result<()> {
     );
     let (sender, receiver) = oneshot::channel();
     let own = options.clone();
-    // The harness blocks; signals are taken here meanwhile.
+    // The harness blocks, so it runs in its own thread while this one handles signals.
     let measuring = thread::Builder::new().name("measure".to_owned()).spawn(move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| measure(&own)));
-        // Whoever waits has been interrupted if it no longer listens.
+        // The receiver is gone if the run was interrupted.
         let _ = sender.send(outcome.unwrap_or_else(|panic| Err(anyhow!(text(&*panic)))));
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -97,13 +96,13 @@ pub(crate) fn main(options: Options) -> Result<()> {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         tokio::select! {
-            outcome = receiver => outcome.context("the measurement ended without a word")?,
+            outcome = receiver => outcome.context("the measurement ended without a result")?,
             _ = interrupt.recv() => bail!("interrupted"),
             _ = terminate.recv() => bail!("terminated"),
         }
     });
     if options.keep {
-        eprintln!("The cluster stays: tests/cluster/cluster down {}", options.name);
+        eprintln!("The cluster keeps running; stop it with tests/cluster/cluster down {}", options.name);
     } else {
         end(&options.name)?;
     }
@@ -118,7 +117,7 @@ pub(crate) fn main(options: Options) -> Result<()> {
     Ok(())
 }
 
-/// All that there is to measure. What fails is noted, and the rest is measured all the same where it can be.
+/// Runs all measurements. A failure is recorded, and the remaining measurements run if they can.
 fn measure(options: &Options) -> Result<ClusterResults> {
     let began = Instant::now();
     let programs = match &options.programs {
@@ -185,7 +184,7 @@ impl Run {
         }
     }
 
-    /// One thing that is measured; none, and a line among the failures, if it could not be.
+    /// Runs one measurement; `None`, with an entry among the failures, if it fails.
     fn phase<T>(&mut self, name: &str, work: impl FnOnce(&mut Site) -> Result<T>) -> Option<T> {
         say(self.began, name);
         let outcome = catch_unwind(AssertUnwindSafe(|| work(&mut self.site)));
@@ -228,7 +227,7 @@ fn say(began: Instant, what: &str) {
     eprintln!("[{:4.0} s] {what}", began.elapsed().as_secs_f64());
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()

@@ -1,4 +1,4 @@
-//! The little HTTP/1.1 that app and load need: request heads, answer heads, bodies with a `content-length`.
+//! The subset of HTTP/1.1 that app and load need: request heads, response heads, bodies with a `content-length`.
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -8,37 +8,37 @@ pub(crate) const LARGE_PATH: &str = "/100m";
 
 const MAX_HEADERS: usize = 64;
 const BUFFER: usize = 32 * 1024;
-/// Bytes of an answer, head included, that can be looked at afterwards.
+/// Bytes of a response, head included, that are kept for inspection.
 const KEPT: usize = 4096;
 
-/// A request head that the app has read whole.
+/// A complete request head, as the app reads it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) head_bytes: usize,
     pub(crate) kind: RequestKind,
-    /// The sender wants the connection closed after the answer.
+    /// Whether the sender wants the connection closed after the response.
     pub(crate) close: bool,
 }
 
-/// What the app answers with.
+/// What the app responds with.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum RequestKind {
     Small,
     Download,
-    /// A POST with a body of so many bytes, answered as a small one.
+    /// A POST with a body of this many bytes, answered with a small response.
     Upload(u64),
     /// Anything else.
     NotServed,
 }
 
-/// An answer whose body has been read to its end.
+/// A response whose body has been read to its end.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body_bytes: u64,
 }
 
-/// A client's connection with the bytes that it has read ahead.
+/// A client's connection with its read buffer.
 #[derive(Debug)]
 pub(crate) struct Client<S> {
     stream: S,
@@ -58,14 +58,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Self { stream, buffer: vec![0; BUFFER].into(), body_start: 0..0 }
     }
 
-    /// Sends one request and reads its answer to the end of the body.
+    /// Sends one request and reads its response to the end of the body.
     ///
-    /// Fails on a closed connection, on bytes that are no HTTP answer, on an answer without `content-length`
-    /// and on bytes beyond its end.
+    /// Fails on a closed connection, on bytes that are not an HTTP response, on a response without `content-length` and
+    /// on bytes beyond its end.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
         let sent = async {
             self.stream.write_all(request).await?;
-            // TLS takes bytes that its socket did not: as when a busy task's share of the runtime is used up.
+            // TLS may have buffered bytes that the socket did not accept, for instance when the task's budget is used
+            // up.
             self.stream.flush().await
         };
         sent.await.context("cannot send the request")?;
@@ -82,7 +83,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         };
         let mut received = (filled - head.bytes) as u64;
         while received < head.content_length {
-            // Bytes beyond the part that is kept are read over each other.
+            // Bytes beyond the kept part are overwritten.
             let start = filled.min(KEPT);
             let read = self.stream.read(&mut self.buffer[start..]).await.context("cannot read the body")?;
             ensure!(
@@ -107,7 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         match self.stream.read(&mut self.buffer).await {
             Ok(0) => Ok(()),
             Ok(read) => bail!("{read} bytes after the last answer"),
-            // A peer that closes without close_notify has closed all the same.
+            // A close without close_notify counts, too.
             Err(_) => Ok(()),
         }
     }
@@ -155,7 +156,7 @@ fn parse_answer(bytes: &[u8]) -> Result<Option<AnswerHead>> {
         .find(|header| header.name.eq_ignore_ascii_case("content-length"))
         .with_context(|| format!("answer {status} without content-length"))?;
     let content_length =
-        std::str::from_utf8(content_length.value)?.parse().context("content-length is no number")?;
+        std::str::from_utf8(content_length.value)?.parse().context("content-length is not a number")?;
     Ok(Some(AnswerHead { bytes: head_bytes, status, content_length }))
 }
 
@@ -186,7 +187,7 @@ mod tests {
         assert_eq!(request.kind, RequestKind::NotServed);
     }
 
-    /// Sends each part as a read of its own, then closes.
+    /// Sends each part separately, then closes.
     fn answering(parts: &'static [&'static str]) -> DuplexStream {
         let (ours, mut theirs) = duplex(64 * 1024);
         tokio::spawn(async move {

@@ -1,8 +1,8 @@
 //! The load generator: one kind of load on one address, one JSON report.
 //!
-//! One thread, raw HTTP/1.1 over plain TCP or mTLS; HTTP/2 for large bodies. Status and length of every answer are checked. What happens
-//! between the moments at which the window opens and closes is what is reported, and the same two moments are
-//! taken for the CPU time of the watched process.
+//! One thread, raw HTTP/1.1 over plain TCP or mTLS; HTTP/2 for large bodies. Status and length of every response are
+//! checked. Only what happens inside the measured window is reported, and the CPU time of the watched process is
+//! sampled at its start and end.
 
 mod connection;
 mod http2;
@@ -21,7 +21,7 @@ pub(crate) use connection::{Endpoint, Exchange};
 /// Flags of `load`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Where to connect to.
+    /// Address to connect to.
     #[arg(long)]
     address: SocketAddr,
     /// CA that the server's certificate must chain to; without it the load is plaintext.
@@ -36,7 +36,7 @@ pub(crate) struct Options {
     /// Its key, PEM.
     #[arg(long)]
     key: Option<PathBuf>,
-    /// Process whose CPU time and memory, children included, are reported.
+    /// Process whose CPU time and memory, including its children's, are reported.
     #[arg(long)]
     watch_pid: Option<u32>,
     #[command(subcommand)]
@@ -46,7 +46,7 @@ pub(crate) struct Options {
 /// The kind of load.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub(crate) enum Kind {
-    /// As many requests as come back, on keep-alive connections.
+    /// One request at a time on each of the keep-alive connections.
     Closed {
         #[arg(long, default_value_t = 64)]
         connections: usize,
@@ -55,7 +55,7 @@ pub(crate) enum Kind {
         #[arg(long, default_value_t = 0.5)]
         warm_up: f64,
     },
-    /// Requests at a fixed rate, each one's latency counted from when it was due.
+    /// Requests at a fixed rate; each latency counts from when the request was due.
     Open {
         /// Requests a second.
         #[arg(long, default_value_t = 1000)]
@@ -69,7 +69,7 @@ pub(crate) enum Kind {
     },
     /// A new connection, with a full handshake, for each request.
     Handshakes {
-        /// How many at a time.
+        /// Number of concurrent connections.
         #[arg(long, default_value_t = 16)]
         connections: usize,
         #[arg(long, default_value_t = 3.0)]
@@ -77,7 +77,7 @@ pub(crate) enum Kind {
         #[arg(long, default_value_t = 0.5)]
         warm_up: f64,
     },
-    /// Connections that have made one request and then rest.
+    /// Connections that make one request and then stay idle.
     Idle {
         #[arg(long, default_value_t = 1000)]
         connections: usize,
@@ -99,7 +99,7 @@ pub(crate) enum Kind {
     },
 }
 
-/// What one load saw. Latencies are in microseconds.
+/// The results of one load. Latencies are in microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) requests: u64,
@@ -166,7 +166,7 @@ async fn run(options: Options) -> Result<Report> {
 }
 
 impl Kind {
-    /// What a client of this kind offers by ALPN.
+    /// The protocols that a client of this kind offers by ALPN.
     fn protocols(&self) -> &'static [&'static [u8]] {
         match self {
             Self::Http2Download { .. } | Self::Http2Upload { .. } => &[b"h2"],
@@ -174,7 +174,7 @@ impl Kind {
         }
     }
 
-    /// The arguments that ask `load` for this kind.
+    /// The command-line arguments of `load` for this kind.
     pub(crate) fn arguments(&self) -> Vec<String> {
         let words = |name: &str, flags: &[(&str, String)]| {
             let mut words = vec![name.to_owned()];

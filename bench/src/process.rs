@@ -1,4 +1,4 @@
-//! Processes that the benchmark owns: pinned to a core, ended with it however it ends, measured from /proc.
+//! Processes that the benchmark owns: pinned to a core, stopped with it however it ends, measured from /proc.
 
 pub(crate) mod usage;
 
@@ -16,12 +16,12 @@ use rustix::thread::CpuSet;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-/// Time that a process has to end by itself once it was asked to.
+/// Time for a process to exit on its own after SIGTERM.
 const GRACE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
-/// Bytes of a process's log that are shown when it fails.
+/// Bytes of a process's log to show when it fails.
 const LOG_TAIL: usize = 2000;
 
-/// A running process, ended when dropped.
+/// A running process, stopped on drop.
 #[derive(Debug)]
 pub(crate) struct Process {
     name: String,
@@ -29,13 +29,13 @@ pub(crate) struct Process {
     log: PathBuf,
 }
 
-/// Flags of the hidden command that turns itself into another program.
+/// Flags of the hidden command that executes another program.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PinnedOptions {
-    /// The core to stay on.
+    /// The core to pin to.
     #[arg(long)]
     core: usize,
-    /// Process that starts this one; its end ends this one too.
+    /// The parent process; when it ends, this one ends, too.
     #[arg(long)]
     parent: i32,
     #[arg(last = true, required = true)]
@@ -43,7 +43,7 @@ pub(crate) struct PinnedOptions {
 }
 
 impl Process {
-    /// Starts a program on `core`; what it prints goes to `<directory>/<name>.log`.
+    /// Starts a program on `core`; its output goes to `<directory>/<name>.log`.
     pub(crate) fn start<S: AsRef<OsStr>>(
         name: &str,
         core: usize,
@@ -61,7 +61,7 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log })
     }
 
-    /// Starts this program with a command of its own on `core`, its standard output readable.
+    /// Starts this program with one of its commands on `core`, with a readable standard output.
     pub(crate) fn start_own<S: AsRef<OsStr>>(
         name: &str,
         core: usize,
@@ -80,11 +80,11 @@ impl Process {
         Ok((process, pipe::Receiver::from_owned_fd(OwnedFd::from(stdout))?))
     }
 
-    /// Waits for the end and returns what was printed; fails unless the process ended well.
+    /// Waits for the process to exit and returns its output; fails unless it succeeded.
     pub(crate) async fn output(mut self, mut stdout: pipe::Receiver) -> Result<String> {
         let mut text = String::new();
         stdout.read_to_string(&mut text).await?;
-        // The pipe is closed, so this is a matter of moments.
+        // The pipe is closed, so the process is about to exit.
         let status = self.child.wait()?;
         ensure!(status.success(), "{} failed ({status}): {}", self.name, self.log_tail());
         Ok(text)
@@ -94,7 +94,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Fails, with the end of its log, if the process is no longer there.
+    /// Fails, with the end of its log, if the process has exited.
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             bail!("{} ended ({status}): {}", self.name, self.log_tail());
@@ -118,9 +118,9 @@ impl Process {
         rustix::process::kill_process(pid, Signal::TERM)?;
         let ended = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&GRACE))?;
         if ended == 0 {
-            eprintln!("{} did not end when asked to; killing it", self.name);
+            eprintln!("{} did not exit on SIGTERM; killing it", self.name);
             for member in family.into_iter().filter_map(|id| Pid::from_raw(id as i32)) {
-                // One that has just ended by itself is as good.
+                // It may have just exited on its own.
                 rustix::process::kill_process(member, Signal::KILL).ok();
             }
         }
@@ -137,13 +137,13 @@ impl Drop for Process {
     }
 }
 
-/// Pins this process, ties it to its parent's life and becomes the command. Returns only on failure.
+/// Pins this process, ties its lifetime to its parent's and executes the command. Returns only on failure.
 pub(crate) fn become_pinned(options: PinnedOptions) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
-    ensure!(parent == options.parent, "the process that asked for this one is gone");
+    ensure!(parent == options.parent, "the parent process has exited");
     let mut cores = CpuSet::new();
-    ensure!(options.core < CpuSet::MAX_CPU, "core {} cannot be", options.core);
+    ensure!(options.core < CpuSet::MAX_CPU, "core {} does not exist", options.core);
     cores.set(options.core);
     rustix::thread::sched_setaffinity(None, &cores)
         .with_context(|| format!("cannot run on core {}", options.core))?;
@@ -170,5 +170,5 @@ fn pinned<S: AsRef<OsStr>>(
 }
 
 fn own_program() -> Result<PathBuf> {
-    std::env::current_exe().context("cannot find this program's own file")
+    std::env::current_exe().context("cannot find this program's executable")
 }

@@ -1,4 +1,4 @@
-//! From rounds to what people read: JSON, a Markdown table, goals reached or not, an SVG chart.
+//! Formats the rounds of a run: JSON, a Markdown table, goals reached or not, an SVG chart.
 
 mod chart;
 mod goals;
@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// results.json of an earlier run.
     #[arg(default_value_os_t = default_folder().join("results.json"))]
     results: PathBuf,
-    /// Put table and chart into bench/README.md too.
+    /// Also put table and chart into bench/README.md.
     #[arg(long)]
     write_readme: bool,
 }
@@ -53,7 +53,7 @@ pub(crate) fn write(results: &Results, folder: &Path, write_readme: bool) -> Res
     Ok(())
 }
 
-/// Puts a text between the two markers of this name in bench/README.md.
+/// Replaces the text between the two markers of this name in bench/README.md.
 pub(crate) fn write_section(name: &str, text: &str) -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let readme = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! A whole run: rounds, in each of them every target once, freshly started, the order turned by one each time.
+//! A whole run: each round measures every target once, freshly started, in an order that rotates by one each time.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::process::{Process, usage};
 use crate::report::{self, Machine, Measures, Results, Settings};
 use crate::targets::{Programs, Running, Site, Target};
 
-/// How much longer than it should one load may take until it counts as stalled.
+/// How much longer than expected a load may take until it counts as stalled.
 const STALL: Duration = Duration::from_secs(60);
 
 /// Flags of `run`.
@@ -25,7 +25,7 @@ pub(crate) struct Options {
     /// Targets to measure; all by default.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Target>,
-    /// How often each target is measured.
+    /// Number of measurements per target.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Length of each measurement.
@@ -40,10 +40,10 @@ pub(crate) struct Options {
     /// Requests a second of the open loop.
     #[arg(long, value_delimiter = ',', default_value = "1000,3000")]
     rates: Vec<u32>,
-    /// Length of each open loop: in a short one, a few pauses of the machine decide the p99.
+    /// Length of each open loop: in a short one, a few pauses of the machine determine the p99.
     #[arg(long, default_value_t = 8.0)]
     open_seconds: f64,
-    /// Connections that rest, for the memory of one.
+    /// Idle connections, to measure the memory of one.
     #[arg(long, default_value_t = 1000)]
     idle: usize,
     /// Core of the proxy.
@@ -55,14 +55,14 @@ pub(crate) struct Options {
     /// Folder for results.json, results.md and results.svg.
     #[arg(long, default_value_os_t = report::default_folder())]
     out: PathBuf,
-    /// Put table and chart into bench/README.md too.
+    /// Also put table and chart into bench/README.md.
     #[arg(long)]
     write_readme: bool,
     #[command(flatten)]
     programs: Programs,
 }
 
-/// The parts of a run that all its targets share.
+/// What all targets of a run share.
 struct Bench<'a> {
     options: &'a Options,
     directory: &'a Path,
@@ -78,7 +78,7 @@ pub(crate) fn main(options: Options) -> Result<()> {
     let results = runtime.block_on(async {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        // A dropped run ends the processes that it started.
+        // Dropping the run stops the processes that it started.
         tokio::select! {
             results = measure(&options) => results,
             _ = interrupt.recv() => bail!("interrupted"),
@@ -93,7 +93,7 @@ pub(crate) fn main(options: Options) -> Result<()> {
 
 async fn measure(options: &Options) -> Result<Results> {
     let targets = if options.only.is_empty() { Target::ALL.to_vec() } else { options.only.clone() };
-    ensure!(options.rounds > 0, "no rounds, no results");
+    ensure!(options.rounds > 0, "--rounds must be at least 1");
     ensure_core(options.proxy_core)?;
     ensure_core(options.load_core)?;
     let mut versions = BTreeMap::new();
@@ -164,14 +164,14 @@ impl Bench<'_> {
         let refusal = check::refuses_others(&running).await?;
 
         let Options { seconds, open_seconds, warm_up, idle, .. } = *self.options;
-        // First, while no load has stretched its buffers.
+        // First, before load has grown its buffers.
         let idle = self.load(&running, &directory, load::Kind::Idle { connections: idle }).await?;
         let mut closed = BTreeMap::new();
         for connections in self.options.connections.iter().copied() {
             let kind = load::Kind::Closed { connections, seconds, warm_up };
             closed.insert(connections, self.load(&running, &directory, kind).await?);
         }
-        // Without a proxy, latency is that of a wake-up across the cores: what the machine adds to each hop of the others.
+        // Without a proxy, latency is that of a wake-up across the cores, which the machine adds to each hop of a proxy.
         let across = match target {
             Target::Direct => Some(Running::without_proxy(self.app_across)),
             _ => None,
@@ -185,7 +185,7 @@ impl Bench<'_> {
         let handshakes = self.load(&running, &directory, kind).await?;
         let download = self.load(&running, &directory, load::Kind::Download { seconds }).await?;
         let (mut http2_download, mut http2_upload) = (None, None);
-        // The app speaks HTTP/1.1 only.
+        // The app only speaks HTTP/1.1.
         if running.measured.is_some() {
             let kind = load::Kind::Http2Download { seconds };
             http2_download = Some(self.load(&running, &directory, kind).await?);
@@ -225,22 +225,22 @@ impl Bench<'_> {
         let (process, output) = Process::start_own("load", self.options.load_core, directory, arguments)?;
         let longest = self.options.seconds.max(self.options.open_seconds);
         let limit = STALL + Duration::from_secs_f64(self.options.warm_up + longest);
-        // The load still runs when its sockets are looked at.
+        // The load must still be running when its sockets are listed.
         let load = process.output(output);
         tokio::pin!(load);
         let Ok(output) = tokio::time::timeout(limit, &mut load).await else {
-            // One connection that stands still must not cost the figures of all others: it counts as a failure.
-            eprintln!("{kind:?} stands still. Logs: {}\nSockets: {}", running.log_tails(), sockets());
-            let first_error = Some(format!("no end after {limit:?}"));
+            // A stalled connection must not discard the figures of all others, so it counts as a failure.
+            eprintln!("{kind:?} stalled. Logs: {}\nSockets: {}", running.log_tails(), sockets());
+            let first_error = Some(format!("not finished after {limit:?}"));
             return Ok(load::Report { errors: 1, first_error, ..Default::default() });
         };
         let output = output.with_context(|| format!("{kind:?}"))?;
         serde_json::from_str(&output)
-            .with_context(|| format!("{kind:?}: the load's report is not one: {output}"))
+            .with_context(|| format!("{kind:?}: the load's report is invalid: {output}"))
     }
 }
 
-/// What the kernel knows of connections in which bytes have flowed lately; for whoever wants to know why none does.
+/// The kernel's view of recently active connections, to diagnose a stall.
 fn sockets() -> String {
     match std::process::Command::new("ss").args(["-tinmo", "state", "established"]).output() {
         Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -254,7 +254,7 @@ async fn start_app(name: &str, core: usize, directory: &Path) -> Result<(Process
     BufReader::new(stdout).read_line(&mut line).await?;
     let Some(address) = line.trim().strip_prefix(app::LISTENING) else {
         process.ensure_running()?;
-        bail!("the app said {line:?} and not where it listens");
+        bail!("the app printed {line:?} instead of its address");
     };
     Ok((process, address.trim().parse()?))
 }

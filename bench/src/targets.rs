@@ -1,4 +1,4 @@
-//! What is measured: each target's configuration, start and place.
+//! The measured targets: each one's configuration, start and addresses.
 
 mod envoy;
 mod haproxy;
@@ -17,14 +17,14 @@ use crate::certificates::{Certificates, SERVER};
 use crate::process::Process;
 use crate::tls::ClientIdentity;
 
-/// Where the compared proxies listen: an address that outgoing connections do not take their ports from.
+/// Address of the compared proxies: outgoing connections do not take their ports from it.
 const PEERS: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 10);
 
-/// One thing that is measured.
+/// A measured target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Target {
-    /// Client → app, plaintext: what is left when there is no proxy.
+    /// Client → app, plaintext: without a proxy.
     Direct,
     Tidegate,
     Nginx,
@@ -32,19 +32,19 @@ pub(crate) enum Target {
     Envoy,
 }
 
-/// Where the programs are.
+/// Paths of the programs.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Programs {
     /// Folder of Tidegate's programs, or one of the programs in it; by default this program's own folder.
     #[arg(long, value_name = "DIR_OR_FILE", default_value_os_t = default_tidegate())]
     tidegate: PathBuf,
-    /// nginx; looked for in PATH and the sbin folders by default.
+    /// nginx; by default searched in PATH and the sbin folders.
     #[arg(long)]
     nginx: Option<PathBuf>,
-    /// HAProxy; looked for in PATH and the sbin folders by default.
+    /// HAProxy; by default searched in PATH and the sbin folders.
     #[arg(long)]
     haproxy: Option<PathBuf>,
-    /// Envoy; by default the one that bench/setup.sh installed, else looked for in PATH.
+    /// Envoy; by default the one that bench/setup.sh installed, otherwise searched in PATH.
     #[arg(long)]
     envoy: Option<PathBuf>,
 }
@@ -55,24 +55,24 @@ pub(crate) struct Site<'a> {
     pub(crate) directory: &'a Path,
     pub(crate) certificates: &'a Certificates,
     pub(crate) app: SocketAddr,
-    /// Core of what is measured.
+    /// Core of the measured process.
     pub(crate) core: usize,
-    /// Core of load and app, and of what a target needs beside itself.
+    /// Core of load and app, and of a target's other processes.
     pub(crate) load_core: usize,
     pub(crate) programs: &'a Programs,
 }
 
-/// A started target. Its processes end when it is dropped.
+/// A started target. Its processes stop when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
     processes: Vec<Process>,
-    /// The process that carries the traffic, whose CPU time and memory count with its children's.
+    /// The process that carries the traffic, whose CPU time and memory are measured, including its children's.
     pub(crate) measured: Option<u32>,
     pub(crate) address: SocketAddr,
     pub(crate) tls: Option<ClientFiles>,
 }
 
-/// What a client needs to speak to a target.
+/// What a client needs to connect to a target.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientFiles {
     pub(crate) ca: PathBuf,
@@ -84,7 +84,7 @@ pub(crate) struct ClientFiles {
 impl Target {
     pub(crate) const ALL: [Self; 5] = [Self::Direct, Self::Tidegate, Self::Nginx, Self::Haproxy, Self::Envoy];
 
-    /// What its program says of itself; none if it has none. Fails, with the way to get it, if it is missing.
+    /// The version that its program reports; `None` without a program. If it is missing, the error says how to get it.
     pub(crate) fn version(self, programs: &Programs) -> Result<Option<String>> {
         let (program, flag) = match self {
             Self::Direct => return Ok(None),
@@ -100,11 +100,12 @@ impl Target {
         let text =
             String::from_utf8_lossy(if output.stdout.is_empty() { &output.stderr } else { &output.stdout })
                 .into_owned();
-        let number = version_number(&text).with_context(|| format!("{self} says no version: {text}"))?;
+        let number =
+            version_number(&text).with_context(|| format!("{self} does not report a version: {text}"))?;
         Ok(Some(format!("{self} {number}")))
     }
 
-    /// Starts it. It may not serve yet.
+    /// Starts the target. It may not serve yet.
     pub(crate) async fn start(self, site: &Site<'_>) -> Result<Running> {
         match self {
             Self::Direct => Ok(Running::without_proxy(site.app)),
@@ -149,12 +150,12 @@ impl Programs {
 }
 
 impl Running {
-    /// The app itself.
+    /// The app without a proxy.
     pub(crate) fn without_proxy(app: SocketAddr) -> Self {
         Self { processes: vec![], measured: None, address: app, tls: None }
     }
 
-    /// One process that carries all the traffic, clients known by the run's own certificates.
+    /// A single process that carries all traffic, with clients identified by the run's own certificates.
     fn single(process: Process, address: SocketAddr, certificates: &Certificates) -> Self {
         let tls = ClientFiles {
             ca: certificates.ca.clone(),
@@ -165,7 +166,7 @@ impl Running {
         Self { measured: Some(process.id()), processes: vec![process], address, tls: Some(tls) }
     }
 
-    /// Fails, with the end of its log, if one of its processes has ended.
+    /// Fails, with the end of its log, if one of its processes has exited.
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         self.processes.iter_mut().try_for_each(Process::ensure_running)
     }
@@ -176,11 +177,11 @@ impl Running {
     }
 }
 
-/// `named` must exist; without it the program is looked for in `folders`, PATH and the sbin folders.
+/// `named` must exist; without it the program is searched in `folders`, PATH and the sbin folders.
 fn find(named: Option<&Path>, program: &str, folders: &[PathBuf]) -> Result<PathBuf> {
     if let Some(named) = named {
         if !named.is_file() {
-            bail!("{} is not there", named.display());
+            bail!("{} does not exist", named.display());
         }
         return Ok(named.to_owned());
     }
@@ -192,28 +193,30 @@ fn find(named: Option<&Path>, program: &str, folders: &[PathBuf]) -> Result<Path
         .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
         .map(|folder| folder.join(program))
         .find(|candidate| candidate.is_file())
-        .with_context(|| format!("{program} is not installed; run bench/setup.sh, or name it by --{program}"))
+        .with_context(|| {
+            format!("{program} is not installed; run bench/setup.sh, or give its path with --{program}")
+        })
 }
 
-/// A port of [`PEERS`] that nobody listens on.
+/// An unused port of [`PEERS`].
 fn free_address() -> Result<SocketAddr> {
     free_addresses().map(|[address]| address)
 }
 
-/// As many different ones.
+/// Several different unused ports.
 fn free_addresses<const COUNT: usize>() -> Result<[SocketAddr; COUNT]> {
     let mut listeners = Vec::with_capacity(COUNT);
     let mut addresses = [SocketAddr::from((PEERS, 0)); COUNT];
     for address in &mut addresses {
         let listener = TcpListener::bind(*address).context("cannot listen on a loopback address")?;
         *address = listener.local_addr()?;
-        // Held until all are chosen, lest one is chosen twice.
+        // Held until all are chosen, so that none is chosen twice.
         listeners.push(listener);
     }
     Ok(addresses)
 }
 
-/// The first word or part of a word, as set apart by `/`, that starts like 1.2.
+/// The first word, or `/`-separated part of a word, that starts like 1.2.
 fn version_number(text: &str) -> Option<&str> {
     text.split(|character: char| character.is_whitespace() || character == '/').find(|part| {
         let mut numbers =

@@ -1,15 +1,15 @@
-//! Configuration files with `{{name}}` places to fill.
+//! Configuration files with `{{name}}` placeholders.
 
 use anyhow::{Context, Result, ensure};
 
-/// Fills every place of `template`. Fails on a place without a value and on a value without a place, for each is
-/// a slip in one of the two.
+/// Fills every placeholder of `template`. Fails on a placeholder without a value and on a value without a placeholder,
+/// because each is a mistake in one of the two.
 pub(crate) fn render(template: &str, values: &[(&str, String)]) -> Result<String> {
     let mut rendered = String::with_capacity(template.len());
     let mut used = vec![false; values.len()];
     let mut rest = template;
     while let Some((before, after)) = rest.split_once("{{") {
-        let (name, after) = after.split_once("}}").context("a place is not closed")?;
+        let (name, after) = after.split_once("}}").context("a placeholder is not closed")?;
         let index = values
             .iter()
             .position(|(known, _)| *known == name)
@@ -21,7 +21,7 @@ pub(crate) fn render(template: &str, values: &[(&str, String)]) -> Result<String
     }
     rendered += rest;
     for ((name, _), used) in values.iter().zip(used) {
-        ensure!(used, "no place for {name}");
+        ensure!(used, "no placeholder for {name}");
     }
     Ok(rendered)
 }
@@ -40,7 +40,10 @@ mod tests {
     #[test]
     fn a_place_without_a_value_and_a_value_without_a_place_are_errors() {
         assert_eq!(render("{{port}}", &[]).unwrap_err().to_string(), "no value for port");
-        assert_eq!(render("", &[("port", String::new())]).unwrap_err().to_string(), "no place for port");
-        assert_eq!(render("{{port", &[]).unwrap_err().to_string(), "a place is not closed");
+        assert_eq!(
+            render("", &[("port", String::new())]).unwrap_err().to_string(),
+            "no placeholder for port"
+        );
+        assert_eq!(render("{{port", &[]).unwrap_err().to_string(), "a placeholder is not closed");
     }
 }

@@ -1,6 +1,6 @@
 //! The client's side of TLS, the same for every proxy: TLS 1.3, X25519, AES-128-GCM, no resumption.
 //!
-//! One key exchange and one cipher for all, so that what is compared is the proxies and not their preferences.
+//! All use the same key exchange and cipher, so that the comparison is between proxies and not their preferences.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -26,24 +26,24 @@ pub(crate) struct ClientIdentity {
     pub(crate) key: PathBuf,
 }
 
-/// How one client dials one proxy.
+/// How one client connects to one proxy.
 #[derive(Clone)]
 pub(crate) struct Dialer {
     connector: TlsConnector,
     server_name: ServerName<'static>,
 }
 
-/// What an exchange travels on.
+/// The transport of an exchange.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Verifies a server's certificate in full once, and afterwards only that it is still the same one.
+/// Verifies a server's certificate fully once, and afterwards only that it is unchanged.
 ///
-/// The client shares its core with the app; a chain check for each connection would measure the client. The
-/// signature by which the server proves its key is checked each time.
+/// The client shares its core with the app; a chain verification per connection would measure the client. The server's
+/// signature is verified each time.
 #[derive(Debug)]
 struct VerifiedOnce {
     inner: Arc<WebPkiServerVerifier>,
@@ -51,7 +51,7 @@ struct VerifiedOnce {
 }
 
 impl Dialer {
-    /// Reads the files; `identity` of `None` presents no certificate; `protocols` are offered by ALPN.
+    /// Reads the files. Without `identity`, no certificate is presented; `protocols` are offered by ALPN.
     pub(crate) fn new(
         ca: &Path,
         server_name: &str,

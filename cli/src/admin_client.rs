@@ -1,4 +1,4 @@
-//! Asks a running Tidegate process through its admin server: plain HTTP on loopback.
+//! Client for the admin server of a running Tidegate process: plain HTTP on loopback.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,23 +12,22 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-/// An answer that is larger than this is not one of ours.
+/// Largest body to accept, bytes. Tidegate's own answers are smaller.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
-/// Asking takes no longer than this.
+/// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// `GET path`, and the answer's JSON.
+/// Sends `GET path` and parses the body as JSON.
 pub(crate) async fn fetch<T: DeserializeOwned>(admin: SocketAddr, path: &str) -> anyhow::Result<T> {
     let body = get(admin, path).await?;
-    serde_json::from_slice(&body)
-        .with_context(|| format!("http://{admin}{path}: not the JSON that was expected"))
+    serde_json::from_slice(&body).with_context(|| format!("http://{admin}{path}: unexpected JSON"))
 }
 
-/// The body of an answer; an error says what the process answered.
+/// Sends `GET path` and returns the body. An error status becomes an error with the body's text.
 async fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
     let answer = async {
         let stream = TcpStream::connect(admin).await.with_context(|| {
-            format!("no Tidegate process answers at {admin}; is `tidegate standalone` running, with this --admin-address?")
+            format!("no Tidegate process answers at {admin}; check that `tidegate standalone` is running with this --admin-address")
         })?;
         let answer = exchange(stream, Method::GET, &admin.to_string(), path).await;
         answer.with_context(|| format!("http://{admin}{path}"))
@@ -41,7 +40,7 @@ async fn get(admin: SocketAddr, path: &str) -> anyhow::Result<Bytes> {
     Ok(body)
 }
 
-/// One request and its answer over `stream`, whatever that goes through.
+/// Sends one request over `stream`, whatever the transport, and returns status and body.
 pub(crate) async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     method: Method,

@@ -1,7 +1,7 @@
-//! The commands that speak to a cluster.
+//! Commands that talk to a cluster.
 //!
-//! [`client`] is the way in: flags, kubeconfig, and errors that say what to do. [`admin`] asks the admin server of a
-//! Pod through a port-forward; [`control_plane`] finds the Pods to ask.
+//! [`client`] connects: flags, kubeconfig, and errors that say what to do. [`admin`] queries the admin server of a Pod
+//! through a port-forward; [`control_plane`] finds the Pods to query.
 
 pub(crate) mod admin;
 pub(crate) mod bug_report;

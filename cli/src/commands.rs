@@ -29,12 +29,12 @@ use crate::standalone::StandaloneOptions;
 use crate::validate::ValidateOptions;
 use crate::{completion, demo, explain, install, policy, standalone, validate};
 
-/// Where a process listens for questions unless told otherwise.
+/// Default admin address of a local process.
 const DEFAULT_ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 
 /// A service mesh for the ingress controller that you have.
 ///
-/// Exit status: 0 if all is well, 1 if something is not, 2 for a command line that cannot be understood.
+/// Exit status: 0 on success, 1 if a problem was found or the command failed, 2 for an invalid command line.
 #[derive(Parser, Debug)]
 #[command(name = "tidegate", version)]
 pub struct Cli {
@@ -46,38 +46,38 @@ pub struct Cli {
 enum Command {
     /// Run the CA, the controller and a sidecar for each local Pod in one process, from a folder of manifests.
     Standalone(Box<StandaloneOptions>),
-    /// Walk the ingress story: 200, 403 for the wrong principal, 200 without client certificates.
+    /// Walk through the ingress story: 200, 403 for the wrong principal, 200 without client certificates.
     Demo(DemoOptions),
-    /// Report everything that is wrong in a folder of manifests, with file and line.
+    /// Report every error in a folder of manifests, with file and line.
     Validate(ValidateOptions),
-    /// Say whether a connection to a backend would be let in, and why.
+    /// Explain whether a connection to a backend would be admitted, and why.
     Explain(ExplainOptions),
-    /// Look at policies.
+    /// Show policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Print the manifests of the control plane, or install it with --apply.
     Install(Box<InstallOptions>),
     /// Upgrade the control plane with the values of its installation.
     Upgrade(Box<UpgradeOptions>),
-    /// Uninstall the control plane; what cannot be made again stays.
+    /// Uninstall the control plane; keeps what cannot be recreated.
     Uninstall(UninstallOptions),
-    /// Add namespaces to the mesh, take them out, list them.
+    /// Add namespaces to the mesh, remove them, list them.
     #[command(subcommand, visible_alias = "ns")]
     Namespace(NamespaceCommand),
-    /// Look at control planes.
+    /// Show control planes.
     #[command(subcommand)]
     Mesh(MeshCommand),
-    /// Check whether the cluster is ready for Tidegate, and whether Tidegate and its workloads are well.
+    /// Check the cluster, the control plane and the workloads.
     Check(CheckOptions),
-    /// Look at sidecars.
+    /// Show and query sidecars.
     #[command(subcommand)]
     Proxy(ProxyCommand),
-    /// Look at the mesh's root certificate, and replace it.
+    /// Show the mesh's root certificate, and replace it.
     #[command(subcommand, visible_alias = "cert")]
     Certificate(CertificateCommand),
     /// Add the sidecar to manifests, as the webhook does to pods, and print them.
     Inject(InjectOptions),
-    /// Gather what somebody else needs to find out what is wrong; no keys, no tokens, no Secrets' content.
+    /// Collect data for diagnosing a problem; no keys, no tokens, no content of Secrets.
     BugReport(BugReportOptions),
     /// Print a completion script for a shell.
     Completions {
@@ -100,11 +100,11 @@ enum PolicyCommand {
     CheckConflicts(ConflictsOptions),
 }
 
-/// The controller to ask: the cluster's, or that of a process on this machine.
+/// The controller to query: the cluster's, or that of a local process.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AdminTarget {
-    /// Ask the process at this admin address, such as `tidegate standalone`, and no cluster [default: 127.0.0.1:15000
-    /// where no cluster is configured]
+    /// Query the process at this admin address, such as `tidegate standalone`, instead of a cluster [default:
+    /// 127.0.0.1:15000 if no cluster is configured]
     #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS")]
     admin_address: Option<SocketAddr>,
     #[command(flatten)]
@@ -112,7 +112,7 @@ pub(crate) struct AdminTarget {
 }
 
 impl AdminTarget {
-    /// What the controller answers to `GET path`.
+    /// The controller's answer to `GET path`.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         match self.admin_address {
             Some(address) => fetch(address, path).await,
@@ -124,7 +124,7 @@ impl AdminTarget {
     }
 }
 
-/// Runs the command line that the process was started with. `program` is the name that it was called by.
+/// Runs the command line of this process. `program` is the name that it was called by.
 pub fn main(program: &str) -> anyhow::Result<ExitCode> {
     if program == completion::KUBECTL_COMPLETE {
         return print(completion::for_kubectl(std::env::args_os().skip(1))?.as_bytes());
@@ -135,7 +135,7 @@ pub fn main(program: &str) -> anyhow::Result<ExitCode> {
 }
 
 impl Cli {
-    /// Runs the command; `Err` is a failure to do what was asked, to be printed.
+    /// Runs the command. `Err` is a failure to run it, to be printed.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Standalone(options) => threads()?.block_on(standalone::run(*options)),

@@ -1,7 +1,7 @@
-//! Completion: scripts for shells, and the names that only the cluster and the kubeconfig know.
+//! Completion: scripts for shells, and candidates from the cluster and the kubeconfig.
 //!
-//! The scripts ask the program itself at each press of the key, so that namespaces and Pods are those of the moment.
-//! Whatever fails while somebody types is silent: no names are offered then.
+//! The scripts query the program on each completion, so that namespaces and Pods are current. Errors during completion
+//! are silent: no candidates are offered.
 
 use std::env;
 use std::ffi::OsString;
@@ -18,13 +18,13 @@ use kube::config::Kubeconfig;
 use crate::cluster::client::ClusterOptions;
 use crate::commands::Cli;
 
-/// The variable by which a shell's script asks for candidates.
+/// The variable by which a shell's script requests candidates.
 pub(crate) const VARIABLE: &str = "COMPLETE";
 /// The name under which `kubectl` looks for a plugin's completion.
 pub(crate) const KUBECTL_COMPLETE: &str = "kubectl_complete-tidegate";
-/// Nobody waits longer than this for a suggestion.
+/// Maximum time to collect candidates.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// More names than this help nobody.
+/// Maximum number of candidates; more would not help.
 const MOST: u32 = 500;
 /// `ShellCompDirectiveNoFileComp` of `kubectl`'s completion.
 const NO_FILES: &str = ":4";
@@ -34,13 +34,13 @@ pub(crate) fn script(shell: Shell) -> anyhow::Result<Vec<u8>> {
     let shells = Shells::builtins();
     let name = shell.to_string();
     let completer = shells.completer(&name);
-    let completer = completer.ok_or_else(|| anyhow::anyhow!("there is no completion for {name}"))?;
+    let completer = completer.ok_or_else(|| anyhow::anyhow!("completion for {name} is not supported"))?;
     let mut script = Vec::new();
     completer.write_registration(VARIABLE, "tidegate", "tidegate", "tidegate", &mut script)?;
     Ok(script)
 }
 
-/// What `kubectl` shows for the words after `kubectl tidegate`, the last of which is being typed.
+/// The candidates in `kubectl`'s format for the words after `kubectl tidegate`, the last of which is being typed.
 pub fn for_kubectl(words: impl Iterator<Item = OsString>) -> anyhow::Result<String> {
     let mut all = vec![OsString::from("kubectl-tidegate")];
     all.extend(words);
@@ -62,7 +62,7 @@ pub fn for_kubectl(words: impl Iterator<Item = OsString>) -> anyhow::Result<Stri
     Ok(text + NO_FILES + "\n")
 }
 
-/// The command line, named as it was called: `kubectl tidegate` for a plugin of `kubectl`.
+/// The command line, named as it was called: `kubectl tidegate` as a plugin of `kubectl`.
 pub fn command_for(program: &str) -> Command {
     let command = Cli::command();
     match program.trim_end_matches(".exe") {
@@ -80,7 +80,7 @@ pub(crate) fn namespaces() -> Vec<CompletionCandidate> {
     })
 }
 
-/// Pods with a sidecar, of the namespace that is on the command line.
+/// Pods with a sidecar, in the namespace given on the command line.
 pub(crate) fn pods() -> Vec<CompletionCandidate> {
     ask(|cluster, namespace| async move {
         let namespace = namespace.unwrap_or_else(|| cluster.client.default_namespace().to_owned());
@@ -101,7 +101,7 @@ pub(crate) fn contexts() -> Vec<CompletionCandidate> {
     contexts.into_iter().map(|context| CompletionCandidate::new(context.name)).collect()
 }
 
-/// The flags of the line being typed that say where to look.
+/// Flags of the line being typed that select cluster and namespace.
 #[derive(Debug, Default, PartialEq)]
 struct Typed {
     kubeconfig: Option<PathBuf>,

@@ -1,8 +1,8 @@
-//! `tidegate demo`: the ingress story, on this machine, with the real parts.
+//! `tidegate demo`: the ingress story, on this machine, with the real programs' code.
 //!
 //! A CA, a controller and a sidecar as `tidegate standalone` runs them; a small app behind the sidecar; and an ingress
 //! controller outside the mesh, with the client certificate that the CA issued to it. The policies of
-//! `examples/ingress/` are applied one after the other, and each request's answer is held against what it must be.
+//! `examples/ingress/` are applied one after the other, and each answer is compared with the expected one.
 
 mod client;
 mod echo;
@@ -25,7 +25,7 @@ use crate::standalone::{Standalone, StandaloneOptions};
 
 /// The port of the app, and of the sidecar in front of it.
 const PORT: u16 = 14001;
-/// The example's network; the demo moves it to a free one of its own.
+/// The example's network; the demo moves it to a free one.
 const EXAMPLE_NETWORK: &str = "127.0.7.";
 /// The name that the backend's certificate holds: `<service account>.<namespace>.<trust domain>`.
 const BACKEND_NAME: &str = "httpbin.httpbin.cluster.local";
@@ -39,23 +39,25 @@ const MESH: [(&str, &str); 3] = [
 /// Flags of `tidegate demo`.
 #[derive(Args, Debug)]
 pub struct DemoOptions {
-    /// Leave everything running at the end, and print addresses and curl lines to try. Ctrl-C ends it.
+    /// Leave everything running at the end, and print addresses and curl commands to try. Ctrl-C stops it.
     #[arg(long)]
     keep: bool,
-    /// Log filter of the parts; by default they only say what goes wrong.
+    /// Log filter of the parts; by default they log only errors.
     #[arg(long, env = "TIDEGATE_LOG_LEVEL", value_name = "FILTER", default_value = "error")]
     log_level: String,
 }
 
-/// Loopback addresses that nobody else uses: each part of the demo has one, as pods do.
+/// A network of unused loopback addresses: each part of the demo has its own, as pods do.
 #[derive(Clone, Copy, Debug)]
 struct Network([u8; 3]);
 
-/// Exits with 0 if every answer was as it must be.
+/// Exits with 0 if every answer was as expected.
 pub async fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
     let log = logging::init(&LogOptions { level: options.log_level, format: LogFormat::Text })?;
-    let folder =
-        tempfile::Builder::new().prefix("tidegate-demo-").tempdir().context("a folder for the demo")?;
+    let folder = tempfile::Builder::new()
+        .prefix("tidegate-demo-")
+        .tempdir()
+        .context("creating a folder for the demo")?;
     let (network, app) = Network::claim().await?;
     let manifests = folder.path().join("manifests");
     for (name, text) in MESH {
@@ -74,7 +76,10 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
     };
     client.secret.wait().await?;
     let backend = SocketAddr::from((network.address(10), PORT));
-    println!("The sidecar listens at {backend}; the ingress controller dials from {}.", network.address(30));
+    println!(
+        "The sidecar listens at {backend}; the ingress controller connects from {}.",
+        network.address(30)
+    );
     println!("Its client certificate is in {}.\n", client.secret.0.display());
     let story = Story { client, backend, admin: standalone.admin_address(), manifests: &manifests, network };
     let mut failures = 0;
@@ -82,8 +87,8 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
         failures += usize::from(!story.tell(number, step).await?);
     }
     match failures {
-        0 => println!("All {} answers were as they must be.", STEPS.len()),
-        _ => println!("{failures} of {} answers were not as they must be.", STEPS.len()),
+        0 => println!("All {} answers were as expected.", STEPS.len()),
+        _ => println!("{failures} of {} answers were not as expected.", STEPS.len()),
     }
     if options.keep {
         keep(&story, &manifests).await?;
@@ -97,13 +102,13 @@ async fn keep(story: &Story<'_>, manifests: &Path) -> anyhow::Result<()> {
     let Story { client, backend, admin, network, .. } = story;
     let file = |name| client.secret.file(name).display().to_string();
     println!(
-        "\nEverything keeps running. Change the manifests in {manifests}, and ask again:\n\n  \
+        "\nEverything keeps running. Change the manifests in {manifests}, and try again:\n\n  \
          curl -i --interface {source} --resolve {BACKEND_NAME}:{PORT}:{address} \\\n    \
          --cacert {ca} --cert {certificate} --key {key} \\\n    https://{BACKEND_NAME}:{PORT}/get\n\n  \
          curl -i --interface {source} http://{backend}/get\n\n  \
          tidegate policy list --admin-address {admin}\n  \
          tidegate explain httpbin/httpbin --source {source} --principal ingress-nginx.ingress-nginx.cluster.local \
-         --admin-address {admin}\n\nCtrl-C ends it.",
+         --admin-address {admin}\n\nStop with Ctrl-C.",
         manifests = manifests.display(),
         source = network.address(30),
         address = backend.ip(),
@@ -116,7 +121,7 @@ async fn keep(story: &Story<'_>, manifests: &Path) -> anyhow::Result<()> {
 }
 
 impl Network {
-    /// Finds a network by starting the app in it.
+    /// Finds a free network by starting the app in it.
     async fn claim() -> anyhow::Result<(Self, EchoApp)> {
         for _ in 0..32 {
             let network = Self([127, rand::random_range(64..=254), rand::random()]);
@@ -127,7 +132,7 @@ impl Network {
                 return Ok((network, app));
             }
         }
-        anyhow::bail!("port {PORT} is taken at every loopback address that was tried")
+        anyhow::bail!("port {PORT} is in use at every loopback address that was tried")
     }
 
     fn address(self, host: u8) -> Ipv4Addr {
@@ -142,7 +147,7 @@ impl Network {
     }
 }
 
-/// Writes a manifest as a whole: whoever watches the folder never sees half of it.
+/// Writes a manifest atomically, so that the folder's watcher never reads half of it.
 fn write(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     let context = || format!("{}", folder.join(name).display());
     std::fs::create_dir_all(folder).with_context(context)?;

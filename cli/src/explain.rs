@@ -1,4 +1,5 @@
-//! `tidegate explain`: would this connection be let in, and why? Asked of the cluster, of a process, or of a folder.
+//! `tidegate explain`: whether a connection would be admitted, and why, according to the cluster, a process, or a
+//! folder.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -19,10 +20,10 @@ use crate::output::{OutputFormat, print_as, printable};
 /// Flags of `tidegate explain`.
 #[derive(Args, Debug)]
 pub(crate) struct ExplainOptions {
-    /// The Service that is dialled, as NAMESPACE/NAME.
+    /// The Service that the client connects to, as NAMESPACE/NAME.
     #[arg(value_name = "BACKEND", value_parser = parse_backend)]
     backend: ObjectName,
-    /// The pod's port (targetPort); may be left out where the Service has but one.
+    /// The pod's port (targetPort); optional if the Service has only one.
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
     /// The client's address.
@@ -34,10 +35,10 @@ pub(crate) struct ExplainOptions {
     /// A name in the client's certificate, a DNS name or a URI; may be repeated. None: no certificate.
     #[arg(long, value_name = "NAME")]
     principal: Vec<String>,
-    /// What the client speaks [default: TLS if it has a server name or a certificate, or if only TLS is let in]
+    /// The client's protocol [default: TLS if it has a server name or a certificate, or if only TLS is admitted]
     #[arg(long, value_enum, value_name = "PROTOCOL")]
     speaks: Option<Protocol>,
-    /// Ask this folder of manifests, and nobody else.
+    /// Evaluate this folder of manifests instead of querying a controller.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     folder: Option<PathBuf>,
     #[command(flatten)]
@@ -59,7 +60,7 @@ enum Protocol {
     Mesh,
 }
 
-/// Exits with 0 if the connection would be let in, with 1 if not.
+/// Exits with 0 if the connection would be admitted, with 1 if not.
 pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
     let answer: Value = match &options.folder {
         Some(folder) => {
@@ -124,10 +125,10 @@ fn text(answer: &Value) -> String {
 }
 
 fn parse_backend(text: &str) -> Result<ObjectName, String> {
-    ObjectName::parse(text).ok_or_else(|| format!("{text:?} is not of the form NAMESPACE/NAME"))
+    ObjectName::parse(text).ok_or_else(|| format!("{text:?} does not have the form NAMESPACE/NAME"))
 }
 
-/// Percent-encodes what a query's value may not hold (RFC 3986 §3.4).
+/// Percent-encodes characters that a query value may not contain (RFC 3986 §3.4).
 fn escape(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:*".contains(&byte);
     text.bytes()

@@ -1,8 +1,7 @@
 //! `tidegate install`, `upgrade`, `uninstall`.
 //!
-//! The charts are the one source of what is installed, and Helm is the one program that understands them: these
-//! commands carry the [`charts`] and run the user's [`helm`]. An installation is two Helm releases, as if the user had
-//! made them.
+//! The charts are the only source of what is installed, and only Helm renders them: these commands embed the [`charts`]
+//! and run the user's [`helm`]. An installation consists of two Helm releases, as if the user had created them.
 
 mod charts;
 mod definitions;
@@ -32,16 +31,16 @@ use crate::output::{counted, print};
 
 /// The Helm release of the control plane, in its namespace.
 const RELEASE: &str = "tidegate";
-/// The Helm release of the custom resource definitions, there too.
+/// The Helm release of the custom resource definitions, in the same namespace.
 const CRDS_RELEASE: &str = "tidegate-crds";
 
 /// Flags of `tidegate install`.
 #[derive(Args, Debug)]
 pub(crate) struct InstallOptions {
-    /// Install it. Without this the manifests are printed
+    /// Install instead of printing the manifests
     #[arg(long)]
     apply: bool,
-    /// Print the custom resource definitions only
+    /// Print only the custom resource definitions
     #[arg(long, conflicts_with_all = ["apply", "skip_crds"])]
     crds_only: bool,
     #[command(flatten)]
@@ -60,7 +59,7 @@ pub(crate) struct UpgradeOptions {
 pub(crate) struct UninstallOptions {
     #[command(flatten)]
     deletions: Deletions,
-    /// Do not ask before anything is deleted that cannot be made again
+    /// Do not ask before deleting what cannot be recreated
     #[arg(short, long, visible_short_alias = 'f', visible_alias = "force")]
     yes: bool,
     #[command(flatten)]
@@ -74,22 +73,22 @@ struct ChangeOptions {
     /// Set a value of the chart; repeat for more
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
-    /// Set a value that is text, whatever it looks like, such as image.tag=1; repeat for more
+    /// Set a value as text, whatever it looks like, such as image.tag=1; repeat for more
     #[arg(long, value_name = "NAME=VALUE")]
     set_string: Vec<String>,
     /// File with values of the chart; repeat for more
     #[arg(short = 'f', long, value_name = "FILE")]
     values: Vec<PathBuf>,
-    /// Three replicas of each daemon, on nodes of their own as far as there are so many, and what keeps them running
+    /// Three replicas of each daemon, on separate nodes if there are enough, with disruption budgets and priority
     #[arg(long)]
     ha: bool,
-    /// Take back what --ha has set
+    /// Revert --ha
     #[arg(long, conflicts_with = "ha")]
     no_ha: bool,
     /// Leave the custom resource definitions alone: another mesh of the cluster has installed them
     #[arg(long)]
     skip_crds: bool,
-    /// Wait until all is ready, and say what is waited for
+    /// Wait until everything is ready, and report what is missing
     #[arg(long)]
     wait: bool,
     /// How long to wait
@@ -101,7 +100,7 @@ struct ChangeOptions {
     cluster: ClusterOptions,
 }
 
-/// What a manifest is about.
+/// Identity of an object in a manifest.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(default)]
 struct Named {
@@ -133,13 +132,13 @@ pub(crate) async fn install(options: &InstallOptions) -> anyhow::Result<ExitCode
     print(notes.as_bytes())
 }
 
-/// Upgrades, and says what is no more.
+/// Upgrades, and reports objects that the new chart no longer has.
 pub(crate) async fn upgrade(options: &UpgradeOptions) -> anyhow::Result<ExitCode> {
     let change = &options.change;
     let (helm, charts) = (change.helm.find(&change.cluster)?, Charts::unpack()?);
     installed::is_named(&change.cluster.connect().await?).await?;
     let before = helm.run(["get", "manifest", RELEASE]).with_context(|| {
-        format!("there is no Helm release {RELEASE} in namespace {}", change.cluster.control_plane())
+        format!("Helm release {RELEASE} does not exist in namespace {}", change.cluster.control_plane())
     })?;
     change.install_crds(&helm, &charts).await?;
     let mut arguments = words(["upgrade", RELEASE]);
@@ -150,12 +149,12 @@ pub(crate) async fn upgrade(options: &UpgradeOptions) -> anyhow::Result<ExitCode
     change.wait().await?;
     let after = objects(&helm.run(["get", "manifest", RELEASE])?);
     for gone in objects(&before).difference(&after) {
-        eprintln!("Deleted, because the chart has it no more: {gone}");
+        eprintln!("Deleted, because the chart no longer has it: {gone}");
     }
     print(notes.as_bytes())
 }
 
-/// Uninstalls, deletes what was asked for, and says what is left.
+/// Uninstalls, deletes what was requested, and lists what is left.
 pub(crate) async fn uninstall(options: UninstallOptions) -> anyhow::Result<ExitCode> {
     let deletions = options.deletions.resolved();
     let helm = options.helm.find(&options.cluster)?;
@@ -181,7 +180,7 @@ pub(crate) async fn uninstall(options: UninstallOptions) -> anyhow::Result<ExitC
     let left = leftovers::injected_pods(&cluster).await?;
     if left > 0 {
         eprintln!(
-            "{} still {} a sidecar, which serves on until its certificate ends; restart them to be rid of it",
+            "{} still {} a sidecar, which keeps serving until its certificate expires; restart them to remove it",
             counted(left, "Pod"),
             if left == 1 { "has" } else { "have" }
         );
@@ -189,16 +188,16 @@ pub(crate) async fn uninstall(options: UninstallOptions) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks whether all of this may go; refuses if standard input is not a terminal.
+/// Asks for confirmation of these deletions; refuses if standard input is not a terminal.
 fn confirm(going: &[Leftover]) -> anyhow::Result<()> {
     for leftover in going {
         eprintln!("To be deleted: {leftover}");
     }
     ensure!(
         io::stdin().is_terminal(),
-        "this cannot be undone; confirm with --yes, as standard input is not a terminal. Nothing was changed"
+        "this cannot be undone, and standard input is not a terminal: confirm with --yes. Nothing was changed"
     );
-    eprint!("Uninstall, and delete this? It cannot be undone. [y/N] ");
+    eprint!("Uninstall, and delete all of these? This cannot be undone. [y/N] ");
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).context("standard input")?;
     let is_yes = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
@@ -243,7 +242,7 @@ impl ChangeOptions {
         Ok(())
     }
 
-    /// Helm's flags for values; what comes later goes before what came earlier.
+    /// Helm's flags for values; later ones override earlier ones.
     fn values(&self, charts: &Charts) -> anyhow::Result<Vec<OsString>> {
         let mut arguments = Vec::new();
         let mut add = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
@@ -268,8 +267,8 @@ impl ChangeOptions {
         Ok(arguments)
     }
 
-    /// Warns where there are fewer nodes than replicas want. A look that fails is not worth an error: Helm will say what
-    /// is wrong with the cluster.
+    /// Warns if there are fewer nodes than replicas. An error here is ignored: Helm will report problems with the
+    /// cluster.
     async fn look_at_nodes(&self) {
         if !self.ha {
             return;
@@ -298,7 +297,7 @@ impl std::fmt::Display for Named {
     }
 }
 
-/// Every object of a rendering, but what Helm is told to keep.
+/// Every object of a rendering, except those that Helm is told to keep.
 fn objects(manifests: &str) -> BTreeSet<Named> {
     let documents = format!("\n{manifests}");
     let documents = documents.split("\n---").filter(|text| !text.contains("helm.sh/resource-policy: keep"));

@@ -1,8 +1,8 @@
-//! The `tidegate` command, as a library so that tests can run what it runs.
+//! The `tidegate` command, as a library so that tests can run the same code.
 //!
-//! [`commands`] is the map: one variant for each command. [`standalone`] runs the CA, the controller and the sidecars
-//! in one process, the same ones as the programs; [`demo`] walks the ingress story on top of it. `cluster` holds the
-//! commands that speak to Kubernetes.
+//! Start with [`commands`]: one variant for each command. [`standalone`] runs the CA, the controller and the sidecars
+//! in one process, with the same code as the programs; [`demo`] runs the ingress story on top of it. `cluster` holds
+//! the commands that talk to Kubernetes.
 
 mod admin_client;
 mod cluster;

@@ -1,6 +1,6 @@
 //! `tidegate`: the command line. See [`tidegate::commands`].
 //!
-//! Called by a link named `kubectl-tidegate` it is a plugin of `kubectl`, and by one named
+//! Called through a link named `kubectl-tidegate` it is a plugin of `kubectl`, and through one named
 //! `kubectl_complete-tidegate` that plugin's completion.
 
 use std::env;

@@ -1,4 +1,4 @@
-//! Printing: tables for people, JSON and YAML for programs.
+//! Output: tables for people, JSON and YAML for programs.
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
-/// Characters that are shown of one text: what somebody wrote into an object may be as long as the API server allows.
+/// Maximum characters to show of one text: text in an object may be as long as the API server allows.
 const LONGEST: usize = 1000;
 
-/// How a command prints what it found.
+/// Output format of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum OutputFormat {
-    /// For people.
+    /// Human-readable.
     #[default]
     Table,
     /// JSON.
@@ -21,7 +21,7 @@ pub(crate) enum OutputFormat {
     Yaml,
 }
 
-/// Writes to standard output. A reader that has seen enough (`| head`) is no error.
+/// Writes to standard output. A reader that closes the pipe (`| head`) is not an error.
 pub(crate) fn print(bytes: &[u8]) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -31,7 +31,7 @@ pub(crate) fn print(bytes: &[u8]) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Prints a value as JSON or YAML, or by `table`.
+/// Prints a value as JSON or YAML, or with `table`.
 pub(crate) fn print_as<T: Serialize>(
     format: OutputFormat,
     value: &T,
@@ -71,7 +71,8 @@ pub(crate) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Text for a terminal: what somebody wrote into an object moves no cursor, turns no line around, and is cut.
+/// Text for a terminal: truncated, and with control characters escaped, so that text in an object cannot move the
+/// cursor or break lines.
 pub(crate) fn printable(text: &str) -> String {
     let turns_lines =
         |c| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

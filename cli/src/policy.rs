@@ -1,4 +1,4 @@
-//! `tidegate policy`: statuses, as the controller has them.
+//! `tidegate policy`: policy statuses from the controller.
 
 use std::process::ExitCode;
 
@@ -42,7 +42,7 @@ pub(crate) async fn list(target: &AdminTarget, output: OutputFormat) -> anyhow::
     })
 }
 
-/// The table of statuses. Objects of a cluster come from no file, and their table has no column for it.
+/// The table of statuses. Objects of a cluster come from no file, so their table has no column for it.
 pub(crate) fn statuses(rows: &[Vec<String>]) -> String {
     let has_files = rows.iter().any(|row| row.last().is_some_and(|file| !file.is_empty()));
     let columns = HEADING.len() - usize::from(!has_files);

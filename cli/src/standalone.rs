@@ -1,8 +1,8 @@
 //! `tidegate standalone`: the whole mesh in one process, from a folder of manifests.
 //!
-//! Nothing is simulated. The CA, the controller and the sidecars are those of the programs and speak the same gRPC over
-//! the same TLS; only objects come from files instead of an API server, tokens from a key of this process, and a pod is
-//! a loopback address instead of a network namespace.
+//! Nothing is simulated. The CA, the controller and the sidecars are the same code as in the programs and use the same
+//! gRPC over the same TLS. Only the inputs differ: objects come from files instead of an API server, tokens are signed
+//! with a key of this process, and a pod is a loopback address instead of a network namespace.
 
 mod gateway;
 mod tokens;
@@ -45,15 +45,15 @@ use tokio::task::JoinHandle;
 
 use self::tokens::{TokenIssuer, TokenSubject};
 
-/// Where the app of a Pod listens, if not at 127.0.0.1.
+/// Annotation with the address of a Pod's app, if not 127.0.0.1.
 const APP_ADDRESS: &str = "tidegate.io/app-address";
-/// The name by which the CA is called within the process.
+/// The server name of the CA within the process.
 const CA_NAME: &str = "localhost";
-/// What the process is not ready for while it waits for its sidecars.
+/// Readiness condition while sidecars are starting.
 const WAITING_FOR_SIDECARS: &str = "sidecars";
-/// Connections at a time, of which one address may have a quarter: all sidecars may have the same.
+/// Maximum concurrent connections, of which one address may have a quarter: all sidecars may share one address.
 const MAX_CONNECTIONS: usize = 4096;
-/// How long an orderly end may take.
+/// Timeout of a graceful shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Flags of `tidegate standalone`.
@@ -63,23 +63,23 @@ pub struct StandaloneOptions {
     /// IngressBackend, MeshConfig. A Pod whose podIP is a loopback address gets a sidecar.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     pub folder: PathBuf,
-    /// Where the CA's root, the trust bundle, tokens and the ingress controller's Secret are kept.
+    /// Folder for the CA's root, the trust bundle, tokens and the ingress controller's Secret.
     #[arg(long, env = "TIDEGATE_STATE_DIR", value_name = "DIR", default_value = ".tidegate")]
     pub state_dir: PathBuf,
-    /// Make a new root although the state folder's trust bundle says that there was one, which is gone for good. Changes
-    /// nothing where there is a root.
+    /// Create a new root although the state folder's trust bundle shows that there was one, which is lost. No effect if
+    /// a root exists.
     #[arg(long, env = "TIDEGATE_CA_NEW_ROOT")]
     pub new_root: bool,
-    /// Admin address of the controller, which `tidegate policy` and `tidegate explain` ask.
+    /// Admin address of the controller, which `tidegate policy` and `tidegate explain` query.
     #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     pub admin_address: SocketAddr,
-    /// Admin address of the CA: its metrics, and the rotation of its root. Port 0 takes a free one.
+    /// Admin address of the CA: its metrics, and the rotation of its root. Port 0 selects a free one.
     #[arg(long, env = "TIDEGATE_CA_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub ca_admin_address: SocketAddr,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub trust: TrustDomainOptions,
-    /// Life of workloads' certificates, such as 24h.
+    /// Lifetime of workload certificates, such as 24h.
     #[arg(
         long,
         env = "TIDEGATE_CERTIFICATE_LIFETIME",
@@ -88,8 +88,8 @@ pub struct StandaloneOptions {
         value_parser = humantime::parse_duration
     )]
     pub certificate_lifetime: Duration,
-    /// Life of the service account tokens by which sidecars prove to the CA who they are, from 4s to 24h. Written anew
-    /// at a quarter of it.
+    /// Lifetime of the service account tokens that authenticate sidecars to the CA, from 4s to 24h. Rewritten at a
+    /// quarter of it.
     #[arg(
         long,
         env = "TIDEGATE_TOKEN_LIFETIME",
@@ -101,7 +101,7 @@ pub struct StandaloneOptions {
     /// Data worker threads of each sidecar [default: the processors this process may use]
     #[arg(long, env = "TIDEGATE_WORKERS", value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
-    /// Form of the sidecars' access log.
+    /// Format of the sidecars' access log.
     #[arg(long, env = "TIDEGATE_ACCESS_LOG_FORMAT", value_enum, default_value = "json")]
     pub access_log_format: AccessLogFormat,
     /// File for the access log [default: standard output]
@@ -135,7 +135,7 @@ struct Sidecars {
     running: Mutex<BTreeMap<String, Vec<Sidecar>>>,
 }
 
-/// How daemons of this process reach the CA.
+/// How daemons of this process connect to the CA.
 struct CaAccess {
     address: SocketAddr,
     trust_bundle: PathBuf,
@@ -162,7 +162,8 @@ pub async fn run(options: StandaloneOptions) -> anyhow::Result<ExitCode> {
 }
 
 impl StandaloneOptions {
-    /// A mesh that is out of every other's way: addresses of its own, state in a folder, an access log in a file there.
+    /// Options of a mesh that is isolated from all others: free addresses, state in a folder, an access log in a file
+    /// there.
     pub fn in_folder(folder: &Path, state_dir: &Path) -> Self {
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self {
@@ -184,7 +185,7 @@ impl StandaloneOptions {
 }
 
 impl Standalone {
-    /// Starts the CA, then the controller, then a sidecar for each local Pod, now and whenever one comes.
+    /// Starts the CA, then the controller, then a sidecar for each local Pod, including those that are added later.
     pub async fn start(options: StandaloneOptions, log: LogHandle) -> anyhow::Result<Self> {
         let state = &options.state_dir;
         std::fs::create_dir_all(state).with_context(|| format!("--state-dir {}", state.display()))?;
@@ -230,17 +231,17 @@ impl Standalone {
         self.ca.admin_address()
     }
 
-    /// Where a Secret's files are: `ca.crt`, `tls.crt`, `tls.key`.
+    /// Folder of a Secret's files: `ca.crt`, `tls.crt`, `tls.key`.
     pub fn secret_folder(&self, namespace: &str, name: &str) -> PathBuf {
         self.state_dir.join("secrets").join(namespace).join(name)
     }
 
-    /// Waits until every local Pod that there is at first has a sidecar with a certificate and a policy.
+    /// Waits until every initial local Pod has a sidecar with a certificate and a policy.
     pub async fn ready(&self) {
         self.readiness.ready().await;
     }
 
-    /// Drains the sidecars, then ends the rest.
+    /// Drains the sidecars, then stops the rest.
     pub async fn shutdown(self) {
         for task in &self.tasks {
             task.abort();
@@ -267,7 +268,7 @@ impl Sidecars {
         }
     }
 
-    /// Lets the process be ready once the objects are read and every local Pod has a sidecar that is ready.
+    /// Marks the process ready once the objects are read and every local Pod has a ready sidecar.
     async fn until_ready(
         self: Arc<Self>,
         pods: watch::Receiver<Arc<Vec<LocalPod>>>,
@@ -332,8 +333,8 @@ impl Sidecars {
         }
     }
 
-    /// A sidecar for these ports of a Pod. A port that a Service adds later gets one more, so that the connections of
-    /// the others live on.
+    /// Starts a sidecar for these ports of a Pod. A port that a Service adds later gets an additional sidecar, so that
+    /// existing connections are not interrupted.
     async fn start(&self, pod: &LocalPod, ports: &[u16]) -> anyhow::Result<Sidecar> {
         let ip = pod.ip.context("the Pod has no podIP")?;
         let app: IpAddr = match pod.annotations.get(APP_ADDRESS) {
@@ -342,7 +343,7 @@ impl Sidecars {
         };
         anyhow::ensure!(
             app != ip,
-            "podIP and annotation {APP_ADDRESS} are both {ip}: one is the sidecar's, one the app's"
+            "podIP and annotation {APP_ADDRESS} are both {ip}: the sidecar and the app need different addresses"
         );
         let token_file = self.tokens.write(&subject(pod))?;
         let inbound =
@@ -382,7 +383,7 @@ impl Sidecars {
         loop {
             due.tick().await;
             for error in self.tokens.renew() {
-                tracing::error!(error = format!("{error:#}"), "a token cannot be renewed");
+                tracing::error!(error = format!("{error:#}"), "cannot renew a token");
             }
         }
     }
@@ -426,7 +427,7 @@ async fn start_ca(
             ..rules
         },
         service_names: ServiceNames::default(),
-        // Files are read once a second.
+        // Files are polled once a second.
         propagation: Duration::from_secs(3),
         rate_limit: RateLimit::default(),
         max_connections: MAX_CONNECTIONS,
@@ -441,14 +442,14 @@ async fn start_ca(
             gateway,
             Arc::new(SecretFolder::new(state_dir.join("secrets"))),
         )),
-        // `--certificate-lifetime` says it.
+        // Set by `--certificate-lifetime`.
         workload_life: watch::channel(None).1,
         wake: Arc::default(),
         metrics: Metrics::new(),
         readiness: Readiness::new(),
         log: log.clone(),
     };
-    CertManager::start(config, dependencies).await.context("the CA does not start")
+    CertManager::start(config, dependencies).await.context("the CA failed to start")
 }
 
 async fn start_controller(
@@ -486,7 +487,7 @@ async fn start_controller(
         log: log.clone(),
     };
     let controller =
-        Controller::start(config, dependencies).await.context("the controller does not start")?;
+        Controller::start(config, dependencies).await.context("the controller failed to start")?;
     Ok((controller, kept.task))
 }
 

@@ -1,4 +1,4 @@
-//! `tidegate validate`: everything that is wrong in a folder, at once.
+//! `tidegate validate`: reports all errors in a folder at once.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ pub(crate) struct ValidateOptions {
     /// Folder of manifests.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     folder: PathBuf,
-    /// The folder holds everything: Services, endpoints and Pods that are named and not in it are errors, not warnings.
+    /// The folder is complete: Services, endpoints and Pods that are named but missing are errors, not warnings.
     #[arg(long)]
     complete: bool,
     /// How to print it.
@@ -31,8 +31,8 @@ struct Report {
     policies: Vec<PolicyStatus>,
 }
 
-/// Exits with 1 if there is an error; warnings alone are no failure. What a policy names and the folder does not hold is a
-/// warning, unless the folder is said to be complete.
+/// Exits with 1 if there is an error; warnings alone do not count. A missing object that a policy names is a warning,
+/// unless the folder is declared complete.
 pub(crate) fn run(options: &ValidateOptions) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(options.folder.is_dir(), "--folder: {:?} is not a folder", options.folder);
     let loaded = FolderSource::new(&options.folder).load();
@@ -48,11 +48,11 @@ pub(crate) fn run(options: &ValidateOptions) -> anyhow::Result<ExitCode> {
     Ok(if is_error { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Folders are split: what a policy names may be in another one, or be made by the cluster.
+/// Folders may be partial: what a policy names may be in another folder, or be created by the cluster.
 fn leave_open(policy: &mut PolicyStatus) {
     policy.current_status = "unknown";
     let missing = std::mem::take(&mut policy.reason);
-    policy.reason = "it names what is not in this folder".to_owned();
+    policy.reason = "it names objects that are not in this folder".to_owned();
     policy.warnings.insert(0, missing);
 }
 

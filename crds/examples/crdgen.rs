@@ -1,4 +1,4 @@
-//! Prints the CRDs as YAML, or with a folder as its argument writes each to its file there.
+//! Prints the CRDs as YAML, or writes each to its file in the folder given as argument.
 
 use std::path::PathBuf;
 

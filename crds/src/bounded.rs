@@ -1,12 +1,12 @@
-//! Lists and texts of custom resources, read up to a bound. What is beyond it is an error that names the field, and is
-//! not held in memory: whoever writes objects, or asks a webhook about them, is bounded by what is decoded.
+//! Bounded deserialization of the lists and texts of custom resources. Data beyond a bound is an error that names the
+//! field, and is not kept in memory, so that authors of objects and clients of the webhooks cannot exhaust it.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 
-/// A list of at most `most` items. `field` is its path, such as `spec.backends`.
+/// Deserializes a list of at most `most` items. `field` is its path, such as `spec.backends`.
 pub(crate) fn list<'de, D, T>(deserializer: D, field: &'static str, most: usize) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -15,7 +15,7 @@ where
     deserializer.deserialize_seq(List { field, most, item: PhantomData })
 }
 
-/// [`list`], of a field that may be absent or null.
+/// Like [`list`], for a field that may be absent or null.
 pub(crate) fn optional_list<'de, D, T>(
     deserializer: D,
     field: &'static str,
@@ -32,7 +32,7 @@ where
 #[derive(Debug)]
 pub(crate) struct Text<const MOST: usize>(String);
 
-/// A text of at most `MOST` characters.
+/// Deserializes a text of at most `MOST` characters.
 pub(crate) fn text<'de, D, const MOST: usize>(deserializer: D) -> Result<String, D::Error>
 where
     D: Deserializer<'de>,
@@ -40,7 +40,7 @@ where
     Text::<MOST>::deserialize(deserializer).map(|text| text.0)
 }
 
-/// [`text`], of a field that may be absent or null.
+/// Like [`text`], for a field that may be absent or null.
 pub(crate) fn optional_text<'de, D, const MOST: usize>(deserializer: D) -> Result<Option<String>, D::Error>
 where
     D: Deserializer<'de>,
@@ -125,17 +125,17 @@ impl<const MOST: usize> From<Text<MOST>> for String {
     }
 }
 
-/// Whether a text has more characters than this.
+/// Whether a text has more than `most` characters.
 pub(crate) fn is_longer(text: &str, most: usize) -> bool {
     text.len() > most && text.chars().nth(most).is_some()
 }
 
-/// What is said of a list that is too long.
+/// The message for a list that is too long.
 pub(crate) fn too_many(most: usize) -> String {
     format!("Too many: must have at most {most} items")
 }
 
-/// What is said of a text that is too long.
+/// The message for a text that is too long.
 pub(crate) fn too_long(most: usize) -> String {
     format!("Too long: may not be more than {most} characters")
 }

@@ -1,4 +1,4 @@
-//! `IngressBackend`: who outside the mesh may reach a Service, and how.
+//! `IngressBackend`: which clients outside the mesh may reach a Service, and how.
 
 use std::collections::BTreeMap;
 
@@ -11,22 +11,22 @@ use crate::bounded;
 /// The `apiVersion` of IngressBackends.
 pub const INGRESS_BACKEND: &str = "policy.openservicemesh.io/v1alpha1";
 
-/// The most backends of one IngressBackend.
+/// Maximum backends of one IngressBackend.
 pub const MOST_BACKENDS: usize = 256;
-/// The most sources of one IngressBackend.
+/// Maximum sources of one IngressBackend.
 pub const MOST_SOURCES: usize = 1024;
-/// The most server names of one backend, and the most `matches`.
+/// Maximum server names of one backend, and maximum `matches`.
 pub const MOST_NAMES: usize = 64;
-/// Characters of a name in Kubernetes, or of a host.
+/// Maximum characters of a Kubernetes name or of a host.
 const NAME: usize = 253;
-/// Characters of a server name: a host, perhaps after `*.`.
+/// Maximum characters of a server name: a host, possibly after `*.`.
 const HOST: usize = NAME + 2;
-/// Characters of a principal: a SPIFFE ID has 2048 at most.
+/// Maximum characters of a principal: that of a SPIFFE ID.
 const PRINCIPAL: usize = 2048;
-/// Characters of a word or of a DNS label.
+/// Maximum characters of a word or of a DNS label.
 const WORD: usize = 63;
 
-/// What is let in from outside the mesh.
+/// Which traffic is admitted from outside the mesh.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[kube(
     group = "policy.openservicemesh.io",
@@ -43,12 +43,12 @@ const WORD: usize = 63;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct IngressBackendSpec {
-    /// The Services that are opened, each at one port.
+    /// The Services to open, each at one port.
     #[serde(deserialize_with = "backends")]
     #[schemars(length(max = MOST_BACKENDS))]
     pub backends: Vec<Backend>,
-    /// Who may reach them. Addresses (`Service`, `IPRange`) add up, and so do principals; a client must be within
-    /// both where both are given. An empty list lets every address in.
+    /// Which clients may reach them. Addresses (`Service`, `IPRange`) are ORed, and so are principals; if both are
+    /// given, a client must match both. An empty list admits every address.
     #[serde(deserialize_with = "sources")]
     #[schemars(length(max = MOST_SOURCES))]
     pub sources: Vec<Source>,
@@ -58,7 +58,7 @@ pub struct IngressBackendSpec {
     pub matches: Option<Vec<Match>>,
 }
 
-/// A Service's port that is opened.
+/// A Service's port to open.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Backend {
@@ -66,9 +66,9 @@ pub struct Backend {
     #[serde(deserialize_with = "bounded::text::<_, NAME>")]
     #[schemars(length(max = NAME))]
     pub name: String,
-    /// The port that is opened and what clients speak there.
+    /// The port to open, and its protocol.
     pub port: BackendPort,
-    /// How TLS is terminated where `port.protocol` is `https`. Absent: every field has its default.
+    /// How TLS is terminated if `port.protocol` is `https`. Absent: every field has its default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<BackendTls>,
 }
@@ -77,29 +77,29 @@ pub struct Backend {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendPort {
-    /// The Service's `targetPort`, that is the pod's port; not the Service's own port.
+    /// The Service's `targetPort`, which is the pod's port; not the Service's own port.
     #[schemars(schema_with = "port_number")]
     pub number: u16,
-    /// What clients speak: `http` (plaintext), `https` (TLS, ended at the sidecar), or `tcp` (bytes that are passed
-    /// on as they are). Letter case does not count.
+    /// The clients' protocol: `http` (plaintext), `https` (TLS, terminated at the sidecar), or `tcp` (bytes pass
+    /// through unchanged). Case-insensitive.
     #[serde(deserialize_with = "bounded::text::<_, WORD>")]
     #[schemars(length(max = WORD))]
     pub protocol: String,
 }
 
-/// How the sidecar ends the TLS of ingress clients.
+/// How the sidecar terminates the TLS of ingress clients.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendTls {
-    /// Whether to ask for no client certificate. `AuthenticatedPrincipal` sources then do not count. Default: false.
+    /// Whether to skip the client certificate. `AuthenticatedPrincipal` sources are then ignored. Default: false.
     pub skip_client_cert_validation: bool,
-    /// Server names (SNI) that are served: exact, or `*.` and a suffix. Absent or empty: every name, and none.
+    /// Server names (SNI) to serve: exact, or `*.` and a suffix. Absent or empty: any name, or none.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "sni_hosts")]
     #[schemars(length(max = MOST_NAMES), inner(length(max = HOST)))]
     pub sni_hosts: Option<Vec<String>>,
 }
 
-/// A client, or many.
+/// One client or several.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
@@ -122,7 +122,7 @@ pub struct Source {
     pub namespace: Option<String>,
 }
 
-/// A reference that is accepted and ignored.
+/// A reference, accepted and ignored.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Match {
@@ -140,20 +140,20 @@ pub struct Match {
     pub name: String,
 }
 
-/// Whether the object is in force.
+/// Status of the object.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct IngressBackendStatus {
     /// `committed` or `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_status: Option<String>,
-    /// Why.
+    /// The reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The `metadata.generation` of the object that this is said of.
+    /// The `metadata.generation` that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Fields that others have written.
+    /// Fields that other writers have set.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
 }
@@ -179,7 +179,7 @@ fn sni_hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<St
     Ok(hosts.map(|hosts| hosts.into_iter().map(String::from).collect()))
 }
 
-/// A port, 1 to 65535. Kubernetes knows `int32` and warns about formats that it does not know.
+/// A port, 1 to 65535. The format is `int32`, because Kubernetes warns about formats that it does not know.
 pub(crate) fn port_number(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "integer", "format": "int32", "minimum": 1, "maximum": 65535 })
 }

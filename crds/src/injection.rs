@@ -1,7 +1,7 @@
 //! The labels, annotations and names by which namespaces join the mesh and Pods carry a sidecar.
 //!
-//! The injector writes them, the controller and the command line read them. A cluster may hold several meshes: the
-//! labels of a namespace say in which one it is ([`mesh_of`]), the sidecar of a Pod to which control plane it listens
+//! The injector writes them; the controller and the command line read them. A cluster may hold several meshes: the
+//! labels of a namespace determine its mesh ([`mesh_of`]), and a Pod's sidecar determines the Pod's control plane
 //! ([`control_plane_of`]).
 
 use std::collections::BTreeMap;
@@ -10,20 +10,20 @@ use k8s_openapi::api::core::v1::{Container, Namespace, Pod};
 
 /// Namespace label: the mesh that the namespace belongs to.
 pub const MONITORED_BY: &str = "openservicemesh.io/monitored-by";
-/// Namespace label: the mesh leaves it alone, whatever else is set.
+/// Namespace label: the mesh ignores the namespace, whatever else is set.
 pub const IGNORE: &str = "openservicemesh.io/ignore";
-/// Namespace label: the namespace of some control plane, which admission webhooks leave alone, as Open Service Mesh's did.
+/// Namespace label: the namespace has a control plane, so admission webhooks ignore it, as Open Service Mesh's did.
 pub const CONTROL_PLANE: &str = "control-plane";
-/// Namespace or Pod annotation: whether a sidecar is added.
+/// Namespace or Pod annotation: whether to add a sidecar.
 pub const SIDECAR_INJECTION: &str = "openservicemesh.io/sidecar-injection";
-/// Namespace label: `enabled` puts the namespace into the mesh and adds sidecars, all in one. The mesh is that of
+/// Namespace label: `enabled` both puts the namespace into the mesh and adds sidecars. The mesh is that of
 /// [`MONITORED_BY`], or else [`DEFAULT_MESH_NAME`].
 pub const INJECTION: &str = "tidegate.io/injection";
-/// Namespace or Pod annotation: whether Prometheus is told to scrape sidecars.
+/// Namespace or Pod annotation: whether Prometheus should scrape sidecars.
 pub const METRICS: &str = "openservicemesh.io/metrics";
-/// Namespace or Pod annotation: `refuse` lets a Pod send UDP to DNS servers only.
+/// Namespace or Pod annotation: `refuse` restricts a Pod's UDP to DNS servers.
 pub const UDP: &str = "tidegate.io/udp";
-/// Pod annotation: ports elsewhere that the Pod reaches without the sidecar.
+/// Pod annotation: outbound ports that bypass the sidecar.
 pub const OUTBOUND_PORT_EXCLUSIONS: &str = "openservicemesh.io/outbound-port-exclusion-list";
 /// Namespace or Pod annotation: limits of the sidecar, as `<flag>=<value>` separated by commas.
 pub const SIDECAR_LIMITS: &str = "tidegate.io/sidecar-limits";
@@ -35,37 +35,37 @@ pub const INJECTED: &str = "injected";
 pub const SIDECAR_CONTAINER: &str = "tidegate-sidecar";
 /// The init container that redirects the Pod's traffic.
 pub const INTERCEPT_CONTAINER: &str = "tidegate-intercept";
-/// What a mesh is called unless told otherwise: the name that OSM's users have on their namespaces.
+/// Default name of a mesh: the one that OSM's users have on their namespaces.
 pub const DEFAULT_MESH_NAME: &str = "osm";
 /// The audience of workloads' tokens in the mesh of [`DEFAULT_MESH_NAME`]; see [`token_audience`].
 pub const TOKEN_AUDIENCE: &str = "tidegate-ca";
 /// The key of the trust bundle, PEM, in [`trust_bundle_config_map`].
 pub const TRUST_BUNDLE_KEY: &str = "ca.crt";
 
-/// The sidecar's flag with the name that it demands of the controller's certificate, up to the controller's namespace;
-/// the trust domain follows.
+/// The sidecar's flag with the required name of the controller's certificate, up to the controller's namespace; the
+/// trust domain follows.
 pub const CONTROLLER_FLAG: &str = "--discovery-server-name=tidegate-controller.";
 
-/// What an object is called that a mesh may share a place with those of other meshes, such as what belongs to no
-/// namespace: `name` in the mesh of [`DEFAULT_MESH_NAME`], `<name>-<mesh>` in others.
+/// The name of an object that shares its scope with objects of other meshes, such as a cluster-scoped one: `name` in
+/// the mesh of [`DEFAULT_MESH_NAME`], `<name>-<mesh>` in others.
 pub fn name_in_mesh(name: &str, mesh_name: &str) -> String {
     if mesh_name == DEFAULT_MESH_NAME { name.to_owned() } else { format!("{name}-{mesh_name}") }
 }
 
-/// The ConfigMap in each namespace of the mesh, and in the control plane's, that holds the trust bundle. Each mesh has
-/// its own: where a namespace goes from one mesh to another, Pods of both run for a while.
+/// The ConfigMap with the trust bundle, in each namespace of the mesh and in the control plane's. Its name is different
+/// for each mesh, because while a namespace moves from one mesh to another, Pods of both run there.
 pub fn trust_bundle_config_map(mesh_name: &str) -> String {
     name_in_mesh("tidegate-trust-bundle", mesh_name)
 }
 
-/// The audience of the tokens by which this mesh's workloads tell its certificate authority who they are. Each mesh has
-/// its own, so that what one authority is shown is worth nothing at another's.
+/// The audience of the tokens that authenticate this mesh's workloads to its certificate authority. It is different for
+/// each mesh, so that a token for one authority is worthless at another.
 pub fn token_audience(mesh_name: &str) -> String {
     name_in_mesh(TOKEN_AUDIENCE, mesh_name)
 }
 
-/// The mesh that a namespace with these labels belongs to, if to any: its policies count there, its Services can be
-/// sources, and it gets that mesh's trust bundle. It is never more than one.
+/// The mesh that a namespace with these labels belongs to, if any: its policies apply there, its Services can be
+/// sources, and it gets that mesh's trust bundle. It is one mesh at most.
 pub fn mesh_of(labels: Option<&BTreeMap<String, String>>) -> Option<&str> {
     let labels = labels?;
     let label = |name: &str| labels.get(name).map(String::as_str);
@@ -73,7 +73,8 @@ pub fn mesh_of(labels: Option<&BTreeMap<String, String>>) -> Option<&str> {
     if kept_out_by(labels).is_some() { None } else { label(MONITORED_BY).or_else(by_injection) }
 }
 
-/// The label that keeps a namespace out of every mesh, whatever other labels it has; the charts' webhooks have the same.
+/// The label that keeps a namespace out of every mesh, whatever other labels it has; the charts' webhooks use the same
+/// labels.
 pub fn kept_out_by(labels: &BTreeMap<String, String>) -> Option<&'static str> {
     [IGNORE, CONTROL_PLANE].into_iter().find(|label| labels.contains_key(*label))
 }
@@ -88,14 +89,14 @@ pub fn namespace_is_in_mesh(namespace: &Namespace, mesh_name: &str) -> bool {
     is_in_mesh(namespace.metadata.labels.as_ref(), mesh_name)
 }
 
-/// Whether a Pod carries a sidecar: its container is there. Labels do not count: unlike containers, they may be changed
+/// Whether a Pod has a sidecar: its container exists. Labels do not count, because unlike containers they may change
 /// while a Pod runs.
 pub fn has_sidecar(pod: &Pod) -> bool {
     sidecar_container(pod).is_some()
 }
 
-/// The namespace of the control plane that the sidecar of a Pod listens to, as its arguments say: unlike labels, they
-/// stay what they are while it runs. None if there is no sidecar, or it does not say.
+/// The namespace of the control plane that a Pod's sidecar connects to, according to its arguments: unlike labels, they
+/// cannot change while it runs. `None` without a sidecar, or if its arguments do not say.
 pub fn control_plane_of(pod: &Pod) -> Option<&str> {
     let mut arguments = sidecar_container(pod)?.args.as_deref()?.iter();
     let (namespace, _trust_domain) =
@@ -103,8 +104,8 @@ pub fn control_plane_of(pod: &Pod) -> Option<&str> {
     Some(namespace)
 }
 
-/// Whether a Pod carries a sidecar ([`has_sidecar`]) that listens to the control plane in this namespace. One that does
-/// not say is taken for one that does: what others believe of it changes nothing of whom it trusts.
+/// Whether a Pod has a sidecar ([`has_sidecar`]) that connects to the control plane in this namespace. A sidecar whose
+/// arguments do not say counts as one: this assumption of others does not change which peers it trusts.
 pub fn has_sidecar_of(pod: &Pod, control_plane: &str) -> bool {
     has_sidecar(pod) && control_plane_of(pod).is_none_or(|namespace| namespace == control_plane)
 }

@@ -1,11 +1,12 @@
 //! The custom resources that Tidegate reads, as Rust types, as CRD manifests, and as checks.
 //!
 //! Groups, names, fields and defaults are those of Open Service Mesh, so that its users' manifests apply unchanged.
-//! This crate may know Kubernetes' types and [`tidegate_core`]'s; it talks to nobody.
+//! This crate may use Kubernetes' types and [`tidegate_core`]'s; it does no I/O.
 //!
-//! Start reading at [`ingress_backend`] and [`mesh_config`]. [`validate`] says what is wrong with an object beyond
-//! its schema, in the words that OSM's admission webhook used; [`schema`] checks any YAML against a CRD's schema as
-//! the API server would, and [`stored`] reads what no check has seen. The manifests in `crds/yaml` are written by [`manifest`] and held to it by a test.
+//! Start reading at [`ingress_backend`] and [`mesh_config`]. [`validate`] reports what is wrong with an object beyond
+//! its schema, in the words that OSM's admission webhook used; [`schema`] checks any YAML against a CRD's schema as the
+//! API server would, and [`stored`] reads objects that were stored unchecked. [`manifest`] writes the manifests in
+//! `crds/yaml`, and a test compares them.
 
 mod bounded;
 pub mod ingress_backend;

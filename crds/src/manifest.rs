@@ -16,8 +16,8 @@ pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
     ]
 }
 
-/// The MeshConfig is served in its older version, too: it has the same fields, so that nothing is converted but the
-/// version's name.
+/// The MeshConfig is also served in its older version. Both have the same fields, so only the version's name is
+/// converted.
 fn mesh_config() -> CustomResourceDefinition {
     let mut crd = MeshConfig::crd();
     if let Some(newest) = crd.spec.versions.first().cloned() {
@@ -33,7 +33,7 @@ fn mesh_config() -> CustomResourceDefinition {
     crd
 }
 
-/// A CRD as YAML, as `kubectl apply` takes it.
+/// A CRD as YAML for `kubectl apply`.
 pub fn to_yaml(crd: &CustomResourceDefinition) -> Result<String, serde_saphyr::SerializeError> {
     serde_saphyr::to_string(crd)
 }

@@ -1,7 +1,6 @@
 //! `MeshConfig`: the settings of the whole mesh. One object, `osm-mesh-config`, in the control plane's namespace.
 //!
-//! Every field of OSM v1.2.4 is here, so that its manifests apply; those that change nothing yet say so in their
-//! description.
+//! It has every field of OSM v1.2.4, so that its manifests apply; the description of a field without effect says so.
 
 mod bounds;
 mod certificate;
@@ -27,8 +26,8 @@ pub const MESH_CONFIG_NAME: &str = "osm-mesh-config";
 
 /// The `apiVersion` of MeshConfigs.
 pub const MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha2";
-/// The older one, of manifests for Open Service Mesh before v1.2, AKS and Azure Arc. It has the same fields and means
-/// the same.
+/// The older `apiVersion`, in manifests for Open Service Mesh before v1.2, AKS and Azure Arc. It has the same fields
+/// with the same meaning.
 pub const OLDER_MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha1";
 
 /// Settings of the mesh.
@@ -59,74 +58,74 @@ pub struct MeshConfigSpec {
     /// Certificates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateSpec>,
-    /// Features that can be switched.
+    /// Optional features.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feature_flags: Option<FeatureFlags>,
 }
 
-/// The condition that says whether the ingress controller's Secret is as `certificate.ingressGateway` asks for.
+/// The condition that says whether the ingress controller's Secret matches `certificate.ingressGateway`.
 pub const INGRESS_GATEWAY_READY: &str = "IngressGatewayReady";
 
-/// One side of an object's state, in the form that Kubernetes' own objects have.
+/// One aspect of an object's state, in the form of Kubernetes' own conditions.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// Which one.
+    /// The type of the condition.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
-    /// Why, in one word.
+    /// The reason, in one word.
     #[serde(default)]
     pub reason: String,
-    /// Why, in a sentence.
+    /// The reason, in a sentence.
     #[serde(default)]
     pub message: String,
-    /// The `metadata.generation` of the object that this is said of.
+    /// The `metadata.generation` that this condition describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Since when `status` is what it is, RFC 3339.
+    /// When `status` last changed, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<String>,
 }
 
-/// Whether the settings are in force.
+/// Status of the settings.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct MeshConfigStatus {
     /// `committed` or `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_status: Option<String>,
-    /// Why.
+    /// The reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The `metadata.generation` of the object that this is said of.
+    /// The `metadata.generation` that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Sides of it that have writers of their own: `IngressGatewayReady` is the cert-manager's.
+    /// Conditions that other writers set: `IngressGatewayReady` is the cert-manager's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Fields that others have written.
+    /// Fields that other writers have set.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
 }
 
 impl MeshConfigStatus {
-    /// The condition of this type, if somebody has written it.
+    /// The condition of this type, if it has been written.
     pub fn condition(&self, kind: &str) -> Option<&Condition> {
         self.conditions.iter().find(|condition| condition.kind == kind)
     }
 }
 
 impl MeshConfigSpec {
-    /// Whether mesh peers may reach each other without a policy that says so. Default: false.
+    /// Whether mesh peers may reach each other without a policy. Default: false.
     pub fn is_permissive(&self) -> bool {
         let traffic = self.traffic.as_ref();
         traffic.and_then(|traffic| traffic.enable_permissive_traffic_policy_mode).unwrap_or(false)
     }
 
-    /// The client certificate that is to be made for the ingress controller, if one is asked for.
+    /// The ingress controller's client certificate to issue, if configured.
     pub fn ingress_gateway(&self) -> Option<&IngressGatewayCertificate> {
         self.certificate.as_ref().and_then(|certificate| certificate.ingress_gateway.as_ref())
     }

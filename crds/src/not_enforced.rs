@@ -1,18 +1,18 @@
 //! Kinds of other meshes that Tidegate does not enforce: those of Open Service Mesh and osm-edge, of the Service Mesh
-//! Interface, and of Istio. An object of one changes nothing, and its author is told so.
+//! Interface, and of Istio. An object of such a kind has no effect, and produces a warning.
 
-/// API groups, each with its kinds and what does not happen.
+/// API groups, each with its kinds and the effect that does not happen.
 const GROUPS: [(&str, &[(&str, &str)]); 16] = [
     (
         "policy.openservicemesh.io",
         &[
-            ("Egress", "workloads reach what is outside the mesh with and without it"),
+            ("Egress", "workloads can reach destinations outside the mesh with and without it"),
             ("EgressGateway", "traffic leaves the mesh from each Pod itself"),
-            ("UpstreamTrafficSetting", "its limits of connections and requests do not hold"),
-            ("Retry", "nothing is sent twice"),
-            ("Telemetry", "logs and metrics are as the MeshConfig and flags say"),
-            ("AccessControl", "it opens nothing: write an IngressBackend, which has the same fields"),
-            ("AccessCert", "no certificate is made: use the MeshConfig's certificate.ingressGateway"),
+            ("UpstreamTrafficSetting", "its limits on connections and requests are not enforced"),
+            ("Retry", "requests are not retried"),
+            ("Telemetry", "the MeshConfig and flags configure logs and metrics"),
+            ("AccessControl", "it has no effect: use an IngressBackend, which has the same fields"),
+            ("AccessCert", "no certificate is issued: use the MeshConfig's certificate.ingressGateway"),
             ("IngressBackend", ""),
         ],
     ),
@@ -20,8 +20,8 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
         "config.openservicemesh.io",
         &[
             ("MeshRootCertificate", "the Secret tidegate-ca-bundle holds the root"),
-            ("MultiClusterService", "a mesh is of one cluster"),
-            ("ExtensionService", "no service outside is asked"),
+            ("MultiClusterService", "a mesh is limited to one cluster"),
+            ("ExtensionService", "no external service is called"),
             ("MeshConfig", ""),
         ],
     ),
@@ -29,15 +29,15 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
         "access.smi-spec.io",
         &[(
             "TrafficTarget",
-            "with permissive mode every workload of the mesh is let in, and without it none is, whatever it says",
+            "permissive mode admits every workload of the mesh, and without it none is admitted, whatever it says",
         )],
     ),
     (
         "specs.smi-spec.io",
         &[
-            ("HTTPRouteGroup", "no policy of requests within the mesh looks at it"),
-            ("TCPRoute", "no policy of connections within the mesh looks at it"),
-            ("UDPRoute", "UDP does not pass the mesh"),
+            ("HTTPRouteGroup", "no policy for requests within the mesh uses it"),
+            ("TCPRoute", "no policy for connections within the mesh uses it"),
+            ("UDPRoute", "UDP bypasses the mesh"),
         ],
     ),
     ("split.smi-spec.io", &[("TrafficSplit", "traffic goes to the Service's own endpoints")]),
@@ -52,13 +52,13 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
     (
         "networking.istio.io",
         &[
-            ("ServiceEntry", "traffic to its hosts is passed on as it is"),
-            ("VirtualService", "traffic goes to the Service that is dialled"),
-            ("DestinationRule", "its balancing, limits and TLS settings do not hold"),
-            ("Gateway", "Tidegate runs no gateway: your ingress controller is it"),
-            ("Sidecar", "a sidecar knows every Service"),
-            ("WorkloadEntry", "workloads outside the cluster are no part of the mesh"),
-            ("WorkloadGroup", "workloads outside the cluster are no part of the mesh"),
+            ("ServiceEntry", "traffic to its hosts passes through unchanged"),
+            ("VirtualService", "traffic goes to the Service that the client connects to"),
+            ("DestinationRule", "its load balancing, limits and TLS settings are not enforced"),
+            ("Gateway", "Tidegate runs no gateway: use your ingress controller"),
+            ("Sidecar", "every sidecar can reach every Service"),
+            ("WorkloadEntry", "workloads outside the cluster are not part of the mesh"),
+            ("WorkloadGroup", "workloads outside the cluster are not part of the mesh"),
             ("EnvoyFilter", SIDECARS),
             ("ProxyConfig", SIDECARS),
         ],
@@ -66,34 +66,34 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
     (
         "security.istio.io",
         &[
-            ("AuthorizationPolicy", "it keeps nobody out and lets nobody in"),
-            ("PeerAuthentication", "workloads of the mesh always speak mutual TLS to each other"),
-            ("RequestAuthentication", "no token of a request is verified"),
+            ("AuthorizationPolicy", "it neither denies nor admits anything"),
+            ("PeerAuthentication", "workloads of the mesh always use mutual TLS with each other"),
+            ("RequestAuthentication", "request tokens are not verified"),
         ],
     ),
-    ("telemetry.istio.io", &[("Telemetry", "logs and metrics are as the MeshConfig and flags say")]),
+    ("telemetry.istio.io", &[("Telemetry", "the MeshConfig and flags configure logs and metrics")]),
     ("extensions.istio.io", &[("WasmPlugin", SIDECARS)]),
-    ("install.istio.io", &[("IstioOperator", "it installs nothing here")]),
-    ("metrics.smi-spec.io", &[("TrafficMetrics", "sidecars have metrics of their own")]),
+    ("install.istio.io", &[("IstioOperator", "it installs nothing")]),
+    ("metrics.smi-spec.io", &[("TrafficMetrics", "sidecars have their own metrics")]),
 ];
 
-const SIDECARS: &str = "Tidegate's sidecars take no extensions";
-const CLUSTERS: &str = "a mesh is of one cluster";
-const EGRESS: &str = "workloads reach what is outside the mesh with and without it";
+const SIDECARS: &str = "Tidegate's sidecars do not support extensions";
+const CLUSTERS: &str = "a mesh is limited to one cluster";
+const EGRESS: &str = "workloads can reach destinations outside the mesh with and without it";
 const RENAMED: &str = "Tidegate reads the group openservicemesh.io";
 
-/// What does not happen although an object of this API group and kind asks for it; nothing if the kind is ours, or no
-/// mesh's.
+/// The effect that an object of this API group and kind requests and does not get; `None` if the kind is ours, or
+/// belongs to no mesh.
 pub fn effect(group: &str, kind: &str) -> Option<&'static str> {
     let (_, kinds) = GROUPS.iter().find(|(known, _)| *known == group)?;
     match kinds.iter().find(|(known, _)| *known == kind) {
         Some((_, "")) => None,
         Some((_, effect)) => Some(effect),
-        None => Some("it changes nothing"),
+        None => Some("it has no effect"),
     }
 }
 
-/// [`effect`], by an `apiVersion` such as `networking.istio.io/v1`, as a sentence about an object of the kind.
+/// Like [`effect`], for an `apiVersion` such as `networking.istio.io/v1`, as a sentence about an object of the kind.
 pub fn warning(api_version: &str, kind: &str) -> Option<String> {
     let (group, _) = api_version.split_once('/')?;
     effect(group, kind).map(|effect| format!("{kind} is not enforced yet: {effect}"))
@@ -107,12 +107,12 @@ mod tests {
     fn kinds_of_other_meshes_say_what_does_not_happen_and_ours_and_kubernetes_own_say_nothing() {
         assert_eq!(
             warning("policy.openservicemesh.io/v1alpha1", "Retry").as_deref(),
-            Some("Retry is not enforced yet: nothing is sent twice")
+            Some("Retry is not enforced yet: requests are not retried")
         );
         assert!(warning("networking.istio.io/v1beta1", "ServiceEntry").is_some());
         assert_eq!(
             warning("security.istio.io/v2", "Unheard").as_deref(),
-            Some("Unheard is not enforced yet: it changes nothing")
+            Some("Unheard is not enforced yet: it has no effect")
         );
         for (version, kind) in [
             ("policy.openservicemesh.io/v1alpha1", "IngressBackend"),

@@ -1,9 +1,9 @@
-//! What a container of the mesh may be given, in Kubernetes' own words.
+//! Container resources and quantities, as Kubernetes defines them.
 
-/// The resources that a container can ask for and be limited in.
+/// The resources that a container can request and be limited in.
 pub const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
-/// Whether a text is a non-negative quantity of Kubernetes: a decimal number, then a suffix or an exponent.
+/// Whether a text is a non-negative Kubernetes quantity: a decimal number, then a suffix or an exponent.
 pub fn is_quantity(text: &str) -> bool {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);

@@ -1,8 +1,8 @@
-//! Checks a value against the schema of a CRD as the API server does, and names every field that is wrong.
+//! Checks a value against the schema of a CRD as the API server does, and names every wrong field.
 //!
-//! Knows what our own schemas use: types, `required`, `minimum`, `maximum`, `minItems`, `maxItems`, `maxLength`,
-//! `maxProperties`, `enum`, `nullable`, `additionalProperties` and Kubernetes' own extensions for unknown fields and for
-//! "integer or text".
+//! Supports the keywords of our own schemas: types, `required`, `minimum`, `maximum`, `minItems`, `maxItems`,
+//! `maxLength`, `maxProperties`, `enum`, `nullable`, `additionalProperties` and Kubernetes' extensions for unknown
+//! fields and for "integer or string".
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
@@ -12,11 +12,11 @@ use serde_json::Value;
 use crate::bounded::{is_longer, too_long, too_many};
 use crate::validate::{Finding, Severity};
 
-/// The most findings of one object; what else there is, is counted.
+/// Maximum findings of one object; further ones are only counted.
 const MOST_FINDINGS: usize = 64;
 
-/// Everything about an object that its CRD's schema does not allow, with the path of each field. What the API server
-/// would drop without a word, an unknown field, is a warning.
+/// All violations of the CRD's schema in an object, with the path of each field. An unknown field, which the API server
+/// would silently drop, is a warning.
 pub fn check(crd: &CustomResourceDefinition, object: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
     let schema = crd.spec.versions.first().and_then(|version| version.schema.as_ref());

@@ -1,7 +1,7 @@
-//! Custom resources that are stored already, whatever definition let them in.
+//! Reads stored custom resources, whichever definition accepted them.
 //!
-//! The API server checks an object when it is written. What was written before its definition had a schema, or by an
-//! older one, is there all the same: it is read here, or it is said which field cannot be.
+//! The API server checks an object only when it is written. An object that was written before its definition had a
+//! schema, or under an older one, may be invalid: this module either reads it or names the field that it cannot read.
 
 use kube::CustomResourceExt;
 use serde::de::DeserializeOwned;
@@ -10,12 +10,12 @@ use serde_json::Value;
 use crate::schema;
 use crate::validate::Finding;
 
-/// The largest object that is looked through for the field that is wrong: as a tree, it takes many times its text.
+/// Maximum bytes of an object that is searched for the wrong field: as a tree, it takes many times its text.
 const MOST_EXPLAINED_BYTES: usize = 64 * 1024;
-/// The most of a value that a message repeats, in bytes.
+/// Maximum bytes of a value that a message repeats.
 const LONGEST_VALUE: usize = 80;
 
-/// Reads an object; the error is the field that keeps it from being read, with its value.
+/// Reads an object. The error names the field that cannot be read, with its value.
 pub fn read<K>(object: &Value) -> Result<K, Finding>
 where
     K: CustomResourceExt + DeserializeOwned,
@@ -26,8 +26,8 @@ where
     })
 }
 
-/// Reads the part of an object at a path such as `spec.certificate`, whatever the rest of it is like; nothing if it is
-/// not there. The error is the field that keeps the part from being read, with its value.
+/// Reads the part of an object at a path such as `spec.certificate`, whatever the rest contains; `None` if it is
+/// absent. The error names the field that prevents reading the part, with its value.
 pub fn read_part<K, T>(object: &Value, path: &str) -> Result<Option<T>, Finding>
 where
     K: CustomResourceExt,
@@ -53,7 +53,7 @@ where
     })
 }
 
-/// Why an object's JSON could not be read, and the object, which is null if it is too large to be looked through.
+/// Why an object's JSON could not be read, and the object, which is null if it is too large to be searched.
 pub fn explained<K>(text: &str, error: &serde_json::Error) -> (Value, Finding)
 where
     K: CustomResourceExt + DeserializeOwned,
@@ -67,7 +67,7 @@ where
     (object, finding)
 }
 
-/// What a reader says that knows no schema: bounds name their field, other errors do not.
+/// The finding of a reader that has no schema: errors about bounds name their field, others do not.
 fn unread(error: &serde_json::Error) -> Finding {
     let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or_default();
@@ -79,7 +79,7 @@ fn unread(error: &serde_json::Error) -> Finding {
 
 fn with_value(mut finding: Finding, object: &Value) -> Finding {
     if let Some(value) = at(object, &finding.path) {
-        // A value whose text alone is large is not written out to be cut.
+        // Do not serialize a large value only to cut it.
         let shown = match value {
             Value::Array(_) | Value::Object(_) if finding.message.starts_with("Too many") => return finding,
             Value::String(text) if text.len() > LONGEST_VALUE => format!("{:?}...", shortened(text)),

@@ -1,9 +1,9 @@
-//! What is wrong with an object beyond its schema: pure functions, for the admission webhook, the controller and
-//! the command line alike.
+//! Checks of an object beyond its schema: pure functions, shared by the admission webhook, the controller and the
+//! command line.
 //!
-//! Errors keep an object out, in the words of OSM's admission webhook. What OSM took stays taken: where that is
-//! hardly what its author meant, it is a warning. OSM refused `https` with `skipClientCertValidation: true` and no
-//! principal, though its text speaks of the opposite; that is a warning here.
+//! Errors reject an object, in the words of OSM's admission webhook. What OSM accepted stays accepted: if it is
+//! probably unintended, it is a warning. OSM refused `https` with `skipClientCertValidation: true` and no principal,
+//! although its documentation says the opposite; that is a warning here.
 
 mod findings;
 mod ingress_backend;
@@ -15,10 +15,10 @@ pub use findings::listed;
 pub use ingress_backend::{Protocol, ingress_backend};
 pub use mesh_config::mesh_config;
 
-/// Something that is wrong, or likely not meant, at one field.
+/// An error or warning about one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Whether the object is kept out for it.
+    /// Whether it rejects the object.
     pub severity: Severity,
     /// The field, such as `spec.backends[0].port.protocol`.
     pub path: String,
@@ -26,27 +26,27 @@ pub struct Finding {
     pub message: String,
 }
 
-/// What a finding means for the object.
+/// The consequence of a finding for the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
     /// The object is accepted.
     Warning,
-    /// It is not.
+    /// The object is rejected.
     Error,
 }
 
 impl Finding {
-    /// A finding that keeps the object out.
+    /// A finding that rejects the object.
     pub fn error(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { severity: Severity::Error, path: path.into(), message: message.into() }
     }
 
-    /// A finding that does not.
+    /// A finding that does not reject the object.
     pub fn warning(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, path: path.into(), message: message.into() }
     }
 
-    /// Whether the object is kept out for it.
+    /// Whether the object is rejected.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
@@ -54,7 +54,7 @@ impl Finding {
 
 #[cfg(test)]
 impl Finding {
-    /// What tests compare: how bad it is, too.
+    /// The text with the severity, for comparison in tests.
     pub(crate) fn with_severity(&self) -> String {
         let severity = match self.severity {
             Severity::Warning => "warning",
@@ -64,7 +64,7 @@ impl Finding {
     }
 }
 
-/// The field and what is wrong with it; not how bad that is.
+/// The field and the message, without the severity.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path, self.message)

@@ -1,9 +1,9 @@
-//! Our view of a ClientHello never contradicts rustls's, and however the bytes arrive it is the same.
+//! Our parse of a ClientHello never contradicts rustls's, and does not depend on how the bytes are split.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-// `check` finds these where it finds them in the sidecar itself.
+// `check` expects these at the paths where the sidecar has them.
 use tidegate_sidecar::detect::client_hello::{
     Alpn, ClientHello, HANDSHAKE, MAJOR_VERSION, MESH_PROTOCOLS, Malformed,
 };
@@ -12,7 +12,7 @@ use tidegate_sidecar::detect::client_hello::{
 mod check;
 
 fuzz_target!(|bytes: &[u8]| {
-    // Each prefix is read anew: longer input would only be slower.
+    // Each prefix is parsed from the start, so longer input would only be slower.
     if bytes.len() <= 4096 {
         check::check_against_rustls(bytes);
     }

@@ -1,4 +1,4 @@
-//! No bytes make the CA's look at a certificate signing request panic.
+//! No input makes the CA's parser of certificate signing requests panic.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! A policy or a destination from the wire is taken over whole or refused; what was taken over goes out again as it
-//! came in.
+//! A policy or a destination from the wire is either rejected or accepted as a whole; an accepted one is encoded back
+//! unchanged.
 
 #![no_main]
 

@@ -1,9 +1,9 @@
-//! What we read as requests, hyper reads as the same requests; where we refuse more, the reason is on the list.
+//! hyper parses the same requests as our parser; where ours is stricter, the reason is on the list.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-// `against_hyper` finds these where it finds them in the sidecar itself.
+// `against_hyper` expects these at the paths where the sidecar has them.
 use tidegate_sidecar::{http, limits};
 
 #[path = "../../sidecar/src/http/h1/tests/against_hyper.rs"]

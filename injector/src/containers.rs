@@ -1,4 +1,4 @@
-//! The two containers and two volumes that a Pod of the mesh gets.
+//! The two containers and two volumes that are added to a Pod of the mesh.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -17,41 +17,42 @@ use crate::settings::{Interception, MeshSettings, Resources, Settings};
 pub(crate) const USER: i64 = 1500;
 /// The volume with the trust bundle.
 pub(crate) const TRUST_VOLUME: &str = "tidegate-trust";
-/// The volume with the token that the CA takes.
+/// The volume with the token for the CA.
 pub(crate) const TOKEN_VOLUME: &str = "tidegate-token";
-/// The flag that says which probes the sidecar answers.
+/// The flag with the probes that the sidecar answers.
 pub(crate) const PROBES_FLAG: &str = "--probes=";
 
 const TRUST_FOLDER: &str = "/var/run/tidegate/trust";
 const TOKEN_FOLDER: &str = "/var/run/tidegate/token";
-/// What the sidecar asks for where users say nothing: autoscalers and quotas want a number of each container. An idle one
-/// takes about 10 MiB and a thousandth of a processor.
+/// The sidecar's default requests: autoscalers and quotas need a number for each container. An idle sidecar uses about
+/// 10 MiB and a thousandth of a CPU.
 const SIDECAR_REQUESTS: [(&str, &str); 2] = [("cpu", "5m"), ("memory", "16Mi")];
-/// The same of the interception step, which runs for a moment; the scheduler adds it to the sidecar's.
+/// The same for the interception step, which runs only briefly; the scheduler adds it to the sidecar's.
 const INTERCEPT_REQUESTS: [(&str, &str); 2] = [("cpu", "1m"), ("memory", "8Mi")];
-/// Where Kubernetes mounts a Pod's own token into every container, ours too when it looks again.
+/// Where Kubernetes mounts a Pod's own token into every container, also into ours when the Pod is admitted again.
 const SERVICE_ACCOUNT_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// What makes the containers of one Pod.
+/// Generates the containers of one Pod.
 #[derive(Clone, Debug)]
 pub(crate) struct Parts<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) mesh: &'a MeshSettings,
     pub(crate) interception: Interception,
     pub(crate) resources: Resources,
-    /// Whether the Pod may send UDP to DNS servers only.
+    /// Whether the Pod may send UDP only to DNS servers.
     pub(crate) refuses_udp: bool,
-    /// What users set of the sidecar's limits, by flag.
+    /// The sidecar limits that users set, by flag.
     pub(crate) limits: BTreeMap<&'static str, String>,
     /// The value of [`PROBES_FLAG`].
     pub(crate) probes: String,
 }
 
 impl Parts<'_> {
-    /// Waits until the sidecar is ready, redirects the Pod's connections and proves that it works, then ends.
+    /// Waits until the sidecar is ready, redirects the Pod's connections, verifies the redirection, and exits.
     ///
-    /// What starts after it starts with a sidecar that has a certificate and a policy. A startup probe of the sidecar
-    /// would say the same, but the kubelet takes one or two seconds more to act on it than on the end of a container.
+    /// Every later container starts with a sidecar that has a certificate and a policy. A startup probe of the sidecar
+    /// would have the same effect, but the kubelet takes one or two seconds longer to act on it than on the exit of a
+    /// container.
     pub(crate) fn intercept(&self) -> Value {
         let mut args = vec!["intercept".to_owned(), format!("--uid={USER}")];
         let interception = &self.interception;
@@ -78,7 +79,7 @@ impl Parts<'_> {
         });
         if self.mesh.privileged_interception {
             security["privileged"] = json!(true);
-            // Kubernetes refuses a privileged container that may not escalate.
+            // Kubernetes refuses a privileged container without privilege escalation.
             security["allowPrivilegeEscalation"] = json!(true);
         }
         let mut container = json!({
@@ -94,7 +95,7 @@ impl Parts<'_> {
         container
     }
 
-    /// The proxy, started before the containers of the app and ended after them.
+    /// The proxy, which starts before the app's containers and stops after them.
     pub(crate) fn sidecar(&self) -> Value {
         let Settings { discovery_address, discovery_server_name, ca_address, ca_server_name, .. } =
             self.settings;
@@ -123,11 +124,11 @@ impl Parts<'_> {
                 env("POD_NAMESPACE", "metadata.namespace"),
                 env("POD_IPS", "status.podIPs"),
             ],
-            // A Pod is in its Services as long as its sidecar is ready. Three answers that fail, or that do not come
-            // within three seconds each, take it out of them: one alone may be a node's that is busy for a moment. A
-            // sidecar that is not ready yet answers when it is, so that a start leaves no event of a probe that failed,
-            // and does not wait for the period; in its first second it may not listen yet. A probe costs the kubelet half
-            // a millisecond.
+            // A Pod stays in its Services while its sidecar is ready. It is removed after three failed probes, each
+            // with a timeout of three seconds, because one failure may only mean that the node is busy for a moment. A
+            // sidecar that is not ready yet delays its response until it is, so that startup produces no event about a
+            // failed probe and does not wait for the next period; in its first second it may not listen yet. A probe
+            // costs the kubelet half a millisecond.
             "readinessProbe": {
                 "httpGet": {"path": "/ready?wait=2500ms", "port": ports::HEALTH, "scheme": "HTTP"},
                 "initialDelaySeconds": 1,
@@ -160,7 +161,7 @@ impl Resources {
     fn write(&self, container: &mut Value, defaults: [(&str, &str); 2]) {
         let mut requests = self.requests.clone();
         for (resource, quantity) in defaults {
-            // Kubernetes takes a limit for the request where there is none, and refuses a request beyond the limit.
+            // Kubernetes uses a limit as the request if there is none, and refuses a request above the limit.
             if !self.limits.contains_key(resource) {
                 requests.entry(resource.to_owned()).or_insert_with(|| quantity.to_owned());
             }
@@ -174,7 +175,7 @@ impl Resources {
         container["resources"] = Value::Object(resources);
     }
 
-    /// Whether a container has what users asked for; what others have added or raised since may be.
+    /// Whether a container has the resources that users set; others may have added or raised some since.
     fn are_in(&self, resources: &Value) -> bool {
         let have = |field: &str, bounds: &BTreeMap<String, String>| {
             bounds.iter().all(|(resource, quantity)| resources[field][resource] == *quantity)
@@ -183,7 +184,7 @@ impl Resources {
     }
 }
 
-/// The volumes that the sidecar of this mesh mounts.
+/// The volumes that the sidecar mounts in this mesh.
 pub(crate) fn volumes(mesh_name: &str) -> [Value; 2] {
     [
         json!({
@@ -202,13 +203,13 @@ pub(crate) fn volumes(mesh_name: &str) -> [Value; 2] {
     ]
 }
 
-/// What the container's flag `--probes` says, if it has one.
+/// The value of the container's flag `--probes`, if it has one.
 pub(crate) fn probes_flag(container: &Container<'_>) -> Option<String> {
     container.argument(PROBES_FLAG)
 }
 
-/// Whether a container that is there is the one that we would make. Kubernetes and other webhooks add to it; of that,
-/// defaults, resources, environment and the mount of the Pod's own token may be, for none of it changes what runs.
+/// Whether an existing container is the one that we would generate. Kubernetes and other webhooks add to it; defaults,
+/// resources, environment and the mount of the Pod's own token are allowed, because they do not change what runs.
 pub(crate) fn is_made(there: &Container<'_>, made: &Value, resources: &Resources) -> bool {
     let Some(there) = there.own.and_then(read_own::<Value>) else { return false };
     let (Some(there), Some(made)) = (there.as_object(), made.as_object()) else { return false };
@@ -230,19 +231,19 @@ pub(crate) fn is_made(there: &Container<'_>, made: &Value, resources: &Resources
     }) && made.iter().all(|(field, _)| there.get(field).is_some_and(|value| !value.is_null()))
 }
 
-/// Whether a volume that is there is the one that we would make.
+/// Whether an existing volume is the one that we would generate.
 pub(crate) fn is_volume_made(there: &RawValue, made: &Value) -> bool {
     read_own::<Value>(there).is_some_and(|there| covers(&there, made))
 }
 
-/// Whether each of `made` is in `there`, and each other one in there `may_be`.
+/// Whether each of `made` is in `there`, and `may_be` allows each other element.
 fn are_among(made: &[Value], there: &[Value], may_be: impl Fn(&Value) -> bool) -> bool {
     let is_made = |item: &Value| made.iter().any(|made| covers(item, made));
     made.iter().all(|made| there.iter().any(|item| covers(item, made)))
         && there.iter().all(|item| is_made(item) || may_be(item))
 }
 
-/// Whether a value is another one, but for members that Kubernetes adds as defaults.
+/// Whether two values are equal, except for members that Kubernetes adds as defaults.
 fn covers(there: &Value, made: &Value) -> bool {
     match (there, made) {
         (Value::Object(there), Value::Object(made)) => {

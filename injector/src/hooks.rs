@@ -1,8 +1,8 @@
-//! Lifecycle hooks by `httpGet`, pointed at the sidecar for the reason that probes are: kubelet calls them, and has no
+//! Lifecycle hooks by `httpGet`, pointed at the sidecar for the same reason as probes: kubelet calls them, and has no
 //! certificate of the mesh.
 //!
-//! A hook, unlike a probe, does something to the app, and the sidecar's port is open to everybody. So its path ends in a
-//! word that only those know who may read the Pod.
+//! Unlike a probe, a hook changes the app's state, and the sidecar's port is open to all. So its path ends in a secret
+//! that only those who may read the Pod know.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -16,17 +16,17 @@ use crate::pod::{ContainerFields, Handler, Port};
 use crate::ports;
 use crate::probes::{self, AppProbe, ProbeError};
 
-/// Where the paths of hooks begin.
+/// Prefix of the paths of hooks.
 const PATH: &str = "/osm-lifecycle/";
 
-/// Hexadecimal digits of a path's last word; 128 bits.
+/// Hexadecimal digits of the secret at the end of a path; 128 bits.
 const SECRET_DIGITS: usize = 32;
 
-/// What the secret ends of paths are made with.
+/// The key from which the secrets of paths are derived.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HookKey([u8; 32]);
 
-/// The Pod that hooks are of, for their paths: its namespace, and its own or its owner's name.
+/// The Pod of the hooks, as used in their paths: its namespace, and its own or its owner's name.
 pub(crate) struct Owner<'p> {
     pub(crate) key: &'p HookKey,
     pub(crate) namespace: &'p str,
@@ -54,7 +54,7 @@ const KINDS: [Kind; 2] = [
 ];
 
 /// Points the hooks of one container, found at `path` in the Pod, at the sidecar, as [`probes::rewrite`] does with
-/// probes. `exec` and `sleep` stay as they are, and so does what kubelet asks of another host.
+/// probes. `exec` and `sleep` are not changed, nor are requests to another host.
 pub(crate) fn rewrite(
     container: &ContainerFields,
     path: &[&str],
@@ -96,13 +96,13 @@ pub(crate) fn rewrite(
 }
 
 impl HookKey {
-    /// This process's, random.
+    /// A random key for this process.
     pub fn of_process() -> Self {
         static KEY: LazyLock<HookKey> = LazyLock::new(|| HookKey(rand::random()));
         KEY.clone()
     }
 
-    /// A known one.
+    /// A fixed key.
     #[cfg(test)]
     pub(crate) fn known() -> Self {
         Self([7; 32])
@@ -116,11 +116,11 @@ impl fmt::Debug for HookKey {
 }
 
 impl Owner<'_> {
-    /// The same for as long as the key is, so that asking twice about a Pod gives the same patch.
+    /// The same for the same key, so that repeated reviews of a Pod give the same patch.
     fn secret(&self, container: &ContainerFields, kind: &Kind) -> String {
         let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.key.0));
         for part in [self.namespace, self.name, &container.name, kind.path] {
-            // None of these can hold a slash.
+            // None of these can contain a slash.
             context.update(part.as_bytes());
             context.update(b"/");
         }

@@ -1,8 +1,8 @@
-//! From a Pod to the patch that puts it into the mesh.
+//! Generates the patch that puts a Pod into the mesh.
 //!
-//! The patch is made from the Pod and the settings alone, and making it again of a Pod that has it changes nothing:
-//! the API server asks again after other webhooks, and people copy Pods. What of an earlier injection is not as we
-//! make it is made anew.
+//! The patch depends only on the Pod and the settings, and is idempotent: the API server calls the webhook again after
+//! other webhooks, and users copy Pods. Parts of an earlier injection that differ from what we would generate are
+//! regenerated.
 
 use json_patch::Patch;
 use tidegate_crds::injection::{INJECTED, METRICS, SIDECAR_CONTAINER, SIDECAR_LABEL};
@@ -18,16 +18,16 @@ use crate::probes::{self, AppProbe};
 use crate::refusal::{self, MAX_PROBES_BYTES, Refusal, is_reserved_name};
 use crate::settings::{MeshSettings, Settings};
 
-/// What becomes of a Pod.
+/// The result for a Pod.
 #[derive(Debug)]
 pub enum Injection {
-    /// It belongs to the mesh once it is changed so; it has all of that if the patch is empty.
+    /// It joins the mesh with this patch, which is empty if nothing is missing.
     Meshed(Patch),
     /// It gets no sidecar.
     Left(Reason),
 }
 
-/// Decides about a Pod that is about to be created in `namespace` and makes its patch.
+/// Decides whether a Pod that is about to be created in `namespace` is injected, and generates its patch.
 pub fn inject(
     pod: &PodView<'_>,
     namespace: &NamespaceView,
@@ -38,8 +38,8 @@ pub fn inject(
     patch_if(decision, pod, namespace, settings, mesh)
 }
 
-/// As [`inject`], for a manifest whose namespace is known by name at most: every Pod gets a sidecar that can have one and
-/// does not say no.
+/// Like [`inject`], for a manifest of whose namespace at most the name is known: every Pod that can have a sidecar and
+/// does not opt out gets one.
 pub(crate) fn inject_alone(
     pod: &PodView<'_>,
     namespace: &str,
@@ -61,7 +61,7 @@ fn patch_if(
     match (decision?, &pod.spec) {
         (Decision::Leave(reason), _) => Ok(Injection::Left(reason)),
         (Decision::Inject, Some(spec)) => patch(pod, spec, namespace, settings, mesh).map(Injection::Meshed),
-        // The API server refuses it itself.
+        // The API server refuses such a Pod itself.
         (Decision::Inject, None) => Ok(Injection::Meshed(Patch(Vec::new()))),
     }
 }
@@ -73,12 +73,12 @@ fn patch(
     settings: &Settings,
     mesh: &MeshSettings,
 ) -> Result<Patch, Refusal> {
-    // Both, so that a user's container of that name is not mistaken for ours.
+    // Both are required, so that a user's own container of that name is not mistaken for ours.
     let is_injected = pod.has_sidecar() && is_labelled(pod);
     refusal::check(pod, spec, is_injected)?;
     let mut patch = PatchBuilder::default();
     set_metadata(pod, namespace, &mut patch)?;
-    // Before containers are added, for the paths count those that are there.
+    // Before containers are added, because the paths use the current indexes.
     let metadata = &pod.metadata;
     let owner = Owner {
         key: &settings.hook_key,
@@ -134,7 +134,7 @@ fn set_metadata(
     Ok(())
 }
 
-/// Points every probe and hook at the sidecar and says what it is to ask of the app.
+/// Points every probe and hook at the sidecar, and collects what the sidecar must request from the app.
 fn rewrite_probes(
     spec: &PodSpec<'_>,
     owner: &Owner<'_>,
@@ -160,7 +160,7 @@ fn rewrite_probes(
     Ok(all)
 }
 
-/// Puts our containers first, so that the init containers of the app, too, run within the mesh.
+/// Puts our containers first, so that the app's init containers also run inside the mesh.
 fn set_containers(spec: &PodSpec<'_>, parts: &Parts<'_>, patch: &mut PatchBuilder) {
     const PATH: [&str; 2] = ["spec", "initContainers"];
     let made = [parts.sidecar(), parts.intercept()];

@@ -1,14 +1,15 @@
-//! The sidecar's limits: which there are, and which values they take.
+//! The sidecar's limits and their allowed values.
 //!
-//! The sidecar's flags say so, which the injector is not built from. `limits/flags.txt` is written from them (`just golden`),
-//! and a test of the command line, which is built from both, holds what is taken here against what the flags take.
+//! They are defined by the sidecar's flags, but the injector does not depend on the sidecar. `limits/flags.txt` is
+//! generated from the flags (`just golden`), and a test of the command line, which depends on both, compares the values
+//! accepted here with those of the flags.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use FlagValues::{Duration, Number};
 
-/// A line for each flag under the heading "Limits" of `tidegate-sidecar --help`.
+/// One line for each flag under the heading "Limits" of `tidegate-sidecar --help`.
 const FLAGS: &str = include_str!("limits/flags.txt");
 
 /// A flag that sets a limit.
@@ -21,13 +22,14 @@ struct LimitFlag {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FlagValues {
-    /// Whether zero is one.
+    /// Whether zero is allowed.
     Duration { zero: bool },
-    /// From the first to the last.
+    /// Inclusive bounds.
     Number { from: u64, to: u64 },
 }
 
-/// Reads `<flag>=<value>` separated by commas; nothing sets nothing. The error says what was expected instead of what.
+/// Parses `<flag>=<value>` pairs separated by commas; an empty text sets nothing. The error names the wrong value and
+/// what was expected.
 pub(crate) fn parse(text: &str) -> Result<BTreeMap<&'static str, String>, String> {
     let mut limits = BTreeMap::new();
     if text.trim().is_empty() {

@@ -25,7 +25,7 @@ async fn main() -> anyhow::Result<()> {
     let log = logging::init(&options.log)?;
     tls::install_provider();
     signals::raise_file_limit();
-    // From here on, so that a signal during the start drains as well.
+    // Installed early, so that a signal during startup drains as well.
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
     tokio::spawn(memory::give_back());
     let own_identity =

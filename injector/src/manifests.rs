@@ -1,4 +1,4 @@
-//! The same injection for manifests in files, without a cluster: `tidegate inject -f`.
+//! Injection into manifests in files, without a cluster: `tidegate inject -f`.
 
 use std::collections::BTreeMap;
 
@@ -13,54 +13,54 @@ use crate::settings::{MeshSettings, Settings};
 /// Why manifests cannot be injected.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// A document is not YAML, or not what its kind says.
+    /// A document is not YAML, or does not match its kind.
     #[error("document {document}: {problem}")]
     Document {
-        /// Which, counted from 1.
+        /// The document's number, starting at 1.
         document: usize,
-        /// What is wrong with it.
+        /// The error.
         problem: String,
     },
-    /// A Pod would be refused by the webhook, too.
+    /// The webhook would refuse a Pod as well.
     #[error("document {document}: {kind} {name}: {refusal}")]
     Refused {
-        /// Which document, counted from 1.
+        /// The document's number, starting at 1.
         document: usize,
         /// The kind of the object.
         kind: String,
         /// Its name.
         name: String,
-        /// Why.
+        /// The reason.
         refusal: Box<Refusal>,
     },
 }
 
-/// The namespaces that manifests go to, as far as they are known.
+/// The known namespaces of manifests.
 ///
-/// In one that is not known, every Pod gets a sidecar that can have one and does not say no, unless the namespace is
+/// In an unknown namespace, every Pod that can have a sidecar and does not opt out gets one, unless the namespace is
 /// Kubernetes' own or the control plane's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ManifestNamespaces {
     known: BTreeMap<String, NamespaceView>,
-    /// Of objects that name none.
+    /// The namespace of objects that name none.
     default: Option<String>,
-    /// Whether those of the cluster are all among them.
+    /// Whether it includes all namespaces of the cluster.
     is_all: bool,
 }
 
 impl ManifestNamespaces {
-    /// None is known yet. `default` is the namespace of objects that name none, if that is known.
+    /// No namespace is known yet. `default` is the namespace of objects that name none, if known.
     pub fn unknown(default: Option<String>) -> Self {
         Self { default, ..Self::default() }
     }
 
-    /// All of a cluster.
+    /// All namespaces of a cluster.
     pub fn of_cluster(namespaces: impl IntoIterator<Item = NamespaceView>, default: String) -> Self {
         let known = namespaces.into_iter().map(|namespace| (namespace.name.clone(), namespace)).collect();
         Self { known, default: Some(default), is_all: true }
     }
 
-    /// Reads the Namespaces in manifests: what they say comes on top of what is known, as if they were applied.
+    /// Reads the Namespaces in manifests, which override what is known, as if they were applied.
     pub fn read(&mut self, yaml: &str) -> Result<(), ManifestError> {
         for (index, (_, text)) in split(yaml).into_iter().enumerate() {
             if let Some(value) = parse(text, index + 1)? {
@@ -104,13 +104,13 @@ impl ManifestNamespaces {
 pub struct InjectedManifests {
     /// The stream of documents.
     pub yaml: String,
-    /// What their author should know, each with its document.
+    /// Notes for the author, each with its document.
     pub notes: Vec<String>,
 }
 
 /// Adds the sidecar to every Pod, and to the Pod template of every Deployment, ReplicaSet, ReplicationController,
-/// StatefulSet, DaemonSet, Job and CronJob, alone or in a list, that the webhook would add it to in its namespace.
-/// Everything else stays byte for byte; where that may be a surprise, a note says why.
+/// StatefulSet, DaemonSet, Job and CronJob, alone or in a list, for which the webhook would do so in its namespace.
+/// Everything else is unchanged to the byte; a note explains where that may be a surprise.
 pub fn inject_manifests(
     yaml: &str,
     settings: &Settings,
@@ -129,7 +129,7 @@ pub fn inject_manifests(
 }
 
 struct DocumentInjector<'a> {
-    /// Which, counted from 1.
+    /// The document's number, starting at 1.
     document: usize,
     settings: &'a Settings,
     mesh: &'a MeshSettings,
@@ -147,8 +147,8 @@ impl DocumentInjector<'_> {
         serde_saphyr::to_string(&value).map(Some).map_err(|error| self.wrong(error.to_string()))
     }
 
-    /// Adds sidecars to what is in an object and says whether it has changed. `of_list` are the API version and kind
-    /// that it has as part of a list, which need not say them again.
+    /// Adds sidecars to an object and returns whether it has changed. `of_list` are the API version and kind that an
+    /// item of a list inherits from it.
     fn inject_object(&mut self, object: &mut Value, of_list: (&str, &str)) -> Result<bool, ManifestError> {
         let text = |field: &str, default: &str| object[field].as_str().unwrap_or(default).to_owned();
         let (version, kind) = (text("apiVersion", of_list.0), text("kind", of_list.1));
@@ -213,7 +213,7 @@ impl DocumentInjector<'_> {
         })?;
         let patch = match injection {
             Injection::Meshed(patch) if !patch.is_empty() => patch,
-            // It has its sidecar, or says itself that it wants none.
+            // It has its sidecar, or opts out.
             Injection::Meshed(_) | Injection::Left(Reason::OptedOut) => return Ok(false),
             Injection::Left(reason) => {
                 let why = reason.because(&namespace, &self.settings.mesh_name);
@@ -239,7 +239,7 @@ impl DocumentInjector<'_> {
     }
 }
 
-/// A document's object; `None` if there is nothing but comments.
+/// A document's object; `None` if it holds only comments.
 fn parse(text: &str, document: usize) -> Result<Option<Value>, ManifestError> {
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(None);
@@ -250,7 +250,7 @@ fn parse(text: &str, document: usize) -> Result<Option<Value>, ManifestError> {
         .map_err(|error| ManifestError::Document { document, problem: error.to_string() })
 }
 
-/// Where the Pod is in an object of this kind; `None` if there is none that is known.
+/// The path of the Pod in an object of this kind; `None` for unknown kinds.
 fn template_path(version: &str, kind: &str) -> Option<&'static str> {
     match (version, kind) {
         ("v1", "Pod") => Some(""),
@@ -262,7 +262,7 @@ fn template_path(version: &str, kind: &str) -> Option<&'static str> {
     }
 }
 
-/// The documents of a stream, each with the separator line before it, so that together they are the stream.
+/// The documents of a stream, each with the separator line before it, so that their concatenation is the stream.
 fn split(yaml: &str) -> Vec<(&str, &str)> {
     let mut parts = Vec::new();
     let (mut separator, mut start, mut position) = ("", 0, 0);
@@ -279,7 +279,7 @@ fn split(yaml: &str) -> Vec<(&str, &str)> {
         position = end;
     }
     parts.push((separator, &yaml[start..]));
-    // Nothing before the first separator is no document.
+    // An empty text before the first separator is not a document.
     if parts.len() > 1 && parts.first().is_some_and(|(_, text)| text.trim().is_empty()) {
         let (_, blank) = parts.remove(0);
         if !blank.is_empty() {
@@ -302,7 +302,7 @@ mod tests {
         Ok(injected.yaml)
     }
 
-    /// What becomes of a Pod that goes to `namespace`: whether it gets a sidecar, and the notes.
+    /// The result for a Pod in `namespace`: whether it gets a sidecar, and the notes.
     fn run_in(namespaces: &ManifestNamespaces, namespace: &str, spec: &str) -> (bool, Vec<String>) {
         let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1.0.0");
         let pod = format!(

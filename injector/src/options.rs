@@ -15,20 +15,20 @@ use crate::settings::Settings;
 #[derive(Parser, Clone, Debug)]
 #[command(name = "tidegate-injector", version)]
 pub struct Options {
-    /// Taken for the sake of a common set of flags: the injector runs on Kubernetes only.
+    /// Accepted so that all daemons share a set of flags: the injector only runs on Kubernetes.
     #[arg(long, env = "TIDEGATE_KUBERNETES", hide = true)]
     pub kubernetes: bool,
 
-    /// Where the API server asks.
+    /// Address of the webhook.
     #[arg(long, env = "TIDEGATE_WEBHOOK_ADDRESS", value_name = "ADDRESS", default_value = "[::]:9443")]
     pub webhook_address: SocketAddr,
 
-    /// The webhook configuration whose caBundle is kept right [default: tidegate-injector, with -<mesh> unless the
+    /// The webhook configuration whose caBundle is kept up to date [default: tidegate-injector, with -<mesh> unless the
     /// mesh's name is osm]
     #[arg(long, env = "TIDEGATE_WEBHOOK_CONFIGURATION", value_name = "NAME")]
     pub webhook_configuration: Option<String>,
 
-    /// Where the admin server listens; a loopback address.
+    /// Address of the admin server; a loopback address.
     #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     pub admin_address: SocketAddr,
 
@@ -36,7 +36,7 @@ pub struct Options {
     #[arg(long, env = "TIDEGATE_SIDECAR_IMAGE", value_name = "IMAGE")]
     pub sidecar_image: String,
 
-    /// When a node pulls it.
+    /// When nodes pull it.
     #[arg(
         long,
         env = "TIDEGATE_SIDECAR_IMAGE_PULL_POLICY",
@@ -46,25 +46,25 @@ pub struct Options {
     )]
     pub sidecar_image_pull_policy: String,
 
-    /// The controller that sidecars ask: https://host:port [default: tidegate-controller in --namespace]
+    /// The sidecars' controller: https://host:port [default: tidegate-controller in --namespace]
     #[arg(long, env = "TIDEGATE_DISCOVERY_ADDRESS", value_name = "URL")]
     pub discovery_address: Option<grpc::Address>,
 
-    /// What every daemon of the control plane is told.
+    /// Options that all daemons of the control plane share.
     #[command(flatten)]
     pub common: ControlPlaneOptions,
 
-    /// Where the injector's own certificate comes from; sidecars ask there, too.
+    /// The CA of the injector's own certificate, which sidecars use, too.
     #[command(flatten)]
     pub ca: CaOptions,
 
-    /// What is logged.
+    /// Logging.
     #[command(flatten)]
     pub log: LogOptions,
 }
 
 impl Options {
-    /// What every sidecar is told.
+    /// The settings of every sidecar.
     pub fn settings(&self) -> Settings {
         let ControlPlaneOptions { namespace, trust, .. } = &self.common;
         let named = Settings::of_mesh(namespace, trust.trust_domain.as_str(), &self.sidecar_image);

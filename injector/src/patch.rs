@@ -1,4 +1,4 @@
-//! A JSON patch (RFC 6902), written step by step.
+//! A JSON patch (RFC 6902), built step by step.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use json_patch::jsonptr::PointerBuf;
 use json_patch::{AddOperation, Patch, PatchOperation, RemoveOperation, ReplaceOperation};
 use serde_json::{Value, json};
 
-/// Operations in the order in which they are to be applied.
+/// Operations in the order of application.
 #[derive(Debug, Default)]
 pub(crate) struct PatchBuilder(Vec<PatchOperation>);
 
@@ -23,7 +23,7 @@ impl PatchBuilder {
         self.0.push(PatchOperation::Remove(RemoveOperation { path: pointer(path) }));
     }
 
-    /// Sets entries of a map of texts such as `metadata.labels`, of which `current` is what is there.
+    /// Sets entries of a map of texts such as `metadata.labels`, whose current content is `current`.
     pub(crate) fn set_entries(
         &mut self,
         path: &[&str],
@@ -40,13 +40,13 @@ impl PatchBuilder {
         };
         for (name, value) in entries {
             if current.get(*name).map(String::as_str) != Some(value) {
-                // Adding a member that is there replaces it.
+                // Adding an existing member replaces it.
                 self.add(&[path, &[name]].concat(), json!(value));
             }
         }
     }
 
-    /// Appends to a list, of which `exists` says whether it is there at all.
+    /// Appends to a list; `exists` says whether it already exists.
     pub(crate) fn append(&mut self, path: &[&str], exists: bool, items: Vec<Value>) {
         if items.is_empty() {
             return;

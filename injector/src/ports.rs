@@ -2,9 +2,9 @@
 
 /// The admin server, on loopback.
 pub(crate) const ADMIN: u16 = 15000;
-/// Where what the Pod dials is redirected to.
+/// The outbound listener, to which the Pod's own connections are redirected.
 pub(crate) const OUTBOUND: u16 = 15001;
-/// Where what others dial is redirected to.
+/// The inbound listener, to which connections from others are redirected.
 pub(crate) const INBOUND: u16 = 15003;
 /// Health and metrics.
 pub(crate) const HEALTH: u16 = 15010;
@@ -17,7 +17,7 @@ pub(crate) const STARTUP: u16 = 15903;
 /// Lifecycle hooks of the app.
 pub(crate) const HOOKS: u16 = 15904;
 
-/// Whether an app must keep off a port.
+/// Whether an app must not use a port.
 pub(crate) fn is_reserved(port: u16) -> bool {
     [ADMIN, OUTBOUND, INBOUND, HEALTH, LIVENESS, READINESS, STARTUP, HOOKS].contains(&port)
 }

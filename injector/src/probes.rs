@@ -1,7 +1,7 @@
 //! kubelet's probes, pointed at the sidecar: kubelet has no certificate of the mesh, so the app's own ports refuse it.
 //!
-//! Each probe of each container gets a path of its own on the sidecar, which asks the app on kubelet's behalf and
-//! answers with what the app said. `exec` probes never leave the container and stay as they are. Hooks go the same way
+//! Each probe of each container gets its own path on the sidecar, which queries the app on kubelet's behalf and returns
+//! the app's result. `exec` probes never leave the container and are not changed. Hooks work the same way
 //! ([`crate::hooks`]).
 
 mod request_target;
@@ -14,22 +14,22 @@ use crate::patch::PatchBuilder;
 use crate::pod::{ContainerFields, HttpGet, HttpHeader, Port, Probe, shortened};
 use crate::ports;
 
-/// A probe that the sidecar answers, as it is told by its flag `--probes`.
+/// A probe that the sidecar answers, as passed in its flag `--probes`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AppProbe {
     port: u16,
     path: String,
-    /// None for hooks, which kubelet waits for as long as the Pod's grace period lets it.
+    /// `None` for hooks, for which kubelet waits as long as the Pod's grace period allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timeout_seconds: Option<i32>,
-    /// A lifecycle hook: for kubelet it fails only if there is no answer at all.
+    /// A lifecycle hook: for kubelet it fails only without any response.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     hook: bool,
     target: Target,
 }
 
-/// What the sidecar asks of the app.
+/// What the sidecar requests from the app.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub(crate) enum Target {
@@ -83,9 +83,9 @@ const KINDS: [Kind; 3] = [
     },
 ];
 
-/// Points the probes of one container, found at `path` in the Pod, at the sidecar, and appends what the sidecar is to
-/// be told of them to `all`. `before` is what a sidecar that is there already was told: a probe that points at it
-/// stays as it is.
+/// Points the probes of one container, found at `path` in the Pod, at the sidecar, and appends what the sidecar needs
+/// to know about them to `all`. `before` holds the probes of an existing sidecar: a probe that points at it is not
+/// changed.
 pub(crate) fn rewrite(
     container: &ContainerFields,
     path: &[&str],
@@ -141,8 +141,7 @@ impl AppProbe {
         self.port == port && self.path == path
     }
 
-    /// What a sidecar that is there was told is text that anybody can have written. It is told again if it can be
-    /// acted on.
+    /// The flag of an existing sidecar may have been written by anyone. It is kept if it is valid.
     pub(crate) fn checked(mut self) -> Result<Self, String> {
         if self.timeout_seconds.is_some_and(|seconds| seconds < 1) {
             return Err("the sidecar's flag --probes has a timeoutSeconds that is not positive".to_owned());
@@ -170,12 +169,12 @@ impl ProbeError {
     }
 }
 
-/// What the flag `--probes` says. Kubernetes replaces `$(…)` in arguments, so no `$` may stand in it.
+/// The value of the flag `--probes`. Kubernetes expands `$(…)` in arguments, so it contains no `$`.
 pub(crate) fn to_flag(probes: &[AppProbe]) -> Result<String, serde_json::Error> {
     Ok(serde_json::to_string(probes)?.replace('$', "\\u0024"))
 }
 
-/// Reads what [`to_flag`] has written.
+/// Parses the output of [`to_flag`].
 pub(crate) fn from_flag(text: &str) -> Result<Vec<AppProbe>, serde_json::Error> {
     serde_json::from_str(text)
 }
@@ -186,8 +185,8 @@ fn points_at(probe: &Probe, port: u16, path: &str) -> bool {
     })
 }
 
-/// The field that says what is asked, and that; `None` for what the sidecar has no part in. The error names a field of
-/// the probe.
+/// The field with the handler, and its target; `None` if the sidecar is not involved. The error names a field of the
+/// probe.
 fn target(
     container: &ContainerFields,
     probe: &Probe,
@@ -219,7 +218,7 @@ fn target(
     Ok(None)
 }
 
-/// What an `httpGet` asks. The error names a field of what has it.
+/// The target of an `httpGet`. The error names a field of the handler's owner.
 pub(crate) fn http(container: &ContainerFields, action: &HttpGet) -> Result<Target, (&'static str, String)> {
     if let Some(protocol) = action.protocol.as_deref().filter(|protocol| !matches!(*protocol, "HTTP1")) {
         return Err(("httpGet.protocol", format!("{protocol:?} is not supported for a pod of the mesh")));
@@ -240,7 +239,7 @@ pub(crate) fn http(container: &ContainerFields, action: &HttpGet) -> Result<Targ
     Ok(Target::Http { scheme, port, path, headers })
 }
 
-/// kubelet sends nothing where a header cannot be sent. Of names, Kubernetes takes fewer still.
+/// kubelet sends nothing if a header is invalid. Kubernetes accepts even fewer names.
 fn check_header(name: &str, value: &str) -> Result<(), String> {
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
         return Err(format!("{name:?} is not a header name"));
@@ -253,12 +252,12 @@ fn check_header(name: &str, value: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether kubelet asks another host than the Pod.
+/// Whether kubelet calls another host than the Pod.
 pub(crate) fn is_elsewhere(host: Option<&str>) -> bool {
     host.is_some_and(|host| !host.is_empty())
 }
 
-/// The number of a port; a name is looked up among the container's own, as kubelet does.
+/// The number of a port; like kubelet, looks up a name among the container's own ports.
 fn resolve(container: &ContainerFields, port: &Port) -> Result<u16, String> {
     match port {
         Port::Number(port) => number(*port),
@@ -266,7 +265,7 @@ fn resolve(container: &ContainerFields, port: &Port) -> Result<u16, String> {
             let named = container.ports.iter().flatten().find(|port| port.name.as_ref() == Some(name));
             match named {
                 Some(port) => number(port.container_port),
-                // kubelet reads digits in quotes as a number.
+                // kubelet parses digits in quotes as a number.
                 None => name
                     .parse()
                     .map_err(|_| format!("the container has no port named {name:?}"))

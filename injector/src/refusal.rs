@@ -1,4 +1,4 @@
-//! Pods that would break the mesh or go around it, each with what to do instead.
+//! Refusals of Pods that would break or bypass the mesh, each with what to do instead.
 
 use tidegate_crds::injection::{INTERCEPT_CONTAINER, SIDECAR_CONTAINER, SIDECAR_LABEL};
 
@@ -10,13 +10,12 @@ use crate::ports;
 use crate::probes::ProbeError;
 use crate::settings::MeshConfigError;
 
-/// What to do where a copy is refused, or is the way out.
+/// Advice for refused copies, and for cases that a copy solves.
 const COPY: &str = "A copy needs the pod's labels: kubectl debug POD --copy-to=NAME --keep-labels makes one with a sidecar \
                     of its own, which Services select as they do the pod";
 
-/// Capabilities by which a debug container can neither change the Pod's network, nor look into its other processes, nor
-/// become the sidecar's user, nor load anything into the kernel. Others are refused, those that are yet to come among
-/// them.
+/// Capabilities with which a debug container can neither change the Pod's network, inspect its other processes, become
+/// the sidecar's user, nor load anything into the kernel. All others are refused, including future ones.
 const HARMLESS_CAPABILITIES: [&str; 12] = [
     "AUDIT_WRITE",
     "CHOWN",
@@ -32,31 +31,31 @@ const HARMLESS_CAPABILITIES: [&str; 12] = [
     "SYS_RESOURCE",
 ];
 
-/// The most bytes of the sidecar's flag about probes.
+/// Maximum bytes of the sidecar's flag with probes.
 pub(crate) const MAX_PROBES_BYTES: usize = 120 * 1024;
 
-/// Why a Pod is not let in.
+/// Why a Pod is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// It is not a Pod, or one with more of something than there can be.
+    /// It is not a Pod, or exceeds a bound.
     #[error("the pod cannot be read: {0}")]
     Unreadable(serde_json::Error),
-    /// It cannot be told whether it gets a sidecar.
+    /// The injection decision failed.
     #[error(transparent)]
     Decision(#[from] DecisionError),
-    /// An annotation cannot be read.
+    /// An annotation is invalid.
     #[error(transparent)]
     Annotation(#[from] AnnotationError),
     /// A probe or lifecycle hook cannot be pointed at the sidecar.
     #[error(transparent)]
     Probe(#[from] ProbeError),
-    /// The MeshConfig cannot be read, so no sidecar can be made.
+    /// The MeshConfig is invalid, so no sidecar can be configured.
     #[error(transparent)]
     MeshConfig(#[from] MeshConfigError),
-    /// It would run as the sidecar, whose connections are not redirected.
+    /// It would run as the sidecar's user, whose connections are not redirected.
     #[error("{field}: user {USER} is the sidecar's, whose traffic passes the mesh by; run as another user")]
     User {
-        /// Which field says so.
+        /// The field.
         field: String,
     },
     /// A container has one of our names.
@@ -65,7 +64,7 @@ pub enum Refusal {
          injected containers and label {SIDECAR_LABEL} as they were. {COPY}"
     )]
     ContainerName {
-        /// Which field says so.
+        /// The field.
         field: String,
         /// The name.
         name: String,
@@ -73,7 +72,7 @@ pub enum Refusal {
     /// A volume has one of our names.
     #[error("{field}: {name} is the name of a volume that the injector adds; name yours otherwise. {COPY}")]
     VolumeName {
-        /// Which field says so.
+        /// The field.
         field: String,
         /// The name.
         name: String,
@@ -81,20 +80,20 @@ pub enum Refusal {
     /// A container declares one of our ports.
     #[error("{field}: port {port} is the sidecar's; let the container listen elsewhere")]
     Port {
-        /// Which field says so.
+        /// The field.
         field: String,
         /// The port.
         port: u16,
     },
-    /// A debug container could undo interception, or act as the sidecar.
+    /// A debug container could undo interception or impersonate the sidecar.
     #[error(
         "{field}: {what} could take the pod's traffic out of the mesh, or its certificate; debug without it, as with \
          kubectl debug --profile=baseline, or debug a copy of the pod. {COPY}"
     )]
     DebugPrivilege {
-        /// Which field says so.
+        /// The field.
         field: String,
-        /// What it asks for.
+        /// The privilege that it requests.
         what: String,
     },
     /// A container mounts the sidecar's token.
@@ -103,37 +102,38 @@ pub enum Refusal {
          mount it"
     )]
     TokenMount {
-        /// Which field says so.
+        /// The field.
         field: String,
     },
-    /// The program of one of our containers is replaced in a Pod that runs.
+    /// The image of one of our containers is changed in a running Pod.
     #[error(
         "{field}: a running pod keeps the {name} that it was made with, for another program would have its traffic and \
          its certificate, got {image:?}; for a new one, restart what made the pod (kubectl rollout restart)"
     )]
     Image {
-        /// Which field says so.
+        /// The field.
         field: String,
         /// The container.
         name: String,
         /// The new image.
         image: String,
     },
-    /// The kernel starts no program with an argument of 128 KiB.
+    /// The kernel limits a single argument to 128 KiB.
     #[error(
         "spec.containers: their probes and hooks take {bytes} bytes in the sidecar's arguments, more than {MAX_PROBES_BYTES}; \
          shorten their paths and headers"
     )]
     ProbesTooLong {
-        /// How many.
+        /// The total size.
         bytes: usize,
     },
-    /// What the sidecar is to be told cannot be written.
+    /// The sidecar's flags cannot be encoded.
     #[error("the sidecar's flags: {0}")]
     Flags(#[from] serde_json::Error),
 }
 
-/// Looks at what the Pod's author wrote; containers and volumes of an earlier injection, `is_injected`, are ours.
+/// Checks the parts that the Pod's author wrote; with `is_injected`, containers and volumes of an earlier injection are
+/// ours.
 pub(crate) fn check(pod: &PodView<'_>, spec: &PodSpec<'_>, is_injected: bool) -> Result<(), Refusal> {
     let user = spec.security_context.as_ref().and_then(|context| context.run_as_user);
     check_user(user, || "spec.securityContext.runAsUser".to_owned())?;
@@ -152,8 +152,7 @@ pub(crate) fn check(pod: &PodView<'_>, spec: &PodSpec<'_>, is_injected: bool) ->
     check_ephemeral(pod, None)
 }
 
-/// Looks at the debug containers that a Pod with a sidecar gets. Those that are in `old` can neither be changed nor taken
-/// away.
+/// Checks debug containers that are added to a Pod with a sidecar. Those in `old` can be neither changed nor removed.
 pub(crate) fn check_ephemeral(pod: &PodView<'_>, old: Option<&PodView<'_>>) -> Result<(), Refusal> {
     let there = old.map(ephemeral_containers).unwrap_or_default();
     for (index, container) in ephemeral_containers(pod).iter().enumerate() {
@@ -179,8 +178,8 @@ pub(crate) fn check_ephemeral(pod: &PodView<'_>, old: Option<&PodView<'_>>) -> R
     Ok(())
 }
 
-/// Looks at a change of a Pod that has a sidecar. Kubernetes lets nothing else of our containers be changed but their
-/// images; one that is the injector's own may be.
+/// Checks an update of a Pod with a sidecar. Kubernetes only allows changing the images of our containers; the
+/// injector's own image is accepted.
 pub(crate) fn check_change(old: &PodView<'_>, new: &PodView<'_>, own_image: &str) -> Result<(), Refusal> {
     for (index, container) in init_containers(new).iter().enumerate() {
         let name = &container.fields.name;
@@ -259,8 +258,8 @@ fn reserved(port: &ContainerPort) -> Option<u16> {
     u16::try_from(port.container_port).ok().filter(|port| is_tcp && ports::is_reserved(*port))
 }
 
-/// The first capability that is added and not harmless. Container runtimes take its name in any letter case, with `CAP_`
-/// or without.
+/// The first added capability that is not harmless. Container runtimes accept its name in any letter case, with or
+/// without `CAP_`.
 fn powerful_capability(context: &SecurityContext) -> Option<String> {
     let added = context.capabilities.iter().flat_map(|capabilities| capabilities.add.iter().flatten());
     let mut names = added.map(|name| {

@@ -1,4 +1,4 @@
-//! The webhook's answer to the API server.
+//! The webhook's reviewer.
 
 use tidegate_kubernetes::webhook::{AdmissionRequest, BoxFuture, Operation, Reviewer, Verdict};
 
@@ -9,7 +9,7 @@ use crate::refusal::{self, Refusal};
 use crate::settings::Settings;
 use crate::state::State;
 
-/// Adds sidecars to Pods that are created, and looks at changes and debug containers of those that have one.
+/// Adds sidecars to new Pods, and checks updates and debug containers of Pods that have one.
 #[derive(Clone, Debug)]
 pub struct PodReviewer {
     settings: Settings,
@@ -17,7 +17,7 @@ pub struct PodReviewer {
 }
 
 impl PodReviewer {
-    /// A reviewer by these settings.
+    /// A reviewer with these settings.
     pub fn new(settings: Settings, state: State) -> Self {
         Self { settings, state }
     }
@@ -38,15 +38,15 @@ impl PodReviewer {
 
     async fn created(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, Refusal> {
         let namespace = request.namespace();
-        // The API server asks about Pods of the mesh alone: whoever is to be let through without a sidecar because
-        // their namespace is none of it would be there by our own delay.
+        // The API server only sends Pods of the mesh. Admitting one without a sidecar because we do not see its
+        // namespace in the mesh would be the result of our own delay.
         let is_late =
             |namespace| format!("namespace {namespace} is not known to be in the mesh yet; try again");
         let Some(known) = self.state.namespace(namespace, &self.settings.mesh_name).await else {
             return Ok(Verdict::denied(is_late(namespace)));
         };
         let mesh = self.state.mesh()?;
-        // Only now, so that what waits for its namespace is text, and of all Pods one is decoded at a time.
+        // Only now, so that requests waiting for their namespace are still text, and only one Pod at a time is decoded.
         let Some(pod) = read(request)? else { return Ok(Verdict::allowed()) };
         Ok(match inject(&pod, &known, &self.settings, &mesh)? {
             Injection::Left(Reason::NotInMesh) => Verdict::denied(is_late(namespace)),
@@ -62,7 +62,7 @@ impl PodReviewer {
         Ok(Verdict::allowed())
     }
 
-    /// A Pod that brings another mesh's sidecar gets ours in its place: the namespace says which mesh it is in.
+    /// A Pod with another mesh's sidecar gets ours instead: its namespace determines its mesh.
     fn changes_mesh(&self, pod: &PodView<'_>) -> Option<String> {
         let Settings { mesh_name, namespace, .. } = &self.settings;
         let other = pod.control_plane().filter(|other| other != namespace)?;

@@ -1,4 +1,4 @@
-//! What the injector is told: by its flags, and by the MeshConfig.
+//! The injector's settings, from its flags and from the MeshConfig.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use tidegate_crds::{Finding, MeshConfigSpec};
 
 use crate::hooks::HookKey;
 
-/// What every sidecar of a mesh has in common.
+/// Settings that all sidecars of a mesh share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The mesh's name, as on the namespaces' labels.
@@ -22,56 +22,56 @@ pub struct Settings {
     pub image_pull_policy: String,
     /// The controller: `https://host:port`.
     pub discovery_address: String,
-    /// The name that the controller's certificate holds.
+    /// The name to verify in the controller's certificate.
     pub discovery_server_name: String,
     /// The CA: `https://host:port`.
     pub ca_address: String,
-    /// The name that the CA's certificate holds.
+    /// The name to verify in the CA's certificate.
     pub ca_server_name: String,
     /// Makes the paths of lifecycle hooks unguessable.
     pub hook_key: HookKey,
 }
 
-/// What the MeshConfig says about sidecars, read once for each change of it.
+/// The MeshConfig's settings for sidecars, parsed once per change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MeshSettings {
     /// Whether the interception step runs privileged.
     pub privileged_interception: bool,
     /// The filter of the sidecar's log; `None` for OSM's default, `error`.
     pub log_level: Option<&'static str>,
-    /// What a sidecar asks for and may use.
+    /// The sidecar's resource limits and requests.
     pub resources: Resources,
-    /// What is not intercepted.
+    /// What interception excludes and includes.
     pub interception: Interception,
-    /// Whether a sidecar reaches its app at the pod's address, not at localhost.
+    /// Whether a sidecar reaches its app at the pod's address instead of localhost.
     pub reaches_app_at_pod_ip: bool,
 }
 
-/// What a container asks for and may use, by resource, in the syntax of Kubernetes' quantities.
+/// A container's resource limits and requests, by resource, as Kubernetes quantities.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
-    /// The most that it may use.
+    /// The limits.
     pub limits: BTreeMap<String, String>,
-    /// What it asks for.
+    /// The requests.
     pub requests: BTreeMap<String, String>,
 }
 
-/// What interception leaves alone, and what it is limited to.
+/// What interception excludes and includes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interception {
-    /// Ports of the pod that others reach without the sidecar.
+    /// Inbound ports that bypass the sidecar.
     pub excluded_inbound_ports: BTreeSet<u16>,
-    /// Ports elsewhere that the pod reaches without the sidecar.
+    /// Outbound ports that bypass the sidecar.
     pub excluded_outbound_ports: BTreeSet<u16>,
-    /// Ranges that the pod reaches without the sidecar.
+    /// Outbound ranges that bypass the sidecar.
     pub excluded_outbound_ranges: BTreeSet<IpNet>,
-    /// The only ranges that the pod reaches through the sidecar; all if there is none.
+    /// The only outbound ranges that go through the sidecar; all if empty.
     pub included_outbound_ranges: BTreeSet<IpNet>,
-    /// Interfaces that are left alone.
+    /// Interfaces whose traffic bypasses the sidecar.
     pub excluded_interfaces: BTreeSet<String>,
 }
 
-/// A field of the MeshConfig that sidecars cannot be made from.
+/// A field of the MeshConfig from which no sidecar can be configured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("MeshConfig: {field}: {problem}")]
 pub struct MeshConfigError {
@@ -80,7 +80,7 @@ pub struct MeshConfigError {
 }
 
 impl Settings {
-    /// Settings by the names that everything has when the mesh is installed into `namespace`.
+    /// Settings with the default names in a mesh installed into `namespace`.
     pub fn of_mesh(namespace: &str, trust_domain: &str, image: &str) -> Self {
         Self {
             mesh_name: DEFAULT_MESH_NAME.to_owned(),
@@ -97,7 +97,7 @@ impl Settings {
 }
 
 impl MeshSettings {
-    /// Reads a MeshConfig. `None` stands for one that does not exist: OSM's defaults.
+    /// Parses a MeshConfig. `None` means that it does not exist, which selects OSM's defaults.
     pub fn parse(spec: Option<&MeshConfigSpec>) -> Result<Self, MeshConfigError> {
         let sidecar = spec.and_then(|spec| spec.sidecar.clone()).unwrap_or_default();
         let traffic = spec.and_then(|spec| spec.traffic.clone()).unwrap_or_default();
@@ -122,7 +122,7 @@ impl MeshSettings {
             },
             reaches_app_at_pod_ip: sidecar.local_proxy_mode.as_deref() == Some("PodIP"),
         };
-        // The webhook keeps this out; where it was not asked, every Pod would fail by it.
+        // The webhook refuses this; if it was bypassed, every Pod would fail.
         let findings = spec.map(tidegate_crds::validate::mesh_config).unwrap_or_default();
         let is_about_sidecars = |finding: &Finding| {
             ["spec.sidecar.", "spec.traffic."].iter().any(|part| finding.path.starts_with(part))
@@ -135,13 +135,13 @@ impl MeshSettings {
 }
 
 impl From<Finding> for MeshConfigError {
-    /// A MeshConfig that cannot be read.
+    /// An invalid MeshConfig.
     fn from(finding: Finding) -> Self {
         Self { field: finding.path, problem: finding.message }
     }
 }
 
-/// The sidecar's log filter for a level of Envoy's.
+/// The sidecar's log filter for an Envoy log level.
 fn log_filter(level: &str) -> Result<&'static str, MeshConfigError> {
     Ok(match level {
         "trace" => "trace",

@@ -1,9 +1,9 @@
-//! The way to the API server.
+//! Connects to the API server.
 //!
-//! In a pod it is what the pod was given; elsewhere what `kubectl` would use. Proxies of the environment are honoured
-//! as `kubectl` honours them: `HTTPS_PROXY` (`HTTP_PROXY` for an API server without TLS), and `NO_PROXY` by the API
-//! server's own name. Connecting, reading and writing are bounded, so that no call waits for ever on a connection
-//! whose other end is gone.
+//! In a pod it uses the pod's service account; elsewhere the same configuration as `kubectl`. Proxies of the
+//! environment are honoured as in `kubectl`: `HTTPS_PROXY` (`HTTP_PROXY` for an API server without TLS), and `NO_PROXY`
+//! for the API server's own name. Connecting, reading and writing have timeouts, so that no call waits forever on a
+//! connection whose peer is gone.
 
 mod no_proxy;
 
@@ -18,15 +18,15 @@ use kube::{Client, Config};
 
 use self::no_proxy::NoProxy;
 
-/// How long a TCP and TLS handshake with the API server may take.
+/// Timeout of the TCP and TLS handshakes with the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a daemon waits for the next byte of an answer. Longer than a watch is ever silent: see
+/// How long a daemon waits for the next byte of a response. Longer than a watch is ever silent: see
 /// [`Timing`](crate::watch::Timing).
 const READ_TIMEOUT: Duration = Duration::from_secs(45);
-/// How long the kernel may take to accept what we send.
+/// Timeout for the kernel to accept sent data.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Which cluster is meant, and as whom.
+/// Selects the cluster and the user.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ClientOptions {
     /// The kubeconfig file. Default: the pod's own service account, else $KUBECONFIG, else ~/.kube/config.
@@ -38,38 +38,38 @@ pub struct ClientOptions {
     pub context: Option<String>,
 }
 
-/// Why the API server cannot be reached.
+/// Why a client could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// There is a kubeconfig, and it cannot be used.
+    /// The kubeconfig is invalid.
     #[error("kubeconfig: {0}")]
     Kubeconfig(#[from] kube::config::KubeconfigError),
-    /// The pod's service account cannot be used.
+    /// The pod's service account is unusable.
     #[error("service account of this pod: {0}")]
     InCluster(#[from] kube::config::InClusterError),
-    /// A proxy setting in the environment is not a URL.
+    /// A proxy of the environment is not a URL.
     #[error("{variable}: not a proxy's URL: {value:?}: {source}")]
     Proxy {
         /// The environment variable.
         variable: String,
-        /// What it holds.
+        /// Its value.
         value: String,
-        /// Why it is none.
+        /// The parse error.
         source: http::uri::InvalidUri,
     },
-    /// What is configured cannot be made into a client, such as a CA that is not a certificate.
+    /// The configuration cannot be made into a client, for instance because its CA is not a certificate.
     #[error("Kubernetes client: {0}")]
     Build(#[from] kube::Error),
 }
 
-/// A client for a daemon: every answer is waited for with a bound. Does not connect yet.
+/// A client for a daemon: every response has a timeout. Does not connect yet.
 pub async fn connect(options: &ClientOptions) -> Result<Client, ClientError> {
     let mut config = config(options).await?;
     bound_reads(&mut config);
     Ok(Client::try_from(config)?)
 }
 
-/// The configuration for a command line: streams such as port-forwards may be silent for as long as they like.
+/// The configuration for a command line: streams such as port-forwards may be silent for any length of time.
 pub async fn config(options: &ClientOptions) -> Result<Config, ClientError> {
     let is_named = options.kubeconfig.is_some() || options.context.is_some();
     let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -93,14 +93,14 @@ pub async fn config(options: &ClientOptions) -> Result<Config, ClientError> {
     Ok(config)
 }
 
-/// Bounds the wait for each byte of an answer. It counts from the last byte sent, not from when the connection fell
+/// Sets a timeout for each byte of a response. It counts from the last byte sent, not from when the connection became
 /// idle.
 fn bound_reads(config: &mut Config) {
     config.read_timeout = Some(READ_TIMEOUT);
     config.reset_reader_on_write = true;
 }
 
-/// Whether the kubeconfig names a proxy for the cluster that is meant: then that one counts.
+/// Whether the kubeconfig sets a proxy for the selected cluster, which then takes precedence.
 fn has_own_proxy(kubeconfig: &Kubeconfig, context: Option<&str>) -> bool {
     let name = context.or(kubeconfig.current_context.as_deref());
     let context = kubeconfig.contexts.iter().find(|context| Some(context.name.as_str()) == name);
@@ -110,7 +110,7 @@ fn has_own_proxy(kubeconfig: &Kubeconfig, context: Option<&str>) -> bool {
     url.is_some_and(|url| !url.is_empty())
 }
 
-/// The proxy of the environment for this API server, if there is one for it.
+/// The environment's proxy for this API server, if any.
 fn proxy(server: &Uri, environment: impl Fn(&str) -> Option<String>) -> Result<Option<Uri>, ClientError> {
     let name = if server.scheme() == Some(&Scheme::HTTP) { "HTTP_PROXY" } else { "HTTPS_PROXY" };
     let either = |name: &str| {
@@ -126,7 +126,7 @@ fn proxy(server: &Uri, environment: impl Fn(&str) -> Option<String>) -> Result<O
     if excluded.is_some_and(|excluded| excluded.covers(server.host().unwrap_or_default(), port)) {
         return Ok(None);
     }
-    // As curl and Go have it, a proxy without a scheme speaks HTTP.
+    // As in curl and Go, a proxy without a scheme uses HTTP.
     let url = if value.contains("://") { value.clone() } else { format!("http://{value}") };
     match url.parse() {
         Ok(url) => Ok(Some(url)),

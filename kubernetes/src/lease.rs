@@ -1,8 +1,8 @@
-//! Which of several replicas does what only one may do: leader election by a Lease.
+//! Leader election with a Lease: selects the replica that performs singleton tasks.
 //!
-//! A replica leads while it renews the Lease. Others take it over once it has not changed for its whole duration *as
-//! they have seen it, by their own clock*: the times in the Lease are never compared with ours, so clocks may differ.
-//! Who cannot renew stops leading before anybody else may start. `coordination.k8s.io/v1`, wire-compatible with
+//! A replica leads while it renews the Lease. Others take it over once it has not changed for its whole duration *by
+//! their own observation and clock*: the times in the Lease are never compared with local time, so clocks may differ. A
+//! replica that cannot renew stops leading before any other may start. `coordination.k8s.io/v1`, wire-compatible with
 //! client-go's election: <https://kubernetes.io/docs/concepts/architecture/leases/>.
 
 use std::time::Duration;
@@ -16,39 +16,40 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-/// Whose Lease it is, and who we are.
+/// The Lease, and this replica's identity.
 #[derive(Clone, Debug)]
 pub struct LeaseConfig {
     /// The Lease's namespace.
     pub namespace: String,
     /// The Lease's name.
     pub name: String,
-    /// What tells this replica from the others: the pod's name.
+    /// Distinguishes this replica from the others: the pod's name.
     pub holder: String,
-    /// How fast.
+    /// Timing of the election.
     pub timing: LeaseTiming,
 }
 
-/// How fast a Lease changes hands.
+/// Timing of a Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseTiming {
-    /// How long a Lease that is not renewed must be left alone. Whole seconds.
+    /// How long a Lease must be unchanged before another replica may take it. Whole seconds.
     pub duration: Duration,
-    /// How long after its last renewal a leader still leads; shorter than `duration`, so that two never do.
+    /// How long after its last renewal a leader still leads; shorter than `duration`, so that there are never two
+    /// leaders.
     pub deadline: Duration,
-    /// The pause between two renewals, and between two looks of who waits.
+    /// Interval of renewals, and of the checks by waiting replicas.
     pub interval: Duration,
 }
 
-/// A wish to lead.
+/// A participant in the election.
 #[derive(Debug)]
 pub struct Elector {
     leases: Api<Lease>,
     config: LeaseConfig,
     is_leader: watch::Sender<bool>,
-    /// The Lease as it was last seen, and since when it has been so.
+    /// The Lease as last seen, and since when it has been unchanged.
     seen: Option<(LeaseSpec, Instant)>,
-    /// When the last renewal that went well was begun.
+    /// When the last successful renewal was started.
     renewed: Option<Instant>,
 }
 
@@ -63,19 +64,19 @@ impl Default for LeaseTiming {
 }
 
 impl Elector {
-    /// A replica that does not lead yet; [`Elector::run`] makes it try.
+    /// A replica that does not lead yet; call [`Elector::run`] to participate.
     pub fn new(client: Client, config: LeaseConfig) -> Self {
         let leases = Api::namespaced(client, &config.namespace);
         Self { leases, config, is_leader: watch::Sender::new(false), seen: None, renewed: None }
     }
 
-    /// Whether this replica leads, now and from now on. Only what was begun while it is true may go on, and it must
-    /// be over soon: another replica may lead `duration - deadline` after it has become false.
+    /// Whether this replica leads. Only work that was started while it is true may continue, and it must finish soon:
+    /// another replica may lead `duration - deadline` after it has become false.
     pub fn is_leader(&self) -> watch::Receiver<bool> {
         self.is_leader.subscribe()
     }
 
-    /// Tries to lead until `stop`, then gives the Lease back so that another replica need not wait.
+    /// Participates until `stop`, then releases the Lease so that another replica need not wait.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
         loop {
@@ -94,7 +95,7 @@ impl Elector {
         }
     }
 
-    /// One try and the pause after it.
+    /// One attempt and the pause after it.
     async fn turn(&mut self) {
         let timing = self.config.timing;
         let begun = Instant::now();
@@ -143,7 +144,7 @@ impl Elector {
         }
     }
 
-    /// Whether the Lease is ours now. If another replica writes it at the same time, the API server refuses our write.
+    /// Whether this replica now holds the Lease. On a concurrent write the API server refuses ours.
     async fn try_hold(&mut self) -> kube::Result<bool> {
         let Some(mut lease) = self.leases.get_opt(&self.config.name).await? else {
             let metadata = ObjectMeta { name: Some(self.config.name.clone()), ..ObjectMeta::default() };
@@ -166,7 +167,7 @@ impl Elector {
         }
     }
 
-    /// Whether the Lease is ours, has no holder, or has not changed for its duration.
+    /// Whether the Lease is ours, free, or unchanged for its duration.
     fn may_take(&mut self, spec: &LeaseSpec) -> bool {
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         if holder.is_empty() || holder == self.config.holder {

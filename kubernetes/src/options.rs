@@ -1,4 +1,4 @@
-//! The flags that every daemon of the control plane has, spelled out once.
+//! Flags that every daemon of the control plane shares.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tidegate_runtime::options::TrustDomainOptions;
 
 use crate::client::ClientOptions;
 
-/// Which mesh, where in the cluster, and how the process is asked how it is and how it ends.
+/// The mesh, its place in the cluster, and the health and shutdown settings of the process.
 #[derive(Args, Clone, Debug)]
 pub struct ControlPlaneOptions {
     /// The mesh's name, as on the label openservicemesh.io/monitored-by of its namespaces
@@ -20,15 +20,15 @@ pub struct ControlPlaneOptions {
     #[arg(long, env = "TIDEGATE_NAMESPACE", value_name = "NAME", default_value = "tidegate-system")]
     pub namespace: String,
 
-    /// This process's pod: of several replicas one holds a Lease, by this name
+    /// This process's pod, whose name identifies the replica that holds a Lease
     #[arg(long, env = "TIDEGATE_POD_NAME", value_name = "NAME")]
     pub pod_name: Option<String>,
 
-    /// Where kubelet's probes and Prometheus come to: /live, /ready, /metrics; such as [::]:9091 [default: nowhere]
+    /// Address for kubelet's probes and Prometheus: /live, /ready, /metrics; such as [::]:9091 [default: none]
     #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
     pub health_address: Option<SocketAddr>,
 
-    /// How long a drain may take before the process ends all the same
+    /// Maximum duration of a drain before the process exits anyway
     #[arg(
         long,
         env = "TIDEGATE_DRAIN_TIMEOUT",
@@ -38,11 +38,11 @@ pub struct ControlPlaneOptions {
     )]
     pub drain_timeout: Duration,
 
-    /// Where identities end.
+    /// The trust domain of identities.
     #[command(flatten)]
     pub trust: TrustDomainOptions,
 
-    /// Which cluster.
+    /// The cluster.
     #[command(flatten)]
     pub client: ClientOptions,
 }

@@ -1,12 +1,12 @@
-//! Admission webhooks: what the API server asks before it stores an object (`admission.k8s.io/v1`).
+//! Admission webhooks, which the API server calls before it stores an object (`admission.k8s.io/v1`).
 //!
-//! A daemon implements [`Reviewer`], from request to verdict, and starts a [`WebhookServer`] with it.
-//! The server shows the daemon's certificate of the mesh's CA, whichever is newest. [`CaBundleKeeper`] writes the
-//! mesh's roots into the daemon's own webhook configuration, so that the API server accepts that certificate.
+//! A daemon implements [`Reviewer`], from request to verdict, and starts a [`WebhookServer`] with it. The server
+//! presents the daemon's newest certificate of the mesh's CA. [`CaBundleKeeper`] writes the mesh's roots into the
+//! daemon's own webhook configuration, so that the API server accepts that certificate.
 //!
-//! Anybody who reaches the port can ask, so a reviewer acts on nothing but what it is shown and its answer holds
-//! nothing that the asker did not know. Bodies, their memory, connections and time are bounded, and each address has a
-//! share of them.
+//! Any client that reaches the port can send requests, so a reviewer acts only on the submitted object, and its
+//! response reveals nothing that the client did not know. Bodies, their memory, connections and time are limited, with
+//! a share for each address.
 
 mod answer;
 mod bodies;

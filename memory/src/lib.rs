@@ -1,10 +1,10 @@
-//! The one function of the C library for which there is no safe crate. Everything else of ours forbids `unsafe`.
+//! The one function of the C library for which there is no safe crate. All our other crates forbid `unsafe`.
 
-/// Gives the pages that the allocator keeps free back to the system; whether there were any.
+/// Returns the pages that the allocator holds free to the system. Returns whether there were any.
 ///
-/// glibc gives back on its own only what is free at the end of a heap: one small piece there keeps hundreds of megabytes
-/// before it. This looks through all heaps, each locked meanwhile. Other C libraries have no such function, and nothing
-/// is done there.
+/// On its own, glibc returns only what is free at the end of a heap: one small allocation there keeps hundreds of
+/// megabytes before it. `malloc_trim` searches all heaps and locks each meanwhile. Other C libraries have no such
+/// function, so nothing happens there.
 pub fn trim() -> bool {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     return malloc_trim(0) == 1;

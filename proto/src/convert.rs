@@ -1,7 +1,7 @@
-//! Between the wire's policy and the one that is evaluated.
+//! Converts between the wire's policy and the model that is evaluated.
 //!
-//! The way in is strict: an unknown enum value, an absent rule, a range that does not parse refuse the whole
-//! resource, and the sidecar keeps its last good policy. Nothing unknown is ever skipped.
+//! Decoding is strict: an unknown enum value, an absent rule or an invalid range rejects the whole resource, and the
+//! sidecar keeps its last good policy. Unknown content is never skipped.
 
 mod destination;
 
@@ -17,13 +17,13 @@ use tidegate_core::{CidrSet, Principal};
 
 use crate::discovery as wire;
 
-/// A field of a message that cannot be understood.
+/// A field of a message that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct ConversionError {
     /// Path of the field within the resource, such as `ports[14001].ingress[0].sources`.
     pub field: String,
-    /// What is wrong, with the value.
+    /// The error, with the value.
     pub problem: String,
 }
 
@@ -48,7 +48,7 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
             let number = port_number("ports[].port", port.port)?;
             let path = format!("ports[{number}]");
             if ports.insert(number, port_from_wire(&path, port)?).is_some() {
-                return Err(bad(&path, "the port is there twice"));
+                return Err(bad(&path, "duplicate port"));
             }
         }
         Ok(Self { workload: policy.workload.into(), identity, ports })
@@ -71,7 +71,7 @@ fn identity_from_wire(path: &str, identity: &wire::Identity) -> Result<Identity,
 
 fn port_number(path: &str, port: u32) -> Result<u16, ConversionError> {
     let number = u16::try_from(port).ok().filter(|port| *port > 0);
-    number.ok_or_else(|| bad(path, format!("{port} is no port")))
+    number.ok_or_else(|| bad(path, format!("{port} is not a port")))
 }
 
 fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
@@ -283,8 +283,8 @@ mod tests {
         assert_eq!(spoil(|p| p.identity = None), "identity: missing");
         assert_eq!(spoil(|p| p.ports[0].mesh = None), "ports[1].mesh: missing");
         assert_eq!(spoil(|p| p.ports[0].protocol = 99), "ports[1].protocol: unknown value 99");
-        assert_eq!(spoil(|p| p.ports[0].port = 70000), "ports[].port: 70000 is no port");
-        assert_eq!(spoil(|p| p.ports[1].port = 1), "ports[1]: the port is there twice");
+        assert_eq!(spoil(|p| p.ports[0].port = 70000), "ports[].port: 70000 is not a port");
+        assert_eq!(spoil(|p| p.ports[1].port = 1), "ports[1]: duplicate port");
         assert_eq!(spoil(|p| p.ports[0].ingress[2].state = None), "ports[1].ingress[2]: missing");
         let bad_range = spoil(|p| {
             let Some(wire::ingress_rule::State::Active(rule)) = &mut p.ports[0].ingress[0].state else {

@@ -1,14 +1,14 @@
-//! The window into a running process: plain HTTP on loopback.
+//! The admin server of a process: plain HTTP on loopback.
 //!
 //! `GET /` names the process, `GET /live` and `GET /ready` are for probes (`/ready?wait=2s` answers once the process is
-//! ready, or after that time), `GET /metrics` is for Prometheus,
-//! `GET`, `PUT` and `POST /log` read and set the log filter; each daemon merges its own routes.
+//! ready, or after that time), `GET /metrics` is for Prometheus, `GET`, `PUT` and `POST /log` read and set the log
+//! filter; each daemon merges its own routes.
 //!
-//! Whatever shares the pod's loopback can reach it, the app and, through it, web pages and request forgers too. So a
-//! request must name this host by an address or `localhost` (else DNS rebinding; [`AdminServer::health`], which others
-//! reach anyway and which only reads, may be called by DNS names), changes need PUT or POST and no
-//! `Origin` (else a page could post), nothing answers to other origins (no CORS), bodies and heads are limited in size
-//! and time, and so is the number of connections.
+//! Everything that shares the pod's loopback can reach it: the app and, through it, web pages and forged requests. So a
+//! request must name this host by an address or `localhost` (against DNS rebinding; [`AdminServer::health`], which
+//! other hosts reach anyway and which only reads, accepts DNS names), changes need PUT or POST and no `Origin`
+//! (otherwise a page could post), no response allows other origins (no CORS), and the sizes and times of bodies and
+//! heads are limited, as is the number of connections.
 
 mod guard;
 
@@ -40,28 +40,28 @@ use crate::logging::LogHandle;
 use crate::metrics::{Format, Metrics};
 use crate::readiness::Readiness;
 
-/// The most bytes of a request's body.
+/// Maximum bytes of a request's body.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
-/// The most bytes of a request's head.
+/// Maximum bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// The most connections at a time.
+/// Maximum concurrent connections.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same where everybody can come to: kubelet and Prometheus send theirs at once.
+/// The same for the health server, which any host can reach: kubelet and Prometheus send their requests at once.
 const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a connection that has a request in flight may go on once the process drains.
+/// How long a connection with a request in flight may continue once the process drains.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest that a question whether the process is ready waits until it is.
+/// Maximum wait of a readiness request.
 const MAX_READY_WAIT: Duration = Duration::from_secs(5);
-/// The pause after an accept that failed, such as for want of file descriptors.
+/// Pause after a failed accept, for instance when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a process calls itself, such as `tidegate-sidecar`.
+/// The name of a process, such as `tidegate-sidecar`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessName(pub &'static str);
 
-/// An admin server that has no address yet.
+/// An admin server that is not bound yet.
 #[derive(Debug)]
 pub struct AdminServer {
     name: ProcessName,
@@ -71,7 +71,7 @@ pub struct AdminServer {
     head_timeout: Duration,
 }
 
-/// An admin server that has its address; connections wait until it serves.
+/// A bound admin server; connections wait until it serves.
 #[derive(Debug)]
 pub struct BoundAdmin {
     name: ProcessName,
@@ -81,18 +81,18 @@ pub struct BoundAdmin {
     head_timeout: Duration,
 }
 
-/// Why the admin server does not start.
+/// Why the admin server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// The address is reachable from other hosts, and that was not asked for.
+    /// The address is reachable from other hosts, which was not allowed.
     #[error("admin address {0} is not a loopback address")]
     NotLoopback(SocketAddr),
-    /// The address cannot be listened on.
+    /// Listening on the address failed.
     #[error("admin address {address}: {source}")]
     Bind {
-        /// The address asked for.
+        /// The requested address.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -136,14 +136,14 @@ impl AdminServer {
         self
     }
 
-    /// Permits an address that other hosts can reach, for ports that kubelet or Prometheus come to.
+    /// Allows an address that other hosts can reach, for ports of kubelet or Prometheus.
     #[must_use]
     pub fn allow_remote(mut self) -> Self {
         self.allow_remote = true;
         self
     }
 
-    /// Listens on `address`; port 0 takes a free one.
+    /// Listens on `address`; port 0 selects a free one.
     pub async fn bind(self, address: SocketAddr) -> Result<BoundAdmin, AdminError> {
         if !self.allow_remote && !address.ip().is_loopback() {
             return Err(AdminError::NotLoopback(address));
@@ -158,12 +158,12 @@ impl AdminServer {
 }
 
 impl BoundAdmin {
-    /// Where it listens.
+    /// The bound address.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Serves until the drain starts, then ends idle connections at once and busy ones after their answer, within
+    /// Serves until the drain starts, then closes idle connections at once and busy ones after their response, within
     /// five seconds.
     pub async fn serve(self, mut drain: drain::Watch) {
         let Self { name, router, listener, local_addr, head_timeout } = self;
@@ -192,7 +192,7 @@ impl BoundAdmin {
     }
 }
 
-/// What serves one connection.
+/// State for serving one connection.
 struct Server {
     router: Router,
     head_timeout: Duration,
@@ -237,10 +237,10 @@ async fn live() -> &'static str {
     "live\n"
 }
 
-/// What a question whether the process is ready may add.
+/// Query parameters of a readiness request.
 #[derive(Deserialize)]
 struct ReadyQuery {
-    /// How long to wait until it is.
+    /// How long to wait for readiness.
     wait: Option<String>,
 }
 
@@ -249,7 +249,7 @@ async fn ready(State(shared): State<Shared>, Query(query): Query<ReadyQuery>) ->
         let Ok(wait) = humantime::parse_duration(&text) else {
             return (StatusCode::BAD_REQUEST, "wait: expected a duration such as 2s\n").into_response();
         };
-        // Late or in time: what follows is what holds then.
+        // Whether or not the wait timed out, the state now counts.
         let _ = tokio::time::timeout(wait.min(MAX_READY_WAIT), shared.readiness.ready()).await;
     }
     let blockers = shared.readiness.blocked_by();

@@ -1,9 +1,9 @@
-//! Delays between tries of something that fails: exponential, with full jitter.
+//! Delays between retries: exponential backoff with full jitter.
 
 use std::time::Duration;
 
-/// The delays of one series of tries. Each is drawn evenly from zero up to a ceiling that starts at `first` and
-/// doubles up to `most`, so that clients that failed together do not come back together.
+/// The delays of one series of retries. Each is uniformly random between zero and a ceiling that starts at `first` and
+/// doubles up to `most`, so that clients that failed together do not retry together.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -12,19 +12,19 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A series that has not failed yet.
+    /// A series without failures.
     pub const fn new(first: Duration, most: Duration) -> Self {
         Self { first, most, failures: 0 }
     }
 
-    /// How long to wait before the next try; counts one more failure.
+    /// The delay before the next retry; counts one more failure.
     pub fn next_delay(&mut self) -> Duration {
         let ceiling = self.ceiling();
         self.failures = self.failures.saturating_add(1);
         ceiling.mul_f64(rand::random::<f64>())
     }
 
-    /// The longest that [`next_delay`](Self::next_delay) may say now.
+    /// The current maximum of [`next_delay`](Self::next_delay).
     pub fn ceiling(&self) -> Duration {
         let factor = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
         self.first.saturating_mul(factor).min(self.most)
@@ -35,7 +35,7 @@ impl Backoff {
         self.failures
     }
 
-    /// A try went well: the next failure waits shortly again.
+    /// Records a success: the next failure starts with a short delay again.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_starts_the_series_anew() {
+    fn a_success_restarts_the_series() {
         let mut backoff = Backoff::new(FIRST, MOST);
         backoff.next_delay();
         backoff.next_delay();

@@ -1,10 +1,10 @@
-//! A bound on the connections of a port that kubelet comes to, with a share for each source address.
+//! Limits the connections of a port that kubelet uses, fairly between source addresses.
 //!
-//! A connection *waits* until a request's head is complete, and again once its answer is made; in between it is *busy*.
-//! Where there is no room for one more, the source with the most connections makes room, if it has more than the
-//! newcomer's: by the one that has waited longest, else by the one that has been busy longest. A source that has the most
-//! itself makes room by the one of its own that has waited longest; if all of them are busy, the newcomer is refused. So
-//! kubelet gets through, whatever others hold.
+//! A connection is *waiting* until a request's head is complete, and again once its response is done; in between it is
+//! *busy*. If there is no room for a new connection, the source with the most connections loses one, provided it has
+//! more than the new connection's source: the one that has waited longest, or else the one that has been busy longest.
+//! If the new connection's source itself has the most, it loses the connection that has waited longest; if all of its
+//! connections are busy, the new one is refused. So kubelet always gets through, whatever other sources hold.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-/// The answer to a client when the port is full.
+/// The response to a client when the port is full.
 const REFUSAL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 39\r\ncontent-type: text/plain\r\n\
     connection: close\r\n\r\ntoo many connections from your address\n";
@@ -24,11 +24,11 @@ const REFUSAL: &[u8] =
 #[derive(Clone, Debug)]
 pub struct Connections(Arc<Shared>);
 
-/// Room for one connection, for as long as it lives. Clones share it.
+/// A slot for one connection, held for its lifetime. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Connection(Arc<Room>);
 
-/// The connection has a request's head and makes its answer, for as long as this lives.
+/// Marks the connection as busy while this value lives.
 #[derive(Debug)]
 pub struct Busy(Connection);
 
@@ -41,7 +41,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     last_id: u64,
-    /// The one that has waited, or been busy, longest comes first.
+    /// In order of waiting or busy time, longest first.
     entries: Vec<Entry>,
 }
 
@@ -61,29 +61,28 @@ struct Room {
 }
 
 impl Connections {
-    /// At most `max` at a time.
+    /// At most `max` connections at a time.
     pub fn new(max: usize) -> Self {
         Self(Arc::new(Shared { max, state: Mutex::default() }))
     }
 
-    /// The next connection of a listener for which there is room. Others are told that there is none.
+    /// Accepts the next connection for which there is room. Others are refused with a response.
     pub async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, Connection)> {
         loop {
             let (stream, peer) = listener.accept().await?;
-            // Those before are heard first: a request that is there makes a connection busy.
+            // Let existing connections read first: an unread request makes a connection busy.
             tokio::task::yield_now().await;
             if let Some(connection) = self.enter(peer.ip()) {
                 return Ok((stream, connection));
             }
             debug!(%peer, "too many connections from its address");
-            // A request that stays unread would turn the end into a RST, which takes the answer with it. Neither is
-            // worth a wait.
+            // Closing with an unread request would send a RST, which discards the response. Do not wait for either.
             let _ = stream.try_read(&mut [0; 2048]);
             let _ = stream.try_write(REFUSAL);
         }
     }
 
-    /// Room for a connection that is there; `None` if its source has the most, and all of them are busy.
+    /// A slot for an accepted connection; `None` if its source has the most connections and all of them are busy.
     pub fn enter(&self, source: IpAddr) -> Option<Connection> {
         let source = source.to_canonical();
         let mut state = self.0.state();
@@ -99,19 +98,19 @@ impl Connections {
 }
 
 impl Connection {
-    /// Resolves once the connection has to make room for another one.
+    /// Resolves once the connection must make room for another.
     pub async fn pushed_out(&self) {
         self.0.pushed_out.cancelled().await;
     }
 
-    /// From a request's head to its answer.
+    /// Marks the time from a request's head to its response.
     #[must_use]
     pub fn busy(&self) -> Busy {
         self.set_busy(true);
         Busy(self.clone())
     }
 
-    /// A connection that was pushed out is not there any more.
+    /// Does nothing for a connection that was pushed out.
     fn set_busy(&self, is_busy: bool) {
         let mut state = self.0.shared.state();
         if let Some(mut entry) = state.remove(self.0.id) {
@@ -145,7 +144,7 @@ impl State {
         Some(self.entries.remove(index))
     }
 
-    /// Who makes room for a newcomer.
+    /// The connection that makes room for a new one.
     fn to_push_out(&self, newcomer: IpAddr) -> Option<usize> {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         for entry in &self.entries {
@@ -186,7 +185,7 @@ mod tests {
         let busy = first.busy();
         let third = enter();
         assert!(is_pushed_out(&second) && !is_pushed_out(&first));
-        // Its wait begins anew with its answer.
+        // Its waiting time restarts after its response.
         drop(busy);
         let fourth = enter();
         assert!(is_pushed_out(&third) && !is_pushed_out(&first));
@@ -205,7 +204,7 @@ mod tests {
         drop(busy);
         let second = enter().unwrap();
         assert!(is_pushed_out(&first));
-        // What was pushed out counts no more, whatever it still does.
+        // A connection that was pushed out no longer counts, whatever it still does.
         drop(first.busy());
         drop(first);
         let _busy = second.busy();
@@ -217,12 +216,12 @@ mod tests {
         let connections = Connections::new(4);
         let crowd: Vec<_> = (0..4).map(|_| connections.enter(address(1)).unwrap()).collect();
         let busy: Vec<_> = crowd.iter().map(Connection::busy).collect();
-        // However it is written.
+        // In any spelling of the address.
         let kubelet = connections.enter("::ffff:10.0.0.2".parse().unwrap()).unwrap();
         assert_eq!(crowd.iter().map(is_pushed_out).collect::<Vec<_>>(), [true, false, false, false]);
         let second = connections.enter(address(2)).unwrap();
         assert_eq!(crowd.iter().map(is_pushed_out).collect::<Vec<_>>(), [true, true, false, false]);
-        // Both have as many now, and each is on its own.
+        // Both have the same number now, and each can only displace its own.
         assert!(connections.enter(address(1)).is_none());
         let third = connections.enter(address(2)).unwrap();
         assert!(is_pushed_out(&kubelet) && !is_pushed_out(&second) && !is_pushed_out(&third));

@@ -1,8 +1,8 @@
-//! Ending a process, or one part of it, without cutting what it carries.
+//! Shuts down a process, or a part of it, without cutting its connections.
 //!
-//! Everything that must end before the process does holds a [`Watch`]: it learns from it that draining has
-//! started, and by dropping it says that it is done. Waiting costs a waker, checking costs one atomic load, and both
-//! work from any thread and any runtime.
+//! Everything that must finish before the process ends holds a [`Watch`]: it signals that draining has started, and
+//! dropping it signals completion. Waiting costs a waker, checking costs one atomic load, and both work from any thread
+//! and any runtime.
 
 use std::time::Duration;
 
@@ -12,36 +12,36 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Trigger(watch::Sender<bool>);
 
-/// Tells its holder when to finish; holding it keeps the drain waiting.
+/// Signals when to finish; the drain waits while it is held.
 #[derive(Clone, Debug)]
 pub struct Watch(watch::Receiver<bool>);
 
-/// How a drain ended.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Every holder was done in time.
+    /// Every holder finished in time.
     Complete,
-    /// The deadline passed while this many holders were not done.
+    /// The deadline passed while this many holders had not finished.
     DeadlinePassed {
-        /// Watches still held.
+        /// Watches that are still held.
         remaining: usize,
     },
 }
 
-/// A trigger and the first watch on it; more watches are clones of that one.
+/// A trigger and its first watch; clone the watch for more.
 pub fn channel() -> (Trigger, Watch) {
     let (sender, receiver) = watch::channel(false);
     (Trigger(sender), Watch(receiver))
 }
 
 impl Trigger {
-    /// Tells every holder to finish, without waiting for them. Does nothing the second time.
+    /// Signals all holders to finish, without waiting for them. A second call has no effect.
     pub fn start(&self) {
         self.0.send_if_modified(|started| !std::mem::replace(started, true));
     }
 
-    /// Tells every holder to finish and waits until the last one is done or `deadline` has passed.
-    /// The first watch counts as well: drop it or give it away before.
+    /// Signals all holders to finish and waits until the last one has finished or `deadline` has passed. The first
+    /// watch counts as well: drop it or pass it on before.
     pub async fn drain(&self, deadline: Duration) -> Outcome {
         self.start();
         match tokio::time::timeout(deadline, self.0.closed()).await {
@@ -53,21 +53,22 @@ impl Trigger {
         }
     }
 
-    /// Watches held at this moment.
+    /// Number of watches that are held.
     pub fn remaining(&self) -> usize {
         self.0.receiver_count()
     }
 
-    /// Another watch, for what starts after the first one was given away.
+    /// Another watch, for tasks that start after the first one was passed on.
     pub fn watch(&self) -> Watch {
         Watch(self.0.subscribe())
     }
 }
 
 impl Watch {
-    /// Returns once draining has started. A trigger that was dropped counts as started: nothing is left that waits for us.
+    /// Returns once draining has started. A dropped trigger counts as started, because no drain can be waiting any
+    /// more.
     pub async fn started(&mut self) {
-        // The error says that the trigger is gone.
+        // An error means that the trigger was dropped.
         let _ = self.0.wait_for(|started| *started).await;
     }
 

@@ -1,8 +1,8 @@
-//! gRPC between processes: TLS underneath tonic, with certificates that change while connections live.
+//! gRPC between processes: tonic over TLS, with certificates that change while connections live.
 //!
-//! [`server_stream`] is what a server serves from; each call's extensions hold the [`Peer`] that made it.
-//! [`channel`] is what a client calls through. Both take the TLS configuration of the moment for each connection, so
-//! a renewed certificate needs no restart.
+//! [`server_stream`] accepts a server's connections; each call's extensions hold the calling [`Peer`]. [`channel`] is
+//! the client's side. Both take the current TLS configuration for each connection, so a renewed certificate needs no
+//! restart.
 
 mod client;
 mod config;

@@ -1,7 +1,9 @@
-//! The certificate of this process: asked for at the CA with a service account token, renewed long before it ends.
+//! The certificate of this process: requested from the CA with a service account token, and renewed long before it
+//! expires.
 //!
-//! [`start`] runs the life of it: `renewal` decides when to ask, `request` asks, `verify` looks at the answer
-//! before anybody uses it. The private key is made here, new for each certificate, and never leaves memory.
+//! [`start`] runs its lifecycle: `renewal` decides when to request, `request` sends the request, `verify` checks the
+//! answer before it is used. The private key is generated here, a new one for each certificate, and never leaves
+//! memory.
 
 mod page;
 mod renewal;
@@ -26,31 +28,31 @@ pub use page::CertificatePage;
 pub use request::RequestError;
 pub use verify::{VerifyError, leads_to};
 
-/// A certificate with its key, verified to be ours.
+/// A verified certificate of this process, with its key.
 #[derive(Clone, Debug)]
 pub struct Credentials {
-    /// The leaf, then what a peer needs to get from it to a root; the root itself is left out.
+    /// The leaf, then the intermediates up to the root, which is left out.
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf's private key (PKCS #8).
     pub key: Arc<PrivateKeyDer<'static>>,
-    /// What is in the leaf.
+    /// The parsed leaf.
     pub leaf: PeerCertificate,
-    /// Counts up by one with each certificate, from 1.
+    /// Increases by one with each certificate, starting at 1.
     pub generation: u64,
 }
 
-/// Where certificates come from.
+/// Options of the CA client.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct CaOptions {
-    /// The CA: https://host:port. It speaks istio.v1.auth.IstioCertificateService.
+    /// The CA: https://host:port. It serves istio.v1.auth.IstioCertificateService.
     #[arg(long, env = "TIDEGATE_CA_ADDRESS", value_name = "URL")]
     pub ca_address: grpc::Address,
 
-    /// The name that the CA's certificate must hold [default: the host in --ca-address]
+    /// The name to verify in the CA's certificate [default: the host in --ca-address]
     #[arg(long, env = "TIDEGATE_CA_SERVER_NAME", value_name = "NAME", value_parser = parse_server_name)]
     pub ca_server_name: Option<ServerName<'static>>,
 
-    /// PEM file with the mesh's roots; read each second. The CA itself is verified by it too.
+    /// PEM file with the mesh's roots; read every second. It also verifies the CA itself.
     #[arg(
         long,
         env = "TIDEGATE_CA_TRUST_BUNDLE",
@@ -59,7 +61,7 @@ pub struct CaOptions {
     )]
     pub ca_trust_bundle: PathBuf,
 
-    /// File with the service account token that proves to the CA who we are; read afresh for each certificate.
+    /// File with the service account token that authenticates this process to the CA; reread for each certificate.
     #[arg(
         long,
         env = "TIDEGATE_TOKEN_FILE",
@@ -68,7 +70,7 @@ pub struct CaOptions {
     )]
     pub token_file: PathBuf,
 
-    /// Life to ask for, such as 24h or 30m; the CA may give less. Renewed after half of it.
+    /// Lifetime to request, such as 24h or 30m; the CA may grant less. Renewed after half of it.
     #[arg(
         long,
         env = "TIDEGATE_CERTIFICATE_LIFETIME",
@@ -79,24 +81,24 @@ pub struct CaOptions {
     pub certificate_lifetime: Duration,
 }
 
-/// A certificate that is kept fresh.
+/// A certificate that is kept renewed.
 #[derive(Debug)]
 pub struct KeptCredentials {
-    /// `None` until the first certificate is there, never `None` again. Expired credentials stay, for nothing better
-    /// exists, and watchers are woken at the moment they expire: see [`Credentials::is_expired`].
+    /// `None` until the first certificate arrives, never `None` again. Expired credentials stay, because there is
+    /// nothing better, and watchers are woken when they expire: see [`Credentials::is_expired`].
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
-    /// The renewal. Ends when every receiver is dropped; abort it to end it before.
+    /// The renewal task. It ends when every receiver is dropped; abort it to stop earlier.
     pub task: JoinHandle<()>,
 }
 
-/// Gets a certificate from the CA and renews it until the receiver is dropped.
+/// Gets a certificate from the CA and renews it as long as a receiver is held.
 ///
-/// A certificate is renewed at half of the life it had when it came, a tenth of that life earlier or later at random;
-/// within a minute, at a random moment, when the bundle's first root, the one that issues, becomes one that it does not
-/// hang on; at once when the bundle drops the root it hangs on, or the wall clock jumps past that moment. A failed try is
-/// logged, counted in `tidegate_certificate_renewals_total{result}` and repeated for ever, with exponential backoff
-/// and full jitter from 100 ms to 30 s. If `expected` is given, the CSR names it and a certificate for anybody else is
-/// refused. Needs a tokio runtime.
+/// A certificate is renewed at half of its lifetime on arrival, plus or minus a random tenth of it; within a minute, at
+/// a random moment, when the bundle's first root, the issuing one, becomes one that the certificate does not chain to;
+/// and at once when the bundle drops the root it chains to, or the wall clock jumps past the renewal time. A failed
+/// attempt is logged, counted in `tidegate_certificate_renewals_total{result}` and retried indefinitely, with
+/// exponential backoff and full jitter from 100 ms to 30 s. If `expected` is given, the CSR names it and a certificate
+/// for any other identity is refused. Needs a tokio runtime.
 pub fn start(
     options: CaOptions,
     expected: Option<Identity>,
@@ -114,20 +116,20 @@ impl Credentials {
         self.leaf.not_after.duration_since(now).unwrap_or_default()
     }
 
-    /// Fingerprints of the bundle's roots under each of which alone the certificate is good at `now`, for a client and
+    /// Fingerprints of the bundle's roots, each of which alone makes the certificate valid at `now`, for a client and
     /// for a server.
     pub fn roots(&self, bundle: &TrustBundle, now: SystemTime) -> Vec<String> {
         let good = bundle.roots().iter().filter(|root| leads_to(&self.chain, root, now));
         good.map(|root| fingerprint(root)).collect()
     }
 
-    /// Whether the leaf's life is over at `now`.
+    /// Whether the leaf has expired at `now`.
     pub fn is_expired(&self, now: SystemTime) -> bool {
         now > self.leaf.not_after
     }
 }
 
-/// Reads the name that a server's certificate must hold, for flags: a DNS name or an IP address.
+/// Parses the name to verify in a server's certificate, for flags: a DNS name or an IP address.
 pub fn parse_server_name(text: &str) -> Result<ServerName<'static>, String> {
     ServerName::try_from(text.to_owned())
         .map_err(|_| format!("{text:?} is neither a DNS name nor an IP address"))

@@ -1,9 +1,9 @@
-//! What every daemon's process needs, written once: logs, metrics, readiness, the admin server, signals, drain,
-//! the workload's certificate and gRPC over mutual TLS.
+//! Shared by every daemon's process: logs, metrics, readiness, the admin server, signals, drain, the workload's
+//! certificate and gRPC over mutual TLS.
 //!
-//! It knows [`tidegate_core`] and [`tidegate_proto`], and neither Kubernetes nor any daemon. Start reading at
-//! [`identity`]: how a process gets its certificate and keeps it fresh. [`grpc`] carries calls between processes,
-//! [`admin`] shows a process to its operator, [`drain`] ends it without cutting a connection.
+//! It uses [`tidegate_core`] and [`tidegate_proto`], and neither Kubernetes nor any daemon. Start reading at
+//! [`identity`]: how a process gets and renews its certificate. [`grpc`] connects processes, [`admin`] shows a process
+//! to its operator, [`drain`] shuts it down without cutting connections.
 
 pub mod admin;
 pub mod backoff;

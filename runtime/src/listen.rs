@@ -5,12 +5,12 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use tokio::net::TcpListener;
 
-/// Listens on [`possible`] of an address: what every server does with one that it was told.
+/// Listens on [`possible`] of an address, as every server does with a configured address.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(possible(address)).await
 }
 
-/// The address itself; but for `[::]`, which means all addresses, the one that means it where there is no IPv6.
+/// The address itself; except that `[::]`, which means all addresses, becomes `0.0.0.0` on a kernel without IPv6.
 pub fn possible(address: SocketAddr) -> SocketAddr {
     possible_where(address, || UdpSocket::bind("[::]:0").is_ok())
 }
@@ -42,8 +42,8 @@ mod tests {
         assert_eq!(possible_where(all, || false), "0.0.0.0:5".parse().unwrap());
     }
 
-    /// A kernel without IPv6 cannot be had for a test, so the sources are looked at: the addresses of daemons come from
-    /// flags, and the chart's are `[::]`.
+    /// A test cannot run on a kernel without IPv6, so it checks the sources: the addresses of daemons come from flags,
+    /// and the chart's are `[::]`.
     #[test]
     fn no_daemon_listens_on_an_address_of_its_flags_by_other_means() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

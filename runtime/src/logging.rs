@@ -1,6 +1,6 @@
-//! What a process says about itself: lines on standard error, as text or JSON, with a level that can be changed
-//! while it runs. Whatever a value holds, it is cut and stays on its line (`line`). Lines that outsiders cause are throttled
-//! where they are made, by [`LogThrottle`].
+//! Logging of a process: lines on standard error, as text or JSON, with a level that can be changed at runtime. Every
+//! value is cut and escaped to stay on its line (`line`). Lines that outsiders can cause are throttled by their
+//! callers, with [`LogThrottle`].
 
 mod line;
 mod throttle;
@@ -22,14 +22,14 @@ use tracing_subscriber::{Layer, Registry};
 
 pub use throttle::{LogRate, LogThrottle, NAMED, Suppressed};
 
-/// The longest filter text that is read.
+/// Maximum bytes of a filter.
 const MAX_FILTER_BYTES: usize = 1024;
 
-/// How a process logs.
+/// Logging options of a process.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct LogOptions {
-    /// What is logged: a level (error, warn, info, debug, trace, off), or levels per module such as
-    /// `info,tidegate_sidecar=debug`. Can be changed while running, at the admin address under /log.
+    /// What to log: a level (error, warn, info, debug, trace, off), or levels per module such as
+    /// `info,tidegate_sidecar=debug`. Can be changed at runtime, at the admin address under /log.
     #[arg(
         id = "log_level",
         long = "log-level",
@@ -39,7 +39,7 @@ pub struct LogOptions {
     )]
     pub level: String,
 
-    /// How a log line is written.
+    /// Format of log lines.
     #[arg(
         id = "log_format",
         long = "log-format",
@@ -51,17 +51,17 @@ pub struct LogOptions {
     pub format: LogFormat,
 }
 
-/// How a log line is written.
+/// Format of log lines.
 #[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Changes what is logged while the process runs. Clones share it.
+/// Changes the log filter at runtime. Clones share it.
 #[derive(Clone)]
 pub struct LogHandle {
     filter: Option<reload::Handle<Targets, Registry>>,
@@ -71,23 +71,23 @@ pub struct LogHandle {
 /// Why logging cannot be set up or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The text is not a filter.
+    /// The text is not a valid filter.
     #[error("log filter {text:?}: {reason}")]
     Filter {
-        /// What was given.
+        /// The given text.
         text: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// The process has set up logging before.
+    /// Logging was already set up.
     #[error("logging is set up already")]
     AlreadySetUp,
-    /// The subscriber that the handle steers is gone.
+    /// The subscriber of this handle no longer exists.
     #[error("this process' logs are not steered by this handle any more")]
     Gone,
 }
 
-/// Sets up logging for the whole process. Once a process.
+/// Sets up logging for the whole process. Call it only once.
 pub fn init(options: &LogOptions) -> Result<LogHandle, LogError> {
     let filter = parse(&options.level)?;
     let (filter, reload) = reload::Layer::new(filter);
@@ -117,16 +117,16 @@ where
 }
 
 impl LogHandle {
-    /// A handle that checks and remembers filters but steers nothing: for a daemon inside a process whose logs are
-    /// set up by other code.
+    /// A handle that validates and stores filters without effect: for a daemon in a process that sets up logging
+    /// itself.
     pub fn detached() -> Self {
         Self { filter: None, text: Arc::new(Mutex::new("info".to_owned())) }
     }
 
-    /// Logs by `text` from now on: a level, or levels per module.
+    /// Sets the filter: a level, or levels per module.
     pub fn set(&self, text: &str) -> Result<(), LogError> {
         let filter = parse(text)?;
-        // Held over the change so that what `get` says is what was set last.
+        // Held during the change, so that `get` returns what was set last.
         let mut current = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(handle) = &self.filter {
             handle.reload(filter).map_err(|_| LogError::Gone)?;
@@ -135,7 +135,7 @@ impl LogHandle {
         Ok(())
     }
 
-    /// The filter in force.
+    /// The current filter.
     pub fn get(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,4 +1,4 @@
-//! Memory that a peak has left behind goes back to the system.
+//! Returns memory of a past peak to the system.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -6,25 +6,25 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::debug;
 
-/// From one look to the next.
+/// Interval between checks.
 const LOOK: Duration = Duration::from_secs(5);
-/// How much more than at its least the process holds before its allocator is asked for anything.
+/// How much more than its minimum the process must hold before the allocator is trimmed.
 const WORTHWHILE: u64 = 8 * 1024 * 1024;
-/// The pause after a request that gave back less than an eighth of that: what is held is in use.
+/// Pause after a trim that released less than an eighth of that: the memory is in use.
 const IN_USE: Duration = Duration::from_secs(60);
 
-/// What is known from the looks before.
+/// State between checks.
 struct Looks {
-    /// The least that was held at any look.
+    /// Minimum memory at any check.
     least: u64,
-    /// Processor time that was used by the last look.
+    /// CPU time used until the last check.
     used: Duration,
-    /// Not before then.
+    /// Earliest time of the next trim.
     next: Instant,
 }
 
-/// Gives back what the allocator keeps free, whenever the process holds more than it did and is idle: less than a quarter
-/// of one processor is used. Never returns.
+/// Makes the allocator release free memory whenever the process holds more than it did and is idle, which means less
+/// than a quarter of one CPU. Never returns.
 pub async fn give_back() {
     let Some(least) = resident() else { return };
     let mut looks = Looks { least, used: processor_time(), next: Instant::now() };
@@ -54,7 +54,7 @@ impl Looks {
     }
 }
 
-/// Bytes of memory that the process holds.
+/// Resident memory of the process, in bytes.
 pub fn resident() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,7 +1,7 @@
-//! The numbers a process shows, as OpenMetrics or in Prometheus' classic text format.
+//! The metrics of a process, as OpenMetrics or in Prometheus' classic text format.
 //!
-//! Labels take only values from sets that we choose. Where a value comes from outside, it passes a [`LabelBudget`]
-//! first, so that no client can make a series for every name it thinks of.
+//! Label values come from closed sets. A value from outside passes a [`LabelBudget`] first, so that no client can
+//! create an unbounded number of series.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -15,14 +15,14 @@ mod format;
 
 pub(crate) use self::format::Format;
 
-/// The label value that stands for all values beyond a [`LabelBudget`].
+/// The label value for all values beyond a [`LabelBudget`].
 pub const OTHER: &str = "other";
 
-/// The metrics of one process, or of one daemon of several in a process. Clones share them.
+/// The metrics of one process, or of one daemon among several in a process. Clones share them.
 #[derive(Clone, Default)]
 pub struct Metrics(Arc<Mutex<Registry>>);
 
-/// The distinct values that a label whose values come from outside may take.
+/// Limits the distinct values of a label whose values come from outside.
 #[derive(Debug)]
 pub struct LabelBudget {
     most: usize,
@@ -30,18 +30,18 @@ pub struct LabelBudget {
 }
 
 impl Metrics {
-    /// No metrics yet.
+    /// An empty set of metrics.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Registers metrics. Names are written out in full where they are registered, `tidegate_…`, but for the suffix
-    /// `_total` of counters and the full stop after the help text, which the encoder adds.
+    /// Registers metrics. Callers write the full name, `tidegate_…`, except for the suffix `_total` of counters and the
+    /// full stop after the help text, which the encoder adds.
     pub fn registry<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Registers a source that is asked at each [`encode`](Self::encode), such as the sum over all workers.
+    /// Registers a collector that runs at each [`encode`](Self::encode), such as the sum over all workers.
     pub fn add_collector(&self, collector: Box<dyn Collector>) {
         self.registry(|registry| registry.register_collector(collector));
     }
@@ -49,7 +49,7 @@ impl Metrics {
     /// Every metric as OpenMetrics 1.0 text, ending in `# EOF`.
     pub fn encode(&self) -> String {
         let mut page = String::new();
-        // Writing to a String cannot fail; a collector that fails leaves its own part out.
+        // Writing to a String cannot fail; a failing collector only omits its own part.
         if let Err(error) = self.registry(|registry| text::encode(&mut page, registry)) {
             tracing::warn!(%error, "a metrics collector failed");
         }
@@ -72,12 +72,12 @@ impl fmt::Debug for Metrics {
 }
 
 impl LabelBudget {
-    /// Lets the first `most` distinct values through.
+    /// Admits the first `most` distinct values.
     pub fn new(most: usize) -> Self {
         Self { most, seen: Mutex::default() }
     }
 
-    /// `value` if it is within the budget, [`OTHER`] if not. Values longer than 128 bytes never are.
+    /// `value` if it is within the budget, otherwise [`OTHER`]. Values longer than 128 bytes never are.
     pub fn admit<'a>(&self, value: &'a str) -> &'a str {
         if value.len() > 128 {
             return OTHER;

@@ -1,12 +1,12 @@
-//! Flags that several programs have, spelled out once: the same name, variable, default and help everywhere.
+//! Flags that several programs share, with the same name, variable, default and help everywhere.
 
 use clap::Args;
 use tidegate_core::TrustDomain;
 
-/// Where identities end.
+/// The domain part of identities.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustDomainOptions {
-    /// The mesh's trust domain, the end of every identity's name
+    /// The mesh's trust domain, the suffix of every identity's name
     #[arg(
         long,
         env = "TIDEGATE_TRUST_DOMAIN",

@@ -1,8 +1,8 @@
-//! Whether a process may be sent work, as a set of reasons why not yet.
+//! Readiness of a process, as the set of reasons why it is not ready yet.
 //!
-//! Code that must finish something first holds a [`Blocker`]; the process is ready when none is held. A blocker is
-//! released by dropping it, so an early return or a panic cannot leave the process unready for ever, and what blocks
-//! can be shown by name.
+//! A component that must finish something first holds a [`Blocker`]; the process is ready when none is held. Dropping a
+//! blocker releases it, so that an early return or a panic cannot leave the process unready forever, and blockers can
+//! be listed by name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ impl Readiness {
         self.0.borrow().is_empty()
     }
 
-    /// What blocks, in alphabetical order, each name once.
+    /// The names of the blockers, sorted, without duplicates.
     pub fn blocked_by(&self) -> Vec<String> {
         self.0.borrow().keys().cloned().collect()
     }

@@ -1,4 +1,4 @@
-//! What the operating system tells and gives a process.
+//! Signals and resource limits of a process.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -7,29 +7,29 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{self, SignalKind, signal};
 use tracing::{info, warn};
 
-/// The signal that asked the process to end.
+/// The signal that requested the shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM, which Kubernetes sends.
     Terminate,
     /// SIGINT, which Ctrl-C sends.
     Interrupt,
-    /// SIGHUP of a terminal that was closed.
+    /// SIGHUP, when the terminal is closed.
     HangUp,
 }
 
-/// Requests to open log files anew: SIGUSR1, as nginx and Envoy take it.
+/// Requests to reopen log files: SIGUSR1, as in nginx and Envoy.
 #[derive(Debug)]
 pub struct LogRotation(unix::Signal);
 
-/// A future that is done at the first SIGTERM or SIGINT after this call, or SIGHUP where standard error is a terminal.
-/// Elsewhere SIGHUP changes nothing, nor does SIGUSR1 where no log file is kept ([`log_rotation`]). Needs a tokio
-/// runtime; fails only where signal handlers cannot be installed.
+/// A future that resolves at the first SIGTERM or SIGINT after this call, or SIGHUP if standard error is a terminal.
+/// Otherwise SIGHUP has no effect, nor has SIGUSR1 if no log file is open ([`log_rotation`]). Needs a tokio runtime;
+/// fails only if signal handlers cannot be installed.
 pub fn shutdown() -> io::Result<impl Future<Output = Signal> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    // Without a handler it would end the process.
+    // Without a handler, the signal would kill the process.
     let rotation = log_rotation()?;
     let has_terminal = io::stderr().is_terminal();
     Ok(async move {
@@ -47,25 +47,23 @@ pub fn shutdown() -> io::Result<impl Future<Output = Signal> + Send + 'static> {
     })
 }
 
-/// The requests from now on to open log files anew. Needs a tokio runtime; fails only where signal handlers cannot be
-/// installed.
+/// Requests from now on to reopen log files. Needs a tokio runtime; fails only if signal handlers cannot be installed.
 pub fn log_rotation() -> io::Result<LogRotation> {
     signal(SignalKind::user_defined1()).map(LogRotation)
 }
 
 impl LogRotation {
-    /// Resolves at the next one.
+    /// Resolves at the next request.
     pub async fn requested(&mut self) {
         if self.0.recv().await.is_none() {
-            // No further one can come.
+            // No further request can arrive.
             std::future::pending::<()>().await;
         }
     }
 }
 
-/// Raises the soft limit of open files to the hard one, logs it, and returns what holds now (`None`: no limit).
-/// A proxy needs two descriptors a connection, and the usual soft limit of 1,024 is there for programs that use
-/// `select`.
+/// Raises the soft limit of open files to the hard limit, logs it, and returns the new limit (`None`: unlimited). A
+/// proxy needs two descriptors per connection, and the usual soft limit of 1,024 exists for programs that use `select`.
 pub fn raise_file_limit() -> Option<u64> {
     let before = getrlimit(Resource::Nofile);
     if before.current == before.maximum {

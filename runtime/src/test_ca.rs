@@ -1,4 +1,4 @@
-//! A CA for tests: speaks the real API over real TLS, and can be told to go away or to answer wrongly.
+//! A CA for tests: the real API over real TLS, which can be stopped or made to answer wrongly.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -34,15 +34,15 @@ pub(crate) struct TestCa {
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
-/// What the CA does when it is asked.
+/// How the CA responds.
 pub(crate) struct Behaviour {
     pub(crate) issuer: Arc<Authority>,
-    /// Sent after the leaf.
+    /// Certificates sent after the leaf.
     pub(crate) rest: Vec<Arc<Authority>>,
     pub(crate) identity: Identity,
     pub(crate) life: Duration,
     pub(crate) flaw: Option<Flaw>,
-    /// The one token that counts; every one, if there is none.
+    /// The only accepted token; `None` accepts all.
     pub(crate) token: Option<&'static str>,
 }
 
@@ -62,7 +62,7 @@ pub(crate) enum Flaw {
     TooManyCertificates,
 }
 
-/// One call that the CA got.
+/// A call that the CA received.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) authorization: Option<String>,
@@ -79,7 +79,7 @@ struct Service {
 }
 
 impl TestCa {
-    /// A CA that issues for `identity` under `root`, which its own certificate hangs on as well.
+    /// A CA that issues for `identity` under `root`, which also issued its own certificate.
     pub(crate) async fn start(
         root: Arc<Authority>,
         identity: Identity,
@@ -109,17 +109,17 @@ impl TestCa {
         self.service.calls.borrow().clone()
     }
 
-    /// Waits until the CA was asked `count` times since it was made.
+    /// Waits until the CA has received `count` calls since it was created.
     pub(crate) async fn asked(&self, count: usize) {
         self.service.calls.subscribe().wait_for(|calls| calls.len() >= count).await.unwrap();
     }
 
-    /// Shows a server certificate under `root` from now on.
+    /// Presents a server certificate under `root` from now on.
     pub(crate) fn serve_under(&self, root: &Authority) {
         self.tls.send_replace(server_tls(root));
     }
 
-    /// Ends the server and its connections; returns when its address answers no more.
+    /// Stops the server and its connections; returns when its address no longer answers.
     pub(crate) async fn go_down(&mut self) {
         let (shutdown, server) = self.server.take().unwrap();
         shutdown.send(()).unwrap();
@@ -142,7 +142,7 @@ impl TestCa {
         let (shutdown, told) = oneshot::channel();
         let server = tokio::spawn(async move {
             let server = Server::builder().add_service(service);
-            // The sender is dropped with the test, which ends the server as well.
+            // Dropping the test drops the sender, which stops the server as well.
             server
                 .serve_with_incoming_shutdown(incoming, async { told.await.unwrap_or_default() })
                 .await
@@ -186,7 +186,7 @@ impl Behaviour {
             Some(Flaw::NoUri) => self.issuer.issue(&key, vec![dns_name(&self.identity)], now, self.life),
             Some(Flaw::NoDnsName) => self.issuer.issue(&key, vec![uri_name(&self.identity)], now, self.life),
             Some(Flaw::OtherIdentity) => {
-                self.issuer.issue(&key, both_names(&identity("somebody-else")), now, self.life)
+                self.issuer.issue(&key, both_names(&identity("another")), now, self.life)
             }
             Some(Flaw::Expired) => {
                 self.issuer.issue(&key, names, now - Duration::from_secs(100), Duration::from_secs(50))

@@ -53,7 +53,7 @@ impl Authority {
         bundle(&[self])
     }
 
-    /// A workload's certificate, back-dated by a minute.
+    /// A workload's certificate, backdated by a minute.
     pub(crate) fn issue(
         &self,
         key: &impl PublicKeyData,

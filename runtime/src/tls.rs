@@ -1,4 +1,4 @@
-//! TLS ground: the one crypto provider and certificates as PEM (RFC 7468).
+//! TLS basics: the crypto provider, and certificates as PEM (RFC 7468).
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use rustls::crypto::CryptoProvider;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::{self, PemObject};
 
-/// Makes aws-lc-rs the provider of all TLS in this process. Calling it again does nothing.
+/// Makes aws-lc-rs the provider of all TLS in this process. Further calls have no effect.
 pub fn install_provider() {
-    // The error says that a provider is there already.
+    // An error means that a provider is already installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
@@ -20,13 +20,13 @@ pub fn provider() -> Arc<CryptoProvider> {
         .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
 }
 
-/// Every certificate in a PEM text, in its order; comments and sections of other kinds are passed over. The bytes
-/// inside a section are not looked at. No section at all is an empty answer, a broken one an error.
+/// All certificates of a PEM text, in order; comments and other sections are skipped. The bytes inside a section are
+/// not validated. Without any section the result is empty; a malformed section is an error.
 pub fn load_pem_certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
     CertificateDer::pem_slice_iter(text).collect()
 }
 
-/// Certificates as PEM: 64 characters a line, LF, one section after the other.
+/// Certificates as PEM: 64 characters per line, LF, one section after another.
 pub fn pem_encode(certificates: &[CertificateDer<'_>]) -> String {
     let mut text = String::new();
     for certificate in certificates {

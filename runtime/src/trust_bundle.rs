@@ -1,12 +1,13 @@
-//! The roots that a process trusts, read from a file and kept fresh.
+//! The roots that a process trusts, read from a file and kept up to date.
 //!
-//! A bundle is compared by the certificates in it: line endings, blank lines, comments, order and duplicates make no
-//! difference, so that writing the same roots again changes nothing. Only which one is first counts to
-//! who follows a file: our CA puts the root there that issues.
+//! Bundles are compared by their certificates: line endings, blank lines, comments, order and duplicates make no
+//! difference, so rewriting the file with the same roots has no effect. Only the first root matters to followers of a
+//! file: our CA puts the issuing root there.
 //!
-//! Beside the roots, a bundle may name roots that were *retired*: nothing new is verified by them, but connections that
-//! were verified while they were trusted may live on. A root that is gone and is not named was revoked. Each one is a line
-//! `# tidegate.io/retired-root: <SHA-256 of its DER in hex>`, which other readers of PEM skip (RFC 7468 §2).
+//! Beside the roots, a bundle may name *retired* roots: they verify no new connections, but connections that were
+//! verified while they were trusted may continue. A root that is neither listed nor named as retired has been revoked.
+//! Each retired root is a line `# tidegate.io/retired-root: <SHA-256 of its DER in hex>`, which other PEM readers skip
+//! (RFC 7468 §2).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,29 +25,29 @@ use tracing::{info, warn};
 
 use crate::tls;
 
-/// The most bytes that a bundle's file may have.
+/// Maximum bytes of a bundle's file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The most retired roots that a bundle names. Of more, the first are left out: connections under them end.
+/// Maximum retired roots that a bundle names. Of more, the first are dropped, which ends connections under them.
 pub const MOST_RETIRED: usize = 16;
 
-/// How a line begins that names a retired root.
+/// Prefix of a line that names a retired root.
 const RETIRED: &str = "# tidegate.io/retired-root: ";
 
-/// How often [`watch_file`] looks, unless there is a reason for another interval.
+/// Default polling interval of [`watch_file`].
 pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// At least one root certificate, each usable as a trust anchor and there once.
+/// At least one root certificate, each usable as a trust anchor, without duplicates.
 #[derive(Clone)]
 pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     issuing: CertificateDer<'static>,
     store: Arc<RootCertStore>,
-    /// Fingerprints of retired roots, the one that was retired first in front.
+    /// Fingerprints of retired roots, in order of retirement.
     retired: Vec<String>,
-    /// Those of them that this process has trusted.
+    /// The retired roots that this process has trusted.
     outlived: Vec<CertificateDer<'static>>,
-    /// `store`, and those.
+    /// `store` plus the outlived roots.
     lasting: Arc<RootCertStore>,
 }
 
@@ -56,33 +57,33 @@ pub enum TrustBundleError {
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Read(#[from] io::Error),
-    /// The file is larger than any bundle is.
+    /// The file is larger than any bundle.
     #[error("larger than {MAX_FILE_BYTES} bytes")]
     TooLarge,
-    /// A PEM section is broken.
+    /// A PEM section is malformed.
     #[error("is not PEM: {0}")]
     Pem(pem::Error),
     /// It holds no certificate: an empty bundle is a mistake.
     #[error("holds no certificate")]
     Empty,
-    /// A section is not a certificate that can be trusted.
+    /// A certificate cannot be used as a trust anchor.
     #[error("certificate {position} cannot be a root: {source}")]
     Root {
-        /// Which one, counted from 1.
+        /// Its position, starting at 1.
         position: usize,
-        /// What is wrong with it.
+        /// The error.
         source: rustls::Error,
     },
 }
 
 impl TrustBundle {
-    /// Reads PEM. One broken certificate refuses the whole text: half a bundle would lock out half the mesh.
+    /// Parses PEM. One malformed certificate rejects the whole text: half a bundle would lock out half the mesh.
     pub fn parse(pem: &[u8]) -> Result<Self, TrustBundleError> {
         let bundle =
             Self::from_certificates(tls::load_pem_certificates(pem).map_err(TrustBundleError::Pem)?)?;
         let text = String::from_utf8_lossy(pem);
         let named = text.lines().filter_map(|line| line.strip_prefix(RETIRED)).map(str::trim_end);
-        // A text that is not a fingerprint names no root.
+        // Names that are not fingerprints are ignored.
         Ok(bundle.with_retired(named.filter(|name| is_fingerprint(name)).map(str::to_owned)))
     }
 
@@ -107,22 +108,22 @@ impl TrustBundle {
         Ok(Self { roots, issuing, lasting: store.clone(), store, retired: Vec::new(), outlived: Vec::new() })
     }
 
-    /// The same roots, and fingerprints of retired ones, the one that was retired first in front. Of more than
-    /// [`MOST_RETIRED`] the last ones count.
+    /// The same roots, with fingerprints of retired ones in order of retirement. Of more than [`MOST_RETIRED`] the last
+    /// ones are kept.
     pub fn with_retired(mut self, fingerprints: impl IntoIterator<Item = String>) -> Self {
         self.retired = fingerprints.into_iter().collect();
         self.retired.drain(..self.retired.len().saturating_sub(MOST_RETIRED));
         self
     }
 
-    /// This bundle in place of another: of the retired roots that it names, those that the other one knew come along.
+    /// This bundle as the successor of another: keeps the certificates of retired roots that the other one had.
     pub fn in_place_of(mut self, before: &Self) -> Self {
         let known = before.roots.iter().chain(&before.outlived);
         let outlived =
             known.filter(|root| !self.roots.contains(root) && self.retired.contains(&fingerprint(root)));
         self.outlived = outlived.cloned().collect();
         let mut lasting = RootCertStore::clone(&self.store);
-        // Each was a trust anchor before.
+        // Each was a trust anchor before, so none can fail.
         lasting.add_parsable_certificates(self.outlived.iter().cloned());
         self.lasting = Arc::new(lasting);
         self
@@ -133,7 +134,7 @@ impl TrustBundle {
         Self::parse(&read_limited(path)?)
     }
 
-    /// The root that issues, as our CA writes its bundles: the first.
+    /// The issuing root, which our CA writes first.
     pub fn issuing(&self) -> &CertificateDer<'static> {
         &self.issuing
     }
@@ -143,17 +144,18 @@ impl TrustBundle {
         &self.roots
     }
 
-    /// The roots as rustls' verifiers take them.
+    /// The roots for rustls' verifiers.
     pub fn root_store(&self) -> Arc<RootCertStore> {
         self.store.clone()
     }
 
-    /// What connections that are open already are judged by: the roots, and retired ones that this process has trusted.
+    /// The roots for verifying connections that are already open: the current ones, and retired ones that this process
+    /// has trusted.
     pub fn lasting_store(&self) -> Arc<RootCertStore> {
         self.lasting.clone()
     }
 
-    /// Whether open connections are judged by both alike.
+    /// Whether both bundles treat open connections alike.
     pub fn judges_like(&self, other: &Self) -> bool {
         std::ptr::eq(self, other) || self.judging() == other.judging()
     }
@@ -162,7 +164,7 @@ impl TrustBundle {
         self.roots.iter().chain(&self.outlived).map(AsRef::as_ref).collect()
     }
 
-    /// Fingerprints of retired roots, the one that was retired first in front.
+    /// Fingerprints of retired roots, in order of retirement.
     pub fn retired(&self) -> &[String] {
         &self.retired
     }
@@ -211,13 +213,12 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate).as_ref())
 }
 
-/// Waits until `path` holds a good bundle, then follows it: the receiver changes only when the set of roots does, the
-/// first of them, or what is said of retired ones.
+/// Waits until `path` holds a valid bundle, then follows the file: the receiver changes only when the set of roots, the
+/// first of them or the retired ones change.
 ///
-/// The file is read each `interval`. It is not watched by inotify, because a Kubernetes volume replaces it through
-/// symbolic links and some file systems report nothing. A file that is missing, empty or broken changes nothing: the
-/// last good bundle stays, and the reason is logged once until it is another one. Reading ends when the last receiver
-/// is dropped.
+/// The file is read every `interval`. inotify is not used, because a Kubernetes volume replaces the file through
+/// symbolic links and some file systems report no events. A missing, empty or malformed file changes nothing: the last
+/// good bundle stays, and each new reason is logged once. Reading ends when the last receiver is dropped.
 pub async fn watch_file(path: impl Into<PathBuf>, interval: Duration) -> watch::Receiver<Arc<TrustBundle>> {
     let mut file = WatchedFile { path: path.into(), complaint: None };
     let first = loop {
@@ -242,12 +243,12 @@ pub async fn watch_file(path: impl Into<PathBuf>, interval: Duration) -> watch::
 
 struct WatchedFile {
     path: PathBuf,
-    /// What was last logged about the file, while it still holds.
+    /// What was last logged about the file, while it still applies.
     complaint: Option<String>,
 }
 
 impl WatchedFile {
-    /// Reads the file once and passes on what is in it, if that is another set of roots.
+    /// Reads the file once and publishes the bundle if it differs.
     async fn follow(&mut self, sender: &watch::Sender<Arc<TrustBundle>>) {
         let Some(bundle) = self.read().await else { return };
         let last = sender.borrow().clone();

@@ -264,8 +264,8 @@ fn a_sidecar_is_asked_by_the_name_of_its_pod() {
 
     let without = not_well(&["proxy", "get", "config", client.name(), "-n", plain.name()]);
     assert!(without.stderr.contains("has no sidecar; `tidegate namespace list`"), "{without}");
-    let absent = not_well(&["proxy", "status", "nobody", "-n", shop.name()]);
-    assert!(absent.stderr.contains("there is no pod nobody in namespace"), "{absent}");
+    let absent = not_well(&["proxy", "status", "missing", "-n", shop.name()]);
+    assert!(absent.stderr.contains("pod missing does not exist in namespace"), "{absent}");
 }
 
 /// A pod's certificate and key, and the roots, as PEM.
@@ -412,7 +412,7 @@ fn a_bug_report_holds_what_helps_and_nothing_secret() {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("report.tar.gz");
     let said = tidegate(&["bug-report", "-o", archive.to_str().unwrap(), "--namespaces", shop.name()]);
-    assert!(said.contains("look through them before you give them away"), "{said}");
+    assert!(said.contains("review them before you share them"), "{said}");
     run(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(folder.path()), "").unwrap();
     std::fs::remove_file(&archive).unwrap();
     let files = files(folder.path());
@@ -446,7 +446,7 @@ fn a_bug_report_holds_what_helps_and_nothing_secret() {
     // One that is there already is not written over.
     std::fs::write(&archive, "mine").unwrap();
     let failure = not_well(&["bug-report", "-o", archive.to_str().unwrap()]);
-    assert!(failure.stderr.contains("it exists already"), "{failure}");
+    assert!(failure.stderr.contains("already exists"), "{failure}");
 }
 
 #[test]

@@ -255,7 +255,7 @@ fn an_installation_whose_images_cannot_be_pulled_names_the_pod_and_the_reason() 
     assert!(failure.stderr.contains("not ready after 30s: "), "{failure}");
     assert!(failure.stderr.contains("hint: the values image.registry and image.tag"), "{failure}");
     let again = installation.try_tidegate(&installation.name, "install", &flags).unwrap_err();
-    assert!(again.stderr.contains("hint: there is a control plane already: `tidegate upgrade`"), "{again}");
+    assert!(again.stderr.contains("hint: a control plane already exists: use `tidegate upgrade`"), "{again}");
     let number =
         installation.try_tidegate(&installation.name, "install", &["--set", "image.tag=1"]).unwrap_err();
     assert!(number.stderr.contains("hint: --set takes numbers"), "{number}");
@@ -316,7 +316,7 @@ fn tidegate_installs_upgrades_and_uninstalls_and_admission_goes_on_over_renewals
     let namespace = installation.cluster.try_get_json(&["namespace", &installation.name]);
     assert!(namespace.is_err(), "the command has returned before the namespace was gone: {namespace:?}");
     let refused = installation.try_tidegate(&installation.name, "uninstall", &[]).unwrap_err();
-    assert!(refused.stderr.contains("there is no control plane in namespace with-tidegate"), "{refused}");
+    assert!(refused.stderr.contains("namespace with-tidegate has no control plane"), "{refused}");
 }
 
 /// The API server trusts a webhook as long as that shows a certificate which has not ended. Asks without a pause until

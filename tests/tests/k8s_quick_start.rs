@@ -103,8 +103,8 @@ fn the_quick_start_runs_as_written_and_shows_what_it_promises() {
     let (readme, page) = (helm::read("README.md"), helm::read("docs/kubernetes.md"));
     let (short, whole) = (commands(section(&readme, "On Kubernetes")), commands(&page));
     assert!(short.len() > 5 && whole.starts_with(&short), "README.md begins as the page does: {short:#?}");
-    let farewell = commands(section(&page, "Take it away"));
-    let rest = whole[short.len()..].strip_suffix(&farewell[..]).unwrap();
+    let cleanup = commands(section(&page, "Clean up"));
+    let rest = whole[short.len()..].strip_suffix(&cleanup[..]).unwrap();
 
     let shell = Shell::start();
     let mut kept = PROMISES.map(|_| false);
@@ -128,14 +128,14 @@ fn the_quick_start_runs_as_written_and_shows_what_it_promises() {
         assert!(shown.contains("httpbin"), "{line}: {shown}");
     }
 
-    assert!(page.contains("Change or delete the policy, and the next connection knows."));
+    assert!(page.contains("A change or deletion of the policy applies to the next connection."));
     shell.run("kubectl delete -f examples/kubernetes/policy.yaml");
     let refused = rest.iter().find(|line| line.starts_with("! kubectl exec")).unwrap();
     wait::until_true("without the policy nothing comes in", Duration::from_secs(30), || {
         shell.try_run(refused).is_ok()
     });
 
-    for line in farewell {
+    for line in cleanup {
         shell.run(line);
     }
     wait::until_true("nothing is left", Duration::from_secs(60), || {

@@ -33,7 +33,7 @@ fn the_demo_comes_to_a_green_end() {
     let output = tidegate(&["demo"]);
     let text = text(&output);
     assert!(output.status.success(), "{text}");
-    for part in ["200", "403", "RBAC: access denied", "5 answers were as they must be"] {
+    for part in ["200", "403", "RBAC: access denied", "5 answers were as expected"] {
         assert!(text.contains(part), "{part} in {text}");
     }
 }

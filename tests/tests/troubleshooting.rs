@@ -183,9 +183,9 @@ fn every_finding_in_a_manifest_is_explained() {
         "crds/src/validate/mesh_config.rs",
         "controller/src/source/folder/document.rs",
     ]);
-    // Each setting that is not acted on has a row in docs/differences.md; here they have one together.
+    // Each setting without effect has a row in docs/differences.md; here they have one together.
     let not_acted_on = messages(&["crds/src/validate/mesh_config/not_acted_on.rs"]);
-    found.extend(not_acted_on.into_iter().filter(|text| text.contains("not acted on")));
+    found.extend(not_acted_on.into_iter().filter(|text| text.contains("has no effect")));
     Page::read().has_part_of_each("Findings in manifests", 0, &found);
 }
 

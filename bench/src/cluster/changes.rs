@@ -1,4 +1,4 @@
-//! From a policy's change to its effect.
+//! Measures the time from a policy's change to its effect.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use super::site::Site;
 
 /// How long a change may take until it counts as lost.
 const LIMIT: Duration = Duration::from_secs(30);
-/// A change that takes longer is told of at once, with what the connection that showed it was like.
+/// A slower change is reported at once, with the connection that showed it.
 const SLOW: Duration = Duration::from_millis(500);
-/// How long new connections are looked at after each change, which is also the pause before the next.
+/// How long new connections are checked after each change, which is also the pause before the next change.
 const AFTERWARDS: Duration = Duration::from_millis(700);
 
-/// What is changed back and forth.
+/// What to change back and forth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Change {
     /// An `http` backend's only source: the client's address, or another one.
@@ -30,7 +30,7 @@ pub(crate) enum Change {
     Principal,
 }
 
-/// One change and what became of it.
+/// One change and its effect.
 struct Effect {
     from_return: Duration,
     from_start: Duration,
@@ -39,7 +39,7 @@ struct Effect {
     odd: usize,
 }
 
-/// Changes the policy so many times, each once the one before has settled.
+/// Changes the policy `count` times, each time after the previous change has settled.
 pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<Changes> {
     let endpoint = site.endpoint(change)?;
     let mut prober = Prober::start(site.cluster(), endpoint)?;
@@ -55,7 +55,7 @@ pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<C
                 .with_context(|| format!("change {} of {count}", number + 1))?;
             effects.push(effect);
         }
-        // As it was found.
+        // Restore the initial state.
         apply(&api, change, &site.source(change, true)).await?;
         Ok(Changes {
             change,
@@ -68,7 +68,7 @@ pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<C
     })
 }
 
-/// One change: the API call, the first connection that shows it, and those right after that one.
+/// One change: the API call, the first connection that shows its effect, and the connections right after that.
 async fn one(
     api: &Api<IngressBackend>,
     change: Change,
@@ -106,7 +106,7 @@ async fn one(
         }
     }
     Ok(Effect {
-        // An effect may be there before the call has returned.
+        // The effect may appear before the call has returned.
         from_return: first.ended.saturating_duration_since(returned),
         from_start: first.ended - start,
         probes,
@@ -126,7 +126,7 @@ async fn apply(api: &Api<IngressBackend>, change: Change, source: &Value) -> Res
 impl Change {
     pub(crate) const ALL: [Self; 2] = [Self::Address, Self::Principal];
 
-    /// The object that is changed.
+    /// Name of the changed object.
     pub(crate) fn policy(self) -> &'static str {
         match self {
             Self::Address => "by-address",
@@ -134,7 +134,7 @@ impl Change {
         }
     }
 
-    /// What a new connection comes to.
+    /// The expected outcome of a new connection.
     fn outcome(self, is_allowed: bool) -> Outcome {
         match (self, is_allowed) {
             (_, true) => Outcome::Status(200),

@@ -1,4 +1,4 @@
-//! What becomes of connections that are open when the policy that let them in is deleted.
+//! Measures how open connections end when the policy that admitted them is deleted.
 
 use std::time::{Duration, Instant};
 
@@ -15,24 +15,24 @@ use crate::http::Client;
 use crate::load::{Endpoint, Exchange};
 use crate::tls::Stream;
 
-/// From one request on a connection to the next.
+/// Interval between requests on a connection.
 const PACE: Duration = Duration::from_millis(100);
-/// How long they are used before the deletion.
+/// How long connections are used before the deletion.
 const BEFORE: Duration = Duration::from_millis(500);
 /// How long connections are watched after the deletion; Open Service Mesh's ended after 8 s.
 const WATCHED: Duration = Duration::from_secs(12);
-/// When the last answer must have been given.
+/// Deadline for the last response.
 const LATE: Duration = Duration::from_secs(1);
 
-/// What one connection saw.
+/// What happened on one connection.
 struct Life {
-    /// When answers with status 200 came.
+    /// When responses with status 200 arrived.
     answers: Vec<Instant>,
-    /// When the peer ended it; none if it was still open at the end of the watch.
+    /// When the peer closed it; `None` if it was still open at the end of the watch.
     ended: Option<Instant>,
 }
 
-/// Opens the connections, deletes the policy, watches them to their end, and puts the policy back.
+/// Opens the connections, deletes the policy, watches the connections until they end, and restores the policy.
 pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<Connections> {
     let endpoint = site.endpoint(change)?;
     let api = site.policies();
@@ -87,11 +87,11 @@ async fn watch_all(
     for client in clients {
         tasks.spawn(watch_one(client, deletion.clone()));
     }
-    ensure!(opened.send(()).is_ok(), "nobody waits for the connections");
+    ensure!(opened.send(()).is_ok(), "the measurement no longer waits for the connections");
     Ok(tasks.join_all().await)
 }
 
-/// A request now and then until the peer ends the connection, or the watch does.
+/// Sends a request at each interval until the peer closes the connection, or the watch ends.
 async fn watch_one(mut client: Client<Stream>, mut deletion: watch::Receiver<Option<Instant>>) -> Life {
     let exchange = Exchange::keep_alive("/get", 0);
     let mut answers = Vec::new();
@@ -99,7 +99,7 @@ async fn watch_one(mut client: Client<Stream>, mut deletion: watch::Receiver<Opt
         loop {
             tokio::select! {
                 biased;
-                // Whatever it says, nothing was asked: the peer has ended it.
+                // Any data here is unsolicited, so the peer has ended the connection.
                 _ = client.closed_by_peer() => return,
                 () = tokio::time::sleep(PACE) => {}
             }
@@ -111,7 +111,7 @@ async fn watch_one(mut client: Client<Stream>, mut deletion: watch::Receiver<Opt
         }
     };
     let watched = async {
-        // A sender that is gone is the end of the measurement too.
+        // A dropped sender also ends the measurement.
         if deletion.wait_for(Option::is_some).await.is_ok() {
             tokio::time::sleep(WATCHED).await;
         }

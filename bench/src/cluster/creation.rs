@@ -1,4 +1,5 @@
-//! What a sidecar adds to the creation of a pod: to the API call, which waits for the webhook, and until it is ready.
+//! Measures what a sidecar adds to the creation of a pod: to the API call, which waits for the webhook, and to the time
+//! until the pod is ready.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -16,9 +17,9 @@ use tidegate_tests::kubernetes::workload::IMAGE;
 use super::results::{Creation, Figures};
 use super::site::Site;
 
-/// How long a pod may take to be ready.
+/// Timeout for a pod to become ready.
 const LIMIT: Duration = Duration::from_secs(60);
-/// From one pod's readiness to the creation of the next: the kubelet is done with the one by then.
+/// Pause between one pod's readiness and the creation of the next, so that the kubelet is idle again.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// Pods of one kind.
@@ -30,7 +31,7 @@ struct Kind {
     ready: Figures,
 }
 
-/// Creates so many pods of each kind, one after the other, kinds in turn. No Service selects them.
+/// Creates `count` pods of each kind, one after another, kinds in turn. No Service selects them.
 pub(super) fn measure(site: &mut Site, count: usize) -> Result<Vec<Creation>> {
     let mut kinds = Vec::new();
     for has_probe in [false, true] {
@@ -45,7 +46,7 @@ pub(super) fn measure(site: &mut Site, count: usize) -> Result<Vec<Creation>> {
             let (call, ready) = site
                 .block_on(create(site, kind, number))
                 .with_context(|| format!("pod {number} in namespace {}", kind.namespace.name()))?;
-            // The first of each kind finds nothing in place: no trust bundle, no warm watch.
+            // The first pod of each kind does not count: trust bundle and watches may not exist yet.
             if number > 0 {
                 kind.call.0.push(call.as_secs_f64());
                 kind.ready.0.push(ready.as_secs_f64());
@@ -68,13 +69,13 @@ pub(super) fn measure(site: &mut Site, count: usize) -> Result<Vec<Creation>> {
     Ok(measured)
 }
 
-/// Creates a pod; how long the call took and how long it was, from the call's start, until the pod was ready.
+/// Creates a pod. Returns the duration of the call, and the time from the call's start until the pod was ready.
 async fn create(site: &Site, kind: &Kind, number: usize) -> Result<(Duration, Duration)> {
     let api: Api<Pod> = Api::namespaced(site.client().clone(), kind.namespace.name());
     let name = format!("pod-{number}");
     let pod: Pod = serde_json::from_value(pod(&name, kind.has_probe))?;
     let only_this = WatchParams::default().fields(&format!("metadata.name={name}"));
-    // Watched from before it is there, so that nothing is missed.
+    // The watch starts before the pod exists, so that no event is missed.
     let events = api.watch(&only_this, "0").await.context("cannot watch pods")?;
     let mut events = pin!(events);
     let start = Instant::now();

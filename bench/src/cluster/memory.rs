@@ -1,4 +1,4 @@
-//! Memory of the mesh's processes. Those of pods are seen from here: a container is a process like any other.
+//! Measures the memory of the mesh's processes. Processes in pods are visible from the host.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ struct Process {
     memory: usage::Memory,
 }
 
-/// What all programs hold at this moment. Fails unless every meshed pod has one sidecar.
+/// The current memory of all programs. Fails unless every meshed pod has one sidecar.
 pub(super) fn measure(site: &Site) -> Result<Memory> {
     let processes = processes(&site.cluster().node_name())?;
     let of =
@@ -43,7 +43,7 @@ pub(super) fn measure(site: &Site) -> Result<Memory> {
     })
 }
 
-/// Every process of a container of the cluster whose cgroup has this name.
+/// Every process in a container of the cluster whose cgroup has this name.
 fn processes(cgroup: &str) -> Result<Vec<Process>> {
     let folder = format!(":/{cgroup}/");
     let mut found = Vec::new();

@@ -1,5 +1,5 @@
-//! Connections from the node's own network, which is where kubelets and, with host networking, ingress controllers
-//! come from. Each goes through the pod's real interception and sidecar.
+//! Connections from the node's own network, like those of kubelets and of ingress controllers with host networking.
+//! Each goes through the pod's real interception and sidecar.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread;
@@ -11,17 +11,17 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::load::{Endpoint, Exchange};
 
-/// From the start of one new connection to the start of the next.
+/// Interval between new connections.
 const PACE: Duration = Duration::from_millis(5);
-/// Longer than any answer takes.
+/// Timeout of a response.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What became of a connection.
+/// The outcome of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// An answer with this status.
     Status(u16),
-    /// No answer: the connection was ended.
+    /// No answer: the connection was closed.
     Refused,
     /// Neither within two seconds.
     Silence,
@@ -31,12 +31,12 @@ pub(super) enum Outcome {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen {
     pub(super) began: Instant,
-    /// When there was an outcome.
+    /// When the outcome was known.
     pub(super) ended: Instant,
     pub(super) outcome: Outcome,
 }
 
-/// Makes one new connection after the other and tells what became of each, until dropped.
+/// Makes one new connection after another and reports each outcome, until dropped.
 #[derive(Debug)]
 pub(super) struct Prober {
     seen: mpsc::UnboundedReceiver<Seen>,
@@ -69,7 +69,7 @@ impl Prober {
         }
     }
 
-    /// The first connection that began after `time` and came to this.
+    /// The first connection with this outcome that began after `time`.
     pub(super) async fn first(&mut self, wanted: Outcome, time: Instant, limit: Duration) -> Result<Seen> {
         let mut last = None;
         let search = async {
@@ -83,12 +83,12 @@ impl Prober {
         };
         match tokio::time::timeout(limit, search).await {
             Ok(found) => found,
-            Err(_) => bail!("waited {limit:?} in vain for {wanted:?}; the last was {last:?}"),
+            Err(_) => bail!("no {wanted:?} within {limit:?}; the last outcome was {last:?}"),
         }
     }
 }
 
-/// Runs on the node's network, in a thread of its own with a runtime of its own.
+/// Runs on the node's network, in its own thread and runtime.
 pub(super) fn spawn<T: Send + 'static>(
     cluster: &'static Cluster,
     work: impl Future<Output = T> + Send + 'static,
@@ -97,7 +97,7 @@ pub(super) fn spawn<T: Send + 'static>(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name("node".to_owned()).spawn(move || {
         cluster.move_thread_to_node();
-        // Nobody may be waiting any more.
+        // The receiver may be gone.
         let _ = sender.send(runtime.block_on(work));
     })?;
     Ok(receiver)
@@ -107,14 +107,14 @@ pub(super) fn spawn<T: Send + 'static>(
 pub(super) async fn address_towards(cluster: &'static Cluster, pod: SocketAddr) -> Result<IpAddr> {
     let found = spawn(cluster, async move {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
-        // Nothing is sent: the kernel only chooses a route.
+        // Sends nothing: the kernel only chooses a route.
         socket.connect(pod)?;
         socket.local_addr()
     })?;
     Ok(found.await.context("the node's thread has ended")??.ip())
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a new connection.
 async fn probe(endpoint: &Endpoint, exchange: &Exchange) -> Seen {
     let began = Instant::now();
     let attempt = async {

@@ -1,4 +1,4 @@
-//! From what was measured on a cluster to tables with Open Service Mesh's figures beside ours, and goals reached or not.
+//! Formats the results of a cluster run: tables with Open Service Mesh's figures, and goals reached or not.
 
 mod goals;
 mod osm;
@@ -39,7 +39,7 @@ fn render(results: &ClusterResults) -> String {
     ];
     let mut text = parts.join("\n");
     for failure in &results.failures {
-        // A failure may have many lines.
+        // A failure's text may have several lines.
         let _ = write!(text, "\n**Not measured:** {}\n", failure.replace('\n', " "));
     }
     text
@@ -158,8 +158,8 @@ fn creation(results: &ClusterResults) -> String {
     text
 }
 
-/// What injection adds to the median, without and with a readiness probe, whichever is more; none unless all was
-/// measured.
+/// What injection adds to the median, without or with a readiness probe, whichever is larger; `None` unless all kinds
+/// were measured.
 fn added(creation: &[Creation], of: impl Fn(&Creation) -> &Figures) -> Option<f64> {
     let median = |is_injected: bool, has_probe: bool| {
         let mut all = creation.iter();
@@ -170,7 +170,7 @@ fn added(creation: &[Creation], of: impl Fn(&Creation) -> &Figures) -> Option<f6
     Some(plain?.max(probed?))
 }
 
-/// The measurement at this many pods.
+/// The measurements at this number of pods.
 fn at<T>(measured: &[(Population, T)], population: Population) -> impl Iterator<Item = &T> {
     measured.iter().filter(move |(at, _)| *at == population).map(|(_, measured)| measured)
 }

@@ -1,4 +1,4 @@
-//! All that a run on a cluster measured.
+//! The results of a cluster run.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::changes::Change;
 use crate::report::Machine;
 
-/// What one needs to know to read the figures, and the figures.
+/// The figures, and the conditions under which they were measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ClusterResults {
     /// Seconds since 1970.
@@ -20,27 +20,28 @@ pub(crate) struct ClusterResults {
     pub(crate) connections: Vec<(Population, Connections)>,
     pub(crate) memory: Vec<(Population, Memory)>,
     pub(crate) creation: Vec<Creation>,
-    /// What could not be measured, and why.
+    /// Measurements that failed, and why.
     pub(crate) failures: Vec<String>,
 }
 
-/// What was asked for, and of which programs.
+/// Settings of the run, and the measured programs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) version: String,
-    /// Programs without optimisation: slower and larger than what users run.
+    /// Whether the programs were built without optimisation: such programs are slower and larger than those that users
+    /// run.
     pub(crate) is_debug: bool,
     pub(crate) changes: usize,
     pub(crate) connections: usize,
     pub(crate) creations: usize,
 }
 
-/// The pods that are there while something is measured.
+/// The pods that exist during a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Population {
     /// Pods that run, with a sidecar each.
     pub(crate) pods: usize,
-    /// Pods of the mesh that only the API server knows.
+    /// Pods of the mesh that exist only in the API server.
     pub(crate) synthetic: usize,
 }
 
@@ -48,27 +49,27 @@ pub(crate) struct Population {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Changes {
     pub(crate) change: Change,
-    /// Seconds from the API call's return until a new connection got the new treatment.
+    /// Seconds from the API call's return until a new connection showed the new behaviour.
     pub(crate) from_return: Figures,
-    /// The same from the call's start.
+    /// The same, from the call's start.
     pub(crate) from_start: Figures,
-    /// New connections that were looked at right after the changes.
+    /// New connections that were checked right after the changes.
     pub(crate) probes: usize,
-    /// How many of them got the old treatment again.
+    /// How many of them showed the old behaviour again.
     pub(crate) stale: usize,
-    /// How many got neither: no answer within two seconds, or another one.
+    /// How many showed neither: no answer within two seconds, or an unexpected one.
     pub(crate) odd: usize,
 }
 
-/// Connections that were open when their policy was deleted.
+/// Open connections when their policy was deleted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Connections {
     pub(crate) change: Change,
-    /// Seconds from the API call's return until each had ended; one that has not counts with how long it was watched.
+    /// Seconds from the API call's return until each had ended; one that has not counts with the time it was watched.
     pub(crate) ended: Figures,
-    /// Those that were still open then.
+    /// Connections that were still open at the end of the watch.
     pub(crate) still_open: usize,
-    /// Answers with status 200 more than a second after the call's return.
+    /// Responses with status 200 more than a second after the call's return.
     pub(crate) late_answers: usize,
 }
 
@@ -80,11 +81,11 @@ pub(crate) struct Memory {
     pub(crate) injector: f64,
     /// Resident memory of each sidecar.
     pub(crate) sidecars: Figures,
-    /// The same with shared pages divided among those who share them.
+    /// The same, with shared pages divided among the processes that share them.
     pub(crate) sidecars_proportional: Figures,
 }
 
-/// Pods of one kind, created one after the other.
+/// Pods of one kind, created one after another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Creation {
     pub(crate) is_injected: bool,
@@ -95,13 +96,13 @@ pub(crate) struct Creation {
     pub(crate) ready: Figures,
 }
 
-/// Figures of one kind, as they came.
+/// Figures of one kind, in order of measurement.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Figures(pub(crate) Vec<f64>);
 
 impl Figures {
-    /// The smallest figure that this share of all does not exceed; none of no figures.
+    /// The smallest figure that this share of all figures does not exceed; `None` without figures.
     pub(crate) fn quantile(&self, share: f64) -> Option<f64> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);

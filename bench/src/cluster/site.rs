@@ -1,7 +1,7 @@
-//! The cluster, Tidegate on it, and the workloads whose traffic is looked at.
+//! The cluster, Tidegate on it, and the measured workloads.
 //!
-//! One Deployment, `target`, is behind the policies that change; the other meshed pods only have to be there, behind up
-//! to ten Services.
+//! One Deployment, `target`, is behind the changing policies; the other meshed pods only need to exist, behind up to
+//! ten Services.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,20 +39,20 @@ const TARGET: &str = "target";
 /// The target's port for each policy.
 const HTTP_PORT: u16 = 8080;
 const HTTPS_PORT: u16 = 8081;
-/// Services besides the target's, at most.
+/// Maximum Services besides the target's.
 const OTHERS: usize = 10;
-/// So many pods of one of these at least, before there is another.
+/// Minimum pods of each of these before another Service is added.
 const PODS_OF_ANOTHER: usize = 4;
 /// The client that the https policy admits.
 const PRINCIPAL: &str = "ingress-nginx.ingress-nginx.cluster.local";
 const SECRET: &str = "bench-gateway";
-/// Pods that are started at a time, so that a small machine still answers meanwhile.
+/// Pods that are started at a time, so that a small machine stays responsive.
 const BATCH: usize = 40;
-/// How long a batch may take.
+/// Timeout for a batch.
 const BATCH_LIMIT: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(200);
 
-/// Where all is measured.
+/// The cluster under measurement.
 pub(super) struct Site {
     cluster: &'static Cluster,
     runtime: Runtime,
@@ -65,14 +65,14 @@ pub(super) struct Site {
     node: IpAddr,
     /// Files of the gateway's certificate.
     gateway: TempDir,
-    /// What is needed for as long as the site is.
+    /// Namespaces that live as long as the site.
     kept: Vec<Namespace>,
 }
 
 impl Site {
     /// Starts the cluster, installs Tidegate and deploys the target.
     pub(super) fn start(name: &str, programs: &Path) -> Result<Self> {
-        // `tidegate install` works with Helm.
+        // `tidegate install` runs Helm.
         run(&mut Command::new(repository().join("tests/helm")), "")
             .map_err(|failure| anyhow!("{failure}"))?;
         let cluster = Cluster::start_shared(name, programs);
@@ -121,20 +121,20 @@ impl Site {
         self.runtime.block_on(work)
     }
 
-    /// Another namespace, in which Pods can be created.
+    /// Creates a namespace in which Pods can be created.
     pub(super) fn namespace(&self, prefix: &str, is_meshed: bool) -> Namespace {
         let namespace = if is_meshed { Namespace::meshed(prefix) } else { Namespace::new(prefix) };
-        // The API server refuses Pods until their account is there.
+        // The API server refuses Pods until their service account exists.
         namespace.wait_for("its account", &["serviceaccount", "default"], |_| Some(()));
         namespace
     }
 
-    /// Keeps a namespace to the end.
+    /// Keeps a namespace until the end.
     pub(super) fn keep(&mut self, namespace: Namespace) {
         self.kept.push(namespace);
     }
 
-    /// Runs for as long as the site is there, whenever something is waited for.
+    /// Spawns a task on the site's runtime, which makes progress whenever the site waits for something.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(work);
     }
@@ -149,7 +149,7 @@ impl Site {
         Api::namespaced(self.client.clone(), self.workloads.name())
     }
 
-    /// The policy that `change` is about, as it lets the client in.
+    /// The policy that `change` modifies, in the state that admits the client.
     pub(super) fn policy(&self, change: Change) -> Result<IngressBackend> {
         let (port, protocol) = match change {
             Change::Address => (HTTP_PORT, "http"),
@@ -166,19 +166,19 @@ impl Site {
         }))?)
     }
 
-    /// The source that lets the client in, or another one.
+    /// The source that admits the client, or another one.
     pub(super) fn source(&self, change: Change, is_allowed: bool) -> Value {
         let node = format!("{}/32", self.node);
         let (kind, name) = match (change, is_allowed) {
             (Change::Address, true) => ("IPRange", node.as_str()),
             (Change::Address, false) => ("IPRange", "192.0.2.1/32"),
             (Change::Principal, true) => ("AuthenticatedPrincipal", PRINCIPAL),
-            (Change::Principal, false) => ("AuthenticatedPrincipal", "nobody.nowhere.cluster.local"),
+            (Change::Principal, false) => ("AuthenticatedPrincipal", "other.nowhere.cluster.local"),
         };
         json!({"kind": kind, "name": name})
     }
 
-    /// The target as the client of `change` reaches it.
+    /// The target, as the client of `change` connects to it.
     pub(super) fn endpoint(&self, change: Change) -> Result<Endpoint> {
         match change {
             Change::Address => Ok(Endpoint::plain(SocketAddr::new(self.target, HTTP_PORT))),
@@ -192,7 +192,7 @@ impl Site {
         }
     }
 
-    /// Has so many meshed pods in all, and waits until all are ready.
+    /// Scales to this number of meshed pods in all, and waits until all are ready.
     pub(super) fn scale_to(&mut self, pods: usize) -> Result<()> {
         let others = pods - 1;
         let deployments = (others / PODS_OF_ANOTHER).clamp(1, OTHERS);
@@ -210,7 +210,7 @@ impl Site {
         while self.pods() < pods {
             let batch = BATCH.min(pods - self.pods());
             for _ in 0..batch {
-                // The smallest grows, so that Services stay of one size.
+                // Grow the smallest, so that Services stay of equal size.
                 let smallest = self.others.values_mut().min().context("no Deployment")?;
                 *smallest += 1;
             }

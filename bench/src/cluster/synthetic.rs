@@ -1,7 +1,7 @@
-//! Pods that no kubelet runs: a node that only exists at the API server, whose pods are said to run.
+//! Pods that no kubelet runs: a node that exists only in the API server, whose pods have the status of running pods.
 //!
-//! For all that watches the API server they are as real as others. They are created in a namespace of the mesh, so
-//! the injector makes them what it makes of every pod; Services select them, and EndpointSlices name them.
+//! Everything that watches the API server sees them as real. They are created in a namespace of the mesh, so the
+//! injector processes them like every pod; Services select them, and EndpointSlices name them.
 
 use std::time::{Duration, Instant};
 
@@ -23,19 +23,19 @@ use super::site::Site;
 const NODE: &str = "synthetic";
 /// Pods behind one Service.
 const PODS_OF_A_SERVICE: usize = 20;
-/// API calls under way at a time.
+/// Concurrent API calls.
 const CONCURRENCY: usize = 16;
-/// How often the node is said to be alive; it counts as dead after 40 s.
+/// Interval of the node's heartbeat; without one it counts as dead after 40 s.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 
 const CONTROLLER: &str = "tidegate-controller";
 const HEALTH_PORT: u16 = 9091;
-/// How the metric of workloads that have a policy begins.
+/// Prefix of the metric of workloads that have a policy.
 const WORKLOADS: &str = "tidegate_controller_workloads ";
 
-/// Creates the node and so many pods, and returns once the controller counts each of them.
+/// Creates the node and `count` pods, and returns once the controller counts all of them.
 pub(super) fn create(site: &mut Site, count: usize) -> Result<()> {
     let namespace = site.namespace("synthetic", true);
     site.block_on(create_node(site)).context("the synthetic node")?;
@@ -50,7 +50,7 @@ async fn create_node(site: &Site) -> Result<()> {
     let api: Api<Node> = Api::all(site.client().clone());
     let node: Node = serde_json::from_value(json!({
         "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}},
-        // Nothing else is to be put there.
+        // Keeps all other pods off this node.
         "spec": {"taints": [{"key": "bench.tidegate.io/synthetic", "effect": "NoSchedule"}]},
     }))?;
     api.create(&PostParams::default(), &node).await?;
@@ -65,7 +65,7 @@ async fn create_node(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Says again and again that the node is alive; else its pods would count as lost.
+/// Renews the node's Lease regularly; otherwise its pods would count as lost.
 async fn beat(api: Api<Lease>) {
     let mut due = tokio::time::interval(HEARTBEAT);
     loop {
@@ -111,7 +111,7 @@ async fn create_pod(api: &Api<Pod>, index: usize) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the controller has a policy for so many workloads, as its metrics say.
+/// Waits until the controller's metrics show a policy for this number of workloads.
 async fn until_known(site: &Site, wanted: usize) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(site.client().clone(), CONTROL_PLANE);
     let label = format!("app.kubernetes.io/name={CONTROLLER}");
@@ -162,9 +162,9 @@ fn pod(index: usize) -> Value {
     })
 }
 
-/// What a kubelet says of a pod that is ready.
+/// The status that a kubelet sets on a ready pod.
 fn status(index: usize) -> Value {
-    // A network that neither pods nor Services of the cluster have.
+    // A network outside the cluster's pod and Service networks.
     let address = format!("10.200.{}.{}", index / 250, index % 250 + 1);
     let conditions = ["Initialized", "ContainersReady", "PodScheduled", "Ready"].map(condition);
     json!({"status": {
@@ -181,7 +181,7 @@ fn service(index: usize) -> Value {
     json!({
         "metadata": {
             "name": name,
-            // The node's kube-proxy need not write rules for what nobody reaches.
+            // Without this, the node's kube-proxy would write rules for unreachable Services.
             "labels": {"service.kubernetes.io/service-proxy-name": "none"},
         },
         "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},

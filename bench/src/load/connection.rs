@@ -1,4 +1,4 @@
-//! One client connection, and how to get another one.
+//! One client connection, and how to open another.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -9,7 +9,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::http::{Answer, Client};
 use crate::tls::{ClientIdentity, Dialer, Stream};
 
-/// Addresses that short-lived connections come from in turn, so that no run out of ports is measured.
+/// Number of source addresses that short-lived connections use in turn, so that ports do not run out.
 const SOURCES: usize = 32;
 
 /// Where the load goes, and how.
@@ -19,7 +19,7 @@ pub(crate) struct Endpoint {
     dialer: Option<Dialer>,
 }
 
-/// What is asked for, and what a right answer is.
+/// A request, and its expected response.
 #[derive(Debug, Clone)]
 pub(crate) struct Exchange {
     request: Vec<u8>,
@@ -31,7 +31,7 @@ impl Endpoint {
         Self { address, dialer: None }
     }
 
-    /// `identity` of `None` presents no certificate; `protocols` are offered by ALPN, if there are any.
+    /// Without `identity`, no certificate is presented; `protocols` are offered by ALPN, if any.
     pub(crate) fn tls(
         address: SocketAddr,
         ca: &Path,
@@ -46,7 +46,7 @@ impl Endpoint {
         Ok(Client::new(self.connect_stream().await?))
     }
 
-    /// A connection on which nothing is spoken yet.
+    /// A connection on which nothing has been sent yet.
     pub(super) async fn connect_stream(&self) -> Result<Stream> {
         let stream = TcpStream::connect(self.address)
             .await
@@ -91,7 +91,7 @@ impl Exchange {
         Self { request: request.into_bytes(), body_bytes }
     }
 
-    /// Fails unless the answer is 200 with a body of the right length; returns that length.
+    /// Fails unless the response is 200 with a body of the expected length; returns that length.
     pub(crate) async fn on(&self, client: &mut Client<Stream>) -> Result<u64> {
         let answer = client.exchange(&self.request).await?;
         ensure!(answer.status == 200, "answer has status {}", answer.status);
@@ -99,7 +99,7 @@ impl Exchange {
         Ok(answer.body_bytes)
     }
 
-    /// Sends the request and returns the answer, whatever it is.
+    /// Sends the request and returns the response, whatever it is.
     pub(crate) async fn any_answer_on(&self, client: &mut Client<Stream>) -> Result<Answer> {
         client.exchange(&self.request).await
     }

@@ -13,12 +13,12 @@ use super::connection::Endpoint;
 use super::window::{Meter, Recorder};
 use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
 
-/// What the client takes before the proxy must wait for it; enough that it never does.
+/// The client's window, large enough that the proxy never waits for it.
 const WINDOW: u32 = 8 * 1024 * 1024;
-/// The client writes its body in pieces of a frame.
+/// The client sends its body in pieces of one frame.
 const PIECE: usize = 16 * 1024;
 
-/// Which way the large body goes.
+/// Direction of the large body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Down,
@@ -42,7 +42,7 @@ pub(super) async fn transfer(
         .await
         .context("the proxy does not speak HTTP/2")?;
     let driver = tokio::spawn(connection);
-    // Windows and buffers of proxy and kernel grow with the first one.
+    // The first exchange grows windows and buffers of proxy and kernel.
     exchange(&mut client, way).await?;
     let window = meter.open(&recorder)?;
     let began = Instant::now();
@@ -56,7 +56,7 @@ pub(super) async fn transfer(
     Ok(report)
 }
 
-/// One request with its answer, one of which is large.
+/// One request and its response, one of which is large.
 async fn exchange(client: &mut SendRequest<Bytes>, way: Way) -> Result<()> {
     let uri = format!("http://httpbin{LARGE_PATH}");
     let request = match way {

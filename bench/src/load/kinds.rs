@@ -19,11 +19,11 @@ use crate::http::Client;
 use crate::tls::Stream;
 
 const SMALL_PATH: &str = "/1k";
-/// Connections that are set up at the same time.
+/// Connections that are established concurrently.
 const CONNECTING: usize = 16;
-/// Pause before another connection once one could not be had, so that a dead proxy is not hammered.
+/// Pause after a failed connection attempt, so that a dead proxy is not hammered.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
-/// Time that answers have which are still due when the window of an open loop closes.
+/// Timeout for outstanding responses after the window of an open loop has closed.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 pub(super) async fn closed(
@@ -93,7 +93,7 @@ pub(super) async fn handshakes(
     in_window(meter, recorder, warm_up, seconds).await
 }
 
-/// Requests are due at equal distances, whatever became of those before, and wait for a free connection.
+/// Requests are due at equal intervals, regardless of earlier ones, and wait for a free connection.
 pub(super) async fn open(
     endpoint: Endpoint,
     watch_pid: Option<u32>,
@@ -160,7 +160,7 @@ pub(super) async fn download(endpoint: Endpoint, watch_pid: Option<u32>, seconds
     let meter = Meter::new(watch_pid)?;
     let recorder = Recorder::new();
     let mut client = endpoint.connect().await?;
-    // The buffers of proxy and kernel grow with the first one.
+    // The first response grows the buffers of proxy and kernel.
     Exchange::keep_alive(SMALL_PATH, SMALL_BYTES).on(&mut client).await?;
     let exchange = Exchange::keep_alive(LARGE_PATH, LARGE_BYTES);
     let window = meter.open(&recorder)?;
@@ -180,7 +180,7 @@ async fn in_window(meter: Meter, recorder: Recorder, warm_up: f64, seconds: f64)
     Ok(window.close(false)?.report())
 }
 
-/// All connections, or the first failure.
+/// Opens all connections; returns the first failure.
 async fn connect_all(endpoint: &Endpoint, connections: usize) -> Result<Vec<Client<Stream>>> {
     let mut clients = Vec::with_capacity(connections);
     let mut connecting = JoinSet::new();
@@ -213,7 +213,7 @@ async fn reconnect(endpoint: &Endpoint, recorder: &Recorder) -> Client<Stream> {
 #[derive(Default)]
 struct Queue {
     state: Mutex<QueueState>,
-    /// Wakes connections in the order in which they came to wait, so that all are used in turn.
+    /// Wakes connections in FIFO order, so that all are used in turn.
     more: Notify,
     empty: Notify,
 }
@@ -227,7 +227,7 @@ struct QueueState {
 #[derive(Debug, Clone, Copy)]
 struct Job {
     due: Instant,
-    /// Due in the window, not in the warm-up.
+    /// Whether it was due in the window, not in the warm-up.
     counts: bool,
 }
 
@@ -271,12 +271,12 @@ impl Queue {
 
 /// A clock with the kernel's resolution: tokio's own timers round to a millisecond.
 struct Ticks {
-    /// A timerfd is read like a pipe, and that is the type by which tokio reads a descriptor without `unsafe`.
+    /// A timerfd is read like a pipe, and tokio can read this type without `unsafe`.
     timer: pipe::Receiver,
     start: Instant,
     interval: Duration,
     done: u32,
-    /// Ticks that came with the last ones of the span before, as they do when this thread was late.
+    /// Ticks beyond the previous span that were read with it because this thread was late.
     early: u64,
 }
 
@@ -303,7 +303,7 @@ impl Ticks {
         })
     }
 
-    /// Puts a request into the queue at each tick for `span`.
+    /// Queues a request at each tick for `span`.
     async fn fill(&mut self, queue: &Queue, span: Duration, counts: bool) -> Result<()> {
         let mut left = (span.as_secs_f64() / self.interval.as_secs_f64()).round() as u64;
         loop {

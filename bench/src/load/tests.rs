@@ -41,7 +41,7 @@ async fn an_open_loop_sends_as_many_requests_as_were_due() {
 
 #[tokio::test]
 async fn a_stalled_answer_delays_all_that_were_due_behind_it() {
-    // One connection; the first answer is held back until ten more requests are due.
+    // One connection; the first response is delayed until ten more requests are due.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -60,7 +60,7 @@ async fn a_stalled_answer_delays_all_that_were_due_behind_it() {
     let kind = Kind::Open { rate: 100, connections: 1, seconds: 0.2, warm_up: 0.0 };
     let report = run(plain(address, kind)).await.unwrap();
     assert_eq!((report.requests, report.errors), (20, 0), "{report:?}");
-    // The nth one behind the first waited 100 − 10 n ms, so half of all waited long, not only one.
+    // The nth request behind the first waited 100 − 10 n ms, so half of all waited long, not only one.
     assert!(report.latency.p90 > 70_000.0, "{report:?}");
 }
 
@@ -139,7 +139,7 @@ async fn the_arguments_of_a_kind_of_load_are_understood_as_that_kind() {
 
 type Handshakes = Arc<std::sync::Mutex<Vec<rustls::HandshakeKind>>>;
 
-/// Serves the small answer over mTLS; session tickets are offered, so that a client that resumes would show.
+/// Serves the small response over mTLS; it offers session tickets, so that a resuming client would be detected.
 async fn tls_server(certificates: &Certificates) -> (SocketAddr, Handshakes) {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = rustls::RootCertStore::empty();

@@ -1,4 +1,4 @@
-//! The span that is reported: what is recorded while it is open, and the CPU time at both of its ends.
+//! The measured window: what is recorded while it is open, and the CPU time at its start and end.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use super::{Latency, Report};
 use crate::histogram::Histogram;
 use crate::process::usage;
 
-/// Shared by the connections of one load. One thread, so the lock is never waited for.
+/// Shared by the connections of one load. There is only one thread, so the lock is never contended.
 #[derive(Clone)]
 pub(super) struct Recorder(Arc<Mutex<State>>);
 
@@ -21,13 +21,13 @@ struct State {
     first_error: Option<String>,
 }
 
-/// The processes whose use of the machine is reported.
+/// The processes whose resource usage is reported.
 pub(super) struct Meter {
     proxy: Option<Vec<u32>>,
     kib_before: Option<u64>,
 }
 
-/// A window that is open.
+/// An open window.
 pub(super) struct Window {
     meter: Meter,
     recorder: Recorder,
@@ -47,7 +47,7 @@ impl Recorder {
         })))
     }
 
-    /// Counts an answer if the window is open.
+    /// Counts a response if the window is open.
     pub(super) fn answered(&self, latency: Duration, body_bytes: u64) {
         let mut state = self.lock();
         if state.open {
@@ -56,7 +56,7 @@ impl Recorder {
         }
     }
 
-    /// Counts a failure, at any time: one in the warm-up is as much a fault of the proxy.
+    /// Counts a failure at any time, because a failure in the warm-up is a fault of the proxy, too.
     pub(super) fn failed(&self, error: &anyhow::Error) {
         let mut state = self.lock();
         state.errors += 1;
@@ -69,7 +69,7 @@ impl Recorder {
 }
 
 impl Meter {
-    /// Takes the memory in use before the first connection.
+    /// Samples the memory before the first connection.
     pub(super) fn new(watch_pid: Option<u32>) -> Result<Self> {
         let proxy = watch_pid.map(usage::family).transpose()?;
         let kib_before = proxy.as_deref().map(usage::resident_kib).transpose()?;
@@ -89,7 +89,7 @@ impl Meter {
 }
 
 impl Window {
-    /// Takes the second sample of CPU time; what is answered from now on is recorded only if `still_recording`.
+    /// Takes the second sample of CPU time; later responses are recorded only if `still_recording`.
     pub(super) fn close(self, still_recording: bool) -> Result<Closed> {
         let seconds = self.opened.elapsed().as_secs_f64();
         self.recorder.lock().open = still_recording;
@@ -109,7 +109,7 @@ impl Window {
     }
 }
 
-/// A window that is closed; answers that were still due may have been recorded since.
+/// A closed window; outstanding responses may still have been recorded afterwards.
 pub(super) struct Closed {
     recorder: Recorder,
     usage: Report,

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-/// Every process of this machine, also those in containers.
+/// Every process of this machine, including those in containers.
 pub(crate) fn all() -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("cannot list /proc")? {
@@ -34,18 +34,18 @@ pub(crate) fn family(pid: u32) -> Result<Vec<u32>> {
 
 /// User and system time of a family so far, in seconds: all threads, and children that have ended.
 ///
-/// The kernel counts in ticks of 10 ms, so this is for spans of seconds.
+/// The kernel counts in ticks of 10 ms, so use it for spans of seconds.
 pub(crate) fn cpu_seconds(family: &[u32]) -> Result<f64> {
     let mut ticks = 0;
     for pid in family {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
-            .with_context(|| format!("process {pid} is gone"))?;
-        ticks += cpu_ticks(&stat).with_context(|| format!("cannot understand /proc/{pid}/stat"))?;
+            .with_context(|| format!("process {pid} has exited"))?;
+        ticks += cpu_ticks(&stat).with_context(|| format!("cannot parse /proc/{pid}/stat"))?;
     }
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// What a process holds at this moment.
+/// Current memory of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Memory {
     pub(crate) resident_kib: u64,
@@ -57,10 +57,10 @@ pub(crate) struct Memory {
 pub(crate) fn memory(pid: u32) -> Result<Memory> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
         .with_context(|| format!("cannot read the memory of process {pid}"))?;
-    held(&rollup).with_context(|| format!("cannot understand /proc/{pid}/smaps_rollup"))
+    held(&rollup).with_context(|| format!("cannot parse /proc/{pid}/smaps_rollup"))
 }
 
-/// Resident memory of a family in KiB, exact at this moment; pages that members share count once for each.
+/// Resident memory of a family in KiB, exact at this moment; shared pages count once for each member.
 pub(crate) fn resident_kib(family: &[u32]) -> Result<u64> {
     family.iter().map(|pid| Ok(memory(*pid)?.resident_kib)).sum()
 }
@@ -69,7 +69,7 @@ pub(crate) fn resident_kib(family: &[u32]) -> Result<u64> {
 const PARENT: usize = 1;
 const USER_SYSTEM_AND_CHILDREN: std::ops::Range<usize> = 11..15;
 
-/// The name may hold spaces and parentheses; the last parenthesis ends it.
+/// The name may hold spaces and parentheses; it ends at the last parenthesis.
 fn field(stat: &str, index: usize) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_ascii_whitespace().nth(index)?.parse().ok()

@@ -1,11 +1,11 @@
-//! What Tidegate is to reach, and whether it did.
+//! Tidegate's goals, and whether they were reached.
 
 use super::Results;
 use super::metrics::{MAIN_CONNECTIONS, Metric};
 use super::table::number;
 use crate::targets::Target;
 
-/// A bound on a figure of Tidegate's, alone or beside another target's.
+/// A bound on a figure of Tidegate's, absolute or relative to another target's.
 #[derive(Debug)]
 pub(super) struct Goal {
     name: &'static str,
@@ -15,7 +15,7 @@ pub(super) struct Goal {
     unit: &'static str,
 }
 
-/// What a figure is to be.
+/// The bound of a figure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bound {
     AtLeast(f64),
@@ -70,7 +70,7 @@ pub(super) fn render(results: &Results) -> String {
     text
 }
 
-/// A figure as the tables of goals write it, and whether it is within its bound.
+/// A figure as the tables of goals show it, and whether it is within its bound.
 pub(crate) fn verdict(measured: Option<f64>, bound: Bound) -> (String, &'static str) {
     match measured {
         None => ("–".to_owned(), "not measured"),

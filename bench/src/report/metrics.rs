@@ -1,10 +1,10 @@
-//! The figures of the table: how each is made from one round, and one figure from all rounds.
+//! The figures of the table: how each is computed from one round, and from all rounds.
 
 use super::{Measures, Results, Settings};
 use crate::load::Report;
 use crate::targets::Target;
 
-/// The closed loop that the goals speak of.
+/// The closed loop that the goals refer to.
 pub(super) const MAIN_CONNECTIONS: usize = 64;
 /// Below this share of its core, a proxy under a closed loop was waiting for load and app.
 const SATURATED: f64 = 0.9;
@@ -96,7 +96,7 @@ impl Metric {
         }
     }
 
-    /// The figure of one round; none where there is nothing to measure, as the memory of no proxy.
+    /// The figure of one round; `None` if there is nothing to measure, such as the memory without a proxy.
     pub(super) fn of(self, measures: &Measures, settings: &Settings) -> Option<f64> {
         match self {
             Self::Throughput { connections } => rate(measures.closed.get(&connections)?),
@@ -141,7 +141,7 @@ impl Metric {
         median(ratios.collect())
     }
 
-    /// The share of its core that the proxy used at the median, where the load asks for all it can give.
+    /// The share of its core that the proxy used at the median, under loads that demand as much as it can give.
     fn core_share(self, results: &Results, target: Target) -> Option<f64> {
         let shares = results.rounds.iter().filter_map(|round| {
             let measures = round.get(&target)?;
@@ -156,7 +156,7 @@ impl Metric {
         median(shares.collect())
     }
 
-    /// Whether load and app, and not the proxy, set the limit: the proxy could do more than the figure.
+    /// Whether load and app, rather than the proxy, set the limit, so that the proxy could do more.
     pub(super) fn bound_by_load(self, results: &Results, target: Target) -> bool {
         self.core_share(results, target).is_some_and(|share| share < SATURATED)
     }
@@ -200,7 +200,7 @@ impl Quantile {
     }
 }
 
-/// None of no figures; of an even number, the mean of the two in the middle.
+/// `None` without figures; the mean of the middle two if their number is even.
 pub(super) fn median(mut figures: Vec<f64>) -> Option<f64> {
     figures.sort_by(f64::total_cmp);
     let middle = figures.len() / 2;

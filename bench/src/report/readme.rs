@@ -1,8 +1,8 @@
-//! The places in README.md that runs fill.
+//! The generated sections of README.md.
 
 use anyhow::{Context, Result};
 
-/// The text with everything between the two markers of this name replaced. Fails if there are none.
+/// The text with everything between the two markers of this name replaced. Fails without the markers.
 pub(super) fn with_section(readme: &str, name: &str, text: &str) -> Result<String> {
     let [begin, end] = ["begin", "end"].map(|edge| format!("<!-- {name}:{edge} -->"));
     let (before, rest) = readme.split_once(&begin).with_context(|| format!("no {begin} in README.md"))?;

@@ -1,4 +1,4 @@
-//! All that a run measured.
+//! The results of a run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::load::Report;
 use crate::targets::Target;
 
-/// The rounds of a run, with what one needs to know to read them.
+/// The rounds of a run, and the conditions under which they were measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Results {
     /// Seconds since 1970.
@@ -20,14 +20,14 @@ pub(crate) struct Results {
     pub(crate) rounds: Vec<BTreeMap<Target, Measures>>,
 }
 
-/// What it ran on.
+/// The machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
     pub(crate) kernel: String,
 }
 
-/// What was asked for.
+/// The settings of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) seconds: f64,
@@ -39,7 +39,7 @@ pub(crate) struct Settings {
 /// One target in one round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measures {
-    /// How a client without a certificate was refused; none where there is no TLS.
+    /// How a client without a certificate was refused; `None` without TLS.
     pub(crate) refusal: Option<String>,
     /// Resident memory after the first request.
     pub(crate) fresh_kib: Option<u64>,
@@ -50,10 +50,10 @@ pub(crate) struct Measures {
     pub(crate) open: BTreeMap<u32, Report>,
     pub(crate) handshakes: Report,
     pub(crate) download: Report,
-    /// None where HTTP/2 is not spoken.
+    /// `None` if the target does not use HTTP/2.
     #[serde(default)]
     pub(crate) http2_download: Option<Report>,
-    /// The same.
+    /// `None` if the target does not use HTTP/2.
     #[serde(default)]
     pub(crate) http2_upload: Option<Report>,
 }

@@ -1,4 +1,4 @@
-//! The Markdown table: a row for each figure, a column for each target, medians over the rounds.
+//! The Markdown table: a row per figure, a column per target, medians over the rounds.
 
 use super::Results;
 use super::metrics::Metric;
@@ -49,7 +49,7 @@ pub(super) fn render(results: &Results) -> String {
     text
 }
 
-/// With thousands set apart: 12,345.6.
+/// With thousands separators: 12,345.6.
 pub(crate) fn number(figure: f64, digits: usize) -> String {
     let text = format!("{:.digits$}", figure.abs());
     let (whole, fraction) = text.split_at(text.find('.').unwrap_or(text.len()));

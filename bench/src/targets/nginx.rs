@@ -34,7 +34,7 @@ pub(super) fn start(site: &Site<'_>) -> Result<Running> {
 }
 
 pub(super) fn render(site: &Site<'_>, listen: SocketAddr) -> Result<String> {
-    // As root it would drop to a user who cannot enter the run's folder.
+    // Otherwise root nginx would drop to a user that cannot read the run's folder.
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     template::render(
         TEMPLATE,

@@ -53,7 +53,10 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
 #[test]
 fn a_missing_program_is_an_error_that_says_how_to_get_it() {
     let error = find(None, "no-such-proxy", &[]).unwrap_err().to_string();
-    assert_eq!(error, "no-such-proxy is not installed; run bench/setup.sh, or name it by --no-such-proxy");
+    assert_eq!(
+        error,
+        "no-such-proxy is not installed; run bench/setup.sh, or give its path with --no-such-proxy"
+    );
     let error = programs().tidegate().unwrap_err().to_string();
     assert!(error.contains("cargo build --release"), "{error}");
 }

@@ -1,8 +1,7 @@
-//! Tidegate: the sidecar, measured alone, with the CA and the controller that it needs beside it.
+//! Tidegate: only the sidecar is measured; the CA and the controller that it needs run beside it.
 //!
-//! All three are the real programs. The CA signs with the run's own root, so that the client that is not admitted
-//! can be the one that the other proxies meet; the admitted client's certificate is the one that the CA issues for
-//! the ingress gateway.
+//! All three are the real programs. The CA signs with the run's own root, so that the refused client is the same as for
+//! the other proxies; the admitted client has the certificate that the CA issues for the ingress gateway.
 
 mod tokens;
 
@@ -27,7 +26,7 @@ const MANIFESTS: &str = include_str!("../../templates/tidegate.yaml");
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 1));
 /// Namespace and name of the ingress gateway's Secret.
 const SECRET: &str = "osm-system/osm-nginx-client-cert";
-/// Longest time until a program is ready.
+/// Timeout until a program is ready.
 const START: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -39,7 +38,7 @@ pub(super) struct Programs {
     pub(super) sidecar: PathBuf,
 }
 
-/// Where the parts of one mesh listen and what they share.
+/// Addresses and shared files of one mesh.
 #[derive(Debug)]
 struct Mesh {
     ca: SocketAddr,
@@ -59,7 +58,7 @@ struct Mesh {
 /// A program's flags, each with its value.
 struct Arguments(Vec<String>);
 
-/// Starts CA, controller and sidecar, each once it can do its work, and waits until the sidecar has its
+/// Starts CA, controller and sidecar, each after the previous one is ready, and waits until the sidecar has its
 /// certificate and its policy.
 pub(super) async fn start(site: &Site<'_>) -> Result<Running> {
     let programs = site.programs.tidegate()?;
@@ -99,14 +98,14 @@ impl Programs {
         let folder = match place.parent() {
             _ if place.is_dir() => place,
             Some(parent) if !parent.as_os_str().is_empty() => parent,
-            // A name alone would be looked for in PATH.
+            // A bare name would be searched in PATH.
             _ => Path::new("."),
         };
         let program = |name: &str| {
             let program = folder.join(name);
             if !program.is_file() {
                 bail!(
-                    "{} is not there; build it by `cargo build --release`, or name its folder by --tidegate",
+                    "{} does not exist; build it with `cargo build --release`, or give its folder with --tidegate",
                     program.display()
                 );
             }
@@ -121,7 +120,7 @@ impl Programs {
 }
 
 impl Mesh {
-    /// Writes what the programs read: manifests, tokens and the key that the tokens are signed with.
+    /// Writes the programs' input: manifests, tokens and the key that signs the tokens.
     fn prepare(site: &Site<'_>) -> Result<Self> {
         let [ca, ca_admin, discovery, controller_admin, sidecar_admin] = free_addresses()?;
         let path = |name: &str| site.directory.join(name);
@@ -212,7 +211,7 @@ fn listen(site: &Site<'_>) -> SocketAddr {
     SocketAddr::new(POD, site.app.port())
 }
 
-/// Waits until `holds`, as long as the process runs.
+/// Waits until `holds`, while the process runs.
 async fn until(name: &str, process: &mut Process, mut holds: impl AsyncFnMut() -> bool) -> Result<()> {
     let wait = async {
         loop {
@@ -229,7 +228,7 @@ async fn until(name: &str, process: &mut Process, mut holds: impl AsyncFnMut() -
     bail!("{name} is not ready after {START:?}: {}", process.log_tail())
 }
 
-/// Whether an admin server says that its program can do its work.
+/// Whether a program's admin server reports ready.
 async fn ready(admin: SocketAddr) -> bool {
     let Ok(stream) = TcpStream::connect(admin).await else { return false };
     let request = format!("GET /ready HTTP/1.1\r\nhost: {PEERS}\r\n\r\n");

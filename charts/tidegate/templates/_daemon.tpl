@@ -32,7 +32,7 @@ spec:
       {{- include "tidegate.selector" . | nindent 6 }}
   {{- $antiAffinity := coalesce .values.podAntiAffinity $values.podAntiAffinity }}
   {{- if and (eq $antiAffinity "hard") (gt (int .values.replicas) 1) }}
-  # A new Pod may find no node that has none of the old ones.
+  # A new Pod may find that every node already has one of the old Pods.
   strategy:
     rollingUpdate:
       maxUnavailable: 1
@@ -169,7 +169,7 @@ spec:
           {{- end }}
       {{- if .hasIdentity }}
       volumes:
-        # Written by cert-manager; kubelet starts the container once it is there.
+        # Written by cert-manager; kubelet starts the container once it exists.
         - name: trust
           configMap:
             name: {{ include "tidegate.clusterName" (dict "root" .root "name" "tidegate-trust-bundle") }}

@@ -1,4 +1,4 @@
-//! Asks the admin server of a Pod: it listens on the Pod's loopback, which a port-forward reaches.
+//! Queries the admin server of a Pod. It listens on the Pod's loopback address, so requests go through a port-forward.
 
 use std::time::Duration;
 
@@ -11,36 +11,36 @@ use serde::de::DeserializeOwned;
 use super::client::{Cluster, chain};
 use crate::admin_client::exchange;
 
-/// The admin port of every Pod of the mesh, on its loopback.
+/// Admin port of every Pod of the mesh, on its loopback address.
 pub(crate) const ADMIN_PORT: u16 = 15000;
-/// Port-forward, request and answer take no longer than this.
+/// Timeout of port-forward, request and answer together.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// How long to wait for the reason why a port-forward has ended.
+/// How long to wait for the reason of a port-forward that has ended.
 const ERROR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a Pod's admin server gave no answer, or which one.
+/// Why a Pod's admin server gave no usable answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdminError {
-    /// The port-forward or what went through it failed.
+    /// The port-forward, or the request through it, failed.
     #[error("pod {pod}: {reason}")]
     Unreachable { pod: String, reason: String },
-    /// It refused.
+    /// The admin server answered with an error status.
     #[error("pod {pod}: {path}: {status}: {message}")]
     Refused { pod: String, path: String, status: StatusCode, message: String },
-    /// It is not what this version asks for.
-    #[error("pod {pod}: {path}: not the JSON that was expected: {error}")]
+    /// The body is not the JSON that this version expects.
+    #[error("pod {pod}: {path}: unexpected JSON: {error}")]
     Malformed { pod: String, path: String, error: serde_json::Error },
 }
 
 impl AdminError {
-    /// Whether the admin server itself said so.
+    /// Whether the error is the admin server's own answer.
     pub(crate) fn is_answer(&self) -> bool {
         matches!(self, Self::Refused { .. })
     }
 }
 
 impl Cluster {
-    /// `GET path` of a Pod's admin server, as JSON.
+    /// Sends `GET path` to a Pod's admin server and parses the body as JSON.
     pub(crate) async fn admin_json<T: DeserializeOwned>(
         &self,
         namespace: &str,
@@ -55,7 +55,7 @@ impl Cluster {
         })
     }
 
-    /// The body of the answer of a Pod's admin server.
+    /// Sends `GET path` to a Pod's admin server and returns the body.
     pub(crate) async fn admin(
         &self,
         method: Method,
@@ -88,9 +88,9 @@ impl Cluster {
         let forward = pods.portforward(name, &[ADMIN_PORT]).await;
         let mut forward = forward.map_err(|error| match &error {
             kube::Error::Api(status) if status.code == 403 => {
-                format!("your user may not port-forward to it: {}", status.message)
+                format!("your user lacks permission to port-forward to it: {}", status.message)
             }
-            error => format!("no port-forward to it: {}", chain(error)),
+            error => format!("port-forward failed: {}", chain(error)),
         })?;
         let (Some(stream), Some(error)) = (forward.take_stream(ADMIN_PORT), forward.take_error(ADMIN_PORT))
         else {
@@ -99,7 +99,7 @@ impl Cluster {
         let host = format!("127.0.0.1:{ADMIN_PORT}");
         let result = match exchange(stream, method, &host, path).await {
             Ok(answer) => Ok(answer),
-            // The kubelet's own words say more than a stream that ended.
+            // The kubelet's error says more than the end of the stream.
             Err(answer) => match tokio::time::timeout(ERROR_TIMEOUT, error).await {
                 Ok(Some(error)) => Err(format!("port {ADMIN_PORT}: {}", error.trim())),
                 _ => Err(format!("port {ADMIN_PORT}: {answer:#}")),

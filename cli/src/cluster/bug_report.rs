@@ -1,7 +1,7 @@
-//! `tidegate bug-report`: what somebody else needs to see to find out what is wrong, and nothing that must stay secret.
+//! `tidegate bug-report`: collects what is needed to diagnose a problem, without secrets.
 //!
-//! Secrets are listed by name only, what apps were given by environment and arguments is left out, and every file
-//! passes [`redact`] before it is written.
+//! Secrets are listed by name only, the apps' environment and arguments are left out, and every file passes through
+//! [`redact`] before it is written.
 
 mod archive;
 mod collect;
@@ -23,8 +23,8 @@ use crate::output::print;
 /// Flags of `tidegate bug-report`.
 #[derive(Args, Debug)]
 pub(crate) struct BugReportOptions {
-    /// Where to write it: an archive if the name ends with .tar.gz or .tgz, else a folder that is made
-    /// [default: tidegate-bug-report-TIME.tar.gz]
+    /// Where to write it: an archive if the name ends with .tar.gz or .tgz, otherwise a new folder [default:
+    /// tidegate-bug-report-TIME.tar.gz]
     #[arg(short, long = "output", visible_alias = "out-file", value_name = "FILE")]
     output: Option<PathBuf>,
     /// Sidecars of these namespaces, separated by commas
@@ -41,14 +41,14 @@ pub(crate) struct BugReportOptions {
     cluster: ClusterOptions,
 }
 
-/// The files of a report, by their path in it, and what could not be had.
+/// Files of a report, by their path in it, and what could not be collected.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     files: Vec<(String, String)>,
     missing: Vec<String>,
 }
 
-/// Which sidecars are looked at.
+/// Which sidecars to include.
 #[derive(Debug, Default)]
 pub(crate) struct Choice {
     namespaces: Vec<String>,
@@ -56,26 +56,23 @@ pub(crate) struct Choice {
     all: bool,
 }
 
-/// Runs the command. What cannot be had is said in the report and is no failure.
+/// Runs the command. What cannot be collected is listed in the report; it is not a failure.
 pub(crate) async fn run(options: BugReportOptions) -> anyhow::Result<ExitCode> {
     let output = options.output.unwrap_or_else(default_name);
-    ensure!(!output.exists(), "--output {}: it exists already", output.display());
+    ensure!(!output.exists(), "--output {}: already exists", output.display());
     let cluster = options.cluster.connect().await?;
     let choice = Choice { namespaces: options.namespaces, pods: options.pods, all: options.all };
     let report = collect::everything(&cluster, &choice).await;
     let (files, missing) = (report.files.len(), report.missing.len());
     archive::write(&output, report).with_context(|| format!("--output {}", output.display()))?;
     if missing > 0 {
-        eprintln!("{missing} things could not be had; missing.txt in the report says which");
+        eprintln!("{missing} items could not be collected; missing.txt in the report lists them");
     }
-    print(
-        format!("{files} files in {}; look through them before you give them away\n", output.display())
-            .as_bytes(),
-    )
+    print(format!("{files} files in {}; review them before you share them\n", output.display()).as_bytes())
 }
 
 impl Report {
-    /// Adds a file, without what must stay secret.
+    /// Adds a file, with secrets redacted.
     fn add(&mut self, path: impl Into<String>, text: &str) {
         self.files.push((path.into(), redact::text(text)));
     }
@@ -89,7 +86,7 @@ impl Report {
         }
     }
 
-    /// Notes what could not be had.
+    /// Records what could not be collected.
     fn miss(&mut self, what: &str, error: &dyn std::fmt::Display) {
         self.missing.push(redact::text(&format!("{what}: {error:#}")));
     }
@@ -105,7 +102,7 @@ fn parse_pod(text: &str) -> Result<(String, String), String> {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
             Ok((namespace.to_owned(), name.to_owned()))
         }
-        _ => Err(format!("{text:?} is not of the form NAMESPACE/NAME")),
+        _ => Err(format!("{text:?} does not have the form NAMESPACE/NAME")),
     }
 }
 

@@ -1,8 +1,8 @@
-//! `tidegate certificate`: the mesh's root, and how it is replaced under load.
+//! `tidegate certificate`: shows the mesh's root and replaces it under load.
 //!
-//! The cert-manager takes the steps; before each of them it is made sure here that no sidecar would be left behind, and
-//! before the last one ([`holders`]) that nobody has a certificate under the old root any more. Clients outside the mesh
-//! that verify workloads by copies of the roots ([`copies`]) are named at the end.
+//! The cert-manager performs the steps. Before each step this command verifies that every sidecar can take part, and
+//! before the last one ([`holders`]) that no certificate under the old root is in use any more. At the end it names
+//! clients outside the mesh that verify workloads by copies of the roots ([`copies`]).
 
 mod copies;
 mod holders;
@@ -22,20 +22,19 @@ use super::client::{Cluster, ClusterOptions};
 use super::control_plane::Part;
 use crate::output::{OutputFormat, print, print_as, table};
 
-/// How often the mesh is looked at while a step waits.
+/// How often to check the mesh while waiting for a step.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// The cert-manager's page about the rotation.
 const ROTATION: &str = "/rotation";
-/// How many Pods a message names.
+/// Number of Pods that a message names.
 const NAMED: usize = 10;
 
 /// The mesh's root certificate.
 #[derive(Subcommand, Debug)]
 pub(crate) enum CertificateCommand {
-    /// Show the roots, where a rotation is, and which sidecars it waits for.
+    /// Show the roots, the step of a rotation, and the sidecars that it waits for.
     Status(StatusOptions),
-    /// Replace the root in three steps: trust both, issue from the new one, drop the old one. Run again, it goes on
-    /// where it was.
+    /// Replace the root in three steps: trust both, issue from the new one, drop the old one. Run again to resume.
     Rotate(RotateOptions),
 }
 
@@ -55,33 +54,33 @@ pub(crate) struct RotateOptions {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
-    /// Take one step only
+    /// Take only one step
     #[arg(long)]
     step: bool,
-    /// How long to wait until a step may be taken. The last step waits until every sidecar, the control plane and the
+    /// How long to wait until a step is allowed. The last step waits until every sidecar, the control plane and the
     /// ingress controller's Secret have a certificate of the new root, which takes minutes
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Before the last step, wait until every certificate of the old root has run out, by default 24 h: for workloads
+    /// Before the last step, wait until every certificate of the old root has expired, by default 24 h: for workloads
     /// that no controller knows, such as those outside the cluster
     #[arg(long)]
     wait_for_expiry: bool,
-    /// Trust the old root, and those before it, no more: connections that they let in end, those of HTTP with a word.
-    /// Without it they live on
+    /// Stop trusting the old root and those before it: connections that they admitted are closed, HTTP ones gracefully.
+    /// By default, such connections stay open
     #[arg(long)]
     revoke: bool,
-    /// Go on without a namespace that cannot have the new root, whose sidecars will be refused until it has; repeat for
+    /// Proceed without a namespace that cannot receive the new root; its sidecars are refused until it does. Repeat for
     /// more
     #[arg(long, value_name = "NAMESPACE", value_delimiter = ',')]
     without_namespace: Vec<String>,
-    /// Revoke although Secrets of type nginx.org/ca still hold the old root alone
+    /// Revoke even if Secrets of type nginx.org/ca still hold only the old root
     #[arg(long, requires = "revoke")]
     ignore_copies: bool,
     #[command(flatten)]
     cluster: ClusterOptions,
 }
 
-/// How far, how fast, and what becomes of the old root.
+/// How many steps to take, how long to wait, and whether to revoke the old root.
 #[derive(Clone, Debug)]
 struct Pace {
     one_step: bool,
@@ -92,7 +91,7 @@ struct Pace {
     without: BTreeSet<String>,
 }
 
-/// Where a rotation is: `GET /rotation` of the cert-manager.
+/// The state of a rotation: `GET /rotation` of the cert-manager.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct Rotation {
     /// `steady`, `trust-both` or `issue-new`.
@@ -103,31 +102,31 @@ struct Rotation {
     /// Roots that every sidecar must trust before the next step.
     #[serde(default)]
     required_roots: Vec<String>,
-    /// Roots that were dropped and whose connections live on.
+    /// Roots that were dropped and whose connections stay open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     retired_roots: Vec<String>,
-    /// How long certificates lead to the one that was dropped last, RFC 3339.
+    /// Until when certificates chain to the root that was dropped last, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bridge_ends: Option<String>,
-    /// Namespaces that the roots cannot be published in.
+    /// Namespaces where the roots cannot be published.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     unreached: Vec<Unreached>,
-    /// When certificates under a root that the next step drops are over, RFC 3339.
+    /// When certificates under a root that the next step drops have expired, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     old_certificates_end: Option<String>,
     next_allowed: bool,
-    /// Whether it is allowed if everybody's certificate is known to be under the issuing root.
+    /// Whether it is allowed once all certificates are known to be under the issuing root.
     #[serde(default)]
     next_allowed_once_renewed: bool,
     /// Why the next step is not allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Why what is stored cannot be used.
+    /// Why the stored root is unusable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
 
-/// A namespace that the roots cannot be published in, and why.
+/// A namespace where the roots cannot be published, and why.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct Unreached {
     namespace: String,
@@ -147,9 +146,9 @@ struct Status {
     #[serde(flatten)]
     rotation: Rotation,
     sidecars: usize,
-    /// Pods whose sidecar would not take part in the next step, and why.
+    /// Pods whose sidecar is not ready for the next step, and why.
     left_behind: Vec<String>,
-    /// Who has no certificate under the issuing root yet; none of them is looked for but before the last step.
+    /// Holders without a certificate under the issuing root. Filled only before the last step.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_renewed: Vec<String>,
 }
@@ -193,7 +192,7 @@ async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
     Ok(Status { rotation, sidecars, left_behind, not_renewed })
 }
 
-/// Takes the steps that are left, or one. Says what was reached.
+/// Takes the remaining steps, or one. Returns a message about the result.
 async fn rotate(cluster: &Cluster, pace: Pace) -> anyhow::Result<String> {
     loop {
         let taken = step(cluster, &pace).await?;
@@ -201,18 +200,18 @@ async fn rotate(cluster: &Cluster, pace: Pace) -> anyhow::Result<String> {
         if taken.step == "steady" {
             match copies::notes(cluster, &taken, pace.revokes).await {
                 Ok(notes) => notes.iter().for_each(|note| eprintln!("{note}")),
-                // The root is replaced all the same.
-                Err(error) => eprintln!("clients with copies of the roots cannot be looked for: {error:#}"),
+                // The root has been replaced anyway.
+                Err(error) => eprintln!("cannot look for clients with copies of the roots: {error:#}"),
             }
             return Ok(format!("The root of mesh {} is {}", cluster.mesh_name, taken.issuing_root));
         }
         if pace.one_step {
-            return Ok(format!("Step taken: {}. `tidegate certificate rotate` goes on", taken.step));
+            return Ok(format!("Step taken: {}. run `tidegate certificate rotate` to continue", taken.step));
         }
     }
 }
 
-/// Waits until the next step leaves nobody behind, and takes it.
+/// Waits until all sidecars are ready for the next step, and takes it.
 async fn step(cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
     let Pace { timeout, waits_for_expiry, .. } = *pace;
     let deadline = Instant::now() + timeout;
@@ -220,16 +219,16 @@ async fn step(cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
     loop {
         let rotation: Rotation = cluster.ask(Part::CertManager, ROTATION).await?;
         if let Some(problem) = &rotation.problem {
-            bail!("the stored root cannot be used: {problem}");
+            bail!("the stored root is unusable: {problem}");
         }
         let without = without(cluster, &rotation, pace).await?;
         let is_out = |one: &&Unreached| !without.contains(&one.namespace);
         let obstacle = match left_behind(cluster, &rotation, &without).await? {
-            pods if !pods.is_empty() => format!("sidecars would be left behind: {}", enumerate(&pods)),
+            pods if !pods.is_empty() => format!("sidecars are not ready: {}", enumerate(&pods)),
             _ if let Some(Unreached { namespace, reason }) = rotation.unreached.iter().find(is_out) => {
                 format!(
-                    "namespace {namespace} cannot have the roots: {reason} (--without-namespace={namespace} goes on without \
-                 it)"
+                    "namespace {namespace} cannot receive the roots: {reason} (--without-namespace={namespace} \
+                     proceeds without it)"
                 )
             }
             _ if let Some(copies) = stale_copies(cluster, &rotation, pace).await? => copies,
@@ -237,14 +236,16 @@ async fn step(cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
             _ if rotation.next_allowed_once_renewed && !waits_for_expiry => {
                 match holders::not_renewed(cluster, &rotation.issuing_root, &without).await? {
                     holders if holders.is_empty() => return next(cluster, true, pace, &without).await,
-                    holders => format!("certificates of the old root are in use: {}", enumerate(&holders)),
+                    holders => {
+                        format!("certificates of the old root are still in use: {}", enumerate(&holders))
+                    }
                 }
             }
             _ => {
-                let reason = rotation.reason.as_deref().unwrap_or("the next step is not allowed yet");
+                let reason = rotation.reason.as_deref().unwrap_or("the next step is not yet allowed");
                 let is_shorter = rotation.is_before_last() && !waits_for_expiry;
                 let or =
-                    if is_shorter { ", or until everybody has a certificate of the new root" } else { "" };
+                    if is_shorter { ", or until every holder has a certificate of the new root" } else { "" };
                 format!("{reason}{or}")
             }
         };
@@ -252,10 +253,10 @@ async fn step(cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
         let is_hopeless = waits_for_expiry && end.is_some_and(|end| is_after(end, timeout));
         if is_hopeless || Instant::now() >= deadline {
             let waited = if is_hopeless { String::new() } else { format!(" after {timeout:?}") };
-            let end = end.map(|end| format!(", after {end} at the latest")).unwrap_or_default();
+            let end = end.map(|end| format!(", at the latest after {end}")).unwrap_or_default();
             bail!(
                 "the rotation stays at step {}{waited}: {obstacle}. Nothing is broken meanwhile; run `tidegate \
-                 certificate rotate` again to go on{end}",
+                 certificate rotate` again to continue{end}",
                 rotation.step
             );
         }
@@ -267,8 +268,8 @@ async fn step(cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
     }
 }
 
-/// Namespaces that the next step does without: those that were named, and those that cannot have the roots and have no
-/// sidecar that runs.
+/// Namespaces that the next step skips: those that were named, and those that cannot receive the roots and have no
+/// running sidecar.
 async fn without(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> anyhow::Result<BTreeSet<String>> {
     let mut without = pace.without.clone();
     if rotation.unreached.is_empty() {
@@ -283,13 +284,13 @@ async fn without(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> anyhow:
     Ok(without)
 }
 
-/// Copies of the roots that keep the last step from being taken: by one that revokes, their clients would be cut off.
+/// Copies of the roots that block the last step: if it revokes, their clients would be cut off.
 async fn stale_copies(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> anyhow::Result<Option<String>> {
     if !rotation.is_before_last() || !pace.revokes || pace.ignores_copies {
         return Ok(None);
     }
     let stale = copies::stale(cluster, rotation).await?;
-    Ok((!stale.is_empty()).then(|| format!("{} (--ignore-copies revokes all the same)", enumerate(&stale))))
+    Ok((!stale.is_empty()).then(|| format!("{} (--ignore-copies revokes anyway)", enumerate(&stale))))
 }
 
 async fn next(
@@ -298,12 +299,13 @@ async fn next(
     pace: &Pace,
     without: &BTreeSet<String>,
 ) -> anyhow::Result<Rotation> {
-    // Found by a question: a step that was sent and not answered may have been taken, so it is not sent to another one.
+    // Found with a read-only request: a step that was sent and not answered may have been taken, so it must not be sent
+    // to another Pod.
     let (pod, rotation) = cluster.first_answer::<Rotation>(Part::CertManager, ROTATION).await?;
     for Unreached { namespace, reason } in
         rotation.unreached.iter().filter(|one| without.contains(&one.namespace))
     {
-        eprintln!("going on without namespace {namespace}, which cannot have the roots: {reason}");
+        eprintln!("proceeding without namespace {namespace}, which cannot receive the roots: {reason}");
     }
     let mut query: Vec<String> = Vec::new();
     query.extend(is_renewed.then(|| "renewed=true".to_owned()));
@@ -316,7 +318,7 @@ async fn next(
     serde_json::from_slice(&body).with_context(|| format!("the answer of {path}"))
 }
 
-/// Pods whose sidecar runs and is not known to trust the roots that the next step builds on, with the reason.
+/// Pods with a running sidecar that is not known to trust the roots that the next step builds on, with the reason.
 async fn left_behind(
     cluster: &Cluster,
     rotation: &Rotation,
@@ -331,8 +333,8 @@ async fn left_behind(
     let mut found = Vec::new();
     for pod in pods.iter().filter(|pod| pod.is_started && !without.contains(&pod.namespace)) {
         let reason = match known.connected(pod).map(|stream| &stream.trusted_roots) {
-            None => "connected to no controller",
-            Some(None) => "has not said which roots it trusts",
+            None => "not connected to a controller",
+            Some(None) => "has not reported the roots it trusts",
             Some(Some(roots)) if needed.iter().all(|root| roots.contains(root)) => continue,
             Some(Some(_)) => "does not trust every root yet",
         };
@@ -359,11 +361,11 @@ impl Rotation {
 }
 
 fn confirm(cluster: &Cluster, rotation: &Rotation, one_step: bool) -> anyhow::Result<()> {
-    ensure!(io::stdin().is_terminal(), "--yes is needed where nobody can be asked");
+    ensure!(io::stdin().is_terminal(), "standard input is not a terminal: confirm with --yes");
     let what = match (one_step, rotation.step.as_str()) {
         (true, _) => "Take the next step of the rotation of".to_owned(),
         (false, "steady") => "Replace".to_owned(),
-        (false, step) => format!("Go on from step {step} with replacing"),
+        (false, step) => format!("Continue, from step {step}, to replace"),
     };
     eprint!("{what} the root certificate of mesh {} at {}? [y/N] ", cluster.mesh_name, cluster.server);
     io::stderr().flush()?;
@@ -378,7 +380,7 @@ fn progress(rotation: &Rotation, revokes: bool) -> String {
         "trust-both" => (1, "both roots are trusted"),
         "issue-new" => (2, "the new root issues; the old one is still trusted"),
         _ if revokes => (3, "the old root is revoked"),
-        _ => (3, "the old root is dropped; connections that it has let in live on"),
+        _ => (3, "the old root is dropped; connections that it admitted stay open"),
     };
     format!("step {number} of 3: {what}")
 }
@@ -431,7 +433,7 @@ fn text(status: &Status) -> String {
         text.extend(status.left_behind.iter().map(|pod| format!("{pod}\n")));
     }
     if !status.not_renewed.is_empty() {
-        text.push_str("\nstill with a certificate of the old root:\n");
+        text.push_str("\nstill holding a certificate of the old root:\n");
         text.extend(status.not_renewed.iter().map(|holder| format!("{holder}\n")));
     }
     text

@@ -1,9 +1,8 @@
-//! `tidegate check`: is the cluster ready for Tidegate, is Tidegate well, and are the workloads?
+//! `tidegate check`: checks the cluster, the control plane and the workloads.
 //!
-//! Each check has an id that does not change between versions, and a hint that says what to do. [`before`] holds what
-//! must be true before an installation, [`control_plane`] and [`webhooks`] what must be true after it, [`data_plane`]
-//! and [`policies`] what concerns workloads, [`not_enforced`]
-//! policies of other meshes.
+//! Each check has an id that is stable between versions, and a hint that says what to do. [`before`] holds the checks
+//! before an installation, [`control_plane`] and [`webhooks`] those after it, [`data_plane`] and [`policies`] those of
+//! workloads, [`not_enforced`] those of other meshes' policies.
 
 mod before;
 mod control_plane;
@@ -25,9 +24,9 @@ use super::client::{Cluster, ClusterOptions};
 use crate::install::HelmOptions;
 use crate::output::{OutputFormat, counted, print_as, printable};
 
-/// How often a check that waits looks again.
+/// How often to retry while waiting.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// How many objects a message names.
+/// Number of objects that a message names.
 const NAMED: usize = 5;
 
 /// Flags of `tidegate check`.
@@ -36,10 +35,10 @@ pub(crate) struct CheckOptions {
     /// Check whether the cluster is ready for an installation
     #[arg(long, conflicts_with = "proxy")]
     pre: bool,
-    /// Check workloads and policies only
+    /// Check only workloads and policies
     #[arg(long)]
     proxy: bool,
-    /// Look again until nothing fails, for at most this long
+    /// Retry until nothing fails, for at most this long
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     wait: Duration,
     /// How to print it.
@@ -51,7 +50,7 @@ pub(crate) struct CheckOptions {
     cluster: ClusterOptions,
 }
 
-/// What was found.
+/// The result of all checks.
 #[derive(Debug, Serialize)]
 struct Report {
     status: Severity,
@@ -60,7 +59,7 @@ struct Report {
     control_plane: String,
 }
 
-/// What one check found.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     /// Never changes.
@@ -80,7 +79,7 @@ struct Finding {
 #[serde(rename_all = "lowercase")]
 enum Severity {
     Ok,
-    /// Likely not meant; works.
+    /// Works, but is probably unintended.
     Warning,
     Failed,
 }
@@ -90,12 +89,12 @@ enum Severity {
 struct Outcome {
     severity: Severity,
     message: Option<String>,
-    /// In place of the check's own hint.
+    /// Replaces the check's own hint.
     hint: Option<String>,
 }
 
-/// A check: what should be true, and what to do if it is not. In the hint, `{control-plane}` stands for the control plane's
-/// namespace.
+/// A check: what should be true, and what to do if it is not. In the hint, `{control-plane}` stands for the control
+/// plane's namespace.
 #[derive(Clone, Copy, Debug)]
 struct Check {
     id: &'static str,
@@ -104,7 +103,7 @@ struct Check {
     hint: &'static str,
 }
 
-/// Exits with 1 if a check failed; warnings alone are no failure.
+/// Exits with 1 if a check failed; warnings alone do not count.
 pub(crate) async fn run(options: CheckOptions) -> anyhow::Result<ExitCode> {
     let cluster = options.cluster.connect().await?;
     let deadline = Instant::now() + options.wait;
@@ -124,7 +123,7 @@ pub(crate) async fn run(options: CheckOptions) -> anyhow::Result<ExitCode> {
     Ok(if report.status == Severity::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Everything that is checked after an installation, as people read it.
+/// The result of all checks after an installation, as a table.
 pub(crate) async fn as_text(cluster: &Cluster) -> String {
     text(&Report::of(cluster, false, false).await, false)
 }
@@ -134,7 +133,7 @@ impl Report {
         let mut report =
             Self { status: Severity::Ok, checks: Vec::new(), control_plane: cluster.control_plane.clone() };
         before::api(cluster, &mut report).await;
-        // Whoever cannot be reached fails every other check, too, for no reason of its own.
+        // If the API server is unreachable, every other check would fail for the same reason.
         if report.status == Severity::Failed && !report.is_reachable() {
             return report;
         }
@@ -142,7 +141,7 @@ impl Report {
             before::installation(cluster, &mut report).await;
             return report;
         }
-        // Without a control plane every other check fails, for that one reason.
+        // Without a control plane, every other check would fail for the same reason.
         if !control_plane::is_there(cluster, &mut report).await {
             return report;
         }
@@ -196,23 +195,23 @@ impl Outcome {
         Self { severity: Severity::Failed, message: Some(message.into()), hint: None }
     }
 
-    /// With a hint of its own.
+    /// Sets a hint for this outcome.
     fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    /// Failed if anything is named, else fine.
+    /// Failed if there are names, otherwise passed.
     fn failed_for(names: &[String]) -> Self {
         if names.is_empty() { Self::ok() } else { Self::failed(enumerate(names)) }
     }
 
-    /// A warning if anything is named, else fine.
+    /// A warning if there are names, otherwise passed.
     fn warning_for(names: &[String]) -> Self {
         if names.is_empty() { Self::ok() } else { Self::warning(enumerate(names)) }
     }
 }
 
-/// The first names, and how many more there are.
+/// The first names, and the number of the others.
 fn enumerate(names: &[String]) -> String {
     let mut text = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
     if let Some(more @ 1..) = names.len().checked_sub(NAMED) {
@@ -221,7 +220,7 @@ fn enumerate(names: &[String]) -> String {
     text
 }
 
-/// Whole days until a time; none once it is over.
+/// Whole days until a time; `None` if it has passed.
 fn days_until(time: SystemTime) -> Option<u64> {
     time.duration_since(SystemTime::now()).ok().map(|left| left.as_secs() / (24 * 60 * 60))
 }
@@ -260,8 +259,8 @@ fn text(report: &Report, colour: bool) -> String {
         }
     }
     let summary = match report.status {
-        Severity::Ok => "all is well",
-        Severity::Warning => "no check failed; there are warnings",
+        Severity::Ok => "all checks passed",
+        Severity::Warning => "all checks passed, some with warnings",
         Severity::Failed => "some checks failed",
     };
     text + &format!("\n{} {summary}\n", symbol(report.status))

@@ -1,4 +1,4 @@
-//! Which cluster, and how to speak to it.
+//! Selects a cluster and connects to it.
 
 use std::env;
 use std::fmt::Debug;
@@ -15,12 +15,12 @@ use tidegate_kubernetes::client::ClientOptions;
 
 use crate::completion;
 
-/// Where the control plane is unless told otherwise.
+/// Default namespace of the control plane.
 pub(crate) const DEFAULT_CONTROL_PLANE: &str = "tidegate-system";
-/// How many objects are asked for at a time.
+/// Page size of lists.
 const PAGE: u32 = 500;
 
-/// Flags of every command that speaks to a cluster.
+/// Flags of every command that talks to a cluster.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Cluster")]
 pub(crate) struct ClusterOptions {
@@ -39,7 +39,7 @@ pub(crate) struct ClusterOptions {
     pub(crate) mesh_name: Option<String>,
 }
 
-/// A cluster to speak to.
+/// A cluster and the mesh in it.
 #[derive(Clone)]
 pub(crate) struct Cluster {
     pub(crate) client: Client,
@@ -62,7 +62,7 @@ impl ClusterOptions {
         self.control_plane.as_deref().unwrap_or(DEFAULT_CONTROL_PLANE)
     }
 
-    /// Whether there is a cluster to speak to at all, by flags, environment or the usual files.
+    /// Whether any cluster is configured, by flags, environment or the usual files.
     pub(crate) fn is_configured(&self) -> bool {
         let is_set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
         let usual = env::home_dir().map(|home| home.join(".kube/config"));
@@ -73,7 +73,7 @@ impl ClusterOptions {
             || usual.is_some_and(|file| file.is_file())
     }
 
-    /// Reads the configuration. No request is made yet.
+    /// Reads the configuration. Sends no request yet.
     pub(crate) async fn connect(&self) -> anyhow::Result<Cluster> {
         let config = self.config().await?;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
@@ -101,7 +101,8 @@ impl ClusterOptions {
 }
 
 impl Cluster {
-    /// Every object that `params` select, page by page. `what` names them, such as `pods of namespace a`.
+    /// Lists every object that `params` select, page by page. `what` names them in errors, such as `pods of namespace
+    /// a`.
     pub(crate) async fn list<K>(&self, api: &Api<K>, params: ListParams, what: &str) -> anyhow::Result<Vec<K>>
     where
         K: Clone + DeserializeOwned + Debug,
@@ -111,8 +112,8 @@ impl Cluster {
         loop {
             let page = api.list(&params).await.map_err(|error| match &error {
                 kube::Error::Api(status) if status.code == 404 => anyhow!(
-                    "cannot list {what}: this cluster does not know them; are Tidegate's custom resource \
-                     definitions installed? `tidegate check` says which are"
+                    "cannot list {what}: the cluster does not define them; `tidegate check` says which custom resource \
+                     definitions are missing"
                 ),
                 error => self.failed(&format!("list {what}"), error),
             })?;
@@ -124,7 +125,7 @@ impl Cluster {
         }
     }
 
-    /// One object, if it is there.
+    /// Gets one object, if it exists.
     pub(crate) async fn get<K>(&self, api: &Api<K>, name: &str, what: &str) -> anyhow::Result<Option<K>>
     where
         K: Clone + DeserializeOwned + Debug,
@@ -132,15 +133,15 @@ impl Cluster {
         api.get_opt(name).await.map_err(|error| self.failed(&format!("read {what}"), &error))
     }
 
-    /// Says which request failed and what to do about it.
+    /// An error that says which request failed and what to do about it.
     pub(crate) fn failed(&self, what: &str, error: &kube::Error) -> anyhow::Error {
         match error {
             kube::Error::Api(status) if status.code == 403 => {
-                anyhow!("cannot {what}: your user may not: {}", status.message)
+                anyhow!("cannot {what}: permission denied: {}", status.message)
             }
             kube::Error::Api(status) if status.code == 401 => {
                 anyhow!(
-                    "cannot {what}: {} does not know your user; log in again, or choose another --context",
+                    "cannot {what}: {} does not accept your credentials; log in again, or choose another --context",
                     self.server
                 )
             }
@@ -149,14 +150,14 @@ impl Cluster {
             }
             kube::Error::Api(status) => anyhow!("cannot {what}: {}", status.message),
             kube::Error::HyperError(_) | kube::Error::Service(_) => {
-                anyhow!("cannot {what}: the API server {} cannot be reached: {}", self.server, chain(error))
+                anyhow!("cannot {what}: the API server {} is unreachable: {}", self.server, chain(error))
             }
             other => anyhow!("cannot {what}: {}", chain(other)),
         }
     }
 }
 
-/// An error and its causes, each said once.
+/// An error and its causes, without repetitions.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -32,7 +32,7 @@ pub(crate) struct ConflictsOptions {
     cluster: ClusterOptions,
 }
 
-/// Policies that can be in conflict.
+/// Policy kinds that can conflict.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PolicyKind {
     /// IngressBackends.
@@ -58,7 +58,7 @@ pub(crate) async fn run(options: ConflictsOptions) -> anyhow::Result<ExitCode> {
     let policies = ingress_backends(&cluster, &options.namespaces).await?;
     let conflicts = conflicts(&policies.readable);
     for problem in &policies.unreadable {
-        eprintln!("IngressBackend {problem}; it grants nothing, and its conflicts are not known");
+        eprintln!("IngressBackend {problem}; it grants nothing, and its conflicts are unknown");
     }
     print_as(options.output, &conflicts, |conflicts| text(conflicts, &options.namespaces))?;
     let is_clean = conflicts.is_empty() && policies.unreadable.is_empty();
@@ -69,7 +69,7 @@ pub(crate) async fn run(options: ConflictsOptions) -> anyhow::Result<ExitCode> {
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
     pub(crate) readable: Vec<IngressBackend>,
-    /// Those that cannot be read, each as `<namespace>/<name>: <field>: <what is wrong with it>`.
+    /// Policies that cannot be parsed, each as `<namespace>/<name>: <field>: <error>`.
     pub(crate) unreadable: Vec<String>,
 }
 
@@ -98,7 +98,7 @@ pub(crate) async fn ingress_backends(cluster: &Cluster, namespaces: &[String]) -
 }
 
 impl Policies {
-    /// Forgets those of these namespaces.
+    /// Removes the policies of these namespaces.
     pub(crate) fn leave_out(&mut self, namespaces: &BTreeSet<String>) {
         self.readable.retain(|policy| policy.namespace().is_none_or(|name| !namespaces.contains(&name)));
         let namespace = |text: &str| text.split('/').next().unwrap_or_default().to_owned();
@@ -118,8 +118,8 @@ impl Policies {
     }
 }
 
-/// Every pair that opens the same port of the same Service. Backends are of their IngressBackend's own namespace, so
-/// policies of two namespaces are never in conflict.
+/// Every pair that opens the same port of the same Service. Backends are in their IngressBackend's own namespace, so
+/// policies of different namespaces never conflict.
 pub(crate) fn conflicts(policies: &[IngressBackend]) -> Vec<Conflict> {
     let mut sorted: Vec<&IngressBackend> = policies.iter().collect();
     sorted.sort_by_key(|policy| (policy.namespace(), policy.name_any()));

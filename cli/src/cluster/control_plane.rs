@@ -1,4 +1,4 @@
-//! The control plane's Pods.
+//! Finds the control plane's Pods.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use serde::de::DeserializeOwned;
 
 use super::client::Cluster;
 
-/// Label: which program a Pod or Deployment of the control plane is.
+/// Label with the program of a control plane Pod or Deployment.
 pub(crate) const NAME_LABEL: &str = "app.kubernetes.io/name";
-/// Label: the name of the mesh.
+/// Label with the name of the mesh.
 pub(crate) const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
-/// Label: the version of the chart.
+/// Label with the version of the chart.
 pub(crate) const VERSION_LABEL: &str = "app.kubernetes.io/version";
 /// Label and value of everything that belongs to the mesh.
 pub(crate) const PART_OF: &str = "app.kubernetes.io/part-of=tidegate";
@@ -28,7 +28,7 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// Every one.
+    /// All programs.
     pub(crate) const ALL: [Self; 3] = [Self::Controller, Self::CertManager, Self::Injector];
 
     /// The name of its Deployment, ServiceAccount, Service and container.
@@ -58,25 +58,25 @@ impl Cluster {
         Ok(pods)
     }
 
-    /// The running Pods of a part, of which there must be one.
+    /// The running Pods of a part; an error if there are none.
     pub(crate) async fn needed(&self, part: Part) -> anyhow::Result<Vec<Pod>> {
         let pods = self.running(part).await?;
         ensure!(
             !pods.is_empty(),
-            "no pod of {part} runs in namespace {} for mesh {}; is the control plane elsewhere \
-             (--tidegate-namespace, --mesh-name)? `tidegate mesh list` shows where",
+            "no running pod of {part} in namespace {} for mesh {}; select another control plane with \
+             --tidegate-namespace and --mesh-name; `tidegate mesh list` shows them",
             self.control_plane,
             self.mesh_name
         );
         Ok(pods)
     }
 
-    /// What one Pod of a part answers: the first that does.
+    /// The answer of the first Pod of a part that answers.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, part: Part, path: &str) -> anyhow::Result<T> {
         self.first_answer(part, path).await.map(|(_, answer)| answer)
     }
 
-    /// The first Pod of a part that answers, by name, and what.
+    /// The first Pod of a part that answers, by name, and its answer.
     pub(crate) async fn first_answer<T: DeserializeOwned>(
         &self,
         part: Part,
@@ -87,7 +87,7 @@ impl Cluster {
             let name = pod.name_any();
             match self.admin_json(&self.control_plane, &name, path).await {
                 Ok(answer) => return Ok((name, answer)),
-                // A question that is refused is refused by every replica.
+                // If one replica rejects a request, all would.
                 Err(error) if error.is_answer() => return Err(error.into()),
                 Err(error) => last = Some(error),
             }
@@ -98,7 +98,7 @@ impl Cluster {
         }
     }
 
-    /// What every Pod of a part answers, by the Pod's name.
+    /// The answers of all Pods of a part, by the Pod's name.
     pub(crate) async fn ask_all<T: DeserializeOwned>(
         &self,
         part: Part,

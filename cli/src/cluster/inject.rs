@@ -1,4 +1,4 @@
-//! `tidegate inject`: adds the sidecar to manifests, as the webhook would, for whoever wants to see or keep them so.
+//! `tidegate inject`: adds the sidecar to manifests as the webhook would, to inspect or keep the result.
 
 use std::fs;
 use std::io::{self, Read};
@@ -21,7 +21,7 @@ use super::namespace;
 use crate::completion;
 use crate::output::print;
 
-/// The image of sidecars, at this command's version.
+/// The sidecar's image of this command's version.
 const IMAGE: &str = concat!("tidegate/sidecar:", env!("CARGO_PKG_VERSION"));
 
 /// Flags of `tidegate inject`.
@@ -33,7 +33,7 @@ pub(crate) struct InjectOptions {
     /// Namespace of objects that name none [default: the context's]
     #[arg(short, long, value_name = "NAME", add = ArgValueCandidates::new(completion::namespaces))]
     namespace: Option<String>,
-    /// Ask no cluster: OSM's defaults stand for the MeshConfig, and namespaces that are in no file are taken for ones of
+    /// Do not contact a cluster: use OSM's defaults for the MeshConfig, and treat namespaces that are in no file as in
     /// the mesh
     #[arg(long)]
     offline: bool,
@@ -47,7 +47,7 @@ pub(crate) struct InjectOptions {
     cluster: ClusterOptions,
 }
 
-/// What the injector itself was told.
+/// The configuration of the cluster's injector.
 #[derive(Debug, Default, PartialEq)]
 struct Told {
     sidecar_image: Option<String>,
@@ -95,7 +95,7 @@ pub(crate) async fn run(options: InjectOptions) -> anyhow::Result<ExitCode> {
 
 impl InjectOptions {
     async fn namespaces(&self, cluster: &Cluster) -> anyhow::Result<ManifestNamespaces> {
-        let all = namespace::all(cluster).await.context("--offline asks no cluster")?;
+        let all = namespace::all(cluster).await.context("--offline works without a cluster")?;
         let default = self.namespace.clone();
         let default = default.unwrap_or_else(|| cluster.client.default_namespace().to_owned());
         Ok(ManifestNamespaces::of_cluster(all.into_iter().map(NamespaceView::from), default))
@@ -114,13 +114,14 @@ impl InjectOptions {
     }
 }
 
-/// What the injector of the cluster would go by.
+/// The configuration that the cluster's injector uses.
 async fn from_cluster(cluster: &Cluster) -> anyhow::Result<(Told, MeshSettings)> {
     let namespace = &cluster.control_plane;
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
     let what = format!("Deployment {namespace}/{}", Part::Injector);
     let injector = cluster.get(&api, Part::Injector.name(), &what).await?;
-    let injector = injector.with_context(|| format!("there is no {what}; --offline asks no cluster"))?;
+    let injector =
+        injector.with_context(|| format!("{what} does not exist; --offline works without a cluster"))?;
     let api: Api<MeshConfig> = Api::namespaced(cluster.client.clone(), namespace);
     let what = format!("MeshConfig {namespace}/{MESH_CONFIG_NAME}");
     let config = cluster.get(&api, MESH_CONFIG_NAME, &what).await?;

@@ -1,4 +1,4 @@
-//! `tidegate mesh`: the control planes of a cluster.
+//! `tidegate mesh`: lists the control planes of a cluster.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -38,9 +38,9 @@ pub(crate) struct Mesh {
     pub(crate) namespace: String,
     pub(crate) mesh: String,
     pub(crate) version: String,
-    /// Controller replicas that are ready.
+    /// Ready controller replicas.
     ready: i32,
-    /// Controller replicas that are asked for.
+    /// Desired controller replicas.
     replicas: i32,
     controller_pods: Vec<String>,
     added_namespaces: Vec<String>,
@@ -51,7 +51,7 @@ pub(crate) async fn run(command: MeshCommand) -> anyhow::Result<ExitCode> {
     let MeshCommand::List(options) = command;
     let meshes = list(&options.cluster.connect().await?).await?;
     if meshes.is_empty() && options.output == OutputFormat::Table {
-        eprintln!("No control plane in this cluster; `tidegate install` makes one");
+        eprintln!("No control plane in this cluster; `tidegate install` creates one");
         return Ok(ExitCode::SUCCESS);
     }
     print_as(options.output, &meshes, |meshes| text(meshes))
@@ -101,7 +101,7 @@ fn name(controller: &Deployment) -> String {
     controller.labels().get(INSTANCE_LABEL).cloned().unwrap_or_default()
 }
 
-/// What a Deployment says that it runs: the chart's version, or else the tag of its image.
+/// The version of a Deployment: the chart's, or else the tag of its image.
 pub(crate) fn version(deployment: &Deployment) -> String {
     if let Some(version) = deployment.labels().get(VERSION_LABEL) {
         return version.clone();

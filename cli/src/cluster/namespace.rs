@@ -21,11 +21,11 @@ use super::mesh;
 use crate::completion;
 use crate::output::{OutputFormat, print_as, table};
 
-/// Namespaces of Kubernetes itself: what they run must start before any mesh.
+/// Namespaces of Kubernetes itself, whose workloads must start before any mesh.
 const OF_KUBERNETES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 /// Namespace label: the Pod Security Standard that its Pods must meet.
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
-/// Who made a change, in the objects' managed fields.
+/// Field manager of changes, as shown in the objects' managed fields.
 const FIELD_MANAGER: &str = "tidegate-cli";
 
 /// Namespaces of the mesh.
@@ -33,9 +33,9 @@ const FIELD_MANAGER: &str = "tidegate-cli";
 pub(crate) enum NamespaceCommand {
     /// Add namespaces to the mesh: Pods that start there from now on get a sidecar.
     Add(AddOptions),
-    /// Take namespaces out of the mesh: Pods that start there from now on get no sidecar.
+    /// Remove namespaces from the mesh: Pods that start there from now on get no sidecar.
     Remove(NamesOptions),
-    /// Have the mesh leave namespaces alone, whatever other labels they carry.
+    /// Make the mesh ignore namespaces, whatever other labels they carry.
     Ignore(NamesOptions),
     /// List the namespaces of the mesh, or of every mesh without --mesh-name.
     List(ListOptions),
@@ -46,7 +46,7 @@ pub(crate) enum NamespaceCommand {
 pub(crate) struct AddOptions {
     #[command(flatten)]
     names: NamesOptions,
-    /// Add the namespaces without sidecars: their Services can be sources and their policies count
+    /// Add the namespaces without sidecars: their Services can be sources, and their policies apply
     #[arg(long)]
     disable_sidecar_injection: bool,
 }
@@ -80,7 +80,7 @@ pub(crate) struct MeshNamespace {
     sidecar_injection: &'static str,
 }
 
-/// Runs the command; each namespace that fails is said on standard error, and the others are still done.
+/// Runs the command. A namespace that fails is reported on standard error, and the others are still processed.
 pub(crate) async fn run(command: NamespaceCommand) -> anyhow::Result<ExitCode> {
     match command {
         NamespaceCommand::List(options) => {
@@ -132,7 +132,7 @@ async fn each(
     Ok(code)
 }
 
-/// Puts a namespace into the mesh. Says so; an error says why not.
+/// Adds a namespace to the mesh. Returns a message; an error says why it cannot be added.
 pub(crate) async fn add(cluster: &Cluster, name: &str, without_sidecars: bool) -> anyhow::Result<String> {
     let mesh = &cluster.mesh_name;
     let added = async {
@@ -150,7 +150,7 @@ pub(crate) async fn add(cluster: &Cluster, name: &str, without_sidecars: bool) -
         let injection = if without_sidecars { "disabled" } else { "enabled" };
         let mut labels = json!({ MONITORED_BY: mesh });
         if without_sidecars && namespace.labels().contains_key(INJECTION) {
-            // That label alone would go on adding sidecars.
+            // Otherwise that label alone would keep adding sidecars.
             labels[INJECTION] = Value::Null;
         }
         let patch = json!({"metadata": {"labels": labels, "annotations": {SIDECAR_INJECTION: injection}}});
@@ -163,8 +163,8 @@ pub(crate) async fn add(cluster: &Cluster, name: &str, without_sidecars: bool) -
         }
         if !mesh::names(cluster).await?.contains(mesh) {
             eprintln!(
-                "warning: the cluster has no mesh [{mesh}], so Pods of the namespace get no sidecar yet; `tidegate mesh \
-                 list` shows the meshes there are, `tidegate install` makes one"
+                "warning: mesh [{mesh}] does not exist in the cluster, so Pods of the namespace get no sidecar yet; `tidegate mesh \
+                 list` shows the existing meshes, `tidegate install` creates one"
             );
         }
         Ok(format!("Namespace [{name}] successfully added to mesh [{mesh}]"))
@@ -172,7 +172,7 @@ pub(crate) async fn add(cluster: &Cluster, name: &str, without_sidecars: bool) -
     added.await.with_context(|| format!("Could not add namespace [{name}] to mesh [{mesh}]"))
 }
 
-/// Takes a namespace out of the mesh.
+/// Removes a namespace from the mesh.
 pub(crate) async fn remove(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
     let mesh = &cluster.mesh_name;
     let removed = async {
@@ -192,7 +192,7 @@ pub(crate) async fn remove(cluster: &Cluster, name: &str) -> anyhow::Result<Stri
     removed.await.with_context(|| format!("Could not remove namespace [{name}] from mesh [{mesh}]"))
 }
 
-/// Takes away what puts a namespace into a mesh.
+/// Removes the label and annotation that put a namespace into a mesh.
 pub(crate) async fn leave(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let patch = json!({"metadata": {
         "labels": {MONITORED_BY: null, INJECTION: null},
@@ -201,7 +201,7 @@ pub(crate) async fn leave(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     change(cluster, name, &patch).await
 }
 
-/// Has the mesh leave a namespace alone.
+/// Makes the mesh ignore a namespace.
 pub(crate) async fn ignore(cluster: &Cluster, name: &str) -> anyhow::Result<String> {
     let ignored = async {
         read(cluster, name).await?;
@@ -226,8 +226,8 @@ pub(crate) async fn all(cluster: &Cluster) -> anyhow::Result<Vec<Namespace>> {
     cluster.list(&api, ListParams::default(), "namespaces").await
 }
 
-/// Whether Pods of a namespace of the mesh get a sidecar unless they say otherwise. The annotation goes before the label,
-/// as it does with the injector.
+/// Whether Pods of a namespace of the mesh get a sidecar by default. The annotation overrides the label, as in the
+/// injector.
 pub(crate) fn injects(namespace: &Namespace) -> bool {
     let by_label = namespace.labels().get(INJECTION).is_some_and(|value| value == "enabled");
     let wish = namespace.annotations().get(SIDECAR_INJECTION).map(|wish| wish.to_ascii_lowercase());
@@ -266,7 +266,7 @@ async fn change(cluster: &Cluster, name: &str, patch: &Value) -> anyhow::Result<
 
 async fn refuse_control_plane(cluster: &Cluster, namespace: &Namespace) -> anyhow::Result<()> {
     let name = namespace.name_any();
-    ensure!(!OF_KUBERNETES.contains(&name.as_str()), "it is a namespace of Kubernetes itself");
+    ensure!(!OF_KUBERNETES.contains(&name.as_str()), "it belongs to Kubernetes itself");
     let has_controller = async {
         let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &name);
         let selector = format!("{NAME_LABEL}={}", Part::Controller);
@@ -275,36 +275,36 @@ async fn refuse_control_plane(cluster: &Cluster, namespace: &Namespace) -> anyho
     };
     ensure!(
         name != cluster.control_plane && !has_controller.await?,
-        "it has [{}] installed: the control plane's own namespace cannot be in the mesh",
+        "[{}] is installed there: a control plane's namespace cannot be in the mesh",
         Part::Controller
     );
     ensure!(
         !namespace.labels().contains_key(CONTROL_PLANE),
-        "label {CONTROL_PLANE} keeps admission webhooks out of it, so no sidecar could be added"
+        "label {CONTROL_PLANE} excludes it from admission webhooks, so no sidecar can be added"
     );
     Ok(())
 }
 
-/// What to do where Pod Security refuses the interception step, and with it every Pod that gets a sidecar.
+/// What to do if Pod Security refuses the interception step, and with it every Pod with a sidecar.
 fn pod_security_hint(namespace: &Namespace) -> Option<String> {
     let level = namespace.labels().get(POD_SECURITY)?;
     (level != "privileged").then(|| {
         format!(
             "label {POD_SECURITY}={level} refuses container {INTERCEPT_CONTAINER}, which needs NET_ADMIN and NET_RAW, so \
-             no pod with a sidecar can be made; kubectl label namespace {} --overwrite {POD_SECURITY}=privileged",
+             no pod with a sidecar can be created; kubectl label namespace {} --overwrite {POD_SECURITY}=privileged",
             namespace.name_any()
         )
     })
 }
 
-/// Pods take a sidecar, or lose it, only when they are made.
+/// Reports Pods to restart: they get or lose a sidecar only when they are created.
 async fn hint_at_restart(cluster: &Cluster, name: &str, with_sidecar: bool) {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), name);
     let Ok(pods) = cluster.list(&api, ListParams::default(), "pods").await else { return };
     let stale = pods.iter().filter(|pod| has_sidecar_of(pod, &cluster.control_plane) == with_sidecar).count();
     if stale > 0 {
         let (state, when) = if with_sidecar {
-            ("still has a sidecar", " within half a certificate's life, for it is not renewed any more")
+            ("still has a sidecar", " within half a certificate's lifetime, because it is no longer renewed")
         } else {
             ("has no sidecar yet", "")
         };

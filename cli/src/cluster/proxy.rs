@@ -1,4 +1,4 @@
-//! `tidegate proxy`: the sidecars, as controllers see them and as they see themselves.
+//! `tidegate proxy`: the sidecars, as the controllers and the sidecars themselves report them.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,15 +19,15 @@ use super::sidecars::{Known, MeshedPod, Rejected};
 use crate::completion;
 use crate::output::{OutputFormat, print, print_as, table};
 
-/// How many digits of a version or a fingerprint tables show.
+/// Number of digits of a version or a fingerprint that tables show.
 const SHORT: usize = 12;
 
 /// Sidecars.
 #[derive(Subcommand, Debug)]
 pub(crate) enum ProxyCommand {
-    /// List sidecars: whether a controller has them, and what they have of their policy.
+    /// List sidecars: whether a controller has them connected, and the state of their policy.
     Status(StatusOptions),
-    /// Ask a sidecar itself.
+    /// Query a sidecar.
     Get(GetOptions),
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct StatusOptions {
 /// Flags of `tidegate proxy get`.
 #[derive(Args, Debug)]
 pub(crate) struct GetOptions {
-    /// What to ask.
+    /// What to query.
     #[arg(value_enum, value_name = "QUERY")]
     query: ProxyQuery,
     /// The Pod, as NAME or NAMESPACE/NAME.
@@ -66,7 +66,7 @@ pub(crate) struct GetOptions {
     cluster: ClusterOptions,
 }
 
-/// What a sidecar can be asked.
+/// What a sidecar can be queried for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProxyQuery {
     /// Everything that it enforces and shows; never a private key.
@@ -76,13 +76,13 @@ pub(crate) enum ProxyQuery {
     Certs,
     /// The policy that it enforces.
     Policy,
-    /// Where it takes connections and where they go.
+    /// Its listeners, and where their connections go.
     #[value(alias = "listeners")]
     Inbound,
     /// Its metrics, for Prometheus.
     #[value(alias = "stats")]
     Metrics,
-    /// Whether it is ready, and if not, what it waits for.
+    /// Whether it is ready, and if not, what is missing.
     Ready,
     /// Its log filter.
     #[value(alias = "logging")]
@@ -98,10 +98,10 @@ pub(crate) struct ProxyStatus {
     connected: bool,
     /// The controller replica that it is or was connected to.
     controller: Option<String>,
-    /// Of the sidecar: what it says, or else its image's tag.
+    /// The sidecar's version: as reported by it, or else its image's tag.
     program_version: String,
     policy: PolicyState,
-    /// The newest version, the one sent and the one that the sidecar has taken over.
+    /// The newest version, the one sent and the one that the sidecar has applied.
     version: Option<String>,
     sent_version: Option<String>,
     acked_version: Option<String>,
@@ -112,17 +112,17 @@ pub(crate) struct ProxyStatus {
     trusted_roots: Option<Vec<String>>,
 }
 
-/// What a sidecar has of its policy.
+/// The state of a sidecar's policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 enum PolicyState {
-    /// The newest version is in force.
+    /// The newest version is applied.
     InForce,
-    /// A newer version is on its way.
+    /// A newer version has been sent.
     Pending,
-    /// The sidecar has not taken a version over, and keeps the one before.
+    /// The sidecar rejected a version, and keeps the previous one.
     Rejected,
-    /// There is none: everything is refused.
+    /// It has no policy, and refuses everything.
     None,
 }
 
@@ -167,13 +167,13 @@ pub(crate) async fn run(command: ProxyCommand) -> anyhow::Result<ExitCode> {
 pub(crate) async fn status(cluster: &Cluster, namespace: Option<&str>) -> anyhow::Result<Vec<ProxyStatus>> {
     let known = cluster.known_sidecars().await?;
     for error in &known.silent {
-        eprintln!("warning: {error}; sidecars that are connected to it look as if they were not");
+        eprintln!("warning: {error}; sidecars connected to it appear disconnected");
     }
     let pods = cluster.meshed_pods(namespace).await?;
     Ok(pods.iter().map(|pod| ProxyStatus::new(pod, &known)).collect())
 }
 
-/// What a sidecar answers to a question, ready to be printed.
+/// A sidecar's answer to a query, ready to print.
 pub(crate) async fn get(
     cluster: &Cluster,
     namespace: &str,
@@ -252,7 +252,7 @@ impl ProxyStatus {
 fn pod_name(cluster: &Cluster, text: &str, namespace: Option<&str>) -> anyhow::Result<(String, String)> {
     match (text.split_once('/'), namespace) {
         (Some((given, _)), Some(flag)) if given != flag => {
-            bail!("POD {text} is of namespace {given}, but --namespace is {flag}")
+            bail!("POD {text} is in namespace {given}, but --namespace is {flag}")
         }
         (Some((namespace, name)), _) => Ok((namespace.to_owned(), name.to_owned())),
         (None, namespace) => {
@@ -261,12 +261,12 @@ fn pod_name(cluster: &Cluster, text: &str, namespace: Option<&str>) -> anyhow::R
     }
 }
 
-/// Checks that a Pod can be asked.
+/// Checks that a Pod exists and has a running sidecar.
 async fn meshed_pod(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<()> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let pod = cluster.get(&api, name, &format!("pod {namespace}/{name}")).await?;
     let Some(pod) = pod else {
-        bail!("there is no pod {name} in namespace {namespace}; give -n for another one")
+        bail!("pod {name} does not exist in namespace {namespace}; give -n for another namespace")
     };
     if !has_sidecar(&pod) {
         bail!(
@@ -276,7 +276,7 @@ async fn meshed_pod(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::R
     }
     if !is_running(&pod) && !MeshedPod::of(&pod).is_some_and(|pod| pod.is_started) {
         let phase = pod.status.and_then(|status| status.phase).unwrap_or_else(|| "Pending".to_owned());
-        bail!("the sidecar of pod {namespace}/{name} does not run; the pod is {phase}");
+        bail!("the sidecar of pod {namespace}/{name} is not running; the pod is {phase}");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The mesh's sidecars: the Pods that carry one, joined with what the controllers' replicas know of them.
+//! The mesh's sidecars: Pods with a sidecar, joined with what the controllers' replicas know about them.
 
 use std::collections::BTreeMap;
 
@@ -35,15 +35,15 @@ pub(crate) struct Stream {
     pub(crate) sent_version: Option<String>,
     pub(crate) acked_version: Option<String>,
     pub(crate) rejected: Option<Rejected>,
-    /// SHA-256 of the roots that it trusts, once it has said so.
+    /// SHA-256 of the roots that it trusts, once it has reported them.
     pub(crate) trusted_roots: Option<Vec<String>>,
     pub(crate) certificate_not_after: Option<String>,
-    /// Those of the roots under which its certificate is good; none of an older sidecar.
+    /// The roots among those under which its certificate is valid; `None` for an older sidecar.
     #[serde(default)]
     pub(crate) certificate_roots: Option<Vec<String>>,
 }
 
-/// A version that a sidecar did not take over.
+/// A version that a sidecar rejected.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub(crate) struct Rejected {
     pub(crate) version: String,
@@ -55,9 +55,9 @@ pub(crate) struct Rejected {
 pub(crate) struct MeshedPod {
     pub(crate) namespace: String,
     pub(crate) name: String,
-    /// Whether its sidecar runs: before that nobody can expect it anywhere.
+    /// Whether its sidecar is running; before that, no controller can know it.
     pub(crate) is_started: bool,
-    /// Its init containers that wait for a server by a connection alone.
+    /// Its init containers that wait for a server only by connecting.
     pub(crate) waits: Vec<String>,
     image: String,
 }
@@ -65,8 +65,8 @@ pub(crate) struct MeshedPod {
 /// What the controllers know.
 #[derive(Debug)]
 pub(crate) struct Known {
-    /// By `<namespace>/<pod>`: what the replica knows that the sidecar is connected to, and that replica's Pod. For
-    /// one that is connected to none, the latest that was.
+    /// By `<namespace>/<pod>`: the data of the replica that the sidecar is connected to, and that replica's Pod. For a
+    /// disconnected sidecar, the replica that saw it last.
     pub(crate) workloads: BTreeMap<String, (Workload, String)>,
     /// Replicas that did not answer, and why.
     pub(crate) silent: Vec<String>,
@@ -78,12 +78,12 @@ impl MeshedPod {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// The sidecar's version: what it says on its stream, or else its image's tag.
+    /// The sidecar's version: as reported on its stream, or else its image's tag.
     pub(crate) fn version<'a>(&'a self, stream: Option<&'a Stream>) -> &'a str {
         stream.map_or_else(|| image_tag(&self.image), |stream| &stream.program)
     }
 
-    /// None without a sidecar, or if the Pod is over.
+    /// `None` without a sidecar, or if the Pod has finished.
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         let is_over =
@@ -99,13 +99,13 @@ impl MeshedPod {
 }
 
 impl Cluster {
-    /// The Pods with a sidecar of this mesh that are not over, of one namespace or of all.
+    /// The unfinished Pods with a sidecar of this mesh, of one namespace or of all.
     pub(crate) async fn meshed_pods(&self, namespace: Option<&str>) -> anyhow::Result<Vec<MeshedPod>> {
         let (api, what): (Api<Pod>, _) = match namespace {
             Some(name) => (Api::namespaced(self.client.clone(), name), format!("pods of namespace {name}")),
             None => (Api::all(self.client.clone()), "pods of all namespaces".to_owned()),
         };
-        // All, not by a label: that may be changed while a Pod runs.
+        // All Pods, without a label selector: labels may change while a Pod runs.
         let pods = self.list(&api, ListParams::default(), &what).await?;
         let ours = pods.iter().filter(|pod| has_sidecar_of(pod, &self.control_plane));
         let mut pods: Vec<MeshedPod> = ours.filter_map(MeshedPod::of).collect();
@@ -113,7 +113,7 @@ impl Cluster {
         Ok(pods)
     }
 
-    /// What every controller replica knows, by port-forward.
+    /// Queries every controller replica, by port-forward.
     pub(crate) async fn known_sidecars(&self) -> anyhow::Result<Known> {
         let mut known = Known { workloads: BTreeMap::new(), silent: Vec::new() };
         for (controller, answer) in self.ask_all::<Vec<Workload>>(Part::Controller, "/workloads").await? {
@@ -147,7 +147,8 @@ impl Known {
 }
 
 impl Workload {
-    /// Sorts what replicas say of one workload: a live stream first, then the latest. RFC 3339 in UTC sorts as text.
+    /// Sort key of replicas' data about one workload: a live stream first, then the latest. RFC 3339 in UTC sorts as
+    /// text.
     fn freshness(&self) -> Option<(bool, &str)> {
         self.sidecar.as_ref().map(|stream| (stream.connected, stream.connected_since.as_str()))
     }

@@ -1,4 +1,4 @@
-//! A cluster for tests: an API server on loopback, with stubs of admin servers behind the ports of its Pods.
+//! A cluster for tests: an API server on loopback, with stub admin servers behind the ports of its Pods.
 
 use axum::Router;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use super::admin::ADMIN_PORT;
 use super::client::Cluster;
 
-/// Where the API server has the kinds that tests use.
+/// The API paths of the kinds that tests use.
 const KINDS: [(&str, &str); 18] = [
     ("Namespace", "v1/namespaces"),
     ("Pod", "v1/pods"),
@@ -53,7 +53,7 @@ impl FakeCluster {
         }
     }
 
-    /// Answers port-forwards to a Pod's admin port by these routes.
+    /// Serves port-forwards to a Pod's admin port with these routes.
     pub(crate) async fn admin(&self, pod: &str, routes: Router) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         self.api.forward(pod, ADMIN_PORT, listener.local_addr().unwrap());
@@ -66,7 +66,7 @@ impl FakeCluster {
         self.api.apply(resource(&kind), object);
     }
 
-    /// An object as it is now, of the control plane's namespace or of none.
+    /// The current state of an object of the control plane's namespace, or of a cluster-scoped one.
     pub(crate) fn object(&self, kind: &str, name: &str) -> Value {
         let places = ["", "tidegate-system"];
         places.iter().find_map(|place| self.api.get(resource(kind), place, name)).unwrap_or_default()
@@ -77,7 +77,7 @@ impl FakeCluster {
         self.api.delete(resource(kind), namespace, name);
     }
 
-    /// Every request that was no plain reading.
+    /// Every request that was not a read.
     pub(crate) fn changes(&self) -> Vec<Request> {
         let requests = self.api.requests().into_iter();
         requests.filter(|request| !matches!(request.verb, "get" | "list" | "watch")).collect()
@@ -122,7 +122,7 @@ pub(crate) fn meshed_pod(namespace: &str, name: &str) -> Value {
     })
 }
 
-/// A running Pod without one.
+/// A running Pod without a sidecar.
 pub(crate) fn plain_pod(namespace: &str, name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",

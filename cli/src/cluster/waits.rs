@@ -1,11 +1,13 @@
-//! Init containers that wait for a server by a connection alone, which in the mesh ends before there is a server: the kernel
-//! takes each connection for the sidecar, which resets it where nobody stands behind the address.
+//! Finds init containers that wait for a server only by connecting. In the mesh such a wait ends before the server is
+//! up: the kernel accepts each connection on behalf of the sidecar, which resets it if there is no server behind the
+//! address.
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::api::ResourceExt;
 use tidegate_crds::injection::OUTBOUND_PORT_EXCLUSIONS;
 
-/// The names of those containers, as far as their commands tell. None where ports pass the mesh by: it may be theirs.
+/// The names of those containers, as far as their commands show it. Empty if the Pod excludes outbound ports: the wait
+/// may be for one of them.
 pub(crate) fn by_connecting(pod: &Pod) -> Vec<String> {
     if pod.annotations().contains_key(OUTBOUND_PORT_EXCLUSIONS) {
         return Vec::new();

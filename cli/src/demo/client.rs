@@ -1,4 +1,4 @@
-//! The demo's ingress controller: one that dials from its pod's address and shows the certificate from its Secret.
+//! The demo's ingress controller: connects from its pod's address and presents the certificate from its Secret.
 
 use std::fmt;
 use std::io;
@@ -18,14 +18,14 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
-/// A request takes no longer than this.
+/// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The files of a `kubernetes.io/tls` Secret, as an ingress controller mounts them.
 #[derive(Clone, Debug)]
 pub(crate) struct SecretFolder(pub(crate) PathBuf);
 
-/// What came back.
+/// The result of a request.
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// An HTTP answer.
@@ -35,9 +35,9 @@ pub(crate) enum Answer {
         /// Its body.
         body: Bytes,
     },
-    /// The connection was reset, as the sidecar does to what no policy lets in.
+    /// The connection was reset, as the sidecar does if no policy admits it.
     Reset,
-    /// It failed in another way.
+    /// The request failed in another way.
     None(String),
 }
 
@@ -50,18 +50,18 @@ pub(crate) enum Scheme {
     Https,
 }
 
-/// An ingress controller that sends one request a connection.
+/// An ingress controller that sends one request per connection.
 pub(crate) struct IngressClient {
-    /// Address that it dials from.
+    /// Source address of its connections.
     pub(crate) source: SocketAddr,
     /// Its Secret.
     pub(crate) secret: SecretFolder,
-    /// The name that it checks the backend's certificate for, as `proxy_ssl_name` does.
+    /// The name to verify in the backend's certificate, as `proxy_ssl_name` does.
     pub(crate) server_name: ServerName<'static>,
 }
 
 impl IngressClient {
-    /// Sends `GET path` to the backend. An `Err` is a failure of the client's own, such as a missing Secret.
+    /// Sends `GET path` to the backend. `Err` is a failure of the client itself, such as a missing Secret.
     pub(crate) async fn get(
         &self,
         scheme: Scheme,
@@ -154,7 +154,7 @@ where
     let request = Request::get(path).header("host", "httpbin.example").body(Empty::<Bytes>::new())?;
     let response = match sender.send_request(request).await {
         Ok(response) => response,
-        // The connection knows better than the request why it ended.
+        // The connection's error is more specific than the request's.
         Err(error) => match driver.await {
             Ok(Err(cause)) => return Err(cause.into()),
             _ => return Err(error.into()),

@@ -1,4 +1,4 @@
-//! The demo's app: answers `GET /get` as httpbin does, with what it was asked.
+//! The demo's app: answers `GET /get` with the request's data, as httpbin does.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// A running app; it ends when this is dropped.
+/// A running app; stops when dropped.
 pub(crate) struct EchoApp {
     address: SocketAddr,
     task: JoinHandle<()>,
@@ -50,7 +50,7 @@ async fn serve(listener: TcpListener) {
                 service_fn(move |request| async move { Ok::<_, Infallible>(answer(&request, peer)) });
             let connection =
                 hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            // A client that goes away is no concern of the app's.
+            // A disconnected client does not matter to the app.
             let _ = connection.await;
         });
     }

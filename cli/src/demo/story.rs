@@ -1,4 +1,4 @@
-//! The steps of the story, and what each must show.
+//! The steps of the story, with their expected answers.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,17 +12,17 @@ use super::client::{Answer, IngressClient, Scheme};
 use super::{Network, write};
 use crate::admin_client::fetch;
 
-/// The body of a refusal, which clients of OSM know.
+/// The body of a refusal, as clients of OSM know it.
 const DENIED: &[u8] = b"RBAC: access denied";
 /// The workload of the example.
 const WORKLOAD: &str = "httpbin/httpbin";
-/// A policy is in force far sooner than this.
+/// Timeout for a policy to take effect, which is far quicker.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One policy, one request, one answer.
 pub(crate) struct Step {
     title: &'static str,
-    /// The manifest that is applied before; `None`: there is no IngressBackend.
+    /// The manifest to apply first; `None` for no IngressBackend.
     manifest: Option<&'static str>,
     scheme: Scheme,
     expected: Expected,
@@ -33,7 +33,7 @@ enum Expected {
     Status(StatusCode),
 }
 
-/// Where the story plays.
+/// The setting of the story.
 pub(crate) struct Story<'a> {
     /// The ingress controller.
     pub(crate) client: IngressClient,
@@ -43,14 +43,14 @@ pub(crate) struct Story<'a> {
     pub(crate) admin: SocketAddr,
     /// The watched folder.
     pub(crate) manifests: &'a Path,
-    /// Where the addresses of the manifests were moved to.
+    /// The network that the manifests' addresses were moved to.
     pub(crate) network: Network,
 }
 
 /// The walk-through that users of Open Service Mesh know.
 pub(crate) const STEPS: [Step; 5] = [
     Step {
-        title: "No IngressBackend: nobody outside the mesh gets in",
+        title: "No IngressBackend: no client outside the mesh is admitted",
         manifest: None,
         scheme: Scheme::Http,
         expected: Expected::Reset,
@@ -82,7 +82,7 @@ pub(crate) const STEPS: [Step; 5] = [
 ];
 
 impl Story<'_> {
-    /// Applies the policy, sends the request, prints what came; whether it was as it must be.
+    /// Applies the policy, sends the request, prints the answer; returns whether it was as expected.
     pub(crate) async fn tell(&self, number: usize, step: &Step) -> anyhow::Result<bool> {
         println!("{number}. {}", step.title);
         if let Some(manifest) = step.manifest {
@@ -95,7 +95,7 @@ impl Story<'_> {
         println!("   GET {scheme}://{}/get", self.backend);
         let answer = self.client.get(step.scheme, self.backend, "/get").await?;
         let is_expected = step.expected.is(&answer);
-        println!("   {answer}{}", if is_expected { "" } else { "   <-- NOT as it must be" });
+        println!("   {answer}{}", if is_expected { "" } else { "   <-- NOT as expected" });
         if let Answer::Http { status, body } = &answer
             && *status != StatusCode::OK
         {
@@ -105,7 +105,7 @@ impl Story<'_> {
         Ok(is_expected)
     }
 
-    /// Writes the manifest and waits until the sidecar has taken the new policy over.
+    /// Writes the manifest and waits until the sidecar has applied the new policy.
     async fn apply(&self, manifest: &str) -> anyhow::Result<()> {
         let before = self.versions().await?.0;
         write(self.manifests, "ingressbackend.yaml", &self.network.translate(manifest))?;
@@ -121,11 +121,12 @@ impl Story<'_> {
         tokio::time::timeout(PATIENCE, in_force).await.context("the policy did not reach the sidecar")?
     }
 
-    /// The version that the controller has compiled, and the one that the sidecar has taken over.
+    /// The version that the controller has compiled, and the one that the sidecar has applied.
     async fn versions(&self) -> anyhow::Result<(Option<String>, Option<String>)> {
         let workloads: Vec<Value> = fetch(self.admin, "/workloads").await?;
         let workload = workloads.iter().find(|workload| workload["workload"] == WORKLOAD);
-        let workload = workload.with_context(|| format!("the controller knows no workload {WORKLOAD}"))?;
+        let workload =
+            workload.with_context(|| format!("the controller does not know workload {WORKLOAD}"))?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
         Ok((text(&workload["version"]), text(&workload["sidecar"]["ackedVersion"])))
     }
@@ -138,7 +139,7 @@ impl Story<'_> {
         let source = self.network.address(30);
         let path = format!("/explain?backend={WORKLOAD}&source={source}{certificate}");
         let answer: Value = fetch(self.admin, &path).await?;
-        Ok(answer["reason"].as_str().context("an explanation without a reason")?.to_owned())
+        Ok(answer["reason"].as_str().context("the explanation has no reason")?.to_owned())
     }
 }
 

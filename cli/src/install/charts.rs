@@ -1,4 +1,4 @@
-//! The Helm charts that this program carries.
+//! The Helm charts that are embedded in this program.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,19 +7,20 @@ use anyhow::Context;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Every file of `charts/`: its path there, and what it holds.
+/// Every file of `charts/`: its path there, and its content.
 static FILES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/charts.rs"));
 
-/// The charts in a temporary folder; gone when dropped.
+/// The charts in a temporary folder, which is removed on drop.
 #[derive(Debug)]
 pub(super) struct Charts {
     folder: TempDir,
 }
 
 impl Charts {
-    /// Writes them down.
+    /// Writes the charts to a temporary folder.
     pub(super) fn unpack() -> anyhow::Result<Self> {
-        let folder = TempDir::with_prefix("tidegate-charts-").context("temporary folder for the charts")?;
+        let folder =
+            TempDir::with_prefix("tidegate-charts-").context("creating a temporary folder for the charts")?;
         for (name, text) in FILES {
             let path = folder.path().join(name);
             let parent = path.parent().unwrap_or(Path::new("."));
@@ -44,8 +45,8 @@ impl Charts {
         self.control_plane().join("values-ha.yaml")
     }
 
-    /// The chart's own values wherever [`Self::high_availability`] sets one: a release remembers what it was given, and
-    /// forgets it only for another value.
+    /// The chart's own values for each value that [`Self::high_availability`] sets: a release remembers the values that
+    /// it was given until another value replaces them.
     pub(super) fn without_high_availability(&self) -> anyhow::Result<PathBuf> {
         let read = |file: &Path| -> anyhow::Result<Value> {
             let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
@@ -60,7 +61,7 @@ impl Charts {
     }
 }
 
-/// `default`, as far as `chosen` has the same keys.
+/// The part of `default` that has the same keys as `chosen`.
 fn defaults_of(chosen: &Value, default: &Value) -> Value {
     match (chosen, default) {
         (Value::Object(chosen), Value::Object(default)) => {

@@ -1,9 +1,9 @@
-//! Custom resource definitions that the cluster has already: Open Service Mesh, osm-edge or `kubectl apply` left them.
+//! Takes over existing custom resource definitions, which Open Service Mesh, osm-edge or `kubectl apply` left behind.
 //!
-//! Helm refuses to touch what it has not made. What is taken over here is these definitions and nothing else, and only
-//! where no other Helm release has them. Their objects stay. Those that are stored in another version than the one that
-//! the definition stores are stored anew first: where the definition has that version no more, the API server would
-//! refuse it, and could not read them.
+//! Helm refuses to touch objects that it has not created. Only Tidegate's own definitions are taken over, and only if
+//! they belong to no other Helm release. Their objects stay. Objects stored in another version than the definition's
+//! storage version are rewritten first: once the definition no longer has that version, the API server could not read
+//! them, and would refuse the definition.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,48 +20,48 @@ use tokio::time::Instant;
 use super::CRDS_RELEASE;
 use crate::cluster::client::Cluster;
 
-/// By these, Helm knows what belongs to a release.
+/// Annotations by which Helm recognises what belongs to a release.
 const RELEASE_NAME: &str = "meta.helm.sh/release-name";
 const RELEASE_NAMESPACE: &str = "meta.helm.sh/release-namespace";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const HELM: &str = "Helm";
 
-/// How long an API server may take until it stores objects in another version than before.
+/// How long an API server may take until it stores objects in a new storage version.
 const SWITCH: Duration = Duration::from_secs(30);
-/// How often a write is tried that shows whether it does.
+/// How often to retry the write that shows whether it does.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// A definition of ours that the cluster has, in whatever form.
+/// One of Tidegate's definitions as found in the cluster.
 struct Found {
     ours: CustomResourceDefinition,
     theirs: CustomResourceDefinition,
     owner: Owner,
 }
 
-/// Whose it is.
+/// The owner of a definition.
 #[derive(Debug, PartialEq)]
 enum Owner {
-    /// This release's.
+    /// This release.
     Ours,
-    /// No Helm release's.
-    Nobody,
-    /// Another release's, as `<namespace>/<name>`.
+    /// No Helm release.
+    Unmanaged,
+    /// Another release, as `<namespace>/<name>`.
     Release(String),
 }
 
-/// What came of writing an object as it is.
+/// The result of writing an object unchanged.
 #[derive(Clone, Copy, Debug)]
 enum Rewrite {
-    /// Nothing of what is stored is another.
+    /// What is stored did not change.
     Same,
-    /// It is stored otherwise than before.
+    /// It is stored differently than before.
     Changed,
-    /// There is no such object any more.
+    /// The object no longer exists.
     Gone,
 }
 
-/// Makes the definitions that the cluster has this release's own; returns a line for each thing that was done or that
-/// somebody should look at.
+/// Makes this release the owner of the existing definitions; returns a line for each action taken and each object that
+/// needs attention.
 pub(super) async fn take_over(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
     let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let mut all = Vec::new();
@@ -78,7 +78,7 @@ pub(super) async fn take_over(cluster: &Cluster) -> anyhow::Result<Vec<String>> 
         all.push(found);
     }
     let mut said = Vec::new();
-    // Nothing is changed before all are known to be free.
+    // Change nothing before all definitions are known to be free.
     for found in all {
         found.take_over(cluster, &api, &mut said).await?;
     }
@@ -90,9 +90,9 @@ impl Owner {
         let annotation = |name: &str| crd.annotations().get(name).map(String::as_str).unwrap_or_default();
         let is_labelled = crd.labels().get(MANAGED_BY).is_some_and(|manager| manager == HELM);
         match (annotation(RELEASE_NAMESPACE), annotation(RELEASE_NAME)) {
-            ("", "") => Self::Nobody,
+            ("", "") => Self::Unmanaged,
             (place, CRDS_RELEASE) if place == namespace && is_labelled => Self::Ours,
-            (place, CRDS_RELEASE) if place == namespace => Self::Nobody,
+            (place, CRDS_RELEASE) if place == namespace => Self::Unmanaged,
             (place, name) => Self::Release(format!("{place}/{name}")),
         }
     }
@@ -116,7 +116,7 @@ impl Found {
             .map_err(|error| cluster.failed(&format!("take over CustomResourceDefinition {name}"), &error))?;
         let objects = self.objects(cluster).await?;
         if !dropped.is_empty() {
-            self.store_anew(cluster, &objects).await?;
+            self.rewrite_all(cluster, &objects).await?;
             let status = json!({"status": {"storedVersions": [self.storage_version()]}});
             api.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.map_err(
                 |error| {
@@ -150,9 +150,9 @@ impl Found {
         self.ours.spec.versions.iter().map(|version| version.name.clone()).collect()
     }
 
-    /// Their definition with our name on it. No webhook converts between versions any more: it went with those who
-    /// ran it, and without it nothing could be read. With `stores_ours` new objects are stored in our version, and
-    /// theirs are still known.
+    /// The existing definition, owned by this release. Conversion webhooks are removed: the program that served them is
+    /// gone, and without it no object could be read. With `stores_ours` new objects are stored in our version, and the
+    /// existing versions remain known.
     fn prepared(&self, namespace: &str, stores_ours: bool) -> CustomResourceDefinition {
         let mut crd = self.theirs.clone();
         crd.labels_mut().insert(MANAGED_BY.to_owned(), HELM.to_owned());
@@ -175,7 +175,7 @@ impl Found {
         crd
     }
 
-    /// Whether objects are stored in our version as it is, without a change of the definition.
+    /// Whether objects are already stored in our version, without a change of the definition.
     fn stores_ours_already(&self) -> bool {
         let ours = self.storage_version();
         self.theirs.spec.versions.iter().any(|version| version.storage && version.name == ours)
@@ -191,7 +191,7 @@ impl Found {
         let deadline = Instant::now() + SWITCH;
         loop {
             match cluster.list(&api, ListParams::default(), &what).await {
-                // The API server takes up a new version in its own time.
+                // The API server needs a moment to serve a new version.
                 Err(_) if !was_served && Instant::now() < deadline => tokio::time::sleep(INTERVAL).await,
                 result => return result,
             }
@@ -209,9 +209,9 @@ impl Found {
         }
     }
 
-    /// Writes each object as it is: the API server then stores it in the version that it stores now.
-    async fn store_anew(&self, cluster: &Cluster, objects: &[DynamicObject]) -> anyhow::Result<()> {
-        // If none ever was stored in ours, writing each of them must change it.
+    /// Writes each object unchanged: the API server then stores it in the current storage version.
+    async fn rewrite_all(&self, cluster: &Cluster, objects: &[DynamicObject]) -> anyhow::Result<()> {
+        // If none was ever stored in our version, writing each of them must change it.
         let must_change = !self.stored_versions().any(|version| version == self.storage_version());
         let deadline = Instant::now() + SWITCH;
         let mut has_switched = self.stores_ours_already();
@@ -221,8 +221,8 @@ impl Found {
                 &object.namespace().unwrap_or_default(),
                 &self.resource(),
             );
-            // The API server takes up the definition in its own time. A write that changes nothing shows that it has
-            // not yet, or that there was nothing to do.
+            // The API server needs a moment to apply the definition. A write that changes nothing means that it has not
+            // yet done so, or that there was nothing to do.
             loop {
                 match rewrite(cluster, &api, object, &self.title(object)).await? {
                     Rewrite::Gone => break,
@@ -233,7 +233,10 @@ impl Found {
                     Rewrite::Same if has_switched && !must_change => break,
                     Rewrite::Same if Instant::now() < deadline => tokio::time::sleep(INTERVAL).await,
                     Rewrite::Same if must_change => {
-                        bail!("{} is still stored in a version that goes; try again", self.title(object));
+                        bail!(
+                            "{} is still stored in a version that is being removed; try again",
+                            self.title(object)
+                        );
                     }
                     Rewrite::Same => has_switched = true,
                 }
@@ -273,20 +276,20 @@ impl Found {
         }
         if !gone.is_empty() {
             let ours = ours.iter().map(String::as_str).collect::<Vec<_>>().join(" or ");
-            text += &format!("; manifests must say {ours}, {} is not served any more", gone.join(", "));
+            text += &format!("; manifests must use {ours}, {} is no longer served", gone.join(", "));
         }
         text
     }
 
-    /// What our definition would not have let in. It stays stored, and what it should grant is denied.
+    /// An object that our definition would have rejected. It stays stored, and what it should grant is denied.
     fn unreadable(&self, object: &DynamicObject) -> Option<String> {
         let value = serde_json::to_value(object).ok()?;
         let finding = schema::check(&self.ours, &value).into_iter().find(tidegate_crds::Finding::is_error)?;
-        Some(format!("{}: {finding}; it grants nothing until that is corrected", self.title(object)))
+        Some(format!("{}: {finding}; it grants nothing until this is corrected", self.title(object)))
     }
 }
 
-/// Writes the object as it is.
+/// Writes the object unchanged.
 async fn rewrite(
     cluster: &Cluster,
     api: &Api<DynamicObject>,
@@ -298,12 +301,12 @@ async fn rewrite(
         match api.replace(&object.name_any(), &PostParams::default(), &now).await {
             Ok(written) if written.resource_version() == now.resource_version() => return Ok(Rewrite::Same),
             Ok(_) => return Ok(Rewrite::Changed),
-            // Somebody was faster; what was written then is stored as it should be, or is written again.
+            // A concurrent write: it is stored in the right version already, or is rewritten in the next round.
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Rewrite::Gone),
             Err(error) => {
-                return Err(cluster.failed(&format!("store {title} anew"), &error))
-                    .context("mend or delete it, then try again; nothing is lost");
+                return Err(cluster.failed(&format!("rewrite {title}"), &error))
+                    .context("correct or delete it, then try again; nothing is lost");
             }
         }
     }
@@ -311,8 +314,8 @@ async fn rewrite(
 
 fn refusal(name: &str, release: &str, namespace: &str) -> anyhow::Error {
     anyhow!(
-        "CustomResourceDefinition {name} belongs to Helm release {release}: --skip-crds leaves it there. To have it in \
-         release {namespace}/{CRDS_RELEASE} from now on:\n  kubectl label --overwrite crd {name} {MANAGED_BY}={HELM}\n  \
+        "CustomResourceDefinition {name} belongs to Helm release {release}: --skip-crds leaves it there. To move it to \
+         release {namespace}/{CRDS_RELEASE}:\n  kubectl label --overwrite crd {name} {MANAGED_BY}={HELM}\n  \
          kubectl annotate --overwrite crd {name} {RELEASE_NAME}={CRDS_RELEASE} {RELEASE_NAMESPACE}={namespace}"
     )
 }

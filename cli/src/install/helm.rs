@@ -1,4 +1,4 @@
-//! The user's Helm: it renders the charts and keeps account of what was installed.
+//! The user's Helm, which renders the charts and tracks what is installed.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -11,25 +11,25 @@ use clap::Args;
 
 use crate::cluster::client::ClusterOptions;
 
-/// The first version that can upgrade with the values of the installation and the new chart's defaults.
+/// The first version that can upgrade with the installation's values and the new chart's defaults.
 const MINIMUM: (u32, u32) = (3, 14);
 
-/// What Helm says where it gives up, and what to do about it.
+/// Phrases in Helm's errors, and what to do about them.
 const HINTS: [(&str, &str); 4] = [
     (
         "a name that is still in use",
-        "there is a control plane already: `tidegate upgrade`; another mesh beside it needs another --mesh-name and \
+        "a control plane already exists: use `tidegate upgrade`; another mesh needs its own --mesh-name and \
          --tidegate-namespace",
     ),
     ("Expected: string, given:", STRING),
     ("want string", STRING),
-    ("invalid ownership metadata", "if another mesh of this cluster has installed them: --skip-crds"),
+    ("invalid ownership metadata", "if another mesh of this cluster has installed them, use --skip-crds"),
 ];
-const STRING: &str = "--set takes numbers, true and false for what they look like: --set-string NAME=VALUE";
-/// How much of what Helm says becomes part of an error.
+const STRING: &str = "--set parses numbers, true and false as such; use --set-string NAME=VALUE for text";
+/// How much of Helm's output becomes part of an error, bytes.
 const LONGEST_ERROR: usize = 4096;
 
-/// Which Helm.
+/// Which Helm to run.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Options")]
 pub(crate) struct HelmOptions {
@@ -44,7 +44,7 @@ pub(crate) struct HelmOptions {
     helm: PathBuf,
 }
 
-/// A Helm that is new enough, and the cluster it works on.
+/// A sufficiently new Helm, and the cluster it works on.
 #[derive(Debug)]
 pub(super) struct Helm {
     program: PathBuf,
@@ -53,13 +53,13 @@ pub(super) struct Helm {
 }
 
 impl HelmOptions {
-    /// The version of the Helm that is there, if it is new enough.
+    /// The version of the installed Helm, if it is new enough.
     pub(crate) fn version(&self) -> anyhow::Result<String> {
         let (major, minor) = self.find(&ClusterOptions::default())?.version;
         Ok(format!("{major}.{minor}"))
     }
 
-    /// Looks whether Helm is there. Does not connect to the cluster.
+    /// Finds Helm. Does not connect to the cluster.
     pub(super) fn find(&self, cluster: &ClusterOptions) -> anyhow::Result<Helm> {
         let mut arguments: Vec<OsString> = vec!["--namespace".into(), cluster.control_plane().into()];
         if let Some(file) = &cluster.kubeconfig {
@@ -71,10 +71,10 @@ impl HelmOptions {
         let mut helm = Helm { program: self.helm.clone(), cluster: arguments, version: MINIMUM };
         let version = helm.run(["version", "--template", "{{.Version}}"])?;
         let number = parse_version(&version)
-            .with_context(|| format!("{} is no Helm: its version is {version:?}", self.helm.display()))?;
+            .with_context(|| format!("{} is not Helm: its version is {version:?}", self.helm.display()))?;
         ensure!(
             number >= MINIMUM,
-            "{} is Helm {}, and {}.{} or newer is needed: https://helm.sh/docs/intro/install/",
+            "{} is Helm {}, but {}.{} or newer is required: https://helm.sh/docs/intro/install/",
             self.helm.display(),
             version.trim(),
             MINIMUM.0,
@@ -86,20 +86,20 @@ impl HelmOptions {
 }
 
 impl Helm {
-    /// Flags that let it write over what others have written into an object. Helm 3 always does; since 4 it leaves
-    /// that to the API server, which refuses unless it is told.
+    /// Flags that let it overwrite fields that others have set. Helm 3 always does; Helm 4 uses server-side apply,
+    /// which refuses conflicts without the flag.
     pub(super) fn forcing(&self) -> &'static [&'static str] {
         if self.version.0 < 4 { &[] } else { &["--server-side=true", "--force-conflicts"] }
     }
 
-    /// Whether there is a release of this name, in whatever state.
+    /// Whether a release of this name exists, in any state.
     pub(super) fn has_release(&self, name: &str) -> anyhow::Result<bool> {
         let names = self.run(["list", "--all", "--short"])?;
         Ok(names.lines().any(|line| line.trim() == name))
     }
 
-    /// Runs a command and returns what it printed. Its warnings go to standard error as they come; its error becomes
-    /// ours, with a hint where there is one that fits.
+    /// Runs a command and returns its output. Its warnings go to standard error as they come; its error becomes ours,
+    /// with a matching hint if there is one.
     pub(super) fn run<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
@@ -109,8 +109,8 @@ impl Helm {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = child.map_err(|error| match error.kind() {
             ErrorKind::NotFound => anyhow!(
-                "Helm renders Tidegate's manifests, and there is no program {}; get it from \
-                 https://helm.sh/docs/intro/install/, or say where it is with --helm FILE",
+                "cannot run {}: Helm, which renders Tidegate's manifests, is not installed; get it from \
+                 https://helm.sh/docs/intro/install/, or give its path with --helm FILE",
                 self.program.display()
             ),
             _ => anyhow!("{}: {error}", self.program.display()),
@@ -127,11 +127,11 @@ impl Helm {
                 None => bail!("helm {verb} failed: {cause}"),
             }
         }
-        String::from_utf8(output.stdout).context("what Helm printed")
+        String::from_utf8(output.stdout).context("Helm's output")
     }
 }
 
-/// Passes on what Helm says on standard error, up to its error, which is returned without the word itself.
+/// Passes on Helm's standard error, up to its error message, which is returned without the prefix.
 fn error_of(stderr: impl Read) -> String {
     let mut error = String::new();
     for line in BufReader::new(stderr).lines() {
@@ -148,7 +148,7 @@ fn error_of(stderr: impl Read) -> String {
 
 #[cfg(test)]
 impl Helm {
-    /// One that prints `releases`, a line each, whatever it is asked.
+    /// A stub that prints `releases`, one per line, for every command.
     pub(super) fn stub(releases: &str) -> Self {
         Self { program: "echo".into(), cluster: vec![format!("\n{releases}").into()], version: MINIMUM }
     }
@@ -202,12 +202,12 @@ mod tests {
         );
         assert!(
             error.ends_with(
-                "hint: --set takes numbers, true and false for what they look like: --set-string NAME=VALUE"
+                "hint: --set parses numbers, true and false as such; use --set-string NAME=VALUE for text"
             ),
             "{error}"
         );
         let error = failing("Error: INSTALLATION FAILED: cannot re-use a name that is still in use\n");
-        assert!(error.contains("hint: there is a control plane already: `tidegate upgrade`"), "{error}");
+        assert!(error.contains("hint: a control plane already exists: use `tidegate upgrade`"), "{error}");
         assert_eq!(
             failing("Error: context deadline exceeded\n"),
             "helm -c failed: context deadline exceeded"
@@ -218,6 +218,6 @@ mod tests {
     #[test]
     fn another_program_is_no_helm() {
         let error = find("/bin/echo");
-        assert!(error.contains("/bin/echo is no Helm"), "{error}");
+        assert!(error.contains("/bin/echo is not Helm"), "{error}");
     }
 }

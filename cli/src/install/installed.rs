@@ -1,4 +1,5 @@
-//! Which mesh a namespace holds the control plane of, so that nobody changes or removes another one than was named.
+//! Determines the mesh whose control plane a namespace holds, so that a command never changes or removes another mesh
+//! than the named one.
 
 use anyhow::{bail, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -12,13 +13,13 @@ use super::{Deletions, RELEASE};
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::{INSTANCE_LABEL, Part};
 
-/// Refuses unless the control plane in the namespace is the named mesh's.
+/// Fails unless the control plane in the namespace is the named mesh's.
 pub(super) async fn is_named(cluster: &Cluster) -> anyhow::Result<()> {
     let Some(installed) = controller(cluster).await? else { return nothing_there(cluster) };
     same_mesh(cluster, &installed)
 }
 
-/// [`is_named`], also for what an earlier uninstall has left: that it kept, or that it had no time for.
+/// Like [`is_named`], but also accepts the remains of an earlier uninstall, kept or not yet deleted.
 pub(super) async fn may_be_removed(
     cluster: &Cluster,
     helm: &Helm,
@@ -34,7 +35,7 @@ pub(super) async fn may_be_removed(
     same_mesh(cluster, &left)
 }
 
-/// The mesh of the controller that is there; empty if it does not say.
+/// The mesh of the existing controller; empty if it does not say.
 async fn controller(cluster: &Cluster) -> anyhow::Result<Option<String>> {
     let (namespace, name) = (&cluster.control_plane, Part::Controller.name());
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
@@ -42,7 +43,7 @@ async fn controller(cluster: &Cluster) -> anyhow::Result<Option<String>> {
     Ok(found.map(|found| mesh_of(&found)))
 }
 
-/// The mesh of what outlives a control plane.
+/// The mesh of the remains of a control plane.
 async fn left(cluster: &Cluster) -> anyhow::Result<Option<String>> {
     let namespace = &cluster.control_plane;
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
@@ -51,7 +52,7 @@ async fn left(cluster: &Cluster) -> anyhow::Result<Option<String>> {
         return Ok(Some(mesh_of(&root)));
     }
     let configs: Api<MeshConfig> = Api::namespaced(cluster.client.clone(), namespace);
-    // A cluster without the definition has none, and neither has one whose MeshConfig nobody can read.
+    // A cluster without the definition has no MeshConfig, nor has one whose MeshConfig cannot be read.
     let config = configs.get_metadata_opt(MESH_CONFIG_NAME).await;
     let config = config.map_err(|error| cluster.failed("read the MeshConfig", &error))?;
     Ok(config.map(|config| mesh_of(&config)))
@@ -65,15 +66,15 @@ fn same_mesh(cluster: &Cluster, installed: &str) -> anyhow::Result<()> {
     let Cluster { control_plane: namespace, mesh_name: named, .. } = cluster;
     ensure!(
         installed == named,
-        "namespace {namespace} holds the control plane of mesh {installed:?}, not of {named:?}; nothing was changed \
-         (--mesh-name, --tidegate-namespace; `tidegate mesh list` shows which there are)"
+        "namespace {namespace} has the control plane of mesh {installed:?}, not of {named:?}; nothing was changed \
+         (--mesh-name, --tidegate-namespace; `tidegate mesh list` shows the existing ones)"
     );
     Ok(())
 }
 
 fn nothing_there(cluster: &Cluster) -> anyhow::Result<()> {
     bail!(
-        "there is no control plane in namespace {}; `tidegate mesh list` shows where there is one \
+        "namespace {} has no control plane; `tidegate mesh list` shows the namespaces that have one \
          (--tidegate-namespace)",
         cluster.control_plane
     )
@@ -122,7 +123,7 @@ mod tests {
             may_be_removed(&fake.cluster(), &Helm::stub(""), Deletions::everything()).await,
         ] {
             let error = refused.unwrap_err().to_string();
-            assert!(error.starts_with("there is no control plane in namespace tidegate-system"), "{error}");
+            assert!(error.starts_with("namespace tidegate-system has no control plane"), "{error}");
         }
     }
 
@@ -136,7 +137,7 @@ mod tests {
             other.mesh_name = "blue".to_owned();
             may_be_removed(&own, &Helm::stub(""), Deletions::everything()).await.unwrap();
             may_be_removed(&other, &Helm::stub(""), Deletions::everything()).await.unwrap_err();
-            // The last uninstall was cut short.
+            // The last uninstall was interrupted.
             may_be_removed(&own, &Helm::stub("tidegate"), Deletions::default()).await.unwrap();
             may_be_removed(&own, &Helm::stub("tidegate-crds"), Deletions::default()).await.unwrap_err();
         }

@@ -1,4 +1,4 @@
-//! What an uninstall leaves because it cannot be made again, and its deletion on request.
+//! What an uninstall keeps because it cannot be recreated, and its deletion on request.
 
 use std::time::Duration;
 
@@ -21,17 +21,17 @@ use crate::cluster::{mesh, namespace};
 
 /// The Secret that holds the mesh's root and its key.
 pub(super) const ROOT_SECRET: &str = "tidegate-ca-bundle";
-/// Label and value of what the cert-manager writes.
+/// Label and value of objects that the cert-manager writes.
 const OF_CERT_MANAGER: &str = "app.kubernetes.io/managed-by=tidegate-cert-manager";
-/// How long a namespace may take to go.
+/// Timeout for the deletion of a namespace.
 const NAMESPACE_GOES: Duration = Duration::from_secs(300);
 
-/// What goes besides the control plane.
+/// What to delete besides the control plane.
 #[derive(Args, Clone, Copy, Debug, Default)]
-#[command(next_help_heading = "Deletes what stays otherwise")]
+#[command(next_help_heading = "Delete what is otherwise kept")]
 pub(super) struct Deletions {
-    /// The root and its key, the ingress controller's certificate and its key, and the trust bundles of the mesh: its
-    /// certificates are void
+    /// The root and its key, the ingress controller's certificate and its key, and the mesh's trust bundles: this
+    /// invalidates all its certificates
     #[arg(long)]
     delete_root: bool,
     /// The MeshConfig
@@ -40,10 +40,10 @@ pub(super) struct Deletions {
     /// The custom resource definitions, and with them every IngressBackend and MeshConfig of the cluster
     #[arg(long)]
     pub(super) delete_crds: bool,
-    /// The labels and annotations by which namespaces are in the mesh
+    /// The labels and annotations that put namespaces into the mesh
     #[arg(long)]
     delete_memberships: bool,
-    /// The control plane's namespace, with all that is in it
+    /// The control plane's namespace, with everything in it
     #[arg(long)]
     delete_namespace: bool,
     /// All of these
@@ -54,7 +54,7 @@ pub(super) struct Deletions {
     delete_all: bool,
 }
 
-/// Which flag something goes by.
+/// The flag that deletes something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Group {
     Root,
@@ -82,12 +82,12 @@ enum Kind {
 }
 
 impl Deletions {
-    /// With `--delete-all` spelled out.
+    /// Expands `--delete-all`.
     pub(super) fn resolved(self) -> Self {
         if self.delete_all { Self::everything() } else { self }
     }
 
-    /// What `--delete-all` means.
+    /// The meaning of `--delete-all`.
     pub(super) fn everything() -> Self {
         Self {
             delete_root: true,
@@ -99,7 +99,7 @@ impl Deletions {
         }
     }
 
-    /// Whether anything is to go.
+    /// Whether anything is to be deleted.
     pub(super) fn any(self) -> bool {
         [Group::Root, Group::MeshConfig, Group::Definitions, Group::Memberships, Group::Namespace]
             .into_iter()
@@ -116,7 +116,8 @@ impl Deletions {
         }
     }
 
-    /// Splits what is there into what goes and what stays. What is in a namespace that goes, goes with it.
+    /// Splits the leftovers into those to delete and those to keep. Everything in a namespace that is deleted goes with
+    /// it.
     pub(super) fn split(self, cluster: &Cluster, leftovers: Vec<Leftover>) -> (Vec<Leftover>, Vec<Leftover>) {
         leftovers.into_iter().partition(|leftover| {
             let is_inside = leftover.namespace.as_deref() == Some(cluster.control_plane.as_str());
@@ -124,7 +125,7 @@ impl Deletions {
         })
     }
 
-    /// Refuses what another mesh of the cluster could not live with.
+    /// Refuses deletions that would break another mesh of the cluster.
     pub(super) async fn check(self, cluster: &Cluster) -> anyhow::Result<()> {
         if !self.delete_crds {
             return Ok(());
@@ -135,8 +136,8 @@ impl Deletions {
             others.map(|other| format!("mesh {} in namespace {}", other.mesh, other.namespace)).collect();
         ensure!(
             others.is_empty(),
-            "{}: the custom resource definitions are also those of {}, whose policies would go with them; name one by \
-             one what else is to go",
+            "{}: the custom resource definitions are shared with {}, whose policies would be deleted with them; use the \
+             other flags one by one",
             if self.delete_all { "--delete-all" } else { "--delete-crds" },
             others.join(" and of ")
         );
@@ -144,7 +145,7 @@ impl Deletions {
     }
 }
 
-/// Everything of the mesh that an uninstall by Helm leaves.
+/// Everything of the mesh that Helm's uninstall leaves.
 pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
     let mut found = Vec::new();
     let control_plane = &cluster.control_plane;
@@ -180,7 +181,7 @@ pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
         found.push(object(Group::Root, resource, bundle.namespace(), bundle.name_any()));
     }
 
-    // A cluster without the definition has none, and neither has one whose MeshConfig nobody can read.
+    // A cluster without the definition has no MeshConfig, nor has one whose MeshConfig cannot be read.
     let configs: Api<MeshConfig> = Api::namespaced(client(), control_plane);
     let config = configs.get_metadata_opt(MESH_CONFIG_NAME).await;
     if config.map_err(|error| cluster.failed("read the MeshConfig", &error))?.is_some() {
@@ -207,8 +208,8 @@ pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
     Ok(found)
 }
 
-/// Deletes what is of no use without the control plane and that Helm does not know, or not any more: the Leases of its
-/// replicas, and what an earlier revision has left.
+/// Deletes remains that are useless without the control plane and unknown to Helm: the Leases of its replicas, and
+/// leftovers of earlier revisions.
 pub(super) async fn delete_remains(cluster: &Cluster) -> anyhow::Result<()> {
     let control_plane = &cluster.control_plane;
     let delete = async |resource: ApiResource, name: String| {
@@ -238,7 +239,7 @@ pub(super) async fn injected_pods(cluster: &Cluster) -> anyhow::Result<usize> {
 }
 
 impl Leftover {
-    /// The flag that it goes by.
+    /// The flag that deletes it.
     pub(super) fn flag(&self) -> &'static str {
         match self.group {
             Group::Root => "--delete-root",
@@ -249,8 +250,8 @@ impl Leftover {
         }
     }
 
-    /// Deletes it, and waits until a namespace is gone: what is installed into one that goes is lost. One that is not
-    /// there is as good as deleted.
+    /// Deletes it, and waits until a namespace is gone: anything installed into a terminating namespace would be lost.
+    /// A missing object counts as deleted.
     pub(super) async fn delete(&self, cluster: &Cluster) -> anyhow::Result<()> {
         let Kind::Object(resource) = &self.kind else {
             return namespace::leave(cluster, &self.name).await;
@@ -301,12 +302,12 @@ async fn wait_until_gone(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
             let causes = conditions.iter().filter(|condition| condition.status == "True");
             let causes: Vec<_> = causes.filter_map(|condition| condition.message.as_deref()).collect();
             bail!(
-                "namespace {name} is not gone after {}: {}",
+                "namespace {name} still exists after {}: {}",
                 humantime::format_duration(NAMESPACE_GOES),
                 causes.join("; ")
             );
         }
-        patience.say(name, format_args!("namespace {name} is not gone yet"));
+        patience.say(name, format_args!("namespace {name} is still being deleted"));
         patience.pause().await;
     }
 }
@@ -450,8 +451,8 @@ mod tests {
         let error = all.resolved().check(&fake.cluster()).await.unwrap_err();
         assert_eq!(
             error.to_string(),
-            "--delete-all: the custom resource definitions are also those of mesh blue in namespace blue-system, whose \
-             policies would go with them; name one by one what else is to go"
+            "--delete-all: the custom resource definitions are shared with mesh blue in namespace blue-system, whose \
+             policies would be deleted with them; use the other flags one by one"
         );
         let others = Deletions { delete_root: true, delete_namespace: true, ..Deletions::default() };
         others.check(&fake.cluster()).await.unwrap();

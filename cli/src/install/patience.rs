@@ -1,4 +1,4 @@
-//! Waiting for what a cluster does, where one look at it may fail.
+//! Polls a cluster until a deadline, tolerating failed requests.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// How often is looked.
+/// Polling interval.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Until when is waited, and what was said meanwhile.
+/// A deadline, and the messages printed so far.
 #[derive(Debug)]
 pub(super) struct Patience {
     deadline: Instant,
@@ -17,30 +17,30 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// From now on.
+    /// A deadline `limit` from now.
     pub(super) fn new(limit: Duration) -> Self {
         Self { deadline: Instant::now() + limit, said: BTreeSet::new() }
     }
 
-    /// Whether the time is over.
+    /// Whether the deadline has passed.
     pub(super) fn is_over(&self) -> bool {
         Instant::now() >= self.deadline
     }
 
-    /// Says on standard error what is waited for, unless that was said before: `key` tells.
+    /// Prints on standard error what the command waits for, once per `key`.
     pub(super) fn say(&mut self, key: impl Into<String>, what: impl Display) {
         if self.said.insert(key.into()) {
             eprintln!("waiting: {what}");
         }
     }
 
-    /// Returns when the next look is due.
+    /// Returns when the next poll is due.
     pub(super) async fn pause(&self) {
         sleep_until(self.deadline.min(Instant::now() + INTERVAL)).await;
     }
 
-    /// Goes on after a look that failed: the API server may be away for a moment, and what was begun is not given up for
-    /// that. The error once the time is over.
+    /// Continues after a failed request, because the API server may be unavailable for a moment. Returns the error once
+    /// the deadline has passed.
     pub(super) async fn bear(&mut self, error: anyhow::Error) -> anyhow::Result<()> {
         if self.is_over() {
             return Err(error);

@@ -1,4 +1,4 @@
-//! Waiting for the control plane: what is not ready yet, and why, said while it is waited for.
+//! Waits for the control plane, and reports what is not ready and why.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::{INSTANCE_LABEL, NAME_LABEL, PART_OF};
 use crate::output::printable;
 
-/// Nodes that three replicas want.
+/// Number of nodes for three replicas.
 const NODES: usize = 3;
-/// Waiting reasons of a container that starts as usual.
+/// Waiting reasons of a container that starts normally.
 const USUAL: [&str; 2] = ["ContainerCreating", "PodInitializing"];
-/// The two faces of an image that cannot be pulled, which take turns.
+/// The two alternating reasons of an image that cannot be pulled.
 const IMAGE: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];
 
 /// Why a Deployment is not rolled out.
@@ -29,8 +29,8 @@ struct Obstacle {
     message: String,
 }
 
-/// Waits until every Deployment of the mesh's control plane is rolled out. Each obstacle is said once, on standard error,
-/// as soon as it is seen; those that are left when the time is over become the error.
+/// Waits until every Deployment of the mesh's control plane is rolled out. Each obstacle is reported once on standard
+/// error, as soon as it is seen; those that remain at the timeout become the error.
 pub(super) async fn wait(cluster: &Cluster, limit: Duration) -> anyhow::Result<()> {
     let mut patience = Patience::new(limit);
     loop {
@@ -49,7 +49,7 @@ pub(super) async fn wait(cluster: &Cluster, limit: Duration) -> anyhow::Result<(
             let states = unready.iter().map(state).collect::<Vec<_>>().join(", ");
             let causes: String = obstacles.iter().map(|obstacle| format!("\n  {obstacle}")).collect();
             let hint = if obstacles.iter().any(|obstacle| IMAGE.contains(&obstacle.reason.as_str())) {
-                "\nhint: the values image.registry and image.tag say where images come from (--set image.registry=…)"
+                "\nhint: the values image.registry and image.tag select the images (--set image.registry=…)"
             } else {
                 ""
             };
@@ -59,21 +59,21 @@ pub(super) async fn wait(cluster: &Cluster, limit: Duration) -> anyhow::Result<(
     }
 }
 
-/// Deployments that are not rolled out, and what keeps them.
+/// Deployments that are not rolled out, and the obstacles.
 async fn look(cluster: &Cluster) -> anyhow::Result<(Vec<Deployment>, Vec<Obstacle>)> {
     let unready = unready(cluster).await?;
     let obstacles = obstacles(cluster, &unready).await?;
     Ok((unready, obstacles))
 }
 
-/// What to say where replicas would have to share nodes.
+/// A warning if replicas would have to share nodes.
 pub(super) async fn too_few_nodes(cluster: &Cluster) -> anyhow::Result<Option<String>> {
     let nodes = cluster.list(&Api::all(cluster.client.clone()), ListParams::default(), "nodes").await?;
     let usable = nodes.iter().filter(|node| takes_pods(node)).count();
     Ok((usable < NODES).then(|| {
         format!(
-            "--ha runs three replicas of each daemon, and {usable} of the cluster's {} nodes take Pods: replicas share \
-             nodes until there are {NODES}, and a node that fails takes all of its replicas with it",
+            "--ha runs three replicas of each daemon, but only {usable} of the cluster's {} nodes accept Pods: replicas share \
+             nodes until there are {NODES}, and a node failure takes all of its replicas down",
             nodes.len()
         )
     }))
@@ -100,8 +100,8 @@ async fn unready(cluster: &Cluster) -> anyhow::Result<Vec<Deployment>> {
     Ok(deployments)
 }
 
-/// As `kubectl rollout status` judges: the controller has seen the newest generation, and all replicas are of it and
-/// available.
+/// Judges like `kubectl rollout status`: the controller has observed the newest generation, and all replicas are of it
+/// and available.
 fn is_rolled_out(deployment: &Deployment) -> bool {
     let Some(status) = &deployment.status else { return false };
     let wanted = deployment.spec.replicas.unwrap_or(1);
@@ -131,7 +131,7 @@ async fn obstacles(cluster: &Cluster, unready: &[Deployment]) -> anyhow::Result<
     Ok(found)
 }
 
-/// Pods that the API server does not let a Deployment make, such as for a quota.
+/// Pods that the API server refuses to create for a Deployment, such as because of a quota.
 fn refused_pods(deployment: &Deployment) -> Option<Obstacle> {
     let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
     let failed = conditions.iter().find(|condition| {
@@ -144,7 +144,7 @@ fn refused_pods(deployment: &Deployment) -> Option<Obstacle> {
     })
 }
 
-/// What keeps a Pod from being ready, if it says so.
+/// What keeps a Pod from becoming ready, if its status says so.
 fn obstacle(pod: &Pod) -> Option<Obstacle> {
     let status = pod.status.as_ref()?;
     let what = format!("pod {}", pod.name_any());
@@ -159,7 +159,7 @@ fn obstacle(pod: &Pod) -> Option<Obstacle> {
     containers.into_iter().find_map(troubled).map(|(reason, message)| Obstacle { what, reason, message })
 }
 
-/// A container's reason and message, if it waits for more than its turn or ends again and again.
+/// Reason and message of a container that waits abnormally long or keeps exiting.
 fn troubled(container: &ContainerStatus) -> Option<(String, String)> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref().filter(|reason| !USUAL.contains(reason))?;
@@ -167,7 +167,7 @@ fn troubled(container: &ContainerStatus) -> Option<(String, String)> {
     let mut message = waiting.message.clone().unwrap_or_default();
     let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     if let Some(ended) = last.filter(|_| !IMAGE.contains(&reason)) {
-        message += &format!(" (it ended with code {}; its log says why)", ended.exit_code);
+        message += &format!(" (it exited with code {}; see its log)", ended.exit_code);
     }
     Some((reason.to_owned(), format!("image {}: {message}", container.image)))
 }
@@ -217,8 +217,8 @@ mod tests {
         assert_eq!(
             error,
             "not ready after 0s: tidegate-controller: 0 of 1 ready\n  pod c: ImagePullBackOff: image \
-             nowhere/controller:1: no such host\nhint: the values image.registry and image.tag say where images come \
-             from (--set image.registry=…)"
+             nowhere/controller:1: no such host\nhint: the values image.registry and image.tag select the images \
+             (--set image.registry=…)"
         );
     }
 
@@ -269,7 +269,7 @@ mod tests {
         ])
         .await;
         let warning = too_few_nodes(&fake.cluster()).await.unwrap().unwrap();
-        assert!(warning.contains("2 of the cluster's 5 nodes take Pods"), "{warning}");
+        assert!(warning.contains("2 of the cluster's 5 nodes accept Pods"), "{warning}");
         fake.put(node("d", json!({}), "True"));
         assert_eq!(too_few_nodes(&fake.cluster()).await.unwrap(), None);
     }

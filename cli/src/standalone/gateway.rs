@@ -1,4 +1,4 @@
-//! From MeshConfig to the CA: which client certificate the ingress controller is to have.
+//! Passes the ingress controller's certificate settings from MeshConfig to the CA.
 
 use std::sync::Arc;
 
@@ -6,13 +6,13 @@ use tidegate_cert_manager::ingress_gateway::{IngressGatewaySettings, SettingsInp
 use tidegate_crds::MeshConfigSpec;
 use tokio::sync::watch;
 
-/// Keeps the CA's settings in line with MeshConfig. Settings that cannot be understood change nothing: the certificate
-/// that works stays, and the log says which field is wrong.
+/// Keeps the CA's settings in sync with MeshConfig. Invalid settings change nothing: the current certificate stays, and
+/// the log names the wrong field.
 pub(crate) async fn follow(
     mut mesh_config: watch::Receiver<Option<Arc<MeshConfigSpec>>>,
     settings: watch::Sender<Option<IngressGatewaySettings>>,
 ) {
-    // Until the objects are read there is no telling whether the field is gone or not there yet.
+    // Until the objects are read, a missing field may only be not read yet.
     while mesh_config.changed().await.is_ok() {
         let spec = mesh_config.borrow_and_update().clone();
         match spec.as_ref().and_then(|spec| spec.ingress_gateway()).map(parse).transpose() {
@@ -28,7 +28,7 @@ pub(crate) async fn follow(
                     tracing::error!(
                         field = problem.path,
                         problem = problem.problem,
-                        "MeshConfig is not followed"
+                        "MeshConfig's certificate settings are invalid; keeping the previous ones"
                     );
                 }
             }

@@ -1,4 +1,4 @@
-//! Service account tokens without a Kubernetes API server: the same claims, signed by a key of this process's own.
+//! Service account tokens without a Kubernetes API server: the same claims, signed by a key of this process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,25 +13,25 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::json;
 
-/// Who the tokens say they are for; what the CA demands.
+/// Audience of the tokens, as the CA requires it.
 pub(crate) const AUDIENCE: &str = "tidegate-ca";
-/// Who the tokens say they are from.
+/// Issuer of the tokens.
 pub(crate) const ISSUER: &str = "tidegate-standalone";
-/// The shortest life that a token may have: it counts in whole seconds.
+/// Minimum lifetime of a token: its claims count in whole seconds.
 const SHORTEST_LIFE: Duration = Duration::from_secs(4);
-/// The longest. A sidecar asks for a certificate far more often.
+/// Maximum lifetime. A sidecar requests certificates far more often.
 const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// Signs tokens. The key lives in memory only: tokens of an earlier run are worth nothing.
+/// Signs tokens. The key exists only in memory, so tokens of an earlier run are invalid.
 pub(crate) struct TokenIssuer {
     key: EncodingKey,
     folder: PathBuf,
     life: Duration,
-    /// By token file. Held while files change, so that two writers of one file never meet.
+    /// By token file. Locked while files change, so that no file has two writers at once.
     subjects: Mutex<BTreeMap<PathBuf, TokenSubject>>,
 }
 
-/// Whom a token is for.
+/// The subject of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TokenSubject {
     /// Its namespace.
@@ -43,7 +43,7 @@ pub(crate) struct TokenSubject {
 }
 
 impl TokenIssuer {
-    /// Makes a key, and writes its public half to `public_key_file` for the CA. Tokens live for `life`.
+    /// Generates a key, and writes its public half to `public_key_file` for the CA. Tokens live for `life`.
     pub(crate) fn new(folder: PathBuf, public_key_file: &Path, life: Duration) -> anyhow::Result<Self> {
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let key = EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes())?;
@@ -51,7 +51,7 @@ impl TokenIssuer {
         Ok(Self { key, folder, life, subjects: Mutex::default() })
     }
 
-    /// How often [`TokenIssuer::renew`] is due: far more often than tokens end.
+    /// How often to call [`TokenIssuer::renew`]: much shorter than a token's lifetime.
     pub(crate) fn renewal_interval(&self) -> Duration {
         self.life / 4
     }
@@ -71,18 +71,18 @@ impl TokenIssuer {
         subjects.iter().filter_map(|(file, subject)| self.write_file(subject, file).err()).collect()
     }
 
-    /// Removes the token of a Pod that is gone.
+    /// Removes the token of a deleted Pod.
     pub(crate) fn forget(&self, namespace: &str, name: &str) {
         let file = self.file(namespace, name);
         let mut subjects = self.lock();
         if subjects.remove(&file).is_some() {
-            // One that stays behind ends by itself.
+            // A file that remains expires by itself.
             let _ = fs::remove_file(file);
         }
     }
 
     fn write_file(&self, subject: &TokenSubject, file: &Path) -> anyhow::Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the system clock is before 1970")?;
         let claims = json!({
             "iss": ISSUER,
             "aud": [AUDIENCE],
@@ -109,7 +109,7 @@ impl TokenIssuer {
     }
 }
 
-/// Parses the life of a token, such as `1h`.
+/// Parses the lifetime of a token, such as `1h`.
 pub(crate) fn parse_life(text: &str) -> Result<Duration, String> {
     let life = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&life) {
@@ -118,11 +118,11 @@ pub(crate) fn parse_life(text: &str) -> Result<Duration, String> {
     Ok(life)
 }
 
-/// Replaces a file as a whole; nobody but its owner may read it.
+/// Replaces a file atomically; only its owner may read it.
 fn write_private(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let context = || file.display().to_string();
     fs::create_dir_all(file.parent().unwrap_or(Path::new("."))).with_context(context)?;
-    // A name that no Pod can have: each Pod's file is named as the Pod is.
+    // A name that no Pod can have, because each Pod's file has the Pod's name.
     let mut name = std::ffi::OsString::from(".");
     name.push(file.file_name().unwrap_or_default());
     name.push(".new");

@@ -164,7 +164,7 @@ fn no_sources_let_every_address_in_and_warn() {
     assert_eq!(only_rule(&policy(&index), 14001).sources, Sources::Any);
     assert_eq!(
         assert_committed(&index, "ib"),
-        ["spec.sources: no source is listed, so every address is let in"]
+        ["spec.sources: no source is listed, so every address is admitted"]
     );
 }
 

@@ -103,7 +103,7 @@ fn a_mesh_config_of_the_older_version_is_served_as_it_is_and_stored_in_the_newer
         )
     );
     assert!(crd.spec.conversion.is_none(), "nothing but the version's name differs");
-    // As Open Service Mesh v0.9 made it.
+    // As Open Service Mesh v0.9 created it.
     let early = serde_json::json!({
         "apiVersion": OLDER_MESH_CONFIG, "kind": "MeshConfig",
         "metadata": {"name": "osm-mesh-config", "namespace": "osm-system"},

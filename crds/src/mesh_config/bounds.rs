@@ -1,4 +1,4 @@
-//! How long the lists and texts of a MeshConfig may be.
+//! Bounds of the lists and texts of a MeshConfig.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,13 +8,13 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 use crate::bounded::{self, Text};
 
-/// Items of a list, such as ranges or ports.
+/// Maximum items of a list, such as ranges or ports.
 pub(super) const MOST_ITEMS: usize = 1024;
-/// Names in the ingress controller's certificate.
+/// Maximum names in the ingress controller's certificate.
 pub(super) const MOST_SUBJECT_ALT_NAMES: usize = 64;
-/// Resources of containers that a quantity is given for.
+/// Maximum resources with a quantity.
 pub(super) const MOST_QUANTITIES: usize = 16;
-/// Characters of a text. A SPIFFE ID has 2048 at most.
+/// Maximum characters of a text: that of a SPIFFE ID.
 pub(super) const MOST_CHARACTERS: usize = 2048;
 
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

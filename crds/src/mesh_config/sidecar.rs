@@ -19,41 +19,41 @@ pub struct SidecarSpec {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "log_level")]
     pub log_level: Option<String>,
-    /// Most sidecars that a controller serves; 0: no limit. Default: 0. Accepted and not yet acted on.
+    /// Maximum sidecars of a controller; 0: no limit. Default: 0. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_data_plane_connections: Option<i64>,
-    /// Accepted and not yet acted on.
+    /// Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(length(max = MOST_CHARACTERS))]
     pub envoy_image: Option<String>,
-    /// Accepted and not yet acted on.
+    /// Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(length(max = MOST_CHARACTERS))]
     pub envoy_windows_image: Option<String>,
-    /// Accepted and not yet acted on.
+    /// Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(length(max = MOST_CHARACTERS))]
     pub init_container_image: Option<String>,
-    /// What a sidecar asks for and may use. Default: requests of 5m CPU and 16Mi memory.
+    /// Resource requests and limits of a sidecar. Default: requests of 5m CPU and 16Mi memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
-    /// Default: 0s, that is never. Accepted and not yet acted on: changes are sent when they happen.
+    /// Default: 0s, which means never. Accepted, but has no effect yet: changes are sent at once.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(length(max = MOST_CHARACTERS))]
     pub config_resync_interval: Option<String>,
-    /// Default: TLSv1_2. Accepted and not yet acted on.
+    /// Default: TLSv1_2. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "tls_min_version")]
     pub tls_min_protocol_version: Option<String>,
-    /// Default: TLSv1_3. Accepted and not yet acted on.
+    /// Default: TLSv1_3. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "tls_max_version")]
     pub tls_max_protocol_version: Option<String>,
-    /// Default: the TLS library's. Accepted and not yet acted on.
+    /// Default: the TLS library's. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "texts")]
     #[schemars(length(max = MOST_ITEMS), inner(length(max = MOST_CHARACTERS)))]
     pub cipher_suites: Option<Vec<String>>,
-    /// Default: the TLS library's. Accepted and not yet acted on.
+    /// Default: the TLS library's. Accepted, but has no effect yet.
     #[serde(
         default,
         rename = "ecdhCurves",
@@ -68,15 +68,15 @@ pub struct SidecarSpec {
     pub local_proxy_mode: Option<String>,
 }
 
-/// What a container asks for and may use, by resource.
+/// Requests and limits of a container, by resource.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceRequirements {
-    /// The most that it may use.
+    /// The limits.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantities")]
     #[schemars(schema_with = "quantities_by_resource")]
     pub limits: Option<BTreeMap<String, IntOrString>>,
-    /// What it asks for.
+    /// The requests.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "quantities")]
     #[schemars(schema_with = "quantities_by_resource")]
     pub requests: Option<BTreeMap<String, IntOrString>>,

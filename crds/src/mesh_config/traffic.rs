@@ -10,10 +10,10 @@ use crate::ingress_backend::port_number;
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct TrafficSpec {
-    /// Whether workloads may reach what is no part of the mesh. Default: true. Accepted and not yet acted on.
+    /// Whether workloads may reach destinations outside the mesh. Default: true. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_egress: Option<bool>,
-    /// IPv4 ranges that outbound interception leaves alone. Default: none.
+    /// IPv4 ranges that bypass outbound interception. Default: none.
     #[serde(
         default,
         rename = "outboundIPRangeExclusionList",
@@ -22,7 +22,7 @@ pub struct TrafficSpec {
     )]
     #[schemars(length(max = MOST_ITEMS), inner(length(max = MOST_CHARACTERS)))]
     pub outbound_ip_range_exclusion_list: Option<Vec<String>>,
-    /// The only IPv4 ranges that outbound interception takes. Default: all.
+    /// The only IPv4 ranges to which outbound interception applies. Default: all.
     #[serde(
         default,
         rename = "outboundIPRangeInclusionList",
@@ -31,27 +31,27 @@ pub struct TrafficSpec {
     )]
     #[schemars(length(max = MOST_ITEMS), inner(length(max = MOST_CHARACTERS)))]
     pub outbound_ip_range_inclusion_list: Option<Vec<String>>,
-    /// Ports that outbound interception leaves alone. Default: none.
+    /// Ports that bypass outbound interception. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "port_list")]
     #[schemars(schema_with = "ports")]
     pub outbound_port_exclusion_list: Option<Vec<u16>>,
-    /// Ports that inbound interception leaves alone. Default: none.
+    /// Ports that bypass inbound interception. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "port_list")]
     #[schemars(schema_with = "ports")]
     pub inbound_port_exclusion_list: Option<Vec<u16>>,
-    /// Network interfaces that interception leaves alone. Default: none.
+    /// Network interfaces that bypass interception. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "texts")]
     #[schemars(length(max = MOST_ITEMS), inner(length(max = MOST_CHARACTERS)))]
     pub network_interface_exclusion_list: Option<Vec<String>>,
-    /// Whether workloads of the mesh may reach each other without a policy that says so. Opens nothing to clients
-    /// outside the mesh. Default: false; what the chart makes says true.
+    /// Whether workloads of the mesh may reach each other without a policy. Admits no client from outside the mesh.
+    /// Default: false; the chart's MeshConfig sets true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_permissive_traffic_policy_mode: Option<bool>,
-    /// Of early manifests of v1alpha1: whether ingress controllers speak HTTPS. Default: false.
-    /// Accepted and not yet acted on: each IngressBackend says it.
+    /// Used in early v1alpha1 manifests: whether ingress controllers use HTTPS. Default: false.
+    /// Accepted, but has no effect yet: each IngressBackend sets it.
     #[serde(default, rename = "useHTTPSIngress", skip_serializing_if = "Option::is_none")]
     pub use_https_ingress: Option<bool>,
-    /// An external service that is asked about each request. Default: none. Accepted and not yet acted on.
+    /// An external service that authorizes each request. Default: none. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inbound_external_authorization: Option<ExternalAuthorization>,
 }
@@ -60,26 +60,26 @@ pub struct TrafficSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ExternalAuthorization {
-    /// Default: false. Accepted and not yet acted on.
+    /// Default: false. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
-    /// Host name or address of the service. Accepted and not yet acted on.
+    /// Host name or address of the service. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(length(max = MOST_CHARACTERS))]
     pub address: Option<String>,
-    /// Port of the service. Accepted and not yet acted on.
+    /// Port of the service. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "port_number")]
     pub port: Option<u16>,
-    /// Prefix of its metrics. Default: inboundExtAuthz. Accepted and not yet acted on.
+    /// Prefix of its metrics. Default: inboundExtAuthz. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "stat_prefix")]
     pub stat_prefix: Option<String>,
-    /// Longest wait for its answer. Default: 1s. Accepted and not yet acted on.
+    /// Timeout of a call. Default: 1s. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "timeout")]
     pub timeout: Option<String>,
-    /// Whether requests pass when it does not answer. Default: false. Accepted and not yet acted on.
+    /// Whether requests pass if the service does not answer. Default: false. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_mode_allow: Option<bool>,
 }

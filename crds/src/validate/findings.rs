@@ -1,24 +1,24 @@
-//! Findings of one object, bounded in number: what is wrong a hundred times is said a few times and counted.
+//! Findings of one object, bounded in number: repeated ones are listed a few times and then counted.
 
 use std::collections::BTreeMap;
 
 use super::Finding;
 
-/// The most findings of one kind.
+/// Maximum findings of one kind.
 const MOST_OF_A_KIND: usize = 8;
-/// The most names in one message.
+/// Maximum names in one message.
 const MOST_NAMES: usize = 5;
 
-/// Findings, in the order in which they were made.
+/// Findings, in the order in which they were added.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     findings: Vec<Finding>,
-    /// By kind: how many there are, and where the last one is that was kept.
+    /// By kind: how many there are, and the position of the last one that was kept.
     kinds: BTreeMap<&'static str, (usize, usize)>,
 }
 
 impl Findings {
-    /// Adds a finding of a kind, unless there are many of it.
+    /// Adds a finding of a kind, unless there are already many of it.
     pub(super) fn add(&mut self, kind: &'static str, finding: impl FnOnce() -> Finding) {
         let (count, last) = self.kinds.entry(kind).or_default();
         *count += 1;
@@ -28,7 +28,7 @@ impl Findings {
         }
     }
 
-    /// All that was kept; the last of a kind says how many more there are.
+    /// All findings that were kept; the last of a kind counts the others.
     pub(super) fn finish(mut self) -> Vec<Finding> {
         for (count, last) in self.kinds.into_values() {
             if let (Some(more @ 1..), Some(finding)) =
@@ -41,7 +41,7 @@ impl Findings {
     }
 }
 
-/// The first names, separated by commas, and how many more there are.
+/// The first names, separated by commas, and the number of the others.
 pub fn listed(mut names: impl Iterator<Item = String>) -> String {
     let shown: Vec<String> = names.by_ref().take(MOST_NAMES).collect();
     match names.count() {

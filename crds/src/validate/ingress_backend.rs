@@ -1,4 +1,4 @@
-//! IngressBackend.
+//! Checks of an IngressBackend.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,24 +10,24 @@ use super::Finding;
 use super::findings::{Findings, listed};
 use crate::ingress_backend::{Backend, IngressBackendSpec, Source};
 
-/// What clients of a backend speak.
+/// The protocol of a backend's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// Plaintext HTTP.
     Http,
-    /// TLS that the sidecar ends, HTTP inside.
+    /// TLS terminated by the sidecar, with HTTP inside.
     Https,
-    /// Bytes that are passed on as they are.
+    /// Opaque bytes.
     Tcp,
 }
 
-/// Everything that is wrong or likely not meant in an IngressBackend, in the order of its fields. What is wrong with
-/// every pair of a backend and a source is one finding.
+/// All errors and probable mistakes in an IngressBackend, in the order of its fields. A problem of every pair of a
+/// backend and a source is one finding.
 pub fn ingress_backend(spec: &IngressBackendSpec) -> Vec<Finding> {
     let mut findings = Findings::default();
     if spec.backends.is_empty() {
         findings.add("backends", || {
-            Finding::warning("spec.backends", "no backend is listed, so nothing is opened")
+            Finding::warning("spec.backends", "no backend is listed, so this policy has no effect")
         });
     }
     let first_principal = spec.sources.iter().position(|source| source.kind == "AuthenticatedPrincipal");
@@ -70,7 +70,7 @@ pub fn ingress_backend(spec: &IngressBackendSpec) -> Vec<Finding> {
     }
     if spec.sources.is_empty() {
         findings.add("sources", || {
-            Finding::warning("spec.sources", "no source is listed, so every address is let in")
+            Finding::warning("spec.sources", "no source is listed, so every address is admitted")
         });
     }
     for (i, source) in spec.sources.iter().enumerate() {
@@ -85,7 +85,7 @@ pub fn ingress_backend(spec: &IngressBackendSpec) -> Vec<Finding> {
 }
 
 impl Protocol {
-    /// Reads `port.protocol`; letter case does not count.
+    /// Parses `port.protocol`, ignoring case.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Http, Self::Https, Self::Tcp]
             .into_iter()
@@ -111,7 +111,7 @@ fn check_http(backend: &Backend, path: &str, findings: &mut Findings) {
     if backend.tls.is_some() {
         findings.add("http tls", || {
             let message =
-                "ignored: protocol http ends no TLS; clients that speak TLS need port.protocol https";
+                "ignored: protocol http does not terminate TLS; clients that use TLS need port.protocol https";
             Finding::warning(format!("{path}.tls"), message)
         });
     }
@@ -121,16 +121,16 @@ fn check_https(has_principal: bool, backend: &Backend, path: &str, findings: &mu
     if backend.tls.as_ref().is_some_and(|tls| tls.skip_client_cert_validation) {
         findings.add("skip", || {
             let message = if has_principal {
-                "no client certificate is asked for, so AuthenticatedPrincipal sources do not count"
+                "no client certificate is requested, so AuthenticatedPrincipal sources are ignored"
             } else {
-                "no client certificate is asked for"
+                "no client certificate is requested"
             };
             Finding::warning(format!("{path}.tls.skipClientCertValidation"), message)
         });
     } else if !has_principal {
         findings.add("no principal", || {
             let message = format!(
-                "no AuthenticatedPrincipal is listed: every certificate of the mesh's CA is let in to '{}'",
+                "no AuthenticatedPrincipal is listed: every certificate of the mesh's CA is admitted to '{}'",
                 backend.name
             );
             Finding::warning("spec.sources", message)
@@ -139,30 +139,30 @@ fn check_https(has_principal: bool, backend: &Backend, path: &str, findings: &mu
     let hosts = backend.tls.iter().flat_map(|tls| tls.sni_hosts.iter().flatten());
     for (i, host) in hosts.enumerate().filter(|(_, host)| DnsPattern::parse(host).is_err()) {
         findings.add("host", || {
-            let message =
-                format!("'{host}' is no DNS name and no '*.' with a suffix: it matches no server name");
+            let message = format!(
+                "'{host}' is neither a DNS name nor '*.' with a suffix, so it matches no server name"
+            );
             Finding::warning(format!("{path}.tls.sniHosts[{i}]"), message)
         });
     }
 }
 
-/// Bytes that nobody looks at hold no certificate that anybody could check, so a policy that asks for one would be
-/// more open than it reads.
+/// The sidecar cannot see certificates in opaque bytes, so a policy that demands one would admit more than it says.
 fn check_tcp(backend: &Backend, path: &str, findings: &mut Findings) {
     if backend.tls.is_some() {
         findings.add("tcp tls", || {
-            let message = "protocol tcp passes bytes on as they are: no TLS is ended there";
+            let message = "protocol tcp passes bytes through unchanged and does not terminate TLS";
             Finding::error(format!("{path}.tls"), message)
         });
     }
 }
 
-/// Principals beside backends at which no certificate is seen.
+/// Reports principals next to backends where no certificate is visible.
 fn check_principals(path: &str, http: &[&str], tcp: &[&str], findings: &mut Findings) {
     if !http.is_empty() {
         findings.add("http principals", || {
             let message = format!(
-                "{} plaintext http, where no certificate is seen: this principal is ignored there",
+                "{} plaintext http, which has no client certificate: this principal is ignored there",
                 speaking(http)
             );
             Finding::warning(path, message)
@@ -171,7 +171,7 @@ fn check_principals(path: &str, http: &[&str], tcp: &[&str], findings: &mut Find
     if !tcp.is_empty() {
         findings.add("tcp principals", || {
             let message = format!(
-                "{} tcp, where no certificate can be checked: use Service or IPRange sources",
+                "{} tcp, whose client certificates cannot be checked: use Service or IPRange sources",
                 speaking(tcp)
             );
             Finding::error(path, message)

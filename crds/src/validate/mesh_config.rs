@@ -1,4 +1,4 @@
-//! MeshConfig.
+//! Checks of a MeshConfig.
 
 mod not_acted_on;
 
@@ -12,9 +12,9 @@ use super::Finding;
 use crate::mesh_config::{IngressGatewayCertificate, MeshConfigSpec};
 use crate::quantity::{CONTAINER_RESOURCES, is_quantity};
 
-/// What is wrong or likely not meant in a MeshConfig, and what it says that is not acted on. OSM had no admission check
-/// for it, but its schema let no range pass that is none. That is an error, and so is what every new Pod of the mesh
-/// would fail by, and a certificate of the ingress controller that would be a workload's.
+/// Errors and probable mistakes in a MeshConfig, and its settings without effect. OSM had no admission check for it,
+/// but its schema rejected invalid ranges. These are errors, and so are values that would fail every new Pod of the
+/// mesh, and an ingress controller's certificate that would pass as a workload's.
 pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
     let mut findings: Vec<Finding> = not_acted_on::findings(spec).collect();
     if let Some(resources) = spec.sidecar.as_ref().and_then(|sidecar| sidecar.resources.as_ref()) {

@@ -1,5 +1,5 @@
-//! Every case in `testdata/pods` is a Pod, with the namespace and the MeshConfig that it meets; what becomes of it is in
-//! `testdata/patches` under the same name. `just golden` writes that anew.
+//! Every case in `testdata/pods` is a Pod with its namespace and MeshConfig; the expected patch is in
+//! `testdata/patches` under the same name. `just golden` regenerates the patches.
 
 use std::path::{Path, PathBuf};
 
@@ -153,7 +153,7 @@ fn what_kubernetes_adds_in_between_changes_nothing_either() {
 }
 
 #[test]
-fn what_somebody_has_made_of_our_containers_is_made_anew() {
+fn changes_of_our_containers_are_undone() {
     let case = case(json!({}));
     let once = meshed(&case, &case.pod);
     let change = |change: &dyn Fn(&mut Value)| {

@@ -1,16 +1,15 @@
-//! What kubelet asks an app for, from the `path` of an `httpGet`.
+//! The request target that kubelet derives from the `path` of an `httpGet`.
 //!
-//! kubelet reads it as a reference in a URL, puts the pod's address into it, and where it cannot be read takes all of
-//! it as a path (Kubernetes, `pkg/probe/http/request.go`). Then Go writes the URL (`net/url`: `Parse`, `EscapedPath`,
-//! `RequestURI`). So `/a b` is asked for as `/a%20b`, `/a?x=1` with its query, and `%zz` as `/%25zz`.
+//! kubelet parses it as a URL reference, sets the pod's address as the host, and if parsing fails uses the whole text
+//! as a path (Kubernetes, `pkg/probe/http/request.go`). Then Go writes the URL (`net/url`: `Parse`, `EscapedPath`,
+//! `RequestURI`). So `/a b` becomes `/a%20b`, `/a?x=1` keeps its query, and `%zz` becomes `/%25zz`.
 
 use std::net::Ipv6Addr;
 
-/// The most bytes of a target: more than servers take of a whole head.
+/// Maximum bytes of a target: more than servers accept for a whole head.
 const MAX_BYTES: usize = 16 * 1024;
 
-/// The request's target: a path with its slash, and a query. Of one, it is that one again. The error says why there is
-/// none.
+/// The request target: a path with its leading slash, and a query. Idempotent. The error says why there is none.
 pub(super) fn request_target(path: &str) -> Result<String, String> {
     let target = match parse(path) {
         Some(Reference::Opaque) => {
@@ -31,7 +30,7 @@ pub(super) fn request_target(path: &str) -> Result<String, String> {
     Ok(target)
 }
 
-/// Whether a text can stand in a request as it is.
+/// Whether a text is valid in a request unchanged.
 pub(super) fn is_request_target(text: &str) -> bool {
     let (path, query) = text.split_once('?').unwrap_or((text, ""));
     path.starts_with('/')
@@ -41,15 +40,15 @@ pub(super) fn is_request_target(text: &str) -> bool {
 }
 
 enum Reference<'a> {
-    /// As `mailto:a`: a scheme and no slash.
+    /// For example `mailto:a`: a scheme and no slash.
     Opaque,
-    /// As `//user@host/`.
+    /// For example `//user@host/`.
     UserInfo,
-    /// The path escaped.
+    /// A path, escaped.
     Path { path: String, query: Option<&'a str> },
 }
 
-/// As Go reads a URL; `None` where it gives an error.
+/// Parses a URL as Go does; `None` where Go fails.
 fn parse(text: &str) -> Option<Reference<'_>> {
     if text.bytes().any(|byte| byte.is_ascii_control()) {
         return None;
@@ -82,7 +81,7 @@ fn parse(text: &str) -> Option<Reference<'_>> {
     Some(Reference::Path { path: escaped(path)?, query })
 }
 
-/// The scheme, if there is one, and the rest; `None` for a colon at the beginning.
+/// The scheme, if any, and the rest; `None` for a leading colon.
 fn split_scheme(text: &str) -> Option<(Option<&str>, &str)> {
     let is_part = |(index, byte): (usize, u8)| {
         byte.is_ascii_alphabetic() || (index > 0 && (byte.is_ascii_digit() || b"+-.".contains(&byte)))
@@ -108,8 +107,8 @@ fn is_authority(text: &str) -> bool {
     host.bytes().all(is_known) && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The path as Go writes it: as it is if it is well escaped, else unescaped and escaped anew. `None` for a `%` without
-/// two digits.
+/// The path as Go writes it: unchanged if it is correctly escaped, otherwise unescaped and escaped again. `None` for a
+/// `%` without two digits.
 fn escaped(path: &str) -> Option<String> {
     let unescaped = unescape(path)?;
     Some(if path.bytes().all(is_well) { path.to_owned() } else { escape(&unescaped) })
@@ -137,7 +136,8 @@ fn escape(bytes: &[u8]) -> String {
     percent_encode(bytes, must_be_escaped)
 }
 
-/// kubelet leaves a query as it is. What no HTTP request can hold there is escaped, which means the same.
+/// kubelet does not change a query. Characters that an HTTP request cannot contain there are escaped, which means the
+/// same.
 fn escape_query(query: &str) -> String {
     percent_encode(query.as_bytes(), must_be_escaped_in_query)
 }
@@ -162,7 +162,7 @@ fn must_be_escaped_in_query(byte: u8) -> bool {
     !byte.is_ascii_graphic() || b"\"<>#`".contains(&byte)
 }
 
-/// Whether Go takes a byte of an escaped path as it is.
+/// Whether Go accepts a byte of an escaped path unchanged.
 fn is_well(byte: u8) -> bool {
     !must_be_escaped(byte) || b"!'()*[]%".contains(&byte)
 }
@@ -188,10 +188,10 @@ mod tests {
             ("/ü", "/%C3%BC"),
             ("/a%20b", "/a%20b"),
             ("/a%2Fb", "/a%2Fb"),
-            // What is not well escaped is escaped anew as a whole.
+            // A path that is not correctly escaped is escaped again as a whole.
             ("/a%2Fb c", "/a/b%20c"),
             ("/(a)!*'[b]", "/(a)!*'[b]"),
-            // Not a URL: a path, whatever is in it.
+            // Not a URL, so all of it is a path.
             ("/%zz?x", "/%25zz%3Fx"),
             ("/a%2", "/a%252"),
             ("1a:b/c", "/1a:b/c"),
@@ -200,7 +200,7 @@ mod tests {
             ("//a:b/c", "//a:b/c"),
             ("/a?x y\"<ü", "/a?x%20y%22%3C%C3%BC"),
             ("/a#b?c", "/a"),
-            // The pod's address takes the place of the host.
+            // The pod's address replaces the host.
             ("//host:80/a", "/a"),
             ("http://host/a?b", "/a?b"),
             ("https://host", "/"),

@@ -73,7 +73,7 @@ async fn a_pod_of_a_meshed_namespace_gets_its_patch_and_another_none() {
     assert_eq!(
         (&answer["allowed"], &answer["patch"]),
         (&json!(true), &Value::Null),
-        "nobody asked for a sidecar"
+        "no sidecar was requested"
     );
 }
 
@@ -134,7 +134,7 @@ async fn a_namespace_that_the_watch_has_not_told_of_yet_is_waited_for() {
     let (answer, ()) = tokio::join!(asking, telling);
     assert_eq!(answer["patchType"], "JSONPatch");
     let webhook = Webhook::with_patience(Duration::ZERO).await;
-    for name in ["nobody", "other"] {
+    for name in ["unknown", "other"] {
         let answer = webhook.create(name, &pod()).await;
         assert_eq!(answer["allowed"], false);
         let expected = format!("namespace {name} is not known to be in the mesh yet; try again");
@@ -205,7 +205,7 @@ async fn debug_containers_of_meshed_pods_may_not_undo_interception() {
         debugged["metadata"]["labels"] = json!({});
         let request = update(&debugged);
         let without_label = webhook.client.ask(&request).await;
-        assert_eq!(without_label["allowed"], answer["allowed"], "labels may be changed by whoever debugs");
+        assert_eq!(without_label["allowed"], answer["allowed"], "debugging may change labels");
         debugged["spec"]["initContainers"] = json!([]);
         let request = update(&debugged);
         assert_eq!(webhook.client.ask(&request).await["allowed"], true, "outside the mesh anything goes");

@@ -1,10 +1,10 @@
-//! `NO_PROXY`: the hosts that are reached directly.
+//! `NO_PROXY`: the hosts to connect to directly.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// A list of hosts, as Go's programs and curl read it.
+/// A list of hosts, with the same syntax as in Go and curl.
 #[derive(Debug, Default)]
 pub(super) struct NoProxy(Vec<Entry>);
 
@@ -13,7 +13,7 @@ enum Entry {
     Everything,
     Range(IpNet),
     Address(IpAddr, Option<u16>),
-    /// A name and all below it; only those below it if it was written with a leading dot.
+    /// A name and its subdomains; only the subdomains if it was written with a leading dot.
     Domain {
         name: String,
         is_below_only: bool,
@@ -22,13 +22,13 @@ enum Entry {
 }
 
 impl NoProxy {
-    /// Reads a list that is separated by commas or blanks. What is neither an address nor a range is a name.
+    /// Parses a list separated by commas or whitespace. An entry that is neither an address nor a range is a name.
     pub(super) fn parse(list: &str) -> Self {
         let words = list.split([',', ' ', '\t']).map(str::trim).filter(|word| !word.is_empty());
         Self(words.map(Entry::parse).collect())
     }
 
-    /// Whether a host, by name or address, is reached directly at this port.
+    /// Whether to connect directly to a host, by name or address, at this port.
     pub(super) fn covers(&self, host: &str, port: u16) -> bool {
         let host = host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
         let address = host.parse::<IpAddr>().ok();

@@ -1,5 +1,5 @@
-//! The ports of Pods, as the kubelet forwards them: a WebSocket on which channel 0 carries data and channel 1 errors,
-//! each opened by the port's number.
+//! Ports of Pods, forwarded as by the kubelet: a WebSocket on which channel 0 carries data and channel 1 errors, each
+//! opened with the port's number.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::server::{Response, failure, stream};
 
-/// Answers the upgrade and forwards `port` to whatever listens at `target`.
+/// Answers the upgrade and forwards `port` to the listener at `target`.
 pub(super) fn forward(mut request: Request<Incoming>, port: u16, target: Option<SocketAddr>) -> Response {
     let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY) else {
         return failure(400, "Upgrade request required");
@@ -27,7 +27,7 @@ pub(super) fn forward(mut request: Request<Incoming>, port: u16, target: Option<
     tokio::spawn(async move {
         if let Ok(upgraded) = upgrade.await {
             let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
-            // Whichever end goes first ends it.
+            // Either end closes the connection.
             let _ = pump(socket, port, target).await;
         }
     });
@@ -63,7 +63,7 @@ async fn pump(
     let (mut reader, mut writer) = TcpStream::connect(target).await?.into_split();
     tokio::spawn(async move {
         let mut buffer = vec![0; 8192];
-        // The first byte names the channel.
+        // The first byte selects the channel.
         while let Ok(read @ 1..) = reader.read(&mut buffer[1..]).await {
             if sink.send(Message::binary(buffer[..=read].to_vec())).await.is_err() {
                 return;

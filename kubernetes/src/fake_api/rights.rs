@@ -1,4 +1,4 @@
-//! What the chart's roles grant, to hold requests against them.
+//! The permissions that the chart's roles grant, to check requests against them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{Request, fail};
 
-/// The rights of one program: everywhere, and in certain namespaces.
+/// The permissions of one program: everywhere, and in certain namespaces.
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
 pub struct Rights(BTreeMap<String, Vec<Rule>>);
@@ -22,12 +22,12 @@ struct Rule {
     verbs: Vec<String>,
 }
 
-/// The key of what is granted in every namespace and in none.
+/// The key of permissions in every namespace and on cluster-scoped resources.
 const EVERYWHERE: &str = "(everywhere)";
 
 impl Rights {
-    /// Those that the chart gives to a program, such as `tidegate-controller`, whose control plane is in the namespace
-    /// `tidegate-system`.
+    /// The permissions that the chart grants to a program, such as `tidegate-controller`, whose control plane is in the
+    /// namespace `tidegate-system`.
     pub fn of_chart(program: &str) -> Self {
         let golden =
             Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/rbac/{program}.yaml"));
@@ -35,7 +35,8 @@ impl Rights {
         serde_saphyr::from_str(&text).unwrap_or_else(|error| fail(&error))
     }
 
-    /// The same, and in `namespace` too what it has in its own: by a Role that the chart makes on request.
+    /// Additionally grants in `namespace` what the program has in its own, through a Role that the chart creates on
+    /// request.
     #[must_use]
     pub fn with(mut self, namespace: &str, resource: &str, verbs: &[&str]) -> Self {
         self.0.entry(namespace.to_owned()).or_default().push(Rule {
@@ -47,12 +48,12 @@ impl Rights {
         self
     }
 
-    /// The requests that it may not make.
+    /// The requests that exceed the permissions.
     pub fn beyond(&self, requests: &[Request]) -> Vec<Request> {
         requests.iter().filter(|request| !self.grants(request)).cloned().collect()
     }
 
-    /// What it may do and none of the requests has done: group, resource, verb.
+    /// Permissions that none of the requests has used: group, resource, verb.
     pub fn needless(&self, requests: &[Request]) -> BTreeSet<(String, String, String)> {
         let used: BTreeSet<_> =
             requests.iter().map(|r| (r.group.clone(), r.resource.clone(), r.verb.to_owned())).collect();

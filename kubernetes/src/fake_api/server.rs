@@ -26,7 +26,7 @@ use super::{Request, Shared, port_forward};
 type Body = http_body_util::combinators::BoxBody<Bytes, io::Error>;
 pub(super) type Response = http::Response<Body>;
 
-/// A path that names a resource, or an object of one.
+/// A path of a resource, or of one of its objects.
 #[derive(Debug)]
 struct Target {
     group: String,
@@ -39,7 +39,7 @@ struct Target {
 }
 
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    // Dropped with this task, and with it every connection.
+    // Dropped with this task, which closes every connection.
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let number = {
@@ -121,7 +121,7 @@ fn version((major, minor): (u32, u32)) -> Response {
     )
 }
 
-/// What is asked of the Pod itself: its log, or one of its ports.
+/// Requests to the Pod itself: its log, or one of its ports.
 fn of_pod(
     shared: &Shared,
     request: http::Request<Incoming>,
@@ -156,7 +156,7 @@ fn refusal(state: &super::State, request: &Request) -> Option<Response> {
     })
 }
 
-/// What `kubectl auth can-i` asks.
+/// Answers `kubectl auth can-i`.
 fn access_review(state: &super::State, body: &[u8]) -> Response {
     let mut review: Value = serde_json::from_slice(body).unwrap_or_default();
     let attributes = &review["spec"]["resourceAttributes"];
@@ -168,7 +168,7 @@ fn access_review(state: &super::State, body: &[u8]) -> Response {
 
 fn list(state: &super::State, selection: &Selection, query: &BTreeMap<String, String>) -> Response {
     let number = |name: &str| query.get(name).and_then(|value| value.parse::<usize>().ok());
-    // `<version>.<position>`: as with a real server, a token of before a compaction is no good any more.
+    // `<version>.<position>`: as with a real server, a compaction invalidates older tokens.
     let token = query.get("continue").and_then(|token| token.split_once('.'));
     let (version, from) = match token {
         Some((version, from)) => (version.parse().unwrap_or(0), from.parse().unwrap_or(0)),
@@ -229,7 +229,7 @@ fn write_or_get(
         ("patch", before) => {
             let kind = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
             let is_apply = kind.starts_with("application/apply-patch");
-            // To a subresource of what is not there nothing can be applied.
+            // Applying to a subresource does not create the object.
             let may_create = is_apply && target.subresource.is_none();
             let Some(before) = before.or_else(|| may_create.then(|| json!({}))) else {
                 return failure(404, "not found");
@@ -271,13 +271,12 @@ fn write_or_get(
 
 const IMMUTABLE: &str = "data: Forbidden: field is immutable when `immutable` is set";
 
-/// Whether a change is one that a ConfigMap or Secret refuses which was made immutable.
+/// Whether an immutable ConfigMap or Secret refuses a change.
 fn is_frozen(before: &Value, after: &Value) -> bool {
     before["immutable"] == true && (before["data"] != after["data"] || after["immutable"] != true)
 }
 
-/// Conditions are a list whose items are known by their type: those that are applied take the place of theirs, the
-/// others stay.
+/// Conditions are a list keyed by type: applied ones replace those of the same type, the others stay.
 fn applied_conditions(before: &Value, sent: &Value) -> Option<Value> {
     let sent = sent["status"]["conditions"].as_array()?;
     let mut merged = before["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -318,7 +317,7 @@ fn watch(
     };
     tokio::spawn(async move {
         tokio::select! {
-            // First, so that nothing that happens after the silence is heard.
+            // First, so that no event after the silence is sent.
             biased;
             () = shared.silenced(connection) => sender.closed().await,
             () = sender.closed() => {}
@@ -422,7 +421,7 @@ impl Target {
         }
     }
 
-    /// What a write makes of an object: by `/status` nothing but its status, and by the object all but that.
+    /// The result of a write: `/status` changes only the status, and the object itself everything else.
     fn merged(&self, before: Value, after: Value) -> Value {
         match self.subresource.as_deref() {
             Some("status") => {
@@ -462,7 +461,7 @@ pub(super) fn stream(code: u16, text: String) -> Response {
     response
 }
 
-/// The parameters of a query, with percent-escapes undone.
+/// The parameters of a query, percent-decoded.
 fn decode(query: &str) -> BTreeMap<String, String> {
     let unescape = |text: &str| {
         let mut bytes = Vec::with_capacity(text.len());

@@ -1,4 +1,4 @@
-//! Objects, and the log of what happened to them.
+//! Objects, and the log of their changes.
 
 use std::collections::BTreeMap;
 
@@ -11,26 +11,26 @@ type Key = (String, String, String);
 pub(super) struct Store {
     objects: BTreeMap<Key, Value>,
     log: Vec<Logged>,
-    /// The version of the newest change.
+    /// The version of the latest change.
     version: u64,
-    /// Watches from before this version are told that it is gone.
+    /// Watches from before this version get 410 Gone.
     oldest: u64,
 }
 
 #[derive(Debug)]
 struct Logged {
     version: u64,
-    /// Nothing for a bookmark, which is for everybody.
+    /// `None` for a bookmark, which all watches get.
     resource: Option<String>,
     kind: &'static str,
     object: Value,
 }
 
-/// Which objects of a resource are meant.
+/// Selects objects of a resource.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selection {
     pub(super) resource: String,
-    /// Empty: all of them.
+    /// Empty: all namespaces.
     pub(super) namespace: String,
     pub(super) name: Option<String>,
     pub(super) labels: Vec<(String, String)>,
@@ -38,7 +38,7 @@ pub(super) struct Selection {
 
 impl Default for Store {
     fn default() -> Self {
-        // A watch from version 0 would be one from any version.
+        // A watch from version 0 would mean any version.
         Self { objects: BTreeMap::new(), log: Vec::new(), version: 1, oldest: 0 }
     }
 }
@@ -91,7 +91,7 @@ impl Store {
         version < self.oldest
     }
 
-    /// A page of what is selected, from the object at this position, and the position after it if there is more.
+    /// A page of the selected objects, starting at this position, and the next position if there are more.
     pub(super) fn page(
         &self,
         selection: &Selection,
@@ -108,7 +108,7 @@ impl Store {
         (page, rest.next().map(|_| next))
     }
 
-    /// How many entries the log has; the position to go on from.
+    /// Number of entries in the log, which is the position to continue from.
     pub(super) fn end_of_log(&self) -> usize {
         self.log.len()
     }

@@ -104,7 +104,7 @@ async fn a_dead_leader_s_lease_is_taken_over_whatever_the_times_in_it_say() {
 }
 
 #[tokio::test]
-async fn a_lease_that_somebody_renews_is_never_taken_although_its_times_are_long_past() {
+async fn a_lease_that_is_renewed_is_never_taken_although_its_times_are_long_past() {
     let api = FakeApi::start().await;
     let renew = |turn: u32| {
         api.apply(

@@ -1,4 +1,4 @@
-//! How well watches do, as numbers: an operator sees here what no log line tells, that nothing comes any more.
+//! Metrics of watches: they show an operator what no log line does, that events have stopped.
 
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
@@ -11,7 +11,7 @@ use tidegate_runtime::metrics::Metrics;
 
 type Timestamp = Gauge<f64, AtomicU64>;
 
-/// The numbers of a process' watches.
+/// The metrics of a process' watches.
 #[derive(Clone, Debug, Default)]
 pub struct WatchMetrics {
     connected: Family<Kind, Gauge>,
@@ -19,7 +19,7 @@ pub struct WatchMetrics {
     restarts: Family<Kind, Counter>,
 }
 
-/// The numbers of one kind's watch.
+/// The metrics of one kind's watch.
 #[derive(Clone, Debug)]
 pub struct KindMeter {
     kind: &'static str,
@@ -58,7 +58,7 @@ impl WatchMetrics {
         own
     }
 
-    /// The numbers of a kind, such as `Pod`.
+    /// The metrics of a kind, such as `Pod`.
     pub fn kind(&self, kind: &'static str) -> KindMeter {
         let label = Kind { kind };
         KindMeter {
@@ -71,7 +71,7 @@ impl WatchMetrics {
 }
 
 impl KindMeter {
-    /// The kind that is counted.
+    /// The kind that is measured.
     pub fn kind(&self) -> &'static str {
         self.kind
     }

@@ -1,21 +1,21 @@
-//! What is the same for objects of every kind: names, versions, and metadata that is never read.
+//! What all kinds have in common: names, versions, and unused metadata.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-/// The annotation in which `kubectl apply` keeps the whole manifest.
+/// The annotation in which `kubectl apply` stores the whole manifest.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// An object's name among all of its kind.
+/// An object's name, unique within its kind.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name {
-    /// Empty for objects that belong to no namespace.
+    /// Empty for cluster-scoped objects.
     pub namespace: String,
     /// The name within it.
     pub name: String,
 }
 
-/// What a watch itself reads of an object.
+/// The fields that a watch itself needs.
 #[derive(Deserialize, Debug)]
 pub(super) struct Head {
     #[serde(default)]
@@ -42,7 +42,7 @@ impl Head {
     }
 }
 
-/// Leaves what tells an object from others and what its author says of it.
+/// Keeps only identifying metadata and what the object's author has set.
 pub(super) fn prune_metadata(metadata: &mut ObjectMeta) {
     metadata.managed_fields = None;
     metadata.owner_references = None;

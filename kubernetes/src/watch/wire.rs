@@ -1,6 +1,6 @@
-//! What the API server sends, read up to bounds: pages of lists by bytes, events line by line.
+//! Reads the API server's responses within bounds: list pages by bytes, events line by line.
 //!
-//! Objects stay text here. Each is decoded on its own, so that no more than one of them is held as more than its text.
+//! Objects stay text here. Each is decoded separately, so that at most one of them is in memory in decoded form.
 
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::{BodyExt, Limited};
@@ -10,20 +10,19 @@ use kube::client::Body;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// The most bytes of a page of a list, and of an event. One object has 1.5 MiB at the most, unless etcd is told
-/// otherwise.
+/// Maximum bytes of a list page, and of an event. One object has at most 1.5 MiB with etcd's default.
 pub(super) const MOST_BYTES: usize = 8 << 20;
-/// The most bytes of an answer that says what went wrong.
+/// Maximum bytes of an error response.
 const MOST_ERROR_BYTES: usize = 64 << 10;
 
-/// Why there is no answer, or no whole one.
+/// Why a response is missing or incomplete.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The API server's own word.
+    /// The API server's own error.
     Status(i32, String),
-    /// It is longer than [`MOST_BYTES`].
+    /// The response is longer than [`MOST_BYTES`].
     TooLong,
-    /// Anything else, in words.
+    /// Any other error, as text.
     Other(String),
 }
 
@@ -58,11 +57,11 @@ pub(super) struct RawEvent<'l> {
 pub(super) struct Lines {
     body: Body,
     buffer: BytesMut,
-    /// Bytes of the buffer in which there is no end of a line.
+    /// Bytes of the buffer that hold no line end.
     searched: usize,
 }
 
-/// Asks, and returns the body of the answer if all is well.
+/// Sends a request and returns the body of a successful response.
 pub(super) async fn open(client: &Client, request: http::Request<Vec<u8>>) -> Result<Body, Failure> {
     let answer = client.send(request.map(Body::from)).await.map_err(|error| Failure::from(&error))?;
     let (head, body) = answer.into_parts();
@@ -74,12 +73,12 @@ pub(super) async fn open(client: &Client, request: http::Request<Vec<u8>>) -> Re
     let code = i32::from(head.status.as_u16());
     Err(match serde_json::from_slice::<Status>(&text) {
         Ok(status) => Failure::Status(status.code.unwrap_or(code), status.message.unwrap_or_default()),
-        // A proxy's answer, or that of a path that is not there.
+        // A response of a proxy, or for an unknown path.
         Err(_) => Failure::Status(code, String::from_utf8_lossy(&text).trim().to_owned()),
     })
 }
 
-/// The whole body of an answer.
+/// The whole body of a response.
 pub(super) async fn whole(body: Body) -> Result<Bytes, Failure> {
     match Limited::new(body, MOST_BYTES).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
@@ -93,8 +92,8 @@ impl Lines {
         Self { body, buffer: BytesMut::new(), searched: 0 }
     }
 
-    /// The next whole line, without its end; nothing once the answer has ended. What is left without an end of its line
-    /// was cut, and comes again.
+    /// The next complete line, without its line end; `None` at the end of the response. A remainder without a line end
+    /// was truncated, and will be sent again.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
             let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
@@ -131,7 +130,7 @@ impl From<&kube::Error> for Failure {
 }
 
 impl std::fmt::Display for Failure {
-    /// What an operator needs: the API server's words, or all causes.
+    /// What an operator needs: the API server's message, or all causes.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Status(code, message) => write!(f, "{code} {message}"),

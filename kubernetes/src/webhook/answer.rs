@@ -1,4 +1,4 @@
-//! The body of an answer, which holds its memory until the last piece is on its way.
+//! The body of a response, which holds its memory until the last piece is being sent.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -13,11 +13,11 @@ use tokio::time::Instant;
 
 use super::bodies::BodyGrant;
 
-/// Bytes that the connection takes at a time, beyond which it asks for no more until they are sent.
+/// Bytes that the connection takes at a time; it requests more once they are sent.
 const PIECE: usize = 8 * 1024;
 
-/// Bytes, sent in pieces. When the connection has all of them, its deadline becomes that of the next request: what is
-/// still buffered then goes out until then, or never.
+/// A body that is sent in pieces. Once the connection has all of them, its deadline becomes that of the next request:
+/// the rest must be sent by then.
 #[derive(Debug)]
 pub(super) struct AnswerBody {
     rest: Bytes,
@@ -25,7 +25,7 @@ pub(super) struct AnswerBody {
     after: NextDeadline,
 }
 
-/// A connection's deadline, and how long it is once an answer is done with.
+/// A connection's deadline, and its length after a response.
 #[derive(Clone, Debug)]
 pub(super) struct NextDeadline {
     pub(super) deadline: Arc<watch::Sender<Instant>>,

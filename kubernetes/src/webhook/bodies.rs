@@ -1,8 +1,8 @@
-//! The memory that requests share, taken before a body is read.
+//! The memory budget of requests, reserved before a body is read.
 //!
-//! An address may hold as much as it leaves free (the dynamic threshold of Choudhury and Hahne, 1998): one alone has half
-//! of all, two have a third each, and there is always room for an address that holds nothing. A request that does not fit
-//! waits behind the others of its address, and those alone.
+//! An address may hold as much as it leaves free (the dynamic threshold of Choudhury and Hahne, 1998): a single address
+//! gets half of the total, two get a third each, and there is always room for an address that holds nothing. A request
+//! that does not fit waits behind other requests of its own address only.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// What there is; clones share it.
+/// The budget; clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct BodyMemory(Arc<Mutex<Ledger>>);
 
-/// A part of it that a request holds; free again when dropped.
+/// A request's reservation; released on drop.
 #[derive(Debug)]
 pub(super) struct BodyGrant {
     memory: BodyMemory,
@@ -27,7 +27,7 @@ struct Ledger {
     all: usize,
     taken: usize,
     of: HashMap<IpAddr, usize>,
-    /// In the order in which they came.
+    /// In order of arrival.
     waiting: VecDeque<Waiting>,
 }
 
@@ -39,19 +39,18 @@ struct Waiting {
 }
 
 impl BodyMemory {
-    /// So many bytes in all.
+    /// A budget of this many bytes.
     pub(super) fn new(all: usize) -> Self {
         let ledger = Ledger { all, taken: 0, of: HashMap::new(), waiting: VecDeque::new() };
         Self(Arc::new(Mutex::new(ledger)))
     }
 
-    /// Takes bytes for a request from `address`, or waits until they are free. Dropping the future gives the place in the
-    /// queue up.
+    /// Reserves bytes for a request from `address`, or waits until they are free. Dropping the future leaves the queue.
     pub(super) async fn take(&self, address: IpAddr, bytes: usize) -> BodyGrant {
         let address = address.to_canonical();
         let waiting = {
             let mut ledger = self.lock();
-            // Those that have given up hold no place.
+            // Cancelled requests leave the queue.
             ledger.waiting.retain(|waiting| !waiting.grant.is_closed());
             let is_behind = ledger.waiting.iter().any(|waiting| waiting.address == address);
             if !is_behind && ledger.fits(address, bytes) {
@@ -75,7 +74,7 @@ impl BodyMemory {
         BodyGrant { memory: self.clone(), address, bytes }
     }
 
-    /// Serves those that wait, each address in its order.
+    /// Serves waiting requests, each address in order.
     fn serve_waiting(&self) {
         let mut ready = Vec::new();
         {
@@ -95,7 +94,7 @@ impl BodyMemory {
             }
         }
         for Waiting { address, bytes, grant } in ready {
-            // One that has just given up drops it, which frees it again.
+            // A request that was just cancelled drops the grant, which releases it.
             let _ = grant.send(self.grant(address, bytes));
         }
     }
@@ -106,7 +105,7 @@ impl BodyMemory {
 }
 
 impl BodyGrant {
-    /// Holds another number of bytes from now on. Never waits: what an answer takes is there already.
+    /// Changes the size of the reservation. Never waits, because a response's memory is already allocated.
     pub(super) fn resize(&mut self, bytes: usize) {
         let mut ledger = self.memory.lock();
         ledger.free(self.address, self.bytes);

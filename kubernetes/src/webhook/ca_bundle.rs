@@ -1,7 +1,7 @@
-//! Keeps `clientConfig.caBundle` of a webhook configuration at the mesh's roots.
+//! Keeps `clientConfig.caBundle` of a webhook configuration in sync with the mesh's roots.
 //!
-//! Who installs or upgrades the mesh, and tools that put back what they once applied, leave it empty or old; then the
-//! API server refuses our certificate and with it every Pod of the mesh. Each replica of a daemon runs a keeper.
+//! Installations, upgrades and tools that restore applied manifests leave it empty or outdated; then the API server
+//! refuses our certificate and with it every Pod of the mesh. Each replica of a daemon runs a keeper.
 
 use std::iter;
 use std::sync::Arc;
@@ -27,14 +27,14 @@ use tracing::{info, warn};
 
 use crate::watch::{Event, KindMeter, Watch};
 
-/// The reason for which a process is not ready while its configuration holds other roots.
+/// Readiness blocker while the configuration holds other roots.
 const BLOCKER: &str = "webhook configuration";
-/// Somebody else who writes other roots is not fought faster than this in the end: another replica, say, whose copy of
-/// the trust bundle is yet to change.
+/// Maximum delay between repairs if another writer keeps writing other roots, for instance a replica whose copy of the
+/// trust bundle is not up to date yet.
 const SLOWEST_REPAIR: Duration = Duration::from_secs(10);
-/// For one repair.
+/// Timeout of one repair.
 const PATCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// A configuration that stayed right for so long was not fought over.
+/// A configuration that stayed right this long is not contended.
 const PEACE: Duration = Duration::from_secs(60);
 
 /// A configuration whose webhooks are all ours.
@@ -47,7 +47,7 @@ pub trait WebhookConfiguration:
     + Sync
     + 'static
 {
-    /// How each webhook is reached, in the configuration's order.
+    /// The client configuration of each webhook, in order.
     fn client_configs(&self) -> Vec<&WebhookClientConfig>;
 }
 
@@ -64,7 +64,7 @@ pub struct CaBundleKeeper<K> {
     pace: Pace,
 }
 
-/// How soon the next repair may come.
+/// When the next repair may happen.
 struct Pace {
     backoff: Backoff,
     last: Option<Instant>,
@@ -72,8 +72,8 @@ struct Pace {
 }
 
 impl<K: WebhookConfiguration> CaBundleKeeper<K> {
-    /// A keeper of the configuration `name`. Readiness, if the process is nothing without its webhook, is blocked from
-    /// now on while the configuration is missing or holds other roots; the metrics tell of it in any case.
+    /// A keeper of the configuration `name`. If the process needs its webhook to be ready, readiness is blocked from
+    /// now on while the configuration is missing or holds other roots; metrics report this in any case.
     pub fn new(
         client: kube::Client,
         name: impl Into<String>,
@@ -109,8 +109,8 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         }
     }
 
-    /// Watches and repairs for ever. The first repair of a quiet configuration comes at once, repeated ones ever
-    /// slower.
+    /// Watches and repairs forever. The first repair of a stable configuration happens at once, repeated ones with
+    /// growing delays.
     pub async fn run(self) {
         let (sender, events) = mpsc::channel(4);
         let watch = Watch::new(self.api.clone(), |_| (), self.meter.clone()).named(&self.name);
@@ -133,7 +133,7 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
                             warn!(name = self.name, "the webhook configuration is missing: this webhook is not called");
                         }
                     }
-                    // The watch tells of it, and goes on.
+                    // The watch logs it and continues.
                     Some(Event::Unreadable(_)) => {}
                     None => return,
                 },
@@ -177,8 +177,7 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         None
     }
 
-    /// The patch that puts the configuration right; `None` if it is right. It fails if somebody else was there in
-    /// between.
+    /// The patch that repairs the configuration; `None` if it is right. The patch fails after a concurrent write.
     fn repair(&self, configuration: &K) -> Option<json_patch::Patch> {
         let bundle = self.trust_bundle.borrow();
         let wrong: Vec<_> = configuration
@@ -240,20 +239,20 @@ fn pointer<const N: usize>(tokens: [&str; N]) -> PointerBuf {
     PointerBuf::from_tokens(tokens)
 }
 
-/// Compared by certificates, as bundles always are, so that replicas do not fight over white space.
+/// Compares certificates, as bundles always do, so that differences in white space are not repaired.
 fn holds(client_config: &WebhookClientConfig, bundle: &TrustBundle) -> bool {
     let ca_bundle = client_config.ca_bundle.as_ref();
     ca_bundle.and_then(|pem| TrustBundle::parse(&pem.0).ok()).is_some_and(|held| held == *bundle)
 }
 
-/// Returns the repair once the pace allows; never, if there is nothing to repair.
+/// Returns the repair when the pace allows; never, if there is nothing to repair.
 async fn due(repair: Option<json_patch::Patch>, pace: &Pace) -> json_patch::Patch {
     let Some(repair) = repair else { return std::future::pending().await };
     tokio::time::sleep(pace.delay(Instant::now())).await;
     repair
 }
 
-/// Returns when the roots have changed; never, if they cannot change any more.
+/// Returns when the roots have changed; never, if they can no longer change.
 async fn changed(bundle: &mut watch::Receiver<Arc<TrustBundle>>) {
     if bundle.changed().await.is_err() {
         std::future::pending::<()>().await;

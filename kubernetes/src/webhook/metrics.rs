@@ -1,4 +1,4 @@
-//! What a webhook counts.
+//! Metrics of a webhook.
 
 use std::time::Duration;
 

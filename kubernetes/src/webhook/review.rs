@@ -1,4 +1,4 @@
-//! The `AdmissionReview` of `admission.k8s.io/v1`, as far as our webhooks read and write it.
+//! The `AdmissionReview` of `admission.k8s.io/v1`, limited to the fields that our webhooks use.
 
 use futures_util::future::BoxFuture;
 use json_patch::Patch;
@@ -7,35 +7,34 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-/// The one version that is spoken.
+/// The only supported version.
 const API_VERSION: &str = "admission.k8s.io/v1";
-/// The one kind.
+/// The only supported kind.
 const KIND: &str = "AdmissionReview";
-/// The most bytes that are kept of a name or type in a request. Kubernetes itself takes no more in a name.
+/// Maximum bytes that are kept of a name or type in a request. Kubernetes' own names are not longer.
 const MAX_NAME: usize = 253;
-/// The most bytes of a request's uid, which the API server makes of 36.
+/// Maximum bytes of a request's uid, for which the API server uses 36.
 const MAX_UID: usize = 128;
-/// The most bytes of a reason or a warning in an answer or in the log.
+/// Maximum bytes of a reason or a warning in a response or in the log.
 pub(super) const MAX_MESSAGE: usize = 8 * 1024;
-/// The most warnings of an answer.
+/// Maximum warnings of a response.
 const MAX_WARNINGS: usize = 64;
 
-/// Decides about admission requests.
+/// Decides admission requests.
 pub trait Reviewer: Send + Sync + 'static {
-    /// Whether the object may be stored, and what is to be changed in it before. The API server waits for the answer, so this
-    /// must not call other services.
+    /// Whether the object may be stored, and with which changes. The client is waiting, so this makes no network calls.
     fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict>;
 }
 
-/// What the API server asks about. Objects stay text until a reviewer reads what it needs of them, as types whose size is
-/// bounded by that text: a tree of everything could be many times larger than what was sent.
+/// An admission request. Objects stay text until a reviewer decodes what it needs of them, as types whose size is
+/// bounded by that text: a tree of everything could be many times larger than the request.
 #[derive(Clone, Debug)]
 pub struct AdmissionRequest<'a> {
     head: Head<'a>,
     generate_name: String,
 }
 
-/// A request. Of texts that may be long, the beginning is kept.
+/// A request. Long texts are cut.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 struct Head<'a> {
@@ -76,50 +75,50 @@ pub struct Kind {
     /// Empty for the core group.
     #[serde(default, deserialize_with = "beginning")]
     pub group: String,
-    /// Such as `v1`.
+    /// For example `v1`.
     #[serde(deserialize_with = "beginning")]
     pub version: String,
-    /// Such as `Pod`.
+    /// For example `Pod`.
     #[serde(deserialize_with = "beginning")]
     pub kind: String,
 }
 
-/// What is to happen to an object.
+/// The operation on the object.
 #[derive(Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Operation {
-    /// It is new.
+    /// Creation.
     #[default]
     Create,
-    /// It changes.
+    /// Change.
     Update,
-    /// It goes.
+    /// Deletion.
     Delete,
-    /// A connection to it is made, such as by `kubectl exec`.
+    /// A connection to it, such as by `kubectl exec`.
     Connect,
 }
 
-/// The answer to a request.
+/// The response to a request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// Whether and how the object is stored.
     pub outcome: Outcome,
-    /// Shown to the user who made the request, whether it is accepted or refused.
+    /// Shown to the author of the request, whether it is accepted or refused.
     pub warnings: Vec<String>,
 }
 
 /// Whether and how an object is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// As it is.
+    /// Stored unchanged.
     Allowed,
-    /// With these changes (RFC 6902).
+    /// Stored with these changes (RFC 6902).
     Patched(Patch),
-    /// Not, and why: what is wrong and what to do.
+    /// Refused: what is wrong and what to do.
     Denied(String),
 }
 
-/// Why a body is not a request.
+/// Why a body is not an admission request.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InvalidReview {
     #[error("the body is not an AdmissionReview: {0}")]
@@ -157,7 +156,7 @@ struct Response<'a> {
     status: Option<Status<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
-    /// The JSON patch; in base64 as every byte string.
+    /// The JSON patch, in base64 like every byte string.
     #[serde(skip_serializing_if = "Option::is_none")]
     patch: Option<ByteString>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -171,7 +170,7 @@ struct Status<'a> {
 }
 
 impl<'a> AdmissionRequest<'a> {
-    /// Reads all but the objects. serde_json refuses what is nested deeper than 128 levels.
+    /// Parses everything but the objects. serde_json refuses more than 128 levels of nesting.
     pub(super) fn parse(body: &'a [u8]) -> Result<Self, InvalidReview> {
         let Review { api_version, kind, request: head } = serde_json::from_slice(body)?;
         if api_version != API_VERSION || kind != KIND {
@@ -194,56 +193,56 @@ impl<'a> AdmissionRequest<'a> {
         &self.head.kind
     }
 
-    /// Such as `ephemeralcontainers`; empty for the object itself.
+    /// For example `ephemeralcontainers`; empty for the object itself.
     pub fn sub_resource(&self) -> &str {
         &self.head.sub_resource
     }
 
-    /// The object's name, or the `metadata.generateName` that the API server is yet to make one from.
+    /// The object's name, or the `metadata.generateName` from which the API server will generate one.
     pub fn name(&self) -> &str {
         if self.head.name.is_empty() { &self.generate_name } else { &self.head.name }
     }
 
-    /// The object's namespace; empty for objects of the whole cluster. The object's own `metadata.namespace` may be
-    /// missing, this is not.
+    /// The object's namespace; empty for cluster-scoped objects. Unlike the object's own `metadata.namespace`, it is
+    /// never missing.
     pub fn namespace(&self) -> &str {
         &self.head.namespace
     }
 
-    /// What is to happen to the object.
+    /// The operation on the object.
     pub fn operation(&self) -> Operation {
         self.head.operation
     }
 
-    /// Whether nothing will be stored.
+    /// Whether this is a dry run, in which nothing is stored.
     pub fn is_dry_run(&self) -> bool {
         self.head.dry_run.unwrap_or(false)
     }
 
-    /// The object as it is to be stored; `None` on [`Operation::Delete`].
+    /// The object to be stored; `None` on [`Operation::Delete`].
     pub fn object<T: Deserialize<'a>>(&self) -> Result<Option<T>, serde_json::Error> {
         self.head.object.map(|object| serde_json::from_str(object.get())).transpose()
     }
 
-    /// The object as it is stored; `None` on [`Operation::Create`].
+    /// The object that is currently stored; `None` on [`Operation::Create`].
     pub fn old_object<T: Deserialize<'a>>(&self) -> Result<Option<T>, serde_json::Error> {
         self.head.old_object.map(|object| serde_json::from_str(object.get())).transpose()
     }
 }
 
 impl Verdict {
-    /// Stored as it is.
+    /// Stored unchanged.
     pub fn allowed() -> Self {
         Self { outcome: Outcome::Allowed, warnings: Vec::new() }
     }
 
-    /// Stored with changes; as it is if there are none.
+    /// Stored with changes; unchanged if there are none.
     pub fn patched(patch: Patch) -> Self {
         let outcome = if patch.is_empty() { Outcome::Allowed } else { Outcome::Patched(patch) };
         Self { outcome, warnings: Vec::new() }
     }
 
-    /// Not stored.
+    /// Refused.
     pub fn denied(message: impl Into<String>) -> Self {
         Self { outcome: Outcome::Denied(message.into()), warnings: Vec::new() }
     }
@@ -281,12 +280,12 @@ impl<'a> ReviewResponse<'a> {
     }
 }
 
-/// The beginning of a text that may quote what was sent.
+/// Cuts a text that may quote the request.
 pub(super) fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_MESSAGE)]
 }
 
-/// A text, of which the first [`MAX_NAME`] bytes are kept; what is longer ends in `…`, so that it is equal to no name.
+/// A text, cut to [`MAX_NAME`] bytes; a longer one ends in `…`, so that it equals no name.
 fn beginning<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     struct Beginning;
 
@@ -309,7 +308,7 @@ fn beginning<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Er
     deserializer.deserialize_any(Beginning)
 }
 
-/// The answer repeats it whole.
+/// The response repeats it in full.
 fn uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let uid = beginning(deserializer)?;
     if uid.len() > MAX_UID {

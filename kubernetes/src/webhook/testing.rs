@@ -1,4 +1,4 @@
-//! For tests: a webhook on loopback with a CA of its own, and a client that asks as the API server does.
+//! For tests: a webhook on loopback with its own CA, and a client that behaves like the API server.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "only tests use it, and there a panic is the answer")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -30,7 +30,7 @@ use super::{Limits, Reviewer, WebhookServer};
 /// The name in the webhook's certificate.
 pub const SERVER_NAME: &str = "tidegate-webhook.tidegate-system.svc";
 
-/// A CA and what it issues.
+/// A CA and the certificates that it issues.
 #[derive(Debug)]
 pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
@@ -38,12 +38,12 @@ pub struct TestCa {
     pub bundle: Arc<TrustBundle>,
 }
 
-/// A webhook and a client of it.
+/// A webhook and its client.
 #[derive(Debug)]
 pub struct AdmissionClient {
     /// Where the webhook listens.
     pub address: SocketAddr,
-    /// What it shows; send others to renew it.
+    /// Its credentials; send new ones to renew them.
     pub credentials: watch::Sender<Option<Arc<Credentials>>>,
     /// The CA that issued them.
     pub ca: TestCa,
@@ -51,9 +51,9 @@ pub struct AdmissionClient {
     pub metrics: Metrics,
     /// Whether it is ready.
     pub readiness: Readiness,
-    /// Ends it.
+    /// Starts its shutdown.
     pub trigger: drain::Trigger,
-    /// Runs until it has ended.
+    /// Runs until the shutdown is complete.
     pub task: JoinHandle<()>,
     path: &'static str,
 }
@@ -91,7 +91,7 @@ impl Default for TestCa {
 }
 
 impl AdmissionClient {
-    /// A webhook that has a certificate.
+    /// A webhook with a certificate.
     pub async fn start(path: &'static str, reviewer: Arc<dyn Reviewer>) -> Self {
         let limits = Limits { linger: std::time::Duration::ZERO, ..Limits::default() };
         let client = Self::with_limits(path, reviewer, limits).await;
@@ -99,7 +99,7 @@ impl AdmissionClient {
         client
     }
 
-    /// A webhook that has no certificate yet.
+    /// A webhook without a certificate yet.
     pub async fn with_limits(path: &'static str, reviewer: Arc<dyn Reviewer>, limits: Limits) -> Self {
         tls::install_provider();
         let (metrics, readiness) = (Metrics::new(), Readiness::new());
@@ -117,12 +117,12 @@ impl AdmissionClient {
         self.try_connect().await.unwrap()
     }
 
-    /// [`AdmissionClient::connect`] that may be refused.
+    /// Like [`AdmissionClient::connect`], but may be refused.
     pub async fn try_connect(&self) -> std::io::Result<SendRequest<Full<Bytes>>> {
         self.connect_from(Ipv4Addr::LOCALHOST.into()).await
     }
 
-    /// [`AdmissionClient::try_connect`] from an address of one's own.
+    /// Like [`AdmissionClient::try_connect`], from a given source address.
     pub async fn connect_from(&self, source: IpAddr) -> std::io::Result<SendRequest<Full<Bytes>>> {
         let stream = self.tls_from(source).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -130,7 +130,7 @@ impl AdmissionClient {
         Ok(sender)
     }
 
-    /// A TLS connection that trusts the CA, and nothing on it yet.
+    /// A TLS connection that trusts the CA, without a request yet.
     pub async fn tls_from(&self, source: IpAddr) -> std::io::Result<TlsStream<TcpStream>> {
         let config =
             ClientConfig::builder().with_root_certificates(self.ca.bundle.root_store()).with_no_client_auth();
@@ -162,7 +162,7 @@ impl AdmissionClient {
     }
 }
 
-/// An answer's status and body.
+/// A response's status and body.
 pub async fn whole(response: Response<hyper::body::Incoming>) -> (StatusCode, String) {
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use super::testing::{AdmissionClient, review, whole};
 use super::*;
 
-/// Patches objects named `patch`, refuses objects named `no`, and warns about all.
+/// Patches objects called `patch`, refuses those called `no`, and warns about all.
 struct ByName;
 
 impl Reviewer for ByName {

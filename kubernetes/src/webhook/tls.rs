@@ -1,5 +1,5 @@
-//! The webhook's TLS: the newest certificate, no certificate asked of the client, for the API server shows none
-//! unless its operator sets one up.
+//! The webhook's TLS: the newest certificate. It requests no client certificate, because the API server presents none
+//! by default.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use tidegate_runtime::tls;
 use tokio::sync::watch;
 use tracing::warn;
 
-/// The newest configuration, made anew for each certificate. `None` if the sender of certificates is gone before
-/// the first one came.
+/// The newest configuration, rebuilt for each certificate. `None` if the sender of certificates is dropped before the
+/// first one.
 pub(super) async fn configs(
     mut credentials: watch::Receiver<Option<Arc<Credentials>>>,
 ) -> Option<watch::Receiver<Arc<ServerConfig>>> {
@@ -49,7 +49,8 @@ fn config(credentials: &Credentials) -> Option<Arc<ServerConfig>> {
         .and_then(|builder| builder.with_single_cert(credentials.chain.clone(), credentials.key.clone_key()));
     match config {
         Ok(mut config) => {
-            // HTTP/1.1: a connection that hangs after a node died costs the API server one request, not all of them.
+            // HTTP/1.1: after a node failure, a hanging connection costs the API server only one request, not all of
+            // them.
             config.alpn_protocols = vec![b"http/1.1".to_vec()];
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;

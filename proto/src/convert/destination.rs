@@ -1,4 +1,4 @@
-//! Between the wire's destinations and [`Destination`]: as strict as the policy's conversion.
+//! Converts between the wire's destinations and [`Destination`], as strictly as policy.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -35,7 +35,7 @@ impl TryFrom<wire::Destination> for Destination {
         let mut addresses: Vec<_> = endpoints.iter().map(|endpoint| endpoint.address).collect();
         addresses.sort_unstable();
         if let Some(twice) = addresses.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(bad("service.endpoints", format!("{} is there twice", twice[0])));
+            return Err(bad("service.endpoints", format!("duplicate {}", twice[0])));
         }
         Ok(Self::Service(MeshService { name: service.name.into(), endpoints }))
     }
@@ -50,10 +50,9 @@ fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
 }
 
 fn endpoint_from_wire(path: &str, endpoint: &wire::Endpoint) -> Result<Endpoint, ConversionError> {
-    let ip: IpAddr = endpoint
-        .address
-        .parse()
-        .map_err(|_| bad(&format!("{path}.address"), format!("{:?} is no IP address", endpoint.address)))?;
+    let ip: IpAddr = endpoint.address.parse().map_err(|_| {
+        bad(&format!("{path}.address"), format!("{:?} is not an IP address", endpoint.address))
+    })?;
     let port = port_number(&format!("{path}.port"), endpoint.port)?;
     let identity = endpoint.identity.as_ref();
     let identity =
@@ -81,8 +80,8 @@ mod tests {
 
     #[test]
     fn a_destination_comes_back_from_the_wire_as_it_was() {
-        let nobody = Destination::Service(MeshService { name: "a/none".into(), endpoints: vec![] });
-        for destination in [service(), Destination::Passthrough, nobody] {
+        let empty = Destination::Service(MeshService { name: "a/none".into(), endpoints: vec![] });
+        for destination in [service(), Destination::Passthrough, empty] {
             let bytes = wire::Destination::from(&destination).encode_to_vec();
             let decoded = wire::Destination::decode(bytes.as_slice()).unwrap();
             assert_eq!(Destination::try_from(decoded).unwrap(), destination);
@@ -97,12 +96,12 @@ mod tests {
             change(&mut service.endpoints);
             Destination::try_from(destination).unwrap_err().to_string()
         };
-        assert_eq!(spoil(|e| e[0].port = 0), "service.endpoints[0].port: 0 is no port");
-        assert_eq!(spoil(|e| e[1].port = 65536), "service.endpoints[1].port: 65536 is no port");
+        assert_eq!(spoil(|e| e[0].port = 0), "service.endpoints[0].port: 0 is not a port");
+        assert_eq!(spoil(|e| e[1].port = 65536), "service.endpoints[1].port: 65536 is not a port");
         let no_address = spoil(|e| e[1].address = "[::1]".into());
-        assert_eq!(no_address, "service.endpoints[1].address: \"[::1]\" is no IP address");
+        assert_eq!(no_address, "service.endpoints[1].address: \"[::1]\" is not an IP address");
         let twice = spoil(|e| e[1] = wire::Endpoint { identity: None, ..e[0].clone() });
-        assert_eq!(twice, "service.endpoints: 10.0.0.1:80 is there twice");
+        assert_eq!(twice, "service.endpoints: duplicate 10.0.0.1:80");
         let nameless = spoil(|e| e[0].identity = Some(wire::Identity::default()));
         assert!(nameless.starts_with("service.endpoints[0].identity.trust_domain: "), "{nameless}");
         let nothing = Destination::try_from(wire::Destination { kind: None });

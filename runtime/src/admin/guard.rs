@@ -1,4 +1,4 @@
-//! Which requests may speak to the admin server at all.
+//! Decides which requests the admin server accepts.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tidegate_core::dns_name::DnsName;
 
-/// How long a request may take, the arrival of its body included.
+/// Timeout of a request, including the arrival of its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a request may name as the host that it means.
+/// The hosts that a request may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hosts {
-    /// An address or `localhost`: a web page whose name was made to point here cannot speak to us (DNS rebinding).
+    /// An address or `localhost`, so that a web page whose name resolves to this address is refused (DNS rebinding).
     Addresses,
-    /// DNS names as well, by which Prometheus comes to a Service. Only for what shows nothing that others may not see
-    /// and changes nothing.
+    /// DNS names as well, which Prometheus uses for a Service. Only for routes that reveal nothing confidential and
+    /// change nothing.
     Names,
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn check(State(hosts): State<Hosts>, request: Request, next: Ne
     }
 }
 
-/// The one Host header, if there is exactly one and it can be read.
+/// The Host header, if there is exactly one and it can be parsed.
 fn host(headers: &HeaderMap) -> Option<Authority> {
     let mut values = headers.get_all(header::HOST).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };

@@ -265,7 +265,7 @@ async fn a_health_server_may_be_called_by_any_dns_name_and_by_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_health_server_answers_at_once_whoever_stays_silent() {
+async fn a_health_server_answers_at_once_while_other_clients_stay_silent() {
     let (_trigger, address) = start_health().await;
     for count in [64, 1000] {
         let mut silent = Vec::new();

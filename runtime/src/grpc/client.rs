@@ -1,4 +1,4 @@
-//! The client's side: a channel whose connections are made by us.
+//! The client's side: a channel with our own connector.
 
 use std::fmt;
 use std::future::Future;
@@ -22,27 +22,27 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::server::keep_alive;
 
-/// How long name resolution, TCP and TLS may take together.
+/// Timeout of name resolution, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// HTTP/2 pings go out this often, also while no call runs, and must be answered as fast: a peer that vanished
-/// without a word is noticed within two of these.
+/// Interval of HTTP/2 pings, also while no call runs, and timeout of their answers: a peer that vanished silently is
+/// detected within two intervals.
 const PING: Duration = Duration::from_secs(10);
 
-/// Where a gRPC server listens: `https://host:port`, port 443 if there is none.
+/// The address of a gRPC server: `https://host:port`, with port 443 by default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     host: ServerName<'static>,
     port: u16,
 }
 
-/// Why a text is not a gRPC address.
+/// A text is not a gRPC address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not of the form https://host:port")]
 pub struct AddressError(String);
 
-/// A channel to `address` that connects when it is first used, and again whenever it has lost its connection.
+/// A channel to `address` that connects on first use, and again after each lost connection.
 ///
-/// `tls` is asked at each connect, so that it can hand out the newest certificate and trust bundle; while it has
+/// `tls` is called for each connection, so that it can return the newest certificate and trust bundle; while it returns
 /// none, calls fail with `Unavailable`. The server's certificate must be valid for `server_name`.
 pub fn channel(
     address: &Address,
@@ -50,7 +50,7 @@ pub fn channel(
     tls: impl Fn() -> Option<Arc<ClientConfig>> + Send + Sync + 'static,
 ) -> Channel {
     let connector = Connector(Arc::new(Target { address: address.clone(), server_name, tls: Box::new(tls) }));
-    // TLS is ours, so what tonic sees is plaintext; calls say `https` all the same.
+    // The connector does TLS itself, so tonic sees plaintext; calls still use the scheme `https`.
     Endpoint::from(address.uri("http"))
         .origin(address.uri("https"))
         .http2_keep_alive_interval(PING)
@@ -74,7 +74,7 @@ impl Address {
         Self { host, port }
     }
 
-    /// The host, which is the name in the server's certificate unless told otherwise.
+    /// The host, which is the default name to verify in the server's certificate.
     pub fn host(&self) -> &ServerName<'static> {
         &self.host
     }
@@ -96,7 +96,7 @@ impl Address {
 
     fn uri(&self, scheme: &str) -> Uri {
         let parts = Uri::builder().scheme(scheme).authority(self.authority()).path_and_query("/");
-        // Never the default: an address and a DNS name are both authorities.
+        // Never the default, because an address and a DNS name are both valid authorities.
         parts.build().unwrap_or_default()
     }
 }

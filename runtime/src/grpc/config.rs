@@ -1,4 +1,4 @@
-//! TLS configurations for gRPC between the mesh's own processes: TLS 1.3, HTTP/2, nothing resumed.
+//! TLS configurations for gRPC between the mesh's own processes: TLS 1.3, HTTP/2, no resumption.
 
 use std::sync::Arc;
 
@@ -10,30 +10,30 @@ use crate::identity::Credentials;
 use crate::tls;
 use crate::trust_bundle::TrustBundle;
 
-/// The one protocol that gRPC speaks (RFC 9113 §3.1).
+/// The ALPN protocol of gRPC (RFC 9113 §3.1).
 const ALPN: &[u8] = b"h2";
 
-/// What a server wants of its clients' certificates. A certificate that is shown must chain to the bundle either way.
+/// Whether clients need a certificate. A presented certificate must chain to the bundle either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientCertificates {
-    /// No certificate, no connection.
+    /// Connections without a certificate are refused.
     Required,
-    /// Clients may come without one, as those that ask for their first certificate do.
+    /// Clients may connect without one, as they do to request their first certificate.
     Optional,
 }
 
-/// Why a TLS configuration cannot be made.
+/// Why a TLS configuration could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The certificate and the key do not go together, or the provider cannot use them.
+    /// Certificate and key do not match, or the provider cannot use them.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// The bundle cannot verify clients.
+    /// The bundle cannot be used to verify clients.
     #[error("TLS client verifier: {0}")]
     Verifier(#[from] VerifierBuilderError),
 }
 
-/// A client's side: servers must chain to `bundle`; `credentials` are shown if there are any.
+/// A client's configuration: servers must chain to `bundle`; `credentials` are presented, if any.
 pub fn client_config(
     bundle: &TrustBundle,
     credentials: Option<&Credentials>,
@@ -48,12 +48,12 @@ pub fn client_config(
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
-    // A resumed session would skip the verification against a bundle that has changed since.
+    // Resumption would skip verification against a bundle that has changed since.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
 
-/// A server's side: shows `credentials`; clients' certificates must chain to `bundle`.
+/// A server's configuration: presents `credentials`; clients' certificates must chain to `bundle`.
 pub fn server_config(
     credentials: &Credentials,
     bundle: &TrustBundle,
@@ -69,7 +69,7 @@ pub fn server_config(
         .with_client_cert_verifier(verifier)
         .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    // As on the client's side: every connection is judged anew.
+    // As on the client's side: every connection is verified in full.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

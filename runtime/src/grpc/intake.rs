@@ -1,8 +1,8 @@
-//! How many bytes a server reads of peers that have proven nothing yet: what they make it hold is bounded for each
-//! connection, for each address and in all, however many connections there are.
+//! Limits the bytes that a server reads from unauthenticated peers: per connection, per address and in all, regardless
+//! of the number of connections.
 //!
-//! A peer proves itself by the end of its handshake; where it needs no certificate for that, by a call with a good token
-//! ([`Peer::has_proven`](super::Peer::has_proven)).
+//! A peer is authenticated by the end of its handshake; if it needs no certificate for that, by a call with a valid
+//! token ([`Peer::has_proven`](super::Peer::has_proven)).
 
 use std::collections::HashMap;
 use std::io;
@@ -14,23 +14,23 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Bytes of peers that have proven nothing, as they were read. However few are left, an address that holds no more than
-/// are left gets some: those that hold many never take the last ones.
+/// Limits on bytes read from unauthenticated peers. However few are left, an address that holds no more than what is
+/// left gets some: addresses that hold many never take the last ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IntakeLimits {
-    /// Of one connection. A ClientHello has 2 KiB, a chain of certificates rarely more than 8, a call of ours 5.
+    /// Per connection. A ClientHello has 2 KiB, a certificate chain rarely more than 8, one of our calls 5.
     pub per_connection: usize,
-    /// Of all connections of one address.
+    /// All connections of one address.
     pub per_address: usize,
-    /// Of all connections.
+    /// All connections.
     pub all: usize,
 }
 
-/// What was read; clones share it.
+/// The bytes read so far; clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Intake(Arc<Shared>);
 
-/// The bytes of one connection. Gives them back when dropped.
+/// The bytes of one connection. Released on drop.
 #[derive(Debug)]
 pub(super) struct Meter {
     shared: Arc<Shared>,
@@ -45,7 +45,7 @@ pub(super) struct Metered {
     meter: Arc<Meter>,
 }
 
-/// Which limit a connection has reached.
+/// The limit that a connection has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TooMuch {
     #[error("more than {0} bytes, and nothing proven")]
@@ -71,19 +71,19 @@ struct Held {
 #[derive(Debug, Default)]
 struct Reading {
     held: usize,
-    /// Nothing is counted from here on.
+    /// Counting has stopped for good.
     is_over: bool,
 }
 
 impl Default for IntakeLimits {
-    /// 128 KiB of one connection, 4 MiB of an address, 16 MiB in all.
+    /// 128 KiB per connection, 4 MiB per address, 16 MiB in all.
     fn default() -> Self {
         Self { per_connection: 128 << 10, per_address: 4 << 20, all: 16 << 20 }
     }
 }
 
 impl TooMuch {
-    /// A word for metrics.
+    /// The limit's label in metrics.
     pub(super) fn limit(self) -> &'static str {
         match self {
             Self::Connection(_) => "connection-bytes",
@@ -92,7 +92,7 @@ impl TooMuch {
         }
     }
 
-    /// The limit that has ended a read, if that is why it failed.
+    /// The limit that made a read fail, if that was the reason.
     pub(super) fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
     }
@@ -110,7 +110,7 @@ impl Intake {
 }
 
 impl Meter {
-    /// Counts what was just read.
+    /// Counts bytes that were just read.
     fn count(&self, bytes: usize) -> Result<(), TooMuch> {
         let mut reading = self.reading();
         if reading.is_over {
@@ -135,12 +135,12 @@ impl Meter {
         Ok(())
     }
 
-    /// The peer has proven something: what was read of it counts no more.
+    /// The peer is authenticated: its bytes so far no longer count.
     pub(super) fn release(&self) {
         self.give_back(&mut self.reading());
     }
 
-    /// As [`Meter::release`], and for good.
+    /// Like [`Meter::release`], permanently.
     pub(super) fn end(&self) {
         let mut reading = self.reading();
         reading.is_over = true;
@@ -244,12 +244,12 @@ mod tests {
         assert_eq!(second.count(1), Err(TooMuch::Address));
         let other = intake.meter(address("10.0.0.2"));
         assert_eq!(other.count(3), Ok(()));
-        // It holds more than is left; one that holds nothing gets what is left.
+        // It holds more than what is left; an address that holds nothing gets what is left.
         assert_eq!(other.count(1), Err(TooMuch::All));
         let newcomer = intake.meter(address("10.0.0.3"));
         assert_eq!(newcomer.count(1), Ok(()));
         assert_eq!(newcomer.count(2), Err(TooMuch::All));
-        // Who proves itself makes room; who does it for good is not counted any more.
+        // An authenticated peer frees its bytes; one that is authenticated for good is no longer counted.
         first.release();
         assert_eq!(other.count(5), Ok(()));
         first.end();

@@ -1,36 +1,36 @@
-//! How many connections a server has, in all and from each address.
+//! Limits the connections of a server, in all and per address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The least that one address may have, as far as all may: more than any one client needs.
+/// Minimum share of one address, as far as the total allows: more than any one client needs.
 const FEWEST_PER_ADDRESS: usize = 16;
 
-/// Connections at a time, handshakes included.
+/// Maximum concurrent connections, handshakes included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// From everywhere.
+    /// Of all addresses.
     pub all: usize,
-    /// From one address.
+    /// Of one address.
     pub per_address: usize,
 }
 
-/// The places that there are; clones share them.
+/// The slots of a server; clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
     limits: ConnectionLimits,
     taken: Arc<Mutex<Taken>>,
 }
 
-/// One of them, free again when dropped.
+/// A slot, released on drop.
 #[derive(Debug)]
 pub(super) struct Place {
     taken: Arc<Mutex<Taken>>,
     address: IpAddr,
 }
 
-/// Why there is none.
+/// Why no slot is available.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Full {
     #[error("too many connections")]
@@ -40,7 +40,7 @@ pub(super) enum Full {
 }
 
 impl Full {
-    /// A word for metrics.
+    /// The limit's label in metrics.
     pub(super) fn limit(&self) -> &'static str {
         match self {
             Self::All => "connections",
@@ -56,9 +56,9 @@ struct Taken {
 }
 
 impl ConnectionLimits {
-    /// So many in all, and a quarter of them from one address. A pod has one or two connections, but a node's address may
-    /// stand for all of its pods, of which there are rarely more than 250; so one client cannot lock others out, and a node full
-    /// of pods fits in four times over where the limit is the CA's default of 4,000.
+    /// `all` connections in total, and a quarter of them per address. A pod has one or two connections, but a node's
+    /// address may stand for all of its pods, rarely more than 250. So one client cannot lock out others, and with the
+    /// CA's default of 4,000 a node full of pods fits in four times over.
     pub fn of(all: usize) -> Self {
         Self { all, per_address: (all / 4).max(FEWEST_PER_ADDRESS).min(all) }
     }
@@ -76,7 +76,8 @@ impl Places {
             return Err(Full::All);
         }
         let from_there = taken.per_address.get(&address).copied().unwrap_or_default();
-        // Who has more than are left takes none of the last ones: a few addresses never keep all others out.
+        // An address that holds more than what is left gets none of the last slots, so that a few addresses never lock
+        // out all others.
         if from_there > self.limits.all - taken.all {
             return Err(Full::All);
         }

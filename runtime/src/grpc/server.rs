@@ -1,4 +1,4 @@
-//! The server's side: a stream of TLS connections that nothing a client does can end.
+//! The server's side: a stream of TLS connections that no client can terminate.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -28,42 +28,42 @@ use crate::backoff::Backoff;
 use crate::logging::{LogRate, LogThrottle};
 use crate::metrics::Metrics;
 
-/// How long a handshake may take, unless there is a reason for another limit.
+/// Default timeout of a handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The stream that [`server_stream`] makes. It never ends and never yields an error; dropping it closes the listener
-/// and the handshakes in progress, and leaves the connections that it has yielded alone.
+/// The stream returned by [`server_stream`]. It never ends and never yields an error; dropping it closes the listener
+/// and the handshakes in progress, but not the connections that it has yielded.
 #[derive(Debug)]
 pub struct IncomingConnections(mpsc::Receiver<Connection>);
 
-/// One TLS connection from a client, its handshake done.
+/// One TLS connection from a client, after its handshake.
 #[derive(Debug)]
 pub struct Connection {
     stream: TlsStream<Metered>,
     peer: Peer,
     refusals: Arc<Refusals>,
-    /// Held while the connection lives.
+    /// Held for the lifetime of the connection.
     _place: Place,
 }
 
-/// Who is at the other end. Found in the extensions of each request.
+/// The peer of a connection, in the extensions of each request.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Where the connection comes from.
+    /// The address that the connection comes from.
     pub address: SocketAddr,
-    /// The client's certificates, leaf first, as the server's verifier has accepted them; none if the client showed
-    /// none.
+    /// The client's certificates, leaf first, as accepted by the server's verifier; empty if the client presented none.
     pub certificates: Arc<[CertificateDer<'static>]>,
-    /// What was read of it, where it has to prove itself by calls.
+    /// Its counted bytes, if it must authenticate by calls.
     unproven: Option<Arc<Meter>>,
 }
 
-/// How a server accepts TLS connections. [`ServerStream::start`] begins.
+/// How a server accepts TLS connections. Start with [`ServerStream::start`].
 ///
-/// Handshakes run side by side, each within a deadline and with the TLS configuration that holds when its connection
-/// comes. Beyond the limits, handshakes included, a new connection is closed at once, so that its client tries elsewhere
-/// or later; so is one that sends more than [`IntakeLimits`] let it before its handshake is done. Running out of file
-/// descriptors pauses accepting for 50 ms to 1 s; a failed handshake concerns its connection only.
+/// Handshakes run concurrently, each with a timeout and with the TLS configuration that is current when its connection
+/// arrives. Beyond the limits, handshakes included, a new connection is closed at once, so that its client tries
+/// elsewhere or later; the same happens to a connection that sends more than [`IntakeLimits`] allow before its
+/// handshake is done. When file descriptors run out, accepting pauses for 50 ms to 1 s; a failed handshake only affects
+/// its own connection.
 #[derive(Debug)]
 pub struct ServerStream {
     listener: TcpListener,
@@ -75,18 +75,19 @@ pub struct ServerStream {
     refused: RefusedConnections,
 }
 
-/// Connections that were closed because a limit was reached, by limit. Clones share their counts.
+/// Connections closed because of a limit, by limit. Clones share their counts.
 #[derive(Clone, Debug, Default)]
 pub struct RefusedConnections(Family<[(&'static str, &'static str); 1], Counter>);
 
-/// What ends a peer's state of having proven nothing.
+/// When a peer counts as authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ProvenBy {
     Handshake,
     Calls,
 }
 
-/// Accepts TLS connections for tonic's `serve_with_incoming`: a [`ServerStream`] as it is. Needs a tokio runtime.
+/// Accepts TLS connections for tonic's `serve_with_incoming`: a [`ServerStream`] with default settings. Needs a tokio
+/// runtime.
 pub fn server_stream(
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
@@ -97,7 +98,7 @@ pub fn server_stream(
 }
 
 impl ServerStream {
-    /// Within these limits; [`IntakeLimits`] are the default.
+    /// With these connection limits; [`IntakeLimits`] have their defaults.
     pub fn new(
         listener: TcpListener,
         tls: watch::Receiver<Arc<ServerConfig>>,
@@ -115,26 +116,26 @@ impl ServerStream {
         }
     }
 
-    /// Peers come without a certificate and prove themselves by calls: until [`Peer::has_proven`], all that is read of
-    /// them counts.
+    /// Peers connect without a certificate and authenticate by calls: until [`Peer::has_proven`], all bytes read from
+    /// them count.
     #[must_use]
     pub fn proven_by_calls(self) -> Self {
         Self { proven_by: ProvenBy::Calls, ..self }
     }
 
-    /// With other limits of what is read of peers that have proven nothing.
+    /// Sets the limits on bytes read from unauthenticated peers.
     #[must_use]
     pub fn with_intake(self, intake: IntakeLimits) -> Self {
         Self { intake, ..self }
     }
 
-    /// Counts there what is refused.
+    /// Sets where refusals are counted.
     #[must_use]
     pub fn counted(self, refused: RefusedConnections) -> Self {
         Self { refused, ..self }
     }
 
-    /// Begins to accept. Needs a tokio runtime.
+    /// Starts accepting. Needs a tokio runtime.
     pub fn start(self) -> IncomingConnections {
         let Self { listener, tls, limits, handshake_timeout, intake, proven_by, refused } = self;
         let (sender, receiver) = mpsc::channel(16);
@@ -154,7 +155,7 @@ impl ServerStream {
 }
 
 impl RefusedConnections {
-    /// As `tidegate_grpc_connections_refused_total`.
+    /// Registers `tidegate_grpc_connections_refused_total`.
     pub fn register(metrics: &Metrics) -> Self {
         let refused = Self::default();
         metrics.registry(|registry| {
@@ -170,7 +171,7 @@ impl RefusedConnections {
 }
 
 impl Peer {
-    /// Says that a call has proven who the peer is: what was read of it so far counts no more.
+    /// Records that a call has authenticated the peer: its bytes so far no longer count.
     pub fn has_proven(&self) {
         if let Some(meter) = &self.unproven {
             meter.release();
@@ -189,7 +190,7 @@ struct Acceptor {
     sender: mpsc::Sender<Connection>,
 }
 
-/// Tells of connections that are closed at a limit.
+/// Logs connections that are closed at a limit.
 #[derive(Debug)]
 struct Refusals {
     counts: RefusedConnections,
@@ -295,14 +296,14 @@ impl Acceptor {
                     .map(|certificate| certificate.clone().into_owned())
                     .collect(),
             };
-            // Fails when the server has ended; then so has this connection.
+            // Fails when the server has stopped, which closes this connection, too.
             let _ = sender.send(Connection { stream, peer, refusals, _place: place }).await;
         }
     }
 }
 
 impl Connection {
-    /// Who is at the other end.
+    /// The peer of the connection.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
@@ -366,7 +367,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// No delay for small writes, and probes that find a vanished peer within about a minute.
+/// Disables Nagle's algorithm, and enables keepalive probes that detect a vanished peer within about a minute.
 pub(super) fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     let probes = TcpKeepalive::new()
@@ -376,7 +377,7 @@ pub(super) fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
     SockRef::from(tcp).set_tcp_keepalive(&probes)
 }
 
-/// Errors of accept(2) that tell of the connection, not of the listener.
+/// Errors of accept(2) that concern the connection, not the listener.
 fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)

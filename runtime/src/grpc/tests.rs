@@ -109,7 +109,7 @@ async fn a_connection_carries_the_clients_address_and_certificates_and_its_bytes
 }
 
 #[tokio::test]
-async fn garbage_and_clients_that_say_nothing_delay_nobody() {
+async fn garbage_and_silent_clients_delay_no_other() {
     let mut server = Server::start(1000, LONG).await;
     let mut silent = Vec::new();
     for _ in 0..50 {

@@ -1,4 +1,4 @@
-//! `GET /certificate` of the admin server: what a process's certificate hangs on.
+//! `GET /certificate` of the admin server: the roots of a process's certificate.
 
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::Credentials;
 use crate::trust_bundle::TrustBundle;
 
-/// The page. Answers 503 until it is told where the certificate is.
+/// The page. Answers 503 until it has a certificate.
 #[derive(Clone, Debug, Default)]
 pub struct CertificatePage(Arc<OnceLock<Sources>>);
 
@@ -32,17 +32,17 @@ struct Certificate {
     not_after: String,
     /// SHA-256 of each root that the process trusts, in hexadecimal.
     trusted_roots: Vec<String>,
-    /// Those of them under which the certificate is good.
+    /// The trusted roots under which the certificate is valid.
     certificate_roots: Vec<String>,
 }
 
 impl CertificatePage {
-    /// The route, for an admin server to serve beside its own.
+    /// The route, to merge into an admin server.
     pub fn routes(&self) -> Router {
         Router::new().route("/certificate", get(show)).with_state(self.clone())
     }
 
-    /// Shows this certificate and these roots from now on. The first ones stay.
+    /// Shows this certificate and these roots from now on. Only the first call has an effect.
     pub fn follow(
         &self,
         credentials: watch::Receiver<Option<Arc<Credentials>>>,

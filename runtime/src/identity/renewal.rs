@@ -1,4 +1,4 @@
-//! When to ask for a certificate, and what happens between the tries.
+//! Decides when to request a certificate, and how to retry.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -19,34 +19,34 @@ use crate::backoff::Backoff;
 use crate::metrics::Metrics;
 use crate::trust_bundle::TrustBundle;
 
-/// The task that keeps the credentials fresh.
+/// The task that renews the credentials.
 pub(super) struct Renewal {
     options: CaOptions,
     expected: Option<Identity>,
     trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     counters: Counters,
     sender: Arc<watch::Sender<Option<Arc<Credentials>>>>,
-    /// The issuing root for whose sake a certificate was last renewed early.
+    /// The issuing root because of which a certificate was last renewed early.
     hastened_for: Option<CertificateDer<'static>>,
     pub(super) clock: Clock,
     pub(super) timing: Timing,
 }
 
-/// The wall clock. Certificates live by it, so it, not the monotonic one, says when to renew.
+/// The wall clock. Certificates expire by it, so it determines renewal, not the monotonic clock.
 pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// Every duration that is ours to choose.
+/// All configurable durations.
 #[derive(Clone, Copy)]
 pub(super) struct Timing {
-    /// The longest sleep between two looks at the wall clock, which may jump while we sleep.
+    /// Maximum sleep between two checks of the wall clock, which may jump meanwhile.
     pub(super) longest_sleep: Duration,
-    /// For a whole try: connecting, asking, answering.
+    /// Timeout of a whole attempt: connecting, requesting, answering.
     pub(super) request_timeout: Duration,
     /// The ceiling of the delay after the first failure.
     pub(super) first_retry: Duration,
-    /// The highest ceiling.
+    /// The maximum ceiling.
     pub(super) slowest_retry: Duration,
-    /// The longest wait before an early renewal, so that a mesh does not renew as one.
+    /// Maximum delay of an early renewal, so that a mesh does not renew all at once.
     pub(super) haste: Duration,
 }
 
@@ -56,7 +56,7 @@ struct Counters {
     expiry: Gauge,
 }
 
-/// When the current certificate wants a successor.
+/// When to renew the current certificate.
 #[derive(Clone, Copy)]
 struct Schedule {
     not_before: SystemTime,
@@ -83,7 +83,7 @@ impl Renewal {
         }
     }
 
-    /// Runs until the last receiver is dropped.
+    /// Runs until all receivers are dropped.
     pub(super) async fn run(self) {
         let sender = self.sender.clone();
         let (clock, longest_sleep) = (self.clock.clone(), self.timing.longest_sleep);
@@ -114,7 +114,7 @@ impl Renewal {
         }
     }
 
-    /// Tries until it works.
+    /// Retries until it succeeds.
     async fn obtain(&mut self) -> Credentials {
         let Timing { first_retry, slowest_retry, request_timeout, .. } = self.timing;
         let mut backoff = Backoff::new(first_retry, slowest_retry);
@@ -134,7 +134,7 @@ impl Renewal {
                     self.complain(&error, delay);
                     tokio::select! {
                         () = tokio::time::sleep(delay) => {}
-                        // It may be what was wrong.
+                        // The old bundle may have been the cause of the failures.
                         () = changed(&mut self.trust_bundle) => backoff.reset(),
                     }
                 }
@@ -155,8 +155,8 @@ impl Renewal {
         }
     }
 
-    /// A rotation's last step waits for certificates that do not hang on the root that issues now: they are renewed
-    /// early, once for each such root: a CA may issue under another root than the bundle says.
+    /// The last step of a rotation waits for certificates that do not chain to the current issuing root, so they are
+    /// renewed early. At most once per issuing root, in case a CA issues under another root than the bundle says.
     fn hasten(&mut self, credentials: &Credentials, schedule: &mut Schedule) {
         let (bundle, now) = (self.trust_bundle.borrow().clone(), (self.clock)());
         let issuing = bundle.issuing();
@@ -193,15 +193,15 @@ impl Renewal {
 }
 
 impl Schedule {
-    /// Half of the life that is left at `now`, a tenth of it more or less, so that what started together does not
-    /// renew together. The life before `now` does not count: certificates are back-dated.
+    /// Half of the lifetime left at `now`, plus or minus a tenth, so that processes started together do not renew
+    /// together. The time before `now` does not count, because certificates are backdated.
     fn new(credentials: &Credentials, now: SystemTime) -> Self {
         let share = 0.4 + 0.2 * rand::random::<f64>();
         let renew_at = now + credentials.time_left(now).mul_f64(share);
         Self { not_before: credentials.leaf.not_before, renew_at }
     }
 
-    /// `None` when it is time, which it also is if the clock was set back before the certificate's first moment.
+    /// `None` when renewal is due, which includes a clock that was set back before the certificate's start.
     fn time_left(&self, now: SystemTime) -> Option<Duration> {
         if now < self.not_before {
             return None;
@@ -268,7 +268,7 @@ async fn announce_expiry(
     }
 }
 
-/// Returns when the bundle has changed; never, if it cannot change any more.
+/// Returns when the bundle has changed; never, if it can no longer change.
 async fn changed(bundle: &mut watch::Receiver<Arc<TrustBundle>>) {
     if bundle.changed().await.is_err() {
         pending::<()>().await;

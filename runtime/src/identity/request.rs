@@ -1,4 +1,4 @@
-//! One try at getting a certificate: a new key, a request, the CA's answer.
+//! One attempt to get a certificate: a new key, a request, the CA's answer.
 
 use std::error::Error;
 use std::io::{self, Read};
@@ -19,12 +19,12 @@ use super::verify::{VerifyError, verify};
 use crate::trust_bundle::TrustBundle;
 use crate::{grpc, tls};
 
-/// The most bytes that a token file may have.
+/// Maximum bytes of a token file.
 const MAX_TOKEN_BYTES: u64 = 64 * 1024;
-/// The most bytes that an answer may have.
+/// Maximum bytes of an answer.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
-/// Why a try gave no certificate.
+/// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// The token cannot be read.
@@ -32,50 +32,50 @@ pub enum RequestError {
     TokenFile {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file holds no token.
+    /// The file does not hold a token.
     #[error(
         "token file {0} holds no token: empty, larger than {MAX_TOKEN_BYTES} bytes, or not printable ASCII"
     )]
     NoToken(PathBuf),
-    /// No key or no request could be made.
+    /// Generating the key or the request failed.
     #[error("making the key and the request: {0}")]
     Key(#[from] rcgen::Error),
-    /// The trust bundle cannot verify the CA.
+    /// The trust bundle cannot be used to verify the CA.
     #[error(transparent)]
     Tls(#[from] grpc::ConfigError),
-    /// No answer: the CA is away, or it is not the one that the trust bundle knows.
+    /// The CA is unreachable, or the trust bundle does not verify it.
     #[error("CA {address} cannot be reached: {reason}")]
     Unreachable {
-        /// Where it should be.
+        /// The CA's address.
         address: grpc::Address,
         /// The whole chain of causes.
         reason: String,
     },
-    /// No answer in time.
+    /// The CA did not answer in time.
     #[error("CA {address} did not answer within {timeout:?}")]
     TimedOut {
-        /// Where it should be.
+        /// The CA's address.
         address: grpc::Address,
-        /// How long we have waited.
+        /// The timeout.
         timeout: Duration,
     },
-    /// The CA said no.
+    /// The CA refused.
     #[error("CA {address} refused: {code:?}: {message:?}")]
     Refused {
-        /// Where it is.
+        /// The CA's address.
         address: grpc::Address,
         /// The gRPC status.
         code: Code,
-        /// Its own words.
+        /// The CA's message.
         message: String,
     },
     /// The answer is not PEM.
     #[error("the CA's answer is not PEM: {0}")]
     Pem(pem::Error),
-    /// The answer is not a certificate for us.
+    /// The answer is not a valid certificate for this process.
     #[error("the CA's answer is refused: {0}")]
     Verify(#[from] VerifyError),
 }
@@ -88,7 +88,7 @@ pub(super) struct Answer {
 }
 
 impl RequestError {
-    /// The class of the error, as a metric's label.
+    /// The class of the error, a metric label.
     pub(super) fn class(&self) -> &'static str {
         match self {
             Self::TokenFile { .. } | Self::NoToken(_) => "no_token",
@@ -100,7 +100,7 @@ impl RequestError {
     }
 }
 
-/// Asks the CA once. `now` says the time at which the answer is judged.
+/// Sends one request to the CA. The answer is verified as of `now`.
 pub(super) async fn request(
     options: &CaOptions,
     expected: Option<&Identity>,
@@ -123,7 +123,7 @@ pub(super) async fn request(
     Ok(Answer { chain, key: Arc::new(key), leaf })
 }
 
-/// Calls the CA over a connection of its own: it is needed again in hours, and so takes the newest trust bundle.
+/// Calls the CA over a new connection: the next call is hours away, and so uses the newest trust bundle.
 async fn ask(
     options: &CaOptions,
     bundle: &TrustBundle,
@@ -143,7 +143,7 @@ async fn ask(
 
 fn refusal(options: &CaOptions, status: &Status) -> RequestError {
     let address = options.ca_address.clone();
-    // tonic's own errors carry a cause; what a server has sent has none.
+    // tonic's own errors have a cause; errors sent by a server have none.
     if status.source().is_some() || status.code() == Code::Unavailable {
         return RequestError::Unreachable { address, reason: causes(status) };
     }
@@ -164,7 +164,7 @@ fn causes(status: &Status) -> String {
     text.escape_debug().to_string()
 }
 
-/// Names count for nothing at the CA, which goes by the token; the URI is there because clients of this API send it.
+/// The CA ignores names and uses the token; the URI is included because clients of this API send it.
 fn signing_request(key: &KeyPair, expected: Option<&Identity>) -> Result<String, rcgen::Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -191,7 +191,7 @@ async fn read_token(path: &Path) -> Result<MetadataValue<Ascii>, RequestError> {
         && token.bytes().all(|byte| byte.is_ascii_graphic());
     let value = is_token.then(|| format!("Bearer {token}").parse::<MetadataValue<Ascii>>().ok()).flatten();
     let mut value = value.ok_or_else(|| RequestError::NoToken(path.to_owned()))?;
-    // Kept out of debug output and of HPACK's tables.
+    // Keeps it out of debug output and HPACK's tables.
     value.set_sensitive(true);
     Ok(value)
 }

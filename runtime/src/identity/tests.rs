@@ -354,7 +354,7 @@ async fn no_token_is_sent_to_a_ca_that_the_trust_bundle_does_not_know() {
 }
 
 #[tokio::test]
-async fn the_renewal_ends_when_nobody_wants_the_certificate() {
+async fn the_renewal_ends_when_all_receivers_are_dropped() {
     let mut fixture = Fixture::start(|_| ()).await;
     fixture.generation(1).await;
     let Fixture { credentials, task, .. } = fixture;

@@ -1,4 +1,4 @@
-//! Whether what the CA sent is a certificate for us: our key, our mesh, our name, and valid.
+//! Verifies the CA's answer: our key, our mesh, our name, and currently valid.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,42 +12,42 @@ use x509_parser::prelude::FromDer;
 use crate::tls;
 use crate::trust_bundle::TrustBundle;
 
-/// The most certificates that an answer may hold, root included.
+/// Maximum certificates of an answer, root included.
 const MAX_CHAIN: usize = 10;
 
-/// What is wrong with the certificate that the CA sent.
+/// What is wrong with the CA's certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// There is none.
+    /// The answer holds no certificate.
     #[error("no certificate in it")]
     Empty,
-    /// More certificates than any path has.
+    /// More certificates than any path needs.
     #[error("{0} certificates, more than {MAX_CHAIN}")]
     TooLong(usize),
-    /// The leaf cannot be read.
+    /// The leaf cannot be parsed.
     #[error("leaf: {0}")]
     Leaf(#[from] CertificateError),
     /// The leaf is for another key than the one in the request.
     #[error("the leaf's public key is not ours")]
     OtherKey,
-    /// Not valid now, not to be used as both client and server, or not issued under a root of the trust bundle.
+    /// Not valid now, not usable as both client and server, or not issued under a root of the trust bundle.
     #[error("{0}")]
     Chain(#[from] rustls::Error),
-    /// The trust bundle cannot verify anything.
+    /// The trust bundle cannot be used for verification.
     #[error("trust bundle: {0}")]
     TrustBundle(#[from] VerifierBuilderError),
-    /// A spelling of our identity is missing among the leaf's names.
+    /// The leaf's names lack a spelling of our identity.
     #[error("the leaf does not name {expected} as both DNS name and SPIFFE URI; it names {found:?}")]
     OtherIdentity {
-        /// Who we are.
+        /// Our identity.
         expected: Identity,
-        /// The names that are there.
+        /// The names in the leaf.
         found: String,
     },
 }
 
-/// Judges the certificates of an answer, leaf first. Returns the leaf and the chain as peers are to get it, without
-/// the root.
+/// Verifies the certificates of an answer, leaf first. Returns the leaf and the chain to present to peers, without the
+/// root.
 pub(super) fn verify(
     mut chain: Vec<CertificateDer<'static>>,
     public_key: &[u8],

@@ -1,4 +1,4 @@
-//! One line of the log: every value is cut, and nothing in it ends the line or reaches a terminal as a command.
+//! One line of the log: every value is cut, and cannot end the line or send control sequences to a terminal.
 
 use std::fmt::{self, Write};
 
@@ -9,10 +9,10 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The most bytes of one value. Fields are named by the program, so this bounds the line as well.
+/// Maximum bytes of one value. Field names are fixed in the program, so this bounds the line as well.
 const MAX_VALUE: usize = 2048;
 
-/// What stands behind a value that was cut.
+/// Suffix of a value that was cut.
 const CUT: &str = "… (cut)";
 
 /// Writes a field as text: `name=value`, the message without its name.
@@ -29,14 +29,14 @@ pub(super) fn write_text(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt
 #[derive(Clone, Copy, Debug)]
 pub(super) struct JsonLine;
 
-/// A value's text, as far as it is written.
+/// A value's text, up to the limit.
 struct Text {
     text: String,
-    /// Whether control characters are spelled out.
+    /// Whether to escape control characters.
     escapes: bool,
 }
 
-/// Writes fields into an object that was begun.
+/// Writes fields into an open object.
 struct JsonFields<'w, 'l> {
     writer: &'w mut Writer<'l>,
     result: fmt::Result,
@@ -107,7 +107,7 @@ impl Visit for JsonFields<'_, '_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.write(field, |writer| match value.is_finite() {
             true => write!(writer, "{value}"),
-            // JSON has no word for it.
+            // JSON cannot represent it.
             false => writer.write_str("null"),
         });
     }
@@ -118,7 +118,7 @@ impl Text {
         Self { text: String::new(), escapes }
     }
 
-    /// Takes what fits. A value that is too long is not even formatted to its end.
+    /// Keeps what fits. Formatting stops once the value is too long.
     fn format(&mut self, value: fmt::Arguments<'_>) {
         if self.write_fmt(value).is_err() {
             self.text.push_str(CUT);
@@ -141,8 +141,8 @@ impl Write for Text {
     }
 }
 
-/// What a terminal or a reader of lines may act on: control characters, Unicode's ends of lines and paragraphs, and
-/// what changes the direction of text.
+/// Characters that a terminal or a line reader may interpret: control characters, Unicode's line and paragraph
+/// separators, and characters that change the direction of text.
 fn is_control(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

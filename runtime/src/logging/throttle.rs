@@ -1,4 +1,4 @@
-//! Lines that others cause, no more of them than a log can bear: a few of each source and of all, the rest counted.
+//! Throttles log lines that clients can cause: some lines per source and in all; the rest is counted.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,32 +8,32 @@ use std::time::{Duration, Instant};
 
 use crate::drain;
 
-/// How many lines there may be in a window of time.
+/// Maximum lines in a window of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogRate {
-    /// How long a window is.
+    /// Length of a window.
     pub window: Duration,
-    /// Lines of one source in it.
+    /// Lines per source in a window.
     pub per_source: u32,
-    /// Lines of all sources in it.
+    /// Lines of all sources in a window.
     pub all: u32,
-    /// Sources that are told apart in it.
+    /// Sources that are distinguished in a window.
     pub sources: usize,
 }
 
-/// Says which lines may be written. A source is whatever can be told apart: an address, an identity.
+/// Decides which lines may be written. A source is any distinguishing key: an address, an identity.
 #[derive(Debug)]
 pub struct LogThrottle<K> {
     rate: LogRate,
     window: Mutex<Window<K>>,
 }
 
-/// What was left out in a window.
+/// Lines that were suppressed in a window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suppressed<K> {
-    /// The sources of the most lines, and how many; at most [`NAMED`].
+    /// The sources with the most suppressed lines, and their counts; at most [`NAMED`].
     pub by_source: Vec<(K, u64)>,
-    /// Lines of all others.
+    /// Suppressed lines of all other sources.
     pub others: u64,
 }
 
@@ -52,7 +52,7 @@ impl<K: fmt::Display> fmt::Display for Suppressed<K> {
     }
 }
 
-/// The most sources that a [`Suppressed`] names.
+/// Maximum sources that a [`Suppressed`] names.
 pub const NAMED: usize = 10;
 
 #[derive(Debug)]
@@ -60,7 +60,7 @@ struct Window<K> {
     began: Option<Instant>,
     lines: u32,
     sources: HashMap<K, Source>,
-    /// Lines left out of sources that are not told apart.
+    /// Suppressed lines of sources that are not distinguished.
     others: u64,
 }
 
@@ -71,7 +71,7 @@ struct Source {
 }
 
 impl Default for LogRate {
-    /// Ten lines of a source and 300 in all within ten seconds; a thousand sources.
+    /// Ten lines per source and 300 in all within ten seconds; a thousand sources.
     fn default() -> Self {
         Self { window: Duration::from_secs(10), per_source: 10, all: 300, sources: 1000 }
     }
@@ -84,18 +84,18 @@ impl<K: Clone + Eq + Hash> Default for LogThrottle<K> {
 }
 
 impl<K: Clone + Eq + Hash> LogThrottle<K> {
-    /// Nothing was written yet.
+    /// A throttle without any lines yet.
     pub fn new(rate: LogRate) -> Self {
         let window = Window { began: None, lines: 0, sources: HashMap::new(), others: 0 };
         Self { rate, window: Mutex::new(window) }
     }
 
-    /// How long a window is: how often [`LogThrottle::take_suppressed`] is to be called.
+    /// Length of a window: how often to call [`LogThrottle::take_suppressed`].
     pub fn window(&self) -> Duration {
         self.rate.window
     }
 
-    /// Whether a line about this source may be written. One that may not is counted.
+    /// Whether a line about this source may be written. A suppressed line is counted.
     pub fn admits(&self, source: &K, now: Instant) -> bool {
         let mut window = self.lock();
         let began = *window.began.get_or_insert(now);
@@ -117,7 +117,7 @@ impl<K: Clone + Eq + Hash> LogThrottle<K> {
         true
     }
 
-    /// What was left out since the last call; nothing if nothing was.
+    /// The lines suppressed since the last call, if any.
     pub fn take_suppressed(&self) -> Option<Suppressed<K>> {
         let mut window = self.lock();
         let mut others = std::mem::take(&mut window.others);
@@ -130,7 +130,7 @@ impl<K: Clone + Eq + Hash> LogThrottle<K> {
         (others > 0 || !by_source.is_empty()).then_some(Suppressed { by_source, others })
     }
 
-    /// Says after each window what was left out in it, until the drain starts.
+    /// Reports the suppressed lines after each window, until the drain starts.
     pub async fn summarize(&self, mut drain: drain::Watch, say: impl Fn(Suppressed<K>)) {
         let mut interval = tokio::time::interval(self.rate.window);
         loop {
@@ -150,7 +150,7 @@ impl<K: Clone + Eq + Hash> LogThrottle<K> {
 }
 
 impl<K: Eq + Hash> Window<K> {
-    /// A new one; what was left out in the one before stays until it is taken.
+    /// Starts a new window; the suppressed lines of the previous one stay until they are taken.
     fn begin(&mut self, now: Instant) {
         self.began = Some(now);
         self.lines = 0;
@@ -179,7 +179,7 @@ mod tests {
         let left_out = throttle.take_suppressed().unwrap();
         assert_eq!(left_out, Suppressed { by_source: vec![(1, 1598)], others: 0 });
         assert_eq!(throttle.take_suppressed(), None);
-        // In the next window it has lines again.
+        // The next window allows lines again.
         assert_eq!(admitted(&throttle, 1, 3, now + Duration::from_secs(9)), 0);
         assert_eq!(admitted(&throttle, 1, 3, now + Duration::from_secs(10)), 2);
         assert_eq!(throttle.take_suppressed().unwrap().by_source, [(1, 4)]);
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(throttle.lock().sources.len(), 3);
         let left_out = throttle.take_suppressed().unwrap();
         assert_eq!(left_out.by_source.iter().map(|(_, count)| count).sum::<u64>() + left_out.others, 2995);
-        // A source without lines left to report is forgotten.
+        // Sources without suppressed lines are not remembered.
         assert_eq!(admitted(&throttle, 7, 1, now + Duration::from_secs(10)), 1);
         assert_eq!(throttle.lock().sources.len(), 1);
     }

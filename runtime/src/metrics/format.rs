@@ -1,7 +1,8 @@
-//! The two text formats of a page of metrics, and which of them a client asks for.
+//! The two text formats of a metrics page, and the choice between them.
 //!
-//! The registry writes OpenMetrics 1.0. The classic text format 0.0.4, which `promtool check metrics` and older scrapers
-//! read, is made from it: a counter's family has the name of its samples, and there is neither `# UNIT` nor `# EOF`.
+//! The registry writes OpenMetrics 1.0. The classic text format 0.0.4, which `promtool check metrics` and older
+//! scrapers read, is derived from it: a counter's family has the name of its samples, and there is neither `# UNIT` nor
+//! `# EOF`.
 
 use std::fmt::Write;
 
@@ -18,8 +19,8 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// The format that a request's `Accept` fields prefer: OpenMetrics where they name it with at least the weight of
-    /// `text/plain`, else the classic one, as Prometheus' own client libraries decide.
+    /// The format that a request's `Accept` headers prefer: OpenMetrics if they list it with at least the weight of
+    /// `text/plain`, otherwise the classic one, as Prometheus' own client libraries decide.
     pub(crate) fn accepted(headers: &HeaderMap) -> Self {
         let ranges = || {
             let fields = headers.get_all(ACCEPT).iter().filter_map(|field| field.to_str().ok());
@@ -57,10 +58,10 @@ fn weighted(range: &str) -> (&str, f32) {
     (name, weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0)))
 }
 
-/// A page of OpenMetrics in the classic text format.
+/// Converts a page of OpenMetrics to the classic text format.
 pub(super) fn to_text(page: &str) -> String {
     let mut text = String::with_capacity(page.len());
-    // A family's help comes before its type, by which its name is known.
+    // A family's help comes before its type, which determines its name.
     let mut help = None;
     for line in page.lines() {
         if let Some(described) = line.strip_prefix("# HELP ") {

@@ -67,7 +67,7 @@ async fn an_absent_file_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_changed_file_is_followed_until_nobody_watches() {
+async fn a_changed_file_is_followed_until_all_receivers_are_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("roots.pem");
     let (a, b) = (Authority::root("a"), Authority::root("b"));
@@ -147,7 +147,7 @@ async fn a_broken_empty_or_missing_file_leaves_the_last_good_bundle() {
     let (sender, receiver) = watch::channel(Arc::new(a.bundle()));
     let mut file = WatchedFile { path: path.clone(), complaint: None };
     file.follow(&sender).await;
-    for text in ["", "-----BEGIN CERTIFICATE-----\nbroken", "# nobody\n"] {
+    for text in ["", "-----BEGIN CERTIFICATE-----\nbroken", "# empty\n"] {
         replace(&path, text);
         file.follow(&sender).await;
         assert!(file.complaint.is_some(), "{text:?}");

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Ending a cluster. It asks what is there, not what was noted down, so it also ends what a crash left. Sourced by
-# `cluster`.
+# Stops a cluster. It looks for what exists instead of relying on records, so it also removes the remains of a crash.
+# Sourced by `cluster`.
 
 down() {
     require_root
@@ -24,8 +24,8 @@ clean() {
     rmdir "$clusters_folder" 2>/dev/null || true
 }
 
-# The kubelet first, or it would start containers again; then those, then their shims, then the rest. All are found
-# by the cgroup and the network namespace that only this cluster has.
+# The kubelet first, because it would restart containers; then the containers, their shims, and the rest. All are found
+# by this cluster's own cgroup and network namespace.
 end_processes() {
     local pid
     if [ -e "/run/netns/$unique" ]; then
@@ -33,7 +33,7 @@ end_processes() {
             kill_and_wait "$pid"
         done
     fi
-    # A container that starts another process meanwhile is found in the next round.
+    # The next round finds processes that a container starts meanwhile.
     while [ -n "$(container_processes)" ]; do
         # shellcheck disable=SC2046
         kill -9 $(container_processes) 2>/dev/null || true
@@ -67,7 +67,7 @@ remove_mounts() {
         done
 }
 
-# A shim that is killed leaves its socket behind; its bundle says where.
+# A killed shim leaves its socket behind; its bundle records the path.
 remove_shim_sockets() {
     local address
     for address in "$folder"/containerd/state/io.containerd.runtime.v2.task/*/*/address; do
@@ -77,7 +77,7 @@ remove_shim_sockets() {
     done
 }
 
-# The kubelet keeps links to the containers' logs in a folder that cannot be set.
+# The kubelet keeps links to the containers' logs in a folder that is not configurable.
 remove_log_links() {
     local link
     for link in /var/log/containers/*; do

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Every name, folder and address of a cluster, all derived from its name. Sourced by `cluster`.
 
-# The one place that lists the parts, in the order in which they start.
+# The components, in start order. This is the only list.
 parts=(etcd kube-apiserver containerd kube-controller-manager kube-scheduler kubelet kube-proxy)
 
 clusters_folder=/var/lib/tidegate-cluster
@@ -28,7 +28,7 @@ set_names() {
     fi
 }
 
-# The slot is a small number that no other cluster of this machine has: its subnet and the names of its veth pair.
+# The slot is a small number, unique on this machine, from which the subnet and the names of the veth pair derive.
 set_slot() {
     slot=$1
     host_address=10.250.$slot.2
@@ -37,7 +37,7 @@ set_slot() {
     node_veth=tgn$slot
 }
 
-# Takes the first free slot, beginning at one that follows from the name.
+# Takes the first free slot, starting at a hash of the name.
 take_slot() {
     local start candidate offset
     start=$(($(cksum <<<"$cluster" | cut -d' ' -f1) % 250))
@@ -54,7 +54,7 @@ take_slot() {
             return
         fi
     done
-    fail "all 250 subnets for test clusters are taken"
+    fail "all 250 subnets for test clusters are in use"
 }
 
 say() {
@@ -79,7 +79,7 @@ wait_for() {
     until "$@" >"$folder/wait.log" 2>&1; do
         if [ "$SECONDS" -ge "$deadline" ]; then
             cat "$folder/wait.log" >&2
-            say "gave up waiting: $what"
+            say "timed out waiting until $what"
             return 1
         fi
         sleep 0.05

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The node's network namespace and cgroups. Sourced by `cluster`.
 
-# Not `ip netns exec`: that mounts a /sys of its own, without the cgroup mounts.
+# Not `ip netns exec`: that mounts its own /sys, without the cgroup mounts.
 in_node() {
     nsenter --net="/run/netns/$unique" -- "$@"
 }
@@ -14,7 +14,7 @@ make_network() {
     ip -n "$unique" link set lo up
     ip -n "$unique" address add "$node_address/24" dev "$node_veth"
     ip -n "$unique" link set "$node_veth" up
-    # A node has a way out, for programs that refuse to run without a default route. Nothing is forwarded beyond it.
+    # A default route, for programs that refuse to run without one. Nothing is forwarded beyond the host.
     ip -n "$unique" route add default via "$host_address"
     in_node sysctl -q -w net.ipv4.ip_forward=1
 }
@@ -28,7 +28,7 @@ remove_network() {
     fi
 }
 
-# The kubelet's cgroups are this cluster's own: two kubelets on one machine otherwise end each other's pods.
+# Each cluster has its own kubelet cgroups: otherwise two kubelets on one machine would kill each other's pods.
 make_cgroups() {
     local controller
     if [ -e /sys/fs/cgroup/cgroup.controllers ]; then

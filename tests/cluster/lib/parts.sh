@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# How each part of Kubernetes is started here, and why so. Sourced by `cluster`.
+# Starts each component of Kubernetes. Sourced by `cluster`.
 
 # start_part PART: in the background, in the node's network namespace, with a log in the cluster's folder.
 start_part() {
     local part=$1 bin=$folder/bin pki=$folder/pki
     if [ -n "$(part_process "$part")" ]; then
-        fail "$part of cluster $cluster runs already"
+        fail "$part of cluster $cluster is already running"
     fi
     case $part in
     etcd)
@@ -55,7 +55,7 @@ start_part() {
             --cert-dir "$folder/kubelet-certificates"
         ;;
     kube-proxy)
-        # The conntrack settings belong to the machine's first network namespace; kube-proxy ends if it may not
+        # The conntrack settings belong to the machine's initial network namespace; kube-proxy exits if it cannot
         # write them.
         run kube-proxy "$bin/kube-proxy" --kubeconfig "$folder/kube-proxy.kubeconfig" --proxy-mode iptables \
             --cluster-cidr "$pod_network" --hostname-override "$node_name" --conntrack-max-per-core 0 \
@@ -66,7 +66,7 @@ start_part() {
     esac
 }
 
-# run PART COMMAND...: apart from this shell's session and locks, so that it outlives both.
+# run PART COMMAND...: in a new session and without this shell's locks, so that it outlives both.
 run() {
     local part=$1
     shift
@@ -77,7 +77,7 @@ run() {
     disown
 }
 
-# The part's process id, or nothing. Parts are the processes in the node's namespace that run by that name.
+# Prints the part's process id, or nothing. A part is the process of that name in the node's namespace.
 part_process() {
     local pid
     if [ ! -e "/run/netns/$unique" ]; then

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Starting a cluster. Sourced by `cluster`.
+# Starts a cluster. Sourced by `cluster`.
 
 up() {
     require_root
@@ -37,7 +37,7 @@ up() {
     start_part kube-scheduler
     admin apply -f "$here/coredns.yaml" >&2
     wait_for 60 "the node has registered" admin get node "$node_name"
-    # It looks for its node once, and then again only after half a minute.
+    # It looks for its node once at startup, and then only after half a minute.
     start_part kube-proxy
     admin wait --for=condition=Ready "node/$node_name" --timeout 60s >&2
     admin -n kube-system rollout status deployment/coredns --timeout 90s >&2
@@ -48,7 +48,7 @@ up() {
 
 up_failed() {
     local log
-    say "could not be started; what its parts said last:"
+    say "could not be started; the last log lines of its parts:"
     for log in "$folder"/*.log; do
         echo "---- ${log##*/}" >&2
         tail -n 15 "$log" >&2
@@ -65,7 +65,7 @@ check_machine() {
         fail "no cgroups at /sys/fs/cgroup: this machine cannot run a node"
     fi
     if ! ip netns add "$unique-probe" 2>/dev/null; then
-        fail "no network namespace can be made here: this machine cannot run a node"
+        fail "network namespaces cannot be created: this machine cannot run a node"
     fi
     ip netns delete "$unique-probe"
 }
@@ -74,7 +74,7 @@ admin() {
     "$folder/bin/kubectl" --kubeconfig "$kubeconfig" --cache-dir "$folder/kubectl-cache" "$@"
 }
 
-# The image of a cluster's own program lies beside the program.
+# The image of one of the cluster's own programs is beside the program.
 image_tar() {
     echo "$(readlink -f "$folder/bin")/$1.tar"
 }
@@ -88,7 +88,7 @@ make_image() {
 
 load() {
     require_root
-    [ -S "$socket" ] || fail "cluster $cluster does not run"
+    [ -S "$socket" ] || fail "cluster $cluster is not running"
     load_images "$@"
 }
 
@@ -102,8 +102,8 @@ load_images() {
 write_node_files() {
     mkdir -p "$folder/cni" "$folder/manifests"
     printf 'nameserver %s\n' "$dns_service" >"$folder/resolv.conf"
-    # restrict_oom_score_adj: without CAP_SYS_RESOURCE runc may not lower the score, and each sandbox would die.
-    # netns_mounts_under_state_dir: the pods' namespaces go with the folder.
+    # restrict_oom_score_adj: without CAP_SYS_RESOURCE runc cannot lower the score, and every sandbox would fail.
+    # netns_mounts_under_state_dir: removing the folder removes the pods' namespaces.
     cat >"$folder/containerd.toml" <<TOML
 version = 2
 root = "$folder/containerd/root"
@@ -137,8 +137,8 @@ TOML
   ]
 }
 JSON
-    # Eviction and image collection are off: a disk that is nearly full must not taint the node. Volumes follow their
-    # ConfigMaps within seconds; containers that end are started again soon, however often they did.
+    # Eviction and image garbage collection are off: a nearly full disk must not taint the node. Volumes follow their
+    # ConfigMaps within seconds; containers that exit are restarted soon, however often they did.
     cat >"$folder/kubelet.yaml" <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -166,7 +166,7 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 1Mi, nodefs.available: 1Mi, nodefs.inodesFree: "1", imagefs.available: 1Mi}
 oomScoreAdj: 0
 registerNode: true
-# With 0, the client's own default counts: 5 a second.
+# 0 would select the client's own default of 5 a second.
 eventRecordQPS: 200
 eventBurst: 400
 kubeAPIQPS: 200

@@ -1,4 +1,4 @@
-//! What Tidegate is to reach on a cluster, and whether it did.
+//! Tidegate's goals on a cluster, and whether they were reached.
 
 use std::fmt::Write;
 

@@ -70,7 +70,7 @@ pub(super) const MEMORY: [MemoryFigures; 3] = [
 /// Seconds after which the last of 20 keep-alive connections had ended, at 4 pods.
 pub(super) const CONNECTIONS_ENDED: f64 = 8.0;
 
-/// The figure at the number of pods that is nearest; none if nothing was measured within a quarter of it.
+/// The figure at the nearest number of pods; `None` if nothing was measured within a quarter of it.
 pub(super) fn change(change: Change, pods: usize) -> Option<ChangeFigures> {
     let all: &[ChangeFigures] = match change {
         Change::Address => &ADDRESS,

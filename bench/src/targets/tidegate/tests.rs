@@ -13,7 +13,7 @@ fn the_programs_are_found_by_their_folder_or_by_any_program_in_it() {
     let path = |name: &str| folder.path().join(name);
     for name in ["tidegate-cert-manager", "tidegate-controller", "tidegate-sidecar"] {
         let error = Programs::find(folder.path()).unwrap_err().to_string();
-        let start = format!("{} is not there; build it by `cargo build --release`", path(name).display());
+        let start = format!("{} does not exist; build it with `cargo build --release`", path(name).display());
         assert!(error.starts_with(&start), "{error}");
         fs::write(path(name), "").unwrap();
     }
@@ -99,5 +99,5 @@ async fn a_program_is_ready_only_when_its_admin_server_says_200() {
     assert!(!ready(admin).await);
     assert!(ready(admin).await);
     server.await.unwrap();
-    assert!(!ready(admin).await, "nobody listens any more");
+    assert!(!ready(admin).await, "the listener is closed");
 }

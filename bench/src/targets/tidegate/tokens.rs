@@ -1,4 +1,4 @@
-//! Service account tokens as a Kubernetes API server mints them, signed by a key of this run's own.
+//! Service account tokens as a Kubernetes API server issues them, signed by a key of this run.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,11 +7,11 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::KeyPair;
 use serde_json::json;
 
-/// Who the tokens say they are from.
+/// Issuer of the tokens.
 pub(super) const ISSUER: &str = "https://kubernetes.default.svc";
-/// Who the tokens say they are for; what the CA demands.
+/// Audience of the tokens, as the CA requires it.
 pub(super) const AUDIENCE: &str = "tidegate-ca";
-/// Longer than one measurement of a target can be.
+/// Longer than any measurement of a target.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// The key that signs tokens: ECDSA P-256.
@@ -29,7 +29,7 @@ impl TokenKey {
 
     /// A token of a service account whose pod has its name.
     pub(super) fn token(&self, namespace: &str, account: &str) -> Result<String> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the system clock is before 1970")?;
         let claims = json!({
             "iss": ISSUER,
             "aud": [AUDIENCE],

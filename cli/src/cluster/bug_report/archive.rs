@@ -11,10 +11,10 @@ use flate2::write::GzEncoder;
 
 use super::Report;
 
-/// Nobody but its owner reads a report: it says much about a cluster.
+/// File mode: only the owner may read a report, because it reveals much about a cluster.
 const MODE: u32 = 0o600;
 
-/// Writes all files below a folder of the report's own name. `path` must not exist.
+/// Writes all files into a folder named after the report. `path` must not exist.
 pub(super) fn write(path: &Path, mut report: Report) -> io::Result<()> {
     if !report.missing.is_empty() {
         let text: String = report.missing.iter().map(|line| format!("{line}\n")).collect();

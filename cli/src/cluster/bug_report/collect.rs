@@ -1,4 +1,4 @@
-//! Gathers a report from the cluster.
+//! Collects a report from the cluster.
 
 use std::fmt::Debug;
 
@@ -26,15 +26,15 @@ use crate::cluster::check;
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::{PART_OF, Part};
 
-/// How many sidecars are looked at unless more are asked for.
+/// Number of sidecars to include by default.
 const FIRST: usize = 20;
-/// How many lines of a log are kept.
+/// Number of log lines to keep.
 const LINES: i64 = 20_000;
-/// The sidecar's flag that holds the app's probes.
+/// Flag of the sidecar that contains the app's probes.
 const PROBES: &str = "--probes=";
-/// What `kubectl apply` keeps of an object, with all that was in it.
+/// Annotation in which `kubectl apply` stores a full copy of the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// What a report keeps of an app's container: what it was given by arguments and environment may be secret.
+/// Fields of an app's container to keep. Arguments and environment may hold secrets.
 const OF_CONTAINERS: [&str; 10] = [
     "name",
     "image",
@@ -48,7 +48,7 @@ const OF_CONTAINERS: [&str; 10] = [
     "volumeMounts",
 ];
 
-/// Everything that can be had.
+/// Collects everything that is available.
 pub(super) async fn everything(cluster: &Cluster, choice: &Choice) -> Report {
     let mut report = Report::default();
     eprintln!("versions and checks");
@@ -69,7 +69,7 @@ pub(super) async fn everything(cluster: &Cluster, choice: &Choice) -> Report {
 async fn versions(cluster: &Cluster, report: &mut Report) {
     let server = match cluster.client.apiserver_version().await {
         Ok(version) => json!(version),
-        Err(error) => json!(cluster.failed("ask for the version", &error).to_string()),
+        Err(error) => json!(cluster.failed("get the version", &error).to_string()),
     };
     report.add_yaml(
         "versions.yaml",
@@ -81,7 +81,7 @@ async fn versions(cluster: &Cluster, report: &mut Report) {
     report.add("check.txt", &check::as_text(cluster).await);
 }
 
-/// Our objects, and what policies speak of. Returns the namespaces of the mesh.
+/// Collects Tidegate's objects and the objects that policies refer to. Returns the namespaces of the mesh.
 async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
     let client = &cluster.client;
     let home = cluster.control_plane.as_str();
@@ -106,7 +106,7 @@ async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
     list(cluster, report, &webhooks, "objects/mutatingwebhookconfigurations.yaml", ours()).await;
     let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
     list(cluster, report, &webhooks, "objects/validatingwebhookconfigurations.yaml", ours()).await;
-    // Those that we cannot read are the ones that a report is about.
+    // As stored: objects that cannot be parsed are the interesting ones.
     list(cluster, report, &as_stored::<MeshConfig>(client), "objects/meshconfigs.yaml", all()).await;
     list(cluster, report, &as_stored::<IngressBackend>(client), "objects/ingressbackends.yaml", all()).await;
     secret_names(cluster, report).await;
@@ -146,7 +146,7 @@ async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
     names
 }
 
-/// The API server is asked for the metadata alone, so that no Secret's content ever leaves it.
+/// Requests only the metadata, so that the content of Secrets never leaves the API server.
 async fn secret_names(cluster: &Cluster, report: &mut Report) {
     let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
     match api.list_metadata(&ListParams::default()).await {
@@ -172,7 +172,7 @@ async fn control_plane(cluster: &Cluster, report: &mut Report) {
             }
         };
         if pods.is_empty() {
-            report.miss(part.name(), &"no pod of it runs");
+            report.miss(part.name(), &"no running pod");
         }
         for pod in pods {
             let name = pod.name_any();
@@ -195,7 +195,7 @@ async fn sidecars(cluster: &Cluster, choice: &Choice, report: &mut Report) {
     };
     for (namespace, name) in &choice.pods {
         if !pods.iter().any(|pod| pod.namespace == *namespace && pod.name == *name) {
-            report.miss(&format!("{namespace}/{name}"), &"there is no such pod with a sidecar");
+            report.miss(&format!("{namespace}/{name}"), &"no pod of this name with a sidecar");
         }
     }
     let is_open = choice.pods.is_empty() && choice.namespaces.is_empty();
@@ -222,11 +222,11 @@ async fn sidecars(cluster: &Cluster, choice: &Choice, report: &mut Report) {
     }
     if is_open && !choice.all && pods.len() > FIRST {
         let left = pods.len() - FIRST;
-        report.miss("sidecars", &format!("{left} more were not looked at; --all takes every one"));
+        report.miss("sidecars", &format!("{left} more were skipped; --all includes every sidecar"));
     }
 }
 
-/// A container's log, and the one before its last restart.
+/// Collects a container's log, and the log before its last restart.
 async fn logs(cluster: &Cluster, report: &mut Report, pod: &Pod, container: &str, prefix: &str) {
     let spec = pod.spec.as_ref();
     let is_there = spec.is_some_and(|spec| {
@@ -263,7 +263,7 @@ async fn logs(cluster: &Cluster, report: &mut Report, pod: &Pod, container: &str
     }
 }
 
-/// Pages of a Pod's admin server.
+/// Collects pages of a Pod's admin server.
 async fn pages_of(
     cluster: &Cluster,
     report: &mut Report,
@@ -295,7 +295,7 @@ fn as_stored<K: Resource<DynamicType = ()>>(client: &Client) -> Api<DynamicObjec
     Api::all_with(client.clone(), &ApiResource::erase::<K>(&()))
 }
 
-/// An object without bookkeeping, and without what an app was given.
+/// An object without server-side bookkeeping, and without the app's arguments and environment.
 fn cleaned(object: &impl Serialize) -> Value {
     let mut object = serde_json::to_value(object).unwrap_or_default();
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -318,7 +318,7 @@ fn cleaned(object: &impl Serialize) -> Value {
     object
 }
 
-/// The app's probes are among the sidecar's arguments.
+/// Removes the app's probes from the sidecar's arguments.
 fn clean_our_arguments(container: &mut Map<String, Value>) {
     let arguments = container.get_mut("args").and_then(Value::as_array_mut);
     for argument in arguments.into_iter().flatten() {
@@ -328,7 +328,7 @@ fn clean_our_arguments(container: &mut Map<String, Value>) {
     }
 }
 
-/// Headers and commands of probes may be secret.
+/// Removes headers and commands of probes, which may be secret.
 fn clean_probes(container: &mut Map<String, Value>) {
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let Some(probe) = container.get_mut(name).and_then(Value::as_object_mut) else { continue };

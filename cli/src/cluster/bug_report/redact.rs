@@ -1,15 +1,15 @@
-//! Takes out what must stay secret, wherever it turns up: private keys and tokens.
+//! Redacts private keys and tokens wherever they appear.
 
 const BEGIN: &str = "-----BEGIN ";
 const PRIVATE_KEY: &str = "PRIVATE KEY-----";
 const KEY_REMOVED: &str = "<private key removed>";
 const TOKEN_REMOVED: &str = "<token removed>";
-/// How base64 of a PEM private key begins: PKCS #8 (plain or encrypted), SEC 1, PKCS #1.
+/// First base64 characters of a base64-encoded PEM private key: PKCS #8 (plain or encrypted), SEC 1, PKCS #1.
 const ENCODED_KEYS: [&str; 4] =
     ["LS0tLS1CRUdJTiBQUklWQVRF", "LS0tLS1CRUdJTiBFTkNSWVBU", "LS0tLS1CRUdJTiBFQyBQ", "LS0tLS1CRUdJTiBSU0Eg"];
-/// How the header of a JWT begins, `{"` in base64.
+/// First characters of a JWT: `{"` in base64.
 const JWT: &str = "eyJ";
-/// Shorter words than this are no token.
+/// Minimum length of a token.
 const SHORTEST_TOKEN: usize = 40;
 
 /// The text without PEM private keys, plain or in base64, and without JWTs.
@@ -23,14 +23,14 @@ fn pem(text: &str) -> String {
     while let Some(start) = rest.find(BEGIN) {
         let (before, block) = rest.split_at(start);
         clean += before;
-        // The label ends at the next dashes; a line break in it means that it is no PEM.
+        // The label ends at the next dashes. A label with a line break is not PEM.
         let label = block.get(BEGIN.len()..).unwrap_or_default();
         let end_of_label = label.find("-----").map(|end| BEGIN.len() + end + "-----".len());
         match end_of_label.and_then(|end| block.get(..end)) {
             Some(head) if head.ends_with(PRIVATE_KEY) => {
                 clean += KEY_REMOVED;
                 let body = block.get(head.len()..).unwrap_or_default();
-                // A key without its end goes on to the end of the text, for all that can be known.
+                // Without an end marker, treat the rest of the text as part of the key.
                 let end = body.find(PRIVATE_KEY).map_or(body.len(), |end| end + PRIVATE_KEY.len());
                 rest = body.get(end..).unwrap_or_default();
             }

@@ -103,7 +103,7 @@ async fn a_report_has_everything_and_no_secret() {
         files["report/control-plane/c/tidegate-controller.log"].starts_with("started\n<private key removed>")
     );
     let missing = &files["report/missing.txt"];
-    assert!(missing.contains("tidegate-injector: no pod of it runs\n"), "{missing}");
+    assert!(missing.contains("tidegate-injector: no running pod\n"), "{missing}");
     assert!(
         missing.contains("sidecars/shop/b/config: pod shop/b: port 15000: connection refused\n"),
         "{missing}"
@@ -117,7 +117,7 @@ async fn sidecars_are_chosen_by_namespace_and_pod() {
     assert!(!files.keys().any(|path| path.starts_with("report/sidecars/httpbin/")));
     let missing = &files["report/missing.txt"];
     assert!(missing.contains("sidecars/shop/b/metrics: "), "{missing}");
-    assert!(missing.contains("httpbin/gone: there is no such pod with a sidecar\n"), "{missing}");
+    assert!(missing.contains("httpbin/gone: no pod of this name with a sidecar\n"), "{missing}");
 }
 
 #[test]
@@ -133,5 +133,5 @@ fn without_the_archives_ending_a_folder_is_made() {
 #[test]
 fn pods_are_named_with_their_namespace() {
     assert_eq!(parse_pod("a/b"), Ok(("a".to_owned(), "b".to_owned())));
-    assert_eq!(parse_pod("b"), Err("\"b\" is not of the form NAMESPACE/NAME".to_owned()));
+    assert_eq!(parse_pod("b"), Err("\"b\" does not have the form NAMESPACE/NAME".to_owned()));
 }

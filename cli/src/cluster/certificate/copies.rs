@@ -1,4 +1,4 @@
-//! Clients outside the mesh that verify its workloads by copies of the roots, as far as a cluster shows them.
+//! Finds clients outside the mesh that verify its workloads by copies of the roots, as far as a cluster shows them.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +13,10 @@ use crate::cluster::check::mesh_config;
 use crate::cluster::client::Cluster;
 use crate::cluster::conflicts;
 
-/// Type of the Secrets that NGINX Inc.'s ingress controller takes roots from.
+/// Type of the Secrets from which NGINX Inc.'s ingress controller reads roots.
 const CA: &str = "nginx.org/ca";
 
-/// Secrets of type `nginx.org/ca` that hold a root of the mesh, but not the one that issues.
+/// Secrets of type `nginx.org/ca` that hold a root of the mesh, but not the issuing one.
 pub(super) async fn stale(cluster: &Cluster, rotation: &Rotation) -> anyhow::Result<Vec<String>> {
     let api: Api<Secret> = Api::all(cluster.client.clone());
     let parameters = ListParams::default().fields(&format!("type={CA}"));
@@ -31,7 +31,7 @@ pub(super) async fn stale(cluster: &Cluster, rotation: &Rotation) -> anyhow::Res
     for secret in secrets.into_iter().filter(|secret| secret.type_.as_deref() == Some(CA)) {
         let name = format!("{}/{}", secret.namespace().unwrap_or_default(), secret.name_any());
         let pem = secret.data.unwrap_or_default().remove("ca.crt").unwrap_or_default();
-        // One that cannot be read verifies nothing, whoever made it.
+        // An unreadable bundle verifies nothing, so it does not matter.
         let Ok(bundle) = TrustBundle::parse(&pem.0) else { continue };
         let held = bundle.fingerprints();
         let is_of_mesh = held.iter().any(|root| of_mesh.contains(root.as_str()));
@@ -42,7 +42,7 @@ pub(super) async fn stale(cluster: &Cluster, rotation: &Rotation) -> anyhow::Res
     Ok(found)
 }
 
-/// Clients that `https` backends let in and whose roots no Secret of the mesh holds, each with its policy.
+/// Clients that `https` backends admit and whose roots are in no Secret of the mesh, each with its policy.
 async fn unseen(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>> {
     let config = mesh_config(cluster).await?;
     let known = config.as_ref().and_then(|config| config.spec.ingress_gateway());
@@ -65,7 +65,7 @@ fn unseen_of(policy: &IngressBackend, known: &[String]) -> Vec<String> {
     unseen.map(|principal| format!("{} of {of}", principal.name)).collect()
 }
 
-/// What is to be done about copies once the old root is dropped; nothing where there are none.
+/// What to do about copies after the old root is dropped; empty if there are none.
 pub(super) async fn notes(
     cluster: &Cluster,
     rotation: &Rotation,
@@ -79,7 +79,7 @@ pub(super) async fn notes(
     let unseen: Vec<String> = unseen(cluster).await?.into_iter().collect();
     if !unseen.is_empty() {
         notes.push(format!(
-            "clients that verify workloads by roots which the mesh cannot see: {}",
+            "clients that verify workloads with roots that the mesh cannot see: {}",
             enumerate(&unseen)
         ));
     }
@@ -88,10 +88,10 @@ pub(super) async fn notes(
             format!("ConfigMap {}/{}", cluster.control_plane, trust_bundle_config_map(&cluster.mesh_name));
         notes.push(match (&rotation.bridge_ends, is_revoked) {
             (Some(end), false) => format!(
-                "give them ca.crt of {source}: certificates of workloads lead to the old root, too, but only until {end}"
+                "give them ca.crt of {source}: workload certificates still chain to the old root, but only until {end}"
             ),
             _ => format!(
-                "give them ca.crt of {source} now: certificates of workloads no longer lead to the old root"
+                "give them ca.crt of {source} now: workload certificates no longer chain to the old root"
             ),
         });
     }

@@ -1,4 +1,4 @@
-//! Who holds a certificate, and whether it outlives the old root.
+//! Finds the holders of certificates that are still under the old root.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -24,9 +24,9 @@ struct Certificate {
     certificate_roots: Vec<String>,
 }
 
-/// Everybody who is not known to hold a certificate that is good under this root, with the reason: sidecars that run,
-/// the control plane, and the ingress controller's Secrets. The cert-manager renews its own with each step. Sidecars of
-/// the namespaces `without` are not looked for.
+/// Holders that are not known to have a certificate under this root, with the reason: running sidecars, the control
+/// plane, and the ingress controller's Secrets. The cert-manager renews its own with each step. Sidecars of the
+/// namespaces `without` are skipped.
 pub(super) async fn not_renewed(
     cluster: &Cluster,
     root: &str,
@@ -47,8 +47,8 @@ async fn sidecars(cluster: &Cluster, root: &str, without: &BTreeSet<String>) -> 
     }
     let known = cluster.known_sidecars().await?;
     let reason = |pod| match known.connected(pod).map(|stream| stream.certificate_roots.as_deref()) {
-        None => Some("connected to no controller"),
-        Some(None | Some([])) => Some("does not say under which root its certificate is"),
+        None => Some("not connected to a controller"),
+        Some(None | Some([])) => Some("does not report the root of its certificate"),
         Some(Some(roots)) if roots.iter().any(|known| known == root) => None,
         Some(Some(_)) => Some("has a certificate of the old root"),
     };
@@ -83,12 +83,12 @@ async fn gateway(cluster: &Cluster, root: &str) -> anyhow::Result<Vec<String>> {
     let bundle =
         bundle.with_context(|| format!("namespace {} has no trust bundle", cluster.control_plane))?;
     let root = bundle.roots().iter().find(|known| fingerprint(known) == root);
-    let root = root.context("the root that issues is not in the trust bundle yet")?;
+    let root = root.context("the issuing root is not yet in the trust bundle")?;
     let mut found = Vec::new();
     for (namespace, name) in names {
         let what = format!("Secret {namespace}/{name}");
         let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &namespace);
-        // One that is not there holds nothing that could end, nor does one with the roots alone.
+        // A missing Secret, or one that holds only the roots, has no certificate that could expire.
         let Some(secret) = cluster.get(&api, &name, &what).await? else { continue };
         let Some(pem) = secret.data.unwrap_or_default().remove("tls.crt") else { continue };
         let chain = load_pem_certificates(&pem.0).with_context(|| format!("{what}: tls.crt"))?;
@@ -103,7 +103,7 @@ async fn gateway(cluster: &Cluster, root: &str) -> anyhow::Result<Vec<String>> {
 async fn written(cluster: &Cluster) -> anyhow::Result<Vec<(String, String)>> {
     let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
     let what = format!("Secret {}/{ROOT_SECRET}", cluster.control_plane);
-    // The key of the root is in it: only what is said about it is asked for.
+    // Metadata only, because the Secret contains the root's key.
     let root = api.get_metadata_opt(ROOT_SECRET).await.map_err(|error| cluster.failed(&what, &error))?;
     let text = root.and_then(|root| root.metadata.annotations?.remove(GATEWAY_SECRETS)).unwrap_or_default();
     let names = text.split(',').filter_map(|name| name.trim().split_once('/'));

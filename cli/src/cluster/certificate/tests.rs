@@ -34,14 +34,14 @@ struct Authority {
     taken: usize,
     is_stuck: bool,
     not_yet: Option<&'static str>,
-    /// Whether the last step may be taken once everybody has a new certificate.
+    /// Whether the last step may be taken once all certificates are renewed.
     may_be_vouched: bool,
-    /// Whose certificate is still of the old root: `sidecar`, `control plane`, both.
+    /// Holders of certificates of the old root: `sidecar`, `control plane`, both.
     not_renewed: Vec<&'static str>,
     vouched: bool,
-    /// What was asked of each step.
+    /// The query of each step.
     queries: Vec<String>,
-    /// A namespace that cannot have the roots.
+    /// A namespace that cannot receive the roots.
     unreached: Option<&'static str>,
     old_certificates_end: Option<&'static str>,
 }
@@ -160,7 +160,7 @@ async fn a_namespace_that_cannot_have_the_roots_holds_up_no_mesh_that_has_no_sid
     mesh.change(|state| *state = Authority { unreached: Some("httpbin"), ..Authority::default() });
     let error = rotate(&fake.cluster(), AT_ONCE).await.unwrap_err().to_string();
     let expected =
-        "namespace httpbin cannot have the roots: full (--without-namespace=httpbin goes on without it)";
+        "namespace httpbin cannot receive the roots: full (--without-namespace=httpbin proceeds without it)";
     assert!(error.contains(expected), "{error}");
     // Its sidecars are not waited for either.
     mesh.change(|state| state.is_stuck = true);
@@ -195,7 +195,7 @@ async fn who_revokes_says_so_with_each_step_and_waits_for_copies_of_the_old_root
     let revoking = Pace { revokes: true, ..AT_ONCE };
     let held = stale_copies(&fake.cluster(), &both, &revoking).await.unwrap().unwrap();
     let expected = "Secret nginx/roots (type nginx.org/ca) does not hold the new root";
-    assert_eq!(held, format!("{expected} (--ignore-copies revokes all the same)"));
+    assert_eq!(held, format!("{expected} (--ignore-copies revokes anyway)"));
     for (rotation, pace) in [
         (&both, AT_ONCE),
         (&both, Pace { ignores_copies: true, ..revoking.clone() }),
@@ -206,11 +206,11 @@ async fn who_revokes_says_so_with_each_step_and_waits_for_copies_of_the_old_root
     let notes = copies::notes(&fake.cluster(), &both, false).await.unwrap();
     assert_eq!(notes[0], format!("copies of the old root: {expected}"));
     assert!(
-        notes[1].ends_with("lead to the old root, too, but only until 2036-01-01T00:00:00Z"),
+        notes[1].ends_with("still chain to the old root, but only until 2036-01-01T00:00:00Z"),
         "{notes:?}"
     );
     let notes = copies::notes(&fake.cluster(), &both, true).await.unwrap();
-    assert!(notes[1].ends_with("certificates of workloads no longer lead to the old root"), "{notes:?}");
+    assert!(notes[1].ends_with("workload certificates no longer chain to the old root"), "{notes:?}");
 
     fake.put(roots(&new));
     rotate(&fake.cluster(), revoking).await.unwrap();
@@ -239,7 +239,7 @@ async fn clients_whose_roots_the_mesh_cannot_see_are_named_by_policy() {
     let notes = copies::notes(&fake.cluster(), &rotation, false).await.unwrap();
     assert_eq!(
         notes[0],
-        "clients that verify workloads by roots which the mesh cannot see: every client of IngressBackend \
+        "clients that verify workloads with roots that the mesh cannot see: every client of IngressBackend \
          shop/anybody, partner.example of IngressBackend shop/theirs"
     );
     assert!(notes[1].contains("ConfigMap tidegate-system/tidegate-trust-bundle"), "{notes:?}");
@@ -260,7 +260,7 @@ async fn one_step_at_a_time_is_possible() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;
     let said = rotate(&fake.cluster(), Pace { one_step: true, ..AT_ONCE }).await.unwrap();
-    assert_eq!(said, "Step taken: trust-both. `tidegate certificate rotate` goes on");
+    assert_eq!(said, "Step taken: trust-both. run `tidegate certificate rotate` to continue");
     assert_eq!(mesh.taken(), 1);
 }
 
@@ -270,8 +270,8 @@ async fn a_sidecar_without_the_new_root_holds_the_rotation_and_is_named() {
     let fake = mesh.start().await;
     mesh.change(|state| state.is_stuck = true);
     let error = rotate(&fake.cluster(), AT_ONCE).await.unwrap_err().to_string();
-    let expected = "the rotation stays at step trust-both after 0ns: sidecars would be left behind: httpbin/a (does not \
-                    trust every root yet). Nothing is broken meanwhile; run `tidegate certificate rotate` again to go on";
+    let expected = "the rotation stays at step trust-both after 0ns: sidecars are not ready: httpbin/a (does not \
+                    trust every root yet). Nothing is broken meanwhile; run `tidegate certificate rotate` again to continue";
     assert_eq!(error, expected);
     assert_eq!(mesh.taken(), 1);
 }
@@ -282,13 +282,10 @@ async fn a_pod_that_no_controller_knows_holds_the_rotation() {
     let fake = mesh.start().await;
     fake.put(meshed_pod("shop", "cart"));
     let error = rotate(&fake.cluster(), AT_ONCE).await.unwrap_err().to_string();
-    assert!(
-        error.contains("sidecars would be left behind: shop/cart (connected to no controller)"),
-        "{error}"
-    );
+    assert!(error.contains("sidecars are not ready: shop/cart (not connected to a controller)"), "{error}");
     assert_eq!(mesh.taken(), 0);
 
-    // One that has not started has nothing to lose.
+    // A sidecar that has not started has no connections to lose.
     let mut pending = meshed_pod("shop", "cart");
     pending["status"] = json!({"phase": "Pending"});
     fake.put(pending);
@@ -305,7 +302,7 @@ async fn what_the_cert_manager_waits_for_is_said() {
         state.not_yet = Some("certificates under the old root may still be in use; wait 23h");
         state.old_certificates_end = Some("2999-01-01T00:00:00Z");
     });
-    // Nobody waits an hour for what takes a day.
+    // With an hour's timeout, a wait of a day fails at once.
     let hours = Pace { timeout: Duration::from_secs(3600), waits_for_expiry: true, ..AT_ONCE };
     let error = rotate(&fake.cluster(), hours).await.unwrap_err().to_string();
     assert!(
@@ -315,7 +312,7 @@ async fn what_the_cert_manager_waits_for_is_said() {
 }
 
 #[tokio::test]
-async fn the_last_step_is_taken_as_soon_as_nobody_has_a_certificate_of_the_old_root() {
+async fn the_last_step_is_taken_as_soon_as_no_certificate_of_the_old_root_is_in_use() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;
     mesh.change(|state| {
@@ -328,14 +325,14 @@ async fn the_last_step_is_taken_as_soon_as_nobody_has_a_certificate_of_the_old_r
     let error = rotate(&fake.cluster(), AT_ONCE).await.unwrap_err().to_string();
     assert_eq!(
         error,
-        "the rotation stays at step issue-new after 0ns: certificates of the old root are in use: httpbin/a (has a \
+        "the rotation stays at step issue-new after 0ns: certificates of the old root are still in use: httpbin/a (has a \
          certificate of the old root), tidegate-system/c (has a certificate of the old root). Nothing is broken \
-         meanwhile; run `tidegate certificate rotate` again to go on, after 2999-01-01T00:00:00Z at the latest"
+         meanwhile; run `tidegate certificate rotate` again to continue, at the latest after 2999-01-01T00:00:00Z"
     );
     let shown = text(&status(&fake.cluster()).await.unwrap());
-    assert!(shown.contains("still with a certificate of the old root:\nhttpbin/a (has a"), "{shown}");
+    assert!(shown.contains("still holding a certificate of the old root:\nhttpbin/a (has a"), "{shown}");
 
-    // Whoever has workloads that nobody here knows waits.
+    // With workloads unknown to the controllers, the user waits for expiry.
     mesh.change(|state| state.not_renewed.clear());
     let pace = Pace { waits_for_expiry: true, ..AT_ONCE };
     assert!(rotate(&fake.cluster(), pace).await.unwrap_err().to_string().contains("wait 23h"));
@@ -349,14 +346,14 @@ async fn a_sidecar_that_does_not_say_what_its_certificate_hangs_on_holds_the_las
     let fake = mesh.start().await;
     fake.put(meshed_pod("shop", "cart"));
     let said = holders::not_renewed(&fake.cluster(), "new", &BTreeSet::new()).await.unwrap();
-    assert_eq!(said[1], "shop/cart (connected to no controller)");
+    assert_eq!(said[1], "shop/cart (not connected to a controller)");
     let silent = json!([{"workload": "shop/cart", "version": "v", "error": null, "sidecar": {
         "connected": true, "connectedSince": "2026-01-01T00:00:00Z", "program": "0.0.9", "sentVersion": null,
         "ackedVersion": null, "rejected": null, "trustedRoots": ["new"], "certificateNotAfter": "2030-01-01T00:00:00Z"}}]);
     let workloads = get(async move || axum::Json(silent));
     fake.admin("tidegate-system/c", Router::new().route("/workloads", workloads)).await;
     let said = holders::not_renewed(&fake.cluster(), "new", &BTreeSet::new()).await.unwrap();
-    assert_eq!(said[1], "shop/cart (does not say under which root its certificate is)");
+    assert_eq!(said[1], "shop/cart (does not report the root of its certificate)");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The cluster itself, and what an installation needs.
+//! Checks of the cluster itself, and of what an installation needs.
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::authorization::v1::{
@@ -12,42 +12,42 @@ use crate::cluster::mesh;
 use crate::install::HelmOptions;
 
 const CATEGORY: &str = "Kubernetes";
-/// The first minor version of Kubernetes 1 whose native sidecars are on by default.
+/// The first minor version of Kubernetes 1 with native sidecars enabled by default.
 const MINOR: u32 = 29;
 
 pub(super) const REACHABLE: Check = Check {
     id: "api-reachable",
     category: CATEGORY,
     title: "the API server answers",
-    hint: "look at the cluster's address with `kubectl cluster-info`, or choose another --context",
+    hint: "check the cluster's address with `kubectl cluster-info`, or choose another --context",
 };
 const VERSION: Check = Check {
     id: "api-version",
     category: CATEGORY,
-    title: "the version has native sidecars",
+    title: "the Kubernetes version has native sidecars",
     hint: "Tidegate needs Kubernetes 1.29 or newer: upgrade the cluster",
 };
 const PERMISSIONS: Check = Check {
     id: "install-permissions",
     category: "Installation",
-    title: "you may make what an installation makes",
-    hint: "ask an administrator of the cluster to install Tidegate, or to give you these rights",
+    title: "you have the permissions to install",
+    hint: "ask an administrator of the cluster to install Tidegate, or to grant you these permissions",
 };
 const ALONE: Check = Check {
     id: "no-control-plane",
     category: "Installation",
     title: "the mesh's name and namespace are free",
-    hint: "`tidegate upgrade` changes the one that is there; another mesh needs another --mesh-name and --tidegate-namespace",
+    hint: "`tidegate upgrade` upgrades the existing one; another mesh needs its own --mesh-name and --tidegate-namespace",
 };
 
 const HELM: Check = Check {
     id: "helm-there",
     category: "Installation",
-    title: "there is a Helm that is new enough",
-    hint: "get it from https://helm.sh/docs/intro/install/, or say where it is with --helm FILE",
+    title: "Helm is installed and new enough",
+    hint: "get it from https://helm.sh/docs/intro/install/, or give its path with --helm FILE",
 };
 
-/// What an installation makes: API group, resource, and whether it is of the control plane's namespace.
+/// What an installation creates: API group, resource, and whether it is in the control plane's namespace.
 const MADE: [(&str, &str, bool); 13] = [
     ("", "namespaces", false),
     ("apiextensions.k8s.io", "customresourcedefinitions", false),
@@ -66,7 +66,7 @@ const MADE: [(&str, &str, bool); 13] = [
 
 pub(super) async fn api(cluster: &Cluster, report: &mut Report) {
     let version = cluster.client.apiserver_version().await;
-    let version = version.map_err(|error| cluster.failed("ask for the version", &error));
+    let version = version.map_err(|error| cluster.failed("get the version", &error));
     let (reached, version) = match version {
         Ok(version) => (Ok(Outcome::ok_with(cluster.server.clone())), Some(version)),
         Err(error) => (Err(error), None),
@@ -82,17 +82,21 @@ pub(super) async fn installation(cluster: &Cluster, report: &mut Report) {
     report.add(&ALONE, alone(cluster).await);
 }
 
-/// What `tidegate install` runs.
+/// Checks the Helm that `tidegate install` runs.
 pub(super) fn helm(options: &HelmOptions, report: &mut Report) {
     report.add(&HELM, options.version().map(Outcome::ok_with));
 }
 
 fn judge(major: &str, minor: &str, whole: &str) -> anyhow::Result<Outcome> {
     let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>();
-    let unreadable = || format!("the version {whole:?} cannot be read");
+    let unreadable = || format!("cannot parse the version {whole:?}");
     let (major, minor) = (number(major).with_context(unreadable)?, number(minor).with_context(unreadable)?);
     let is_new_enough = (major, minor) >= (1, MINOR);
-    Ok(if is_new_enough { Outcome::ok_with(whole) } else { Outcome::failed(format!("it is {whole}")) })
+    Ok(if is_new_enough {
+        Outcome::ok_with(whole)
+    } else {
+        Outcome::failed(format!("the version is {whole}"))
+    })
 }
 
 async fn permissions(cluster: &Cluster) -> anyhow::Result<Outcome> {
@@ -114,7 +118,7 @@ async fn permissions(cluster: &Cluster) -> anyhow::Result<Outcome> {
             ..SelfSubjectAccessReview::default()
         };
         let answer = api.create(&PostParams::default(), &review).await;
-        let answer = answer.map_err(|error| cluster.failed("ask what you may do", &error))?;
+        let answer = answer.map_err(|error| cluster.failed("review your permissions", &error))?;
         if !answer.status.is_some_and(|status| status.allowed) {
             missing.push(format!("create {resource}"));
         }
@@ -122,7 +126,7 @@ async fn permissions(cluster: &Cluster) -> anyhow::Result<Outcome> {
     if missing.is_empty() {
         return Ok(Outcome::ok());
     }
-    bail!("you may not {}", enumerate(&missing))
+    bail!("you lack the permission to {}", enumerate(&missing))
 }
 
 async fn alone(cluster: &Cluster) -> anyhow::Result<Outcome> {

@@ -1,4 +1,4 @@
-//! The control plane's own objects.
+//! Checks of the control plane's own objects.
 
 use anyhow::{Context, anyhow};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -20,16 +20,16 @@ use crate::cluster::control_plane::Part;
 use crate::cluster::mesh::{self, version};
 
 const CATEGORY: &str = "Control plane";
-/// A root that has fewer days left is worth a warning.
+/// Warn about a root with fewer days left.
 const ROOT_DAYS: u64 = 60;
-/// The Secret's type that ingress controllers want.
+/// The type of Secret that ingress controllers expect.
 const TLS_SECRET: &str = "kubernetes.io/tls";
 
 const THERE: Check = Check {
     id: "control-plane-there",
     category: CATEGORY,
     title: "the mesh is installed",
-    hint: "`tidegate check --pre` says whether the cluster is ready for it, `tidegate install --apply --wait` installs it",
+    hint: "check the cluster with `tidegate check --pre`, install with `tidegate install --apply --wait`",
 };
 const DEFINITIONS: Check = Check {
     id: "crds-installed",
@@ -46,14 +46,14 @@ const READY: Check = Check {
 const VERSIONS: Check = Check {
     id: "control-plane-version",
     category: CATEGORY,
-    title: "this command and the control plane are of one version",
-    hint: "use the command of the control plane's version, or run `tidegate upgrade`",
+    title: "this command and the control plane have the same version",
+    hint: "use the control plane's version of this command, or run `tidegate upgrade`",
 };
 const CONFIG: Check = Check {
     id: "mesh-config",
     category: CATEGORY,
-    title: "the MeshConfig is there and in force",
-    hint: "correct it with `kubectl -n {control-plane} edit meshconfig osm-mesh-config`; without one, permissive mode is off and other defaults hold",
+    title: "the MeshConfig exists and is valid",
+    hint: "correct it with `kubectl -n {control-plane} edit meshconfig osm-mesh-config`; without one, permissive mode is off and the other settings have their defaults",
 };
 const ROOT: Check = Check {
     id: "root-certificate",
@@ -64,11 +64,11 @@ const ROOT: Check = Check {
 const GATEWAY: Check = Check {
     id: "gateway-certificate",
     category: CATEGORY,
-    title: "the ingress controller's certificate is there and valid",
-    hint: "the log of tidegate-cert-manager says why it is not renewed; MeshConfig's spec.certificate.ingressGateway asks for it",
+    title: "the ingress controller's certificate exists and is valid",
+    hint: "the log of tidegate-cert-manager says why it is not renewed; MeshConfig's spec.certificate.ingressGateway requests it",
 };
 
-/// Whether anything of the control plane is where it is looked for; if not, the report says where there is one.
+/// Whether any part of the control plane exists in its namespace; if not, the report says where a control plane is.
 pub(super) async fn is_there(cluster: &Cluster, report: &mut Report) -> bool {
     match elsewhere(cluster).await {
         Ok(None) => return true,
@@ -78,7 +78,7 @@ pub(super) async fn is_there(cluster: &Cluster, report: &mut Report) -> bool {
     false
 }
 
-/// What to say if none of the daemons is where it is looked for.
+/// The outcome if the namespace has none of the daemons.
 async fn elsewhere(cluster: &Cluster) -> anyhow::Result<Option<Outcome>> {
     let (namespace, name) = (&cluster.control_plane, &cluster.mesh_name);
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
@@ -91,10 +91,12 @@ async fn elsewhere(cluster: &Cluster) -> anyhow::Result<Option<Outcome>> {
     let meshes = mesh::list(cluster).await?;
     let message = |others: &str| format!("namespace {namespace} has no control plane{others}");
     if meshes.is_empty() {
-        return Ok(Some(Outcome::failed(message(", and neither has another one"))));
+        return Ok(Some(Outcome::failed(message(", nor has any other namespace"))));
     }
-    let others: Vec<_> =
-        meshes.iter().map(|mesh| format!("mesh {} has its own in {}", mesh.mesh, mesh.namespace)).collect();
+    let others: Vec<_> = meshes
+        .iter()
+        .map(|mesh| format!("mesh {} has its control plane in {}", mesh.mesh, mesh.namespace))
+        .collect();
     let meant = meshes.iter().find(|mesh| mesh.mesh == *name).unwrap_or(&meshes[0]);
     let hint = format!(
         "give --tidegate-namespace {} --mesh-name {}, or set TIDEGATE_NAMESPACE and TIDEGATE_MESH_NAME",
@@ -119,7 +121,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     }
 }
 
-/// The trust bundle in a namespace, if it is there.
+/// The trust bundle in a namespace, if it exists.
 pub(crate) async fn bundle(cluster: &Cluster, namespace: &str) -> anyhow::Result<Option<TrustBundle>> {
     let name = trust_bundle_config_map(&cluster.mesh_name);
     let what = format!("ConfigMap {namespace}/{name}");
@@ -156,7 +158,8 @@ async fn deployments(cluster: &Cluster) -> (anyhow::Result<Outcome>, Option<Outc
         let deployment = match cluster.get(&api, part.name(), &what).await {
             Ok(Some(deployment)) => deployment,
             Ok(None) => {
-                unready.push(format!("there is no Deployment {part} in namespace {}", cluster.control_plane));
+                unready
+                    .push(format!("Deployment {part} does not exist in namespace {}", cluster.control_plane));
                 continue;
             }
             Err(error) => return (Err(error), None),
@@ -184,7 +187,7 @@ async fn deployments(cluster: &Cluster) -> (anyhow::Result<Outcome>, Option<Outc
     (Ok(Outcome::failed_for(&unready)), is_any.then_some(versions))
 }
 
-/// The MeshConfig in force, if there is one.
+/// The current MeshConfig, if there is one.
 pub(crate) async fn mesh_config(cluster: &Cluster) -> anyhow::Result<Option<MeshConfig>> {
     let resource = ApiResource::erase::<MeshConfig>(&());
     let api: Api<DynamicObject> =
@@ -193,11 +196,11 @@ pub(crate) async fn mesh_config(cluster: &Cluster) -> anyhow::Result<Option<Mesh
     let Some(object) = cluster.get(&api, MESH_CONFIG_NAME, &what).await? else { return Ok(None) };
     stored::read(&serde_json::to_value(&object)?)
         .map(Some)
-        .map_err(|finding| anyhow!("{finding}; mesh peers are kept out until it can be read"))
+        .map_err(|finding| anyhow!("{finding}; mesh peers are refused until it is corrected"))
 }
 
 fn judge_config(config: Option<&MeshConfig>) -> Outcome {
-    let Some(config) = config else { return Outcome::warning(format!("there is no {MESH_CONFIG_NAME}")) };
+    let Some(config) = config else { return Outcome::warning(format!("{MESH_CONFIG_NAME} does not exist")) };
     let status = config.status.as_ref();
     if status.and_then(|status| status.current_status.as_deref()) == Some("error") {
         let reason = status.and_then(|status| status.reason.clone());
@@ -215,14 +218,14 @@ fn judge_config(config: Option<&MeshConfig>) -> Outcome {
 async fn root(cluster: &Cluster) -> anyhow::Result<Outcome> {
     let bundle = bundle(cluster, &cluster.control_plane).await?.with_context(|| {
         let name = trust_bundle_config_map(&cluster.mesh_name);
-        format!("there is no ConfigMap {name} in namespace {}", cluster.control_plane)
+        format!("ConfigMap {name} does not exist in namespace {}", cluster.control_plane)
     })?;
     let mut least = u64::MAX;
     for root in bundle.roots() {
         let certificate = PeerCertificate::from_der(root)?;
         let end = humantime::format_rfc3339_seconds(certificate.not_after);
         let Some(days) = days_until(certificate.not_after) else {
-            return Ok(Outcome::failed(format!("a root is over since {end}")));
+            return Ok(Outcome::failed(format!("a root expired at {end}")));
         };
         least = least.min(days);
     }
@@ -230,18 +233,18 @@ async fn root(cluster: &Cluster) -> anyhow::Result<Outcome> {
     Ok(if least < ROOT_DAYS { Outcome::warning(message) } else { Outcome::ok_with(message) })
 }
 
-/// Namespace and name of the ingress controller's Secret, if one is asked for.
+/// Namespace and name of the ingress controller's Secret, if one is configured.
 pub(crate) fn gateway_secret(config: &MeshConfig) -> Option<(String, String)> {
     let secret = &config.spec.ingress_gateway()?.secret;
     Some((secret.namespace.clone(), secret.name.clone()))
 }
 
-/// Looks at the certificate alone; the key beside it is not read.
+/// Checks only the certificate; the key beside it is not read.
 async fn gateway(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<Outcome> {
     let what = format!("Secret {namespace}/{name}");
     let api: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
     let Some(secret) = cluster.get(&api, name, &what).await? else {
-        return Ok(Outcome::failed(format!("{what} is not there")));
+        return Ok(Outcome::failed(format!("{what} does not exist")));
     };
     if secret.type_.as_deref() != Some(TLS_SECRET) {
         return Ok(Outcome::failed(format!("{what} is of type {:?}", secret.type_.unwrap_or_default())));
@@ -252,7 +255,7 @@ async fn gateway(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Resu
     let leaf = PeerCertificate::from_der(leaf)?;
     let end = humantime::format_rfc3339_seconds(leaf.not_after);
     Ok(match days_until(leaf.not_after) {
-        None => Outcome::failed(format!("{what}: the certificate is over since {end}")),
+        None => Outcome::failed(format!("{what}: the certificate expired at {end}")),
         Some(_) => Outcome::ok_with(format!("until {end}")),
     })
 }

@@ -1,4 +1,4 @@
-//! Workloads: the trust bundle of their namespaces, their sidecars, and whether the controllers know them.
+//! Checks of workloads: the trust bundle of their namespaces, their sidecars, and whether controllers know them.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,70 +19,70 @@ use crate::cluster::sidecars::{Known, MeshedPod};
 use crate::output::counted;
 
 const CATEGORY: &str = "Workloads";
-/// Sidecars renew long before this is left.
+/// Sidecars renew long before this much is left.
 const CERTIFICATE_LEFT: Duration = Duration::from_secs(60 * 60);
 
 const MESHES: Check = Check {
     id: "meshes-there",
     category: CATEGORY,
-    title: "each namespace is in a mesh that is there",
-    hint: "`tidegate mesh list` shows the meshes; label openservicemesh.io/monitored-by names one, and without it \
-           tidegate.io/injection means the one called osm",
+    title: "each namespace is in an existing mesh",
+    hint: "`tidegate mesh list` shows the meshes; label openservicemesh.io/monitored-by selects one; without it, \
+           tidegate.io/injection selects the mesh called osm",
 };
 const BUNDLES: Check = Check {
     id: "trust-bundles",
     category: CATEGORY,
     title: "each namespace of the mesh has the trust bundle",
-    hint: "tidegate-cert-manager writes the ConfigMap; its log says why not",
+    hint: "tidegate-cert-manager writes the ConfigMap; see its log",
 };
 const INJECTED: Check = Check {
     id: "pods-injected",
     category: CATEGORY,
-    title: "each pod of namespaces with injection has its sidecar",
+    title: "each pod in namespaces with injection has its sidecar",
     hint: "restart them: kubectl rollout restart deployment,statefulset,daemonset",
 };
 const MADE: Check = Check {
     id: "pods-made",
     category: CATEGORY,
-    title: "the API server takes the pods of namespaces with injection",
-    hint: "the message is the API server's; `kubectl -n NAME describe replicaset` shows more",
+    title: "the API server accepts the pods of namespaces with injection",
+    hint: "the message is the API server's; `kubectl -n NAME describe replicaset` shows details",
 };
-/// A quota on something wants every container to say how much of it it asks for.
-const QUOTA_HINT: &str = "give the mesh's containers what the quota asks for: annotations \
+/// A quota on a resource requires every container to set it.
+const QUOTA_HINT: &str = "set on the mesh's containers what the quota requires: annotations \
     openservicemesh.io/sidecar-resource-limits-cpu and -limits-memory (and -requests-cpu, -requests-memory) of the \
     namespace or the pods, or MeshConfig's spec.sidecar.resources";
 const WAITS: Check = Check {
     id: "waits-by-connecting",
     category: CATEGORY,
-    title: "no init container waits for a server by a connection alone",
-    hint: "the sidecar takes each connection before it knows whether a server is there, so such a wait ends at once: have \
-           it wait for an answer (pg_isready, curl, `tidegate-sidecar wait` in the sidecar's image), or name the port in \
-           the pod's annotation openservicemesh.io/outbound-port-exclusion-list, by which it passes the mesh by",
+    title: "no init container waits for a server only by connecting",
+    hint: "the sidecar accepts each connection before it knows whether the server is up, so such a wait ends at once: \
+           wait for a response (pg_isready, curl, `tidegate-sidecar wait` in the sidecar's image), or list the port in \
+           the pod's annotation openservicemesh.io/outbound-port-exclusion-list, so that it bypasses the mesh",
 };
 const CONNECTED: Check = Check {
     id: "sidecars-connected",
     category: CATEGORY,
     title: "each sidecar is connected to a controller",
-    hint: "`tidegate proxy get ready POD` says what it waits for; look at the sidecar's log, and whether a network \
-           policy keeps it from tidegate-controller:15128 and tidegate-cert-manager:15012",
+    hint: "`tidegate proxy get ready POD` says what is missing; check the sidecar's log, and whether a network \
+           policy blocks it from tidegate-controller:15128 and tidegate-cert-manager:15012",
 };
 const POLICIES: Check = Check {
     id: "sidecar-policies",
     category: CATEGORY,
     title: "each sidecar enforces its newest policy",
-    hint: "`tidegate proxy status` says which was rejected and why; a sidecar that is older than the controller needs \
-           its pod restarted",
+    hint: "`tidegate proxy status` shows which was rejected and why; if a sidecar is older than the controller, \
+           restart its pod",
 };
 const CERTIFICATES: Check = Check {
     id: "sidecar-certificates",
     category: CATEGORY,
     title: "each sidecar's certificate is valid",
-    hint: "the sidecar's log says why it is not renewed; is tidegate-cert-manager ready?",
+    hint: "see the sidecar's log, and check that tidegate-cert-manager is ready",
 };
 const VERSIONS: Check = Check {
     id: "sidecar-versions",
     category: CATEGORY,
-    title: "sidecars are of this command's version",
+    title: "sidecars have this command's version",
     hint: "restart the pods after an upgrade of the control plane",
 };
 
@@ -114,7 +114,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&VERSIONS, Ok(versions(&pods, &known)));
 }
 
-/// A namespace whose mesh is not there gets no sidecars, and nobody else would say so.
+/// A namespace whose mesh does not exist gets no sidecars; nothing else reports that.
 async fn meshes(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
     let staying = namespaces.iter().filter(|namespace| namespace.metadata.deletion_timestamp.is_none());
     let named = staying.filter_map(|namespace| {
@@ -127,7 +127,7 @@ async fn meshes(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<O
     }
     let there = mesh::names(cluster).await?;
     let lost = others.iter().filter(|(_, mesh)| !there.contains(*mesh));
-    let lost: Vec<_> = lost.map(|(name, mesh)| format!("{name} is in mesh {mesh:?}")).collect();
+    let lost: Vec<_> = lost.map(|(name, mesh)| format!("{name} names mesh {mesh:?}")).collect();
     Ok(Outcome::warning_for(&lost))
 }
 
@@ -135,7 +135,7 @@ async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<
     let Some(expected) = bundle(cluster, &cluster.control_plane).await? else {
         let namespace = &cluster.control_plane;
         let name = trust_bundle_config_map(&cluster.mesh_name);
-        return Ok(Outcome::failed(format!("there is no ConfigMap {name} in namespace {namespace}")));
+        return Ok(Outcome::failed(format!("ConfigMap {name} does not exist in namespace {namespace}")));
     };
     let mut expected = expected.fingerprints();
     expected.sort();
@@ -143,12 +143,12 @@ async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<
     for namespace in namespaces {
         let name = namespace.name_any();
         match bundle(cluster, &name).await {
-            Ok(None) => wrong.push(format!("namespace {name} has none")),
+            Ok(None) => wrong.push(format!("namespace {name} has no trust bundle")),
             Ok(Some(bundle)) => {
                 let mut roots = bundle.fingerprints();
                 roots.sort();
                 if roots != expected {
-                    wrong.push(format!("the one of namespace {name} holds other roots"));
+                    wrong.push(format!("the trust bundle of namespace {name} holds other roots"));
                 }
             }
             Err(error) => wrong.push(format!("{error:#}")),
@@ -176,7 +176,7 @@ async fn injected(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result
     Ok(Outcome::warning_for(&without).hint(format!("restart them: {}", enumerate(&restarts))))
 }
 
-/// Pods that the API server refuses, as the ReplicaSets say that would make them.
+/// Pods that the API server refuses, according to the status of their ReplicaSets.
 async fn made(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
     let mut refused = Vec::new();
     for namespace in namespaces.iter().filter(|namespace| injects(namespace)) {
@@ -203,7 +203,7 @@ async fn made(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Out
     Ok(if of_quota { outcome.hint(QUOTA_HINT) } else { outcome })
 }
 
-/// Whether a Pod would have a sidecar of the mesh if it were made now, and has none, or another mesh's.
+/// Whether a Pod would get a sidecar of the mesh if it were created now, and has none or another mesh's.
 fn lacks_sidecar(pod: &Pod, control_plane: &str) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let is_over = matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some();
@@ -229,7 +229,7 @@ fn connected(pods: &[MeshedPod], known: &Known) -> Outcome {
                 Some(error) => format!("{}: {error}", pod.key()),
                 None => format!("{} is not connected", pod.key()),
             },
-            None => format!("{} is unknown to every controller", pod.key()),
+            None => format!("{} is not known to any controller", pod.key()),
         })
         .collect();
     if !missing.is_empty() {
@@ -259,8 +259,8 @@ fn certificates(pods: &[MeshedPod], known: &Known) -> Outcome {
         };
         let Ok(end) = humantime::parse_rfc3339_weak(text) else { continue };
         match end.duration_since(SystemTime::now()) {
-            Err(_) => over.push(format!("{}: over since {text}", pod.key())),
-            Ok(left) if left < CERTIFICATE_LEFT => late.push(format!("{}: ends at {text}", pod.key())),
+            Err(_) => over.push(format!("{}: expired at {text}", pod.key())),
+            Ok(left) if left < CERTIFICATE_LEFT => late.push(format!("{}: expires at {text}", pod.key())),
             Ok(_) => {}
         }
     }

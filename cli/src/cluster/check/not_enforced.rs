@@ -1,4 +1,4 @@
-//! Policies of other meshes that are in the mesh's namespaces and that Tidegate does not enforce.
+//! Check of other meshes' policies in the mesh's namespaces that Tidegate does not enforce.
 
 use std::collections::BTreeSet;
 
@@ -16,14 +16,14 @@ use crate::cluster::namespace;
 const NONE: Check = Check {
     id: "policies-not-enforced",
     category: "Policies",
-    title: "no policy of the mesh is of a kind that is not enforced",
-    hint: "nothing holds of what such an object says: replace it by what Tidegate has, or delete it",
+    title: "all policies in the mesh are of kinds that are enforced",
+    hint: "such an object has no effect: replace it with its Tidegate equivalent, or delete it",
 };
 
-/// The most objects of one kind that are asked for.
+/// Maximum number of objects to list per kind.
 const PAGE: u32 = 500;
 
-/// Says nothing where the cluster does not define such kinds.
+/// Adds no finding if the cluster does not define such kinds.
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     if let Some(outcome) = outcome(cluster).await.transpose() {
         report.add(&NONE, outcome);
@@ -58,7 +58,7 @@ async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<Outcome>> {
         let list = api.list_metadata(&ListParams::default().limit(PAGE)).await;
         let what = format!("list {} of all namespaces", resource.plural);
         let found = list.map_err(|error| cluster.failed(&what, &error))?;
-        // Elsewhere they may be another mesh's, which enforces them.
+        // In other namespaces, another mesh may enforce them.
         let ours = found
             .items
             .into_iter()

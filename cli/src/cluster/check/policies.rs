@@ -1,4 +1,4 @@
-//! IngressBackends: whether each is in force, and whether the Services that it names are there.
+//! Checks of IngressBackends: whether each is committed, and whether the Services that it names exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::cluster::conflicts::Policies;
 use crate::cluster::{conflicts, namespace};
 
 const CATEGORY: &str = "Policies";
-/// Label of an EndpointSlice: the Service that it belongs to.
+/// Label of an EndpointSlice with the name of its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 const MEMBERS: Check = Check {
@@ -26,26 +26,26 @@ const MEMBERS: Check = Check {
 const STATUS: Check = Check {
     id: "policies-committed",
     category: CATEGORY,
-    title: "each IngressBackend is in force",
+    title: "each IngressBackend is committed",
     hint: "correct the policy; `tidegate policy list` shows every status",
 };
 const BACKENDS: Check = Check {
     id: "backends-exist",
     category: CATEGORY,
-    title: "each backend is a Service of its policy's namespace",
+    title: "each backend is a Service in its policy's namespace",
     hint: "backends[].name is the Service's name, in the namespace of the IngressBackend",
 };
 const SOURCES: Check = Check {
     id: "sources-have-endpoints",
     category: CATEGORY,
-    title: "each source Service has endpoints that are ready",
-    hint: "without endpoints nobody is let in by it: name the ingress controller's Service, and start its pods",
+    title: "each source Service has ready endpoints",
+    hint: "a source without endpoints admits no client: name the ingress controller's Service, and start its pods",
 };
 const CONFLICTS: Check = Check {
     id: "policies-conflict",
     category: CATEGORY,
     title: "no two IngressBackends open the same backend",
-    hint: "`tidegate policy check-conflicts ingressbackend` names the pairs: join each into one policy",
+    hint: "`tidegate policy check-conflicts ingressbackend` names the pairs: merge each into one policy",
 };
 
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
@@ -54,7 +54,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
             Ok(found) => found,
             Err(error) => return report.add(&STATUS, Err(error)),
         };
-    // Another mesh's command says how those are.
+    // The other mesh's own command checks those.
     let is_others = |namespace: &Namespace| {
         mesh_of(Some(namespace.labels())).is_some_and(|mesh| mesh != cluster.mesh_name)
     };
@@ -85,7 +85,7 @@ fn members(cluster: &Cluster, namespaces: &[Namespace], policies: &[IngressBacke
     Outcome::warning_for(&outside)
 }
 
-/// What cannot be read is not in force, whatever its status says.
+/// A policy that cannot be parsed is not enforced, whatever its status says.
 fn status(policies: &[IngressBackend], unreadable: Vec<String>) -> Outcome {
     let mut errors = unreadable;
     errors.extend(policies.iter().filter_map(|policy| {
@@ -104,7 +104,7 @@ async fn backends(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Res
         for backend in &policy.spec.backends {
             let service = &backend.name;
             if cluster.get(&api, service, &format!("Service {namespace}/{service}")).await?.is_none() {
-                missing.push(format!("{}: there is no Service {namespace}/{service}", name(policy)));
+                missing.push(format!("{}: Service {namespace}/{service} does not exist", name(policy)));
             }
         }
     }
@@ -123,7 +123,7 @@ async fn sources(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Resu
     for ((namespace, service), policy) in named {
         let services: Api<Service> = Api::namespaced(cluster.client.clone(), &namespace);
         if cluster.get(&services, &service, &format!("Service {namespace}/{service}")).await?.is_none() {
-            without.push(format!("{policy}: there is no Service {namespace}/{service}"));
+            without.push(format!("{policy}: Service {namespace}/{service} does not exist"));
             continue;
         }
         let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), &namespace);
@@ -131,13 +131,13 @@ async fn sources(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Resu
         let slices =
             cluster.list(&slices, selector, &format!("endpoints of Service {namespace}/{service}")).await?;
         if !slices.iter().any(|slice| slice.endpoints.iter().flatten().any(counts)) {
-            without.push(format!("{policy}: Service {namespace}/{service} has no endpoints that are ready"));
+            without.push(format!("{policy}: Service {namespace}/{service} has no ready endpoints"));
         }
     }
     Ok(Outcome::warning_for(&without))
 }
 
-/// Whether the controller lets an endpoint in: one that does not say whether it is ready is.
+/// Whether the controller admits an endpoint: one without a ready condition counts as ready.
 fn counts(endpoint: &Endpoint) -> bool {
     let is_ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready);
     !endpoint.addresses.is_empty() && is_ready != Some(false)

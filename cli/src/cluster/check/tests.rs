@@ -113,7 +113,7 @@ async fn checked(fake: &FakeCluster) -> Report {
     Report::of(&fake.cluster(), false, false).await
 }
 
-/// What is not well, as `<status> <id>: <message>`.
+/// Findings that did not pass, as `<status> <id>: <message>`.
 fn faults(report: &Report) -> Vec<String> {
     let bad = report.checks.iter().filter(|finding| finding.status != Severity::Ok);
     bad.map(|finding| {
@@ -134,14 +134,14 @@ async fn nothing_is_wrong_with_a_mesh_that_is_well() {
         "Kubernetes\n\
          ----------\n\
          ✓ the API server answers: URL\n\
-         ✓ the version has native sidecars: v1.33.0\n\
+         ✓ the Kubernetes version has native sidecars: v1.33.0\n\
          \n\
          Control plane\n\
          -------------\n\
          ✓ the custom resources are defined\n\
          ✓ every daemon is ready\n\
-         ✓ this command and the control plane are of one version: 0.1.0\n\
-         ✓ the MeshConfig is there and in force\n\
+         ✓ this command and the control plane have the same version: 0.1.0\n\
+         ✓ the MeshConfig exists and is valid\n\
          ✓ the root certificates are valid: 1 trusted, N days left\n\
          \n\
          Webhooks\n\
@@ -151,25 +151,25 @@ async fn nothing_is_wrong_with_a_mesh_that_is_well() {
          \n\
          Workloads\n\
          ---------\n\
-         ✓ each namespace is in a mesh that is there\n\
+         ✓ each namespace is in an existing mesh\n\
          ✓ each namespace of the mesh has the trust bundle\n\
-         ✓ each pod of namespaces with injection has its sidecar\n\
-         ✓ the API server takes the pods of namespaces with injection\n\
-         ✓ no init container waits for a server by a connection alone\n\
+         ✓ each pod in namespaces with injection has its sidecar\n\
+         ✓ the API server accepts the pods of namespaces with injection\n\
+         ✓ no init container waits for a server only by connecting\n\
          ✓ each sidecar is connected to a controller: 1 sidecar\n\
          ✓ each sidecar enforces its newest policy\n\
          ✓ each sidecar's certificate is valid\n\
-         ✓ sidecars are of this command's version\n\
+         ✓ sidecars have this command's version\n\
          \n\
          Policies\n\
          --------\n\
          ✓ each IngressBackend is in a namespace of the mesh\n\
-         ✓ each IngressBackend is in force\n\
-         ✓ each backend is a Service of its policy's namespace\n\
-         ✓ each source Service has endpoints that are ready\n\
+         ✓ each IngressBackend is committed\n\
+         ✓ each backend is a Service in its policy's namespace\n\
+         ✓ each source Service has ready endpoints\n\
          ✓ no two IngressBackends open the same backend\n\
          \n\
-         ✓ all is well\n"
+         ✓ all checks passed\n"
     );
 }
 
@@ -193,9 +193,9 @@ async fn each_fault_of_the_control_plane_is_found() {
         faults(&checked(&fake).await),
         [
             "Failed crds-installed: meshconfigs.config.openservicemesh.io is missing",
-            "Failed deployments-ready: tidegate-controller: 0 of 1 ready; there is no Deployment tidegate-injector in namespace tidegate-system",
+            "Failed deployments-ready: tidegate-controller: 0 of 1 ready; Deployment tidegate-injector does not exist in namespace tidegate-system",
             "Warning control-plane-version: this command is 0.1.0; tidegate-controller is 0.0.9",
-            "Failed injector-webhook: monitored-by.tidegate.io: its caBundle lacks 1 of the mesh's roots; a webhook for pods selects namespace tidegate-system, which it could stop",
+            "Failed injector-webhook: monitored-by.tidegate.io: its caBundle lacks 1 of the mesh's roots; a webhook for pods selects namespace tidegate-system, which it could block",
             "Failed validating-webhook: no webhook for ingressbackends selects namespaces with label openservicemesh.io/monitored-by=osm",
         ]
     );
@@ -220,12 +220,12 @@ async fn each_fault_of_workloads_is_found() {
     assert_eq!(
         faults(&checked(&fake).await),
         [
-            "Failed trust-bundles: the one of namespace httpbin holds other roots",
+            "Failed trust-bundles: the trust bundle of namespace httpbin holds other roots",
             "Warning pods-injected: httpbin/plain",
             "Warning waits-by-connecting: httpbin/b: wait",
-            "Failed sidecars-connected: httpbin/b is unknown to every controller",
+            "Failed sidecars-connected: httpbin/b is not known to any controller",
             "Failed sidecar-policies: httpbin/a: unknown field",
-            "Failed sidecar-certificates: httpbin/a: over since 2000-01-01T00:00:00Z",
+            "Failed sidecar-certificates: httpbin/a: expired at 2000-01-01T00:00:00Z",
             "Warning sidecar-versions: httpbin/a has 0.0.9",
         ]
     );
@@ -271,11 +271,11 @@ async fn without_an_installation_one_line_says_what_to_do() {
     assert_eq!(
         faults(&report),
         [
-            "Failed control-plane-there: namespace tidegate-system has no control plane, and neither has another one"
+            "Failed control-plane-there: namespace tidegate-system has no control plane, nor has any other namespace"
         ]
     );
     let hint = report.checks.last().unwrap().hint.as_deref().unwrap();
-    assert!(hint.contains("`tidegate install --apply --wait` installs it"), "{hint}");
+    assert!(hint.contains("install with `tidegate install --apply --wait`"), "{hint}");
 }
 
 #[tokio::test]
@@ -287,7 +287,7 @@ async fn a_mesh_in_another_namespace_is_named_with_the_flags_to_give() {
     assert_eq!(
         faults(&report),
         [
-            "Failed control-plane-there: namespace tidegate-system has no control plane; mesh osm has its own in osm-system"
+            "Failed control-plane-there: namespace tidegate-system has no control plane; mesh osm has its control plane in osm-system"
         ]
     );
     let hint = report.checks.last().unwrap().hint.as_deref().unwrap();
@@ -308,8 +308,8 @@ async fn each_fault_of_policies_is_found() {
         [
             "Warning policies-in-mesh: elsewhere/lost",
             "Failed policies-committed: httpbin/wrong: endpoints not found",
-            "Warning backends-exist: httpbin/policy: there is no Service httpbin/httpbin; httpbin/wrong: there is no Service httpbin/httpbin",
-            "Warning sources-have-endpoints: httpbin/policy: Service ingress-nginx/ingress has no endpoints that are ready",
+            "Warning backends-exist: httpbin/policy: Service httpbin/httpbin does not exist; httpbin/wrong: Service httpbin/httpbin does not exist",
+            "Warning sources-have-endpoints: httpbin/policy: Service ingress-nginx/ingress has no ready endpoints",
             "Warning policies-conflict: httpbin/policy and httpbin/wrong both open httpbin:14001",
         ]
     );
@@ -326,7 +326,7 @@ async fn endpoints_that_are_not_ready_are_no_source() {
     };
     assert!(warned(json!(false)).await);
     assert!(!warned(json!(true)).await);
-    assert!(!warned(Value::Null).await, "nobody says that it is not");
+    assert!(!warned(Value::Null).await, "a missing ready condition counts as ready");
 }
 
 #[tokio::test]
@@ -340,7 +340,7 @@ async fn the_ingress_controllers_certificate_is_looked_at_where_one_is_asked_for
         "metadata": {"name": "osm-mesh-config", "namespace": "tidegate-system"}, "spec": {"certificate": certificate}}));
     let faults = faults(&checked(&fake).await);
     assert!(
-        faults.contains(&"Failed gateway-certificate: Secret ingress-nginx/client is not there".to_owned()),
+        faults.contains(&"Failed gateway-certificate: Secret ingress-nginx/client does not exist".to_owned()),
         "{faults:?}"
     );
 }
@@ -353,10 +353,13 @@ async fn before_an_installation_the_cluster_and_the_users_rights_are_looked_at()
     let report = Report::of(&fake.cluster(), true, false).await;
     assert_eq!(
         faults(&report),
-        ["Failed api-version: it is v1.28.0", "Failed install-permissions: you may not create clusterroles"]
+        [
+            "Failed api-version: the version is v1.28.0",
+            "Failed install-permissions: you lack the permission to create clusterroles"
+        ]
     );
     let shown = text(&report, false);
-    let block = "× you may make what an installation makes\n    install-permissions: you may not create clusterroles\n    hint: ask an administrator";
+    let block = "× you have the permissions to install\n    install-permissions: you lack the permission to create clusterroles\n    hint: ask an administrator";
     assert!(shown.contains(block), "{shown}");
     assert!(shown.ends_with("\n× some checks failed\n"), "{shown}");
 
@@ -380,7 +383,7 @@ async fn an_installation_needs_a_helm() {
     before::helm(&flags.helm, &mut report);
     let faults = faults(&report);
     assert_eq!(faults.len(), 1, "{faults:?}");
-    assert!(faults[0].starts_with("Failed helm-there: Helm renders"), "{faults:?}");
+    assert!(faults[0].starts_with("Failed helm-there: cannot run /nonexistent/helm: Helm, "), "{faults:?}");
 }
 
 #[tokio::test]
@@ -426,7 +429,7 @@ async fn objects_that_cannot_be_read_are_named_with_field_and_value_and_hide_no_
         faults(&checked(&fake).await),
         [
             "Failed mesh-config: spec.traffic.enableEgress: must be of type boolean, got string: \"yes\"; mesh peers \
-             are kept out until it can be read",
+             are refused until it is corrected",
             "Failed policies-committed: httpbin/broken: spec.backends[0].port.number: must be of type integer, got \
              string: \"web\"",
         ]
@@ -444,8 +447,8 @@ async fn what_belongs_to_another_mesh_is_not_looked_at_and_a_mesh_that_is_not_th
     theirs["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "enabled"});
     fake.put(theirs);
     fake.put(plain_pod("theirs", "plain"));
-    fake.put(ingress_backend("theirs", "policy", &["nobody"], 80, json!([])));
-    let mut broken = ingress_backend("theirs", "broken", &["nobody"], 80, json!([]));
+    fake.put(ingress_backend("theirs", "policy", &["missing"], 80, json!([])));
+    let mut broken = ingress_backend("theirs", "broken", &["missing"], 80, json!([]));
     broken["spec"]["backends"] = json!("none");
     fake.put(broken);
     let mut pod = meshed_pod("theirs", "meshed");
@@ -454,14 +457,14 @@ async fn what_belongs_to_another_mesh_is_not_looked_at_and_a_mesh_that_is_not_th
     fake.put(pod.clone());
     assert_eq!(faults(&checked(&fake).await), Vec::<String>::new());
 
-    // In a namespace of ours it lacks the sidecar that it should have.
+    // In a namespace of the mesh it lacks its sidecar.
     pod["metadata"]["namespace"] = json!("httpbin");
     fake.put(pod);
     fake.put(namespace("lost", json!({"openservicemesh.io/monitored-by": "bleu"})));
     let found = faults(&checked(&fake).await);
     assert_eq!(
         found,
-        ["Warning meshes-there: lost is in mesh \"bleu\"", "Warning pods-injected: httpbin/meshed",]
+        ["Warning meshes-there: lost names mesh \"bleu\"", "Warning pods-injected: httpbin/meshed",]
     );
 }
 
@@ -481,14 +484,14 @@ async fn policies_of_kinds_that_are_not_enforced_are_named_where_they_are_in_the
     assert_eq!(faults(&report), Vec::<String>::new());
     assert!(
         text(&report, false).contains(
-            "no policy of the mesh is of a kind that is not enforced: the cluster defines Egress (policy.openservicemesh.io)"
+            "all policies in the mesh are of kinds that are enforced: the cluster defines Egress (policy.openservicemesh.io)"
         )
     );
     fake.put(egress("httpbin"));
     assert_eq!(
         faults(&checked(&fake).await),
         [
-            "Warning policies-not-enforced: Egress httpbin/out: workloads reach what is outside the mesh with and without it"
+            "Warning policies-not-enforced: Egress httpbin/out: workloads can reach destinations outside the mesh with and without it"
         ]
     );
 }

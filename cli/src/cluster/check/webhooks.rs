@@ -1,4 +1,5 @@
-//! The admission webhooks: there, called for the right namespaces, and with a certificate that the API server accepts.
+//! Checks of the admission webhooks: they exist, select the right namespaces, and have a certificate that the API
+//! server accepts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,20 +16,20 @@ use super::{Check, Outcome, Report};
 use crate::cluster::client::Cluster;
 
 const CATEGORY: &str = "Webhooks";
-/// The label that each namespace has of itself.
+/// The label that Kubernetes sets on each namespace with its name.
 const NAME_OF_NAMESPACE: &str = "kubernetes.io/metadata.name";
 
 const INJECTOR: Check = Check {
     id: "injector-webhook",
     category: CATEGORY,
     title: "pods of the mesh's namespaces get their sidecar",
-    hint: "`tidegate upgrade` puts the webhook back; tidegate-injector writes its caBundle, and its log says why not",
+    hint: "`tidegate upgrade` restores the webhook; tidegate-injector writes its caBundle: see its log",
 };
 const VALIDATOR: Check = Check {
     id: "validating-webhook",
     category: CATEGORY,
     title: "policies are checked when they are applied",
-    hint: "`tidegate upgrade` puts the webhook back; tidegate-controller writes its caBundle, and its log says why not",
+    hint: "`tidegate upgrade` restores the webhook; tidegate-controller writes its caBundle: see its log",
 };
 
 /// A webhook of either kind.
@@ -53,7 +54,7 @@ async fn judge(cluster: &Cluster, kind: &str, name: &str, resource: &str) -> any
         "MutatingWebhookConfiguration" => mutating(cluster, &name, &what).await?,
         _ => validating(cluster, &name, &what).await?,
     };
-    let Some(webhooks) = found else { return Ok(Outcome::failed(format!("there is no {what}"))) };
+    let Some(webhooks) = found else { return Ok(Outcome::failed(format!("{what} does not exist"))) };
     let trusted = bundle(cluster, &cluster.control_plane).await?;
     let mut wrong: Vec<String> = Vec::new();
     for webhook in &webhooks {
@@ -94,8 +95,8 @@ impl Webhook {
         let mut faults = Vec::new();
         match &self.client.service {
             Some(service) if service.namespace == cluster.control_plane => {}
-            Some(service) => faults.push(format!("it calls a Service of namespace {}", service.namespace)),
-            None => faults.push("it calls no Service".to_owned()),
+            Some(service) => faults.push(format!("it calls a Service in namespace {}", service.namespace)),
+            None => faults.push("it does not call a Service".to_owned()),
         }
         let own = self.client.ca_bundle.as_ref().map(|bytes| TrustBundle::parse(&bytes.0));
         match (own, trusted) {
@@ -114,7 +115,7 @@ impl Webhook {
     }
 }
 
-/// Whether namespaces of the mesh are selected, and those that must not be are not.
+/// Reports if the mesh's namespaces are not selected, or namespaces that must not be selected are.
 fn selection_faults(cluster: &Cluster, webhooks: &[Webhook], resource: &str) -> Vec<String> {
     let concerned: Vec<&Webhook> =
         webhooks.iter().filter(|webhook| webhook.resources.iter().any(|name| name == resource)).collect();
@@ -129,7 +130,7 @@ fn selection_faults(cluster: &Cluster, webhooks: &[Webhook], resource: &str) -> 
     }
     for name in ["kube-system", cluster.control_plane.as_str()] {
         if is_selected(&[(NAME_OF_NAMESPACE, name), (MONITORED_BY, mesh)]) {
-            faults.push(format!("a webhook for {resource} selects namespace {name}, which it could stop"));
+            faults.push(format!("a webhook for {resource} selects namespace {name}, which it could block"));
         }
     }
     faults

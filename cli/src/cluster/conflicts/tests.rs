@@ -30,7 +30,7 @@ async fn a_cluster_without_the_definitions_is_told_from_one_without_policies() {
     let fake = FakeCluster::start(Vec::new()).await;
     fake.api.serve_resource("policy.openservicemesh.io/v1alpha1/ingressbackends", false);
     let error = ingress_backends(&fake.cluster(), &[]).await.unwrap_err();
-    let expected = "cannot list IngressBackends of all namespaces: this cluster does not know them; are Tidegate's custom \
-                    resource definitions installed? `tidegate check` says which are";
+    let expected = "cannot list IngressBackends of all namespaces: the cluster does not define them; `tidegate check` \
+                    says which custom resource definitions are missing";
     assert_eq!(format!("{error:#}"), expected);
 }

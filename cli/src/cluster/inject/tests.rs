@@ -56,7 +56,8 @@ async fn the_injectors_own_flags_count_and_the_command_lines_before_them() {
 async fn without_an_injector_the_way_out_is_shown() {
     let fake = FakeCluster::start(Vec::new()).await;
     let error = from_cluster(&fake.cluster()).await.unwrap_err();
-    let expected = "there is no Deployment tidegate-system/tidegate-injector; --offline asks no cluster";
+    let expected =
+        "Deployment tidegate-system/tidegate-injector does not exist; --offline works without a cluster";
     assert_eq!(error.to_string(), expected);
 }
 
@@ -158,7 +159,7 @@ fn a_limit_by_annotation_is_taken_if_the_sidecar_s_flag_takes_it() {
     }
 }
 
-/// A pod with probes of every kind, and what the sidecar is then started with.
+/// A pod with probes of every kind, and the sidecar's resulting arguments.
 fn sidecar_arguments(path: &str, header: &str, seconds: i32, service: &str) -> Result<Vec<String>, String> {
     let probe = |action: Value| {
         let mut probe = action;
@@ -182,7 +183,7 @@ fn sidecar_arguments(path: &str, header: &str, seconds: i32, service: &str) -> R
         ]},
     });
     let settings = options(&[]).settings(Told::default());
-    // As YAML, in which not every character may stand for itself.
+    // As YAML, where some characters must be escaped.
     let escaped = |c: char| match c {
         ' '..='~' => c.to_string(),
         other => format!("\\U{:08x}", u32::from(other)),

@@ -47,14 +47,14 @@ async fn namespaces_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
     ])
     .await;
     for (name, why) in [
-        ("kube-system", "it is a namespace of Kubernetes itself"),
+        ("kube-system", "it belongs to Kubernetes itself"),
         (
             "tidegate-system",
-            "it has [tidegate-controller] installed: the control plane's own namespace cannot be in the mesh",
+            "[tidegate-controller] is installed there: a control plane's namespace cannot be in the mesh",
         ),
         (
             "mesh-b",
-            "it has [tidegate-controller] installed: the control plane's own namespace cannot be in the mesh",
+            "[tidegate-controller] is installed there: a control plane's namespace cannot be in the mesh",
         ),
         (
             "left",
@@ -64,7 +64,7 @@ async fn namespaces_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
             "theirs",
             "it belongs to mesh [mesh-b]; remove it there first: tidegate namespace remove theirs --mesh-name mesh-b",
         ),
-        ("webhooks", "label control-plane keeps admission webhooks out of it, so no sidecar could be added"),
+        ("webhooks", "label control-plane excludes it from admission webhooks, so no sidecar can be added"),
         ("gone", "namespace [gone] does not exist"),
     ] {
         let error = add(&fake.cluster(), name, false).await.unwrap_err();
@@ -158,7 +158,7 @@ async fn what_the_user_may_not_do_is_said_in_the_api_servers_words() {
     let fake = FakeCluster::start(vec![namespace("a", json!({}))]).await;
     fake.api.forbid("patch namespaces");
     let error = ignore(&fake.cluster(), "a").await.unwrap_err();
-    let expected = "Could not set namespace [a] to be ignored: cannot change namespace a: your user may not: \
+    let expected = "Could not set namespace [a] to be ignored: cannot change namespace a: permission denied: \
                     namespaces is forbidden: User \"someone\" cannot patch resource \"namespaces\"";
     assert_eq!(text_of(&error), expected);
 }
@@ -172,7 +172,7 @@ async fn an_api_server_that_is_not_there_is_named() {
         kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
     let error = text_of(&list(&cluster, None).await.unwrap_err());
     assert!(
-        error.starts_with("cannot list namespaces: the API server http://127.0.0.1:1 cannot be reached: "),
+        error.starts_with("cannot list namespaces: the API server http://127.0.0.1:1 is unreachable: "),
         "{error}"
     );
     assert!(error.contains("onnection refused"), "{error}");

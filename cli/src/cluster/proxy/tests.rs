@@ -77,10 +77,13 @@ async fn a_pod_that_cannot_be_asked_says_why() {
     let fake =
         FakeCluster::start(vec![meshed_pod("httpbin", "a"), plain_pod("httpbin", "plain"), waiting]).await;
     let why = async |name| meshed_pod_error(&fake, name).await;
-    assert_eq!(why("gone").await, "there is no pod gone in namespace httpbin; give -n for another one");
+    assert_eq!(
+        why("gone").await,
+        "pod gone does not exist in namespace httpbin; give -n for another namespace"
+    );
     let without = why("plain").await;
     assert!(without.starts_with("pod httpbin/plain has no sidecar; "), "{without}");
-    assert_eq!(why("waiting").await, "the sidecar of pod httpbin/waiting does not run; the pod is Pending");
+    assert_eq!(why("waiting").await, "the sidecar of pod httpbin/waiting is not running; the pod is Pending");
 
     let error = get(&fake.cluster(), "httpbin", "a", ProxyQuery::Ready).await.unwrap_err();
     assert_eq!(format!("{error:#}"), "pod httpbin/a: port 15000: connection refused");
@@ -88,7 +91,9 @@ async fn a_pod_that_cannot_be_asked_says_why() {
     let error = get(&fake.cluster(), "httpbin", "a", ProxyQuery::Ready).await.unwrap_err();
     let said = format!("{error:#}");
     assert!(
-        said.starts_with("pod httpbin/a: your user may not port-forward to it: pods/portforward is "),
+        said.starts_with(
+            "pod httpbin/a: your user lacks permission to port-forward to it: pods/portforward is "
+        ),
         "{said}"
     );
 }
@@ -97,8 +102,8 @@ async fn a_pod_that_cannot_be_asked_says_why() {
 async fn without_a_controller_the_way_to_one_is_shown() {
     let fake = FakeCluster::start(vec![meshed_pod("httpbin", "a")]).await;
     let error = status(&fake.cluster(), None).await.unwrap_err();
-    let expected = "no pod of tidegate-controller runs in namespace tidegate-system for mesh osm; is the control plane \
-                    elsewhere (--tidegate-namespace, --mesh-name)? `tidegate mesh list` shows where";
+    let expected = "no running pod of tidegate-controller in namespace tidegate-system for mesh osm; select another \
+                    control plane with --tidegate-namespace and --mesh-name; `tidegate mesh list` shows them";
     assert_eq!(format!("{error:#}"), expected);
 }
 
@@ -111,7 +116,7 @@ async fn pods_are_named_in_either_form() {
     assert_eq!(name("a", None), pair("default", "a"));
     assert_eq!(name("a", Some("b")), pair("b", "a"));
     assert_eq!(name("b/a", None), pair("b", "a"));
-    assert_eq!(name("b/a", Some("c")), Err("POD b/a is of namespace b, but --namespace is c".to_owned()));
+    assert_eq!(name("b/a", Some("c")), Err("POD b/a is in namespace b, but --namespace is c".to_owned()));
 }
 
 async fn meshed_pod_error(fake: &FakeCluster, name: &str) -> String {

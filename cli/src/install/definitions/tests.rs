@@ -20,7 +20,7 @@ fn cluster(api: &FakeApi) -> Cluster {
     }
 }
 
-/// A definition as `kubectl apply` leaves it: any field is taken, and a webhook of those who are gone converts.
+/// A definition as `kubectl apply` leaves it: it accepts any field, and converts with a webhook that no longer exists.
 fn bare(name: &str, kind: &str, versions: &[(&str, bool)], stored: &[&str]) -> Value {
     let (plural, group) = name.split_once('.').unwrap();
     let versions: Vec<Value> = versions
@@ -74,7 +74,7 @@ async fn a_cluster_without_definitions_is_left_to_helm() {
 }
 
 #[tokio::test]
-async fn definitions_of_nobody_are_made_helm_s_and_their_objects_stay() {
+async fn definitions_without_an_owner_are_made_helm_s_and_their_objects_stay() {
     let api = FakeApi::start().await;
     api.apply(CRDS, bare(BACKENDS_CRD, "IngressBackend", &[("v1alpha1", true)], &["v1alpha1"]));
     api.apply(BACKENDS, backend(14001.into()));
@@ -89,7 +89,7 @@ async fn definitions_of_nobody_are_made_helm_s_and_their_objects_stay() {
     assert_eq!(crd["spec"]["conversion"], json!({"strategy": "None"}));
     assert_eq!(writes(&api), [format!("update customresourcedefinitions {BACKENDS_CRD}")]);
 
-    // Again: there is nothing left to do.
+    // A second run has nothing left to do.
     assert_eq!(take_over(&cluster(&api)).await.unwrap(), Vec::<String>::new());
     assert_eq!(writes(&api).len(), 1);
 }
@@ -102,7 +102,7 @@ async fn an_object_that_our_definition_would_refuse_is_named() {
     let said = take_over(&cluster(&api)).await.unwrap();
     assert!(
         said[1].starts_with("IngressBackend httpbin/httpbin: spec.backends[0].port.number: ")
-            && said[1].ends_with("; it grants nothing until that is corrected"),
+            && said[1].ends_with("; it grants nothing until this is corrected"),
         "{said:?}"
     );
 }
@@ -127,12 +127,12 @@ async fn definitions_of_another_helm_release_are_left_alone_and_none_other_is_to
 }
 
 #[tokio::test]
-async fn objects_of_a_version_that_goes_are_stored_anew_before_it_goes() {
+async fn objects_of_a_removed_version_are_rewritten_before_it_is_removed() {
     let api = FakeApi::start().await;
     let versions = [("v1alpha3", true), ("v1alpha2", false)];
     api.apply(CRDS, bare(CONFIGS_CRD, "MeshConfig", &versions, &["v1alpha3"]));
     api.apply(CONFIGS, mesh_config());
-    // The API server takes its time until it stores in the other version: at first a write changes nothing.
+    // The API server needs a while to store in the new version: at first a write changes nothing.
     let mut unchanged = 2;
     api.answer(move |request, body| {
         let is_late = request.verb == "update" && request.resource == "meshconfigs" && unchanged > 0;
@@ -146,7 +146,7 @@ async fn objects_of_a_version_that_goes_are_stored_anew_before_it_goes() {
         said,
         [
             "Taken over: CustomResourceDefinition meshconfigs.config.openservicemesh.io, whose 1 object stays; stored as \
-          v1alpha2 now, no longer as v1alpha3; manifests must say v1alpha1 or v1alpha2, v1alpha3 is not served any more"
+          v1alpha2 now, no longer as v1alpha3; manifests must use v1alpha1 or v1alpha2, v1alpha3 is no longer served"
         ]
     );
     let object = "update meshconfigs osm-mesh-config";
@@ -176,7 +176,7 @@ async fn objects_of_a_version_that_goes_are_stored_anew_before_it_goes() {
 }
 
 #[tokio::test]
-async fn objects_of_a_version_that_stays_but_is_not_stored_are_stored_anew_too() {
+async fn objects_of_a_version_that_stays_but_is_not_stored_are_rewritten_too() {
     let api = FakeApi::start().await;
     let versions = [("v1alpha1", true), ("v1alpha2", false)];
     api.apply(CRDS, bare(CONFIGS_CRD, "MeshConfig", &versions, &["v1alpha1"]));
@@ -194,7 +194,7 @@ async fn objects_of_a_version_that_stays_but_is_not_stored_are_stored_anew_too()
 }
 
 #[tokio::test]
-async fn an_object_that_cannot_be_stored_anew_keeps_its_version() {
+async fn an_object_that_cannot_be_rewritten_keeps_its_version() {
     let api = Arc::new(FakeApi::start().await);
     api.apply(CRDS, bare(CONFIGS_CRD, "MeshConfig", &[("v1alpha1", true)], &["v1alpha1"]));
     api.apply(CONFIGS, mesh_config());
@@ -211,7 +211,7 @@ async fn an_object_that_cannot_be_stored_anew_keeps_its_version() {
     });
     let error = format!("{:#}", take_over(&cluster(&api)).await.unwrap_err());
     assert!(
-        error.contains("mend or delete it")
+        error.contains("correct or delete it")
             && error.contains("MeshConfig osm-system/osm-mesh-config")
             && error.contains("spec.traffic: Invalid value"),
         "{error}"

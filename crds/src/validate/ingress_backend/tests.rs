@@ -126,7 +126,7 @@ fn a_tls_block_where_no_tls_is_ended_is_warned_about() {
         assert_eq!(
             findings("http", tls, json!([range()])),
             [
-                "warning: spec.backends[0].tls: ignored: protocol http ends no TLS; clients that speak TLS need port.protocol https"
+                "warning: spec.backends[0].tls: ignored: protocol http does not terminate TLS; clients that use TLS need port.protocol https"
             ]
         );
     }
@@ -139,8 +139,8 @@ fn tcp_refuses_what_it_cannot_check() {
     assert_eq!(
         found,
         [
-            "error: spec.backends[0].tls: protocol tcp passes bytes on as they are: no TLS is ended there",
-            "error: spec.sources[1]: backend 'httpbin' speaks tcp, where no certificate can be checked: use Service or IPRange sources",
+            "error: spec.backends[0].tls: protocol tcp passes bytes through unchanged and does not terminate TLS",
+            "error: spec.sources[1]: backend 'httpbin' speaks tcp, whose client certificates cannot be checked: use Service or IPRange sources",
         ]
     );
 }
@@ -153,8 +153,8 @@ fn what_is_wrong_with_every_pair_is_one_finding_and_what_is_wrong_many_times_is_
     assert_eq!(
         all(json!({"backends": tcp, "sources": principals})),
         [
-            "error: spec.sources[0]: backends 'b0', 'b1', 'b2', 'b3', 'b4' and 195 more speak tcp, where no certificate \
-             can be checked: use Service or IPRange sources"
+            "error: spec.sources[0]: backends 'b0', 'b1', 'b2', 'b3', 'b4' and 195 more speak tcp, whose client \
+             certificates cannot be checked: use Service or IPRange sources"
         ]
     );
     let odd: Vec<_> = (0..200).map(|i| backend(i, "grpc")).collect();

@@ -1,5 +1,5 @@
-//! Settings that Open Service Mesh acted on and Tidegate does not: whoever sets one to something else than its default
-//! is told so, with what happens instead.
+//! Settings that have an effect in Open Service Mesh and none in Tidegate: a value other than the default produces a
+//! warning that says what happens instead.
 
 use tidegate_core::go_duration;
 
@@ -11,16 +11,16 @@ use crate::mesh_config::{
 /// A setting of a MeshConfig.
 struct Setting {
     path: &'static str,
-    /// What it says, if that is not its default.
+    /// Its value, unless that is the default.
     value: Option<String>,
     /// What happens instead.
     instead: &'static str,
 }
 
-/// A warning for each of them.
+/// A warning for each setting without effect.
 pub(super) fn findings(spec: &MeshConfigSpec) -> impl Iterator<Item = Finding> {
     settings(spec).into_iter().filter_map(|Setting { path, value, instead }| {
-        value.map(|value| Finding::warning(path, format!("{value} is accepted and not acted on: {instead}")))
+        value.map(|value| Finding::warning(path, format!("{value} is accepted but has no effect: {instead}")))
     })
 }
 
@@ -35,17 +35,16 @@ fn settings(spec: &MeshConfigSpec) -> Vec<Setting> {
 }
 
 fn sidecar(sidecar: &SidecarSpec, settings: &mut Vec<Setting>) {
-    const IMAGES: &str = "the chart's value image says which images are used";
-    const VERSIONS: &str =
-        "sidecars speak TLS 1.3 to each other, and 1.2 or 1.3 with an ingress controller, as it can";
-    const CRYPTOGRAPHY: &str = "the TLS library's own choice is used, of suites that are all sound";
+    const IMAGES: &str = "the chart's value image selects the images";
+    const VERSIONS: &str = "sidecars use TLS 1.3 with each other, and 1.2 or 1.3 with an ingress controller, whichever it supports";
+    const CRYPTOGRAPHY: &str = "the TLS library chooses; all its suites are secure";
     let never = |text: &str| go_duration::parse(text).is_ok_and(|interval| interval.is_zero());
     let resync = sidecar.config_resync_interval.as_deref();
     settings.extend([
         Setting {
             path: "spec.sidecar.maxDataPlaneConnections",
             value: sidecar.max_data_plane_connections.filter(|most| *most != 0).map(|most| most.to_string()),
-            instead: "a controller serves as many sidecars as its flag --max-connections says",
+            instead: "the controller's flag --max-connections limits its sidecars",
         },
         Setting {
             path: "spec.sidecar.envoyImage",
@@ -65,7 +64,7 @@ fn sidecar(sidecar: &SidecarSpec, settings: &mut Vec<Setting>) {
         Setting {
             path: "spec.sidecar.configResyncInterval",
             value: text(resync.filter(|resync| !never(resync)), ""),
-            instead: "changes are sent when they happen",
+            instead: "changes are sent at once",
         },
         Setting {
             path: "spec.sidecar.tlsMinProtocolVersion",
@@ -96,17 +95,17 @@ fn traffic(traffic: &TrafficSpec, settings: &mut Vec<Setting>) {
         Setting {
             path: "spec.traffic.enableEgress",
             value: flag(traffic.enable_egress, true),
-            instead: "workloads reach what is no part of the mesh, as it is; keep them from it by a NetworkPolicy",
+            instead: "workloads can reach destinations outside the mesh, and that traffic passes through unchanged; restrict it with a NetworkPolicy",
         },
         Setting {
             path: "spec.traffic.useHTTPSIngress",
             value: flag(traffic.use_https_ingress, false),
-            instead: "an IngressBackend with port.protocol: https says it for each backend",
+            instead: "set port.protocol: https on each backend of an IngressBackend",
         },
         Setting {
             path: "spec.traffic.inboundExternalAuthorization.enable",
             value: flag(authorization.and_then(|authorization| authorization.enable), false),
-            instead: "nobody is asked, and requests are let in by IngressBackends and permissive mode alone",
+            instead: "no external authorizer is called; only IngressBackends and permissive mode admit requests",
         },
     ]);
 }
@@ -117,22 +116,22 @@ fn observability(observability: &ObservabilitySpec, settings: &mut Vec<Setting>)
         Setting {
             path: "spec.observability.osmLogLevel",
             value: text(observability.osm_log_level.as_deref(), "info"),
-            instead: "the chart's value log.level and each daemon's admin page /log set the control plane's log",
+            instead: "set the control plane's log level with the chart's value log.level or each daemon's admin page /log",
         },
         Setting {
             path: "spec.observability.enableDebugServer",
             value: flag(observability.enable_debug_server, false),
-            instead: "the admin pages are always there, on loopback",
+            instead: "the admin pages are always on, on loopback",
         },
         Setting {
             path: "spec.observability.prometheusScraping",
             value: flag(observability.prometheus_scraping, true),
-            instead: "sidecars always have their metrics; the annotation openservicemesh.io/metrics says who is scraped",
+            instead: "sidecars always serve metrics; the annotation openservicemesh.io/metrics selects the Pods to scrape",
         },
         Setting {
             path: "spec.observability.tracing.enable",
             value: flag(tracing.and_then(|tracing| tracing.enable), false),
-            instead: "sidecars send no traces; headers of traces are passed on",
+            instead: "sidecars send no traces; trace headers are passed on",
         },
     ]);
 }
@@ -148,12 +147,7 @@ fn certificate(certificate: Option<&CertificateSpec>, settings: &mut Vec<Setting
 
 fn feature_flags(flags: &FeatureFlags, settings: &mut Vec<Setting>) {
     for (path, value, default, instead) in [
-        (
-            "spec.featureFlags.enableWASMStats",
-            flags.enable_wasm_stats,
-            true,
-            "sidecars always have their metrics",
-        ),
+        ("spec.featureFlags.enableWASMStats", flags.enable_wasm_stats, true, "sidecars always serve metrics"),
         (
             "spec.featureFlags.enableEgressPolicy",
             flags.enable_egress_policy,
@@ -164,37 +158,37 @@ fn feature_flags(flags: &FeatureFlags, settings: &mut Vec<Setting>) {
             "spec.featureFlags.enableMulticlusterMode",
             flags.enable_multicluster_mode,
             false,
-            "a mesh is of one cluster",
+            "a mesh is limited to one cluster",
         ),
         (
             "spec.featureFlags.enableSnapshotCacheMode",
             flags.enable_snapshot_cache_mode,
             false,
-            "there is one way to send policy",
+            "policy is always sent the same way",
         ),
         (
             "spec.featureFlags.enableAsyncProxyServiceMapping",
             flags.enable_async_proxy_service_mapping,
             false,
-            "there is one way to map Services",
+            "Services are always mapped the same way",
         ),
         (
             "spec.featureFlags.enableIngressBackendPolicy",
             flags.enable_ingress_backend_policy,
             true,
-            "IngressBackends are always in force; delete those that should not be",
+            "IngressBackends are always enforced; delete those that should not be",
         ),
         (
             "spec.featureFlags.enableEnvoyActiveHealthChecks",
             flags.enable_envoy_active_health_checks,
             false,
-            "readiness of pods decides who is sent traffic",
+            "the readiness of pods decides which ones get traffic",
         ),
         (
             "spec.featureFlags.enableRetryPolicy",
             flags.enable_retry_policy,
             false,
-            "Retry policies are not read, and nothing is sent twice",
+            "Retry policies are not read, and requests are not retried",
         ),
         (
             "spec.featureFlags.enableMeshRootCertificate",
@@ -234,7 +228,7 @@ mod tests {
         findings(&spec).map(|finding| finding.to_string()).collect()
     }
 
-    /// The fields below a schema, and what is said of each.
+    /// The fields below a schema, with their descriptions.
     fn leaves(path: &str, schema: &Value, found: &mut Vec<(String, String)>) {
         match schema["properties"].as_object() {
             Some(properties) => {
@@ -254,11 +248,11 @@ mod tests {
         let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
         let mut fields = Vec::new();
         leaves("spec", spec, &mut fields);
-        // These count only where `enable` beside them does.
+        // These only matter if `enable` beside them is true.
         let of_others = ["spec.observability.tracing.", "spec.traffic.inboundExternalAuthorization."];
         let said: BTreeSet<_> = fields
             .iter()
-            .filter(|(_, description)| description.contains("Accepted and not yet acted on"))
+            .filter(|(_, description)| description.contains("Accepted, but has no effect yet"))
             .map(|(path, _)| path.as_str())
             .filter(|path| {
                 path.ends_with(".enable") || !of_others.iter().any(|other| path.starts_with(other))
@@ -298,12 +292,12 @@ mod tests {
         }));
         assert_eq!(found.len(), settings(&MeshConfigSpec::default()).len(), "{found:#?}");
         for expected in [
-            "spec.traffic.inboundExternalAuthorization.enable: true is accepted and not acted on: nobody is asked",
-            "spec.traffic.useHTTPSIngress: true is accepted and not acted on: an IngressBackend",
-            "spec.traffic.enableEgress: false is accepted and not acted on: workloads reach",
-            "spec.sidecar.tlsMinProtocolVersion: \"TLSv1_3\" is accepted and not acted on: ",
-            "spec.sidecar.cipherSuites: [\"A\", \"B\"] is accepted and not acted on: ",
-            "spec.certificate.certKeyBitSize: 4096 is accepted and not acted on: keys are ECDSA P-256",
+            "spec.traffic.inboundExternalAuthorization.enable: true is accepted but has no effect: no external authorizer is called",
+            "spec.traffic.useHTTPSIngress: true is accepted but has no effect: set port.protocol",
+            "spec.traffic.enableEgress: false is accepted but has no effect: workloads can reach",
+            "spec.sidecar.tlsMinProtocolVersion: \"TLSv1_3\" is accepted but has no effect: ",
+            "spec.sidecar.cipherSuites: [\"A\", \"B\"] is accepted but has no effect: ",
+            "spec.certificate.certKeyBitSize: 4096 is accepted but has no effect: keys are ECDSA P-256",
         ] {
             assert!(found.iter().any(|found| found.starts_with(expected)), "{expected}: {found:#?}");
         }

@@ -168,11 +168,11 @@ fn policies_that_are_not_enforced_are_warned_about_by_kind_and_name() {
         found,
         [
             (
-                "a.yaml:1:1: warning: Egress is not enforced yet: workloads reach what is outside the mesh with and without it",
+                "a.yaml:1:1: warning: Egress is not enforced yet: workloads can reach destinations outside the mesh with and without it",
                 "Egress shop/out"
             ),
             (
-                "a.yaml:5:1: warning: ServiceEntry is not enforced yet: traffic to its hosts is passed on as it is",
+                "a.yaml:5:1: warning: ServiceEntry is not enforced yet: traffic to its hosts passes through unchanged",
                 "ServiceEntry default/out"
             ),
             ("a.yaml:9:1: info: apps/v1 Deployment is of no use to the mesh and is left out", ""),
