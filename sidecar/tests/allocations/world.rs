@@ -91,7 +91,7 @@ impl Sidecar {
                             Box::pin(h1::serve(stream, BytesMut::new(), &handler, &line, &env)).await;
                         }
                         Speaks::Http2 => {
-                            Box::pin(h2::serve(stream, BytesMut::new(), handler, line, env)).await
+                            Box::pin(h2::serve(stream, BytesMut::new(), handler, line, env)).await;
                         }
                     }
                     count.set(count.get() - 1);
