@@ -24,9 +24,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::destinations::Destinations;
 use crate::metrics::ControllerMetrics;
-use crate::workloads::Workloads;
+use crate::publish::destinations::Destinations;
+use crate::publish::policies::PolicyStore;
 
 use session::{Client, Session};
 use shares::Shares;
@@ -34,7 +34,7 @@ use shares::Shares;
 /// Serves streams.
 #[derive(Debug)]
 pub(crate) struct DiscoveryService {
-    pub(crate) workloads: Arc<Workloads>,
+    pub(crate) workloads: Arc<PolicyStore>,
     pub(crate) destinations: Arc<Destinations>,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) trust_bundle: watch::Receiver<Arc<TrustBundle>>,

@@ -1,4 +1,4 @@
-//! Takes batches of changes, recompiles what they touch, and hands the result to whoever follows it.
+//! Takes batches of changes, compiles what they affect, and publishes the results and the statuses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,24 +12,25 @@ use tidegate_runtime::readiness::Blocker;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
-use crate::LocalPod;
-use crate::compile::status::{self, CurrentStatus, NamespaceStatuses, ObjectStatus};
-use crate::compile::{self, CompiledWorkload, NamespaceRules, TOO_LARGE, service_account};
-use crate::destinations::Destinations;
-use crate::index::{Index, Touched};
+use crate::compile::status::{self, CurrentStatus, ObjectStatus, StatusScope};
+use crate::compile::{self, CompiledWorkload, NamespaceRules};
+use crate::index::{Affected, Index};
+use crate::local_pod::LocalPod;
 use crate::metrics::ControllerMetrics;
-use crate::namespace_shares::{self, NamespaceShares};
-use crate::object::{Kind, ObjectKey, ObjectName};
+use crate::object::pod::service_account;
+use crate::object::{ObjectKey, ObjectName};
+use crate::publish::destinations::Destinations;
+use crate::publish::policies::PolicyStore;
+use crate::publish::shares::{self, NamespaceShares};
 use crate::source::{Batch, Problem};
 use crate::status::{StatusBoard, StatusWriter};
-use crate::workloads::Workloads;
 
 /// What the engine makes, for readers in other tasks.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) index: Arc<RwLock<Index>>,
-    pub(crate) workloads: Arc<Workloads>,
+    pub(crate) workloads: Arc<PolicyStore>,
     pub(crate) destinations: Arc<Destinations>,
     pub(crate) statuses: StatusBoard,
     pub(crate) problems: Arc<RwLock<Vec<Problem>>>,
@@ -76,7 +77,7 @@ impl Engine {
             status_writers,
             written: BTreeMap::new(),
             left_out: BTreeMap::new(),
-            shares: NamespaceShares::new(namespace_shares::SHARE, metrics.workloads_left_out.clone()),
+            shares: NamespaceShares::new(shares::SHARE, metrics.workloads_left_out.clone()),
             complaints: LogThrottle::default(),
             mesh_config: watch::Sender::new(None),
             pods: watch::Sender::default(),
@@ -94,7 +95,7 @@ impl Engine {
     }
 
     /// Runs until the source ends. Compiling takes a processor for as long as it takes, so it has a thread of its own:
-    /// those who ask, and sidecars that connect, do not wait for it.
+    /// the admin server and sidecars that connect do not wait for it.
     pub(crate) fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
         while let Some(batch) = batches.blocking_recv() {
             self.take(batch);
@@ -102,11 +103,11 @@ impl Engine {
     }
 
     pub(crate) fn take(&mut self, batch: Batch) {
-        let mut touched = Touched::default();
+        let mut affected = Affected::default();
         {
             let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
             for change in batch.changes {
-                index.apply(change, &mut touched);
+                index.apply(change, &mut affected);
             }
         }
         *self.shared.problems.write().unwrap_or_else(PoisonError::into_inner) = batch.problems;
@@ -114,11 +115,11 @@ impl Engine {
         if is_first && !batch.is_complete {
             return;
         }
-        touched.all |= is_first;
-        if touched == Touched::default() {
+        affected.all |= is_first;
+        if affected == Affected::default() {
             return;
         }
-        self.recompile(&touched);
+        self.recompile(&affected);
         if is_first {
             self.shared.workloads.mark_synced();
             info!(workloads = self.shared.workloads.count(), "every object is compiled");
@@ -126,14 +127,14 @@ impl Engine {
         }
     }
 
-    fn recompile(&mut self, touched: &Touched) {
+    fn recompile(&mut self, affected: &Affected) {
         let index = self.shared.index.clone();
         let index = index.read().unwrap_or_else(PoisonError::into_inner);
-        let mut names: BTreeSet<ObjectName> = touched.pods.clone();
-        if touched.all {
+        let mut names: BTreeSet<ObjectName> = affected.pods.clone();
+        if affected.all {
             names.extend(index.pods().map(|(name, _)| name.clone()));
         }
-        for namespace in &touched.namespaces {
+        for namespace in &affected.namespaces {
             names.extend(index.pods_in(namespace).map(|(name, _)| name.clone()));
         }
         // The oldest first: what the namespace's share is too small for is what came last.
@@ -147,9 +148,9 @@ impl Engine {
         for (namespace, name) in self.shares.take_new_room() {
             self.recompile_workload(&index, &mut rules, &ObjectName { namespace, name });
         }
-        self.shared.destinations.update(&index, touched);
-        self.update_statuses(&index, touched);
-        if touched.all {
+        self.shared.destinations.update(&index, affected);
+        self.update_statuses(&index, affected);
+        if affected.all {
             let config = index.mesh_config_spec();
             if config.is_none() && index.unreadable_mesh_config().is_none() {
                 warn!("{}", compile::NO_MESH_CONFIG);
@@ -214,46 +215,14 @@ impl Engine {
         self.shared.workloads.withdraw(name, Some(error));
     }
 
-    fn update_statuses(&mut self, index: &Index, touched: &Touched) {
-        let of_pods: BTreeSet<_> = touched.pods.iter().map(|pod| &pod.namespace).collect();
-        let is_touched = |name: &ObjectName| {
-            touched.all
-                || touched.namespaces.contains(&name.namespace)
-                || touched.policies.contains(&name.namespace)
-                || of_pods.contains(&name.namespace)
-        };
-        let is_ours = |name: &ObjectName| is_touched(name) && !index.is_of_another_mesh(&name.namespace);
-        let backends = index.ingress_backends().filter(|(name, _)| is_ours(name));
-        let mut of_namespaces: BTreeMap<&str, NamespaceStatuses<'_>> = BTreeMap::new();
-        let without_room: BTreeSet<&str> = self.left_out.values().flatten().map(|policy| &**policy).collect();
-        let backends: Vec<_> = backends
-            .map(|(name, object)| {
-                let namespace = of_namespaces
-                    .entry(&name.namespace)
-                    .or_insert_with(|| NamespaceStatuses::new(index, &name.namespace));
-                let elsewhere = without_room.contains(&*name.to_string()).then(|| TOO_LARGE.to_owned());
-                let key = ObjectKey { kind: Kind::IngressBackend, name: name.clone() };
-                (key, (namespace.of(name, object, elsewhere), object.metadata.uid.clone()))
-            })
+    fn update_statuses(&mut self, index: &Index, affected: &Affected) {
+        let without_room = self.left_out.values().flatten().map(|policy| &**policy).collect();
+        let scope = StatusScope::affected(index, affected, without_room);
+        let current: BTreeMap<_, _> = status::statuses(&scope)
+            .into_iter()
+            .map(|(kind, judged)| (ObjectKey { kind, name: judged.name }, (judged.status, judged.uid)))
             .collect();
-        let configs = index.mesh_configs().filter(|_| touched.all).map(|(name, object)| {
-            let key = ObjectKey { kind: Kind::MeshConfig, name: name.clone() };
-            (key, (status::mesh_config(index, name, object), object.metadata.uid.clone()))
-        });
-        let unreadable = index.unreadable().filter(|(key, _)| match key.kind {
-            Kind::MeshConfig => touched.all,
-            _ => is_ours(&key.name),
-        });
-        let unreadable = unreadable
-            .map(|(key, object)| (key.clone(), (status::unreadable(object), object.metadata.uid.clone())));
-        let current: BTreeMap<_, _> = backends.into_iter().chain(configs).chain(unreadable).collect();
-        let is_gone = |key: &&ObjectKey| {
-            !current.contains_key(*key)
-                && match key.kind {
-                    Kind::MeshConfig => touched.all,
-                    _ => is_touched(&key.name),
-                }
-        };
+        let is_gone = |key: &&ObjectKey| !current.contains_key(*key) && status::is_affected(&scope, key);
         let gone: Vec<_> = self.written.keys().filter(is_gone).cloned().collect();
         for key in gone {
             self.written.remove(&key);
@@ -274,7 +243,8 @@ impl Engine {
         }
     }
 
-    /// Who starts sidecars needs the list; on a cluster nobody asks, and it would cost more than the policies.
+    /// Standalone mode starts sidecars from this list. A cluster does not need it, and there it would cost more than the
+    /// policies.
     fn update_pods(&self, index: &Index) {
         if index.is_of_cluster() {
             return;

@@ -74,7 +74,7 @@ pub struct Explanation {
 /// A question that has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
-    /// The backend is no Service that is known.
+    /// The backend is not a known Service.
     #[error("there is no service {0}")]
     NoService(ObjectName),
     /// The backend is in a namespace of another mesh, whose controller knows.
@@ -83,7 +83,7 @@ pub enum ExplainError {
     /// The Service has several ports, or none.
     #[error("service {0} has the target ports {1:?}: say which")]
     WhichPort(ObjectName, Vec<u16>),
-    /// A Pod's service account or namespace is no name that Kubernetes would take.
+    /// Kubernetes would not accept the name of a Pod's service account or namespace.
     #[error("workload {0} has no identity: {1}")]
     NoIdentity(ObjectName, String),
     /// A name that no certificate can hold.
@@ -124,7 +124,7 @@ pub fn explain(
     let imagined = imagined_pod(&query.backend, service);
     let pod = match workload_behind(index, trust_domain, &query.backend, port) {
         Some(pod) => pod,
-        // Pods of before may still be ours there; those to come will not.
+        // Pods that started before the namespace changed hands may still be ours; new ones will not be.
         None if index.is_of_another_mesh(&query.backend.namespace) => {
             return Err(ExplainError::AnotherMesh(
                 index.outside_mesh(&query.backend.namespace).unwrap_or_default(),
@@ -141,12 +141,12 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
     let opening = opening(policy, port, query);
     let names = names(policy.identity.trust_domain(), query, opening)?;
     let terms = policy.open(port, query.source, opening).ok();
-    // A certificate that nobody asks for is not seen.
+    // A sidecar sees a certificate only if it asks for one.
     let is_asked = matches!(terms, Some(Terms::IngressMutualTls | Terms::MeshTls(_)));
     let client = (is_asked && !names.is_empty()).then_some(names.as_slice());
     let decision = match policy.admit(port, query.source) {
         Ok(()) => policy.authorize(&Session { port, source: query.source, opening, client }),
-        // Where nobody at all is let in, a mesh peer wants to know what keeps mesh peers out.
+        // If the port lets no client in, tell a mesh peer what keeps mesh peers out.
         Err(denial) => Decision::Deny(match opening {
             Opening::Mesh(_) => policy.open(port, query.source, opening).err().unwrap_or(denial),
             _ => denial,

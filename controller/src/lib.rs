@@ -1,8 +1,9 @@
 //! The controller: from objects to the policy of each workload, and from there to its sidecar.
 //!
-//! A [`source`] tells what objects there are; `index` keeps them; [`mod@compile`] joins what decides about one
-//! workload into one policy and says of each object whether it is in force; `engine` recompiles what a change touches;
-//! `discovery` streams the result over mutual TLS, to each sidecar its own. [`mod@explain`] answers why a connection
+//! A [`source`] reads [`object`]s; `index` keeps them; [`mod@compile`] joins what decides about one
+//! workload into one policy and says of each object whether it is in force; `engine` compiles what a change affects;
+//! `publish` keeps the results by version; `discovery` streams them over mutual TLS, to each sidecar its own. The kinds of
+//! objects are the table in `object/kinds.rs`. [`mod@explain`] answers why a connection
 //! is let in or not. Start reading at [`Controller::start`].
 //!
 //! This crate may know Kubernetes' types; it never sees a request.
@@ -10,28 +11,24 @@
 mod admin;
 pub mod admission;
 pub mod compile;
-mod destinations;
 mod discovery;
 mod engine;
 pub mod explain;
 mod index;
-mod mesh;
+mod local_pod;
 mod metrics;
-mod namespace_shares;
 pub mod object;
 pub mod options;
+mod publish;
 mod service;
 mod serving;
 pub mod source;
 pub mod status;
 #[cfg(test)]
 mod testing;
-pub mod unreadable;
-mod workloads;
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -50,16 +47,17 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::sync::{mpsc, watch};
 
 pub use index::Index;
+pub use local_pod::LocalPod;
 pub use status::{PolicyStatus, StatusBoard, StatusWriter};
 
-use destinations::Destinations;
 use discovery::DiscoveryService;
 use discovery::shares::{ShareLimits, Shares};
 use engine::{Engine, Shared};
 use metrics::ControllerMetrics;
+use publish::destinations::Destinations;
+use publish::policies::PolicyStore;
 use serving::ServerTls;
 use source::Source;
-use workloads::Workloads;
 
 /// The service account that the controller runs as; part of the name that sidecars expect in its certificate.
 pub const SERVICE_ACCOUNT: &str = "tidegate-controller";
@@ -123,25 +121,6 @@ pub struct ControllerHandle {
     trigger: drain::Trigger,
 }
 
-/// A Pod that has a sidecar of ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalPod {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// `metadata.uid`.
-    pub uid: Option<String>,
-    /// `status.podIP`.
-    pub ip: Option<IpAddr>,
-    /// What it runs as.
-    pub service_account: String,
-    /// `metadata.annotations`.
-    pub annotations: BTreeMap<String, String>,
-    /// The ports that its policy knows, sorted.
-    pub ports: Vec<u16>,
-}
-
 /// Why a controller does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -172,7 +151,7 @@ impl Controller {
         let shared = Shared {
             trust_domain: config.trust_domain.clone(),
             index: Arc::clone(&index),
-            workloads: Arc::new(Workloads::new()),
+            workloads: Arc::new(PolicyStore::new()),
             destinations: Arc::new(Destinations::new(
                 index,
                 config.trust_domain.clone(),

@@ -7,6 +7,9 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tidegate_core::policy::AppProtocol;
 use tidegate_crds::injection::SIDECAR_CONTAINER;
 
+/// The label by which an EndpointSlice says whose endpoints it holds.
+pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
 /// The TCP ports that a Pod's containers declare by name, other than our own sidecar's. Of several with one name the first.
 pub(crate) struct NamedPorts<'o>(HashMap<&'o str, u16>);
 
@@ -38,7 +41,7 @@ impl<'o> NamedPorts<'o> {
     }
 }
 
-/// The ports of a Pod behind a Service that selects it. A named `targetPort` that the Pod does not have is none.
+/// The ports of a Pod behind a Service that selects it. A named `targetPort` that the Pod does not have is left out.
 pub(crate) fn target_ports_of<'o>(
     service: &'o Service,
     named: &NamedPorts<'_>,
@@ -61,7 +64,7 @@ impl TargetPort<'_> {
     }
 }
 
-/// Whether a Service's selector picks a Pod of its namespace. No selector picks nobody.
+/// Whether a Service's selector picks a Pod of its namespace. Without a selector it picks none.
 pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
     let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     let Some(selector) = selector.filter(|selector| !selector.is_empty()) else { return false };

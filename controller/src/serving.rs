@@ -83,8 +83,8 @@ async fn summarize(
 }
 
 impl ServerTls {
-    /// The newest configuration, made anew whenever the certificate or the bundle changes. `None` if whoever
-    /// provides the certificate is gone before the first one came.
+    /// The newest configuration, made anew whenever the certificate or the bundle changes. `None` if the
+    /// provider of the certificate is gone before the first one came.
     async fn configs(mut self) -> Option<watch::Receiver<Arc<ServerConfig>>> {
         let first = loop {
             match self.config() {

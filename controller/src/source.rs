@@ -8,12 +8,11 @@ pub mod kubernetes;
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::object::{Object, ObjectKey};
+use crate::object::Change;
 
 /// Something that knows objects and tells what changes about them.
 pub trait Source: Send + 'static {
@@ -31,20 +30,6 @@ pub struct Batch {
     pub is_complete: bool,
     /// Everything that is wrong with what the source reads, as of now; it replaces what was reported before.
     pub problems: Vec<Problem>,
-}
-
-/// What happened to one object.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Change {
-    /// It is there, as given.
-    Apply {
-        /// The object.
-        object: Object,
-        /// Where it was read, such as `app.yaml:12`, if that can be said.
-        origin: Option<Arc<str>>,
-    },
-    /// It is there no more.
-    Delete(ObjectKey),
 }
 
 /// Something that is wrong with what a source reads.

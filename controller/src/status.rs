@@ -7,9 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Serialize;
 
-use crate::compile::status::{self, NamespaceStatuses, ObjectStatus};
+use crate::compile::status::{self, ObjectStatus, StatusScope};
 use crate::index::Index;
-use crate::object::{Kind, ObjectKey, ObjectName};
+use crate::object::ObjectKey;
 
 /// Takes the status of objects, each time it changes.
 pub trait StatusWriter: Send + Sync + 'static {
@@ -48,27 +48,13 @@ pub struct PolicyStatus {
 
 /// The status of every IngressBackend and MeshConfig, from the objects alone: what a running controller shows.
 pub fn all(index: &Index) -> Vec<PolicyStatus> {
-    let mut of_namespaces: BTreeMap<&str, NamespaceStatuses<'_>> = BTreeMap::new();
-    let mut shown = Vec::new();
-    let mut show = |kind, name: &ObjectName, status: &ObjectStatus, is_incomplete| {
-        let key = ObjectKey { kind, name: name.clone() };
-        let status = PolicyStatus::new(&key, status, index.origin(kind, name));
-        shown.push(PolicyStatus { is_incomplete, ..status });
-    };
-    for (name, object) in index.ingress_backends() {
-        let namespace = of_namespaces
-            .entry(&name.namespace)
-            .or_insert_with(|| NamespaceStatuses::new(index, &name.namespace));
-        let is_incomplete = namespace.only_misses_others(name, object);
-        show(Kind::IngressBackend, name, &namespace.of(name, object, None), is_incomplete);
-    }
-    for (name, object) in index.mesh_configs() {
-        show(Kind::MeshConfig, name, &status::mesh_config(index, name, object), false);
-    }
-    for (key, object) in index.unreadable() {
-        show(key.kind, &key.name, &status::unreadable(object), false);
-    }
-    shown
+    let statuses = status::statuses(&StatusScope::everything(index)).into_iter();
+    let shown = statuses.map(|(kind, judged)| {
+        let key = ObjectKey { kind, name: judged.name };
+        let status = PolicyStatus::new(&key, &judged.status, index.origin(kind, &key.name));
+        PolicyStatus { is_incomplete: judged.is_incomplete, ..status }
+    });
+    shown.collect()
 }
 
 impl StatusBoard {

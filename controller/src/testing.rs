@@ -1,6 +1,6 @@
 //! Manifests for tests, and an index of them.
 
-use crate::index::{Index, Touched};
+use crate::index::{Affected, Index};
 use crate::source::folder::FolderSource;
 
 /// The meshed workload of most tests: a Pod, and a Service whose own port is 80 and whose `targetPort` is 14001.
@@ -82,7 +82,7 @@ pub(crate) fn cluster_index(documents: &[&str]) -> Index {
     std::fs::write(folder.path().join("all.yaml"), documents.join("\n---\n")).unwrap();
     let mut index = Index::for_mesh(Some("osm"));
     for change in FolderSource::new(folder.path()).load().changes {
-        index.apply(change, &mut Touched::default());
+        index.apply(change, &mut Affected::default());
     }
     index
 }

@@ -26,12 +26,6 @@ const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
         "commands carry out what their arguments define, and completion asks a cluster by them",
     ),
     (
-        "controller",
-        &["index", "source"],
-        "a label and whether a Pod has ended are defined in one and used in both",
-    ),
-    ("controller", &["object", "unreadable"], "an object that cannot be read is named as one that can"),
-    (
         "injector",
         &["containers", "hooks", "pod", "probes", "settings"],
         "settings hold what is read of the Pod that they change",

@@ -1,7 +1,7 @@
 //! What stands behind an address that workloads dial.
 //!
 //! An address is a Service's cluster IP, with the Service's port, or a Pod's own. Everything else (a node port, an
-//! external name, an address outside the cluster, a port that is not TCP) is nobody of the mesh.
+//! external name, an address outside the cluster, a port that is not TCP) is outside the mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -12,9 +12,9 @@ use tidegate_core::destination::{Destination, Endpoint, MeshService};
 use tidegate_core::{Identity, TrustDomain};
 use tidegate_crds::injection;
 
-use super::service_account;
 use crate::index::{Index, pod_of};
 use crate::object::ObjectName;
+use crate::object::pod::service_account;
 use crate::service::tcp_ports;
 
 /// Ports of a sidecar's Pod that never reach the sidecar's inbound side: metrics and probes.
@@ -101,7 +101,7 @@ impl Resolver<'_> {
                 let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
                 let name = pod_of(namespace, endpoint);
                 pods.extend(name.clone());
-                // Whether there is a sidecar is not known: nobody is dialled in plaintext for that.
+                // Unknown whether the pod has a sidecar; skip it rather than risk plaintext.
                 if !self.index.is_current(namespace, endpoint) {
                     continue;
                 }
@@ -114,7 +114,7 @@ impl Resolver<'_> {
     }
 
     /// Who an endpoint is, if its Pod has a sidecar that takes the connections to the port. The reference to the Pod
-    /// decides, never the address: addresses are given to the next Pod.
+    /// decides, never the address: addresses are reused by other Pods.
     fn identity(&self, name: &ObjectName, endpoint: &SliceEndpoint, port: u16) -> Option<Identity> {
         let pod = self.index.pod(name)?;
         let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_ref());

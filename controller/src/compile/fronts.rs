@@ -8,13 +8,15 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tidegate_core::policy::AppProtocol;
 
-use super::{MOST_SERVICE_PORTS, is_endpoint, ports_of_slice};
+use super::ports::{is_endpoint, ports_of_slice};
 use crate::index::{Index, service_of};
 use crate::object::ObjectName;
 use crate::service::{NamedPorts, selects, target_ports_of};
 
 /// The most Services that are compared with one Pod. Those beyond, by name, are not in front of it.
 const MOST_COMPARED: usize = 4096;
+/// The most Services' ports in front of one workload, counted for each Service. Those beyond are refused.
+const MOST_SERVICE_PORTS: usize = 4096;
 
 /// The Services of a namespace.
 pub(crate) struct Fronts<'i> {

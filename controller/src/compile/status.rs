@@ -1,25 +1,20 @@
-//! Whether an IngressBackend or MeshConfig is in force, as its status says it.
+//! What each kind has to say: the rules that its objects are, and whether these are in force, as their status says.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use tidegate_core::policy::RuleState;
-use tidegate_crds::ingress_backend::Backend;
-use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
-use tidegate_crds::{Finding, IngressBackend, MeshConfig, validate};
+use tidegate_core::policy::IngressRule;
 
-use super::ingress::{self, NamespaceSources};
-use super::targets::Targets;
-use crate::index::Index;
-use crate::object::ObjectName;
-use crate::service::{numbered_target, tcp_ports};
-use crate::unreadable::Unreadable;
+use crate::index::{Affected, Index};
+use crate::object::kinds::kinds;
+use crate::object::stored::Stored;
+use crate::object::unreadable::Unreadable;
+use crate::object::{Kind, ObjectKey, ObjectName};
 
 /// What OSM's users see of an object that is in force.
 const COMMITTED: &str = "successfully committed by the system";
-
-/// The most warnings of one object about others that open the same.
-const MOST_CONFLICTS: usize = 8;
 
 /// Whether an object is in force, and what its author should know besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,165 +38,148 @@ pub enum CurrentStatus {
     Error,
 }
 
-/// The status of an IngressBackend.
-pub fn ingress_backend(index: &Index, name: &ObjectName, object: &IngressBackend) -> ObjectStatus {
-    NamespaceStatuses::new(index, &name.namespace).of(name, object, None)
+/// A kind that policies are compiled from. Its implementation is the kind's file in `compile/`.
+pub(crate) trait Compiled: Stored {
+    /// The statuses of its objects that are wanted. None for kinds that have no status of ours.
+    fn statuses(_: &StatusScope<'_>) -> Vec<Judged> {
+        Vec::new()
+    }
+
+    /// What its objects grant at the ports of a namespace's Services, in the order of the objects.
+    fn rules(_: &Index, _namespace: &str) -> Vec<PortRule> {
+        Vec::new()
+    }
+
+    /// Whether the status of this object, if it is still there, may be another than before.
+    fn is_affected(scope: &StatusScope<'_>, name: &ObjectName) -> bool {
+        scope.is_affected(&name.namespace)
+    }
+
+    /// Whether the status of this object is to be told.
+    fn is_wanted(scope: &StatusScope<'_>, name: &ObjectName) -> bool {
+        scope.wants(&name.namespace)
+    }
 }
 
-/// What the statuses of a namespace's IngressBackends rest on, made once for all of them.
-pub(crate) struct NamespaceStatuses<'i> {
-    index: &'i Index,
-    /// The IngressBackends that open a port of a Service.
-    openers: BTreeMap<(&'i str, u16), Vec<&'i ObjectName>>,
-    sources: NamespaceSources<'i>,
-    targets: Targets<'i>,
+impl Compiled for Namespace {}
+impl Compiled for ServiceAccount {}
+impl Compiled for Service {}
+impl Compiled for EndpointSlice {}
+impl Compiled for Pod {}
+
+/// What an object grants at a port of the workloads behind a Service.
+pub(crate) struct PortRule {
+    pub(crate) port: u16,
+    /// Names the object and the Service.
+    pub(crate) rule: IngressRule,
 }
 
-/// What keeps an IngressBackend from being in force.
-enum Fault {
-    /// It is wrong, or does not fit what is there.
-    Own(String),
-    /// Something that it names is not there, so that more cannot be said.
-    Missing(String),
+/// An object's status, and what it is said of.
+pub(crate) struct Judged {
+    pub(crate) name: ObjectName,
+    pub(crate) status: ObjectStatus,
+    pub(crate) uid: Option<String>,
+    /// Whether all that is wrong is that objects which it names are not there.
+    pub(crate) is_incomplete: bool,
 }
 
-impl<'i> NamespaceStatuses<'i> {
-    pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
-        let mut openers: BTreeMap<(&str, u16), Vec<&ObjectName>> = BTreeMap::new();
-        for (name, object) in index.ingress_backends_in(namespace) {
-            for backend in &object.spec.backends {
-                let names = openers.entry((backend.name.as_str(), backend.port.number)).or_default();
-                if names.last() != Some(&name) {
-                    names.push(name);
-                }
-            }
+/// Which statuses are wanted, and what they rest on.
+pub(crate) struct StatusScope<'s> {
+    pub(crate) index: &'s Index,
+    /// Those of all objects.
+    pub(crate) all: bool,
+    /// Those of these namespaces.
+    namespaces: BTreeSet<&'s str>,
+    /// None of other meshes, whose controllers speak for them.
+    only_ours: bool,
+    /// Whether [`Judged::is_incomplete`] is to be found out.
+    pub(crate) asks_for_missing: bool,
+    /// The IngressBackends (`<namespace>/<name>`) that have no room at a workload.
+    pub(crate) without_room: BTreeSet<&'s str>,
+}
+
+impl<'s> StatusScope<'s> {
+    /// Every status.
+    pub(crate) fn everything(index: &'s Index) -> Self {
+        Self {
+            index,
+            all: true,
+            namespaces: BTreeSet::new(),
+            only_ours: false,
+            asks_for_missing: true,
+            without_room: BTreeSet::new(),
         }
-        let (sources, targets) = (NamespaceSources::new(index, namespace), Targets::new(index, namespace));
-        Self { index, openers, sources, targets }
     }
 
-    /// The status of one of them. `elsewhere` is what was found out about it besides: what has no room at a workload.
-    pub(crate) fn of(
-        &self,
-        name: &ObjectName,
-        object: &IngressBackend,
-        elsewhere: Option<String>,
-    ) -> ObjectStatus {
-        let findings = validate::ingress_backend(&object.spec);
-        let warnings = findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string);
-        let warnings = warnings.chain(self.conflicts(name, object)).collect();
-        let first = self.faults(name, object).into_iter().next().map(|fault| match fault {
-            Fault::Own(reason) | Fault::Missing(reason) => reason,
-        });
-        ObjectStatus::new(first.or(elsewhere), warnings, &object.metadata)
-    }
-
-    /// Whether all that keeps it from being in force is that objects which it names are not there.
-    pub(crate) fn only_misses_others(&self, name: &ObjectName, object: &IngressBackend) -> bool {
-        let faults = self.faults(name, object);
-        !faults.is_empty() && faults.iter().all(|fault| matches!(fault, Fault::Missing(_)))
-    }
-
-    /// In the order of the object's fields.
-    fn faults(&self, name: &ObjectName, object: &IngressBackend) -> Vec<Fault> {
-        let index = self.index;
-        if let Some(error) = index.outside_mesh(&name.namespace).or_else(|| ingress::error(&object.spec)) {
-            return vec![Fault::Own(error)];
+    /// What may have changed.
+    pub(crate) fn affected(
+        index: &'s Index,
+        affected: &'s Affected,
+        without_room: BTreeSet<&'s str>,
+    ) -> Self {
+        let of_pods = affected.pods.iter().map(|pod| &*pod.namespace);
+        let others = affected.namespaces.iter().chain(&affected.policies).map(|namespace| &**namespace);
+        Self {
+            index,
+            all: affected.all,
+            namespaces: of_pods.chain(others).collect(),
+            only_ours: true,
+            asks_for_missing: false,
+            without_room,
         }
-        let rules = ingress::rules(&self.sources, name, &object.spec);
-        let missing = self.sources.missing(&object.spec.sources);
-        let faults =
-            rules.into_iter().zip(&object.spec.backends).filter_map(|(rule, backend)| match rule.state {
-                RuleState::Invalid(reason) if missing.as_deref() == Some(&*reason) => {
-                    Some(Fault::Missing(reason.to_string()))
-                }
-                RuleState::Invalid(reason) => Some(Fault::Own(reason.to_string())),
-                RuleState::Active(_) => self.wrong_port(&rule.backend, backend),
+    }
+
+    /// Whether statuses of a namespace are to be told.
+    pub(crate) fn wants(&self, namespace: &str) -> bool {
+        self.is_affected(namespace) && !(self.only_ours && self.index.is_of_another_mesh(namespace))
+    }
+
+    fn is_affected(&self, namespace: &str) -> bool {
+        self.all || self.namespaces.contains(namespace)
+    }
+}
+
+macro_rules! define_statuses {
+    ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
+        /// The wanted statuses of all kinds, also of objects that cannot be read.
+        pub(crate) fn statuses(scope: &StatusScope<'_>) -> Vec<(Kind, Judged)> {
+            let mut all = Vec::new();
+            $(all.extend(<$type as Compiled>::statuses(scope).into_iter().map(|judged| (Kind::$kind, judged)));)*
+            let unreadable = scope.index.unreadable().filter(|(key, _)| match key.kind {
+                $(Kind::$kind => <$type as Compiled>::is_wanted(scope, &key.name),)*
             });
-        faults.collect()
-    }
+            all.extend(unreadable.map(|(key, object)| {
+                let (name, uid) = (key.name.clone(), object.metadata.uid.clone());
+                (key.kind, Judged { name, status: unreadable_status(object), uid, is_incomplete: false })
+            }));
+            all
+        }
 
-    /// Why a backend opens nothing although its rule is sound: OSM left its user alone with that.
-    fn wrong_port(&self, service_name: &ObjectName, backend: &Backend) -> Option<Fault> {
-        let number = backend.port.number;
-        let error = format!("no port of service {service_name} has targetPort {number}");
-        let Some(service) = self.index.service(service_name) else {
-            return Some(Fault::Missing(format!("{error}: there is no such service")));
-        };
-        let targets = self.targets.of(service_name);
-        if targets.contains(&number) {
-            return None;
+        /// What the objects of all kinds grant at the ports of a namespace's Services.
+        pub(crate) fn rules(index: &Index, namespace: &str) -> Vec<PortRule> {
+            let mut all = Vec::new();
+            $(all.extend(<$type as Compiled>::rules(index, namespace));)*
+            all
         }
-        if targets.is_empty() {
-            return Some(Fault::Missing(format!("{error}: it has no targetPort that is known")));
-        }
-        let error = format!("{error}: it has {}", validate::listed(targets.iter().map(u16::to_string)));
-        let is_own = |port: &k8s_openapi::api::core::v1::ServicePort| port.port == i32::from(number);
-        let error = match tcp_ports(service).find(|port| is_own(port)) {
-            Some(_) => {
-                format!("{error}; {number} is the service's own port, and port.number is the targetPort")
-            }
-            None => error,
-        };
-        // A name may stand for the number at Pods that are not there.
-        let is_named = tcp_ports(service).any(|port| numbered_target(port).is_none());
-        Some(if is_named && !self.targets.has_pods(service_name) {
-            Fault::Missing(error)
-        } else {
-            Fault::Own(error)
-        })
-    }
 
-    /// Other IngressBackends that name the same Service and port. All of them are in force: what one grants is granted.
-    fn conflicts(&self, name: &ObjectName, object: &IngressBackend) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let mut more = 0;
-        for backend in &object.spec.backends {
-            let openers = self.openers.get(&(backend.name.as_str(), backend.port.number));
-            let others: Vec<_> = openers.into_iter().flatten().filter(|other| **other != name).collect();
-            if others.is_empty() {
-                continue;
+        /// Whether the status of this object, if it is still there, may be another than before.
+        pub(crate) fn is_affected(scope: &StatusScope<'_>, key: &ObjectKey) -> bool {
+            match key.kind {
+                $(Kind::$kind => <$type as Compiled>::is_affected(scope, &key.name),)*
             }
-            if warnings.len() == MOST_CONFLICTS {
-                more += 1;
-                continue;
-            }
-            warnings.push(format!(
-                "service {}/{} port {} is also opened by IngressBackend {}; what any of them grants is granted",
-                name.namespace,
-                backend.name,
-                backend.port.number,
-                validate::listed(others.into_iter().map(ToString::to_string))
-            ));
         }
-        if more > 0 {
-            warnings.push(format!("{more} more backends are also opened by other IngressBackends"));
-        }
-        warnings
-    }
-}
-
-/// The status of a MeshConfig; only one of several is in force.
-pub fn mesh_config(index: &Index, name: &ObjectName, object: &MeshConfig) -> ObjectStatus {
-    let error = match index.mesh_config() {
-        Some((in_force, _)) if in_force == name => None,
-        Some((in_force, _)) => Some(format!("not in force: {in_force} is")),
-        None => Some(format!("not in force: only an object named {MESH_CONFIG_NAME} is read")),
     };
-    let findings = validate::mesh_config(&object.spec);
-    let error = error.or_else(|| findings.iter().find(|finding| finding.is_error()).map(Finding::to_string));
-    let warnings =
-        findings.iter().map(Finding::to_string).filter(|text| error.as_ref() != Some(text)).collect();
-    ObjectStatus::new(error, warnings, &object.metadata)
 }
+
+kinds!(define_statuses);
 
 /// The status of an object that cannot be read.
-pub fn unreadable(object: &Unreadable) -> ObjectStatus {
+fn unreadable_status(object: &Unreadable) -> ObjectStatus {
     ObjectStatus::new(Some(object.reason()), Vec::new(), &object.metadata)
 }
 
 impl ObjectStatus {
-    fn new(error: Option<String>, warnings: Vec<String>, of: &ObjectMeta) -> Self {
+    pub(super) fn new(error: Option<String>, warnings: Vec<String>, of: &ObjectMeta) -> Self {
         let (current, reason) = match error {
             Some(reason) => (CurrentStatus::Error, reason),
             None => (CurrentStatus::Committed, COMMITTED.to_owned()),

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use k8s_openapi::api::core::v1::Service;
 
 use super::fronts::{Front, Fronts};
-use super::listed_ports;
+use super::ports::listed_ports;
 use crate::index::Index;
 use crate::object::ObjectName;
 use crate::service::{NamedPorts, numbered_target, target_ports_of, tcp_ports};

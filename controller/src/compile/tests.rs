@@ -2,13 +2,17 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 use tidegate_core::policy::{
-    ClientCheck, Decision, IngressTransport, MeshProtocol, Opening, Reason, RuleState, Session, Sources,
-    Terms,
+    AppProtocol, ClientCheck, Decision, InboundPolicy, IngressRule, IngressTransport, MeshProtocol, MeshRule,
+    Opening, Reason, RuleState, Session, Sources, Terms,
 };
-use tidegate_core::{DnsName, Principal, San};
+use tidegate_core::{DnsName, Principal, San, TrustDomain};
 
-use super::status::CurrentStatus;
-use super::*;
+use super::ingress_backend::TOO_LARGE;
+use super::mesh_config::{NO_MESH_CONFIG, NOT_PERMISSIVE};
+use super::status::{self, CurrentStatus};
+use super::workload::{NamespaceRules, workload, workload_by};
+use crate::index::Index;
+use crate::object::ObjectName;
 use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, PERMISSIVE, backend, index, ingress_backend};
 
 const GATEWAY_ADDRESS: &str = "127.0.0.2";
@@ -36,7 +40,7 @@ fn only_rule(policy: &InboundPolicy, port: u16) -> &tidegate_core::policy::Activ
 fn status(index: &Index, name: &str) -> status::ObjectStatus {
     let (name, object) =
         index.ingress_backends().find(|(n, _)| &*n.name == name).unwrap_or_else(|| panic!("no {name}"));
-    status::ingress_backend(index, name, object)
+    super::ingress_backend::ingress_backend(index, name, object)
 }
 
 fn assert_committed(index: &Index, name: &str) -> Vec<String> {
@@ -434,7 +438,7 @@ fn a_mesh_config_that_no_pod_can_be_made_with_is_an_error_in_its_status() {
     let index = index(&["apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\n\
                          metadata: {name: osm-mesh-config, namespace: a}\nspec: {}\n"]);
     let (name, good) = index.mesh_config().unwrap();
-    assert_eq!(status::mesh_config(&index, name, good).current, CurrentStatus::Committed);
+    assert_eq!(super::mesh_config::mesh_config(&index, name, good).current, CurrentStatus::Committed);
     // As a cluster may have stored it before anybody looked.
     let mut bad = tidegate_crds::MeshConfig::clone(good);
     bad.spec = serde_json::from_value(serde_json::json!({
@@ -442,7 +446,7 @@ fn a_mesh_config_that_no_pod_can_be_made_with_is_an_error_in_its_status() {
         "certificate": {"serviceCertValidityDuration": "soon", "certKeyBitSize": 2048},
     }))
     .unwrap();
-    let status = status::mesh_config(&index, name, &bad);
+    let status = super::mesh_config::mesh_config(&index, name, &bad);
     assert_eq!(status.current, CurrentStatus::Error);
     let expected = "spec.sidecar.resources.limits.cpu: Expected a quantity such as 100m or 64Mi, got 'much'";
     assert_eq!(status.reason, expected);
@@ -462,7 +466,7 @@ fn of_several_mesh_configs_the_one_with_osm_s_name_is_in_force() {
     let index =
         index(&[&config("aaa", "a"), &config("osm-mesh-config", "b"), &config("osm-mesh-config", "c")]);
     let reasons: Vec<_> =
-        index.mesh_configs().map(|(n, o)| status::mesh_config(&index, n, o).reason).collect();
+        index.mesh_configs().map(|(n, o)| super::mesh_config::mesh_config(&index, n, o).reason).collect();
     assert_eq!(
         reasons,
         [

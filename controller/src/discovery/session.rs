@@ -16,12 +16,12 @@ use tokio::sync::{mpsc, watch};
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
-use crate::destinations::Destinations;
 use crate::discovery::shares::Shares;
 use crate::discovery::subscriptions::Subscriptions;
 use crate::metrics::ControllerMetrics;
 use crate::object::ObjectName;
-use crate::workloads::{Follower, Published, Rejected, Reported, Workloads};
+use crate::publish::destinations::Destinations;
+use crate::publish::policies::{PolicyStore, Published, Rejected, Reported, SidecarStream};
 
 /// The longest text that is kept of what a sidecar says.
 const MAX_TEXT_BYTES: usize = 1024;
@@ -45,7 +45,7 @@ pub(super) struct Client {
 pub(super) struct Session {
     pub(super) id: u64,
     pub(super) client: Client,
-    pub(super) workloads: Arc<Workloads>,
+    pub(super) workloads: Arc<PolicyStore>,
     pub(super) destinations: Arc<Destinations>,
     pub(super) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     pub(super) metrics: ControllerMetrics,
@@ -202,7 +202,7 @@ impl Session {
 
 impl Following<'_> {
     /// A workload's policy is its own business: only who runs as its service account may have it. In another
-    /// namespace than its own, nobody learns whether a workload is there.
+    /// namespace than its own, a client does not learn whether a workload exists.
     fn authorize(&self) -> Result<(), Status> {
         let client = &self.session.client.identity;
         let is_elsewhere = &*self.workload.namespace != client.namespace();
@@ -221,7 +221,7 @@ impl Following<'_> {
             let (workload, instance) = (&self.workload, &node.instance);
             info!(%workload, peer = %client.address, instance, "sidecar connected");
         }
-        let follower = Follower {
+        let follower = SidecarStream {
             stream: self.session.id,
             peer: client.address,
             program: limited(&node.version),
@@ -292,7 +292,7 @@ impl Following<'_> {
                 version: published.version.to_string(),
                 body: Some(wire::resource::Body::InboundPolicy(published.message())),
             }),
-            // To a stranger, "is no more" would say that it was not there.
+            // A client of another namespace must not learn that the workload does not exist.
             None if self.session.client.identity.namespace() != &*self.workload.namespace => return,
             None => response.removed.push(self.resource.clone()),
         }

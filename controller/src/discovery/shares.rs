@@ -2,7 +2,7 @@
 //!
 //! Who holds the key of a meshed Pod may open as many streams as there are connections for, and name any address. So the
 //! streams and destinations of an identity are counted together. Where one share is used up, the stream that has the most
-//! gives way to one that has less: a second sidecar of an identity, or somebody who poses as one, does not starve the
+//! gives way to one that has less: a second sidecar of an identity, or an attacker with its key, does not starve the
 //! first, nor does one identity starve another.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// How much there is for whom.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ShareLimits {
-    /// Streams for one workload: one, and those of before that have not noticed their end.
+    /// Streams for one workload: the current one, and older ones that have not noticed that they ended.
     pub(crate) streams_of_workload: usize,
     /// Streams of one identity for workloads that have no policy, such as names that were made up.
     pub(crate) waiting_streams: usize,
@@ -83,7 +83,7 @@ pub(crate) struct StreamShare {
 }
 
 impl Default for ShareLimits {
-    /// A destination takes half a KiB at the most where nobody of the mesh stands behind it.
+    /// A destination outside the mesh takes at most half a KiB.
     fn default() -> Self {
         Self {
             streams_of_workload: 4,

@@ -9,7 +9,7 @@ use tidegate_proto::discovery::{DiscoveryResponse, Resource};
 use tonic::Status;
 
 use super::shares::StreamShare;
-use crate::destinations::Subscriber;
+use crate::publish::destinations::Subscriber;
 
 /// The most destinations of one stream. A sidecar of ours wants half of it at the most.
 const MOST: usize = 8192;
@@ -47,7 +47,7 @@ impl Subscriptions {
                 Status::invalid_argument(format!("Subscribe.names: {name:?} is no destination/<ip>:<port>"))
             })?;
             if self.subscriber.wants(address) {
-                // Who asks again has it no longer.
+                // A sidecar that asks again has dropped what it held.
                 self.held.remove(&address);
             } else if self.subscriber.len() >= MOST {
                 return Err(Status::resource_exhausted(format!("more than {MOST} destinations")));

@@ -24,8 +24,9 @@ use tonic::Code;
 
 use super::*;
 use crate::metrics::NamespaceGauge;
+use crate::object::Change;
 use crate::source::folder::is_local;
-use crate::source::{Batch, Change, Source};
+use crate::source::{Batch, Source};
 use crate::testing::{HTTPBIN, backend, ingress_backend};
 use crate::{Config, Controller, ControllerHandle, Dependencies};
 
@@ -531,7 +532,7 @@ async fn serve_nothing(
     let (own, credentials) = watch::channel(Some(ca.issue(crate::SERVICE_ACCOUNT, crate::NAMESPACE)));
     let (bundle, trust_bundle) = watch::channel(ca.bundle());
     let (trigger, drain) = drain::channel();
-    let workloads = Arc::new(Workloads::new());
+    let workloads = Arc::new(PolicyStore::new());
     let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
     let workload = crate::object::ObjectName::new("httpbin", "httpbin-1");
     let policy = InboundPolicy { workload: workload.to_shared(), identity, ports: Default::default() };

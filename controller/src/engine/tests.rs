@@ -5,8 +5,7 @@ use tidegate_runtime::readiness::Readiness;
 use super::*;
 use crate::compile::status::CurrentStatus;
 use crate::metrics::NamespaceGauge;
-use crate::object::Object;
-use crate::source::Change;
+use crate::object::{Change, Kind, Object};
 use crate::source::folder::{FolderSource, is_local};
 use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, backend, ingress_backend};
 
@@ -41,7 +40,7 @@ impl Bench {
         let shared = Shared {
             trust_domain: TrustDomain::default(),
             index: Arc::clone(&index),
-            workloads: Arc::new(Workloads::new()),
+            workloads: Arc::new(PolicyStore::new()),
             destinations: Arc::new(Destinations::new(
                 index,
                 TrustDomain::default(),

@@ -29,8 +29,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::files::{Files, Hints};
-use super::{Batch, Change, Problem, ProblemSeverity, Source};
-use crate::object::{Object, ObjectKey};
+use super::{Batch, Problem, ProblemSeverity, Source};
+use crate::object::pod::has_ended;
+use crate::object::{Change, Object, ObjectKey};
 
 /// Changes that come within this time are read together.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -80,12 +81,6 @@ pub fn is_local(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let address = status.and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse::<IpAddr>().ok());
     address.is_some_and(|address| address.is_loopback()) && !has_ended(pod)
-}
-
-/// Whether all of a Pod's containers have ended for good; its address may be another's by now.
-pub fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Everything that the last scan knew, and what was told to the receiver.
@@ -160,7 +155,7 @@ impl State {
 
 /// What the watcher tells about one path.
 enum Seen {
-    /// Somebody writes to it and has not closed it.
+    /// A process has it open for writing.
     Writing(PathBuf),
     /// It is as it should be, or another thing changed about it.
     Changed(PathBuf),

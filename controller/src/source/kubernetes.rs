@@ -7,28 +7,23 @@
 //!
 //! Each namespace has a share of the memory (`holdings`): objects beyond it are not held, however many there are.
 //!
-//! A sidecar that listens to another control plane is none to us: its Pod is kept as one without.
+//! A Pod whose sidecar listens to another control plane is kept like a Pod without a sidecar.
 //!
 //! ServiceAccounts are not read: an identity is made of a Pod's namespace and the name in its spec, and the API
-//! server admits no Pod whose ServiceAccount is not there. Of Pods and the rest only those fields are decoded that
-//! somebody reads (`lean`).
+//! server admits no Pod whose ServiceAccount is missing. Only the fields that the controller reads are decoded
+//! ([`crate::object::stored`]).
 
 mod holdings;
-mod lean;
-mod size;
-mod stored_policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{Api, Client, CustomResourceExt, Resource};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ApiResource, DynamicObject};
+use kube::{Api, Client};
 use tidegate_crds::injection::has_sidecar;
-use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
-use tidegate_crds::{IngressBackend, MeshConfig};
 use tidegate_kubernetes::watch::{Event, KindMeter, Name, Timing, Watch, WatchMetrics};
 use tidegate_runtime::metrics::Metrics;
 use tokio::sync::{Notify, mpsc};
@@ -36,11 +31,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::folder::has_ended;
-use super::{Batch, Change, Problem, ProblemSeverity, Source};
+use super::{Batch, Problem, ProblemSeverity, Source};
 use crate::metrics::NamespaceGauge;
-use crate::object::{Kind, Object, ObjectKey, ObjectName};
-use crate::unreadable::Unreadable;
+use crate::object::kinds::kinds;
+use crate::object::pod::has_ended;
+use crate::object::stored::{Scope, Stored};
+use crate::object::unreadable::Unreadable;
+use crate::object::{Change, Kind, Object, ObjectKey, ObjectName};
 
 use holdings::Holdings;
 
@@ -86,16 +83,6 @@ struct State {
 }
 
 impl KubernetesSource {
-    /// The kinds that are watched.
-    const KINDS: [Kind; 6] = [
-        Kind::Namespace,
-        Kind::Service,
-        Kind::EndpointSlice,
-        Kind::Pod,
-        Kind::IngressBackend,
-        Kind::MeshConfig,
-    ];
-
     /// A source that reads what this client may see; the MeshConfig is the one in `namespace`, the control plane's.
     pub fn new(client: Client, namespace: impl Into<String>, metrics: WatchMetrics) -> Self {
         Self {
@@ -137,38 +124,31 @@ impl KubernetesSource {
 
     fn watches(&self, sender: &mpsc::Sender<Message>, holdings: &Holdings) -> Watches {
         let mut watches = Watches { tasks: JoinSet::new(), relist: BTreeMap::new() };
-        let mut start = |kind, watch| watches.start(kind, watch, self.timing, sender, holdings);
-        let client = || self.client.clone();
-        let decode = |text: &str| lean::namespace(text).map(|object| Object::Namespace(object.into()));
-        start(Kind::Namespace, self.keep(Kind::Namespace, Api::<Namespace>::all(client()), holdings, decode));
-        let decode = |text: &str| lean::service(text).map(|object| Object::Service(object.into()));
-        start(Kind::Service, self.keep(Kind::Service, Api::<Service>::all(client()), holdings, decode));
-        let decode =
-            |text: &str| lean::endpoint_slice(text).map(|object| Object::EndpointSlice(object.into()));
-        let slices = Api::<EndpointSlice>::all(client());
-        start(Kind::EndpointSlice, self.keep(Kind::EndpointSlice, slices, holdings, decode));
-        let control_plane = self.namespace.clone();
-        let decode =
-            move |text: &str| lean::pod(text, &control_plane).map(|object| Object::Pod(object.into()));
-        start(Kind::Pod, self.keep(Kind::Pod, Api::<Pod>::all(client()), holdings, decode));
-        let backends = Api::<IngressBackend>::all(client());
-        let decode = stored_policy::ingress_backend;
-        start(Kind::IngressBackend, self.keep(Kind::IngressBackend, backends, holdings, decode));
-        let configs = Api::<MeshConfig>::namespaced(client(), &self.namespace);
-        let configs = self.keep(Kind::MeshConfig, configs, holdings, stored_policy::mesh_config);
-        start(Kind::MeshConfig, configs.named(MESH_CONFIG_NAME));
+        macro_rules! start {
+            ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
+                $(if let Some(watch) = self.watch::<$type>(holdings) {
+                    watches.start(Kind::$kind, watch, self.timing, sender, holdings);
+                })*
+            };
+        }
+        kinds!(start);
         watches
     }
 
-    fn keep<K: Resource>(
-        &self,
-        kind: Kind,
-        api: Api<K>,
-        holdings: &Holdings,
-        decode: impl Fn(&str) -> serde_json::Result<Object> + Send + Sync + 'static,
-    ) -> Watch<()> {
-        let holdings = holdings.clone();
-        Watch::kept(api, move |text| Ok(holdings.put(decode(text)?)), self.meter(kind))
+    fn watch<K: Stored>(&self, holdings: &Holdings) -> Option<Watch<()>> {
+        let (client, resource) = (self.client.clone(), ApiResource::erase::<K>(&()));
+        let api = match K::SCOPE {
+            Scope::Cluster => Api::<DynamicObject>::all_with(client, &resource),
+            Scope::ControlPlane(_) => Api::namespaced_with(client, &self.namespace, &resource),
+            Scope::Folder => return None,
+        };
+        let (holdings, control_plane) = (holdings.clone(), self.namespace.clone());
+        let keep = move |text: &str| Ok(holdings.put(K::decode(text, &control_plane)?));
+        let watch = Watch::kept(api, keep, self.meter(K::KIND));
+        Some(match K::SCOPE {
+            Scope::ControlPlane(name) => watch.named(name),
+            Scope::Cluster | Scope::Folder => watch,
+        })
     }
 
     fn meter(&self, kind: Kind) -> KindMeter {
@@ -200,7 +180,7 @@ impl KubernetesSource {
                 let Ok(message) = messages.try_recv() else { break };
                 state.take(message);
             }
-            let is_complete = Self::KINDS.iter().all(|kind| state.listed.contains(kind));
+            let is_complete = watches.relist.keys().all(|kind| state.listed.contains(kind));
             let changes = holdings.drain();
             state.note_unreadable(&changes);
             let mut problems = state.problems();
@@ -311,13 +291,21 @@ fn problem(object: &Unreadable) -> Problem {
     }
 }
 
-fn unreadable(kind: Kind, reason: &str) -> Problem {
-    let crd = match kind {
-        Kind::IngressBackend => Some(IngressBackend::crd_name()),
-        Kind::MeshConfig => Some(MeshConfig::crd_name()),
-        _ => None,
+macro_rules! define_definition_of {
+    ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
+        /// The name of the CustomResourceDefinition that brings a kind.
+        fn definition_of(kind: Kind) -> Option<String> {
+            match kind {
+                $(Kind::$kind => (<$type>::custom()?.definition)().metadata.name.clone(),)*
+            }
+        }
     };
-    let message = match crd {
+}
+
+kinds!(define_definition_of);
+
+fn unreadable(kind: Kind, reason: &str) -> Problem {
+    let message = match definition_of(kind) {
         Some(crd) if reason.starts_with("404") => {
             format!("CustomResourceDefinition {crd} is not installed; waiting for it")
         }

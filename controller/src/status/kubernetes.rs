@@ -14,7 +14,6 @@ use kube::{Api, Client};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use serde_json::{Value, json};
-use tidegate_crds::{IngressBackend, MeshConfig};
 use tidegate_runtime::backoff::Backoff;
 use tidegate_runtime::metrics::Metrics;
 use tokio::sync::{Notify, watch};
@@ -22,6 +21,7 @@ use tracing::{debug, warn};
 
 use super::StatusWriter;
 use crate::compile::status::ObjectStatus;
+use crate::object::kinds::kinds;
 use crate::object::{Kind, ObjectKey};
 
 /// Writes at a time.
@@ -86,7 +86,7 @@ impl KubernetesStatuses {
         own
     }
 
-    /// Writes while this replica leads. Runs until `is_leader` has no sender any more.
+    /// Writes while this replica leads. Runs until the sender of `is_leader` is dropped.
     pub async fn publish(self, client: Client, mut is_leader: watch::Receiver<bool>) {
         loop {
             self.0.is_leader.set(0);
@@ -203,13 +203,20 @@ fn fields(status: &ObjectStatus) -> Value {
     })
 }
 
-async fn patch(client: &Client, key: &ObjectKey, status: &Value) -> kube::Result<()> {
-    let resource = match key.kind {
-        Kind::IngressBackend => ApiResource::erase::<IngressBackend>(&()),
-        Kind::MeshConfig => ApiResource::erase::<MeshConfig>(&()),
-        // No other kind has a status of ours.
-        _ => return Ok(()),
+macro_rules! define_resource {
+    ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
+        fn resource(kind: Kind) -> ApiResource {
+            match kind {
+                $(Kind::$kind => ApiResource::erase::<$type>(&()),)*
+            }
+        }
     };
+}
+
+kinds!(define_resource);
+
+async fn patch(client: &Client, key: &ObjectKey, status: &Value) -> kube::Result<()> {
+    let resource = resource(key.kind);
     // The answer is the object, which our types need not be able to read.
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.name.namespace, &resource);
     let patch = Patch::Merge(json!({"status": status}));

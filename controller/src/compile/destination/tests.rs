@@ -48,7 +48,7 @@ fn resolve(documents: &[&str], address: &str) -> Resolved {
     let resolver = Resolver {
         index: &index,
         trust_domain: &TrustDomain::default(),
-        is_workload: |pod| injection::has_sidecar(pod) && !crate::source::folder::has_ended(pod),
+        is_workload: |pod| injection::has_sidecar(pod) && !crate::object::pod::has_ended(pod),
     };
     resolver.resolve(address.parse().unwrap())
 }

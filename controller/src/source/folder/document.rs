@@ -1,17 +1,13 @@
 //! One file as documents, and each document as objects or as what is wrong with it.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::CustomResourceExt;
-use serde::Deserialize;
-use tidegate_crds::ingress_backend::INGRESS_BACKEND;
-use tidegate_crds::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
-use tidegate_crds::validate::{self, Finding};
-use tidegate_crds::{IngressBackend, MeshConfig, not_enforced, schema};
+use tidegate_crds::{Finding, not_enforced, schema};
 
 use super::yaml::{Misfit, Node, NodeValue, Place};
+use crate::object::kinds::kinds;
+use crate::object::stored::{CustomKind, Stored};
 use crate::object::{Kind, Object, ObjectKey, ObjectName};
 use crate::source::{Problem, ProblemSeverity};
 
@@ -108,60 +104,50 @@ impl Reader<'_> {
         {
             return items.iter().for_each(|item| self.read_object(item));
         }
-        match (api_version, kind) {
-            ("v1", "Namespace") => {
-                self.read_kubernetes(node, Kind::Namespace, |o| Object::Namespace(Arc::new(o)));
-            }
-            ("v1", "ServiceAccount") => {
-                self.read_kubernetes(node, Kind::ServiceAccount, |o| Object::ServiceAccount(Arc::new(o)));
-            }
-            ("v1", "Service") => self.read_kubernetes(node, Kind::Service, |o| Object::Service(Arc::new(o))),
-            ("v1", "Pod") => self.read_kubernetes(node, Kind::Pod, |o| Object::Pod(Arc::new(o))),
-            ("discovery.k8s.io/v1", "EndpointSlice") => {
-                self.read_kubernetes(node, Kind::EndpointSlice, |o| Object::EndpointSlice(Arc::new(o)));
-            }
-            (INGRESS_BACKEND, "IngressBackend") => {
-                static CRD: LazyLock<CustomResourceDefinition> = LazyLock::new(IngressBackend::crd);
-                self.read_custom::<IngressBackend>(node, Kind::IngressBackend, &CRD, |object| {
-                    let findings = validate::ingress_backend(&object.spec);
-                    (Object::IngressBackend(object.into()), findings)
-                });
-            }
-            (MESH_CONFIG | OLDER_MESH_CONFIG, "MeshConfig") => {
-                if api_version == OLDER_MESH_CONFIG {
-                    let message = format!("{api_version} is deprecated: {MESH_CONFIG} has the same fields");
-                    self.api_version(node, ProblemSeverity::Warning, message);
+        macro_rules! read_by_kind {
+            ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
+                match kind {
+                    $(stringify!($kind) if self.read::<$type>(node, api_version) => return,)*
+                    _ => {}
                 }
-                static CRD: LazyLock<CustomResourceDefinition> = LazyLock::new(MeshConfig::crd);
-                self.read_custom::<MeshConfig>(node, Kind::MeshConfig, &CRD, |object| {
-                    let findings = validate::mesh_config(&object.spec);
-                    (Object::MeshConfig(object.into()), findings)
-                });
-            }
-            (_, "IngressBackend" | "MeshConfig") => {
-                let right = if kind == "MeshConfig" { MESH_CONFIG } else { INGRESS_BACKEND };
-                self.parsed.has_unknown = true;
-                let message = format!("{kind} is not served in version {api_version}: use {right}");
-                self.api_version(node, ProblemSeverity::Error, message);
-            }
-            _ => {
-                if let Some(message) = not_enforced::warning(api_version, kind) {
-                    let object = self.title(node, kind);
-                    return self.about(node.place, None, Some(object), ProblemSeverity::Warning, message);
-                }
-                let message = format!("{api_version} {kind} is of no use to the mesh and is left out");
-                self.problem(node.place, None, None, ProblemSeverity::Info, message);
-            }
+            };
         }
+        kinds!(read_by_kind);
+        if let Some(message) = not_enforced::warning(api_version, kind) {
+            let object = self.title(node, kind);
+            return self.about(node.place, None, Some(object), ProblemSeverity::Warning, message);
+        }
+        let message = format!("{api_version} {kind} is of no use to the mesh and is left out");
+        self.problem(node.place, None, None, ProblemSeverity::Info, message);
     }
 
-    fn read_kubernetes<'n, T>(&mut self, node: &'n Node, kind: Kind, wrap: impl FnOnce(T) -> Object)
-    where
-        T: Deserialize<'n>,
-    {
-        let Some(key) = self.key(node, kind) else { return };
-        match T::deserialize(node) {
-            Ok(object) => self.accept(node, key, wrap(object)),
+    /// Reads an object of a kind that the controller knows. Returns whether this is its version, or at least a kind of
+    /// ours.
+    fn read<K: Stored>(&mut self, node: &Node, api_version: &str) -> bool {
+        let right = K::api_version(&());
+        let Some(custom) = K::custom() else {
+            if api_version == right {
+                self.read_kubernetes::<K>(node);
+            }
+            return api_version == right;
+        };
+        if custom.older_version == Some(api_version) {
+            let message = format!("{api_version} is deprecated: {right} has the same fields");
+            self.api_version(node, ProblemSeverity::Warning, message);
+        } else if api_version != right {
+            self.parsed.has_unknown = true;
+            let message = format!("{} is not served in version {api_version}: use {right}", K::KIND);
+            self.api_version(node, ProblemSeverity::Error, message);
+            return true;
+        }
+        self.read_custom(node, &custom);
+        true
+    }
+
+    fn read_kubernetes<K: Stored>(&mut self, node: &Node) {
+        let Some(key) = self.key(node, K::KIND) else { return };
+        match K::deserialize(node) {
+            Ok(object) => self.accept(node, key, K::wrap(object.into())),
             Err(misfit) => {
                 self.misfit(&misfit, Some(&key));
                 self.parsed.broken.push(key);
@@ -170,24 +156,17 @@ impl Reader<'_> {
     }
 
     /// Every wrong field of a custom resource is reported at once, with its place.
-    fn read_custom<'n, T: Deserialize<'n>>(
-        &mut self,
-        node: &'n Node,
-        kind: Kind,
-        crd: &CustomResourceDefinition,
-        wrap: impl FnOnce(T) -> (Object, Vec<Finding>),
-    ) {
-        let Some(key) = self.key(node, kind) else { return };
-        let findings = schema::check(crd, &node.to_json());
+    fn read_custom<K: Stored>(&mut self, node: &Node, custom: &CustomKind<K>) {
+        let Some(key) = self.key(node, K::KIND) else { return };
+        let findings = schema::check((custom.definition)(), &node.to_json());
         self.findings(node, &key, &findings);
         if findings.iter().any(Finding::is_error) {
             return self.parsed.broken.push(key);
         }
-        match T::deserialize(node) {
+        match K::deserialize(node) {
             Ok(object) => {
-                let (object, findings) = wrap(object);
-                self.findings(node, &key, &findings);
-                self.accept(node, key, object);
+                self.findings(node, &key, &(custom.findings)(&object));
+                self.accept(node, key, K::wrap(object.into()));
             }
             Err(misfit) => {
                 self.misfit(&misfit, Some(&key));
@@ -291,17 +270,21 @@ fn with_name(object: Object, name: &ObjectName) -> Object {
     fn set(metadata: &mut ObjectMeta, name: &ObjectName) {
         metadata.namespace = (!name.namespace.is_empty()).then(|| name.namespace.to_string());
     }
-    macro_rules! each {
-        ($($kind:ident),*) => {
+    macro_rules! with_name {
+        ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
             match object {
                 $(Object::$kind(mut object) => {
                     set(&mut Arc::make_mut(&mut object).metadata, name);
                     Object::$kind(object)
                 })*
+                Object::Unreadable(mut object) => {
+                    set(&mut Arc::make_mut(&mut object).metadata, name);
+                    Object::Unreadable(object)
+                }
             }
         };
     }
-    each!(Namespace, ServiceAccount, Service, EndpointSlice, Pod, IngressBackend, MeshConfig, Unreadable)
+    kinds!(with_name)
 }
 
 fn is_object_name(text: &str) -> bool {

@@ -8,10 +8,10 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::index::SERVICE_NAME_LABEL;
+use crate::object::pod::has_ended;
 use crate::object::{Object, ObjectName};
+use crate::service::SERVICE_NAME_LABEL;
 use crate::service::{NamedPorts, selects, target_ports_of};
-use crate::source::folder::has_ended;
 
 /// One EndpointSlice for each Service that has a selector and none of its own, and each family of addresses.
 pub(super) fn derive<'o>(objects: impl Iterator<Item = &'o Object>) -> Vec<Object> {

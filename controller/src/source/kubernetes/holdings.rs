@@ -18,11 +18,12 @@ use tidegate_crds::Finding;
 use tidegate_runtime::logging::LogThrottle;
 use tracing::warn;
 
-use super::size;
 use crate::metrics::NamespaceGauge;
-use crate::object::{Kind, Object, ObjectKey};
-use crate::source::{Change, Problem, ProblemSeverity};
-use crate::unreadable::Unreadable;
+use crate::object::kinds::kinds;
+use crate::object::stored::{Stored, size};
+use crate::object::unreadable::Unreadable;
+use crate::object::{Change, Kind, Object, ObjectKey};
+use crate::source::{Problem, ProblemSeverity};
 
 /// The most bytes that the objects of one namespace take of the memory.
 pub(super) const SHARE: usize = 48 << 20;
@@ -150,7 +151,7 @@ impl Holdings {
                 let fitting = namespace.left_out.iter().filter(|(_, bytes)| **bytes <= room);
                 kinds.extend(fitting.map(|(key, _)| key.kind));
                 if std::mem::take(&mut namespace.has_more) {
-                    kinds.extend(SHARED_KINDS);
+                    kinds.extend(shared_kinds());
                 }
             }
         }
@@ -195,13 +196,30 @@ impl Holdings {
     }
 }
 
-/// The kinds whose objects count.
-const SHARED_KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::IngressBackend];
+macro_rules! define_shares {
+    ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
+        /// Whether objects of a kind count.
+        fn has_share(kind: Kind) -> bool {
+            match kind {
+                $(Kind::$kind => <$type as Stored>::HAS_SHARE,)*
+            }
+        }
 
-/// Namespaces and the MeshConfig are made by cluster administrators.
-fn has_share(kind: Kind) -> bool {
-    SHARED_KINDS.contains(&kind)
+        /// Whether objects of a kind have a status.
+        fn has_status(kind: Kind) -> bool {
+            match kind {
+                $(Kind::$kind => <$type as Stored>::custom().is_some(),)*
+            }
+        }
+
+        /// The kinds whose objects count.
+        fn shared_kinds() -> impl Iterator<Item = Kind> {
+            [$(Kind::$kind),*].into_iter().filter(|kind| has_share(*kind))
+        }
+    };
 }
+
+kinds!(define_shares);
 
 impl NamespaceHoldings {
     /// The newer objects that must go so that this one fits; `None` if it does not fit beside the older ones.
@@ -263,7 +281,7 @@ impl NamespaceHoldings {
 impl Holding {
     fn of(object: &Object) -> Self {
         let metadata = object.metadata();
-        let status_of = (object.kind() == Kind::IngressBackend)
+        let status_of = has_status(object.kind())
             .then(|| StatusOf { uid: metadata.uid.clone(), generation: metadata.generation }.into());
         Self { age: metadata.creation_timestamp.clone(), bytes: size::of(object), status_of }
     }
@@ -301,7 +319,7 @@ mod tests {
 
     use super::*;
     use crate::object::ObjectName;
-    use crate::source::kubernetes::{lean, stored_policy};
+    use crate::object::stored::{custom, lean};
 
     const MIB: usize = 1 << 20;
 
@@ -326,7 +344,7 @@ mod tests {
         let metadata =
             json!({"namespace": "shop", "name": name, "creationTimestamp": created, "generation": 7});
         let text = json!({"metadata": metadata, "spec": {"backends": [], "sources": sources}}).to_string();
-        stored_policy::ingress_backend(&text).unwrap()
+        custom::decode::<tidegate_crds::IngressBackend>(&text).unwrap()
     }
 
     fn key(kind: Kind, name: &str) -> ObjectKey {
@@ -438,7 +456,11 @@ mod tests {
         assert_eq!(drained(&holdings), ["-y"]);
         assert!(holdings.problems()[0].message.starts_with("more than 256 objects are not read"));
         holdings.forget(key(Kind::Service, "s1"));
-        assert_eq!(holdings.take_new_room(), SHARED_KINDS.into(), "what is not noted may be of any kind");
+        assert_eq!(
+            holdings.take_new_room(),
+            shared_kinds().collect::<BTreeSet<_>>(),
+            "what is not noted may be of any kind"
+        );
     }
 
     #[test]

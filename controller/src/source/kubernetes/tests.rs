@@ -14,9 +14,10 @@ use tidegate_runtime::metrics::Metrics;
 use super::*;
 use crate::compile;
 use crate::compile::destination::Resolver;
-use crate::compile::status::{CurrentStatus, ObjectStatus, ingress_backend};
+use crate::compile::ingress_backend;
+use crate::compile::status::{CurrentStatus, ObjectStatus};
 use crate::explain::{Query, Speaks, explain};
-use crate::index::{Index, Touched};
+use crate::index::{Affected, Index};
 
 const NAMESPACES: &str = "v1/namespaces";
 const PODS: &str = "v1/pods";
@@ -38,7 +39,7 @@ struct Cluster {
     api: FakeApi,
     batches: mpsc::Receiver<Batch>,
     index: Index,
-    touched: Touched,
+    affected: Affected,
     is_complete: bool,
     problems: Vec<Problem>,
 }
@@ -55,8 +56,8 @@ impl Cluster {
             .with_share(share, Duration::from_millis(20));
         let (sender, batches) = mpsc::channel(16);
         tokio::spawn(Box::new(source).run(sender));
-        let (index, touched) = (Index::for_mesh(Some("osm")), Touched::default());
-        Self { api, batches, index, touched, is_complete: false, problems: Vec::new() }
+        let (index, affected) = (Index::for_mesh(Some("osm")), Affected::default());
+        Self { api, batches, index, affected, is_complete: false, problems: Vec::new() }
     }
 
     /// Takes batches until this holds.
@@ -65,7 +66,7 @@ impl Cluster {
             let batch = tokio::time::timeout(Duration::from_secs(30), self.batches.recv()).await;
             let batch = batch.unwrap_or_else(|_| panic!("not in time: {what}")).expect("the source runs");
             for change in batch.changes {
-                self.index.apply(change, &mut self.touched);
+                self.index.apply(change, &mut self.affected);
             }
             self.is_complete |= batch.is_complete;
             self.problems = batch.problems;
@@ -291,12 +292,12 @@ async fn a_pod_that_comes_again_under_its_name_is_not_the_one_that_an_endpoint_m
 async fn an_address_of_a_source_is_good_only_as_long_as_its_pod_has_it() {
     for phase in ["Succeeded", "Failed"] {
         let mut cluster = Cluster::complete(walkthrough().await).await;
-        cluster.touched = Touched::default();
+        cluster.affected = Affected::default();
         // Nobody has corrected the EndpointSlice yet.
         cluster.api.apply(PODS, plain_pod("ingress-nginx", "nginx-1", "10.0.0.2", phase));
         cluster.until("the end of the Pod", |cluster| !cluster.admits("10.0.0.2")).await;
         let workload = ObjectName::new("httpbin", "httpbin-1");
-        assert!(cluster.touched.pods.contains(&workload), "it is compiled again");
+        assert!(cluster.affected.pods.contains(&workload), "it is compiled again");
         assert_eq!(cluster.status().reason, "endpoints not found for service ingress-nginx/gateway");
     }
     let mut cluster = Cluster::complete(walkthrough().await).await;
@@ -326,10 +327,10 @@ async fn a_gateway_that_comes_back_with_a_new_address_is_let_in_whatever_its_nam
 async fn an_ingress_backend_counts_only_while_its_namespace_is_in_the_mesh() {
     let mut cluster = Cluster::complete(walkthrough().await).await;
     assert!(cluster.admits("10.0.0.2"));
-    cluster.touched = Touched::default();
+    cluster.affected = Affected::default();
     namespace(&cluster.api, "httpbin", json!({}));
     cluster.until("out", |cluster| !cluster.admits("10.0.0.2")).await;
-    assert!(cluster.touched.namespaces.contains("httpbin"));
+    assert!(cluster.affected.namespaces.contains("httpbin"));
     let status = cluster.status();
     assert_eq!(status.current, CurrentStatus::Error);
     let expected = "namespace httpbin is in no mesh: `tidegate namespace add httpbin` puts it in";
@@ -346,13 +347,13 @@ async fn an_ingress_backend_counts_only_while_its_namespace_is_in_the_mesh() {
 #[tokio::test]
 async fn an_ingress_backend_that_cannot_be_read_grants_nothing_and_says_why_wherever_one_looks() {
     let mut cluster = Cluster::complete(walkthrough().await).await;
-    cluster.touched = Touched::default();
+    cluster.affected = Affected::default();
     let mut broken = cluster.api.get(BACKENDS, "httpbin", "httpbin").unwrap();
     broken["spec"]["backends"][0]["port"]["number"] = "web".into();
     cluster.api.apply(BACKENDS, broken);
     cluster.until("the problem", |cluster| !cluster.problems.is_empty()).await;
     assert!(!cluster.admits("10.0.0.2"));
-    assert!(cluster.touched.namespaces.contains("httpbin"), "its workloads are compiled again");
+    assert!(cluster.affected.namespaces.contains("httpbin"), "its workloads are compiled again");
     let reason = "spec.backends[0].port.number: must be of type integer, got string: \"web\"";
     assert_eq!(cluster.problems[0].to_string(), format!("IngressBackend httpbin/httpbin: error: {reason}"));
     let statuses = crate::status::all(&cluster.index);
@@ -426,7 +427,7 @@ async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
     let plain = cluster.pod("ingress-nginx/nginx-1").unwrap();
     assert!(plain.spec.is_none() && plain.metadata.uid.is_some());
 
-    cluster.touched = Touched::default();
+    cluster.affected = Affected::default();
     let mut pod = cluster.api.get(PODS, "httpbin", "httpbin-1").unwrap();
     pod["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
     pod["status"]["hostIP"] = "10.8.8.8".into();
@@ -445,8 +446,8 @@ async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
             cluster.pod("x/last").is_some() && cluster.index.ingress_backends_in("x").next().is_some()
         })
         .await;
-    assert!(!cluster.touched.namespaces.contains("httpbin"), "{:?}", cluster.touched);
-    assert!(cluster.touched.pods.iter().all(|pod| &*pod.namespace == "x"), "{:?}", cluster.touched);
+    assert!(!cluster.affected.namespaces.contains("httpbin"), "{:?}", cluster.affected);
+    assert!(cluster.affected.pods.iter().all(|pod| &*pod.namespace == "x"), "{:?}", cluster.affected);
 }
 
 #[tokio::test]
@@ -576,7 +577,7 @@ fn a_pod_is_a_workload_with_a_sidecar_an_address_of_its_own_and_while_it_lasts()
     let mut unlabelled = whole.clone();
     unlabelled["metadata"]["labels"] = json!({"app": "a"});
     assert!(is_injected(&parse(unlabelled.clone())), "labels change while a Pod runs");
-    let kept = lean::pod(&unlabelled.to_string(), "tidegate-system").unwrap();
+    let kept = crate::object::stored::lean::pod(&unlabelled.to_string(), "tidegate-system").unwrap();
     assert!(is_injected(&kept) && kept.spec.is_some());
     let mut host = whole;
     host["spec"]["hostNetwork"] = true.into();

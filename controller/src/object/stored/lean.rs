@@ -1,8 +1,8 @@
 //! What is read of each kind: all that decides about a policy, and little else. What is left out here is never decoded,
 //! costs no memory, and a change to it compiles nothing.
 //!
-//! Lists have bounds, because whoever may write an object chooses their length. What is beyond one counts as if it were
-//! not there, which opens nothing: a port that is not known is refused, a label that is not known selects nothing. A
+//! Lists are bounded, because their length is up to the author of an object. Items beyond a bound are ignored, which opens
+//! nothing: a port that is not known is refused, a label that is not known selects nothing. A
 //! selector that is too long picks nothing.
 
 use k8s_openapi::api::core::v1::{
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tidegate_crds::injection::{INTERCEPT_CONTAINER, SIDECAR_CONTAINER, has_sidecar_of};
 use tidegate_kubernetes::lean::{Entries, First, MembershipLabels, Meta, Only, Wanted};
 
-use crate::index::SERVICE_NAME_LABEL;
+use crate::service::SERVICE_NAME_LABEL;
 
 /// Ports of a Pod, of a Service, and of an EndpointSlice.
 const MOST_PORTS: usize = 1024;
@@ -30,14 +30,14 @@ const MOST_ARGUMENTS: usize = 256;
 /// Containers of a Pod that are looked at.
 const MOST_CONTAINERS: usize = 1024;
 
-pub(super) fn namespace(text: &str) -> serde_json::Result<Namespace> {
+pub(crate) fn namespace(text: &str) -> serde_json::Result<Namespace> {
     let LeanNamespace { mut metadata } = serde_json::from_str(text)?;
     let labels = metadata.labels.take().unwrap_or_default().entries;
     let metadata = ObjectMeta { labels: Some(labels), ..metadata.named() };
     Ok(Namespace { metadata, ..Namespace::default() })
 }
 
-pub(super) fn service(text: &str) -> serde_json::Result<Service> {
+pub(crate) fn service(text: &str) -> serde_json::Result<Service> {
     let LeanService { metadata, spec } = serde_json::from_str(text)?;
     let spec = spec.unwrap_or_default();
     let spec = ServiceSpec {
@@ -53,7 +53,7 @@ pub(super) fn service(text: &str) -> serde_json::Result<Service> {
     Ok(Service { metadata: metadata.named(), spec: Some(spec), status: None })
 }
 
-pub(super) fn endpoint_slice(text: &str) -> serde_json::Result<EndpointSlice> {
+pub(crate) fn endpoint_slice(text: &str) -> serde_json::Result<EndpointSlice> {
     let LeanSlice { mut metadata, address_type, endpoints, ports } = serde_json::from_str(text)?;
     let labels = metadata.labels.take().unwrap_or_default().entries;
     let endpoints = endpoints.map(|endpoints| endpoints.0.into_iter().map(Endpoint::from).collect());
@@ -67,7 +67,7 @@ pub(super) fn endpoint_slice(text: &str) -> serde_json::Result<EndpointSlice> {
 
 /// A Pod without a sidecar that listens to the control plane in this namespace is kept for its addresses alone: they
 /// tell whether an endpoint is still the Pod's.
-pub(super) fn pod(text: &str, control_plane: &str) -> serde_json::Result<Pod> {
+pub(crate) fn pod(text: &str, control_plane: &str) -> serde_json::Result<Pod> {
     let LeanPod { metadata, spec, status } = serde_json::from_str(text)?;
     let labels = metadata.labels.clone().map(|labels| labels.entries);
     let deletion_timestamp = metadata.deletion_timestamp.clone();

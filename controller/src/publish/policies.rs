@@ -1,25 +1,20 @@
 //! The newest policy of each workload, who follows it, and what became of it there.
 //!
-//! Each policy sits in a mailbox that holds the latest value only: whoever follows a workload slowly skips what
-//! it did not see, and delays nobody.
+//! Each policy sits in a mailbox that holds the latest value only: a slow stream skips the versions that it missed, and
+//! delays no other stream.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use aws_lc_rs::digest::{SHA256, digest};
-use prost::Message;
 use serde::Serialize;
-use tidegate_core::hex;
 use tidegate_core::policy::InboundPolicy;
 use tidegate_proto::discovery as wire;
 use tokio::sync::watch;
 
+use super::version::version_of;
 use crate::object::ObjectName;
-
-/// Hexadecimal digits of a version; 128 bits of SHA-256.
-const VERSION_DIGITS: usize = 32;
 
 /// A compiled policy and its version. The message is made when it is sent: it is as large again, and what it is made of
 /// is shared by workloads.
@@ -33,7 +28,7 @@ pub(crate) struct Published {
 
 /// Every workload that has a policy or a follower.
 #[derive(Debug)]
-pub(crate) struct Workloads {
+pub(crate) struct PolicyStore {
     entries: Mutex<BTreeMap<ObjectName, Entry>>,
     is_synced: watch::Sender<bool>,
 }
@@ -42,12 +37,12 @@ pub(crate) struct Workloads {
 struct Entry {
     policy: watch::Sender<Option<Arc<Published>>>,
     error: Option<String>,
-    follower: Option<Follower>,
+    follower: Option<SidecarStream>,
 }
 
 /// A sidecar's stream, the latest for its workload.
 #[derive(Clone, Debug)]
-pub(crate) struct Follower {
+pub(crate) struct SidecarStream {
     /// Tells this stream from the ones before and after it.
     pub(crate) stream: u64,
     pub(crate) peer: SocketAddr,
@@ -125,14 +120,7 @@ impl Published {
     }
 }
 
-/// A hash of a message. Ours hold lists only, no maps, so equal values are equal bytes.
-pub(crate) fn version_of(message: &impl Message) -> Arc<str> {
-    let mut version = hex(digest(&SHA256, &message.encode_to_vec()).as_ref());
-    version.truncate(VERSION_DIGITS);
-    version.into()
-}
-
-impl Workloads {
+impl PolicyStore {
     pub(crate) fn new() -> Self {
         Self { entries: Mutex::default(), is_synced: watch::Sender::new(false) }
     }
@@ -146,7 +134,7 @@ impl Workloads {
         self.is_synced.send_replace(true);
     }
 
-    /// Follows a workload's policy, also one that is not there yet. [`Workloads::release`] ends it.
+    /// Follows a workload's policy, also one that is not there yet. [`PolicyStore::release`] ends it.
     pub(crate) fn follow(&self, name: &ObjectName) -> watch::Receiver<Option<Arc<Published>>> {
         self.lock().entry(name.clone()).or_default().policy.subscribe()
     }
@@ -190,12 +178,12 @@ impl Workloads {
         }
     }
 
-    pub(crate) fn connected(&self, name: &ObjectName, follower: Follower) {
+    pub(crate) fn connected(&self, name: &ObjectName, follower: SidecarStream) {
         self.lock().entry(name.clone()).or_default().follower = Some(follower);
     }
 
     /// Changes what is known of a stream, unless a newer one has taken its place.
-    pub(crate) fn update(&self, name: &ObjectName, stream: u64, change: impl FnOnce(&mut Follower)) {
+    pub(crate) fn update(&self, name: &ObjectName, stream: u64, change: impl FnOnce(&mut SidecarStream)) {
         let mut entries = self.lock();
         let follower = entries.get_mut(name).and_then(|entry| entry.follower.as_mut());
         if let Some(follower) = follower.filter(|follower| follower.stream == stream) {
@@ -203,7 +191,7 @@ impl Workloads {
         }
     }
 
-    /// Workloads that have a policy.
+    /// PolicyStore that have a policy.
     pub(crate) fn count(&self) -> usize {
         self.lock().values().filter(|entry| entry.policy.borrow().is_some()).count()
     }
@@ -246,7 +234,7 @@ impl Entry {
 }
 
 impl SidecarView {
-    fn new(follower: &Follower) -> Self {
+    fn new(follower: &SidecarStream) -> Self {
         Self {
             connected: follower.is_connected,
             connected_since: humantime::format_rfc3339_millis(follower.since).to_string(),

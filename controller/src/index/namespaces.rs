@@ -6,10 +6,13 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Namespace;
 use tidegate_crds::injection::{kept_out_by, mesh_of};
 
+use super::part::{Effect, Indexed};
+use crate::object::ObjectName;
+
 /// The namespaces that belong to the mesh.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Mesh {
-    /// Every one: whoever puts a manifest into a folder means it.
+    /// Every one: a manifest in the folder is meant for this mesh.
     #[default]
     Everything,
     /// Those with the label of this mesh.
@@ -50,14 +53,19 @@ impl Mesh {
 
     /// Takes over what a namespace says; whether that is something else than before.
     pub(crate) fn apply(&mut self, namespace: &Namespace) -> bool {
-        let Self::Labelled { mesh, namespaces } = self else { return false };
-        let name = namespace.metadata.name.as_deref().unwrap_or_default();
-        let membership = Membership::of(namespace, mesh);
-        let is_news = namespaces.get(name) != Some(&membership);
-        if is_news {
-            namespaces.insert(name.into(), membership);
+        let is_news = !self.knows(namespace);
+        if let Self::Labelled { mesh, namespaces } = self {
+            let name = namespace.metadata.name.as_deref().unwrap_or_default();
+            namespaces.insert(name.into(), Membership::of(namespace, mesh));
         }
         is_news
+    }
+
+    /// Whether a namespace says what it said before.
+    fn knows(&self, namespace: &Namespace) -> bool {
+        let Self::Labelled { mesh, namespaces } = self else { return true };
+        let name = namespace.metadata.name.as_deref().unwrap_or_default();
+        namespaces.get(name) == Some(&Membership::of(namespace, mesh))
     }
 
     /// Forgets a namespace.
@@ -90,6 +98,31 @@ impl Mesh {
     pub(crate) fn is_others(&self, namespace: &str) -> bool {
         let Self::Labelled { namespaces, .. } = self else { return false };
         matches!(namespaces.get(namespace), Some(Membership::Other(_)))
+    }
+}
+
+/// Of Namespaces only whether they belong to the mesh is kept, and nothing in a folder.
+impl Indexed for Namespace {
+    type Part = Mesh;
+
+    fn get<'p>(_: &'p Mesh, _: &ObjectName) -> Option<&'p Arc<Self>> {
+        None
+    }
+
+    fn insert(part: &mut Mesh, _: ObjectName, object: Arc<Self>) {
+        part.apply(&object);
+    }
+
+    fn remove(part: &mut Mesh, name: &ObjectName) {
+        part.remove(&name.name);
+    }
+
+    fn effects(part: &Mesh, name: &ObjectName) -> Vec<Effect> {
+        if part.knows_every_pod() { vec![Effect::Namespace(name.name.clone())] } else { Vec::new() }
+    }
+
+    fn holds(part: &Mesh, _: &ObjectName, object: &Self) -> bool {
+        part.knows(object)
     }
 }
 

@@ -1,7 +1,7 @@
-//! What stands behind each address that some sidecar has asked for, and who wants to hear of it.
+//! What stands behind each address that a sidecar has subscribed to.
 //!
-//! Nothing is worked out before somebody asks, and only what a change touches is worked out again. Each subscriber has
-//! a mailbox that holds names of what has changed, not values: whoever is slow gets the newest value once.
+//! An address is resolved when the first sidecar subscribes to it, and again when a change affects it. Each subscriber
+//! has a mailbox of changed addresses, not of values: a slow one gets the newest value once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,12 +19,12 @@ use tidegate_runtime::logging::LogThrottle;
 use tokio::sync::Notify;
 use tracing::warn;
 
+use super::shares::{self, NamespaceShares};
+use super::version::version_of;
 use crate::compile::destination::{Resolved, Resolver};
-use crate::index::{Index, Touched};
+use crate::index::{Affected, Index};
 use crate::metrics::NamespaceGauge;
-use crate::namespace_shares::{self, NamespaceShares};
 use crate::object::ObjectName;
-use crate::workloads::version_of;
 
 /// Bytes of what is noted of a Pod on which a destination rests.
 const PODS: usize = 256;
@@ -36,7 +36,7 @@ pub(crate) struct Destinations {
     is_workload: fn(&Pod) -> bool,
     entries: Mutex<Entries>,
     subscribers: AtomicU64,
-    /// Of all addresses behind which nobody of the mesh stands, invented ones too.
+    /// Shared by all addresses outside the mesh, invented ones included.
     passthrough: Arc<PublishedDestination>,
     complaints: LogThrottle<Arc<str>>,
 }
@@ -49,7 +49,7 @@ pub(crate) struct PublishedDestination {
     pub(crate) message: wire::Destination,
 }
 
-/// One stream's wishes. They end when it is dropped.
+/// One stream's subscriptions. Dropping it ends them.
 pub(crate) struct Subscriber {
     id: u64,
     destinations: Arc<Destinations>,
@@ -77,7 +77,7 @@ struct Entry {
 }
 
 /// What stands behind an address, within the share of its namespace.
-struct Outcome {
+struct Resolution {
     published: Arc<PublishedDestination>,
     pods: BTreeSet<ObjectName>,
     namespace: Option<Arc<str>>,
@@ -99,7 +99,7 @@ impl Destinations {
         let passthrough = Arc::new(PublishedDestination::new(&Destination::Passthrough));
         let entries = Entries {
             by_address: BTreeMap::new(),
-            shares: NamespaceShares::new(namespace_shares::SHARE, left_out),
+            shares: NamespaceShares::new(shares::SHARE, left_out),
             by_pod: BTreeMap::new(),
         };
         let (entries, subscribers) = (Mutex::new(entries), AtomicU64::new(1));
@@ -107,7 +107,7 @@ impl Destinations {
         Self { index, trust_domain, is_workload, entries, subscribers, passthrough, complaints }
     }
 
-    /// Somebody who may subscribe.
+    /// A subscriber without subscriptions.
     pub(crate) fn subscriber(self: &Arc<Self>) -> Subscriber {
         Subscriber {
             id: self.subscribers.fetch_add(1, Ordering::Relaxed),
@@ -117,10 +117,10 @@ impl Destinations {
         }
     }
 
-    /// Works out again what a change has touched, and tells those who want to know.
-    pub(crate) fn update(&self, index: &Index, touched: &Touched) {
+    /// Resolves the affected addresses again and notifies their subscribers.
+    pub(crate) fn update(&self, index: &Index, affected: &Affected) {
         let resolver = self.resolver(index);
-        let keys = self.lock().touched(touched);
+        let keys = self.lock().affected(affected);
         for key in keys {
             self.update_one(&resolver, key);
         }
@@ -132,21 +132,21 @@ impl Destinations {
 
     fn update_one(&self, resolver: &Resolver<'_>, key: Key) {
         // Without the lock, so that sidecars that ask meanwhile do not wait for all of it.
-        let outcome = self.resolve(resolver, key);
-        self.lock().replace(key, outcome);
+        let resolution = self.resolve(resolver, key);
+        self.lock().replace(key, resolution);
     }
 
     /// What stands behind an address. Takes the lock for moments only.
-    fn resolve(&self, resolver: &Resolver<'_>, key: Key) -> Outcome {
+    fn resolve(&self, resolver: &Resolver<'_>, key: Key) -> Resolution {
         let owner = resolver.owner(key.0);
         if let Some(owner) = owner
             && self.lock().shares.is_used_up(&owner.namespace, &key)
         {
-            return Outcome::closed(owner);
+            return Resolution::closed(owner);
         }
         let Resolved { destination, pods } = resolver.resolve(key.into());
         let Some(owner) = owner.filter(|_| destination != Destination::Passthrough) else {
-            return Outcome { published: self.passthrough.clone(), pods, namespace: None };
+            return Resolution { published: self.passthrough.clone(), pods, namespace: None };
         };
         let published = PublishedDestination::new(&destination);
         let bytes = published.held_bytes() + PODS * pods.len();
@@ -156,12 +156,12 @@ impl Destinations {
                 let reason = entries.shares.reason("destinations");
                 warn!(destination = %owner, %reason, "sidecars are told that it has no endpoints");
             }
-            return Outcome::closed(owner);
+            return Resolution::closed(owner);
         }
-        Outcome { published: Arc::new(published), pods, namespace: Some(owner.namespace.clone()) }
+        Resolution { published: Arc::new(published), pods, namespace: Some(owner.namespace.clone()) }
     }
 
-    /// How many destinations somebody wants.
+    /// How many destinations have a subscriber.
     pub(crate) fn count(&self) -> usize {
         self.lock().by_address.len()
     }
@@ -182,24 +182,24 @@ impl fmt::Debug for Destinations {
 }
 
 impl Entries {
-    fn touched(&self, touched: &Touched) -> BTreeSet<Key> {
-        if touched.all {
+    fn affected(&self, affected: &Affected) -> BTreeSet<Key> {
+        if affected.all {
             return self.by_address.keys().copied().collect();
         }
         let mut keys: BTreeSet<Key> = BTreeSet::new();
-        for ip in &touched.addresses {
+        for ip in &affected.addresses {
             keys.extend(self.by_address.range((*ip, 0)..=(*ip, u16::MAX)).map(|(key, _)| *key));
         }
-        for pod in &touched.pods {
+        for pod in &affected.pods {
             keys.extend(self.by_pod.get(pod).into_iter().flatten());
         }
         keys
     }
 
-    fn replace(&mut self, key: Key, outcome: Outcome) {
-        let Outcome { published, pods, namespace } = outcome;
+    fn replace(&mut self, key: Key, resolution: Resolution) {
+        let Resolution { published, pods, namespace } = resolution;
         let Some(entry) = self.by_address.get_mut(&key) else {
-            // Nobody wants it any more.
+            // The last subscriber left meanwhile.
             return self.give_back(key, namespace.as_ref());
         };
         if published.version != entry.published.version {
@@ -229,11 +229,11 @@ impl Entries {
     }
 
     /// A destination with its first subscriber, unless another one was faster.
-    fn insert(&mut self, key: Key, outcome: Outcome, subscriber: u64, mailbox: &Arc<Mailbox>) {
+    fn insert(&mut self, key: Key, resolution: Resolution, subscriber: u64, mailbox: &Arc<Mailbox>) {
         if self.join(key, subscriber, mailbox) {
             return;
         }
-        let Outcome { published, pods, namespace } = outcome;
+        let Resolution { published, pods, namespace } = resolution;
         self.rests_on(key, &pods);
         let subscribers = BTreeMap::from([(subscriber, mailbox.clone())]);
         self.by_address.insert(key, Entry { published, pods, namespace, subscribers });
@@ -285,7 +285,7 @@ impl PublishedDestination {
     }
 }
 
-impl Outcome {
+impl Resolution {
     /// No endpoints: a connection is refused, and never passed on as if there were no mesh.
     fn closed(owner: &ObjectName) -> Self {
         let service = MeshService { name: owner.to_shared(), endpoints: Vec::new() };
@@ -295,17 +295,17 @@ impl Outcome {
 }
 
 impl Subscriber {
-    /// How many destinations it wants.
+    /// How many destinations it is subscribed to.
     pub(crate) fn len(&self) -> usize {
         self.wanted.len()
     }
 
-    /// Whether it wants this destination.
+    /// Whether it is subscribed to this destination.
     pub(crate) fn wants(&self, address: SocketAddr) -> bool {
         self.wanted.contains(&address)
     }
 
-    /// Wants a destination; it counts as changed.
+    /// Subscribes to a destination, which counts as changed.
     pub(crate) fn subscribe(&mut self, address: SocketAddr) {
         let is_new = self.wanted.insert(address);
         if is_new {
@@ -315,14 +315,14 @@ impl Subscriber {
             let index = destinations.index.read().unwrap_or_else(PoisonError::into_inner);
             let is_known = destinations.lock().join(key, self.id, &self.mailbox);
             if !is_known {
-                let outcome = destinations.resolve(&destinations.resolver(&index), key);
-                destinations.lock().insert(key, outcome, self.id, &self.mailbox);
+                let resolution = destinations.resolve(&destinations.resolver(&index), key);
+                destinations.lock().insert(key, resolution, self.id, &self.mailbox);
             }
         }
         self.mailbox.put(address);
     }
 
-    /// Wants a destination no longer; whether it did.
+    /// Ends a subscription. Returns whether there was one.
     pub(crate) fn unsubscribe(&mut self, address: SocketAddr) -> bool {
         let was_wanted = self.wanted.remove(&address);
         if was_wanted {

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 use tidegate_crds::Finding;
 
-use crate::object::{Kind, ObjectName};
+use super::name::{Kind, ObjectName};
 
 /// An IngressBackend or a MeshConfig that cannot be read.
 #[derive(Clone, Debug, PartialEq)]

@@ -36,7 +36,7 @@ impl<K: Ord + Clone> NamespaceShares<K> {
         Self { share, left_out, namespaces: HashMap::new() }
     }
 
-    /// Whether it is no use to make this result, because the namespace's share is used up. It is left out then.
+    /// Whether to leave this result out without making it, because the namespace's share is used up.
     pub(crate) fn is_used_up(&mut self, namespace: &Arc<str>, key: &K) -> bool {
         let Some(results) = self.namespaces.get_mut(namespace) else { return false };
         if results.failures < MOST_FAILURES || results.held.contains_key(key) {
@@ -64,7 +64,7 @@ impl<K: Ord + Clone> NamespaceShares<K> {
         fits
     }
 
-    /// There is no such result any more.
+    /// Forgets a result.
     pub(crate) fn release(&mut self, namespace: &Arc<str>, key: &K) {
         let Some(results) = self.namespaces.get_mut(namespace) else { return };
         results.has_new_room |= results.take(key) > 0;

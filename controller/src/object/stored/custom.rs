@@ -1,16 +1,19 @@
-//! Custom resources as they are stored, read by ourselves: one that we cannot read must not keep the others from us, and
-//! grants nothing, nor does what was there before it.
+//! Custom resources as they are stored. One that cannot be read does not keep the others from being read, and grants
+//! nothing, nor does its last version that could be read.
 //!
-//! The spec decides; the status is what we wrote ourselves, and is not decoded.
+//! The spec decides. The status is written by the controller itself and is not decoded.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
+use kube::core::object::HasSpec;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tidegate_crds::{IngressBackend, IngressBackendSpec, MeshConfig, MeshConfigSpec, stored};
+use tidegate_crds::stored;
 use tidegate_kubernetes::lean::Meta;
 
-use crate::object::{Kind, Object};
-use crate::unreadable::Unreadable;
+use super::Stored;
+use crate::object::Object;
+use crate::object::unreadable::Unreadable;
 
 #[derive(Deserialize)]
 #[serde(bound = "S: DeserializeOwned")]
@@ -24,40 +27,31 @@ struct Named {
     metadata: Meta,
 }
 
-/// An IngressBackend, or why it cannot be read.
-pub(super) fn ingress_backend(text: &str) -> serde_json::Result<Object> {
-    match serde_json::from_str::<Policy<IngressBackendSpec>>(text) {
-        Ok(Policy { metadata, spec }) => {
-            let object = IngressBackend { metadata: metadata.of_policy(), spec, status: None };
-            Ok(Object::IngressBackend(object.into()))
-        }
-        Err(error) => unreadable::<IngressBackend>(Kind::IngressBackend, text, &error),
+/// A custom resource whose `spec` decides.
+pub(crate) trait Custom: Stored + CustomResourceExt + HasSpec<Spec: DeserializeOwned> {
+    /// An object without a status.
+    fn of(metadata: ObjectMeta, spec: Self::Spec) -> Self;
+}
+
+/// An object, or why it cannot be read.
+pub(crate) fn decode<K: Custom>(text: &str) -> serde_json::Result<Object> {
+    match serde_json::from_str::<Policy<K::Spec>>(text) {
+        Ok(Policy { metadata, spec }) => Ok(K::wrap(K::of(metadata.of_policy(), spec).into())),
+        Err(error) => unreadable::<K>(text, &error),
     }
 }
 
-/// A MeshConfig, or why it cannot be read.
-pub(super) fn mesh_config(text: &str) -> serde_json::Result<Object> {
-    match serde_json::from_str::<Policy<MeshConfigSpec>>(text) {
-        Ok(Policy { metadata, spec }) => {
-            let object = MeshConfig { metadata: metadata.of_policy(), spec, status: None };
-            Ok(Object::MeshConfig(object.into()))
-        }
-        Err(error) => unreadable::<MeshConfig>(Kind::MeshConfig, text, &error),
-    }
-}
-
-fn unreadable<K>(kind: Kind, text: &str, error: &serde_json::Error) -> serde_json::Result<Object>
-where
-    K: CustomResourceExt + DeserializeOwned,
-{
+fn unreadable<K: Custom>(text: &str, error: &serde_json::Error) -> serde_json::Result<Object> {
     let Named { metadata } = serde_json::from_str(text)?;
     let (value, finding) = stored::explained::<K>(text, error);
-    Ok(Object::Unreadable(Unreadable::new(kind, metadata.of_policy(), &value, finding).into()))
+    Ok(Object::Unreadable(Unreadable::new(K::KIND, metadata.of_policy(), &value, finding).into()))
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    use tidegate_crds::IngressBackend;
 
     use super::*;
 
@@ -79,7 +73,9 @@ mod tests {
         let text = text(6_000, 6_000);
         let mut reason = String::new();
         let held = allocation_counter::measure(|| {
-            let Object::Unreadable(object) = ingress_backend(&text).unwrap() else { panic!("it is read") };
+            let Object::Unreadable(object) = decode::<IngressBackend>(&text).unwrap() else {
+                panic!("it is read")
+            };
             assert!(object.may_open("tenant/any", 80), "it may be about any of them");
             assert_eq!(object.metadata.generation, Some(3));
             reason = object.reason();
@@ -90,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_bounds_themselves_are_read() {
-        assert!(matches!(ingress_backend(&text(256, 1024)).unwrap(), Object::IngressBackend(_)));
+        assert!(matches!(decode::<IngressBackend>(&text(256, 1024)).unwrap(), Object::IngressBackend(_)));
     }
 
     #[test]
@@ -101,7 +97,7 @@ mod tests {
             "status": {"conditions": conditions},
         })
         .to_string();
-        let held = allocation_counter::measure(|| drop(ingress_backend(&text).unwrap()));
+        let held = allocation_counter::measure(|| drop(decode::<IngressBackend>(&text).unwrap()));
         assert!(held.bytes_max < 4096, "{} bytes", held.bytes_max);
     }
 }

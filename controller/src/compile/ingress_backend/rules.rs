@@ -20,10 +20,10 @@ use crate::object::ObjectName;
 
 /// What one backend of an IngressBackend grants, at whichever workloads stand behind it.
 #[derive(Clone, Debug)]
-pub(super) struct BackendRule {
-    pub(super) backend: ObjectName,
-    pub(super) port: u16,
-    pub(super) state: RuleState,
+pub(crate) struct BackendRule {
+    pub(crate) backend: ObjectName,
+    pub(crate) port: u16,
+    pub(crate) state: RuleState,
 }
 
 /// Who may come, as its sources are resolved at this moment. Rules share it.
@@ -53,7 +53,7 @@ const MOST_NAMESPACE_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the sources of a namespace's IngressBackends are at this moment: each Service is looked up once, and all of them
 /// together have a bound.
-pub(super) struct NamespaceSources<'i> {
+pub(crate) struct NamespaceSources<'i> {
     index: &'i Index,
     addresses: RefCell<HashMap<ObjectName, Rc<[IpNet]>>>,
     /// The IngressBackends that are beyond the bound.
@@ -61,7 +61,7 @@ pub(super) struct NamespaceSources<'i> {
 }
 
 impl<'i> NamespaceSources<'i> {
-    pub(super) fn new(index: &'i Index, namespace: &str) -> Self {
+    pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
         let mut sources = Self { index, addresses: RefCell::default(), beyond: BTreeSet::new() };
         let mut objects: Vec<_> = index.ingress_backends_in(namespace).collect();
         objects.sort_by(|(_, a), (_, b)| a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp));
@@ -77,7 +77,7 @@ impl<'i> NamespaceSources<'i> {
     }
 
     /// What [`rules`] says of the first source that is a Service without ready endpoints, if there is one.
-    pub(super) fn missing(&self, sources: &[Source]) -> Option<String> {
+    pub(crate) fn missing(&self, sources: &[Source]) -> Option<String> {
         let mut names = sources.iter().filter(|source| source.kind == "Service").map(service_name);
         names.find(|name| self.addresses(name).is_empty()).map(|name| without_endpoints(&name))
     }
@@ -108,7 +108,7 @@ fn service_name(source: &Source) -> ObjectName {
 }
 
 /// Bytes of a rule on the wire, about.
-pub(super) fn wire_bytes(rule: &IngressRule) -> usize {
+pub(crate) fn wire_bytes(rule: &IngressRule) -> usize {
     let state = match &rule.state {
         RuleState::Invalid(reason) => reason.len(),
         RuleState::Active(active) => {
@@ -130,7 +130,7 @@ pub(super) fn wire_bytes(rule: &IngressRule) -> usize {
 }
 
 /// Bytes of memory of a rule that are not shared with other workloads.
-pub(super) fn own_bytes(rule: &IngressRule) -> usize {
+pub(crate) fn own_bytes(rule: &IngressRule) -> usize {
     match &rule.state {
         RuleState::Active(ActiveIngressRule {
             transport: IngressTransport::Https { sni_hosts, .. }, ..
@@ -164,10 +164,10 @@ fn principals_bytes(principals: &[Principal]) -> usize {
 
 /// The most that all rules of one IngressBackend may take together, in bytes: each of its backends lists all of its
 /// sources.
-pub(super) const MOST_OBJECT_BYTES: usize = 1024 * 1024;
+pub(crate) const MOST_OBJECT_BYTES: usize = 1024 * 1024;
 
 /// The rules of an IngressBackend, one for each of its backends in their order.
-pub(super) fn rules(
+pub(crate) fn rules(
     sources: &NamespaceSources<'_>,
     name: &ObjectName,
     spec: &IngressBackendSpec,
@@ -193,7 +193,7 @@ pub(super) fn rules(
 }
 
 /// The first finding that keeps the whole object out.
-pub(super) fn error(spec: &IngressBackendSpec) -> Option<String> {
+pub(crate) fn error(spec: &IngressBackendSpec) -> Option<String> {
     let findings = validate::ingress_backend(spec);
     findings.into_iter().find(Finding::is_error).map(|finding| finding.to_string())
 }

@@ -8,37 +8,38 @@ use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodIP, Service, 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tidegate_crds::IngressBackend;
-use tidegate_crds::ingress_backend::{Backend, Match, Source};
 
+use super::Stored;
 use crate::object::Object;
+use crate::object::kinds::kinds;
 
 /// Names of an object in the index, in its watch and in what is noted of its size.
 const NAMES: usize = 768;
 /// An entry of an index by something that an object refers to.
-const REFERENCE: usize = 256;
+pub(crate) const REFERENCE: usize = 256;
 /// The status of an IngressBackend, as it is kept, shown and written.
-const STATUS: usize = 6 * 1024;
+pub(crate) const STATUS: usize = 6 * 1024;
 /// An allocation beside its content.
 const ALLOCATION: usize = 32;
 /// An entry of a map beside its texts.
 const ENTRY: usize = 128;
 
-/// Bytes that an object takes.
-pub(super) fn of(object: &Object) -> usize {
-    NAMES
-        + match object {
-            Object::Pod(pod) => of_pod(pod),
-            Object::Service(service) => of_service(service),
-            Object::EndpointSlice(slice) => of_slice(slice),
-            Object::IngressBackend(backend) => of_backend(backend),
-            Object::Unreadable(object) => STATUS + object.size(),
-            // Not counted: cluster administrators make them.
-            Object::Namespace(_) | Object::ServiceAccount(_) | Object::MeshConfig(_) => 0,
+macro_rules! define_of {
+    ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
+        /// Bytes that an object takes, with its names.
+        pub(crate) fn of(object: &Object) -> usize {
+            NAMES
+                + match object {
+                    $(Object::$kind(object) => <$type as Stored>::size(object),)*
+                    Object::Unreadable(object) => STATUS + object.size(),
+                }
         }
+    };
 }
 
-fn of_pod(pod: &Pod) -> usize {
+kinds!(define_of);
+
+pub(super) fn of_pod(pod: &Pod) -> usize {
     let spec = pod.spec.iter();
     let containers = spec.clone().flat_map(|spec| spec.init_containers.iter().flatten());
     let containers: usize = containers.chain(spec.flat_map(|spec| &spec.containers)).map(of_container).sum();
@@ -59,7 +60,7 @@ fn of_container(container: &Container) -> usize {
     item::<Container>() + text(&container.name) + optional(&container.restart_policy) + args + ports
 }
 
-fn of_service(service: &Service) -> usize {
+pub(super) fn of_service(service: &Service) -> usize {
     let spec = service.spec.iter().map(|spec| {
         let ips: usize =
             spec.cluster_ips.iter().flatten().map(|ip| item::<String>() + REFERENCE + text(ip)).sum();
@@ -87,7 +88,7 @@ fn of_service_port(port: &ServicePort) -> usize {
         + target
 }
 
-fn of_slice(slice: &EndpointSlice) -> usize {
+pub(super) fn of_slice(slice: &EndpointSlice) -> usize {
     let endpoints: usize = slice.endpoints.iter().flatten().map(of_endpoint).sum();
     let ports: usize = slice
         .ports
@@ -110,37 +111,7 @@ fn of_endpoint(endpoint: &Endpoint) -> usize {
     item::<Endpoint>() + addresses + target
 }
 
-fn of_backend(object: &IngressBackend) -> usize {
-    let backends: usize = object
-        .spec
-        .backends
-        .iter()
-        .map(|backend| {
-            let hosts = backend.tls.iter().flat_map(|tls| tls.sni_hosts.iter().flatten());
-            let hosts: usize = hosts.map(|host| item::<String>() + text(host)).sum();
-            item::<Backend>() + text(&backend.name) + text(&backend.port.protocol) + hosts
-        })
-        .sum();
-    let sources: usize = object
-        .spec
-        .sources
-        .iter()
-        .map(|source| {
-            item::<Source>()
-                + REFERENCE
-                + text(&source.kind)
-                + text(&source.name)
-                + optional(&source.namespace)
-        })
-        .sum();
-    let matches = object.spec.matches.iter().flatten();
-    let matches: usize = matches
-        .map(|found| item::<Match>() + text(&found.api_group) + text(&found.kind) + text(&found.name))
-        .sum();
-    size_of::<IngressBackend>() + STATUS + of_metadata(&object.metadata) + backends + sources + matches
-}
-
-fn of_metadata(metadata: &ObjectMeta) -> usize {
+pub(crate) fn of_metadata(metadata: &ObjectMeta) -> usize {
     let names = [&metadata.name, &metadata.namespace, &metadata.uid].into_iter().map(optional).sum::<usize>();
     names + metadata.labels.as_ref().map_or(0, entries)
 }
@@ -150,15 +121,15 @@ fn entries(map: &BTreeMap<String, String>) -> usize {
 }
 
 /// The place of an item in a list that may have twice the room.
-fn item<T>() -> usize {
+pub(crate) fn item<T>() -> usize {
     2 * size_of::<T>()
 }
 
-fn text(text: &str) -> usize {
+pub(crate) fn text(text: &str) -> usize {
     ALLOCATION + text.len()
 }
 
-fn optional(optional: &Option<String>) -> usize {
+pub(crate) fn optional(optional: &Option<String>) -> usize {
     optional.as_deref().map_or(0, text)
 }
 
@@ -169,7 +140,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::source::kubernetes::{lean, stored_policy};
+    use crate::object::stored::{custom, lean};
 
     /// What is reckoned for an object, and what decoding it leaves allocated.
     fn reckoned_and_held(decode: &dyn Fn() -> Object) -> (usize, usize) {
@@ -233,7 +204,7 @@ mod tests {
         }
         check("slice", &|| Object::EndpointSlice(lean::endpoint_slice(&slice).unwrap().into()));
         for text in [&backend, &broken] {
-            check("policy", &|| stored_policy::ingress_backend(text).unwrap());
+            check("policy", &|| custom::decode::<tidegate_crds::IngressBackend>(text).unwrap());
         }
     }
 }

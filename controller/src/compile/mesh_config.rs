@@ -1,0 +1,64 @@
+//! What the MeshConfig in force says, and whether a MeshConfig is in force.
+
+use tidegate_core::policy::MeshRule;
+use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
+use tidegate_crds::{Finding, MeshConfig, validate};
+
+use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
+use crate::index::Index;
+use crate::object::ObjectName;
+
+/// Why mesh peers are kept out where no policy lets them in.
+pub(super) const NOT_PERMISSIVE: &str = "permissive mode is off and no policy lets mesh peers in";
+/// The same, where there is no MeshConfig.
+pub(crate) const NO_MESH_CONFIG: &str = "there is no MeshConfig osm-mesh-config, so permissive mode is off; make it with \
+                              spec.traffic.enablePermissiveTrafficPolicyMode: true to let mesh peers in";
+
+impl Compiled for MeshConfig {
+    fn statuses(scope: &StatusScope<'_>) -> Vec<Judged> {
+        let index = scope.index;
+        let wanted = index.mesh_configs().filter(|(name, _)| Self::is_wanted(scope, name));
+        wanted
+            .map(|(name, object)| Judged {
+                name: name.clone(),
+                status: mesh_config(index, name, object),
+                uid: object.metadata.uid.clone(),
+                is_incomplete: false,
+            })
+            .collect()
+    }
+
+    fn is_affected(scope: &StatusScope<'_>, _: &ObjectName) -> bool {
+        scope.all
+    }
+
+    fn is_wanted(scope: &StatusScope<'_>, _: &ObjectName) -> bool {
+        scope.all
+    }
+}
+
+/// The status of a MeshConfig; only one of several is in force.
+pub(super) fn mesh_config(index: &Index, name: &ObjectName, object: &MeshConfig) -> ObjectStatus {
+    let error = match index.mesh_config() {
+        Some((in_force, _)) if in_force == name => None,
+        Some((in_force, _)) => Some(format!("not in force: {in_force} is")),
+        None => Some(format!("not in force: only an object named {MESH_CONFIG_NAME} is read")),
+    };
+    let findings = validate::mesh_config(&object.spec);
+    let error = error.or_else(|| findings.iter().find(|finding| finding.is_error()).map(Finding::to_string));
+    let warnings =
+        findings.iter().map(Finding::to_string).filter(|text| error.as_ref() != Some(text)).collect();
+    ObjectStatus::new(error, warnings, &object.metadata)
+}
+
+/// What mesh peers may do at the ports of workloads.
+pub(super) fn mesh_rule(index: &Index) -> MeshRule {
+    if let Some(config) = index.unreadable_mesh_config() {
+        return MeshRule::Deny(format!("MeshConfig {}: {}", config.name(), config.reason()).into());
+    }
+    match index.mesh_config_spec() {
+        Some(config) if config.is_permissive() => MeshRule::AnyPeer,
+        Some(_) => MeshRule::Deny(NOT_PERMISSIVE.into()),
+        None => MeshRule::Deny(NO_MESH_CONFIG.into()),
+    }
+}

@@ -1,0 +1,84 @@
+//! What the index keeps of one kind, and what a change of an object has an effect on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::object::ObjectName;
+
+/// A kind whose objects the index keeps. Its implementation is the kind's file in `index/`.
+pub(crate) trait Indexed: PartialEq + Sized {
+    /// Its objects, and how they are found by what refers to them.
+    type Part: Clone + Debug + Default;
+
+    /// An object, as it is kept.
+    fn get<'p>(part: &'p Self::Part, name: &ObjectName) -> Option<&'p Arc<Self>>;
+
+    /// Keeps an object, in the place of the one before.
+    fn insert(part: &mut Self::Part, name: ObjectName, object: Arc<Self>);
+
+    /// Forgets an object.
+    fn remove(part: &mut Self::Part, name: &ObjectName);
+
+    /// What the object of this name, as it is kept now, has an effect on. Called before and after each change.
+    fn effects(part: &Self::Part, name: &ObjectName) -> Vec<Effect>;
+
+    /// Whether an object is kept already, the same in everything that is kept of it.
+    fn holds(part: &Self::Part, name: &ObjectName, object: &Self) -> bool {
+        Self::get(part, name).is_some_and(|kept| **kept == *object)
+    }
+}
+
+/// What an object has an effect on. The index works out which workloads, statuses and destinations that means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Everything in the mesh.
+    All,
+    /// Every workload and every status of a namespace.
+    Namespace(Arc<str>),
+    /// A Pod, and the workloads that let it in as an endpoint of a source.
+    Pod(ObjectName),
+    /// The Pods behind a Service, and the policies that name it as a source.
+    Service(ObjectName),
+    /// The statuses of a namespace.
+    Statuses(Arc<str>),
+    /// The Pods behind these Services, which one policy opens.
+    Opened(Vec<ObjectName>),
+    /// What workloads find when they dial these.
+    Addresses(Vec<IpAddr>),
+}
+
+/// The objects of a namespace.
+pub(super) fn in_namespace<'m, T>(
+    map: &'m BTreeMap<ObjectName, T>,
+    namespace: &str,
+) -> impl Iterator<Item = (&'m ObjectName, &'m T)> + use<'m, T> {
+    let namespace: Arc<str> = namespace.into();
+    map.range(ObjectName::new(namespace.clone(), "")..)
+        .take_while(move |(name, _)| name.namespace == namespace)
+}
+
+/// Objects by the name of something that they refer to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct References(BTreeMap<ObjectName, BTreeSet<ObjectName>>);
+
+impl References {
+    /// The objects that refer to this.
+    pub(super) fn to<'r>(&'r self, target: &ObjectName) -> impl Iterator<Item = &'r ObjectName> + use<'r> {
+        self.0.get(target).into_iter().flatten()
+    }
+
+    pub(super) fn add(&mut self, target: ObjectName, name: &ObjectName) {
+        self.0.entry(target).or_default().insert(name.clone());
+    }
+
+    pub(super) fn remove(&mut self, target: &ObjectName, name: &ObjectName) {
+        if let Some(names) = self.0.get_mut(target) {
+            names.remove(name);
+            if names.is_empty() {
+                self.0.remove(target);
+            }
+        }
+    }
+}

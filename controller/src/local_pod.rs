@@ -1,0 +1,23 @@
+//! The Pods of a folder, whose sidecars standalone mode starts.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// A Pod that has a sidecar of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: Option<String>,
+    /// `status.podIP`.
+    pub ip: Option<IpAddr>,
+    /// What it runs as.
+    pub service_account: String,
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
+    /// The ports that its policy knows, sorted.
+    pub ports: Vec<u16>,
+}

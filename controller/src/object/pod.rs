@@ -1,0 +1,17 @@
+//! What a Pod says of itself.
+
+use k8s_openapi::api::core::v1::Pod;
+
+/// Whether all of a Pod's containers have ended for good; its address may be another's by now.
+pub(crate) fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// What a Pod runs as.
+pub(crate) fn service_account(pod: &Pod) -> &str {
+    let spec = pod.spec.as_ref();
+    let account =
+        spec.and_then(|spec| spec.service_account_name.as_deref().or(spec.service_account.as_deref()));
+    account.filter(|account| !account.is_empty()).unwrap_or("default")
+}
