@@ -214,7 +214,7 @@ fn files_without_a_usable_key_are_an_error_that_names_them() {
     for (text, problem) in [
         ("", "holds no public key"),
         ("{\"keys\": []}", "holds no public key"),
-        ("{", "no JWKS"),
+        ("{", "is not a JWKS"),
         ("{\"keys\": [{\"kty\": \"oct\", \"k\": \"AAAA\"}]}", "symmetric"),
         ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "key 1: is not a public key"),
         (weak.as_str(), "1024 bits"),
