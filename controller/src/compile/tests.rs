@@ -370,7 +370,11 @@ fn an_object_that_fails_validation_denies_with_the_reason() {
             FROM_GATEWAY,
             "Duplicate backends detected with service name: httpbin and port: 14001",
         ),
-        (backend("tcp", ""), "{kind: AuthenticatedPrincipal, name: a.b}", "client certificates cannot be checked"),
+        (
+            backend("tcp", ""),
+            "{kind: AuthenticatedPrincipal, name: a.b}",
+            "client certificates cannot be checked",
+        ),
     ] {
         let index = index(&[HTTPBIN, GATEWAY, &ingress_backend("ib", &backends, sources)]);
         let error = assert_error(&index, "ib");
