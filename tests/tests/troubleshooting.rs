@@ -160,10 +160,12 @@ fn every_status_of_a_policy_is_explained() {
         1,
         &messages(&[
             "controller/src/compile.rs",
-            "controller/src/compile/ingress.rs",
+            "controller/src/compile/ingress_backend.rs",
+            "controller/src/compile/ingress_backend/rules.rs",
+            "controller/src/compile/mesh_config.rs",
             "controller/src/compile/status.rs",
-            "controller/src/mesh.rs",
-            "controller/src/unreadable.rs",
+            "controller/src/index/namespaces.rs",
+            "controller/src/object/unreadable.rs",
             "controller/src/admission.rs",
         ]),
     );
