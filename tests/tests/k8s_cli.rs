@@ -137,7 +137,11 @@ fn check_is_content_with_a_fresh_installation_and_names_what_is_wrong() {
     for (id, status, message) in [
         ("pods-injected", "warning", format!("{}/{}", shop.name(), pod.name())),
         ("policies-committed", "failed", format!("{}/open: ", shop.name())),
-        ("sources-have-endpoints", "warning", format!("Service {}/nobody has no ready endpoints", shop.name())),
+        (
+            "sources-have-endpoints",
+            "warning",
+            format!("Service {}/nobody has no ready endpoints", shop.name()),
+        ),
     ] {
         let finding = finding(&report, id);
         assert_eq!(finding["status"], status, "{finding}");
