@@ -258,7 +258,7 @@ fn an_installation_whose_images_cannot_be_pulled_names_the_pod_and_the_reason() 
     assert!(again.stderr.contains("hint: a control plane already exists: use `tidegate upgrade`"), "{again}");
     let number =
         installation.try_tidegate(&installation.name, "install", &["--set", "image.tag=1"]).unwrap_err();
-    assert!(number.stderr.contains("hint: --set takes numbers"), "{number}");
+    assert!(number.stderr.contains("hint: --set parses numbers"), "{number}");
 }
 
 #[test]
