@@ -350,7 +350,7 @@ async fn no_request_is_lost_to_the_end_of_the_client_certificate() {
         clients.spawn(until_told(https, pause, all.clone()));
     }
     let counts = clients.join_all().await;
-    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
     assert!(SystemTime::now() < start + Duration::from_secs(6));
 }
 
@@ -363,7 +363,6 @@ async fn no_request_is_lost_to_a_root_that_is_dropped_either() {
         let start = Instant::now();
         mesh.trust(&Authority::root("new root"));
         clients.join_all().await;
-        // Long before anything else ends them.
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }
 }
