@@ -40,7 +40,7 @@ impl ControllerMetrics {
             workloads_left_out: NamespaceGauge::register(
                 metrics,
                 "tidegate_controller_workloads_left_out",
-                "PolicyStore without a policy because others of their namespace use up its share",
+                "Workloads without a policy because others of their namespace use up its share",
             ),
             destinations_left_out: NamespaceGauge::register(
                 metrics,
@@ -52,7 +52,7 @@ impl ControllerMetrics {
         metrics.registry(|registry| {
             registry.register(
                 "tidegate_controller_workloads",
-                "PolicyStore that have a policy",
+                "Workloads that have a policy",
                 own.workloads.clone(),
             );
             registry.register(

@@ -191,7 +191,7 @@ impl PolicyStore {
         }
     }
 
-    /// PolicyStore that have a policy.
+    /// Workloads that have a policy.
     pub(crate) fn count(&self) -> usize {
         self.lock().values().filter(|entry| entry.policy.borrow().is_some()).count()
     }
