@@ -12,16 +12,13 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
-};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use rustls_pki_types::{PrivateKeyDer, ServerName};
+use rustls_pki_types::ServerName;
 use tidegate_controller::source::folder::{FolderSource, is_local};
 use tidegate_controller::{Config, Controller, ControllerHandle, Dependencies, NAMESPACE, SERVICE_ACCOUNT};
-use tidegate_core::{Identity, PeerCertificate, TrustDomain};
+use tidegate_core::TrustDomain;
 use tidegate_kubernetes::fake_api::memory_limit;
 use tidegate_proto::discovery::discovery_client::DiscoveryClient;
 use tidegate_proto::discovery::discovery_request::Message;
@@ -39,14 +36,17 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
+use self::ca::Ca;
+
+#[path = "../src/discovery/tests/ca.rs"]
+mod ca;
+
 const CONNECTIONS: usize = 12;
 const STREAMS: usize = 8;
 const ADDRESSES: usize = 8192;
 /// Pods of the attacker: a workload may have four streams.
 const WORKLOADS: usize = CONNECTIONS * STREAMS / 4;
 const PATIENCE: Duration = Duration::from_secs(120);
-
-struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 struct Mesh {
     ca: Ca,
@@ -60,35 +60,6 @@ struct Mesh {
 struct Sidecar {
     requests: mpsc::Sender<DiscoveryRequest>,
     responses: Streaming<DiscoveryResponse>,
-}
-
-impl Ca {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn bundle(&self) -> Arc<TrustBundle> {
-        Arc::new(TrustBundle::from_certificates([self.0.der().clone()]).unwrap())
-    }
-
-    fn issue(&self, namespace: &str, account: &str) -> Arc<Credentials> {
-        let identity = Identity::new(TrustDomain::default(), namespace, account).unwrap();
-        let mut params = CertificateParams::new(vec![identity.dns_name()]).unwrap();
-        params.subject_alt_names.push(SanType::URI(identity.spiffe_uri().try_into().unwrap()));
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        params.not_after = (SystemTime::now() + Duration::from_secs(3600)).into();
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        Arc::new(Credentials {
-            chain: vec![certificate.der().clone()],
-            key: Arc::new(PrivateKeyDer::Pkcs8(key.serialize_der().into())),
-            leaf: PeerCertificate::from_der(certificate.der()).unwrap(),
-            generation: 1,
-        })
-    }
 }
 
 impl Mesh {
@@ -107,7 +78,7 @@ impl Mesh {
         let others = [pod("second", "greedy", 8), pod("stranger", "modest", 9)];
         let documents: Vec<_> = attackers.chain(others).map(|pod| pod.to_string()).collect();
         std::fs::write(folder.path().join("all.yaml"), documents.join("\n---\n")).unwrap();
-        let (bundle, credentials) = (ca.bundle(), ca.issue(NAMESPACE, SERVICE_ACCOUNT));
+        let (bundle, credentials) = (ca.bundle(), ca.issue(SERVICE_ACCOUNT, NAMESPACE));
         let (bundle, trust_bundle) = watch::channel(bundle);
         let (given, credentials) = watch::channel(Some(credentials));
         let readiness = Readiness::new();
@@ -137,7 +108,7 @@ impl Mesh {
 
     /// A connection of its own.
     fn connect(&self, account: &str) -> DiscoveryClient<Channel> {
-        let config = grpc::client_config(&self.ca.bundle(), Some(&self.ca.issue("shop", account))).unwrap();
+        let config = grpc::client_config(&self.ca.bundle(), Some(&self.ca.issue(account, "shop"))).unwrap();
         let address: grpc::Address =
             format!("https://{}", self.controller.discovery_address).parse().unwrap();
         let name = format!("{SERVICE_ACCOUNT}.{NAMESPACE}.cluster.local");
@@ -183,7 +154,8 @@ impl Sidecar {
     }
 }
 
-/// Asks for so many addresses that nobody has, in messages as large as the controller takes. Whether the stream lives.
+/// Subscribes to this many made-up addresses, in messages of the largest size that the controller accepts. Returns whether
+/// the stream is still open.
 async fn subscribe(requests: mpsc::Sender<DiscoveryRequest>, network: usize, addresses: usize) -> bool {
     let name = |i: usize| format!("destination/10.{network}.{}.{}:80", i / 256, i % 256);
     let names: Vec<String> = (0..addresses).map(name).collect();

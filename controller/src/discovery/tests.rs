@@ -3,10 +3,7 @@ use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Pod;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
-};
-use rustls_pki_types::{PrivateKeyDer, ServerName};
+use rustls_pki_types::ServerName;
 use tidegate_core::destination::{Destination, Endpoint, MeshService};
 use tidegate_core::policy::InboundPolicy;
 use tidegate_proto::discovery as wire;
@@ -22,6 +19,7 @@ use tidegate_runtime::tls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
+use self::ca::Ca;
 use super::*;
 use crate::metrics::NamespaceGauge;
 use crate::object::Change;
@@ -30,45 +28,11 @@ use crate::source::{Batch, Source};
 use crate::testing::{HTTPBIN, backend, ingress_backend};
 use crate::{Config, Controller, ControllerHandle, Dependencies};
 
+mod ca;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 const CONTROLLER: &str = "tidegate-controller.tidegate-system.cluster.local";
 const RESOURCE: &str = "inbound-policy/httpbin/httpbin-1";
-
-/// A CA of the tests' own.
-struct Ca(CertifiedIssuer<'static, KeyPair>);
-
-impl Ca {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn bundle(&self) -> Arc<TrustBundle> {
-        Arc::new(TrustBundle::from_certificates([self.0.der().clone()]).unwrap())
-    }
-
-    fn issue(&self, account: &str, namespace: &str) -> Arc<Credentials> {
-        self.issue_until(account, namespace, SystemTime::now() + Duration::from_secs(3600))
-    }
-
-    fn issue_until(&self, account: &str, namespace: &str, not_after: SystemTime) -> Arc<Credentials> {
-        let identity = Identity::new(TrustDomain::default(), namespace, account).unwrap();
-        let mut params = CertificateParams::new(vec![identity.dns_name()]).unwrap();
-        params.subject_alt_names.push(SanType::URI(identity.spiffe_uri().try_into().unwrap()));
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        params.not_after = not_after.into();
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        Arc::new(Credentials {
-            chain: vec![certificate.der().clone()],
-            key: Arc::new(PrivateKeyDer::Pkcs8(key.serialize_der().into())),
-            leaf: PeerCertificate::from_der(certificate.der()).unwrap(),
-            generation: 1,
-        })
-    }
-}
 
 /// Passes on what the test sends.
 struct Piped(mpsc::Receiver<Batch>);
