@@ -5,8 +5,8 @@ use std::fmt;
 use crate::dns_name::DnsName;
 use crate::san::San;
 
-/// A name that a client certificate must contain. Compared only with names of the same type, and exactly: apart from
-/// `*` alone there are no wildcards, suffixes or regular expressions.
+/// A name that a client certificate must contain. Compared only with names of the same type, and exactly: the only
+/// wildcard is a lone `*`, and neither suffixes nor regular expressions match.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Principal {
     /// `*`: any certificate issued by the mesh's CA.

@@ -206,7 +206,7 @@ async fn rotate(cluster: &Cluster, pace: Pace) -> anyhow::Result<String> {
             return Ok(format!("The root of mesh {} is {}", cluster.mesh_name, taken.issuing_root));
         }
         if pace.one_step {
-            return Ok(format!("Step taken: {}. run `tidegate certificate rotate` to continue", taken.step));
+            return Ok(format!("Step taken: {}. Run `tidegate certificate rotate` to continue", taken.step));
         }
     }
 }

@@ -304,7 +304,10 @@ async fn hint_at_restart(cluster: &Cluster, name: &str, with_sidecar: bool) {
     let stale = pods.iter().filter(|pod| has_sidecar_of(pod, &cluster.control_plane) == with_sidecar).count();
     if stale > 0 {
         let (state, when) = if with_sidecar {
-            ("still has a sidecar", " within half a certificate's lifetime, because it is no longer renewed")
+            (
+                "still has a sidecar",
+                " within half a certificate's lifetime: the CA stops renewing their certificates",
+            )
         } else {
             ("has no sidecar yet", "")
         };

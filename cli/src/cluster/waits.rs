@@ -1,5 +1,5 @@
 //! Finds init containers that wait for a server only by connecting. In the mesh such a wait ends before the server is
-//! up: the kernel accepts each connection on behalf of the sidecar, which resets it if there is no server behind the
+//! up: the kernel accepts each connection for the sidecar, and the sidecar resets it if no server listens at the
 //! address.
 
 use k8s_openapi::api::core::v1::{Container, Pod};

@@ -276,7 +276,8 @@ impl Found {
         }
         if !gone.is_empty() {
             let ours = ours.iter().map(String::as_str).collect::<Vec<_>>().join(" or ");
-            text += &format!("; manifests must use {ours}, {} is no longer served", gone.join(", "));
+            text +=
+                &format!("; change manifests to {ours}: the cluster no longer serves {}", gone.join(", "));
         }
         text
     }

@@ -25,7 +25,7 @@ impl<'i> Targets<'i> {
         Self { index, namespace: namespace.to_owned(), by_pods: OnceCell::new(), known: RefCell::default() }
     }
 
-    /// The numbers that an IngressBackend may name for a Service, sorted. None if there is no such Service.
+    /// The numbers that an IngressBackend may name for a Service, sorted. Empty if the Service does not exist.
     pub(crate) fn of(&self, name: &ObjectName) -> Rc<Vec<u16>> {
         let Some((name, service)) = self.index.service_entry(name) else { return Rc::default() };
         if let Some(known) = self.known.borrow().get(name) {

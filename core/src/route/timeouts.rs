@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::error::{Problem, RouteError};
 
-/// Timeouts of a rule (Gateway API: `HTTPRouteTimeouts`, GEP-1742). There is no default, as in OSM, Istio and Linkerd: it
-/// would break streams.
+/// Timeouts of a rule (Gateway API: `HTTPRouteTimeouts`, GEP-1742). As in OSM, Istio and Linkerd, the default is no
+/// timeout: one would break streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Timeouts {

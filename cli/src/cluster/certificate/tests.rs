@@ -260,7 +260,7 @@ async fn one_step_at_a_time_is_possible() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;
     let said = rotate(&fake.cluster(), Pace { one_step: true, ..AT_ONCE }).await.unwrap();
-    assert_eq!(said, "Step taken: trust-both. run `tidegate certificate rotate` to continue");
+    assert_eq!(said, "Step taken: trust-both. Run `tidegate certificate rotate` to continue");
     assert_eq!(mesh.taken(), 1);
 }
 

@@ -146,7 +146,7 @@ async fn objects_of_a_removed_version_are_rewritten_before_it_is_removed() {
         said,
         [
             "Taken over: CustomResourceDefinition meshconfigs.config.openservicemesh.io, whose 1 object stays; stored as \
-          v1alpha2 now, no longer as v1alpha3; manifests must use v1alpha1 or v1alpha2, v1alpha3 is no longer served"
+          v1alpha2 now, no longer as v1alpha3; change manifests to v1alpha1 or v1alpha2: the cluster no longer serves v1alpha3"
         ]
     );
     let object = "update meshconfigs osm-mesh-config";
