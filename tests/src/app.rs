@@ -313,13 +313,18 @@ pub fn echo(conversation: &mut Conversation) -> io::Result<()> {
             return Ok(());
         }
         let path = request.target().split('?').next().unwrap_or_default();
-        if let Some(count) = path.strip_prefix("/bytes/").and_then(|count| count.parse::<usize>().ok()) {
+        if let Some(count) = requested_bytes(path) {
             send_bytes(conversation, count)?;
             continue;
         }
         conversation.write(&describe(&request))?;
     }
     Ok(())
+}
+
+/// The `n` of the path `/bytes/<n>`.
+fn requested_bytes(path: &str) -> Option<usize> {
+    path.strip_prefix("/bytes/")?.parse().ok()
 }
 
 /// Does what takes time or the whole connection; whether that was all of it. `/hold` waits for [`App::release`], and is

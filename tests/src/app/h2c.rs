@@ -1,17 +1,18 @@
 //! An app that speaks HTTP/2 without TLS, as gRPC servers do.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-/// Answers each request with its own body, as `application/grpc` with `grpc-status: 0` in the trailers; ends when
-/// dropped.
+/// Answers each request with its own body, as `application/grpc` with `grpc-status: 0` in the trailers; `/bytes/<n>`
+/// with that many bytes instead. Ends when dropped.
 #[derive(Debug)]
 pub struct H2cApp {
     runtime: Option<Runtime>,
@@ -90,6 +91,7 @@ async fn answer(
     seen: &Requests,
 ) -> Result<(), h2::Error> {
     let (head, mut stream) = request.into_parts();
+    let path = head.uri.clone();
     let mut body = Vec::new();
     while let Some(data) = stream.data().await {
         let data = data?;
@@ -101,10 +103,27 @@ async fn answer(
         let request = Received { head: Request::from_parts(head, ()), body: body.clone(), trailers };
         requests.lock().unwrap().push(request);
     }
+    let large = super::requested_bytes(path.path());
     let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     let mut send = respond.send_response(head, false)?;
-    send.send_data(body.into(), false)?;
+    match large {
+        Some(count) => send_bytes(&mut send, count).await?,
+        None => send.send_data(body.into(), false)?,
+    }
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", "0".parse().unwrap());
     send.send_trailers(trailers)
+}
+
+/// Sends so many bytes, as the client's windows allow.
+async fn send_bytes(send: &mut SendStream<Bytes>, count: usize) -> Result<(), h2::Error> {
+    let mut left = count;
+    while left > 0 {
+        send.reserve_capacity(left);
+        let Some(granted) = poll_fn(|context| send.poll_capacity(context)).await else { return Ok(()) };
+        let granted = granted?.min(left);
+        send.send_data(vec![b'x'; granted].into(), false)?;
+        left -= granted;
+    }
+    Ok(())
 }

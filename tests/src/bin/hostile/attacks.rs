@@ -49,6 +49,8 @@ pub(crate) fn all() -> Vec<Attack> {
         sidecar("connections by the thousand a second", http1::churn),
         sidecar("HTTP/2: malformed requests", http2::malformed),
         sidecar("HTTP/2: answers that are not taken", http2::answers_not_taken),
+        sidecar("HTTP/2: answers of HTTP/1 of which the beginning is taken", http2::answers_begun_by_http1),
+        sidecar("HTTP/2: answers of HTTP/2 of which the beginning is taken", http2::answers_begun_by_http2),
         sidecar("HTTP/2: bodies that do not come, app of HTTP/1", http2::bodies_to_http1),
         sidecar("HTTP/2: bodies that do not come, app of HTTP/2", http2::bodies_to_http2),
         sidecar("HTTP/2: fields by index", http2::fields_by_index),

@@ -29,7 +29,7 @@ pub(crate) struct Spent {
     /// Resident bytes more than before, at the peak.
     pub(crate) memory: u64,
     pub(crate) processor: Duration,
-    /// Bytes of its log.
+    /// Bytes of its log, the healthy client's lines included.
     pub(crate) log: u64,
 }
 

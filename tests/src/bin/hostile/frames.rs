@@ -107,9 +107,9 @@ impl Frames {
         self.frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
     }
 
-    /// Gives the connection a byte of window.
-    pub(crate) fn widen(&mut self) -> io::Result<()> {
-        self.frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes())
+    /// Widens the connection's window by so many bytes.
+    pub(crate) fn widen(&mut self, bytes: u32) -> io::Result<()> {
+        self.frame(WINDOW_UPDATE, 0, 0, &bytes.to_be_bytes())
     }
 
     /// Asks for a sign of life.

@@ -12,6 +12,8 @@ use crate::site::Site;
 /// Streams on one connection: what servers announce.
 const STREAMS: usize = 100;
 const WINDOW: u32 = 65_535;
+/// What a client takes of each answer before it stops.
+const BEGINNING: u32 = 16 * 1024;
 /// Rounds before what has come is read.
 const BURST: usize = 200;
 
@@ -32,6 +34,16 @@ pub(crate) fn answers_not_taken(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let head = request(b"GET", b"/bytes/1000000");
     hold(70, time, || streams(&client, 0, &head, true)).with_streams(STREAMS)
+}
+
+/// Large answers of an app of HTTP/1, of which clients take the beginning only.
+pub(crate) fn answers_begun_by_http1(site: &Site, time: Duration) -> Sent {
+    answers_begun(&site.attacker(), time)
+}
+
+/// Large answers of an app of HTTP/2, of which clients take the beginning only.
+pub(crate) fn answers_begun_by_http2(site: &Site, time: Duration) -> Sent {
+    answers_begun(&site.attacker_of_grpc(), time)
 }
 
 /// Bodies that are not sent, to an app of HTTP/1, which needs a connection for each.
@@ -72,7 +84,7 @@ pub(crate) fn rapid_reset(site: &Site, time: Duration) -> Sent {
 }
 
 pub(crate) fn window_updates(site: &Site, time: Duration) -> Sent {
-    flood(&site.attacker(), time, |frames, _| frames.widen())
+    flood(&site.attacker(), time, |frames, _| frames.widen(1))
 }
 
 pub(crate) fn pings(site: &Site, time: Duration) -> Sent {
@@ -95,9 +107,23 @@ pub(crate) fn empty_data(site: &Site, time: Duration) -> Sent {
     })
 }
 
+fn answers_begun(client: &Client, time: Duration) -> Sent {
+    let head = request(b"GET", b"/bytes/1000000");
+    hold(70, time, || {
+        let mut frames = Frames::open(client, BEGINNING)?;
+        frames.widen(STREAMS as u32 * BEGINNING)?;
+        ask(frames, &head, true)
+    })
+    .with_streams(STREAMS)
+}
+
 /// A connection with as many streams as there may be.
 fn streams(client: &Client, window: u32, head: &[u8], ends: bool) -> io::Result<(Frames, u64)> {
-    let mut frames = Frames::open(client, window)?;
+    ask(Frames::open(client, window)?, head, ends)
+}
+
+/// As many requests as there may be on a connection.
+fn ask(mut frames: Frames, head: &[u8], ends: bool) -> io::Result<(Frames, u64)> {
     for _ in 0..STREAMS {
         frames.head(head, ends)?;
     }

@@ -82,9 +82,12 @@ fn main() -> ExitCode {
 
 /// One attack, and the innocuous load that is as busy.
 fn run(site: &Site, attack: &Attack, time: Duration) -> Finding {
+    let daemon = site.daemon(attack.target);
+    let log = daemon.log_bytes();
     let victim = Victim::start(site, attack);
     victim::wait(time / 4);
-    let cost = Cost::begin(site.daemon(attack.target), site.shares);
+    let idle_log = daemon.log_bytes() - log;
+    let cost = Cost::begin(daemon, site.shares);
     let attacked = Instant::now();
     let sent = site.shares.as_attacker(|| (attack.run)(site, time));
     let ended = Instant::now();
@@ -99,5 +102,5 @@ fn run(site: &Site, attack: &Attack, time: Duration) -> Finding {
     let busy = victim.stop().between(begun, Instant::now());
     site.recover(attack.target);
     let (idle, during) = (seen.until(attacked), seen.between(attacked, ended));
-    Finding { attack: attack.name, idle, busy, during, cost, sent }
+    Finding { attack: attack.name, idle, idle_log, busy, during, cost, sent }
 }
