@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -91,7 +91,7 @@ async fn answer(
     seen: &Requests,
 ) -> Result<(), h2::Error> {
     let (head, mut stream) = request.into_parts();
-    let path = head.uri.clone();
+    let asked = (head.method != Method::HEAD).then(|| super::requested_bytes(head.uri.path())).flatten();
     let mut body = Vec::new();
     while let Some(data) = stream.data().await {
         let data = data?;
@@ -103,10 +103,9 @@ async fn answer(
         let request = Received { head: Request::from_parts(head, ()), body: body.clone(), trailers };
         requests.lock().unwrap().push(request);
     }
-    let large = super::requested_bytes(path.path());
     let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     let mut send = respond.send_response(head, false)?;
-    match large {
+    match asked {
         Some(count) => send_bytes(&mut send, count).await?,
         None => send.send_data(body.into(), false)?,
     }
