@@ -1,16 +1,54 @@
-//! How much a connection moves before the worker's others have their turn.
+//! How much a connection moves before the worker's other connections get their turn.
 //!
-//! A thread drives all its connections. One whose peers are both ready could go on for megabytes, and hundreds of them,
-//! as after a burst of clients that ask for large answers, would keep a small request waiting for seconds.
+//! One thread drives many connections. One whose peers are both ready could go on for megabytes, and hundreds of them,
+//! as after a burst of clients that request large responses, would delay a small request by seconds. So a connection yields
+//! after each turn, and when more than [`AT_ONCE`] connections have yielded, the others wait in a queue. Between two groups of
+//! them the worker serves every connection that has become ready meanwhile.
 
-use std::task::{Context, Poll};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll, Waker};
 
 /// Bytes of a turn in each direction: one full read and write of a long body.
 const BYTES: usize = 64 * 1024;
 
+/// Turns that follow each other before the worker looks for other work: half a millisecond, about.
+const AT_ONCE: usize = 16;
+
+thread_local! {
+    static QUEUE: Queue = const { Queue::new() };
+}
+
 /// What is left of a turn. Made anew each time that a connection is polled.
 pub(crate) struct Turn {
     left: usize,
+}
+
+/// A worker's connections that wait for their next turn.
+struct Queue {
+    waiting: RefCell<VecDeque<Waker>>,
+    /// Turns that may begin before the worker looks for other work.
+    left: Cell<usize>,
+    /// Whether [`serve`] runs on this thread.
+    is_served: Cell<bool>,
+    /// Of [`serve`] while the queue is empty.
+    server: Cell<Option<Waker>>,
+}
+
+/// Empties the queue when [`serve`] ends.
+struct Serving;
+
+/// Gives the connections of this thread their turns. Each worker runs it as a task.
+pub(crate) async fn serve() {
+    QUEUE.with(|queue| queue.is_served.set(true));
+    let _serving = Serving;
+    loop {
+        poll_fn(|context| QUEUE.with(|queue| queue.poll_waiting(context))).await;
+        QUEUE.with(Queue::begin_turns);
+        // Returns once the runtime has looked for events and has run what they woke.
+        tokio::task::yield_now().await;
+    }
 }
 
 impl Turn {
@@ -18,24 +56,75 @@ impl Turn {
         Self { left: BYTES }
     }
 
-    /// So many bytes were moved.
+    /// Counts bytes that were moved.
     pub(crate) fn spend(&mut self, bytes: usize) {
         self.left = self.left.saturating_sub(bytes);
     }
 
-    /// Ready as long as the turn lasts. After that the task is woken at once, and goes on once all others that are
-    /// ready have had their turn.
+    /// Ready as long as the turn lasts. After that the task is woken for its next turn.
     pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
         if self.left > 0 {
             return Poll::Ready(());
         }
-        context.waker().wake_by_ref();
+        QUEUE.with(|queue| queue.enter(context.waker()));
         Poll::Pending
+    }
+}
+
+impl Queue {
+    const fn new() -> Self {
+        Self {
+            waiting: RefCell::new(VecDeque::new()),
+            left: Cell::new(AT_ONCE),
+            is_served: Cell::new(false),
+            server: Cell::new(None),
+        }
+    }
+
+    /// Wakes the task at once if there is a turn left, and otherwise when [`serve`] gets to it.
+    fn enter(&self, task: &Waker) {
+        let left = self.left.get();
+        if left > 0 || !self.is_served.get() {
+            self.left.set(left.saturating_sub(1));
+            task.wake_by_ref();
+            return;
+        }
+        self.waiting.borrow_mut().push_back(task.clone());
+        if let Some(server) = self.server.take() {
+            server.wake();
+        }
+    }
+
+    fn poll_waiting(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.waiting.borrow().is_empty() {
+            self.server.set(Some(context.waker().clone()));
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
+    fn begin_turns(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        let count = waiting.len().min(AT_ONCE);
+        self.left.set(AT_ONCE - count);
+        waiting.drain(..count).for_each(Waker::wake);
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // The thread's last tasks may be dropped after its local values.
+        let _ = QUEUE.try_with(|queue| {
+            queue.is_served.set(false);
+            queue.waiting.take().into_iter().for_each(Waker::wake);
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use bytes::BytesMut;
     use futures_util::poll;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -64,5 +153,40 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(turns >= ALL / BYTES, "{turns}");
+    }
+
+    /// Moves bytes without end, a turn each time that it is polled.
+    async fn move_forever(turns: Rc<Cell<usize>>) {
+        poll_fn(|context| {
+            let mut turn = Turn::new();
+            turn.spend(BYTES);
+            turns.set(turns.get() + 1);
+            turn.poll(context)
+        })
+        .await;
+    }
+
+    #[test]
+    fn a_ready_connection_waits_for_few_turns_however_many_others_move_bytes() {
+        const MOVING: usize = 500;
+        let runtime = tokio::runtime::Builder::new_current_thread().build_local(Default::default()).unwrap();
+        runtime.block_on(async {
+            tokio::task::spawn_local(serve());
+            tokio::task::yield_now().await;
+            let turns = Rc::new(Cell::new(0));
+            for _ in 0..MOVING {
+                tokio::task::spawn_local(move_forever(turns.clone()));
+            }
+            // Each has had its first turn, and waits in the queue.
+            while turns.get() < 2 * MOVING {
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..10 * MOVING / AT_ONCE {
+                let before = turns.get();
+                tokio::task::yield_now().await;
+                let between = turns.get() - before;
+                assert!((1..=AT_ONCE).contains(&between), "{between}");
+            }
+        });
     }
 }

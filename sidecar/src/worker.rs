@@ -34,6 +34,7 @@ use crate::listener::{self, Direction, FixedOutbound, InboundTarget, Listener};
 use crate::outbound::{self, Dialled};
 use crate::places::{Eviction, Place, PlaceLimits, Places};
 use crate::snapshot::Snapshots;
+use crate::turn;
 
 use dispatch::{Dispatch, Handoff, Message};
 
@@ -454,6 +455,7 @@ async fn begin(init: WorkerInit) {
             Err(error) => warn!(%address, %error, "cannot listen"),
         }
     }
+    tokio::task::spawn_local(turn::serve());
     worker.run(messages, command).await;
     shared.cut.fetch_add(worker.cut().await, Ordering::Relaxed);
     worker.context.tick();

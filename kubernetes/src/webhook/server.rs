@@ -1,6 +1,7 @@
 //! The webhook's server: HTTP/1.1 over TLS, one path, POST only.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::{drain, listen};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tracing::{debug, info};
@@ -36,6 +38,12 @@ const BUFFER_BYTES: usize = 8 * 1024;
 const KERNEL_RECEIVE_BYTES: usize = 16 * 1024;
 /// The same of answers.
 const KERNEL_SEND_BYTES: usize = 32 * 1024;
+
+/// Bodies up to this size are reviewed on the thread that read them, which takes less than a millisecond. Larger ones would
+/// delay all other requests by up to 50 ms, so they are reviewed on threads of their own.
+const SMALL_BODY: usize = 64 * 1024;
+/// Larger bodies that are reviewed at a time.
+const LARGE_AT_ONCE: usize = 2;
 
 /// Lines about admissions. API servers ask from few addresses, and each may have a burst of Pods; a Pod that asks in their
 /// place writes no more than one of them.
@@ -85,6 +93,8 @@ struct Shared {
     metrics: WebhookMetrics,
     limits: Limits,
     memory: BodyMemory,
+    /// For bodies larger than [`SMALL_BODY`].
+    large: Arc<Semaphore>,
     lines: LogThrottle<IpAddr>,
 }
 
@@ -96,7 +106,10 @@ enum NoVerdict {
     Invalid(StatusCode, String),
     /// Other requests, those of its own address first of all, hold the memory that it needs.
     #[error("requests of {address} hold too much memory: {bytes} bytes more were not free in time")]
-    Busy { address: IpAddr, bytes: usize },
+    NoMemory { address: IpAddr, bytes: usize },
+    /// Other large requests are being reviewed.
+    #[error("too many large requests: one of {0} bytes was not reviewed in time")]
+    NoThread(usize),
 }
 
 impl WebhookServer {
@@ -121,6 +134,7 @@ impl WebhookServer {
             metrics: WebhookMetrics::register(metrics),
             limits,
             memory: BodyMemory::new(limits.all_body_bytes),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
             lines: LogThrottle::new(LINES),
         };
         Ok(Self { listener, local_addr, shared: Arc::new(shared) })
@@ -260,7 +274,7 @@ async fn overdue(mut deadline: watch::Receiver<Instant>) {
 }
 
 async fn answer(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     address: IpAddr,
     request: Request<Incoming>,
     after: NextDeadline,
@@ -281,7 +295,7 @@ async fn answer(
                     shared.metrics.invalid();
                     status
                 }
-                NoVerdict::Busy { .. } => {
+                NoVerdict::NoMemory { .. } | NoVerdict::NoThread(_) => {
                     shared.metrics.busy();
                     StatusCode::SERVICE_UNAVAILABLE
                 }
@@ -299,7 +313,7 @@ async fn answer(
 
 /// The answer, and the memory that it holds until it is sent.
 async fn review(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     address: IpAddr,
     request: Request<Incoming>,
 ) -> Result<(Vec<u8>, BodyGrant), NoVerdict> {
@@ -307,22 +321,38 @@ async fn review(
     let deadline = Instant::now() + shared.limits.request_timeout;
     let bytes = announced_bytes(shared, request.body())?;
     let memory = tokio::time::timeout_at(deadline, shared.memory.take(address, bytes));
-    let mut memory = memory.await.map_err(|_| NoVerdict::Busy { address, bytes })?;
+    let mut memory = memory.await.map_err(|_| NoVerdict::NoMemory { address, bytes })?;
     let body = read_body(shared, request.into_body());
     let body = tokio::time::timeout_at(deadline, body).await.map_err(|_| {
         NoVerdict::Invalid(StatusCode::REQUEST_TIMEOUT, "the body did not come in time".to_owned())
     })??;
+    let answer = if body.len() <= SMALL_BODY {
+        judge(shared, address, body).await?
+    } else {
+        let permit = tokio::time::timeout_at(deadline, shared.large.clone().acquire_owned()).await;
+        let permit = permit.map_err(|_| NoVerdict::NoThread(body.len()))?.map_err(failed)?;
+        let (shared, runtime) = (shared.clone(), Handle::current());
+        let judged = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            runtime.block_on(judge(&shared, address, body))
+        });
+        judged.await.map_err(failed)??
+    };
+    memory.resize(answer.len());
+    Ok((answer, memory))
+}
+
+/// The answer to a body.
+async fn judge(shared: &Shared, address: IpAddr, body: Vec<u8>) -> Result<Vec<u8>, NoVerdict> {
     let start = Instant::now();
     let request = AdmissionRequest::parse(&body).map_err(|error| invalid(error.to_string()))?;
     let verdict = shared.reviewer.review(&request).await;
     shared.log(address, &request, &verdict.outcome);
     let answer = ReviewResponse::new(request.uid(), &verdict)
         .and_then(|response| serde_json::to_vec(&response))
-        .map_err(|error| NoVerdict::Invalid(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    drop(body);
-    memory.resize(answer.len());
+        .map_err(failed)?;
     shared.metrics.answered(&verdict.outcome, start.elapsed());
-    Ok((answer, memory))
+    Ok(answer)
 }
 
 fn check_head(shared: &Shared, request: &Request<Incoming>) -> Result<(), NoVerdict> {
@@ -368,6 +398,10 @@ async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Vec<u8>, NoVer
 
 fn invalid(reason: String) -> NoVerdict {
     NoVerdict::Invalid(StatusCode::BAD_REQUEST, reason)
+}
+
+fn failed(error: impl Error) -> NoVerdict {
+    NoVerdict::Invalid(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }
 
 fn too_large(most: usize) -> NoVerdict {

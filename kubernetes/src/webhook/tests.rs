@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
@@ -43,6 +43,27 @@ impl Reviewer for LongAnswers {
     }
 }
 
+/// Does not end the review of an object called `large` before one of another name has begun, and keeps its thread meanwhile.
+#[derive(Default)]
+struct LargeAfterSmall {
+    small: Mutex<bool>,
+    begun: Condvar,
+}
+
+impl Reviewer for LargeAfterSmall {
+    fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
+        let mut small = self.small.lock().unwrap();
+        if request.name() == "large" {
+            let waited = self.begun.wait_timeout_while(small, Duration::from_secs(10), |small| !*small);
+            assert!(!waited.unwrap().1.timed_out(), "the large object keeps the small one waiting");
+        } else {
+            *small = true;
+            self.begun.notify_all();
+        }
+        Box::pin(std::future::ready(Verdict::allowed()))
+    }
+}
+
 fn object(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}})
 }
@@ -84,6 +105,17 @@ async fn verdicts_come_back_as_the_api_server_reads_them() {
         assert!(page.contains(&format!("tidegate_admissions_total{{result=\"{result}\"}} 1\n")), "{page}");
     }
     assert!(page.contains("tidegate_admission_duration_seconds_count 3\n"), "{page}");
+}
+
+#[tokio::test]
+async fn a_large_object_does_not_keep_the_thread_that_small_ones_need() {
+    let webhook = AdmissionClient::start("/mutate", Arc::new(LargeAfterSmall::default())).await;
+    let mut large = object("large");
+    large["spec"] = json!({"volumes": vec![json!({}); 100_000]});
+    let (large, small) =
+        (review("pods", "CREATE", "shop", &large), review("pods", "CREATE", "shop", &object("small")));
+    let (large, small) = tokio::join!(webhook.ask(&large), webhook.ask(&small));
+    assert_eq!((&large["allowed"], &small["allowed"]), (&json!(true), &json!(true)));
 }
 
 #[tokio::test]

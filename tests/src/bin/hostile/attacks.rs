@@ -31,6 +31,8 @@ pub(crate) struct Sent {
     pub(crate) connections: u64,
     /// Streams that it held open at a time, on all of them.
     pub(crate) streams: u64,
+    /// Requests that it made, at least one on each connection and stream.
+    pub(crate) requests: u64,
 }
 
 /// All of them.
@@ -124,11 +126,17 @@ pub(crate) fn repeat(time: Duration, mut once: impl FnMut() -> io::Result<u64>) 
 impl Sent {
     /// So many bytes, on so many connections at a time.
     pub(crate) fn new(bytes: u64, connections: usize) -> Self {
-        Self { bytes, connections: connections as u64, streams: 0 }
+        Self { bytes, connections: connections as u64, streams: 0, requests: connections as u64 }
     }
 
     /// With so many streams on each connection.
     pub(crate) fn with_streams(self, each: usize) -> Self {
-        Self { streams: self.connections * each as u64, ..self }
+        let streams = self.connections * each as u64;
+        Self { streams, requests: self.requests.max(streams), ..self }
+    }
+
+    /// With so many requests in all.
+    pub(crate) fn with_requests(self, requests: u64) -> Self {
+        Self { requests, ..self }
     }
 }

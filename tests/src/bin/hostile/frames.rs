@@ -102,6 +102,11 @@ impl Frames {
         Ok(stream)
     }
 
+    /// Requests that were made.
+    pub(crate) fn requests(&self) -> u64 {
+        u64::from(self.next / 2)
+    }
+
     /// Resets a stream.
     pub(crate) fn reset(&mut self, stream: u32) -> io::Result<()> {
         self.frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())

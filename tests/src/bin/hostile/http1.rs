@@ -35,7 +35,7 @@ pub(crate) fn leave(site: &Site, time: Duration) -> Sent {
     });
     // Half-closed, each may wait for its answer, as long as the sidecar's documentation says.
     let kept = (HALF_CLOSED.as_secs_f64() / time.as_secs_f64()).min(1.0);
-    Sent::new(bytes, (all as f64 * kept) as usize)
+    Sent::new(bytes, (all as f64 * kept) as usize).with_requests(all as u64)
 }
 
 /// Asks for a megabyte and reads nothing of it.

@@ -138,6 +138,7 @@ fn flood(
     mut once: impl FnMut(&mut Frames, usize) -> io::Result<()>,
 ) -> Sent {
     let end = std::time::Instant::now() + time;
+    let mut requests = 0;
     let bytes = repeat(time, || {
         let mut frames = Frames::open(client, WINDOW)?;
         for round in 0.. {
@@ -146,7 +147,8 @@ fn flood(
                 break;
             }
         }
+        requests += frames.requests();
         Ok(frames.sent)
     });
-    Sent::new(bytes, 1).with_streams(STREAMS)
+    Sent::new(bytes, 1).with_streams(STREAMS).with_requests(requests)
 }

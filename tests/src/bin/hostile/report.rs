@@ -24,7 +24,7 @@ const MEMORY_OF_STREAM: u64 = 4 << 10;
 const NOISE: u64 = 4 << 20;
 /// What one byte of the attacker's may write to the log, beyond [`LOG_NOISE`].
 const MOST_LOG: f64 = 1.0;
-/// What a connection or a stream that the attacker holds may write to the log: one line of the access log.
+/// What a request of the attacker's may write to the log: one line of the access log.
 const LOG_OF_REQUEST: u64 = 1 << 10;
 /// Bytes of log that the limit of lines a second lets through.
 const LOG_NOISE: u64 = 256 << 10;
@@ -41,7 +41,7 @@ turns of the scheduler, is good in any case.
 
 Memory at the peak may be 10 bytes for each that the attacker has sent, 16 KiB (one TLS record) for each connection that it \
 holds, 4 KiB (one buffer for a head) for each stream that it holds, and 4 MiB of an allocator's noise. The log may grow by \
-a byte for each that was sent, by 1 KiB (one line of the access log) for each connection and stream that it holds, and by \
+a byte for each that was sent, by 1 KiB (one line of the access log) for each of its requests, and by \
 256 KiB; what the healthy client's requests write, by the measure of before, is not counted. Processor time is reported.";
 
 /// The result of every attack.
@@ -75,7 +75,7 @@ impl Finding {
         let Self { busy, during, cost, sent, .. } = self;
         let allowed = MOST_DELAY * busy.p99.as_secs_f64();
         let is_late = during.p99.as_secs_f64() >= allowed && during.p99 >= UNNOTICED;
-        let lines = (sent.connections + sent.streams) * LOG_OF_REQUEST;
+        let lines = sent.requests * LOG_OF_REQUEST;
         let most_log = sent.bytes as f64 * MOST_LOG + (lines + LOG_NOISE) as f64;
         let faults = [
             (during.requests == 0 || during.failed > 0, "lost"),
@@ -93,7 +93,7 @@ impl Finding {
     }
 
     fn most_memory(&self) -> f64 {
-        let Sent { bytes, connections, streams } = self.sent;
+        let Sent { bytes, connections, streams, .. } = self.sent;
         let held = connections * MEMORY_OF_CONNECTION + streams * MEMORY_OF_STREAM + NOISE;
         bytes as f64 * MOST_MEMORY + held as f64
     }
@@ -148,7 +148,7 @@ mod tests {
 
     fn finding() -> Finding {
         let cost = Spent { memory: 0, processor: Duration::ZERO, log: 0 };
-        let sent = Sent { bytes: 1_000_000, connections: 100, streams: 0 };
+        let sent = Sent { bytes: 1_000_000, connections: 100, streams: 0, requests: 100 };
         Finding { attack: "", idle: span(1), idle_log: 0, busy: span(20), during: span(30), cost, sent }
     }
 
