@@ -8,7 +8,7 @@ use h2::Reason;
 use http_body::{Body, Frame, SizeHint};
 
 use super::request_log::RequestLog;
-use super::upstream::{UpstreamBody, UpstreamError};
+use super::upstream::{Uploading, UpstreamBody, UpstreamError};
 use crate::http::h1::ended_by;
 use crate::lifeline::Cause;
 use crate::telemetry::ResponseFlag;
@@ -39,6 +39,14 @@ impl Answer {
     pub(super) fn ran_out(&mut self, cause: Cause, is_client_due: bool) {
         let (flag, details) = ended_by(cause, is_client_due);
         self.log.broke_off(flag, details);
+    }
+
+    /// The answer is over; what is left of the request goes on to the app for as long as this is held.
+    pub(super) fn into_upload(self) -> Option<Uploading> {
+        match self.source {
+            Source::Local(_) => None,
+            Source::App(body) => body.into_upload(),
+        }
     }
 
     fn new(source: Source, mut log: Box<RequestLog>) -> Self {

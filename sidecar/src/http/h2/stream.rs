@@ -69,11 +69,11 @@ async fn answer(
         answer.ran_out(cause, is_client_due);
         return stream.send_reset(if is_client_due { Reason::CANCEL } else { Reason::INTERNAL_ERROR });
     }
-    drop(answer);
     if let Ok(Err(Gone)) = sent {
         return;
     }
-    // The app may still want the rest of a request that it has answered.
+    // The app may still want the rest of a request that it has answered: until this stream ends, and no longer.
+    let _uploading = answer.into_upload();
     let upload = poll_fn(|context| {
         let is_over = progress.poll_upload_over(context).is_ready() || stream.poll_reset(context).is_ready();
         if is_over { Poll::Ready(()) } else { Poll::Pending }

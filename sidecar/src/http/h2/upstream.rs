@@ -23,7 +23,7 @@ use http::{Request, Response};
 use http_body::Body;
 
 use self::body::Outgoing;
-pub use self::body::UpstreamBody;
+pub use self::body::{Uploading, UpstreamBody};
 pub use self::error::UpstreamError;
 pub(super) use self::error::Violation;
 use self::shares::{Share, Shares, Source};

@@ -1,17 +1,27 @@
 //! How much a client may send before the app takes it.
 
+use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use h2::Reason;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use tidegate_core::policy::AppProtocol;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::abuse::{Fate, fate};
 use super::apps::{App, Speaks};
-use super::kit::{ACK, DATA, END_STREAM, POST, Raw, SETTINGS, Sidecar, WINDOW_UPDATE, full, run, until};
+use super::kit::{
+    ACK, DATA, END_STREAM, GET, POST, RST_STREAM, Raw, SETTINGS, Sidecar, WINDOW_UPDATE, full, run, until,
+};
+use crate::limits::Limits;
 
 const FRAME: usize = 16 * 1024;
+const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
 /// What a client knows of the windows that it has.
 struct Uploader {
@@ -147,5 +157,105 @@ fn windows_grow_with_what_the_app_takes_and_fall_back_when_it_takes_nothing() {
         drop(uploader);
         resume.notify_waiters();
         until(|| sidecar.env.streams.held().get() == 0).await;
+    });
+}
+
+/// An app of HTTP/2 that answers each request at its head, and then takes 1 KiB of the body; with what its streams were
+/// reset.
+async fn early_app() -> (App, Rc<Cell<Option<Reason>>>) {
+    let reset = Rc::<Cell<Option<Reason>>>::default();
+    let seen = reset.clone();
+    let app = App::raw(async move |_, socket| {
+        let mut builder = h2::server::Builder::new();
+        builder.initial_window_size(1024);
+        let mut connection = builder.handshake::<_, Bytes>(socket).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            respond.send_response(Response::new(()), true).unwrap();
+            let (mut body, seen) = (request.into_body(), seen.clone());
+            tokio::task::spawn_local(async move {
+                while let Some(data) = body.data().await {
+                    if let Err(error) = data {
+                        return seen.set(error.reason());
+                    }
+                }
+            });
+        }
+    });
+    (app.await, reset)
+}
+
+/// Room for one request at a time.
+fn one_at_a_time() -> Limits {
+    Limits { upstream_requests: 1, ..Limits::default() }
+}
+
+/// Makes requests until one finds room.
+async fn find_room(client: &mut Raw) {
+    for stream in (3..).step_by(2) {
+        client.request(stream, &GET).await.unwrap();
+        if fate(client, stream).await == Fate::Status(200) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_request_that_the_app_has_answered_and_not_taken_ends_with_its_clients_stream() {
+    run(async {
+        let (app, reset) = early_app().await;
+        let sidecar = Sidecar::with_limits(app.address, AppProtocol::H2c, one_at_a_time());
+        let mut client = sidecar.connect_raw().await;
+        client.open(1, &POST).await.unwrap();
+        client.send(DATA, 0, 1, &[b'x'; FRAME]).await.unwrap();
+        assert_eq!(fate(&mut client, 1).await, Fate::Status(200));
+        client.send(RST_STREAM, 0, 1, &CANCEL).await.unwrap();
+        until(|| reset.get() == Some(Reason::CANCEL)).await;
+        find_room(&mut client).await;
+    });
+}
+
+#[test]
+fn a_request_that_the_app_has_answered_and_not_taken_has_a_deadline() {
+    run(async {
+        let (app, reset) = early_app().await;
+        let sidecar = Sidecar::with_limits(app.address, AppProtocol::H2c, one_at_a_time());
+        let mut client = sidecar.connect_raw().await;
+        client.open(1, &POST).await.unwrap();
+        client.send(DATA, END_STREAM, 1, &[b'x'; FRAME]).await.unwrap();
+        assert_eq!(fate(&mut client, 1).await, Fate::Status(200));
+        until(|| {
+            sidecar.expire_after(Limits::default().body);
+            reset.get() == Some(Reason::CANCEL)
+        })
+        .await;
+        find_room(&mut client).await;
+    });
+}
+
+#[test]
+fn a_request_that_an_app_of_http1_has_answered_and_not_taken_ends_with_its_clients_stream() {
+    run(async {
+        let app = App::raw(async |_, mut socket| {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(socket.read_u8().await.unwrap());
+            }
+            socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            std::future::pending().await
+        })
+        .await;
+        let sidecar = Sidecar::with_limits(app.address, AppProtocol::Http, one_at_a_time());
+        let mut uploader = Uploader::new(&sidecar).await;
+        uploader.open(1).await;
+        // Until neither socket takes any more.
+        loop {
+            if uploader.window(1) >= FRAME as i64 {
+                uploader.send(1).await;
+            } else if timeout(Duration::from_millis(500), uploader.listen()).await.is_err() {
+                break;
+            }
+        }
+        uploader.client.send(RST_STREAM, 0, 1, &CANCEL).await.unwrap();
+        find_room(&mut uploader.client).await;
     });
 }

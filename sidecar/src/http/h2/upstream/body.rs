@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::RecvStream;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::task::AbortHandle;
 
 use super::error::UpstreamError;
 use super::http1::Checkout;
@@ -36,9 +37,18 @@ struct Shared {
     lease: Option<Rc<Lease>>,
 }
 
-/// The body of an app's answer. Dropping it early cancels the rest.
+/// What sends a request's body, which may outlive the answer: an app may answer before it has taken all of the body.
+/// Dropped before that, the request is cancelled.
+pub struct Uploading {
+    task: AbortHandle,
+    body: Weak<RefCell<Shared>>,
+}
+
+/// The body of an app's answer. Dropping it early cancels the rest, and what is left of the request.
 pub struct UpstreamBody {
     source: Source,
+    /// What is left of the request's body, if there is one.
+    upload: Option<Uploading>,
     /// The request's place, until its answer is over.
     _share: Option<Rc<Share>>,
 }
@@ -94,6 +104,11 @@ impl Retained {
         let body = shared.body.take()?;
         Some(Outgoing::from_parts(body, shared.share.clone()))
     }
+
+    /// For the task that sends the body, in place of having it back.
+    pub(super) fn sent_by(self, task: AbortHandle) -> Uploading {
+        Uploading { task, body: Rc::downgrade(&self.shared) }
+    }
 }
 
 impl Body for Outgoing {
@@ -122,19 +137,38 @@ impl Body for Outgoing {
     }
 }
 
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        if self.body.strong_count() > 0 {
+            self.task.abort();
+        }
+    }
+}
+
 impl UpstreamBody {
-    pub(super) fn http1(incoming: Incoming, checkout: Checkout) -> Self {
-        let mut body = Self { source: Source::Http1(incoming, Some(checkout)), _share: None };
+    pub(super) fn http1(incoming: Incoming, checkout: Checkout, upload: Uploading) -> Self {
+        let source = Source::Http1(incoming, Some(checkout));
+        let mut body = Self { source, upload: Some(upload), _share: None };
         if body.is_end_stream() {
             body.finish();
         }
         body
     }
 
-    pub(super) fn http2(mut recv: RecvStream, windows: &Rc<Windows>, lease: Rc<Lease>) -> Self {
+    pub(super) fn http2(
+        mut recv: RecvStream,
+        windows: &Rc<Windows>,
+        lease: Rc<Lease>,
+        upload: Option<Uploading>,
+    ) -> Self {
         let window = windows.open(&mut recv);
         let stream = Stream { recv, window, is_data_done: false, given_out: 0 };
-        Self { source: Source::Http2(stream, lease), _share: None }
+        Self { source: Source::Http2(stream, lease), upload, _share: None }
+    }
+
+    /// Ends the answer; what is left of the request goes on to the app for as long as this is held.
+    pub(crate) fn into_upload(self) -> Option<Uploading> {
+        self.upload
     }
 
     /// The same; the place is given back with it.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use http::{Request, Response};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::task::AbortHandle;
 
 use super::body::{Outgoing, UpstreamBody};
 use super::error::UpstreamError;
@@ -25,13 +26,20 @@ pub(super) struct Pool {
 }
 
 struct Idle {
-    sender: SendRequest<Outgoing>,
+    carrier: Carrier,
     since: Instant,
+}
+
+/// One connection.
+struct Carrier {
+    sender: SendRequest<Outgoing>,
+    /// Drives it.
+    task: AbortHandle,
 }
 
 /// A connection that is in use.
 pub(super) struct Checkout {
-    sender: SendRequest<Outgoing>,
+    carrier: Carrier,
     pool: Rc<Pool>,
 }
 
@@ -45,8 +53,8 @@ impl Pool {
         request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let mut request = request;
-        if let Some(sender) = self.take(Instant::now()) {
-            match self.try_send(sender, request).await {
+        if let Some(carrier) = self.take(Instant::now()) {
+            match self.try_send(carrier, request).await {
                 Ok(response) => return Ok(response),
                 // The app closed it in the meantime, and nothing was written to it.
                 Err((_, Some(unsent))) => request = *unsent,
@@ -54,14 +62,14 @@ impl Pool {
             }
         }
         // Rare, and large.
-        let sender = Box::pin(self.dial()).await?;
-        self.try_send(sender, request).await.map_err(|(error, _)| error)
+        let carrier = Box::pin(self.dial()).await?;
+        self.try_send(carrier, request).await.map_err(|(error, _)| error)
     }
 
     pub(super) fn sweep(&self, now: Instant) {
         let limit = self.limits.upstream_idle;
         let is_fresh = |idle: &Idle| now.saturating_duration_since(idle.since) < limit;
-        self.idle.borrow_mut().retain(|idle| !idle.sender.is_closed() && is_fresh(idle));
+        self.idle.borrow_mut().retain(|idle| !idle.carrier.sender.is_closed() && is_fresh(idle));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -73,23 +81,24 @@ impl Pool {
     }
 
     /// The connection that was used last, if it is alive and young enough that the app will not just close it.
-    fn take(&self, now: Instant) -> Option<SendRequest<Outgoing>> {
+    fn take(&self, now: Instant) -> Option<Carrier> {
         self.sweep(now);
         let mut idle = self.idle.borrow_mut();
         // One that is still busy with the rest of a request that was answered early stays.
-        let index = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(idle.remove(index).sender)
+        let index = idle.iter().rposition(|idle| idle.carrier.sender.is_ready())?;
+        Some(idle.remove(index).carrier)
     }
 
     async fn try_send(
         self: &Rc<Self>,
-        mut sender: SendRequest<Outgoing>,
+        mut carrier: Carrier,
         request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, (UpstreamError, Option<Box<Request<Outgoing>>>)> {
-        match sender.try_send_request(request).await {
+        let upload = request.body().retain().sent_by(carrier.task.clone());
+        match carrier.sender.try_send_request(request).await {
             Ok(response) => {
-                let checkout = Checkout { sender, pool: self.clone() };
-                Ok(response.map(|body| UpstreamBody::http1(body, checkout)))
+                let checkout = Checkout { carrier, pool: self.clone() };
+                Ok(response.map(|body| UpstreamBody::http1(body, checkout, upload)))
             }
             Err(mut failure) => {
                 let unsent = failure.take_message().map(Box::new);
@@ -98,7 +107,7 @@ impl Pool {
         }
     }
 
-    async fn dial(&self) -> Result<SendRequest<Outgoing>, UpstreamError> {
+    async fn dial(&self) -> Result<Carrier, UpstreamError> {
         let socket = Socket::connect(self.app, &self.limits).await?;
         let (sender, connection) = Builder::new()
             .max_buf_size(self.limits.head_bytes.max(LEAST_BUFFER))
@@ -108,12 +117,12 @@ impl Pool {
             .await
             .map_err(|error| UpstreamError::from(&error))?;
         let app = self.app;
-        tokio::task::spawn_local(async move {
+        let driven = tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%app, %error, "HTTP/1.1 connection to the app failed");
             }
         });
-        Ok(sender)
+        Ok(Carrier { sender, task: driven.abort_handle() })
     }
 }
 
@@ -121,8 +130,8 @@ impl Checkout {
     /// The answer is complete.
     pub(super) fn give_back(self) {
         let mut idle = self.pool.idle.borrow_mut();
-        if idle.len() < self.pool.limits.upstream_idle_connections && !self.sender.is_closed() {
-            idle.push(Idle { sender: self.sender, since: Instant::now() });
+        if idle.len() < self.pool.limits.upstream_idle_connections && !self.carrier.sender.is_closed() {
+            idle.push(Idle { carrier: self.carrier, since: Instant::now() });
         }
     }
 }

@@ -15,9 +15,8 @@ use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, request};
 use http_body::Body;
 use tokio::sync::oneshot;
-use tokio::task::AbortHandle;
 
-use super::body::{Outgoing, UpstreamBody};
+use super::body::{Outgoing, Uploading, UpstreamBody};
 use super::error::{Limit, UpstreamError, Violation, reset_reason};
 use super::shares::{Share, Shares, Source};
 use super::socket::{Socket, Watch};
@@ -89,9 +88,6 @@ struct Failure {
     error: UpstreamError,
     is_untouched: bool,
 }
-
-/// A request's body on its way, in a task of its own: an app may answer before it has taken it. Dropped, it ends.
-struct Uploading(Option<AbortHandle>);
 
 impl Connections {
     /// `held`: bytes of answers that all connections of the worker hold.
@@ -383,7 +379,7 @@ impl Carrier {
         &self,
         head: Box<request::Parts>,
         body: Outgoing,
-    ) -> Result<(ResponseFuture, Uploading), (h2::Error, bool)> {
+    ) -> Result<(ResponseFuture, Option<Uploading>), (h2::Error, bool)> {
         let mut sender = self.sender.borrow().clone();
         let ready = sender.poll_ready(&mut Context::from_waker(Waker::noop()));
         if let Poll::Ready(Err(error)) = ready {
@@ -397,8 +393,7 @@ impl Carrier {
             request.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
         }
         let (response, stream) = sender.send_request(request, is_end).map_err(|error| (error, false))?;
-        let uploading =
-            if is_end { Uploading(None) } else { Uploading::start(body, stream, self.outbox.clone()) };
+        let uploading = (!is_end).then(|| upload(body, stream, self.outbox.clone()));
         Ok((response, uploading))
     }
 
@@ -441,38 +436,23 @@ impl Lease {
         };
         match response.await {
             Ok(response) => {
-                uploading.go_on();
                 let windows = &lease.connection.windows;
-                Ok(response.map(|stream| UpstreamBody::http2(stream, windows, lease.clone())))
+                Ok(response.map(|stream| UpstreamBody::http2(stream, windows, lease.clone(), uploading)))
             }
             Err(error) => Err((lease.connection.judge(&error, false), lease.connection.clone())),
         }
     }
 }
 
-impl Uploading {
-    fn start(body: Outgoing, stream: SendStream<Piece>, outbox: Outbox) -> Self {
-        let task = tokio::task::spawn_local(async move {
-            let (mut body, mut stream) = (body, stream);
-            let reason = |error: super::BoxError| reset_reason(&*error);
-            // The answer, or the lack of one, says what became of it.
-            let _ = send::send(&mut body, &mut stream, &outbox, false, || {}, reason).await;
-        });
-        Self(Some(task.abort_handle()))
-    }
-
-    /// There is an answer: the rest of the body goes to the app as long as it takes it.
-    fn go_on(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Uploading {
-    fn drop(&mut self) {
-        if let Some(task) = self.0.take() {
-            task.abort();
-        }
-    }
+/// Sends a body, in a task of its own.
+fn upload(body: Outgoing, stream: SendStream<Piece>, outbox: Outbox) -> Uploading {
+    let (retained, mut body, mut stream) = (body.retain(), body, stream);
+    let task = tokio::task::spawn_local(async move {
+        let reason = |error: super::BoxError| reset_reason(&*error);
+        // The answer, or the lack of one, says what became of it.
+        let _ = send::send(&mut body, &mut stream, &outbox, false, || {}, reason).await;
+    });
+    retained.sent_by(task.abort_handle())
 }
 
 impl Drop for Lease {
