@@ -19,10 +19,10 @@ use crate::connection::OpenConnection;
 use crate::context::WorkerContext;
 use crate::destinations::{LoadSlot, Lookup, ResolvedDestination};
 use crate::lifeline::Lifeline;
-use crate::pump::{Patience, Pump};
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
 use crate::tls::PeerTls;
+use crate::tunnel::{Patience, Tunnel};
 use crate::upstream::{self, ConnectError, Transport};
 
 /// How long the controller has to say what stands behind an address that is dialled for the first time.
@@ -182,20 +182,27 @@ struct Told<'s> {
 }
 
 impl Told<'_> {
-    async fn carry(&self, client: TcpStream, upstream: Upstream) {
+    async fn carry(&self, mut client: TcpStream, mut upstream: Upstream) {
         let limits = &self.story.context.http.limits;
         let line = self.story.line;
-        let mut pump = Pump::new(client, upstream, &[]);
-        let patience = Patience { stalled: limits.body, idle: Some(limits.idle) };
-        let (flag, details) = match line.guard(pump.run(line, patience)).await {
-            Ok(Ok(())) => {
-                return self.record(ResponseFlag::None, "via_upstream", pump.received(), pump.sent());
-            }
-            Ok(Err(failure)) => (failure.flag(), failure.details()),
-            Err(ended) => (ResponseFlag::None, ended.0.details()),
-        };
-        self.record(flag, details, pump.received(), pump.sent());
-        pump.reset();
+        let mut tunnel = Tunnel::default();
+        let patience = Patience { stalled: limits.body, idle: Some(limits.idle), half_closed: None };
+        let (flag, details) =
+            match line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await {
+                Ok(Ok(())) => {
+                    return self.record(
+                        ResponseFlag::None,
+                        "via_upstream",
+                        tunnel.received(),
+                        tunnel.sent(),
+                    );
+                }
+                Ok(Err(error)) => (error.flag(), error.details()),
+                Err(ended) => (ResponseFlag::None, ended.0.details()),
+            };
+        self.record(flag, details, tunnel.received(), tunnel.sent());
+        client.abort();
+        upstream.abort();
     }
 
     fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {

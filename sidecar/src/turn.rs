@@ -131,18 +131,18 @@ mod tests {
 
     use super::*;
     use crate::lifeline::Lifeline;
-    use crate::pump::{Patience, Pump};
+    use crate::tunnel::{Patience, Tunnel};
 
     #[tokio::test]
     async fn a_connection_whose_both_ends_are_ready_moves_one_turn_at_a_time() {
         const ALL: usize = 1 << 20;
-        let (client, mut client_end) = tokio::io::duplex(ALL);
-        let (upstream, mut upstream_end) = tokio::io::duplex(ALL);
+        let (mut client, mut client_end) = tokio::io::duplex(ALL);
+        let (mut upstream, mut upstream_end) = tokio::io::duplex(ALL);
         upstream_end.write_all(&vec![b'x'; ALL]).await.unwrap();
         let line = Lifeline::new();
-        let mut pump = Pump::new(client, upstream, &[]);
-        let patience = Patience { stalled: std::time::Duration::MAX, idle: None };
-        let mut running = Box::pin(pump.run(&line, patience));
+        let mut tunnel = Tunnel::default();
+        let patience = Patience { stalled: std::time::Duration::MAX, idle: None, half_closed: None };
+        let mut running = Box::pin(tunnel.run(&mut client, &mut upstream, &line, patience));
         let (mut received, mut turns) = (BytesMut::with_capacity(ALL), 0);
         while received.len() < ALL {
             assert!(poll!(&mut running).is_pending());

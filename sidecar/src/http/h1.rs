@@ -3,8 +3,8 @@
 //! [`serve`] is a connection's story: read a head, decide, write the head and what is there of the body to the app in
 //! one write, read the answer's head, write it and what is there of its body in one write, pump the rest. `head`
 //! reads heads, `body` finds the ends of bodies, `forward` writes what goes to the next hop, `exchange` drives the
-//! two directions at once, `watch` sees that the client is still there, `tunnel` takes over after `101 Switching
-//! Protocols`, and `websocket` has the last word where that was a switch to one.
+//! two directions at once, `watch` sees that the client is still there. After `101 Switching Protocols` the bytes are a
+//! tunnel's ([`crate::tunnel`]); `websocket` has the last word where that was a switch to one.
 //!
 //! A connection that waits for a request holds no buffers. A request in a steady state allocates nothing, spawns
 //! nothing and sets no timer.
@@ -34,6 +34,7 @@ use super::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::Abort;
 use crate::telemetry::{Record, ResponseFlag};
+use crate::tunnel::{Patience, Tunnel};
 use crate::upstream::{self, ConnectError, Deadline};
 
 pub mod body;
@@ -44,7 +45,6 @@ mod glimpse;
 pub mod head;
 mod refused;
 pub mod transcript;
-mod tunnel;
 mod watch;
 mod websocket;
 
@@ -336,22 +336,24 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
 
     /// The app has switched protocols: bytes both ways.
     async fn switch(&mut self, mut upstream: TcpStream) -> After {
-        let from_client = std::mem::take(&mut self.inbound);
-        let from_upstream = std::mem::take(&mut self.exchange.down.input);
-        let (line, env) = (self.line, self.env);
+        let mut tunnel = Tunnel::new(self.inbound.bytes(), self.exchange.down.input.bytes());
+        self.env.buffers.give(&mut self.inbound);
+        self.env.buffers.give(&mut self.exchange.down.input);
+        let (line, limits) = (self.line, &self.env.limits);
+        // A side that is silent may be so for as long as the connection lives.
+        let patience = Patience { stalled: limits.body, idle: None, half_closed: Some(limits.body) };
         let mut client = Followed::new(&mut self.client, self.exchange.down.is_websocket);
-        let (moved, ended) =
-            tunnel::run(&mut client, &mut upstream, from_client, from_upstream, line, env).await;
+        let ended = line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await;
         let has_room = client.has_room();
-        self.exchange.up.moved = moved.from_client;
-        self.exchange.down.moved = moved.to_client;
+        self.exchange.up.moved = tunnel.received();
+        self.exchange.down.moved = tunnel.sent();
         let (flag, details) = match ended {
-            Ok(()) => (ResponseFlag::None, "via_upstream"),
+            Ok(_) => (ResponseFlag::None, "via_upstream"),
             Err(Ended(cause)) => ended_by(cause, false),
         };
         self.tell_end(self.exchange.down.status, flag, details);
         match ended {
-            Err(Ended(Cause::Deadline(_))) | Ok(()) => After::Abort,
+            Err(Ended(Cause::Deadline(_))) | Ok(_) => After::Abort,
             Err(_) if has_room => self.go_away().await,
             Err(_) => After::Abort,
         }
