@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Pod;
-use tidegate_core::TrustDomain;
+use tidegate_core::{ObjectRef, TrustDomain};
 use tidegate_crds::MeshConfigSpec;
 use tidegate_runtime::logging::LogThrottle;
 use tidegate_runtime::readiness::Blocker;
@@ -42,8 +42,8 @@ pub(crate) struct Engine {
     is_workload: fn(&Pod) -> bool,
     status_writers: Vec<Box<dyn StatusWriter>>,
     written: BTreeMap<ObjectKey, Written>,
-    /// The IngressBackends that have no room at a workload, by workload.
-    left_out: BTreeMap<ObjectName, BTreeSet<Arc<str>>>,
+    /// The objects whose rules have no room at a workload, by workload.
+    left_out: BTreeMap<ObjectName, BTreeSet<ObjectRef>>,
     /// What the policies of each namespace take, by the name of the workload.
     shares: NamespaceShares<Arc<str>>,
     complaints: LogThrottle<Arc<str>>,
@@ -216,7 +216,7 @@ impl Engine {
     }
 
     fn update_statuses(&mut self, index: &Index, affected: &Affected) {
-        let without_room = self.left_out.values().flatten().map(|policy| &**policy).collect();
+        let without_room = self.left_out.values().flatten().collect();
         let scope = StatusScope::affected(index, affected, without_room);
         let current: BTreeMap<_, _> = status::statuses(&scope)
             .into_iter()

@@ -9,7 +9,7 @@ use tidegate_core::policy::{
     Decision, Grant, InboundPolicy, IngressTransport, MeshProtocol, Opening, Reason, RuleState, Session,
     Terms,
 };
-use tidegate_core::{DnsName, Identity, San, TrustDomain};
+use tidegate_core::{DnsName, Identity, ObjectRef, San, TrustDomain};
 
 use crate::compile::{self, NamespaceRules, Targets, imagined_pod};
 use crate::index::Index;
@@ -57,7 +57,7 @@ pub struct Explanation {
     /// A stable word for the reason of a denial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'static str>,
-    /// The IngressBackend that lets it in, or that came closest to it.
+    /// `<namespace>/<name>` of the IngressBackend that lets it in, or that came closest to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// How the connection would go on after its first bytes.
@@ -155,17 +155,14 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
     let (word, reason, code, rule) = match decision {
         Decision::Allow(grant) => {
             let rule = match &grant {
-                Grant::Ingress(policy, _) => Some(policy.to_string()),
+                Grant::Ingress(origin, _) => Some(in_namespace(origin)),
                 Grant::Mesh(_) => None,
             };
             ("allow", grant.to_string(), None, rule)
         }
-        Decision::Deny(denial) => (
-            "deny",
-            denial.to_string(),
-            Some(denial.reason.code()),
-            denial.policy.map(|policy| policy.to_string()),
-        ),
+        Decision::Deny(denial) => {
+            ("deny", denial.to_string(), Some(denial.reason.code()), denial.origin.as_ref().map(in_namespace))
+        }
     };
     Ok(Explanation {
         decision: word,
@@ -177,6 +174,10 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
         server_identity: policy.identity.to_string(),
         port,
     })
+}
+
+fn in_namespace(ObjectRef { namespace, name, .. }: &ObjectRef) -> String {
+    format!("{namespace}/{name}")
 }
 
 /// A Pod behind the backend at this port, if there is one.

@@ -14,7 +14,7 @@ use crate::object_ref::ObjectRef;
 use crate::san::San;
 
 /// The name of a backend: one port of a Service, of a ServiceEntry or of another object with endpoints.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendRef {
     /// The object.

@@ -9,7 +9,7 @@ use serde::Serialize;
 /// Kind, namespace and name of an object: the origin of a rule in denials, logs and statuses.
 ///
 /// The kind is text, not an enumeration, so that a sidecar can show kinds that only a newer controller knows.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectRef {
     /// Kind as in its API, such as `IngressBackend` or `HTTPRoute`.

@@ -10,7 +10,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
     PortPolicy, RuleState, Sources,
 };
-use tidegate_core::{CidrSet, Identity, Principal, TrustDomain};
+use tidegate_core::{CidrSet, Identity, ObjectRef, Principal, TrustDomain};
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -190,7 +190,7 @@ pub(crate) fn policy() -> InboundPolicy {
 
 pub(crate) fn rule(sources: Sources, transport: IngressTransport) -> Vec<IngressRule> {
     vec![IngressRule {
-        policy: "httpbin/httpbin".into(),
+        origin: ObjectRef::new("IngressBackend", "httpbin", "httpbin"),
         backend: "httpbin/httpbin".into(),
         state: RuleState::Active(ActiveIngressRule { sources, transport }),
     }]

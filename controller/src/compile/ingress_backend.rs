@@ -13,7 +13,7 @@ use self::rules::{BackendRule, NamespaceSources};
 use super::status::{Compiled, Judged, ObjectStatus, PortRule, StatusScope};
 use super::targets::Targets;
 use crate::index::Index;
-use crate::object::ObjectName;
+use crate::object::{ObjectName, OfKind};
 use crate::service::{numbered_target, tcp_ports};
 
 /// Why a rule grants nothing at a workload that has no room for it.
@@ -28,9 +28,9 @@ impl Compiled for IngressBackend {
         let sources = NamespaceSources::new(index, namespace);
         let mut all = Vec::new();
         for (name, object) in index.ingress_backends_in(namespace) {
-            let policy = name.to_shared();
+            let origin = name.to_ref(Self::KIND);
             for BackendRule { backend, port, state } in rules::rules(&sources, name, &object.spec) {
-                let rule = IngressRule { policy: policy.clone(), backend: backend.to_shared(), state };
+                let rule = IngressRule { origin: origin.clone(), backend: backend.to_shared(), state };
                 all.push(PortRule { port, rule });
             }
         }
@@ -46,7 +46,8 @@ impl Compiled for IngressBackend {
                 let namespace = of_namespaces
                     .entry(&name.namespace)
                     .or_insert_with(|| NamespaceStatuses::new(index, &name.namespace));
-                let elsewhere = scope.without_room.contains(&*name.to_string()).then(|| TOO_LARGE.to_owned());
+                let elsewhere =
+                    scope.without_room.contains(&name.to_ref(Self::KIND)).then(|| TOO_LARGE.to_owned());
                 Judged {
                     name: name.clone(),
                     status: namespace.of(name, object, elsewhere),

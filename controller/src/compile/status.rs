@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tidegate_core::ObjectRef;
 use tidegate_core::policy::IngressRule;
 
 use crate::index::{Affected, Index};
@@ -94,8 +95,8 @@ pub(crate) struct StatusScope<'s> {
     only_ours: bool,
     /// Whether [`Judged::is_incomplete`] is to be found out.
     pub(crate) asks_for_missing: bool,
-    /// The IngressBackends (`<namespace>/<name>`) that have no room at a workload.
-    pub(crate) without_room: BTreeSet<&'s str>,
+    /// The objects whose rules have no room at a workload.
+    pub(crate) without_room: BTreeSet<&'s ObjectRef>,
 }
 
 impl<'s> StatusScope<'s> {
@@ -115,7 +116,7 @@ impl<'s> StatusScope<'s> {
     pub(crate) fn affected(
         index: &'s Index,
         affected: &'s Affected,
-        without_room: BTreeSet<&'s str>,
+        without_room: BTreeSet<&'s ObjectRef>,
     ) -> Self {
         let of_pods = affected.pods.iter().map(|pod| &*pod.namespace);
         let others = affected.namespaces.iter().chain(&affected.policies).map(|namespace| &**namespace);

@@ -5,7 +5,7 @@ use tidegate_core::policy::{
     AppProtocol, ClientCheck, Decision, InboundPolicy, IngressRule, IngressTransport, MeshProtocol, MeshRule,
     Opening, Reason, RuleState, Session, Sources, Terms,
 };
-use tidegate_core::{DnsName, Principal, San, TrustDomain};
+use tidegate_core::{DnsName, ObjectRef, Principal, San, TrustDomain};
 
 use super::ingress_backend::TOO_LARGE;
 use super::mesh_config::{NO_MESH_CONFIG, NOT_PERMISSIVE};
@@ -648,5 +648,5 @@ fn what_one_workload_has_no_room_for_denies_and_what_comes_before_it_holds() {
     assert_eq!((rules.len(), active), (20, 11), "11 times 1,024 ranges are 495 KiB");
     assert_eq!(rules[11].state, RuleState::Invalid(TOO_LARGE.into()));
     assert_eq!(compiled.left_out.len(), 9);
-    assert!(compiled.left_out.contains("httpbin/p11"));
+    assert!(compiled.left_out.contains(&ObjectRef::new("IngressBackend", "httpbin", "p11")));
 }

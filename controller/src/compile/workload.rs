@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tidegate_core::identity::IdentityError;
 use tidegate_core::policy::{InboundPolicy, IngressRule, MeshRule, PortPolicy, RuleState};
-use tidegate_core::{Identity, TrustDomain};
+use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
 use super::fronts::{Behind, Fronts};
 use super::ingress_backend::TOO_LARGE;
@@ -41,8 +41,8 @@ pub fn workload(
 /// The policy of a workload, and what did not fit into it.
 pub(crate) struct CompiledWorkload {
     pub(crate) policy: InboundPolicy,
-    /// The IngressBackends (`<namespace>/<name>`) whose rules would have made it larger than [`MOST_RULE_BYTES`].
-    pub(crate) left_out: BTreeSet<Arc<str>>,
+    /// The objects whose rules would have made it larger than [`MOST_RULE_BYTES`].
+    pub(crate) left_out: BTreeSet<ObjectRef>,
 }
 
 impl CompiledWorkload {
@@ -130,11 +130,11 @@ pub(crate) fn workload_by(
         port.ingress.extend(granted.into_iter().filter_map(|rule| room.take(rule)));
     }
     for object in &rules.unreadable {
-        let (policy, state) = (object.name().to_shared(), RuleState::Invalid(object.reason().into()));
+        let (origin, state) = (object.name().to_ref(object.kind), RuleState::Invalid(object.reason().into()));
         for (number, port) in &mut ports {
             for service in port.services.iter().filter(|service| object.may_open(service, *number)) {
-                let (policy, backend) = (policy.clone(), service.clone());
-                port.ingress.extend(room.take(&IngressRule { policy, backend, state: state.clone() }));
+                let (origin, backend) = (origin.clone(), service.clone());
+                port.ingress.extend(room.take(&IngressRule { origin, backend, state: state.clone() }));
             }
         }
     }
@@ -145,7 +145,7 @@ pub(crate) fn workload_by(
 /// What is left of [`MOST_RULE_BYTES`] for one workload.
 struct Room {
     bytes: usize,
-    left_out: BTreeSet<Arc<str>>,
+    left_out: BTreeSet<ObjectRef>,
 }
 
 impl Room {
@@ -160,7 +160,7 @@ impl Room {
             self.bytes = rest;
             return Some(rule.clone());
         }
-        self.left_out.insert(rule.policy.clone());
+        self.left_out.insert(rule.origin.clone());
         let short = IngressRule { state: RuleState::Invalid(TOO_LARGE.into()), ..rule.clone() };
         self.bytes = self.bytes.checked_sub(rules::wire_bytes(&short))?;
         Some(short)

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tidegate_core::ObjectRef;
 
 use super::kinds::kinds;
 
@@ -65,6 +66,11 @@ impl ObjectName {
         let (namespace, name) = text.split_once('/')?;
         let is_whole = !namespace.is_empty() && !name.is_empty() && !name.contains('/');
         is_whole.then(|| Self::new(namespace, name))
+    }
+
+    /// An object of this kind and name, as rules, denials and backends name it.
+    pub(crate) fn to_ref(&self, kind: Kind) -> ObjectRef {
+        ObjectRef { kind: kind.as_str().into(), namespace: self.namespace.clone(), name: self.name.clone() }
     }
 
     /// `<namespace>/<name>`, to be shared.

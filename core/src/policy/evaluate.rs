@@ -10,6 +10,7 @@ use super::model::{
 };
 use crate::dns_name::DnsPattern;
 use crate::identity::Identity;
+use crate::object_ref::ObjectRef;
 use crate::principal::Principal;
 use crate::san::San;
 
@@ -82,17 +83,17 @@ pub enum Decision {
 pub enum Grant {
     /// The mesh rule of the port: permissive mode, or this principal of the peer.
     Mesh(Option<Principal>),
-    /// An IngressBackend (`<namespace>/<name>`), and its principal that is in the client's certificate.
-    Ingress(Arc<str>, Option<Principal>),
+    /// The origin of an ingress rule, and the rule's principal that is in the client's certificate.
+    Ingress(ObjectRef, Option<Principal>),
 }
 
-/// Why a connection or request is refused, and the IngressBackend that came closest to allowing it.
+/// Why a connection or request is refused, and the origin of the rule that came closest to allowing it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     /// Why it is refused.
     pub reason: Reason,
-    /// `<namespace>/<name>` of the IngressBackend that came closest to a grant.
-    pub policy: Option<Arc<str>>,
+    /// The object whose rule came closest to a grant. `None` if no ingress rule caused the denial.
+    pub origin: Option<ObjectRef>,
 }
 
 /// Why a connection is refused. Ordered by how close it came to a grant, the farthest first.
@@ -205,11 +206,11 @@ impl InboundPolicy {
                 return Ok(());
             }
             if is_named && owner.is_none() {
-                owner = Some(rule.policy.clone());
+                owner = Some(&rule.origin);
             }
         }
         match owner {
-            Some(policy) => Err(Denial { reason: Reason::Misdirected, policy: Some(policy) }),
+            Some(origin) => Err(Denial { reason: Reason::Misdirected, origin: Some(origin.clone()) }),
             None => Ok(()),
         }
     }
@@ -223,7 +224,7 @@ impl InboundPolicy {
                 .map_err(Denial::new);
         }
         first_grant(policy, |rule| rule.judge(session))
-            .map(|(rule, principal)| Grant::Ingress(rule.policy.clone(), principal.cloned()))
+            .map(|(rule, principal)| Grant::Ingress(rule.origin.clone(), principal.cloned()))
     }
 
     fn port(&self, port: u16) -> Result<&PortPolicy, Denial> {
@@ -333,14 +334,14 @@ fn first_grant<'p, T>(
     for rule in &policy.ingress {
         let result = match &rule.state {
             RuleState::Active(active) => {
-                test(active).map(|found| (RuleRef { policy: &rule.policy, active }, found))
+                test(active).map(|found| (RuleRef { origin: &rule.origin, active }, found))
             }
             RuleState::Invalid(why) => Err(Reason::InvalidRule(why.clone())),
         };
         match result {
             Ok(grant) => return Ok(grant),
             Err(reason) if reason > closest.reason => {
-                closest = Denial { reason, policy: Some(rule.policy.clone()) };
+                closest = Denial { reason, origin: Some(rule.origin.clone()) };
             }
             Err(_) => {}
         }
@@ -348,9 +349,9 @@ fn first_grant<'p, T>(
     Err(closest)
 }
 
-/// A rule in force and its IngressBackend.
+/// A rule in force and the object that it was compiled from.
 struct RuleRef<'p> {
-    policy: &'p Arc<str>,
+    origin: &'p ObjectRef,
     active: &'p ActiveIngressRule,
 }
 
@@ -361,9 +362,9 @@ impl RuleRef<'_> {
 }
 
 impl Denial {
-    /// A denial that is not due to an IngressBackend.
+    /// A denial that no ingress rule caused.
     pub fn new(reason: Reason) -> Self {
-        Self { reason, policy: None }
+        Self { reason, origin: None }
     }
 }
 
@@ -420,8 +421,8 @@ impl fmt::Display for Reason {
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.policy {
-            Some(policy) => write!(f, "{} (IngressBackend {policy})", self.reason),
+        match &self.origin {
+            Some(origin) => write!(f, "{} ({origin})", self.reason),
             None => self.reason.fmt(f),
         }
     }
@@ -432,10 +433,8 @@ impl fmt::Display for Grant {
         match self {
             Self::Mesh(None) => f.write_str("permissive mode lets every workload of the mesh in"),
             Self::Mesh(Some(principal)) => write!(f, "mesh peer {principal}"),
-            Self::Ingress(policy, None) => write!(f, "IngressBackend {policy}"),
-            Self::Ingress(policy, Some(principal)) => {
-                write!(f, "IngressBackend {policy}, principal {principal}")
-            }
+            Self::Ingress(origin, None) => origin.fmt(f),
+            Self::Ingress(origin, Some(principal)) => write!(f, "{origin}, principal {principal}"),
         }
     }
 }

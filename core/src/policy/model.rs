@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::cidr::CidrSet;
 use crate::dns_name::DnsPattern;
 use crate::identity::Identity;
+use crate::object_ref::ObjectRef;
 use crate::principal::Principal;
 
 /// Everything that decides about one workload's inbound traffic.
@@ -65,12 +66,12 @@ pub enum MeshRule {
     Principals(Vec<Principal>),
 }
 
-/// What one IngressBackend grants at one port.
+/// What one object grants at one port to clients outside the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IngressRule {
-    /// The IngressBackend, as `<namespace>/<name>`.
-    pub policy: Arc<str>,
+    /// The object that the rule was compiled from, such as an IngressBackend.
+    pub origin: ObjectRef,
     /// The backend Service, as `<namespace>/<name>`.
     pub backend: Arc<str>,
     /// What the rule grants, or why it grants nothing.

@@ -10,6 +10,7 @@ use super::*;
 use crate::cidr::CidrSet;
 use crate::dns_name::{DnsName, DnsPattern};
 use crate::identity::{Identity, TrustDomain};
+use crate::object_ref::ObjectRef;
 use crate::principal::Principal;
 use crate::san::San;
 
@@ -88,7 +89,11 @@ fn compile(rule: &Written) -> IngressRule {
     } else {
         RuleState::Active(ActiveIngressRule { sources, transport })
     };
-    IngressRule { policy: "httpbin/httpbin".into(), backend: "httpbin/httpbin".into(), state }
+    IngressRule {
+        origin: ObjectRef::new("IngressBackend", "httpbin", "httpbin"),
+        backend: "httpbin/httpbin".into(),
+        state,
+    }
 }
 
 fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
@@ -182,7 +187,7 @@ proptest! {
     #[test]
     fn a_denial_names_a_policy_unless_there_is_none(rules in prop::collection::vec(written(), 1..3), client in client()) {
         if let Decision::Deny(denial) = evaluate(&policy(&rules, MeshRule::Deny("off".into())), &client) {
-            prop_assert!(denial.policy.is_some() || denial.reason == Reason::PlaintextRequired, "{denial}");
+            prop_assert!(denial.origin.is_some() || denial.reason == Reason::PlaintextRequired, "{denial}");
         }
     }
 }
@@ -292,7 +297,11 @@ fn an_app_that_sends_first_is_forwarded_only_where_a_tcp_rule_admits_the_address
     port.protocol = AppProtocol::TcpServerFirst;
     let sources = Sources::Ranges(CidrSet::parse(["10.0.0.0/24"]).unwrap());
     let state = RuleState::Active(ActiveIngressRule { sources, transport: IngressTransport::Tcp });
-    port.ingress.push(IngressRule { policy: "a/b".into(), backend: "a/c".into(), state });
+    port.ingress.push(IngressRule {
+        origin: ObjectRef::new("IngressBackend", "a", "b"),
+        backend: "a/c".into(),
+        state,
+    });
     assert!(policy.serves_first(14001, "10.0.0.1".parse().unwrap()));
     assert!(!policy.serves_first(14001, "10.0.1.1".parse().unwrap()));
 }

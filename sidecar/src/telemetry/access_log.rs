@@ -449,6 +449,7 @@ mod tests {
     use std::io::Read;
     use std::time::{Duration, UNIX_EPOCH};
 
+    use tidegate_core::ObjectRef;
     use tidegate_core::policy::{Denial, Reason};
 
     use super::*;
@@ -473,7 +474,10 @@ mod tests {
     }
 
     fn denied() -> Decision {
-        Decision::Deny(Denial { reason: Reason::PrincipalNotAllowed, policy: Some("httpbin/httpbin".into()) })
+        Decision::Deny(Denial {
+            reason: Reason::PrincipalNotAllowed,
+            origin: Some(ObjectRef::new("IngressBackend", "httpbin", "httpbin")),
+        })
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
     PortPolicy, RuleState, Sources, Terms,
 };
-use tidegate_core::{Identity, TrustDomain};
+use tidegate_core::{Identity, ObjectRef, TrustDomain};
 use tidegate_sidecar::authorizer::Authorizer;
 use tidegate_sidecar::connection_info::ConnectionInfo;
 use tidegate_sidecar::http::handler::Handler;
@@ -261,7 +261,7 @@ pub(crate) fn handler(
         services: vec![],
         mesh: MeshRule::Deny("closed".into()),
         ingress: vec![IngressRule {
-            policy: "httpbin/ingress".into(),
+            origin: ObjectRef::new("IngressBackend", "httpbin", "ingress"),
             backend: "httpbin/httpbin".into(),
             state: RuleState::Active(rule),
         }],

@@ -10,7 +10,7 @@ use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::policy::{
     ActiveIngressRule, ClientCheck, IngressRule, IngressTransport, RuleState, Sources,
 };
-use tidegate_core::{CidrSet, Principal};
+use tidegate_core::{CidrSet, ObjectRef, Principal};
 use tidegate_crds::IngressBackendSpec;
 use tidegate_crds::ingress_backend::{Backend, Source};
 use tidegate_crds::validate::{self, Finding, Protocol};
@@ -126,7 +126,8 @@ pub(crate) fn wire_bytes(rule: &IngressRule) -> usize {
             sources_bytes(&active.sources) + transport
         }
     };
-    rule.policy.len() + rule.backend.len() + state + 16
+    let ObjectRef { kind, namespace, name } = &rule.origin;
+    kind.len() + namespace.len() + name.len() + rule.backend.len() + state + 24
 }
 
 /// Bytes of memory of a rule that are not shared with other workloads.

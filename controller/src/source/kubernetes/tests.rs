@@ -482,8 +482,7 @@ async fn an_object_beyond_its_namespace_s_share_grants_nothing_says_so_and_count
         newer.reason
     );
     let policy = cluster.policy("httpbin/httpbin-1").unwrap();
-    let denying =
-        policy.ports[&14001].ingress.iter().find(|rule| &*rule.policy == "httpbin/a-newer").unwrap();
+    let denying = policy.ports[&14001].ingress.iter().find(|rule| &*rule.origin.name == "a-newer").unwrap();
     assert_eq!(denying.state, RuleState::Invalid(newer.reason.as_str().into()), "refusals say why");
 
     cluster.api.delete(BACKENDS, "httpbin", "b-older");

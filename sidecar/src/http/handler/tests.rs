@@ -8,7 +8,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
     Reason, RuleState, Sources, Terms,
 };
-use tidegate_core::{CidrSet, Identity, Principal, TrustDomain};
+use tidegate_core::{CidrSet, Identity, ObjectRef, Principal, TrustDomain};
 
 use super::*;
 use crate::snapshot::{self, Publisher};
@@ -46,7 +46,7 @@ impl World {
     /// The policy of its port from now on.
     fn publish(&self, protocol: AppProtocol, rules: Vec<ActiveIngressRule>) {
         let ingress = rules.into_iter().map(|rule| IngressRule {
-            policy: "httpbin/ingress".into(),
+            origin: ObjectRef::new("IngressBackend", "httpbin", "ingress"),
             backend: "httpbin/httpbin".into(),
             state: RuleState::Active(rule),
         });

@@ -12,7 +12,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, AppProtocol, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
     RuleState, Sources, Terms,
 };
-use tidegate_core::{CidrSet, Identity, TrustDomain};
+use tidegate_core::{CidrSet, Identity, ObjectRef, TrustDomain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
@@ -86,7 +86,7 @@ impl World {
             services: vec![],
             mesh: MeshRule::Deny("closed".into()),
             ingress: vec![IngressRule {
-                policy: "httpbin/ingress".into(),
+                origin: ObjectRef::new("IngressBackend", "httpbin", "ingress"),
                 backend: "httpbin/httpbin".into(),
                 state: RuleState::Active(rule),
             }],

@@ -17,7 +17,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
     PortPolicy, RuleState, Sources, Terms,
 };
-use tidegate_core::{Identity, Principal};
+use tidegate_core::{Identity, ObjectRef, Principal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
@@ -183,8 +183,11 @@ impl Sidecar {
             false => IngressTransport::Http,
         };
         let rule = ActiveIngressRule { sources: Sources::Any, transport };
-        let ingress =
-            IngressRule { policy: "a/b".into(), backend: "a/c".into(), state: RuleState::Active(rule) };
+        let ingress = IngressRule {
+            origin: ObjectRef::new("IngressBackend", "a", "b"),
+            backend: "a/c".into(),
+            state: RuleState::Active(rule),
+        };
         let mesh = MeshRule::Deny("tests have no mesh".into());
         let port = PortPolicy { protocol, services: vec![], mesh, ingress: vec![ingress] };
         let policy = InboundPolicy {

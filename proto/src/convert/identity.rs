@@ -1,0 +1,20 @@
+//! Identities.
+
+use tidegate_core::identity::{Identity, TrustDomain};
+
+use super::{ConversionError, bad};
+use crate::discovery as wire;
+
+pub(super) fn identity_to_wire(identity: &Identity) -> wire::Identity {
+    wire::Identity {
+        trust_domain: identity.trust_domain().to_string(),
+        namespace: identity.namespace().to_owned(),
+        service_account: identity.service_account().to_owned(),
+    }
+}
+
+pub(super) fn identity_from_wire(path: &str, identity: &wire::Identity) -> Result<Identity, ConversionError> {
+    let trust_domain =
+        TrustDomain::parse(&identity.trust_domain).map_err(|e| bad(&format!("{path}.trust_domain"), e))?;
+    Identity::new(trust_domain, &identity.namespace, &identity.service_account).map_err(|e| bad(path, e))
+}

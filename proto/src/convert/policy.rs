@@ -1,0 +1,264 @@
+//! Inbound policies.
+
+use std::collections::BTreeMap;
+
+use tidegate_core::dns_name::DnsPattern;
+use tidegate_core::policy::{
+    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
+    PortPolicy, RuleState, Sources,
+};
+use tidegate_core::{CidrSet, Principal};
+
+use super::{
+    ConversionError, bad, identity_from_wire, identity_to_wire, missing, object_from_wire, object_to_wire,
+    port_number,
+};
+use crate::discovery as wire;
+
+impl From<&InboundPolicy> for wire::InboundPolicy {
+    fn from(policy: &InboundPolicy) -> Self {
+        Self {
+            workload: policy.workload.to_string(),
+            identity: Some(identity_to_wire(&policy.identity)),
+            ports: policy.ports.iter().map(|(port, policy)| port_to_wire(*port, policy)).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::InboundPolicy> for InboundPolicy {
+    type Error = ConversionError;
+
+    fn try_from(policy: wire::InboundPolicy) -> Result<Self, ConversionError> {
+        let identity = policy.identity.ok_or_else(|| missing("identity"))?;
+        let identity = identity_from_wire("identity", &identity)?;
+        let mut ports = BTreeMap::new();
+        for port in policy.ports {
+            let number = port_number("ports[].port", port.port)?;
+            let path = format!("ports[{number}]");
+            if ports.insert(number, port_from_wire(&path, port)?).is_some() {
+                return Err(bad(&path, "duplicate port"));
+            }
+        }
+        Ok(Self { workload: policy.workload.into(), identity, ports })
+    }
+}
+
+fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
+    let protocol = match policy.protocol {
+        AppProtocol::Http | AppProtocol::Undeclared => wire::AppProtocol::Http,
+        AppProtocol::H2c => wire::AppProtocol::H2c,
+        AppProtocol::Tcp => wire::AppProtocol::Tcp,
+        AppProtocol::TcpServerFirst => wire::AppProtocol::TcpServerFirst,
+    };
+    let mesh = match &policy.mesh {
+        MeshRule::Deny(why) => wire::mesh_rule::Rule::DenyReason(why.to_string()),
+        MeshRule::AnyPeer => wire::mesh_rule::Rule::AnyPeer(wire::AnyPeer {}),
+        MeshRule::Principals(principals) => wire::mesh_rule::Rule::Principals(principals_to_wire(principals)),
+    };
+    wire::PortPolicy {
+        port: port.into(),
+        protocol: protocol.into(),
+        services: policy.services.iter().map(ToString::to_string).collect(),
+        mesh: Some(wire::MeshRule { rule: Some(mesh) }),
+        ingress: policy.ingress.iter().map(rule_to_wire).collect(),
+        is_undeclared: policy.protocol == AppProtocol::Undeclared,
+    }
+}
+
+fn port_from_wire(path: &str, port: wire::PortPolicy) -> Result<PortPolicy, ConversionError> {
+    let protocol = match wire::AppProtocol::try_from(port.protocol) {
+        Ok(wire::AppProtocol::Http) if port.is_undeclared => AppProtocol::Undeclared,
+        Ok(wire::AppProtocol::Http) => AppProtocol::Http,
+        Ok(wire::AppProtocol::H2c) => AppProtocol::H2c,
+        Ok(wire::AppProtocol::Tcp) => AppProtocol::Tcp,
+        Ok(wire::AppProtocol::TcpServerFirst) => AppProtocol::TcpServerFirst,
+        Ok(wire::AppProtocol::Unspecified) | Err(_) => {
+            return Err(bad(&format!("{path}.protocol"), format!("unknown value {}", port.protocol)));
+        }
+    };
+    let mesh_path = format!("{path}.mesh");
+    let mesh = match port.mesh.and_then(|mesh| mesh.rule).ok_or_else(|| missing(&mesh_path))? {
+        wire::mesh_rule::Rule::DenyReason(why) => MeshRule::Deny(why.into()),
+        wire::mesh_rule::Rule::AnyPeer(wire::AnyPeer {}) => MeshRule::AnyPeer,
+        wire::mesh_rule::Rule::Principals(principals) => {
+            MeshRule::Principals(principals_from_wire(&principals))
+        }
+    };
+    let rule = |(i, rule)| rule_from_wire(&format!("{path}.ingress[{i}]"), rule);
+    Ok(PortPolicy {
+        protocol,
+        services: port.services.into_iter().map(Into::into).collect(),
+        mesh,
+        ingress: port.ingress.into_iter().enumerate().map(rule).collect::<Result<_, _>>()?,
+    })
+}
+
+fn rule_to_wire(rule: &IngressRule) -> wire::IngressRule {
+    let state = match &rule.state {
+        RuleState::Invalid(why) => wire::ingress_rule::State::InvalidReason(why.to_string()),
+        RuleState::Active(active) => wire::ingress_rule::State::Active(active_to_wire(active)),
+    };
+    wire::IngressRule {
+        origin: Some(object_to_wire(&rule.origin)),
+        backend: rule.backend.to_string(),
+        state: Some(state),
+    }
+}
+
+fn rule_from_wire(path: &str, rule: wire::IngressRule) -> Result<IngressRule, ConversionError> {
+    let state = match rule.state.ok_or_else(|| missing(path))? {
+        wire::ingress_rule::State::InvalidReason(why) => RuleState::Invalid(why.into()),
+        wire::ingress_rule::State::Active(active) => RuleState::Active(active_from_wire(path, active)?),
+    };
+    let origin = object_from_wire(&format!("{path}.origin"), rule.origin)?;
+    Ok(IngressRule { origin, backend: rule.backend.into(), state })
+}
+
+fn active_to_wire(rule: &ActiveIngressRule) -> wire::ActiveIngressRule {
+    let sources = match &rule.sources {
+        Sources::Any => None,
+        Sources::Ranges(ranges) => {
+            Some(wire::SourceRanges { cidrs: ranges.ranges().iter().map(ToString::to_string).collect() })
+        }
+    };
+    let transport = match &rule.transport {
+        IngressTransport::Http => wire::active_ingress_rule::Transport::Http(wire::PlainHttp {}),
+        IngressTransport::Tcp => wire::active_ingress_rule::Transport::Tcp(wire::OpaqueTcp {}),
+        IngressTransport::Https { sni_hosts, client } => {
+            let client = match client {
+                ClientCheck::Skip => wire::https::Client::Skip(wire::SkipClientCertValidation {}),
+                ClientCheck::Principals(names) => wire::https::Client::Principals(principals_to_wire(names)),
+            };
+            let sni_hosts = sni_hosts.iter().map(ToString::to_string).collect();
+            wire::active_ingress_rule::Transport::Https(wire::Https { sni_hosts, client: Some(client) })
+        }
+    };
+    wire::ActiveIngressRule { sources, transport: Some(transport) }
+}
+
+fn active_from_wire(path: &str, rule: wire::ActiveIngressRule) -> Result<ActiveIngressRule, ConversionError> {
+    let sources = match rule.sources {
+        None => Sources::Any,
+        Some(ranges) => {
+            let ranges = CidrSet::parse(ranges.cidrs.iter().map(String::as_str));
+            Sources::Ranges(ranges.map_err(|e| bad(&format!("{path}.sources"), e))?)
+        }
+    };
+    let transport = match rule.transport.ok_or_else(|| missing(&format!("{path}.transport")))? {
+        wire::active_ingress_rule::Transport::Http(wire::PlainHttp {}) => IngressTransport::Http,
+        wire::active_ingress_rule::Transport::Tcp(wire::OpaqueTcp {}) => IngressTransport::Tcp,
+        wire::active_ingress_rule::Transport::Https(https) => {
+            let hosts = https.sni_hosts.iter().map(|host| DnsPattern::parse(host)).collect::<Result<_, _>>();
+            let client = match https.client.ok_or_else(|| missing(&format!("{path}.https.client")))? {
+                wire::https::Client::Skip(wire::SkipClientCertValidation {}) => ClientCheck::Skip,
+                wire::https::Client::Principals(names) => {
+                    ClientCheck::Principals(principals_from_wire(&names).into())
+                }
+            };
+            IngressTransport::Https {
+                sni_hosts: hosts.map_err(|e| bad(&format!("{path}.https.sni_hosts"), e))?,
+                client,
+            }
+        }
+    };
+    Ok(ActiveIngressRule { sources, transport })
+}
+
+fn principals_to_wire(principals: &[Principal]) -> wire::Principals {
+    wire::Principals { names: principals.iter().map(ToString::to_string).collect() }
+}
+
+fn principals_from_wire(principals: &wire::Principals) -> Vec<Principal> {
+    principals.names.iter().map(|name| Principal::parse(name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use tidegate_core::{Identity, ObjectRef, TrustDomain};
+
+    use super::*;
+
+    fn policy() -> InboundPolicy {
+        let active = |sources, transport| RuleState::Active(ActiveIngressRule { sources, transport });
+        let origin = || ObjectRef::new("IngressBackend", "a", "b");
+        let rule = |state| IngressRule { origin: origin(), backend: "a/c".into(), state };
+        let ranges = Sources::Ranges(CidrSet::parse(["10.0.0.0/24", "fd00::1/128"]).unwrap());
+        let https = |client| IngressTransport::Https {
+            sni_hosts: vec![DnsPattern::parse("*.bar.example").unwrap()],
+            client,
+        };
+        let principals =
+            vec![Principal::Any, Principal::parse("a.b.c"), Principal::parse("spiffe://td/ns/a/sa/b")];
+        let port =
+            |protocol, mesh, ingress| PortPolicy { protocol, services: vec!["a/c".into()], mesh, ingress };
+        InboundPolicy {
+            workload: "a/pod".into(),
+            identity: Identity::new(TrustDomain::default(), "a", "b").unwrap(),
+            ports: BTreeMap::from([
+                (
+                    1,
+                    port(
+                        AppProtocol::Http,
+                        MeshRule::AnyPeer,
+                        vec![
+                            rule(active(ranges, https(ClientCheck::Principals(principals.clone().into())))),
+                            rule(active(Sources::Any, https(ClientCheck::Skip))),
+                            rule(RuleState::Invalid("why".into())),
+                        ],
+                    ),
+                ),
+                (2, port(AppProtocol::H2c, MeshRule::Deny("off".into()), vec![])),
+                (
+                    3,
+                    port(
+                        AppProtocol::TcpServerFirst,
+                        MeshRule::Principals(principals),
+                        vec![rule(active(Sources::Ranges(CidrSet::default()), IngressTransport::Tcp))],
+                    ),
+                ),
+                (
+                    4,
+                    port(
+                        AppProtocol::Tcp,
+                        MeshRule::AnyPeer,
+                        vec![rule(active(Sources::Any, IngressTransport::Http))],
+                    ),
+                ),
+                (5, port(AppProtocol::Undeclared, MeshRule::AnyPeer, vec![])),
+            ]),
+        }
+    }
+
+    #[test]
+    fn a_policy_comes_back_from_the_wire_as_it_was() {
+        let bytes = wire::InboundPolicy::from(&policy()).encode_to_vec();
+        let decoded = wire::InboundPolicy::decode(bytes.as_slice()).unwrap();
+        assert_eq!(InboundPolicy::try_from(decoded).unwrap(), policy());
+    }
+
+    #[test]
+    fn what_is_not_understood_refuses_the_whole_policy_and_names_the_field() {
+        let spoil = |change: fn(&mut wire::InboundPolicy)| {
+            let mut policy = wire::InboundPolicy::from(&policy());
+            change(&mut policy);
+            InboundPolicy::try_from(policy).unwrap_err().to_string()
+        };
+        assert_eq!(spoil(|p| p.identity = None), "identity: missing");
+        assert_eq!(spoil(|p| p.ports[0].mesh = None), "ports[1].mesh: missing");
+        assert_eq!(spoil(|p| p.ports[0].protocol = 99), "ports[1].protocol: unknown value 99");
+        assert_eq!(spoil(|p| p.ports[0].port = 70000), "ports[].port: 70000 is not a port");
+        assert_eq!(spoil(|p| p.ports[1].port = 1), "ports[1]: duplicate port");
+        assert_eq!(spoil(|p| p.ports[0].ingress[2].state = None), "ports[1].ingress[2]: missing");
+        assert_eq!(spoil(|p| p.ports[0].ingress[1].origin = None), "ports[1].ingress[1].origin: missing");
+        let nameless = spoil(|p| p.ports[0].ingress[1].origin = Some(wire::ObjectRef::default()));
+        assert_eq!(nameless, "ports[1].ingress[1].origin.kind: missing");
+        let bad_range = spoil(|p| {
+            let Some(wire::ingress_rule::State::Active(rule)) = &mut p.ports[0].ingress[0].state else {
+                panic!()
+            };
+            rule.sources = Some(wire::SourceRanges { cidrs: vec!["10.0.0.1".into()] });
+        });
+        assert!(bad_range.starts_with("ports[1].ingress[0].sources: expected CIDR"), "{bad_range}");
+    }
+}
