@@ -11,6 +11,6 @@ mod keeper;
 mod selector;
 mod settings;
 
-pub use copies::{ANNOTATIONS, CA_SECRET, Copies, MOST_NAMESPACES, NAMESPACE_SELECTOR, NAMESPACES};
+pub use copies::{ANNOTATIONS, Copies, MOST_NAMESPACES};
 pub use keeper::{GatewayStatus, IngressGateway};
 pub use settings::{IngressGatewaySettings, SettingsInput, SettingsProblem};

@@ -15,6 +15,8 @@ pub mod trust_bundle;
 
 use std::collections::BTreeMap;
 
+use tidegate_core::contract::labels::{INSTANCE, MANAGED_BY, PART_OF, TIDEGATE};
+use tidegate_core::contract::names::CERT_MANAGER;
 use tidegate_kubernetes::lean::Wanted;
 
 pub use self::parts::{Background, Parts, Place, RunningBackground, wait_for_api_server};
@@ -23,20 +25,12 @@ use crate::store::StoreError;
 #[cfg(test)]
 mod tests;
 
-/// The Secret in the control plane's namespace that keeps the root.
-pub const ROOT_SECRET: &str = "tidegate-ca-bundle";
-/// The label by which we know again what we have written.
-const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-const MANAGER: &str = "tidegate-cert-manager";
-const PART_OF: &str = "app.kubernetes.io/part-of";
-/// Label: which mesh an object belongs to.
-const INSTANCE: &str = "app.kubernetes.io/instance";
 /// No request to the API server may take longer.
 const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The labels of what we write for a mesh.
 fn labels(mesh_name: &str) -> BTreeMap<String, String> {
-    [(MANAGED_BY, MANAGER), (PART_OF, "tidegate"), (INSTANCE, mesh_name)]
+    [(MANAGED_BY, CERT_MANAGER), (PART_OF, TIDEGATE), (INSTANCE, mesh_name)]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into()
 }
@@ -51,7 +45,7 @@ impl Wanted for OwnerLabels {
 /// Whether these labels say that we wrote it for this mesh.
 fn is_ours(labels: Option<&BTreeMap<String, String>>, mesh_name: &str) -> bool {
     let label = |name: &str| labels.and_then(|labels| labels.get(name)).map(String::as_str);
-    label(MANAGED_BY) == Some(MANAGER) && label(INSTANCE) == Some(mesh_name)
+    label(MANAGED_BY) == Some(CERT_MANAGER) && label(INSTANCE) == Some(mesh_name)
 }
 
 /// Waits for the API server's answer, but not for ever.

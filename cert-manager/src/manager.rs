@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate_core::contract::names;
 use tidegate_core::{San, TrustDomain};
 use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
@@ -35,7 +36,7 @@ use crate::telemetry::Telemetry;
 mod tests;
 
 /// What the process is called on its pages.
-pub const PROCESS: ProcessName = ProcessName("tidegate-cert-manager");
+pub const PROCESS: ProcessName = ProcessName(names::CERT_MANAGER);
 
 /// The most bytes of an answer: a leaf with its chain.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use kube::Client;
+use tidegate_core::contract::names::{self, token_audience};
+use tidegate_core::contract::{environment, flags, ports};
 use tidegate_core::{DnsName, San};
-use tidegate_crds::injection::token_audience;
 use tidegate_kubernetes::lease::LeaseTiming;
 use tidegate_kubernetes::options::ControlPlaneOptions;
 use tidegate_runtime::logging::{LogHandle, LogOptions};
@@ -38,14 +39,19 @@ pub use self::kubernetes::KubernetesOptions;
 /// The mesh's certificate authority: turns a certificate signing request and a service account token into a
 /// short-lived certificate, over gRPC (istio.v1.auth.IstioCertificateService).
 #[derive(Parser, Debug, Clone)]
-#[command(name = "tidegate-cert-manager", version)]
+#[command(name = names::CERT_MANAGER, version)]
 pub struct Options {
     /// Where the gRPC service listens (TLS)
-    #[arg(long, env = "TIDEGATE_CA_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:15012")]
+    #[arg(
+        long = flags::LISTEN,
+        env = "TIDEGATE_CA_LISTEN",
+        value_name = "ADDRESS",
+        default_value_t = (Ipv4Addr::UNSPECIFIED, ports::CA).into()
+    )]
     pub listen: SocketAddr,
 
     /// Where the admin server listens: /live, /ready, /metrics, /log, /rotation. Loopback only
-    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
+    #[arg(long = flags::ADMIN_ADDRESS, env = environment::ADMIN_ADDRESS, value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
     pub admin_address: SocketAddr,
 
     /// Folder that keeps the root and its key; made on the first start
@@ -54,7 +60,7 @@ pub struct Options {
 
     /// Make a new root although a trust bundle is there that says there was one: its store is gone for good. Everything that
     /// trusts just the old root has to be started anew. Changes nothing where a root is stored
-    #[arg(long, env = "TIDEGATE_CA_NEW_ROOT")]
+    #[arg(long, env = environment::NEW_ROOT)]
     pub new_root: bool,
 
     /// File that the trust bundle is published to (PEM of every trusted root)
@@ -63,13 +69,13 @@ pub struct Options {
 
     /// A name or address that clients call this service by; repeat for more
     /// [default: tidegate-cert-manager.<namespace>.svc,localhost,127.0.0.1,::1]
-    #[arg(long = "serving-name", env = "TIDEGATE_CA_SERVING_NAMES", value_name = "NAME", value_delimiter = ',',
+    #[arg(long = flags::SERVING_NAME, env = "TIDEGATE_CA_SERVING_NAMES", value_name = "NAME", value_delimiter = ',',
           value_parser = parse_serving_name)]
     pub serving_names: Vec<San>,
 
     /// Names of Services under which a workload serves TLS, besides its own names; repeat for more
     #[arg(
-        long = "service-names",
+        long = flags::SERVICE_NAMES,
         env = "TIDEGATE_CA_SERVICE_NAMES",
         value_delimiter = ',',
         value_name = "NAMESPACE/ACCOUNT=NAME[+NAME]"
@@ -284,9 +290,9 @@ impl Options {
         let mut problems = Vec::new();
         self.check_numbers(&mut problems);
         let options = &self.common;
-        for (flag, name) in [("--namespace", &options.namespace), ("--mesh-name", &options.mesh_name)] {
+        for (flag, name) in [("namespace", &options.namespace), (flags::MESH_NAME, &options.mesh_name)] {
             if !is_object_name(name) || name.contains('.') || name.len() > 63 {
-                problems.push(format!("{flag}: {name:?} is not a name that Kubernetes allows"));
+                problems.push(format!("--{flag}: {name:?} is not a name that Kubernetes allows"));
             }
         }
         let pod_name = options.pod_name.clone().unwrap_or_default();
@@ -327,7 +333,7 @@ impl Options {
         if !self.serving_names.is_empty() {
             return self.serving_names.clone();
         }
-        let service = DnsName::parse(&format!("tidegate-cert-manager.{}.svc", self.common.namespace));
+        let service = DnsName::parse(&names::service_host(names::CERT_MANAGER, &self.common.namespace));
         let names = service.into_iter().chain(DnsName::parse("localhost")).map(San::Dns);
         let addresses = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
         names.chain(addresses.map(San::Ip)).collect()

@@ -1,12 +1,13 @@
 //! Every command and its flags.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::{CompleteEnv, Shell};
 use serde::de::DeserializeOwned;
+use tidegate_core::contract::{environment, ports};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::admin_client::fetch;
@@ -28,9 +29,6 @@ use crate::output::{OutputFormat, print};
 use crate::standalone::StandaloneOptions;
 use crate::validate::ValidateOptions;
 use crate::{completion, demo, explain, install, policy, standalone, validate};
-
-/// Default admin address of a local process.
-const DEFAULT_ADMIN_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 
 /// A service mesh for the ingress controller that you have.
 ///
@@ -105,7 +103,7 @@ enum PolicyCommand {
 pub(crate) struct AdminTarget {
     /// Query the process at this admin address, such as `tidegate standalone`, instead of a cluster [default:
     /// 127.0.0.1:15000 if no cluster is configured]
-    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS")]
+    #[arg(long, env = environment::ADMIN_ADDRESS, value_name = "ADDRESS")]
     admin_address: Option<SocketAddr>,
     #[command(flatten)]
     cluster: ClusterOptions,
@@ -119,7 +117,7 @@ impl AdminTarget {
             None if self.cluster.is_configured() => {
                 self.cluster.connect().await?.ask(Part::Controller, path).await
             }
-            None => fetch(DEFAULT_ADMIN_ADDRESS, path).await,
+            None => fetch(ports::ADMIN_ADDRESS, path).await,
         }
     }
 }

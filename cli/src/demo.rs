@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use rustls_pki_types::ServerName;
+use tidegate_core::contract::environment;
 use tidegate_runtime::logging::{self, LogFormat, LogOptions};
 use tidegate_runtime::signals;
 
@@ -43,7 +44,7 @@ pub struct DemoOptions {
     #[arg(long)]
     keep: bool,
     /// Log filter of the parts; by default they log only errors.
-    #[arg(long, env = "TIDEGATE_LOG_LEVEL", value_name = "FILTER", default_value = "error")]
+    #[arg(long, env = environment::LOG_LEVEL, value_name = "FILTER", default_value = "error")]
     log_level: String,
 }
 

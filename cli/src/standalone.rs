@@ -29,6 +29,9 @@ use tidegate_cert_manager::store::secret_folder::SecretFolder;
 use tidegate_cert_manager::{CertManager, CertManagerHandle, GatewayDependencies};
 use tidegate_controller::source::folder::{FolderSource, is_local};
 use tidegate_controller::{Controller, ControllerHandle, LocalPod};
+use tidegate_core::contract::annotations::APP_ADDRESS;
+use tidegate_core::contract::names::TOKEN_AUDIENCE;
+use tidegate_core::contract::{environment, ports};
 use tidegate_core::{DnsName, Identity, San, TrustDomain};
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::{self, CaOptions};
@@ -45,8 +48,6 @@ use tokio::task::JoinHandle;
 
 use self::tokens::{TokenIssuer, TokenSubject};
 
-/// Annotation with the address of a Pod's app, if not 127.0.0.1.
-const APP_ADDRESS: &str = "tidegate.io/app-address";
 /// The server name of the CA within the process.
 const CA_NAME: &str = "localhost";
 /// Readiness condition while sidecars are starting.
@@ -68,10 +69,10 @@ pub struct StandaloneOptions {
     pub state_dir: PathBuf,
     /// Create a new root although the state folder's trust bundle shows that there was one, which is lost. No effect if
     /// a root exists.
-    #[arg(long, env = "TIDEGATE_CA_NEW_ROOT")]
+    #[arg(long, env = environment::NEW_ROOT)]
     pub new_root: bool,
     /// Admin address of the controller, which `tidegate policy` and `tidegate explain` query.
-    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
+    #[arg(long, env = environment::ADMIN_ADDRESS, value_name = "ADDRESS", default_value_t = ports::ADMIN_ADDRESS)]
     pub admin_address: SocketAddr,
     /// Admin address of the CA: its metrics, and the rotation of its root. Port 0 selects a free one.
     #[arg(long, env = "TIDEGATE_CA_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
@@ -82,7 +83,7 @@ pub struct StandaloneOptions {
     /// Lifetime of workload certificates, such as 24h.
     #[arg(
         long,
-        env = "TIDEGATE_CERTIFICATE_LIFETIME",
+        env = environment::CERTIFICATE_LIFETIME,
         value_name = "DURATION",
         default_value = "24h",
         value_parser = humantime::parse_duration
@@ -99,13 +100,13 @@ pub struct StandaloneOptions {
     )]
     pub token_lifetime: Duration,
     /// Data worker threads of each sidecar [default: the processors this process may use]
-    #[arg(long, env = "TIDEGATE_WORKERS", value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, env = environment::WORKERS, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
     /// Format of the sidecars' access log.
-    #[arg(long, env = "TIDEGATE_ACCESS_LOG_FORMAT", value_enum, default_value = "json")]
+    #[arg(long, env = environment::ACCESS_LOG_FORMAT, value_enum, default_value = "json")]
     pub access_log_format: AccessLogFormat,
     /// File for the access log [default: standard output]
-    #[arg(long, env = "TIDEGATE_ACCESS_LOG_FILE", value_name = "FILE")]
+    #[arg(long, env = environment::ACCESS_LOG_FILE, value_name = "FILE")]
     pub access_log_file: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -410,7 +411,7 @@ async fn start_ca(
 ) -> anyhow::Result<CertManagerHandle> {
     let authenticator = SignedJwt::open(SignedJwtOptions {
         key_files: vec![key_file],
-        audience: tokens::AUDIENCE.to_owned(),
+        audience: TOKEN_AUDIENCE.to_owned(),
         issuer: Some(tokens::ISSUER.to_owned()),
         trust_domain: options.trust.trust_domain.clone(),
     })?;

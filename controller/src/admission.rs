@@ -14,8 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tidegate_crds::injection::name_in_mesh;
-use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
+use tidegate_core::contract::names::{self, MESH_CONFIG_NAME, name_in_mesh};
 use tidegate_crds::{Finding, IngressBackendSpec, MeshConfigSpec, validate};
 use tidegate_kubernetes::watch::KindMeter;
 use tidegate_kubernetes::webhook::{
@@ -66,10 +65,11 @@ impl Webhook {
     ) -> Result<Self, StartError> {
         let Dependencies { client, credentials, trust_bundle, metrics, meter, readiness } = dependencies;
         let reviewer = Arc::new(PolicyReviewer);
-        let server = WebhookServer::bind(address, "/validate", reviewer, &metrics, Limits::default()).await?;
+        let server =
+            WebhookServer::bind(address, names::VALIDATE_PATH, reviewer, &metrics, Limits::default()).await?;
         let keeper = CaBundleKeeper::<ValidatingWebhookConfiguration>::new(
             client,
-            name_in_mesh("tidegate-controller", mesh_name),
+            name_in_mesh(names::CONTROLLER, mesh_name),
             trust_bundle,
             &metrics,
             meter,

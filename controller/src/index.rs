@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
+use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_crds::{IngressBackend, MeshConfig, MeshConfigSpec};
 
 use crate::object::kinds::kinds;

@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use tidegate_core::TrustDomain;
+use tidegate_core::contract::names;
 use tidegate_crds::MeshConfigSpec;
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
 use tidegate_runtime::drain;
@@ -60,9 +61,9 @@ use serving::ServerTls;
 use source::Source;
 
 /// The service account that the controller runs as; part of the name that sidecars expect in its certificate.
-pub const SERVICE_ACCOUNT: &str = "tidegate-controller";
+pub const SERVICE_ACCOUNT: &str = names::CONTROLLER;
 /// The namespace that it runs in, unless told otherwise.
-pub const NAMESPACE: &str = "tidegate-system";
+pub const NAMESPACE: &str = names::DEFAULT_CONTROL_PLANE;
 
 /// How a controller runs.
 #[derive(Clone, Debug)]
@@ -163,7 +164,7 @@ impl Controller {
         };
         let objects = readiness.block("objects");
         let certificate = readiness.block("certificate");
-        let name = ProcessName("tidegate-controller");
+        let name = ProcessName(names::CONTROLLER);
         let health = match config.health {
             Some(address) => {
                 let server = AdminServer::health(name, metrics.clone(), readiness.clone(), log.clone());

@@ -1,9 +1,10 @@
 //! The command line of `tidegate-controller`.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Parser;
+use tidegate_core::contract::{environment, flags, names, ports};
 use tidegate_kubernetes::options::ControlPlaneOptions;
 use tidegate_runtime::identity::CaOptions;
 use tidegate_runtime::logging::LogOptions;
@@ -12,7 +13,7 @@ use tidegate_runtime::logging::LogOptions;
 ///
 /// Never in the path of a request: while it is away, sidecars serve on with the policy they have.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "tidegate-controller", version)]
+#[command(name = names::CONTROLLER, version)]
 pub struct Options {
     /// Folder of manifests (.yaml, .yml, .json) to read and follow.
     #[arg(
@@ -25,19 +26,24 @@ pub struct Options {
     pub folder: Option<PathBuf>,
 
     /// Read and follow the objects of a Kubernetes API server, and write their status back.
-    #[arg(long, env = "TIDEGATE_KUBERNETES", requires = "pod_name")]
+    #[arg(long = flags::KUBERNETES, env = environment::KUBERNETES, requires = "pod_name")]
     pub kubernetes: bool,
 
     /// Where sidecars connect.
-    #[arg(long, env = "TIDEGATE_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:15128")]
+    #[arg(
+        long = flags::LISTEN,
+        env = "TIDEGATE_LISTEN",
+        value_name = "ADDRESS",
+        default_value_t = (Ipv4Addr::UNSPECIFIED, ports::DISCOVERY).into()
+    )]
     pub listen: SocketAddr,
 
     /// Where the admin server listens; a loopback address.
-    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:9091")]
+    #[arg(long = flags::ADMIN_ADDRESS, env = environment::ADMIN_ADDRESS, value_name = "ADDRESS", default_value_t = (Ipv4Addr::LOCALHOST, ports::DAEMON_HEALTH).into())]
     pub admin_address: SocketAddr,
 
     /// Where the API server asks about policies [default: none, nobody is asked]
-    #[arg(long, env = "TIDEGATE_WEBHOOK_ADDRESS", value_name = "ADDRESS", requires = "kubernetes")]
+    #[arg(long = flags::WEBHOOK_ADDRESS, env = environment::WEBHOOK_ADDRESS, value_name = "ADDRESS", requires = "kubernetes")]
     pub webhook_address: Option<SocketAddr>,
 
     /// The most connections of sidecars at a time; one address may have a quarter of them.

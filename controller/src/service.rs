@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{ContainerPort, Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tidegate_core::contract::names;
 use tidegate_core::policy::AppProtocol;
-use tidegate_crds::injection::SIDECAR_CONTAINER;
 
 /// The label by which an EndpointSlice says whose endpoints it holds.
 pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -126,7 +126,7 @@ fn container_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
     let sidecars = spec.clone().flat_map(|spec| spec.init_containers.iter().flatten());
     let containers = spec.flat_map(|spec| &spec.containers).chain(sidecars);
     containers
-        .filter(|container| container.name != SIDECAR_CONTAINER)
+        .filter(|container| container.name != names::SIDECAR)
         .flat_map(|container| container.ports.iter().flatten())
         .filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
 }

@@ -6,11 +6,13 @@
 //! uses no other crate of Tidegate.
 //!
 //! Start reading at [`policy`], which decides whether a connection or request is let in, and at [`route`], which decides
-//! where a request goes. [`identity`] and [`certificate`] say who sends it.
+//! where a request goes. [`identity`] and [`certificate`] say who sends it. [`contract`] has the names and ports that the
+//! parts of an installation share.
 
 pub mod backend;
 pub mod certificate;
 pub mod cidr;
+pub mod contract;
 pub mod destination;
 pub mod dns_name;
 pub mod go_duration;

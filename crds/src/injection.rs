@@ -1,68 +1,15 @@
-//! The labels, annotations and names by which namespaces join the mesh and Pods carry a sidecar.
+//! Which mesh a namespace is in, and which control plane the sidecar of a Pod connects to.
 //!
-//! The injector writes them; the controller and the command line read them. A cluster may hold several meshes: the
-//! labels of a namespace determine its mesh ([`mesh_of`]), and a Pod's sidecar determines the Pod's control plane
+//! The injector writes what is read here; see [`tidegate_core::contract`]. A cluster may hold several meshes: the labels
+//! of a namespace determine its mesh ([`mesh_of`]), and a Pod's sidecar determines the Pod's control plane
 //! ([`control_plane_of`]).
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Namespace, Pod};
-
-/// Namespace label: the mesh that the namespace belongs to.
-pub const MONITORED_BY: &str = "openservicemesh.io/monitored-by";
-/// Namespace label: the mesh ignores the namespace, whatever else is set.
-pub const IGNORE: &str = "openservicemesh.io/ignore";
-/// Namespace label: the namespace has a control plane, so admission webhooks ignore it, as Open Service Mesh's did.
-pub const CONTROL_PLANE: &str = "control-plane";
-/// Namespace or Pod annotation: whether to add a sidecar.
-pub const SIDECAR_INJECTION: &str = "openservicemesh.io/sidecar-injection";
-/// Namespace label: `enabled` both puts the namespace into the mesh and adds sidecars. The mesh is that of
-/// [`MONITORED_BY`], or else [`DEFAULT_MESH_NAME`].
-pub const INJECTION: &str = "tidegate.io/injection";
-/// Namespace or Pod annotation: whether Prometheus should scrape sidecars.
-pub const METRICS: &str = "openservicemesh.io/metrics";
-/// Namespace or Pod annotation: `refuse` restricts a Pod's UDP to DNS servers.
-pub const UDP: &str = "tidegate.io/udp";
-/// Pod annotation: outbound ports that bypass the sidecar.
-pub const OUTBOUND_PORT_EXCLUSIONS: &str = "openservicemesh.io/outbound-port-exclusion-list";
-/// Namespace or Pod annotation: limits of the sidecar, as `<flag>=<value>` separated by commas.
-pub const SIDECAR_LIMITS: &str = "tidegate.io/sidecar-limits";
-/// Label that the injector puts on a Pod with a sidecar.
-pub const SIDECAR_LABEL: &str = "tidegate.io/sidecar";
-/// The value of [`SIDECAR_LABEL`].
-pub const INJECTED: &str = "injected";
-/// The native sidecar's container.
-pub const SIDECAR_CONTAINER: &str = "tidegate-sidecar";
-/// The init container that redirects the Pod's traffic.
-pub const INTERCEPT_CONTAINER: &str = "tidegate-intercept";
-/// Default name of a mesh: the one that OSM's users have on their namespaces.
-pub const DEFAULT_MESH_NAME: &str = "osm";
-/// The audience of workloads' tokens in the mesh of [`DEFAULT_MESH_NAME`]; see [`token_audience`].
-pub const TOKEN_AUDIENCE: &str = "tidegate-ca";
-/// The key of the trust bundle, PEM, in [`trust_bundle_config_map`].
-pub const TRUST_BUNDLE_KEY: &str = "ca.crt";
-
-/// The sidecar's flag with the required name of the controller's certificate, up to the controller's namespace; the
-/// trust domain follows.
-pub const CONTROLLER_FLAG: &str = "--discovery-server-name=tidegate-controller.";
-
-/// The name of an object that shares its scope with objects of other meshes, such as a cluster-scoped one: `name` in
-/// the mesh of [`DEFAULT_MESH_NAME`], `<name>-<mesh>` in others.
-pub fn name_in_mesh(name: &str, mesh_name: &str) -> String {
-    if mesh_name == DEFAULT_MESH_NAME { name.to_owned() } else { format!("{name}-{mesh_name}") }
-}
-
-/// The ConfigMap with the trust bundle, in each namespace of the mesh and in the control plane's. Its name is different
-/// for each mesh, because while a namespace moves from one mesh to another, Pods of both run there.
-pub fn trust_bundle_config_map(mesh_name: &str) -> String {
-    name_in_mesh("tidegate-trust-bundle", mesh_name)
-}
-
-/// The audience of the tokens that authenticate this mesh's workloads to its certificate authority. It is different for
-/// each mesh, so that a token for one authority is worthless at another.
-pub fn token_audience(mesh_name: &str) -> String {
-    name_in_mesh(TOKEN_AUDIENCE, mesh_name)
-}
+use tidegate_core::contract::flags;
+use tidegate_core::contract::labels::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY};
+use tidegate_core::contract::names::{self, DEFAULT_MESH_NAME};
 
 /// The mesh that a namespace with these labels belongs to, if any: its policies apply there, its Services can be
 /// sources, and it gets that mesh's trust bundle. It is one mesh at most.
@@ -98,9 +45,15 @@ pub fn has_sidecar(pod: &Pod) -> bool {
 /// The namespace of the control plane that a Pod's sidecar connects to, according to its arguments: unlike labels, they
 /// cannot change while it runs. `None` without a sidecar, or if its arguments do not say.
 pub fn control_plane_of(pod: &Pod) -> Option<&str> {
-    let mut arguments = sidecar_container(pod)?.args.as_deref()?.iter();
+    sidecar_container(pod)?.args.as_deref()?.iter().find_map(|argument| control_plane_in(argument))
+}
+
+/// The control plane's namespace in an argument of a sidecar, if it is the one with the name of the controller's
+/// certificate, `<controller>.<namespace>.<trust domain>`.
+pub fn control_plane_in(argument: &str) -> Option<&str> {
+    let name = flags::value(argument, flags::DISCOVERY_SERVER_NAME)?;
     let (namespace, _trust_domain) =
-        arguments.find_map(|argument| argument.strip_prefix(CONTROLLER_FLAG))?.split_once('.')?;
+        name.strip_prefix(names::CONTROLLER)?.strip_prefix('.')?.split_once('.')?;
     Some(namespace)
 }
 
@@ -114,12 +67,14 @@ pub fn has_sidecar_of(pod: &Pod, control_plane: &str) -> bool {
 pub fn sidecar_container(pod: &Pod) -> Option<&Container> {
     let containers = pod.spec.as_ref()?.init_containers.as_deref()?;
     containers.iter().find(|container| {
-        container.name == SIDECAR_CONTAINER && container.restart_policy.as_deref() == Some("Always")
+        container.name == names::SIDECAR && container.restart_policy.as_deref() == Some("Always")
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use tidegate_core::contract::labels::{INJECTED, SIDECAR_LABEL};
+
     use super::*;
 
     fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -130,7 +85,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "metadata": {"labels": {SIDECAR_LABEL: INJECTED}},
             "spec": {"containers": [], "initContainers": [
-                {"name": SIDECAR_CONTAINER, "restartPolicy": "Always", "args": arguments},
+                {"name": names::SIDECAR, "restartPolicy": "Always", "args": arguments},
             ]},
         }))
         .unwrap()
@@ -175,21 +130,11 @@ mod tests {
     }
 
     #[test]
-    fn objects_of_meshes_that_share_a_place_have_names_of_their_own() {
-        assert_eq!(trust_bundle_config_map("osm"), "tidegate-trust-bundle");
-        assert_eq!(trust_bundle_config_map("blue"), "tidegate-trust-bundle-blue");
-        assert_eq!(
-            (token_audience("osm"), token_audience("blue")),
-            ("tidegate-ca".into(), "tidegate-ca-blue".into())
-        );
-    }
-
-    #[test]
     fn a_pod_has_a_sidecar_by_its_native_container_whatever_its_labels_say() {
         let pod = |value: &str, restart: Option<&str>| -> Pod {
             serde_json::from_value(serde_json::json!({
                 "metadata": {"labels": {SIDECAR_LABEL: value}},
-                "spec": {"containers": [], "initContainers": [{"name": SIDECAR_CONTAINER, "restartPolicy": restart}]},
+                "spec": {"containers": [], "initContainers": [{"name": names::SIDECAR, "restartPolicy": restart}]},
             }))
             .unwrap()
         };

@@ -21,9 +21,6 @@ pub use observability::{ObservabilitySpec, TracingSpec};
 pub use sidecar::{ResourceRequirements, SidecarSpec};
 pub use traffic::{ExternalAuthorization, TrafficSpec};
 
-/// The name of the one MeshConfig.
-pub const MESH_CONFIG_NAME: &str = "osm-mesh-config";
-
 /// The `apiVersion` of MeshConfigs.
 pub const MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha2";
 /// The older `apiVersion`, in manifests for Open Service Mesh before v1.2, AKS and Azure Arc. It has the same fields

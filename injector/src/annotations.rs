@@ -6,17 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use tidegate_crds::injection::{METRICS, OUTBOUND_PORT_EXCLUSIONS, SIDECAR_INJECTION, SIDECAR_LIMITS, UDP};
+use tidegate_core::contract::annotations::{
+    INBOUND_PORT_EXCLUSIONS, METRICS, OUTBOUND_PORT_EXCLUSIONS, OUTBOUND_RANGE_EXCLUSIONS,
+    OUTBOUND_RANGE_INCLUSIONS, SIDECAR_INJECTION, SIDECAR_LIMITS, SIDECAR_RESOURCE, UDP,
+};
 use tidegate_crds::quantity::{CONTAINER_RESOURCES, is_quantity};
 use tidegate_kubernetes::lean::Wanted;
 
 use crate::limits;
 use crate::settings::{Interception, Resources};
-
-const INBOUND_PORTS: &str = "openservicemesh.io/inbound-port-exclusion-list";
-const EXCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-exclusion-list";
-const INCLUDED_RANGES: &str = "openservicemesh.io/outbound-ip-range-inclusion-list";
-pub(crate) const RESOURCE: &str = "openservicemesh.io/sidecar-resource-";
 
 /// The annotations of an object.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +31,7 @@ pub(crate) struct OfNamespace;
 
 impl Wanted for OfNamespace {
     const NAMES: &'static [&'static str] = &[SIDECAR_INJECTION, METRICS, UDP, SIDECAR_LIMITS];
-    const PREFIX: Option<&'static str> = Some(RESOURCE);
+    const PREFIX: Option<&'static str> = Some(SIDECAR_RESOURCE);
 }
 
 /// An annotation that cannot be read.
@@ -74,18 +72,18 @@ impl<'a> Annotations<'a> {
     /// Adds what the lists name.
     pub(crate) fn extend(&self, interception: &mut Interception) -> Result<(), AnnotationError> {
         let ports = "expected ports from 1 to 65535, separated by commas";
-        interception.excluded_inbound_ports.extend(self.list(INBOUND_PORTS, ports, port)?);
+        interception.excluded_inbound_ports.extend(self.list(INBOUND_PORT_EXCLUSIONS, ports, port)?);
         interception.excluded_outbound_ports.extend(self.list(OUTBOUND_PORT_EXCLUSIONS, ports, port)?);
         let ranges = "expected ranges in CIDR notation, separated by commas";
-        interception.excluded_outbound_ranges.extend(self.list(EXCLUDED_RANGES, ranges, range)?);
-        interception.included_outbound_ranges.extend(self.list(INCLUDED_RANGES, ranges, range)?);
+        interception.excluded_outbound_ranges.extend(self.list(OUTBOUND_RANGE_EXCLUSIONS, ranges, range)?);
+        interception.included_outbound_ranges.extend(self.list(OUTBOUND_RANGE_INCLUSIONS, ranges, range)?);
         Ok(())
     }
 
     /// Sets the resources that annotations name.
     pub(crate) fn set_resources(&self, resources: &mut Resources) -> Result<(), AnnotationError> {
         for (name, value) in self.values.into_iter().flatten() {
-            let Some(rest) = name.strip_prefix(RESOURCE) else { continue };
+            let Some(rest) = name.strip_prefix(SIDECAR_RESOURCE) else { continue };
             let (bounds, resource) = if let Some(resource) = rest.strip_prefix("limits-") {
                 (&mut resources.limits, resource)
             } else if let Some(resource) = rest.strip_prefix("requests-") {
@@ -203,10 +201,10 @@ mod tests {
     fn lists_add_to_what_is_there_and_may_be_long() {
         let many: Vec<_> = (1..=40).map(|port| (port * 100).to_string()).collect();
         let values = map(&[
-            (INBOUND_PORTS, &many.join(",")),
+            (INBOUND_PORT_EXCLUSIONS, &many.join(",")),
             (OUTBOUND_PORT_EXCLUSIONS, " 25 , 465"),
-            (EXCLUDED_RANGES, "10.1.2.3/8,fd00::/8"),
-            (INCLUDED_RANGES, ""),
+            (OUTBOUND_RANGE_EXCLUSIONS, "10.1.2.3/8,fd00::/8"),
+            (OUTBOUND_RANGE_INCLUSIONS, ""),
         ]);
         let mut interception =
             Interception { excluded_outbound_ports: [25, 9].into(), ..Interception::default() };
@@ -221,14 +219,14 @@ mod tests {
     #[test]
     fn a_slip_in_a_list_names_annotation_and_value() {
         for (name, value) in [
-            (INBOUND_PORTS, "0"),
-            (INBOUND_PORTS, "80,,81"),
-            (INBOUND_PORTS, "80;81"),
+            (INBOUND_PORT_EXCLUSIONS, "0"),
+            (INBOUND_PORT_EXCLUSIONS, "80,,81"),
+            (INBOUND_PORT_EXCLUSIONS, "80;81"),
             (OUTBOUND_PORT_EXCLUSIONS, "65536"),
             (OUTBOUND_PORT_EXCLUSIONS, "+80"),
             (OUTBOUND_PORT_EXCLUSIONS, "$(reboot)"),
-            (EXCLUDED_RANGES, "10.0.0.1"),
-            (INCLUDED_RANGES, "10.0.0.0/33"),
+            (OUTBOUND_RANGE_EXCLUSIONS, "10.0.0.1"),
+            (OUTBOUND_RANGE_INCLUSIONS, "10.0.0.0/33"),
         ] {
             let values = map(&[(name, value)]);
             let error = Annotations::new("pod", Some(&values)).extend(&mut Interception::default());
@@ -239,7 +237,7 @@ mod tests {
 
     #[test]
     fn resources_are_quantities_of_resources_that_containers_have() {
-        let name = |rest: &str| format!("{RESOURCE}{rest}");
+        let name = |rest: &str| format!("{SIDECAR_RESOURCE}{rest}");
         let mut resources = Resources::default();
         resources.limits.insert("cpu".to_owned(), "1".to_owned());
         let (cpu, memory) = (name("limits-cpu"), name("requests-memory"));

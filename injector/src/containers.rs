@@ -5,25 +5,17 @@ use std::fmt::Display;
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use tidegate_crds::injection::{
-    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, TRUST_BUNDLE_KEY, token_audience, trust_bundle_config_map,
+use tidegate_core::contract::environment::POD_IPS;
+use tidegate_core::contract::flags::{self, argument, switch};
+use tidegate_core::contract::names::{
+    self, READY_PATH, SIDECAR_USER, TOKEN_FOLDER, TOKEN_KEY, TOKEN_VOLUME, TRUST_BUNDLE_KEY, TRUST_FOLDER,
+    TRUST_VOLUME, token_audience, trust_bundle_config_map,
 };
+use tidegate_core::contract::ports;
 
 use crate::pod::{Container, read_own};
-use crate::ports;
 use crate::settings::{Interception, MeshSettings, Resources, Settings};
 
-/// The user and group that the sidecar runs as, and whose connections are not redirected.
-pub(crate) const USER: i64 = 1500;
-/// The volume with the trust bundle.
-pub(crate) const TRUST_VOLUME: &str = "tidegate-trust";
-/// The volume with the token for the CA.
-pub(crate) const TOKEN_VOLUME: &str = "tidegate-token";
-/// The flag with the probes that the sidecar answers.
-pub(crate) const PROBES_FLAG: &str = "--probes=";
-
-const TRUST_FOLDER: &str = "/var/run/tidegate/trust";
-const TOKEN_FOLDER: &str = "/var/run/tidegate/token";
 /// The sidecar's default requests: autoscalers and quotas need a number for each container. An idle sidecar uses about
 /// 10 MiB and a thousandth of a CPU.
 const SIDECAR_REQUESTS: [(&str, &str); 2] = [("cpu", "5m"), ("memory", "16Mi")];
@@ -43,7 +35,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) refuses_udp: bool,
     /// The sidecar limits that users set, by flag.
     pub(crate) limits: BTreeMap<&'static str, String>,
-    /// The value of [`PROBES_FLAG`].
+    /// The value of [`flags::PROBES`].
     pub(crate) probes: String,
 }
 
@@ -54,20 +46,21 @@ impl Parts<'_> {
     /// would have the same effect, but the kubelet takes one or two seconds longer to act on it than on the exit of a
     /// container.
     pub(crate) fn intercept(&self) -> Value {
-        let mut args = vec!["intercept".to_owned(), format!("--uid={USER}")];
+        let mut args = vec![flags::INTERCEPT.to_owned(), argument(flags::UID, SIDECAR_USER)];
         let interception = &self.interception;
-        push_list(&mut args, "--exclude-inbound-ports", &interception.excluded_inbound_ports);
-        push_list(&mut args, "--exclude-outbound-ports", &interception.excluded_outbound_ports);
-        push_list(&mut args, "--exclude-outbound-ranges", &interception.excluded_outbound_ranges);
-        push_list(&mut args, "--include-outbound-ranges", &interception.included_outbound_ranges);
-        push_list(&mut args, "--exclude-interfaces", &interception.excluded_interfaces);
+        push_list(&mut args, flags::EXCLUDE_INBOUND_PORTS, &interception.excluded_inbound_ports);
+        push_list(&mut args, flags::EXCLUDE_OUTBOUND_PORTS, &interception.excluded_outbound_ports);
+        push_list(&mut args, flags::EXCLUDE_OUTBOUND_RANGES, &interception.excluded_outbound_ranges);
+        push_list(&mut args, flags::INCLUDE_OUTBOUND_RANGES, &interception.included_outbound_ranges);
+        push_list(&mut args, flags::EXCLUDE_INTERFACES, &interception.excluded_interfaces);
         if self.refuses_udp {
-            args.push("--udp=refuse".to_owned());
+            args.push(argument(flags::UDP, "refuse"));
         }
         if self.mesh.reaches_app_at_pod_ip {
-            args.push("--local-proxy-mode=pod-ip".to_owned());
+            args.push(argument(flags::LOCAL_PROXY_MODE, "pod-ip"));
         }
-        args.extend(["--pod-ips=$(POD_IPS)", "--after-sidecar", "--check"].map(str::to_owned));
+        args.push(argument(flags::POD_IPS, format_args!("$({POD_IPS})")));
+        args.extend([flags::AFTER_SIDECAR, flags::CHECK].map(switch));
         let mut security = json!({
             "runAsUser": 0,
             "runAsGroup": 0,
@@ -83,11 +76,11 @@ impl Parts<'_> {
             security["allowPrivilegeEscalation"] = json!(true);
         }
         let mut container = json!({
-            "name": INTERCEPT_CONTAINER,
+            "name": names::INTERCEPT,
             "image": self.settings.image,
             "imagePullPolicy": self.settings.image_pull_policy,
             "args": args,
-            "env": [env("POD_IPS", "status.podIPs")],
+            "env": [env(POD_IPS, "status.podIPs")],
             "securityContext": security,
             "terminationMessagePolicy": "FallbackToLogsOnError",
         });
@@ -100,21 +93,21 @@ impl Parts<'_> {
         let Settings { discovery_address, discovery_server_name, ca_address, ca_server_name, .. } =
             self.settings;
         let mut args = vec![
-            "--workload=$(POD_NAMESPACE)/$(POD_NAME)".to_owned(),
-            "--transparent".to_owned(),
-            format!("--discovery-address={discovery_address}"),
-            format!("--discovery-server-name={discovery_server_name}"),
-            format!("--ca-address={ca_address}"),
-            format!("--ca-server-name={ca_server_name}"),
-            format!("--ca-trust-bundle={TRUST_FOLDER}/{TRUST_BUNDLE_KEY}"),
-            format!("--token-file={TOKEN_FOLDER}/token"),
-            format!("--health-address=[::]:{}", ports::HEALTH),
-            format!("--log-level={}", self.mesh.log_level.unwrap_or("error")),
+            argument(flags::WORKLOAD, "$(POD_NAMESPACE)/$(POD_NAME)"),
+            switch(flags::TRANSPARENT),
+            argument(flags::DISCOVERY_ADDRESS, discovery_address),
+            argument(flags::DISCOVERY_SERVER_NAME, discovery_server_name),
+            argument(flags::CA_ADDRESS, ca_address),
+            argument(flags::CA_SERVER_NAME, ca_server_name),
+            argument(flags::CA_TRUST_BUNDLE, format_args!("{TRUST_FOLDER}/{TRUST_BUNDLE_KEY}")),
+            argument(flags::TOKEN_FILE, format_args!("{TOKEN_FOLDER}/{TOKEN_KEY}")),
+            argument(flags::HEALTH_ADDRESS, format_args!("[::]:{}", ports::HEALTH)),
+            argument(flags::LOG_LEVEL, self.mesh.log_level.unwrap_or("error")),
         ];
-        args.extend(self.limits.iter().map(|(flag, value)| format!("--{flag}={value}")));
-        args.push(format!("{PROBES_FLAG}{}", self.probes));
+        args.extend(self.limits.iter().map(|(flag, value)| argument(flag, value)));
+        args.push(argument(flags::PROBES, &self.probes));
         let mut container = json!({
-            "name": SIDECAR_CONTAINER,
+            "name": names::SIDECAR,
             "image": self.settings.image,
             "imagePullPolicy": self.settings.image_pull_policy,
             "restartPolicy": "Always",
@@ -122,7 +115,7 @@ impl Parts<'_> {
             "env": [
                 env("POD_NAME", "metadata.name"),
                 env("POD_NAMESPACE", "metadata.namespace"),
-                env("POD_IPS", "status.podIPs"),
+                env(POD_IPS, "status.podIPs"),
             ],
             // A Pod stays in its Services while its sidecar is ready. It is removed after three failed probes, each
             // with a timeout of three seconds, because one failure may only mean that the node is busy for a moment. A
@@ -130,7 +123,7 @@ impl Parts<'_> {
             // failed probe and does not wait for the next period; in its first second it may not listen yet. A probe
             // costs the kubelet half a millisecond.
             "readinessProbe": {
-                "httpGet": {"path": "/ready?wait=2500ms", "port": ports::HEALTH, "scheme": "HTTP"},
+                "httpGet": {"path": format!("{READY_PATH}?wait=2500ms"), "port": ports::HEALTH, "scheme": "HTTP"},
                 "initialDelaySeconds": 1,
                 "periodSeconds": 5,
                 "timeoutSeconds": 3,
@@ -138,8 +131,8 @@ impl Parts<'_> {
             },
             "ports": [{"name": "tidegate-stats", "containerPort": ports::HEALTH, "protocol": "TCP"}],
             "securityContext": {
-                "runAsUser": USER,
-                "runAsGroup": USER,
+                "runAsUser": SIDECAR_USER,
+                "runAsGroup": SIDECAR_USER,
                 "runAsNonRoot": true,
                 "readOnlyRootFilesystem": true,
                 "allowPrivilegeEscalation": false,
@@ -197,7 +190,7 @@ pub(crate) fn volumes(mesh_name: &str) -> [Value; 2] {
         json!({
             "name": TOKEN_VOLUME,
             "projected": {"sources": [
-                {"serviceAccountToken": {"audience": token_audience(mesh_name), "expirationSeconds": 3600, "path": "token"}},
+                {"serviceAccountToken": {"audience": token_audience(mesh_name), "expirationSeconds": 3600, "path": TOKEN_KEY}},
             ]},
         }),
     ]
@@ -205,7 +198,7 @@ pub(crate) fn volumes(mesh_name: &str) -> [Value; 2] {
 
 /// The value of the container's flag `--probes`, if it has one.
 pub(crate) fn probes_flag(container: &Container<'_>) -> Option<String> {
-    container.argument(PROBES_FLAG)
+    container.arguments()?.iter().find_map(|text| flags::value(text, flags::PROBES)).map(str::to_owned)
 }
 
 /// Whether an existing container is the one that we would generate. Kubernetes and other webhooks add to it; defaults,
@@ -281,6 +274,6 @@ fn env(name: &str, field: &str) -> Value {
 fn push_list<T: Display>(args: &mut Vec<String>, flag: &str, items: impl IntoIterator<Item = T>) {
     let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
     if !items.is_empty() {
-        args.push(format!("{flag}={}", items.join(",")));
+        args.push(argument(flag, items.join(",")));
     }
 }

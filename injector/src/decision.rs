@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Namespace;
 use serde::Deserialize;
-use tidegate_crds::injection::{INJECTION, SIDECAR_INJECTION, is_in_mesh};
+use tidegate_core::contract::annotations::SIDECAR_INJECTION;
+use tidegate_core::contract::labels::INJECTION;
+use tidegate_crds::injection::is_in_mesh;
 use tidegate_kubernetes::lean::{MembershipLabels, Meta, Only};
 
 use crate::annotations::{AnnotationError, Annotations, OfNamespace};
@@ -200,10 +202,10 @@ fn impossible(pod: &PodView<'_>) -> Option<Reason> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use tidegate_crds::injection::{IGNORE, MONITORED_BY, SIDECAR_LIMITS};
+    use tidegate_core::contract::annotations::{SIDECAR_LIMITS, SIDECAR_RESOURCE};
+    use tidegate_core::contract::labels::{IGNORE, MONITORED_BY};
 
     use super::*;
-    use crate::annotations::RESOURCE;
 
     fn namespace(name: &str, labels: Value, annotations: Value) -> NamespaceView {
         let metadata = json!({"name": name, "labels": labels, "annotations": annotations});
@@ -295,8 +297,9 @@ mod tests {
 
     #[test]
     fn a_namespace_takes_no_more_than_what_is_read_of_it_whatever_its_author_puts_in() {
-        let limit = format!("{RESOURCE}limits-cpu");
-        let wrong: Value = (0..1_000).map(|i| (format!("{RESOURCE}{i:04}"), Value::from("x"))).collect();
+        let limit = format!("{SIDECAR_RESOURCE}limits-cpu");
+        let wrong: Value =
+            (0..1_000).map(|i| (format!("{SIDECAR_RESOURCE}{i:04}"), Value::from("x"))).collect();
         let mut annotations =
             json!({SIDECAR_INJECTION: "no", limit: "2", SIDECAR_LIMITS: ",".repeat(200_000)});
         annotations.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());

@@ -9,11 +9,11 @@ use std::sync::LazyLock;
 
 use aws_lc_rs::hmac;
 use serde_json::json;
+use tidegate_core::contract::ports;
 use tidegate_core::hex;
 
 use crate::patch::PatchBuilder;
 use crate::pod::{ContainerFields, Handler, Port};
-use crate::ports;
 use crate::probes::{self, AppProbe, ProbeError};
 
 /// Prefix of the paths of hooks.

@@ -5,7 +5,9 @@
 //! regenerated.
 
 use json_patch::Patch;
-use tidegate_crds::injection::{INJECTED, METRICS, SIDECAR_CONTAINER, SIDECAR_LABEL};
+use tidegate_core::contract::annotations::{self, METRICS};
+use tidegate_core::contract::labels::{INJECTED, SIDECAR_LABEL};
+use tidegate_core::contract::{names, ports};
 
 use crate::annotations::Annotations;
 use crate::containers::{self, Parts};
@@ -13,7 +15,6 @@ use crate::decision::{Decision, DecisionError, NamespaceView, Reason, decide, de
 use crate::hooks::{self, Owner};
 use crate::patch::PatchBuilder;
 use crate::pod::{PodSpec, PodView};
-use crate::ports;
 use crate::probes::{self, AppProbe};
 use crate::refusal::{self, MAX_PROBES_BYTES, Refusal, is_reserved_name};
 use crate::settings::{MeshSettings, Settings};
@@ -125,9 +126,9 @@ fn set_metadata(
     if of_pod.or(of_namespace) == Some(true) {
         let port = ports::HEALTH.to_string();
         let entries = [
-            ("prometheus.io/scrape", "true"),
-            ("prometheus.io/port", &port),
-            ("prometheus.io/path", "/stats/prometheus"),
+            (annotations::PROMETHEUS_SCRAPE, "true"),
+            (annotations::PROMETHEUS_PORT, &port),
+            (annotations::PROMETHEUS_PATH, names::SIDECAR_METRICS_PATH),
         ];
         patch.set_entries(&["metadata", "annotations"], annotations, &entries);
     }
@@ -141,7 +142,7 @@ fn rewrite_probes(
     patch: &mut PatchBuilder,
 ) -> Result<Vec<AppProbe>, Refusal> {
     let sidecar =
-        spec.init_containers.iter().flatten().find(|container| container.fields.name == SIDECAR_CONTAINER);
+        spec.init_containers.iter().flatten().find(|container| container.fields.name == names::SIDECAR);
     let before = sidecar.and_then(containers::probes_flag);
     let before = before.map_or(Ok(Vec::new()), |flag| probes::from_flag(&flag))?;
     let mut all = Vec::new();

@@ -34,7 +34,6 @@ mod manifests;
 pub mod options;
 mod patch;
 mod pod;
-mod ports;
 mod probes;
 mod refusal;
 mod review;

@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Parser;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use tidegate_core::Identity;
+use tidegate_core::contract::names;
 use tidegate_injector::options::Options;
 use tidegate_injector::{PodReviewer, State};
 use tidegate_kubernetes::client;
@@ -17,7 +18,7 @@ use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::{drain, identity, logging, memory, signals, tls, trust_bundle};
 
-const NAME: ProcessName = ProcessName("tidegate-injector");
+const NAME: ProcessName = ProcessName(names::INJECTOR);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -64,9 +65,14 @@ async fn main() -> anyhow::Result<()> {
         watches.kind("MutatingWebhookConfiguration"),
         Some(readiness.clone()),
     );
-    let server =
-        WebhookServer::bind(options.webhook_address, "/mutate", reviewer, &metrics, Limits::default())
-            .await?;
+    let server = WebhookServer::bind(
+        options.webhook_address,
+        names::MUTATE_PATH,
+        reviewer,
+        &metrics,
+        Limits::default(),
+    )
+    .await?;
     let serving = server.serve(kept.credentials.clone(), readiness, watch);
     drop(starting);
     let background = [tokio::spawn(following), tokio::spawn(keeper.run()), tokio::spawn(serving)];

@@ -1,9 +1,10 @@
 //! The command line of `tidegate-injector`.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use clap::Parser;
-use tidegate_crds::injection::name_in_mesh;
+use tidegate_core::contract::names::{self, name_in_mesh};
+use tidegate_core::contract::{environment, flags, ports};
 use tidegate_kubernetes::options::ControlPlaneOptions;
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::CaOptions;
@@ -13,14 +14,19 @@ use crate::settings::Settings;
 
 /// Adds the sidecar and the interception step to pods of the mesh's namespaces: a mutating admission webhook.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "tidegate-injector", version)]
+#[command(name = names::INJECTOR, version)]
 pub struct Options {
     /// Accepted so that all daemons share a set of flags: the injector only runs on Kubernetes.
-    #[arg(long, env = "TIDEGATE_KUBERNETES", hide = true)]
+    #[arg(long = flags::KUBERNETES, env = environment::KUBERNETES, hide = true)]
     pub kubernetes: bool,
 
     /// Address of the webhook.
-    #[arg(long, env = "TIDEGATE_WEBHOOK_ADDRESS", value_name = "ADDRESS", default_value = "[::]:9443")]
+    #[arg(
+        long = flags::WEBHOOK_ADDRESS,
+        env = environment::WEBHOOK_ADDRESS,
+        value_name = "ADDRESS",
+        default_value_t = (Ipv6Addr::UNSPECIFIED, ports::WEBHOOK).into()
+    )]
     pub webhook_address: SocketAddr,
 
     /// The webhook configuration whose caBundle is kept up to date [default: tidegate-injector, with -<mesh> unless the
@@ -29,16 +35,21 @@ pub struct Options {
     pub webhook_configuration: Option<String>,
 
     /// Address of the admin server; a loopback address.
-    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
+    #[arg(
+        long = flags::ADMIN_ADDRESS,
+        env = environment::ADMIN_ADDRESS,
+        value_name = "ADDRESS",
+        default_value_t = ports::ADMIN_ADDRESS
+    )]
     pub admin_address: SocketAddr,
 
     /// The image of sidecars.
-    #[arg(long, env = "TIDEGATE_SIDECAR_IMAGE", value_name = "IMAGE")]
+    #[arg(long = flags::SIDECAR_IMAGE, env = "TIDEGATE_SIDECAR_IMAGE", value_name = "IMAGE")]
     pub sidecar_image: String,
 
     /// When nodes pull it.
     #[arg(
-        long,
+        long = flags::SIDECAR_IMAGE_PULL_POLICY,
         env = "TIDEGATE_SIDECAR_IMAGE_PULL_POLICY",
         value_name = "POLICY",
         default_value = "IfNotPresent",
@@ -47,7 +58,7 @@ pub struct Options {
     pub sidecar_image_pull_policy: String,
 
     /// The sidecars' controller: https://host:port [default: tidegate-controller in --namespace]
-    #[arg(long, env = "TIDEGATE_DISCOVERY_ADDRESS", value_name = "URL")]
+    #[arg(long = flags::DISCOVERY_ADDRESS, env = environment::DISCOVERY_ADDRESS, value_name = "URL")]
     pub discovery_address: Option<grpc::Address>,
 
     /// Options that all daemons of the control plane share.
@@ -87,7 +98,7 @@ impl Options {
 
     /// The name of our MutatingWebhookConfiguration.
     pub fn configuration_name(&self) -> String {
-        let named = || name_in_mesh("tidegate-injector", &self.common.mesh_name);
+        let named = || name_in_mesh(names::INJECTOR, &self.common.mesh_name);
         self.webhook_configuration.clone().unwrap_or_else(named)
     }
 }

@@ -10,9 +10,8 @@ use std::marker::PhantomData;
 use serde::de::{DeserializeOwned, DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use tidegate_crds::injection::{CONTROLLER_FLAG, INTERCEPT_CONTAINER, SIDECAR_CONTAINER};
-
-use crate::containers::{TOKEN_VOLUME, TRUST_VOLUME};
+use tidegate_core::contract::names::{self, TOKEN_VOLUME, TRUST_VOLUME};
+use tidegate_crds::injection::control_plane_in;
 
 /// Maximum containers in each of a Pod's three lists.
 const MAX_CONTAINERS: usize = 1000;
@@ -237,29 +236,30 @@ impl<'a> PodView<'a> {
     /// The sidecar's container: [`tidegate_crds::injection::sidecar_container`].
     pub(crate) fn sidecar(&self) -> Option<&Container<'a>> {
         self.spec.as_ref()?.init_containers.iter().flatten().find(|container| {
-            container.fields.name == SIDECAR_CONTAINER
+            container.fields.name == names::SIDECAR
                 && container.fields.restart_policy.as_deref() == Some("Always")
         })
     }
 
     /// The namespace of the control plane that its sidecar connects to: [`tidegate_crds::injection::control_plane_of`].
     pub(crate) fn control_plane(&self) -> Option<String> {
-        let name = self.sidecar()?.argument(CONTROLLER_FLAG)?;
-        let (namespace, _trust_domain) = name.split_once('.')?;
-        Some(shortened(namespace).to_owned())
+        let arguments = self.sidecar()?.arguments()?;
+        arguments
+            .iter()
+            .find_map(|argument| control_plane_in(argument))
+            .map(|name| shortened(name).to_owned())
     }
 }
 
 impl Container<'_> {
-    /// The value of `flag` in the first argument that starts with it, for one of our containers.
-    pub(crate) fn argument(&self, flag: &str) -> Option<String> {
+    /// Its arguments, for one of our containers.
+    pub(crate) fn arguments(&self) -> Option<Vec<String>> {
         #[derive(Deserialize)]
         struct Arguments {
             #[serde(default, deserialize_with = "arguments")]
             args: Option<Vec<String>>,
         }
-        let Arguments { args } = self.read_own()?;
-        args?.into_iter().find_map(|argument| argument.strip_prefix(flag).map(str::to_owned))
+        self.read_own::<Arguments>()?.args
     }
 
     /// Its image, for one of our containers.
@@ -358,7 +358,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Container<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = <&'a RawValue>::deserialize(deserializer)?;
         let fields: ContainerFields = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
-        let is_ours = [SIDECAR_CONTAINER, INTERCEPT_CONTAINER].contains(&fields.name.as_str());
+        let is_ours = [names::SIDECAR, names::INTERCEPT].contains(&fields.name.as_str());
         Ok(Self { fields, own: is_ours.then_some(text) })
     }
 }

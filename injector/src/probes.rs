@@ -8,11 +8,11 @@ mod request_target;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tidegate_core::contract::ports;
 
 use self::request_target::{is_request_target, request_target};
 use crate::patch::PatchBuilder;
 use crate::pod::{ContainerFields, HttpGet, HttpHeader, Port, Probe, shortened};
-use crate::ports;
 
 /// A probe that the sidecar answers, as passed in its flag `--probes`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -277,7 +277,7 @@ fn resolve(container: &ContainerFields, port: &Port) -> Result<u16, String> {
 
 fn number(port: i32) -> Result<u16, String> {
     match u16::try_from(port) {
-        Ok(port) if ports::is_reserved(port) => Err(format!("{port} is a port of the sidecar")),
+        Ok(port) if ports::RESERVED.contains(&port) => Err(format!("{port} is a port of the sidecar")),
         Ok(port) if port > 0 => Ok(port),
         _ => Err(format!("{port} is not within 1..=65535")),
     }

@@ -1,12 +1,12 @@
 //! Refusals of Pods that would break or bypass the mesh, each with what to do instead.
 
-use tidegate_crds::injection::{INTERCEPT_CONTAINER, SIDECAR_CONTAINER, SIDECAR_LABEL};
+use tidegate_core::contract::labels::SIDECAR_LABEL;
+use tidegate_core::contract::names::{self, SIDECAR_USER, TOKEN_VOLUME};
+use tidegate_core::contract::ports;
 
 use crate::annotations::AnnotationError;
-use crate::containers::{TOKEN_VOLUME, USER};
 use crate::decision::DecisionError;
 use crate::pod::{Container, ContainerFields, ContainerPort, PodSpec, PodView, SecurityContext, shortened};
-use crate::ports;
 use crate::probes::ProbeError;
 use crate::settings::MeshConfigError;
 
@@ -53,7 +53,9 @@ pub enum Refusal {
     #[error(transparent)]
     MeshConfig(#[from] MeshConfigError),
     /// It would run as the sidecar's user, whose connections are not redirected.
-    #[error("{field}: user {USER} is the sidecar's, whose traffic passes the mesh by; run as another user")]
+    #[error(
+        "{field}: user {SIDECAR_USER} is the sidecar's, whose traffic passes the mesh by; run as another user"
+    )]
     User {
         /// The field.
         field: String,
@@ -207,7 +209,7 @@ fn init_containers<'p, 'a>(pod: &'p PodView<'a>) -> &'p [Container<'a>] {
 }
 
 pub(crate) fn is_reserved_name(name: &str) -> bool {
-    [SIDECAR_CONTAINER, INTERCEPT_CONTAINER].contains(&name)
+    [names::SIDECAR, names::INTERCEPT].contains(&name)
 }
 
 fn check_container(container: &ContainerFields, path: &str) -> Result<(), Refusal> {
@@ -231,7 +233,7 @@ fn check_name(name: &str, path: &str) -> Result<(), Refusal> {
 }
 
 fn check_user(user: Option<i64>, field: impl FnOnce() -> String) -> Result<(), Refusal> {
-    if user == Some(USER) { Err(Refusal::User { field: field() }) } else { Ok(()) }
+    if user == Some(SIDECAR_USER.into()) { Err(Refusal::User { field: field() }) } else { Ok(()) }
 }
 
 fn check_mounts(container: &ContainerFields, path: &str) -> Result<(), Refusal> {
@@ -255,7 +257,7 @@ fn check_volumes(spec: &PodSpec<'_>) -> Result<(), Refusal> {
 /// Only TCP ports can collide with ours.
 fn reserved(port: &ContainerPort) -> Option<u16> {
     let is_tcp = port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP");
-    u16::try_from(port.container_port).ok().filter(|port| is_tcp && ports::is_reserved(*port))
+    u16::try_from(port.container_port).ok().filter(|port| is_tcp && ports::RESERVED.contains(port))
 }
 
 /// The first added capability that is not harmless. Container runtimes accept its name in any letter case, with or

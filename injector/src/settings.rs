@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_core::contract::names::{self, DEFAULT_MESH_NAME};
 use tidegate_crds::{Finding, MeshConfigSpec};
 
 use crate::hooks::HookKey;
@@ -87,10 +87,10 @@ impl Settings {
             namespace: namespace.to_owned(),
             image: image.to_owned(),
             image_pull_policy: "IfNotPresent".to_owned(),
-            discovery_address: format!("https://tidegate-controller.{namespace}.svc:15128"),
-            discovery_server_name: format!("tidegate-controller.{namespace}.{trust_domain}"),
-            ca_address: format!("https://tidegate-cert-manager.{namespace}.svc:15012"),
-            ca_server_name: format!("tidegate-cert-manager.{namespace}.svc"),
+            discovery_address: names::discovery_address(namespace),
+            discovery_server_name: format!("{}.{namespace}.{trust_domain}", names::CONTROLLER),
+            ca_address: names::ca_address(namespace),
+            ca_server_name: names::service_host(names::CERT_MANAGER, namespace),
             hook_key: HookKey::of_process(),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 use serde::Deserialize;
-use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
+use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_crds::{MeshConfig, MeshConfigSpec, stored};
 use tidegate_kubernetes::watch::{Event, Watch, WatchMetrics};
 use tidegate_runtime::readiness::Readiness;

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
-use tidegate_crds::injection::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY};
+use tidegate_core::contract::labels::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY};
 
 /// What a text ends in that was longer.
 pub const CUT: char = '…';

@@ -27,6 +27,7 @@ use axum::routing::get;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
+use tidegate_core::contract::names::{LIVE_PATH, METRICS_PATH, READY_PATH, SIDECAR_METRICS_PATH};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 use tonic::codegen::Service;
@@ -110,9 +111,9 @@ impl AdminServer {
     pub fn new(name: ProcessName, metrics: Metrics, readiness: Readiness, log: LogHandle) -> Self {
         let router = Router::new()
             .route("/", get(index))
-            .route("/live", get(live))
-            .route("/ready", get(ready))
-            .route("/metrics", get(metrics_page))
+            .route(LIVE_PATH, get(live))
+            .route(READY_PATH, get(ready))
+            .route(METRICS_PATH, get(metrics_page))
             .route("/log", get(log_filter).put(set_log_filter).post(set_log_filter))
             .with_state(Shared { name, metrics, readiness, log });
         Self { name, router, allow_remote: false, hosts: Hosts::Addresses, head_timeout: HEAD_TIMEOUT }
@@ -121,10 +122,10 @@ impl AdminServer {
     /// A server for kubelet's probes and for Prometheus: it only reads, so other hosts may reach it, by any name.
     pub fn health(name: ProcessName, metrics: Metrics, readiness: Readiness, log: LogHandle) -> Self {
         let router = Router::new()
-            .route("/live", get(live))
-            .route("/ready", get(ready))
-            .route("/metrics", get(metrics_page))
-            .route("/stats/prometheus", get(metrics_page))
+            .route(LIVE_PATH, get(live))
+            .route(READY_PATH, get(ready))
+            .route(METRICS_PATH, get(metrics_page))
+            .route(SIDECAR_METRICS_PATH, get(metrics_page))
             .with_state(Shared { name, metrics, readiness, log });
         Self { name, router, allow_remote: true, hosts: Hosts::Names, head_timeout: HEALTH_HEAD_TIMEOUT }
     }

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tidegate_core::contract::{environment, flags};
 use tidegate_core::{Identity, PeerCertificate};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -45,16 +46,21 @@ pub struct Credentials {
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct CaOptions {
     /// The CA: https://host:port. It serves istio.v1.auth.IstioCertificateService.
-    #[arg(long, env = "TIDEGATE_CA_ADDRESS", value_name = "URL")]
+    #[arg(long = flags::CA_ADDRESS, env = "TIDEGATE_CA_ADDRESS", value_name = "URL")]
     pub ca_address: grpc::Address,
 
     /// The name to verify in the CA's certificate [default: the host in --ca-address]
-    #[arg(long, env = "TIDEGATE_CA_SERVER_NAME", value_name = "NAME", value_parser = parse_server_name)]
+    #[arg(
+        long = flags::CA_SERVER_NAME,
+        env = "TIDEGATE_CA_SERVER_NAME",
+        value_name = "NAME",
+        value_parser = parse_server_name
+    )]
     pub ca_server_name: Option<ServerName<'static>>,
 
     /// PEM file with the mesh's roots; read every second. It also verifies the CA itself.
     #[arg(
-        long,
+        long = flags::CA_TRUST_BUNDLE,
         env = "TIDEGATE_CA_TRUST_BUNDLE",
         value_name = "FILE",
         default_value = "/var/run/secrets/tidegate/ca/root-cert.pem"
@@ -63,7 +69,7 @@ pub struct CaOptions {
 
     /// File with the service account token that authenticates this process to the CA; reread for each certificate.
     #[arg(
-        long,
+        long = flags::TOKEN_FILE,
         env = "TIDEGATE_TOKEN_FILE",
         value_name = "FILE",
         default_value = "/var/run/secrets/tidegate/token/token"
@@ -73,7 +79,7 @@ pub struct CaOptions {
     /// Lifetime to request, such as 24h or 30m; the CA may grant less. Renewed after half of it.
     #[arg(
         long,
-        env = "TIDEGATE_CERTIFICATE_LIFETIME",
+        env = environment::CERTIFICATE_LIFETIME,
         value_name = "DURATION",
         default_value = "24h",
         value_parser = humantime::parse_duration

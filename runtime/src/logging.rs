@@ -10,6 +10,7 @@ use std::io::{self, IsTerminal};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
+use tidegate_core::contract::{environment, flags};
 use tracing::Subscriber;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{ParseError, Targets};
@@ -32,8 +33,8 @@ pub struct LogOptions {
     /// `info,tidegate_sidecar=debug`. Can be changed at runtime, at the admin address under /log.
     #[arg(
         id = "log_level",
-        long = "log-level",
-        env = "TIDEGATE_LOG_LEVEL",
+        long = flags::LOG_LEVEL,
+        env = environment::LOG_LEVEL,
         default_value = "info",
         value_name = "FILTER"
     )]
@@ -42,7 +43,7 @@ pub struct LogOptions {
     /// Format of log lines.
     #[arg(
         id = "log_format",
-        long = "log-format",
+        long = flags::LOG_FORMAT,
         env = "TIDEGATE_LOG_FORMAT",
         value_enum,
         default_value_t = LogFormat::Text,

@@ -18,6 +18,8 @@ use std::{fs, io};
 
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
+use tidegate_core::contract::names::SIDECAR_USER;
+use tidegate_core::contract::{environment, flags, ports};
 use tidegate_runtime::logging::LogOptions;
 use tidegate_runtime::signals::Signal;
 use tracing::{info, warn};
@@ -26,64 +28,60 @@ pub use backend::Backend;
 pub use rule::{Interface, InterfaceError};
 
 use crate::options::PodIps;
-use crate::ports;
 use apply::Applied;
 use backend::Program;
 use capture::Captured;
 use plan::Plan;
 use rule::{Family, restore_text};
 
-/// The sidecar's user, whose connections are not redirected.
-pub(crate) const SIDECAR_USER: u32 = 1500;
-
 /// Redirect a pod's TCP connections to its sidecar: rules of iptables in the pod's network namespace. To be run as
 /// root with the capabilities NET_ADMIN and NET_RAW. Running it again changes nothing, or repairs what was lost.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "intercept")]
+#[command(name = flags::INTERCEPT)]
 pub struct InterceptOptions {
     /// Where connections from others go.
-    #[arg(long, env = "TIDEGATE_INBOUND_PORT", value_name = "PORT", default_value_t = ports::INBOUND, value_parser = port())]
+    #[arg(long, env = environment::INBOUND_PORT, value_name = "PORT", default_value_t = ports::INBOUND, value_parser = port())]
     pub inbound_port: u16,
 
     /// Where the pod's own connections go.
-    #[arg(long, env = "TIDEGATE_OUTBOUND_PORT", value_name = "PORT", default_value_t = ports::OUTBOUND, value_parser = port())]
+    #[arg(long, env = environment::OUTBOUND_PORT, value_name = "PORT", default_value_t = ports::OUTBOUND, value_parser = port())]
     pub outbound_port: u16,
 
     /// The sidecar's user: what it sends is not redirected.
-    #[arg(long, value_name = "UID", default_value_t = SIDECAR_USER)]
+    #[arg(long = flags::UID, value_name = "UID", default_value_t = SIDECAR_USER)]
     pub uid: u32,
 
     /// Ports of the pod that others reach without the sidecar. The sidecar's own are always among them.
-    #[arg(long, value_name = "PORT,PORT", value_delimiter = ',', value_parser = port())]
+    #[arg(long = flags::EXCLUDE_INBOUND_PORTS, value_name = "PORT,PORT", value_delimiter = ',', value_parser = port())]
     pub exclude_inbound_ports: Vec<u16>,
 
     /// Ports that the pod dials without the sidecar.
-    #[arg(long, value_name = "PORT,PORT", value_delimiter = ',', value_parser = port())]
+    #[arg(long = flags::EXCLUDE_OUTBOUND_PORTS, value_name = "PORT,PORT", value_delimiter = ',', value_parser = port())]
     pub exclude_outbound_ports: Vec<u16>,
 
     /// Ranges of either family that the pod dials without the sidecar.
-    #[arg(long, value_name = "CIDR,CIDR", value_delimiter = ',')]
+    #[arg(long = flags::EXCLUDE_OUTBOUND_RANGES, value_name = "CIDR,CIDR", value_delimiter = ',')]
     pub exclude_outbound_ranges: Vec<IpNet>,
 
     /// The only ranges that the pod dials through the sidecar [default: all]
-    #[arg(long, value_name = "CIDR,CIDR", value_delimiter = ',')]
+    #[arg(long = flags::INCLUDE_OUTBOUND_RANGES, value_name = "CIDR,CIDR", value_delimiter = ',')]
     pub include_outbound_ranges: Vec<IpNet>,
 
     /// Network interfaces of which nothing is redirected; a + at the end stands for anything.
-    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    #[arg(long = flags::EXCLUDE_INTERFACES, value_name = "NAME,NAME", value_delimiter = ',')]
     pub exclude_interfaces: Vec<Interface>,
 
     /// Where the app listens: on loopback (or on all addresses), or on the pod's addresses only.
-    #[arg(long, value_enum, default_value = "localhost")]
+    #[arg(long = flags::LOCAL_PROXY_MODE, value_enum, default_value = "localhost")]
     pub local_proxy_mode: LocalProxyMode,
 
     /// The pod's addresses, separated by commas.
-    #[arg(long, env = "POD_IPS", value_name = "IP,IP", default_value = "")]
+    #[arg(long = flags::POD_IPS, env = environment::POD_IPS, value_name = "IP,IP", default_value = "")]
     pub pod_ips: PodIps,
 
     /// Whether the pod may send UDP past the mesh. If refused, what is not DNS, loopback or an answer is rejected and
     /// counted by the rule that does it.
-    #[arg(long, value_enum, default_value = "allow")]
+    #[arg(long = flags::UDP, value_enum, default_value = "allow")]
     pub udp: Udp,
 
     /// Which of the kernel's rule sets.
@@ -91,11 +89,11 @@ pub struct InterceptOptions {
     pub backend: Backend,
 
     /// Before all else, wait until the sidecar is ready, as its port 15010 says.
-    #[arg(long, conflicts_with_all = ["clean", "dry_run"])]
+    #[arg(long = flags::AFTER_SIDECAR, conflicts_with_all = ["clean", "dry_run"])]
     pub after_sidecar: bool,
 
     /// Afterwards, prove that a connection is captured.
-    #[arg(long)]
+    #[arg(long = flags::CHECK)]
     pub check: bool,
 
     /// Change nothing; say whether every rule is there, and prove that a connection is captured.

@@ -24,7 +24,6 @@ pub mod listener;
 pub mod options;
 mod outbound;
 mod places;
-pub mod ports;
 pub mod probes;
 mod refusal_log;
 pub mod sidecar;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use rustls_pki_types::ServerName;
+use tidegate_core::contract::{environment, flags, names, ports};
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::{CaOptions, parse_server_name};
 use tidegate_runtime::logging::LogOptions;
@@ -20,10 +21,10 @@ use crate::telemetry::access_log::{AccessLogFormat, AccessLogTarget};
 
 /// The data plane of one workload: terminates mutual TLS, enforces its inbound policy, logs and counts.
 #[derive(Parser, Clone, Debug)]
-#[command(name = "tidegate-sidecar", version)]
+#[command(name = names::SIDECAR, version)]
 pub struct Options {
     /// The workload (pod) that is served.
-    #[arg(long, env = "TIDEGATE_WORKLOAD", value_name = "NAMESPACE/NAME", value_parser = parse_workload)]
+    #[arg(long = flags::WORKLOAD, env = "TIDEGATE_WORKLOAD", value_name = "NAMESPACE/NAME", value_parser = parse_workload)]
     pub workload: String,
 
     /// Where to listen and which address of the app to pass connections to, such as 10.1.2.3:14001=127.0.0.1:14001.
@@ -44,12 +45,12 @@ pub struct Options {
     pub outbound: Vec<Outbound>,
 
     /// The controller: https://host:port.
-    #[arg(long, env = "TIDEGATE_DISCOVERY_ADDRESS", value_name = "URL")]
+    #[arg(long = flags::DISCOVERY_ADDRESS, env = environment::DISCOVERY_ADDRESS, value_name = "URL")]
     pub discovery_address: grpc::Address,
 
     /// The name that the controller's certificate must hold.
     #[arg(
-        long,
+        long = flags::DISCOVERY_SERVER_NAME,
         env = "TIDEGATE_DISCOVERY_SERVER_NAME",
         value_name = "NAME",
         default_value = "tidegate-controller.tidegate-system.cluster.local",
@@ -62,19 +63,24 @@ pub struct Options {
     pub ca: CaOptions,
 
     /// Admin address: /ready, /live, /metrics, /config, /log. Loopback only.
-    #[arg(long, env = "TIDEGATE_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
+    #[arg(
+        long = flags::ADMIN_ADDRESS,
+        env = environment::ADMIN_ADDRESS,
+        value_name = "ADDRESS",
+        default_value_t = ports::ADMIN_ADDRESS
+    )]
     pub admin_address: SocketAddr,
 
     /// Data worker threads [default: the processors this process may use]
-    #[arg(long, env = "TIDEGATE_WORKERS", value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, env = environment::WORKERS, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
 
     /// Form of the access log.
-    #[arg(long, env = "TIDEGATE_ACCESS_LOG_FORMAT", value_enum, default_value = "json")]
+    #[arg(long, env = environment::ACCESS_LOG_FORMAT, value_enum, default_value = "json")]
     pub access_log_format: AccessLogFormat,
 
     /// File for the access log [default: standard output]
-    #[arg(long, env = "TIDEGATE_ACCESS_LOG_FILE", value_name = "FILE")]
+    #[arg(long, env = environment::ACCESS_LOG_FILE, value_name = "FILE")]
     pub access_log_file: Option<PathBuf>,
 
     #[command(flatten)]
@@ -153,7 +159,7 @@ pub struct LimitOptions {
     #[arg(long, env = "TIDEGATE_REVOCATION_GRACE", value_name = "DURATION", default_value = "500ms", value_parser = duration)]
     pub revocation_grace: Duration,
     /// How long requests in flight may take once the sidecar shuts down; shorter than the pod's grace period.
-    #[arg(long, env = "TIDEGATE_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    #[arg(long, env = environment::DRAIN_TIMEOUT, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub drain_timeout: Duration,
     /// How long an idle HTTP/1 connection may still bring a request once the sidecar shuts down; its answer tells the
     /// client that it is the last.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::{Duration, SystemTime};
 
+use tidegate_core::contract::{names, ports};
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
 use tidegate_runtime::identity::{self, Credentials};
 use tidegate_runtime::logging::LogHandle;
@@ -24,7 +25,6 @@ use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{FixedOutbound, InboundTarget, Listener, Redirected};
 use crate::options::{Inbound, Options, Outbound};
-use crate::ports;
 use crate::probes::{ProbeBindError, ProbeServer};
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
@@ -36,7 +36,7 @@ use crate::worker::{self, RunningWorkers, Workers, WorkersConfig};
 /// How often the trust bundle's file is looked at.
 const BUNDLE_INTERVAL: Duration = Duration::from_secs(1);
 
-const PROCESS: ProcessName = ProcessName("tidegate-sidecar");
+const PROCESS: ProcessName = ProcessName(names::SIDECAR);
 
 /// A sidecar that runs.
 pub struct Sidecar {

@@ -11,14 +11,13 @@ use std::pin::pin;
 use std::time::Duration;
 
 use clap::Parser;
+use tidegate_core::contract::names::SIDECAR_USER;
 use tidegate_runtime::logging::LogOptions;
 use tidegate_runtime::signals::{self, Signal};
 use tokio::time::sleep;
 use tracing::info;
 
 pub use target::{WaitTarget, WaitTargetError};
-
-use crate::intercept::SIDECAR_USER;
 
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -8,7 +8,9 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::{Map, Value, json};
-use tidegate_crds::injection::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY, is_in_mesh, name_in_mesh};
+use tidegate_core::contract::labels::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY};
+use tidegate_core::contract::names::name_in_mesh;
+use tidegate_crds::injection::is_in_mesh;
 use tidegate_tests::daemon::ours;
 use tidegate_tests::golden::{assert_golden, is_written, repository};
 use tidegate_tests::helm::{Helm, Objects, read};

@@ -2,19 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tidegate_core::contract::annotations::{
+    GATEWAY_CA_SECRET, GATEWAY_NAMESPACE_SELECTOR, GATEWAY_NAMESPACES,
+};
+
 use super::selector::Selector;
 use super::settings::{IngressGatewaySettings, SettingsProblem};
 use crate::store::secret_folder::is_object_name;
 
-/// Annotation: namespaces, with commas between, that get a Secret of the same name, too.
-pub const NAMESPACES: &str = "tidegate.io/ingress-gateway-namespaces";
-/// Annotation: a label selector of such namespaces.
-pub const NAMESPACE_SELECTOR: &str = "tidegate.io/ingress-gateway-namespace-selector";
-/// Annotation: the name of a Secret of type `nginx.org/ca` that holds the roots alone, beside each of those.
-pub const CA_SECRET: &str = "tidegate.io/ingress-gateway-ca-secret";
-
 /// All annotations that count.
-pub const ANNOTATIONS: [&str; 3] = [NAMESPACES, NAMESPACE_SELECTOR, CA_SECRET];
+pub const ANNOTATIONS: [&str; 3] = [GATEWAY_NAMESPACES, GATEWAY_NAMESPACE_SELECTOR, GATEWAY_CA_SECRET];
 
 /// The most namespaces besides that of `ingressGateway.secret`. Each costs a certificate and a look every few seconds.
 pub const MOST_NAMESPACES: usize = 64;
@@ -36,26 +33,30 @@ impl Copies {
             problems.push(SettingsProblem { path: format!("metadata.annotations[{annotation}]"), problem });
         };
         let is_name = |name: &str| is_object_name(name) && name.len() <= 63 && !name.contains('.');
-        for name in annotations.get(NAMESPACES).into_iter().flat_map(|text| text.split(',')).map(str::trim) {
+        for name in
+            annotations.get(GATEWAY_NAMESPACES).into_iter().flat_map(|text| text.split(',')).map(str::trim)
+        {
             match name {
                 "" => {}
                 name if is_name(name) => drop(copies.namespaces.insert(name.to_owned())),
-                name => report(NAMESPACES, format!("{name:?} is not a name that a namespace can have")),
+                name => {
+                    report(GATEWAY_NAMESPACES, format!("{name:?} is not a name that a namespace can have"))
+                }
             }
         }
         if copies.namespaces.len() > MOST_NAMESPACES {
             let count = copies.namespaces.len();
-            report(NAMESPACES, format!("{count} namespaces are more than {MOST_NAMESPACES}"));
+            report(GATEWAY_NAMESPACES, format!("{count} namespaces are more than {MOST_NAMESPACES}"));
         }
-        match annotations.get(NAMESPACE_SELECTOR).map(|text| Selector::parse(text)) {
+        match annotations.get(GATEWAY_NAMESPACE_SELECTOR).map(|text| Selector::parse(text)) {
             None => {}
             Some(Ok(selector)) => copies.selector = Some(selector),
-            Some(Err(problem)) => report(NAMESPACE_SELECTOR, problem),
+            Some(Err(problem)) => report(GATEWAY_NAMESPACE_SELECTOR, problem),
         }
-        match annotations.get(CA_SECRET) {
+        match annotations.get(GATEWAY_CA_SECRET) {
             None => {}
             Some(name) if is_object_name(name) => copies.ca_secret = Some(name.clone()),
-            Some(name) => report(CA_SECRET, format!("{name:?} is not a name that Kubernetes allows")),
+            Some(name) => report(GATEWAY_CA_SECRET, format!("{name:?} is not a name that Kubernetes allows")),
         }
         if problems.is_empty() { Ok(copies) } else { Err(problems) }
     }
@@ -72,7 +73,7 @@ impl Copies {
         there: impl IntoIterator<Item = (&'n str, &'n BTreeMap<String, String>)>,
     ) -> Result<IngressGatewaySettings, Vec<SettingsProblem>> {
         if self.ca_secret.as_ref() == Some(&settings.secret.name) {
-            let path = format!("metadata.annotations[{CA_SECRET}]");
+            let path = format!("metadata.annotations[{GATEWAY_CA_SECRET}]");
             let problem =
                 format!("{:?} is the Secret of the certificate; name another", settings.secret.name);
             return Err(vec![SettingsProblem { path, problem }]);
@@ -118,7 +119,11 @@ mod tests {
 
     #[test]
     fn named_and_selected_namespaces_get_one_each() {
-        let said = [(NAMESPACES, " b, a,,ingress"), (NAMESPACE_SELECTOR, "tls=yes"), (CA_SECRET, "roots")];
+        let said = [
+            (GATEWAY_NAMESPACES, " b, a,,ingress"),
+            (GATEWAY_NAMESPACE_SELECTOR, "tls=yes"),
+            (GATEWAY_CA_SECRET, "roots"),
+        ];
         let copies = Copies::parse(&annotations(&said)).unwrap();
         let (yes, no) = (annotations(&[("tls", "yes")]), annotations(&[]));
         let there = [("a", &yes), ("c", &yes), ("d", &no), ("ingress", &yes)];
@@ -132,7 +137,9 @@ mod tests {
 
     #[test]
     fn more_namespaces_than_there_is_room_for_are_left_out_and_counted() {
-        let copies = Copies::parse(&annotations(&[(NAMESPACES, "z"), (NAMESPACE_SELECTOR, "!no")])).unwrap();
+        let copies =
+            Copies::parse(&annotations(&[(GATEWAY_NAMESPACES, "z"), (GATEWAY_NAMESPACE_SELECTOR, "!no")]))
+                .unwrap();
         let (names, labels): (Vec<_>, _) = ((0..70).map(|i| format!("n{i:02}")).collect(), annotations(&[]));
         let settings = copies.add_to(settings(), names.iter().map(|name| (name.as_str(), &labels))).unwrap();
         assert_eq!((settings.more_namespaces.len(), settings.left_out), (MOST_NAMESPACES, 7));
@@ -141,7 +148,11 @@ mod tests {
 
     #[test]
     fn every_problem_is_reported_with_its_annotation() {
-        let said = [(NAMESPACES, "a,B,c.d"), (NAMESPACE_SELECTOR, "a in (b)"), (CA_SECRET, "Bad")];
+        let said = [
+            (GATEWAY_NAMESPACES, "a,B,c.d"),
+            (GATEWAY_NAMESPACE_SELECTOR, "a in (b)"),
+            (GATEWAY_CA_SECRET, "Bad"),
+        ];
         let problems = Copies::parse(&annotations(&said)).unwrap_err();
         let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
         let expected = [
@@ -155,7 +166,7 @@ mod tests {
             problems.iter().zip(expected).all(|(problem, start)| problem.starts_with(start)),
             "{problems:?}"
         );
-        let same = Copies::parse(&annotations(&[(CA_SECRET, "client")])).unwrap();
+        let same = Copies::parse(&annotations(&[(GATEWAY_CA_SECRET, "client")])).unwrap();
         assert!(same.add_to(settings(), []).unwrap_err()[0].problem.contains("name another"));
     }
 }

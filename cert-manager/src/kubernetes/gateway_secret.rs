@@ -15,6 +15,8 @@ use kube::core::Request;
 use kube::{Api, Client, Resource};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use tidegate_core::contract::annotations::GATEWAY_SECRETS;
+use tidegate_core::contract::labels::INSTANCE;
 use tidegate_kubernetes::lean::{self, First, Meta, Only, Wanted};
 use tidegate_kubernetes::watch::{KindMeter, Watch};
 use tokio::sync::{Notify, watch};
@@ -22,15 +24,13 @@ use tracing::warn;
 
 use super::follow::poke;
 use super::root_secret::RootSecret;
-use super::{INSTANCE, OwnerLabels, bounded, is_ours, labels};
+use super::{OwnerLabels, bounded, is_ours, labels};
 use crate::ingress_gateway::IngressGatewaySettings;
 use crate::store::{SecretName, SecretStore, StoreError, TlsSecret};
 
 #[cfg(test)]
 mod tests;
 
-/// Annotation of the root's Secret: the Secrets that we have written, `namespace/name` with commas between.
-pub const GATEWAY_SECRETS: &str = "tidegate.io/ingress-gateway-secrets";
 const TLS: &str = "kubernetes.io/tls";
 /// Where NGINX Inc.'s ingress controller takes roots from: key `ca.crt`.
 const CA: &str = "nginx.org/ca";

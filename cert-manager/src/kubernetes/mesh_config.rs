@@ -15,8 +15,9 @@ use kube::{Api, Client, Resource};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
+use tidegate_core::contract::names::{CERT_MANAGER, MESH_CONFIG_NAME};
 use tidegate_crds::mesh_config::{
-    Condition, INGRESS_GATEWAY_READY, IngressGatewayCertificate, MESH_CONFIG_NAME, service_cert_validity,
+    Condition, INGRESS_GATEWAY_READY, IngressGatewayCertificate, service_cert_validity,
 };
 use tidegate_crds::{Finding, MeshConfig, stored};
 use tidegate_kubernetes::lean::{First, Meta, Only, Wanted};
@@ -43,7 +44,7 @@ const MOST_CONDITIONS: usize = 16;
 /// How often a status that could not be written is tried again.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Who writes the condition: the API server keeps account of whose it is.
-const FIELD_MANAGER: &str = "tidegate-cert-manager";
+const FIELD_MANAGER: &str = CERT_MANAGER;
 
 /// Follows the one MeshConfig.
 pub struct MeshConfigFollower {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use tidegate_core::TrustDomain;
+use tidegate_core::contract::names::{CERT_MANAGER, ROOT_SECRET};
 use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
 use tidegate_kubernetes::watch::{Watch, WatchMetrics};
 use tidegate_runtime::backoff::Backoff;
@@ -21,7 +22,7 @@ use super::namespaces::Namespaces;
 use super::root_secret::RootSecret;
 use super::token_review::TokenReviewer;
 use super::trust_bundle::TrustBundleConfigMaps;
-use super::{MANAGER, ROOT_SECRET};
+
 use crate::ingress_gateway::GatewayStatus;
 use crate::manager::{GatewayDependencies, LOOK_INTERVAL};
 
@@ -94,7 +95,7 @@ impl Parts {
             client.clone(),
             LeaseConfig {
                 namespace: namespace.clone(),
-                name: MANAGER.to_owned(),
+                name: CERT_MANAGER.to_owned(),
                 holder: place.pod_name.clone(),
                 timing: place.lease,
             },

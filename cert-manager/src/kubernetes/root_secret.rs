@@ -9,8 +9,9 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
+use tidegate_core::contract::names::ROOT_SECRET;
 
-use super::{ROOT_SECRET, bounded, labels};
+use super::{bounded, labels};
 use crate::store::{Entries, RootStore, StoreError, Stored};
 
 #[cfg(test)]

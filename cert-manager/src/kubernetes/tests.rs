@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
+use tidegate_core::contract::names::ROOT_SECRET;
 use tidegate_core::{DnsName, PeerCertificate, San, TrustDomain};
 use tidegate_kubernetes::fake_api::{FakeApi, Rights};
 use tidegate_kubernetes::lease::LeaseTiming;
@@ -274,7 +275,8 @@ async fn a_root_secret_that_is_made_anew_forgets_no_secret_that_was_written_and_
     api.delete("v1/secrets", NAMESPACE, ROOT_SECRET);
     api.wait_for(|api| {
         let root = api.get("v1/secrets", NAMESPACE, ROOT_SECRET).unwrap_or_default();
-        root["metadata"]["annotations"][gateway_secret::GATEWAY_SECRETS] == "ingress/first"
+        root["metadata"]["annotations"][tidegate_core::contract::annotations::GATEWAY_SECRETS]
+            == "ingress/first"
     })
     .await;
 

@@ -19,7 +19,7 @@ use kube::core::Request;
 use kube::{Api, Client};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use tidegate_crds::injection::{TRUST_BUNDLE_KEY, trust_bundle_config_map};
+use tidegate_core::contract::names::{CERT_MANAGER, TRUST_BUNDLE_KEY, trust_bundle_config_map};
 use tidegate_kubernetes::lean::{Meta, Only, Wanted};
 use tidegate_kubernetes::watch::{Name, Watch, WatchMetrics};
 use tokio::sync::Notify;
@@ -28,7 +28,7 @@ use tracing::{info, warn};
 
 use super::follow::{Kept, Mirror, named};
 use super::namespaces::{Membership, Namespaces};
-use super::{MANAGER, OwnerLabels, bounded, is_ours, labels};
+use super::{OwnerLabels, bounded, is_ours, labels};
 use crate::store::{BundlePublisher, PublishedBundle, StoreError, Unreached};
 
 #[cfg(test)]
@@ -189,7 +189,7 @@ impl TrustBundleConfigMaps {
             ..ConfigMap::default()
         };
         let (parameters, patch) = if may_create {
-            (PatchParams::apply(MANAGER).force(), Patch::Apply(&wanted))
+            (PatchParams::apply(CERT_MANAGER).force(), Patch::Apply(&wanted))
         } else {
             (PatchParams::default(), Patch::Merge(&wanted))
         };

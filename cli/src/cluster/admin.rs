@@ -7,12 +7,11 @@ use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use serde::de::DeserializeOwned;
+use tidegate_core::contract::ports::ADMIN;
 
 use super::client::{Cluster, chain};
 use crate::admin_client::exchange;
 
-/// Admin port of every Pod of the mesh, on its loopback address.
-pub(crate) const ADMIN_PORT: u16 = 15000;
 /// Timeout of port-forward, request and answer together.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// How long to wait for the reason of a port-forward that has ended.
@@ -85,24 +84,23 @@ impl Cluster {
         path: &str,
     ) -> Result<(StatusCode, Bytes), String> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let forward = pods.portforward(name, &[ADMIN_PORT]).await;
+        let forward = pods.portforward(name, &[ADMIN]).await;
         let mut forward = forward.map_err(|error| match &error {
             kube::Error::Api(status) if status.code == 403 => {
                 format!("your user lacks permission to port-forward to it: {}", status.message)
             }
             error => format!("port-forward failed: {}", chain(error)),
         })?;
-        let (Some(stream), Some(error)) = (forward.take_stream(ADMIN_PORT), forward.take_error(ADMIN_PORT))
-        else {
+        let (Some(stream), Some(error)) = (forward.take_stream(ADMIN), forward.take_error(ADMIN)) else {
             return Err("the port-forward has no stream".to_owned());
         };
-        let host = format!("127.0.0.1:{ADMIN_PORT}");
+        let host = format!("127.0.0.1:{ADMIN}");
         let result = match exchange(stream, method, &host, path).await {
             Ok(answer) => Ok(answer),
             // The kubelet's error says more than the end of the stream.
             Err(answer) => match tokio::time::timeout(ERROR_TIMEOUT, error).await {
-                Ok(Some(error)) => Err(format!("port {ADMIN_PORT}: {}", error.trim())),
-                _ => Err(format!("port {ADMIN_PORT}: {answer:#}")),
+                Ok(Some(error)) => Err(format!("port {ADMIN}: {}", error.trim())),
+                _ => Err(format!("port {ADMIN}: {answer:#}")),
             },
         };
         forward.abort();

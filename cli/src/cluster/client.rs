@@ -10,13 +10,12 @@ use clap_complete::ArgValueCandidates;
 use kube::api::ListParams;
 use kube::{Api, Client, Config};
 use serde::de::DeserializeOwned;
-use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_core::contract::environment;
+use tidegate_core::contract::names::{DEFAULT_CONTROL_PLANE, DEFAULT_MESH_NAME};
 use tidegate_kubernetes::client::ClientOptions;
 
 use crate::completion;
 
-/// Default namespace of the control plane.
-pub(crate) const DEFAULT_CONTROL_PLANE: &str = "tidegate-system";
 /// Page size of lists.
 const PAGE: u32 = 500;
 
@@ -31,11 +30,11 @@ pub(crate) struct ClusterOptions {
     #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(completion::contexts))]
     pub(crate) context: Option<String>,
     /// Namespace of the control plane [default: tidegate-system]
-    #[arg(long = "tidegate-namespace", visible_alias = "osm-namespace", env = "TIDEGATE_NAMESPACE",
+    #[arg(long = "tidegate-namespace", visible_alias = "osm-namespace", env = environment::NAMESPACE,
           value_name = "NAME", hide_env_values = true, add = ArgValueCandidates::new(completion::namespaces))]
     pub(crate) control_plane: Option<String>,
     /// Name of the mesh [default: osm]
-    #[arg(long, env = "TIDEGATE_MESH_NAME", value_name = "NAME", hide_env_values = true)]
+    #[arg(long, env = environment::MESH_NAME, value_name = "NAME", hide_env_values = true)]
     pub(crate) mesh_name: Option<String>,
 }
 

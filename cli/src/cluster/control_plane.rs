@@ -7,17 +7,15 @@ use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, ResourceExt};
 use serde::de::DeserializeOwned;
+use tidegate_core::contract::labels::{INSTANCE, NAME, PART_OF, TIDEGATE};
+use tidegate_core::contract::names;
 
 use super::client::Cluster;
 
-/// Label with the program of a control plane Pod or Deployment.
-pub(crate) const NAME_LABEL: &str = "app.kubernetes.io/name";
-/// Label with the name of the mesh.
-pub(crate) const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
-/// Label with the version of the chart.
-pub(crate) const VERSION_LABEL: &str = "app.kubernetes.io/version";
-/// Label and value of everything that belongs to the mesh.
-pub(crate) const PART_OF: &str = "app.kubernetes.io/part-of=tidegate";
+/// A selector of everything that belongs to the mesh of this name.
+pub(crate) fn of_mesh(mesh_name: &str) -> String {
+    format!("{PART_OF}={TIDEGATE},{INSTANCE}={mesh_name}")
+}
 
 /// A program of the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +32,9 @@ impl Part {
     /// The name of its Deployment, ServiceAccount, Service and container.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Controller => "tidegate-controller",
-            Self::CertManager => "tidegate-cert-manager",
-            Self::Injector => "tidegate-injector",
+            Self::Controller => names::CONTROLLER,
+            Self::CertManager => names::CERT_MANAGER,
+            Self::Injector => names::INJECTOR,
         }
     }
 }
@@ -50,7 +48,7 @@ impl fmt::Display for Part {
 impl Cluster {
     /// The running Pods of a part.
     pub(crate) async fn running(&self, part: Part) -> anyhow::Result<Vec<Pod>> {
-        let selector = format!("{NAME_LABEL}={part},{INSTANCE_LABEL}={}", self.mesh_name);
+        let selector = format!("{NAME}={part},{INSTANCE}={}", self.mesh_name);
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.control_plane);
         let what = format!("pods of {part} in namespace {}", self.control_plane);
         let mut pods = self.list(&api, ListParams::default().labels(&selector), &what).await?;

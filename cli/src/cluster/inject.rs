@@ -11,7 +11,9 @@ use clap_complete::ArgValueCandidates;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 use tidegate_core::TrustDomain;
-use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
+use tidegate_core::contract::flags;
+use tidegate_core::contract::names::MESH_CONFIG_NAME;
+use tidegate_crds::mesh_config::MeshConfig;
 use tidegate_injector::settings::{MeshSettings, Settings};
 use tidegate_injector::{ManifestNamespaces, NamespaceView, inject_manifests};
 
@@ -135,13 +137,13 @@ impl Told {
         let container = pod.and_then(|pod| pod.containers.iter().find(|c| c.name == Part::Injector.name()));
         let arguments = container.and_then(|container| container.args.as_deref()).unwrap_or_default();
         let flag = |name: &str| {
-            let value = |argument: &String| argument.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
+            let value = |argument: &String| flags::value(argument, name).map(str::to_owned);
             arguments.iter().find_map(value)
         };
         Self {
-            sidecar_image: flag("--sidecar-image"),
-            pull_policy: flag("--sidecar-image-pull-policy"),
-            trust_domain: flag("--trust-domain"),
+            sidecar_image: flag(flags::SIDECAR_IMAGE),
+            pull_policy: flag(flags::SIDECAR_IMAGE_PULL_POLICY),
+            trust_domain: flag(flags::TRUST_DOMAIN),
         }
     }
 }

@@ -8,9 +8,10 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, ResourceExt};
 use serde::Serialize;
+use tidegate_core::contract::labels::{INSTANCE, NAME, VERSION};
 
 use super::client::{Cluster, ClusterOptions};
-use super::control_plane::{INSTANCE_LABEL, NAME_LABEL, Part, VERSION_LABEL};
+use super::control_plane::Part;
 use super::namespace;
 use crate::output::{OutputFormat, print_as, table};
 
@@ -94,16 +95,16 @@ async fn controllers(cluster: &Cluster) -> anyhow::Result<Vec<Deployment>> {
 }
 
 fn of_controllers() -> ListParams {
-    ListParams::default().labels(&format!("{NAME_LABEL}={}", Part::Controller))
+    ListParams::default().labels(&format!("{NAME}={}", Part::Controller))
 }
 
 fn name(controller: &Deployment) -> String {
-    controller.labels().get(INSTANCE_LABEL).cloned().unwrap_or_default()
+    controller.labels().get(INSTANCE).cloned().unwrap_or_default()
 }
 
 /// The version of a Deployment: the chart's, or else the tag of its image.
 pub(crate) fn version(deployment: &Deployment) -> String {
-    if let Some(version) = deployment.labels().get(VERSION_LABEL) {
+    if let Some(version) = deployment.labels().get(VERSION) {
         return version.clone();
     }
     let image = deployment

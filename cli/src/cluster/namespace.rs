@@ -10,13 +10,13 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, ListParams, Patch, PatchParams, ResourceExt};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tidegate_crds::injection::{
-    CONTROL_PLANE, IGNORE, INJECTION, INTERCEPT_CONTAINER, METRICS, MONITORED_BY, SIDECAR_INJECTION,
-    has_sidecar_of, mesh_of,
-};
+use tidegate_core::contract::annotations::{METRICS, SIDECAR_INJECTION};
+use tidegate_core::contract::labels::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY, NAME};
+use tidegate_core::contract::names::INTERCEPT;
+use tidegate_crds::injection::{has_sidecar_of, mesh_of};
 
 use super::client::{Cluster, ClusterOptions};
-use super::control_plane::{NAME_LABEL, Part};
+use super::control_plane::Part;
 use super::mesh;
 use crate::completion;
 use crate::output::{OutputFormat, print_as, table};
@@ -269,7 +269,7 @@ async fn refuse_control_plane(cluster: &Cluster, namespace: &Namespace) -> anyho
     ensure!(!OF_KUBERNETES.contains(&name.as_str()), "it belongs to Kubernetes itself");
     let has_controller = async {
         let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &name);
-        let selector = format!("{NAME_LABEL}={}", Part::Controller);
+        let selector = format!("{NAME}={}", Part::Controller);
         let found = cluster.list(&api, ListParams::default().labels(&selector), "deployments").await?;
         anyhow::Ok(!found.is_empty())
     };
@@ -290,7 +290,7 @@ fn pod_security_hint(namespace: &Namespace) -> Option<String> {
     let level = namespace.labels().get(POD_SECURITY)?;
     (level != "privileged").then(|| {
         format!(
-            "label {POD_SECURITY}={level} refuses container {INTERCEPT_CONTAINER}, which needs NET_ADMIN and NET_RAW, so \
+            "label {POD_SECURITY}={level} refuses container {INTERCEPT}, which needs NET_ADMIN and NET_RAW, so \
              no pod with a sidecar can be created; kubectl label namespace {} --overwrite {POD_SECURITY}=privileged",
             namespace.name_any()
         )

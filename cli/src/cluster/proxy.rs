@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use serde::Serialize;
 use serde_json::Value;
+use tidegate_core::contract::names::{METRICS_PATH, READY_PATH};
 use tidegate_crds::injection::has_sidecar;
 
 use super::client::{Cluster, ClusterOptions};
@@ -197,8 +198,8 @@ impl ProxyQuery {
     fn path(self) -> &'static str {
         match self {
             Self::Config | Self::Certs | Self::Policy | Self::Inbound => "/config",
-            Self::Metrics => "/metrics",
-            Self::Ready => "/ready",
+            Self::Metrics => METRICS_PATH,
+            Self::Ready => READY_PATH,
             Self::Log => "/log",
         }
     }

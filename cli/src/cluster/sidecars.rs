@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use serde::{Deserialize, Serialize};
-use tidegate_crds::injection::{SIDECAR_CONTAINER, has_sidecar, has_sidecar_of, sidecar_container};
+use tidegate_core::contract::names;
+use tidegate_crds::injection::{has_sidecar, has_sidecar_of, sidecar_container};
 
 use super::client::Cluster;
 use super::control_plane::Part;
@@ -157,7 +158,7 @@ impl Workload {
 fn sidecar_runs(pod: &Pod) -> bool {
     let statuses = pod.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
     let runs = |status: &ContainerStatus| {
-        status.name == SIDECAR_CONTAINER && status.state.as_ref().is_some_and(|state| state.running.is_some())
+        status.name == names::SIDECAR && status.state.as_ref().is_some_and(|state| state.running.is_some())
     };
     statuses.is_some_and(|statuses| statuses.iter().any(runs))
 }

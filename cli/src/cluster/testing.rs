@@ -2,10 +2,10 @@
 
 use axum::Router;
 use serde_json::{Value, json};
+use tidegate_core::contract::ports;
 use tidegate_kubernetes::fake_api::{FakeApi, Request};
 use tokio::net::TcpListener;
 
-use super::admin::ADMIN_PORT;
 use super::client::Cluster;
 
 /// The API paths of the kinds that tests use.
@@ -56,7 +56,7 @@ impl FakeCluster {
     /// Serves port-forwards to a Pod's admin port with these routes.
     pub(crate) async fn admin(&self, pod: &str, routes: Router) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        self.api.forward(pod, ADMIN_PORT, listener.local_addr().unwrap());
+        self.api.forward(pod, ports::ADMIN, listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
     }
 

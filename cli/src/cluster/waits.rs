@@ -4,7 +4,7 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::api::ResourceExt;
-use tidegate_crds::injection::OUTBOUND_PORT_EXCLUSIONS;
+use tidegate_core::contract::annotations::OUTBOUND_PORT_EXCLUSIONS;
 
 /// The names of those containers, as far as their commands show it. Empty if the Pod excludes outbound ports: the wait
 /// may be for one of them.

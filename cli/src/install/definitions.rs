@@ -14,6 +14,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams, ResourceExt};
 use serde_json::json;
+use tidegate_core::contract::labels::MANAGED_BY;
 use tidegate_crds::{manifest, schema};
 use tokio::time::Instant;
 
@@ -23,7 +24,6 @@ use crate::cluster::client::Cluster;
 /// Annotations by which Helm recognises what belongs to a release.
 const RELEASE_NAME: &str = "meta.helm.sh/release-name";
 const RELEASE_NAMESPACE: &str = "meta.helm.sh/release-namespace";
-const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const HELM: &str = "Helm";
 
 /// How long an API server may take until it stores objects in a new storage version.

@@ -5,13 +5,14 @@ use anyhow::{bail, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ResourceExt};
-use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
+use tidegate_core::contract::labels::INSTANCE;
+use tidegate_core::contract::names::{MESH_CONFIG_NAME, ROOT_SECRET};
+use tidegate_crds::mesh_config::MeshConfig;
 
 use super::helm::Helm;
-use super::leftovers::ROOT_SECRET;
 use super::{Deletions, RELEASE};
 use crate::cluster::client::Cluster;
-use crate::cluster::control_plane::{INSTANCE_LABEL, Part};
+use crate::cluster::control_plane::Part;
 
 /// Fails unless the control plane in the namespace is the named mesh's.
 pub(super) async fn is_named(cluster: &Cluster) -> anyhow::Result<()> {
@@ -59,7 +60,7 @@ async fn left(cluster: &Cluster) -> anyhow::Result<Option<String>> {
 }
 
 fn mesh_of(object: &impl ResourceExt) -> String {
-    object.labels().get(INSTANCE_LABEL).cloned().unwrap_or_default()
+    object.labels().get(INSTANCE).cloned().unwrap_or_default()
 }
 
 fn same_mesh(cluster: &Cluster, installed: &str) -> anyhow::Result<()> {

@@ -10,19 +10,17 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Resource;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, ResourceExt};
-use tidegate_crds::injection::{has_sidecar_of, trust_bundle_config_map};
+use tidegate_core::contract::labels::{INSTANCE, MANAGED_BY};
+use tidegate_core::contract::names::{self, MESH_CONFIG_NAME, ROOT_SECRET, trust_bundle_config_map};
+use tidegate_crds::injection::has_sidecar_of;
 use tidegate_crds::manifest;
-use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, MeshConfig};
+use tidegate_crds::mesh_config::MeshConfig;
 
 use super::patience::Patience;
 use crate::cluster::client::Cluster;
-use crate::cluster::control_plane::{INSTANCE_LABEL, PART_OF, Part};
+use crate::cluster::control_plane::{Part, of_mesh};
 use crate::cluster::{mesh, namespace};
 
-/// The Secret that holds the mesh's root and its key.
-pub(super) const ROOT_SECRET: &str = "tidegate-ca-bundle";
-/// Label and value of objects that the cert-manager writes.
-const OF_CERT_MANAGER: &str = "app.kubernetes.io/managed-by=tidegate-cert-manager";
 /// Timeout for the deletion of a namespace.
 const NAMESPACE_GOES: Duration = Duration::from_secs(300);
 
@@ -162,7 +160,7 @@ pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
         let place = Some(control_plane.clone());
         found.push(object(Group::Root, ApiResource::erase::<Secret>(&()), place, ROOT_SECRET.to_owned()));
     }
-    let of_mesh = format!("{OF_CERT_MANAGER},{INSTANCE_LABEL}={}", cluster.mesh_name);
+    let of_mesh = format!("{MANAGED_BY}={},{INSTANCE}={}", names::CERT_MANAGER, cluster.mesh_name);
     let written = ListParams::default().labels(&of_mesh);
     let gateways: Vec<Secret> =
         cluster.list(&Api::all(client()), written, "Secrets of the ingress controller").await?;
@@ -173,7 +171,7 @@ pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
     let bundle = trust_bundle_config_map(&cluster.mesh_name);
     let named = ListParams::default()
         .fields(&format!("metadata.name={bundle}"))
-        .labels(&format!("{INSTANCE_LABEL}={}", cluster.mesh_name));
+        .labels(&format!("{INSTANCE}={}", cluster.mesh_name));
     let bundles: Vec<ConfigMap> =
         cluster.list(&Api::all(client()), named, &format!("ConfigMaps {bundle}")).await?;
     for bundle in bundles {
@@ -221,7 +219,7 @@ pub(super) async fn delete_remains(cluster: &Cluster) -> anyhow::Result<()> {
         delete(ApiResource::erase::<Lease>(&()), part.name().to_owned()).await?;
     }
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(cluster.client.clone(), control_plane);
-    let of_mesh = format!("{PART_OF},{INSTANCE_LABEL}={}", cluster.mesh_name);
+    let of_mesh = of_mesh(&cluster.mesh_name);
     let budgets =
         cluster.list(&budgets, ListParams::default().labels(&of_mesh), "PodDisruptionBudgets").await?;
     for budget in budgets {

@@ -6,10 +6,11 @@ use anyhow::{bail, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
+use tidegate_core::contract::labels::{INSTANCE, NAME};
 
 use super::patience::Patience;
 use crate::cluster::client::Cluster;
-use crate::cluster::control_plane::{INSTANCE_LABEL, NAME_LABEL, PART_OF};
+use crate::cluster::control_plane::of_mesh;
 use crate::output::printable;
 
 /// Number of nodes for three replicas.
@@ -92,7 +93,7 @@ fn takes_pods(node: &Node) -> bool {
 
 async fn unready(cluster: &Cluster) -> anyhow::Result<Vec<Deployment>> {
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
-    let selector = format!("{PART_OF},{INSTANCE_LABEL}={}", cluster.mesh_name);
+    let selector = of_mesh(&cluster.mesh_name);
     let what = format!("deployments of namespace {}", cluster.control_plane);
     let mut deployments = cluster.list(&api, ListParams::default().labels(&selector), &what).await?;
     ensure!(!deployments.is_empty(), "namespace {} has no Deployment of the mesh", cluster.control_plane);
@@ -123,7 +124,7 @@ async fn obstacles(cluster: &Cluster, unready: &[Deployment]) -> anyhow::Result<
     for deployment in unready {
         let name = deployment.name_any();
         found.extend(refused_pods(deployment));
-        let selector = format!("{NAME_LABEL}={name},{INSTANCE_LABEL}={}", cluster.mesh_name);
+        let selector = format!("{NAME}={name},{INSTANCE}={}", cluster.mesh_name);
         let what = format!("pods of {name}");
         let pods = cluster.list(&api, ListParams::default().labels(&selector), &what).await?;
         found.extend(pods.iter().filter_map(obstacle));

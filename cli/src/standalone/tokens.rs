@@ -12,9 +12,8 @@ use anyhow::Context;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::json;
+use tidegate_core::contract::names::TOKEN_AUDIENCE;
 
-/// Audience of the tokens, as the CA requires it.
-pub(crate) const AUDIENCE: &str = "tidegate-ca";
 /// Issuer of the tokens.
 pub(crate) const ISSUER: &str = "tidegate-standalone";
 /// Minimum lifetime of a token: its claims count in whole seconds.
@@ -85,7 +84,7 @@ impl TokenIssuer {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the system clock is before 1970")?;
         let claims = json!({
             "iss": ISSUER,
-            "aud": [AUDIENCE],
+            "aud": [TOKEN_AUDIENCE],
             "sub": format!("system:serviceaccount:{}:{}", subject.namespace, subject.service_account),
             "iat": now.as_secs(),
             "nbf": now.as_secs(),

@@ -1,7 +1,7 @@
 //! The webhook, asked over TLS as the API server asks.
 
 use serde_json::{Value, json};
-use tidegate_crds::injection::DEFAULT_MESH_NAME;
+use tidegate_core::contract::names::DEFAULT_MESH_NAME;
 use tidegate_kubernetes::fake_api::FakeApi;
 use tidegate_kubernetes::watch::WatchMetrics;
 use tidegate_kubernetes::webhook::testing::{AdmissionClient, TestCa, review};

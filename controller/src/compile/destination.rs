@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
+use tidegate_core::contract::{flags, names, ports};
 use tidegate_core::destination::{Destination, Endpoint, MeshService};
 use tidegate_core::{Identity, TrustDomain};
 use tidegate_crds::injection;
@@ -16,12 +17,6 @@ use crate::index::{Index, pod_of};
 use crate::object::ObjectName;
 use crate::object::pod::service_account;
 use crate::service::tcp_ports;
-
-/// Ports of a sidecar's Pod that never reach the sidecar's inbound side: metrics and probes.
-const SIDECAR_PORTS: [u16; 5] = [15010, 15901, 15902, 15903, 15904];
-
-/// The flag by which the interception step learns which ports it leaves alone.
-const EXCLUDED_PORTS_FLAG: &str = "--exclude-inbound-ports";
 
 /// Resolves addresses by the objects of one moment.
 #[derive(Clone, Copy)]
@@ -164,18 +159,21 @@ fn is_serving_its_last(endpoint: &SliceEndpoint) -> bool {
 /// Whether connections to a port of a Pod go to the app without passing its sidecar, as the Pod was started.
 fn bypasses_sidecar(pod: &Pod, port: u16) -> bool {
     let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let mut intercepts = containers.filter(|container| {
-        container.name == injection::INTERCEPT_CONTAINER || container.name == injection::SIDECAR_CONTAINER
-    });
+    let mut intercepts =
+        containers.filter(|container| container.name == names::INTERCEPT || container.name == names::SIDECAR);
     let is_injected = injection::has_sidecar(pod);
-    (is_injected && SIDECAR_PORTS.contains(&port))
+    (is_injected && ports::NOT_REDIRECTED.contains(&port))
         || intercepts.any(|container| excluded_ports(container.args.as_deref().unwrap_or_default(), port))
 }
 
 fn excluded_ports(arguments: &[String], port: u16) -> bool {
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
-        let Some(rest) = argument.strip_prefix(EXCLUDED_PORTS_FLAG) else { continue };
+        let Some(rest) =
+            argument.strip_prefix("--").and_then(|flag| flag.strip_prefix(flags::EXCLUDE_INBOUND_PORTS))
+        else {
+            continue;
+        };
         let list = match rest.strip_prefix('=') {
             Some(list) => Some(list),
             None if rest.is_empty() => arguments.next().map(String::as_str),

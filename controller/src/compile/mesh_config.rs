@@ -1,7 +1,7 @@
 //! What the MeshConfig in force says, and whether a MeshConfig is in force.
 
+use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_core::policy::MeshRule;
-use tidegate_crds::mesh_config::MESH_CONFIG_NAME;
 use tidegate_crds::{Finding, MeshConfig, validate};
 
 use super::status::{Compiled, Judged, ObjectStatus, StatusScope};

@@ -6,7 +6,8 @@ use std::sync::{Arc, LazyLock};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
-use tidegate_crds::mesh_config::{MESH_CONFIG_NAME, OLDER_MESH_CONFIG};
+use tidegate_core::contract::names::MESH_CONFIG_NAME;
+use tidegate_crds::mesh_config::OLDER_MESH_CONFIG;
 use tidegate_crds::{MeshConfig, MeshConfigSpec, validate};
 
 use super::part::{Effect, Indexed};

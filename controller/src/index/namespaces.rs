@@ -140,7 +140,7 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tidegate_crds::injection::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY};
+    use tidegate_core::contract::labels::{CONTROL_PLANE, IGNORE, INJECTION, MONITORED_BY};
 
     use super::*;
 

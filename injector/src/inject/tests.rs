@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::Namespace;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tidegate_core::contract::annotations::SIDECAR_INJECTION;
+use tidegate_core::contract::labels::INJECTION;
 use tidegate_crds::MeshConfigSpec;
-use tidegate_crds::injection::{INJECTION, SIDECAR_INJECTION};
 
 use super::*;
 use crate::hooks::HookKey;

@@ -110,9 +110,9 @@ fn one_of_our_containers_that_is_larger_than_we_make_them_is_not_read() {
     let sidecar = json!({"name": "tidegate-sidecar", "restartPolicy": "Always", "args": ["--probes=[]"]});
     let of = |sidecar: &Value| {
         let json = json!({"spec": {"containers": [], "initContainers": [sidecar]}}).to_string();
-        PodView::parse(&json).unwrap().sidecar().unwrap().argument("--probes=")
+        PodView::parse(&json).unwrap().sidecar().unwrap().arguments()
     };
-    assert_eq!(of(&sidecar).as_deref(), Some("[]"));
+    assert_eq!(of(&sidecar), Some(vec!["--probes=[]".to_owned()]));
     let mut large = sidecar;
     large["image"] = json!("x".repeat(MIB));
     assert_eq!(of(&large), None);

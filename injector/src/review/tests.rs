@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidegate_crds::injection::{INJECTION, MONITORED_BY, SIDECAR_INJECTION};
+use tidegate_core::contract::annotations::SIDECAR_INJECTION;
+use tidegate_core::contract::labels::{INJECTION, MONITORED_BY};
 use tidegate_kubernetes::webhook::testing::{AdmissionClient, review};
 
 use super::*;

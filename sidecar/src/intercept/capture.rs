@@ -8,12 +8,13 @@ use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use socket2::SockRef;
+use tidegate_core::contract::ports;
 use tidegate_runtime::listen;
 
 use super::InterceptError;
 use super::plan::Plan;
 use super::rule::Family;
-use crate::{listener, ports};
+use crate::listener;
 
 /// A connection that is captured does not leave the host.
 const TIMEOUT: Duration = Duration::from_secs(2);

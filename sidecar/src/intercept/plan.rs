@@ -11,9 +11,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tidegate_core::contract::ports;
 
 use super::rule::{Chain, Family, Interface, MULTIPORT, Match, Rule, Table, Target};
-use crate::ports;
 
 /// DNS: never refused.
 const DNS: u16 = 53;
@@ -69,7 +69,7 @@ impl Plan {
         for interface in &self.excluded_interfaces {
             add(Chain::Inbound, vec![Match::From(interface.clone())], Target::Return);
         }
-        let own = [ports::HEALTH].into_iter().chain(ports::PROBES);
+        let own = ports::NOT_REDIRECTED.into_iter();
         let excluded: BTreeSet<u16> = own.chain(self.excluded_inbound_ports.iter().copied()).collect();
         for ports in groups(&excluded) {
             add(Chain::Inbound, vec![Match::Tcp, ports], Target::Return);

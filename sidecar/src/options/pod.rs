@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
+use tidegate_core::contract::{environment, flags, ports};
 
-use crate::ports;
 use crate::probes::Probes;
 
 /// What a sidecar inside a pod is told besides.
@@ -14,13 +14,13 @@ use crate::probes::Probes;
 #[command(next_help_heading = "In a pod")]
 pub struct PodOptions {
     /// Take the connections that `tidegate-sidecar intercept` redirects, on all addresses, instead of --inbound.
-    #[arg(long, env = "TIDEGATE_TRANSPARENT")]
+    #[arg(long = flags::TRANSPARENT, env = "TIDEGATE_TRANSPARENT")]
     pub transparent: bool,
 
     /// Where connections from others are redirected to.
     #[arg(
         long,
-        env = "TIDEGATE_INBOUND_PORT",
+        env = environment::INBOUND_PORT,
         value_name = "PORT",
         default_value_t = ports::INBOUND,
         value_parser = clap::value_parser!(u16).range(1..)
@@ -30,7 +30,7 @@ pub struct PodOptions {
     /// Where the app's own connections are redirected to.
     #[arg(
         long,
-        env = "TIDEGATE_OUTBOUND_PORT",
+        env = environment::OUTBOUND_PORT,
         value_name = "PORT",
         default_value_t = ports::OUTBOUND,
         value_parser = clap::value_parser!(u16).range(1..)
@@ -38,15 +38,15 @@ pub struct PodOptions {
     pub outbound_port: u16,
 
     /// The pod's addresses, separated by commas. Those of further interfaces are found without being named.
-    #[arg(long, env = "POD_IPS", value_name = "IP,IP", default_value = "")]
+    #[arg(long = flags::POD_IPS, env = environment::POD_IPS, value_name = "IP,IP", default_value = "")]
     pub pod_ips: PodIps,
 
     /// Address for kubelet and Prometheus: /ready, /live, /metrics, /stats/prometheus [default: none]
-    #[arg(long, env = "TIDEGATE_HEALTH_ADDRESS", value_name = "ADDRESS")]
+    #[arg(long = flags::HEALTH_ADDRESS, env = environment::HEALTH_ADDRESS, value_name = "ADDRESS")]
     pub health_address: Option<SocketAddr>,
 
     /// The app's probes that kubelet is to ask us for, as a JSON list.
-    #[arg(long, env = "TIDEGATE_PROBES", value_name = "JSON", default_value = "[]")]
+    #[arg(long = flags::PROBES, env = "TIDEGATE_PROBES", value_name = "JSON", default_value = "[]")]
     pub probes: Probes,
 }
 

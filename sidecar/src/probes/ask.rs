@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
+use tidegate_core::contract::ports;
 use tidegate_runtime::tls;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -21,7 +22,6 @@ use tokio_rustls::TlsConnector;
 use super::redirect::{self, Hop, LocationError, Redirect};
 use super::trust::AnyCertificate;
 use super::{HttpTarget, Target};
-use crate::ports;
 
 /// What kubelet reads of a body, too.
 const MAX_BODY_BYTES: usize = 10 * 1024;

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, encode};
 use serde_json::{Value, json};
-use tidegate_crds::injection::TOKEN_AUDIENCE;
+use tidegate_core::contract::names::TOKEN_AUDIENCE;
 
 use super::*;
 use crate::testing::Signer;

@@ -221,12 +221,12 @@ fn copied(annotations: &[(&str, &str)]) -> Option<IngressGatewaySettings> {
 
 #[tokio::test]
 async fn each_namespace_gets_a_key_of_its_own_and_the_roots_a_secret_of_theirs() {
-    use crate::ingress_gateway::{CA_SECRET, NAMESPACES};
+    use tidegate_core::contract::annotations::{GATEWAY_CA_SECRET, GATEWAY_NAMESPACES};
     let mut world = world();
     let in_namespace = |path: &Path, namespace: &str| path.join(namespace).join("client-cert");
     let base = world.dir.path().to_owned();
     let read = |namespace: &str, file: &str| fs::read_to_string(base.join(namespace).join(file)).unwrap();
-    world.settings.send_replace(copied(&[(NAMESPACES, "shop,mart"), (CA_SECRET, "roots")]));
+    world.settings.send_replace(copied(&[(GATEWAY_NAMESPACES, "shop,mart"), (GATEWAY_CA_SECRET, "roots")]));
     world.gateway.keep(Look::All).await;
     let keys = ["osm-system", "shop", "mart"].map(|namespace| read(namespace, "client-cert/tls.key"));
     assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[0] != keys[2]);
@@ -267,7 +267,7 @@ async fn each_namespace_gets_a_key_of_its_own_and_the_roots_a_secret_of_theirs()
     world.serial();
 
     // What is not asked for any more goes, and nothing else.
-    world.settings.send_replace(copied(&[(NAMESPACES, "mart")]));
+    world.settings.send_replace(copied(&[(GATEWAY_NAMESPACES, "mart")]));
     world.gateway.keep(Look::All).await;
     assert!(!base.join("shop").exists() && !base.join("osm-system/roots").exists());
     assert!(in_namespace(&base, "mart").exists() && in_namespace(&base, "osm-system").exists());
@@ -277,7 +277,10 @@ async fn each_namespace_gets_a_key_of_its_own_and_the_roots_a_secret_of_theirs()
 async fn of_many_secrets_some_are_looked_at_each_time_and_all_of_them_at_first() {
     let mut world = world();
     let names: Vec<String> = (0..30).map(|i| format!("n{i:02}")).collect();
-    world.settings.send_replace(copied(&[(crate::ingress_gateway::NAMESPACES, &names.join(","))]));
+    world.settings.send_replace(copied(&[(
+        tidegate_core::contract::annotations::GATEWAY_NAMESPACES,
+        &names.join(","),
+    )]));
     world.gateway.keep(Look::InTurn).await;
     let there = |world: &World| names.iter().filter(|name| world.dir.path().join(name).exists()).count();
     assert_eq!(there(&world), 30);

@@ -15,23 +15,22 @@ use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
+use tidegate_core::contract::flags;
+use tidegate_core::contract::labels::{PART_OF, TIDEGATE};
+use tidegate_core::contract::names::{self, METRICS_PATH, READY_PATH, trust_bundle_config_map};
 use tidegate_crds::ingress_backend::IngressBackend;
-use tidegate_crds::injection::{
-    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, namespace_is_in_mesh, trust_bundle_config_map,
-};
+use tidegate_crds::injection::namespace_is_in_mesh;
 use tidegate_crds::mesh_config::MeshConfig;
 
 use super::{Choice, Report};
 use crate::cluster::check;
 use crate::cluster::client::Cluster;
-use crate::cluster::control_plane::{PART_OF, Part};
+use crate::cluster::control_plane::Part;
 
 /// Number of sidecars to include by default.
 const FIRST: usize = 20;
 /// Number of log lines to keep.
 const LINES: i64 = 20_000;
-/// Flag of the sidecar that contains the app's probes.
-const PROBES: &str = "--probes=";
 /// Annotation in which `kubectl apply` stores a full copy of the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Fields of an app's container to keep. Arguments and environment may hold secrets.
@@ -86,7 +85,7 @@ async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
     let client = &cluster.client;
     let home = cluster.control_plane.as_str();
     let all = ListParams::default;
-    let ours = || ListParams::default().labels(PART_OF);
+    let ours = || ListParams::default().labels(&format!("{PART_OF}={TIDEGATE}"));
 
     list(
         cluster,
@@ -179,9 +178,9 @@ async fn control_plane(cluster: &Cluster, report: &mut Report) {
             let prefix = format!("control-plane/{name}");
             logs(cluster, report, &pod, part.name(), &prefix).await;
             let pages: &[&str] = match part {
-                Part::Controller => &["/ready", "/metrics", "/policies", "/problems", "/workloads"],
-                Part::CertManager => &["/ready", "/metrics", "/rotation"],
-                Part::Injector => &["/ready", "/metrics"],
+                Part::Controller => &[READY_PATH, METRICS_PATH, "/policies", "/problems", "/workloads"],
+                Part::CertManager => &[READY_PATH, METRICS_PATH, "/rotation"],
+                Part::Injector => &[READY_PATH, METRICS_PATH],
             };
             pages_of(cluster, report, &cluster.control_plane, &name, pages, &prefix).await;
         }
@@ -211,13 +210,13 @@ async fn sidecars(cluster: &Cluster, choice: &Choice, report: &mut Report) {
         let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &pod.namespace);
         match cluster.get(&api, &pod.name, &format!("pod {}", pod.key())).await {
             Ok(Some(found)) => {
-                logs(cluster, report, &found, SIDECAR_CONTAINER, &prefix).await;
-                logs(cluster, report, &found, INTERCEPT_CONTAINER, &prefix).await;
+                logs(cluster, report, &found, names::SIDECAR, &prefix).await;
+                logs(cluster, report, &found, names::INTERCEPT, &prefix).await;
             }
             Ok(None) => report.miss(&prefix, &"the pod is gone"),
             Err(error) => report.miss(&prefix, &error),
         }
-        pages_of(cluster, report, &pod.namespace, &pod.name, &["/ready", "/metrics", "/config"], &prefix)
+        pages_of(cluster, report, &pod.namespace, &pod.name, &[READY_PATH, METRICS_PATH, "/config"], &prefix)
             .await;
     }
     if is_open && !choice.all && pods.len() > FIRST {
@@ -322,8 +321,8 @@ fn cleaned(object: &impl Serialize) -> Value {
 fn clean_our_arguments(container: &mut Map<String, Value>) {
     let arguments = container.get_mut("args").and_then(Value::as_array_mut);
     for argument in arguments.into_iter().flatten() {
-        if argument.as_str().is_some_and(|text| text.starts_with(PROBES)) {
-            *argument = json!(format!("{PROBES}<removed>"));
+        if argument.as_str().is_some_and(|text| flags::value(text, flags::PROBES).is_some()) {
+            *argument = json!(flags::argument(flags::PROBES, "<removed>"));
         }
     }
 }
@@ -340,7 +339,5 @@ fn clean_probes(container: &mut Map<String, Value>) {
 }
 
 fn is_our_container(name: &str) -> bool {
-    name == SIDECAR_CONTAINER
-        || name == INTERCEPT_CONTAINER
-        || Part::ALL.iter().any(|part| part.name() == name)
+    name == names::SIDECAR || name == names::INTERCEPT || Part::ALL.iter().any(|part| part.name() == name)
 }

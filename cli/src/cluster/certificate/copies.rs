@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ListParams, ResourceExt};
+use tidegate_core::contract::names::trust_bundle_config_map;
 use tidegate_crds::IngressBackend;
-use tidegate_crds::injection::trust_bundle_config_map;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
 use super::{Rotation, enumerate};

@@ -7,9 +7,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use kube::api::{Api, ApiResource, DynamicObject};
 use tidegate_core::PeerCertificate;
+use tidegate_core::contract::names::{MESH_CONFIG_NAME, TRUST_BUNDLE_KEY, trust_bundle_config_map};
 use tidegate_crds::ingress_backend::IngressBackend;
-use tidegate_crds::injection::{TRUST_BUNDLE_KEY, trust_bundle_config_map};
-use tidegate_crds::mesh_config::{INGRESS_GATEWAY_READY, MESH_CONFIG_NAME, MeshConfig};
+use tidegate_crds::mesh_config::{INGRESS_GATEWAY_READY, MeshConfig};
 use tidegate_crds::stored;
 use tidegate_runtime::tls::load_pem_certificates;
 use tidegate_runtime::trust_bundle::TrustBundle;

@@ -5,10 +5,9 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
-use tidegate_crds::injection::{
-    INTERCEPT_CONTAINER, SIDECAR_CONTAINER, SIDECAR_INJECTION, has_sidecar_of, mesh_of, namespace_is_in_mesh,
-    trust_bundle_config_map,
-};
+use tidegate_core::contract::annotations::SIDECAR_INJECTION;
+use tidegate_core::contract::names::{self, trust_bundle_config_map};
+use tidegate_crds::injection::{has_sidecar_of, mesh_of, namespace_is_in_mesh};
 
 use super::control_plane::bundle;
 use super::{Check, Outcome, Report, enumerate};
@@ -197,7 +196,7 @@ async fn made(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Out
     }
     let of_quota = refused.iter().any(|refused| {
         refused.contains("quota")
-            && [SIDECAR_CONTAINER, INTERCEPT_CONTAINER].iter().any(|name| refused.contains(name))
+            && [names::SIDECAR, names::INTERCEPT].iter().any(|name| refused.contains(name))
     });
     let outcome = Outcome::failed_for(&refused);
     Ok(if of_quota { outcome.hint(QUOTA_HINT) } else { outcome })

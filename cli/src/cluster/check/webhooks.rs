@@ -8,7 +8,8 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Api;
-use tidegate_crds::injection::{MONITORED_BY, name_in_mesh};
+use tidegate_core::contract::labels::MONITORED_BY;
+use tidegate_core::contract::names::{self, name_in_mesh};
 use tidegate_runtime::trust_bundle::TrustBundle;
 
 use super::control_plane::bundle;
@@ -41,9 +42,8 @@ struct Webhook {
 }
 
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
-    report.add(&INJECTOR, judge(cluster, "MutatingWebhookConfiguration", "tidegate-injector", "pods").await);
-    let validator =
-        judge(cluster, "ValidatingWebhookConfiguration", "tidegate-controller", "ingressbackends");
+    report.add(&INJECTOR, judge(cluster, "MutatingWebhookConfiguration", names::INJECTOR, "pods").await);
+    let validator = judge(cluster, "ValidatingWebhookConfiguration", names::CONTROLLER, "ingressbackends");
     report.add(&VALIDATOR, validator.await);
 }
 

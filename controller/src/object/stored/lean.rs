@@ -12,7 +12,8 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
-use tidegate_crds::injection::{INTERCEPT_CONTAINER, SIDECAR_CONTAINER, has_sidecar_of};
+use tidegate_core::contract::names;
+use tidegate_crds::injection::has_sidecar_of;
 use tidegate_kubernetes::lean::{Entries, First, MembershipLabels, Meta, Only, Wanted};
 
 use crate::service::SERVICE_NAME_LABEL;
@@ -89,7 +90,7 @@ pub(crate) fn pod(text: &str, control_plane: &str) -> serde_json::Result<Pod> {
 /// Those of the sidecar have said what they are for.
 fn forget_other_arguments(pod: &mut Pod) {
     let containers = pod.spec.iter_mut().flat_map(|spec| spec.init_containers.iter_mut().flatten());
-    for container in containers.filter(|container| container.name != INTERCEPT_CONTAINER) {
+    for container in containers.filter(|container| container.name != names::INTERCEPT) {
         container.args = None;
     }
 }
@@ -235,7 +236,7 @@ impl From<LeanPodSpec> for PodSpec {
         let (mut ours, mut sidecars) = (Vec::new(), Vec::new());
         for container in spec.init_containers.into_iter().flat_map(|containers| containers.0) {
             match container.name.as_str() {
-                INTERCEPT_CONTAINER | SIDECAR_CONTAINER => ours.push(Container {
+                names::INTERCEPT | names::SIDECAR => ours.push(Container {
                     name: container.name,
                     restart_policy: container.restart_policy,
                     args: container.args.map(|arguments| arguments.0),
@@ -318,7 +319,7 @@ mod tests {
             .collect();
         let text = json!({
             "metadata": {"name": "p", "namespace": "n"},
-            "spec": {"containers": containers, "initContainers": [{"name": SIDECAR_CONTAINER, "restartPolicy": "Always"}]},
+            "spec": {"containers": containers, "initContainers": [{"name": names::SIDECAR, "restartPolicy": "Always"}]},
         })
         .to_string();
         let pod = pod(&text, "tidegate-system").unwrap();

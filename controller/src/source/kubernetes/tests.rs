@@ -3,11 +3,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate_core::TrustDomain;
+use tidegate_core::contract::labels::{INJECTED, MONITORED_BY, SIDECAR_LABEL};
+use tidegate_core::contract::names;
 use tidegate_core::destination::Destination;
 use tidegate_core::policy::{InboundPolicy, MeshRule, RuleState, Sources};
-use tidegate_crds::injection::{
-    INJECTED, INTERCEPT_CONTAINER, MONITORED_BY, SIDECAR_CONTAINER, SIDECAR_LABEL,
-};
 use tidegate_kubernetes::fake_api::FakeApi;
 use tidegate_runtime::metrics::Metrics;
 
@@ -118,8 +117,8 @@ fn injected(namespace: &str, name: &str, account: &str, ip: &str, phase: &str) -
             "labels": {"app": account, SIDECAR_LABEL: INJECTED}},
         "spec": {"serviceAccountName": account, "nodeName": "node-1",
             "initContainers": [
-                {"name": INTERCEPT_CONTAINER, "args": ["intercept", "--exclude-inbound-ports=9000"]},
-                {"name": SIDECAR_CONTAINER, "restartPolicy": "Always", "args": ["--transparent"]}],
+                {"name": names::INTERCEPT, "args": ["intercept", "--exclude-inbound-ports=9000"]},
+                {"name": names::SIDECAR, "restartPolicy": "Always", "args": ["--transparent"]}],
             "containers": [{"name": "app", "image": "app", "env": [{"name": "A", "value": "b"}],
                 "ports": [{"name": "web", "containerPort": 14001}]}]},
         "status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "10.9.9.9"},
