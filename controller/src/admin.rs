@@ -1,10 +1,12 @@
-//! What the controller shows at its admin address.
+//! The pages of the controller's admin server.
 //!
-//! `GET /policies`: the status of each IngressBackend and MeshConfig. `GET /problems`: what is wrong with what the
-//! source reads. `GET /workloads`: each workload's policy and what its sidecar has of it. `GET /explain`: a question
-//! to the policy, as `?backend=<ns>/<service>&port=&source=<address>&sni=&principal=&tls=true|false|mesh`, of which
-//! `principal` may be repeated and `backend` and `source` must be there.
+//! `GET /policies`: the status of each IngressBackend and MeshConfig. `GET /problems`: errors and warnings about what
+//! the source reads. `GET /workloads`: each workload's policy and the version that its sidecar has applied. `GET
+//! /explain`: what a workload's policy decides about a connection, as
+//! `?backend=<ns>/<service>&port=&source=<address>&sni=&principal=&tls=true|false|mesh`. `backend` and `source` are
+//! required; `principal` may be repeated.
 
+use std::net::SocketAddr;
 use std::sync::PoisonError;
 
 use axum::extract::{Query as Parameters, State};
@@ -12,10 +14,57 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use tidegate_runtime::admin::{AdminError, AdminServer, BoundAdmin, ProcessName};
+use tidegate_runtime::drain;
+use tidegate_runtime::logging::LogHandle;
+use tidegate_runtime::metrics::Metrics;
+use tidegate_runtime::readiness::Readiness;
 
+use crate::Config;
 use crate::engine::Shared;
 use crate::explain::{Query, Speaks, explain};
 use crate::object::ObjectName;
+
+/// The admin server, and the health server if it is configured.
+pub(crate) struct AdminServers {
+    admin: BoundAdmin,
+    health: Option<BoundAdmin>,
+}
+
+impl AdminServers {
+    /// Binds both; the admin server with these routes.
+    pub(crate) async fn bind(
+        config: &Config,
+        routes: Router,
+        metrics: Metrics,
+        readiness: Readiness,
+        log: LogHandle,
+    ) -> Result<Self, AdminError> {
+        let name = ProcessName("tidegate-controller");
+        let health = match config.health {
+            Some(address) => {
+                let server = AdminServer::health(name, metrics.clone(), readiness.clone(), log.clone());
+                Some(server.bind(address).await?)
+            }
+            None => None,
+        };
+        let admin = AdminServer::new(name, metrics, readiness, log).merge(routes).bind(config.admin).await?;
+        Ok(Self { admin, health })
+    }
+
+    /// Where they listen.
+    pub(crate) fn addresses(&self) -> (SocketAddr, Option<SocketAddr>) {
+        (self.admin.local_addr(), self.health.as_ref().map(BoundAdmin::local_addr))
+    }
+
+    /// Starts both.
+    pub(crate) fn serve(self, drain: &drain::Watch) {
+        if let Some(health) = self.health {
+            tokio::spawn(health.serve(drain.clone()));
+        }
+        tokio::spawn(self.admin.serve(drain.clone()));
+    }
+}
 
 pub(crate) fn routes(shared: Shared) -> Router {
     Router::new()

@@ -1,9 +1,10 @@
-//! The validating webhook: what can only be a mistake in an IngressBackend or a MeshConfig never gets stored.
+//! The validating webhook: it keeps IngressBackends and MeshConfigs that can only be mistakes from being stored.
 //!
-//! What OSM accepted is accepted; where it is hardly what its author meant, `kubectl` shows a warning. What is wrong
-//! only beside other objects, such as two policies for one backend, is told in their status. The checks themselves are
-//! [`tidegate_crds::validate`]'s. Its webhook configuration asks for `CREATE` and `UPDATE` of `ingressbackends` in the
-//! mesh's namespaces, and of `meshconfigs` in the control plane's own, at path `/validate`; `sideEffects: None`.
+//! What OSM accepted is accepted; where it is unlikely to be what its author meant, `kubectl` shows a warning.
+//! Conflicts with other objects, such as two policies for one backend, are reported in the objects' status. The checks
+//! themselves are in [`tidegate_crds::validate`]. The webhook configuration covers `CREATE` and `UPDATE` of
+//! `ingressbackends` in the mesh's namespaces, and of `meshconfigs` in the control plane's own, at path `/validate`,
+//! with `sideEffects: None`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,27 +30,27 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Checks the objects that the controller reads.
+/// Validates objects of the kinds that the controller reads.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct PolicyReviewer;
+pub(crate) struct PolicyReviewer;
 
-/// What the webhook stands on.
+/// What the webhook needs.
 pub struct Dependencies {
-    /// The way to the webhook configuration.
+    /// A client for the API server, which holds the webhook configuration.
     pub client: Client,
-    /// What the webhook shows.
+    /// The webhook's serving certificate.
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
-    /// The roots that its configuration is to hold.
+    /// The roots to write into the webhook configuration.
     pub trust_bundle: watch::Receiver<Arc<TrustBundle>>,
-    /// Takes our metrics.
+    /// Where the webhook registers its metrics.
     pub metrics: Metrics,
-    /// The numbers of the configuration's watch.
+    /// Metrics of the watch on the webhook configuration.
     pub meter: KindMeter,
-    /// Blocked while there is no certificate to answer with.
+    /// Blocked until there is a serving certificate.
     pub readiness: Readiness,
 }
 
-/// A webhook that runs. Dropping it starts the drain.
+/// A running webhook. Dropping it starts the drain.
 #[derive(Debug)]
 pub struct Webhook {
     trigger: drain::Trigger,
@@ -57,7 +58,7 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Listens on `address` and keeps the roots in the mesh's ValidatingWebhookConfiguration right.
+    /// Listens on `address` and keeps the roots in the mesh's ValidatingWebhookConfiguration up to date.
     pub async fn start(
         address: SocketAddr,
         mesh_name: &str,
@@ -73,7 +74,7 @@ impl Webhook {
             trust_bundle,
             &metrics,
             meter,
-            // Sidecars are told what holds whether or not anybody asks the webhook.
+            // Sidecars get their policies whether or not the webhook is called.
             None,
         );
         let (trigger, drain) = drain::channel();
@@ -81,7 +82,7 @@ impl Webhook {
         Ok(Self { trigger, keeper: tokio::spawn(keeper.run()) })
     }
 
-    /// Lets requests in flight finish, and those that still come because our end is not yet known everywhere.
+    /// Answers requests in flight, and those that still arrive until every API server has noticed the shutdown.
     pub async fn shutdown(self, deadline: Duration) -> drain::Outcome {
         self.keeper.abort();
         self.trigger.drain(deadline).await
@@ -104,7 +105,7 @@ impl Reviewer for PolicyReviewer {
     }
 }
 
-/// What is read of an object: whoever asks may put anything else into it.
+/// What is decoded of an object: its author may put anything else into it.
 #[derive(Deserialize)]
 struct Reviewed<S> {
     #[serde(default)]
@@ -127,7 +128,8 @@ fn mesh_config(object: &Reviewed<MeshConfigSpec>) -> Vec<Finding> {
     findings
 }
 
-/// An object's errors refuse it, unless they are stored already and something else changes, such as a finalizer.
+/// Denies an object with errors, unless the stored object has the same ones and the update changes something else, such
+/// as a finalizer.
 fn judge<K>(request: &AdmissionRequest<'_>, findings: impl Fn(&K) -> Vec<Finding>) -> Verdict
 where
     K: DeserializeOwned,
@@ -135,7 +137,7 @@ where
     let object: K = match request.object() {
         Ok(Some(object)) => object,
         Ok(None) => return Verdict::allowed(),
-        // Whoever holds it by a finalizer must be able to let go of it.
+        // The owner of a finalizer must be able to remove it.
         Err(_) if is_going(request) => return Verdict::allowed(),
         Err(error) => return Verdict::denied(format!("the object cannot be read: {error}")),
     };
@@ -149,7 +151,7 @@ where
     Verdict::denied(errors.join("; ")).with_warnings(warnings.into_iter().map(text))
 }
 
-/// Whether the object is being deleted, read without what is of its kind.
+/// Whether the object is being deleted, decoded without the fields of its kind.
 fn is_going(request: &AdmissionRequest<'_>) -> bool {
     #[derive(Deserialize)]
     struct Object {
@@ -162,7 +164,7 @@ fn is_going(request: &AdmissionRequest<'_>) -> bool {
         .is_some_and(|object| object.metadata.deletion_timestamp.is_some())
 }
 
-/// OSM's own words first, then what OSM did not say: the field.
+/// OSM's message first, then the field, which OSM did not name.
 fn text(finding: &Finding) -> String {
     format!("{} ({})", finding.message, finding.path)
 }

@@ -1,7 +1,7 @@
-//! Every object that the controller knows, found by what refers to it.
+//! Every object that the controller holds, found by name and by what refers to it.
 //!
-//! Each kind has a part, in a file of its own, that keeps its objects and says what a change of one has an effect on
-//! ([`part::Indexed`]). What involves several kinds is here.
+//! Each kind has a part in a file of its own that keeps its objects and returns what a change of one affects
+//! ([`part::Indexed`]). Whatever involves several kinds is here.
 
 mod addresses;
 mod affected;
@@ -34,7 +34,7 @@ pub(crate) use endpoint_slices::{pod_of, service_of};
 
 use endpoint_slices::pods_of;
 use ingress_backends::opened;
-use namespaces::Mesh;
+use namespaces::MeshNamespaces;
 use part::{Effect, Indexed};
 use services::cluster_ips;
 
@@ -42,20 +42,20 @@ use services::cluster_ips;
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     parts: Parts,
-    /// Custom resources; none is among the readable ones.
+    /// Custom resources that cannot be read. An object is either here or among those of its kind.
     unreadable: BTreeMap<ObjectKey, Arc<Unreadable>>,
     origins: BTreeMap<ObjectKey, Arc<str>>,
 }
 
-/// A kind that has a part in the index.
+/// A kind whose objects the index keeps.
 pub(crate) trait Kept: Indexed {
-    /// What is kept of the kind.
+    /// The part of the index that keeps them.
     fn part(index: &Index) -> &Self::Part;
 }
 
 macro_rules! define_parts {
     ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
-        /// What is kept of each kind.
+        /// The part of each kind.
         #[derive(Clone, Debug, Default)]
         struct Parts {
             $($part: <$type as Indexed>::Part,)*
@@ -68,7 +68,7 @@ macro_rules! define_parts {
         })*
 
         impl Parts {
-            /// Whether an object is kept already, the same in everything that is kept of it.
+            /// Whether the index already keeps an equal object.
             fn holds(&self, name: &ObjectName, object: &Object) -> bool {
                 match object {
                     $(Object::$kind(object) => <$type as Indexed>::holds(&self.$part, name, object),)*
@@ -76,7 +76,7 @@ macro_rules! define_parts {
                 }
             }
 
-            /// Keeps an object that can be read.
+            /// Keeps an object that was read.
             fn insert(&mut self, name: ObjectName, object: Object) {
                 match object {
                     $(Object::$kind(object) => <$type as Indexed>::insert(&mut self.$part, name, object),)*
@@ -102,13 +102,13 @@ macro_rules! define_parts {
 kinds!(define_parts);
 
 impl Index {
-    /// An empty index of a cluster, in which namespaces belong to the mesh by their labels; without a name, of a
-    /// folder, in which all of them do.
-    pub fn for_mesh(name: Option<&str>) -> Self {
-        Self { parts: Parts { namespaces: Mesh::new(name), ..Parts::default() }, ..Self::default() }
+    /// An empty index. With a mesh name it is a cluster's, where labels decide which namespaces belong to the mesh;
+    /// without one it is a folder's, where all of them do.
+    pub(crate) fn for_mesh(name: Option<&str>) -> Self {
+        Self { parts: Parts { namespaces: MeshNamespaces::new(name), ..Parts::default() }, ..Self::default() }
     }
 
-    /// An index of everything that these changes report.
+    /// An index of all these changes.
     pub fn of(changes: impl IntoIterator<Item = Change>) -> Self {
         let mut index = Self::default();
         for change in changes {
@@ -117,7 +117,7 @@ impl Index {
         index
     }
 
-    /// Takes over a change and notes what it may have an effect on.
+    /// Applies a change and notes what it may affect.
     pub(crate) fn apply(&mut self, change: Change, affected: &mut Affected) {
         match change {
             Change::Apply { object, origin } => {
@@ -141,17 +141,17 @@ impl Index {
         }
     }
 
-    /// Why nothing that is in this namespace counts; nothing if it belongs to the mesh.
+    /// Why objects in this namespace have no effect; `None` if it belongs to the mesh.
     pub(crate) fn outside_mesh(&self, namespace: &str) -> Option<String> {
         self.parts.namespaces.outside(namespace)
     }
 
-    /// Whether the objects are a cluster's, on which others start the sidecars.
+    /// Whether the objects come from a cluster, where sidecars are started by others.
     pub(crate) fn is_of_cluster(&self) -> bool {
         self.parts.namespaces.knows_every_pod()
     }
 
-    /// Whether this namespace belongs to another mesh, whose controller speaks for it.
+    /// Whether this namespace belongs to another mesh, whose controller reports on it.
     pub(crate) fn is_of_another_mesh(&self, namespace: &str) -> bool {
         self.parts.namespaces.is_others(namespace)
     }
@@ -161,7 +161,7 @@ impl Index {
         Service::get(&self.parts.services, name)
     }
 
-    /// A Service, with the name that the index itself has for it.
+    /// A Service, with the copy of its name that the index shares.
     pub(crate) fn service_entry(&self, name: &ObjectName) -> Option<(&ObjectName, &Arc<Service>)> {
         self.parts.services.entry(name)
     }
@@ -176,7 +176,7 @@ impl Index {
         self.parts.pods.iter()
     }
 
-    /// The Service that has this cluster IP. Kubernetes gives an address to one at a time; of several, the first.
+    /// The Service with this cluster IP. Kubernetes gives an address to one Service at a time; of several, the first.
     pub(crate) fn service_at(&self, ip: IpAddr) -> Option<(&ObjectName, &Arc<Service>)> {
         self.parts.services.at(ip)
     }
@@ -227,9 +227,9 @@ impl Index {
         self.parts.endpoint_slices.of_pod(pod)
     }
 
-    /// The addresses of a Service's ready endpoints, each once. An endpoint that does not say counts as ready, as
-    /// Kubernetes wants it. An endpoint whose Pod has ended or is gone does not count, whatever its
-    /// EndpointSlice says: another Pod may have the address by now. Empty if the Service does not exist.
+    /// The addresses of a Service's ready endpoints, without duplicates. An endpoint without a `ready` condition counts
+    /// as ready, as Kubernetes specifies. An endpoint whose Pod has ended or is gone does not count, whatever its
+    /// EndpointSlice contains: another Pod may have the address by now. Empty if the Service does not exist.
     pub(crate) fn ready_addresses(&self, service: &ObjectName) -> BTreeSet<IpAddr> {
         if self.service(service).is_none() {
             return BTreeSet::new();
@@ -243,8 +243,8 @@ impl Index {
         current.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| address.parse().ok()).collect()
     }
 
-    /// Whether the Pod that an endpoint refers to still has its addresses. An endpoint that refers to none is its
-    /// author's word.
+    /// Whether the Pod that an endpoint refers to still has its addresses. An endpoint that refers to no Pod counts as
+    /// current.
     pub(crate) fn is_current(&self, namespace: &str, endpoint: &Endpoint) -> bool {
         let Some(target) = endpoint.target_ref.as_ref().filter(|_| self.parts.namespaces.knows_every_pod())
         else {
@@ -265,7 +265,7 @@ impl Index {
         MeshConfig::part(self).iter()
     }
 
-    /// The MeshConfig in force: the one with the name that OSM gave it; of several, the first by namespace.
+    /// The MeshConfig in force: the one with OSM's name for it; of several, the first by namespace.
     pub(crate) fn mesh_config(&self) -> Option<(&ObjectName, &Arc<MeshConfig>)> {
         MeshConfig::part(self).in_force()
     }
@@ -320,13 +320,13 @@ impl Index {
         self.parts.remove(key);
     }
 
-    /// Notes what an object, as it is now, has an effect on.
+    /// Notes what an object, in its current state, affects.
     fn affect(&self, key: &ObjectKey, affected: &mut Affected) {
         for effect in self.parts.effects(key) {
             self.note(effect, affected);
         }
         if self.unreadable.contains_key(key) {
-            // It may be about any workload of its namespace.
+            // It may concern any workload of its namespace.
             affected.namespaces.insert(key.name.namespace.clone());
         }
     }
@@ -346,7 +346,7 @@ impl Index {
         }
     }
 
-    /// A Pod matters to the workloads that let it in as an endpoint of a source: its address is good only as long as it
+    /// A Pod affects the workloads that admit it as an endpoint of a source: its address is valid only while the Pod
     /// has it.
     fn affect_sources_on(&self, pod: &ObjectName, affected: &mut Affected) {
         if !self.is_of_cluster() {
@@ -358,7 +358,7 @@ impl Index {
         }
     }
 
-    /// A Service matters where its Pods are and wherever a policy names it as a source.
+    /// A Service affects the Pods behind it and every policy that names it as a source.
     fn affect_service(&self, service: &ObjectName, affected: &mut Affected) {
         affected.namespaces.insert(service.namespace.clone());
         let addresses = self.service(service).into_iter().flat_map(|service| cluster_ips(service));
@@ -373,7 +373,7 @@ impl Index {
         }
     }
 
-    /// A policy matters to the Pods behind the Services that it opens.
+    /// A policy affects the Pods behind the Services that it opens.
     fn affect_opened(&self, services: &[ObjectName], affected: &mut Affected) {
         let Some(namespace) = services.first().map(|service| service.namespace.clone()) else { return };
         if !affected.looks_through(&namespace) {
@@ -383,7 +383,7 @@ impl Index {
             let Some(service) = self.service(name) else { continue };
             for slice in self.slices_of(name) {
                 if slice.endpoints.iter().flatten().any(|endpoint| endpoint.target_ref.is_none()) {
-                    // By address, it may be any Pod.
+                    // If matched by address, it may be any Pod of the namespace.
                     affected.namespaces.insert(namespace.clone());
                 }
                 affected.pods.extend(pods_of(slice));

@@ -1,12 +1,12 @@
-//! The controller: from objects to the policy of each workload, and from there to its sidecar.
+//! The controller: it compiles objects into one policy per workload and streams that to the workload's sidecar.
 //!
-//! A [`source`] reads [`object`]s; `index` keeps them; [`mod@compile`] joins what decides about one
-//! workload into one policy and says of each object whether it is in force; `engine` compiles what a change affects;
-//! `publish` keeps the results by version; `discovery` streams them over mutual TLS, to each sidecar its own. The kinds of
-//! objects are the table in `object/kinds.rs`. [`mod@explain`] answers why a connection
-//! is let in or not. Start reading at [`Controller::start`].
+//! A [`source`] reads [`object`]s; `index` keeps them; [`mod@compile`] joins everything that decides about one workload
+//! into one policy and computes each object's status; `engine` compiles what a change affects; `publish` keeps the
+//! results by version; `discovery` streams them over mutual TLS, to each sidecar its own. The kinds of objects are the
+//! table in `object/kinds.rs`. [`mod@explain`] answers why a connection is admitted or refused. Start reading at
+//! [`Controller::start`].
 //!
-//! This crate may know Kubernetes' types; it never sees a request.
+//! This crate may use Kubernetes' types; it never sees a request.
 
 mod admin;
 pub mod admission;
@@ -37,20 +37,21 @@ use k8s_openapi::api::core::v1::Pod;
 use tidegate_core::TrustDomain;
 use tidegate_core::contract::names;
 use tidegate_crds::MeshConfigSpec;
-use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
+use tidegate_runtime::admin::AdminError;
 use tidegate_runtime::drain;
 use tidegate_runtime::grpc::RefusedConnections;
 use tidegate_runtime::identity::{CertificatePage, Credentials};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
-use tidegate_runtime::readiness::Readiness;
+use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::sync::{mpsc, watch};
 
 pub use index::Index;
 pub use local_pod::LocalPod;
-pub use status::{PolicyStatus, StatusBoard, StatusWriter};
+pub use status::{PolicyStatus, StatusWriter};
 
+use admin::AdminServers;
 use discovery::DiscoveryService;
 use discovery::shares::{ShareLimits, Shares};
 use engine::{Engine, Shared};
@@ -59,10 +60,11 @@ use publish::destinations::Destinations;
 use publish::policies::PolicyStore;
 use serving::ServerTls;
 use source::Source;
+use status::StatusBoard;
 
-/// The service account that the controller runs as; part of the name that sidecars expect in its certificate.
+/// The service account that the controller runs as. Sidecars expect it in the controller's certificate.
 pub const SERVICE_ACCOUNT: &str = names::CONTROLLER;
-/// The namespace that it runs in, unless told otherwise.
+/// The namespace that it runs in by default.
 pub const NAMESPACE: &str = names::DEFAULT_CONTROL_PLANE;
 
 /// How a controller runs.
@@ -74,72 +76,72 @@ pub struct Config {
     pub admin: SocketAddr,
     /// The mesh's trust domain.
     pub trust_domain: TrustDomain,
-    /// The most connections of sidecars at a time; one address may have a quarter of them.
+    /// The most connections from sidecars at a time; one address may have a quarter of them.
     pub max_connections: usize,
-    /// Whether a Pod has a sidecar of ours, and so a policy. [`source::folder::is_local`] for a folder.
+    /// Whether a Pod has one of our sidecars, and so a policy. [`source::folder::is_local`] for a folder.
     pub is_workload: fn(&Pod) -> bool,
-    /// The mesh whose label namespaces have that belong to it; without a name all of them do.
+    /// The name in the label of namespaces that belong to the mesh; without a name, all of them do.
     pub mesh_name: Option<String>,
-    /// Where kubelet and Prometheus come to, from other hosts too; only reads.
+    /// Where kubelet and Prometheus connect, also from other hosts; read-only.
     pub health: Option<SocketAddr>,
 }
 
-/// What a controller stands on.
+/// What a controller needs.
 pub struct Dependencies {
     /// Where objects come from.
     pub source: Box<dyn Source>,
-    /// Where the status of objects goes besides the admin server.
+    /// Where statuses go, besides the admin server.
     pub status_writers: Vec<Box<dyn StatusWriter>>,
     /// The controller's own certificate; sidecars are served once there is one.
     pub credentials: watch::Receiver<Option<Arc<Credentials>>>,
     /// The roots that sidecars' certificates must chain to.
     pub trust_bundle: watch::Receiver<Arc<TrustBundle>>,
-    /// Takes our metrics.
+    /// Where the controller registers its metrics.
     pub metrics: Metrics,
     /// Blocked until every object is compiled and there is a certificate.
     pub readiness: Readiness,
-    /// Steered by the admin server.
+    /// The log level, which the admin server can change.
     pub log: LogHandle,
 }
 
-/// A way to start a controller; see [`ControllerHandle`] for one that runs.
+/// Starts a controller; a running one is a [`ControllerHandle`].
 #[derive(Debug)]
 pub struct Controller;
 
-/// A controller that runs. Dropping it starts the drain.
+/// A running controller. Dropping it starts the drain.
 #[derive(Debug)]
 pub struct ControllerHandle {
     /// Where sidecars connect.
     pub discovery_address: SocketAddr,
     /// Where the admin server listens.
     pub admin_address: SocketAddr,
-    /// Where kubelet and Prometheus come to, if anywhere.
+    /// Where kubelet and Prometheus connect, if configured.
     pub health_address: Option<SocketAddr>,
     /// The MeshConfig in force, if there is one.
     pub mesh_config: watch::Receiver<Option<Arc<MeshConfigSpec>>>,
-    /// The Pods of a folder that have a sidecar of ours, sorted by namespace and name; of a cluster, nothing.
+    /// The Pods of a folder that have one of our sidecars, sorted by namespace and name; empty on a cluster.
     pub pods: watch::Receiver<Arc<Vec<LocalPod>>>,
     trigger: drain::Trigger,
 }
 
-/// Why a controller does not start.
+/// Why a controller failed to start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address for sidecars cannot be listened on.
+    /// Cannot listen on the address for sidecars.
     #[error("discovery address {address}: {source}")]
     Listen {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The admin server cannot start.
+    /// The admin server failed to start.
     #[error(transparent)]
     Admin(#[from] AdminError),
 }
 
 impl Controller {
-    /// Binds both addresses and starts. Sidecars are served once there is a certificate. Needs a tokio runtime.
+    /// Binds both addresses and starts. Serves sidecars once there is a certificate. Requires a tokio runtime.
     pub async fn start(config: Config, dependencies: Dependencies) -> Result<ControllerHandle, StartError> {
         let Dependencies { source, mut status_writers, credentials, trust_bundle, metrics, readiness, log } =
             dependencies;
@@ -164,42 +166,23 @@ impl Controller {
         };
         let objects = readiness.block("objects");
         let certificate = readiness.block("certificate");
-        let name = ProcessName(names::CONTROLLER);
-        let health = match config.health {
-            Some(address) => {
-                let server = AdminServer::health(name, metrics.clone(), readiness.clone(), log.clone());
-                Some(server.bind(address).await?)
-            }
-            None => None,
-        };
-        let health_address = health.as_ref().map(|health| health.local_addr());
         let certificate_page = CertificatePage::default();
         certificate_page.follow(credentials.clone(), trust_bundle.clone());
-        let admin = AdminServer::new(name, metrics, readiness, log)
-            .merge(certificate_page.routes())
-            .merge(admin::routes(shared.clone()))
-            .bind(config.admin)
-            .await?;
-        let admin_address = admin.local_addr();
+        let routes = certificate_page.routes().merge(admin::routes(shared.clone()));
+        let servers = AdminServers::bind(&config, routes, metrics, readiness, log).await?;
+        let (admin_address, health_address) = servers.addresses();
         let (trigger, drain) = drain::channel();
 
         status_writers.push(Box::new(shared.statuses.clone()));
         let engine =
             Engine::new(shared.clone(), config.is_workload, status_writers, own_metrics.clone(), objects);
         let (mesh_config, pods) = (engine.mesh_config(), engine.pods());
-        // One waits: what else changes meanwhile goes into the next one, each object once.
+        // One batch may wait. Later changes accumulate in the next one, each object once.
         let (batches, receiver) = mpsc::channel(1);
         // Ends when the source does.
         tokio::task::spawn_blocking(move || engine.run(receiver));
         tokio::spawn(until_drain(source.run(batches), drain.clone()));
-        let mut first_certificate = credentials.clone();
-        tokio::spawn(until_drain(
-            async move {
-                let _ = first_certificate.wait_for(Option::is_some).await;
-                drop(certificate);
-            },
-            drain.clone(),
-        ));
+        tokio::spawn(until_drain(hold_until_some(certificate, credentials.clone()), drain.clone()));
         let service = DiscoveryService {
             workloads: shared.workloads,
             destinations: shared.destinations,
@@ -215,19 +198,23 @@ impl Controller {
         };
         let tls = ServerTls { credentials, trust_bundle };
         tokio::spawn(serving::serve(listener, tls, service, config.max_connections, refused, drain.clone()));
-        if let Some(health) = health {
-            tokio::spawn(health.serve(drain.clone()));
-        }
-        tokio::spawn(admin.serve(drain));
+        servers.serve(&drain);
         Ok(ControllerHandle { discovery_address, admin_address, health_address, mesh_config, pods, trigger })
     }
 }
 
 impl ControllerHandle {
-    /// Ends every stream, so that sidecars go elsewhere, and waits until all is done or the deadline has passed.
+    /// Ends every stream, so that sidecars connect to another replica, and waits until all have ended or the deadline
+    /// has passed.
     pub async fn shutdown(self, deadline: Duration) -> drain::Outcome {
         self.trigger.drain(deadline).await
     }
+}
+
+/// Drops the guard once there is a value.
+async fn hold_until_some<T>(guard: Blocker, mut value: watch::Receiver<Option<T>>) {
+    let _ = value.wait_for(Option::is_some).await;
+    drop(guard);
 }
 
 async fn until_drain(work: impl Future<Output = ()>, mut drain: drain::Watch) {

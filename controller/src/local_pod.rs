@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// A Pod that has a sidecar of ours.
+/// A Pod with one of our sidecars.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalPod {
     /// Its namespace.
@@ -14,10 +14,10 @@ pub struct LocalPod {
     pub uid: Option<String>,
     /// `status.podIP`.
     pub ip: Option<IpAddr>,
-    /// What it runs as.
+    /// Its service account.
     pub service_account: String,
     /// `metadata.annotations`.
     pub annotations: BTreeMap<String, String>,
-    /// The ports that its policy knows, sorted.
+    /// The ports in its policy, sorted.
     pub ports: Vec<u16>,
 }

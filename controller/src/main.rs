@@ -1,7 +1,11 @@
 //! `tidegate-controller`: see [`tidegate_controller`].
 
+use std::path::Path;
+use std::sync::Arc;
+
 use anyhow::Context;
 use clap::Parser;
+use k8s_openapi::api::core::v1::Pod;
 use tidegate_controller::admission::{self, Webhook};
 use tidegate_controller::options::Options;
 use tidegate_controller::source::Source;
@@ -13,10 +17,13 @@ use tidegate_core::Identity;
 use tidegate_kubernetes::client;
 use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
 use tidegate_kubernetes::watch::WatchMetrics;
+use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
-use tidegate_runtime::{identity, logging, memory, signals, tls, trust_bundle};
-use tokio::sync::oneshot;
+use tidegate_runtime::trust_bundle::{self, TrustBundle};
+use tidegate_runtime::{identity, logging, memory, signals, tls};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -24,95 +31,140 @@ async fn main() -> anyhow::Result<()> {
     let log = logging::init(&options.log)?;
     tls::install_provider();
     signals::raise_file_limit();
-    // From here on, so that a signal during the start drains as well.
+    // From here on, so that a signal during startup drains as well.
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
     tokio::spawn(memory::give_back());
-    let identity = Identity::new(
-        options.common.trust.trust_domain.clone(),
-        &options.common.namespace,
-        tidegate_controller::SERVICE_ACCOUNT,
-    )
-    .context("--namespace")?;
+    let trust_domain = options.common.trust.trust_domain.clone();
+    let identity =
+        Identity::new(trust_domain.clone(), &options.common.namespace, tidegate_controller::SERVICE_ACCOUNT)
+            .context("--namespace")?;
     let metrics = Metrics::new();
     let bundle = trust_bundle::watch_file(&options.ca.ca_trust_bundle, trust_bundle::DEFAULT_INTERVAL);
     let trust_bundle = tokio::select! {
         _ = &mut shutdown => return Ok(()),
         bundle = bundle => bundle,
     };
-    let kept = identity::start(options.ca, Some(identity), trust_bundle.clone(), &metrics);
-    let mut config = Config {
+    let kept = identity::start(options.ca.clone(), Some(identity), trust_bundle.clone(), &metrics);
+    let readiness = Readiness::new();
+    let SourceSetup { source, status_writers, is_workload, mesh_name, webhook, election } =
+        match &options.folder {
+            Some(folder) => SourceSetup::folder(folder),
+            None => {
+                SourceSetup::cluster(&options, &kept.credentials, &trust_bundle, &metrics, &readiness).await?
+            }
+        };
+    let config = Config {
         listen: options.listen,
         admin: options.admin_address,
         health: options.common.health_address,
-        trust_domain: options.common.trust.trust_domain,
+        trust_domain,
         max_connections: options.max_connections,
-        is_workload: is_local,
-        mesh_name: None,
+        is_workload,
+        mesh_name,
     };
-    let readiness = Readiness::new();
-    let mut webhook = None;
-    let mut status_writers: Vec<Box<dyn StatusWriter>> = Vec::new();
-    let (stop, stopped) = oneshot::channel::<()>();
-    let (source, election): (Box<dyn Source>, _) = match options.folder {
-        Some(folder) => (Box::new(FolderSource::new(folder)), None),
-        None => {
-            let client = client::connect(&options.common.client).await?;
-            config.is_workload = is_injected;
-            let watches = WatchMetrics::new(&metrics);
-            if let Some(address) = options.webhook_address {
-                let dependencies = admission::Dependencies {
-                    client: client.clone(),
-                    credentials: kept.credentials.clone(),
-                    trust_bundle: trust_bundle.clone(),
-                    metrics: metrics.clone(),
-                    meter: watches.kind("ValidatingWebhookConfiguration"),
-                    readiness: readiness.clone(),
-                };
-                webhook = Some(Webhook::start(address, &options.common.mesh_name, dependencies).await?);
-            }
-            config.mesh_name = Some(options.common.mesh_name);
-            let lease = LeaseConfig {
-                namespace: options.common.namespace.clone(),
-                name: tidegate_controller::SERVICE_ACCOUNT.to_owned(),
-                holder: options.common.pod_name.unwrap_or_default(),
-                timing: LeaseTiming::default(),
-            };
-            let elector = Elector::new(client.clone(), lease);
-            let statuses = KubernetesStatuses::new(&metrics);
-            status_writers.push(Box::new(statuses.clone()));
-            tokio::spawn(statuses.publish(client.clone(), elector.is_leader()));
-            let election = tokio::spawn(elector.run(async {
-                let _ = stopped.await;
-            }));
-            let source = KubernetesSource::new(client, &options.common.namespace, watches).counted(&metrics);
-            (Box::new(source), Some(election))
-        }
-    };
-    let dependencies = Dependencies {
-        source,
-        status_writers,
-        credentials: kept.credentials,
-        trust_bundle,
-        metrics,
-        readiness,
-        log,
-    };
+    let credentials = kept.credentials;
+    let dependencies =
+        Dependencies { source, status_writers, credentials, trust_bundle, metrics, readiness, log };
     let controller = Controller::start(config, dependencies).await?;
     shutdown.await;
     tracing::info!("draining");
-    // It lingers, for the API server still asks; nothing else waits for it.
+    // In the background, because its drain takes longer: the API server still calls it.
     let webhook_ends = tokio::spawn(async move {
         if let Some(webhook) = webhook {
             webhook.shutdown(options.common.drain_timeout).await;
         }
     });
     controller.shutdown(options.common.drain_timeout).await;
-    // Another replica takes over at once.
-    drop(stop);
     if let Some(election) = election {
-        let _ = election.await;
+        election.resign().await;
     }
     let _ = webhook_ends.await;
     kept.task.abort();
     Ok(())
+}
+
+/// Where objects come from and their statuses go, with what only that kind of source has.
+struct SourceSetup {
+    source: Box<dyn Source>,
+    status_writers: Vec<Box<dyn StatusWriter>>,
+    is_workload: fn(&Pod) -> bool,
+    mesh_name: Option<String>,
+    webhook: Option<Webhook>,
+    election: Option<Election>,
+}
+
+impl SourceSetup {
+    fn folder(folder: &Path) -> Self {
+        Self {
+            source: Box::new(FolderSource::new(folder)),
+            status_writers: Vec::new(),
+            is_workload: is_local,
+            mesh_name: None,
+            webhook: None,
+            election: None,
+        }
+    }
+
+    async fn cluster(
+        options: &Options,
+        credentials: &watch::Receiver<Option<Arc<Credentials>>>,
+        trust_bundle: &watch::Receiver<Arc<TrustBundle>>,
+        metrics: &Metrics,
+        readiness: &Readiness,
+    ) -> anyhow::Result<Self> {
+        let common = &options.common;
+        let client = client::connect(&common.client).await?;
+        let watches = WatchMetrics::new(metrics);
+        let mut webhook = None;
+        if let Some(address) = options.webhook_address {
+            let dependencies = admission::Dependencies {
+                client: client.clone(),
+                credentials: credentials.clone(),
+                trust_bundle: trust_bundle.clone(),
+                metrics: metrics.clone(),
+                meter: watches.kind("ValidatingWebhookConfiguration"),
+                readiness: readiness.clone(),
+            };
+            webhook = Some(Webhook::start(address, &common.mesh_name, dependencies).await?);
+        }
+        let lease = LeaseConfig {
+            namespace: common.namespace.clone(),
+            name: tidegate_controller::SERVICE_ACCOUNT.to_owned(),
+            holder: common.pod_name.clone().unwrap_or_default(),
+            timing: LeaseTiming::default(),
+        };
+        let elector = Elector::new(client.clone(), lease);
+        let statuses = KubernetesStatuses::new(metrics);
+        tokio::spawn(statuses.clone().publish(client.clone(), elector.is_leader()));
+        Ok(Self {
+            source: Box::new(KubernetesSource::new(client, &common.namespace, watches).counted(metrics)),
+            status_writers: vec![Box::new(statuses)],
+            is_workload: is_injected,
+            mesh_name: Some(common.mesh_name.clone()),
+            webhook,
+            election: Some(Election::start(elector)),
+        })
+    }
+}
+
+/// This replica's part in the election of a leader.
+struct Election {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Election {
+    fn start(elector: Elector) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(elector.run(async {
+            let _ = stopped.await;
+        }));
+        Self { stop, task }
+    }
+
+    /// Gives up leadership, so that another replica takes over at once.
+    async fn resign(self) {
+        drop(self.stop);
+        let _ = self.task.await;
+    }
 }

@@ -1,4 +1,4 @@
-//! What the controller counts.
+//! The controller's metrics.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -20,7 +20,7 @@ pub(crate) struct ControllerMetrics {
     limits: Family<Limit, Counter>,
 }
 
-/// A number for each namespace that has one other than 0.
+/// A number for each namespace, if other than 0.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NamespaceGauge(Family<OfNamespace, Gauge>);
 
@@ -45,7 +45,7 @@ impl ControllerMetrics {
             destinations_left_out: NamespaceGauge::register(
                 metrics,
                 "tidegate_controller_destinations_left_out",
-                "Addresses that sidecars are told have no endpoints because others of their namespace use up its share",
+                "Addresses sent without endpoints because others of their namespace use up its share",
             ),
             ..Self::default()
         };
@@ -67,13 +67,13 @@ impl ControllerMetrics {
             );
             registry.register(
                 "tidegate_controller_discovery_streams_refused",
-                "Streams ended because the peer may not ask for the workload that it named",
+                "Streams ended because the peer may not subscribe to the workload that it named",
                 own.refused_streams.clone(),
             );
             registry.register("tidegate_controller_resources_sent", "Resources sent", own.sent.clone());
             registry.register(
                 "tidegate_controller_resources_acknowledged",
-                "Resources that a sidecar took over",
+                "Resources that a sidecar applied",
                 own.acknowledged.clone(),
             );
             registry.register(
@@ -83,7 +83,7 @@ impl ControllerMetrics {
             );
             registry.register(
                 "tidegate_controller_discovery_limits",
-                "Times that sidecars met a limit of streams or destinations",
+                "Times that a sidecar reached a limit of streams or destinations",
                 own.limits.clone(),
             );
         });

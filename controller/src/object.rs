@@ -21,13 +21,13 @@ macro_rules! define_object {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Object {
             $($(#[$doc])* $kind(Arc<$type>),)*
-            /// A custom resource that is stored and cannot be read, or has no place.
+            /// A custom resource that cannot be read, or does not fit into its namespace's share.
             Unreadable(Arc<Unreadable>),
         }
 
         impl Object {
             /// Its kind.
-            pub fn kind(&self) -> Kind {
+            pub(crate) fn kind(&self) -> Kind {
                 match self {
                     $(Self::$kind(_) => Kind::$kind,)*
                     Self::Unreadable(object) => object.kind,
@@ -35,7 +35,7 @@ macro_rules! define_object {
             }
 
             /// Its metadata.
-            pub fn metadata(&self) -> &ObjectMeta {
+            pub(crate) fn metadata(&self) -> &ObjectMeta {
                 match self {
                     $(Self::$kind(object) => &object.metadata,)*
                     Self::Unreadable(object) => &object.metadata,
@@ -47,12 +47,12 @@ macro_rules! define_object {
 
 kinds!(define_object);
 
-/// A type that is the objects of a kind.
+/// The type of a kind's objects.
 pub(crate) trait OfKind: Sized {
     /// The kind.
     const KIND: Kind;
 
-    /// An object of any kind, which is this one.
+    /// Wraps an object of this type.
     fn wrap(object: Arc<Self>) -> Object;
 }
 
@@ -70,23 +70,23 @@ macro_rules! implement_of_kind {
 
 kinds!(implement_of_kind);
 
-/// What happened to one object.
+/// What happened to an object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// It is there, as given.
+    /// It exists, with this content.
     Apply {
         /// The object.
         object: Object,
-        /// Where it was read, such as `app.yaml:12`, if that can be said.
+        /// Where it was read, such as `app.yaml:12`, if known.
         origin: Option<Arc<str>>,
     },
-    /// It is there no more.
+    /// It no longer exists.
     Delete(ObjectKey),
 }
 
 impl Object {
     /// Its name among all objects.
-    pub fn key(&self) -> ObjectKey {
+    pub(crate) fn key(&self) -> ObjectKey {
         ObjectKey { kind: self.kind(), name: ObjectName::of(self.metadata()) }
     }
 }

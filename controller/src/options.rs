@@ -11,7 +11,7 @@ use tidegate_runtime::logging::LogOptions;
 
 /// Compiles IngressBackends and Services into one policy per workload and streams it to sidecars over mutual TLS.
 ///
-/// Never in the path of a request: while it is away, sidecars serve on with the policy they have.
+/// Never in the path of a request: while it is down, sidecars keep serving with the policy they have.
 #[derive(Parser, Clone, Debug)]
 #[command(name = names::CONTROLLER, version)]
 pub struct Options {
@@ -42,15 +42,15 @@ pub struct Options {
     #[arg(long = flags::ADMIN_ADDRESS, env = environment::ADMIN_ADDRESS, value_name = "ADDRESS", default_value_t = (Ipv4Addr::LOCALHOST, ports::DAEMON_HEALTH).into())]
     pub admin_address: SocketAddr,
 
-    /// Where the API server asks about policies [default: none, nobody is asked]
+    /// Where the API server calls the validating webhook [default: none, no webhook]
     #[arg(long = flags::WEBHOOK_ADDRESS, env = environment::WEBHOOK_ADDRESS, value_name = "ADDRESS", requires = "kubernetes")]
     pub webhook_address: Option<SocketAddr>,
 
-    /// The most connections of sidecars at a time; one address may have a quarter of them.
+    /// The most connections from sidecars at a time; one address may have a quarter of them.
     #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = 10_000)]
     pub max_connections: usize,
 
-    /// What every daemon of the control plane is told.
+    /// Options common to the control plane's daemons.
     #[command(flatten)]
     pub common: ControlPlaneOptions,
 

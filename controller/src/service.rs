@@ -1,4 +1,4 @@
-//! A Service and a Pod behind it: selectors, target ports and what the app speaks.
+//! A Service and a Pod behind it: selectors, target ports and the app's protocol.
 
 use std::collections::HashMap;
 
@@ -7,10 +7,11 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tidegate_core::contract::names;
 use tidegate_core::policy::AppProtocol;
 
-/// The label by which an EndpointSlice says whose endpoints it holds.
+/// The label of an EndpointSlice that names its Service.
 pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-/// The TCP ports that a Pod's containers declare by name, other than our own sidecar's. Of several with one name the first.
+/// The TCP ports that a Pod's containers declare by name, without our own sidecar's. Of several with one name, the
+/// first.
 pub(crate) struct NamedPorts<'o>(HashMap<&'o str, u16>);
 
 /// A TCP port of a Service, on the Pod's side.
@@ -41,7 +42,7 @@ impl<'o> NamedPorts<'o> {
     }
 }
 
-/// The ports of a Pod behind a Service that selects it. A named `targetPort` that the Pod does not have is left out.
+/// The ports of a Pod behind a Service that selects it, without named `targetPort`s that the Pod does not declare.
 pub(crate) fn target_ports_of<'o>(
     service: &'o Service,
     named: &NamedPorts<'_>,
@@ -58,13 +59,13 @@ pub(crate) fn target_ports_of<'o>(
 }
 
 impl TargetPort<'_> {
-    /// What the app speaks there.
+    /// The app's protocol on this port.
     pub(crate) fn protocol(&self) -> AppProtocol {
         app_protocol(self.app_protocol, self.name)
     }
 }
 
-/// Whether a Service's selector picks a Pod of its namespace. Without a selector it picks none.
+/// Whether a Service's selector selects a Pod of its namespace. Without a selector it selects none.
 pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
     let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     let Some(selector) = selector.filter(|selector| !selector.is_empty()) else { return false };
@@ -80,8 +81,7 @@ pub(crate) fn tcp_ports(service: &Service) -> impl Iterator<Item = &ServicePort>
     ports.into_iter().flatten().filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
 }
 
-/// The `targetPort` of a Service's port as a number, which is the port itself where none is given; `None` for a
-/// named one.
+/// The `targetPort` of a Service's port as a number; by default the port itself. `None` for a named one.
 pub(crate) fn numbered_target(port: &ServicePort) -> Option<u16> {
     let number = match &port.target_port {
         Some(IntOrString::String(_)) => return None,
@@ -91,8 +91,8 @@ pub(crate) fn numbered_target(port: &ServicePort) -> Option<u16> {
     u16::try_from(number).ok().filter(|number| *number > 0)
 }
 
-/// What an app speaks, by the Service port's `appProtocol` and, without that, by the prefix of its name. A word that
-/// is not known says as much as none.
+/// The app's protocol: from the Service port's `appProtocol`, else from the prefix of the port's name. Unknown values
+/// are ignored.
 pub(crate) fn app_protocol(app_protocol: Option<&str>, port_name: Option<&str>) -> AppProtocol {
     let by_word = |word: &str| match word.to_ascii_lowercase().as_str() {
         "tcp" => AppProtocol::Tcp,
@@ -113,7 +113,7 @@ pub(crate) fn app_protocol(app_protocol: Option<&str>, port_name: Option<&str>) 
     prefixes.into_iter().find(has_prefix).map_or(AppProtocol::Undeclared, by_word)
 }
 
-/// The TCP ports that a Pod's containers declare, other than our own sidecar's, with what the app speaks by their names.
+/// The TCP ports that a Pod's containers declare, without our own sidecar's, with the app's protocol by their names.
 pub(crate) fn declared_ports(pod: &Pod) -> impl Iterator<Item = (u16, AppProtocol)> {
     container_ports(pod).filter_map(|port| {
         let number = u16::try_from(port.container_port).ok().filter(|number| *number > 0)?;

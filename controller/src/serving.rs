@@ -1,4 +1,4 @@
-//! The discovery server: TLS that follows certificates and trust bundle, gRPC on top.
+//! The discovery server: gRPC over TLS whose configuration follows the certificate and the trust bundle.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,24 +17,24 @@ use tracing::{info, warn};
 
 use crate::discovery::DiscoveryService;
 
-/// The most bytes of a message from a sidecar; it only ever names its workload and versions.
+/// The most bytes of a message from a sidecar, which contains only its workload's name and versions.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// Streams on one connection. A sidecar has one.
 const MAX_STREAMS: u32 = 8;
-/// Bytes that a connection may send ahead of what is read of it: the least that HTTP/2 allows for all its streams
-/// (RFC 9113 §6.9.2), and about a message.
+/// Bytes that a connection may send before they are read: the minimum that HTTP/2 allows for all its streams (RFC 9113
+/// §6.9.2), and about one message.
 const WINDOW: u32 = 65_535;
-/// How often an idle connection is asked whether its peer still lives, and how fast it must answer.
+/// How often an idle connection is pinged, and how soon the peer must answer.
 const PING: Duration = Duration::from_secs(20);
 
-/// What the server shows, and what it judges its clients by.
+/// The server's certificate, and the roots that verify its clients.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerTls {
     pub(crate) credentials: watch::Receiver<Option<Arc<Credentials>>>,
     pub(crate) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
 }
 
-/// Serves until the drain starts. Connections wait in the kernel's queue until there is a certificate.
+/// Serves until the drain starts. Until there is a certificate, connections wait in the kernel's queue.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: ServerTls,
@@ -68,7 +68,7 @@ pub(crate) async fn serve(
     }
 }
 
-/// Says now and then which lines about sidecars were left out.
+/// Logs periodically how many lines about sidecars were suppressed.
 async fn summarize(
     complaints: Arc<LogThrottle<Identity>>,
     arrivals: Arc<LogThrottle<Identity>>,
@@ -76,15 +76,15 @@ async fn summarize(
 ) {
     tokio::join!(
         complaints.summarize(drain.clone(), |suppressed| {
-            warn!(by_source = %suppressed, "more of the same about sidecars");
+            warn!(by_source = %suppressed, "suppressed warnings about sidecars");
         }),
         arrivals.summarize(drain, |suppressed| info!(by_source = %suppressed, "more sidecars connected")),
     );
 }
 
 impl ServerTls {
-    /// The newest configuration, made anew whenever the certificate or the bundle changes. `None` if the
-    /// provider of the certificate is gone before the first one came.
+    /// The newest configuration, rebuilt whenever the certificate or the bundle changes. `None` if the certificate's
+    /// provider ends before the first certificate.
     async fn configs(mut self) -> Option<watch::Receiver<Arc<ServerConfig>>> {
         let first = loop {
             match self.config() {

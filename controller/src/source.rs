@@ -1,7 +1,7 @@
 //! Where objects come from.
 //!
-//! A [`Source`] reports what it has as changes, in batches that belong together. [`folder`] reads YAML files,
-//! [`kubernetes`] an API server.
+//! A [`Source`] reports changes, in batches that belong together. [`folder`] reads YAML files, [`kubernetes`] an API
+//! server.
 
 pub mod folder;
 pub mod kubernetes;
@@ -14,10 +14,10 @@ use tokio::sync::mpsc;
 
 use crate::object::Change;
 
-/// Something that knows objects and tells what changes about them.
+/// Reads objects and reports how they change.
 pub trait Source: Send + 'static {
-    /// Sends batches until the receiver is dropped. The first batch with [`Batch::is_complete`] ends the initial
-    /// list: before it, an object that was not reported is not known to be absent.
+    /// Sends batches until the receiver is dropped. The first batch with [`Batch::is_complete`] ends the initial list:
+    /// before it, an unreported object may still exist.
     fn run(self: Box<Self>, batches: mpsc::Sender<Batch>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
@@ -26,21 +26,21 @@ pub trait Source: Send + 'static {
 pub struct Batch {
     /// What is new, different, or gone.
     pub changes: Vec<Change>,
-    /// Whether everything that the source knew at its start has been reported.
+    /// Whether everything that existed at the start has been reported.
     pub is_complete: bool,
-    /// Everything that is wrong with what the source reads, as of now; it replaces what was reported before.
+    /// All current errors and warnings about what the source reads; replaces the previous ones.
     pub problems: Vec<Problem>,
 }
 
-/// Something that is wrong with what a source reads.
+/// An error or a warning about something that a source reads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// The file, relative to the folder. Of a cluster: the kind, or the object as `<kind> <namespace>/<name>`.
     pub file: String,
-    /// Line in it, from 1; 0 if the whole file is meant.
+    /// Line in it, from 1; 0 for the whole file.
     pub line: u64,
-    /// Column in characters, from 1; 0 if the whole line is meant.
+    /// Column in characters, from 1; 0 for the whole line.
     pub column: u64,
     /// The field, such as `spec.backends[0].port.number`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,7 +50,7 @@ pub struct Problem {
     pub object: Option<String>,
     /// How bad it is.
     pub severity: ProblemSeverity,
-    /// What it is.
+    /// The error or warning itself.
     pub message: String,
 }
 
@@ -58,11 +58,11 @@ pub struct Problem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProblemSeverity {
-    /// Something is not taken: its last good state stays, or it denies.
+    /// Something is not applied: its last good state stays in force, or it denies.
     Error,
-    /// Something is likely not meant.
+    /// Something is probably a mistake.
     Warning,
-    /// Something is left out on purpose.
+    /// Something is ignored on purpose.
     Info,
 }
 

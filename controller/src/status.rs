@@ -11,19 +11,19 @@ use crate::compile::status::{self, ObjectStatus, StatusScope};
 use crate::index::Index;
 use crate::object::ObjectKey;
 
-/// Takes the status of objects, each time it changes.
+/// Receives the status of objects whenever it changes.
 pub trait StatusWriter: Send + Sync + 'static {
-    /// An object's status is this now. Must not block; `origin` is where the object was read.
+    /// Reports an object's new status. Must not block; `origin` is where the object was read.
     fn write(&self, key: &ObjectKey, status: &ObjectStatus, origin: Option<&Arc<str>>);
-    /// The object is gone.
+    /// Reports that the object is gone.
     fn remove(&self, key: &ObjectKey);
 }
 
-/// Statuses in memory, for objects that nothing can be written back to. Clones share them.
+/// Statuses in memory, for sources without a status to write to. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct StatusBoard(Arc<RwLock<BTreeMap<ObjectKey, PolicyStatus>>>);
+pub(crate) struct StatusBoard(Arc<RwLock<BTreeMap<ObjectKey, PolicyStatus>>>);
 
-/// The status of an object, as `GET /policies` shows it.
+/// The status of an object, as shown by `GET /policies`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyStatus {
@@ -35,18 +35,18 @@ pub struct PolicyStatus {
     pub name: String,
     /// `committed` or `error`.
     pub current_status: &'static str,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// What is likely not meant.
+    /// Likely mistakes.
     pub warnings: Vec<String>,
     /// Where it was read, such as `app.yaml:12`.
     pub file: Option<String>,
-    /// Whether all that is wrong is that objects which it names are not there. Only [`all`] says it.
+    /// Whether the only problem is that it names objects that do not exist. Set by [`all`] only.
     #[serde(skip)]
     pub is_incomplete: bool,
 }
 
-/// The status of every IngressBackend and MeshConfig, from the objects alone: what a running controller shows.
+/// The status of every IngressBackend and MeshConfig, from the objects alone: what a running controller would show.
 pub fn all(index: &Index) -> Vec<PolicyStatus> {
     let statuses = status::statuses(&StatusScope::everything(index)).into_iter();
     let shown = statuses.map(|(kind, judged)| {
@@ -59,7 +59,7 @@ pub fn all(index: &Index) -> Vec<PolicyStatus> {
 
 impl StatusBoard {
     /// Every status, sorted by kind and name.
-    pub fn list(&self) -> Vec<PolicyStatus> {
+    pub(crate) fn list(&self) -> Vec<PolicyStatus> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
@@ -76,8 +76,8 @@ impl StatusWriter for StatusBoard {
 }
 
 impl PolicyStatus {
-    /// A status as it is shown.
-    pub fn new(key: &ObjectKey, status: &ObjectStatus, origin: Option<&Arc<str>>) -> Self {
+    /// A status for display.
+    pub(crate) fn new(key: &ObjectKey, status: &ObjectStatus, origin: Option<&Arc<str>>) -> Self {
         Self {
             kind: key.kind.as_str(),
             namespace: key.name.namespace.to_string(),

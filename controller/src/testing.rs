@@ -21,7 +21,7 @@ spec:
   ports: [{name: http, port: 80, targetPort: 14001}]
 ";
 
-/// A MeshConfig that lets mesh peers in.
+/// A MeshConfig that admits mesh peers.
 pub(crate) const PERMISSIVE: &str = r"
 apiVersion: config.openservicemesh.io/v1alpha2
 kind: MeshConfig
@@ -29,7 +29,7 @@ metadata: {name: osm-mesh-config, namespace: tidegate-system}
 spec: {traffic: {enablePermissiveTrafficPolicyMode: true}}
 ";
 
-/// An ingress controller: a Service with two ready endpoints, one that is not, and one that does not say.
+/// An ingress controller: a Service with two ready endpoints, one that is not ready, and one without the condition.
 pub(crate) const GATEWAY: &str = r"
 apiVersion: v1
 kind: Service
@@ -64,19 +64,19 @@ pub(crate) fn ingress_backend(name: &str, backends: &str, sources: &str) -> Stri
     )
 }
 
-/// A backend `httpbin:14001` with this protocol and what else its YAML says.
+/// A backend `httpbin:14001` with this protocol and more fields as YAML.
 pub(crate) fn backend(protocol: &str, more: &str) -> String {
     format!("{{name: httpbin, port: {{number: 14001, protocol: {protocol}}}{more}}}")
 }
 
-/// An index of these documents, through the folder source.
+/// An index of these documents, read through the folder source.
 pub(crate) fn index(documents: &[&str]) -> Index {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), documents.join("\n---\n")).unwrap();
     Index::of(FolderSource::new(folder.path()).load().changes)
 }
 
-/// As [`index`], of a cluster, of which every Pod is known, and which namespaces are in its mesh `osm`.
+/// Like [`index`], but of a cluster whose Pods are all known and whose namespaces are in the mesh `osm`.
 pub(crate) fn cluster_index(documents: &[&str]) -> Index {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("all.yaml"), documents.join("\n---\n")).unwrap();

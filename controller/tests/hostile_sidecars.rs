@@ -1,13 +1,8 @@
-//! A controller within the memory that the chart gives it, while the holder of one workload's certificate opens as many
-//! streams as it can and asks each of them for addresses that it has made up. Sidecars of the same identity and of others
-//! are served meanwhile. A process of its own, because the limit holds for all of a process.
+//! A controller within its memory limit from the chart, while the holder of one workload's certificate opens as many
+//! streams as it can and subscribes to made-up addresses on each. Sidecars of the same identity and of others are
+//! served meanwhile. A process of its own, because the limit applies to the whole process.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test that cannot go on has failed"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed step fails the test")]
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -106,7 +101,7 @@ impl Mesh {
         Self { ca, controller, _bundle: bundle, _credentials: given, _folder: folder }
     }
 
-    /// A connection of its own.
+    /// A separate connection.
     fn connect(&self, account: &str) -> DiscoveryClient<Channel> {
         let config = grpc::client_config(&self.ca.bundle(), Some(&self.ca.issue(account, "shop"))).unwrap();
         let address: grpc::Address =
@@ -127,7 +122,7 @@ impl Sidecar {
         Ok(Self { requests, responses })
     }
 
-    /// Takes over what comes until so many destinations have.
+    /// Takes responses until this many destinations have arrived.
     async fn take(&mut self, destinations: usize) -> Result<(), Status> {
         let mut found = 0;
         while found < destinations {
@@ -168,14 +163,14 @@ async fn subscribe(requests: mpsc::Sender<DiscoveryRequest>, network: usize, add
     true
 }
 
-/// The most memory that this process has held.
+/// The peak memory of this process.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// One stream of the attack after the other. Says each time how a stream has ended.
+/// Streams of the attack, one after the other. Sends how each one ended.
 async fn attack(
     mut client: DiscoveryClient<Channel>,
     workload: String,
@@ -190,7 +185,7 @@ async fn attack(
                     sidecar.take(ADDRESSES)
                 );
                 match taken {
-                    // It has all that it wants, and keeps it.
+                    // It has every destination and keeps the stream open.
                     Ok(()) if all => sidecar.end().await,
                     Ok(()) => Status::cancelled("the stream has ended"),
                     Err(status) => status,
@@ -215,7 +210,7 @@ async fn the_streams_of_one_identity_neither_kill_the_controller_nor_starve_othe
         let client = mesh.connect("greedy");
         for stream in 0..STREAMS {
             let number = connection * STREAMS + stream;
-            // Four streams for each of its workloads, which is what one may have.
+            // Four streams for each of its workloads, the most that one may have.
             let workload = format!("greedy-{}", number % WORKLOADS);
             attackers.spawn(attack(client.clone(), workload, number, sender.clone()));
         }
@@ -223,7 +218,7 @@ async fn the_streams_of_one_identity_neither_kill_the_controller_nor_starve_othe
     drop(sender);
     let first = tokio::time::timeout(PATIENCE, ends.recv()).await.expect("a limit is met").unwrap();
     assert_eq!(first, Code::ResourceExhausted);
-    // From here on the share of the identity is used up, and its streams push each other out.
+    // From here on the share of the identity is used up, and its streams displace each other.
     let refused = tokio::spawn(async move {
         let mut refused = 0;
         while let Some(code) = ends.recv().await {

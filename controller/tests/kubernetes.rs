@@ -1,6 +1,6 @@
-//! The program on a cluster: what it asks of the API server, what its role grants, what it costs.
+//! The program on a cluster: its requests to the API server, the rights of its role, and its costs.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ impl Program {
         Self::start_within(api, pod, None)
     }
 
-    /// With no more than these mebibytes of memory of its own, if a limit is given.
+    /// With an `RLIMIT_DATA` of this many mebibytes, if given.
     fn start_within(api: &FakeApi, pod: &str, limit: Option<u64>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
@@ -46,7 +46,7 @@ impl Program {
             ])
             .args(["--kubernetes", "--namespace", NAMESPACE, "--pod-name", pod])
             .args(["--listen=127.0.0.1:0", "--admin-address=127.0.0.1:0", "--health-address=127.0.0.1:0"])
-            // Nobody issues certificates here: policies are compiled and written all the same.
+            // No CA runs here: policies are compiled and written anyway.
             .args(["--ca-address=https://127.0.0.1:1", "--log-level=error"])
             .arg("--kubeconfig")
             .arg(file("kubeconfig", &api.kubeconfig()))
@@ -60,7 +60,7 @@ impl Program {
         Self { child, _folder: folder }
     }
 
-    /// Mebibytes of memory that the process holds at this moment.
+    /// Mebibytes of memory that the process holds now.
     fn memory(&self) -> u64 {
         self.status("VmRSS:")
     }
@@ -71,7 +71,7 @@ impl Program {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
     }
 
-    /// What it has used of a processor so far.
+    /// The CPU time that it has used so far.
     fn processor_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
@@ -83,7 +83,7 @@ impl Program {
     async fn terminate(mut self, api: &FakeApi) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
-        // The API server is in this thread, and it is asked something until the end.
+        // The API server runs in this thread and must keep answering until the end.
         api.wait_for(|_| self.child.try_wait().unwrap().is_some_and(|status| status.success())).await;
     }
 }
@@ -123,7 +123,7 @@ fn populate(api: &FakeApi, pods: usize) {
     }
 }
 
-/// A Pod about as large as real ones are.
+/// A Pod about as large as real ones.
 fn injected(namespace: &str, app: &str, number: usize) -> Value {
     let ip = ip("10.0", number);
     let environment: Vec<_> =
@@ -183,7 +183,7 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
     let watches = |api: &FakeApi| api.requests().iter().filter(|request| request.verb == "watch").count();
     api.wait_for(|api| watches(api) >= 12).await;
     first.terminate(&api).await;
-    // The status is lost while nobody leads; who leads next puts it back.
+    // The status is lost while no replica leads; the next leader restores it.
     api.apply(BACKENDS, backend("ns-0", "app-0"));
     api.wait_for(|api| holder(api).as_deref() == Some("controller-b")).await;
     api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
@@ -194,9 +194,9 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
     let beyond = rights.beyond(&requests);
     assert!(beyond.is_empty(), "the role does not grant {beyond:#?}");
     let mut needless = rights.needless(&requests);
-    // Those of the webhook are used where there is one.
+    // The webhook's rights are used only if it is enabled.
     needless.retain(|(group, ..)| group != "admissionregistration.k8s.io");
-    assert!(needless.is_empty(), "the role grants what nothing asks for: {needless:?}");
+    assert!(needless.is_empty(), "the role grants rights that are never used: {needless:?}");
 }
 
 #[tokio::test]
@@ -221,7 +221,7 @@ async fn two_thousand_pods_fit_in_little_memory_also_when_all_of_them_are_replac
         assert!(memory <= most, "{figures:?}");
         assert!(took < Duration::from_secs(30), "{figures:?}");
 
-        // A tenth of the Pods is replaced by others, again and again.
+        // A tenth of the Pods is replaced, round after round.
         let mut slowest = Duration::ZERO;
         for round in 0..10 {
             for pod in (round..pods).step_by(10) {
@@ -229,7 +229,7 @@ async fn two_thousand_pods_fit_in_little_memory_also_when_all_of_them_are_replac
                 api.delete("v1/pods", &namespace, &pod_name(&app, pod));
                 api.apply("v1/pods", injected(&namespace, &app, pods + pod));
             }
-            // Its status comes once the controller is through with what was before.
+            // Its status is written after everything before it was processed.
             let last = format!("round-{round}");
             api.apply(BACKENDS, backend("ns-0", &last));
             let begun = Instant::now();
@@ -248,7 +248,7 @@ fn chart_limit() -> u64 {
     memory_limit("controller") >> 20
 }
 
-/// An IngressBackend of namespace `hostile` with so many backends and sources.
+/// An IngressBackend of namespace `hostile` with this many backends and sources.
 fn large(name: &str, backends: usize, sources: usize, backend: impl Fn(usize) -> String) -> Value {
     let backends: Vec<_> = (0..backends)
         .map(|i| json!({"name": backend(i), "port": {"number": 8080, "protocol": "http"}}))
@@ -267,10 +267,10 @@ async fn what_one_tenant_stores_neither_kills_the_controller_nor_keeps_it_from_o
     populate(&api, 10);
     let labels = json!({"openservicemesh.io/monitored-by": "osm"});
     api.apply("v1/namespaces", json!({"metadata": {"name": "hostile", "labels": labels}}));
-    // Stored before there were bounds.
+    // Stored before bounds existed.
     api.apply(BACKENDS, large("many", 6_000, 6_000, |i| format!("b{i}")));
     api.apply(BACKENDS, large("long", 1, 3_000, |_| "x".repeat(150_000)));
-    // As much as the bounds allow, often, and it is all about one Service with ten Pods.
+    // As much as the bounds allow, many times, all about one Service with ten Pods.
     for i in 0..8 {
         api.apply(BACKENDS, large(&format!("bound-{i}"), 10, 1_024, |i| format!("b{i}")));
     }
@@ -317,7 +317,7 @@ async fn what_one_tenant_stores_neither_kills_the_controller_nor_keeps_it_from_o
     assert!((1..8).contains(&without_room), "{without_room} of 8");
     let start = program.processor_time();
 
-    // Another tenant is served, and a change of the large ones costs little.
+    // Another tenant is served, and a change of the large objects costs little.
     api.apply(BACKENDS, large("bound-8", 10, 1_024, |i| format!("b{i}")));
     api.apply(BACKENDS, backend("ns-0", "another"));
     let begun = Instant::now();
@@ -338,8 +338,8 @@ async fn many_pods_behind_many_rules_of_one_tenant_neither_kill_the_controller_n
     populate(&api, 10);
     let labels = json!({"openservicemesh.io/monitored-by": "osm"});
     api.apply("v1/namespaces", json!({"metadata": {"name": "hostile", "labels": labels}}));
-    // Every Service is in front of every Pod, and every object opens every Service: more rules for each Pod than it may
-    // have, and together far more than there is memory for.
+    // Every Service selects every Pod, and every object opens every Service: each Pod gets more rules than the bound,
+    // and together they exceed the memory.
     for i in 0..256 {
         let ports = json!([{"name": format!("p{i}"), "port": 80, "targetPort": 1000 + i}]);
         let metadata = json!({"namespace": "hostile", "name": format!("b{i}")});
@@ -361,7 +361,7 @@ async fn many_pods_behind_many_rules_of_one_tenant_neither_kill_the_controller_n
     let mut program = Program::start_within(&api, "controller-a", Some(chart_limit()));
     api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
     let start = program.processor_time();
-    // A change that touches all of it, and another tenant's.
+    // A change that affects all of it, and another tenant's.
     let metadata = json!({"namespace": "hostile", "name": "b0"});
     let ports = json!([{"name": "p0", "port": 81, "targetPort": 1000}]);
     api.apply(

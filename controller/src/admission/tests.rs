@@ -1,4 +1,4 @@
-//! The webhook, asked over TLS as the API server asks.
+//! The webhook, called over TLS the way the API server calls it.
 
 use serde_json::{Value, json};
 use tidegate_core::contract::names::DEFAULT_MESH_NAME;
@@ -96,7 +96,7 @@ async fn what_osm_accepted_is_accepted_with_a_warning_where_it_may_surprise() {
 }
 
 #[tokio::test]
-async fn a_mistake_that_is_stored_already_keeps_nobody_from_changing_or_deleting_the_object() {
+async fn a_mistake_that_is_stored_already_does_not_prevent_changing_or_deleting_the_object() {
     let webhook = webhook().await;
     let stored = backend(json!({"number": 14001, "protocol": "grpc"}), nginx());
     let mut labelled = stored.clone();
@@ -108,9 +108,9 @@ async fn a_mistake_that_is_stored_already_keeps_nobody_from_changing_or_deleting
     assert!(answer["warnings"][0].as_str().unwrap().contains("got: grpc"));
 
     request["request"]["object"]["spec"]["sources"] = json!([{"kind": "Pod", "name": "a"}]);
-    assert_eq!(webhook.ask(&request).await["allowed"], false, "another mistake is one too many");
+    assert_eq!(webhook.ask(&request).await["allowed"], false, "an added mistake is denied");
     request["request"]["object"]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    assert_eq!(webhook.ask(&request).await["allowed"], true, "a finalizer may go");
+    assert_eq!(webhook.ask(&request).await["allowed"], true, "a finalizer can be removed");
     request["request"]["operation"] = json!("DELETE");
     request["request"]["object"] = Value::Null;
     assert_eq!(webhook.ask(&request).await["allowed"], true);
@@ -143,7 +143,7 @@ async fn a_mesh_config_is_checked_and_one_of_another_name_warned_about() {
 }
 
 #[tokio::test]
-async fn what_is_no_object_of_its_kind_is_refused_and_other_kinds_are_none_of_our_business() {
+async fn what_is_not_an_object_of_its_kind_is_refused_and_other_kinds_are_not_judged() {
     let webhook = webhook().await;
     let mut broken = backend(http(), nginx());
     broken["spec"] = json!([]);
@@ -151,7 +151,7 @@ async fn what_is_no_object_of_its_kind_is_refused_and_other_kinds_are_none_of_ou
     assert!(answer["status"]["message"].as_str().unwrap().starts_with("the object cannot be read: "));
     broken["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     let going = review("ingressbackends", "UPDATE", "httpbin", &broken);
-    assert_eq!(webhook.ask(&going).await["allowed"], true, "its finalizer may go");
+    assert_eq!(webhook.ask(&going).await["allowed"], true, "its finalizer can be removed");
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}});
     assert_eq!(webhook.ask(&review("pods", "CREATE", "shop", &pod)).await["allowed"], true);
 }

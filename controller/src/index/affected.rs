@@ -1,4 +1,4 @@
-//! What has to be worked out again after a change.
+//! What has to be recomputed after a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::object::ObjectName;
 
-/// What a change may have an effect on.
+/// What a change may affect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Affected {
     /// Everything.
@@ -17,19 +17,19 @@ pub(crate) struct Affected {
     pub(crate) pods: BTreeSet<ObjectName>,
     /// The status of the IngressBackends of these namespaces.
     pub(crate) policies: BTreeSet<Arc<str>>,
-    /// What workloads find when they dial these: cluster IPs and addresses of Pods.
+    /// What workloads reach at these addresses: cluster IPs and addresses of Pods.
     pub(crate) addresses: BTreeSet<IpAddr>,
-    /// How many policies of a namespace were looked through for the Pods behind them.
+    /// How many policies of each namespace were searched for the Pods behind them.
     looked_through: BTreeMap<Arc<str>, usize>,
 }
 
-/// Policies of a namespace that are looked through for the Pods behind them; after more, all of the namespace is
-/// compiled anew, which then costs less.
+/// Policies of a namespace that are searched for the Pods behind them. Beyond this number, compiling the whole
+/// namespace is cheaper.
 const MOST_LOOKED_THROUGH: usize = 16;
 
 impl Affected {
-    /// Whether the Pods behind a policy of this namespace are to be looked for. Not if all of the namespace is affected,
-    /// and after many policies all of it is.
+    /// Whether to search a policy of this namespace for the Pods behind it: not if the whole namespace is affected,
+    /// which it becomes after too many policies.
     pub(super) fn looks_through(&mut self, namespace: &Arc<str>) -> bool {
         if self.namespaces.contains(namespace) {
             return false;

@@ -24,7 +24,7 @@ impl MeshConfigs {
         self.0.iter()
     }
 
-    /// The MeshConfig in force: the one with the name that OSM gave it; of several, the first by namespace.
+    /// The MeshConfig in force: the one with OSM's name for it; of several, the first by namespace.
     pub(crate) fn in_force(&self) -> Option<(&ObjectName, &Arc<MeshConfig>)> {
         self.0.iter().find(|(name, _)| &*name.name == MESH_CONFIG_NAME)
     }

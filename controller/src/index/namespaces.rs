@@ -1,4 +1,4 @@
-//! Which namespaces belong to the mesh: all of a folder's, and on Kubernetes those that say so by their labels.
+//! Which namespaces belong to the mesh: in a folder all of them, on Kubernetes those with its labels.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,33 +11,33 @@ use crate::object::ObjectName;
 
 /// The namespaces that belong to the mesh.
 #[derive(Clone, Debug, Default)]
-pub(crate) enum Mesh {
-    /// Every one: a manifest in the folder is meant for this mesh.
+pub(crate) enum MeshNamespaces {
+    /// All of them: a manifest in the folder is meant for this mesh.
     #[default]
     Everything,
-    /// Those with the label of this mesh.
+    /// Those with this mesh's label.
     Labelled {
         /// The mesh's name.
         mesh: Arc<str>,
-        /// What each namespace says.
+        /// What each namespace's labels mean.
         namespaces: BTreeMap<Arc<str>, Membership>,
     },
 }
 
-/// What a namespace's labels say.
+/// What a namespace's labels mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Membership {
     /// It belongs to this mesh.
     Member,
-    /// It is to be left alone, because of this label.
+    /// Excluded by this label.
     Ignored(&'static str),
     /// It belongs to another mesh.
     Other(String),
-    /// Nothing.
+    /// No label of any mesh.
     Unlabelled,
 }
 
-impl Mesh {
+impl MeshNamespaces {
     /// The mesh of this name on a cluster; without a name, everything.
     pub(crate) fn new(name: Option<&str>) -> Self {
         match name {
@@ -46,12 +46,12 @@ impl Mesh {
         }
     }
 
-    /// Whether every Pod that there is is known, so that an endpoint whose Pod is not is out of date.
+    /// Whether the index holds every Pod that exists, so that an endpoint of an unknown Pod is out of date.
     pub(crate) fn knows_every_pod(&self) -> bool {
         matches!(self, Self::Labelled { .. })
     }
 
-    /// Takes over what a namespace says; whether that is something else than before.
+    /// Reads a namespace's labels. Returns whether their meaning has changed.
     pub(crate) fn apply(&mut self, namespace: &Namespace) -> bool {
         let is_news = !self.knows(namespace);
         if let Self::Labelled { mesh, namespaces } = self {
@@ -61,7 +61,7 @@ impl Mesh {
         is_news
     }
 
-    /// Whether a namespace says what it said before.
+    /// Whether a namespace's labels mean what they meant before.
     fn knows(&self, namespace: &Namespace) -> bool {
         let Self::Labelled { mesh, namespaces } = self else { return true };
         let name = namespace.metadata.name.as_deref().unwrap_or_default();
@@ -75,7 +75,7 @@ impl Mesh {
         }
     }
 
-    /// Why nothing in this namespace counts, and what to do; nothing if it belongs to the mesh.
+    /// Why objects in this namespace have no effect, and what to do about it; `None` if it belongs to the mesh.
     pub(crate) fn outside(&self, namespace: &str) -> Option<String> {
         let Self::Labelled { mesh, namespaces } = self else { return None };
         let add = format!("`tidegate namespace add {namespace}` puts it in");
@@ -88,40 +88,40 @@ impl Mesh {
                 format!("namespace {namespace} is in mesh {other:?}, not in {mesh:?}, by its labels")
             }
             Some(Membership::Unlabelled) | None => {
-                // Each mesh says so in the status of what is there, in the same words.
+                // Every mesh on the cluster writes this status, so the text is the same for all.
                 format!("namespace {namespace} is in no mesh: {add}")
             }
         })
     }
 
-    /// Whether this namespace is another mesh's, whose controller says what holds there.
+    /// Whether this namespace belongs to another mesh, whose controller reports on it.
     pub(crate) fn is_others(&self, namespace: &str) -> bool {
         let Self::Labelled { namespaces, .. } = self else { return false };
         matches!(namespaces.get(namespace), Some(Membership::Other(_)))
     }
 }
 
-/// Of Namespaces only whether they belong to the mesh is kept, and nothing in a folder.
+/// Of a Namespace, only its membership in the mesh is kept; of one in a folder, nothing.
 impl Indexed for Namespace {
-    type Part = Mesh;
+    type Part = MeshNamespaces;
 
-    fn get<'p>(_: &'p Mesh, _: &ObjectName) -> Option<&'p Arc<Self>> {
+    fn get<'p>(_: &'p MeshNamespaces, _: &ObjectName) -> Option<&'p Arc<Self>> {
         None
     }
 
-    fn insert(part: &mut Mesh, _: ObjectName, object: Arc<Self>) {
+    fn insert(part: &mut MeshNamespaces, _: ObjectName, object: Arc<Self>) {
         part.apply(&object);
     }
 
-    fn remove(part: &mut Mesh, name: &ObjectName) {
+    fn remove(part: &mut MeshNamespaces, name: &ObjectName) {
         part.remove(&name.name);
     }
 
-    fn effects(part: &Mesh, name: &ObjectName) -> Vec<Effect> {
+    fn effects(part: &MeshNamespaces, name: &ObjectName) -> Vec<Effect> {
         if part.knows_every_pod() { vec![Effect::Namespace(name.name.clone())] } else { Vec::new() }
     }
 
-    fn holds(part: &Mesh, _: &ObjectName, object: &Self) -> bool {
+    fn holds(part: &MeshNamespaces, _: &ObjectName, object: &Self) -> bool {
         part.knows(object)
     }
 }
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_namespace_is_outside_until_it_says_that_it_is_in_and_learns_what_to_do() {
-        let mut mesh = Mesh::new(Some("osm"));
+        let mut mesh = MeshNamespaces::new(Some("osm"));
         let add = "`tidegate namespace add shop` puts it in";
         assert_eq!(mesh.outside("shop").unwrap(), format!("namespace shop is in no mesh: {add}"));
         assert!(mesh.apply(&namespace(json!({MONITORED_BY: "osm"}))));
@@ -167,20 +167,20 @@ mod tests {
 
     #[test]
     fn another_mesh_s_namespace_is_not_ours_to_speak_of() {
-        let mut mesh = Mesh::new(Some("osm"));
+        let mut mesh = MeshNamespaces::new(Some("osm"));
         assert!(!mesh.is_others("shop"));
         mesh.apply(&namespace(json!({MONITORED_BY: "blue"})));
         assert!(mesh.is_others("shop"));
         let reason = mesh.outside("shop").unwrap();
         assert_eq!(reason, "namespace shop is in mesh \"blue\", not in \"osm\", by its labels");
-        let mut mesh = Mesh::new(Some("blue"));
+        let mut mesh = MeshNamespaces::new(Some("blue"));
         mesh.apply(&namespace(json!({INJECTION: "enabled"})));
         assert!(mesh.is_others("shop"), "it is in the mesh of the default name");
     }
 
     #[test]
     fn in_a_folder_every_namespace_is_in() {
-        let mut mesh = Mesh::new(None);
+        let mut mesh = MeshNamespaces::new(None);
         assert!(!mesh.apply(&namespace(json!({IGNORE: "true", MONITORED_BY: "blue"}))));
         assert!(mesh.outside("shop").is_none() && !mesh.is_others("shop") && !mesh.knows_every_pod());
     }

@@ -1,4 +1,4 @@
-//! What the index keeps of one kind, and what a change of an object has an effect on.
+//! What the index keeps of one kind, and what a change of an object affects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -7,37 +7,37 @@ use std::sync::Arc;
 
 use crate::object::ObjectName;
 
-/// A kind whose objects the index keeps. Its implementation is the kind's file in `index/`.
+/// A kind whose objects the index keeps. Each kind implements it in its file in `index/`.
 pub(crate) trait Indexed: PartialEq + Sized {
-    /// Its objects, and how they are found by what refers to them.
+    /// Its objects, and lookups by what refers to them.
     type Part: Clone + Debug + Default;
 
-    /// An object, as it is kept.
+    /// The object of this name, as kept.
     fn get<'p>(part: &'p Self::Part, name: &ObjectName) -> Option<&'p Arc<Self>>;
 
-    /// Keeps an object, in the place of the one before.
+    /// Keeps an object, replacing the one of the same name.
     fn insert(part: &mut Self::Part, name: ObjectName, object: Arc<Self>);
 
     /// Forgets an object.
     fn remove(part: &mut Self::Part, name: &ObjectName);
 
-    /// What the object of this name, as it is kept now, has an effect on. Called before and after each change.
+    /// What the object of this name affects in its current state. Called before and after each change.
     fn effects(part: &Self::Part, name: &ObjectName) -> Vec<Effect>;
 
-    /// Whether an object is kept already, the same in everything that is kept of it.
+    /// Whether an equal object is already kept.
     fn holds(part: &Self::Part, name: &ObjectName, object: &Self) -> bool {
         Self::get(part, name).is_some_and(|kept| **kept == *object)
     }
 }
 
-/// What an object has an effect on. The index works out which workloads, statuses and destinations that means.
+/// What an object affects. The index derives the workloads, statuses and destinations from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Everything in the mesh.
     All,
     /// Every workload and every status of a namespace.
     Namespace(Arc<str>),
-    /// A Pod, and the workloads that let it in as an endpoint of a source.
+    /// A Pod, and the workloads that admit it as an endpoint of a source.
     Pod(ObjectName),
     /// The Pods behind a Service, and the policies that name it as a source.
     Service(ObjectName),
@@ -45,7 +45,7 @@ pub(crate) enum Effect {
     Statuses(Arc<str>),
     /// The Pods behind these Services, which one policy opens.
     Opened(Vec<ObjectName>),
-    /// What workloads find when they dial these.
+    /// What workloads reach at these addresses.
     Addresses(Vec<IpAddr>),
 }
 
@@ -64,7 +64,7 @@ pub(super) fn in_namespace<'m, T>(
 pub(super) struct References(BTreeMap<ObjectName, BTreeSet<ObjectName>>);
 
 impl References {
-    /// The objects that refer to this.
+    /// The objects that refer to `target`.
     pub(super) fn to<'r>(&'r self, target: &ObjectName) -> impl Iterator<Item = &'r ObjectName> + use<'r> {
         self.0.get(target).into_iter().flatten()
     }

@@ -1,4 +1,4 @@
-//! ServiceAccounts decide about nothing by themselves and are not kept.
+//! ServiceAccounts decide nothing by themselves and are not kept.
 
 use std::sync::Arc;
 

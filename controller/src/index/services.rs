@@ -17,12 +17,12 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// A Service, with the name that is kept here.
+    /// A Service, with the shared copy of its name.
     pub(crate) fn entry(&self, name: &ObjectName) -> Option<(&ObjectName, &Arc<Service>)> {
         self.by_name.get_key_value(name)
     }
 
-    /// The Service that has this cluster IP. Kubernetes gives an address to one at a time; of several, the first.
+    /// The Service with this cluster IP. Kubernetes gives an address to one Service at a time; of several, the first.
     pub(crate) fn at(&self, ip: IpAddr) -> Option<(&ObjectName, &Arc<Service>)> {
         self.by_address.of(ip).find_map(|name| self.by_name.get_key_value(name))
     }
@@ -57,7 +57,7 @@ impl Indexed for Service {
     }
 }
 
-/// The cluster IPs of a Service, of both families. A headless one has none.
+/// The cluster IPs of a Service, of both families. A headless Service has none.
 pub(super) fn cluster_ips(service: &Service) -> impl Iterator<Item = IpAddr> {
     let spec = service.spec.iter();
     let all = spec.clone().flat_map(|spec| spec.cluster_ips.iter().flatten());

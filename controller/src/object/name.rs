@@ -1,4 +1,4 @@
-//! What names an object: its kind, its namespace and its name.
+//! The key of an object: its kind, its namespace and its name.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ macro_rules! define_kind {
 
 kinds!(define_kind);
 
-/// A namespace and a name; shown as `<namespace>/<name>`. The namespace of a Namespace is empty.
+/// A namespace and a name, displayed as `<namespace>/<name>`. A Namespace has an empty namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// The namespace.
@@ -38,7 +38,7 @@ pub struct ObjectName {
     pub name: Arc<str>,
 }
 
-/// What names an object among all.
+/// Identifies an object among those of all kinds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// Its kind.
@@ -53,7 +53,7 @@ impl ObjectName {
         Self { namespace: namespace.into(), name: name.into() }
     }
 
-    /// The name in an object's metadata; parts that are absent are empty.
+    /// The name in an object's metadata; absent parts are empty.
     pub fn of(metadata: &ObjectMeta) -> Self {
         Self::new(
             metadata.namespace.as_deref().unwrap_or_default(),
@@ -68,13 +68,13 @@ impl ObjectName {
         is_whole.then(|| Self::new(namespace, name))
     }
 
-    /// An object of this kind and name, as rules, denials and backends name it.
+    /// A reference to the object of this kind and name, for rules, denials and backends.
     pub(crate) fn to_ref(&self, kind: Kind) -> ObjectRef {
         ObjectRef { kind: kind.as_str().into(), namespace: self.namespace.clone(), name: self.name.clone() }
     }
 
-    /// `<namespace>/<name>`, to be shared.
-    pub fn to_shared(&self) -> Arc<str> {
+    /// `<namespace>/<name>` as shared text.
+    pub(crate) fn to_shared(&self) -> Arc<str> {
         self.to_string().into()
     }
 }

@@ -1,14 +1,14 @@
-//! What a Pod says of itself.
+//! Facts about a Pod, from its spec and status.
 
 use k8s_openapi::api::core::v1::Pod;
 
-/// Whether all of a Pod's containers have ended for good; its address may be another's by now.
+/// Whether all of a Pod's containers have ended for good. Its address may then belong to another Pod.
 pub(crate) fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// What a Pod runs as.
+/// The service account that a Pod runs as.
 pub(crate) fn service_account(pod: &Pod) -> &str {
     let spec = pod.spec.as_ref();
     let account =

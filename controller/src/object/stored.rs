@@ -1,4 +1,4 @@
-//! How objects of each kind are read, and what is kept of them.
+//! How objects of each kind are decoded, and what is kept of them.
 
 mod builtin;
 pub(crate) mod custom;
@@ -16,41 +16,41 @@ use super::{Object, OfKind};
 pub(crate) trait Stored:
     OfKind + Resource<DynamicType = ()> + DeserializeOwned + Clone + 'static
 {
-    /// Where a cluster's objects are looked for.
+    /// Where objects are read on a cluster.
     const SCOPE: Scope = Scope::Cluster;
-    /// Whether its objects count towards their namespace's share of the memory. Not where cluster administrators make
-    /// them.
+    /// Whether objects of this kind count towards their namespace's share of memory. False where cluster administrators
+    /// create them.
     const HAS_SHARE: bool = true;
 
-    /// An object of a cluster, from its JSON. `control_plane` is the namespace of ours.
+    /// Decodes an object of a cluster from its JSON. `control_plane` is the namespace of our control plane.
     fn decode(text: &str, control_plane: &str) -> serde_json::Result<Object>;
 
-    /// Bytes that an object takes of the memory, what is noted and written about it among them.
+    /// Bytes of memory that an object takes, including what is recorded and written about it.
     fn size(&self) -> usize;
 
-    /// What a custom resource has that other kinds do not.
+    /// The parts that only custom resources have.
     fn custom() -> Option<CustomKind<Self>> {
         None
     }
 }
 
-/// Where objects are looked for.
+/// Where objects are read on a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// In the whole cluster.
+    /// In all namespaces.
     Cluster,
-    /// Under this one name, in the control plane's namespace.
+    /// Only the object with this name, in the control plane's namespace.
     ControlPlane(&'static str),
     /// Nowhere: they are read from folders only.
     Folder,
 }
 
-/// A kind that our own definitions bring.
+/// A kind defined by one of our CRDs.
 pub(crate) struct CustomKind<K> {
     /// Its definition.
     pub(crate) definition: fn() -> &'static CustomResourceDefinition,
-    /// A deprecated `apiVersion` that has the same fields.
+    /// A deprecated `apiVersion` with the same fields.
     pub(crate) older_version: Option<&'static str>,
-    /// What is wrong with an object that can be read, or is likely not meant.
+    /// Validates an object that was decoded: errors and warnings.
     pub(crate) findings: fn(&K) -> Vec<Finding>,
 }

@@ -1,4 +1,4 @@
-//! Objects that the API server has stored and that our types cannot read: they grant nothing, and say so.
+//! Objects that the API server stores but that our types cannot read. They grant nothing, and their status reports it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
@@ -13,13 +13,13 @@ pub struct Unreadable {
     pub kind: Kind,
     /// Its metadata.
     pub metadata: ObjectMeta,
-    /// Why.
+    /// Why it cannot be read.
     pub finding: Finding,
-    /// What an IngressBackend would open; whatever of it cannot be read may be anything.
+    /// What an IngressBackend would open; a part that cannot be read may mean anything.
     backends: Vec<PerhapsOpened>,
 }
 
-/// A backend, as far as it can be read.
+/// A backend, as far as it could be read.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct PerhapsOpened {
     /// `<namespace>/<name>`.
@@ -28,8 +28,8 @@ struct PerhapsOpened {
 }
 
 impl Unreadable {
-    /// An object that `finding` keeps from being read.
-    pub fn new(kind: Kind, metadata: ObjectMeta, object: &Value, finding: Finding) -> Self {
+    /// An object that cannot be read because of `finding`.
+    pub(crate) fn new(kind: Kind, metadata: ObjectMeta, object: &Value, finding: Finding) -> Self {
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         let opened = |backend: &Value| PerhapsOpened {
             service: backend["name"].as_str().map(|name| format!("{namespace}/{name}")),
@@ -43,12 +43,12 @@ impl Unreadable {
         Self { kind, metadata, finding, backends }
     }
 
-    /// An object that `finding` keeps out whatever it says.
+    /// An object excluded because of `finding`, whatever its content.
     pub(crate) fn about_anything(kind: Kind, metadata: ObjectMeta, finding: Finding) -> Self {
         Self { kind, metadata, finding, backends: vec![PerhapsOpened::default()] }
     }
 
-    /// Bytes that it takes of the memory beside its metadata.
+    /// Bytes of memory that it takes, without its metadata.
     pub(crate) fn size(&self) -> usize {
         let backends = self.backends.iter().map(|backend| {
             2 * size_of::<PerhapsOpened>() + backend.service.as_ref().map_or(0, |service| 32 + service.len())
@@ -57,17 +57,17 @@ impl Unreadable {
     }
 
     /// Its name.
-    pub fn name(&self) -> ObjectName {
+    pub(crate) fn name(&self) -> ObjectName {
         ObjectName::of(&self.metadata)
     }
 
-    /// The field that cannot be read, and what is wrong with it.
-    pub fn reason(&self) -> String {
+    /// The field that cannot be read, and the error.
+    pub(crate) fn reason(&self) -> String {
         let Finding { path, message, .. } = &self.finding;
         if path.is_empty() { format!("cannot be read: {message}") } else { format!("{path}: {message}") }
     }
 
-    /// Whether it would open this port of this Service (`<namespace>/<name>`), as far as one can tell.
+    /// Whether it might open this port of this Service (`<namespace>/<name>`).
     pub(crate) fn may_open(&self, service: &str, port: u16) -> bool {
         self.backends.iter().any(|backend| {
             backend.service.as_deref().is_none_or(|name| name == service)

@@ -1,12 +1,12 @@
 //! Objects from a folder of YAML and JSON files, watched.
 //!
-//! Every `.yaml`, `.yml` and `.json` file below the folder is read; files and folders whose name starts with a dot
-//! are not. A document that is broken keeps the last good state of its objects, a file that is gone takes its objects
-//! with it, and a file that an editor is still writing is left until it is whole. An object that is in two places is
-//! taken from the first, by path and then by line. A Service that has a selector and no EndpointSlice gets one made
+//! Every `.yaml`, `.yml` and `.json` file below the folder is read; files and folders whose name starts with a dot are
+//! not. When a document becomes invalid, the last good state of its objects stays; when a file is deleted, so are its
+//! objects; a file that an editor is still writing is read once it is complete. An object defined twice is taken from
+//! the first place, by path and then by line. A Service with a selector and without an EndpointSlice gets one derived
 //! from the Pods that it selects.
 //!
-//! `files` keeps what each file holds, `document` and `yaml` read it, `endpoints` makes EndpointSlices.
+//! `files` keeps the content of each file, `document` and `yaml` parse it, `endpoints` derives EndpointSlices.
 
 mod document;
 mod endpoints;
@@ -35,9 +35,9 @@ use crate::object::{Change, Object, ObjectKey};
 
 /// Changes that come within this time are read together.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-/// How often the folder is looked through even if nothing was reported: network file systems report nothing.
+/// How often the folder is scanned without events: network file systems send none.
 const POLL: Duration = Duration::from_secs(2);
-/// The same where changes cannot be watched at all.
+/// The same where file watches are unavailable.
 const POLL_UNWATCHED: Duration = Duration::from_millis(200);
 
 /// A folder of manifests.
@@ -46,12 +46,12 @@ pub struct FolderSource {
     folder: PathBuf,
 }
 
-/// What a folder holds at one moment.
+/// The content of a folder at one moment.
 #[derive(Debug)]
 pub struct Loaded {
     /// Every object, each as a [`Change::Apply`].
     pub changes: Vec<Change>,
-    /// Everything that is wrong.
+    /// All errors and warnings.
     pub problems: Vec<Problem>,
 }
 
@@ -63,8 +63,8 @@ impl FolderSource {
 
     /// Reads the folder once.
     pub fn load(&self) -> Loaded {
-        let mut state = State::new(self.folder.clone());
-        let batch = state.scan(&Hints::default()).batch.unwrap_or_default();
+        let mut scanner = FolderScanner::new(self.folder.clone());
+        let batch = scanner.scan(&Hints::default()).batch.unwrap_or_default();
         Loaded { changes: batch.changes, problems: batch.problems }
     }
 }
@@ -75,38 +75,37 @@ impl Source for FolderSource {
     }
 }
 
-/// Whether a Pod runs on this machine: its address is a loopback one, and it has not ended. Other Pods only count
-/// as endpoints.
+/// Whether a Pod runs on this machine: it has a loopback address and has not ended. Other Pods only count as endpoints.
 pub fn is_local(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let address = status.and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse::<IpAddr>().ok());
     address.is_some_and(|address| address.is_loopback()) && !has_ended(pod)
 }
 
-/// Everything that the last scan knew, and what was told to the receiver.
-struct State {
+/// The result of the last scan, and what was sent to the receiver.
+struct FolderScanner {
     files: Files,
-    told: BTreeMap<ObjectKey, (Object, Option<Arc<str>>)>,
-    /// [`Files::changes`] when `told` was made.
-    told_at: Option<u64>,
+    sent: BTreeMap<ObjectKey, (Object, Option<Arc<str>>)>,
+    /// [`Files::changes`] when `sent` was built.
+    sent_at: Option<u64>,
 }
 
 struct Scan {
-    /// Nothing if nothing is new.
+    /// `None` if nothing has changed.
     batch: Option<Batch>,
-    /// When to look again although nothing will be reported.
+    /// When to scan again even without an event.
     again: Option<Duration>,
 }
 
-impl State {
+impl FolderScanner {
     fn new(folder: PathBuf) -> Self {
-        Self { files: Files::new(folder), told: BTreeMap::new(), told_at: None }
+        Self { files: Files::new(folder), sent: BTreeMap::new(), sent_at: None }
     }
 
-    /// Reads what has changed and says how the objects differ from what was told before.
+    /// Reads what has changed and returns how the objects differ from those sent before.
     fn scan(&mut self, hints: &Hints) -> Scan {
         let again = self.files.refresh(hints);
-        if self.told_at.replace(self.files.changes()) == Some(self.files.changes()) {
+        if self.sent_at.replace(self.files.changes()) == Some(self.files.changes()) {
             return Scan { batch: None, again };
         }
         let mut problems = self.files.problems();
@@ -127,7 +126,7 @@ impl State {
                         field: None,
                         object: Some(key.to_string()),
                         severity: ProblemSeverity::Error,
-                        message: format!("{key} is in {first} already; this one is left out"),
+                        message: format!("{key} already exists in {first}; this one is ignored"),
                     });
                 }
             }
@@ -141,42 +140,42 @@ impl State {
     }
 
     fn differences(&mut self, objects: BTreeMap<ObjectKey, (Object, Option<Arc<str>>)>) -> Vec<Change> {
-        let gone = self.told.keys().filter(|key| !objects.contains_key(key)).cloned().map(Change::Delete);
+        let gone = self.sent.keys().filter(|key| !objects.contains_key(key)).cloned().map(Change::Delete);
         let mut changes: Vec<_> = gone.collect();
         for (key, (object, origin)) in &objects {
-            if self.told.get(key).is_none_or(|(old, place)| old != object || place != origin) {
+            if self.sent.get(key).is_none_or(|(old, place)| old != object || place != origin) {
                 changes.push(Change::Apply { object: object.clone(), origin: origin.clone() });
             }
         }
-        self.told = objects;
+        self.sent = objects;
         changes
     }
 }
 
-/// What the watcher tells about one path.
-enum Seen {
+/// An event about one path.
+enum FileEvent {
     /// A process has it open for writing.
     Writing(PathBuf),
-    /// It is as it should be, or another thing changed about it.
+    /// It was closed after writing, or something else about it changed.
     Changed(PathBuf),
 }
 
 async fn watch(folder: PathBuf, batches: mpsc::Sender<Batch>) {
     let (sender, mut seen) = mpsc::unbounded_channel();
     let mut watcher = FolderWatcher::new(folder.clone(), sender);
-    let mut state = State::new(folder.clone());
+    let mut scanner = FolderScanner::new(folder.clone());
     let mut hints = Hints::default();
     let mut problems = Vec::new();
     let mut is_first = true;
     loop {
-        // Before the scan, so that what changes during it is reported.
+        // Before the scan, so that changes during the scan cause events.
         watcher.follow();
         let scanned = tokio::task::spawn_blocking(move || {
-            let scan = state.scan(&hints);
-            (state, hints, scan)
+            let scan = scanner.scan(&hints);
+            (scanner, hints, scan)
         });
         let Ok((returned, returned_hints, scan)) = scanned.await else { return };
-        (state, hints) = (returned, returned_hints);
+        (scanner, hints) = (returned, returned_hints);
         hints.changed.clear();
         if let Some(batch) = scan.batch
             && (is_first || !batch.changes.is_empty() || batch.problems != problems)
@@ -193,7 +192,7 @@ async fn watch(folder: PathBuf, batches: mpsc::Sender<Batch>) {
         }
         let poll = if watcher.is_watching() { POLL } else { POLL_UNWATCHED };
         let mut due = Instant::now() + scan.again.unwrap_or(poll).min(poll);
-        // A flood of events must not keep the scan from ever being due.
+        // The deadline bounds the wait: a flood of events must not postpone the scan forever.
         while Instant::now() < due {
             tokio::select! {
                 () = batches.closed() => return,
@@ -207,17 +206,17 @@ async fn watch(folder: PathBuf, batches: mpsc::Sender<Batch>) {
     }
 }
 
-/// Watches the folder as it is, and its parent for another taking its place.
+/// Watches the folder, and its parent in case the folder is replaced.
 struct FolderWatcher {
     folder: PathBuf,
-    sender: mpsc::UnboundedSender<Seen>,
+    sender: mpsc::UnboundedSender<FileEvent>,
     /// The watcher and the inode that it watches.
     current: Option<(notify::RecommendedWatcher, u64)>,
     is_reported: bool,
 }
 
 impl FolderWatcher {
-    fn new(folder: PathBuf, sender: mpsc::UnboundedSender<Seen>) -> Self {
+    fn new(folder: PathBuf, sender: mpsc::UnboundedSender<FileEvent>) -> Self {
         Self { folder, sender, current: None, is_reported: false }
     }
 
@@ -225,7 +224,7 @@ impl FolderWatcher {
         self.current.is_some()
     }
 
-    /// Starts to watch the folder that is there now, unless it is the one that is watched.
+    /// Watches the folder that exists now, unless it is already watched.
     fn follow(&mut self) {
         let inode = std::fs::metadata(&self.folder).map(|metadata| metadata.ino()).ok();
         if self.current.as_ref().map(|(_, watched)| *watched) == inode {
@@ -249,7 +248,7 @@ impl FolderWatcher {
 
 fn start_watcher(
     folder: &Path,
-    sender: mpsc::UnboundedSender<Seen>,
+    sender: mpsc::UnboundedSender<FileEvent>,
 ) -> notify::Result<notify::RecommendedWatcher> {
     let below = folder.to_owned();
     let report = move |event: notify::Result<notify::Event>| {
@@ -262,7 +261,7 @@ fn start_watcher(
         };
         for path in event.paths.into_iter().filter(|path| path.starts_with(&below)) {
             // The receiver is gone when the source ends.
-            let _ = sender.send(if is_writing { Seen::Writing(path) } else { Seen::Changed(path) });
+            let _ = sender.send(if is_writing { FileEvent::Writing(path) } else { FileEvent::Changed(path) });
         }
     };
     let mut watcher = notify::recommended_watcher(report)?;
@@ -283,12 +282,12 @@ fn log_problems(now: &[Problem], before: &[Problem]) {
 }
 
 impl Hints {
-    fn note(&mut self, seen: Seen) {
+    fn note(&mut self, seen: FileEvent) {
         match seen {
-            Seen::Writing(path) => {
+            FileEvent::Writing(path) => {
                 self.writing.insert(path, std::time::Instant::now());
             }
-            Seen::Changed(path) => {
+            FileEvent::Changed(path) => {
                 self.writing.remove(&path);
                 self.changed.insert(path);
             }

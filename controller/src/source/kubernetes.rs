@@ -1,16 +1,16 @@
 //! Objects from a Kubernetes API server, watched.
 //!
-//! Each kind has a watch of its own ([`tidegate_kubernetes::watch`]) over the whole cluster: an ingress controller may
-//! be anywhere, and its addresses must not go stale when its namespace's labels change. Only the MeshConfig is looked
-//! for in one place, the control plane's namespace, under its one name. What came while the engine was busy is
-//! handed over together, each object once; nothing waits for more to come.
+//! Each kind has its own watch ([`tidegate_kubernetes::watch`]) over the whole cluster: an ingress controller may be in
+//! any namespace, and its addresses must not go stale when its namespace's labels change. Only the MeshConfig is read
+//! from one namespace, the control plane's, under its fixed name. Changes that arrive while the engine is busy are
+//! delivered together, each object once; they are never delayed to collect more.
 //!
-//! Each namespace has a share of the memory (`holdings`): objects beyond it are not held, however many there are.
+//! Each namespace has a share of memory (`holdings`); objects beyond it are not held.
 //!
-//! A Pod whose sidecar listens to another control plane is kept like a Pod without a sidecar.
+//! A Pod whose sidecar connects to another control plane is kept like a Pod without a sidecar.
 //!
-//! ServiceAccounts are not read: an identity is made of a Pod's namespace and the name in its spec, and the API
-//! server admits no Pod whose ServiceAccount is missing. Only the fields that the controller reads are decoded
+//! ServiceAccounts are not read: an identity consists of a Pod's namespace and the name in its spec, and the API server
+//! admits no Pod whose ServiceAccount is missing. Only the fields that the controller reads are decoded
 //! ([`crate::object::stored`]).
 
 mod holdings;
@@ -43,9 +43,9 @@ use holdings::Holdings;
 
 /// Messages of watches that wait for the engine.
 const QUEUE: usize = 256;
-/// The most messages that are handed over together, so that a flood does not keep the first of it waiting.
+/// The most messages in one batch, so that a flood does not delay the first of them.
 const MOST_MESSAGES: usize = 4096;
-/// How often kinds are listed anew because objects may fit now that were left out before.
+/// How often kinds may be listed again because objects that were left out may fit now.
 const RELIST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A Kubernetes API server.
@@ -60,30 +60,30 @@ pub struct KubernetesSource {
     relist_interval: Duration,
 }
 
-/// What one watch says beside what it has put into the holdings.
-struct Message {
+/// A message of one watch, apart from what it has put into the holdings.
+struct WatchMessage {
     kind: Kind,
     /// Why the kind cannot be read.
     unreadable: Option<String>,
 }
 
-/// The watches of all kinds; they end when this is dropped.
+/// The watches of all kinds. Dropping it ends them.
 struct Watches {
     tasks: JoinSet<()>,
-    /// Asks for a new list of a kind.
+    /// Requests a new list of a kind.
     relist: BTreeMap<Kind, Arc<Notify>>,
 }
 
-/// What the watches have said so far.
+/// What the watches have reported so far.
 #[derive(Debug, Default)]
-struct State {
+struct WatchedState {
     listed: Vec<Kind>,
     unreadable: BTreeMap<Kind, Problem>,
     problems: BTreeMap<ObjectKey, Problem>,
 }
 
 impl KubernetesSource {
-    /// A source that reads what this client may see; the MeshConfig is the one in `namespace`, the control plane's.
+    /// A source of everything that this client may read; the MeshConfig is the one in `namespace`, the control plane's.
     pub fn new(client: Client, namespace: impl Into<String>, metrics: WatchMetrics) -> Self {
         Self {
             client,
@@ -96,7 +96,7 @@ impl KubernetesSource {
         }
     }
 
-    /// Counts the objects that are left out among these metrics.
+    /// Registers a metric for objects that are left out.
     #[must_use]
     pub fn counted(mut self, metrics: &Metrics) -> Self {
         self.left_out = NamespaceGauge::register(
@@ -107,7 +107,7 @@ impl KubernetesSource {
         self
     }
 
-    /// Another share of each namespace, in bytes, and another interval of new lists than the default ones.
+    /// Replaces the default share of a namespace, in bytes, and the default interval of new lists.
     #[cfg(test)]
     #[must_use]
     fn with_share(mut self, share: usize, relist_interval: Duration) -> Self {
@@ -115,14 +115,15 @@ impl KubernetesSource {
         self
     }
 
-    /// Other waits than the default ones.
+    /// Replaces the default timeouts.
+    #[cfg(test)]
     #[must_use]
-    pub fn timing(mut self, timing: Timing) -> Self {
+    pub(crate) fn timing(mut self, timing: Timing) -> Self {
         self.timing = timing;
         self
     }
 
-    fn watches(&self, sender: &mpsc::Sender<Message>, holdings: &Holdings) -> Watches {
+    fn watches(&self, sender: &mpsc::Sender<WatchMessage>, holdings: &Holdings) -> Watches {
         let mut watches = Watches { tasks: JoinSet::new(), relist: BTreeMap::new() };
         macro_rules! start {
             ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
@@ -159,9 +160,9 @@ impl KubernetesSource {
         let (sender, mut messages) = mpsc::channel(QUEUE);
         let holdings = Holdings::new(self.share, self.left_out.clone());
         let watches = self.watches(&sender, &holdings);
-        // So that the queue ends if every watch does.
+        // So that the queue ends when every watch has ended.
         drop(sender);
-        let mut state = State::default();
+        let mut state = WatchedState::default();
         let mut relist =
             tokio::time::interval_at(Instant::now() + self.relist_interval, self.relist_interval);
         loop {
@@ -196,13 +197,13 @@ impl Watches {
         kind: Kind,
         watch: Watch<()>,
         timing: Timing,
-        sender: &mpsc::Sender<Message>,
+        sender: &mpsc::Sender<WatchMessage>,
         holdings: &Holdings,
     ) {
         let relist = Arc::new(Notify::new());
         self.relist.insert(kind, relist.clone());
         let holdings = holdings.clone();
-        let wrap = move |event| Message::new(kind, event, &holdings);
+        let wrap = move |event| WatchMessage::new(kind, event, &holdings);
         self.tasks.spawn(watch.relist(relist).timing(timing).run(sender.clone(), wrap));
     }
 
@@ -217,8 +218,8 @@ impl Source for KubernetesSource {
     }
 }
 
-/// Whether a Pod, as the source tells of it, is a workload of the mesh: our injector's sidecar is in it, it has an address of its own, and it
-/// has not ended.
+/// Whether a Pod, as reported by this source, is a workload of the mesh: it has our injector's sidecar and its own
+/// address, and has not ended.
 pub fn is_injected(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let has_address = status.and_then(|status| status.pod_ip.as_ref()).is_some_and(|ip| !ip.is_empty());
@@ -226,9 +227,9 @@ pub fn is_injected(pod: &Pod) -> bool {
     has_sidecar(pod) && has_address && !is_host && !has_ended(pod)
 }
 
-impl Message {
-    /// Called in the order of what the watch hands over, so that an object that comes again is not taken for one that is
-    /// gone.
+impl WatchMessage {
+    /// Must be called in the order in which the watch reports, so that a recreated object is not mistaken for a deleted
+    /// one.
     fn new(kind: Kind, event: Event<()>, holdings: &Holdings) -> Self {
         match event {
             Event::Unreadable(reason) => Self { kind, unreadable: Some(reason) },
@@ -242,8 +243,8 @@ impl Message {
     }
 }
 
-impl State {
-    fn take(&mut self, message: Message) {
+impl WatchedState {
+    fn take(&mut self, message: WatchMessage) {
         let kind = message.kind;
         if let Some(reason) = message.unreadable {
             let problem = unreadable(kind, &reason);
@@ -259,7 +260,7 @@ impl State {
         }
     }
 
-    /// Notes which objects cannot be read, and which can again.
+    /// Records which objects have become unreadable or readable.
     fn note_unreadable(&mut self, changes: &[Change]) {
         for change in changes {
             match change {
@@ -293,7 +294,7 @@ fn problem(object: &Unreadable) -> Problem {
 
 macro_rules! define_definition_of {
     ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
-        /// The name of the CustomResourceDefinition that brings a kind.
+        /// The name of a kind's CustomResourceDefinition.
         fn definition_of(kind: Kind) -> Option<String> {
             match kind {
                 $(Kind::$kind => (<$type>::custom()?.definition)().metadata.name.clone(),)*
@@ -309,7 +310,7 @@ fn unreadable(kind: Kind, reason: &str) -> Problem {
         Some(crd) if reason.starts_with("404") => {
             format!("CustomResourceDefinition {crd} is not installed; waiting for it")
         }
-        _ => format!("cannot be read, trying on: {reason}"),
+        _ => format!("cannot be read, retrying: {reason}"),
     };
     Problem {
         file: kind.to_string(),

@@ -1,8 +1,8 @@
-//! Statuses written back to the objects themselves, by the one replica that leads.
+//! Writes statuses to the objects themselves, on the replica that leads.
 //!
-//! Every replica knows every status. The leader writes those that have changed; who becomes the leader writes all of
-//! them once, which changes nothing where they are right already. A write merges our fields into the status and
-//! leaves others' fields alone.
+//! Every replica computes every status. The leader writes those that have changed; a new leader writes all of them
+//! once, which changes nothing where they are already right. A write merges our fields into the status and leaves
+//! others' fields alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,20 +24,20 @@ use crate::compile::status::ObjectStatus;
 use crate::object::kinds::kinds;
 use crate::object::{Kind, ObjectKey};
 
-/// Writes at a time.
+/// Concurrent writes.
 const CONCURRENT: usize = 8;
-/// How long one write may take.
+/// The timeout of one write.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The first and the longest pause after a write that failed.
+/// The first and the longest pause after a failed write.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
 /// The statuses that objects should have. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct KubernetesStatuses(Arc<Shared>);
+pub struct KubernetesStatuses(Arc<StatusQueue>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct StatusQueue {
+    state: Mutex<QueuedStatuses>,
     news: Notify,
     is_leader: Gauge,
     written: Counter,
@@ -45,18 +45,18 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueuedStatuses {
     wanted: BTreeMap<ObjectKey, Value>,
-    /// Those that may not be what the objects have.
+    /// Those that may differ from what is stored.
     unwritten: BTreeSet<ObjectKey>,
 }
 
-/// What became of a write.
-enum Outcome {
+/// The outcome of a write.
+enum WriteOutcome {
     Written,
-    /// The object is not there; its next version will have another status.
+    /// The object does not exist; its next version gets its own status.
     Gone,
-    /// It will never be taken as it is.
+    /// The API server will never accept it.
     Refused,
     Failed,
 }
@@ -79,7 +79,7 @@ impl KubernetesStatuses {
             );
             registry.register(
                 "tidegate_controller_status_writes_failed",
-                "Statuses that could not be written at one try",
+                "Failed attempts to write a status",
                 shared.failed.clone(),
             );
         });
@@ -95,7 +95,7 @@ impl KubernetesStatuses {
             }
             self.0.is_leader.set(1);
             {
-                // What another leader wrote last is not known.
+                // Another leader may have written anything.
                 let mut state = self.0.lock();
                 state.unwritten = state.wanted.keys().cloned().collect();
             }
@@ -107,8 +107,8 @@ impl KubernetesStatuses {
     }
 }
 
-impl Shared {
-    /// Writes what is unwritten, for ever.
+impl StatusQueue {
+    /// Writes what is unwritten; never returns.
     async fn write_all(&self, client: &Client) {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         loop {
@@ -119,7 +119,7 @@ impl Shared {
             };
             if due.is_empty() {
                 backoff.reset();
-                // A permit is kept for us if news came since the look above.
+                // `Notify` keeps a permit if a status changed since the check above.
                 self.news.notified().await;
                 continue;
             }
@@ -137,30 +137,30 @@ impl Shared {
         }
     }
 
-    /// Whether there is nothing more to do about this status.
+    /// Whether this status is settled: written, or never accepted.
     async fn write(&self, client: &Client, key: ObjectKey, status: Value) -> bool {
         let outcome = match tokio::time::timeout(PATIENCE, patch(client, &key, &status)).await {
-            Ok(Ok(())) => Outcome::Written,
-            Ok(Err(kube::Error::Api(answer))) if answer.code == 404 => Outcome::Gone,
+            Ok(Ok(())) => WriteOutcome::Written,
+            Ok(Err(kube::Error::Api(answer))) if answer.code == 404 => WriteOutcome::Gone,
             Ok(Err(kube::Error::Api(answer))) if matches!(answer.code, 400 | 422) => {
                 warn!(object = %key, reason = answer.message, "status is refused");
-                Outcome::Refused
+                WriteOutcome::Refused
             }
             Ok(Err(error)) => {
                 warn!(object = %key, %error, "status not written, trying again");
-                Outcome::Failed
+                WriteOutcome::Failed
             }
             Err(_) => {
                 warn!(object = %key, "status not written within {PATIENCE:?}, trying again");
-                Outcome::Failed
+                WriteOutcome::Failed
             }
         };
         match outcome {
-            Outcome::Written => drop(self.written.inc()),
-            Outcome::Gone => debug!(object = %key, "gone before its status was written"),
-            Outcome::Refused | Outcome::Failed => drop(self.failed.inc()),
+            WriteOutcome::Written => drop(self.written.inc()),
+            WriteOutcome::Gone => debug!(object = %key, "gone before its status was written"),
+            WriteOutcome::Refused | WriteOutcome::Failed => drop(self.failed.inc()),
         }
-        let is_done = !matches!(outcome, Outcome::Failed);
+        let is_done = !matches!(outcome, WriteOutcome::Failed);
         let mut state = self.lock();
         // Unless it has changed meanwhile.
         if is_done && state.wanted.get(&key).is_none_or(|wanted| *wanted == status) {
@@ -169,7 +169,7 @@ impl Shared {
         is_done
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueuedStatuses> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -192,7 +192,7 @@ impl StatusWriter for KubernetesStatuses {
     }
 }
 
-/// The fields that OSM's users know, and what is likely not meant. `null` takes a field away.
+/// The status fields of OSM, and our warnings. `null` removes a field.
 fn fields(status: &ObjectStatus) -> Value {
     let warnings = (!status.warnings.is_empty()).then_some(&status.warnings);
     json!({
@@ -217,7 +217,7 @@ kinds!(define_resource);
 
 async fn patch(client: &Client, key: &ObjectKey, status: &Value) -> kube::Result<()> {
     let resource = resource(key.kind);
-    // The answer is the object, which our types need not be able to read.
+    // The answer is the object, which our types may be unable to read.
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.name.namespace, &resource);
     let patch = Patch::Merge(json!({"status": status}));
     api.patch_status(&key.name.name, &PatchParams::default(), &patch).await.map(drop)

@@ -1,7 +1,7 @@
-//! Custom resources as they are stored. One that cannot be read does not keep the others from being read, and grants
-//! nothing, nor does its last version that could be read.
+//! Custom resources as they are stored. One that cannot be read does not prevent others from being read. It grants
+//! nothing, and neither does its last readable version.
 //!
-//! The spec decides. The status is written by the controller itself and is not decoded.
+//! Only `spec` is decoded. The controller itself writes the status.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
@@ -27,7 +27,7 @@ struct Named {
     metadata: Meta,
 }
 
-/// A custom resource whose `spec` decides.
+/// A custom resource whose content is its `spec`.
 pub(crate) trait Custom: Stored + CustomResourceExt + HasSpec<Spec: DeserializeOwned> {
     /// An object without a status.
     fn of(metadata: ObjectMeta, spec: Self::Spec) -> Self;
@@ -76,7 +76,7 @@ mod tests {
             let Object::Unreadable(object) = decode::<IngressBackend>(&text).unwrap() else {
                 panic!("it is read")
             };
-            assert!(object.may_open("tenant/any", 80), "it may be about any of them");
+            assert!(object.may_open("tenant/any", 80), "it may open any of them");
             assert_eq!(object.metadata.generation, Some(3));
             reason = object.reason();
         });

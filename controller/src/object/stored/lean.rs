@@ -1,9 +1,8 @@
-//! What is read of each kind: all that decides about a policy, and little else. What is left out here is never decoded,
-//! costs no memory, and a change to it compiles nothing.
+//! What is decoded of each kind: all that decides about a policy, and little else. Fields left out here cost no memory,
+//! and a change to them compiles nothing.
 //!
-//! Lists are bounded, because their length is up to the author of an object. Items beyond a bound are ignored, which opens
-//! nothing: a port that is not known is refused, a label that is not known selects nothing. A
-//! selector that is too long picks nothing.
+//! Lists are bounded, because an object's author chooses their length. Items beyond a bound are ignored, which opens
+//! nothing: an unknown port is refused, an unknown label selects nothing. A selector that is too long selects nothing.
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, Namespace, ObjectReference, Pod, PodIP, PodSpec, PodStatus, Service,
@@ -20,15 +19,15 @@ use crate::service::SERVICE_NAME_LABEL;
 
 /// Ports of a Pod, of a Service, and of an EndpointSlice.
 const MOST_PORTS: usize = 1024;
-/// Endpoints of an EndpointSlice; Kubernetes itself allows as many.
+/// Endpoints of an EndpointSlice: Kubernetes' own bound.
 const MOST_ENDPOINTS: usize = 1000;
-/// Addresses of an endpoint; Kubernetes itself allows as many.
+/// Addresses of an endpoint: Kubernetes' own bound.
 const MOST_ADDRESSES: usize = 100;
 /// Labels of a Pod, and terms of a selector.
 const MOST_LABELS: usize = 256;
-/// Arguments of a container of ours.
+/// Arguments of one of our containers.
 const MOST_ARGUMENTS: usize = 256;
-/// Containers of a Pod that are looked at.
+/// Containers of a Pod that are read.
 const MOST_CONTAINERS: usize = 1024;
 
 pub(crate) fn namespace(text: &str) -> serde_json::Result<Namespace> {
@@ -66,8 +65,8 @@ pub(crate) fn endpoint_slice(text: &str) -> serde_json::Result<EndpointSlice> {
     })
 }
 
-/// A Pod without a sidecar that listens to the control plane in this namespace is kept for its addresses alone: they
-/// tell whether an endpoint is still the Pod's.
+/// Decodes a Pod. One without a sidecar of the control plane in this namespace is kept for its addresses alone: they
+/// show whether an endpoint is still the Pod's.
 pub(crate) fn pod(text: &str, control_plane: &str) -> serde_json::Result<Pod> {
     let LeanPod { metadata, spec, status } = serde_json::from_str(text)?;
     let labels = metadata.labels.clone().map(|labels| labels.entries);
@@ -87,7 +86,7 @@ pub(crate) fn pod(text: &str, control_plane: &str) -> serde_json::Result<Pod> {
     Ok(pod)
 }
 
-/// Those of the sidecar have said what they are for.
+/// Removes all arguments but the sidecar's, which have served their purpose.
 fn forget_other_arguments(pod: &mut Pod) {
     let containers = pod.spec.iter_mut().flat_map(|spec| spec.init_containers.iter_mut().flatten());
     for container in containers.filter(|container| container.name != names::INTERCEPT) {
@@ -100,7 +99,7 @@ struct LeanNamespace {
     metadata: Meta<Only<MembershipLabels>>,
 }
 
-/// The label that says whose endpoints they are.
+/// The label with the name of the Service whose endpoints a slice holds.
 struct ServiceName;
 
 impl Wanted for ServiceName {
@@ -228,7 +227,7 @@ impl From<LeanEndpoint> for Endpoint {
 }
 
 impl From<LeanPodSpec> for PodSpec {
-    /// Only containers of ours keep their names: what others declare is put together, in their order.
+    /// Only our own containers keep their names: the ports of the others are joined in one, in order.
     fn from(spec: LeanPodSpec) -> Self {
         let mut room = MOST_PORTS;
         let containers = spec.containers.map(|containers| containers.0).unwrap_or_default();
@@ -242,7 +241,7 @@ impl From<LeanPodSpec> for PodSpec {
                     args: container.args.map(|arguments| arguments.0),
                     ..Container::default()
                 }),
-                // Others have ended before anybody comes.
+                // Other init containers have ended before clients connect.
                 _ if container.restart_policy.is_some() => sidecars.push(container),
                 _ => {}
             }
@@ -258,7 +257,7 @@ impl From<LeanPodSpec> for PodSpec {
     }
 }
 
-/// One container that declares the ports of all of these, as far as there is room; none if there are no ports.
+/// One container that declares the ports of all of these, up to `room` ports; `None` without ports.
 fn declaring(containers: impl Iterator<Item = LeanContainer>, room: &mut usize) -> Option<Container> {
     let ports = containers.flat_map(|container| container.ports.map(|ports| ports.0).unwrap_or_default());
     let ports = ports.take(*room).map(|LeanPort { name, container_port, protocol }| ContainerPort {
@@ -276,7 +275,7 @@ impl From<LeanPodStatus> for PodStatus {
     fn from(status: LeanPodStatus) -> Self {
         Self {
             phase: status.phase.filter(|phase| phase != "Pending" && phase != "Running"),
-            // One address is in both fields.
+            // A single address is in both fields.
             pod_ips: status.pod_ips.map(|ips| ips.0).filter(|ips| ips.len() > 1),
             pod_ip: status.pod_ip,
             ..Self::default()
@@ -290,7 +289,7 @@ mod tests {
 
     use super::*;
 
-    /// The most bytes that are held while this is done.
+    /// The peak of bytes allocated by `work`.
     fn held(work: impl FnOnce()) -> u64 {
         allocation_counter::measure(work).bytes_max
     }

@@ -1,6 +1,7 @@
-//! What an object takes of the memory, in bytes: itself, what indexes note of it, and what is written about it.
+//! An object's share of memory, in bytes: the object, its index entries, and what is written about it.
 //!
-//! Estimates on the safe side: lists may have twice the room that they use, and each text is an allocation of its own.
+//! The estimates are upper bounds: lists may have allocated twice the room that they use, and each text is a separate
+//! allocation.
 
 use std::collections::BTreeMap;
 
@@ -13,20 +14,20 @@ use super::Stored;
 use crate::object::Object;
 use crate::object::kinds::kinds;
 
-/// Names of an object in the index, in its watch and in what is noted of its size.
+/// Copies of an object's name in the index, in its watch and in the record of its size.
 const NAMES: usize = 768;
-/// An entry of an index by something that an object refers to.
+/// An index entry for something that an object refers to.
 pub(crate) const REFERENCE: usize = 256;
-/// The status of an IngressBackend, as it is kept, shown and written.
+/// The status of an IngressBackend, as kept, shown and written.
 pub(crate) const STATUS: usize = 6 * 1024;
-/// An allocation beside its content.
+/// The overhead of an allocation.
 const ALLOCATION: usize = 32;
-/// An entry of a map beside its texts.
+/// The overhead of a map entry.
 const ENTRY: usize = 128;
 
 macro_rules! define_of {
     ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
-        /// Bytes that an object takes, with its names.
+        /// Bytes that an object takes, including its names.
         pub(crate) fn of(object: &Object) -> usize {
             NAMES
                 + match object {
@@ -120,7 +121,7 @@ fn entries(map: &BTreeMap<String, String>) -> usize {
     map.iter().map(|(key, value)| ENTRY + text(key) + text(value)).sum()
 }
 
-/// The place of an item in a list that may have twice the room.
+/// An item's slot in a list that may have allocated twice the room that it uses.
 pub(crate) fn item<T>() -> usize {
     2 * size_of::<T>()
 }
@@ -142,7 +143,7 @@ mod tests {
     use super::*;
     use crate::object::stored::{custom, lean};
 
-    /// What is reckoned for an object, and what decoding it leaves allocated.
+    /// The computed size of an object, and the bytes that decoding it leaves allocated.
     fn reckoned_and_held(decode: &dyn Fn() -> Object) -> (usize, usize) {
         let object = decode();
         let mut kept = None;

@@ -1,26 +1,26 @@
-//! One file as documents, and each document as objects or as what is wrong with it.
+//! Splits a file into documents, and turns each document into objects or problems.
 
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tidegate_crds::{Finding, not_enforced, schema};
 
-use super::yaml::{Misfit, Node, NodeValue, Place};
+use super::yaml::{Misfit, Node, NodeValue, YamlPlace};
 use crate::object::kinds::kinds;
 use crate::object::stored::{CustomKind, Stored};
 use crate::object::{Kind, Object, ObjectKey, ObjectName};
 use crate::source::{Problem, ProblemSeverity};
 
-/// The namespace of objects that name none, as with `kubectl`.
+/// The namespace of objects without one, as with `kubectl`.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Debug, Default)]
 pub(super) struct ParsedFile {
     pub(super) objects: Vec<Parsed>,
-    /// Objects that are there and broken.
+    /// Objects that exist but cannot be read.
     pub(super) broken: Vec<ObjectKey>,
-    /// Whether something is broken that might be any object.
+    /// Whether an unreadable document might define any object.
     pub(super) has_unknown: bool,
     pub(super) problems: Vec<Problem>,
 }
@@ -32,7 +32,7 @@ pub(super) struct Parsed {
     pub(super) line: u64,
 }
 
-/// Reads a whole file; what is wrong with one document leaves the others alone.
+/// Parses a whole file; an invalid document does not affect the others.
 pub(super) fn parse(file: &str, text: &str) -> ParsedFile {
     let mut reader = Reader { file, first_line: 1, parsed: ParsedFile::default() };
     for (first_line, document) in split(text) {
@@ -42,9 +42,9 @@ pub(super) fn parse(file: &str, text: &str) -> ParsedFile {
     reader.parsed
 }
 
-/// Cuts a stream into documents, each with the number of its first line. A line that starts with `---` always
-/// begins a document and `...` always ends one (YAML 1.2 §9.1), so this needs no parser, and a document that is no
-/// YAML cannot swallow the next.
+/// Splits a stream into documents, each with the number of its first line. A line that starts with `---` always begins
+/// a document and `...` always ends one (YAML 1.2 §9.1), so this needs no parser, and an invalid document cannot
+/// swallow the next.
 fn split(text: &str) -> Vec<(u64, &str)> {
     let mut documents = Vec::new();
     let (mut start, mut first_line, mut offset) = (0, 1, 0);
@@ -67,7 +67,7 @@ fn split(text: &str) -> Vec<(u64, &str)> {
 
 struct Reader<'f> {
     file: &'f str,
-    /// The line in the file that is line 1 of the document.
+    /// The line in the file where the document starts.
     first_line: u64,
     parsed: ParsedFile,
 }
@@ -117,12 +117,12 @@ impl Reader<'_> {
             let object = self.title(node, kind);
             return self.about(node.place, None, Some(object), ProblemSeverity::Warning, message);
         }
-        let message = format!("{api_version} {kind} is of no use to the mesh and is left out");
+        let message = format!("{api_version} {kind} is not used by the mesh and is ignored");
         self.problem(node.place, None, None, ProblemSeverity::Info, message);
     }
 
-    /// Reads an object of a kind that the controller knows. Returns whether this is its version, or at least a kind of
-    /// ours.
+    /// Reads an object of a kind that the controller reads. Returns whether the `apiVersion` is of this kind, even in
+    /// an unsupported version.
     fn read<K: Stored>(&mut self, node: &Node, api_version: &str) -> bool {
         let right = K::api_version(&());
         let Some(custom) = K::custom() else {
@@ -155,7 +155,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Every wrong field of a custom resource is reported at once, with its place.
+    /// Reports every invalid field of a custom resource at once, with its place.
     fn read_custom<K: Stored>(&mut self, node: &Node, custom: &CustomKind<K>) {
         let Some(key) = self.key(node, K::KIND) else { return };
         let findings = schema::check((custom.definition)(), &node.to_json());
@@ -219,11 +219,11 @@ impl Reader<'_> {
     }
 
     fn misfit(&mut self, misfit: &Misfit, key: Option<&ObjectKey>) {
-        let place = misfit.place.unwrap_or(Place { line: 1, column: 0 });
+        let place = misfit.place.unwrap_or(YamlPlace { line: 1, column: 0 });
         self.problem(place, misfit.field(), key, ProblemSeverity::Error, misfit.message.clone());
     }
 
-    /// `<kind> <namespace>/<name>` of an object of a kind that is not read.
+    /// `<kind> <namespace>/<name>` of an object of another kind.
     fn title(&self, node: &Node, kind: &str) -> String {
         let text = |name| node.get("metadata")?.get(name)?.text();
         let namespace = text("namespace").unwrap_or(DEFAULT_NAMESPACE);
@@ -232,7 +232,7 @@ impl Reader<'_> {
 
     fn problem(
         &mut self,
-        place: Place,
+        place: YamlPlace,
         field: Option<String>,
         key: Option<&ObjectKey>,
         severity: ProblemSeverity,
@@ -243,7 +243,7 @@ impl Reader<'_> {
 
     fn about(
         &mut self,
-        place: Place,
+        place: YamlPlace,
         field: Option<String>,
         object: Option<String>,
         severity: ProblemSeverity,
@@ -260,12 +260,12 @@ impl Reader<'_> {
         });
     }
 
-    fn line(&self, place: Place) -> u64 {
+    fn line(&self, place: YamlPlace) -> u64 {
         self.first_line + place.line.saturating_sub(1)
     }
 }
 
-/// The object with the namespace that it is taken to have.
+/// The object with its name and namespace filled in.
 fn with_name(object: Object, name: &ObjectName) -> Object {
     fn set(metadata: &mut ObjectMeta, name: &ObjectName) {
         metadata.namespace = (!name.namespace.is_empty()).then(|| name.namespace.to_string());

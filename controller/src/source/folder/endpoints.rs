@@ -1,4 +1,4 @@
-//! EndpointSlices for Services whose author wrote none: what Kubernetes' own controller would make of the Pods.
+//! EndpointSlices for Services that have none, derived from the Pods as Kubernetes' own controller does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use crate::object::{Object, ObjectName};
 use crate::service::SERVICE_NAME_LABEL;
 use crate::service::{NamedPorts, selects, target_ports_of};
 
-/// One EndpointSlice for each Service that has a selector and none of its own, and each family of addresses.
+/// One EndpointSlice for each address family of each Service that has a selector and no EndpointSlice.
 pub(super) fn derive<'o>(objects: impl Iterator<Item = &'o Object>) -> Vec<Object> {
     let (mut services, mut pods, mut covered) = (Vec::new(), Vec::new(), BTreeSet::new());
     for object in objects {

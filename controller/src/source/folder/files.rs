@@ -1,4 +1,4 @@
-//! What each file of the folder holds, through edits, breakage and removal.
+//! The content of each file of the folder, across edits, errors and removal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -13,21 +13,21 @@ use crate::source::{Problem, ProblemSeverity};
 
 /// The most bytes of one file.
 const MAX_FILE_BYTES: u64 = 8 << 20;
-/// Folders within folders, at most.
+/// The deepest nesting of folders.
 const MAX_DEPTH: usize = 16;
-/// A file that is gone or blank for less than this is being saved by an editor.
+/// A file that has been missing or blank for less than this is considered in the middle of a save.
 const SAVE_GRACE: Duration = Duration::from_millis(60);
-/// A file that its writer keeps open for longer than this without writing is read as it is.
+/// A file that a writer keeps open for longer than this without writing is read anyway.
 const WRITE_GRACE: Duration = Duration::from_secs(1);
-/// When a file that is being saved is looked at again.
+/// When to look again at a file that is being saved.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What was reported about paths since the last refresh.
 #[derive(Debug, Default)]
 pub(super) struct Hints {
-    /// Changed, whatever their timestamps say.
+    /// Changed, whatever their timestamps.
     pub(super) changed: HashSet<PathBuf>,
-    /// Open for writing, and when they last were written to.
+    /// Open for writing, with the time of the last write.
     pub(super) writing: HashMap<PathBuf, Instant>,
 }
 
@@ -36,9 +36,9 @@ pub(super) struct Files {
     folder: PathBuf,
     /// By path relative to the folder, which is how they are sorted and shown.
     files: BTreeMap<String, File>,
-    /// What is wrong with the folder itself.
+    /// Problems with the folder itself.
     problems: Vec<Problem>,
-    /// Counts what `refresh` has found different.
+    /// Counts refreshes that found differences.
     changes: u64,
 }
 
@@ -51,7 +51,7 @@ struct File {
     empty_since: Option<Instant>,
 }
 
-/// What tells one state of a file from another without reading it.
+/// Metadata that distinguishes two states of a file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -64,12 +64,12 @@ impl Files {
         Self { folder, files: BTreeMap::new(), problems: Vec::new(), changes: 0 }
     }
 
-    /// Differs after a refresh that has found anything different.
+    /// Changes with every refresh that found a difference.
     pub(super) fn changes(&self) -> u64 {
         self.changes
     }
 
-    /// Every object with its file and line, in order of files and then of lines.
+    /// Every object with its file and line, ordered by file and line.
     pub(super) fn objects(&self) -> impl Iterator<Item = (&Object, &str, u64)> {
         self.files
             .iter()
@@ -81,7 +81,7 @@ impl Files {
         self.problems.iter().chain(files).cloned().collect()
     }
 
-    /// Reads what has changed. Returns when to look again if something is being saved right now.
+    /// Reads what has changed. Returns when to look again if a file is being saved.
     pub(super) fn refresh(&mut self, hints: &Hints) -> Option<Duration> {
         let mut found = BTreeMap::new();
         let problems = std::mem::take(&mut self.problems);
@@ -91,14 +91,14 @@ impl Files {
             again |= self.refresh_file(name, path, *stamp, hints);
         }
         self.changes += u64::from(problems != self.problems);
-        // A folder that cannot be listed tells nothing about what is gone.
+        // If a folder could not be listed, a missing file may still exist.
         if is_whole {
             again |= self.forget_missing(&found.into_keys().collect());
         }
         again.then_some(LOOK_AGAIN)
     }
 
-    /// Whether the file must be looked at again soon.
+    /// Whether to look at the file again soon.
     fn refresh_file(&mut self, name: &str, path: &Path, stamp: Stamp, hints: &Hints) -> bool {
         let known = self.files.get(name);
         let is_same = known.is_some_and(|file| file.stamp == Some(stamp) && file.empty_since.is_none());
@@ -157,7 +157,7 @@ impl Files {
             if entry.file_name().to_string_lossy().starts_with('.') {
                 continue;
             }
-            // Follows links: a mounted ConfigMap is made of them.
+            // Follows links: a mounted ConfigMap consists of them.
             let Ok(metadata) = fs::metadata(&path) else { continue };
             if metadata.is_dir() && depth < MAX_DEPTH {
                 is_whole &= self.list(&path, depth + 1, found);
@@ -181,13 +181,13 @@ impl Files {
 }
 
 impl File {
-    /// Whether a file that held objects and now is gone or blank may be in the middle of being saved.
+    /// Whether a file that held objects and is now missing or blank may be in the middle of a save.
     fn is_within_grace(&mut self) -> bool {
         !self.objects.is_empty() && self.empty_since.get_or_insert_with(Instant::now).elapsed() < SAVE_GRACE
     }
 
-    /// Takes over what is good, and keeps the last good state of what is broken. As long as a broken document might
-    /// be any object, nothing that was there before is taken to be gone.
+    /// Applies what was parsed, and keeps the last good state of what is broken. While a broken document might define
+    /// any object, no earlier object is considered deleted.
     fn replace(&mut self, parsed: ParsedFile) {
         let mut objects = parsed.objects;
         for old in std::mem::take(&mut self.objects) {

@@ -7,10 +7,10 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// Longer than anything here takes, shorter than anybody waits.
+/// Longer than any step here takes; a hang still fails the test.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A folder, its source at work, and what the source has told.
+/// A folder, its running source, and what the source has reported.
 struct Watched {
     folder: TempDir,
     batches: mpsc::Receiver<Batch>,
@@ -124,7 +124,7 @@ async fn a_broken_file_keeps_the_last_good_state_of_its_objects_and_says_where()
         Watched::start(folder(&[("x.yaml", &both("1")), ("other.yaml", &service("other", "1"))]));
     watched.until("start", |w| w.port_of("b") == Some(1)).await;
 
-    // A wrong type: the object keeps its state, its neighbour in the file and other files go on.
+    // A wrong type: the object keeps its state; its neighbour in the file and other files still update.
     watched.write("x.yaml", &both("high").replace("port: 1}", "port: 2}"));
     watched.write("other.yaml", &service("other", "2"));
     watched.until("the good parts", |w| w.port_of("a") == Some(2) && w.port_of("other") == Some(2)).await;
@@ -133,13 +133,13 @@ async fn a_broken_file_keeps_the_last_good_state_of_its_objects_and_says_where()
     assert_eq!((problem.file.as_str(), problem.line), ("x.yaml", 9));
     assert_eq!(problem.field.as_deref(), Some("spec.ports[0].port"));
 
-    // No YAML at all: everything stays.
+    // Invalid YAML: everything stays.
     watched.write("x.yaml", "apiVersion: v1\nkind: [\n");
     watched.until("the report", |w| w.problems.iter().any(|p| p.field.is_none())).await;
     assert_eq!((watched.port_of("a"), watched.port_of("b")), (Some(2), Some(1)));
     assert_eq!(watched.problems[0].file, "x.yaml");
 
-    // Mended, and without `a`: now it is known to be gone.
+    // Fixed, and without `a`, which now counts as deleted.
     watched.write("x.yaml", &service("b", "3"));
     watched.until("the mended file", |w| w.port_of("b") == Some(3)).await;
     assert!(!watched.has("Service default/a"));
@@ -178,7 +178,7 @@ async fn a_file_that_is_being_written_is_left_until_it_is_whole() {
     let mut file = fs::File::create(watched.folder.path().join("x.yaml")).unwrap();
     let (first, second) = whole.split_at(whole.find("---").unwrap());
     file.write_all(first.as_bytes()).unwrap();
-    // That the source has looked at the folder since is seen by another file.
+    // The change of another file shows that the source has scanned the folder since.
     watched.write("marker.yaml", &service("marker", "1"));
     watched.until("the marker", |w| w.has("Service default/marker")).await;
     assert_eq!((watched.port_of("a"), watched.port_of("b")), (Some(1), Some(1)));
@@ -206,7 +206,7 @@ async fn of_an_object_in_two_files_the_first_counts_and_the_other_is_reported() 
     watched.until("start", |w| w.port_of("x") == Some(1)).await;
     assert_eq!(
         watched.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["b.yaml:2: error: Service default/x is in a.yaml:1 already; this one is left out"]
+        ["b.yaml:2: error: Service default/x already exists in a.yaml:1; this one is ignored"]
     );
     fs::remove_file(watched.folder.path().join("a.yaml")).unwrap();
     watched.until("the other one", |w| w.port_of("x") == Some(2)).await;
@@ -215,7 +215,7 @@ async fn of_an_object_in_two_files_the_first_counts_and_the_other_is_reported() 
 }
 
 #[tokio::test]
-async fn changes_that_come_together_are_told_together() {
+async fn changes_that_come_together_are_reported_together() {
     let mut watched = Watched::start(folder(&[]));
     watched.until("start", |w| w.count == 1).await;
     for i in 0..200 {

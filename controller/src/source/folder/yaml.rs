@@ -1,4 +1,4 @@
-//! YAML as a tree that knows where each value stands, and a deserializer that says where a value is wrong.
+//! YAML as a tree with the place of each value, and a deserializer that reports the place of an invalid one.
 
 use std::fmt;
 
@@ -12,15 +12,15 @@ use serde_saphyr::Spanned;
 
 /// A place in a text; lines and columns count from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct YamlPlace {
     pub(super) line: u64,
     pub(super) column: u64,
 }
 
-/// A value and where it stands.
+/// A value and its place.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    pub(super) place: Place,
+    pub(super) place: YamlPlace,
     pub(super) value: NodeValue,
 }
 
@@ -36,21 +36,21 @@ pub(super) enum NodeValue {
     Map(Vec<(String, Node)>),
 }
 
-/// A value that does not fit its type: where, in which field, and why.
+/// A value that does not fit its type: the place, the field, and the reason.
 #[derive(Clone, Debug)]
 pub(super) struct Misfit {
-    pub(super) place: Option<Place>,
-    /// Steps to the field, innermost first.
+    pub(super) place: Option<YamlPlace>,
+    /// Path to the field, innermost step first.
     steps: Vec<String>,
     pub(super) message: String,
 }
 
 impl Node {
-    /// Reads one document; the error says where it ends to be YAML.
+    /// Parses one document; an error has the place where the text stops being YAML.
     pub(super) fn parse(text: &str) -> Result<Self, Misfit> {
         let options = serde_saphyr::options! { with_snippet: false };
         serde_saphyr::from_str_with_options(text, options).map_err(|error| Misfit {
-            place: error.location().map(|at| Place { line: at.line(), column: at.column() }),
+            place: error.location().map(|at| YamlPlace { line: at.line(), column: at.column() }),
             steps: Vec::new(),
             message: plain_message(&error),
         })
@@ -70,8 +70,9 @@ impl Node {
         }
     }
 
-    /// Where the field at a path such as `spec.backends[0].port` stands, or what of the path is there.
-    pub(super) fn locate(&self, path: &str) -> Place {
+    /// The place of the field at a path such as `spec.backends[0].port`, or of the deepest part of the path that
+    /// exists.
+    pub(super) fn locate(&self, path: &str) -> YamlPlace {
         let mut node = self;
         for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
             let next = match (&node.value, step.strip_suffix(']')) {
@@ -110,14 +111,14 @@ impl Misfit {
         (!path.is_empty()).then(|| path.to_owned())
     }
 
-    fn within(mut self, step: String, place: Place) -> Self {
+    fn within(mut self, step: String, place: YamlPlace) -> Self {
         self.place.get_or_insert(place);
         self.steps.push(step);
         self
     }
 }
 
-/// The reason without the place that the library writes behind it: we say that ourselves, counted in the whole file.
+/// The reason without the place that the library appends: we report places ourselves, counted within the whole file.
 fn plain_message(error: &serde_saphyr::Error) -> String {
     let text = error.to_string();
     let text = text.lines().next().unwrap_or_default();
@@ -130,7 +131,7 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<NodeValue>::deserialize(deserializer)?;
-        let place = Place { line: spanned.referenced.line(), column: spanned.referenced.column() };
+        let place = YamlPlace { line: spanned.referenced.line(), column: spanned.referenced.column() };
         Ok(Self { place, value: spanned.value })
     }
 }
@@ -244,7 +245,7 @@ impl<'de> Deserializer<'de> for &'de Node {
         }
     }
 
-    /// Quantities may be written as numbers, which Kubernetes reads as the text they are.
+    /// Quantities may be written as numbers, which Kubernetes reads as text.
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
         name: &'static str,

@@ -1,13 +1,13 @@
-//! What is held of each namespace's objects, within its share.
+//! The objects held for each namespace, within its share.
 //!
-//! Users who may write into a namespace choose how many objects it has, and how large they are. The controller holds the
-//! oldest objects of a namespace that fit into its share and leaves out the newer ones, which therefore grant nothing:
-//! what worked before goes on, also after a restart. An IngressBackend that is left out says so in its status; a problem
-//! tells of the rest.
+//! Users with write access to a namespace choose how many objects it has, and how large they are. The controller holds
+//! the oldest objects of a namespace that fit into its share and leaves out the newer ones, which therefore grant
+//! nothing: what worked before keeps working, also after a restart. An IngressBackend that is left out reports it in
+//! its status; for other kinds there is one problem per namespace.
 //!
-//! Watches hand objects over as soon as they are decoded ([`Holdings::put`]), and the source takes what has changed
-//! since it last looked ([`Holdings::drain`]): one state of each object, the newest, so that changes that come faster
-//! than they are compiled do not pile up.
+//! Watches hand over objects as soon as they are decoded ([`Holdings::put`]), and the source takes what has changed
+//! since its last call ([`Holdings::drain`]). Only the newest state of each object is pending, so that changes do not
+//! pile up if they arrive faster than they are compiled.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,9 +25,9 @@ use crate::object::unreadable::Unreadable;
 use crate::object::{Change, Kind, Object, ObjectKey};
 use crate::source::{Problem, ProblemSeverity};
 
-/// The most bytes that the objects of one namespace take of the memory.
+/// The most bytes of memory that the objects of one namespace may take.
 pub(super) const SHARE: usize = 48 << 20;
-/// Objects of a namespace that are left out and noted by name. Of further ones nothing is noted.
+/// Objects of a namespace that are recorded by name when left out; of more, nothing is recorded.
 const MOST_NOTED: usize = 256;
 
 /// The objects of all namespaces. Clones share them.
@@ -36,13 +36,13 @@ pub(super) struct Holdings {
     share: usize,
     left_out: NamespaceGauge,
     log: Arc<LogThrottle<Arc<str>>>,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<HeldNamespaces>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct HeldNamespaces {
     namespaces: HashMap<Arc<str>, NamespaceHoldings>,
-    /// What the source has not taken yet.
+    /// Changes that the source has not taken yet.
     pending: BTreeMap<ObjectKey, Change>,
 }
 
@@ -51,22 +51,22 @@ struct NamespaceHoldings {
     bytes: usize,
     held: BTreeMap<ObjectKey, Holding>,
     by_age: BTreeSet<(Age, ObjectKey)>,
-    /// At most [`MOST_NOTED`], with the bytes that they would take.
+    /// At most [`MOST_NOTED`], with their sizes in bytes.
     left_out: BTreeMap<ObjectKey, usize>,
-    /// Whether more are left out than are noted.
+    /// Whether more objects are left out than are recorded.
     has_more: bool,
-    /// Whether something has been given back since objects were last left out.
+    /// Whether memory was freed since objects were last left out.
     has_new_room: bool,
 }
 
-/// When an object was made. Every object of an API server says so.
+/// The creation time. Every object of an API server has one.
 type Age = Option<Time>;
 
 #[derive(Debug)]
 struct Holding {
     age: Age,
     bytes: usize,
-    /// What a status says of the object that it is about, for kinds that have one.
+    /// Builds the status of an object that is left out, for kinds with a status.
     status_of: Option<Box<StatusOf>>,
 }
 
@@ -77,12 +77,12 @@ struct StatusOf {
 }
 
 impl Holdings {
-    /// Nothing is held yet. `share` is in bytes.
+    /// Empty holdings. `share` is in bytes.
     pub(super) fn new(share: usize, left_out: NamespaceGauge) -> Self {
         Self { share, left_out, log: Arc::default(), state: Arc::default() }
     }
 
-    /// Takes over an object as it is now. Returns whether it is held, or noted as left out.
+    /// Adds or replaces an object. Returns whether it is held, or recorded as left out.
     pub(super) fn put(&self, object: Object) -> bool {
         let mut key = object.key();
         let mut state = self.lock();
@@ -90,7 +90,7 @@ impl Holdings {
             state.pending.insert(key, Change::Apply { object, origin: None });
             return true;
         }
-        let State { namespaces, pending } = &mut *state;
+        let HeldNamespaces { namespaces, pending } = &mut *state;
         if let Some((name, _)) = namespaces.get_key_value(&key.name.namespace) {
             // One allocation for all of its objects.
             key.name.namespace = name.clone();
@@ -113,10 +113,10 @@ impl Holdings {
         true
     }
 
-    /// An object is gone.
+    /// Removes a deleted object.
     pub(super) fn forget(&self, key: ObjectKey) {
         let mut state = self.lock();
-        let State { namespaces, pending } = &mut *state;
+        let HeldNamespaces { namespaces, pending } = &mut *state;
         if let Some(namespace) = namespaces.get_mut(&key.name.namespace) {
             namespace.release(&key);
             self.count(&key.name.namespace, namespace);
@@ -132,7 +132,7 @@ impl Holdings {
         std::mem::take(&mut self.lock().pending).into_values().collect()
     }
 
-    /// One problem for each namespace of which objects are left out.
+    /// One problem for each namespace with objects that are left out.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let state = self.lock();
         let full = state.namespaces.iter().filter(|(_, namespace)| namespace.leaves_out());
@@ -142,7 +142,7 @@ impl Holdings {
         problems
     }
 
-    /// The kinds of which objects may fit now that were left out before. They have to be listed anew.
+    /// The kinds with objects that were left out and may fit now. They have to be listed again.
     pub(super) fn take_new_room(&self) -> BTreeSet<Kind> {
         let mut kinds = BTreeSet::new();
         for namespace in self.lock().namespaces.values_mut() {
@@ -158,7 +158,7 @@ impl Holdings {
         kinds
     }
 
-    /// Denies what an object grants. Returns whether it is noted.
+    /// Leaves out an object and denies what it grants. Returns whether it is recorded.
     fn leave_out(
         &self,
         namespace: &mut NamespaceHoldings,
@@ -191,14 +191,14 @@ impl Holdings {
         self.left_out.set(name, namespace.left_out.len());
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HeldNamespaces> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 macro_rules! define_shares {
     ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
-        /// Whether objects of a kind count.
+        /// Whether objects of a kind count towards the share.
         fn has_share(kind: Kind) -> bool {
             match kind {
                 $(Kind::$kind => <$type as Stored>::HAS_SHARE,)*
@@ -212,7 +212,7 @@ macro_rules! define_shares {
             }
         }
 
-        /// The kinds whose objects count.
+        /// The kinds whose objects count towards the share.
         fn shared_kinds() -> impl Iterator<Item = Kind> {
             [$(Kind::$kind),*].into_iter().filter(|kind| has_share(*kind))
         }
@@ -222,7 +222,7 @@ macro_rules! define_shares {
 kinds!(define_shares);
 
 impl NamespaceHoldings {
-    /// The newer objects that must go so that this one fits; `None` if it does not fit beside the older ones.
+    /// The newer objects to leave out so that this one fits; `None` if it does not fit beside the older ones.
     fn make_room(&self, key: &ObjectKey, holding: &Holding, share: usize) -> Option<Vec<ObjectKey>> {
         let mut room = share.saturating_sub(self.bytes);
         let mut evicted = Vec::new();
@@ -327,7 +327,7 @@ mod tests {
         Holdings::new(share, NamespaceGauge::default())
     }
 
-    /// A Service of a quarter of a mebibyte, made at this second.
+    /// A Service of a quarter of a mebibyte, created at this second.
     fn service(namespace: &str, name: &str, second: u32) -> Object {
         let ports: Vec<_> = (0..8).map(|i| json!({"port": i + 1, "name": "x".repeat(32 * 1024)})).collect();
         let created = format!("2026-01-01T00:00:{second:02}Z");
@@ -351,7 +351,7 @@ mod tests {
         ObjectKey { kind, name: ObjectName::new("shop", name) }
     }
 
-    /// What the source would tell, as `+name` for what is applied, `!name` for what denies and `-name` for what is gone.
+    /// The drained changes: `+name` for an applied object, `!name` for one that denies, `-name` for a deleted one.
     fn drained(holdings: &Holdings) -> Vec<String> {
         let shown = holdings.drain().into_iter().map(|change| match change {
             Change::Apply { object: Object::Unreadable(object), .. } => format!("!{}", object.name().name),
@@ -415,7 +415,7 @@ mod tests {
                     .starts_with("metadata.namespace: all objects of one namespace may take 1 MiB")
             );
             assert!(object.may_open("shop/any", 80));
-            assert_eq!(object.metadata.generation, Some(7), "its status is about what is stored");
+            assert_eq!(object.metadata.generation, Some(7), "its status refers to the stored generation");
         }
     }
 
@@ -428,7 +428,7 @@ mod tests {
         holdings.take_new_room();
         holdings.drain();
         holdings.put(service("shop", "s1", 1));
-        assert_eq!(holdings.take_new_room(), BTreeSet::new(), "the same again makes no room");
+        assert_eq!(holdings.take_new_room(), BTreeSet::new(), "an unchanged object frees no memory");
         holdings.forget(key(Kind::Service, "s1"));
         assert_eq!(drained(&holdings), ["-s1"]);
         assert_eq!(holdings.take_new_room(), [Kind::Service].into());
@@ -439,7 +439,7 @@ mod tests {
         for name in ["s2", "s3", "s4"] {
             holdings.forget(key(Kind::Service, name));
         }
-        assert!(holdings.lock().namespaces.is_empty(), "nothing is kept of a namespace that is empty");
+        assert!(holdings.lock().namespaces.is_empty(), "an empty namespace takes no memory");
     }
 
     #[test]
@@ -452,14 +452,14 @@ mod tests {
             assert!(holdings.put(service("shop", &format!("x{i}"), 30)));
         }
         holdings.drain();
-        assert!(!holdings.put(service("shop", "y", 31)), "not even its name");
+        assert!(!holdings.put(service("shop", "y", 31)), "its name is not recorded either");
         assert_eq!(drained(&holdings), ["-y"]);
         assert!(holdings.problems()[0].message.starts_with("more than 256 objects are not read"));
         holdings.forget(key(Kind::Service, "s1"));
         assert_eq!(
             holdings.take_new_room(),
             shared_kinds().collect::<BTreeSet<_>>(),
-            "what is not noted may be of any kind"
+            "an object that is not recorded may be of any kind"
         );
     }
 

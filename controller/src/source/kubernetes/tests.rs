@@ -33,7 +33,7 @@ const FAST: Timing = Timing {
     longest_pause: Duration::from_millis(20),
 };
 
-/// A cluster and what the source tells of it.
+/// A cluster and what the source reports of it.
 struct Cluster {
     api: FakeApi,
     batches: mpsc::Receiver<Batch>,
@@ -92,7 +92,7 @@ impl Cluster {
         ingress_backend(&self.index, name, object)
     }
 
-    /// Whether the IngressBackend lets this address in at the workload.
+    /// Whether the IngressBackend admits this address at the workload.
     fn admits(&self, address: &str) -> bool {
         let address: IpAddr = address.parse().unwrap();
         let policy = self.policy("httpbin/httpbin-1").expect("a workload");
@@ -110,7 +110,7 @@ fn namespace(api: &FakeApi, name: &str, labels: Value) {
     api.apply(NAMESPACES, json!({"metadata": {"name": name, "labels": labels}}));
 }
 
-/// A Pod with a sidecar, and much that nobody reads.
+/// A Pod with a sidecar, and many fields that are not read.
 fn injected(namespace: &str, name: &str, account: &str, ip: &str, phase: &str) -> Value {
     json!({
         "metadata": {"namespace": namespace, "name": name, "managedFields": [{"manager": "kubelet"}],
@@ -254,7 +254,7 @@ async fn an_address_that_goes_to_another_pod_takes_neither_identity_nor_policy_w
     let mut cluster = Cluster::complete(walkthrough().await).await;
     let first = cluster.policy("httpbin/httpbin-1").unwrap();
     assert_eq!(first.identity.service_account(), "httpbin");
-    // The first has ended, its object is still there, and so is an EndpointSlice that lists it.
+    // The first has ended; its object and an EndpointSlice that lists it still exist.
     cluster.api.apply(PODS, injected("httpbin", "httpbin-1", "httpbin", "10.0.0.11", "Succeeded"));
     cluster.api.apply(PODS, injected("httpbin", "other-1", "other", "10.0.0.11", "Running"));
     cluster
@@ -292,7 +292,7 @@ async fn an_address_of_a_source_is_good_only_as_long_as_its_pod_has_it() {
     for phase in ["Succeeded", "Failed"] {
         let mut cluster = Cluster::complete(walkthrough().await).await;
         cluster.affected = Affected::default();
-        // Nobody has corrected the EndpointSlice yet.
+        // The EndpointSlice has not been corrected yet.
         cluster.api.apply(PODS, plain_pod("ingress-nginx", "nginx-1", "10.0.0.2", phase));
         cluster.until("the end of the Pod", |cluster| !cluster.admits("10.0.0.2")).await;
         let workload = ObjectName::new("httpbin", "httpbin-1");
@@ -307,7 +307,7 @@ async fn an_address_of_a_source_is_good_only_as_long_as_its_pod_has_it() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_comes_back_with_a_new_address_is_let_in_whatever_its_namespace_says() {
+async fn a_gateway_that_comes_back_with_a_new_address_is_admitted_whatever_the_labels_of_its_namespace() {
     let mut cluster = Cluster::complete(walkthrough().await).await;
     namespace(&cluster.api, "ingress-nginx", json!({}));
     cluster.api.delete(PODS, "ingress-nginx", "nginx-1");
@@ -334,7 +334,7 @@ async fn an_ingress_backend_counts_only_while_its_namespace_is_in_the_mesh() {
     assert_eq!(status.current, CurrentStatus::Error);
     let expected = "namespace httpbin is in no mesh: `tidegate namespace add httpbin` puts it in";
     assert_eq!(status.reason, expected);
-    // Mesh peers are not kept out: sidecars that run go on until they are restarted without.
+    // Mesh peers are still admitted: running sidecars keep serving until they are restarted without one.
     let policy = cluster.policy("httpbin/httpbin-1").unwrap();
     assert_eq!(policy.ports[&14001].mesh, MeshRule::AnyPeer);
     namespace(&cluster.api, "httpbin", json!({MONITORED_BY: "osm"}));
@@ -405,14 +405,12 @@ async fn a_mesh_config_that_cannot_be_read_keeps_mesh_peers_out() {
     cluster.until("broken again", |cluster| !cluster.problems.is_empty()).await;
     cluster.api.delete(CONFIGS, "tidegate-system", "osm-mesh-config");
     cluster.until("gone", |cluster| cluster.problems.is_empty()).await;
-    let MeshRule::Deny(reason) = mesh(&cluster) else {
-        panic!("whoever deletes the MeshConfig opens nothing")
-    };
+    let MeshRule::Deny(reason) = mesh(&cluster) else { panic!("deleting the MeshConfig opens nothing") };
     assert!(reason.starts_with("there is no MeshConfig"), "{reason}");
 }
 
 #[tokio::test]
-async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
+async fn unused_fields_are_not_kept_and_their_changes_affect_nothing() {
     let mut cluster = Cluster::complete(walkthrough().await).await;
     let pod = cluster.pod("httpbin/httpbin-1").unwrap();
     let spec = pod.spec.as_ref().unwrap();
@@ -434,7 +432,7 @@ async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
     let mut backend = cluster.api.get(BACKENDS, "httpbin", "httpbin").unwrap();
     backend["status"] = json!({"currentStatus": "committed"});
     cluster.api.apply(BACKENDS, backend);
-    // Comes after both on the same watches.
+    // Arrives after both on the same watches.
     cluster.api.apply(PODS, plain_pod("x", "last", "10.1.1.1", "Running"));
     let mut last = cluster.api.get(BACKENDS, "httpbin", "httpbin").unwrap();
     last["metadata"]["name"] = "last".into();
@@ -452,7 +450,7 @@ async fn what_nobody_reads_is_not_kept_and_its_changes_touch_nothing() {
 #[tokio::test]
 async fn an_object_beyond_its_namespace_s_share_grants_nothing_says_so_and_counts_once_older_ones_are_gone() {
     let api = walkthrough().await;
-    // Of two objects that take more than half of the share each, the one that the API server lists first is the newer.
+    // Two objects that each take more than half of the share. The one that the API server lists first is the newer.
     let large = |name: &str, second: u32| {
         let principals: Vec<Value> =
             (0..256).map(|_| json!({"kind": "AuthenticatedPrincipal", "name": "x".repeat(2048)})).collect();
@@ -501,7 +499,7 @@ async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_wit
     api.apply(PODS, listens_to("tidegate-system", "ours", "10.0.0.12"));
     api.apply(PODS, listens_to("blue-system", "theirs", "10.0.0.13"));
     let mut cluster = Cluster::complete(api).await;
-    assert!(cluster.policy("httpbin/httpbin-1").is_some(), "it does not say");
+    assert!(cluster.policy("httpbin/httpbin-1").is_some(), "without the flag it is ours");
     assert!(cluster.policy("httpbin/ours").is_some());
     assert_eq!(cluster.policy("httpbin/theirs"), None);
     let trust_domain = TrustDomain::default();
@@ -513,7 +511,7 @@ async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_wit
     assert_ne!(resolve(&cluster, "10.0.0.12:14001"), Destination::Passthrough);
     assert_eq!(resolve(&cluster, "10.0.0.13:14001"), Destination::Passthrough);
 
-    // Behind a Service it is dialled as it is, beside one of ours with its identity.
+    // Behind a Service it is dialled in plaintext, beside one of ours with its identity.
     slice(&cluster.api, "httpbin", "httpbin", "10.0.0.12", "ours");
     let mut slice = cluster.api.get(SLICES, "httpbin", "httpbin-abcde").unwrap();
     let mut other = slice["endpoints"][0].clone();

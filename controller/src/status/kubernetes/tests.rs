@@ -93,7 +93,7 @@ async fn a_status_is_written_to_the_object_and_what_others_wrote_stays() {
 }
 
 #[tokio::test]
-async fn an_object_that_our_types_cannot_read_gets_its_status_all_the_same() {
+async fn an_object_that_our_types_cannot_read_still_gets_its_status() {
     let api = FakeApi::start().await;
     api.apply(BACKENDS, json!({"metadata": {"namespace": "ns", "name": "a"}, "spec": "nonsense"}));
     let replica = Replica::start(&api, true);
@@ -127,7 +127,7 @@ async fn only_who_leads_writes_and_a_new_leader_writes_everything() {
     }
     api.wait_for(|api| status(api, "b")["currentStatus"] == "committed").await;
     api.wait_for(|api| writes(api) == 2).await;
-    // The first one dies, having left a wrong status behind.
+    // The first leader dies and leaves a wrong status behind.
     first.leads.send_replace(false);
     first.task.abort();
     put(&api, "a");

@@ -37,7 +37,7 @@ fn json_is_read_as_well() {
 }
 
 #[test]
-fn a_document_that_is_no_yaml_leaves_the_others_alone_and_is_reported_with_its_line() {
+fn a_document_that_is_not_yaml_leaves_the_others_alone_and_is_reported_with_its_line() {
     let text = format!(
         "{NAMESPACE}---\nkind: [unclosed\nmetadata: x\n---\n{}",
         NAMESPACE.replace("name: a", "name: b")
@@ -112,7 +112,7 @@ spec:
 fn what_the_mesh_has_no_use_for_is_left_out_with_a_word() {
     assert_eq!(
         problems("apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: x}\n"),
-        ["a.yaml:1:1: info: networking.k8s.io/v1 Ingress is of no use to the mesh and is left out"]
+        ["a.yaml:1:1: info: networking.k8s.io/v1 Ingress is not used by the mesh and is ignored"]
     );
     assert!(problems("a: 1\n")[0].contains("not a Kubernetes object"));
     assert!(
@@ -175,7 +175,7 @@ fn policies_that_are_not_enforced_are_warned_about_by_kind_and_name() {
                 "a.yaml:5:1: warning: ServiceEntry is not enforced yet: traffic to its hosts passes through unchanged",
                 "ServiceEntry default/out"
             ),
-            ("a.yaml:9:1: info: apps/v1 Deployment is of no use to the mesh and is left out", ""),
+            ("a.yaml:9:1: info: apps/v1 Deployment is not used by the mesh and is ignored", ""),
         ]
     );
 }
