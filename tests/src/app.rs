@@ -1,4 +1,4 @@
-//! Apps behind a sidecar. Each records every byte that it receives, unless it is to run for long.
+//! Apps behind a sidecar. Each records every byte that it receives, unless it runs for long.
 
 pub mod h2c;
 
@@ -15,9 +15,9 @@ use socket2::SockRef;
 use crate::http1::{self, Kind, Message, Parsed};
 use crate::wait::{self, SOON};
 
-/// How long an app waits for a byte before it looks whether it is to end.
+/// How long an app waits for a byte before it checks whether it should stop.
 const TICK: Duration = Duration::from_millis(50);
-/// The same for a request that is held: there may be many at a time.
+/// The same for a held request: there may be many at a time.
 const HELD_TICK: Duration = Duration::from_millis(200);
 
 /// A TCP server; ends when dropped.
@@ -25,22 +25,22 @@ const HELD_TICK: Duration = Duration::from_millis(200);
 pub struct App {
     address: SocketAddr,
     listener: TcpListener,
-    shared: Arc<Shared>,
+    shared: Arc<AppState>,
     acceptor: Option<JoinHandle<()>>,
 }
 
-/// One accepted connection, as a handler works on it.
+/// One accepted connection, as passed to a handler.
 #[derive(Debug)]
 pub struct Conversation {
     stream: TcpStream,
     unread: Vec<u8>,
     recording: Option<Arc<Mutex<Vec<u8>>>>,
-    shared: Arc<Shared>,
+    shared: Arc<AppState>,
     patience: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct AppState {
     ends: AtomicBool,
     recordings: Mutex<Vec<Arc<Mutex<Vec<u8>>>>>,
     gate: Mutex<bool>,
@@ -56,7 +56,7 @@ impl App {
         Self::listen(address, true, handler)
     }
 
-    /// [`App::start`] without a recording: for an app that runs for long, or gets much.
+    /// [`App::start`] without a recording: for an app that runs for long, or receives much.
     pub fn unrecorded(
         address: SocketAddr,
         handler: impl Fn(&mut Conversation) -> io::Result<()> + Send + Sync + 'static,
@@ -71,7 +71,7 @@ impl App {
     ) -> Self {
         let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("app at {address}: {error}"));
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(AppState::default());
         let (app, handler) = (shared.clone(), Arc::new(handler));
         let accepting = listener.try_clone().unwrap();
         let acceptor = thread::spawn(move || {
@@ -86,7 +86,7 @@ impl App {
                 thread::spawn(move || {
                     let mut conversation =
                         Conversation { stream, unread: Vec::new(), recording, shared, patience: None };
-                    // A peer that goes away ends the conversation; tests look at what was recorded.
+                    // A peer that disconnects ends the conversation; tests look at what was recorded.
                     let _ = handler(&mut conversation);
                 });
             }
@@ -94,7 +94,7 @@ impl App {
         Self { address, listener, shared: app, acceptor: Some(acceptor) }
     }
 
-    /// Answers each request with what it was, as httpbin does: see [`echo`].
+    /// Answers each request with a description of it, as httpbin does: see [`echo`].
     pub fn echo(address: SocketAddr) -> Self {
         Self::start(address, echo)
     }
@@ -110,12 +110,12 @@ impl App {
         })
     }
 
-    /// Sends back the bytes that it gets.
+    /// Sends back the bytes that it receives.
     pub fn tcp_echo(address: SocketAddr) -> Self {
         Self::start(address, tcp_echo)
     }
 
-    /// Greets first, then sends back the bytes that it gets.
+    /// Sends a greeting first, then sends back the bytes that it receives.
     pub fn server_first(address: SocketAddr, greeting: &'static [u8]) -> Self {
         Self::start(address, move |conversation| {
             conversation.write(greeting)?;
@@ -136,12 +136,12 @@ impl App {
         self.address
     }
 
-    /// What was received, a recording a connection.
+    /// What was received, one recording per connection.
     pub fn recordings(&self) -> Vec<Vec<u8>> {
         self.shared.recordings.lock().unwrap().iter().map(|bytes| bytes.lock().unwrap().clone()).collect()
     }
 
-    /// All that was received, of one connection after the other.
+    /// All that was received, one connection after another.
     pub fn received(&self) -> Vec<u8> {
         self.recordings().concat()
     }
@@ -158,13 +158,13 @@ impl App {
         }
     }
 
-    /// Lets go of every [`Conversation::wait_for_release`], now and later.
+    /// Releases every [`Conversation::wait_for_release`], now and later.
     pub fn release(&self) {
         *self.shared.gate.lock().unwrap() = true;
         self.shared.gate_opened.notify_all();
     }
 
-    /// Waits until as many requests have come.
+    /// Waits until this many requests have arrived.
     #[track_caller]
     pub fn wait_for_requests(&self, count: usize) {
         wait::until_true("the app gets a request", SOON, || self.requests().len() >= count);
@@ -175,7 +175,7 @@ impl Drop for App {
     fn drop(&mut self) {
         self.shared.ends.store(true, Ordering::Relaxed);
         self.release();
-        // Wakes the thread that accepts, from whatever network namespace; when it has ended, the address is free.
+        // Wakes the accepting thread, from whatever network namespace; once it has ended, the address is free.
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
@@ -184,7 +184,7 @@ impl Drop for App {
 }
 
 impl Conversation {
-    /// The next request, whole; `None` at the end of the connection.
+    /// The next request, complete; `None` at the end of the connection.
     pub fn request(&mut self) -> io::Result<Option<Message>> {
         loop {
             match http1::parse(&self.unread, Kind::Request) {
@@ -199,13 +199,13 @@ impl Conversation {
         }
     }
 
-    /// The head of the next request, with its body left to be read.
+    /// The head of the next request; the body remains to be read.
     pub fn head(&mut self) -> io::Result<Option<Message>> {
         loop {
             if let Some(end) = http1::find(&self.unread, b"\r\n\r\n") {
                 let mut bytes: Vec<u8> = self.unread.drain(..end + 4).collect();
                 let head = bytes.clone();
-                // Parsed as what has no body.
+                // Parsed as a message without a body.
                 bytes.splice(..0, b"HTTP/1.1 ".iter().copied());
                 let Parsed::Whole(mut message, _) = http1::parse(&bytes, Kind::ResponseToHead) else {
                     return Err(io::ErrorKind::InvalidData.into());
@@ -220,7 +220,7 @@ impl Conversation {
         }
     }
 
-    /// Bytes that have been received and not been taken yet; waits for some. Empty at the end of the connection.
+    /// Received bytes that have not been taken yet; waits for some. Empty at the end of the connection.
     pub fn bytes(&mut self) -> io::Result<Vec<u8>> {
         if self.unread.is_empty() {
             self.read_some()?;
@@ -228,7 +228,7 @@ impl Conversation {
         Ok(std::mem::take(&mut self.unread))
     }
 
-    /// Who the client is.
+    /// The client's address.
     pub fn peer(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
     }
@@ -238,7 +238,7 @@ impl Conversation {
         self.stream.write_all(bytes)
     }
 
-    /// Sends FIN; still reads.
+    /// Sends FIN; can still read.
     pub fn finish(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)
     }
@@ -251,8 +251,8 @@ impl Conversation {
         }
     }
 
-    /// Waits for [`App::release`] or for the client's end; whether it was released. A client that has sent more is not
-    /// seen to end.
+    /// Waits for [`App::release`] or the client's end; returns whether it was released. The end of a client that has
+    /// sent more bytes goes unnoticed.
     pub fn hold(&self) -> io::Result<bool> {
         self.stream.set_read_timeout(Some(HELD_TICK))?;
         while !*self.shared.gate.lock().unwrap() {
@@ -274,12 +274,12 @@ impl Conversation {
         !self.shared.ends.load(Ordering::Relaxed)
     }
 
-    /// Ends the conversation as soon as nothing has come for so long.
+    /// Ends the conversation once nothing has arrived for this long.
     pub fn hang_up_after(&mut self, patience: Duration) {
         self.patience = Some(patience);
     }
 
-    /// Whether more has come; `false` at the end.
+    /// Whether more has arrived; `false` at the end.
     fn read_some(&mut self) -> io::Result<bool> {
         let begun = Instant::now();
         let mut buffer = [0; 16 * 1024];
@@ -306,7 +306,7 @@ impl Conversation {
     }
 }
 
-/// Answers with the request as JSON, but for what [`lasting`] answers. `/bytes/<n>` sends as many.
+/// Answers with the request as JSON, except for what [`lasting`] answers. `/bytes/<n>` sends that many bytes.
 pub fn echo(conversation: &mut Conversation) -> io::Result<()> {
     while let Some(request) = conversation.request()? {
         if lasting(conversation, &request)? {
@@ -327,9 +327,9 @@ fn requested_bytes(path: &str) -> Option<usize> {
     path.strip_prefix("/bytes/")?.parse().ok()
 }
 
-/// Does what takes time or the whole connection; whether that was all of it. `/hold` waits for [`App::release`], and is
-/// then answered like any other path; `/stream` sends a chunk each 50 ms until the client is gone; `upgrade: websocket` is
-/// granted: from then on bytes are sent back as they come.
+/// Handles requests that take time or the whole connection; returns whether the connection is finished. `/hold` waits
+/// for [`App::release`], and is then answered like any other path; `/stream` sends a chunk every 50 ms until the client
+/// disconnects; `upgrade: websocket` is accepted: afterwards bytes are sent back as they arrive.
 pub fn lasting(conversation: &mut Conversation, request: &Message) -> io::Result<bool> {
     if request.value("upgrade").is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
         conversation.write(

@@ -1,4 +1,4 @@
-//! What passes on a network.
+//! Captures the traffic of a network.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -7,19 +7,19 @@ use serde_json::Value;
 
 use crate::daemon;
 
-/// What was seen while something happened.
+/// What was captured while something happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct CapturedFrames {
     /// Frames in all.
     pub frames: u64,
-    /// Frames that held the text.
+    /// Frames that contained the text.
     pub found: u64,
 }
 
-/// Looks for `text` in what comes from an address or goes to it while `exchange` runs, on every interface of the
-/// namespace in which `runner` runs the program that it is given.
+/// Searches the traffic from and to an address for `text` while `exchange` runs, on every interface of the namespace in
+/// which `runner` runs its program.
 #[track_caller]
-pub fn capture(mut runner: Command, text: &str, address: &str, exchange: impl FnOnce()) -> Seen {
+pub fn capture(mut runner: Command, text: &str, address: &str, exchange: impl FnOnce()) -> CapturedFrames {
     runner.arg(daemon::ours("tidegate-test-app")).args(["capture", text, "--address", address]);
     let mut child = runner.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -29,5 +29,5 @@ pub fn capture(mut runner: Command, text: &str, address: &str, exchange: impl Fn
     let report: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
     assert!(child.wait().unwrap().success());
     let count = |name: &str| report[name].as_u64().unwrap();
-    Seen { frames: count("frames"), found: count("found") }
+    CapturedFrames { frames: count("frames"), found: count("found") }
 }

@@ -15,12 +15,12 @@ pub use self::tls::{Tls, TlsVersion};
 use crate::http1::{self, Kind, Message, Parsed};
 use crate::wait::SOON;
 
-/// A client: where it comes from, where it goes, whether it speaks TLS.
+/// A client: its address, its target, and whether it uses TLS.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Address to come from; any if there is none.
+    /// The source address; any if `None`.
     pub source: Option<IpAddr>,
-    /// Address to go to.
+    /// The address to connect to.
     pub target: SocketAddr,
     /// TLS, if any.
     pub tls: Option<Tls>,
@@ -33,7 +33,7 @@ pub struct Connection {
     tls: Option<Box<ClientConnection>>,
     unread: Vec<u8>,
     end: Option<End>,
-    /// A write has met an RST, which the next read will then not tell of.
+    /// A write has met an RST, which the next read would then not report.
     was_reset: bool,
 }
 
@@ -48,43 +48,43 @@ pub enum End {
     Reset,
     /// A TLS alert, by its number.
     Alert(u8),
-    /// The client itself refused the server's side of TLS.
+    /// The client itself refused the server's handshake.
     OwnRefusal(String),
-    /// Nothing of it within the time.
+    /// The connection had not ended in time.
     StillOpen,
 }
 
-/// What a request came to.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RequestOutcome {
     /// An answer with this status.
     Status(u16),
-    /// No answer; the connection ended so.
+    /// No answer; the connection ended like this.
     Refused(End),
 }
 
 impl Client {
-    /// A client of this address, in plaintext.
+    /// A client to this address, in plaintext.
     pub fn to(target: SocketAddr) -> Self {
         Self { source: None, target, tls: None }
     }
 
-    /// Comes from this address.
+    /// Connects from this address.
     #[must_use]
     pub fn from(mut self, source: IpAddr) -> Self {
         self.source = Some(source);
         self
     }
 
-    /// Speaks TLS.
+    /// Uses TLS.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// Connects, and makes the TLS handshake if there is to be one. With TLS 1.3 a server that refuses the client's
-    /// certificate says so only afterwards.
+    /// Connects, and does the TLS handshake if configured. With TLS 1.3 a server that refuses the client's certificate
+    /// reports it only afterwards.
     pub fn connect(&self) -> Result<Connection, End> {
         let stream = connect(self.source, self.target).map_err(|error| end_of(&error))?;
         let tls = self.tls.as_ref().map(|tls| Box::new(tls.connection()));
@@ -93,22 +93,22 @@ impl Client {
         Ok(connection)
     }
 
-    /// GET of a path on a connection of its own.
-    pub fn get(&self, path: &str) -> Outcome {
+    /// GET of a path on its own connection.
+    pub fn get(&self, path: &str) -> RequestOutcome {
         match self.connect().and_then(|mut connection| connection.get(path)) {
-            Ok(answer) => Outcome::Status(answer.status()),
-            Err(end) => Outcome::Refused(end),
+            Ok(answer) => RequestOutcome::Status(answer.status()),
+            Err(end) => RequestOutcome::Refused(end),
         }
     }
 
-    /// The answer to a GET that must succeed in being answered.
+    /// The answer to a GET, which must be answered.
     #[track_caller]
     pub fn answer(&self, path: &str) -> Message {
         let result = self.connect().and_then(|mut connection| connection.get(path));
         result.unwrap_or_else(|end| panic!("GET {path} at {}: {end:?}", self.target))
     }
 
-    /// Sends these bytes on a connection of its own and reads for as long as something comes.
+    /// Sends these bytes on its own connection and reads until the end, or for `limit`.
     pub fn exchange(&self, bytes: &[u8], limit: Duration) -> (Vec<u8>, End) {
         match self.connect() {
             Ok(mut connection) => {
@@ -121,10 +121,10 @@ impl Client {
 }
 
 impl Connection {
-    /// Sends; what becomes of it shows when reading.
+    /// Sends; an error shows when reading.
     pub fn write(&mut self, bytes: &[u8]) {
         if let Some(tls) = &mut self.tls {
-            // What is kept of it is full once the peer takes nothing any more.
+            // The buffer is full once the peer stops reading.
             self.was_reset |= tls.writer().write_all(bytes).is_err();
             self.flush_tls();
         } else if let Err(error) = self.stream.write_all(bytes) {
@@ -133,7 +133,7 @@ impl Connection {
         }
     }
 
-    /// Sends, unless the peer takes nothing for so long; how many bytes it took.
+    /// Sends until the peer has read nothing for `limit`; returns how many bytes it took.
     pub fn write_some(&mut self, bytes: &[u8], limit: Duration) -> usize {
         assert!(self.tls.is_none(), "for plaintext only");
         self.stream.set_write_timeout(Some(limit)).unwrap();
@@ -152,7 +152,7 @@ impl Connection {
         self.request(format!("GET {path} HTTP/1.1\r\nhost: httpbin.test\r\n\r\n").as_bytes())
     }
 
-    /// Reads one answer; a body that lasts until the end is waited for.
+    /// Reads one answer; waits for a body that lasts until the end.
     pub fn response(&mut self, kind: Kind) -> Result<Message, End> {
         let deadline = Instant::now() + SOON;
         loop {
@@ -170,7 +170,7 @@ impl Connection {
         }
     }
 
-    /// Reads until these bytes have come; everything up to them.
+    /// Reads until these bytes have arrived; returns everything up to them.
     pub fn read_until(&mut self, wanted: &[u8]) -> Result<Vec<u8>, End> {
         let deadline = Instant::now() + SOON;
         loop {
@@ -204,7 +204,7 @@ impl Connection {
         self.read_to_end(limit).1
     }
 
-    /// Asks for new TLS keys so many times, unless the peer takes no more; how often.
+    /// Updates the TLS keys this many times, unless the peer stops reading; returns how often.
     pub fn update_keys(&mut self, count: usize) -> usize {
         for done in 0..count {
             self.tls.as_mut().unwrap().refresh_traffic_keys().unwrap();
@@ -225,7 +225,7 @@ impl Connection {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// What was negotiated.
+    /// The TLS session's state.
     pub fn tls(&self) -> Option<&ClientConnection> {
         self.tls.as_deref()
     }
@@ -252,7 +252,7 @@ impl Connection {
         }
     }
 
-    /// Reads what comes next, which may be nothing but a TLS record without content.
+    /// Reads the next bytes, which may be only a TLS record without content.
     fn read_some(&mut self, deadline: Instant) -> Result<(), End> {
         if let Some(end) = &self.end {
             return Err(end.clone());
@@ -305,7 +305,7 @@ impl Connection {
         self.unread.resize(at + received, 0);
         tls.reader().read_exact(&mut self.unread[at..]).unwrap();
         match (state.peer_has_closed(), is_end) {
-            // The last bytes came with the goodbye: they are looked at first.
+            // The last bytes arrived with the closing alert: they are processed first.
             _ if received > 0 => Ok(()),
             (true, _) => Err(End::Closed),
             (false, true) => Err(End::Truncated),

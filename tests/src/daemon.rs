@@ -1,4 +1,4 @@
-//! The programs, as processes.
+//! The project's programs, as processes.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::http1::Message;
 use crate::process;
 use crate::wait::{self, SOON};
 
-/// A program that runs; killed when dropped.
+/// A running program; killed when dropped.
 #[derive(Debug)]
 pub struct Daemon {
     name: String,
@@ -29,7 +29,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Prepares a program of ours; nothing runs yet. `name` names its log in `folder`.
+    /// Prepares one of our programs; nothing runs yet. `name` names its log in `folder`.
     pub fn new(
         program: &str,
         name: &str,
@@ -49,21 +49,21 @@ impl Daemon {
         }
     }
 
-    /// At most so many open files, hard limit included.
+    /// At most this many open files, hard limit included.
     #[must_use]
     pub fn with_file_limit(mut self, files: u32) -> Self {
         self.file_limit = Some(files);
         self
     }
 
-    /// As this user. It may read what is root's all the same: where programs and their files are is the test's choice.
+    /// As this user. It can still read root's files, because the test chose where programs and their files are.
     #[must_use]
     pub fn with_user(mut self, user: u32) -> Self {
         self.user = Some(user);
         self
     }
 
-    /// With another value of an argument that it has.
+    /// With another value of one of its arguments.
     #[must_use]
     pub fn with_argument(mut self, flag: &str, value: &str) -> Self {
         let at = self
@@ -107,7 +107,7 @@ impl Daemon {
         self.wait_ready();
     }
 
-    /// Waits until `/ready` says 200.
+    /// Waits until `/ready` answers 200.
     #[track_caller]
     pub fn wait_ready(&mut self) {
         let what = format!("{} is ready", self.name);
@@ -119,7 +119,7 @@ impl Daemon {
         });
     }
 
-    /// Whether `/ready` says 200.
+    /// Whether `/ready` answers 200.
     pub fn is_ready(&self) -> bool {
         self.admin_get("/ready").is_ok_and(|answer| answer.status() == 200)
     }
@@ -148,12 +148,12 @@ impl Daemon {
         self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name)).id()
     }
 
-    /// What it wrote, to both outputs.
+    /// Its output, both streams.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Bytes that it wrote, to both outputs.
+    /// Bytes of output, both streams.
     pub fn log_bytes(&self) -> u64 {
         fs::metadata(&self.log).map_or(0, |log| log.len())
     }
@@ -163,19 +163,19 @@ impl Daemon {
         process::resident_bytes(self.pid()).unwrap_or_else(|| panic!("{} has ended", self.name))
     }
 
-    /// From now on it gets no more memory of its own than this; it ends when it asks for more.
+    /// From now on it can allocate no more memory than this; it ends when it tries.
     pub fn limit_memory(&self, bytes: u64) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
         let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
         rustix::process::prlimit(pid, Resource::Data, limit).unwrap();
     }
 
-    /// Processor time that it has used, to a hundredth of a second.
+    /// CPU time that it has used, to a hundredth of a second.
     pub fn processor_time(&self) -> Duration {
         process::processor_time(self.pid()).unwrap_or_else(|| panic!("{} has ended", self.name))
     }
 
-    /// What its open files are, as `/proc` names them.
+    /// Its open files, as `/proc` names them.
     pub fn open_files(&self) -> Vec<String> {
         process::open_files(self.pid()).unwrap_or_else(|| panic!("{} has ended", self.name))
     }

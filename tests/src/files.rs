@@ -1,9 +1,9 @@
-//! Files that programs follow.
+//! Files that programs watch.
 
 use std::fs;
 use std::path::Path;
 
-/// Replaces a file as a whole: a reader sees the old content or the new one.
+/// Replaces a file atomically: a reader sees the old content or the new one.
 pub fn replace(path: &Path, text: &str) {
     let fresh = path.with_extension("fresh");
     fs::write(&fresh, text).unwrap();

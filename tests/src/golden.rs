@@ -1,9 +1,9 @@
-//! Golden files: what others consume, kept beside the tests so that a change of it is seen.
+//! Golden files: what others consume, kept beside the tests so that changes are noticed.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-/// Set to write golden files anew instead of comparing with them: `just golden`.
+/// If set, golden files are written instead of compared: `just golden`.
 const WRITE: &str = "TIDEGATE_WRITE_GOLDEN";
 
 /// The repository's folder.
@@ -11,12 +11,12 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
 
-/// Whether golden files are to be written.
+/// Whether golden files are written.
 pub fn is_written() -> bool {
     env::var_os(WRITE).is_some()
 }
 
-/// Holds `text` equal to a file below `tests/golden/`.
+/// Compares `text` with a file below `tests/golden/`, or writes it.
 pub fn assert_golden(file: &str, text: &str) {
     let path = repository().join("tests/golden").join(file);
     if is_written() {

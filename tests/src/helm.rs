@@ -1,4 +1,4 @@
-//! Real Helm 3 and Helm 4, and what the charts render to.
+//! Real Helm 3 and Helm 4, and the charts as they render them.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::golden::repository;
 
-/// One of the Helm versions that the charts are for.
+/// A version of Helm that the charts support.
 #[derive(Clone, Debug)]
 pub struct Helm {
     program: PathBuf,
@@ -48,7 +48,7 @@ impl Helm {
         self.command().args(arguments).output().unwrap()
     }
 
-    /// A command to be completed.
+    /// A command without arguments.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.current_dir(repository());
@@ -63,7 +63,7 @@ impl Helm {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What `chart` renders to.
+    /// The objects of `chart`.
     pub fn template(&self, chart: &str, namespace: &str, arguments: &[&str]) -> Objects {
         let mut all = vec!["template", "tidegate", chart, "--namespace", namespace];
         all.extend(arguments);
@@ -118,7 +118,7 @@ pub fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Numbers without a fraction as integers: `65535.0` and `65535` are one number to Kubernetes.
+/// Numbers without a fraction as integers: `65535.0` and `65535` are the same number to Kubernetes.
 fn whole(value: Value) -> Value {
     match value {
         Value::Number(number) => match number.as_f64() {

@@ -1,32 +1,32 @@
-//! As much of HTTP/1 as tests need to read: heads kept byte for byte.
+//! As much of HTTP/1 as tests need to read; heads are kept byte for byte.
 
-/// A message: its head as it came, its fields, its body.
+/// A message: its head as received, its fields, its body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Message {
     /// The first line, without its end.
     pub first_line: String,
-    /// Name as it came, value without the blanks around it.
+    /// Name as received, value without surrounding whitespace.
     pub fields: Vec<(String, String)>,
     /// The body, chunks joined.
     pub body: Vec<u8>,
-    /// Everything as it came, framing and trailers included.
+    /// Everything as received, framing and trailers included.
     pub raw: Vec<u8>,
     /// Fields of the trailer section.
     pub trailers: Vec<(String, String)>,
 }
 
-/// What is in a buffer.
+/// The content of a buffer.
 #[derive(Debug)]
 pub enum Parsed {
-    /// A message, and how many bytes it took.
+    /// A message, and its length in bytes.
     Whole(Message, usize),
-    /// The beginning of one.
+    /// The beginning of a message.
     Partial,
-    /// Nothing of the kind.
+    /// Not HTTP.
     Garbage,
 }
 
-/// Whose message it is; for its framing.
+/// The kind of message, which determines its framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A request.
@@ -85,7 +85,7 @@ impl Message {
     }
 }
 
-/// Reads one message from the beginning of a buffer. The body of a response that lasts until the connection ends is
+/// Parses one message from the beginning of a buffer. The body of a response that lasts until the connection ends is
 /// left out.
 pub fn parse(bytes: &[u8], kind: Kind) -> Parsed {
     let Some(end) = find(bytes, b"\r\n\r\n").map(|at| at + 4) else { return Parsed::Partial };
@@ -114,7 +114,7 @@ pub fn parse(bytes: &[u8], kind: Kind) -> Parsed {
     Parsed::Whole(message, end + length)
 }
 
-/// Reads every message of a buffer; what is left when no further one can be read is dropped.
+/// Parses every message of a buffer; a rest that cannot be parsed is dropped.
 pub fn parse_all(mut bytes: &[u8], kind: Kind) -> Vec<Message> {
     let mut messages = Vec::new();
     while let Parsed::Whole(message, length) = parse(bytes, kind) {
@@ -138,7 +138,7 @@ fn field(line: &str) -> (String, String) {
     (name.to_owned(), value.trim_matches([' ', '\t']).to_owned())
 }
 
-/// Length of a chunked body as it came, if it is all there.
+/// Length of a chunked body as received, if complete.
 fn chunked(bytes: &[u8], message: &mut Message) -> Option<usize> {
     let mut at = 0;
     loop {

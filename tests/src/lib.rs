@@ -1,16 +1,16 @@
 //! The harness of the end-to-end suites: real programs over loopback, seen from outside.
 //!
-//! A suite starts a [`mesh::Mesh`] (CA, controller and sidecars as processes, objects in a folder), puts an
-//! [`app`] behind a sidecar, and comes as a client: [`client`] byte by byte, [`openssl`] and [`nginx`] as users do,
-//! [`load`] all the time while something is changed. Nothing of the daemons' code is linked in. [`standalone::Standalone`]
-//! is the whole mesh in one process. Start reading at [`mesh`].
+//! A suite starts a [`mesh::Mesh`] (CA, controller and sidecars as processes, objects in a folder), puts an [`app`]
+//! behind a sidecar, and acts as a client: [`client`] byte by byte, [`openssl`] and [`nginx`] as users do, [`load`]
+//! continuously while something changes. The daemons' code is not linked in. [`standalone::Standalone`] is the whole
+//! mesh in one process. Start reading at [`mesh`].
 //!
-//! [`kubernetes`] is the same on a real cluster.
+//! [`kubernetes`] does the same on a real cluster.
 //!
-//! Every test has [loopback addresses](loopback) and a folder of its own, so tests run in parallel. Nothing sleeps:
-//! [`wait::until`] looks for a condition. What a daemon logged is printed when its test fails.
+//! Every test has its own [loopback addresses](loopback) and folder, so tests run in parallel. Tests do not sleep:
+//! [`wait::until`] waits for a condition. When a test fails, its daemons' logs are printed.
 
-// The harness is part of the tests: what goes wrong here fails one.
+// The harness is part of the tests: a panic here fails one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod app;

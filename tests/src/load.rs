@@ -1,4 +1,4 @@
-//! Requests all the time, each of which must succeed.
+//! A constant load of requests, each of which must succeed.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,12 +14,12 @@ use crate::wait;
 /// Keep-alive connections with one request after the other on each, until stopped.
 #[derive(Debug)]
 pub struct Load {
-    shared: Arc<Shared>,
+    shared: Arc<LoadState>,
     threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct LoadState {
     ends: AtomicBool,
     requests: AtomicU64,
     connections: AtomicU64,
@@ -27,9 +27,9 @@ struct Shared {
     started: Mutex<Option<Instant>>,
 }
 
-/// What a load came to.
+/// The results of a load.
 #[derive(Debug)]
-pub struct Report {
+pub struct LoadReport {
     /// Requests that were answered with 200.
     pub requests: u64,
     /// Connections that were made.
@@ -56,15 +56,15 @@ impl Default for Shape {
 }
 
 impl Load {
-    /// Starts; returns after the first answers. `version` changes when `client` would make another client: then
-    /// connections are made anew.
+    /// Starts; returns after the first answers. `version` changes when `client` would create a different client: then
+    /// connections are replaced.
     #[track_caller]
     pub fn start(
         shape: Shape,
         version: impl Fn() -> u64 + Send + Sync + 'static,
         client: impl Fn() -> Client + Send + Sync + 'static,
     ) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(LoadState::default());
         *shared.started.lock().unwrap() = Some(Instant::now());
         let (version, client) = (Arc::new(version), Arc::new(client));
         let threads = (0..shape.connections).map(|_| {
@@ -76,7 +76,7 @@ impl Load {
         load
     }
 
-    /// Waits until so many more requests were answered, or one failed.
+    /// Waits until this many more requests were answered, or one failed.
     #[track_caller]
     pub fn wait_for(&self, requests: u64) {
         let goal = self.shared.requests.load(Ordering::Relaxed) + requests;
@@ -87,12 +87,12 @@ impl Load {
     }
 
     /// Ends after the requests in flight.
-    pub fn stop(mut self) -> Report {
+    pub fn stop(mut self) -> LoadReport {
         self.shared.ends.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             thread.join().unwrap();
         }
-        Report {
+        LoadReport {
             requests: self.shared.requests.load(Ordering::Relaxed),
             connections: self.shared.connections.load(Ordering::Relaxed),
             failures: std::mem::take(&mut self.shared.failures.lock().unwrap()),
@@ -106,7 +106,7 @@ impl Drop for Load {
     }
 }
 
-impl Report {
+impl LoadReport {
     /// Fails unless every request succeeded, and there were some.
     #[track_caller]
     pub fn assert_flawless(&self) {
@@ -121,7 +121,7 @@ impl Report {
     }
 }
 
-fn run(shape: Shape, shared: &Shared, version: &dyn Fn() -> u64, client: &dyn Fn() -> Client) {
+fn run(shape: Shape, shared: &LoadState, version: &dyn Fn() -> u64, client: &dyn Fn() -> Client) {
     let mut open: Option<(Connection, u64, u64)> = None;
     while !shared.ends.load(Ordering::Relaxed) {
         // A client that follows its files leaves the old connection once it has seen new ones.
@@ -152,7 +152,7 @@ fn run(shape: Shape, shared: &Shared, version: &dyn Fn() -> u64, client: &dyn Fn
     }
 }
 
-fn fail(shared: &Shared, what: &str) {
+fn fail(shared: &LoadState, what: &str) {
     let at = shared.started.lock().unwrap().map(|start| start.elapsed()).unwrap_or_default();
     shared.failures.lock().unwrap().push(format!("after {at:.3?}: {what}"));
 }
@@ -172,7 +172,7 @@ impl SecretFiles {
         hash
     }
 
-    /// The certificate with its key, both of one version.
+    /// The certificate with its key, both of the same version.
     pub fn credentials(&self) -> Credentials {
         let folder = self.version_folder();
         let read =
@@ -190,7 +190,7 @@ impl SecretFiles {
     }
 }
 
-/// A response that goes on until it is ended.
+/// A response that continues until it is ended.
 #[derive(Debug)]
 pub struct LongStream {
     ends: Arc<AtomicBool>,
@@ -198,7 +198,7 @@ pub struct LongStream {
 }
 
 impl LongStream {
-    /// GET `/stream`; returns once the first bytes have come.
+    /// GET `/stream`; returns after the first bytes.
     pub fn start(client: &Client) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let mut connection = client.connect().unwrap_or_else(|end| panic!("stream: {end:?}"));
@@ -217,7 +217,7 @@ impl LongStream {
         Self { ends, thread }
     }
 
-    /// Ends it; how many pieces came. Fails if it had ended before.
+    /// Ends it; returns how many pieces arrived. Fails if it had ended before.
     #[track_caller]
     pub fn stop(self) -> u64 {
         self.ends.store(true, Ordering::Relaxed);

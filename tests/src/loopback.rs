@@ -1,13 +1,13 @@
-//! Loopback addresses that belong to one test alone.
+//! Loopback addresses that belong to one test.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Bound for as long as a block is in use, at the block's last address.
+/// Bound while a block is in use, at the block's last address.
 const CLAIM_PORT: u16 = 20471;
 
-/// `127.x.y.0/24`, claimed for as long as this lives.
+/// `127.x.y.0/24`, claimed during the lifetime of this value.
 #[derive(Debug)]
 pub struct Block {
     x: u8,
@@ -16,7 +16,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// The next free block, as seen from this process: by its id, so that parallel processes seldom meet.
+    /// The next free block. The search starts at the process id, so that parallel processes seldom collide.
     pub fn claim() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         for _ in 0..60_000 {

@@ -1,9 +1,9 @@
 //! A mesh of processes: CA, controller, sidecars; objects in a folder that the controller follows.
 //!
-//! [`Mesh::start`] makes the mesh of `examples/ingress`, at addresses of the test's own: a pod `httpbin/httpbin` behind
-//! a Service with port 14001, and the ingress controller's Service with one endpoint. [`Mesh::apply`] changes objects
-//! and returns when every sidecar has what follows from them. The CA's root is the test's, so that a test can sign
-//! what the CA never would.
+//! [`Mesh::start`] starts the mesh of `examples/ingress` at the test's own addresses: a pod `httpbin/httpbin` behind a
+//! Service with port 14001, and the ingress controller's Service with one endpoint. [`Mesh::apply`] changes objects and
+//! returns when every sidecar has the resulting policy. The CA's root belongs to the test, so that a test can sign what
+//! the CA never would.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,10 +41,10 @@ const APP: u8 = 20;
 const GATEWAY: u8 = 30;
 const INJECTOR: u8 = 40;
 
-/// How a mesh is to be.
+/// Options of a mesh.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Ports of the pod beside 14001, each with the name of its Service port.
+    /// Ports of the pod besides 14001, each with the name of its Service port.
     pub ports: Vec<(u16, &'static str)>,
     /// Name of the Service port 14001.
     pub port_name: &'static str,
@@ -52,9 +52,9 @@ pub struct Options {
     pub certificate_life: Duration,
     /// Life of the ingress controller's certificate.
     pub gateway_life: Duration,
-    /// How long the CA lets a new bundle spread before the next step of a rotation.
+    /// How long the CA waits for a new bundle to spread before the next step of a rotation.
     pub propagation: Duration,
-    /// Whether the CA makes its own root.
+    /// Whether the CA creates its own root.
     pub own_root: bool,
     /// Further arguments of the sidecar.
     pub sidecar_arguments: Vec<String>,
@@ -62,7 +62,7 @@ pub struct Options {
     pub sidecar_file_limit: Option<u32>,
     /// Whether the sidecar is started.
     pub starts_sidecar: bool,
-    /// Whether the objects are those of `examples/ingress/mesh`, but for their addresses.
+    /// Whether the objects are those of `examples/ingress/mesh`, with other addresses.
     pub example_files: bool,
 }
 
@@ -75,9 +75,9 @@ pub struct Mesh {
     pub controller: Daemon,
     /// The sidecar of pod `httpbin/httpbin`.
     pub sidecar: Daemon,
-    /// The CA's root, unless it made its own.
+    /// The CA's root, unless it created its own.
     pub root: Authority,
-    /// Signs tokens that the CA takes.
+    /// Signs tokens that the CA accepts.
     pub token_key: TokenKey,
     options: Options,
     generations: BTreeMap<String, usize>,
@@ -110,7 +110,7 @@ impl Mesh {
         Self::with(Options::default())
     }
 
-    /// [`Mesh::start`], with something different.
+    /// [`Mesh::start`], with options.
     #[track_caller]
     pub fn with(options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -163,8 +163,7 @@ impl Mesh {
         mesh
     }
 
-    /// Writes the documents of a file, instead of those that were in it, and waits until every sidecar has taken over
-    /// what follows from them.
+    /// Replaces the documents of a file, and waits until every sidecar has applied the resulting policy.
     #[track_caller]
     pub fn apply(&mut self, file: &str, documents: &[Value]) {
         let texts: Vec<_> = documents.iter().map(ToString::to_string).collect();
@@ -178,11 +177,11 @@ impl Mesh {
         self.wait_applied(file, &marker);
     }
 
-    /// Writes without waiting; where the controller will see the file's marker.
+    /// Writes without waiting; returns where the controller will see the file's marker.
     pub fn write_objects(&mut self, file: &str, text: &str) -> String {
         let generation = self.generations.get(file).copied().unwrap_or_default() + 1;
         self.generations.insert(file.to_owned(), generation);
-        // A policy for no workload, at another line each time: its status shows that this version of the file was read.
+        // A policy for no workload, on another line each time: its status shows that this version of the file was read.
         let mut marker =
             objects::policy(file, &[objects::backend("marker", 1, "http")], &[objects::gateway()]);
         marker["metadata"]["namespace"] = "marker".into();
@@ -192,7 +191,7 @@ impl Mesh {
         format!("{file}.yaml:{}", generation + 1)
     }
 
-    /// Writes a file byte for byte as given. It must change the policy: that is waited for.
+    /// Writes a file byte for byte. Waits for the policy to change, which it must.
     #[track_caller]
     pub fn apply_verbatim(&self, file: &str, text: &str) {
         let before = self.versions();
@@ -207,7 +206,7 @@ impl Mesh {
         workloads.as_array().unwrap().iter().map(|workload| workload["version"].clone()).collect()
     }
 
-    /// Waits until the sidecar holds what the controller compiled from the file's version with this marker.
+    /// Waits until the sidecar holds what the controller compiled from the version of the file with this marker.
     #[track_caller]
     pub fn wait_applied(&self, file: &str, marker: &str) {
         wait::until_true(&format!("the controller reads {file}"), SOON, || {
@@ -231,7 +230,7 @@ impl Mesh {
         });
     }
 
-    /// Waits until the sidecar's stream to the controller is open, and its policy the newest.
+    /// Waits until the sidecar's stream to the controller is open, and its policy is the newest.
     #[track_caller]
     pub fn wait_connected(&self) {
         wait::until_true("the sidecar is connected", 2 * SOON, || {
@@ -284,12 +283,12 @@ impl Mesh {
         self.block.at(POD, port)
     }
 
-    /// Where the app is to listen.
+    /// Where the app listens.
     pub fn app_address(&self) -> SocketAddr {
         self.app_port(PORT)
     }
 
-    /// Where the app is to listen for another port of the pod.
+    /// Where the app listens for another port of the pod.
     pub fn app_port(&self, port: u16) -> SocketAddr {
         self.block.at(APP, port)
     }
@@ -324,7 +323,7 @@ impl Mesh {
         Client::to(self.target()).from(self.gateway())
     }
 
-    /// What TLS clients trust and demand: the mesh's roots, the app's name.
+    /// What TLS clients trust and require: the mesh's roots, the app's name.
     pub fn tls(&self) -> Tls {
         Tls::new(self.roots(), SERVER_NAME)
     }
@@ -345,7 +344,7 @@ impl Mesh {
         self.root.issue(leaf)
     }
 
-    /// The folder that the CA writes the ingress controller's certificate to.
+    /// The folder to which the CA writes the ingress controller's certificate.
     pub fn secret(&self) -> PathBuf {
         self.path().join("secrets").join(SECRET)
     }
@@ -365,7 +364,7 @@ impl Mesh {
         self.path().join("bundle.pem")
     }
 
-    /// A sidecar like the mesh's own, for another instance of the same pod; not started. Its listeners are at `host`.
+    /// A sidecar like the mesh's own, for another instance of the same pod; not started. It listens at `host`.
     pub fn another_sidecar(&self, name: &str, host: u8) -> Daemon {
         let arguments = sidecar_arguments(self.path(), &self.block, &self.options, host);
         Daemon::new("tidegate-sidecar", name, self.path(), arguments, Some(self.block.at(host, 15000)))
@@ -391,8 +390,8 @@ impl Mesh {
             .with_user(user)
     }
 
-    /// The sidecar of another pod, `httpbin/caller`, which runs as an account of the same name; not started. Its app
-    /// dials `destination` at [`Mesh::way_out`].
+    /// The sidecar of another pod, `httpbin/caller`, which runs as a service account of the same name; not started. Its
+    /// app dials `destination` at [`Mesh::way_out`].
     pub fn caller(&mut self, destination: &str) -> Daemon {
         replace(&self.path().join("tokens/caller"), &self.token_key.token("httpbin", "caller"));
         let pod = objects::pod("caller", "caller", &self.block.ip(CALLER).to_string(), &[]);
@@ -424,12 +423,12 @@ impl Mesh {
         Daemon::new("tidegate-injector", "injector", self.path(), arguments.0, Some(admin))
     }
 
-    /// Where [`Mesh::injector`] is asked.
+    /// Where [`Mesh::injector`] listens.
     pub fn webhook_address(&self) -> SocketAddr {
         self.block.at(INJECTOR, 9443)
     }
 
-    /// Where the app of [`Mesh::caller`] connects instead of to its destination.
+    /// Where the app of [`Mesh::caller`] connects instead of its destination.
     pub fn way_out(&self) -> SocketAddr {
         self.block.at(CALLER, 15001)
     }

@@ -1,7 +1,7 @@
-//! Which modules of a crate use which others, as their source says, and where that goes in a circle.
+//! Which modules of a crate use which others, read from its source, and circles among them.
 //!
-//! A module is what the crate's root declares, with everything below it; what is only there for tests does not count.
-//! Paths that begin with `crate` or `super` are followed, and names that the root exports again.
+//! A module is one that the crate's root declares, with everything below it; code for tests only is left out. Paths
+//! that begin with `crate` or `super` are followed, and names that the root re-exports.
 
 mod scan;
 
@@ -10,13 +10,13 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use self::scan::{Reference, Source};
+use self::scan::{Reference, ScannedFile};
 
-/// The modules of a crate, and for each the others that it uses, with a file that says so.
+/// The modules of a crate, and for each the others that it uses, with a file that does so.
 #[derive(Debug, Default)]
 pub struct Modules(BTreeMap<String, BTreeMap<String, PathBuf>>);
 
-/// Modules each of which needs all the others.
+/// Modules that all depend on each other.
 #[derive(Debug)]
 pub struct Circle<'m> {
     /// Their names, sorted.
@@ -27,7 +27,7 @@ pub struct Circle<'m> {
 impl Modules {
     /// Of the crate with this root file, `lib.rs` or `main.rs`.
     pub fn of(root: &Path) -> Self {
-        let source = Source::read(&fs::read_to_string(root).unwrap());
+        let source = ScannedFile::read(&fs::read_to_string(root).unwrap());
         let folder = root.parent().unwrap();
         let mut modules = Self::default();
         let found: Vec<_> =
@@ -100,9 +100,9 @@ impl fmt::Display for Circle<'_> {
 fn references(folder: &Path, name: &str, depth: usize) -> Vec<(Reference, PathBuf)> {
     let below = folder.join(name);
     let file = [below.with_extension("rs"), below.join("mod.rs")].into_iter().find(|file| file.exists());
-    // A module without a file is within its parent, which was read.
+    // A module without a file is inside its parent, which was read.
     let Some(file) = file else { return Vec::new() };
-    let source = Source::read(&fs::read_to_string(&file).unwrap());
+    let source = ScannedFile::read(&fs::read_to_string(&file).unwrap());
     let at_root = source.references.iter().filter(|reference| reference.is_at_root(depth)).cloned();
     let mut all: Vec<_> = at_root.map(|reference| (reference, file.clone())).collect();
     for child in &source.children {

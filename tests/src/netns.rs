@@ -1,8 +1,8 @@
 //! Network namespaces: a pod and the rest of the world, with real interfaces and real rules, apart from the machine's
 //! own network.
 //!
-//! A namespace is entered by threads, so whatever a closure in [`Namespace::run`] opens or starts is in it: sockets,
-//! threads, programs, a whole [`crate::mesh::Mesh`]. It takes root.
+//! Threads enter a namespace, so whatever a closure in [`Namespace::run`] opens or starts is in it: sockets, threads,
+//! programs, a whole [`crate::mesh::Mesh`]. Requires root.
 //!
 //! A [`Pod`] has one peer, a [`node::Node`] has pods that reach each other.
 
@@ -29,20 +29,20 @@ use crate::daemon;
 /// The user that a pod's sidecar runs as.
 pub const SIDECAR_USER: u32 = 1500;
 
-/// How long a client waits for what never comes.
+/// How long a client waits for an answer that never arrives.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A network namespace of the test's own; gone when dropped, with all that it holds.
+/// A network namespace of one test; removed when dropped, with everything in it.
 #[derive(Debug)]
 pub struct Namespace(String);
 
-/// A pod's namespace, and a peer's that is the pod's whole world: one link between them, and the pod's way to
-/// everywhere.
+/// A pod's namespace, and that of a peer that stands for the rest of the world: one link between them, which is the
+/// pod's default route.
 #[derive(Debug)]
 pub struct Pod {
     /// The pod.
     pub pod: Namespace,
-    /// Everybody else.
+    /// Everything outside the pod.
     pub peer: Namespace,
 }
 
@@ -52,7 +52,7 @@ pub const POD_IPS: [&str; 2] = ["10.77.0.2", "fd77::2"];
 pub const PEER_IPS: [&str; 2] = ["10.77.0.1", "fd77::1"];
 
 impl Namespace {
-    /// A namespace with nothing but loopback.
+    /// A namespace with loopback only.
     #[track_caller]
     pub fn new() -> Self {
         assert!(
@@ -67,7 +67,7 @@ impl Namespace {
         namespace
     }
 
-    /// Does something in the namespace, in a thread of its own. Panics as it panics.
+    /// Runs a closure in the namespace, in its own thread. Panics if it panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(self.path()).unwrap();
         let inside = move || {
@@ -77,7 +77,7 @@ impl Namespace {
         thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
-    /// [`Namespace::run`] by another user.
+    /// [`Namespace::run`] as another user.
     pub fn run_as<T: Send>(&self, user: u32, work: impl FnOnce() -> T + Send) -> T {
         self.run(move || {
             let user = Uid::from_raw(user);
@@ -93,14 +93,14 @@ impl Namespace {
         self.command("ip", &arguments);
     }
 
-    /// A program of the system that must succeed; what it wrote.
+    /// A program of the system, which must succeed; returns its output.
     #[track_caller]
     pub fn command(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.run(|| run(Command::new(system(program)).args(arguments)));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// `tidegate-sidecar intercept` with these arguments: whether it succeeded, and what it wrote.
+    /// `tidegate-sidecar intercept` with these arguments: whether it succeeded, and its output.
     pub fn intercept(&self, arguments: &[&str]) -> (bool, String) {
         let output = self.run(|| {
             let mut command = Command::new(daemon::ours("tidegate-sidecar"));
@@ -110,7 +110,7 @@ impl Namespace {
         (output.status.success(), String::from_utf8(text).unwrap())
     }
 
-    /// [`Namespace::intercept`] that must succeed.
+    /// [`Namespace::intercept`], which must succeed.
     #[track_caller]
     pub fn intercepted(&self, arguments: &[&str]) -> String {
         let (success, text) = self.intercept(arguments);
@@ -118,7 +118,7 @@ impl Namespace {
         text
     }
 
-    /// All rules of both families and both rule sets, without comments and counts, and all chains that were added.
+    /// All rules of both families and both rule sets, without comments and counters, and all added chains.
     pub fn rules(&self) -> String {
         let mut rules = String::new();
         for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"] {
@@ -163,7 +163,7 @@ impl Pod {
         Self::with(&POD_IPS)
     }
 
-    /// A pod with these of its addresses.
+    /// A pod with these addresses only.
     #[track_caller]
     pub fn with(ips: &[&str]) -> Self {
         let (pod, peer) = (Namespace::new(), Namespace::new());
@@ -189,8 +189,8 @@ impl Default for Pod {
     }
 }
 
-/// A listener on all addresses that tells each client what it is and where the client meant to go. Ends with its
-/// namespace's processes: the test's.
+/// A listener on all addresses that sends each client its name and the address that the client dialled. Ends with the
+/// test's process.
 pub fn answer(name: &'static str, address: SocketAddr) {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -213,7 +213,7 @@ pub fn answer(name: &'static str, address: SocketAddr) {
     });
 }
 
-/// What the listener behind an address says, or how the connection fails.
+/// The answer of the listener behind an address, or how the connection fails.
 pub fn ask(address: &str) -> String {
     let address: SocketAddr = address.parse().unwrap();
     let mut stream = match TcpStream::connect_timeout(&address, PATIENCE) {
@@ -228,7 +228,7 @@ pub fn ask(address: &str) -> String {
     }
 }
 
-/// Sends a SYN-ACK without a SYN before it: connection tracking calls it invalid.
+/// Sends a SYN-ACK without a SYN before it: connection tracking classifies it as invalid.
 pub fn send_unasked_syn_ack(from: Ipv4Addr, to: Ipv4Addr, port: u16) {
     let mut segment = Vec::new();
     segment.extend_from_slice(&40_000u16.to_be_bytes());

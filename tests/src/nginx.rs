@@ -15,12 +15,12 @@ use crate::wait::{self, SOON};
 
 const PROGRAM: &str = "/usr/sbin/nginx";
 
-/// What the annotations of an Ingress come to.
+/// A backend, as an Ingress's annotations define it.
 #[derive(Clone, Debug)]
 pub struct Backend {
     /// Where requests go.
     pub target: SocketAddr,
-    /// `backend-protocol: HTTPS`, and how.
+    /// `backend-protocol: HTTPS`, and its settings.
     pub tls: Option<ProxySsl>,
 }
 
@@ -29,7 +29,7 @@ pub struct Backend {
 pub struct ProxySsl {
     /// Folder with `ca.crt`, `tls.crt` and `tls.key`.
     pub secret: PathBuf,
-    /// Whether the certificate is shown.
+    /// Whether nginx presents the certificate.
     pub shows_certificate: bool,
     /// `proxy_ssl_name`.
     pub name: String,
@@ -60,10 +60,28 @@ impl ProxySsl {
             protocols: "TLSv1.2",
         }
     }
+
+    fn directives(&self) -> String {
+        let folder = self.secret.display();
+        let mut lines = String::new();
+        if self.shows_certificate {
+            writeln!(lines, "proxy_ssl_certificate {folder}/tls.crt;").unwrap();
+            writeln!(lines, "proxy_ssl_certificate_key {folder}/tls.key;").unwrap();
+        }
+        writeln!(lines, "proxy_ssl_trusted_certificate {folder}/ca.crt;").unwrap();
+        writeln!(lines, "proxy_ssl_ciphers DEFAULT;").unwrap();
+        writeln!(lines, "proxy_ssl_protocols {};", self.protocols).unwrap();
+        writeln!(lines, "proxy_ssl_verify on;").unwrap();
+        writeln!(lines, "proxy_ssl_verify_depth 1;").unwrap();
+        writeln!(lines, "proxy_ssl_name {};", self.name).unwrap();
+        writeln!(lines, "proxy_ssl_server_name {};", if self.sends_server_name { "on" } else { "off" })
+            .unwrap();
+        lines
+    }
 }
 
 impl Nginx {
-    /// Starts in `folder`, listens at `front`, comes from `source`.
+    /// Starts in `folder`, listens at `front`, connects from `source`.
     pub fn start(folder: &Path, front: SocketAddr, source: IpAddr, backend: &Backend) -> Self {
         assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing; on Debian: apt-get install nginx");
         let folder = folder.join("nginx");
@@ -80,7 +98,7 @@ impl Nginx {
         nginx
     }
 
-    /// Takes over another backend: as ingress-nginx does, by a reload.
+    /// Switches to another backend by a reload, as ingress-nginx does.
     pub fn reload(&mut self, backend: &Backend) {
         fs::write(self.folder.join("nginx.conf"), configuration(self.front, self.source, backend)).unwrap();
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
@@ -88,13 +106,13 @@ impl Nginx {
         rustix::process::kill_process(pid, Signal::HUP).unwrap();
         wait::until_true("nginx has reloaded", SOON, || {
             let log = self.error_log();
-            // Old workers still accept until they are told; their end is the reload's.
+            // Old workers still accept until they receive the signal; the reload is over when they have ended.
             log.matches("gracefully shutting down").count() >= self.reloads
                 && log.matches("start worker process ").count() > self.reloads
         });
     }
 
-    /// GET through it, on a connection of its own.
+    /// GET through it, on its own connection.
     #[track_caller]
     pub fn get(&self, path: &str) -> Message {
         let request = format!("GET {path} HTTP/1.1\r\nHost: httpbin.example\r\nConnection: close\r\n\r\n");
@@ -115,7 +133,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // The master takes its workers with it only when it is asked to end.
+        // The master stops its workers only when it is terminated by a signal that it can handle.
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, Signal::TERM);
         }
@@ -148,25 +166,10 @@ http {{
     )
 }
 
-/// What ingress-nginx renders for one backend, to be within `http {}`. `more` is one more directive of the location.
+/// What ingress-nginx renders for one backend, for use within `http {}`. `more` is one more directive of the location.
 pub fn http_block(listen: &str, more: &str, backend: &Backend) -> String {
     let scheme = if backend.tls.is_some() { "https" } else { "http" };
-    let mut proxy = String::new();
-    if let Some(ssl) = &backend.tls {
-        let folder = ssl.secret.display();
-        if ssl.shows_certificate {
-            writeln!(proxy, "proxy_ssl_certificate {folder}/tls.crt;").unwrap();
-            writeln!(proxy, "proxy_ssl_certificate_key {folder}/tls.key;").unwrap();
-        }
-        writeln!(proxy, "proxy_ssl_trusted_certificate {folder}/ca.crt;").unwrap();
-        writeln!(proxy, "proxy_ssl_ciphers DEFAULT;").unwrap();
-        writeln!(proxy, "proxy_ssl_protocols {};", ssl.protocols).unwrap();
-        writeln!(proxy, "proxy_ssl_verify on;").unwrap();
-        writeln!(proxy, "proxy_ssl_verify_depth 1;").unwrap();
-        writeln!(proxy, "proxy_ssl_name {};", ssl.name).unwrap();
-        writeln!(proxy, "proxy_ssl_server_name {};", if ssl.sends_server_name { "on" } else { "off" })
-            .unwrap();
-    }
+    let proxy = backend.tls.as_ref().map(ProxySsl::directives).unwrap_or_default();
     let target = backend.target;
     format!(
         r#"    keepalive_timeout 75s;

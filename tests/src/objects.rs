@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// The namespace and the Service that stand for the ingress controller.
+/// The namespace and the Service of the ingress controller.
 pub const GATEWAY: (&str, &str) = ("ingress-nginx", "ingress-nginx-controller");
 
 /// An IngressBackend in namespace `httpbin`.
@@ -46,8 +46,8 @@ pub fn range(cidr: &str) -> Value {
     json!({"kind": "IPRange", "name": cidr})
 }
 
-/// A Service of namespace `httpbin` that selects `app`; each port is (number, name), and what an app speaks comes
-/// from the name.
+/// A Service of namespace `httpbin` that selects `app`; each port is (number, name), and the name determines the app's
+/// protocol.
 pub fn service(name: &str, app: &str, ports: &[(u16, &str)]) -> Value {
     let port = |(number, name): &(u16, &str)| json!({"name": name, "port": number, "targetPort": number});
     json!({

@@ -1,4 +1,4 @@
-//! `openssl s_client`, for versions that our own client does not speak and as a second opinion on alerts.
+//! `openssl s_client`, for versions that our own client does not support and as a second opinion on alerts.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,20 +9,20 @@ use crate::pki::Credentials;
 
 /// What `openssl s_client` saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// The alert that came from the server.
+pub struct ClientResult {
+    /// The server's alert.
     pub alert: Option<u8>,
-    /// Everything that it printed.
+    /// All its output.
     pub output: String,
 }
 
-/// Connects with these arguments and, where the handshake succeeds, sends GET.
+/// Connects with these arguments and, if the handshake succeeds, sends GET.
 pub fn s_client(
     target: SocketAddr,
     folder: &Path,
     credentials: Option<&Credentials>,
     arguments: &[&str],
-) -> Seen {
+) -> ClientResult {
     let mut command = Command::new("openssl");
     command
         .args(["s_client", "-connect", &target.to_string(), "-noservername", "-ign_eof", "-crlf"])
@@ -48,5 +48,5 @@ pub fn s_client(
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse().unwrap()
     });
-    Seen { alert, output }
+    ClientResult { alert, output }
 }

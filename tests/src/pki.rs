@@ -22,7 +22,7 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate with what a client sends after it, and its key.
+/// A certificate with the chain that a client sends, and its key.
 #[derive(Debug)]
 pub struct Credentials {
     /// The leaf first.
@@ -30,7 +30,7 @@ pub struct Credentials {
     key: PrivatePkcs8KeyDer<'static>,
 }
 
-/// What is to be in a leaf.
+/// The content of a leaf.
 #[derive(Clone, Debug)]
 pub struct Leaf {
     names: Vec<SanType>,
@@ -97,7 +97,7 @@ impl Authority {
         Credentials { chain: vec![certificate], key: key.serialize_der().into() }
     }
 
-    /// Signs whatever these parameters say, for an authority of a test's own.
+    /// Signs these parameters, for an authority of the test's own.
     pub fn sign_authority(&self, params: &CertificateParams, key: &KeyPair) -> CertificateDer<'static> {
         params.signed_by(key, &self.issuer).unwrap().der().clone()
     }
@@ -139,12 +139,12 @@ impl Credentials {
 }
 
 impl Leaf {
-    /// A good client certificate with one DNS name.
+    /// A valid client certificate with one DNS name.
     pub fn dns(name: &str) -> Self {
         Self::bare().with_dns(name)
     }
 
-    /// A good one without any name.
+    /// A valid one without any name.
     pub fn bare() -> Self {
         let now = SystemTime::now();
         Self {
@@ -157,7 +157,7 @@ impl Leaf {
         }
     }
 
-    /// A workload's: both spellings of an identity.
+    /// A workload's: both forms of an identity.
     pub fn workload(namespace: &str, account: &str) -> Self {
         Self::dns(&format!("{account}.{namespace}.cluster.local"))
             .with_uri(&format!("spiffe://cluster.local/ns/{namespace}/sa/{account}"))
@@ -201,35 +201,35 @@ impl Leaf {
         self
     }
 
-    /// These extended key usages; none leaves the extension out.
+    /// These extended key usages; with none, without the extension.
     #[must_use]
     pub fn with_usages(mut self, usages: &[ExtendedKeyUsagePurpose]) -> Self {
         self.usages = usages.to_vec();
         self
     }
 
-    /// Valid between these moments.
+    /// Valid between these times.
     #[must_use]
     pub fn valid(mut self, from: SystemTime, until: SystemTime) -> Self {
         (self.from, self.until) = (from, until);
         self
     }
 
-    /// Valid until this time from now.
+    /// Valid for this long from now.
     #[must_use]
     pub fn for_another(self, life: Duration) -> Self {
         let now = SystemTime::now();
         self.valid(now - Duration::from_secs(60), now + life)
     }
 
-    /// Over since a second.
+    /// Expired a second ago.
     #[must_use]
     pub fn expired(self) -> Self {
         let now = SystemTime::now();
         self.valid(now - Duration::from_secs(3600), now - Duration::from_secs(1))
     }
 
-    /// Valid from in ten minutes on.
+    /// Valid from ten minutes from now.
     #[must_use]
     pub fn not_yet_valid(self) -> Self {
         let now = SystemTime::now();

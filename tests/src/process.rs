@@ -1,4 +1,4 @@
-//! Processes of this machine, as `/proc` shows them. All of it is `None` once a process has ended.
+//! Processes of this machine, from `/proc`. All functions return `None` once a process has ended.
 
 use std::fs;
 use std::time::Duration;
@@ -10,16 +10,16 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     Some(line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Processor time that it has used, to a hundredth of a second.
+/// CPU time that it has used, to a hundredth of a second.
 pub fn processor_time(pid: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name, in parentheses, with whatever it holds.
+    // The second field is the program's name, in parentheses, and may contain anything.
     let fields: Vec<_> = stat.rsplit(')').next()?.split_whitespace().collect();
     let ticks: Option<u64> = fields.get(11..13)?.iter().map(|ticks| ticks.parse::<u64>().ok()).sum();
     Some(Duration::from_millis(10 * ticks?))
 }
 
-/// What its open files are, as `/proc` names them.
+/// Its open files, as `/proc` names them.
 pub fn open_files(pid: u32) -> Option<Vec<String>> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());

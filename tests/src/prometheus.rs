@@ -13,9 +13,9 @@ use crate::wait::{self, SOON};
 
 const PROGRAM: &str = "/usr/bin/prometheus";
 const PROMTOOL: &str = "/usr/bin/promtool";
-/// Debian's, for which python3-prometheus-client is installed; the first one of the PATH may be another.
+/// Debian's, for which python3-prometheus-client is installed; the first one in `PATH` may be another.
 const PYTHON: &str = "/usr/bin/python3";
-/// Reads a page from standard input and prints the name of each family; fails on what the specification forbids.
+/// Reads a page from standard input and prints the name of each family; fails on violations of the specification.
 const PARSER: &str = "import sys
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 for family in text_string_to_metric_families(sys.stdin.read()):
@@ -57,7 +57,7 @@ impl Prometheus {
         prometheus
     }
 
-    /// The vector that an expression of PromQL comes to now: `result` of its HTTP API.
+    /// The current value of a PromQL expression, a vector: `result` of the HTTP API.
     #[track_caller]
     pub fn query(&self, expression: &str) -> Vec<Value> {
         let target = format!("/api/v1/query?query={}", percent_encoded(expression));
@@ -92,8 +92,8 @@ pub fn percent_encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// Asks for a daemon's metrics in both formats; each must pass its official reader without a remark. The names of the
-/// families.
+/// Requests a daemon's metrics in both formats; each must pass its official reader without a remark. Returns the names
+/// of the families.
 #[track_caller]
 pub fn check_page(daemon: SocketAddr) -> Vec<String> {
     let get = |accept: &str| {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::client::{Client, Outcome, Tls};
+use crate::client::{Client, RequestOutcome, Tls};
 use crate::daemon::Daemon;
 use crate::files::replace;
 use crate::load::SecretFiles;
@@ -19,7 +19,7 @@ const POD: u8 = 10;
 const APP: u8 = 20;
 const GATEWAY: u8 = 30;
 
-/// A running mesh, at addresses of the test's own. It ends when it is dropped.
+/// A running mesh, at the test's own addresses. It ends when it is dropped.
 #[derive(Debug)]
 pub struct Standalone {
     /// The process.
@@ -65,7 +65,7 @@ impl Standalone {
         self.folder.path()
     }
 
-    /// The folder that it reads its objects from.
+    /// The folder of its objects.
     pub fn manifests(&self) -> PathBuf {
         self.path().join("manifests")
     }
@@ -80,18 +80,18 @@ impl Standalone {
         &self.block
     }
 
-    /// Where the app is to listen.
+    /// Where the app listens.
     pub fn app_address(&self) -> SocketAddr {
         self.block.at(APP, PORT)
     }
 
-    /// Replaces a file by what `change` makes of it.
+    /// Replaces a file by the result of `change`.
     pub fn change(&self, name: &str, change: impl Fn(String) -> String) {
         let path = self.manifest(name);
         replace(&path, &change(fs::read_to_string(&path).unwrap()));
     }
 
-    /// Puts a policy of the example in the place of the one before.
+    /// Replaces the policy by one of the example's.
     pub fn apply_example(&self, name: &str) {
         let text = fs::read_to_string(example(&format!("policies/{name}.yaml"))).unwrap();
         replace(&self.manifest("policy.yaml"), &text);
@@ -102,7 +102,7 @@ impl Standalone {
         Client::to(self.block.at(POD, PORT)).from(self.block.ip(GATEWAY))
     }
 
-    /// The ingress controller's Secret, which may not be there yet.
+    /// The ingress controller's Secret, which may not exist yet.
     pub fn secret(&self) -> SecretFiles {
         let found = find(self.path(), "osm-nginx-client-cert");
         SecretFiles(found.unwrap_or_else(|| self.path().join("absent")))
@@ -125,7 +125,7 @@ impl Standalone {
 
     /// Waits until a client gets this from `/get`.
     #[track_caller]
-    pub fn wait_for(&self, client: &Client, expected: &Outcome) {
+    pub fn wait_for(&self, client: &Client, expected: &RequestOutcome) {
         wait::until_true(&format!("{expected:?}"), SOON, || client.get("/get") == *expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Service account tokens as a Kubernetes API server mints them.
+//! Service account tokens as a Kubernetes API server issues them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// `iss` of the tokens.
 pub const ISSUER: &str = "https://kubernetes.default.svc";
-/// `aud` that the CA asks for.
+/// `aud` that the CA requires.
 pub const AUDIENCE: &str = "tidegate-ca";
 
 /// The key that signs tokens: ECDSA P-256.
@@ -26,7 +26,7 @@ impl TokenKey {
         self.0.public_key_pem()
     }
 
-    /// A token of a service account, good for an hour.
+    /// A token of a service account, valid for an hour.
     pub fn token(&self, namespace: &str, account: &str) -> String {
         self.sign(&claims(namespace, account))
     }
@@ -38,7 +38,7 @@ impl TokenKey {
     }
 }
 
-/// The claims of a bound token, to be changed where a test wants them wrong.
+/// The claims of a bound token, for tests to modify.
 pub fn claims(namespace: &str, account: &str) -> Value {
     let now = now();
     json!({

@@ -3,12 +3,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long anything may take that happens at once on an idle machine. Suites run in parallel on two cores.
+/// How long anything may take that is immediate on an idle machine. Suites run in parallel on two cores.
 pub const SOON: Duration = Duration::from_secs(20);
 
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Calls `probe` until it gives a value; panics with `what` if `limit` passes before.
+/// Calls `probe` until it returns a value; panics with `what` after `limit`.
 #[track_caller]
 pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -16,12 +16,12 @@ pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T
         if let Some(value) = probe() {
             return value;
         }
-        assert!(start.elapsed() < limit, "waited {limit:?} in vain: {what}");
+        assert!(start.elapsed() < limit, "timed out after {limit:?}: {what}");
         thread::park_timeout(PAUSE);
     }
 }
 
-/// [`until`] for a plain condition.
+/// [`until`] for a condition.
 #[track_caller]
 pub fn until_true(what: &str, limit: Duration, mut probe: impl FnMut() -> bool) {
     until(what, limit, || probe().then_some(()));

@@ -1,4 +1,4 @@
-//! What an API server asks the injector's webhook, and what it never would.
+//! What an API server sends to the injector's webhook, and what it never would.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use crate::client::{Client, Connection, End};
 
 /// The name in the webhook's certificate.
 pub const NAME: &str = "tidegate-injector.tidegate-system.cluster.local";
-/// The largest body that the webhook takes.
+/// The largest body that the webhook accepts.
 pub const LARGEST: usize = 4 << 20;
 
 /// A review of a new Pod of namespace `shop`; `pod` is its text.
@@ -22,7 +22,7 @@ pub fn create_named(name: &str, pod: &str) -> String {
     )
 }
 
-/// A Pod with a field of its spec, filled up with as many items as fit into this many bytes.
+/// A Pod with a field of its spec, filled with as many items as fit into this many bytes.
 pub fn full(field: &str, item: &str, bytes: usize) -> String {
     let items = vec![item; (bytes - 1024) / (item.len() + 1)].join(",");
     format!(r#"{{"metadata":{{"name":"a"}},"spec":{{"containers":[{{"name":"a"}}],"{field}":[{items}]}}}}"#)
@@ -35,7 +35,7 @@ pub fn head(bytes: usize) -> String {
     )
 }
 
-/// Sends a review; the answer is not waited for.
+/// Sends a review without waiting for the answer.
 pub fn send(connection: &mut Connection, body: &str) {
     connection.write(head(body.len()).as_bytes());
     for piece in body.as_bytes().chunks(16 * 1024) {
@@ -43,7 +43,7 @@ pub fn send(connection: &mut Connection, body: &str) {
     }
 }
 
-/// The `response` to a new Pod, on a connection that lives on.
+/// The `response` to a new Pod, on a connection that stays open.
 pub fn ask_on(connection: &mut Connection, pod: &str) -> Result<Value, End> {
     let body = create(pod);
     let answer = connection.request(format!("{}{body}", head(body.len())).as_bytes())?;
@@ -51,7 +51,7 @@ pub fn ask_on(connection: &mut Connection, pod: &str) -> Result<Value, End> {
     Ok(answer.map(|mut answer| answer["response"].take()).unwrap_or_default())
 }
 
-/// [`ask_on`] a connection of its own, which must be answered.
+/// [`ask_on`] a new connection; must be answered.
 #[track_caller]
 pub fn ask(client: &Client, pod: &str) -> Value {
     let answer = client.connect().and_then(|mut connection| ask_on(&mut connection, pod));

@@ -1,6 +1,6 @@
-//! What ARCHITECTURE.md says of crates and files is so.
+//! Holds ARCHITECTURE.md to the crates and files that exist.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ fn table() -> BTreeMap<String, BTreeSet<String>> {
     .collect()
 }
 
-/// Our own crates among the `[dependencies]` of a manifest; not those of an optional feature.
+/// Our own crates among the `[dependencies]` of a manifest, except for those of an optional feature.
 fn dependencies(manifest: &str) -> BTreeSet<String> {
     let mut section = "";
     let mut found = BTreeSet::new();
@@ -63,10 +63,10 @@ fn each_crate_uses_what_its_row_says_and_nothing_else() {
         );
         crates.insert(name);
     }
-    // Folders without a manifest have a row, too, and use nothing.
+    // Folders without a manifest also have a row, and use nothing.
     for (name, uses) in &table {
-        assert!(root().join(name).is_dir(), "ARCHITECTURE.md: there is no `{name}/`");
-        assert!(crates.contains(name) || uses.is_empty(), "ARCHITECTURE.md: `{name}/` is no crate");
+        assert!(root().join(name).is_dir(), "ARCHITECTURE.md: `{name}/` does not exist");
+        assert!(crates.contains(name) || uses.is_empty(), "ARCHITECTURE.md: `{name}/` is not a crate");
     }
     assert!(crates.len() > 10, "{crates:?}");
 }
@@ -101,7 +101,7 @@ fn every_file_that_the_papers_name_is_there() {
             ends.iter().any(|end| text.ends_with(end))
                 && text.chars().all(|c| c.is_ascii_alphanumeric() || "./_-".contains(c))
         };
-        // Names of the style guide, and those that a contributor chooses.
+        // Names from the style guide, and those that a contributor chooses.
         let is_example = |path: &str| ["mod.rs", "foo.rs", "foo/"].contains(&path) || path.contains("NAME");
         let paths: BTreeSet<_> = code.filter(is_path).filter(|path| !is_example(path)).collect();
         assert!(paths.len() > 5, "{paper}: {paths:?}");

@@ -1,6 +1,6 @@
 //! Odd certificates and odd ClientHellos at the sidecar; tokens and requests at the CA.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use serde_json::json;
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tidegate_tests::app::App;
-use tidegate_tests::client::{self, End, Outcome, TlsVersion};
+use tidegate_tests::client::{self, End, RequestOutcome, TlsVersion};
 use tidegate_tests::mesh::{Mesh, PORT};
 use tidegate_tests::objects::{gateway, https, policy, principal};
 use tidegate_tests::pki::{Authority, INGRESS_CLIENT, Leaf};
@@ -22,8 +22,8 @@ use tidegate_tests::tokens::{self, TokenKey};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 use tonic::{Code, Request};
 
-const OK: Outcome = Outcome::Status(200);
-const FORBIDDEN: Outcome = Outcome::Status(403);
+const OK: RequestOutcome = RequestOutcome::Status(200);
+const FORBIDDEN: RequestOutcome = RequestOutcome::Status(403);
 
 fn mutual_mesh(name: &str) -> Mesh {
     let mut mesh = Mesh::start();
@@ -55,9 +55,9 @@ fn names_with_control_characters_are_refused_and_never_reach_a_header() {
             let tls = mesh.tls().version(version).credentials(credentials.clone());
             let outcome = mesh.client().tls(tls).get("/get");
             match outcome {
-                Outcome::Refused(End::Alert(_)) => assert!(app.received().is_empty(), "{what}"),
-                // Escaped, then: one request, and no second element of the header.
-                Outcome::Status(200) => {
+                RequestOutcome::Refused(End::Alert(_)) => assert!(app.received().is_empty(), "{what}"),
+                // Escaped: one request, and no second element of the header.
+                RequestOutcome::Status(200) => {
                     let [request] = &app.requests()[..] else { panic!("{what}: {:?}", app.requests()) };
                     let header = request.value("x-forwarded-client-cert").unwrap();
                     let elements = outside_quotes(header);
@@ -71,7 +71,7 @@ fn names_with_control_characters_are_refused_and_never_reach_a_header() {
     }
 }
 
-/// What of a header is not in double quotes.
+/// The part of a header that is not in double quotes.
 fn outside_quotes(header: &str) -> String {
     let (mut is_quoted, mut is_escaped) = (false, false);
     let mut rest = String::new();
@@ -108,7 +108,7 @@ fn chains_that_cost_much_to_judge_are_refused_at_once() {
         let tls = mesh.tls().credentials(credentials);
         let before = mesh.sidecar.processor_time();
         let outcome = mesh.client().tls(tls).get("/get");
-        assert!(matches!(outcome, Outcome::Refused(_)), "{what}: {outcome:?}");
+        assert!(matches!(outcome, RequestOutcome::Refused(_)), "{what}: {outcome:?}");
         let used = mesh.sidecar.processor_time() - before;
         assert!(used < Duration::from_millis(300), "{what}: {used:?}");
     }
@@ -142,7 +142,7 @@ fn an_authority_s_name_constraints_bind_what_is_below_it() {
 }
 
 #[test]
-fn mesh_peers_of_another_trust_domain_or_with_half_an_identity_are_no_peers() {
+fn mesh_peers_of_another_trust_domain_or_with_half_an_identity_are_refused() {
     let mesh = Mesh::start();
     let app = App::echo(mesh.app_address());
     let other_domain =
@@ -164,7 +164,7 @@ fn mesh_peers_of_another_trust_domain_or_with_half_an_identity_are_no_peers() {
     for (what, leaf) in cases {
         let tls = mesh.tls().protocols(&["tidegate/h1"]).credentials(mesh.sign(&leaf));
         let outcome = mesh.client().tls(tls).get("/get");
-        assert!(matches!(outcome, FORBIDDEN | Outcome::Refused(_)), "{what}: {outcome:?}");
+        assert!(matches!(outcome, FORBIDDEN | RequestOutcome::Refused(_)), "{what}: {outcome:?}");
         assert!(app.received().is_empty(), "{what}");
     }
 }
@@ -206,7 +206,7 @@ fn a_client_hello_in_pieces_is_judged_as_the_whole() {
             }
             let mut first = [0; 6];
             let got = stream.read_exact(&mut first);
-            // A handshake record with a ServerHello, or nothing.
+            // A handshake record with a ServerHello, or no answer.
             let is_answered = got.is_ok() && first[0] == 0x16 && first[5] == 2;
             assert_eq!(is_answered, allowed, "{name:?} {how}: {first:?}");
             if !allowed {
@@ -327,7 +327,7 @@ async fn a_request_for_more_than_the_token_proves_is_refused() {
             matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange);
         assert!(expected, "{what}: {status}");
     }
-    // Whatever it asks for, a leaf is what it gets, or nothing.
+    // Whatever is requested, the answer is a leaf certificate or a refusal.
     match ca.create_certificate(request(csr(&authority), Some(&token))).await {
         Err(status) => assert_eq!(status.code(), Code::InvalidArgument, "{status}"),
         Ok(answer) => {
@@ -394,19 +394,19 @@ async fn garbage_at_the_ca_and_at_the_controller_ends_nothing() {
 }
 
 #[test]
-fn the_controller_talks_to_nobody_without_a_certificate_and_to_a_workload_only_about_itself() {
+fn the_controller_refuses_clients_without_a_certificate_and_shows_a_workload_only_its_own_policy() {
     let mesh = Mesh::start();
     let tls = client::Tls::new(mesh.roots(), "tidegate-controller.tidegate-system.cluster.local");
     let outcome = client::Client::to(mesh.discovery_address()).tls(tls.protocols(&["h2"])).get("/");
-    assert_eq!(outcome, Outcome::Refused(End::Alert(116)));
-    // A sidecar of another service account that asks for httpbin's policy.
+    assert_eq!(outcome, RequestOutcome::Refused(End::Alert(116)));
+    // A sidecar of another service account that requests httpbin's policy.
     std::fs::write(mesh.path().join("tokens/other"), mesh.token_key.token("shop", "cart")).unwrap();
     let mut other = mesh
         .another_sidecar("other", 40)
         .with_argument("--token-file", mesh.path().join("tokens/other").to_str().unwrap());
     other.start();
     tidegate_tests::wait::until_true(
-        "it is told that this is none of its business",
+        "its request for another workload is refused",
         tidegate_tests::wait::SOON,
         || mesh.controller.log().contains("shop") && other.log().contains("policy stream ended"),
     );

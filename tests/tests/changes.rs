@@ -1,7 +1,7 @@
-//! What is open when something changes: a connection that is no longer let in ends within a second, one that still
-//! is lives on; and a sidecar that is told to end lets what is in flight finish.
+//! Open connections when something changes: one that is no longer admitted ends within a second, one that still is
+//! stays open; and a terminating sidecar lets requests in flight finish.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::thread;
@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use tidegate_tests::app::App;
 use tidegate_tests::app::h2c::H2cApp;
 use tidegate_tests::client::h2::H2Connection;
-use tidegate_tests::client::{Client, Connection, End, Outcome};
+use tidegate_tests::client::{Client, Connection, End, RequestOutcome};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{backend, https, policy, principal, range};
 use tidegate_tests::pki::INGRESS_CLIENT;
@@ -20,7 +20,7 @@ use tidegate_tests::wait::{self, SOON};
 const TCP_PORT: u16 = 14002;
 const GREETING_PORT: u16 = 14003;
 const H2C_PORT: u16 = 14004;
-/// What the product promises.
+/// The product's promise.
 const LIMIT: Duration = Duration::from_secs(1);
 const UPGRADE: &[u8] = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
@@ -31,7 +31,7 @@ fn mesh() -> Mesh {
     })
 }
 
-/// Lets these addresses in, at every port; http at 14001.
+/// Admits these addresses at every port; HTTP at 14001.
 fn let_in(mesh: &mut Mesh, addresses: &[std::net::IpAddr]) {
     let sources: Vec<_> = addresses.iter().map(|address| range(&format!("{address}/32"))).collect();
     let backends = [
@@ -51,20 +51,20 @@ fn websocket(client: &Client) -> Connection {
     connection
 }
 
-/// Sends bytes and gets them back.
+/// Sends bytes and receives them back.
 #[track_caller]
 fn echo(connection: &mut Connection) {
     connection.write(b"ping");
     connection.read_until(b"ping").unwrap();
 }
 
-/// An end without `close_notify` is right for what is cut off: it tells that something is missing.
+/// A connection that is cut off may end without `close_notify`: the client learns that something is missing.
 fn has_ended(end: &End) -> bool {
     matches!(end, End::Closed | End::Truncated | End::Reset)
 }
 
 #[test]
-fn open_connections_end_when_the_policy_no_longer_lets_them_in_and_others_live_on() {
+fn open_connections_end_when_the_policy_no_longer_admits_them_and_others_stay_open() {
     let mut mesh = mesh();
     let _apps = (
         App::echo(mesh.app_address()),
@@ -125,7 +125,7 @@ fn open_connections_end_when_the_policy_no_longer_lets_them_in_and_others_live_o
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_open_http_2_connection_ends_when_it_is_no_longer_let_in_and_another_lives_on() {
+async fn an_open_http_2_connection_ends_when_it_is_no_longer_admitted_and_another_stays_open() {
     let mut mesh = mesh();
     let app = H2cApp::start(mesh.app_port(H2C_PORT));
     let (good, bad) = (mesh.gateway(), mesh.stranger());
@@ -136,7 +136,7 @@ async fn an_open_http_2_connection_ends_when_it_is_no_longer_let_in_and_another_
     for connection in [&kept, &ended] {
         assert_eq!(connection.get("/a").await.unwrap().head.status(), 200);
     }
-    // One that has a stream open: it sends no end.
+    // This one has an open stream: it sends no end.
     let request = http::Request::post("https://httpbin.test/b").body(()).unwrap();
     let (response, _send) =
         ended.requests.clone().ready().await.unwrap().send_request(request, false).unwrap();
@@ -166,7 +166,7 @@ async fn a_principal_that_is_no_longer_allowed_ends_its_connections_or_gets_403(
 
     mesh.apply("policy", &[rule("somebody.else")]);
     app.forget();
-    // Whichever comes first: the answer to the next request, or the end.
+    // Whichever happens first: the answer to the next request, or the end.
     match http1.get("/get") {
         Ok(answer) => assert_eq!(answer.status(), 403),
         Err(end) => assert!(has_ended(&end), "{end:?}"),
@@ -177,7 +177,7 @@ async fn a_principal_that_is_no_longer_allowed_ends_its_connections_or_gets_403(
     let end = socket.end(LIMIT);
     assert!(has_ended(&end), "websocket: {end:?}");
     assert!(app.received().is_empty());
-    assert_eq!(mesh.tls_client().get("/get"), Outcome::Status(403));
+    assert_eq!(mesh.tls_client().get("/get"), RequestOutcome::Status(403));
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn a_policy_that_is_removed_ends_what_it_let_in() {
     mesh.remove("policy");
     let end = connection.end(LIMIT);
     assert!(has_ended(&end), "{end:?}");
-    assert_eq!(mesh.client().get("/get"), Outcome::Refused(End::Reset));
+    assert_eq!(mesh.client().get("/get"), RequestOutcome::Refused(End::Reset));
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn a_broken_file_changes_nothing_until_it_is_whole_again() {
 }
 
 #[test]
-fn a_sidecar_that_is_told_to_end_lets_what_is_in_flight_finish() {
+fn a_terminating_sidecar_lets_what_is_in_flight_finish() {
     let mut mesh = mesh();
     let app = App::echo(mesh.app_address());
     let gateway = mesh.gateway();

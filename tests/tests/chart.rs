@@ -1,6 +1,6 @@
-//! The Helm charts, rendered by real Helm 3 and Helm 4 with no cluster.
+//! The Helm charts, rendered by real Helm 3 and Helm 4 without a cluster.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,8 +86,8 @@ fn the_crds_chart_renders_the_crds_and_helm_keeps_them() {
 }
 
 #[test]
-fn values_that_are_none_are_refused_by_name() {
-    // What is set, and what both versions of Helm must say about it.
+fn invalid_values_are_refused_by_name() {
+    // A value, and a part of the error from both versions of Helm.
     let cases = [
         ("controler.replicas=3", "controler"),
         ("controller.replica=3", "replica"),
@@ -174,7 +174,7 @@ fn what_each_daemon_may_do_is_in_its_golden_file() {
 }
 
 #[test]
-fn the_cert_manager_may_write_secrets_only_where_it_is_told() {
+fn the_cert_manager_may_write_secrets_only_in_the_configured_namespaces() {
     let [helm, _] = Helm::all();
     let namespaces = |set: &[&str]| {
         let objects = helm.template(CHART, NAMESPACE, set);
@@ -243,7 +243,7 @@ fn assert_selects_the_namespaces_of(mesh: &str, objects: &Objects) {
 fn two_meshes_share_no_object_but_the_definitions() {
     let [helm, _] = Helm::all();
     let objects = |mesh: &str| {
-        // What is in a place that both have, such as the namespace of the ingress controller.
+        // Objects in a namespace that both meshes use, such as the ingress controller's.
         let set = format!("meshName={mesh},certManager.gatewaySecretNamespaces={{edge}}");
         let rendered = helm.template(CHART, &format!("{mesh}-system"), &["--set", &set]);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -319,7 +319,7 @@ fn the_programs_know_every_flag_that_the_chart_gives_them() {
         let mut command = Command::new(ours(daemon));
         command.env_clear().env("TIDEGATE_NAMESPACE", NAMESPACE).env("TIDEGATE_POD_NAME", "x");
         command.args(container["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap()));
-        // Flags and values are read before help is given.
+        // Flags and values are validated before the help is printed.
         let output = command.arg("--help").output().unwrap();
         assert!(output.status.success(), "{daemon}: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -367,7 +367,7 @@ fn assert_dockerfile(program: &str, command: &str, user: &str) {
     assert!(manifest.contains(&format!("name = \"{program}\"")), "no crate makes {program}");
 }
 
-/// Every rule of a daemon's service account, by where it holds.
+/// Every rule of a daemon's service account, by scope.
 fn rights(objects: &Objects, daemon: &str) -> Value {
     let mut rights = Map::new();
     for (kind, role_kind) in [("ClusterRoleBinding", "ClusterRole"), ("RoleBinding", "Role")] {
@@ -444,7 +444,7 @@ fn with_mesh_config(text: &str, spec: &Value) -> String {
     format!("{}{indent}\"spec\": {spec}{}", &text[..start], &text[end..])
 }
 
-/// The path of each value but objects with fields.
+/// The path of each value, except for objects with fields.
 fn leaves(value: &Value, path: String, into: &mut Vec<String>) {
     match value.as_object() {
         Some(fields) if !fields.is_empty() => {

@@ -1,6 +1,6 @@
 //! The documents name files that exist.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
@@ -16,7 +16,7 @@ fn rows<'a>(document: &'a str, heading: &str) -> impl Iterator<Item = Vec<&'a st
         .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
 }
 
-/// What a text has between back quotes.
+/// The parts of a text in backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
@@ -29,7 +29,7 @@ fn expanded(path: &str) -> Vec<String> {
     inside.split(',').map(|word| format!("{before}{word}{after}")).collect()
 }
 
-/// That each path in a cell about a subject is there; returns how many there are. `same` is the row above's.
+/// Fails unless each path in a cell about a subject exists; returns how many there are. `same` refers to the row above.
 fn assert_there(subject: &str, cell: &str) -> usize {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let paths: Vec<String> = quoted(cell).flat_map(expanded).collect();

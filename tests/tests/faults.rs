@@ -1,21 +1,21 @@
-//! Faults that Open Service Mesh was seen with, each shown not to be ours.
+//! Faults observed in Open Service Mesh; each test shows that Tidegate does not have one of them.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, End, Outcome, TlsVersion};
+use tidegate_tests::client::{Client, End, RequestOutcome, TlsVersion};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{self, backend, gateway, https, policy, principal, range};
 use tidegate_tests::pki::{INGRESS_CLIENT, Leaf};
 use tidegate_tests::wait::{self, SOON};
 
-const RESET: Outcome = Outcome::Refused(End::Reset);
-const OK: Outcome = Outcome::Status(200);
-const FORBIDDEN: Outcome = Outcome::Status(403);
+const RESET: RequestOutcome = RequestOutcome::Refused(End::Reset);
+const OK: RequestOutcome = RequestOutcome::Status(200);
+const FORBIDDEN: RequestOutcome = RequestOutcome::Status(403);
 
 const OTHER_PORT: u16 = 14002;
 
@@ -72,7 +72,7 @@ fn the_gateway_s_certificate_does_not_open_the_way_of_mesh_peers() {
                 }
                 let end = mesh.client().tls(tls.clone()).get("/get");
                 let expected = if what == "without permissive mode" { End::Reset } else { End::Alert(116) };
-                assert_eq!(end, Outcome::Refused(expected), "{what}, {protocol}: no certificate");
+                assert_eq!(end, RequestOutcome::Refused(expected), "{what}, {protocol}: no certificate");
             }
         }
         assert!(app.received().is_empty(), "{what}");
@@ -91,7 +91,7 @@ fn mesh_peers_are_workloads_and_permissive_mode_decides_about_them() {
     assert_eq!(client(&mesh, TlsVersion::Tls13).get("/get"), OK);
     let between_sidecars = client(&mesh, TlsVersion::Tls12).get("/get");
     assert!(
-        matches!(between_sidecars, Outcome::Refused(End::Alert(_))),
+        matches!(between_sidecars, RequestOutcome::Refused(End::Alert(_))),
         "TLS 1.2 between sidecars: {between_sidecars:?}"
     );
     app.forget();
@@ -130,12 +130,12 @@ fn two_services_in_front_of_one_port_are_both_in_force_and_their_status_is_true(
 }
 
 #[test]
-fn a_gateway_s_new_address_is_let_in_at_once_and_its_old_one_is_not() {
+fn a_gateway_s_new_address_is_admitted_at_once_and_its_old_one_is_not() {
     let mut mesh = Mesh::start();
     let _app = App::echo(mesh.app_address());
     mesh.apply("policy", &[policy("httpbin", &[backend("httpbin", PORT, "http")], &[gateway()])]);
     assert_eq!(mesh.client().get("/get"), OK);
-    // The gateway is restarted and has another address; whatever its namespace's labels say.
+    // The gateway restarts at another address, whatever its namespace's labels.
     mesh.apply("endpoints", &[objects::gateway_endpoints(&[mesh.stranger().to_string()])]);
     assert_eq!(mesh.client().from(mesh.stranger()).get("/get"), OK);
     assert_eq!(mesh.client().get("/get"), RESET);

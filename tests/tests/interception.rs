@@ -1,6 +1,6 @@
-//! A pod's connections, led through its sidecar by real rules of the kernel's. Takes root.
+//! A pod's connections, redirected through its sidecar by the kernel's real rules. Requires root.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, End, Outcome};
+use tidegate_tests::client::{Client, End, RequestOutcome};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::netns::{self, Namespace, PEER_IPS, POD_IPS, Pod, SIDECAR_USER, answer, ask};
@@ -29,7 +29,8 @@ fn at(ip: &str, port: u16) -> String {
     SocketAddr::new(ip.parse().unwrap(), port).to_string()
 }
 
-/// A pod in which a listener on the sidecar's ports says what was captured; app and peer listen elsewhere.
+/// A pod in which a listener on each of the sidecar's ports reports what was captured; app and peer listen on other
+/// ports.
 fn pod_with_listeners() -> Pod {
     let pod = Pod::new();
     pod.pod.run(|| {
@@ -47,7 +48,7 @@ fn pod_with_listeners() -> Pod {
     pod
 }
 
-/// As the app's user, a user like any other.
+/// As the app's user, an ordinary user.
 fn app_asks(pod: &Namespace, address: &str) -> String {
     pod.run(|| ask(address))
 }
@@ -67,13 +68,13 @@ fn what_a_pod_dials_and_what_dials_it_is_captured_in_both_families_by_both_backe
             assert_eq!(peer.run(|| ask(&own(4711))), format!("inbound {}", own(4711)));
             assert_eq!(app_asks(pod, &others(80)), format!("outbound {}", others(80)));
             assert_eq!(sidecar_asks(pod, &others(80)), format!("peer {}", others(80)));
-            // Loopback and the pod's own address are the app's own affair; the sidecar's way to the pod is not.
+            // Loopback and the pod's own address are not intercepted for the app, but are for the sidecar.
             let loopback = if ip.contains(':') { "::1" } else { "127.0.0.1" };
             assert_eq!(app_asks(pod, &at(loopback, 80)), format!("app {}", at(loopback, 80)));
             assert_eq!(app_asks(pod, &own(80)), format!("app {}", own(80)));
             assert_eq!(sidecar_asks(pod, &at(loopback, 80)), format!("app {}", at(loopback, 80)));
             assert_eq!(sidecar_asks(pod, &own(80)), format!("inbound {}", own(80)));
-            // Health and probes are asked for without the mesh.
+            // Health and probes are reachable without the mesh.
             for port in [15010, 15901, 15904] {
                 assert_eq!(peer.run(|| ask(&own(port))), format!("app {}", own(port)));
             }
@@ -90,13 +91,13 @@ fn a_pod_that_its_own_service_leads_back_to_itself_is_dialled_through_its_sideca
         peer.command("sysctl", &["-qw", setting]);
     }
     for ((program, ip), service) in ["iptables", "ip6tables"].into_iter().zip(POD_IPS).zip(services) {
-        // As kube-proxy does, for a Service whose only endpoint is the pod.
+        // Like kube-proxy, for a Service whose only endpoint is the pod.
         let iptables = |rule: &str| peer.command(program, &rule.split(' ').collect::<Vec<_>>());
         iptables(&format!("-t nat -A PREROUTING -d {service} -j DNAT --to-destination {ip}"));
         iptables(&format!("-t nat -A POSTROUTING -d {ip} -j MASQUERADE"));
         assert_eq!(app_asks(pod, &at(service, 80)), format!("outbound {}", at(service, 80)));
         assert_eq!(sidecar_asks(pod, &at(service, 80)), format!("inbound {}", at(ip, 80)));
-        // Where the sidecar has chosen the endpoint itself, the connection does not leave the pod.
+        // If the sidecar has chosen the endpoint itself, the connection does not leave the pod.
         assert_eq!(sidecar_asks(pod, &at(ip, 80)), format!("inbound {}", at(ip, 80)));
     }
 }
@@ -173,7 +174,7 @@ fn ports_ranges_and_interfaces_are_left_alone_on_request() {
 fn rules_are_written_once_repaired_when_lost_and_removed_without_a_trace() {
     for backend in BACKENDS {
         let Pod { pod, .. } = &Pod::new();
-        // Rules of others stay what they are.
+        // Rules of others stay unchanged.
         pod.command(
             &format!("iptables-{backend}"),
             &["-t", "nat", "-A", "OUTPUT", "-d", "203.0.113.9", "-j", "ACCEPT"],
@@ -184,7 +185,7 @@ fn rules_are_written_once_repaired_when_lost_and_removed_without_a_trace() {
             }
         }
         let before = pod.rules();
-        // The backend that has rules already is found.
+        // The backend that already has rules is detected.
         let wishes = ["--udp", "refuse", "--local-proxy-mode", "pod-ip", "--pod-ips", "10.77.0.2,fd77::2"];
         let run = |more: &[&str]| pod.intercept(&[&wishes[..], more].concat());
         let (success, text) = run(&["--check"]);
@@ -211,22 +212,22 @@ fn rules_are_written_once_repaired_when_lost_and_removed_without_a_trace() {
             assert!(run(&["--check"]).0);
             assert!(run(&["--check-only"]).0, "{damage}");
         }
-        // What is wished for no longer goes.
+        // Rules for options that are no longer set are removed.
         pod.intercepted(&["--backend", backend]);
         assert!(!pod.rules().contains("TIDEGATE_UDP"), "{}", pod.rules());
 
         pod.intercepted(&["--clean"]);
-        // The damage above took the rule of others along.
+        // The damage above also removed the rule of others.
         let others = format!("iptables-{backend} -A OUTPUT -d 203.0.113.9/32 -j ACCEPT\n");
         assert_eq!(pod.rules(), before.replace(&others, ""));
     }
 }
 
-/// Connections that were made while there were no rules, in one family.
+/// Connections established before there were rules, in one family.
 struct Before {
     /// The sidecar's to its controller, and the controller's end.
     sidecar: (TcpStream, TcpStream),
-    /// An outsider's to the app.
+    /// An outside client's to the app.
     outsider: TcpStream,
     _app: TcpStream,
 }
@@ -245,7 +246,7 @@ impl Before {
         Self { sidecar, outsider, _app: app.accept().unwrap().0 }
     }
 
-    /// The controller speaks first.
+    /// The controller sends first.
     fn assert_controller_is_heard(&mut self) {
         let (sidecar, controller) = &mut self.sidecar;
         controller.write_all(b"policy").unwrap();
@@ -280,7 +281,7 @@ fn connections_of_the_sidecar_outlive_a_change_of_rules_and_those_past_it_end() 
             before.assert_controller_is_heard();
             before.assert_outsider_is_reset();
         }
-        // Another program flushes the rules, and with the last of ours connection tracking ends. Then ours are repaired.
+        // Another program flushes the rules; without ours, connection tracking stops. Then ours are repaired.
         for table in ["nat", "mangle"] {
             iptables(&format!("-t {table} -F"));
             iptables(&format!("-t {table} -X"));
@@ -344,7 +345,7 @@ fn rules_are_written_once_the_sidecar_is_ready() {
             ["503 Service Unavailable\r\n\r\nnot ready, waiting for: policy\n", "200 OK\r\n\r\nready\n"]
         {
             let (mut stream, _) = health.accept().unwrap();
-            // The question is one segment; what it says is the sidecar's affair.
+            // The request is one segment; its content does not matter here.
             assert_ne!(stream.read(&mut [0; 1024]).unwrap(), 0);
             stream.write_all(format!("HTTP/1.1 {answer}").as_bytes()).unwrap();
         }
@@ -445,7 +446,7 @@ fn bound(address: &str) -> UdpSocket {
     socket
 }
 
-/// A mesh with its sidecar in a pod, and a policy that lets the peer in: port 14001 with the ingress controller's
+/// A mesh with its sidecar in a pod, and a policy that admits the peer: port 14001 with the ingress controller's
 /// certificate, 14002 in plaintext.
 struct Meshed {
     mesh: Mesh,
@@ -455,7 +456,7 @@ struct Meshed {
 const PLAIN_PORT: u16 = 14002;
 const LOCAL_PORT: u16 = 14009;
 
-/// To be called in the pod.
+/// Must be called in the pod's namespace.
 fn start_mesh(arguments: &[&str]) -> Meshed {
     let mut mesh = Mesh::with(Options {
         ports: vec![(PLAIN_PORT, "http-plain")],
@@ -506,12 +507,13 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
                         answer.text()
                     );
                 }
-                // Without a certificate, and where the policy names no port: also one that only loopback was to reach.
-                assert_eq!(to(PORT).get("/get"), Outcome::Refused(End::Reset));
-                assert_eq!(to(LOCAL_PORT).get("/get"), Outcome::Refused(End::Reset));
+                // Without a certificate, and at a port without a policy: also one on which the app listens on loopback
+                // only.
+                assert_eq!(to(PORT).get("/get"), RequestOutcome::Refused(End::Reset));
+                assert_eq!(to(LOCAL_PORT).get("/get"), RequestOutcome::Refused(End::Reset));
                 // The sidecar's own ports, dialled directly.
                 for port in [15000, 15001, 15003] {
-                    assert_eq!(to(port).get("/config"), Outcome::Refused(End::Reset), "{port}");
+                    assert_eq!(to(port).get("/config"), RequestOutcome::Refused(End::Reset), "{port}");
                 }
                 let ready = format!("GET /ready HTTP/1.1\r\nhost: {}\r\n\r\n", at(ip, 15010));
                 let answer = to(15010).connect().unwrap().request(ready.as_bytes()).unwrap();
@@ -522,21 +524,21 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
         for ip in ["127.0.0.1", "10.77.0.2", "::1", "fd77::2"] {
             for port in [15003, 15001] {
                 let outcome = Client::to(at(ip, port).parse().unwrap()).get("/get");
-                assert_eq!(outcome, Outcome::Refused(End::Reset), "{ip} {port}");
+                assert_eq!(outcome, RequestOutcome::Refused(End::Reset), "{ip} {port}");
             }
         }
         let log = sidecar.log();
         assert!(log.contains("is the sidecar's own port"), "{log}");
-        // Another address of the pod that Kubernetes does not know, and one that no host has.
+        // An address of the pod that Kubernetes does not know, and one that no host has.
         pod.ip("addr add 10.77.0.3/24 dev eth0");
         peer.run(|| {
             assert_eq!(
                 Client::to(at("10.77.0.3", PLAIN_PORT).parse().unwrap()).get("/get"),
-                Outcome::Status(200)
+                RequestOutcome::Status(200)
             );
             peer.ip("route add 198.51.100.7/32 via 10.77.0.2");
             let outcome = Client::to(at("198.51.100.7", PLAIN_PORT).parse().unwrap()).get("/get");
-            assert_eq!(outcome, Outcome::Refused(End::Reset));
+            assert_eq!(outcome, RequestOutcome::Refused(End::Reset));
         });
         wait::until_true("the refusal is logged", wait::SOON, || {
             sidecar.log().contains("198.51.100.7:14002 is no address of this pod")
@@ -570,7 +572,7 @@ fn an_app_that_listens_on_the_pods_address_only_is_reached_in_pod_ip_mode() {
             peer.run(|| {
                 for ip in POD_IPS {
                     let client = Client::to(at(ip, PLAIN_PORT).parse().unwrap());
-                    assert_eq!(client.get("/get"), Outcome::Status(200), "{ip} {backend}");
+                    assert_eq!(client.get("/get"), RequestOutcome::Status(200), "{ip} {backend}");
                 }
             });
             for app in &apps {
@@ -596,10 +598,10 @@ fn kubelets_probes_pass_while_the_apps_port_refuses_what_is_not_the_meshs() {
             peer.run(|| {
                 for ip in POD_IPS {
                     let to = |port| Client::to(at(ip, port).parse().unwrap());
-                    assert_eq!(to(15901).get("/osm-liveness-probe/app"), Outcome::Status(status));
-                    assert_eq!(to(15902).get("/osm-readiness-probe/app"), Outcome::Status(status));
-                    assert_eq!(to(15901).get("/get"), Outcome::Status(404));
-                    assert_eq!(to(PORT).get("/get"), Outcome::Refused(End::Reset));
+                    assert_eq!(to(15901).get("/osm-liveness-probe/app"), RequestOutcome::Status(status));
+                    assert_eq!(to(15902).get("/osm-readiness-probe/app"), RequestOutcome::Status(status));
+                    assert_eq!(to(15901).get("/get"), RequestOutcome::Status(404));
+                    assert_eq!(to(PORT).get("/get"), RequestOutcome::Refused(End::Reset));
                 }
             });
         };

@@ -1,7 +1,7 @@
-//! Two pods as network namespaces, each with a sidecar and the kernel's rules: what their apps dial is led through both
-//! sidecars, and traffic cannot bypass them. Takes root.
+//! Two pods as network namespaces, each with a sidecar and the kernel's rules: connections of their apps pass both
+//! sidecars and cannot bypass them. Requires root.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -12,8 +12,8 @@ use std::thread;
 
 use serde_json::{Value, json};
 use tidegate_tests::app::App;
-use tidegate_tests::capture::{Seen, capture};
-use tidegate_tests::client::{Client, End, Outcome};
+use tidegate_tests::capture::{CapturedFrames, capture};
+use tidegate_tests::client::{Client, End, RequestOutcome};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::netns::SIDECAR_USER;
@@ -21,11 +21,11 @@ use tidegate_tests::netns::node::{Node, NodePod, bring};
 use tidegate_tests::objects;
 use tidegate_tests::wait::{self, SOON};
 
-const OK: Outcome = Outcome::Status(200);
-const RESET: Outcome = Outcome::Refused(End::Reset);
+const OK: RequestOutcome = RequestOutcome::Status(200);
+const RESET: RequestOutcome = RequestOutcome::Refused(End::Reset);
 
 const TCP_PORT: u16 = 14003;
-/// The app listens here, on loopback; no object names it.
+/// The app listens here, on loopback; no object mentions this port.
 const LOCAL_PORT: u16 = 14009;
 /// The Service's addresses; no host has them.
 const SERVICE_IPS: [&str; 2] = ["10.96.0.20", "fd96::20"];
@@ -66,15 +66,15 @@ impl Scene {
         Self { node, caller, server, _mesh: mesh }
     }
 
-    /// The server by each of its addresses and its Service's, with the port that the app listens at or the Service's.
+    /// Each address of the server with the app's port, and each address of its Service with the Service's port.
     fn addresses(&self, port: u16, service_port: u16) -> Vec<SocketAddr> {
         let own = self.server.pod.ips().map(|ip| (ip, port));
         let service = SERVICE_IPS.map(|ip| (ip.to_owned(), service_port));
         own.into_iter().chain(service).map(|(ip, port)| at(&ip, port)).collect()
     }
 
-    /// What passes the node while something happens.
-    fn capture(&self, of: &str, exchange: impl FnOnce()) -> Seen {
+    /// Captures what passes the node while something happens.
+    fn capture(&self, of: &str, exchange: impl FnOnce()) -> CapturedFrames {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.node.namespace().name())).arg("--");
         capture(command, MARK, of, exchange)
@@ -98,7 +98,7 @@ impl Meshed {
         self.pod.namespace().run(work)
     }
 
-    fn get(&self, address: SocketAddr) -> Outcome {
+    fn get(&self, address: SocketAddr) -> RequestOutcome {
         self.run(|| Client::to(address).get("/get"))
     }
 
@@ -106,14 +106,14 @@ impl Meshed {
         self.run(|| App::echo((Ipv6Addr::UNSPECIFIED, PORT).into()))
     }
 
-    /// Access log lines with this text.
+    /// Access log lines that contain this text.
     fn records(&self, text: &str) -> Vec<Value> {
         let log = self.sidecar.log();
         let lines = log.lines().filter(|line| line.contains("\"start_time\"") && line.contains(text));
         lines.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Waits until as many access log lines have this text.
+    /// Waits until this many access log lines contain this text.
     #[track_caller]
     fn wait_for_records(&self, text: &str, count: usize) {
         wait::until_true(&format!("{count} log lines with {text}"), SOON, || {
@@ -126,14 +126,14 @@ fn at(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), port)
 }
 
-/// `local`: by a loopback address a Pod in a folder says that it is on this machine.
+/// `local`: a loopback address marks a Pod of a folder as running on this machine.
 fn pod(name: &str, local: IpAddr, pod: &NodePod) -> Value {
     let mut object = objects::pod(name, name, &local.to_string(), &[]);
     object["status"]["podIPs"] = pod.ips().iter().map(|ip| json!({"ip": ip})).collect();
     object
 }
 
-/// One with addresses of both families, and a headless one.
+/// One Service with addresses of both families, and a headless one.
 fn services() -> Vec<Value> {
     let ports = json!([
         {"name": "http", "port": 80, "targetPort": PORT},
@@ -198,7 +198,7 @@ fn what_an_app_dials_by_pod_or_service_travels_as_mutual_tls_in_both_families() 
         assert_eq!(record["connection_security_policy"], "mutual_tls", "{record}");
     }
 
-    // What the capture would have seen: an app outside the mesh, at the node.
+    // To show that the capture works: an app outside the mesh, on the node.
     let [outside, _] = scene.caller.pod.gateways();
     let outside = at(&outside, 8080);
     let _app = scene.node.namespace().run(|| App::echo(outside));
@@ -224,7 +224,7 @@ fn an_app_reaches_itself_by_every_address_and_others_reach_only_what_it_serves()
     for ip in SERVICE_IPS {
         assert_eq!(server.get(at(ip, 80)), OK, "{ip}");
     }
-    // Once through the sidecar on the way out, once on the way in.
+    // Once through the sidecar outbound, once inbound.
     server.wait_for_records("\"direction\":\"outbound\"", 2);
     server.wait_for_records("spiffe://cluster.local/ns/httpbin/sa/httpbin", 2);
     assert_eq!(server.records("").len(), 4);
@@ -269,7 +269,7 @@ fn a_sidecars_own_ports_lead_nowhere() {
     assert!(app.received().is_empty());
     wait::until_true("no connection stays", SOON, || {
         let now = (files(&scene.caller), files(&scene.server));
-        // A pool to the control plane may have been opened meanwhile, nothing that grows with the attempts.
+        // A pool to the control plane may have been opened meanwhile; it does not grow with the attempts.
         now.0 <= before.0 + 4 && now.1 <= before.1 + 4
     });
     let took = scene.server.sidecar.processor_time() - time;
@@ -306,7 +306,7 @@ fn what_the_rules_leave_alone_is_ours_and_only_reads() {
                 let answer = scene.node.namespace().run(|| to.connect()?.request(request.as_bytes()));
                 answer.map_or(0, |answer| answer.status())
             };
-            // Nothing listens at the one that is kept for later.
+            // One of the probe ports is reserved; nothing listens there.
             let good = if port == 15010 { "/ready" } else { "/osm-liveness-probe/app" };
             let is_read = matches!(port, 15010 | 15901);
             assert_eq!(ask("GET", good) == 200, is_read, "{port}");
@@ -325,7 +325,7 @@ fn what_the_rules_leave_alone_is_ours_and_only_reads() {
     assert_eq!(server.run(|| server.sidecar.admin_get("/log").unwrap().text()), "info\n");
 }
 
-/// Sends and receives at the same time; what came back.
+/// Sends and receives at the same time; returns what was received.
 fn talk(stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     let mut writer = stream.try_clone().unwrap();
     thread::scope(|scope| {
@@ -344,7 +344,7 @@ fn bytes(count: usize) -> Vec<u8> {
 }
 
 #[test]
-fn each_direction_ends_by_itself_whoever_ends_first() {
+fn each_direction_ends_by_itself_in_either_order() {
     let scene = Scene::start();
     let hears_all = |conversation: &mut tidegate_tests::app::Conversation| {
         let mut all = Vec::new();
@@ -363,7 +363,7 @@ fn each_direction_ends_by_itself_whoever_ends_first() {
             assert!(answer == sent, "{address}: {} bytes", answer.len());
         }
     }
-    // The server says all it has and ends; then the client speaks.
+    // The server sends everything and ends its direction; then the client sends.
     let download = sent.clone();
     let app = scene.server.run(|| {
         App::start((Ipv6Addr::UNSPECIFIED, TCP_PORT).into(), move |conversation| {

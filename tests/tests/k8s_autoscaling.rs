@@ -1,6 +1,6 @@
-//! A HorizontalPodAutoscaler finds in meshed Pods what it needs.
+//! A HorizontalPodAutoscaler computes the utilisation of meshed Pods.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::SystemTime;
@@ -12,16 +12,16 @@ use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::workload::Workload;
 
 const API: &str = "/apis/metrics.k8s.io/v1beta1";
-/// The file that the server of the metrics API answers from.
+/// The file with the answers of the metrics API's server.
 const ANSWERS: &str = "/answers.json";
 
-/// `metrics.k8s.io`, as a metrics server registers it. The cluster of the suites has none.
+/// `metrics.k8s.io`, registered as a metrics server does. The suites' cluster has none.
 struct MetricsApi(&'static Cluster);
 
 impl MetricsApi {
     fn register(server: &Namespace, service: &str) -> Self {
         let cluster = server.cluster();
-        // Where there is a metrics server, this would take its place.
+        // On a cluster with a metrics server, this would replace it.
         cluster.own_name();
         let service = json!({"namespace": server.name(), "name": service, "port": 443});
         let api = json!({
@@ -38,21 +38,21 @@ impl MetricsApi {
 }
 
 impl Drop for MetricsApi {
-    /// Before its server goes: while an API is there that does not answer, no namespace ends.
+    /// Before its server is removed: while a registered API does not answer, no namespace can be deleted.
     fn drop(&mut self) {
         let _ =
             self.0.try_kubectl(["delete", "apiservice", "v1beta1.metrics.k8s.io", "--ignore-not-found"], "");
     }
 }
 
-/// What each container of a Pod uses, measured now.
+/// The current usage of each container of a Pod.
 fn usage(pod: &str, containers: &[(&str, &str)]) -> Value {
     let containers =
         containers.iter().map(|(name, cpu)| json!({"name": name, "usage": {"cpu": cpu, "memory": "8Mi"}}));
     json!({
         "metadata": {"name": pod},
         "timestamp": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-        // A window that began before its Pod was ready would not count.
+        // A window that began before its Pod was ready would be ignored.
         "window": "0s",
         "containers": containers.collect::<Vec<_>>(),
     })
@@ -70,7 +70,7 @@ fn autoscaler(name: &str) -> Value {
     })
 }
 
-/// The condition of an autoscaler that says whether it can compute anything.
+/// The condition of an autoscaler that reports whether it can compute anything.
 fn scaling_active(autoscaler: &Value) -> Option<&Value> {
     autoscaler["status"]["conditions"]
         .as_array()?
@@ -78,7 +78,7 @@ fn scaling_active(autoscaler: &Value) -> Option<&Value> {
         .find(|condition| condition["type"] == "ScalingActive")
 }
 
-/// What a container asks for, in thousandths of a processor.
+/// The CPU request of a container, in thousandths of a processor.
 fn requested(pod: &Value, list: &str, name: &str) -> Option<u64> {
     let container = pod["spec"][list].as_array()?.iter().find(|container| container["name"] == name)?;
     container["resources"]["requests"]["cpu"].as_str()?.strip_suffix('m')?.parse().ok()
@@ -94,7 +94,7 @@ fn an_autoscaler_computes_how_much_a_meshed_deployment_uses_of_what_it_asks_for(
     let namespace = Namespace::meshed("autoscaled");
     let asks = json!({"requests": {"cpu": "95m"}});
     Workload::http("asks").container("resources", asks).deploy(&namespace);
-    // Its app says nothing: an autoscaler that does not complain does not look.
+    // Its app has no CPU request: the complaint shows that the autoscaler looks at it.
     Workload::http("says-nothing").deploy(&namespace);
     let pods = ["asks", "says-nothing"].map(|name| namespace.pod(name));
     let of_asks = pods[0].json();

@@ -1,9 +1,9 @@
-//! The certificate authority on a real API server: tokens of real pods, the Secrets and ConfigMaps that it keeps.
+//! The certificate authority on a real API server: tokens of real pods, the Secrets and ConfigMaps that it maintains.
 //!
-//! It runs here, beside the cluster, as a mesh of its own in a namespace of its own; all that it knows comes from the
-//! API server.
+//! It runs on this machine, beside the cluster, for its own mesh in its own namespace; all its input comes from the API
+//! server.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::Command;
@@ -25,18 +25,18 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig};
 use tonic::{Code, Request, Status};
 
 const SERVER_NAME: &str = "ca.example";
-/// The API server remembers for ten seconds that a token was good.
+/// The API server caches for ten seconds that a token is valid.
 const TOKEN_MEMORY: Duration = Duration::from_secs(30);
 
 /// Replicas of a certificate authority, and the namespace of their control plane.
-struct Authority {
+struct AuthorityReplicas {
     replicas: Vec<Daemon>,
     block: Block,
     control_plane: Namespace,
     _folder: TempDir,
 }
 
-impl Authority {
+impl AuthorityReplicas {
     fn start(replicas: u8) -> Self {
         let cluster = Cluster::get();
         install_crds(cluster);
@@ -71,7 +71,7 @@ impl Authority {
         Self { replicas, block, control_plane, _folder: folder }
     }
 
-    /// A namespace that has the label of this mesh.
+    /// A namespace with this mesh's label.
     fn meshed(&self) -> Namespace {
         let namespace = Namespace::new("ca-app");
         self.label(&namespace);
@@ -100,12 +100,12 @@ impl Authority {
         Ok(answer.into_inner().cert_chain.remove(0))
     }
 
-    /// What this mesh's trust bundles are called.
+    /// The name of this mesh's trust bundles.
     fn bundle_name(&self) -> String {
         format!("tidegate-trust-bundle-{}", self.control_plane.name())
     }
 
-    /// The trust bundle in a namespace, once it is there.
+    /// The trust bundle in a namespace, once it exists.
     #[track_caller]
     fn bundle(&self, namespace: &Namespace) -> String {
         namespace.wait_for("the trust bundle", &["configmap", &self.bundle_name()], |map| {
@@ -140,9 +140,9 @@ fn roots(pem: &str) -> usize {
     pem.matches("BEGIN CERTIFICATE").count()
 }
 
-/// A pod that need not run: its token is what counts.
+/// A pod that need not run: only its token is used.
 fn pod(namespace: &Namespace, name: &str) {
-    // The account comes a moment after its namespace.
+    // The account is created a moment after its namespace.
     namespace.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
@@ -169,9 +169,9 @@ fn leaf(secret: &Value) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_of_a_pod_in_the_mesh_gets_a_certificate_until_the_pod_is_gone_and_no_other_token_does() {
-    let authority = Authority::start(1);
+    let authority = AuthorityReplicas::start(1);
     let (namespace, outside) = (authority.meshed(), Namespace::new("ca-outside"));
-    // Who has published it knows the namespace.
+    // Once the bundle is published, the authority knows the namespace.
     authority.bundle(&namespace);
     for namespace in [&namespace, &outside] {
         pod(namespace, "app");
@@ -229,7 +229,7 @@ async fn the_token_of_a_pod_in_the_mesh_gets_a_certificate_until_the_pod_is_gone
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_namespace_has_the_trust_bundle_as_long_as_it_is_in_the_mesh() {
-    let authority = Authority::start(2);
+    let authority = AuthorityReplicas::start(2);
     let namespace = Namespace::new("ca-app");
     authority.label(&namespace);
     assert_eq!(authority.bundle(&namespace), authority.bundle(&authority.control_plane));
@@ -244,7 +244,7 @@ async fn a_namespace_has_the_trust_bundle_as_long_as_it_is_in_the_mesh() {
     ]);
     wait::until_true("the bundle is put back", ROLLOUT, || authority.bundle(&namespace) == before);
 
-    // It leaves the mesh: the bundle stays, and is kept fresh for sidecars that run on.
+    // The namespace leaves the mesh: its bundle stays, and is kept up to date for sidecars that are still running.
     let label = "openservicemesh.io/monitored-by-";
     namespace.cluster().kubectl(["label", "namespace", namespace.name(), label]);
     assert_eq!(authority.replicas[0].admin_post("/rotation/next", "").unwrap().status(), 200);
@@ -253,7 +253,7 @@ async fn a_namespace_has_the_trust_bundle_as_long_as_it_is_in_the_mesh() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_one_root_and_take_over_each_others_steps() {
-    let authority = Authority::start(3);
+    let authority = AuthorityReplicas::start(3);
     let rotation = |replica: usize| authority.replicas[replica].admin_json("/rotation");
     let first = rotation(0)["issuing_root"].clone();
     for replica in 0..3 {
@@ -277,14 +277,14 @@ async fn replicas_share_one_root_and_take_over_each_others_steps() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status() {
-    let authority = Authority::start(2);
+    let authority = AuthorityReplicas::start(2);
     let namespace = Namespace::new("ca-ingress");
     let secret =
         |name: &str| namespace.wait_for("the Secret", &["secret", name], |secret| Some(secret.clone()));
     authority.mesh_config(&Value::Null);
     authority.wait_for_condition("Unknown", "no certificate is asked for");
     authority.mesh_config(&gateway(namespace.name(), "client"));
-    // As the documentation has it: when this returns, the Secret is there.
+    // As documented: when this returns, the Secret exists.
     authority.control_plane.kubectl(&[
         "wait",
         "meshconfig/osm-mesh-config",
@@ -298,7 +298,7 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
     assert_eq!(keys, ["ca.crt", "tls.crt", "tls.key"]);
     authority.wait_for_condition("True", "holds a certificate until");
 
-    // In place, with what others have put on it, and with a new leaf where the roots change.
+    // Updated in place, with what others have added, and with a new leaf where the roots change.
     namespace.kubectl(&["label", "secret", "client", "team=a"]);
     namespace.kubectl(&["annotate", "secret", "client", "note=b"]);
     assert_eq!(authority.replicas[0].admin_post("/rotation/next", "").unwrap().status(), 200);
@@ -316,7 +316,7 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
     });
     assert_eq!(put_back["data"]["ca.crt"], rotated["data"]["ca.crt"]);
 
-    // A name that is taken by something else, a namespace that is not there, a duration that is none.
+    // A name used by another object, a missing namespace, an invalid duration.
     namespace.kubectl(&["create", "secret", "generic", "taken", "--from-literal=a=b"]);
     authority.mesh_config(&gateway(namespace.name(), "taken"));
     authority.wait_for_condition("False", "is there with type \"Opaque\"");
@@ -341,7 +341,7 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_root_of_the_users_own_is_used_and_another_one_begins_a_rotation() {
-    let authority = Authority::start(2);
+    let authority = AuthorityReplicas::start(2);
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let arguments = format!(

@@ -1,6 +1,6 @@
-//! The commands on a real API server, as users run them: what they print, what they change, how they end.
+//! The commands on a real API server, as users run them: their output, their effects, their exit codes.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::unix::fs::symlink;
@@ -12,10 +12,10 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tidegate_tests::daemon::ours;
 use tidegate_tests::kubernetes::Cluster;
-use tidegate_tests::kubernetes::cluster::{Failure, run};
+use tidegate_tests::kubernetes::cluster::{CommandFailure, run};
 use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, Mesh};
 use tidegate_tests::kubernetes::namespace::Namespace;
-use tidegate_tests::kubernetes::pod::{Outcome, Pod};
+use tidegate_tests::kubernetes::pod::{Pod, PodOutcome};
 use tidegate_tests::kubernetes::workload::Workload;
 
 /// An app's password, in its environment and its arguments.
@@ -28,7 +28,7 @@ fn command(words: &[&str]) -> Command {
     command
 }
 
-fn try_tidegate(words: &[&str]) -> Result<String, Failure> {
+fn try_tidegate(words: &[&str]) -> Result<String, CommandFailure> {
     run(&mut command(words), "")
 }
 
@@ -37,9 +37,9 @@ fn tidegate(words: &[&str]) -> String {
     try_tidegate(words).unwrap_or_else(|failure| panic!("{failure}"))
 }
 
-/// What it says when something is not well, which is exit code 1.
+/// Its output when something is wrong, which means exit code 1.
 #[track_caller]
-fn not_well(words: &[&str]) -> Failure {
+fn not_well(words: &[&str]) -> CommandFailure {
     let failure = try_tidegate(words).unwrap_err();
     assert_eq!(failure.code, Some(1), "{failure}");
     failure
@@ -88,9 +88,7 @@ fn finding(report: &Value, id: &str) -> Value {
     checks.iter().find(|check| check["id"] == id).unwrap_or_else(|| panic!("no {id}: {report:#}")).clone()
 }
 
-#[test]
-fn check_is_content_with_a_fresh_installation_and_names_what_is_wrong() {
-    let cluster = Mesh::get().cluster();
+fn assert_check_passes() {
     // Pods of other tests may be starting.
     let report = json_of(&["check", "--wait", "90s"]);
     assert_ne!(report["status"], "failed", "{report:#}");
@@ -118,8 +116,14 @@ fn check_is_content_with_a_fresh_installation_and_names_what_is_wrong() {
     let alone = finding(&report, "no-control-plane");
     assert_eq!(alone["status"], "failed");
     assert!(alone["hint"].as_str().unwrap().contains("tidegate upgrade"), "{alone}");
+}
 
-    // A pod that was there before its namespace joined, and a policy whose source has no endpoints.
+#[test]
+fn check_is_content_with_a_fresh_installation_and_names_what_is_wrong() {
+    let cluster = Mesh::get().cluster();
+    assert_check_passes();
+
+    // A pod created before its namespace joined the mesh, and a policy whose source has no endpoints.
     let shop = Namespace::new("checked");
     Workload::http("server").deploy(&shop);
     shop.join();
@@ -161,7 +165,7 @@ fn check_is_content_with_a_fresh_installation_and_names_what_is_wrong() {
     let failure = run(&mut nowhere, "").unwrap_err();
     assert_eq!(failure.code, Some(1), "{failure}");
     assert!(format!("{failure}").contains("http://127.0.0.1:1"), "{failure}");
-    // A command line that cannot be understood.
+    // An invalid command line.
     assert_eq!(try_tidegate(&["check", "--pre", "--proxy"]).unwrap_err().code, Some(2));
 }
 
@@ -292,6 +296,17 @@ fn gateway(principal: &str) -> (String, String) {
     )
 }
 
+/// Whether `explain` exits with 0, and its answer.
+fn explained(words: &[&str]) -> (bool, Value) {
+    match try_tidegate(words) {
+        Ok(text) => (true, parse(&text)),
+        Err(failure) if failure.code == Some(1) && failure.stdout.starts_with('{') => {
+            (false, parse(&failure.stdout))
+        }
+        Err(failure) => panic!("{failure}"),
+    }
+}
+
 #[test]
 fn what_explain_says_is_what_a_request_then_gets() {
     Mesh::get();
@@ -318,14 +333,9 @@ fn what_explain_says_is_what_a_request_then_gets() {
 
     let explain = |from: &Pod, port: u16, more: &[&str]| {
         let (backend, port) = (format!("{}/server", shop.name()), port.to_string());
-        let words = ["explain", &backend, "--port", &port, "--source", from.ip(), "-o", "json"];
-        match try_tidegate(&[&words, more].concat()) {
-            Ok(text) => (true, parse(&text)),
-            Err(failure) if failure.code == Some(1) && failure.stdout.starts_with('{') => {
-                (false, parse(&failure.stdout))
-            }
-            Err(failure) => panic!("{failure}"),
-        }
+        explained(
+            &[&["explain", &backend, "--port", &port, "--source", from.ip(), "-o", "json"], more].concat(),
+        )
     };
     let plain = |from: &Pod, port: u16| from.get(&format!("http://{}:{port}/get", server.ip()));
     let tls = |from: &Pod, credentials: Option<&str>| {
@@ -335,12 +345,12 @@ fn what_explain_says_is_what_a_request_then_gets() {
         let target = format!("{}:8081", server.ip());
         let mut words = vec!["tls", &target, &roots, "--expect", &name];
         words.extend(credentials.as_deref());
-        Outcome::of(&from.ask(&words))
+        PodOutcome::of(&from.ask(&words))
     };
-    let reset = Outcome::Refused("reset".to_owned());
+    let reset = PodOutcome::Refused("reset".to_owned());
     let other = credentials_of(&shop, &peer);
     let mesh_peer = format!("spiffe://cluster.local/ns/{}/sa/peer", shop.name());
-    let table: [(&Pod, u16, &[&str], &str, Outcome); 8] = [
+    let table: [(&Pod, u16, &[&str], &str, PodOutcome); 8] = [
         (&friend, 8080, &[], "allow", plain(&friend, 8080)),
         (&stranger, 8080, &[], "deny", plain(&stranger, 8080)),
         (&friend, 8082, &[], "deny", plain(&friend, 8082)),
@@ -357,8 +367,8 @@ fn what_explain_says_is_what_a_request_then_gets() {
         assert_eq!(is_fine, decision == "allow", "{case}");
         assert!(!answer["reason"].as_str().unwrap().is_empty(), "{case}");
         match outcome {
-            Outcome::Answer(200, _) => assert_eq!(decision, "allow", "{case}"),
-            Outcome::Answer(403, _) => {
+            PodOutcome::Answer(200, _) => assert_eq!(decision, "allow", "{case}"),
+            PodOutcome::Answer(403, _) => {
                 assert_eq!(decision, "deny", "{case}");
                 assert_eq!(answer["code"], "principal_not_allowed", "{case}");
             }
@@ -369,7 +379,7 @@ fn what_explain_says_is_what_a_request_then_gets() {
     assert!(absent.stderr.contains("there is no service nobody/nothing"), "{absent}");
 }
 
-/// What the authority gives a pod: its chain and its key, PEM.
+/// The certificate that the authority issues to a pod: chain and key, PEM.
 fn credentials_of(namespace: &Namespace, pod: &Pod) -> String {
     let bound = format!("--bound-object-name={}", pod.name());
     let words = ["create", "token", "peer", "--audience=tidegate-ca", "--bound-object-kind=Pod", &bound];
@@ -447,7 +457,7 @@ fn a_bug_report_holds_what_helps_and_nothing_secret() {
             assert!(!text.contains(secret), "{} holds {secret:?}", path.display());
         }
     }
-    // One that is there already is not written over.
+    // An existing file is not overwritten.
     std::fs::write(&archive, "mine").unwrap();
     let failure = not_well(&["bug-report", "-o", archive.to_str().unwrap()]);
     assert!(failure.stderr.contains("already exists"), "{failure}");
@@ -478,7 +488,7 @@ fn what_inject_prints_is_what_the_webhook_makes() {
     assert_eq!(refusals, Vec::<String>::new());
     for pod in &mut made {
         assert_eq!(pod["spec"]["initContainers"][0]["name"], "tidegate-sidecar");
-        // What the API server names anew for each pod.
+        // Names that the API server generates for each pod.
         let own = |name: &Value| name.as_str().is_some_and(|name| name.starts_with("kube-api-access-"));
         pod["spec"]["volumes"].as_array_mut().unwrap().retain(|volume| !own(&volume["name"]));
         for list in ["initContainers", "containers"] {
@@ -491,7 +501,7 @@ fn what_inject_prints_is_what_the_webhook_makes() {
     }
     assert_eq!(made[0], made[1]);
 
-    // Applied, it runs, and what has a sidecar already is printed as it is.
+    // Once applied, it runs; an object that already has a sidecar is printed unchanged.
     shop.apply(&printed);
     shop.wait_rolled_out("deployment/server");
     assert_eq!(run(&mut command(&["inject", "-f", "-", "-n", shop.name()]), &printed).unwrap(), printed);
@@ -528,7 +538,7 @@ fn it_is_a_plugin_of_kubectl_and_completes_names_of_the_cluster() {
     );
     assert!(completed(&["proxy", "get", "co"]).contains(&"config".to_owned()));
 
-    // As bash asks, by the script that the command prints.
+    // As bash completes, by the script that the command prints.
     assert!(tidegate(&["completions", "bash"]).contains("COMPLETE="));
     let mut bash = command(&["--", "tidegate", "namespace", "ignore", "plugin-"]);
     bash.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "3").env("_CLAP_COMPLETE_COMP_TYPE", "9");

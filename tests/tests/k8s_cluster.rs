@@ -1,6 +1,6 @@
-//! The cluster that the Kubernetes suites run on is whole, and ends without a trace.
+//! The cluster that the Kubernetes suites run on is complete, and stopping it leaves nothing behind.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -83,7 +83,7 @@ fn a_cluster_that_crashed_starts_again_and_one_that_ended_leaves_no_trace() {
     let name = "traces";
     run(&mut script(&["up", name]), "").unwrap_or_else(|failure| panic!("{failure}"));
     assert!(!traces(name).is_empty());
-    // As an interrupted run leaves it: no API server, and a kubelet and containers without their runtime.
+    // The state after an interrupted run: no API server, and a kubelet and containers without their runtime.
     for part in ["kube-apiserver", "containerd"] {
         run(&mut script(&["kill", name, part]), "").unwrap_or_else(|failure| panic!("{failure}"));
     }
@@ -92,7 +92,7 @@ fn a_cluster_that_crashed_starts_again_and_one_that_ended_leaves_no_trace() {
     run(&mut script(&["status", name]), "").unwrap_or_else(|failure| panic!("{failure}"));
     run(&mut script(&["down", name]), "").unwrap_or_else(|failure| panic!("{failure}"));
     assert_eq!(traces(name), Vec::<String>::new());
-    // Ended already: nothing to do.
+    // Already stopped: nothing to do.
     run(&mut script(&["down", name]), "").unwrap_or_else(|failure| panic!("{failure}"));
 }
 

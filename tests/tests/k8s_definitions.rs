@@ -1,8 +1,8 @@
 //! `tidegate install` where Open Service Mesh, or `kubectl apply`, left custom resource definitions behind.
 //!
-//! Definitions are the whole cluster's, so the test has one of its own.
+//! Definitions are cluster-wide, so the test has its own cluster.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::Write;
@@ -18,7 +18,7 @@ const DEFINITIONS: [(&str, &str, &[&str]); 2] = [
     ("meshconfigs.config.openservicemesh.io", "MeshConfig", &["v1alpha1", "v1alpha2"]),
 ];
 
-/// A `tidegate` command about the mesh of this name, with this Helm; what it says besides its result.
+/// Runs a `tidegate` command for the mesh of this name, with this Helm; returns its messages.
 fn tidegate(cluster: &Cluster, helm: &Helm, mesh: &str, arguments: &[&str]) -> String {
     let mut command = cluster.command(tidegate_tests::daemon::ours("tidegate"));
     command.env("TIDEGATE_HELM", helm.program()).args(arguments);
@@ -29,7 +29,7 @@ fn tidegate(cluster: &Cluster, helm: &Helm, mesh: &str, arguments: &[&str]) -> S
     said
 }
 
-/// A definition of the older kind: the first version is the one that is stored, and nothing is validated.
+/// A definition like Open Service Mesh's: the first version is stored, and nothing is validated.
 fn bare(name: &str, kind: &str, versions: &[&str]) -> Value {
     let (plural, group) = name.split_once('.').unwrap();
     let any = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
@@ -52,7 +52,8 @@ fn bare(name: &str, kind: &str, versions: &[&str]) -> Value {
     })
 }
 
-/// What Open Service Mesh's users have: a MeshConfig of the older version, and policies, one of which nothing checked.
+/// Objects of Open Service Mesh's users: a MeshConfig of the older version, and policies, one of which was never
+/// validated.
 fn objects(mesh: &str) -> String {
     let app = format!("{mesh}-app");
     let backend = |name: &str, number: Value| {
@@ -94,7 +95,7 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
     for (mesh, helm) in ["by-helm-3", "by-helm-4"].into_iter().zip(Helm::all()) {
         for (name, kind, versions) in DEFINITIONS {
             let definition = bare(name, kind, versions).to_string();
-            // The second time the first installation has left its own.
+            // The second time, the first installation's own definition is there.
             if cluster.try_kubectl(["replace", "-f", "-"], &definition).is_err() {
                 cluster.apply(&definition);
             }
@@ -107,7 +108,7 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
             assert!(said.contains(&format!("Taken over: CustomResourceDefinition {name}")), "{said}");
             let crd = cluster.get_json(&["crd", name]);
             assert_eq!(crd["metadata"]["annotations"]["meta.helm.sh/release-namespace"], mesh);
-            // The older version of a MeshConfig is served on, and not stored any more.
+            // The older version of a MeshConfig is still served, but no longer stored.
             assert_eq!(crd["spec"]["versions"].as_array().unwrap().len(), versions.len(), "{crd:#}");
         }
         assert!(said.contains("stored as v1alpha2 now, no longer as v1alpha1"), "{said}");
@@ -119,7 +120,7 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
 
         let config = cluster.get_json(&["meshconfig", "osm-mesh-config", "-n", mesh]);
         assert_eq!(config["spec"]["traffic"]["outboundPortExclusionList"], json!([6379]));
-        // A manifest of the older version is taken, and means the same.
+        // A manifest of the older version is accepted, and means the same.
         cluster.apply(
             &json!({
                 "apiVersion": "config.openservicemesh.io/v1alpha1", "kind": "MeshConfig",
@@ -139,12 +140,12 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
         };
         let committed = ("committed".to_owned(), "successfully committed by the system".to_owned());
         assert_eq!(status("httpbin"), committed);
-        // What our definition would not have let in denies, and says why.
+        // An object that our definition would have rejected denies, and its status gives the reason.
         let (current, reason) = status("unreadable");
         assert_eq!(current, "error", "{reason}");
         assert!(reason.contains("spec.backends[0].port.number") && reason.contains("\"web\""), "{reason}");
 
-        // Again there is nothing to take over.
+        // Now there is nothing left to take over.
         let said = tidegate(&cluster, &helm, mesh, &["upgrade"]);
         assert!(!said.contains("Taken over"), "{said}");
         tidegate(&cluster, &helm, mesh, &["uninstall", "--yes", "--delete-mesh-config"]);

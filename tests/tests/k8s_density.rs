@@ -1,6 +1,6 @@
 //! Many sidecars on one node.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tidegate_tests::kubernetes::mesh::Mesh;
 use tidegate_tests::kubernetes::namespace::Namespace;
-use tidegate_tests::kubernetes::pod::{Outcome, Pod};
+use tidegate_tests::kubernetes::pod::{Pod, PodOutcome};
 use tidegate_tests::kubernetes::workload::Workload;
 
 const PODS: u32 = 60;
 const LIMIT: &str = "/proc/sys/fs/inotify/max_user_instances";
 
-/// No more inotify instances a user than the kernel's default: as on a node without tuning. Restored when dropped.
+/// Limits each user's inotify instances to the kernel's default, as on a node without tuning. Restored when dropped.
 struct Untuned {
     before: String,
 }
@@ -36,7 +36,7 @@ impl Drop for Untuned {
     }
 }
 
-/// The processes of the sidecars of a namespace's pods whose names begin so.
+/// The processes of the sidecars of a namespace's pods with this prefix.
 fn sidecars(namespace: &str, prefix: &str) -> Vec<PathBuf> {
     let workload = format!("\0--workload={namespace}/{prefix}");
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
@@ -52,7 +52,7 @@ fn open_files(process: &Path) -> Vec<String> {
     entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())).collect()
 }
 
-/// What the pod's sidecar knows of the addresses that its app has dialled.
+/// The sidecar's state for the addresses that its app has dialled.
 fn destinations(pod: &Pod) -> Vec<Value> {
     pod.get("http://127.0.0.1:15000/config").ok()["destinations"].as_array().unwrap().clone()
 }
@@ -74,7 +74,7 @@ fn sixty_sidecars_on_one_node_are_ready_and_reached_over_mutual_tls_and_none_has
     let arguments: Vec<_> =
         ["get", "--until", "200"].into_iter().chain(urls.iter().map(String::as_str)).collect();
     for (answer, pod) in client.ask_all(&arguments).iter().zip(&pods) {
-        assert_eq!(Outcome::of(answer).ok()["hostname"], pod.name());
+        assert_eq!(PodOutcome::of(answer).ok()["hostname"], pod.name());
     }
     let known = destinations(&client);
     for address in &addresses {

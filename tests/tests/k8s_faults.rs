@@ -1,6 +1,6 @@
-//! What went wrong with Open Service Mesh on a real cluster, and does not here.
+//! Faults of Open Service Mesh on a real cluster; each test shows that Tidegate does not have one of them.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
@@ -10,14 +10,14 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, Mesh};
 use tidegate_tests::kubernetes::namespace::Namespace;
-use tidegate_tests::kubernetes::pod::{Outcome, Pod};
+use tidegate_tests::kubernetes::pod::{Pod, PodOutcome};
 use tidegate_tests::kubernetes::workload::Workload;
 use tidegate_tests::wait;
 
 const SECRET: &str = "faults-gateway";
 const PRINCIPAL: &str = "ingress-nginx.ingress-nginx.cluster.local";
 
-/// The certificate that ingress controllers show, and the roots that they trust, both PEM.
+/// The ingress controllers' client certificate and trusted roots, both PEM.
 struct GatewaySecret {
     credentials: String,
     roots: String,
@@ -42,13 +42,13 @@ impl GatewaySecret {
     }
 
     /// GET over TLS, as an ingress controller in `from`; `more` are further arguments of the test app.
-    fn get(&self, from: &Pod, target: &str, namespace: &Namespace, more: &[&str]) -> Outcome {
+    fn get(&self, from: &Pod, target: &str, namespace: &Namespace, more: &[&str]) -> PodOutcome {
         let name = format!("server.{}.cluster.local", namespace.name());
-        // A value that begins with dashes, as PEM does, is one argument with its flag.
+        // A value that begins with dashes, like PEM, must be in one argument with its flag.
         let roots = format!("--roots={}", self.roots);
         let credentials = format!("--credentials={}", self.credentials);
         let arguments = ["tls", target, &roots, "--expect", &name, &credentials];
-        Outcome::of(&from.ask(&[&arguments, more].concat()))
+        PodOutcome::of(&from.ask(&[&arguments, more].concat()))
     }
 }
 
@@ -114,7 +114,7 @@ fn a_policy_for_one_port_of_a_pod_opens_no_other() {
         secret.get(&scene.client, &scene.address(14002), &scene.meshed, &[]).status() == 403
     });
     let plain = scene.client.get(&format!("http://{}/get", scene.address(14002)));
-    assert_eq!(plain, Outcome::Refused("reset".to_owned()));
+    assert_eq!(plain, PodOutcome::Refused("reset".to_owned()));
     scene.policy("closed", &[backend("server", 14002, "https")], &[principal(PRINCIPAL)]);
     wait::until_true("the right principal comes in", Duration::from_secs(30), || {
         secret.get(&scene.client, &scene.address(14002), &scene.meshed, &[]).status() == 200
@@ -125,7 +125,7 @@ fn a_policy_for_one_port_of_a_pod_opens_no_other() {
 fn the_gateways_certificate_opens_nothing_but_what_its_policies_say() {
     let secret = GatewaySecret::read();
     let scene = Scene::start();
-    // Mesh peers come in on these ports: the permissive mode is on.
+    // Mesh peers are admitted at these ports: permissive mode is on.
     let peer = Namespace::meshed("peer");
     Workload::client("client").deploy(&peer);
     for port in [14001, 14002] {
@@ -134,15 +134,15 @@ fn the_gateways_certificate_opens_nothing_but_what_its_policies_say() {
     }
     let in_mesh = format!("server.{}.svc.cluster.local", scene.meshed.name());
     let host = format!("server.{}:14001", scene.meshed.name());
-    // Without and with the names that a mesh peer says.
+    // With and without the names that a mesh peer sends.
     let ask = |port: u16, alpn: &str| {
         let named = ["--alpn", alpn, "--server-name", &in_mesh, "--host", &host];
         [&named[..2], &named].map(|more| secret.get(&scene.client, &scene.address(port), &scene.meshed, more))
     };
     let statuses = |port: u16, alpn: &str| ask(port, alpn).map(|outcome| outcome.status());
-    let resets = [(); 2].map(|()| Outcome::Refused("reset".to_owned()));
+    let resets = [(); 2].map(|()| PodOutcome::Refused("reset".to_owned()));
     let mesh_is_closed = |port: u16| {
-        // HTTP can be told no, opaque bytes cannot.
+        // HTTP gets an answer; opaque bytes can only be cut off.
         assert_eq!(statuses(port, "tidegate/h1"), [403; 2], "{port}");
         assert_eq!(ask(port, "tidegate/tcp"), resets, "{port}");
     };
@@ -153,7 +153,8 @@ fn the_gateways_certificate_opens_nothing_but_what_its_policies_say() {
         all.iter().all(|alpn| statuses(14001, alpn) == [403; 2])
     });
     mesh_is_closed(14001);
-    // The same certificate, asking the same way, comes in as soon as the policy says so, and on no other path or port.
+    // The same certificate with the same request is admitted as soon as the policy allows it, and on no other path or
+    // port.
     scene.policy("ours", &[backend("server", 14001, "https")], &[principal(PRINCIPAL)]);
     wait::until_true("the policy admits the gateway", Duration::from_secs(30), || {
         all.iter().all(|alpn| statuses(14001, alpn) == [200; 2])
@@ -181,6 +182,6 @@ fn two_services_of_one_port_may_both_have_a_policy_and_changes_of_it_count() {
     scene.client.get_until(&url, 200);
     scene.policy("both", &backends, &[json!({"kind": "IPRange", "name": "192.0.2.0/24"})]);
     wait::until_true("the change counts", Duration::from_secs(30), || {
-        scene.client.get(&url) == Outcome::Refused("reset".to_owned())
+        scene.client.get(&url) == PodOutcome::Refused("reset".to_owned())
     });
 }

@@ -1,6 +1,6 @@
-//! The ingress guide that Open Service Mesh's users follow, command by command, on a real cluster with a real nginx.
+//! The ingress guide of Open Service Mesh, command by command, on a real cluster with a real nginx.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -28,7 +28,7 @@ const GATEWAY: &str = "    ingressGateway:
 ";
 const COMMITTED: (&str, &str) = ("committed", "successfully committed by the system");
 
-/// A manifest of the guide, with the guide's shell variables put in.
+/// A manifest of the guide, with the guide's shell variables filled in.
 fn manifest(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/ingress-guide").join(name);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -45,7 +45,7 @@ struct Guide {
 impl Guide {
     fn start() -> Self {
         let cluster = Mesh::get().cluster();
-        // Another suite may have asked for one.
+        // Another suite may have configured one.
         Mesh::get().patch_config(&json!({"certificate": {"ingressGateway": null}}));
         let nginx = IngressNginx::start(NGINX);
         cluster.tidegate(["namespace", "add", NGINX, "--mesh-name", "osm", "--disable-sidecar-injection"]);
@@ -62,7 +62,7 @@ impl Guide {
         self.nginx.sync("httpbin", "httpbin");
     }
 
-    /// Waits for the policy's first line of an answer; a policy takes effect within the second.
+    /// Waits until an answer begins with this line; a policy takes effect within a second.
     fn expect(&self, line: &str, what: &str) -> Vec<String> {
         let mut last = Vec::new();
         wait::until_true(&format!("{what}: {line}, and not {last:?}"), Duration::from_secs(30), || {
@@ -77,7 +77,7 @@ impl Guide {
         assert_eq!((state.as_str(), reason.as_str()), COMMITTED, "{what}");
     }
 
-    /// `kubectl edit`, with an editor that types what the guide says.
+    /// `kubectl edit`, with an editor that types the guide's text.
     fn edit_mesh_config(&self) {
         let folder = tempfile::tempdir().unwrap();
         let (editor, block) = (folder.path().join("editor"), folder.path().join("block"));
@@ -112,7 +112,7 @@ fn the_guide_runs_as_written_and_nginx_may_move_while_its_label_is_gone() {
     let columns: Vec<_> = services.split_whitespace().collect();
     assert_eq!([columns[0], columns[1], columns[4]], ["httpbin", "ClusterIP", "14001/TCP"], "{services}");
 
-    // Without a policy nothing comes through.
+    // Without a policy every request is refused.
     let http = manifest("1-http.yaml");
     let (ingress, _) = http.split_once("\n---\n").unwrap();
     guide.cluster.apply(ingress);
@@ -153,7 +153,7 @@ fn the_guide_runs_as_written_and_nginx_may_move_while_its_label_is_gone() {
     the_secret_comes_back(&guide);
 }
 
-/// Where Open Service Mesh kept the old addresses for good: label gone, pod replaced, label back.
+/// In this case Open Service Mesh kept the old addresses permanently: label removed, pod replaced, label restored.
 fn nginx_moves_while_its_label_is_gone(guide: &Guide) {
     guide.apply("2-https.yaml");
     guide.expect("HTTP/1.1 200 OK", "before the move");

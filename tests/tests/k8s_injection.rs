@@ -1,12 +1,12 @@
-//! Which pods get a sidecar, which are refused, and what those that get one are like, on a real API server.
+//! Which pods get a sidecar, which are refused, and the result of injection, on a real API server.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use serde_json::{Value, json};
 use tidegate_tests::kubernetes::mesh::Mesh;
 use tidegate_tests::kubernetes::namespace::Namespace;
-use tidegate_tests::kubernetes::pod::Outcome;
+use tidegate_tests::kubernetes::pod::PodOutcome;
 use tidegate_tests::kubernetes::workload::{IMAGE, Workload};
 
 const SIDECAR: &str = "tidegate-sidecar";
@@ -18,7 +18,7 @@ fn app(name: &str, arguments: &[&str]) -> Value {
     json!({"name": name, "image": IMAGE, "imagePullPolicy": "IfNotPresent", "args": arguments})
 }
 
-/// One whose readiness probe asks it at its own port.
+/// One with a readiness probe at its own port.
 fn serving(name: &str, port: u16) -> Value {
     let mut container = app(name, &["serve", &format!("--http={port}")]);
     container["readinessProbe"] = json!({"httpGet": {"path": "/healthz", "port": port}, "periodSeconds": 1});
@@ -32,7 +32,7 @@ fn with(mut value: Value, fields: Value) -> Value {
     value
 }
 
-/// A spec of a pod with one container that serves; `fields` come on top.
+/// A pod spec with one container that serves; `fields` are added.
 fn spec(fields: Value) -> Value {
     with(json!({"terminationGracePeriodSeconds": 5, "containers": [serving("app", 8080)]}), fields)
 }
@@ -47,7 +47,7 @@ fn annotated(name: &str, annotation: &str, value: &str) -> Value {
     pod
 }
 
-/// What makes pods by this template.
+/// A controller that creates pods from this template.
 fn controller(kind: &str, name: &str, more: Value) -> Value {
     let labels = json!({"app": name});
     let template = json!({"metadata": {"labels": labels}, "spec": spec(json!({}))});
@@ -55,7 +55,7 @@ fn controller(kind: &str, name: &str, more: Value) -> Value {
     json!({"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
 
-/// Whether a pod, as the API server would make it, has both of our containers first.
+/// Whether the first containers of a pod, as the API server would create it, are both of ours.
 fn is_injected(pod: &Value) -> bool {
     let names: Vec<&str> = pod["spec"]["initContainers"]
         .as_array()
@@ -68,17 +68,15 @@ fn is_injected(pod: &Value) -> bool {
     is_injected
 }
 
-/// A namespace in which pods can be made at once.
+/// A namespace in which pods can be created at once.
 fn meshed(prefix: &str) -> Namespace {
     let namespace = Namespace::meshed(prefix);
     namespace.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
     namespace
 }
 
-#[test]
-fn pods_of_every_kind_become_ready_with_their_sidecar() {
-    Mesh::get();
-    let namespace = meshed("kinds");
+/// Pods with everything that injection must cope with.
+fn various_pods() -> Vec<Value> {
     let restricted = json!({
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,
@@ -89,7 +87,7 @@ fn pods_of_every_kind_become_ready_with_their_sidecar() {
     let own_sidecar = with(serving("own", 8081), json!({"restartPolicy": "Always"}));
     // Init containers run within the mesh, too.
     let first = app("first", &["get", "http://dialled/get", "--until=200", "--within=60"]);
-    let pods = [
+    vec![
         pod("bare", &spec(json!({}))),
         pod("dialled", &spec(json!({}))),
         pod(
@@ -113,7 +111,14 @@ fn pods_of_every_kind_become_ready_with_their_sidecar() {
         ),
         pod("without-token", &spec(json!({"automountServiceAccountToken": false}))),
         pod("shared", &spec(json!({"shareProcessNamespace": true, "enableServiceLinks": false}))),
-    ];
+    ]
+}
+
+#[test]
+fn pods_of_every_kind_become_ready_with_their_sidecar() {
+    Mesh::get();
+    let namespace = meshed("kinds");
+    let pods = various_pods();
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "dialled"},
         "spec": {"selector": {"app": "dialled"}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
@@ -135,7 +140,7 @@ fn pods_of_every_kind_become_ready_with_their_sidecar() {
         assert!(!pods.is_empty() && pods.iter().all(|pod| is_injected(&pod.json())), "{kind}");
     }
 
-    // A copy of an injected pod is one like it.
+    // A copy of an injected pod is injected the same way.
     let mut copy = namespace.pod("several").json();
     let containers = copy["spec"]["initContainers"].clone();
     copy["metadata"] = json!({
@@ -147,10 +152,8 @@ fn pods_of_every_kind_become_ready_with_their_sidecar() {
     assert_eq!(namespace.pod("copied").json()["spec"]["initContainers"], containers);
 }
 
-#[test]
-fn pods_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
-    Mesh::get();
-    let namespace = meshed("refused");
+/// Pods that cannot be in the mesh, each with a part of the refusal.
+fn refused_pods() -> Vec<(Value, &'static str)> {
     let own_user = json!({"securityContext": {"runAsUser": 1500}});
     let host_network = {
         let mut pod = annotated("host", INJECTION, "enabled");
@@ -161,7 +164,7 @@ fn pods_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
     let probe = json!({"readinessProbe": {"tcpSocket": {"port": 15901}}});
     let no_path = json!({"livenessProbe": {"httpGet": {"path": "mailto:a", "port": 8080}}});
     let ports = "openservicemesh.io/outbound-port-exclusion-list";
-    let table = [
+    vec![
         (
             host_network,
             "its hostNetwork is true: the node's network cannot be redirected. Remove one of the two",
@@ -216,13 +219,20 @@ fn pods_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
             annotated("resource", "openservicemesh.io/sidecar-resource-limits-gpu", "1"),
             "the name must end in cpu, memory or ephemeral-storage",
         ),
-    ];
+    ]
+}
+
+#[test]
+fn pods_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
+    Mesh::get();
+    let namespace = meshed("refused");
+    let table = refused_pods();
     let pods: Vec<Value> = table.iter().map(|(pod, _)| pod.clone()).collect();
     let (made, refusals) = namespace.would_make(&pods);
     assert_eq!(made, Vec::<Value>::new());
     assert_eq!(refusals.len(), table.len(), "{refusals:#?}");
     for ((pod, reason), refusal) in table.iter().zip(&refusals) {
-        // kubectl's own quotes are the API server's.
+        // The API server escapes kubectl's quotes.
         let refusal = refusal.replace("\\\"", "\"");
         assert!(
             refusal.contains("denied the request: ") && refusal.contains(reason),
@@ -230,7 +240,7 @@ fn pods_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
             pod["metadata"]["name"]
         );
     }
-    // One that does not ask for a sidecar of its own is left alone on its node's network.
+    // Unless it asks for a sidecar itself, a pod on its node's network is left alone.
     let (made, _) = namespace.would_make(&[pod("host", &spec(json!({"hostNetwork": true})))]);
     assert!(!is_injected(&made[0]));
 }
@@ -246,7 +256,7 @@ fn a_namespace_that_allows_no_privileges_is_warned_about_and_names_what_it_refus
     let refusal = namespace.try_apply(&pod("app", &spec(json!({}))).to_string()).unwrap_err();
     assert!(refusal.stderr.contains("violates PodSecurity"), "{refusal}");
     assert!(refusal.stderr.contains(INTERCEPT) && refusal.stderr.contains("NET_ADMIN"), "{refusal}");
-    // As the command says that adds it.
+    // As in the command that adds it.
     cluster.kubectl(["label", "namespace", namespace.name(), "--overwrite", &format!("{level}=privileged")]);
     let (made, refusals) = namespace.would_make(&[pod("app", &spec(json!({})))]);
     assert_eq!(refusals, Vec::<String>::new());
@@ -276,7 +286,7 @@ fn a_quota_finds_the_requests_that_it_wants_of_every_container() {
 fn the_pods_word_counts_before_its_namespaces_in_every_combination() {
     let cluster = Mesh::get().cluster();
     let (monitored, enabled) = ("openservicemesh.io/monitored-by=osm", "tidegate.io/injection=enabled");
-    // Labels and annotation of the namespace; whether a pod has a sidecar that says nothing, yes, or no.
+    // Labels and annotation of the namespace; whether a pod gets a sidecar if its own annotation is absent, yes, or no.
     let table: [(&[&str], Option<&str>, [bool; 3]); 11] = [
         (&[], None, [false, false, false]),
         (&[], Some("enabled"), [false, false, false]),
@@ -304,7 +314,7 @@ fn the_pods_word_counts_before_its_namespaces_in_every_combination() {
             Some(word) => annotated(word, INJECTION, word),
             None => pod("silent", &spec(json!({}))),
         });
-        // The API server's own view of the namespace's labels is behind for a moment.
+        // For a moment the API server sees the namespace's old labels.
         let found = tidegate_tests::wait::until("three answers", std::time::Duration::from_secs(30), || {
             let (made, refusals) = namespace.would_make(&pods);
             assert_eq!(refusals, Vec::<String>::new(), "{labels:?} {annotation:?}");
@@ -343,14 +353,14 @@ fn excluded_ports_and_ranges_go_around_the_sidecar() {
     let only = format!("{}/32,2001:db8::/32", service("server"));
     Workload::client("only").annotation(&annotation("outbound-ip-range-inclusion"), &only).apply(&meshed);
 
-    let refused = Outcome::Refused("reset".to_owned());
-    // What comes in: from outside the mesh only where the sidecar is passed by.
+    let refused = PodOutcome::Refused("reset".to_owned());
+    // Inbound: clients outside the mesh are admitted only where the sidecar is bypassed.
     let client = plain.pod("client");
     let open = meshed.pod("open");
     client.get_until(&format!("http://{}:8081/get", open.ip()), 200);
     assert_eq!(client.get(&format!("http://{}:8080/get", open.ip())), refused);
 
-    // What goes out: a server of the mesh takes only what comes by a sidecar.
+    // Outbound: a server of the mesh admits only connections from a sidecar.
     let (server, other) = ("http://server:80/get", "http://server:81/get");
     meshed.pod("within").get_until(server, 200);
     meshed.pod("within").get_until(other, 200);
@@ -364,7 +374,7 @@ fn excluded_ports_and_ranges_go_around_the_sidecar() {
     let only = meshed.pod("only");
     only.get_until(server, 200);
     assert_eq!(only.get(&elsewhere), refused);
-    // And all of them reach what is outside.
+    // All of them reach what is outside the mesh.
     for pod in [&port, &range, &only] {
         pod.get_until(&format!("http://server.{}/get", plain.name()), 200);
     }
@@ -375,7 +385,7 @@ fn udp_passes_by_the_mesh_unless_namespace_or_pod_refuse_it() {
     let cluster = Mesh::get().cluster();
     let (refusing, plain) = (Namespace::meshed("udp"), Namespace::new("outside"));
     cluster.kubectl(["annotate", "namespace", refusing.name(), "tidegate.io/udp=refuse"]);
-    // The API server's own view of the namespace is behind for a moment.
+    // For a moment the API server sees the namespace's old labels.
     refusing.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
     tidegate_tests::wait::until_true("the annotation counts", std::time::Duration::from_secs(30), || {
         let (made, _) = refusing.would_make(&[pod("app", &spec(json!({})))]);
@@ -387,7 +397,7 @@ fn udp_passes_by_the_mesh_unless_namespace_or_pod_refuse_it() {
     let target = format!("{}:9000", plain.pod("server").ip());
     assert_eq!(refusing.pod("allowed").udp(&target, "hello"), Ok("hello".to_owned()));
     assert_eq!(refusing.pod("silent").udp(&target, "hello"), Err("refused".to_owned()));
-    // Names are found all the same.
+    // Names are resolved nevertheless.
     Workload::http("found").deploy(&refusing);
     refusing.pod("silent").get_until("http://found/get", 200);
 }

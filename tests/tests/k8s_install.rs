@@ -1,6 +1,6 @@
 //! Installing, upgrading and uninstalling on a real cluster: by Helm 3, by Helm 4, by `tidegate install`.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::ffi::OsStr;
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tidegate_tests::helm::Helm;
-use tidegate_tests::kubernetes::cluster::{Failure, run};
+use tidegate_tests::kubernetes::cluster::{CommandFailure, run};
 use tidegate_tests::kubernetes::mesh::{DAEMONS, VALUES, install_crds};
 use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::{Cluster, ROLLOUT};
@@ -20,11 +20,11 @@ const CHART: &str = "charts/tidegate";
 const ROOT: &str = "tidegate-ca-bundle";
 const SHORT_LIFE: Duration = Duration::from_secs(20);
 
-/// A mesh of its own beside those of other tests; its namespace goes when it is dropped.
+/// A mesh beside those of other tests; its namespace is deleted when it is dropped.
 struct Installation {
     cluster: &'static Cluster,
     helm: Helm,
-    /// The namespace, the mesh's name, and the end of the names of what belongs to no namespace.
+    /// The name of the namespace and of the mesh, and the suffix of the names of cluster-wide objects.
     name: String,
     values: NamedTempFile,
 }
@@ -40,7 +40,7 @@ impl Installation {
         installation
     }
 
-    /// The namespace, in which only pods without any privilege may run.
+    /// The namespace, which admits only pods without privileges.
     fn make_namespace(&self) {
         self.cluster.apply(&format!(
             "{{apiVersion: v1, kind: Namespace, metadata: {{name: {}, labels: {{pod-security.kubernetes.io/enforce: restricted}}}}}}",
@@ -54,7 +54,7 @@ impl Installation {
         run(&mut command, "").unwrap_or_else(|failure| panic!("{failure}"))
     }
 
-    /// A Helm command about the release.
+    /// A Helm command for the release.
     fn release(&self, words: &[&str], more: &[&str]) {
         self.helm([words, &["--namespace", &self.name], more].concat());
     }
@@ -63,8 +63,8 @@ impl Installation {
         self.try_tidegate(&self.name, command, more).unwrap_or_else(|failure| panic!("{failure}"))
     }
 
-    /// `tidegate` about a mesh in this namespace.
-    fn try_tidegate(&self, mesh: &str, command: &str, more: &[&str]) -> Result<String, Failure> {
+    /// `tidegate` for a mesh in this namespace.
+    fn try_tidegate(&self, mesh: &str, command: &str, more: &[&str]) -> Result<String, CommandFailure> {
         let namespace = format!("--tidegate-namespace={}", self.name);
         let mesh = format!("--mesh-name={mesh}");
         let arguments = [&[command, namespace.as_str(), mesh.as_str()], more].concat();
@@ -91,7 +91,7 @@ impl Installation {
         })
     }
 
-    /// A file with the roots that the API server trusts the webhooks by.
+    /// A file with the roots by which the API server verifies the webhooks.
     fn trust_bundle(&self) -> NamedTempFile {
         let map = self.object("configmap", &format!("tidegate-trust-bundle-{}", self.name));
         let mut file = NamedTempFile::new().unwrap();
@@ -103,7 +103,7 @@ impl Installation {
         self.object("meshconfig", "osm-mesh-config")["spec"].clone()
     }
 
-    /// What a user does by `kubectl edit`.
+    /// The effect of a user's `kubectl edit`.
     fn edit_mesh_config(&self) {
         let edit = json!({"spec": {
             "traffic": {"enableEgress": false, "outboundPortExclusionList": [6379]},
@@ -188,7 +188,7 @@ fn assert_keeps(installation: &Installation) {
     let edited = installation.mesh_config();
     assert_eq!(edited["traffic"]["enableEgress"], false);
 
-    // Twice: what the first upgrade has written is what the second one finds.
+    // Twice: the second upgrade finds what the first one has written.
     for replicas in [2, 1] {
         let set = format!("controller.replicas={replicas}");
         installation.release(&["upgrade", "tidegate", CHART], &["--reset-then-reuse-values", "--set", &set]);
@@ -249,7 +249,7 @@ fn an_installation_whose_images_cannot_be_pulled_names_the_pod_and_the_reason() 
     let flags =
         ["--apply", "--skip-crds", "--wait", "--timeout", "30s", "--set", "image.registry=localhost:1/none"];
     let failure = installation.try_tidegate(&installation.name, "install", &flags).unwrap_err();
-    // The others wait for the trust bundle that this one would write.
+    // The others wait for the trust bundle, which this one would write.
     assert!(failure.stderr.contains("waiting: pod tidegate-cert-manager-"), "{failure}");
     assert!(failure.stderr.contains("ImagePullBackOff: image localhost:1/none/cert-manager:"), "{failure}");
     assert!(failure.stderr.contains("not ready after 30s: "), "{failure}");
@@ -319,8 +319,8 @@ fn tidegate_installs_upgrades_and_uninstalls_and_admission_goes_on_over_renewals
     assert!(refused.stderr.contains("namespace with-tidegate has no control plane"), "{refused}");
 }
 
-/// The API server trusts a webhook as long as that shows a certificate which has not ended. Asks without a pause until
-/// both webhooks are beyond the end of their first one and have had two more.
+/// The API server trusts a webhook as long as its certificate is valid. Sends requests without a pause until both
+/// webhooks have outlived their first certificate and have had two more.
 fn assert_admits_over_renewals(installation: &Installation) {
     let first_end = SystemTime::now() + SHORT_LIFE;
     let (mesh, cluster) = (&installation.name, installation.cluster);
@@ -362,7 +362,7 @@ fn assert_admits_over_renewals(installation: &Installation) {
         assert!(containers.iter().any(|container| container["name"] == "tidegate-sidecar"), "{made:#?}");
         assert_eq!((made.len(), refusals.len()), (2, 1), "{made:#?} {refusals:?}");
         assert!(refusals[0].contains("(spec.sources[0].name)"), "{refusals:?}");
-        // The API server keeps its connections; a new one is let in as well.
+        // The API server keeps its connections open; a new one is accepted as well.
         for daemon in services {
             assert_shows_a_good_certificate(installation, daemon, bundle.path());
         }
@@ -371,7 +371,7 @@ fn assert_admits_over_renewals(installation: &Installation) {
     assert!(rounds >= 10, "{rounds}");
 }
 
-/// By the name and the root that the API server goes by.
+/// Verifies the name and the root as the API server does.
 fn assert_shows_a_good_certificate(installation: &Installation, daemon: &str, bundle: &Path) {
     let address = installation.object("service", daemon)["spec"]["clusterIP"].as_str().unwrap().to_owned();
     let name = format!("{daemon}.{}.svc", installation.name);

@@ -1,7 +1,7 @@
-//! Metrics on a cluster, scraped by a real Prometheus as docs/operations.md sets it up. Debian's has no discovery by the API
-//! server: what that would find, the test looks up and writes into the configuration.
+//! Metrics on a cluster, scraped by a real Prometheus as configured in docs/operations.md. Debian's lacks discovery by
+//! the API server: the test looks the targets up and writes them into the configuration.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -20,7 +20,7 @@ const SCRAPED: Duration = Duration::from_secs(90);
 /// The lines of the example that a Prometheus without discovery cannot read.
 const DISCOVERY: &str = "kubernetes_sd_configs:\n          - role: pod\n";
 
-/// The Prometheus of the example, asked through the API server.
+/// The example's Prometheus, queried through the API server.
 struct Prometheus {
     namespace: Namespace,
     pod: Pod,
@@ -98,7 +98,7 @@ fn a_prometheus_set_up_as_documented_scrapes_every_daemon_and_computes_quantiles
     check_text(&mesh.cluster().kubectl(["get", "--raw", &path]));
 }
 
-/// Every Pod of the cluster, as discovery by role `pod` hands it on: a target for each, with what it is in labels.
+/// Every Pod of the cluster, as discovery by role `pod` returns it: a target for each, with labels that describe it.
 fn discovered(namespace: &Namespace) -> Value {
     let list = namespace.cluster().get_json(&["pods", "-A"]);
     let running = list["items"].as_array().unwrap().iter().filter(|pod| pod["status"]["podIP"].is_string());

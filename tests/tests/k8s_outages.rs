@@ -1,8 +1,8 @@
-//! What the mesh and the rest of the cluster do while parts of the control plane are away.
+//! The mesh and the rest of the cluster while parts of the control plane are down.
 //!
-//! Each test takes something away that all share, so they run one after the other.
+//! Each test stops something that all of them share, so they run one after another.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tidegate_tests::kubernetes::load::Load;
+use tidegate_tests::kubernetes::load::PodLoad;
 use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, Mesh};
 use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::pod::APP;
@@ -22,7 +22,7 @@ const INTERCEPT_CONTAINER: &str = "tidegate-intercept";
 
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// The mesh, for one test at a time; what a test took away is back when it ends.
+/// The mesh, for one test at a time; restored when the test ends.
 struct Alone {
     mesh: &'static Mesh,
     _guard: MutexGuard<'static, ()>,
@@ -46,10 +46,10 @@ impl Drop for Alone {
     }
 }
 
-/// A backend with a load on it: one that makes a connection for each request, one that keeps them.
+/// A backend under two loads: one that makes a connection for each request, one that keeps them.
 struct Loaded {
     namespace: Namespace,
-    loads: Vec<Load>,
+    loads: Vec<PodLoad>,
 }
 
 impl Loaded {
@@ -58,13 +58,13 @@ impl Loaded {
         Workload::http("server").deploy(&namespace);
         let url = "http://server/get";
         let loads = vec![
-            Load::start(&namespace, "fresh", url, &["--requests-per-connection=1"]),
-            Load::start(&namespace, "kept", url, &[]),
+            PodLoad::start(&namespace, "fresh", url, &["--requests-per-connection=1"]),
+            PodLoad::start(&namespace, "kept", url, &[]),
         ];
         Self { namespace, loads }
     }
 
-    /// Lets the load go on for a while and fails unless all of it succeeded.
+    /// Keeps the load running for a while and fails unless all of it succeeded.
     fn assert_flawless(&self) {
         for load in &self.loads {
             load.wait_for(50);
@@ -72,7 +72,7 @@ impl Loaded {
         }
     }
 
-    /// Lets the load go on for so long.
+    /// Keeps the load running for this long.
     fn go_on(&self, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -94,7 +94,7 @@ fn with_the_whole_control_plane_away_for_a_minute_no_request_fails() {
     }
     alone.mesh.wait_ready();
     loaded.assert_flawless();
-    // And it works on: a new workload joins.
+    // And it keeps working: a new workload joins.
     Workload::client("late").deploy(&loaded.namespace);
     loaded.namespace.pod("late").get_until("http://server/get", 200);
 }
@@ -128,7 +128,7 @@ fn is_ready(pod: &Value) -> bool {
         .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
-/// Whether EndpointSlices offer an endpoint of a Service.
+/// Whether EndpointSlices list a ready endpoint of a Service.
 fn is_offered(namespace: &Namespace, service: &str) -> bool {
     let label = format!("kubernetes.io/service-name={service}");
     let slices = namespace.get_json(&["endpointslices", "-l", &label]);
@@ -181,7 +181,7 @@ fn a_sidecar_that_comes_back_without_a_ca_takes_its_pod_out_of_its_services() {
     });
     let pod = server.json();
     assert_eq!(container(&pod, SIDECAR_CONTAINER)["ready"], false, "{:#}", pod["status"]);
-    // The sidecar says so: the app, whose probe goes unanswered meanwhile, runs on.
+    // The sidecar's readiness fails; the app, whose probe goes unanswered meanwhile, keeps running.
     assert_eq!(container(&pod, APP)["restartCount"], 0, "{:#}", pod["status"]);
     alone.mesh.scale("tidegate-cert-manager", 1);
     wait::until_true("the pod is ready and offered again", Duration::from_secs(90), || {
@@ -201,7 +201,7 @@ fn a_restart_of_the_api_server_costs_no_request_and_changes_arrive_afterwards() 
         cluster.try_kubectl(["get", "--raw", "/readyz"], "").is_ok()
     });
     loaded.assert_flawless();
-    // Endpoints that are made now reach sidecars: the watches have healed.
+    // New endpoints reach sidecars: the watches have recovered.
     Workload::http("later").deploy(&loaded.namespace);
     loaded.loads[0].pod().get_until("http://later/get", 200);
 }
@@ -224,7 +224,7 @@ fn without_webhooks_labelled_namespaces_fail_closed_and_others_do_not_notice() {
             "args": ["serve"],
         }]},
     });
-    // The cluster's own pods and the control plane's start without them.
+    // Pods of the cluster itself and of the control plane start without them.
     let cluster = alone.mesh.cluster();
     for [namespace, deployment] in
         [["kube-system", "deployment/coredns"], [CONTROL_PLANE, "deployment/tidegate-cert-manager"]]

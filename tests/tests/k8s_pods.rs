@@ -1,13 +1,13 @@
-//! Pods live in the mesh as they do without: Jobs end, apps start after their sidecar, probes ask the app, rolling
-//! restarts lose nothing.
+//! Pods in the mesh behave as they do without it: Jobs end, apps start after their sidecar, probes reach the app,
+//! rolling restarts lose no request.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidegate_tests::kubernetes::load::Load;
+use tidegate_tests::kubernetes::load::PodLoad;
 use tidegate_tests::kubernetes::mesh::Mesh;
 use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::workload::{IMAGE, Workload};
@@ -35,7 +35,7 @@ fn job(name: &str, arguments: &[&str], completions: u32) -> Value {
     })
 }
 
-/// Waits for the end of a Job; how many of its pods succeeded.
+/// Waits for the end of a Job; returns how many of its pods succeeded.
 #[track_caller]
 fn succeeded(namespace: &Namespace, name: &str) -> u64 {
     namespace.wait_for("the Job ends", &["job", name], |job| {
@@ -47,7 +47,7 @@ fn succeeded(namespace: &Namespace, name: &str) -> u64 {
     })
 }
 
-/// Of a time as Kubernetes writes it.
+/// The second of the day in a timestamp of Kubernetes.
 fn second_of_day(time: &Value) -> i64 {
     let time = time.as_str().unwrap().split('T').nth(1).unwrap().trim_end_matches('Z');
     time.split(':').fold(0, |seconds, part| 60 * seconds + part.parse::<i64>().unwrap())
@@ -64,7 +64,7 @@ fn end_of(pod: &Value, container: &str) -> Option<Value> {
     end["finishedAt"].is_string().then(|| end.clone())
 }
 
-/// From the end of one container to that of another. Midnight may have come between.
+/// Seconds from the end of one container to that of another, also across midnight.
 fn seconds_between(first: &Value, second: &Value) -> i64 {
     let [first, second] = [first, second].map(|end| second_of_day(&end["finishedAt"]));
     (second - first).rem_euclid(24 * 3600)
@@ -77,7 +77,7 @@ fn jobs_complete_and_an_app_may_dial_a_meshed_service_at_its_first_instruction()
     Workload::http("server").deploy(&namespace);
     let dial = ["get", "http://server/get", "--expect", "200"];
     let mut dials = job("dials", &dial, 20);
-    // An init container of the user's comes after the sidecar, too.
+    // The user's own init container also runs after the sidecar has started.
     dials["spec"]["template"]["spec"]["initContainers"] =
         json!([{"name": "before", "image": IMAGE, "imagePullPolicy": "IfNotPresent", "args": dial}]);
     namespace.apply(&dials.to_string());
@@ -86,7 +86,7 @@ fn jobs_complete_and_an_app_may_dial_a_meshed_service_at_its_first_instruction()
         assert_eq!(pod["status"]["phase"], "Succeeded", "{:#}", pod["status"]);
         let [app, sidecar] = ["app", "tidegate-sidecar"].map(|name| end_of(pod, name).unwrap());
         assert_eq!(sidecar["exitCode"], 0, "{sidecar}");
-        // kubelet tells it within a second or two; a connection that it waited for would take 15 or 30.
+        // kubelet signals it within a second or two; waiting for a connection would take 15 or 30.
         let later = seconds_between(&app, &sidecar);
         assert!(later < 10, "the sidecar ended {later} s after the app");
     }
@@ -114,14 +114,14 @@ fn a_rolling_restart_of_the_backend_under_load_loses_no_request() {
         .port("http", 80, 8080)
         .ready_over_http(8080)
         .replicas(2)
-        // As everywhere in Kubernetes: a pod is told to end before all others know that it does.
+        // As everywhere in Kubernetes: a pod gets its termination signal before all others know of it.
         .container("lifecycle", json!({"preStop": {"sleep": {"seconds": 5}}}))
         .pod("terminationGracePeriodSeconds", json!(30));
     server.deploy(&namespace);
-    let fresh = Load::start(&namespace, "fresh", "http://server/get", &["--requests-per-connection=1"]);
-    let kept = Load::start(&namespace, "kept", "http://server/get", &["--requests-per-connection=10"]);
-    // These end when the server says so, while it drains: each outlives the decision to end its backend.
-    let held = Load::start(&namespace, "held", "http://server/get", &[]);
+    let fresh = PodLoad::start(&namespace, "fresh", "http://server/get", &["--requests-per-connection=1"]);
+    let kept = PodLoad::start(&namespace, "kept", "http://server/get", &["--requests-per-connection=10"]);
+    // These connections end when the server closes them while it drains: each outlives the decision to end its backend.
+    let held = PodLoad::start(&namespace, "held", "http://server/get", &[]);
     let connections = || held.report()["connections"].as_u64().unwrap();
     let mut before = connections();
     for _ in 0..2 {
@@ -146,7 +146,7 @@ fn probes_of_every_kind_ask_the_app_and_a_sick_app_is_restarted() {
     let kinds = [
         ("http", json!({"httpGet": {"path": "/healthz", "port": "http"}})),
         ("https", json!({"httpGet": {"scheme": "HTTPS", "path": "/healthz", "port": 8443}})),
-        // kubelet escapes what no request can hold, and waits no day.
+        // kubelet escapes what a request line cannot contain, and does not wait for a day.
         ("odd", json!({"httpGet": {"path": "healthz?x=<a b>`", "port": 8080}, "timeoutSeconds": 100_000})),
         ("tcp", json!({"tcpSocket": {"port": 9000}})),
         ("grpc", json!({"grpc": {"port": 9001}})),
@@ -171,7 +171,7 @@ fn probes_of_every_kind_ask_the_app_and_a_sick_app_is_restarted() {
     }
     for (kind, _) in kinds {
         if kind == "tcp" {
-            // An app that listens is well.
+            // An app that listens is healthy.
             continue;
         }
         namespace.pod(kind).get("http://127.0.0.1:8080/unhealthy").ok();
@@ -189,7 +189,7 @@ fn probes_of_every_kind_ask_the_app_and_a_sick_app_is_restarted() {
 fn lifecycle_hooks_by_http_reach_the_app_and_fail_only_without_an_answer() {
     Mesh::get();
     let namespace = Namespace::meshed("hooks");
-    // Whom the hooks tell: containers that are there before the app is started and while it is stopped.
+    // Receivers of the hooks' requests: containers that run before the app is started and while it is stopped.
     let told = |name: &str, port: u16| {
         json!({
             "name": name,
@@ -224,7 +224,7 @@ fn lifecycle_hooks_by_http_reach_the_app_and_fail_only_without_an_answer() {
         let statuses = pods["items"][0]["status"]["containerStatuses"].as_array()?;
         (statuses[0]["restartCount"].as_u64()? > 0 && statuses[0]["ready"] == true).then_some(())
     });
-    assert_eq!(status(8082), 500, "it was told that the app is stopped");
+    assert_eq!(status(8082), 500, "it received the hook of the app's stop");
 
     namespace.pod("mute").delete();
     let events = namespace.wait_for("kubelet gets no answer", &["events"], |events| {
@@ -240,7 +240,7 @@ fn lifecycle_hooks_by_http_reach_the_app_and_fail_only_without_an_answer() {
 fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_they_are_done() {
     Mesh::get();
     let namespace = Namespace::meshed("last-words");
-    // The hooks call these servers of the mesh, which accept no other client.
+    // The hooks call these servers of the mesh, which admit no other client.
     let told = ["by-http", "by-exec"];
     for name in told {
         Workload::new(name, &["serve", "--http=8080"]).port("http", 80, 8080).deploy(&namespace);
@@ -254,14 +254,14 @@ fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_t
             "lifecycle": {"preStop": hook},
         })
     };
-    // It takes two seconds, so that a sidecar that ends beside the app would not be there any more.
+    // It takes two seconds; a sidecar that ended together with the app would be gone by then.
     let command = ["/usr/local/bin/tidegate-test-app", "get", "--expect=200"];
     let urls = ["http://by-exec/delay/2000", "http://by-exec/unhealthy"];
     let telling = [&command[..], &urls[..]].concat();
     let pod = json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        // What its containers came to can be read after their end.
+        // The finalizer keeps its containers' statuses readable after their end.
         "metadata": {"name": "leaver", "labels": {"app": "leaver"}, "finalizers": ["tidegate.test/read"]},
         "spec": {
             "terminationGracePeriodSeconds": 30,

@@ -1,7 +1,7 @@
-//! The quick start as its reader runs it: the commands of README.md and of docs/kubernetes.md, as they are written, on
-//! a cluster on which nothing was installed before.
+//! The quick start as its readers run it: the commands of README.md and of docs/kubernetes.md, verbatim, on a cluster
+//! without a previous installation.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::unix::fs::symlink;
@@ -12,21 +12,21 @@ use tidegate_tests::daemon;
 use tidegate_tests::golden::repository;
 use tidegate_tests::helm::{self, Helm};
 use tidegate_tests::kubernetes::Cluster;
-use tidegate_tests::kubernetes::cluster::{Failure, OwnCluster, run};
+use tidegate_tests::kubernetes::cluster::{CommandFailure, OwnCluster, run};
 use tidegate_tests::wait;
 
 const IMAGES: [&str; 6] = ["sidecar", "controller", "cert-manager", "injector", "httpbin", "curl"];
-/// The images are there with the chart's default tag; where they are is the reader's own choice.
+/// The images have the chart's default tag; the registry is the reader's own choice.
 const REGISTRY: &str = "tidegate.test";
 
-/// What the page says that a command shows: the page's words, the command, the shown text.
+/// Results that the page promises: the page's words, the command, a part of its output.
 const PROMISES: [(&str, &str, &str); 3] = [
     ("The Pod shows `2/2`", "kubectl get pods -n httpbin", " 2/2 "),
     ("the connection is reset and curl fails", "! kubectl exec", "Connection reset by peer"),
     ("It prints `200`", "kubectl exec", "200\n"),
 ];
 
-/// Shows the names of all that an installation, the example or its user's namespaces consist of.
+/// Lists the names of all objects of an installation, the example and its user's namespaces.
 const EVERYTHING: &str = "kubectl get -A -o name crds,clusterroles,clusterrolebindings,namespaces,pods,secrets,\
     mutatingwebhookconfigurations,validatingwebhookconfigurations";
 
@@ -48,7 +48,7 @@ fn mentioned(text: &str) -> impl Iterator<Item = &str> {
     quoted.filter(|words| words.starts_with("tidegate ") || words.starts_with("kubectl "))
 }
 
-/// A shell in the repository's folder, with our programs and those of the cluster first on the PATH.
+/// A shell in the repository's folder, with our programs and the cluster's first in `PATH`.
 struct Shell {
     cluster: OwnCluster,
     folder: TempDir,
@@ -70,13 +70,13 @@ impl Shell {
         Self { cluster, folder }
     }
 
-    /// What a line shows, on both outputs; it must succeed.
+    /// Runs a line, which must succeed; returns both outputs.
     #[track_caller]
     fn run(&self, line: &str) -> String {
         self.try_run(line).unwrap_or_else(|failure| panic!("{line}\n{failure}"))
     }
 
-    fn try_run(&self, line: &str) -> Result<String, Failure> {
+    fn try_run(&self, line: &str) -> Result<String, CommandFailure> {
         let mut command = self.cluster.command("bash");
         command.args(["-euo", "pipefail", "-c", &format!("exec 2>&1\n{line}")]).current_dir(repository());
         command.env("PATH", format!("{}:/usr/bin:/bin", self.folder.path().display()));

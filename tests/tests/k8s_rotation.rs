@@ -1,6 +1,6 @@
-//! `tidegate certificate rotate` on a real cluster, under load, in a mesh of its own.
+//! `tidegate certificate rotate` on a real cluster, under load, in a separate mesh.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::Write;
@@ -11,8 +11,8 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tidegate_tests::daemon::ours;
 use tidegate_tests::kubernetes::Cluster;
-use tidegate_tests::kubernetes::cluster::{Failure, run};
-use tidegate_tests::kubernetes::load::Load;
+use tidegate_tests::kubernetes::cluster::{CommandFailure, run};
+use tidegate_tests::kubernetes::load::PodLoad;
 use tidegate_tests::kubernetes::mesh::{VALUES, install_crds};
 use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::workload::Workload;
@@ -21,7 +21,7 @@ use tidegate_tests::kubernetes::workload::Workload;
 const MESH: &str = "rotation";
 const SECRET: &str = "rotated-gateway";
 
-/// A mesh of its own; it goes when it is dropped.
+/// A separate mesh; removed when dropped.
 struct ShortLived {
     cluster: &'static Cluster,
     home: Namespace,
@@ -33,7 +33,7 @@ impl ShortLived {
         cluster.load_images(&["sidecar", "controller", "cert-manager", "injector"]);
         install_crds(cluster);
         let mesh = Self { cluster, home: Namespace::named(MESH) };
-        // Long enough that certificates are renewed only for the new root, short enough that `check` says that they end.
+        // Long enough that certificates are renewed only for the new root, short enough that `check` reports their end.
         let arguments = "[--default-lifetime=30m, --max-lifetime=30m, --bundle-propagation=1s]";
         let mut values = tempfile::NamedTempFile::new().unwrap();
         writeln!(values, "{VALUES}meshName: {MESH}\ncertManager: {{extraArgs: {arguments}}}").unwrap();
@@ -43,13 +43,13 @@ impl ShortLived {
     }
 
     /// `tidegate` for this mesh.
-    fn tidegate(&self, words: &[&str]) -> Result<String, Failure> {
+    fn tidegate(&self, words: &[&str]) -> Result<String, CommandFailure> {
         let mut command = self.cluster.command(ours("tidegate"));
         command.env("TIDEGATE_NAMESPACE", MESH).env("TIDEGATE_MESH_NAME", MESH).args(words);
         run(&mut command, "")
     }
 
-    fn rotate(&self, more: &[&str]) -> Result<String, Failure> {
+    fn rotate(&self, more: &[&str]) -> Result<String, CommandFailure> {
         self.tidegate(&[&["certificate", "rotate", "--yes"], more].concat())
     }
 
@@ -66,11 +66,34 @@ impl ShortLived {
             Some(String::from_utf8(bytes).unwrap()).filter(|pem| is_wanted(pem))
         })
     }
+
+    /// Has the certificate authority write the ingress controller's Secret.
+    fn configure_gateway(&self) {
+        let ingress = json!({"spec": {"certificate": {"ingressGateway": {
+            "secret": {"name": SECRET, "namespace": MESH},
+            "subjectAltNames": ["ingress.rotation.cluster.local"],
+            "validityDuration": "20m",
+        }}}});
+        let patch = ["patch", "meshconfig", "osm-mesh-config", "--type=merge", "-p", &ingress.to_string()];
+        self.home.kubectl(&patch);
+    }
+
+    /// Certificates that end within the hour are mentioned, but are not a failure.
+    #[track_caller]
+    fn assert_short_lives_are_a_warning(&self, namespace: &str) {
+        let report = self.tidegate(&["check", "--proxy", "--wait", "60s", "-o", "json"]).unwrap();
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let found =
+            report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "sidecar-certificates");
+        let found = found.unwrap_or_else(|| panic!("{report:#}"));
+        assert_eq!(found["status"], "warning", "{report:#}");
+        assert!(found["message"].as_str().unwrap().contains(namespace), "{report:#}");
+    }
 }
 
 impl Drop for ShortLived {
     fn drop(&mut self) {
-        // Its namespace goes by itself; this takes what belongs to none.
+        // Its namespace is deleted separately; this deletes what is cluster-wide.
         let _ = self.tidegate(&["uninstall"]);
     }
 }
@@ -79,22 +102,9 @@ fn certificates(pem: &str) -> usize {
     pem.matches("BEGIN CERTIFICATE").count()
 }
 
-#[test]
-fn the_root_is_replaced_under_load_and_not_before_every_sidecar_is_ready_for_it() {
-    let mesh = ShortLived::install();
-    let ingress = json!({"spec": {"certificate": {"ingressGateway": {
-        "secret": {"name": SECRET, "namespace": MESH},
-        "subjectAltNames": ["ingress.rotation.cluster.local"],
-        "validityDuration": "20m",
-    }}}});
-    let patch = ["patch", "meshconfig", "osm-mesh-config", "--type=merge", "-p", &ingress.to_string()];
-    mesh.home.kubectl(&patch);
-    let (shop, outside) = (Namespace::new("rotated"), Namespace::new("outside"));
-    mesh.tidegate(&["namespace", "add", shop.name()]).unwrap();
-    Workload::http("server").apply(&shop);
-    Workload::client("paused").apply(&shop);
-    Workload::client("client").apply(&outside);
-    let open = json!({
+/// Admits every client to the server.
+fn open_policy() -> Value {
+    json!({
         "apiVersion": "policy.openservicemesh.io/v1alpha1",
         "kind": "IngressBackend",
         "metadata": {"name": "open"},
@@ -102,22 +112,33 @@ fn the_root_is_replaced_under_load_and_not_before_every_sidecar_is_ready_for_it(
             "backends": [{"name": "server", "port": {"number": 8080, "protocol": "http"}}],
             "sources": [{"kind": "IPRange", "name": "0.0.0.0/0"}],
         },
-    });
-    shop.apply(&open.to_string());
+    })
+}
+
+#[test]
+fn the_root_is_replaced_under_load_and_not_before_every_sidecar_is_ready_for_it() {
+    let mesh = ShortLived::install();
+    mesh.configure_gateway();
+    let (shop, outside) = (Namespace::new("rotated"), Namespace::new("outside"));
+    mesh.tidegate(&["namespace", "add", shop.name()]).unwrap();
+    Workload::http("server").apply(&shop);
+    Workload::client("paused").apply(&shop);
+    Workload::client("client").apply(&outside);
+    shop.apply(&open_policy().to_string());
     let url = format!("http://server.{}/get", shop.name());
     outside.pod("client").get_until(&url, 200);
     shop.pod("paused").get_until(&url, 200);
-    // Between sidecars: a connection for each request, some that last a little, some for ever. From outside: for ever.
-    let meshed = Load::start(&shop, "meshed", &url, &[]);
-    let fresh = Load::start(&shop, "fresh", &url, &["--requests-per-connection=1"]);
-    let kept = Load::start(&shop, "kept", &url, &["--requests-per-connection=20"]);
-    let lasting = Load::start(&outside, "lasting", &url, &[]);
+    // Between sidecars: a connection for each request, some short-lived, some permanent. From outside: permanent.
+    let meshed = PodLoad::start(&shop, "meshed", &url, &[]);
+    let fresh = PodLoad::start(&shop, "fresh", &url, &["--requests-per-connection=1"]);
+    let kept = PodLoad::start(&shop, "kept", &url, &["--requests-per-connection=20"]);
+    let lasting = PodLoad::start(&outside, "lasting", &url, &[]);
 
     let before = mesh.status();
     assert_eq!((&before["step"], &before["left_behind"]), (&json!("steady"), &json!([])), "{before:#}");
     assert_eq!(certificates(&mesh.gateway("ca.crt", |_| true)), 1);
 
-    // A sidecar that hears nothing keeps the second step from being taken.
+    // A stopped sidecar prevents the second step.
     let paused = shop.pod("paused");
     let sidecar = paused.pause_sidecar();
     assert!(mesh.rotate(&["--step"]).unwrap().contains("Step taken: trust-both"));
@@ -150,17 +171,10 @@ fn the_root_is_replaced_under_load_and_not_before_every_sidecar_is_ready_for_it(
         load.assert_flawless();
     }
     let report = lasting.report();
-    assert_eq!(report["connections"], 4, "connections that no certificate let in live on: {report:#}");
+    assert_eq!(report["connections"], 4, "connections without a client certificate stay open: {report:#}");
     let report = meshed.report();
-    assert_eq!(report["connections"], 4, "connections that the old root let in live on: {report:#}");
+    assert_eq!(report["connections"], 4, "connections authenticated by the old root stay open: {report:#}");
     paused.get_until(&url, 200);
 
-    // Certificates that end within the hour are worth a word, and no failure.
-    let report = mesh.tidegate(&["check", "--proxy", "--wait", "60s", "-o", "json"]).unwrap();
-    let report: Value = serde_json::from_str(&report).unwrap();
-    let found =
-        report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "sidecar-certificates");
-    let found = found.unwrap_or_else(|| panic!("{report:#}"));
-    assert_eq!(found["status"], "warning", "{report:#}");
-    assert!(found["message"].as_str().unwrap().contains(shop.name()), "{report:#}");
+    mesh.assert_short_lives_are_a_warning(shop.name());
 }

@@ -1,6 +1,7 @@
-//! What strangers, tenants and their objects can do to the control plane of a real cluster, and what they learn from it.
+//! What strangers, tenants and their objects can do to the control plane of a real cluster, and what they learn from
+//! it.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -10,16 +11,16 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tidegate_tests::kubernetes::ROLLOUT;
-use tidegate_tests::kubernetes::cluster::Failure;
+use tidegate_tests::kubernetes::cluster::CommandFailure;
 use tidegate_tests::kubernetes::forward::Admin;
 use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, DAEMONS, Mesh};
 use tidegate_tests::kubernetes::namespace::Namespace;
-use tidegate_tests::kubernetes::pod::{Outcome, Pod};
+use tidegate_tests::kubernetes::pod::{Pod, PodOutcome};
 use tidegate_tests::kubernetes::workload::{IMAGE, Workload};
 use tidegate_tests::pki::{Authority, Leaf};
 use tidegate_tests::wait;
 
-/// Texts that mean something to a shell, a template, a parser or a terminal.
+/// Texts with a meaning to a shell, a template, a parser or a terminal.
 const HOSTILE: [&str; 9] = [
     "\"",
     "'; reboot #",
@@ -31,10 +32,10 @@ const HOSTILE: [&str; 9] = [
     "<!--#exec cmd=\"x\"-->",
     "\u{1b}[2J\u{202e}",
 ];
-/// The API server remembers for ten seconds that a token was good.
+/// The API server caches for ten seconds that a token is valid.
 const TOKEN_MEMORY: Duration = Duration::from_secs(30);
 
-/// A service of the control plane: where it is and what its certificate is called.
+/// A service of the control plane: its address and the name in its certificate.
 #[derive(Clone, Copy)]
 enum Service {
     Authority,
@@ -61,7 +62,8 @@ impl Service {
         }
     }
 
-    /// What the test app says after it has asked in this pod. PEM begins with dashes, so it is one word with its flag.
+    /// The test app's output after a request from this pod. PEM begins with dashes, so it must be in one argument with
+    /// its flag.
     #[track_caller]
     fn ask(self, from: &Pod, role: &str, arguments: &[String], input: &str) -> Value {
         let mut words = vec![role.to_owned(), self.target()];
@@ -71,13 +73,13 @@ impl Service {
     }
 }
 
-/// PEM of the mesh's roots, which everybody may know.
+/// PEM of the mesh's roots, which are public.
 fn roots() -> String {
     let what = ["configmap", "tidegate-trust-bundle", "-n", CONTROL_PLANE];
     Mesh::get().cluster().get_json(&what)["data"]["ca.crt"].as_str().unwrap().to_owned()
 }
 
-/// A client in the mesh and one outside of it, each in a namespace of its own.
+/// Two clients in separate namespaces: one in the mesh, one outside.
 struct Clients {
     meshed: Namespace,
     plain: Namespace,
@@ -98,7 +100,7 @@ impl Clients {
     }
 }
 
-/// A token of a pod, as kubelet gives it to the sidecar unless other arguments are given.
+/// A token of a pod, by default like the one that kubelet gives to the sidecar.
 fn token(namespace: &Namespace, account: &str, pod: &Pod, arguments: &[&str]) -> String {
     let bound = format!("--bound-object-name={}", pod.name());
     let words = ["create", "token", account, "--bound-object-kind=Pod", &bound];
@@ -110,7 +112,7 @@ fn with_token(token: &str) -> String {
     format!("--token={token}")
 }
 
-/// PEM of the chain and the key that the authority gives a pod.
+/// PEM of the chain and the key that the authority issues to a pod.
 #[track_caller]
 fn credentials(namespace: &Namespace, account: &str, pod: &Pod) -> String {
     let token = token(namespace, account, pod, &[]);
@@ -135,7 +137,7 @@ fn open_to(range: &str) -> Value {
     })
 }
 
-/// How often containers of the control plane were started anew.
+/// How often containers of the control plane were restarted.
 fn restarts() -> u64 {
     let pods = Mesh::get().cluster().get_json(&["pods", "-n", CONTROL_PLANE]);
     let statuses = |pod: &Value| pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
@@ -144,21 +146,21 @@ fn restarts() -> u64 {
 }
 
 #[test]
-fn the_controller_speaks_to_nobody_without_a_certificate_of_a_workload() {
+fn the_controller_refuses_clients_without_a_certificate_of_a_workload() {
     let clients = Clients::start();
     let stranger = Authority::root("Stranger").issue(&Leaf::dns("client.default.cluster.local"));
     let stranger = format!("--credentials={}{}", stranger.chain_pem(), stranger.key_pem());
     for pod in clients.pods() {
         let tls = |more: &[String]| {
             let arguments = [&["--alpn=h2".to_owned()], more].concat();
-            Outcome::of(&Service::Controller.ask(&pod, "tls", &arguments, ""))
+            PodOutcome::of(&Service::Controller.ask(&pod, "tls", &arguments, ""))
         };
         // certificate_required and unknown_ca.
-        assert_eq!(tls(&[]), Outcome::Refused("alert 116".to_owned()));
-        assert_eq!(tls(std::slice::from_ref(&stranger)), Outcome::Refused("alert 48".to_owned()));
+        assert_eq!(tls(&[]), PodOutcome::Refused("alert 116".to_owned()));
+        assert_eq!(tls(std::slice::from_ref(&stranger)), PodOutcome::Refused("alert 48".to_owned()));
     }
 
-    // A certificate of the mesh's authority that belongs to no workload, though its name looks like one.
+    // A certificate of the mesh's authority that belongs to no workload, although its name looks like one.
     let name = format!("client.{}.cluster.local", clients.meshed.name());
     Mesh::get().patch_config(&json!({"certificate": {"ingressGateway": {
         "secret": {"name": "security-gateway", "namespace": CONTROL_PLANE},
@@ -202,7 +204,7 @@ fn a_workload_gets_its_own_policy_and_learns_nothing_of_another_namespace() {
         let text = given.to_string();
         assert!(text.contains(&format!("{name}/open")) && !text.contains(theirs), "{text}");
 
-        // Neither what is there nor whether it is there.
+        // The answer reveals neither the policy nor whether the workload exists.
         for workload in [their_pod, "nobody"] {
             let refused = discover(own, format!("{theirs}/{workload}"));
             assert_eq!(refused["code"], "PermissionDenied", "{refused}");
@@ -211,14 +213,14 @@ fn a_workload_gets_its_own_policy_and_learns_nothing_of_another_namespace() {
             assert_eq!(refused["error"], reason);
         }
 
-        // And so does the sidecar itself.
+        // The sidecar itself gets the same answer.
         let config = Admin::of(namespaces[own].cluster(), name, pod).get("/config").text();
         assert!(config.contains(&format!("{name}/open")) && !config.contains(theirs), "{config}");
     }
 }
 
 #[test]
-fn the_authority_gives_nobody_a_certificate_for_somebody_else() {
+fn the_authority_gives_no_client_a_certificate_for_another_identity() {
     let clients = Clients::start();
     let [meshed, plain] = clients.pods();
     for (namespace, pod) in [(&clients.meshed, &meshed), (&clients.plain, &plain)] {
@@ -245,7 +247,7 @@ fn the_authority_gives_nobody_a_certificate_for_somebody_else() {
     }
     assert!(certify(&[good, own])["chain"].is_string());
 
-    // With a certificate it would pass wherever everybody of the mesh does.
+    // With a certificate it would be admitted wherever mesh peers are.
     let outsider = with_token(&token(&clients.plain, "client", &plain, &[]));
     let certify = || Service::Authority.ask(&plain, "certify", std::slice::from_ref(&outsider), "");
     let refused = certify();
@@ -260,7 +262,7 @@ fn the_authority_gives_nobody_a_certificate_for_somebody_else() {
     clients.plain.cluster().tidegate(["namespace", "remove", clients.plain.name()]);
     wait::until_true("one that leaves gets none", ROLLOUT, || certify()["code"] == "PermissionDenied");
 
-    // The account is gone, the pod is not.
+    // The account is deleted, the pod is not.
     let token = with_token(&token(&clients.meshed, "client", &meshed, &[]));
     let certify = || Service::Authority.ask(&meshed, "certify", std::slice::from_ref(&token), "");
     assert!(certify()["chain"].is_string());
@@ -304,7 +306,7 @@ fn pod(name: &str) -> Value {
 }
 
 #[test]
-fn whoever_asks_a_webhook_changes_nothing_and_rubbish_does_not_hurt_it() {
+fn requests_to_a_webhook_change_nothing_and_rubbish_does_not_hurt_it() {
     let clients = Clients::start();
     let before = restarts();
     let ghost = review(["", "v1", "Pod"], clients.meshed.name(), &pod("ghost"));
@@ -336,7 +338,7 @@ fn whoever_asks_a_webhook_changes_nothing_and_rubbish_does_not_hurt_it() {
             }
             let get = [format!("--path={path}")];
             assert_eq!(service.ask(&from, "tls", &get, "")["status"], 405);
-            // The connection may be over before all is sent, and the answer with it.
+            // The connection may end before all is sent, and the answer is then lost.
             let refused = post(path, json, &large);
             assert!(refused["status"] == 413 || refused["error"].is_string(), "{refused}");
 
@@ -356,11 +358,17 @@ fn whoever_asks_a_webhook_changes_nothing_and_rubbish_does_not_hurt_it() {
     assert_eq!(restarts(), before);
 }
 
-#[test]
-fn hostile_text_in_a_pod_is_refused_or_means_nothing() {
+/// A namespace in which Pods can be created at once.
+fn meshed(prefix: &str) -> Namespace {
     Mesh::get();
-    let namespace = Namespace::meshed("hostile");
+    let namespace = Namespace::meshed(prefix);
     namespace.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
+    namespace
+}
+
+#[test]
+fn hostile_text_in_an_annotation_is_refused() {
+    let namespace = meshed("hostile");
     let read = [
         "openservicemesh.io/sidecar-injection",
         "openservicemesh.io/metrics",
@@ -386,13 +394,16 @@ fn hostile_text_in_a_pod_is_refused_or_means_nothing() {
         let count = refusals.iter().filter(|line| line.contains(&named)).count();
         assert_eq!(count, HOSTILE.len(), "{name}: {refusals:#?}");
     }
+}
 
-    // Where text is the app's own, what we add is the same as without it.
+#[test]
+fn hostile_text_of_an_app_changes_nothing_that_is_injected() {
+    let namespace = meshed("hostile");
     let ours = |pod: &Value| {
         let mut ours = pod["spec"]["initContainers"].clone();
         assert_eq!(ours.as_array().map(Vec::len), Some(2), "{pod:#}");
         for container in ours.as_array_mut().unwrap() {
-            // Named anew for each pod.
+            // Generated for each pod.
             container["volumeMounts"]
                 .as_array_mut()
                 .unwrap()
@@ -416,8 +427,11 @@ fn hostile_text_in_a_pod_is_refused_or_means_nothing() {
     for pod in &made[1..] {
         assert_eq!(ours(pod), ours(&made[0]));
     }
+}
 
-    // A probe's text reaches the sidecar as data: nothing of it is expanded.
+#[test]
+fn hostile_text_in_a_probe_reaches_the_sidecar_as_data() {
+    let namespace = meshed("hostile");
     let probed = |(index, text): (usize, &str)| {
         let mut pod = pod(&format!("probed-{index}"));
         let headers = json!([{"name": "x", "value": text}]);
@@ -436,7 +450,7 @@ fn hostile_text_in_a_pod_is_refused_or_means_nothing() {
         let text = probes[0]["target"]["http"]["headers"][0][1].as_str().unwrap();
         let path = probes[0]["target"]["http"]["path"].as_str().unwrap();
         assert!(path.bytes().all(|byte| byte.is_ascii_graphic()), "{path}");
-        // kubelet asks for it without a fragment.
+        // kubelet drops the fragment.
         let asked = text.split('#').next().unwrap();
         assert_eq!(unescaped(path), format!("/{asked}"));
         assert!(HOSTILE.contains(&text), "{text:?}");
@@ -458,7 +472,7 @@ fn paths(value: &Value) -> Vec<String> {
     found
 }
 
-/// Values that a field should never have.
+/// Values that are invalid for almost every field.
 fn oddities() -> Vec<Value> {
     let nested = (0..40).fold(json!(1), |inner, _| json!([inner]));
     let mut odd = vec![
@@ -493,21 +507,21 @@ fn odd_objects(make: impl Fn(&str, &Value) -> Value, spec: &Value) -> Vec<Value>
     objects
 }
 
-/// Makes what the API server lets pass; the names of what it did, and what it said of the others.
+/// Creates what the API server accepts; returns the names of those objects, and the errors for the others.
 fn create(namespace: &Namespace, objects: &[Value]) -> (BTreeSet<String>, Vec<String>) {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
     let arguments = ["create", "-n", namespace.name(), "--validate=false", "-o", "name", "-f", "-"];
     let result = namespace.cluster().try_kubectl(arguments, &list);
     let (made, refusals) = match result {
         Ok(made) => (made, String::new()),
-        Err(Failure { stdout, stderr, .. }) => (stdout, stderr),
+        Err(CommandFailure { stdout, stderr, .. }) => (stdout, stderr),
     };
     let made = made.lines().filter_map(|line| line.split_once('/')).map(|(_, name)| name.to_owned());
     (made.collect(), refusals.lines().map(str::to_owned).collect())
 }
 
 #[test]
-fn an_object_with_anything_in_any_field_gets_a_status_and_nobody_else_notices() {
+fn an_object_with_anything_in_any_field_gets_a_status_and_affects_no_other() {
     let mesh = Mesh::get();
     let before = restarts();
     let spec = json!({
@@ -524,7 +538,7 @@ fn an_object_with_anything_in_any_field_gets_a_status_and_nobody_else_notices() 
     });
     let objects = odd_objects(policy, &spec);
     assert!(objects.len() > 300, "{}", objects.len());
-    // Created while the webhook is away, so that the controller sees everything that the schema lets pass.
+    // Created while the webhook is away, so that the controller gets everything that the schema accepts.
     let late = Namespace::new("odd");
     Workload::http("server").apply(&late);
     let (made, refusals) = create(&late, &objects);
@@ -544,7 +558,7 @@ fn an_object_with_anything_in_any_field_gets_a_status_and_nobody_else_notices() 
     assert_eq!(acting, None);
     assert!(table.contains("\\u{1b}[2J"), "{table}");
 
-    // With reviews each refusal is a word of the schema's or the webhook's, never a failure of the webhook.
+    // With reviews, each refusal comes from the schema or the webhook, never from a failing webhook.
     let meshed = Namespace::meshed("odd");
     let (_, refusals) = create(&meshed, &objects);
     for line in refusals.iter().filter(|line| line.starts_with("Error")) {
@@ -567,7 +581,7 @@ fn an_object_with_anything_in_any_field_gets_a_status_and_nobody_else_notices() 
         assert!(!failure.stderr.contains("failed calling webhook"), "{}", failure.stderr);
     }
 
-    // Others are served as ever.
+    // Others are still served.
     let good = Namespace::meshed("good");
     Workload::http("server").apply(&good);
     good.apply(&policy("open", &open_to("10.0.0.0/8")).to_string());
@@ -584,7 +598,7 @@ fn a_tenant_who_edits_a_running_pod_gains_nothing_by_it() {
     Workload::client("client").deploy(&outside);
     let (server, client) = (shop.pod("server"), outside.pod("client"));
     let url = format!("http://{}:8080/get", server.ip());
-    let refused = Outcome::Refused("reset".to_owned());
+    let refused = PodOutcome::Refused("reset".to_owned());
     assert_eq!(client.get(&url), refused);
     let admin = Admin::of(shop.cluster(), shop.name(), server.name());
     let policy = || -> Value {
@@ -592,10 +606,10 @@ fn a_tenant_who_edits_a_running_pod_gains_nothing_by_it() {
     };
     let before = policy();
 
-    // A pod outside the mesh calls itself one of it.
+    // A pod outside the mesh labels itself as a member.
     outside.kubectl(&["label", "pod", client.name(), "tidegate.io/sidecar=injected"]);
     outside.kubectl(&["annotate", "pod", client.name(), "openservicemesh.io/sidecar-injection=enabled"]);
-    // A pod of the mesh says what would have kept it out.
+    // A pod of the mesh adds annotations that would have kept it out.
     for annotation in [
         "openservicemesh.io/sidecar-injection=disabled",
         "openservicemesh.io/inbound-port-exclusion-list=8080",
@@ -604,7 +618,7 @@ fn a_tenant_who_edits_a_running_pod_gains_nothing_by_it() {
         shop.kubectl(&["annotate", "pod", server.name(), annotation]);
     }
     shop.kubectl(&["label", "pod", server.name(), "team=other", "tidegate.io/sidecar-"]);
-    // What is made later is seen later, so once it is there the edits were seen.
+    // Changes are seen in order: once the later object is in the policy, the earlier edits were processed.
     shop.apply(
         &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "mark"}, "spec": {
             "selector": {"app": "server"}, "ports": [{"port": 99, "targetPort": 8099}],
@@ -673,7 +687,7 @@ fn debug_containers_may_not_undo_interception_whatever_the_labels_say() {
     assert!(ptrace.stderr.contains("kubectl debug --profile=baseline"), "{ptrace}");
     debug("looks", json!({"capabilities": {"add": ["NET_RAW"]}})).unwrap();
 
-    // The webhook is asked about images of our containers, and about nothing else that is changed.
+    // The webhook is called for images of our containers, and for no other change.
     let set_image = |container: &str| {
         let image = format!("{container}=evil:1");
         shop.cluster().try_kubectl(["set", "image", "-n", shop.name(), "pod", app.name(), &image], "")
@@ -686,7 +700,7 @@ fn debug_containers_may_not_undo_interception_whatever_the_labels_say() {
     shop.kubectl(&["annotate", "pod", app.name(), "example.com/a=b"]);
 }
 
-/// What must be nowhere: the key of the root in every spelling, tokens, keys.
+/// Secrets that must not appear anywhere: the key of the root in every encoding, tokens, keys.
 fn secrets(mesh: &Mesh) -> Vec<String> {
     let mut found: Vec<String> =
         ["PRIVATE KEY", "LS0tLS1CRUdJTiBQUklWQVRF", "eyJhbGciOi", "Bearer ey"].map(str::to_owned).into();
@@ -723,8 +737,8 @@ fn no_log_and_no_page_holds_a_key_or_a_token_even_at_trace_level() {
         assert_eq!(admin.put("/log", "trace").status(), 200);
     }
 
-    // Everything that has to do with keys and tokens: a sidecar that starts, asks for its certificate and for its
-    // policy, a CSR that is refused, a token that is not valid, an admission.
+    // Everything that involves keys and tokens: a sidecar that starts and requests its certificate and its policy, a
+    // refused CSR, an invalid token, an admission.
     Workload::client("client").deploy(&shop);
     let client = shop.pod("client");
     client.get_until("http://server/get", 200);
@@ -733,7 +747,7 @@ fn no_log_and_no_page_holds_a_key_or_a_token_even_at_trace_level() {
     let certify = |arguments: &[String]| Service::Authority.ask(&client, "certify", arguments, "");
     assert_eq!(certify(&[with_token(&good), foreign])["code"], "InvalidArgument");
     assert_eq!(certify(&[with_token(&format!("{good}x"))])["code"], "Unauthenticated");
-    // A token in a place where none belongs.
+    // A token in a field where none belongs.
     let header = format!("authorization: Bearer {good}");
     assert_eq!(client.ask(&["get", "http://server/get", "--header", &header])["status"], 200);
 

@@ -1,16 +1,16 @@
-//! What pods of the mesh say to each other and to the rest of the cluster.
+//! Traffic of the mesh's pods, to each other and to the rest of the cluster.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use serde_json::json;
 use tidegate_tests::capture::capture;
 use tidegate_tests::kubernetes::mesh::Mesh;
 use tidegate_tests::kubernetes::namespace::Namespace;
-use tidegate_tests::kubernetes::pod::Outcome;
+use tidegate_tests::kubernetes::pod::PodOutcome;
 use tidegate_tests::kubernetes::workload::Workload;
 
-/// Written into every request that must not be seen on the wire.
+/// Part of every request that must not be readable on the wire.
 const MARK: &str = "tidegate-plaintext-mark";
 
 fn server() -> Workload {
@@ -43,7 +43,7 @@ fn meshed_pods_reach_each_other_over_tls_only_and_the_rest_of_the_cluster_as_it_
     });
     assert!(seen.frames > 20 && seen.found == 0, "plaintext between meshed pods: {seen:?}");
 
-    // What the capture would have seen.
+    // To show that the capture works.
     let foreign = format!("http://server.{}{path}", plain.name());
     let seen = capture(cluster.on_node(), MARK, client.ip(), || {
         assert_eq!(client.get(&foreign).ok()["args"]["mark"], MARK);
@@ -54,7 +54,7 @@ fn meshed_pods_reach_each_other_over_tls_only_and_the_rest_of_the_cluster_as_it_
     for host in ["server".to_owned(), format!("server.{}", plain.name())] {
         assert_eq!(client.ask(&["tcp", &format!("{host}:9025")])["answer"], "220 ready", "{host}");
     }
-    // The API server, by its Service: TLS of its own, so plain HTTP gets its complaint.
+    // The API server, by its Service: it serves TLS itself, so plain HTTP gets its error.
     assert_eq!(client.get("http://kubernetes.default:443/").status(), 400);
 }
 
@@ -68,7 +68,7 @@ fn a_pod_outside_the_mesh_does_not_get_in_without_a_policy() {
     let client = plain.pod("client");
     for port in [8080, 9000] {
         let url = format!("http://{}:{port}/get", meshed.pod("server").ip());
-        assert_eq!(client.get(&url), Outcome::Refused("reset".to_owned()), "{url}");
+        assert_eq!(client.get(&url), PodOutcome::Refused("reset".to_owned()), "{url}");
     }
 }
 
@@ -138,7 +138,7 @@ fn a_namespace_that_leaves_the_mesh_is_plain_once_its_pods_are_new() {
     Workload::client("client").deploy(&plain);
     let client = plain.pod("client");
     let url = format!("http://server.{}/get", namespace.name());
-    assert_eq!(client.get(&url), Outcome::Refused("reset".to_owned()));
+    assert_eq!(client.get(&url), PodOutcome::Refused("reset".to_owned()));
     cluster.tidegate(["namespace", "remove", namespace.name()]);
     namespace.kubectl(&["rollout", "restart", "deployment/server"]);
     namespace.wait_rolled_out("deployment/server");

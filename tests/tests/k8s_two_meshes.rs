@@ -1,6 +1,6 @@
-//! Two meshes in one cluster: each has its own pods, its own root and its own namespaces, and lives on without the other.
+//! Two meshes in one cluster: each has its own pods, its own root and its own namespaces, and works without the other.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -9,16 +9,16 @@ use std::process;
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use tidegate_tests::kubernetes::cluster::Failure;
+use tidegate_tests::kubernetes::cluster::CommandFailure;
 use tidegate_tests::kubernetes::forward::Admin;
 use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, Mesh, VALUES};
 use tidegate_tests::kubernetes::namespace::Namespace;
-use tidegate_tests::kubernetes::pod::{Outcome, Pod};
+use tidegate_tests::kubernetes::pod::{Pod, PodOutcome};
 use tidegate_tests::kubernetes::workload::{IMAGE, Workload};
 use tidegate_tests::kubernetes::{Cluster, ROLLOUT};
 use tidegate_tests::wait;
 
-/// A mesh beside the one that all suites share, of the name of its control plane's namespace; ends when dropped.
+/// A mesh beside the one that all suites share, named like its control plane's namespace; removed when dropped.
 struct Second {
     cluster: &'static Cluster,
     name: String,
@@ -34,13 +34,13 @@ impl Second {
         second
     }
 
-    /// A command about this mesh.
-    fn tidegate(&self, words: &[&str]) -> Result<String, Failure> {
+    /// A command for this mesh.
+    fn tidegate(&self, words: &[&str]) -> Result<String, CommandFailure> {
         let place = [format!("--tidegate-namespace={}", self.name), format!("--mesh-name={}", self.name)];
         self.cluster.try_tidegate(words.iter().copied().chain(place.iter().map(String::as_str)))
     }
 
-    /// Puts a namespace into this mesh, with sidecars.
+    /// Adds a namespace to this mesh, with sidecars.
     fn add(&self, namespace: &Namespace) {
         self.tidegate(&["namespace", "add", namespace.name()]).unwrap();
     }
@@ -67,7 +67,7 @@ fn url(namespace: &Namespace) -> String {
     format!("http://server.{}/get", namespace.name())
 }
 
-/// The pods, as `<namespace>/<name>`, that the controller in a namespace has policies for.
+/// The workloads, as `<namespace>/<name>`, for which a namespace's controller has policies.
 fn workloads(cluster: &'static Cluster, control_plane: &str) -> BTreeSet<String> {
     let label = "app.kubernetes.io/name=tidegate-controller";
     let pods = cluster.get_json(&["pods", "-n", control_plane, "-l", label]);
@@ -83,13 +83,64 @@ fn keys(pods: &[&Pod]) -> Vec<String> {
         .collect()
 }
 
-/// The control plane that a pod's sidecar listens to.
+/// The control plane that a pod's sidecar connects to.
 fn control_plane(pod: &Value) -> Option<String> {
     let mut containers = pod["spec"]["initContainers"].as_array()?.iter();
     let sidecar = containers.find(|container| container["name"] == "tidegate-sidecar")?;
     let mut arguments = sidecar["args"].as_array()?.iter().filter_map(Value::as_str);
     let name = arguments.find_map(|argument| argument.strip_prefix("--discovery-server-name="))?;
     name.split('.').nth(1).map(str::to_owned)
+}
+
+/// Each mesh has its own root, in its own namespaces only.
+fn assert_roots_are_separate(second: &Second, ours: &Namespace, theirs: &Namespace) {
+    let bundle = |namespace: &Namespace, name: &str| {
+        let map = second.cluster.try_get_json(&["configmap", "-n", namespace.name(), name]).ok()?;
+        Some(map["data"]["ca.crt"].as_str()?.to_owned())
+    };
+    let (first, other) = ("tidegate-trust-bundle", format!("tidegate-trust-bundle-{}", second.name));
+    assert!(bundle(ours, first).is_some() && bundle(theirs, &other).is_some());
+    assert_ne!(bundle(ours, first), bundle(theirs, &other));
+    assert_eq!((bundle(theirs, first), bundle(ours, &other)), (None, None));
+}
+
+/// A namespace changes its mesh: its pods stay in the first one until they are replaced.
+fn assert_a_namespace_can_change_its_mesh(second: &Second, ours: &Namespace, theirs: &Namespace) {
+    let cluster = second.cluster;
+    let (our_client, their_client) = (ours.pod("client"), theirs.pod("client"));
+    let other = format!("tidegate-trust-bundle-{}", second.name);
+    let moves = Namespace::meshed("moves");
+    deploy(&moves);
+    let (client, server) = (moves.pod("client"), moves.pod("server"));
+    client.get_until(&url(ours), 200);
+    cluster.tidegate(["namespace", "remove", moves.name()]);
+    let wrong = cluster.try_tidegate(["namespace", "add", theirs.name()]).unwrap_err();
+    assert!(wrong.stderr.contains(&format!("it belongs to mesh [{}]", second.name)), "{wrong}");
+    second.add(&moves);
+    moves.wait_for("the other trust bundle", &["configmap", &other], |_| Some(()));
+    our_client.get_until(&url(&moves), 200);
+    client.get_until(&url(ours), 200);
+    assert!(workloads(cluster, CONTROL_PLANE).is_superset(&keys(&[&client, &server]).into_iter().collect()));
+    moves.kubectl(&["rollout", "restart", "deployment"]);
+    for deployment in ["deployment/client", "deployment/server"] {
+        moves.wait_rolled_out(deployment);
+    }
+    their_client.get_until(&url(&moves), 200);
+    assert_eq!(our_client.get(&url(&moves)), PodOutcome::Refused("reset".to_owned()));
+    assert_eq!(control_plane(&moves.pod("server").json()).as_deref(), Some(second.name.as_str()));
+}
+
+/// A copy of a pod, including its sidecar, joins the mesh that its namespace is in.
+fn assert_a_copied_pod_joins_the_mesh_of_its_namespace(ours: &Namespace, theirs: &Namespace) {
+    let mut copy = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "copy"}});
+    copy["spec"] = json!({"containers": [{"name": "app", "image": IMAGE, "args": ["serve"]}]});
+    let (made, refusals) = theirs.would_make(&[copy]);
+    assert_eq!(refusals, Vec::<String>::new());
+    let mut copy = made[0].clone();
+    copy["metadata"] = json!({"name": "copy", "labels": copy["metadata"]["labels"]});
+    let (made, refusals) = ours.would_make(&[copy]);
+    assert_eq!(refusals, Vec::<String>::new());
+    assert_eq!(control_plane(&made[0]).as_deref(), Some(CONTROL_PLANE));
 }
 
 #[test]
@@ -112,20 +163,12 @@ fn two_meshes_in_one_cluster_have_nothing_to_do_with_each_other() {
     assert!(keys(&[&our_client, &our_server]).iter().all(|key| of_first.contains(key)), "{of_first:?}");
     assert!(of_first.is_disjoint(&of_second), "{of_first:?}");
 
-    // Each has a root of its own, in its own namespaces only.
-    let bundle = |namespace: &Namespace, name: &str| {
-        let map = cluster.try_get_json(&["configmap", "-n", namespace.name(), name]).ok()?;
-        Some(map["data"]["ca.crt"].as_str()?.to_owned())
-    };
-    let (first, other) = ("tidegate-trust-bundle", format!("tidegate-trust-bundle-{}", second.name));
-    assert!(bundle(&ours, first).is_some() && bundle(&theirs, &other).is_some());
-    assert_ne!(bundle(&ours, first), bundle(&theirs, &other));
-    assert_eq!((bundle(&theirs, first), bundle(&ours, &other)), (None, None));
+    assert_roots_are_separate(&second, &ours, &theirs);
 
-    // Within a mesh all workloads are let in, of the other one none.
+    // A mesh admits all its own workloads, and none of the other's.
     our_client.get_until(&url(&ours), 200);
     their_client.get_until(&url(&theirs), 200);
-    let refused = Outcome::Refused("reset".to_owned());
+    let refused = PodOutcome::Refused("reset".to_owned());
     for (client, server, namespace) in
         [(&our_client, &their_server, &theirs), (&their_client, &our_server, &ours)]
     {
@@ -133,40 +176,10 @@ fn two_meshes_in_one_cluster_have_nothing_to_do_with_each_other() {
         assert_eq!(client.get(&format!("http://{}:8080/get", server.ip())), refused);
     }
 
-    // A namespace that changes its mesh: its pods run on in the first until they are new.
-    let moves = Namespace::meshed("moves");
-    deploy(&moves);
-    let (client, server) = (moves.pod("client"), moves.pod("server"));
-    client.get_until(&url(&ours), 200);
-    cluster.tidegate(["namespace", "remove", moves.name()]);
-    let wrong = cluster.try_tidegate(["namespace", "add", theirs.name()]).unwrap_err();
-    assert!(wrong.stderr.contains(&format!("it belongs to mesh [{}]", second.name)), "{wrong}");
-    second.add(&moves);
-    moves.wait_for("the other trust bundle", &["configmap", &other], |_| Some(()));
-    our_client.get_until(&url(&moves), 200);
-    client.get_until(&url(&ours), 200);
-    assert!(workloads(cluster, CONTROL_PLANE).is_superset(&keys(&[&client, &server]).into_iter().collect()));
-    moves.kubectl(&["rollout", "restart", "deployment"]);
-    for deployment in ["deployment/client", "deployment/server"] {
-        moves.wait_rolled_out(deployment);
-    }
-    their_client.get_until(&url(&moves), 200);
-    assert_eq!(our_client.get(&url(&moves)), refused);
-    assert_eq!(control_plane(&moves.pod("server").json()).as_deref(), Some(second.name.as_str()));
-
-    // A copy of a pod, sidecar and all, becomes one of the mesh that its namespace is in.
-    let mut copy = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "copy"}});
-    copy["spec"] = json!({"containers": [{"name": "app", "image": IMAGE, "args": ["serve"]}]});
-    let (made, refusals) = theirs.would_make(&[copy]);
-    assert_eq!(refusals, Vec::<String>::new());
-    let mut copy = made[0].clone();
-    copy["metadata"] = json!({"name": "copy", "labels": copy["metadata"]["labels"]});
-    let (made, refusals) = ours.would_make(&[copy]);
-    assert_eq!(refusals, Vec::<String>::new());
-    assert_eq!(control_plane(&made[0]).as_deref(), Some(CONTROL_PLANE));
-
+    assert_a_namespace_can_change_its_mesh(&second, &ours, &theirs);
+    assert_a_copied_pod_joins_the_mesh_of_its_namespace(&ours, &theirs);
     assert_commands_speak_of_their_own_mesh(&second, &ours, &theirs);
-    assert_lives_on_without(&second, &ours);
+    assert_works_without(&second, &ours);
 }
 
 fn assert_commands_speak_of_their_own_mesh(second: &Second, ours: &Namespace, theirs: &Namespace) {
@@ -186,7 +199,7 @@ fn assert_commands_speak_of_their_own_mesh(second: &Second, ours: &Namespace, th
     assert!(!check.contains(ours.name()), "{check}");
 }
 
-fn assert_lives_on_without(second: &Second, ours: &Namespace) {
+fn assert_works_without(second: &Second, ours: &Namespace) {
     let cluster = second.cluster;
     let refusal = second.tidegate(&["uninstall", "--yes", "--delete-all"]).unwrap_err();
     assert!(refusal.stderr.contains(&format!("mesh osm in namespace {CONTROL_PLANE}")), "{refusal}");

@@ -1,6 +1,7 @@
-//! Who may know whom: crates as cargo sees them, and the modules of each crate as its source says.
+//! Allowed dependencies: between crates according to cargo, and between the modules of each crate according to its
+//! source.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -13,33 +14,32 @@ use tidegate_tests::modules::Modules;
 /// The workspace.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// Circles that are left: the crate, their modules, and why. Nothing may be added; what is cured has to go.
+/// Remaining circles: the crate, their modules, and why. Do not add any; remove those that are gone.
 const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
     (
         "cert-manager",
         &["ingress_gateway", "manager"],
-        "the keeper of the gateway's certificate takes its dependencies as the manager defines them",
+        "the keeper of the gateway's certificate uses the manager's type of its dependencies",
     ),
     (
         "cli",
         &["cluster", "commands", "completion", "explain", "install", "policy", "validate"],
-        "commands carry out what their arguments define, and completion asks a cluster by them",
+        "commands implement their arguments, and completion queries a cluster with them",
     ),
     (
         "injector",
         &["containers", "hooks", "pod", "probes", "settings"],
-        "settings hold what is read of the Pod that they change",
+        "settings contain facts about the Pod that they change",
     ),
-    ("runtime", &["grpc", "identity"], "a certificate is asked for by gRPC, whose clients show it"),
+    ("runtime", &["grpc", "identity"], "certificates are requested over gRPC, whose clients present them"),
     (
         "tests",
         &["attacks", "control_plane", "discovery", "healthy", "http1", "http2", "site", "victim", "webhooks"],
-        "the list of attacks and what carries them out are used by each other, and so are a site and its clients",
+        "the list of attacks and their implementations use each other, and so do a site and its clients",
     ),
-    ("tests", &["loads", "site"], "a site is what loads run against, and starts them"),
 ];
 
-/// Every crate that a package is built from.
+/// All crates that a package depends on.
 fn tree(package: &str) -> BTreeSet<String> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
@@ -133,9 +133,9 @@ fn the_modules_of_a_crate_form_no_circles() {
             }
         }
     }
-    assert!(unknown.is_empty(), "modules that need each other:\n{}", unknown.join("\n"));
+    assert!(unknown.is_empty(), "modules that depend on each other:\n{}", unknown.join("\n"));
     let cured = KNOWN_CIRCLES.iter().enumerate().filter(|(index, _)| !seen.contains(index));
     let cured: Vec<_> =
         cured.map(|(_, (member, names, _))| format!("{member}: {}", names.join(", "))).collect();
-    assert!(cured.is_empty(), "no circle any more, to be taken off the list: {cured:?}");
+    assert!(cured.is_empty(), "no longer a circle, remove it from the list: {cured:?}");
 }

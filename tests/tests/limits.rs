@@ -1,6 +1,6 @@
-//! What one client, or many, can take: files, memory, series of metrics, the admin pages.
+//! What one client, or many, can use up: files, memory, series of metrics, the admin pages.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tidegate_tests::app::App;
-use tidegate_tests::client::{self, Client, Connection, End, Outcome};
+use tidegate_tests::client::{self, Client, Connection, End, RequestOutcome};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal};
 use tidegate_tests::pki::{INGRESS_CLIENT, Leaf};
 use tidegate_tests::wait::{self, SOON};
 
-const OK: Outcome = Outcome::Status(200);
+const OK: RequestOutcome = RequestOutcome::Status(200);
 const MIB: u64 = 1 << 20;
 
 fn mesh(options: Options) -> Mesh {
@@ -78,7 +78,7 @@ fn no_page_and_no_log_holds_a_key_or_a_token() {
         let answer = daemon.admin_post("/log", "trace").unwrap();
         assert_eq!(answer.status(), 200, "{}", answer.text());
     }
-    // Something happens while everything is told: policies, certificates.
+    // Changes that are logged at every level: policies, certificates.
     mesh.apply(
         "policy",
         &[policy("httpbin", &[https("httpbin", PORT, false, &[])], &[principal(INGRESS_CLIENT)])],
@@ -120,7 +120,7 @@ fn with_few_files_left_connections_are_shed_and_the_rest_is_served_on() {
 #[test]
 fn clients_that_have_left_an_app_that_does_not_answer_give_their_files_back() {
     let mesh = mesh(Options {
-        // A quarter of them is kept for requests of HTTP/2.
+        // A quarter of them is reserved for HTTP/2 requests.
         sidecar_file_limit: Some(384),
         sidecar_arguments: ["--half-close-timeout", "1s"].map(str::to_owned).to_vec(),
         ..Options::default()
@@ -182,7 +182,7 @@ fn slow_readers_of_large_answers_hold_little_memory() {
             connection
         })
         .collect();
-    // All hold as much as they ever will once the app can send no more.
+    // Memory is at its maximum once the app can send no more.
     let mut last = 0;
     wait::until_true("memory is steady", SOON, || {
         let now = mesh.sidecar.resident_bytes();
@@ -254,7 +254,7 @@ fn what_clients_choose_makes_no_series_and_takes_no_memory() {
             }
         }
         for i in from..from + 50 {
-            assert_eq!(tls_client(mesh, i).get(&format!("/{i}")), Outcome::Status(204));
+            assert_eq!(tls_client(mesh, i).get(&format!("/{i}")), RequestOutcome::Status(204));
         }
     };
     load(&mesh, 0, 1_000);

@@ -1,7 +1,7 @@
-//! What shows only after a while: connections that come and go by the thousand, an app that hangs up, a process that
+//! Problems that show only over time: thousands of short connections, an app that closes connections, a process that
 //! was frozen.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::thread;
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 use tidegate_tests::app::{self, App};
-use tidegate_tests::client::{Client, Connection, Outcome};
+use tidegate_tests::client::{Client, Connection, RequestOutcome};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal};
 use tidegate_tests::pki::INGRESS_CLIENT;
 use tidegate_tests::wait::{self, SOON};
 
-const OK: Outcome = Outcome::Status(200);
+const OK: RequestOutcome = RequestOutcome::Status(200);
 const TLS_PORT: u16 = 14002;
 
 fn mesh(certificate_life: Duration) -> Mesh {
@@ -40,7 +40,8 @@ fn mutual(mesh: &Mesh) -> Client {
     Client::to(mesh.target_port(TLS_PORT)).from(mesh.gateway()).tls(tls)
 }
 
-/// Connections that end in every way there is: by the client, by the sidecar, amid a head, amid an answer.
+/// Connections that end in every way: by the client, by the sidecar, in the middle of a head, in the middle of an
+/// answer.
 fn churn(plain: &Client, mutual: &Client, count: usize) {
     for i in 0..count {
         let mut connection = plain.connect().unwrap();
@@ -75,7 +76,7 @@ fn thousands_of_short_connections_leave_neither_files_nor_memory_behind() {
     let settle = || {
         wait::until_true("all connections have ended, those to the app, too", SOON, || {
             let metrics = mesh.sidecar.admin_get("/metrics").unwrap().text();
-            // Some are opened when first needed, for the admin page among others.
+            // Some are opened on first use, for the admin page among others.
             metrics.lines().any(|line| line == "tidegate_tcp_connections_open 0")
                 && mesh.sidecar.open_files().len() < files + 10
         });

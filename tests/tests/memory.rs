@@ -1,7 +1,7 @@
-//! The sidecar within a memory limit, with the settings that docs/injection.md names for it, while one source takes all that it
-//! can get.
+//! The sidecar within a memory limit, with the settings that docs/injection.md recommends for it, while one source
+//! takes all that it can get.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{self, Read, Write};
@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use tidegate_tests::app::App;
-use tidegate_tests::client::{self, Client, Outcome};
+use tidegate_tests::client::{self, Client, RequestOutcome};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal, range};
 use tidegate_tests::pki::INGRESS_CLIENT;
@@ -28,21 +28,21 @@ const TLS: u16 = 14002;
 /// Mutual TLS for the healthy client.
 const MUTUAL: u16 = 14003;
 
-struct Site {
+struct LimitedSidecar {
     mesh: Mesh,
-    /// Where the sidecar takes what its app dials.
+    /// The listener for what the app dials.
     way_out: SocketAddr,
     _apps: Vec<App>,
 }
 
-/// What one source does over and over.
+/// What one source repeats.
 struct Attack {
     name: &'static str,
-    /// Makes one connection.
-    open: fn(&Site) -> io::Result<TcpStream>,
+    /// Opens one connection.
+    open: fn(&LimitedSidecar) -> io::Result<TcpStream>,
 }
 
-impl Site {
+impl LimitedSidecar {
     fn start() -> Self {
         let outside = App::tcp_echo("127.0.0.1:0".parse().unwrap());
         let outbound = format!("127.0.0.1:0={}", outside.address());
@@ -80,7 +80,7 @@ impl Site {
         self.mesh.block().ip(97)
     }
 
-    /// The attacker's connection to a port, of which this was sent.
+    /// A connection of the attacker's to a port, on which this was sent.
     fn sent(&self, port: u16, bytes: &[u8]) -> io::Result<TcpStream> {
         let mut stream = client::connect(Some(self.attacker()), self.mesh.target_port(port))?;
         stream.set_write_timeout(Some(Duration::from_secs(2)))?;
@@ -92,13 +92,13 @@ impl Site {
         self.sent(OPEN, &[&b"GET / HTTP/1.1\r\nhost: a\r\nx: "[..], &[b'x'; 60_000]].concat())
     }
 
-    /// A ClientHello of 16 KiB but for its end.
+    /// An incomplete ClientHello of 16 KiB.
     fn half_handshake(&self) -> io::Result<TcpStream> {
         let head = [0x16, 3, 1, 0x3f, 0xf0, 1, 0, 0x3f, 0xf0];
         self.sent(TLS, &[&head[..], &[0; 0x3fe0]].concat())
     }
 
-    /// A connection after its handshake, of which most of a record was sent.
+    /// A connection after its handshake, on which most of a record was sent.
     fn half_record(&self) -> io::Result<TcpStream> {
         let mut stream = self.sent(TLS, b"")?;
         stream.set_read_timeout(Some(SOON))?;
@@ -116,12 +116,12 @@ impl Site {
         Ok(stream)
     }
 
-    /// What others see meanwhile: a client with another address, and the app's own connections.
+    /// Other clients meanwhile: one at another address, and the app's own connections.
     fn others_are_served(&self, attack: &str) {
         let tls = self.mesh.tls().credentials(self.mesh.gateway_credentials());
         let healthy = Client::to(self.mesh.target_port(MUTUAL)).from(self.mesh.gateway()).tls(tls);
         for number in 0..10 {
-            assert_eq!(healthy.get("/get"), Outcome::Status(200), "{attack}: request {number}");
+            assert_eq!(healthy.get("/get"), RequestOutcome::Status(200), "{attack}: request {number}");
             let mut own = TcpStream::connect(self.way_out).unwrap();
             own.set_read_timeout(Some(SOON)).unwrap();
             own.write_all(b"hello").unwrap();
@@ -133,13 +133,13 @@ impl Site {
 
 #[test]
 fn within_the_limit_of_the_docs_a_sidecar_lives_and_serves_others_whatever_one_source_takes() {
-    let mut site = Site::start();
+    let mut site = LimitedSidecar::start();
     site.mesh.sidecar.limit_memory(MEMORY);
     let attacks = [
         Attack { name: "silent connections", open: |site| site.sent(OPEN, b"") },
-        Attack { name: "half heads", open: Site::half_head },
-        Attack { name: "half handshakes", open: Site::half_handshake },
-        Attack { name: "half TLS records", open: Site::half_record },
+        Attack { name: "half heads", open: LimitedSidecar::half_head },
+        Attack { name: "half handshakes", open: LimitedSidecar::half_handshake },
+        Attack { name: "half TLS records", open: LimitedSidecar::half_record },
         Attack {
             name: "slow readers",
             open: |site| site.sent(OPEN, b"GET /bytes/10000000 HTTP/1.1\r\nhost: a\r\n\r\n"),

@@ -1,7 +1,7 @@
-//! App to app through two sidecars: what is on the wire between them, who may answer, and what happens when endpoints,
-//! policy, certificates and the controller change.
+//! App to app through two sidecars: the bytes on the wire, whose answers are accepted, and changes of endpoints,
+//! policy, certificates and the controller.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{Read, Write};
@@ -12,15 +12,15 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, End, Outcome};
+use tidegate_tests::client::{Client, End, RequestOutcome};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::load::{Load, Shape};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects;
 use tidegate_tests::wait::{self, SOON};
 
-const OK: Outcome = Outcome::Status(200);
-const RESET: Outcome = Outcome::Refused(End::Reset);
+const OK: RequestOutcome = RequestOutcome::Status(200);
+const RESET: RequestOutcome = RequestOutcome::Refused(End::Reset);
 /// The Service's address: no host has it, but the sidecar knows the endpoints behind it.
 const CLUSTER_IP: &str = "10.96.0.10:80";
 
@@ -41,7 +41,7 @@ impl Story {
         story
     }
 
-    /// Lets the Service's endpoints be these, each with the Pod that it is said to be.
+    /// Sets the Service's endpoints, each with the Pod that it claims to be.
     fn endpoints(&mut self, endpoints: &[(SocketAddr, &str)]) {
         let slices = endpoints.iter().enumerate().map(|(i, (address, pod))| slice(i, *address, pod));
         let documents: Vec<_> = [service()].into_iter().chain(slices).collect();
@@ -53,7 +53,7 @@ impl Story {
         Client::to(self.mesh.way_out())
     }
 
-    /// What the caller's sidecar knows of the Service's address.
+    /// The caller's sidecar's state for the Service's address.
     fn known(&self) -> Value {
         let config = self.caller.admin_json("/config");
         let destinations = config["destinations"].as_array().unwrap();
@@ -98,7 +98,7 @@ fn slice(number: usize, address: SocketAddr, pod: &str) -> Value {
     })
 }
 
-/// Listens between two sidecars, and keeps what it carries.
+/// A relay between two sidecars that records what it carries.
 fn tap(from: SocketAddr, to: SocketAddr) -> Arc<Mutex<[Vec<u8>; 2]>> {
     let listener = TcpListener::bind(from).unwrap();
     let carried: Arc<Mutex<[Vec<u8>; 2]>> = Arc::default();
@@ -126,7 +126,7 @@ fn tap(from: SocketAddr, to: SocketAddr) -> Arc<Mutex<[Vec<u8>; 2]>> {
     carried
 }
 
-/// The types of the TLS records that these bytes are; fails if they are anything else.
+/// The types of the TLS records in these bytes; fails if they are anything else.
 fn records(bytes: &[u8]) -> Vec<u8> {
     let (mut types, mut rest) = (Vec::new(), bytes);
     while let [kind @ 20..=23, 3, 1..=3, high, low, more @ ..] = rest {
@@ -154,7 +154,7 @@ fn what_an_app_sends_to_a_service_of_the_mesh_travels_as_mutual_tls() {
         let types = records(bytes);
         assert!(types.contains(&22) && types.contains(&23), "handshake and data: {direction} {types:?}");
         assert!(!bytes.windows(11).any(|window| window == b"secret-path"));
-        assert!(!bytes.windows(7).any(|window| window == b"httpbin"), "who talks to whom is hidden as well");
+        assert!(!bytes.windows(7).any(|window| window == b"httpbin"), "identities are hidden as well");
     }
 
     let known = story.known();
@@ -231,7 +231,7 @@ fn without_permissive_mode_a_peer_is_refused_and_open_connections_end() {
 }
 
 #[test]
-fn what_is_no_part_of_the_mesh_is_reached_as_it_is() {
+fn what_is_outside_the_mesh_is_passed_through() {
     let mut mesh = Mesh::start();
     let outside = mesh.block().at(62, 8080);
     let app = App::server_first(outside, b"220 hello\r\n");
@@ -263,7 +263,7 @@ fn the_controller_is_killed_and_restarted_under_load_between_apps_without_a_fail
         load.wait_for(200);
     }
     load.stop().assert_flawless();
-    // And the destinations are followed again.
+    // The destinations are updated again.
     let gone = story.mesh.block().at(61, PORT);
     story.endpoints(&[(gone, "httpbin")]);
     story.wait_known(&[gone]);
@@ -310,7 +310,7 @@ fn a_tcp_stream_between_apps_outlives_its_certificates_and_their_root_and_ends_w
             roots.as_array().unwrap().len() == 1 && roots != first_roots
         })
     });
-    // The stream was let in by a certificate of the first root, which is retired by now.
+    // The stream was authenticated by a certificate of the first root, which is retired by now.
     rotate("/rotation/next?revoke=true");
     wait::until_true("the stream ends", SOON, || echo().is_err());
     let mut next = story.app().connect().unwrap();
@@ -336,7 +336,7 @@ fn certificates_are_renewed_under_load_between_apps_without_a_failed_request() {
         load.wait_for(200);
     }
     load.stop().assert_flawless();
-    // The controller has been told.
+    // The controller has received the report.
     wait::until_true("the report is of the newest certificate", SOON, || {
         let workloads = story.mesh.controller.admin_json("/workloads");
         let workloads = workloads.as_array().unwrap().clone();
@@ -358,7 +358,7 @@ fn a_wait_in_the_mesh_ends_once_the_server_answers_and_not_when_a_connection_suc
         program.start();
         program
     };
-    // What a wait that only connects goes by, without a server.
+    // A wait that only connects, without a server.
     assert!(TcpStream::connect(way_out).is_ok());
     let mut late = start("late", format!("tcp://{way_out}"), "100ms");
     let status = wait::until("the time is over", SOON, || late.exited());

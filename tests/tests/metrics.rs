@@ -1,10 +1,10 @@
-//! The pages of metrics, as their official readers and a real Prometheus take them.
+//! The metrics pages, read by the official parsers and a real Prometheus.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use tidegate_tests::app::App;
-use tidegate_tests::client::Outcome;
+use tidegate_tests::client::RequestOutcome;
 use tidegate_tests::mesh::{Mesh, PORT};
 use tidegate_tests::objects::{backend, gateway, policy};
 use tidegate_tests::prometheus::{Prometheus, check_page, value};
@@ -19,9 +19,9 @@ fn every_page_passes_its_official_reader_and_a_prometheus_computes_quantiles_fro
     let prometheus = Prometheus::start(mesh.path(), mesh.block().at(98, 9090), &daemons);
 
     for _ in 0..20 {
-        assert_eq!(mesh.client().get("/get"), Outcome::Status(200));
+        assert_eq!(mesh.client().get("/get"), RequestOutcome::Status(200));
     }
-    assert_ne!(mesh.client().from(mesh.stranger()).get("/get"), Outcome::Status(200));
+    assert_ne!(mesh.client().from(mesh.stranger()).get("/get"), RequestOutcome::Status(200));
     let families = daemons.map(check_page);
     for (families, expected) in families.iter().zip([
         "tidegate_http_request_duration_seconds",

@@ -1,20 +1,20 @@
-//! CA and controller go away and come back; traffic goes on, and what starts meanwhile heals by itself.
+//! CA and controller go down and come back; traffic continues, and what starts meanwhile recovers without help.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::{Duration, SystemTime};
 
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, End, Outcome};
+use tidegate_tests::client::{Client, End, RequestOutcome};
 use tidegate_tests::load::{Load, LongStream, Shape};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal};
 use tidegate_tests::pki::INGRESS_CLIENT;
 use tidegate_tests::wait::{self, SOON};
 
-const RESET: Outcome = Outcome::Refused(End::Reset);
-const OK: Outcome = Outcome::Status(200);
+const RESET: RequestOutcome = RequestOutcome::Refused(End::Reset);
+const OK: RequestOutcome = RequestOutcome::Status(200);
 const PLAIN_PORT: u16 = 14002;
 
 fn mesh(certificate_life: Duration) -> Mesh {
@@ -66,7 +66,7 @@ fn the_control_plane_is_killed_and_restarted_under_load_without_a_failed_request
     for load in loads {
         load.stop().assert_flawless();
     }
-    // And the stream of policies is alive again.
+    // The stream of policies works again.
     mesh.apply("policies", &[]);
     assert_eq!(plain(&mesh).get("/get"), RESET);
 }

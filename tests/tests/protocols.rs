@@ -1,6 +1,6 @@
-//! Beside plain HTTP/1: gRPC, websockets, opaque bytes, large bodies.
+//! Besides plain HTTP/1: gRPC, WebSockets, opaque bytes, large bodies.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use tidegate_proto::istio_ca::{IstioCertificateRequest, IstioCertificateResponse
 use tidegate_tests::app::App;
 use tidegate_tests::app::h2c::H2cApp;
 use tidegate_tests::client::h2::H2Connection;
-use tidegate_tests::client::{Client, End, Outcome};
+use tidegate_tests::client::{Client, End, RequestOutcome};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal};
 use tidegate_tests::pki::INGRESS_CLIENT;
@@ -141,7 +141,7 @@ async fn a_port_of_which_nothing_is_declared_serves_grpc_http_1_and_websockets_w
         assert_eq!((answer.head.status().as_u16(), &answer.body[..]), (200, &message[..]), "{offers:?}");
         assert_eq!(answer.trailers.unwrap()["grpc-status"], "0", "{offers:?}");
 
-        // What is not gRPC reaches an app that speaks HTTP/1.1.
+        // Requests that are not gRPC reach an app that speaks HTTP/1.1.
         let connection = H2Connection::open(&client(WEB_PORT, offers)).await.unwrap();
         assert_eq!(connection.get("/get").await.unwrap().head.status(), 200, "{offers:?}");
         assert!(web.requests().pop().unwrap().raw.starts_with(b"GET /get HTTP/1.1\r\n"), "{offers:?}");
@@ -149,7 +149,7 @@ async fn a_port_of_which_nothing_is_declared_serves_grpc_http_1_and_websockets_w
 
     // Contour with protocol tls; nginx.
     for offers in [&["http/1.1"][..], &[]] {
-        assert_eq!(client(WEB_PORT, offers).get("/get"), Outcome::Status(200), "{offers:?}");
+        assert_eq!(client(WEB_PORT, offers).get("/get"), RequestOutcome::Status(200), "{offers:?}");
         let mut connection = client(WEB_PORT, offers).connect().unwrap();
         connection.write(
             b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nearly",
@@ -159,9 +159,9 @@ async fn a_port_of_which_nothing_is_declared_serves_grpc_http_1_and_websockets_w
         connection.read_until(b"early").unwrap();
     }
 
-    // A port that is declared as HTTP/1 is not given HTTP/2 unless nothing else is offered.
+    // A port declared as HTTP/1 receives HTTP/2 only if the client offers nothing else.
     let tls_client = client(PORT, &["h2", "http/1.1"]);
-    assert_eq!(tls_client.get("/get"), Outcome::Status(200));
+    assert_eq!(tls_client.get("/get"), RequestOutcome::Status(200));
     assert!(declared.requests().pop().unwrap().raw.starts_with(b"GET /get HTTP/1.1\r\n"));
 }
 
@@ -190,7 +190,7 @@ async fn two_hundred_small_calls_at_a_time_on_one_connection_are_honest_traffic(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rapid_resets_end_the_connection_and_nobody_else_s() {
+async fn rapid_resets_end_only_the_connection_that_they_come_from() {
     let mesh = mesh();
     let _apps = (App::echo(mesh.app_address()), H2cApp::start(mesh.app_port(GRPC_PORT)));
     let tls = mesh.tls().protocols(&["h2"]).credentials(mesh.gateway_credentials());
@@ -211,7 +211,7 @@ async fn rapid_resets_end_the_connection_and_nobody_else_s() {
     assert!(sent < 10_000, "{sent}");
     let grown = mesh.sidecar.resident_bytes().saturating_sub(before);
     assert!(grown < 20 << 20, "{grown} bytes");
-    assert_eq!(mesh.client().get("/get"), Outcome::Status(200));
+    assert_eq!(mesh.client().get("/get"), RequestOutcome::Status(200));
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn an_upgrade_that_names_its_protocol_twice_is_the_apps_to_grant() {
 fn opaque_bytes_pass_as_they_are_and_each_direction_ends_by_itself() {
     let mesh = mesh();
     let app = App::start(mesh.app_port(TCP_PORT), |conversation| {
-        // Answers only after it has heard all.
+        // Answers only after it has received everything.
         let mut all = Vec::new();
         loop {
             let bytes = conversation.bytes()?;
@@ -291,7 +291,7 @@ fn opaque_bytes_pass_as_they_are_and_each_direction_ends_by_itself() {
         assert_eq!(connection.read_to_end(SOON), (bytes.to_vec(), End::Closed), "{bytes:?}");
         assert_eq!(app.received(), bytes);
     }
-    // TLS of the app's own.
+    // The app's own TLS.
     let mut hello = Vec::new();
     mesh.tls().server_name("app.example").connection().write_tls(&mut hello).unwrap();
     let mut connection = client.connect().unwrap();

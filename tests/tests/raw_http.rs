@@ -1,6 +1,6 @@
-//! HTTP/1 byte by byte: what a client sends, what the app receives of it, what the client gets.
+//! HTTP/1 byte by byte: what a client sends, what the app receives, what the client gets.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ fn open_mesh() -> Mesh {
     mesh
 }
 
-/// Sends bytes on a connection of their own; the answers, and how it ended.
+/// Sends bytes on a new connection; returns the answers, and how it ended.
 fn send(mesh: &Mesh, bytes: &[u8], limit: Duration) -> (Vec<Message>, End) {
     let (answer, end) = mesh.client().exchange(bytes, limit);
     (http1::parse_all(&answer, Kind::Response), end)
@@ -210,14 +210,14 @@ fn a_refused_request_s_body_is_never_taken_for_a_request() {
     for _ in 0..2 {
         assert_eq!(connection.request(refused.as_bytes()).unwrap().status(), 403);
     }
-    // One answer a request, and not one more.
+    // One answer per request, and none more.
     assert_eq!(connection.get("/b").unwrap().status(), 403);
     assert_eq!(connection.read(MOMENT), Err(End::StillOpen));
     assert!(app.received().is_empty());
 }
 
 #[test]
-fn blanks_around_the_host_are_no_part_of_it() {
+fn blanks_around_the_host_are_ignored() {
     let mesh = open_mesh();
     let app = App::echo(mesh.app_address());
     for host in ["Host: svc ", "Host:\tsvc", "Host: svc\t", "HOST:svc"] {
@@ -234,10 +234,10 @@ fn blanks_around_the_host_are_no_part_of_it() {
     }
 }
 
-/// Lines of the access log that speak of requests.
+/// Access log lines about requests.
 fn access_log(mesh: &Mesh) -> Vec<Value> {
     let log = mesh.sidecar.log();
-    // The last line may not be whole yet.
+    // The last line may still be incomplete.
     let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let lines = whole.lines().filter(|line| line.starts_with('{'));
     lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"))).collect()
@@ -276,7 +276,7 @@ fn the_app_and_the_log_get_the_path_that_the_client_sent() {
 }
 
 #[test]
-fn headers_that_are_the_mesh_s_own_are_not_believed_of_anybody() {
+fn clients_cannot_forge_the_headers_that_are_the_mesh_s_own() {
     let mut mesh = open_mesh();
     let app = App::echo(mesh.app_address());
     let forged = [
@@ -491,7 +491,7 @@ fn what_an_app_answers_wrongly_is_never_passed_on() {
 }
 
 #[test]
-fn bytes_that_an_app_sends_behind_its_answer_reach_nobody() {
+fn bytes_that_an_app_sends_after_its_answer_reach_no_client() {
     let mesh = open_mesh();
     let forged =
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged";

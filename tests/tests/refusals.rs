@@ -1,6 +1,6 @@
-//! What each client that is kept out sees: RST, TLS alerts by number, `403`, `400`; in TLS 1.3 and 1.2.
+//! What each refused client sees: RST, TLS alerts by number, `403`, `400`; in TLS 1.3 and 1.2.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::{Duration, Instant};
@@ -9,19 +9,19 @@ use rcgen::{DnType, ExtendedKeyUsagePurpose};
 use serde_json::Value;
 use tidegate_tests::app::App;
 use tidegate_tests::client::h2::H2Connection;
-use tidegate_tests::client::{Client, End, Outcome, TlsVersion};
+use tidegate_tests::client::{Client, End, RequestOutcome, TlsVersion};
 use tidegate_tests::mesh::{Mesh, PORT, SERVER_NAME};
 use tidegate_tests::nginx::{Backend, Nginx, ProxySsl};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal, range};
 use tidegate_tests::openssl::s_client;
 use tidegate_tests::pki::{Authority, INGRESS_CLIENT, Leaf};
 
-const RESET: Outcome = Outcome::Refused(End::Reset);
-const OK: Outcome = Outcome::Status(200);
-const FORBIDDEN: Outcome = Outcome::Status(403);
+const RESET: RequestOutcome = RequestOutcome::Refused(End::Reset);
+const OK: RequestOutcome = RequestOutcome::Status(200);
+const FORBIDDEN: RequestOutcome = RequestOutcome::Status(403);
 
-fn alert(number: u8) -> Outcome {
-    Outcome::Refused(End::Alert(number))
+fn alert(number: u8) -> RequestOutcome {
+    RequestOutcome::Refused(End::Alert(number))
 }
 
 fn mutual_tls(sources: &[Value]) -> Value {
@@ -68,7 +68,7 @@ fn what_the_policy_does_not_open_is_reset_before_any_tls() {
         assert_eq!(client.get("/get"), RESET, "other server name, {version:?}");
         assert_eq!(mesh.client().tls(tls.server_name("foo.example")).get("/get"), OK, "{version:?}");
     }
-    assert_eq!(app.requests().len(), 2, "only what was let in reaches the app");
+    assert_eq!(app.requests().len(), 2, "only admitted requests reach the app");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn client_certificates_that_are_not_good_get_the_alert_that_says_why() {
     assert!(app.received().is_empty());
 }
 
-/// Where openssl is to come from.
+/// The address from which openssl connects.
 fn bind(mesh: &Mesh) -> String {
     format!("{}:0", mesh.gateway())
 }
@@ -143,7 +143,7 @@ fn certificates_of_the_mesh_s_ca_are_judged_by_their_names() {
     let spiffe = "spiffe://cluster.local/ns/ingress-nginx/sa/ingress-nginx";
     let by_name = vec![principal(INGRESS_CLIENT)];
     let bare = Leaf::bare;
-    let cases: Vec<(&str, Leaf, Vec<Value>, Outcome)> = vec![
+    let cases: Vec<(&str, Leaf, Vec<Value>, RequestOutcome)> = vec![
         ("the name", Leaf::dns(INGRESS_CLIENT), by_name.clone(), OK),
         ("no extended key usage", Leaf::dns(INGRESS_CLIENT).with_usages(&[]), by_name.clone(), OK),
         ("an RSA key", Leaf::dns(INGRESS_CLIENT).rsa(), by_name.clone(), OK),
@@ -213,7 +213,7 @@ fn server_names_and_alpn_that_no_rule_speaks_of_do_not_matter() {
     for version in TlsVersion::ALL {
         let tls = mesh.tls().version(version).credentials(credentials.clone());
         assert_eq!(mesh.client().tls(tls.clone()).get("/get"), OK, "none, {version:?}");
-        // The name of the Service is not reserved here: ALPN alone tells mesh peers apart.
+        // The Service's name is not reserved here: only ALPN identifies mesh peers.
         for name in [SERVER_NAME, "foo.example", "httpbin.httpbin.svc.cluster.local"] {
             let named = tls.clone().server_name(name);
             assert_eq!(mesh.client().tls(named.clone()).get("/get"), OK, "{name}, {version:?}");
@@ -264,7 +264,7 @@ fn sources_decide_by_protocol_as_open_service_mesh_s_users_know() {
     let range_of_gate = format!("{}0/27", mesh.block().prefix()).replace(".0/27", ".0/26");
     let no_tls_block = policy("httpbin", &[backend("httpbin", PORT, "https")], &[principal(INGRESS_CLIENT)]);
     let capitals = policy("httpbin", &[backend("httpbin", PORT, "HTTP")], &[gateway()]);
-    type Case<'a> = (&'a str, Value, Vec<(&'a Client, std::net::IpAddr, Outcome)>);
+    type Case<'a> = (&'a str, Value, Vec<(&'a Client, std::net::IpAddr, RequestOutcome)>);
     let cases: Vec<Case<'_>> = vec![
         (
             "http, principal only: open to every address",
@@ -362,7 +362,7 @@ fn a_client_that_sends_nothing_is_closed_in_order_after_15_seconds() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn h2c_to_an_app_that_speaks_only_http_1_is_502() {
     let mut mesh = Mesh::start();
-    // Answers whatever it reads as an HTTP/1.1 server answers what it does not understand.
+    // Answers as an HTTP/1.1 server answers what it cannot parse.
     let _app = App::start(mesh.app_address(), |conversation| {
         conversation.bytes()?;
         conversation.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")?;

@@ -1,6 +1,6 @@
 //! Certificates and roots are replaced under load, and no request fails.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
@@ -39,7 +39,7 @@ fn short_lived() -> Mesh {
     mesh
 }
 
-/// Serial number of the certificate that the sidecar shows.
+/// Serial number of the sidecar's certificate.
 fn serial(mesh: &Mesh) -> String {
     mesh.sidecar.admin_json("/config")["tls"]["certificate"]["serial"].as_str().unwrap().to_owned()
 }
@@ -49,7 +49,7 @@ fn policy_stream(mesh: &Mesh) -> Value {
     mesh.controller.admin_json("/workloads")[0]["sidecar"].clone()
 }
 
-/// Clients as ingress controllers are: they follow the Secret and keep their connections.
+/// Clients like ingress controllers: they follow the Secret and keep their connections.
 fn mutual_load(mesh: &Mesh) -> Load {
     let (files, target, source) = (mesh.secret_files(), mesh.target(), mesh.gateway());
     let versions = files.clone();
@@ -63,7 +63,7 @@ fn mutual_load(mesh: &Mesh) -> Load {
     )
 }
 
-/// Clients that keep a connection until they are told that it ends, whatever has become of their Secret.
+/// Clients that keep a connection until the server announces its end, even if their Secret changes.
 fn faithful_load(mesh: &Mesh) -> Load {
     let (files, target, source) = (mesh.secret_files(), mesh.target(), mesh.gateway());
     Load::start(
@@ -76,7 +76,7 @@ fn faithful_load(mesh: &Mesh) -> Load {
     )
 }
 
-/// Connections that are made once and stay.
+/// Connections that are made once and stay open.
 fn lasting_load(client: Client) -> Load {
     Load::start(
         Shape { connections: 2, pause: Duration::from_millis(20), ..Shape::default() },
@@ -103,7 +103,7 @@ fn leaves_roots_and_policies_are_replaced_under_load_without_a_failed_request() 
     let first_stream = policy_stream(&mesh);
     let mutual = mutual_load(&mesh);
     let faithful = faithful_load(&mesh);
-    // What was let in by no certificate of the client's outlives every certificate.
+    // A connection without a client certificate outlives every certificate.
     let lasting = [lasting_load(without_certificate(&mesh)), lasting_load(plain(&mesh))];
     let streams = [LongStream::start(&without_certificate(&mesh)), LongStream::start(&plain(&mesh))];
 
@@ -152,7 +152,7 @@ fn leaves_roots_and_policies_are_replaced_under_load_without_a_failed_request() 
     assert!(report.connections >= 12, "each certificate has ended its connections: {report:?}");
 }
 
-/// Takes all steps of a rotation, each as soon as the sidecar stands on the roots of the one before it.
+/// Takes all steps of a rotation, each as soon as the sidecar has the roots of the previous one.
 fn rotate(mesh: &Mesh, query: &str) {
     for step in ["trust-both", "issue-new", "steady"] {
         let answer = mesh.ca.admin_post(&format!("/rotation/next?force=true{query}"), "").unwrap();
@@ -167,7 +167,7 @@ fn rotate(mesh: &Mesh, query: &str) {
     }
 }
 
-/// A connection by the newest certificate of the ingress controller, over which a request was answered.
+/// A connection with the ingress controller's newest certificate, over which a request was answered.
 fn connected(mesh: &Mesh) -> Connection {
     wait::until("sidecar and ingress controller have new certificates", wait::SOON, || {
         let files = mesh.secret_files();

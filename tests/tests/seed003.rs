@@ -1,7 +1,7 @@
-//! The ingress walk-through that Open Service Mesh's users know, with a real nginx: no policy, http, https with the
-//! right principal, with an untrusted one, and without client certificates.
+//! The ingress walk-through of Open Service Mesh, with a real nginx: no policy, http, https with the right principal,
+//! with an untrusted one, and without client certificates.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -114,7 +114,7 @@ fn a_wrong_name_or_a_missing_certificate_is_502_at_nginx_and_its_log_says_why() 
     assert!(app.received().is_empty());
 }
 
-/// The head with the date left out, and what the date was.
+/// The head without the date, and the date.
 fn without_date(answer: &Message) -> (String, String) {
     let text = String::from_utf8(answer.raw.clone()).unwrap();
     let date = answer.value("date").unwrap().to_owned();

@@ -1,6 +1,6 @@
-//! What `tests/run` brings before it tests, on a machine that has nothing yet.
+//! `tests/run` sets up a machine that has nothing yet.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::Command;
@@ -13,7 +13,7 @@ fn the_dependency_rules_are_checked_offline_after_a_setup_with_an_empty_cargo_ho
     let home = tempfile::tempdir().unwrap();
     let in_home = |program: &str, arguments: &[&str]| {
         let mut command = Command::new(program);
-        // The toolchain and cargo's tools stay those of the PATH; only what cargo has fetched is gone.
+        // The toolchain and cargo's tools stay those in `PATH`; only cargo's downloads are gone.
         command.current_dir(repository()).env("CARGO_HOME", home.path()).args(arguments);
         run(&mut command, "").unwrap_or_else(|failure| panic!("{failure}"));
     };

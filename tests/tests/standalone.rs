@@ -1,6 +1,6 @@
-//! The command line: the whole mesh in one process, the demo, and its questions.
+//! The command line: the whole mesh in one process, the demo, and the commands that query a mesh.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -9,16 +9,16 @@ use std::process::{Command, Output};
 use rustix::process::Signal;
 use serde_json::Value;
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, End, Outcome};
+use tidegate_tests::client::{Client, End, RequestOutcome};
 use tidegate_tests::daemon;
 use tidegate_tests::mesh::{PORT, example};
 use tidegate_tests::pki;
 use tidegate_tests::standalone::Standalone;
 use tidegate_tests::wait::{self, SOON};
 
-const RESET: Outcome = Outcome::Refused(End::Reset);
-const OK: Outcome = Outcome::Status(200);
-const FORBIDDEN: Outcome = Outcome::Status(403);
+const RESET: RequestOutcome = RequestOutcome::Refused(End::Reset);
+const OK: RequestOutcome = RequestOutcome::Status(200);
+const FORBIDDEN: RequestOutcome = RequestOutcome::Status(403);
 
 fn tidegate(arguments: &[&str]) -> Output {
     Command::new(daemon::ours("tidegate")).args(arguments).output().unwrap()
@@ -42,7 +42,7 @@ fn the_demo_comes_to_a_green_end() {
 fn standalone_walks_through_the_example() {
     let mesh = Standalone::start();
     let _app = App::echo(mesh.app_address());
-    // The admin address is the controller's; a sidecar starts when the controller has told of its Pod.
+    // The admin address is the controller's; a sidecar starts when the controller has reported its Pod.
     mesh.wait_for(&mesh.plain(), &RESET);
     mesh.apply_example("1-http");
     mesh.wait_for(&mesh.plain(), &OK);
@@ -75,7 +75,7 @@ fn the_gateway_s_secret_follows_the_mesh_config() {
     mesh.change("meshconfig.yaml", |text| text.replace(other, ours));
     wait::until_true("the old name is back", SOON, || mesh.mutual().get("/get") == OK);
 
-    // Deleted, it is written again.
+    // If deleted, it is written again.
     fs::remove_dir_all(&folder).unwrap();
     wait::until_true("the Secret is put back", SOON, || folder.join("tls.crt").exists());
 
@@ -149,7 +149,7 @@ fn explain_and_policy_list_say_what_a_running_mesh_does() {
         assert_eq!(code, 1, "{answer}");
         assert!(answer.contains("deny") && answer.contains(reason), "{reason} in {answer}");
     }
-    // Offline, from the folder, it says the same.
+    // Offline, from the folder, the answer is the same.
     let folder = mesh.manifests();
     let offline =
         ["explain", "httpbin/httpbin", "-f", folder.to_str().unwrap(), "--source", &source, "-o", "json"];
@@ -185,15 +185,15 @@ fn completions_are_printed_for_each_shell() {
         let output = tidegate(&["completions", shell]);
         assert!(output.status.success() && text(&output).contains("COMPLETE"), "{shell}: {}", text(&output));
     }
-    // What the scripts ask for when a word is to be completed.
+    // The request of the completion scripts.
     let mut command = Command::new(daemon::ours("tidegate"));
     let output = command.env("COMPLETE", "fish").args(["--", "tidegate", "standa"]).output().unwrap();
     assert!(text(&output).contains("standalone"), "{}", text(&output));
 }
 
 #[test]
-fn a_mesh_lives_on_through_many_lives_of_its_tokens_and_certificates() {
-    // A token is written anew each second, a certificate renewed within five.
+fn a_mesh_keeps_working_over_many_lives_of_its_tokens_and_certificates() {
+    // A token is rewritten every second, a certificate renewed within five.
     let mut mesh = Standalone::with(&[("--token-lifetime", "4s"), ("--certificate-lifetime", "8s")]);
     let _app = App::echo(mesh.app_address());
     mesh.apply_example("1-http");
@@ -213,7 +213,7 @@ fn a_mesh_lives_on_through_many_lives_of_its_tokens_and_certificates() {
         });
         seen = (read_token(), expiry(&mesh));
     }
-    // All of it works as on the first day.
+    // Everything works as at the start.
     fs::remove_file(mesh.manifest("policy.yaml")).unwrap();
     mesh.wait_for(&mesh.plain(), &RESET);
     mesh.apply_example("1-http");
@@ -228,7 +228,7 @@ fn a_copied_state_folder_is_the_same_mesh_and_one_that_has_lost_its_root_does_no
     let mut mesh = Standalone::start();
     let root = mesh.root();
     mesh.process.kill();
-    // No link is left.
+    // All links are replaced by copies.
     let copy = "cp -rL state copy && rm -r state && mv copy state";
     let copied = Command::new("sh").args(["-c", copy]).current_dir(mesh.path()).status();
     assert!(copied.unwrap().success());

@@ -1,16 +1,16 @@
-//! `docs/troubleshooting.md` has every code that the source has, and no other.
+//! `docs/troubleshooting.md` has every code of the source, and no other.
 //!
-//! Codes are read from the source itself: string literals, found by what they stand in. So there is no second list that
-//! could grow old, and none of the programs must be built for it.
+//! Codes are read from the source itself: string literals, found by their context. So no second list can go out of
+//! date, and the programs need not be built.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use self::source::{Source, is_code, is_message};
+use self::source::{SourceTokens, is_code, is_message};
 
 #[path = "troubleshooting/source.rs"]
 mod source;
@@ -32,7 +32,7 @@ impl Page {
                 heading = title.trim_start_matches('#').trim().to_owned();
             }
             let Some(row) = line.strip_prefix("| ") else {
-                // The line under the heads of a table's columns.
+                // The line below the headings of a table.
                 if line.starts_with("|---") {
                     in_table = true;
                     sections.entry(heading.clone()).or_default().push(BTreeSet::new());
@@ -92,13 +92,13 @@ fn root() -> PathBuf {
 
 /// Messages in these files.
 fn messages(files: &[&str]) -> BTreeSet<String> {
-    let all = files.iter().flat_map(|file| Source::read(&root().join(file)).literals());
+    let all = files.iter().flat_map(|file| SourceTokens::read(&root().join(file)).literals());
     all.filter(|text| is_message(text)).collect()
 }
 
 #[test]
 fn every_response_flag_is_explained() {
-    let mut flags = Source::of_crate(&root(), "sidecar").of_method("ResponseFlag", "code");
+    let mut flags = SourceTokens::of_crate(&root(), "sidecar").of_method("ResponseFlag", "code");
     // The app's own answer, explained in the text.
     assert!(flags.remove("-"), "{flags:?}");
     Page::read().has_exactly("Response flags", 0, &flags);
@@ -106,20 +106,20 @@ fn every_response_flag_is_explained() {
 
 #[test]
 fn every_reason_of_a_refusal_is_explained() {
-    let reasons = Source::of_crate(&root(), "core").of_method("Reason", "code");
+    let reasons = SourceTokens::of_crate(&root(), "core").of_method("Reason", "code");
     Page::read().has_exactly("Reasons of refusals", 0, &reasons);
 }
 
 #[test]
 fn every_word_in_response_code_details_is_explained() {
-    let sidecar = Source::of_crate(&root(), "sidecar");
+    let sidecar = SourceTokens::of_crate(&root(), "sidecar");
     let limits = limits_of_requests(&sidecar);
-    // Interception writes rules of iptables; keys of log lines and labels look like codes and stand in telemetry.
+    // Interception writes rules of iptables; keys of log lines and labels, which look like codes, are in telemetry.
     let traffic = sidecar.except(&["intercept", "telemetry/", "options", "admin", "probes"]);
     let mut details: BTreeSet<String> = traffic
         .literals()
         .filter(|text| is_code(text))
-        // Words alone are codes where nothing else can be.
+        // Single words are codes only in these places.
         .chain(traffic.arms_of_functions("details"))
         .chain(traffic.arms_of_functions("cause"))
         // The field's name follows the cause.
@@ -135,24 +135,24 @@ fn every_word_in_response_code_details_is_explained() {
 }
 
 /// `limit` of `tidegate_requests_limited_total`.
-fn limits_of_requests(sidecar: &Source) -> BTreeSet<String> {
+fn limits_of_requests(sidecar: &SourceTokens) -> BTreeSet<String> {
     sidecar.arguments_of("limited").chain(sidecar.of_functions("limit")).collect()
 }
 
 #[test]
 fn every_limit_in_metrics_is_explained() {
-    let sidecar = Source::of_crate(&root(), "sidecar");
+    let sidecar = SourceTokens::of_crate(&root(), "sidecar");
     let mut limits = limits_of_requests(&sidecar);
     limits.extend(sidecar.array_before("limit").into_iter().filter(|text| !text.contains(' ')));
-    limits.extend(Source::of_crate(&root(), "runtime").of_functions("limit"));
-    limits.extend(Source::of_crate(&root(), "controller").of_method("ShareLimit", "code"));
+    limits.extend(SourceTokens::of_crate(&root(), "runtime").of_functions("limit"));
+    limits.extend(SourceTokens::of_crate(&root(), "controller").of_method("ShareLimit", "code"));
     Page::read().has_exactly("Limits", 0, &limits);
 }
 
 #[test]
 fn every_status_of_a_policy_is_explained() {
-    let mut statuses = Source::of_crate(&root(), "controller").of_method("CurrentStatus", "as_str");
-    statuses.extend(Source::of_crate(&root(), "cli").assigned_to("current_status"));
+    let mut statuses = SourceTokens::of_crate(&root(), "controller").of_method("CurrentStatus", "as_str");
+    statuses.extend(SourceTokens::of_crate(&root(), "cli").assigned_to("current_status"));
     let page = Page::read();
     page.has_exactly("Statuses", 0, &statuses);
     page.has_part_of_each(
@@ -174,7 +174,7 @@ fn every_status_of_a_policy_is_explained() {
             && text.starts_with(char::is_uppercase)
             && !["True", "False", "Unknown"].contains(&text.as_str())
     };
-    let reasons = Source::of_crate(&root(), "cert-manager").of_functions("condition").filter(is_reason);
+    let reasons = SourceTokens::of_crate(&root(), "cert-manager").of_functions("condition").filter(is_reason);
     page.has_exactly("Statuses", 2, &reasons.collect());
 }
 
@@ -185,15 +185,15 @@ fn every_finding_in_a_manifest_is_explained() {
         "crds/src/validate/mesh_config.rs",
         "controller/src/source/folder/document.rs",
     ]);
-    // Each setting without effect has a row in docs/differences.md; here they have one together.
+    // Each setting without effect has a row in docs/differences.md; this page has one row for all.
     let not_acted_on = messages(&["crds/src/validate/mesh_config/not_acted_on.rs"]);
     found.extend(not_acted_on.into_iter().filter(|text| text.contains("has no effect")));
     Page::read().has_part_of_each("Findings in manifests", 0, &found);
 }
 
 #[test]
-fn every_answer_of_explain_that_is_none_is_explained() {
-    let source = Source::read(&root().join("controller/src/explain.rs"));
+fn every_error_of_explain_is_explained() {
+    let source = SourceTokens::read(&root().join("controller/src/explain.rs"));
     let errors = source.except_functions(&["describe"]).literals().filter(|text| is_message(text)).collect();
     Page::read().has_part_of_each("Explain", 0, &errors);
 }
@@ -212,7 +212,7 @@ fn every_refusal_of_a_pod_is_explained() {
     ];
     let files: Vec<_> = files.iter().map(|file| format!("injector/src/{file}")).collect();
     let said = messages(&files.iter().map(String::as_str).collect::<Vec<_>>());
-    // What `tidegate inject` says of Pods that are left alone has a table of its own.
+    // The notes of `tidegate inject` about Pods that are left alone have a separate table.
     let page = Page::read();
     let notes = page.table("Pods that are refused", 1);
     let (left, refused) =
@@ -223,7 +223,7 @@ fn every_refusal_of_a_pod_is_explained() {
 
 #[test]
 fn every_check_is_explained_and_is_in_the_list_of_the_command_line() {
-    let checks = Source::of_crate(&root(), "cli").fields_of("Check", "id");
+    let checks = SourceTokens::of_crate(&root(), "cli").fields_of("Check", "id");
     Page::read().has_exactly("Checks", 0, &checks);
     let list = fs::read_to_string(root().join("docs/cli.md")).unwrap();
     let missing: Vec<_> = checks.iter().filter(|id| !list.contains(&format!("`{id}`"))).collect();
@@ -232,7 +232,7 @@ fn every_check_is_explained_and_is_in_the_list_of_the_command_line() {
 
 #[test]
 fn every_refusal_of_a_certificate_is_explained() {
-    let source = Source::of_crate(&root(), "cert-manager");
+    let source = SourceTokens::of_crate(&root(), "cert-manager");
     let mut reasons: BTreeSet<_> = source.of_functions("kind").collect();
     reasons.extend(source.arguments_of("refused"));
     Page::read().has_exactly("Certificates", 0, &reasons);
@@ -242,8 +242,8 @@ fn every_refusal_of_a_certificate_is_explained() {
 fn every_exit_status_is_explained() {
     let mut statuses = BTreeSet::from(["0", "1", "2"].map(str::to_owned));
     for name in ["cli", "sidecar", "controller", "cert-manager", "injector", "runtime", "kubernetes"] {
-        // Success, failure, and clap's own for a command line that cannot be understood; no program has others.
-        statuses.extend(Source::of_crate(&root(), name).exit_statuses());
+        // Success, failure, and clap's own code for an invalid command line; programs use no others.
+        statuses.extend(SourceTokens::of_crate(&root(), name).exit_statuses());
     }
     Page::read().has_exactly("Exit status", 0, &statuses);
 }

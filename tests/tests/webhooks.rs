@@ -1,6 +1,6 @@
-//! The injector as its program, within the memory that the chart gives it, asked by clients that mean harm.
+//! The injector's program within its memory limit from the chart, under attack by clients.
 
-// Helpers of tests are tests.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -15,14 +15,14 @@ use tidegate_tests::mesh::{Mesh, Options};
 use tidegate_tests::wait::{self, SOON};
 use tidegate_tests::webhook::{self, LARGEST, NAME, ask, ask_on, create, head, send};
 
-struct Cluster {
+struct LimitedInjector {
     mesh: Mesh,
     injector: Daemon,
     api: FakeApi,
     _runtime: tokio::runtime::Runtime,
 }
 
-impl Cluster {
+impl LimitedInjector {
     fn start() -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let api = runtime.block_on(FakeApi::start());
@@ -43,26 +43,26 @@ impl Cluster {
         Self { mesh, injector, api, _runtime: runtime }
     }
 
-    /// A client at an address of its own.
+    /// A client at its own address.
     fn client(&self, host: u8) -> Client {
         let tls = Tls::new(self.mesh.roots(), NAME);
         Client::to(self.mesh.webhook_address()).from(self.mesh.block().ip(host)).tls(tls)
     }
 }
 
-/// A Pod with a field of its spec, filled up with as many items as fit into the largest body.
+/// A Pod with a field of its spec, filled with as many items as fit into the largest body.
 fn full(field: &str, item: &str) -> String {
     webhook::full(field, item, LARGEST)
 }
 
 #[test]
 fn whatever_the_injector_is_sent_it_lives_within_its_memory_and_answers_others() {
-    let mut cluster = Cluster::start();
+    let mut cluster = LimitedInjector::start();
     let healthy = cluster.client(50);
     let pod = r#"{"metadata":{"name":"a"},"spec":{"containers":[{"name":"a","image":"a"}]}}"#;
     assert_eq!(ask(&healthy, pod)["patchType"], "JSONPatch");
     let attacker = cluster.client(51);
-    // Bodies that never end.
+    // Incomplete bodies.
     let unfinished: Vec<_> = (0..40)
         .map(|_| {
             let mut connection = attacker.connect().unwrap();
@@ -83,7 +83,7 @@ fn whatever_the_injector_is_sent_it_lives_within_its_memory_and_answers_others()
                 scope.spawn(move || {
                     let mut connection = other.connect().unwrap();
                     send(&mut connection, &create(body));
-                    // An answer, or an end: what matters is what the others see.
+                    // An answer or an end: only what other clients see matters.
                     let _ = connection.response(tidegate_tests::http1::Kind::Response);
                 });
             }
@@ -101,13 +101,13 @@ fn whatever_the_injector_is_sent_it_lives_within_its_memory_and_answers_others()
 
 #[test]
 fn namespaces_that_are_filled_up_hold_little_memory_and_new_ones_are_known_at_once() {
-    let cluster = Cluster::start();
+    let cluster = LimitedInjector::start();
     let healthy = cluster.client(50);
     let pod = r#"{"metadata":{"name":"a"},"spec":{"containers":[{"name":"a","image":"a"}]}}"#;
     assert_eq!(ask(&healthy, pod)["patchType"], "JSONPatch");
     let fresh = cluster.injector.resident_bytes();
     let many = |name: &str| (0..5_000).map(|i| (format!("{name}{i:04}"), json!("x"))).collect::<Value>();
-    // All of it about the mesh, as it seems.
+    // All names look like ours.
     let mut labels = many("tidegate.io/l");
     labels["tidegate.io/injection"] = "enabled".into();
     let mut annotations = many("openservicemesh.io/sidecar-resource-limits-");
@@ -117,7 +117,7 @@ fn namespaces_that_are_filled_up_hold_little_memory_and_new_ones_are_known_at_on
         let metadata = json!({"name": name, "labels": labels, "annotations": annotations});
         cluster.api.apply("v1/namespaces", json!({ "metadata": metadata }));
     }
-    // The last of them is known, and what it says wrongly is named.
+    // The last namespace has been read, and the error names its invalid annotation.
     let in_tenant = create(pod).replace(r#""namespace":"shop""#, r#""namespace":"tenant-29""#);
     let named = "annotation openservicemesh.io/sidecar-resource-limits-0000 of the namespace tenant-29: ";
     wait::until_true("the newest namespace is known", 3 * SOON, || {
@@ -132,7 +132,7 @@ fn namespaces_that_are_filled_up_hold_little_memory_and_new_ones_are_known_at_on
 
 #[test]
 fn a_client_that_asks_without_end_fills_no_log() {
-    let cluster = Cluster::start();
+    let cluster = LimitedInjector::start();
     let (healthy, attacker) = (cluster.client(50), cluster.client(51));
     let pod = r#"{"metadata":{"name":"a"},"spec":{"containers":[{"name":"a","image":"a"}]}}"#;
     let lines = || cluster.injector.log().matches("admission with changes").count();
@@ -147,7 +147,7 @@ fn a_client_that_asks_without_end_fills_no_log() {
         let is_count = |line: &str| line.contains("more admissions were denied or changed");
         cluster.injector.log().lines().any(|line| is_count(line) && line.contains(&source))
     });
-    // In a window of ten seconds there are 200 of them; one was under way at the start.
+    // A window of ten seconds has 200 of them; one was in progress at the start.
     let windows = usize::try_from(start.elapsed().as_secs() / 10 + 2).unwrap();
     let before = lines();
     assert!(before >= 200 && before < asked && before <= 200 * windows, "{before} lines of {asked}");

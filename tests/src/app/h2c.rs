@@ -19,11 +19,11 @@ pub struct H2cApp {
     requests: Requests,
 }
 
-/// What was received whole; none if it is not recorded.
+/// Complete requests that were received; empty if they are not recorded.
 #[derive(Clone, Debug)]
 struct Requests(Option<Arc<Mutex<Vec<Received>>>>);
 
-/// A request as it came.
+/// A request as received.
 #[derive(Clone, Debug)]
 pub struct Received {
     /// Its head.
@@ -40,7 +40,7 @@ impl H2cApp {
         Self::listen(address, Requests(Some(Arc::default())))
     }
 
-    /// [`H2cApp::start`] without a record of requests: for an app that runs for long, or gets much.
+    /// [`H2cApp::start`] without a record of requests: for an app that runs for long, or receives much.
     pub fn unrecorded(address: SocketAddr) -> Self {
         Self::listen(address, Requests(None))
     }
@@ -61,7 +61,7 @@ impl H2cApp {
                     while let Some(Ok((request, respond))) = connection.accept().await {
                         let seen = seen.clone();
                         tokio::spawn(async move {
-                            // A peer that goes away ends the exchange.
+                            // A peer that disconnects ends the exchange.
                             let _ = answer(request, respond, &seen).await;
                         });
                     }
@@ -71,7 +71,7 @@ impl H2cApp {
         Self { runtime: Some(runtime), requests }
     }
 
-    /// The requests that were received whole.
+    /// The complete requests that were received.
     pub fn requests(&self) -> Vec<Received> {
         self.requests.0.as_ref().map(|requests| requests.lock().unwrap().clone()).unwrap_or_default()
     }

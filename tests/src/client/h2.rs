@@ -14,14 +14,14 @@ use super::Client;
 /// An open HTTP/2 connection; runs in the background of the current runtime.
 #[derive(Debug)]
 pub struct H2Connection {
-    /// For new requests.
+    /// Opens new requests.
     pub requests: SendRequest<Bytes>,
-    /// What the server chose by ALPN; empty if it chose nothing, and without TLS.
+    /// The server's choice by ALPN; empty without one, and without TLS.
     pub protocol: Vec<u8>,
     driver: tokio::task::JoinHandle<Result<(), h2::Error>>,
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug)]
 pub struct Answer {
     /// Its head.
@@ -33,7 +33,7 @@ pub struct Answer {
 }
 
 impl H2Connection {
-    /// Connects as `client` says; with TLS it must offer `h2`.
+    /// Connects as `client` is configured; with TLS it must offer `h2`.
     pub async fn open(client: &Client) -> Result<Self, String> {
         let stream = super::connect(client.source, client.target).map_err(|error| error.to_string())?;
         stream.set_nonblocking(true).unwrap();
@@ -55,7 +55,7 @@ impl H2Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (requests, connection) = h2::client::Builder::new()
-            // As other clients do until the server has told its limit.
+            // As other clients do until the server has announced its limit.
             .initial_max_send_streams(100)
             .handshake(stream)
             .await
@@ -63,7 +63,7 @@ impl H2Connection {
         Ok(Self { requests, protocol, driver: tokio::spawn(connection) })
     }
 
-    /// Sends a request with a body and reads the whole answer.
+    /// Sends a request with a body and reads the complete answer.
     pub async fn exchange(&self, request: Request<()>, body: &[u8]) -> Result<Answer, h2::Error> {
         let mut requests = self.requests.clone().ready().await?;
         let (response, mut send) = requests.send_request(request, body.is_empty())?;

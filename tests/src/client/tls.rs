@@ -1,4 +1,4 @@
-//! The TLS half of a client: versions, names and certificates as a test wants them.
+//! The TLS half of a client: versions, names and certificates as a test needs them.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::pki::Credentials;
 
-/// How a client speaks TLS.
+/// A client's TLS configuration.
 #[derive(Clone, Debug)]
 pub struct Tls {
     verifier: Arc<ByName>,
@@ -47,8 +47,8 @@ impl TlsVersion {
 }
 
 impl Tls {
-    /// Trusts these roots and demands a server certificate with this name. Offers both versions, and sends no server
-    /// name, no ALPN and no certificate, as ingress controllers do without a word said.
+    /// Trusts these roots and requires a server certificate with this name. Offers both versions, and sends no server
+    /// name, no ALPN and no certificate, as ingress controllers do by default.
     pub fn new(roots: impl IntoIterator<Item = CertificateDer<'static>>, expected: &str) -> Self {
         let mut store = RootCertStore::empty();
         for root in roots {
@@ -87,14 +87,14 @@ impl Tls {
         self
     }
 
-    /// Shows this certificate.
+    /// Presents this certificate.
     #[must_use]
     pub fn credentials(mut self, credentials: impl Into<Arc<Credentials>>) -> Self {
         self.credentials = Some(credentials.into());
         self
     }
 
-    /// Resumes sessions where the server lets it.
+    /// Resumes sessions if the server allows it.
     #[must_use]
     pub fn resuming(mut self) -> Self {
         self.resumption = Some(Resumption::in_memory_sessions(16));
@@ -111,7 +111,7 @@ impl Tls {
         let mut config = match &self.credentials {
             None => builder.with_no_client_auth(),
             Some(credentials) => {
-                // Not looked at on the way: the server is to see it, however odd.
+                // Not validated here: the server must see it, however odd.
                 let key = provider().key_provider.load_private_key(credentials.key()).unwrap();
                 let key = CertifiedKey::new(credentials.chain.clone(), key);
                 builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
@@ -123,7 +123,7 @@ impl Tls {
         config
     }
 
-    /// The name that rustls is told: the one to send, or any.
+    /// The name given to rustls: the one to send, or any.
     pub fn name(&self) -> ServerName<'static> {
         self.server_name.clone().unwrap_or_else(|| self.verifier.expected.clone())
     }
@@ -138,7 +138,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// Verifies by a name that is not the one sent: ingress controllers send none and still check.
+/// Verifies a name other than the one sent: ingress controllers send none and still verify one.
 #[derive(Debug)]
 struct ByName {
     inner: Arc<WebPkiServerVerifier>,

@@ -1,4 +1,4 @@
-//! The cluster, and what is said to it.
+//! The cluster, and commands for it.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -21,33 +21,33 @@ use crate::{daemon, wait};
 
 static SHARED: OnceLock<Cluster> = OnceLock::new();
 
-/// Says another name than `suites` for the cluster that the suites share, which `tests/run` ends, so that two runs can
-/// be side by side.
+/// Overrides `suites`, the name of the cluster that the suites share and that `tests/run` stops, so that two runs can
+/// coexist.
 const NAME: &str = "TIDEGATE_TEST_CLUSTER";
 /// The script's limit.
 const LONGEST_NAME: usize = 12;
 
-/// A cluster that runs.
+/// A running cluster.
 #[derive(Debug)]
 pub struct Cluster {
     kubeconfig: PathBuf,
     kubectl: PathBuf,
-    /// Folder of the programs that its images are made of, and of `tidegate`.
+    /// Folder of the programs in its images, and of `tidegate`.
     programs: PathBuf,
-    /// Its name if it was started by the project's script, and so can be broken by it.
+    /// Its name if the project's script started it, which can then also break it.
     name: Option<String>,
 }
 
-/// A cluster of one test's own; ends when dropped.
+/// A cluster of one test; stopped when dropped.
 #[derive(Debug)]
 pub struct OwnCluster(Cluster);
 
 /// A command that ended with another code than 0.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub struct CommandFailure {
     /// The command, as a shell would take it.
     pub command: String,
-    /// Its code; none if a signal ended it.
+    /// Its code; `None` if a signal ended it.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
@@ -56,7 +56,7 @@ pub struct Failure {
 }
 
 impl Cluster {
-    /// The one that all suites of this run share, with our images in it if we started it.
+    /// The cluster that all suites of this run share; loaded with our images if we started it.
     pub fn get() -> &'static Self {
         SHARED.get_or_init(|| match env::var_os("KUBECONFIG") {
             Some(kubeconfig) => Self {
@@ -72,25 +72,25 @@ impl Cluster {
         })
     }
 
-    /// Starts one of this name with the programs of this folder; from then on it is the one of [`Cluster::get`].
+    /// Starts a cluster of this name with the programs of this folder; from then on [`Cluster::get`] returns it.
     #[track_caller]
     pub fn start_shared(name: &str, programs: &Path) -> &'static Self {
         assert!(SHARED.get().is_none(), "there is a cluster already: {SHARED:?}");
         SHARED.get_or_init(|| Self::start_with_apps(name, programs))
     }
 
-    /// One beside it for what cannot share: a mesh of the name and in the namespace that are everybody's default.
+    /// A second cluster, for tests that cannot share one: they use the default mesh name and namespace.
     #[track_caller]
     pub fn own(name: &str) -> OwnCluster {
         let mut name = name.to_owned() + &env::var(NAME).unwrap_or_default();
         name.truncate(LONGEST_NAME);
-        // One that an interrupted run has left.
+        // Left over from an interrupted run.
         must(&["down", &name]);
         OwnCluster(Self::start(&name, &daemon::programs()))
     }
 
-    /// Ends the cluster of this name, if there is one, without a trace.
-    pub fn end(name: &str) -> Result<(), Failure> {
+    /// Removes the cluster of this name, if it exists, with everything that belongs to it.
+    pub fn end(name: &str) -> Result<(), CommandFailure> {
         run(script("cluster").args(["down", name]), "").map(drop)
     }
 
@@ -116,7 +116,7 @@ impl Cluster {
         &self.kubeconfig
     }
 
-    /// What its node, its network namespace and its cgroup are called.
+    /// The name of its node, its network namespace and its cgroup.
     #[track_caller]
     pub fn node_name(&self) -> String {
         format!("tidegate-{}", self.own_name())
@@ -141,7 +141,7 @@ impl Cluster {
         process::of_node(&self.node_name())
     }
 
-    /// Makes these images and loads them, if we started the cluster. A user's cluster has them already.
+    /// Builds these images and loads them, if we started the cluster. A user's cluster already has them.
     pub fn load_images(&self, names: &[&str]) {
         let Some(name) = &self.name else { return };
         let made = run(script("images").arg(&self.programs).args(names), "");
@@ -160,7 +160,7 @@ impl Cluster {
         &self,
         arguments: impl IntoIterator<Item = S>,
         input: &str,
-    ) -> Result<String, Failure> {
+    ) -> Result<String, CommandFailure> {
         run(self.command(&self.kubectl).args(arguments), input)
     }
 
@@ -174,11 +174,11 @@ impl Cluster {
     pub fn try_tidegate<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
-    ) -> Result<String, Failure> {
+    ) -> Result<String, CommandFailure> {
         run(self.command(self.programs.join("tidegate")).args(arguments), "")
     }
 
-    /// A program that finds this cluster by `KUBECONFIG`.
+    /// A program with this cluster's `KUBECONFIG`.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env("KUBECONFIG", &self.kubeconfig);
@@ -192,8 +192,8 @@ impl Cluster {
         self.try_apply(yaml).unwrap_or_else(|failure| panic!("{failure}\n{yaml}"));
     }
 
-    /// [`Cluster::apply`] that may be refused.
-    pub fn try_apply(&self, yaml: &str) -> Result<String, Failure> {
+    /// [`Cluster::apply`], which may be refused.
+    pub fn try_apply(&self, yaml: &str) -> Result<String, CommandFailure> {
         self.try_kubectl(["apply", "-f", "-"], yaml)
     }
 
@@ -203,17 +203,17 @@ impl Cluster {
         self.try_get_json(what).unwrap_or_else(|failure| panic!("{failure}"))
     }
 
-    /// [`Cluster::get_json`] of what may not be there.
-    pub fn try_get_json(&self, what: &[&str]) -> Result<Value, Failure> {
+    /// [`Cluster::get_json`] of what may not exist.
+    pub fn try_get_json(&self, what: &[&str]) -> Result<Value, CommandFailure> {
         let text = self.try_kubectl([&["get", "-o", "json"], what].concat(), "")?;
         Ok(serde_json::from_str(&text)
             .unwrap_or_else(|error| panic!("kubectl get {what:?}: {error}: {text}")))
     }
 
-    /// Waits until an object is there and `probe` finds something in it.
+    /// Waits until an object exists and `probe` finds something in it.
     #[track_caller]
     pub fn wait_for<T>(&self, wanted: &str, what: &[&str], mut probe: impl FnMut(&Value) -> Option<T>) -> T {
-        let mut last = String::from("it is not there");
+        let mut last = String::from("it does not exist");
         let mut found = None;
         let deadline = std::time::Instant::now() + ROLLOUT;
         while found.is_none() && std::time::Instant::now() < deadline {
@@ -226,7 +226,7 @@ impl Cluster {
             }
             std::thread::park_timeout(Duration::from_millis(50));
         }
-        found.unwrap_or_else(|| panic!("waited in vain: {wanted}; {what:?}: {last}"))
+        found.unwrap_or_else(|| panic!("timed out waiting: {wanted}; {what:?}: {last}"))
     }
 
     /// Waits until an object is gone.
@@ -237,7 +237,7 @@ impl Cluster {
         });
     }
 
-    /// Ends a part of the cluster at once, as a crash does.
+    /// Kills a part of the cluster, as a crash does.
     #[track_caller]
     pub fn kill_part(&self, part: &str) {
         self.part("kill", part);
@@ -249,7 +249,7 @@ impl Cluster {
         self.part("start", part);
     }
 
-    /// Runs the program that is its next argument on the node's network.
+    /// Runs the program given as its next argument on the node's network.
     #[track_caller]
     pub fn on_node(&self) -> Command {
         let mut command = script("cluster");
@@ -262,7 +262,7 @@ impl Cluster {
         must(&[action, self.own_name(), part]);
     }
 
-    /// The name of one that the project's script has started, on this machine.
+    /// Its name; fails unless the project's script started it, on this machine.
     #[track_caller]
     pub fn own_name(&self) -> &str {
         self.name.as_deref().expect("this runs only on the project's own cluster: unset KUBECONFIG")
@@ -285,7 +285,7 @@ impl Drop for OwnCluster {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CommandFailure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { command, code, stdout, stderr } = self;
         write!(formatter, "{command}: exit code {code:?}\n{stdout}{stderr}")
@@ -293,7 +293,7 @@ impl fmt::Display for Failure {
 }
 
 /// Runs a command to its end.
-pub fn run(command: &mut Command, input: &str) -> Result<String, Failure> {
+pub fn run(command: &mut Command, input: &str) -> Result<String, CommandFailure> {
     let text = format!("{command:?}");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -307,7 +307,7 @@ pub fn run(command: &mut Command, input: &str) -> Result<String, Failure> {
     if output.status.success() {
         return Ok(stdout);
     }
-    Err(Failure { command: text, code: output.status.code(), stdout, stderr })
+    Err(CommandFailure { command: text, code: output.status.code(), stdout, stderr })
 }
 
 fn lossy(bytes: Vec<u8>) -> String {

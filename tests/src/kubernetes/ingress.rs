@@ -1,7 +1,7 @@
 //! nginx as the ingress controller, in a pod outside the mesh.
 //!
-//! The test is the controller's other half: [`IngressNginx::sync`] reads the Ingress, the Secret that its annotations
-//! name and the Service's EndpointSlices from the API server, renders what ingress-nginx renders and has nginx read it.
+//! The test plays the controller: [`IngressNginx::sync`] reads the Ingress, the Secret that its annotations name and
+//! the Service's EndpointSlices from the API server, renders what ingress-nginx renders and reloads nginx.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -19,7 +19,7 @@ use super::workload::IMAGE;
 use crate::nginx::{Backend, ProxySsl, http_block};
 use crate::wait;
 
-/// The Service, the Deployment and the ServiceAccount have the names that ingress-nginx's chart gives them.
+/// The Service, the Deployment and the ServiceAccount are named as in ingress-nginx's chart.
 pub const SERVICE: &str = "ingress-nginx-controller";
 /// The ServiceAccount.
 pub const ACCOUNT: &str = "ingress-nginx";
@@ -50,7 +50,7 @@ impl IngressNginx {
         &self.namespace
     }
 
-    /// Takes over what an Ingress and the objects around it say; returns when nginx works by it.
+    /// Applies an Ingress and the objects that it refers to; returns when nginx uses them.
     #[track_caller]
     pub fn sync(&self, namespace: &str, name: &str) {
         let cluster = self.namespace.cluster();
@@ -70,7 +70,7 @@ impl IngressNginx {
             ProxySsl::new(SHARED, name.unwrap_or_else(|| panic!("no proxy_ssl_name in {snippet:?}")))
         });
         write(&pod, "server.conf", &http_block("80", "", &Backend { target, tls }));
-        // Old workers accept until they are told; their end is the reload's.
+        // Old workers accept until they receive the signal; the reload is over when they have ended.
         let ended = |log: &str| log.matches("gracefully shutting down").count();
         let before = ended(&pod.logs(NGINX));
         let reload = ["/usr/sbin/nginx", "-e", "stderr", "-c", "/boot/nginx.conf", "-s", "reload"];
@@ -78,7 +78,7 @@ impl IngressNginx {
         wait::until_true("nginx has reloaded", Duration::from_secs(60), || ended(&pod.logs(NGINX)) > before);
     }
 
-    /// `curl -sI` of a path at the address that the Service's status has, as the guide does: the answer's lines.
+    /// `curl -sI` of a path at the address in the Service's status, as in the guide; returns the answer's lines.
     #[track_caller]
     pub fn curl_head(&self, path: &str) -> Vec<String> {
         self.curl(&["-I"], path)
@@ -110,7 +110,7 @@ impl IngressNginx {
         self.pod().logs(NGINX)
     }
 
-    /// Another pod, and so another address, takes over.
+    /// Replaces the pod, and so its address.
     #[track_caller]
     pub fn restart(&self) {
         let old = self.pod();
@@ -119,7 +119,7 @@ impl IngressNginx {
         assert_ne!(self.pod().ip(), old.ip());
     }
 
-    /// A cluster without a load balancer gets by: the node's address serves as one.
+    /// A cluster without a load balancer still works: the node's address serves as one.
     fn give_address(&self) {
         let service = self.namespace.get_json(&["service", SERVICE]);
         if service["status"]["loadBalancer"]["ingress"].is_array() {
@@ -194,7 +194,6 @@ fn copy_secret(cluster: &Cluster, pod: &Pod, secret: &str) {
 
 fn objects() -> Value {
     let labels = json!({"app": SERVICE});
-    let shared = json!([{"name": "shared", "mountPath": SHARED}]);
     json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}},
         {
@@ -221,41 +220,45 @@ fn objects() -> Value {
                 "selector": {"matchLabels": labels},
                 "template": {
                     "metadata": {"labels": labels},
-                    "spec": {
-                        "serviceAccountName": ACCOUNT,
-                        "terminationGracePeriodSeconds": 3,
-                        "containers": [
-                            {
-                                "name": NGINX,
-                                "image": "tidegate.test/nginx:1",
-                                "imagePullPolicy": "IfNotPresent",
-                                "args": ["-e", "stderr", "-c", "/boot/nginx.conf"],
-                                "readinessProbe": {"tcpSocket": {"port": 80}, "periodSeconds": 1},
-                                "volumeMounts": [
-                                    {"name": "boot", "mountPath": "/boot"},
-                                    {"name": "shared", "mountPath": SHARED},
-                                ],
-                            },
-                            {
-                                "name": APP,
-                                "image": IMAGE,
-                                "imagePullPolicy": "IfNotPresent",
-                                "args": ["serve"],
-                                "volumeMounts": shared,
-                            },
-                        ],
-                        "volumes": [
-                            {"name": "boot", "configMap": {"name": "boot"}},
-                            {"name": "shared", "emptyDir": {}},
-                        ],
-                    },
+                    "spec": pod_spec(),
                 },
             },
         },
     ]})
 }
 
-/// Answers 404 for what no Ingress names, as ingress-nginx does.
+fn pod_spec() -> Value {
+    json!({
+        "serviceAccountName": ACCOUNT,
+        "terminationGracePeriodSeconds": 3,
+        "containers": [
+            {
+                "name": NGINX,
+                "image": "tidegate.test/nginx:1",
+                "imagePullPolicy": "IfNotPresent",
+                "args": ["-e", "stderr", "-c", "/boot/nginx.conf"],
+                "readinessProbe": {"tcpSocket": {"port": 80}, "periodSeconds": 1},
+                "volumeMounts": [
+                    {"name": "boot", "mountPath": "/boot"},
+                    {"name": "shared", "mountPath": SHARED},
+                ],
+            },
+            {
+                "name": APP,
+                "image": IMAGE,
+                "imagePullPolicy": "IfNotPresent",
+                "args": ["serve"],
+                "volumeMounts": [{"name": "shared", "mountPath": SHARED}],
+            },
+        ],
+        "volumes": [
+            {"name": "boot", "configMap": {"name": "boot"}},
+            {"name": "shared", "emptyDir": {}},
+        ],
+    })
+}
+
+/// Answers 404 for paths without an Ingress, as ingress-nginx does.
 const BOOT: &str = "\
 user root;
 daemon off;

@@ -1,4 +1,4 @@
-//! Requests all the time, made by a pod.
+//! A constant load of requests from a pod.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::wait;
 
 const REPORT: &str = "http://127.0.0.1:8090/report";
 
-/// A load that runs in a pod of its own.
+/// A load that runs in its own pod.
 #[derive(Debug)]
-pub struct Load {
+pub struct PodLoad {
     pod: Pod,
 }
 
-impl Load {
+impl PodLoad {
     /// Starts one of this name; returns after the first answers. `arguments` are those of the test app's `load`.
     #[track_caller]
     pub fn start(namespace: &Namespace, name: &str, url: &str, arguments: &[&str]) -> Self {
@@ -32,7 +32,7 @@ impl Load {
         &self.pod
     }
 
-    /// Waits until so many more requests were answered.
+    /// Waits until this many more requests were answered.
     #[track_caller]
     pub fn wait_for(&self, requests: u64) {
         let goal = self.count("requests") + requests;
@@ -51,7 +51,7 @@ impl Load {
         assert_eq!(report["failures"], 0, "{report:#}");
     }
 
-    /// What it has come to.
+    /// Its results so far.
     #[track_caller]
     pub fn report(&self) -> Value {
         self.pod.get(REPORT).ok()

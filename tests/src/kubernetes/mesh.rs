@@ -17,13 +17,13 @@ pub const CONTROL_PLANE: &str = "osm-system";
 /// The daemons' Deployments.
 pub const DAEMONS: [&str; 3] = ["tidegate-controller", "tidegate-cert-manager", "tidegate-injector"];
 
-/// Values by which the chart takes the images of the tests.
+/// Values that make the chart use the tests' images.
 pub const VALUES: &str = "image: {registry: tidegate.test, tag: '1', pullPolicy: IfNotPresent}\n";
 
-/// Installs the custom resource definitions where `tidegate install` has them, too; all meshes of a cluster share them.
+/// Installs the custom resource definitions with `tidegate install`; all meshes of a cluster share them.
 #[track_caller]
 pub fn install_crds(cluster: &'static Cluster) {
-    // Helm refuses to work on a release on which it works already.
+    // Helm refuses to work on a release that is being worked on.
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         let mut command = cluster.command(Helm::newest().program());
@@ -45,12 +45,12 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// The one that all suites of a run share; installed once, by `tidegate install`.
+    /// The mesh that all suites of a run share; installed once, by `tidegate install`.
     pub fn get() -> &'static Self {
         Self::get_with("")
     }
 
-    /// [`Mesh::get`] with further values of the chart, as YAML, if it is not installed yet.
+    /// [`Mesh::get`] with further values of the chart, as YAML, unless it is installed already.
     pub fn get_with(values: &str) -> &'static Self {
         static MESH: OnceLock<Mesh> = OnceLock::new();
         MESH.get_or_init(|| {
@@ -96,7 +96,7 @@ impl Mesh {
         self.wait_ready();
     }
 
-    /// Scales a daemon; with none left, waits until its last pod is gone.
+    /// Scales a daemon; to zero, waits until its last pod is gone.
     #[track_caller]
     pub fn scale(&self, daemon: &str, replicas: u32) {
         let target = format!("deployment/{daemon}");
@@ -110,8 +110,8 @@ impl Mesh {
         }
     }
 
-    /// SIGKILL for the process of each pod of a daemon, as the kernel does when memory is short; then other pods in their
-    /// place, because kubelet lets one that ends again and again wait for minutes.
+    /// SIGKILL for the process of each pod of a daemon, as the kernel does when memory is short; then replaces the
+    /// pods, because kubelet delays the restart of a container that crashes repeatedly by minutes.
     #[track_caller]
     pub fn kill(&self, daemon: &str) {
         // Processes of another machine are out of reach.

@@ -1,4 +1,4 @@
-//! A namespace of a test's own.
+//! A namespace of one test.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{process, thread};
@@ -9,7 +9,7 @@ use super::{Cluster, ROLLOUT};
 use crate::kubernetes::pod::Pod;
 use crate::wait;
 
-/// Deleted when dropped; what was in it is printed if the test failed.
+/// Deleted when dropped; its content is printed if the test failed.
 #[derive(Debug)]
 pub struct Namespace {
     cluster: &'static Cluster,
@@ -17,7 +17,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A new one, outside the mesh. `prefix` says whose it is; the rest of the name makes it unique.
+    /// A new one, outside the mesh. `prefix` names the test; the rest of the name makes it unique.
     pub fn new(prefix: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -53,19 +53,19 @@ impl Namespace {
         self.cluster
     }
 
-    /// Applies documents that name no namespace of their own, or this one.
+    /// Applies documents without a namespace, or with this one.
     #[track_caller]
     pub fn apply(&self, yaml: &str) {
         self.try_apply(yaml).unwrap_or_else(|failure| panic!("{failure}\n{yaml}"));
     }
 
-    /// [`Namespace::apply`] that may be refused.
-    pub fn try_apply(&self, yaml: &str) -> Result<String, super::cluster::Failure> {
+    /// [`Namespace::apply`], which may be refused.
+    pub fn try_apply(&self, yaml: &str) -> Result<String, super::cluster::CommandFailure> {
         self.cluster.try_kubectl(["apply", "-n", &self.name, "-f", "-"], yaml)
     }
 
-    /// What the API server would make of these objects, webhooks and all, without making them; and what it says about
-    /// those that it refuses, a line each.
+    /// What the API server would create from these objects, webhooks included, without creating them; and a line for
+    /// each object that it refuses.
     pub fn would_make(&self, objects: &[Value]) -> (Vec<Value>, Vec<String>) {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
         let arguments = ["create", "-n", &self.name, "--dry-run=server", "-o", "json", "-f", "-"];
@@ -88,26 +88,27 @@ impl Namespace {
         self.cluster.kubectl([&["-n", &self.name], arguments].concat())
     }
 
-    /// An object or a list of it.
+    /// An object or a list of objects in it.
     #[track_caller]
     pub fn get_json(&self, what: &[&str]) -> Value {
         self.cluster.get_json(&[&["-n", &self.name], what].concat())
     }
 
-    /// Waits until an object of it is there and `probe` finds something in it.
+    /// Waits until an object in it exists and `probe` finds something in it.
     #[track_caller]
     pub fn wait_for<T>(&self, wanted: &str, what: &[&str], probe: impl FnMut(&Value) -> Option<T>) -> T {
         self.cluster.wait_for(wanted, &[&["-n", &self.name], what].concat(), probe)
     }
 
-    /// Waits until every new pod of a Deployment or StatefulSet, such as `deployment/app`, is ready and no old one left.
+    /// Waits until every new pod of a Deployment or StatefulSet, such as `deployment/app`, is ready and the old ones
+    /// are gone.
     #[track_caller]
     pub fn wait_rolled_out(&self, what: &str) {
         let limit = format!("--timeout={}s", ROLLOUT.as_secs());
         self.kubectl(&["rollout", "status", what, &limit]);
     }
 
-    /// Ready pods with this value of label `app`, oldest first; those that end are left out.
+    /// Ready pods with this value of label `app`, oldest first, without those that are terminating.
     pub fn pods(&self, app: &str) -> Vec<Pod> {
         let list =
             self.get_json(&["pods", "-l", &format!("app={app}"), "--sort-by=.metadata.creationTimestamp"]);
@@ -115,7 +116,7 @@ impl Namespace {
         items.iter().filter(|pod| is_ready(pod)).map(|pod| Pod::new(self.cluster, &self.name, pod)).collect()
     }
 
-    /// The pod with this value of label `app`, once there is one and it is ready.
+    /// The pod with this value of label `app`, once it exists and is ready.
     #[track_caller]
     pub fn pod(&self, app: &str) -> Pod {
         wait::until(&format!("a ready pod of {}/{app}", self.name), ROLLOUT, || {
@@ -123,7 +124,8 @@ impl Namespace {
         })
     }
 
-    /// The state of an IngressBackend as it is now, and why; waits until the controller has seen it so.
+    /// The state of an IngressBackend's current generation, and the reason; waits until the controller has processed
+    /// it.
     #[track_caller]
     pub fn policy_status(&self, name: &str) -> (String, String) {
         self.wait_for("the policy has a status", &["ingressbackend", name], |policy| {

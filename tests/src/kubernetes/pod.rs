@@ -1,11 +1,11 @@
-//! A pod that runs.
+//! A running pod.
 
 use std::fs::File;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::cluster::Failure;
+use super::cluster::CommandFailure;
 use super::{Cluster, process};
 
 /// The container of [`super::workload`]'s pods.
@@ -20,16 +20,16 @@ pub struct Pod {
     ip: String,
 }
 
-/// A process that stands still.
+/// A stopped process.
 #[derive(Debug)]
 pub struct Paused(rustix::process::Pid);
 
-/// What a client in a pod got.
+/// The result of a client in a pod.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub enum PodOutcome {
     /// An answer: its status and its body.
     Answer(u64, Value),
-    /// None, and how the connection ended.
+    /// No answer; how the connection ended.
     Refused(String),
 }
 
@@ -51,12 +51,12 @@ impl Pod {
     }
 
     /// Runs a command in a container.
-    pub fn exec(&self, container: &str, command: &[&str], input: &str) -> Result<String, Failure> {
+    pub fn exec(&self, container: &str, command: &[&str], input: &str) -> Result<String, CommandFailure> {
         let target = ["exec", "-i", "-n", &self.namespace, &self.name, "-c", container, "--"];
         self.cluster.try_kubectl([&target, command].concat(), input)
     }
 
-    /// The test app in its container, as a client; the line of JSON that it prints.
+    /// Runs the test app in its container as a client; returns the line of JSON that it prints.
     #[track_caller]
     pub fn ask(&self, arguments: &[&str]) -> Value {
         self.ask_with(arguments, "")
@@ -81,7 +81,7 @@ impl Pod {
         let command = [&["/usr/local/bin/tidegate-test-app"], arguments].concat();
         let output = match self.exec(APP, &command, input) {
             Ok(output) => output,
-            // It says so when there was no answer.
+            // The exit code also reports a missing answer.
             Err(failure) if failure.stdout.starts_with('{') => failure.stdout,
             Err(failure) => panic!("{failure}"),
         };
@@ -91,29 +91,29 @@ impl Pod {
         output.lines().map(read).collect()
     }
 
-    /// GET, on a connection of its own.
+    /// GET, on its own connection.
     #[track_caller]
-    pub fn get(&self, url: &str) -> Outcome {
-        Outcome::of(&self.ask(&["get", url]))
+    pub fn get(&self, url: &str) -> PodOutcome {
+        PodOutcome::of(&self.ask(&["get", url]))
     }
 
-    /// GET until the answer has this status.
+    /// Repeats GET until the answer has this status.
     #[track_caller]
     pub fn get_until(&self, url: &str, status: u16) -> Value {
         let found = self.ask(&["get", url, "--until", &status.to_string(), "--within", "60"]);
-        match Outcome::of(&found) {
-            Outcome::Answer(given, body) if given == u64::from(status) => body,
-            other => panic!("{url}: waited in vain for {status}: {other:?}"),
+        match PodOutcome::of(&found) {
+            PodOutcome::Answer(given, body) if given == u64::from(status) => body,
+            other => panic!("{url}: timed out waiting for {status}: {other:?}"),
         }
     }
 
-    /// Sends a line over TCP; what came back, or how it ended.
+    /// Sends a line over TCP; returns the answer, or how the connection ended.
     #[track_caller]
     pub fn tcp(&self, target: &str, line: &str) -> Result<String, String> {
         self.answer(&["tcp", target, line])
     }
 
-    /// Sends a datagram; what came back, or how it failed: `refused` where it may not be sent.
+    /// Sends a datagram; returns the answer, or how it failed: `refused` where sending is forbidden.
     #[track_caller]
     pub fn udp(&self, target: &str, text: &str) -> Result<String, String> {
         self.answer(&["udp", target, text])
@@ -128,7 +128,7 @@ impl Pod {
         }
     }
 
-    /// What a container has logged.
+    /// The log of a container.
     pub fn logs(&self, container: &str) -> String {
         self.cluster.kubectl(["logs", "-n", &self.namespace, &self.name, "-c", container])
     }
@@ -138,7 +138,7 @@ impl Pod {
         self.cluster.get_json(&["pod", "-n", &self.namespace, &self.name])
     }
 
-    /// Stops its sidecar's process until the guard is dropped, as a node does that swaps.
+    /// Stops its sidecar's process until the guard is dropped, as on a node that swaps.
     #[track_caller]
     pub fn pause_sidecar(&self) -> Paused {
         let paused = Paused(self.sidecar_process());
@@ -146,7 +146,7 @@ impl Pod {
         paused
     }
 
-    /// Ends its sidecar's process at once; kubelet starts it again.
+    /// Kills its sidecar's process; kubelet starts it again.
     #[track_caller]
     pub fn kill_sidecar(&self) {
         rustix::process::kill_process(self.sidecar_process(), Signal::KILL).unwrap();
@@ -173,7 +173,7 @@ impl Pod {
         self.cluster.kubectl(["delete", "pod", "-n", &self.namespace, &self.name]);
     }
 
-    /// Deletes it at once, without telling its processes.
+    /// Deletes it at once, without signalling its processes.
     pub fn kill(&self) {
         self.cluster.kubectl([
             "delete",
@@ -193,7 +193,7 @@ impl Drop for Paused {
     }
 }
 
-impl Outcome {
+impl PodOutcome {
     /// From the test app's line.
     pub fn of(line: &Value) -> Self {
         match line["status"].as_u64() {

@@ -16,8 +16,7 @@ pub struct PodProcess {
     pub arguments: Vec<String>,
 }
 
-/// The first process of which `file` in `/proc/<pid>`, such as `cmdline` or `environ`, has this word, and `program` is
-/// the name.
+/// The first process named `program` whose `file` in `/proc/<pid>`, such as `cmdline` or `environ`, contains this word.
 pub(super) fn find(program: &str, file: &str, word: &str) -> Option<Pid> {
     // The kernel keeps the first 15 bytes.
     let name = &program[..program.len().min(15)];

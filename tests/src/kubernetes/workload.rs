@@ -1,4 +1,4 @@
-//! What runs in a namespace: Deployments of the test app with their Service and ServiceAccount.
+//! Workloads of a namespace: Deployments of the test app with their Service and ServiceAccount.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use super::pod::APP;
 /// The image with the test app.
 pub const IMAGE: &str = "tidegate.test/app:1";
 
-/// A Deployment to be, of the test app.
+/// A Deployment of the test app, to be created.
 #[derive(Clone, Debug)]
 pub struct Workload {
     name: String,
@@ -39,7 +39,7 @@ impl Workload {
         Self::new(name, &["serve", "--http=8080"]).port("http", 80, 8080).ready_over_http(8080)
     }
 
-    /// One that serves nothing and is there to be asked to ask.
+    /// A client: it serves nothing, and tests send requests from it.
     pub fn client(name: &str) -> Self {
         Self::new(name, &["serve"])
     }
@@ -51,7 +51,7 @@ impl Workload {
         self
     }
 
-    /// So many pods.
+    /// This many pods.
     #[must_use]
     pub fn replicas(mut self, replicas: u32) -> Self {
         self.replicas = replicas;
@@ -79,21 +79,21 @@ impl Workload {
         self
     }
 
-    /// Ready once `/healthz` says so.
+    /// Ready once `/healthz` answers 200.
     #[must_use]
     pub fn ready_over_http(self, port: u16) -> Self {
         let probe = json!({"httpGet": {"path": "/healthz", "port": port}, "periodSeconds": 1});
         self.container("readinessProbe", probe)
     }
 
-    /// Makes it, and waits until it is rolled out.
+    /// Creates it, and waits until it is rolled out.
     #[track_caller]
     pub fn deploy(&self, namespace: &Namespace) {
         self.apply(namespace);
         namespace.wait_rolled_out(&format!("deployment/{}", self.name));
     }
 
-    /// Makes it.
+    /// Creates it.
     #[track_caller]
     pub fn apply(&self, namespace: &Namespace) {
         namespace.apply(&self.list().to_string());

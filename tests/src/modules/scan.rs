@@ -1,18 +1,18 @@
-//! Reading a source file as far as it takes to know which modules it declares and names.
+//! Reads a source file as far as needed to find the modules that it declares and names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is read of a file.
+/// The result for a file.
 #[derive(Debug, Default)]
-pub(super) struct Source {
-    /// Modules that it declares in files of their own.
+pub(super) struct ScannedFile {
+    /// Modules that it declares in separate files.
     pub(super) children: BTreeSet<String>,
-    /// Names that it exports from one of its modules, with that module.
+    /// Names that it re-exports from one of its modules, with that module.
     pub(super) exports: BTreeMap<String, String>,
     pub(super) references: Vec<Reference>,
 }
 
-/// A name behind `crate::` or behind some `super::`.
+/// A name after `crate::` or after one or more `super::`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reference {
     pub(super) name: String,
@@ -20,7 +20,7 @@ pub(super) struct Reference {
     above: Option<usize>,
 }
 
-/// Words that begin an item; what else has an attribute is a field, a variant or a statement.
+/// Words that begin an item; anything else with an attribute is a field, a variant or a statement.
 const ITEMS: [&str; 16] = [
     "pub",
     "use",
@@ -40,7 +40,7 @@ const ITEMS: [&str; 16] = [
     "macro_rules",
 ];
 
-impl Source {
+impl ScannedFile {
     pub(super) fn read(text: &str) -> Self {
         let tokens = tokens(text);
         let mut source = Self::default();
@@ -50,7 +50,7 @@ impl Source {
 
     fn scan(&mut self, tokens: &[String]) {
         let text = |at: usize| tokens.get(at).map_or("", String::as_str);
-        // Where modules end that are written within this file.
+        // The depths at which inline modules end.
         let (mut depth, mut inner) = (0_usize, Vec::new());
         let mut at = 0;
         while at < tokens.len() {
@@ -105,13 +105,13 @@ impl Source {
 }
 
 impl Reference {
-    /// Whether it is looked up at the crate's root, from a file whose module is so far below it.
+    /// Whether it is looked up at the crate's root, from a file whose module is `depth` below it.
     pub(super) fn is_at_root(&self, depth: usize) -> bool {
         self.above.is_none_or(|above| above == depth)
     }
 }
 
-/// The paths of a tree such as `a::{b, c::d as e}`, each as its names; the last one is what it is called here.
+/// The paths of a tree such as `a::{b, c::d as e}`, each as its names; the last one is its local name.
 fn tree(tokens: &[String]) -> Vec<Vec<String>> {
     let mut paths = Vec::new();
     branch(tokens, &mut 0, &[], &mut paths);
@@ -136,7 +136,7 @@ fn branch(tokens: &[String], at: &mut usize, before: &[String], paths: &mut Vec<
                 return;
             }
             name if is_name(name) => path.push(name.to_owned()),
-            // `*`, or what belongs to no path.
+            // `*`, or a token outside any path.
             _ => {
                 if text(*at) == "*" {
                     *at += 1;
@@ -164,7 +164,7 @@ fn is_test_attribute(tokens: &[String]) -> bool {
     tokens.len() >= attribute.len() && tokens.iter().zip(attribute).all(|(token, expected)| token == expected)
 }
 
-/// Past the item, field or statement that these attributes belong to.
+/// The index after the item, field or statement that these attributes belong to.
 fn past_item(tokens: &[String], mut at: usize) -> usize {
     let text = |at: usize| tokens.get(at).map_or("", String::as_str);
     while text(at) == "#" {
@@ -177,7 +177,7 @@ fn past_item(tokens: &[String], mut at: usize) -> usize {
         match text(at) {
             ";" => return at + 1,
             "," if !is_item => return at + 1,
-            // The end of what holds it.
+            // The end of the enclosing group.
             "}" | ")" | "]" => return at,
             "{" => {
                 at = past_group(tokens, at);
@@ -192,7 +192,7 @@ fn past_item(tokens: &[String], mut at: usize) -> usize {
     at
 }
 
-/// Past the group that opens here.
+/// The index after the group that opens here.
 fn past_group(tokens: &[String], mut at: usize) -> usize {
     let mut depth = 0_usize;
     while let Some(token) = tokens.get(at) {
@@ -215,7 +215,7 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|first: char| first.is_alphabetic() || first == '_') && token != "as"
 }
 
-/// Names, `::`, and every other character by itself; no comments, and nothing of what is between quotes.
+/// Names, `::`, and every other character by itself; without comments, and without the content of quotes.
 fn tokens(text: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut rest = text;
@@ -273,7 +273,7 @@ fn quoted(text: &str) -> usize {
     text.len()
 }
 
-/// The length of a character, or of the quote of a lifetime.
+/// The length of a character literal, or of the quote of a lifetime.
 fn character(text: &str) -> usize {
     let start = text.find('\'').unwrap_or_default() + 1;
     let mut inside = text[start..].chars();
@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     fn names(text: &str, depth: usize) -> Vec<String> {
-        let source = Source::read(text);
+        let source = ScannedFile::read(text);
         let at_root = source.references.into_iter().filter(|reference| reference.is_at_root(depth));
         at_root.map(|reference| reference.name).collect()
     }
@@ -337,7 +337,7 @@ mod tests {
             use super::f;
             pub use a::{G, h::I as J};
         ";
-        let source = Source::read(text);
+        let source = ScannedFile::read(text);
         assert_eq!(source.children, ["a".to_owned()].into());
         assert_eq!(names(text, 1), ["c", "e", "f"]);
         let exports = [("G", "a"), ("J", "a")].map(|(name, module)| (name.to_owned(), module.to_owned()));

@@ -1,4 +1,4 @@
-//! A node with pods: namespaces with a link of their own to one that leads packets from each to each.
+//! A node with pods: namespaces, each linked to one that routes packets between them.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::Namespace;
 use super::rough_link::RoughLink;
 
-/// The namespace that knows the way to every pod, and the pods.
+/// The namespace with a route to every pod, and the pods.
 #[derive(Debug, Default)]
 pub struct Node {
     namespace: Namespace,
@@ -38,7 +38,7 @@ impl Node {
         node
     }
 
-    /// Its namespace: everybody outside the mesh.
+    /// Its namespace: everything outside the mesh.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
@@ -47,13 +47,13 @@ impl Node {
     #[track_caller]
     pub fn pod(&self) -> NodePod {
         self.pod_with(|node, near, pod| {
-            // No bundles of packets, which a rough link on their way could not take.
+            // Without segmentation offload, whose packets a rough link could not carry.
             node.ip(&format!("link add {near} type veth peer name eth0 gso_max_segs 1 netns {}", pod.name()));
             None
         })
     }
 
-    /// One whose link to the node loses and reorders packets.
+    /// A pod whose link to the node loses and reorders packets.
     #[track_caller]
     pub fn pod_far_away(&self) -> NodePod {
         self.pod_with(|node, near, pod| Some(RoughLink::between((node, near), (pod, "eth0"))))
@@ -106,7 +106,7 @@ impl NodePod {
     }
 }
 
-/// Lets an address of a namespace be one of the test's own namespace: connections to it get through.
+/// Makes an address of a namespace reachable in the test's own namespace by forwarding connections.
 pub fn bring(address: SocketAddr, into: &Namespace) {
     let listener =
         into.run(|| TcpListener::bind(address)).unwrap_or_else(|error| panic!("{address}: {error}"));
@@ -114,7 +114,7 @@ pub fn bring(address: SocketAddr, into: &Namespace) {
     thread::spawn(move || {
         move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
         for near in listener.incoming().map_while(Result::ok) {
-            // Nothing listens there yet, or any more: the client sees the same end.
+            // The server is not listening yet, or no longer: the client sees the same end.
             let Ok(far) = TcpStream::connect(address) else { continue };
             for (mut from, mut to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)] {
                 thread::spawn(move || {

@@ -1,7 +1,7 @@
 //! A link that loses and reorders packets.
 //!
-//! Each end is a VXLAN device (RFC 7348), and what carries their datagrams is a thread of ours: that works in every
-//! kernel that has VXLAN, also where there is no netem.
+//! Each end is a VXLAN device (RFC 7348), and one of our threads carries their datagrams: that works in every kernel
+//! with VXLAN, also without netem.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -16,20 +16,20 @@ use super::Namespace;
 
 /// VXLAN's port.
 const PORT: u16 = 4789;
-/// One packet of so many is lost.
+/// One packet in this many is lost.
 const LOST: u32 = 500;
-/// One packet of so many comes late.
+/// One packet in this many is delayed.
 const LATE: u32 = 20;
-/// A late one comes after so many that were sent after it, or when nothing else comes.
+/// A delayed packet is sent after this many later ones, or when no more arrive.
 const LATER_BY: usize = 3;
 const NOTHING_COMES: Duration = Duration::from_millis(1);
-/// Under both ends: the link's, and that of the thread that carries.
+/// The underlying addresses of both ends: the device's, and that of the carrying thread.
 const ENDS: [[Ipv4Addr; 2]; 2] = [
     [Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(198, 18, 0, 2)],
     [Ipv4Addr::new(198, 18, 0, 5), Ipv4Addr::new(198, 18, 0, 6)],
 ];
 
-/// Such a link; it ends when dropped, and before that when its namespaces do.
+/// Such a link; it ends when dropped, or with its namespaces.
 #[derive(Debug)]
 pub struct RoughLink {
     carried: Arc<Carried>,
@@ -57,7 +57,8 @@ impl RoughLink {
             namespace.ip(&format!("link set {under} up"));
             between.ip(&format!("addr add {carrier}/30 dev end{i}"));
             between.ip(&format!("link set end{i} up"));
-            // What a device would cut or sum up in hardware must be whole before it reaches the thread.
+            // Packets that a device would checksum or segment in hardware must be complete before they reach the
+            // thread.
             namespace.ip(&format!(
                 "link add {device} mtu 1450 gso_max_segs 1 type vxlan id 7 local {end} remote {carrier} dstport {PORT} nolearning"
             ));

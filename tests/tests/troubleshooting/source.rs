@@ -1,4 +1,4 @@
-//! String literals in Rust source, by what they stand in: functions, blocks, calls, fields.
+//! String literals in Rust source, by context: functions, blocks, calls, fields.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use super::tokens::{Token, tokens};
 
 /// The tokens of some files, each file's without its tests.
-pub(crate) struct Source {
+pub(crate) struct SourceTokens {
     files: Vec<(PathBuf, Vec<Token>)>,
 }
 
-/// Whether a literal reads as a code: words joined by `_` or `.`, or followed by more in braces or brackets.
+/// Whether a literal looks like a code: words joined by `_` or `.`, possibly with a suffix in braces or brackets.
 pub(crate) fn is_code(text: &str) -> bool {
     let end = text.find(['{', '[', ':']).unwrap_or(text.len());
     let (word, rest) = text.split_at(end);
@@ -24,7 +24,7 @@ pub(crate) fn is_code(text: &str) -> bool {
     is_word && is_joined && is_closed && !rest.contains(' ') && !word.starts_with("tidegate_")
 }
 
-/// Whether a literal reads as a message: three words or more, beside what is put into it.
+/// Whether a literal looks like a message: three words or more, apart from placeholders.
 pub(crate) fn is_message(text: &str) -> bool {
     let mut fixed = String::new();
     let mut depth = 0;
@@ -39,7 +39,7 @@ pub(crate) fn is_message(text: &str) -> bool {
     fixed.split_whitespace().filter(|word| word.chars().any(char::is_alphabetic)).count() >= 3
 }
 
-impl Source {
+impl SourceTokens {
     /// One file.
     pub(crate) fn read(path: &Path) -> Self {
         let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -59,7 +59,7 @@ impl Source {
         Self { files: files.into_iter().map(read).collect() }
     }
 
-    /// Without the files whose path begins so.
+    /// Without the files whose path has one of these prefixes.
     pub(crate) fn except(&self, prefixes: &[&str]) -> Self {
         let is_kept = |path: &Path| !prefixes.iter().any(|prefix| path.to_string_lossy().starts_with(prefix));
         Self { files: self.files.iter().filter(|(path, _)| is_kept(path)).cloned().collect() }
@@ -126,7 +126,7 @@ impl Source {
         found
     }
 
-    /// Literals that are arguments of a call of this function or method, themselves or in what is nested.
+    /// Literals in the arguments of calls of this function or method, nested ones included.
     pub(crate) fn arguments_of(&self, name: &str) -> std::vec::IntoIter<String> {
         let mut found = Vec::new();
         for (_, tokens) in &self.files {
@@ -176,7 +176,7 @@ impl Source {
         found
     }
 
-    /// Literals of the array whose loop makes a label of this name: `for … in [("a", …), …] { … &[("label", …)] … }`.
+    /// Literals of the array whose loop sets a label of this name: `for … in [("a", …), …] { … &[("label", …)] … }`.
     pub(crate) fn array_before(&self, label: &str) -> Vec<String> {
         let mut found = Vec::new();
         for (_, tokens) in &self.files {
@@ -195,7 +195,7 @@ impl Source {
         found
     }
 
-    /// Numbers that programs exit with: `ExitCode::from(N)`, `exit(N)`; and what is not a plain number.
+    /// Exit codes of programs: `ExitCode::from(N)`, `exit(N)`; and expressions that are not plain numbers.
     pub(crate) fn exit_statuses(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (_, tokens) in &self.files {
@@ -254,7 +254,7 @@ fn bodies<'t>(tokens: &'t [Token], name: &str) -> impl Iterator<Item = &'t [Toke
     })
 }
 
-/// Where the first block after `at` ends: behind the bracket that closes it, or behind a `;` that comes before.
+/// The end of the first block after `at`: after its closing bracket, or after a `;` before the block.
 fn block_end(tokens: &[Token], at: usize) -> usize {
     let mut depth = 0usize;
     for (index, token) in tokens.iter().enumerate().skip(at) {
@@ -276,7 +276,7 @@ fn block_end(tokens: &[Token], at: usize) -> usize {
     tokens.len()
 }
 
-/// Without items that are there for tests only.
+/// Without test-only items.
 fn without_tests(tokens: &[Token]) -> Vec<Token> {
     let cfg_test = ["#", "[", "cfg", "(", "test", ")", "]"];
     let is_at = |at: usize| {
@@ -309,7 +309,7 @@ fn literals_are_found_where_rust_has_them_and_tests_are_left_out() {
         mod tests { const X: &str = "hidden"; }
         const CHECK: Check = Check { id: "g-h", hint: "say it" };
     "###;
-    let source = Source { files: vec![("a.rs".into(), without_tests(&tokens(text)))] };
+    let source = SourceTokens { files: vec![("a.rs".into(), without_tests(&tokens(text)))] };
     assert_eq!(source.literals().collect::<Vec<_>>(), ["a_b", "c\"d", "ef", "g-h", "say it"]);
     assert_eq!(source.of_functions("code").collect::<Vec<_>>(), ["a_b", "c\"d", "ef"]);
     assert_eq!(source.fields_of("Check", "id"), BTreeSet::from(["g-h".to_owned()]));

@@ -1,6 +1,6 @@
 //! Rust source as tokens, as far as a search for string literals needs them.
 
-/// A token of Rust, as coarse as it may be.
+/// A token of Rust, as coarse as possible.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Token {
     /// A string literal, unescaped.
@@ -10,7 +10,7 @@ pub(crate) enum Token {
     Punct(char),
 }
 
-/// The tokens of a file; comments, characters and blanks are left out.
+/// The tokens of a file, without comments, character literals and whitespace.
 pub(crate) fn tokens(text: &str) -> Vec<Token> {
     let chars: Vec<char> = text.chars().collect();
     let mut tokens = Vec::new();
@@ -31,7 +31,7 @@ pub(crate) fn tokens(text: &str) -> Vec<Token> {
                 tokens.push(Token::Text(chars[start..end].iter().collect()));
                 at = end + 1 + hashes;
             }
-            // A character; a lifetime has no quote behind its first letter.
+            // A character literal; a lifetime has no quote after its first letter.
             '\'' if next == Some('\\') => at = find(&chars, at + 3, "'") + 1,
             '\'' if chars.get(at + 2) == Some(&'\'') => at += 3,
             c if c.is_alphanumeric() || c == '_' => {
@@ -51,7 +51,7 @@ pub(crate) fn tokens(text: &str) -> Vec<Token> {
     tokens
 }
 
-/// A literal from behind its first quote, and where it ends.
+/// A literal from after its first quote, and where it ends.
 fn literal(chars: &[char], start: usize) -> (String, usize) {
     let (mut text, mut at) = (String::new(), start);
     while let Some(&c) = chars.get(at) {
@@ -81,7 +81,7 @@ fn raw_start(chars: &[char], at: usize) -> Option<(usize, usize)> {
     (chars.get(at + 1 + hashes) == Some(&'"')).then_some((at + 2 + hashes, hashes))
 }
 
-/// Where `text` is found first, at `from` or later; the end if it is not.
+/// The first place of `text` at `from` or later; the end if there is none.
 fn find(chars: &[char], from: usize, text: &str) -> usize {
     let wanted: Vec<char> = text.chars().collect();
     (from..chars.len()).find(|at| chars[*at..].starts_with(&wanted)).unwrap_or(chars.len())

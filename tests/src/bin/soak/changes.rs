@@ -1,4 +1,4 @@
-//! All that changes meanwhile: policies every five seconds, the root, and what is restarted.
+//! Everything that changes during the run: policies every five seconds, the root, and restarts.
 
 use std::time::{Duration, Instant};
 
@@ -6,23 +6,23 @@ use tidegate_tests::wait;
 
 use crate::Arguments;
 use crate::samples::Samples;
-use crate::site::{Done, Site};
+use crate::site::{Changes, Site};
 
-/// Between two changes of policies.
+/// Between two policy changes.
 const EDIT: Duration = Duration::from_secs(5);
 
-/// How much was changed in all.
+/// How much was changed in total.
 #[derive(Debug)]
-pub(crate) struct Counted {
-    /// Changes of policies.
+pub(crate) struct ChangeCounts {
+    /// Policy changes.
     pub(crate) edits: u32,
-    /// All else.
-    pub(crate) done: Done,
+    /// All other changes.
+    pub(crate) done: Changes,
     /// What was restarted.
     pub(crate) restarted: &'static str,
 }
 
-/// Goes on until the time is over, and looks at the processes in between; how often policies were changed.
+/// Makes changes until the time is over, and samples the processes in between. Returns the number of policy changes.
 pub(crate) fn run(site: &mut dyn Site, arguments: &Arguments, samples: &mut Samples) -> u32 {
     let begun = Instant::now();
     let mut edits = 0;

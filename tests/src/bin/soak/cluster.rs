@@ -1,9 +1,10 @@
-//! On a Kubernetes of this machine: two apps of two Pods each, clients outside the mesh and in a Pod of it.
+//! On a Kubernetes of this machine: two apps of two Pods each, with clients outside the mesh and in one of its Pods.
 //!
-//! Clients outside are on the node, and come to the apps' Services as an ingress controller does that goes by cluster IPs;
-//! over TLS they have the ingress gateway's certificate, which they follow. Clients inside are in the network namespace of
-//! a meshed Pod, so that its sidecar takes what they dial. App `steady` stays; app `rolled` is restarted, as are the
-//! control plane's Deployments, and so its clients make a connection for each request or leave one when told.
+//! Clients outside run on the node and dial the cluster IPs of the apps' Services, as an ingress controller may; over
+//! TLS they use the ingress gateway's certificate and reload it when it changes. Clients inside run in the network
+//! namespace of a meshed Pod, so that its sidecar intercepts what they dial. App `steady` keeps running; app `rolled`
+//! is restarted, as are the control plane's Deployments, so its clients make a connection for each request or leave one
+//! when asked to.
 
 mod background;
 mod secret;
@@ -25,26 +26,26 @@ use tidegate_tests::pki::INGRESS_CLIENT;
 
 use self::background::Background;
 use self::secret::SecretCopy;
+use crate::client_factory::ClientFactory;
 use crate::loads::{self, Loads};
-use crate::site::{Done, Site, Way};
+use crate::site::{Changes, Site};
 
-/// Ports of the apps, which are those of their Services: in plaintext, with a client certificate, gRPC with one.
+/// Ports of the apps and of their Services: plaintext, with a client certificate, gRPC with a client certificate.
 const PLAIN_PORT: u16 = 14001;
 const MUTUAL_PORT: u16 = 14002;
 const GRPC_PORT: u16 = 14003;
-/// App that stays, app that is restarted, and Pod of the clients inside.
+/// The app that keeps running, the app that is restarted, and the Pod of the clients inside.
 const STEADY: &str = "steady";
 const ROLLED: &str = "rolled";
 const CLIENT: &str = "client";
 /// The ingress gateway's Secret.
 const SECRET: &str = "soak-gateway";
-/// Certificates are renewed several times in an hour. A new root has time to spread to clients that look each five
-/// seconds.
+/// Certificates are renewed several times per hour. A new root has time to reach clients that check every five seconds.
 const VALUES: &str =
     "certManager: {extraArgs: [--default-lifetime=10m, --max-lifetime=10m, --bundle-propagation=30s]}\n";
-/// How long the controller may take to give a changed policy its status.
+/// How soon the controller must write a changed policy's status.
 const EDIT: Duration = Duration::from_secs(60);
-/// How often a change is tried: while a controller ends, its webhook may not be reached.
+/// How often a change is tried: while a controller shuts down, its webhook may be unreachable.
 const TRIES: usize = 10;
 
 /// The mesh with its apps.
@@ -74,7 +75,7 @@ impl OnCluster {
         let apps = Namespace::meshed("soak");
         app(STEADY).deploy(&apps);
         app(ROLLED)
-            // As everywhere in Kubernetes: a Pod is told to end before all others know that it does.
+            // As everywhere in Kubernetes: a Pod gets its termination signal before all others know of it.
             .container("lifecycle", json!({"preStop": {"sleep": {"seconds": 5}}}))
             .deploy(&apps);
         Workload::client(CLIENT).deploy(&apps);
@@ -114,36 +115,37 @@ impl OnCluster {
         site
     }
 
-    /// Waits until every way is open: a policy is at its sidecars soon after its status says so.
+    /// Waits until every path works: sidecars get a policy soon after its status is written.
     fn wait_open(&self) {
         let client = self.apps.pod(CLIENT);
         for name in [STEADY, ROLLED] {
             client.get_until(&format!("http://{name}:{PLAIN_PORT}/get"), 200);
         }
-        let ways = [
+        let all = [
             self.outside(STEADY, PLAIN_PORT),
             self.outside(ROLLED, PLAIN_PORT),
             self.mutual(MUTUAL_PORT, &[]),
         ];
-        for way in ways {
-            loads::wait_open(way);
+        for clients in all {
+            loads::wait_open(clients);
         }
     }
 
     /// From the node, in plaintext.
-    fn outside(&self, app: &str, port: u16) -> Way {
-        Way::plain(self.client(app, port)).inside(&self.node)
+    fn outside(&self, app: &str, port: u16) -> ClientFactory {
+        ClientFactory::plain(self.client(app, port)).inside(&self.node)
     }
 
     /// From the node, with the ingress gateway's certificate.
-    fn mutual(&self, port: u16, protocols: &'static [&'static str]) -> Way {
+    fn mutual(&self, port: u16, protocols: &'static [&'static str]) -> ClientFactory {
         let server = format!("{STEADY}.{}.cluster.local", self.apps.name());
-        Way::over_tls(self.client(STEADY, port), self.secret.files(), &server, protocols).inside(&self.node)
+        ClientFactory::over_tls(self.client(STEADY, port), self.secret.files(), &server, protocols)
+            .inside(&self.node)
     }
 
     /// From the meshed Pod.
-    fn meshed(&self, app: &str, port: u16) -> Way {
-        Way::plain(self.client(app, port)).inside(&self.inside)
+    fn meshed(&self, app: &str, port: u16) -> ClientFactory {
+        ClientFactory::plain(self.client(app, port)).inside(&self.inside)
     }
 
     fn client(&self, app: &str, port: u16) -> Client {
@@ -152,7 +154,7 @@ impl OnCluster {
         Client::to(SocketAddr::new(address, port))
     }
 
-    /// Whether the controller has seen the policy as it is now.
+    /// Whether the controller has processed the policy's current generation.
     fn is_seen(&self, name: &str) -> bool {
         let policy = self.cluster.try_get_json(&["ingressbackend", "-n", self.apps.name(), name]);
         policy.is_ok_and(|policy| policy["status"]["observedGeneration"] == policy["metadata"]["generation"])
@@ -228,7 +230,7 @@ impl Site for OnCluster {
             ];
             match cluster.try_tidegate(words) {
                 Ok(_) => Ok(true),
-                // It names the Pods that it waits for; the next one goes on.
+                // Its output names the Pods that it waits for; the next call continues.
                 Err(failure) if failure.code == Some(1) && failure.stderr.contains("the rotation stays") => {
                     eprintln!("{failure}");
                     Ok(false)
@@ -256,10 +258,10 @@ impl Site for OnCluster {
         }
     }
 
-    fn finish(&mut self) -> Done {
+    fn finish(&mut self) -> Changes {
         let problems = [&mut self.rotation, &mut self.restarts].into_iter().flat_map(Background::finish);
         self.problems.extend(problems);
-        Done {
+        Changes {
             rotation_steps: self.rotation.done(),
             restarts: self.restarts.done(),
             problems: std::mem::take(&mut self.problems),

@@ -1,4 +1,4 @@
-//! The clients. Each kind counts what it got; whatever it does not get is a failure.
+//! The clients. Each kind counts its answers; every missing or wrong one is a failure.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,38 +10,38 @@ use tidegate_tests::client::h2::H2Connection;
 use tidegate_tests::client::{self, Connection};
 use tidegate_tests::wait::{self, SOON};
 
-use crate::site::Way;
+use crate::client_factory::ClientFactory;
 
 /// Requests on a connection before another one is made.
 const PER_CONNECTION: u32 = 500;
 /// Between two requests of one client.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Between two clients that leave. The sidecar keeps each for a while, so that their pace is seen in its open files.
+/// Between two clients that leave. The sidecar keeps each for a while, so their rate shows in its open files.
 const LEAVING: Duration = Duration::from_millis(100);
 /// How long any answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long one tunnel or event stream is kept.
+/// How long a tunnel or event stream is kept.
 const LONG: Duration = Duration::from_secs(60);
-/// What a slow reader reads.
+/// The size of a slow reader's answer, in bytes.
 const SLOW_BODY: usize = 300_000;
-/// Failures of one kind that are kept word for word.
+/// Failures of one kind that are kept as text.
 const KEPT: usize = 20;
 
-/// Every client that runs.
+/// All running clients.
 #[derive(Default)]
 pub(crate) struct Loads {
-    kinds: Vec<Arc<Kind>>,
+    kinds: Vec<Arc<LoadKind>>,
     threads: Vec<JoinHandle<()>>,
     ends: Arc<AtomicBool>,
 }
 
 /// Clients that do the same.
-pub(crate) struct Kind {
+pub(crate) struct LoadKind {
     /// What they do.
     pub(crate) name: &'static str,
-    /// What they got.
+    /// Successes.
     pub(crate) done: AtomicU64,
-    /// What they did not get.
+    /// Failures.
     pub(crate) failed: AtomicU64,
     /// The first failures: when, and what.
     pub(crate) failures: Mutex<Vec<String>>,
@@ -49,12 +49,16 @@ pub(crate) struct Kind {
     ends: Arc<AtomicBool>,
 }
 
-type Outcome = Result<(), String>;
-
 impl Loads {
-    /// Starts so many clients of a kind.
-    pub(crate) fn add(&mut self, name: &'static str, clients: usize, way: Way, client: fn(&Kind, &Way)) {
-        let kind = Arc::new(Kind {
+    /// Starts this many clients of a kind.
+    pub(crate) fn add(
+        &mut self,
+        name: &'static str,
+        count: usize,
+        clients: ClientFactory,
+        run: fn(&LoadKind, &ClientFactory),
+    ) {
+        let kind = Arc::new(LoadKind {
             name,
             done: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -63,19 +67,19 @@ impl Loads {
             ends: self.ends.clone(),
         });
         self.kinds.push(kind.clone());
-        for _ in 0..clients {
-            let (kind, way) = (kind.clone(), way.clone());
+        for _ in 0..count {
+            let (kind, clients) = (kind.clone(), clients.clone());
             self.threads.push(thread::spawn(move || {
-                way.enter();
+                clients.enter_network();
                 while !kind.is_over() {
-                    client(&kind, &way);
+                    run(&kind, &clients);
                 }
             }));
         }
     }
 
-    /// Ends them after what is in flight; what they came to.
-    pub(crate) fn stop(self) -> Vec<Arc<Kind>> {
+    /// Ends them after their requests in flight; returns their results.
+    pub(crate) fn stop(self) -> Vec<Arc<LoadKind>> {
         self.ends.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().unwrap();
@@ -84,13 +88,14 @@ impl Loads {
     }
 }
 
-impl Kind {
+impl LoadKind {
     fn is_over(&self) -> bool {
         self.ends.load(Ordering::Relaxed)
     }
 
-    /// Counts; whether it went well. After a failure the client rests, so that one outage is not a million failures.
-    fn count(&self, outcome: Outcome) -> bool {
+    /// Counts an outcome; returns whether it was a success. After a failure the client pauses, so that one outage is
+    /// not a million failures.
+    fn count(&self, outcome: Result<(), String>) -> bool {
         match outcome {
             Ok(()) => {
                 self.done.fetch_add(1, Ordering::Relaxed);
@@ -109,8 +114,8 @@ impl Kind {
         }
     }
 
-    fn connect(&self, way: &Way) -> Option<Connection> {
-        match way.client().connect() {
+    fn connect(&self, clients: &ClientFactory) -> Option<Connection> {
+        match clients.client().connect() {
             Ok(connection) => Some(connection),
             Err(end) => {
                 self.count(Err(format!("no connection: {end:?}")));
@@ -120,32 +125,32 @@ impl Kind {
     }
 }
 
-/// Waits until a way leads to the app.
-pub(crate) fn wait_open(way: Way) {
+/// Waits until the app can be reached.
+pub(crate) fn wait_open(clients: ClientFactory) {
     let waiting = thread::spawn(move || {
-        way.enter();
-        wait::until_true("the way is open", SOON, || {
-            way.client().get("/get") == client::Outcome::Status(200)
+        clients.enter_network();
+        wait::until_true("the app can be reached", SOON, || {
+            clients.client().get("/get") == client::RequestOutcome::Status(200)
         });
     });
     waiting.join().unwrap();
 }
 
-/// One request after the other on a connection, until the server says that it closes it or the client's files change.
-pub(crate) fn keep_alive(kind: &Kind, way: &Way) {
-    requests(kind, way, PER_CONNECTION);
+/// One request after another on a connection, until the server announces its end or the client's files change.
+pub(crate) fn keep_alive(kind: &LoadKind, clients: &ClientFactory) {
+    requests(kind, clients, PER_CONNECTION);
 }
 
 /// A connection for each request.
-pub(crate) fn fresh(kind: &Kind, way: &Way) {
-    requests(kind, way, 1);
+pub(crate) fn fresh(kind: &LoadKind, clients: &ClientFactory) {
+    requests(kind, clients, 1);
 }
 
-fn requests(kind: &Kind, way: &Way, per_connection: u32) {
-    let version = way.version();
-    let Some(mut connection) = kind.connect(way) else { return };
+fn requests(kind: &LoadKind, clients: &ClientFactory, per_connection: u32) {
+    let version = clients.version();
+    let Some(mut connection) = kind.connect(clients) else { return };
     for _ in 0..per_connection {
-        if kind.is_over() || way.version() != version {
+        if kind.is_over() || clients.version() != version {
             return;
         }
         let answer = connection.get("/get");
@@ -162,12 +167,16 @@ fn requests(kind: &Kind, way: &Way, per_connection: u32) {
     }
 }
 
-/// What HTTP/2 clients do on one connection; it ends them when the server has said that it closes it.
-fn on_http2(kind: &Kind, way: &Way, request: impl AsyncFn(&H2Connection, u32) -> Result<Outcome, h2::Error>) {
+/// Runs HTTP/2 requests on one connection; ends it after the server's GOAWAY.
+fn on_http2(
+    kind: &LoadKind,
+    clients: &ClientFactory,
+    request: impl AsyncFn(&H2Connection, u32) -> Result<Result<(), String>, h2::Error>,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let version = way.version();
-        let connection = match H2Connection::open(&way.client()).await {
+        let version = clients.version();
+        let connection = match H2Connection::open(&clients.client()).await {
             Ok(connection) => connection,
             Err(error) => {
                 kind.count(Err(format!("no connection: {error}")));
@@ -175,12 +184,12 @@ fn on_http2(kind: &Kind, way: &Way, request: impl AsyncFn(&H2Connection, u32) ->
             }
         };
         for number in 0..PER_CONNECTION {
-            if kind.is_over() || way.version() != version || connection.is_closed() {
+            if kind.is_over() || clients.version() != version || connection.is_closed() {
                 return;
             }
             let outcome = match tokio::time::timeout(PATIENCE, request(&connection, number)).await {
                 Ok(Ok(outcome)) => outcome,
-                // GOAWAY without an error, or a stream that was not looked at: it may be sent again on another connection.
+                // GOAWAY without an error, or a refused stream: the request may be sent again on another connection.
                 Ok(Err(error)) if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => {
                     return;
                 }
@@ -196,9 +205,9 @@ fn on_http2(kind: &Kind, way: &Way, request: impl AsyncFn(&H2Connection, u32) ->
     });
 }
 
-pub(crate) fn http2(kind: &Kind, way: &Way) {
+pub(crate) fn http2(kind: &LoadKind, clients: &ClientFactory) {
     let body = vec![b'x'; 60_000];
-    on_http2(kind, way, async |connection, number| {
+    on_http2(kind, clients, async |connection, number| {
         let answer = if number % 4 == 0 {
             let request = Request::post("https://httpbin.test/post").body(()).unwrap();
             connection.exchange(request, &body).await?
@@ -209,8 +218,8 @@ pub(crate) fn http2(kind: &Kind, way: &Way) {
     });
 }
 
-pub(crate) fn grpc(kind: &Kind, way: &Way) {
-    on_http2(kind, way, async |connection, number| {
+pub(crate) fn grpc(kind: &LoadKind, clients: &ClientFactory) {
+    on_http2(kind, clients, async |connection, number| {
         let request = Request::post("https://httpbin.test/soak.Service/Call")
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -226,11 +235,11 @@ pub(crate) fn grpc(kind: &Kind, way: &Way) {
     });
 }
 
-/// Messages to and fro for a minute. A WebSocket that the mesh ends, it ends with a close frame or at the end of the
-/// client's certificate.
-pub(crate) fn websocket(kind: &Kind, way: &Way) {
-    let version = way.version();
-    let Some(mut connection) = kind.connect(way) else { return };
+/// Messages back and forth for a minute. When the mesh ends a WebSocket, it does so with a close frame or at the end of
+/// the client's certificate.
+pub(crate) fn websocket(kind: &LoadKind, clients: &ClientFactory) {
+    let version = clients.version();
+    let Some(mut connection) = kind.connect(clients) else { return };
     connection.write(
         b"GET /socket HTTP/1.1\r\nhost: httpbin.test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
     );
@@ -243,7 +252,7 @@ pub(crate) fn websocket(kind: &Kind, way: &Way) {
     }
     let begun = Instant::now();
     for number in 0_u32.. {
-        if kind.is_over() || begun.elapsed() > LONG || way.version() != version {
+        if kind.is_over() || begun.elapsed() > LONG || clients.version() != version {
             return;
         }
         let message = format!("message {number};");
@@ -256,9 +265,9 @@ pub(crate) fn websocket(kind: &Kind, way: &Way) {
     }
 }
 
-/// Reads what comes for a while, and leaves in the middle.
-pub(crate) fn event_stream(kind: &Kind, way: &Way) {
-    let Some(mut connection) = kind.connect(way) else { return };
+/// Reads events for a while, and leaves in the middle.
+pub(crate) fn event_stream(kind: &LoadKind, clients: &ClientFactory) {
+    let Some(mut connection) = kind.connect(clients) else { return };
     connection.write(b"GET /stream HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
     let begun = Instant::now();
     while !kind.is_over() && begun.elapsed() < LONG {
@@ -268,16 +277,16 @@ pub(crate) fn event_stream(kind: &Kind, way: &Way) {
     }
 }
 
-/// Asks for what never comes, and leaves: the request must end at the app, too, or files are left open.
-pub(crate) fn leave(kind: &Kind, way: &Way) {
-    let Some(mut connection) = kind.connect(way) else { return };
+/// Requests what never arrives, and leaves: the request must end at the app, too, or files stay open.
+pub(crate) fn leave(kind: &LoadKind, clients: &ClientFactory) {
+    let Some(mut connection) = kind.connect(clients) else { return };
     connection.write(b"GET /hold HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
     thread::park_timeout(LEAVING);
     kind.count(Ok(()));
 }
 
-pub(crate) fn slow_reader(kind: &Kind, way: &Way) {
-    let Some(mut connection) = kind.connect(way) else { return };
+pub(crate) fn slow_reader(kind: &LoadKind, clients: &ClientFactory) {
+    let Some(mut connection) = kind.connect(clients) else { return };
     connection.write(
         format!("GET /bytes/{SLOW_BODY} HTTP/1.1\r\nhost: httpbin.test\r\nconnection: close\r\n\r\n")
             .as_bytes(),

@@ -1,24 +1,25 @@
-//! On this machine's loopback: a mesh of separate programs with its apps, and a mesh in one process beside it.
+//! On this machine's loopback: a mesh of separate programs with its apps, and a mesh in one process.
 
 use std::time::Duration;
 
 use tidegate_tests::app::h2c::H2cApp;
 use tidegate_tests::app::{App, echo};
-use tidegate_tests::client::{Client, Outcome};
+use tidegate_tests::client::{Client, RequestOutcome};
 use tidegate_tests::files::replace;
 use tidegate_tests::mesh::{Mesh, Options, PORT, SERVER_NAME};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal, range};
 use tidegate_tests::pki::INGRESS_CLIENT;
 use tidegate_tests::standalone::Standalone;
 
+use crate::client_factory::ClientFactory;
 use crate::loads::{self, Loads};
-use crate::site::{Done, Site, Way};
+use crate::site::{Changes, Site};
 
-/// The pod's port that needs a client certificate, besides [`PORT`], which takes plaintext.
+/// The pod's port that requires a client certificate, besides [`PORT`], which takes plaintext.
 const MUTUAL_PORT: u16 = 14002;
 /// The pod's port whose app speaks HTTP/2 without TLS.
 const GRPC_PORT: u16 = 14003;
-/// Life of every certificate: several renewals in an hour.
+/// Life of every certificate: several renewals per hour.
 const LIFE: Duration = Duration::from_secs(600);
 
 /// Both meshes with their apps.
@@ -28,7 +29,7 @@ pub(crate) struct Local {
     _apps: [App; 3],
     _grpc: H2cApp,
     edits: u32,
-    done: Done,
+    done: Changes,
 }
 
 impl Local {
@@ -57,21 +58,21 @@ impl Local {
         let apps = apps.map(|address| App::unrecorded(address, echo));
         let grpc = H2cApp::unrecorded(mesh.app_port(GRPC_PORT));
         standalone.apply_example("1-http");
-        standalone.wait_for(&standalone.plain(), &Outcome::Status(200));
-        Self { mesh, standalone, _apps: apps, _grpc: grpc, edits: 0, done: Done::default() }
+        standalone.wait_for(&standalone.plain(), &RequestOutcome::Status(200));
+        Self { mesh, standalone, _apps: apps, _grpc: grpc, edits: 0, done: Changes::default() }
     }
 
-    fn over_tls(&self, port: u16, protocols: &'static [&'static str]) -> Way {
+    fn over_tls(&self, port: u16, protocols: &'static [&'static str]) -> ClientFactory {
         let client = Client::to(self.mesh.target_port(port)).from(self.mesh.gateway());
-        Way::over_tls(client, self.mesh.secret_files(), SERVER_NAME, protocols)
+        ClientFactory::over_tls(client, self.mesh.secret_files(), SERVER_NAME, protocols)
     }
 }
 
 impl Site for Local {
     fn start_loads(&self) -> Loads {
-        let plain = || Way::plain(self.mesh.client());
+        let plain = || ClientFactory::plain(self.mesh.client());
         let mutual = |protocols| self.over_tls(MUTUAL_PORT, protocols);
-        let standalone = Way::plain(self.standalone.plain());
+        let standalone = ClientFactory::plain(self.standalone.plain());
         let mut loads = Loads::default();
         loads.add("HTTP/1.1 in plaintext", 2, plain(), loads::keep_alive);
         loads.add("HTTP/1.1 over mutual TLS", 2, mutual(&[]), loads::keep_alive);
@@ -94,7 +95,7 @@ impl Site for Local {
     }
 
     fn rotate(&mut self) {
-        // 409: not everything has the new bundle yet.
+        // 409: not every process has the new bundle yet.
         let answer = self.mesh.ca.admin_post("/rotation/next", "").unwrap();
         self.done.rotation_steps += u32::from(answer.status() == 200);
     }
@@ -108,7 +109,7 @@ impl Site for Local {
         self.done.restarts += 1;
     }
 
-    fn finish(&mut self) -> Done {
+    fn finish(&mut self) -> Changes {
         self.done.clone()
     }
 

@@ -1,17 +1,18 @@
-//! `tidegate-soak`: a mesh under mixed load for an hour, and what it did to memory and open files.
+//! `tidegate-soak`: a mesh under mixed load for an hour, and the effect on memory and open files.
 //!
-//! - [`site`] says what can be done to what runs; [`local`] is a mesh of separate programs and, beside it, the whole mesh
-//!   in one process; [`cluster`] is a mesh on a Kubernetes;
-//! - [`loads`] are the clients, each of which must get what it asks for;
+//! - [`site`] defines what can be done to a running mesh; [`local`] is a mesh of separate programs and, beside it, the
+//!   whole mesh in one process; [`cluster`] is a mesh on a Kubernetes;
+//! - [`loads`] are the clients, each of which must get the right answers;
 //! - [`changes`] replaces policies, rotates the root and restarts daemons meanwhile;
-//! - [`samples`] looks at the processes; [`report`] says what came of it.
+//! - [`samples`] measures the processes; [`report`] presents the results.
 //!
-//! It fails if a request failed, memory grows, or files are left open.
+//! It fails if a request fails, memory grows, or files are left open.
 
-// As the suites do: what goes wrong here fails the run.
+// As in the suites: a panic fails the run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod changes;
+mod client_factory;
 mod cluster;
 mod loads;
 mod local;
@@ -33,29 +34,29 @@ use self::site::Site;
 
 /// Puts a mesh under mixed load, changes all that can change, and reports failed requests, memory and open files.
 ///
-/// Without --cluster the mesh runs on this machine's loopback: CA, controller and a sidecar as programs, and beside them a
-/// mesh in one process. With it, the mesh runs on the project's own Kubernetes (tests/cluster): two apps of two Pods each,
-/// clients outside the mesh and in a Pod of it, and what is restarted are the control plane's Deployments and one of the
-/// apps. Both can run at the same time.
+/// Without --cluster the mesh runs on this machine's loopback: CA, controller and a sidecar as programs, and beside
+/// them a mesh in one process. With it, the mesh runs on the project's own Kubernetes (tests/cluster): two apps of two
+/// Pods each, with clients outside the mesh and in one of its Pods; the control plane's Deployments and one of the apps
+/// are restarted. Both can run at the same time.
 #[derive(Debug, Parser)]
 #[command(name = "tidegate-soak")]
 struct Arguments {
-    /// Use the project's own Kubernetes of this name; started if it does not run, and left running.
+    /// Use the project's own Kubernetes of this name; started if it is not running, and left running.
     #[arg(long, value_name = "NAME")]
     cluster: Option<String>,
     /// How long.
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     time: Duration,
-    /// What is left out of the judgement of memory and files, at the beginning.
+    /// The beginning, which is excluded when memory and files are judged.
     #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
     warm_up: Duration,
     /// Between two steps of a root's rotation.
     #[arg(long, default_value = "3m", value_parser = humantime::parse_duration)]
     rotation_step: Duration,
-    /// Between two restarts, each of the next one in turn.
+    /// Between two restarts, each of the next program in turn.
     #[arg(long, default_value = "4m", value_parser = humantime::parse_duration)]
     restart: Duration,
-    /// Write the report here; it is printed in any case.
+    /// Also write the report to this file.
     #[arg(long)]
     report: Option<PathBuf>,
 }
@@ -74,7 +75,7 @@ fn main() -> ExitCode {
     let done = site.finish();
     let report = Report::new(
         &arguments,
-        changes::Counted { edits, done, restarted: site.restarted() },
+        changes::ChangeCounts { edits, done, restarted: site.restarted() },
         &loads,
         &samples,
     );

@@ -1,4 +1,4 @@
-//! What came of it, as Markdown, and whether it is well.
+//! The results as Markdown, and whether they are good.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,15 +6,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::Arguments;
-use crate::changes::Counted;
-use crate::loads::Kind;
+use crate::changes::ChangeCounts;
+use crate::loads::LoadKind;
 use crate::samples::{Samples, Trend};
 
 /// Memory that a process may grow by in an hour, MiB.
 const MOST_GROWTH: f64 = 1.0;
-/// By how much the mean of open files may grow from the first quarter of the time to the last: by so many, ...
+/// How much the mean of open files may grow from the first quarter of the time to the last: by this many, ...
 const MOST_FILES: f64 = 10.0;
-/// ... and by this part of it, because clients that leave do so a little faster or slower as the machine is busy.
+/// ... and by this part of it, because clients that leave do so at a rate that depends on the machine's load.
 const MOST_FILES_PART: f64 = 0.05;
 
 /// The whole result.
@@ -28,14 +28,14 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Of a run that is over.
+    /// Of a finished run.
     pub(crate) fn new(
         arguments: &Arguments,
-        changes: Counted,
-        loads: &[Arc<Kind>],
+        changes: ChangeCounts,
+        loads: &[Arc<LoadKind>],
         samples: &Samples,
     ) -> Self {
-        let Counted { edits, done, restarted } = changes;
+        let ChangeCounts { edits, done, restarted } = changes;
         let kinds = loads.iter().map(|kind| {
             let failures = kind.failures.lock().unwrap().clone();
             (kind.name, kind.done.load(Ordering::Relaxed), kind.failed.load(Ordering::Relaxed), failures)
@@ -57,7 +57,7 @@ impl Report {
         }
     }
 
-    /// Whether every client got what it asked for, every change was made, and no process grew.
+    /// Whether every request was answered, every change was made, and no process grew.
     pub(crate) fn is_well(&self) -> bool {
         self.problems.is_empty()
             && self.kinds.iter().all(|(_, done, failed, _)| *done > 0 && *failed == 0)

@@ -7,16 +7,16 @@ use tidegate_tests::process;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// Every look at every process.
+/// All samples of all processes.
 #[derive(Debug, Default)]
 pub(crate) struct Samples(pub(crate) BTreeMap<String, Vec<Sample>>);
 
-/// One look at one process, or at all that count together.
+/// One sample of a process, or of several that are counted together.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sample {
     /// Since the start.
     pub(crate) at: Duration,
-    /// Which processes it were: others after a restart.
+    /// The processes, which differ after a restart.
     pub(crate) pids: Vec<u32>,
     /// Resident memory in MiB.
     pub(crate) memory: f64,
@@ -24,25 +24,25 @@ pub(crate) struct Sample {
     pub(crate) files: usize,
 }
 
-/// What the looks at one process come to, after the warm-up.
+/// The summary of a process's samples after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Trend {
-    /// Memory in MiB: at the first look, at the last, and the most of all.
+    /// Memory in MiB: first, last, and maximum.
     pub(crate) memory: (f64, f64, f64),
-    /// Growth in MiB an hour, by least squares over looks at one and the same process; none if it was restarted.
+    /// Growth in MiB per hour, by least squares over samples of the same process; `None` if it was restarted.
     pub(crate) slope: Option<f64>,
     /// The fewest and the most open files.
     pub(crate) files: (usize, usize),
-    /// The mean of open files in the first quarter of the looks, and in the last.
+    /// The mean of open files in the first quarter of the samples, and in the last.
     pub(crate) mean_files: (f64, f64),
 }
 
 impl Samples {
-    /// Looks at these processes, each with its name.
+    /// Samples these processes, each with its name.
     pub(crate) fn take(&mut self, processes: &[(String, u32)], at: Duration) {
         let mut now: BTreeMap<&String, Sample> = BTreeMap::new();
         for (name, pid) in processes {
-            // One that has just ended counts no more.
+            // A process that has just ended is skipped.
             let (Some(memory), Some(files)) = (process::resident_bytes(*pid), process::open_files(*pid))
             else {
                 continue;
@@ -59,7 +59,7 @@ impl Samples {
 }
 
 impl Trend {
-    /// Of the looks after the warm-up; none if there are fewer than two.
+    /// Of the samples after the warm-up; `None` if there are fewer than two.
     pub(crate) fn of(samples: &[Sample], warm_up: Duration) -> Option<Self> {
         let samples: Vec<_> = samples.iter().filter(|sample| sample.at >= warm_up).collect();
         let (first, last) = (samples.first()?, samples.last()?);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_told_by_the_hour_and_the_warm_up_left_out() {
+    fn growth_is_given_per_hour_and_the_warm_up_left_out() {
         let samples: Vec<_> = (0..60)
             .map(|minute| {
                 let memory = if minute < 10 { 100.0 } else { 10.0 + minute as f64 / 60.0 };

@@ -1,4 +1,4 @@
-//! Looks for a text in everything that passes the interfaces of this network namespace.
+//! Searches everything that passes the interfaces of this network namespace for a text.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::IpAddr;
@@ -25,13 +25,13 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// Says `ready`, captures until standard input ends, then says how many frames there were and how many held the
-    /// text.
+    /// Prints `ready`, captures until standard input ends, then prints how many frames there were and how many
+    /// contained the text.
     pub(crate) fn run(&self) -> ExitCode {
         let mut socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_PROTOCOL)))
             .unwrap_or_else(|error| panic!("a packet socket: {error}"));
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        // As much as the kernel allows: a frame that is lost is one that was not looked at.
+        // As much as the kernel allows: a dropped frame would go unsearched.
         let _ = socket.set_recv_buffer_size(16 * 1024 * 1024);
         let ends = Arc::new(AtomicBool::new(false));
         let input = ends.clone();

@@ -1,4 +1,4 @@
-//! Clients that ask once and print what they got.
+//! Clients that make one request and print the result.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
@@ -20,19 +20,19 @@ pub(crate) struct Url {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Get {
-    /// What to get: http://host[:port]/path. Of several each one, a line for each.
+    /// URLs to get: http://host[:port]/path. With several, prints a line for each.
     #[arg(required = true)]
     urls: Vec<Url>,
     /// Fields to send, as `name: value`.
     #[arg(long)]
     header: Vec<String>,
-    /// Asks again until the status is this one.
+    /// Retry until the status is this one.
     #[arg(long)]
     until: Option<u16>,
     /// Exit code 1 unless the status is this one.
     #[arg(long)]
     expect: Option<u16>,
-    /// Seconds during which it asks again.
+    /// Seconds to retry.
     #[arg(long, default_value_t = 10)]
     within: u64,
 }
@@ -41,7 +41,7 @@ pub(crate) struct Get {
 pub(crate) struct Tcp {
     /// host:port.
     target: String,
-    /// The line to send; without it, what the server says first is read.
+    /// The line to send; without it, the server's first words are read.
     line: Option<String>,
     /// Seconds to wait for an answer.
     #[arg(long, default_value_t = 10)]
@@ -134,7 +134,7 @@ impl Udp {
     pub(crate) fn run(&self) -> ExitCode {
         print_answer(resolve(&self.target).and_then(|target| {
             self.exchange(target).map_err(|error| match error.kind() {
-                // Which of the two it is depends on whether the kernel is faster than the rule's answer.
+                // Which of the two depends on whether the kernel is faster than the rule's answer.
                 ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied => "refused".to_owned(),
                 kind => kind.to_string(),
             })
@@ -164,7 +164,7 @@ fn print_answer(outcome: Result<String, String>) -> ExitCode {
     code
 }
 
-/// One GET on a connection of its own.
+/// One GET on its own connection.
 pub(crate) fn get(url: &Url, headers: &[String]) -> Result<Message, String> {
     url.connect()?.request(url.request(headers).as_bytes()).map_err(|end| name(&end))
 }
@@ -181,7 +181,7 @@ pub(crate) fn describe(outcome: &Result<Message, String>) -> Value {
     }
 }
 
-/// How a connection ended, in a word.
+/// How a connection ended, as one word.
 pub(crate) fn name(end: &End) -> String {
     match end {
         End::Closed => "closed".to_owned(),

@@ -1,4 +1,4 @@
-//! Clients of the control plane's gRPC services, which show whatever they are told to show.
+//! Clients of the control plane's gRPC services, with any credentials.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -22,31 +22,32 @@ use crate::client::resolve;
 struct Server {
     /// host:port.
     target: String,
-    /// PEM of the roots that are trusted.
+    /// PEM of the trusted roots.
     #[arg(long)]
     roots: String,
-    /// The name that the server's certificate must have.
+    /// The required name in the server's certificate.
     #[arg(long)]
     expect: String,
 }
 
-/// Asks for a certificate; prints chain and key, or the code of the refusal and why.
+/// Requests a certificate; prints chain and key, or the status code of the refusal and its message.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Certify {
     #[command(flatten)]
     server: Server,
-    /// The token to show; none without it.
+    /// The token to send; none without it.
     #[arg(long)]
     token: Option<String>,
-    /// DNS names to ask for.
+    /// DNS names to request.
     #[arg(long)]
     dns: Vec<String>,
-    /// URIs to ask for.
+    /// URIs to request.
     #[arg(long)]
     uri: Vec<String>,
 }
 
-/// Follows a workload's policy; prints what comes until nothing more does, or the code of the refusal and why.
+/// Follows a workload's policy; prints resources until no more arrive, or the status code of the refusal and its
+/// message.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Discover {
     #[command(flatten)]
@@ -57,10 +58,10 @@ pub(crate) struct Discover {
     /// Whose policy, as namespace/pod.
     #[arg(long)]
     workload: String,
-    /// Addresses to ask about, as ip:port.
+    /// Addresses to subscribe to, as ip:port.
     #[arg(long)]
     address: Vec<SocketAddr>,
-    /// Seconds without news after which nothing more is expected.
+    /// Seconds without a response after which to stop.
     #[arg(long, default_value_t = 2)]
     patience: u64,
 }

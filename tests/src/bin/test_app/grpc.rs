@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::httpbin::Health;
 
-/// Listens, in a thread of its own.
+/// Listens, in its own thread.
 pub(crate) fn serve(address: SocketAddr, health: Health) {
     let listener =
         std::net::TcpListener::bind(address).unwrap_or_else(|error| panic!("grpc at {address}: {error}"));
@@ -24,7 +24,7 @@ pub(crate) fn serve(address: SocketAddr, health: Health) {
                 tokio::spawn(async move {
                     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
                     while let Some(Ok((request, respond))) = connection.accept().await {
-                        // A peer that goes away ends the exchange.
+                        // A peer that disconnects ends the exchange.
                         let _ = answer(request.uri().path(), respond, &health);
                     }
                 });

@@ -1,4 +1,4 @@
-//! What httpbin's image is started with: `gunicorn -b 0.0.0.0:14001 httpbin:app -k gevent`.
+//! The command line of httpbin's image: `gunicorn -b 0.0.0.0:14001 httpbin:app -k gevent`.
 
 use std::env;
 use std::net::SocketAddr;
@@ -10,17 +10,17 @@ use tidegate_tests::app::App;
 
 use crate::httpbin::{self, Health};
 
-/// httpbin's answers, as long as httpbin is what is asked for.
+/// httpbin's answers, if the application is httpbin.
 #[derive(Debug, Parser)]
 #[command(name = "gunicorn")]
 pub(crate) struct Gunicorn {
     /// Where to listen.
     #[arg(short, long)]
     bind: SocketAddr,
-    /// The application: there is one.
+    /// The application; httpbin is the only one.
     #[arg(value_parser = ["httpbin:app"])]
     app: String,
-    /// How gunicorn would run it.
+    /// gunicorn's worker class; ignored.
     #[arg(short = 'k', long)]
     worker_class: Option<String>,
 }

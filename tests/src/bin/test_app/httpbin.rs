@@ -1,4 +1,4 @@
-//! Answers as httpbin gives them.
+//! Answers like httpbin's.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,7 +13,7 @@ use tidegate_tests::http1::Message;
 
 use crate::client::{self, Url};
 
-/// Whether `/healthz` and gRPC's health service say that all is well. `POST /unhealthy` and `/healthy` change it.
+/// Whether `/healthz` and gRPC's health service report healthy. `POST /unhealthy` and `/healthy` change it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Health {
     is_bad: Arc<AtomicBool>,
@@ -26,7 +26,7 @@ impl Health {
         !self.is_bad.load(Ordering::Relaxed)
     }
 
-    /// Answers are those of a JSON file, by path; elsewhere there is nothing.
+    /// Answers from a JSON file, by path; every other path is not found.
     pub(crate) fn with_answers(answers: Option<PathBuf>) -> Self {
         Self { answers, ..Self::default() }
     }
@@ -37,7 +37,7 @@ impl Health {
     }
 }
 
-/// Answers the requests of one connection, those that [`lasting`] knows among them.
+/// Answers the requests of one connection, including those that [`lasting`] handles.
 pub(crate) fn serve(conversation: &mut Conversation, health: &Health) -> io::Result<()> {
     while let Some(request) = conversation.request()? {
         if lasting(conversation, &request)? {
@@ -63,8 +63,8 @@ pub(crate) fn serve(conversation: &mut Conversation, health: &Health) -> io::Res
     Ok(())
 }
 
-/// `/get` and every other path: what the request was. `/status/<n>`, `/bytes/<n>`, `/hostname`, `/healthz`;
-/// `/tell/<host>` asks that one for `/unhealthy` first, and answers with its status.
+/// `/get` and every other path: a description of the request. `/status/<n>`, `/bytes/<n>`, `/hostname`, `/healthz`;
+/// `/tell/<host>` sends that host a request for `/unhealthy` first, and answers with its status.
 pub(crate) fn answer(request: &Message, peer: &str, health: &Health) -> Vec<u8> {
     let path = request.target().split('?').next().unwrap_or_default();
     match path.split('/').skip(1).collect::<Vec<_>>()[..] {
@@ -112,7 +112,7 @@ fn describe(request: &Message, peer: &str) -> Value {
     })
 }
 
-/// `x-request-id` is written `X-Request-Id` by httpbin.
+/// httpbin writes `x-request-id` as `X-Request-Id`.
 fn title(name: &str) -> String {
     let word = |word: &str| {
         let mut letters = word.chars();

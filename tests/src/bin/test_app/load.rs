@@ -1,4 +1,4 @@
-//! Requests all the time, counted.
+//! A constant load of requests, counted.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use tidegate_tests::client::Connection;
 
 use crate::client::{self, Url};
 
-/// How many failures are told in words; all are counted.
+/// How many failures are kept as text; all are counted.
 const TOLD: usize = 20;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -26,10 +26,10 @@ pub(crate) struct Load {
     /// Milliseconds between two requests of a connection.
     #[arg(long, default_value_t = 10)]
     pause: u64,
-    /// Requests on a connection before a new one is made.
+    /// Requests on a connection before it is replaced.
     #[arg(long, default_value_t = u64::MAX)]
     requests_per_connection: u64,
-    /// Where `GET /report` is answered, as JSON: requests, failures and the first of them in words.
+    /// Where `GET /report` is answered, as JSON: requests, failures, and the first failures as text.
     #[arg(long, default_value_t = 8090)]
     port: u16,
 }
@@ -84,7 +84,7 @@ impl Load {
         }
     }
 
-    /// One request; the connection, if it stays usable.
+    /// One request; returns the connection if it is still usable.
     fn next(
         &self,
         open: Option<(Connection, u64)>,

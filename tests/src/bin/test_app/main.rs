@@ -1,7 +1,7 @@
-//! What runs in the pods of the Kubernetes suites: servers that answer as httpbin does and say what they saw, and
-//! clients that print what they got as one line of JSON. Start reading at [`Role`].
+//! The program in the pods of the Kubernetes suites: servers that answer as httpbin does and report what they saw, and
+//! clients that print their result as one line of JSON. Start reading at [`Role`].
 
-// A program of the tests: what goes wrong in it fails one.
+// A program of the tests: a panic in it fails one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod capture;
@@ -30,26 +30,26 @@ struct Arguments {
     role: Role,
 }
 
-/// What this process is.
+/// The role of this process.
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Servers, until the end.
+    /// Servers, until the process is terminated.
     Serve(Serve),
     /// One GET; prints status, fields and body, or how it failed. Exit code 1 unless there was an answer.
     Get(client::Get),
-    /// Sends a line over TCP and prints what came back.
+    /// Sends a line over TCP and prints the answer.
     Tcp(client::Tcp),
-    /// Sends a datagram and prints what came back.
+    /// Sends a datagram and prints the answer.
     Udp(client::Udp),
-    /// One request over TLS with a certificate as wanted; prints the answer or how the connection ended.
+    /// One request over TLS with any certificate; prints the answer or how the connection ended.
     Tls(tls::Exchange),
-    /// Asks the certificate authority for a certificate.
+    /// Requests a certificate from the certificate authority.
     Certify(control_plane::Certify),
-    /// Asks the controller for a workload's policy.
+    /// Requests a workload's policy from the controller.
     Discover(control_plane::Discover),
-    /// Requests all the time; `/report` at its own port says what they came to.
+    /// A constant load; `/report` at its own port returns the results.
     Load(load::Load),
-    /// Looks for a text on the network until standard input ends.
+    /// Searches the network for a text until standard input ends.
     Capture(capture::Capture),
     /// Copies a file's content to standard output.
     Cat {
@@ -68,16 +68,16 @@ struct Serve {
     /// Ports with httpbin's answers.
     #[arg(long, value_delimiter = ',')]
     http: Vec<u16>,
-    /// Ports with the same over TLS, with a certificate made at start.
+    /// Ports with the same over TLS, with a certificate created at start.
     #[arg(long, value_delimiter = ',')]
     https: Vec<u16>,
-    /// Ports that send back what they get.
+    /// Ports that send back what they receive.
     #[arg(long, value_delimiter = ',')]
     tcp: Vec<u16>,
     /// Ports that send back each datagram.
     #[arg(long, value_delimiter = ',')]
     udp: Vec<u16>,
-    /// Ports that greet first, then send back what they get.
+    /// Ports that send a greeting first, then send back what they receive.
     #[arg(long, value_delimiter = ',')]
     greet: Vec<u16>,
     /// Ports that answer each request of HTTP/2 without TLS with its own body, as gRPC.
@@ -95,8 +95,8 @@ struct Serve {
     /// Before all else, at the first instruction: GET of this URL. The process ends with code 1 if it fails.
     #[arg(long)]
     first: Option<client::Url>,
-    /// After SIGTERM, go on serving for so many seconds, as a server does that drains: each answer is its connection's
-    /// last.
+    /// After SIGTERM, continue to serve for this many seconds, as a draining server does: each answer is its
+    /// connection's last.
     #[arg(long, default_value_t = 0)]
     drain: u64,
 }
@@ -171,7 +171,7 @@ fn udp_echo(address: SocketAddr) {
         let mut datagram = [0; 2048];
         loop {
             let Ok((length, from)) = socket.recv_from(&mut datagram) else { continue };
-            // Who has gone meanwhile needs no answer.
+            // A client that has left needs no answer.
             let _ = socket.send_to(&datagram[..length], from);
         }
     });

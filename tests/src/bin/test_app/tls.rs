@@ -1,4 +1,4 @@
-//! TLS: httpbin's answers behind a certificate of its own, and a client that shows whatever certificate it is given.
+//! TLS: httpbin's answers with the app's own certificate, and a client with any certificate.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,20 +20,20 @@ use tokio_rustls::TlsAcceptor;
 use crate::client;
 use crate::httpbin::{self, Health};
 
-/// What is given to TLS at once: it keeps 64 KiB at most.
+/// Bytes passed to TLS at a time: it buffers 64 KiB at most.
 const PIECE: usize = 32 * 1024;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Exchange {
     /// host:port.
     target: String,
-    /// PEM of the roots that are trusted.
+    /// PEM of the trusted roots.
     #[arg(long)]
     roots: String,
-    /// The name that the server's certificate must have.
+    /// The required name in the server's certificate.
     #[arg(long)]
     expect: String,
-    /// PEM of a chain and its PKCS#8 key; none is shown without it.
+    /// PEM of a chain and its PKCS#8 key; none is sent without it.
     #[arg(long)]
     credentials: Option<String>,
     /// Server name to send.
@@ -48,7 +48,7 @@ pub(crate) struct Exchange {
     /// What to get.
     #[arg(long, default_value = "/get")]
     path: String,
-    /// The request's method. What is not GET takes its body from standard input.
+    /// The request's method. Any but GET takes its body from standard input.
     #[arg(long, default_value = "GET")]
     method: String,
     /// The body's type.
@@ -94,7 +94,7 @@ impl Exchange {
     }
 }
 
-/// Listens, in a thread of its own; what is inside TLS goes to an app in plaintext.
+/// Listens, in its own thread; what is inside TLS goes to an app in plaintext.
 pub(crate) fn serve(address: SocketAddr, health: Health) {
     let listener =
         std::net::TcpListener::bind(address).unwrap_or_else(|error| panic!("https at {address}: {error}"));
@@ -124,7 +124,7 @@ pub(crate) fn serve(address: SocketAddr, health: Health) {
                 tokio::spawn(async move {
                     let Ok(mut outside) = acceptor.accept(stream).await else { return };
                     let Ok(mut inside) = TcpStream::connect(target).await else { return };
-                    // Either side may go away at any time.
+                    // Either side may disconnect at any time.
                     let _ = copy_bidirectional(&mut outside, &mut inside).await;
                 });
             }

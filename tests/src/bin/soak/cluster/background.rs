@@ -1,8 +1,8 @@
-//! Changes that take longer than the time between two of them.
+//! Changes that take longer than the interval between two of them.
 
 use std::thread::{self, JoinHandle};
 
-/// One change at a time, in a thread of its own.
+/// One change at a time, in its own thread.
 #[derive(Default)]
 pub(super) struct Background {
     running: Option<JoinHandle<Result<bool, String>>>,
@@ -11,8 +11,8 @@ pub(super) struct Background {
 }
 
 impl Background {
-    /// Begins a change, unless the one before still runs; whether it did. It says whether it has changed something, or why
-    /// it could not.
+    /// Starts a change unless the previous one is still running; returns whether it did. The change returns whether it
+    /// has changed something, or why it could not.
     pub(super) fn begin(&mut self, change: impl FnOnce() -> Result<bool, String> + Send + 'static) -> bool {
         if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
             return false;
@@ -22,7 +22,7 @@ impl Background {
         true
     }
 
-    /// Waits for the one that runs; every problem.
+    /// Waits for the running change; returns every problem.
     pub(super) fn finish(&mut self) -> Vec<String> {
         self.join();
         std::mem::take(&mut self.problems)

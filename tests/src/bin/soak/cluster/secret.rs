@@ -1,4 +1,4 @@
-//! The ingress gateway's Secret as files, which follow it as a volume would.
+//! The ingress gateway's Secret as files, updated as a volume would be.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ pub(super) struct SecretCopy {
     folder: TempDir,
     namespace: &'static str,
     name: &'static str,
-    /// What it is a copy of.
+    /// The version that was copied.
     resource_version: Value,
 }
 
@@ -30,7 +30,7 @@ impl SecretCopy {
         copy
     }
 
-    /// Copies it again if it has changed. While the API server does not answer, the copy stays as it is.
+    /// Copies it again if it has changed. While the API server does not answer, the copy stays unchanged.
     pub(super) fn follow(&mut self, cluster: &Cluster) {
         if let Ok(secret) = cluster.try_get_json(&["secret", "-n", self.namespace, self.name]) {
             self.take(&secret);
@@ -42,7 +42,7 @@ impl SecretCopy {
         SecretFiles(self.folder.path().to_owned())
     }
 
-    /// One version is one folder, and the link to it is replaced as a whole.
+    /// Each version is a folder, and the link to it is replaced atomically.
     fn take(&mut self, secret: &Value) -> Option<()> {
         let version = &secret["metadata"]["resourceVersion"];
         if *version == self.resource_version {
