@@ -14,6 +14,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use tidegate_core::contract::names;
 use tidegate_runtime::admin::{AdminError, AdminServer, BoundAdmin, ProcessName};
 use tidegate_runtime::drain;
 use tidegate_runtime::logging::LogHandle;
@@ -40,7 +41,7 @@ impl AdminServers {
         readiness: Readiness,
         log: LogHandle,
     ) -> Result<Self, AdminError> {
-        let name = ProcessName("tidegate-controller");
+        let name = ProcessName(names::CONTROLLER);
         let health = match config.health {
             Some(address) => {
                 let server = AdminServer::health(name, metrics.clone(), readiness.clone(), log.clone());
