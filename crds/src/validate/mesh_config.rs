@@ -104,7 +104,7 @@ mod tests {
     use crate::mesh_config::{CertificateSpec, SecretReference, TrafficSpec};
 
     #[test]
-    fn a_range_that_is_none_is_an_error() {
+    fn an_invalid_range_is_an_error() {
         let traffic = TrafficSpec {
             outbound_ip_range_exclusion_list: Some(vec!["10.0.0.0/8".into()]),
             outbound_ip_range_inclusion_list: Some(vec!["fd00::/8".into(), "10.0.0.1".into()]),

@@ -36,7 +36,7 @@ fn the_manifests_put_the_sidecar_before_the_apps_port() {
 }
 
 #[test]
-fn each_program_is_told_what_the_others_offer() {
+fn each_program_is_configured_with_what_the_others_offer() {
     let directory = tempfile::tempdir().unwrap();
     let certificates = Certificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();

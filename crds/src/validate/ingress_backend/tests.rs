@@ -74,7 +74,7 @@ fn the_same_name_and_port_twice_is_refused() {
 }
 
 #[test]
-fn what_osm_accepted_is_no_error() {
+fn what_osm_accepted_is_not_an_error() {
     let skip = json!({"skipClientCertValidation": true});
     let validate = json!({"skipClientCertValidation": false});
     let warnings = [
