@@ -187,19 +187,13 @@ impl Told<'_> {
         let line = self.story.line;
         let mut tunnel = Tunnel::default();
         let patience = Patience { stalled: limits.body, idle: Some(limits.idle), half_closed: None };
-        let (flag, details) =
-            match line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await {
-                Ok(Ok(())) => {
-                    return self.record(
-                        ResponseFlag::None,
-                        "via_upstream",
-                        tunnel.received(),
-                        tunnel.sent(),
-                    );
-                }
-                Ok(Err(error)) => (error.flag(), error.details()),
-                Err(ended) => (ResponseFlag::None, ended.0.details()),
-            };
+        let (flag, details) = match line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await {
+            Ok(Ok(())) => {
+                return self.record(ResponseFlag::None, "via_upstream", tunnel.received(), tunnel.sent());
+            }
+            Ok(Err(error)) => (error.flag(), error.details()),
+            Err(ended) => (ResponseFlag::None, ended.0.details()),
+        };
         self.record(flag, details, tunnel.received(), tunnel.sent());
         client.abort();
         upstream.abort();
