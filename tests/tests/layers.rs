@@ -26,11 +26,6 @@ const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
         &["cluster", "commands", "completion", "explain", "install", "policy", "validate"],
         "commands implement their arguments, and completion queries a cluster with them",
     ),
-    (
-        "injector",
-        &["containers", "hooks", "pod", "probes", "settings"],
-        "settings contain facts about the Pod that they change",
-    ),
     ("runtime", &["grpc", "identity"], "certificates are requested over gRPC, whose clients present them"),
     (
         "tests",
