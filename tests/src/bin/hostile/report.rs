@@ -33,8 +33,8 @@ const LOG_NOISE: u64 = 256 << 10;
 pub(crate) const JUDGEMENT: &str = "\
 How it is judged:
 
-The mesh has one processor, and attacker, healthy client and apps share another, where the attacker has what the others \
-leave. Each target has a healthy client of its own: an ingress controller, kubelet, a client of the CA, a second sidecar, an \
+The mesh has one processor, and attacker, healthy client and apps share another, where the attacker and the apps that serve it \
+have what the others leave. Each target has a healthy client of its own: an ingress controller, kubelet, a client of the CA, a second sidecar, an \
 API server. It must lose no request. Its 99th percentile must stay below twice of what it is while more such clients, in the \
 place of the attacker, keep the daemon as busy as the attack did (\"busy\"); \"idle\" is that of before. Less than 10 ms, two \
 turns of the scheduler, is good in any case.

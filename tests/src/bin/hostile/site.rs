@@ -59,10 +59,10 @@ pub(crate) struct Site {
 }
 
 struct Apps {
-    _http: [App; 2],
+    _attacked: (App, H2cApp),
+    _healthy: App,
     _probed: App,
     _api: App,
-    _grpc: H2cApp,
 }
 
 impl Site {
@@ -100,11 +100,14 @@ impl Site {
         mesh.apply("policies", &policies);
         let bundle = fs::read_to_string(mesh.bundle()).unwrap();
         let api = mesh.block().at(API_HOST, 6443);
+        let http = |port| App::unrecorded(mesh.app_port(port), echo);
+        // Work of an app for the attacker is not to delay the app of the healthy client.
+        let attacked = shares.as_attacker(|| (http(PORT), H2cApp::unrecorded(mesh.app_port(GRPC_PORT))));
         let apps = shares.as_client(|| Apps {
-            _http: [PORT, MUTUAL_PORT].map(|port| App::unrecorded(mesh.app_port(port), echo)),
+            _attacked: attacked,
+            _healthy: http(MUTUAL_PORT),
             _probed: probed,
             _api: api::start(api, &bundle),
-            _grpc: H2cApp::unrecorded(mesh.app_port(GRPC_PORT)),
         });
         let kubeconfig = mesh.path().join("kubeconfig");
         fs::write(&kubeconfig, api::kubeconfig(api)).unwrap();
