@@ -3,6 +3,7 @@
 //! A backend is a separate resource. Routes name it ([`BackendRef`]), so its endpoints change without them.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -49,8 +50,9 @@ pub enum BackendProtocol {
     Tcp,
 }
 
-/// One endpoint of a backend.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+/// One endpoint of a backend. The key of connection pools: requests share a connection only if their endpoints are
+/// equal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Address and port.
@@ -61,8 +63,7 @@ pub struct Endpoint {
     pub via: Option<ForwardProxy>,
 }
 
-/// How to connect to an endpoint. Part of a connection pool's key: requests share a connection only if their transports
-/// are equal.
+/// How to connect to an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Transport {
@@ -130,6 +131,13 @@ impl Endpoint {
     /// An endpoint without a forward proxy.
     pub fn new(address: SocketAddr, transport: Transport) -> Self {
         Self { address, transport, via: None }
+    }
+}
+
+impl Hash for Endpoint {
+    /// By address alone: names are long to hash, and few endpoints share an address.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.address.hash(state);
     }
 }
 

@@ -1,8 +1,8 @@
 //! HTTP, both codecs. Policy, header rules and logs see one request type and never the codec.
 //!
 //! [`handler`] decides what becomes of a request; the codecs read requests, do what it says, and carry the answers.
-//! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is the h2 crate's, towards clients and apps, with
-//! hyper's HTTP/1.1 towards apps that speak no other. [`headers`] has the rules for what is believed of a client, `target` for what a request may be,
+//! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is the h2 crate's. What they speak to is in
+//! [`crate::upstream`]. [`headers`] has the rules for what is believed of a client, `target` for what a request may be,
 //! [`local_reply`] the answers that are ours.
 
 pub mod buffer;
@@ -15,13 +15,14 @@ pub mod headers;
 pub mod local_reply;
 pub mod request;
 mod target;
-pub mod upstream;
 
 use std::rc::Rc;
 use std::time::Instant;
 
 use crate::limits::Limits;
+use crate::snapshot::Snapshots;
 use crate::telemetry::Telemetry;
+use crate::upstream::Upstreams;
 
 /// What a worker lends to each HTTP connection; one for each worker.
 pub struct HttpContext {
@@ -29,10 +30,8 @@ pub struct HttpContext {
     pub limits: Rc<Limits>,
     /// Where each request is logged and counted.
     pub telemetry: Rc<Telemetry>,
-    /// Connections to the app that wait for an HTTP/1 request.
-    pub h1: upstream::Pool,
-    /// Connections to the app for HTTP/2, and for HTTP/1.1 requests of clients that speak HTTP/2.
-    pub h2: h2::Upstreams,
+    /// Connections to upstreams.
+    pub upstreams: Upstreams,
     /// The streams of clients that speak HTTP/2.
     pub streams: h2::Streams,
     /// Spare memory for bytes on their way.
@@ -42,15 +41,12 @@ pub struct HttpContext {
 }
 
 impl HttpContext {
-    /// A context with nothing in its pools.
-    pub fn new(limits: Rc<Limits>, telemetry: Rc<Telemetry>) -> Self {
-        let h1 = upstream::Pool::new(&limits);
-        let h2 = h2::Upstreams::new(limits.clone());
+    /// A context with nothing in its pools. TLS towards upstreams is spoken as the newest snapshot has it.
+    pub fn new(limits: Rc<Limits>, telemetry: Rc<Telemetry>, snapshots: Snapshots) -> Self {
         Self {
+            upstreams: Upstreams::new(limits.clone(), snapshots),
             limits,
             telemetry,
-            h1,
-            h2,
             streams: h2::Streams::default(),
             buffers: buffer::Buffers::default(),
             clock: clock::Clock::new(),
@@ -60,8 +56,7 @@ impl HttpContext {
     /// What is due on every tick of the worker.
     pub fn tick(&self) {
         let now = Instant::now();
-        self.h1.sweep(now);
-        self.h2.sweep(now);
+        self.upstreams.sweep(now);
         self.streams.expire(now);
         self.telemetry.flush();
     }

@@ -14,6 +14,7 @@ mod context;
 pub mod destinations;
 pub mod detect;
 pub mod discovery;
+mod flow;
 mod held;
 pub mod http;
 mod inbound;

@@ -10,9 +10,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls_pki_types::UnixTime;
+use tidegate_core::backend::{Endpoint, Transport};
+use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
 
 use crate::connection::OpenConnection;
@@ -21,9 +21,8 @@ use crate::destinations::{LoadSlot, Lookup, ResolvedDestination};
 use crate::lifeline::Lifeline;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
-use crate::tls::PeerTls;
 use crate::tunnel::{Patience, Tunnel};
-use crate::upstream::{self, ConnectError, Transport};
+use crate::upstream::{ConnectError, Deadline, UpstreamTls};
 
 /// How long the controller has to say what stands behind an address that is dialled for the first time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,7 +57,7 @@ struct Attempt {
 }
 
 /// A connection to an endpoint.
-type Upstream = MaybeTls<TlsStream<TcpStream>>;
+type Upstream = MaybeTls<UpstreamTls>;
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
@@ -91,6 +90,7 @@ impl OutboundConnection<'_> {
         let mut attempt =
             Attempt { target: target.clone(), endpoint: None, result: Err("no_healthy_upstream") };
         let mut tried = Vec::new();
+        let upstreams = &self.context.http.upstreams;
         while tried.len() < MOST_TRIES
             && let Some(choice) = target.choose(&tried)
         {
@@ -98,14 +98,10 @@ impl OutboundConnection<'_> {
             tried.push(endpoint.address);
             attempt.endpoint = Some((endpoint.address, endpoint.identity.is_some()));
             let held = choice.hold();
-            // Asked anew for each endpoint: certificates and trust bundles change.
-            let tls = self.context.snapshots.current().peer_tls.clone();
-            let transport = match &endpoint.identity {
-                Some(expected) => Transport::Mesh { expected, tls: tls.as_deref() },
-                None => Transport::Plain,
-            };
-            let connected = upstream::connect(endpoint.address, transport, &self.context.http.limits).await;
-            match connected.and_then(|upstream| self.remember(upstream, tls.as_deref())) {
+            let transport = endpoint.identity.clone().map_or(Transport::Plain, Transport::Mesh);
+            let reached = Endpoint::new(endpoint.address, transport);
+            let connecting = upstreams.connect(&reached, MeshProtocol::Tcp, Deadline::Timer);
+            match connecting.await.and_then(|upstream| self.remember(upstream)) {
                 Ok(upstream) => {
                     attempt.result = Ok((upstream, held));
                     break;
@@ -120,21 +116,13 @@ impl OutboundConnection<'_> {
         attempt
     }
 
-    /// From here on, changes of the trust bundle reach the connection. It has come to nothing if one was faster.
-    fn remember(&self, upstream: Upstream, tls: Option<&PeerTls>) -> Result<Upstream, ConnectError> {
-        let MaybeTls::Tls(stream) = &upstream else { return Ok(upstream) };
-        let (Some(chain), Some(tls)) = (stream.get_ref().1.peer_certificates(), tls) else {
-            return Err(ConnectError::NotASidecar);
-        };
-        let newest = self.context.snapshots.current();
-        if let Some(newest) = &newest.peer_tls
-            && newest.bundle != tls.bundle
-        {
-            newest.verify_again(chain, UnixTime::now()).map_err(ConnectError::other_tls)?;
+    /// From here on, changes of the trust bundle reach the connection.
+    fn remember(&self, upstream: Upstream) -> Result<Upstream, ConnectError> {
+        if let MaybeTls::Tls(tls) = &upstream {
+            let mut certificates = self.context.certificates.borrow_mut();
+            let verified = certificates.intern(tls.peer_certificates()).map_err(ConnectError::other_tls)?;
+            self.connection.reached(verified.certificate);
         }
-        let verified =
-            self.context.certificates.borrow_mut().intern(chain).map_err(ConnectError::other_tls)?;
-        self.connection.reached(verified.certificate);
         Ok(upstream)
     }
 

@@ -100,9 +100,9 @@ impl Sidecar {
             limits: Limits::from(&options.limits),
             snapshots,
             destinations: destinations.clone(),
-            http_context: Arc::new(move |limits| {
+            http_context: Arc::new(move |limits, snapshots| {
                 let log = sink.clone().map(|sink| AccessLog::new(format, sink));
-                Rc::new(HttpContext::new(limits, Rc::new(Telemetry::new(&counts, log))))
+                Rc::new(HttpContext::new(limits, Rc::new(Telemetry::new(&counts, log)), snapshots))
             }),
         })?;
         let bound = workers.addresses().iter().zip(&options.inbound);

@@ -19,7 +19,6 @@ use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{InboundTarget, Listener};
 use crate::snapshot::{Publisher, channel};
-use crate::telemetry::Telemetry;
 use crate::test_pki::{Authority, GATEWAY, SERVER};
 use crate::tls::ServerTls;
 use crate::worker::{RunningWorkers, Workers, WorkersConfig};
@@ -93,7 +92,9 @@ impl Mesh {
             limits,
             snapshots,
             destinations: Arc::default(),
-            http_context: Arc::new(|limits| Rc::new(HttpContext::new(limits, Rc::new(Telemetry::default())))),
+            http_context: Arc::new(|limits, snapshots| {
+                Rc::new(HttpContext::new(limits, Rc::default(), snapshots))
+            }),
         })
         .unwrap();
         let mesh = Self { root, publisher, workers, app };

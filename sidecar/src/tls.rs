@@ -25,7 +25,7 @@ use client_verifier::ClientVerifier;
 
 pub(crate) use client_verifier::{Presented, take_refused};
 pub use peer::PeerTls;
-pub(crate) use peer::TCP;
+pub(crate) use peer::mesh_alpn;
 
 /// TLS configurations for one certificate and one trust bundle.
 pub struct ServerTls {

@@ -1,117 +1,196 @@
-//! Connections to upstreams, plain or inside TLS: the only place that dials one. Its error says why there is none, in the
-//! same words whoever needs it.
+//! Connections to upstreams: the only place that opens, keeps and shares them. One set for each worker; nothing here
+//! crosses a thread.
+//!
+//! The key of everything is the [`Endpoint`] with its transport and forward proxy: requests share a connection only if
+//! all of that is equal. `connect` opens a connection, `pool` keeps the idle ones. A codec of HTTP/1 drives a connection
+//! itself; requests of others are sent by `http1`, with hyper, or by `http2`, with h2, on connections that many requests
+//! share. How many requests are at upstreams at a time is bounded, for each client and each endpoint, too (`shares`).
 
+mod body;
+mod connect;
+mod connect_error;
 mod error;
+mod http1;
+mod http2;
+mod pool;
+mod shares;
+mod stream;
+mod watched;
 
-use std::net::SocketAddr;
-use std::pin::pin;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
 
-use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
-use tidegate_core::Identity;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tidegate_core::backend::Endpoint;
+use tidegate_core::policy::MeshProtocol;
 
-pub(crate) use self::error::ConnectError;
-use crate::lifeline::{Lifeline, Wait};
+#[cfg(test)]
+pub(crate) use self::body::DynBody;
+use self::body::Outgoing;
+pub(crate) use self::body::{BoxError, Uploading, UpstreamBody};
+use self::connect::Connector;
+pub(crate) use self::connect::Deadline;
+pub(crate) use self::connect_error::ConnectError;
+pub(crate) use self::error::{UpstreamError, Violation};
+use self::http1::Http1;
+use self::http2::Http2;
+use self::pool::Pool;
+#[cfg(test)]
+pub(crate) use self::pool::UNSURE_AFTER;
+use self::shares::{Share, Shares, Source};
+pub(crate) use self::stream::UpstreamTls;
+use crate::connection_info::ConnectionInfo;
 use crate::limits::Limits;
-use crate::socket::keep_alive;
-use crate::stream::{Abort, MaybeTls, PeerEnd};
-use crate::tls::{self, PeerTls};
+use crate::snapshot::Snapshots;
+use crate::stream::MaybeTls;
 
-/// How an upstream is spoken to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Transport<'t> {
-    /// Bytes as they are.
-    Plain,
-    /// Mutual TLS with the sidecar of a workload of the mesh.
-    Mesh {
-        /// The workload that must answer.
-        expected: &'t Identity,
-        /// Our certificate, and what the workload's is verified by; `None` if there is none yet.
-        tls: Option<&'t PeerTls>,
-    },
+/// All connections of a worker to upstreams. To be used on a local runtime ([`tokio::runtime::LocalRuntime`]): each
+/// connection that requests are sent on is a task of its own.
+pub struct Upstreams {
+    connector: Rc<Connector>,
+    /// Idle connections of HTTP/1 codecs.
+    idle: Pool<MaybeTls<UpstreamTls>>,
+    http1: Rc<Http1>,
+    http2: RefCell<HashMap<Arc<Endpoint>, Rc<Http2>>>,
+    /// Requests that are at upstreams, or on their way there.
+    requests: Rc<Shares>,
+    /// Bytes of answers over HTTP/2 that clients have not taken.
+    held: Rc<Cell<usize>>,
 }
 
-/// What ends a TCP handshake that takes longer than [`Limits::connect`].
-#[derive(Clone, Copy)]
-pub(crate) enum Deadline<'l> {
-    /// The lifeline of the one connection that it is for, which needs no timer. What ends that connection ends it, too.
-    Lifeline(&'l Lifeline),
-    /// A timer.
-    Timer,
+/// Counts of a worker's connections to upstreams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionCounts {
+    /// Idle ones of HTTP/1 codecs.
+    pub idle: usize,
+    /// Idle ones over which requests of other clients go as HTTP/1.1.
+    pub http1: usize,
+    /// Open HTTP/2 connections.
+    pub http2: usize,
 }
 
-/// Connects to an upstream, TLS handshake included.
-pub(crate) async fn connect(
-    address: SocketAddr,
-    transport: Transport<'_>,
-    limits: &Limits,
-) -> Result<MaybeTls<TlsStream<TcpStream>>, ConnectError> {
-    let config = match transport {
-        Transport::Plain => None,
-        Transport::Mesh { expected, tls } => {
-            let tls = tls.ok_or(ConnectError::NoCertificate)?;
-            Some(tls.config(expected).map_err(ConnectError::other_tls)?)
+/// A request on its way, until the head of its answer has come. Dropped before, it is cancelled.
+pub(crate) struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, UpstreamError>>>>);
+
+impl Upstreams {
+    /// No connections yet. TLS is spoken as the newest snapshot has it.
+    pub fn new(limits: Rc<Limits>, snapshots: Snapshots) -> Self {
+        let connector = Rc::new(Connector::new(limits, snapshots));
+        Self {
+            idle: Pool::new(connector.limits()),
+            http1: Rc::new(Http1::new(connector.clone())),
+            http2: RefCell::default(),
+            requests: Rc::default(),
+            held: Rc::default(),
+            connector,
         }
-    };
-    let io = dial(address, limits, Deadline::Timer).await?;
-    match config {
-        None => Ok(MaybeTls::Plain(io)),
-        Some(config) => handshake(io, config, address, limits).await,
+    }
+
+    /// Opens a connection for one user; `protocol`: what is spoken inside TLS, for ALPN. The future is large.
+    pub(crate) async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        protocol: MeshProtocol,
+        deadline: Deadline<'_>,
+    ) -> Result<MaybeTls<UpstreamTls>, ConnectError> {
+        self.connector.connect(endpoint, protocol, deadline).await
+    }
+
+    /// The idle connection to an endpoint that an HTTP/1 codec used last and that is still good, if there is one.
+    pub(crate) fn checkout(&self, endpoint: &Arc<Endpoint>) -> Option<MaybeTls<UpstreamTls>> {
+        self.idle.checkout(endpoint)
+    }
+
+    /// Keeps a connection for the next request of an HTTP/1 codec. It must have nothing in flight, in either direction.
+    pub(crate) fn put(&self, endpoint: &Arc<Endpoint>, connection: MaybeTls<UpstreamTls>) {
+        self.idle.put(endpoint, connection);
+    }
+
+    /// Sends the request of a client over HTTP/2, in plaintext with prior knowledge. Its URI has scheme, authority and
+    /// path.
+    ///
+    /// A request that the upstream certainly has not looked at, because it was refused or could not be sent, is tried
+    /// once more on a new connection; no other is.
+    pub(crate) fn send<B>(
+        &self,
+        client: &ConnectionInfo,
+        endpoint: &Arc<Endpoint>,
+        request: Request<B>,
+    ) -> Result<Sending, UpstreamError>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
+    {
+        let source = Source::of(client);
+        let share = self.share(&source, endpoint)?;
+        let (head, body) = request.into_parts();
+        let (head, body) = (Box::new(head), Outgoing::new(body, share.clone()));
+        let http2 = self.http2(endpoint);
+        Ok(Sending(Box::pin(async move {
+            let response = http2.send(source, head, body).await?;
+            Ok(response.map(|body| body.holding(share)))
+        })))
+    }
+
+    /// Sends a request over HTTP/1.1, by the same rule. Its URI is a path, its `host` is set.
+    pub(crate) fn send_http1<B>(
+        &self,
+        client: &ConnectionInfo,
+        endpoint: &Arc<Endpoint>,
+        request: Request<B>,
+    ) -> Result<Sending, UpstreamError>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
+    {
+        let share = self.share(&Source::of(client), endpoint)?;
+        let request = request.map(|body| Outgoing::new(body, share.clone()));
+        let (http1, endpoint) = (self.http1.clone(), endpoint.clone());
+        Ok(Sending(Box::pin(async move {
+            let response = http1.send(endpoint, request).await?;
+            Ok(response.map(|body| body.holding(share)))
+        })))
+    }
+
+    /// Lets go of connections that have ended, or that have been idle for long. To be called on every tick.
+    pub fn sweep(&self, now: Instant) {
+        self.idle.sweep(now);
+        self.http1.sweep(now);
+        self.http2.borrow_mut().retain(|_, http2| {
+            http2.sweep(now);
+            !http2.is_empty() || Rc::strong_count(http2) > 1
+        });
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> ConnectionCounts {
+        let http2 = self.http2.borrow().values().map(|http2| http2.len()).sum();
+        ConnectionCounts { idle: self.idle.len(), http1: self.http1.len(), http2 }
+    }
+
+    /// A place for one more request of this client to this endpoint.
+    fn share(&self, source: &Source, endpoint: &Arc<Endpoint>) -> Result<Rc<Share>, UpstreamError> {
+        let share = self.requests.take(source, endpoint, self.connector.limits().upstream_requests);
+        share.map(Rc::new).map_err(UpstreamError::Overflow)
+    }
+
+    fn http2(&self, endpoint: &Arc<Endpoint>) -> Rc<Http2> {
+        let mut all = self.http2.borrow_mut();
+        let new = || Http2::new(endpoint.clone(), self.connector.clone(), self.held.clone());
+        all.entry(endpoint.clone()).or_insert_with(new).clone()
     }
 }
 
-/// Opens a TCP connection.
-pub(crate) async fn dial(
-    address: SocketAddr,
-    limits: &Limits,
-    deadline: Deadline<'_>,
-) -> Result<TcpStream, ConnectError> {
-    let connecting = pin!(TcpStream::connect(address));
-    let connected = match deadline {
-        Deadline::Lifeline(line) => {
-            line.within(limits.connect, Wait::Connect);
-            let connected = line.guard(connecting).await;
-            line.at_ease();
-            connected?
-        }
-        Deadline::Timer => timeout(limits.connect, connecting).await.map_err(|_| ConnectError::Timeout)?,
-    };
-    let io = connected.map_err(ConnectError::of_tcp)?;
-    // A socket that refuses it is one that has ended, which shows soon enough.
-    let _ = io.set_nodelay(true);
-    // What is on this machine does not vanish without a word.
-    if !address.ip().is_loopback() {
-        let _ = keep_alive(&io);
-    }
-    Ok(io)
-}
+impl Future for Sending {
+    type Output = Result<Response<UpstreamBody>, UpstreamError>;
 
-async fn handshake(
-    io: TcpStream,
-    config: Arc<ClientConfig>,
-    address: SocketAddr,
-    limits: &Limits,
-) -> Result<MaybeTls<TlsStream<TcpStream>>, ConnectError> {
-    let name = ServerName::from(address.ip());
-    let handshake = timeout(limits.handshake, TlsConnector::from(config).connect(name, io));
-    let stream = handshake.await.map_err(|_| ConnectError::TlsTimeout)?.map_err(ConnectError::of_tls)?;
-    if stream.get_ref().1.alpn_protocol() != Some(tls::TCP) {
-        return Err(ConnectError::NotASidecar);
-    }
-    Ok(MaybeTls::Tls(Box::new(stream)))
-}
-
-impl Abort for TlsStream<TcpStream> {
-    fn abort(&self) {
-        self.get_ref().0.abort();
-    }
-
-    fn peer_end(&self) -> PeerEnd {
-        self.get_ref().0.peer_end()
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(context)
     }
 }

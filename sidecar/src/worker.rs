@@ -60,7 +60,7 @@ pub struct WorkersConfig {
     /// What is known of the addresses that the app dials.
     pub destinations: Arc<Destinations>,
     /// Makes the HTTP context of one worker; called on each worker's thread.
-    pub http_context: Arc<dyn Fn(Rc<Limits>) -> Rc<HttpContext> + Send + Sync>,
+    pub http_context: Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync>,
 }
 
 /// Starts worker threads.
@@ -142,7 +142,7 @@ struct WorkerInit {
     limits: Limits,
     snapshots: Snapshots,
     destinations: Arc<Destinations>,
-    http_context: Arc<dyn Fn(Rc<Limits>) -> Rc<HttpContext> + Send + Sync>,
+    http_context: Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync>,
 }
 
 impl Workers {
@@ -423,7 +423,11 @@ async fn begin(init: WorkerInit) {
         http_context,
     } = init;
     let worker = Rc::new(Worker {
-        context: Rc::new(WorkerContext::new(snapshots, destinations, http_context(Rc::new(limits)))),
+        context: Rc::new(WorkerContext::new(
+            snapshots.clone(),
+            destinations,
+            http_context(Rc::new(limits), snapshots),
+        )),
         registry: Registry::new(),
         draining: Cell::new(None),
         is_way_out: listeners.iter().any(|(_, listener)| listener.is_outbound()),

@@ -10,15 +10,16 @@
 //! nothing and sets no timer.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
+use tidegate_core::backend::Endpoint;
+use tidegate_core::policy::MeshProtocol;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 use self::body::{BodyError, Decoder};
 use self::exchange::{Asked, Exchange, MOST_DRAINED, Outcome, UploadState, make_room};
@@ -28,14 +29,13 @@ use self::head::{Framing, Storage, has_bare_line_feed};
 use self::websocket::Followed;
 use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
-use super::h2::UpstreamError;
 use super::handler::{Action, Forward, Handled, Handler, UpstreamProtocol};
 use super::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
-use crate::stream::Abort;
+use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
 use crate::tunnel::{Patience, Tunnel};
-use crate::upstream::{self, ConnectError, Deadline};
+use crate::upstream::{ConnectError, Deadline, UpstreamError, UpstreamTls};
 
 pub mod body;
 mod bridge;
@@ -116,11 +116,11 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
             let after = match self.next().await {
                 Next::End => After::Close,
                 Next::Reply(reply) => self.reply(reply).await,
-                Next::Forward(Forward { upstream, protocol: UpstreamProtocol::Http1 }) => {
-                    self.forward(upstream).await
+                Next::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http1 }) => {
+                    self.forward(endpoint).await
                 }
-                Next::Forward(Forward { upstream, protocol: UpstreamProtocol::Http2 }) => {
-                    Box::pin(bridge::forward(self, upstream)).await
+                Next::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http2 }) => {
+                    Box::pin(bridge::forward(self, endpoint)).await
                 }
             };
             self.release();
@@ -262,13 +262,13 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
     }
 
     /// Passes the request on, and the answer back.
-    async fn forward(&mut self, app: SocketAddr) -> After {
+    async fn forward(&mut self, endpoint: Arc<Endpoint>) -> After {
         loop {
-            let (mut upstream, is_reused) = match self.connect(app).await {
+            let (mut upstream, is_reused) = match self.connect(&endpoint).await {
                 Ok(connected) => connected,
                 Err(ConnectError::Ended(cause)) => return self.cut_off(cause).await,
                 Err(error) => {
-                    let reply = UpstreamError::from(error).reply();
+                    let reply = local_reply::upstream_failed(&UpstreamError::from(error));
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
@@ -280,7 +280,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
                 .guard(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
             match outcome.await {
                 Ok(Outcome::Stale) if is_reused => {}
-                Ok(Outcome::Complete) => return self.complete(app, upstream).await,
+                Ok(Outcome::Complete) => return self.complete(&endpoint, upstream).await,
                 Ok(Outcome::Switched) => return Box::pin(self.switch(upstream)).await,
                 Ok(Outcome::Stale) => {
                     let reply = local_reply::connection_terminated();
@@ -304,25 +304,29 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         }
     }
 
-    /// A connection to the app, and whether it was used before.
-    async fn connect(&mut self, app: SocketAddr) -> Result<(TcpStream, bool), ConnectError> {
-        if let Some(stream) = self.env.h1.checkout(app) {
+    /// A connection to the endpoint, and whether it was used before.
+    async fn connect(
+        &mut self,
+        endpoint: &Arc<Endpoint>,
+    ) -> Result<(MaybeTls<UpstreamTls>, bool), ConnectError> {
+        let upstreams = &self.env.upstreams;
+        if let Some(stream) = upstreams.checkout(endpoint) {
             return Ok((stream, true));
         }
         // New connections are rare, and their futures large.
-        let dialling = Box::pin(upstream::dial(app, &self.env.limits, Deadline::Lifeline(self.line)));
-        Ok((dialling.await?, false))
+        let deadline = Deadline::Lifeline(self.line);
+        Ok((Box::pin(upstreams.connect(endpoint, MeshProtocol::Http1, deadline)).await?, false))
     }
 
     /// The client has got the whole answer.
-    async fn complete(&mut self, app: SocketAddr, upstream: TcpStream) -> After {
+    async fn complete(&mut self, endpoint: &Arc<Endpoint>, upstream: MaybeTls<UpstreamTls>) -> After {
         self.line.at_ease();
         self.tell_end(self.exchange.down.status, ResponseFlag::None, "via_upstream");
         let (up, down) = (&self.exchange.up, &self.exchange.down);
         let is_uploaded = up.state == UploadState::Done;
         // One byte more than the answer, or one less of the request, and the next answer would be another's.
         if is_uploaded && down.keep_alive && down.input.is_empty() && !self.exchange.asked.upgrade {
-            self.env.h1.put(app, upstream);
+            self.env.upstreams.put(endpoint, upstream);
         } else {
             drop(upstream);
         }
@@ -335,7 +339,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
     }
 
     /// The app has switched protocols: bytes both ways.
-    async fn switch(&mut self, mut upstream: TcpStream) -> After {
+    async fn switch(&mut self, mut upstream: MaybeTls<UpstreamTls>) -> After {
         let mut tunnel = Tunnel::new(self.inbound.bytes(), self.exchange.down.input.bytes());
         self.env.buffers.give(&mut self.inbound);
         self.env.buffers.give(&mut self.exchange.down.input);

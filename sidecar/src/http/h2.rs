@@ -1,10 +1,8 @@
 //! HTTP/2 from clients, on h2: every stream is one request that is decided about by itself.
 //!
-//! Start at [`serve`], a connection's life. `stream` is a stream's life, `exchange` the story of its request, `send` how
-//! bodies go into streams, `outbox` how much of them waits in a connection,
-//! [`Upstreams`] the connections to the app; `deadlines` is what the connection as a whole waits for, `progress` what one
-//! stream waits for, `windows` how much a client may send, `flood_guard` what ends a flood, `malformed` what becomes of
-//! requests that are none.
+//! Start at [`serve`], a connection's life. `stream` is a stream's life, `exchange` the story of its request; `deadlines`
+//! is what the connection as a whole waits for, `progress` what one stream waits for, `flood_guard` what ends a flood,
+//! `malformed` what becomes of requests that are none. How much of a body is on its way is bounded in [`crate::flow`].
 
 mod answer;
 mod deadlines;
@@ -13,29 +11,24 @@ mod flood_guard;
 mod headers;
 mod keepalive;
 mod malformed;
-mod outbox;
 mod progress;
 mod repetition;
 mod request;
 mod request_log;
-mod send;
 mod stream;
 mod streams;
 mod transport;
 mod upload;
-mod upstream;
-mod windows;
 
 #[cfg(test)]
 mod tests;
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::FutureExt;
 use h2::Reason;
 use h2::malformed::Observer;
@@ -46,13 +39,13 @@ use self::deadlines::Deadlines;
 use self::exchange::Exchanges;
 pub(super) use self::headers::http2_target;
 use self::keepalive::KeepAlive;
-use self::outbox::Piece;
 pub use self::streams::Streams;
 use self::transport::Transport;
-pub use self::upstream::{Sending, UpstreamBody, UpstreamError, Upstreams};
-use self::windows::Windows;
 use super::HttpContext;
 use super::handler::Handler;
+use crate::flow::SEND_BUFFER;
+use crate::flow::outbox::Piece;
+use crate::flow::windows::{self, Windows};
 use crate::lifeline::{Cause, Lifeline, Phase, Wait};
 use crate::limits::Limits;
 
@@ -60,8 +53,6 @@ use crate::limits::Limits;
 /// 40 streams of a client that fills windows of 32 KiB with 20 bytes a frame, and for more such windows of the largest
 /// size than make all fall back.
 const SMALL_FRAMES: usize = 16 * 1024 * 1024;
-/// Waiting for the connection, for each stream.
-const SEND_BUFFER: usize = 32 * 1024;
 /// Streams that a client reset before they were looked at, and streams that we reset for its errors. Browsers and
 /// gRPC clients stay far below; a rapid reset does not (CVE-2023-44487, RUSTSEC-2024-0003).
 const PENDING_RESETS: usize = 32;
@@ -170,10 +161,6 @@ where
         tokio::task::spawn_local(future);
     }
 }
-
-/// A body whose type does not matter.
-type DynBody = Pin<Box<dyn http_body::Body<Data = Bytes, Error = BoxError>>>;
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 fn builder(limits: &Limits, connection_window: u32) -> Builder {
     let mut builder = Builder::new();

@@ -4,9 +4,10 @@
 //! addresses: whether a request is let in, where it goes and in which HTTP is all in here. Deciding copies nothing of
 //! the head and allocates nothing.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_core::policy::{AppProtocol, Decision};
 
 use super::headers::is_grpc;
@@ -18,6 +19,8 @@ use crate::connection_info::ConnectionInfo;
 /// Decides about the requests of one connection.
 pub struct Handler {
     authorizer: Rc<Authorizer>,
+    /// Where the app listens.
+    app: Arc<Endpoint>,
 }
 
 /// What is decided about one request.
@@ -29,7 +32,7 @@ pub(super) struct Handled {
 }
 
 /// What a codec does about a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Answers it with this.
     Reply(LocalReply),
@@ -38,10 +41,10 @@ pub(super) enum Action {
 }
 
 /// Where a request goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Forward {
-    /// Address of the upstream.
-    pub(super) upstream: SocketAddr,
+    /// The upstream.
+    pub(super) endpoint: Arc<Endpoint>,
     pub(super) protocol: UpstreamProtocol,
 }
 
@@ -57,7 +60,8 @@ pub(super) enum UpstreamProtocol {
 impl Handler {
     /// For the requests of one connection, by the verdicts of this authorizer.
     pub fn new(authorizer: Rc<Authorizer>) -> Self {
-        Self { authorizer }
+        let app = Arc::new(Endpoint::new(authorizer.info().app, Transport::Plain));
+        Self { authorizer, app }
     }
 
     /// The connection.
@@ -72,7 +76,7 @@ impl Handler {
         let action = match &*decision {
             Decision::Deny(denial) => Action::Reply(local_reply::denied(&denial.reason)),
             Decision::Allow(_) => {
-                Action::Forward(Forward { upstream: self.info().app, protocol: self.protocol(request) })
+                Action::Forward(Forward { endpoint: self.app.clone(), protocol: self.protocol(request) })
             }
         };
         Handled { decision, action }

@@ -6,6 +6,7 @@
 use tidegate_core::policy::Reason;
 
 use crate::telemetry::ResponseFlag;
+use crate::upstream::UpstreamError;
 
 /// An answer of our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +176,27 @@ pub fn stream_timeout() -> LocalReply {
         close: false,
         flag: ResponseFlag::UpstreamTimeout,
         details: "stream_idle_timeout",
+    }
+}
+
+/// The upstream gives no answer.
+pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
+    match error {
+        UpstreamError::Refused => connection_refused(),
+        UpstreamError::ConnectTimeout => connect_timeout(),
+        UpstreamError::Protocol(violation) => LocalReply { details: violation.details(), ..bad_gateway() },
+        UpstreamError::Closed => connection_terminated(),
+        UpstreamError::Overflow(limit) => LocalReply { details: limit.details(), ..overflow() },
+        UpstreamError::Reset(h2::Reason::REFUSED_STREAM) => LocalReply {
+            body: "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset",
+            details: "upstream_reset_before_response_started{remote_refused_stream_reset}",
+            ..connection_terminated()
+        },
+        UpstreamError::Reset(_) => LocalReply {
+            body: "upstream connect error or disconnect/reset before headers. reset reason: remote reset",
+            details: "upstream_reset_before_response_started{remote_reset}",
+            ..connection_terminated()
+        },
     }
 }
 

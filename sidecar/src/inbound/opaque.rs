@@ -4,6 +4,8 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
+use tidegate_core::backend::{Endpoint, Transport};
+use tidegate_core::policy::MeshProtocol;
 
 use crate::authorizer::Authorizer;
 use crate::http::HttpContext;
@@ -11,7 +13,7 @@ use crate::lifeline::Lifeline;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
 use crate::tunnel::{Patience, Tunnel};
-use crate::upstream::{self, ConnectError, Deadline};
+use crate::upstream::{ConnectError, Deadline};
 
 /// Connects a client that was let in to the app, and carries their bytes until both are done. An end that is not an
 /// orderly one is told to the other side by RST.
@@ -37,7 +39,9 @@ pub(super) async fn serve(
         });
     };
     // Large, and done with before the bytes.
-    let mut app = match Box::pin(upstream::dial(info.app, &env.limits, Deadline::Lifeline(line))).await {
+    let endpoint = Endpoint::new(info.app, Transport::Plain);
+    let connecting = env.upstreams.connect(&endpoint, MeshProtocol::Tcp, Deadline::Lifeline(line));
+    let mut app = match Box::pin(connecting).await {
         Ok(app) => app,
         Err(error) => {
             let flag = match error {

@@ -14,7 +14,6 @@ use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{FixedOutbound, Listener};
 use crate::snapshot::{Publisher, channel};
-use crate::telemetry::Telemetry;
 use crate::test_mesh::{Mesh, Port, start_app, until};
 use crate::test_pki::{Authority, Leaf};
 use crate::tls::{PeerTls, ServerTls};
@@ -42,7 +41,9 @@ impl Client {
             limits,
             snapshots,
             destinations: destinations.clone(),
-            http_context: Arc::new(|limits| Rc::new(HttpContext::new(limits, Rc::new(Telemetry::default())))),
+            http_context: Arc::new(|limits, snapshots| {
+                Rc::new(HttpContext::new(limits, Rc::default(), snapshots))
+            }),
         })
         .unwrap();
         Self { destinations, publisher, workers, dialled }

@@ -13,26 +13,27 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tidegate_core::policy::MeshProtocol;
 use tidegate_core::{Identity, PeerCertificate};
 use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
-/// What is inside: the bytes of one connection of the app.
-pub(crate) const TCP: &[u8] = b"tidegate/tcp";
+use crate::detect::client_hello::MESH_PROTOCOLS;
 
-/// The most identities for which a configuration is kept. A workload talks to a few dozen.
-const MOST_IDENTITIES: usize = 1024;
+/// The most configurations that are kept. A workload talks to a few dozen others.
+const MOST_CONFIGS: usize = 1024;
 
 /// The most certificates in a peer's chain, its leaf included.
 const MOST_CERTIFICATES: usize = 8;
 
-/// Configurations for one certificate of ours and one trust bundle: one for each identity that is dialled.
+/// Configurations for one certificate of ours and one trust bundle: one for each identity that is dialled, and each
+/// protocol that is spoken to it.
 pub struct PeerTls {
     /// What the certificates of peers are verified by.
     pub bundle: Arc<TrustBundle>,
     certificate: Arc<SingleCertAndKey>,
     algorithms: WebPkiSupportedAlgorithms,
-    by_identity: Mutex<HashMap<Identity, Arc<ClientConfig>>>,
+    configs: Mutex<HashMap<(Identity, MeshProtocol), Arc<ClientConfig>>>,
 }
 
 /// Accepts the certificate of one workload: it chains to the trust bundle, is for servers, and holds both spellings of
@@ -52,6 +53,12 @@ struct OtherIdentity {
     found: String,
 }
 
+/// The ALPN protocol of what is spoken inside TLS between sidecars.
+pub(crate) fn mesh_alpn(protocol: MeshProtocol) -> &'static [u8] {
+    let known = MESH_PROTOCOLS.iter().find(|(_, known)| *known == protocol);
+    known.map(|(name, _)| *name).unwrap_or_default()
+}
+
 impl PeerTls {
     /// For this certificate and these roots.
     pub fn new(credentials: &Credentials, bundle: Arc<TrustBundle>) -> Result<Self, Error> {
@@ -61,21 +68,22 @@ impl PeerTls {
             bundle,
             certificate: Arc::new(SingleCertAndKey::from(key)),
             algorithms: provider.signature_verification_algorithms,
-            by_identity: Mutex::default(),
+            configs: Mutex::default(),
         })
     }
 
-    /// The configuration for a peer that must be this workload.
-    pub fn config(&self, expected: &Identity) -> Result<Arc<ClientConfig>, Error> {
-        let mut known = self.by_identity.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(config) = known.get(expected) {
+    /// The configuration for a peer that must be this workload, and speak this.
+    pub fn config(&self, expected: &Identity, protocol: MeshProtocol) -> Result<Arc<ClientConfig>, Error> {
+        let mut known = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (expected.clone(), protocol);
+        if let Some(config) = known.get(&key) {
             return Ok(config.clone());
         }
-        if known.len() >= MOST_IDENTITIES {
+        if known.len() >= MOST_CONFIGS {
             known.clear();
         }
-        let config = Arc::new(self.build(expected)?);
-        known.insert(expected.clone(), config.clone());
+        let config = Arc::new(self.build(expected, protocol)?);
+        known.insert(key, config.clone());
         Ok(config)
     }
 
@@ -88,7 +96,7 @@ impl PeerTls {
         verify_chain(leaf, intermediates, &self.bundle.lasting_store(), self.algorithms, now)
     }
 
-    fn build(&self, expected: &Identity) -> Result<ClientConfig, Error> {
+    fn build(&self, expected: &Identity, protocol: MeshProtocol) -> Result<ClientConfig, Error> {
         let verifier = PeerVerifier {
             roots: self.bundle.root_store(),
             algorithms: self.algorithms,
@@ -99,7 +107,7 @@ impl PeerTls {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(self.certificate.clone());
-        config.alpn_protocols = vec![TCP.to_vec()];
+        config.alpn_protocols = vec![mesh_alpn(protocol).to_vec()];
         // A resumed session would skip the verification against a bundle that has changed since.
         config.resumption = Resumption::disabled();
         // There is no host name, and who talks to whom is nobody's business on the way.

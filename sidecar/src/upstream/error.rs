@@ -1,90 +1,167 @@
-//! Why there is no connection to an upstream.
+//! Why there is no answer from an upstream.
 
-use std::io;
+use std::error::Error;
 
-use rustls::{CertificateError, Error, OtherError};
+use super::connect_error::ConnectError;
 
-use crate::lifeline::{Cause, Ended, Wait};
-
-/// Why there is no connection to an upstream.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectError {
-    /// Nothing listens, or the address cannot be reached.
-    #[error("{0}")]
-    Refused(#[source] io::Error),
-    /// The TCP handshake took too long, by our time or by the kernel's.
-    #[error("no answer in time")]
-    Timeout,
-    /// The connection that it was for has ended meanwhile.
-    #[error("the connection that it was for has ended: {}", .0.details())]
-    Ended(Cause),
-    /// The TLS handshake failed.
-    #[error("TLS: {0}")]
-    Tls(#[source] io::Error),
-    /// The certificate is a good one, and somebody else's.
-    #[error("{0}")]
-    OtherIdentity(String),
-    #[error("the TLS handshake took too long")]
-    TlsTimeout,
-    #[error("the peer does not speak tidegate/tcp: it is no sidecar of this mesh")]
-    NotASidecar,
-    #[error("there is no certificate to show")]
-    NoCertificate,
+/// Why a request got no answer from the app, or only a part of one. All but the last are the app's doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    /// Nobody listens, or the address cannot be reached.
+    #[error("the app could not be reached")]
+    Refused,
+    /// The TCP handshake took too long.
+    #[error("the app's TCP handshake took too long")]
+    ConnectTimeout,
+    /// The app does not speak the HTTP that it was spoken to in, or breaks its rules.
+    #[error("the app's answer is not HTTP that can be passed on")]
+    Protocol(Violation),
+    /// The app closed the connection before its answer was complete.
+    #[error("the app closed the connection")]
+    Closed,
+    /// The app reset the stream, with this code.
+    #[error("the app reset the stream: {0}")]
+    Reset(h2::Reason),
+    /// There is no place for the request.
+    #[error("too many requests for the app: {}", .0.details())]
+    Overflow(Limit),
 }
 
-impl ConnectError {
-    /// Of a TCP handshake.
-    pub(super) fn of_tcp(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::TimedOut { Self::Timeout } else { Self::Refused(error) }
-    }
+/// What there was no room in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// The worker's places for requests, or the app's share of them.
+    App,
+    /// The client's share of them.
+    Client,
+    /// The app takes no more requests; the time for waiting has passed.
+    Queue,
+}
 
-    /// Of a TLS handshake. rustls itself shows what a verifier of ours says in the words of `Debug`.
-    pub(super) fn of_tls(error: io::Error) -> Self {
-        match error.get_ref().and_then(|cause| cause.downcast_ref()) {
-            Some(Error::InvalidCertificate(CertificateError::Other(OtherError(why)))) => {
-                Self::OtherIdentity(why.to_string())
-            }
-            _ => Self::Tls(error),
-        }
-    }
+/// What an app's answer breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Violation {
+    /// The first line of an HTTP/1 answer.
+    Status,
+    /// Its version; or it is another protocol altogether.
+    Version,
+    /// A field's name or value.
+    Header,
+    /// `content-length`.
+    ContentLength,
+    /// `transfer-encoding`.
+    TransferEncoding,
+    /// The bounds of a head.
+    TooLarge,
+    /// `101` to a request that asks for no upgrade.
+    Switch,
+    /// It hangs up on HTTP/2.
+    NotHttp2,
+    /// HTTP/2, by this code.
+    Http2(h2::Reason),
+}
 
-    /// What TLS has against it beside the handshake.
-    pub(crate) fn other_tls(error: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Tls(io::Error::other(error))
-    }
-
-    /// A stable word for logs.
-    pub(crate) fn details(&self) -> &'static str {
+impl UpstreamError {
+    /// The limit that was met, as in the metric.
+    pub(crate) fn limit(&self) -> Option<&'static str> {
         match self {
-            Self::Refused(_) => "upstream_connection_refused",
-            Self::Timeout => "upstream_connection_timeout",
-            Self::Ended(cause) => cause.details(),
-            Self::Tls(_) | Self::OtherIdentity(_) | Self::NotASidecar => "upstream_tls_failure",
-            Self::TlsTimeout => "upstream_tls_timeout",
-            Self::NoCertificate => "no_certificate",
+            Self::Overflow(Limit::App) => Some("upstream_requests"),
+            Self::Overflow(Limit::Client) => Some("upstream_requests_of_client"),
+            Self::Overflow(Limit::Queue) => Some("upstream_queue_timeout"),
+            _ => None,
         }
     }
 }
 
-impl From<Ended> for ConnectError {
-    fn from(Ended(cause): Ended) -> Self {
-        if cause == Cause::Deadline(Wait::Connect) { Self::Timeout } else { Self::Ended(cause) }
+impl Limit {
+    /// A stable word for logs.
+    pub(crate) fn details(self) -> &'static str {
+        match self {
+            Self::App => "upstream_reset_before_response_started{overflow}",
+            Self::Client => "upstream_reset_before_response_started{client_overflow}",
+            Self::Queue => "upstream_reset_before_response_started{queue_timeout}",
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_kernel_gives_up_is_a_timeout_and_what_ends_the_client_is_not() {
-        let details = |error: ConnectError| error.details();
-        let of_tcp = |kind: io::ErrorKind| details(ConnectError::of_tcp(kind.into()));
-        assert_eq!(of_tcp(io::ErrorKind::TimedOut), "upstream_connection_timeout");
-        assert_eq!(of_tcp(io::ErrorKind::ConnectionRefused), "upstream_connection_refused");
-        assert_eq!(of_tcp(io::ErrorKind::HostUnreachable), "upstream_connection_refused");
-        let ended = |cause| details(Ended(cause).into());
-        assert_eq!(ended(Cause::Deadline(Wait::Connect)), "upstream_connection_timeout");
-        assert_eq!(ended(Cause::Draining), "drained");
+/// Of an app that there is no connection to.
+impl From<ConnectError> for UpstreamError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Timeout | ConnectError::TlsTimeout => Self::ConnectTimeout,
+            _ => Self::Refused,
+        }
     }
+}
+
+/// Of an app that speaks HTTP/1.
+impl From<&hyper::Error> for UpstreamError {
+    fn from(error: &hyper::Error) -> Self {
+        if error.is_parse() { Self::Protocol(Violation::of(error)) } else { Self::Closed }
+    }
+}
+
+/// Of an app that speaks HTTP/2.
+impl From<&h2::Error> for UpstreamError {
+    fn from(error: &h2::Error) -> Self {
+        match error.reason() {
+            Some(reason) if error.is_library() => Self::Protocol(Violation::Http2(reason)),
+            Some(reason) if error.is_reset() => Self::Reset(reason),
+            Some(_) | None => Self::Closed,
+        }
+    }
+}
+
+impl Violation {
+    /// Of an HTTP/1 answer that hyper refuses. Which field is to blame, only its words say.
+    fn of(error: &hyper::Error) -> Self {
+        if error.is_parse_too_large() {
+            return Self::TooLarge;
+        }
+        if error.is_parse_status() {
+            return Self::Status;
+        }
+        let words = error.to_string();
+        [("content-length", Self::ContentLength), ("transfer-encoding", Self::TransferEncoding)]
+            .into_iter()
+            .chain([("version", Self::Version), ("header", Self::Header)])
+            .find_map(|(word, violation)| words.contains(word).then_some(violation))
+            .unwrap_or(Self::Status)
+    }
+
+    /// A stable word for logs; the same as for clients of HTTP/1.
+    pub(crate) fn details(self) -> &'static str {
+        macro_rules! details {
+            ($cause:literal) => {
+                concat!("upstream_reset_before_response_started{protocol_error:", $cause, "}")
+            };
+        }
+        match self {
+            Self::Status => details!("http1.codec_error"),
+            Self::Version => details!("http1.unsupported_version"),
+            Self::Header => details!("http1.invalid_header"),
+            Self::ContentLength => details!("http1.invalid_content_length:content-length"),
+            Self::TransferEncoding => details!("http1.invalid_transfer_encoding:transfer-encoding"),
+            Self::TooLarge => details!("http1.headers_too_large"),
+            Self::Switch => details!("http1.unexpected_101"),
+            Self::NotHttp2 => details!("not_http2"),
+            Self::Http2(h2::Reason::FLOW_CONTROL_ERROR) => details!("http2.flow_control_error"),
+            Self::Http2(h2::Reason::FRAME_SIZE_ERROR) => details!("http2.frame_size_error"),
+            Self::Http2(h2::Reason::COMPRESSION_ERROR) => details!("http2.compression_error"),
+            Self::Http2(h2::Reason::ENHANCE_YOUR_CALM) => details!("http2.enhance_your_calm"),
+            Self::Http2(_) => details!("http2.protocol_error"),
+        }
+    }
+}
+
+/// With what a request is reset whose body broke off: with what the client has reset it, if it has.
+pub(super) fn reset_reason(error: &(dyn Error + 'static)) -> h2::Reason {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
+            return reason;
+        }
+        cause = error.source();
+    }
+    h2::Reason::INTERNAL_ERROR
 }

@@ -54,7 +54,9 @@ async fn an_address_that_is_taken_is_named() {
         limits: Limits::default(),
         snapshots,
         destinations: Default::default(),
-        http_context: Arc::new(|limits| Rc::new(HttpContext::new(limits, Rc::default()))),
+        http_context: Arc::new(|limits, snapshots| {
+            Rc::new(HttpContext::new(limits, Rc::default(), snapshots))
+        }),
     });
     let error = error.err().unwrap().to_string();
     assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");

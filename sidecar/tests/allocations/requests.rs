@@ -7,8 +7,7 @@ use bytes::BytesMut;
 use tidegate_core::policy::AppProtocol;
 use tidegate_sidecar::http::{HttpContext, h1};
 use tidegate_sidecar::lifeline::Lifeline;
-use tidegate_sidecar::limits::Limits;
-use tidegate_sidecar::telemetry::Telemetry;
+use tidegate_sidecar::snapshot;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -50,7 +49,7 @@ fn a_request_on_a_connection_that_is_kept_alive_allocates_nothing() {
 
     let handler = world::handler(peer, address, back.local_addr().unwrap(), AppProtocol::Http, false);
     let line = Lifeline::new();
-    let env = Rc::new(HttpContext::new(Rc::new(Limits::default()), Rc::new(Telemetry::default())));
+    let env = Rc::new(HttpContext::new(Rc::default(), Rc::default(), snapshot::channel().1));
     let mut serving = pin!(h1::serve(accepted, BytesMut::new(), &handler, &line, &env));
     let mut answering = pin!(async { app(back.accept().await.unwrap().0).await });
 

@@ -22,7 +22,6 @@ use tidegate_sidecar::http::handler::Handler;
 use tidegate_sidecar::http::{HttpContext, h1, h2};
 use tidegate_sidecar::lifeline::Registry;
 use tidegate_sidecar::snapshot;
-use tidegate_sidecar::telemetry::Telemetry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -75,7 +74,7 @@ impl Sidecar {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let env = Rc::new(HttpContext::new(Rc::default(), Rc::new(Telemetry::default())));
+        let env = Rc::new(HttpContext::new(Rc::default(), Rc::default(), snapshot::channel().1));
         let (local, open) = (LocalSet::new(), Rc::new(Cell::new(0)));
         let registry = Rc::new(Registry::new());
         let (shared, count, lines) = (env.clone(), open.clone(), registry.clone());
@@ -135,9 +134,8 @@ impl Sidecar {
     /// Ends connections to the app that nobody has needed for long.
     pub(crate) fn forget_idle(&self) {
         self.run_until(|| {
-            self.env.h2.sweep(Instant::now() + Duration::from_secs(3600));
-            self.env.h1.sweep(Instant::now() + Duration::from_secs(3600));
-            self.env.h2.connections() == (0, 0)
+            self.env.upstreams.sweep(Instant::now() + Duration::from_secs(3600));
+            self.env.upstreams.connections() == Default::default()
         });
         // What drives them learns of it.
         self.run_until_still(|| 0);

@@ -7,8 +7,8 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use ::http::uri::{Authority, PathAndQuery};
@@ -16,6 +16,7 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{BodyExt, Either, Empty};
+use tidegate_core::backend::Endpoint;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::body::{BodyError, write_chunk};
@@ -27,7 +28,7 @@ use super::{After, Connection};
 use crate::connection_info::ConnectionInfo;
 use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, MEDIUM};
-use crate::http::h2::{UpstreamBody, http2_target};
+use crate::http::h2::http2_target;
 use crate::http::headers::{Field, is_protected, is_stream};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
@@ -35,6 +36,7 @@ use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
 use crate::stream::{Abort, PeerEnd};
 use crate::telemetry::ResponseFlag;
+use crate::upstream::UpstreamBody;
 
 /// What frames a chunk, at most: its size in hexadecimal digits, and two ends of lines.
 const CHUNK_FRAME: usize = 20;
@@ -73,7 +75,7 @@ struct Progress {
 }
 
 /// Passes the request on over HTTP/2, and the answer back.
-pub(super) async fn forward<S>(connection: &mut Connection<'_, S>, app: SocketAddr) -> After
+pub(super) async fn forward<S>(connection: &mut Connection<'_, S>, endpoint: Arc<Endpoint>) -> After
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
@@ -88,7 +90,7 @@ where
     let outcome = {
         let (line, env) = (connection.line, connection.env);
         let client = connection.handler.info().clone();
-        line.guard(Box::pin(exchange(connection, request, (&client, app), line, env))).await
+        line.guard(Box::pin(exchange(connection, request, (&client, &endpoint), line, env))).await
     };
     connection.line.at_ease();
     match outcome {
@@ -123,7 +125,7 @@ where
 async fn exchange<S>(
     connection: &mut Connection<'_, S>,
     request: Request<()>,
-    (info, app): (&ConnectionInfo, SocketAddr),
+    (info, endpoint): (&ConnectionInfo, &Arc<Endpoint>),
     line: &Lifeline,
     env: &HttpContext,
 ) -> Outcome
@@ -177,7 +179,7 @@ where
         UploadEnd::ClientGone
     });
     let mut download = pin!(async {
-        let sent = match env.h2.send(info, app, request.map(|()| body)) {
+        let sent = match env.upstreams.send(info, endpoint, request.map(|()| body)) {
             Ok(sending) => sending.await,
             Err(error) => Err(error),
         };
@@ -187,7 +189,7 @@ where
                 if let Some(limit) = error.limit() {
                     env.telemetry.limited(limit);
                 }
-                return Outcome::Failed(error.reply());
+                return Outcome::Failed(local_reply::upstream_failed(&error));
             }
         };
         let (head, body) = response.into_parts();

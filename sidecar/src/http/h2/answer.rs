@@ -8,10 +8,10 @@ use h2::Reason;
 use http_body::{Body, Frame, SizeHint};
 
 use super::request_log::RequestLog;
-use super::upstream::{Uploading, UpstreamBody, UpstreamError};
 use crate::http::h1::ended_by;
 use crate::lifeline::Cause;
 use crate::telemetry::ResponseFlag;
+use crate::upstream::{Uploading, UpstreamBody, UpstreamError};
 
 /// An answer's body, and the log of its request, which is written when it ends.
 pub(super) struct Answer {

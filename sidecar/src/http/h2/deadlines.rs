@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::flood_guard::{Flood, FloodGuard};
-use super::windows::Windows;
+use crate::flow::windows::Windows;
 use crate::lifeline::{Lifeline, Wait};
 use crate::limits::Limits;
 

@@ -12,14 +12,13 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use super::answer::Answer;
 use super::deadlines::Deadlines;
 use super::headers;
-use super::outbox::Outbox;
 use super::progress::Progress;
 use super::repetition;
 use super::request::Target;
 use super::request_log::RequestLog;
 use super::upload::Upload;
-use super::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
 use crate::connection_info::ConnectionInfo;
+use crate::flow::outbox::Outbox;
 use crate::http::HttpContext;
 use crate::http::clock::Clock;
 use crate::http::handler::{Action, Handled, Handler, UpstreamProtocol};
@@ -27,6 +26,7 @@ use crate::http::headers::{is_grpc, is_stream};
 use crate::http::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Wait};
 use crate::telemetry::ResponseFlag;
+use crate::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
 
 /// The streams of one connection.
 pub(super) struct Exchanges {
@@ -105,13 +105,14 @@ impl Exchanges {
 
         headers::prepare(&mut head.headers, info);
         log.noted(&head.headers);
-        let upstreams = &self.env.h2;
-        let app = forward.upstream;
+        let (upstreams, endpoint) = (&self.env.upstreams, &forward.endpoint);
         let sent = match forward.protocol {
             UpstreamProtocol::Http1 => {
-                upstreams.send_http1(info, app, headers::into_http1(head, target, body))
+                upstreams.send_http1(info, endpoint, headers::into_http1(head, target, body))
             }
-            UpstreamProtocol::Http2 => upstreams.send(info, app, headers::into_http2(head, target, body)),
+            UpstreamProtocol::Http2 => {
+                upstreams.send(info, endpoint, headers::into_http2(head, target, body))
+            }
         };
         match sent {
             Ok(sending) => Box::pin(self.clone().pass_back(sending, log, is_head, progress)),
@@ -129,7 +130,8 @@ impl Exchanges {
     ) -> Response<Answer> {
         match progress.line().guard(sending).await {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                local(UpstreamError::Protocol(Violation::Switch).reply(), log, is_head)
+                let error = UpstreamError::Protocol(Violation::Switch);
+                local(local_reply::upstream_failed(&error), log, is_head)
             }
             Ok(Ok(response)) => {
                 let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
@@ -150,7 +152,7 @@ impl Exchanges {
         if let Some(limit) = error.limit() {
             self.env.telemetry.limited(limit);
         }
-        local(error.reply(), log, is_head)
+        local(local_reply::upstream_failed(&error), log, is_head)
     }
 }
 

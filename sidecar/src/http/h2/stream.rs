@@ -14,9 +14,9 @@ use http_body::Body;
 
 use super::answer::Answer;
 use super::exchange::Exchanges;
-use super::outbox::Piece;
 use super::progress::Progress;
-use super::send::{Gone, send};
+use crate::flow::outbox::Piece;
+use crate::flow::send::{Gone, send};
 use crate::http::clock::Clock;
 use crate::lifeline::Ended;
 

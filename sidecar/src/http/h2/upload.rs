@@ -12,7 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::progress::Progress;
 use super::repetition;
-use super::windows::{Window, Windows};
+use crate::flow::windows::{Window, Windows};
 
 /// A request's body: what the app takes of it makes room for more.
 pub(super) struct Upload {

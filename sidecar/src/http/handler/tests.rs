@@ -88,6 +88,7 @@ fn client_port_and_grpc_decide_in_which_http_the_app_is_spoken_to() {
     grpc.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     let fields = [HeaderMap::new(), grpc];
     let lines = [vec![], vec![httparse::Header { name: "Content-Type", value: b"application/grpc" }]];
+    let endpoint = Arc::new(Endpoint::new(APP.parse().unwrap(), Transport::Plain));
     for (tls, app, of_http1, of_http2) in [
         (false, Http, [Http1, Http1], [Http2, Http2]),
         (true, Http, [Http1, Http1], [Http1, Http2]),
@@ -101,7 +102,7 @@ fn client_port_and_grpc_decide_in_which_http_the_app_is_spoken_to() {
             let http1 = Request::from_lines(b"POST", b"a", b"/", Version::Http11, &lines[is_grpc]);
             let http2 = Request::from_map(b"POST", b"a", b"/", &fields[is_grpc]);
             for (request, protocol) in [(http1, of_http1[is_grpc]), (http2, of_http2[is_grpc])] {
-                let expected = Action::Forward(Forward { upstream: APP.parse().unwrap(), protocol });
+                let expected = Action::Forward(Forward { endpoint: endpoint.clone(), protocol });
                 let version = request.version.as_str();
                 let what = format!("{version}, TLS {tls}, app {app:?}, gRPC {is_grpc}");
                 assert_eq!(world.handler.handle(&request).action, expected, "{what}");

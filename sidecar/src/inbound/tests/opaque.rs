@@ -99,7 +99,9 @@ async fn an_app_that_is_not_there_resets_the_client() {
         limits: Limits::default(),
         snapshots,
         destinations: Default::default(),
-        http_context: std::sync::Arc::new(|limits| Rc::new(HttpContext::new(limits, Default::default()))),
+        http_context: std::sync::Arc::new(|limits, snapshots| {
+            Rc::new(HttpContext::new(limits, Default::default(), snapshots))
+        }),
     })
     .unwrap();
     let mut client = TcpStream::connect(workers.addresses()[0]).await.unwrap();
@@ -113,7 +115,7 @@ async fn what_ends_a_connection_while_its_app_is_dialled_is_logged_as_what_it_is
     let path = folder.path().join("access.log");
     let (publisher, snapshots) = crate::snapshot::channel();
     publisher.update(|snapshot| *snapshot = (*mesh.publisher.current()).clone());
-    let env = Rc::new(HttpContext::new(Rc::default(), Rc::new(Telemetry::in_file(&path))));
+    let env = Rc::new(HttpContext::new(Rc::default(), Rc::new(Telemetry::in_file(&path)), snapshots.clone()));
     // An app that accepts nothing, with its queue full.
     let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let app = socket();

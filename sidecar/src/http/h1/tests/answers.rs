@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::records::Log;
 use super::world::{World, local, read_head, read_rest, read_until};
-use crate::http::upstream::UNSURE_AFTER;
+use crate::upstream::UNSURE_AFTER;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -117,7 +117,7 @@ async fn an_answer_is_passed_on_and_the_connection_kept_only_if_it_ended_exactly
             assert_eq!(read_until(&mut client, end).await, end, "{case}");
             client.shutdown().await.unwrap();
             assert_eq!(read_rest(&mut client).await, b"", "{case}");
-            assert_eq!(world.env.h1.len(), usize::from(*is_kept), "{case}");
+            assert_eq!(world.env.upstreams.connections().idle, usize::from(*is_kept), "{case}");
         })
         .await;
     }
@@ -138,7 +138,7 @@ async fn an_answer_that_is_no_http_becomes_502_and_the_log_says_why() {
             let text = without_date(&read_until(&mut client, body).await);
             let head = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 87\r\ncontent-type: text/plain\r\ndate: \r\n\r\n";
             assert_eq!(text, format!("{head}{body}"), "{case}");
-            assert!(world.env.h1.is_empty(), "{case}");
+            assert!(world.env.upstreams.connections().idle == 0, "{case}");
             let lines = log.lines(&world, 1).await;
             let details = format!("upstream_reset_before_response_started{{protocol_error:{cause}}}");
             assert_eq!(lines[0]["response_code_details"], *details, "{case}");

@@ -63,7 +63,7 @@ async fn a_client_that_resets_its_connection_ends_its_request_at_the_app_at_once
         let (client, mut app) = asked(&world, &[GET, GET].concat()).await;
         reset(client);
         assert_eq!(read_rest(&mut app).await, b"", "with the next request sent already");
-        assert!(world.env.h1.is_empty());
+        assert!(world.env.upstreams.connections().idle == 0);
     })
     .await;
 }

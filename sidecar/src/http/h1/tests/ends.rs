@@ -53,7 +53,7 @@ async fn a_client_that_leaves_in_its_body_takes_the_app_s_connection_with_it() {
         read_until(&mut app, "hello").await;
         drop(client);
         assert_eq!(read_rest(&mut app).await, b"");
-        assert!(world.env.h1.is_empty());
+        assert!(world.env.upstreams.connections().idle == 0);
     })
     .await;
 }

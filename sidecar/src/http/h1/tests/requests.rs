@@ -202,7 +202,7 @@ async fn the_app_decides_on_expect_100_continue() {
                 assert_eq!(read_head(&mut client).await, format!("{answer}connection: close\r\n\r\n"));
                 assert_eq!(read_rest(&mut client).await, b"");
                 assert_eq!(read_rest(&mut app).await, b"", "not a byte of the body");
-                assert!(world.env.h1.is_empty());
+                assert!(world.env.upstreams.connections().idle == 0);
             } else {
                 app.write_all(interim.as_bytes()).await.unwrap();
                 assert_eq!(read_head(&mut client).await, interim);
@@ -278,7 +278,7 @@ async fn a_body_waits_while_the_other_side_does_not_take_it() {
         }
         app.write_all(OK).await.unwrap();
         assert_eq!(read_until(&mut client, "ok").await.as_bytes(), OK);
-        assert_eq!(world.env.h1.len(), 1);
+        assert_eq!(world.env.upstreams.connections().idle, 1);
     })
     .await;
 }

@@ -36,7 +36,7 @@ async fn after_101_bytes_go_both_ways_until_both_sides_have_ended() {
         assert_eq!(read_until(&mut client, "words").await, "last words");
         drop(app);
         assert_eq!(read_rest(&mut client).await, b"");
-        assert!(world.env.h1.is_empty());
+        assert!(world.env.upstreams.connections().idle == 0);
     })
     .await;
 }
@@ -90,7 +90,7 @@ async fn bytes_after_an_upgrade_that_the_app_refuses_are_the_next_request() {
         let text = read_until(&mut client, "denied").await;
         assert!(text.starts_with("HTTP/1.1 403 "), "judged by policy: {text}");
         assert_eq!(read_rest(&mut app).await, b"", "and the connection that was to switch is not used again");
-        assert!(world.env.h1.is_empty());
+        assert!(world.env.upstreams.connections().idle == 0);
     })
     .await;
 }

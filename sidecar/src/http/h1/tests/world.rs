@@ -71,7 +71,7 @@ impl World {
         let (publisher, snapshots) = snapshot::channel();
         let lines = Registry::new();
         let line = lines.add(Rc::new(()));
-        let env = Rc::new(HttpContext::new(Rc::new(limits), Rc::new(telemetry)));
+        let env = Rc::new(HttpContext::new(Rc::new(limits), Rc::new(telemetry), snapshots.clone()));
         let protocol = Cell::new(AppProtocol::Http);
         let world = Self { env, lines, line, app, client: None, protocol, publisher, snapshots, tls: false };
         world.allow(Sources::Any);

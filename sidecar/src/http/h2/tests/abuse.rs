@@ -16,8 +16,9 @@ use super::kit::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
     Sidecar, WINDOW_UPDATE, block, full, get, run, until,
 };
-use crate::http::h2::{BoxError, DynBody, LocalExecutor};
+use crate::http::h2::LocalExecutor;
 use crate::limits::Limits;
+use crate::upstream::{BoxError, DynBody};
 
 async fn sidecar() -> (Sidecar, App) {
     let app = App::echo(Speaks::Http1).await;

@@ -14,7 +14,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::kit::full;
-use crate::http::h2::{DynBody, LocalExecutor};
+use crate::http::h2::LocalExecutor;
+use crate::upstream::DynBody;
 
 /// An app, and what it got.
 pub(super) struct App {

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::apps::{App, Speaks};
 use super::kit::{Sidecar, full, get, run, text, until};
-use crate::http::h2::{BoxError, DynBody};
+use crate::upstream::{BoxError, DynBody};
 
 const APPS: [(Speaks, AppProtocol); 2] =
     [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)];

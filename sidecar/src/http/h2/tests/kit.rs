@@ -24,12 +24,13 @@ use tokio::task::JoinHandle;
 use crate::authorizer::Authorizer;
 use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
 use crate::http::HttpContext;
-use crate::http::h2::{DynBody, LocalExecutor, serve};
+use crate::http::h2::{LocalExecutor, serve};
 use crate::http::handler::Handler;
 use crate::lifeline::{Lifeline, Registry};
 use crate::limits::Limits;
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::Telemetry;
+use crate::upstream::DynBody;
 
 const PORT: u16 = 14001;
 
@@ -133,8 +134,8 @@ impl Sidecar {
         limits: Limits,
         telemetry: Telemetry,
     ) -> Self {
-        let env = Rc::new(HttpContext::new(Rc::new(limits), Rc::new(telemetry)));
         let (publisher, snapshots) = snapshot::channel();
+        let env = Rc::new(HttpContext::new(Rc::new(limits), Rc::new(telemetry), snapshots.clone()));
         let peer = Cell::new(SocketAddr::from(([192, 0, 2, 7], 4444)));
         let sidecar =
             Self { env, registry: Registry::new(), publisher, snapshots, app, tls: true, client: None, peer };

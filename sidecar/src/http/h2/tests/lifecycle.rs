@@ -14,10 +14,10 @@ use super::kit::{
     ACK, DATA, END_HEADERS, END_STREAM, Frame, GET, GOAWAY, HEADERS, PING, SETTINGS, Sidecar, block, encode,
     full, get, run, text, until,
 };
-use crate::http::h2::upstream::Violation;
-use crate::http::h2::{DynBody, UpstreamError};
+use crate::http::local_reply;
 use crate::lifeline::{Cause, Phase, Wait};
 use crate::limits::Limits;
+use crate::upstream::{ConnectionCounts, DynBody, UpstreamError, Violation};
 
 /// What h2 asks by a ping whether its GOAWAY was read.
 const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
@@ -283,8 +283,8 @@ fn a_connection_to_the_app_that_ended_is_dialled_again() {
                 assert_eq!(client.get("/").await, (200, "once".to_owned()));
                 // The app's farewell arrives.
                 until(|| {
-                    sidecar.env.h2.sweep(Instant::now());
-                    sidecar.env.h2.connections() == (0, 0)
+                    sidecar.env.upstreams.sweep(Instant::now());
+                    sidecar.env.upstreams.connections() == ConnectionCounts::default()
                 })
                 .await;
                 assert_eq!(app.seen.connections.get(), served);
@@ -363,8 +363,8 @@ fn many_requests_share_few_connections_and_a_burst_dials_once() {
             assert_eq!(answer.unwrap().status(), 200);
         }
         assert_eq!(app.seen.connections.get(), 1);
-        sidecar.env.h2.sweep(Instant::now() + Duration::from_secs(61));
-        assert_eq!(sidecar.env.h2.connections(), (0, 0));
+        sidecar.env.upstreams.sweep(Instant::now() + Duration::from_secs(61));
+        assert_eq!(sidecar.env.upstreams.connections(), ConnectionCounts::default());
         assert_eq!(client.get("/").await.0, 200);
         assert_eq!(app.seen.connections.get(), 2);
     });
@@ -377,9 +377,9 @@ fn an_http1_connection_waits_no_longer_than_its_limit() {
         let sidecar = Sidecar::new(app.address, AppProtocol::Http);
         let mut client = sidecar.connect().await;
         client.get("/").await;
-        assert_eq!(sidecar.env.h2.connections().0, 1);
-        sidecar.env.h2.sweep(Instant::now() + Limits::default().upstream_idle);
-        assert_eq!(sidecar.env.h2.connections().0, 0);
+        assert_eq!(sidecar.env.upstreams.connections().http1, 1);
+        sidecar.env.upstreams.sweep(Instant::now() + Limits::default().upstream_idle);
+        assert_eq!(sidecar.env.upstreams.connections().http1, 0);
     });
 }
 
@@ -393,7 +393,11 @@ fn an_error_says_how_to_tell_the_client() {
         (UpstreamError::Reset(h2::Reason::CANCEL), 503, "UC"),
     ];
     for (error, status, flag) in cases {
-        assert_eq!((error.reply().status, error.reply().flag.code()), (status, flag), "{error}");
+        assert_eq!(
+            (local_reply::upstream_failed(&error).status, local_reply::upstream_failed(&error).flag.code()),
+            (status, flag),
+            "{error}"
+        );
     }
 }
 

@@ -15,11 +15,11 @@ use super::apps::{App, Speaks};
 use super::kit::{
     DATA, END_STREAM, Frame, GET, HEADERS, POST, RST_STREAM, SETTINGS, Sidecar, full, get, run, text, until,
 };
-use crate::http::h2::{BoxError, DynBody};
 use crate::limits::Limits;
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink, AccessLogTarget};
 use crate::telemetry::metrics::DataPlaneMetrics;
+use crate::upstream::{BoxError, DynBody};
 
 const APPS: [(Speaks, AppProtocol); 2] =
     [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)];

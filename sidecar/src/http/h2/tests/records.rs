@@ -7,9 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::apps::{App, Speaks};
 use super::kit::{GET, Sidecar, full, get, run, text, until};
-use crate::http::h2::DynBody;
 use crate::limits::Limits;
 use crate::telemetry::Telemetry;
+use crate::upstream::DynBody;
 
 #[test]
 fn every_request_is_told_of_whoever_answered_it() {

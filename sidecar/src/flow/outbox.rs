@@ -15,28 +15,28 @@ const PIECE: usize = 16 * 1024;
 
 /// Room for what waits to be written to one connection.
 #[derive(Clone)]
-pub(super) struct Outbox(Arc<Semaphore>);
+pub(crate) struct Outbox(Arc<Semaphore>);
 
 /// A piece of a body, until it is written.
 #[derive(Default)]
-pub(super) struct Piece {
+pub(crate) struct Piece {
     bytes: Bytes,
     _held: HeldBytes,
     _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Outbox {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(Semaphore::new(MOST)))
     }
 
     /// How much of so many bytes may be handed over at a time.
-    pub(super) fn piece(&self, bytes: usize) -> usize {
+    pub(crate) fn piece(&self, bytes: usize) -> usize {
         bytes.min(affordable(PIECE))
     }
 
     /// Waits until there is room for a piece.
-    pub(super) async fn put(self, bytes: Bytes) -> Piece {
+    pub(crate) async fn put(self, bytes: Bytes) -> Piece {
         let size = u32::try_from(bytes.len().min(MOST)).unwrap_or(u32::MAX);
         // It is never closed.
         let room = self.0.acquire_many_owned(size).await.ok();

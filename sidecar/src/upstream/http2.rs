@@ -1,11 +1,11 @@
-//! HTTP/2 connections to one app: a few, each shared by many requests.
+//! HTTP/2 connections to one endpoint, driven by h2: a few, each shared by many requests.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -14,16 +14,20 @@ use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, request};
 use http_body::Body;
+use tidegate_core::backend::Endpoint;
+use tidegate_core::policy::MeshProtocol;
 use tokio::sync::oneshot;
 
 use super::body::{Outgoing, Uploading, UpstreamBody};
+use super::connect::{Connector, Deadline};
 use super::error::{Limit, UpstreamError, Violation, reset_reason};
 use super::shares::{Share, Shares, Source};
-use super::socket::{Socket, Watch};
-use crate::http::h2::outbox::{Outbox, Piece};
-use crate::http::h2::windows::{self, Windows};
-use crate::http::h2::{SEND_BUFFER, send};
-use crate::limits::Limits;
+use super::stream::Secured;
+use super::watched::{Watch, Watched};
+use crate::flow::outbox::{Outbox, Piece};
+use crate::flow::windows::{self, Windows};
+use crate::flow::{SEND_BUFFER, send};
+use crate::stream::MaybeTls;
 
 /// Requests on one connection before another is opened; fewer if the app says so.
 const STREAMS: usize = 100;
@@ -34,10 +38,10 @@ const CONNECTION_WINDOW: u32 = 128 * 1024 * 1024;
 /// An app says GOAWAY before it closes, so an idle connection may be kept for longer than an HTTP/1.1 one.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// The connections to one app.
-pub(super) struct Connections {
-    app: SocketAddr,
-    limits: Rc<Limits>,
+/// The connections to one endpoint.
+pub(super) struct Http2 {
+    endpoint: Arc<Endpoint>,
+    connector: Rc<Connector>,
     open: RefCell<Vec<Rc<Carrier>>>,
     /// Requests that have room, and whose they are.
     shares: Rc<Shares>,
@@ -65,8 +69,10 @@ struct Need {
 /// One connection.
 struct Carrier {
     sender: RefCell<SendRequest<Piece>>,
-    /// Whether it takes no more requests.
+    /// Whether it has ended, or the app has said that it ends.
     is_closed: Cell<bool>,
+    /// `None` in plaintext.
+    secured: Option<Secured>,
     watch: Rc<Watch>,
     outbox: Outbox,
     windows: Rc<Windows>,
@@ -79,7 +85,7 @@ struct Carrier {
 /// Room for one request on a connection.
 pub(super) struct Lease {
     connection: Rc<Carrier>,
-    all: Rc<Connections>,
+    all: Rc<Http2>,
     share: Option<Share>,
 }
 
@@ -89,13 +95,13 @@ struct Failure {
     is_untouched: bool,
 }
 
-impl Connections {
+impl Http2 {
     /// `held`: bytes of answers that all connections of the worker hold.
-    pub(super) fn new(app: SocketAddr, limits: Rc<Limits>, held: Rc<Cell<usize>>) -> Rc<Self> {
+    pub(super) fn new(endpoint: Arc<Endpoint>, connector: Rc<Connector>, held: Rc<Cell<usize>>) -> Rc<Self> {
         Rc::new(Self {
             held,
-            app,
-            limits,
+            endpoint,
+            connector,
             open: RefCell::default(),
             shares: Rc::default(),
             queue: RefCell::default(),
@@ -136,7 +142,7 @@ impl Connections {
         let is_needed = |connection: &Carrier| {
             connection.streams.get() > 0 || now.saturating_duration_since(connection.idle_since.get()) < IDLE
         };
-        self.open.borrow_mut().retain(|connection| !connection.is_closed.get() && is_needed(connection));
+        self.open.borrow_mut().retain(|connection| connection.is_open() && is_needed(connection));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -164,8 +170,8 @@ impl Connections {
         self.serve_queue();
         self.dial();
         let is_dialling = self.is_dialling.get();
-        let dialling = if is_dialling { self.limits.connect } else { Duration::ZERO };
-        let wait = self.limits.upstream_queue + dialling;
+        let dialling = if is_dialling { self.connector.longest(&self.endpoint) } else { Duration::ZERO };
+        let wait = self.connector.limits().upstream_queue + dialling;
         match tokio::time::timeout(wait, given).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(UpstreamError::Closed),
@@ -176,7 +182,7 @@ impl Connections {
     /// Room on the least busy connection that is open, if this client has its share free.
     fn lease_open(self: &Rc<Self>, need: &Need) -> Option<Lease> {
         let mut open = self.open.borrow_mut();
-        open.retain(|connection| !connection.is_closed.get());
+        open.retain(|connection| connection.is_open());
         let fit = open.iter().filter(|connection| connection.is_fit(need));
         let connection = fit.min_by_key(|open| open.streams.get())?.clone();
         let most = self.most_requests(&open);
@@ -190,7 +196,7 @@ impl Connections {
     fn most_requests(&self, open: &[Rc<Carrier>]) -> usize {
         let taken: usize = open.iter().map(|connection| connection.most_streams.get()).sum();
         let newest = open.last().map_or(STREAMS, |connection| connection.most_streams.get());
-        taken + self.limits.upstream_connections.saturating_sub(open.len()) * newest
+        taken + self.connector.limits().upstream_connections.saturating_sub(open.len()) * newest
     }
 
     /// Gives what room there is to those who wait for it, the longest wait first. A client that has its share is passed
@@ -217,7 +223,7 @@ impl Connections {
     }
 
     fn has_room(&self) -> bool {
-        self.open.borrow().iter().any(|connection| !connection.is_closed.get() && connection.has_room())
+        self.open.borrow().iter().any(|connection| connection.is_open() && connection.has_room())
     }
 
     /// Whether a request waits for which no connection that is open has room.
@@ -235,8 +241,8 @@ impl Connections {
     /// that it takes no requests.
     fn may_dial(&self) -> bool {
         let mut open = self.open.borrow_mut();
-        open.retain(|connection| !connection.is_closed.get());
-        open.len() < self.limits.upstream_connections.max(1)
+        open.retain(|connection| connection.is_open());
+        open.len() < self.connector.limits().upstream_connections.max(1)
             && open.iter().all(|connection| connection.most_streams.get() > 0)
     }
 
@@ -278,21 +284,26 @@ fn has_payload(method: &Method) -> bool {
 }
 
 /// Dials, and waits until the app has said how many requests it takes.
-async fn connect(all: &Rc<Connections>) -> Result<Rc<Carrier>, UpstreamError> {
-    let app = all.app;
-    let deadline = tokio::time::Instant::now() + all.limits.connect;
-    let socket = Socket::connect(app, &all.limits).await?;
-    let watch = socket.watch();
+async fn connect(all: &Rc<Http2>) -> Result<Rc<Carrier>, UpstreamError> {
+    let (endpoint, limits) = (&all.endpoint, all.connector.limits());
+    let deadline = tokio::time::Instant::now() + all.connector.longest(endpoint);
+    let stream = all.connector.connect(endpoint, MeshProtocol::Http2, Deadline::Timer).await?;
+    let secured = match &stream {
+        MaybeTls::Plain(_) => None,
+        MaybeTls::Tls(tls) => Some(tls.secured().clone()),
+    };
+    let stream = Watched::new(stream);
+    let watch = stream.watch();
     let mut builder = Builder::new();
     builder
         .initial_window_size(windows::ANSWER)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(all.limits.head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false)
         // None before the app's own settings, which are the first that it says (RFC 9113 §3.4).
         .initial_max_send_streams(0);
-    let handshake = builder.handshake::<_, Piece>(socket).await;
+    let handshake = builder.handshake::<_, Piece>(stream).await;
     let (sender, mut connection) = handshake.map_err(|error| UpstreamError::from(&error))?;
     let settled = poll_fn(|context| poll_settings(&mut connection, &watch, context));
     tokio::time::timeout_at(deadline, settled).await.map_err(|_| UpstreamError::ConnectTimeout)??;
@@ -301,6 +312,7 @@ async fn connect(all: &Rc<Connections>) -> Result<Rc<Carrier>, UpstreamError> {
         most_streams: Cell::new(most_streams(&connection)),
         sender: RefCell::new(sender),
         is_closed: Cell::new(false),
+        secured,
         outbox: Outbox::new(),
         windows: Rc::new(Windows::of_answers(STREAMS as u32, all.held.clone())),
         watch,
@@ -308,6 +320,7 @@ async fn connect(all: &Rc<Connections>) -> Result<Rc<Carrier>, UpstreamError> {
         streams: Cell::new(0),
         idle_since: Cell::new(now),
     });
+    let address = endpoint.address;
     let (driven, all) = (Rc::downgrade(&carrier), Rc::downgrade(all));
     let left = all.clone();
     tokio::task::spawn_local(async move {
@@ -332,7 +345,7 @@ async fn connect(all: &Rc<Connections>) -> Result<Rc<Carrier>, UpstreamError> {
             outcome
         });
         if let Err(error) = driven.await {
-            tracing::debug!(%app, %error, "HTTP/2 connection to the app failed");
+            tracing::debug!(%address, %error, "HTTP/2 connection to an upstream failed");
         }
         if let Some(all) = left.upgrade()
             && !all.queue.borrow().is_empty()
@@ -344,7 +357,7 @@ async fn connect(all: &Rc<Connections>) -> Result<Rc<Carrier>, UpstreamError> {
 }
 
 fn poll_settings(
-    connection: &mut Connection<Socket, Piece>,
+    connection: &mut Connection<Watched, Piece>,
     watch: &Watch,
     context: &mut Context<'_>,
 ) -> Poll<Result<(), UpstreamError>> {
@@ -359,11 +372,16 @@ fn poll_settings(
     }
 }
 
-fn most_streams(connection: &Connection<Socket, Piece>) -> usize {
+fn most_streams(connection: &Connection<Watched, Piece>) -> usize {
     connection.max_concurrent_send_streams().min(STREAMS)
 }
 
 impl Carrier {
+    /// Whether it takes more requests.
+    fn is_open(&self) -> bool {
+        !self.is_closed.get() && self.secured.as_ref().is_none_or(Secured::is_current)
+    }
+
     fn has_room(&self) -> bool {
         self.streams.get() < self.most_streams.get()
     }

@@ -13,11 +13,11 @@ use super::outbox::{Outbox, Piece};
 /// The stream can get no more: the peer has reset it, or the connection has ended.
 #[derive(Debug, thiserror::Error)]
 #[error("the peer takes no more of the body")]
-pub(super) struct Gone;
+pub(crate) struct Gone;
 
 /// Sends a body; `is_end` if it is empty and the stream ended. `waits` is called when the peer is due to make room. A
 /// body that breaks off resets the stream, with what `reason` makes of the cause.
-pub(super) async fn send<B>(
+pub(crate) async fn send<B>(
     body: &mut B,
     stream: &mut SendStream<Piece>,
     outbox: &Outbox,

@@ -15,9 +15,9 @@ use crate::limits::Limits;
 
 /// What each stream of a client may always send. With [`Limits::streams`] this is what bounds a connection's memory:
 /// 4 MiB by default.
-pub(super) const LEAST: u32 = 32 * 1024;
+pub(crate) const LEAST: u32 = 32 * 1024;
 /// What an app may send of each answer at first.
-pub(super) const ANSWER: u32 = 16 * 1024;
+pub(crate) const ANSWER: u32 = 16 * 1024;
 /// What an app may always send of an answer. Clients ask for many at little cost to them.
 const LEAST_ANSWER: u32 = 4 * 1024;
 /// What an app may send of all answers on a connection together, unless each of them has the least.
@@ -39,7 +39,7 @@ const STRETCH: u32 = 2;
 const LEAST_FRAME: u64 = 1024;
 
 /// The windows of one connection's streams.
-pub(super) struct Windows {
+pub(crate) struct Windows {
     size: Cell<u32>,
     least: u32,
     most_held_by_all: usize,
@@ -56,7 +56,7 @@ pub(super) struct Windows {
 }
 
 /// One body's part in it.
-pub(super) struct Window {
+pub(crate) struct Window {
     windows: Rc<Windows>,
     flow: Rc<RefCell<FlowControl>>,
     taken: u64,
@@ -65,12 +65,12 @@ pub(super) struct Window {
 
 impl Windows {
     /// Of a client's requests. `held_by_all`: what all such connections of the worker hold.
-    pub(super) fn new(limits: &Limits, held_by_all: Rc<Cell<usize>>) -> Self {
+    pub(crate) fn new(limits: &Limits, held_by_all: Rc<Cell<usize>>) -> Self {
         Self::with(LEAST, LEAST, MOST_HELD_BY_ALL, limits.streams, held_by_all)
     }
 
     /// Of an app's answers, of so many at a time.
-    pub(super) fn of_answers(streams: u32, held_by_all: Rc<Cell<usize>>) -> Self {
+    pub(crate) fn of_answers(streams: u32, held_by_all: Rc<Cell<usize>>) -> Self {
         Self::with(ANSWER, LEAST_ANSWER, MOST_ANSWERS_HELD_BY_ALL, streams, held_by_all)
     }
 
@@ -97,7 +97,7 @@ impl Windows {
     }
 
     /// Enough for all streams at their least, beside what is held already.
-    pub(super) fn of_connection(&self) -> u32 {
+    pub(crate) fn of_connection(&self) -> u32 {
         let held = u32::try_from(self.held.get()).unwrap_or(u32::MAX);
         let size = self.streams.saturating_mul(LEAST).saturating_add(held).saturating_add(MOST_HELD as u32);
         size.min(i32::MAX as u32)
@@ -105,13 +105,13 @@ impl Windows {
 
     /// So many answers are due or on their way: the more there are, the less may be sent of each. In force before the
     /// app gets a request that was begun since.
-    pub(super) fn expect_answers(&self, count: usize) {
+    pub(crate) fn expect_answers(&self, count: usize) {
         let share = ANSWERS / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
         self.most.set(share.clamp(self.least, MOST));
     }
 
     /// A body begins.
-    pub(super) fn open(self: &Rc<Self>, stream: &mut RecvStream) -> Window {
+    pub(crate) fn open(self: &Rc<Self>, stream: &mut RecvStream) -> Window {
         let flow = Rc::new(RefCell::new(stream.flow_control().clone()));
         let mut bodies = self.bodies.borrow_mut();
         if bodies.len() >= self.streams as usize {
@@ -123,12 +123,12 @@ impl Windows {
     }
 
     /// Bytes came from the peer.
-    pub(super) fn received(&self, bytes: usize) {
+    pub(crate) fn received(&self, bytes: usize) {
         self.received.set(self.received.get() + bytes as u64);
     }
 
     /// Grows or shrinks what the peer was told, where that is due. To be called whenever the connection is driven.
-    pub(super) fn adjust(&self, connection: &mut impl Resize) {
+    pub(crate) fn adjust(&self, connection: &mut impl Resize) {
         let is_over = self.size.get() > self.most.get();
         if self.received.get() - self.looked.get() < LOOK && !self.is_small.get() && !is_over {
             return;
@@ -161,7 +161,7 @@ impl Windows {
 }
 
 /// A connection whose windows can be set.
-pub(super) trait Resize {
+pub(crate) trait Resize {
     /// Sets what each stream may send, and what all may together. An error if the size before is not confirmed yet.
     fn resize(&mut self, stream: u32, all: u32) -> Result<(), h2::Error>;
 }
@@ -189,7 +189,7 @@ impl Drop for Windows {
 
 impl Window {
     /// So much was taken: the peer may send as much again.
-    pub(super) fn take(&mut self, bytes: usize) -> Result<(), h2::Error> {
+    pub(crate) fn take(&mut self, bytes: usize) -> Result<(), h2::Error> {
         let mut flow = self.flow.borrow_mut();
         flow.release_capacity(bytes)?;
         self.taken += bytes as u64;

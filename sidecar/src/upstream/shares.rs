@@ -6,8 +6,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+
+use tidegate_core::backend::Endpoint;
 
 use super::error::Limit;
 use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
@@ -25,7 +28,7 @@ pub(super) enum Source {
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Holder {
     Source(Source),
-    App(SocketAddr),
+    Endpoint(Arc<Endpoint>),
 }
 
 /// Places for requests, and who holds how many.
@@ -42,15 +45,18 @@ pub(super) struct Share {
 }
 
 impl Shares {
-    /// A place at this app, of so many in all.
+    /// A place at this endpoint, of so many in all.
     pub(super) fn take(
         self: &Rc<Self>,
         source: &Source,
-        app: SocketAddr,
+        endpoint: &Arc<Endpoint>,
         most: usize,
     ) -> Result<Share, Limit> {
         self.take_for(
-            [(Some(Holder::Source(source.clone())), Limit::Client), (Some(Holder::App(app)), Limit::App)],
+            [
+                (Some(Holder::Source(source.clone())), Limit::Client),
+                (Some(Holder::Endpoint(endpoint.clone())), Limit::App),
+            ],
             most,
         )
     }
@@ -131,14 +137,16 @@ impl Hash for Source {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_core::backend::Transport;
+
     use super::*;
 
     fn client(number: u8) -> Source {
         Source::Address(IpAddr::from([10, 0, 0, number]))
     }
 
-    fn app(number: u8) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 8000 + u16::from(number)))
+    fn app(number: u16) -> Arc<Endpoint> {
+        Arc::new(Endpoint::new(([127, 0, 0, 1], 8000 + number).into(), Transport::Plain))
     }
 
     #[test]
@@ -168,11 +176,11 @@ mod tests {
         let mut held = Vec::new();
         let refused = (0..=255)
             .cycle()
-            .map(|number| shares.take(&client(number), app(0), 256))
+            .map(|number| shares.take(&client(number), &app(0), 256))
             .find_map(|share| share.map(|share| held.push(share)).err());
         assert_eq!((refused, held.len()), (Some(Limit::App), 224));
-        assert!(shares.take(&client(1), app(1), 256).is_ok());
-        assert_eq!(shares.take(&client(1), app(1), 224).err(), Some(Limit::App));
+        assert!(shares.take(&client(1), &app(1), 256).is_ok());
+        assert_eq!(shares.take(&client(1), &app(1), 224).err(), Some(Limit::App));
         drop(held);
         assert!(shares.holders.borrow().is_empty());
     }

@@ -1,4 +1,4 @@
-//! Bodies to and from an app.
+//! Bodies to and from an upstream.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,8 +16,11 @@ use super::error::UpstreamError;
 use super::http1::Checkout;
 use super::http2::Lease;
 use super::shares::Share;
-use crate::http::h2::windows::{Window, Windows};
-use crate::http::h2::{BoxError, DynBody};
+use crate::flow::windows::{Window, Windows};
+
+/// A body whose type does not matter.
+pub(crate) type DynBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body on its way to the app. As long as nothing was taken from it, it can be had back.
 pub(super) struct Outgoing {
@@ -39,13 +42,13 @@ struct Shared {
 
 /// What sends a request's body, which may outlive the answer: an app may answer before it has taken all of the body.
 /// Dropped before that, the request is cancelled.
-pub struct Uploading {
+pub(crate) struct Uploading {
     task: AbortHandle,
     body: Weak<RefCell<Shared>>,
 }
 
 /// The body of an app's answer. Dropping it early cancels the rest, and what is left of the request.
-pub struct UpstreamBody {
+pub(crate) struct UpstreamBody {
     source: Source,
     /// What is left of the request's body, if there is one.
     upload: Option<Uploading>,

@@ -1,25 +1,23 @@
-//! The socket to an app, and what neither hyper nor h2 tells of it.
+//! A connection that is watched for what h2 does not tell of it.
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
-use crate::limits::Limits;
-use crate::upstream::{self, ConnectError, Deadline};
+use super::stream::UpstreamTls;
+use crate::stream::MaybeTls;
 
-/// A socket that is watched.
-pub(super) struct Socket {
-    stream: TcpStream,
+/// A connection that is watched.
+pub(super) struct Watched {
+    stream: MaybeTls<UpstreamTls>,
     watch: Rc<Watch>,
 }
 
-/// What was seen of a socket.
+/// What was seen of a connection.
 #[derive(Default)]
 pub(super) struct Watch {
     has_spoken: Cell<bool>,
@@ -27,15 +25,12 @@ pub(super) struct Watch {
     count: Cell<usize>,
 }
 
-impl Socket {
-    /// Dials an app.
-    pub(super) async fn connect(app: SocketAddr, limits: &Limits) -> Result<Self, ConnectError> {
-        let stream = upstream::dial(app, limits, Deadline::Timer).await;
-        let stream = stream.inspect_err(|error| tracing::debug!(%app, %error, "app cannot be reached"))?;
-        Ok(Self { stream, watch: Rc::default() })
+impl Watched {
+    pub(super) fn new(stream: MaybeTls<UpstreamTls>) -> Self {
+        Self { stream, watch: Rc::default() }
     }
 
-    /// Stays with the caller when the socket goes to hyper.
+    /// Stays with the caller when the connection goes to h2.
     pub(super) fn watch(&self) -> Rc<Watch> {
         self.watch.clone()
     }
@@ -69,7 +64,7 @@ impl Watch {
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -82,7 +77,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for Watched {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -1,0 +1,196 @@
+//! Connections that wait for their next request. One pool a worker: no locks.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidegate_core::backend::Endpoint;
+
+use crate::limits::Limits;
+
+/// How long a connection may have waited for the worker's own events to be trusted on whether the upstream closed it.
+/// After that the socket itself is asked.
+pub(crate) const UNSURE_AFTER: Duration = Duration::from_millis(1);
+
+/// A worker's idle connections of one kind, by endpoint.
+pub(super) struct Pool<C> {
+    idle: RefCell<HashMap<Arc<Endpoint>, Vec<Idle<C>>>>,
+    count: Cell<usize>,
+    most: usize,
+    longest: Duration,
+}
+
+/// A connection that can wait in a pool.
+pub(super) trait Reusable {
+    /// What it is good for after it has waited so long.
+    fn fitness(&mut self, waited: Duration) -> Fitness;
+}
+
+/// What a connection is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fitness {
+    /// For the next request.
+    Ready,
+    /// For a later one: the rest of a request that was answered early is still on its way.
+    Busy,
+    /// For nothing.
+    Dead,
+}
+
+struct Idle<C> {
+    connection: C,
+    since: Instant,
+}
+
+impl<C: Reusable> Pool<C> {
+    /// An empty pool.
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            idle: RefCell::default(),
+            count: Cell::new(0),
+            most: limits.upstream_idle_connections,
+            longest: limits.upstream_idle,
+        }
+    }
+
+    /// The connection to an endpoint that was used last and is still good, if there is one.
+    pub(super) fn checkout(&self, endpoint: &Arc<Endpoint>) -> Option<C> {
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.get_mut(endpoint)?;
+        let mut at = connections.len();
+        while let Some(last) = at.checked_sub(1) {
+            at = last;
+            let fitness = connections.get_mut(at)?.fitness(Instant::now(), self.longest);
+            if fitness != Fitness::Busy {
+                self.count.set(self.count.get() - 1);
+                let Idle { connection, .. } = connections.remove(at);
+                if fitness == Fitness::Ready {
+                    return Some(connection);
+                }
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for another request.
+    pub(super) fn put(&self, endpoint: &Arc<Endpoint>, mut connection: C) {
+        if self.count.get() >= self.most || connection.fitness(Duration::ZERO) == Fitness::Dead {
+            return;
+        }
+        self.count.set(self.count.get() + 1);
+        let idle = Idle { connection, since: Instant::now() };
+        self.idle.borrow_mut().entry(endpoint.clone()).or_default().push(idle);
+    }
+
+    /// Closes what has waited too long, and what the upstream has closed. To be called on every tick of the worker.
+    pub(super) fn sweep(&self, now: Instant) {
+        let mut count = 0;
+        self.idle.borrow_mut().retain(|_, connections| {
+            connections.retain_mut(|idle| {
+                let waited = now.saturating_duration_since(idle.since);
+                // What is sure to the worker's events is enough here.
+                waited < self.longest && idle.connection.fitness(Duration::ZERO) != Fitness::Dead
+            });
+            count += connections.len();
+            !connections.is_empty()
+        });
+        self.count.set(count);
+    }
+
+    /// How many connections wait.
+    pub(super) fn len(&self) -> usize {
+        self.count.get()
+    }
+}
+
+impl<C: Reusable> Idle<C> {
+    fn fitness(&mut self, now: Instant, longest: Duration) -> Fitness {
+        let waited = now.saturating_duration_since(self.since);
+        if waited < longest { self.connection.fitness(waited) } else { Fitness::Dead }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_core::backend::Transport;
+    use tidegate_core::{Identity, TrustDomain};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::stream::MaybeTls;
+    use crate::upstream::UpstreamTls;
+
+    async fn pair(listener: &TcpListener) -> (MaybeTls<UpstreamTls>, TcpStream) {
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (MaybeTls::Plain(near), listener.accept().await.unwrap().0)
+    }
+
+    fn endpoint(listener: &TcpListener) -> Arc<Endpoint> {
+        Arc::new(Endpoint::new(listener.local_addr().unwrap(), Transport::Plain))
+    }
+
+    fn port(connection: &MaybeTls<UpstreamTls>) -> u16 {
+        let MaybeTls::Plain(io) = connection else { panic!("TLS") };
+        io.local_addr().unwrap().port()
+    }
+
+    #[tokio::test]
+    async fn the_connection_used_last_is_used_first_and_no_more_than_the_limit_are_kept() {
+        let pool = Pool::new(&Limits { upstream_idle_connections: 2, ..Limits::default() });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let app = endpoint(&listener);
+        let mut far = Vec::new();
+        let mut ports = Vec::new();
+        for _ in 0..3 {
+            let (near, end) = pair(&listener).await;
+            ports.push(port(&near));
+            far.push(end);
+            pool.put(&app, near);
+        }
+        assert_eq!(pool.len(), 2);
+        assert_eq!(port(&pool.checkout(&app).unwrap()), ports[1]);
+        assert_eq!(port(&pool.checkout(&app).unwrap()), ports[0]);
+        assert!(pool.checkout(&app).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_app_closed_or_wrote_to_or_that_is_too_old_is_not_used() {
+        let pool = Pool::new(&Limits::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let app = endpoint(&listener);
+        let (closed, far) = pair(&listener).await;
+        drop(far);
+        let MaybeTls::Plain(io) = &closed else { panic!("TLS") };
+        io.readable().await.unwrap();
+        pool.put(&app, closed);
+        assert_eq!(pool.len(), 0);
+
+        let (near, mut far) = pair(&listener).await;
+        pool.put(&app, near);
+        far.write_all(b"surprise").await.unwrap();
+        while pool.len() > 0 {
+            tokio::task::yield_now().await;
+            pool.sweep(Instant::now());
+        }
+
+        let (near, _far) = pair(&listener).await;
+        pool.put(&app, near);
+        pool.sweep(Instant::now() + Limits::default().upstream_idle);
+        assert!(pool.checkout(&app).is_none());
+    }
+
+    #[tokio::test]
+    async fn endpoints_that_differ_by_transport_alone_share_nothing() {
+        let pool = Pool::new(&Limits::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let plain = endpoint(&listener);
+        let identity = |account| Identity::new(TrustDomain::default(), "shop", account).unwrap();
+        let mesh = |account| Arc::new(Endpoint::new(plain.address, Transport::Mesh(identity(account))));
+        let (near, _far) = pair(&listener).await;
+        pool.put(&mesh("a"), near);
+        assert!(pool.checkout(&plain).is_none() && pool.checkout(&mesh("b")).is_none());
+        assert!(pool.checkout(&mesh("a")).is_some(), "equal, and not the same");
+    }
+}

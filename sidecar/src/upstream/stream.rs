@@ -1,0 +1,147 @@
+//! A connection to an upstream as bytes, and whether it may carry another request.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use rustls_pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use super::pool::{Fitness, Reusable, UNSURE_AFTER};
+use crate::snapshot::Snapshots;
+use crate::stream::{Abort, MaybeTls, PeerEnd};
+use crate::tls::PeerTls;
+
+/// TLS towards an upstream.
+pub(crate) struct UpstreamTls {
+    stream: TlsStream<TcpStream>,
+    secured: Secured,
+}
+
+/// What a connection was secured by. It carries no further requests once that has been replaced.
+#[derive(Clone)]
+pub(super) struct Secured {
+    by: Arc<PeerTls>,
+    snapshots: Snapshots,
+}
+
+impl UpstreamTls {
+    pub(super) fn new(stream: TlsStream<TcpStream>, secured: Secured) -> Self {
+        Self { stream, secured }
+    }
+
+    /// The certificate that the peer has shown, with its chain, leaf first.
+    pub(crate) fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        self.stream.get_ref().1.peer_certificates().unwrap_or_default()
+    }
+
+    /// What it was verified by.
+    pub(super) fn mesh(&self) -> &PeerTls {
+        &self.secured.by
+    }
+
+    pub(super) fn secured(&self) -> &Secured {
+        &self.secured
+    }
+}
+
+impl Secured {
+    pub(super) fn new(by: Arc<PeerTls>, snapshots: Snapshots) -> Self {
+        Self { by, snapshots }
+    }
+
+    pub(super) fn is_current(&self) -> bool {
+        self.snapshots.current().peer_tls.as_ref().is_some_and(|newest| Arc::ptr_eq(newest, &self.by))
+    }
+}
+
+impl Reusable for MaybeTls<UpstreamTls> {
+    fn fitness(&mut self, waited: Duration) -> Fitness {
+        let is_good = match self {
+            Self::Plain(io) if waited < UNSURE_AFTER => is_quiet(io),
+            Self::Plain(io) => has_nothing_to_read(io),
+            Self::Tls(tls) => {
+                let socket = tls.stream.get_ref().0;
+                let is_sure = waited < UNSURE_AFTER || has_nothing_to_read(socket);
+                is_sure && tls.is_quiet() && tls.secured.is_current()
+            }
+        };
+        if is_good { Fitness::Ready } else { Fitness::Dead }
+    }
+}
+
+impl UpstreamTls {
+    /// As [`is_quiet`], for what is inside TLS, where a session's tickets say nothing.
+    fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending()
+    }
+}
+
+/// Whether the upstream has neither closed the connection nor sent anything that no request asked for.
+fn is_quiet(io: &TcpStream) -> bool {
+    let mut byte = [0];
+    matches!(io.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// As [`is_quiet`], but asked of the kernel, for what happened since the worker last looked at its events.
+fn has_nothing_to_read(io: &TcpStream) -> bool {
+    let mut byte = [std::mem::MaybeUninit::uninit()];
+    let peeked = socket2::SockRef::from(io).peek(&mut byte);
+    matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+impl Abort for UpstreamTls {
+    fn abort(&self) {
+        self.stream.get_ref().0.abort();
+    }
+
+    fn peer_end(&self) -> PeerEnd {
+        self.stream.get_ref().0.peer_end()
+    }
+}
+
+impl AsyncRead for UpstreamTls {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for UpstreamTls {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
