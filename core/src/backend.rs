@@ -12,7 +12,6 @@ use serde::Serialize;
 use crate::dns_name::DnsName;
 use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
-use crate::san::San;
 
 /// The name of a backend: one port of a Service, of a ServiceEntry or of another object with endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -55,7 +54,7 @@ pub enum BackendProtocol {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
-    /// Address and port.
+    /// Address and port to dial: those of the forward proxy, if there is one.
     pub address: SocketAddr,
     /// How to connect.
     pub transport: Transport,
@@ -141,21 +140,6 @@ impl Hash for Endpoint {
     }
 }
 
-impl ServerName {
-    /// Whether a name in a verified certificate is this one.
-    pub fn matches(&self, san: &San) -> bool {
-        match (self, san) {
-            (Self::Dns(wanted), San::Dns(name)) => wanted == name,
-            (Self::Dns(wanted), San::DnsWildcard(pattern)) => {
-                let suffix = pattern.strip_prefix("*.").unwrap_or_default();
-                wanted.as_str().split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(suffix))
-            }
-            (Self::Uri(wanted), San::Uri(uri)) => wanted == uri,
-            _ => false,
-        }
-    }
-}
-
 impl fmt::Display for BackendRef {
     /// `<kind> <namespace>/<name>:<port>`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -163,13 +147,19 @@ impl fmt::Display for BackendRef {
     }
 }
 
-impl Serialize for ServerName {
+impl fmt::Display for ServerName {
     /// As `openssl` prints names: `DNS:a.example`, `URI:spiffe://…`.
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dns(name) => serializer.collect_str(&format_args!("DNS:{name}")),
-            Self::Uri(uri) => serializer.collect_str(&format_args!("URI:{uri}")),
+            Self::Dns(name) => write!(f, "DNS:{name}"),
+            Self::Uri(uri) => write!(f, "URI:{uri}"),
         }
+    }
+}
+
+impl Serialize for ServerName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -181,18 +171,6 @@ mod tests {
     fn a_backend_is_shown_with_its_port() {
         let backend = BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 8080 };
         assert_eq!(backend.to_string(), "Service shop/cart:8080");
-    }
-
-    #[test]
-    fn a_wildcard_stands_for_one_label_and_types_of_names_do_not_mix() {
-        let name = |text: &str| ServerName::Dns(DnsName::parse(text).unwrap());
-        let wildcard = San::DnsWildcard("*.Example.com".into());
-        assert!(name("a.example.com").matches(&wildcard));
-        assert!(!name("a.b.example.com").matches(&wildcard) && !name("example.com").matches(&wildcard));
-        assert!(!name("com").matches(&San::DnsWildcard("*.".into())));
-        assert!(name("a.example").matches(&San::Dns(DnsName::parse("A.example.").unwrap())));
-        assert!(!name("a.example").matches(&San::Uri("a.example".into())));
-        assert!(ServerName::Uri("spiffe://a/b".into()).matches(&San::Uri("spiffe://a/b".into())));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::lifeline::Lifeline;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
 use crate::tunnel::{Patience, Tunnel};
-use crate::upstream::{ConnectError, Deadline, UpstreamTls};
+use crate::upstream::{ConnectError, ConnectFailure, Deadline, UpstreamTls};
 
 /// How long the controller has to say what stands behind an address that is dialled for the first time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,7 +53,8 @@ struct Attempt {
     target: Arc<ResolvedDestination>,
     /// The endpoint that was tried last, and whether over mutual TLS.
     endpoint: Option<(SocketAddr, bool)>,
-    result: Result<(Upstream, LoadSlot), &'static str>,
+    /// `None`: there was no endpoint to try.
+    result: Result<(Upstream, LoadSlot), Option<ConnectFailure>>,
 }
 
 /// A connection to an endpoint.
@@ -73,10 +74,10 @@ pub(crate) async fn serve(
     let told = Told { story: &story, target: &target, endpoint };
     match result {
         Ok((upstream, _held)) => Box::pin(told.carry(io, upstream)).await,
-        Err(details) => {
-            let flag = match endpoint {
-                None => ResponseFlag::NoHealthyUpstream,
-                Some(_) => ResponseFlag::UpstreamConnectionFailure,
+        Err(failure) => {
+            let (flag, details) = match failure {
+                None => (ResponseFlag::NoHealthyUpstream, "no_healthy_upstream"),
+                Some(failure) => (failure.flag(), failure.details()),
             };
             told.record(flag, details, 0, 0);
             io.abort();
@@ -87,8 +88,7 @@ pub(crate) async fn serve(
 impl OutboundConnection<'_> {
     async fn connect(&self) -> Attempt {
         let target = self.find().await;
-        let mut attempt =
-            Attempt { target: target.clone(), endpoint: None, result: Err("no_healthy_upstream") };
+        let mut attempt = Attempt { target: target.clone(), endpoint: None, result: Err(None) };
         let mut tried = Vec::new();
         let upstreams = &self.context.http.upstreams;
         while tried.len() < MOST_TRIES
@@ -109,7 +109,7 @@ impl OutboundConnection<'_> {
                 Err(error) => {
                     self.failed(&target, endpoint.address, &error);
                     choice.eject();
-                    attempt.result = Err(error.details());
+                    attempt.result = Err(Some(error.failure()));
                 }
             }
         }
@@ -118,9 +118,11 @@ impl OutboundConnection<'_> {
 
     /// From here on, changes of the trust bundle reach the connection.
     fn remember(&self, upstream: Upstream) -> Result<Upstream, ConnectError> {
-        if let MaybeTls::Tls(tls) = &upstream {
+        if let MaybeTls::Tls(tls) = &upstream
+            && let Some(chain) = tls.sidecar_certificates()
+        {
             let mut certificates = self.context.certificates.borrow_mut();
-            let verified = certificates.intern(tls.peer_certificates()).map_err(ConnectError::other_tls)?;
+            let verified = certificates.intern(chain).map_err(ConnectError::other_tls)?;
             self.connection.reached(verified.certificate);
         }
         Ok(upstream)

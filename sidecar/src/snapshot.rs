@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_core::policy::InboundPolicy;
 use tokio::sync::watch;
 
-use crate::tls::{PeerTls, ServerTls};
+use crate::tls::{OriginTls, PeerTls, ServerTls};
 
 /// All that decides about connections, at one moment.
 #[derive(Clone, Default)]
@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub tls: Option<Arc<ServerTls>>,
     /// TLS towards other sidecars, for the same certificate and trust bundle.
     pub peer_tls: Option<Arc<PeerTls>>,
+    /// TLS towards servers outside the mesh.
+    pub origin_tls: Arc<OriginTls>,
 }
 
 /// The control thread's end.

@@ -2,9 +2,10 @@
 //!
 //! [`ServerTls`] is for clients: it chooses the configuration by what the policy demands and the client offers,
 //! `client_verifier` judges client certificates, [`stream`] is the connection itself. [`PeerTls`] is for connections
-//! that we open to other sidecars.
+//! that we open to other sidecars, [`OriginTls`] for those to servers outside the mesh.
 
 mod client_verifier;
+mod origination;
 mod peer;
 pub mod stream;
 
@@ -24,6 +25,8 @@ use crate::detect::client_hello::{Alpn, MESH_PROTOCOLS};
 use client_verifier::ClientVerifier;
 
 pub(crate) use client_verifier::{Presented, take_refused};
+pub(crate) use origination::sni;
+pub use origination::{OriginTls, OriginTlsError};
 pub use peer::PeerTls;
 pub(crate) use peer::mesh_alpn;
 

@@ -13,9 +13,13 @@ mod error;
 mod http1;
 mod http2;
 mod pool;
+mod proxy;
 mod shares;
 mod stream;
 mod watched;
+
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -38,7 +42,7 @@ use self::body::Outgoing;
 pub(crate) use self::body::{BoxError, Uploading, UpstreamBody};
 use self::connect::Connector;
 pub(crate) use self::connect::Deadline;
-pub(crate) use self::connect_error::ConnectError;
+pub(crate) use self::connect_error::{ConnectError, ConnectFailure};
 pub(crate) use self::error::{UpstreamError, Violation};
 use self::http1::Http1;
 use self::http2::Http2;

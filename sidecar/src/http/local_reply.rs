@@ -6,7 +6,7 @@
 use tidegate_core::policy::Reason;
 
 use crate::telemetry::ResponseFlag;
-use crate::upstream::UpstreamError;
+use crate::upstream::{ConnectFailure, UpstreamError};
 
 /// An answer of our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,8 +182,14 @@ pub fn stream_timeout() -> LocalReply {
 /// The upstream gives no answer.
 pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
     match error {
-        UpstreamError::Refused => connection_refused(),
-        UpstreamError::ConnectTimeout => connect_timeout(),
+        UpstreamError::Connect(ConnectFailure::Refused) => connection_refused(),
+        UpstreamError::Connect(ConnectFailure::Timeout) => connect_timeout(),
+        UpstreamError::Connect(failure @ ConnectFailure::TlsTimeout) => {
+            LocalReply { details: failure.details(), ..connect_timeout() }
+        }
+        UpstreamError::Connect(failure) => {
+            LocalReply { details: failure.details(), flag: failure.flag(), ..connection_refused() }
+        }
         UpstreamError::Protocol(violation) => LocalReply { details: violation.details(), ..bad_gateway() },
         UpstreamError::Closed => connection_terminated(),
         UpstreamError::Overflow(limit) => LocalReply { details: limit.details(), ..overflow() },

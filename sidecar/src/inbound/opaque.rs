@@ -13,7 +13,7 @@ use crate::lifeline::Lifeline;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
 use crate::tunnel::{Patience, Tunnel};
-use crate::upstream::{ConnectError, Deadline};
+use crate::upstream::Deadline;
 
 /// Connects a client that was let in to the app, and carries their bytes until both are done. An end that is not an
 /// orderly one is told to the other side by RST.
@@ -44,11 +44,8 @@ pub(super) async fn serve(
     let mut app = match Box::pin(connecting).await {
         Ok(app) => app,
         Err(error) => {
-            let flag = match error {
-                ConnectError::Ended(_) => ResponseFlag::None,
-                _ => ResponseFlag::UpstreamConnectionFailure,
-            };
-            record(&Tunnel::default(), flag, error.details());
+            let failure = error.failure();
+            record(&Tunnel::default(), failure.flag(), failure.details());
             return client.abort();
         }
     };

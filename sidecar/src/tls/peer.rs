@@ -24,7 +24,7 @@ use crate::detect::client_hello::MESH_PROTOCOLS;
 const MOST_CONFIGS: usize = 1024;
 
 /// The most certificates in a peer's chain, its leaf included.
-const MOST_CERTIFICATES: usize = 8;
+pub(super) const MOST_CERTIFICATES: usize = 8;
 
 /// Configurations for one certificate of ours and one trust bundle: one for each identity that is dialled, and each
 /// protocol that is spoken to it.
@@ -168,7 +168,7 @@ impl ServerCertVerifier for PeerVerifier {
     }
 }
 
-fn verify_chain(
+pub(super) fn verify_chain(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     roots: &RootCertStore,

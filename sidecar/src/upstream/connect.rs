@@ -1,27 +1,30 @@
-//! Opens connections to endpoints, by any transport: TCP first, TLS inside it.
+//! Opens connections to endpoints, by any transport: TCP first, a tunnel through the forward proxy if there is one, TLS
+//! inside it.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use rustls_pki_types::{ServerName, UnixTime};
-use tidegate_core::backend::{Endpoint, Transport};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tidegate_core::backend::{Endpoint, ForwardProxy, Transport};
 use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::connect_error::ConnectError;
-use super::stream::{Secured, UpstreamTls};
+use super::proxy;
+use super::stream::{Secured, SecuredBy, UpstreamTls};
 use crate::lifeline::{Cause, Ended, Lifeline, Wait};
 use crate::limits::Limits;
 use crate::snapshot::Snapshots;
 use crate::socket::keep_alive;
 use crate::stream::MaybeTls;
-use crate::tls;
+use crate::tls::{self, PeerTls};
 
 /// Opens connections; one for each worker.
 pub(super) struct Connector {
@@ -41,8 +44,8 @@ pub(crate) enum Deadline<'l> {
 /// TLS that is to be spoken.
 struct Security {
     config: Arc<ClientConfig>,
-    /// The protocol that the peer must choose by ALPN.
-    alpn: &'static [u8],
+    /// The name that is sent, or the endpoint's address.
+    name: ServerName<'static>,
     secured: Secured,
 }
 
@@ -57,11 +60,12 @@ impl Connector {
 
     /// The most time that a connection to an endpoint takes to open.
     pub(super) fn longest(&self, endpoint: &Endpoint) -> Duration {
+        let proxy = if endpoint.via.is_some() { self.limits.connect } else { Duration::ZERO };
         let handshake = match endpoint.transport {
             Transport::Plain => Duration::ZERO,
             Transport::Mesh(_) | Transport::Tls(_) => self.limits.handshake,
         };
-        self.limits.connect + handshake
+        self.limits.connect + proxy + handshake
     }
 
     /// Opens a connection, TLS handshake included. `protocol`: what is spoken inside TLS.
@@ -72,11 +76,15 @@ impl Connector {
         deadline: Deadline<'_>,
     ) -> Result<MaybeTls<UpstreamTls>, ConnectError> {
         let security = self.security(endpoint, protocol)?;
-        let io = self.dial(endpoint, deadline).await?;
+        let mut io = self.dial(endpoint.address, deadline).await?;
+        if let Some(ForwardProxy { target, .. }) = &endpoint.via {
+            let opening = Box::pin(proxy::open(&mut io, target));
+            deadline.limit(self.limits.connect, ConnectError::Timeout, opening).await??;
+        }
         match security {
             None => Ok(MaybeTls::Plain(io)),
             // Large, and not for the app.
-            Some(security) => Box::pin(self.handshake(io, endpoint, security, deadline)).await,
+            Some(security) => Box::pin(self.handshake(io, security, protocol, deadline)).await,
         }
     }
 
@@ -86,23 +94,24 @@ impl Connector {
         endpoint: &Endpoint,
         protocol: MeshProtocol,
     ) -> Result<Option<Security>, ConnectError> {
-        if endpoint.via.is_some() {
-            return Err(ConnectError::Unsupported("forward proxies"));
-        }
-        match &endpoint.transport {
-            Transport::Plain => Ok(None),
+        let address = ServerName::from(endpoint.address.ip());
+        let (config, name, by) = match &endpoint.transport {
+            Transport::Plain => return Ok(None),
             Transport::Mesh(expected) => {
                 let tls = self.snapshots.current().peer_tls.clone().ok_or(ConnectError::NoCertificate)?;
                 let config = tls.config(expected, protocol).map_err(ConnectError::other_tls)?;
-                let secured = Secured::new(tls, self.snapshots.clone());
-                Ok(Some(Security { config, alpn: tls::mesh_alpn(protocol), secured }))
+                (config, address, SecuredBy::Mesh(tls))
             }
-            Transport::Tls(_) => Err(ConnectError::Unsupported("TLS origination")),
-        }
+            Transport::Tls(origination) => {
+                let tls = self.snapshots.current().origin_tls.clone();
+                let name = tls::sni(origination)?.unwrap_or(address);
+                (tls.config(origination, protocol)?, name, SecuredBy::Origin(tls))
+            }
+        };
+        Ok(Some(Security { config, name, secured: Secured::new(by, self.snapshots.clone()) }))
     }
 
-    async fn dial(&self, endpoint: &Endpoint, deadline: Deadline<'_>) -> Result<TcpStream, ConnectError> {
-        let address = endpoint.address;
+    async fn dial(&self, address: SocketAddr, deadline: Deadline<'_>) -> Result<TcpStream, ConnectError> {
         let connecting = TcpStream::connect(address);
         let connected = deadline.limit(self.limits.connect, ConnectError::Timeout, connecting).await?;
         let io = connected.map_err(ConnectError::of_tcp)?;
@@ -118,33 +127,41 @@ impl Connector {
     async fn handshake(
         &self,
         io: TcpStream,
-        endpoint: &Endpoint,
         security: Security,
+        protocol: MeshProtocol,
         deadline: Deadline<'_>,
     ) -> Result<MaybeTls<UpstreamTls>, ConnectError> {
-        let Security { config, alpn, secured } = security;
-        let name = ServerName::from(endpoint.address.ip());
+        let Security { config, name, secured } = security;
         let handshake = TlsConnector::from(config).connect(name, io);
         let shaken = deadline.limit(self.limits.handshake, ConnectError::TlsTimeout, handshake).await?;
         let stream = shaken.map_err(ConnectError::of_tls)?;
-        if stream.get_ref().1.alpn_protocol() != Some(alpn) {
-            return Err(ConnectError::NotASidecar(alpn));
+        check_alpn(secured.by(), protocol, stream.get_ref().1.alpn_protocol())?;
+        if let SecuredBy::Mesh(tls) = secured.by() {
+            self.verify_by_newest(tls, stream.get_ref().1.peer_certificates().unwrap_or_default())?;
         }
-        let stream = UpstreamTls::new(stream, secured);
-        self.verify_by_newest(&stream)?;
-        Ok(MaybeTls::Tls(Box::new(stream)))
+        Ok(MaybeTls::Tls(Box::new(UpstreamTls::new(stream, secured))))
     }
 
-    /// Changes of the trust bundle end open connections; one during the handshake was not looked at yet.
-    fn verify_by_newest(&self, stream: &UpstreamTls) -> Result<(), ConnectError> {
-        let newest = self.snapshots.current();
-        match &newest.peer_tls {
-            Some(newest) if newest.bundle != stream.mesh().bundle => {
-                let chain = stream.peer_certificates();
+    /// Changes of the trust bundle end open connections; one that came during the handshake has not looked at this one.
+    fn verify_by_newest(&self, tls: &PeerTls, chain: &[CertificateDer<'_>]) -> Result<(), ConnectError> {
+        match &self.snapshots.current().peer_tls {
+            Some(newest) if newest.bundle != tls.bundle => {
                 newest.verify_again(chain, UnixTime::now()).map_err(ConnectError::other_tls)
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Whether the peer speaks what it is to speak: a sidecar must say so, a server outside the mesh where it is HTTP/2.
+fn check_alpn(by: &SecuredBy, protocol: MeshProtocol, chosen: Option<&[u8]>) -> Result<(), ConnectError> {
+    match (by, protocol) {
+        (SecuredBy::Mesh(_), _) => {
+            let wanted = tls::mesh_alpn(protocol);
+            if chosen == Some(wanted) { Ok(()) } else { Err(ConnectError::NotASidecar(wanted)) }
+        }
+        (SecuredBy::Origin(_), MeshProtocol::Http2) if chosen != Some(b"h2") => Err(ConnectError::NotHttp2),
+        (SecuredBy::Origin(_), _) => Ok(()),
     }
 }
 

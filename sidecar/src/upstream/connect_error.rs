@@ -4,7 +4,10 @@ use std::io;
 
 use rustls::{CertificateError, Error, OtherError};
 
+use super::proxy::ProxyError;
 use crate::lifeline::Cause;
+use crate::telemetry::ResponseFlag;
+use crate::tls::OriginTlsError;
 
 /// Why there is no connection to an upstream.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +24,7 @@ pub(crate) enum ConnectError {
     /// The TLS handshake failed.
     #[error("TLS: {0}")]
     Tls(#[source] io::Error),
-    /// The certificate is a good one, and somebody else's.
+    /// The certificate is a good one, and not that of the workload or the server that was expected.
     #[error("{0}")]
     OtherIdentity(String),
     #[error("the TLS handshake took too long")]
@@ -31,8 +34,35 @@ pub(crate) enum ConnectError {
     NotASidecar(&'static [u8]),
     #[error("there is no certificate to show")]
     NoCertificate,
-    #[error("{0} are not supported yet")]
-    Unsupported(&'static str),
+    /// The server outside the mesh has not chosen HTTP/2 by ALPN.
+    #[error("the server does not speak HTTP/2")]
+    NotHttp2,
+    /// TLS cannot be spoken as it is configured.
+    #[error(transparent)]
+    Origination(#[from] OriginTlsError),
+    /// The forward proxy gives no tunnel.
+    #[error("forward proxy: {0}")]
+    Proxy(#[from] ProxyError),
+}
+
+/// What it means to a client that there is no connection: the flag and the word in the access log, for TCP and HTTP
+/// alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectFailure {
+    /// Nothing listens, or the address cannot be reached.
+    Refused,
+    /// The TCP handshake, or the forward proxy's answer, took too long.
+    Timeout,
+    /// The connection that it was for has ended meanwhile.
+    Ended(Cause),
+    /// There is no TLS with the peer, or not with the right one.
+    Tls,
+    /// The TLS handshake took too long.
+    TlsTimeout,
+    /// The sidecar has no certificate yet.
+    NoCertificate,
+    /// The forward proxy gives no tunnel.
+    Proxy,
 }
 
 impl ConnectError {
@@ -56,16 +86,43 @@ impl ConnectError {
         Self::Tls(io::Error::other(error))
     }
 
-    /// A stable word for logs.
-    pub(crate) fn details(&self) -> &'static str {
+    /// What it means to the one that the connection was for.
+    pub(crate) fn failure(&self) -> ConnectFailure {
         match self {
-            Self::Refused(_) => "upstream_connection_refused",
+            Self::Refused(_) => ConnectFailure::Refused,
+            Self::Timeout => ConnectFailure::Timeout,
+            Self::Ended(cause) => ConnectFailure::Ended(*cause),
+            Self::Tls(_)
+            | Self::OtherIdentity(_)
+            | Self::NotASidecar(_)
+            | Self::NotHttp2
+            | Self::Origination(_) => ConnectFailure::Tls,
+            Self::TlsTimeout => ConnectFailure::TlsTimeout,
+            Self::NoCertificate => ConnectFailure::NoCertificate,
+            Self::Proxy(_) => ConnectFailure::Proxy,
+        }
+    }
+}
+
+impl ConnectFailure {
+    /// A stable word for logs.
+    pub(crate) fn details(self) -> &'static str {
+        match self {
+            Self::Refused => "upstream_connection_refused",
             Self::Timeout => "upstream_connection_timeout",
             Self::Ended(cause) => cause.details(),
-            Self::Tls(_) | Self::OtherIdentity(_) | Self::NotASidecar(_) => "upstream_tls_failure",
+            Self::Tls => "upstream_tls_failure",
             Self::TlsTimeout => "upstream_tls_timeout",
             Self::NoCertificate => "no_certificate",
-            Self::Unsupported(_) => "upstream_connection_refused",
+            Self::Proxy => "upstream_proxy_failure",
+        }
+    }
+
+    /// The flag of a connection of opaque bytes; HTTP has one of its own for time that is up (`http/local_reply.rs`).
+    pub(crate) fn flag(self) -> ResponseFlag {
+        match self {
+            Self::Ended(_) => ResponseFlag::None,
+            _ => ResponseFlag::UpstreamConnectionFailure,
         }
     }
 }
@@ -76,12 +133,15 @@ mod tests {
 
     #[test]
     fn what_the_kernel_gives_up_is_a_timeout_and_what_ends_the_client_is_not() {
-        let details = |error: ConnectError| error.details();
-        let of_tcp = |kind: io::ErrorKind| details(ConnectError::of_tcp(kind.into()));
-        assert_eq!(of_tcp(io::ErrorKind::TimedOut), "upstream_connection_timeout");
-        assert_eq!(of_tcp(io::ErrorKind::ConnectionRefused), "upstream_connection_refused");
-        assert_eq!(of_tcp(io::ErrorKind::HostUnreachable), "upstream_connection_refused");
-        assert_eq!(details(ConnectError::Timeout), "upstream_connection_timeout");
-        assert_eq!(details(ConnectError::Ended(Cause::Draining)), "drained");
+        let told = |error: ConnectError| (error.failure().details(), error.failure().flag());
+        let of_tcp = |kind: io::ErrorKind| told(ConnectError::of_tcp(kind.into()));
+        let failed = |details| (details, ResponseFlag::UpstreamConnectionFailure);
+        assert_eq!(of_tcp(io::ErrorKind::TimedOut), failed("upstream_connection_timeout"));
+        assert_eq!(of_tcp(io::ErrorKind::ConnectionRefused), failed("upstream_connection_refused"));
+        assert_eq!(of_tcp(io::ErrorKind::HostUnreachable), failed("upstream_connection_refused"));
+        assert_eq!(told(ConnectError::Timeout), failed("upstream_connection_timeout"));
+        assert_eq!(told(ConnectError::TlsTimeout), failed("upstream_tls_timeout"));
+        assert_eq!(told(ConnectError::NotHttp2), failed("upstream_tls_failure"));
+        assert_eq!(told(ConnectError::Ended(Cause::Draining)), ("drained", ResponseFlag::None));
     }
 }

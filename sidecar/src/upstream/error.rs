@@ -2,17 +2,14 @@
 
 use std::error::Error;
 
-use super::connect_error::ConnectError;
+use super::connect_error::{ConnectError, ConnectFailure};
 
 /// Why a request got no answer from the app, or only a part of one. All but the last are the app's doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UpstreamError {
-    /// Nobody listens, or the address cannot be reached.
-    #[error("the app could not be reached")]
-    Refused,
-    /// The TCP handshake took too long.
-    #[error("the app's TCP handshake took too long")]
-    ConnectTimeout,
+    /// There is no connection.
+    #[error("the app could not be reached: {}", .0.details())]
+    Connect(ConnectFailure),
     /// The app does not speak the HTTP that it was spoken to in, or breaks its rules.
     #[error("the app's answer is not HTTP that can be passed on")]
     Protocol(Violation),
@@ -88,8 +85,8 @@ impl Limit {
 impl From<ConnectError> for UpstreamError {
     fn from(error: ConnectError) -> Self {
         match error {
-            ConnectError::Timeout | ConnectError::TlsTimeout => Self::ConnectTimeout,
-            _ => Self::Refused,
+            ConnectError::NotHttp2 => Self::Protocol(Violation::NotHttp2),
+            error => Self::Connect(error.failure()),
         }
     }
 }

@@ -16,7 +16,6 @@ use super::connect::{Connector, Deadline};
 use super::error::UpstreamError;
 use super::pool::{Fitness, Pool, Reusable};
 use super::stream::Secured;
-use crate::stream::MaybeTls;
 
 /// hyper's least.
 const LEAST_BUFFER: usize = 8 * 1024;
@@ -96,10 +95,7 @@ impl Http1 {
 
     async fn dial(&self, endpoint: &Endpoint) -> Result<Carrier, UpstreamError> {
         let stream = self.connector.connect(endpoint, MeshProtocol::Http1, Deadline::Timer).await?;
-        let secured = match &stream {
-            MaybeTls::Plain(_) => None,
-            MaybeTls::Tls(tls) => Some(tls.secured().clone()),
-        };
+        let secured = stream.secured();
         let limits = self.connector.limits();
         let (sender, connection) = Builder::new()
             .max_buf_size(limits.head_bytes.max(LEAST_BUFFER))

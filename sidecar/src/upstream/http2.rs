@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use super::body::{Outgoing, Uploading, UpstreamBody};
 use super::connect::{Connector, Deadline};
+use super::connect_error::ConnectFailure;
 use super::error::{Limit, UpstreamError, Violation, reset_reason};
 use super::shares::{Share, Shares, Source};
 use super::stream::Secured;
@@ -27,7 +28,6 @@ use super::watched::{Watch, Watched};
 use crate::flow::outbox::{Outbox, Piece};
 use crate::flow::windows::{self, Windows};
 use crate::flow::{SEND_BUFFER, send};
-use crate::stream::MaybeTls;
 
 /// Requests on one connection before another is opened; fewer if the app says so.
 const STREAMS: usize = 100;
@@ -288,10 +288,7 @@ async fn connect(all: &Rc<Http2>) -> Result<Rc<Carrier>, UpstreamError> {
     let (endpoint, limits) = (&all.endpoint, all.connector.limits());
     let deadline = tokio::time::Instant::now() + all.connector.longest(endpoint);
     let stream = all.connector.connect(endpoint, MeshProtocol::Http2, Deadline::Timer).await?;
-    let secured = match &stream {
-        MaybeTls::Plain(_) => None,
-        MaybeTls::Tls(tls) => Some(tls.secured().clone()),
-    };
+    let secured = stream.secured();
     let stream = Watched::new(stream);
     let watch = stream.watch();
     let mut builder = Builder::new();
@@ -306,7 +303,9 @@ async fn connect(all: &Rc<Http2>) -> Result<Rc<Carrier>, UpstreamError> {
     let handshake = builder.handshake::<_, Piece>(stream).await;
     let (sender, mut connection) = handshake.map_err(|error| UpstreamError::from(&error))?;
     let settled = poll_fn(|context| poll_settings(&mut connection, &watch, context));
-    tokio::time::timeout_at(deadline, settled).await.map_err(|_| UpstreamError::ConnectTimeout)??;
+    tokio::time::timeout_at(deadline, settled)
+        .await
+        .map_err(|_| UpstreamError::Connect(ConnectFailure::Timeout))??;
     let now = Instant::now();
     let carrier = Rc::new(Carrier {
         most_streams: Cell::new(most_streams(&connection)),

@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use super::pool::{Fitness, Reusable, UNSURE_AFTER};
 use crate::snapshot::Snapshots;
 use crate::stream::{Abort, MaybeTls, PeerEnd};
-use crate::tls::PeerTls;
+use crate::tls::{OriginTls, PeerTls};
 
 /// TLS towards an upstream.
 pub(crate) struct UpstreamTls {
@@ -25,8 +25,16 @@ pub(crate) struct UpstreamTls {
 /// What a connection was secured by. It carries no further requests once that has been replaced.
 #[derive(Clone)]
 pub(super) struct Secured {
-    by: Arc<PeerTls>,
+    by: SecuredBy,
     snapshots: Snapshots,
+}
+
+#[derive(Clone)]
+pub(super) enum SecuredBy {
+    /// Mutual TLS with another sidecar.
+    Mesh(Arc<PeerTls>),
+    /// TLS with a server outside the mesh.
+    Origin(Arc<OriginTls>),
 }
 
 impl UpstreamTls {
@@ -34,28 +42,40 @@ impl UpstreamTls {
         Self { stream, secured }
     }
 
-    /// The certificate that the peer has shown, with its chain, leaf first.
-    pub(crate) fn peer_certificates(&self) -> &[CertificateDer<'static>] {
-        self.stream.get_ref().1.peer_certificates().unwrap_or_default()
+    /// The certificate that a sidecar has shown, with its chain, leaf first; `None` for servers outside the mesh.
+    pub(crate) fn sidecar_certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        match self.secured.by {
+            SecuredBy::Mesh(_) => Some(self.stream.get_ref().1.peer_certificates().unwrap_or_default()),
+            SecuredBy::Origin(_) => None,
+        }
     }
+}
 
-    /// What it was verified by.
-    pub(super) fn mesh(&self) -> &PeerTls {
-        &self.secured.by
-    }
-
-    pub(super) fn secured(&self) -> &Secured {
-        &self.secured
+impl MaybeTls<UpstreamTls> {
+    /// What it was secured by; `None` in plaintext.
+    pub(super) fn secured(&self) -> Option<Secured> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => Some(tls.secured.clone()),
+        }
     }
 }
 
 impl Secured {
-    pub(super) fn new(by: Arc<PeerTls>, snapshots: Snapshots) -> Self {
+    pub(super) fn new(by: SecuredBy, snapshots: Snapshots) -> Self {
         Self { by, snapshots }
     }
 
+    pub(super) fn by(&self) -> &SecuredBy {
+        &self.by
+    }
+
     pub(super) fn is_current(&self) -> bool {
-        self.snapshots.current().peer_tls.as_ref().is_some_and(|newest| Arc::ptr_eq(newest, &self.by))
+        let newest = self.snapshots.current();
+        match &self.by {
+            SecuredBy::Mesh(tls) => newest.peer_tls.as_ref().is_some_and(|newest| Arc::ptr_eq(newest, tls)),
+            SecuredBy::Origin(tls) => Arc::ptr_eq(&newest.origin_tls, tls),
+        }
     }
 }
 

@@ -1,0 +1,398 @@
+//! Requests over every transport, to servers in the same process.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use http_body_util::{BodyExt, Empty};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use tidegate_core::backend::{
+    ForwardProxy, ServerName, ServerVerification, TlsOrigination, Transport, TrustRoots,
+};
+use tidegate_core::policy::Terms;
+use tidegate_core::{DnsName, Identity, ObjectRef, TrustDomain};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::snapshot::{Publisher, channel};
+use crate::test_pki::{Authority, Leaf};
+use crate::tls::{OriginTls, PeerTls};
+
+/// What servers of HTTP/1 answer with.
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+const BOTH: [MeshProtocol; 2] = [MeshProtocol::Http1, MeshProtocol::Http2];
+
+/// A worker's connections, and what TLS is spoken by.
+struct World {
+    upstreams: Upstreams,
+    publisher: Publisher,
+    /// Its own mesh, and the authority of servers outside.
+    root: Authority,
+    web: Authority,
+}
+
+/// A server inside TLS.
+struct Server {
+    address: SocketAddr,
+    connections: Rc<Cell<usize>>,
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    let test = tokio::time::timeout(std::time::Duration::from_secs(60), test);
+    runtime.block_on(local.run_until(test)).expect("the test comes to an end");
+}
+
+fn roots() -> TrustRoots {
+    TrustRoots::Bundles(vec![ObjectRef::new("ConfigMap", "shop", "web-roots")])
+}
+
+fn own_certificate() -> ObjectRef {
+    ObjectRef::new("Secret", "shop", "client-certificate")
+}
+
+fn store(root: &Authority) -> Arc<RootCertStore> {
+    root.bundle().root_store()
+}
+
+impl World {
+    fn new() -> Self {
+        let (publisher, snapshots) = channel();
+        let upstreams = Upstreams::new(Rc::default(), snapshots);
+        let world = Self { upstreams, publisher, root: Authority::root("mesh"), web: Authority::root("web") };
+        world.renew();
+        let leaf = world.web.named("client.example");
+        let key = CertifiedKey::from_der(
+            leaf.chain.clone(),
+            leaf.private_key(),
+            &tidegate_runtime::tls::provider(),
+        );
+        let certificates = HashMap::from([(own_certificate(), Arc::new(key.unwrap()))]);
+        let origin = OriginTls::new(HashMap::from([(roots(), store(&world.web))]), certificates);
+        world.publisher.update(|snapshot| snapshot.origin_tls = Arc::new(origin));
+        world
+    }
+
+    /// The workload's certificate is replaced.
+    fn renew(&self) {
+        let leaf = self.root.workload("shop", "client");
+        let tls = PeerTls::new(&leaf.credentials(), self.root.bundle()).unwrap();
+        self.publisher.update(|snapshot| snapshot.peer_tls = Some(Arc::new(tls)));
+    }
+
+    /// The status of an answer whose body is read, and the certificate of the request's client.
+    async fn get(&self, endpoint: &Arc<Endpoint>, protocol: MeshProtocol) -> Result<u16, UpstreamError> {
+        let request = |uri: &str| Request::get(uri).header("host", "app.example").body(Empty::<Bytes>::new());
+        let sending = match protocol {
+            MeshProtocol::Http2 => {
+                self.upstreams.send(&client(), endpoint, request("http://app.example/").unwrap())
+            }
+            _ => self.upstreams.send_http1(&client(), endpoint, request("/").unwrap()),
+        };
+        let response = sending?.await?;
+        let status = response.status().as_u16();
+        response.into_body().collect().await?;
+        Ok(status)
+    }
+
+    /// Why there is no connection.
+    async fn refused(&self, endpoint: &Endpoint, protocol: MeshProtocol) -> ConnectError {
+        match self.upstreams.connect(endpoint, protocol, Deadline::Timer).await {
+            Ok(_) => panic!("connected"),
+            Err(error) => error,
+        }
+    }
+}
+
+fn client() -> ConnectionInfo {
+    ConnectionInfo {
+        peer: "192.0.2.7:4444".parse().unwrap(),
+        local: "192.0.2.1:14001".parse().unwrap(),
+        port: 14001,
+        app: "127.0.0.1:1".parse().unwrap(),
+        terms: Terms::IngressPlaintext,
+        tls: false,
+        server_name: None,
+        client: None,
+        identity: "spiffe://cluster.local/ns/shop/sa/client".into(),
+        accepted: SystemTime::now(),
+    }
+}
+
+impl Server {
+    /// Shows this certificate, chooses one of these ALPN protocols, and asks for a certificate of `clients`, if any.
+    async fn start(leaf: &Leaf, clients: Option<&Authority>, alpn: &[&str]) -> Self {
+        let provider = tidegate_runtime::tls::provider();
+        let builder = ServerConfig::builder_with_provider(provider.clone());
+        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(root) => builder.with_client_cert_verifier(
+                WebPkiClientVerifier::builder_with_provider(store(root), provider).build().unwrap(),
+            ),
+        };
+        let mut config = builder.with_single_cert(leaf.chain.clone(), leaf.private_key()).unwrap();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Self { address: listener.local_addr().unwrap(), connections: Rc::default() };
+        let connections = server.connections.clone();
+        tokio::task::spawn_local(async move {
+            while let Ok((io, _)) = listener.accept().await {
+                let (acceptor, connections) = (acceptor.clone(), connections.clone());
+                tokio::task::spawn_local(async move {
+                    if let Ok(stream) = acceptor.accept(io).await {
+                        connections.set(connections.get() + 1);
+                        answer(stream).await;
+                    }
+                });
+            }
+        });
+        server
+    }
+
+    /// A sidecar of this workload of the mesh.
+    async fn sidecar(world: &World, account: &str) -> Self {
+        let alpn = ["tidegate/h1", "tidegate/h2", "tidegate/tcp"];
+        Self::start(&world.root.workload("shop", account), Some(&world.root), &alpn).await
+    }
+
+    /// A server of the web with this name.
+    async fn web(world: &World, name: &str) -> Self {
+        Self::start(&world.web.named(name), None, &["h2", "http/1.1"]).await
+    }
+
+    fn mesh(&self, account: &str) -> Arc<Endpoint> {
+        let identity = Identity::new(TrustDomain::default(), "shop", account).unwrap();
+        Arc::new(Endpoint::new(self.address, Transport::Mesh(identity)))
+    }
+
+    fn tls(&self, name: &str) -> Arc<Endpoint> {
+        self.tls_with(name, |_| {})
+    }
+
+    fn tls_with(&self, name: &str, change: impl FnOnce(&mut TlsOrigination)) -> Arc<Endpoint> {
+        let mut tls = TlsOrigination {
+            sni: Some(name.into()),
+            verify: ServerVerification {
+                roots: roots(),
+                names: vec![ServerName::Dns(DnsName::parse(name).unwrap())],
+            },
+            client_certificate: None,
+        };
+        change(&mut tls);
+        Arc::new(Endpoint::new(self.address, Transport::Tls(Box::new(tls))))
+    }
+}
+
+/// Answers every request, in the HTTP that was chosen by ALPN.
+async fn answer(mut stream: tokio_rustls::server::TlsStream<TcpStream>) {
+    if stream.get_ref().1.alpn_protocol().is_some_and(|name| name.ends_with(b"h2")) {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            respond.send_response(Response::new(()), true).unwrap();
+        }
+        return;
+    }
+    let mut request = Vec::new();
+    while let Ok(1..) = stream.read_buf(&mut request).await {
+        if request.ends_with(b"\r\n\r\n") {
+            request.clear();
+            stream.write_all(OK).await.unwrap();
+        }
+    }
+}
+
+#[test]
+fn requests_go_to_a_sidecar_that_is_the_expected_one_and_share_its_connections() {
+    run(async {
+        let world = World::new();
+        for protocol in BOTH {
+            let server = Server::sidecar(&world, "cart").await;
+            for _ in 0..3 {
+                assert_eq!(world.get(&server.mesh("cart"), protocol).await, Ok(200));
+            }
+            assert_eq!(server.connections.get(), 1);
+            // The connection that is open is not one for another workload at the same address, nor one without TLS.
+            assert!(world.get(&server.mesh("basket"), protocol).await.is_err());
+            let error = world.refused(&server.mesh("basket"), protocol).await;
+            assert!(matches!(error, ConnectError::OtherIdentity(_)), "{error}");
+            let plain = Arc::new(Endpoint::new(server.address, Transport::Plain));
+            assert!(world.get(&plain, protocol).await.is_err());
+
+            // After a renewal there is a new one.
+            world.renew();
+            assert_eq!(world.get(&server.mesh("cart"), protocol).await, Ok(200));
+            assert!(server.connections.get() > 1);
+        }
+    });
+}
+
+#[test]
+fn a_codec_of_http1_gets_its_connection_back_until_it_is_closed_or_the_certificate_is_replaced() {
+    run(async {
+        let world = World::new();
+        let server = Server::sidecar(&world, "cart").await;
+        let endpoint = server.mesh("cart");
+        let mut stream =
+            world.upstreams.connect(&endpoint, MeshProtocol::Http1, Deadline::Timer).await.ok().unwrap();
+        for _ in 0..3 {
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            let mut response = [0; OK.len()];
+            stream.read_exact(&mut response).await.unwrap();
+            assert_eq!(response, OK);
+            world.upstreams.put(&endpoint, stream);
+            assert!(world.upstreams.checkout(&server.mesh("basket")).is_none());
+            stream = world.upstreams.checkout(&endpoint).unwrap();
+        }
+        assert_eq!(server.connections.get(), 1);
+        world.upstreams.put(&endpoint, stream);
+        world.renew();
+        assert!(world.upstreams.checkout(&endpoint).is_none());
+        assert_eq!(world.upstreams.connections(), ConnectionCounts::default());
+    });
+}
+
+#[test]
+fn what_a_server_says_unasked_inside_tls_keeps_its_connection_out_of_the_pool() {
+    run(async {
+        let world = World::new();
+        let server = Server::sidecar(&world, "cart").await;
+        let endpoint = server.mesh("cart");
+        let mut stream =
+            world.upstreams.connect(&endpoint, MeshProtocol::Http1, Deadline::Timer).await.ok().unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        // One byte of the answer is left inside TLS.
+        stream.read_exact(&mut [0; OK.len() - 1]).await.unwrap();
+        world.upstreams.put(&endpoint, stream);
+        assert!(world.upstreams.checkout(&endpoint).is_none());
+    });
+}
+
+#[test]
+fn requests_go_to_a_server_outside_the_mesh_that_has_the_expected_name() {
+    run(async {
+        let world = World::new();
+        for protocol in BOTH {
+            let server = Server::web(&world, "api.example").await;
+            assert_eq!(world.get(&server.tls("api.example"), protocol).await, Ok(200));
+            assert_eq!(world.get(&server.tls("api.example"), protocol).await, Ok(200));
+            assert_eq!(server.connections.get(), 1);
+
+            assert!(world.get(&server.tls("shop.example"), protocol).await.is_err());
+            let error = world.refused(&server.tls("shop.example"), protocol).await;
+            assert_eq!(
+                error.to_string(),
+                "expected a server named DNS:shop.example, but the certificate is that of DNS:api.example"
+            );
+            let nameless = server.tls_with("api.example", |tls| tls.verify.names.clear());
+            assert!(matches!(world.refused(&nameless, protocol).await, ConnectError::OtherIdentity(_)));
+            let rootless = server.tls_with("api.example", |tls| tls.verify.roots = TrustRoots::System);
+            assert!(matches!(world.refused(&rootless, protocol).await, ConnectError::Origination(_)));
+            // A certificate of the mesh is not one of the web.
+            let sidecar = Server::sidecar(&world, "cart").await;
+            let error = world.refused(&sidecar.tls("api.example"), protocol).await;
+            assert!(matches!(error, ConnectError::Tls(_)), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_wildcard_stands_for_one_label_and_types_of_names_do_not_mix() {
+    run(async {
+        let world = World::new();
+        let server = Server::web(&world, "*.example.com").await;
+        let is_good = async |names: Vec<ServerName>| {
+            let endpoint = server.tls_with("a.example.com", |tls| tls.verify.names = names);
+            world.get(&endpoint, MeshProtocol::Http1).await.is_ok()
+        };
+        let dns = |name: &str| ServerName::Dns(DnsName::parse(name).unwrap());
+        assert!(is_good(vec![dns("a.example.com")]).await);
+        assert!(is_good(vec![dns("other.example"), dns("b.example.com")]).await, "one of them is enough");
+        assert!(!is_good(vec![dns("a.b.example.com")]).await && !is_good(vec![dns("example.com")]).await);
+        assert!(!is_good(vec![ServerName::Uri("a.example.com".into())]).await);
+
+        let server = Server::start(&world.web.workload("a", "b"), None, &[]).await;
+        let uri = |uri: &str| {
+            server.tls_with("a.example", |tls| tls.verify.names = vec![ServerName::Uri(uri.into())])
+        };
+        assert_eq!(world.get(&uri("spiffe://cluster.local/ns/a/sa/b"), MeshProtocol::Http1).await, Ok(200));
+        assert!(world.get(&uri("spiffe://cluster.local/ns/a/sa/c"), MeshProtocol::Http1).await.is_err());
+    });
+}
+
+#[test]
+fn a_server_that_wants_a_client_certificate_gets_the_configured_one() {
+    run(async {
+        let world = World::new();
+        let server = Server::start(&world.web.named("api.example"), Some(&world.web), &["h2"]).await;
+        let with =
+            |object: ObjectRef| server.tls_with("api.example", |tls| tls.client_certificate = Some(object));
+        assert_eq!(world.get(&with(own_certificate()), MeshProtocol::Http2).await, Ok(200));
+        assert!(world.get(&server.tls("api.example"), MeshProtocol::Http2).await.is_err());
+        let error = world.refused(&with(ObjectRef::new("Secret", "shop", "none")), MeshProtocol::Http2).await;
+        assert_eq!(error.to_string(), "there is no client certificate in Secret shop/none");
+    });
+}
+
+#[test]
+fn a_server_that_does_not_speak_what_it_is_to_speak_gets_no_request() {
+    run(async {
+        let world = World::new();
+        let old = Server::start(&world.web.named("api.example"), None, &[]).await;
+        let error = world.refused(&old.tls("api.example"), MeshProtocol::Http2).await;
+        assert!(matches!(error, ConnectError::NotHttp2), "{error}");
+        assert_eq!(world.get(&old.tls("api.example"), MeshProtocol::Http1).await, Ok(200));
+        let other = Server::start(&world.root.workload("shop", "cart"), None, &[]).await;
+        let error = world.refused(&other.mesh("cart"), MeshProtocol::Http1).await;
+        assert_eq!(error.to_string(), "the peer does not speak tidegate/h1: it is no sidecar of this mesh");
+    });
+}
+
+#[test]
+fn a_forward_proxy_carries_every_transport() {
+    run(async {
+        let world = World::new();
+        let server = Server::web(&world, "api.example").await;
+        let target = server.address;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = listener.local_addr().unwrap();
+        tokio::task::spawn_local(async move {
+            while let Ok((mut io, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(io.read_u8().await.unwrap());
+                }
+                if !head.starts_with(b"CONNECT api.example:443 ") {
+                    io.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n").await.unwrap();
+                    continue;
+                }
+                io.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                tokio::task::spawn_local(async move {
+                    let mut far = TcpStream::connect(target).await.unwrap();
+                    let _ = copy_bidirectional(&mut io, &mut far).await;
+                });
+            }
+        });
+        let via = |target: &str| {
+            let mut endpoint = Endpoint::clone(&server.tls("api.example"));
+            endpoint.address = proxy;
+            endpoint.via = Some(ForwardProxy {
+                origin: ObjectRef::new("Proxy", "shop", "squid"),
+                target: target.into(),
+            });
+            Arc::new(endpoint)
+        };
+        for protocol in BOTH {
+            assert_eq!(world.get(&via("api.example:443"), protocol).await, Ok(200));
+            let error = world.refused(&via("other.example:443"), protocol).await;
+            assert_eq!(error.to_string(), "forward proxy: it answers 403");
+        }
+    });
+}
