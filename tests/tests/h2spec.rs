@@ -13,7 +13,8 @@ use tidegate_tests::objects::{backend, https, policy, range};
 
 /// The pod's port whose app speaks HTTP/1.
 const TLS_PORT: u16 = 14002;
-/// All of h2spec but an invalid preface in plaintext: there it is an invalid request of HTTP/1, which is answered as such.
+/// All of h2spec except for an invalid preface in plaintext, which is an invalid HTTP/1 request there and is answered
+/// as such.
 const PLAINTEXT: &[&str] =
     &["generic", "hpack", "http2/3.5/1", "http2/4", "http2/5", "http2/6", "http2/7", "http2/8"];
 

@@ -27,11 +27,6 @@ const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
         "commands implement their arguments, and completion queries a cluster with them",
     ),
     ("runtime", &["grpc", "identity"], "certificates are requested over gRPC, whose clients present them"),
-    (
-        "tests",
-        &["attacks", "control_plane", "discovery", "healthy", "http1", "http2", "site", "victim", "webhooks"],
-        "the list of attacks and their implementations use each other, and so do a site and its clients",
-    ),
 ];
 
 /// All crates that a package depends on.

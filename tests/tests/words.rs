@@ -118,7 +118,7 @@ const TO_CLEAN: &[(&str, usize)] = &[
     ("kubernetes", 33),
     ("runtime", 5),
     ("sidecar", 254),
-    ("tests", 5),
+    ("tests", 1),
 ];
 
 /// Calls `visit` with the path of each text below a folder, relative to the repository, and its content.

@@ -1,4 +1,4 @@
-//! As much of an API server as the injector needs: lists that never change.
+//! A minimal API server for the injector: lists that never change.
 
 use std::net::SocketAddr;
 

@@ -9,20 +9,20 @@ use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_tests::client;
 use tidegate_tests::client::h2::H2Connection;
 
-use crate::attacks::{Sent, hold};
 use crate::grpc;
+use crate::sent::{Sent, hold};
 use crate::site::{HOG, Site};
 
-/// What a TLS record may hold, and a ClientHello say that it has.
+/// The maximum content of a TLS record, and the length that the ClientHello claims.
 const RECORD: usize = 16_384;
 const HELLO: usize = 65_000;
 const CONNECTIONS: usize = 3800;
-/// Calls at a time, each on a connection of its own.
+/// Concurrent calls, each on its own connection.
 const CALLERS: usize = 68;
 const LARGE_BODY: usize = 261_000;
-/// What a call sends besides its body, about.
+/// About what a call sends besides its body.
 const HEAD: usize = 50;
-/// DNS names in a request for a certificate; with them a message has less than the 32 KiB that the CA takes.
+/// DNS names in a certificate request: just below the 32 KiB that the CA accepts.
 const NAMES: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -39,12 +39,12 @@ pub(crate) fn large_calls_without_token(site: &Site, time: Duration) -> Sent {
     calls(site, time, CALLERS, None, &vec![b'x'; LARGE_BODY])
 }
 
-/// As many calls as one connection takes, each of which would be a line in the log.
+/// As many calls as a connection can carry, each of which could write a log line.
 pub(crate) fn small_calls_without_token(site: &Site, time: Duration) -> Sent {
     calls(site, time, 1, None, &[0; 5])
 }
 
-/// Requests for as many names as a message takes, none of them the caller's own, in the name of a meshed Pod.
+/// Requests by a meshed Pod for as many names as fit, none of them its own.
 pub(crate) fn other_names(site: &Site, time: Duration) -> Sent {
     let mut csr = CertificateParams::default();
     csr.distinguished_name = DistinguishedName::new();
@@ -56,7 +56,7 @@ pub(crate) fn other_names(site: &Site, time: Duration) -> Sent {
     calls(site, time, 1, Some(&token), &grpc::frame(&request))
 }
 
-/// One call after the other on each of so many connections.
+/// Calls one after another on each of `callers` connections.
 fn calls(site: &Site, time: Duration, callers: usize, token: Option<&str>, body: &[u8]) -> Sent {
     let (client, end) = (site.attacker_of_ca(), Instant::now() + time);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -93,7 +93,7 @@ fn calls(site: &Site, time: Duration, callers: usize, token: Option<&str>, body:
     Sent::new(sent, callers).with_streams(1)
 }
 
-/// A ClientHello that says it is 64 KB long, all but its last bytes.
+/// A ClientHello that claims to be 64 KB long, without its last bytes.
 fn endless_hello(target: SocketAddr, time: Duration) -> Sent {
     let mut bytes = Vec::new();
     let length = (HELLO as u32).to_be_bytes();

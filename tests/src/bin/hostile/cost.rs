@@ -1,4 +1,4 @@
-//! What an attack costs the daemon: memory at its peak, processor time, lines in its log.
+//! What an attack costs the daemon: peak memory, CPU time, lines in its log.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +10,10 @@ use tidegate_tests::process::resident_bytes;
 
 use crate::share::Shares;
 
-/// Between two looks at memory.
+/// Between two samples of memory.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// A measurement that goes on.
+/// A running measurement.
 pub(crate) struct Cost<'a> {
     daemon: &'a Daemon,
     memory: u64,
@@ -23,13 +23,13 @@ pub(crate) struct Cost<'a> {
     peak: JoinHandle<u64>,
 }
 
-/// What it came to.
+/// The result.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spent {
-    /// Resident bytes more than before, at the peak.
+    /// Growth of resident bytes, at the peak.
     pub(crate) memory: u64,
     pub(crate) processor: Duration,
-    /// Bytes of its log, the healthy client's lines included.
+    /// Bytes of its log, including the healthy client's lines.
     pub(crate) log: u64,
 }
 
@@ -40,7 +40,7 @@ impl<'a> Cost<'a> {
         let watch = move || {
             let mut peak = 0;
             while !stop.load(Ordering::Relaxed) {
-                // 0 if the daemon is gone.
+                // 0 if the daemon has ended.
                 peak = resident_bytes(pid).unwrap_or_default().max(peak);
                 thread::park_timeout(INTERVAL);
             }

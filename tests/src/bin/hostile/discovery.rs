@@ -10,21 +10,21 @@ use tidegate_proto::discovery::{Subscribe, destination_name};
 use tidegate_tests::client::h2::H2Connection;
 use tokio::task::JoinSet;
 
-use crate::attacks::Sent;
 use crate::grpc::DiscoveryStream;
+use crate::sent::Sent;
 use crate::site::{HOG, Site};
 
 const CONNECTIONS: u16 = 12;
 /// On each connection.
 const STREAMS: u16 = 8;
-/// Asked for on each stream.
+/// Subscriptions on each stream.
 const ADDRESSES: usize = 8192;
-/// In one message.
+/// Subscriptions in one message.
 const TOGETHER: usize = 512;
-/// Until a connection is made again.
+/// Pause before a connection is reopened.
 const REST: Duration = Duration::from_millis(5);
 
-/// Streams that ask for invented addresses, no two for the same, and are opened again when they end.
+/// Streams that subscribe to made-up addresses, all of them different, and are reopened when they end.
 pub(crate) fn many_destinations(site: &Site, time: Duration) -> Sent {
     let client = site.attacker_of_controller();
     let (sent, end) = (Arc::new(AtomicU64::new(0)), Instant::now() + time);
@@ -75,7 +75,7 @@ async fn ask(
         let bytes = stream.say(Message::Subscribe(Subscribe { names: names.to_vec() })).await?;
         sent.fetch_add(bytes, Ordering::Relaxed);
     }
-    // What comes is read, and not acknowledged.
+    // Responses are read, and not acknowledged.
     while stream.next().await?.is_some() {}
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 as no client library would speak it: frames, byte by byte (RFC 9113 §4, RFC 7541).
+//! HTTP/2 that no client library would send: frames, byte by byte (RFC 9113 §4, RFC 7541).
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -19,10 +19,10 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// SETTINGS_INITIAL_WINDOW_SIZE.
 const INITIAL_WINDOW: u16 = 4;
-/// Longest wait for a write: a server that reads no more is as good as gone.
+/// Longest wait for a write: a server that has stopped reading is not waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A connection with prior knowledge, and how much was sent on it.
+/// A connection with prior knowledge, with a count of what was sent on it.
 pub(crate) struct Frames {
     stream: TcpStream,
     next: u32,
@@ -40,7 +40,7 @@ pub(crate) fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
     field(0x00, name, value)
 }
 
-/// A field that the server is to remember: index 62 from then on.
+/// A field that the server must add to its dynamic table, at index 62.
 pub(crate) fn remembered(name: &[u8], value: &[u8]) -> Vec<u8> {
     field(0x40, name, value)
 }
@@ -93,7 +93,7 @@ impl Frames {
         Ok(frames)
     }
 
-    /// Sends the head of a request; with `ends` it is all of it.
+    /// Sends the head of a request; with `ends` the request is complete.
     pub(crate) fn head(&mut self, fields: &[u8], ends: bool) -> io::Result<u32> {
         let stream = self.next;
         self.next += 2;
@@ -112,12 +112,12 @@ impl Frames {
         self.frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
     }
 
-    /// Widens the connection's window by so many bytes.
+    /// Widens the connection's window by this many bytes.
     pub(crate) fn widen(&mut self, bytes: u32) -> io::Result<()> {
         self.frame(WINDOW_UPDATE, 0, 0, &bytes.to_be_bytes())
     }
 
-    /// Asks for a sign of life.
+    /// Sends PING.
     pub(crate) fn ping(&mut self) -> io::Result<()> {
         self.frame(PING, 0, 0, &[0; 8])
     }
@@ -132,7 +132,7 @@ impl Frames {
         self.frame(DATA, 0, stream, &[])
     }
 
-    /// Reads and forgets what has come.
+    /// Reads and discards what has arrived.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
         self.stream.set_nonblocking(true)?;
         let mut buffer = [0; 16 * 1024];

@@ -1,4 +1,4 @@
-//! gRPC by hand, from an address of one's choice.
+//! gRPC without a client library, from any address.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ const STREAM: &str = "tidegate.discovery.v1.Discovery/Stream";
 /// A flag and the length of the message.
 const PREFIX: usize = 5;
 
-/// A stream to the controller, as a sidecar has one.
+/// A stream to the controller, like a sidecar's.
 pub(crate) struct DiscoveryStream {
     send: SendStream<Bytes>,
     response: Option<ResponseFuture>,
@@ -25,14 +25,14 @@ pub(crate) struct DiscoveryStream {
     unread: Vec<u8>,
 }
 
-/// A message as it is on the wire.
+/// A message in wire format.
 pub(crate) fn frame(message: &impl prost::Message) -> Vec<u8> {
     let message = message.encode_to_vec();
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     [&[0], &length[..], &message].concat()
 }
 
-/// Asks the CA; whether it issued.
+/// Requests a certificate from the CA; returns whether it was issued.
 pub(crate) async fn create_certificate(
     connection: &H2Connection,
     ca: SocketAddr,
@@ -54,7 +54,7 @@ fn request(server: SocketAddr, method: &str) -> Request<()> {
 }
 
 impl DiscoveryStream {
-    /// Opens it for a workload, and says so; what was sent.
+    /// Opens a stream and subscribes to a workload; also returns the bytes sent.
     pub(crate) async fn open(
         connection: &H2Connection,
         controller: SocketAddr,
@@ -68,7 +68,7 @@ impl DiscoveryStream {
         Ok((stream, sent))
     }
 
-    /// Sends a message as the controller's windows let it; its length.
+    /// Sends a message as the controller's windows allow; returns its length.
     pub(crate) async fn say(&mut self, message: Message) -> Result<u64, h2::Error> {
         let mut rest = Bytes::from(frame(&DiscoveryRequest { message: Some(message) }));
         let length = rest.len() as u64;
@@ -83,7 +83,7 @@ impl DiscoveryStream {
         Ok(length)
     }
 
-    /// The next message; none at the end of the stream.
+    /// The next message; `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Result<Option<DiscoveryResponse>, h2::Error> {
         if let Some(response) = self.response.take() {
             self.receive = Some(response.await?.into_body());

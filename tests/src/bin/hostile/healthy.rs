@@ -19,9 +19,9 @@ use crate::site::{Site, second};
 const PER_CONNECTION: usize = 20;
 /// How long an answer of the control plane may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long kubelet waits for an answer to a probe, unless it is told otherwise.
+/// How long kubelet waits for an answer to a probe by default.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Identities that one client of the CA has, as a node's agent may: each gets ten certificates a second.
+/// Identities of one client of the CA, as of a node's agent: each gets ten certificates a second.
 const IDENTITIES: usize = 64;
 
 /// A client that makes one request after the other.
@@ -198,7 +198,7 @@ impl Healthy for Resolver {
     }
 }
 
-/// Whether it came to something in time.
+/// Whether it returned a result in time.
 fn within(runtime: &Runtime, asking: impl Future<Output = Option<()>>) -> bool {
     runtime.block_on(async {
         tokio::time::timeout(PATIENCE, asking).await.is_ok_and(|outcome| outcome.is_some())

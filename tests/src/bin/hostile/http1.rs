@@ -1,4 +1,4 @@
-//! Attacks by HTTP/1, and by connections that never become HTTP.
+//! Attacks over HTTP/1, and by connections that never become HTTP.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use tidegate_tests::client::{self, Client};
 
-use crate::attacks::{Sent, hold, repeat};
+use crate::sent::{Sent, hold, repeat};
 use crate::site::Site;
 
 /// Clients that leave together.
 const CROWD: usize = 600;
 /// `--half-close-timeout` of the sidecar.
 const HALF_CLOSED: Duration = Duration::from_secs(10);
-/// Requests a second where kubelet asks.
+/// Requests per second to kubelet's port for probes.
 const PROBES: u32 = 200;
 
-/// Asks for what does not come, and leaves, 600 times over and over.
+/// 600 clients request what never arrives, and leave; repeatedly.
 pub(crate) fn leave(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let mut all = 0;
@@ -33,12 +33,12 @@ pub(crate) fn leave(site: &Site, time: Duration) -> Sent {
         all += held.len();
         Ok(sent)
     });
-    // Half-closed, each may wait for its answer, as long as the sidecar's documentation says.
+    // Half-closed, each may wait for its answer as long as the sidecar's documentation says.
     let kept = (HALF_CLOSED.as_secs_f64() / time.as_secs_f64()).min(1.0);
     Sent::new(bytes, (all as f64 * kept) as usize).with_requests(all as u64)
 }
 
-/// Asks for a megabyte and reads nothing of it.
+/// Requests a megabyte and reads none of it.
 pub(crate) fn slow_readers(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     hold(1500, time, || send(&client, b"GET /bytes/1000000 HTTP/1.1\r\nhost: a\r\n\r\n"))
@@ -51,26 +51,26 @@ pub(crate) fn half_heads(site: &Site, time: Duration) -> Sent {
     hold(4000, time, || send(&client, &head))
 }
 
-/// Requests whose bodies are announced and not sent.
+/// Requests whose bodies are announced and never sent.
 pub(crate) fn bodies_that_do_not_come(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     hold(3000, time, || send(&client, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n"))
 }
 
-/// As many connections as there may be, without a byte.
+/// As many connections as allowed, without a byte.
 pub(crate) fn silent(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
-    // What a SYN, an ACK and a FIN take on the wire.
+    // The size of a SYN, an ACK and a FIN on the wire.
     hold(9000, time, || send(&client, b"").map(|(stream, _)| (stream, 160)))
 }
 
-/// Connections that come and go.
+/// Connections that are opened and closed.
 pub(crate) fn churn(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     Sent::new(repeat(time, || send(&client, b"GET / HTTP/1.1\r\n").map(|(_, bytes)| bytes + 160)), 0)
 }
 
-/// Complete requests where kubelet asks, each on a connection of its own that is kept for a second.
+/// Complete requests to kubelet's port for probes, each on its own connection, which is kept for a second.
 pub(crate) fn probes(site: &Site, time: Duration) -> Sent {
     let client = site.attacker_of_probes();
     let mut held = VecDeque::new();

@@ -1,23 +1,23 @@
-//! Attacks by HTTP/2.
+//! Attacks over HTTP/2.
 
 use std::io;
 use std::time::Duration;
 
 use tidegate_tests::client::Client;
 
-use crate::attacks::{Sent, hold, repeat};
 use crate::frames::{Frames, literal, remembered, request};
+use crate::sent::{Sent, hold, repeat};
 use crate::site::Site;
 
-/// Streams on one connection: what servers announce.
+/// Streams on one connection: the limit that servers announce.
 const STREAMS: usize = 100;
 const WINDOW: u32 = 65_535;
 /// What a client takes of each answer before it stops.
 const BEGINNING: u32 = 16 * 1024;
-/// Rounds before what has come is read.
+/// Rounds before incoming bytes are read.
 const BURST: usize = 200;
 
-/// Requests that decode and are not HTTP.
+/// Requests that can be decoded but are not valid HTTP.
 pub(crate) fn malformed(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let mut field = request(b"GET", b"/get");
@@ -29,31 +29,31 @@ pub(crate) fn malformed(site: &Site, time: Duration) -> Sent {
     flood(&client, time, |frames, round| frames.head(&requests[round % requests.len()], true).map(drop))
 }
 
-/// Large answers to clients with a window of nothing.
+/// Large answers to clients with a window of zero.
 pub(crate) fn answers_not_taken(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let head = request(b"GET", b"/bytes/1000000");
     hold(70, time, || streams(&client, 0, &head, true)).with_streams(STREAMS)
 }
 
-/// Large answers of an app of HTTP/1, of which clients take the beginning only.
+/// Large answers of an HTTP/1 app, of which clients take the beginning only.
 pub(crate) fn answers_begun_by_http1(site: &Site, time: Duration) -> Sent {
     answers_begun(&site.attacker(), time)
 }
 
-/// Large answers of an app of HTTP/2, of which clients take the beginning only.
+/// Large answers of an HTTP/2 app, of which clients take the beginning only.
 pub(crate) fn answers_begun_by_http2(site: &Site, time: Duration) -> Sent {
     answers_begun(&site.attacker_of_grpc(), time)
 }
 
-/// Bodies that are not sent, to an app of HTTP/1, which needs a connection for each.
+/// Bodies that are not sent, to an HTTP/1 app, which needs a connection for each.
 pub(crate) fn bodies_to_http1(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let head = request(b"POST", b"/post");
     hold(150, time, || streams(&client, WINDOW, &head, false)).with_streams(STREAMS)
 }
 
-/// Bodies that are not sent, to an app of HTTP/2.
+/// Bodies that are not sent, to an HTTP/2 app.
 pub(crate) fn bodies_to_http2(site: &Site, time: Duration) -> Sent {
     let client = site.attacker_of_grpc();
     let mut head = request(b"POST", b"/a.Service/Call");
@@ -61,7 +61,7 @@ pub(crate) fn bodies_to_http2(site: &Site, time: Duration) -> Sent {
     hold(150, time, || streams(&client, WINDOW, &head, false)).with_streams(STREAMS)
 }
 
-/// A large field that is sent once and then named by a byte, fifteen times a request.
+/// A large field that is sent once and then repeated by index, in one byte each, fifteen times per request.
 pub(crate) fn fields_by_index(site: &Site, time: Duration) -> Sent {
     let client = site.attacker();
     let mut first = request(b"GET", b"/get");
@@ -74,7 +74,7 @@ pub(crate) fn fields_by_index(site: &Site, time: Duration) -> Sent {
     })
 }
 
-/// Requests that are reset as soon as they are made.
+/// Requests that are reset immediately.
 pub(crate) fn rapid_reset(site: &Site, time: Duration) -> Sent {
     let head = request(b"GET", b"/get");
     flood(&site.attacker(), time, |frames, _| {
@@ -95,7 +95,7 @@ pub(crate) fn settings(site: &Site, time: Duration) -> Sent {
     flood(&site.attacker(), time, |frames, _| frames.settings())
 }
 
-/// Frames of a body that hold nothing.
+/// Empty frames of a body.
 pub(crate) fn empty_data(site: &Site, time: Duration) -> Sent {
     let head = request(b"POST", b"/post");
     let mut open = 0;
@@ -117,12 +117,12 @@ fn answers_begun(client: &Client, time: Duration) -> Sent {
     .with_streams(STREAMS)
 }
 
-/// A connection with as many streams as there may be.
+/// A connection with as many streams as allowed.
 fn streams(client: &Client, window: u32, head: &[u8], ends: bool) -> io::Result<(Frames, u64)> {
     ask(Frames::open(client, window)?, head, ends)
 }
 
-/// As many requests as there may be on a connection.
+/// Opens as many streams as a connection allows.
 fn ask(mut frames: Frames, head: &[u8], ends: bool) -> io::Result<(Frames, u64)> {
     for _ in 0..STREAMS {
         frames.head(head, ends)?;
@@ -131,7 +131,7 @@ fn ask(mut frames: Frames, head: &[u8], ends: bool) -> io::Result<(Frames, u64)>
     Ok((frames, sent))
 }
 
-/// One connection after the other, each used until the server ends it.
+/// Connections one after another, each used until the server ends it.
 fn flood(
     client: &Client,
     time: Duration,

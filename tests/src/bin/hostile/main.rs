@@ -1,16 +1,16 @@
-//! `tidegate-hostile`: every known attack in turn against a mesh, and beside each what a healthy client saw and what it
-//! cost.
+//! `tidegate-hostile`: runs every known attack against a mesh, and reports what a healthy client saw meanwhile and what
+//! the attack cost.
 //!
-//! - [`site`] starts the mesh, [`share`] says on which processors who runs; [`api`] is the API server of its injector;
+//! - [`site`] starts the mesh, [`share`] assigns processors; [`api`] is the API server of its injector;
 //! - [`healthy`] are the healthy clients, one for each target, [`victim`] is the one that is watched, and the innocuous
-//!   load of its baseline; [`cost`] watches the daemon that is attacked;
-//! - [`attacks`] lists the attacks; [`http1`], [`http2`], [`control_plane`], [`discovery`] and [`webhooks`] carry them out,
-//!   on [`frames`] and [`grpc`] where a client library would not;
-//! - [`report`] holds each against its bounds.
+//!   load of its baseline; [`cost`] measures the attacked daemon;
+//! - [`attacks`] lists the attacks; [`http1`], [`http2`], [`control_plane`], [`discovery`] and [`webhooks`] implement
+//!   them with [`sent`], and with [`frames`] and [`grpc`] where a client library would refuse;
+//! - [`report`] compares each with its bounds.
 //!
 //! It fails if a daemon ends, the healthy client loses a request, or an attack costs more than its bounds.
 
-// As the suites do: what goes wrong here fails the run.
+// As in the suites: a panic fails the run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod api;
@@ -24,6 +24,7 @@ mod healthy;
 mod http1;
 mod http2;
 mod report;
+mod sent;
 mod share;
 mod site;
 mod victim;
@@ -43,18 +44,18 @@ use self::share::Shares;
 use self::site::Site;
 use self::victim::Victim;
 
-/// Attacks a mesh on this machine, one way after the other, and reports what a healthy client saw meanwhile and what each
-/// attack cost for each byte of it.
+/// Runs attacks against a mesh on this machine, one after another, and reports what a healthy client saw meanwhile and
+/// what each attack cost per byte sent.
 #[derive(Debug, Parser)]
 #[command(name = "tidegate-hostile", after_help = report::JUDGEMENT)]
 struct Arguments {
-    /// How long each attack lasts; the innocuous load beside which it is judged takes half as long again.
+    /// How long each attack lasts; the innocuous load that it is compared with takes half as long in addition.
     #[arg(long, default_value = "20s", value_parser = humantime::parse_duration)]
     time: Duration,
     /// Only attacks whose names contain this text.
     #[arg(long)]
     only: Option<String>,
-    /// Write the report here; it is printed in any case.
+    /// Also write the report to this file.
     #[arg(long)]
     report: Option<PathBuf>,
 }
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
     if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// One attack, and the innocuous load that is as busy.
+/// One attack, and the innocuous load that keeps the daemon as busy.
 fn run(site: &Site, attack: &Attack, time: Duration) -> Finding {
     let daemon = site.daemon(attack.target);
     let log = daemon.log_bytes();

@@ -1,57 +1,57 @@
-//! Each attack held against its bounds.
+//! Compares each attack with its bounds.
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::attacks::Sent;
 use crate::cost::Spent;
+use crate::sent::Sent;
 use crate::victim::Span;
 
-/// What the healthy client's 99th percentile may be, times what it is beside an innocuous load that keeps the daemon as
-/// busy.
+/// The limit of the healthy client's 99th percentile, relative to that beside an innocuous load that keeps the daemon
+/// as busy.
 const MOST_DELAY: f64 = 2.0;
-/// A percentile below this is good, whatever the other one is: two turns of the scheduler.
+/// A percentile below this is always acceptable: two turns of the scheduler.
 const UNNOTICED: Duration = Duration::from_millis(10);
-/// What one byte of the attacker's may cost in memory.
+/// Memory that each byte from the attacker may cost.
 const MOST_MEMORY: f64 = 10.0;
-/// What a connection that the attacker holds may cost, whatever it has sent: one TLS record (RFC 8446 §5.1), which any
-/// TLS library must be ready to put together.
+/// Memory that a connection held by the attacker may cost, whatever it has sent: one TLS record (RFC 8446 §5.1), which
+/// any TLS library must buffer.
 const MEMORY_OF_CONNECTION: u64 = 16 << 10;
-/// What a stream may cost: one buffer for the head of what it becomes at the app, of a page as nginx's
+/// Memory that a stream may cost: one buffer for the head of its request to the app, of a page like nginx's
 /// `proxy_buffer_size`.
 const MEMORY_OF_STREAM: u64 = 4 << 10;
-/// Memory that an allocator holds more of from one second to the next without an attack.
+/// How much an allocator's memory varies from one second to the next without an attack.
 const NOISE: u64 = 4 << 20;
-/// What one byte of the attacker's may write to the log, beyond [`LOG_NOISE`].
+/// Bytes of log that each byte from the attacker may cost, beyond [`LOG_NOISE`].
 const MOST_LOG: f64 = 1.0;
-/// What a request of the attacker's may write to the log: one line of the access log.
+/// Bytes of log that each request from the attacker may cost: one line of the access log.
 const LOG_OF_REQUEST: u64 = 1 << 10;
-/// Bytes of log that the limit of lines a second lets through.
+/// Bytes of log within the limit of lines per second.
 const LOG_NOISE: u64 = 256 << 10;
 
-/// What is judged, for the program's help.
+/// The criteria, for the program's help.
 pub(crate) const JUDGEMENT: &str = "\
 How it is judged:
 
-The mesh has one processor, and attacker, healthy client and apps share another, where the attacker and the apps that serve it \
-have what the others leave. Each target has a healthy client of its own: an ingress controller, kubelet, a client of the CA, a second sidecar, an \
-API server. It must lose no request. Its 99th percentile must stay below twice of what it is while more such clients, in the \
-place of the attacker, keep the daemon as busy as the attack did (\"busy\"); \"idle\" is that of before. Less than 10 ms, two \
-turns of the scheduler, is good in any case.
+The mesh has one processor; attacker, healthy client and apps share another, where the attacker and the apps that serve it \
+get what the others leave. Each target has its own healthy client: an ingress controller, kubelet, a client of the CA, a second sidecar, an \
+API server. It must lose no request. Its 99th percentile must stay below twice its value while more such clients, instead \
+of the attacker, keep the daemon as busy as the attack did (\"busy\"); \"idle\" is the value before. Less than 10 ms, two \
+turns of the scheduler, is always acceptable.
 
-Memory at the peak may be 10 bytes for each that the attacker has sent, 16 KiB (one TLS record) for each connection that it \
-holds, 4 KiB (one buffer for a head) for each stream that it holds, and 4 MiB of an allocator's noise. The log may grow by \
-a byte for each that was sent, by 1 KiB (one line of the access log) for each of its requests, and by \
-256 KiB; what the healthy client's requests write, by the measure of before, is not counted. Processor time is reported.";
+Peak memory may grow by 10 bytes for each byte from the attacker, by 16 KiB (one TLS record) for each connection that it \
+holds, by 4 KiB (one buffer for a head) for each stream that it holds, and by 4 MiB of an allocator's noise. The log may \
+grow by a byte for each byte from the attacker, by 1 KiB (one line of the access log) for each of its requests, and by \
+256 KiB; lines of the healthy client's requests, as measured before, are not counted. CPU time is reported.";
 
 /// The result of every attack.
 #[derive(Default)]
 pub(crate) struct Report(pub(crate) Vec<Finding>);
 
-/// What one attack came to.
+/// The result of one attack.
 pub(crate) struct Finding {
     pub(crate) attack: &'static str,
-    /// The healthy client before, ...
+    /// The healthy client before the attack, ...
     pub(crate) idle: Span,
     /// ... and bytes of the log meanwhile, ...
     pub(crate) idle_log: u64,
@@ -70,7 +70,7 @@ impl Report {
 }
 
 impl Finding {
-    /// What is not well, in a word each.
+    /// Each failed criterion, in a few words.
     fn faults(&self) -> Vec<&'static str> {
         let Self { busy, during, cost, sent, .. } = self;
         let allowed = MOST_DELAY * busy.p99.as_secs_f64();
@@ -86,7 +86,7 @@ impl Finding {
         faults.into_iter().filter(|(is_fault, _)| *is_fault).map(|(_, word)| word).collect()
     }
 
-    /// Bytes of the log that the attack wrote: all but those of the healthy client's requests.
+    /// Bytes of log because of the attack: without those of the healthy client's requests.
     fn log(&self) -> u64 {
         let (before, during) = (self.idle.requests.max(1) as u64, self.during.requests as u64);
         self.cost.log.saturating_sub(self.idle_log * during / before)
@@ -172,7 +172,7 @@ mod tests {
         // 10 MB for a megabyte, 1.6 MB for connections, and noise.
         assert_eq!(with(|finding| finding.cost.memory = 15_000_000), [""; 0]);
         assert_eq!(with(|finding| finding.cost.memory = 16_000_000), ["memory"]);
-        // 500 streams are two megabytes more.
+        // 500 streams allow two megabytes more.
         let with_streams = with(|finding| {
             finding.cost.memory = 16_500_000;
             finding.sent.streams = 500;

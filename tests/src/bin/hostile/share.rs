@@ -1,14 +1,15 @@
-//! Who runs where: the mesh has a processor of its own, attacker and healthy client share another.
+//! Assigns processors: the mesh has its own; attacker and healthy client share another.
 //!
-//! An attacker comes from elsewhere, and takes none of the mesh's processor but by what it asks for. Beside the healthy
-//! client it has what that leaves: it is as nice as can be, so the client is never late for the attacker's sake.
+//! An attacker is usually on another machine, and uses the mesh's processor only through its requests. It gets what the
+//! healthy client leaves of the shared processor: it runs at the highest nice value, so that it does not delay the
+//! client.
 
 use std::thread;
 
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// The nicest that there is.
+/// The highest nice value.
 const NICEST: i32 = 19;
 
 /// The two processors.
@@ -19,7 +20,7 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// The first two that this process may use.
+    /// The first two processors that this process may use.
     pub(crate) fn take() -> Self {
         let allowed = sched_getaffinity(None).unwrap();
         let mut allowed = (0..CpuSet::MAX_CPU).filter(|number| allowed.is_set(*number));
@@ -29,20 +30,20 @@ impl Shares {
         Self { mesh, clients }
     }
 
-    /// Runs something in a thread with the mesh's processor. What it starts is there, too.
+    /// Runs something in a thread on the mesh's processor; threads and processes that it starts stay there.
     pub(crate) fn as_mesh<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
         on(self.mesh, work)
     }
 
-    /// Runs something in a thread of the clients' processor. What it starts is there, too.
+    /// Runs something in a thread on the clients' processor; threads and processes that it starts stay there.
     pub(crate) fn as_client<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
         on(self.clients, work)
     }
 
-    /// [`Shares::as_client`] with what the healthy client and the apps leave of it.
+    /// [`Shares::as_client`], limited to what the healthy client and the apps leave.
     pub(crate) fn as_attacker<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
         on(self.clients, || {
-            // Of this thread alone, and of those that it starts.
+            // Applies to this thread, and to those that it starts.
             setpriority_process(None, NICEST).unwrap();
             work()
         })

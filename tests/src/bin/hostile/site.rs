@@ -1,4 +1,4 @@
-//! The mesh that is attacked, and who may reach it.
+//! The mesh that is attacked, and its clients.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -16,21 +16,23 @@ use tidegate_tests::{wait, webhook};
 
 use crate::api;
 use crate::share::Shares;
-use crate::victim::OTHERS;
 
-/// The pod's port that wants a client certificate; the healthy client's.
+/// The pod's port that requires a client certificate; used by the healthy client.
 const MUTUAL_PORT: u16 = 14002;
 /// The pod's port whose app speaks HTTP/2.
 const GRPC_PORT: u16 = 14003;
-/// How long a daemon may take to be as it was.
+/// How long a daemon may take to recover.
 const RECOVERY: Duration = Duration::from_secs(60);
-/// How long the app takes for a probe.
+/// How long the app takes to answer a probe.
 const PROBE: Duration = Duration::from_millis(500);
 /// The name in the controller's certificate.
 const CONTROLLER: &str = "tidegate-controller.tidegate-system.cluster.local";
 
 /// The attacker's meshed workload, of namespace `httpbin`.
 pub(crate) const HOG: &str = "hog";
+
+/// Healthy clients of an innocuous load, besides the one that is watched.
+pub(crate) const OTHER_CLIENTS: usize = 8;
 
 /// Hosts of the mesh's block of addresses.
 const HOG_HOST: u8 = 59;
@@ -66,8 +68,8 @@ struct Apps {
 }
 
 impl Site {
-    /// Starts it. The attacker's address is let in where the healthy client's is, as outsiders are behind an ingress
-    /// controller; it has no certificate but, for some attacks, that of a meshed Pod.
+    /// Starts it. The policy admits the attacker's address wherever it admits the healthy client's, like clients behind
+    /// an ingress controller. The attacker has no certificate, except for some attacks that of a meshed Pod.
     pub(crate) fn start(shares: Shares) -> Self {
         let probed = shares.as_client(|| App::unrecorded((Ipv4Addr::LOCALHOST, 0).into(), slow));
         let probe_port = free_port();
@@ -86,7 +88,7 @@ impl Site {
         });
         let pod = |name: &str, host| objects::pod(name, name, &mesh.block().ip(host).to_string(), &[]);
         let mut pods = vec![pod(HOG, HOG_HOST)];
-        pods.extend((0..=OTHERS).map(|number| pod(&second(number), SECOND_HOST + number as u8)));
+        pods.extend((0..=OTHER_CLIENTS).map(|number| pod(&second(number), SECOND_HOST + number as u8)));
         let open = [gateway(), range(&format!("{}/32", mesh.block().ip(ATTACKER_HOST)))];
         let policies = [
             policy("open", &[backend("httpbin", PORT, "http"), backend("httpbin", GRPC_PORT, "http")], &open),
@@ -136,7 +138,7 @@ impl Site {
         Client::to(self.mesh.target_port(GRPC_PORT)).from(self.attacker_ip())
     }
 
-    /// The attacker, where kubelet asks for probes.
+    /// The attacker, at kubelet's port for probes.
     pub(crate) fn attacker_of_probes(&self) -> Client {
         self.prober().from(self.attacker_ip())
     }
@@ -188,10 +190,10 @@ impl Site {
         Client::to(self.mesh.discovery_address()).from(self.mesh.block().ip(HEALTHY_HOST)).tls(tls)
     }
 
-    /// Waits until the target has let go of the attacker.
+    /// Waits until the target has released what the attacker held.
     pub(crate) fn recover(&self, target: Target) {
         let daemon = self.daemon(target);
-        wait::until_true("the daemon has let go of the attacker", RECOVERY, || {
+        wait::until_true("the daemon has released what the attacker held", RECOVERY, || {
             daemon.is_ready() && daemon.open_files().len() < 100
         });
     }
@@ -201,12 +203,12 @@ impl Site {
     }
 }
 
-/// A workload of namespace `httpbin` that a healthy client of the controller has; the first is the one that is watched.
+/// A workload of namespace `httpbin` for a healthy client of the controller; the first is watched.
 pub(crate) fn second(number: usize) -> String {
     format!("second-{number}")
 }
 
-/// The app that takes its time for each probe.
+/// The app that delays its answers to probes.
 fn slow(conversation: &mut Conversation) -> std::io::Result<()> {
     while conversation.request()?.is_some() && conversation.pause(PROBE) {
         conversation.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")?;
@@ -214,7 +216,7 @@ fn slow(conversation: &mut Conversation) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A port that is free at every address, as those of probes must be.
+/// A port that is free at every address, as probe ports must be.
 fn free_port() -> u16 {
     TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port()
 }

@@ -1,4 +1,4 @@
-//! What a healthy client sees, and the innocuous load that its baseline is measured under.
+//! The healthy client that is watched, and the innocuous load for its baseline.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,16 +6,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::attacks::Attack;
-use crate::site::Site;
+use crate::site::{OTHER_CLIENTS, Site};
 
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Further healthy clients of an innocuous load.
-pub(crate) const OTHERS: usize = 8;
-/// Until the next look whether the daemon is as busy as it is to be.
+/// Until the next check whether the daemon is busy enough.
 const IDLE: Duration = Duration::from_millis(2);
 
-/// The client while it runs.
+/// The running client.
 pub(crate) struct Victim {
     ends: Arc<AtomicBool>,
     thread: JoinHandle<Seen>,
@@ -24,7 +22,7 @@ pub(crate) struct Victim {
 /// Every request: when it was made, how long it took, and whether it was answered.
 pub(crate) struct Seen(Vec<(Instant, Duration, bool)>);
 
-/// What the client saw in a span of time.
+/// The client's results in a span of time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     pub(crate) requests: usize,
@@ -57,7 +55,7 @@ impl Victim {
     }
 }
 
-/// Lets what runs go on for a while.
+/// Waits while clients and attack run.
 pub(crate) fn wait(time: Duration) {
     let end = Instant::now() + time;
     while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -65,8 +63,8 @@ pub(crate) fn wait(time: Duration) {
     }
 }
 
-/// Keeps an attack's target busy for so long, with more of its healthy clients in the place of the attacker: as busy as
-/// this share of a processor, or as they can.
+/// Keeps an attack's target busy for this long with healthy clients instead of the attacker: up to this share of a
+/// processor, or as much as the clients can.
 pub(crate) fn keep_busy(site: &Site, attack: &Attack, share: f64, time: Duration) {
     let daemon = site.daemon(attack.target);
     let (begun, before) = (Instant::now(), daemon.processor_time());
@@ -77,7 +75,7 @@ pub(crate) fn keep_busy(site: &Site, attack: &Attack, share: f64, time: Duration
     let is_behind = &is_behind;
     site.shares.as_attacker(|| {
         thread::scope(|scope| {
-            for number in 1..=OTHERS {
+            for number in 1..=OTHER_CLIENTS {
                 let mut client = (attack.healthy)(site, number);
                 scope.spawn(move || {
                     while begun.elapsed() < time {
@@ -94,12 +92,12 @@ pub(crate) fn keep_busy(site: &Site, attack: &Attack, share: f64, time: Duration
 }
 
 impl Seen {
-    /// What was seen before this moment.
+    /// Results before this moment.
     pub(crate) fn until(&self, end: Instant) -> Span {
         Span::of(self.0.iter().filter(|(at, ..)| *at < end))
     }
 
-    /// What was seen between two moments.
+    /// Results between two moments.
     pub(crate) fn between(&self, begin: Instant, end: Instant) -> Span {
         Span::of(self.0.iter().filter(|(at, ..)| (begin..end).contains(at)))
     }

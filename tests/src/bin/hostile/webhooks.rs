@@ -1,4 +1,4 @@
-//! Attacks on the injector's webhook, which asks for no certificate.
+//! Attacks on the injector's webhook, which requires no client certificate.
 
 use std::io;
 use std::time::Duration;
@@ -7,18 +7,18 @@ use tidegate_tests::client::{Client, Connection, End};
 use tidegate_tests::http1::Kind;
 use tidegate_tests::webhook::{LARGEST, create, create_named, full, head, send};
 
-use crate::attacks::{Sent, hold, repeat};
+use crate::sent::{Sent, hold, repeat};
 use crate::site::Site;
 
 /// Connections with a body that does not end.
 const UNFINISHED: usize = 40;
-/// What is sent of each.
+/// What is sent of each body.
 const BEGUN: usize = 64 << 10;
-/// Sizes of Pods that are small on the wire for what a decoder makes of them.
+/// Sizes of Pods that are small on the wire and large once decoded.
 const SIZES: [usize; 2] = [260 << 10, LARGEST - 1024];
 const NAME: usize = 3_900_000;
 
-/// Bodies of the largest size, of which the beginning comes.
+/// Bodies of the largest size, of which only the beginning is sent.
 pub(crate) fn unfinished_bodies(site: &Site, time: Duration) -> Sent {
     let client = site.attacker_of_webhook();
     let begun = [head(LARGEST).as_bytes(), &[b' '; BEGUN]].concat();
@@ -35,20 +35,20 @@ pub(crate) fn empty_volumes(site: &Site, time: Duration) -> Sent {
     ask(site, time, &reviews)
 }
 
-/// Reviews whose name is text for the log.
+/// Reviews with names that would fill the log.
 pub(crate) fn long_names(site: &Site, time: Duration) -> Sent {
     let name = "a\\n".repeat(NAME / 3);
     ask(site, time, &[create_named(&name, r#"{"metadata":{}}"#)])
 }
 
-/// One review after the other, each on a connection of its own, until it is answered or ended.
+/// Reviews one after another, each on its own connection, until it is answered or ended.
 fn ask(site: &Site, time: Duration, reviews: &[String]) -> Sent {
     let client = site.attacker_of_webhook();
     let mut next = reviews.iter().cycle();
     let bytes = repeat(time, || {
         let (mut connection, review) = (connect(&client)?, next.next().unwrap());
         send(&mut connection, review);
-        // An answer or an end: what matters is what the others see.
+        // An answer or an end: only what other clients see matters.
         let _ = connection.response(Kind::Response);
         Ok(review.len() as u64)
     });
