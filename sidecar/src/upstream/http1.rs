@@ -23,22 +23,22 @@ const LEAST_BUFFER: usize = 8 * 1024;
 /// Connections that hyper drives.
 pub(super) struct Http1 {
     connector: Rc<Connector>,
-    idle: Pool<Carrier>,
+    idle: Pool<Box<Carrier>>,
 }
 
-/// One connection.
+/// One connection. Boxed, because the bodies of answers hold it.
 struct Carrier {
     sender: SendRequest<Outgoing>,
     /// Drives it.
     task: AbortHandle,
     /// `None` in plaintext.
     secured: Option<Secured>,
+    endpoint: Arc<Endpoint>,
 }
 
 /// A connection that is in use.
 pub(super) struct Checkout {
-    carrier: Carrier,
-    endpoint: Arc<Endpoint>,
+    carrier: Box<Carrier>,
     all: Rc<Http1>,
 }
 
@@ -54,7 +54,7 @@ impl Http1 {
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let mut request = request;
         if let Some(carrier) = self.idle.checkout(&endpoint) {
-            match self.try_send(&endpoint, carrier, request).await {
+            match self.try_send(carrier, request).await {
                 Ok(response) => return Ok(response),
                 // The app closed it in the meantime, and nothing was written to it.
                 Err((_, Some(unsent))) => request = *unsent,
@@ -63,7 +63,7 @@ impl Http1 {
         }
         // Rare, and large.
         let carrier = Box::pin(self.dial(&endpoint)).await?;
-        self.try_send(&endpoint, carrier, request).await.map_err(|(error, _)| error)
+        self.try_send(carrier, request).await.map_err(|(error, _)| error)
     }
 
     pub(super) fn sweep(&self, now: Instant) {
@@ -76,14 +76,13 @@ impl Http1 {
 
     async fn try_send(
         self: &Rc<Self>,
-        endpoint: &Arc<Endpoint>,
-        mut carrier: Carrier,
+        mut carrier: Box<Carrier>,
         request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, (UpstreamError, Option<Box<Request<Outgoing>>>)> {
         let upload = request.body().retain().sent_by(carrier.task.clone());
         match carrier.sender.try_send_request(request).await {
             Ok(response) => {
-                let checkout = Checkout { carrier, endpoint: endpoint.clone(), all: self.clone() };
+                let checkout = Checkout { carrier, all: self.clone() };
                 Ok(response.map(|body| UpstreamBody::http1(body, checkout, upload)))
             }
             Err(mut failure) => {
@@ -93,7 +92,7 @@ impl Http1 {
         }
     }
 
-    async fn dial(&self, endpoint: &Endpoint) -> Result<Carrier, UpstreamError> {
+    async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Box<Carrier>, UpstreamError> {
         let stream = self.connector.connect(endpoint, MeshProtocol::Http1, Deadline::Timer).await?;
         let secured = stream.secured();
         let limits = self.connector.limits();
@@ -110,11 +109,12 @@ impl Http1 {
                 tracing::debug!(%address, %error, "HTTP/1.1 connection to an upstream failed");
             }
         });
-        Ok(Carrier { sender, task: driven.abort_handle(), secured })
+        let (task, endpoint) = (driven.abort_handle(), endpoint.clone());
+        Ok(Box::new(Carrier { sender, task, secured, endpoint }))
     }
 }
 
-impl Reusable for Carrier {
+impl Reusable for Box<Carrier> {
     fn fitness(&mut self, _: Duration) -> Fitness {
         if self.sender.is_closed() || self.secured.as_ref().is_some_and(|secured| !secured.is_current()) {
             Fitness::Dead
@@ -129,6 +129,7 @@ impl Reusable for Carrier {
 impl Checkout {
     /// The answer is complete.
     pub(super) fn give_back(self) {
-        self.all.idle.put(&self.endpoint, self.carrier);
+        let endpoint = self.carrier.endpoint.clone();
+        self.all.idle.put(&endpoint, self.carrier);
     }
 }

@@ -45,8 +45,11 @@ struct Server {
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
-    let test = tokio::time::timeout(std::time::Duration::from_secs(60), test);
-    runtime.block_on(local.run_until(test)).expect("the test comes to an end");
+    runtime.block_on(local.run_until(async {
+        tokio::time::timeout(std::time::Duration::from_secs(60), test)
+            .await
+            .expect("the test comes to an end");
+    }));
 }
 
 fn roots() -> TrustRoots {

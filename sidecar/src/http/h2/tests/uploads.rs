@@ -241,7 +241,7 @@ fn a_request_that_an_app_of_http1_has_answered_and_not_taken_ends_with_its_clien
                 head.push(socket.read_u8().await.unwrap());
             }
             socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-            std::future::pending().await
+            std::future::pending::<()>().await;
         })
         .await;
         let sidecar = Sidecar::with_limits(app.address, AppProtocol::Http, one_at_a_time());
