@@ -5,6 +5,7 @@
 //! is in force. Both read a rule through `ingress_backend::rules`, so that what a status says is what sidecars do. Each kind
 //! that is compiled has a file of its own.
 
+mod backend;
 pub(crate) mod destination;
 mod fronts;
 mod ingress_backend;

@@ -1,8 +1,8 @@
-//! The discovery service: each sidecar gets its own workload's policy, and what stands behind the addresses that it
-//! asks for. The latter is what DNS tells everybody, so any workload of the mesh may ask; nothing else is to be had.
+//! The discovery service: each sidecar gets its own workload's listener, and the destinations, routes and backends that it
+//! subscribes to. The latter is what DNS tells everybody, so any workload of the mesh may ask; nothing else is to be had.
 //!
-//! `session` holds the story of one stream, `subscriptions` the destinations in it, `shares` what each identity may take
-//! over all of its streams.
+//! `session` holds the story of one stream, `subscriptions` the resources in it, `shares` what each identity may take over
+//! all of its streams.
 
 mod session;
 pub(crate) mod shares;
@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::metrics::ControllerMetrics;
-use crate::publish::destinations::Destinations;
+use crate::publish::on_demand::OnDemand;
 use crate::publish::policies::PolicyStore;
 
 use session::{Client, Session};
@@ -35,7 +35,7 @@ use shares::Shares;
 #[derive(Debug)]
 pub(crate) struct DiscoveryService {
     pub(crate) workloads: Arc<PolicyStore>,
-    pub(crate) destinations: Arc<Destinations>,
+    pub(crate) resources: Arc<OnDemand>,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     pub(crate) metrics: ControllerMetrics,
@@ -70,7 +70,7 @@ impl Discovery for DiscoveryService {
             id: self.streams.fetch_add(1, Ordering::Relaxed),
             client,
             workloads: self.workloads.clone(),
-            destinations: self.destinations.clone(),
+            resources: self.resources.clone(),
             trust_bundle: self.trust_bundle.clone(),
             metrics: self.metrics.clone(),
             shares: self.shares.clone(),

@@ -19,7 +19,7 @@ use crate::local_pod::LocalPod;
 use crate::metrics::ControllerMetrics;
 use crate::object::pod::service_account;
 use crate::object::{ObjectKey, ObjectName};
-use crate::publish::destinations::Destinations;
+use crate::publish::on_demand::OnDemand;
 use crate::publish::policies::PolicyStore;
 use crate::publish::shares::{self, NamespaceShares};
 use crate::source::{Batch, Problem};
@@ -31,7 +31,8 @@ pub(crate) struct Shared {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) index: Arc<RwLock<Index>>,
     pub(crate) workloads: Arc<PolicyStore>,
-    pub(crate) destinations: Arc<Destinations>,
+    /// What sidecars ask for.
+    pub(crate) resources: Arc<OnDemand>,
     pub(crate) statuses: StatusBoard,
     pub(crate) problems: Arc<RwLock<Vec<Problem>>>,
 }
@@ -148,7 +149,7 @@ impl Engine {
         for (namespace, name) in self.shares.take_new_room() {
             self.recompile_workload(&index, &mut rules, &ObjectName { namespace, name });
         }
-        self.shared.destinations.update(&index, affected);
+        self.shared.resources.update(&index, affected);
         self.update_statuses(&index, affected);
         if affected.all {
             let config = index.mesh_config_spec();
@@ -271,7 +272,9 @@ impl Engine {
             service_account: service_account(pod).to_owned(),
             annotations: pod.metadata.annotations.clone().unwrap_or_default(),
             ports: published
-                .map(|published| published.policy.ports.keys().copied().collect())
+                .as_ref()
+                .and_then(|published| published.policy())
+                .map(|policy| policy.ports.keys().copied().collect())
                 .unwrap_or_default(),
         }
     }

@@ -31,6 +31,7 @@ use crate::service::selects;
 
 pub(crate) use affected::Affected;
 pub(crate) use endpoint_slices::{pod_of, service_of};
+pub(crate) use pods::pod_addresses;
 
 use endpoint_slices::pods_of;
 use ingress_backends::opened;
@@ -363,6 +364,7 @@ impl Index {
         affected.namespaces.insert(service.namespace.clone());
         let addresses = self.service(service).into_iter().flat_map(|service| cluster_ips(service));
         affected.addresses.extend(addresses);
+        affected.services.insert(service.clone());
         self.affect_source(service, affected);
     }
 

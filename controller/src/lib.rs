@@ -56,8 +56,9 @@ use discovery::DiscoveryService;
 use discovery::shares::{ShareLimits, Shares};
 use engine::{Engine, Shared};
 use metrics::ControllerMetrics;
-use publish::destinations::Destinations;
+use publish::on_demand::OnDemand;
 use publish::policies::PolicyStore;
+use publish::store::Store;
 use serving::ServerTls;
 use source::Source;
 use status::StatusBoard;
@@ -151,11 +152,13 @@ impl Controller {
         let own_metrics = ControllerMetrics::new(&metrics);
         let refused = RefusedConnections::register(&metrics);
         let index = Arc::new(RwLock::new(Index::for_mesh(config.mesh_name.as_deref())));
+        let store = Arc::<Store>::default();
         let shared = Shared {
             trust_domain: config.trust_domain.clone(),
             index: Arc::clone(&index),
-            workloads: Arc::new(PolicyStore::new()),
-            destinations: Arc::new(Destinations::new(
+            workloads: Arc::new(PolicyStore::new(Arc::clone(&store))),
+            resources: Arc::new(OnDemand::new(
+                store,
                 index,
                 config.trust_domain.clone(),
                 config.is_workload,
@@ -185,7 +188,7 @@ impl Controller {
         tokio::spawn(until_drain(hold_until_some(certificate, credentials.clone()), drain.clone()));
         let service = DiscoveryService {
             workloads: shared.workloads,
-            destinations: shared.destinations,
+            resources: shared.resources,
             trust_domain: config.trust_domain,
             trust_bundle: trust_bundle.clone(),
             shares: Shares::new(ShareLimits::default(), own_metrics.clone()),

@@ -1,11 +1,15 @@
-//! Destinations of outbound connections: the endpoints behind an address, and how to connect to each.
+//! Destinations of outbound connections: what is behind an address, and where connections to it go.
+//!
+//! A destination names its backends or routes, which are separate resources: endpoints change without the destinations
+//! that lead to them.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::identity::Identity;
+use crate::backend::BackendRef;
+use crate::policy::AppProtocol;
+use crate::route::RoutesName;
 
 /// What is behind an address and port that a workload connects to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -13,27 +17,30 @@ use crate::identity::Identity;
 pub enum Destination {
     /// Not in the mesh. The connection goes to the original address, unchanged.
     Passthrough,
-    /// A Service with at least one endpoint in the mesh, or a Pod in the mesh.
-    Service(MeshService),
+    /// Connections are refused, for this reason.
+    Blocked(Arc<str>),
+    /// Connections, or the requests in them, go to backends.
+    Routed {
+        /// What connections carry.
+        protocol: AppProtocol,
+        /// Where they go.
+        target: DestinationTarget,
+    },
 }
 
-/// The endpoints behind one address.
+/// Where a routed destination leads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct MeshService {
-    /// The Service or the Pod, as `<namespace>/<name>`.
-    pub name: Arc<str>,
-    /// The endpoints, each address once. If empty, connections are refused.
-    pub endpoints: Vec<Endpoint>,
+pub enum DestinationTarget {
+    /// A backend. The same as routes whose only rule matches everything and forwards to it.
+    Backend(BackendRef),
+    /// Routes.
+    Routes(RoutesName),
 }
 
-/// One endpoint of a destination.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Endpoint {
-    /// The Pod's address, with the Service's `targetPort`.
-    pub address: SocketAddr,
-    /// Identity that the endpoint's sidecar must present over mutual TLS. `None`: the endpoint has no sidecar, and the
-    /// connection is plaintext.
-    pub identity: Option<Identity>,
+impl Destination {
+    /// A destination whose connections are forwarded to a backend as opaque bytes.
+    pub fn opaque(backend: BackendRef) -> Self {
+        Self::Routed { protocol: AppProtocol::Tcp, target: DestinationTarget::Backend(backend) }
+    }
 }

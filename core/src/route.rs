@@ -18,6 +18,7 @@ mod host;
 pub mod matching;
 #[cfg(test)]
 mod naive;
+mod name;
 mod pattern;
 pub mod retry;
 pub mod select;
@@ -33,6 +34,7 @@ pub use self::error::{Problem, RouteError};
 pub use self::field::{FieldName, FieldValue, Method};
 pub use self::host::HostMatch;
 pub use self::matching::{RequestView, RouteMatch};
+pub use self::name::RoutesName;
 pub use self::pattern::Pattern;
 pub use self::retry::RetryPolicy;
 pub use self::select::{RouteTable, Selected};
@@ -132,6 +134,11 @@ impl Route {
             .enumerate()
             .try_for_each(|(i, rule)| rule.check().map_err(|error| error.within(&format!("rules[{i}]"))))
     }
+
+    /// The backends that the rules refer to, also those that only get copies. A backend may occur several times.
+    pub fn backends(&self) -> impl Iterator<Item = &BackendRef> {
+        self.rules.iter().flat_map(RouteRule::backends)
+    }
 }
 
 impl RouteRule {
@@ -160,6 +167,23 @@ impl RouteRule {
             }
         }
         edits
+    }
+
+    fn backends(&self) -> impl Iterator<Item = &BackendRef> {
+        let shares = match &self.action {
+            Action::Forward(backends) => backends.as_slice(),
+            Action::Redirect(_) | Action::Respond(_) => &[],
+        };
+        let targets = shares.iter().filter_map(|share| match &share.target {
+            BackendTarget::Backend(backend) => Some(backend),
+            BackendTarget::App | BackendTarget::Invalid(_) => None,
+        });
+        let filters = self.filters.iter().chain(shares.iter().flat_map(|share| &share.filters));
+        let mirrors = filters.filter_map(|filter| match filter {
+            Filter::Mirror(mirror) => Some(&mirror.backend),
+            _ => None,
+        });
+        targets.chain(mirrors)
     }
 
     fn check(&self) -> Result<(), RouteError> {

@@ -3,10 +3,13 @@
 //! Decoding is strict: an unknown enum value, an absent field or an invalid range rejects the whole resource, and the
 //! sidecar keeps its last good version of it. Unknown content is never skipped.
 
+mod backend;
 mod destination;
 mod identity;
 mod object_ref;
 mod policy;
+mod protocol;
+mod routes;
 
 use self::identity::{identity_from_wire, identity_to_wire};
 use self::object_ref::{object_from_wire, object_to_wire};

@@ -8,10 +8,10 @@ use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tidegate_core::destination::Endpoint;
+use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_runtime::trust_bundle::fingerprint;
 
-use crate::destinations::{BalancedEndpoint, Destinations, ResolvedDestination};
+use crate::destinations::{BalancedEndpoint, Destinations, ReferencedView, ResolvedDestination};
 use crate::options::Inbound;
 use crate::snapshot::Publisher;
 
@@ -69,25 +69,42 @@ async fn config(State(view): State<ConfigView>) -> Json<Value> {
         "policy": snapshot.policy,
         "outbound": view.outbound,
         "destinations": view.destinations.view().iter().map(destination).collect::<Vec<_>>(),
+        "references": view.destinations.view_references().iter().map(reference).collect::<Vec<_>>(),
     }))
 }
 
 fn destination((address, version, target): &(SocketAddr, String, Option<Arc<ResolvedDestination>>)) -> Value {
     let Some(target) = target else { return json!({"address": address, "state": "asked"}) };
     let endpoint = |choice: &BalancedEndpoint| {
-        let Endpoint { address, identity } = &choice.endpoint;
+        let Endpoint { address, transport, .. } = &choice.endpoint;
+        let identity = match transport {
+            Transport::Mesh(identity) => Some(identity),
+            Transport::Plain | Transport::Tls(_) => None,
+        };
         json!({"address": address, "identity": identity, "connections": choice.open()})
     };
-    match &target.name {
+    if let Some(reason) = target.block_reason() {
+        return json!({"address": address, "version": version, "state": "blocked", "reason": reason});
+    }
+    match target.name() {
         None => json!({"address": address, "version": version, "state": "passthrough"}),
         Some(name) => json!({
             "address": address,
             "version": version,
             "state": "mesh",
             "service": name,
-            "endpoints": target.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+            "endpoints": target.endpoints().map(endpoint).collect::<Vec<_>>(),
         }),
     }
+}
+
+/// A backend or routes that destinations refer to.
+fn reference(view: &ReferencedView) -> Value {
+    let mut shown = json!({"name": view.name.to_string(), "version": view.version});
+    if let Some(routes) = &view.routes {
+        shown["routes"] = json!(routes);
+    }
+    shown
 }
 
 fn time(time: SystemTime) -> String {

@@ -1,10 +1,15 @@
-//! What stands behind the addresses that this workload dials: asked for when first dialled, kept in step while they are
-//! used, forgotten after.
+//! What stands behind the addresses that this workload dials: subscribed to when first dialled, kept in step while they
+//! are used, forgotten after.
 //!
 //! The workers look addresses up, the control thread's policy stream fills them in. While there is no stream nothing is
-//! forgotten: what was known stays good.
+//! forgotten: what was known stays good. Destinations refer to backends and routes, of which each is kept once, as long
+//! as anything refers to it ([`references`]).
 
+mod backend;
+mod references;
 mod resolved;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -12,9 +17,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tidegate_core::Destination;
+use tidegate_core::backend::Backend;
+use tidegate_core::route::RouteTable;
+use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
-pub(crate) use resolved::{BalancedEndpoint, LoadSlot, ResolvedDestination};
+pub(crate) use backend::{BalancedEndpoint, LoadSlot};
+pub(crate) use references::{Full, ReferencedView};
+pub(crate) use resolved::ResolvedDestination;
+
+use references::References;
 
 /// The most addresses that are kept. More are made room for by what was used longest ago.
 const MOST: usize = 4096;
@@ -38,22 +50,38 @@ pub(crate) enum Lookup {
     OutOfReach,
 }
 
+/// A resource from the controller.
+#[derive(Debug)]
+pub(crate) enum Resource {
+    Destination(Destination),
+    Backend(Backend),
+    Routes(RouteTable),
+}
+
 /// What the stream is to tell the controller.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Subscriptions {
-    pub(crate) wanted: Vec<SocketAddr>,
-    pub(crate) unwanted: Vec<SocketAddr>,
+    pub(crate) wanted: Vec<ResourceName>,
+    pub(crate) unwanted: Vec<ResourceName>,
 }
 
 #[derive(Default)]
 struct State {
-    entries: HashMap<SocketAddr, Entry>,
-    /// Addresses of which the stream has not told the controller yet.
-    pending: BTreeSet<SocketAddr>,
+    addresses: HashMap<SocketAddr, Entry>,
+    references: References,
+    /// Names of which the stream has not told the controller yet.
+    pending: BTreeSet<ResourceName>,
+    /// What has changed since the last [`Destinations::settle`].
+    changed: BTreeSet<ResourceName>,
+    /// Whether there may be references that are not held, or held values that nothing refers to.
+    is_unsettled: bool,
+    /// Whether the controller has announced more, possibly what is referred to.
+    is_incomplete: bool,
     is_online: bool,
 }
 
 struct Entry {
+    destination: Option<Destination>,
     target: watch::Sender<Option<Arc<ResolvedDestination>>>,
     version: String,
     used: Instant,
@@ -66,7 +94,7 @@ impl Destinations {
     pub(crate) fn look_up(&self, address: SocketAddr) -> Lookup {
         let now = Instant::now();
         let mut state = self.lock();
-        if let Some(entry) = state.entries.get_mut(&address) {
+        if let Some(entry) = state.addresses.get_mut(&address) {
             entry.used = now;
             let known = entry.target.borrow().clone();
             return match known {
@@ -77,9 +105,10 @@ impl Destinations {
         }
         state.make_room();
         let (target, receiver) = watch::channel(None);
-        let entry = Entry { target, version: String::new(), used: now, is_given_up: false };
-        state.entries.insert(address, entry);
-        state.enqueue(address);
+        let entry =
+            Entry { destination: None, target, version: String::new(), used: now, is_given_up: false };
+        state.addresses.insert(address, entry);
+        state.enqueue(ResourceName::Destination(address));
         drop(state);
         self.news.notify_one();
         Lookup::Asked(receiver)
@@ -89,18 +118,22 @@ impl Destinations {
     pub(crate) fn give_up(&self, address: SocketAddr) {
         let mut state = self.lock();
         let is_online = state.is_online;
-        if let Some(entry) = state.entries.get_mut(&address) {
+        if let Some(entry) = state.addresses.get_mut(&address) {
             entry.is_given_up = !is_online;
         }
     }
 
-    /// There is a stream: what it is to ask for at its beginning.
-    pub(crate) fn connect(&self) -> Vec<SocketAddr> {
+    /// There is a stream: what it is to ask for at its beginning, references first, so that the controller need not add
+    /// them.
+    pub(crate) fn connect(&self) -> Vec<ResourceName> {
         let mut state = self.lock();
-        state.pending.clear();
         state.is_online = true;
-        state.entries.values_mut().for_each(|entry| entry.is_given_up = false);
-        state.entries.keys().copied().collect()
+        state.is_incomplete = false;
+        state.settle_references();
+        state.pending.clear();
+        state.addresses.values_mut().for_each(|entry| entry.is_given_up = false);
+        let addresses = state.addresses.keys().map(|address| ResourceName::Destination(*address));
+        state.references.names().chain(addresses).collect()
     }
 
     /// The stream is gone.
@@ -123,27 +156,86 @@ impl Destinations {
 
     fn take_subscriptions(&self) -> Subscriptions {
         let mut state = self.lock();
+        state.settle_references();
         let pending = std::mem::take(&mut state.pending);
-        let (wanted, unwanted) = pending.into_iter().partition(|address| state.entries.contains_key(address));
+        let (wanted, unwanted) = pending.into_iter().partition(|name| state.wants(name));
         Subscriptions { wanted, unwanted }
     }
 
-    /// Takes over what the controller says. An address that is not wanted any more is passed over.
-    pub(crate) fn set(&self, address: SocketAddr, version: String, destination: &Destination) {
+    /// Takes over a resource of `bytes` on the wire, which connections see from [`Destinations::settle`] on. An address
+    /// that is not wanted any more is passed over.
+    pub(crate) fn set(
+        &self,
+        name: &ResourceName,
+        version: String,
+        resource: Resource,
+        bytes: usize,
+    ) -> Result<(), Full> {
         let mut state = self.lock();
-        let Some(entry) = state.entries.get_mut(&address) else { return };
-        entry.version = version;
-        entry.is_given_up = false;
-        entry.target.send_modify(|target| {
-            *target = Some(Arc::new(ResolvedDestination::new(address, destination, target.as_deref())));
-        });
+        match (name, resource) {
+            (ResourceName::Destination(address), Resource::Destination(destination)) => {
+                let Some(entry) = state.addresses.get_mut(address) else { return Ok(()) };
+                entry.version = version;
+                entry.is_given_up = false;
+                entry.destination = Some(destination);
+            }
+            (ResourceName::Backend(name), Resource::Backend(backend)) => {
+                state.references.set_backend(name, version, &backend, bytes)?;
+            }
+            (ResourceName::Routes(name), Resource::Routes(table)) => {
+                state.references.set_routes(name, version, table, bytes)?;
+            }
+            _ => return Ok(()),
+        }
+        state.has_changed(name);
+        Ok(())
+    }
+
+    /// A resource cannot be taken over. What was known before stays; if there is nothing, connections are refused rather
+    /// than passed on as if there were no mesh.
+    pub(crate) fn refuse(&self, name: &ResourceName, reason: &str) {
+        let mut state = self.lock();
+        match name {
+            ResourceName::Destination(address) => {
+                let entry = state.addresses.get_mut(address);
+                let Some(entry) = entry.filter(|entry| entry.destination.is_none()) else { return };
+                entry.destination = Some(Destination::Blocked(reason.into()));
+            }
+            ResourceName::Backend(name) => state.references.refuse_backend(name),
+            ResourceName::Routes(name) => state.references.refuse_routes(name),
+            ResourceName::Listener { .. } => return,
+        }
+        state.has_changed(name);
+    }
+
+    /// The controller has no such resource, or no longer.
+    pub(crate) fn remove(&self, name: &ResourceName) {
+        let mut state = self.lock();
+        match name {
+            ResourceName::Backend(name) => state.references.remove_backend(name),
+            ResourceName::Routes(name) => state.references.remove_routes(name),
+            // Each address is something.
+            ResourceName::Destination(_) | ResourceName::Listener { .. } => return,
+        }
+        state.has_changed(name);
+    }
+
+    /// To be called after each response: lets connections see what has changed. If no more is announced, references that
+    /// are not held are asked for, and values that nothing refers to are dropped.
+    pub(crate) fn settle(&self, is_complete: bool) {
+        let mut state = self.lock();
+        state.is_incomplete = !is_complete;
+        state.resolve();
+        drop(state);
+        self.news.notify_one();
     }
 
     /// Forgets what nobody uses. To be called now and then while there is a stream.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut state = self.lock();
         let is_unused = |entry: &Entry| now.saturating_duration_since(entry.used) > UNUSED_AFTER;
-        let unused = state.entries.iter().filter(|(_, entry)| is_unused(entry)).map(|(address, _)| *address);
+        let unused =
+            state.addresses.iter().filter(|(_, entry)| is_unused(entry)).map(|(address, _)| *address);
         for address in unused.collect::<Vec<_>>() {
             state.forget(address);
         }
@@ -154,12 +246,26 @@ impl Destinations {
     /// Every address with what is known of it, sorted.
     pub(crate) fn view(&self) -> Vec<(SocketAddr, String, Option<Arc<ResolvedDestination>>)> {
         let state = self.lock();
-        let entries = state.entries.iter();
+        let entries = state.addresses.iter();
         let mut view: Vec<_> = entries
             .map(|(address, entry)| (*address, entry.version.clone(), entry.target.borrow().clone()))
             .collect();
         view.sort_unstable_by_key(|(address, ..)| *address);
         view
+    }
+
+    /// The backends and routes that are held, sorted by name.
+    pub(crate) fn view_references(&self) -> Vec<ReferencedView> {
+        self.lock().references.view()
+    }
+
+    /// The names and versions of all resources that are in force.
+    pub(crate) fn versions(&self) -> Vec<(ResourceName, String)> {
+        let state = self.lock();
+        let addresses = state.addresses.iter().filter(|(_, entry)| !entry.version.is_empty());
+        let addresses =
+            addresses.map(|(address, entry)| (ResourceName::Destination(*address), entry.version.clone()));
+        addresses.chain(state.references.versions()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -169,92 +275,70 @@ impl Destinations {
 
 impl State {
     fn make_room(&mut self) {
-        if self.entries.len() >= MOST
-            && let Some(oldest) = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(a, _)| *a)
+        if self.addresses.len() >= MOST
+            && let Some(oldest) = self.addresses.iter().min_by_key(|(_, entry)| entry.used).map(|(a, _)| *a)
         {
             self.forget(oldest);
         }
     }
 
     fn forget(&mut self, address: SocketAddr) {
-        self.entries.remove(&address);
-        self.enqueue(address);
+        self.addresses.remove(&address);
+        self.is_unsettled = true;
+        self.enqueue(ResourceName::Destination(address));
+    }
+
+    fn has_changed(&mut self, name: &ResourceName) {
+        self.changed.insert(name.clone());
+        // A backend that is in use refers to nothing and stays in use.
+        self.is_unsettled |=
+            !matches!(name, ResourceName::Backend(backend) if self.references.is_needed(backend));
     }
 
     /// Without a stream there is nothing to tell: a new one begins with all that is wanted.
-    fn enqueue(&mut self, address: SocketAddr) {
+    fn enqueue(&mut self, name: ResourceName) {
         if self.is_online {
-            self.pending.insert(address);
+            self.pending.insert(name);
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn address(number: u16) -> SocketAddr {
-        ([10, 0, (number >> 8) as u8, number as u8], 80).into()
-    }
-
-    fn is_known(destinations: &Destinations, number: u16) -> bool {
-        matches!(destinations.look_up(address(number)), Lookup::Known(_))
-    }
-
-    #[test]
-    fn an_address_is_asked_for_once_and_known_from_the_answer_on() {
-        let destinations = Destinations::default();
-        assert!(destinations.connect().is_empty());
-        let Lookup::Asked(mut answer) = destinations.look_up(address(1)) else { panic!() };
-        assert!(matches!(destinations.look_up(address(1)), Lookup::Asked(_)));
-        assert_eq!(
-            destinations.take_subscriptions(),
-            Subscriptions { wanted: vec![address(1)], unwanted: vec![] }
-        );
-        assert_eq!(destinations.take_subscriptions(), Subscriptions::default());
-        destinations.set(address(1), "v1".into(), &Destination::Passthrough);
-        destinations.set(address(2), "v1".into(), &Destination::Passthrough);
-        assert!(answer.borrow_and_update().is_some() && is_known(&destinations, 1));
-        assert_eq!(destinations.view().len(), 1, "what nobody asked for is not kept");
-        assert_eq!(destinations.connect(), [address(1)]);
-    }
-
-    #[test]
-    fn without_a_stream_only_the_first_one_waits_and_nothing_known_is_lost() {
-        let destinations = Destinations::default();
-        destinations.connect();
-        destinations.look_up(address(1));
-        destinations.set(address(1), "v1".into(), &Destination::Passthrough);
-        destinations.disconnect();
-        assert!(matches!(destinations.look_up(address(2)), Lookup::Asked(_)));
-        destinations.give_up(address(2));
-        assert!(matches!(destinations.look_up(address(2)), Lookup::OutOfReach));
-        assert!(is_known(&destinations, 1));
-        assert_eq!(destinations.connect().len(), 2);
-        assert!(
-            matches!(destinations.look_up(address(2)), Lookup::Asked(_)),
-            "there is somebody to ask again"
-        );
-        destinations.give_up(address(2));
-        assert!(matches!(destinations.look_up(address(2)), Lookup::Asked(_)));
-    }
-
-    #[test]
-    fn what_is_not_used_is_forgotten_and_the_table_is_bounded() {
-        let destinations = Destinations::default();
-        destinations.connect();
-        destinations.look_up(address(1));
-        destinations.take_subscriptions();
-        destinations.sweep(Instant::now() + UNUSED_AFTER / 2);
-        assert_eq!(destinations.take_subscriptions(), Subscriptions::default());
-        destinations.sweep(Instant::now() + UNUSED_AFTER * 2);
-        assert_eq!(
-            destinations.take_subscriptions(),
-            Subscriptions { wanted: vec![], unwanted: vec![address(1)] }
-        );
-        for number in 0..5000 {
-            destinations.look_up(address(number));
+    fn wants(&self, name: &ResourceName) -> bool {
+        match name {
+            ResourceName::Destination(address) => self.addresses.contains_key(address),
+            _ => self.references.holds(name),
         }
-        assert_eq!(destinations.view().len(), MOST);
+    }
+
+    /// Brings what connections see up to what has changed.
+    fn resolve(&mut self) {
+        let changed = std::mem::take(&mut self.changed);
+        if changed.is_empty() {
+            return;
+        }
+        for (address, entry) in &self.addresses {
+            let Some(destination) = &entry.destination else { continue };
+            let is_affected = changed.contains(&ResourceName::Destination(*address))
+                || self.references.of(destination).any(|name| changed.contains(&name));
+            if !is_affected {
+                continue;
+            }
+            if let Some(target) = self.references.resolve(*address, destination) {
+                entry.target.send_replace(Some(Arc::new(target)));
+            }
+        }
+    }
+
+    /// Asks for references that are not held, and drops what nothing refers to.
+    fn settle_references(&mut self) {
+        if !self.is_unsettled || self.is_incomplete {
+            return;
+        }
+        self.is_unsettled = false;
+        let destinations = self.addresses.values().filter_map(|entry| entry.destination.as_ref());
+        let needed: BTreeSet<_> =
+            destinations.flat_map(|destination| self.references.of(destination)).collect();
+        for name in self.references.keep(needed) {
+            self.enqueue(name);
+        }
     }
 }

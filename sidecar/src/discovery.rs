@@ -4,19 +4,18 @@
 //! removed leaves the workload without a policy, which refuses everything. While the controller is away nothing
 //! changes: the last policy is the policy.
 //!
-//! The same stream asks for what stands behind the addresses that the app dials ([`Destinations`]), and reports which
+//! The same stream subscribes to what stands behind the addresses that the app dials ([`Destinations`]), and reports which
 //! certificate and which roots the data plane stands on.
 
 use std::collections::HashMap;
 use std::future::pending;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls_pki_types::ServerName;
-use tidegate_core::Destination;
+use tidegate_core::backend::Backend;
 use tidegate_core::policy::InboundPolicy;
-use tidegate_proto::discovery as wire;
+use tidegate_proto::{ResourceName, discovery as wire};
 use tidegate_runtime::backoff::Backoff;
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::Credentials;
@@ -27,8 +26,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use wire::discovery_client::DiscoveryClient;
 use wire::discovery_request::Message;
+use wire::resource::Body;
 
-use crate::destinations::Destinations;
+use crate::destinations::{Destinations, Full, Resource};
 use crate::snapshot::{Publisher, Snapshot};
 
 /// The first delay before a stream is opened again, at the most.
@@ -63,8 +63,8 @@ pub struct Discovery {
     bundle: watch::Receiver<Arc<TrustBundle>>,
     publisher: Arc<Publisher>,
     destinations: Arc<Destinations>,
-    /// Name of the inbound policy to the version that is in force.
-    versions: HashMap<String, String>,
+    /// The version of the listener's policy that is in force.
+    version: Option<String>,
     /// Keeps the process from being ready; dropped with the first policy.
     waiting: Option<Blocker>,
 }
@@ -74,8 +74,16 @@ pub struct Discovery {
 enum Refusal {
     #[error("{0}")]
     Malformed(#[from] tidegate_proto::ConversionError),
+    #[error("this sidecar knows no resources of this name; it may be older than the controller")]
+    UnknownName,
     #[error("the resource has no body that this sidecar knows; it may be older than the controller")]
     UnknownBody,
+    #[error("{0}")]
+    Full(#[from] Full),
+    #[error("the resource holds another backend: {0}")]
+    OtherBackend(String),
+    #[error("the listener is not that of workload {0}")]
+    OtherListener(String),
     #[error("the policy is for workload {0:?}, not for {1:?}")]
     OtherWorkload(String, String),
     #[error("the policy is for identity {0}, which the sidecar's certificate does not hold")]
@@ -103,15 +111,7 @@ impl Discovery {
         destinations: Arc<Destinations>,
         waiting: Blocker,
     ) -> Self {
-        Self {
-            config,
-            credentials,
-            bundle,
-            publisher,
-            destinations,
-            versions: HashMap::new(),
-            waiting: Some(waiting),
-        }
+        Self { config, credentials, bundle, publisher, destinations, version: None, waiting: Some(waiting) }
     }
 
     /// The channel of one stream: a connection ends with the certificate that it was made with, so each stream has one of
@@ -213,53 +213,79 @@ impl Discovery {
     }
 
     fn known_versions(&self) -> HashMap<String, String> {
-        let destinations = self.destinations.view().into_iter().filter(|(_, version, _)| !version.is_empty());
-        let named = destinations.map(|(address, version, _)| (wire::destination_name(address), version));
-        self.versions.clone().into_iter().chain(named).collect()
+        let listener = self.version.clone().map(|version| (self.listener(), version));
+        let resources = self.destinations.versions();
+        listener
+            .into_iter()
+            .chain(resources.into_iter().map(|(name, version)| (name.to_string(), version)))
+            .collect()
+    }
+
+    /// The name of the workload's listener.
+    fn listener(&self) -> String {
+        format!("listener/{}", self.config.workload)
     }
 
     fn take_over(&mut self, response: wire::DiscoveryResponse) -> wire::Ack {
         let mut rejections = Vec::new();
         for resource in response.resources {
             let (name, version) = (resource.name.clone(), resource.version.clone());
-            if let Some(address) = wire::parse_destination_name(&name) {
-                match destination(resource) {
-                    Ok(destination) => self.destinations.set(address, version, &destination),
-                    Err(refusal) => {
-                        let reason = refusal.to_string();
-                        tracing::error!(%name, %version, %reason, "a destination is refused");
-                        rejections.push(wire::Rejection { name, version, reason });
-                    }
+            if let Err(refusal) = self.take(resource) {
+                let reason = refusal.to_string();
+                tracing::error!(%name, %version, %reason, "a resource is refused; an earlier version stays in force");
+                if let Some(name) = ResourceName::parse(&name) {
+                    self.destinations.refuse(&name, &reason);
                 }
-                continue;
-            }
-            match self.policy(resource) {
-                Ok(policy) => {
-                    tracing::info!(%version, ports = policy.ports.len(), "a new inbound policy is in force");
-                    self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
-                    self.versions.insert(name, version);
-                    self.waiting = None;
-                }
-                Err(refusal) => {
-                    let reason = refusal.to_string();
-                    tracing::error!(%name, %version, %reason, "a policy is refused; the one in force stays");
-                    rejections.push(wire::Rejection { name, version, reason });
-                }
+                rejections.push(wire::Rejection { name, version, reason });
             }
         }
         for name in response.removed {
-            if self.versions.remove(&name).is_some() {
-                tracing::warn!(%name, "the inbound policy is gone; all traffic is refused");
-                self.publisher.update(|snapshot| snapshot.policy = None);
+            if name == self.listener() {
+                if self.version.take().is_some() {
+                    tracing::warn!(%name, "the inbound policy is gone; all traffic is refused");
+                    self.publisher.update(|snapshot| snapshot.policy = None);
+                }
+            } else if let Some(name) = ResourceName::parse(&name) {
+                self.destinations.remove(&name);
             }
         }
+        self.destinations.settle(!response.more);
         wire::Ack { nonce: response.nonce, rejections }
     }
 
-    fn policy(&self, resource: wire::Resource) -> Result<InboundPolicy, Refusal> {
-        let Some(wire::resource::Body::InboundPolicy(policy)) = resource.body else {
-            return Err(Refusal::UnknownBody);
+    /// Takes over one resource.
+    fn take(&mut self, resource: wire::Resource) -> Result<(), Refusal> {
+        let name = ResourceName::parse(&resource.name).ok_or(Refusal::UnknownName)?;
+        let (bytes, version) = (resource.size(), resource.version);
+        let decoded = match (&name, resource.body.ok_or(Refusal::UnknownBody)?) {
+            (ResourceName::Listener { .. }, Body::Listener(policy)) => {
+                if resource.name != self.listener() {
+                    return Err(Refusal::OtherListener(self.config.workload.clone()));
+                }
+                let policy = self.policy(policy)?;
+                tracing::info!(%version, ports = policy.ports.len(), "a new inbound policy is in force");
+                self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
+                self.version = Some(version);
+                self.waiting = None;
+                return Ok(());
+            }
+            (ResourceName::Destination(_), Body::Destination(destination)) => {
+                Resource::Destination(destination.try_into()?)
+            }
+            (ResourceName::Backend(name), Body::Backend(backend)) => {
+                let backend = Backend::try_from(backend)?;
+                if backend.name != *name {
+                    return Err(Refusal::OtherBackend(backend.name.to_string()));
+                }
+                Resource::Backend(backend)
+            }
+            (ResourceName::Routes(_), Body::Routes(routes)) => Resource::Routes(routes.try_into()?),
+            _ => return Err(Refusal::UnknownBody),
         };
+        Ok(self.destinations.set(&name, version, decoded, bytes)?)
+    }
+
+    fn policy(&self, policy: wire::InboundPolicy) -> Result<InboundPolicy, Refusal> {
         let policy = InboundPolicy::try_from(policy)?;
         if *policy.workload != *self.config.workload {
             return Err(Refusal::OtherWorkload(policy.workload.to_string(), self.config.workload.clone()));
@@ -284,30 +310,23 @@ impl Requests {
         self.0.send(request).await.map_err(|_| StreamEnd::Closed)
     }
 
-    async fn subscribe(&self, addresses: &[SocketAddr]) -> Result<(), StreamEnd> {
-        for names in addresses.chunks(MOST_NAMES).map(names) {
+    async fn subscribe(&self, names: &[ResourceName]) -> Result<(), StreamEnd> {
+        for names in names.chunks(MOST_NAMES).map(texts) {
             self.send(Message::Subscribe(wire::Subscribe { names })).await?;
         }
         Ok(())
     }
 
-    async fn unsubscribe(&self, addresses: &[SocketAddr]) -> Result<(), StreamEnd> {
-        for names in addresses.chunks(MOST_NAMES).map(names) {
+    async fn unsubscribe(&self, names: &[ResourceName]) -> Result<(), StreamEnd> {
+        for names in names.chunks(MOST_NAMES).map(texts) {
             self.send(Message::Unsubscribe(wire::Unsubscribe { names })).await?;
         }
         Ok(())
     }
 }
 
-fn names(addresses: &[SocketAddr]) -> Vec<String> {
-    addresses.iter().map(|address| wire::destination_name(*address)).collect()
-}
-
-fn destination(resource: wire::Resource) -> Result<Destination, Refusal> {
-    match resource.body {
-        Some(wire::resource::Body::Destination(destination)) => Ok(destination.try_into()?),
-        _ => Err(Refusal::UnknownBody),
-    }
+fn texts(names: &[ResourceName]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
 }
 
 /// What the data plane stands on, once it does.
@@ -320,3 +339,6 @@ fn report(snapshot: &Snapshot) -> Option<wire::Report> {
         certificate_roots: tls.certificate_roots.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests;

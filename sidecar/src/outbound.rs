@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tidegate_core::backend::{Endpoint, Transport};
+use tidegate_core::backend::Transport;
 use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
@@ -76,6 +76,9 @@ pub(crate) async fn serve(
         Ok((upstream, _held)) => Box::pin(told.carry(io, upstream)).await,
         Err(failure) => {
             let (flag, details) = match failure {
+                None if target.block_reason().is_some() => {
+                    (ResponseFlag::NoHealthyUpstream, "destination_blocked")
+                }
                 None => (ResponseFlag::NoHealthyUpstream, "no_healthy_upstream"),
                 Some(failure) => (failure.flag(), failure.details()),
             };
@@ -89,6 +92,10 @@ impl OutboundConnection<'_> {
     async fn connect(&self) -> Attempt {
         let target = self.find().await;
         let mut attempt = Attempt { target: target.clone(), endpoint: None, result: Err(None) };
+        if let Some(reason) = target.block_reason() {
+            let dialled = self.dialled.address;
+            self.context.refusals.unless_flooded(|| warn!(%dialled, %reason, "the destination is blocked"));
+        }
         let mut tried = Vec::new();
         let upstreams = &self.context.http.upstreams;
         while tried.len() < MOST_TRIES
@@ -96,11 +103,9 @@ impl OutboundConnection<'_> {
         {
             let endpoint = &choice.endpoint;
             tried.push(endpoint.address);
-            attempt.endpoint = Some((endpoint.address, endpoint.identity.is_some()));
+            attempt.endpoint = Some((endpoint.address, matches!(endpoint.transport, Transport::Mesh(_))));
             let held = choice.hold();
-            let transport = endpoint.identity.clone().map_or(Transport::Plain, Transport::Mesh);
-            let reached = Endpoint::new(endpoint.address, transport);
-            let connecting = upstreams.connect(&reached, MeshProtocol::Tcp, Deadline::Timer);
+            let connecting = upstreams.connect(endpoint, MeshProtocol::Tcp, Deadline::Timer);
             match connecting.await.and_then(|upstream| self.remember(upstream)) {
                 Ok(upstream) => {
                     attempt.result = Ok((upstream, held));
@@ -150,12 +155,12 @@ impl OutboundConnection<'_> {
             Lookup::OutOfReach => debug!(%address, "the controller is out of reach: dialled as it is"),
         }
         self.context.http.telemetry.totals().outbound_unknown.add(1);
-        Arc::new(ResolvedDestination::unknown(address))
+        Arc::new(ResolvedDestination::outside(address))
     }
 
     fn failed(&self, target: &ResolvedDestination, endpoint: SocketAddr, error: &ConnectError) {
         let dialled = self.dialled.address;
-        match &target.name {
+        match target.name() {
             Some(name) => self.context.refusals.unless_flooded(|| {
                 warn!(%dialled, service = %name, %endpoint, %error, "an endpoint cannot be reached");
             }),
@@ -195,7 +200,7 @@ impl Told<'_> {
             outbound: Some(OutboundRecord {
                 peer: dialled.peer,
                 dialled: dialled.address,
-                service: self.target.name.as_deref(),
+                service: self.target.name().map(|name| &**name),
                 endpoint: self.endpoint.map(|(address, _)| address),
                 is_mutual_tls: self.endpoint.is_some_and(|(_, is_mutual_tls)| is_mutual_tls),
             }),

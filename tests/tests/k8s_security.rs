@@ -200,9 +200,11 @@ fn a_workload_gets_its_own_policy_and_learns_nothing_of_another_namespace() {
         let [name, theirs] = [own, other].map(|index| namespaces[index].name());
         let [pod, their_pod] = [own, other].map(|index| pods[index].name());
         let given = discover(own, format!("{name}/{pod}"));
-        assert_eq!(given["resources"][0]["name"], format!("inbound-policy/{name}/{pod}"), "{given}");
+        assert_eq!(given["resources"][0]["name"], format!("listener/{name}/{pod}"), "{given}");
         let text = given.to_string();
-        assert!(text.contains(&format!("{name}/open")) && !text.contains(theirs), "{text}");
+        let content = given["resources"][0]["content"].as_str().unwrap();
+        assert!(content.contains(&format!("namespace: {name:?}, name: \"open\"")), "{text}");
+        assert!(!text.contains(theirs), "{text}");
 
         // The answer reveals neither the policy nor whether the workload exists.
         for workload in [their_pod, "nobody"] {

@@ -1,5 +1,6 @@
 //! `tidegate proxy`: the sidecars, as the controllers and the sidecars themselves report them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -91,7 +92,7 @@ pub(crate) enum ProxyQuery {
 }
 
 /// A sidecar, as the controllers know it.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProxyStatus {
     namespace: String,
@@ -107,6 +108,9 @@ pub(crate) struct ProxyStatus {
     sent_version: Option<String>,
     acked_version: Option<String>,
     rejected: Option<Rejected>,
+    /// Destinations, routes and backends that the sidecar rejected, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    rejected_resources: BTreeMap<String, Rejected>,
     /// Why it has no policy.
     error: Option<String>,
     certificate_not_after: Option<String>,
@@ -232,6 +236,7 @@ impl ProxyStatus {
             sent_version: stream.and_then(|stream| stream.sent_version.clone()),
             acked_version,
             rejected,
+            rejected_resources: stream.map(|stream| stream.rejected_resources.clone()).unwrap_or_default(),
             error: workload.and_then(|workload| workload.error.clone()),
             certificate_not_after: stream.and_then(|stream| stream.certificate_not_after.clone()),
             trusted_roots: stream.and_then(|stream| stream.trusted_roots.clone()),
@@ -243,7 +248,10 @@ impl ProxyStatus {
             (PolicyState::Rejected, Some(rejected), _) => format!("rejected: {}", rejected.reason),
             (PolicyState::None, _, Some(error)) => format!("none: {error}"),
             (PolicyState::None, _, None) => "none".to_owned(),
-            (PolicyState::InForce, _, _) => "in force".to_owned(),
+            (PolicyState::InForce, _, _) => match self.rejected_resources.first_key_value() {
+                Some((name, rejected)) => format!("in force; rejected {name}: {}", rejected.reason),
+                None => "in force".to_owned(),
+            },
             (PolicyState::Pending | PolicyState::Rejected, _, _) => "pending".to_owned(),
         }
     }

@@ -36,6 +36,9 @@ pub(crate) struct Stream {
     pub(crate) sent_version: Option<String>,
     pub(crate) acked_version: Option<String>,
     pub(crate) rejected: Option<Rejected>,
+    /// What it rejected besides the policy, by name.
+    #[serde(default)]
+    pub(crate) rejected_resources: BTreeMap<String, Rejected>,
     /// SHA-256 of the roots that it trusts, once it has reported them.
     pub(crate) trusted_roots: Option<Vec<String>>,
     pub(crate) certificate_not_after: Option<String>,

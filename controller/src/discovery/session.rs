@@ -1,14 +1,15 @@
 //! One sidecar's stream, top to bottom.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tidegate_core::Identity;
+use tidegate_proto::ResourceName;
 use tidegate_proto::discovery as wire;
 use tidegate_proto::discovery::discovery_request::Message;
-use tidegate_proto::discovery::{Ack, DiscoveryRequest, DiscoveryResponse, Hello, Resource};
+use tidegate_proto::discovery::{Ack, DiscoveryRequest, DiscoveryResponse, Hello};
 use tidegate_runtime::drain;
 use tidegate_runtime::logging::LogThrottle;
 use tidegate_runtime::trust_bundle::TrustBundle;
@@ -20,11 +21,14 @@ use crate::discovery::shares::Shares;
 use crate::discovery::subscriptions::Subscriptions;
 use crate::metrics::ControllerMetrics;
 use crate::object::ObjectName;
-use crate::publish::destinations::Destinations;
-use crate::publish::policies::{PolicyStore, Published, Rejected, Reported, SidecarStream};
+use crate::publish::on_demand::OnDemand;
+use crate::publish::policies::{PolicyStore, Rejected, Reported, SidecarStream, listener};
 
 /// The longest text that is kept of what a sidecar says.
 const MAX_TEXT_BYTES: usize = 1024;
+
+/// The most rejections of destinations, routes and backends that are kept of a sidecar.
+const MAX_REJECTED: usize = 16;
 
 /// The most roots that are kept of a sidecar's report.
 const MAX_REPORTED_ROOTS: usize = 64;
@@ -46,7 +50,7 @@ pub(super) struct Session {
     pub(super) id: u64,
     pub(super) client: Client,
     pub(super) workloads: Arc<PolicyStore>,
-    pub(super) destinations: Arc<Destinations>,
+    pub(super) resources: Arc<OnDemand>,
     pub(super) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
     pub(super) metrics: ControllerMetrics,
     pub(super) shares: Shares,
@@ -59,16 +63,20 @@ pub(super) struct Session {
 struct Following<'s> {
     session: &'s Session,
     workload: ObjectName,
-    resource: String,
-    policy: watch::Receiver<Option<Arc<Published>>>,
-    /// The version that the sidecar was last sent, or said to hold.
-    held: Option<Arc<str>>,
-    destinations: Subscriptions,
-    /// The nonce of the response that is not acknowledged; nothing is sent while there is one.
-    in_flight: Option<u64>,
+    listener: ResourceName,
+    subscriptions: Subscriptions,
+    /// The response that is not acknowledged; nothing is sent while there is one.
+    in_flight: Option<InFlight>,
     last_nonce: u64,
     /// What the sidecar stands on, once it has said so.
     report: Option<Reported>,
+}
+
+/// A response that waits for its acknowledgement.
+struct InFlight {
+    nonce: u64,
+    /// Of its resources.
+    names: Vec<String>,
 }
 
 impl Session {
@@ -121,6 +129,7 @@ impl Session {
         let workload = ObjectName::parse(&node.workload)
             .filter(|_| node.workload.len() < MAX_TEXT_BYTES)
             .ok_or_else(|| Status::invalid_argument("Hello.node.workload must be <namespace>/<name>"))?;
+        self.workloads.hold(&workload);
         let result = self.follow(&workload, known_versions, node, requests, drain).await;
         self.workloads.update(&workload, self.id, |follower| follower.is_connected = false);
         self.workloads.release(&workload);
@@ -135,20 +144,18 @@ impl Session {
         requests: &mut Streaming<DiscoveryRequest>,
         mut drain: drain::Watch,
     ) -> Result<(), Status> {
-        let resource = wire::inbound_policy_name(&workload.to_string());
+        let listener = listener(workload);
         let is_waiting = *self.workloads.synced().borrow() && self.workloads.policy(workload).is_none();
         let share = self.shares.enter(&self.client.identity, self.id, workload, is_waiting)?;
-        let held = known_versions.get(&resource).map(|version| version.as_str().into());
-        let destinations = Subscriptions::new(self.destinations.subscriber(), share, &known_versions);
+        let subscriber = self.resources.subscriber();
+        let subscriptions = Subscriptions::new(subscriber, share, &listener, &known_versions);
         // It may be large, and the stream lives long.
         drop(known_versions);
         let mut following = Following {
             session: self,
-            held,
-            destinations,
-            resource,
-            policy: self.workloads.follow(workload),
             workload: workload.clone(),
+            listener,
+            subscriptions,
             in_flight: None,
             last_nonce: 0,
             report: None,
@@ -163,12 +170,12 @@ impl Session {
         loop {
             if *synced.borrow_and_update() {
                 following.authorize()?;
-                if !is_introduced && following.policy.borrow().is_some() {
+                if !is_introduced && self.workloads.policy(workload).is_some() {
                     is_introduced = true;
-                    following.destinations.share().is_known();
+                    following.subscriptions.share().is_known();
                     following.introduce(&node);
                 }
-                following.send_news().await;
+                following.send_news().await?;
             }
             tokio::select! {
                 () = drain.started() => return Err(shutting_down()),
@@ -179,15 +186,14 @@ impl Session {
                         return Err(Status::invalid_argument("Hello is only the first message"));
                     }
                     Some(Some(Message::Report(report))) => following.take_report(report)?,
-                    Some(Some(Message::Subscribe(names))) => following.destinations.subscribe(&names.names)?,
+                    Some(Some(Message::Subscribe(names))) => following.subscriptions.subscribe(&names.names)?,
                     Some(Some(Message::Unsubscribe(names))) => {
-                        following.destinations.unsubscribe(&names.names);
+                        following.unsubscribe(&names.names);
                     }
                     Some(None) => return Err(Status::invalid_argument("an empty message")),
                     None => return Ok(()),
                 },
-                change = following.destinations.changed() => change?,
-                changed = following.policy.changed() => changed.map_err(|_| shutting_down())?,
+                change = following.subscriptions.changed() => change?,
                 changed = synced.changed() => changed.map_err(|_| shutting_down())?,
                 Ok(()) = trust_bundle.changed() => {
                     let now = trust_bundle.borrow_and_update().clone();
@@ -206,8 +212,9 @@ impl Following<'_> {
     fn authorize(&self) -> Result<(), Status> {
         let client = &self.session.client.identity;
         let is_elsewhere = &*self.workload.namespace != client.namespace();
-        let is_another = |published: &Arc<Published>| published.policy.identity != *client;
-        if is_elsewhere || self.policy.borrow().as_ref().is_some_and(is_another) {
+        let published = self.session.workloads.policy(&self.workload);
+        let policy = published.as_ref().and_then(|published| published.policy());
+        if is_elsewhere || policy.is_some_and(|policy| policy.identity != *client) {
             let workload = &self.workload;
             let reason = format!("{client} is not the identity of workload {workload}");
             return Err(Status::permission_denied(reason));
@@ -228,12 +235,20 @@ impl Following<'_> {
             instance: limited(&node.instance),
             since: SystemTime::now(),
             is_connected: true,
-            sent: self.held.clone(),
-            acknowledged: self.held.clone(),
+            sent: self.subscriptions.version(&self.listener).cloned(),
+            acknowledged: self.subscriptions.version(&self.listener).cloned(),
             rejected: None,
+            rejected_resources: BTreeMap::new(),
             report: self.report.clone(),
         };
         self.session.workloads.connected(&self.workload, follower);
+    }
+
+    fn unsubscribe(&mut self, names: &[String]) {
+        self.subscriptions.unsubscribe(names);
+        self.session.workloads.update(&self.workload, self.session.id, |follower| {
+            names.iter().for_each(|name| drop(follower.rejected_resources.remove(name)));
+        });
     }
 
     fn take_report(&mut self, report: wire::Report) -> Result<(), Status> {
@@ -263,71 +278,57 @@ impl Following<'_> {
 
     /// Sends what the sidecar does not hold, unless it still owes an answer: then what comes meanwhile is sent with
     /// the next response, as its newest state.
-    async fn send_news(&mut self) {
+    async fn send_news(&mut self) -> Result<(), Status> {
         if self.in_flight.is_some() {
-            return;
+            return Ok(());
         }
         let mut response = DiscoveryResponse { nonce: self.last_nonce + 1, ..DiscoveryResponse::default() };
-        self.add_policy(&mut response);
-        self.destinations.add_news(&mut response);
-        if response.resources.is_empty() && response.removed.is_empty() {
-            return;
+        let before = self.subscriptions.version(&self.listener).cloned();
+        let is_sent = self.subscriptions.add_news(&mut response)?;
+        let sent = self.subscriptions.version(&self.listener).cloned();
+        if sent != before {
+            self.session.workloads.update(&self.workload, self.session.id, |follower| follower.sent = sent);
+        }
+        if !is_sent {
+            return Ok(());
         }
         self.last_nonce += 1;
-        self.in_flight = Some(self.last_nonce);
+        let names = response.resources.iter().map(|resource| resource.name.clone()).collect();
+        self.in_flight = Some(InFlight { nonce: self.last_nonce, names });
         self.session.metrics.sent.inc();
         // A sidecar that is gone ends the stream from its side.
         let _ = self.session.responses.send(Ok(response)).await;
-    }
-
-    fn add_policy(&mut self, response: &mut DiscoveryResponse) {
-        let current = self.policy.borrow_and_update().clone();
-        let version = current.as_ref().map(|published| published.version.clone());
-        if version == self.held {
-            return;
-        }
-        match current {
-            Some(published) => response.resources.push(Resource {
-                name: self.resource.clone(),
-                version: published.version.to_string(),
-                body: Some(wire::resource::Body::InboundPolicy(published.message())),
-            }),
-            // A client of another namespace must not learn that the workload does not exist.
-            None if self.session.client.identity.namespace() != &*self.workload.namespace => return,
-            None => response.removed.push(self.resource.clone()),
-        }
-        self.held = version;
-        let sent = self.held.clone();
-        self.session.workloads.update(&self.workload, self.session.id, |follower| follower.sent = sent);
+        Ok(())
     }
 
     fn acknowledge(&mut self, ack: &Ack) {
-        if self.in_flight != Some(ack.nonce) {
+        let Some(answered) = self.in_flight.take_if(|in_flight| in_flight.nonce == ack.nonce) else {
             debug!(workload = %self.workload, nonce = ack.nonce, "an answer to no question");
             return;
-        }
-        self.in_flight = None;
+        };
         let metrics = &self.session.metrics;
-        for rejection in ack.rejections.iter().filter(|rejection| rejection.name != self.resource) {
+        let listener = self.listener.to_string();
+        let (policy, others): (Vec<_>, Vec<_>) =
+            ack.rejections.iter().partition(|rejection| rejection.name == listener);
+        for rejection in &others {
             metrics.rejected.inc();
             let (workload, name, reason) = (&self.workload, &rejection.name, &rejection.reason);
             self.session.complain(|| {
                 warn!(%workload, %name, %reason, "sidecar refused a resource and keeps the one before");
             });
         }
-        let rejection = ack.rejections.iter().find(|rejection| rejection.name == self.resource);
-        let held = self.held.clone();
-        self.session.workloads.update(&self.workload, self.session.id, |follower| match rejection {
-            None => {
+        let rejection = policy.first();
+        let held = self.subscriptions.version(&self.listener).cloned();
+        self.session.workloads.update(&self.workload, self.session.id, |follower| {
+            follower.rejected = rejection.map(|rejection| rejected(rejection));
+            if rejection.is_none() {
                 follower.acknowledged = held;
-                follower.rejected = None;
             }
-            Some(rejection) => {
-                follower.rejected = Some(Rejected {
-                    version: limited(&rejection.version),
-                    reason: limited(&rejection.reason),
-                });
-            }
+            answered.names.iter().for_each(|name| drop(follower.rejected_resources.remove(name)));
+            let room = MAX_REJECTED.saturating_sub(follower.rejected_resources.len());
+            let others = others.iter().take(room);
+            let others = others.map(|rejection| (limited(&rejection.name), rejected(rejection)));
+            follower.rejected_resources.extend(others);
         });
         match rejection {
             None => drop(metrics.acknowledged.inc()),
@@ -344,6 +345,10 @@ impl Following<'_> {
 
 fn shutting_down() -> Status {
     Status::unavailable("the controller is shutting down")
+}
+
+fn rejected(rejection: &wire::Rejection) -> Rejected {
+    Rejected { version: limited(&rejection.version), reason: limited(&rejection.reason) }
 }
 
 fn limited(text: &str) -> String {

@@ -28,9 +28,9 @@ pub(crate) struct ShareLimits {
     pub(crate) streams_of_workload: usize,
     /// Streams of one identity for workloads that have no policy, such as names that were made up.
     pub(crate) waiting_streams: usize,
-    /// Destinations of one identity, over all of its streams.
+    /// Destinations, backends and routes of one identity, over all of its streams.
     pub(crate) destinations_of_identity: usize,
-    /// Destinations of all identities, counted for each stream that wants them.
+    /// The same of all identities, counted for each stream that wants them.
     pub(crate) destinations: usize,
 }
 
@@ -88,8 +88,8 @@ impl Default for ShareLimits {
         Self {
             streams_of_workload: 4,
             waiting_streams: 64,
-            destinations_of_identity: 32 * 1024,
-            destinations: 256 * 1024,
+            destinations_of_identity: 64 * 1024,
+            destinations: 512 * 1024,
         }
     }
 }
@@ -186,7 +186,7 @@ impl StreamShare {
         }
     }
 
-    /// Takes room for one more destination.
+    /// Takes room for one more destination, backend or set of routes.
     pub(crate) fn take(&self) -> Result<(), ShareLimit> {
         let Shares { limits, .. } = self.shares;
         let mut taken = self.shares.lock();
@@ -220,7 +220,7 @@ impl StreamShare {
         Ok(())
     }
 
-    /// Gives one destination back.
+    /// Gives one back.
     pub(crate) fn give_back(&self) {
         let mut taken = self.shares.lock();
         let Some(stream) = taken.stream(&self.identity, self.stream) else { return };

@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::Pod;
 use rustls_pki_types::ServerName;
-use tidegate_core::destination::{Destination, Endpoint, MeshService};
+use tidegate_core::backend::{Backend, BackendRef, Endpoint, Transport};
 use tidegate_core::policy::InboundPolicy;
+use tidegate_core::{Destination, ObjectRef};
 use tidegate_proto::discovery as wire;
 use tidegate_proto::discovery::discovery_client::DiscoveryClient;
 use tidegate_proto::discovery::discovery_request::Message;
@@ -23,6 +24,7 @@ use self::ca::Ca;
 use super::*;
 use crate::metrics::NamespaceGauge;
 use crate::object::Change;
+use crate::publish::store::Store;
 use crate::source::folder::is_local;
 use crate::source::{Batch, Source};
 use crate::testing::{HTTPBIN, backend, ingress_backend};
@@ -32,7 +34,7 @@ mod ca;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const CONTROLLER: &str = "tidegate-controller.tidegate-system.cluster.local";
-const RESOURCE: &str = "inbound-policy/httpbin/httpbin-1";
+const RESOURCE: &str = "listener/httpbin/httpbin-1";
 
 /// Passes on what the test sends.
 struct Piped(mpsc::Receiver<Batch>);
@@ -234,7 +236,7 @@ fn only(response: &DiscoveryResponse) -> &Resource {
 }
 
 fn policy(resource: &Resource) -> InboundPolicy {
-    let Some(wire::resource::Body::InboundPolicy(policy)) = resource.body.clone() else { panic!() };
+    let Some(wire::resource::Body::Listener(policy)) = resource.body.clone() else { panic!() };
     policy.try_into().unwrap()
 }
 
@@ -496,7 +498,8 @@ async fn serve_nothing(
     let (own, credentials) = watch::channel(Some(ca.issue(crate::SERVICE_ACCOUNT, crate::NAMESPACE)));
     let (bundle, trust_bundle) = watch::channel(ca.bundle());
     let (trigger, drain) = drain::channel();
-    let workloads = Arc::new(PolicyStore::new());
+    let store = Arc::<Store>::default();
+    let workloads = Arc::new(PolicyStore::new(store.clone()));
     let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
     let workload = crate::object::ObjectName::new("httpbin", "httpbin-1");
     let policy = InboundPolicy { workload: workload.to_shared(), identity, ports: Default::default() };
@@ -504,7 +507,8 @@ async fn serve_nothing(
     workloads.mark_synced();
     let service = DiscoveryService {
         workloads,
-        destinations: Arc::new(Destinations::new(
+        resources: Arc::new(OnDemand::new(
+            store,
             Arc::default(),
             TrustDomain::default(),
             is_local,
@@ -570,9 +574,25 @@ fn with_cluster_ip() -> String {
     HTTPBIN.replace("spec:\n  selector", "spec:\n  clusterIP: 10.96.0.10\n  selector")
 }
 
+const BACKEND: &str = "backend/Service/httpbin/httpbin:80";
+const OUTSIDE: &str = "destination/192.0.2.1:443";
+
 fn destination(resource: &Resource) -> Destination {
     let Some(wire::resource::Body::Destination(destination)) = resource.body.clone() else { panic!() };
     destination.try_into().unwrap()
+}
+
+fn endpoints(resource: &Resource) -> Vec<Endpoint> {
+    let Some(wire::resource::Body::Backend(backend)) = resource.body.clone() else { panic!("{resource:?}") };
+    Backend::try_from(backend).unwrap().endpoints
+}
+
+fn names(response: &DiscoveryResponse) -> Vec<&str> {
+    response.resources.iter().map(|resource| resource.name.as_str()).collect()
+}
+
+fn unsubscribe(names: &[&str]) -> Message {
+    Message::Unsubscribe(wire::Unsubscribe { names: names.iter().map(ToString::to_string).collect() })
 }
 
 fn subscribe(names: &[&str]) -> Message {
@@ -580,27 +600,24 @@ fn subscribe(names: &[&str]) -> Message {
 }
 
 #[tokio::test]
-async fn a_destination_comes_when_asked_for_and_again_with_each_change() {
+async fn a_destination_comes_with_its_backend_and_then_the_backend_alone_with_each_change_of_it() {
     let mesh = Mesh::with(&[&with_cluster_ip()]).await;
     let mut sidecar = mesh.connect("client", hello("httpbin/client-1")).await;
-    sidecar.say(subscribe(&[SERVICE_IP, "destination/192.0.2.1:443"])).await;
-    let mut seen: HashMap<String, Destination> = HashMap::new();
-    let mut version = String::new();
-    while seen.len() < 2 {
+    sidecar.say(subscribe(&[SERVICE_IP, OUTSIDE])).await;
+    let mut seen: HashMap<String, Resource> = HashMap::new();
+    while seen.len() < 3 {
         let response = sidecar.next().await;
         sidecar.ack(response.nonce).await;
-        for resource in &response.resources {
-            seen.insert(resource.name.clone(), destination(resource));
-            if resource.name == SERVICE_IP {
-                version.clone_from(&resource.version);
-            }
-        }
+        let names = names(&response);
+        assert_eq!(names.contains(&SERVICE_IP), names.contains(&BACKEND), "they come together: {names:?}");
+        seen.extend(response.resources.into_iter().map(|resource| (resource.name.clone(), resource)));
     }
-    assert_eq!(seen["destination/192.0.2.1:443"], Destination::Passthrough);
+    assert_eq!(destination(&seen[OUTSIDE]), Destination::Passthrough);
+    let name = BackendRef { object: ObjectRef::new("Service", "httpbin", "httpbin"), port: 80 };
+    assert_eq!(destination(&seen[SERVICE_IP]), Destination::opaque(name));
     let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
-    let endpoint = Endpoint { address: "127.0.0.11:14001".parse().unwrap(), identity: Some(identity) };
-    let service = MeshService { name: "httpbin/httpbin".into(), endpoints: vec![endpoint] };
-    assert_eq!(seen[SERVICE_IP], Destination::Service(service));
+    let endpoint = Endpoint::new("127.0.0.11:14001".parse().unwrap(), Transport::Mesh(identity));
+    assert_eq!(endpoints(&seen[BACKEND]), [endpoint]);
 
     // A Pod of another namespace touches nothing; one more behind the Service does.
     let pod = HTTPBIN.split("---").next().unwrap();
@@ -609,24 +626,105 @@ async fn a_destination_comes_when_asked_for_and_again_with_each_change() {
     let second = pod.replace("httpbin-1", "httpbin-2").replace("127.0.0.11", "127.0.0.12");
     mesh.apply(&[&with_cluster_ip(), &second]).await;
     let response = sidecar.next().await;
-    let Destination::Service(service) = destination(only(&response)) else { panic!() };
-    assert_eq!(service.endpoints.len(), 2);
+    assert_eq!((names(&response), response.more), (vec![BACKEND], false), "the destination stays as it is");
+    assert_eq!(endpoints(only(&response)).len(), 2);
 
-    // Who comes back with what it holds gets what differs.
-    let held = [(SERVICE_IP.to_owned(), version), ("destination/192.0.2.1:443".to_owned(), String::new())];
-    let hello = Hello { known_versions: held.into(), ..hello("httpbin/client-1") };
-    let mut again = mesh.connect("client", hello).await;
+    // After a reconnect only what differs is sent, also of what a destination refers to.
+    let known = |names: &[&str]| {
+        let version = |name: &str| (name.to_owned(), seen[name].version.clone());
+        Hello {
+            known_versions: names.iter().map(|name| version(name)).collect(),
+            ..hello("httpbin/client-1")
+        }
+    };
+    let mut again = mesh.connect("client", known(&[SERVICE_IP, BACKEND])).await;
     again.say(subscribe(&[SERVICE_IP])).await;
     let newest = again.next().await;
+    assert_eq!(only(&newest).name, BACKEND);
     assert_eq!(only(&newest).version, only(&response).version);
-    again.ack(newest.nonce).await;
-    let hello = Hello {
-        known_versions: [(SERVICE_IP.to_owned(), only(&newest).version.clone())].into(),
-        ..self::hello("httpbin/client-1")
-    };
-    let mut held = mesh.connect("client", hello).await;
-    held.say(subscribe(&[SERVICE_IP, "destination/192.0.2.1:443"])).await;
-    assert_eq!(only(&held.next().await).name, "destination/192.0.2.1:443");
+    let mut held = known(&[SERVICE_IP]);
+    held.known_versions.insert(BACKEND.to_owned(), only(&newest).version.clone());
+    let mut held = mesh.connect("client", held).await;
+    held.say(subscribe(&[BACKEND, SERVICE_IP, OUTSIDE])).await;
+    assert_eq!(only(&held.next().await).name, OUTSIDE);
+}
+
+#[tokio::test]
+async fn a_destination_that_a_sidecar_refuses_is_shown_until_one_is_taken_over_or_not_wanted_any_more() {
+    let mesh = Mesh::with(&[&with_cluster_ip()]).await;
+    let mut sidecar = mesh.connect("httpbin", hello("httpbin/httpbin-1")).await;
+    let first = sidecar.next().await;
+    sidecar.ack(first.nonce).await;
+    sidecar.say(subscribe(&[SERVICE_IP])).await;
+    let response = sidecar.next().await;
+    let rejection =
+        |name: &str| Rejection { name: name.to_owned(), version: "v".to_owned(), reason: "odd".to_owned() };
+    let rejections = vec![rejection(SERVICE_IP), rejection(BACKEND)];
+    sidecar.say(Message::Ack(Ack { nonce: response.nonce, rejections })).await;
+    let shown = mesh.until_shown(|shown| shown["rejectedResources"].is_object()).await;
+    assert_eq!(shown["rejectedResources"][SERVICE_IP], serde_json::json!({"version": "v", "reason": "odd"}));
+    assert_eq!(
+        (&shown["rejected"], &shown["ackedVersion"]),
+        (&serde_json::Value::Null, &shown["sentVersion"])
+    );
+    sidecar.say(unsubscribe(&[SERVICE_IP])).await;
+    mesh.until_shown(|shown| shown["rejectedResources"].as_object().is_some_and(|all| all.len() == 1)).await;
+    mesh.apply(&[&with_cluster_ip().replace("127.0.0.11", "127.0.0.12")]).await;
+    let mut response = sidecar.next().await;
+    while !names(&response).contains(&BACKEND) {
+        sidecar.ack(response.nonce).await;
+        response = sidecar.next().await;
+    }
+    sidecar.ack(response.nonce).await;
+    mesh.until_shown(|shown| shown["rejectedResources"].is_null()).await;
+}
+
+#[tokio::test]
+async fn addresses_of_one_backend_share_it_and_it_is_followed_until_the_sidecar_drops_it() {
+    let dual = HTTPBIN.replace(
+        "spec:\n  selector",
+        "spec:\n  clusterIP: 10.96.0.10\n  clusterIPs: [10.96.0.10, 10.96.0.11]\n  selector",
+    );
+    let mesh = Mesh::with(&[&dual]).await;
+    let mut sidecar = mesh.connect("client", hello("httpbin/client-1")).await;
+    let second = "destination/10.96.0.11:80";
+    sidecar.say(subscribe(&[SERVICE_IP])).await;
+    let first = sidecar.next().await;
+    assert_eq!(names(&first), [SERVICE_IP, BACKEND]);
+    sidecar.say(subscribe(&[second])).await;
+    sidecar.ack(first.nonce).await;
+    let response = sidecar.next().await;
+    assert_eq!(names(&response), [second]);
+
+    // The sidecar says itself what it no longer needs.
+    sidecar.say(unsubscribe(&[SERVICE_IP, second])).await;
+    sidecar.ack(response.nonce).await;
+    let gone = dual.replace("127.0.0.11", "127.0.0.12");
+    mesh.apply(&[&gone]).await;
+    let response = sidecar.next().await;
+    assert_eq!(names(&response), [BACKEND]);
+    sidecar.say(unsubscribe(&[BACKEND])).await;
+    sidecar.ack(response.nonce).await;
+    mesh.apply(&[&dual]).await;
+    sidecar.say(subscribe(&[OUTSIDE])).await;
+    assert_eq!(names(&sidecar.next().await), [OUTSIDE]);
+}
+
+#[tokio::test]
+async fn what_does_not_exist_is_said_and_comes_once_it_does() {
+    let mesh = Mesh::with(&[]).await;
+    let mut sidecar = mesh.connect("client", hello("httpbin/client-1")).await;
+    sidecar.say(subscribe(&[BACKEND, "routes/none"])).await;
+    let mut removed = Vec::new();
+    while removed.len() < 2 {
+        let response = sidecar.next().await;
+        sidecar.ack(response.nonce).await;
+        assert!(response.resources.is_empty());
+        removed.extend(response.removed);
+    }
+    assert_eq!(removed, [BACKEND, "routes/none"]);
+    mesh.apply(&[HTTPBIN]).await;
+    assert_eq!(endpoints(only(&sidecar.next().await)).len(), 1);
 }
 
 #[tokio::test]
@@ -635,13 +733,21 @@ async fn what_a_sidecar_wants_no_longer_is_forgotten_and_strange_names_end_the_s
     let mut sidecar = mesh.connect("client", hello("httpbin/client-1")).await;
     sidecar.say(subscribe(&[SERVICE_IP])).await;
     let first = sidecar.next().await;
-    let names = vec![SERVICE_IP.to_owned()];
-    sidecar.say(Message::Unsubscribe(wire::Unsubscribe { names })).await;
+    sidecar.say(unsubscribe(&[SERVICE_IP])).await;
     sidecar.ack(first.nonce).await;
     sidecar.say(subscribe(&[SERVICE_IP])).await;
-    assert_eq!(only(&sidecar.next().await).version, only(&first).version, "sent anew");
+    let again = sidecar.next().await;
+    assert_eq!(names(&again), [SERVICE_IP], "sent anew, without the backend, which the sidecar has kept");
+    assert_eq!(only(&again).version, first.resources[0].version);
+    sidecar.ack(again.nonce).await;
+    sidecar.say(subscribe(&[BACKEND])).await;
+    assert_eq!(only(&sidecar.next().await).name, BACKEND, "a sidecar that asks again has dropped it");
     sidecar.say(subscribe(&["destination/10.96.0.10"])).await;
     assert_eq!(sidecar.end().await.code(), Code::InvalidArgument);
+    // A workload's policy is its own business.
+    let mut curious = mesh.connect("client", hello("httpbin/client-1")).await;
+    curious.say(subscribe(&[RESOURCE])).await;
+    assert_eq!(curious.end().await.code(), Code::InvalidArgument);
 }
 
 #[tokio::test]

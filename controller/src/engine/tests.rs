@@ -6,6 +6,8 @@ use super::*;
 use crate::compile::status::CurrentStatus;
 use crate::metrics::NamespaceGauge;
 use crate::object::{Change, Kind, Object};
+use crate::publish::policies::listener;
+use crate::publish::store::Store;
 use crate::source::folder::{FolderSource, is_local};
 use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, backend, ingress_backend};
 
@@ -36,12 +38,13 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let index = Arc::default();
+        let (index, store) = (Arc::default(), Arc::<Store>::default());
         let shared = Shared {
             trust_domain: TrustDomain::default(),
             index: Arc::clone(&index),
-            workloads: Arc::new(PolicyStore::new()),
-            destinations: Arc::new(Destinations::new(
+            workloads: Arc::new(PolicyStore::new(Arc::clone(&store))),
+            resources: Arc::new(OnDemand::new(
+                store,
                 index,
                 TrustDomain::default(),
                 is_local,
@@ -187,14 +190,15 @@ fn workloads_beyond_the_share_of_their_namespace_have_no_policy_and_say_why_unti
 fn what_stays_the_same_is_published_once() {
     let mut bench = Bench::started(&[HTTPBIN]);
     let name = ObjectName::parse("httpbin/httpbin-1").unwrap();
-    let mut follower = bench.engine.shared.workloads.follow(&name);
-    follower.borrow_and_update();
+    let mut follower = bench.engine.shared.resources.subscriber();
+    follower.subscribe(Arc::new(listener(&name)));
+    assert!(follower.next_change().is_some());
     let labelled = HTTPBIN.replace("app: httpbin}}", "app: httpbin, version: v2}}");
     assert_ne!(labelled, HTTPBIN);
     assert_eq!(bench.apply(changes(&[&labelled])), 1);
-    assert!(!follower.has_changed().unwrap());
+    assert!(!follower.has_changes());
     bench.apply(changes(&[&HTTPBIN.replace("targetPort: 14001", "targetPort: 14002")]));
-    assert!(follower.has_changed().unwrap());
+    assert!(follower.has_changes());
 }
 
 #[test]
@@ -323,7 +327,8 @@ async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads
     *bench.engine.shared.index.write().unwrap() = Index::for_mesh(Some("osm"));
     let shared = bench.engine.shared.clone();
     let metrics = bench.engine.metrics.clone();
-    let mut policy = shared.workloads.follow(&ObjectName::new("ns-0", "pod-0"));
+    let mut policy = shared.resources.subscriber();
+    policy.subscribe(Arc::new(listener(&ObjectName::new("ns-0", "pod-0"))));
     let watches = WatchMetrics::new(&Metrics::new());
     let source = KubernetesSource::new(api.client(), "tidegate-system", watches);
     let (sender, batches) = mpsc::channel(16);
@@ -333,13 +338,14 @@ async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads
     synced.wait_for(|synced| *synced).await.unwrap();
     let compiled = metrics.compiled.get();
     assert_eq!(compiled, 2000);
-    policy.borrow_and_update();
+    while policy.next_change().is_some() {}
     let mut times = Vec::new();
     for change in 1..=21 {
         let begun = Instant::now();
         backend(change);
-        tokio::time::timeout(Duration::from_secs(30), policy.changed()).await.unwrap().unwrap();
-        policy.borrow_and_update();
+        while policy.next_change().is_none() {
+            tokio::time::timeout(Duration::from_secs(30), policy.changed()).await.unwrap();
+        }
         times.push(begun.elapsed());
     }
     times.sort();

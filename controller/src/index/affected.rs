@@ -19,6 +19,8 @@ pub(crate) struct Affected {
     pub(crate) policies: BTreeSet<Arc<str>>,
     /// What workloads reach at these addresses: cluster IPs and addresses of Pods.
     pub(crate) addresses: BTreeSet<IpAddr>,
+    /// The backends of these Services.
+    pub(crate) services: BTreeSet<ObjectName>,
     /// How many policies of each namespace were searched for the Pods behind them.
     looked_through: BTreeMap<Arc<str>, usize>,
 }

@@ -42,25 +42,25 @@ impl Indexed for Pod {
 
     fn insert(part: &mut Pods, name: ObjectName, object: Arc<Self>) {
         Self::remove(part, &name);
-        part.by_address.add(addresses(&object), &name);
+        part.by_address.add(pod_addresses(&object), &name);
         part.by_name.insert(name, object);
     }
 
     fn remove(part: &mut Pods, name: &ObjectName) {
         if let Some(pod) = part.by_name.remove(name) {
-            part.by_address.remove(addresses(&pod), name);
+            part.by_address.remove(pod_addresses(&pod), name);
         }
     }
 
     fn effects(part: &Pods, name: &ObjectName) -> Vec<Effect> {
         let pod = part.by_name.get(name).into_iter();
-        let addresses = pod.flat_map(|pod| addresses(pod)).collect();
+        let addresses = pod.flat_map(|pod| pod_addresses(pod)).collect();
         vec![Effect::Pod(name.clone()), Effect::Addresses(addresses)]
     }
 }
 
-/// The addresses of a Pod, of both families.
-fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+/// The addresses of a Pod, of both families. One may occur twice.
+pub(crate) fn pod_addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     let status = pod.status.iter();
     let all = status.clone().flat_map(|status| status.pod_ips.iter().flatten()).map(|ip| &ip.ip);
     let first = status.filter_map(|status| status.pod_ip.as_ref());

@@ -1,7 +1,4 @@
-//! The newest policy of each workload, who follows it, and what became of it there.
-//!
-//! Each policy sits in a mailbox that holds the latest value only: a slow stream skips the versions that it missed, and
-//! delays no other stream.
+//! The policy of each workload, why it has none, and what became of it at its sidecar.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,34 +7,27 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use tidegate_core::policy::InboundPolicy;
-use tidegate_proto::discovery as wire;
+use tidegate_proto::ResourceName;
 use tokio::sync::watch;
 
-use super::version::version_of;
+use super::store::{Published, Store};
 use crate::object::ObjectName;
 
-/// A compiled policy and its version. The message is made when it is sent: it is as large again, and what it is made of
-/// is shared by workloads.
-#[derive(Clone, Debug)]
-pub(crate) struct Published {
-    /// The policy.
-    pub(crate) policy: InboundPolicy,
-    /// A hash of its content.
-    pub(crate) version: Arc<str>,
-}
-
-/// Every workload that has a policy or a follower.
+/// Every workload that has a policy, should have one, or has a stream.
 #[derive(Debug)]
 pub(crate) struct PolicyStore {
+    store: Arc<Store>,
     entries: Mutex<BTreeMap<ObjectName, Entry>>,
     is_synced: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    policy: watch::Sender<Option<Arc<Published>>>,
+    has_policy: bool,
     error: Option<String>,
     follower: Option<SidecarStream>,
+    /// Streams for the workload that are open.
+    streams: usize,
 }
 
 /// A sidecar's stream, the latest for its workload.
@@ -54,6 +44,8 @@ pub(crate) struct SidecarStream {
     pub(crate) sent: Option<Arc<str>>,
     pub(crate) acknowledged: Option<Arc<str>>,
     pub(crate) rejected: Option<Rejected>,
+    /// What it rejected besides the policy, by name; some of it, if it is much.
+    pub(crate) rejected_resources: BTreeMap<String, Rejected>,
     pub(crate) report: Option<Reported>,
 }
 
@@ -100,6 +92,8 @@ struct SidecarView {
     sent_version: Option<Arc<str>>,
     acked_version: Option<Arc<str>>,
     rejected: Option<Rejected>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    rejected_resources: BTreeMap<String, Rejected>,
     /// SHA-256 of the roots that it trusts; none until it has said so.
     trusted_roots: Option<Vec<String>>,
     certificate_not_after: Option<String>,
@@ -107,22 +101,10 @@ struct SidecarView {
     certificate_roots: Option<Vec<String>>,
 }
 
-impl Published {
-    /// A policy with its version.
-    pub(crate) fn new(policy: InboundPolicy) -> Self {
-        let version = version_of(&wire::InboundPolicy::from(&policy));
-        Self { policy, version }
-    }
-
-    /// The policy as it is sent.
-    pub(crate) fn message(&self) -> wire::InboundPolicy {
-        wire::InboundPolicy::from(&self.policy)
-    }
-}
-
 impl PolicyStore {
-    pub(crate) fn new() -> Self {
-        Self { entries: Mutex::default(), is_synced: watch::Sender::new(false) }
+    /// Policies are values of this store.
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        Self { store, entries: Mutex::default(), is_synced: watch::Sender::new(false) }
     }
 
     /// Whether every object that there is has been seen: only then is an absent policy known to be absent.
@@ -134,32 +116,29 @@ impl PolicyStore {
         self.is_synced.send_replace(true);
     }
 
-    /// Follows a workload's policy, also one that is not there yet. [`PolicyStore::release`] ends it.
-    pub(crate) fn follow(&self, name: &ObjectName) -> watch::Receiver<Option<Arc<Published>>> {
-        self.lock().entry(name.clone()).or_default().policy.subscribe()
+    /// Counts a stream for a workload, which may have no policy. [`PolicyStore::release`] ends it.
+    pub(crate) fn hold(&self, name: &ObjectName) {
+        self.lock().entry(name.clone()).or_default().streams += 1;
     }
 
-    /// Forgets a workload that has neither policy nor follower.
+    /// Ends [`PolicyStore::hold`]. Forgets a workload that has neither policy nor stream.
     pub(crate) fn release(&self, name: &ObjectName) {
         let mut entries = self.lock();
-        if entries.get(name).is_some_and(Entry::is_unused) {
+        let Some(entry) = entries.get_mut(name) else { return };
+        entry.streams = entry.streams.saturating_sub(1);
+        if entry.is_unused() {
             entries.remove(name);
         }
     }
 
     /// Whether the policy is another than before.
     pub(crate) fn publish(&self, name: &ObjectName, policy: InboundPolicy) -> bool {
-        let published = Arc::new(Published::new(policy));
+        let published = Arc::new(Published::listener(policy));
         let mut entries = self.lock();
         let entry = entries.entry(name.clone()).or_default();
         entry.error = None;
-        entry.policy.send_if_modified(|current| {
-            let is_news = current.as_ref().is_none_or(|current| current.version != published.version);
-            if is_news {
-                *current = Some(published);
-            }
-            is_news
-        })
+        entry.has_policy = true;
+        self.store.publish(&listener(name), published)
     }
 
     /// Takes a workload's policy away; `error` says why if it should have one.
@@ -172,7 +151,8 @@ impl PolicyStore {
             return;
         };
         entry.error = error;
-        entry.policy.send_if_modified(|current| current.take().is_some());
+        entry.has_policy = false;
+        self.store.withdraw(&listener(name));
         if entry.is_unused() {
             entries.remove(name);
         }
@@ -193,12 +173,12 @@ impl PolicyStore {
 
     /// Workloads that have a policy.
     pub(crate) fn count(&self) -> usize {
-        self.lock().values().filter(|entry| entry.policy.borrow().is_some()).count()
+        self.lock().values().filter(|entry| entry.has_policy).count()
     }
 
     /// The policy of a workload, as it is at this moment.
     pub(crate) fn policy(&self, name: &ObjectName) -> Option<Arc<Published>> {
-        self.lock().get(name).and_then(|entry| entry.policy.borrow().clone())
+        self.store.value(&listener(name))
     }
 
     /// Why a workload has no policy although it should have one.
@@ -207,7 +187,7 @@ impl PolicyStore {
     }
 
     pub(crate) fn view(&self) -> Vec<WorkloadView> {
-        self.lock().iter().map(|(name, entry)| entry.view(name)).collect()
+        self.lock().iter().map(|(name, entry)| entry.view(name, self.policy(name))).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectName, Entry>> {
@@ -215,20 +195,25 @@ impl PolicyStore {
     }
 }
 
+/// The name of a workload's policy on streams.
+pub(crate) fn listener(workload: &ObjectName) -> ResourceName {
+    ResourceName::Listener { namespace: workload.namespace.clone(), pod: workload.name.clone() }
+}
+
 impl Entry {
     fn is_unused(&self) -> bool {
-        self.error.is_none() && self.policy.borrow().is_none() && self.policy.receiver_count() == 0
+        self.error.is_none() && !self.has_policy && self.streams == 0
     }
 
-    fn view(&self, name: &ObjectName) -> WorkloadView {
-        let published = self.policy.borrow().clone();
+    fn view(&self, name: &ObjectName, published: Option<Arc<Published>>) -> WorkloadView {
+        let policy = published.as_ref().and_then(|published| published.policy());
         WorkloadView {
             workload: name.to_string(),
-            identity: published.as_ref().map(|published| published.policy.identity.to_string()),
+            identity: policy.map(|policy| policy.identity.to_string()),
             version: published.as_ref().map(|published| published.version.clone()),
             error: self.error.clone(),
             sidecar: self.follower.as_ref().map(SidecarView::new),
-            policy: published.as_ref().map(|published| published.policy.clone()),
+            policy: policy.cloned(),
         }
     }
 }
@@ -244,6 +229,7 @@ impl SidecarView {
             sent_version: follower.sent.clone(),
             acked_version: follower.acknowledged.clone(),
             rejected: follower.rejected.clone(),
+            rejected_resources: follower.rejected_resources.clone(),
             trusted_roots: follower.report.as_ref().map(|report| report.trusted_roots.clone()),
             certificate_not_after: follower
                 .report

@@ -63,6 +63,9 @@ pub enum Problem {
     /// Not the name of a gRPC service or method.
     #[error("is not the name of a gRPC service or method")]
     RpcName,
+    /// A name with a character that is not visible ASCII.
+    #[error("has a character that is not visible ASCII")]
+    NotVisible,
     /// Empty or zero where a value is required.
     #[error("must not be empty or zero")]
     Empty,

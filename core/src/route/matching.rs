@@ -16,7 +16,8 @@ use super::field::{FieldName, FieldValue, Method};
 use super::pattern::Pattern;
 use crate::path;
 
-/// Maximum length of a path or its pattern (Gateway API: `HTTPPathMatch.value`).
+/// Maximum length of a path, in which a percent-encoded byte counts once, or of its pattern (Gateway API:
+/// `HTTPPathMatch.value`).
 const MAX_PATH: usize = 1024;
 /// Maximum length of a pattern for a header (Gateway API: `HTTPHeaderMatch.value`).
 const MAX_HEADER: usize = 4096;
@@ -202,7 +203,7 @@ impl RoutePath {
     /// their author's intention is unknown.
     pub(super) fn parse(text: &str, field: &str) -> Result<Self, RouteError> {
         let error = |problem| RouteError::new(field, text, problem);
-        if text.len() > MAX_PATH {
+        if text.len() > 3 * MAX_PATH {
             return Err(error(Problem::TooLong(MAX_PATH)));
         }
         if !text.starts_with('/') {
@@ -215,6 +216,10 @@ impl RoutePath {
         let normal = path::normalize(text.as_bytes()).map_err(|problem| error(problem.into()))?;
         let is_normal = encoded == normal && !text.contains('\\');
         let normal = String::from_utf8_lossy(&normal);
+        // The same for a path as its author wrote it and in normal form, so that a normal form can be parsed again.
+        if normal.len() - 2 * normal.matches('%').count() > MAX_PATH {
+            return Err(error(Problem::TooLong(MAX_PATH)));
+        }
         if is_normal { Ok(Self(normal.into())) } else { Err(error(Problem::NotNormal(normal.into()))) }
     }
 

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::policy::{
-    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
-    PortPolicy, RuleState, Sources,
+    ActiveIngressRule, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
+    RuleState, Sources,
 };
 use tidegate_core::{CidrSet, Principal};
 
+use super::protocol::{app_protocol_from_wire, app_protocol_to_wire};
 use super::{
     ConversionError, bad, identity_from_wire, identity_to_wire, missing, object_from_wire, object_to_wire,
     port_number,
@@ -44,12 +45,6 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
 }
 
 fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
-    let protocol = match policy.protocol {
-        AppProtocol::Http | AppProtocol::Undeclared => wire::AppProtocol::Http,
-        AppProtocol::H2c => wire::AppProtocol::H2c,
-        AppProtocol::Tcp => wire::AppProtocol::Tcp,
-        AppProtocol::TcpServerFirst => wire::AppProtocol::TcpServerFirst,
-    };
     let mesh = match &policy.mesh {
         MeshRule::Deny(why) => wire::mesh_rule::Rule::DenyReason(why.to_string()),
         MeshRule::AnyPeer => wire::mesh_rule::Rule::AnyPeer(wire::AnyPeer {}),
@@ -57,25 +52,15 @@ fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
     };
     wire::PortPolicy {
         port: port.into(),
-        protocol: protocol.into(),
+        protocol: app_protocol_to_wire(policy.protocol).into(),
         services: policy.services.iter().map(ToString::to_string).collect(),
         mesh: Some(wire::MeshRule { rule: Some(mesh) }),
         ingress: policy.ingress.iter().map(rule_to_wire).collect(),
-        is_undeclared: policy.protocol == AppProtocol::Undeclared,
     }
 }
 
 fn port_from_wire(path: &str, port: wire::PortPolicy) -> Result<PortPolicy, ConversionError> {
-    let protocol = match wire::AppProtocol::try_from(port.protocol) {
-        Ok(wire::AppProtocol::Http) if port.is_undeclared => AppProtocol::Undeclared,
-        Ok(wire::AppProtocol::Http) => AppProtocol::Http,
-        Ok(wire::AppProtocol::H2c) => AppProtocol::H2c,
-        Ok(wire::AppProtocol::Tcp) => AppProtocol::Tcp,
-        Ok(wire::AppProtocol::TcpServerFirst) => AppProtocol::TcpServerFirst,
-        Ok(wire::AppProtocol::Unspecified) | Err(_) => {
-            return Err(bad(&format!("{path}.protocol"), format!("unknown value {}", port.protocol)));
-        }
-    };
+    let protocol = app_protocol_from_wire(&format!("{path}.protocol"), port.protocol)?;
     let mesh_path = format!("{path}.mesh");
     let mesh = match port.mesh.and_then(|mesh| mesh.rule).ok_or_else(|| missing(&mesh_path))? {
         wire::mesh_rule::Rule::DenyReason(why) => MeshRule::Deny(why.into()),
@@ -175,6 +160,7 @@ fn principals_from_wire(principals: &wire::Principals) -> Vec<Principal> {
 #[cfg(test)]
 mod tests {
     use prost::Message;
+    use tidegate_core::policy::AppProtocol;
     use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
     use super::*;

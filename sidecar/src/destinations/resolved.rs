@@ -1,173 +1,173 @@
-//! A destination as connections to it see it: its endpoints, how busy each is, and which one comes next.
+//! A destination as connections to it see it: the backends that it leads to, and which endpoint comes next.
 
+use std::iter;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
-use tidegate_core::Destination;
-use tidegate_core::destination::Endpoint;
+use tidegate_core::backend::{BackendRef, Endpoint};
+use tidegate_core::route::{Action, BackendTarget, RequestView, RouteTable, WeightedBackend};
 
-/// An endpoint that could not be reached is the last choice for so long.
-const EJECTED_FOR: Duration = Duration::from_secs(5);
+use super::backend::{BalancedBackend, BalancedEndpoint, random_below};
 
 /// Where connections to an address go.
 #[derive(Debug)]
 pub(crate) struct ResolvedDestination {
-    /// `<namespace>/<name>` of the Service or Pod; `None`: nobody of the mesh.
-    pub(crate) name: Option<Arc<str>>,
-    pub(crate) endpoints: Vec<BalancedEndpoint>,
+    dialled: SocketAddr,
+    /// Backends with their shares of the connections.
+    backends: Vec<(u32, Arc<BalancedBackend>)>,
+    /// Why connections are refused.
+    blocked: Option<Arc<str>>,
 }
-
-/// An endpoint.
-#[derive(Debug)]
-pub(crate) struct BalancedEndpoint {
-    pub(crate) endpoint: Endpoint,
-    state: Arc<EndpointState>,
-}
-
-/// What all connections of this process to an endpoint know.
-#[derive(Debug, Default)]
-struct EndpointState {
-    open: AtomicUsize,
-    /// Milliseconds on [`clock`] until which it is ejected.
-    ejected_until: AtomicU64,
-}
-
-/// A connection's place in the count of its endpoint.
-pub(crate) struct LoadSlot(Arc<EndpointState>);
 
 impl ResolvedDestination {
-    /// For what was dialled; endpoints that were there before keep their counts.
-    pub(crate) fn new(dialled: SocketAddr, destination: &Destination, before: Option<&Self>) -> Self {
-        let (name, endpoints) = match destination {
-            Destination::Passthrough => (None, vec![Endpoint { address: dialled, identity: None }]),
-            Destination::Service(service) => (Some(service.name.clone()), service.endpoints.clone()),
-        };
-        let state = |endpoint: &Endpoint| {
-            let before = before.into_iter().flat_map(|before| &before.endpoints);
-            let mut same = before.filter(|choice| choice.endpoint.address == endpoint.address);
-            same.next().map(|choice| choice.state.clone()).unwrap_or_default()
-        };
-        let choice = |endpoint: Endpoint| BalancedEndpoint { state: state(&endpoint), endpoint };
-        Self { name, endpoints: endpoints.into_iter().map(choice).collect() }
-    }
-
     /// Nobody of the mesh, as far as anybody knows.
-    pub(crate) fn unknown(dialled: SocketAddr) -> Self {
-        Self::new(dialled, &Destination::Passthrough, None)
+    pub(crate) fn outside(dialled: SocketAddr) -> Self {
+        Self::to(dialled, vec![(1, Arc::new(BalancedBackend::outside(dialled)))])
     }
 
-    /// The next endpoint to try: of two that are drawn, the one with fewer connections. One that was tried is out, and
-    /// one that could not be reached lately comes after all others.
+    /// Connections are refused.
+    pub(crate) fn blocked(dialled: SocketAddr, reason: Arc<str>) -> Self {
+        Self { dialled, backends: Vec::new(), blocked: Some(reason) }
+    }
+
+    /// Connections go to these backends, each with its weight.
+    pub(crate) fn to(dialled: SocketAddr, backends: Vec<(u32, Arc<BalancedBackend>)>) -> Self {
+        Self { dialled, backends, blocked: None }
+    }
+
+    /// `<namespace>/<name>` of the Service or Pod, of several the first; `None`: nobody of the mesh.
+    pub(crate) fn name(&self) -> Option<&Arc<str>> {
+        self.backends.first().and_then(|(_, backend)| backend.name.as_ref())
+    }
+
+    /// Why connections are refused, if the controller says so.
+    pub(crate) fn block_reason(&self) -> Option<&Arc<str>> {
+        self.blocked.as_ref()
+    }
+
+    /// The endpoints that connections may go to.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &BalancedEndpoint> {
+        let all = self.backends.iter().flat_map(|(_, backend)| &backend.endpoints);
+        all.filter(|choice| self.is_of_family(&choice.endpoint))
+    }
+
+    /// The next endpoint to try, of a backend that is drawn by its weight. One that was tried is out.
     pub(crate) fn choose(&self, tried: &[SocketAddr]) -> Option<&BalancedEndpoint> {
-        let now = clock();
-        let is_left = |choice: &&BalancedEndpoint| !tried.contains(&choice.endpoint.address);
-        let good: Vec<_> =
-            self.endpoints.iter().filter(is_left).filter(|choice| !choice.is_ejected(now)).collect();
-        let candidates = match good.is_empty() {
-            true => self.endpoints.iter().filter(is_left).collect(),
-            false => good,
+        let backend = match self.backends.as_slice() {
+            [(_, only)] => only,
+            several => drawn(several)?,
         };
-        let first = *candidates.get(random_below(candidates.len())?)?;
-        let second = *candidates.get(random_below(candidates.len())?)?;
-        Some(if second.open() < first.open() { second } else { first })
+        backend.choose(|endpoint| self.is_of_family(endpoint) && !tried.contains(&endpoint.address))
+    }
+
+    /// A client that dials IPv4 may have no way to IPv6 and the other way round: each family of a dual-stack Service leads
+    /// to its own endpoints, as with kube-proxy. A forward proxy has addresses of its own.
+    fn is_of_family(&self, endpoint: &Endpoint) -> bool {
+        endpoint.via.is_some() || endpoint.address.is_ipv4() == self.dialled.is_ipv4()
     }
 }
 
-impl BalancedEndpoint {
-    /// Connections to it that are open.
-    pub(crate) fn open(&self) -> usize {
-        self.state.open.load(Ordering::Relaxed)
-    }
-
-    /// Counts one more connection for as long as what is returned lives.
-    pub(crate) fn hold(&self) -> LoadSlot {
-        self.state.open.fetch_add(1, Ordering::Relaxed);
-        LoadSlot(self.state.clone())
-    }
-
-    /// It could not be reached.
-    pub(crate) fn eject(&self) {
-        let until = clock() + u64::try_from(EJECTED_FOR.as_millis()).unwrap_or(u64::MAX);
-        self.state.ejected_until.store(until, Ordering::Relaxed);
-    }
-
-    fn is_ejected(&self, now: u64) -> bool {
-        self.state.ejected_until.load(Ordering::Relaxed) > now
+fn drawn(backends: &[(u32, Arc<BalancedBackend>)]) -> Option<&Arc<BalancedBackend>> {
+    let sum = backends.iter().map(|(weight, _)| usize::try_from(*weight).unwrap_or_default()).sum();
+    let mut number = random_below(sum)?;
+    let mut backends = backends.iter();
+    loop {
+        let (weight, backend) = backends.next()?;
+        match number.checked_sub(usize::try_from(*weight).unwrap_or_default()) {
+            Some(rest) => number = rest,
+            None => return Some(backend),
+        }
     }
 }
 
-impl Drop for LoadSlot {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+/// The shares of connections whose bytes are not parsed: those of the rule that matches everything. `None` in a share
+/// for what is not a backend.
+pub(super) fn opaque_shares<'t>(table: &'t RouteTable) -> Vec<(u32, Option<&'t BackendRef>)> {
+    let Some(selected) = table.select(&OpaqueConnection) else { return Vec::new() };
+    let Action::Forward(shares) = &selected.rule.action else { return Vec::new() };
+    let backend = |share: &'t WeightedBackend| match &share.target {
+        BackendTarget::Backend(backend) => Some(backend),
+        BackendTarget::App | BackendTarget::Invalid(_) => None,
+    };
+    shares.iter().map(|share| (share.weight, backend(share))).collect()
+}
+
+/// What rules see of a connection that carries no requests.
+struct OpaqueConnection;
+
+impl RequestView for OpaqueConnection {
+    fn method(&self) -> &[u8] {
+        b""
     }
-}
 
-/// Milliseconds since the first call; starts at one.
-fn clock() -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-}
+    fn authority(&self) -> &[u8] {
+        b""
+    }
 
-fn random_below(count: usize) -> Option<usize> {
-    rand::random::<u32>().try_into().ok().and_then(|number: usize| number.checked_rem(count))
+    fn path(&self) -> &[u8] {
+        b""
+    }
+
+    fn query(&self) -> Option<&[u8]> {
+        None
+    }
+
+    fn field<'a>(&'a self, _: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        iter::empty()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use tidegate_core::destination::MeshService;
+    use tidegate_core::ObjectRef;
+    use tidegate_core::backend::{Backend, BackendProtocol, Transport};
 
     use super::*;
 
-    fn endpoint(number: u8) -> Endpoint {
-        Endpoint { address: ([10, 0, 0, number], 80).into(), identity: None }
+    fn backend(addresses: &[&str]) -> Arc<BalancedBackend> {
+        let endpoint = |text: &&str| Endpoint::new(text.parse().unwrap(), Transport::Plain);
+        let backend = Backend {
+            name: BackendRef { object: ObjectRef::new("Service", "a", "b"), port: 80 },
+            protocol: BackendProtocol::Tcp,
+            endpoints: addresses.iter().map(endpoint).collect(),
+        };
+        Arc::new(BalancedBackend::new(&backend, None))
     }
 
-    fn service(numbers: &[u8]) -> Destination {
-        let endpoints = numbers.iter().map(|number| endpoint(*number)).collect();
-        Destination::Service(MeshService { name: "a/b".into(), endpoints })
-    }
-
-    fn target(numbers: &[u8], before: Option<&ResolvedDestination>) -> ResolvedDestination {
-        ResolvedDestination::new("10.96.0.1:80".parse().unwrap(), &service(numbers), before)
+    fn dialled() -> SocketAddr {
+        "10.96.0.1:80".parse().unwrap()
     }
 
     #[test]
-    fn connections_spread_over_the_endpoints_by_how_busy_they_are() {
-        let target = target(&[1, 2, 3, 4], None);
-        let _held: Vec<_> = (0..400).map(|_| target.choose(&[]).unwrap().hold()).collect();
-        for choice in &target.endpoints {
-            assert!((90..=110).contains(&choice.open()), "{}", choice.open());
+    fn each_family_of_an_address_leads_to_its_own_endpoints() {
+        let backend = backend(&["10.0.0.1:80", "[fd00::1]:80"]);
+        for (dialled, endpoint) in [("10.96.0.1:80", "10.0.0.1:80"), ("[fd00:96::1]:80", "[fd00::1]:80")] {
+            let target = ResolvedDestination::to(dialled.parse().unwrap(), vec![(1, backend.clone())]);
+            for _ in 0..20 {
+                assert_eq!(target.choose(&[]).unwrap().endpoint.address.to_string(), endpoint);
+            }
+            assert_eq!(target.endpoints().count(), 1);
+            assert!(target.choose(&[endpoint.parse().unwrap()]).is_none());
         }
     }
 
     #[test]
-    fn what_was_tried_is_not_tried_again_and_what_failed_lately_comes_last() {
-        let target = target(&[1, 2], None);
-        let [first, second] = [endpoint(1).address, endpoint(2).address];
-        assert_eq!(target.choose(&[first]).unwrap().endpoint.address, second);
-        assert!(target.choose(&[first, second]).is_none());
-        target.endpoints[0].eject();
-        for _ in 0..50 {
-            assert_eq!(target.choose(&[]).unwrap().endpoint.address, second);
-        }
-        assert_eq!(target.choose(&[second]).unwrap().endpoint.address, first);
+    fn backends_are_drawn_by_their_weights_and_those_without_weight_never() {
+        let [a, b, c] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"].map(|address| backend(&[address]));
+        let target = ResolvedDestination::to(dialled(), vec![(0, a), (90, b), (10, c)]);
+        let chosen = || target.choose(&[]).unwrap().endpoint.address.to_string();
+        let count = (0..2000).filter(|_| chosen() == "10.0.0.2:80").count();
+        assert!((1700..=1900).contains(&count), "{count}");
+        assert!((0..200).all(|_| chosen() != "10.0.0.1:80"));
+        let none =
+            ResolvedDestination::to(dialled(), vec![(0, backend(&["10.0.0.1:80"])), (0, backend(&[]))]);
+        assert!(none.choose(&[]).is_none());
     }
 
     #[test]
-    fn a_service_without_endpoints_has_none_to_choose() {
-        assert!(target(&[], None).choose(&[]).is_none());
-    }
-
-    #[test]
-    fn counts_outlive_a_change_of_the_endpoints() {
-        let before = target(&[1, 2], None);
-        let held = before.endpoints[1].hold();
-        let now = target(&[2, 3], Some(&before));
-        assert_eq!((now.endpoints[0].open(), now.endpoints[1].open()), (1, 0));
-        drop(held);
-        assert_eq!(now.endpoints[0].open(), 0);
+    fn a_blocked_destination_has_nobody_and_a_reason() {
+        let blocked = ResolvedDestination::blocked(dialled(), "no policy".into());
+        assert!(blocked.choose(&[]).is_none() && blocked.name().is_none());
+        assert_eq!(blocked.block_reason().map(|reason| &**reason), Some("no policy"));
     }
 }

@@ -2,14 +2,15 @@
 
 use std::time::Instant;
 
-use tidegate_core::destination::{Destination, Endpoint, MeshService};
-use tidegate_core::{Identity, TrustDomain};
+use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint};
+use tidegate_core::{Destination, Identity, ObjectRef, TrustDomain};
+use tidegate_proto::ResourceName;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::destinations::Destinations;
+use crate::destinations::{Destinations, Resource};
 use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{FixedOutbound, Listener};
@@ -62,9 +63,24 @@ impl Client {
     }
 
     /// The controller's answer, whether or not somebody has asked yet.
-    fn learn(&self, destination: &Destination) {
+    fn learn(&self, answer: Answer) {
         self.destinations.look_up(self.dialled);
-        self.destinations.set(self.dialled, "1".into(), destination);
+        self.answer(answer);
+    }
+
+    fn answer(&self, answer: Answer) {
+        let set = |name: &ResourceName, resource| {
+            self.destinations.set(name, "1".into(), resource, 100).unwrap();
+        };
+        let dialled = ResourceName::Destination(self.dialled);
+        match answer {
+            Answer::Destination(destination) => set(&dialled, Resource::Destination(destination)),
+            Answer::Service(backend) => {
+                set(&dialled, Resource::Destination(Destination::opaque(backend.name.clone())));
+                set(&ResourceName::Backend(backend.name.clone()), Resource::Backend(backend));
+            }
+        }
+        self.destinations.settle(true);
     }
 
     async fn dial(&self) -> TcpStream {
@@ -87,10 +103,22 @@ fn identity(account: &str) -> Option<Identity> {
     Some(Identity::new(TrustDomain::default(), "shop", account).unwrap())
 }
 
-fn service(endpoints: &[(SocketAddr, Option<Identity>)]) -> Destination {
-    let endpoints = endpoints.iter().cloned();
-    let endpoints = endpoints.map(|(address, identity)| Endpoint { address, identity }).collect();
-    Destination::Service(MeshService { name: "shop/cart".into(), endpoints })
+/// What stands behind the address.
+enum Answer {
+    Destination(Destination),
+    Service(Backend),
+}
+
+fn service(endpoints: &[(SocketAddr, Option<Identity>)]) -> Answer {
+    let endpoint = |(address, identity): &(SocketAddr, Option<Identity>)| {
+        let transport = identity.clone().map_or(Transport::Plain, Transport::Mesh);
+        Endpoint::new(*address, transport)
+    };
+    Answer::Service(Backend {
+        name: BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 80 },
+        protocol: BackendProtocol::Tcp,
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    })
 }
 
 /// A server's sidecar that runs as `shop/cart`.
@@ -114,7 +142,7 @@ async fn nobody() -> SocketAddr {
 async fn a_meshed_endpoint_is_reached_over_mutual_tls_with_half_closes_and_much_data() {
     let server = server().await;
     let client = Client::of(&server.root);
-    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    client.learn(service(&[(server.address(Port::Mesh), identity("cart"))]));
     assert_eq!(client.echo().await.unwrap(), b"hellobye");
 
     let mut io = client.dial().await;
@@ -137,7 +165,7 @@ async fn a_meshed_endpoint_is_reached_over_mutual_tls_with_half_closes_and_much_
 async fn a_server_that_speaks_first_is_not_waited_for() {
     let server = server().await;
     let client = Client::of(&server.root);
-    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    client.learn(service(&[(server.address(Port::Mesh), identity("cart"))]));
     let mut io = client.dial().await;
     let mut greeting = [0; 11];
     tokio::time::timeout(PATIENCE, io.read_exact(&mut greeting)).await.unwrap().unwrap();
@@ -149,7 +177,7 @@ async fn whoever_is_not_the_expected_workload_gets_not_a_byte() {
     let server = server().await;
     let client = Client::of(&server.root);
     let address = server.address(Port::Mesh);
-    client.learn(&service(&[(address, identity("cart"))]));
+    client.learn(service(&[(address, identity("cart"))]));
     let foreign = Authority::root("foreign");
     for impostor in [
         server.root.workload("shop", "other"),
@@ -178,7 +206,7 @@ async fn a_tls_server_that_is_no_sidecar_gets_nothing_either() {
         .unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    client.learn(&service(&[(listener.local_addr().unwrap(), identity("cart"))]));
+    client.learn(service(&[(listener.local_addr().unwrap(), identity("cart"))]));
     let serve = async {
         let (io, _) = listener.accept().await.unwrap();
         let Ok(mut stream) = acceptor.accept(io).await else { return Vec::new() };
@@ -197,13 +225,13 @@ async fn an_endpoint_that_is_gone_costs_nothing_while_there_is_another() {
     let client = Client::of(&server.root);
     let gone: Vec<_> = [nobody().await, nobody().await].map(|address| (address, identity("cart"))).into();
     let good = (server.address(Port::Mesh), identity("cart"));
-    client.learn(&service(&[gone[0].clone(), good, gone[1].clone()]));
+    client.learn(service(&[gone[0].clone(), good, gone[1].clone()]));
     for _ in 0..20 {
         assert_eq!(client.echo().await.unwrap(), b"hellobye");
     }
-    client.learn(&service(&gone));
+    client.learn(service(&gone));
     assert!(client.echo().await.is_err(), "a client learns that there is nobody");
-    client.learn(&service(&[]));
+    client.learn(service(&[]));
     assert!(client.echo().await.is_err());
 }
 
@@ -211,11 +239,11 @@ async fn an_endpoint_that_is_gone_costs_nothing_while_there_is_another() {
 async fn what_is_no_part_of_the_mesh_is_dialled_as_it_is() {
     let app = start_app().await;
     let client = Client::to(app, Limits::default());
-    client.learn(&Destination::Passthrough);
+    client.learn(Answer::Destination(Destination::Passthrough));
     assert_eq!(client.echo().await.unwrap(), b"hellobye");
     // Nor is an endpoint without a sidecar beside those of the mesh.
     let client = Client::of(&Authority::root("root"));
-    client.learn(&service(&[(app, None)]));
+    client.learn(service(&[(app, None)]));
     assert_eq!(client.echo().await.unwrap(), b"hellobye");
 }
 
@@ -225,9 +253,8 @@ async fn the_first_connection_waits_for_the_controller_s_answer() {
     let client = Client::of(&server.root);
     let (echo, ()) = tokio::join!(client.echo(), async {
         let subscriptions = client.destinations.subscriptions().await;
-        assert_eq!(subscriptions.wanted, [client.dialled]);
-        let destination = service(&[(server.address(Port::Mesh), identity("cart"))]);
-        client.destinations.set(client.dialled, "1".into(), &destination);
+        assert_eq!(subscriptions.wanted, [ResourceName::Destination(client.dialled)]);
+        client.answer(service(&[(server.address(Port::Mesh), identity("cart"))]));
     });
     assert_eq!(echo.unwrap(), b"hellobye");
 }
@@ -260,7 +287,7 @@ async fn an_open_connection_outlives_the_certificates_of_both_sides_and_ends_wit
     be(&server, &server.root.workload_until("shop", "cart", end));
     let client = Client::of(&server.root);
     client.show(&server.root, &server.root.workload_until("shop", "client", end));
-    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    client.learn(service(&[(server.address(Port::Mesh), identity("cart"))]));
     let mut open = client.dial().await;
     while SystemTime::now() < end + Duration::from_secs(2) {
         echo_byte(&mut open).await;
@@ -286,10 +313,10 @@ async fn an_open_connection_outlives_the_certificates_of_both_sides_and_ends_wit
 async fn a_change_of_the_bundle_spares_what_is_plain_and_what_a_root_of_it_still_vouches_for() {
     let (server, app) = (server().await, start_app().await);
     let client = Client::of(&server.root);
-    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    client.learn(service(&[(server.address(Port::Mesh), identity("cart"))]));
     let mut meshed = client.dial().await;
     echo_byte(&mut meshed).await;
-    client.learn(&service(&[(app, None)]));
+    client.learn(service(&[(app, None)]));
     let mut plain = client.dial().await;
     echo_byte(&mut plain).await;
     let foreign = Authority::root("foreign");
@@ -310,7 +337,7 @@ async fn a_change_of_the_bundle_spares_what_is_plain_and_what_a_root_of_it_still
 async fn a_connection_outlives_the_retirement_of_its_endpoint_s_root_but_not_its_revocation() {
     let server = server().await;
     let client = Client::of(&server.root);
-    client.learn(&service(&[(server.address(Port::Mesh), identity("cart"))]));
+    client.learn(service(&[(server.address(Port::Mesh), identity("cart"))]));
     let mut open = client.dial().await;
     echo_byte(&mut open).await;
     let next = Authority::root("next");
@@ -333,7 +360,7 @@ async fn a_connection_outlives_the_retirement_of_its_endpoint_s_root_but_not_its
 async fn a_drain_lets_the_app_s_connections_live_until_the_deadline() {
     let app = start_app().await;
     let client = Client::to(app, Limits::default());
-    client.learn(&Destination::Passthrough);
+    client.learn(Answer::Destination(Destination::Passthrough));
     let mut io = client.dial().await;
     io.write_all(b"a").await.unwrap();
     assert_eq!(io.read_u8().await.unwrap(), b'a');
@@ -354,7 +381,7 @@ async fn a_connection_without_a_byte_for_long_is_ended() {
     let app = start_app().await;
     let limits = Limits { idle: Duration::from_millis(300), ..Limits::default() };
     let client = Client::to(app, limits);
-    client.learn(&Destination::Passthrough);
+    client.learn(Answer::Destination(Destination::Passthrough));
     let mut io = client.dial().await;
     io.write_all(b"a").await.unwrap();
     assert_eq!(io.read_u8().await.unwrap(), b'a');

@@ -1,3 +1,8 @@
+use tidegate_core::ObjectRef;
+use tidegate_core::backend::{Backend, Endpoint};
+use tidegate_core::destination::DestinationTarget;
+use tidegate_crds::injection;
+
 use super::*;
 use crate::testing::cluster_index;
 
@@ -43,28 +48,39 @@ fn slice(family: &str, ports: &str, endpoints: &[(&str, &str, &str)]) -> String 
 const CART: &str = "clusterIP: 10.96.0.10, ports: [{name: http, port: 80, targetPort: web}]";
 const HTTP: &str = "{name: http, port: 8080}";
 
-fn resolve(documents: &[&str], address: &str) -> Resolved {
+fn with_resolver<T>(documents: &[&str], ask: impl FnOnce(Resolver<'_>) -> T) -> T {
     let index = cluster_index(documents);
-    let resolver = Resolver {
+    ask(Resolver {
         index: &index,
         trust_domain: &TrustDomain::default(),
         is_workload: |pod| injection::has_sidecar(pod) && !crate::object::pod::has_ended(pod),
-    };
-    resolver.resolve(address.parse().unwrap())
+    })
 }
 
-/// `passthrough`, or the name and the endpoints, each with the service account that must answer.
+fn resolve(documents: &[&str], address: &str) -> Resolved<Destination> {
+    with_resolver(documents, |resolver| resolver.destination(address.parse().unwrap()))
+}
+
+fn backend(documents: &[&str], name: &BackendRef) -> Resolved<Option<Backend>> {
+    with_resolver(documents, |resolver| resolver.backend(name))
+}
+
+/// `passthrough`, or the name and the endpoints of the address's family, each with the service account that must answer.
 fn told(documents: &[&str], address: &str) -> String {
-    match resolve(documents, address).destination {
+    let is_ipv4 = address.parse::<SocketAddr>().unwrap().is_ipv4();
+    match resolve(documents, address).value {
         Destination::Passthrough => "passthrough".to_owned(),
-        Destination::Service(service) => {
-            let endpoint = |endpoint: &Endpoint| match &endpoint.identity {
-                Some(identity) => format!(" {}={}", endpoint.address, identity.service_account()),
-                None => format!(" {}", endpoint.address),
+        Destination::Routed { target: DestinationTarget::Backend(name), .. } => {
+            let backend = backend(documents, &name).value.expect("what a destination refers to exists");
+            let endpoint = |endpoint: &Endpoint| match &endpoint.transport {
+                Transport::Mesh(identity) => format!(" {}={}", endpoint.address, identity.service_account()),
+                _ => format!(" {}", endpoint.address),
             };
-            let endpoints: String = service.endpoints.iter().map(endpoint).collect();
-            format!("{}{endpoints}", service.name)
+            let of_family = backend.endpoints.iter().filter(|endpoint| endpoint.address.is_ipv4() == is_ipv4);
+            let endpoints: String = of_family.map(endpoint).collect();
+            format!("{}/{}{endpoints}", name.object.namespace, name.object.name)
         }
+        other => panic!("{other:?}"),
     }
 }
 
@@ -82,6 +98,9 @@ fn a_cluster_ip_is_its_service_s_ready_endpoints_meshed_where_the_pod_has_a_side
     let rests_on: Vec<_> =
         resolve(&documents, "10.96.0.10:80").pods.iter().map(ToString::to_string).collect();
     assert_eq!(rests_on, ["shop/a", "shop/b"], "also on those that may join later");
+    let cart = BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 80 };
+    let rests_on: Vec<_> = backend(&documents, &cart).pods.iter().map(ToString::to_string).collect();
+    assert_eq!(rests_on, ["shop/a", "shop/b"]);
 }
 
 #[test]
@@ -138,6 +157,30 @@ fn each_family_of_a_dual_stack_service_has_its_own_endpoints() {
     assert_eq!(told(&documents, "10.96.0.10:80"), "shop/cart 10.1.0.1:8080=a");
     assert_eq!(told(&documents, "[fd00:96::a]:80"), "shop/cart [fd00::1]:8080=a");
     assert_eq!(told(&documents, "[fd00::1]:8080"), "shop/a [fd00::1]:8080=a");
+    let target = |address: &str| resolve(&documents, address).value;
+    assert_eq!(target("10.96.0.10:80"), target("[fd00:96::a]:80"), "both lead to one backend");
+    assert_eq!(target("10.1.0.1:8080"), target("[fd00::1]:8080"));
+}
+
+#[test]
+fn a_backend_that_nothing_is_behind_does_not_exist() {
+    let slice = slice("IPv4", HTTP, &[("10.1.0.2", "b", "")]);
+    let documents = [&service(CART)[..], &slice, &plain_pod("b", "10.1.0.2")];
+    for (kind, name, port) in [
+        ("Service", "cart", 81),
+        ("Service", "other", 80),
+        ("Pod", "b", 8080),
+        ("Pod", "other", 80),
+        ("ServiceEntry", "cart", 80),
+    ] {
+        let name = BackendRef { object: ObjectRef::new(kind, "shop", name), port };
+        let Resolved { value, pods } = backend(&documents, &name);
+        assert_eq!(value, None, "{name}");
+        assert_eq!(pods.len(), usize::from(kind == "Pod"), "a Pod of that name may come: {name}");
+    }
+    let unmeshed = BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 80 };
+    let unmeshed = backend(&documents, &unmeshed).value.unwrap();
+    assert_eq!(unmeshed.endpoints, [Endpoint::new("10.1.0.2:8080".parse().unwrap(), Transport::Plain)]);
 }
 
 #[test]

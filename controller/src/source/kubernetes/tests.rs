@@ -3,9 +3,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate_core::TrustDomain;
+use tidegate_core::backend::Transport;
 use tidegate_core::contract::labels::{INJECTED, MONITORED_BY, SIDECAR_LABEL};
 use tidegate_core::contract::names;
-use tidegate_core::destination::Destination;
+use tidegate_core::destination::{Destination, DestinationTarget};
 use tidegate_core::policy::{InboundPolicy, MeshRule, RuleState, Sources};
 use tidegate_kubernetes::fake_api::FakeApi;
 use tidegate_runtime::metrics::Metrics;
@@ -506,10 +507,16 @@ async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_wit
     let resolve = |cluster: &Cluster, address: &str| {
         let resolver =
             Resolver { index: &cluster.index, trust_domain: &trust_domain, is_workload: is_injected };
-        resolver.resolve(address.parse().unwrap()).destination
+        let destination = resolver.destination(address.parse().unwrap()).value;
+        let name = match &destination {
+            Destination::Routed { target: DestinationTarget::Backend(name), .. } => Some(name),
+            _ => None,
+        };
+        let backend = name.and_then(|name| resolver.backend(name).value);
+        (destination, backend.map(|backend| backend.endpoints).unwrap_or_default())
     };
-    assert_ne!(resolve(&cluster, "10.0.0.12:14001"), Destination::Passthrough);
-    assert_eq!(resolve(&cluster, "10.0.0.13:14001"), Destination::Passthrough);
+    assert_ne!(resolve(&cluster, "10.0.0.12:14001").0, Destination::Passthrough);
+    assert_eq!(resolve(&cluster, "10.0.0.13:14001").0, Destination::Passthrough);
 
     // Behind a Service it is dialled in plaintext, beside one of ours with its identity.
     slice(&cluster.api, "httpbin", "httpbin", "10.0.0.12", "ours");
@@ -522,14 +529,11 @@ async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_wit
     let mut service = cluster.api.get(SERVICES, "httpbin", "httpbin").unwrap();
     service["spec"]["clusterIP"] = json!("10.96.0.9");
     cluster.api.apply(SERVICES, service);
-    let endpoints = |cluster: &Cluster| match resolve(cluster, "10.96.0.9:80") {
-        Destination::Service(service) => service.endpoints,
-        Destination::Passthrough => Vec::new(),
-    };
+    let endpoints = |cluster: &Cluster| resolve(cluster, "10.96.0.9:80").1;
     cluster.until("both endpoints", |cluster| endpoints(cluster).len() == 2).await;
     let found: Vec<_> = endpoints(&cluster)
         .into_iter()
-        .map(|endpoint| (endpoint.address.ip().to_string(), endpoint.identity.is_some()))
+        .map(|endpoint| (endpoint.address.ip().to_string(), matches!(endpoint.transport, Transport::Mesh(_))))
         .collect();
     assert_eq!(found, [("10.0.0.12".to_owned(), true), ("10.0.0.13".to_owned(), false)]);
 }

@@ -38,6 +38,16 @@ impl Fraction {
         Ok(Self { numerator, denominator })
     }
 
+    /// How many of [`Fraction::denominator`] requests.
+    pub fn numerator(self) -> u32 {
+        self.numerator
+    }
+
+    /// Of how many requests; not 0.
+    pub fn denominator(self) -> u32 {
+        self.denominator
+    }
+
     /// Samples requests: [`WeightedRoundRobin::choose`] returns 0 for the share, and 1 for the others. Ten percent are
     /// exactly one of every ten.
     pub fn sampler(self, phase: u64) -> WeightedRoundRobin {

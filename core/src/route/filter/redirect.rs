@@ -89,6 +89,21 @@ impl Redirect {
         self.status
     }
 
+    /// The scheme, if it is another one.
+    pub fn scheme(&self) -> Option<Scheme> {
+        self.scheme
+    }
+
+    /// The host, if it is another one.
+    pub fn hostname(&self) -> Option<&str> {
+        self.hostname.as_deref()
+    }
+
+    /// The port, if it is another one.
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
     /// How the path is replaced.
     pub fn path(&self) -> Option<&PathEdit> {
         self.path.as_ref()

@@ -21,7 +21,9 @@ impl RpcMatch {
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         let problem = match name.len() {
             0 => Problem::Empty,
-            1..=MAX_PATH if name.bytes().all(is_name) => return Ok(ValueMatch::Exact(name.into())),
+            1..=MAX_PATH if name.bytes().all(is_name) && !matches!(name, "." | "..") => {
+                return Ok(ValueMatch::Exact(name.into()));
+            }
             1..=MAX_PATH => Problem::RpcName,
             _ => Problem::TooLong(MAX_PATH),
         };
@@ -36,15 +38,27 @@ impl RpcMatch {
     }
 
     /// The condition on a service, on a method or on both; `None` without either, which matches every request. If both
-    /// are exact, the result is an exact path.
+    /// are exact, the result is an exact path, unless that would be too long for one.
     pub fn path(service: Option<ValueMatch>, method: Option<ValueMatch>) -> Option<PathMatch> {
         match (service, method) {
             (None, None) => None,
-            (Some(ValueMatch::Exact(service)), Some(ValueMatch::Exact(method))) => {
+            (Some(ValueMatch::Exact(service)), Some(ValueMatch::Exact(method)))
+                if service.len() + method.len() + 2 <= MAX_PATH =>
+            {
                 Some(PathMatch::Exact(RoutePath(format!("/{service}/{method}").into())))
             }
             (service, method) => Some(PathMatch::Rpc(Self { service, method })),
         }
+    }
+
+    /// The condition on the service, if any.
+    pub fn service(&self) -> Option<&ValueMatch> {
+        self.service.as_ref()
+    }
+
+    /// The condition on the method, if any.
+    pub fn method(&self) -> Option<&ValueMatch> {
+        self.method.as_ref()
     }
 
     /// Whether a path is that of a matching call.
@@ -110,7 +124,13 @@ mod tests {
 
     #[test]
     fn a_name_has_no_slash() {
-        for (name, problem) in [("", Problem::Empty), ("a/b", Problem::RpcName), ("ä", Problem::RpcName)] {
+        for (name, problem) in [
+            ("", Problem::Empty),
+            ("a/b", Problem::RpcName),
+            ("ä", Problem::RpcName),
+            // A dot segment, which no path in normal form has.
+            ("..", Problem::RpcName),
+        ] {
             assert_eq!(RpcMatch::exact(name).unwrap_err().problem, problem, "{name}");
         }
         assert!(RpcMatch::regex("(").is_err());

@@ -28,6 +28,16 @@ impl Backoff {
         Ok(Self { base, max })
     }
 
+    /// The base interval.
+    pub fn base(&self) -> Duration {
+        self.base
+    }
+
+    /// The longest wait.
+    pub fn max(&self) -> Duration {
+        self.max
+    }
+
     /// The wait after `retries` retries. `random` must be uniformly distributed.
     pub fn wait(&self, retries: u32, random: u32) -> Duration {
         let factor = 2_u32.checked_pow(retries.saturating_add(1)).map_or(u32::MAX, |power| power - 1);

@@ -63,6 +63,26 @@ impl Budget {
         Ok(Self { percent, interval, min_count, min_interval })
     }
 
+    /// Retries in percent of the requests of [`Budget::interval`].
+    pub fn percent(&self) -> u32 {
+        self.percent
+    }
+
+    /// The time over which requests and retries are compared.
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// Retries that are allowed per [`Budget::min_interval`] whatever the percentage.
+    pub fn min_count(&self) -> u32 {
+        self.min_count
+    }
+
+    /// The time to which [`Budget::min_count`] applies.
+    pub fn min_interval(&self) -> Duration {
+        self.min_interval
+    }
+
     /// The budget of one of several workers that share the requests.
     #[must_use]
     pub fn divided_by(self, workers: u32) -> Self {

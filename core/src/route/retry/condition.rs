@@ -99,6 +99,52 @@ impl RetryOn {
         Ok(on)
     }
 
+    /// Exactly these failures: ranges of statuses within 400 to 599, gRPC statuses (0 to 16) of responses with only
+    /// trailers, resets, timeouts, and whether responses of a rate limit count.
+    pub fn failures(
+        statuses: Vec<(u16, u16)>,
+        grpc: Vec<u8>,
+        reset: bool,
+        timeout: bool,
+        rate_limited: bool,
+    ) -> Result<Self, RouteError> {
+        for (i, (first, last)) in statuses.iter().enumerate() {
+            if first > last || *first < 400 || *last > 599 {
+                let (field, value) = (format!("retry.statuses[{i}]"), format!("{first}-{last}"));
+                return Err(RouteError::new(&field, value, Problem::Status("400 to 599")));
+            }
+        }
+        if let Some((i, code)) = grpc.iter().enumerate().find(|(_, code)| **code > 16) {
+            return Err(RouteError::new(&format!("retry.grpc[{i}]"), code, Problem::TooLarge(16)));
+        }
+        Ok(Self { statuses, grpc, reset, timeout, rate_limited })
+    }
+
+    /// The statuses, as inclusive ranges.
+    pub fn statuses(&self) -> &[(u16, u16)] {
+        &self.statuses
+    }
+
+    /// The gRPC statuses of responses with only trailers.
+    pub fn grpc(&self) -> &[u8] {
+        &self.grpc
+    }
+
+    /// Whether ends of the connection or stream without a response are retried.
+    pub fn reset(&self) -> bool {
+        self.reset
+    }
+
+    /// Whether timeouts of an attempt are retried.
+    pub fn timeout(&self) -> bool {
+        self.timeout
+    }
+
+    /// Whether responses of a rate limit count.
+    pub fn rate_limited(&self) -> bool {
+        self.rate_limited
+    }
+
     /// Adds failures without a response.
     fn add_without_response(&mut self) -> &mut Self {
         self.reset = true;

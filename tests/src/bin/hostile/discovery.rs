@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tidegate_proto::ResourceName;
+use tidegate_proto::discovery::Subscribe;
 use tidegate_proto::discovery::discovery_request::Message;
-use tidegate_proto::discovery::{Subscribe, destination_name};
 use tidegate_tests::client::h2::H2Connection;
 use tokio::task::JoinSet;
 
@@ -83,5 +84,6 @@ async fn ask(
 /// The name of an address that nothing has.
 fn invented(stream: u16, address: usize) -> String {
     let [_, _, c, d] = u32::try_from(address).unwrap().to_be_bytes();
-    destination_name(SocketAddr::from((Ipv4Addr::new(11, stream as u8 + 1, c, d), 80)))
+    let address = SocketAddr::from((Ipv4Addr::new(11, stream as u8 + 1, c, d), 80));
+    ResourceName::Destination(address).to_string()
 }

@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use tidegate_proto::ResourceName;
 use tidegate_proto::discovery::discovery_request::Message;
-use tidegate_proto::discovery::{Ack, Subscribe, Unsubscribe, destination_name};
+use tidegate_proto::discovery::{Ack, Subscribe, Unsubscribe};
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_tests::client::h2::H2Connection;
 use tidegate_tests::client::{Client, Connection};
@@ -170,7 +171,8 @@ impl Healthy for Resolver {
         let Self { runtime, client, workload, open, asked } = self;
         *asked = asked.wrapping_add(1);
         let [_, b, c, d] = asked.to_be_bytes();
-        let name = destination_name(SocketAddr::from((Ipv4Addr::new(11, b, c, d), 80)));
+        let address = SocketAddr::from((Ipv4Addr::new(11, b, c, d), 80));
+        let name = ResourceName::Destination(address).to_string();
         let asking = async {
             let (connection, mut stream) = match open.take() {
                 Some(open) => open,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use serde_json::{Value, json};
+use tidegate_proto::ResourceName;
 use tidegate_proto::discovery::discovery_client::DiscoveryClient;
 use tidegate_proto::discovery::discovery_request::Message;
 use tidegate_proto::discovery::{Ack, DiscoveryRequest, Hello, Node, Subscribe};
@@ -116,11 +117,8 @@ impl Discover {
         let say = async |message| requests.send(DiscoveryRequest { message: Some(message) }).await.unwrap();
         let node = Node { workload: self.workload.clone(), ..Node::default() };
         say(Message::Hello(Hello { node: Some(node), ..Hello::default() })).await;
-        let names: Vec<_> = self
-            .address
-            .iter()
-            .map(|address| tidegate_proto::discovery::destination_name(*address))
-            .collect();
+        let names: Vec<_> =
+            self.address.iter().map(|address| ResourceName::Destination(*address).to_string()).collect();
         if !names.is_empty() {
             say(Message::Subscribe(Subscribe { names })).await;
         }

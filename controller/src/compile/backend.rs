@@ -1,0 +1,183 @@
+//! Backends: the endpoints of a Service's port, or of a Pod's own addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, ServicePort};
+use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
+use tidegate_core::Identity;
+use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint, Transport};
+use tidegate_core::contract::{flags, names, ports};
+use tidegate_crds::injection;
+
+use super::destination::{Resolved, Resolver};
+use crate::index::{pod_addresses, pod_of};
+use crate::object::pod::service_account;
+use crate::object::{Kind, ObjectName};
+use crate::service::tcp_ports;
+
+impl Resolver<'_> {
+    /// The endpoints of both families behind a name, of which a connection takes those of the address that was dialled.
+    /// `None` if there is no such Service, port or workload.
+    pub(crate) fn backend(&self, name: &BackendRef) -> Resolved<Option<Backend>> {
+        let object = ObjectName::new(name.object.namespace.clone(), name.object.name.clone());
+        let mut pods = BTreeSet::new();
+        let endpoints = match &*name.object.kind {
+            kind if kind == Kind::Service.as_str() => self.behind_service(&object, name.port, &mut pods),
+            kind if kind == Kind::Pod.as_str() => self.behind_pod(&object, name.port, &mut pods),
+            _ => None,
+        };
+        let value = endpoints.map(|endpoints| Backend {
+            name: name.clone(),
+            protocol: BackendProtocol::Tcp,
+            endpoints: endpoints.into_iter().map(|(address, how)| Endpoint::new(address, how)).collect(),
+        });
+        Resolved { value, pods }
+    }
+
+    fn behind_service(
+        &self,
+        name: &ObjectName,
+        port: u16,
+        pods: &mut BTreeSet<ObjectName>,
+    ) -> Option<BTreeMap<SocketAddr, Transport>> {
+        let service = self.index.service(name)?;
+        let port = tcp_ports(service).find(|listed| listed.port == i32::from(port))?;
+        let mut endpoints = BTreeMap::new();
+        for is_ipv4 in [true, false] {
+            endpoints.extend(self.service_endpoints(&self.slices(name, is_ipv4), port, pods));
+        }
+        Some(endpoints)
+    }
+
+    fn behind_pod(
+        &self,
+        name: &ObjectName,
+        port: u16,
+        pods: &mut BTreeSet<ObjectName>,
+    ) -> Option<BTreeMap<SocketAddr, Transport>> {
+        pods.insert(name.clone());
+        let pod = self.index.pod(name)?;
+        let identity = self.workload(name, pod, port)?;
+        let mesh = |ip| (SocketAddr::new(ip, port), Transport::Mesh(identity.clone()));
+        Some(pod_addresses(pod).map(mesh).collect())
+    }
+
+    /// A Service's EndpointSlices of one family.
+    pub(super) fn slices(&self, service: &ObjectName, is_ipv4: bool) -> Vec<&Arc<EndpointSlice>> {
+        let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+        self.index.slices_of(service).filter(|slice| slice.address_type == family).collect()
+    }
+
+    /// The endpoints of a Service's port in the slices of one family: those that are ready; if none is, those that serve
+    /// their last, as kube-proxy does.
+    pub(super) fn service_endpoints(
+        &self,
+        slices: &[&Arc<EndpointSlice>],
+        port: &ServicePort,
+        pods: &mut BTreeSet<ObjectName>,
+    ) -> BTreeMap<SocketAddr, Transport> {
+        let ready = self.endpoints(slices, port, is_ready, pods);
+        if ready.is_empty() { self.endpoints(slices, port, is_serving_its_last, pods) } else { ready }
+    }
+
+    /// The endpoints of a Service's port that are `wanted`, without those whose Pod is not known to be there with that
+    /// address.
+    fn endpoints(
+        &self,
+        slices: &[&Arc<EndpointSlice>],
+        port: &ServicePort,
+        wanted: fn(&SliceEndpoint) -> bool,
+        pods: &mut BTreeSet<ObjectName>,
+    ) -> BTreeMap<SocketAddr, Transport> {
+        let mut found: BTreeMap<SocketAddr, Transport> = BTreeMap::new();
+        for slice in slices {
+            let Some(number) = target_port(slice, port) else { continue };
+            for endpoint in slice.endpoints.iter().flatten().filter(|endpoint| wanted(endpoint)) {
+                // The addresses of an endpoint are the same place; the first one is to be used.
+                let ip = endpoint.addresses.first().and_then(|ip| ip.parse::<IpAddr>().ok());
+                let Some(ip) = ip else { continue };
+                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+                let name = pod_of(namespace, endpoint);
+                pods.extend(name.clone());
+                // Unknown whether the pod has a sidecar; skip it rather than risk plaintext.
+                if !self.index.is_current(namespace, endpoint) {
+                    continue;
+                }
+                let known = found.entry(SocketAddr::new(ip, number)).or_insert(Transport::Plain);
+                let identity = name.and_then(|name| self.identity(&name, endpoint, number));
+                if let (Transport::Plain, Some(identity)) = (&known, identity) {
+                    *known = Transport::Mesh(identity);
+                }
+            }
+        }
+        found
+    }
+
+    /// Who an endpoint is, if its Pod has a sidecar that takes the connections to the port. The reference to the Pod
+    /// decides, never the address: addresses are reused by other Pods.
+    fn identity(&self, name: &ObjectName, endpoint: &SliceEndpoint, port: u16) -> Option<Identity> {
+        let pod = self.index.pod(name)?;
+        let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_ref());
+        let is_another = uid.is_some() && pod.metadata.uid.is_some() && uid != pod.metadata.uid.as_ref();
+        if is_another { None } else { self.workload(name, pod, port) }
+    }
+
+    /// Who a Pod is, if it has a sidecar that takes the connections to the port.
+    pub(super) fn workload(&self, name: &ObjectName, pod: &Pod, port: u16) -> Option<Identity> {
+        if !(self.is_workload)(pod) || bypasses_sidecar(pod, port) {
+            return None;
+        }
+        Identity::new(self.trust_domain.clone(), &name.namespace, service_account(pod)).ok()
+    }
+}
+
+/// The number behind a Service's port in a slice; ports are matched by name.
+fn target_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
+    let name = |name: &Option<String>| name.clone().unwrap_or_default();
+    let mut ports = slice.ports.iter().flatten();
+    let listed = ports.find(|listed| {
+        listed.protocol.as_deref().unwrap_or("TCP") == "TCP" && name(&listed.name) == name(&port.name)
+    })?;
+    u16::try_from(listed.port?).ok().filter(|number| *number > 0)
+}
+
+fn is_ready(endpoint: &SliceEndpoint) -> bool {
+    endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+}
+
+fn is_serving_its_last(endpoint: &SliceEndpoint) -> bool {
+    let conditions = endpoint.conditions.as_ref();
+    conditions.is_some_and(|is| is.terminating == Some(true) && is.serving.unwrap_or(true))
+}
+
+/// Whether connections to a port of a Pod go to the app without passing its sidecar, as the Pod was started.
+fn bypasses_sidecar(pod: &Pod, port: u16) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let mut intercepts =
+        containers.filter(|container| container.name == names::INTERCEPT || container.name == names::SIDECAR);
+    let is_injected = injection::has_sidecar(pod);
+    (is_injected && ports::NOT_REDIRECTED.contains(&port))
+        || intercepts.any(|container| excluded_ports(container.args.as_deref().unwrap_or_default(), port))
+}
+
+fn excluded_ports(arguments: &[String], port: u16) -> bool {
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let Some(rest) =
+            argument.strip_prefix("--").and_then(|flag| flag.strip_prefix(flags::EXCLUDE_INBOUND_PORTS))
+        else {
+            continue;
+        };
+        let list = match rest.strip_prefix('=') {
+            Some(list) => Some(list),
+            None if rest.is_empty() => arguments.next().map(String::as_str),
+            None => None,
+        };
+        if list.into_iter().flat_map(|list| list.split(',')).any(|text| text.trim().parse() == Ok(port)) {
+            return true;
+        }
+    }
+    false
+}

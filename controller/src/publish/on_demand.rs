@@ -1,0 +1,406 @@
+//! Destinations, backends and routes: what sidecars ask for.
+//!
+//! A value is made when the first stream follows it, and again when a change affects it; it is withdrawn when the last
+//! one leaves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::Pod;
+use tidegate_core::backend::{Backend, BackendProtocol, BackendRef};
+use tidegate_core::{Destination, ObjectRef, TrustDomain};
+use tidegate_proto::ResourceName;
+use tidegate_runtime::logging::LogThrottle;
+use tracing::warn;
+
+use super::shares::{self, NamespaceShares};
+use super::store::{Follower, Published, Store};
+use crate::compile::destination::{Resolved, Resolver};
+use crate::index::{Affected, Index};
+use crate::metrics::NamespaceGauge;
+use crate::object::{Kind, ObjectName};
+
+/// Bytes of what is noted of a Pod on which a value rests.
+const PODS: usize = 256;
+
+/// Every destination, backend and set of routes that a stream follows.
+pub(crate) struct OnDemand {
+    store: Arc<Store>,
+    index: Arc<RwLock<Index>>,
+    trust_domain: TrustDomain,
+    is_workload: fn(&Pod) -> bool,
+    made: Mutex<Made>,
+    /// Shared by all addresses outside the mesh, invented ones included.
+    passthrough: Arc<Published>,
+    complaints: LogThrottle<Arc<str>>,
+}
+
+/// One stream's subscriptions. Dropping it ends them.
+pub(crate) struct Subscriber {
+    resources: Arc<OnDemand>,
+    follower: Follower,
+    wanted: BTreeSet<Arc<ResourceName>>,
+}
+
+struct Made {
+    by_name: BTreeMap<Arc<ResourceName>, Basis>,
+    /// What the values of each namespace take. Beyond it a destination is blocked, and a backend has no endpoints.
+    shares: NamespaceShares<Arc<ResourceName>>,
+    /// By the Pods on which they rest.
+    by_pod: BTreeMap<ObjectName, BTreeSet<Arc<ResourceName>>>,
+}
+
+/// What a value rests on.
+#[derive(Default)]
+struct Basis {
+    pods: BTreeSet<ObjectName>,
+    /// Of the Service or the Pod.
+    namespace: Option<Arc<str>>,
+}
+
+/// A value within the share of its namespace; none if the resource does not exist.
+struct Resolution {
+    value: Option<Arc<Published>>,
+    basis: Basis,
+}
+
+impl OnDemand {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        index: Arc<RwLock<Index>>,
+        trust_domain: TrustDomain,
+        is_workload: fn(&Pod) -> bool,
+        left_out: NamespaceGauge,
+    ) -> Self {
+        let made = Made {
+            by_name: BTreeMap::new(),
+            shares: NamespaceShares::new(shares::SHARE, left_out),
+            by_pod: BTreeMap::new(),
+        };
+        let passthrough = Arc::new(Published::destination(&Destination::Passthrough));
+        let (made, complaints) = (Mutex::new(made), LogThrottle::default());
+        Self { store, index, trust_domain, is_workload, made, passthrough, complaints }
+    }
+
+    /// A subscriber without subscriptions.
+    pub(crate) fn subscriber(self: &Arc<Self>) -> Subscriber {
+        Subscriber { resources: self.clone(), follower: self.store.follower(), wanted: BTreeSet::new() }
+    }
+
+    /// Makes what is affected again and notifies its followers.
+    pub(crate) fn update(&self, index: &Index, affected: &Affected) {
+        let resolver = self.resolver(index);
+        let names = self.lock().affected(affected);
+        for name in names {
+            self.update_one(&resolver, &name);
+        }
+        let again = self.lock().shares.take_new_room();
+        for (_, name) in again {
+            self.update_one(&resolver, &name);
+        }
+    }
+
+    fn update_one(&self, resolver: &Resolver<'_>, name: &Arc<ResourceName>) {
+        // Without the lock, so that sidecars that ask meanwhile do not wait for all of it.
+        let resolution = self.resolve(resolver, name);
+        let mut made = self.lock();
+        if made.by_name.contains_key(name) {
+            made.replace(name, resolution.basis);
+            self.set(name, resolution.value);
+        } else {
+            // The last follower left meanwhile.
+            made.give_back(name, resolution.basis.namespace.as_ref());
+        }
+    }
+
+    fn set(&self, name: &ResourceName, value: Option<Arc<Published>>) {
+        match value {
+            Some(value) => drop(self.store.publish(name, value)),
+            None => self.store.withdraw(name),
+        }
+    }
+
+    /// Makes a value. Takes the lock for moments only.
+    fn resolve(&self, resolver: &Resolver<'_>, name: &Arc<ResourceName>) -> Resolution {
+        match &**name {
+            ResourceName::Destination(address) => self.resolve_destination(resolver, name, *address),
+            ResourceName::Backend(backend) => self.resolve_backend(resolver, name, backend),
+            // No object compiles to routes yet, and listeners are not made on demand.
+            ResourceName::Routes(_) | ResourceName::Listener { .. } => Resolution::none(BTreeSet::new()),
+        }
+    }
+
+    fn resolve_destination(
+        &self,
+        resolver: &Resolver<'_>,
+        name: &Arc<ResourceName>,
+        address: SocketAddr,
+    ) -> Resolution {
+        let owner = resolver.owner(address.ip());
+        let blocked = |reason: String| Published::destination(&Destination::Blocked(reason.into()));
+        if let Some(owner) = owner
+            && let Some(reason) = self.is_used_up(&owner.namespace, name)
+        {
+            return Resolution::left_out(blocked(reason), &owner.namespace);
+        }
+        let Resolved { value, pods } = resolver.destination(address);
+        let Some(owner) = owner.filter(|_| value != Destination::Passthrough) else {
+            let basis = Basis { pods, namespace: None };
+            return Resolution { value: Some(self.passthrough.clone()), basis };
+        };
+        let published = Published::destination(&value);
+        match self.admit(owner, name, &published, &pods) {
+            Ok(()) => Resolution::of(published, pods, &owner.namespace),
+            Err(reason) => Resolution::left_out(blocked(reason), &owner.namespace),
+        }
+    }
+
+    fn resolve_backend(
+        &self,
+        resolver: &Resolver<'_>,
+        name: &Arc<ResourceName>,
+        backend: &BackendRef,
+    ) -> Resolution {
+        let ObjectRef { namespace, name: object, .. } = &backend.object;
+        let empty = || {
+            let (name, endpoints) = (backend.clone(), Vec::new());
+            Published::backend(&Backend { name, protocol: BackendProtocol::Tcp, endpoints })
+        };
+        let Resolved { value, pods } = match self.is_used_up(namespace, name) {
+            Some(_) => return Resolution::left_out(empty(), namespace),
+            None => resolver.backend(backend),
+        };
+        let Some(value) = value else { return Resolution::none(pods) };
+        let published = Published::backend(&value);
+        let owner = ObjectName::new(namespace.clone(), object.clone());
+        match self.admit(&owner, name, &published, &pods) {
+            Ok(()) => Resolution::of(published, pods, namespace),
+            Err(_) => Resolution::left_out(empty(), namespace),
+        }
+    }
+
+    /// Why a value is not made at all.
+    fn is_used_up(&self, namespace: &Arc<str>, name: &Arc<ResourceName>) -> Option<String> {
+        let mut made = self.lock();
+        made.shares.is_used_up(namespace, name).then(|| made.shares.reason("destinations"))
+    }
+
+    /// Counts a value to its namespace's share, unless it does not fit: the reason.
+    fn admit(
+        &self,
+        owner: &ObjectName,
+        name: &Arc<ResourceName>,
+        published: &Published,
+        pods: &BTreeSet<ObjectName>,
+    ) -> Result<(), String> {
+        let bytes = published.held_bytes() + PODS * pods.len();
+        let mut made = self.lock();
+        if made.shares.admit(&owner.namespace, name, bytes) {
+            return Ok(());
+        }
+        let reason = made.shares.reason("destinations");
+        if self.complaints.admits(&owner.namespace, Instant::now()) {
+            warn!(destination = %owner, %reason, "sidecars are told that it has no endpoints");
+        }
+        Err(reason)
+    }
+
+    /// Follows a resource. It is made unless another stream follows it already.
+    fn follow(&self, name: &Arc<ResourceName>, follower: &Follower) {
+        // The index before the values, as everywhere.
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        {
+            let made = self.lock();
+            if made.by_name.contains_key(name) {
+                return self.store.follow(name, follower);
+            }
+        }
+        let resolution = self.resolve(&self.resolver(&index), name);
+        let mut made = self.lock();
+        self.store.follow(name, follower);
+        // Another stream may have been faster: it has made the same.
+        if !made.by_name.contains_key(name) {
+            made.insert(name, resolution.basis);
+            self.set(name, resolution.value);
+        }
+    }
+
+    fn leave(&self, name: &Arc<ResourceName>, follower: &Follower) {
+        let mut made = self.lock();
+        if self.store.leave(name, follower) {
+            made.remove(name);
+            self.store.withdraw(name);
+        }
+    }
+
+    fn resolver<'i>(&'i self, index: &'i Index) -> Resolver<'i> {
+        Resolver { index, trust_domain: &self.trust_domain, is_workload: self.is_workload }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for OnDemand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnDemand").field("count", &self.lock().by_name.len()).finish_non_exhaustive()
+    }
+}
+
+impl Made {
+    fn affected(&self, affected: &Affected) -> BTreeSet<Arc<ResourceName>> {
+        if affected.all {
+            return self.by_name.keys().cloned().collect();
+        }
+        let between = |first: ResourceName, last: ResourceName| {
+            self.by_name
+                .range::<ResourceName, _>(&first..=&last)
+                .map(|(name, _)| name.clone())
+                .collect::<Vec<_>>()
+        };
+        let mut names: BTreeSet<Arc<ResourceName>> = BTreeSet::new();
+        for ip in &affected.addresses {
+            let at = |port| ResourceName::Destination(SocketAddr::new(*ip, port));
+            names.extend(between(at(0), at(u16::MAX)));
+        }
+        for service in &affected.services {
+            let object = service.to_ref(Kind::Service);
+            let at = |port| ResourceName::Backend(BackendRef { object: object.clone(), port });
+            names.extend(between(at(0), at(u16::MAX)));
+        }
+        for pod in &affected.pods {
+            names.extend(self.by_pod.get(pod).into_iter().flatten().cloned());
+        }
+        names
+    }
+
+    fn insert(&mut self, name: &Arc<ResourceName>, basis: Basis) {
+        self.rests_on(name, &basis.pods);
+        self.by_name.insert(name.clone(), basis);
+    }
+
+    fn replace(&mut self, name: &Arc<ResourceName>, basis: Basis) {
+        let before = self.by_name.insert(name.clone(), Basis::default()).unwrap_or_default();
+        if before.namespace != basis.namespace {
+            self.give_back(name, before.namespace.as_ref());
+        }
+        self.rests_no_more(name, before.pods.difference(&basis.pods));
+        self.insert(name, basis);
+    }
+
+    fn remove(&mut self, name: &Arc<ResourceName>) {
+        if let Some(basis) = self.by_name.remove(name) {
+            self.rests_no_more(name, basis.pods.iter());
+            self.give_back(name, basis.namespace.as_ref());
+        }
+    }
+
+    fn give_back(&mut self, name: &Arc<ResourceName>, namespace: Option<&Arc<str>>) {
+        if let Some(namespace) = namespace {
+            self.shares.release(namespace, name);
+        }
+    }
+
+    fn rests_on(&mut self, name: &Arc<ResourceName>, pods: &BTreeSet<ObjectName>) {
+        for pod in pods {
+            self.by_pod.entry(pod.clone()).or_default().insert(name.clone());
+        }
+    }
+
+    fn rests_no_more<'p>(&mut self, name: &Arc<ResourceName>, pods: impl Iterator<Item = &'p ObjectName>) {
+        for pod in pods {
+            if let Some(names) = self.by_pod.get_mut(pod) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.by_pod.remove(pod);
+                }
+            }
+        }
+    }
+}
+
+impl Resolution {
+    fn of(value: Published, pods: BTreeSet<ObjectName>, namespace: &Arc<str>) -> Self {
+        Self { value: Some(Arc::new(value)), basis: Basis { pods, namespace: Some(namespace.clone()) } }
+    }
+
+    /// For want of room. A connection is refused, and never passed on as if there were no mesh.
+    fn left_out(value: Published, namespace: &Arc<str>) -> Self {
+        Self::of(value, BTreeSet::new(), namespace)
+    }
+
+    fn none(pods: BTreeSet<ObjectName>) -> Self {
+        Self { value: None, basis: Basis { pods, namespace: None } }
+    }
+}
+
+impl Subscriber {
+    /// How many resources it is subscribed to.
+    pub(crate) fn len(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Whether it is subscribed to this resource.
+    pub(crate) fn wants(&self, name: &ResourceName) -> bool {
+        self.wanted.contains(name)
+    }
+
+    /// Subscribes to a resource, which counts as changed.
+    pub(crate) fn subscribe(&mut self, name: Arc<ResourceName>) {
+        if self.wanted.contains(&name) {
+            return self.follower.put(&name);
+        }
+        match *name {
+            ResourceName::Listener { .. } => self.resources.store.follow(&name, &self.follower),
+            _ => self.resources.follow(&name, &self.follower),
+        }
+        self.wanted.insert(name);
+    }
+
+    /// Ends a subscription. Returns whether there was one.
+    pub(crate) fn unsubscribe(&mut self, name: &ResourceName) -> bool {
+        let Some(name) = self.wanted.take(name) else { return false };
+        self.leave(&name);
+        true
+    }
+
+    /// Waits until something has changed since the last call.
+    pub(crate) async fn changed(&self) {
+        self.follower.changed().await;
+    }
+
+    /// What has changed and its newest value, one at a time; `None` once all was taken.
+    pub(crate) fn next_change(&self) -> Option<(Arc<ResourceName>, Option<Arc<Published>>)> {
+        loop {
+            let name = self.follower.next_change()?;
+            if self.wanted.contains(&name) {
+                let value = self.resources.store.value(&name);
+                return Some((name, value));
+            }
+        }
+    }
+
+    /// Whether [`Subscriber::next_change`] may have more.
+    pub(crate) fn has_changes(&self) -> bool {
+        self.follower.has_changes()
+    }
+
+    fn leave(&self, name: &Arc<ResourceName>) {
+        match **name {
+            ResourceName::Listener { .. } => drop(self.resources.store.leave(name, &self.follower)),
+            _ => self.resources.leave(name, &self.follower),
+        }
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        for name in &self.wanted {
+            self.leave(name);
+        }
+    }
+}

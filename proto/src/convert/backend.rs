@@ -1,0 +1,239 @@
+//! Backends and their endpoints.
+
+use std::net::{IpAddr, SocketAddr};
+
+use tidegate_core::backend::{
+    Backend, BackendRef, Endpoint, ForwardProxy, ServerName, ServerVerification, TlsOrigination, Transport,
+    TrustRoots,
+};
+use tidegate_core::{DnsName, ObjectRef};
+
+use super::protocol::{backend_protocol_from_wire, backend_protocol_to_wire};
+use super::{
+    ConversionError, bad, identity_from_wire, identity_to_wire, missing, object_from_wire, object_to_wire,
+    port_number,
+};
+use crate::discovery as wire;
+
+impl From<&Backend> for wire::Backend {
+    fn from(backend: &Backend) -> Self {
+        Self {
+            name: Some(backend_ref_to_wire(&backend.name)),
+            protocol: backend_protocol_to_wire(backend.protocol).into(),
+            endpoints: backend.endpoints.iter().map(endpoint_to_wire).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::Backend> for Backend {
+    type Error = ConversionError;
+
+    fn try_from(backend: wire::Backend) -> Result<Self, ConversionError> {
+        let name = backend_ref_from_wire("name", backend.name)?;
+        let protocol = backend_protocol_from_wire("protocol", backend.protocol)?;
+        let endpoint = |(i, endpoint)| endpoint_from_wire(&format!("endpoints[{i}]"), endpoint);
+        let endpoints: Vec<Endpoint> =
+            backend.endpoints.into_iter().enumerate().map(endpoint).collect::<Result<_, _>>()?;
+        let mut addresses: Vec<_> = endpoints.iter().map(|endpoint| endpoint.address).collect();
+        addresses.sort_unstable();
+        if let Some(twice) = addresses.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(bad("endpoints", format!("duplicate {}", twice[0])));
+        }
+        Ok(Self { name, protocol, endpoints })
+    }
+}
+
+pub(super) fn backend_ref_to_wire(backend: &BackendRef) -> wire::BackendRef {
+    wire::BackendRef { object: Some(object_to_wire(&backend.object)), port: backend.port.into() }
+}
+
+pub(super) fn backend_ref_from_wire(
+    path: &str,
+    backend: Option<wire::BackendRef>,
+) -> Result<BackendRef, ConversionError> {
+    let backend = backend.ok_or_else(|| missing(path))?;
+    let object = object_from_wire(&format!("{path}.object"), backend.object)?;
+    Ok(BackendRef { object, port: port_number(&format!("{path}.port"), backend.port)? })
+}
+
+fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
+    let transport = match &endpoint.transport {
+        Transport::Plain => wire::endpoint::Transport::Plain(wire::PlainTransport {}),
+        Transport::Mesh(identity) => wire::endpoint::Transport::Mesh(identity_to_wire(identity)),
+        Transport::Tls(tls) => wire::endpoint::Transport::Tls(tls_to_wire(tls)),
+    };
+    wire::Endpoint {
+        address: endpoint.address.ip().to_string(),
+        port: endpoint.address.port().into(),
+        transport: Some(transport),
+        via: endpoint.via.as_ref().map(|proxy| wire::ForwardProxy {
+            origin: Some(object_to_wire(&proxy.origin)),
+            target: proxy.target.to_string(),
+        }),
+    }
+}
+
+fn endpoint_from_wire(path: &str, endpoint: wire::Endpoint) -> Result<Endpoint, ConversionError> {
+    let ip: IpAddr = endpoint.address.parse().map_err(|_| {
+        bad(&format!("{path}.address"), format!("{:?} is not an IP address", endpoint.address))
+    })?;
+    let port = port_number(&format!("{path}.port"), endpoint.port)?;
+    let transport = match endpoint.transport.ok_or_else(|| missing(&format!("{path}.transport")))? {
+        wire::endpoint::Transport::Plain(wire::PlainTransport {}) => Transport::Plain,
+        wire::endpoint::Transport::Mesh(identity) => {
+            Transport::Mesh(identity_from_wire(&format!("{path}.mesh"), &identity)?)
+        }
+        wire::endpoint::Transport::Tls(tls) => {
+            Transport::Tls(Box::new(tls_from_wire(&format!("{path}.tls"), tls)?))
+        }
+    };
+    let via = endpoint.via.map(|proxy| proxy_from_wire(&format!("{path}.via"), proxy)).transpose()?;
+    Ok(Endpoint { address: SocketAddr::new(ip, port), transport, via })
+}
+
+fn proxy_from_wire(path: &str, proxy: wire::ForwardProxy) -> Result<ForwardProxy, ConversionError> {
+    if proxy.target.is_empty() {
+        return Err(missing(&format!("{path}.target")));
+    }
+    let origin = object_from_wire(&format!("{path}.origin"), proxy.origin)?;
+    Ok(ForwardProxy { origin, target: proxy.target.into() })
+}
+
+fn tls_to_wire(tls: &TlsOrigination) -> wire::TlsOrigination {
+    let roots = match &tls.verify.roots {
+        TrustRoots::System => wire::trust_roots::Roots::System(wire::SystemRoots {}),
+        TrustRoots::Bundles(objects) => {
+            let objects = objects.iter().map(object_to_wire).collect();
+            wire::trust_roots::Roots::Bundles(wire::RootBundles { objects })
+        }
+    };
+    let name = |name: &ServerName| match name {
+        ServerName::Dns(name) => wire::server_name::Name::Dns(name.to_string()),
+        ServerName::Uri(uri) => wire::server_name::Name::Uri(uri.to_string()),
+    };
+    wire::TlsOrigination {
+        sni: tls.sni.as_deref().unwrap_or_default().to_owned(),
+        roots: Some(wire::TrustRoots { roots: Some(roots) }),
+        names: tls.verify.names.iter().map(|n| wire::ServerName { name: Some(name(n)) }).collect(),
+        client_certificate: tls.client_certificate.as_ref().map(object_to_wire),
+    }
+}
+
+fn tls_from_wire(path: &str, tls: wire::TlsOrigination) -> Result<TlsOrigination, ConversionError> {
+    let field = |name: &str| format!("{path}.{name}");
+    let roots = match tls.roots.and_then(|roots| roots.roots).ok_or_else(|| missing(&field("roots")))? {
+        wire::trust_roots::Roots::System(wire::SystemRoots {}) => TrustRoots::System,
+        wire::trust_roots::Roots::Bundles(bundles) => {
+            TrustRoots::Bundles(objects_from_wire(&field("roots.bundles"), bundles.objects)?)
+        }
+    };
+    let name = |(i, name): (usize, wire::ServerName)| {
+        let path = field(&format!("names[{i}]"));
+        match name.name.ok_or_else(|| missing(&path))? {
+            wire::server_name::Name::Dns(name) => {
+                DnsName::parse(&name).map(ServerName::Dns).map_err(|error| bad(&path, error))
+            }
+            wire::server_name::Name::Uri(uri) => Ok(ServerName::Uri(uri.into())),
+        }
+    };
+    let names: Vec<_> = tls.names.into_iter().enumerate().map(name).collect::<Result<_, _>>()?;
+    if names.is_empty() {
+        return Err(missing(&field("names")));
+    }
+    let certificate = tls.client_certificate;
+    let certificate =
+        certificate.map(|object| object_from_wire(&field("client_certificate"), Some(object))).transpose()?;
+    Ok(TlsOrigination {
+        sni: (!tls.sni.is_empty()).then(|| tls.sni.into()),
+        verify: ServerVerification { roots, names },
+        client_certificate: certificate,
+    })
+}
+
+fn objects_from_wire(path: &str, objects: Vec<wire::ObjectRef>) -> Result<Vec<ObjectRef>, ConversionError> {
+    let object = |(i, object)| object_from_wire(&format!("{path}[{i}]"), Some(object));
+    objects.into_iter().enumerate().map(object).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use tidegate_core::backend::BackendProtocol;
+    use tidegate_core::{Identity, TrustDomain};
+
+    use super::*;
+
+    fn backend() -> Backend {
+        let identity = Identity::new(TrustDomain::default(), "a", "b").unwrap();
+        let tls = |roots, sni: Option<&str>| {
+            let names = vec![
+                ServerName::Dns(DnsName::parse("a.example").unwrap()),
+                ServerName::Uri("spiffe://a/b".into()),
+            ];
+            Transport::Tls(Box::new(TlsOrigination {
+                sni: sni.map(Into::into),
+                verify: ServerVerification { roots, names },
+                client_certificate: sni.map(|_| ObjectRef::new("Secret", "a", "client")),
+            }))
+        };
+        let endpoint = |address: &str, transport| Endpoint::new(address.parse().unwrap(), transport);
+        let bundles = TrustRoots::Bundles(vec![ObjectRef::new("ConfigMap", "a", "roots")]);
+        let proxied = Endpoint {
+            via: Some(ForwardProxy {
+                origin: ObjectRef::new("EgressProxy", "a", "squid"),
+                target: "a.example:443".into(),
+            }),
+            ..endpoint("192.0.2.1:443", tls(bundles, None))
+        };
+        Backend {
+            name: BackendRef { object: ObjectRef::new("Service", "a", "c"), port: 80 },
+            protocol: BackendProtocol::Http1,
+            endpoints: vec![
+                endpoint("10.0.0.1:80", Transport::Mesh(identity)),
+                endpoint("[fd00::1]:8080", Transport::Plain),
+                endpoint("192.0.2.2:443", tls(TrustRoots::System, Some("a.example"))),
+                proxied,
+            ],
+        }
+    }
+
+    #[test]
+    fn a_backend_comes_back_from_the_wire_as_it_was() {
+        let empty = Backend { endpoints: vec![], ..backend() };
+        for backend in [backend(), empty] {
+            let bytes = wire::Backend::from(&backend).encode_to_vec();
+            let decoded = wire::Backend::decode(bytes.as_slice()).unwrap();
+            assert_eq!(Backend::try_from(decoded).unwrap(), backend);
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_refuses_the_whole_backend_and_names_the_field() {
+        let spoil = |change: fn(&mut Vec<wire::Endpoint>)| {
+            let mut backend = wire::Backend::from(&backend());
+            change(&mut backend.endpoints);
+            Backend::try_from(backend).unwrap_err().to_string()
+        };
+        assert_eq!(spoil(|e| e[0].port = 0), "endpoints[0].port: 0 is not a port");
+        assert_eq!(spoil(|e| e[1].port = 65536), "endpoints[1].port: 65536 is not a port");
+        let no_address = spoil(|e| e[1].address = "[::1]".into());
+        assert_eq!(no_address, "endpoints[1].address: \"[::1]\" is not an IP address");
+        let twice = spoil(|e| e[1] = wire::Endpoint { via: None, ..e[0].clone() });
+        assert_eq!(twice, "endpoints: duplicate 10.0.0.1:80");
+        let plaintext_by_default = spoil(|e| e[0].transport = None);
+        assert_eq!(plaintext_by_default, "endpoints[0].transport: missing");
+        let nameless = spoil(|e| {
+            e[0].transport = Some(wire::endpoint::Transport::Mesh(wire::Identity::default()));
+        });
+        assert!(nameless.starts_with("endpoints[0].mesh.trust_domain: "), "{nameless}");
+        let anyone = spoil(|e| {
+            let Some(wire::endpoint::Transport::Tls(tls)) = &mut e[2].transport else { panic!() };
+            tls.names.clear();
+        });
+        assert_eq!(anyone, "endpoints[2].tls.names: missing");
+        let targetless = spoil(|e| e[3].via = Some(wire::ForwardProxy::default()));
+        assert_eq!(targetless, "endpoints[3].via.target: missing");
+        let unknown = Backend::try_from(wire::Backend { protocol: 0, ..wire::Backend::from(&backend()) });
+        assert_eq!(unknown.unwrap_err().to_string(), "protocol: unknown value 0");
+    }
+}

@@ -1,0 +1,265 @@
+//! The backends and routes that destinations refer to, each held once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tidegate_core::Destination;
+use tidegate_core::backend::{Backend, BackendRef};
+use tidegate_core::destination::DestinationTarget;
+use tidegate_core::route::{Route, RouteTable, RoutesName};
+use tidegate_proto::ResourceName;
+
+use super::backend::BalancedBackend;
+use super::resolved::{ResolvedDestination, opaque_shares};
+
+/// The most backends, and the most resources with routes.
+const MOST_BACKENDS: usize = 8192;
+const MOST_ROUTES: usize = 4096;
+
+/// The most that backends and routes may take together, in bytes on the wire.
+const MOST_BYTES: usize = 32 * 1024 * 1024;
+
+/// What is held.
+#[derive(Default)]
+pub(super) struct References {
+    backends: BTreeMap<BackendRef, Referenced<BalancedBackend>>,
+    routes: BTreeMap<RoutesName, Referenced<RouteTable>>,
+    /// Of all values, on the wire.
+    bytes: usize,
+}
+
+/// A value that something refers to.
+struct Referenced<T> {
+    /// Empty unless the value is the controller's.
+    version: String,
+    bytes: usize,
+    /// `None` until the controller has answered.
+    value: Option<Arc<T>>,
+    /// Whether anything refers to it. Not known of a value before what refers to it is.
+    is_needed: bool,
+}
+
+/// There is no room for another value.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Full {
+    /// Too many of a kind.
+    #[error("this sidecar holds {0} {1}, and may hold no more")]
+    Count(usize, &'static str),
+    /// Too many bytes.
+    #[error("the backends and routes of this sidecar would take more than {} MiB", MOST_BYTES >> 20)]
+    Bytes,
+}
+
+/// A backend or routes, for operators.
+#[derive(Debug)]
+pub(crate) struct ReferencedView {
+    pub(crate) name: ResourceName,
+    pub(crate) version: String,
+    /// The rules, of routes.
+    pub(crate) routes: Option<Arc<RouteTable>>,
+}
+
+impl References {
+    /// The names that a destination leads to: its backend, or its routes and their backends.
+    pub(super) fn of<'r>(
+        &'r self,
+        destination: &'r Destination,
+    ) -> impl Iterator<Item = ResourceName> + use<'r> {
+        let (backend, routes) = match destination {
+            Destination::Passthrough | Destination::Blocked(_) => (None, None),
+            Destination::Routed { target: DestinationTarget::Backend(backend), .. } => (Some(backend), None),
+            Destination::Routed { target: DestinationTarget::Routes(routes), .. } => (None, Some(routes)),
+        };
+        let table = routes.and_then(|name| self.routes.get(name)?.value.as_deref());
+        let of_table = table.into_iter().flat_map(|table| table.routes()).flat_map(Route::backends);
+        let backends = backend.into_iter().chain(of_table).cloned().map(ResourceName::Backend);
+        routes.cloned().map(ResourceName::Routes).into_iter().chain(backends)
+    }
+
+    /// What a destination means to connections; `None` while something that it leads to is not there yet.
+    pub(super) fn resolve(
+        &self,
+        dialled: SocketAddr,
+        destination: &Destination,
+    ) -> Option<ResolvedDestination> {
+        let target = match destination {
+            Destination::Passthrough => return Some(ResolvedDestination::outside(dialled)),
+            Destination::Blocked(reason) => {
+                return Some(ResolvedDestination::blocked(dialled, reason.clone()));
+            }
+            Destination::Routed { target, .. } => target,
+        };
+        let backend = |name: &BackendRef| self.backends.get(name)?.value.clone();
+        let backends = match target {
+            DestinationTarget::Backend(name) => vec![(1, backend(name)?)],
+            DestinationTarget::Routes(name) => {
+                let table = self.routes.get(name)?.value.as_ref()?;
+                let share = |(weight, name): (u32, Option<&BackendRef>)| {
+                    let none = || Arc::new(BalancedBackend { name: None, endpoints: Vec::new() });
+                    Some((weight, name.map_or_else(|| Some(none()), backend)?))
+                };
+                opaque_shares(table).into_iter().map(share).collect::<Option<_>>()?
+            }
+        };
+        Some(ResolvedDestination::to(dialled, backends))
+    }
+
+    pub(super) fn set_backend(
+        &mut self,
+        name: &BackendRef,
+        version: String,
+        backend: &Backend,
+        bytes: usize,
+    ) -> Result<(), Full> {
+        let before = self.backends.get(name);
+        if before.is_none() && self.backends.len() >= MOST_BACKENDS {
+            return Err(Full::Count(MOST_BACKENDS, "backends"));
+        }
+        self.bytes = room(self.bytes, before.map_or(0, |before| before.bytes), bytes)?;
+        let value = BalancedBackend::new(backend, before.and_then(|before| before.value.as_deref()));
+        let is_needed = before.is_some_and(|before| before.is_needed);
+        let value = Some(Arc::new(value));
+        self.backends.insert(name.clone(), Referenced { version, bytes, value, is_needed });
+        Ok(())
+    }
+
+    pub(super) fn set_routes(
+        &mut self,
+        name: &RoutesName,
+        version: String,
+        table: RouteTable,
+        bytes: usize,
+    ) -> Result<(), Full> {
+        let before = self.routes.get(name);
+        if before.is_none() && self.routes.len() >= MOST_ROUTES {
+            return Err(Full::Count(MOST_ROUTES, "sets of routes"));
+        }
+        self.bytes = room(self.bytes, before.map_or(0, |before| before.bytes), bytes)?;
+        let is_needed = before.is_some_and(|before| before.is_needed);
+        let value = Some(Arc::new(table));
+        self.routes.insert(name.clone(), Referenced { version, bytes, value, is_needed });
+        Ok(())
+    }
+
+    /// A backend that is not taken over: without endpoints, unless an earlier one stays.
+    pub(super) fn refuse_backend(&mut self, name: &BackendRef) {
+        if self.backends.get(name).is_none_or(|held| held.value.is_none()) {
+            self.remove_backend(name);
+        }
+    }
+
+    /// Routes that are not taken over: none, unless earlier ones stay.
+    pub(super) fn refuse_routes(&mut self, name: &RoutesName) {
+        if self.routes.get(name).is_none_or(|held| held.value.is_none()) {
+            self.remove_routes(name);
+        }
+    }
+
+    /// A backend that does not exist has no endpoints.
+    pub(super) fn remove_backend(&mut self, name: &BackendRef) {
+        let held = self.backends.entry(name.clone()).or_default();
+        self.bytes -= held.clear(BalancedBackend::empty(name));
+    }
+
+    /// Routes that do not exist have no rules.
+    pub(super) fn remove_routes(&mut self, name: &RoutesName) {
+        let held = self.routes.entry(name.clone()).or_default();
+        self.bytes -= held.clear(RouteTable::default());
+    }
+
+    /// Whether a backend is held and something refers to it.
+    pub(super) fn is_needed(&self, name: &BackendRef) -> bool {
+        self.backends.get(name).is_some_and(|held| held.is_needed)
+    }
+
+    pub(super) fn holds(&self, name: &ResourceName) -> bool {
+        match name {
+            ResourceName::Backend(name) => self.backends.contains_key(name),
+            ResourceName::Routes(name) => self.routes.contains_key(name),
+            ResourceName::Destination(_) | ResourceName::Listener { .. } => false,
+        }
+    }
+
+    /// Holds exactly what is needed. Returns the names that come, without a value yet, and those that go.
+    pub(super) fn keep(&mut self, needed: BTreeSet<ResourceName>) -> Vec<ResourceName> {
+        self.backends.values_mut().for_each(|held| held.is_needed = false);
+        self.routes.values_mut().for_each(|held| held.is_needed = false);
+        let mut changed = Vec::new();
+        for name in needed {
+            let is_known = self.holds(&name);
+            match &name {
+                ResourceName::Backend(name) => {
+                    self.backends.entry(name.clone()).or_default().is_needed = true;
+                }
+                ResourceName::Routes(name) => self.routes.entry(name.clone()).or_default().is_needed = true,
+                ResourceName::Destination(_) | ResourceName::Listener { .. } => {}
+            }
+            if !is_known {
+                changed.push(name);
+            }
+        }
+        let bytes = &mut self.bytes;
+        self.backends.retain(|name, held| {
+            held.is_needed || held.leave(bytes, &mut changed, ResourceName::Backend(name.clone()))
+        });
+        self.routes.retain(|name, held| {
+            held.is_needed || held.leave(bytes, &mut changed, ResourceName::Routes(name.clone()))
+        });
+        changed
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = ResourceName> {
+        let backends = self.backends.keys().cloned().map(ResourceName::Backend);
+        backends.chain(self.routes.keys().cloned().map(ResourceName::Routes))
+    }
+
+    pub(super) fn versions(&self) -> impl Iterator<Item = (ResourceName, String)> {
+        self.view()
+            .into_iter()
+            .map(|view| (view.name, view.version))
+            .filter(|(_, version)| !version.is_empty())
+    }
+
+    pub(super) fn view(&self) -> Vec<ReferencedView> {
+        let backends = self.backends.iter().map(|(name, held)| ReferencedView {
+            name: ResourceName::Backend(name.clone()),
+            version: held.version.clone(),
+            routes: None,
+        });
+        let routes = self.routes.iter().map(|(name, held)| ReferencedView {
+            name: ResourceName::Routes(name.clone()),
+            version: held.version.clone(),
+            routes: held.value.clone(),
+        });
+        backends.chain(routes).collect()
+    }
+}
+
+impl<T> Referenced<T> {
+    /// Puts a value of ours in the place of the controller's. Returns the bytes that are free.
+    fn clear(&mut self, value: T) -> usize {
+        self.version.clear();
+        self.value = Some(Arc::new(value));
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Notes that it goes, which is `false`.
+    fn leave(&self, bytes: &mut usize, changed: &mut Vec<ResourceName>, name: ResourceName) -> bool {
+        *bytes -= self.bytes;
+        changed.push(name);
+        false
+    }
+}
+
+impl<T> Default for Referenced<T> {
+    fn default() -> Self {
+        Self { version: String::new(), bytes: 0, value: None, is_needed: false }
+    }
+}
+
+/// The bytes that are taken once a value has taken the place of another.
+fn room(taken: usize, before: usize, bytes: usize) -> Result<usize, Full> {
+    let taken = taken - before + bytes;
+    if taken > MOST_BYTES { Err(Full::Bytes) } else { Ok(taken) }
+}
