@@ -1,5 +1,6 @@
 mod changes;
 mod departures;
+mod graceful;
 mod names;
 mod opaque;
 mod refusals;
@@ -7,7 +8,7 @@ mod tls_clients;
 
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -25,12 +26,12 @@ const VERSIONS: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS1
 
 type Client = tokio_rustls::client::TlsStream<TcpStream>;
 
-/// A client's connection with a handshake done.
+/// A client's connection after its handshake.
 async fn tls(mesh: &Mesh, port: Port, leaf: Option<&Leaf>, alpn: &[&str]) -> io::Result<Client> {
     tls_as(mesh, port, leaf, &VERSIONS, alpn, SERVER).await
 }
 
-/// The handshake with all its choices; the server's name is not verified where another one is asked for.
+/// The handshake with all options; the server's name is not verified if the client requests another one.
 async fn tls_as(
     mesh: &Mesh,
     port: Port,
@@ -44,7 +45,7 @@ async fn tls_as(
     TlsConnector::from(config).connect(name, mesh.connect(port).await).await
 }
 
-/// Status line and all of the answer to a GET.
+/// Status line and the rest of the response to a GET.
 async fn get<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<String> {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: httpbin\r\n\r\n").await?;
     let mut answer = Vec::new();
@@ -58,14 +59,47 @@ async fn get<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<St
     }
 }
 
-/// How a connection has ended, seen from the client.
+/// Measures time for a bound that the product keeps on a machine that has a processor for it.
+struct Stopwatch {
+    start: Instant,
+    /// How long this thread had waited for a processor at the start.
+    waited: Duration,
+}
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self { start: Instant::now(), waited: waited_for_processor() }
+    }
+
+    /// How long the threads of a test may have waited for a processor since the start: the waits of this one stand for
+    /// those of two workers, too. Next to nothing unless the machine is overloaded.
+    fn waited(&self) -> Duration {
+        3 * waited_for_processor().saturating_sub(self.waited)
+    }
+
+    /// Fails unless less than `limit` has passed, not counting waits for a processor.
+    fn assert_within(&self, limit: Duration) {
+        let (elapsed, waited) = (self.start.elapsed(), self.waited());
+        assert!(elapsed < limit + waited, "{elapsed:?}, {waited:?} of it without a processor");
+    }
+}
+
+/// How long this thread was ready to run but had no processor: the second figure of `schedstat`, in nanoseconds
+/// (`Documentation/scheduler/sched-stats.rst` of Linux).
+fn waited_for_processor() -> Duration {
+    let figures = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let waited = figures.split_whitespace().nth(1).and_then(|figure| figure.parse().ok());
+    Duration::from_nanos(waited.unwrap_or_default())
+}
+
+/// How a connection has ended from the client's view.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Fin,
     Reset,
 }
 
-/// Waits for the end; all that came before it is given as well.
+/// Waits for the end; returns everything received before it, too.
 async fn end<S: AsyncRead + Unpin>(stream: &mut S) -> (End, Vec<u8>) {
     let mut received = Vec::new();
     let read = async {
