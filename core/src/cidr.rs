@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ipv6_address_is_one_address() {
+    fn an_ipv6_address_is_a_range_of_one() {
         let set: CidrSet = ["fd00::1".parse::<IpAddr>().unwrap()].into_iter().collect();
         assert!(set.contains("fd00::1".parse().unwrap()));
         assert!(!set.contains("fd00::2".parse().unwrap()));

@@ -33,7 +33,7 @@ pub enum DnsNameError {
     #[error("label {0:?} of {1:?} must have 1 to 63 bytes")]
     BadLabel(String, String),
     /// A byte that is not allowed in a host name, such as NUL, a space or a wildcard.
-    #[error("{0:?} holds a character that no DNS name has")]
+    #[error("{0:?} contains a character that is not allowed in a DNS name")]
     BadCharacter(String),
 }
 
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn a_text_that_is_not_a_host_name_is_refused() {
         for text in ["", ".", "a..b", "a b", "a\0.b", "*.a", "a.*", "a/b", "ä.b", ".a", &"x".repeat(64)] {
-            assert!(DnsName::parse(text).is_err(), "{text:?} was taken");
+            assert!(DnsName::parse(text).is_err(), "{text:?} was accepted");
         }
     }
 
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suffix_pattern_wants_whole_labels() {
+    fn a_suffix_pattern_matches_whole_labels_only() {
         let pattern = DnsPattern::parse("*.bar.example").unwrap();
         for (name, expected) in [
             ("a.bar.example", true),

@@ -1,11 +1,11 @@
-//! The ground floor of Tidegate: identities, authorization, and routes.
+//! The foundation of Tidegate: identities, authorization, and routes.
 //!
 //! Identities and trust domains, the names in a certificate, principals that match those names, address sets, the
 //! inbound policy with its evaluator, and the one model of routes and backends. Everything here is a pure function of
 //! its input: no I/O, no clock, no async runtime, no Kubernetes, no TLS library. Every other crate may use this one; it
 //! uses no other crate of Tidegate.
 //!
-//! Start reading at [`policy`], which decides whether a connection or request is let in, and at [`route`], which decides
+//! Start reading at [`policy`], which decides whether a connection or request is admitted, and at [`route`], which decides
 //! where a request goes. [`identity`] and [`certificate`] say who sends it. [`contract`] has the names and ports that the
 //! parts of an installation share.
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// Kind, namespace and name of an object: the origin of a rule in denials, logs and statuses.
 ///
-/// The kind is text, not an enumeration, so that a sidecar can show kinds that only a newer controller knows.
+/// The kind is text, not an enumeration, so that a sidecar can show kinds that only a newer controller supports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectRef {

@@ -1,9 +1,9 @@
 //! Routes: which requests a rule applies to, what it changes in them, and where it sends them.
 //!
 //! One model for every direction and every kind of object. HTTPRoute, GRPCRoute, TrafficSplit and HTTPRouteGroup all
-//! compile to [`Route`]s, so that a sidecar knows none of these kinds. A [`RouteTable`] puts the rules of several routes
-//! into Gateway API's order of precedence, and [`RouteTable::select`] takes the first that matches. Everything here is
-//! data or a pure function of data; the caller acts on what it finds here.
+//! compile to [`Route`]s, so that a sidecar does not depend on any of these kinds. A [`RouteTable`] puts the rules of
+//! several routes into Gateway API's order of precedence, and [`RouteTable::select`] takes the first that matches.
+//! Everything here is data or a pure function of data; the caller carries out the result.
 //!
 //! SMI's authorization is a union, not a choice: a request is allowed if any granted match applies. It uses
 //! [`RouteMatch::matches`] without a table.
@@ -44,7 +44,7 @@ use self::filter::{Filter, HeaderEdits, Redirect};
 use crate::backend::BackendRef;
 use crate::object_ref::ObjectRef;
 
-/// The most that a backend may weigh (Gateway API: `BackendRef.weight`).
+/// Maximum weight of a backend (Gateway API: `BackendRef.weight`).
 pub const MAX_WEIGHT: u32 = 1_000_000;
 
 /// The rules of one object, and the hosts that they apply to.

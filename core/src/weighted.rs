@@ -9,12 +9,13 @@
 /// Each data worker keeps one per rule. Memory and time per choice are linear in the number of weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightedRoundRobin {
-    places: Box<[Place]>,
+    places: Box<[WeightedPlace]>,
     sum: i64,
 }
 
+/// One of the weights, and its current credit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
+struct WeightedPlace {
     weight: i64,
     credit: i64,
 }
@@ -26,7 +27,8 @@ impl WeightedRoundRobin {
     /// Starts `phase` steps into the period. Workers and sidecars should use different phases: otherwise a thousand clients
     /// that send one request each would all choose the heaviest place.
     pub fn new(weights: &[u32], phase: u64) -> Self {
-        let places = weights.iter().map(|weight| Place { weight: i64::from(*weight), credit: 0 }).collect();
+        let places =
+            weights.iter().map(|weight| WeightedPlace { weight: i64::from(*weight), credit: 0 }).collect();
         let sum = weights.iter().map(|weight| i64::from(*weight)).sum();
         let mut choice = Self { places, sum };
         let divisor = weights.iter().fold(0, |divisor, weight| gcd(divisor, u64::from(*weight)));
@@ -116,7 +118,7 @@ mod tests {
         }
 
         #[test]
-        fn no_place_is_ever_far_from_its_share(weights in prop::collection::vec(0_u32..1000, 1..5)) {
+        fn every_place_stays_close_to_its_share(weights in prop::collection::vec(0_u32..1000, 1..5)) {
             let sum: u32 = weights.iter().sum();
             prop_assume!(sum > 0);
             let mut counts = vec![0_f64; weights.len()];

@@ -32,7 +32,7 @@ pub enum Filter {
     RequestHeaders(HeaderEdits),
     /// Edits response headers, including those of responses that the proxy generates.
     ResponseHeaders(HeaderEdits),
-    /// Replaces host or path of the request that the backend gets.
+    /// Replaces host or path of the request that the backend receives.
     Rewrite(Rewrite),
     /// Sends a copy to another backend, whose response is dropped. A rule may have several.
     Mirror(Mirror),
@@ -40,9 +40,9 @@ pub enum Filter {
     Fault(Fault),
     /// Responds with 429 above a rate that this sidecar counts.
     LocalRateLimit(LocalRateLimit),
-    /// Asks a rate limit service (`envoy.service.ratelimit.v3`). The object configures it.
+    /// Calls a rate limit service (`envoy.service.ratelimit.v3`). The object configures it.
     GlobalRateLimit(ObjectRef),
-    /// Asks an authorization service (Envoy's `ext_authz`; Gateway API: `ExternalAuth`, GEP-1494). The object
+    /// Calls an authorization service (Envoy's `ext_authz`; Gateway API: `ExternalAuth`, GEP-1494). The object
     /// configures it.
     ExternalAuth(ObjectRef),
     /// Requires a JSON Web Token (RFC 7519). The object configures issuers and keys.

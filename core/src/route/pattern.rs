@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_re2_reads_otherwise_is_refused() {
+    fn syntax_with_another_meaning_in_re2_is_refused() {
         for text in [
             r"[\w&&x]",
             "[a--z]",
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(problem(&"a".repeat(1025)), Problem::TooLong(1024));
         assert_eq!(problem("((a{100}){100}){100}"), Problem::RegexTooLarge(MAX_PROGRAM));
         assert!(matches!(problem(&format!("{}a{}", "(".repeat(200), ")".repeat(200))), Problem::Regex(_)));
-        assert!(Pattern::parse(&"[a-z]".repeat(204), 1024).is_ok(), "what is written out fits");
+        assert!(Pattern::parse(&"[a-z]".repeat(204), 1024).is_ok(), "a long literal pattern fits");
     }
 
     #[test]

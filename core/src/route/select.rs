@@ -1,4 +1,4 @@
-//! Which rule a request gets.
+//! Selects the rule for a request.
 //!
 //! Of all matches that apply to a request, the winner is determined by Gateway API's order (`HTTPRouteSpec.hostnames`,
 //! `HTTPRouteRule.matches`):
@@ -41,14 +41,14 @@ const MAX_NAME: usize = 253;
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
     routes: Vec<Route>,
-    names: Vec<(DnsName, Rules)>,
-    suffixes: Vec<(DnsName, Rules)>,
-    addresses: Vec<(IpAddr, Rules)>,
-    any: Rules,
+    names: Vec<(DnsName, HostRules)>,
+    suffixes: Vec<(DnsName, HostRules)>,
+    addresses: Vec<(IpAddr, HostRules)>,
+    any: HostRules,
     needs_normal_path: bool,
 }
 
-/// The rule that a request gets.
+/// The rule that applies to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Selected<'t> {
     /// The route of the rule, which names the object it was compiled from.
@@ -61,24 +61,24 @@ pub struct Selected<'t> {
 
 /// The matches for one host, by kind of path. Within one list those for the same path stand in order of precedence.
 #[derive(Clone, Debug, Default)]
-struct Rules {
+struct HostRules {
     /// Sorted by path.
-    exact: Vec<Entry>,
+    exact: Vec<TableEntry>,
     /// Sorted by `/<service>`, which is empty where the service is not matched by name.
-    rpc: Vec<Entry>,
+    rpc: Vec<TableEntry>,
     /// In order of precedence.
-    regex: Vec<Entry>,
+    regex: Vec<TableEntry>,
     /// Sorted by path, without a slash at its end.
-    prefix: Vec<Entry>,
+    prefix: Vec<TableEntry>,
     /// In order of precedence.
-    any: Vec<Entry>,
+    any: Vec<TableEntry>,
     /// Length of the longest prefix in bytes, which bounds the search in long request paths.
     longest_prefix: usize,
 }
 
 /// One match of one rule, by its indices in the table.
 #[derive(Clone, Debug)]
-struct Entry {
+struct TableEntry {
     /// The path to search by; empty if there is none.
     path: Arc<str>,
     route: usize,
@@ -99,10 +99,10 @@ impl RouteTable {
                 route.hosts.push(HostMatch::Any);
             }
         }
-        let mut names: BTreeMap<DnsName, Rules> = BTreeMap::new();
-        let mut suffixes: BTreeMap<DnsName, Rules> = BTreeMap::new();
-        let mut addresses: BTreeMap<IpAddr, Rules> = BTreeMap::new();
-        let mut any = Rules::default();
+        let mut names: BTreeMap<DnsName, HostRules> = BTreeMap::new();
+        let mut suffixes: BTreeMap<DnsName, HostRules> = BTreeMap::new();
+        let mut addresses: BTreeMap<IpAddr, HostRules> = BTreeMap::new();
+        let mut any = HostRules::default();
         for (at, route) in routes.iter().enumerate() {
             for host in &route.hosts {
                 let rules = match host {
@@ -145,8 +145,8 @@ impl RouteTable {
     }
 
     /// The rules whose host matches, the most specific first.
-    fn by_host<'t>(&'t self, host: &'t str) -> impl Iterator<Item = &'t Rules> {
-        // A longer text is not a name, however many dots it has.
+    fn by_host<'t>(&'t self, host: &'t str) -> impl Iterator<Item = &'t HostRules> {
+        // Longer text cannot be a name, however many dots it has.
         let host = if host.len() <= MAX_NAME { host } else { "" };
         let name = find_name(&self.names, host);
         let address = || {
@@ -177,7 +177,7 @@ impl serde::Serialize for RouteTable {
     }
 }
 
-impl Rules {
+impl HostRules {
     fn add(&mut self, route: usize, object: &Route) {
         for (rule, value) in object.rules.iter().enumerate() {
             for (matching, value) in value.matches.iter().enumerate() {
@@ -194,7 +194,7 @@ impl Rules {
                     }
                     None => (&mut self.any, Arc::default()),
                 };
-                list.push(Entry { path, route, rule, matching });
+                list.push(TableEntry { path, route, rule, matching });
             }
         }
     }
@@ -207,7 +207,7 @@ impl Rules {
 
     fn select<'t>(&self, routes: &'t [Route], request: &impl RequestView) -> Option<Selected<'t>> {
         let path = request.path();
-        let first = |entries: &[Entry]| {
+        let first = |entries: &[TableEntry]| {
             let mut selected = entries.iter().filter_map(|entry| entry.resolve(routes));
             selected.find(|selected| selected.matching.matches(request))
         };
@@ -219,14 +219,14 @@ impl Rules {
     }
 
     /// The candidates for a gRPC call: matches with its exact service, then the others.
-    fn calls_of<'t>(&'t self, path: &[u8]) -> impl Iterator<Item = &'t [Entry]> + use<'t> {
+    fn calls_of<'t>(&'t self, path: &[u8]) -> impl Iterator<Item = &'t [TableEntry]> + use<'t> {
         let service = split_call(path).and_then(|(service, _)| path.get(..=service.len()));
         let lists = service.map(|service| [with_path(&self.rpc, service), with_path(&self.rpc, b"")]);
         lists.into_iter().flatten()
     }
 
     /// The matches whose prefix is a prefix of this path, the longest first.
-    fn prefixes_of<'t>(&'t self, path: &'t [u8]) -> impl Iterator<Item = &'t [Entry]> {
+    fn prefixes_of<'t>(&'t self, path: &'t [u8]) -> impl Iterator<Item = &'t [TableEntry]> {
         let longest = if self.prefix.is_empty() { None } else { Some(path.len().min(self.longest_prefix)) };
         let lengths = longest.into_iter().flat_map(|longest| (0..=longest).rev());
         // An element ends at a slash or at the path's end. An empty path, and `*`, have no element.
@@ -238,7 +238,7 @@ impl Rules {
     }
 }
 
-impl Entry {
+impl TableEntry {
     fn resolve<'t>(&self, routes: &'t [Route]) -> Option<Selected<'t>> {
         let route = routes.get(self.route)?;
         let rule = route.rules.get(self.rule)?;
@@ -252,7 +252,7 @@ fn needs_normal_path(rule: &RouteRule) -> bool {
 }
 
 /// The precedence of two matches of one host and one kind of path, with equal paths or with patterns.
-fn precedence(routes: &[Route], a: &Entry, b: &Entry) -> Ordering {
+fn precedence(routes: &[Route], a: &TableEntry, b: &TableEntry) -> Ordering {
     let (Some(left), Some(right)) = (a.resolve(routes), b.resolve(routes)) else { return Ordering::Equal };
     let specificity = |selected: &Selected<'_>| {
         let matching = selected.matching;
@@ -272,14 +272,14 @@ fn precedence(routes: &[Route], a: &Entry, b: &Entry) -> Ordering {
 }
 
 /// The rules of a host name from the wire, in any case.
-fn find_name<'t>(names: &'t [(DnsName, Rules)], host: &str) -> Option<&'t Rules> {
+fn find_name<'t>(names: &'t [(DnsName, HostRules)], host: &str) -> Option<&'t HostRules> {
     let wanted = || host.bytes().map(|byte| byte.to_ascii_lowercase());
     let at = names.binary_search_by(|(name, _)| name.as_str().bytes().cmp(wanted())).ok()?;
     names.get(at).map(|(_, rules)| rules)
 }
 
 /// The entries with this path, of a list sorted by path.
-fn with_path<'t>(entries: &'t [Entry], path: &[u8]) -> &'t [Entry] {
+fn with_path<'t>(entries: &'t [TableEntry], path: &[u8]) -> &'t [TableEntry] {
     let start = entries.partition_point(|entry| entry.path.as_bytes() < path);
     let rest = entries.get(start..).unwrap_or_default();
     let len = rest.partition_point(|entry| entry.path.as_bytes() == path);

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::error::{Problem, RouteError};
 
-/// Timeouts of a rule (Gateway API: `HTTPRouteTimeouts`, GEP-1742). As in OSM, Istio and Linkerd, the default is no
-/// timeout: one would break streams.
+/// Timeouts of a rule (Gateway API: `HTTPRouteTimeouts`, GEP-1742). As in OSM, Istio and Linkerd, there is no
+/// timeout by default, because it would break streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Timeouts {
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_attempt_is_no_longer_than_the_request_and_zero_is_no_limit() {
+    fn one_attempt_is_not_longer_than_the_request_and_zero_means_unlimited() {
         let seconds = |n| Some(Duration::from_secs(n));
         let error = Timeouts::new(seconds(1), seconds(2)).unwrap_err();
         assert_eq!(error.to_string(), "timeouts.backendRequest: \"2s\" is longer than timeouts.request");

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_a_connection_or_to_a_codec_is_not_a_route_s() {
+    fn routes_cannot_edit_fields_of_connections_or_codecs() {
         for (name, _) in PROTECTED {
             let error = HeaderEdits::new(&[], &[("a", "b"), (name, "x")], &[]).unwrap_err();
             assert_eq!((error.field.as_str(), error.value.as_str()), ("add[1].name", name));
@@ -160,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn two_edits_as_one_do_what_they_do_one_after_the_other(
+        fn a_combined_edit_equals_both_edits_in_turn(
             first in edits(),
             second in edits(),
             sent in prop::collection::vec((prop::sample::select(vec!["a", "B", "d"]), "[xy]"), 0..4),

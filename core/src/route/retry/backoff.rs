@@ -61,23 +61,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_up_to_the_cap() {
+    fn waits_grow_up_to_the_maximum() {
         let backoff = Backoff::default();
-        let longest = |retries| backoff.wait(retries, u32::MAX).as_millis() + 1;
-        assert_eq!([longest(0), longest(1), longest(2), longest(3), longest(99)], [25, 75, 175, 250, 250]);
+        let max_wait = |retries| backoff.wait(retries, u32::MAX).as_millis() + 1;
+        assert_eq!(
+            [max_wait(0), max_wait(1), max_wait(2), max_wait(3), max_wait(99)],
+            [25, 75, 175, 250, 250]
+        );
         assert_eq!(backoff.wait(3, 0), Duration::ZERO);
         assert_eq!(Backoff::NONE.wait(5, u32::MAX), Duration::ZERO);
     }
 
     #[test]
-    fn a_cap_is_no_less_than_the_base() {
+    fn the_maximum_is_at_least_the_base() {
         let error = Backoff::new(Duration::from_secs(2), Some(Duration::from_secs(1))).unwrap_err();
         assert_eq!(error.to_string(), "retry.backoff.max: \"1s\" is less than the base interval");
     }
 
     proptest! {
         #[test]
-        fn no_wait_overflows_or_reaches_the_cap(base: u64, retries: u32, random: u32) {
+        fn no_wait_overflows_or_reaches_the_maximum(base: u64, retries: u32, random: u32) {
             let base = Duration::from_millis(base);
             let backoff = Backoff::new(base, None).unwrap();
             let wait = backoff.wait(retries, random);

@@ -27,14 +27,14 @@ pub struct Budget {
 #[derive(Clone, Debug)]
 pub struct RetryBudget {
     budget: Budget,
-    requests: Window,
-    retries: Window,
-    recent_retries: Window,
+    requests: SlidingWindow,
+    retries: SlidingWindow,
+    recent_retries: SlidingWindow,
 }
 
 /// Counts events within a sliding interval, with a resolution of a tenth of it.
 #[derive(Clone, Debug)]
-struct Window {
+struct SlidingWindow {
     slot: Duration,
     counts: [u32; SLOTS],
     /// Number of the newest slot, counted from time zero.
@@ -107,9 +107,9 @@ impl RetryBudget {
     pub fn new(budget: Budget) -> Self {
         Self {
             budget,
-            requests: Window::new(budget.interval),
-            retries: Window::new(budget.interval),
-            recent_retries: Window::new(budget.min_interval),
+            requests: SlidingWindow::new(budget.interval),
+            retries: SlidingWindow::new(budget.interval),
+            recent_retries: SlidingWindow::new(budget.min_interval),
         }
     }
 
@@ -131,7 +131,7 @@ impl RetryBudget {
     }
 }
 
-impl Window {
+impl SlidingWindow {
     fn new(interval: Duration) -> Self {
         let slot = (interval / u32::try_from(SLOTS).unwrap_or(1)).max(Duration::from_nanos(1));
         Self { slot, counts: [0; SLOTS], newest: 0 }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_request_may_be_retried_and_not_without_end() {
+    fn a_lone_request_may_be_retried_a_limited_number_of_times() {
         let mut budget = RetryBudget::new(Budget::default());
         budget.record_request(milliseconds(0));
         let retry = |budget: &mut RetryBudget, now| {
@@ -210,13 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_workers_is_no_less_than_one_retry() {
+    fn a_worker_s_share_is_at_least_one_retry() {
         let per_worker = |workers| Budget::default().divided_by(workers).min_count;
         assert_eq!([per_worker(0), per_worker(2), per_worker(3), per_worker(64)], [10, 5, 4, 1]);
     }
 
     #[test]
-    fn what_is_no_budget_is_refused() {
+    fn an_invalid_budget_is_refused() {
         let second = Duration::from_secs(1);
         let error = Budget::new(101, second, 1, second).unwrap_err();
         assert_eq!(error.to_string(), "budget.percent: \"101\" is more than 100");
@@ -229,7 +229,7 @@ mod tests {
         fn a_window_counts_what_happened_within_its_interval(
             steps in prop::collection::vec(0_u64..400, 0..200),
         ) {
-            let mut window = Window::new(Duration::from_secs(1));
+            let mut window = SlidingWindow::new(Duration::from_secs(1));
             let (mut now, mut seen) = (0, Vec::new());
             for step in steps {
                 now += step;

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_a_rate_limit_is_retried_only_where_the_policy_says_so() {
+    fn a_response_of_a_rate_limit_is_retried_only_if_the_policy_says_so() {
         let limited = Failure::Status { code: 503, is_rate_limited: true };
         assert!(!RetryOn::parse("5xx").unwrap().covers(limited));
         assert!(RetryOn::parse("5xx,envoy-ratelimited").unwrap().covers(limited));
