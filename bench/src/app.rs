@@ -19,17 +19,19 @@ pub(crate) const SMALL_FILL: u8 = b't';
 /// First word of the line printed once the app listens; the address follows.
 pub(crate) const LISTENING: &str = "listening";
 
+/// Bytes per read or write of a large body.
 const CHUNK: usize = 64 * 1024;
 
 /// Flags of `app`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct AppOptions {
     /// Where to listen; port 0 selects a free one, and the address is printed.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
 }
 
-pub(crate) fn main(options: Options) -> Result<()> {
+/// Prints the address, then serves until accepting fails.
+pub(crate) fn main(options: AppOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(options.listen)
@@ -52,6 +54,11 @@ pub(crate) async fn serve(listener: TcpListener) -> Result<()> {
     }
 }
 
+/// Serves one client's requests, one after another.
+///
+/// # Errors
+///
+/// On bytes that are not HTTP/1.1, and if the client disconnects within a message.
 async fn connection(mut stream: TcpStream) -> Result<()> {
     let small = small_answer();
     let mut buffer = vec![0; 16 * 1024];
@@ -95,6 +102,7 @@ async fn connection(mut stream: TcpStream) -> Result<()> {
     }
 }
 
+/// Reads and discards this many bytes of a request's body.
 async fn skip(stream: &mut TcpStream, mut bytes: u64) -> Result<()> {
     let mut chunk = vec![0; CHUNK];
     while bytes > 0 {
@@ -106,6 +114,7 @@ async fn skip(stream: &mut TcpStream, mut bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// Sends the large response.
 async fn download(stream: &mut TcpStream) -> Result<()> {
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {LARGE_BYTES}\r\n\r\n"
@@ -121,6 +130,7 @@ async fn download(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
+/// Head and body of the small response.
 fn small_answer() -> Vec<u8> {
     let mut answer =
         format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {SMALL_BYTES}\r\n\r\n")

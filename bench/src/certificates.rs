@@ -23,17 +23,22 @@ pub(crate) const SERVER: &str = "httpbin.httpbin.cluster.local";
 
 /// Paths of the PEM files.
 #[derive(Debug, Clone)]
-pub(crate) struct Certificates {
+pub(crate) struct RunCertificates {
+    /// Certificate of the CA.
     pub(crate) ca: PathBuf,
+    /// Private key of the CA, with which Tidegate's CA signs.
     pub(crate) ca_key: PathBuf,
+    /// The proxies' own certificate, for [`SERVER`].
     pub(crate) server: ClientIdentity,
     /// Certificate, then key, in one file: HAProxy's form.
     pub(crate) server_with_key: PathBuf,
+    /// A client that the proxies admit, as [`ALLOWED`].
     pub(crate) allowed: ClientIdentity,
+    /// A client of the same CA that the proxies refuse, as [`FOREIGN`].
     pub(crate) foreign: ClientIdentity,
 }
 
-impl Certificates {
+impl RunCertificates {
     /// Generates new certificates in `directory`, which must exist.
     pub(crate) fn create(directory: &Path) -> Result<Self> {
         let mut params = CertificateParams::default();
@@ -60,6 +65,7 @@ impl Certificates {
     }
 }
 
+/// Paths of a certificate and its key.
 fn identity(directory: &Path, name: &str) -> ClientIdentity {
     ClientIdentity {
         certificate: directory.join(format!("{name}.crt")),
@@ -67,6 +73,7 @@ fn identity(directory: &Path, name: &str) -> ClientIdentity {
     }
 }
 
+/// Issues a leaf certificate for `name` and writes it with its key.
 fn issue(
     ca: &CertifiedIssuer<'_, KeyPair>,
     name: &str,

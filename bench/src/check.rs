@@ -12,7 +12,9 @@ use crate::tls::ClientIdentity;
 
 /// Timeout from a target's start until it serves.
 const START: Duration = Duration::from_secs(20);
+/// Pause between two attempts.
 const POLL: Duration = Duration::from_millis(20);
+/// Status with which every target refuses a client by its name.
 const FORBIDDEN: u16 = 403;
 
 /// Waits until the admitted client gets the app's response.
@@ -58,6 +60,7 @@ pub(crate) async fn refuses_others(running: &Running) -> Result<Option<String>> 
     }
 }
 
+/// Whether the admitted client gets the app's response.
 async fn served(running: &Running) -> Result<()> {
     let endpoint = match &running.tls {
         None => Endpoint::plain(running.address),
@@ -69,6 +72,7 @@ async fn served(running: &Running) -> Result<()> {
     Ok(())
 }
 
+/// A client's way to the target, with this identity or without a certificate.
 fn endpoint(running: &Running, files: &ClientFiles, identity: Option<&ClientIdentity>) -> Result<Endpoint> {
     Endpoint::tls(running.address, &files.ca, &files.server_name, identity, &[])
 }

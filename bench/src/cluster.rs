@@ -29,13 +29,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use self::changes::Change;
-use self::results::{ClusterResults, Population, Settings};
-use self::site::Site;
+use self::results::{ClusterResults, ClusterSettings, Population};
+use self::site::ClusterSite;
 use crate::report::{Machine, default_folder};
 
 /// Flags of `cluster`.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct ClusterOptions {
     /// Numbers of meshed pods to measure at, ascending.
     #[arg(long, value_delimiter = ',', default_value = "4,50,200")]
     pods: Vec<usize>,
@@ -70,12 +70,16 @@ pub(crate) struct Options {
 
 /// The results so far.
 struct Run {
+    /// Start of the run.
     began: Instant,
-    site: Site,
+    /// The cluster with its workloads.
+    site: ClusterSite,
+    /// The results so far.
     results: ClusterResults,
 }
 
-pub(crate) fn main(options: Options) -> Result<()> {
+/// Measures, and writes the report. Ends the cluster in any case, unless it is to be kept.
+pub(crate) fn main(options: ClusterOptions) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "a cluster's node needs root: run this as root");
     ensure!(
         options.pods.is_sorted() && options.pods.first().is_some_and(|first| *first >= site::SMALLEST),
@@ -118,15 +122,15 @@ pub(crate) fn main(options: Options) -> Result<()> {
 }
 
 /// Runs all measurements. A failure is recorded, and the remaining measurements run if they can.
-fn measure(options: &Options) -> Result<ClusterResults> {
+fn measure(options: &ClusterOptions) -> Result<ClusterResults> {
     let began = Instant::now();
     let programs = match &options.programs {
         Some(folder) => folder.canonicalize().with_context(|| format!("--programs {}", folder.display()))?,
         None => tidegate_tests::daemon::programs(),
     };
     end(&options.name)?;
-    say(began, "a cluster with Tidegate on it");
-    let site = Site::start(&options.name, &programs)?;
+    print_step(began, "a cluster with Tidegate on it");
+    let site = ClusterSite::start(&options.name, &programs)?;
     let mut run = Run { began, site, results: no_results(options, &programs)? };
 
     for (index, pods) in options.pods.iter().copied().enumerate() {
@@ -159,6 +163,7 @@ fn measure(options: &Options) -> Result<ClusterResults> {
 }
 
 impl Run {
+    /// Measures how soon changes of policies take effect.
     fn changes(&mut self, population: Population, count: usize) {
         for change in Change::ALL {
             let name = format!("{count} changes, {change}, {population}");
@@ -168,6 +173,7 @@ impl Run {
         }
     }
 
+    /// Measures how open connections end when their policy is deleted.
     fn connections(&mut self, population: Population, count: usize) {
         for change in Change::ALL {
             let name = format!("{count} open connections, {change}, {population}");
@@ -177,6 +183,7 @@ impl Run {
         }
     }
 
+    /// Measures the memory of all programs.
     fn memory(&mut self, population: Population) {
         let name = format!("memory, {population}");
         if let Some(measured) = self.phase(&name, |site| memory::measure(site)) {
@@ -185,8 +192,8 @@ impl Run {
     }
 
     /// Runs one measurement; `None`, with an entry among the failures, if it fails.
-    fn phase<T>(&mut self, name: &str, work: impl FnOnce(&mut Site) -> Result<T>) -> Option<T> {
-        say(self.began, name);
+    fn phase<T>(&mut self, name: &str, work: impl FnOnce(&mut ClusterSite) -> Result<T>) -> Option<T> {
+        print_step(self.began, name);
         let outcome = catch_unwind(AssertUnwindSafe(|| work(&mut self.site)));
         let error = match outcome {
             Ok(Ok(measured)) => return Some(measured),
@@ -199,12 +206,13 @@ impl Run {
     }
 }
 
-fn no_results(options: &Options, programs: &Path) -> Result<ClusterResults> {
+/// Results with the conditions of the run and no measurements.
+fn no_results(options: &ClusterOptions, programs: &Path) -> Result<ClusterResults> {
     Ok(ClusterResults {
         finished: 0,
         seconds: 0,
         machine: Machine::this()?,
-        settings: Settings {
+        settings: ClusterSettings {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             is_debug: programs.ends_with("debug"),
             changes: options.changes,
@@ -219,11 +227,13 @@ fn no_results(options: &Options, programs: &Path) -> Result<ClusterResults> {
     })
 }
 
+/// Stops the cluster of this name, if there is one.
 fn end(name: &str) -> Result<()> {
     Cluster::end(name).map_err(|failure| anyhow!("{failure}"))
 }
 
-fn say(began: Instant, what: &str) {
+/// Prints a step of the run, with the time since its start.
+fn print_step(began: Instant, what: &str) {
     eprintln!("[{:4.0} s] {what}", began.elapsed().as_secs_f64());
 }
 

@@ -4,24 +4,31 @@ use std::time::Duration;
 
 /// Buckets per doubling of the value, as a power of two.
 const SUB_BITS: u32 = 6;
+/// Buckets per doubling of the value.
 const SUB_BUCKETS: usize = 1 << SUB_BITS;
 /// 2^40 ns is 18 minutes: longer than any run.
 const MAGNITUDES: usize = 40 - SUB_BITS as usize;
+/// Number of buckets.
 const BUCKETS: usize = SUB_BUCKETS * (MAGNITUDES + 1);
 
 /// Counts of durations, in nanoseconds; values beyond the range count as the largest one.
 #[derive(Debug, Clone)]
+/// Number of values in each bucket.
 pub(crate) struct Histogram {
+    /// Number of values.
     counts: Vec<u64>,
+    /// The largest value, exactly.
     total: u64,
     max: u64,
 }
 
 impl Histogram {
+    /// An empty histogram.
     pub(crate) fn new() -> Self {
         Self { counts: vec![0; BUCKETS], total: 0, max: 0 }
     }
 
+    /// Counts a value.
     pub(crate) fn record(&mut self, value: Duration) {
         let nanos = u64::try_from(value.as_nanos()).unwrap_or(u64::MAX);
         self.counts[bucket_of(nanos)] += 1;
@@ -29,6 +36,7 @@ impl Histogram {
         self.max = self.max.max(nanos);
     }
 
+    /// Number of values.
     pub(crate) fn count(&self) -> u64 {
         self.total
     }
@@ -63,6 +71,7 @@ fn bucket_of(nanos: u64) -> usize {
     (magnitude as usize * SUB_BUCKETS + sub).min(BUCKETS - 1)
 }
 
+/// The value in the middle of a bucket.
 fn middle_of(bucket: usize) -> u64 {
     if bucket < 2 * SUB_BUCKETS {
         return bucket as u64;

@@ -6,15 +6,19 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Path of the large answer, and of the large request.
 pub(crate) const LARGE_PATH: &str = "/100m";
 
+/// Maximum number of fields in a head.
 const MAX_HEADERS: usize = 64;
+/// Bytes of a client's read buffer, and so of a response's head.
 const BUFFER: usize = 32 * 1024;
 /// Bytes of a response, head included, that are kept for inspection.
 const KEPT: usize = 4096;
 
 /// A complete request head, as the app reads it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Request {
+pub(crate) struct ReceivedRequest {
+    /// Length of the head in bytes.
     pub(crate) head_bytes: usize,
+    /// What the app responds with.
     pub(crate) kind: RequestKind,
     /// Whether the sender wants the connection closed after the response.
     pub(crate) close: bool,
@@ -23,7 +27,9 @@ pub(crate) struct Request {
 /// What the app responds with.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum RequestKind {
+    /// A GET of any other path: the small response.
     Small,
+    /// A GET of [`LARGE_PATH`]: the large response.
     Download,
     /// A POST with a body of this many bytes, answered with a small response.
     Upload(u64),
@@ -33,20 +39,25 @@ pub(crate) enum RequestKind {
 
 /// A response whose body has been read to its end.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct ReceivedAnswer {
+    /// Status code.
     pub(crate) status: u16,
+    /// Length of the body.
     pub(crate) body_bytes: u64,
 }
 
 /// A client's connection with its read buffer.
 #[derive(Debug)]
 pub(crate) struct Client<S> {
+    /// The connection.
     stream: S,
+    /// Memory for the head, and for the body in pieces.
     buffer: Box<[u8]>,
     /// The first bytes of the last answer's body, as many as came with its head.
     body_start: std::ops::Range<usize>,
 }
 
+/// The parts of a response's head that matter here.
 struct AnswerHead {
     bytes: usize,
     status: u16,
@@ -54,6 +65,7 @@ struct AnswerHead {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// A client on a connection on which nothing was received yet.
     pub(crate) fn new(stream: S) -> Self {
         Self { stream, buffer: vec![0; BUFFER].into(), body_start: 0..0 }
     }
@@ -62,7 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     ///
     /// Fails on a closed connection, on bytes that are not an HTTP response, on a response without `content-length` and
     /// on bytes beyond its end.
-    pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
+    pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<ReceivedAnswer> {
         let sent = async {
             self.stream.write_all(request).await?;
             // TLS may have buffered bytes that the socket did not accept, for instance when the task's budget is used
@@ -100,7 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             "{} bytes beyond the body's end",
             received - head.content_length
         );
-        Ok(Answer { status: head.status, body_bytes: received })
+        Ok(ReceivedAnswer { status: head.status, body_bytes: received })
     }
 
     /// Waits until the peer closes, and fails if it sends anything more.
@@ -119,8 +131,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
-/// `None` while the head is not complete.
-pub(crate) fn parse_request(bytes: &[u8]) -> Result<Option<Request>> {
+/// Parses a request's head; `None` while it is incomplete.
+pub(crate) fn parse_request(bytes: &[u8]) -> Result<Option<ReceivedRequest>> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let httparse::Status::Complete(head_bytes) = request.parse(bytes).context("not an HTTP request")? else {
@@ -140,9 +152,10 @@ pub(crate) fn parse_request(bytes: &[u8]) -> Result<Option<Request>> {
     let close = request.headers.iter().any(|header| {
         header.name.eq_ignore_ascii_case("connection") && header.value.eq_ignore_ascii_case(b"close")
     }) || request.version == Some(0);
-    Ok(Some(Request { head_bytes, kind, close }))
+    Ok(Some(ReceivedRequest { head_bytes, kind, close }))
 }
 
+/// Parses a response's head; `None` while it is incomplete.
 fn parse_answer(bytes: &[u8]) -> Result<Option<AnswerHead>> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut answer = httparse::Response::new(&mut headers);
@@ -173,7 +186,7 @@ mod tests {
         let request = parse_request(bytes).unwrap().unwrap();
         assert_eq!(
             request,
-            Request { head_bytes: bytes.len() - 3, kind: RequestKind::Download, close: true }
+            ReceivedRequest { head_bytes: bytes.len() - 3, kind: RequestKind::Download, close: true }
         );
     }
 
@@ -210,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_in_pieces_is_read_to_the_end_of_its_body() {
         let mut client = peer(&["HTTP/1.1 200 OK\r\nContent-", "Length: 10\r\n\r\n01234", "56789"]);
-        assert_eq!(client.exchange(REQUEST).await.unwrap(), Answer { status: 200, body_bytes: 10 });
+        assert_eq!(client.exchange(REQUEST).await.unwrap(), ReceivedAnswer { status: 200, body_bytes: 10 });
         assert_eq!(client.body_start(), b"0123456789");
     }
 

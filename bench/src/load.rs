@@ -20,7 +20,7 @@ pub(crate) use connection::{Endpoint, Exchange};
 
 /// Flags of `load`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct LoadOptions {
     /// Address to connect to.
     #[arg(long)]
     address: SocketAddr,
@@ -40,18 +40,21 @@ pub(crate) struct Options {
     #[arg(long)]
     watch_pid: Option<u32>,
     #[command(subcommand)]
-    kind: Kind,
+    kind: LoadKind,
 }
 
 /// The kind of load.
 #[derive(Debug, Clone, clap::Subcommand)]
-pub(crate) enum Kind {
+pub(crate) enum LoadKind {
     /// One request at a time on each of the keep-alive connections.
     Closed {
+        /// Number of connections.
         #[arg(long, default_value_t = 64)]
         connections: usize,
+        /// Length of the window.
         #[arg(long, default_value_t = 3.0)]
         seconds: f64,
+        /// Time before the window.
         #[arg(long, default_value_t = 0.5)]
         warm_up: f64,
     },
@@ -60,10 +63,13 @@ pub(crate) enum Kind {
         /// Requests a second.
         #[arg(long, default_value_t = 1000)]
         rate: u32,
+        /// Number of connections, which share the requests.
         #[arg(long, default_value_t = 64)]
         connections: usize,
+        /// Length of the window.
         #[arg(long, default_value_t = 3.0)]
         seconds: f64,
+        /// Time before the window.
         #[arg(long, default_value_t = 0.5)]
         warm_up: f64,
     },
@@ -72,28 +78,34 @@ pub(crate) enum Kind {
         /// Number of concurrent connections.
         #[arg(long, default_value_t = 16)]
         connections: usize,
+        /// Length of the window.
         #[arg(long, default_value_t = 3.0)]
         seconds: f64,
+        /// Time before the window.
         #[arg(long, default_value_t = 0.5)]
         warm_up: f64,
     },
     /// Connections that make one request and then stay idle.
     Idle {
+        /// Number of connections.
         #[arg(long, default_value_t = 1000)]
         connections: usize,
     },
     /// One connection that downloads 100 MB again and again.
     Download {
+        /// Minimum length of the window, which ends with a transfer.
         #[arg(long, default_value_t = 3.0)]
         seconds: f64,
     },
     /// The same over HTTP/2.
     Http2Download {
+        /// Minimum length of the window, which ends with a transfer.
         #[arg(long, default_value_t = 3.0)]
         seconds: f64,
     },
     /// One HTTP/2 connection that uploads 100 MB again and again.
     Http2Upload {
+        /// Minimum length of the window, which ends with a transfer.
         #[arg(long, default_value_t = 3.0)]
         seconds: f64,
     },
@@ -101,13 +113,18 @@ pub(crate) enum Kind {
 
 /// The results of one load. Latencies are in microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Report {
+pub(crate) struct LoadReport {
+    /// Responses that were as expected.
     pub(crate) requests: u64,
+    /// Requests that failed, in the warm-up too.
     pub(crate) errors: u64,
+    /// The first failure.
     pub(crate) first_error: Option<String>,
     /// Length of the window in which `requests` were answered.
     pub(crate) seconds: f64,
+    /// Bytes of all responses' bodies, or of requests' bodies for an upload.
     pub(crate) body_bytes: u64,
+    /// Time from request, or from when it was due, to response.
     pub(crate) latency: Latency,
     /// CPU time of the watched process in the window.
     pub(crate) proxy_cpu_seconds: Option<f64>,
@@ -115,27 +132,32 @@ pub(crate) struct Report {
     pub(crate) load_cpu_seconds: f64,
     /// Resident memory of the watched process, before the first connection and at the window's end.
     pub(crate) proxy_kib_before: Option<u64>,
+    /// The same at the window's end.
     pub(crate) proxy_kib_after: Option<u64>,
 }
 
 /// Microseconds at each quantile.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Latency {
+    /// Median.
     pub(crate) p50: f64,
     pub(crate) p90: f64,
     pub(crate) p99: f64,
     pub(crate) p999: f64,
+    /// The slowest response.
     pub(crate) max: f64,
 }
 
-pub(crate) fn main(options: Options) -> Result<()> {
+/// Runs one load and prints its report.
+pub(crate) fn main(options: LoadOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(run(options))?;
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }
 
-async fn run(options: Options) -> Result<Report> {
+/// Runs the load that the flags describe.
+async fn run(options: LoadOptions) -> Result<LoadReport> {
     let identity =
         options.certificate.zip(options.key).map(|(certificate, key)| ClientIdentity { certificate, key });
     let endpoint = match (options.ca, options.server_name) {
@@ -145,27 +167,27 @@ async fn run(options: Options) -> Result<Report> {
         _ => Endpoint::plain(options.address),
     };
     match options.kind {
-        Kind::Closed { connections, seconds, warm_up } => {
+        LoadKind::Closed { connections, seconds, warm_up } => {
             kinds::closed(endpoint, options.watch_pid, connections, warm_up, seconds).await
         }
-        Kind::Open { rate, connections, seconds, warm_up } => {
+        LoadKind::Open { rate, connections, seconds, warm_up } => {
             kinds::open(endpoint, options.watch_pid, rate, connections, warm_up, seconds).await
         }
-        Kind::Handshakes { connections, seconds, warm_up } => {
+        LoadKind::Handshakes { connections, seconds, warm_up } => {
             kinds::handshakes(endpoint, options.watch_pid, connections, warm_up, seconds).await
         }
-        Kind::Idle { connections } => kinds::idle(endpoint, options.watch_pid, connections).await,
-        Kind::Download { seconds } => kinds::download(endpoint, options.watch_pid, seconds).await,
-        Kind::Http2Download { seconds } => {
-            http2::transfer(endpoint, options.watch_pid, seconds, http2::Way::Down).await
+        LoadKind::Idle { connections } => kinds::idle(endpoint, options.watch_pid, connections).await,
+        LoadKind::Download { seconds } => kinds::download(endpoint, options.watch_pid, seconds).await,
+        LoadKind::Http2Download { seconds } => {
+            http2::transfer(endpoint, options.watch_pid, seconds, http2::TransferDirection::Down).await
         }
-        Kind::Http2Upload { seconds } => {
-            http2::transfer(endpoint, options.watch_pid, seconds, http2::Way::Up).await
+        LoadKind::Http2Upload { seconds } => {
+            http2::transfer(endpoint, options.watch_pid, seconds, http2::TransferDirection::Up).await
         }
     }
 }
 
-impl Kind {
+impl LoadKind {
     /// The protocols that a client of this kind offers by ALPN.
     fn protocols(&self) -> &'static [&'static [u8]] {
         match self {

@@ -29,35 +29,36 @@ use clap::{Parser, Subcommand};
 /// Measures Tidegate against nginx, HAProxy and Envoy.
 #[derive(Debug, Parser)]
 #[command(name = "tidegate-bench", version)]
-struct Arguments {
+struct BenchArguments {
     #[command(subcommand)]
-    command: Command,
+    command: BenchCommand,
 }
 
+/// The commands.
 #[derive(Debug, Subcommand)]
-enum Command {
+enum BenchCommand {
     /// Measure all proxies in interleaved rounds and write JSON, a Markdown table and a chart.
-    Run(run::Options),
+    Run(run::RunOptions),
     /// Measure Tidegate on a dedicated Kubernetes, and compare with Open Service Mesh.
-    Cluster(cluster::Options),
+    Cluster(cluster::ClusterOptions),
     /// Serve the app behind the proxies: 1 KB for any path, 100 MB for /100m.
-    App(app::Options),
+    App(app::AppOptions),
     /// Run one kind of load against one address and print the results as JSON.
-    Load(load::Options),
+    Load(load::LoadOptions),
     /// Render table and chart again from the JSON of an earlier run.
-    Report(report::Options),
+    Report(report::ReportOptions),
     /// Execute another program on a given core, and stop it when the caller ends.
     #[command(hide = true)]
     Pinned(process::PinnedOptions),
 }
 
 fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
-        Command::Run(options) => run::main(options),
-        Command::Cluster(options) => cluster::main(options),
-        Command::App(options) => app::main(options),
-        Command::Load(options) => load::main(options),
-        Command::Report(options) => report::main(options),
-        Command::Pinned(options) => process::become_pinned(options),
+    match BenchArguments::parse().command {
+        BenchCommand::Run(options) => run::main(options),
+        BenchCommand::Cluster(options) => cluster::main(options),
+        BenchCommand::App(options) => app::main(options),
+        BenchCommand::Load(options) => load::main(options),
+        BenchCommand::Report(options) => report::main(options),
+        BenchCommand::Pinned(options) => process::become_pinned(options),
     }
 }

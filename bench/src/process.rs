@@ -24,8 +24,11 @@ const LOG_TAIL: usize = 2000;
 /// A running process, stopped on drop.
 #[derive(Debug)]
 pub(crate) struct Process {
+    /// Name for errors and for the log's file.
     name: String,
+    /// The process.
     child: Child,
+    /// File of its output.
     log: PathBuf,
 }
 
@@ -38,6 +41,7 @@ pub(crate) struct PinnedOptions {
     /// The parent process; when it ends, this one ends, too.
     #[arg(long)]
     parent: i32,
+    /// The program and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -90,6 +94,7 @@ impl Process {
         Ok(text)
     }
 
+    /// Process ID.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -102,12 +107,14 @@ impl Process {
         Ok(())
     }
 
+    /// The end of its log.
     pub(crate) fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let start = log.len().saturating_sub(LOG_TAIL);
         log.get(start..).unwrap_or(&log).trim().to_owned()
     }
 
+    /// Stops the process: SIGTERM, then SIGKILL for its whole family.
     fn end(&mut self) -> Result<()> {
         if self.child.try_wait()?.is_some() {
             return Ok(());
@@ -155,6 +162,7 @@ pub(crate) fn become_pinned(options: PinnedOptions) -> Result<()> {
     Err(error).with_context(|| format!("cannot execute {}", program.to_string_lossy()))
 }
 
+/// The command that starts a program through this program's `pinned`.
 fn pinned<S: AsRef<OsStr>>(
     core: usize,
     program: &Path,
@@ -169,6 +177,7 @@ fn pinned<S: AsRef<OsStr>>(
     Ok(command)
 }
 
+/// Path of this program.
 fn own_program() -> Result<PathBuf> {
     std::env::current_exe().context("cannot find this program's executable")
 }

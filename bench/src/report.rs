@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 pub(crate) use goals::{Bound, verdict};
-pub(crate) use results::{Machine, Measures, Results, Settings};
+pub(crate) use results::{Machine, Measures, Results, RunSettings};
 pub(crate) use table::number;
 
 /// Flags of `report`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct ReportOptions {
     /// results.json of an earlier run.
     #[arg(default_value_os_t = default_folder().join("results.json"))]
     results: PathBuf,
@@ -27,7 +27,8 @@ pub(crate) struct Options {
     write_readme: bool,
 }
 
-pub(crate) fn main(options: Options) -> Result<()> {
+/// Formats the results of an earlier run again.
+pub(crate) fn main(options: ReportOptions) -> Result<()> {
     let json = fs::read_to_string(&options.results)
         .with_context(|| format!("cannot read {}", options.results.display()))?;
     let results: Results = serde_json::from_str(&json).context("not the JSON of a run")?;

@@ -9,19 +9,19 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app;
-use crate::certificates::Certificates;
+use crate::certificates::RunCertificates;
 use crate::check;
 use crate::load;
 use crate::process::{Process, usage};
-use crate::report::{self, Machine, Measures, Results, Settings};
-use crate::targets::{Programs, Running, Site, Target};
+use crate::report::{self, Machine, Measures, Results, RunSettings};
+use crate::targets::{Programs, Running, Target, TargetSite};
 
 /// How much longer than expected a load may take until it counts as stalled.
 const STALL: Duration = Duration::from_secs(60);
 
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct RunOptions {
     /// Targets to measure; all by default.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Target>,
@@ -64,16 +64,20 @@ pub(crate) struct Options {
 
 /// What all targets of a run share.
 struct Bench<'a> {
-    options: &'a Options,
+    /// Flags of the run.
+    options: &'a RunOptions,
+    /// Folder of the run's temporary files.
     directory: &'a Path,
-    certificates: Certificates,
+    /// Certificates of servers and clients.
+    certificates: RunCertificates,
     /// The app that proxies forward to, on the load's core.
     app: std::net::SocketAddr,
     /// The same app on the proxy's core, for the open loop without a proxy.
     app_across: std::net::SocketAddr,
 }
 
-pub(crate) fn main(options: Options) -> Result<()> {
+/// Measures all targets and writes the report. Fails if a request failed.
+pub(crate) fn main(options: RunOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let results = runtime.block_on(async {
         let (mut interrupt, mut terminate) =
@@ -91,7 +95,8 @@ pub(crate) fn main(options: Options) -> Result<()> {
     Ok(())
 }
 
-async fn measure(options: &Options) -> Result<Results> {
+/// Runs all rounds.
+async fn measure(options: &RunOptions) -> Result<Results> {
     let targets = if options.only.is_empty() { Target::ALL.to_vec() } else { options.only.clone() };
     ensure!(options.rounds > 0, "--rounds must be at least 1");
     ensure_core(options.proxy_core)?;
@@ -104,7 +109,7 @@ async fn measure(options: &Options) -> Result<Results> {
     }
 
     let directory = tempfile::Builder::new().prefix("tidegate-bench-").tempdir()?;
-    let certificates = Certificates::create(directory.path())?;
+    let certificates = RunCertificates::create(directory.path())?;
     let (_app_process, app) = start_app("app", options.load_core, directory.path()).await?;
     let (_across_process, app_across) = start_app("app-across", options.proxy_core, directory.path()).await?;
     let bench = Bench { options, directory: directory.path(), certificates, app, app_across };
@@ -112,28 +117,13 @@ async fn measure(options: &Options) -> Result<Results> {
     let began = Instant::now();
     let mut rounds = Vec::new();
     for round in 0..options.rounds {
-        let mut measured = BTreeMap::new();
-        for position in 0..targets.len() {
-            let target = targets[(round + position) % targets.len()];
-            eprintln!(
-                "[{:4.0} s] round {} of {}: {target}",
-                began.elapsed().as_secs_f64(),
-                round + 1,
-                options.rounds
-            );
-            let measures = bench
-                .measure(target, round)
-                .await
-                .with_context(|| format!("{target}, round {}", round + 1))?;
-            measured.insert(target, measures);
-        }
-        rounds.push(measured);
+        rounds.push(bench.round(&targets, round, began).await?);
     }
     Ok(Results {
         finished: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
         machine: Machine::this()?,
         versions,
-        settings: Settings {
+        settings: RunSettings {
             seconds: options.seconds,
             connections: options.connections.clone(),
             rates: options.rates.clone(),
@@ -144,10 +134,32 @@ async fn measure(options: &Options) -> Result<Results> {
 }
 
 impl Bench<'_> {
+    /// Measures every target once, in an order that rotates by one each round.
+    async fn round(
+        &self,
+        targets: &[Target],
+        round: usize,
+        began: Instant,
+    ) -> Result<BTreeMap<Target, Measures>> {
+        let mut measured = BTreeMap::new();
+        for position in 0..targets.len() {
+            let target = targets[(round + position) % targets.len()];
+            let (seconds, rounds) = (began.elapsed().as_secs_f64(), self.options.rounds);
+            eprintln!("[{seconds:4.0} s] round {} of {rounds}: {target}", round + 1);
+            let measures = self
+                .measure(target, round)
+                .await
+                .with_context(|| format!("{target}, round {}", round + 1))?;
+            measured.insert(target, measures);
+        }
+        Ok(measured)
+    }
+
+    /// Starts a target and runs every load on it.
     async fn measure(&self, target: Target, round: usize) -> Result<Measures> {
         let directory = self.directory.join(format!("{round}-{target}"));
         std::fs::create_dir(&directory)?;
-        let site = Site {
+        let site = TargetSite {
             directory: &directory,
             certificates: &self.certificates,
             app: self.app,
@@ -163,34 +175,31 @@ impl Bench<'_> {
             .transpose()?;
         let refusal = check::refuses_others(&running).await?;
 
-        let Options { seconds, open_seconds, warm_up, idle, .. } = *self.options;
+        let RunOptions { seconds, open_seconds, warm_up, idle, .. } = *self.options;
         // First, before load has grown its buffers.
-        let idle = self.load(&running, &directory, load::Kind::Idle { connections: idle }).await?;
+        let idle = self.load(&running, &directory, load::LoadKind::Idle { connections: idle }).await?;
         let mut closed = BTreeMap::new();
         for connections in self.options.connections.iter().copied() {
-            let kind = load::Kind::Closed { connections, seconds, warm_up };
+            let kind = load::LoadKind::Closed { connections, seconds, warm_up };
             closed.insert(connections, self.load(&running, &directory, kind).await?);
         }
         // Without a proxy, latency is that of a wake-up across the cores, which the machine adds to each hop of a proxy.
-        let across = match target {
-            Target::Direct => Some(Running::without_proxy(self.app_across)),
-            _ => None,
-        };
+        let across = (target == Target::Direct).then(|| Running::without_proxy(self.app_across));
         let mut open = BTreeMap::new();
         for rate in self.options.rates.iter().copied() {
-            let kind = load::Kind::Open { rate, connections: 64, seconds: open_seconds, warm_up };
+            let kind = load::LoadKind::Open { rate, connections: 64, seconds: open_seconds, warm_up };
             open.insert(rate, self.load(across.as_ref().unwrap_or(&running), &directory, kind).await?);
         }
-        let kind = load::Kind::Handshakes { connections: 16, seconds, warm_up };
+        let kind = load::LoadKind::Handshakes { connections: 16, seconds, warm_up };
         let handshakes = self.load(&running, &directory, kind).await?;
-        let download = self.load(&running, &directory, load::Kind::Download { seconds }).await?;
+        let download = self.load(&running, &directory, load::LoadKind::Download { seconds }).await?;
         let (mut http2_download, mut http2_upload) = (None, None);
         // The app only speaks HTTP/1.1.
         if running.measured.is_some() {
-            let kind = load::Kind::Http2Download { seconds };
-            http2_download = Some(self.load(&running, &directory, kind).await?);
-            let kind = load::Kind::Http2Upload { seconds };
-            http2_upload = Some(self.load(&running, &directory, kind).await?);
+            let kinds = [load::LoadKind::Http2Download { seconds }, load::LoadKind::Http2Upload { seconds }];
+            for (kind, report) in kinds.into_iter().zip([&mut http2_download, &mut http2_upload]) {
+                *report = Some(self.load(&running, &directory, kind).await?);
+            }
         }
         running.ensure_running()?;
         Ok(Measures {
@@ -206,7 +215,13 @@ impl Bench<'_> {
         })
     }
 
-    async fn load(&self, running: &Running, directory: &Path, kind: load::Kind) -> Result<load::Report> {
+    /// Runs one load in a process of its own.
+    async fn load(
+        &self,
+        running: &Running,
+        directory: &Path,
+        kind: load::LoadKind,
+    ) -> Result<load::LoadReport> {
         let mut arguments = vec!["load".to_owned(), "--address".to_owned(), running.address.to_string()];
         if let Some(files) = &running.tls {
             for (flag, value) in [
@@ -223,8 +238,8 @@ impl Bench<'_> {
         }
         arguments.extend(kind.arguments());
         let (process, output) = Process::start_own("load", self.options.load_core, directory, arguments)?;
-        let longest = self.options.seconds.max(self.options.open_seconds);
-        let limit = STALL + Duration::from_secs_f64(self.options.warm_up + longest);
+        let seconds = self.options.seconds.max(self.options.open_seconds);
+        let limit = STALL + Duration::from_secs_f64(self.options.warm_up + seconds);
         // The load must still be running when its sockets are listed.
         let load = process.output(output);
         tokio::pin!(load);
@@ -232,7 +247,7 @@ impl Bench<'_> {
             // A stalled connection must not discard the figures of all others, so it counts as a failure.
             eprintln!("{kind:?} stalled. Logs: {}\nSockets: {}", running.log_tails(), sockets());
             let first_error = Some(format!("not finished after {limit:?}"));
-            return Ok(load::Report { errors: 1, first_error, ..Default::default() });
+            return Ok(load::LoadReport { errors: 1, first_error, ..Default::default() });
         };
         let output = output.with_context(|| format!("{kind:?}"))?;
         serde_json::from_str(&output)
@@ -248,6 +263,7 @@ fn sockets() -> String {
     }
 }
 
+/// Starts the app on a core; returns its address.
 async fn start_app(name: &str, core: usize, directory: &Path) -> Result<(Process, std::net::SocketAddr)> {
     let (mut process, stdout) = Process::start_own(name, core, directory, ["app"])?;
     let mut line = String::new();
@@ -259,6 +275,7 @@ async fn start_app(name: &str, core: usize, directory: &Path) -> Result<(Process
     Ok((process, address.trim().parse()?))
 }
 
+/// Fails if this process may not run on the core.
 fn ensure_core(core: usize) -> Result<()> {
     let allowed = rustix::thread::sched_getaffinity(None)?;
     ensure!(

@@ -13,7 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::certificates::{Certificates, SERVER};
+use crate::certificates::{RunCertificates, SERVER};
 use crate::process::Process;
 use crate::tls::ClientIdentity;
 
@@ -26,6 +26,7 @@ const PEERS: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 10);
 pub(crate) enum Target {
     /// Client → app, plaintext: without a proxy.
     Direct,
+    /// Tidegate's sidecar.
     Tidegate,
     Nginx,
     Haproxy,
@@ -50,38 +51,49 @@ pub(crate) struct Programs {
 }
 
 /// What a target is started with.
-pub(crate) struct Site<'a> {
+pub(crate) struct TargetSite<'a> {
     /// An empty folder for configuration, state and logs.
     pub(crate) directory: &'a Path,
-    pub(crate) certificates: &'a Certificates,
+    /// Certificates of the proxy, and of the clients that it admits and refuses.
+    pub(crate) certificates: &'a RunCertificates,
+    /// Address of the app.
     pub(crate) app: SocketAddr,
     /// Core of the measured process.
     pub(crate) core: usize,
     /// Core of load and app, and of a target's other processes.
     pub(crate) load_core: usize,
+    /// Paths of the programs.
     pub(crate) programs: &'a Programs,
 }
 
 /// A started target. Its processes stop when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
+    /// Its processes, the measured one first.
     processes: Vec<Process>,
     /// The process that carries the traffic, whose CPU time and memory are measured, including its children's.
     pub(crate) measured: Option<u32>,
+    /// The address that clients connect to.
     pub(crate) address: SocketAddr,
+    /// How clients connect; `None` for plaintext.
     pub(crate) tls: Option<ClientFiles>,
 }
 
 /// What a client needs to connect to a target.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientFiles {
+    /// The CA of the target's certificate.
     pub(crate) ca: PathBuf,
+    /// A name in the target's certificate.
     pub(crate) server_name: String,
+    /// A client that is admitted.
     pub(crate) allowed: ClientIdentity,
+    /// A client that is refused.
     pub(crate) foreign: ClientIdentity,
 }
 
 impl Target {
+    /// All targets, in the order of the columns.
     pub(crate) const ALL: [Self; 5] = [Self::Direct, Self::Tidegate, Self::Nginx, Self::Haproxy, Self::Envoy];
 
     /// The version that its program reports; `None` without a program. If it is missing, the error says how to get it.
@@ -106,7 +118,7 @@ impl Target {
     }
 
     /// Starts the target. It may not serve yet.
-    pub(crate) async fn start(self, site: &Site<'_>) -> Result<Running> {
+    pub(crate) async fn start(self, site: &TargetSite<'_>) -> Result<Running> {
         match self {
             Self::Direct => Ok(Running::without_proxy(site.app)),
             Self::Tidegate => tidegate::start(site).await,
@@ -130,18 +142,22 @@ impl fmt::Display for Target {
 }
 
 impl Programs {
-    fn tidegate(&self) -> Result<tidegate::Programs> {
-        tidegate::Programs::find(&self.tidegate)
+    /// Tidegate's programs.
+    fn tidegate(&self) -> Result<tidegate::ReleasePrograms> {
+        tidegate::ReleasePrograms::find(&self.tidegate)
     }
 
+    /// nginx's program.
     fn nginx(&self) -> Result<PathBuf> {
         find(self.nginx.as_deref(), "nginx", &[])
     }
 
+    /// HAProxy's program.
     fn haproxy(&self) -> Result<PathBuf> {
         find(self.haproxy.as_deref(), "haproxy", &[])
     }
 
+    /// Envoy's program.
     fn envoy(&self) -> Result<PathBuf> {
         let cache = std::env::var_os("TIDEGATE_BENCH_CACHE")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("out"), PathBuf::from);
@@ -156,7 +172,7 @@ impl Running {
     }
 
     /// A single process that carries all traffic, with clients identified by the run's own certificates.
-    fn single(process: Process, address: SocketAddr, certificates: &Certificates) -> Self {
+    fn single(process: Process, address: SocketAddr, certificates: &RunCertificates) -> Self {
         let tls = ClientFiles {
             ca: certificates.ca.clone(),
             server_name: SERVER.to_owned(),
@@ -225,6 +241,7 @@ fn version_number(text: &str) -> Option<&str> {
     })
 }
 
+/// The folder of this program.
 fn default_tidegate() -> PathBuf {
     std::env::current_exe()
         .ok()

@@ -22,21 +22,27 @@ use tokio_rustls::client::TlsStream;
 /// A client certificate in PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClientIdentity {
+    /// The certificate and its issuers, leaf first.
     pub(crate) certificate: PathBuf,
+    /// Its key.
     pub(crate) key: PathBuf,
 }
 
 /// How one client connects to one proxy.
 #[derive(Clone)]
 pub(crate) struct Dialer {
+    /// Configuration of the client.
     connector: TlsConnector,
+    /// The name that the server's certificate must contain.
     server_name: ServerName<'static>,
 }
 
 /// The transport of an exchange.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) enum ClientStream {
+    /// Plaintext.
     Plain(TcpStream),
+    /// TLS.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -46,7 +52,9 @@ pub(crate) enum Stream {
 /// signature is verified each time.
 #[derive(Debug)]
 struct VerifiedOnce {
+    /// Verifies certificates.
     inner: Arc<WebPkiServerVerifier>,
+    /// The certificate that was verified.
     seen: OnceLock<CertificateDer<'static>>,
 }
 
@@ -88,10 +96,11 @@ impl Dialer {
         })
     }
 
-    pub(crate) async fn handshake(&self, stream: TcpStream) -> Result<Stream> {
+    /// Runs the handshake on a connection.
+    pub(crate) async fn handshake(&self, stream: TcpStream) -> Result<ClientStream> {
         let stream =
             self.connector.connect(self.server_name.clone(), stream).await.context("TLS handshake failed")?;
-        Ok(Stream::Tls(Box::new(stream)))
+        Ok(ClientStream::Tls(Box::new(stream)))
     }
 }
 
@@ -136,7 +145,7 @@ impl ServerCertVerifier for VerifiedOnce {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for ClientStream {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut TaskContext<'_>,
@@ -149,7 +158,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for ClientStream {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut TaskContext<'_>,
@@ -176,6 +185,7 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// The certificates in a PEM file.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)

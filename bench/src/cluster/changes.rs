@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidegate_crds::IngressBackend;
 
-use super::node::{Outcome, Prober};
+use super::node::{ConnectionOutcome, NodeProber};
 use super::results::Changes;
-use super::site::Site;
+use super::site::ClusterSite;
 
 /// How long a change may take until it counts as lost.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -31,18 +31,23 @@ pub(crate) enum Change {
 }
 
 /// One change and its effect.
-struct Effect {
+struct ChangeEffect {
+    /// Time from the API call's return to the first connection that showed the effect.
     from_return: Duration,
+    /// The same, from the call's start.
     from_start: Duration,
+    /// Number of connections that were checked afterwards.
     probes: usize,
+    /// How many of them showed the old behaviour again.
     stale: usize,
+    /// How many showed neither behaviour.
     odd: usize,
 }
 
 /// Changes the policy `count` times, each time after the previous change has settled.
-pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<Changes> {
+pub(super) fn measure(site: &mut ClusterSite, change: Change, count: usize) -> Result<Changes> {
     let endpoint = site.endpoint(change)?;
-    let mut prober = Prober::start(site.cluster(), endpoint)?;
+    let mut prober = NodeProber::start(site.cluster(), endpoint)?;
     let api = site.policies();
     site.block_on(async {
         apply(&api, change, &site.source(change, true)).await?;
@@ -74,8 +79,8 @@ async fn one(
     change: Change,
     source: &Value,
     is_allowed: bool,
-    prober: &mut Prober,
-) -> Result<Effect> {
+    prober: &mut NodeProber,
+) -> Result<ChangeEffect> {
     let start = Instant::now();
     apply(api, change, source).await?;
     let returned = Instant::now();
@@ -105,7 +110,7 @@ async fn one(
             break;
         }
     }
-    Ok(Effect {
+    Ok(ChangeEffect {
         // The effect may appear before the call has returned.
         from_return: first.ended.saturating_duration_since(returned),
         from_start: first.ended - start,
@@ -115,6 +120,7 @@ async fn one(
     })
 }
 
+/// Sets the policy's only source.
 async fn apply(api: &Api<IngressBackend>, change: Change, source: &Value) -> Result<()> {
     let patch = json!({"spec": {"sources": [source]}});
     api.patch(change.policy(), &PatchParams::default(), &Patch::Merge(&patch))
@@ -124,6 +130,7 @@ async fn apply(api: &Api<IngressBackend>, change: Change, source: &Value) -> Res
 }
 
 impl Change {
+    /// Both kinds.
     pub(crate) const ALL: [Self; 2] = [Self::Address, Self::Principal];
 
     /// Name of the changed object.
@@ -135,11 +142,11 @@ impl Change {
     }
 
     /// The expected outcome of a new connection.
-    fn outcome(self, is_allowed: bool) -> Outcome {
+    fn outcome(self, is_allowed: bool) -> ConnectionOutcome {
         match (self, is_allowed) {
-            (_, true) => Outcome::Status(200),
-            (Self::Address, false) => Outcome::Refused,
-            (Self::Principal, false) => Outcome::Status(403),
+            (_, true) => ConnectionOutcome::Status(200),
+            (Self::Address, false) => ConnectionOutcome::Refused,
+            (Self::Principal, false) => ConnectionOutcome::Status(403),
         }
     }
 }

@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 
 use super::changes::Change;
 use super::node;
-use super::results::Connections;
-use super::site::Site;
+use super::results::ConnectionEnds;
+use super::site::ClusterSite;
 use crate::http::Client;
 use crate::load::{Endpoint, Exchange};
-use crate::tls::Stream;
+use crate::tls::ClientStream;
 
 /// Interval between requests on a connection.
 const PACE: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ struct Life {
 }
 
 /// Opens the connections, deletes the policy, watches the connections until they end, and restores the policy.
-pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<Connections> {
+pub(super) fn measure(site: &mut ClusterSite, change: Change, count: usize) -> Result<ConnectionEnds> {
     let endpoint = site.endpoint(change)?;
     let api = site.policies();
     site.block_on(async {
@@ -51,7 +51,7 @@ pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<C
         api.create(&PostParams::default(), &site.policy(change)?).await.context("cannot put it back")?;
         let early = lives.iter().filter(|life| life.ended.is_some_and(|ended| ended < start)).count();
         ensure!(early == 0, "{early} of {count} connections ended before the policy was deleted");
-        Ok(Connections {
+        Ok(ConnectionEnds {
             change,
             ended: lives
                 .iter()
@@ -70,6 +70,7 @@ pub(super) fn measure(site: &mut Site, change: Change, count: usize) -> Result<C
     })
 }
 
+/// Opens `count` connections, reports that they are open, and watches them until the end of the measurement.
 async fn watch_all(
     endpoint: Endpoint,
     count: usize,
@@ -92,7 +93,7 @@ async fn watch_all(
 }
 
 /// Sends a request at each interval until the peer closes the connection, or the watch ends.
-async fn watch_one(mut client: Client<Stream>, mut deletion: watch::Receiver<Option<Instant>>) -> Life {
+async fn watch_one(mut client: Client<ClientStream>, mut deletion: watch::Receiver<Option<Instant>>) -> Life {
     let exchange = Exchange::keep_alive("/get", 0);
     let mut answers = Vec::new();
     let until_end = async {

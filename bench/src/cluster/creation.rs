@@ -15,7 +15,7 @@ use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::workload::IMAGE;
 
 use super::results::{Creation, Figures};
-use super::site::Site;
+use super::site::ClusterSite;
 
 /// Timeout for a pod to become ready.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -23,22 +23,27 @@ const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// Pods of one kind.
-struct Kind {
+struct PodKind {
+    /// Namespace that the pods are created in.
     namespace: Namespace,
+    /// Whether the namespace is in the mesh.
     is_injected: bool,
+    /// Whether the pods have a readiness probe over HTTP.
     has_probe: bool,
+    /// Seconds that each API call took.
     call: Figures,
+    /// Seconds from each call's start until the pod was ready.
     ready: Figures,
 }
 
 /// Creates `count` pods of each kind, one after another, kinds in turn. No Service selects them.
-pub(super) fn measure(site: &mut Site, count: usize) -> Result<Vec<Creation>> {
+pub(super) fn measure(site: &mut ClusterSite, count: usize) -> Result<Vec<Creation>> {
     let mut kinds = Vec::new();
     for has_probe in [false, true] {
         for is_injected in [false, true] {
             let namespace = site.namespace("created", is_injected);
             let (call, ready) = (Figures::default(), Figures::default());
-            kinds.push(Kind { namespace, is_injected, has_probe, call, ready });
+            kinds.push(PodKind { namespace, is_injected, has_probe, call, ready });
         }
     }
     for number in 0..=count {
@@ -56,7 +61,7 @@ pub(super) fn measure(site: &mut Site, count: usize) -> Result<Vec<Creation>> {
     let names: Vec<_> = kinds.iter().map(|kind| kind.namespace.name().to_owned()).collect();
     let measured = kinds
         .into_iter()
-        .map(|Kind { is_injected, has_probe, call, ready, .. }| Creation {
+        .map(|PodKind { is_injected, has_probe, call, ready, .. }| Creation {
             is_injected,
             has_probe,
             call,
@@ -70,7 +75,7 @@ pub(super) fn measure(site: &mut Site, count: usize) -> Result<Vec<Creation>> {
 }
 
 /// Creates a pod. Returns the duration of the call, and the time from the call's start until the pod was ready.
-async fn create(site: &Site, kind: &Kind, number: usize) -> Result<(Duration, Duration)> {
+async fn create(site: &ClusterSite, kind: &PodKind, number: usize) -> Result<(Duration, Duration)> {
     let api: Api<Pod> = Api::namespaced(site.client().clone(), kind.namespace.name());
     let name = format!("pod-{number}");
     let pod: Pod = serde_json::from_value(pod(&name, kind.has_probe))?;
@@ -105,11 +110,13 @@ async fn create(site: &Site, kind: &Kind, number: usize) -> Result<(Duration, Du
     Ok((call, ready))
 }
 
+/// Whether a pod's status has the condition `Ready`.
 fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
+/// A pod with one container that serves HTTP.
 fn pod(name: &str, has_probe: bool) -> Value {
     let mut pod = json!({
         "apiVersion": "v1",

@@ -4,18 +4,20 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 
-use super::results::{Figures, Memory};
-use super::site::Site;
+use super::results::{Figures, MeshMemory};
+use super::site::ClusterSite;
 use crate::process::usage;
 
 /// A process in one of the cluster's pods.
-struct Process {
+struct PodProcess {
+    /// File name of its executable.
     program: String,
+    /// Its memory.
     memory: usage::Memory,
 }
 
 /// The current memory of all programs. Fails unless every meshed pod has one sidecar.
-pub(super) fn measure(site: &Site) -> Result<Memory> {
+pub(super) fn measure(site: &ClusterSite) -> Result<MeshMemory> {
     let processes = processes(&site.cluster().node_name())?;
     let of =
         |program: &str| processes.iter().filter(|process| process.program == program).collect::<Vec<_>>();
@@ -31,7 +33,7 @@ pub(super) fn measure(site: &Site) -> Result<Memory> {
         sidecars.len(),
         site.pods()
     );
-    Ok(Memory {
+    Ok(MeshMemory {
         controller: one("tidegate-controller")?,
         cert_manager: one("tidegate-cert-manager")?,
         injector: one("tidegate-injector")?,
@@ -44,7 +46,7 @@ pub(super) fn measure(site: &Site) -> Result<Memory> {
 }
 
 /// Every process in a container of the cluster whose cgroup has this name.
-fn processes(cgroup: &str) -> Result<Vec<Process>> {
+fn processes(cgroup: &str) -> Result<Vec<PodProcess>> {
     let folder = format!(":/{cgroup}/");
     let mut found = Vec::new();
     for id in usage::all()? {
@@ -56,7 +58,7 @@ fn processes(cgroup: &str) -> Result<Vec<Process>> {
         let Ok(program) = fs::read_link(format!("/proc/{id}/exe")) else { continue };
         let Ok(memory) = usage::memory(id) else { continue };
         let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        found.push(Process { program, memory });
+        found.push(PodProcess { program, memory });
     }
     Ok(found)
 }

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The outcome of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum ConnectionOutcome {
     /// An answer with this status.
     Status(u16),
     /// No answer: the connection was closed.
@@ -29,20 +29,22 @@ pub(super) enum Outcome {
 
 /// One new connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Seen {
+pub(super) struct SeenConnection {
+    /// When the connection was attempted.
     pub(super) began: Instant,
     /// When the outcome was known.
     pub(super) ended: Instant,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: ConnectionOutcome,
 }
 
 /// Makes one new connection after another and reports each outcome, until dropped.
 #[derive(Debug)]
-pub(super) struct Prober {
-    seen: mpsc::UnboundedReceiver<Seen>,
+pub(super) struct NodeProber {
+    seen: mpsc::UnboundedReceiver<SeenConnection>,
 }
 
-impl Prober {
+impl NodeProber {
+    /// Starts probing this endpoint from the node's network.
     pub(super) fn start(cluster: &'static Cluster, endpoint: Endpoint) -> Result<Self> {
         let (sender, seen) = mpsc::unbounded_channel();
         spawn(cluster, async move {
@@ -60,7 +62,7 @@ impl Prober {
     }
 
     /// The next connection that began after `time`.
-    pub(super) async fn next_after(&mut self, time: Instant) -> Result<Seen> {
+    pub(super) async fn next_after(&mut self, time: Instant) -> Result<SeenConnection> {
         loop {
             let seen = self.seen.recv().await.context("the prober has ended")?;
             if seen.began > time {
@@ -70,7 +72,12 @@ impl Prober {
     }
 
     /// The first connection with this outcome that began after `time`.
-    pub(super) async fn first(&mut self, wanted: Outcome, time: Instant, limit: Duration) -> Result<Seen> {
+    pub(super) async fn first(
+        &mut self,
+        wanted: ConnectionOutcome,
+        time: Instant,
+        limit: Duration,
+    ) -> Result<SeenConnection> {
         let mut last = None;
         let search = async {
             loop {
@@ -115,16 +122,16 @@ pub(super) async fn address_towards(cluster: &'static Cluster, pod: SocketAddr) 
 }
 
 /// Sends one request on a new connection.
-async fn probe(endpoint: &Endpoint, exchange: &Exchange) -> Seen {
+async fn probe(endpoint: &Endpoint, exchange: &Exchange) -> SeenConnection {
     let began = Instant::now();
     let attempt = async {
         let mut client = endpoint.connect().await?;
         exchange.any_answer_on(&mut client).await
     };
     let outcome = match tokio::time::timeout(PATIENCE, attempt).await {
-        Ok(Ok(answer)) => Outcome::Status(answer.status),
-        Ok(Err(_)) => Outcome::Refused,
-        Err(_) => Outcome::Silence,
+        Ok(Ok(answer)) => ConnectionOutcome::Status(answer.status),
+        Ok(Err(_)) => ConnectionOutcome::Refused,
+        Err(_) => ConnectionOutcome::Silence,
     };
-    Seen { began, ended: Instant::now(), outcome }
+    SeenConnection { began, ended: Instant::now(), outcome }
 }

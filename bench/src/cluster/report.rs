@@ -28,6 +28,7 @@ pub(super) fn write(results: &ClusterResults, folder: &Path, write_readme: bool)
     Ok(())
 }
 
+/// The whole report in Markdown.
 fn render(results: &ClusterResults) -> String {
     let parts = [
         header(results),
@@ -45,6 +46,7 @@ fn render(results: &ClusterResults) -> String {
     text
 }
 
+/// The machine, the version and the length of the run.
 fn header(results: &ClusterResults) -> String {
     let settings = &results.settings;
     let mut text = format!(
@@ -57,6 +59,7 @@ fn header(results: &ClusterResults) -> String {
     text
 }
 
+/// Table of changes of policies.
 fn changes(results: &ClusterResults) -> String {
     let mut text = "| policy change → effect, seconds | meshed pods | p50 / p90 / max (min) | from the call's start: p50 / max | \
                     afterwards old / neither | OSM (pods): p50 / max |\n|---|---|---|---|---|---|\n"
@@ -82,6 +85,7 @@ fn changes(results: &ClusterResults) -> String {
     text
 }
 
+/// Table of open connections whose policy was deleted.
 fn connections(results: &ClusterResults) -> String {
     let mut text =
         "| open connections, policy deleted | meshed pods | ended after, s: p50 / max | still open | \
@@ -108,6 +112,7 @@ fn connections(results: &ClusterResults) -> String {
     text
 }
 
+/// Table of memory, with Open Service Mesh's rows.
 fn memory(results: &ClusterResults) -> String {
     let mut text =
         "| RSS, MiB | controller | cert-manager | injector | sidecar p50 (min–max) | its PSS p50 |\n\
@@ -136,6 +141,7 @@ fn memory(results: &ClusterResults) -> String {
     text
 }
 
+/// Table of the creation of pods.
 fn creation(results: &ClusterResults) -> String {
     let mut text =
         "| creation of a pod, seconds | create call: p50 / p90 / max | create → Ready: p50 / p90 / max | \
@@ -175,14 +181,17 @@ fn at<T>(measured: &[(Population, T)], population: Population) -> impl Iterator<
     measured.iter().filter(move |(at, _)| *at == population).map(|(_, measured)| measured)
 }
 
+/// Figures separated by slashes.
 fn row(figures: &[Option<f64>], digits: usize) -> String {
     figures.iter().map(|figure| cell(*figure, digits)).collect::<Vec<_>>().join(" / ")
 }
 
+/// A figure in KiB, shown in MiB.
 fn mebibytes(kib: Option<f64>) -> String {
     cell(kib.map(|kib| kib / 1024.0), 1)
 }
 
+/// A figure, or a dash if it was not measured.
 fn cell(figure: Option<f64>, digits: usize) -> String {
     figure.map_or("–".to_owned(), |figure| number(figure, digits))
 }

@@ -14,11 +14,17 @@ pub(crate) struct ClusterResults {
     pub(crate) finished: u64,
     /// How long the run took.
     pub(crate) seconds: u64,
+    /// Processor and kernel.
     pub(crate) machine: Machine,
-    pub(crate) settings: Settings,
+    /// Settings of the run.
+    pub(crate) settings: ClusterSettings,
+    /// Changes of policies, by the pods that existed.
     pub(crate) changes: Vec<(Population, Changes)>,
-    pub(crate) connections: Vec<(Population, Connections)>,
-    pub(crate) memory: Vec<(Population, Memory)>,
+    /// Open connections whose policy was deleted, by the pods that existed.
+    pub(crate) connections: Vec<(Population, ConnectionEnds)>,
+    /// Memory of all programs, by the pods that existed.
+    pub(crate) memory: Vec<(Population, MeshMemory)>,
+    /// Creation of pods of each kind.
     pub(crate) creation: Vec<Creation>,
     /// Measurements that failed, and why.
     pub(crate) failures: Vec<String>,
@@ -26,13 +32,17 @@ pub(crate) struct ClusterResults {
 
 /// Settings of the run, and the measured programs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Settings {
+pub(crate) struct ClusterSettings {
+    /// Version of Tidegate.
     pub(crate) version: String,
     /// Whether the programs were built without optimisation: such programs are slower and larger than those that users
     /// run.
     pub(crate) is_debug: bool,
+    /// Number of changes of each kind.
     pub(crate) changes: usize,
+    /// Number of open connections.
     pub(crate) connections: usize,
+    /// Number of created pods of each kind.
     pub(crate) creations: usize,
 }
 
@@ -48,6 +58,7 @@ pub(crate) struct Population {
 /// Changes of one policy, back and forth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Changes {
+    /// Which policy was changed.
     pub(crate) change: Change,
     /// Seconds from the API call's return until a new connection showed the new behaviour.
     pub(crate) from_return: Figures,
@@ -63,7 +74,8 @@ pub(crate) struct Changes {
 
 /// Open connections when their policy was deleted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Connections {
+pub(crate) struct ConnectionEnds {
+    /// Which policy was deleted.
     pub(crate) change: Change,
     /// Seconds from the API call's return until each had ended; one that has not counts with the time it was watched.
     pub(crate) ended: Figures,
@@ -75,9 +87,12 @@ pub(crate) struct Connections {
 
 /// Memory of all processes of a kind, in KiB.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Memory {
+pub(crate) struct MeshMemory {
+    /// The controller.
     pub(crate) controller: f64,
+    /// The cert-manager.
     pub(crate) cert_manager: f64,
+    /// The injector.
     pub(crate) injector: f64,
     /// Resident memory of each sidecar.
     pub(crate) sidecars: Figures,
@@ -88,7 +103,9 @@ pub(crate) struct Memory {
 /// Pods of one kind, created one after another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Creation {
+    /// Whether the pods got a sidecar.
     pub(crate) is_injected: bool,
+    /// Whether the pods had a readiness probe over HTTP.
     pub(crate) has_probe: bool,
     /// Seconds that the API call took.
     pub(crate) call: Figures,

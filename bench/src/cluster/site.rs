@@ -35,6 +35,7 @@ use crate::tls::ClientIdentity;
 /// The target and one other pod.
 pub(super) const SMALLEST: usize = 2;
 
+/// Name of the target's Deployment and Service.
 const TARGET: &str = "target";
 /// The target's port for each policy.
 const HTTP_PORT: u16 = 8080;
@@ -45,21 +46,28 @@ const OTHERS: usize = 10;
 const PODS_OF_ANOTHER: usize = 4;
 /// The client that the https policy admits.
 const PRINCIPAL: &str = "ingress-nginx.ingress-nginx.cluster.local";
+/// Name of the ingress gateway's Secret.
 const SECRET: &str = "bench-gateway";
 /// Pods that are started at a time, so that a small machine stays responsive.
 const BATCH: usize = 40;
 /// Timeout for a batch.
 const BATCH_LIMIT: Duration = Duration::from_secs(300);
+/// Pause between two looks at the API server.
 const POLL: Duration = Duration::from_millis(200);
 
 /// The cluster under measurement.
-pub(super) struct Site {
+pub(super) struct ClusterSite {
+    /// The cluster.
     cluster: &'static Cluster,
+    /// Runtime of everything asynchronous.
     runtime: Runtime,
+    /// Client of the API server.
     client: Client,
+    /// Namespace of all meshed workloads.
     workloads: Namespace,
     /// Pods of each Deployment besides the target's.
     others: BTreeMap<String, usize>,
+    /// Address of the target's pod.
     target: IpAddr,
     /// The node's address as the target sees it.
     node: IpAddr,
@@ -69,7 +77,7 @@ pub(super) struct Site {
     kept: Vec<Namespace>,
 }
 
-impl Site {
+impl ClusterSite {
     /// Starts the cluster, installs Tidegate and deploys the target.
     pub(super) fn start(name: &str, programs: &Path) -> Result<Self> {
         // `tidegate install` runs Helm.
@@ -108,6 +116,7 @@ impl Site {
         Ok(site)
     }
 
+    /// The cluster.
     pub(super) fn cluster(&self) -> &'static Cluster {
         self.cluster
     }
@@ -117,6 +126,7 @@ impl Site {
         &self.client
     }
 
+    /// Runs a future on the site's runtime.
     pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
@@ -219,6 +229,7 @@ impl Site {
         Ok(())
     }
 
+    /// Sets the replicas of each Deployment and waits until all pods are ready.
     async fn scale(&self) -> Result<()> {
         let api: Api<Deployment> = Api::namespaced(self.client.clone(), self.workloads.name());
         for (name, replicas) in &self.others {

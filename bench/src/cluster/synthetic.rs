@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 use tidegate_tests::kubernetes::mesh::CONTROL_PLANE;
 use tidegate_tests::kubernetes::workload::IMAGE;
 
-use super::site::Site;
+use super::site::ClusterSite;
 
+/// Name of the node.
 const NODE: &str = "synthetic";
 /// Pods behind one Service.
 const PODS_OF_A_SERVICE: usize = 20;
@@ -27,26 +28,31 @@ const PODS_OF_A_SERVICE: usize = 20;
 const CONCURRENCY: usize = 16;
 /// Interval of the node's heartbeat; without one it counts as dead after 40 s.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How long the controller may take to process all pods.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two looks at the controller's metrics.
 const POLL: Duration = Duration::from_millis(200);
 
+/// Value of the controller's `app.kubernetes.io/name` label.
 const CONTROLLER: &str = "tidegate-controller";
+/// The controller's port for metrics.
 const HEALTH_PORT: u16 = 9091;
 /// Prefix of the metric of workloads that have a policy.
 const WORKLOADS: &str = "tidegate_controller_workloads ";
 
 /// Creates the node and `count` pods, and returns once the controller counts all of them.
-pub(super) fn create(site: &mut Site, count: usize) -> Result<()> {
+pub(super) fn create(site: &mut ClusterSite, count: usize) -> Result<()> {
     let namespace = site.namespace("synthetic", true);
     site.block_on(create_node(site)).context("the synthetic node")?;
     let leases: Api<Lease> = Api::namespaced(site.client().clone(), "kube-node-lease");
-    site.spawn(beat(leases));
+    site.spawn(renew_lease(leases));
     site.block_on(create_all(site, namespace.name(), count))?;
     site.keep(namespace);
     Ok(())
 }
 
-async fn create_node(site: &Site) -> Result<()> {
+/// Creates the node with the status of a ready one.
+async fn create_node(site: &ClusterSite) -> Result<()> {
     let api: Api<Node> = Api::all(site.client().clone());
     let node: Node = serde_json::from_value(json!({
         "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}},
@@ -66,7 +72,7 @@ async fn create_node(site: &Site) -> Result<()> {
 }
 
 /// Renews the node's Lease regularly; otherwise its pods would count as lost.
-async fn beat(api: Api<Lease>) {
+async fn renew_lease(api: Api<Lease>) {
     let mut due = tokio::time::interval(HEARTBEAT);
     loop {
         due.tick().await;
@@ -87,7 +93,8 @@ async fn beat(api: Api<Lease>) {
     }
 }
 
-async fn create_all(site: &Site, namespace: &str, count: usize) -> Result<()> {
+/// Creates pods and their Services, and waits for the controller.
+async fn create_all(site: &ClusterSite, namespace: &str, count: usize) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(site.client().clone(), namespace);
     stream::iter(0..count)
         .map(|index| create_pod(&pods, index))
@@ -101,9 +108,10 @@ async fn create_all(site: &Site, namespace: &str, count: usize) -> Result<()> {
         let service = serde_json::from_value(service(index))?;
         services.create(&PostParams::default(), &service).await.context("a Service of synthetic pods")?;
     }
-    until_known(site, site.pods() + count).await
+    until_processed(site, site.pods() + count).await
 }
 
+/// Creates a pod and sets its status.
 async fn create_pod(api: &Api<Pod>, index: usize) -> Result<()> {
     let pod: Pod = serde_json::from_value(pod(index))?;
     api.create(&PostParams::default(), &pod).await?;
@@ -112,7 +120,7 @@ async fn create_pod(api: &Api<Pod>, index: usize) -> Result<()> {
 }
 
 /// Waits until the controller's metrics show a policy for this number of workloads.
-async fn until_known(site: &Site, wanted: usize) -> Result<()> {
+async fn until_processed(site: &ClusterSite, wanted: usize) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(site.client().clone(), CONTROL_PLANE);
     let label = format!("app.kubernetes.io/name={CONTROLLER}");
     let controller = pods.list(&ListParams::default().labels(&label)).await?;
@@ -122,20 +130,21 @@ async fn until_known(site: &Site, wanted: usize) -> Result<()> {
     let started = Instant::now();
     loop {
         let metrics = site.client().request_text(Request::get(&path).body(Vec::new())?).await?;
-        let known =
+        let processed =
             metrics.lines().find_map(|line| line.strip_prefix(WORKLOADS)?.trim().parse::<usize>().ok());
-        let known = known.with_context(|| format!("the controller's metrics have no {WORKLOADS}"))?;
-        if known >= wanted {
+        let processed = processed.with_context(|| format!("the controller's metrics have no {WORKLOADS}"))?;
+        if processed >= wanted {
             return Ok(());
         }
         ensure!(
             started.elapsed() < PATIENCE,
-            "the controller knows {known} of {wanted} workloads after {PATIENCE:?}"
+            "the controller has processed {processed} of {wanted} workloads after {PATIENCE:?}"
         );
         tokio::time::sleep(POLL).await;
     }
 }
 
+/// Name of a pod.
 fn name(index: usize) -> String {
     format!("pod-{index}")
 }
@@ -145,6 +154,7 @@ fn service_name(index: usize) -> String {
     format!("service-{}", index / PODS_OF_A_SERVICE)
 }
 
+/// A pod that is bound to the node.
 fn pod(index: usize) -> Value {
     json!({
         "metadata": {"name": name(index), "labels": {"app": service_name(index)}},
@@ -176,6 +186,7 @@ fn status(index: usize) -> Value {
     }})
 }
 
+/// The Service with this index.
 fn service(index: usize) -> Value {
     let name = service_name(index * PODS_OF_A_SERVICE);
     json!({
@@ -188,6 +199,7 @@ fn service(index: usize) -> Value {
     })
 }
 
+/// A status condition that is met.
 fn condition(kind: &str) -> Value {
     let now = Time(Timestamp::now());
     json!({"type": kind, "status": "True", "reason": "Synthetic", "lastTransitionTime": now})

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::http::{Answer, Client};
-use crate::tls::{ClientIdentity, Dialer, Stream};
+use crate::http::{Client, ReceivedAnswer};
+use crate::tls::{ClientIdentity, ClientStream, Dialer};
 
 /// Number of source addresses that short-lived connections use in turn, so that ports do not run out.
 const SOURCES: usize = 32;
@@ -15,18 +15,23 @@ const SOURCES: usize = 32;
 /// Where the load goes, and how.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
+    /// The target.
     address: SocketAddr,
+    /// For TLS; `None` for plaintext.
     dialer: Option<Dialer>,
 }
 
 /// A request, and its expected response.
 #[derive(Debug, Clone)]
 pub(crate) struct Exchange {
+    /// Head of the request.
     request: Vec<u8>,
+    /// Expected length of the response's body.
     body_bytes: u64,
 }
 
 impl Endpoint {
+    /// Plaintext to this address.
     pub(crate) fn plain(address: SocketAddr) -> Self {
         Self { address, dialer: None }
     }
@@ -42,12 +47,13 @@ impl Endpoint {
         Ok(Self { address, dialer: Some(Dialer::new(ca, server_name, identity, protocols)?) })
     }
 
-    pub(crate) async fn connect(&self) -> Result<Client<Stream>> {
+    /// Opens a connection.
+    pub(crate) async fn connect(&self) -> Result<Client<ClientStream>> {
         Ok(Client::new(self.connect_stream().await?))
     }
 
     /// A connection on which nothing has been sent yet.
-    pub(super) async fn connect_stream(&self) -> Result<Stream> {
+    pub(super) async fn connect_stream(&self) -> Result<ClientStream> {
         let stream = TcpStream::connect(self.address)
             .await
             .with_context(|| format!("cannot connect to {}", self.address))?;
@@ -55,7 +61,7 @@ impl Endpoint {
     }
 
     /// Connects from the `number`th of several loopback addresses.
-    pub(crate) async fn connect_from(&self, number: usize) -> Result<Client<Stream>> {
+    pub(crate) async fn connect_from(&self, number: usize) -> Result<Client<ClientStream>> {
         let socket = TcpSocket::new_v4()?;
         let source = Ipv4Addr::new(127, 0, 9, (number % SOURCES) as u8 + 1);
         socket.bind(SocketAddr::new(IpAddr::V4(source), 0))?;
@@ -66,20 +72,23 @@ impl Endpoint {
         Ok(Client::new(self.secure(stream).await?))
     }
 
-    async fn secure(&self, stream: TcpStream) -> Result<Stream> {
+    /// Runs the TLS handshake, if there is one.
+    async fn secure(&self, stream: TcpStream) -> Result<ClientStream> {
         stream.set_nodelay(true)?;
         match &self.dialer {
-            None => Ok(Stream::Plain(stream)),
+            None => Ok(ClientStream::Plain(stream)),
             Some(dialer) => dialer.handshake(stream).await,
         }
     }
 }
 
 impl Exchange {
+    /// A GET after which the connection stays open.
     pub(crate) fn keep_alive(path: &str, body_bytes: u64) -> Self {
         Self::new(path, body_bytes, "")
     }
 
+    /// A GET after which the server closes the connection.
     pub(crate) fn last(path: &str, body_bytes: u64) -> Self {
         Self::new(path, body_bytes, "connection: close\r\n")
     }
@@ -92,7 +101,7 @@ impl Exchange {
     }
 
     /// Fails unless the response is 200 with a body of the expected length; returns that length.
-    pub(crate) async fn on(&self, client: &mut Client<Stream>) -> Result<u64> {
+    pub(crate) async fn on(&self, client: &mut Client<ClientStream>) -> Result<u64> {
         let answer = client.exchange(&self.request).await?;
         ensure!(answer.status == 200, "answer has status {}", answer.status);
         ensure!(answer.body_bytes == self.body_bytes, "body of {} bytes", answer.body_bytes);
@@ -100,7 +109,7 @@ impl Exchange {
     }
 
     /// Sends the request and returns the response, whatever it is.
-    pub(crate) async fn any_answer_on(&self, client: &mut Client<Stream>) -> Result<Answer> {
+    pub(crate) async fn any_answer_on(&self, client: &mut Client<ClientStream>) -> Result<ReceivedAnswer> {
         client.exchange(&self.request).await
     }
 }

@@ -8,9 +8,9 @@ use h2::client::{Builder, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
 
-use super::Report;
+use super::LoadReport;
 use super::connection::Endpoint;
-use super::window::{Meter, Recorder};
+use super::window::{ResponseRecorder, UsageMeter};
 use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
 
 /// The client's window, large enough that the proxy never waits for it.
@@ -20,19 +20,22 @@ const PIECE: usize = 16 * 1024;
 
 /// Direction of the large body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum TransferDirection {
+    /// From the app.
     Down,
+    /// To the app.
     Up,
 }
 
+/// Repeats transfers until the time has passed.
 pub(super) async fn transfer(
     endpoint: Endpoint,
     watch_pid: Option<u32>,
     seconds: f64,
-    way: Way,
-) -> Result<Report> {
-    let meter = Meter::new(watch_pid)?;
-    let recorder = Recorder::new();
+    direction: TransferDirection,
+) -> Result<LoadReport> {
+    let meter = UsageMeter::new(watch_pid)?;
+    let recorder = ResponseRecorder::new();
     let stream = endpoint.connect_stream().await?;
     let (mut client, connection) = Builder::new()
         .initial_window_size(WINDOW)
@@ -43,12 +46,12 @@ pub(super) async fn transfer(
         .context("the proxy does not speak HTTP/2")?;
     let driver = tokio::spawn(connection);
     // The first exchange grows windows and buffers of proxy and kernel.
-    exchange(&mut client, way).await?;
+    exchange(&mut client, direction).await?;
     let window = meter.open(&recorder)?;
     let began = Instant::now();
     while began.elapsed().as_secs_f64() < seconds {
         let sent = Instant::now();
-        exchange(&mut client, way).await?;
+        exchange(&mut client, direction).await?;
         recorder.answered(sent.elapsed(), LARGE_BYTES);
     }
     let report = window.close(false)?.report();
@@ -57,26 +60,27 @@ pub(super) async fn transfer(
 }
 
 /// One request and its response, one of which is large.
-async fn exchange(client: &mut SendRequest<Bytes>, way: Way) -> Result<()> {
+async fn exchange(client: &mut SendRequest<Bytes>, direction: TransferDirection) -> Result<()> {
     let uri = format!("http://httpbin{LARGE_PATH}");
-    let request = match way {
-        Way::Down => Request::get(uri),
-        Way::Up => Request::post(uri).header("content-length", LARGE_BYTES),
+    let request = match direction {
+        TransferDirection::Down => Request::get(uri),
+        TransferDirection::Up => Request::post(uri).header("content-length", LARGE_BYTES),
     };
     let request = request.header("user-agent", "tidegate-bench").body(())?;
     std::future::poll_fn(|context| client.poll_ready(context)).await?;
-    let (answer, body) = client.send_request(request, way == Way::Down)?;
-    if way == Way::Up {
+    let (answer, body) = client.send_request(request, direction == TransferDirection::Down)?;
+    if direction == TransferDirection::Up {
         upload(body).await.context("cannot send the body")?;
     }
     let answer = answer.await.context("no answer")?;
     ensure!(answer.status() == 200, "answer has status {}", answer.status());
     let received = download(answer.into_body()).await.context("cannot read the answer")?;
-    let expected = if way == Way::Down { LARGE_BYTES } else { SMALL_BYTES };
+    let expected = if direction == TransferDirection::Down { LARGE_BYTES } else { SMALL_BYTES };
     ensure!(received == expected, "body of {received} bytes");
     Ok(())
 }
 
+/// Sends the large body within the proxy's window.
 async fn upload(mut body: SendStream<Bytes>) -> Result<()> {
     let piece = Bytes::from(vec![b'u'; PIECE]);
     let mut left = LARGE_BYTES as usize;
@@ -93,6 +97,7 @@ async fn upload(mut body: SendStream<Bytes>) -> Result<()> {
     Ok(())
 }
 
+/// Reads a body to its end; returns its length.
 async fn download(mut body: RecvStream) -> Result<u64> {
     let mut received = 0;
     while let Some(data) = body.data().await {
@@ -111,7 +116,7 @@ mod tests {
 
     #[tokio::test]
     async fn large_bodies_go_both_ways_and_are_counted() {
-        for way in [Way::Down, Way::Up] {
+        for direction in [TransferDirection::Down, TransferDirection::Up] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             tokio::spawn(async move {
@@ -119,18 +124,21 @@ mod tests {
                 let mut connection = h2::server::handshake(stream).await.unwrap();
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
                     tokio::spawn(async move {
-                        let size = match way {
-                            Way::Down => LARGE_BYTES,
-                            Way::Up => SMALL_BYTES,
+                        let size = match direction {
+                            TransferDirection::Down => LARGE_BYTES,
+                            TransferDirection::Up => SMALL_BYTES,
                         };
                         let received = download(request.into_body()).await.unwrap();
-                        assert_eq!(received, if way == Way::Up { LARGE_BYTES } else { 0 });
+                        assert_eq!(
+                            received,
+                            if direction == TransferDirection::Up { LARGE_BYTES } else { 0 }
+                        );
                         let mut body = respond.send_response(http::Response::new(()), false).unwrap();
                         body.send_data(Bytes::from(vec![0; size as usize]), true).unwrap();
                     });
                 }
             });
-            let report = transfer(Endpoint::plain(address), None, 0.001, way).await.unwrap();
+            let report = transfer(Endpoint::plain(address), None, 0.001, direction).await.unwrap();
             assert_eq!(report.errors, 0);
             assert_eq!(report.body_bytes, report.requests * LARGE_BYTES);
             assert!(report.requests > 0);

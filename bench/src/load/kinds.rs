@@ -11,13 +11,14 @@ use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::Report;
+use super::LoadReport;
 use super::connection::{Endpoint, Exchange};
-use super::window::{Meter, Recorder};
+use super::window::{ResponseRecorder, UsageMeter};
 use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
 use crate::http::Client;
-use crate::tls::Stream;
+use crate::tls::ClientStream;
 
+/// Path of the small response.
 const SMALL_PATH: &str = "/1k";
 /// Connections that are established concurrently.
 const CONNECTING: usize = 16;
@@ -26,15 +27,16 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
 /// Timeout for outstanding responses after the window of an open loop has closed.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
+/// One request at a time on each connection.
 pub(super) async fn closed(
     endpoint: Endpoint,
     watch_pid: Option<u32>,
     connections: usize,
     warm_up: f64,
     seconds: f64,
-) -> Result<Report> {
-    let meter = Meter::new(watch_pid)?;
-    let recorder = Recorder::new();
+) -> Result<LoadReport> {
+    let meter = UsageMeter::new(watch_pid)?;
+    let recorder = ResponseRecorder::new();
     let exchange = Arc::new(Exchange::keep_alive(SMALL_PATH, SMALL_BYTES));
     let mut tasks = JoinSet::new();
     for client in connect_all(&endpoint, connections).await? {
@@ -56,15 +58,16 @@ pub(super) async fn closed(
     in_window(meter, recorder, warm_up, seconds).await
 }
 
+/// A new connection for each request.
 pub(super) async fn handshakes(
     endpoint: Endpoint,
     watch_pid: Option<u32>,
     connections: usize,
     warm_up: f64,
     seconds: f64,
-) -> Result<Report> {
-    let meter = Meter::new(watch_pid)?;
-    let recorder = Recorder::new();
+) -> Result<LoadReport> {
+    let meter = UsageMeter::new(watch_pid)?;
+    let recorder = ResponseRecorder::new();
     let exchange = Arc::new(Exchange::last(SMALL_PATH, SMALL_BYTES));
     let mut tasks = JoinSet::new();
     for worker in 0..connections {
@@ -101,10 +104,10 @@ pub(super) async fn open(
     connections: usize,
     warm_up: f64,
     seconds: f64,
-) -> Result<Report> {
+) -> Result<LoadReport> {
     ensure!(rate > 0, "a rate of 0 requests a second measures nothing");
-    let meter = Meter::new(watch_pid)?;
-    let recorder = Recorder::new();
+    let meter = UsageMeter::new(watch_pid)?;
+    let recorder = ResponseRecorder::new();
     let exchange = Arc::new(Exchange::keep_alive(SMALL_PATH, SMALL_BYTES));
     let queue = Arc::new(Queue::default());
     let mut tasks = JoinSet::new();
@@ -140,9 +143,14 @@ pub(super) async fn open(
     Ok(closed.report())
 }
 
-pub(super) async fn idle(endpoint: Endpoint, watch_pid: Option<u32>, connections: usize) -> Result<Report> {
-    let window_meter = Meter::new(watch_pid)?;
-    let recorder = Recorder::new();
+/// One request on each connection, which then stays open.
+pub(super) async fn idle(
+    endpoint: Endpoint,
+    watch_pid: Option<u32>,
+    connections: usize,
+) -> Result<LoadReport> {
+    let window_meter = UsageMeter::new(watch_pid)?;
+    let recorder = ResponseRecorder::new();
     let window = window_meter.open(&recorder)?;
     let exchange = Exchange::keep_alive(SMALL_PATH, SMALL_BYTES);
     let mut clients = connect_all(&endpoint, connections).await?;
@@ -156,9 +164,10 @@ pub(super) async fn idle(endpoint: Endpoint, watch_pid: Option<u32>, connections
     Ok(report)
 }
 
-pub(super) async fn download(endpoint: Endpoint, watch_pid: Option<u32>, seconds: f64) -> Result<Report> {
-    let meter = Meter::new(watch_pid)?;
-    let recorder = Recorder::new();
+/// One large download after another.
+pub(super) async fn download(endpoint: Endpoint, watch_pid: Option<u32>, seconds: f64) -> Result<LoadReport> {
+    let meter = UsageMeter::new(watch_pid)?;
+    let recorder = ResponseRecorder::new();
     let mut client = endpoint.connect().await?;
     // The first response grows the buffers of proxy and kernel.
     Exchange::keep_alive(SMALL_PATH, SMALL_BYTES).on(&mut client).await?;
@@ -173,7 +182,13 @@ pub(super) async fn download(endpoint: Endpoint, watch_pid: Option<u32>, seconds
     Ok(window.close(false)?.report())
 }
 
-async fn in_window(meter: Meter, recorder: Recorder, warm_up: f64, seconds: f64) -> Result<Report> {
+/// Measures for the length of a window, after a warm-up.
+async fn in_window(
+    meter: UsageMeter,
+    recorder: ResponseRecorder,
+    warm_up: f64,
+    seconds: f64,
+) -> Result<LoadReport> {
     tokio::time::sleep(Duration::from_secs_f64(warm_up)).await;
     let window = meter.open(&recorder)?;
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
@@ -181,7 +196,7 @@ async fn in_window(meter: Meter, recorder: Recorder, warm_up: f64, seconds: f64)
 }
 
 /// Opens all connections; returns the first failure.
-async fn connect_all(endpoint: &Endpoint, connections: usize) -> Result<Vec<Client<Stream>>> {
+async fn connect_all(endpoint: &Endpoint, connections: usize) -> Result<Vec<Client<ClientStream>>> {
     let mut clients = Vec::with_capacity(connections);
     let mut connecting = JoinSet::new();
     for _ in 0..connections {
@@ -197,7 +212,8 @@ async fn connect_all(endpoint: &Endpoint, connections: usize) -> Result<Vec<Clie
     Ok(clients)
 }
 
-async fn reconnect(endpoint: &Endpoint, recorder: &Recorder) -> Client<Stream> {
+/// Opens a connection, however often it takes; each failure counts.
+async fn reconnect(endpoint: &Endpoint, recorder: &ResponseRecorder) -> Client<ClientStream> {
     loop {
         match endpoint.connect().await {
             Ok(client) => return client,
@@ -211,32 +227,41 @@ async fn reconnect(endpoint: &Endpoint, recorder: &Recorder) -> Client<Stream> {
 
 /// Requests that are due and not yet answered.
 #[derive(Default)]
+/// Requests that are due, and those in flight.
 struct Queue {
     state: Mutex<QueueState>,
     /// Wakes connections in FIFO order, so that all are used in turn.
     more: Notify,
+    /// Notified when no request is left.
     empty: Notify,
 }
 
+/// State of the queue.
 #[derive(Default)]
 struct QueueState {
+    /// Requests that no connection has taken yet.
     due: VecDeque<Job>,
+    /// Number of requests in flight.
     running: usize,
 }
 
+/// A request.
 #[derive(Debug, Clone, Copy)]
 struct Job {
+    /// When it was due: its latency counts from then.
     due: Instant,
     /// Whether it was due in the window, not in the warm-up.
     counts: bool,
 }
 
 impl Queue {
+    /// Adds a request.
     fn push(&self, job: Job) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).due.push_back(job);
         self.more.notify_one();
     }
 
+    /// Waits for the next request.
     async fn next(&self) -> Job {
         loop {
             {
@@ -250,6 +275,7 @@ impl Queue {
         }
     }
 
+    /// Records that a request has its response.
     fn finished(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).running -= 1;
         if self.pending() == 0 {
@@ -257,11 +283,13 @@ impl Queue {
         }
     }
 
+    /// Number of requests without a response.
     fn pending(&self) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.due.len() + state.running
     }
 
+    /// Waits until every request has its response.
     async fn drained(&self) {
         while self.pending() > 0 {
             self.empty.notified().await;
@@ -273,14 +301,18 @@ impl Queue {
 struct Ticks {
     /// A timerfd is read like a pipe, and tokio can read this type without `unsafe`.
     timer: pipe::Receiver,
+    /// Start of the clock.
     start: Instant,
+    /// Time between two ticks.
     interval: Duration,
+    /// Ticks so far.
     done: u32,
     /// Ticks beyond the previous span that were read with it because this thread was late.
     early: u64,
 }
 
 impl Ticks {
+    /// A clock with `rate` ticks per second.
     fn start(rate: u32) -> Result<Self> {
         let interval = Duration::from_secs(1) / rate;
         let timer = rustix::time::timerfd_create(

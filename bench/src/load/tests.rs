@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::app;
-use crate::certificates::{Certificates, SERVER};
+use crate::certificates::{RunCertificates, SERVER};
 
 async fn app() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -19,13 +19,13 @@ async fn app() -> SocketAddr {
     address
 }
 
-fn plain(address: SocketAddr, kind: Kind) -> Options {
-    Options { address, ca: None, server_name: None, certificate: None, key: None, watch_pid: None, kind }
+fn plain(address: SocketAddr, kind: LoadKind) -> LoadOptions {
+    LoadOptions { address, ca: None, server_name: None, certificate: None, key: None, watch_pid: None, kind }
 }
 
 #[tokio::test]
 async fn a_closed_loop_counts_answers_of_the_right_length() {
-    let kind = Kind::Closed { connections: 4, seconds: 0.2, warm_up: 0.0 };
+    let kind = LoadKind::Closed { connections: 4, seconds: 0.2, warm_up: 0.0 };
     let report = run(plain(app().await, kind)).await.unwrap();
     assert!(report.requests > 0 && report.errors == 0, "{report:?}");
     assert_eq!(report.body_bytes, report.requests * 1024);
@@ -34,7 +34,7 @@ async fn a_closed_loop_counts_answers_of_the_right_length() {
 
 #[tokio::test]
 async fn an_open_loop_sends_as_many_requests_as_were_due() {
-    let kind = Kind::Open { rate: 200, connections: 4, seconds: 0.5, warm_up: 0.1 };
+    let kind = LoadKind::Open { rate: 200, connections: 4, seconds: 0.5, warm_up: 0.1 };
     let report = run(plain(app().await, kind)).await.unwrap();
     assert_eq!((report.requests, report.errors), (100, 0), "{report:?}");
 }
@@ -57,7 +57,7 @@ async fn a_stalled_answer_delays_all_that_were_due_behind_it() {
             stream.write_all(&answer).await.unwrap();
         }
     });
-    let kind = Kind::Open { rate: 100, connections: 1, seconds: 0.2, warm_up: 0.0 };
+    let kind = LoadKind::Open { rate: 100, connections: 1, seconds: 0.2, warm_up: 0.0 };
     let report = run(plain(address, kind)).await.unwrap();
     assert_eq!((report.requests, report.errors), (20, 0), "{report:?}");
     // The nth request behind the first waited 100 − 10 n ms, so half of all waited long, not only one.
@@ -79,7 +79,7 @@ async fn a_wrong_status_is_an_error_and_not_an_answer() {
             });
         }
     });
-    let kind = Kind::Closed { connections: 1, seconds: 0.1, warm_up: 0.0 };
+    let kind = LoadKind::Closed { connections: 1, seconds: 0.1, warm_up: 0.0 };
     let report = run(plain(address, kind)).await.unwrap();
     assert_eq!(report.requests, 0);
     assert!(report.errors > 0);
@@ -89,10 +89,10 @@ async fn a_wrong_status_is_an_error_and_not_an_answer() {
 #[tokio::test]
 async fn each_new_connection_is_a_full_handshake_with_the_clients_certificate() {
     let directory = tempfile::tempdir().unwrap();
-    let certificates = Certificates::create(directory.path()).unwrap();
+    let certificates = RunCertificates::create(directory.path()).unwrap();
     let (address, handshakes) = tls_server(&certificates).await;
-    let kind = Kind::Handshakes { connections: 2, seconds: 0.3, warm_up: 0.0 };
-    let options = Options {
+    let kind = LoadKind::Handshakes { connections: 2, seconds: 0.3, warm_up: 0.0 };
+    let options = LoadOptions {
         ca: Some(certificates.ca.clone()),
         server_name: Some(SERVER.to_owned()),
         certificate: Some(certificates.allowed.certificate.clone()),
@@ -109,7 +109,7 @@ async fn each_new_connection_is_a_full_handshake_with_the_clients_certificate() 
 #[tokio::test]
 async fn a_server_of_another_name_is_not_spoken_to() {
     let directory = tempfile::tempdir().unwrap();
-    let certificates = Certificates::create(directory.path()).unwrap();
+    let certificates = RunCertificates::create(directory.path()).unwrap();
     let (address, _) = tls_server(&certificates).await;
     let identity = Some(&certificates.allowed);
     let endpoint = Endpoint::tls(address, &certificates.ca, "other.cluster.local", identity, &[]).unwrap();
@@ -123,14 +123,14 @@ async fn the_arguments_of_a_kind_of_load_are_understood_as_that_kind() {
     #[derive(Parser)]
     struct Arguments {
         #[command(subcommand)]
-        kind: Kind,
+        kind: LoadKind,
     }
     for kind in [
-        Kind::Closed { connections: 3, seconds: 1.5, warm_up: 0.25 },
-        Kind::Open { rate: 7, connections: 3, seconds: 1.5, warm_up: 0.25 },
-        Kind::Handshakes { connections: 3, seconds: 1.5, warm_up: 0.25 },
-        Kind::Idle { connections: 9 },
-        Kind::Download { seconds: 2.0 },
+        LoadKind::Closed { connections: 3, seconds: 1.5, warm_up: 0.25 },
+        LoadKind::Open { rate: 7, connections: 3, seconds: 1.5, warm_up: 0.25 },
+        LoadKind::Handshakes { connections: 3, seconds: 1.5, warm_up: 0.25 },
+        LoadKind::Idle { connections: 9 },
+        LoadKind::Download { seconds: 2.0 },
     ] {
         let words = std::iter::once("load".to_owned()).chain(kind.arguments());
         assert_eq!(format!("{:?}", Arguments::parse_from(words).kind), format!("{kind:?}"));
@@ -140,7 +140,7 @@ async fn the_arguments_of_a_kind_of_load_are_understood_as_that_kind() {
 type Handshakes = Arc<std::sync::Mutex<Vec<rustls::HandshakeKind>>>;
 
 /// Serves the small response over mTLS; it offers session tickets, so that a resuming client would be detected.
-async fn tls_server(certificates: &Certificates) -> (SocketAddr, Handshakes) {
+async fn tls_server(certificates: &RunCertificates) -> (SocketAddr, Handshakes) {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&certificates.ca).unwrap()).unwrap();

@@ -5,40 +5,54 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Latency, Report};
+use super::{Latency, LoadReport};
 use crate::histogram::Histogram;
 use crate::process::usage;
 
 /// Shared by the connections of one load. There is only one thread, so the lock is never contended.
 #[derive(Clone)]
-pub(super) struct Recorder(Arc<Mutex<State>>);
+pub(super) struct ResponseRecorder(Arc<Mutex<Recorded>>);
 
-struct State {
+/// What was recorded.
+struct Recorded {
+    /// Whether responses count now.
     open: bool,
+    /// Latencies of responses.
     latencies: Histogram,
+    /// Bytes of responses' bodies.
     body_bytes: u64,
+    /// Failed requests.
     errors: u64,
+    /// The first failure.
     first_error: Option<String>,
 }
 
 /// The processes whose resource usage is reported.
-pub(super) struct Meter {
+pub(super) struct UsageMeter {
+    /// The watched process and its descendants; `None` without one.
     proxy: Option<Vec<u32>>,
+    /// Their resident memory before the first connection.
     kib_before: Option<u64>,
 }
 
 /// An open window.
-pub(super) struct Window {
-    meter: Meter,
-    recorder: Recorder,
+pub(super) struct MeasuredWindow {
+    /// The measured processes.
+    meter: UsageMeter,
+    /// Records responses while the window is open.
+    recorder: ResponseRecorder,
+    /// When the window was opened.
     opened: Instant,
+    /// CPU time of the watched processes at that moment.
     proxy_cpu: Option<f64>,
+    /// CPU time of this process at that moment.
     load_cpu: f64,
 }
 
-impl Recorder {
+impl ResponseRecorder {
+    /// A recorder whose window is not open yet.
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(Recorded {
             open: false,
             latencies: Histogram::new(),
             body_bytes: 0,
@@ -63,12 +77,12 @@ impl Recorder {
         state.first_error.get_or_insert_with(|| format!("{error:#}"));
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Recorded> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Meter {
+impl UsageMeter {
     /// Samples the memory before the first connection.
     pub(super) fn new(watch_pid: Option<u32>) -> Result<Self> {
         let proxy = watch_pid.map(usage::family).transpose()?;
@@ -76,19 +90,27 @@ impl Meter {
         Ok(Self { proxy, kib_before })
     }
 
-    pub(super) fn open(self, recorder: &Recorder) -> Result<Window> {
+    /// Opens the window: takes the first sample of CPU time.
+    pub(super) fn open(self, recorder: &ResponseRecorder) -> Result<MeasuredWindow> {
         let proxy_cpu = self.proxy_cpu()?;
         let load_cpu = usage::cpu_seconds(&[std::process::id()])?;
         recorder.lock().open = true;
-        Ok(Window { meter: self, recorder: recorder.clone(), opened: Instant::now(), proxy_cpu, load_cpu })
+        Ok(MeasuredWindow {
+            meter: self,
+            recorder: recorder.clone(),
+            opened: Instant::now(),
+            proxy_cpu,
+            load_cpu,
+        })
     }
 
+    /// CPU time of the watched processes so far, in seconds.
     fn proxy_cpu(&self) -> Result<Option<f64>> {
         self.proxy.as_deref().map(usage::cpu_seconds).transpose()
     }
 }
 
-impl Window {
+impl MeasuredWindow {
     /// Takes the second sample of CPU time; later responses are recorded only if `still_recording`.
     pub(super) fn close(self, still_recording: bool) -> Result<Closed> {
         let seconds = self.opened.elapsed().as_secs_f64();
@@ -97,13 +119,13 @@ impl Window {
             self.meter.proxy_cpu()?.zip(self.proxy_cpu).map(|(after, before)| after - before);
         let load_cpu_seconds = usage::cpu_seconds(&[std::process::id()])? - self.load_cpu;
         let proxy_kib_after = self.meter.proxy.as_deref().map(usage::resident_kib).transpose()?;
-        let usage = Report {
+        let usage = LoadReport {
             seconds,
             proxy_cpu_seconds,
             load_cpu_seconds,
             proxy_kib_before: self.meter.kib_before,
             proxy_kib_after,
-            ..Report::default()
+            ..LoadReport::default()
         };
         Ok(Closed { recorder: self.recorder, usage })
     }
@@ -111,16 +133,19 @@ impl Window {
 
 /// A closed window; outstanding responses may still have been recorded afterwards.
 pub(super) struct Closed {
-    recorder: Recorder,
-    usage: Report,
+    /// The recorded responses.
+    recorder: ResponseRecorder,
+    /// Length of the window, CPU time and memory.
+    usage: LoadReport,
 }
 
 impl Closed {
-    pub(super) fn report(self) -> Report {
+    /// The report, including responses recorded since the window was closed.
+    pub(super) fn report(self) -> LoadReport {
         let state = self.recorder.lock();
         let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
         let quantile = |share| micros(state.latencies.quantile(share));
-        Report {
+        LoadReport {
             requests: state.latencies.count(),
             errors: state.errors,
             first_error: state.first_error.clone(),

@@ -48,6 +48,7 @@ pub(crate) fn cpu_seconds(family: &[u32]) -> Result<f64> {
 /// Current memory of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Memory {
+    /// Pages in memory, in KiB.
     pub(crate) resident_kib: u64,
     /// As [`Memory::resident_kib`], with each page divided by the number of processes that share it.
     pub(crate) proportional_kib: u64,
@@ -75,10 +76,12 @@ fn field(stat: &str, index: usize) -> Option<u64> {
     rest.split_ascii_whitespace().nth(index)?.parse().ok()
 }
 
+/// CPU time in ticks, from /proc/<pid>/stat.
 fn cpu_ticks(stat: &str) -> Option<u64> {
     USER_SYSTEM_AND_CHILDREN.map(|index| field(stat, index)).sum()
 }
 
+/// Memory from /proc/<pid>/smaps_rollup.
 fn held(rollup: &str) -> Option<Memory> {
     let kib = |name: &str| {
         let line = rollup.lines().find_map(|line| line.strip_prefix(name))?;

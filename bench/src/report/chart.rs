@@ -5,6 +5,7 @@ use super::metrics::{MAIN_CONNECTIONS, Metric, Quantile};
 use super::table::number;
 use crate::targets::Target;
 
+/// Width of a panel in pixels.
 const PANEL_WIDTH: usize = 400;
 const BAR_HEIGHT: usize = 18;
 const BAR_STEP: usize = 26;
@@ -14,6 +15,7 @@ const FIGURE_WIDTH: usize = 70;
 const MARGIN: usize = 16;
 const COLUMNS: usize = 2;
 
+/// The chart as SVG.
 pub(super) fn render(results: &Results) -> String {
     let panels = panels(results);
     let panel_height = TITLE_HEIGHT + results.targets().len() * BAR_STEP + MARGIN;
@@ -32,6 +34,7 @@ pub(super) fn render(results: &Results) -> String {
     svg + "</svg>\n"
 }
 
+/// The rows of the table that have a panel, if they were measured.
 fn panels(results: &Results) -> Vec<Metric> {
     let mut panels = vec![
         Metric::Throughput { connections: MAIN_CONNECTIONS },
@@ -52,6 +55,7 @@ fn panels(results: &Results) -> Vec<Metric> {
     panels
 }
 
+/// One panel: a title, and a bar for each target.
 fn panel(results: &Results, metric: Metric, x: usize, y: usize) -> String {
     let figures: Vec<(Target, f64)> = results
         .targets()
@@ -84,6 +88,7 @@ fn panel(results: &Results, metric: Metric, x: usize, y: usize) -> String {
     svg
 }
 
+/// Colour of a target's bars.
 fn colour(target: Target) -> &'static str {
     match target {
         Target::Direct => "#bbbbbb",

@@ -8,20 +8,28 @@ use crate::targets::Target;
 /// A bound on a figure of Tidegate's, absolute or relative to another target's.
 #[derive(Debug)]
 pub(super) struct Goal {
+    /// Name in the table.
     name: &'static str,
+    /// The figure.
     metric: Metric,
+    /// The target whose figure it is divided by; `None` for an absolute bound.
     beside: Option<Target>,
+    /// The bound that the figure must meet.
     bound: Bound,
+    /// Unit of figure and bound.
     unit: &'static str,
 }
 
 /// The bound of a figure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bound {
+    /// Lower bound, inclusive.
     AtLeast(f64),
+    /// Upper bound, inclusive.
     AtMost(f64),
 }
 
+/// All goals, in the order of the table.
 const GOALS: [Goal; 5] = [
     Goal {
         name: "requests/s at 64 connections",
@@ -60,6 +68,7 @@ const GOALS: [Goal; 5] = [
     },
 ];
 
+/// Table of goals.
 pub(super) fn render(results: &Results) -> String {
     let mut text = "| goal | bound | measured | |\n|---|---|---:|---|\n".to_owned();
     for goal in &GOALS {
@@ -74,12 +83,13 @@ pub(super) fn render(results: &Results) -> String {
 pub(crate) fn verdict(measured: Option<f64>, bound: Bound) -> (String, &'static str) {
     match measured {
         None => ("–".to_owned(), "not measured"),
-        Some(figure) if bound.holds(figure) => (number(figure, 2), "reached"),
+        Some(figure) if bound.is_met_by(figure) => (number(figure, 2), "reached"),
         Some(figure) => (number(figure, 2), "**not reached**"),
     }
 }
 
 impl Goal {
+    /// Tidegate's figure, or its ratio to the other target's.
     fn measured(&self, results: &Results) -> Option<f64> {
         match self.beside {
             None => self.metric.median(results, Target::Tidegate),
@@ -89,13 +99,15 @@ impl Goal {
 }
 
 impl Bound {
-    fn holds(self, figure: f64) -> bool {
+    /// Whether a figure is within the bound.
+    fn is_met_by(self, figure: f64) -> bool {
         match self {
             Self::AtLeast(bound) => figure >= bound,
             Self::AtMost(bound) => figure <= bound,
         }
     }
 
+    /// The bound in the table.
     pub(crate) fn text(self) -> String {
         match self {
             Self::AtLeast(bound) => format!("≥ {bound}"),

@@ -1,7 +1,7 @@
 //! The figures of the table: how each is computed from one round, and from all rounds.
 
-use super::{Measures, Results, Settings};
-use crate::load::Report;
+use super::{Measures, Results, RunSettings};
+use crate::load::LoadReport;
 use crate::targets::Target;
 
 /// The closed loop that the goals refer to.
@@ -12,27 +12,42 @@ const SATURATED: f64 = 0.9;
 /// One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Metric {
+    /// Requests per second of the closed loop.
     Throughput { connections: usize },
+    /// CPU time per request of the closed loop.
     CpuClosed { connections: usize },
+    /// Latency of the open loop, in microseconds.
     LatencyMicros { rate: u32, quantile: Quantile },
+    /// CPU time per request of the open loop.
     CpuOpen { rate: u32 },
+    /// New connections per second.
     Handshakes,
+    /// CPU time per new connection, in milliseconds.
     CpuMillisPerHandshake,
+    /// Resident memory after the first request, in MB.
     FreshMegabytes,
+    /// Resident memory with all idle connections, in MB.
     IdleMegabytes,
+    /// What an idle connection adds to resident memory, in KiB.
     KibPerIdleConnection,
+    /// MB per second of large bodies.
     Megabytes(Transfer),
+    /// CPU time per GB of large bodies, in seconds.
     CpuPerGigabyte(Transfer),
 }
 
 /// A large body.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Transfer {
+    /// From the app, over HTTP/1.1.
     Download,
+    /// From the app, over HTTP/2.
     Http2Download,
+    /// To the app, over HTTP/2.
     Http2Upload,
 }
 
+/// A quantile of latencies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Quantile {
     P50,
@@ -43,7 +58,7 @@ pub(super) enum Quantile {
 
 impl Metric {
     /// All rows, in the table's order.
-    pub(super) fn all(settings: &Settings) -> Vec<Self> {
+    pub(super) fn all(settings: &RunSettings) -> Vec<Self> {
         let mut rows = Vec::new();
         rows.extend(
             settings.connections.iter().map(|connections| Self::Throughput { connections: *connections }),
@@ -70,7 +85,8 @@ impl Metric {
         rows
     }
 
-    pub(super) fn label(self, settings: &Settings) -> String {
+    /// The row's label.
+    pub(super) fn label(self, settings: &RunSettings) -> String {
         match self {
             Self::Throughput { connections } => format!("requests/s, {}", counted(connections)),
             Self::CpuClosed { connections } => format!("CPU s per 10 k requests, {}", counted(connections)),
@@ -97,7 +113,7 @@ impl Metric {
     }
 
     /// The figure of one round; `None` if there is nothing to measure, such as the memory without a proxy.
-    pub(super) fn of(self, measures: &Measures, settings: &Settings) -> Option<f64> {
+    pub(super) fn of(self, measures: &Measures, settings: &RunSettings) -> Option<f64> {
         match self {
             Self::Throughput { connections } => rate(measures.closed.get(&connections)?),
             Self::CpuClosed { connections } => {
@@ -163,6 +179,7 @@ impl Metric {
 }
 
 impl Transfer {
+    /// Name in labels.
     fn label(self) -> &'static str {
         match self {
             Self::Download => "download",
@@ -171,7 +188,8 @@ impl Transfer {
         }
     }
 
-    fn of(self, measures: &Measures) -> Option<&Report> {
+    /// The results of this transfer; `None` if the target was not measured with it.
+    fn of(self, measures: &Measures) -> Option<&LoadReport> {
         match self {
             Self::Download => Some(&measures.download),
             Self::Http2Download => measures.http2_download.as_ref(),
@@ -181,6 +199,7 @@ impl Transfer {
 }
 
 impl Quantile {
+    /// Name in labels.
     fn label(self) -> &'static str {
         match self {
             Self::P50 => "p50",
@@ -190,7 +209,8 @@ impl Quantile {
         }
     }
 
-    fn of(self, report: &Report) -> f64 {
+    /// The quantile in microseconds.
+    fn of(self, report: &LoadReport) -> f64 {
         match self {
             Self::P50 => report.latency.p50,
             Self::P90 => report.latency.p90,
@@ -200,7 +220,7 @@ impl Quantile {
     }
 }
 
-/// `None` without figures; the mean of the middle two if their number is even.
+/// The median; the mean of the middle two if their number is even, `None` without figures.
 pub(super) fn median(mut figures: Vec<f64>) -> Option<f64> {
     figures.sort_by(f64::total_cmp);
     let middle = figures.len() / 2;
@@ -208,18 +228,22 @@ pub(super) fn median(mut figures: Vec<f64>) -> Option<f64> {
     if figures.len() % 2 == 1 { Some(upper) } else { Some(f64::midpoint(figures[middle - 1], upper)) }
 }
 
-fn rate(report: &Report) -> Option<f64> {
+/// Responses per second.
+fn rate(report: &LoadReport) -> Option<f64> {
     Some(report.requests as f64 / positive(report.seconds)?)
 }
 
-fn cpu_per_request(report: &Report) -> Option<f64> {
+/// The proxy's CPU time per response, in seconds.
+fn cpu_per_request(report: &LoadReport) -> Option<f64> {
     Some(report.proxy_cpu_seconds? / positive(report.requests as f64)?)
 }
 
+/// A divisor; `None` unless positive.
 fn positive(figure: f64) -> Option<f64> {
     (figure > 0.0).then_some(figure)
 }
 
+/// The number of connections in words.
 fn counted(connections: usize) -> String {
     format!("{connections} connection{}", if connections == 1 { "" } else { "s" })
 }

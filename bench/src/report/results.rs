@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::load::Report;
+use crate::load::LoadReport;
 use crate::targets::Target;
 
 /// The rounds of a run, and the conditions under which they were measured.
@@ -14,25 +14,35 @@ use crate::targets::Target;
 pub(crate) struct Results {
     /// Seconds since 1970.
     pub(crate) finished: u64,
+    /// Processor and kernel.
     pub(crate) machine: Machine,
+    /// Versions of the targets' programs.
     pub(crate) versions: BTreeMap<Target, String>,
-    pub(crate) settings: Settings,
+    /// Settings of the run.
+    pub(crate) settings: RunSettings,
+    /// Results by round and target.
     pub(crate) rounds: Vec<BTreeMap<Target, Measures>>,
 }
 
 /// The machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Machine {
+    /// Number of processors and their model.
     pub(crate) processor: String,
+    /// Version of the kernel.
     pub(crate) kernel: String,
 }
 
 /// The settings of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Settings {
+pub(crate) struct RunSettings {
+    /// Length of each measurement.
     pub(crate) seconds: f64,
+    /// Numbers of connections of the closed loop.
     pub(crate) connections: Vec<usize>,
+    /// Requests per second of the open loop.
     pub(crate) rates: Vec<u32>,
+    /// Number of idle connections.
     pub(crate) idle: usize,
 }
 
@@ -43,19 +53,22 @@ pub(crate) struct Measures {
     pub(crate) refusal: Option<String>,
     /// Resident memory after the first request.
     pub(crate) fresh_kib: Option<u64>,
-    pub(crate) idle: Report,
+    /// Idle connections.
+    pub(crate) idle: LoadReport,
     /// By number of connections.
-    pub(crate) closed: BTreeMap<usize, Report>,
+    pub(crate) closed: BTreeMap<usize, LoadReport>,
     /// By requests a second.
-    pub(crate) open: BTreeMap<u32, Report>,
-    pub(crate) handshakes: Report,
-    pub(crate) download: Report,
+    pub(crate) open: BTreeMap<u32, LoadReport>,
+    /// New connections.
+    pub(crate) handshakes: LoadReport,
+    /// Large downloads over HTTP/1.1.
+    pub(crate) download: LoadReport,
     /// `None` if the target does not use HTTP/2.
     #[serde(default)]
-    pub(crate) http2_download: Option<Report>,
+    pub(crate) http2_download: Option<LoadReport>,
     /// `None` if the target does not use HTTP/2.
     #[serde(default)]
-    pub(crate) http2_upload: Option<Report>,
+    pub(crate) http2_upload: Option<LoadReport>,
 }
 
 impl Results {
@@ -86,7 +99,8 @@ impl Results {
 }
 
 impl Measures {
-    fn loads(&self) -> Vec<(String, &Report)> {
+    /// Each load with its name in errors.
+    fn loads(&self) -> Vec<(String, &LoadReport)> {
         let mut loads = vec![
             ("idle".to_owned(), &self.idle),
             ("handshakes".to_owned(), &self.handshakes),
@@ -102,6 +116,7 @@ impl Measures {
 }
 
 impl Machine {
+    /// This machine.
     pub(crate) fn this() -> Result<Self> {
         let processors = fs::read_to_string("/proc/cpuinfo")?;
         let models: Vec<&str> = processors

@@ -3,8 +3,10 @@
 use super::Results;
 use super::metrics::Metric;
 
+/// Marks figures that are limited by the load.
 const BOUND_BY_LOAD: &str = "‡";
 
+/// The table in Markdown.
 pub(super) fn render(results: &Results) -> String {
     let targets = results.targets();
     let mut text = format!(

@@ -2,12 +2,12 @@ use std::collections::BTreeMap;
 
 use super::metrics::{Metric, Quantile, Transfer, median};
 use super::*;
-use crate::load::{Latency, Report};
+use crate::load::{Latency, LoadReport};
 use crate::targets::Target;
 
 /// A round in which a target answered `requests` in one second and used `cpu` seconds for them.
 fn measures(requests: u64, cpu: Option<f64>) -> Measures {
-    let report = Report {
+    let report = LoadReport {
         requests,
         seconds: 1.0,
         body_bytes: 500_000_000,
@@ -15,7 +15,7 @@ fn measures(requests: u64, cpu: Option<f64>) -> Measures {
         proxy_cpu_seconds: cpu,
         proxy_kib_before: cpu.map(|_| 10_000),
         proxy_kib_after: cpu.map(|_| 18_000),
-        ..Report::default()
+        ..LoadReport::default()
     };
     Measures {
         refusal: None,
@@ -35,7 +35,7 @@ fn results(rounds: Vec<BTreeMap<Target, Measures>>) -> Results {
         finished: 0,
         machine: Machine { processor: "2 × P".to_owned(), kernel: "Linux 6".to_owned() },
         versions: BTreeMap::new(),
-        settings: Settings { seconds: 1.0, connections: vec![64], rates: vec![1000], idle: 1000 },
+        settings: RunSettings { seconds: 1.0, connections: vec![64], rates: vec![1000], idle: 1000 },
         rounds,
     }
 }

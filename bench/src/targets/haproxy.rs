@@ -5,14 +5,16 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use super::{Running, Site, free_address};
+use super::{Running, TargetSite, free_address};
 use crate::certificates::ALLOWED;
 use crate::process::Process;
 use crate::template;
 
+/// Configuration with placeholders.
 const TEMPLATE: &str = include_str!("../../templates/haproxy.cfg");
 
-pub(super) fn start(site: &Site<'_>) -> Result<Running> {
+/// Starts HAProxy on an unused port.
+pub(super) fn start(site: &TargetSite<'_>) -> Result<Running> {
     let listen = free_address()?;
     let config = site.directory.join("haproxy.cfg");
     fs::write(&config, render(site, listen)?)?;
@@ -26,7 +28,8 @@ pub(super) fn start(site: &Site<'_>) -> Result<Running> {
     Ok(Running::single(process, listen, site.certificates))
 }
 
-pub(super) fn render(site: &Site<'_>, listen: SocketAddr) -> Result<String> {
+/// The configuration of a run.
+pub(super) fn render(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String> {
     template::render(
         TEMPLATE,
         &[

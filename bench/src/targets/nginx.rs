@@ -5,14 +5,16 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use super::{Running, Site, free_address};
+use super::{Running, TargetSite, free_address};
 use crate::certificates::ALLOWED;
 use crate::process::Process;
 use crate::template;
 
+/// Configuration with placeholders.
 const TEMPLATE: &str = include_str!("../../templates/nginx.conf");
 
-pub(super) fn start(site: &Site<'_>) -> Result<Running> {
+/// Starts nginx on an unused port.
+pub(super) fn start(site: &TargetSite<'_>) -> Result<Running> {
     let listen = free_address()?;
     let config = site.directory.join("nginx.conf");
     fs::write(&config, render(site, listen)?)?;
@@ -33,7 +35,8 @@ pub(super) fn start(site: &Site<'_>) -> Result<Running> {
     Ok(Running::single(process, listen, site.certificates))
 }
 
-pub(super) fn render(site: &Site<'_>, listen: SocketAddr) -> Result<String> {
+/// The configuration of a run.
+pub(super) fn render(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String> {
     // Otherwise root nginx would drop to a user that cannot read the run's folder.
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     template::render(

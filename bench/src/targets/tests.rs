@@ -1,8 +1,8 @@
 use super::*;
 
-fn certificates() -> (tempfile::TempDir, Certificates) {
+fn certificates() -> (tempfile::TempDir, RunCertificates) {
     let directory = tempfile::tempdir().unwrap();
-    let certificates = Certificates::create(directory.path()).unwrap();
+    let certificates = RunCertificates::create(directory.path()).unwrap();
     (directory, certificates)
 }
 
@@ -16,7 +16,7 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
     let programs = programs();
     let app = "127.0.0.1:4001".parse().unwrap();
     let listen = "127.0.7.10:4002".parse().unwrap();
-    let site = Site {
+    let site = TargetSite {
         directory: directory.path(),
         certificates: &certificates,
         app,

@@ -14,13 +14,14 @@ use anyhow::{Context, Result, bail};
 use tokio::net::TcpStream;
 
 use self::tokens::TokenKey;
-use super::{ClientFiles, PEERS, Running, Site, free_addresses};
+use super::{ClientFiles, PEERS, Running, TargetSite, free_addresses};
 use crate::certificates::{ALLOWED, SERVER};
 use crate::http::Client;
 use crate::process::Process;
 use crate::template;
 use crate::tls::ClientIdentity;
 
+/// Kubernetes objects with placeholders.
 const MANIFESTS: &str = include_str!("../../templates/tidegate.yaml");
 /// The pod's address; its sidecar listens there on the port of the app.
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 1));
@@ -28,43 +29,59 @@ const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 1));
 const SECRET: &str = "osm-system/osm-nginx-client-cert";
 /// Timeout until a program is ready.
 const START: Duration = Duration::from_secs(20);
+/// Pause between two looks at a program.
 const POLL: Duration = Duration::from_millis(20);
 
 /// The three programs of a release.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Programs {
+pub(super) struct ReleasePrograms {
+    /// `tidegate-cert-manager`.
     pub(super) cert_manager: PathBuf,
+    /// `tidegate-controller`.
     pub(super) controller: PathBuf,
+    /// `tidegate-sidecar`.
     pub(super) sidecar: PathBuf,
 }
 
 /// Addresses and shared files of one mesh.
 #[derive(Debug)]
-struct Mesh {
+struct LocalMesh {
+    /// The CA's gRPC.
     ca: SocketAddr,
+    /// The CA's admin server.
     ca_admin: SocketAddr,
+    /// The controller's discovery.
     discovery: SocketAddr,
+    /// The controller's admin server.
     controller_admin: SocketAddr,
+    /// The sidecar's admin server.
     sidecar_admin: SocketAddr,
+    /// Folder of the Kubernetes objects.
     manifests: PathBuf,
+    /// The CA's trust bundle.
     trust_bundle: PathBuf,
+    /// Public key that verifies tokens.
     token_key_file: PathBuf,
+    /// The controller's service account token.
     controller_token: PathBuf,
+    /// The sidecar's service account token.
     sidecar_token: PathBuf,
+    /// Folder that the CA writes the gateway's certificate to.
     secrets: PathBuf,
+    /// Folder of the CA's state.
     store: PathBuf,
 }
 
 /// A program's flags, each with its value.
-struct Arguments(Vec<String>);
+struct ProgramFlags(Vec<String>);
 
 /// Starts CA, controller and sidecar, each after the previous one is ready, and waits until the sidecar has its
 /// certificate and its policy.
-pub(super) async fn start(site: &Site<'_>) -> Result<Running> {
+pub(super) async fn start(site: &TargetSite<'_>) -> Result<Running> {
     let programs = site.programs.tidegate()?;
-    let mesh = Mesh::prepare(site)?;
+    let mesh = LocalMesh::prepare(site)?;
 
-    let start = |name, core, program: &Path, arguments: Arguments| {
+    let start = |name, core, program: &Path, arguments: ProgramFlags| {
         Process::start(name, core, site.directory, program, arguments.0)
     };
     let mut ca = start("cert-manager", site.load_core, &programs.cert_manager, mesh.ca_arguments(site))?;
@@ -92,7 +109,7 @@ pub(super) async fn start(site: &Site<'_>) -> Result<Running> {
     })
 }
 
-impl Programs {
+impl ReleasePrograms {
     /// `place` is the folder of the programs, or one of the programs in it.
     pub(super) fn find(place: &Path) -> Result<Self> {
         let folder = match place.parent() {
@@ -119,9 +136,9 @@ impl Programs {
     }
 }
 
-impl Mesh {
+impl LocalMesh {
     /// Writes the programs' input: manifests, tokens and the key that signs the tokens.
-    fn prepare(site: &Site<'_>) -> Result<Self> {
+    fn prepare(site: &TargetSite<'_>) -> Result<Self> {
         let [ca, ca_admin, discovery, controller_admin, sidecar_admin] = free_addresses()?;
         let path = |name: &str| site.directory.join(name);
         let mesh = Self {
@@ -147,8 +164,9 @@ impl Mesh {
         Ok(mesh)
     }
 
-    fn ca_arguments(&self, site: &Site<'_>) -> Arguments {
-        Arguments(Vec::new())
+    /// Flags of the cert-manager.
+    fn ca_arguments(&self, site: &TargetSite<'_>) -> ProgramFlags {
+        ProgramFlags(Vec::new())
             .with("--listen", self.ca)
             .with("--admin-address", self.ca_admin)
             .with("--serving-name", self.ca.ip())
@@ -164,8 +182,9 @@ impl Mesh {
             .with("--gateway-dir", self.secrets.display())
     }
 
-    fn controller_arguments(&self) -> Arguments {
-        Arguments(Vec::new())
+    /// Flags of the controller.
+    fn controller_arguments(&self) -> ProgramFlags {
+        ProgramFlags(Vec::new())
             .with("--folder", self.manifests.display())
             .with("--listen", self.discovery)
             .with("--admin-address", self.controller_admin)
@@ -174,8 +193,9 @@ impl Mesh {
             .with("--token-file", self.controller_token.display())
     }
 
-    fn sidecar_arguments(&self, site: &Site<'_>) -> Arguments {
-        Arguments(Vec::new())
+    /// Flags of the sidecar.
+    fn sidecar_arguments(&self, site: &TargetSite<'_>) -> ProgramFlags {
+        ProgramFlags(Vec::new())
             .with("--workload", "httpbin/httpbin")
             .with("--inbound", format!("{}={}", listen(site), site.app))
             .with("--discovery-address", format!("https://{}", self.discovery))
@@ -188,13 +208,15 @@ impl Mesh {
     }
 }
 
-impl Arguments {
+impl ProgramFlags {
+    /// Adds a flag.
     fn with(mut self, flag: &str, value: impl ToString) -> Self {
         self.0.extend([flag.to_owned(), value.to_string()]);
         self
     }
 }
 
+/// The Kubernetes objects of a run.
 pub(super) fn render(app: SocketAddr) -> Result<String> {
     template::render(
         MANIFESTS,
@@ -207,7 +229,8 @@ pub(super) fn render(app: SocketAddr) -> Result<String> {
     .context("tidegate.yaml")
 }
 
-fn listen(site: &Site<'_>) -> SocketAddr {
+/// Address of the sidecar's listener.
+fn listen(site: &TargetSite<'_>) -> SocketAddr {
     SocketAddr::new(POD, site.app.port())
 }
 
@@ -235,6 +258,7 @@ async fn ready(admin: SocketAddr) -> bool {
     Client::new(stream).exchange(request.as_bytes()).await.is_ok_and(|answer| answer.status == 200)
 }
 
+/// Whether each of these files exists and is not empty.
 fn has_content<const COUNT: usize>(folder: &Path, files: [&str; COUNT]) -> bool {
     files.iter().all(|file| fs::metadata(folder.join(file)).is_ok_and(|file| file.len() > 0))
 }

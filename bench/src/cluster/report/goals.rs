@@ -3,21 +3,27 @@
 use std::fmt::Write;
 
 use super::{added, at, osm};
-use crate::cluster::results::{ClusterResults, Figures, Population};
+use crate::cluster::results::{ClusterResults, Population};
 use crate::report::{Bound, verdict};
 
 /// A bound on one figure.
-struct Goal {
+struct ClusterGoal {
+    /// What is measured.
     name: String,
+    /// The bound that the figure must meet.
     bound: Bound,
+    /// Unit of figure and bound.
     unit: &'static str,
+    /// The figure; `None` if it was not measured.
     measured: Option<f64>,
+    /// Open Service Mesh's figure, if it was measured.
     osm: Option<f64>,
 }
 
+/// Table of goals.
 pub(super) fn render(results: &ClusterResults) -> String {
     let mut text = "| goal | bound | measured | | OSM |\n|---|---|---:|---|---:|\n".to_owned();
-    for Goal { name, bound, unit, measured, osm } in goals(results) {
+    for ClusterGoal { name, bound, unit, measured, osm } in goals(results) {
         let (figure, verdict) = verdict(measured, bound);
         let osm = osm.map_or("–".to_owned(), |osm| format!("{osm}"));
         let _ = writeln!(text, "| {name} | {} {unit} | {figure} | {verdict} | {osm} |", bound.text());
@@ -25,8 +31,24 @@ pub(super) fn render(results: &ClusterResults) -> String {
     text
 }
 
-fn goals(results: &ClusterResults) -> Vec<Goal> {
-    let mut goals = Vec::new();
+/// All goals, in the order of the table.
+fn goals(results: &ClusterResults) -> Vec<ClusterGoal> {
+    let mut goals = changes(results);
+    let ended = results.connections.iter().filter_map(|(_, measured)| measured.ended.max()).reduce(f64::max);
+    goals.push(ClusterGoal {
+        name: "open connections after their policy is deleted, the last".to_owned(),
+        bound: Bound::AtMost(1.0),
+        unit: "s",
+        measured: ended,
+        osm: Some(osm::CONNECTIONS_ENDED),
+    });
+    goals.extend(memory(results));
+    goals.extend(creation(results));
+    goals
+}
+
+/// Policy changes, for each number of pods.
+fn changes(results: &ClusterResults) -> Vec<ClusterGoal> {
     let mut populations: Vec<Population> = Vec::new();
     for population in results.memory.iter().map(|(at, _)| at).chain(results.changes.iter().map(|(at, _)| at))
     {
@@ -35,6 +57,7 @@ fn goals(results: &ClusterResults) -> Vec<Goal> {
         }
     }
     populations.sort_by_key(|population| (population.synthetic, population.pods));
+    let mut goals = Vec::new();
     for population in populations.iter().copied() {
         // The slower of the two kinds of change counts.
         let slowest = |share: f64| {
@@ -46,7 +69,7 @@ fn goals(results: &ClusterResults) -> Vec<Goal> {
         let osm = osm.and_then(|(_, measured)| osm::change(measured.change, population.pods));
         let osm = osm.filter(|_| population.synthetic == 0);
         for (share, label, bound) in [(0.5, "p50", 0.1), (0.99, "p99", 0.5)] {
-            goals.push(Goal {
+            goals.push(ClusterGoal {
                 name: format!("policy change → effect at {population} pods, {label}"),
                 bound: Bound::AtMost(bound),
                 unit: "s",
@@ -55,17 +78,14 @@ fn goals(results: &ClusterResults) -> Vec<Goal> {
             });
         }
     }
-    let ended = results.connections.iter().filter_map(|(_, measured)| measured.ended.max()).reduce(f64::max);
-    goals.push(Goal {
-        name: "open connections after their policy is deleted, the last".to_owned(),
-        bound: Bound::AtMost(1.0),
-        unit: "s",
-        measured: ended,
-        osm: Some(osm::CONNECTIONS_ENDED),
-    });
+    goals
+}
+
+/// Memory at the largest number of real pods.
+fn memory(results: &ClusterResults) -> [ClusterGoal; 2] {
     let real = results.memory.iter().rfind(|(population, _)| population.synthetic == 0);
     let largest = real.map(|(population, _)| population.pods);
-    goals.push(Goal {
+    let controller = ClusterGoal {
         name: match largest {
             Some(pods) => format!("controller's memory at {pods} pods"),
             None => "controller's memory".to_owned(),
@@ -77,28 +97,32 @@ fn goals(results: &ClusterResults) -> Vec<Goal> {
             let figures = osm::MEMORY.iter().find(|figures| figures.pods.abs_diff(pods) <= pods / 4)?;
             Some(figures.controller)
         }),
-    });
-    goals.push(Goal {
+    };
+    let sidecar = ClusterGoal {
         name: "a sidecar's memory, p50".to_owned(),
         bound: Bound::AtMost(10.0),
         unit: "MiB",
         measured: real.and_then(|(_, memory)| memory.sidecars.p50()).map(|kib| kib / 1024.0),
         osm: Some(60.0),
-    });
-    let milliseconds = |of: fn(&_) -> &Figures| added(&results.creation, of).map(|seconds| seconds * 1000.0);
-    goals.push(Goal {
+    };
+    [controller, sidecar]
+}
+
+/// What injection adds to the creation of a pod.
+fn creation(results: &ClusterResults) -> [ClusterGoal; 2] {
+    let call = ClusterGoal {
         name: "injection adds to the create call, difference of medians".to_owned(),
         bound: Bound::AtMost(10.0),
         unit: "ms",
-        measured: milliseconds(|creation| &creation.call),
+        measured: added(&results.creation, |creation| &creation.call).map(|seconds| seconds * 1000.0),
         osm: Some(114.0),
-    });
-    goals.push(Goal {
+    };
+    let ready = ClusterGoal {
         name: "injection adds to Ready, difference of medians".to_owned(),
         bound: Bound::AtMost(1.0),
         unit: "s",
         measured: added(&results.creation, |creation| &creation.ready),
         osm: Some(2.0),
-    });
-    goals
+    };
+    [call, ready]
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cluster::results::{Changes, Connections, Memory, Settings};
+use crate::cluster::results::{Changes, ClusterSettings, ConnectionEnds, MeshMemory};
 use crate::report::Machine;
 
 fn figures(all: &[f64]) -> Figures {
@@ -21,7 +21,7 @@ fn results() -> ClusterResults {
         stale: 0,
         odd: 0,
     };
-    let memory = |controller: f64| Memory {
+    let memory = |controller: f64| MeshMemory {
         controller: controller * 1024.0,
         cert_manager: 20_480.0,
         injector: 20_480.0,
@@ -32,7 +32,7 @@ fn results() -> ClusterResults {
         finished: 0,
         seconds: 700,
         machine: Machine { processor: "2 × P".to_owned(), kernel: "Linux 6".to_owned() },
-        settings: Settings {
+        settings: ClusterSettings {
             version: "0.1.0".to_owned(),
             is_debug: false,
             changes: 3,
@@ -46,7 +46,7 @@ fn results() -> ClusterResults {
         ],
         connections: vec![(
             small,
-            Connections {
+            ConnectionEnds {
                 change: Change::Address,
                 ended: figures(&[0.4, 0.7]),
                 still_open: 0,

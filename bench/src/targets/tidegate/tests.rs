@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::certificates::Certificates;
+use crate::certificates::RunCertificates;
 use crate::targets;
 
 #[test]
@@ -12,14 +12,14 @@ fn the_programs_are_found_by_their_folder_or_by_any_program_in_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     for name in ["tidegate-cert-manager", "tidegate-controller", "tidegate-sidecar"] {
-        let error = Programs::find(folder.path()).unwrap_err().to_string();
+        let error = ReleasePrograms::find(folder.path()).unwrap_err().to_string();
         let start = format!("{} does not exist; build it with `cargo build --release`", path(name).display());
         assert!(error.starts_with(&start), "{error}");
         fs::write(path(name), "").unwrap();
     }
-    let programs = Programs::find(folder.path()).unwrap();
+    let programs = ReleasePrograms::find(folder.path()).unwrap();
     assert_eq!(programs.sidecar, path("tidegate-sidecar"));
-    assert_eq!(Programs::find(&path("tidegate")).unwrap(), programs);
+    assert_eq!(ReleasePrograms::find(&path("tidegate")).unwrap(), programs);
 }
 
 #[test]
@@ -38,9 +38,9 @@ fn the_manifests_put_the_sidecar_before_the_apps_port() {
 #[test]
 fn each_program_is_configured_with_what_the_others_offer() {
     let directory = tempfile::tempdir().unwrap();
-    let certificates = Certificates::create(directory.path()).unwrap();
+    let certificates = RunCertificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();
-    let site = Site {
+    let site = TargetSite {
         directory: directory.path(),
         certificates: &certificates,
         app: "127.0.0.1:4001".parse().unwrap(),
@@ -48,7 +48,7 @@ fn each_program_is_configured_with_what_the_others_offer() {
         load_core: 1,
         programs: &programs,
     };
-    let mesh = Mesh::prepare(&site).unwrap();
+    let mesh = LocalMesh::prepare(&site).unwrap();
     let ca = mesh.ca_arguments(&site).0.join(" ");
     let controller = mesh.controller_arguments().0.join(" ");
     let sidecar = mesh.sidecar_arguments(&site).0.join(" ");

@@ -18,6 +18,7 @@ const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct TokenKey(KeyPair);
 
 impl TokenKey {
+    /// A new key.
     pub(super) fn generate() -> Result<Self> {
         Ok(Self(KeyPair::generate()?))
     }
