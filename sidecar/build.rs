@@ -1,5 +1,5 @@
-//! How the linker lays a release out, so that little of it is in memory: what a sidecar runs is side by side
-//! (`bench/layout` says what that is), and addresses that the loader fills in take a bit each, which glibc knows since 2.36.
+//! Linker options for releases that reduce resident memory: the functions that a sidecar runs are placed side by side
+//! (`bench/layout` lists them), and relocations are packed (supported by glibc since 2.36).
 
 use std::{env, path::Path};
 

@@ -1,4 +1,4 @@
-//! `/config`: what this sidecar enforces and shows at this moment, without a single private key.
+//! `/config` on the admin port: the configuration that this sidecar enforces at this moment. Contains no private keys.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,20 +15,20 @@ use crate::destinations::{BalancedEndpoint, Destinations, ReferencedView, Resolv
 use crate::options::Inbound;
 use crate::snapshot::Publisher;
 
-/// What `/config` shows.
+/// State of the `/config` handler.
 #[derive(Clone)]
 pub(crate) struct ConfigView {
     /// `<namespace>/<name>` of the workload.
     pub(crate) workload: Arc<str>,
-    /// Where connections are taken and where they go, with the ports that were bound.
+    /// Fixed listeners: the address that is bound, and the app's address.
     pub(crate) inbound: Arc<[Inbound]>,
-    /// Where connections are taken that the kernel redirects.
+    /// Address of the listener for connections that the kernel redirects.
     pub(crate) transparent: Option<SocketAddr>,
-    /// Where the app's own connections are taken.
+    /// Addresses of the listeners for the app's outbound connections.
     pub(crate) outbound: Arc<[SocketAddr]>,
-    /// What is known of the addresses that the app dials.
+    /// Destinations that the app has dialled.
     pub(crate) destinations: Arc<Destinations>,
-    /// Holds the snapshot.
+    /// Source of the current snapshot.
     pub(crate) publisher: Arc<Publisher>,
 }
 
@@ -41,7 +41,7 @@ async fn config(State(view): State<ConfigView>) -> Json<Value> {
     let snapshot = view.publisher.current();
     let mut inbound: Vec<Value> =
         view.inbound.iter().map(|inbound| json!({"listen": inbound.listen, "app": inbound.app})).collect();
-    // What the kernel redirects here goes to the port that was dialled, if the policy has it.
+    // A redirected connection goes to the port that the client dialled, if the policy has that port.
     inbound.extend(view.transparent.map(|listen| {
         let ports = snapshot.policy.as_ref().map(|policy| policy.ports.keys().collect::<Vec<_>>());
         json!({"listen": listen, "redirected": true, "ports": ports.unwrap_or_default()})

@@ -1,4 +1,4 @@
-//! What each request of a connection is asked: whether the policy lets it in.
+//! Authorizes the requests of one connection against the current policy.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,32 +9,33 @@ use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Reason,
 use crate::connection_info::ConnectionInfo;
 use crate::snapshot::{Snapshot, Snapshots};
 
-/// Asks the policy about the connection, and remembers the answer for as long as the policy stands.
+/// Decisions of the policy about one connection, cached per policy generation.
 pub struct Authorizer {
     info: Rc<ConnectionInfo>,
     snapshots: Snapshots,
-    verdict: RefCell<Verdict>,
-    /// Whether any verdict was to let it in.
+    decision: RefCell<CachedDecision>,
+    /// Whether any decision so far let the connection in.
     was_let_in: Cell<bool>,
 }
 
-struct Verdict {
+/// A cached decision.
+struct CachedDecision {
     snapshot: Arc<Snapshot>,
     decision: Rc<Decision>,
-    /// Whether each request's host counts, too.
+    /// Whether the decision also depends on each request's host.
     differs_by_name: bool,
 }
 
-/// What a new snapshot means to a connection that is open.
+/// The effect of a new snapshot on an open connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Review {
-    /// It lives on.
+    /// The connection stays open.
     Keep,
-    /// It would not be let in any more.
+    /// The new policy would refuse the connection.
     Revoke(Denial),
 }
 
-impl Verdict {
+impl CachedDecision {
     fn new(info: &ConnectionInfo, snapshot: Arc<Snapshot>) -> Self {
         let policy = snapshot.policy.as_deref();
         let decision = Rc::new(info.judge(policy));
@@ -44,11 +45,11 @@ impl Verdict {
 }
 
 impl Authorizer {
-    /// For a connection, with its first verdict.
+    /// Decides about the connection once, by the current policy.
     pub fn new(info: Rc<ConnectionInfo>, snapshots: Snapshots) -> Self {
-        let verdict = Verdict::new(&info, snapshots.current());
-        let was_let_in = Cell::new(matches!(*verdict.decision, Decision::Allow(_)));
-        Self { info, snapshots, verdict: RefCell::new(verdict), was_let_in }
+        let decision = CachedDecision::new(&info, snapshots.current());
+        let was_let_in = Cell::new(matches!(*decision.decision, Decision::Allow(_)));
+        Self { info, snapshots, decision: RefCell::new(decision), was_let_in }
     }
 
     /// The connection.
@@ -56,46 +57,47 @@ impl Authorizer {
         &self.info
     }
 
-    /// The verdict by the newest policy. Costs one atomic load unless the policy has changed.
+    /// The decision by the newest policy. Costs one atomic load unless the policy has changed.
     pub fn decide(&self) -> Rc<Decision> {
-        let mut verdict = self.verdict.borrow_mut();
-        if verdict.snapshot.generation != self.snapshots.generation() {
-            *verdict = Verdict::new(&self.info, self.snapshots.current());
-            if matches!(*verdict.decision, Decision::Allow(_)) {
+        let mut cached = self.decision.borrow_mut();
+        if cached.snapshot.generation != self.snapshots.generation() {
+            *cached = CachedDecision::new(&self.info, self.snapshots.current());
+            if matches!(*cached.decision, Decision::Allow(_)) {
                 self.was_let_in.set(true);
             }
         }
-        verdict.decision.clone()
+        cached.decision.clone()
     }
 
-    /// The verdict on a request for this authority, which must fit the server name that the connection was opened for
-    /// where rules differ by it.
+    /// The decision about a request for this authority. Where rules differ by name, the authority must match the server
+    /// name that the connection was opened for; otherwise the request is misdirected (RFC 9110 §15.5.20).
     pub fn decide_on(&self, authority: &str) -> Rc<Decision> {
         let decision = self.decide();
-        let verdict = self.verdict.borrow();
-        if !verdict.differs_by_name || !matches!(*decision, Decision::Allow(_)) {
+        let cached = self.decision.borrow();
+        if !cached.differs_by_name || !matches!(*decision, Decision::Allow(_)) {
             return decision;
         }
         let host = host_of(authority);
         if self.info.server_name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(host)) {
             return decision;
         }
-        match verdict.snapshot.policy.as_deref().map(|policy| policy.direct(&self.info.session(), host)) {
+        match cached.snapshot.policy.as_deref().map(|policy| policy.direct(&self.info.session(), host)) {
             Some(Err(denial)) => Rc::new(Decision::Deny(denial)),
             Some(Ok(())) | None => decision,
         }
     }
 
-    /// What the app speaks, by the newest policy.
+    /// The app's protocol, by the newest policy.
     pub fn app_protocol(&self) -> AppProtocol {
         self.decide();
-        let verdict = self.verdict.borrow();
-        let port = verdict.snapshot.policy.as_ref().and_then(|policy| policy.ports.get(&self.info.port));
+        let cached = self.decision.borrow();
+        let port = cached.snapshot.policy.as_ref().and_then(|policy| policy.ports.get(&self.info.port));
         port.map_or(AppProtocol::Http, |port| port.protocol)
     }
 
-    /// Whether the connection would be opened again, on terms that it meets, and let in if it ever was. What is read as
-    /// HTTP and what is passed on unseen never change places: a tunnel would carry what HTTP is judged by.
+    /// Whether the new policy would open the connection again on terms that it meets, and still lets it in if it ever
+    /// did. A connection never changes between HTTP and opaque: as a tunnel it would carry requests past the HTTP
+    /// rules.
     pub fn review(&self, snapshot: &Snapshot) -> Review {
         let Some(policy) = snapshot.policy.as_deref() else {
             return Review::Revoke(Denial::new(Reason::NoPolicy));
@@ -112,14 +114,14 @@ impl Authorizer {
             Ok(_) => {}
         }
         match info.judge(Some(policy)) {
-            // One that was never let in has got a 403 for each request, and still may.
+            // A connection that was never let in has received a 403 for each request, and continues to.
             Decision::Deny(denial) if self.was_let_in.get() => Review::Revoke(denial),
             _ => Review::Keep,
         }
     }
 }
 
-/// Whether bytes are passed on unseen on these terms.
+/// Whether bytes are passed on without being parsed.
 fn is_opaque(terms: Terms) -> bool {
     matches!(terms, Terms::Opaque | Terms::MeshTls(MeshProtocol::Tcp))
 }

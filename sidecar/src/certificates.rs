@@ -1,4 +1,4 @@
-//! Certificates of peers that were verified, each held once however many connections it has opened.
+//! Interned certificates of verified peers: each is held once, however many connections use it.
 
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
@@ -12,41 +12,45 @@ use tidegate_core::certificate::CertificateError;
 use crate::connection_info::VerifiedCertificate;
 use crate::http::client_certificate;
 
-/// The certificates of the peers of a worker's connections.
+/// The verified certificates of a worker's peers, by digest of their chain.
 #[derive(Default)]
 pub(crate) struct Certificates {
     by_digest: HashMap<[u8; 32], HeldCertificate>,
 }
 
-/// A peer's certificate and the end of its chain.
+/// An interned certificate and when its chain expires.
 pub(crate) struct Verified {
     pub(crate) certificate: Rc<VerifiedCertificate>,
     pub(crate) life: CertificateLife,
 }
 
+/// An entry; does not keep the certificate alive.
 struct HeldCertificate {
     certificate: Weak<VerifiedCertificate>,
     life: CertificateLife,
 }
 
-/// The end of a certificate chain.
+/// When a certificate chain expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CertificateLife {
-    /// From when on a connection that it has opened takes no new requests.
+    /// When connections that the certificate has opened stop taking new requests.
     pub(crate) last_call: SystemTime,
-    /// From when on it is worth nothing.
+    /// When the chain expires.
     pub(crate) end: SystemTime,
 }
 
-/// A client is told to come back with its next certificate this long before its last one ends, or a tenth of the
-/// certificate's life before if that is less.
+/// Connections end this long before their client certificate expires, or a tenth of its lifetime before if that is
+/// less, so that the client can reconnect with its next certificate.
 const LAST_CALL: Duration = Duration::from_secs(30);
-/// How long before its issue a certificate's life begins, for clocks that are behind: no part of the life that its
-/// holder has.
+/// How far certificates are back-dated at issue, for clocks that are behind. Not counted as part of the lifetime.
 pub(crate) const BACK_DATING: Duration = Duration::from_secs(60);
 
 impl Certificates {
-    /// The certificate of a chain that was verified, leaf first.
+    /// Interns the certificate of a verified chain, leaf first.
+    ///
+    /// # Errors
+    ///
+    /// If the chain is empty or a certificate cannot be decoded.
     pub(crate) fn intern(&mut self, chain: &[CertificateDer<'static>]) -> Result<Verified, CertificateError> {
         let digest = digest(chain);
         if let Some(held) = self.by_digest.get(&digest)
@@ -67,7 +71,7 @@ impl Certificates {
         Ok(Verified { certificate, life })
     }
 
-    /// Forgets those that no connection holds any more.
+    /// Drops entries that no connection uses.
     pub(crate) fn sweep(&mut self) {
         if self.by_digest.values().any(|held| held.certificate.strong_count() == 0) {
             self.by_digest.retain(|_, held| held.certificate.strong_count() > 0);
@@ -84,13 +88,13 @@ impl CertificateLife {
 }
 
 impl VerifiedCertificate {
-    /// The last moment at which all of its chain is alive.
+    /// When the first certificate of the chain expires.
     pub(crate) fn not_after(&self) -> SystemTime {
         end_of_chain(&self.leaf, self.chain.get(1..).unwrap_or_default())
     }
 }
 
-/// A chain ends with the first of its certificates that does.
+/// A chain expires with the first of its certificates.
 fn end_of_chain(leaf: &PeerCertificate, issuers: &[CertificateDer<'_>]) -> SystemTime {
     let of_issuers = issuers.iter().filter_map(|issuer| PeerCertificate::from_der(issuer).ok());
     of_issuers.map(|issuer| issuer.not_after).fold(leaf.not_after, SystemTime::min)
@@ -99,7 +103,7 @@ fn end_of_chain(leaf: &PeerCertificate, issuers: &[CertificateDer<'_>]) -> Syste
 fn digest(chain: &[CertificateDer<'_>]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     for certificate in chain {
-        // With the length, so that no two chains are the same bytes.
+        // Lengths are hashed, too, so that different chains never hash the same bytes.
         context.update(&certificate.len().to_be_bytes());
         context.update(certificate);
     }
@@ -120,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_held_once_for_as_long_as_somebody_needs_it() {
+    fn a_certificate_is_held_once_for_as_long_as_a_connection_uses_it() {
         let mut certificates = Certificates::default();
         let (one, other) = (certificate("a.example"), certificate("b.example"));
         let first = certificates.intern(std::slice::from_ref(&one)).unwrap().certificate;

@@ -1,4 +1,4 @@
-//! One accepted connection as policy, headers and logs see it.
+//! The facts about one accepted connection that policy, headers and logs use.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use tidegate_core::PeerCertificate;
 use tidegate_core::policy::{Decision, Denial, InboundPolicy, Opening, Reason, Session, Terms};
 
-/// What is known of a connection once its handshake, if any, is done. Does not change any more.
+/// A connection after its handshake, if any. Immutable.
 pub struct ConnectionInfo {
     /// Address of the TCP peer.
     pub peer: SocketAddr,
@@ -18,7 +18,7 @@ pub struct ConnectionInfo {
     pub port: u16,
     /// Where the app listens.
     pub app: SocketAddr,
-    /// On which terms the policy opened the connection.
+    /// The terms on which the policy opened the connection.
     pub terms: Terms,
     /// Whether TLS was terminated; `false` for plaintext and for opaque bytes.
     pub tls: bool,
@@ -32,21 +32,21 @@ pub struct ConnectionInfo {
     pub accepted: SystemTime,
 }
 
-/// A peer's certificate that was verified: a client's, or that of the sidecar that the app's own connection goes to.
-/// Interned by the worker: a thousand connections of one ingress controller hold one.
+/// A peer's verified certificate: a client's, or that of the sidecar at the other end of an outbound connection.
+/// Interned by the worker: a thousand connections of one ingress controller share one.
 pub struct VerifiedCertificate {
-    /// Its names and life.
+    /// Names and validity.
     pub leaf: PeerCertificate,
-    /// DER of the chain as the client sent it, leaf first; for judging it again by another trust bundle.
+    /// DER of the chain as the peer sent it, leaf first; verified again when the trust bundle changes.
     pub chain: Vec<rustls_pki_types::CertificateDer<'static>>,
-    /// Its part of `x-forwarded-client-cert`: `Hash=…;URI=…;DNS=…`, everything that is not plain escaped.
+    /// Its element of `x-forwarded-client-cert`: `Hash=…;URI=…;DNS=…`, special characters escaped.
     pub forwarded: Box<str>,
     /// Its names for logs: `DNS:a.b, URI:spiffe://…`.
     pub names: Box<str>,
 }
 
 impl ConnectionInfo {
-    /// What the first bytes showed, as the policy asks for it.
+    /// What the first bytes showed, in the form that the policy takes.
     pub fn opening(&self) -> Opening<'_> {
         match self.terms {
             Terms::MeshTls(protocol) => Opening::Mesh(protocol),
@@ -56,7 +56,7 @@ impl ConnectionInfo {
         }
     }
 
-    /// What the policy is asked about.
+    /// The connection in the form that the policy takes.
     pub(crate) fn session(&self) -> Session<'_> {
         Session {
             port: self.port,
@@ -66,7 +66,7 @@ impl ConnectionInfo {
         }
     }
 
-    /// The decision of a policy.
+    /// The policy's decision about the connection; without a policy, a denial.
     pub(crate) fn judge(&self, policy: Option<&InboundPolicy>) -> Decision {
         let Some(policy) = policy else { return Decision::Deny(Denial::new(Reason::NoPolicy)) };
         policy.authorize(&self.session())

@@ -1,4 +1,4 @@
-//! What connections use of the worker that carries them.
+//! Per-worker state that connections share.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,24 +10,24 @@ use crate::http::HttpContext;
 use crate::refusal_log::RefusalLog;
 use crate::snapshot::{Snapshot, Snapshots};
 
-/// One for each worker, shared by its connections.
+/// State of one worker that its connections use.
 pub(crate) struct WorkerContext {
-    /// What the control thread knows.
+    /// Configuration that the control thread publishes.
     pub(crate) snapshots: Snapshots,
-    /// What is known of the addresses that the app dials.
+    /// Destinations that the app has dialled.
     pub(crate) destinations: Arc<Destinations>,
     /// Limits, telemetry, pools and buffers.
     pub(crate) http: Rc<HttpContext>,
-    /// Certificates of peers.
+    /// Interned certificates of peers.
     pub(crate) certificates: RefCell<Certificates>,
-    /// Where refused connections are told.
+    /// Log of refused connections.
     pub(crate) refusals: RefusalLog,
-    /// The workload's SPIFFE URI, with the generation of the policy that it is from.
+    /// The workload's SPIFFE URI, with the snapshot generation that it comes from.
     identity: RefCell<(u64, Arc<str>)>,
 }
 
 impl WorkerContext {
-    /// Without any connection's.
+    /// State of a worker that has no connections yet.
     pub(crate) fn new(snapshots: Snapshots, destinations: Arc<Destinations>, http: Rc<HttpContext>) -> Self {
         Self {
             snapshots,
@@ -52,7 +52,7 @@ impl WorkerContext {
         identity.1.clone()
     }
 
-    /// What is due on every tick of the worker.
+    /// Periodic work, on every tick of the worker.
     pub(crate) fn tick(&self) {
         self.certificates.borrow_mut().sweep();
         self.http.tick();

@@ -1,8 +1,8 @@
-//! A connection's first bytes, looked at before anything is answered.
+//! Detects the protocol of a connection from its first bytes, before anything is answered.
 //!
-//! [`first_bytes`] tells TLS from everything else and reads the ClientHello, [`http2_preface`] tells plaintext HTTP/2
-//! from HTTP/1. Both are pure functions of the bytes so far: how a client cuts its bytes into segments and records
-//! makes no difference, and what cannot be read is refused, never taken for something else.
+//! [`first_bytes`] tells TLS from plaintext and reads the ClientHello, [`http2_preface`] tells plaintext HTTP/2 from
+//! HTTP/1. Both are pure functions of the bytes received so far: segmentation and record boundaries make no difference,
+//! and bytes that cannot be decoded are refused, never treated as another protocol.
 
 pub mod client_hello;
 
@@ -10,39 +10,39 @@ use tidegate_core::policy::Opening;
 
 pub use client_hello::{ClientHello, Malformed};
 
-/// The most bytes that are read before the first bytes must have shown what they are: a ClientHello of
-/// [`client_hello::MAX_MESSAGE`] bytes in [`client_hello::MAX_RECORDS`] records.
+/// How many bytes are read at most to detect the protocol: a ClientHello of [`client_hello::MAX_MESSAGE`] bytes in
+/// [`client_hello::MAX_RECORDS`] records.
 pub const MAX_FIRST_BYTES: usize =
     client_hello::MAX_MESSAGE + client_hello::MAX_RECORDS * client_hello::RECORD_HEADER;
 
-/// What HTTP/2 clients with prior knowledge send first (RFC 9113 §3.4).
+/// The client connection preface of HTTP/2 (RFC 9113 §3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What the first bytes are.
+/// The protocol that the first bytes show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FirstBytes {
-    /// They could still be more than one thing.
+    /// More bytes are needed.
     Incomplete,
-    /// No TLS.
+    /// Not TLS.
     Plaintext,
-    /// TLS, with this ClientHello.
+    /// TLS, with its ClientHello.
     Tls(ClientHello),
-    /// They begin as TLS and are none that may go on.
+    /// Begins like TLS, but the ClientHello is malformed.
     Malformed(Malformed),
 }
 
-/// Whether plaintext is HTTP/2 with prior knowledge.
+/// Whether plaintext begins with the HTTP/2 preface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preface {
-    /// It could still be.
+    /// More bytes are needed.
     Incomplete,
-    /// It is.
+    /// HTTP/2 with prior knowledge.
     Http2,
-    /// It is not.
+    /// Anything else.
     Other,
 }
 
-/// Looks at all bytes that a client has sent so far.
+/// Detects the protocol from all bytes that a client has sent so far.
 pub fn first_bytes(bytes: &[u8]) -> FirstBytes {
     match bytes {
         [] | [client_hello::HANDSHAKE] => FirstBytes::Incomplete,
@@ -55,7 +55,7 @@ pub fn first_bytes(bytes: &[u8]) -> FirstBytes {
     }
 }
 
-/// Looks at all plaintext that a client has sent so far.
+/// Looks for the HTTP/2 preface in all plaintext that a client has sent so far.
 pub fn http2_preface(bytes: &[u8]) -> Preface {
     if bytes.starts_with(HTTP2_PREFACE) {
         Preface::Http2
@@ -67,7 +67,15 @@ pub fn http2_preface(bytes: &[u8]) -> Preface {
 }
 
 impl FirstBytes {
-    /// What the policy is asked about; `None` as long as nothing can be asked.
+    /// The ClientHello, if they are TLS.
+    pub(crate) fn client_hello(&self) -> Option<&ClientHello> {
+        match self {
+            Self::Tls(hello) => Some(hello),
+            Self::Incomplete | Self::Plaintext | Self::Malformed(_) => None,
+        }
+    }
+
+    /// The opening in the form that the policy takes; `None` while it is incomplete or if it is malformed.
     pub fn opening(&self) -> Option<Opening<'_>> {
         match self {
             Self::Plaintext => Some(Opening::Plaintext),

@@ -1,41 +1,43 @@
-//! Bytes that a worker holds because a peer does not take them, and what a connection may still read.
+//! Accounts for bytes that a worker holds because peers read slowly, and limits how much a connection reads at a time.
 //!
-//! A connection reads from one side before it knows whether the other one takes the bytes. Long bodies move fastest in
-//! large pieces, so a connection may hold one of them; the more all of them hold, the smaller is the piece that each
-//! reads next. Nobody waits for anybody: a slow reader costs others the size of their pieces at most.
+//! A connection reads from one side before it can tell whether the other side accepts the bytes. Long bodies move
+//! fastest in large pieces, so a connection may hold one large piece; the more all connections hold, the smaller the
+//! next piece that each of them reads. Connections never wait for each other: a slow reader only makes the pieces of
+//! others smaller.
 
 use std::cell::Cell;
 
-/// Room for the head of a short request.
+/// Room for the head of a short request, in bytes.
 pub(crate) const TINY: usize = 1024;
-/// Room for the head of nearly every request.
+/// Room for the head of nearly every request, in bytes.
 pub(crate) const SMALL: usize = 4 * 1024;
-/// Room for one read of a short message; as much as a TLS record holds.
+/// Room for one read of a short message: as much as a TLS record holds.
 pub(crate) const MEDIUM: usize = 16 * 1024;
-/// Room for one read of a long body, and the most that is held of it in one direction.
+/// Room for one read of a long body, and the maximum held of it in one direction.
 pub(crate) const LARGE: usize = 64 * 1024;
 
-/// Held by a worker when pieces of more than [`MEDIUM`] end.
-const MUCH: usize = 2 * 1024 * 1024;
-/// Held by a worker when pieces of more than [`SMALL`] end.
-const VERY_MUCH: usize = 4 * 1024 * 1024;
+/// When a worker holds this many bytes, pieces shrink to [`MEDIUM`].
+const HELD_HIGH: usize = 2 * 1024 * 1024;
+/// When a worker holds this many bytes, pieces shrink to [`SMALL`].
+const HELD_VERY_HIGH: usize = 4 * 1024 * 1024;
 
 thread_local! {
     static HELD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// So many bytes, held until this is dropped. To be dropped by the worker that made it.
+/// Counts bytes as held by this thread until dropped. Must be dropped on the thread that created it.
 #[derive(Debug, Default)]
 pub(crate) struct HeldBytes(usize);
 
 impl HeldBytes {
+    /// Counts this many bytes.
     pub(crate) fn new(bytes: usize) -> Self {
         let mut held = Self::default();
         held.set(bytes);
         held
     }
 
-    /// Holds so many bytes instead.
+    /// Changes the number of bytes that are counted.
     pub(crate) fn set(&mut self, bytes: usize) {
         if bytes != self.0 {
             HELD.set((HELD.get() + bytes).saturating_sub(self.0));
@@ -50,12 +52,12 @@ impl Drop for HeldBytes {
     }
 }
 
-/// How much of `wanted` a connection may read, or hand on, at a time.
+/// How many of `wanted` bytes a connection may read or forward at a time.
 pub(crate) fn affordable(wanted: usize) -> usize {
     match HELD.get() {
-        ..MUCH => wanted,
-        MUCH..VERY_MUCH => wanted.min(MEDIUM),
-        VERY_MUCH.. => wanted.min(SMALL),
+        ..HELD_HIGH => wanted,
+        HELD_HIGH..HELD_VERY_HIGH => wanted.min(MEDIUM),
+        HELD_VERY_HIGH.. => wanted.min(SMALL),
     }
 }
 

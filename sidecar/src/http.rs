@@ -1,19 +1,19 @@
-//! HTTP, both codecs. Policy, header rules and logs see one request type and never the codec.
+//! HTTP: two codecs behind one view of a request, so that policy, header rules and logs do not depend on the version.
 //!
-//! [`handler`] decides what becomes of a request; the codecs read requests, do what it says, and carry the answers.
-//! [`h1`] is a path of our own, one task that drives both sides; [`h2`] is the h2 crate's. What they speak to is in
-//! [`crate::upstream`]. [`headers`] has the rules for what is believed of a client, `target` for what a request may be,
-//! [`local_reply`] the answers that are ours.
+//! [`handler`] decides what happens to a request; the codecs parse requests, carry out its decision and forward the
+//! responses. [`h1`] is our own HTTP/1 implementation: one task drives client and app. [`h2`] uses the h2 crate. The
+//! connections to apps and other upstreams are in `crate::upstream`. `headers` has the rules for header fields that
+//! clients send, `target` those for request targets, `local_reply` the responses that the sidecar generates itself.
 
-pub mod buffer;
-pub mod client_certificate;
-pub mod clock;
+mod buffer;
+pub(crate) mod client_certificate;
+pub(crate) mod clock;
 pub mod h1;
 pub mod h2;
 pub mod handler;
-pub mod headers;
-pub mod local_reply;
-pub mod request;
+mod headers;
+mod local_reply;
+mod request;
 mod target;
 
 use std::rc::Rc;
@@ -24,24 +24,24 @@ use crate::snapshot::Snapshots;
 use crate::telemetry::Telemetry;
 use crate::upstream::Upstreams;
 
-/// What a worker lends to each HTTP connection; one for each worker.
+/// State of one worker that its HTTP connections share.
 pub struct HttpContext {
-    /// How much and how long.
+    /// Sizes, counts and times.
     pub limits: Rc<Limits>,
-    /// Where each request is logged and counted.
+    /// Access log and metrics.
     pub telemetry: Rc<Telemetry>,
     /// Connections to upstreams.
     pub upstreams: Upstreams,
     /// The streams of clients that speak HTTP/2.
     pub streams: h2::Streams,
-    /// Spare memory for bytes on their way.
+    /// Spare buffers for bytes in transit.
     pub buffers: buffer::Buffers,
-    /// The `date` of our own answers.
+    /// Formats the `date` of locally generated responses.
     pub clock: clock::Clock,
 }
 
 impl HttpContext {
-    /// A context with nothing in its pools. TLS towards upstreams is spoken as the newest snapshot has it.
+    /// A context with empty pools. TLS towards upstreams uses the newest snapshot.
     pub fn new(limits: Rc<Limits>, telemetry: Rc<Telemetry>, snapshots: Snapshots) -> Self {
         Self {
             upstreams: Upstreams::new(limits.clone(), snapshots),
@@ -53,7 +53,7 @@ impl HttpContext {
         }
     }
 
-    /// What is due on every tick of the worker.
+    /// Periodic work, on every tick of the worker.
     pub fn tick(&self) {
         let now = Instant::now();
         self.upstreams.sweep(now);

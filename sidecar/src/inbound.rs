@@ -1,21 +1,23 @@
-//! A connection's story, top to bottom: who may connect, what the first bytes are, what the policy makes of them, the
-//! handshake, and on to HTTP or to opaque bytes.
+//! The life of an inbound connection, top to bottom: admission, protocol detection, policy, TLS handshake, and then
+//! HTTP or opaque bytes.
 //!
-//! Whatever is not let in by a rule ends here, with its reason in the log: by RST before TLS, by an alert of TLS for
-//! the client certificate's sake, by `403` inside HTTP.
+//! Connections that no rule allows end here, with the reason in the log: by RST before TLS, by a TLS alert because of
+//! the client certificate, by `403` within HTTP.
 
 mod first_bytes;
 mod opaque;
 mod refusal;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
 use rustls_pki_types::UnixTime;
-use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Opening, Reason, Terms};
+use tidegate_core::policy::{
+    AppProtocol, Decision, Denial, InboundPolicy, MeshProtocol, Opening, Reason, Terms,
+};
 use tokio::net::TcpStream;
 
 use crate::authorizer::{Authorizer, Review};
@@ -35,18 +37,18 @@ use crate::tls::ServerTls;
 use crate::tls::stream::{HandshakeFailure, TlsStream};
 
 use first_bytes::Received;
-use refusal::Refusal;
+use refusal::ConnectionRefusal;
 
-/// The client's side of a connection: where it comes from, and what it dialled.
+/// The client's side of a connection: its address, and the address that it dialled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Downstream {
     /// Address of the TCP peer.
     pub(crate) peer: SocketAddr,
-    /// What it dialled, and the app behind it.
+    /// The address that was dialled, and the app behind it.
     pub(crate) target: InboundTarget,
 }
 
-/// A connection while it is opened.
+/// A connection while it is being opened.
 struct InboundConnection<'w> {
     context: &'w Rc<WorkerContext>,
     downstream: Downstream,
@@ -55,17 +57,17 @@ struct InboundConnection<'w> {
     accepted: SystemTime,
 }
 
-/// A connection that goes on, with what was read of it already.
+/// An admitted connection, with the bytes that were already read.
 struct Opened {
     stream: MaybeTls,
     received: BytesMut,
     authorizer: Rc<Authorizer>,
-    inside: Inside,
+    protocol: InnerProtocol,
 }
 
-/// What a connection carries.
+/// The protocol that a connection carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Inside {
+enum InnerProtocol {
     Http1,
     Http2,
     Opaque,
@@ -73,8 +75,7 @@ enum Inside {
 
 /// Serves a connection until it ends.
 ///
-/// The steps are futures of their own, each gone when it is done: what a connection costs while it is idle is the
-/// last one.
+/// Each step is a boxed future that is dropped when done, so an idle connection costs only the memory of the last one.
 pub(crate) async fn serve(
     context: &Rc<WorkerContext>,
     io: TcpStream,
@@ -82,20 +83,20 @@ pub(crate) async fn serve(
     connection: &OpenConnection,
     line: &Lifeline,
 ) {
-    let story = InboundConnection { context, downstream, connection, line, accepted: SystemTime::now() };
-    let Some(Opened { stream, received, authorizer, inside }) = Box::pin(story.open(io)).await else {
+    let inbound = InboundConnection { context, downstream, connection, line, accepted: SystemTime::now() };
+    let Some(Opened { stream, received, authorizer, protocol }) = Box::pin(inbound.open(io)).await else {
         return;
     };
-    match inside {
-        Inside::Http1 => {
+    match protocol {
+        InnerProtocol::Http1 => {
             let handler = Handler::new(authorizer);
             Box::pin(http::h1::serve(stream, received, &handler, line, &context.http)).await;
         }
-        Inside::Http2 => {
+        InnerProtocol::Http2 => {
             let handler = Handler::new(authorizer);
             Box::pin(http::h2::serve(stream, received, handler, line.clone(), context.http.clone())).await;
         }
-        Inside::Opaque => {
+        InnerProtocol::Opaque => {
             connection.set_opaque();
             Box::pin(opaque::serve(stream, received, &authorizer, line, &context.http)).await;
         }
@@ -103,7 +104,7 @@ pub(crate) async fn serve(
 }
 
 impl InboundConnection<'_> {
-    /// Lets the connection in on the terms of the policy; `None` if it has ended.
+    /// Opens the connection on the terms of the policy; `None` if it has ended.
     async fn open(&self, io: TcpStream) -> Option<Opened> {
         let Self { context, line, .. } = self;
         let (port, source) = (self.downstream.target.port, self.downstream.peer.ip());
@@ -122,7 +123,7 @@ impl InboundConnection<'_> {
         line.within(context.http.limits.detect, Wait::FirstBytes);
         let (first, received) = match first_bytes::receive(&io, line).await {
             Received::Bytes(first, received) => (first, received),
-            // Nothing was asked, so nothing is answered: the end is an orderly one.
+            // The client sent nothing, so it gets no response: close with FIN.
             Received::Nothing => return None,
             Received::NoRoom => {
                 context.http.telemetry.totals().unfinished.add(1);
@@ -130,25 +131,15 @@ impl InboundConnection<'_> {
             }
         };
 
-        // Asked anew: the client may have taken its time.
+        // Load the snapshot again: the client may have taken its time.
         let snapshot = context.snapshots.current();
         let Some(policy) = snapshot.policy.as_deref() else {
             return self.refuse(io, None, &Denial::new(Reason::NoPolicy).into());
         };
-        let hello = match &first {
-            FirstBytes::Tls(hello) => Some(hello),
-            // Where any bytes are let in, these are too: they are the app's to judge.
-            FirstBytes::Malformed(_) | FirstBytes::Incomplete
-                if policy.open(port, source, Opening::Plaintext) == Ok(Terms::Opaque) =>
-            {
-                return self.opaque(io, received, None, &snapshot);
-            }
-            FirstBytes::Malformed(malformed) => return self.refuse(io, None, &(*malformed).into()),
-            FirstBytes::Plaintext | FirstBytes::Incomplete => None,
-        };
-        let terms = match policy.open(port, source, first.opening()?) {
-            Ok(terms) => terms,
-            Err(denial) => return self.refuse(io, hello, &denial.into()),
+        let hello = first.client_hello();
+        let terms = match terms(policy, port, source, &first) {
+            Ok(terms) => terms?,
+            Err(refusal) => return self.refuse(io, hello, &refusal),
         };
         let app = policy.ports.get(&port).map_or(AppProtocol::Http, |port| port.protocol);
         match (terms, hello) {
@@ -156,7 +147,7 @@ impl InboundConnection<'_> {
             (Terms::Opaque, hello) => self.opaque(io, received, hello, &snapshot),
             (Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), Some(hello)) => {
                 let Some(tls) = &snapshot.tls else {
-                    return self.refuse(io, Some(hello), &Refusal::NotReady);
+                    return self.refuse(io, Some(hello), &ConnectionRefusal::NotReady);
                 };
                 let handshake = self.handshake(io, received, &snapshot, tls, terms, hello, app);
                 let (stream, info, life) = Box::pin(handshake).await?;
@@ -173,16 +164,16 @@ impl InboundConnection<'_> {
     /// Plaintext HTTP of either version.
     async fn plaintext(&self, io: TcpStream, received: BytesMut) -> Option<Opened> {
         let (preface, received) = first_bytes::preface(&io, self.line, received).await?;
-        let inside = match preface {
-            Preface::Http2 => Inside::Http2,
-            Preface::Incomplete | Preface::Other => Inside::Http1,
+        let protocol = match preface {
+            Preface::Http2 => InnerProtocol::Http2,
+            Preface::Incomplete | Preface::Other => InnerProtocol::Http1,
         };
         let snapshot = self.context.snapshots.current();
         let info = self.info(&io, Terms::IngressPlaintext, None, &snapshot);
-        self.go_on(MaybeTls::Plain(io), received, inside, info, None)
+        self.establish(MaybeTls::Plain(io), received, protocol, info, None)
     }
 
-    /// Opaque bytes under an ingress rule, or of an app that speaks first.
+    /// Opaque bytes under an ingress rule, or for an app that speaks first.
     fn opaque(
         &self,
         io: TcpStream,
@@ -191,39 +182,41 @@ impl InboundConnection<'_> {
         snapshot: &Snapshot,
     ) -> Option<Opened> {
         let info = self.info(&io, Terms::Opaque, hello, snapshot);
-        self.go_on(MaybeTls::Plain(io), received, Inside::Opaque, info, None)
+        self.establish(MaybeTls::Plain(io), received, InnerProtocol::Opaque, info, None)
     }
 
-    /// What is inside TLS.
+    /// The protocol within TLS.
     fn secured(
         &self,
         stream: Box<TlsStream>,
         info: ConnectionInfo,
         life: Option<CertificateLife>,
     ) -> Option<Opened> {
-        let inside = match info.terms {
-            Terms::MeshTls(MeshProtocol::Tcp) => Inside::Opaque,
-            Terms::MeshTls(MeshProtocol::Http2) => Inside::Http2,
-            _ if stream.alpn_protocol() == Some(b"h2") => Inside::Http2,
-            _ => Inside::Http1,
+        let protocol = match info.terms {
+            Terms::MeshTls(MeshProtocol::Tcp) => InnerProtocol::Opaque,
+            Terms::MeshTls(MeshProtocol::Http2) => InnerProtocol::Http2,
+            _ if stream.alpn_protocol() == Some(b"h2") => InnerProtocol::Http2,
+            _ => InnerProtocol::Http1,
         };
-        self.go_on(MaybeTls::Tls(stream), BytesMut::new(), inside, info, life)
+        self.establish(MaybeTls::Tls(stream), BytesMut::new(), protocol, info, life)
     }
 
-    /// From here on, changes of policy and certificates reach the connection. It ends here if one was faster, or if
-    /// what it carries leaves no other way to say no.
-    fn go_on(
+    /// Registers the connection, so that changes of policy and certificates reach it from now on. Ends it if it is no
+    /// longer allowed, or if it is denied and its protocol has no error response.
+    fn establish(
         &self,
         stream: MaybeTls,
         received: BytesMut,
-        inside: Inside,
+        protocol: InnerProtocol,
         info: ConnectionInfo,
         life: Option<CertificateLife>,
     ) -> Option<Opened> {
         let authorizer = Rc::new(Authorizer::new(Rc::new(info), self.context.snapshots.clone()));
         let denial = match (authorizer.review(&self.context.snapshots.current()), &*authorizer.decide()) {
             (Review::Revoke(denial), _) => Some(denial),
-            (Review::Keep, Decision::Deny(denial)) if inside == Inside::Opaque => Some(denial.clone()),
+            (Review::Keep, Decision::Deny(denial)) if protocol == InnerProtocol::Opaque => {
+                Some(denial.clone())
+            }
             _ => None,
         };
         if let Some(denial) = denial {
@@ -235,14 +228,17 @@ impl InboundConnection<'_> {
         if let Some(client) = &authorizer.info().client {
             self.line.identify(&client.names);
         }
-        // There is no asking opaque bytes to come back with the next certificate: they have been let in for good, until
-        // policy or trust bundle say otherwise.
-        self.connection.let_in(authorizer.clone(), life.filter(|_| inside != Inside::Opaque));
-        Some(Opened { stream, received, authorizer, inside })
+        // Opaque connections cannot be asked to reconnect with the next certificate: they stay open until policy or
+        // trust bundle change.
+        self.connection.admit(authorizer.clone(), life.filter(|_| protocol != InnerProtocol::Opaque));
+        Some(Opened { stream, received, authorizer, protocol })
     }
 
-    /// The TLS handshake, and what it has shown; `None` if the connection has ended.
-    #[expect(clippy::too_many_arguments, reason = "all that was learnt so far, none of it needed afterwards")]
+    /// Runs the TLS handshake; `None` if the connection has ended.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "everything learnt so far; none of it is needed afterwards"
+    )]
     async fn handshake(
         &self,
         io: TcpStream,
@@ -256,7 +252,7 @@ impl InboundConnection<'_> {
         let totals = self.context.http.telemetry.totals();
         if hello.newest_version < TLS12 {
             totals.handshakes_failed.add(1);
-            self.refused(Some(hello), &Refusal::OldVersion(hello.newest_version));
+            self.refused(Some(hello), &ConnectionRefusal::OldVersion(hello.newest_version));
             refusal::alert_protocol_version(io, self.line).await;
             return None;
         }
@@ -270,7 +266,7 @@ impl InboundConnection<'_> {
                 if matches!(error.cause, HandshakeFailure::NoRoom) {
                     totals.unfinished.add(1);
                 }
-                self.refused(Some(hello), &Refusal::handshake(error.cause));
+                self.refused(Some(hello), &ConnectionRefusal::handshake(error.cause));
                 refusal::linger(error.io, self.line).await;
                 return None;
             }
@@ -280,25 +276,13 @@ impl InboundConnection<'_> {
             }
         };
         totals.handshakes.add(1);
-        let verified = match stream.peer_certificates() {
-            Some(chain) => match self.context.certificates.borrow_mut().intern(chain) {
-                Ok(verified) => Some(verified),
-                Err(error) => {
-                    self.refused(Some(hello), &error.into());
-                    return None;
-                }
-            },
-            None => None,
+        let verified = match self.verified_client(&stream, tls) {
+            Ok(verified) => verified,
+            Err(refusal) => {
+                self.refused(Some(hello), &refusal);
+                return None;
+            }
         };
-        // While hands were shaken, the trust bundle may have changed.
-        let newest = self.context.snapshots.current();
-        if let (Some(newest), Some(verified)) = (&newest.tls, &verified)
-            && newest.bundle != tls.bundle
-            && let Err(error) = newest.verify_again(&verified.certificate.chain, UnixTime::now())
-        {
-            self.refused(Some(hello), &error.into());
-            return None;
-        }
         let (client, life) = verified.map(|Verified { certificate, life }| (certificate, life)).unzip();
         let mut info = self.info(stream.socket(), terms, Some(hello), snapshot);
         info.tls = true;
@@ -306,6 +290,28 @@ impl InboundConnection<'_> {
         Some((stream, info, life))
     }
 
+    /// The client's certificate, if it presented one.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be decoded, or if a trust bundle that arrived during the handshake does not accept it.
+    fn verified_client(
+        &self,
+        stream: &TlsStream,
+        tls: &ServerTls,
+    ) -> Result<Option<Verified>, ConnectionRefusal> {
+        let Some(chain) = stream.peer_certificates() else { return Ok(None) };
+        let verified = self.context.certificates.borrow_mut().intern(chain)?;
+        let newest = self.context.snapshots.current();
+        if let Some(newest) = &newest.tls
+            && newest.bundle != tls.bundle
+        {
+            newest.verify_again(&verified.certificate.chain, UnixTime::now())?;
+        }
+        Ok(Some(verified))
+    }
+
+    /// The facts about a plaintext connection.
     fn info(
         &self,
         io: &TcpStream,
@@ -314,12 +320,10 @@ impl InboundConnection<'_> {
         snapshot: &Snapshot,
     ) -> ConnectionInfo {
         let target = self.downstream.target;
+        let is_unspecified = target.address.ip().is_unspecified();
         ConnectionInfo {
             peer: self.downstream.peer,
-            local: match target.address.ip().is_unspecified() {
-                true => io.local_addr().unwrap_or(target.address),
-                false => target.address,
-            },
+            local: if is_unspecified { io.local_addr().unwrap_or(target.address) } else { target.address },
             port: target.port,
             app: target.app,
             terms,
@@ -331,11 +335,40 @@ impl InboundConnection<'_> {
         }
     }
 
-    /// Ends the connection by RST, with the reason in the log.
-    fn refuse<T>(&self, io: TcpStream, hello: Option<&ClientHello>, refusal: &Refusal) -> Option<T> {
+    /// Ends the connection by RST and logs the reason.
+    fn refuse<T>(
+        &self,
+        io: TcpStream,
+        hello: Option<&ClientHello>,
+        refusal: &ConnectionRefusal,
+    ) -> Option<T> {
         self.refused(hello, refusal);
         socket::reset(io);
         None
+    }
+}
+
+/// The terms on which the policy opens a connection with these first bytes; `None` if they are incomplete.
+///
+/// # Errors
+///
+/// If the policy denies the connection, or if the bytes are malformed TLS.
+fn terms(
+    policy: &InboundPolicy,
+    port: u16,
+    source: IpAddr,
+    first: &FirstBytes,
+) -> Result<Option<Terms>, ConnectionRefusal> {
+    if let Some(opening) = first.opening() {
+        return Ok(Some(policy.open(port, source, opening)?));
+    }
+    // Where opaque bytes are allowed, the app handles malformed and incomplete ones.
+    if policy.open(port, source, Opening::Plaintext) == Ok(Terms::Opaque) {
+        return Ok(Some(Terms::Opaque));
+    }
+    match first {
+        FirstBytes::Malformed(malformed) => Err((*malformed).into()),
+        _ => Ok(None),
     }
 }
 

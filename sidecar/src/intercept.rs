@@ -1,73 +1,74 @@
-//! `tidegate-sidecar intercept`: rules by which the kernel leads a pod's TCP connections through the sidecar.
+//! `tidegate-sidecar intercept`: writes iptables rules that redirect a pod's TCP connections to the sidecar.
 //!
-//! An init container runs it once the sidecar is ready, which `wait` waits for. `plan` says which rules there are to be,
-//! `rule` how they are spelled, `backend` which programs write them, `apply` writes, compares and removes them,
-//! `conntrack` keeps connections of the sidecar that are older, `capture` proves that a connection is captured.
+//! An init container runs it once the sidecar is ready, which `wait` waits for. `plan` decides which rules are needed,
+//! `rule` formats them, `backend` runs the iptables programs, `apply` writes, compares and removes rules, `conntrack`
+//! preserves the sidecar's existing connections, `capture` proves that a connection is captured.
 
 mod apply;
 mod backend;
 mod capture;
 mod conntrack;
+mod error;
 mod plan;
 mod rule;
 mod wait;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::{fs, io};
 
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
 use tidegate_core::contract::names::SIDECAR_USER;
 use tidegate_core::contract::{environment, flags, ports};
 use tidegate_runtime::logging::LogOptions;
-use tidegate_runtime::signals::Signal;
 use tracing::{info, warn};
 
-pub use backend::Backend;
+pub use backend::IptablesBackend;
+pub use error::InterceptError;
 pub use rule::{Interface, InterfaceError};
 
 use crate::options::PodIps;
 use apply::Applied;
-use backend::Program;
+use backend::IptablesProgram;
 use capture::Captured;
 use plan::Plan;
-use rule::{Family, restore_text};
+use rule::{IpFamily, restore_text};
 
-/// Redirect a pod's TCP connections to its sidecar: rules of iptables in the pod's network namespace. To be run as
-/// root with the capabilities NET_ADMIN and NET_RAW. Running it again changes nothing, or repairs what was lost.
+/// Redirect a pod's TCP connections to its sidecar, by iptables rules in the pod's network namespace. Run as root with
+/// the capabilities NET_ADMIN and NET_RAW. Running it again changes nothing, or restores missing rules.
 #[derive(Parser, Clone, Debug)]
 #[command(name = flags::INTERCEPT)]
 pub struct InterceptOptions {
-    /// Where connections from others go.
+    /// The sidecar's port for connections from other hosts.
     #[arg(long, env = environment::INBOUND_PORT, value_name = "PORT", default_value_t = ports::INBOUND, value_parser = port())]
     pub inbound_port: u16,
 
-    /// Where the pod's own connections go.
+    /// The sidecar's port for the pod's own connections.
     #[arg(long, env = environment::OUTBOUND_PORT, value_name = "PORT", default_value_t = ports::OUTBOUND, value_parser = port())]
     pub outbound_port: u16,
 
-    /// The sidecar's user: what it sends is not redirected.
+    /// The sidecar's user ID: its traffic is not redirected.
     #[arg(long = flags::UID, value_name = "UID", default_value_t = SIDECAR_USER)]
     pub uid: u32,
 
-    /// Ports of the pod that others reach without the sidecar. The sidecar's own are always among them.
+    /// Ports of the pod that bypass the sidecar for connections from other hosts. The sidecar's own ports always do.
     #[arg(long = flags::EXCLUDE_INBOUND_PORTS, value_name = "PORT,PORT", value_delimiter = ',', value_parser = port())]
     pub exclude_inbound_ports: Vec<u16>,
 
-    /// Ports that the pod dials without the sidecar.
+    /// Destination ports that the pod dials without the sidecar.
     #[arg(long = flags::EXCLUDE_OUTBOUND_PORTS, value_name = "PORT,PORT", value_delimiter = ',', value_parser = port())]
     pub exclude_outbound_ports: Vec<u16>,
 
-    /// Ranges of either family that the pod dials without the sidecar.
+    /// Destination ranges, IPv4 or IPv6, that the pod dials without the sidecar.
     #[arg(long = flags::EXCLUDE_OUTBOUND_RANGES, value_name = "CIDR,CIDR", value_delimiter = ',')]
     pub exclude_outbound_ranges: Vec<IpNet>,
 
-    /// The only ranges that the pod dials through the sidecar [default: all]
+    /// The only destination ranges that the pod dials through the sidecar [default: all]
     #[arg(long = flags::INCLUDE_OUTBOUND_RANGES, value_name = "CIDR,CIDR", value_delimiter = ',')]
     pub include_outbound_ranges: Vec<IpNet>,
 
-    /// Network interfaces of which nothing is redirected; a + at the end stands for anything.
+    /// Network interfaces whose traffic is not redirected; a trailing + matches any suffix.
     #[arg(long = flags::EXCLUDE_INTERFACES, value_name = "NAME,NAME", value_delimiter = ',')]
     pub exclude_interfaces: Vec<Interface>,
 
@@ -79,32 +80,32 @@ pub struct InterceptOptions {
     #[arg(long = flags::POD_IPS, env = environment::POD_IPS, value_name = "IP,IP", default_value = "")]
     pub pod_ips: PodIps,
 
-    /// Whether the pod may send UDP past the mesh. If refused, what is not DNS, loopback or an answer is rejected and
-    /// counted by the rule that does it.
+    /// Whether the pod may send UDP past the mesh. If refused, everything except DNS, loopback and replies is rejected
+    /// and counted by the rejecting rule.
     #[arg(long = flags::UDP, value_enum, default_value = "allow")]
-    pub udp: Udp,
+    pub udp: UdpMode,
 
-    /// Which of the kernel's rule sets.
+    /// The iptables backend to use.
     #[arg(long, value_enum, default_value = "auto")]
-    pub backend: Backend,
+    pub backend: IptablesBackend,
 
-    /// Before all else, wait until the sidecar is ready, as its port 15010 says.
+    /// First wait until the sidecar is ready, according to its port 15010.
     #[arg(long = flags::AFTER_SIDECAR, conflicts_with_all = ["clean", "dry_run"])]
     pub after_sidecar: bool,
 
-    /// Afterwards, prove that a connection is captured.
+    /// Afterwards, verify that a connection is captured.
     #[arg(long = flags::CHECK)]
     pub check: bool,
 
-    /// Change nothing; say whether every rule is there, and prove that a connection is captured.
+    /// Change nothing; verify that every rule is in place and that a connection is captured.
     #[arg(long, conflicts_with_all = ["check", "clean", "dry_run"])]
     pub check_only: bool,
 
-    /// Remove all rules of ours instead, whatever they are, from both rule sets or from that of --backend.
+    /// Instead, remove all Tidegate rules, from both backends or from that of --backend.
     #[arg(long, conflicts_with_all = ["check", "dry_run"])]
     pub clean: bool,
 
-    /// Only print what iptables-restore and ip6tables-restore would get.
+    /// Only print the input for iptables-restore and ip6tables-restore.
     #[arg(long, conflicts_with = "check")]
     pub dry_run: bool,
 
@@ -118,105 +119,28 @@ pub struct InterceptOptions {
 pub enum LocalProxyMode {
     /// On loopback or on all addresses.
     Localhost,
-    /// On the pod's addresses: what the sidecar dials at loopback is led there.
+    /// On the pod's addresses: what the sidecar dials at loopback is redirected there.
     PodIp,
 }
 
-/// What becomes of UDP.
+/// What happens to UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Udp {
-    /// It is left alone.
+pub enum UdpMode {
+    /// It is not touched.
     Allow,
     /// It is rejected.
     Refuse,
 }
 
-/// Why connections are not, or might not be, captured.
-#[derive(Debug, thiserror::Error)]
-pub enum InterceptError {
-    /// The image lacks a program.
-    #[error("{program} is neither in PATH nor in {folders}: install iptables in the image")]
-    NoProgram {
-        /// Its name.
-        program: String,
-        /// Where it was looked for besides.
-        folders: String,
-    },
-    /// Neither backend can be used.
-    #[error("neither backend of iptables can be used; nft: {nft}; legacy: {legacy}")]
-    NoBackend {
-        /// What is wrong with nft.
-        nft: String,
-        /// What is wrong with legacy.
-        legacy: String,
-    },
-    /// A program of iptables has failed.
-    #[error("{program}: {message}{hint}")]
-    Program {
-        /// Its path.
-        program: String,
-        /// What it said.
-        message: String,
-        /// What to do about it; empty or beginning with a colon.
-        hint: &'static str,
-    },
-    /// The program could not be started again with a lock file that can be written.
-    #[error("cannot start anew with another lock file: {0}")]
-    StartAnew(#[source] io::Error),
-    /// PodIP mode needs to know the pod's addresses.
-    #[error("--local-proxy-mode pod-ip needs the pod's addresses: --pod-ips (or POD_IPS) is empty")]
-    NoPodIps,
-    /// The rules are not there.
-    #[error(
-        "the rules for {family} are not what they should be: {what}; run tidegate-sidecar intercept again"
-    )]
-    NotInPlace {
-        /// IPv4 or IPv6.
-        family: &'static str,
-        /// The first difference.
-        what: String,
-    },
-    /// The port that the check listens on is taken.
-    #[error("the check cannot listen on port {port}, which is the sidecar's to use: {source}")]
-    CheckPort {
-        /// The check's port.
-        port: u16,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A connection was not captured.
-    #[error(
-        "a connection to {target} by user {user} was not captured: {problem}; other rules of the pod or of its network may come first"
-    )]
-    NotCaptured {
-        /// Where it was made to.
-        target: std::net::SocketAddr,
-        /// Who made it.
-        user: u32,
-        /// What happened to it.
-        problem: String,
-    },
-    /// It was told to end before the sidecar was ready.
-    #[error("ended by {signal} while the sidecar was not ready: {reason}")]
-    Ended {
-        /// What told it.
-        signal: Signal,
-        /// What the sidecar said last, or why it could not be asked.
-        reason: String,
-    },
-    /// Signals or sockets cannot be used.
-    #[error("cannot wait for the sidecar: {0}")]
-    Wait(#[source] io::Error),
-    /// The check would be made as the one user whose connections are never captured.
-    #[error("the check must not run as user {0}: it is the sidecar's, whose connections are not redirected")]
-    CheckAsSidecar(u32),
-}
-
-/// Does what the options say.
+/// Runs the command.
+///
+/// # Errors
+///
+/// If rules cannot be written, or if a connection is not captured.
 pub fn run(options: &InterceptOptions) -> Result<(), InterceptError> {
     let plan = options.plan()?;
     if options.dry_run {
-        for family in [Family::V4, Family::V6] {
+        for family in [IpFamily::V4, IpFamily::V6] {
             println!("# {family}\n{}", restore_text(&plan.rules(family), |_| false));
         }
         return Ok(());
@@ -232,24 +156,25 @@ pub fn run(options: &InterceptOptions) -> Result<(), InterceptError> {
     for (family, need) in families(&options.pod_ips.0) {
         match write_or_compare(options, backend, &plan, family) {
             Ok(()) => {}
-            Err(error) if need == Need::Wanted => {
+            Err(error) if need == FamilyNeed::Optional => {
                 warn!(%family, %error, "no interception: the pod has no address of this family");
                 continue;
             }
             Err(error) => return Err(error),
         }
         if options.check || options.check_only {
-            prove(&plan, family)?;
+            verify_capture(&plan, family)?;
         }
     }
     Ok(())
 }
 
+/// Writes the rules of one family, or with --check-only compares them.
 fn write_or_compare(
     options: &InterceptOptions,
-    backend: Backend,
+    backend: IptablesBackend,
     plan: &Plan,
-    family: Family,
+    family: IpFamily,
 ) -> Result<(), InterceptError> {
     let program = backend.program(family)?;
     let rules = plan.rules(family);
@@ -276,7 +201,8 @@ fn write_or_compare(
     Ok(())
 }
 
-fn prove(plan: &Plan, family: Family) -> Result<(), InterceptError> {
+/// Verifies that a connection of this family is captured.
+fn verify_capture(plan: &Plan, family: IpFamily) -> Result<(), InterceptError> {
     if rustix::process::geteuid().as_raw() == plan.user {
         return Err(InterceptError::CheckAsSidecar(plan.user));
     }
@@ -290,22 +216,23 @@ fn prove(plan: &Plan, family: Family) -> Result<(), InterceptError> {
     Ok(())
 }
 
-fn clean(backend: Backend) -> Result<(), InterceptError> {
+/// Removes all Tidegate rules.
+fn clean(backend: IptablesBackend) -> Result<(), InterceptError> {
     let backends = match backend {
-        Backend::Auto => vec![Backend::Nft, Backend::Legacy],
+        IptablesBackend::Auto => vec![IptablesBackend::Nft, IptablesBackend::Legacy],
         one => vec![one],
     };
     let mut programs = 0;
     let mut last = None;
     for backend in &backends {
-        for family in [Family::V4, Family::V6] {
-            match backend.program(family).and_then(|program: Program| apply::clean(&program)) {
+        for family in [IpFamily::V4, IpFamily::V6] {
+            match backend.program(family).and_then(|program: IptablesProgram| apply::clean(&program)) {
                 Ok(any) => {
                     programs += 1;
                     info!(%family, ?backend, removed = any, "no rule of ours is left");
                 }
-                // What cannot be asked may be a backend that this kernel does not have; one has to be there.
-                Err(error) if backends.len() > 1 || family == Family::V6 => {
+                // A backend that cannot be run may not exist on this kernel; one of them must.
+                Err(error) if backends.len() > 1 || family == IpFamily::V6 => {
                     warn!(%family, ?backend, %error, "not looked at");
                     last = Some(error);
                 }
@@ -338,45 +265,55 @@ impl InterceptOptions {
             included_ranges: nets(&self.include_outbound_ranges),
             excluded_interfaces: self.exclude_interfaces.iter().cloned().collect(),
             app_ips,
-            refuses_udp: self.udp == Udp::Refuse,
+            refuses_udp: self.udp == UdpMode::Refuse,
         })
     }
 }
 
-/// Whether rules of a family must be there.
+/// Whether a family must have rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Need {
-    /// The pod has addresses of it.
-    Must,
-    /// It might get some.
-    Wanted,
+enum FamilyNeed {
+    /// The pod has addresses of the family.
+    Required,
+    /// The pod might get addresses of the family.
+    Optional,
 }
 
-/// The families that this network namespace has.
-fn families(pod_ips: &[IpAddr]) -> Vec<(Family, Need)> {
-    let knows = |family: Family| pod_ips.iter().any(|ip| family.has(ip));
-    let mut families =
-        vec![(Family::V4, if pod_ips.is_empty() || knows(Family::V4) { Need::Must } else { Need::Wanted })];
+/// The address families of this network namespace.
+fn families(pod_ips: &[IpAddr]) -> Vec<(IpFamily, FamilyNeed)> {
+    let has_address = |family: IpFamily| pod_ips.iter().any(|ip| family.has(ip));
+    let mut families = vec![(
+        IpFamily::V4,
+        if pod_ips.is_empty() || has_address(IpFamily::V4) {
+            FamilyNeed::Required
+        } else {
+            FamilyNeed::Optional
+        },
+    )];
     let addresses = fs::read_to_string("/proc/self/net/if_inet6").ok();
     let is_off =
         fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|text| text.trim() == "1");
     match addresses {
         Some(addresses) if !is_off || has_global(&addresses) => {
-            let need = if knows(Family::V6) || has_global(&addresses) { Need::Must } else { Need::Wanted };
-            families.push((Family::V6, need));
+            let need = if has_address(IpFamily::V6) || has_global(&addresses) {
+                FamilyNeed::Required
+            } else {
+                FamilyNeed::Optional
+            };
+            families.push((IpFamily::V6, need));
         }
         _ => info!("IPv6 is off here: no rules for it"),
     }
     families
 }
 
-/// Whether an interface has an address that reaches beyond its link, by `/proc/net/if_inet6`: the address, then index,
-/// length of the prefix, scope (00 is global), flags, name.
+/// Whether an interface has a global address, according to `/proc/net/if_inet6`: address, interface index, prefix
+/// length, scope (00 is global), flags, name.
 fn has_global(if_inet6: &str) -> bool {
     if_inet6.lines().any(|line| line.split_whitespace().nth(3) == Some("00"))
 }
 
-impl Family {
+impl IpFamily {
     fn name(self) -> &'static str {
         match self {
             Self::V4 => "IPv4",
@@ -399,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_none_is_refused_with_its_flag() {
+    fn an_invalid_value_is_refused_with_its_flag() {
         for (flag, value) in [
             ("--exclude-inbound-ports", "80,0"),
             ("--exclude-outbound-ports", "80,http"),
@@ -421,14 +358,14 @@ mod tests {
     }
 
     #[test]
-    fn ranges_lose_the_bits_that_are_not_theirs() {
+    fn host_bits_of_ranges_are_cleared() {
         let options = parse(&["--exclude-outbound-ranges", "10.1.2.3/8,fd00::1/16"]).unwrap();
         let ranges = options.plan().unwrap().excluded_ranges;
         assert_eq!(ranges.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "fd00::/16"]);
     }
 
     #[test]
-    fn a_global_address_is_told_from_those_of_the_link() {
+    fn a_global_address_is_distinguished_from_link_local_ones() {
         let loopback = "00000000000000000000000000000001 01 80 10 80       lo\n";
         let link = "fe80000000000000a00000fffe000001 02 40 20 80     eth0\n";
         let global = "fd000000000000000000000000000002 02 40 00 80     eth0\n";

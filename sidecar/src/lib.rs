@@ -1,9 +1,10 @@
-//! The data plane of one workload: takes every connection, speaks mutual TLS, enforces the policy, and says what it
-//! did.
+//! The data plane of one workload: accepts every connection, speaks mutual TLS, enforces the policy, and logs and
+//! counts what it did.
 //!
-//! Start at `inbound`: a connection's story, top to bottom; `outbound` is that of one that the app opens. A [`worker`] owns the connections of one thread;
-//! [`snapshot`] is how it learns what the control thread knows; [`lifeline`] is how it ends what may not go on.
-//! [`mod@sidecar`] puts the parts together.
+//! Start at `inbound`, which reads top to bottom as the life of a connection from a client; `outbound` is the same for
+//! a connection that the app opens. A `worker` owns the connections of one thread. It receives configuration from the
+//! control thread through [`snapshot`], and ends connections through [`lifeline`]. [`mod@sidecar`] puts the parts
+//! together.
 
 mod admin;
 pub mod authorizer;
@@ -21,23 +22,23 @@ mod inbound;
 pub mod intercept;
 pub mod lifeline;
 pub mod limits;
-pub mod listener;
+mod listener;
 pub mod options;
 mod outbound;
 mod places;
-pub mod probes;
+mod probes;
 mod refusal_log;
 pub mod sidecar;
 pub mod snapshot;
 mod socket;
-pub mod stream;
+mod stream;
 pub mod telemetry;
-pub mod tls;
+mod tls;
 mod tunnel;
 mod turn;
 mod upstream;
 pub mod wait;
-pub mod worker;
+mod worker;
 
 #[cfg(test)]
 mod test_mesh;

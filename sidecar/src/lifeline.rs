@@ -1,48 +1,51 @@
-//! How the world outside reaches into a connection: deadlines, drain, and a policy or certificate that no longer
-//! lets it live.
+//! How a worker ends connections: on deadlines, for a drain, or when policy or certificates no longer allow them.
 //!
-//! One thread owns a worker's connections, so a connection learns all this from two cells: no lock, no channel, no
-//! timer of its own. The worker walks its connections on a coarse tick and on every change ([`Registry::expire`],
-//! [`Registry::for_each`]); a connection's task looks at its [`Lifeline`] whenever it is polled.
+//! A worker owns its connections on one thread, so two cells are enough: no lock, no channel, no timer per connection.
+//! The worker visits its connections on a coarse tick and on every change ([`Registry::expire`],
+//! [`Registry::for_each`]); a connection's task checks its [`Lifeline`] whenever it is polled.
+
+mod registry;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::places::{Eviction, Part, Place};
+pub use self::registry::Registry;
+
+use crate::places::{Eviction, Place, UnfinishedPart};
 
 /// What a connection may still do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Everything.
     Open,
-    /// Everything, but the next answer is the last and says so; the client is not left waiting for it for long.
+    /// Everything, but the next response is the last and says so. Waits only a limited time for a request.
     Leaving(Cause),
-    /// Finish what is in flight, say so to the client where the protocol can, and close.
+    /// Complete requests in flight, tell the client if the protocol allows it, and close.
     Finishing(Cause),
     /// Nothing more.
     Closed(Cause),
 }
 
-/// Why a connection is to end.
+/// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The client took too long.
     Deadline(Wait),
     /// The sidecar is shutting down.
     Draining,
-    /// The policy no longer lets it in.
+    /// The policy no longer allows it.
     PolicyChanged,
-    /// The client certificate it was let in by has ended.
+    /// The client certificate has expired.
     CertificateExpired,
-    /// The trust bundle no longer vouches for the client certificate it was let in by.
+    /// The trust bundle no longer accepts the client certificate.
     TrustBundleChanged,
-    /// Its client holds the most places, and another one needs one.
+    /// Its client holds the most places, and another client needs one.
     MadeRoom,
-    /// There is no room for a TLS record that is not complete.
+    /// No room for an incomplete TLS record.
     NoRoom,
 }
 
@@ -55,71 +58,67 @@ pub enum Wait {
     Handshake,
     /// The rest of a request's head.
     Headers,
-    /// More of a body, or room for more of it.
+    /// More of a body, or that a body can be written.
     Body,
     /// The next request.
     Idle,
     /// The app's TCP handshake.
     Connect,
-    /// Anything of an event stream or a gRPC stream.
+    /// Any byte of an event stream or a gRPC stream.
     Stream,
-    /// Anything of an answer whose client has ended its side.
+    /// Any byte of a response whose client has half-closed.
     HalfClose,
 }
 
-/// A connection's end of the line. Cheap to clone; every clone is the same connection.
+/// A connection's handle. Cheap to clone; every clone refers to the same connection.
 #[derive(Clone)]
 pub struct Lifeline {
-    state: Rc<State>,
-}
-
-/// All connections of a worker, with what the worker knows of each.
-pub struct Registry<T> {
-    connections: RefCell<Vec<(Weak<State>, Rc<T>)>>,
+    state: Rc<LineState>,
 }
 
 /// The connection's phase changed while it waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the connection is to end: {0:?}")]
+#[error("the connection must end: {0:?}")]
 pub struct Ended(pub Cause);
 
-struct State {
+/// Shared by the clones of a [`Lifeline`].
+struct LineState {
     phase: Cell<Phase>,
-    deadline: Cell<Option<Deadline>>,
+    deadline: Cell<Option<LineDeadline>>,
     /// When [`Phase::Leaving`] turns into [`Phase::Finishing`].
     leave_by: Cell<Option<Instant>>,
     /// When [`Phase::Finishing`] turns into [`Phase::Closed`].
     finish_by: Cell<Option<Instant>>,
-    /// When the connection is to be polled, whatever happens.
+    /// When the connection must be polled, whatever happens.
     look_at: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
-    /// What counts it; none for a line outside a registry.
+    /// The place that counts it; none for a connection outside a registry.
     place: OnceCell<Place>,
 }
 
-/// When a wait ends, and since when it lasts.
+/// When a wait ends, and when it began.
 #[derive(Clone, Copy)]
-struct Deadline {
+struct LineDeadline {
     since: Instant,
     by: Instant,
     wait: Wait,
 }
 
-/// How soon a connection makes room for others: in this order.
+/// The order in which connections make room for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Precedence {
-    /// It has waited for its client since then, and nothing is in flight.
+    /// Idle since then: it waits for its client, and nothing is in flight.
     Idle(Instant),
-    /// What is in flight has not moved since then.
+    /// A request is in flight, but has made no progress since then.
     Stalled(Instant),
-    /// Something is in flight.
+    /// A request is in flight.
     Busy,
 }
 
 impl Lifeline {
-    /// A line to a connection that nobody else watches; for tests and for what never ends early.
+    /// A lifeline that no worker watches; for tests and for connections that never end early.
     pub fn new() -> Self {
-        let state = State {
+        let state = LineState {
             phase: Cell::new(Phase::Open),
             deadline: Cell::new(None),
             leave_by: Cell::new(None),
@@ -131,37 +130,36 @@ impl Lifeline {
         Self { state: Rc::new(state) }
     }
 
-    /// The connection holds so many bytes of something that is not complete: a handshake, a request's head. `false` if
-    /// there is no room for as many.
+    /// Accounts for bytes of an incomplete handshake or request head. `false` if there is no room for them.
     #[must_use]
     pub fn hold(&self, bytes: usize) -> bool {
-        self.state.place.get().is_none_or(|place| place.hold(Part::Message, bytes))
+        self.state.place.get().is_none_or(|place| place.hold(UnfinishedPart::Message, bytes))
     }
 
-    /// TLS holds so many bytes of records that are not complete or not read. Closes the connection if there is no room
-    /// for as many.
+    /// Accounts for bytes of TLS records that are incomplete or unread. Closes the connection if there is no room for
+    /// them.
     pub fn hold_record(&self, bytes: usize) {
-        if self.state.place.get().is_some_and(|place| !place.hold(Part::Record, bytes)) {
+        if self.state.place.get().is_some_and(|place| !place.hold(UnfinishedPart::Record, bytes)) {
             self.close(Cause::NoRoom);
         }
     }
 
-    /// The client has proven who it is, by these names.
+    /// Assigns the connection to the client with these verified names.
     pub fn identify(&self, names: &str) {
         if let Some(place) = self.state.place.get() {
             place.identify(names);
         }
     }
 
-    /// When this connection is to make room, if it is of those that are.
+    /// How soon this connection must make room, if it belongs to the source that must.
     pub(crate) fn precedence(&self, eviction: &Eviction) -> Option<Precedence> {
         let is_meant = self.state.place.get().is_some_and(|place| place.is_of(eviction));
         if !is_meant || matches!(self.phase(), Phase::Closed(_)) {
             return None;
         }
         Some(match self.state.deadline.get() {
-            Some(Deadline { since, wait: Wait::Body | Wait::Connect, .. }) => Precedence::Stalled(since),
-            Some(Deadline { since, .. }) => Precedence::Idle(since),
+            Some(LineDeadline { since, wait: Wait::Body | Wait::Connect, .. }) => Precedence::Stalled(since),
+            Some(LineDeadline { since, .. }) => Precedence::Idle(since),
             None => Precedence::Busy,
         })
     }
@@ -171,48 +169,48 @@ impl Lifeline {
         self.state.phase.get()
     }
 
-    /// Whether the connection should end as soon as nothing is in flight, and say so in what it answers.
+    /// Whether the connection should end as soon as nothing is in flight, and announce it in its responses.
     pub fn is_finishing(&self) -> bool {
         self.phase() != Phase::Open
     }
 
-    /// Starts a wait of at most this long, instead of the one before it. Coarse: it ends up to a tick late.
+    /// Sets the deadline, replacing the one before. Coarse: it fires up to a tick late.
     pub fn within(&self, time: Duration, wait: Wait) {
         let since = Instant::now();
-        self.state.deadline.set(since.checked_add(time).map(|by| Deadline { since, by, wait }));
+        self.state.deadline.set(since.checked_add(time).map(|by| LineDeadline { since, by, wait }));
     }
 
-    /// Ends the wait; nothing is due.
+    /// Removes the deadline.
     pub fn at_ease(&self) {
         self.state.deadline.set(None);
     }
 
-    /// Has the connection polled once this time is over, for what wakes no task. Coarse, like a deadline.
+    /// Polls the connection once this time is over, for conditions that wake no task. Coarse, like a deadline.
     pub fn look_after(&self, time: Duration) {
         self.state.look_at.set(Instant::now().checked_add(time));
     }
 
-    /// Asks the connection to take its leave: the next answer tells the client that it is the last. Protocols that
-    /// cannot say so on their own wait for a request for `idle`, and then finish; all are closed after `grace`. Asked
-    /// again, the sooner time counts.
-    pub fn leave(&self, cause: Cause, idle: Duration, grace: Duration) {
+    /// Closes the connection gracefully: the next response tells the client that it is the last. Protocols that cannot
+    /// announce it by themselves wait for a request for `idle`, and then finish; all are closed after `grace`. If
+    /// called again, the sooner time counts.
+    pub fn close_gracefully(&self, cause: Cause, idle: Duration, grace: Duration) {
         if let Phase::Closed(_) = self.phase() {
             return;
         }
-        sooner(&self.state.leave_by, idle);
-        sooner(&self.state.finish_by, grace);
+        set_earlier(&self.state.leave_by, idle);
+        set_earlier(&self.state.finish_by, grace);
         if self.phase() == Phase::Open {
             self.state.phase.set(Phase::Leaving(cause));
             self.wake();
         }
     }
 
-    /// Lets the connection finish what is in flight, for at most this long, and nothing more.
+    /// Lets the connection complete requests in flight for at most this long.
     pub fn finish(&self, cause: Cause, grace: Duration) {
         if let Phase::Closed(_) = self.phase() {
             return;
         }
-        let is_sooner = sooner(&self.state.finish_by, grace);
+        let is_sooner = set_earlier(&self.state.finish_by, grace);
         if is_sooner || !matches!(self.phase(), Phase::Finishing(_)) {
             self.state.phase.set(Phase::Finishing(cause));
             self.wake();
@@ -227,8 +225,8 @@ impl Lifeline {
         }
     }
 
-    /// Drives a future until it is done or the connection is closed ([`Phase::Closed`]). What this returns has room for
-    /// the future twice, so a large one is better given pinned.
+    /// Drives a future until it is done or the connection is closed ([`Phase::Closed`]). The returned future holds
+    /// `future` twice, so pass a large one pinned.
     pub fn guard<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) => Some(cause),
@@ -236,7 +234,7 @@ impl Lifeline {
         })
     }
 
-    /// Drives a future during which nothing is in flight: it also ends when the connection is to finish.
+    /// Drives a future during which nothing is in flight: it also ends when the connection is finishing.
     pub fn guard_idle<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) | Phase::Finishing(cause) => Some(cause),
@@ -244,7 +242,7 @@ impl Lifeline {
         })
     }
 
-    /// Drives a future for as long as the connection may do everything: it also ends when the connection is to leave.
+    /// Drives a future that also ends when the connection is leaving.
     pub fn guard_open<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) | Phase::Finishing(cause) | Phase::Leaving(cause) => Some(cause),
@@ -252,6 +250,7 @@ impl Lifeline {
         })
     }
 
+    /// Drives a future until it is done or `ends` returns a cause.
     async fn run<F: Future>(
         &self,
         future: F,
@@ -275,7 +274,7 @@ impl Lifeline {
     }
 
     fn wake(&self) {
-        // Not borrowed while it wakes: a waker may run what it wants, such as the drop of a task.
+        // The cell must not be borrowed while waking: a waker may run any code, such as dropping a task.
         let waker = self.state.waker.borrow_mut().take();
         if let Some(waker) = waker {
             waker.wake();
@@ -284,7 +283,7 @@ impl Lifeline {
 }
 
 impl Cause {
-    /// A stable word for logs.
+    /// The cause in the access log's response code details.
     pub fn details(self) -> &'static str {
         match self {
             Self::Deadline(Wait::FirstBytes) => "first_bytes_timeout",
@@ -311,82 +310,8 @@ impl Default for Lifeline {
     }
 }
 
-impl<T> Registry<T> {
-    /// A registry without connections.
-    pub fn new() -> Self {
-        Self { connections: RefCell::new(Vec::new()) }
-    }
-
-    /// Takes a connection in; it leaves when its last [`Lifeline`] is dropped.
-    pub fn add(&self, about: Rc<T>) -> Lifeline {
-        let line = Lifeline::new();
-        self.connections.borrow_mut().push((Rc::downgrade(&line.state), about));
-        line
-    }
-
-    /// The same with a place, which is free again when the connection has left.
-    pub(crate) fn add_at(&self, place: Place, about: Rc<T>) -> Lifeline {
-        let line = self.add(about);
-        // The line is new.
-        let _ = line.state.place.set(place);
-        line
-    }
-
-    /// How many connections there are; those that ended since the last tick may still count.
-    pub fn len(&self) -> usize {
-        self.connections.borrow().len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Shows every connection. `visit` may end it through its line.
-    pub fn for_each(&self, mut visit: impl FnMut(&Lifeline, &T)) {
-        self.connections.borrow_mut().retain(|(state, about)| match state.upgrade() {
-            Some(state) => {
-                visit(&Lifeline { state }, about);
-                true
-            }
-            None => false,
-        });
-    }
-
-    /// Ends what has run out of time. To be called on every tick.
-    pub fn expire(&self, now: Instant) {
-        self.for_each(|line, _| {
-            match line.state.deadline.get() {
-                Some(Deadline { by, wait, .. }) if by <= now => line.close(Cause::Deadline(wait)),
-                _ => {}
-            }
-            let is_due = |by: &Cell<Option<Instant>>| by.get().is_some_and(|by| by <= now);
-            if is_due(&line.state.look_at) {
-                line.state.look_at.set(None);
-                line.wake();
-            }
-            match line.phase() {
-                Phase::Leaving(cause) | Phase::Finishing(cause) if is_due(&line.state.finish_by) => {
-                    line.close(cause);
-                }
-                Phase::Leaving(cause) if is_due(&line.state.leave_by) => {
-                    line.state.phase.set(Phase::Finishing(cause));
-                    line.wake();
-                }
-                _ => {}
-            }
-        });
-    }
-}
-
-impl<T> Default for Registry<T> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Sets a time from now unless there is one that comes sooner; whether it did.
-fn sooner(cell: &Cell<Option<Instant>>, time: Duration) -> bool {
+/// Sets a time from now unless an earlier one is set; returns whether it did.
+fn set_earlier(cell: &Cell<Option<Instant>>, time: Duration) -> bool {
     let Some(by) = Instant::now().checked_add(time) else { return false };
     let is_sooner = cell.get().is_none_or(|before| by < before);
     if is_sooner {
@@ -396,119 +321,4 @@ fn sooner(cell: &Cell<Option<Instant>>, time: Duration) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::future::pending;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_deadline_ends_the_wait_and_names_it() {
-        let registry = Registry::new();
-        let line = registry.add(Rc::new(()));
-        line.within(Duration::from_secs(5), Wait::Headers);
-        registry.expire(Instant::now() + Duration::from_secs(4));
-        assert_eq!(line.phase(), Phase::Open);
-        registry.expire(Instant::now() + Duration::from_secs(6));
-        assert_eq!(line.guard(pending::<()>()).await, Err(Ended(Cause::Deadline(Wait::Headers))));
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_asks_for_a_look_is_polled_once_on_the_tick_after_it() {
-        let registry = Registry::new();
-        let line = registry.add(Rc::new(()));
-        let polls = Rc::new(Cell::new(0));
-        let tasks = tokio::task::LocalSet::new();
-        let (waiting, counted) = (line.clone(), polls.clone());
-        tasks.spawn_local(async move {
-            let wait = poll_fn(|_| {
-                counted.set(counted.get() + 1);
-                Poll::<()>::Pending
-            });
-            waiting.guard(wait).await
-        });
-        let looks = async {
-            let start = Instant::now();
-            line.look_after(Duration::from_secs(1));
-            let mut counts = Vec::new();
-            for seconds in [0, 2, 2, 9] {
-                tokio::task::yield_now().await;
-                registry.expire(start + Duration::from_secs(seconds));
-                tokio::task::yield_now().await;
-                counts.push(polls.get());
-            }
-            counts
-        };
-        assert_eq!(tasks.run_until(looks).await, [1, 2, 2, 2]);
-        assert_eq!(line.phase(), Phase::Open);
-    }
-
-    #[tokio::test]
-    async fn finishing_ends_what_is_idle_at_once_and_what_is_in_flight_after_its_grace() {
-        let registry = Registry::new();
-        let line = registry.add(Rc::new(()));
-        let (idle, ()) = tokio::join!(line.guard_idle(pending::<()>()), async {
-            line.finish(Cause::Draining, Duration::from_secs(1));
-        });
-        assert_eq!(idle, Err(Ended(Cause::Draining)));
-        let (busy, ()) = tokio::join!(line.guard(pending::<()>()), async {
-            tokio::task::yield_now().await;
-            registry.expire(Instant::now() + Duration::from_secs(2));
-        });
-        assert_eq!(busy, Err(Ended(Cause::Draining)));
-    }
-
-    #[tokio::test]
-    async fn leaving_lets_what_is_idle_wait_and_tells_who_can_say_goodbye_at_once() {
-        let registry = Registry::new();
-        let line = registry.add(Rc::new(()));
-        let leave = async { line.leave(Cause::Draining, Duration::from_secs(1), Duration::from_secs(9)) };
-        let (polite, ()) = tokio::join!(line.guard_open(pending::<()>()), leave);
-        assert_eq!(polite, Err(Ended(Cause::Draining)));
-        assert!(line.is_finishing());
-        registry.expire(Instant::now());
-        assert_eq!(line.phase(), Phase::Leaving(Cause::Draining));
-        assert_eq!(line.guard_idle(async { 7 }).await, Ok(7));
-        let (idle, ()) = tokio::join!(line.guard_idle(pending::<()>()), async {
-            registry.expire(Instant::now() + Duration::from_secs(2));
-        });
-        assert_eq!(idle, Err(Ended(Cause::Draining)));
-        let (busy, ()) = tokio::join!(line.guard(pending::<()>()), async {
-            registry.expire(Instant::now() + Duration::from_secs(8));
-            tokio::task::yield_now().await;
-            assert_eq!(line.phase(), Phase::Finishing(Cause::Draining));
-            registry.expire(Instant::now() + Duration::from_secs(10));
-        });
-        assert_eq!(busy, Err(Ended(Cause::Draining)));
-    }
-
-    #[test]
-    fn a_refusal_ends_a_leaving_connection_sooner_and_nothing_makes_it_later() {
-        let line = Lifeline::new();
-        line.leave(Cause::CertificateExpired, Duration::from_secs(5), Duration::from_secs(10));
-        line.leave(Cause::Draining, Duration::from_secs(50), Duration::from_secs(60));
-        assert_eq!(line.phase(), Phase::Leaving(Cause::CertificateExpired));
-        let left = |cell: &Cell<Option<Instant>>| cell.get().unwrap().duration_since(Instant::now());
-        assert!(left(&line.state.leave_by) <= Duration::from_secs(5));
-        assert!(left(&line.state.finish_by) <= Duration::from_secs(10));
-        line.finish(Cause::PolicyChanged, Duration::from_millis(500));
-        assert_eq!(line.phase(), Phase::Finishing(Cause::PolicyChanged));
-        line.finish(Cause::Draining, Duration::from_secs(60));
-        assert_eq!(line.phase(), Phase::Finishing(Cause::PolicyChanged));
-        assert!(left(&line.state.finish_by) <= Duration::from_millis(500));
-    }
-
-    #[tokio::test]
-    async fn what_is_done_is_done_even_when_the_connection_is_to_end() {
-        let line = Lifeline::new();
-        line.close(Cause::PolicyChanged);
-        assert_eq!(line.guard(async { 7 }).await, Ok(7));
-    }
-
-    #[test]
-    fn a_dropped_connection_leaves_the_registry() {
-        let registry = Registry::new();
-        drop(registry.add(Rc::new(())));
-        registry.expire(Instant::now());
-        assert!(registry.is_empty());
-    }
-}
+mod tests;

@@ -1,50 +1,51 @@
-//! How much and how long: the bounds that keep one client from taking what belongs to all.
+//! Limits on sizes, counts and times, so that one client cannot take resources from all others.
 
 use std::time::Duration;
 
-/// Bounds of a sidecar's data plane. Every one has a flag of its own; the defaults are these.
+/// Limits of a sidecar's data plane. Each has a command-line flag; the defaults are in [`Limits::default`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// For the first bytes of a connection. Envoy's value, which OSM's users see.
+    /// Time for the first bytes of a connection. Envoy's value, which OSM's users see.
     pub detect: Duration,
-    /// For a TLS handshake.
+    /// Time for a TLS handshake.
     pub handshake: Duration,
-    /// For the head of a request, from its first byte to its last.
+    /// Time for the head of a request, from its first byte to its last.
     pub headers: Duration,
-    /// Between two requests. Longer than any ingress controller keeps a connection, so that the client ends it.
+    /// Time between two requests. Longer than ingress controllers keep a connection, so that the client closes it.
     pub idle: Duration,
-    /// Without progress in a body or an opaque stream's half that is due.
+    /// Time without progress in a body, or in either direction of an opaque stream.
     pub body: Duration,
-    /// Without a byte of a gRPC call or of an event stream (`text/event-stream`), for which silence is nothing unusual.
+    /// Time without a byte of a gRPC call or an event stream (`text/event-stream`), which are often silent.
     pub stream_idle: Duration,
-    /// Without a byte of an answer whose client has ended its side: it waits for the answer, or has left.
+    /// Time without a byte of a response whose client has half-closed: it waits for the response, or has left.
     pub half_close: Duration,
-    /// For the TCP handshake with the app.
+    /// Time for the TCP handshake with the app.
     pub connect: Duration,
-    /// For a connection to the app that waits for its next request; shorter than the apps' own limits.
+    /// Time that an idle connection to the app is kept; shorter than the apps' own limits.
     pub upstream_idle: Duration,
-    /// How long what is in flight may still take once the policy no longer allows it.
+    /// How long requests in flight may take once the policy no longer allows them.
     pub revocation: Duration,
-    /// How long what is in flight may still take once the sidecar shuts down.
+    /// How long requests in flight may take once the sidecar shuts down.
     pub drain: Duration,
-    /// How long an idle HTTP/1 connection may still bring a request once the sidecar shuts down; the answer is its last.
+    /// How long an idle HTTP/1 connection accepts another request once the sidecar shuts down; its response is the
+    /// last.
     pub drain_idle: Duration,
-    /// Bytes of a request's or response's head, its first line included.
+    /// Bytes of a request's or response's head, including its first line.
     pub head_bytes: usize,
-    /// Header fields in a head, and in a trailer section.
+    /// Header fields in a head or trailer section.
     pub header_count: usize,
-    /// Connections of clients at the same time, and as many of the app's own (`places`).
+    /// Concurrent connections of clients, and as many of the app's own (`places`).
     pub connections: usize,
-    /// Connections to the app that wait for a request, for each worker.
+    /// Idle connections to the app, per worker.
     pub upstream_idle_connections: usize,
-    /// Requests at the same time on one HTTP/2 connection.
+    /// Concurrent requests on one HTTP/2 connection.
     pub streams: u32,
-    /// Requests at apps, or on their way there, of clients that speak HTTP/2 or to apps that do, for each worker. Each
-    /// client and each app has its share of it.
+    /// Requests in flight to apps, per worker, of clients that speak HTTP/2 or to apps that do. Each client and each
+    /// app has a share of it.
     pub upstream_requests: usize,
-    /// HTTP/2 connections to one app, for each worker.
+    /// HTTP/2 connections to one app, per worker.
     pub upstream_connections: usize,
-    /// For a request that waits for room on one of them.
+    /// Time that a request waits for room on one of them.
     pub upstream_queue: Duration,
 }
 

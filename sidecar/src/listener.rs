@@ -1,5 +1,4 @@
-//! Where connections come in: sockets that listen, and the loop that takes connections from them and never ends by
-//! an error.
+//! Listening sockets, and the accept loop, which no error ends.
 
 mod config;
 mod redirected;
@@ -17,31 +16,28 @@ use tracing::warn;
 
 use crate::socket;
 
-pub(crate) use config::Direction;
-pub use config::{FixedOutbound, InboundTarget, Listener};
-pub use redirected::{Misdirected, Redirected};
+pub(crate) use config::{Direction, FixedOutbound, InboundTarget, Listener};
+pub(crate) use redirected::{Misdirected, Redirected};
 
-/// What came in.
+/// A connection that was accepted.
 pub(crate) enum Accepted {
-    /// A connection, and where it goes.
+    /// With its peer's address, and where it goes.
     Connection(TcpStream, SocketAddr, Direction),
-    /// One that belongs nowhere.
+    /// With an invalid original destination.
     Misdirected(TcpStream, SocketAddr, Misdirected),
-    /// None can be accepted for now.
-    Failed,
 }
 
-/// Connections that the kernel completes and keeps while nobody takes them.
+/// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MIN_PAUSE: Duration = Duration::from_millis(5);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// Opens a listening socket. What is set here holds for every connection taken from it: Linux hands it on.
+/// Opens a listening socket. On Linux, accepted connections inherit the options that are set here.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<StdTcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() && address.ip().is_unspecified() {
-        // All addresses means those of IPv4 as well, whatever net.ipv6.bindv6only says.
+        // All addresses includes IPv4, whatever net.ipv6.bindv6only is.
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_address(true)?;
@@ -53,17 +49,17 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<StdTcpListener> {
     Ok(socket.into())
 }
 
-/// Hands connections on until `stop` is done; those that the kernel has completed by then are handed on as well. A way
-/// out stays open: what is still in flight may need others.
+/// Accepts connections until `stop` is done, including those that the kernel has completed by then. Outbound listeners
+/// stay open: requests in flight may need further connections.
 pub(crate) async fn accept(
     socket: TcpListener,
     listener: Listener,
     stop: impl Future<Output = ()>,
-    hand_on: impl Fn(Accepted),
+    deliver: impl Fn(Accepted),
 ) {
     let mut stop = pin!(stop);
-    let mut spare = Spare::new();
-    let mut pause = FIRST_PAUSE;
+    let mut reserve = ReserveDescriptor::new();
+    let mut pause = MIN_PAUSE;
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
@@ -71,29 +67,28 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok((io, peer)) => {
-                pause = FIRST_PAUSE;
-                hand_on(listener.direct(io, peer));
+                pause = MIN_PAUSE;
+                deliver(listener.route(io, peer));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                hand_on(Accepted::Failed);
                 warn!(address = %listener.address(), %error, "cannot accept connections; trying again");
-                if spare.shed(&socket).await {
-                    pause = FIRST_PAUSE;
+                if reserve.shed(&socket).await {
+                    pause = MIN_PAUSE;
                 }
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).min(MAX_PAUSE);
             }
         }
     }
     while let Some(Ok((io, peer))) = socket.accept().now_or_never() {
-        hand_on(listener.direct(io, peer));
+        deliver(listener.route(io, peer));
     }
 }
 
 impl Listener {
-    /// Where a connection goes.
-    fn direct(&self, io: TcpStream, peer: SocketAddr) -> Accepted {
+    /// Determines where a connection goes.
+    fn route(&self, io: TcpStream, peer: SocketAddr) -> Accepted {
         let (peer, direction) = match self {
             Self::Fixed(target) => (peer, Ok(Direction::Inbound(*target))),
             Self::FixedOutbound(outbound) => (peer, Ok(Direction::Outbound(outbound.destination))),
@@ -111,21 +106,21 @@ impl Listener {
     }
 }
 
-/// A client of IPv4 that a socket of IPv6 has taken is one of IPv4.
+/// Converts IPv4-mapped IPv6 addresses to IPv4.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// A file descriptor kept back for the time when there are none left: with it, connections can still be taken and
-/// ended, and their clients need not wait for nothing.
-struct Spare(Option<File>);
+/// A reserve file descriptor. When the process runs out, it is closed so that pending connections can be accepted and
+/// closed at once instead of hanging.
+struct ReserveDescriptor(Option<File>);
 
-impl Spare {
+impl ReserveDescriptor {
     fn new() -> Self {
         Self(File::open("/dev/null").ok())
     }
 
-    /// Ends what waits; whether there was anything.
+    /// Accepts and resets pending connections; returns whether there were any.
     async fn shed(&mut self, listener: &TcpListener) -> bool {
         let mut any = false;
         while self.0.take().is_some() {
@@ -143,6 +138,7 @@ impl Spare {
     }
 }
 
+/// Whether an accept error concerns only the connection that was to be accepted.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

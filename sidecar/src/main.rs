@@ -1,4 +1,4 @@
-//! The sidecar as a program of its own: flags in, a data plane, and an orderly end on SIGTERM.
+//! The sidecar program: parses flags, runs the data plane, and drains on SIGTERM.
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches};

@@ -1,4 +1,5 @@
-//! The sidecar's flags. Each is also an environment variable; all are checked before anything starts.
+//! The sidecar's command line. Each flag can also be set by an environment variable; all are validated before anything
+//! starts.
 
 mod pod;
 
@@ -23,12 +24,12 @@ use crate::telemetry::access_log::{AccessLogFormat, AccessLogTarget};
 #[derive(Parser, Clone, Debug)]
 #[command(name = names::SIDECAR, version)]
 pub struct Options {
-    /// The workload (pod) that is served.
+    /// The workload (pod) that this sidecar serves.
     #[arg(long = flags::WORKLOAD, env = "TIDEGATE_WORKLOAD", value_name = "NAMESPACE/NAME", value_parser = parse_workload)]
     pub workload: String,
 
-    /// Where to listen and which address of the app to pass connections to, such as 10.1.2.3:14001=127.0.0.1:14001.
-    /// The app's port is the port that policies speak of. May be repeated, or separated by commas.
+    /// Address to listen on, and the app's address for its connections, such as 10.1.2.3:14001=127.0.0.1:14001.
+    /// Policies refer to the app's port. May be repeated, or separated by commas.
     #[arg(
         long,
         env = "TIDEGATE_INBOUND",
@@ -39,8 +40,8 @@ pub struct Options {
     )]
     pub inbound: Vec<Inbound>,
 
-    /// Where the app connects instead of to a destination, and the destination, such as 127.0.0.1:9000=10.96.0.10:80.
-    /// What stands behind the destination is looked up in the mesh. May be repeated, or separated by commas.
+    /// Address that the app dials instead of a destination, and the destination, such as 127.0.0.1:9000=10.96.0.10:80.
+    /// The destination is resolved in the mesh. May be repeated, or separated by commas.
     #[arg(long, env = "TIDEGATE_OUTBOUND", value_name = "LISTEN=DESTINATION", value_delimiter = ',')]
     pub outbound: Vec<Outbound>,
 
@@ -48,7 +49,7 @@ pub struct Options {
     #[arg(long = flags::DISCOVERY_ADDRESS, env = environment::DISCOVERY_ADDRESS, value_name = "URL")]
     pub discovery_address: grpc::Address,
 
-    /// The name that the controller's certificate must hold.
+    /// A name that the controller's certificate must contain.
     #[arg(
         long = flags::DISCOVERY_SERVER_NAME,
         env = "TIDEGATE_DISCOVERY_SERVER_NAME",
@@ -75,7 +76,7 @@ pub struct Options {
     #[arg(long, env = environment::WORKERS, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
 
-    /// Form of the access log.
+    /// Format of the access log.
     #[arg(long, env = environment::ACCESS_LOG_FORMAT, value_enum, default_value = "json")]
     pub access_log_format: AccessLogFormat,
 
@@ -96,63 +97,63 @@ pub struct Options {
     pub log: LogOptions,
 }
 
-/// Where connections are taken, and where they go.
+/// An inbound listener, and the app's address behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inbound {
-    /// Address that is listened on.
+    /// Address to listen on.
     pub listen: SocketAddr,
-    /// The app's address; its port is the policy's.
+    /// The app's address; its port selects the policy.
     pub app: SocketAddr,
 }
 
-/// A text that is no `LISTEN=APP`.
+/// Text that is not of the form `LISTEN=APP`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not of the form LISTEN_IP:PORT=APP_IP:PORT")]
 pub struct InboundError(String);
 
-/// Where the app's own connections are taken, and where they go.
+/// An outbound listener, and the destination behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outbound {
-    /// Address that is listened on.
+    /// Address to listen on.
     pub listen: SocketAddr,
-    /// What is taken to have been dialled.
+    /// The destination that stands behind it.
     pub destination: SocketAddr,
 }
 
-/// A text that is no `LISTEN=DESTINATION`.
+/// Text that is not of the form `LISTEN=DESTINATION`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not of the form LISTEN_IP:PORT=DESTINATION_IP:PORT")]
 pub struct OutboundError(String);
 
-/// Bounds of the data plane.
+/// Flags for the limits of the data plane.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitOptions {
-    /// For the first bytes of a connection.
+    /// Timeout for the first bytes of a connection.
     #[arg(long, env = "TIDEGATE_DETECT_TIMEOUT", value_name = "DURATION", default_value = "15s", value_parser = duration)]
     pub detect_timeout: Duration,
-    /// For a TLS handshake.
+    /// Timeout for a TLS handshake.
     #[arg(long, env = "TIDEGATE_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub handshake_timeout: Duration,
-    /// For a request's head, from its first byte to its last.
+    /// Timeout for a request's head, from its first byte to its last.
     #[arg(long, env = "TIDEGATE_HEADERS_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub headers_timeout: Duration,
-    /// Between two requests of a connection; longer than the ingress controller's own keep-alive time.
+    /// Timeout between two requests of a connection; longer than the ingress controller's own keep-alive time.
     #[arg(long, env = "TIDEGATE_IDLE_TIMEOUT", value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub idle_timeout: Duration,
-    /// Without progress in a body.
+    /// Timeout without progress in a body.
     #[arg(long, env = "TIDEGATE_BODY_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub body_timeout: Duration,
-    /// Without a byte of a gRPC call or an event stream (text/event-stream).
+    /// Timeout without a byte of a gRPC call or an event stream (text/event-stream).
     #[arg(long, env = "TIDEGATE_STREAM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub stream_idle_timeout: Duration,
-    /// Without a byte of an answer whose client has ended its side of the connection, as clients do that leave.
+    /// Timeout without a byte of a response whose client has half-closed, as clients do that leave.
     #[arg(long, env = "TIDEGATE_HALF_CLOSE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub half_close_timeout: Duration,
-    /// For the TCP handshake with the app.
+    /// Timeout for the TCP handshake with the app.
     #[arg(long, env = "TIDEGATE_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub connect_timeout: Duration,
-    /// How long an unused connection to the app is kept; shorter than the app's own keep-alive time.
+    /// How long an idle connection to the app is kept; shorter than the app's own keep-alive time.
     #[arg(long, env = "TIDEGATE_UPSTREAM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "750ms", value_parser = duration)]
     pub upstream_idle_timeout: Duration,
     /// How long requests in flight may take once the policy no longer allows them.
@@ -161,41 +162,41 @@ pub struct LimitOptions {
     /// How long requests in flight may take once the sidecar shuts down; shorter than the pod's grace period.
     #[arg(long, env = environment::DRAIN_TIMEOUT, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub drain_timeout: Duration,
-    /// How long an idle HTTP/1 connection may still bring a request once the sidecar shuts down; its answer tells the
+    /// How long an idle HTTP/1 connection accepts another request once the sidecar shuts down; its response tells the
     /// client that it is the last.
     #[arg(long, env = "TIDEGATE_DRAIN_IDLE_TIMEOUT", value_name = "DURATION", default_value = "2s", value_parser = duration)]
     pub drain_idle_timeout: Duration,
-    /// Bytes of a request's or answer's head.
+    /// Maximum bytes of a request's or response's head.
     #[arg(long, env = "TIDEGATE_MAX_HEAD_BYTES", value_name = "BYTES", default_value_t = 65536)]
     pub max_head_bytes: usize,
-    /// Header fields in a head.
+    /// Maximum header fields in a head.
     #[arg(long, env = "TIDEGATE_MAX_HEADERS", value_name = "COUNT", default_value_t = 128)]
     pub max_headers: usize,
-    /// Connections of clients at the same time, and as many of the app's own. Where a client would be one too many, the
-    /// source with the most connections makes room. A head, a handshake or a TLS record that is not complete
-    /// counts as one more connection for each 4 KiB beyond the first.
+    /// Maximum concurrent connections of clients, and as many of the app's own. If a client exceeds it, the source with
+    /// the most connections makes room. An incomplete head, handshake or TLS record counts as one more connection for
+    /// each 4 KiB beyond the first.
     #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 16384)]
     pub max_connections: usize,
-    /// Unused connections to the app that each worker keeps.
+    /// Maximum idle connections to the app, per worker.
     #[arg(long, env = "TIDEGATE_MAX_UPSTREAM_IDLE", value_name = "COUNT", default_value_t = 256)]
     pub max_upstream_idle: usize,
-    /// Requests at the same time on one HTTP/2 connection.
+    /// Maximum concurrent requests on one HTTP/2 connection.
     #[arg(long, env = "TIDEGATE_MAX_STREAMS", value_name = "COUNT", default_value_t = 128)]
     pub max_streams: u32,
-    /// Requests at the same time of HTTP/2 clients, or to HTTP/2 apps, for each worker; one client has at most three
+    /// Maximum concurrent requests of HTTP/2 clients, or to HTTP/2 apps, per worker; one client has at most three
     /// quarters of them.
     #[arg(long, env = "TIDEGATE_MAX_UPSTREAM_REQUESTS", value_name = "COUNT", default_value_t = 4096)]
     pub max_upstream_requests: usize,
-    /// HTTP/2 connections of each worker to one app.
+    /// Maximum HTTP/2 connections to one app, per worker.
     #[arg(long, env = "TIDEGATE_MAX_UPSTREAM_CONNECTIONS", value_name = "COUNT", default_value_t = 128)]
     pub max_upstream_connections: usize,
-    /// How long a request waits while an HTTP/2 app takes no more of them.
+    /// How long a request waits while an HTTP/2 app accepts no more of them.
     #[arg(long, env = "TIDEGATE_UPSTREAM_QUEUE_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub upstream_queue_timeout: Duration,
 }
 
 impl Options {
-    /// Where the access log goes.
+    /// Destination of the access log.
     pub fn access_log_target(&self) -> AccessLogTarget {
         self.access_log_file.clone().map_or(AccessLogTarget::Stdout, AccessLogTarget::File)
     }
@@ -274,13 +275,14 @@ impl FromStr for Outbound {
     }
 }
 
-/// Two addresses with `=` in between; the second one has a port.
+/// Two addresses separated by `=`; the second one has a port.
 fn address_pair(text: &str) -> Option<(SocketAddr, SocketAddr)> {
     let (first, second) = text.split_once('=')?;
     let pair: (SocketAddr, SocketAddr) = (first.trim().parse().ok()?, second.trim().parse().ok()?);
     (pair.1.port() != 0).then_some(pair)
 }
 
+/// A duration such as `30s` or `5m`.
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
 }

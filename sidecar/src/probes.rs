@@ -1,17 +1,16 @@
-//! kubelet's probes of the app, and its lifecycle hooks, asked for by kubelet at the sidecar.
+//! kubelet's probes of the app and its lifecycle hooks, which kubelet sends to the sidecar.
 //!
-//! kubelet has no certificate of the mesh, so the injector points its probes at ports of the sidecar. Each names by its
-//! path one probe of one container; we ask the app for it and answer with what the app said. Nothing else of the app
-//! can be reached this way: the paths are those that were given at the start, and those of hooks are secrets.
+//! kubelet has no mesh certificate, so the injector points its probes at ports of the sidecar. The path identifies one
+//! probe of one container; the sidecar runs it against the app and returns the app's response. Nothing else of the app
+//! can be reached this way: the paths are fixed at start, and those of hooks are secret.
 
-mod ask;
 mod parse;
 mod redirect;
+mod run;
 mod server;
 mod trust;
 
-pub use parse::ProbesError;
-pub use server::ProbeBindError;
+pub(crate) use server::ProbeBindError;
 pub(crate) use server::ProbeServer;
 
 use std::sync::Arc;
@@ -26,46 +25,47 @@ pub struct Probes(pub Arc<[Probe]>);
 /// One probe.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// The sidecar's port that kubelet comes to.
+    /// The sidecar's port that kubelet dials.
     pub port: u16,
-    /// The path that kubelet asks for.
+    /// The path that kubelet requests.
     pub path: Box<str>,
-    /// How long the app may take; as long as kubelet waits, if there is no limit.
+    /// How long the app may take; without a limit, as long as kubelet waits.
     pub timeout: Option<Duration>,
-    /// A lifecycle hook, which to kubelet has failed only if there is no answer at all: then it gets none from us.
+    /// Whether it is a lifecycle hook. For kubelet, a hook fails only if there is no response, so the sidecar sends
+    /// none.
     pub is_hook: bool,
-    /// What is asked of the app.
-    pub target: Target,
+    /// The check that is made of the app.
+    pub target: ProbeTarget,
 }
 
-/// What is asked of the app.
+/// The check that is made of the app.
 #[derive(Clone, Debug)]
-pub enum Target {
-    /// An answer of HTTP.
+pub enum ProbeTarget {
+    /// An HTTP response.
     Http(HttpTarget),
-    /// That it accepts a connection.
+    /// An accepted TCP connection.
     Tcp {
         /// The app's port.
         port: u16,
     },
-    /// That `grpc.health.v1.Health/Check` says SERVING.
+    /// `SERVING` from `grpc.health.v1.Health/Check`.
     Grpc {
         /// The app's port.
         port: u16,
-        /// Name of the service that is asked about; empty for the whole.
+        /// Name of the service to check; empty for the whole server.
         service: Box<str>,
     },
 }
 
-/// A GET.
+/// A GET request.
 #[derive(Clone, Debug)]
 pub struct HttpTarget {
-    /// Whether it goes over TLS. As with kubelet, no certificate is verified: the app is the peer by its address.
+    /// Whether to use TLS. As with kubelet, no certificate is verified: the app is identified by its address.
     pub tls: bool,
     /// The app's port.
     pub port: u16,
     /// Path and query.
     pub path: Uri,
-    /// Headers that the probe asks for; `host` among them replaces ours.
+    /// Headers of the probe; `host` replaces the default.
     pub headers: HeaderMap,
 }

@@ -1,4 +1,4 @@
-//! The log lines about connections that are not let in, or no longer.
+//! Log lines about connections that are refused or revoked.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -11,34 +11,34 @@ use tracing::info;
 
 use crate::connection_info::ConnectionInfo;
 use crate::listener::{Direction, Misdirected};
-use crate::places::Full;
+use crate::places::NoPlace;
 
-/// Tells of refusals, but not more of each source than a log can bear.
+/// Logs refusals, rate-limited per source.
 #[derive(Default)]
 pub(crate) struct RefusalLog {
     sources: RefCell<HashMap<IpAddr, LineAllowance>>,
-    /// Of sources beyond [`MOST_SOURCES`], together.
+    /// Shared by sources beyond [`MAX_SOURCES`].
     others: LineAllowance,
-    /// Of what the sidecar does itself.
+    /// For lines about the sidecar's own actions.
     own: LineAllowance,
 }
 
-/// The lines that may be written about one source.
+/// Rate limit for the lines about one source.
 struct LineAllowance {
-    /// Lines that may still be written in this moment.
+    /// Lines that may be written now.
     tokens: Cell<u32>,
     refilled: Cell<Instant>,
     suppressed: Cell<u64>,
 }
 
-/// Lines in a burst, and how long it takes to earn another.
+/// Maximum lines in a burst, and the time after which one more is allowed.
 const BURST: u32 = 100;
 const LINE_EVERY: Duration = Duration::from_millis(100);
 
-/// Sources that have an allowance of their own.
-const MOST_SOURCES: usize = 32;
+/// Number of sources with a rate limit of their own.
+const MAX_SOURCES: usize = 32;
 
-/// What one line says.
+/// The content of one line.
 pub(crate) struct RefusalLine<'a> {
     pub(crate) peer: SocketAddr,
     pub(crate) port: u16,
@@ -48,14 +48,14 @@ pub(crate) struct RefusalLine<'a> {
 }
 
 impl RefusalLog {
-    /// A connection was refused that nobody redirected here, or that was redirected wrongly.
+    /// Logs a refused connection that was not redirected here, or was redirected wrongly.
     pub(crate) fn misdirected(&self, peer: SocketAddr, misdirected: &Misdirected) {
         let port = misdirected.dialled().map_or(0, |dialled| dialled.port());
         self.write(&RefusalLine { peer, port, server_name: None, certificate: None, reason: misdirected });
     }
 
-    /// A connection was refused for which there was no place.
-    pub(crate) fn full(&self, peer: SocketAddr, direction: Direction, full: &Full) {
+    /// Logs a connection that was refused because no place was free.
+    pub(crate) fn full(&self, peer: SocketAddr, direction: Direction, full: &NoPlace) {
         let port = match direction {
             Direction::Inbound(target) => target.port,
             Direction::Outbound(dialled) => dialled.port(),
@@ -63,25 +63,25 @@ impl RefusalLog {
         self.write(&RefusalLine { peer, port, server_name: None, certificate: None, reason: full });
     }
 
-    /// A connection has ended because there was no room for the rest of a TLS record.
+    /// Logs a connection that ended because there was no room for the rest of a TLS record.
     pub(crate) fn no_room_for_record(&self, info: &ConnectionInfo) {
         let reason = &"there is no room for the rest of its TLS record: too much is unfinished";
         self.write(&RefusalLine::of(info, reason));
     }
 
-    /// Says something else that could become too much, such as that an endpoint cannot be reached.
-    pub(crate) fn unless_flooded(&self, say: impl FnOnce()) {
+    /// Writes another line that could become frequent, such as that an endpoint is unreachable.
+    pub(crate) fn unless_flooded(&self, write: impl FnOnce()) {
         if self.own.may_write(Instant::now()) {
-            say();
+            write();
         }
     }
 
-    /// A connection that was let in is no longer.
+    /// Logs an admitted connection that the policy no longer admits.
     pub(crate) fn revoked(&self, info: &ConnectionInfo, reason: &dyn fmt::Display) {
-        self.write(&RefusalLine::of(info, &format_args!("no longer let in: {reason}")));
+        self.write(&RefusalLine::of(info, &format_args!("no longer admitted: {reason}")));
     }
 
-    /// Writes a line, unless there are too many about its source.
+    /// Writes a line, unless there were too many about its source.
     pub(crate) fn write(&self, line: &RefusalLine<'_>) {
         let Some(suppressed) = self.allowed(line.peer.ip().to_canonical(), Instant::now()) else { return };
         info!(
@@ -95,25 +95,23 @@ impl RefusalLog {
         );
     }
 
-    /// Whether a line about this source may be written, and how many were not since the last one.
+    /// Whether a line about this source may be written, and how many were suppressed since the last one.
     fn allowed(&self, source: IpAddr, now: Instant) -> Option<u64> {
         let mut sources = self.sources.borrow_mut();
-        if sources.len() >= MOST_SOURCES && !sources.contains_key(&source) {
+        if sources.len() >= MAX_SOURCES && !sources.contains_key(&source) {
             sources.retain(|_, allowance| !allowance.is_whole(now));
         }
-        let has_room = sources.len() < MOST_SOURCES;
+        let has_room = sources.len() < MAX_SOURCES;
         let allowance = match sources.entry(source) {
             Entry::Occupied(entry) => &*entry.into_mut(),
             Entry::Vacant(entry) if has_room => &*entry.insert(LineAllowance::new(now)),
             Entry::Vacant(_) => &self.others,
         };
-        match allowance.may_write(now) {
-            true => Some(allowance.suppressed.take()),
-            false => {
-                allowance.suppressed.set(allowance.suppressed.get() + 1);
-                None
-            }
+        if allowance.may_write(now) {
+            return Some(allowance.suppressed.take());
         }
+        allowance.suppressed.set(allowance.suppressed.get() + 1);
+        None
     }
 }
 
@@ -122,7 +120,7 @@ impl LineAllowance {
         Self { tokens: Cell::new(BURST), refilled: Cell::new(now), suppressed: Cell::new(0) }
     }
 
-    /// Whether nothing sets it apart from a new one.
+    /// Whether it equals a new allowance.
     fn is_whole(&self, now: Instant) -> bool {
         self.suppressed.get() == 0 && now.saturating_duration_since(self.refilled.get()) >= LINE_EVERY * BURST
     }
@@ -147,7 +145,7 @@ impl Default for LineAllowance {
 }
 
 impl<'a> RefusalLine<'a> {
-    /// About a connection of which all is known.
+    /// A line about a connection whose handshake is done.
     pub(crate) fn of(info: &'a ConnectionInfo, reason: &'a dyn fmt::Display) -> Self {
         Self {
             peer: info.peer,
@@ -181,11 +179,11 @@ mod tests {
         assert_eq!((0..150).filter(|_| log.allowed(source(0), start).is_some()).count(), 100);
         assert_eq!(log.allowed(source(1), start), Some(0));
         assert_eq!(log.allowed(source(0), later), Some(50));
-        // Many sources are remembered for as long as they write; those beyond share what one has.
+        // Many sources are remembered for as long as they write; those beyond share one allowance.
         let written = (2..1000).filter(|index| log.allowed(source(*index), start).is_some()).count();
-        assert_eq!(written, MOST_SOURCES - 2 + 100);
-        assert_eq!(log.sources.borrow().len(), MOST_SOURCES);
+        assert_eq!(written, MAX_SOURCES - 2 + 100);
+        assert_eq!(log.sources.borrow().len(), MAX_SOURCES);
         assert_eq!(log.allowed(source(500), start + Duration::from_secs(60)), Some(0));
-        assert!(log.sources.borrow().len() < MOST_SOURCES);
+        assert!(log.sources.borrow().len() < MAX_SOURCES);
     }
 }

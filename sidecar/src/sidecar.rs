@@ -1,4 +1,4 @@
-//! One sidecar, from its flags to its last connection: the program and `tidegate standalone` both run this.
+//! One sidecar, from its flags to its last connection. Both the program and `tidegate standalone` run it.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -26,19 +26,19 @@ use crate::limits::Limits;
 use crate::listener::{FixedOutbound, InboundTarget, Listener, Redirected};
 use crate::options::{Inbound, Options, Outbound};
 use crate::probes::{ProbeBindError, ProbeServer};
-use crate::snapshot::{self, Publisher};
+use crate::snapshot::{self, Publisher, Snapshots};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
 use crate::telemetry::metrics::DataPlaneMetrics;
 use crate::tls::{PeerTls, ServerTls};
 use crate::worker::{self, RunningWorkers, Workers, WorkersConfig};
 
-/// How often the trust bundle's file is looked at.
+/// How often the trust bundle's file is read.
 const BUNDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 const PROCESS: ProcessName = ProcessName(names::SIDECAR);
 
-/// A sidecar that runs.
+/// A running sidecar.
 pub struct Sidecar {
     workers: RunningWorkers,
     inbound: Arc<[Inbound]>,
@@ -51,14 +51,14 @@ pub struct Sidecar {
 
 /// Why a sidecar does not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address cannot be listened on, or a thread cannot be made.
+pub enum SidecarStartError {
+    /// An address cannot be bound, or a thread cannot be created.
     #[error(transparent)]
-    Workers(#[from] worker::StartError),
-    /// The admin server has no address.
+    Workers(#[from] worker::WorkersStartError),
+    /// The admin server cannot be started.
     #[error(transparent)]
     Admin(#[from] AdminError),
-    /// A port of the app's probes cannot be listened on.
+    /// A port for the app's probes cannot be bound.
     #[error(transparent)]
     Probes(#[from] ProbeBindError),
     /// The access log cannot be opened.
@@ -70,27 +70,21 @@ pub enum StartError {
 }
 
 impl Sidecar {
-    /// Listens at once and refuses everything until certificate and policy are there. Needs a tokio runtime, which
-    /// becomes the control thread's; the data workers bring their own.
-    pub async fn start(options: Options, log: LogHandle) -> Result<Self, StartError> {
+    /// Starts listening at once; refuses everything until certificate and policy have arrived. Requires a tokio
+    /// runtime, which becomes the control thread's; the data workers have their own.
+    ///
+    /// # Errors
+    ///
+    /// If an address cannot be bound, the access log cannot be opened, or a thread cannot be created.
+    pub async fn start(options: Options, log: LogHandle) -> Result<Self, SidecarStartError> {
         tls::install_provider();
         let (metrics, readiness) = (Metrics::default(), Readiness::new());
-        let waiting =
-            Waiting { certificate: readiness.block("certificate"), policy: readiness.block("policy") };
+        let blockers = ReadinessBlockers::new(&readiness);
         let (publisher, snapshots) = snapshot::channel();
         let publisher = Arc::new(publisher);
 
-        let format = options.access_log_format;
-        let sink = match format {
-            AccessLogFormat::Off => None,
-            AccessLogFormat::Json | AccessLogFormat::Text => {
-                let target = options.access_log_target();
-                let sink = AccessLogSink::open(&target);
-                Some(sink.map_err(|error| StartError::AccessLog(format!("{target:?}"), error))?)
-            }
-        };
-        let rotated = sink.clone();
-        let counts = DataPlaneMetrics::new(sink.clone());
+        let access_log = open_access_log(&options)?;
+        let counts = DataPlaneMetrics::new(access_log.clone());
         metrics.add_collector(Box::new(counts.clone()));
 
         let destinations = Arc::new(Destinations::default());
@@ -100,26 +94,10 @@ impl Sidecar {
             limits: Limits::from(&options.limits),
             snapshots,
             destinations: destinations.clone(),
-            http_context: Arc::new(move |limits, snapshots| {
-                let log = sink.clone().map(|sink| AccessLog::new(format, sink));
-                Rc::new(HttpContext::new(limits, Rc::new(Telemetry::new(&counts, log)), snapshots))
-            }),
+            http_context: http_context(options.access_log_format, access_log.clone(), counts),
         })?;
-        let bound = workers.addresses().iter().zip(&options.inbound);
-        let inbound: Arc<[Inbound]> =
-            bound.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect();
-        let transparent = options.pod.transparent.then(|| workers.addresses().first().copied()).flatten();
-        let outbound =
-            workers.addresses().get(workers.addresses().len() - outbound_listeners(&options).len()..);
-
-        let view = ConfigView {
-            workload: options.workload.as_str().into(),
-            inbound: inbound.clone(),
-            transparent,
-            outbound: outbound.unwrap_or_default().into(),
-            destinations: destinations.clone(),
-            publisher: publisher.clone(),
-        };
+        let view = config_view(&options, workers.addresses(), &destinations, &publisher);
+        let inbound = view.inbound.clone();
         let admin = AdminServer::new(PROCESS, metrics.clone(), readiness.clone(), log.clone())
             .merge(admin::routes(view))
             .bind(options.admin_address)
@@ -142,30 +120,37 @@ impl Sidecar {
             control.spawn(server.serve(draining.clone()));
         }
         control.spawn(admin.serve(draining));
-        if let Some(sink) = rotated {
-            control.spawn(rotate(sink, signals::log_rotation().map_err(StartError::Signals)?));
+        if let Some(sink) = access_log {
+            control.spawn(rotate(sink, signals::log_rotation().map_err(SidecarStartError::Signals)?));
         }
         let drain_timeout = options.limits.drain_timeout;
-        control.spawn(keep_in_step(options, publisher, destinations, waiting, metrics, readiness.clone()));
+        control.spawn(keep_up_to_date(
+            options,
+            publisher,
+            destinations,
+            blockers,
+            metrics,
+            readiness.clone(),
+        ));
         Ok(Self { workers, inbound, admin_address, readiness, drain, drain_timeout, control })
     }
 
-    /// Where connections are taken that nobody redirects, with the ports that were bound.
+    /// The fixed inbound listeners, with the ports that were bound.
     pub fn inbound(&self) -> &[Inbound] {
         &self.inbound
     }
 
-    /// Where the admin server listens.
+    /// Address of the admin server.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// Ready once the certificate and the first policy are there.
+    /// Ready once the certificate and the first policy have arrived.
     pub fn readiness(&self) -> &Readiness {
         &self.readiness
     }
 
-    /// Takes no more connections, lets those there are finish, and ends. The admin server answers until then.
+    /// Stops accepting connections, waits for those that are open, and ends. The admin server runs until then.
     pub async fn drain(mut self) {
         self.workers.drain(self.drain_timeout).await;
         self.drain.start();
@@ -173,19 +158,62 @@ impl Sidecar {
     }
 }
 
-/// Those for connections from others, then those of [`outbound_listeners`].
+/// Opens the access log, if it is enabled.
+fn open_access_log(options: &Options) -> Result<Option<AccessLogSink>, SidecarStartError> {
+    if options.access_log_format == AccessLogFormat::Off {
+        return Ok(None);
+    }
+    let target = options.access_log_target();
+    let sink = AccessLogSink::open(&target);
+    sink.map(Some).map_err(|error| SidecarStartError::AccessLog(format!("{target:?}"), error))
+}
+
+/// Creates the HTTP context of each worker.
+fn http_context(
+    format: AccessLogFormat,
+    access_log: Option<AccessLogSink>,
+    counts: DataPlaneMetrics,
+) -> Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync> {
+    Arc::new(move |limits, snapshots| {
+        let log = access_log.clone().map(|sink| AccessLog::new(format, sink));
+        Rc::new(HttpContext::new(limits, Rc::new(Telemetry::new(&counts, log)), snapshots))
+    })
+}
+
+/// The view of `/config`. `bound` are the addresses of [`listeners`], in their order.
+fn config_view(
+    options: &Options,
+    bound: &[SocketAddr],
+    destinations: &Arc<Destinations>,
+    publisher: &Arc<Publisher>,
+) -> ConfigView {
+    let (inbound, outbound) = bound.split_at(bound.len() - outbound_listeners(options).len());
+    let fixed = inbound.iter().zip(&options.inbound);
+    ConfigView {
+        workload: options.workload.as_str().into(),
+        inbound: fixed.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect(),
+        transparent: options.pod.transparent.then(|| inbound.first().copied()).flatten(),
+        outbound: outbound.into(),
+        destinations: destinations.clone(),
+        publisher: publisher.clone(),
+    }
+}
+
+/// Inbound listeners, followed by those of [`outbound_listeners`].
 fn listeners(options: &Options) -> Vec<Listener> {
     let fixed = |inbound: &Inbound| {
         Listener::Fixed(InboundTarget { address: inbound.listen, port: inbound.app.port(), app: inbound.app })
     };
-    let mut listeners: Vec<_> = match options.pod.transparent {
-        true => vec![Listener::Redirected(redirected(options, options.pod.inbound_port))],
-        false => options.inbound.iter().map(fixed).collect(),
+    let mut listeners: Vec<_> = if options.pod.transparent {
+        vec![Listener::Redirected(redirected(options, options.pod.inbound_port))]
+    } else {
+        options.inbound.iter().map(fixed).collect()
     };
     listeners.extend(outbound_listeners(options));
     listeners
 }
 
+/// Listeners for connections that the app opens.
 fn outbound_listeners(options: &Options) -> Vec<Listener> {
     let fixed = |outbound: &Outbound| {
         Listener::FixedOutbound(FixedOutbound { address: outbound.listen, destination: outbound.destination })
@@ -197,7 +225,7 @@ fn outbound_listeners(options: &Options) -> Vec<Listener> {
     listeners
 }
 
-/// A listener at this port for connections that the kernel redirects.
+/// A listener on this port for connections that the kernel redirects.
 fn redirected(options: &Options, port: u16) -> Redirected {
     let pod = &options.pod;
     let mut own_ports =
@@ -212,7 +240,7 @@ fn redirected(options: &Options, port: u16) -> Redirected {
     }
 }
 
-/// Opens the access log anew on SIGUSR1.
+/// Reopens the access log on SIGUSR1.
 async fn rotate(sink: AccessLogSink, mut rotation: LogRotation) {
     loop {
         rotation.requested().await;
@@ -220,17 +248,24 @@ async fn rotate(sink: AccessLogSink, mut rotation: LogRotation) {
     }
 }
 
-struct Waiting {
+/// Blocks readiness until certificate and policy have arrived.
+struct ReadinessBlockers {
     certificate: Blocker,
     policy: Blocker,
 }
 
-/// The control thread's work: certificate and policy, for as long as the process lives.
-async fn keep_in_step(
+impl ReadinessBlockers {
+    fn new(readiness: &Readiness) -> Self {
+        Self { certificate: readiness.block("certificate"), policy: readiness.block("policy") }
+    }
+}
+
+/// The control thread's work: keeps certificate and configuration up to date for as long as the process lives.
+async fn keep_up_to_date(
     options: Options,
     publisher: Arc<Publisher>,
     destinations: Arc<Destinations>,
-    waiting: Waiting,
+    blockers: ReadinessBlockers,
     metrics: Metrics,
     readiness: Readiness,
 ) {
@@ -247,22 +282,22 @@ async fn keep_in_step(
         bundle.clone(),
         publisher.clone(),
         destinations,
-        waiting.policy,
+        blockers.policy,
     );
     let certificates =
-        publish_certificates(kept.credentials, bundle, publisher, waiting.certificate, readiness);
+        publish_certificates(kept.credentials, bundle, publisher, blockers.certificate, readiness);
     tokio::join!(discovery.run(), certificates);
 }
 
-/// Builds TLS anew for each certificate and trust bundle; says "not ready" while the certificate is expired.
+/// Builds TLS configurations for each new certificate or trust bundle; not ready while the certificate is expired.
 async fn publish_certificates(
     mut credentials: watch::Receiver<Option<Arc<Credentials>>>,
     mut bundle: watch::Receiver<Arc<TrustBundle>>,
     publisher: Arc<Publisher>,
-    waiting: Blocker,
+    blocker: Blocker,
     readiness: Readiness,
 ) {
-    let mut waiting = Some(waiting);
+    let mut blocker = Some(blocker);
     let mut published: Option<(u64, Arc<TrustBundle>)> = None;
     loop {
         let newest = credentials.borrow_and_update().clone();
@@ -282,19 +317,20 @@ async fn publish_certificates(
                         });
                         published = Some((newest.generation, roots));
                     }
-                    Err(error) => tracing::error!(%error, "TLS cannot be set up; the one before it stays"),
+                    Err(error) => {
+                        tracing::error!(%error, "TLS cannot be set up with the new certificate or trust bundle; the previous ones stay in use");
+                    }
                 }
             }
-            match newest.is_expired(SystemTime::now()) {
-                true if waiting.is_none() => {
-                    tracing::error!("the certificate has expired and the CA has not given a new one");
-                    waiting = Some(readiness.block("certificate"));
-                }
-                false if published.is_some() => waiting = None,
-                _ => {}
+            let is_expired = newest.is_expired(SystemTime::now());
+            if is_expired && blocker.is_none() {
+                tracing::error!("the certificate has expired and the CA has not issued a new one");
+                blocker = Some(readiness.block("certificate"));
+            } else if !is_expired && published.is_some() {
+                blocker = None;
             }
         }
-        // The sender of `credentials` also wakes us at the moment that they expire.
+        // The sender of `credentials` also wakes this task when they expire.
         tokio::select! {
             changed = credentials.changed() => if changed.is_err() { return },
             changed = bundle.changed() => if changed.is_err() { return },

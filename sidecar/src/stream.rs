@@ -1,4 +1,4 @@
-//! A connection as bytes, with or without TLS: one type for all clients, so that the codecs are compiled once.
+//! A connection with or without TLS as one type, so that the codecs are compiled once.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,48 +12,48 @@ use tokio::net::TcpStream;
 
 use crate::tls::stream::TlsStream;
 
-/// A connection; a client's, unless it says otherwise what its TLS is.
-pub enum MaybeTls<T = TlsStream> {
-    /// Bytes as they are on the wire.
+/// A connection; by default a client's.
+pub(crate) enum MaybeTls<T = TlsStream> {
+    /// Plaintext.
     Plain(TcpStream),
-    /// Bytes inside TLS.
+    /// TLS.
     Tls(Box<T>),
 }
 
-/// A connection whose end can be made one that nobody takes for an orderly end.
+/// A connection that can be ended so that the peer does not take it for an orderly end.
 pub trait Abort {
-    /// Once this is dropped, the peer sees an RST: what it has got of an answer is not all of it.
+    /// Makes the drop of this connection send an RST: the peer learns that a response is incomplete.
     fn abort(&self);
 
-    /// What the peer has ended, also where bytes that it sent before were not read yet. For connections that we have
-    /// not shut down ourselves; costs no system call.
+    /// What the peer has closed, even if earlier bytes were not read yet. Only valid while this side has not shut down.
+    /// Costs no system call.
     fn peer_end(&self) -> PeerEnd;
 }
 
-/// What the peer of a connection has ended.
+/// What the peer of a connection has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerEnd {
     /// Nothing.
     Open,
-    /// Its own side (FIN): it sends no more.
+    /// Its sending side (FIN): it sends no more.
     Half,
-    /// The connection (RST): it takes no more, either.
+    /// The whole connection (RST): it receives no more, either.
     Both,
 }
 
-/// How often a peer is looked at that has ended its side, or of which no more is read: when it ends the connection,
-/// no task is woken.
-pub const LOOK_AT_PEER: Duration = Duration::from_secs(1);
+/// How often a half-closed peer, or one that is not read from, is checked: no task is woken when it closes the
+/// connection.
+pub(crate) const LOOK_AT_PEER: Duration = Duration::from_secs(1);
 
 impl Abort for TcpStream {
     fn abort(&self) {
-        // A socket that refuses it is one that has ended.
+        // Fails only if the socket has ended already.
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 
     fn peer_end(&self) -> PeerEnd {
         match self.ready(Interest::READABLE | Interest::WRITABLE).now_or_never() {
-            // After an RST neither side is open (EPOLLHUP).
+            // After an RST both sides are closed (EPOLLHUP).
             Some(Ok(ready)) if ready.is_write_closed() => PeerEnd::Both,
             Some(Ok(ready)) if ready.is_read_closed() => PeerEnd::Half,
             Some(Ok(_)) | None => PeerEnd::Open,

@@ -1,4 +1,4 @@
-//! What a worker tells about its traffic: a line in the access log and counts, for each request or opaque connection.
+//! Records traffic: an access log line and counts for each request or opaque connection.
 
 pub mod access_log;
 pub mod metrics;
@@ -6,113 +6,128 @@ pub mod metrics;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use tidegate_core::policy::{Decision, Reason};
+use tidegate_core::policy::{Decision, Reason, Terms};
 
 use self::access_log::AccessLog;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
 use crate::connection_info::ConnectionInfo;
 
-/// Why a response is not the app's own; Envoy's and Istio's letters, which log parsers know.
+/// Why a response is not the app's own; the codes are those of Envoy and Istio, which log parsers understand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ResponseFlag {
-    /// None: the app answered.
+    /// The response is the app's.
     #[default]
     None,
     /// `UF`: the app could not be reached.
     UpstreamConnectionFailure,
-    /// `UC`: the app closed the connection before its answer was complete.
+    /// `UC`: the app closed the connection before its response was complete.
     UpstreamConnectionTermination,
     /// `UT`: the app took too long.
     UpstreamTimeout,
-    /// `UPE`: the app's answer was not HTTP that can be passed on.
+    /// `UPE`: the app's response was not HTTP that can be forwarded.
     UpstreamProtocolError,
-    /// `UH`: there is no app to reach.
+    /// `UH`: no app can be reached.
     NoHealthyUpstream,
-    /// `UO`: there are too many requests for the app.
+    /// `UO`: too many requests for the app.
     UpstreamOverflow,
-    /// `DC`: the client went away first.
+    /// `DC`: the client closed the connection first.
     DownstreamConnectionTermination,
-    /// `DPE`: the client's request was not HTTP that can be passed on.
+    /// `DPE`: the client's request was not HTTP that can be forwarded.
     DownstreamProtocolError,
-    /// `DT`: the client took too long (its head or its body).
+    /// `DT`: the client took too long to send its head or its body.
     DownstreamTimeout,
-    /// `RBAC`: the policy refused it.
+    /// `RBAC`: refused by the policy.
     Refused,
-    /// `NR`: the policy has nothing for the port.
+    /// `NR`: the policy has no rule for the port.
     NoRoute,
-    /// `OM`: the sidecar has no room for it.
+    /// `OM`: the sidecar has reached a limit.
     Overload,
 }
 
-/// One request, or one connection of opaque bytes, once it is over. Borrowed: nothing is copied unless it is logged.
+/// The facts about a finished request or opaque connection. Borrowed: nothing is copied unless it is logged.
 #[derive(Default)]
 pub struct Record<'a> {
     /// The connection.
     pub connection: Option<&'a ConnectionInfo>,
-    /// The connection, if it is one that the app has opened.
+    /// The connection, if the app opened it.
     pub outbound: Option<OutboundRecord<'a>>,
-    /// The policy's verdict.
+    /// The policy's decision.
     pub decision: Option<&'a Decision>,
-    /// When its first byte came.
+    /// When its first byte arrived.
     pub start: Option<SystemTime>,
-    /// From its first byte to the last byte of the answer.
+    /// Time from its first byte to the last byte of the response.
     pub duration: Duration,
-    /// From the request's last byte to the app to the first byte back.
+    /// Time from the last byte of the request to the app until the first byte of the response.
     pub upstream_time: Option<Duration>,
     /// Method; empty for opaque bytes.
     pub method: &'a [u8],
-    /// Path with query, as the app got it.
+    /// Path and query, as the app received them.
     pub path: &'a [u8],
     /// `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`; empty for opaque bytes.
     pub protocol: &'a str,
-    /// Status of the answer; 0 if there was none.
+    /// Status of the response; 0 if there was none.
     pub status: u16,
-    /// Why the answer is not the app's.
+    /// Why the response is not the app's.
     pub flag: ResponseFlag,
-    /// A stable word on how it ended, such as `via_upstream` or `rbac_access_denied`.
+    /// A stable identifier of the outcome, such as `via_upstream` or `rbac_access_denied`.
     pub details: &'a str,
-    /// Bytes of the request's body, or from the client.
+    /// Bytes of the request's body; for opaque connections, bytes from the client.
     pub received: u64,
-    /// Bytes of the answer's body, or to the client.
+    /// Bytes of the response's body; for opaque connections, bytes to the client.
     pub sent: u64,
     /// `host` or `:authority`.
     pub authority: &'a [u8],
     /// `user-agent`.
     pub user_agent: &'a [u8],
-    /// `x-forwarded-for` as the app got it.
+    /// `x-forwarded-for` as the app received it.
     pub forwarded_for: &'a [u8],
-    /// `x-request-id` as the app got it.
+    /// `x-request-id` as the app received it.
     pub request_id: &'a [u8],
 }
 
-/// A connection that the app has opened.
+/// A connection that the app opened.
 #[derive(Clone, Copy, Debug)]
 pub struct OutboundRecord<'a> {
-    /// The app's end.
+    /// The app's address.
     pub peer: SocketAddr,
-    /// What the app dialled.
+    /// The address that the app dialled.
     pub dialled: SocketAddr,
-    /// `<namespace>/<name>` of the Service or Pod of the mesh, if it is one.
+    /// `<namespace>/<name>` of the Service or Pod, if the destination is in the mesh.
     pub service: Option<&'a str>,
     /// The endpoint that was chosen.
     pub endpoint: Option<SocketAddr>,
-    /// Whether the endpoint is one of the mesh.
+    /// Whether the endpoint is in the mesh.
     pub is_mutual_tls: bool,
 }
 
-/// A worker's own counters and its buffer of log lines.
+/// A worker's counters and access log.
 pub struct Telemetry {
     metrics: WorkerMetrics,
     access_log: Option<AccessLog>,
 }
 
+impl Record<'_> {
+    /// How the connection was secured, in Istio's terms.
+    fn security(&self) -> &'static str {
+        if let Some(outbound) = &self.outbound {
+            return if outbound.is_mutual_tls { "mutual_tls" } else { "none" };
+        }
+        match self.connection.map(|connection| connection.terms) {
+            Some(Terms::MeshTls(_) | Terms::IngressMutualTls) => "mutual_tls",
+            Some(Terms::IngressTls) => "tls",
+            Some(Terms::IngressPlaintext | Terms::BadRequest | Terms::Opaque) => "none",
+            None => "unknown",
+        }
+    }
+}
+
 impl Telemetry {
-    /// For one worker: its shard of the counts, and its log if there is to be one.
+    /// Telemetry of one worker; `access_log` if enabled.
     pub fn new(metrics: &DataPlaneMetrics, access_log: Option<AccessLog>) -> Self {
         Self { metrics: metrics.worker(), access_log }
     }
 
-    /// With an access log in this file, as JSON.
+    /// Telemetry with a JSON access log in this file.
     #[cfg(test)]
     pub(crate) fn in_file(path: &std::path::Path) -> Self {
         use self::access_log::{AccessLogFormat, AccessLogSink, AccessLogTarget};
@@ -122,7 +137,7 @@ impl Telemetry {
         Self::new(&DataPlaneMetrics::new(Some(sink)), Some(log))
     }
 
-    /// Counts, and logs where logging is on.
+    /// Counts a record, and logs it if the access log is enabled.
     pub fn record(&self, record: &Record<'_>) {
         self.metrics.record(record);
         if let Some(log) = &self.access_log {
@@ -135,12 +150,12 @@ impl Telemetry {
         self.metrics.totals()
     }
 
-    /// Counts that a limit was met.
+    /// Counts that a limit was reached.
     pub fn limited(&self, limit: &'static str) {
         self.metrics.limited(limit);
     }
 
-    /// Hands the log lines there are to the writing thread; called on every tick of the worker.
+    /// Passes buffered log lines to the writing thread; called on every tick of the worker.
     pub fn flush(&self) {
         if let Some(log) = &self.access_log {
             log.flush();
@@ -149,14 +164,14 @@ impl Telemetry {
 }
 
 impl Default for Telemetry {
-    /// Counts that nobody reads, and no log.
+    /// Counts that are never read, and no access log.
     fn default() -> Self {
         Self::new(&DataPlaneMetrics::new(None), None)
     }
 }
 
 impl ResponseFlag {
-    /// Of a request or a connection that the policy refuses.
+    /// The flag for a request or connection that the policy refuses.
     pub fn of_refusal(reason: &Reason) -> Self {
         match reason {
             Reason::NoPolicy | Reason::NoSuchPort | Reason::NoIngressBackend => Self::NoRoute,
@@ -164,7 +179,7 @@ impl ResponseFlag {
         }
     }
 
-    /// The letters, as in Istio's `response_flags`.
+    /// The code, as in Istio's `response_flags`.
     pub fn code(self) -> &'static str {
         match self {
             Self::None => "-",

@@ -19,15 +19,17 @@ use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{InboundTarget, Listener};
 use crate::snapshot::{Publisher, channel};
+use crate::telemetry::Telemetry;
+use crate::telemetry::metrics::DataPlaneMetrics;
 use crate::test_pki::{Authority, GATEWAY, SERVER};
 use crate::tls::ServerTls;
 use crate::worker::{RunningWorkers, Workers, WorkersConfig};
 
-/// A pod's port for each way in.
+/// A pod's port for each kind of policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub(crate) enum Port {
-    /// Plaintext HTTP from every address.
+    /// Plaintext HTTP from any address.
     Http = 1000,
     /// Mutual TLS with [`GATEWAY`] as principal.
     Https,
@@ -35,13 +37,13 @@ pub(crate) enum Port {
     Skip,
     /// [`Port::Https`] for `sniHosts` foo.example and *.bar.example.
     Sni,
-    /// Plaintext HTTP from an address that is not ours.
+    /// Plaintext HTTP from an address other than the test's.
     Elsewhere,
     /// Opaque bytes.
     Tcp,
-    /// Opaque bytes, the app's first.
+    /// Opaque bytes of an app that speaks first.
     ServerFirst,
-    /// Mesh peers in permissive mode, nobody else.
+    /// Mesh peers in permissive mode only.
     Mesh,
     /// [`Port::Https`] of an app that speaks HTTP/2.
     Grpc,
@@ -67,6 +69,7 @@ pub(crate) struct Mesh {
     pub(crate) root: Authority,
     pub(crate) publisher: Publisher,
     pub(crate) workers: RunningWorkers,
+    pub(crate) metrics: DataPlaneMetrics,
     pub(crate) app: SocketAddr,
 }
 
@@ -86,18 +89,21 @@ impl Mesh {
         let listeners = PORTS.map(|port| {
             Listener::Fixed(InboundTarget { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app })
         });
+        let metrics = DataPlaneMetrics::default();
+        let counted = metrics.clone();
         let workers = Workers::start(WorkersConfig {
             count,
             listeners: listeners.to_vec(),
             limits,
             snapshots,
             destinations: Arc::default(),
-            http_context: Arc::new(|limits, snapshots| {
-                Rc::new(HttpContext::new(limits, Rc::default(), snapshots))
+            http_context: Arc::new(move |limits, snapshots| {
+                let telemetry = Rc::new(Telemetry::new(&counted, None));
+                Rc::new(HttpContext::new(limits, telemetry, snapshots))
             }),
         })
         .unwrap();
-        let mesh = Self { root, publisher, workers, app };
+        let mesh = Self { root, publisher, workers, metrics, app };
         mesh.trust(&mesh.root);
         mesh.publish(|_| {});
         mesh
@@ -114,7 +120,7 @@ impl Mesh {
         self.publisher.update(|snapshot| snapshot.tls = Some(Arc::new(tls)));
     }
 
-    /// Publishes the policy with a change.
+    /// Publishes a changed policy.
     pub(crate) fn publish(&self, change: impl FnOnce(&mut InboundPolicy)) {
         let mut policy = policy();
         change(&mut policy);
@@ -130,13 +136,13 @@ impl Mesh {
         TcpStream::connect(self.address(port)).await.unwrap()
     }
 
-    /// Waits for the workers' connections to be this many.
+    /// Waits until the workers have this many connections.
     pub(crate) async fn connections(&self, count: usize) {
-        until(|| self.workers.load().connections == count).await;
+        until(|| self.workers.connections() == count).await;
     }
 }
 
-/// Waits for a condition; fails the test if it does not come true.
+/// Waits for a condition; fails the test if it is not met.
 pub(crate) async fn until(condition: impl Fn() -> bool) {
     let wait = async {
         while !condition() {
@@ -146,7 +152,7 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the condition did not come true");
 }
 
-/// The policy of [`Port`]'s descriptions.
+/// The policy that [`Port`] describes.
 pub(crate) fn policy() -> InboundPolicy {
     let gateway = ClientCheck::Principals([Principal::parse(GATEWAY)].into());
     let https = |sni_hosts: &[&str], client: &ClientCheck| IngressTransport::Https {
@@ -205,8 +211,8 @@ pub(crate) async fn start_app() -> SocketAddr {
     address
 }
 
-/// Greets each connection that sends nothing first, answers HTTP requests with `ok`, and echoes all else until the
-/// client is done, then says goodbye.
+/// Greets a connection that sends nothing first, responds to HTTP requests with `ok`, and echoes everything else until
+/// the client half-closes; then sends a farewell.
 async fn run_app(listener: TcpListener) {
     while let Ok((io, _)) = listener.accept().await {
         tokio::spawn(serve_app(io));

@@ -24,7 +24,7 @@ pub(crate) const SERVER: &str = "httpbin.httpbin.cluster.local";
 /// A certificate authority.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    /// What a leaf's chain holds beside the leaf.
+    /// Intermediates in the chain of a leaf.
     above: Vec<CertificateDer<'static>>,
 }
 
@@ -60,12 +60,12 @@ impl Authority {
         self.issue(|params| params.subject_alt_names = vec![dns(dns_name)])
     }
 
-    /// A workload's: both spellings of its identity.
+    /// A workload's certificate: contains both forms of its identity.
     pub(crate) fn workload(&self, namespace: &str, account: &str) -> Leaf {
         self.workload_until(namespace, account, SystemTime::now() + Duration::from_secs(3600))
     }
 
-    /// A workload's that ends then.
+    /// A workload's certificate that expires at `end`.
     pub(crate) fn workload_until(&self, namespace: &str, account: &str, end: SystemTime) -> Leaf {
         let uri = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
         self.issue(|params| {
@@ -86,7 +86,7 @@ impl Authority {
         Arc::new(TrustBundle::from_certificates([self.issuer.der().clone()]).unwrap())
     }
 
-    /// The bundle that follows when another root is retired, for a process that has trusted it.
+    /// The trust bundle after a rotation that retired another root, for a process that trusted it.
     pub(crate) fn bundle_after(&self, retired: &Self) -> Arc<TrustBundle> {
         let before = retired.bundle();
         let after = TrustBundle::clone(&self.bundle()).with_retired(before.fingerprints());
@@ -116,7 +116,7 @@ impl Leaf {
         })
     }
 
-    /// Writes the leaf, what is above it if there is anything, and the key as PEM.
+    /// Writes leaf, intermediates (if any) and key as PEM files.
     pub(crate) fn write(&self, folder: &Path) -> (PathBuf, Option<PathBuf>, PathBuf) {
         let write = |name: &str, text: String| {
             let path = folder.join(name);
@@ -137,7 +137,7 @@ impl Leaf {
     }
 }
 
-/// A client's configuration that trusts `roots` and shows `leaf`.
+/// A client configuration that trusts `roots` and presents `leaf`.
 pub(crate) fn client_config(
     roots: &TrustBundle,
     leaf: Option<&Leaf>,

@@ -1,13 +1,13 @@
-//! TLS: one set of configurations for each certificate and trust bundle, never one a connection.
+//! TLS configurations, built once for each certificate and trust bundle, never per connection.
 //!
-//! [`ServerTls`] is for clients: it chooses the configuration by what the policy demands and the client offers,
-//! `client_verifier` judges client certificates, [`stream`] is the connection itself. [`PeerTls`] is for connections
-//! that we open to other sidecars, [`OriginTls`] for those to servers outside the mesh.
+//! [`ServerTls`] is for clients: it selects the configuration by what the policy requires and the client offers.
+//! `client_verifier` verifies client certificates, [`stream`] is the connection itself. [`PeerTls`] is for connections
+//! to other sidecars, [`OriginTls`] for those to servers outside the mesh.
 
 mod client_verifier;
 mod origination;
 mod peer;
-pub mod stream;
+pub(crate) mod stream;
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,35 +26,35 @@ use client_verifier::ClientVerifier;
 
 pub(crate) use client_verifier::{Presented, take_refused};
 pub(crate) use origination::sni;
-pub use origination::{OriginTls, OriginTlsError};
-pub use peer::PeerTls;
+pub(crate) use origination::{OriginTls, OriginTlsError};
+pub(crate) use peer::PeerTls;
 pub(crate) use peer::mesh_alpn;
 
-/// TLS configurations for one certificate and one trust bundle.
+/// Server configurations for one certificate and one trust bundle.
 pub struct ServerTls {
-    /// The certificate that is shown.
+    /// The server certificate.
     pub credentials: Arc<Credentials>,
-    /// What client certificates are verified by.
+    /// The trust bundle that verifies client certificates.
     pub bundle: Arc<TrustBundle>,
-    /// Fingerprints of the roots in it under which the certificate is good.
+    /// Fingerprints of the roots in the bundle that the server certificate chains to.
     pub certificate_roots: Vec<String>,
-    /// Judges the clients of connections that are open.
-    lasting: Arc<ClientVerifier>,
+    /// Verifies the clients of open connections, also by retired roots.
+    for_open_connections: Arc<ClientVerifier>,
     mesh: [Arc<ServerConfig>; MESH_PROTOCOLS.len()],
-    mutual: Family,
-    open: Family,
+    mutual: AlpnConfigs,
+    no_client_auth: AlpnConfigs,
 }
 
-/// The certificate and the trust bundle do not make a server.
+/// Certificate and trust bundle cannot be used for a server.
 #[derive(Debug, thiserror::Error)]
 #[error("certificate or trust bundle cannot be served with: {0}")]
 pub struct ServerTlsError(#[from] rustls::Error);
 
-/// Configurations that differ in what they answer to ALPN.
-struct Family {
+/// Configurations that differ in their ALPN protocols.
+struct AlpnConfigs {
     http1_first: Arc<ServerConfig>,
     http2_first: Arc<ServerConfig>,
-    /// For clients that offer nothing that we speak: an answer would have to be a refusal (RFC 7301 §3.2).
+    /// For clients that offer none of our protocols: with ALPN, they would have to be refused (RFC 7301 §3.2).
     without: Arc<ServerConfig>,
 }
 
@@ -63,10 +63,14 @@ const TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 impl ServerTls {
     /// Builds every configuration.
+    ///
+    /// # Errors
+    ///
+    /// If rustls does not accept the certificate, its key or the roots.
     pub fn new(credentials: Arc<Credentials>, bundle: Arc<TrustBundle>) -> Result<Self, ServerTlsError> {
         let provider = tidegate_runtime::tls::provider();
         let verifier = Arc::new(ClientVerifier::new(bundle.root_store(), &provider)?);
-        let lasting = Arc::new(ClientVerifier::new(bundle.lasting_store(), &provider)?);
+        let for_open_connections = Arc::new(ClientVerifier::new(bundle.lasting_store(), &provider)?);
         let key = CertifiedKey::from_der(credentials.chain.clone(), credentials.key.clone_key(), &provider)?;
         let certificate: Arc<dyn ResolvesServerCert> = Arc::new(SingleCertAndKey::from(key));
 
@@ -80,14 +84,14 @@ impl ServerTls {
             };
             let mut config = builder.with_cert_resolver(certificate.clone());
             config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-            // A resumed session would carry a client certificate past its end, past a change of the trust bundle,
-            // and past the client's own renewal.
+            // A resumed session would carry a client certificate past its expiry, past a change of the trust bundle,
+            // and past the client's renewal.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
             Ok::<_, rustls::Error>(Arc::new(config))
         };
         let family = |mutual: bool| {
-            Ok::<_, rustls::Error>(Family {
+            Ok::<_, rustls::Error>(AlpnConfigs {
                 http1_first: build(TLS12_AND_13, mutual, &[b"http/1.1", b"h2"])?,
                 http2_first: build(TLS12_AND_13, mutual, &[b"h2", b"http/1.1"])?,
                 without: build(TLS12_AND_13, mutual, &[])?,
@@ -96,12 +100,19 @@ impl ServerTls {
         let certificate_roots = credentials.roots(&bundle, SystemTime::now());
         let [http1, http2, tcp] = MESH_PROTOCOLS.map(|(name, _)| build(TLS13, true, &[name]));
         let mesh = [http1?, http2?, tcp?];
-        let (mutual, open) = (family(true)?, family(false)?);
-        Ok(Self { credentials, bundle, certificate_roots, lasting, mesh, mutual, open })
+        let (mutual, no_client_auth) = (family(true)?, family(false)?);
+        Ok(Self {
+            credentials,
+            bundle,
+            certificate_roots,
+            for_open_connections,
+            mesh,
+            mutual,
+            no_client_auth,
+        })
     }
 
-    /// The configuration for a client that offers this and an app that speaks that; `None` if the terms are without
-    /// TLS.
+    /// The configuration for what the client offers and the app's protocol; `None` if the terms exclude TLS.
     pub fn config(&self, terms: Terms, offered: Alpn, app: AppProtocol) -> Option<&Arc<ServerConfig>> {
         match terms {
             Terms::MeshTls(protocol) => {
@@ -109,15 +120,15 @@ impl ServerTls {
                 self.mesh.get(index)
             }
             Terms::IngressMutualTls => Some(self.mutual.choose(offered, app)),
-            Terms::IngressTls => Some(self.open.choose(offered, app)),
+            Terms::IngressTls => Some(self.no_client_auth.choose(offered, app)),
             Terms::IngressPlaintext | Terms::BadRequest | Terms::Opaque => None,
         }
     }
 
-    /// Judges the client certificate of an open connection again, leaf first, as a handshake at `now` would, but that
-    /// roots count which were retired since, too.
+    /// Verifies the client certificate of an open connection again, leaf first, as a handshake at `now` would, except
+    /// that retired roots are accepted, too.
     pub fn verify_again(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
-        self.lasting.verify_chain(chain, now).map_err(|refusal| refusal.error)
+        self.for_open_connections.verify_chain(chain, now).map_err(|refusal| refusal.error)
     }
 }
 
@@ -131,7 +142,7 @@ impl fmt::Debug for ServerTls {
     }
 }
 
-impl Family {
+impl AlpnConfigs {
     fn choose(&self, offered: Alpn, app: AppProtocol) -> &Arc<ServerConfig> {
         match app {
             _ if !offered.http1 && !offered.http2 => &self.without,

@@ -1,26 +1,26 @@
-//! How much a connection moves before the worker's other connections get their turn.
+//! Limits how much a connection moves before other connections of the worker get their turn.
 //!
-//! One thread drives many connections. One whose peers are both ready could go on for megabytes, and hundreds of them,
-//! as after a burst of clients that request large responses, would delay a small request by seconds. So a connection yields
-//! after each turn, and when more than [`AT_ONCE`] connections have yielded, the others wait in a queue. Between two groups of
-//! them the worker serves every connection that has become ready meanwhile.
+//! One thread drives all of its connections. A connection whose peers are both ready could move megabytes, and hundreds
+//! of them, as after a burst of clients that request large responses, would delay a small request for seconds. So a
+//! connection yields after each turn, and when more than [`AT_ONCE`] connections have yielded, the others wait in a
+//! queue. Between two groups of them, the worker serves every connection that has become ready meanwhile.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 
-/// Bytes of a turn in each direction: one full read and write of a long body.
-const BYTES: usize = 64 * 1024;
+/// Bytes per turn in each direction: one full read and write of a long body.
+const TURN_BYTES: usize = 64 * 1024;
 
-/// Turns that follow each other before the worker looks for other work: half a millisecond, about.
+/// Turns that follow each other before the worker looks for other work: about half a millisecond.
 const AT_ONCE: usize = 16;
 
 thread_local! {
     static QUEUE: Queue = const { Queue::new() };
 }
 
-/// What is left of a turn. Made anew each time that a connection is polled.
+/// The remaining budget of a turn. Created each time a connection is polled.
 pub(crate) struct Turn {
     left: usize,
 }
@@ -52,16 +52,17 @@ pub(crate) async fn serve() {
 }
 
 impl Turn {
+    /// A full budget.
     pub(crate) fn new() -> Self {
-        Self { left: BYTES }
+        Self { left: TURN_BYTES }
     }
 
-    /// Counts bytes that were moved.
+    /// Records that this many bytes were moved.
     pub(crate) fn spend(&mut self, bytes: usize) {
         self.left = self.left.saturating_sub(bytes);
     }
 
-    /// Ready as long as the turn lasts. After that the task is woken for its next turn.
+    /// Ready as long as the turn lasts. Afterwards the task is woken for its next turn.
     pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
         if self.left > 0 {
             return Poll::Ready(());
@@ -149,17 +150,17 @@ mod tests {
             turns += 1;
             let before = received.len();
             while poll!(Box::pin(client_end.read_buf(&mut received))).is_ready() {}
-            assert!(received.len() - before <= BYTES, "{}", received.len() - before);
+            assert!(received.len() - before <= TURN_BYTES, "{}", received.len() - before);
             tokio::task::yield_now().await;
         }
-        assert!(turns >= ALL / BYTES, "{turns}");
+        assert!(turns >= ALL / TURN_BYTES, "{turns}");
     }
 
     /// Moves bytes without end, a turn each time that it is polled.
     async fn move_forever(turns: Rc<Cell<usize>>) {
         poll_fn(|context| {
             let mut turn = Turn::new();
-            turn.spend(BYTES);
+            turn.spend(TURN_BYTES);
             turns.set(turns.get() + 1);
             turn.poll(context)
         })

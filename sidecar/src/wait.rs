@@ -1,9 +1,9 @@
 //! `tidegate-sidecar wait`: for an init container that waits for a server, such as a database.
 //!
-//! A meshed app's connection succeeds before its sidecar knows whether there is a server, so a wait that only connects ends
-//! at once. This one waits for an answer (`question`).
+//! A connection from a meshed app succeeds before the sidecar has found a server, so a wait that only connects ends at
+//! once. This one waits for an answer (`attempt`).
 
-mod question;
+mod attempt;
 mod target;
 
 use std::io;
@@ -19,16 +19,16 @@ use tracing::info;
 
 pub use target::{WaitTarget, WaitTargetError};
 
-/// Between two questions.
+/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Wait until servers answer, also through a sidecar, where a connection alone says nothing. Ends with status 0 once each
-/// of them has answered, and with another one when the time is over.
+/// Wait until servers answer. Works through a sidecar, where a connection alone proves nothing. Exits with status 0
+/// once all servers have answered, and with another status on timeout.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "wait")]
 pub struct WaitOptions {
-    /// A server. tcp://HOST:PORT answers by its first bytes, or by closing a connection of which it has read the end;
-    /// http://HOST[:PORT][/PATH] by a status from 200 to 399. May be repeated, or separated by commas.
+    /// A server. tcp://HOST:PORT answers with its first bytes, or by closing a connection whose end it has read;
+    /// http://HOST[:PORT][/PATH] answers with a status from 200 to 399. May be repeated, or separated by commas.
     #[arg(
         long = "for",
         env = "TIDEGATE_WAIT_FOR",
@@ -38,7 +38,7 @@ pub struct WaitOptions {
     )]
     pub targets: Vec<WaitTarget>,
 
-    /// For all of them.
+    /// Timeout for all servers together.
     #[arg(long, env = "TIDEGATE_WAIT_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 
@@ -47,41 +47,45 @@ pub struct WaitOptions {
     pub log: LogOptions,
 }
 
-/// Why the wait is over although a server has not answered.
+/// Why the wait ended before all servers answered.
 #[derive(Debug, thiserror::Error)]
 pub enum WaitError {
-    /// It would be waited for past the sidecar.
+    /// The wait would bypass the sidecar.
     #[error(
         "the wait must not run as user {SIDECAR_USER}: it is the sidecar's, whose connections are not redirected; set \
          securityContext.runAsUser of the container to another one, such as 65532"
     )]
     AsSidecar,
-    /// The time is over.
+    /// The timeout has passed.
     #[error("{target} has not answered within {}: {reason}", humantime::format_duration(*timeout))]
     Late {
-        /// Which.
+        /// The server.
         target: WaitTarget,
-        /// For all of them.
+        /// The timeout for all servers.
         timeout: Duration,
-        /// What came instead of its last answer.
+        /// Why the last attempt failed.
         reason: String,
     },
-    /// It was told to end.
+    /// A signal ended the wait.
     #[error("ended by {signal} while {target} has not answered: {reason}")]
     Ended {
-        /// What told it.
+        /// The signal.
         signal: Signal,
-        /// Which.
+        /// The server.
         target: WaitTarget,
-        /// What came instead of its last answer.
+        /// Why the last attempt failed.
         reason: String,
     },
-    /// Signals or the runtime cannot be used.
+    /// Signals or the runtime cannot be set up.
     #[error("cannot wait: {0}")]
     Start(#[from] io::Error),
 }
 
 /// Returns once every server has answered.
+///
+/// # Errors
+///
+/// On timeout, on SIGTERM or SIGINT, or if run as the sidecar's user.
 pub fn run(options: &WaitOptions) -> Result<(), WaitError> {
     if rustix::process::geteuid().as_raw() == SIDECAR_USER {
         return Err(WaitError::AsSidecar);
@@ -96,7 +100,7 @@ async fn wait(options: &WaitOptions, shutdown: impl Future<Output = Signal>) -> 
     let mut over = pin!(sleep(options.timeout));
     let mut shutdown = pin!(shutdown);
     for target in &options.targets {
-        let mut reason = "it has not been asked yet".to_owned();
+        let mut reason = "no attempt has finished yet".to_owned();
         tokio::select! {
             () = answered(target, &mut reason) => info!(%target, "the server answers"),
             () = &mut over => {
@@ -110,10 +114,10 @@ async fn wait(options: &WaitOptions, shutdown: impl Future<Output = Signal>) -> 
     Ok(())
 }
 
-/// Asks again and again. `reason` is what came instead of the last answer; logged whenever it is another one.
+/// Repeats attempts until one succeeds. `reason`: why the last one failed; logged whenever it changes.
 async fn answered(target: &WaitTarget, reason: &mut String) {
     loop {
-        let Err(error) = question::ask(target).await else { return };
+        let Err(error) = attempt::attempt(target).await else { return };
         let now = error.to_string();
         if *reason != now {
             info!(%target, reason = %now, "waiting for the server");

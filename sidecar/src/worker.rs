@@ -1,25 +1,25 @@
-//! The threads that carry traffic. Each has a runtime of its own and shares nothing with the others but counts of
-//! how busy they are; a connection lives and ends on one of them.
+//! The threads that carry traffic. Each has its own runtime and shares only load counts with the others; a connection
+//! stays on one of them.
 //!
-//! [`Workers::start`] opens the listeners and starts the threads. A worker gives each connection a task
-//! (`inbound::serve`) and watches over all of them: deadlines and certificates on a tick, policy and trust bundle
-//! whenever they change, and the drain at the end.
+//! [`Workers::start`] opens the listeners and starts the threads. A worker runs each connection in a task
+//! (`inbound::serve`) and supervises all of them: deadlines and certificates on a tick, policy and trust bundle on
+//! every change, and the drain at the end.
 
 mod dispatch;
 mod review;
+mod start;
 
 use std::cell::Cell;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use tidegate_runtime::drain::Outcome;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
@@ -30,189 +30,110 @@ use crate::http::HttpContext;
 use crate::inbound;
 use crate::lifeline::{Cause, Lifeline, Phase, Precedence, Registry};
 use crate::limits::Limits;
-use crate::listener::{self, Direction, FixedOutbound, InboundTarget, Listener};
+use crate::listener::{Direction, Listener};
 use crate::outbound::{self, Dialled};
-use crate::places::{Eviction, Place, PlaceLimits, Places};
+use crate::places::{Eviction, Place, Places};
 use crate::snapshot::Snapshots;
-use crate::turn;
 
-use dispatch::{Dispatch, Handoff, Message};
+use dispatch::{Handoff, WorkerMessage};
 
-/// How often deadlines are looked at, and how late one may be.
+/// Interval at which deadlines are checked, and how late one may fire.
 const TICK: Duration = Duration::from_millis(250);
 
-/// The same while draining, when somebody waits for the end.
+/// The same while draining, when a shutdown waits for the end.
 const DRAIN_TICK: Duration = Duration::from_millis(20);
 
-/// How long connections may take to notice that they are closed.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long connections may take to end after they were closed.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What workers are made of.
-pub struct WorkersConfig {
-    /// Threads; at least one.
-    pub count: usize,
-    /// Where connections come in.
-    pub listeners: Vec<Listener>,
-    /// How much and how long.
-    pub limits: Limits,
-    /// What the control thread knows.
-    pub snapshots: Snapshots,
-    /// What is known of the addresses that the app dials.
-    pub destinations: Arc<Destinations>,
+/// Configuration of the workers.
+pub(crate) struct WorkersConfig {
+    /// Number of threads; at least one.
+    pub(crate) count: usize,
+    /// Addresses to listen on.
+    pub(crate) listeners: Vec<Listener>,
+    /// Sizes, counts and times.
+    pub(crate) limits: Limits,
+    /// Configuration that the control thread publishes.
+    pub(crate) snapshots: Snapshots,
+    /// Destinations that the app has dialled.
+    pub(crate) destinations: Arc<Destinations>,
     /// Makes the HTTP context of one worker; called on each worker's thread.
-    pub http_context: Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync>,
+    pub(crate) http_context: Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync>,
 }
 
-/// Starts worker threads.
-pub struct Workers;
+/// Entry point: starts worker threads.
+pub(crate) struct Workers;
 
-/// Worker threads. Dropped, they end without a drain.
-pub struct RunningWorkers {
+/// Running worker threads. If dropped, they end without a drain.
+pub(crate) struct RunningWorkers {
     addresses: Vec<SocketAddr>,
-    command: watch::Sender<Command>,
-    shared: Arc<Shared>,
+    command: watch::Sender<WorkerCommand>,
+    shared: Arc<SharedByWorkers>,
     threads: Vec<JoinHandle<()>>,
-}
-
-/// How busy the workers are, at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Connections that are open.
-    pub connections: usize,
-    /// Connections that were ended at once because there were too many; since the start.
-    pub shed: u64,
-    /// Times that no connection could be accepted; since the start.
-    pub accept_errors: u64,
 }
 
 /// Why workers cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address cannot be listened on.
+pub enum WorkersStartError {
+    /// An address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Which.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A thread or its runtime cannot be made.
+    /// A thread or its runtime cannot be created.
     #[error("cannot start a worker: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// What the workers are told to do.
+/// Desired state of the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Command {
-    /// Serve.
+enum WorkerCommand {
+    /// Accept and serve connections.
     Serve,
-    /// Take no more connections, let those that there are finish until then, and end.
+    /// Accept no more connections, let open ones finish until this time, and end.
     Drain(Instant),
 }
 
-/// One thread's connections.
+/// One thread with its connections.
 struct Worker {
     context: Rc<WorkerContext>,
     registry: Registry<OpenConnection>,
     draining: Cell<Option<Instant>>,
-    /// Whether the app's way out begins here: then this worker ends last.
-    is_way_out: bool,
-    shared: Arc<Shared>,
-    /// The registry has got its first connection.
+    /// Whether an outbound listener is on this worker: then it ends last.
+    has_outbound_listener: bool,
+    shared: Arc<SharedByWorkers>,
+    /// Notified when a connection is added to an empty registry.
     arrived: Notify,
 }
 
-/// What all threads see.
-struct Shared {
+/// State shared by all workers.
+struct SharedByWorkers {
     places: Arc<Places>,
-    shed: AtomicU64,
-    accept_errors: AtomicU64,
-    /// Connections that the drain has cut.
+    /// Number of connections that were cut at the end of the drain.
     cut: AtomicUsize,
 }
 
-/// What a thread needs to begin.
-struct WorkerInit {
-    index: usize,
-    listeners: Vec<(StdTcpListener, Listener)>,
-    messages: mpsc::UnboundedReceiver<Message>,
-    peers: Vec<mpsc::UnboundedSender<Message>>,
-    command: watch::Receiver<Command>,
-    shared: Arc<Shared>,
-    limits: Limits,
-    snapshots: Snapshots,
-    destinations: Arc<Destinations>,
-    http_context: Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync>,
-}
-
-impl Workers {
-    /// Opens all listeners, then starts the threads. Listeners are spread over the workers; whoever takes a connection
-    /// gives it to the least busy one.
-    pub fn start(config: WorkersConfig) -> Result<RunningWorkers, StartError> {
-        let count = config.count.max(1);
-        let mut addresses = Vec::new();
-        let mut sockets: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
-        for (listener, index) in config.listeners.into_iter().zip((0..count).cycle()) {
-            let fails = |source| StartError::Listen { address: listener.address(), source };
-            let socket = listener::bind(listener.address()).map_err(fails)?;
-            let address = socket.local_addr().map_err(fails)?;
-            addresses.push(address);
-            if let Some(of_worker) = sockets.get_mut(index) {
-                of_worker.push((socket, listener.at(address)));
-            }
-        }
-        let mut limits = config.limits;
-        let files = file_limit();
-        limits.upstream_requests = most_upstream_requests(limits.upstream_requests, count, files);
-        let reserved = limits.upstream_requests.saturating_mul(count);
-        let shared = Arc::new(Shared {
-            places: Arc::new(Places::new(count, place_limits(limits.connections, files, reserved))),
-            shed: AtomicU64::new(0),
-            accept_errors: AtomicU64::new(0),
-            cut: AtomicUsize::new(0),
-        });
-        let (command, commands) = watch::channel(Command::Serve);
-        let (peers, messages): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
-        let mut threads = Vec::new();
-        for (index, (listeners, messages)) in sockets.into_iter().zip(messages).enumerate() {
-            let init = WorkerInit {
-                index,
-                listeners,
-                messages,
-                peers: peers.clone(),
-                command: commands.clone(),
-                shared: shared.clone(),
-                limits: limits.clone(),
-                snapshots: config.snapshots.clone(),
-                destinations: config.destinations.clone(),
-                http_context: config.http_context.clone(),
-            };
-            threads.push(start_thread(init)?);
-        }
-        Ok(RunningWorkers { addresses, command, shared, threads })
-    }
-}
-
 impl RunningWorkers {
-    /// Addresses that are listened on, in the order of the configuration.
-    pub fn addresses(&self) -> &[SocketAddr] {
+    /// Addresses that were bound, in the order of the configuration.
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// How busy the workers are.
-    pub fn load(&self) -> Load {
-        Load {
-            connections: self.shared.places.connections(),
-            shed: self.shared.shed.load(Ordering::Relaxed),
-            accept_errors: self.shared.accept_errors.load(Ordering::Relaxed),
-        }
+    /// Number of open connections.
+    #[cfg(test)]
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.places.connections()
     }
 
-    /// Takes no more connections, lets those that there are finish what is in flight, and ends the threads. What is
-    /// not done by the deadline is cut.
-    pub async fn drain(mut self, deadline: Duration) -> Outcome {
+    /// Stops accepting connections, lets open ones finish their requests, and ends the threads. Connections that are
+    /// still open at the deadline are cut.
+    pub(crate) async fn drain(mut self, deadline: Duration) -> Outcome {
         let now = Instant::now();
-        self.command.send_replace(Command::Drain(now.checked_add(deadline).unwrap_or(now)));
+        self.command.send_replace(WorkerCommand::Drain(now.checked_add(deadline).unwrap_or(now)));
         self.command.closed().await;
         let threads = std::mem::take(&mut self.threads);
         let joined =
@@ -229,7 +150,7 @@ impl RunningWorkers {
 
 impl Drop for RunningWorkers {
     fn drop(&mut self) {
-        self.command.send_replace(Command::Drain(Instant::now()));
+        self.command.send_replace(WorkerCommand::Drain(Instant::now()));
     }
 }
 
@@ -241,7 +162,7 @@ impl Worker {
         let connection = Rc::new(OpenConnection::default());
         let line = self.registry.add_at(place, connection.clone());
         if let Some(deadline) = self.draining.get() {
-            self.let_leave(&line, deadline);
+            self.drain_connection(&line, deadline);
         }
         let context = self.context.clone();
         tokio::task::spawn_local(async move {
@@ -291,8 +212,8 @@ impl Worker {
 
     async fn run(
         self: &Rc<Self>,
-        mut messages: mpsc::UnboundedReceiver<Message>,
-        mut command: watch::Receiver<Command>,
+        mut messages: mpsc::UnboundedReceiver<WorkerMessage>,
+        mut command: watch::Receiver<WorkerCommand>,
     ) {
         let mut snapshots = self.context.snapshots.clone();
         let mut reviewer = review::Reviewer::new(snapshots.current());
@@ -310,67 +231,67 @@ impl Worker {
                     self.tick();
                 }
                 () = self.arrived.notified() => next_tick = Instant::now() + TICK,
-                _ = command.wait_for(|command| *command != Command::Serve) => break,
+                _ = command.wait_for(|command| *command != WorkerCommand::Serve) => break,
             }
         }
         let command = *command.borrow();
         let deadline = match command {
-            Command::Drain(deadline) => deadline,
-            Command::Serve => Instant::now(),
+            WorkerCommand::Drain(deadline) => deadline,
+            WorkerCommand::Serve => Instant::now(),
         };
         self.drain(deadline, &mut messages, &mut reviewer, &mut snapshots).await;
     }
 
-    fn receive(self: &Rc<Self>, message: Message) {
+    fn receive(self: &Rc<Self>, message: WorkerMessage) {
         match message {
-            Message::Handoff(Handoff { io, peer, direction, place }) => match TcpStream::from_std(io) {
+            WorkerMessage::Handoff(Handoff { io, peer, direction, place }) => match TcpStream::from_std(io) {
                 Ok(io) => self.serve(io, peer, direction, place),
                 Err(error) => warn!(%error, "cannot take a connection over"),
             },
-            Message::Evict(eviction) => self.evict(&eviction),
+            WorkerMessage::Evict(eviction) => self.evict(&eviction),
         }
     }
 
     async fn drain(
         self: &Rc<Self>,
         deadline: Instant,
-        messages: &mut mpsc::UnboundedReceiver<Message>,
+        messages: &mut mpsc::UnboundedReceiver<WorkerMessage>,
         reviewer: &mut review::Reviewer,
         snapshots: &mut Snapshots,
     ) {
         self.draining.set(Some(deadline));
-        self.registry.for_each(|line, _| self.let_leave(line, deadline));
+        self.registry.for_each(|line, _| self.drain_connection(line, deadline));
         loop {
-            // Listeners end by the same command, each in a task of its own: what they still take comes in meanwhile.
+            // Listeners stop on the same command, each in its own task, and may accept connections until then.
             tokio::time::sleep(DRAIN_TICK).await;
             while let Ok(message) = messages.try_recv() {
                 self.receive(message);
             }
             reviewer.review(self, snapshots.current());
             self.tick();
-            let is_done =
-                self.registry.is_empty() && (!self.is_way_out || self.shared.places.connections() == 0);
+            let is_done = self.registry.is_empty()
+                && (!self.has_outbound_listener || self.shared.places.connections() == 0);
             if is_done || Instant::now() >= deadline {
                 return;
             }
         }
     }
 
-    /// Lets a connection end until the drain does. Half of the time is left for what comes in last.
-    fn let_leave(&self, line: &Lifeline, deadline: Instant) {
+    /// Lets a connection end gracefully until the drain does. Half of the time is reserved for late requests.
+    fn drain_connection(&self, line: &Lifeline, deadline: Instant) {
         let limits = &self.context.http.limits;
         let grace = deadline.saturating_duration_since(Instant::now()).min(limits.drain);
-        line.leave(Cause::Draining, limits.drain_idle.min(grace / 2), grace);
+        line.close_gracefully(Cause::Draining, limits.drain_idle.min(grace / 2), grace);
     }
 
-    /// Ends what has not ended by the end of the drain, and says how much that was.
+    /// Ends the connections that are still open after the drain; returns their number.
     async fn cut(&self) -> usize {
         let mut cut = 0;
         self.registry.for_each(|line, _| {
             cut += 1;
             line.close(Cause::Draining);
         });
-        let end = Instant::now() + LAST_WORDS;
+        let end = Instant::now() + CUT_TIMEOUT;
         while cut > 0 && Instant::now() < end {
             tokio::time::sleep(DRAIN_TICK).await;
             self.registry.for_each(|_, _| {});
@@ -386,105 +307,11 @@ impl Worker {
         let now = SystemTime::now();
         self.registry.for_each(|line, connection| {
             if let Some(left) = connection.should_finish(now) {
-                line.leave(Cause::CertificateExpired, left / 2, left);
+                line.close_gracefully(Cause::CertificateExpired, left / 2, left);
             }
         });
         self.context.tick();
     }
-}
-
-fn start_thread(init: WorkerInit) -> io::Result<JoinHandle<()>> {
-    let (report, reported) = std::sync::mpsc::sync_channel(1);
-    let thread = std::thread::Builder::new().name(format!("worker-{}", init.index)).spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-        match runtime {
-            Ok(runtime) => {
-                let _ = report.send(Ok(()));
-                runtime.block_on(begin(init));
-            }
-            Err(error) => drop(report.send(Err(error))),
-        }
-    })?;
-    reported.recv().unwrap_or_else(|error| Err(io::Error::other(error)))?;
-    Ok(thread)
-}
-
-async fn begin(init: WorkerInit) {
-    let WorkerInit {
-        index,
-        listeners,
-        messages,
-        peers,
-        command,
-        shared,
-        limits,
-        snapshots,
-        destinations,
-        http_context,
-    } = init;
-    let worker = Rc::new(Worker {
-        context: Rc::new(WorkerContext::new(
-            snapshots.clone(),
-            destinations,
-            http_context(Rc::new(limits), snapshots),
-        )),
-        registry: Registry::new(),
-        draining: Cell::new(None),
-        is_way_out: listeners.iter().any(|(_, listener)| listener.is_outbound()),
-        shared: shared.clone(),
-        arrived: Notify::new(),
-    });
-    let dispatch = Rc::new(Dispatch { here: worker.clone(), index, peers, shared: shared.clone() });
-    for (socket, listener) in listeners {
-        let address = listener.address();
-        match TcpListener::from_std(socket) {
-            Ok(socket) => {
-                match &listener {
-                    Listener::Fixed(InboundTarget { port, app, .. }) => {
-                        info!(%address, port, %app, "listening");
-                    }
-                    Listener::Redirected(_) => info!(%address, "listening for what is redirected here"),
-                    Listener::FixedOutbound(FixedOutbound { destination, .. }) => {
-                        info!(%address, %destination, "listening for the app");
-                    }
-                    Listener::RedirectedOutbound(_) => {
-                        info!(%address, "listening for what is redirected here from the app");
-                    }
-                }
-                let (dispatch, mut command) = (dispatch.clone(), command.clone());
-                let stop = async move { drop(command.wait_for(|command| *command != Command::Serve).await) };
-                let hand_on = move |accepted| dispatch.take(accepted);
-                tokio::task::spawn_local(listener::accept(socket, listener, stop, hand_on));
-            }
-            Err(error) => warn!(%address, %error, "cannot listen"),
-        }
-    }
-    tokio::task::spawn_local(turn::serve());
-    worker.run(messages, command).await;
-    shared.cut.fetch_add(worker.cut().await, Ordering::Relaxed);
-    worker.context.tick();
-}
-
-/// Files that the process may open.
-fn file_limit() -> u64 {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
-}
-
-/// Requests of HTTP/2 clients to the app, for each worker: each may take a file, and all of them a quarter of the files
-/// there may be.
-fn most_upstream_requests(limit: usize, workers: usize, files: u64) -> usize {
-    let possible = usize::try_from(files / 4).unwrap_or(usize::MAX) / workers;
-    limit.min(possible.max(1))
-}
-
-/// Places for connections where `reserved` files are for others.
-fn place_limits(limit: usize, files: u64, reserved: usize) -> PlaceLimits {
-    let limits = PlaceLimits::of(limit, Some(files.saturating_sub(reserved as u64)));
-    if limits.clients < limit {
-        let connections = limits.clients;
-        warn!(files, connections, "the limit of open files allows fewer connections than configured");
-    }
-    limits
 }
 
 #[cfg(test)]

@@ -541,7 +541,7 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
             assert_eq!(outcome, RequestOutcome::Refused(End::Reset));
         });
         wait::until_true("the refusal is logged", wait::SOON, || {
-            sidecar.log().contains("198.51.100.7:14002 is no address of this pod")
+            sidecar.log().contains("198.51.100.7:14002 is not an address of this pod")
         });
         let config = sidecar.admin_json("/config");
         assert_eq!(config["transparent"]["inbound"], "[::]:15003");

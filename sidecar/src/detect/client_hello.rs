@@ -1,8 +1,8 @@
-//! The ClientHello (RFC 8446 §4.1.2, RFC 5246 §7.4.1.2), as far as a connection is chosen by it.
+//! Reads the parts of a ClientHello (RFC 8446 §4.1.2, RFC 5246 §7.4.1.2) that decide how a connection is handled.
 //!
-//! A hello may be cut into records at any byte (RFC 8446 §5.1), and some clients do that to hide their server name.
-//! It is read here only when it is complete, from the same bytes that the TLS library gets afterwards; what the two
-//! would read differently is refused.
+//! A ClientHello may be split into records at any byte (RFC 8446 §5.1), and some clients do so to hide their server
+//! name. It is parsed once it is complete, from the same bytes that rustls gets afterwards; anything that rustls could
+//! read differently is refused.
 
 #[cfg(test)]
 mod check;
@@ -10,19 +10,19 @@ mod check;
 use tidegate_core::DnsName;
 use tidegate_core::policy::MeshProtocol;
 
-/// The longest ClientHello that is read, its header included.
+/// Maximum length of a ClientHello in bytes, including its header.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
-/// The most records that a ClientHello may be cut into.
+/// Maximum number of records that a ClientHello may be split into.
 pub const MAX_RECORDS: usize = 64;
 
-/// Bytes of a record's header.
+/// Length of a record header in bytes.
 pub const RECORD_HEADER: usize = 5;
 
-/// A record's type: handshake.
+/// Record type: handshake.
 pub const HANDSHAKE: u8 = 0x16;
 
-/// The first byte of every record's version.
+/// First byte of every record's version.
 pub const MAJOR_VERSION: u8 = 0x03;
 
 /// TLS 1.2.
@@ -31,7 +31,7 @@ pub const TLS12: u16 = 0x0303;
 /// TLS 1.3.
 pub const TLS13: u16 = 0x0304;
 
-/// ALPN protocols of sidecars, each with what it says is inside.
+/// ALPN protocols between sidecars, each with the protocol that it carries.
 pub const MESH_PROTOCOLS: [(&[u8], MeshProtocol); 3] = [
     (b"tidegate/h1", MeshProtocol::Http1),
     (b"tidegate/h2", MeshProtocol::Http2),
@@ -47,21 +47,21 @@ const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
 const SUPPORTED_VERSIONS: u16 = 43;
 
-/// What a client asked for.
+/// The fields of a ClientHello that decide how a connection is handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHello {
-    /// The server name (RFC 6066 §3), normalised; `None` also for an address, which is no server name.
+    /// The server name (RFC 6066 §3), normalised; `None` also for an IP address, which is not a server name.
     pub server_name: Option<DnsName>,
-    /// What the client says is to be spoken inside.
+    /// The application protocols that the client offers.
     pub alpn: Alpn,
     /// The newest TLS version that the client offers, such as 0x0304 for TLS 1.3.
     pub newest_version: u16,
 }
 
-/// The ALPN extension (RFC 7301) as far as it matters here.
+/// The ALPN extension (RFC 7301), reduced to the protocols that matter here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Alpn {
-    /// The first of the client's protocols that is one of the mesh.
+    /// The first mesh protocol that the client offers.
     pub mesh: Option<MeshProtocol>,
     /// `http/1.1` is offered.
     pub http1: bool,
@@ -69,42 +69,46 @@ pub struct Alpn {
     pub http2: bool,
 }
 
-/// Why a ClientHello is refused.
+/// Why a ClientHello is refused. Each text is a reason in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// It is longer than [`MAX_MESSAGE`].
+    /// Longer than [`MAX_MESSAGE`].
     #[error("ClientHello longer than {MAX_MESSAGE} bytes")]
     TooLong,
-    /// It is cut into more than [`MAX_RECORDS`] records.
+    /// Split into more than [`MAX_RECORDS`] records.
     #[error("ClientHello in more than {MAX_RECORDS} records")]
     TooManyRecords,
-    /// A record's header is not that of a handshake record, or its length is not allowed.
-    #[error("ClientHello in a record that is none of TLS")]
+    /// A record that is not a handshake record, or whose length is out of range.
+    #[error("ClientHello in an invalid TLS record")]
     Record,
-    /// The first handshake message is another one.
-    #[error("first handshake message is no ClientHello")]
+    /// The first handshake message is not a ClientHello.
+    #[error("first handshake message is not a ClientHello")]
     NotClientHello,
-    /// Something follows it in its last record.
+    /// More bytes follow in the last record.
     #[error("bytes after the ClientHello")]
     Trailing,
-    /// A field's length does not fit into what is around it.
+    /// A length does not fit into the enclosing field.
     #[error("ClientHello cannot be decoded")]
     Syntax,
-    /// The same extension is there twice, or there are absurdly many.
+    /// A duplicate extension, or more than 128 of them.
     #[error("ClientHello with duplicate or too many extensions")]
     Extensions,
-    /// More than one host name, or one that is no DNS name.
+    /// More than one host name, or a name that is not a DNS name.
     #[error("ClientHello with an invalid server name")]
     ServerName,
 }
 
 impl ClientHello {
-    /// Reads a ClientHello from the first bytes of a connection; `None` if it is not complete yet.
+    /// Parses a ClientHello from the first bytes of a connection; `None` if it is incomplete.
+    ///
+    /// # Errors
+    ///
+    /// As soon as no further byte could make the ClientHello valid.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Malformed> {
         let first = match next_record(bytes)? {
-            Some(Record { body, .. }) if is_whole(body)? => return Self::from_message(body).map(Some),
-            Some(Record { body, .. }) => body,
-            // So that a message that is too long is not waited for.
+            Some(HelloRecord { body, .. }) if is_whole(body)? => return Self::from_message(body).map(Some),
+            Some(HelloRecord { body, .. }) => body,
+            // The length is checked already: do not wait for a message that is too long.
             None => {
                 is_whole(bytes.get(RECORD_HEADER..).unwrap_or_default())?;
                 return Ok(None);
@@ -114,7 +118,7 @@ impl ClientHello {
         let mut rest = bytes.get(RECORD_HEADER + first.len()..).unwrap_or_default();
         message.extend_from_slice(first);
         for _ in 1..MAX_RECORDS {
-            let Some(Record { body, after }) = next_record(rest)? else { return Ok(None) };
+            let Some(HelloRecord { body, after }) = next_record(rest)? else { return Ok(None) };
             message.extend_from_slice(body);
             if is_whole(&message)? {
                 return Self::from_message(&message).map(Some);
@@ -125,7 +129,7 @@ impl ClientHello {
     }
 
     fn from_message(message: &[u8]) -> Result<Self, Malformed> {
-        let mut reader = Reader(message);
+        let mut reader = HelloReader(message);
         reader.take(MESSAGE_HEADER)?;
         let legacy_version = reader.u16()?;
         reader.take(32)?; // random
@@ -169,7 +173,7 @@ impl ClientHello {
 }
 
 impl Alpn {
-    fn read(mut body: Reader<'_>) -> Result<Self, Malformed> {
+    fn read(mut body: HelloReader<'_>) -> Result<Self, Malformed> {
         let mut protocols = body.vector16()?;
         if !body.is_empty() || protocols.is_empty() {
             return Err(Malformed::Syntax);
@@ -191,13 +195,13 @@ impl Alpn {
     }
 }
 
-fn server_name(mut body: Reader<'_>) -> Result<Option<DnsName>, Malformed> {
+fn server_name(mut body: HelloReader<'_>) -> Result<Option<DnsName>, Malformed> {
     const HOST_NAME: u8 = 0;
     let mut names = body.vector16()?;
     if !body.is_empty() || names.is_empty() {
         return Err(Malformed::Syntax);
     }
-    // No other type was ever defined, so nobody knows how long one would be.
+    // No other type was ever defined, so its length is unknown.
     if names.u8()? != HOST_NAME {
         return Err(Malformed::ServerName);
     }
@@ -212,8 +216,8 @@ fn server_name(mut body: Reader<'_>) -> Result<Option<DnsName>, Malformed> {
     DnsName::parse(text).map(Some).map_err(|_| Malformed::ServerName)
 }
 
-/// Versions that are made up to keep servers tolerant (RFC 8701) do not count.
-fn newest_version(mut body: Reader<'_>) -> Result<u16, Malformed> {
+/// The highest version offered, ignoring GREASE values (RFC 8701).
+fn newest_version(mut body: HelloReader<'_>) -> Result<u16, Malformed> {
     let mut versions = body.vector8()?;
     if !body.is_empty() || versions.is_empty() {
         return Err(Malformed::Syntax);
@@ -228,14 +232,14 @@ fn newest_version(mut body: Reader<'_>) -> Result<u16, Malformed> {
     Ok(newest)
 }
 
-/// A record's body, and what follows the record.
-struct Record<'a> {
+/// A record's body, and the bytes that follow it.
+struct HelloRecord<'a> {
     body: &'a [u8],
     after: &'a [u8],
 }
 
-/// The first record; `None` if it is not complete.
-fn next_record(bytes: &[u8]) -> Result<Option<Record<'_>>, Malformed> {
+/// The first record; `None` if it is incomplete.
+fn next_record(bytes: &[u8]) -> Result<Option<HelloRecord<'_>>, Malformed> {
     let head = &bytes[..bytes.len().min(RECORD_HEADER)];
     let prefix_is_right = [HANDSHAKE, MAJOR_VERSION].iter().zip(head).all(|(wanted, byte)| wanted == byte);
     if !prefix_is_right {
@@ -248,10 +252,10 @@ fn next_record(bytes: &[u8]) -> Result<Option<Record<'_>>, Malformed> {
         return Err(Malformed::Record);
     }
     let body = bytes.get(RECORD_HEADER..).and_then(|rest| rest.split_at_checked(length));
-    Ok(body.map(|(body, after)| Record { body, after }))
+    Ok(body.map(|(body, after)| HelloRecord { body, after }))
 }
 
-/// Whether these bytes are one whole ClientHello.
+/// Whether these bytes are one complete ClientHello.
 fn is_whole(message: &[u8]) -> Result<bool, Malformed> {
     match message.first() {
         None => return Ok(false),
@@ -269,9 +273,10 @@ fn is_whole(message: &[u8]) -> Result<bool, Malformed> {
     Ok(body.len() == length)
 }
 
-struct Reader<'a>(&'a [u8]);
+/// Decodes the fields of a TLS message.
+struct HelloReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> HelloReader<'a> {
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -292,14 +297,14 @@ impl<'a> Reader<'a> {
         Ok(u16::from_be_bytes([self.u8()?, self.u8()?]))
     }
 
-    fn vector8(&mut self) -> Result<Reader<'a>, Malformed> {
+    fn vector8(&mut self) -> Result<HelloReader<'a>, Malformed> {
         let length = usize::from(self.u8()?);
-        self.take(length).map(Reader)
+        self.take(length).map(HelloReader)
     }
 
-    fn vector16(&mut self) -> Result<Reader<'a>, Malformed> {
+    fn vector16(&mut self) -> Result<HelloReader<'a>, Malformed> {
         let length = usize::from(self.u16()?);
-        self.take(length).map(Reader)
+        self.take(length).map(HelloReader)
     }
 }
 

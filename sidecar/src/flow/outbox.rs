@@ -1,5 +1,5 @@
-//! What of bodies was handed to a connection and is not written yet. h2 takes as much as windows let through, whether the
-//! peer reads from its socket or not; so it gets no more than fits in here.
+//! Bounds the body data that was handed to a connection but not yet written. h2 buffers as much as the flow-control
+//! windows allow, whether or not the peer reads from its socket; so it is given no more than fits in here.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::held::{HeldBytes, affordable};
 
-/// Of all streams of a connection together.
-const MOST: usize = 64 * 1024;
-/// Of a stream at a time: the length of a frame.
-const PIECE: usize = 16 * 1024;
+/// Bytes of all streams of a connection together.
+const CAPACITY: usize = 64 * 1024;
+/// Maximum bytes of a stream at a time: the length of a frame.
+const MAX_PIECE: usize = 16 * 1024;
 
-/// Room for what waits to be written to one connection.
+/// Room for data that waits to be written to one connection.
 #[derive(Clone)]
 pub(crate) struct Outbox(Arc<Semaphore>);
 
-/// A piece of a body, until it is written.
+/// A piece of a body; occupies its room until written.
 #[derive(Default)]
 pub(crate) struct Piece {
     bytes: Bytes,
@@ -27,18 +27,18 @@ pub(crate) struct Piece {
 
 impl Outbox {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(MOST)))
+        Self(Arc::new(Semaphore::new(CAPACITY)))
     }
 
-    /// How much of so many bytes may be handed over at a time.
+    /// How many of `bytes` may be handed over at a time.
     pub(crate) fn piece(&self, bytes: usize) -> usize {
-        bytes.min(affordable(PIECE))
+        bytes.min(affordable(MAX_PIECE))
     }
 
-    /// Waits until there is room for a piece.
+    /// Waits for room, then makes a piece of these bytes.
     pub(crate) async fn put(self, bytes: Bytes) -> Piece {
-        let size = u32::try_from(bytes.len().min(MOST)).unwrap_or(u32::MAX);
-        // It is never closed.
+        let size = u32::try_from(bytes.len().min(CAPACITY)).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
         let room = self.0.acquire_many_owned(size).await.ok();
         Piece { _held: HeldBytes::new(bytes.len()), bytes, _room: room }
     }

@@ -1,4 +1,4 @@
-//! The body of a message into its stream, as fast as the peer takes it; towards clients and apps alike.
+//! Sends the body of a message to a stream, at the peer's pace; for clients and apps alike.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -10,13 +10,17 @@ use http_body::Body;
 
 use super::outbox::{Outbox, Piece};
 
-/// The stream can get no more: the peer has reset it, or the connection has ended.
+/// The stream accepts no more data: the peer has reset it, or the connection has ended.
 #[derive(Debug, thiserror::Error)]
-#[error("the peer takes no more of the body")]
+#[error("the peer accepts no more of the body")]
 pub(crate) struct Gone;
 
-/// Sends a body; `is_end` if it is empty and the stream ended. `waits` is called when the peer is due to make room. A
-/// body that breaks off resets the stream, with what `reason` makes of the cause.
+/// Sends a body; `is_end` if it is empty and the stream has ended already. `waits` is called whenever the peer must
+/// make room first. If the body fails, the stream is reset with the code that `reason` derives from its error.
+///
+/// # Errors
+///
+/// If the stream ends before the body was sent.
 pub(crate) async fn send<B>(
     body: &mut B,
     stream: &mut SendStream<Piece>,
@@ -58,7 +62,7 @@ where
     Ok(())
 }
 
-/// Sends no more than the peer's window lets through, and than there is room for.
+/// Sends data within the peer's flow-control window and the room in the outbox.
 async fn send_data(
     stream: &mut SendStream<Piece>,
     mut data: Bytes,
@@ -88,6 +92,7 @@ async fn send_data(
     if is_end { stream.send_data(Piece::default(), true).map_err(|_| Gone) } else { Ok(()) }
 }
 
+/// Waits for the peer's flow-control window to open; returns how many bytes it allows.
 fn poll_room(stream: &mut SendStream<Piece>, context: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
     if stream.poll_reset(context).is_ready() {
         return Poll::Ready(Err(Gone));

@@ -1,8 +1,9 @@
-//! How much a peer may send before the other side has taken it: a client of its requests, an app of its answers.
+//! Flow-control windows: how much a peer may send before the other side has accepted it. Used for request bodies from
+//! clients and response bodies from apps.
 //!
-//! All streams of a connection have one window. It grows while bodies are taken as fast as they come, and falls back when
-//! what is not taken adds up, in the connection or in the worker: then each stream has the least, so that one that is
-//! not taken never holds up others.
+//! All streams of a connection have the same window size. It grows while bodies are accepted as fast as they arrive,
+//! and falls back to the minimum when unaccepted data accumulates, in the connection or in the worker, so that a
+//! stalled stream never holds up others.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -13,49 +14,49 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::limits::Limits;
 
-/// What each stream of a client may always send. With [`Limits::streams`] this is what bounds a connection's memory:
-/// 4 MiB by default.
-pub(crate) const LEAST: u32 = 32 * 1024;
-/// What an app may send of each answer at first.
-pub(crate) const ANSWER: u32 = 16 * 1024;
-/// What an app may always send of an answer. Clients ask for many at little cost to them.
-const LEAST_ANSWER: u32 = 4 * 1024;
-/// What an app may send of all answers on a connection together, unless each of them has the least.
-const ANSWERS: u32 = 512 * 1024;
-/// What a stream may send at most. What a fast app takes of it in a millisecond is 250 MB/s.
-const MOST: u32 = 256 * 1024;
-/// Received and not yet taken, in one connection, beyond which its windows fall back.
-const MOST_HELD: usize = 1024 * 1024;
-/// The same in all connections of a worker with clients; beyond half of it no window grows.
-const MOST_HELD_BY_ALL: usize = 32 * 1024 * 1024;
-/// The same in all with apps.
-const MOST_ANSWERS_HELD_BY_ALL: usize = 8 * 1024 * 1024;
-/// Received between two looks at what is held.
-const LOOK: u64 = 128 * 1024;
-/// Taken of a body at a stretch before its window is found too small, in windows.
-const STRETCH: u32 = 2;
-/// Frames of a body that is worth a larger window are at least so long on average: small ones cost h2 many times their
-/// length while they wait.
-const LEAST_FRAME: u64 = 1024;
+/// Minimum window of a client's stream. With [`Limits::streams`] it bounds a connection's memory: 4 MiB by default.
+pub(crate) const MIN_WINDOW: u32 = 32 * 1024;
+/// Initial window of an app's response.
+pub(crate) const RESPONSE_WINDOW: u32 = 16 * 1024;
+/// Minimum window of an app's response. Clients can request many at little cost to them.
+const MIN_RESPONSE_WINDOW: u32 = 4 * 1024;
+/// Windows of all responses on a connection together, unless each has the minimum.
+const RESPONSE_WINDOWS: u32 = 512 * 1024;
+/// Maximum window of a stream: 250 MB/s from an app with a round trip of a millisecond.
+const MAX_WINDOW: u32 = 256 * 1024;
+/// When a connection holds more unaccepted bytes than this, its windows fall back.
+const MAX_HELD: usize = 1024 * 1024;
+/// When all client connections of a worker together hold more than this, windows fall back; above half of it, none
+/// grows.
+const MAX_HELD_BY_ALL: usize = 32 * 1024 * 1024;
+/// The same for all connections to apps.
+const MAX_RESPONSES_HELD_BY_ALL: usize = 8 * 1024 * 1024;
+/// How many bytes are received between two checks of what is held.
+const CHECK_INTERVAL: u64 = 128 * 1024;
+/// How many windows of a body are accepted before its window may be found too small.
+const WINDOWS_PER_CHECK: u32 = 2;
+/// Only bodies with at least this average frame length get a larger window: small frames cost h2 many times their
+/// length while buffered.
+const MIN_BULK_FRAME: u64 = 1024;
 
 /// The windows of one connection's streams.
 pub(crate) struct Windows {
     size: Cell<u32>,
-    least: u32,
-    most_held_by_all: usize,
+    min: u32,
+    max_held_by_all: usize,
     streams: u32,
-    /// The most that each stream may send, however fast it is taken.
-    most: Cell<u32>,
-    /// Whether a body would come faster with larger ones.
+    /// Maximum window for the current number of responses.
+    max: Cell<u32>,
+    /// Whether a body would arrive faster with larger windows.
     is_small: Cell<bool>,
     received: Cell<u64>,
-    looked: Cell<u64>,
+    checked: Cell<u64>,
     bodies: RefCell<Vec<Weak<RefCell<FlowControl>>>>,
     held: Cell<usize>,
     held_by_all: Rc<Cell<usize>>,
 }
 
-/// One body's part in it.
+/// The flow control of one body.
 pub(crate) struct Window {
     windows: Rc<Windows>,
     flow: Rc<RefCell<FlowControl>>,
@@ -64,53 +65,48 @@ pub(crate) struct Window {
 }
 
 impl Windows {
-    /// Of a client's requests. `held_by_all`: what all such connections of the worker hold.
+    /// Windows for a client's requests. `held_by_all`: bytes held by all such connections of the worker.
     pub(crate) fn new(limits: &Limits, held_by_all: Rc<Cell<usize>>) -> Self {
-        Self::with(LEAST, LEAST, MOST_HELD_BY_ALL, limits.streams, held_by_all)
+        Self::with(MIN_WINDOW, MIN_WINDOW, MAX_HELD_BY_ALL, limits.streams, held_by_all)
     }
 
-    /// Of an app's answers, of so many at a time.
+    /// Windows for an app's responses, at most `streams` at a time.
     pub(crate) fn of_answers(streams: u32, held_by_all: Rc<Cell<usize>>) -> Self {
-        Self::with(ANSWER, LEAST_ANSWER, MOST_ANSWERS_HELD_BY_ALL, streams, held_by_all)
+        Self::with(RESPONSE_WINDOW, MIN_RESPONSE_WINDOW, MAX_RESPONSES_HELD_BY_ALL, streams, held_by_all)
     }
 
-    fn with(
-        size: u32,
-        least: u32,
-        most_held_by_all: usize,
-        streams: u32,
-        held_by_all: Rc<Cell<usize>>,
-    ) -> Self {
+    fn with(size: u32, min: u32, max_held_by_all: usize, streams: u32, held_by_all: Rc<Cell<usize>>) -> Self {
         Self {
             size: Cell::new(size),
-            least,
-            most_held_by_all,
+            min,
+            max_held_by_all,
             streams,
-            most: Cell::new(MOST),
+            max: Cell::new(MAX_WINDOW),
             is_small: Cell::new(false),
             received: Cell::new(0),
-            looked: Cell::new(0),
+            checked: Cell::new(0),
             bodies: RefCell::default(),
             held: Cell::new(0),
             held_by_all,
         }
     }
 
-    /// Enough for all streams at their least, beside what is held already.
+    /// Connection window: enough for all streams at their minimum, in addition to what is held already.
     pub(crate) fn of_connection(&self) -> u32 {
         let held = u32::try_from(self.held.get()).unwrap_or(u32::MAX);
-        let size = self.streams.saturating_mul(LEAST).saturating_add(held).saturating_add(MOST_HELD as u32);
+        let size =
+            self.streams.saturating_mul(MIN_WINDOW).saturating_add(held).saturating_add(MAX_HELD as u32);
         size.min(i32::MAX as u32)
     }
 
-    /// So many answers are due or on their way: the more there are, the less may be sent of each. In force before the
-    /// app gets a request that was begun since.
+    /// Adapts to the number of responses expected or in progress: the more there are, the smaller the windows. Takes
+    /// effect before the app receives a request that was begun afterwards.
     pub(crate) fn expect_answers(&self, count: usize) {
-        let share = ANSWERS / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
-        self.most.set(share.clamp(self.least, MOST));
+        let share = RESPONSE_WINDOWS / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        self.max.set(share.clamp(self.min, MAX_WINDOW));
     }
 
-    /// A body begins.
+    /// Starts the flow control of a body.
     pub(crate) fn open(self: &Rc<Self>, stream: &mut RecvStream) -> Window {
         let flow = Rc::new(RefCell::new(stream.flow_control().clone()));
         let mut bodies = self.bodies.borrow_mut();
@@ -122,32 +118,33 @@ impl Windows {
         Window { windows: self.clone(), flow, taken: 0, frames: 0 }
     }
 
-    /// Bytes came from the peer.
+    /// Counts bytes received from the peer.
     pub(crate) fn received(&self, bytes: usize) {
         self.received.set(self.received.get() + bytes as u64);
     }
 
-    /// Grows or shrinks what the peer was told, where that is due. To be called whenever the connection is driven.
+    /// Grows or shrinks the windows if necessary. Must be called whenever the connection is driven.
     pub(crate) fn adjust(&self, connection: &mut impl Resize) {
-        let is_over = self.size.get() > self.most.get();
-        if self.received.get() - self.looked.get() < LOOK && !self.is_small.get() && !is_over {
+        let is_over = self.size.get() > self.max.get();
+        if self.received.get() - self.checked.get() < CHECK_INTERVAL && !self.is_small.get() && !is_over {
             return;
         }
-        self.looked.set(self.received.get());
-        self.look();
+        self.checked.set(self.received.get());
+        self.update_held();
         let size = self.size.get();
         let wanted = match self.is_small.replace(false) {
-            _ if self.held.get() > MOST_HELD || self.held_by_all.get() > self.most_held_by_all => self.least,
-            true if self.held_by_all.get() <= self.most_held_by_all / 2 => (size * 2).min(self.most.get()),
-            _ => size.min(self.most.get()),
+            _ if self.held.get() > MAX_HELD || self.held_by_all.get() > self.max_held_by_all => self.min,
+            true if self.held_by_all.get() <= self.max_held_by_all / 2 => (size * 2).min(self.max.get()),
+            _ => size.min(self.max.get()),
         };
-        // One that the peer has not confirmed yet is in force soon; then it is asked again.
+        // If the peer has not acknowledged the last change yet, the next call tries again.
         if wanted != size && connection.resize(wanted, self.of_connection()).is_ok() {
             self.size.set(wanted);
         }
     }
 
-    fn look(&self) {
+    /// Updates how many bytes are held.
+    fn update_held(&self) {
         let mut held = 0;
         self.bodies.borrow_mut().retain(|flow| match flow.upgrade() {
             Some(flow) => {
@@ -160,9 +157,9 @@ impl Windows {
     }
 }
 
-/// A connection whose windows can be set.
+/// A connection whose windows can be changed.
 pub(crate) trait Resize {
-    /// Sets what each stream may send, and what all may together. An error if the size before is not confirmed yet.
+    /// Sets the windows of each stream and of the connection. Fails while the last change is not acknowledged.
     fn resize(&mut self, stream: u32, all: u32) -> Result<(), h2::Error>;
 }
 
@@ -174,7 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, B: Buf> Resize for server::Connection<S,
     }
 }
 
-/// All streams together may send what they like: an app is not who attacks.
+/// Leaves the connection window alone: an app is not an attacker.
 impl<S: AsyncRead + AsyncWrite + Unpin, B: Buf> Resize for client::Connection<S, B> {
     fn resize(&mut self, stream: u32, _: u32) -> Result<(), h2::Error> {
         self.set_initial_window_size(stream)
@@ -188,19 +185,19 @@ impl Drop for Windows {
 }
 
 impl Window {
-    /// So much was taken: the peer may send as much again.
+    /// Releases accepted bytes: the peer may send as many again.
     pub(crate) fn take(&mut self, bytes: usize) -> Result<(), h2::Error> {
         let mut flow = self.flow.borrow_mut();
         flow.release_capacity(bytes)?;
         self.taken += bytes as u64;
         self.frames += 1;
         let size = self.windows.size.get();
-        if self.taken < u64::from(size * STRETCH) {
+        if self.taken < u64::from(size * WINDOWS_PER_CHECK) {
             return Ok(());
         }
         let is_taken_as_it_comes = flow.used_capacity() <= size as usize / 2;
-        let is_bulk = self.taken / self.frames >= LEAST_FRAME;
-        if size < self.windows.most.get() && is_taken_as_it_comes && is_bulk {
+        let is_bulk = self.taken / self.frames >= MIN_BULK_FRAME;
+        if size < self.windows.max.get() && is_taken_as_it_comes && is_bulk {
             self.windows.is_small.set(true);
         }
         (self.taken, self.frames) = (0, 0);

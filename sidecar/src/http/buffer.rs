@@ -1,5 +1,5 @@
-//! Byte buffers that a worker's connections share: taken when there is something to hold, given back once empty, so
-//! that a connection that waits holds none.
+//! Byte buffers whose memory a worker's connections share: taken when there are bytes to hold, returned once empty, so
+//! that an idle connection holds none.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,9 +14,9 @@ pub(crate) use crate::held::{LARGE, MEDIUM, SMALL, TINY};
 
 const SIZES: [usize; 4] = [TINY, SMALL, MEDIUM, LARGE];
 
-/// Spare buffers kept of each size, at most.
+/// Maximum number of spare buffers of each size.
 const SPARE: usize = 64;
-/// Bytes of spare buffers kept of each size, at most.
+/// Maximum number of bytes in spare buffers of each size.
 const SPARE_BYTES: usize = 512 * 1024;
 
 /// A worker's spare buffers, by size.
@@ -25,12 +25,12 @@ pub struct Buffers {
     spare: [RefCell<Vec<Box<[u8]>>>; SIZES.len()],
 }
 
-/// A queue of bytes in one piece of memory. Empty ones hold no memory until something is read or pushed.
+/// A byte queue in one piece of memory. Allocates nothing until something is read or pushed.
 #[derive(Default)]
 pub(crate) struct Buffer {
-    /// Initialised memory, all of it; what is in use is `start..end`.
+    /// Fully initialised memory; the queue is `start..end`.
     memory: Box<[u8]>,
-    /// What of it counts among what is held for peers: memory of more than [`SMALL`].
+    /// Counts memory of more than [`SMALL`] as held for peers.
     held: HeldBytes,
     start: usize,
     end: usize,
@@ -47,7 +47,7 @@ impl Buffers {
         Buffer { memory, held, start: 0, end: 0 }
     }
 
-    /// Takes a buffer's memory back, whatever it holds; the buffer is empty afterwards.
+    /// Returns a buffer's memory to the spare buffers and empties the buffer.
     pub(crate) fn give(&self, buffer: &mut Buffer) {
         let memory = std::mem::take(buffer).memory;
         let Some((at, size)) = class(memory.len()).filter(|(_, size)| *size == memory.len()) else { return };
@@ -57,7 +57,7 @@ impl Buffers {
         }
     }
 
-    /// Gives the buffer room for `size` bytes in all, those it holds included.
+    /// Makes room for `size` bytes in total, including those that the buffer holds.
     pub(crate) fn reserve(&self, buffer: &mut Buffer, size: usize) {
         if buffer.memory.len() >= size {
             buffer.compact();
@@ -69,7 +69,7 @@ impl Buffers {
         *buffer = larger;
     }
 
-    /// Moves what a buffer holds to memory of `size`, or as much as it needs, if that is less than it has.
+    /// Moves the content to memory of `size`, or as much as it needs, if that is less than the buffer has.
     pub(crate) fn shrink(&self, buffer: &mut Buffer, size: usize) {
         let size = size.max(buffer.len());
         if class(size).is_some_and(|(_, size)| size < buffer.size()) {
@@ -80,7 +80,8 @@ impl Buffers {
         }
     }
 
-    /// Moves the first bytes of a buffer's memory, which were consumed, to a smaller one if they fit; see [`Buffer::past`].
+    /// Moves the first `count` bytes of memory, already consumed, to a smaller buffer if possible; see
+    /// [`Buffer::past`].
     pub(crate) fn shrink_past(&self, buffer: &mut Buffer, count: usize) {
         if class(count).is_some_and(|(_, size)| size < buffer.size()) {
             let mut smaller = self.take(count);
@@ -91,8 +92,8 @@ impl Buffers {
         }
     }
 
-    /// Reads once into the buffer, which gets memory of `size` if it has none, or less where much is held for other
-    /// peers (`held`). A wait holds no memory.
+    /// Reads once into the buffer. An empty one gets memory of `size`, or less while much is held for other peers
+    /// ([`crate::held`]). While pending, the buffer holds no memory.
     pub(crate) fn poll_read<S: AsyncRead + Unpin>(
         &self,
         buffer: &mut Buffer,
@@ -112,35 +113,37 @@ impl Buffers {
 }
 
 impl Buffer {
-    /// What it holds.
+    /// The bytes in the queue.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.memory.get(self.start..self.end).unwrap_or_default()
     }
 
+    /// Number of bytes in the queue.
     pub(crate) fn len(&self) -> usize {
         self.end - self.start
     }
 
+    /// Whether the queue is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// Whether not a byte more can be read without moving or growing.
+    /// Whether the memory is used up to its end: a read would have to move the content or grow.
     pub(crate) fn is_full(&self) -> bool {
         self.end == self.memory.len()
     }
 
-    /// How much memory it has.
+    /// Size of its memory in bytes.
     pub(crate) fn size(&self) -> usize {
         self.memory.len()
     }
 
-    /// It is counted as something else than what is held for a peer.
+    /// Stops counting the memory as held for a peer; the caller accounts for it otherwise.
     pub(crate) fn disown(&mut self) {
         self.held.set(0);
     }
 
-    /// Forgets the first `count` bytes.
+    /// Removes the first `count` bytes.
     pub(crate) fn consume(&mut self, count: usize) {
         self.start = (self.start + count).min(self.end);
         if self.is_empty() {
@@ -148,12 +151,12 @@ impl Buffer {
         }
     }
 
-    /// Forgets all but the first `count` bytes.
+    /// Removes all but the first `count` bytes.
     pub(crate) fn truncate(&mut self, count: usize) {
         self.end = self.end.min(self.start + count);
     }
 
-    /// Appends bytes, growing if it must.
+    /// Appends bytes; grows if necessary.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         let end = self.end + bytes.len();
         if end > self.memory.len() {
@@ -165,12 +168,12 @@ impl Buffer {
         }
     }
 
-    /// What it held at this place of its memory before it was consumed, as long as nothing was read or pushed since.
+    /// Bytes at this offset of the memory that were already consumed. Valid until the next read or push.
     pub(crate) fn past(&self, start: usize, length: usize) -> &[u8] {
         self.memory.get(start..start + length).unwrap_or_default()
     }
 
-    /// Writes what it holds, until it is empty or the stream takes no more.
+    /// Writes until the queue is empty or the stream is not ready.
     pub(crate) fn poll_write_all<S: AsyncWrite + Unpin>(
         &mut self,
         stream: &mut S,
@@ -220,12 +223,12 @@ impl Buffer {
     }
 }
 
-/// What of a buffer's memory counts as held for a peer. What nearly every connection has does not.
+/// How many bytes of a buffer count as held for a peer. Small memory, which nearly every connection has, does not.
 fn counted(memory: &[u8]) -> usize {
     if memory.len() > SMALL { memory.len() } else { 0 }
 }
 
-/// The least size of buffers that are kept which has room for so many bytes, and its place among them.
+/// Index and size of the smallest buffer class with room for this many bytes.
 fn class(size: usize) -> Option<(usize, usize)> {
     SIZES.into_iter().enumerate().find(|(_, of_class)| *of_class >= size)
 }

@@ -1,15 +1,15 @@
-//! A client certificate as `x-forwarded-client-cert` tells of it, in Envoy's format.
+//! Formats a client certificate for `x-forwarded-client-cert`, in Envoy's format.
 
 use std::fmt::Write;
 
 use tidegate_core::{PeerCertificate, San, hex};
 
-/// `Hash=<SHA-256 of the DER, hex>;URI=…;DNS=…`, each name of those types in the certificate's order.
+/// `Hash=<SHA-256 of the DER, hex>;URI=…;DNS=…`, with all names of these types in the certificate's order.
 ///
-/// A value that holds anything but letters, digits and `-._~:/@%+` stands in double quotes, with `"` and `\` escaped by
-/// a backslash and everything that is not printable ASCII as `%XX`: no name can end its element, its header or the
+/// Values with anything but letters, digits and `-._~:/@%+` are put in double quotes, with `"` and `\` escaped by a
+/// backslash and everything except printable ASCII as `%XX`: a name cannot break out of its element, the header or the
 /// request.
-pub fn forwarded(leaf: &PeerCertificate, der: &[u8]) -> Box<str> {
+pub(crate) fn forwarded(leaf: &PeerCertificate, der: &[u8]) -> Box<str> {
     let mut text = String::with_capacity(128);
     text.push_str("Hash=");
     text.push_str(&hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref()));
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_told_by_hash_uri_and_dns_names() {
+    fn a_certificate_is_written_as_hash_uri_and_dns_names() {
         let dns = tidegate_core::DnsName::parse("b.a.cluster.local").unwrap();
         let leaf = leaf(vec![San::Uri("spiffe://cluster.local/ns/a/sa/b".into()), San::Dns(dns)]);
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";

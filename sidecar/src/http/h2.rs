@@ -1,8 +1,8 @@
-//! HTTP/2 from clients, on h2: every stream is one request that is decided about by itself.
+//! HTTP/2 from clients, on the h2 crate. Each stream carries one request and is authorized on its own.
 //!
-//! Start at [`serve`], a connection's life. `stream` is a stream's life, `exchange` the story of its request; `deadlines`
-//! is what the connection as a whole waits for, `progress` what one stream waits for, `flood_guard` what ends a flood,
-//! `malformed` what becomes of requests that are none. How much of a body is on its way is bounded in [`crate::flow`].
+//! Start at [`serve`], which runs a connection. `stream` runs one stream, `exchange` its request and response.
+//! `deadlines` has the deadlines of a connection, `progress` those of a stream, `flood_guard` the bound for floods of
+//! frames, `malformed` the handling of malformed requests. How much of a body is buffered is bounded in [`crate::flow`].
 
 mod answer;
 mod deadlines;
@@ -49,21 +49,21 @@ use crate::flow::windows::{self, Windows};
 use crate::lifeline::{Cause, Lifeline, Phase, Wait};
 use crate::limits::Limits;
 
-/// What frames of less than 256 bytes that wait to be taken may cost; h2 ends the connection then. So much is room for
-/// 40 streams of a client that fills windows of 32 KiB with 20 bytes a frame, and for more such windows of the largest
-/// size than make all fall back.
-const SMALL_FRAMES: usize = 16 * 1024 * 1024;
-/// Streams that a client reset before they were looked at, and streams that we reset for its errors. Browsers and
-/// gRPC clients stay far below; a rapid reset does not (CVE-2023-44487, RUSTSEC-2024-0003).
+/// Budget for DATA frames of less than 256 bytes that are buffered; h2 ends the connection when it is exceeded. Allows
+/// for 40 streams of a client that fills windows of 32 KiB with 20 bytes per frame, and for more windows of the largest
+/// size than make all connections fall back to small ones.
+const SMALL_FRAME_BUDGET: usize = 16 * 1024 * 1024;
+/// Maximum number of streams that a client has reset before they were accepted. Browsers and gRPC clients stay far
+/// below; a rapid reset attack does not (CVE-2023-44487, RUSTSEC-2024-0003).
 const PENDING_RESETS: usize = 32;
-/// See [`PENDING_RESETS`].
+/// Maximum number of streams that were reset because of the client's errors; see [`PENDING_RESETS`].
 const ERROR_RESETS: usize = 64;
-/// For an idle client to take leave after GOAWAY.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long an idle client may take to close after GOAWAY.
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves one connection until it ends, and closes it. `first` are bytes that were already read from the stream.
 ///
-/// To be called on a local runtime, as a worker has ([`tokio::runtime::LocalRuntime`]): each stream is a task of its own.
+/// Must run on a [`tokio::runtime::LocalRuntime`], because each stream is spawned as a local task.
 pub async fn serve<S>(stream: S, first: BytesMut, handler: Handler, line: Lifeline, env: Rc<HttpContext>)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -80,7 +80,7 @@ where
         Ok(Err(error)) => return log_end(Err(error)),
         Err(ended) => return tracing::debug!(cause = ?ended.0, "HTTP/2 connection ended before it began"),
     };
-    let mut driver = Driver { alive: KeepAlive::new(connection.ping_pong()), deadlines, exchanges };
+    let mut driver = Driver { keep_alive: KeepAlive::new(connection.ping_pong()), deadlines, exchanges };
     match line.guard_open(driver.drive(&mut connection)).await {
         Ok(outcome) => {
             if driver.deadlines.is_flooded() {
@@ -93,10 +93,10 @@ where
     connection.graceful_shutdown();
     match line.phase() {
         Phase::Closed(Cause::Deadline(Wait::Idle)) => {
-            // Nothing is in flight; a client that does not even take a GOAWAY is not waited for.
-            let _ = tokio::time::timeout(FAREWELL, driver.drive(&mut connection)).await;
+            // Nothing is in flight; do not wait for a client that does not even read the GOAWAY.
+            let _ = tokio::time::timeout(GOAWAY_TIMEOUT, driver.drive(&mut connection)).await;
         }
-        // The place is needed now: the client is told if it takes that at once.
+        // The place is needed now: send GOAWAY only if the socket accepts it at once.
         Phase::Closed(cause @ (Cause::MadeRoom | Cause::NoRoom)) => {
             let reason = if cause == Cause::MadeRoom { Reason::NO_ERROR } else { Reason::ENHANCE_YOUR_CALM };
             connection.abrupt_shutdown(reason);
@@ -111,15 +111,15 @@ where
     }
 }
 
-/// What goes on while a connection is open.
+/// State that serves an open connection.
 struct Driver {
-    alive: KeepAlive,
+    keep_alive: KeepAlive,
     deadlines: Rc<Deadlines>,
     exchanges: Rc<Exchanges>,
 }
 
 impl Driver {
-    /// Takes requests, each into a task of its own, until there can be no more of them.
+    /// Accepts requests, each in its own task, until the connection ends.
     async fn drive<S>(&mut self, connection: &mut Connection<S, Piece>) -> Result<(), h2::Error>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -127,7 +127,7 @@ impl Driver {
         poll_fn(|context| {
             loop {
                 self.deadlines.windows().adjust(connection);
-                if self.alive.poll(self.deadlines.read(), context).is_ready() {
+                if self.keep_alive.poll(self.deadlines.read(), context).is_ready() {
                     tracing::debug!("HTTP/2 client does not answer");
                     connection.abrupt_shutdown(Reason::NO_ERROR);
                 }
@@ -147,7 +147,7 @@ impl Driver {
     }
 }
 
-/// Runs hyper's tasks on the thread that owns the connection.
+/// Runs hyper's tasks on the connection's thread.
 #[cfg(test)]
 #[derive(Clone, Copy)]
 struct LocalExecutor;
@@ -162,6 +162,7 @@ where
     }
 }
 
+/// h2's settings for connections of clients.
 fn builder(limits: &Limits, connection_window: u32) -> Builder {
     let mut builder = Builder::new();
     builder
@@ -170,8 +171,8 @@ fn builder(limits: &Limits, connection_window: u32) -> Builder {
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(Some(ERROR_RESETS))
         .initial_connection_window_size(connection_window)
-        .initial_window_size(windows::LEAST)
-        .data_frame_budget(SMALL_FRAMES)
+        .initial_window_size(windows::MIN_WINDOW)
+        .data_frame_budget(SMALL_FRAME_BUDGET)
         .max_send_buffer_size(SEND_BUFFER);
     builder
 }

@@ -1,8 +1,8 @@
-//! What becomes of a request: the only place that decides it, for both codecs.
+//! Decides what happens to a request. The only place that does, for both codecs.
 //!
-//! A codec reads a head, shows it as a [`Request`], and does what the [`Action`] says. It knows neither policy nor
-//! addresses: whether a request is let in, where it goes and in which HTTP is all in here. Deciding copies nothing of
-//! the head and allocates nothing.
+//! A codec parses a head, presents it as a [`Request`], and carries out the [`Action`]. Codecs depend on neither policy
+//! nor addresses: whether a request is allowed, where it goes and over which HTTP version is decided here. Deciding
+//! copies nothing of the head and allocates nothing.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,24 +23,24 @@ pub struct Handler {
     app: Arc<Endpoint>,
 }
 
-/// What is decided about one request.
+/// The outcome for one request.
 #[derive(Debug)]
 pub(super) struct Handled {
-    /// The policy's verdict, for the access log.
+    /// The policy's decision, for the access log.
     pub(super) decision: Rc<Decision>,
     pub(super) action: Action,
 }
 
-/// What a codec does about a request.
+/// What a codec does with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Answers it with this.
+    /// Send this response.
     Reply(LocalReply),
-    /// Passes it on, and the answer back.
+    /// Forward the request, and return the response.
     Forward(Forward),
 }
 
-/// Where a request goes.
+/// Where a request is forwarded to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Forward {
     /// The upstream.
@@ -48,7 +48,7 @@ pub(super) struct Forward {
     pub(super) protocol: UpstreamProtocol,
 }
 
-/// The HTTP that an upstream is spoken to in.
+/// The HTTP version that an upstream speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UpstreamProtocol {
     /// HTTP/1.1.
@@ -58,7 +58,7 @@ pub(super) enum UpstreamProtocol {
 }
 
 impl Handler {
-    /// For the requests of one connection, by the verdicts of this authorizer.
+    /// Handles the requests of this authorizer's connection.
     pub fn new(authorizer: Rc<Authorizer>) -> Self {
         let app = Arc::new(Endpoint::new(authorizer.info().app, Transport::Plain));
         Self { authorizer, app }
@@ -69,7 +69,7 @@ impl Handler {
         self.authorizer.info()
     }
 
-    /// Decides about a request, by the newest policy.
+    /// Decides about a request by the newest policy.
     pub(super) fn handle(&self, request: &Request<'_>) -> Handled {
         let authority = std::str::from_utf8(request.authority).unwrap_or_default();
         let decision = self.authorizer.decide_on(authority);
@@ -82,8 +82,9 @@ impl Handler {
         Handled { decision, action }
     }
 
-    /// As OSM does: what the client speaks decides where the app's port says nothing, and gRPC over HTTP/2 stays so. A
-    /// client that negotiated HTTP/2 by ALPN does so for itself; one that just speaks it knows the app.
+    /// As in OSM: where the app's port declares no protocol, the client's decides, and gRPC over HTTP/2 stays HTTP/2.
+    /// ALPN reflects only the client's capability; a client that uses HTTP/2 with prior knowledge expects it of the
+    /// app.
     fn protocol(&self, request: &Request<'_>) -> UpstreamProtocol {
         let is_http2 = || {
             request.version == Version::Http2

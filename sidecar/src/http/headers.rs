@@ -1,23 +1,23 @@
-//! The header rules, of both codecs, in one place.
+//! Header rules, for both codecs.
 //!
-//! What a client sends is not believed where the app would take it for the mesh's word:
-//! 1. `x-forwarded-client-cert` and `x-tidegate-*` are always dropped. So is every look-alike of these and of
-//!    `x-forwarded-*`: a name with any other character that is no letter or digit in the place of `-`. App servers and
-//!    CGI (RFC 3875 §4.1.18) read all of them as the same header.
+//! Clients must not be able to forge what the app attributes to the mesh:
+//! 1. `x-forwarded-client-cert` and `x-tidegate-*` are always dropped, and so is every look-alike of these and of
+//!    `x-forwarded-*`: a name with another character, neither letter nor digit, in place of `-`. App servers and CGI
+//!    (RFC 3875 §4.1.18) treat all of them as the same header.
 //! 2. `x-forwarded-client-cert` is set if and only if the connection has a verified client certificate:
-//!    `By=<our identity>;` and the certificate's own part ([`crate::connection_info::VerifiedCertificate::forwarded`]).
-//! 3. `x-forwarded-for`: the peer's address is appended to what the client sent, in one line.
-//! 4. `x-forwarded-proto` says what the first client spoke, which an ingress controller knows better than we: `http`,
-//!    `https`, `ws` or `wss`, in any case and then in lower case. Of a list, in one line or in several, the first item
-//!    counts. Without one of those it is the connection's own scheme. `x-forwarded-host` and `-port` pass.
-//! 5. `x-request-id` is kept if it is exactly one value of 1 to 128 visible ASCII characters, else it is a random
-//!    UUID (version 4).
-//! 6. Hop-by-hop fields (RFC 9110 §7.6.1) end here: `connection`, `keep-alive`, `proxy-connection`,
-//!    `transfer-encoding`, `upgrade`, `te` but for `trailers`, and what `connection` names, unless that is a field
-//!    the message or the mesh rests on ([`is_protected`]). The client's `connection` never reaches the next hop, so
-//!    it cannot name our fields there either.
+//!    `By=<our identity>;` and the certificate's element ([`crate::connection_info::VerifiedCertificate::forwarded`]).
+//! 3. `x-forwarded-for`: the peer's address is appended to the client's values, in one line.
+//! 4. `x-forwarded-proto` is the protocol of the first client, which an ingress controller knows better than we do:
+//!    `http`, `https`, `ws` or `wss`, in any case, converted to lower case. Of a list, in one line or several, the
+//!    first item counts. Otherwise it is the connection's own scheme. `x-forwarded-host` and `-port` are forwarded.
+//! 5. `x-request-id` is kept if it is a single value of 1 to 128 visible ASCII characters; otherwise it becomes a
+//!    random UUID (version 4).
+//! 6. Hop-by-hop fields (RFC 9110 §7.6.1) are removed: `connection`, `keep-alive`, `proxy-connection`,
+//!    `transfer-encoding`, `upgrade`, `te` except `trailers`, and fields that `connection` names, unless the message or
+//!    the mesh depends on them ([`is_protected`]). The client's `connection` field is never forwarded, so it cannot
+//!    make the next hop remove our fields either.
 //!
-//! Everything else passes as it is, in its order.
+//! All other fields are forwarded unchanged and in order.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -26,21 +26,21 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::connection_info::ConnectionInfo;
 
-/// The header with the client's certificate.
-pub const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
-/// The header with the addresses that the request came by.
-pub const FORWARDED_FOR: &str = "x-forwarded-for";
-/// The header with the scheme that the first client spoke.
-pub const FORWARDED_PROTO: &str = "x-forwarded-proto";
-/// The header with the request's id.
-pub const REQUEST_ID: &str = "x-request-id";
+/// Header with the client's certificate.
+pub(super) const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
+/// Header with the addresses that the request came through.
+pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
+/// Header with the scheme that the first client used.
+pub(super) const FORWARDED_PROTO: &str = "x-forwarded-proto";
+/// Header with the request's ID.
+pub(super) const REQUEST_ID: &str = "x-request-id";
 
-/// A field that a rule of ours or of the codec's speaks of.
+/// A field that a header rule or a codec treats specially.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Field {
-    /// Passed on as it is, unless `connection` names it.
+pub(super) enum Field {
+    /// Forwarded unchanged, unless `connection` names it.
     Other,
-    /// Never believed of a client: rule 1.
+    /// Dropped from every client: rule 1.
     Forbidden,
     /// `connection`.
     Connection,
@@ -68,17 +68,17 @@ pub enum Field {
     RequestId,
 }
 
-/// The id of a request.
+/// The ID of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestId<'a> {
-    /// As the client sent it.
+pub(super) enum RequestId<'a> {
+    /// The client's.
     Kept(&'a [u8]),
-    /// A UUID of ours.
+    /// A new UUID.
     New([u8; 36]),
 }
 
-/// Which field a name is, in any case.
-pub fn classify(name: &[u8]) -> Field {
+/// Classifies a field name, in any case.
+pub(super) fn classify(name: &[u8]) -> Field {
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     match name.len() {
         2 if is("te") => Field::Te,
@@ -99,8 +99,8 @@ pub fn classify(name: &[u8]) -> Field {
     }
 }
 
-/// Whether a client's field of this name is dropped whatever it says: rule 1.
-pub fn is_forbidden(name: &[u8]) -> bool {
+/// Whether a client's field of this name is dropped whatever its value: rule 1.
+pub(super) fn is_forbidden(name: &[u8]) -> bool {
     if !matches!(name.first(), Some(b'x' | b'X')) {
         return false;
     }
@@ -119,8 +119,8 @@ pub fn is_forbidden(name: &[u8]) -> bool {
         && (is_look_alike() || name.eq_ignore_ascii_case(FORWARDED_CLIENT_CERT.as_bytes()))
 }
 
-/// Whether `connection` may not remove this field: its own codec, the mesh or the message's meaning rests on it.
-pub fn is_protected(name: &[u8]) -> bool {
+/// Whether `connection` must not remove this field, because codec, mesh or the message's meaning depend on it.
+pub(super) fn is_protected(name: &[u8]) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     classify(name) != Field::Other
         || name.get(..12).is_some_and(|prefix| prefix.eq_ignore_ascii_case(b"x-forwarded-"))
@@ -130,41 +130,41 @@ pub fn is_protected(name: &[u8]) -> bool {
         || is("forwarded")
 }
 
-/// Whether a body of this `content-type` is sent as things happen, and so may be silent for long: an event stream, or
-/// gRPC in any of its forms.
-pub fn is_stream(content_type: &[u8]) -> bool {
+/// Whether a body of this `content-type` is sent as events happen, and so may be silent for long: an event stream, or
+/// any form of gRPC.
+pub(super) fn is_stream(content_type: &[u8]) -> bool {
     let essence = content_type.split(|byte| matches!(byte, b';' | b' ' | b'\t')).next().unwrap_or_default();
     let starts_with =
         |prefix: &[u8]| essence.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
     essence.eq_ignore_ascii_case(b"text/event-stream") || starts_with(b"application/grpc")
 }
 
-/// Whether a body of this `content-type` is gRPC's, which needs HTTP/2 all the way; gRPC-Web does not.
-pub fn is_grpc(content_type: &[u8]) -> bool {
+/// Whether a body of this `content-type` is gRPC, which needs HTTP/2 end to end. gRPC-Web does not.
+pub(super) fn is_grpc(content_type: &[u8]) -> bool {
     let rest = content_type.strip_prefix(b"application/grpc");
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// Whether a comma-separated list holds this token, in any case.
-pub fn has_token(list: &[u8], token: &str) -> bool {
+/// Whether a comma-separated list contains this token, in any case.
+pub(super) fn has_token(list: &[u8], token: &str) -> bool {
     tokens(list).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// The items of a comma-separated list, without the blanks around them; empty ones are left out.
-pub fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The items of a comma-separated list without surrounding whitespace; empty ones are skipped.
+pub(super) fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|item| !item.is_empty())
 }
 
 /// The value of `x-forwarded-proto`: rule 4.
-pub fn forwarded_proto<'a>(sent: impl Iterator<Item = &'a [u8]>, tls: bool) -> &'static str {
+pub(super) fn forwarded_proto<'a>(sent: impl Iterator<Item = &'a [u8]>, tls: bool) -> &'static str {
     let first = sent.flat_map(tokens).next().unwrap_or_default();
     let known = ["https", "http", "wss", "ws"].into_iter();
     let kept = known.into_iter().find(|scheme| first.eq_ignore_ascii_case(scheme.as_bytes()));
     kept.unwrap_or(if tls { "https" } else { "http" })
 }
 
-/// The request's id: rule 5.
-pub fn request_id<'a>(mut sent: impl Iterator<Item = &'a [u8]>) -> RequestId<'a> {
+/// The request's ID: rule 5.
+pub(super) fn request_id<'a>(mut sent: impl Iterator<Item = &'a [u8]>) -> RequestId<'a> {
     match (sent.next(), sent.next()) {
         (Some(id), None) if matches!(id.len(), 1..=128) && id.iter().all(u8::is_ascii_graphic) => {
             RequestId::Kept(id)
@@ -173,14 +173,14 @@ pub fn request_id<'a>(mut sent: impl Iterator<Item = &'a [u8]>) -> RequestId<'a>
     }
 }
 
-/// The text of an address in a header; an IPv4 address stays one when a socket shows it as IPv6.
-pub fn write_address(out: &mut impl Write, address: IpAddr) {
-    // Only a full buffer fails, and the caller's has room for every address.
+/// Writes an address for a header; IPv4-mapped IPv6 addresses are written as IPv4.
+pub(super) fn write_address(out: &mut impl Write, address: IpAddr) {
+    // Only a full buffer can fail, and the caller's has room for any address.
     let _ = write!(out, "{}", address.to_canonical());
 }
 
 /// Applies the rules to the fields of an HTTP/2 request. The codec has already refused hop-by-hop fields.
-pub fn apply(fields: &mut HeaderMap, info: &ConnectionInfo) {
+pub(super) fn apply(fields: &mut HeaderMap, info: &ConnectionInfo) {
     let dropped: Vec<HeaderName> = fields
         .keys()
         .filter(|name| {

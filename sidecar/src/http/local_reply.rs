@@ -1,14 +1,14 @@
-//! The answers that are ours and not the app's, the same for both codecs.
+//! Responses that the sidecar generates itself, the same for both codecs.
 //!
-//! Their bytes are part of the contract with those who know Envoy's: header order `content-length`, `content-type`,
-//! `date`, names in lower case, no newline after the body.
+//! Their bytes are part of the contract with users of Envoy: header order `content-length`, `content-type`, `date`,
+//! names in lower case, no newline after the body.
 
 use tidegate_core::policy::Reason;
 
 use crate::telemetry::ResponseFlag;
 use crate::upstream::{ConnectFailure, UpstreamError};
 
-/// An answer of our own.
+/// A locally generated response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalReply {
     /// Status code.
@@ -17,16 +17,16 @@ pub struct LocalReply {
     pub reason: &'static str,
     /// Body, of type `text/plain`.
     pub body: &'static str,
-    /// Whether the connection must end after it, for HTTP/1.
+    /// Whether the connection must be closed after it (HTTP/1).
     pub close: bool,
-    /// The flag in the access log.
+    /// Response flag in the access log.
     pub flag: ResponseFlag,
-    /// The word on it in the access log.
+    /// Response code details in the access log.
     pub details: &'static str,
 }
 
-/// The policy refuses the request, for this reason. The connection stays open.
-pub fn denied(reason: &Reason) -> LocalReply {
+/// The policy denies the request for this reason. The connection stays open.
+pub(super) fn denied(reason: &Reason) -> LocalReply {
     let flag = ResponseFlag::of_refusal(reason);
     match reason {
         Reason::Misdirected => LocalReply {
@@ -45,23 +45,23 @@ pub fn denied(reason: &Reason) -> LocalReply {
     }
 }
 
-/// The request is malformed; `details` says how.
-pub fn bad_request(details: &'static str) -> LocalReply {
+/// The request is malformed in the way that `details` names.
+pub(super) fn bad_request(details: &'static str) -> LocalReply {
     client_error(400, "Bad Request", details)
 }
 
-/// `CONNECT`: there is nothing to tunnel to.
-pub fn method_not_allowed() -> LocalReply {
+/// `CONNECT` is not supported: there is nothing to tunnel to.
+pub(super) fn method_not_allowed() -> LocalReply {
     client_error(405, "Method Not Allowed", "connect_not_supported")
 }
 
-/// The client took too long to send its head or its body.
-pub fn request_timeout(details: &'static str) -> LocalReply {
+/// The client took too long to send the head or the body.
+pub(super) fn request_timeout(details: &'static str) -> LocalReply {
     LocalReply { flag: ResponseFlag::DownstreamTimeout, ..client_error(408, "Request Timeout", details) }
 }
 
-/// There is no room for the rest of the request's head: too much is unfinished.
-pub fn too_much_unfinished() -> LocalReply {
+/// No room for the rest of the request's head: clients have sent too many unfinished heads.
+pub(super) fn too_much_unfinished() -> LocalReply {
     LocalReply {
         status: 503,
         reason: "Service Unavailable",
@@ -72,31 +72,31 @@ pub fn too_much_unfinished() -> LocalReply {
     }
 }
 
-/// The client has ended its side and the app has not answered for long: it is taken to have left.
-pub fn half_closed() -> LocalReply {
+/// The client has half-closed and the app has not responded for long: the client is presumed gone.
+pub(super) fn half_closed() -> LocalReply {
     LocalReply {
         flag: ResponseFlag::DownstreamConnectionTermination,
         ..client_error(408, "Request Timeout", "downstream_half_close_timeout")
     }
 }
 
-/// The request's target is longer than a whole head may be.
-pub fn uri_too_long() -> LocalReply {
+/// The request target is longer than a whole head may be.
+pub(super) fn uri_too_long() -> LocalReply {
     client_error(414, "URI Too Long", "http1.uri_too_long")
 }
 
-/// The request's head has too many bytes or too many fields; `details` says which.
-pub fn header_fields_too_large(details: &'static str) -> LocalReply {
+/// The head has too many bytes or too many fields, as `details` says.
+pub(super) fn header_fields_too_large(details: &'static str) -> LocalReply {
     client_error(431, "Request Header Fields Too Large", details)
 }
 
-/// A version of HTTP that is not spoken here.
-pub fn version_not_supported() -> LocalReply {
+/// The HTTP version is not supported.
+pub(super) fn version_not_supported() -> LocalReply {
     client_error(505, "HTTP Version Not Supported", "http1.unsupported_version")
 }
 
-/// The app's answer cannot be passed on.
-pub fn bad_gateway() -> LocalReply {
+/// The app's response cannot be forwarded.
+pub(super) fn bad_gateway() -> LocalReply {
     LocalReply {
         status: 502,
         reason: "Bad Gateway",
@@ -107,8 +107,8 @@ pub fn bad_gateway() -> LocalReply {
     }
 }
 
-/// Nothing listens where the app should.
-pub fn connection_refused() -> LocalReply {
+/// The app refused the connection.
+pub(super) fn connection_refused() -> LocalReply {
     LocalReply {
         status: 503,
         reason: "Service Unavailable",
@@ -119,8 +119,8 @@ pub fn connection_refused() -> LocalReply {
     }
 }
 
-/// The app closed the connection before it answered.
-pub fn connection_terminated() -> LocalReply {
+/// The app closed the connection before it responded.
+pub(super) fn connection_terminated() -> LocalReply {
     LocalReply {
         status: 503,
         reason: "Service Unavailable",
@@ -131,20 +131,8 @@ pub fn connection_terminated() -> LocalReply {
     }
 }
 
-/// There is no way to the app that speaks its protocol.
-pub fn no_upstream() -> LocalReply {
-    LocalReply {
-        status: 503,
-        reason: "Service Unavailable",
-        body: "no healthy upstream",
-        close: false,
-        flag: ResponseFlag::NoHealthyUpstream,
-        details: "no_healthy_upstream",
-    }
-}
-
-/// The app did not take the connection in time.
-pub fn connect_timeout() -> LocalReply {
+/// The app did not accept the connection in time.
+pub(super) fn connect_timeout() -> LocalReply {
     LocalReply {
         status: 504,
         reason: "Gateway Timeout",
@@ -155,8 +143,8 @@ pub fn connect_timeout() -> LocalReply {
     }
 }
 
-/// The app has more requests than it, or the client, may have.
-pub fn overflow() -> LocalReply {
+/// The app, or the client, has as many requests in flight as allowed.
+pub(super) fn overflow() -> LocalReply {
     LocalReply {
         status: 503,
         reason: "Service Unavailable",
@@ -167,8 +155,8 @@ pub fn overflow() -> LocalReply {
     }
 }
 
-/// The app stopped taking a request that it had begun to take.
-pub fn stream_timeout() -> LocalReply {
+/// The app stopped reading a request or did not respond in time.
+pub(super) fn stream_timeout() -> LocalReply {
     LocalReply {
         status: 504,
         reason: "Gateway Timeout",
@@ -179,7 +167,7 @@ pub fn stream_timeout() -> LocalReply {
     }
 }
 
-/// The upstream gives no answer.
+/// The upstream sends no response.
 pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
     match error {
         UpstreamError::Connect(ConnectFailure::Refused) => connection_refused(),
@@ -206,6 +194,7 @@ pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
     }
 }
 
+/// A refusal that closes the connection; its body is the reason phrase.
 fn client_error(status: u16, reason: &'static str, details: &'static str) -> LocalReply {
     let flag = ResponseFlag::DownstreamProtocolError;
     LocalReply { status, reason, body: reason, close: true, flag, details }

@@ -1,17 +1,17 @@
-//! The request, as policy, header rules and logs see it: one view, whatever the codec.
+//! The request as policy, header rules and logs see it: one view for both codecs.
 //!
-//! It borrows from the parsed head, and what is passed on to the app is written from that same head, so that nothing
-//! is ever judged by one reading of a message and forwarded by another.
+//! It borrows from the parsed head, from which the app's request is written too: a message is never authorized by one
+//! reading and forwarded by another.
 //!
-//! The path is what the client sent, to the byte: no policy looks at paths, so none is normalised. A rule on paths
-//! needs a normal form first, and the app must then be sent that form.
+//! The path is exactly what the client sent. No policy looks at paths, so none is normalised. A rule on paths needs a
+//! normal form first, and the app must then receive that form.
 
 use ::http::HeaderMap;
 
 use super::headers::{FORWARDED_FOR, REQUEST_ID};
 use crate::telemetry::Record;
 
-/// A version of HTTP that is served.
+/// A supported HTTP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     /// HTTP/1.0.
@@ -27,7 +27,7 @@ pub enum Version {
 pub struct Request<'a> {
     /// Method token.
     pub method: &'a [u8],
-    /// Host and port that the request is for; empty if an HTTP/1.0 client named none.
+    /// Host and port that the request is for; empty if an HTTP/1.0 client sent none.
     pub authority: &'a [u8],
     /// Path and query as the client sent them; `*` for `OPTIONS *`.
     pub path: &'a [u8],
@@ -36,6 +36,7 @@ pub struct Request<'a> {
     fields: Fields<'a>,
 }
 
+/// Header fields of either codec.
 #[derive(Clone, Copy)]
 enum Fields<'a> {
     Lines(&'a [httparse::Header<'a>]),
@@ -64,7 +65,7 @@ impl<'a> Request<'a> {
         Self { method, authority, path, version: Version::Http2, fields: Fields::Map(fields) }
     }
 
-    /// The first value of this field, if there is one. `name` is in lower case.
+    /// The first value of this field, if present. `name` must be in lower case.
     pub fn field(&self, name: &str) -> Option<&'a [u8]> {
         match self.fields {
             Fields::Lines(lines) => {
@@ -74,7 +75,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// What the access log says of it.
+    /// The request's part of its access log record.
     pub(super) fn record(&self) -> Record<'a> {
         Record {
             method: self.method,
@@ -88,7 +89,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Calls back with the name and value of each field, in order.
+    /// Visits the name and value of each field, in order.
     pub fn for_each_field(&self, mut visit: impl FnMut(&'a [u8], &'a [u8])) {
         match self.fields {
             Fields::Lines(lines) => lines.iter().for_each(|line| visit(line.name.as_bytes(), line.value)),
@@ -100,7 +101,7 @@ impl<'a> Request<'a> {
 }
 
 impl Version {
-    /// As logs spell it.
+    /// The version as logs spell it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http10 => "HTTP/1.0",
@@ -115,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_codecs_give_the_same_view() {
+    fn both_codecs_show_the_same_view() {
         let lines = [
             httparse::Header { name: "Host", value: b"a.example" },
             httparse::Header { name: "User-Agent", value: b"curl" },

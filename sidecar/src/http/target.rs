@@ -1,10 +1,10 @@
-//! What a request may be for, the same for both codecs: hosts, paths and queries.
+//! Validates hosts, paths and queries of requests, the same for both codecs.
 //!
-//! Peers pass on more than RFC 3986 allows, and so do clients that build URLs by hand. What has one meaning only is
-//! passed on to the byte; everything else is refused.
+//! Peers forward more than RFC 3986 allows, and so do clients that build URLs by hand. Unambiguous text is forwarded
+//! unchanged; everything else is refused.
 
-/// `uri-host [ ":" port ]` (RFC 9110 §7.2): a name, an IPv4 address or a bracketed IPv6 address without a zone, and
-/// a port that may be empty (RFC 3986 §3.2.3).
+/// Whether this is `uri-host [ ":" port ]` (RFC 9110 §7.2): a name, an IPv4 address, or a bracketed IPv6 address
+/// without a zone; the port may be empty (RFC 3986 §3.2.3).
 pub(crate) fn is_host(text: &[u8]) -> bool {
     let (host, port) = match text.first() {
         Some(b'[') => {
@@ -17,7 +17,7 @@ pub(crate) fn is_host(text: &[u8]) -> bool {
         }
         _ => text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len())),
     };
-    // RFC 3986 §3.2.2 has percent-encoded octets, but no name of a host has one, and a lone `%` is none.
+    // RFC 3986 §3.2.2 allows percent-encoded octets, but no host name contains one, and a lone `%` is invalid.
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
     let is_host = host.first() == Some(&b'[') || (!host.is_empty() && host.iter().all(|byte| is_name(*byte)));
     let is_port = match port {
@@ -32,8 +32,9 @@ pub(crate) fn is_host(text: &[u8]) -> bool {
     is_host && is_port
 }
 
-/// A path and query, from its slash on: every visible ASCII character but `#`, which begins a fragment, and UTF-8.
-/// RFC 3986 would have ``"<>\^`{|}`` percent-encoded; Envoy and nginx pass them on as they are.
+/// Whether this is a path with an optional query: begins with `/`, and contains only UTF-8 and visible ASCII characters
+/// other than `#`, which begins a fragment. RFC 3986 requires ``"<>\^`{|}`` to be percent-encoded; Envoy and nginx
+/// forward them unchanged.
 pub(crate) fn is_path(text: &[u8]) -> bool {
     let is_allowed = |byte: &u8| matches!(byte, b'!'..=b'"' | b'$'..=b'~' | 0x80..);
     text.first() == Some(&b'/')

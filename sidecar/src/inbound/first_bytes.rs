@@ -1,4 +1,4 @@
-//! Reading until it is clear what a client speaks. Nothing is allocated for a client that has sent nothing.
+//! Reads from a client until its protocol is clear. Allocates nothing for a client that has sent nothing.
 
 use std::io;
 
@@ -8,24 +8,24 @@ use tokio::net::TcpStream;
 use crate::detect::{self, FirstBytes, MAX_FIRST_BYTES, Malformed, Preface};
 use crate::lifeline::Lifeline;
 
-/// Room for one read; a ClientHello with a post-quantum key share fits.
-const READ: usize = 2048;
+/// Bytes per read; a ClientHello with a post-quantum key share fits.
+const READ_SIZE: usize = 2048;
 
-/// What came first.
+/// What the client sent first.
 pub(super) enum Received {
-    /// What the bytes are, and the bytes. [`FirstBytes::Incomplete`]: the client has closed before it was clear.
+    /// The detected protocol, and the bytes. [`FirstBytes::Incomplete`]: the client closed before it was clear.
     Bytes(FirstBytes, BytesMut),
-    /// The client has closed without a byte, or sent too little for too long, or the connection is to end.
+    /// The client closed without sending a byte or reached the deadline, or the connection must end.
     Nothing,
-    /// There is no room for as many bytes that show nothing yet.
+    /// No room to hold more undetected bytes.
     NoRoom,
 }
 
-/// Reads until the first bytes have shown what they are.
+/// Reads until the first bytes show the protocol.
 pub(super) async fn receive(io: &TcpStream, line: &Lifeline) -> Received {
     let mut bytes = BytesMut::new();
     loop {
-        if !more(io, line, &mut bytes).await {
+        if !read_more(io, line, &mut bytes).await {
             let is_cut = bytes.is_empty() || line.is_finishing();
             return if is_cut { Received::Nothing } else { Received::Bytes(FirstBytes::Incomplete, bytes) };
         }
@@ -51,19 +51,19 @@ pub(super) async fn preface(
             Preface::Incomplete => {}
             known => return Some((known, bytes)),
         }
-        if !more(io, line, &mut bytes).await {
+        if !read_more(io, line, &mut bytes).await {
             return None;
         }
     }
 }
 
-/// Reads what there is; whether there was anything.
-async fn more(io: &TcpStream, line: &Lifeline, bytes: &mut BytesMut) -> bool {
+/// Reads once when the socket is readable; `false` at the end of the stream or of the connection.
+async fn read_more(io: &TcpStream, line: &Lifeline, bytes: &mut BytesMut) -> bool {
     loop {
         if !matches!(line.guard_idle(io.readable()).await, Ok(Ok(()))) {
             return false;
         }
-        bytes.reserve(READ);
+        bytes.reserve(READ_SIZE);
         match io.try_read_buf(bytes) {
             Ok(count) => return count > 0,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

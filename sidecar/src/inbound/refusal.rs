@@ -1,4 +1,4 @@
-//! Connections that are not let in: what their clients see, and what is logged about them.
+//! Refused connections: what their clients receive, and what is logged.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -19,30 +19,30 @@ use crate::telemetry::{Record, ResponseFlag};
 use crate::tls::stream::HandshakeFailure;
 use crate::tls::{Presented, take_refused};
 
-/// How long a client has to take note of what it was told.
+/// How long a client may take to read what it was sent.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// And the most bytes that are read meanwhile, only to be thrown away.
+/// Maximum bytes that are read and discarded meanwhile.
 const LINGER_BYTES: usize = 64 * 1024;
 
 /// Why a connection is refused.
 #[derive(Debug)]
-pub(super) enum Refusal {
-    /// By the policy.
+pub(super) enum ConnectionRefusal {
+    /// The policy denies the connection.
     Denied(Denial),
-    /// The first bytes begin as TLS and are none that may go on.
+    /// The first bytes begin like TLS, but are malformed.
     Malformed(Malformed),
-    /// There is no certificate yet.
+    /// The sidecar has no certificate yet.
     NotReady,
-    /// The client's newest TLS version, such as 0x0302, is one that is not spoken any more.
+    /// The client's newest TLS version, such as 0x0302, is no longer supported.
     OldVersion(u16),
-    /// The client certificate is not good.
+    /// The client certificate is invalid.
     Certificate(Presented),
-    /// The handshake came to nothing for another reason.
+    /// The handshake failed for another reason.
     Handshake(HandshakeFailure),
 }
 
-/// Answers TLS at a port that speaks plaintext HTTP.
+/// Responds to plaintext on a port that requires TLS, or to TLS on a port of plaintext HTTP.
 pub(super) async fn bad_request(mut io: TcpStream, line: &Lifeline, clock: &Clock) {
     let mut answer = Vec::with_capacity(160);
     answer.extend_from_slice(
@@ -56,8 +56,8 @@ pub(super) async fn bad_request(mut io: TcpStream, line: &Lifeline, clock: &Cloc
     }
 }
 
-/// Tells a client that its TLS is too old (RFC 8446 §6.2: protocol_version). rustls finds fault with other things in
-/// the hello of such a client first.
+/// Sends the alert protocol_version to a client whose TLS is too old (RFC 8446 §6.2). rustls would report another
+/// problem of such a ClientHello first.
 pub(super) async fn alert_protocol_version(mut io: TcpStream, line: &Lifeline) {
     line.within(LINGER, Wait::Idle);
     if matches!(line.guard(io.write_all(&[0x15, 3, 1, 0, 2, 2, 70])).await, Ok(Ok(()))) {
@@ -65,8 +65,8 @@ pub(super) async fn alert_protocol_version(mut io: TcpStream, line: &Lifeline) {
     }
 }
 
-/// Closes a connection whose client is still to read what was sent: what it sends meanwhile must not turn the end
-/// into a RST, which would take the last word with it.
+/// Closes a connection whose client must still read what was sent. Reads meanwhile, because unread data would turn the
+/// close into a RST, which could discard the response.
 pub(super) async fn linger(mut io: TcpStream, line: &Lifeline) {
     line.within(LINGER, Wait::Idle);
     let _ = line
@@ -78,7 +78,8 @@ pub(super) async fn linger(mut io: TcpStream, line: &Lifeline) {
         .await;
 }
 
-impl Refusal {
+impl ConnectionRefusal {
+    /// The refusal for a failed handshake.
     pub(super) fn handshake(cause: HandshakeFailure) -> Self {
         match (take_refused(), cause) {
             (Some(presented), HandshakeFailure::Tls(TlsError::InvalidCertificate(_))) => {
@@ -91,6 +92,7 @@ impl Refusal {
         }
     }
 
+    /// Response flag in the access log.
     fn flag(&self) -> ResponseFlag {
         match self {
             Self::Denied(denial) => ResponseFlag::of_refusal(&denial.reason),
@@ -103,7 +105,7 @@ impl Refusal {
         }
     }
 
-    /// A stable word for logs.
+    /// Response code details in the access log.
     fn details(&self) -> &'static str {
         match self {
             Self::Denied(denial) => denial.reason.code(),
@@ -118,12 +120,12 @@ impl Refusal {
 }
 
 impl InboundConnection<'_> {
-    /// A connection was refused of which little is known.
-    pub(super) fn refused(&self, hello: Option<&ClientHello>, refusal: &Refusal) {
+    /// Logs a connection that was refused before its handshake was done.
+    pub(super) fn refused(&self, hello: Option<&ClientHello>, refusal: &ConnectionRefusal) {
         let target = self.downstream.target;
         let server_name = hello.and_then(|hello| hello.server_name.as_ref()).map(|name| name.as_str());
         let certificate = match refusal {
-            Refusal::Certificate(presented) => Some(presented.names.as_str()),
+            ConnectionRefusal::Certificate(presented) => Some(presented.names.as_str()),
             _ => None,
         };
         self.context.refusals.write(&RefusalLine {
@@ -146,13 +148,13 @@ impl InboundConnection<'_> {
             accepted: self.accepted,
         };
         let decision = match refusal {
-            Refusal::Denied(denial) => Some(Decision::Deny(denial.clone())),
+            ConnectionRefusal::Denied(denial) => Some(Decision::Deny(denial.clone())),
             _ => None,
         };
         self.record_refusal(&info, decision.as_ref(), refusal.flag(), refusal.details());
     }
 
-    /// A connection was refused once all of it was known.
+    /// Logs a connection that was refused after its handshake.
     pub(super) fn refused_connection(&self, info: &ConnectionInfo, denial: &Denial) {
         self.context.refusals.write(&RefusalLine::of(info, denial));
         let decision = Decision::Deny(denial.clone());
@@ -179,7 +181,7 @@ impl InboundConnection<'_> {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for ConnectionRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Denied(denial) => denial.fmt(f),
@@ -192,31 +194,31 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl From<Denial> for Refusal {
+impl From<Denial> for ConnectionRefusal {
     fn from(denial: Denial) -> Self {
         Self::Denied(denial)
     }
 }
 
-impl From<Malformed> for Refusal {
+impl From<Malformed> for ConnectionRefusal {
     fn from(malformed: Malformed) -> Self {
         Self::Malformed(malformed)
     }
 }
 
-impl From<TlsError> for Refusal {
+impl From<TlsError> for ConnectionRefusal {
     fn from(error: TlsError) -> Self {
         Self::Handshake(error.into())
     }
 }
 
-impl From<HandshakeFailure> for Refusal {
+impl From<HandshakeFailure> for ConnectionRefusal {
     fn from(failure: HandshakeFailure) -> Self {
         Self::Handshake(failure)
     }
 }
 
-impl From<CertificateError> for Refusal {
+impl From<CertificateError> for ConnectionRefusal {
     fn from(error: CertificateError) -> Self {
         Self::Certificate(Presented { names: String::new(), reason: error.to_string() })
     }

@@ -1,32 +1,32 @@
-//! Rules in the kernel: put there, found there, taken away.
+//! Writes, compares and removes rules in the kernel.
 
 use super::InterceptError;
-use super::backend::Program;
-use super::rule::{PREFIX, Rule, Table, restore_text};
+use super::backend::IptablesProgram;
+use super::rule::{IptablesRule, PREFIX, Table, restore_text};
 
-/// What had to be done.
+/// The result of applying rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Applied {
-    /// Nothing: every rule was there, and no other.
+    /// Nothing to do: exactly these rules were in place.
     AlreadyThere,
     /// All rules were written.
     Written,
 }
 
-/// What of ours a table holds.
+/// Tidegate's rules in a table.
 struct RulesInPlace {
     /// Names of our chains.
     chains: Vec<String>,
-    /// Rules in our chains.
+    /// Number of rules in our chains.
     rules: usize,
-    /// Jumps from the kernel's chains to ours, as `iptables -S` lists them.
+    /// Jumps from built-in chains to ours, as `iptables -S` lists them.
     jumps: Vec<String>,
 }
 
-/// Makes our rules exactly these. `keep` is called once the kernel tracks connections, and before any is redirected.
+/// Replaces our rules with these. `keep` is called once the kernel tracks connections, before any is redirected.
 pub(super) fn apply(
-    program: &Program,
-    rules: &[Rule],
+    program: &IptablesProgram,
+    rules: &[IptablesRule],
     keep: impl FnOnce(),
 ) -> Result<Applied, InterceptError> {
     if missing(program, rules)?.is_none() {
@@ -47,13 +47,16 @@ pub(super) fn apply(
     Ok(Applied::Written)
 }
 
-/// The first rule that is not there, or what is there of ours and should not be.
-pub(super) fn missing(program: &Program, rules: &[Rule]) -> Result<Option<String>, InterceptError> {
+/// The first missing rule, or a difference in the number of our rules; `None` if exactly these rules are in place.
+pub(super) fn missing(
+    program: &IptablesProgram,
+    rules: &[IptablesRule],
+) -> Result<Option<String>, InterceptError> {
     for table in Table::ALL {
         let wanted: Vec<_> = rules.iter().filter(|rule| rule.table == table).collect();
-        let held = RulesInPlace::of(program, table)?;
+        let in_place = RulesInPlace::of(program, table)?;
         let ours = wanted.iter().filter(|rule| rule.chain.is_ours()).count();
-        if let Some(rule) = wanted.iter().find(|rule| !held.chains.contains(&rule.chain.to_string()))
+        if let Some(rule) = wanted.iter().find(|rule| !in_place.chains.contains(&rule.chain.to_string()))
             && rule.chain.is_ours()
         {
             return Ok(Some(format!("table {table} has no chain {}", rule.chain)));
@@ -63,11 +66,11 @@ pub(super) fn missing(program: &Program, rules: &[Rule]) -> Result<Option<String
                 return Ok(Some(format!("table {table} lacks -A {} {rule}", rule.chain)));
             }
         }
-        if held.rules != ours || held.jumps.len() != wanted.len() - ours {
+        if in_place.rules != ours || in_place.jumps.len() != wanted.len() - ours {
             return Ok(Some(format!(
                 "table {table} holds {} rules and {} jumps of ours, {ours} and {} are wanted",
-                held.rules,
-                held.jumps.len(),
+                in_place.rules,
+                in_place.jumps.len(),
                 wanted.len() - ours
             )));
         }
@@ -75,54 +78,54 @@ pub(super) fn missing(program: &Program, rules: &[Rule]) -> Result<Option<String
     Ok(None)
 }
 
-/// Removes everything of ours; whether there was anything.
-pub(super) fn clean(program: &Program) -> Result<bool, InterceptError> {
+/// Removes all of our rules; returns whether there were any.
+pub(super) fn clean(program: &IptablesProgram) -> Result<bool, InterceptError> {
     let mut any = false;
     for table in Table::ALL {
-        let held = RulesInPlace::of(program, table)?;
-        any |= !held.chains.is_empty();
-        held.remove(program, table, |_| true)?;
+        let in_place = RulesInPlace::of(program, table)?;
+        any |= !in_place.chains.is_empty();
+        in_place.remove(program, table, |_| true)?;
     }
     Ok(any)
 }
 
-/// Removes the chains of ours that these rules do not have, and jumps that are there twice.
-fn remove_others(program: &Program, rules: &[Rule]) -> Result<(), InterceptError> {
+/// Removes our chains that these rules do not use, and duplicate jumps.
+fn remove_others(program: &IptablesProgram, rules: &[IptablesRule]) -> Result<(), InterceptError> {
     for table in Table::ALL {
-        let held = RulesInPlace::of(program, table)?;
+        let in_place = RulesInPlace::of(program, table)?;
         let is_wanted =
             |name: &str| rules.iter().any(|rule| rule.table == table && rule.chain.to_string() == name);
-        for (index, jump) in held.jumps.iter().enumerate() {
-            if held.jumps.iter().take(index).any(|earlier| earlier == jump) {
+        for (index, jump) in in_place.jumps.iter().enumerate() {
+            if in_place.jumps.iter().take(index).any(|earlier| earlier == jump) {
                 program.execute(table, &delete(jump))?;
             }
         }
-        held.remove(program, table, |chain| !is_wanted(chain))?;
+        in_place.remove(program, table, |chain| !is_wanted(chain))?;
     }
     Ok(())
 }
 
 impl RulesInPlace {
-    fn of(program: &Program, table: Table) -> Result<Self, InterceptError> {
-        let mut held = Self { chains: Vec::new(), rules: 0, jumps: Vec::new() };
+    fn of(program: &IptablesProgram, table: Table) -> Result<Self, InterceptError> {
+        let mut in_place = Self { chains: Vec::new(), rules: 0, jumps: Vec::new() };
         for line in program.list(table)? {
             match line.split_once(' ') {
-                Some(("-N", chain)) if chain.starts_with(PREFIX) => held.chains.push(chain.to_owned()),
-                Some(("-A", rule)) if rule.starts_with(PREFIX) => held.rules += 1,
+                Some(("-N", chain)) if chain.starts_with(PREFIX) => in_place.chains.push(chain.to_owned()),
+                Some(("-A", rule)) if rule.starts_with(PREFIX) => in_place.rules += 1,
                 Some(("-A", _)) if target(&line).is_some_and(|target| target.starts_with(PREFIX)) => {
-                    held.jumps.push(line);
+                    in_place.jumps.push(line);
                 }
                 _ => {}
             }
         }
-        Ok(held)
+        Ok(in_place)
     }
 
-    /// Removes the chains of which `which` says so: jumps, then rules, then the chains themselves, which no rule may
-    /// name any more by then.
+    /// Removes the selected chains: first jumps, then rules, then the chains themselves, which must not be referenced
+    /// any more by then.
     fn remove(
         &self,
-        program: &Program,
+        program: &IptablesProgram,
         table: Table,
         which: impl Fn(&str) -> bool,
     ) -> Result<(), InterceptError> {
@@ -144,7 +147,7 @@ fn target(line: &str) -> Option<&str> {
     line.split(" -j ").nth(1)?.split(' ').next()
 }
 
-/// The command that removes a rule which was listed.
+/// The command that removes a listed rule.
 fn delete(listed: &str) -> String {
     listed.replacen("-A ", "-D ", 1)
 }

@@ -1,7 +1,7 @@
-//! The programs that change the kernel's rules, and which of the kernel's two rule sets they are to use.
+//! Runs the iptables programs, and chooses between the two backends.
 //!
-//! Rules of both sets hold at the same time, so ours belong where the node's or the pod's others are: the choice is made
-//! as the `iptables-wrappers` of Kubernetes' own images make it.
+//! The kernel applies the rules of both backends, so ours belong in the one that the node's and the pod's other rules
+//! use. The choice is made as by the `iptables-wrappers` in Kubernetes' own images.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,12 +14,12 @@ use clap::ValueEnum;
 use iptables::IPTables;
 
 use super::InterceptError;
-use super::rule::{Family, Rule, Table};
+use super::rule::{IpFamily, IptablesRule, Table};
 
-/// Which rule set of the kernel's is used.
+/// The iptables backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Backend {
-    /// The one that has rules already; nft if none has.
+pub enum IptablesBackend {
+    /// The backend that already has rules; nft if neither has.
     Auto,
     /// nf_tables.
     Nft,
@@ -28,27 +28,27 @@ pub enum Backend {
 }
 
 /// `iptables` or `ip6tables` of one backend.
-pub(super) struct Program {
-    family: Family,
-    backend: Backend,
+pub(super) struct IptablesProgram {
+    family: IpFamily,
+    backend: IptablesBackend,
     path: &'static str,
     iptables: IPTables,
 }
 
-/// Where programs are looked for beside `PATH`: a container's `PATH` may lack what is root's.
+/// Folders that are searched in addition to `PATH`: a container's `PATH` may lack root's folders.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 
-/// Chains by which kubelet shows which rule set the node uses.
+/// Chains by which kubelet marks the backend that the node uses.
 const HINTS: [&str; 2] = [":KUBE-IPTABLES-HINT", ":KUBE-KUBELET-CANARY"];
 
-/// Where the legacy programs lock, unless `XTABLES_LOCKFILE` says otherwise.
+/// Lock file of the legacy programs, unless `XTABLES_LOCKFILE` is set.
 const LOCK_FILE: &str = "/run/xtables.lock";
 const LOCK_VARIABLE: &str = "XTABLES_LOCKFILE";
-/// What can be written in a container whose root file system cannot.
+/// Writable in a container with a read-only root file system.
 const OTHER_LOCK_FILE: &str = "/dev/shm/tidegate-xtables.lock";
 
-/// Starts this program anew with a lock file that the legacy programs can write, if theirs is not one: a process may
-/// not change its own environment once it could have threads.
+/// Restarts this program with a lock file that the legacy programs can write, if the default one is not writable. A
+/// restart is needed because a process that may have threads must not change its own environment.
 pub(super) fn ensure_lock_file() -> Result<(), InterceptError> {
     let is_writable = || File::options().create(true).append(true).open(LOCK_FILE).is_ok();
     if env::var_os(LOCK_VARIABLE).is_some() || is_writable() {
@@ -58,71 +58,73 @@ pub(super) fn ensure_lock_file() -> Result<(), InterceptError> {
         Command::new(program).args(env::args_os().skip(1)).env(LOCK_VARIABLE, OTHER_LOCK_FILE).exec()
     });
     let (Ok(error) | Err(error)) = again;
-    Err(InterceptError::StartAnew(error))
+    Err(InterceptError::Restart(error))
 }
 
-impl Backend {
-    /// The backend that is meant; never [`Backend::Auto`].
+impl IptablesBackend {
+    /// The backend to use; never [`IptablesBackend::Auto`].
     pub(super) fn choose(self) -> Result<Self, InterceptError> {
         if self != Self::Auto {
             return Ok(self);
         }
-        let [nft, legacy] = [Self::Nft, Self::Legacy].map(Usage::of);
-        match Usage::prefers_legacy(&nft, &legacy) {
-            true => Ok(Self::Legacy),
-            false if nft.works => Ok(Self::Nft),
-            false if legacy.works => Ok(Self::Legacy),
-            false => Err(InterceptError::NoBackend {
+        let [nft, legacy] = [Self::Nft, Self::Legacy].map(BackendUsage::of);
+        if BackendUsage::prefers_legacy(&nft, &legacy) {
+            Ok(Self::Legacy)
+        } else if nft.works {
+            Ok(Self::Nft)
+        } else if legacy.works {
+            Ok(Self::Legacy)
+        } else {
+            Err(InterceptError::NoBackend {
                 nft: nft.error.unwrap_or_default(),
                 legacy: legacy.error.unwrap_or_default(),
-            }),
+            })
         }
     }
 
-    /// Its program for a family of addresses.
-    pub(super) fn program(self, family: Family) -> Result<Program, InterceptError> {
+    /// The backend's program for an address family.
+    pub(super) fn program(self, family: IpFamily) -> Result<IptablesProgram, InterceptError> {
         let base = family.program();
         let named = match self {
             Self::Legacy => format!("{base}-legacy"),
             Self::Nft | Self::Auto => format!("{base}-nft"),
         };
         if let Some(path) = find(&named) {
-            return Ok(Program::new(self, family, &path));
+            return Ok(IptablesProgram::new(self, family, &path));
         }
-        // Some images have one backend only, under the plain name.
+        // Some images have only one backend, under the plain name.
         let plain = find(base).filter(|path| Self::of_program(path) == Some(self));
         let missing = || InterceptError::NoProgram { program: named.clone(), folders: FOLDERS.join(", ") };
-        Ok(Program::new(self, family, &plain.ok_or_else(missing)?))
+        Ok(IptablesProgram::new(self, family, &plain.ok_or_else(missing)?))
     }
 
+    /// The backend of a program, according to its `--version`.
     fn of_program(path: &Path) -> Option<Self> {
         let output = Command::new(path).arg("--version").output().ok()?;
-        match String::from_utf8_lossy(&output.stdout).contains("nf_tables") {
-            true => Some(Self::Nft),
-            false => Some(Self::Legacy),
-        }
+        let is_nft = String::from_utf8_lossy(&output.stdout).contains("nf_tables");
+        Some(if is_nft { Self::Nft } else { Self::Legacy })
     }
 }
 
-/// How much a backend is used in this network namespace.
+/// To what extent a backend is used in this network namespace.
 #[derive(Default)]
-struct Usage {
+struct BackendUsage {
     works: bool,
     error: Option<String>,
     has_hint: bool,
     rules: usize,
 }
 
-impl Usage {
-    fn of(backend: Backend) -> Self {
+impl BackendUsage {
+    fn of(backend: IptablesBackend) -> Self {
         let mut usage = Self::default();
-        match backend.program(Family::V4).and_then(|program| program.list(Table::Nat)) {
+        match backend.program(IpFamily::V4).and_then(|program| program.list(Table::Nat)) {
             Ok(_) => usage.works = true,
             Err(error) => usage.error = Some(error.to_string()),
         }
-        for family in [Family::V4, Family::V6] {
+        for family in [IpFamily::V4, IpFamily::V6] {
             let Ok(program) = backend.program(family) else { continue };
-            if backend == Backend::Legacy && family.legacy_tables().is_empty() {
+            if backend == IptablesBackend::Legacy && family.legacy_tables().is_empty() {
                 continue;
             }
             let Ok(output) = Command::new(format!("{}-save", program.path)).output() else { continue };
@@ -133,49 +135,52 @@ impl Usage {
         usage
     }
 
+    /// Whether legacy is the backend that the node uses.
     fn prefers_legacy(nft: &Self, legacy: &Self) -> bool {
         legacy.works && !nft.has_hint && (legacy.has_hint || legacy.rules > nft.rules)
     }
 }
 
-impl Program {
-    fn new(backend: Backend, family: Family, path: &Path) -> Self {
-        // Two at most in a process that ends at once; the crate wants a name for ever.
+impl IptablesProgram {
+    fn new(backend: IptablesBackend, family: IpFamily, path: &Path) -> Self {
+        // The crate needs a `'static` name. At most two leak, and the process ends soon.
         let path: &'static str = Box::leak(path.to_string_lossy().into_owned().into_boxed_str());
-        // Everything since 1.4.20 (2013) can check and wait.
+        // Every release since 1.4.20 (2013) has `--check` and `--wait`.
         let iptables = IPTables { cmd: path, has_check: true, has_wait: true, is_numeric: true };
         Self { family, backend, path, iptables }
     }
 
-    /// Every chain and rule of a table, one a line.
+    /// Lists all chains and rules of a table, one per line.
     pub(super) fn list(&self, table: Table) -> Result<Vec<String>, InterceptError> {
-        if self.backend == Backend::Legacy && !self.family.legacy_tables().contains(&table.to_string()) {
-            // To ask would make the kernel load the table, and there is nothing in it.
+        if self.backend == IptablesBackend::Legacy
+            && !self.family.legacy_tables().contains(&table.to_string())
+        {
+            // Listing would load the kernel module of a table that is empty.
             return Ok(Vec::new());
         }
         let output = self.execute(table, "-S")?;
         Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
     }
 
-    /// Whether a rule is there.
-    pub(super) fn has(&self, rule: &Rule) -> Result<bool, InterceptError> {
+    /// Whether a rule is in place.
+    pub(super) fn has(&self, rule: &IptablesRule) -> Result<bool, InterceptError> {
         let (table, chain) = (rule.table.to_string(), rule.chain.to_string());
         self.iptables
             .exists(&table, &chain, &rule.to_string())
             .map_err(|error| self.failed(&error.to_string()))
     }
 
-    /// One command, such as `-F CHAIN`.
+    /// Runs one command, such as `-F CHAIN`.
     pub(super) fn execute(&self, table: Table, command: &str) -> Result<Output, InterceptError> {
         let output = self.iptables.execute(&table.to_string(), command);
         let output = output.map_err(|error| self.failed(&error.to_string()))?;
-        match output.status.success() {
-            true => Ok(output),
-            false => Err(self.failed(&String::from_utf8_lossy(&output.stderr))),
+        if !output.status.success() {
+            return Err(self.failed(&String::from_utf8_lossy(&output.stderr)));
         }
+        Ok(output)
     }
 
-    /// All rules of a text at once, or none of them.
+    /// Applies all rules in an `iptables-restore` text, or none of them.
     pub(super) fn restore(&self, text: &str) -> Result<(), InterceptError> {
         let fails = |error: io::Error| self.failed(&error.to_string());
         let mut restore = Command::new(format!("{}-restore", self.path));
@@ -204,8 +209,8 @@ impl Program {
     }
 }
 
-impl Family {
-    /// The tables of x_tables that this network namespace has.
+impl IpFamily {
+    /// The legacy tables that exist in this network namespace.
     fn legacy_tables(self) -> Vec<String> {
         let file = match self {
             Self::V4 => "/proc/self/net/ip_tables_names",
@@ -222,7 +227,7 @@ impl Family {
     }
 }
 
-/// What to do about it, where that is known.
+/// What to do about an error, if known.
 fn hint(message: &str) -> &'static str {
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
     if says(&["owner"])
@@ -230,7 +235,7 @@ fn hint(message: &str) -> &'static str {
     {
         ": the kernel has no xt_owner; load it on the node: modprobe xt_owner"
     } else if says(&["Permission denied", "Operation not permitted", "you must be root"]) {
-        ": it takes root with the capabilities NET_ADMIN and NET_RAW in the pod's network namespace"
+        ": root with the capabilities NET_ADMIN and NET_RAW in the pod's network namespace is required"
     } else if says(&["xtables.lock", "xtables lock"]) && says(&["Read-only", "open lock file", "Fatal"]) {
         ": the lock file cannot be written; set XTABLES_LOCKFILE to a file that can be, such as /dev/shm/xtables.lock"
     } else if says(&[
@@ -248,7 +253,7 @@ fn hint(message: &str) -> &'static str {
     }
 }
 
-/// The line of our text that a message speaks of.
+/// The line of our text to which a message refers.
 fn line_of(message: &str, text: &str) -> String {
     let number = message.split("line ").nth(1).and_then(|rest| {
         rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse::<usize>().ok())
@@ -257,6 +262,7 @@ fn line_of(message: &str, text: &str) -> String {
     line.map(|line| format!(" (in {line:?})")).unwrap_or_default()
 }
 
+/// Searches for a program.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(FOLDERS.iter().map(PathBuf::from));
@@ -269,16 +275,16 @@ mod tests {
 
     #[test]
     fn the_backend_with_kubelets_chain_is_used_and_else_the_one_with_more_rules() {
-        let usage = |has_hint, rules| Usage { works: true, has_hint, rules, error: None };
+        let usage = |has_hint, rules| BackendUsage { works: true, has_hint, rules, error: None };
         for (nft, legacy, expected) in [
             (usage(false, 0), usage(false, 0), false),
             (usage(false, 1), usage(false, 2), true),
             (usage(false, 2), usage(false, 2), false),
             (usage(false, 9), usage(true, 1), true),
             (usage(true, 1), usage(true, 9), false),
-            (usage(false, 0), Usage { works: false, ..usage(true, 9) }, false),
+            (usage(false, 0), BackendUsage { works: false, ..usage(true, 9) }, false),
         ] {
-            assert_eq!(Usage::prefers_legacy(&nft, &legacy), expected);
+            assert_eq!(BackendUsage::prefers_legacy(&nft, &legacy), expected);
         }
     }
 

@@ -1,7 +1,7 @@
-//! The proof that connections are captured: one is made to an address that is nobody's, and comes in here.
+//! Verifies that connections are captured: opens one to an unassigned address and accepts it here.
 //!
-//! Not at the sidecar's port, which the sidecar may have already: the rule for the check is the one right before the rule
-//! for everything else.
+//! The check does not use the sidecar's port, on which the sidecar may already listen. Its rule is placed directly
+//! before the rule for all other connections.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
@@ -13,25 +13,25 @@ use tidegate_runtime::listen;
 
 use super::InterceptError;
 use super::plan::Plan;
-use super::rule::Family;
+use super::rule::IpFamily;
 use crate::listener;
 
-/// A connection that is captured does not leave the host.
+/// A captured connection does not leave the host.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a family came off.
+/// Outcome of the check for one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Captured {
-    /// This connection came in, with the destination that it was made to.
+    /// The connection came in with this original destination.
     Yes(SocketAddr),
-    /// No connection of this family leaves the pod: there is nothing to capture.
+    /// The pod has no route for this family: there is nothing to capture.
     NoRoute(SocketAddr),
-    /// The rules leave no address or port over that they would redirect.
+    /// The rules redirect no address or port at all.
     NothingToCapture,
 }
 
 /// Connects to an address and port that the rules redirect.
-pub(super) fn check(plan: &Plan, family: Family) -> Result<Captured, InterceptError> {
+pub(super) fn check(plan: &Plan, family: IpFamily) -> Result<Captured, InterceptError> {
     let Some(target) = plan.check_target(family) else { return Ok(Captured::NothingToCapture) };
     let address = listen::possible((Ipv6Addr::UNSPECIFIED, ports::CHECK).into());
     let busy = |source| InterceptError::CheckPort { port: ports::CHECK, source };
@@ -44,19 +44,19 @@ pub(super) fn check(plan: &Plan, family: Family) -> Result<Captured, InterceptEr
         Err(error) if is_unreachable(&error) => return Ok(Captured::NoRoute(target)),
         Err(error) => return Err(not_captured(error.to_string())),
     };
-    let meant = client.local_addr().map_err(|error| not_captured(error.to_string()))?;
+    let expected = client.local_addr().map_err(|error| not_captured(error.to_string()))?;
     loop {
         let (accepted, peer) = listener
             .accept()
             .map_err(|_| not_captured(format!("it did not come in at port {}", ports::CHECK)))?;
-        // Another process of the pod may be faster.
-        if (peer.ip().to_canonical(), peer.port()) != (meant.ip(), meant.port()) {
+        // Ignore connections of other processes in the pod.
+        if (peer.ip().to_canonical(), peer.port()) != (expected.ip(), expected.port()) {
             continue;
         }
         let socket = SockRef::from(&accepted);
         let original = match family {
-            Family::V4 => socket.original_dst_v4(),
-            Family::V6 => socket.original_dst_v6(),
+            IpFamily::V4 => socket.original_dst_v4(),
+            IpFamily::V6 => socket.original_dst_v6(),
         };
         let original = original.map_err(|error| not_captured(format!("no original destination: {error}")))?;
         return match original.as_socket() {

@@ -1,10 +1,10 @@
-//! Connections of the sidecar that are older than the rules.
+//! Preserves connections of the sidecar that were opened before the rules were written.
 //!
-//! Connection tracking begins with the first rule that needs it, and takes the next packet of a connection that it does
-//! not know for the first one. If that packet is the peer's, the rules for what others dial would redirect it, and the
-//! connection to the controller would break with the controller's next word. So the sidecar's own connections are made
-//! known as established, opened by the pod. Connections of others stay unknown: they have to pass through the sidecar,
-//! and what was opened past it ends.
+//! Connection tracking starts with the first rule that needs it, and takes the next packet of an unknown connection for
+//! the first one. If that packet is the peer's, the rules for inbound connections would redirect it, and the connection
+//! to the controller would break with the controller's next message. So the sidecar's connections are entered as
+//! established, opened by the pod. Connections of other processes are not: they must pass through the sidecar, and end
+//! if they were opened past it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,38 +15,38 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, send, socket};
 
-use super::rule::Family;
+use super::rule::IpFamily;
 
-/// Seconds for which a connection without a packet is remembered; each packet sets the kernel's own time.
+/// Seconds until an entry without traffic expires; each packet sets the kernel's own timeout.
 const TIMEOUT: u32 = 3600;
-/// How long the kernel may take to answer, which it does at once.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// States in `/proc/net/tcp` in which data may still come: established, half closed by either end.
+/// How long the kernel may take to reply, which it does at once.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
+/// States in `/proc/net/tcp` in which data may still arrive: established, and half-closed by either end.
 const ALIVE: [u8; 4] = [0x01, 0x04, 0x05, 0x08];
-/// The state of a socket that listens.
+/// The state of a listening socket.
 const LISTEN: u8 = 0x0a;
 
-/// A connection that the sidecar has opened.
+/// A connection that the sidecar opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Opened {
+struct OwnConnection {
     local: SocketAddr,
     remote: SocketAddr,
 }
 
 /// A line of `/proc/net/tcp` or `tcp6`.
-struct Line {
+struct SocketLine {
     local: SocketAddr,
     remote: SocketAddr,
     state: u8,
     user: u32,
 }
 
-/// Makes the open connections of `user` known that it has opened to other hosts; how many those are.
-pub(super) fn adopt(user: u32, family: Family) -> io::Result<usize> {
+/// Enters the open connections of `user` to other hosts as established; returns their number.
+pub(super) fn adopt(user: u32, family: IpFamily) -> io::Result<usize> {
     let mut lines = Vec::new();
     for file in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
         match std::fs::read_to_string(file) {
-            Ok(text) => lines.extend(text.lines().filter_map(Line::parse)),
+            Ok(text) => lines.extend(text.lines().filter_map(SocketLine::parse)),
             // A kernel without IPv6.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -57,26 +57,26 @@ pub(super) fn adopt(user: u32, family: Family) -> io::Result<usize> {
         return Ok(0);
     }
     let socket = socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::NETFILTER))?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(REPLY_TIMEOUT))?;
     for (connection, sequence) in opened.iter().zip(1..) {
-        tell(&socket, &message(connection, sequence), sequence)?;
+        send_and_confirm(&socket, &message(connection, sequence), sequence)?;
     }
     Ok(opened.len())
 }
 
-/// What a user has opened to other hosts: its local port is none that it listens at.
-fn opened(lines: &[Line], user: u32) -> Vec<Opened> {
+/// Connections that a user has opened to other hosts: those whose local port it does not listen on.
+fn opened(lines: &[SocketLine], user: u32) -> Vec<OwnConnection> {
     let own = || lines.iter().filter(|line| line.user == user);
     let listens: BTreeSet<u16> =
         own().filter(|line| line.state == LISTEN).map(|line| line.local.port()).collect();
     own()
         .filter(|line| ALIVE.contains(&line.state))
         .filter(|line| !listens.contains(&line.local.port()) && !line.remote.ip().is_loopback())
-        .map(|line| Opened { local: line.local, remote: line.remote })
+        .map(|line| OwnConnection { local: line.local, remote: line.remote })
         .collect()
 }
 
-impl Line {
+impl SocketLine {
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace().skip(1);
         let (local, remote) = (address(words.next()?)?, address(words.next()?)?);
@@ -102,8 +102,8 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
-/// Sends one message and waits for what the kernel makes of it.
-fn tell(socket: &OwnedFd, message: &[u8], sequence: u32) -> io::Result<()> {
+/// Sends one message and waits for the kernel's result.
+fn send_and_confirm(socket: &OwnedFd, message: &[u8], sequence: u32) -> io::Result<()> {
     send(socket, message, SendFlags::empty())?;
     let mut answer = [0; 1024];
     loop {
@@ -121,9 +121,9 @@ fn tell(socket: &OwnedFd, message: &[u8], sequence: u32) -> io::Result<()> {
     }
 }
 
-/// `IPCTNL_MSG_CT_NEW` (`linux/netfilter/nfnetlink_conntrack.h`): an entry for the connection. One that is there already
-/// is changed: the pod's side has answered, so no rule takes it for a new connection.
-fn message(connection: &Opened, sequence: u32) -> Vec<u8> {
+/// `IPCTNL_MSG_CT_NEW` (`linux/netfilter/nfnetlink_conntrack.h`): an entry for the connection. Changes an existing
+/// entry: with a reply seen, no rule treats it as new.
+fn message(connection: &OwnConnection, sequence: u32) -> Vec<u8> {
     const CT_NEW: u16 = 1 << 8;
     /// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_CREATE`.
     const FLAGS: u16 = 0x01 | 0x04 | 0x400;
@@ -131,9 +131,9 @@ fn message(connection: &Opened, sequence: u32) -> Vec<u8> {
     const STATUS: u32 = 1 << 1 | 1 << 2 | 1 << 3;
     /// `TCP_CONNTRACK_ESTABLISHED`.
     const ESTABLISHED: u8 = 3;
-    /// `IP_CT_TCP_FLAG_BE_LIBERAL`, as value and mask: nothing is known of windows.
+    /// `IP_CT_TCP_FLAG_BE_LIBERAL`, as value and mask, because the window sizes are unknown.
     const LIBERAL: [u8; 2] = [0x08, 0x08];
-    let Opened { local, remote } = connection;
+    let OwnConnection { local, remote } = connection;
     let family = if local.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let tcp = [attribute(1, &[ESTABLISHED]), attribute(4, &LIBERAL), attribute(5, &LIBERAL)].concat();
     // CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_PROTOINFO, CTA_TIMEOUT.
@@ -177,7 +177,7 @@ fn nested(kind: u16, attributes: &[u8]) -> Vec<u8> {
     attribute(kind | NESTED, attributes)
 }
 
-/// Length and kind, the value, and what is missing to a multiple of four bytes.
+/// Length and kind, the value, and padding to a multiple of four bytes.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = 2 * size_of::<u16>() + value.len();
     let mut bytes = [&(length as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
@@ -206,10 +206,10 @@ mod tests {
         if cfg!(target_endian = "big") {
             return;
         }
-        let lines: Vec<_> = TCP.lines().chain([TCP6]).filter_map(Line::parse).collect();
+        let lines: Vec<_> = TCP.lines().chain([TCP6]).filter_map(SocketLine::parse).collect();
         let opened = |user| {
             let opened = opened(&lines, user).into_iter();
-            opened.map(|Opened { local, remote }| format!("{local} {remote}")).collect::<Vec<_>>()
+            opened.map(|OwnConnection { local, remote }| format!("{local} {remote}")).collect::<Vec<_>>()
         };
         assert_eq!(opened(1500), ["10.77.0.2:40000 10.96.0.10:15128", "[fd77::2]:40008 [fd77::1]:15128"]);
         assert_eq!(opened(0), ["10.77.0.2:40004 10.96.0.10:80"]);
@@ -220,7 +220,7 @@ mod tests {
         let one = attribute(7, &[9]);
         assert_eq!((one.len(), &one[..2], one[4]), (8, &5u16.to_ne_bytes()[..], 9));
         let connection =
-            Opened { local: "10.0.0.1:2".parse().unwrap(), remote: "10.0.0.3:4".parse().unwrap() };
+            OwnConnection { local: "10.0.0.1:2".parse().unwrap(), remote: "10.0.0.3:4".parse().unwrap() };
         let message = message(&connection, 1);
         assert_eq!(message[..4], (message.len() as u32).to_ne_bytes());
     }

@@ -1,4 +1,4 @@
-//! Which rules there are to be, for one family of addresses.
+//! Decides which rules are needed, for one address family.
 //!
 //! ```text
 //! PREROUTING ─ tcp ─► INBOUND ─► excluded: RETURN · else IN_REDIRECT ─► 15003
@@ -13,32 +13,32 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tidegate_core::contract::ports;
 
-use super::rule::{Chain, Family, Interface, MULTIPORT, Match, Rule, Table, Target};
+use super::rule::{Chain, Interface, IpFamily, IptablesRule, MULTIPORT, RuleMatch, RuleTarget, Table};
 
-/// DNS: never refused.
+/// DNS is never refused.
 const DNS: u16 = 53;
 
-/// What the rules are made from.
+/// Settings from which the rules follow.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Plan {
     pub(super) inbound_port: u16,
     pub(super) outbound_port: u16,
-    /// The sidecar's user; what it sends is not redirected.
+    /// The sidecar's user ID; its traffic is not redirected.
     pub(super) user: u32,
     pub(super) excluded_inbound_ports: BTreeSet<u16>,
     pub(super) excluded_outbound_ports: BTreeSet<u16>,
     pub(super) excluded_ranges: Vec<IpNet>,
-    /// If there are any, of either family, nothing else is redirected.
+    /// If not empty, nothing else is redirected; may contain either family.
     pub(super) included_ranges: Vec<IpNet>,
     pub(super) excluded_interfaces: BTreeSet<Interface>,
-    /// Where the sidecar's connections to loopback are led, because the app listens on the pod's addresses only.
+    /// Where the sidecar's connections to loopback are redirected, because the app listens on the pod's addresses only.
     pub(super) app_ips: Vec<IpAddr>,
     pub(super) refuses_udp: bool,
 }
 
 impl Plan {
-    /// The rules, each chain's in their order.
-    pub(super) fn rules(&self, family: Family) -> Vec<Rule> {
+    /// The rules, in order within each chain.
+    pub(super) fn rules(&self, family: IpFamily) -> Vec<IptablesRule> {
         let mut rules = Vec::new();
         self.inbound(&mut rules);
         self.outbound(family, &mut rules);
@@ -49,12 +49,13 @@ impl Plan {
         rules
     }
 
-    /// What a check dials: an address and a port of nobody's that the rules redirect. None if they redirect nothing.
-    pub(super) fn check_target(&self, family: Family) -> Option<SocketAddr> {
+    /// Where the check connects to: an unassigned address and a port that the rules redirect; `None` if they redirect
+    /// none.
+    pub(super) fn check_target(&self, family: IpFamily) -> Option<SocketAddr> {
         let is_excluded = |ip: &IpAddr| self.excluded_ranges.iter().any(|net| net.contains(ip));
         let included = self.included_ranges.iter().filter(|net| family.has(&net.addr()));
         let ip = if self.included_ranges.is_empty() {
-            nobodys(family).into_iter().find(|ip| !is_excluded(ip))
+            documentation_addresses(family).into_iter().find(|ip| !is_excluded(ip))
         } else {
             included.map(last).find(|ip| !is_excluded(ip) && !ip.is_loopback())
         }?;
@@ -63,109 +64,118 @@ impl Plan {
         Some(SocketAddr::new(ip, port))
     }
 
-    fn inbound(&self, rules: &mut Vec<Rule>) {
+    fn inbound(&self, rules: &mut Vec<IptablesRule>) {
         let mut add = adder(rules, Table::Nat);
-        add(Chain::Prerouting, vec![Match::Tcp], Target::Jump(Chain::Inbound));
+        add(Chain::Prerouting, vec![RuleMatch::Tcp], RuleTarget::Jump(Chain::Inbound));
         for interface in &self.excluded_interfaces {
-            add(Chain::Inbound, vec![Match::From(interface.clone())], Target::Return);
+            add(Chain::Inbound, vec![RuleMatch::From(interface.clone())], RuleTarget::Return);
         }
         let own = ports::NOT_REDIRECTED.into_iter();
         let excluded: BTreeSet<u16> = own.chain(self.excluded_inbound_ports.iter().copied()).collect();
         for ports in groups(&excluded) {
-            add(Chain::Inbound, vec![Match::Tcp, ports], Target::Return);
+            add(Chain::Inbound, vec![RuleMatch::Tcp, ports], RuleTarget::Return);
         }
-        add(Chain::Inbound, Vec::new(), Target::Jump(Chain::InboundRedirect));
-        add(Chain::InboundRedirect, vec![Match::Tcp], Target::Redirect(self.inbound_port));
+        add(Chain::Inbound, Vec::new(), RuleTarget::Jump(Chain::InboundRedirect));
+        add(Chain::InboundRedirect, vec![RuleMatch::Tcp], RuleTarget::Redirect(self.inbound_port));
     }
 
-    fn outbound(&self, family: Family, rules: &mut Vec<Rule>) {
+    fn outbound(&self, family: IpFamily, rules: &mut Vec<IptablesRule>) {
         let mut add = adder(rules, Table::Nat);
         let (loopback, user) = (family.loopback(), self.user);
-        let to_loopback = || Match::To(Interface::loopback());
-        add(Chain::Output, vec![Match::Tcp], Target::Jump(Chain::Outbound));
+        let to_loopback = || RuleMatch::To(Interface::loopback());
+        add(Chain::Output, vec![RuleMatch::Tcp], RuleTarget::Jump(Chain::Outbound));
         for ip in self.app_ips.iter().filter(|ip| family.has(ip)).take(1) {
-            let dials_the_app =
-                vec![Match::Tcp, to_loopback(), Match::Destination(family.localhost()), Match::User(user)];
-            add(Chain::Outbound, dials_the_app, Target::DestinationNat(*ip));
+            let dials_the_app = vec![
+                RuleMatch::Tcp,
+                to_loopback(),
+                RuleMatch::Destination(family.localhost()),
+                RuleMatch::User(user),
+            ];
+            add(Chain::Outbound, dials_the_app, RuleTarget::DestinationNat(*ip));
         }
-        // The app calls itself through its Service, and its sidecar has chosen this pod.
+        // The app calls itself through its Service, and the sidecar has chosen this pod.
         let dials_this_pod =
-            vec![Match::Tcp, to_loopback(), Match::NotDestination(loopback), Match::User(user)];
-        add(Chain::Outbound, dials_this_pod, Target::Jump(Chain::Inbound));
-        add(Chain::Outbound, vec![to_loopback(), Match::NotUser(user)], Target::Return);
-        add(Chain::Outbound, vec![Match::User(user)], Target::Return);
-        add(Chain::Outbound, vec![Match::Destination(loopback)], Target::Return);
-        for conditions in self.excluded_outbound(family, Match::Tcp) {
-            add(Chain::Outbound, conditions, Target::Return);
+            vec![RuleMatch::Tcp, to_loopback(), RuleMatch::NotDestination(loopback), RuleMatch::User(user)];
+        add(Chain::Outbound, dials_this_pod, RuleTarget::Jump(Chain::Inbound));
+        add(Chain::Outbound, vec![to_loopback(), RuleMatch::NotUser(user)], RuleTarget::Return);
+        add(Chain::Outbound, vec![RuleMatch::User(user)], RuleTarget::Return);
+        add(Chain::Outbound, vec![RuleMatch::Destination(loopback)], RuleTarget::Return);
+        for conditions in self.excluded_outbound(family, RuleMatch::Tcp) {
+            add(Chain::Outbound, conditions, RuleTarget::Return);
         }
-        // The last rule before the one that it stands for: what is before both would take other connections, too.
+        // Directly before the rule that it stands in for: placed earlier, it would redirect other connections, too.
         if let Some(target) = self.check_target(family) {
             let dials_it = vec![
-                Match::Tcp,
-                Match::Destination(target.ip().into()),
-                Match::DestinationPorts(vec![target.port()]),
+                RuleMatch::Tcp,
+                RuleMatch::Destination(target.ip().into()),
+                RuleMatch::DestinationPorts(vec![target.port()]),
             ];
-            add(Chain::Outbound, dials_it, Target::Redirect(ports::CHECK));
+            add(Chain::Outbound, dials_it, RuleTarget::Redirect(ports::CHECK));
         }
-        let redirect = Target::Jump(Chain::OutboundRedirect);
+        let redirect = RuleTarget::Jump(Chain::OutboundRedirect);
         if self.included_ranges.is_empty() {
             add(Chain::Outbound, Vec::new(), redirect);
         } else {
             for net in self.included_ranges.iter().filter(|net| family.has(&net.addr())) {
-                add(Chain::Outbound, vec![Match::Destination(*net)], redirect.clone());
+                add(Chain::Outbound, vec![RuleMatch::Destination(*net)], redirect.clone());
             }
         }
-        add(Chain::OutboundRedirect, vec![Match::Tcp], Target::Redirect(self.outbound_port));
+        add(Chain::OutboundRedirect, vec![RuleMatch::Tcp], RuleTarget::Redirect(self.outbound_port));
     }
 
-    /// A packet that connection tracking cannot place would reach the app as it is, and the app, which knows nothing of
-    /// the client's connection, would reset it.
-    fn invalid(&self, rules: &mut Vec<Rule>) {
+    /// Drops packets that connection tracking marks as invalid. They would reach the app without redirection, and the
+    /// app would reset the connection, of which it has no record.
+    fn invalid(&self, rules: &mut Vec<IptablesRule>) {
         let mut add = adder(rules, Table::Mangle);
-        add(Chain::Prerouting, vec![Match::Tcp], Target::Jump(Chain::Invalid));
+        add(Chain::Prerouting, vec![RuleMatch::Tcp], RuleTarget::Jump(Chain::Invalid));
         for interface in self.excluded_interfaces.iter().chain([&Interface::loopback()]) {
-            add(Chain::Invalid, vec![Match::From(interface.clone())], Target::Return);
+            add(Chain::Invalid, vec![RuleMatch::From(interface.clone())], RuleTarget::Return);
         }
-        add(Chain::Invalid, vec![Match::Invalid], Target::Drop);
+        add(Chain::Invalid, vec![RuleMatch::Invalid], RuleTarget::Drop);
     }
 
-    fn udp(&self, family: Family, rules: &mut Vec<Rule>) {
+    fn udp(&self, family: IpFamily, rules: &mut Vec<IptablesRule>) {
         let mut add = adder(rules, Table::Filter);
-        add(Chain::Output, vec![Match::Udp], Target::Jump(Chain::Udp));
+        add(Chain::Output, vec![RuleMatch::Udp], RuleTarget::Jump(Chain::Udp));
         let allowed = [
-            vec![Match::To(Interface::loopback())],
-            vec![Match::User(self.user)],
-            vec![Match::Reply],
-            vec![Match::Udp, Match::DestinationPorts(vec![DNS])],
+            vec![RuleMatch::To(Interface::loopback())],
+            vec![RuleMatch::User(self.user)],
+            vec![RuleMatch::Reply],
+            vec![RuleMatch::Udp, RuleMatch::DestinationPorts(vec![DNS])],
         ];
-        for conditions in allowed.into_iter().chain(self.excluded_outbound(family, Match::Udp)) {
-            add(Chain::Udp, conditions, Target::Return);
+        for conditions in allowed.into_iter().chain(self.excluded_outbound(family, RuleMatch::Udp)) {
+            add(Chain::Udp, conditions, RuleTarget::Return);
         }
         if self.included_ranges.is_empty() {
-            add(Chain::Udp, Vec::new(), Target::Reject);
+            add(Chain::Udp, Vec::new(), RuleTarget::Reject);
         } else {
             for net in self.included_ranges.iter().filter(|net| family.has(&net.addr())) {
-                add(Chain::Udp, vec![Match::Destination(*net)], Target::Reject);
+                add(Chain::Udp, vec![RuleMatch::Destination(*net)], RuleTarget::Reject);
             }
         }
     }
 
-    /// What of the pod's own traffic is left alone on its user's wish.
-    fn excluded_outbound(&self, family: Family, protocol: Match) -> impl Iterator<Item = Vec<Match>> {
-        let interfaces = self.excluded_interfaces.iter().map(|interface| vec![Match::To(interface.clone())]);
+    /// Outbound traffic that the user excluded.
+    fn excluded_outbound(
+        &self,
+        family: IpFamily,
+        protocol: RuleMatch,
+    ) -> impl Iterator<Item = Vec<RuleMatch>> {
+        let interfaces =
+            self.excluded_interfaces.iter().map(|interface| vec![RuleMatch::To(interface.clone())]);
         let ranges = self.excluded_ranges.iter().filter(move |net| family.has(&net.addr()));
-        let ranges = ranges.map(|net| vec![Match::Destination(*net)]);
+        let ranges = ranges.map(|net| vec![RuleMatch::Destination(*net)]);
         let ports = groups(&self.excluded_outbound_ports).map(move |ports| vec![protocol.clone(), ports]);
         interfaces.chain(ranges).chain(ports)
     }
 }
 
-impl Family {
+impl IpFamily {
     pub(super) fn has(self, ip: &IpAddr) -> bool {
         ip.is_ipv4() == (self == Self::V4)
     }
 
-    /// All of loopback.
+    /// The whole loopback range.
     fn loopback(self) -> IpNet {
         match self {
             Self::V4 => Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8).into(),
@@ -173,7 +183,7 @@ impl Family {
         }
     }
 
-    /// Where the sidecar dials the app.
+    /// The address at which the sidecar dials the app.
     fn localhost(self) -> IpNet {
         match self {
             Self::V4 => Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 32).into(),
@@ -182,13 +192,13 @@ impl Family {
     }
 }
 
-/// Addresses for documentation (RFC 5737, RFC 3849, RFC 9637): no host has one.
-fn nobodys(family: Family) -> Vec<IpAddr> {
+/// Documentation addresses (RFC 5737, RFC 3849, RFC 9637): never assigned to a host.
+fn documentation_addresses(family: IpFamily) -> Vec<IpAddr> {
     match family {
-        Family::V4 => {
+        IpFamily::V4 => {
             [[192, 0, 2, 1], [198, 51, 100, 1], [203, 0, 113, 1]].map(|ip| Ipv4Addr::from(ip).into()).into()
         }
-        Family::V6 => {
+        IpFamily::V6 => {
             [Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 1)]
                 .map(IpAddr::from)
                 .into()
@@ -196,25 +206,27 @@ fn nobodys(family: Family) -> Vec<IpAddr> {
     }
 }
 
-/// The last address of a range but one: that of the broadcast cannot be dialled.
+/// The last usable address of a range: a broadcast address cannot be dialled.
 fn last(net: &IpNet) -> IpAddr {
     match net {
         IpNet::V4(net) => {
-            let most = u32::from(net.broadcast());
-            Ipv4Addr::from(if net.prefix_len() < 31 { most - 1 } else { most }).into()
+            let last = u32::from(net.broadcast());
+            Ipv4Addr::from(if net.prefix_len() < 31 { last - 1 } else { last }).into()
         }
         IpNet::V6(net) => net.broadcast().into(),
     }
 }
 
-fn adder(rules: &mut Vec<Rule>, table: Table) -> impl FnMut(Chain, Vec<Match>, Target) {
-    move |chain, matches, target| rules.push(Rule { table, chain, matches, target })
+/// Adds rules to a table.
+fn adder(rules: &mut Vec<IptablesRule>, table: Table) -> impl FnMut(Chain, Vec<RuleMatch>, RuleTarget) {
+    move |chain, matches, target| rules.push(IptablesRule { table, chain, matches, target })
 }
 
-fn groups(ports: &BTreeSet<u16>) -> impl Iterator<Item = Match> {
+/// `multiport` matches for these ports.
+fn groups(ports: &BTreeSet<u16>) -> impl Iterator<Item = RuleMatch> {
     let ports: Vec<u16> = ports.iter().copied().collect();
     let groups: Vec<_> =
-        ports.chunks(MULTIPORT).map(|group| Match::DestinationPorts(group.to_vec())).collect();
+        ports.chunks(MULTIPORT).map(|group| RuleMatch::DestinationPorts(group.to_vec())).collect();
     groups.into_iter()
 }
 
@@ -227,18 +239,18 @@ mod tests {
         Plan { inbound_port: 15003, outbound_port: 15001, user: 1500, ..Plan::default() }
     }
 
-    fn text(plan: &Plan, family: Family) -> String {
+    fn text(plan: &Plan, family: IpFamily) -> String {
         restore_text(&plan.rules(family), |_| false)
     }
 
     #[test]
-    fn the_rules_of_a_pod_without_wishes() {
-        assert_eq!(text(&plan(), Family::V4), include_str!("golden/plain.v4"));
-        assert_eq!(text(&plan(), Family::V6), include_str!("golden/plain.v6"));
+    fn the_rules_of_a_pod_with_defaults() {
+        assert_eq!(text(&plan(), IpFamily::V4), include_str!("golden/plain.v4"));
+        assert_eq!(text(&plan(), IpFamily::V6), include_str!("golden/plain.v6"));
     }
 
     #[test]
-    fn the_rules_of_a_pod_with_every_wish() {
+    fn the_rules_of_a_pod_with_every_option() {
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
         let plan = Plan {
             excluded_inbound_ports: (9000..9020).collect(),
@@ -250,14 +262,14 @@ mod tests {
             refuses_udp: true,
             ..plan()
         };
-        assert_eq!(text(&plan, Family::V4), include_str!("golden/full.v4"));
-        assert_eq!(text(&plan, Family::V6), include_str!("golden/full.v6"));
+        assert_eq!(text(&plan, IpFamily::V4), include_str!("golden/full.v4"));
+        assert_eq!(text(&plan, IpFamily::V6), include_str!("golden/full.v6"));
     }
 
     #[test]
     fn a_check_dials_what_the_rules_redirect() {
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
-        let target = |plan: &Plan| plan.check_target(Family::V4).map(|target| target.to_string());
+        let target = |plan: &Plan| plan.check_target(IpFamily::V4).map(|target| target.to_string());
         let plan = Plan::default();
         assert_eq!(target(&plan).unwrap(), "192.0.2.1:9");
         let plan = Plan { excluded_ranges: nets(&["192.0.0.0/16"]), ..plan };
@@ -275,15 +287,15 @@ mod tests {
     #[test]
     fn with_ranges_of_one_family_alone_nothing_of_the_other_is_redirected() {
         let plan = Plan { included_ranges: vec!["10.0.0.0/8".parse().unwrap()], ..plan() };
-        assert!(!text(&plan, Family::V6).contains("-j TIDEGATE_OUT_REDIRECT"));
+        assert!(!text(&plan, IpFamily::V6).contains("-j TIDEGATE_OUT_REDIRECT"));
         assert!(
-            text(&plan, Family::V4).contains("-A TIDEGATE_OUTBOUND -d 10.0.0.0/8 -j TIDEGATE_OUT_REDIRECT")
+            text(&plan, IpFamily::V4).contains("-A TIDEGATE_OUTBOUND -d 10.0.0.0/8 -j TIDEGATE_OUT_REDIRECT")
         );
     }
 
     #[test]
     fn a_jump_that_is_there_is_not_made_again() {
-        let text = restore_text(&plan().rules(Family::V4), |_| true);
+        let text = restore_text(&plan().rules(IpFamily::V4), |_| true);
         assert!(!text.contains("-A PREROUTING") && !text.contains("-A OUTPUT"), "{text}");
         assert!(text.contains("-A TIDEGATE_IN_REDIRECT"), "{text}");
     }

@@ -1,7 +1,7 @@
-//! One rule of iptables as a value, and its one spelling: `iptables-restore` reads it and `iptables -C` asks for it.
+//! An iptables rule as a value, and its canonical text, for `iptables-restore` and `iptables -C`.
 //!
-//! Nothing in here is text from outside: addresses, ports and names were parsed before, so that no annotation of a Pod
-//! can become an argument of iptables.
+//! Rules contain only parsed values: addresses, ports and names, so that no annotation of a Pod can become an argument
+//! of iptables.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,28 +10,29 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use tidegate_core::is_interface;
 
-/// The most ports that one `multiport` match takes.
+/// Maximum number of ports in a `multiport` match.
 pub(super) const MULTIPORT: usize = 15;
 
-/// What each of our chains begins with; no other chain is ever changed but for the jumps to ours.
+/// Prefix of our chains. Other chains are never changed, except for the jumps to ours.
 pub(super) const PREFIX: &str = "TIDEGATE_";
 
 /// A rule and where it belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
+pub(super) struct IptablesRule {
     pub(super) table: Table,
     pub(super) chain: Chain,
-    pub(super) matches: Vec<Match>,
-    pub(super) target: Target,
+    pub(super) matches: Vec<RuleMatch>,
+    pub(super) target: RuleTarget,
 }
 
 /// `iptables` or `ip6tables`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
+pub(super) enum IpFamily {
     V4,
     V6,
 }
 
+/// A table of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Table {
     Nat,
@@ -39,28 +40,30 @@ pub(super) enum Table {
     Filter,
 }
 
+/// A chain that our rules belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chain {
-    /// The kernel's: packets that come in.
+    /// Built-in: packets that arrive.
     Prerouting,
-    /// The kernel's: packets that this pod sends.
+    /// Built-in: packets that this pod sends.
     Output,
-    /// What others dial.
+    /// Inbound connections.
     Inbound,
-    /// To the sidecar's inbound listener.
+    /// Redirects to the sidecar's inbound listener.
     InboundRedirect,
-    /// What the pod dials.
+    /// Outbound connections.
     Outbound,
-    /// To the sidecar's outbound listener.
+    /// Redirects to the sidecar's outbound listener.
     OutboundRedirect,
-    /// Packets that belong to no connection.
+    /// Packets that connection tracking marks as invalid.
     Invalid,
-    /// Datagrams that the pod sends.
+    /// Outbound UDP datagrams.
     Udp,
 }
 
+/// A condition of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Match {
+pub(super) enum RuleMatch {
     Tcp,
     Udp,
     From(Interface),
@@ -71,16 +74,17 @@ pub(super) enum Match {
     User(u32),
     /// Sent by a process of any other user.
     NotUser(u32),
-    /// One to fifteen of them.
+    /// One to fifteen ports.
     DestinationPorts(Vec<u16>),
-    /// Connection tracking makes no sense of it.
+    /// Invalid for connection tracking.
     Invalid,
-    /// An answer to what somebody else asked.
+    /// A reply to traffic from the other side.
     Reply,
 }
 
+/// What a rule does with a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(super) enum RuleTarget {
     Return,
     Jump(Chain),
     Redirect(u16),
@@ -89,18 +93,18 @@ pub(super) enum Target {
     Reject,
 }
 
-/// The name of a network interface; a `+` at its end stands for anything.
+/// The name of a network interface; a trailing `+` matches any suffix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Interface(String);
 
-/// A text that names no interface.
+/// Text that is not the name of a network interface.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no name of a network interface: 1 to 15 letters, digits, '.', '_', '-' or '@'")]
+#[error("{0:?} is not a network interface name: 1 to 15 letters, digits, '.', '_', '-' or '@'")]
 pub struct InterfaceError(String);
 
-/// The `iptables-restore` text of rules: whole chains of ours, so that they are there at once or not at all. Kernel
-/// chains keep what they have; a jump from them is added unless `has_jump` knows it.
-pub(super) fn restore_text(rules: &[Rule], has_jump: impl Fn(&Rule) -> bool) -> String {
+/// The `iptables-restore` text of rules. Our chains are replaced as a whole, atomically. Built-in chains keep their
+/// rules; a jump from them is added unless `has_jump` reports it as present.
+pub(super) fn restore_text(rules: &[IptablesRule], has_jump: impl Fn(&IptablesRule) -> bool) -> String {
     let mut text = String::new();
     for table in Table::ALL {
         let of_table = || rules.iter().filter(|rule| rule.table == table);
@@ -124,7 +128,7 @@ pub(super) fn restore_text(rules: &[Rule], has_jump: impl Fn(&Rule) -> bool) -> 
 }
 
 impl Interface {
-    /// The pod's own loopback.
+    /// The loopback interface.
     pub(super) fn loopback() -> Self {
         Self("lo".to_owned())
     }
@@ -135,13 +139,14 @@ impl Table {
 }
 
 impl Chain {
+    /// Whether it is not built in.
     pub(super) fn is_ours(self) -> bool {
         !matches!(self, Self::Prerouting | Self::Output)
     }
 }
 
-impl fmt::Display for Rule {
-    /// What follows `-A CHAIN` or `-C CHAIN`.
+impl fmt::Display for IptablesRule {
+    /// The part that follows `-A CHAIN` or `-C CHAIN`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for condition in &self.matches {
             write!(f, "{condition} ")?;
@@ -150,7 +155,7 @@ impl fmt::Display for Rule {
     }
 }
 
-impl fmt::Display for Match {
+impl fmt::Display for RuleMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp => f.write_str("-p tcp"),
@@ -171,7 +176,7 @@ impl fmt::Display for Match {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for RuleTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Return => f.write_str("-j RETURN"),
@@ -210,7 +215,7 @@ impl fmt::Display for Chain {
     }
 }
 
-impl fmt::Display for Family {
+impl fmt::Display for IpFamily {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::V4 => "IPv4",

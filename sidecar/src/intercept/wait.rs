@@ -1,5 +1,5 @@
-//! The wait for the sidecar. What redirects connections comes last, so that whoever starts afterwards starts in a mesh
-//! that works: with a certificate and a policy.
+//! Waits for the sidecar. Connections are redirected last, so that containers that start afterwards find a working
+//! mesh: with a certificate and a policy.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,16 +13,16 @@ use tracing::info;
 
 use super::InterceptError;
 
-/// From one question to the next.
+/// Pause between two requests.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How long one question may take.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Bytes of an answer that are read.
-const LONGEST: u64 = 16 * 1024;
+/// Deadline of one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum bytes of a response that are read.
+const MAX_RESPONSE: u64 = 16 * 1024;
 
-const QUESTION: &[u8] = b"GET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+const REQUEST: &[u8] = b"GET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
-/// Returns once `/ready` at this address says 200, however long that takes; SIGTERM and SIGINT end the wait.
+/// Returns once `/ready` at this address returns 200, however long that takes; SIGTERM and SIGINT end the wait.
 pub(super) fn for_sidecar(health: SocketAddr) -> Result<(), InterceptError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(InterceptError::Wait)?;
@@ -36,15 +36,15 @@ pub(super) fn for_sidecar(health: SocketAddr) -> Result<(), InterceptError> {
     })
 }
 
-/// `reason` is why it is not ready; logged whenever it is another one.
+/// `reason`: why the sidecar is not ready. Logged whenever it changes.
 async fn ready(health: SocketAddr, reason: &mut String) {
     loop {
-        let answer = timeout(PATIENCE, ask(health)).await;
+        let answer = timeout(REQUEST_TIMEOUT, request_ready(health)).await;
         let now = match answer {
             Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200 ") => return,
             Ok(Ok(answer)) => answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim().to_owned(),
             Ok(Err(error)) => format!("{health}: {error}"),
-            Err(_) => format!("{health}: no answer within {PATIENCE:?}"),
+            Err(_) => format!("{health}: no answer within {REQUEST_TIMEOUT:?}"),
         };
         if *reason != now {
             info!(reason = %now, "waiting for the sidecar");
@@ -54,11 +54,12 @@ async fn ready(health: SocketAddr, reason: &mut String) {
     }
 }
 
-async fn ask(health: SocketAddr) -> io::Result<String> {
+/// Requests `/ready` once; returns the whole response.
+async fn request_ready(health: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect(health).await?;
-    stream.write_all(QUESTION).await?;
+    stream.write_all(REQUEST).await?;
     let mut answer = String::new();
-    stream.take(LONGEST).read_to_string(&mut answer).await?;
+    stream.take(MAX_RESPONSE).read_to_string(&mut answer).await?;
     Ok(answer)
 }
 
@@ -70,14 +71,14 @@ mod tests {
 
     async fn answer(listener: &TcpListener, answer: &str) {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut question = vec![0; QUESTION.len()];
+        let mut question = vec![0; REQUEST.len()];
         stream.read_exact(&mut question).await.unwrap();
-        assert_eq!(question, QUESTION);
+        assert_eq!(question, REQUEST);
         stream.write_all(answer.as_bytes()).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_sidecar_that_is_not_ready_yet_is_asked_again_and_its_reason_is_known() {
+    async fn a_sidecar_that_is_not_ready_yet_is_asked_again_and_its_reason_is_kept() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut reason = String::new();
@@ -92,7 +93,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_sidecar_that_does_not_run_yet_is_waited_for() {
-        // Bound and not listening: nobody else gets the port, and connections are refused.
+        // Bound but not listening: no other process gets the port, and connections are refused.
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = socket.local_addr().unwrap();

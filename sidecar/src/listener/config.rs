@@ -1,4 +1,4 @@
-//! Where connections come in, and where each goes.
+//! Addresses that the sidecar listens on, and where their connections go.
 
 use std::net::SocketAddr;
 
@@ -6,27 +6,27 @@ use super::Redirected;
 
 /// An address to listen on, and where its connections go.
 #[derive(Clone, Debug)]
-pub enum Listener {
-    /// To one port of the app.
+pub(crate) enum Listener {
+    /// Inbound, to a fixed port of the app.
     Fixed(InboundTarget),
-    /// To the port that the client dialled before the kernel redirected its connection here.
+    /// Inbound, to the port that the client dialled before the kernel redirected its connection.
     Redirected(Redirected),
-    /// Out, to one destination.
+    /// Outbound, to a fixed destination.
     FixedOutbound(FixedOutbound),
-    /// Out, to what the app dialled before the kernel redirected its connection here.
+    /// Outbound, to the address that the app dialled before the kernel redirected its connection.
     RedirectedOutbound(Redirected),
 }
 
-/// Where the app connects instead of to its destination.
+/// An address that the app dials instead of its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FixedOutbound {
-    /// Where to listen; port 0 lets the kernel choose.
-    pub address: SocketAddr,
-    /// What the app is taken to have dialled.
-    pub destination: SocketAddr,
+pub(crate) struct FixedOutbound {
+    /// Address to listen on; port 0 lets the kernel choose.
+    pub(crate) address: SocketAddr,
+    /// The destination that stands behind it.
+    pub(crate) destination: SocketAddr,
 }
 
-/// The direction of a connection, and where it goes.
+/// Direction of a connection, and where it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// To the app.
@@ -35,20 +35,20 @@ pub(crate) enum Direction {
     Outbound(SocketAddr),
 }
 
-/// One port of the app, and where connections for it come in.
+/// One port of the app, and the address at which its connections arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InboundTarget {
-    /// What the client dialled. Before there are connections: where to listen; port 0 lets the kernel choose.
-    pub address: SocketAddr,
+pub(crate) struct InboundTarget {
+    /// Address that the client dialled. In a configuration: address to listen on; port 0 lets the kernel choose.
+    pub(crate) address: SocketAddr,
     /// The pod's port, by which the policy is looked up.
-    pub port: u16,
-    /// Where the app listens.
-    pub app: SocketAddr,
+    pub(crate) port: u16,
+    /// Address at which the app listens.
+    pub(crate) app: SocketAddr,
 }
 
 impl Listener {
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
+    /// The address to listen on.
+    pub(crate) fn address(&self) -> SocketAddr {
         match self {
             Self::Fixed(target) => target.address,
             Self::Redirected(redirected) | Self::RedirectedOutbound(redirected) => redirected.address,
@@ -56,12 +56,12 @@ impl Listener {
         }
     }
 
-    /// Whether it is for what the app itself dials.
+    /// Whether it accepts the app's own connections.
     pub(crate) fn is_outbound(&self) -> bool {
         matches!(self, Self::FixedOutbound(_) | Self::RedirectedOutbound(_))
     }
 
-    /// The same with the address that was bound.
+    /// The listener with the address that was bound.
     pub(crate) fn at(mut self, address: SocketAddr) -> Self {
         match &mut self {
             Self::Fixed(target) => target.address = address,

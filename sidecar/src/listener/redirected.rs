@@ -1,8 +1,9 @@
-//! Connections that the kernel redirected to us: where their clients meant to go.
+//! Connections that the kernel redirected to the sidecar: their original destinations.
 //!
-//! One listener takes what was meant for any of the pod's ports. The kernel remembers the destination from before its
-//! redirection; the port of it is the policy's, and the app is asked at loopback. What has no such destination, or one
-//! that is not this pod's, or one of our own ports, is ended: we neither connect to ourselves nor to others.
+//! One listener accepts connections to any of the pod's ports. The kernel keeps the original destination; its port
+//! selects the policy, and the app is dialled at loopback. Connections without an original destination, to an address
+//! that is not this pod's, or to the sidecar's own ports are ended: the sidecar connects neither to itself nor to
+//! others.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,31 +17,35 @@ use crate::socket::original_destination;
 
 /// A listener for connections that the kernel redirects.
 #[derive(Clone, Debug)]
-pub struct Redirected {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// The pod's addresses as Kubernetes knows them. Whether another one is the pod's too, the kernel is asked.
-    pub pod_ips: Arc<[IpAddr]>,
-    /// The sidecar's ports, this listener's among them: none of them is the app's.
-    pub own_ports: Arc<[u16]>,
+pub(crate) struct Redirected {
+    /// Address to listen on.
+    pub(crate) address: SocketAddr,
+    /// The pod's addresses according to Kubernetes. For other addresses, the kernel decides whether they are the pod's.
+    pub(crate) pod_ips: Arc<[IpAddr]>,
+    /// The sidecar's ports, including this listener's; the app uses none of them.
+    pub(crate) own_ports: Arc<[u16]>,
 }
 
-/// A connection that belongs nowhere.
+/// Why the original destination of a connection is invalid.
 #[derive(Debug, thiserror::Error)]
-pub enum Misdirected {
-    /// Nothing was redirected: somebody has dialled this very port, and the kernel does not track connections.
-    #[error("the connection has no original destination, so nobody redirected it here: {0}")]
+pub(crate) enum Misdirected {
+    /// The connection was not redirected: the client dialled this port, and the kernel does not track connections.
+    #[error("the connection has no original destination, so it was not redirected here: {0}")]
     Unknown(#[source] io::Error),
-    /// A port of the sidecar's was dialled, this listener's perhaps.
+    /// The client dialled one of the sidecar's ports, possibly this listener's.
     #[error("{0} is the sidecar's own port")]
     OwnPort(SocketAddr),
-    /// An address was dialled that is not this pod's.
-    #[error("{0} is no address of this pod")]
+    /// The client dialled an address that is not this pod's.
+    #[error("{0} is not an address of this pod")]
     Elsewhere(SocketAddr),
 }
 
 impl Redirected {
-    /// What the client of this connection dialled, and the app's address for it.
+    /// The address that the client dialled, and the app's address for it.
+    ///
+    /// # Errors
+    ///
+    /// If the connection was not meant for the app.
     pub(crate) fn destination(&self, io: &TcpStream) -> Result<InboundTarget, Misdirected> {
         let dialled = original_destination(io).map_err(Misdirected::Unknown)?;
         if self.own_ports.contains(&dialled.port()) {
@@ -52,8 +57,7 @@ impl Redirected {
         Ok(InboundTarget { address: dialled, port: dialled.port(), app: app(dialled) })
     }
 
-    /// What the app of this connection dialled. Our own ports are nobody's destination; those of other hosts may have
-    /// the same numbers.
+    /// The address that the app dialled. The sidecar's own ports are refused; the same ports of other hosts are not.
     pub(crate) fn dialled(&self, io: &TcpStream) -> Result<SocketAddr, Misdirected> {
         let dialled = original_destination(io).map_err(Misdirected::Unknown)?;
         let ip = dialled.ip();
@@ -71,8 +75,8 @@ impl Redirected {
 }
 
 impl Misdirected {
-    /// What was dialled, if that is known.
-    pub fn dialled(&self) -> Option<SocketAddr> {
+    /// The dialled address, if known.
+    pub(crate) fn dialled(&self) -> Option<SocketAddr> {
         match self {
             Self::Unknown(_) => None,
             Self::OwnPort(dialled) | Self::Elsewhere(dialled) => Some(*dialled),
@@ -80,8 +84,8 @@ impl Misdirected {
     }
 }
 
-/// The app listens on loopback, or is reached there: where apps listen on the pod's address only, the rules of
-/// interception lead from loopback to it.
+/// The app's address: always on loopback. Where apps listen only on the pod's address, the interception rules redirect
+/// from loopback to it.
 fn app(dialled: SocketAddr) -> SocketAddr {
     match dialled {
         SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, dialled.port()).into(),
@@ -89,8 +93,8 @@ fn app(dialled: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Whether another host could have meant us by it. A pod may have more addresses than Kubernetes knows of: those of
-/// further interfaces.
+/// Whether other hosts can reach this host by this address. A pod may have addresses that Kubernetes does not list:
+/// those of additional interfaces.
 fn is_address_of_this_host(ip: IpAddr) -> bool {
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
         return false;
@@ -130,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_app_is_asked_at_loopback_in_the_family_that_was_dialled() {
+    fn the_app_is_dialled_at_loopback_in_the_family_that_was_dialled() {
         assert_eq!(app("10.1.2.3:80".parse().unwrap()), "127.0.0.1:80".parse().unwrap());
         assert_eq!(app("[fd00::1]:80".parse().unwrap()), "[::1]:80".parse().unwrap());
     }

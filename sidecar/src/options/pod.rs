@@ -1,4 +1,4 @@
-//! Flags of a sidecar inside a pod, whose connections are redirected to it.
+//! Flags for a sidecar in a pod, whose connections are redirected to it.
 
 use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -9,15 +9,15 @@ use tidegate_core::contract::{environment, flags, ports};
 
 use crate::probes::Probes;
 
-/// What a sidecar inside a pod is told besides.
+/// Flags that only a sidecar in a pod needs.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "In a pod")]
 pub struct PodOptions {
-    /// Take the connections that `tidegate-sidecar intercept` redirects, on all addresses, instead of --inbound.
+    /// Accept the connections that `tidegate-sidecar intercept` redirects, on all addresses, instead of --inbound.
     #[arg(long = flags::TRANSPARENT, env = "TIDEGATE_TRANSPARENT")]
     pub transparent: bool,
 
-    /// Where connections from others are redirected to.
+    /// Port to which connections from other hosts are redirected.
     #[arg(
         long,
         env = environment::INBOUND_PORT,
@@ -27,7 +27,7 @@ pub struct PodOptions {
     )]
     pub inbound_port: u16,
 
-    /// Where the app's own connections are redirected to.
+    /// Port to which the app's own connections are redirected.
     #[arg(
         long,
         env = environment::OUTBOUND_PORT,
@@ -37,7 +37,7 @@ pub struct PodOptions {
     )]
     pub outbound_port: u16,
 
-    /// The pod's addresses, separated by commas. Those of further interfaces are found without being named.
+    /// The pod's addresses, separated by commas. Addresses of additional interfaces are detected.
     #[arg(long = flags::POD_IPS, env = environment::POD_IPS, value_name = "IP,IP", default_value = "")]
     pub pod_ips: PodIps,
 
@@ -45,25 +45,25 @@ pub struct PodOptions {
     #[arg(long = flags::HEALTH_ADDRESS, env = environment::HEALTH_ADDRESS, value_name = "ADDRESS")]
     pub health_address: Option<SocketAddr>,
 
-    /// The app's probes that kubelet is to ask us for, as a JSON list.
+    /// The app's probes that kubelet sends to the sidecar, as a JSON list.
     #[arg(long = flags::PROBES, env = "TIDEGATE_PROBES", value_name = "JSON", default_value = "[]")]
     pub probes: Probes,
 }
 
-/// The pod's addresses, in the form of the downward API: separated by commas.
+/// The pod's addresses, in the format of the downward API: separated by commas.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodIps(pub Arc<[IpAddr]>);
 
-/// A text that is no list of addresses.
+/// Text that is not a list of addresses.
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is no IP address: {source}")]
+#[error("{text:?} is not an IP address: {source}")]
 pub struct PodIpsError {
     text: String,
     source: AddrParseError,
 }
 
 impl Default for PodOptions {
-    /// For a sidecar that is in no pod.
+    /// For a sidecar outside a pod.
     fn default() -> Self {
         Self {
             transparent: false,

@@ -50,7 +50,7 @@ impl Client {
         Self { destinations, publisher, workers, dialled }
     }
 
-    /// A client of a mesh whose sidecar has a certificate, and knows nothing yet.
+    /// A client of a mesh whose sidecar has a certificate but no answers from the controller yet.
     fn of(root: &Authority) -> Self {
         let client = Self::to("10.96.0.10:80".parse().unwrap(), Limits::default());
         client.show(root, &root.workload("shop", "client"));
@@ -62,7 +62,7 @@ impl Client {
         self.publisher.update(|snapshot| snapshot.peer_tls = Some(Arc::new(tls)));
     }
 
-    /// The controller's answer, whether or not somebody has asked yet.
+    /// The controller's answer, whether or not the sidecar has requested it yet.
     fn learn(&self, answer: Answer) {
         self.destinations.look_up(self.dialled);
         self.answer(answer);
@@ -133,8 +133,8 @@ fn be(mesh: &Mesh, leaf: &Leaf) {
     mesh.publisher.update(|snapshot| snapshot.tls = Some(Arc::new(tls)));
 }
 
-/// An address at which nobody listens.
-async fn nobody() -> SocketAddr {
+/// An address on which no server listens.
+async fn closed_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
@@ -158,7 +158,7 @@ async fn a_meshed_endpoint_is_reached_over_mutual_tls_with_half_closes_and_much_
     assert_eq!(received.split_off(sent.len()), b"bye");
     assert!(received == sent);
     server.connections(0).await;
-    until(|| client.workers.load().connections == 0).await;
+    until(|| client.workers.connections() == 0).await;
 }
 
 #[tokio::test]
@@ -173,7 +173,7 @@ async fn a_server_that_speaks_first_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn whoever_is_not_the_expected_workload_gets_not_a_byte() {
+async fn a_server_other_than_the_expected_workload_gets_no_byte() {
     let server = server().await;
     let client = Client::of(&server.root);
     let address = server.address(Port::Mesh);
@@ -182,7 +182,7 @@ async fn whoever_is_not_the_expected_workload_gets_not_a_byte() {
     for impostor in [
         server.root.workload("shop", "other"),
         server.root.workload("elsewhere", "cart"),
-        // A name alone, as the ingress controller's certificate has it, is no workload's.
+        // A DNS name, as in the ingress controller's certificate, does not identify a workload.
         server.root.named("cart.shop.cluster.local"),
         foreign.workload("shop", "cart"),
     ] {
@@ -194,7 +194,7 @@ async fn whoever_is_not_the_expected_workload_gets_not_a_byte() {
 }
 
 #[tokio::test]
-async fn a_tls_server_that_is_no_sidecar_gets_nothing_either() {
+async fn a_tls_server_other_than_a_sidecar_gets_no_byte() {
     let root = Authority::root("root");
     let client = Client::of(&root);
     let leaf = root.workload("shop", "cart");
@@ -223,20 +223,21 @@ async fn a_tls_server_that_is_no_sidecar_gets_nothing_either() {
 async fn an_endpoint_that_is_gone_costs_nothing_while_there_is_another() {
     let server = server().await;
     let client = Client::of(&server.root);
-    let gone: Vec<_> = [nobody().await, nobody().await].map(|address| (address, identity("cart"))).into();
+    let gone: Vec<_> =
+        [closed_address().await, closed_address().await].map(|address| (address, identity("cart"))).into();
     let good = (server.address(Port::Mesh), identity("cart"));
     client.learn(service(&[gone[0].clone(), good, gone[1].clone()]));
     for _ in 0..20 {
         assert_eq!(client.echo().await.unwrap(), b"hellobye");
     }
     client.learn(service(&gone));
-    assert!(client.echo().await.is_err(), "a client learns that there is nobody");
+    assert!(client.echo().await.is_err(), "no server listens");
     client.learn(service(&[]));
     assert!(client.echo().await.is_err());
 }
 
 #[tokio::test]
-async fn what_is_no_part_of_the_mesh_is_dialled_as_it_is() {
+async fn destinations_outside_the_mesh_are_dialled_directly() {
     let app = start_app().await;
     let client = Client::to(app, Limits::default());
     client.learn(Answer::Destination(Destination::Passthrough));
@@ -302,7 +303,7 @@ async fn an_open_connection_outlives_the_certificates_of_both_sides_and_ends_wit
     let foreign = Authority::root("foreign");
     let start = Instant::now();
     client.show(&foreign, &foreign.workload("shop", "client"));
-    let read = tokio::time::timeout(PATIENCE, open.read_u8()).await.expect("it lives on");
+    let read = tokio::time::timeout(PATIENCE, open.read_u8()).await.expect("the connection stays open");
     assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     assert!(client.echo().await.is_err(), "the server is not trusted any more");
@@ -329,7 +330,9 @@ async fn a_change_of_the_bundle_spares_what_is_plain_and_what_a_root_of_it_still
         echo_byte(&mut meshed).await;
     }
     client.show(&foreign, &foreign.workload("shop", "client"));
-    assert!(tokio::time::timeout(PATIENCE, meshed.read_u8()).await.expect("it lives on").is_err());
+    assert!(
+        tokio::time::timeout(PATIENCE, meshed.read_u8()).await.expect("the connection stays open").is_err()
+    );
     echo_byte(&mut plain).await;
 }
 
@@ -352,7 +355,7 @@ async fn a_connection_outlives_the_retirement_of_its_endpoint_s_root_but_not_its
     }
     assert!(client.echo().await.is_err(), "no new connection is verified by it");
     show(next.bundle());
-    let read = tokio::time::timeout(PATIENCE, open.read_u8()).await.expect("it lives on");
+    let read = tokio::time::timeout(PATIENCE, open.read_u8()).await.expect("the connection stays open");
     assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
@@ -385,5 +388,5 @@ async fn a_connection_without_a_byte_for_long_is_ended() {
     let mut io = client.dial().await;
     io.write_all(b"a").await.unwrap();
     assert_eq!(io.read_u8().await.unwrap(), b'a');
-    assert!(tokio::time::timeout(PATIENCE, io.read_u8()).await.expect("it lives on").is_err());
+    assert!(tokio::time::timeout(PATIENCE, io.read_u8()).await.expect("the connection stays open").is_err());
 }

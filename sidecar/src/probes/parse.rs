@@ -1,4 +1,4 @@
-//! Reading the list of probes, strictly: what is not understood is named and refused.
+//! Parses the list of probes. Strict: everything unknown is refused by name.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -6,21 +6,21 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use serde_json::{Map, Value};
 
-use super::{HttpTarget, Probe, Probes, Target};
+use super::{HttpTarget, Probe, ProbeTarget, Probes};
 
-/// More than any probe waits, so one that waits longer waits as long as this.
+/// Longer timeouts are reduced to this, which no probe reaches.
 const MAX_TIMEOUT_SECONDS: u64 = 24 * 3600;
 
-/// A list of probes that cannot be used.
+/// Why a list of probes is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbesError {
-    /// Not a list in JSON.
+    /// Not a JSON list.
     #[error("not a JSON list of probes: {0}")]
     Json(String),
-    /// A field of one probe.
+    /// An invalid field of one probe.
     #[error("{field}: {problem}")]
     Field {
-        /// Which, such as `[0].target.tcp.port`.
+        /// Path of the field, such as `[0].target.tcp.port`.
         field: String,
         /// What is wrong with its value.
         problem: String,
@@ -38,11 +38,11 @@ impl FromStr for Probes {
         };
         let mut probes: Vec<Probe> = Vec::with_capacity(list.len());
         for (index, value) in list.iter().enumerate() {
-            let probe = probe(&Field { path: format!("[{index}]"), value })?;
+            let probe = probe(&ProbeField { path: format!("[{index}]"), value })?;
             if probes.iter().any(|other| other.port == probe.port && other.path == probe.path) {
                 return Err(ProbesError::Field {
                     field: format!("[{index}].path"),
-                    problem: format!("{:?} is there twice for port {}", probe.path, probe.port),
+                    problem: format!("{:?} is duplicated for port {}", probe.path, probe.port),
                 });
             }
             probes.push(probe);
@@ -51,32 +51,31 @@ impl FromStr for Probes {
     }
 }
 
-/// A value and where it is.
-struct Field<'v> {
+/// A JSON value and its path.
+struct ProbeField<'v> {
     path: String,
     value: &'v Value,
 }
 
-fn probe(field: &Field<'_>) -> Result<Probe, ProbesError> {
+fn probe(field: &ProbeField<'_>) -> Result<Probe, ProbesError> {
     let object = field.object(&["port", "path", "timeoutSeconds", "hook", "target"])?;
     let path = field.member(object, "path")?.text()?;
     if !path.starts_with('/') || path.parse::<Uri>().is_err() || path.contains(['?', '#']) {
-        return Err(field.wrong("path", format!("{path:?} is no path of a URL")));
+        return Err(field.member_error("path", format!("{path:?} is not a URL path")));
     }
     let is_hook = match object.get("hook") {
         None => false,
         Some(value) => value
             .as_bool()
-            .ok_or_else(|| field.wrong("hook", format!("{value} is neither true nor false")))?,
+            .ok_or_else(|| field.member_error("hook", format!("{value} is neither true nor false")))?,
     };
     let seconds = match object.get("timeoutSeconds") {
         None if is_hook => None,
         None => Some(1),
         Some(value) => {
-            let seconds = value
-                .as_u64()
-                .filter(|seconds| *seconds > 0)
-                .ok_or_else(|| field.wrong("timeoutSeconds", format!("{value} is not a positive number")));
+            let seconds = value.as_u64().filter(|seconds| *seconds > 0).ok_or_else(|| {
+                field.member_error("timeoutSeconds", format!("{value} is not a positive number"))
+            });
             Some(seconds?.min(MAX_TIMEOUT_SECONDS))
         }
     };
@@ -89,7 +88,7 @@ fn probe(field: &Field<'_>) -> Result<Probe, ProbesError> {
     })
 }
 
-fn target(field: &Field<'_>) -> Result<Target, ProbesError> {
+fn target(field: &ProbeField<'_>) -> Result<ProbeTarget, ProbesError> {
     let object = field.object(&["http", "tcp", "grpc"])?;
     let mut members = object.keys();
     let (Some(name), None) = (members.next(), members.next()) else {
@@ -97,48 +96,45 @@ fn target(field: &Field<'_>) -> Result<Target, ProbesError> {
     };
     let inner = field.member(object, name)?;
     match name.as_str() {
-        "http" => http_target(&inner).map(Target::Http),
-        "tcp" => Ok(Target::Tcp { port: inner.member(inner.object(&["port"])?, "port")?.port()? }),
+        "http" => http_target(&inner).map(ProbeTarget::Http),
+        "tcp" => Ok(ProbeTarget::Tcp { port: inner.member(inner.object(&["port"])?, "port")?.port()? }),
         _ => {
             let object = inner.object(&["port", "service"])?;
-            let service = match object.contains_key("service") {
-                true => inner.member(object, "service")?.text()?.into(),
-                false => Box::default(),
+            let service = if object.contains_key("service") {
+                inner.member(object, "service")?.text()?.into()
+            } else {
+                Box::default()
             };
-            Ok(Target::Grpc { port: inner.member(object, "port")?.port()?, service })
+            Ok(ProbeTarget::Grpc { port: inner.member(object, "port")?.port()?, service })
         }
     }
 }
 
-fn http_target(field: &Field<'_>) -> Result<HttpTarget, ProbesError> {
+fn http_target(field: &ProbeField<'_>) -> Result<HttpTarget, ProbesError> {
     let object = field.object(&["scheme", "port", "path", "headers"])?;
     let tls = match object.get("scheme").map(|scheme| scheme.as_str().unwrap_or_default()) {
         None | Some("http") => false,
         Some("https") => true,
         Some(_) => {
-            return Err(
-                field.wrong("scheme", format!("{} is neither \"http\" nor \"https\"", object["scheme"]))
-            );
+            return Err(field
+                .member_error("scheme", format!("{} is neither \"http\" nor \"https\"", object["scheme"])));
         }
     };
-    let path = match object.contains_key("path") {
-        true => field.member(object, "path")?.text()?,
-        false => "/",
-    };
-    // As kubelet does, a path without its slash gets one.
+    let path = if object.contains_key("path") { field.member(object, "path")?.text()? } else { "/" };
+    // As in kubelet, a path without a leading slash gets one.
     let slash = if path.starts_with('/') { "" } else { "/" };
     let path: Uri = format!("{slash}{path}")
         .parse()
-        .map_err(|error| field.wrong("path", format!("{path:?}: {error}")))?;
+        .map_err(|error| field.member_error("path", format!("{path:?}: {error}")))?;
     let mut headers = HeaderMap::new();
     if object.contains_key("headers") {
         let list = field.member(object, "headers")?;
         let pairs = list
             .value
             .as_array()
-            .ok_or_else(|| list.error(format!("it is {}, no list", kind(list.value))))?;
+            .ok_or_else(|| list.error(format!("it is {}, not a list", kind(list.value))))?;
         for (index, pair) in pairs.iter().enumerate() {
-            let pair = Field { path: format!("{}[{index}]", list.path), value: pair };
+            let pair = ProbeField { path: format!("{}[{index}]", list.path), value: pair };
             let (name, value) = header(&pair)?;
             headers.append(name, value);
         }
@@ -146,10 +142,10 @@ fn http_target(field: &Field<'_>) -> Result<HttpTarget, ProbesError> {
     Ok(HttpTarget { tls, port: field.member(object, "port")?.port()?, path, headers })
 }
 
-fn header(field: &Field<'_>) -> Result<(HeaderName, HeaderValue), ProbesError> {
+fn header(field: &ProbeField<'_>) -> Result<(HeaderName, HeaderValue), ProbesError> {
     let texts = field.value.as_array().map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
     let Some([Some(name), Some(value)]) = texts.as_deref() else {
-        return Err(field.error(format!("{} is no pair of name and value", field.value)));
+        return Err(field.error(format!("{} is not a pair of name and value", field.value)));
     };
     let name = HeaderName::from_str(name).map_err(|error| field.error(format!("{name:?}: {error}")))?;
     let value = HeaderValue::from_bytes(value.as_bytes())
@@ -157,25 +153,27 @@ fn header(field: &Field<'_>) -> Result<(HeaderName, HeaderValue), ProbesError> {
     Ok((name, value))
 }
 
-impl<'v> Field<'v> {
+impl<'v> ProbeField<'v> {
     fn object(&self, known: &[&str]) -> Result<&'v Map<String, Value>, ProbesError> {
         let object = self
             .value
             .as_object()
-            .ok_or_else(|| self.error(format!("it is {}, no object", kind(self.value))))?;
+            .ok_or_else(|| self.error(format!("it is {}, not an object", kind(self.value))))?;
         match object.keys().find(|key| !known.contains(&key.as_str())) {
-            Some(unknown) => Err(self.wrong(unknown, format!("unknown; known are {}", known.join(", ")))),
+            Some(unknown) => {
+                Err(self.member_error(unknown, format!("unknown; known are {}", known.join(", "))))
+            }
             None => Ok(object),
         }
     }
 
     fn member(&self, object: &'v Map<String, Value>, name: &str) -> Result<Self, ProbesError> {
-        let value = object.get(name).ok_or_else(|| self.wrong(name, "is missing".to_owned()))?;
+        let value = object.get(name).ok_or_else(|| self.member_error(name, "is missing".to_owned()))?;
         Ok(Self { path: format!("{}.{name}", self.path), value })
     }
 
     fn text(&self) -> Result<&'v str, ProbesError> {
-        self.value.as_str().ok_or_else(|| self.error(format!("it is {}, no string", kind(self.value))))
+        self.value.as_str().ok_or_else(|| self.error(format!("it is {}, not a string", kind(self.value))))
     }
 
     fn port(&self) -> Result<u16, ProbesError> {
@@ -183,7 +181,7 @@ impl<'v> Field<'v> {
         port.ok_or_else(|| self.error(format!("{} is not within 1..=65535", self.value)))
     }
 
-    fn wrong(&self, member: &str, problem: String) -> ProbesError {
+    fn member_error(&self, member: &str, problem: String) -> ProbesError {
         ProbesError::Field { field: format!("{}.{member}", self.path), problem }
     }
 
@@ -219,15 +217,16 @@ mod tests {
         .parse()
         .unwrap();
         let [http, tcp, grpc, hook] = &*probes.0 else { panic!("{probes:?}") };
-        let Target::Http(target) = &http.target else { panic!("{http:?}") };
+        let ProbeTarget::Http(target) = &http.target else { panic!("{http:?}") };
         assert!(target.tls && target.port == 8080 && target.path == "/healthz?x=1");
         assert_eq!(target.headers.get_all("x-a").iter().count(), 2);
         assert_eq!(http.timeout, Some(Duration::from_secs(3)));
         assert!(!http.is_hook && hook.is_hook && hook.timeout.is_none());
         assert!(
-            matches!(tcp.target, Target::Tcp { port: 6379 }) && tcp.timeout == Some(Duration::from_secs(1))
+            matches!(tcp.target, ProbeTarget::Tcp { port: 6379 })
+                && tcp.timeout == Some(Duration::from_secs(1))
         );
-        assert!(matches!(&grpc.target, Target::Grpc { port: 9000, service } if &**service == "s"));
+        assert!(matches!(&grpc.target, ProbeTarget::Grpc { port: 9000, service } if &**service == "s"));
         assert_eq!(grpc.timeout, Some(Duration::from_secs(24 * 3600)));
     }
 
@@ -237,7 +236,7 @@ mod tests {
         for (text, expected) in [
             ("{}".to_owned(), "not a JSON list of probes: it is an object"),
             (format!(r#"[{{"port":0,"path":"/a",{tcp}}}]"#), "[0].port: 0 is not within 1..=65535"),
-            (format!(r#"[{{"port":1,"path":"a",{tcp}}}]"#), "[0].path: \"a\" is no path of a URL"),
+            (format!(r#"[{{"port":1,"path":"a",{tcp}}}]"#), "[0].path: \"a\" is not a URL path"),
             (
                 format!(r#"[{{"port":1,"path":"/a","timeoutSeconds":0,{tcp}}}]"#),
                 "[0].timeoutSeconds: 0 is not a positive number",
@@ -258,7 +257,7 @@ mod tests {
             ),
             (
                 format!(r#"[{{"port":1,"path":"/a",{tcp}}},{{"port":1,"path":"/a",{tcp}}}]"#),
-                "[1].path: \"/a\" is there twice for port 1",
+                "[1].path: \"/a\" is duplicated for port 1",
             ),
         ] {
             let error = text.parse::<Probes>().unwrap_err().to_string();

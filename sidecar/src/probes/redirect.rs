@@ -1,53 +1,53 @@
-//! Where an app's answer sends a probe. kubelet goes there only if it is the same host, by the name that it dialled; an
-//! answer that leads elsewhere is a good one (Kubernetes, `RedirectChecker` in `pkg/probe/http/http.go`).
+//! Resolves redirects of the app. kubelet follows them only to the same host, by the name that it dialled; a redirect
+//! to another host is a success (Kubernetes, `RedirectChecker` in `pkg/probe/http/http.go`).
 
 use http::{StatusCode, Uri};
 
-/// What is asked next.
+/// The next request of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hop {
     pub(super) tls: bool,
     pub(super) port: u16,
     /// Path and query.
     pub(super) path: Uri,
-    /// What the request's `host` has to say instead of what the probe's own says; only an absolute URL has that.
+    /// `host` of the request, in place of the probe's own; only after a redirect to an absolute URL.
     pub(super) authority: Option<Box<str>>,
 }
 
-/// Where a redirect leads.
+/// The target of a redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Redirect {
-    /// To the same host.
+pub(super) enum ProbeRedirect {
+    /// The same host.
     Here(Hop),
-    /// To another one.
+    /// Another host.
     Elsewhere,
 }
 
-/// A location of the same host that nothing can be asked at.
+/// A location on the same host that cannot be requested.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the app redirects to {0:?}, where nothing can be asked for")]
+#[error("the app redirects to {0:?}, which cannot be requested")]
 pub(super) struct LocationError(String);
 
-/// Whether Go follows a `location` that comes with a status.
+/// Whether Go's HTTP client follows a `location` with this status.
 pub(super) fn is_followed(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301..=303 | 307 | 308)
 }
 
-/// Where `location` leads from an answer at `from` of `host`. RFC 3986 §5.2.
-pub(super) fn resolve(from: &Hop, host: &str, location: &str) -> Result<Redirect, LocationError> {
+/// Resolves `location` in a response from `host` to the request `from`. RFC 3986 §5.2.
+pub(super) fn resolve(from: &Hop, host: &str, location: &str) -> Result<ProbeRedirect, LocationError> {
     let error = || LocationError(location.chars().take(200).collect());
     let text = location.split_once('#').map_or(location, |(before, _)| before);
     let (scheme, rest) = split_scheme(text);
     let (tls, authority, rest) = match (scheme, rest.strip_prefix("//")) {
-        // No host is another host than ours.
-        (Some(_), None) => return Ok(Redirect::Elsewhere),
+        // A URL without a host never means the same host.
+        (Some(_), None) => return Ok(ProbeRedirect::Elsewhere),
         (None, None) => (from.tls, None, rest),
         (scheme, Some(rest)) => {
             let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
             let authority = authority.rsplit_once('@').map_or(authority, |(_, authority)| authority);
             let (name, port) = split_authority(authority).ok_or_else(error)?;
             if name != host {
-                return Ok(Redirect::Elsewhere);
+                return Ok(ProbeRedirect::Elsewhere);
             }
             let tls = match scheme.map(str::to_ascii_lowercase).as_deref() {
                 None => from.tls,
@@ -72,7 +72,7 @@ pub(super) fn resolve(from: &Hop, host: &str, location: &str) -> Result<Redirect
         (path, _) => (without_dots(path), query),
     };
     let target = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
-    Ok(Redirect::Here(Hop {
+    Ok(ProbeRedirect::Here(Hop {
         tls,
         port: authority.map_or(from.port, |(_, port)| port),
         path: escape(&target).parse().map_err(|_| error())?,
@@ -92,7 +92,7 @@ fn split_scheme(text: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// The host without brackets, and the port's digits.
+/// Host without brackets, and the digits of the port.
 fn split_authority(text: &str) -> Option<(&str, &str)> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
@@ -104,7 +104,7 @@ fn split_authority(text: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// A path without `.` and `..`, with its first slash. RFC 3986 §5.2.4.
+/// A path without `.` and `..` segments, with a leading slash. RFC 3986 §5.2.4.
 fn without_dots(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
@@ -125,6 +125,7 @@ fn without_dots(path: &str) -> String {
     format!("/{}", kept.join("/"))
 }
 
+/// Percent-encodes characters that are invalid in a request target.
 fn escape(target: &str) -> String {
     let mut text = String::with_capacity(target.len());
     for byte in target.bytes() {
@@ -146,7 +147,7 @@ mod tests {
         let from = Hop { tls: false, port: 8080, path: "/a/b?x=1".parse().unwrap(), authority: None };
         let here = |tls: bool, port: u16, path: &str, authority: Option<&str>| {
             let (path, authority) = (path.parse().unwrap(), authority.map(Into::into));
-            Ok(Redirect::Here(Hop { tls, port, path, authority }))
+            Ok(ProbeRedirect::Here(Hop { tls, port, path, authority }))
         };
         for (location, expected) in [
             ("/c?y#z", here(false, 8080, "/c?y", None)),
@@ -160,10 +161,10 @@ mod tests {
             ("http://10.0.0.1/c", here(false, 80, "/c", Some("10.0.0.1"))),
             ("HTTPS://u:p@10.0.0.1?q", here(true, 443, "/?q", Some("10.0.0.1"))),
             ("https://10.0.0.1:8443", here(true, 8443, "/", Some("10.0.0.1:8443"))),
-            ("http://10.0.0.10/c", Ok(Redirect::Elsewhere)),
-            ("http://localhost:8080/c", Ok(Redirect::Elsewhere)),
-            ("//shop.example/", Ok(Redirect::Elsewhere)),
-            ("mailto:a", Ok(Redirect::Elsewhere)),
+            ("http://10.0.0.10/c", Ok(ProbeRedirect::Elsewhere)),
+            ("http://localhost:8080/c", Ok(ProbeRedirect::Elsewhere)),
+            ("//shop.example/", Ok(ProbeRedirect::Elsewhere)),
+            ("mailto:a", Ok(ProbeRedirect::Elsewhere)),
             ("ftp://10.0.0.1/", Err(LocationError("ftp://10.0.0.1/".to_owned()))),
             ("http://10.0.0.1:0/", Err(LocationError("http://10.0.0.1:0/".to_owned()))),
             ("http://10.0.0.1:a/", Err(LocationError("http://10.0.0.1:a/".to_owned()))),

@@ -1,4 +1,5 @@
-//! The ports that kubelet comes to. In the control thread: a probe is small and rare, and never to wait for traffic.
+//! The ports that kubelet dials. They run on the control thread: probes are small and rare, and must not wait for
+//! traffic.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -22,46 +23,46 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::ask::{self, AskError, Asked};
+use super::run::{self, AppResponse, ProbeError};
 use super::{Probe, Probes};
 use crate::listener;
 
-/// The most connections at a time for each port.
+/// Maximum concurrent connections per port.
 const MAX_CONNECTIONS: usize = 64;
-/// The most bytes of a request's head.
+/// Maximum bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// How long a client may take to send a request's head; kubelet sends it at once.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause after an accept that failed, such as for want of file descriptors.
+/// Pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// One port with the probes that are asked for there.
+/// One port with its probes.
 pub(crate) struct ProbeServer {
     listener: TcpListener,
-    questions: Arc<Questions>,
+    port_probes: Arc<PortProbes>,
 }
 
-/// What may be asked at a port, and what the app is being asked.
+/// The probes of a port, and those that are running.
 #[derive(Default)]
-struct Questions {
-    /// By the path that kubelet asks for.
+struct PortProbes {
+    /// By the path that kubelet requests.
     probes: HashMap<Box<str>, Arc<Probe>>,
-    in_flight: Mutex<HashMap<Question, WeakShared<Pending>>>,
+    in_flight: Mutex<HashMap<ProbeRequest, WeakShared<Pending>>>,
 }
 
-/// Requests that are equal in all of this get one answer of the app's.
+/// Identifies a probe request: concurrent equal requests share one response of the app.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Question {
+struct ProbeRequest {
     path: Box<str>,
     /// The address that kubelet dialled.
     pod: IpAddr,
     user_agent: Option<HeaderValue>,
 }
 
-/// The app's answer, to all who wait for it.
-type Pending = Pin<Box<dyn Future<Output = Result<Asked, Arc<AskError>>> + Send>>;
+/// The app's response, shared by all requests that wait for it.
+type Pending = Pin<Box<dyn Future<Output = Result<AppResponse, Arc<ProbeError>>> + Send>>;
 
-/// A port of probes that cannot be listened on.
+/// A port for probes cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} for probes: {source}")]
 pub struct ProbeBindError {
@@ -69,13 +70,13 @@ pub struct ProbeBindError {
     source: io::Error,
 }
 
-/// kubelet is to see that there is no answer.
+/// Makes hyper close the connection, so that kubelet sees no response.
 #[derive(Debug, thiserror::Error)]
 #[error("the app did not answer")]
-struct NoAnswer;
+struct SuppressedResponse;
 
 impl ProbeServer {
-    /// A server for each port that probes name, on all addresses.
+    /// A server on all addresses for each port that a probe uses.
     pub(crate) fn bind_all(probes: &Probes) -> Result<Vec<Self>, ProbeBindError> {
         let mut by_port: BTreeMap<u16, Vec<Probe>> = BTreeMap::new();
         for probe in probes.0.iter() {
@@ -85,20 +86,20 @@ impl ProbeServer {
         by_port.into_iter().map(|(port, probes)| Self::bind((all, port).into(), probes)).collect()
     }
 
-    /// Needs a tokio runtime.
+    /// Requires a tokio runtime.
     fn bind(address: SocketAddr, probes: Vec<Probe>) -> Result<Self, ProbeBindError> {
         let address = listen::possible(address);
         let listener = listener::bind(address).and_then(TcpListener::from_std);
         let listener = listener.map_err(|source| ProbeBindError { address, source })?;
         let probes = probes.into_iter().map(|probe| (probe.path.clone(), Arc::new(probe))).collect();
-        Ok(Self { listener, questions: Arc::new(Questions { probes, ..Questions::default() }) })
+        Ok(Self { listener, port_probes: Arc::new(PortProbes { probes, ..PortProbes::default() }) })
     }
 
     /// Serves until the drain starts.
     pub(crate) async fn serve(self, mut drain: drain::Watch) {
-        let Self { listener, questions } = self;
+        let Self { listener, port_probes } = self;
         if let Ok(address) = listener.local_addr() {
-            info!(%address, probes = questions.probes.len(), "probes are answered");
+            info!(%address, probes = port_probes.probes.len(), "probes are answered");
         }
         let connections = Connections::new(MAX_CONNECTIONS);
         let mut tasks = JoinSet::new();
@@ -110,7 +111,7 @@ impl ProbeServer {
             };
             match accepted {
                 Ok((stream, connection)) => {
-                    tasks.spawn(serve_connection(stream, connection, questions.clone()));
+                    tasks.spawn(serve_connection(stream, connection, port_probes.clone()));
                 }
                 Err(error) => {
                     warn!(%error, "a probe's connection could not be accepted");
@@ -121,52 +122,54 @@ impl ProbeServer {
     }
 }
 
-impl Questions {
-    /// Asks the app, together with all who ask the same at the same time. A lifecycle hook is an order and no question:
-    /// each of its calls is one of the app's.
-    async fn ask(&self, probe: &Arc<Probe>, question: Question) -> Result<Asked, Arc<AskError>> {
+impl PortProbes {
+    /// Runs a probe; concurrent equal requests share one run. A lifecycle hook is a command: each call runs it.
+    async fn ask(&self, probe: &Arc<Probe>, key: ProbeRequest) -> Result<AppResponse, Arc<ProbeError>> {
         if probe.is_hook {
-            return ask(probe.clone(), question).await;
+            return ask(probe.clone(), key).await;
         }
-        self.join(probe, question).await
+        self.join(probe, key).await
     }
 
-    fn join(&self, probe: &Arc<Probe>, question: Question) -> Shared<Pending> {
+    /// The running probe for this request; starts it if there is none.
+    fn join(&self, probe: &Arc<Probe>, key: ProbeRequest) -> Shared<Pending> {
         let mut in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pending) = in_flight.get(&question).and_then(WeakShared::upgrade)
+        if let Some(pending) = in_flight.get(&key).and_then(WeakShared::upgrade)
             && pending.peek().is_none()
         {
             return pending;
         }
-        // Each of the others is awaited by a connection, so this is a short list.
+        // Every running probe has a connection that waits for it, so the map is small.
         in_flight.retain(|_, pending| pending.upgrade().is_some());
-        let pending: Pending = Box::pin(ask(probe.clone(), question.clone()));
+        let pending: Pending = Box::pin(ask(probe.clone(), key.clone()));
         let pending = pending.shared();
         if let Some(weak) = pending.downgrade() {
-            in_flight.insert(question, weak);
+            in_flight.insert(key, weak);
         }
         pending
     }
 }
 
-async fn ask(probe: Arc<Probe>, question: Question) -> Result<Asked, Arc<AskError>> {
-    let asking = ask::ask(&probe.target, question.pod, question.user_agent.as_ref());
+/// Runs a probe within its time limit.
+async fn ask(probe: Arc<Probe>, key: ProbeRequest) -> Result<AppResponse, Arc<ProbeError>> {
+    let asking = run::run(&probe.target, key.pod, key.user_agent.as_ref());
     let asked = match probe.timeout {
         Some(limit) => tokio::time::timeout(limit, asking)
             .await
-            .unwrap_or_else(|_| Err(AskError::Late { seconds: limit.as_secs() })),
+            .unwrap_or_else(|_| Err(ProbeError::Late { seconds: limit.as_secs() })),
         None => asking.await,
     };
     asked.map_err(Arc::new)
 }
 
-async fn serve_connection(stream: TcpStream, connection: Connection, questions: Arc<Questions>) {
-    // kubelet dials the pod's address of the family that the pod's app is to be reached by.
+/// Serves one request of kubelet.
+async fn serve_connection(stream: TcpStream, connection: Connection, port_probes: Arc<PortProbes>) {
+    // kubelet dials the pod's address in the family in which the app is reached.
     let Ok(pod) = stream.local_addr().map(|address| address.ip().to_canonical()) else { return };
     let service = hyper::service::service_fn(|request: Request<Incoming>| {
-        let (questions, busy) = (questions.clone(), connection.busy());
+        let (port_probes, busy) = (port_probes.clone(), connection.busy());
         async move {
-            let answered = answer(&questions, pod, &request).await;
+            let answered = answer(&port_probes, pod, &request).await;
             drop(busy);
             answered
         }
@@ -184,26 +187,27 @@ async fn serve_connection(stream: TcpStream, connection: Connection, questions: 
     }
 }
 
+/// The response to kubelet.
 async fn answer(
-    questions: &Questions,
+    port_probes: &PortProbes,
     pod: IpAddr,
     request: &Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, NoAnswer> {
-    let Some(probe) = questions.probes.get(request.uri().path()) else {
+) -> Result<Response<Full<Bytes>>, SuppressedResponse> {
+    let Some(probe) = port_probes.probes.get(request.uri().path()) else {
         return Ok(plain(StatusCode::NOT_FOUND, "no probe has this path\n".into()));
     };
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "probes are asked for by GET\n".into()));
+        return Ok(plain(StatusCode::METHOD_NOT_ALLOWED, "probes are requested by GET\n".into()));
     }
     let user_agent = request.headers().get(USER_AGENT).cloned();
-    let question = Question { path: probe.path.clone(), pod, user_agent };
-    match questions.ask(probe, question).await {
-        Ok(Asked { status, body }) => Ok(plain(status, body)),
+    let key = ProbeRequest { path: probe.path.clone(), pod, user_agent };
+    match port_probes.ask(probe, key).await {
+        Ok(AppResponse { status, body }) => Ok(plain(status, body)),
         Err(error) if probe.is_hook => {
-            // The last part of its path is a secret.
+            // The last segment of a hook's path is secret.
             let hook = probe.path.rsplit_once('/').map_or("", |(hook, _)| hook);
             warn!(hook, %error, "a lifecycle hook failed");
-            Err(NoAnswer)
+            Err(SuppressedResponse)
         }
         Err(error) => {
             debug!(path = %probe.path, %error, "a probe failed");

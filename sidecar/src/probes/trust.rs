@@ -1,5 +1,5 @@
-//! Whose certificate a probe takes: anybody's, as kubelet does. Nothing of a probe is secret, and its peer is the app by
-//! the address that was dialled.
+//! Accepts any certificate for a probe, as kubelet does. Probes carry no secrets, and the app is identified by the
+//! address that was dialled.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+/// A verifier that accepts every certificate.
 #[derive(Debug)]
 pub(super) struct AnyCertificate(pub(super) Arc<CryptoProvider>);
 

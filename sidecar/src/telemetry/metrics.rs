@@ -1,28 +1,25 @@
-//! A worker's counts, and the page that adds the workers up.
+//! Counts of each worker, and their sums on the metrics page.
 //!
-//! Each worker writes to slots that nobody else writes to; a scrape reads them from the control thread. Every label
-//! value comes from a closed set: what a client sends never makes a new series.
+//! Only one worker writes to a slot; a scrape reads it from the control thread. Every label value comes from a closed
+//! set: clients cannot create new series.
+
+mod page;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
-use std::fmt::Error;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Unit;
 use tidegate_core::policy::Decision;
 
-use super::access_log::{AccessLogSink, security};
+use super::access_log::AccessLogSink;
 use super::{Record, ResponseFlag};
 
 /// Upper bounds of the duration histogram, in seconds; OpenTelemetry's for `http.server.request.duration`.
 const BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
-/// What sets one series of requests apart.
+/// Labels of a series of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct RequestKey {
     protocol: &'static str,
@@ -31,11 +28,11 @@ struct RequestKey {
     security: &'static str,
 }
 
-/// A counter with one writer: its owner reads and writes it without a locked instruction.
+/// A counter with a single writer, which therefore needs no atomic read-modify-write instruction.
 #[derive(Default)]
 pub struct Count(AtomicU64);
 
-/// One worker's counts, as a scrape sees them.
+/// One worker's counts, shared with the scrape.
 #[derive(Default)]
 struct Shard {
     requests: Mutex<Vec<(RequestKey, Arc<RequestSlot>)>>,
@@ -45,7 +42,7 @@ struct Shard {
     totals: Totals,
 }
 
-/// What sets one series of outbound connections apart: the kind of destination, how it was spoken to, and how it ended.
+/// Labels of a series of outbound connections: kind of destination, security, and outcome.
 type OutboundKey = (&'static str, &'static str, ResponseFlag);
 
 /// Counts without labels.
@@ -59,30 +56,31 @@ pub struct Totals {
     pub received: Count,
     /// Bytes to clients, likewise.
     pub sent: Count,
-    /// Connections of the app's that were accepted.
+    /// Connections of the app that were accepted.
     pub outbound_opened: Count,
-    /// Connections of the app's that ended.
+    /// Connections of the app that ended.
     pub outbound_closed: Count,
-    /// Connections of the app's that were passed through because the controller did not say who is there.
+    /// Connections of the app that were passed through because the controller did not resolve the destination.
     pub outbound_unknown: Count,
-    /// Bytes from the app on its own connections.
+    /// Bytes from the app on connections that it opened.
     pub outbound_sent: Count,
-    /// Bytes to the app on its own connections.
+    /// Bytes to the app on connections that it opened.
     pub outbound_received: Count,
     /// TLS handshakes that were completed.
     pub handshakes: Count,
     /// TLS handshakes that failed.
     pub handshakes_failed: Count,
-    /// Clients' connections for which there was no place.
+    /// Connections of clients that were refused because no place was free.
     pub no_place: Count,
-    /// Connections of the app's for which there was none.
+    /// Connections of the app that were refused because no place was free.
     pub outbound_no_place: Count,
-    /// Connections that were ended so that another client gets their place.
+    /// Connections that were ended to make room for another client.
     pub made_room: Count,
-    /// Handshakes, TLS records and heads of requests that were given up because too much was unfinished.
+    /// Handshakes, TLS records and request heads that were aborted because too much data was unfinished.
     pub unfinished: Count,
 }
 
+/// Counts of one series of requests.
 #[derive(Default)]
 struct RequestSlot {
     count: Count,
@@ -90,7 +88,7 @@ struct RequestSlot {
     buckets: [Count; BOUNDS.len() + 1],
 }
 
-/// A worker's end: finds the slot of a series without a lock.
+/// A worker's view of its counts: finds the slot of a series without a lock.
 pub struct WorkerMetrics {
     shard: Arc<Shard>,
     requests: RefCell<HashMap<RequestKey, Arc<RequestSlot>>>,
@@ -99,7 +97,7 @@ pub struct WorkerMetrics {
     outbound: RefCell<HashMap<OutboundKey, Arc<Count>>>,
 }
 
-/// All workers' counts; registers as one collector.
+/// The counts of all workers; registers as one collector.
 #[derive(Clone, Default)]
 pub struct DataPlaneMetrics {
     shards: Arc<Mutex<Vec<Arc<Shard>>>>,
@@ -107,7 +105,7 @@ pub struct DataPlaneMetrics {
 }
 
 impl Count {
-    /// Adds; only ever called by the one thread that owns the count.
+    /// Adds to the count. Must only be called by the thread that owns it.
     pub fn add(&self, by: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
     }
@@ -118,12 +116,12 @@ impl Count {
 }
 
 impl DataPlaneMetrics {
-    /// Counts that also report the lines that this access log has lost.
+    /// Counts that also report the lines that this access log has dropped.
     pub fn new(access_log: Option<AccessLogSink>) -> Self {
         Self { shards: Arc::default(), access_log }
     }
 
-    /// A shard for one more worker.
+    /// Adds a shard for one more worker.
     pub fn worker(&self) -> WorkerMetrics {
         let shard = Arc::new(Shard::default());
         self.shards.lock().unwrap_or_else(PoisonError::into_inner).push(shard.clone());
@@ -135,6 +133,13 @@ impl DataPlaneMetrics {
             outbound: RefCell::default(),
         }
     }
+
+    /// The sum of one of the totals over all workers.
+    #[cfg(test)]
+    pub(crate) fn total(&self, of: impl Fn(&Totals) -> &Count) -> u64 {
+        let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
+        shards.iter().map(|shard| of(&shard.totals).value()).sum()
+    }
 }
 
 impl WorkerMetrics {
@@ -143,11 +148,11 @@ impl WorkerMetrics {
         &self.shard.totals
     }
 
-    /// Counts a request, or a connection that was refused or passed on unseen.
+    /// Counts a request, or a connection that was refused or opaque.
     pub fn record(&self, record: &Record<'_>) {
         if let Some(outbound) = &record.outbound {
             let kind = if outbound.service.is_some() { "mesh" } else { "passthrough" };
-            self.count_outbound((kind, security(record), record.flag));
+            self.count_outbound((kind, record.security(), record.flag));
             self.totals().outbound_sent.add(record.received);
             self.totals().outbound_received.add(record.sent);
             return;
@@ -164,7 +169,7 @@ impl WorkerMetrics {
             protocol: if record.protocol == "HTTP/2" { "http2" } else { "http1" },
             code: if (100..=599).contains(&record.status) { record.status } else { 0 },
             flag: record.flag,
-            security: security(record),
+            security: record.security(),
         };
         let mut slots = self.requests.borrow_mut();
         let slot = slots.entry(key).or_insert_with(|| {
@@ -191,26 +196,26 @@ impl WorkerMetrics {
         slot.add(1);
     }
 
-    /// Counts that this limit was met.
+    /// Counts that this limit was reached.
     pub fn limited(&self, limit: &'static str) {
-        count_word(&self.limited, &self.shard.limited, limit);
+        count_label(&self.limited, &self.shard.limited, limit);
     }
 
     fn refuse(&self, reason: &'static str) {
-        count_word(&self.refused, &self.shard.refused, reason);
+        count_label(&self.refused, &self.shard.refused, reason);
     }
 }
 
-/// Counts one more of what a word stands for; `all` is the page's view of `slots`.
-fn count_word(
+/// Adds one to the count of a label value; `all` is the scrape's view of `slots`.
+fn count_label(
     slots: &RefCell<HashMap<&'static str, Arc<Count>>>,
     all: &Mutex<Vec<(&'static str, Arc<Count>)>>,
-    word: &'static str,
+    label: &'static str,
 ) {
     let mut slots = slots.borrow_mut();
-    let slot = slots.entry(word).or_insert_with(|| {
+    let slot = slots.entry(label).or_insert_with(|| {
         let slot = Arc::new(Count::default());
-        all.lock().unwrap_or_else(PoisonError::into_inner).push((word, slot.clone()));
+        all.lock().unwrap_or_else(PoisonError::into_inner).push((label, slot.clone()));
         slot
     });
     slot.add(1);
@@ -223,174 +228,6 @@ fn bucket(duration: Duration) -> usize {
 impl std::fmt::Debug for DataPlaneMetrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DataPlaneMetrics").finish_non_exhaustive()
-    }
-}
-
-impl Collector for DataPlaneMetrics {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone();
-
-        let mut requests: BTreeMap<_, (u64, f64, [u64; BOUNDS.len() + 1])> = BTreeMap::new();
-        for shard in &shards {
-            for (key, slot) in shard.requests.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                let sort = (key.protocol, key.code, key.flag.code(), key.security);
-                let sum = requests.entry(sort).or_default();
-                sum.0 += slot.count.value();
-                sum.1 += Duration::from_micros(slot.sum_micros.value()).as_secs_f64();
-                for (total, bucket) in sum.2.iter_mut().zip(&slot.buckets) {
-                    *total += bucket.value();
-                }
-            }
-        }
-        let help = "Requests that were answered, by the app or by the sidecar itself";
-        let mut family =
-            encoder.encode_descriptor("tidegate_http_requests", help, None, MetricType::Counter)?;
-        for ((protocol, code, flag, security), (count, ..)) in &requests {
-            let code = code.to_string();
-            let labels = [
-                ("request_protocol", *protocol),
-                ("response_code", code.as_str()),
-                ("response_flags", *flag),
-                ("connection_security_policy", *security),
-            ];
-            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(count, None)?;
-        }
-
-        let mut durations: BTreeMap<_, (u64, f64, [u64; BOUNDS.len() + 1])> = BTreeMap::new();
-        for ((protocol, _, _, security), (count, sum, buckets)) in requests {
-            let total = durations.entry((protocol, security)).or_default();
-            total.0 += count;
-            total.1 += sum;
-            for (total, bucket) in total.2.iter_mut().zip(buckets) {
-                *total += bucket;
-            }
-        }
-        let help = "From a request's first byte to the last byte of its answer";
-        let mut family = encoder.encode_descriptor(
-            "tidegate_http_request_duration",
-            help,
-            Some(&Unit::Seconds),
-            MetricType::Histogram,
-        )?;
-        for ((protocol, security), (count, sum, buckets)) in durations {
-            let labels = [("request_protocol", protocol), ("connection_security_policy", security)];
-            let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
-            let buckets: Vec<(f64, u64)> = bounds.zip(buckets).collect();
-            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-        }
-
-        for (name, help, label, words) in [
-            (
-                "tidegate_refused",
-                "Connections and requests that the policy refused",
-                "reason",
-                (|shard| &shard.refused) as fn(&Shard) -> &Mutex<Vec<(&'static str, Arc<Count>)>>,
-            ),
-            (
-                "tidegate_requests_limited",
-                "Requests that met a limit of the sidecar's, and HTTP/2 connections that were ended for a flood",
-                "limit",
-                |shard| &shard.limited,
-            ),
-        ] {
-            let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
-            for shard in &shards {
-                for (word, count) in words(shard).lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                    *counts.entry(word).or_default() += count.value();
-                }
-            }
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (word, count) in counts {
-                family.encode_family(&[(label, word)])?.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
-            }
-        }
-
-        let mut outbound: BTreeMap<(&str, &str, &str), u64> = BTreeMap::new();
-        for shard in &shards {
-            for ((kind, security, flag), count) in
-                shard.outbound.lock().unwrap_or_else(PoisonError::into_inner).iter()
-            {
-                *outbound.entry((kind, security, flag.code())).or_default() += count.value();
-            }
-        }
-        let help = "Connections of the app's that ended, by what they were to";
-        let mut family =
-            encoder.encode_descriptor("tidegate_outbound_connections", help, None, MetricType::Counter)?;
-        for ((kind, security, flag), count) in outbound {
-            let labels =
-                [("destination", kind), ("connection_security_policy", security), ("response_flags", flag)];
-            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
-        }
-
-        let sum = |count: fn(&Totals) -> &Count| {
-            shards.iter().map(|shard| count(&shard.totals).value()).sum::<u64>()
-        };
-        let opened = sum(|totals| &totals.opened);
-        let closed = sum(|totals| &totals.closed);
-        let dropped = self.access_log.as_ref().map_or(0, AccessLogSink::dropped);
-        for (name, help, unit, value) in [
-            ("tidegate_tcp_connections_opened", "Client connections that were accepted", None, opened),
-            ("tidegate_tcp_connections_closed", "Client connections that ended", None, closed),
-            ("tidegate_received", "Payload from clients", Some(Unit::Bytes), sum(|totals| &totals.received)),
-            ("tidegate_sent", "Payload to clients", Some(Unit::Bytes), sum(|totals| &totals.sent)),
-            (
-                "tidegate_outbound_unknown",
-                "Connections of the app's passed through because the controller did not say who is there",
-                None,
-                sum(|totals| &totals.outbound_unknown),
-            ),
-            (
-                "tidegate_outbound_sent",
-                "Bytes from the app on its own connections",
-                Some(Unit::Bytes),
-                sum(|totals| &totals.outbound_sent),
-            ),
-            (
-                "tidegate_outbound_received",
-                "Bytes to the app on its own connections",
-                Some(Unit::Bytes),
-                sum(|totals| &totals.outbound_received),
-            ),
-            ("tidegate_tls_handshakes", "TLS handshakes completed", None, sum(|totals| &totals.handshakes)),
-            (
-                "tidegate_tls_handshakes_failed",
-                "TLS handshakes failed",
-                None,
-                sum(|totals| &totals.handshakes_failed),
-            ),
-            (
-                "tidegate_access_log_dropped_lines",
-                "Access log lines lost to a slow or full target",
-                None,
-                dropped,
-            ),
-        ] {
-            let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
-            metric.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
-        }
-        let help = "Connections that a limit has ended: for want of a place for a client's or for one of the app's \
-                    own, to make room for another client's, for want of room for an unfinished head, handshake or TLS record";
-        let mut family =
-            encoder.encode_descriptor("tidegate_connections_limited", help, None, MetricType::Counter)?;
-        for (limit, value) in [
-            ("connections", sum(|totals| &totals.no_place)),
-            ("outbound_connections", sum(|totals| &totals.outbound_no_place)),
-            ("share", sum(|totals| &totals.made_room)),
-            ("unfinished_bytes", sum(|totals| &totals.unfinished)),
-        ] {
-            family.encode_family(&[("limit", limit)])?.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
-        }
-        let help = "Client connections that are open";
-        let mut metric =
-            encoder.encode_descriptor("tidegate_tcp_connections_open", help, None, MetricType::Gauge)?;
-        metric.encode_gauge(&i64::try_from(opened.saturating_sub(closed)).unwrap_or(i64::MAX))?;
-        let open =
-            sum(|totals| &totals.outbound_opened).saturating_sub(sum(|totals| &totals.outbound_closed));
-        let help = "Connections of the app's that are open";
-        let mut metric =
-            encoder.encode_descriptor("tidegate_outbound_connections_open", help, None, MetricType::Gauge)?;
-        metric.encode_gauge(&i64::try_from(open).unwrap_or(i64::MAX))?;
-        Ok(())
     }
 }
 

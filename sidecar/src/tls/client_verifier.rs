@@ -1,4 +1,5 @@
-//! Whether a client certificate is one of the mesh's CA, alive, and for clients. Who it names is the policy's matter.
+//! Verifies that a client certificate was issued by the mesh's CA, is valid, and is for clients. Which names are
+//! allowed is decided by the policy.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -13,41 +14,41 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tidegate_core::PeerCertificate;
 
-/// The most certificates in a client's chain. Ours have two or three.
+/// Maximum number of certificates in a client's chain. Ours have two or three.
 const MAX_CERTIFICATES: usize = 8;
 
-/// The most bytes in a client's chain.
+/// Maximum bytes in a client's chain.
 const MAX_BYTES: usize = 64 * 1024;
 
-/// Verifies by webpki: a path to a root of the bundle, validity, and `clientAuth` where the extended key usage is
-/// limited at all. Before that it refuses chains whose size is an attack, after that leaves whose names cannot be read.
+/// Verifies by webpki: a path to a root of the bundle, validity, and `clientAuth` if the extended key usage is
+/// restricted. Refuses oversized chains first, and leaves whose names cannot be decoded.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
 }
 
-/// A certificate that was refused, for the log.
+/// A refused certificate, for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Presented {
-    /// The names that it holds, if they could be read.
+    /// The names in it, if they could be decoded.
     pub(crate) names: String,
-    /// What is wrong with it.
+    /// Why it was refused.
     pub(crate) reason: String,
 }
 
-/// Why a chain is refused: in rustls' words, which choose the alert, and in ours.
-pub(super) struct Refusal {
+/// Why a chain is refused: rustls' error, which determines the alert, and a reason for the log.
+pub(super) struct ChainRefusal {
     pub(super) error: Error,
     reason: String,
 }
 
 thread_local! {
-    /// rustls' verifiers have no way to say more than an error. A handshake runs on one thread, and whoever drives it
-    /// takes this in the same step.
+    /// The last refused certificate, because rustls' verifiers can return only an error. A handshake runs on one
+    /// thread, and its driver takes this value in the same step.
     static REFUSED: RefCell<Option<Presented>> = const { RefCell::new(None) };
 }
 
-/// The certificate that was refused last on this thread; once.
+/// Takes the certificate that was last refused on this thread.
 pub(crate) fn take_refused() -> Option<Presented> {
     REFUSED.take()
 }
@@ -55,14 +56,21 @@ pub(crate) fn take_refused() -> Option<Presented> {
 impl ClientVerifier {
     pub(super) fn new(roots: Arc<RootCertStore>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
         let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
-        // A bundle holds at least one root and there are no revocation lists: nothing is left that can fail.
+        // Cannot fail: a bundle holds at least one root, and there are no revocation lists.
         let webpki = builder.build().map_err(|error| Error::General(error.to_string()))?;
         Ok(Self { webpki })
     }
 
-    pub(super) fn verify_chain(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Refusal> {
+    pub(super) fn verify_chain(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), ChainRefusal> {
         let Some((leaf, intermediates)) = chain.split_first() else {
-            return Err(Refusal { error: Error::NoCertificatesPresented, reason: "no certificate".into() });
+            return Err(ChainRefusal {
+                error: Error::NoCertificatesPresented,
+                reason: "no certificate".into(),
+            });
         };
         self.verify(leaf, intermediates, now)
     }
@@ -72,24 +80,27 @@ impl ClientVerifier {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ChainRefusal> {
         let bytes: usize =
             leaf.len() + intermediates.iter().map(|certificate| certificate.len()).sum::<usize>();
         if intermediates.len() >= MAX_CERTIFICATES || bytes > MAX_BYTES {
             let reason =
                 format!("a chain of {} certificates and {bytes} bytes is too long", intermediates.len() + 1);
-            return Err(Refusal { error: CertificateError::BadEncoding.into(), reason });
+            return Err(ChainRefusal { error: CertificateError::BadEncoding.into(), reason });
         }
-        // Before the path is built: names without number or with a NUL are cheap to find, and what is not read here
-        // must not be verified.
+        // Checked before the path is built: too many names or a NUL in a name are cheap to detect, and a certificate
+        // that cannot be decoded here must not be verified.
         if let Err(error) = PeerCertificate::from_der(leaf) {
-            return Err(Refusal { error: CertificateError::BadEncoding.into(), reason: error.to_string() });
+            return Err(ChainRefusal {
+                error: CertificateError::BadEncoding.into(),
+                reason: error.to_string(),
+            });
         }
-        self.webpki.verify_client_cert(leaf, intermediates, now).map(|_| ()).map_err(|error| Refusal {
+        self.webpki.verify_client_cert(leaf, intermediates, now).map(|_| ()).map_err(|error| ChainRefusal {
             reason: error.to_string(),
             error: match error {
-                // A root of the same name with another key, such as one that was dropped in a rotation, is another CA
-                // to the client (alert 48) and no broken message (alert 51).
+                // A root of the same name with another key, such as one dropped in a rotation, is an unknown CA (alert
+                // 48), not a malformed message (alert 51).
                 Error::InvalidCertificate(CertificateError::BadSignature) => {
                     CertificateError::UnknownIssuer.into()
                 }

@@ -18,7 +18,7 @@ use tidegate_core::backend::{ServerName as Name, TlsOrigination, TrustRoots};
 use tidegate_core::policy::MeshProtocol;
 use tidegate_core::{ObjectRef, PeerCertificate, San};
 
-use super::peer::{MOST_CERTIFICATES, verify_chain};
+use super::peer::{MAX_CERTIFICATES, verify_chain};
 
 /// The most configurations that are kept.
 const MOST_CONFIGS: usize = 256;
@@ -156,7 +156,7 @@ impl ServerCertVerifier for ServerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if intermediates.len() >= MOST_CERTIFICATES {
+        if intermediates.len() >= MAX_CERTIFICATES {
             return Err(CertificateError::BadEncoding.into());
         }
         verify_chain(leaf, intermediates, &self.roots, self.algorithms, now)?;

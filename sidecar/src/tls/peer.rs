@@ -1,4 +1,4 @@
-//! TLS towards another sidecar: TLS 1.3, our own certificate, and exactly the identity that is expected to answer.
+//! TLS to other sidecars: TLS 1.3, our own certificate, and a peer with exactly the expected identity.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,24 +20,23 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 
 use crate::detect::client_hello::MESH_PROTOCOLS;
 
-/// The most configurations that are kept. A workload talks to a few dozen others.
-const MOST_CONFIGS: usize = 1024;
+/// Maximum number of cached configurations. A workload talks to a few dozen others.
+const MAX_CONFIGS: usize = 1024;
 
-/// The most certificates in a peer's chain, its leaf included.
-pub(super) const MOST_CERTIFICATES: usize = 8;
+/// Maximum number of certificates in a peer's chain, including the leaf.
+pub(super) const MAX_CERTIFICATES: usize = 8;
 
-/// Configurations for one certificate of ours and one trust bundle: one for each identity that is dialled, and each
-/// protocol that is spoken to it.
+/// Client configurations for one certificate and one trust bundle, cached per expected identity and protocol.
 pub struct PeerTls {
-    /// What the certificates of peers are verified by.
+    /// The trust bundle that verifies certificates of peers.
     pub bundle: Arc<TrustBundle>,
     certificate: Arc<SingleCertAndKey>,
     algorithms: WebPkiSupportedAlgorithms,
     configs: Mutex<HashMap<(Identity, MeshProtocol), Arc<ClientConfig>>>,
 }
 
-/// Accepts the certificate of one workload: it chains to the trust bundle, is for servers, and holds both spellings of
-/// the identity. Whether it has the name of a host is nobody's matter.
+/// Accepts the certificate of one workload: it must chain to the trust bundle, be valid for servers, and contain both
+/// forms of the identity. Host names are not checked.
 #[derive(Debug)]
 struct PeerVerifier {
     roots: Arc<RootCertStore>,
@@ -45,9 +44,9 @@ struct PeerVerifier {
     expected: Identity,
 }
 
-/// Somebody else answers.
+/// The peer has another identity.
 #[derive(Debug, thiserror::Error)]
-#[error("expected {expected} to answer, but the certificate is that of {found}")]
+#[error("expected {expected}, but the certificate is for {found}")]
 struct OtherIdentity {
     expected: Identity,
     found: String,
@@ -60,7 +59,11 @@ pub(crate) fn mesh_alpn(protocol: MeshProtocol) -> &'static [u8] {
 }
 
 impl PeerTls {
-    /// For this certificate and these roots.
+    /// An empty cache for this certificate and these roots.
+    ///
+    /// # Errors
+    ///
+    /// If rustls does not accept the certificate or its key.
     pub fn new(credentials: &Credentials, bundle: Arc<TrustBundle>) -> Result<Self, Error> {
         let provider = tidegate_runtime::tls::provider();
         let key = CertifiedKey::from_der(credentials.chain.clone(), credentials.key.clone_key(), &provider)?;
@@ -72,14 +75,14 @@ impl PeerTls {
         })
     }
 
-    /// The configuration for a peer that must be this workload, and speak this.
+    /// The configuration for a peer that must have this identity, and speak this protocol.
     pub fn config(&self, expected: &Identity, protocol: MeshProtocol) -> Result<Arc<ClientConfig>, Error> {
         let mut known = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (expected.clone(), protocol);
         if let Some(config) = known.get(&key) {
             return Ok(config.clone());
         }
-        if known.len() >= MOST_CONFIGS {
+        if known.len() >= MAX_CONFIGS {
             known.clear();
         }
         let config = Arc::new(self.build(expected, protocol)?);
@@ -87,8 +90,8 @@ impl PeerTls {
         Ok(config)
     }
 
-    /// Judges the peer's certificate of an open connection again, leaf first, as a handshake at `now` would, but that roots
-    /// count which were retired since, too. Who it names does not change.
+    /// Verifies the peer's certificate of an open connection again, leaf first, as a handshake at `now` would, except
+    /// that retired roots are accepted, too. Its identity cannot have changed.
     pub fn verify_again(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let Some((leaf, intermediates)) = chain.split_first() else {
             return Err(Error::NoCertificatesPresented);
@@ -107,10 +110,10 @@ impl PeerTls {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(self.certificate.clone());
+        // A resumed session would skip verification against a trust bundle that has changed.
         config.alpn_protocols = vec![mesh_alpn(protocol).to_vec()];
-        // A resumed session would skip the verification against a bundle that has changed since.
         config.resumption = Resumption::disabled();
-        // There is no host name, and who talks to whom is nobody's business on the way.
+        // There is no host name to send, and the destination is not disclosed on the network.
         config.enable_sni = false;
         Ok(config)
     }
@@ -131,7 +134,7 @@ impl ServerCertVerifier for PeerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if intermediates.len() >= MOST_CERTIFICATES {
+        if intermediates.len() >= MAX_CERTIFICATES {
             return Err(CertificateError::BadEncoding.into());
         }
         let peer = PeerCertificate::from_der(leaf).map_err(|_| Error::from(CertificateError::BadEncoding))?;
@@ -151,7 +154,7 @@ impl ServerCertVerifier for PeerVerifier {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken between sidecars".into()))
+        Err(Error::General("TLS 1.2 is not supported between sidecars".into()))
     }
 
     fn verify_tls13_signature(

@@ -1,8 +1,8 @@
-//! A TLS connection to a client, as bytes.
+//! A TLS connection to a client as a byte stream.
 //!
-//! It drives rustls by its unbuffered API, because an idle connection then holds no buffer at all: bytes are read into
-//! and written from buffers of the thread, and only what is left over (half a record, an answer that the socket did
-//! not take) is kept with the connection. What is kept of what the client sent is counted by the connection's line.
+//! It uses rustls' unbuffered API, so that an idle connection holds no buffer: bytes are read into and written from
+//! buffers of the thread, and only leftovers (half a record, encrypted data that the socket did not accept) are kept
+//! with the connection. Leftovers from the client are counted by the connection's [`Lifeline`].
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use bytes::BytesMut;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
-use rustls::{Error, ProtocolVersion, ServerConfig};
+use rustls::{Error, ServerConfig};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -23,76 +23,75 @@ use tokio::net::TcpStream;
 use crate::held::{HeldBytes, affordable};
 use crate::lifeline::Lifeline;
 
-/// The most bytes that one read takes from the socket.
+/// Maximum bytes that one read takes from the socket.
 const MAX_READ: usize = 32 * 1024;
 
-/// The least: less would cost a system call for each small record.
+/// Minimum bytes per read: smaller reads would need a system call for each small record.
 const MIN_READ: usize = 4 * 1024;
 
-/// The most plaintext that one write encrypts: two full records.
+/// Maximum plaintext that one write encrypts: two full records.
 const MAX_WRITE: usize = 32 * 1024;
 
-/// Room for what [`MAX_WRITE`] becomes.
+/// Room for [`MAX_WRITE`] bytes once encrypted.
 const MAX_ENCRYPTED: usize = MAX_WRITE + 1024;
 
-/// The most bytes of a handshake that are kept while a message is incomplete: rustls' own limit for a message, and a
-/// record.
+/// Maximum bytes of an incomplete handshake message that are kept: rustls' own limit for a message, and a record.
 const MAX_HANDSHAKE: usize = 80 * 1024;
 
-/// A connection that has done its handshake.
-pub struct TlsStream {
+/// A connection whose handshake is done.
+pub(crate) struct TlsStream {
     io: TcpStream,
     connection: UnbufferedServerConnection,
-    /// The part of a record, or of a handshake message, that has come so far.
+    /// Received part of a record, or of a handshake message.
     incoming: Vec<u8>,
-    /// Decrypted bytes that a reader had no room for, from `plaintext_start` on.
+    /// Decrypted bytes that did not fit into the reader's buffer, from `plaintext_start` on.
     plaintext: Vec<u8>,
     plaintext_start: usize,
-    /// Encrypted bytes that the socket has not taken yet, from `outgoing_start` on.
+    /// Encrypted bytes that the socket has not accepted yet, from `outgoing_start` on.
     outgoing: Vec<u8>,
     outgoing_start: usize,
     outgoing_held: HeldBytes,
-    end: End,
-    said_goodbye: bool,
-    /// Counts what is kept of what the client sent.
+    read_state: ReadState,
+    sent_close_notify: bool,
+    /// Counts leftover bytes from the client.
     line: Lifeline,
 }
 
-/// A handshake that came to nothing. What TLS has to say about it was sent.
+/// A failed handshake. The alert, if any, was sent.
 #[derive(Debug, thiserror::Error)]
 #[error("{cause}")]
-pub struct HandshakeError {
+pub(crate) struct HandshakeError {
     /// The connection, still open.
-    pub io: TcpStream,
-    /// Why.
-    pub cause: HandshakeFailure,
+    pub(crate) io: TcpStream,
+    /// Why it failed.
+    pub(crate) cause: HandshakeFailure,
 }
 
-/// Why a handshake came to nothing.
+/// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
-pub enum HandshakeFailure {
-    /// The client went away.
+pub(crate) enum HandshakeFailure {
+    /// The client closed the connection.
     #[error("the client ended the handshake: {0}")]
     Io(#[from] io::Error),
-    /// By the rules of TLS, or because the client certificate is not good.
+    /// A TLS error, or an invalid client certificate.
     #[error("{0}")]
     Tls(#[from] Error),
-    /// Too much of other handshakes and requests is unfinished.
+    /// Other handshakes and requests hold too many unfinished bytes.
     #[error("there is no room for it: too many unfinished handshakes and requests")]
     NoRoom,
 }
 
-/// What may still be read.
+/// Whether more can be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+enum ReadState {
     Open,
-    /// The client has said that nothing more comes.
+    /// The client sent `close_notify`.
     Closed,
-    /// The client broke a rule of TLS.
+    /// The client violated the protocol.
     Failed,
 }
 
-/// What a thread reads into, encrypts into, and gathers in.
+/// A thread's buffers for reading, encrypting and gathering.
 struct Scratch {
     incoming: Box<[u8]>,
     outgoing: Box<[u8]>,
@@ -108,10 +107,13 @@ thread_local! {
 }
 
 impl TlsStream {
-    /// Does the handshake on a connection of which `first` was read already. `line` says whether there is room for the
-    /// bytes of an incomplete message, and is closed if later there is none for those of a record: to be driven under its
-    /// guard.
-    pub async fn accept(
+    /// Runs the handshake on a connection from which `first` was already read. `line` limits the bytes of incomplete
+    /// messages, and is closed if later there is no room for those of a record: drive the connection under its guard.
+    ///
+    /// # Errors
+    ///
+    /// If the handshake fails; the error returns the socket.
+    pub(crate) async fn accept(
         io: TcpStream,
         first: BytesMut,
         config: Arc<ServerConfig>,
@@ -130,13 +132,13 @@ impl TlsStream {
             outgoing: Vec::new(),
             outgoing_start: 0,
             outgoing_held: HeldBytes::default(),
-            end: End::Open,
-            said_goodbye: false,
+            read_state: ReadState::Open,
+            sent_close_notify: false,
             line,
         });
         match stream.handshake(first).await {
             Ok(()) => {
-                // Nothing of it is unfinished any more; a record may have begun behind it.
+                // The handshake is complete; the bytes after it may be part of a record.
                 let _ = stream.line.hold(0);
                 stream.count_kept();
                 Ok(stream)
@@ -145,23 +147,18 @@ impl TlsStream {
         }
     }
 
-    /// The client's certificate, leaf first, if it was asked for one.
-    pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
+    /// The client's certificate chain, leaf first, if it sent one.
+    pub(crate) fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         self.connection.peer_certificates()
     }
 
-    /// The ALPN protocol that was agreed on.
-    pub fn alpn_protocol(&self) -> Option<&[u8]> {
+    /// The negotiated ALPN protocol.
+    pub(crate) fn alpn_protocol(&self) -> Option<&[u8]> {
         self.connection.alpn_protocol()
     }
 
-    /// The TLS version that was agreed on.
-    pub fn protocol_version(&self) -> Option<ProtocolVersion> {
-        self.connection.protocol_version()
-    }
-
-    /// The socket underneath.
-    pub fn socket(&self) -> &TcpStream {
+    /// The underlying socket.
+    pub(crate) fn socket(&self) -> &TcpStream {
         &self.io
     }
 
@@ -178,7 +175,7 @@ impl TlsStream {
                 self.incoming = received;
                 return Ok(());
             }
-            if self.end == End::Closed {
+            if self.read_state == ReadState::Closed {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
             if received.len() > MAX_HANDSHAKE {
@@ -201,8 +198,8 @@ impl TlsStream {
         }
     }
 
-    /// Lets rustls take what it can of `incoming`, and says how much that was. Plaintext goes to the reader, and what
-    /// it has no room for to `plaintext`; what is to be sent goes to `outgoing`, after an error too.
+    /// Passes `incoming` to rustls, and returns how many bytes it consumed. Plaintext goes to the reader, or to
+    /// `plaintext` if it does not fit; data to send goes to `outgoing`, after an error too.
     fn process(&mut self, incoming: &mut [u8], mut reader: Option<&mut ReadBuf<'_>>) -> Result<usize, Error> {
         let mut consumed = 0;
         let mut failure = None;
@@ -212,37 +209,24 @@ impl TlsStream {
             let mut discard = discard;
             match state {
                 Err(error) => {
-                    self.end = End::Failed;
+                    self.read_state = ReadState::Failed;
                     failure.get_or_insert(error);
                 }
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(record) = traffic.next_record() {
                         let record = record?;
                         discard += record.discard;
-                        let mut payload = record.payload;
-                        if let Some(reader) = reader.as_deref_mut()
-                            && self.plaintext.is_empty()
-                        {
-                            let (now, later) = payload.split_at(payload.len().min(reader.remaining()));
-                            reader.put_slice(now);
-                            payload = later;
-                        }
-                        self.plaintext.extend_from_slice(payload);
+                        deliver(record.payload, reader.as_deref_mut(), &mut self.plaintext);
                     }
                 }
-                Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    let start = self.outgoing.len();
-                    if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
-                        self.outgoing.resize(start + size.required_size, 0);
-                        let encoded = self.outgoing.get_mut(start..).unwrap_or_default();
-                        data.encode(encoded).map_err(|error| Error::General(error.to_string()))?;
-                        if failure == Some(Error::NoCertificatesPresented) {
-                            use_the_alert_of_the_version(encoded);
-                        }
+                Ok(ConnectionState::EncodeTlsData(data)) => {
+                    let encoded = encode(data, &mut self.outgoing)?;
+                    if failure == Some(Error::NoCertificatesPresented) {
+                        correct_alert_for_version(encoded);
                     }
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                Ok(ConnectionState::PeerClosed) => self.end = End::Closed,
+                Ok(ConnectionState::PeerClosed) => self.read_state = ReadState::Closed,
                 Ok(
                     ConnectionState::BlockedHandshake
                     | ConnectionState::WriteTraffic(_)
@@ -251,12 +235,12 @@ impl TlsStream {
                     consumed += discard;
                     break;
                 }
-                // Early data is never offered, and no other state is known.
+                // Early data is never offered, and there is no other state.
                 Ok(_) => return Err(Error::General("unexpected state of the connection".into())),
             }
             consumed += discard;
-            // All that is queued goes out: answers to what came before, then the alert. Without anything queued, rustls
-            // would look at the bytes that have failed once more.
+            // After an error, send everything that is queued: responses to earlier messages, then the alert. With
+            // nothing queued, rustls would process the failed bytes again.
             if failure.is_some() && !self.connection.wants_write() {
                 break;
             }
@@ -267,12 +251,57 @@ impl TlsStream {
         }
     }
 
-    /// Tells how much is kept of what the client sent.
+    /// Passes decrypted bytes that were kept to the reader; `false` if there are none.
+    fn take_kept(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        let Some(kept @ [_, ..]) = self.plaintext.get(self.plaintext_start..) else { return false };
+        let count = kept.len().min(buffer.remaining());
+        buffer.put_slice(kept.get(..count).unwrap_or_default());
+        self.plaintext_start += count;
+        if self.plaintext_start == self.plaintext.len() {
+            self.plaintext = Vec::new();
+            self.plaintext_start = 0;
+            self.count_kept();
+        }
+        true
+    }
+
+    /// Reads once from the socket and decrypts; `None` if the socket has no data.
+    fn receive(
+        &mut self,
+        context: &mut Context<'_>,
+        scratch: &mut [u8],
+        buffer: &mut ReadBuf<'_>,
+    ) -> io::Result<Option<usize>> {
+        let kept = self.incoming.len();
+        let room = (buffer.remaining() + 256).clamp(MIN_READ, MAX_READ);
+        let bytes = scratch.get_mut(..kept + room).ok_or(io::ErrorKind::InvalidData)?;
+        bytes.get_mut(..kept).unwrap_or_default().copy_from_slice(&self.incoming);
+        let mut read = ReadBuf::new(bytes.get_mut(kept..).unwrap_or_default());
+        if Pin::new(&mut self.io).poll_read(context, &mut read)?.is_pending() {
+            return Ok(None);
+        }
+        let count = read.filled().len();
+        if count == 0 {
+            // Without `close_notify`, anyone could have ended the connection (RFC 8446 §6.1).
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let received = bytes.get_mut(..kept + count).unwrap_or_default();
+        let consumed = self.process(received, Some(buffer)).map_err(invalid_data);
+        let rest =
+            consumed.as_ref().map_or(&[][..], |consumed| received.get(*consumed..).unwrap_or_default());
+        if !(rest.is_empty() && self.incoming.is_empty()) {
+            self.incoming = rest.to_vec();
+        }
+        self.count_kept();
+        consumed.map(Some)
+    }
+
+    /// Counts the leftover bytes from the client.
     fn count_kept(&self) {
         self.line.hold_record(self.incoming.len() + self.plaintext.len());
     }
 
-    /// Encrypts what fits, and hands it to the socket.
+    /// Encrypts as much as fits, and passes it to the socket.
     fn encrypt(
         &mut self,
         context: &mut Context<'_>,
@@ -285,7 +314,7 @@ impl TlsStream {
         Ok(taken.len())
     }
 
-    /// Encrypts by rustls, after what it has to say itself.
+    /// Encrypts with rustls, after sending what rustls has queued itself.
     fn with_traffic(
         &mut self,
         scratch: &mut [u8],
@@ -294,7 +323,7 @@ impl TlsStream {
             &mut [u8],
         ) -> Result<usize, EncryptError>,
     ) -> io::Result<usize> {
-        if self.end == End::Failed {
+        if self.read_state == ReadState::Failed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let mut incoming = mem::take(&mut self.incoming);
@@ -314,6 +343,7 @@ impl TlsStream {
         })
     }
 
+    /// Passes encrypted bytes to the socket, and keeps those that it does not accept.
     fn send_or_keep(&mut self, context: &mut Context<'_>, encrypted: &[u8]) -> io::Result<()> {
         let mut sent = 0;
         if self.outgoing.is_empty() {
@@ -327,7 +357,7 @@ impl TlsStream {
         Ok(())
     }
 
-    /// Sends what is left over.
+    /// Sends the encrypted bytes that were kept.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(rest @ [_, ..]) = self.outgoing.get(self.outgoing_start..) {
             match ready!(Pin::new(&mut self.io).poll_write(context, rest))? {
@@ -352,50 +382,20 @@ impl AsyncRead for TlsStream {
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        if let Some(kept @ [_, ..]) = this.plaintext.get(this.plaintext_start..) {
-            let count = kept.len().min(buffer.remaining());
-            buffer.put_slice(kept.get(..count).unwrap_or_default());
-            this.plaintext_start += count;
-            if this.plaintext_start == this.plaintext.len() {
-                this.plaintext = Vec::new();
-                this.plaintext_start = 0;
-                this.count_kept();
-            }
+        if this.take_kept(buffer) {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         loop {
-            match this.end {
-                End::Open => {}
-                End::Closed => return Poll::Ready(Ok(())),
-                End::Failed => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            match this.read_state {
+                ReadState::Open => {}
+                ReadState::Closed => return Poll::Ready(Ok(())),
+                ReadState::Failed => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
             }
-            let result = SCRATCH.with_borrow_mut(|scratch| {
-                let kept = this.incoming.len();
-                let room = (buffer.remaining() + 256).clamp(MIN_READ, MAX_READ);
-                let bytes = scratch.incoming.get_mut(..kept + room).ok_or(io::ErrorKind::InvalidData)?;
-                bytes.get_mut(..kept).unwrap_or_default().copy_from_slice(&this.incoming);
-                let mut read = ReadBuf::new(bytes.get_mut(kept..).unwrap_or_default());
-                if Pin::new(&mut this.io).poll_read(context, &mut read)?.is_pending() {
-                    return Ok(None);
-                }
-                let count = read.filled().len();
-                if count == 0 {
-                    // Without a goodbye, the end could be anybody's doing (RFC 8446 §6.1).
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                let received = bytes.get_mut(..kept + count).unwrap_or_default();
-                let consumed = this.process(received, Some(buffer)).map_err(invalid_data);
-                let rest = consumed
-                    .as_ref()
-                    .map_or(&[][..], |consumed| received.get(*consumed..).unwrap_or_default());
-                if !(rest.is_empty() && this.incoming.is_empty()) {
-                    this.incoming = rest.to_vec();
-                }
-                this.count_kept();
-                consumed.map(Some)
-            });
-            // Answers of TLS itself, an alert among them. What the socket does not take now goes with the next write.
+            let result =
+                SCRATCH.with_borrow_mut(|scratch| this.receive(context, &mut scratch.incoming, buffer));
+            // Responses of TLS itself, such as an alert. What the socket does not accept now goes out with the next
+            // write.
             if !this.outgoing.is_empty() {
                 let _ = this.poll_send(context)?;
             }
@@ -449,11 +449,11 @@ impl AsyncWrite for TlsStream {
         self.get_mut().poll_send(context)
     }
 
-    /// Says goodbye as TLS does (`close_notify`), then as TCP does.
+    /// Sends `close_notify`, then FIN.
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.said_goodbye && this.end != End::Failed {
-            this.said_goodbye = true;
+        if !this.sent_close_notify && this.read_state != ReadState::Failed {
+            this.sent_close_notify = true;
             SCRATCH.with_borrow_mut(|scratch| {
                 let outgoing = &mut scratch.outgoing;
                 let length =
@@ -466,9 +466,36 @@ impl AsyncWrite for TlsStream {
     }
 }
 
-/// rustls says `certificate_required` in every version, but the word exists since TLS 1.3 only; before, it is
-/// `handshake_failure` (RFC 5246 §7.4.6). Those older alerts are not encrypted yet, so they can be told apart.
-fn use_the_alert_of_the_version(record: &mut [u8]) {
+/// Passes decrypted bytes to the reader, and those that do not fit to `plaintext`.
+fn deliver(payload: &[u8], reader: Option<&mut ReadBuf<'_>>, plaintext: &mut Vec<u8>) {
+    let mut rest = payload;
+    if let Some(reader) = reader
+        && plaintext.is_empty()
+    {
+        let (now, later) = payload.split_at(payload.len().min(reader.remaining()));
+        reader.put_slice(now);
+        rest = later;
+    }
+    plaintext.extend_from_slice(rest);
+}
+
+/// Appends a message of rustls to `outgoing`; returns its bytes.
+fn encode<'o>(
+    mut data: rustls::unbuffered::EncodeTlsData<'_, rustls::server::ServerConnectionData>,
+    outgoing: &'o mut Vec<u8>,
+) -> Result<&'o mut [u8], Error> {
+    let start = outgoing.len();
+    if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
+        outgoing.resize(start + size.required_size, 0);
+        let encoded = outgoing.get_mut(start..).unwrap_or_default();
+        data.encode(encoded).map_err(|error| Error::General(error.to_string()))?;
+    }
+    Ok(outgoing.get_mut(start..).unwrap_or_default())
+}
+
+/// Corrects rustls' alert `certificate_required`, which exists only since TLS 1.3, to `handshake_failure` (RFC 5246
+/// §7.4.6) in TLS 1.2. Such alerts are not encrypted yet, so the record's version identifies them.
+fn correct_alert_for_version(record: &mut [u8]) {
     const CERTIFICATE_REQUIRED: u8 = 116;
     const HANDSHAKE_FAILURE: u8 = 40;
     if let [0x15, 3, 3, 0, 2, 2, description @ CERTIFICATE_REQUIRED] = record {

@@ -11,7 +11,7 @@ fn tls(root: &Authority) -> ServerTls {
 }
 
 #[test]
-fn the_configuration_answers_alpn_by_what_app_and_client_speak() {
+fn the_configuration_selects_alpn_by_app_and_client() {
     let tls = tls(&Authority::root("root"));
     let alpn = |terms, http1, http2, app| {
         let config = tls.config(terms, Alpn { mesh: None, http1, http2 }, app).unwrap();
@@ -30,7 +30,7 @@ fn the_configuration_answers_alpn_by_what_app_and_client_speak() {
 #[test]
 fn no_configuration_resumes_sessions() {
     let tls = tls(&Authority::root("root"));
-    let families = [&tls.mutual, &tls.open];
+    let families = [&tls.mutual, &tls.no_client_auth];
     let configs =
         families.iter().flat_map(|family| [&family.http1_first, &family.http2_first, &family.without]);
     for config in configs.chain(&tls.mesh) {
@@ -40,7 +40,7 @@ fn no_configuration_resumes_sessions() {
 }
 
 #[test]
-fn a_certificate_is_judged_again_by_another_bundle_and_another_time() {
+fn a_certificate_is_verified_again_by_another_bundle_and_another_time() {
     let (root, other) = (Authority::root("root"), Authority::root("other"));
     let client = root.named(GATEWAY);
     assert_eq!(tls(&root).verify_again(&client.chain, UnixTime::now()), Ok(()));
@@ -82,7 +82,7 @@ fn a_chain_that_is_an_attack_is_refused_before_any_signature_is_checked() {
 }
 
 #[test]
-fn a_key_that_is_not_the_certificates_is_refused() {
+fn a_key_of_another_certificate_is_refused() {
     let root = Authority::root("root");
     let mut credentials = (*root.named(SERVER).credentials()).clone();
     credentials.key = root.named(SERVER).credentials().key.clone();

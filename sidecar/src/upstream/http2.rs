@@ -293,7 +293,7 @@ async fn connect(all: &Rc<Http2>) -> Result<Rc<Carrier>, UpstreamError> {
     let watch = stream.watch();
     let mut builder = Builder::new();
     builder
-        .initial_window_size(windows::ANSWER)
+        .initial_window_size(windows::RESPONSE_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER)

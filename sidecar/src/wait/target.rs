@@ -1,4 +1,4 @@
-//! What is waited for.
+//! Servers to wait for.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,26 +6,27 @@ use std::str::FromStr;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery};
 
-/// A server, and what it is to answer to.
+/// A server, and the answer that is expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitTarget {
-    /// Host and port; a port is always there.
+    /// Host and port. The port is optional only for HTTP.
     pub(super) authority: Authority,
-    /// What is asked for by HTTP; none where nothing is said.
+    /// Path of an HTTP request; `None` if nothing is sent.
     pub(super) path: Option<PathAndQuery>,
 }
 
-/// A text that names no server.
+/// Text that is not the URL of a server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not of the form tcp://HOST:PORT or http://HOST[:PORT][/PATH]")]
 pub struct WaitTargetError(String);
 
 impl WaitTarget {
-    /// Name or address, without the brackets of IPv6.
+    /// Host name or address, without the brackets of IPv6.
     pub(super) fn host(&self) -> &str {
         self.authority.host().trim_start_matches('[').trim_end_matches(']')
     }
 
+    /// Port of the URL, or 80.
     pub(super) fn port(&self) -> u16 {
         self.authority.port_u16().unwrap_or(80)
     }
@@ -38,7 +39,7 @@ impl WaitTarget {
         if authority.host().is_empty() || has_user || port == Some(0) {
             return None;
         }
-        // A colon without a port is none, too.
+        // A colon without a port is invalid, too.
         if port.is_none() && authority.as_str() != authority.host() {
             return None;
         }

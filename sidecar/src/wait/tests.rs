@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::stream::Abort;
 
-/// A server that does this with each connection.
+/// A server that runs this on each connection.
 async fn server<F: Future<Output = ()>>(
     serve: impl Fn(TcpStream) -> F,
 ) -> (SocketAddr, impl Future<Output = ()>) {
@@ -21,18 +21,18 @@ async fn server<F: Future<Output = ()>>(
     (address, serving)
 }
 
-/// What a question comes to; empty: an answer.
+/// The error of an attempt; empty if the server answered.
 async fn outcome<F: Future<Output = ()>>(scheme: &str, serve: impl Fn(TcpStream) -> F) -> String {
     let (address, serving) = server(serve).await;
     let target: WaitTarget = format!("{scheme}://{address}").parse().unwrap();
     tokio::select! {
-        answer = question::ask(&target) => answer.err().map(|error| error.to_string()).unwrap_or_default(),
+        answer = attempt::attempt(&target) => answer.err().map(|error| error.to_string()).unwrap_or_default(),
         () = serving => unreachable!(),
     }
 }
 
 #[tokio::test]
-async fn a_server_answers_by_closing_at_the_end_or_by_its_first_bytes_and_a_reset_is_no_answer() {
+async fn closing_at_the_end_and_first_bytes_are_answers_and_a_reset_is_not() {
     let closes = async |mut io: TcpStream| {
         assert_eq!(io.read(&mut [0; 1]).await.unwrap(), 0);
     };
@@ -42,7 +42,7 @@ async fn a_server_answers_by_closing_at_the_end_or_by_its_first_bytes_and_a_rese
         let _ = io.read(&mut [0; 1]).await;
     };
     assert_eq!(outcome("tcp", greets).await, "");
-    // As a sidecar does that reaches no server.
+    // As a sidecar that reaches no server.
     let resets = async |io: TcpStream| io.abort();
     let reset = outcome("tcp", resets).await;
     assert!(reset.starts_with("the connection was reset"), "{reset}");
@@ -71,8 +71,8 @@ async fn http_answers_by_a_status_below_400() {
 }
 
 #[tokio::test]
-async fn servers_are_asked_until_each_answers_and_one_that_does_not_is_named_with_the_reason() {
-    // Bound and not listening: nobody else gets the port, and connections are refused.
+async fn servers_are_tried_until_each_answers_and_one_that_does_not_is_named_with_the_reason() {
+    // Bound but not listening: no other process gets the port, and connections are refused.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let late = socket.local_addr().unwrap();

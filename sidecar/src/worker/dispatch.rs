@@ -1,36 +1,35 @@
-//! Which worker takes a connection, and what becomes of one that none takes.
+//! Assigns accepted connections to workers, and resets those that cannot be accepted.
 
 use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::{Shared, Worker};
+use super::{SharedByWorkers, Worker};
 use crate::listener::{Accepted, Direction};
-use crate::places::{Eviction, Full, Place};
+use crate::places::{Eviction, NoPlace, Place};
 use crate::socket;
 
-/// Chooses who takes a connection.
+/// Assigns accepted connections.
 pub(super) struct Dispatch {
     pub(super) here: Rc<Worker>,
     pub(super) index: usize,
-    pub(super) peers: Vec<mpsc::UnboundedSender<Message>>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) peers: Vec<mpsc::UnboundedSender<WorkerMessage>>,
+    pub(super) shared: Arc<SharedByWorkers>,
 }
 
-/// What one worker has for another.
-pub(super) enum Message {
-    /// A connection.
+/// A message from one worker to another.
+pub(super) enum WorkerMessage {
+    /// A connection to serve.
     Handoff(Handoff),
-    /// Connections of its are to make room.
+    /// Connections of the worker must make room.
     Evict(Eviction),
 }
 
-/// A connection on its way to another worker.
+/// An accepted connection on its way to another worker.
 pub(super) struct Handoff {
     pub(super) io: StdTcpStream,
     pub(super) peer: SocketAddr,
@@ -39,17 +38,13 @@ pub(super) struct Handoff {
 }
 
 impl Dispatch {
-    /// Gives a connection to the least busy worker, or ends it if there is no place for it or it belongs nowhere.
+    /// Passes a connection to the least busy worker, or resets it if no place is free or its destination is invalid.
     pub(super) fn take(&self, accepted: Accepted) {
         let (io, peer, direction) = match accepted {
             Accepted::Connection(io, peer, direction) => (io, peer, direction),
             Accepted::Misdirected(io, peer, reason) => {
                 self.here.context.refusals.misdirected(peer, &reason);
                 return socket::reset(io);
-            }
-            Accepted::Failed => {
-                self.shared.accept_errors.fetch_add(1, Ordering::Relaxed);
-                return;
             }
         };
         let place = match self.place(peer, direction) {
@@ -61,23 +56,24 @@ impl Dispatch {
         }
         let to = place.worker();
         match io.into_std() {
-            Ok(io) => self.send(to, Message::Handoff(Handoff { io, peer, direction, place })),
+            Ok(io) => self.send(to, WorkerMessage::Handoff(Handoff { io, peer, direction, place })),
             Err(error) => warn!(%error, "cannot hand a connection over"),
         }
     }
 
-    fn shed(&self, io: TcpStream, peer: SocketAddr, direction: Direction, full: &Full) {
-        self.shared.shed.fetch_add(1, Ordering::Relaxed);
+    /// Resets a connection for which no place is free.
+    fn shed(&self, io: TcpStream, peer: SocketAddr, direction: Direction, full: &NoPlace) {
         self.here.context.refusals.full(peer, direction, full);
         let totals = self.here.context.http.telemetry.totals();
         match full {
-            Full::Clients { .. } => totals.no_place.add(1),
-            Full::Outbound { .. } => totals.outbound_no_place.add(1),
+            NoPlace::Clients { .. } => totals.no_place.add(1),
+            NoPlace::Outbound { .. } => totals.outbound_no_place.add(1),
         }
         socket::reset(io);
     }
 
-    fn place(&self, peer: SocketAddr, direction: Direction) -> Result<Place, Full> {
+    /// Takes a place for a connection; makes others end if necessary.
+    fn place(&self, peer: SocketAddr, direction: Direction) -> Result<Place, NoPlace> {
         // While draining, other workers may have ended already.
         let is_draining = self.here.draining.get().is_some();
         let places = &self.shared.places;
@@ -87,14 +83,14 @@ impl Dispatch {
         let (place, eviction) = places.client(peer.ip().to_canonical(), self.index, is_draining)?;
         match eviction {
             Some(eviction) if eviction.worker == self.index => self.here.evict(&eviction),
-            Some(eviction) => self.send(eviction.worker, Message::Evict(eviction)),
+            Some(eviction) => self.send(eviction.worker, WorkerMessage::Evict(eviction)),
             None => {}
         }
         Ok(place)
     }
 
-    /// A worker that has ended takes nothing, and a connection ends with what is dropped here.
-    fn send(&self, worker: usize, message: Message) {
+    /// If the worker has ended, the message is dropped, and a connection in it is closed.
+    fn send(&self, worker: usize, message: WorkerMessage) {
         if let Some(target) = self.peers.get(worker) {
             let _ = target.send(message);
         }

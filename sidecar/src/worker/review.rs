@@ -1,4 +1,4 @@
-//! What a new policy or trust bundle means to the connections that are open.
+//! Applies a new policy or trust bundle to open connections.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use crate::lifeline::Cause;
 use crate::snapshot::Snapshot;
 use crate::tls::{PeerTls, ServerTls};
 
-/// Remembers by what the open connections were judged last.
+/// Remembers the snapshot by which open connections were last reviewed.
 pub(super) struct Reviewer {
     last: Arc<Snapshot>,
 }
@@ -27,15 +27,15 @@ impl Reviewer {
         Self { last: snapshot }
     }
 
-    /// Ends what would not be let in any more.
+    /// Ends connections that the snapshot no longer allows.
     pub(super) fn review(&mut self, worker: &Worker, snapshot: Arc<Snapshot>) {
         if snapshot.generation == self.last.generation {
             return;
         }
         let clients = changed_bundle(tls_of(&self.last), tls_of(&snapshot))
-            .map(|tls: &ServerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
+            .map(|tls: &ServerTls| CertificateReviewer::new(move |chain, now| tls.verify_again(chain, now)));
         let endpoints = changed_bundle(peer_tls_of(&self.last), peer_tls_of(&snapshot))
-            .map(|tls: &PeerTls| CertificateJudge::new(move |chain, now| tls.verify_again(chain, now)));
+            .map(|tls: &PeerTls| CertificateReviewer::new(move |chain, now| tls.verify_again(chain, now)));
         let grace = worker.context.http.limits.revocation;
         worker.registry.for_each(|line, connection| {
             if let (Some(judge), Some(endpoint)) = (&endpoints, connection.endpoint())
@@ -50,19 +50,21 @@ impl Reviewer {
             let is_opaque = connection.is_opaque();
             if let Review::Revoke(denial) = authorizer.review(&snapshot) {
                 worker.context.refusals.revoked(authorizer.info(), &denial);
-                return match is_opaque {
-                    true => line.close(Cause::PolicyChanged),
-                    false => line.finish(Cause::PolicyChanged, grace),
+                return if is_opaque {
+                    line.close(Cause::PolicyChanged);
+                } else {
+                    line.finish(Cause::PolicyChanged, grace);
                 };
             }
             if let (Some(judge), Some(client)) = (&clients, &authorizer.info().client)
                 && let Err(error) = judge.verify(client)
             {
                 worker.context.refusals.revoked(authorizer.info(), &error);
-                match is_opaque {
-                    true => line.close(Cause::TrustBundleChanged),
-                    // Nobody is refused here: the client has a certificate of another root by now, and comes back.
-                    false => line.leave(Cause::TrustBundleChanged, grace / 2, grace),
+                if is_opaque {
+                    line.close(Cause::TrustBundleChanged);
+                } else {
+                    // Closed gracefully: the client has a certificate of another root by now, and reconnects.
+                    line.close_gracefully(Cause::TrustBundleChanged, grace / 2, grace);
                 }
             }
         });
@@ -70,14 +72,14 @@ impl Reviewer {
     }
 }
 
-/// Verifies each certificate once, however many connections it has opened.
-struct CertificateJudge<F> {
+/// Verifies each certificate once, however many connections use it.
+struct CertificateReviewer<F> {
     verify: F,
     now: SystemTime,
     verdicts: RefCell<HashMap<*const VerifiedCertificate, Result<(), rustls::Error>>>,
 }
 
-impl<F> CertificateJudge<F>
+impl<F> CertificateReviewer<F>
 where
     F: Fn(&[CertificateDer<'static>], UnixTime) -> Result<(), rustls::Error>,
 {
@@ -85,8 +87,8 @@ where
         Self { verify, now: SystemTime::now(), verdicts: RefCell::default() }
     }
 
-    /// By the roots alone: a certificate that has run out since is judged as of its last moment, because connections
-    /// of opaque bytes outlive it.
+    /// Checks only the roots: a certificate that has expired since is verified as of its last moment, because opaque
+    /// connections outlive it.
     fn verify(&self, certificate: &Rc<VerifiedCertificate>) -> Result<(), rustls::Error> {
         let mut verdicts = self.verdicts.borrow_mut();
         let verdict = verdicts.entry(Rc::as_ptr(certificate)).or_insert_with(|| {
@@ -98,7 +100,7 @@ where
     }
 }
 
-/// What open connections are judged by now, if that is not what it was.
+/// The new TLS configuration, if its trust bundle accepts other certificates than the one before.
 fn changed_bundle<'s, T>(
     before: Option<(&T, &TrustBundle)>,
     now: Option<(&'s T, &TrustBundle)>,

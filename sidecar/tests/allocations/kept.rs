@@ -1,5 +1,5 @@
-//! What a sidecar keeps for clients that ask and do not go on, in bytes for each of their requests; and that nothing of
-//! it is left once they are gone.
+//! What a sidecar keeps for clients that send requests and then stall, in bytes per request; and that everything is
+//! freed once they are gone.
 
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -13,14 +13,14 @@ use crate::world::{App, Sidecar, Speaks};
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Length, type and flags of a SETTINGS frame of one setting; then the stream and SETTINGS_INITIAL_WINDOW_SIZE.
+/// Length, type and flags of a SETTINGS frame with one setting; then the stream and SETTINGS_INITIAL_WINDOW_SIZE.
 const WINDOW: [u8; 11] = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4];
-/// Streams of a connection.
+/// Streams per connection.
 const STREAMS: usize = 100;
-/// What may be left of a peak, once its clients are gone: spare buffers, and tables that do not shrink.
+/// What may remain after a peak, once its clients are gone: spare buffers, and tables that do not shrink.
 const REST: i64 = 2 * 1024 * 1024;
 
-/// A connection on which so many requests are made, the last of which may go on.
+/// A connection with this many requests; if `ends` is false, the last one is not complete.
 fn http2(target: SocketAddr, window: u32, method: &str, ends: bool) -> TcpStream {
     let mut bytes = [PREFACE, &WINDOW, &window.to_be_bytes()].concat();
     let mut block = Vec::new();
@@ -50,14 +50,14 @@ fn send(target: SocketAddr, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-/// What is kept for each of `count` requests of clients that a thread of its own opens, once what is waited for is so.
+/// Bytes kept per request, for `count` requests that a thread of its own sends, once the condition is met.
 fn kept(
     count: usize,
     sidecar: &Sidecar,
     open: impl FnOnce(SocketAddr) -> Vec<TcpStream> + Send + 'static,
     wait: impl FnOnce(),
 ) -> i64 {
-    /// All of them together would have more files than a process may.
+    /// All of them together would exceed the limit of open files.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let target = sidecar.address;
@@ -79,7 +79,7 @@ fn repeat(count: usize, open: impl Fn() -> TcpStream) -> Vec<TcpStream> {
 }
 
 #[test]
-fn a_body_that_does_not_come_to_an_app_of_http2() {
+fn a_stalled_body_to_an_http2_app() {
     let app = App::http2(None);
     let sidecar = Sidecar::new(Speaks::Http2, app.address, AppProtocol::H2c, false);
     let count = 10 * STREAMS;
@@ -89,7 +89,7 @@ fn a_body_that_does_not_come_to_an_app_of_http2() {
 }
 
 #[test]
-fn a_body_that_does_not_come_to_an_app_of_http1() {
+fn a_stalled_body_to_an_http1_app() {
     let app = App::http1(None);
     let sidecar = Sidecar::new(Speaks::Http2, app.address, AppProtocol::Http, true);
     let count = 2 * STREAMS;
@@ -99,7 +99,7 @@ fn a_body_that_does_not_come_to_an_app_of_http1() {
 }
 
 #[test]
-fn an_answer_of_ours_that_is_not_taken() {
+fn a_local_answer_that_is_not_read() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let sidecar = Sidecar::new(Speaks::Http2, nobody, AppProtocol::H2c, false);
     let count = 10 * STREAMS;
@@ -112,7 +112,7 @@ fn an_answer_of_ours_that_is_not_taken() {
 }
 
 #[test]
-fn an_answer_of_an_app_of_http2_that_is_not_taken() {
+fn an_http2_app_s_answer_that_is_not_read() {
     let app = App::http2(Some(1_000_000));
     let sidecar = Sidecar::new(Speaks::Http2, app.address, AppProtocol::H2c, false);
     let count = 20 * STREAMS;
@@ -125,7 +125,7 @@ fn an_answer_of_an_app_of_http2_that_is_not_taken() {
 }
 
 #[test]
-fn an_answer_of_http1_that_is_not_taken() {
+fn an_http1_app_s_answer_that_is_not_read() {
     let app = App::http1(Some(10_000_000));
     let sidecar = Sidecar::new(Speaks::Http1, app.address, AppProtocol::Http, false);
     let open = |target| repeat(200, || send(target, GET));
@@ -137,7 +137,7 @@ fn an_answer_of_http1_that_is_not_taken() {
 }
 
 #[test]
-fn a_client_of_http1_that_asks_and_leaves() {
+fn an_http1_client_that_disconnects() {
     let app = App::http1(None);
     let sidecar = Sidecar::new(Speaks::Http1, app.address, AppProtocol::Http, false);
     let ask = |target| {

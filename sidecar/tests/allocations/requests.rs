@@ -1,4 +1,4 @@
-//! What a request costs on a connection that is kept alive, in allocations.
+//! Allocations per request on a keep-alive connection.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -17,7 +17,7 @@ const REQUEST: &[u8] = b"GET /get?a=b HTTP/1.1\r\nHost: httpbin.example\r\nUser-
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1024\r\n\r\n";
 const BODY: &[u8] = &[b'x'; 1024];
 
-/// Answers each request, which must come in one piece, with head and body in one piece.
+/// Responds to each request, which must arrive in one piece, with head and body in one piece.
 async fn app(mut stream: TcpStream) {
     let mut request = [0; 4096];
     let mut answer = [0; ANSWER.len() + BODY.len()];

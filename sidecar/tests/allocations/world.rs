@@ -1,4 +1,4 @@
-//! A sidecar's codecs on the thread that counts; its app has threads of its own.
+//! A sidecar's codecs on the thread whose allocations are counted; the app has its own threads.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -28,12 +28,12 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-/// Longest wait for a condition.
+/// Maximum wait for a condition.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Looks at something, a millisecond apart, after which it is found to stand still.
+/// Number of checks, a millisecond apart, after which a figure counts as stable.
 const STILL: usize = 100;
 
-/// What clients speak.
+/// The HTTP version that clients speak.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Speaks {
     Http1,
@@ -55,7 +55,7 @@ pub(crate) struct Sidecar {
 pub(crate) struct Seen {
     /// Requests.
     pub(crate) requests: AtomicUsize,
-    /// Bytes of answers that the sidecar took, or that it gave a window for.
+    /// Bytes of responses that the sidecar has read, or granted a window for.
     pub(crate) sent: AtomicUsize,
 }
 
@@ -68,8 +68,8 @@ pub(crate) struct App {
 }
 
 impl Sidecar {
-    /// Clients speak this; `tls` if they are taken for such as came by TLS, so that HTTP/2 ones need not have an app that
-    /// speaks it.
+    /// A sidecar whose clients speak this version. `tls`: treat them as TLS clients, so that HTTP/2 clients do not need
+    /// an HTTP/2 app.
     pub(crate) fn new(speaks: Speaks, app: SocketAddr, protocol: AppProtocol, tls: bool) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -100,7 +100,7 @@ impl Sidecar {
         Self { address, runtime, local, env, registry, open }
     }
 
-    /// Serves until something is so.
+    /// Serves until a condition is met.
     pub(crate) fn run_until(&self, mut condition: impl FnMut() -> bool) {
         let wait = async {
             while !condition() {
@@ -112,7 +112,7 @@ impl Sidecar {
         self.local.block_on(&self.runtime, wait).expect("the condition comes true");
     }
 
-    /// Serves until a figure stands still.
+    /// Serves until a figure is stable.
     pub(crate) fn run_until_still(&self, figure: impl Fn() -> usize) {
         let (mut last, mut looks) = (figure(), 0);
         self.run_until(|| {
@@ -123,7 +123,7 @@ impl Sidecar {
         });
     }
 
-    /// Serves until no client is left; those that are waited with run out of time.
+    /// Serves until no client is left, applying the deadlines of those that wait.
     pub(crate) fn run_until_idle(&self) {
         self.run_until(|| {
             self.registry.expire(Instant::now() + Duration::from_secs(3600));
@@ -131,13 +131,13 @@ impl Sidecar {
         });
     }
 
-    /// Ends connections to the app that nobody has needed for long.
+    /// Closes connections to the app that have been idle for long.
     pub(crate) fn forget_idle(&self) {
         self.run_until(|| {
             self.env.upstreams.sweep(Instant::now() + Duration::from_secs(3600));
             self.env.upstreams.connections() == Default::default()
         });
-        // What drives them learns of it.
+        // Wakes the tasks that drive them.
         self.run_until_still(|| 0);
     }
 
@@ -148,7 +148,7 @@ impl Sidecar {
 }
 
 impl App {
-    /// Speaks HTTP/2; answers with so many bytes, or never.
+    /// An HTTP/2 app that responds with this many bytes, or never.
     pub(crate) fn http2(answer: Option<usize>) -> Self {
         Self::start(move |stream, seen| async move {
             let mut builder = ::h2::server::Builder::new();
@@ -181,7 +181,7 @@ impl App {
         })
     }
 
-    /// Speaks HTTP/1; answers each request, which must come in one piece, with so many bytes, or never.
+    /// An HTTP/1 app that responds to each request, which must arrive in one piece, with this many bytes, or never.
     pub(crate) fn http1(answer: Option<usize>) -> Self {
         Self::start(move |mut stream, seen| async move {
             let mut request = [0; 4096];
@@ -230,7 +230,7 @@ impl App {
         Self { address, seen, _ends: ends }
     }
 
-    /// Requests that it got.
+    /// Number of requests that it has received.
     pub(crate) fn requests(&self) -> usize {
         self.seen.requests.load(Ordering::Relaxed)
     }
@@ -241,7 +241,7 @@ impl App {
     }
 }
 
-/// What decides about a client's connection: all are let in.
+/// The handler of a client's connection; allows every request.
 pub(crate) fn handler(
     peer: SocketAddr,
     local: SocketAddr,
@@ -249,9 +249,10 @@ pub(crate) fn handler(
     protocol: AppProtocol,
     tls: bool,
 ) -> Handler {
-    let transport = match tls {
-        true => IngressTransport::Https { sni_hosts: vec![], client: ClientCheck::Skip },
-        false => IngressTransport::Http,
+    let transport = if tls {
+        IngressTransport::Https { sni_hosts: vec![], client: ClientCheck::Skip }
+    } else {
+        IngressTransport::Http
     };
     let rule = ActiveIngressRule { sources: Sources::Any, transport };
     let port_policy = PortPolicy {

@@ -1,19 +1,19 @@
-//! Holds our reading of a ClientHello against rustls's.
+//! Compares our reading of a ClientHello with that of rustls.
 
 use rustls::server::Acceptor;
 use tidegate_core::DnsName;
 
 use super::{Alpn, ClientHello, HANDSHAKE, MAJOR_VERSION, MESH_PROTOCOLS, Malformed};
 
-/// Panics if rustls would see another server name or other protocols in these bytes than we do, if it would go on
-/// while we still wait, or if it mattered how the bytes arrive.
+/// Panics if rustls reads another server name or other protocols in these bytes, if rustls continues while we still
+/// wait for more, or if the result depends on how the bytes arrive.
 pub(super) fn check_against_rustls(bytes: &[u8]) {
     if !bytes.starts_with(&[HANDSHAKE, MAJOR_VERSION]) {
         return;
     }
     let (ours, theirs) = (ClientHello::parse(bytes), by_rustls(bytes));
-    assert!(ours != Ok(None) || theirs.is_none(), "rustls goes on with what is not complete to us");
-    // What only one of the two takes is refused.
+    assert!(ours != Ok(None) || theirs.is_none(), "rustls accepts what we consider incomplete");
+    // A ClientHello that only one of the two accepts is refused.
     if let (Ok(Some(hello)), Some((name, alpn))) = (&ours, theirs) {
         assert_eq!(hello.server_name, name, "server name");
         assert_eq!(hello.alpn, alpn, "protocols");
@@ -27,12 +27,12 @@ pub(super) fn check_against_rustls(bytes: &[u8]) {
     }
 }
 
-/// What more bytes can only find once they are there.
+/// Errors that can only show once more bytes have arrived.
 fn is_about_more_bytes(now: &Result<Option<ClientHello>, Malformed>) -> bool {
     matches!(now, Err(Malformed::Trailing))
 }
 
-/// Server name and protocols as rustls reads them, if it takes the hello.
+/// Server name and protocols as rustls reads them, if it accepts the ClientHello.
 pub(super) fn by_rustls(bytes: &[u8]) -> Option<(Option<DnsName>, Alpn)> {
     let mut acceptor = Acceptor::default();
     let mut rest = bytes;

@@ -7,7 +7,7 @@ use rustls_pki_types::ServerName;
 use super::check::check_against_rustls;
 use super::*;
 
-/// The bytes of a rustls client's ClientHello, in one record.
+/// A rustls client's ClientHello, in one record.
 fn hello(
     server_name: &str,
     alpn: &[&str],
@@ -27,7 +27,7 @@ fn hello(
     bytes
 }
 
-/// A hello with these extensions, in one record.
+/// A ClientHello with these extensions, in one record.
 fn hand_made(extensions: &[(u16, &[u8])]) -> Vec<u8> {
     let mut body = vec![3, 3];
     body.extend([7; 32]);
@@ -50,7 +50,7 @@ fn message(body: &[u8]) -> Vec<u8> {
     message
 }
 
-/// A message cut into records of at most this many bytes.
+/// A message split into records of at most this many bytes.
 fn records(message: &[u8], size: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for fragment in message.chunks(size.min(MAX_RECORD)) {
@@ -76,7 +76,7 @@ fn sni(names: &[(u8, &[u8])]) -> Vec<u8> {
 const BOTH: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
 #[test]
-fn a_hello_is_the_same_however_it_is_cut_into_records_and_segments() {
+fn a_hello_is_parsed_the_same_however_it_is_split_into_records_and_segments() {
     let whole = hello("API.Example.com", &["h2", "tidegate/tcp", "tidegate/h1"], BOTH);
     let expected = ClientHello {
         server_name: Some(DnsName::parse("api.example.com").unwrap()),
@@ -132,7 +132,7 @@ fn only_a_dns_name_is_a_server_name() {
 }
 
 #[test]
-fn an_extension_may_be_there_once() {
+fn a_repeated_extension_is_refused() {
     let name = sni(&[(0, b"a.example")]);
     let twice = hand_made(&[(SERVER_NAME, &name), (5, b""), (SERVER_NAME, &name)]);
     assert_eq!(ClientHello::parse(&twice), Err(Malformed::Extensions));
@@ -146,7 +146,7 @@ fn what_follows_the_hello_in_its_record_is_refused() {
     let mut message = whole[RECORD_HEADER..].to_vec();
     message.push(0);
     assert_eq!(ClientHello::parse(&records(&message, usize::MAX)), Err(Malformed::Trailing));
-    // In a record of its own it is no part of the hello any more; rustls judges it.
+    // In a record of its own, it is not part of the ClientHello any more; rustls checks it.
     assert!(matches!(ClientHello::parse(&records(&message, message.len() - 1)), Ok(Some(_))));
 }
 
@@ -164,7 +164,7 @@ fn records_of_other_kinds_are_refused() {
 }
 
 #[test]
-fn made_up_versions_are_not_the_newest_one() {
+fn grease_versions_are_ignored() {
     let parse =
         |body: &[u8]| ClientHello::parse(&hand_made(&[(SUPPORTED_VERSIONS, body)])).map(Option::unwrap);
     assert_eq!(parse(&[6, 0x7a, 0x7a, 3, 4, 3, 3]).unwrap().newest_version, TLS13);
@@ -180,7 +180,7 @@ proptest! {
     }
 
     #[test]
-    fn rustls_reads_the_same_from_a_hello_that_both_take(
+    fn rustls_reads_the_same_from_a_hello_that_both_accept(
         host in "[a-zA-Z0-9]{1,10}(\\.[a-z0-9]{1,10}){0,3}\\.[a-z]{2,4}",
         alpn in prop::collection::vec(prop::sample::select(vec!["h2", "http/1.1", "tidegate/h1", "tidegate/h2", "tidegate/tcp", "x"]), 0..5),
         old: bool,
@@ -195,7 +195,7 @@ proptest! {
         }
         let bytes = records(&message, size);
         if flips.is_empty() {
-            // Both take it, so that the check below compares something.
+            // Both must accept it, so that the check below compares something.
             prop_assert!(matches!(ClientHello::parse(&bytes), Ok(Some(_))) && check::by_rustls(&bytes).is_some());
         }
         check_against_rustls(&bytes);

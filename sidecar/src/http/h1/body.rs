@@ -1,7 +1,7 @@
-//! Bodies of HTTP/1 messages: where they end, and how they are framed anew for the next hop.
+//! Bodies of HTTP/1 messages: finds their end, and frames them again for the next hop.
 //!
-//! A chunked body is taken apart and put together again, so that no byte of its framing reaches the next hop as the
-//! sender wrote it: no extensions, no odd spellings of a size.
+//! Chunked bodies are decoded and encoded again, so that none of the sender's framing reaches the next hop: no
+//! extensions, no unusual spellings of a size.
 
 use std::io::Write;
 
@@ -10,38 +10,39 @@ use crate::http::buffer::{Buffer, Buffers, LARGE};
 use crate::http::headers::is_protected;
 use crate::limits::Limits;
 
-/// Most bytes of extensions on one chunk's line.
+/// Maximum bytes of extensions on one chunk's line.
 const MAX_LINE_EXTENSIONS: u16 = 256;
-/// Most bytes of extensions in one body.
+/// Maximum bytes of extensions in one body.
 const MAX_EXTENSIONS: u16 = 16 * 1024;
 
-/// Finds the end of a body.
+/// Decodes the framing of a body.
 #[derive(Debug)]
 pub(super) enum Decoder {
-    /// This many bytes are left.
+    /// `content-length` framing: this many bytes are left.
     Length(u64),
-    /// Chunks.
+    /// `chunked` transfer coding.
     Chunked(Chunks),
-    /// Everything until the connection ends.
+    /// The body ends with the connection.
     UntilClose,
 }
 
-/// Where in a chunked body the next byte stands.
+/// Decoder of a chunked body.
 #[derive(Debug)]
 pub(super) struct Chunks {
-    state: State,
+    state: ChunkState,
     /// Size of the chunk, or what is left of its data.
     size: u64,
-    /// Digits of the size so far.
+    /// Number of digits of the size so far.
     digits: u8,
     line_extensions: u16,
     extensions: u16,
-    /// Bytes of the trailer section that hold no end of it.
+    /// Length of the trailer section that was searched for its end.
     scanned: usize,
 }
 
+/// What the next byte of a chunked body belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     Size,
     SizeBlank,
     Extension,
@@ -57,27 +58,27 @@ enum State {
 /// Why a body is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// A chunk's line that is not hexadecimal digits, perhaps extensions, CR LF; or data that does not end with CR LF.
+    /// A chunk line other than hexadecimal digits, optional extensions, CR LF; or data that is not followed by CR LF.
     #[error("malformed chunk")]
     Chunk,
-    /// Chunk extensions past the limit.
+    /// Too many bytes of chunk extensions.
     #[error("too many chunk extensions")]
     Extensions,
-    /// A malformed or too large trailer section.
+    /// A malformed or oversized trailer section.
     #[error("trailers: {0}")]
     Trailers(HeadError),
 }
 
-/// What the front of the input is.
+/// What the input begins with.
 #[derive(Debug, PartialEq, Eq)]
-enum Piece {
+enum BodyPiece {
     /// This many bytes of framing.
     Framing(usize),
-    /// This many bytes of the body.
+    /// This many bytes of data.
     Data(usize),
     /// A trailer section.
     Trailers,
-    /// Not known yet.
+    /// More input is needed.
     More,
 }
 
@@ -94,22 +95,22 @@ impl Decoder {
     pub(super) fn is_done(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
-            Self::Chunked(chunks) => chunks.state == State::Done,
+            Self::Chunked(chunks) => chunks.state == ChunkState::Done,
             Self::UntilClose => false,
         }
     }
 
-    /// How many bytes are left, if it is known.
+    /// How many bytes are left, if known.
     pub(super) fn left(&self) -> Option<u64> {
         match self {
             Self::Length(left) => Some(*left),
-            Self::Chunked(chunks) => (chunks.state == State::Done).then_some(0),
+            Self::Chunked(chunks) => (chunks.state == ChunkState::Done).then_some(0),
             Self::UntilClose => None,
         }
     }
 
-    /// Moves what is there of the body from `input` to `output`, `chunked` or as it is; returns how many bytes of it.
-    /// Stops when the body is done, when it needs more input, or when a reasonable amount waits in `output`.
+    /// Moves body data from `input` to `output`, `chunked` or unframed; returns how many bytes of data were moved.
+    /// Stops when the body is complete, when more input is needed, or when `output` holds [`LARGE`] bytes.
     pub(super) fn transfer(
         &mut self,
         input: &mut Buffer,
@@ -121,12 +122,12 @@ impl Decoder {
         let mut moved = 0;
         while !self.is_done() && !input.is_empty() && output.len() < LARGE {
             match self.next(input.bytes())? {
-                Piece::Framing(count) => input.consume(count),
-                Piece::Data(count) => {
+                BodyPiece::Framing(count) => input.consume(count),
+                BodyPiece::Data(count) => {
                     self.advance(count);
                     moved += count as u64;
                     if !chunked && output.is_empty() && count == input.len() {
-                        // All of it goes on as it is: no byte is copied.
+                        // All of the input is data: swap buffers instead of copying.
                         std::mem::swap(input, output);
                         buffers.give(input);
                         continue;
@@ -142,12 +143,12 @@ impl Decoder {
                     }
                     input.consume(count);
                 }
-                Piece::Trailers => {
+                BodyPiece::Trailers => {
                     if !self.trailers(input, output, chunked, limits)? {
                         break;
                     }
                 }
-                Piece::More => break,
+                BodyPiece::More => break,
             }
         }
         if input.is_empty() {
@@ -156,28 +157,28 @@ impl Decoder {
         Ok(moved)
     }
 
-    /// Drops what is there of the body from `input`; returns how many bytes, framing included.
+    /// Discards body data from `input`; returns how many bytes were removed, framing included.
     pub(super) fn discard(&mut self, input: &mut Buffer, limits: &Limits) -> Result<usize, BodyError> {
         let before = input.len();
         while !self.is_done() && !input.is_empty() {
             match self.next(input.bytes())? {
-                Piece::Framing(count) => input.consume(count),
-                Piece::Data(count) => {
+                BodyPiece::Framing(count) => input.consume(count),
+                BodyPiece::Data(count) => {
                     self.advance(count);
                     input.consume(count);
                 }
-                Piece::Trailers => {
+                BodyPiece::Trailers => {
                     if !self.trailers(input, &mut Buffer::default(), false, limits)? {
                         break;
                     }
                 }
-                Piece::More => break,
+                BodyPiece::More => break,
             }
         }
         Ok(before - input.len())
     }
 
-    /// The input has ended. Whether that is where the body ends; if so, its end is written to `output`.
+    /// Handles the end of the input. Returns whether the body ends there; if so, writes its end to `output`.
     pub(super) fn finish(&mut self, output: &mut Buffer, chunked: bool) -> bool {
         match self {
             Self::UntilClose => {
@@ -191,13 +192,13 @@ impl Decoder {
         }
     }
 
-    fn next(&mut self, input: &[u8]) -> Result<Piece, BodyError> {
+    fn next(&mut self, input: &[u8]) -> Result<BodyPiece, BodyError> {
         match self {
             Self::Length(left) => {
-                Ok(Piece::Data(usize::try_from(*left).unwrap_or(usize::MAX).min(input.len())))
+                Ok(BodyPiece::Data(usize::try_from(*left).unwrap_or(usize::MAX).min(input.len())))
             }
             Self::Chunked(chunks) => chunks.next(input),
-            Self::UntilClose => Ok(Piece::Data(input.len())),
+            Self::UntilClose => Ok(BodyPiece::Data(input.len())),
         }
     }
 
@@ -210,7 +211,7 @@ impl Decoder {
         }
     }
 
-    /// Passes the trailer section on, but for fields that frame, route or identify; `false` if it is not all there.
+    /// Forwards the trailer section, except for fields that frame, route or identify; `false` if it is incomplete.
     fn trailers(
         &mut self,
         input: &mut Buffer,
@@ -221,20 +222,17 @@ impl Decoder {
         let Self::Chunked(chunks) = self else { return Ok(true) };
         let bytes = input.bytes();
         let is_empty = bytes.starts_with(b"\r\n");
-        // Looked for where it was not looked before: a section that trickles in is read in linear time.
+        // Only new bytes are searched: a section that arrives in small pieces is still read in linear time.
         let from = chunks.scanned.saturating_sub(3).min(bytes.len());
         let new = bytes.get(from..).unwrap_or_default();
-        let is_news = || new.windows(4).any(|end| end == b"\r\n\r\n") || has_bare_line_feed(new);
-        if !is_empty && chunks.scanned > 0 && bytes.len() < limits.head_bytes && !is_news() {
+        let ends_or_fails = || new.windows(4).any(|end| end == b"\r\n\r\n") || has_bare_line_feed(new);
+        if !is_empty && chunks.scanned > 0 && bytes.len() < limits.head_bytes && !ends_or_fails() {
             chunks.scanned = bytes.len();
             return Ok(false);
         }
         chunks.scanned = bytes.len();
-        let mut kept: Option<&mut Buffer> = None;
-        if chunked {
-            kept = Some(output);
-        }
-        let mark = kept.as_ref().map_or(0, |output| output.len());
+        let mut kept = chunked.then_some(output);
+        let start = kept.as_ref().map_or(0, |output| output.len());
         if let Some(output) = &mut kept {
             output.push(b"0\r\n");
         }
@@ -253,12 +251,12 @@ impl Decoder {
                     output.push(b"\r\n");
                 }
                 input.consume(length);
-                chunks.state = State::Done;
+                chunks.state = ChunkState::Done;
                 Ok(true)
             }
             None => {
                 if let Some(output) = kept {
-                    output.truncate(mark);
+                    output.truncate(start);
                 }
                 Ok(false)
             }
@@ -268,60 +266,61 @@ impl Decoder {
 
 impl Chunks {
     fn new() -> Self {
-        Self { state: State::Size, size: 0, digits: 0, line_extensions: 0, extensions: 0, scanned: 0 }
+        Self { state: ChunkState::Size, size: 0, digits: 0, line_extensions: 0, extensions: 0, scanned: 0 }
     }
 
-    fn next(&mut self, input: &[u8]) -> Result<Piece, BodyError> {
+    fn next(&mut self, input: &[u8]) -> Result<BodyPiece, BodyError> {
         match self.state {
-            State::Data => {
+            ChunkState::Data => {
                 let left = usize::try_from(self.size).unwrap_or(usize::MAX);
-                return Ok(Piece::Data(left.min(input.len())));
+                return Ok(BodyPiece::Data(left.min(input.len())));
             }
-            State::Trailers => return Ok(Piece::Trailers),
-            State::Done => return Ok(Piece::More),
+            ChunkState::Trailers => return Ok(BodyPiece::Trailers),
+            ChunkState::Done => return Ok(BodyPiece::More),
             _ => {}
         }
         for (at, byte) in input.iter().enumerate() {
             if let Err(error) = self.step(*byte) {
-                self.state = State::Refused;
+                self.state = ChunkState::Refused;
                 return Err(error);
             }
-            if matches!(self.state, State::Data | State::Trailers) {
-                return Ok(Piece::Framing(at + 1));
+            if matches!(self.state, ChunkState::Data | ChunkState::Trailers) {
+                return Ok(BodyPiece::Framing(at + 1));
             }
         }
-        Ok(Piece::Framing(input.len()))
+        Ok(BodyPiece::Framing(input.len()))
     }
 
-    /// One byte of framing (RFC 9112 §7.1).
+    /// Handles one byte of framing (RFC 9112 §7.1).
     fn step(&mut self, byte: u8) -> Result<(), BodyError> {
         self.state = match (self.state, byte) {
-            (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+            (ChunkState::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 if self.digits == 16 {
                     return Err(BodyError::Chunk);
                 }
                 self.digits += 1;
                 let digit = char::from(byte).to_digit(16).ok_or(BodyError::Chunk)?;
                 self.size = self.size << 4 | u64::from(digit);
-                State::Size
+                ChunkState::Size
             }
-            (State::Size, _) if self.digits == 0 => return Err(BodyError::Chunk),
-            (State::Size | State::SizeBlank | State::Extension, b'\r') => State::SizeLf,
-            (State::Size | State::SizeBlank, b' ' | b'\t') => {
+            (ChunkState::Size, _) if self.digits == 0 => return Err(BodyError::Chunk),
+            (ChunkState::Size | ChunkState::SizeBlank | ChunkState::Extension, b'\r') => ChunkState::SizeLf,
+            (ChunkState::Size | ChunkState::SizeBlank, b' ' | b'\t') => {
                 self.count_extension()?;
-                State::SizeBlank
+                ChunkState::SizeBlank
             }
-            (State::Size | State::SizeBlank, b';') | (State::Extension, b'\t' | b' '..=b'~' | 0x80..) => {
+            (ChunkState::Size | ChunkState::SizeBlank, b';')
+            | (ChunkState::Extension, b'\t' | b' '..=b'~' | 0x80..) => {
                 self.count_extension()?;
-                State::Extension
+                ChunkState::Extension
             }
-            (State::SizeLf, b'\n') => {
+            (ChunkState::SizeLf, b'\n') => {
                 self.digits = 0;
                 self.line_extensions = 0;
-                if self.size == 0 { State::Trailers } else { State::Data }
+                if self.size == 0 { ChunkState::Trailers } else { ChunkState::Data }
             }
-            (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::Size,
+            (ChunkState::DataCr, b'\r') => ChunkState::DataLf,
+            (ChunkState::DataLf, b'\n') => ChunkState::Size,
             _ => return Err(BodyError::Chunk),
         };
         Ok(())
@@ -339,13 +338,13 @@ impl Chunks {
     fn advance(&mut self, count: u64) {
         self.size -= count;
         if self.size == 0 {
-            self.state = State::DataCr;
+            self.state = ChunkState::DataCr;
         }
     }
 }
 
 impl BodyError {
-    /// The word on it in the access log.
+    /// The reason in the access log's response code details.
     pub(super) fn details(self) -> &'static str {
         match self {
             Self::Chunk => "http1.invalid_chunk",
@@ -355,7 +354,7 @@ impl BodyError {
     }
 }
 
-/// Writes a chunk. `data` is not empty: an empty one would be the last.
+/// Writes a chunk. `data` must not be empty: an empty chunk ends the body.
 pub(super) fn write_chunk(output: &mut Buffer, data: &[u8]) {
     let mut line = [0; 18];
     let mut rest = &mut line[..];
@@ -387,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_framed_anew_without_extensions_and_what_follows_stays() {
+    fn chunks_are_rewritten_without_extensions_and_what_follows_stays() {
         let body =
             b"5;a=b;c=\"d\"\r\nhello\r\n00006  \r\n world\r\n0;x\r\nGrpc-Status: 0\r\nHost: x\r\n\r\nGET /";
         for piece in 1..body.len() {

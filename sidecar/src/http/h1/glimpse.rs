@@ -1,12 +1,12 @@
-//! What a head that cannot be read seems to say, for the access log alone.
+//! Best-effort reading of a request head that does not parse. For the access log only.
 
 use crate::http::request::Version;
 use crate::telemetry::Record;
 
-/// The most bytes that are looked at.
-const MOST: usize = 8 * 1024;
+/// How many bytes are read at most.
+const MAX_BYTES: usize = 8 * 1024;
 
-/// What was seen of a request; empty where nothing was.
+/// The parts of a request that were found; empty where missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Glimpse<'b> {
     pub(super) method: &'b [u8],
@@ -16,9 +16,9 @@ pub(super) struct Glimpse<'b> {
 }
 
 impl<'b> Glimpse<'b> {
-    /// Looks at what a client has sent of a request. Bytes that do not begin as one show nothing.
+    /// Reads as much as possible of a request. Empty if the bytes do not begin like one.
     pub(super) fn of(bytes: &'b [u8]) -> Self {
-        let bytes = bytes.get(..MOST).unwrap_or(bytes).trim_ascii_start();
+        let bytes = bytes.get(..MAX_BYTES).unwrap_or(bytes).trim_ascii_start();
         let mut lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
         let mut words = lines.next().unwrap_or_default().splitn(2, |byte| *byte == b' ');
         let method = words.next().unwrap_or_default();
@@ -40,7 +40,7 @@ impl<'b> Glimpse<'b> {
         seen
     }
 
-    /// What the access log says of it.
+    /// The access log record.
     pub(super) fn record(self) -> Record<'b> {
         let Self { method, path, authority, user_agent } = self;
         Record {

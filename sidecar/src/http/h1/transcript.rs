@@ -1,23 +1,23 @@
-//! All requests in a string of bytes, by the same reader that a connection uses; for fuzz targets and for tests that
-//! hold it against other readers.
+//! All requests in a byte string, parsed as a connection parses them; for fuzz targets and for tests that compare with
+//! other parsers.
 
 use super::body::{BodyError, Decoder};
 use super::head::{self, HeadError, Storage};
 use crate::http::buffer::{Buffer, Buffers};
 use crate::limits::Limits;
 
-/// What a client's bytes were read as.
+/// The requests in a client's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transcript {
-    /// The requests that are complete, up to the one that ends the connection.
-    pub requests: Vec<Message>,
-    /// Why what follows them is refused, if it is.
-    pub refusal: Option<Refusal>,
+    /// Complete requests, up to the one that ends the connection.
+    pub requests: Vec<TranscriptMessage>,
+    /// Why the bytes after them are refused, if they are.
+    pub refusal: Option<TranscriptError>,
 }
 
 /// A complete request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct TranscriptMessage {
     /// Method.
     pub method: Vec<u8>,
     /// Path and query.
@@ -28,14 +28,14 @@ pub struct Message {
 
 /// Why bytes are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// For a head.
+pub enum TranscriptError {
+    /// The head is invalid.
     Head(HeadError),
-    /// For a body.
+    /// The body is invalid.
     Body(BodyError),
 }
 
-/// Reads the requests that these bytes hold.
+/// Parses the requests in these bytes.
 pub fn read(bytes: &[u8], limits: &Limits) -> Transcript {
     let (buffers, mut rest, mut requests) = (Buffers::default(), Buffer::default(), Vec::new());
     rest.push(bytes);
@@ -54,22 +54,25 @@ pub fn read(bytes: &[u8], limits: &Limits) -> Transcript {
     Transcript { requests, refusal }
 }
 
-/// The next request, and whether another may follow; `None` if it is not complete.
+/// The next request, and whether another may follow; `None` if it is incomplete.
 fn read_one(
     rest: &mut Buffer,
     buffers: &Buffers,
     limits: &Limits,
-) -> Result<Option<(Message, bool)>, Refusal> {
+) -> Result<Option<(TranscriptMessage, bool)>, TranscriptError> {
     let mut storage = Storage::new();
-    let head = head::parse_request(rest.bytes(), &mut storage, limits).map_err(Refusal::Head)?;
+    let head = head::parse_request(rest.bytes(), &mut storage, limits).map_err(TranscriptError::Head)?;
     let Some(head) = head else { return Ok(None) };
-    let mut message =
-        Message { method: head.request.method.into(), path: head.request.path.into(), body: Vec::new() };
+    let mut message = TranscriptMessage {
+        method: head.request.method.into(),
+        path: head.request.path.into(),
+        body: Vec::new(),
+    };
     let (mut decoder, keep_alive, length) = (Decoder::new(head.framing), head.keep_alive, head.length);
     rest.consume(length);
     while !decoder.is_done() {
         let (before, mut output) = (rest.len(), Buffer::default());
-        decoder.transfer(rest, &mut output, false, buffers, limits).map_err(Refusal::Body)?;
+        decoder.transfer(rest, &mut output, false, buffers, limits).map_err(TranscriptError::Body)?;
         message.body.extend_from_slice(output.bytes());
         if rest.len() == before {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! What an exchange waits for: whether its client is still there, and how long each wait may take.
+//! Watches an exchange: whether its client is still connected, and how long each wait may take.
 
 use std::task::{Context, Poll, ready};
 
@@ -10,30 +10,31 @@ use crate::lifeline::{Lifeline, Wait};
 use crate::limits::Limits;
 use crate::stream::{Abort, LOOK_AT_PEER, PeerEnd};
 
-/// Watches a client that has nothing to send any more but its next requests.
+/// Watches a client that has sent its request and may only send further requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Watch {
-    /// Whether the client has ended its side: it has left, or waits for the rest of its answer (RFC 9112 §9.6 lets it).
+    /// Whether the client has half-closed: it has gone, or waits for the rest of the response (allowed by RFC 9112
+    /// §9.6).
     pub(super) has_ended: bool,
 }
 
-/// Keeps the deadline of an exchange.
+/// Sets the deadlines of an exchange.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
-    /// Counts what moves: what stands still does not change it.
+    /// Incremented when bytes move.
     progress: u32,
-    /// [`Pace::progress`] and the wait when the deadline was set, if one is.
+    /// [`Pace::progress`] and the wait for which the deadline was set, if one is.
     timed: Option<(u32, Wait)>,
 }
 
 /// What an exchange waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// More of the request, or room for what there is of either body.
+    /// More of the request, or that a body can be written.
     Body,
-    /// The beginning of the answer.
+    /// The beginning of the response.
     Answer,
-    /// More of an answer that has begun; `is_stream`: its app sends something when something happens.
+    /// More of a response that has begun; `is_stream`: its app sends events as they happen.
     More {
         /// See [`crate::http::headers::is_stream`].
         is_stream: bool,
@@ -41,7 +42,7 @@ pub(super) enum Due {
 }
 
 impl Watch {
-    /// Ready once the client is gone. What it sends meanwhile is kept in `inbound`, one small buffer of it at most.
+    /// Ready once the client is gone. What it sends meanwhile is kept in `inbound`, at most one small buffer.
     pub(super) fn poll<C>(
         &mut self,
         client: &mut C,
@@ -70,13 +71,13 @@ impl Watch {
 }
 
 impl Pace {
-    /// Something has moved.
+    /// Records progress.
     pub(super) fn step(&mut self) {
         self.progress = self.progress.wrapping_add(1);
     }
 
-    /// Sets the deadline anew after a step, or for another wait. What the app has not begun to answer takes as long
-    /// as the app takes, as long as its client stays.
+    /// Sets the deadline again after progress, or for another wait. A response that has not begun has no deadline while
+    /// its client stays connected: it takes as long as the app takes.
     pub(super) fn keep(&mut self, due: Due, watch: Watch, line: &Lifeline, limits: &Limits) {
         let (time, wait) = match due {
             Due::Body => (limits.body, Wait::Body),

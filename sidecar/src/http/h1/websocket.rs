@@ -1,7 +1,7 @@
-//! A last word to the client of a websocket that is ended from outside: a close frame (RFC 6455 §5.5.1), where one fits.
+//! Sends a close frame (RFC 6455 §5.5.1) to a WebSocket client whose connection the sidecar ends.
 //!
-//! Between two frames of the app's one may be put, also within a message that is in several frames (§5.4). So the heads of
-//! frames are followed as they pass; what is in them is not looked at.
+//! A control frame may be inserted between any two frames of the app, also within a fragmented message (§5.4). So frame
+//! boundaries are tracked as bytes pass; payloads are not inspected.
 
 use std::io;
 use std::pin::Pin;
@@ -11,32 +11,32 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::stream::{Abort, PeerEnd};
 
-/// Close, 1001 *going away*: unmasked, as all that goes to a client.
+/// A close frame with status 1001 *going away*. Unmasked, as all frames to a client.
 pub(super) const GOING_AWAY: &[u8] = &[0x88, 2, 0x03, 0xe9];
 
-/// The longest head of a frame.
-const MOST_HEAD: usize = 14;
+/// Maximum length of a frame header in bytes.
+const MAX_HEADER: usize = 14;
 
-/// Where a stream of frames is.
+/// Position within a stream of frames.
 #[derive(Debug, Default)]
-struct Frames {
-    head: [u8; MOST_HEAD],
-    /// How much of a head has passed.
+struct WebsocketFrames {
+    head: [u8; MAX_HEADER],
+    /// How many bytes of the header have passed.
     read: usize,
-    /// How much of a payload is still to pass.
+    /// How many bytes of the payload are still to pass.
     payload: u64,
-    /// A close frame has passed: nothing may follow.
+    /// Whether a close frame has passed: nothing may follow.
     is_closed: bool,
 }
 
-/// A client whose frames are followed, if it is one of a websocket.
+/// A client's stream; tracks frames if it is a WebSocket.
 pub(super) struct Followed<'a, S> {
     client: &'a mut S,
-    frames: Option<Frames>,
+    frames: Option<WebsocketFrames>,
 }
 
-impl Frames {
-    /// Follows bytes that have passed.
+impl WebsocketFrames {
+    /// Tracks bytes that have passed.
     fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let passing = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
@@ -59,13 +59,13 @@ impl Frames {
         }
     }
 
-    /// Whether a frame of ours may come now.
+    /// Whether a frame may be inserted now.
     fn has_room(&self) -> bool {
         self.read == 0 && self.payload == 0 && !self.is_closed
     }
 }
 
-/// The length of a frame's payload, once its head is whole.
+/// The length of a frame's payload, once its header is complete.
 fn payload(head: &[u8]) -> Option<u64> {
     let second = *head.get(1)?;
     let mask = if second & 0x80 == 0 { 0 } else { 4 };
@@ -80,13 +80,14 @@ fn payload(head: &[u8]) -> Option<u64> {
 }
 
 impl<'a, S> Followed<'a, S> {
+    /// Wraps a client's stream; tracks frames only if `is_websocket`.
     pub(super) fn new(client: &'a mut S, is_websocket: bool) -> Self {
-        Self { client, frames: is_websocket.then(Frames::default) }
+        Self { client, frames: is_websocket.then(WebsocketFrames::default) }
     }
 
-    /// Whether a frame of ours may come now.
+    /// Whether a frame may be inserted now.
     pub(super) fn has_room(&self) -> bool {
-        self.frames.as_ref().is_some_and(Frames::has_room)
+        self.frames.as_ref().is_some_and(WebsocketFrames::has_room)
     }
 }
 
@@ -118,7 +119,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Followed<'_, S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Nothing follows an end.
+        // No frame may follow the end of the stream.
         self.frames = None;
         Pin::new(&mut *self.client).poll_shutdown(context)
     }
@@ -162,7 +163,7 @@ mod tests {
             for mask in [false, true] {
                 let frame = frame(0x82, payload, mask);
                 for step in [1, 3, frame.len()] {
-                    let mut frames = Frames::default();
+                    let mut frames = WebsocketFrames::default();
                     assert!(frames.has_room());
                     for _ in 0..2 {
                         for (index, chunk) in frame.chunks(step).enumerate() {
@@ -178,7 +179,7 @@ mod tests {
 
     #[test]
     fn after_a_close_frame_there_is_no_room() {
-        let mut frames = Frames::default();
+        let mut frames = WebsocketFrames::default();
         frames.follow(&frame(0x81, 5, false));
         frames.follow(GOING_AWAY);
         assert!(!frames.has_room());

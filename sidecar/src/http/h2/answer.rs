@@ -1,4 +1,4 @@
-//! The body of an answer on its way to the client.
+//! The body of a response to a client.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,43 +13,44 @@ use crate::lifeline::Cause;
 use crate::telemetry::ResponseFlag;
 use crate::upstream::{Uploading, UpstreamBody, UpstreamError};
 
-/// An answer's body, and the log of its request, which is written when it ends.
-pub(super) struct Answer {
-    source: Source,
+/// A response body together with the log of its request, which is written when the body ends.
+pub(super) struct AnswerBody {
+    source: AnswerSource,
     log: Box<RequestLog>,
 }
 
-enum Source {
+/// Where the body comes from.
+enum AnswerSource {
     Local(Option<Bytes>),
     App(UpstreamBody),
 }
 
-impl Answer {
-    /// An answer of ours.
+impl AnswerBody {
+    /// A response that the sidecar generated.
     pub(super) fn local(text: Bytes, log: Box<RequestLog>) -> Self {
-        Self::new(Source::Local(Some(text).filter(|text| !text.is_empty())), log)
+        Self::new(AnswerSource::Local(Some(text).filter(|text| !text.is_empty())), log)
     }
 
-    /// The app's.
+    /// A response of the app.
     pub(super) fn app(body: UpstreamBody, log: Box<RequestLog>) -> Self {
-        Self::new(Source::App(body), log)
+        Self::new(AnswerSource::App(body), log)
     }
 
-    /// The stream ends before the answer does.
+    /// Records that the stream ends before the response does.
     pub(super) fn ran_out(&mut self, cause: Cause, is_client_due: bool) {
         let (flag, details) = ended_by(cause, is_client_due);
         self.log.broke_off(flag, details);
     }
 
-    /// The answer is over; what is left of the request goes on to the app for as long as this is held.
+    /// Ends the response. The rest of the request is still sent to the app as long as the returned value exists.
     pub(super) fn into_upload(self) -> Option<Uploading> {
         match self.source {
-            Source::Local(_) => None,
-            Source::App(body) => body.into_upload(),
+            AnswerSource::Local(_) => None,
+            AnswerSource::App(body) => body.into_upload(),
         }
     }
 
-    fn new(source: Source, mut log: Box<RequestLog>) -> Self {
+    fn new(source: AnswerSource, mut log: Box<RequestLog>) -> Self {
         if source.is_end() {
             log.complete();
         }
@@ -57,7 +58,7 @@ impl Answer {
     }
 }
 
-impl Source {
+impl AnswerSource {
     fn is_end(&self) -> bool {
         match self {
             Self::Local(text) => text.is_none(),
@@ -73,9 +74,9 @@ impl Source {
     }
 }
 
-impl Body for Answer {
+impl Body for AnswerBody {
     type Data = Bytes;
-    /// With what the stream is reset.
+    /// The code with which the stream is reset.
     type Error = Reason;
 
     fn poll_frame(
@@ -113,13 +114,13 @@ impl Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Local(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
-            Source::App(body) => body.size_hint(),
+            AnswerSource::Local(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            AnswerSource::App(body) => body.size_hint(),
         }
     }
 }
 
-/// What the app said, unless a client could take it for a whole answer.
+/// The app's reset code, unless a client could take it for a complete response.
 fn reset_reason(error: &UpstreamError) -> Reason {
     match error {
         UpstreamError::Reset(reason) if *reason != Reason::NO_ERROR => *reason,

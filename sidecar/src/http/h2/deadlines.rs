@@ -1,4 +1,4 @@
-//! What a connection as a whole waits for, kept as the deadline of its line.
+//! The deadline of a connection as a whole, kept in its [`Lifeline`].
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,12 +9,12 @@ use crate::flow::windows::Windows;
 use crate::lifeline::{Lifeline, Wait};
 use crate::limits::Limits;
 
-/// Preface and an empty SETTINGS frame: the least with which a client opens (RFC 9113 §3.4).
+/// Preface and an empty SETTINGS frame: the minimum with which a client opens a connection, in bytes (RFC 9113 §3.4).
 const GREETING: u64 = 24 + 9;
-/// What a finished request earns.
+/// Flood credit for a complete response.
 const EARNED_BY_ANSWER: u32 = 2;
 
-/// Shared by a connection's transport and its streams.
+/// Deadline and flood state of a connection, shared by its transport and its streams.
 pub(super) struct Deadlines {
     line: Lifeline,
     greeting: Duration,
@@ -23,14 +23,14 @@ pub(super) struct Deadlines {
     read: Cell<u64>,
     streams: Cell<usize>,
     is_blocked: Cell<bool>,
-    /// Whether a head has begun to come and not ended: the connection can carry nothing else meanwhile.
+    /// Whether a head is incomplete: the connection can carry nothing else until it ends.
     is_in_head: Cell<bool>,
     is_flooded: Cell<bool>,
     flood_guard: RefCell<FloodGuard>,
     windows: Rc<Windows>,
 }
 
-/// A stream that is in flight, until it is dropped.
+/// Counts a stream as in flight until dropped.
 pub(super) struct InFlight {
     deadlines: Rc<Deadlines>,
 }
@@ -54,7 +54,11 @@ impl Deadlines {
         deadlines
     }
 
-    /// Bytes came from the client.
+    /// Processes bytes from the client.
+    ///
+    /// # Errors
+    ///
+    /// If the client floods the connection with frames that carry nothing.
     pub(super) fn received(&self, bytes: &[u8]) -> Result<(), Flood> {
         let before = self.read.get();
         self.read.set(before + bytes.len() as u64);
@@ -72,45 +76,46 @@ impl Deadlines {
         Ok(())
     }
 
-    /// Whether the connection was ended for what the client sent.
+    /// Whether the connection was ended because of a flood.
     pub(super) fn is_flooded(&self) -> bool {
         self.is_flooded.get()
     }
 
-    /// Bytes that have come so far.
+    /// Number of bytes received so far.
     pub(super) fn read(&self) -> u64 {
         self.read.get()
     }
 
-    /// How much the client may send.
+    /// Flow-control windows of the connection and its streams.
     pub(super) fn windows(&self) -> &Rc<Windows> {
         &self.windows
     }
 
-    /// The client takes, or no longer takes, what we have for it.
+    /// Records whether writes to the client block.
     pub(super) fn set_blocked(&self, is_blocked: bool) {
         if self.is_blocked.replace(is_blocked) != is_blocked {
             self.rearm();
         }
     }
 
-    /// A piece of an answer, of so many bytes, goes to the client.
+    /// Records that data of a response, of this length, goes to the client.
     pub(super) fn answered_data(&self, bytes: usize) {
         self.flood_guard.borrow_mut().earn_by_data(bytes);
     }
 
-    /// An answer is complete.
+    /// Records that a response is complete.
     pub(super) fn answered(&self) {
         self.flood_guard.borrow_mut().earn(EARNED_BY_ANSWER);
     }
 
-    /// A stream begins.
+    /// Counts a new stream.
     pub(super) fn begin(self: &Rc<Self>) -> InFlight {
         self.streams.set(self.streams.get() + 1);
         self.rearm();
         InFlight { deadlines: self.clone() }
     }
 
+    /// Sets the deadline of whatever the connection waits for now.
     fn rearm(&self) {
         if self.is_blocked.get() {
             self.line.within(self.blocked, Wait::Body);

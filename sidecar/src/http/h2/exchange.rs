@@ -1,4 +1,4 @@
-//! One stream's request and answer: the request is checked, decided about, passed on, and its answer passed back.
+//! One stream's request and response: the request is validated, authorized and forwarded, and its response returned.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,12 +9,12 @@ use h2::RecvStream;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 
-use super::answer::Answer;
+use super::answer::AnswerBody;
 use super::deadlines::Deadlines;
 use super::headers;
 use super::progress::Progress;
 use super::repetition;
-use super::request::Target;
+use super::request::StreamTarget;
 use super::request_log::RequestLog;
 use super::upload::Upload;
 use crate::connection_info::ConnectionInfo;
@@ -28,7 +28,7 @@ use crate::lifeline::{Cause, Ended, Wait};
 use crate::telemetry::ResponseFlag;
 use crate::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
 
-/// The streams of one connection.
+/// State shared by the streams of one connection.
 pub(super) struct Exchanges {
     handler: Handler,
     env: Rc<HttpContext>,
@@ -41,40 +41,40 @@ impl Exchanges {
         Self { handler, env, deadlines, outbox: Outbox::new() }
     }
 
-    /// What their answers wait in for the client to take them.
+    /// Bounds the response data that waits to be written to the client.
     pub(super) fn outbox(&self) -> &Outbox {
         &self.outbox
     }
 
-    /// What the streams share with all others of the worker.
+    /// State shared with all streams of the worker.
     pub(super) fn env(&self) -> &HttpContext {
         &self.env
     }
 
-    /// The connection that they are on.
+    /// The client's connection.
     pub(super) fn connection(&self) -> &ConnectionInfo {
         self.handler.info()
     }
 
-    /// The `date` of answers.
+    /// Formats the `date` of responses.
     pub(super) fn clock(&self) -> &Clock {
         &self.env.clock
     }
 
-    /// A stream begins; what it waits for is under a deadline from now on.
+    /// Starts tracking a new stream; its deadlines apply from now on.
     pub(super) fn begin<B>(&self, request: &Request<B>) -> Rc<Progress> {
         let line = self.env.streams.add();
         let kind = request.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         Rc::new(Progress::new(line, self.env.limits.clone(), is_grpc(kind)))
     }
 
-    /// Has one request decided about, and passes it on if it is to be.
+    /// Handles one request: authorizes it, and forwards it or replies.
     pub(super) fn answer(
         self: &Rc<Self>,
         request: Request<RecvStream>,
         progress: Rc<Progress>,
-    ) -> Pin<Box<dyn Future<Output = Response<Answer>>>> {
-        let at_once = |response| -> Pin<Box<dyn Future<Output = Response<Answer>>>> {
+    ) -> Pin<Box<dyn Future<Output = Response<AnswerBody>>>> {
+        let at_once = |response| -> Pin<Box<dyn Future<Output = Response<AnswerBody>>>> {
             Box::pin(std::future::ready(response))
         };
         let info = self.handler.info();
@@ -84,7 +84,7 @@ impl Exchanges {
         let is_head = head.method == Method::HEAD;
         let body = Upload::new(body, &head.headers, self.deadlines.windows(), progress.clone());
 
-        let target = match Target::check(&head, self.env.limits.header_count) {
+        let target = match StreamTarget::check(&head, self.env.limits.header_count) {
             Ok(_) if repetition::is_excessive(&head.headers) => {
                 self.env.telemetry.limited("header_repetition");
                 let reply = local_reply::header_fields_too_large("http2.repeated_headers");
@@ -97,14 +97,14 @@ impl Exchanges {
         log.decided(decision);
         let forward = match action {
             Action::Reply(reply) => {
-                log.noted(&head.headers);
+                log.log_fields(&head.headers);
                 return at_once(local(reply, log, is_head));
             }
             Action::Forward(forward) => forward,
         };
 
         headers::prepare(&mut head.headers, info);
-        log.noted(&head.headers);
+        log.log_fields(&head.headers);
         let (upstreams, endpoint) = (&self.env.upstreams, &forward.endpoint);
         let sent = match forward.protocol {
             UpstreamProtocol::Http1 => {
@@ -120,14 +120,14 @@ impl Exchanges {
         }
     }
 
-    /// Waits for the app's answer.
+    /// Waits for the app's response.
     async fn pass_back(
         self: Rc<Self>,
         sending: Sending,
         log: Box<RequestLog>,
         is_head: bool,
         progress: Rc<Progress>,
-    ) -> Response<Answer> {
+    ) -> Response<AnswerBody> {
         match progress.line().guard(sending).await {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let error = UpstreamError::Protocol(Violation::Switch);
@@ -147,8 +147,8 @@ impl Exchanges {
         }
     }
 
-    /// The answer where there is none of the app's.
-    fn failed(&self, error: UpstreamError, log: Box<RequestLog>, is_head: bool) -> Response<Answer> {
+    /// The response to a request that could not be forwarded.
+    fn failed(&self, error: UpstreamError, log: Box<RequestLog>, is_head: bool) -> Response<AnswerBody> {
         if let Some(limit) = error.limit() {
             self.env.telemetry.limited(limit);
         }
@@ -156,7 +156,7 @@ impl Exchanges {
     }
 }
 
-/// What a client gets whose stream ran out of time before there was an answer.
+/// The response to a stream whose deadline passed before the app responded.
 fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
     match cause {
         Cause::Deadline(Wait::Body) if progress.is_client_due() => {
@@ -166,26 +166,26 @@ fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
     }
 }
 
-/// An answer of ours.
-fn local(reply: LocalReply, mut log: Box<RequestLog>, is_head: bool) -> Response<Answer> {
+/// A locally generated response.
+fn local(reply: LocalReply, mut log: Box<RequestLog>, is_head: bool) -> Response<AnswerBody> {
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     log.answered(status, reply.flag, reply.details);
     log.progress().upload_dropped();
     let body = if is_head { Bytes::new() } else { Bytes::from_static(reply.body.as_bytes()) };
-    let mut response = Response::new(Answer::local(body, log));
+    let mut response = Response::new(AnswerBody::local(body, log));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
 }
 
-/// The app's answer.
-fn of_app(response: Response<UpstreamBody>, mut log: Box<RequestLog>) -> Response<Answer> {
+/// The app's response.
+fn of_app(response: Response<UpstreamBody>, mut log: Box<RequestLog>) -> Response<AnswerBody> {
     log.answered(response.status(), ResponseFlag::None, "via_upstream");
     let (mut head, body) = response.into_parts();
     headers::strip_hop_by_hop(&mut head.headers);
     headers::keep_one_length(&mut head.headers);
     head.version = Version::HTTP_2;
     head.extensions.clear();
-    Response::from_parts(head, Answer::app(body, log))
+    Response::from_parts(head, AnswerBody::app(body, log))
 }

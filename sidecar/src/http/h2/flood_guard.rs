@@ -1,39 +1,39 @@
-//! What a client may ask of us without getting anything done: one bound for floods of every kind of frame.
+//! Limits what a client may cost without doing useful work: one bound for floods of every kind of frame.
 //!
 //! PING, SETTINGS, PRIORITY, RST_STREAM, WINDOW_UPDATE of a stream or of the connection, empty DATA and unknown frames
-//! cost; answers, and data in both directions, earn. A client that only costs is cut off (CVE-2019-9511, -9512, -9514,
-//! -9515, CVE-2020-11080, CVE-2023-44487).
+//! cost credit; responses, and data in both directions, earn credit. A client that only spends is disconnected
+//! (CVE-2019-9511, -9512, -9514, -9515, CVE-2020-11080, CVE-2023-44487).
 
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
 
-/// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`, RFC 9113 §3.4.
+/// Length of the client preface `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`, RFC 9113 §3.4.
 const PREFACE: u64 = 24;
-/// RFC 9113 §4.1.
+/// Length of a frame header, RFC 9113 §4.1.
 const FRAME_HEADER: usize = 9;
-/// What may be spent in one [`WINDOW`] beyond what was earned.
+/// How much a client may spend per [`WINDOW`] beyond what it has earned.
 const ALLOWANCE: u32 = 1000;
-/// After it everything spent is forgotten.
+/// After this time, what was spent is reset.
 const WINDOW: Duration = Duration::from_secs(10);
-/// A cancelled stream has cost more than its frame: a task, and a request to the app.
+/// Cost of a cancelled stream: more than its frame, because it has cost a task and a request to the app.
 const RESET_COST: u32 = 2;
-/// No more than this can be saved up.
+/// Maximum credit that a client can accumulate.
 const SAVINGS: u32 = 1000;
-/// What a piece of an answer earns: a ping, and window for the stream and for the connection. Some clients grant window
-/// for each read of theirs, however small.
+/// Credit for a piece of a response: pays for a ping, and for window updates of the stream and of the connection. Some
+/// clients send window updates for each read, however small.
 const EARNED_BY_DATA: u32 = 4;
-/// A longer piece counts as several of this length.
-const PIECE: usize = 4 * 1024;
+/// A longer piece counts as several pieces of this length.
+const PIECE_LENGTH: usize = 4 * 1024;
 
-/// The client spends more than it earns.
+/// A client has spent more than it earned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("flood of HTTP/2 frames that carry nothing")]
 pub(super) struct Flood;
 
-/// Reads frame headers as they pass by, and keeps the balance.
+/// Follows the frame headers in a client's bytes and keeps the balance.
 pub(super) struct FloodGuard {
-    /// Bytes until the next frame header: the preface, or the rest of a payload.
+    /// Bytes until the next frame header: the rest of the preface or of a payload.
     skip: u64,
     header: [u8; FRAME_HEADER],
     filled: usize,
@@ -41,6 +41,7 @@ pub(super) struct FloodGuard {
     balance: Balance,
 }
 
+/// Credit of a client.
 struct Balance {
     spent: u32,
     earned: u32,
@@ -53,7 +54,7 @@ impl FloodGuard {
         Self { skip: PREFACE, header: [0; FRAME_HEADER], filled: 0, is_in_head: false, balance }
     }
 
-    /// Takes note of bytes from the client.
+    /// Processes bytes from the client.
     pub(super) fn observe(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
         while !bytes.is_empty() {
             if self.skip > 0 {
@@ -76,22 +77,23 @@ impl FloodGuard {
         Ok(())
     }
 
-    /// Whether a request's head has begun and its last frame has not.
+    /// Whether a request's head is incomplete: END_HEADERS is still to come.
     pub(super) fn is_in_head(&self) -> bool {
         self.is_in_head
     }
 
-    /// Something was done for the client.
+    /// Credits useful work.
     pub(super) fn earn(&mut self, amount: u32) {
         self.balance.earn(amount);
     }
 
-    /// A piece of an answer, of so many bytes, goes to the client.
+    /// Credits a piece of a response of this many bytes.
     pub(super) fn earn_by_data(&mut self, bytes: usize) {
-        let pieces = u32::try_from(bytes.div_ceil(PIECE).max(1)).unwrap_or(u32::MAX);
+        let pieces = u32::try_from(bytes.div_ceil(PIECE_LENGTH).max(1)).unwrap_or(u32::MAX);
         self.balance.earn(EARNED_BY_DATA.saturating_mul(pieces));
     }
 
+    /// Accounts for one frame.
     fn frame(&mut self, kind: u8, flags: u8, length: u32, now: Instant) -> Result<(), Flood> {
         const END_STREAM: u8 = 0x1;
         const END_HEADERS: u8 = 0x4;
@@ -101,7 +103,7 @@ impl FloodGuard {
                 self.balance.earn(1);
                 Ok(())
             }
-            // HEADERS and CONTINUATION: h2 bounds them.
+            // HEADERS and CONTINUATION: h2 limits them.
             0x1 | 0x9 => {
                 self.is_in_head = flags & END_HEADERS == 0;
                 Ok(())
@@ -207,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_trickle_is_no_flood() {
+    fn a_slow_trickle_is_not_a_flood() {
         let mut now = Instant::now();
         let mut flood_guard = greeted(now);
         for _ in 0..10_000 {

@@ -1,4 +1,4 @@
-//! A head in the form that the next hop's HTTP wants. What is believed of it is decided in [`rules`].
+//! Converts heads to the HTTP version of the next hop. Which client fields are trusted is decided in [`rules`].
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderName, TE, TRANSFER_ENCODING, UPGRADE,
@@ -6,22 +6,21 @@ use http::header::{
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Uri, Version, request};
 
-use super::request::Target;
+use super::request::StreamTarget;
 use crate::connection_info::ConnectionInfo;
 use crate::http::headers as rules;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Applies the rules for what is believed of a client, makes a cookie that was cut in crumbs whole again, and one
-/// length of several.
+/// Applies the rules for fields that a client sends, joins a split cookie, and merges repeated lengths.
 pub(super) fn prepare(headers: &mut HeaderMap, info: &ConnectionInfo) {
     rules::apply(headers, info);
     join_cookie(headers);
     keep_one_length(headers);
 }
 
-/// Lengths that were checked to be the same go on as one (RFC 9110 §8.6).
+/// Repeated lengths, which were checked to be equal, are forwarded as one (RFC 9110 §8.6).
 pub(super) fn keep_one_length(headers: &mut HeaderMap) {
     if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
         && let Some(length) = headers.get(CONTENT_LENGTH).cloned()
@@ -30,8 +29,8 @@ pub(super) fn keep_one_length(headers: &mut HeaderMap) {
     }
 }
 
-/// The request as an app that speaks HTTP/2 gets it.
-pub(super) fn into_http2<B>(head: request::Parts, target: Target, body: B) -> Request<B> {
+/// The request for an app that speaks HTTP/2.
+pub(super) fn into_http2<B>(head: request::Parts, target: StreamTarget, body: B) -> Request<B> {
     let mut request = Request::new(body);
     let (uri, version) = http2_target(target.authority, target.path);
     *request.uri_mut() = uri;
@@ -42,8 +41,8 @@ pub(super) fn into_http2<B>(head: request::Parts, target: Target, body: B) -> Re
     request
 }
 
-/// The URI of a request over HTTP/2, and the version with which h2 takes it: one without an authority is for h2 a
-/// request that was HTTP/1 once, and then gets a `:scheme` and no `:authority` (RFC 9113 §8.3.1).
+/// URI of a request over HTTP/2, and the version under which h2 accepts it. h2 treats a request without an authority as
+/// converted from HTTP/1, and sends it with a `:scheme` but no `:authority` (RFC 9113 §8.3.1).
 pub(in crate::http) fn http2_target(authority: Option<Authority>, path: PathAndQuery) -> (Uri, Version) {
     let Some(authority) = authority else { return (Uri::from(path), Version::HTTP_11) };
     let mut uri = http::uri::Parts::default();
@@ -53,9 +52,13 @@ pub(in crate::http) fn http2_target(authority: Option<Authority>, path: PathAndQ
     (Uri::from_parts(uri).unwrap_or_default(), Version::HTTP_2)
 }
 
-/// The request as an app that speaks HTTP/1.1 gets it.
-pub(super) fn into_http1<B: http_body::Body>(head: request::Parts, target: Target, body: B) -> Request<B> {
-    // hyper takes a GET of unknown length for one without a body; then its bytes would be lost.
+/// The request for an app that speaks HTTP/1.1.
+pub(super) fn into_http1<B: http_body::Body>(
+    head: request::Parts,
+    target: StreamTarget,
+    body: B,
+) -> Request<B> {
+    // hyper assumes that a GET of unknown length has no body, and would drop its bytes.
     let is_unframed = matches!(head.method, Method::GET | Method::HEAD)
         && !body.is_end_stream()
         && !head.headers.contains_key(CONTENT_LENGTH);
@@ -63,7 +66,7 @@ pub(super) fn into_http1<B: http_body::Body>(head: request::Parts, target: Targe
     *request.uri_mut() = Uri::from(target.path);
     *request.method_mut() = head.method;
     *request.headers_mut() = head.headers;
-    // What was parsed as an authority is a header value too.
+    // A parsed authority is always a valid header value.
     let authority = target.authority.as_ref().map_or("", Authority::as_str);
     if let Ok(host) = HeaderValue::try_from(authority) {
         request.headers_mut().insert(HOST, host);
@@ -74,7 +77,7 @@ pub(super) fn into_http1<B: http_body::Body>(head: request::Parts, target: Targe
     request
 }
 
-/// Takes away what is between us and an app that speaks HTTP/1.1 only (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
+/// Removes the fields that are hop-by-hop in HTTP/1.1 (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let listed: Vec<HeaderName> = headers
         .get_all(CONNECTION)
@@ -91,7 +94,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// HTTP/2 may cut a cookie in crumbs; every app understands it whole (RFC 9113 §8.2.3).
+/// HTTP/2 may split a cookie into several fields; apps expect one (RFC 9113 §8.2.3).
 fn join_cookie(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(COOKIE).iter();
     if crumbs.next().is_none() || crumbs.next().is_none() {

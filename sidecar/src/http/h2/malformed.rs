@@ -1,7 +1,7 @@
-//! Requests that h2 cannot hand over, because they are none (RFC 9113 §8.1.1): each has its line in the access log.
+//! Malformed requests (RFC 9113 §8.1.1), which h2 does not return: each gets its line in the access log.
 //!
-//! What HTTP/1 refuses, too, gets the answer that it has there; what breaks a rule that only HTTP/2 has is reset. The
-//! other streams of the connection go on.
+//! What HTTP/1 also refuses gets the same response as there; violations that only HTTP/2 has reset the stream. Other
+//! streams of the connection continue.
 
 use std::time::{Duration, SystemTime};
 
@@ -43,7 +43,7 @@ impl Observer for Exchanges {
     }
 }
 
-/// The answer to a malformed request, or the word in the access log for one that is reset.
+/// The response to a malformed request, or the response code details of one that is reset.
 fn outcome(fault: Fault) -> Result<LocalReply, &'static str> {
     match fault {
         Fault::Method => Ok(local_reply::bad_request("http2.invalid_method")),

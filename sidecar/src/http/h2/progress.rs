@@ -1,5 +1,5 @@
-//! What one stream waits for, kept as the deadline of a line of its own, as an HTTP/1 connection keeps it: a body that
-//! stands still is ended; an answer that the app has not begun takes as long as the app takes.
+//! The deadline of one stream, kept in a [`Lifeline`] of its own, with the same rules as for an HTTP/1 connection: a
+//! stalled body ends the stream; a response that the app has not begun takes as long as the app takes.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,50 +9,50 @@ use std::time::{Duration, Instant};
 use crate::lifeline::{Lifeline, Wait};
 use crate::limits::Limits;
 
-/// How far a stream has come, shared by its two bodies.
+/// Progress of a stream, shared by its two bodies.
 pub(super) struct Progress {
     line: RefCell<Lifeline>,
     limits: Rc<Limits>,
-    upload: Cell<Upload>,
-    download: Cell<Download>,
-    /// Silence is what it is for: a call of gRPC, or a stream of events.
+    upload: Cell<UploadWait>,
+    download: Cell<DownloadWait>,
+    /// Whether long silence is expected: a gRPC call, or an event stream.
     is_long_lived: Cell<bool>,
     received: Cell<u64>,
     ended: Cell<Option<Instant>>,
-    /// Of the stream's task, if it waits for the upload's end.
+    /// Wakes the stream's task if it waits for the end of the upload.
     waker: RefCell<Option<Waker>>,
 }
 
-/// Who is due to move the request's body.
+/// Which side the request's body waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Upload {
+enum UploadWait {
     /// The client, to send more.
     Client,
-    /// The app, to take what is there.
+    /// The app, to accept what was received.
     App,
-    /// Neither: all of it is on its way to the app.
+    /// Neither: all of it was passed to the app.
     Done,
 }
 
-/// Who is due to move the answer.
+/// Which side the response waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Download {
-    /// The app, to begin it.
+enum DownloadWait {
+    /// The app, to begin the response.
     NotBegun,
     /// The app, to send more.
     App,
-    /// The client, to take what is there.
+    /// The client, to accept what was sent.
     Client,
 }
 
 impl Progress {
-    /// A stream whose head has come.
+    /// Progress of a stream whose head was received.
     pub(super) fn new(line: Lifeline, limits: Rc<Limits>, is_long_lived: bool) -> Self {
         let progress = Self {
             line: RefCell::new(line),
             limits,
-            upload: Cell::new(Upload::App),
-            download: Cell::new(Download::NotBegun),
+            upload: Cell::new(UploadWait::App),
+            download: Cell::new(DownloadWait::NotBegun),
             is_long_lived: Cell::new(is_long_lived),
             received: Cell::new(0),
             ended: Cell::new(None),
@@ -62,55 +62,55 @@ impl Progress {
         progress
     }
 
-    /// What ends the stream when its time is up.
+    /// The lifeline that ends the stream at its deadline.
     pub(super) fn line(&self) -> Lifeline {
         self.line.borrow().clone()
     }
 
-    /// The time was up, and the client gets an answer that says so: that one has a time of its own.
+    /// Records that the deadline has passed: the timeout response is sent under the new lifeline `line`.
     pub(super) fn ran_out(&self, line: Lifeline) {
         self.line.replace(line);
         self.upload_dropped();
     }
 
-    /// Bytes of the request's body that the app has taken.
+    /// Number of bytes of the request's body that the app has accepted.
     pub(super) fn received(&self) -> u64 {
         self.received.get()
     }
 
-    /// When the app had taken all of the request.
+    /// When the app had accepted the whole request.
     pub(super) fn upload_ended(&self) -> Option<Instant> {
         self.ended.get()
     }
 
-    /// The app takes a piece of the request's body.
+    /// Records that the app accepts a piece of the request's body.
     pub(super) fn uploaded(&self, bytes: usize) {
         self.received.set(self.received.get() + bytes as u64);
-        if self.upload.get() != Upload::Done {
-            self.upload.set(Upload::App);
+        if self.upload.get() != UploadWait::Done {
+            self.upload.set(UploadWait::App);
             self.rearm();
         }
     }
 
-    /// The app would take more of the request's body than there is.
+    /// Records that the app waits for more of the request's body.
     pub(super) fn awaits_upload(&self) {
-        if self.upload.get() == Upload::App {
-            self.upload.set(Upload::Client);
+        if self.upload.get() == UploadWait::App {
+            self.upload.set(UploadWait::Client);
             self.rearm();
         }
     }
 
-    /// The app has taken all of the request.
+    /// Records that the app has accepted the whole request.
     pub(super) fn upload_done(&self) {
-        if self.upload.get() != Upload::Done {
+        if self.upload.get() != UploadWait::Done {
             self.ended.set(Some(Instant::now()));
             self.upload_dropped();
         }
     }
 
-    /// No more of the request goes to the app.
+    /// Records that no more of the request goes to the app.
     pub(super) fn upload_dropped(&self) {
-        if self.upload.replace(Upload::Done) != Upload::Done {
+        if self.upload.replace(UploadWait::Done) != UploadWait::Done {
             self.rearm();
             if let Some(waker) = self.waker.take() {
                 waker.wake();
@@ -118,48 +118,49 @@ impl Progress {
         }
     }
 
-    /// Waits until no more of the request goes to the app, which may answer before.
+    /// Waits until no more of the request goes to the app. The response may come first.
     pub(super) fn poll_upload_over(&self, context: &mut Context<'_>) -> Poll<()> {
-        if self.upload.get() == Upload::Done {
+        if self.upload.get() == UploadWait::Done {
             return Poll::Ready(());
         }
         self.waker.replace(Some(context.waker().clone()));
         Poll::Pending
     }
 
-    /// The answer has begun.
+    /// Records that the response has begun.
     pub(super) fn answered(&self, is_event_stream: bool) {
         if is_event_stream {
             self.is_long_lived.set(true);
         }
-        self.download.set(Download::App);
+        self.download.set(DownloadWait::App);
         self.rearm();
     }
 
-    /// The client is to take a piece of the answer.
+    /// Records that a piece of the response waits for the client.
     pub(super) fn downloading(&self) {
-        self.download.set(Download::Client);
+        self.download.set(DownloadWait::Client);
         self.rearm();
     }
 
-    /// The client has taken all that there is of the answer.
+    /// Records that the client has accepted all that there is of the response.
     pub(super) fn awaits_download(&self) {
-        if self.download.replace(Download::App) != Download::App {
+        if self.download.replace(DownloadWait::App) != DownloadWait::App {
             self.rearm();
         }
     }
 
-    /// Whether the client, and not the app, is what the stream waits for.
+    /// Whether the stream waits for the client rather than the app.
     pub(super) fn is_client_due(&self) -> bool {
-        self.download.get() == Download::Client || self.upload.get() == Upload::Client
+        self.download.get() == DownloadWait::Client || self.upload.get() == UploadWait::Client
     }
 
+    /// Sets the deadline of whatever the stream waits for now.
     fn rearm(&self) {
         let silence = || if self.is_long_lived.get() { self.limits.stream_idle } else { self.limits.body };
         let time: Duration = match (self.upload.get(), self.download.get()) {
-            (_, Download::Client) => self.limits.body,
-            (Upload::Done, Download::NotBegun) => return self.line.borrow().at_ease(),
-            (Upload::Client | Upload::App, _) | (Upload::Done, Download::App) => silence(),
+            (_, DownloadWait::Client) => self.limits.body,
+            (UploadWait::Done, DownloadWait::NotBegun) => return self.line.borrow().at_ease(),
+            (UploadWait::Client | UploadWait::App, _) | (UploadWait::Done, DownloadWait::App) => silence(),
         };
         self.line.borrow().within(time, Wait::Body);
     }

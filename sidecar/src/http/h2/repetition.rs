@@ -1,18 +1,18 @@
-//! What the field compression of HTTP/2 multiplies: a byte can stand for a field of 4 KiB that an earlier request named
+//! Limits the amplification by header compression: one byte can stand for a field of 4 KiB from an earlier request
 //! (RFC 7541 §6.1), as often as a head has bytes.
 //!
-//! Each app gets all of them written out. An honest head names each field once: what it repeats is next to nothing,
-//! while 30 bytes that grow to a whole head of 64 KiB do nothing else.
+//! The app receives all of them in full. A legitimate head repeats next to nothing, because it names each field once;
+//! an attack that expands 30 bytes to a head of 64 KiB consists of repetition.
 
 use http::header::{COOKIE, HeaderMap};
 use http::{HeaderName, HeaderValue};
 
-/// Bytes of names and values that were there before in the same head.
-const MOST_REPEATED: usize = 4 * 1024;
+/// Maximum bytes of names and values that repeat earlier ones in the same head.
+const MAX_REPEATED: usize = 4 * 1024;
 
-/// Whether a head or a trailer section repeats more than 4 KiB of itself.
+/// Whether a head or trailer section repeats more than [`MAX_REPEATED`] bytes.
 pub(super) fn is_excessive(headers: &HeaderMap) -> bool {
-    // Each value has a place of its own beside the first of its name.
+    // Every name has one value: nothing repeats.
     if headers.len() == headers.keys_len() {
         return false;
     }
@@ -25,7 +25,7 @@ pub(super) fn is_excessive(headers: &HeaderMap) -> bool {
         seen.insert(first.as_bytes());
         for value in values {
             repeated += cost(name, value, seen.insert(value.as_bytes()));
-            if repeated > MOST_REPEATED {
+            if repeated > MAX_REPEATED {
                 return true;
             }
         }
@@ -33,9 +33,9 @@ pub(super) fn is_excessive(headers: &HeaderMap) -> bool {
     false
 }
 
-/// Bytes of one more field of this name that were there before.
+/// How many bytes of another field of this name repeat earlier ones.
 fn cost(name: &HeaderName, value: &HeaderValue, is_new: bool) -> usize {
-    // A cookie's name goes to the app once, whatever the number of its crumbs.
+    // A cookie is joined: the app receives its name once.
     let name = if *name == COOKIE { 0 } else { name.as_str().len() };
     if is_new { name } else { name + value.len() }
 }
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_named_again_and_again_is_too_much() {
+    fn a_field_that_is_repeated_many_times_is_excessive() {
         let value = "v".repeat(1000);
         assert!(!is_excessive(&head((0..5).map(|_| ("x-a", value.clone())))));
         assert!(is_excessive(&head((0..6).map(|_| ("x-a", value.clone())))));

@@ -1,4 +1,4 @@
-//! A request's head, checked once: what the policy judges, the log shows and the app gets is this.
+//! Validates a request's head once; policy, logs and the app all use the result.
 
 use http::header::{CONTENT_LENGTH, COOKIE, HOST};
 use http::uri::{Authority, PathAndQuery};
@@ -8,22 +8,26 @@ use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Request;
 use crate::http::target::{is_host, is_path};
 
-/// Whom a request is for, and what it asks for.
+/// Authority and path of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
-    /// `:authority`, or `host` of a request that was HTTP/1 once; `None` if it is empty.
+pub(super) struct StreamTarget {
+    /// `:authority`, or `host` of a request converted from HTTP/1; `None` if empty.
     pub(super) authority: Option<Authority>,
     /// Begins with `/`, or is `*`.
     pub(super) path: PathAndQuery,
 }
 
-impl Target {
-    /// Checks a head. h2 itself has refused what RFC 9113 calls malformed, connection-specific fields among it.
+impl StreamTarget {
+    /// Validates a head. h2 has already refused what RFC 9113 calls malformed, including connection-specific fields.
+    ///
+    /// # Errors
+    ///
+    /// The response to send instead.
     pub(super) fn check(head: &request::Parts, header_count: usize) -> Result<Self, LocalReply> {
         if head.method == Method::CONNECT {
             return Err(local_reply::method_not_allowed());
         }
-        // Crumbs of one cookie field count once (RFC 9113 §8.2.3); their bytes are bounded with all others.
+        // The parts of a split cookie count as one field (RFC 9113 §8.2.3); their bytes count with all others.
         let crumbs = head.headers.get_all(COOKIE).iter().count();
         if head.headers.len() - crumbs.saturating_sub(1) > header_count {
             return Err(local_reply::header_fields_too_large("http2.too_many_headers"));
@@ -33,14 +37,14 @@ impl Target {
         if !is_asterisk && !is_path(path.as_str().as_bytes()) {
             return Err(local_reply::bad_request("http2.invalid_path"));
         }
-        // h2 has checked that it is a number, and takes none for zero.
+        // h2 has checked that it is a number, but accepts an empty value as zero.
         if head.headers.get_all(CONTENT_LENGTH).iter().any(HeaderValue::is_empty) {
             return Err(local_reply::bad_request("http2.invalid_content_length"));
         }
         Ok(Self { authority: authority(head)?, path: path.clone() })
     }
 
-    /// The request as it is decided about.
+    /// The request in the form in which it is authorized.
     pub(super) fn request<'h>(&'h self, head: &'h request::Parts) -> Request<'h> {
         let authority = self.authority.as_ref().map_or("", Authority::as_str);
         Request::from_map(
@@ -52,8 +56,8 @@ impl Target {
     }
 }
 
-/// The one authority of a request: a `host` beside `:authority` must say the same (RFC 9113 §8.3.1). It is `None` for
-/// a target without one, of which HTTP/1 has an empty `host`; that must be said, too.
+/// The single authority of a request: a `host` beside `:authority` must be equal (RFC 9113 §8.3.1). `None` for a target
+/// without one, for which HTTP/1 requires an empty `host`; it is required here, too.
 fn authority(head: &request::Parts) -> Result<Option<Authority>, LocalReply> {
     let invalid = local_reply::bad_request("http2.invalid_authority");
     let mut hosts = head.headers.get_all(HOST).iter();
@@ -85,7 +89,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let head = request.body(()).unwrap().into_parts().0;
-        let target = Target::check(&head, 4).map_err(|reply| reply.status)?;
+        let target = StreamTarget::check(&head, 4).map_err(|reply| reply.status)?;
         Ok(format!("{} {}", target.authority.as_ref().map_or("-", Authority::as_str), target.path))
     }
 
@@ -100,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn authorities_that_disagree_or_are_none_are_bad_requests() {
+    fn conflicting_and_invalid_authorities_are_bad_requests() {
         let cases: &[(&str, &[(&str, &str)])] = &[
             ("/x", &[]),
             ("http://a.example/", &[("host", "b.example")]),
@@ -129,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_without_digits_is_none() {
+    fn an_empty_content_length_is_refused() {
         assert_eq!(check("POST", "/", &[("host", "a"), ("content-length", "")]), Err(400));
         assert!(check("POST", "/", &[("host", "a"), ("content-length", "5")]).is_ok());
     }

@@ -1,4 +1,4 @@
-//! What is logged of a request once it is over, however it ends.
+//! The access log record of one request over HTTP/2, written however the request ends.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,7 +14,7 @@ use crate::http::HttpContext;
 use crate::http::headers::{FORWARDED_FOR, REQUEST_ID};
 use crate::telemetry::{Record, ResponseFlag};
 
-/// What is known of one request; logged when it is dropped.
+/// Collects the facts about one request and writes its record when dropped.
 pub(super) struct RequestLog {
     env: Rc<HttpContext>,
     connection: Rc<ConnectionInfo>,
@@ -39,7 +39,7 @@ pub(super) struct RequestLog {
 }
 
 impl RequestLog {
-    /// Of a request that has just come.
+    /// Opens the record of a request whose head was received.
     pub(super) fn open<B>(
         env: &Rc<HttpContext>,
         connection: &Rc<ConnectionInfo>,
@@ -72,18 +72,18 @@ impl RequestLog {
         }
     }
 
-    /// The policy has spoken.
+    /// Records the policy's decision.
     pub(super) fn decided(&mut self, decision: Rc<Decision>) {
         self.decision = Some(decision);
     }
 
-    /// These fields are logged: the app's, or those of a request that it does not get.
-    pub(super) fn noted(&mut self, headers: &HeaderMap) {
+    /// Records the header fields to log: those sent to the app, or those of a request that is not forwarded.
+    pub(super) fn log_fields(&mut self, headers: &HeaderMap) {
         self.forwarded_for = headers.get(FORWARDED_FOR).cloned();
         self.request_id = headers.get(REQUEST_ID).cloned();
     }
 
-    /// There is an answer: the app's, or ours with its flag.
+    /// Records the response: the app's, or a local one with its flag.
     pub(super) fn answered(&mut self, status: StatusCode, flag: ResponseFlag, details: &'static str) {
         self.status = status.as_u16();
         self.flag = flag;
@@ -91,18 +91,18 @@ impl RequestLog {
         self.upstream_time = self.progress.upload_ended().map(|ended| ended.elapsed());
     }
 
-    /// How far its two bodies have come.
+    /// Progress of the two bodies.
     pub(super) fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// A piece of the answer's body goes to the client.
+    /// Records a piece of the response's body that goes to the client.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
         self.deadlines.answered_data(bytes);
     }
 
-    /// The answer is whole.
+    /// Records that the response is complete.
     pub(super) fn complete(&mut self) {
         if !self.is_complete {
             self.is_complete = true;
@@ -110,14 +110,14 @@ impl RequestLog {
         }
     }
 
-    /// The answer broke off.
+    /// Records that the response was cut off.
     pub(super) fn broke_off(&mut self, flag: ResponseFlag, details: &'static str) {
         self.is_complete = true;
         self.flag = flag;
         self.details = details;
     }
 
-    /// What is to be logged.
+    /// The record as far as known.
     pub(super) fn record(&self) -> Record<'_> {
         let is_cut_off = !self.is_complete;
         let authority = self.uri.authority().map(|authority| authority.as_str().as_bytes());

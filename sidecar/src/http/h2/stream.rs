@@ -1,5 +1,4 @@
-//! One stream, from its head to its end: the answer is waited for, and goes to the client as fast as the client takes
-//! it.
+//! One stream, from its head to its end: waits for the response and sends it at the client's pace.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -12,7 +11,7 @@ use http::header::{CONTENT_LENGTH, DATE, HeaderMap};
 use http::{HeaderValue, Request, Response};
 use http_body::Body;
 
-use super::answer::Answer;
+use super::answer::AnswerBody;
 use super::exchange::Exchanges;
 use super::progress::Progress;
 use crate::flow::outbox::Piece;
@@ -20,8 +19,8 @@ use crate::flow::send::{Gone, send};
 use crate::http::clock::Clock;
 use crate::lifeline::Ended;
 
-/// Serves one request. What waits for the app has memory of its own, which is given back when there is an answer: the
-/// client may be long in taking that.
+/// Serves one request. The future that waits for the response is boxed and dropped when there is one, because the
+/// client may take long to read it.
 pub(super) fn serve(
     request: Request<RecvStream>,
     mut respond: SendResponse<Piece>,
@@ -44,9 +43,9 @@ pub(super) fn serve(
     }
 }
 
-/// Sends an answer.
+/// Sends a response.
 async fn answer(
-    response: Response<Answer>,
+    response: Response<AnswerBody>,
     mut respond: SendResponse<Piece>,
     progress: &Progress,
     exchanges: &Exchanges,
@@ -72,7 +71,7 @@ async fn answer(
     if let Ok(Err(Gone)) = sent {
         return;
     }
-    // The app may still want the rest of a request that it has answered: until this stream ends, and no longer.
+    // The app may still read the rest of a request that it has responded to, until this stream ends.
     let _uploading = answer.into_upload();
     let upload = poll_fn(|context| {
         let is_over = progress.poll_upload_over(context).is_ready() || stream.poll_reset(context).is_ready();
@@ -83,8 +82,8 @@ async fn answer(
     }
 }
 
-/// What every answer has.
-fn complete(headers: &mut HeaderMap, answer: &Answer, clock: &Clock) {
+/// Adds the fields that every response has.
+fn complete(headers: &mut HeaderMap, answer: &AnswerBody, clock: &Clock) {
     if let Ok(date) = HeaderValue::from_bytes(&clock.date()) {
         headers.entry(DATE).or_insert(date);
     }

@@ -1,4 +1,4 @@
-//! What the HTTP/2 streams of a worker have in common.
+//! State shared by all HTTP/2 streams of a worker.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::lifeline::{Lifeline, Registry};
 
-/// All streams of a worker's clients.
+/// The streams of a worker's clients.
 #[derive(Default)]
 pub struct Streams {
     lines: Registry<()>,
@@ -15,27 +15,27 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// A line for one more stream.
+    /// The lifeline of a new stream.
     pub(super) fn add(&self) -> Lifeline {
         self.lines.add(self.about.clone())
     }
 
-    /// Bytes that were received of bodies and not yet taken by an app.
+    /// Bytes of request bodies that were received but not yet accepted by an app.
     pub(super) fn held(&self) -> &Rc<Cell<usize>> {
         &self.held
     }
 
-    /// How many there are; those that ended since the last tick may still count.
+    /// Number of streams; those that ended since the last tick may still count.
     pub fn len(&self) -> usize {
         self.lines.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no streams.
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }
 
-    /// Ends what has run out of time. To be called on every tick.
+    /// Ends streams whose deadline has passed. Must be called on every tick.
     pub fn expire(&self, now: Instant) {
         self.lines.expire(now);
     }

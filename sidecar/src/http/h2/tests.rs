@@ -1,4 +1,4 @@
-//! The codec between real clients and real apps: hyper on both sides, and bytes by hand where hyper is too polite.
+//! The codec between real clients and real apps: hyper on both sides, and handwritten frames where hyper is too strict.
 
 mod abuse;
 mod apps;

@@ -1,4 +1,4 @@
-//! The client's byte stream as hyper gets it: what was already read comes first, and every byte is taken note of.
+//! The client's byte stream for h2: replays bytes that were already read, and observes every byte.
 
 use std::io;
 use std::pin::Pin;
@@ -22,7 +22,8 @@ impl<S> Transport<S> {
         Self { stream, first, deadlines }
     }
 
-    fn note<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Records whether writes block.
+    fn observe_write<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         self.deadlines.set_blocked(written.is_pending());
         written
     }
@@ -60,7 +61,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note(written)
+        self.observe_write(written)
     }
 
     fn poll_write_vectored(
@@ -69,7 +70,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.note(written)
+        self.observe_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -78,7 +79,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.note(flushed)
+        self.observe_write(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -14,21 +14,21 @@ use super::progress::Progress;
 use super::repetition;
 use crate::flow::windows::{Window, Windows};
 
-/// A request's body: what the app takes of it makes room for more.
+/// A request's body. What the app accepts of it opens the client's flow-control window.
 pub(super) struct Upload {
     stream: RecvStream,
-    /// As the client has announced it; h2 holds it to that.
+    /// Bytes left by `content-length`, which h2 enforces.
     left: Option<u64>,
     is_data_done: bool,
     window: Option<Window>,
     progress: Rc<Progress>,
 }
 
-/// Why there is no more of a request's body.
+/// Why a request's body ended early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UploadError {
     /// The client reset the stream, or its connection has ended.
-    #[error("the client has broken its request off: {0}")]
+    #[error("the client aborted its request: {0}")]
     BrokenOff(#[from] h2::Error),
     /// See [`repetition`].
     #[error("the request's trailers repeat too much")]
@@ -65,10 +65,10 @@ impl Upload {
             }
         }
         let Some(trailers) = ready!(self.stream.poll_trailers(context))? else { return Poll::Ready(None) };
-        match repetition::is_excessive(&trailers) {
-            true => Poll::Ready(Some(Err(UploadError::Repetition))),
-            false => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+        if repetition::is_excessive(&trailers) {
+            return Poll::Ready(Some(Err(UploadError::Repetition)));
         }
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 }
 

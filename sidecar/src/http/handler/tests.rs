@@ -17,14 +17,14 @@ use crate::telemetry::ResponseFlag;
 const PORT: u16 = 14001;
 const APP: &str = "127.0.0.1:8080";
 
-/// A connection's handler, and what its policy is told by.
+/// A connection's handler, and the publisher of its policy.
 struct World {
     handler: Handler,
     publisher: Publisher,
 }
 
 impl World {
-    /// Of a client at 10.0.0.7 that named this server in its ClientHello, if it speaks TLS; there is no policy.
+    /// A client at 10.0.0.7 that sent this server name, if it uses TLS. There is no policy yet.
     fn new(server_name: Option<&str>) -> Self {
         let (publisher, snapshots) = snapshot::channel();
         let tls = server_name.is_some();
@@ -43,7 +43,7 @@ impl World {
         Self { handler: Handler::new(Rc::new(Authorizer::new(Rc::new(info), snapshots))), publisher }
     }
 
-    /// The policy of its port from now on.
+    /// Publishes a policy for the connection's port.
     fn publish(&self, protocol: AppProtocol, rules: Vec<ActiveIngressRule>) {
         let ingress = rules.into_iter().map(|rule| IngressRule {
             origin: ObjectRef::new("IngressBackend", "httpbin", "ingress"),
@@ -80,7 +80,7 @@ fn plaintext(sources: Sources) -> ActiveIngressRule {
 }
 
 #[test]
-fn client_port_and_grpc_decide_in_which_http_the_app_is_spoken_to() {
+fn client_port_and_grpc_decide_the_http_version_to_the_app() {
     use AppProtocol::{H2c, Http};
     use UpstreamProtocol::{Http1, Http2};
 
@@ -112,7 +112,7 @@ fn client_port_and_grpc_decide_in_which_http_the_app_is_spoken_to() {
 }
 
 #[test]
-fn each_request_is_judged_by_the_newest_policy_and_a_403_has_one_flag() {
+fn each_request_is_authorized_by_the_newest_policy_and_a_403_has_one_flag() {
     let world = World::new(None);
     let refused = |action, reason: Reason, flag| {
         assert_eq!(action, Action::Reply(local_reply::denied(&reason)));
@@ -132,7 +132,7 @@ fn each_request_is_judged_by_the_newest_policy_and_a_403_has_one_flag() {
 }
 
 #[test]
-fn the_verdict_goes_with_the_action_into_the_access_log() {
+fn the_decision_is_returned_with_the_action_for_the_access_log() {
     let world = World::new(None);
     let fields = HeaderMap::new();
     let handle = || world.handler.handle(&Request::from_map(b"GET", b"a", b"/", &fields));

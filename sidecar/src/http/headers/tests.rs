@@ -36,7 +36,7 @@ fn certificate() -> VerifiedCertificate {
 }
 
 #[test]
-fn what_only_the_mesh_may_say_is_forbidden_in_every_spelling() {
+fn headers_that_only_the_mesh_may_set_are_forbidden_in_every_spelling() {
     for name in [
         "x-forwarded-client-cert",
         "X-FORWARDED-client-cert",
@@ -66,7 +66,7 @@ fn what_only_the_mesh_may_say_is_forbidden_in_every_spelling() {
 }
 
 #[test]
-fn a_connection_option_never_removes_what_the_message_or_the_mesh_rests_on() {
+fn a_connection_option_never_removes_fields_that_message_or_mesh_depend_on() {
     for name in [
         "X-Forwarded-Client-Cert",
         "x-forwarded-for",
@@ -81,7 +81,7 @@ fn a_connection_option_never_removes_what_the_message_or_the_mesh_rests_on() {
 }
 
 #[test]
-fn the_first_scheme_that_is_named_is_kept_if_it_is_known() {
+fn the_first_scheme_is_kept_if_it_is_valid() {
     let proto = |values: &[&'static [u8]], tls| forwarded_proto(values.iter().copied(), tls);
     let kept: [(&[&'static [u8]], &str); 9] = [
         (&[b"https"], "https"),
@@ -105,7 +105,7 @@ fn the_first_scheme_that_is_named_is_kept_if_it_is_known() {
 }
 
 #[test]
-fn a_request_id_is_kept_only_if_it_is_one_and_short_and_visible() {
+fn a_request_id_is_kept_only_if_it_is_single_short_and_visible() {
     let long = [b'a'; 129];
     assert_eq!(request_id([&b"abc-1"[..]].into_iter()), RequestId::Kept(b"abc-1"));
     assert_eq!(request_id([&long[..128]].into_iter()), RequestId::Kept(&long[..128]));
@@ -156,7 +156,7 @@ fn the_rules_hold_for_http_2_requests() {
 }
 
 #[test]
-fn grpc_is_known_by_its_content_type() {
+fn grpc_is_detected_by_its_content_type() {
     for value in ["application/grpc", "application/grpc+proto", "application/grpc; charset=x"] {
         assert!(is_grpc(value.as_bytes()), "{value}");
     }

@@ -1,4 +1,4 @@
-//! Clients inside TLS that leave, or end their side, while the app is due.
+//! TLS clients that disconnect or half-close while the app has not responded.
 
 use tokio::net::TcpListener;
 
@@ -7,7 +7,7 @@ use crate::limits::Limits;
 use crate::stream::Abort;
 use crate::test_pki::GATEWAY;
 
-/// A connection with a request that the app has got and does not answer.
+/// A connection with a request that the app has received and does not respond to.
 async fn asked(mesh: &Mesh, apps: &TcpListener) -> (Client, TcpStream) {
     let leaf = mesh.root.named(GATEWAY);
     let mut client = tls(mesh, Port::Https, Some(&leaf), &[]).await.unwrap();
@@ -21,9 +21,9 @@ async fn asked(mesh: &Mesh, apps: &TcpListener) -> (Client, TcpStream) {
 }
 
 #[tokio::test]
-async fn a_client_that_breaks_off_ends_its_request_at_once_and_one_that_says_goodbye_is_waited_with() {
+async fn a_client_that_aborts_ends_its_request_at_once_and_one_that_sends_close_notify_may_wait() {
     let apps = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    // Nothing ends by a deadline before the test does.
+    // No deadline passes before the test ends.
     let limits = Limits { half_close: Duration::from_secs(600), ..Limits::default() };
     let mesh = Mesh::before(apps.local_addr().unwrap(), 1, limits);
 
@@ -39,7 +39,7 @@ async fn a_client_that_breaks_off_ends_its_request_at_once_and_one_that_says_goo
 
     let (mut client, mut app) = asked(&mesh, &apps).await;
     client.shutdown().await.unwrap();
-    // Another request shows that the worker has seen that by now.
+    // Another request shows that the worker has noticed by now.
     let (other, mut other_app) = asked(&mesh, &apps).await;
     drop(other);
     assert!(matches!(app.try_read(&mut [0; 1]), Err(error) if error.kind() == io::ErrorKind::WouldBlock));
@@ -51,7 +51,7 @@ async fn a_client_that_breaks_off_ends_its_request_at_once_and_one_that_says_goo
 }
 
 #[tokio::test]
-async fn a_client_that_says_goodbye_and_gets_nothing_is_let_go_after_its_time() {
+async fn a_client_that_sends_close_notify_and_gets_nothing_is_closed_after_its_time() {
     let apps = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let limits = Limits { half_close: Duration::from_millis(300), ..Limits::default() };
     let mesh = Mesh::before(apps.local_addr().unwrap(), 1, limits);

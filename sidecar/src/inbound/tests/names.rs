@@ -1,4 +1,4 @@
-//! Hosts of requests, where rules of a port differ by server name.
+//! Hosts of requests on a port whose rules differ by server name.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::test_mesh::rule;
 use crate::test_pki::{GATEWAY, dns};
 use crate::tls::ServerTls;
 
-/// Open for everybody under one name and for the gateway under others.
+/// Open to every client under one name, and to the gateway under others.
 async fn mesh() -> Mesh {
     let mesh = Mesh::start().await;
     let names = ["open.example", "secret.example", "a.secret.example"].map(dns).to_vec();
@@ -38,7 +38,7 @@ async fn mesh() -> Mesh {
     mesh
 }
 
-/// The host that is asked for, and the status.
+/// The status of a request for this host.
 const OPEN: &[(&str, u16)] = &[
     ("open.example", 200),
     ("OPEN.example:443", 200),
@@ -53,7 +53,7 @@ const SECRET: &[(&str, u16)] =
 const BELOW: &[(&str, u16)] = &[("b.secret.example", 200), ("secret.example", 421)];
 
 #[tokio::test]
-async fn a_request_for_a_host_of_another_rule_is_421_and_the_connection_goes_on() {
+async fn a_request_for_a_host_of_another_rule_is_421_and_the_connection_stays_open() {
     let mesh = mesh().await;
     let gateway = mesh.root.named(GATEWAY);
     for (server_name, leaf, requests) in [
@@ -85,7 +85,7 @@ async fn a_request_for_a_host_of_another_rule_is_421_and_the_connection_goes_on(
 }
 
 #[tokio::test]
-async fn a_rule_that_lets_every_name_in_lets_every_host_in() {
+async fn a_rule_for_every_name_allows_every_host() {
     let mesh = mesh().await;
     mesh.publish(|policy| {
         let https = |sni_hosts| IngressTransport::Https { sni_hosts, client: ClientCheck::Skip };

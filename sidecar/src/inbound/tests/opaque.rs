@@ -83,7 +83,7 @@ async fn a_mesh_peer_gets_through_to_the_app_and_an_ingress_certificate_does_not
 }
 
 #[tokio::test]
-async fn an_app_that_is_not_there_resets_the_client() {
+async fn the_client_is_reset_if_the_app_does_not_listen() {
     let mesh = Mesh::start().await;
     let nobody = TcpStream::connect(mesh.app).await.unwrap().local_addr().unwrap();
     let target = crate::listener::InboundTarget {
@@ -110,13 +110,13 @@ async fn an_app_that_is_not_there_resets_the_client() {
 }
 
 #[tokio::test]
-async fn what_ends_a_connection_while_its_app_is_dialled_is_logged_as_what_it_is() {
+async fn the_cause_of_an_end_while_the_app_is_dialled_is_logged() {
     let (mesh, folder) = (Mesh::start().await, tempfile::tempdir().unwrap());
     let path = folder.path().join("access.log");
     let (publisher, snapshots) = crate::snapshot::channel();
     publisher.update(|snapshot| *snapshot = (*mesh.publisher.current()).clone());
+    // An app that does not accept, with a full queue.
     let env = Rc::new(HttpContext::new(Rc::default(), Rc::new(Telemetry::in_file(&path)), snapshots.clone()));
-    // An app that accepts nothing, with its queue full.
     let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let app = socket();
     app.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -176,7 +176,7 @@ async fn what_ends_a_connection_while_its_app_is_dialled_is_logged_as_what_it_is
 }
 
 #[tokio::test]
-async fn a_receiver_that_takes_nothing_is_given_up() {
+async fn a_receiver_that_does_not_read_is_disconnected() {
     let limits = Limits { body: Duration::from_millis(500), ..Limits::default() };
     let mesh = Mesh::with(1, limits).await;
     let mut client = mesh.connect(Port::Tcp).await;
@@ -188,7 +188,7 @@ async fn a_receiver_that_takes_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_side_that_had_ended_and_is_gone_altogether_ends_the_connection() {
+async fn a_half_closed_side_that_disconnects_ends_the_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mesh = Mesh::before(listener.local_addr().unwrap(), 1, Limits::default());
     for is_client in [true, false] {
@@ -199,7 +199,7 @@ async fn a_side_that_had_ended_and_is_gone_altogether_ends_the_connection() {
         let (mut leaving, mut staying) = if is_client { (client, app) } else { (app, client) };
         leaving.shutdown().await.unwrap();
         assert_eq!(end(&mut staying).await, (End::Fin, vec![]));
-        // The other half goes on.
+        // The other direction continues.
         staying.write_all(b"more").await.unwrap();
         leaving.read_exact(&mut [0; 4]).await.unwrap();
         leaving.abort();

@@ -4,7 +4,7 @@ use super::*;
 use crate::limits::Limits;
 use crate::test_pki::{Authority, GATEWAY};
 
-/// The ClientHello of a client that asks for this name.
+/// The ClientHello of a client that requests this name.
 fn hello(server_name: &str, alpn: &[&str]) -> Vec<u8> {
     let config = client_config(&Authority::root("x").bundle(), None, &VERSIONS, alpn);
     let name = ServerName::try_from(server_name.to_owned()).unwrap();
@@ -14,8 +14,8 @@ fn hello(server_name: &str, alpn: &[&str]) -> Vec<u8> {
     bytes
 }
 
-/// Sends this on a new connection and waits for the end. A connection that is reset at once may be so before it is
-/// written to, and even before the client has learnt that it was there.
+/// Sends these bytes on a new connection and waits for its end. A connection may be reset before it is written to, or
+/// even before the client's connect returns.
 async fn end_after(mesh: &Mesh, port: Port, first: &[u8]) -> (End, Vec<u8>) {
     let mut client = match TcpStream::connect(mesh.address(port)).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return (End::Reset, vec![]),
@@ -28,7 +28,7 @@ async fn end_after(mesh: &Mesh, port: Port, first: &[u8]) -> (End, Vec<u8>) {
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
 #[tokio::test]
-async fn what_no_rule_opens_is_reset_without_an_alert() {
+async fn connections_that_no_rule_opens_are_reset_without_an_alert() {
     let mesh = Mesh::start().await;
     let no_name = hello("127.0.0.1", &[]);
     let other_name = hello("x.foo.example", &[]);
@@ -54,7 +54,7 @@ async fn what_no_rule_opens_is_reset_without_an_alert() {
 }
 
 #[tokio::test]
-async fn without_a_policy_or_a_certificate_nothing_is_let_in() {
+async fn without_a_policy_or_a_certificate_nothing_is_admitted() {
     let mesh = Mesh::start().await;
     mesh.publisher.update(|snapshot| snapshot.tls = None);
     let mut client = mesh.connect(Port::Skip).await;
@@ -82,7 +82,7 @@ async fn tls_at_a_plaintext_port_is_answered_in_plaintext() {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_nothing_is_closed_in_order_when_its_time_is_up() {
+async fn a_silent_client_is_closed_with_fin_at_its_deadline() {
     let limits = Limits { detect: Duration::from_millis(600), ..Limits::default() };
     let mesh = Mesh::with(1, limits).await;
     for first in [&b""[..], b"\x16", b"\x16\x03\x01"] {
@@ -97,7 +97,7 @@ async fn a_client_that_sends_nothing_is_closed_in_order_when_its_time_is_up() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_does_not_go_on_is_ended() {
+async fn a_stalled_handshake_is_ended() {
     let limits = Limits { handshake: Duration::from_millis(300), ..Limits::default() };
     let mesh = Mesh::with(1, limits).await;
     let mut client = mesh.connect(Port::Https).await;
@@ -108,7 +108,7 @@ async fn a_handshake_that_does_not_go_on_is_ended() {
 }
 
 #[tokio::test]
-async fn a_hello_in_single_bytes_and_many_records_is_let_in_or_refused_as_a_whole_one() {
+async fn a_hello_in_single_bytes_and_many_records_is_judged_like_a_whole_one() {
     let mesh = Mesh::start().await;
     for (server_name, expected) in [("A.Bar.example", true), ("foo.EXAMPLE", true), ("bar.example", false)] {
         let whole = hello(server_name, &[]);
@@ -149,7 +149,7 @@ async fn a_principal_that_is_not_allowed_gets_403_and_keeps_its_connection() {
 }
 
 #[tokio::test]
-async fn an_answer_that_the_app_cuts_short_never_ends_like_a_whole_one() {
+async fn a_truncated_answer_never_ends_like_a_complete_one() {
     let mesh = Mesh::start().await;
     // To a client of HTTP/1.0 the end of the connection is the end of the answer.
     let mut client = mesh.connect(Port::Http).await;
@@ -170,9 +170,9 @@ async fn connections_beyond_the_limit_are_ended_at_once_and_counted() {
         get(&mut client).await.unwrap();
         clients.push(client);
     }
-    assert_eq!(mesh.workers.load().connections, 3);
+    assert_eq!(mesh.workers.connections(), 3);
     assert_eq!(end_after(&mesh, Port::Http, GET).await.0, End::Reset);
-    assert_eq!(mesh.workers.load().shed, 1);
+    assert_eq!(mesh.metrics.total(|totals| &totals.no_place), 1);
     for client in &mut clients {
         get(client).await.unwrap();
     }

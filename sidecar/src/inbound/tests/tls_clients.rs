@@ -1,4 +1,4 @@
-//! What TLS clients see, with OpenSSL as the client: its alerts are those of nginx.
+//! What TLS clients receive, with OpenSSL as the client; the alerts are those of nginx.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::test_pki::{Authority, GATEWAY, dns};
 
-/// Runs `openssl s_client`, sends a GET and gives back all it has said, until it ends or an answer is complete.
+/// Runs `openssl s_client`, sends a GET and returns its output, until it exits or the response is complete.
 async fn s_client(mesh: &Mesh, port: Port, leaf: Option<&Leaf>, options: &[&str]) -> String {
     let folder = TempDir::new().unwrap();
     let mut command = Command::new("openssl");
@@ -47,7 +47,7 @@ async fn s_client(mesh: &Mesh, port: Port, leaf: Option<&Leaf>, options: &[&str]
     tokio::time::timeout(Duration::from_secs(30), run).await.expect("openssl did not end").unwrap()
 }
 
-/// The alert, the status, or what else openssl said.
+/// The alert, the status, or openssl's other output.
 fn verdict(said: &str) -> String {
     if let Some((_, rest)) = said.split_once("SSL alert number ") {
         return format!("alert {}", rest.split_whitespace().next().unwrap());
@@ -71,7 +71,7 @@ fn at(seconds_from: i64, seconds_to: i64) -> impl FnOnce(&mut CertificateParams)
 }
 
 #[tokio::test]
-async fn every_client_certificate_gets_the_answer_it_got_from_osm() {
+async fn every_client_certificate_gets_the_same_answer_as_from_osm() {
     let mesh = Mesh::start().await;
     let root = &mesh.root;
     let gateway = || vec![dns(GATEWAY)];
@@ -101,7 +101,7 @@ async fn every_client_certificate_gets_the_answer_it_got_from_osm() {
             ["alert 43", "alert 43"],
         ),
         ("other CA", Some(Authority::root("other").named(GATEWAY)), ["alert 48", "alert 48"]),
-        // The same name as the right CA, another key.
+        // The same name as the right CA, with another key.
         ("impostor CA", Some(Authority::root("root").named(GATEWAY)), ["alert 48", "alert 48"]),
         ("expired", Some(root.issue(at(-100, -2))), ["alert 45", "alert 45"]),
         ("not yet valid", Some(root.issue(at(600, 1200))), ["alert 45", "alert 45"]),
@@ -147,7 +147,7 @@ async fn every_client_certificate_gets_the_answer_it_got_from_osm() {
 }
 
 #[tokio::test]
-async fn certificates_do_not_matter_where_none_is_asked_for() {
+async fn client_certificates_are_ignored_where_none_is_required() {
     let mesh = Mesh::start().await;
     for leaf in [None, Some(Authority::root("other").named(GATEWAY)), Some(mesh.root.named("x.example"))] {
         for version in ["-tls1_3", "-tls1_2"] {
@@ -171,7 +171,7 @@ async fn older_versions_are_answered_with_an_alert() {
 }
 
 #[tokio::test]
-async fn names_and_protocols_of_ingress_controllers_are_all_taken() {
+async fn names_and_protocols_of_ingress_controllers_are_accepted() {
     let mesh = Mesh::start().await;
     let gateway = mesh.root.named(GATEWAY);
     for options in [
@@ -216,7 +216,7 @@ async fn no_ticket_and_no_session_is_given() {
 }
 
 #[tokio::test]
-async fn the_client_is_told_which_cas_are_trusted() {
+async fn the_client_receives_the_names_of_trusted_cas() {
     let mesh = Mesh::start().await;
     let said = s_client(&mesh, Port::Https, Some(&mesh.root.named(GATEWAY)), &["-tls1_2"]).await;
     assert!(said.contains("Acceptable client certificate CA names\nCN = root\n"), "{said}");

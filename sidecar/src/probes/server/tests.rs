@@ -10,12 +10,12 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::test_pki::Authority;
 
-/// An app of HTTP/1.1 that answers a path `/<status>` with that status and, as its body, the head that it got.
+/// An HTTP/1.1 app that responds to a path `/<status>` with that status; the body is the head that it received.
 async fn start_app(tls: bool) -> u16 {
     tls::install_provider();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let leaf = Authority::root("nobody's").named("somebody.else");
+    let leaf = Authority::root("another root").named("another.name");
     let config = rustls::ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(leaf.chain.clone(), PrivateKeyDer::try_from(leaf.key.serialize_der()).unwrap())
@@ -26,9 +26,10 @@ async fn start_app(tls: bool) -> u16 {
             let (stream, _) = listener.accept().await.unwrap();
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                match tls {
-                    true => answer_head(acceptor.accept(stream).await.unwrap()).await,
-                    false => answer_head(stream).await,
+                if tls {
+                    answer_head(acceptor.accept(stream).await.unwrap()).await;
+                } else {
+                    answer_head(stream).await;
                 }
             });
         }
@@ -49,7 +50,7 @@ async fn answer_head(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin) {
         std::future::pending::<()>().await;
     }
     let length = head.len();
-    // A status of redirects leads to what is behind `to=` in the query.
+    // A redirect's location is the query's `to=`.
     let location =
         head.split([' ', '=']).nth(2).filter(|_| head.contains("?to=")).unwrap_or("http://else.where/");
     let answer =
@@ -58,7 +59,7 @@ async fn answer_head(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin) {
     let _ = stream.shutdown().await;
 }
 
-/// `grpc.health.v1.Health` that serves what is named `good`, and everything of the path alone.
+/// A `grpc.health.v1.Health` that serves the service `good`, and the server as a whole only on its path.
 async fn start_health() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -109,7 +110,7 @@ fn probe(path: &str, target: &str) -> String {
     format!(r#"[{{"port":15901,"path":"{path}","timeoutSeconds":1,"target":{target}}}]"#)
 }
 
-/// kubelet's request, and the answer to it.
+/// kubelet's request, and the response.
 async fn kubelet(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!(
@@ -122,7 +123,7 @@ async fn kubelet(address: SocketAddr, path: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn the_apps_status_is_the_answer_and_a_redirect_elsewhere_is_nobodys_to_follow() {
+async fn the_apps_status_is_the_answer_and_a_redirect_to_another_host_is_not_followed() {
     let port = start_app(false).await;
     for status in [200, 302, 404, 503] {
         let target = format!(r#"{{"http":{{"port":{port},"path":"/{status}?x=1"}}}}"#);
@@ -143,7 +144,7 @@ async fn redirects_to_the_same_host_are_followed_as_far_as_kubelet_goes() {
         let target = format!(r#"{{"http":{{"port":{port},"path":"{path}","headers":{headers}}}}}"#);
         kubelet(start(&probe("/p", &target)).await, "/p").await
     };
-    // What is said of the host holds for what is relative, headers everywhere.
+    // The host header applies to relative redirects only, other headers to all.
     let (status, answer) = ask("/302?to=/204?x").await;
     assert!(status == 204 && !answer.contains("location:"), "{answer}");
     let (status, answer) = ask("/307?to=/503?x").await;
@@ -152,7 +153,7 @@ async fn redirects_to_the_same_host_are_followed_as_far_as_kubelet_goes() {
     let (status, answer) = ask(&format!("/301?to=https://127.0.0.1:{secure}/418?x")).await;
     assert_eq!(status, 418, "{answer}");
     assert!(answer.contains(&format!("host: 127.0.0.1:{secure}\r\n")), "{answer}");
-    // The app's loopback is another host to kubelet, and no redirect is one that Go does not know as one.
+    // For kubelet, the app's loopback is another host, and Go follows only certain statuses.
     assert_eq!(ask(&format!("/302?to=http://localhost:{port}/503?x")).await.0, 302);
     assert_eq!(ask("/304?to=/503?x").await.0, 304);
     let (status, answer) = ask("/302?to=http://127.0.0.1:15901/p").await;
@@ -195,7 +196,7 @@ async fn the_probes_headers_reach_the_app_and_kubelets_agent_where_they_leave_it
 }
 
 #[tokio::test]
-async fn https_is_asked_whatever_the_certificate() {
+async fn https_works_with_any_certificate() {
     let port = start_app(true).await;
     let target = format!(r#"{{"http":{{"scheme":"https","port":{port},"path":"/204"}}}}"#);
     let address = start(&probe("/p", &target)).await;
@@ -230,7 +231,7 @@ async fn grpc_is_good_if_it_serves() {
 }
 
 #[tokio::test]
-async fn an_app_that_is_not_there_or_too_slow_is_a_failure_with_its_reason() {
+async fn an_app_that_does_not_listen_or_is_too_slow_is_a_failure_with_its_reason() {
     let port = start_app(false).await;
     let target = format!(r#"{{"http":{{"port":{port},"path":"/never"}}}}"#);
     let (status, answer) = kubelet(start(&probe("/p", &target)).await, "/p").await;
@@ -243,7 +244,7 @@ async fn an_app_that_is_not_there_or_too_slow_is_a_failure_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_hook_is_waited_for_and_without_an_answer_of_the_app_there_is_none() {
+async fn a_hook_is_waited_for_and_gets_no_answer_if_the_app_gives_none() {
     let port = start_app(false).await;
     let hook = |port: u16, path: &str| {
         format!(
@@ -263,7 +264,7 @@ async fn a_hook_is_waited_for_and_without_an_answer_of_the_app_there_is_none() {
     let mut stream = TcpStream::connect(start(&hook(free, "/200")).await).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    // How the connection ends is all that kubelet looks at.
+    // kubelet only looks at how the connection ends.
     let _ = stream.read_to_end(&mut answer).await;
     assert_eq!(answer, b"");
 
@@ -277,7 +278,7 @@ async fn a_hook_is_waited_for_and_without_an_answer_of_the_app_there_is_none() {
         asked.read_buf(&mut head).await.unwrap();
     }
     assert!(head.starts_with(b"GET /drain HTTP/1.1\r\n"));
-    // A probe of the same app has given up by now.
+    // By now, a probe of the same app has timed out.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = format!(r#"{{"http":{{"port":{}}}}}"#, silent.local_addr().unwrap().port());
     let (_, late) = kubelet(start(&probe("/p", &target)).await, "/p").await;
@@ -305,14 +306,14 @@ async fn nothing_but_the_probes_paths_is_reached() {
 }
 
 #[tokio::test]
-async fn a_probe_is_answered_at_once_whoever_stays_silent_on_its_port() {
+async fn a_probe_is_answered_at_once_despite_silent_connections_on_its_port() {
     let port = start_app(false).await;
     let address = start(&probe("/p", &format!(r#"{{"http":{{"port":{port},"path":"/200"}}}}"#))).await;
     for count in [MAX_CONNECTIONS, 1000] {
         let mut silent = Vec::new();
         for index in 0..count {
             let mut stream = TcpStream::connect(address).await.unwrap();
-            // Some begin a head and leave it at that.
+            // Some send a part of a head and then nothing.
             if index % 2 == 0 {
                 stream.write_all(b"GET /p HTTP/1.1\r\n").await.unwrap();
             }
@@ -324,7 +325,7 @@ async fn a_probe_is_answered_at_once_whoever_stays_silent_on_its_port() {
     }
 }
 
-/// A connection from this loopback address that asks for something.
+/// A connection from this loopback address that sends a request.
 async fn asking_from(source: &str, address: SocketAddr, request: &str) -> TcpStream {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
@@ -334,7 +335,7 @@ async fn asking_from(source: &str, address: SocketAddr, request: &str) -> TcpStr
 }
 
 #[tokio::test]
-async fn a_probe_is_answered_at_once_whatever_another_address_asks_of_a_slow_app() {
+async fn a_probe_is_answered_at_once_despite_another_address_with_probes_of_a_slow_app() {
     let port = start_app(false).await;
     let probes = format!(
         r#"[{{"port":15901,"path":"/slow","target":{{"http":{{"port":{port},"path":"/never"}}}}}},
@@ -346,7 +347,7 @@ async fn a_probe_is_answered_at_once_whatever_another_address_asks_of_a_slow_app
         let request = format!("GET /slow HTTP/1.1\r\nhost: a\r\nuser-agent: {index}\r\n\r\n");
         crowd.push(asking_from("127.0.0.2", address, &request).await);
     }
-    // The next one is told that there is no room: all of its address are waited for.
+    // The next one is refused: all connections of its address are waiting.
     let mut answer = String::new();
     asking_from("127.0.0.2", address, "").await.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("from your address\n"), "{answer}");
@@ -368,7 +369,7 @@ async fn equal_probes_at_the_same_time_are_one_request_to_the_app() {
     for last in 2..22 {
         asking.push(asking_from(&format!("127.0.0.{last}"), address, request).await);
     }
-    // One that differs is asked by itself; by then, all of the others have been heard.
+    // A different probe is run separately; by then, all the others were received.
     let other = request.replace("kube-probe/1.35", "curl");
     let _other = asking_from("127.0.0.1", address, &other).await;
     let (mut other, _) = app.accept().await.unwrap();

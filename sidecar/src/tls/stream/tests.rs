@@ -14,7 +14,7 @@ type Client = tokio_rustls::client::TlsStream<TcpStream>;
 
 const VERSIONS: [&rustls::SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
 
-/// A client and a server that have shaken hands over loopback.
+/// A client and a server after their handshake, over loopback.
 async fn pair(version: &'static rustls::SupportedProtocolVersion) -> (Client, Box<TlsStream>) {
     let root = Authority::root("root");
     let tls = ServerTls::new(root.named(SERVER).credentials(), root.bundle()).unwrap();
@@ -36,7 +36,7 @@ async fn pair(version: &'static rustls::SupportedProtocolVersion) -> (Client, Bo
     (client, server)
 }
 
-/// Sends back what comes, until the end.
+/// Echoes until the end of the stream.
 async fn echo(mut stream: Box<TlsStream>) {
     let mut buffer = vec![0; 5000];
     loop {
@@ -54,10 +54,10 @@ fn bytes(count: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn bytes_come_back_whole_and_the_end_is_said_in_both_versions() {
+async fn bytes_are_echoed_completely_and_the_end_is_announced_in_both_versions() {
     for version in VERSIONS {
         let (mut client, server) = pair(version).await;
-        assert_eq!(server.protocol_version(), Some(version.version));
+        assert_eq!(server.connection.protocol_version(), Some(version.version));
         assert_eq!(server.peer_certificates().unwrap().len(), 1);
         let sent = bytes(3_000_000);
         let mut received = Vec::new();
@@ -120,7 +120,7 @@ async fn a_writer_stops_when_the_client_does_not_read() {
 }
 
 #[tokio::test]
-async fn an_end_without_goodbye_is_an_error_to_the_reader() {
+async fn an_end_without_close_notify_is_an_error_to_the_reader() {
     let (client, mut server) = pair(VERSIONS[0]).await;
     let (io, _) = client.into_inner();
     drop(io);
@@ -129,7 +129,7 @@ async fn an_end_without_goodbye_is_an_error_to_the_reader() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_tls_are_answered_with_an_alert_and_an_error() {
+async fn bytes_that_are_not_tls_are_answered_with_an_alert_and_an_error() {
     let (client, mut server) = pair(VERSIONS[0]).await;
     let (mut io, mut connection) = client.into_inner();
     io.write_all(b"\x17\x03\x03\x00\x20this was never encrypted by us..").await.unwrap();
@@ -144,15 +144,15 @@ async fn bytes_that_are_no_tls_are_answered_with_an_alert_and_an_error() {
     assert_eq!(alert, Error::AlertReceived(rustls::AlertDescription::BadRecordMac));
 }
 
-/// rustls has queued its ServerHello by the time that it finds no signature scheme in common.
+/// rustls has queued its ServerHello by the time it finds that there is no common signature scheme.
 #[tokio::test]
-async fn an_alert_behind_an_answer_goes_out_with_it() {
+async fn an_alert_is_sent_together_with_the_message_before_it() {
     let root = Authority::root("root");
     let tls = ServerTls::new(root.named(SERVER).credentials(), root.bundle()).unwrap();
     let config = tls.config(Terms::IngressMutualTls, Alpn::default(), AppProtocol::Http).unwrap().clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    // A client that verifies signatures of RSA alone; the server's key is of an elliptic curve.
+    // A client that verifies only RSA signatures; the server's key is ECDSA.
     let mut provider = tidegate_runtime::tls::provider().as_ref().clone();
     let mapping = provider.signature_verification_algorithms.mapping.iter().copied();
     let of_rsa: Vec<_> = mapping.filter(|(scheme, _)| scheme.as_str().unwrap().starts_with("RSA")).collect();
@@ -180,7 +180,7 @@ async fn an_alert_behind_an_answer_goes_out_with_it() {
 }
 
 #[tokio::test]
-async fn a_client_may_update_its_keys_but_not_for_ever() {
+async fn a_client_may_update_its_keys_a_limited_number_of_times() {
     let (client, mut server) = pair(VERSIONS[0]).await;
     let (mut io, mut connection) = client.into_inner();
     let mut wire = Vec::new();

@@ -1,4 +1,4 @@
-//! What the client gets: the app's answers, and ours.
+//! What the client receives: the app's responses, and local ones.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::upstream::UNSURE_AFTER;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// The app's answer, the client's, and whether the app's connection is used again.
+/// The app's response, the client's, and whether the app's connection is reused.
 const ANSWERS: &[(&str, &[u8], &[u8], bool)] = &[
     ("a length", b"HTTP/1.1 200 OK\r\nServer: x\r\nX-B: 1\r\ncontent-Length: 2\r\nX-A: 2\r\n\r\nok", b"HTTP/1.1 200 OK\r\nServer: x\r\nX-B: 1\r\ncontent-Length: 2\r\nX-A: 2\r\n\r\nok", true),
     ("equal lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", true),
@@ -31,7 +31,7 @@ const ANSWERS: &[(&str, &[u8], &[u8], bool)] = &[
     ("HTTP/1.0 that stays", b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", true),
 ];
 
-/// Answers that are not passed on, and what the log says of them.
+/// Responses that cannot be forwarded, and their access log details.
 const BAD: &[(&str, &[u8], &str)] = &[
     ("no status", b"HTTP/1.1 OK\r\n\r\n", "http1.codec_error"),
     ("a status of two digits", b"HTTP/1.1 20 OK\r\n\r\n", "http1.codec_error"),
@@ -56,7 +56,7 @@ const BAD: &[(&str, &[u8], &str)] = &[
     ),
     ("NUL", b"HTTP/1.1 200 OK\r\nA: b\r\nX-A: \0\r\nContent-Length: 0\r\n\r\n", "http1.invalid_header:X-A"),
     (
-        "a name that is none",
+        "an invalid name",
         b"HTTP/1.1 200 OK\r\nX A: b\r\nContent-Length: 0\r\n\r\n",
         "http1.invalid_header:X A",
     ),
@@ -81,18 +81,18 @@ const BAD: &[(&str, &[u8], &str)] = &[
         "http1.invalid_transfer_encoding:transfer-encoding",
     ),
     (
-        "a chunk that is none",
+        "an invalid chunk",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         "http1.invalid_chunk",
     ),
     (
-        "a switch that nobody asked for",
+        "a switch that the client did not ask for",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
         "http1.unexpected_101",
     ),
 ];
 
-/// An answer of ours, with the `date` taken out after it was checked for its form.
+/// A local response without its `date`, after checking the date's format.
 fn without_date(answer: &str) -> String {
     let (start, rest) = answer.split_once("date: ").unwrap();
     let (date, rest) = rest.split_at(29);
@@ -101,7 +101,7 @@ fn without_date(answer: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_is_passed_on_and_the_connection_kept_only_if_it_ended_exactly() {
+async fn an_answer_is_forwarded_and_the_connection_kept_only_if_it_ended_exactly() {
     for (case, answer, expected, is_kept) in ANSWERS {
         local(async {
             let world = World::new().await;
@@ -124,7 +124,7 @@ async fn an_answer_is_passed_on_and_the_connection_kept_only_if_it_ended_exactly
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_http_becomes_502_and_the_log_says_why() {
+async fn an_answer_that_is_not_http_becomes_502_and_the_log_says_why() {
     for (case, answer, cause) in BAD {
         let log = Log::new();
         local(async {
@@ -149,7 +149,7 @@ async fn an_answer_that_is_no_http_becomes_502_and_the_log_says_why() {
 }
 
 #[tokio::test]
-async fn a_chunk_that_is_none_cuts_the_answer_off_and_the_log_says_why() {
+async fn a_malformed_chunk_cuts_the_answer_off_and_the_log_says_why() {
     let log = Log::new();
     local(async {
         let world = log.world().await;
@@ -230,7 +230,7 @@ async fn interim_answers_are_not_for_http_1_0() {
 }
 
 #[tokio::test]
-async fn an_app_that_is_not_there_is_503() {
+async fn an_app_that_does_not_listen_is_503() {
     local(async {
         let mut world = World::new().await;
         world.app.stop();
@@ -243,7 +243,7 @@ async fn an_app_that_is_not_there_is_503() {
 }
 
 #[tokio::test]
-async fn an_app_that_leaves_before_it_answers_is_503_and_is_not_asked_twice() {
+async fn an_app_that_closes_before_it_answers_is_503_and_gets_the_request_once() {
     for start in ["", "HTTP/1.1 200 O"] {
         local(async {
             let world = World::new().await;

@@ -43,7 +43,7 @@ async fn h2c() -> World {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::task::spawn_local(async move {
                 let builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
-                // How it ends is the client's business.
+                // The client checks how it ends.
                 let _ = builder.serve_connection(TokioIo::new(stream), service_fn(echo)).await;
             });
         }
@@ -51,7 +51,7 @@ async fn h2c() -> World {
     world
 }
 
-/// Tells what it got, and sends a trailer.
+/// Reports the request that it received, and sends a trailer.
 async fn echo(
     request: Request<Incoming>,
 ) -> Result<Response<impl http_body::Body<Data = Bytes, Error = Infallible>>, Infallible> {
@@ -68,7 +68,7 @@ async fn echo(
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    // No length is known beforehand.
+    // The length is not known beforehand.
     let (mut sender, answer) = Channel::<Bytes>::new(2);
     tokio::task::spawn_local(async move {
         sender.send_data(body).await.unwrap();
@@ -103,7 +103,7 @@ async fn a_request_reaches_an_app_that_speaks_http_2_and_its_trailers_come_back(
 }
 
 #[tokio::test]
-async fn an_unusual_target_and_a_host_that_is_empty_reach_it_to_the_byte() {
+async fn an_unusual_target_and_an_empty_host_reach_it_unchanged() {
     local(async {
         let world = h2c().await;
         for (host, authority) in [("", ""), ("a.test:", "http://a.test:")] {
@@ -120,7 +120,7 @@ async fn an_unusual_target_and_a_host_that_is_empty_reach_it_to_the_byte() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_100_continue_is_told_to_go_on() {
+async fn a_client_that_waits_for_100_continue_gets_it() {
     local(async {
         let world = h2c().await;
         let mut client = world.connect();
@@ -181,9 +181,10 @@ impl http_body::Body for Events {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
-        match std::mem::replace(&mut self.is_sent, true) {
-            false => Poll::Ready(Some(Ok(http_body::Frame::data(":\n\n".into())))),
-            true => Poll::Pending,
+        if std::mem::replace(&mut self.is_sent, true) {
+            Poll::Pending
+        } else {
+            Poll::Ready(Some(Ok(http_body::Frame::data(":\n\n".into()))))
         }
     }
 }
@@ -194,7 +195,7 @@ impl Drop for Events {
     }
 }
 
-/// An app that speaks HTTP/2 and is silent, from the beginning or after an event; and how many requests it holds.
+/// An app that speaks HTTP/2 and is silent, from the start or after an event; and the number of requests that it holds.
 async fn silent(begins: bool) -> (World, Rc<Cell<usize>>) {
     let mut world = World::new().await;
     world.protocol.set(AppProtocol::H2c);
@@ -220,7 +221,7 @@ async fn silent(begins: bool) -> (World, Rc<Cell<usize>>) {
             let answer = answer.clone();
             tokio::task::spawn_local(async move {
                 let builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
-                // How it ends is the client's business.
+                // The client checks how it ends.
                 let _ = builder.serve_connection(TokioIo::new(stream), service_fn(answer)).await;
             });
         }

@@ -1,4 +1,4 @@
-//! Clients that leave, or end their side, while the app is due.
+//! Clients that disconnect or half-close while the app has not responded.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,14 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const EVENTS: &[u8] =
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncontent-length: 1000\r\n\r\n:\n\n";
 
-/// Lets the other tasks run until they wait, and the kernel tell what it knows.
+/// Runs the other tasks until they wait, so that the kernel can deliver what it has.
 async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
 }
 
-/// A client's request, and the app that has it.
+/// A client with a request, and the app that holds it.
 async fn asked(world: &World, request: &[u8]) -> (TcpStream, TcpStream) {
     let mut client = world.dial().await;
     client.write_all(request).await.unwrap();
@@ -31,7 +31,7 @@ async fn asked(world: &World, request: &[u8]) -> (TcpStream, TcpStream) {
     (client, app)
 }
 
-/// Lets this much time pass for the connection, tick by tick of a second.
+/// Lets this much time pass for the connection, in ticks of a second.
 pub(super) async fn pass(world: &World, time: Duration) {
     let start = Instant::now();
     for second in 1..=time.as_secs() {
@@ -41,7 +41,7 @@ pub(super) async fn pass(world: &World, time: Duration) {
     settle().await;
 }
 
-/// Whether the app's connection is open, and nothing came.
+/// Whether the app's connection is open and has received nothing.
 fn is_open(app: &TcpStream) -> bool {
     matches!(app.try_read(&mut [0; 1]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
@@ -69,7 +69,7 @@ async fn a_client_that_resets_its_connection_ends_its_request_at_the_app_at_once
 }
 
 #[tokio::test]
-async fn what_a_client_sends_ahead_is_bounded_and_hides_no_departure() {
+async fn pipelined_bytes_are_bounded_and_do_not_hide_a_disconnect() {
     local(async {
         for is_reset in [true, false] {
             let world = World::new().await;
@@ -94,7 +94,7 @@ async fn what_a_client_sends_ahead_is_bounded_and_hides_no_departure() {
 }
 
 #[tokio::test]
-async fn a_client_that_ends_its_side_is_waited_with_for_a_bounded_time() {
+async fn the_wait_of_a_client_that_has_half_closed_is_bounded() {
     local(async {
         let limits = Limits::default();
         let world = World::new().await;
@@ -169,7 +169,7 @@ async fn an_event_stream_may_be_silent_for_longer_than_another_body_as_long_as_i
 }
 
 #[tokio::test]
-async fn a_tunnel_ends_when_a_side_that_had_ended_is_gone_altogether() {
+async fn a_tunnel_ends_when_a_half_closed_side_disconnects() {
     local(async {
         for is_client in [true, false] {
             let world = World::new().await;

@@ -1,5 +1,5 @@
-//! The same bytes for our reader of requests and for hyper's: ours must be as strict, or stricter for a reason that
-//! stands here.
+//! Parses the same bytes with our parser and with hyper's: ours must be as strict, or stricter for a reason that is
+//! listed here.
 
 use proptest::prelude::*;
 
@@ -11,10 +11,10 @@ use crate::http::buffer::{Buffer, Buffers};
 use crate::http::h1::body::{BodyError, Decoder};
 use crate::http::h1::forward;
 use crate::http::h1::head::{self, Framing, HeadError, Storage};
-use crate::http::h1::transcript::{self, Refusal, Transcript};
+use crate::http::h1::transcript::{self, Transcript, TranscriptError};
 use crate::limits::Limits;
 
-/// What the app gets for these bytes, every request's answer having been waited for.
+/// What the app receives for these bytes, after every request was answered.
 fn passed_on(input: &[u8], info: &ConnectionInfo) -> Vec<u8> {
     let (buffers, limits) = (Buffers::default(), Limits::default());
     let (mut rest, mut app) = (Buffer::default(), Vec::new());
@@ -58,17 +58,26 @@ async fn every_listed_difference_is_one() {
         |body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
     let field = |field: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n0\r\n\r\n");
     let examples = [
-        (Refusal::Head(HeadError::BareLineFeed), "GET / HTTP/1.1\nHost: a\n\n".to_owned()),
-        (Refusal::Head(HeadError::Host), "GET / HTTP/1.1\r\n\r\n".to_owned()),
-        (Refusal::Head(HeadError::TwoFramings), field("Content-Length: 5\r\nTransfer-Encoding: chunked")),
-        (Refusal::Head(HeadError::TransferEncoding), field("Transfer-Encoding: gzip, chunked")),
-        (Refusal::Head(HeadError::Target), "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
-        (Refusal::Head(HeadError::Connect), "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n".to_owned()),
-        (Refusal::Head(HeadError::FirstLine), blank),
-        (Refusal::Head(HeadError::ConnectionOptions), many),
-        (Refusal::Head(HeadError::ContentLength), field("Transfer-Encoding: chunked\r\nContent-Length: x")),
-        (Refusal::Body(BodyError::Chunk), chunked("00000000000000001\r\nx\r\n0\r\n\r\n")),
-        (Refusal::Body(BodyError::Extensions), chunked(&extension)),
+        (TranscriptError::Head(HeadError::BareLineFeed), "GET / HTTP/1.1\nHost: a\n\n".to_owned()),
+        (TranscriptError::Head(HeadError::Host), "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        (
+            TranscriptError::Head(HeadError::TwoFramings),
+            field("Content-Length: 5\r\nTransfer-Encoding: chunked"),
+        ),
+        (TranscriptError::Head(HeadError::TransferEncoding), field("Transfer-Encoding: gzip, chunked")),
+        (TranscriptError::Head(HeadError::Target), "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n".to_owned()),
+        (
+            TranscriptError::Head(HeadError::Connect),
+            "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n".to_owned(),
+        ),
+        (TranscriptError::Head(HeadError::FirstLine), blank),
+        (TranscriptError::Head(HeadError::ConnectionOptions), many),
+        (
+            TranscriptError::Head(HeadError::ContentLength),
+            field("Transfer-Encoding: chunked\r\nContent-Length: x"),
+        ),
+        (TranscriptError::Body(BodyError::Chunk), chunked("00000000000000001\r\nx\r\n0\r\n\r\n")),
+        (TranscriptError::Body(BodyError::Extensions), chunked(&extension)),
     ];
     for (expected, input) in examples {
         let Transcript { requests, refusal } = transcript::read(input.as_bytes(), &Limits::default());
@@ -84,7 +93,7 @@ async fn every_listed_difference_is_one() {
     assert_eq!((ours.requests.len(), hypers(folded).await.len()), (1, 0));
 }
 
-/// Pieces that a parser may trip over.
+/// Fragments that a parser may get wrong.
 const PIECES: &[&[u8]] = &[
     b"\r\n",
     b"\n",
@@ -192,7 +201,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_app_s_reader_finds_the_requests_that_ours_found_and_no_other(
+    fn the_app_s_parser_finds_the_same_requests_as_ours(
         seeds in prop::collection::vec((seed(), prop::collection::vec(change(), 0..3)), 1..4),
     ) {
         let input: Vec<u8> = seeds.iter().flat_map(|(seed, changes)| apply(seed, changes)).collect();

@@ -1,4 +1,4 @@
-//! How connections end: deadlines, drain, revocation, clients that leave. And what a connection costs.
+//! How connections end: deadlines, drain, revocation, disconnects. Also the size of a connection's future.
 
 use std::io;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use crate::stream::{Abort, PeerEnd};
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-/// Lets the other tasks run until they wait.
+/// Runs the other tasks until they wait.
 async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -44,7 +44,7 @@ async fn a_client_that_ends_its_side_after_a_request_still_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_its_body_takes_the_app_s_connection_with_it() {
+async fn a_client_that_disconnects_within_its_body_ends_the_app_s_connection() {
     local(async {
         let world = World::new().await;
         let mut client = world.connect();
@@ -84,7 +84,7 @@ async fn a_head_that_takes_too_long_is_408_and_an_idle_connection_just_closes() 
 }
 
 #[tokio::test]
-async fn a_body_that_stands_still_is_408_and_an_answer_that_does_is_cut_off() {
+async fn a_stalled_body_is_408_and_a_stalled_answer_is_cut_off() {
     local(async {
         let limits = Limits::default();
         let world = World::new().await;
@@ -121,7 +121,7 @@ async fn a_body_that_stands_still_is_408_and_an_answer_that_does_is_cut_off() {
 const LAST_OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
 
 #[tokio::test]
-async fn a_connection_that_is_to_leave_says_so_in_its_next_answer() {
+async fn a_leaving_connection_says_so_in_its_next_answer() {
     local(async {
         let mut world = World::new().await;
         world.app.answer(OK);
@@ -129,7 +129,7 @@ async fn a_connection_that_is_to_leave_says_so_in_its_next_answer() {
         idle.write_all(GET).await.unwrap();
         assert_eq!(read_until(&mut idle, "ok").await.as_bytes(), OK);
         settle().await;
-        world.line.leave(Cause::Draining, Duration::from_secs(2), Duration::from_secs(5));
+        world.line.close_gracefully(Cause::Draining, Duration::from_secs(2), Duration::from_secs(5));
         settle().await;
         idle.write_all(GET).await.unwrap();
         assert_eq!(read_rest(&mut idle).await, LAST_OK);
@@ -140,7 +140,7 @@ async fn a_connection_that_is_to_leave_says_so_in_its_next_answer() {
         busy.write_all(GET).await.unwrap();
         let mut app = world.app.accept().await;
         read_head(&mut app).await;
-        world.line.leave(Cause::Draining, Duration::from_secs(2), Duration::from_secs(5));
+        world.line.close_gracefully(Cause::Draining, Duration::from_secs(2), Duration::from_secs(5));
         app.write_all(OK).await.unwrap();
         assert_eq!(read_rest(&mut busy).await, LAST_OK);
     })
@@ -148,7 +148,7 @@ async fn a_connection_that_is_to_leave_says_so_in_its_next_answer() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_that_is_to_leave_is_closed_after_its_time_and_a_half_sent_head_is_waited_for() {
+async fn an_idle_leaving_connection_is_closed_after_its_time_and_a_half_sent_head_is_waited_for() {
     local(async {
         for sent in [&b""[..], &GET[..9]] {
             let mut world = World::new().await;
@@ -156,7 +156,7 @@ async fn an_idle_connection_that_is_to_leave_is_closed_after_its_time_and_a_half
             let mut client = world.connect();
             client.write_all(sent).await.unwrap();
             settle().await;
-            world.line.leave(Cause::Draining, Duration::from_secs(2), Duration::from_secs(5));
+            world.line.close_gracefully(Cause::Draining, Duration::from_secs(2), Duration::from_secs(5));
             world.lines.expire(Instant::now() + Duration::from_secs(1));
             settle().await;
             world.lines.expire(Instant::now() + Duration::from_secs(3));
@@ -171,7 +171,7 @@ async fn an_idle_connection_that_is_to_leave_is_closed_after_its_time_and_a_half
     .await;
 }
 
-/// Shows what has come only after so many looks, as a socket does whose readiness the runtime has not asked for yet.
+/// Becomes readable only after several polls, like a socket whose readiness the runtime has not fetched yet.
 struct Late {
     io: DuplexStream,
     looks: usize,
@@ -220,7 +220,7 @@ impl Abort for Late {
 }
 
 #[tokio::test]
-async fn a_request_that_has_come_by_the_time_an_idle_connection_is_closed_is_answered() {
+async fn a_request_that_arrives_before_an_idle_connection_is_closed_is_answered() {
     local(async {
         let mut world = World::new().await;
         world.app.answer(OK);
@@ -228,7 +228,7 @@ async fn a_request_that_has_come_by_the_time_an_idle_connection_is_closed_is_ans
         client.write_all(GET).await.unwrap();
         let (handler, line, env) = (world.handler(), Lifeline::new(), world.env.clone());
         let ending = line.clone();
-        // Once as it begins to wait, once as it is told to end.
+        // Once when it begins to wait, once when it must end.
         let far = Late { io: far, looks: 2 };
         let serving = tokio::task::spawn_local(async move {
             h1::serve(far, BytesMut::new(), &handler, &line, &env).await;
@@ -258,7 +258,7 @@ async fn a_revoked_connection_is_cut_off_in_flight() {
 }
 
 #[tokio::test]
-async fn an_early_answer_ends_the_connection_unless_what_is_left_is_short() {
+async fn an_early_answer_ends_the_connection_unless_the_rest_of_the_body_is_short() {
     local(async {
         let world = World::new().await;
         let mut client = world.connect();
@@ -303,11 +303,11 @@ async fn bytes_that_were_read_before_are_the_first_of_the_connection() {
 }
 
 #[tokio::test]
-async fn an_app_that_does_not_take_the_connection_in_time_is_504() {
+async fn an_app_that_does_not_accept_the_connection_in_time_is_504() {
     local(async {
         let mut world = World::new().await;
         world.app.stop();
-        // A listener that nobody accepts from, with its queue full.
+        // A listener that does not accept, with a full queue.
         let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
         listener.listen(0).unwrap();
@@ -360,7 +360,7 @@ async fn an_open_tunnel_may_be_silent_for_long_but_a_half_open_one_may_not() {
 }
 
 #[tokio::test]
-async fn a_long_answer_to_a_client_that_takes_it_all_moves_a_turn_at_a_time() {
+async fn a_long_answer_to_a_fast_client_moves_one_turn_at_a_time() {
     local(async {
         const ALL: usize = 1 << 20;
         let world = World::new().await;
@@ -385,7 +385,7 @@ async fn a_long_answer_to_a_client_that_takes_it_all_moves_a_turn_at_a_time() {
             assert!(futures_util::poll!(&mut serving).is_pending());
             let before = received.len();
             while futures_util::poll!(Box::pin(client.read_buf(&mut received))).is_ready() {}
-            // A turn that is not over may go on by one more read.
+            // A turn may exceed its budget by one read.
             assert!(received.len() - before <= 2 * LARGE, "{}", received.len() - before);
             settle().await;
         }

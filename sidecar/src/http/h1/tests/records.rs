@@ -1,4 +1,4 @@
-//! What is told of each request.
+//! Access log records.
 
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,13 @@ impl Log {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
-    /// A world that tells this log of its requests.
+    /// A world that writes to this log.
     pub(super) async fn world(&self) -> World {
         let telemetry = Telemetry::in_file(&self.path());
         World::telling(Limits::default(), telemetry).await
     }
 
-    /// The lines, once there are this many.
+    /// The lines of the log, once there are this many.
     pub(super) async fn lines(&self, world: &World, count: usize) -> Vec<Value> {
         let due = Instant::now() + Duration::from_secs(20);
         loop {
@@ -45,7 +45,7 @@ impl Log {
 }
 
 #[tokio::test]
-async fn every_request_is_told_of_whoever_answered_it() {
+async fn every_request_is_logged_whether_app_or_sidecar_answered_it() {
     let log = Log::new();
     local(async {
         let world = log.world().await;

@@ -1,4 +1,4 @@
-//! What the app gets, and what it must not be told by a client.
+//! What the app receives, and what a client must not be able to forge.
 
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -43,7 +43,7 @@ async fn a_request_comes_with_its_address_its_scheme_and_an_id() {
 }
 
 #[tokio::test]
-async fn what_an_ingress_controller_says_of_its_client_is_kept() {
+async fn an_ingress_controller_s_headers_about_its_client_are_kept() {
     local(async {
         let mut world = World::new().await;
         let input = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: h\r\nX-Forwarded-Port: 443\r\nX-Request-ID: abc\r\nx-forwarded-for: 5.6.7.8\r\n\r\n";
@@ -148,7 +148,7 @@ async fn a_head_past_the_limits_is_refused() {
             let mut client = world.connect();
             let (mut reader, mut writer) = tokio::io::split(&mut client);
             let (_, head) = tokio::join!(
-                // The connection may be gone before all of it is written.
+                // The connection may be closed before everything is written.
                 async { writer.write_all(input.as_bytes()).await.is_ok() },
                 read_head(&mut reader)
             );
@@ -177,7 +177,7 @@ async fn a_head_byte_by_byte_and_one_in_one_piece_are_the_same() {
         let in_one = both.strip_prefix(&by_byte).unwrap();
         let (head, body) = in_one.split_once("\r\n\r\n").unwrap();
         assert_eq!(body, "3\r\nabc\r\n0\r\nT: u\r\n\r\n");
-        // Only where the chunks are cut may differ: each goes on as soon as it is there.
+        // Only the boundaries of chunks may differ, because each is forwarded as it arrives.
         assert_eq!(by_byte, format!("{head}\r\n\r\n1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\nT: u\r\n\r\n"));
     })
     .await;
@@ -246,7 +246,7 @@ async fn bodies_go_both_ways_at_the_same_time() {
 }
 
 #[tokio::test]
-async fn a_body_waits_while_the_other_side_does_not_take_it() {
+async fn a_body_waits_while_the_other_side_does_not_read_it() {
     local(async {
         let world = World::new().await;
         let length = 32 * 1024 * 1024;
@@ -256,7 +256,7 @@ async fn a_body_waits_while_the_other_side_does_not_take_it() {
         let mut app = world.app.accept().await;
         read_head(&mut app).await;
         let mut sent = 0;
-        // The app does not read: the client's writes must come to a halt.
+        // The app does not read: the client's writes must stall.
         while let std::task::Poll::Ready(written) = futures_util::poll!(std::pin::pin!(client.write(&[7; 65536]))) {
             sent += written.unwrap();
             for _ in 0..10 {

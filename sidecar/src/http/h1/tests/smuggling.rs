@@ -1,10 +1,10 @@
-//! What two parsers could read in two ways is refused, and the app sees none of it.
+//! Requests that two parsers could read differently are refused, and the app receives no part of them.
 
 use super::world::{World, local, own_fields};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-/// What is refused: how it is, and the status.
+/// Refused requests: why, and the status.
 pub(super) const REFUSED: &[(&str, &[u8], u16)] = &[
     ("a percent sign in the host", b"POST http://b%c HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("two codings in two fields", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
@@ -86,7 +86,7 @@ pub(super) const REFUSED: &[(&str, &[u8], u16)] = &[
     ("a ClientHello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
 ];
 
-/// What is passed on: the bytes, and what the app gets without our own fields.
+/// Forwarded requests: the bytes, and what the app receives without our own fields.
 pub(super) const PASSED: &[(&str, &[u8], &[u8])] = &[
     ("equal lengths, folded", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\nContent-Length: 5\r\n\r\nhello", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"),
     ("blanks around a length and a host", b"POST / HTTP/1.1\r\nHost: \ta \r\nContent-Length: 5 \t\r\n\r\nhello", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"),
@@ -112,7 +112,7 @@ pub(super) const PASSED: &[(&str, &[u8], &[u8])] = &[
 ];
 
 #[tokio::test]
-async fn what_is_doubtful_is_refused_and_the_app_sees_none_of_it() {
+async fn ambiguous_requests_are_refused_and_the_app_receives_no_part_of_them() {
     for (case, input, status) in REFUSED {
         local(async {
             let mut world = World::new().await;
@@ -129,7 +129,7 @@ async fn what_is_doubtful_is_refused_and_the_app_sees_none_of_it() {
 }
 
 #[tokio::test]
-async fn what_is_sound_reaches_the_app_as_it_is() {
+async fn unambiguous_requests_reach_the_app_unchanged() {
     for (case, input, expected) in PASSED {
         local(async {
             let mut world = World::new().await;
@@ -139,7 +139,7 @@ async fn what_is_sound_reaches_the_app_as_it_is() {
             assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{case}: {text}");
             let seen = world.app.seen();
             let head = seen.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
-            // Latin-1, so that every byte counts.
+            // Latin-1, so that every byte is compared.
             let latin = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect::<String>();
             let seen = own_fields(&latin(&seen[..head])) + &latin(&seen[head..]);
             assert_eq!(seen, latin(expected), "{case}");
@@ -183,7 +183,7 @@ async fn a_refused_body_is_read_no_further_than_its_limit() {
         let mut client = world.connect();
         let (mut reader, mut writer) = tokio::io::split(&mut client);
         let (_, text) = tokio::join!(
-            // The connection may be gone before all of it is written.
+            // The connection may be closed before everything is written.
             async { tokio::io::AsyncWriteExt::write_all(&mut writer, input.as_bytes()).await.is_ok() },
             super::world::read_head(&mut reader),
         );

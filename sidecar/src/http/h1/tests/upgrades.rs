@@ -1,4 +1,4 @@
-//! Other protocols, once the app has agreed to them.
+//! Protocol upgrades that the app has accepted.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -42,7 +42,7 @@ async fn after_101_bytes_go_both_ways_until_both_sides_have_ended() {
 }
 
 #[tokio::test]
-async fn a_websocket_that_is_ended_from_outside_ends_with_a_close_frame_where_one_fits() {
+async fn a_websocket_that_the_sidecar_ends_gets_a_close_frame_between_frames() {
     let (text, cut, close) = (&[0x81, 2, b'h', b'i'][..], &[0x81, 9, b'h'][..], &[0x88, 2, 3, 0xe9][..]);
     for (protocol, sent, cause, expected) in [
         ("websocket", text, Cause::TrustBundleChanged, [text, close].concat()),
@@ -96,7 +96,7 @@ async fn bytes_after_an_upgrade_that_the_app_refuses_are_the_next_request() {
 }
 
 #[tokio::test]
-async fn an_upgrade_is_none_without_its_connection_option_or_in_http_1_0() {
+async fn an_upgrade_is_ignored_without_its_connection_option_or_in_http_1_0() {
     for input in [
         "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
         "GET / HTTP/1.0\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
@@ -113,12 +113,12 @@ async fn an_upgrade_is_none_without_its_connection_option_or_in_http_1_0() {
 }
 
 #[tokio::test]
-async fn a_switch_to_nothing_or_to_what_was_not_asked_for_is_502() {
+async fn a_switch_without_a_protocol_or_to_one_that_was_not_offered_is_502() {
     for (fields, cause) in [
         ("", "http1.101_without_upgrade:upgrade"),
         ("Upgrade: ,\r\n", "http1.101_without_upgrade:upgrade"),
         ("Connection: upgrade\r\nUpgrade: tcp\r\n", "http1.101_to_another_protocol:upgrade"),
-        // Asked for by the client, but not passed on.
+        // Offered by the client, but not forwarded.
         ("Connection: upgrade\r\nUpgrade: h2c\r\n", "http1.101_to_another_protocol:upgrade"),
         ("Connection: upgrade\r\nUpgrade: websocket, tcp\r\n", "http1.101_to_another_protocol:upgrade"),
     ] {

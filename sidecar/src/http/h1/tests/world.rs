@@ -1,4 +1,4 @@
-//! A sidecar's connection between a client and an app that a test plays.
+//! A connection of the sidecar between a client and an app that the test plays.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ pub(super) struct App {
     seen: Rc<RefCell<Vec<Vec<u8>>>>,
 }
 
-/// Runs a test whose tasks all live on its own thread. One that hangs fails.
+/// Runs a test whose tasks all run on its own thread. A test that hangs fails.
 pub(super) async fn local(test: impl Future<Output = ()>) {
     let tasks = LocalSet::new();
     let test = tasks.run_until(test);
@@ -78,7 +78,7 @@ impl World {
         world
     }
 
-    /// Lets clients in from these addresses; the test's own is 10.0.0.7.
+    /// Allows clients from these addresses; the test's is 10.0.0.7.
     pub(super) fn allow(&self, sources: Sources) {
         let rule = ActiveIngressRule { sources, transport: IngressTransport::Http };
         let port = PortPolicy {
@@ -99,7 +99,7 @@ impl World {
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));
     }
 
-    /// Lets nobody of this test in.
+    /// Refuses the test's client.
     pub(super) fn deny(&self) {
         self.allow(Sources::Ranges(CidrSet::parse(["192.0.2.0/24"]).unwrap()));
     }
@@ -130,7 +130,7 @@ impl World {
         near
     }
 
-    /// A client's end of a new connection over TCP, which knows ends that are not orderly.
+    /// A client's end of a new connection over TCP, which can end by RST.
     pub(super) async fn dial(&self) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -142,7 +142,7 @@ impl World {
         near
     }
 
-    /// All that a client gets for these bytes, which it sends and then ends its side.
+    /// Everything that a client receives for these bytes, after which it half-closes.
     pub(super) async fn answers(&self, input: &[u8]) -> Vec<u8> {
         let mut client = self.connect();
         client.write_all(input).await.unwrap();
@@ -154,22 +154,22 @@ impl World {
 }
 
 impl App {
-    /// The next connection, for the test to play the app on.
+    /// The next connection, on which the test plays the app.
     pub(super) async fn accept(&self) -> TcpStream {
         self.listener.as_ref().unwrap().accept().await.unwrap().0
     }
 
-    /// The listener, for a test that serves it all by itself.
+    /// The listener, for a test that plays the app on all connections.
     pub(super) fn take_listener(&mut self) -> TcpListener {
         self.listener.take().unwrap()
     }
 
-    /// Nothing listens any more.
+    /// Stops listening.
     pub(super) fn stop(&mut self) {
         self.listener = None;
     }
 
-    /// Answers every request with these bytes, on every connection, and keeps what it sees.
+    /// Responds to every request on every connection with these bytes, and records what it receives.
     pub(super) fn answer(&mut self, answer: &'static [u8]) {
         let listener = self.listener.take().unwrap();
         let seen = self.seen.clone();
@@ -196,12 +196,12 @@ impl App {
         });
     }
 
-    /// The bytes that all connections have seen, one after the other.
+    /// The bytes that all connections have received, in order.
     pub(super) fn seen(&self) -> Vec<u8> {
         self.seen.borrow().concat()
     }
 
-    /// How many connections there were.
+    /// Number of connections so far.
     pub(super) fn connections(&self) -> usize {
         self.seen.borrow().len()
     }
@@ -212,7 +212,7 @@ pub(super) fn reset(stream: TcpStream) {
     stream.abort();
 }
 
-/// Reads up to and with this text.
+/// Reads up to and including this text.
 pub(super) async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &str) -> String {
     let mut text = Vec::new();
     while !text.ends_with(end.as_bytes()) {
@@ -224,12 +224,12 @@ pub(super) async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), end: &s
     String::from_utf8(text).unwrap()
 }
 
-/// A request's or an answer's head.
+/// Reads the head of a request or response.
 pub(super) async fn read_head(stream: &mut (impl AsyncReadExt + Unpin)) -> String {
     read_until(stream, "\r\n\r\n").await
 }
 
-/// What is left until the stream ends.
+/// Reads until the stream ends.
 pub(super) async fn read_rest(stream: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
     let mut rest = Vec::new();
     // A reset ends it too.
@@ -237,13 +237,13 @@ pub(super) async fn read_rest(stream: &mut (impl AsyncReadExt + Unpin)) -> Vec<u
     rest
 }
 
-/// Without the fields that we add to every request.
+/// Removes the fields that the sidecar adds to every request.
 pub(super) fn own_fields(head: &str) -> String {
     let is_ours = |line: &str| line.starts_with("x-forwarded-") || line.starts_with("x-request-id");
     head.split_inclusive("\r\n").filter(|line| !is_ours(line)).collect()
 }
 
-/// The length of the first request in these bytes, if all of it is there.
+/// The length of the first request in these bytes, if it is complete.
 fn requests_end(bytes: &[u8]) -> Option<usize> {
     let head = bytes.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
     let text = String::from_utf8_lossy(&bytes[..head]).to_ascii_lowercase();

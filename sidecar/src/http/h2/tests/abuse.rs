@@ -1,4 +1,4 @@
-//! What a hostile client does, and that it ends there; and that an honest one with the same habits is served.
+//! Attacks end with the attacker's connection or stream; legitimate clients with similar habits are served.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -25,12 +25,12 @@ async fn sidecar() -> (Sidecar, App) {
     (Sidecar::new(app.address, AppProtocol::Http), app)
 }
 
-/// The client's own guard against small frames is not what is tested.
+/// Raises the client's own limit for small frames, which is not under test.
 fn wide(builder: &mut Builder<LocalExecutor>) -> &mut Builder<LocalExecutor> {
     builder.initial_stream_window_size(32 * 1024).initial_connection_window_size(64 * 1024 * 1024)
 }
 
-/// Status of a stream's answer, or the code of its reset, or of the connection's end.
+/// Status of a stream's response, or the code of its reset or of the connection's end.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Status(u16),
@@ -45,7 +45,7 @@ pub(super) async fn fate(client: &mut Raw, stream: u32) -> Fate {
         let Some(frame) = client.frame().await else { return Fate::Closed };
         match frame.kind {
             HEADERS if frame.stream == stream => {
-                // The status comes first: in the static table (RFC 7541, appendix A), or as text of three digits.
+                // The status comes first: from the static table (RFC 7541, appendix A), or as text of three digits.
                 let indexed = [(0x88, 200), (0x8c, 400), (0x8d, 404), (0x8e, 500)];
                 let known = indexed.iter().find(|(byte, _)| *byte == frame.payload[0]);
                 return Fate::Status(
@@ -64,7 +64,7 @@ fn literal_status(block: &[u8]) -> u16 {
     decoder.status()
 }
 
-/// As much of HPACK as a status needs: a literal with an indexed name, its value Huffman coded or not.
+/// Decodes a status in HPACK: a literal with an indexed name, its value Huffman-coded or not.
 struct Decoder<'a>(&'a [u8]);
 
 impl Decoder<'_> {
@@ -104,9 +104,9 @@ fn with(name: &'static str, value: &'static str) -> Vec<(&'static str, &'static 
 }
 
 #[test]
-fn what_is_no_request_never_reaches_the_app() {
+fn invalid_requests_never_reach_the_app() {
     const PROTOCOL_ERROR: Fate = Fate::Reset(1);
-    // What HTTP/1 refuses, too, gets the answer that it has there.
+    // What HTTP/1 also refuses gets the same response as there.
     const BAD_REQUEST: Fate = Fate::Status(400);
     run(async {
         let (sidecar, app) = sidecar().await;
@@ -179,7 +179,7 @@ fn a_rapid_reset_is_cut_off_while_others_are_served() {
                 let stream = 1 + 2 * number;
                 let opened = hostile.request(stream, &GET).await;
                 if paced {
-                    // Each request is looked at before it is reset.
+                    // Each request is accepted before it is reset.
                     tokio::task::yield_now().await;
                 }
                 if opened.is_err() || hostile.send(RST_STREAM, 0, stream, &[0, 0, 0, 8]).await.is_err() {
@@ -227,7 +227,7 @@ fn floods_of_frames_that_carry_nothing_are_cut_off() {
             (WINDOW_UPDATE, &[0, 0, 0, 1]),
             (0xbe, b"unknown kind of frame"),
         ] {
-            // A client that reads what it provokes, and one that does not.
+            // A client that reads the responses that it provokes, and one that does not.
             for reads in [true, false] {
                 let mut hostile = sidecar.connect_raw().await;
                 let stream = u32::from(kind == 0x2);
@@ -289,7 +289,7 @@ fn a_head_without_end_is_cut_off() {
 }
 
 #[test]
-fn heads_that_are_too_large_get_431_or_the_end() {
+fn heads_that_are_too_large_get_431_or_end_the_connection() {
     run(async {
         let (sidecar, app) = sidecar().await;
         let mut client = sidecar.connect().await;
@@ -319,7 +319,7 @@ fn ten_thousand_crumbs_of_a_large_cookie_are_refused() {
     run(async {
         let (sidecar, app) = sidecar().await;
         let mut hostile = sidecar.connect_raw().await;
-        // One cookie of 3 KiB goes into the dynamic table; then one byte each repeats it.
+        // One cookie of 3 KiB enters the dynamic table; then each repetition takes one byte.
         let cookie = "c".repeat(3 * 1024);
         let mut head = block(&GET);
         let mut literal = block(&[("cookie", cookie.as_str())]);
@@ -349,8 +349,7 @@ fn thirty_bytes_that_stand_for_a_whole_head_are_refused() {
         let (sidecar, app) = sidecar().await;
         for (times, expected) in [(18, 431), (2, 200), (3, 431)] {
             let mut hostile = sidecar.connect_raw().await;
-            // A field of 3 KiB goes into the dynamic table with a request that names it once; then one byte each
-            // repeats it.
+            // A request puts a field of 3 KiB into the dynamic table; then each repetition takes one byte.
             let value = "v".repeat(3 * 1024);
             let mut head = block(&GET);
             let mut literal = block(&[("x-a", value.as_str())]);
@@ -392,7 +391,7 @@ fn more_streams_than_are_allowed_wait_or_are_refused() {
 }
 
 #[test]
-fn many_small_calls_and_many_small_frames_are_no_flood() {
+fn many_small_calls_and_many_small_frames_are_not_a_flood() {
     run(async {
         for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
             let app = App::echo(speaks).await;

@@ -1,4 +1,4 @@
-//! Apps on loopback that record what they get.
+//! Apps on loopback that record what they receive.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -17,7 +17,7 @@ use super::kit::full;
 use crate::http::h2::LocalExecutor;
 use crate::upstream::DynBody;
 
-/// An app, and what it got.
+/// An app, and what it has received.
 pub(super) struct App {
     pub(super) address: SocketAddr,
     pub(super) seen: Rc<Seen>,
@@ -26,12 +26,12 @@ pub(super) struct App {
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) connections: Cell<usize>,
-    /// Requests without an answer, of an app that counts them.
+    /// Requests without a response, if the app counts them.
     pub(super) held: Cell<usize>,
     pub(super) requests: RefCell<Vec<Received>>,
 }
 
-/// A request as the app got it.
+/// A request as the app received it.
 pub(super) struct Received {
     pub(super) line: String,
     pub(super) headers: HeaderMap,
@@ -39,7 +39,7 @@ pub(super) struct Received {
     pub(super) trailers: Option<HeaderMap>,
 }
 
-/// Which HTTP an app speaks.
+/// The HTTP version that an app speaks.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Speaks {
     Http1,
@@ -47,7 +47,7 @@ pub(super) enum Speaks {
 }
 
 impl App {
-    /// Records each request and answers it with its own body.
+    /// An app that records each request and returns its body.
     pub(super) async fn echo(speaks: Speaks) -> Self {
         Self::with(speaks, async |seen: Rc<Seen>, request: Request<Incoming>| {
             let (head, body) = request.into_parts();
@@ -62,7 +62,7 @@ impl App {
         .await
     }
 
-    /// Answers as told.
+    /// An app that responds with this function.
     pub(super) async fn with<F>(speaks: Speaks, answer: F) -> Self
     where
         F: AsyncFn(Rc<Seen>, Request<Incoming>) -> Response<DynBody> + 'static,
@@ -75,14 +75,14 @@ impl App {
                 async move { Ok::<_, Infallible>(answer(seen, request).await) }
             });
             let io = TokioIo::new(socket);
-            // A connection that ends in an error is for the client to notice.
+            // The client notices a connection that ends with an error.
             let _ = match speaks {
                 Speaks::Http1 => {
                     hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
                 }
                 Speaks::Http2 => {
                     let mut builder = hyper::server::conn::http2::Builder::new(LocalExecutor);
-                    // Its own guard against small frames is not what is tested.
+                    // Raises the app's own limit for small frames, which is not under test.
                     builder
                         .initial_stream_window_size(32 * 1024)
                         .initial_connection_window_size(64 * 1024 * 1024);
@@ -93,7 +93,7 @@ impl App {
         .await
     }
 
-    /// Does with each socket as told.
+    /// An app that serves each socket with this function.
     pub(super) async fn raw<F>(serve: F) -> Self
     where
         F: AsyncFn(Rc<Seen>, TcpStream) + 'static,
@@ -113,8 +113,8 @@ impl App {
         Self { address, seen }
     }
 
-    /// An address at which nobody listens.
-    pub(super) async fn nobody() -> SocketAddr {
+    /// An address on which no app listens.
+    pub(super) async fn no_app() -> SocketAddr {
         TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
     }
 }

@@ -1,4 +1,4 @@
-//! What the app gets, and what its client gets back.
+//! What the app receives, and what its client receives back.
 
 use std::rc::Rc;
 
@@ -48,7 +48,7 @@ fn a_request_and_its_answer_pass_to_either_kind_of_app() {
 }
 
 #[test]
-fn the_app_gets_the_meshs_word_and_not_the_clients() {
+fn the_app_gets_the_headers_of_the_mesh_and_not_those_of_the_client() {
     run(async {
         for (speaks, protocol) in APPS {
             let app = App::echo(speaks).await;
@@ -96,7 +96,7 @@ fn the_app_gets_the_meshs_word_and_not_the_clients() {
 }
 
 #[test]
-fn what_an_honest_proxy_said_of_the_first_client_is_kept() {
+fn a_proxy_s_headers_about_its_client_are_kept() {
     run(async {
         let app = App::echo(Speaks::Http1).await;
         let sidecar = Sidecar::new(app.address, AppProtocol::Http);
@@ -238,7 +238,7 @@ fn grpc_goes_as_http2_even_where_the_port_says_http() {
 }
 
 #[test]
-fn a_stream_talks_both_ways_at_once() {
+fn a_stream_carries_both_directions_at_once() {
     run(async {
         let app = App::with(Speaks::Http2, async |_, request: Request<hyper::body::Incoming>| {
             let body = request.into_body().map_err(BoxError::from);
@@ -305,7 +305,7 @@ fn an_answer_may_come_before_the_request_is_whole() {
 }
 
 #[test]
-fn hop_by_hop_fields_of_an_http1_answer_end_here() {
+fn hop_by_hop_fields_of_an_http1_answer_are_removed() {
     run(async {
         let app = App::raw(async |_, mut socket: tokio::net::TcpStream| {
             let _ = socket.read(&mut [0; 4096]).await;
@@ -342,7 +342,7 @@ fn a_slow_app_slows_its_client_and_a_slow_client_its_app() {
         for (speaks, protocol) in APPS {
             let sent = Rc::new(std::cell::Cell::new(0_usize));
             let counter = sent.clone();
-            // Never reads the request, and answers without end.
+            // Never reads the request, and sends an endless response.
             let app = App::with(speaks, async move |_, request: Request<hyper::body::Incoming>| {
                 let counter = counter.clone();
                 let endless = futures_util::stream::repeat_with(move || {
@@ -369,8 +369,8 @@ fn a_slow_app_slows_its_client_and_a_slow_client_its_app() {
                 .unwrap();
             let _unread = client.send(request).await.unwrap();
 
-            // Once nothing moves any more, what is in between is what the buffers hold: the kernel's for the most
-            // part, and not what there is to send.
+            // Once nothing moves any more, the data in between is what buffers hold: mostly the kernel's, and far less
+            // than there is to send.
             let mut before = (usize::MAX, usize::MAX);
             until(|| {
                 let now = (sent.get(), uploaded.get());
@@ -408,7 +408,7 @@ fn an_app_that_dies_amid_its_answer_resets_the_stream_and_nothing_else() {
 }
 
 #[test]
-fn an_app_that_cannot_answer_is_told_of() {
+fn an_app_that_does_not_answer_is_logged() {
     const CLOSED: &str =
         "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
     const REFUSED: &str =
@@ -423,10 +423,10 @@ fn an_app_that_cannot_answer_is_told_of() {
             let _ = socket.write_all(b"garbage\r\n\r\n").await;
         })
         .await;
-        let nobody = App::nobody().await;
+        let no_app = App::no_app().await;
         for (address, protocol, status, body) in [
-            (nobody, AppProtocol::Http, 503, REFUSED),
-            (nobody, AppProtocol::H2c, 503, REFUSED),
+            (no_app, AppProtocol::Http, 503, REFUSED),
+            (no_app, AppProtocol::H2c, 503, REFUSED),
             (closes.address, AppProtocol::Http, 503, CLOSED),
         ] {
             let mut client = Sidecar::new(address, protocol).connect().await;

@@ -1,4 +1,4 @@
-//! A sidecar's codec in a thread of its own, policies to judge by, a client, and frames by hand.
+//! A sidecar's codec in its own thread, policies, a client, and handwritten frames.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -34,7 +34,7 @@ use crate::upstream::DynBody;
 
 const PORT: u16 = 14001;
 
-/// Long enough for every test on a busy machine; nothing waits for it to pass.
+/// Long enough for every test on a busy machine; no test waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One sidecar, one app.
@@ -55,11 +55,11 @@ pub(super) struct Connection {
     pub(super) line: Lifeline,
     /// The sidecar's side.
     pub(super) server: JoinHandle<()>,
-    /// The client's side: `Ok` if the sidecar took leave in order.
+    /// The client's side: `Ok` if the sidecar closed gracefully.
     pub(super) client: JoinHandle<hyper::Result<()>>,
 }
 
-/// A client that writes frames by hand.
+/// A client that writes frames itself.
 pub(super) struct Raw {
     pub(super) stream: DuplexStream,
     pub(super) line: Lifeline,
@@ -92,11 +92,11 @@ pub(super) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     runtime.block_on(local.run_until(async {
-        tokio::time::timeout(PATIENCE, test).await.expect("the test comes to an end");
+        tokio::time::timeout(PATIENCE, test).await.expect("the test ends in time");
     }));
 }
 
-/// Waits until something is so; other tasks run meanwhile.
+/// Waits for a condition; other tasks run meanwhile.
 pub(super) async fn until(mut condition: impl FnMut() -> bool) {
     while !condition() {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -118,7 +118,7 @@ pub(super) async fn text(response: Response<Incoming>) -> (u16, String) {
 }
 
 impl Sidecar {
-    /// TLS clients, and an app that speaks this.
+    /// A sidecar for TLS clients, and for an app that speaks this protocol.
     pub(super) fn new(app: SocketAddr, protocol: AppProtocol) -> Self {
         Self::with_limits(app, protocol, Limits::default())
     }
@@ -127,7 +127,7 @@ impl Sidecar {
         Self::telling(app, protocol, limits, Telemetry::default())
     }
 
-    /// One that tells of its requests here.
+    /// One that records its requests with this telemetry.
     pub(super) fn telling(
         app: SocketAddr,
         protocol: AppProtocol,
@@ -143,14 +143,14 @@ impl Sidecar {
         sidecar
     }
 
-    /// Clients that speak HTTP/2 in plaintext.
+    /// Serves clients that speak plaintext HTTP/2.
     pub(super) fn plaintext(mut self) -> Self {
         self.tls = false;
         self.set_policy(AppProtocol::Http, ClientCheck::Skip);
         self
     }
 
-    /// Clients with a certificate whose part of the header is this.
+    /// Serves clients with a certificate, whose element of `x-forwarded-client-cert` is this.
     pub(super) fn with_certificate(mut self, forwarded: &str) -> Self {
         let leaf = tidegate_core::PeerCertificate {
             serial: "01".to_owned(),
@@ -167,21 +167,22 @@ impl Sidecar {
         self
     }
 
-    /// From now on connections are those of this host of 192.0.2.0/24.
+    /// Makes further connections come from this host of 192.0.2.0/24.
     pub(super) fn set_host(&self, host: u8) {
         self.peer.set(SocketAddr::from(([192, 0, 2, host], 4444)));
     }
 
-    /// From now on everybody is let in, or only those whom nobody can be.
+    /// Changes the policy: every client is allowed, or only a principal that no client has.
     pub(super) fn allow(&self, is_allowed: bool) {
-        let nobody = ClientCheck::Principals([Principal::parse("nobody.nowhere.cluster.local")].into());
-        self.set_policy(AppProtocol::Http, if is_allowed { ClientCheck::Skip } else { nobody });
+        let no_client = ClientCheck::Principals([Principal::parse("stranger.nowhere.cluster.local")].into());
+        self.set_policy(AppProtocol::Http, if is_allowed { ClientCheck::Skip } else { no_client });
     }
 
     fn set_policy(&self, protocol: AppProtocol, client: ClientCheck) {
-        let transport = match self.tls {
-            true => IngressTransport::Https { sni_hosts: vec![], client },
-            false => IngressTransport::Http,
+        let transport = if self.tls {
+            IngressTransport::Https { sni_hosts: vec![], client }
+        } else {
+            IngressTransport::Http
         };
         let rule = ActiveIngressRule { sources: Sources::Any, transport };
         let ingress = IngressRule {
@@ -220,12 +221,12 @@ impl Sidecar {
         (ours, line, tokio::task::spawn_local(served))
     }
 
-    /// A client's connection by hyper.
+    /// A client's connection, made by hyper.
     pub(super) async fn connect(&self) -> Connection {
         self.connect_with(|builder| builder).await
     }
 
-    /// The same, set up as told.
+    /// The same, with changes to the client.
     pub(super) async fn connect_with(
         &self,
         set_up: impl FnOnce(&mut Builder<LocalExecutor>) -> &mut Builder<LocalExecutor>,
@@ -236,7 +237,7 @@ impl Sidecar {
         Connection { sender, line, server, client: tokio::task::spawn_local(connection) }
     }
 
-    /// A client's connection by hand, greeted.
+    /// A client's connection with handwritten frames, after its preface.
     pub(super) async fn connect_raw(&self) -> Raw {
         let (stream, line, server) = self.start(&[]);
         let mut raw = Raw { stream, line, server };
@@ -251,12 +252,12 @@ impl Sidecar {
         Raw { stream, line, server }
     }
 
-    /// A client that says nothing.
+    /// A client that sends nothing.
     pub(super) fn connect_silent(&self) -> Raw {
         self.connect_after(&[])
     }
 
-    /// Ends what has run out of time, as if this much of it had passed.
+    /// Applies deadlines as if this much time had passed.
     pub(super) fn expire_after(&self, time: Duration) {
         self.registry.expire(Instant::now() + time);
         self.env.streams.expire(Instant::now() + time);
@@ -274,7 +275,7 @@ impl Connection {
 }
 
 impl Raw {
-    /// Writes one frame; fails once the sidecar has hung up.
+    /// Writes one frame; fails once the sidecar has closed the connection.
     pub(super) async fn send(
         &mut self,
         kind: u8,
@@ -290,12 +291,12 @@ impl Raw {
         self.send(HEADERS, END_HEADERS | END_STREAM, stream, &block(fields)).await
     }
 
-    /// Opens a stream with these fields, whose body is to follow.
+    /// Opens a stream with these fields, without ending it.
     pub(super) async fn open(&mut self, stream: u32, fields: &[(&str, &str)]) -> std::io::Result<()> {
         self.send(HEADERS, END_HEADERS, stream, &block(fields)).await
     }
 
-    /// The next frame; `None` once the sidecar has closed.
+    /// The next frame; `None` once the sidecar has closed the connection.
     pub(super) async fn frame(&mut self) -> Option<Frame> {
         let mut header = [0; 9];
         self.stream.read_exact(&mut header).await.ok()?;
@@ -306,7 +307,7 @@ impl Raw {
         Some(Frame { kind: header[3], flags: header[4], stream, payload })
     }
 
-    /// The first frame that is looked for; `None` if the sidecar closed without it.
+    /// The first frame that matches; `None` if the sidecar closed the connection without it.
     pub(super) async fn find(&mut self, mut is_it: impl FnMut(&Frame) -> bool) -> Option<Frame> {
         loop {
             let frame = self.frame().await?;
@@ -331,12 +332,12 @@ pub(super) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     fields.iter().flat_map(|(name, value)| literal(0x00, name.as_bytes(), value.as_bytes())).collect()
 }
 
-/// A literal field that goes into the dynamic table, RFC 7541 §6.2.1.
+/// A literal field with indexing, RFC 7541 §6.2.1.
 pub(super) fn indexed(name: &[u8], value: &[u8]) -> Vec<u8> {
     literal(0x40, name, value)
 }
 
-/// A literal field of this kind: 0x00 leaves the dynamic table as it is.
+/// A literal field of this kind: 0x00 leaves the dynamic table unchanged.
 pub(super) fn literal(kind: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
     let mut field = vec![kind];
     for text in [name, value] {
@@ -357,9 +358,9 @@ fn string_length(block: &mut Vec<u8>, length: usize) {
     block.push(u8::try_from(rest).unwrap());
 }
 
-/// Its method is another one.
+/// The same with another method.
 pub(super) const POST: [(&str, &str); 4] =
     [(":method", "POST"), (":scheme", "https"), (":authority", "app.example"), (":path", "/")];
-/// What every request has.
+/// The fields of every request.
 pub(super) const GET: [(&str, &str); 4] =
     [(":method", "GET"), (":scheme", "https"), (":authority", "app.example"), (":path", "/")];

@@ -1,4 +1,4 @@
-//! Policy changes, farewells, and connections that end.
+//! Policy changes, graceful shutdowns, and connections that end.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -19,10 +19,10 @@ use crate::lifeline::{Cause, Phase, Wait};
 use crate::limits::Limits;
 use crate::upstream::{ConnectFailure, ConnectionCounts, DynBody, UpstreamError, Violation};
 
-/// What h2 asks by a ping whether its GOAWAY was read.
+/// The payload of h2's ping that checks whether its GOAWAY was read.
 const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
-/// An app that waits for its request's end before it answers.
+/// An app that waits for the end of its request before it responds.
 async fn patient_app(speaks: Speaks) -> App {
     App::with(speaks, async |_, request: Request<hyper::body::Incoming>| {
         let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -76,7 +76,7 @@ fn a_refused_upload_is_cut_off_and_the_next_request_is_served() {
 }
 
 #[test]
-fn a_finishing_connection_says_goaway_and_serves_what_is_in_flight() {
+fn a_finishing_connection_sends_goaway_and_serves_requests_in_flight() {
     run(async {
         for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
             let app = patient_app(speaks).await;
@@ -95,7 +95,7 @@ fn a_finishing_connection_says_goaway_and_serves_what_is_in_flight() {
             assert_eq!(head.payload[0], 0x88, ":status: 200");
             let body = client.find(|frame| frame.kind == DATA && frame.stream == 1).await.unwrap();
             assert_eq!(body.payload, b"first last");
-            // The client has read the farewell; that is what the sidecar asks by a ping.
+            // The client has read the GOAWAY, which the sidecar checks by a ping.
             client.send(PING, ACK, 0, &SHUTDOWN_PING).await.unwrap();
             assert!(client.find(|_| false).await.is_none(), "the end");
             client.server.await.unwrap();
@@ -112,12 +112,12 @@ fn goaway_comes_twice_so_that_a_request_on_its_way_is_served() {
         client.request(1, &GET).await.unwrap();
         client.find(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await.unwrap();
 
-        client.line.leave(Cause::Draining, Duration::from_secs(2), Duration::from_secs(30));
+        client.line.close_gracefully(Cause::Draining, Duration::from_secs(2), Duration::from_secs(30));
         let last_stream = |frame: &Frame| u32::from_be_bytes(frame.payload[..4].try_into().unwrap());
         let first = client.find(|frame| frame.kind == GOAWAY).await.unwrap();
         assert_eq!(last_stream(&first), u32::MAX >> 1, "nothing is turned away yet");
         client.find(|frame| frame.kind == PING && frame.payload == SHUTDOWN_PING).await.unwrap();
-        // This one has crossed the farewell.
+        // This request has crossed the GOAWAY.
         client.request(3, &GET).await.unwrap();
         let head = client.find(|frame| frame.kind == HEADERS && frame.stream == 3).await.unwrap();
         assert_eq!(head.payload[0], 0x88, ":status: 200");
@@ -130,7 +130,7 @@ fn goaway_comes_twice_so_that_a_request_on_its_way_is_served() {
 }
 
 #[test]
-fn an_idle_connection_that_is_to_finish_ends_at_once() {
+fn an_idle_finishing_connection_ends_at_once() {
     run(async {
         let app = App::echo(Speaks::Http1).await;
         let sidecar = Sidecar::new(app.address, AppProtocol::Http);
@@ -143,7 +143,7 @@ fn an_idle_connection_that_is_to_finish_ends_at_once() {
 }
 
 #[test]
-fn what_outlives_its_grace_is_cut_off_on_both_sides() {
+fn requests_that_outlive_the_grace_period_are_cut_off_on_both_sides() {
     run(async {
         let app_saw_the_end = Rc::new(Cell::new(false));
         let seen = app_saw_the_end.clone();
@@ -174,21 +174,21 @@ fn an_idle_connection_gets_goaway_when_its_time_is_up() {
         let mut client = sidecar.connect_raw().await;
         client.request(1, &GET).await.unwrap();
         client.find(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await.unwrap();
-        // The stream's task has dropped its log once the next stream's answer is here; but the deadline counts
-        // from the last of them.
+        // The stream's task has dropped its log once the next stream's response is here; but the deadline counts from
+        // the last of them.
         sidecar.expire_after(limits.idle - Duration::from_secs(60));
         assert_eq!(client.line.phase(), Phase::Open);
         sidecar.expire_after(limits.idle + Duration::from_secs(60));
         assert_eq!(client.line.phase(), Phase::Closed(Cause::Deadline(Wait::Idle)));
         let goaway = client.find(|frame| frame.kind == GOAWAY).await.unwrap();
         assert_eq!(goaway.payload[4..8], [0; 4], "NO_ERROR");
-        // A client that does not answer is not waited for long.
+        // The sidecar does not wait long for a client that does not respond.
         client.server.await.unwrap();
     });
 }
 
 #[test]
-fn a_client_that_never_greets_is_cut_off() {
+fn a_client_without_a_preface_is_cut_off() {
     run(async {
         let app = App::echo(Speaks::Http1).await;
         let sidecar = Sidecar::new(app.address, AppProtocol::Http);
@@ -200,7 +200,7 @@ fn a_client_that_never_greets_is_cut_off() {
 }
 
 #[test]
-fn a_client_that_goes_away_takes_its_requests_with_it() {
+fn a_client_that_disconnects_cancels_its_requests() {
     run(async {
         for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
             let dropped = Rc::new(Cell::new(0));
@@ -221,7 +221,7 @@ fn a_client_that_goes_away_takes_its_requests_with_it() {
             .await;
             let sidecar = Sidecar::new(app.address, protocol);
             let mut client = sidecar.connect().await;
-            // One stream is reset, the connection of the other is cut.
+            // One stream is reset, the other's connection is cut.
             let reset = tokio::task::spawn_local(client.sender.send_request(get("/")));
             until(|| started.get() == 1).await;
             reset.abort();
@@ -241,7 +241,7 @@ fn a_client_that_goes_away_takes_its_requests_with_it() {
 fn a_connection_to_the_app_that_ended_is_dialled_again() {
     run(async {
         for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
-            // Serves one request a connection.
+            // Serves one request per connection.
             let app = App::raw(async move |_, socket: tokio::net::TcpStream| {
                 let served = Rc::new(Cell::new(false));
                 let flag = served.clone();
@@ -281,7 +281,7 @@ fn a_connection_to_the_app_that_ended_is_dialled_again() {
             let mut client = sidecar.connect().await;
             for served in 1..=20 {
                 assert_eq!(client.get("/").await, (200, "once".to_owned()));
-                // The app's farewell arrives.
+                // The app's GOAWAY arrives.
                 until(|| {
                     sidecar.env.upstreams.sweep(Instant::now());
                     sidecar.env.upstreams.connections() == ConnectionCounts::default()
@@ -296,7 +296,7 @@ fn a_connection_to_the_app_that_ended_is_dialled_again() {
 #[test]
 fn a_refused_stream_is_tried_once_more_and_no_other_failure_is() {
     run(async {
-        // Each connection answers its first stream so; then it serves.
+        // Each connection responds to its first stream with this; then it serves.
         for (code, expected) in [(h2::Reason::REFUSED_STREAM, 200), (h2::Reason::CANCEL, 503)] {
             let streams = Rc::new(Cell::new(0));
             let counter = streams.clone();
@@ -325,7 +325,7 @@ fn a_refused_stream_is_tried_once_more_and_no_other_failure_is() {
 }
 
 #[test]
-fn a_body_of_which_a_part_was_sent_is_not_sent_again() {
+fn a_partially_sent_body_is_not_sent_again() {
     run(async {
         let streams = Rc::new(Cell::new(0));
         let counter = streams.clone();
@@ -405,7 +405,7 @@ fn an_error_says_how_to_tell_the_client() {
 }
 
 #[test]
-fn a_stream_in_flight_does_not_idle() {
+fn a_connection_with_a_stream_in_flight_is_not_idle() {
     run(async {
         let app =
             App::with(Speaks::Http1, async |_, _| std::future::pending::<Response<DynBody>>().await).await;
@@ -420,7 +420,7 @@ fn a_stream_in_flight_does_not_idle() {
 }
 
 #[test]
-fn what_was_read_before_is_part_of_the_connection() {
+fn bytes_that_were_read_before_are_part_of_the_connection() {
     run(async {
         let app = App::echo(Speaks::Http2).await;
         let sidecar = Sidecar::new(app.address, AppProtocol::Http).plaintext();
@@ -437,7 +437,7 @@ fn what_was_read_before_is_part_of_the_connection() {
 }
 
 #[test]
-fn a_stream_that_goaway_disclaims_is_tried_again_and_one_that_was_lost_is_not() {
+fn a_stream_beyond_goaway_is_retried_and_a_lost_one_is_not() {
     run(async {
         for (last, closes, expected) in [(0_u32, false, (200, 2)), (1, true, (503, 1))] {
             let app = App::raw(async move |seen: Rc<Seen>, mut socket: tokio::net::TcpStream| {

@@ -1,4 +1,4 @@
-//! What one stream, one client and one app may take, and what they are told then.
+//! Limits of one stream, one client and one app, and the responses beyond them.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -24,7 +24,7 @@ use crate::upstream::{BoxError, DynBody};
 const APPS: [(Speaks, AppProtocol); 2] =
     [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)];
 
-/// An app that answers each request once it gets leave, and counts those that it holds.
+/// An app that responds to each request on command, and counts the requests that it holds.
 async fn held_app(speaks: Speaks, leave: &Rc<Semaphore>) -> App {
     let leave = leave.clone();
     App::with(speaks, async move |seen, _request| {
@@ -36,7 +36,7 @@ async fn held_app(speaks: Speaks, leave: &Rc<Semaphore>) -> App {
     .await
 }
 
-/// A telemetry whose log lines can be read.
+/// Telemetry whose log lines can be read.
 struct Log {
     folder: tempfile::TempDir,
     metrics: DataPlaneMetrics,
@@ -58,7 +58,7 @@ impl Log {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The line of the request for this path, once it is there.
+    /// The log line of the request for this path, once it is written.
     async fn line(&self, sidecar: &Sidecar, path: &str) -> Value {
         let mut found = None;
         until(|| {
@@ -88,7 +88,7 @@ fn with_path(
 }
 
 #[test]
-fn a_stream_that_stands_still_ends_and_the_others_live_on() {
+fn a_stalled_stream_ends_and_the_others_continue() {
     run(async {
         for (speaks, protocol) in APPS {
             let app = App::with(speaks, async |_, request: Request<hyper::body::Incoming>| {
@@ -110,14 +110,14 @@ fn a_stream_that_stands_still_ends_and_the_others_live_on() {
             let limits = Limits { body: Duration::from_secs(20), ..Limits::default() };
             let sidecar = Sidecar::telling(app.address, protocol, limits.clone(), telemetry);
             let mut client = sidecar.connect_raw().await;
-            // SETTINGS_INITIAL_WINDOW_SIZE: nothing may be sent.
+            // SETTINGS_INITIAL_WINDOW_SIZE 0: the sidecar may send no data.
             client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await.unwrap();
             client.open(1, &with_path(POST, "/stalled")).await.unwrap();
             client.send(DATA, 0, 1, b"some of it").await.unwrap();
             client.request(3, &with_path(GET, "/large")).await.unwrap();
             client.request(5, &with_path(GET, "/silent")).await.unwrap();
             client.request(7, &with_path(GET, "/never")).await.unwrap();
-            // The heads of both answers are here, and none of their bodies.
+            // The heads of both responses have arrived, but no data.
             for _ in 0..2 {
                 let head = client.find(|frame| frame.kind == HEADERS).await.unwrap();
                 assert!([3, 5].contains(&head.stream) && head.flags & END_STREAM == 0);
@@ -149,7 +149,7 @@ fn a_stream_that_stands_still_ends_and_the_others_live_on() {
             assert_eq!(of("/large").await, told(200, "DT", "stream_idle_timeout"));
             assert_eq!(of("/silent").await, told(200, "UT", "stream_idle_timeout"));
 
-            // The window opens: what was answered comes, and the connection serves on.
+            // The window opens: the response arrives, and the connection still works.
             client.send(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]).await.unwrap();
             client.find(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await.unwrap();
             assert_eq!(of("/stalled").await, told(408, "DT", "request_body_timeout"));
@@ -200,7 +200,7 @@ fn an_upload_that_outlives_its_answer_has_its_deadline_and_keeps_its_place() {
 }
 
 #[test]
-fn one_client_leaves_room_for_others_and_is_told_so_at_once() {
+fn one_client_leaves_room_for_others_and_is_refused_at_once() {
     run(async {
         for (speaks, protocol) in APPS {
             let leave = Rc::new(Semaphore::new(0));
@@ -212,7 +212,7 @@ fn one_client_leaves_room_for_others_and_is_told_so_at_once() {
             let held: Vec<_> =
                 (0..12).map(|_| tokio::task::spawn_local(greedy.sender.send_request(get("/held")))).collect();
             until(|| app.seen.held.get() == 12).await;
-            // It has three quarters, and so has its next connection.
+            // The client has three quarters, shared with its next connection.
             for mut client in [sidecar.connect().await, greedy] {
                 let (status, body) = client.get("/greedy").await;
                 assert_eq!((status, body.ends_with("reset reason: overflow")), (503, true));
@@ -235,7 +235,7 @@ fn one_client_leaves_room_for_others_and_is_told_so_at_once() {
             leave.add_permits(13);
             assert_eq!(text(served.await.unwrap().unwrap()).await, (200, "served".to_owned()));
             for request in held {
-                // Its connection was dropped after the last answer to it.
+                // The connection was dropped after the last response to it.
                 drop(request.await.unwrap());
             }
             if speaks == Speaks::Http1 {
@@ -245,7 +245,7 @@ fn one_client_leaves_room_for_others_and_is_told_so_at_once() {
     });
 }
 
-/// An app that takes so many requests on a connection, and answers each once it gets leave.
+/// An app that allows this many requests on a connection, and responds to each on command.
 async fn narrow_app(most: u32, leave: &Rc<Semaphore>) -> App {
     let leave = leave.clone();
     App::raw(async move |seen, socket: tokio::net::TcpStream| {
@@ -267,7 +267,7 @@ async fn narrow_app(most: u32, leave: &Rc<Semaphore>) -> App {
 }
 
 #[test]
-fn what_an_app_does_not_take_waits_in_line_and_is_refused_when_its_time_is_up() {
+fn requests_beyond_an_app_s_limit_are_queued_and_refused_after_their_time() {
     run(async {
         let leave = Rc::new(Semaphore::new(0));
         let app = narrow_app(2, &leave).await;
@@ -286,7 +286,7 @@ fn what_an_app_does_not_take_waits_in_line_and_is_refused_when_its_time_is_up() 
         sidecar.set_host(8);
         let mut other = sidecar.connect().await;
         let served = tokio::task::spawn_local(other.sender.send_request(get("/other")));
-        // It passes the one that waits.
+        // It overtakes the waiting request.
         until(|| app.seen.held.get() == 7).await;
         assert!(app.seen.connections.get() <= 4);
         let line = log.line(&sidecar, "/greedy").await;
@@ -296,7 +296,7 @@ fn what_an_app_does_not_take_waits_in_line_and_is_refused_when_its_time_is_up() 
         assert!(log.page().contains("tidegate_requests_limited_total{limit=\"upstream_queue_timeout\"} 1\n"));
         assert_eq!(requests.pop().unwrap().await.unwrap().unwrap().status(), 503);
 
-        // One that waits gets the room that is given back.
+        // The waiting request gets the room that is freed.
         let waits = tokio::task::spawn_local(greedy.sender.send_request(get("/waits")));
         until(|| sidecar.env.streams.len() >= 8).await;
         leave.add_permits(7);
@@ -353,7 +353,7 @@ fn a_refused_stream_is_tried_on_a_new_connection_although_an_older_one_has_room(
 }
 
 #[test]
-fn an_app_that_takes_no_requests_is_not_waited_for_and_not_dialled_for_each() {
+fn an_app_that_accepts_no_requests_is_not_waited_for_and_not_dialled_for_each() {
     run(async {
         let leave = Rc::new(Semaphore::new(0));
         let app = narrow_app(0, &leave).await;

@@ -1,4 +1,4 @@
-//! Messages that decode and are no HTTP: each is the fault of its stream alone, on either side.
+//! Messages that decode but are not valid HTTP: each fails its own stream only, on either side.
 
 use std::rc::Rc;
 
@@ -22,11 +22,11 @@ use crate::telemetry::Telemetry;
 
 const BAD_REQUEST: Fate = Fate::Status(400);
 const RESET: Fate = Fate::Reset(1);
-/// The first place of the dynamic table: what was put there last.
+/// Index of the newest entry of the dynamic table.
 const NEWEST: u8 = 62;
 const PRIORITY: u8 = 0x20;
 
-/// A request's head in which these fields take the place of those of their name, or follow.
+/// A request's head in which these fields replace those of the same name, or are appended.
 fn head(fields: &[(&[u8], &[u8])]) -> Vec<u8> {
     let given = |name: &str| fields.iter().find(|field| field.0 == name.as_bytes());
     let usual = GET.iter().map(|(name, value)| {
@@ -41,14 +41,14 @@ async fn send(client: &mut Raw, stream: u32, head: &[u8]) {
     client.send(HEADERS, END_HEADERS | END_STREAM, stream, head).await.unwrap();
 }
 
-/// A good request on this stream is served.
+/// Checks that a valid request on this stream is served.
 async fn assert_served(client: &mut Raw, stream: u32) {
     client.request(stream, &GET).await.unwrap();
     assert_eq!(fate(client, stream).await, Fate::Status(200), "stream {stream}");
 }
 
 #[test]
-fn a_malformed_request_is_its_own_fault_and_told_of() {
+fn a_malformed_request_fails_alone_and_is_logged() {
     type Case = (&'static [u8], &'static [u8], Fate, &'static str);
     let cases: [Case; 20] = [
         (b":path", b"/\xff", BAD_REQUEST, "http2.invalid_path"),
@@ -132,7 +132,7 @@ fn a_request_with_a_body_is_refused_before_it() {
         let mut client = sidecar.connect_raw().await;
         client.send(HEADERS, END_HEADERS, 1, &head(&[(b":path", b"/\xff")])).await.unwrap();
         assert_eq!(fate(&mut client, 1).await, BAD_REQUEST);
-        // The answer is whole; what is left of the request is not wanted.
+        // The response is complete; the rest of the request is not needed.
         assert_eq!(fate(&mut client, 1).await, Fate::Reset(0));
         client.send(0x0, END_STREAM, 1, b"on its way already").await.unwrap();
         assert_served(&mut client, 3).await;
@@ -156,7 +156,7 @@ fn what_a_malformed_head_puts_into_the_dynamic_table_stays_there() {
         send(&mut client, 1, &malformed.concat()).await;
         assert_eq!(fate(&mut client, 1).await, BAD_REQUEST);
 
-        // Indexed fields, and the name of a field that had a bad value with another one (RFC 7541 §6.1, §6.2.2).
+        // Indexed fields, and the name of a field that had an invalid value with a valid one (RFC 7541 §6.1, §6.2.2).
         let mut good = block(&GET);
         good.extend([0x80 | NEWEST, 0x80 | (NEWEST + 3), 0x0f, NEWEST + 2 - 15, 1, b'v']);
         send(&mut client, 3, &good).await;
@@ -202,7 +202,7 @@ fn a_malformed_head_in_several_frames_is_read_to_its_end() {
 }
 
 #[test]
-fn a_stream_that_depends_on_itself_leaves_the_dynamic_table_right() {
+fn a_stream_that_depends_on_itself_keeps_the_dynamic_table_in_sync() {
     run(async {
         let app = App::echo(Speaks::Http1).await;
         let sidecar = Sidecar::new(app.address, AppProtocol::Http);
@@ -234,7 +234,7 @@ fn many_malformed_requests_of_a_proxys_clients_leave_its_connection() {
 }
 
 #[test]
-fn a_head_that_is_too_large_is_told_of() {
+fn a_head_that_is_too_large_is_logged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
     run(async {
@@ -257,7 +257,7 @@ fn a_head_that_is_too_large_is_told_of() {
     });
 }
 
-/// An app that answers by hand: after each so many requests the next of these bytes.
+/// An app with handwritten responses: sends the next of these bytes after this many requests.
 async fn by_hand(mut socket: TcpStream, requests: usize, answers: impl IntoIterator<Item = Vec<u8>>) {
     let mut preface = [0; 24];
     socket.read_exact(&mut preface).await.unwrap();
@@ -289,9 +289,9 @@ fn an_apps_malformed_answer_fails_its_call_alone() {
     let answers: [(&str, Vec<u8>); 8] = [
         ("a control character", literal(0x00, b"x-a", b"a\x01")),
         ("an upper-case name", literal(0x00, b"X-A", b"a")),
-        ("a name that is no token", literal(0x40, b"x a", b"a")),
+        ("a name that is not a token", literal(0x40, b"x a", b"a")),
         ("a second status", literal(0x00, b":status", b"200")),
-        ("a status that is none", literal(0x00, b":status", b"2x0")),
+        ("an invalid status", literal(0x00, b":status", b"2x0")),
         ("a request's field", literal(0x00, b":path", b"/\xff")),
         ("a hop-by-hop field", literal(0x00, b"connection", b"close")),
         (
@@ -332,9 +332,9 @@ fn an_apps_malformed_trailers_fail_their_call_alone() {
         let calls: Vec<_> = ["/1", "/3"].map(|path| client.sender.send_request(get(path))).into();
         let mut answers = join_all(calls).await.into_iter();
         assert_eq!(answers.next().unwrap().unwrap().status(), 200);
-        // The reset may come before the head is read.
+        // The reset may arrive before the head is read.
         if let Ok(cut) = answers.next().unwrap() {
-            assert!(cut.into_body().collect().await.is_err(), "an answer without its end is none");
+            assert!(cut.into_body().collect().await.is_err(), "an incomplete answer is an error");
         }
     });
 }
@@ -357,7 +357,7 @@ fn an_app_that_always_answers_malformed_keeps_its_connection() {
 }
 
 #[test]
-fn equal_lengths_go_on_as_one() {
+fn equal_lengths_are_merged() {
     run(async {
         for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
             let app = App::echo(speaks).await;
@@ -382,7 +382,7 @@ fn equal_lengths_go_on_as_one() {
 }
 
 #[test]
-fn an_unusual_target_reaches_the_app_to_the_byte() {
+fn an_unusual_target_reaches_the_app_unchanged() {
     run(async {
         for (speaks, protocol) in [(Speaks::Http1, AppProtocol::Http), (Speaks::Http2, AppProtocol::H2c)] {
             let app = App::echo(speaks).await;

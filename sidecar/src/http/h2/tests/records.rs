@@ -1,4 +1,4 @@
-//! What is told of each request.
+//! Access log records.
 
 use http::{Request, Response};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use crate::telemetry::Telemetry;
 use crate::upstream::DynBody;
 
 #[test]
-fn every_request_is_told_of_whoever_answered_it() {
+fn every_request_is_logged_whether_app_or_sidecar_answered_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
     run(async {
@@ -91,7 +91,7 @@ fn every_request_is_told_of_whoever_answered_it() {
 }
 
 #[test]
-fn an_answer_that_is_refused_is_told_of_with_its_cause_and_one_that_can_be_mended_is_passed_on() {
+fn a_refused_answer_is_logged_with_its_cause_and_one_that_can_be_normalised_is_forwarded() {
     let answers: &[(&'static [u8], u16, &str)] = &[
         (b"SSH-2.0-x\r\n", 502, "protocol_error:http1.unsupported_version"),
         (b"HTTP/1.1 2x0 OK\r\n\r\n", 502, "protocol_error:http1.codec_error"),
@@ -115,7 +115,7 @@ fn an_answer_that_is_refused_is_told_of_with_its_cause_and_one_that_can_be_mende
             let app = App::raw(async |_, mut socket: tokio::net::TcpStream| {
                 let _ = socket.read(&mut [0; 1024]).await;
                 let _ = socket.write_all(answer).await;
-                // Whoever dialled ends it.
+                // The side that dialled closes the connection.
                 let _ = socket.read(&mut [0; 1024]).await;
             })
             .await;

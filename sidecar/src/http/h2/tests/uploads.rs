@@ -1,4 +1,4 @@
-//! How much a client may send before the app takes it.
+//! How much a client may send before the app reads it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -23,10 +23,10 @@ use crate::limits::Limits;
 const FRAME: usize = 16 * 1024;
 const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
-/// What a client knows of the windows that it has.
+/// The flow-control windows of a client.
 struct Uploader {
     client: Raw,
-    /// Of new streams.
+    /// Window of new streams.
     initial: i64,
     connection: i64,
     streams: Vec<(u32, i64)>,
@@ -51,7 +51,7 @@ impl Uploader {
         self.streams.push((stream, self.initial));
     }
 
-    /// Takes note of one frame.
+    /// Processes one frame of the sidecar.
     async fn listen(&mut self) {
         let frame = self.client.frame().await.unwrap();
         let number = |bytes: &[u8]| i64::from(u32::from_be_bytes(bytes.try_into().unwrap()));
@@ -78,7 +78,7 @@ impl Uploader {
         (*window).min(self.connection)
     }
 
-    /// Sends a frame, which there must be room for.
+    /// Sends a frame; the windows must have room for it.
     async fn send(&mut self, stream: u32) {
         self.client.send(DATA, 0, stream, &[b'x'; FRAME]).await.unwrap();
         self.connection -= FRAME as i64;
@@ -87,14 +87,14 @@ impl Uploader {
 }
 
 #[test]
-fn windows_grow_with_what_the_app_takes_and_fall_back_when_it_takes_nothing() {
+fn windows_grow_while_the_app_reads_and_fall_back_when_it_stops() {
     run(async {
         let resume = Rc::new(Notify::new());
         let waits = resume.clone();
         let app = App::with(Speaks::Http1, async move |seen, request: Request<hyper::body::Incoming>| {
             let mut body = request.into_body();
             let mut length = 0;
-            // Those after the first are not read before they may be.
+            // Connections after the first are not read until the test allows it.
             seen.held.set(seen.held.get() + 1);
             if seen.held.get() > 1 && seen.held.get() <= 20 {
                 waits.notified().await;
@@ -116,7 +116,7 @@ fn windows_grow_with_what_the_app_takes_and_fall_back_when_it_takes_nothing() {
         }
         uploader.client.send(DATA, END_STREAM, 1, &[]).await.unwrap();
 
-        // Nineteen that the app does not read.
+        // Nineteen streams that the app does not read.
         for number in 1..20 {
             uploader.open(1 + 2 * number).await;
         }
@@ -133,7 +133,7 @@ fn windows_grow_with_what_the_app_takes_and_fall_back_when_it_takes_nothing() {
                 tokio::task::yield_now().await;
             }
             assert!(uploader.connection > 0, "the connection's window never runs out");
-            // What the sidecar says meanwhile is heard.
+            // Frames of the sidecar are processed meanwhile.
             tokio::select! {
                 biased;
                 () = uploader.listen() => {}
@@ -143,7 +143,7 @@ fn windows_grow_with_what_the_app_takes_and_fall_back_when_it_takes_nothing() {
         let held = sidecar.env.streams.held().get();
         assert!((1 << 20..8 << 20).contains(&held), "{held} bytes are held");
 
-        // Another one is served meanwhile.
+        // Another stream is served meanwhile.
         uploader.open(101).await;
         for _ in 0..20 {
             while uploader.window(101) < FRAME as i64 {

@@ -1,5 +1,5 @@
-//! Asking the app, as kubelet would: HTTP with any status as the answer and redirects to the same host followed, a TCP
-//! connection, or the health service of gRPC.
+//! Runs a probe against the app as kubelet does: HTTP with any status as the result and redirects to the same host
+//! followed, a TCP connection, or the gRPC health service.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,38 +19,38 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
-use super::redirect::{self, Hop, LocationError, Redirect};
+use super::redirect::{self, Hop, LocationError, ProbeRedirect};
 use super::trust::AnyCertificate;
-use super::{HttpTarget, Target};
+use super::{HttpTarget, ProbeTarget};
 
-/// What kubelet reads of a body, too.
+/// Maximum bytes of a body that are read, as in kubelet.
 const MAX_BODY_BYTES: usize = 10 * 1024;
 
-/// The most requests of one probe, redirects among them, as with kubelet.
+/// Maximum number of requests of one probe, including redirects, as in kubelet.
 const MAX_REQUESTS: usize = 10;
 
-/// The most bytes of a health answer: a message of one number.
+/// Maximum bytes of a health response: a message with one number.
 const MAX_GRPC_BYTES: usize = 1024;
 
 /// `grpc.health.v1.HealthCheckResponse.ServingStatus.SERVING`.
 const SERVING: u64 = 1;
 
-/// What the app said.
+/// The app's response.
 #[derive(Clone)]
-pub(super) struct Asked {
+pub(super) struct AppResponse {
     pub(super) status: StatusCode,
     pub(super) body: Bytes,
 }
 
-/// An answer of HTTP, and where it sends us, if it does.
-struct Answer {
-    asked: Asked,
+/// An HTTP response, and the location of its redirect, if any.
+struct HttpAnswer {
+    app: AppResponse,
     location: Option<String>,
 }
 
-/// Why a probe fails, in words for the pod's events.
+/// Why a probe fails, worded for the pod's events.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AskError {
+pub(super) enum ProbeError {
     #[error("cannot connect to port {port} of the app: {source}")]
     Connect { port: u16, source: io::Error },
     #[error("TLS with port {port} of the app: {source}")]
@@ -71,26 +71,30 @@ pub(super) enum AskError {
     Late { seconds: u64 },
 }
 
-/// `pod` is the address that kubelet dialled, `user_agent` what it called itself.
-pub(super) async fn ask(
-    target: &Target,
+/// Runs a probe. `pod` is the address that kubelet dialled, `user_agent` is kubelet's.
+pub(super) async fn run(
+    target: &ProbeTarget,
     pod: IpAddr,
     user_agent: Option<&HeaderValue>,
-) -> Result<Asked, AskError> {
+) -> Result<AppResponse, ProbeError> {
     match target {
-        Target::Http(target) => http(target, pod, user_agent).await,
-        Target::Tcp { port } => {
+        ProbeTarget::Http(target) => http(target, pod, user_agent).await,
+        ProbeTarget::Tcp { port } => {
             connect(pod, *port).await?;
-            Ok(Asked { status: StatusCode::OK, body: Bytes::from_static(b"connected\n") })
+            Ok(AppResponse { status: StatusCode::OK, body: Bytes::from_static(b"connected\n") })
         }
-        Target::Grpc { port, service } => {
+        ProbeTarget::Grpc { port, service } => {
             health(pod, *port, service, user_agent).await?;
-            Ok(Asked { status: StatusCode::OK, body: Bytes::from_static(b"SERVING\n") })
+            Ok(AppResponse { status: StatusCode::OK, body: Bytes::from_static(b"SERVING\n") })
         }
     }
 }
 
-async fn http(target: &HttpTarget, pod: IpAddr, user_agent: Option<&HeaderValue>) -> Result<Asked, AskError> {
+async fn http(
+    target: &HttpTarget,
+    pod: IpAddr,
+    user_agent: Option<&HeaderValue>,
+) -> Result<AppResponse, ProbeError> {
     let HttpTarget { tls, port, path, headers: own } = target;
     let mut own = own.clone();
     if let Some(agent) = user_agent {
@@ -106,39 +110,45 @@ async fn http(target: &HttpTarget, pod: IpAddr, user_agent: Option<&HeaderValue>
             (None, None) => authority(pod, hop.port)?,
         };
         let answer = get(&hop, pod, &host, &own).await?;
-        let location = answer.location.as_ref().filter(|_| redirect::is_followed(answer.asked.status));
-        let Some(location) = location else { return Ok(answer.asked) };
+        let location = answer.location.as_ref().filter(|_| redirect::is_followed(answer.app.status));
+        let Some(location) = location else { return Ok(answer.app) };
         hop = match redirect::resolve(&hop, &pod.to_string(), location)? {
-            // It would be asked by us in turn, without end.
-            Redirect::Here(next) if ports::PROBES.contains(&next.port) => {
-                return Err(AskError::Own { port: next.port });
+            // The probe would arrive here again, in a loop.
+            ProbeRedirect::Here(next) if ports::PROBES.contains(&next.port) => {
+                return Err(ProbeError::Own { port: next.port });
             }
-            Redirect::Here(next) => next,
-            Redirect::Elsewhere => return Ok(answer.asked),
+            ProbeRedirect::Here(next) => next,
+            ProbeRedirect::Elsewhere => return Ok(answer.app),
         };
     }
-    Err(AskError::Redirects)
+    Err(ProbeError::Redirects)
 }
 
-async fn get(hop: &Hop, pod: IpAddr, host: &HeaderValue, headers: &HeaderMap) -> Result<Answer, AskError> {
+async fn get(
+    hop: &Hop,
+    pod: IpAddr,
+    host: &HeaderValue,
+    headers: &HeaderMap,
+) -> Result<HttpAnswer, ProbeError> {
     let mut request = Request::get(hop.path.clone()).body(Full::<Bytes>::default())?;
     *request.headers_mut() = headers.clone();
     request.headers_mut().insert(HOST, host.clone());
     let stream = connect(pod, hop.port).await?;
-    match hop.tls {
-        false => exchange(stream, hop.port, request).await,
-        true => exchange(secure(stream, hop.port, pod, host).await?, hop.port, request).await,
+    if hop.tls {
+        exchange(secure(stream, hop.port, pod, host).await?, hop.port, request).await
+    } else {
+        exchange(stream, hop.port, request).await
     }
 }
 
-async fn exchange<S>(stream: S, port: u16, request: Request<Full<Bytes>>) -> Result<Answer, AskError>
+async fn exchange<S>(stream: S, port: u16, request: Request<Full<Bytes>>) -> Result<HttpAnswer, ProbeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let fails = |source| AskError::Http { port, source };
+    let fails = |source| ProbeError::Http { port, source };
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(fails)?;
-    // Ends with this function.
+    // Dropped at the end of this function, which ends the task.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
     let mut response = sender.send_request(request).await.map_err(fails)?;
@@ -146,10 +156,10 @@ where
     let location =
         response.headers().get(LOCATION).map(|value| String::from_utf8_lossy(value.as_bytes()).into());
     let location = location.filter(|location: &String| !location.is_empty());
-    Ok(Answer { asked: Asked { status: response.status(), body }, location })
+    Ok(HttpAnswer { app: AppResponse { status: response.status(), body }, location })
 }
 
-/// As much of a body as kubelet would show. An end that is none spoils nothing: the status has been said.
+/// As much of a body as kubelet would show. A body that breaks off does no harm: the status is known.
 async fn beginning(body: &mut Incoming) -> Bytes {
     let mut text = BytesMut::new();
     while let Some(Ok(frame)) = body.frame().await {
@@ -163,14 +173,14 @@ async fn beginning(body: &mut Incoming) -> Bytes {
     text.freeze()
 }
 
-/// `Check` of gRPC's health protocol, over HTTP/2 without TLS, as kubelet does it.
+/// `Check` of the gRPC health protocol, over plaintext HTTP/2, as in kubelet.
 async fn health(
     pod: IpAddr,
     port: u16,
     service: &str,
     user_agent: Option<&HeaderValue>,
-) -> Result<(), AskError> {
-    let fails = |source| AskError::Http { port, source };
+) -> Result<(), ProbeError> {
+    let fails = |source| ProbeError::Http { port, source };
     let stream = connect(pod, port).await?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -190,11 +200,11 @@ async fn health(
     let response = sender.send_request(request).await.map_err(fails)?;
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
-        return Err(AskError::Grpc(format!("HTTP status {}", head.status)));
+        return Err(ProbeError::Grpc(format!("HTTP status {}", head.status)));
     }
     let body = Limited::new(body, MAX_GRPC_BYTES).collect().await;
-    let body = body.map_err(|error| AskError::Grpc(error.to_string()))?;
-    // A failure without a message has its status in the head.
+    let body = body.map_err(|error| ProbeError::Grpc(error.to_string()))?;
+    // A response with an error and without a message has its status in the head.
     let of = |headers: &HeaderMap, name: &str| {
         headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
     };
@@ -203,19 +213,19 @@ async fn health(
         Some("0") => {}
         Some(status) => {
             let message = of(trailers, "grpc-message").unwrap_or_default();
-            return Err(AskError::Grpc(format!("status {status} {message}").trim_end().to_owned()));
+            return Err(ProbeError::Grpc(format!("status {status} {message}").trim_end().to_owned()));
         }
-        None => return Err(AskError::Grpc("no grpc-status".to_owned())),
+        None => return Err(ProbeError::Grpc("no grpc-status".to_owned())),
     }
     match serving_status(&body.to_bytes()) {
         Some(SERVING) => Ok(()),
-        Some(2) => Err(AskError::Grpc("NOT_SERVING".to_owned())),
-        Some(other) => Err(AskError::Grpc(format!("serving status {other}"))),
-        None => Err(AskError::Grpc("an answer that is no HealthCheckResponse".to_owned())),
+        Some(2) => Err(ProbeError::Grpc("NOT_SERVING".to_owned())),
+        Some(other) => Err(ProbeError::Grpc(format!("serving status {other}"))),
+        None => Err(ProbeError::Grpc("the response is not a HealthCheckResponse".to_owned())),
     }
 }
 
-/// `HealthCheckRequest { string service = 1 }` as one message of gRPC: a byte for "not compressed", four of length.
+/// `HealthCheckRequest { string service = 1 }` as one gRPC message: a byte for "not compressed", four bytes of length.
 fn health_request(service: &str) -> Bytes {
     let mut message = BytesMut::new();
     if !service.is_empty() {
@@ -235,7 +245,7 @@ fn health_request(service: &str) -> Bytes {
     frame.freeze()
 }
 
-/// `HealthCheckResponse { ServingStatus status = 1 }` from one message of gRPC; zero if the field is not there.
+/// The status in one gRPC message `HealthCheckResponse { ServingStatus status = 1 }`; zero if the field is absent.
 fn serving_status(frame: &[u8]) -> Option<u64> {
     let (header, message) = frame.split_at_checked(5)?;
     let length = u32::from_be_bytes(header[1..].try_into().ok()?);
@@ -244,29 +254,30 @@ fn serving_status(frame: &[u8]) -> Option<u64> {
     }
     match message {
         [] => Some(0),
-        // Field 1, a number below 128: there are four.
+        // Field 1, a number below 128: four values exist.
         [0x08, status @ 0..0x80] => Some((*status).into()),
         _ => None,
     }
 }
 
-/// Where apps listen, in the family that kubelet used. Where they listen on the pod's address only, the rules of
-/// interception lead there.
-async fn connect(pod: IpAddr, port: u16) -> Result<TcpStream, AskError> {
+/// Connects to the app at loopback, in the family that kubelet used. Where apps listen only on the pod's address, the
+/// interception rules redirect there.
+async fn connect(pod: IpAddr, port: u16) -> Result<TcpStream, ProbeError> {
     let loopback: IpAddr = match pod {
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
-    TcpStream::connect((loopback, port)).await.map_err(|source| AskError::Connect { port, source })
+    TcpStream::connect((loopback, port)).await.map_err(|source| ProbeError::Connect { port, source })
 }
 
+/// Runs a TLS handshake that accepts any certificate.
 async fn secure(
     stream: TcpStream,
     port: u16,
     pod: IpAddr,
     host: &HeaderValue,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, AskError> {
-    let fails = |source| AskError::Tls { port, source };
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, ProbeError> {
+    let fails = |source| ProbeError::Tls { port, source };
     let provider = tls::provider();
     let config = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -274,16 +285,16 @@ async fn secure(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         .with_no_client_auth();
-    // A probe that names a host means it for TLS as well.
+    // A host named by the probe is also the TLS server name.
     let named = host.to_str().ok().and_then(|host| host.parse::<http::uri::Authority>().ok());
     let named = named.and_then(|authority| ServerName::try_from(authority.host().to_owned()).ok());
     let name = named.unwrap_or_else(|| ServerName::from(pod));
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(fails)
 }
 
-fn authority(pod: IpAddr, port: u16) -> Result<HeaderValue, AskError> {
+fn authority(pod: IpAddr, port: u16) -> Result<HeaderValue, ProbeError> {
     let authority = SocketAddr::new(pod, port).to_string();
-    HeaderValue::try_from(authority).map_err(|error| AskError::Request(error.into()))
+    HeaderValue::try_from(authority).map_err(|error| ProbeError::Request(error.into()))
 }
 
 #[cfg(test)]
