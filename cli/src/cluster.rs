@@ -17,4 +17,5 @@ pub(crate) mod proxy;
 pub(crate) mod sidecars;
 #[cfg(test)]
 pub(crate) mod testing;
+mod transient;
 mod waits;

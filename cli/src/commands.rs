@@ -1,22 +1,17 @@
 //! Every command and its flags.
 
 use std::io;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::{CompleteEnv, Shell};
-use serde::de::DeserializeOwned;
-use tidegate_core::contract::{environment, ports};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::admin_client::fetch;
+use crate::admin_target::AdminTarget;
 use crate::cluster::bug_report::BugReportOptions;
 use crate::cluster::certificate::CertificateCommand;
 use crate::cluster::check::CheckOptions;
-use crate::cluster::client::ClusterOptions;
 use crate::cluster::conflicts::ConflictsOptions;
-use crate::cluster::control_plane::Part;
 use crate::cluster::inject::InjectOptions;
 use crate::cluster::mesh::MeshCommand;
 use crate::cluster::namespace::NamespaceCommand;
@@ -98,37 +93,13 @@ enum PolicyCommand {
     CheckConflicts(ConflictsOptions),
 }
 
-/// The controller to query: the cluster's, or that of a local process.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct AdminTarget {
-    /// Query the process at this admin address, such as `tidegate standalone`, instead of a cluster [default:
-    /// 127.0.0.1:15000 if no cluster is configured]
-    #[arg(long, env = environment::ADMIN_ADDRESS, value_name = "ADDRESS")]
-    admin_address: Option<SocketAddr>,
-    #[command(flatten)]
-    cluster: ClusterOptions,
-}
-
-impl AdminTarget {
-    /// The controller's answer to `GET path`.
-    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        match self.admin_address {
-            Some(address) => fetch(address, path).await,
-            None if self.cluster.is_configured() => {
-                self.cluster.connect().await?.ask(Part::Controller, path).await
-            }
-            None => fetch(ports::ADMIN_ADDRESS, path).await,
-        }
-    }
-}
-
 /// Runs the command line of this process. `program` is the name that it was called by.
 pub fn main(program: &str) -> anyhow::Result<ExitCode> {
     if program == completion::KUBECTL_COMPLETE {
-        return print(completion::for_kubectl(std::env::args_os().skip(1))?.as_bytes());
+        return print(completion::for_kubectl(&mut Cli::command(), std::env::args_os().skip(1))?.as_bytes());
     }
     CompleteEnv::with_factory(Cli::command).var(completion::VARIABLE).complete();
-    let matches = completion::command_for(program).get_matches();
+    let matches = completion::named(Cli::command(), program).get_matches();
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).run()
 }
 

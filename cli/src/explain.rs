@@ -14,7 +14,7 @@ use tidegate_controller::object::ObjectName;
 use tidegate_controller::source::folder::FolderSource;
 use tidegate_runtime::options::TrustDomainOptions;
 
-use crate::commands::AdminTarget;
+use crate::admin_target::AdminTarget;
 use crate::output::{OutputFormat, print_as, printable};
 
 /// Flags of `tidegate explain`.

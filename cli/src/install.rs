@@ -1,14 +1,12 @@
 //! `tidegate install`, `upgrade`, `uninstall`.
 //!
 //! The charts are the only source of what is installed, and only Helm renders them: these commands embed the [`charts`]
-//! and run the user's [`helm`]. An installation consists of two Helm releases, as if the user had created them.
+//! and run the user's [`crate::helm`]. An installation consists of two Helm releases, as if the user had created them.
 
 mod charts;
 mod definitions;
-mod helm;
 mod installed;
 mod leftovers;
-mod patience;
 mod rollout;
 
 use std::collections::BTreeSet;
@@ -23,12 +21,13 @@ use clap::Args;
 use serde::Deserialize;
 
 use self::charts::Charts;
-use self::helm::Helm;
-pub(crate) use self::helm::HelmOptions;
 use self::leftovers::{Deletions, Leftover};
 use crate::cluster::client::ClusterOptions;
+use crate::helm::{Helm, HelmOptions};
 use crate::output::{counted, print};
 
+/// How often to look again at what is waited for.
+const INTERVAL: Duration = Duration::from_secs(1);
 /// The Helm release of the control plane, in its namespace.
 const RELEASE: &str = "tidegate";
 /// The Helm release of the custom resource definitions, in the same namespace.
@@ -118,7 +117,7 @@ struct NamedMetadata {
 /// Prints or installs.
 pub(crate) async fn install(options: &InstallOptions) -> anyhow::Result<ExitCode> {
     let change = &options.change;
-    let (helm, charts) = (change.helm.find(&change.cluster)?, Charts::unpack()?);
+    let (helm, charts) = (change.helm.find(helm_flags(&change.cluster))?, Charts::unpack()?);
     if !options.apply {
         return print(change.manifests(&helm, &charts, options.crds_only)?.as_bytes());
     }
@@ -135,7 +134,7 @@ pub(crate) async fn install(options: &InstallOptions) -> anyhow::Result<ExitCode
 /// Upgrades, and reports objects that the new chart no longer has.
 pub(crate) async fn upgrade(options: &UpgradeOptions) -> anyhow::Result<ExitCode> {
     let change = &options.change;
-    let (helm, charts) = (change.helm.find(&change.cluster)?, Charts::unpack()?);
+    let (helm, charts) = (change.helm.find(helm_flags(&change.cluster))?, Charts::unpack()?);
     installed::is_named(&change.cluster.connect().await?).await?;
     let before = helm.run(["get", "manifest", RELEASE]).with_context(|| {
         format!("Helm release {RELEASE} does not exist in namespace {}", change.cluster.control_plane())
@@ -157,7 +156,7 @@ pub(crate) async fn upgrade(options: &UpgradeOptions) -> anyhow::Result<ExitCode
 /// Uninstalls, deletes what was requested, and lists what is left.
 pub(crate) async fn uninstall(options: UninstallOptions) -> anyhow::Result<ExitCode> {
     let deletions = options.deletions.resolved();
-    let helm = options.helm.find(&options.cluster)?;
+    let helm = options.helm.find(helm_flags(&options.cluster))?;
     let cluster = options.cluster.connect().await?;
     installed::may_be_removed(&cluster, &helm, deletions).await?;
     deletions.check(&cluster).await?;
@@ -295,6 +294,18 @@ impl std::fmt::Display for Named {
         }
         write!(f, "{}", self.metadata.name)
     }
+}
+
+/// Helm's flags that select cluster and namespace.
+fn helm_flags(cluster: &ClusterOptions) -> Vec<OsString> {
+    let mut flags: Vec<OsString> = vec!["--namespace".into(), cluster.control_plane().into()];
+    if let Some(file) = &cluster.kubeconfig {
+        flags.extend(["--kubeconfig".into(), file.into()]);
+    }
+    if let Some(context) = &cluster.context {
+        flags.extend(["--kube-context".into(), context.into()]);
+    }
+    flags
 }
 
 /// Every object of a rendering, except those that Helm is told to keep.

@@ -5,13 +5,17 @@
 //! the commands that talk to Kubernetes.
 
 mod admin_client;
+mod admin_target;
+mod candidates;
 mod cluster;
 pub mod commands;
-pub mod completion;
+mod completion;
 pub mod demo;
 mod explain;
+mod helm;
 mod install;
 mod output;
+mod patience;
 mod policy;
 pub mod standalone;
 mod validate;

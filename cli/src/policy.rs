@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 use tidegate_controller::PolicyStatus;
 
-use crate::commands::AdminTarget;
+use crate::admin_target::AdminTarget;
 use crate::output::{OutputFormat, print_as, table};
 
 /// Heading of the table of statuses.

@@ -22,8 +22,8 @@ use tidegate_kubernetes::webhook::{
     AdmissionRequest, BoxFuture, CaBundleKeeper, Limits, Operation, Reviewer, StartError, Verdict,
     WebhookServer,
 };
+use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::drain;
-use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::trust_bundle::TrustBundle;

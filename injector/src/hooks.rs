@@ -4,27 +4,16 @@
 //! Unlike a probe, a hook changes the app's state, and the sidecar's port is open to all. So its path ends in a secret
 //! that only those who may read the Pod know.
 
-use std::fmt;
-use std::sync::LazyLock;
-
-use aws_lc_rs::hmac;
 use serde_json::json;
 use tidegate_core::contract::ports;
-use tidegate_core::hex;
 
+use crate::hook_key::HookKey;
 use crate::patch::PatchBuilder;
 use crate::pod::{ContainerFields, Handler, Port};
 use crate::probes::{self, AppProbe, ProbeError};
 
 /// Prefix of the paths of hooks.
 const PATH: &str = "/osm-lifecycle/";
-
-/// Hexadecimal digits of the secret at the end of a path; 128 bits.
-const SECRET_DIGITS: usize = 32;
-
-/// The key from which the secrets of paths are derived.
-#[derive(Clone, PartialEq, Eq)]
-pub struct HookKey([u8; 32]);
 
 /// The Pod of the hooks, as used in their paths: its namespace, and its own or its owner's name.
 pub(crate) struct Owner<'p> {
@@ -34,19 +23,19 @@ pub(crate) struct Owner<'p> {
 }
 
 /// One of the two hooks that a container may have.
-struct Kind {
+struct HookKind {
     field: &'static str,
     path: &'static str,
     of: fn(&ContainerFields) -> Option<&Handler>,
 }
 
-const KINDS: [Kind; 2] = [
-    Kind {
+const KINDS: [HookKind; 2] = [
+    HookKind {
         field: "postStart",
         path: "post-start",
         of: |container| container.lifecycle.as_ref()?.post_start.as_ref(),
     },
-    Kind {
+    HookKind {
         field: "preStop",
         path: "pre-stop",
         of: |container| container.lifecycle.as_ref()?.pre_stop.as_ref(),
@@ -95,37 +84,10 @@ pub(crate) fn rewrite(
     Ok(())
 }
 
-impl HookKey {
-    /// A random key for this process.
-    pub fn of_process() -> Self {
-        static KEY: LazyLock<HookKey> = LazyLock::new(|| HookKey(rand::random()));
-        KEY.clone()
-    }
-
-    /// A fixed key.
-    #[cfg(test)]
-    pub(crate) fn known() -> Self {
-        Self([7; 32])
-    }
-}
-
-impl fmt::Debug for HookKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HookKey")
-    }
-}
-
 impl Owner<'_> {
     /// The same for the same key, so that repeated reviews of a Pod give the same patch.
-    fn secret(&self, container: &ContainerFields, kind: &Kind) -> String {
-        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.key.0));
-        for part in [self.namespace, self.name, &container.name, kind.path] {
-            // None of these can contain a slash.
-            context.update(part.as_bytes());
-            context.update(b"/");
-        }
-        let mut secret = hex(context.sign().as_ref());
-        secret.truncate(SECRET_DIGITS);
-        secret
+    fn secret(&self, container: &ContainerFields, kind: &HookKind) -> String {
+        // None of these can contain a slash.
+        self.key.secret([self.namespace, self.name, &container.name, kind.path])
     }
 }

@@ -16,7 +16,7 @@ use crate::hooks::{self, Owner};
 use crate::patch::PatchBuilder;
 use crate::pod::{PodSpec, PodView};
 use crate::probes::{self, AppProbe};
-use crate::refusal::{self, MAX_PROBES_BYTES, Refusal, is_reserved_name};
+use crate::refusal::{self, MAX_PROBES_BYTES, PodRefusal, is_reserved_name};
 use crate::settings::{MeshSettings, Settings};
 
 /// The result for a Pod.
@@ -34,7 +34,7 @@ pub fn inject(
     namespace: &NamespaceView,
     settings: &Settings,
     mesh: &MeshSettings,
-) -> Result<Injection, Refusal> {
+) -> Result<Injection, PodRefusal> {
     let decision = decide(pod, namespace, &settings.mesh_name, &settings.namespace);
     patch_if(decision, pod, namespace, settings, mesh)
 }
@@ -46,7 +46,7 @@ pub(crate) fn inject_alone(
     namespace: &str,
     settings: &Settings,
     mesh: &MeshSettings,
-) -> Result<Injection, Refusal> {
+) -> Result<Injection, PodRefusal> {
     let decision = decide_alone(pod, namespace, &settings.namespace);
     let namespace = NamespaceView { name: namespace.to_owned(), ..NamespaceView::default() };
     patch_if(decision, pod, &namespace, settings, mesh)
@@ -58,7 +58,7 @@ fn patch_if(
     namespace: &NamespaceView,
     settings: &Settings,
     mesh: &MeshSettings,
-) -> Result<Injection, Refusal> {
+) -> Result<Injection, PodRefusal> {
     match (decision?, &pod.spec) {
         (Decision::Leave(reason), _) => Ok(Injection::Left(reason)),
         (Decision::Inject, Some(spec)) => patch(pod, spec, namespace, settings, mesh).map(Injection::Meshed),
@@ -73,7 +73,7 @@ fn patch(
     namespace: &NamespaceView,
     settings: &Settings,
     mesh: &MeshSettings,
-) -> Result<Patch, Refusal> {
+) -> Result<Patch, PodRefusal> {
     // Both are required, so that a user's own container of that name is not mistaken for ours.
     let is_injected = pod.has_sidecar() && is_labelled(pod);
     refusal::check(pod, spec, is_injected)?;
@@ -88,7 +88,7 @@ fn patch(
     };
     let probes = probes::to_flag(&rewrite_probes(spec, &owner, &mut patch)?)?;
     if probes.len() > MAX_PROBES_BYTES {
-        return Err(Refusal::ProbesTooLong { bytes: probes.len() });
+        return Err(PodRefusal::ProbesTooLong { bytes: probes.len() });
     }
 
     let own = Annotations::new("pod", pod.metadata.annotations.as_ref());
@@ -117,7 +117,7 @@ fn set_metadata(
     pod: &PodView<'_>,
     namespace: &NamespaceView,
     patch: &mut PatchBuilder,
-) -> Result<(), Refusal> {
+) -> Result<(), PodRefusal> {
     let (labels, annotations) = (pod.metadata.labels.as_ref(), pod.metadata.annotations.as_ref());
     patch.set_entries(&["metadata", "labels"], labels, &[(SIDECAR_LABEL, INJECTED)]);
     let owner = format!("namespace {}", namespace.name);
@@ -140,7 +140,7 @@ fn rewrite_probes(
     spec: &PodSpec<'_>,
     owner: &Owner<'_>,
     patch: &mut PatchBuilder,
-) -> Result<Vec<AppProbe>, Refusal> {
+) -> Result<Vec<AppProbe>, PodRefusal> {
     let sidecar =
         spec.init_containers.iter().flatten().find(|container| container.fields.name == names::SIDECAR);
     let before = sidecar.and_then(containers::probes_flag);

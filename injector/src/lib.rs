@@ -1,7 +1,7 @@
 //! The mutating webhook that adds the sidecar to the Pods of the mesh.
 //!
 //! [`inject()`] is the heart: from a Pod, its namespace and the settings to a JSON patch, without asking anybody.
-//! [`PodReviewer`] answers the API server with it, [`State`] follows the namespaces and the MeshConfig that it needs, and
+//! [`PodReviewer`] answers the API server with it, [`ClusterState`] follows the namespaces and the MeshConfig that it needs, and
 //! [`inject_manifests`] does the same for files. Start reading at [`inject()`].
 //!
 //! # What the webhook needs of its configuration
@@ -27,6 +27,7 @@
 mod annotations;
 mod containers;
 mod decision;
+mod hook_key;
 mod hooks;
 mod inject;
 mod limits;
@@ -42,11 +43,11 @@ mod state;
 
 pub use annotations::AnnotationError;
 pub use decision::{Decision, DecisionError, NamespaceView, Reason, decide};
-pub use hooks::HookKey;
+pub use hook_key::HookKey;
 pub use inject::{Injection, inject};
 pub use manifests::{InjectedManifests, ManifestError, ManifestNamespaces, inject_manifests};
 pub use pod::PodView;
 pub use probes::ProbeError;
-pub use refusal::Refusal;
+pub use refusal::PodRefusal;
 pub use review::PodReviewer;
-pub use state::{State, StateWriter};
+pub use state::{ClusterState, ClusterStateWriter};

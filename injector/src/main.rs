@@ -8,7 +8,7 @@ use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use tidegate_core::Identity;
 use tidegate_core::contract::names;
 use tidegate_injector::options::Options;
-use tidegate_injector::{PodReviewer, State};
+use tidegate_injector::{ClusterState, PodReviewer};
 use tidegate_kubernetes::client;
 use tidegate_kubernetes::watch::WatchMetrics;
 use tidegate_kubernetes::webhook::{CaBundleKeeper, Limits, WebhookServer};
@@ -52,7 +52,7 @@ async fn main() -> anyhow::Result<()> {
     };
 
     let watches = WatchMetrics::new(&metrics);
-    let (writer, state) = State::new();
+    let (writer, state) = ClusterState::new();
     let following = writer.follow(client.clone(), &options.common.namespace, &watches, &readiness);
     let reviewer = Arc::new(PodReviewer::new(settings, state));
     let kept = identity::start(options.ca, Some(own_identity), bundle.clone(), &metrics);

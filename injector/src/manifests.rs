@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::decision::{NamespaceView, Reason};
 use crate::inject::{Injection, inject, inject_alone};
 use crate::pod::PodView;
-use crate::refusal::Refusal;
+use crate::refusal::PodRefusal;
 use crate::settings::{MeshSettings, Settings};
 
 /// Why manifests cannot be injected.
@@ -31,7 +31,7 @@ pub enum ManifestError {
         /// Its name.
         name: String,
         /// The reason.
-        refusal: Box<Refusal>,
+        refusal: Box<PodRefusal>,
     },
 }
 

@@ -26,13 +26,13 @@ pub(crate) struct AppProbe {
     /// A lifecycle hook: for kubelet it fails only without any response.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     hook: bool,
-    target: Target,
+    target: ProbeTarget,
 }
 
 /// What the sidecar requests from the app.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub(crate) enum Target {
+pub(crate) enum ProbeTarget {
     Http { scheme: Scheme, port: u16, path: String, headers: Vec<(String, String)> },
     Tcp { port: u16 },
     Grpc { port: u16, service: String },
@@ -55,27 +55,27 @@ pub struct ProbeError {
 }
 
 /// One of the three probes that a container may have.
-struct Kind {
+struct ProbeKind {
     field: &'static str,
     port: u16,
     path: &'static str,
     of: fn(&ContainerFields) -> Option<&Probe>,
 }
 
-const KINDS: [Kind; 3] = [
-    Kind {
+const KINDS: [ProbeKind; 3] = [
+    ProbeKind {
         field: "livenessProbe",
         port: ports::LIVENESS,
         path: "/osm-liveness-probe/",
         of: |container| container.liveness_probe.as_ref(),
     },
-    Kind {
+    ProbeKind {
         field: "readinessProbe",
         port: ports::READINESS,
         path: "/osm-readiness-probe/",
         of: |container| container.readiness_probe.as_ref(),
     },
-    Kind {
+    ProbeKind {
         field: "startupProbe",
         port: ports::STARTUP,
         path: "/osm-startup-probe/",
@@ -133,7 +133,7 @@ pub(crate) fn rewrite(
 }
 
 impl AppProbe {
-    pub(crate) fn hook(port: u16, path: String, target: Target) -> Self {
+    pub(crate) fn hook(port: u16, path: String, target: ProbeTarget) -> Self {
         Self { port, path, timeout_seconds: None, hook: true, target }
     }
 
@@ -150,8 +150,8 @@ impl AppProbe {
             return Err(format!("the sidecar's flag --probes has {:?}, which is not a path", self.path));
         }
         match &mut self.target {
-            Target::Tcp { port } | Target::Grpc { port, .. } => drop(number((*port).into())?),
-            Target::Http { port, path, headers, .. } => {
+            ProbeTarget::Tcp { port } | ProbeTarget::Grpc { port, .. } => drop(number((*port).into())?),
+            ProbeTarget::Http { port, path, headers, .. } => {
                 number((*port).into())?;
                 if !is_request_target(path) {
                     *path = request_target(path)?;
@@ -190,7 +190,7 @@ fn points_at(probe: &Probe, port: u16, path: &str) -> bool {
 fn target(
     container: &ContainerFields,
     probe: &Probe,
-) -> Result<Option<(&'static str, Target)>, (&'static str, String)> {
+) -> Result<Option<(&'static str, ProbeTarget)>, (&'static str, String)> {
     if let Some(action) = &probe.http_get {
         if is_elsewhere(action.host.as_deref()) {
             return Ok(None);
@@ -202,7 +202,7 @@ fn target(
             return Ok(None);
         }
         let port = resolve(container, &action.port).map_err(|problem| ("tcpSocket.port", problem))?;
-        return Ok(Some(("tcpSocket", Target::Tcp { port })));
+        return Ok(Some(("tcpSocket", ProbeTarget::Tcp { port })));
     }
     if let Some(action) = &probe.grpc {
         let mode = action.mode.as_deref().unwrap_or("Plaintext");
@@ -212,14 +212,17 @@ fn target(
         let port = number(action.port).map_err(|problem| ("grpc.port", problem))?;
         return Ok(Some((
             "grpc",
-            Target::Grpc { port, service: action.service.clone().unwrap_or_default() },
+            ProbeTarget::Grpc { port, service: action.service.clone().unwrap_or_default() },
         )));
     }
     Ok(None)
 }
 
 /// The target of an `httpGet`. The error names a field of the handler's owner.
-pub(crate) fn http(container: &ContainerFields, action: &HttpGet) -> Result<Target, (&'static str, String)> {
+pub(crate) fn http(
+    container: &ContainerFields,
+    action: &HttpGet,
+) -> Result<ProbeTarget, (&'static str, String)> {
     if let Some(protocol) = action.protocol.as_deref().filter(|protocol| !matches!(*protocol, "HTTP1")) {
         return Err(("httpGet.protocol", format!("{protocol:?} is not supported for a pod of the mesh")));
     }
@@ -236,7 +239,7 @@ pub(crate) fn http(container: &ContainerFields, action: &HttpGet) -> Result<Targ
         Ok((header.name.clone(), header.value.clone()))
     };
     let headers = action.http_headers.iter().flatten().map(header).collect::<Result<_, _>>()?;
-    Ok(Target::Http { scheme, port, path, headers })
+    Ok(ProbeTarget::Http { scheme, port, path, headers })
 }
 
 /// kubelet sends nothing if a header is invalid. Kubernetes accepts even fewer names.

@@ -36,7 +36,7 @@ pub(crate) const MAX_PROBES_BYTES: usize = 120 * 1024;
 
 /// Why a Pod is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum PodRefusal {
     /// It is not a Pod, or exceeds a bound.
     #[error("the pod cannot be read: {0}")]
     Unreadable(serde_json::Error),
@@ -136,7 +136,7 @@ pub enum Refusal {
 
 /// Checks the parts that the Pod's author wrote; with `is_injected`, containers and volumes of an earlier injection are
 /// ours.
-pub(crate) fn check(pod: &PodView<'_>, spec: &PodSpec<'_>, is_injected: bool) -> Result<(), Refusal> {
+pub(crate) fn check(pod: &PodView<'_>, spec: &PodSpec<'_>, is_injected: bool) -> Result<(), PodRefusal> {
     let user = spec.security_context.as_ref().and_then(|context| context.run_as_user);
     check_user(user, || "spec.securityContext.runAsUser".to_owned())?;
     let init_containers = spec.init_containers.iter().flatten().enumerate();
@@ -155,7 +155,7 @@ pub(crate) fn check(pod: &PodView<'_>, spec: &PodSpec<'_>, is_injected: bool) ->
 }
 
 /// Checks debug containers that are added to a Pod with a sidecar. Those in `old` can be neither changed nor removed.
-pub(crate) fn check_ephemeral(pod: &PodView<'_>, old: Option<&PodView<'_>>) -> Result<(), Refusal> {
+pub(crate) fn check_ephemeral(pod: &PodView<'_>, old: Option<&PodView<'_>>) -> Result<(), PodRefusal> {
     let there = old.map(ephemeral_containers).unwrap_or_default();
     for (index, container) in ephemeral_containers(pod).iter().enumerate() {
         let path = format!("spec.ephemeralContainers[{index}]");
@@ -170,11 +170,11 @@ pub(crate) fn check_ephemeral(pod: &PodView<'_>, old: Option<&PodView<'_>>) -> R
         check_user(context.run_as_user, || format!("{path}.runAsUser"))?;
         if context.privileged == Some(true) {
             let field = format!("{path}.privileged");
-            return Err(Refusal::DebugPrivilege { field, what: "a privileged container".to_owned() });
+            return Err(PodRefusal::DebugPrivilege { field, what: "a privileged container".to_owned() });
         }
         if let Some(what) = powerful_capability(context) {
             let field = format!("{path}.capabilities.add");
-            return Err(Refusal::DebugPrivilege { field, what });
+            return Err(PodRefusal::DebugPrivilege { field, what });
         }
     }
     Ok(())
@@ -182,7 +182,7 @@ pub(crate) fn check_ephemeral(pod: &PodView<'_>, old: Option<&PodView<'_>>) -> R
 
 /// Checks an update of a Pod with a sidecar. Kubernetes only allows changing the images of our containers; the
 /// injector's own image is accepted.
-pub(crate) fn check_change(old: &PodView<'_>, new: &PodView<'_>, own_image: &str) -> Result<(), Refusal> {
+pub(crate) fn check_change(old: &PodView<'_>, new: &PodView<'_>, own_image: &str) -> Result<(), PodRefusal> {
     for (index, container) in init_containers(new).iter().enumerate() {
         let name = &container.fields.name;
         if !is_reserved_name(name) {
@@ -194,7 +194,7 @@ pub(crate) fn check_change(old: &PodView<'_>, new: &PodView<'_>, own_image: &str
         if image.is_none() || (image != was && image.as_deref() != Some(own_image)) {
             let image = shortened(&image.unwrap_or_default()).to_owned();
             let field = format!("spec.initContainers[{index}].image");
-            return Err(Refusal::Image { field, name: name.clone(), image });
+            return Err(PodRefusal::Image { field, name: name.clone(), image });
         }
     }
     Ok(())
@@ -212,43 +212,45 @@ pub(crate) fn is_reserved_name(name: &str) -> bool {
     [names::SIDECAR, names::INTERCEPT].contains(&name)
 }
 
-fn check_container(container: &ContainerFields, path: &str) -> Result<(), Refusal> {
+fn check_container(container: &ContainerFields, path: &str) -> Result<(), PodRefusal> {
     check_name(&container.name, path)?;
     check_mounts(container, path)?;
     let user = container.security_context.as_ref().and_then(|context| context.run_as_user);
     check_user(user, || format!("{path}.securityContext.runAsUser"))?;
     for (index, port) in container.ports.iter().flatten().enumerate() {
         if let Some(port) = reserved(port) {
-            return Err(Refusal::Port { field: format!("{path}.ports[{index}].containerPort"), port });
+            return Err(PodRefusal::Port { field: format!("{path}.ports[{index}].containerPort"), port });
         }
     }
     Ok(())
 }
 
-fn check_name(name: &str, path: &str) -> Result<(), Refusal> {
+fn check_name(name: &str, path: &str) -> Result<(), PodRefusal> {
     if is_reserved_name(name) {
-        return Err(Refusal::ContainerName { field: format!("{path}.name"), name: name.to_owned() });
+        return Err(PodRefusal::ContainerName { field: format!("{path}.name"), name: name.to_owned() });
     }
     Ok(())
 }
 
-fn check_user(user: Option<i64>, field: impl FnOnce() -> String) -> Result<(), Refusal> {
-    if user == Some(SIDECAR_USER.into()) { Err(Refusal::User { field: field() }) } else { Ok(()) }
+fn check_user(user: Option<i64>, field: impl FnOnce() -> String) -> Result<(), PodRefusal> {
+    if user == Some(SIDECAR_USER.into()) { Err(PodRefusal::User { field: field() }) } else { Ok(()) }
 }
 
-fn check_mounts(container: &ContainerFields, path: &str) -> Result<(), Refusal> {
+fn check_mounts(container: &ContainerFields, path: &str) -> Result<(), PodRefusal> {
     let mut mounts = container.mounts.iter().flat_map(|mounts| &mounts.0);
     match mounts.find(|(_, name)| *name == TOKEN_VOLUME) {
-        Some((index, _)) => Err(Refusal::TokenMount { field: format!("{path}.volumeMounts[{index}].name") }),
+        Some((index, _)) => {
+            Err(PodRefusal::TokenMount { field: format!("{path}.volumeMounts[{index}].name") })
+        }
         None => Ok(()),
     }
 }
 
-fn check_volumes(spec: &PodSpec<'_>) -> Result<(), Refusal> {
+fn check_volumes(spec: &PodSpec<'_>) -> Result<(), PodRefusal> {
     match spec.volumes.as_ref().and_then(|volumes| volumes.0.first()) {
         Some((index, name, _)) => {
             let field = format!("spec.volumes[{index}].name");
-            Err(Refusal::VolumeName { field, name: (*name).to_owned() })
+            Err(PodRefusal::VolumeName { field, name: (*name).to_owned() })
         }
         None => Ok(()),
     }

@@ -5,20 +5,20 @@ use tidegate_kubernetes::webhook::{AdmissionRequest, BoxFuture, Operation, Revie
 use crate::decision::Reason;
 use crate::inject::{Injection, inject};
 use crate::pod::PodView;
-use crate::refusal::{self, Refusal};
+use crate::refusal::{self, PodRefusal};
 use crate::settings::Settings;
-use crate::state::State;
+use crate::state::ClusterState;
 
 /// Adds sidecars to new Pods, and checks updates and debug containers of Pods that have one.
 #[derive(Clone, Debug)]
 pub struct PodReviewer {
     settings: Settings,
-    state: State,
+    state: ClusterState,
 }
 
 impl PodReviewer {
     /// A reviewer with these settings.
-    pub fn new(settings: Settings, state: State) -> Self {
+    pub fn new(settings: Settings, state: ClusterState) -> Self {
         Self { settings, state }
     }
 
@@ -36,7 +36,7 @@ impl PodReviewer {
         verdict.unwrap_or_else(|refusal| Verdict::denied(refusal.to_string()))
     }
 
-    async fn created(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, Refusal> {
+    async fn created(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, PodRefusal> {
         let namespace = request.namespace();
         // The API server only sends Pods of the mesh. Admitting one without a sidecar because we do not see its
         // namespace in the mesh would be the result of our own delay.
@@ -55,7 +55,7 @@ impl PodReviewer {
         })
     }
 
-    fn changed(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, Refusal> {
+    fn changed(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, PodRefusal> {
         if let Some((old, new)) = read_old(request)?.filter(PodView::has_sidecar).zip(read(request)?) {
             refusal::check_change(&old, &new, &self.settings.image)?;
         }
@@ -73,15 +73,15 @@ impl PodReviewer {
     }
 }
 
-fn debugged(request: &AdmissionRequest<'_>) -> Result<Verdict, Refusal> {
+fn debugged(request: &AdmissionRequest<'_>) -> Result<Verdict, PodRefusal> {
     if let Some(pod) = read(request)?.filter(PodView::has_sidecar) {
         refusal::check_ephemeral(&pod, read_old(request)?.as_ref())?;
     }
     Ok(Verdict::allowed())
 }
 
-fn read<'a>(request: &AdmissionRequest<'a>) -> Result<Option<PodView<'a>>, Refusal> {
-    request.object().map_err(Refusal::Unreadable)
+fn read<'a>(request: &AdmissionRequest<'a>) -> Result<Option<PodView<'a>>, PodRefusal> {
+    request.object().map_err(PodRefusal::Unreadable)
 }
 
 impl Reviewer for PodReviewer {
@@ -90,8 +90,8 @@ impl Reviewer for PodReviewer {
     }
 }
 
-fn read_old<'a>(request: &AdmissionRequest<'a>) -> Result<Option<PodView<'a>>, Refusal> {
-    request.old_object().map_err(Refusal::Unreadable)
+fn read_old<'a>(request: &AdmissionRequest<'a>) -> Result<Option<PodView<'a>>, PodRefusal> {
+    request.old_object().map_err(PodRefusal::Unreadable)
 }
 
 #[cfg(test)]

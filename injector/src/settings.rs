@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tidegate_core::contract::names::{self, DEFAULT_MESH_NAME};
 use tidegate_crds::{Finding, MeshConfigSpec};
 
-use crate::hooks::HookKey;
+use crate::hook_key::HookKey;
 
 /// Settings that all sidecars of a mesh share.
 #[derive(Clone, Debug, PartialEq, Eq)]

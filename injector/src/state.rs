@@ -23,29 +23,29 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is known at a moment. Clones share it.
 #[derive(Clone, Debug)]
-pub struct State {
+pub struct ClusterState {
     namespaces: watch::Receiver<HashMap<String, Arc<NamespaceView>>>,
     mesh: watch::Receiver<Result<Arc<MeshSettings>, MeshConfigError>>,
     /// How long a namespace that is not known yet is waited for.
     pub(crate) patience: Duration,
 }
 
-/// Writes what a [`State`] reads.
+/// Writes what a [`ClusterState`] reads.
 #[derive(Debug)]
-pub struct StateWriter {
+pub struct ClusterStateWriter {
     /// All namespaces by name.
     pub namespaces: watch::Sender<HashMap<String, Arc<NamespaceView>>>,
     /// What the MeshConfig says, or why it cannot be read.
     pub mesh: watch::Sender<Result<Arc<MeshSettings>, MeshConfigError>>,
 }
 
-impl State {
+impl ClusterState {
     /// A state that knows nothing, and its writer.
-    pub fn new() -> (StateWriter, Self) {
+    pub fn new() -> (ClusterStateWriter, Self) {
         let (namespaces, namespaces_receiver) = watch::channel(HashMap::new());
         let (mesh, mesh_receiver) = watch::channel(Ok(Arc::default()));
         (
-            StateWriter { namespaces, mesh },
+            ClusterStateWriter { namespaces, mesh },
             Self { namespaces: namespaces_receiver, mesh: mesh_receiver, patience: PATIENCE },
         )
     }
@@ -68,7 +68,7 @@ impl State {
     }
 }
 
-impl StateWriter {
+impl ClusterStateWriter {
     /// Follows the API server for ever. Readiness is blocked from this call on until all is read.
     pub fn follow(
         self,

@@ -9,7 +9,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use serde_json::{Value, json};
 use tidegate_injector::settings::Settings;
-use tidegate_injector::{PodReviewer, State};
+use tidegate_injector::{ClusterState, PodReviewer};
 use tidegate_kubernetes::fake_api::{FakeApi, Rights};
 use tidegate_kubernetes::watch::WatchMetrics;
 use tidegate_kubernetes::webhook::CaBundleKeeper;
@@ -63,7 +63,7 @@ impl Injector {
         meshed(&api, "shop");
         mesh_config(&api, spec);
         configuration(&api, &Value::Null);
-        let (writer, state) = State::new();
+        let (writer, state) = ClusterState::new();
         let settings = Settings::of_mesh("tidegate-system", "cluster.local", "tidegate/sidecar:1");
         let client = AdmissionClient::start("/mutate", Arc::new(PodReviewer::new(settings, state))).await;
         let watches = WatchMetrics::new(&client.metrics);

@@ -250,9 +250,10 @@ impl<W: Wanted> Visitor<'_> for WantedName<W> {
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
         let by_prefix = || W::PREFIX.is_some_and(|prefix| name.starts_with(prefix));
-        Ok(match W::NAMES.contains(&name) {
-            true => Some((name.to_owned(), false)),
-            false => by_prefix().then(|| (cut(name, W::MOST_BYTES), true)),
+        Ok(if W::NAMES.contains(&name) {
+            Some((name.to_owned(), false))
+        } else {
+            by_prefix().then(|| (cut(name, W::MOST_BYTES), true))
         })
     }
 }

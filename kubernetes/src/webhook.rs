@@ -18,7 +18,7 @@ mod tls;
 
 pub use ca_bundle::{CaBundleKeeper, WebhookConfiguration};
 pub use futures_util::future::BoxFuture;
-pub use review::{AdmissionRequest, Operation, Outcome, Reviewer, Verdict};
+pub use review::{AdmissionRequest, Operation, ReviewOutcome, Reviewer, Verdict};
 pub use server::{Limits, StartError, WebhookServer};
 
 #[cfg(any(test, feature = "fake-api"))]

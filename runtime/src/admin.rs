@@ -99,7 +99,7 @@ pub enum AdminError {
 }
 
 #[derive(Clone)]
-struct Shared {
+struct AdminState {
     name: ProcessName,
     metrics: Metrics,
     readiness: Readiness,
@@ -115,7 +115,7 @@ impl AdminServer {
             .route(READY_PATH, get(ready))
             .route(METRICS_PATH, get(metrics_page))
             .route("/log", get(log_filter).put(set_log_filter).post(set_log_filter))
-            .with_state(Shared { name, metrics, readiness, log });
+            .with_state(AdminState { name, metrics, readiness, log });
         Self { name, router, allow_remote: false, hosts: Hosts::Addresses, head_timeout: HEAD_TIMEOUT }
     }
 
@@ -126,7 +126,7 @@ impl AdminServer {
             .route(READY_PATH, get(ready))
             .route(METRICS_PATH, get(metrics_page))
             .route(SIDECAR_METRICS_PATH, get(metrics_page))
-            .with_state(Shared { name, metrics, readiness, log });
+            .with_state(AdminState { name, metrics, readiness, log });
         Self { name, router, allow_remote: true, hosts: Hosts::Names, head_timeout: HEALTH_HEAD_TIMEOUT }
     }
 
@@ -230,7 +230,7 @@ impl Server {
     }
 }
 
-async fn index(State(shared): State<Shared>) -> String {
+async fn index(State(shared): State<AdminState>) -> String {
     format!("{}\n", shared.name.0)
 }
 
@@ -245,7 +245,7 @@ struct ReadyQuery {
     wait: Option<String>,
 }
 
-async fn ready(State(shared): State<Shared>, Query(query): Query<ReadyQuery>) -> Response {
+async fn ready(State(shared): State<AdminState>, Query(query): Query<ReadyQuery>) -> Response {
     if let Some(text) = query.wait {
         let Ok(wait) = humantime::parse_duration(&text) else {
             return (StatusCode::BAD_REQUEST, "wait: expected a duration such as 2s\n").into_response();
@@ -261,16 +261,16 @@ async fn ready(State(shared): State<Shared>, Query(query): Query<ReadyQuery>) ->
         .into_response()
 }
 
-async fn metrics_page(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+async fn metrics_page(State(shared): State<AdminState>, headers: HeaderMap) -> Response {
     let format = Format::accepted(&headers);
     ([(header::CONTENT_TYPE, format.content_type())], shared.metrics.encode_as(format)).into_response()
 }
 
-async fn log_filter(State(shared): State<Shared>) -> String {
+async fn log_filter(State(shared): State<AdminState>) -> String {
     format!("{}\n", shared.log.get())
 }
 
-async fn set_log_filter(State(shared): State<Shared>, text: String) -> Response {
+async fn set_log_filter(State(shared): State<AdminState>, text: String) -> Response {
     match shared.log.set(&text) {
         Ok(()) => {
             info!(filter = shared.log.get(), "log filter changed");

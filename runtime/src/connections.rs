@@ -22,7 +22,7 @@ const REFUSAL: &[u8] =
 
 /// The connections of one port. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Connections(Arc<Shared>);
+pub struct Connections(Arc<SharedConnections>);
 
 /// A slot for one connection, held for its lifetime. Clones share it.
 #[derive(Clone, Debug)]
@@ -33,20 +33,20 @@ pub struct Connection(Arc<Room>);
 pub struct Busy(Connection);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedConnections {
     max: usize,
-    state: Mutex<State>,
+    state: Mutex<ConnectionTable>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ConnectionTable {
     last_id: u64,
     /// In order of waiting or busy time, longest first.
-    entries: Vec<Entry>,
+    entries: Vec<ConnectionEntry>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct ConnectionEntry {
     id: u64,
     source: IpAddr,
     is_busy: bool,
@@ -55,7 +55,7 @@ struct Entry {
 
 #[derive(Debug)]
 struct Room {
-    shared: Arc<Shared>,
+    shared: Arc<SharedConnections>,
     id: u64,
     pushed_out: CancellationToken,
 }
@@ -63,7 +63,7 @@ struct Room {
 impl Connections {
     /// At most `max` connections at a time.
     pub fn new(max: usize) -> Self {
-        Self(Arc::new(Shared { max, state: Mutex::default() }))
+        Self(Arc::new(SharedConnections { max, state: Mutex::default() }))
     }
 
     /// Accepts the next connection for which there is room. Others are refused with a response.
@@ -92,7 +92,7 @@ impl Connections {
         }
         state.last_id += 1;
         let (id, pushed_out) = (state.last_id, CancellationToken::new());
-        state.entries.push(Entry { id, source, is_busy: false, pushed_out: pushed_out.clone() });
+        state.entries.push(ConnectionEntry { id, source, is_busy: false, pushed_out: pushed_out.clone() });
         Some(Connection(Arc::new(Room { shared: self.0.clone(), id, pushed_out })))
     }
 }
@@ -132,14 +132,14 @@ impl Drop for Room {
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl SharedConnections {
+    fn state(&self) -> MutexGuard<'_, ConnectionTable> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn remove(&mut self, id: u64) -> Option<Entry> {
+impl ConnectionTable {
+    fn remove(&mut self, id: u64) -> Option<ConnectionEntry> {
         let index = self.entries.iter().position(|entry| entry.id == id)?;
         Some(self.entries.remove(index))
     }
@@ -154,9 +154,10 @@ impl State {
         let most = counts.values().copied().max().unwrap_or_default();
         let find = |is_busy: bool| {
             self.entries.iter().position(|entry| {
-                let gives = match most > own {
-                    true => counts.get(&entry.source) == Some(&most),
-                    false => entry.source == newcomer,
+                let gives = if most > own {
+                    counts.get(&entry.source) == Some(&most)
+                } else {
+                    entry.source == newcomer
                 };
                 gives && entry.is_busy == is_busy
             })

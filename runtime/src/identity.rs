@@ -12,35 +12,23 @@ mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::Args;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::ServerName;
+use tidegate_core::Identity;
 use tidegate_core::contract::{environment, flags};
-use tidegate_core::{Identity, PeerCertificate};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::credentials::Credentials;
 use crate::grpc;
 use crate::metrics::Metrics;
-use crate::trust_bundle::{TrustBundle, fingerprint};
+use crate::trust_bundle::TrustBundle;
 
 pub use page::CertificatePage;
 pub use request::RequestError;
-pub use verify::{VerifyError, leads_to};
-
-/// A verified certificate of this process, with its key.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// The leaf, then the intermediates up to the root, which is left out.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// The leaf's private key (PKCS #8).
-    pub key: Arc<PrivateKeyDer<'static>>,
-    /// The parsed leaf.
-    pub leaf: PeerCertificate,
-    /// Increases by one with each certificate, starting at 1.
-    pub generation: u64,
-}
+pub use verify::VerifyError;
 
 /// Options of the CA client.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -114,25 +102,6 @@ pub fn start(
     let (sender, credentials) = watch::channel(None);
     let renewal = renewal::Renewal::new(options, expected, trust_bundle, metrics, sender);
     KeptCredentials { credentials, task: tokio::spawn(renewal.run()) }
-}
-
-impl Credentials {
-    /// Time left before the leaf expires; zero once it has (RFC 5280 §4.1.2.5).
-    pub fn time_left(&self, now: SystemTime) -> Duration {
-        self.leaf.not_after.duration_since(now).unwrap_or_default()
-    }
-
-    /// Fingerprints of the bundle's roots, each of which alone makes the certificate valid at `now`, for a client and
-    /// for a server.
-    pub fn roots(&self, bundle: &TrustBundle, now: SystemTime) -> Vec<String> {
-        let good = bundle.roots().iter().filter(|root| leads_to(&self.chain, root, now));
-        good.map(|root| fingerprint(root)).collect()
-    }
-
-    /// Whether the leaf has expired at `now`.
-    pub fn is_expired(&self, now: SystemTime) -> bool {
-        now > self.leaf.not_after
-    }
 }
 
 /// Parses the name to verify in a server's certificate, for flags: a DNS name or an IP address.

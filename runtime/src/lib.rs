@@ -7,7 +7,9 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod chain;
 pub mod connections;
+pub mod credentials;
 pub mod drain;
 pub mod grpc;
 pub mod identity;

@@ -38,10 +38,12 @@ pub fn shutdown() -> io::Result<impl Future<Output = Signal> + Send + 'static> {
             tokio::select! {
                 _ = terminate.recv() => return Signal::Terminate,
                 _ = interrupt.recv() => return Signal::Interrupt,
-                _ = hang_up.recv() => match has_terminal {
-                    true => return Signal::HangUp,
-                    false => info!("SIGHUP: nothing to do, files are read again whenever they change"),
-                },
+                _ = hang_up.recv() => {
+                    if has_terminal {
+                        return Signal::HangUp;
+                    }
+                    info!("SIGHUP: nothing to do, files are read again whenever they change");
+                }
             }
         }
     })

@@ -10,7 +10,7 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tidegate_core::{Identity, PeerCertificate, TrustDomain};
 
-use crate::identity::Credentials;
+use crate::credentials::Credentials;
 use crate::trust_bundle::TrustBundle;
 
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);

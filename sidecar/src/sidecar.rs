@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use tidegate_core::contract::{names, ports};
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
-use tidegate_runtime::identity::{self, Credentials};
+use tidegate_runtime::credentials::Credentials;
+use tidegate_runtime::identity;
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};

@@ -12,7 +12,7 @@ use rcgen::{
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tidegate_core::PeerCertificate;
-use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
 /// The principal that test policies allow.

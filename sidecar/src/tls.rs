@@ -18,7 +18,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tidegate_core::policy::{AppProtocol, Terms};
-use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
 use crate::detect::client_hello::{Alpn, MESH_PROTOCOLS};

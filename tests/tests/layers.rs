@@ -22,11 +22,6 @@ const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
         "the keeper of the gateway's certificate uses the manager's type of its dependencies",
     ),
     (
-        "cli",
-        &["cluster", "commands", "completion", "explain", "install", "policy", "validate"],
-        "commands implement their arguments, and completion queries a cluster with them",
-    ),
-    ("runtime", &["grpc", "identity"], "certificates are requested over gRPC, whose clients present them"),
 ];
 
 /// All crates that a package depends on.

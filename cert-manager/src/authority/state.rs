@@ -1,4 +1,4 @@
-//! What the certificate authority is at one moment, and the three steps that replace its root.
+//! The state of the certificate authority at one moment, and the three steps that replace its root.
 //!
 //! ```text
 //! steady ──1──▶ trust-both ──2──▶ issue-new ──3──▶ steady
@@ -6,14 +6,14 @@
 //! old            old               new               new      issues
 //! ```
 //!
-//! Each arrow waits until the mesh has caught up with the state before it: the second until everybody had the time
-//! to read the bundle with both roots, the third until every certificate under the old root is over, or until the caller
-//! vouches that every workload has a new one: a workload that sees another root issue renews early.
+//! Each step waits until the mesh has caught up with the state before it: the second one until every workload had time to
+//! read the bundle with both roots, the third one until every certificate under the old root has expired, or until the
+//! caller vouches that every workload has a new one: workloads renew early once another root issues.
 //!
-//! The old root is *retired* by the third step: new connections are not verified by it, those that are open live on. Or it
-//! is *revoked* ([`Farewell::Revoke`]), with all that were retired before, and those connections end. A retired root's
-//! *bridge* stays: certificates go on leading to it, too, so that a client outside the mesh with a copy of it verifies
-//! them for as long as it lives.
+//! The third step *retires* the old root: it verifies no new connections, but open ones continue. Or the step *revokes* it
+//! ([`Farewell::Revoke`]), together with all roots that were retired before, and those connections end. A retired root's
+//! *bridge* stays: certificates still chain to it as well, so that a client outside the mesh with a copy of it can verify
+//! them until it expires.
 
 use std::time::{Duration, SystemTime};
 
@@ -31,111 +31,111 @@ mod tests;
 /// The certificate authority at one moment.
 #[derive(Debug, Clone)]
 pub struct AuthorityState {
-    /// Signs what is issued now.
+    /// Signs new certificates.
     pub issuer: Issuer,
-    /// Where a rotation is.
+    /// The step of a rotation.
     pub step: Step,
     /// When this step began.
     pub since: SystemTime,
-    /// Leads from the issuer's name and key to the roots before its own, the last of them first: each certificate is
-    /// signed by the key of the next one, and the last one by that of a root.
+    /// The chain from the issuer's name and key to earlier roots, newest first: each certificate is signed by the key of
+    /// the next one, and the last one by that of a root.
     pub bridge: Vec<CertificateDer<'static>>,
-    /// Fingerprints of the roots that were retired and not revoked since, the first of them first.
+    /// Fingerprints of the roots that were retired and not revoked since, oldest first.
     pub retired: Vec<String>,
 }
 
-/// What becomes of the root that a rotation drops.
+/// What happens to the root that a rotation drops.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Farewell {
-    /// Nothing new is verified by it; connections that are open live on.
+    /// It verifies no new connections; open ones continue.
     #[default]
     Retire,
-    /// It is not trusted any more, nor is any that was retired before: their connections end.
+    /// Neither it nor any root that was retired before is trusted any more: their connections end.
     Revoke,
 }
 
-/// Where a rotation is.
+/// The step of a rotation.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// One root: no rotation is going on.
+    /// One root, no rotation in progress.
     Steady,
     /// The successor is trusted and does not issue yet.
     TrustBoth {
         /// The successor.
         next: Issuer,
     },
-    /// The successor issues; what its predecessor has issued is still trusted.
+    /// The successor issues; certificates of its predecessor are still trusted.
     IssueNew {
         /// The predecessor's root.
         retiring: CertificateDer<'static>,
     },
 }
 
-/// The most certificates between a leaf and a root: rustls' verifier follows no longer path.
+/// Maximum certificates between a leaf and a root: rustls' verifier follows no longer path.
 const MOST_INTERMEDIATES: usize = 6;
 
-/// What a store holds.
+/// The content of a store.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
-    /// What [`AuthorityState::to_entries`] wrote, if that is there.
+    /// What [`AuthorityState::to_entries`] wrote, if present.
     pub(crate) state: Option<AuthorityState>,
-    /// What an operator has put there by hand, in place of it or beside it.
+    /// What an operator put there by hand, instead of it or beside it.
     pub(crate) given: Option<Issuer>,
 }
 
-/// How long a step has to last.
+/// Minimum durations of the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RotationTiming {
-    /// Until everybody has read a bundle that was published.
+    /// Until every workload has read a published bundle.
     pub propagation: Duration,
-    /// Longest life of a certificate.
+    /// Maximum lifetime of a certificate.
     pub max_life: Duration,
 }
 
-/// What the caller has made sure of before the next step.
+/// What the caller has verified before the next step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Vouched {
-    /// Nothing: time has to tell.
+    /// Nothing: the step waits long enough in any case.
     #[default]
     Nothing,
-    /// Everyone who holds a certificate holds one that is good under the issuing root.
+    /// Every holder's certificate is valid under the issuing root.
     Renewed,
-    /// Everything: the step waits for no workload, and peers that have not caught up will refuse each other.
+    /// Everything: the step does not wait for any workload, and peers that have not caught up will refuse each other.
     Everything,
 }
 
 /// Why the next step may not be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotAllowed {
-    /// Something that was issued or published has to end or arrive first.
+    /// Certificates have to expire first, or the bundle has to arrive.
     #[error("{what}; wait {} more", humantime::format_duration(Duration::from_secs(left.as_secs() + 1)))]
     TooEarly {
-        /// What is waited for.
+        /// What the step waits for.
         what: &'static str,
         /// How long it takes at most.
         left: Duration,
     },
-    /// A root that the user has given is replaced by giving another one.
+    /// A given root is replaced by providing another one.
     #[error(
         "the certificate authority was given by files; put its successor into those files to begin a rotation"
     )]
     Given,
-    /// Not everybody can know the roots.
+    /// Some workloads cannot receive the roots.
     #[error("the trust bundle is not published: {0}")]
     NotPublished(String),
-    /// The successor cannot be made or used.
+    /// The successor could not be generated or is unusable.
     #[error("no successor: {0}")]
     Successor(String),
-    /// The user gives an authority that is neither of the two that a rotation is about.
+    /// The user provided an authority that is neither of the two in a rotation.
     #[error(
         "the given certificate authority is neither of the two that a rotation is about; finish the rotation before \
          giving a third one"
     )]
     Third,
     /// Another process took a step at the same moment.
-    #[error("the certificate authority was changed by another client meanwhile; look at its state again")]
+    #[error("another client has changed the certificate authority in the meantime; check its state again")]
     Conflict,
-    /// The store refuses.
+    /// The store failed.
     #[error("the store of the certificate authority: {0}")]
     Store(String),
 }
@@ -143,7 +143,7 @@ pub enum NotAllowed {
 /// Why stored entries are not a certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// An entry is not there.
+    /// An entry is missing.
     #[error("entry {0} is missing")]
     Missing(&'static str),
     /// An entry cannot be read.
@@ -180,7 +180,7 @@ impl AuthorityState {
         Self { issuer, step: Step::Steady, since: now, bridge: Vec::new(), retired: Vec::new() }
     }
 
-    /// Every root that is trusted, the issuing one first.
+    /// Every trusted root, the issuing one first.
     pub fn trusted(&self) -> Vec<CertificateDer<'static>> {
         let mut roots = vec![self.issuer.root().clone()];
         let other = match &self.step {
@@ -192,7 +192,7 @@ impl AuthorityState {
         roots
     }
 
-    /// The roots that everybody must trust before the next step: what is issued after it is under one of them.
+    /// The roots that every workload must trust before the next step: one of them issues afterwards.
     pub fn required(&self) -> Vec<CertificateDer<'static>> {
         match &self.step {
             Step::TrustBoth { .. } => self.trusted(),
@@ -214,7 +214,7 @@ impl AuthorityState {
         self.issuer.intermediates().iter().chain(self.bridge.iter().take_while(lives)).cloned().collect()
     }
 
-    /// Leaf, which ends then, intermediates, root last.
+    /// The leaf, which expires at `end`, its intermediates, and the root.
     pub fn full_chain(&self, leaf: CertificateDer<'static>, end: SystemTime) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![leaf];
         chain.extend(self.intermediates(end));
@@ -222,8 +222,8 @@ impl AuthorityState {
         chain
     }
 
-    /// Whether a next step may be taken now. Beginning a rotation is always possible by time; the other steps wait,
-    /// counted from this one's beginning or, if that is later, from when the bundle was published.
+    /// Whether the next step may be taken now. A rotation may start at any time; the other steps wait, counted from the
+    /// start of the current one or, if that is later, from the bundle's publication.
     pub fn may_advance(
         &self,
         now: SystemTime,
@@ -234,9 +234,9 @@ impl AuthorityState {
         let (needed, what) = match (&self.step, vouched) {
             (Step::Steady, _) | (_, Vouched::Everything) => return Ok(()),
             (Step::TrustBoth { .. }, _) => {
-                (timing.propagation, "the bundle with the new root may not have reached everybody")
+                (timing.propagation, "the bundle with the new root may not have reached every workload")
             }
-            // Another replica may go on issuing under the old root for a moment.
+            // Another replica may continue to issue under the old root for a moment.
             (Step::IssueNew { .. }, Vouched::Renewed) => {
                 (timing.propagation, "certificates under the old root may still be issued")
             }
@@ -256,7 +256,7 @@ impl AuthorityState {
         Self { step: Step::TrustBoth { next }, since: now, ..self.clone() }
     }
 
-    /// Step 2 or 3, whichever follows; `None` when no rotation is going on.
+    /// Step 2 or 3, whichever is next; `None` without a rotation in progress.
     pub fn advanced(&self, now: SystemTime, farewell: Farewell) -> Option<Self> {
         match (&self.step, farewell) {
             (Step::Steady, _) => None,
@@ -280,7 +280,7 @@ impl AuthorityState {
         }
     }
 
-    /// The bridge of a successor: to our root, and as far back as ours if the chain does not become too long.
+    /// A successor's bridge: to our root, and as far back as ours unless the chain becomes too long.
     fn bridge_to(&self, next: &Issuer, now: SystemTime) -> Vec<CertificateDer<'static>> {
         let Some(cross) = self.issuer.cross_sign(next, now) else { return Vec::new() };
         let mut bridge = vec![cross];
@@ -290,13 +290,13 @@ impl AuthorityState {
         bridge
     }
 
-    /// What follows when the user gives another authority than the one in force: under the same root it issues at
-    /// once, under another one it is trusted first. `None` where nothing changes.
+    /// The state after the user provided another authority: under the same root it issues at once, under another one it is
+    /// trusted first. `None` if nothing changes.
     pub(crate) fn succeeded_by(&self, given: &Issuer, now: SystemTime) -> Result<Option<Self>, NotAllowed> {
         let next = match &self.step {
             _ if self.issuer.same_as(given) => None,
             Step::TrustBoth { next } if next.same_as(given) => None,
-            // A bridge leads from the key before.
+            // The bridge chains from the previous key.
             Step::Steady if self.issuer.root() == given.root() => {
                 Some(Self { retired: self.retired.clone(), ..Self::steady(given.clone(), now) })
             }
@@ -306,7 +306,7 @@ impl AuthorityState {
         Ok(next)
     }
 
-    /// What a store keeps. `ca.crt` is there for people; it is never read back.
+    /// The entries for a store. `ca.crt` is for people; it is never read back.
     pub fn to_entries(&self) -> Entries {
         let since = self.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut entries = vec![
@@ -335,7 +335,7 @@ impl AuthorityState {
         Entries(entries.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect())
     }
 
-    /// Reads what [`Self::to_entries`] wrote; checks all of it at `now`.
+    /// Parses what [`Self::to_entries`] wrote, and checks it at `now`.
     pub fn from_entries(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
         let entry =
             |name: &'static str| entries.0.get(name).map(Vec::as_slice).ok_or(StateError::Missing(name));
@@ -377,11 +377,11 @@ impl AuthorityState {
 }
 
 impl Found {
-    /// Reads what a store holds, from any author; checks all of it at `now`.
+    /// Parses the content of a store, by any author, and checks it at `now`.
     pub(crate) fn read(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
         let given = entries_issuer(entries, now)?;
         let state = match given {
-            // A file of the user's in place of ours.
+            // A file of the user's instead of ours.
             Some(_) if !entries.0.contains_key("state.json") => None,
             _ => Some(AuthorityState::from_entries(entries, now)?),
         };
@@ -390,7 +390,7 @@ impl Found {
 }
 
 impl Found {
-    /// Whether each authority in it may sign the names that it is there for.
+    /// An error unless each authority may sign the required names.
     pub(crate) fn check_names(&self, names: &RequiredNames, now: SystemTime) -> Result<(), IssuerProblems> {
         let mut all: Vec<&Issuer> = self.given.iter().collect();
         if let Some(state) = &self.state {
@@ -413,7 +413,7 @@ impl Step {
         }
     }
 
-    /// Steps taken of the rotation going on: 0, 1 or 2.
+    /// Steps taken of the current rotation: 0, 1 or 2.
     pub fn number(&self) -> u8 {
         match self {
             Self::Steady => 0,

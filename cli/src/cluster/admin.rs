@@ -23,6 +23,9 @@ pub(crate) enum AdminError {
     /// The port-forward, or the request through it, failed.
     #[error("pod {pod}: {reason}")]
     Unreachable { pod: String, reason: String },
+    /// The API server does not allow the port-forward.
+    #[error("pod {pod}: your user lacks permission to port-forward to it: {message}")]
+    Forbidden { pod: String, message: String },
     /// The admin server answered with an error status.
     #[error("pod {pod}: {path}: {status}: {message}")]
     Refused { pod: String, path: String, status: StatusCode, message: String },
@@ -35,6 +38,15 @@ impl AdminError {
     /// Whether the error is the admin server's own answer.
     pub(crate) fn is_answer(&self) -> bool {
         matches!(self, Self::Refused { .. })
+    }
+
+    /// Whether a later attempt may succeed, as it does once a Pod has restarted.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => status.is_server_error(),
+            Self::Forbidden { .. } | Self::Malformed { .. } => false,
+        }
     }
 }
 
@@ -66,7 +78,7 @@ impl Cluster {
         let unreachable = |reason: String| AdminError::Unreachable { pod: pod.clone(), reason };
         let answer = tokio::time::timeout(TIMEOUT, self.forwarded(method, namespace, name, path)).await;
         let (status, body) = match answer {
-            Ok(answer) => answer.map_err(unreachable)?,
+            Ok(answer) => answer?,
             Err(_) => return Err(unreachable(format!("no answer in {TIMEOUT:?}"))),
         };
         if status == StatusCode::OK {
@@ -82,25 +94,27 @@ impl Cluster {
         namespace: &str,
         name: &str,
         path: &str,
-    ) -> Result<(StatusCode, Bytes), String> {
+    ) -> Result<(StatusCode, Bytes), AdminError> {
+        let pod = format!("{namespace}/{name}");
+        let unreachable = |reason: String| AdminError::Unreachable { pod: pod.clone(), reason };
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let forward = pods.portforward(name, &[ADMIN]).await;
         let mut forward = forward.map_err(|error| match &error {
             kube::Error::Api(status) if status.code == 403 => {
-                format!("your user lacks permission to port-forward to it: {}", status.message)
+                AdminError::Forbidden { pod: pod.clone(), message: status.message.clone() }
             }
-            error => format!("port-forward failed: {}", chain(error)),
+            error => unreachable(format!("port-forward failed: {}", chain(error))),
         })?;
         let (Some(stream), Some(error)) = (forward.take_stream(ADMIN), forward.take_error(ADMIN)) else {
-            return Err("the port-forward has no stream".to_owned());
+            return Err(unreachable("the port-forward has no stream".to_owned()));
         };
         let host = format!("127.0.0.1:{ADMIN}");
         let result = match exchange(stream, method, &host, path).await {
             Ok(answer) => Ok(answer),
             // The kubelet's error says more than the end of the stream.
             Err(answer) => match tokio::time::timeout(ERROR_TIMEOUT, error).await {
-                Ok(Some(error)) => Err(format!("port {ADMIN}: {}", error.trim())),
-                _ => Err(format!("port {ADMIN}: {answer:#}")),
+                Ok(Some(error)) => Err(unreachable(format!("port {ADMIN}: {}", error.trim()))),
+                _ => Err(unreachable(format!("port {ADMIN}: {answer:#}"))),
             },
         };
         forward.abort();

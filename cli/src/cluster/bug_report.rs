@@ -17,7 +17,7 @@ use clap_complete::ArgValueCandidates;
 use serde::Serialize;
 
 use super::client::ClusterOptions;
-use crate::completion;
+use crate::candidates;
 use crate::output::print;
 
 /// Flags of `tidegate bug-report`.
@@ -29,7 +29,7 @@ pub(crate) struct BugReportOptions {
     output: Option<PathBuf>,
     /// Sidecars of these namespaces, separated by commas
     #[arg(short, long = "namespaces", visible_alias = "app-namespaces", value_name = "NAMESPACE", value_delimiter = ',',
-          add = ArgValueCandidates::new(completion::namespaces))]
+          add = ArgValueCandidates::new(candidates::namespaces))]
     namespaces: Vec<String>,
     /// Sidecars of these Pods, as NAMESPACE/NAME, separated by commas
     #[arg(long = "pods", visible_alias = "app-pods", value_name = "POD", value_delimiter = ',', value_parser = parse_pod)]

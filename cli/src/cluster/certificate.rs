@@ -16,11 +16,12 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use super::client::{Cluster, ClusterOptions};
 use super::control_plane::Part;
+use super::transient::is_transient;
 use crate::output::{OutputFormat, print, print_as, table};
+use crate::patience::Patience;
 
 /// How often to check the mesh while waiting for a step.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -153,6 +154,29 @@ struct Status {
     not_renewed: Vec<String>,
 }
 
+/// What a look at the mesh has shown.
+#[derive(Debug)]
+enum StepReadiness {
+    Ready(NextStep),
+    /// The next step has to wait for something.
+    NotYet {
+        rotation: Rotation,
+        obstacle: String,
+    },
+}
+
+/// A step that may be taken.
+#[derive(Debug)]
+struct NextStep {
+    /// The cert-manager's Pod that takes it.
+    pod: String,
+    rotation: Rotation,
+    /// Whether all certificates are known to be under the issuing root.
+    is_renewed: bool,
+    /// Namespaces that it skips.
+    without: BTreeSet<String>,
+}
+
 /// Runs the command.
 pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode> {
     match command {
@@ -185,9 +209,10 @@ async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
     let sidecars = cluster.meshed_pods(None).await?.into_iter().filter(|pod| pod.is_started).count();
     let none = BTreeSet::new();
     let left_behind = left_behind(cluster, &rotation, &none).await?;
-    let not_renewed = match rotation.is_before_last() {
-        true => holders::not_renewed(cluster, &rotation.issuing_root, &none).await?,
-        false => Vec::new(),
+    let not_renewed = if rotation.is_before_last() {
+        holders::not_renewed(cluster, &rotation.issuing_root, &none).await?
+    } else {
+        Vec::new()
     };
     Ok(Status { rotation, sidecars, left_behind, not_renewed })
 }
@@ -211,61 +236,87 @@ async fn rotate(cluster: &Cluster, pace: Pace) -> anyhow::Result<String> {
     }
 }
 
-/// Waits until all sidecars are ready for the next step, and takes it.
+/// Waits until all sidecars are ready for the next step, and takes it. A look that fails for a reason that may pass is
+/// repeated, because the CA may restart meanwhile.
 async fn step(cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
-    let Pace { timeout, waits_for_expiry, .. } = *pace;
-    let deadline = Instant::now() + timeout;
-    let mut said = None;
+    let mut patience = Patience::new(pace.timeout, INTERVAL);
     loop {
-        let rotation: Rotation = cluster.ask(Part::CertManager, ROTATION).await?;
-        if let Some(problem) = &rotation.problem {
-            bail!("the stored root is unusable: {problem}");
-        }
-        let without = without(cluster, &rotation, pace).await?;
-        let is_out = |one: &&Unreached| !without.contains(&one.namespace);
-        let obstacle = match left_behind(cluster, &rotation, &without).await? {
-            pods if !pods.is_empty() => format!("sidecars are not ready: {}", enumerate(&pods)),
-            _ if let Some(Unreached { namespace, reason }) = rotation.unreached.iter().find(is_out) => {
-                format!(
-                    "namespace {namespace} cannot receive the roots: {reason} (--without-namespace={namespace} \
-                     proceeds without it)"
-                )
+        match look(cluster, pace).await {
+            Ok(StepReadiness::Ready(next)) => return next.take(cluster, pace).await,
+            Ok(StepReadiness::NotYet { rotation, obstacle }) => {
+                give_up(&rotation, &obstacle, pace, patience.is_over())?;
+                patience.say(rotation.step, obstacle);
             }
-            _ if let Some(copies) = stale_copies(cluster, &rotation, pace).await? => copies,
-            _ if rotation.next_allowed => return next(cluster, false, pace, &without).await,
-            _ if rotation.next_allowed_once_renewed && !waits_for_expiry => {
-                match holders::not_renewed(cluster, &rotation.issuing_root, &without).await? {
-                    holders if holders.is_empty() => return next(cluster, true, pace, &without).await,
-                    holders => {
-                        format!("certificates of the old root are still in use: {}", enumerate(&holders))
-                    }
+            Err(error) if is_transient(&error) && !patience.is_over() => {
+                patience.say("a failed look", format_args!("an answer: {error:#}"));
+            }
+            Err(error) if is_transient(&error) => {
+                return Err(error.context(format!(
+                    "no answer within {:?}; run `tidegate certificate rotate` again to continue",
+                    pace.timeout
+                )));
+            }
+            Err(error) => return Err(error),
+        }
+        patience.pause().await;
+    }
+}
+
+/// Finds out whether the next step may be taken. Only reads.
+async fn look(cluster: &Cluster, pace: &Pace) -> anyhow::Result<StepReadiness> {
+    let (pod, rotation) = cluster.first_answer::<Rotation>(Part::CertManager, ROTATION).await?;
+    if let Some(problem) = &rotation.problem {
+        bail!("the stored root is unusable: {problem}");
+    }
+    let without = without(cluster, &rotation, pace).await?;
+    let is_out = |one: &&Unreached| !without.contains(&one.namespace);
+    let obstacle = match left_behind(cluster, &rotation, &without).await? {
+        pods if !pods.is_empty() => format!("sidecars are not ready: {}", enumerate(&pods)),
+        _ if let Some(Unreached { namespace, reason }) = rotation.unreached.iter().find(is_out) => {
+            format!(
+                "namespace {namespace} cannot receive the roots: {reason} (--without-namespace={namespace} \
+                 proceeds without it)"
+            )
+        }
+        _ if let Some(copies) = stale_copies(cluster, &rotation, pace).await? => copies,
+        _ if rotation.next_allowed => {
+            return Ok(StepReadiness::Ready(NextStep { pod, rotation, is_renewed: false, without }));
+        }
+        _ if rotation.next_allowed_once_renewed && !pace.waits_for_expiry => {
+            match holders::not_renewed(cluster, &rotation.issuing_root, &without).await? {
+                holders if holders.is_empty() => {
+                    return Ok(StepReadiness::Ready(NextStep { pod, rotation, is_renewed: true, without }));
+                }
+                holders => {
+                    format!("certificates of the old root are still in use: {}", enumerate(&holders))
                 }
             }
-            _ => {
-                let reason = rotation.reason.as_deref().unwrap_or("the next step is not yet allowed");
-                let is_shorter = rotation.is_before_last() && !waits_for_expiry;
-                let or =
-                    if is_shorter { ", or until every holder has a certificate of the new root" } else { "" };
-                format!("{reason}{or}")
-            }
-        };
-        let end = rotation.old_certificates_end.as_deref();
-        let is_hopeless = waits_for_expiry && end.is_some_and(|end| is_after(end, timeout));
-        if is_hopeless || Instant::now() >= deadline {
-            let waited = if is_hopeless { String::new() } else { format!(" after {timeout:?}") };
-            let end = end.map(|end| format!(", at the latest after {end}")).unwrap_or_default();
-            bail!(
-                "the rotation stays at step {}{waited}: {obstacle}. Nothing is broken meanwhile; run `tidegate \
-                 certificate rotate` again to continue{end}",
-                rotation.step
-            );
         }
-        if said.as_ref() != Some(&rotation.step) {
-            eprintln!("waiting: {obstacle}");
-            said = Some(rotation.step);
+        _ => {
+            let reason = rotation.reason.as_deref().unwrap_or("the next step is not yet allowed");
+            let is_shorter = rotation.is_before_last() && !pace.waits_for_expiry;
+            let or =
+                if is_shorter { ", or until every holder has a certificate of the new root" } else { "" };
+            format!("{reason}{or}")
         }
-        tokio::time::sleep_until(deadline.min(Instant::now() + INTERVAL)).await;
+    };
+    Ok(StepReadiness::NotYet { rotation, obstacle })
+}
+
+/// An error once it is too late to wait, or if the time left cannot be enough.
+fn give_up(rotation: &Rotation, obstacle: &str, pace: &Pace, is_over: bool) -> anyhow::Result<()> {
+    let end = rotation.old_certificates_end.as_deref();
+    let is_hopeless = pace.waits_for_expiry && end.is_some_and(|end| is_after(end, pace.timeout));
+    if !is_hopeless && !is_over {
+        return Ok(());
     }
+    let waited = if is_hopeless { String::new() } else { format!(" after {:?}", pace.timeout) };
+    let end = end.map(|end| format!(", at the latest after {end}")).unwrap_or_default();
+    bail!(
+        "the rotation stays at step {}{waited}: {obstacle}. Nothing is broken meanwhile; run `tidegate \
+         certificate rotate` again to continue{end}",
+        rotation.step
+    );
 }
 
 /// Namespaces that the next step skips: those that were named, and those that cannot receive the roots and have no
@@ -293,29 +344,25 @@ async fn stale_copies(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> an
     Ok((!stale.is_empty()).then(|| format!("{} (--ignore-copies revokes anyway)", enumerate(&stale))))
 }
 
-async fn next(
-    cluster: &Cluster,
-    is_renewed: bool,
-    pace: &Pace,
-    without: &BTreeSet<String>,
-) -> anyhow::Result<Rotation> {
-    // Found with a read-only request: a step that was sent and not answered may have been taken, so it must not be sent
-    // to another Pod.
-    let (pod, rotation) = cluster.first_answer::<Rotation>(Part::CertManager, ROTATION).await?;
-    for Unreached { namespace, reason } in
-        rotation.unreached.iter().filter(|one| without.contains(&one.namespace))
-    {
-        eprintln!("proceeding without namespace {namespace}, which cannot receive the roots: {reason}");
+impl NextStep {
+    /// Takes it. A step that was sent and not answered may have been taken, so it is not sent again.
+    async fn take(self, cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
+        let Self { pod, rotation, is_renewed, without } = self;
+        for Unreached { namespace, reason } in
+            rotation.unreached.iter().filter(|one| without.contains(&one.namespace))
+        {
+            eprintln!("proceeding without namespace {namespace}, which cannot receive the roots: {reason}");
+        }
+        let mut query: Vec<String> = Vec::new();
+        query.extend(is_renewed.then(|| "renewed=true".to_owned()));
+        query.extend(pace.revokes.then(|| "revoke=true".to_owned()));
+        let names: Vec<&str> = without.iter().map(String::as_str).collect();
+        query.extend((!names.is_empty()).then(|| format!("without={}", names.join(","))));
+        let mark = if query.is_empty() { "" } else { "?" };
+        let path = format!("/rotation/next{mark}{}", query.join("&"));
+        let body = cluster.admin(Method::POST, &cluster.control_plane, &pod, &path).await?;
+        serde_json::from_slice(&body).with_context(|| format!("the answer of {path}"))
     }
-    let mut query: Vec<String> = Vec::new();
-    query.extend(is_renewed.then(|| "renewed=true".to_owned()));
-    query.extend(pace.revokes.then(|| "revoke=true".to_owned()));
-    let names: Vec<&str> = without.iter().map(String::as_str).collect();
-    query.extend((!names.is_empty()).then(|| format!("without={}", names.join(","))));
-    let mark = if query.is_empty() { "" } else { "?" };
-    let path = format!("/rotation/next{mark}{}", query.join("&"));
-    let body = cluster.admin(Method::POST, &cluster.control_plane, &pod, &path).await?;
-    serde_json::from_slice(&body).with_context(|| format!("the answer of {path}"))
 }
 
 /// Pods with a running sidecar that is not known to trust the roots that the next step builds on, with the reason.

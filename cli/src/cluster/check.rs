@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::control_plane::{bundle as trust_bundle, gateway_secret, mesh_config};
 use super::client::{Cluster, ClusterOptions};
-use crate::install::HelmOptions;
+use crate::helm::HelmOptions;
 use crate::output::{OutputFormat, counted, print_as, printable};
 
 /// How often to retry while waiting.
@@ -86,7 +86,7 @@ enum Severity {
 
 /// How a check ended.
 #[derive(Debug, PartialEq)]
-struct Outcome {
+struct CheckOutcome {
     severity: Severity,
     message: Option<String>,
     /// Replaces the check's own hint.
@@ -156,8 +156,8 @@ impl Report {
     }
 
     /// Adds a check's outcome; an error is a failure.
-    fn add(&mut self, check: &Check, outcome: anyhow::Result<Outcome>) {
-        let outcome = outcome.unwrap_or_else(|error| Outcome::failed(format!("{error:#}")));
+    fn add(&mut self, check: &Check, outcome: anyhow::Result<CheckOutcome>) {
+        let outcome = outcome.unwrap_or_else(|error| CheckOutcome::failed(format!("{error:#}")));
         self.status = self.status.max(outcome.severity);
         self.checks.push(Finding {
             id: check.id,
@@ -178,7 +178,7 @@ impl Report {
     }
 }
 
-impl Outcome {
+impl CheckOutcome {
     fn ok() -> Self {
         Self { severity: Severity::Ok, message: None, hint: None }
     }

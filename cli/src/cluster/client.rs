@@ -14,7 +14,7 @@ use tidegate_core::contract::environment;
 use tidegate_core::contract::names::{DEFAULT_CONTROL_PLANE, DEFAULT_MESH_NAME};
 use tidegate_kubernetes::client::ClientOptions;
 
-use crate::completion;
+use crate::candidates;
 
 /// Page size of lists.
 const PAGE: u32 = 500;
@@ -27,11 +27,11 @@ pub(crate) struct ClusterOptions {
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig [default: its current one]
-    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(completion::contexts))]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(candidates::contexts))]
     pub(crate) context: Option<String>,
     /// Namespace of the control plane [default: tidegate-system]
     #[arg(long = "tidegate-namespace", visible_alias = "osm-namespace", env = environment::NAMESPACE,
-          value_name = "NAME", hide_env_values = true, add = ArgValueCandidates::new(completion::namespaces))]
+          value_name = "NAME", hide_env_values = true, add = ArgValueCandidates::new(candidates::namespaces))]
     pub(crate) control_plane: Option<String>,
     /// Name of the mesh [default: osm]
     #[arg(long, env = environment::MESH_NAME, value_name = "NAME", hide_env_values = true)]
@@ -48,6 +48,16 @@ pub(crate) struct Cluster {
     pub(crate) control_plane: String,
     /// The name of the mesh.
     pub(crate) mesh_name: String,
+}
+
+/// A request to the API server that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}: {reason}")]
+pub(crate) struct ApiRequestError {
+    what: String,
+    reason: String,
+    /// Whether a later attempt may succeed.
+    pub(crate) is_transient: bool,
 }
 
 impl ClusterOptions {
@@ -132,27 +142,33 @@ impl Cluster {
         api.get_opt(name).await.map_err(|error| self.failed(&format!("read {what}"), &error))
     }
 
-    /// An error that says which request failed and what to do about it.
+    /// An error that says which request failed and what to do about it: a [`ApiRequestError`].
     pub(crate) fn failed(&self, what: &str, error: &kube::Error) -> anyhow::Error {
-        match error {
+        let reason = match error {
             kube::Error::Api(status) if status.code == 403 => {
-                anyhow!("cannot {what}: permission denied: {}", status.message)
+                format!("permission denied: {}", status.message)
             }
             kube::Error::Api(status) if status.code == 401 => {
-                anyhow!(
-                    "cannot {what}: {} does not accept your credentials; log in again, or choose another --context",
+                format!(
+                    "{} does not accept your credentials; log in again, or choose another --context",
                     self.server
                 )
             }
             kube::Error::Api(status) if status.message.is_empty() => {
-                anyhow!("cannot {what}: {} {}", status.code, status.reason)
+                format!("{} {}", status.code, status.reason)
             }
-            kube::Error::Api(status) => anyhow!("cannot {what}: {}", status.message),
+            kube::Error::Api(status) => status.message.clone(),
             kube::Error::HyperError(_) | kube::Error::Service(_) => {
-                anyhow!("cannot {what}: the API server {} is unreachable: {}", self.server, chain(error))
+                format!("the API server {} is unreachable: {}", self.server, chain(error))
             }
-            other => anyhow!("cannot {what}: {}", chain(other)),
-        }
+            other => chain(other),
+        };
+        let is_transient = match error {
+            kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+            kube::Error::HyperError(_) | kube::Error::Service(_) => true,
+            _ => false,
+        };
+        ApiRequestError { what: what.to_owned(), reason, is_transient }.into()
     }
 }
 

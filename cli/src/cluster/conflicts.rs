@@ -12,7 +12,7 @@ use tidegate_crds::ingress_backend::IngressBackend;
 use tidegate_crds::stored;
 
 use super::client::{Cluster, ClusterOptions};
-use crate::completion;
+use crate::candidates;
 use crate::output::{OutputFormat, print_as};
 
 /// Flags of `tidegate policy check-conflicts`.
@@ -23,7 +23,7 @@ pub(crate) struct ConflictsOptions {
     kind: PolicyKind,
     /// Namespaces to look at, separated by commas [default: all]
     #[arg(short, long = "namespaces", visible_alias = "namespace", value_name = "NAMESPACE", value_delimiter = ',',
-          add = ArgValueCandidates::new(completion::namespaces))]
+          add = ArgValueCandidates::new(candidates::namespaces))]
     namespaces: Vec<String>,
     /// How to print it.
     #[arg(short, long, value_enum, default_value = "table")]

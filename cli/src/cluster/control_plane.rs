@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use anyhow::ensure;
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, ResourceExt};
@@ -23,6 +22,18 @@ pub(crate) enum Part {
     Controller,
     CertManager,
     Injector,
+}
+
+/// A part of the control plane has no running Pod.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no running pod of {part} in namespace {namespace} for mesh {mesh_name}; select another control plane with \
+     --tidegate-namespace and --mesh-name; `tidegate mesh list` shows them"
+)]
+pub(crate) struct NoRunningPod {
+    part: Part,
+    namespace: String,
+    mesh_name: String,
 }
 
 impl Part {
@@ -59,13 +70,10 @@ impl Cluster {
     /// The running Pods of a part; an error if there are none.
     pub(crate) async fn needed(&self, part: Part) -> anyhow::Result<Vec<Pod>> {
         let pods = self.running(part).await?;
-        ensure!(
-            !pods.is_empty(),
-            "no running pod of {part} in namespace {} for mesh {}; select another control plane with \
-             --tidegate-namespace and --mesh-name; `tidegate mesh list` shows them",
-            self.control_plane,
-            self.mesh_name
-        );
+        if pods.is_empty() {
+            let (namespace, mesh_name) = (self.control_plane.clone(), self.mesh_name.clone());
+            return Err(NoRunningPod { part, namespace, mesh_name }.into());
+        }
         Ok(pods)
     }
 

@@ -20,7 +20,7 @@ use tidegate_injector::{ManifestNamespaces, NamespaceView, inject_manifests};
 use super::client::{Cluster, ClusterOptions};
 use super::control_plane::Part;
 use super::namespace;
-use crate::completion;
+use crate::candidates;
 use crate::output::print;
 
 /// The sidecar's image of this command's version.
@@ -33,7 +33,7 @@ pub(crate) struct InjectOptions {
     #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Namespace of objects that name none [default: the context's]
-    #[arg(short, long, value_name = "NAME", add = ArgValueCandidates::new(completion::namespaces))]
+    #[arg(short, long, value_name = "NAME", add = ArgValueCandidates::new(candidates::namespaces))]
     namespace: Option<String>,
     /// Do not contact a cluster: use OSM's defaults for the MeshConfig, and treat namespaces that are in no file as in
     /// the mesh
@@ -51,7 +51,7 @@ pub(crate) struct InjectOptions {
 
 /// The configuration of the cluster's injector.
 #[derive(Debug, Default, PartialEq)]
-struct Told {
+struct InjectorFlags {
     sidecar_image: Option<String>,
     pull_policy: Option<String>,
     trust_domain: Option<String>,
@@ -59,18 +59,15 @@ struct Told {
 
 /// Prints the manifests with sidecars.
 pub(crate) async fn run(options: InjectOptions) -> anyhow::Result<ExitCode> {
-    let (told, mesh, mut namespaces) = match options.offline {
-        true => {
-            let namespaces = ManifestNamespaces::unknown(options.namespace.clone());
-            (Told::default(), MeshSettings::parse(None)?, namespaces)
-        }
-        false => {
-            let cluster = options.cluster.connect().await?;
-            let (told, mesh) = from_cluster(&cluster).await?;
-            (told, mesh, options.namespaces(&cluster).await?)
-        }
+    let (flags, mesh, mut namespaces) = if options.offline {
+        let namespaces = ManifestNamespaces::unknown(options.namespace.clone());
+        (InjectorFlags::default(), MeshSettings::parse(None)?, namespaces)
+    } else {
+        let cluster = options.cluster.connect().await?;
+        let (flags, mesh) = from_cluster(&cluster).await?;
+        (flags, mesh, options.namespaces(&cluster).await?)
     };
-    let settings = options.settings(told);
+    let settings = options.settings(flags);
     let mut texts = Vec::new();
     for file in &options.files {
         let yaml = read(file)?;
@@ -103,13 +100,13 @@ impl InjectOptions {
         Ok(ManifestNamespaces::of_cluster(all.into_iter().map(NamespaceView::from), default))
     }
 
-    fn settings(&self, told: Told) -> Settings {
-        let image = self.sidecar_image.clone().or(told.sidecar_image).unwrap_or_else(|| IMAGE.to_owned());
-        let trust_domain = self.trust_domain.as_ref().map(ToString::to_string).or(told.trust_domain);
+    fn settings(&self, injector: InjectorFlags) -> Settings {
+        let image = self.sidecar_image.clone().or(injector.sidecar_image).unwrap_or_else(|| IMAGE.to_owned());
+        let trust_domain = self.trust_domain.as_ref().map(ToString::to_string).or(injector.trust_domain);
         let trust_domain = trust_domain.unwrap_or_else(|| "cluster.local".to_owned());
         let mut settings = Settings::of_mesh(self.cluster.control_plane(), &trust_domain, &image);
         settings.mesh_name = self.cluster.mesh_name().to_owned();
-        if let Some(policy) = told.pull_policy {
+        if let Some(policy) = injector.pull_policy {
             settings.image_pull_policy = policy;
         }
         settings
@@ -117,7 +114,7 @@ impl InjectOptions {
 }
 
 /// The configuration that the cluster's injector uses.
-async fn from_cluster(cluster: &Cluster) -> anyhow::Result<(Told, MeshSettings)> {
+async fn from_cluster(cluster: &Cluster) -> anyhow::Result<(InjectorFlags, MeshSettings)> {
     let namespace = &cluster.control_plane;
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
     let what = format!("Deployment {namespace}/{}", Part::Injector);
@@ -128,10 +125,10 @@ async fn from_cluster(cluster: &Cluster) -> anyhow::Result<(Told, MeshSettings)>
     let what = format!("MeshConfig {namespace}/{MESH_CONFIG_NAME}");
     let config = cluster.get(&api, MESH_CONFIG_NAME, &what).await?;
     let mesh = MeshSettings::parse(config.as_ref().map(|config| &config.spec))?;
-    Ok((Told::of(&injector), mesh))
+    Ok((InjectorFlags::of(&injector), mesh))
 }
 
-impl Told {
+impl InjectorFlags {
     fn of(injector: &Deployment) -> Self {
         let pod = injector.spec.template.spec.as_ref();
         let container = pod.and_then(|pod| pod.containers.iter().find(|c| c.name == Part::Injector.name()));

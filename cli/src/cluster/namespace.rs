@@ -18,7 +18,7 @@ use tidegate_crds::injection::{has_sidecar_of, mesh_of};
 use super::client::{Cluster, ClusterOptions};
 use super::control_plane::Part;
 use super::mesh;
-use crate::completion;
+use crate::candidates;
 use crate::output::{OutputFormat, print_as, table};
 
 /// Namespaces of Kubernetes itself, whose workloads must start before any mesh.
@@ -55,7 +55,7 @@ pub(crate) struct AddOptions {
 #[derive(Args, Debug)]
 pub(crate) struct NamesOptions {
     /// The namespaces.
-    #[arg(value_name = "NAMESPACE", required = true, add = ArgValueCandidates::new(completion::namespaces))]
+    #[arg(value_name = "NAMESPACE", required = true, add = ArgValueCandidates::new(candidates::namespaces))]
     namespaces: Vec<String>,
     #[command(flatten)]
     cluster: ClusterOptions,

@@ -18,7 +18,7 @@ use tidegate_crds::injection::has_sidecar;
 use super::client::{Cluster, ClusterOptions};
 use super::control_plane::is_running;
 use super::sidecars::{Known, MeshedPod, Rejected};
-use crate::completion;
+use crate::candidates;
 use crate::output::{OutputFormat, print, print_as, table};
 
 /// Number of digits of a version or a fingerprint that tables show.
@@ -37,10 +37,10 @@ pub(crate) enum ProxyCommand {
 #[derive(Args, Debug)]
 pub(crate) struct StatusOptions {
     /// Only this Pod, as NAME or NAMESPACE/NAME.
-    #[arg(value_name = "POD", add = ArgValueCandidates::new(completion::pods))]
+    #[arg(value_name = "POD", add = ArgValueCandidates::new(candidates::pods))]
     pod: Option<String>,
     /// Only this namespace [default: all, or with POD the context's]
-    #[arg(short, long, value_name = "NAMESPACE", add = ArgValueCandidates::new(completion::namespaces))]
+    #[arg(short, long, value_name = "NAMESPACE", add = ArgValueCandidates::new(candidates::namespaces))]
     namespace: Option<String>,
     /// How to print it.
     #[arg(short, long, value_enum, default_value = "table")]
@@ -56,10 +56,10 @@ pub(crate) struct GetOptions {
     #[arg(value_enum, value_name = "QUERY")]
     query: ProxyQuery,
     /// The Pod, as NAME or NAMESPACE/NAME.
-    #[arg(value_name = "POD", add = ArgValueCandidates::new(completion::pods))]
+    #[arg(value_name = "POD", add = ArgValueCandidates::new(candidates::pods))]
     pod: String,
     /// The Pod's namespace [default: the context's]
-    #[arg(short, long, value_name = "NAMESPACE", add = ArgValueCandidates::new(completion::namespaces))]
+    #[arg(short, long, value_name = "NAMESPACE", add = ArgValueCandidates::new(candidates::namespaces))]
     namespace: Option<String>,
     /// Write the answer to this file.
     #[arg(short = 'f', long = "file", value_name = "FILE")]

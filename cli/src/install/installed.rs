@@ -9,10 +9,10 @@ use tidegate_core::contract::labels::INSTANCE;
 use tidegate_core::contract::names::{MESH_CONFIG_NAME, ROOT_SECRET};
 use tidegate_crds::mesh_config::MeshConfig;
 
-use super::helm::Helm;
 use super::{Deletions, RELEASE};
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::Part;
+use crate::helm::Helm;
 
 /// Fails unless the control plane in the namespace is the named mesh's.
 pub(super) async fn is_named(cluster: &Cluster) -> anyhow::Result<()> {

@@ -16,10 +16,11 @@ use tidegate_crds::injection::has_sidecar_of;
 use tidegate_crds::manifest;
 use tidegate_crds::mesh_config::MeshConfig;
 
-use super::patience::Patience;
+use super::INTERVAL;
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::{Part, of_mesh};
 use crate::cluster::{mesh, namespace};
+use crate::patience::Patience;
 
 /// Timeout for the deletion of a namespace.
 const NAMESPACE_GOES: Duration = Duration::from_secs(300);
@@ -66,13 +67,13 @@ enum Group {
 #[derive(Clone, Debug)]
 pub(super) struct Leftover {
     group: Group,
-    kind: Kind,
+    kind: LeftoverKind,
     namespace: Option<String>,
     name: String,
 }
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum LeftoverKind {
     /// An object.
     Object(ApiResource),
     /// A namespace's label and annotation.
@@ -150,7 +151,7 @@ pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
     let client = || cluster.client.clone();
     let object = |group, resource: ApiResource, namespace: Option<String>, name: String| Leftover {
         group,
-        kind: Kind::Object(resource),
+        kind: LeftoverKind::Object(resource),
         namespace,
         name,
     };
@@ -195,7 +196,7 @@ pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
         }
     }
     for member in namespace::list(cluster, Some(&cluster.mesh_name)).await? {
-        let (kind, name) = (Kind::Membership, member.namespace);
+        let (kind, name) = (LeftoverKind::Membership, member.namespace);
         found.push(Leftover { group: Group::Memberships, kind, namespace: None, name });
     }
     let namespaces: Api<Namespace> = Api::all(client());
@@ -211,7 +212,7 @@ pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
 pub(super) async fn delete_remains(cluster: &Cluster) -> anyhow::Result<()> {
     let control_plane = &cluster.control_plane;
     let delete = async |resource: ApiResource, name: String| {
-        let kind = Kind::Object(resource);
+        let kind = LeftoverKind::Object(resource);
         let namespace = Some(control_plane.clone());
         Leftover { group: Group::Namespace, kind, namespace, name }.delete(cluster).await
     };
@@ -251,7 +252,7 @@ impl Leftover {
     /// Deletes it, and waits until a namespace is gone: anything installed into a terminating namespace would be lost.
     /// A missing object counts as deleted.
     pub(super) async fn delete(&self, cluster: &Cluster) -> anyhow::Result<()> {
-        let Kind::Object(resource) = &self.kind else {
+        let LeftoverKind::Object(resource) = &self.kind else {
             return namespace::leave(cluster, &self.name).await;
         };
         let client = cluster.client.clone();
@@ -274,18 +275,18 @@ impl Leftover {
 impl std::fmt::Display for Leftover {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (&self.kind, &self.namespace) {
-            (Kind::Membership, _) => write!(f, "membership of namespace {}", self.name),
-            (Kind::Object(resource), Some(namespace)) => {
+            (LeftoverKind::Membership, _) => write!(f, "membership of namespace {}", self.name),
+            (LeftoverKind::Object(resource), Some(namespace)) => {
                 write!(f, "{} {namespace}/{}", resource.kind, self.name)
             }
-            (Kind::Object(resource), None) => write!(f, "{} {}", resource.kind, self.name),
+            (LeftoverKind::Object(resource), None) => write!(f, "{} {}", resource.kind, self.name),
         }
     }
 }
 
 async fn wait_until_gone(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let api: Api<Namespace> = Api::all(cluster.client.clone());
-    let mut patience = Patience::new(NAMESPACE_GOES);
+    let mut patience = Patience::new(NAMESPACE_GOES, INTERVAL);
     loop {
         let namespace = match cluster.get(&api, name, &format!("namespace {name}")).await {
             Ok(None) => return Ok(()),

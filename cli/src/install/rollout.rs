@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use kube::api::{Api, ListParams, ResourceExt};
 use tidegate_core::contract::labels::{INSTANCE, NAME};
 
-use super::patience::Patience;
+use super::INTERVAL;
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::of_mesh;
 use crate::output::printable;
+use crate::patience::Patience;
 
 /// Number of nodes for three replicas.
 const NODES: usize = 3;
@@ -33,7 +34,7 @@ struct Obstacle {
 /// Waits until every Deployment of the mesh's control plane is rolled out. Each obstacle is reported once on standard
 /// error, as soon as it is seen; those that remain at the timeout become the error.
 pub(super) async fn wait(cluster: &Cluster, limit: Duration) -> anyhow::Result<()> {
-    let mut patience = Patience::new(limit);
+    let mut patience = Patience::new(limit, INTERVAL);
     loop {
         let (unready, obstacles) = match look(cluster).await {
             Ok((unready, _)) if unready.is_empty() => return Ok(()),

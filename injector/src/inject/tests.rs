@@ -11,7 +11,7 @@ use tidegate_core::contract::labels::INJECTION;
 use tidegate_crds::MeshConfigSpec;
 
 use super::*;
-use crate::hooks::HookKey;
+use crate::hook_key::HookKey;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -37,7 +37,7 @@ fn shop(metadata: Value) -> NamespaceView {
 }
 
 impl Case {
-    fn run(&self, pod: &Value) -> Result<Injection, Refusal> {
+    fn run(&self, pod: &Value) -> Result<Injection, PodRefusal> {
         let json = pod.to_string();
         let pod = PodView::parse(&json).unwrap();
         let namespace = self.namespace.clone().unwrap_or_else(|| json!({"labels": {INJECTION: "enabled"}}));

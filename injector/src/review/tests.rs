@@ -10,12 +10,12 @@ use tidegate_kubernetes::webhook::testing::{AdmissionClient, review};
 
 use super::*;
 use crate::NamespaceView;
-use crate::state::StateWriter;
+use crate::state::ClusterStateWriter;
 
 /// A webhook that knows a namespace of the mesh, `shop`, and one that is none, `other`.
 struct Webhook {
     client: AdmissionClient,
-    writer: StateWriter,
+    writer: ClusterStateWriter,
 }
 
 fn namespace(name: &str, label: (&str, &str)) -> (String, Arc<NamespaceView>) {
@@ -30,7 +30,7 @@ impl Webhook {
     }
 
     async fn with_patience(patience: Duration) -> Self {
-        let (writer, mut state) = State::new();
+        let (writer, mut state) = ClusterState::new();
         state.patience = patience;
         writer.namespaces.send_replace(
             [namespace("shop", (INJECTION, "enabled")), namespace("other", (MONITORED_BY, "another"))].into(),
@@ -93,7 +93,7 @@ async fn a_pod_that_comes_with_another_mesh_s_sidecar_gets_ours_in_its_place_and
     pod["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"path": "/ready", "port": 80}});
     let ours = applied(&pod, &webhook.create("shop", &pod).await);
 
-    let (writer, state) = State::new();
+    let (writer, state) = ClusterState::new();
     writer.namespaces.send_replace([namespace("shop", (MONITORED_BY, "blue"))].into());
     writer.namespaces.send_modify(|namespaces| {
         let view = namespaces.get_mut("shop").unwrap();

@@ -6,10 +6,10 @@ use ipnet::IpNet;
 
 /// A list of hosts, with the same syntax as in Go and curl.
 #[derive(Debug, Default)]
-pub(super) struct NoProxy(Vec<Entry>);
+pub(super) struct NoProxy(Vec<NoProxyEntry>);
 
 #[derive(Debug)]
-enum Entry {
+enum NoProxyEntry {
     Everything,
     Range(IpNet),
     Address(IpAddr, Option<u16>),
@@ -25,7 +25,7 @@ impl NoProxy {
     /// Parses a list separated by commas or whitespace. An entry that is neither an address nor a range is a name.
     pub(super) fn parse(list: &str) -> Self {
         let words = list.split([',', ' ', '\t']).map(str::trim).filter(|word| !word.is_empty());
-        Self(words.map(Entry::parse).collect())
+        Self(words.map(NoProxyEntry::parse).collect())
     }
 
     /// Whether to connect directly to a host, by name or address, at this port.
@@ -36,7 +36,7 @@ impl NoProxy {
     }
 }
 
-impl Entry {
+impl NoProxyEntry {
     fn parse(word: &str) -> Self {
         if word == "*" {
             return Self::Everything;

@@ -14,9 +14,9 @@ type Timestamp = Gauge<f64, AtomicU64>;
 /// The metrics of a process' watches.
 #[derive(Clone, Debug, Default)]
 pub struct WatchMetrics {
-    connected: Family<Kind, Gauge>,
-    last_event: Family<Kind, Timestamp>,
-    restarts: Family<Kind, Counter>,
+    connected: Family<WatchLabels, Gauge>,
+    last_event: Family<WatchLabels, Timestamp>,
+    restarts: Family<WatchLabels, Counter>,
 }
 
 /// The metrics of one kind's watch.
@@ -29,7 +29,7 @@ pub struct KindMeter {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
+struct WatchLabels {
     kind: &'static str,
 }
 
@@ -60,7 +60,7 @@ impl WatchMetrics {
 
     /// The metrics of a kind, such as `Pod`.
     pub fn kind(&self, kind: &'static str) -> KindMeter {
-        let label = Kind { kind };
+        let label = WatchLabels { kind };
         KindMeter {
             kind,
             connected: self.connected.get_or_create(&label).clone(),

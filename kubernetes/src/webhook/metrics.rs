@@ -7,7 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use tidegate_runtime::metrics::Metrics;
 
-use super::review::Outcome;
+use super::review::ReviewOutcome;
 
 /// Upper bounds in seconds.
 const BUCKETS: [f64; 9] = [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0];
@@ -37,11 +37,11 @@ impl WebhookMetrics {
         own
     }
 
-    pub(super) fn answered(&self, outcome: &Outcome, took: Duration) {
+    pub(super) fn answered(&self, outcome: &ReviewOutcome, took: Duration) {
         let result = match outcome {
-            Outcome::Allowed => "allowed",
-            Outcome::Patched(_) => "patched",
-            Outcome::Denied(_) => "denied",
+            ReviewOutcome::Allowed => "allowed",
+            ReviewOutcome::Patched(_) => "patched",
+            ReviewOutcome::Denied(_) => "denied",
         };
         self.admissions.get_or_create(&[("result", result)]).inc();
         self.duration.observe(took.as_secs_f64());

@@ -102,14 +102,14 @@ pub enum Operation {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// Whether and how the object is stored.
-    pub outcome: Outcome,
+    pub outcome: ReviewOutcome,
     /// Shown to the author of the request, whether it is accepted or refused.
     pub warnings: Vec<String>,
 }
 
 /// Whether and how an object is stored.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub enum ReviewOutcome {
     /// Stored unchanged.
     Allowed,
     /// Stored with these changes (RFC 6902).
@@ -233,18 +233,18 @@ impl<'a> AdmissionRequest<'a> {
 impl Verdict {
     /// Stored unchanged.
     pub fn allowed() -> Self {
-        Self { outcome: Outcome::Allowed, warnings: Vec::new() }
+        Self { outcome: ReviewOutcome::Allowed, warnings: Vec::new() }
     }
 
     /// Stored with changes; unchanged if there are none.
     pub fn patched(patch: Patch) -> Self {
-        let outcome = if patch.is_empty() { Outcome::Allowed } else { Outcome::Patched(patch) };
+        let outcome = if patch.is_empty() { ReviewOutcome::Allowed } else { ReviewOutcome::Patched(patch) };
         Self { outcome, warnings: Vec::new() }
     }
 
     /// Refused.
     pub fn denied(message: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Denied(message.into()), warnings: Vec::new() }
+        Self { outcome: ReviewOutcome::Denied(message.into()), warnings: Vec::new() }
     }
 
     /// Adds warnings.
@@ -266,12 +266,12 @@ impl<'a> ReviewResponse<'a> {
             warnings: verdict.warnings.iter().take(MAX_WARNINGS).map(|warning| cut(warning)).collect(),
         };
         match &verdict.outcome {
-            Outcome::Allowed => {}
-            Outcome::Patched(patch) => {
+            ReviewOutcome::Allowed => {}
+            ReviewOutcome::Patched(patch) => {
                 response.patch_type = Some("JSONPatch");
                 response.patch = Some(ByteString(serde_json::to_vec(patch)?));
             }
-            Outcome::Denied(message) => {
+            ReviewOutcome::Denied(message) => {
                 response.allowed = false;
                 response.status = Some(Status { code: 403, message: cut(message) });
             }

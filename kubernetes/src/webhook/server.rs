@@ -12,8 +12,8 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
+use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::grpc::{self, Connection, ConnectionLimits, IncomingConnections};
-use tidegate_runtime::identity::Credentials;
 use tidegate_runtime::logging::{LogRate, LogThrottle};
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
@@ -28,7 +28,7 @@ use tracing::{debug, info};
 use super::answer::{AnswerBody, NextDeadline};
 use super::bodies::{BodyGrant, BodyMemory};
 use super::metrics::WebhookMetrics;
-use super::review::{AdmissionRequest, Outcome, ReviewResponse, Reviewer, cut};
+use super::review::{AdmissionRequest, ReviewOutcome, ReviewResponse, Reviewer, cut};
 use super::tls;
 
 /// What a connection buffers of a request before it is read. A head of the API server's has some hundred bytes.
@@ -74,7 +74,7 @@ pub struct Limits {
 pub struct WebhookServer {
     listener: TcpListener,
     local_addr: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<SharedServer>,
 }
 
 /// Why a webhook does not start.
@@ -87,7 +87,7 @@ pub struct StartError {
     pub source: io::Error,
 }
 
-struct Shared {
+struct SharedServer {
     path: &'static str,
     reviewer: Arc<dyn Reviewer>,
     metrics: WebhookMetrics,
@@ -128,7 +128,7 @@ impl WebhookServer {
         socket.set_recv_buffer_size(KERNEL_RECEIVE_BYTES).map_err(error)?;
         socket.set_send_buffer_size(KERNEL_SEND_BYTES).map_err(error)?;
         let local_addr = listener.local_addr().map_err(error)?;
-        let shared = Shared {
+        let shared = SharedServer {
             path,
             reviewer,
             metrics: WebhookMetrics::register(metrics),
@@ -204,7 +204,7 @@ impl Default for Limits {
     }
 }
 
-async fn accept(mut incoming: IncomingConnections, shared: &Arc<Shared>, mut drain: drain::Watch) {
+async fn accept(mut incoming: IncomingConnections, shared: &Arc<SharedServer>, mut drain: drain::Watch) {
     let (ending, ended) = drain::channel();
     let mut lingering = std::pin::pin!(async {
         drain.started().await;
@@ -228,7 +228,7 @@ async fn accept(mut incoming: IncomingConnections, shared: &Arc<Shared>, mut dra
     ending.drain(shared.limits.request_timeout).await;
 }
 
-async fn serve_connection(connection: Connection, shared: Arc<Shared>, mut ending: drain::Watch) {
+async fn serve_connection(connection: Connection, shared: Arc<SharedServer>, mut ending: drain::Watch) {
     let address = connection.peer().address;
     let timeout = shared.limits.request_timeout;
     let deadline = Arc::new(watch::Sender::new(Instant::now() + timeout));
@@ -274,7 +274,7 @@ async fn overdue(mut deadline: watch::Receiver<Instant>) {
 }
 
 async fn answer(
-    shared: &Arc<Shared>,
+    shared: &Arc<SharedServer>,
     address: IpAddr,
     request: Request<Incoming>,
     after: NextDeadline,
@@ -313,7 +313,7 @@ async fn answer(
 
 /// The answer, and the memory that it holds until it is sent.
 async fn review(
-    shared: &Arc<Shared>,
+    shared: &Arc<SharedServer>,
     address: IpAddr,
     request: Request<Incoming>,
 ) -> Result<(Vec<u8>, BodyGrant), NoVerdict> {
@@ -343,7 +343,7 @@ async fn review(
 }
 
 /// The answer to a body.
-async fn judge(shared: &Shared, address: IpAddr, body: Vec<u8>) -> Result<Vec<u8>, NoVerdict> {
+async fn judge(shared: &SharedServerServer, address: IpAddr, body: Vec<u8>) -> Result<Vec<u8>, NoVerdict> {
     let start = Instant::now();
     let request = AdmissionRequest::parse(&body).map_err(|error| invalid(error.to_string()))?;
     let verdict = shared.reviewer.review(&request).await;
@@ -355,7 +355,7 @@ async fn judge(shared: &Shared, address: IpAddr, body: Vec<u8>) -> Result<Vec<u8
     Ok(answer)
 }
 
-fn check_head(shared: &Shared, request: &Request<Incoming>) -> Result<(), NoVerdict> {
+fn check_head(shared: &SharedServerServer, request: &Request<Incoming>) -> Result<(), NoVerdict> {
     if request.uri().path() != shared.path {
         return Err(NoVerdict::Invalid(StatusCode::NOT_FOUND, format!("there is only {}", shared.path)));
     }
@@ -373,7 +373,7 @@ fn check_head(shared: &Shared, request: &Request<Incoming>) -> Result<(), NoVerd
 }
 
 /// How long a body will be: what its head says, as the API server's always does, or else the most that there may be.
-fn announced_bytes(shared: &Shared, body: &Incoming) -> Result<usize, NoVerdict> {
+fn announced_bytes(shared: &SharedServerServer, body: &Incoming) -> Result<usize, NoVerdict> {
     let most = shared.limits.body_bytes;
     let Some(exact) = body.size_hint().exact() else { return Ok(most) };
     match usize::try_from(exact) {
@@ -383,7 +383,7 @@ fn announced_bytes(shared: &Shared, body: &Incoming) -> Result<usize, NoVerdict>
 }
 
 /// Reads a body that is as long as was announced.
-async fn read_body(shared: &Shared, mut body: Incoming) -> Result<Vec<u8>, NoVerdict> {
+async fn read_body(shared: &SharedServerServer, mut body: Incoming) -> Result<Vec<u8>, NoVerdict> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| invalid(error.to_string()))?;
@@ -408,12 +408,12 @@ fn too_large(most: usize) -> NoVerdict {
     NoVerdict::Invalid(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {most} bytes"))
 }
 
-impl Shared {
+impl SharedServer {
     /// Says how a request was answered, unless its address has had its lines.
-    fn log(&self, address: IpAddr, request: &AdmissionRequest<'_>, outcome: &Outcome) {
+    fn log(&self, address: IpAddr, request: &AdmissionRequest<'_>, outcome: &ReviewOutcome) {
         let (kind, namespace, name) = (request.kind().kind.as_str(), request.namespace(), request.name());
         let operation = request.operation();
-        if matches!(outcome, Outcome::Allowed) {
+        if matches!(outcome, ReviewOutcome::Allowed) {
             debug!(kind, namespace, name, ?operation, "admission as it is");
             return;
         }
@@ -421,7 +421,7 @@ impl Shared {
             return;
         }
         match outcome {
-            Outcome::Denied(reason) => {
+            ReviewOutcome::Denied(reason) => {
                 info!(kind, namespace, name, ?operation, reason = cut(reason), "admission denied");
             }
             _ => info!(kind, namespace, name, ?operation, "admission with changes"),

@@ -14,7 +14,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use serde_json::{Value, json};
 use tidegate_core::PeerCertificate;
-use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::trust_bundle::TrustBundle;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::server::NoServerSessionStorage;
-use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::tls;
 use tokio::sync::watch;
 use tracing::warn;

@@ -49,7 +49,8 @@ pub fn channel(
     server_name: ServerName<'static>,
     tls: impl Fn() -> Option<Arc<ClientConfig>> + Send + Sync + 'static,
 ) -> Channel {
-    let connector = Connector(Arc::new(Target { address: address.clone(), server_name, tls: Box::new(tls) }));
+    let connector =
+        Connector(Arc::new(ConnectorTarget { address: address.clone(), server_name, tls: Box::new(tls) }));
     // The connector does TLS itself, so tonic sees plaintext; calls still use the scheme `https`.
     Endpoint::from(address.uri("http"))
         .origin(address.uri("https"))
@@ -60,9 +61,9 @@ pub fn channel(
 }
 
 #[derive(Clone)]
-struct Connector(Arc<Target>);
+struct Connector(Arc<ConnectorTarget>);
 
-struct Target {
+struct ConnectorTarget {
     address: Address,
     server_name: ServerName<'static>,
     tls: Box<dyn Fn() -> Option<Arc<ClientConfig>> + Send + Sync>,
@@ -148,7 +149,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-impl Target {
+impl ConnectorTarget {
     async fn connect(&self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
         let config = (self.tls)().ok_or_else(|| io::Error::other("no TLS credentials yet"))?;
         let tcp = TcpStream::connect(self.address.authority()).await?;

@@ -6,7 +6,7 @@ use rustls::client::Resumption;
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{ClientConfig, ServerConfig};
 
-use crate::identity::Credentials;
+use crate::credentials::Credentials;
 use crate::tls;
 use crate::trust_bundle::TrustBundle;
 

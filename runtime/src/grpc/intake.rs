@@ -28,12 +28,12 @@ pub struct IntakeLimits {
 
 /// The bytes read so far; clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Intake(Arc<Shared>);
+pub(super) struct Intake(Arc<SharedIntake>);
 
 /// The bytes of one connection. Released on drop.
 #[derive(Debug)]
 pub(super) struct Meter {
-    shared: Arc<Shared>,
+    shared: Arc<SharedIntake>,
     address: IpAddr,
     reading: Mutex<Reading>,
 }
@@ -57,7 +57,7 @@ pub(super) enum TooMuch {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedIntake {
     limits: IntakeLimits,
     held: Mutex<Held>,
 }
@@ -100,7 +100,7 @@ impl TooMuch {
 
 impl Intake {
     pub(super) fn new(limits: IntakeLimits) -> Self {
-        Self(Arc::new(Shared { limits, held: Mutex::default() }))
+        Self(Arc::new(SharedIntake { limits, held: Mutex::default() }))
     }
 
     pub(super) fn meter(&self, address: IpAddr) -> Arc<Meter> {
@@ -173,7 +173,7 @@ impl Drop for Meter {
     }
 }
 
-impl Shared {
+impl SharedIntake {
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::Credentials;
+use crate::credentials::Credentials;
 use crate::trust_bundle::TrustBundle;
 
 /// The page. Answers 503 until it has a certificate.

@@ -12,10 +12,11 @@ use tidegate_core::Identity;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::CaOptions;
 use super::request::{Answer, RequestError, request};
-use super::verify::{chains_to, leads_to};
-use super::{CaOptions, Credentials};
 use crate::backoff::Backoff;
+use crate::chain::{chains_to, leads_to};
+use crate::credentials::Credentials;
 use crate::metrics::Metrics;
 use crate::trust_bundle::TrustBundle;
 

@@ -105,10 +105,13 @@ impl Visit for JsonFields<'_, '_> {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.write(field, |writer| match value.is_finite() {
-            true => write!(writer, "{value}"),
-            // JSON cannot represent it.
-            false => writer.write_str("null"),
+        self.write(field, |writer| {
+            if value.is_finite() {
+                write!(writer, "{value}")
+            } else {
+                // JSON cannot represent it.
+                writer.write_str("null")
+            }
         });
     }
 }
@@ -132,9 +135,10 @@ impl Write for Text {
             if self.text.len() + c.len_utf8() > MAX_VALUE {
                 return Err(fmt::Error);
             }
-            match self.escapes && is_control(c) {
-                true => self.text.extend(c.escape_default()),
-                false => self.text.push(c),
+            if self.escapes && is_control(c) {
+                self.text.extend(c.escape_default());
+            } else {
+                self.text.push(c);
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tidegate_core::policy::MeshProtocol;
 use tidegate_core::{Identity, PeerCertificate};
-use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
 use crate::detect::client_hello::MESH_PROTOCOLS;

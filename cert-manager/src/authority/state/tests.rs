@@ -50,7 +50,7 @@ fn verifies(state: &AuthorityState, root: &CertificateDer<'static>) -> bool {
     let leaf = state.issuer.sign_leaf(&leaf, &names, false, now() - Duration::from_secs(1), end).unwrap();
     let mut chain = state.full_chain(leaf, end);
     chain.pop();
-    tidegate_runtime::identity::leads_to(&chain, root, SystemTime::now())
+    tidegate_runtime::chain::leads_to(&chain, root, SystemTime::now())
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn each_step_waits_until_the_mesh_has_caught_up() {
         assert!(state.may_advance(start, start, TIMING, Vouched::Everything).is_ok());
     }
     let reason = both.may_advance(after(3), start, TIMING, Vouched::Nothing).unwrap_err().to_string();
-    assert_eq!(reason, "the bundle with the new root may not have reached everybody; wait 8s more");
+    assert_eq!(reason, "the bundle with the new root may not have reached every workload; wait 8s more");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use kube::api::{Api, ResourceExt};
 use serde::Deserialize;
 use tidegate_core::contract::annotations::GATEWAY_SECRETS;
 use tidegate_core::contract::names::ROOT_SECRET;
-use tidegate_runtime::identity::leads_to;
+use tidegate_runtime::chain::leads_to;
 use tidegate_runtime::tls::load_pem_certificates;
 use tidegate_runtime::trust_bundle::fingerprint;
 

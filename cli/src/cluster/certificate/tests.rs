@@ -44,6 +44,8 @@ struct Authority {
     /// A namespace that cannot receive the roots.
     unreached: Option<&'static str>,
     old_certificates_end: Option<&'static str>,
+    /// How many looks to answer with this status first.
+    failing: Option<(usize, StatusCode)>,
 }
 
 impl Authority {
@@ -118,10 +120,14 @@ impl Mesh {
         fake
     }
 
-    async fn rotation(State(mesh): State<Self>) -> axum::Json<Value> {
+    async fn rotation(State(mesh): State<Self>) -> Response {
         let mut state = mesh.0.lock().unwrap();
         state.asked += 1;
-        axum::Json(state.rotation())
+        if let Some((left @ 1.., status)) = &mut state.failing {
+            *left -= 1;
+            return (*status, "starting").into_response();
+        }
+        axum::Json(state.rotation()).into_response()
     }
 
     async fn next(State(mesh): State<Self>, RawQuery(query): RawQuery) -> Response {
@@ -409,6 +415,54 @@ async fn a_step_is_waited_for() {
     mesh.change(|state| state.not_yet = None);
     rotation.await.unwrap().unwrap();
     assert_eq!(mesh.taken(), 1);
+}
+
+#[tokio::test]
+async fn a_certificate_authority_that_restarts_is_waited_for() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    let pace = Pace { timeout: Duration::from_secs(60), ..AT_ONCE };
+    mesh.change(|state| state.failing = Some((2, StatusCode::SERVICE_UNAVAILABLE)));
+    rotate(&fake.cluster(), pace.clone()).await.unwrap();
+    assert_eq!(mesh.taken(), 3);
+
+    // Nothing listens at the Pod's port, then there is no Pod, then there is one again.
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    fake.delete("Pod", "tidegate-system", "ca");
+    let cluster = fake.cluster();
+    let rotation = tokio::spawn(async move { rotate(&cluster, pace).await });
+    let looks = || fake.api.requests().iter().filter(|request| request.verb == "list").count();
+    while looks() < 2 {
+        tokio::task::yield_now().await;
+    }
+    fake.put(control_plane_pod("tidegate-cert-manager", "silent"));
+    let before = looks();
+    while looks() < before + 2 {
+        tokio::task::yield_now().await;
+    }
+    fake.delete("Pod", "tidegate-system", "silent");
+    fake.put(control_plane_pod("tidegate-cert-manager", "ca"));
+    rotation.await.unwrap().unwrap();
+    assert_eq!(mesh.taken(), 3);
+}
+
+#[tokio::test]
+async fn a_look_that_keeps_failing_ends_with_its_reason_and_one_that_cannot_succeed_at_once() {
+    let mesh = Mesh::default();
+    let fake = mesh.start().await;
+    mesh.change(|state| state.failing = Some((9, StatusCode::SERVICE_UNAVAILABLE)));
+    let error = rotate(&fake.cluster(), AT_ONCE).await.unwrap_err();
+    assert_eq!(
+        format!("{error:#}"),
+        "no answer within 0ns; run `tidegate certificate rotate` again to continue: pod tidegate-system/ca: /rotation: \
+         503 Service Unavailable: starting"
+    );
+    mesh.change(|state| state.failing = Some((9, StatusCode::NOT_FOUND)));
+    let patient = Pace { timeout: Duration::from_secs(3600), ..AT_ONCE };
+    let error = rotate(&fake.cluster(), patient).await.unwrap_err();
+    assert_eq!(format!("{error:#}"), "pod tidegate-system/ca: /rotation: 404 Not Found: starting");
+    assert_eq!(mesh.taken(), 0);
 }
 
 #[tokio::test]

@@ -6,10 +6,10 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::{Api, PostParams};
 
-use super::{Check, Outcome, Report, enumerate};
+use super::{Check, CheckOutcome, Report, enumerate};
 use crate::cluster::client::Cluster;
 use crate::cluster::mesh;
-use crate::install::HelmOptions;
+use crate::helm::HelmOptions;
 
 const CATEGORY: &str = "Kubernetes";
 /// The first minor version of Kubernetes 1 with native sidecars enabled by default.
@@ -68,7 +68,7 @@ pub(super) async fn api(cluster: &Cluster, report: &mut Report) {
     let version = cluster.client.apiserver_version().await;
     let version = version.map_err(|error| cluster.failed("get the version", &error));
     let (reached, version) = match version {
-        Ok(version) => (Ok(Outcome::ok_with(cluster.server.clone())), Some(version)),
+        Ok(version) => (Ok(CheckOutcome::ok_with(cluster.server.clone())), Some(version)),
         Err(error) => (Err(error), None),
     };
     report.add(&REACHABLE, reached);
@@ -84,22 +84,22 @@ pub(super) async fn installation(cluster: &Cluster, report: &mut Report) {
 
 /// Checks the Helm that `tidegate install` runs.
 pub(super) fn helm(options: &HelmOptions, report: &mut Report) {
-    report.add(&HELM, options.version().map(Outcome::ok_with));
+    report.add(&HELM, options.version().map(CheckOutcome::ok_with));
 }
 
-fn judge(major: &str, minor: &str, whole: &str) -> anyhow::Result<Outcome> {
+fn judge(major: &str, minor: &str, whole: &str) -> anyhow::Result<CheckOutcome> {
     let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>();
     let unreadable = || format!("cannot parse the version {whole:?}");
     let (major, minor) = (number(major).with_context(unreadable)?, number(minor).with_context(unreadable)?);
     let is_new_enough = (major, minor) >= (1, MINOR);
     Ok(if is_new_enough {
-        Outcome::ok_with(whole)
+        CheckOutcome::ok_with(whole)
     } else {
-        Outcome::failed(format!("the version is {whole}"))
+        CheckOutcome::failed(format!("the version is {whole}"))
     })
 }
 
-async fn permissions(cluster: &Cluster) -> anyhow::Result<Outcome> {
+async fn permissions(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     let api: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
     let mut missing = Vec::new();
     for (group, resource, is_namespaced) in MADE {
@@ -124,21 +124,21 @@ async fn permissions(cluster: &Cluster) -> anyhow::Result<Outcome> {
         }
     }
     if missing.is_empty() {
-        return Ok(Outcome::ok());
+        return Ok(CheckOutcome::ok());
     }
     bail!("you lack the permission to {}", enumerate(&missing))
 }
 
-async fn alone(cluster: &Cluster) -> anyhow::Result<Outcome> {
+async fn alone(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     let meshes = mesh::list(cluster).await?;
     let same =
         meshes.iter().find(|mesh| mesh.namespace == cluster.control_plane || mesh.mesh == cluster.mesh_name);
     Ok(match same {
-        Some(mesh) => Outcome::failed(format!(
+        Some(mesh) => CheckOutcome::failed(format!(
             "mesh {} has its control plane in namespace {}, version {}",
             mesh.mesh, mesh.namespace, mesh.version
         )),
-        None => Outcome::ok(),
+        None => CheckOutcome::ok(),
     })
 }
 

@@ -14,7 +14,7 @@ use tidegate_crds::stored;
 use tidegate_runtime::tls::load_pem_certificates;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
-use super::{Check, Outcome, Report, days_until};
+use super::{Check, CheckOutcome, Report, days_until};
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::Part;
 use crate::cluster::mesh::{self, version};
@@ -79,7 +79,7 @@ pub(super) async fn is_there(cluster: &Cluster, report: &mut Report) -> bool {
 }
 
 /// The outcome if the namespace has none of the daemons.
-async fn elsewhere(cluster: &Cluster) -> anyhow::Result<Option<Outcome>> {
+async fn elsewhere(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
     let (namespace, name) = (&cluster.control_plane, &cluster.mesh_name);
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
     for part in Part::ALL {
@@ -91,7 +91,7 @@ async fn elsewhere(cluster: &Cluster) -> anyhow::Result<Option<Outcome>> {
     let meshes = mesh::list(cluster).await?;
     let message = |others: &str| format!("namespace {namespace} has no control plane{others}");
     if meshes.is_empty() {
-        return Ok(Some(Outcome::failed(message(", nor has any other namespace"))));
+        return Ok(Some(CheckOutcome::failed(message(", nor has any other namespace"))));
     }
     let others: Vec<_> = meshes
         .iter()
@@ -102,7 +102,7 @@ async fn elsewhere(cluster: &Cluster) -> anyhow::Result<Option<Outcome>> {
         "give --tidegate-namespace {} --mesh-name {}, or set TIDEGATE_NAMESPACE and TIDEGATE_MESH_NAME",
         meant.namespace, meant.mesh
     );
-    Ok(Some(Outcome::failed(message(&format!("; {}", super::enumerate(&others)))).hint(hint)))
+    Ok(Some(CheckOutcome::failed(message(&format!("; {}", super::enumerate(&others)))).hint(hint)))
 }
 
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
@@ -131,7 +131,7 @@ pub(crate) async fn bundle(cluster: &Cluster, namespace: &str) -> anyhow::Result
     TrustBundle::parse(pem.as_bytes()).with_context(|| format!("{what}: {TRUST_BUNDLE_KEY}")).map(Some)
 }
 
-async fn definitions(cluster: &Cluster) -> anyhow::Result<Outcome> {
+async fn definitions(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let mut wrong = Vec::new();
     for (name, version) in [(IngressBackend::crd_name(), "v1alpha1"), (MeshConfig::crd_name(), "v1alpha2")] {
@@ -146,10 +146,10 @@ async fn definitions(cluster: &Cluster) -> anyhow::Result<Outcome> {
             }
         }
     }
-    Ok(Outcome::failed_for(&wrong))
+    Ok(CheckOutcome::failed_for(&wrong))
 }
 
-async fn deployments(cluster: &Cluster) -> (anyhow::Result<Outcome>, Option<Outcome>) {
+async fn deployments(cluster: &Cluster) -> (anyhow::Result<CheckOutcome>, Option<CheckOutcome>) {
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
     let (mut unready, mut others) = (Vec::new(), Vec::new());
     let mut is_any = false;
@@ -176,15 +176,15 @@ async fn deployments(cluster: &Cluster) -> (anyhow::Result<Outcome>, Option<Outc
         }
     }
     let versions = if others.is_empty() {
-        Outcome::ok_with(env!("CARGO_PKG_VERSION"))
+        CheckOutcome::ok_with(env!("CARGO_PKG_VERSION"))
     } else {
-        Outcome::warning(format!(
+        CheckOutcome::warning(format!(
             "this command is {}; {}",
             env!("CARGO_PKG_VERSION"),
             super::enumerate(&others)
         ))
     };
-    (Ok(Outcome::failed_for(&unready)), is_any.then_some(versions))
+    (Ok(CheckOutcome::failed_for(&unready)), is_any.then_some(versions))
 }
 
 /// The current MeshConfig, if there is one.
@@ -199,23 +199,25 @@ pub(crate) async fn mesh_config(cluster: &Cluster) -> anyhow::Result<Option<Mesh
         .map_err(|finding| anyhow!("{finding}; mesh peers are refused until it is corrected"))
 }
 
-fn judge_config(config: Option<&MeshConfig>) -> Outcome {
-    let Some(config) = config else { return Outcome::warning(format!("{MESH_CONFIG_NAME} does not exist")) };
+fn judge_config(config: Option<&MeshConfig>) -> CheckOutcome {
+    let Some(config) = config else {
+        return CheckOutcome::warning(format!("{MESH_CONFIG_NAME} does not exist"));
+    };
     let status = config.status.as_ref();
     if status.and_then(|status| status.current_status.as_deref()) == Some("error") {
         let reason = status.and_then(|status| status.reason.clone());
-        return Outcome::failed(reason.unwrap_or_else(|| "its status is error".to_owned()));
+        return CheckOutcome::failed(reason.unwrap_or_else(|| "its status is error".to_owned()));
     }
     let gateway = status.and_then(|status| status.condition(INGRESS_GATEWAY_READY));
     if let Some(condition) = gateway.filter(|condition| condition.status == "False") {
-        return Outcome::failed(condition.message.clone());
+        return CheckOutcome::failed(condition.message.clone());
     }
     let findings: Vec<String> =
         tidegate_crds::validate::mesh_config(&config.spec).iter().map(ToString::to_string).collect();
-    Outcome::warning_for(&findings)
+    CheckOutcome::warning_for(&findings)
 }
 
-async fn root(cluster: &Cluster) -> anyhow::Result<Outcome> {
+async fn root(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     let bundle = bundle(cluster, &cluster.control_plane).await?.with_context(|| {
         let name = trust_bundle_config_map(&cluster.mesh_name);
         format!("ConfigMap {name} does not exist in namespace {}", cluster.control_plane)
@@ -225,12 +227,12 @@ async fn root(cluster: &Cluster) -> anyhow::Result<Outcome> {
         let certificate = PeerCertificate::from_der(root)?;
         let end = humantime::format_rfc3339_seconds(certificate.not_after);
         let Some(days) = days_until(certificate.not_after) else {
-            return Ok(Outcome::failed(format!("a root expired at {end}")));
+            return Ok(CheckOutcome::failed(format!("a root expired at {end}")));
         };
         least = least.min(days);
     }
     let message = format!("{} trusted, {least} days left", bundle.roots().len());
-    Ok(if least < ROOT_DAYS { Outcome::warning(message) } else { Outcome::ok_with(message) })
+    Ok(if least < ROOT_DAYS { CheckOutcome::warning(message) } else { CheckOutcome::ok_with(message) })
 }
 
 /// Namespace and name of the ingress controller's Secret, if one is configured.
@@ -240,14 +242,14 @@ pub(crate) fn gateway_secret(config: &MeshConfig) -> Option<(String, String)> {
 }
 
 /// Checks only the certificate; the key beside it is not read.
-async fn gateway(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<Outcome> {
+async fn gateway(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<CheckOutcome> {
     let what = format!("Secret {namespace}/{name}");
     let api: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
     let Some(secret) = cluster.get(&api, name, &what).await? else {
-        return Ok(Outcome::failed(format!("{what} does not exist")));
+        return Ok(CheckOutcome::failed(format!("{what} does not exist")));
     };
     if secret.type_.as_deref() != Some(TLS_SECRET) {
-        return Ok(Outcome::failed(format!("{what} is of type {:?}", secret.type_.unwrap_or_default())));
+        return Ok(CheckOutcome::failed(format!("{what} is of type {:?}", secret.type_.unwrap_or_default())));
     }
     let chain = secret.data.unwrap_or_default().remove("tls.crt").unwrap_or_default().0;
     let chain = load_pem_certificates(&chain).with_context(|| format!("{what}: tls.crt"))?;
@@ -255,7 +257,7 @@ async fn gateway(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Resu
     let leaf = PeerCertificate::from_der(leaf)?;
     let end = humantime::format_rfc3339_seconds(leaf.not_after);
     Ok(match days_until(leaf.not_after) {
-        None => Outcome::failed(format!("{what}: the certificate expired at {end}")),
-        Some(_) => Outcome::ok_with(format!("until {end}")),
+        None => CheckOutcome::failed(format!("{what}: the certificate expired at {end}")),
+        Some(_) => CheckOutcome::ok_with(format!("until {end}")),
     })
 }

@@ -10,7 +10,7 @@ use tidegate_core::contract::names::{self, trust_bundle_config_map};
 use tidegate_crds::injection::{has_sidecar_of, mesh_of, namespace_is_in_mesh};
 
 use super::control_plane::bundle;
-use super::{Check, Outcome, Report, enumerate};
+use super::{Check, CheckOutcome, Report, enumerate};
 use crate::cluster::client::Cluster;
 use crate::cluster::mesh;
 use crate::cluster::namespace::{self, injects};
@@ -114,7 +114,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
 }
 
 /// A namespace whose mesh does not exist gets no sidecars; nothing else reports that.
-async fn meshes(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
+async fn meshes(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<CheckOutcome> {
     let staying = namespaces.iter().filter(|namespace| namespace.metadata.deletion_timestamp.is_none());
     let named = staying.filter_map(|namespace| {
         let mesh = mesh_of(Some(namespace.labels())).filter(|mesh| *mesh != cluster.mesh_name)?;
@@ -122,19 +122,19 @@ async fn meshes(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<O
     });
     let others: Vec<_> = named.collect();
     if others.is_empty() {
-        return Ok(Outcome::ok());
+        return Ok(CheckOutcome::ok());
     }
     let there = mesh::names(cluster).await?;
     let lost = others.iter().filter(|(_, mesh)| !there.contains(*mesh));
     let lost: Vec<_> = lost.map(|(name, mesh)| format!("{name} names mesh {mesh:?}")).collect();
-    Ok(Outcome::warning_for(&lost))
+    Ok(CheckOutcome::warning_for(&lost))
 }
 
-async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
+async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<CheckOutcome> {
     let Some(expected) = bundle(cluster, &cluster.control_plane).await? else {
         let namespace = &cluster.control_plane;
         let name = trust_bundle_config_map(&cluster.mesh_name);
-        return Ok(Outcome::failed(format!("ConfigMap {name} does not exist in namespace {namespace}")));
+        return Ok(CheckOutcome::failed(format!("ConfigMap {name} does not exist in namespace {namespace}")));
     };
     let mut expected = expected.fingerprints();
     expected.sort();
@@ -153,10 +153,10 @@ async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<
             Err(error) => wrong.push(format!("{error:#}")),
         }
     }
-    Ok(Outcome::failed_for(&wrong))
+    Ok(CheckOutcome::failed_for(&wrong))
 }
 
-async fn injected(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
+async fn injected(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<CheckOutcome> {
     let (mut without, mut restarts) = (Vec::new(), Vec::new());
     for namespace in namespaces.iter().filter(|namespace| injects(namespace)) {
         let name = namespace.name_any();
@@ -172,11 +172,11 @@ async fn injected(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result
             restarts.push(format!("kubectl rollout restart deployment,statefulset,daemonset -n {name}"));
         }
     }
-    Ok(Outcome::warning_for(&without).hint(format!("restart them: {}", enumerate(&restarts))))
+    Ok(CheckOutcome::warning_for(&without).hint(format!("restart them: {}", enumerate(&restarts))))
 }
 
 /// Pods that the API server refuses, according to the status of their ReplicaSets.
-async fn made(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Outcome> {
+async fn made(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<CheckOutcome> {
     let mut refused = Vec::new();
     for namespace in namespaces.iter().filter(|namespace| injects(namespace)) {
         let name = namespace.name_any();
@@ -198,7 +198,7 @@ async fn made(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<Out
         refused.contains("quota")
             && [names::SIDECAR, names::INTERCEPT].iter().any(|name| refused.contains(name))
     });
-    let outcome = Outcome::failed_for(&refused);
+    let outcome = CheckOutcome::failed_for(&refused);
     Ok(if of_quota { outcome.hint(QUOTA_HINT) } else { outcome })
 }
 
@@ -212,15 +212,15 @@ fn lacks_sidecar(pod: &Pod, control_plane: &str) -> bool {
     !has_sidecar_of(pod, control_plane) && !is_over && !is_on_host && !has_opted_out
 }
 
-fn waits(pods: &[MeshedPod]) -> Outcome {
+fn waits(pods: &[MeshedPod]) -> CheckOutcome {
     let mut found = Vec::new();
     for pod in pods {
         found.extend(pod.waits.iter().map(|container| format!("{}: {container}", pod.key())));
     }
-    Outcome::warning_for(&found)
+    CheckOutcome::warning_for(&found)
 }
 
-fn connected(pods: &[MeshedPod], known: &Known) -> Outcome {
+fn connected(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     let mut missing: Vec<String> = started(pods)
         .filter(|pod| known.connected(pod).is_none())
         .map(|pod| match known.workloads.get(&pod.key()) {
@@ -233,12 +233,12 @@ fn connected(pods: &[MeshedPod], known: &Known) -> Outcome {
         .collect();
     if !missing.is_empty() {
         missing.extend(known.silent.iter().cloned());
-        return Outcome::failed_for(&missing);
+        return CheckOutcome::failed_for(&missing);
     }
-    Outcome::ok_with(counted(started(pods).count(), "sidecar"))
+    CheckOutcome::ok_with(counted(started(pods).count(), "sidecar"))
 }
 
-fn policies(pods: &[MeshedPod], known: &Known) -> Outcome {
+fn policies(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     let rejected: Vec<String> = started(pods)
         .filter_map(|pod| {
             let (workload, _) = known.workloads.get(&pod.key())?;
@@ -247,10 +247,10 @@ fn policies(pods: &[MeshedPod], known: &Known) -> Outcome {
             is_newest.then(|| format!("{}: {}", pod.key(), rejected.reason))
         })
         .collect();
-    Outcome::failed_for(&rejected)
+    CheckOutcome::failed_for(&rejected)
 }
 
-fn certificates(pods: &[MeshedPod], known: &Known) -> Outcome {
+fn certificates(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     let (mut over, mut late) = (Vec::new(), Vec::new());
     for pod in started(pods) {
         let Some(text) = known.connected(pod).and_then(|stream| stream.certificate_not_after.as_ref()) else {
@@ -263,17 +263,17 @@ fn certificates(pods: &[MeshedPod], known: &Known) -> Outcome {
             Ok(_) => {}
         }
     }
-    if over.is_empty() { Outcome::warning_for(&late) } else { Outcome::failed_for(&over) }
+    if over.is_empty() { CheckOutcome::warning_for(&late) } else { CheckOutcome::failed_for(&over) }
 }
 
-fn versions(pods: &[MeshedPod], known: &Known) -> Outcome {
+fn versions(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     let others: Vec<String> = started(pods)
         .filter_map(|pod| {
             let version = pod.version(known.connected(pod));
             (version != env!("CARGO_PKG_VERSION")).then(|| format!("{} has {version}", pod.key()))
         })
         .collect();
-    Outcome::warning_for(&others)
+    CheckOutcome::warning_for(&others)
 }
 
 fn started(pods: &[MeshedPod]) -> impl Iterator<Item = &MeshedPod> {

@@ -9,7 +9,7 @@ use tidegate_crds::injection::namespace_is_in_mesh;
 use tidegate_crds::not_enforced::effect;
 use tidegate_crds::{IngressBackend, MeshConfig};
 
-use super::{Check, NAMED, Outcome, Report};
+use super::{Check, CheckOutcome, NAMED, Report};
 use crate::cluster::client::Cluster;
 use crate::cluster::namespace;
 
@@ -30,7 +30,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     }
 }
 
-async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<Outcome>> {
+async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let definitions = cluster.list(&definitions, ListParams::default(), "CustomResourceDefinitions").await?;
     let namespaces: BTreeSet<String> = namespace::all(cluster)
@@ -69,8 +69,8 @@ async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<Outcome>> {
         }));
     }
     Ok(match (objects.is_empty(), kinds.is_empty()) {
-        (false, _) => Some(Outcome::warning_for(&objects)),
-        (true, false) => Some(Outcome::ok_with(format!("the cluster defines {}", names(&kinds)))),
+        (false, _) => Some(CheckOutcome::warning_for(&objects)),
+        (true, false) => Some(CheckOutcome::ok_with(format!("the cluster defines {}", names(&kinds)))),
         (true, true) => None,
     })
 }

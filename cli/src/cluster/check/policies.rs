@@ -8,7 +8,7 @@ use kube::api::{Api, ListParams, ResourceExt};
 use tidegate_crds::ingress_backend::IngressBackend;
 use tidegate_crds::injection::{mesh_of, namespace_is_in_mesh};
 
-use super::{Check, Outcome, Report};
+use super::{Check, CheckOutcome, Report};
 use crate::cluster::client::Cluster;
 use crate::cluster::conflicts::Policies;
 use crate::cluster::{conflicts, namespace};
@@ -68,10 +68,10 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&BACKENDS, backends(cluster, &policies).await);
     report.add(&SOURCES, sources(cluster, &policies).await);
     let pairs = conflicts::conflicts(&policies).iter().map(ToString::to_string).collect::<Vec<_>>();
-    report.add(&CONFLICTS, Ok(Outcome::warning_for(&pairs)));
+    report.add(&CONFLICTS, Ok(CheckOutcome::warning_for(&pairs)));
 }
 
-fn members(cluster: &Cluster, namespaces: &[Namespace], policies: &[IngressBackend]) -> Outcome {
+fn members(cluster: &Cluster, namespaces: &[Namespace], policies: &[IngressBackend]) -> CheckOutcome {
     let namespaces: BTreeSet<String> = namespaces
         .iter()
         .filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name))
@@ -82,21 +82,21 @@ fn members(cluster: &Cluster, namespaces: &[Namespace], policies: &[IngressBacke
         .filter(|policy| policy.namespace().is_none_or(|namespace| !namespaces.contains(&namespace)))
         .map(name)
         .collect();
-    Outcome::warning_for(&outside)
+    CheckOutcome::warning_for(&outside)
 }
 
 /// A policy that cannot be parsed is not enforced, whatever its status says.
-fn status(policies: &[IngressBackend], unreadable: Vec<String>) -> Outcome {
+fn status(policies: &[IngressBackend], unreadable: Vec<String>) -> CheckOutcome {
     let mut errors = unreadable;
     errors.extend(policies.iter().filter_map(|policy| {
         let status = policy.status.as_ref()?;
         let is_error = status.current_status.as_deref() == Some("error");
         is_error.then(|| format!("{}: {}", name(policy), status.reason.as_deref().unwrap_or("error")))
     }));
-    Outcome::failed_for(&errors)
+    CheckOutcome::failed_for(&errors)
 }
 
-async fn backends(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<Outcome> {
+async fn backends(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<CheckOutcome> {
     let mut missing = Vec::new();
     for policy in policies {
         let namespace = policy.namespace().unwrap_or_default();
@@ -108,10 +108,10 @@ async fn backends(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Res
             }
         }
     }
-    Ok(Outcome::warning_for(&missing))
+    Ok(CheckOutcome::warning_for(&missing))
 }
 
-async fn sources(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<Outcome> {
+async fn sources(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<CheckOutcome> {
     let mut named: BTreeMap<(String, String), String> = BTreeMap::new();
     for policy in policies {
         for source in policy.spec.sources.iter().filter(|source| source.kind == "Service") {
@@ -134,7 +134,7 @@ async fn sources(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Resu
             without.push(format!("{policy}: Service {namespace}/{service} has no ready endpoints"));
         }
     }
-    Ok(Outcome::warning_for(&without))
+    Ok(CheckOutcome::warning_for(&without))
 }
 
 /// Whether the controller admits an endpoint: one without a ready condition counts as ready.

@@ -13,7 +13,7 @@ use tidegate_core::contract::names::{self, name_in_mesh};
 use tidegate_runtime::trust_bundle::TrustBundle;
 
 use super::control_plane::bundle;
-use super::{Check, Outcome, Report};
+use super::{Check, CheckOutcome, Report};
 use crate::cluster::client::Cluster;
 
 const CATEGORY: &str = "Webhooks";
@@ -47,14 +47,14 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&VALIDATOR, validator.await);
 }
 
-async fn judge(cluster: &Cluster, kind: &str, name: &str, resource: &str) -> anyhow::Result<Outcome> {
+async fn judge(cluster: &Cluster, kind: &str, name: &str, resource: &str) -> anyhow::Result<CheckOutcome> {
     let name = name_in_mesh(name, &cluster.mesh_name);
     let what = format!("{kind} {name}");
     let found = match kind {
         "MutatingWebhookConfiguration" => mutating(cluster, &name, &what).await?,
         _ => validating(cluster, &name, &what).await?,
     };
-    let Some(webhooks) = found else { return Ok(Outcome::failed(format!("{what} does not exist"))) };
+    let Some(webhooks) = found else { return Ok(CheckOutcome::failed(format!("{what} does not exist"))) };
     let trusted = bundle(cluster, &cluster.control_plane).await?;
     let mut wrong: Vec<String> = Vec::new();
     for webhook in &webhooks {
@@ -63,7 +63,7 @@ async fn judge(cluster: &Cluster, kind: &str, name: &str, resource: &str) -> any
         );
     }
     wrong.extend(selection_faults(cluster, &webhooks, resource));
-    Ok(Outcome::failed_for(&wrong))
+    Ok(CheckOutcome::failed_for(&wrong))
 }
 
 async fn mutating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result<Option<Vec<Webhook>>> {

@@ -26,11 +26,11 @@ fn injector(arguments: &[&str]) -> Value {
 
 #[test]
 fn offline_the_defaults_hold() {
-    let settings = options(&["--offline"]).settings(Told::default());
+    let settings = options(&["--offline"]).settings(InjectorFlags::default());
     assert_eq!(settings.image, IMAGE);
     assert_eq!(settings.discovery_server_name, "tidegate-controller.tidegate-system.cluster.local");
-    let settings =
-        options(&["--offline", "--osm-namespace", "mesh", "--mesh-name", "m"]).settings(Told::default());
+    let settings = options(&["--offline", "--osm-namespace", "mesh", "--mesh-name", "m"])
+        .settings(InjectorFlags::default());
     assert_eq!(settings.ca_address, "https://tidegate-cert-manager.mesh.svc:15012");
     assert_eq!(settings.mesh_name, "m");
 }
@@ -45,9 +45,9 @@ async fn the_injectors_own_flags_count_and_the_command_lines_before_them() {
         "spec": {"sidecar": {"enablePrivilegedInitContainer": true}},
     });
     let fake = FakeCluster::start(vec![injector(&arguments), config]).await;
-    let (told, mesh) = from_cluster(&fake.cluster()).await.unwrap();
+    let (flags, mesh) = from_cluster(&fake.cluster()).await.unwrap();
     assert!(mesh.privileged_interception);
-    let settings = options(&["--sidecar-image", "mine:1"]).settings(told);
+    let settings = options(&["--sidecar-image", "mine:1"]).settings(flags);
     assert_eq!((settings.image.as_str(), settings.image_pull_policy.as_str()), ("mine:1", "Never"));
     assert_eq!(settings.discovery_server_name, "tidegate-controller.tidegate-system.td");
 }
@@ -70,7 +70,7 @@ async fn the_cluster_s_namespaces_decide_and_the_one_of_objects_that_name_none_c
     for (words, gets_one) in [(&["-n", "shop"][..], true), (&[], false)] {
         let options = options(words);
         let namespaces = options.namespaces(&fake.cluster()).await.unwrap();
-        let settings = options.settings(Told::default());
+        let settings = options.settings(InjectorFlags::default());
         let injected =
             inject_manifests(pod, &settings, &MeshSettings::parse(None).unwrap(), &namespaces).unwrap();
         assert_eq!(injected.yaml.contains("tidegate-sidecar"), gets_one, "{:?}", injected.notes);
@@ -141,7 +141,7 @@ fn a_limit_by_annotation_is_taken_if_the_sidecar_s_flag_takes_it() {
                 "metadata": {"name": "a", "annotations": {"tidegate.io/sidecar-limits": format!("{flag}={value}")}},
                 "spec": {"containers": [{"name": "a"}]},
             });
-            let settings = options(&[]).settings(Told::default());
+            let settings = options(&[]).settings(InjectorFlags::default());
             let (mesh, namespaces) = (MeshSettings::parse(None).unwrap(), ManifestNamespaces::default());
             let injected = inject_manifests(&pod.to_string(), &settings, &mesh, &namespaces);
             match injected {
@@ -182,7 +182,7 @@ fn sidecar_arguments(path: &str, header: &str, seconds: i32, service: &str) -> R
             },
         ]},
     });
-    let settings = options(&[]).settings(Told::default());
+    let settings = options(&[]).settings(InjectorFlags::default());
     // As YAML, where some characters must be escaped.
     let escaped = |c: char| match c {
         ' '..='~' => c.to_string(),

@@ -8,7 +8,7 @@ use rcgen::{
 };
 use rustls_pki_types::PrivateKeyDer;
 use tidegate_core::{Identity, PeerCertificate, TrustDomain};
-use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
 /// A CA of the tests' own.

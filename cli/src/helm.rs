@@ -9,8 +9,6 @@ use std::thread;
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 
-use crate::cluster::client::ClusterOptions;
-
 /// The first version that can upgrade with the installation's values and the new chart's defaults.
 const MINIMUM: (u32, u32) = (3, 14);
 
@@ -46,7 +44,7 @@ pub(crate) struct HelmOptions {
 
 /// A sufficiently new Helm, and the cluster it works on.
 #[derive(Debug)]
-pub(super) struct Helm {
+pub(crate) struct Helm {
     program: PathBuf,
     cluster: Vec<OsString>,
     version: (u32, u32),
@@ -55,20 +53,13 @@ pub(super) struct Helm {
 impl HelmOptions {
     /// The version of the installed Helm, if it is new enough.
     pub(crate) fn version(&self) -> anyhow::Result<String> {
-        let (major, minor) = self.find(&ClusterOptions::default())?.version;
+        let (major, minor) = self.find(Vec::new())?.version;
         Ok(format!("{major}.{minor}"))
     }
 
-    /// Finds Helm. Does not connect to the cluster.
-    pub(super) fn find(&self, cluster: &ClusterOptions) -> anyhow::Result<Helm> {
-        let mut arguments: Vec<OsString> = vec!["--namespace".into(), cluster.control_plane().into()];
-        if let Some(file) = &cluster.kubeconfig {
-            arguments.extend(["--kubeconfig".into(), file.into()]);
-        }
-        if let Some(context) = &cluster.context {
-            arguments.extend(["--kube-context".into(), context.into()]);
-        }
-        let mut helm = Helm { program: self.helm.clone(), cluster: arguments, version: MINIMUM };
+    /// Finds Helm. `cluster` are its flags that select cluster and namespace. Does not connect to the cluster.
+    pub(crate) fn find(&self, cluster: Vec<OsString>) -> anyhow::Result<Helm> {
+        let mut helm = Helm { program: self.helm.clone(), cluster, version: MINIMUM };
         let version = helm.run(["version", "--template", "{{.Version}}"])?;
         let number = parse_version(&version)
             .with_context(|| format!("{} is not Helm: its version is {version:?}", self.helm.display()))?;
@@ -88,19 +79,19 @@ impl HelmOptions {
 impl Helm {
     /// Flags that let it overwrite fields that others have set. Helm 3 always does; Helm 4 uses server-side apply,
     /// which refuses conflicts without the flag.
-    pub(super) fn forcing(&self) -> &'static [&'static str] {
+    pub(crate) fn forcing(&self) -> &'static [&'static str] {
         if self.version.0 < 4 { &[] } else { &["--server-side=true", "--force-conflicts"] }
     }
 
     /// Whether a release of this name exists, in any state.
-    pub(super) fn has_release(&self, name: &str) -> anyhow::Result<bool> {
+    pub(crate) fn has_release(&self, name: &str) -> anyhow::Result<bool> {
         let names = self.run(["list", "--all", "--short"])?;
         Ok(names.lines().any(|line| line.trim() == name))
     }
 
     /// Runs a command and returns its output. Its warnings go to standard error as they come; its error becomes ours,
     /// with a matching hint if there is one.
-    pub(super) fn run<S: AsRef<OsStr>>(
+    pub(crate) fn run<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> anyhow::Result<String> {
@@ -149,7 +140,7 @@ fn error_of(stderr: impl Read) -> String {
 #[cfg(test)]
 impl Helm {
     /// A stub that prints `releases`, one per line, for every command.
-    pub(super) fn stub(releases: &str) -> Self {
+    pub(crate) fn stub(releases: &str) -> Self {
         Self { program: "echo".into(), cluster: vec![format!("\n{releases}").into()], version: MINIMUM }
     }
 }
@@ -166,7 +157,7 @@ mod tests {
 
     fn find(program: &str) -> String {
         let options = HelmOptions { helm: program.into() };
-        format!("{:#}", options.find(&ClusterOptions::default()).unwrap_err())
+        format!("{:#}", options.find(Vec::new()).unwrap_err())
     }
 
     #[test]

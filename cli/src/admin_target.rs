@@ -1,0 +1,35 @@
+//! Which controller `tidegate policy` and `tidegate explain` query.
+
+use std::net::SocketAddr;
+
+use clap::Args;
+use serde::de::DeserializeOwned;
+use tidegate_core::contract::{environment, ports};
+
+use crate::admin_client::fetch;
+use crate::cluster::client::ClusterOptions;
+use crate::cluster::control_plane::Part;
+
+/// The controller to query: the cluster's, or that of a local process.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AdminTarget {
+    /// Query the process at this admin address, such as `tidegate standalone`, instead of a cluster [default:
+    /// 127.0.0.1:15000 if no cluster is configured]
+    #[arg(long, env = environment::ADMIN_ADDRESS, value_name = "ADDRESS")]
+    admin_address: Option<SocketAddr>,
+    #[command(flatten)]
+    cluster: ClusterOptions,
+}
+
+impl AdminTarget {
+    /// The controller's answer to `GET path`.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        match self.admin_address {
+            Some(address) => fetch(address, path).await,
+            None if self.cluster.is_configured() => {
+                self.cluster.connect().await?.ask(Part::Controller, path).await
+            }
+            None => fetch(ports::ADMIN_ADDRESS, path).await,
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Failures that may have passed at the next attempt, such as those while a Pod restarts.
+
+use super::admin::AdminError;
+use super::client::ApiRequestError;
+use super::control_plane::NoRunningPod;
+
+/// Whether an error is of that kind. Missing permissions, for example, are not.
+pub(crate) fn is_transient(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<NoRunningPod>()
+            || cause.downcast_ref().is_some_and(|error: &ApiRequestError| error.is_transient)
+            || cause.downcast_ref().is_some_and(AdminError::is_transient)
+    })
+}
