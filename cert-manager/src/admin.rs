@@ -16,16 +16,16 @@ pub fn routes(authority: Authority) -> Router {
 
 #[derive(Deserialize)]
 struct NextOptions {
-    /// Everyone's certificate is known to be good under the issuing root.
+    /// Every certificate in use is known to be valid under the issuing root.
     #[serde(default)]
     renewed: bool,
-    /// Waits for no workload.
+    /// Do not wait for any workload.
     #[serde(default)]
     force: bool,
-    /// The root that the last step drops is not trusted any more, nor is any that was retired before.
+    /// Stop trusting the root that the last step drops, and those that were retired before it.
     #[serde(default)]
     revoke: bool,
-    /// Namespaces, with commas between, that the step does without if the trust bundle cannot be published there.
+    /// Namespaces, separated by commas, that the step skips if the trust bundle cannot be published there.
     #[serde(default)]
     without: String,
 }

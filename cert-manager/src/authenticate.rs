@@ -1,4 +1,4 @@
-//! Who is asking: from a bearer token to an identity that a trusted issuer has vouched for.
+//! Authenticates callers: from a bearer token to an identity that a trusted issuer vouches for.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ pub mod signed_jwt;
 /// A caller whose token was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// Who it is.
+    /// Its identity.
     pub identity: Identity,
     /// The pod that the token is bound to, if it is bound to one.
     pub pod: Option<PodReference>,
@@ -25,7 +25,7 @@ pub struct PodReference {
     pub uid: String,
 }
 
-/// Why a token proves nothing. Never holds any part of the token.
+/// Why a token is not accepted. Never contains any part of the token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// No `authorization` metadata.
@@ -40,25 +40,25 @@ pub enum AuthError {
     /// Longer than any service account token.
     #[error("the token is longer than {0} bytes")]
     TooLong(usize),
-    /// `none`, an HMAC, or whatever else is not allowed.
+    /// `none`, an HMAC, or another algorithm that is not allowed.
     #[error("the token's algorithm is not allowed: ES256, RS256 and EdDSA are")]
     Algorithm,
     /// Signed by another issuer, or altered.
     #[error("the token is not signed by a known key")]
     Signature,
-    /// `exp` lies in the past.
+    /// `exp` is in the past.
     #[error("the token has expired")]
     Expired,
-    /// `nbf` lies in the future.
+    /// `nbf` is in the future.
     #[error("the token is not valid yet")]
     NotYetValid,
-    /// Meant for another audience.
+    /// For another audience.
     #[error("the token's audience is not {0:?}")]
     Audience(String),
-    /// From another issuer than the one that is trusted.
+    /// From an issuer that is not the trusted one.
     #[error("the token's issuer is not {0:?}")]
     Issuer(String),
-    /// A claim that has to be there.
+    /// A required claim is missing or malformed.
     #[error("the token's claim {0:?} is missing or malformed")]
     Claim(&'static str),
     /// Two claims name different service accounts.
@@ -67,29 +67,29 @@ pub enum AuthError {
     /// The API server does not accept it.
     #[error("the API server does not accept the token: {0}")]
     Rejected(String),
-    /// Good, but not bound to a pod: it would outlive its pod.
+    /// Valid, but not bound to a Pod, so it would outlive its Pod.
     #[error("the token is not bound to a pod: use a projected service account token")]
     NotBound,
-    /// Good, but of a namespace that is not in the mesh.
+    /// Valid, but of a namespace that is not in the mesh.
     #[error("namespace {0} is not in the mesh: add it (`tidegate namespace add {0}`) and restart the pod")]
     NotInMesh(String),
-    /// The service account's name is none.
+    /// The service account's name is not valid.
     #[error("the token names no valid service account: {0}")]
     Identity(String),
-    /// The authority that judges tokens cannot be asked; the caller may try again.
+    /// Tokens cannot be verified at the moment; the caller may try again.
     #[error("tokens cannot be verified at the moment: {0}")]
     Unavailable(String),
 }
 
-/// Judges bearer tokens.
+/// Verifies bearer tokens.
 #[tonic::async_trait]
 pub trait Authenticator: Send + Sync + 'static {
-    /// The caller that `token` proves. `peer` is where it came from, for those who compare.
+    /// The caller that `token` authenticates. `peer` is the address it came from, for limits per host.
     async fn authenticate(&self, token: &str, peer: Option<SocketAddr>) -> Result<Caller, AuthError>;
 }
 
 impl AuthError {
-    /// A word for metrics and the audit log, out of a fixed set.
+    /// A metric label and the reason in the audit log, one of a fixed set.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Missing | Self::NotBearer => "no-token",

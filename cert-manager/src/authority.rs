@@ -1,7 +1,7 @@
-//! The certificate authority over time: made or given once, kept in a store, rotated in steps.
+//! The certificate authority over time: generated or given once, kept in a store, rotated in steps.
 //!
-//! [`AuthorityState`] is what holds at one moment and which step may follow, as a plain value. [`Authority`] keeps
-//! that value equal to the store's, publishes the roots it trusts, and takes the steps.
+//! [`AuthorityState`] is a plain value: the state at one moment, and which step may follow. [`Authority`] keeps that value
+//! equal to the store's, publishes the trusted roots, and takes the steps.
 
 mod given;
 mod keeper;

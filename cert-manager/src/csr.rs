@@ -1,8 +1,8 @@
-//! What a certificate signing request (RFC 2986) must be before anybody is asked to sign it.
+//! Checks certificate signing requests (RFC 2986) before they are signed.
 //!
-//! [`check_csr`] judges the request by itself: size, form, key, signature. [`CheckedCsr::check_names`] then judges
-//! the names it asks for against the identity that the caller has proved. Nothing of a request but its public key
-//! ever reaches a certificate.
+//! [`check_csr`] checks the request by itself: size, form, key, signature. [`CheckedCsr::check_names`] then compares the
+//! requested names with the caller's authenticated identity. Only the public key of a request ever gets into a
+//! certificate.
 
 use std::borrow::Cow;
 
@@ -23,9 +23,9 @@ mod key;
 #[cfg(test)]
 mod tests;
 
-/// The most bytes that a request may have, in PEM or DER. An RSA-8192 request has some 3 KiB.
+/// Maximum bytes of a request, in PEM or DER. An RSA-8192 request has about 3 KiB.
 pub const MAX_CSR_BYTES: usize = 16 * 1024;
-/// How a PEM block of a request begins in Java's keytool and other older programs (RFC 7468 §7), and its end.
+/// Begin and end of a request's PEM block by Java's keytool and other older programs (RFC 7468 §7).
 const OLD_LABELS: [(&str, &str); 2] = [
     ("-----BEGIN NEW CERTIFICATE REQUEST-----", "-----BEGIN CERTIFICATE REQUEST-----"),
     ("-----END NEW CERTIFICATE REQUEST-----", "-----END CERTIFICATE REQUEST-----"),
@@ -35,18 +35,18 @@ const ECDSA_SHA256: &str = "1.2.840.10045.4.3.2";
 const ECDSA_SHA384: &str = "1.2.840.10045.4.3.3";
 const ECDSA_SHA512: &str = "1.2.840.10045.4.3.4";
 
-/// A request whose form, key and signature are right. Its names are not yet judged.
+/// A request whose form, key and signature are valid. Its names are not checked yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckedCsr {
     /// DER of its SubjectPublicKeyInfo.
     pub(crate) public_key: Vec<u8>,
-    /// What kind of key that is.
+    /// The kind of that key.
     pub key: KeyKind,
     common_names: Vec<String>,
     names: Vec<RequestedName>,
 }
 
-/// Why a request is refused. Each text names what the requester has to change.
+/// Why a request is refused. Each text says what the requester has to change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CsrError {
     /// More than [`MAX_CSR_BYTES`].
@@ -58,26 +58,26 @@ pub enum CsrError {
     /// Not a DER-encoded PKCS#10 request.
     #[error("the CSR is not a DER-encoded PKCS#10 request")]
     Der,
-    /// A part of the request cannot be decoded or is there twice.
+    /// A part of the request cannot be decoded or occurs twice.
     #[error("the CSR's {0}")]
     Malformed(&'static str),
-    /// The key is of a kind or size that gets no certificate.
+    /// The key's kind or size is not accepted.
     #[error("the CSR's key: {0}")]
     Key(#[from] KeyError),
-    /// Signed with SHA-1, MD5 or something unheard of.
+    /// Signed with SHA-1, MD5 or an unknown algorithm.
     #[error("the CSR's signature algorithm {0} is not allowed: use SHA-256, SHA-384 or SHA-512")]
     SignatureAlgorithm(String),
     /// The requester does not hold the key.
     #[error("the CSR's signature does not verify with its own key")]
     Signature,
-    /// Asks to become a certificate authority.
-    #[error("the CSR asks for basicConstraints CA:TRUE; certificates of workloads sign nothing")]
+    /// Requests to become a certificate authority.
+    #[error("the CSR requests basicConstraints CA:TRUE; certificates of workloads sign nothing")]
     CertificateAuthority,
-    /// Asks to sign certificates or revocation lists.
-    #[error("the CSR asks for key usage {0}; certificates of workloads sign nothing")]
+    /// Requests to sign certificates or revocation lists.
+    #[error("the CSR requests key usage {0}; certificates of workloads sign nothing")]
     SigningUsage(&'static str),
-    /// Asks for a name that is not the caller's.
-    #[error("the CSR asks for {asked}; this caller is {own}")]
+    /// Requests a name that is not the caller's.
+    #[error("the CSR requests {asked}; this caller is {own}")]
     ForeignName {
         /// `type:value` of the name.
         asked: String,
@@ -85,11 +85,11 @@ pub enum CsrError {
         own: String,
     },
     /// Several names of one type.
-    #[error("the CSR asks for more than one {0} name")]
+    #[error("the CSR requests more than one {0} name")]
     RepeatedName(&'static str),
 }
 
-/// Judges a request in PEM (or plain DER) by itself.
+/// Checks a request in PEM (or plain DER) by itself.
 pub fn check_csr(input: &[u8]) -> Result<CheckedCsr, CsrError> {
     if input.len() > MAX_CSR_BYTES {
         return Err(CsrError::TooLong(input.len()));
@@ -105,7 +105,7 @@ pub fn check_csr(input: &[u8]) -> Result<CheckedCsr, CsrError> {
 }
 
 impl CheckedCsr {
-    /// The names that the request asks for must be the caller's own spellings, each at most once, or none.
+    /// Checks that the request has no names, or only the caller's own spellings, each at most once.
     pub fn check_names(&self, caller: &Identity) -> Result<(), CsrError> {
         let own_dns = DnsName::parse(&caller.dns_name()).ok();
         let own_uri = caller.spiffe_uri();
@@ -147,7 +147,7 @@ impl CheckedCsr {
 enum RequestedName {
     Dns(String),
     Uri(String),
-    /// A type that no workload has, as `type:value`.
+    /// A type that workloads do not have, as `type:value`.
     Other(String),
 }
 
@@ -170,7 +170,7 @@ fn check_der(der: &[u8]) -> Result<CheckedCsr, CsrError> {
     if info.version != X509Version::V1 {
         return Err(CsrError::Malformed("version is not 0"));
     }
-    // Cheap checks first: no arithmetic is done with a key of the wrong size.
+    // Cheap checks first: no arithmetic with a key of the wrong size.
     let key = key::check(&info.subject_pki)?;
     check_signature_algorithm(&csr)?;
     let names = check_extensions(&csr)?;
@@ -198,7 +198,7 @@ fn check_signature_algorithm(csr: &X509CertificationRequest<'_>) -> Result<(), C
     if allowed.contains(&oid.as_str()) { Ok(()) } else { Err(CsrError::SignatureAlgorithm(oid)) }
 }
 
-/// Verifies the signature by the request's own public key: proof that the sender holds the private key.
+/// Verifies the signature with the request's own public key, which proves that the sender has the private key.
 fn verify_signature(csr: &X509CertificationRequest<'_>, key: KeyKind) -> Result<(), ()> {
     let Some(algorithm) = ecdsa(&csr.signature_algorithm.algorithm.to_id_string(), key) else {
         return csr.verify_signature().map_err(|_| ());
@@ -209,7 +209,7 @@ fn verify_signature(csr: &X509CertificationRequest<'_>, key: KeyKind) -> Result<
         .map_err(|_| ())
 }
 
-/// Any hash goes with either curve; the library that reads requests knows not all of them.
+/// Any hash may be combined with either curve; the library that parses requests does not support all combinations.
 fn ecdsa(oid: &str, key: KeyKind) -> Option<&'static EcdsaVerificationAlgorithm> {
     match (key, oid) {
         (KeyKind::P256, ECDSA_SHA256) => Some(&signature::ECDSA_P256_SHA256_ASN1),
@@ -233,7 +233,7 @@ fn with_new_labels(input: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Refuses what asks for power; returns the names asked for. Whatever else is asked for is ignored.
+/// Refuses requests for a CA or for signing; returns the requested names. Other extensions are ignored.
 fn check_extensions(csr: &X509CertificationRequest<'_>) -> Result<Vec<RequestedName>, CsrError> {
     let mut requests =
         csr.certification_request_info.iter_attributes().filter_map(|attribute| {
@@ -272,7 +272,7 @@ fn check_extension(extension: &X509Extension<'_>, names: &mut Vec<RequestedName>
             names.extend(san.general_names.iter().map(requested_name));
             Ok(())
         }
-        // A known extension that does not decode hides what it asks for.
+        // A known extension that cannot be decoded hides what it requests.
         ParsedExtension::ParseError { .. } => Err(CsrError::Malformed("extension request cannot be decoded")),
         _ => Ok(()),
     }
@@ -295,7 +295,7 @@ fn ip(bytes: &[u8]) -> String {
     v4.or_else(|_| v6()).unwrap_or_else(|_| "malformed".to_owned())
 }
 
-/// What a stranger wrote, fit for one log line.
+/// Untrusted text, made safe for one log line.
 fn printable(text: &str) -> String {
     text.chars().take(256).flat_map(char::escape_debug).collect()
 }

@@ -1,16 +1,18 @@
 //! The client certificate that an ingress controller shows to the mesh: `MeshConfig.spec.certificate.ingressGateway`.
 //!
-//! [`IngressGatewaySettings`] is what the user wrote, checked. [`IngressGateway`] makes a Secret of it and keeps it
-//! right: new at once when settings or roots change, renewed at half of its life, put back when it is deleted or
-//! damages it, removed when the settings go. [`Copies`] says in which other namespaces there is to be one, too, and
-//! whether the roots alone go into a Secret of their own, from which some ingress controllers take them.
+//! [`IngressGatewaySettings`] are the user's settings, checked. [`IngressGateway`] writes a Secret for them and keeps it
+//! correct: rewritten at once when settings or roots change, renewed at half of its lifetime, restored when it is deleted
+//! or damaged, removed together with the settings. [`Copies`] says which other namespaces get one too, and whether the
+//! roots alone also get a Secret of their own, from which some ingress controllers read them.
 
 mod certificate;
 mod copies;
+mod dependencies;
 mod keeper;
 mod selector;
 mod settings;
 
 pub use copies::{ANNOTATIONS, Copies, MOST_NAMESPACES};
+pub use dependencies::{GatewayDependencies, LOOK_INTERVAL};
 pub use keeper::{GatewayStatus, IngressGateway};
 pub use settings::{IngressGatewaySettings, SettingsInput, SettingsProblem};

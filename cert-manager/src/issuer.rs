@@ -1,7 +1,7 @@
-//! A certificate authority that can sign: a key, its certificate and the chain up to a root.
+//! A certificate authority's ability to sign: a key, its certificate and the chain up to a root.
 //!
-//! [`Issuer::create_root`] makes a self-signed one, [`Issuer::from_pem`] takes one that the user gives and names
-//! everything that is wrong with it. [`crate::rules`] says what an issuer signs for a workload.
+//! [`Issuer::create_root`] generates a self-signed one; [`Issuer::from_pem`] parses one that the user provides and reports
+//! everything that is wrong with it. [`crate::rules`] decides what an issuer signs for a workload.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use crate::x509::{self, Signer, Template, Usage, WriteError};
 #[cfg(test)]
 mod tests;
 
-/// How the common name of each root that we make begins; eight hex digits of its key follow, so that two roots of a
-/// rotation are told apart by people and by verifiers that go by name.
+/// Prefix of the common name of generated roots; eight hex digits of the key follow, so that people, and verifiers that
+/// select by name, can distinguish the two roots of a rotation.
 pub const ROOT_COMMON_NAME: &str = "Tidegate Root CA";
-/// Life of the roots that we make: 10 years.
+/// Lifetime of generated roots: 10 years.
 pub const ROOT_LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
-/// A root's start lies this far back, for peers whose clocks are behind.
+/// Roots are back-dated by this much, for peers whose clocks are behind.
 const ROOT_BACKDATE: Duration = Duration::from_secs(3600);
-/// The most certificates between an issuer and its root, both counted.
+/// Maximum certificates from an issuer to its root, both counted.
 const MAX_CHAIN: usize = 6;
 
-/// A key that signs, with its certificate and all above it. Cheap to clone; never prints its key.
+/// A signing key with its certificate and the chain above it. Cheap to clone; never prints its key.
 #[derive(Clone)]
 pub struct Issuer(Arc<Inner>);
 
@@ -41,18 +41,18 @@ struct Inner {
     subject: Vec<u8>,
     key_id: Vec<u8>,
     path_length: Option<u32>,
-    /// Whether a certificate of the chain limits what names may be signed (RFC 5280 §4.2.1.10).
+    /// Whether a certificate of the chain restricts the names that may be signed (RFC 5280 §4.2.1.10).
     is_constrained: bool,
     not_before: SystemTime,
     not_after: SystemTime,
     root_not_after: SystemTime,
 }
 
-/// Names that an authority must be able to sign, whose each: what it is given for. One of each kind stands for all.
+/// Names that a given authority must be able to sign, and whose they are. One of each kind stands for all.
 #[derive(Debug, Clone, Default)]
 pub struct RequiredNames(Vec<(String, Vec<San>)>);
 
-/// Everything that is wrong with a certificate authority that was given.
+/// Everything that is wrong with a given certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IssuerProblems(pub Vec<String>);
 
@@ -65,9 +65,9 @@ impl fmt::Display for IssuerProblems {
 impl std::error::Error for IssuerProblems {}
 
 impl RequiredNames {
-    /// A workload's in both spellings, the authority's own, and those of each workload that serves under more.
+    /// A workload's in both spellings, the authority's own, and those of each workload with additional names.
     pub fn new(trust_domain: &TrustDomain, serving_names: &[San], granted: &ServiceNames) -> Self {
-        // A service account that every namespace has.
+        // Every namespace has this service account.
         let workload = Identity::new(trust_domain.clone(), "default", "default").ok();
         let workload = workload.map(|identity| {
             let dns = DnsName::parse(&identity.dns_name()).map(San::Dns);
@@ -83,7 +83,7 @@ impl RequiredNames {
 }
 
 impl Issuer {
-    /// Makes a self-signed root: ECDSA P-256, 10 years.
+    /// Generates a self-signed root: ECDSA P-256, 10 years.
     pub fn create_root(now: SystemTime) -> Result<Self, WriteError> {
         let key = KeyPair::generate()?;
         let key_id = x509::key_id(key.der_bytes());
@@ -103,8 +103,8 @@ impl Issuer {
         Ok(Self::assemble(key, vec![certificate], vec![facts]))
     }
 
-    /// Takes a certificate authority from PEM: `chain` holds the issuer's certificate first and may end with the
-    /// root; `roots` holds the root when it is not in `chain` (certificates that are not needed are not minded).
+    /// Parses a certificate authority from PEM: `chain` starts with the issuer's certificate and may end with the root;
+    /// `roots` contains the root if `chain` does not (unneeded certificates are ignored).
     /// The chain must verify at `now`, and a leaf that the key signs must verify through it.
     pub fn from_pem(chain: &[u8], key: &[u8], roots: &[u8], now: SystemTime) -> Result<Self, IssuerProblems> {
         let mut problems = Vec::new();
@@ -127,7 +127,7 @@ impl Issuer {
         &self.0.chain
     }
 
-    /// What is sent after a leaf: everything but the root.
+    /// The certificates that are sent after a leaf: all but the root.
     pub fn intermediates(&self) -> &[CertificateDer<'static>] {
         self.0.chain.split_last().map(|(_, rest)| rest).unwrap_or_default()
     }
@@ -140,17 +140,17 @@ impl Issuer {
         }
     }
 
-    /// The first end of life in the chain: nothing that this issuer signs may live longer.
+    /// The earliest expiry in the chain, which limits everything that this issuer signs.
     pub fn not_after(&self) -> SystemTime {
         self.0.not_after
     }
 
-    /// The last start of life in the chain.
+    /// The latest start of validity in the chain.
     pub fn not_before(&self) -> SystemTime {
         self.0.not_before
     }
 
-    /// The root's own end.
+    /// The root's expiry.
     pub fn root_not_after(&self) -> SystemTime {
         self.0.root_not_after
     }
@@ -160,7 +160,7 @@ impl Issuer {
         self.0.chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect()
     }
 
-    /// PEM (PKCS#8, or the form it was given in) of the private key. For the root store alone.
+    /// PEM (PKCS#8, or the form in which it was given) of the private key. Only for the root store.
     pub fn key_pem(&self) -> String {
         let der = self.0.key.serialized_der();
         let label = match PrivateKeyDer::try_from(der) {
@@ -176,8 +176,8 @@ impl Issuer {
         self.0.chain == other.0.chain && self.0.key.der_bytes() == other.0.key.der_bytes()
     }
 
-    /// Signs a leaf for a public key (DER of its SubjectPublicKeyInfo). [`WriteError::Names`] where no verifier would
-    /// accept it because of its names.
+    /// Signs a leaf for a public key (DER of its SubjectPublicKeyInfo). [`WriteError::Names`] if verifiers would refuse it
+    /// because of its names.
     pub(crate) fn sign_leaf(
         &self,
         public_key: &[u8],
@@ -207,7 +207,7 @@ impl Issuer {
         Ok(leaf)
     }
 
-    /// Tries whether it may sign a leaf of each of these sets of names; what is wrong otherwise.
+    /// Checks that it may sign a leaf for each of these sets of names; reports every problem.
     pub(crate) fn check_names(&self, names: &RequiredNames, now: SystemTime) -> Result<(), IssuerProblems> {
         if !self.0.is_constrained {
             return Ok(());
@@ -223,8 +223,8 @@ impl Issuer {
         if problems.is_empty() { Ok(()) } else { Err(IssuerProblems(problems)) }
     }
 
-    /// A certificate of `other`'s name and key, signed by this issuer: a client that trusts only this issuer's root can
-    /// verify through it what `other` has signed. `None` where this issuer may sign no further authority.
+    /// A certificate of `other`'s name and key, signed by this issuer, through which a client that trusts only this
+    /// issuer's root can verify what `other` signed. `None` if this issuer may not sign another authority.
     pub(crate) fn cross_sign(&self, other: &Self, now: SystemTime) -> Option<CertificateDer<'static>> {
         let path_length = match self.0.path_length {
             Some(0) => return None,
@@ -295,8 +295,8 @@ impl Issuer {
         }))
     }
 
-    /// Signs a test leaf and verifies it as peers will, with path length, usages and signatures of the whole chain. Which
-    /// names it may sign is another question: [`Issuer::check_names`].
+    /// Signs a test leaf and verifies it as peers do: path length, usages and signatures of the whole chain. Names are checked
+    /// by [`Issuer::check_names`].
     fn probe(&self, now: SystemTime) -> Result<(), String> {
         let failed =
             |error: &dyn fmt::Display| format!("a certificate that it signs does not verify: {error}");
@@ -317,7 +317,7 @@ impl fmt::Debug for Issuer {
     }
 }
 
-/// What is read from a certificate of a chain.
+/// Parsed fields of a certificate of a chain.
 struct Facts {
     subject: Vec<u8>,
     subject_text: String,
@@ -367,7 +367,7 @@ impl Facts {
         if !self.signs_certificates {
             problems.push(format!("{which} may not sign certificates (key usage keyCertSign is missing)"));
         }
-        // Verifiers do not read a root's own constraints (RFC 5280 §6.1); what they would say still holds.
+        // Verifiers ignore a root's own constraints (RFC 5280 §6.1); they still apply here.
         if self.path_length.is_some_and(|length| (length as usize) < index) {
             problems.push(format!(
                 "{which} allows fewer certificate authorities below it than there are ({index})"

@@ -1,8 +1,9 @@
-//! What the certificate authority stands on when it runs on Kubernetes: the API server in place of folders.
+//! The certificate authority on Kubernetes, with the API server instead of folders.
 //!
-//! [`token_review`] judges callers, [`root_secret`] keeps the root, [`namespaces`] knows which are the mesh's,
-//! [`trust_bundle`] publishes the root to them, [`gateway_secret`] holds the ingress controller's certificate, [`mesh_config`] says what that should be
-//! and is told how it went. [`follow`] wakes those who keep things right, so that nothing waits for their next look.
+//! [`token_review`] authenticates callers, [`root_secret`] stores the root, [`namespaces`] follows which namespaces are in
+//! the mesh, [`trust_bundle`] publishes the root to them, [`gateway_secret`] stores the ingress controller's certificate,
+//! and [`mesh_config`] reads its settings and reports its state. [`follow`] wakes the tasks that restore things, so that
+//! they need not wait for their next check.
 
 mod follow;
 pub mod gateway_secret;
@@ -25,10 +26,10 @@ use crate::store::StoreError;
 #[cfg(test)]
 mod tests;
 
-/// No request to the API server may take longer.
+/// Timeout of a request to the API server.
 const REQUEST_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// The labels of what we write for a mesh.
+/// The labels of objects that we write for a mesh.
 fn labels(mesh_name: &str) -> BTreeMap<String, String> {
     [(MANAGED_BY, CERT_MANAGER), (PART_OF, TIDEGATE), (INSTANCE, mesh_name)]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -48,7 +49,7 @@ fn is_ours(labels: Option<&BTreeMap<String, String>>, mesh_name: &str) -> bool {
     label(MANAGED_BY) == Some(CERT_MANAGER) && label(INSTANCE) == Some(mesh_name)
 }
 
-/// Waits for the API server's answer, but not for ever.
+/// Waits for the API server's answer, at most [`REQUEST_TIMEOUT`].
 async fn bounded<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(Ok(answer)) => Ok(answer),
@@ -63,7 +64,7 @@ async fn bounded<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Re
     }
 }
 
-/// What went wrong, without the wrapping that `kube` puts around it.
+/// The error's message, without `kube`'s wrapping.
 fn message(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),

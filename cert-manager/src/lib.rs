@@ -1,12 +1,12 @@
 //! Tidegate's certificate authority: a CSR and a service account token in, a short-lived certificate out.
 //!
-//! It also owns the root and its rotation, publishes the trust bundle, and keeps the client certificate that an
-//! ingress controller outside the mesh shows. It knows nothing of policy, and Kubernetes only through traits, but for
-//! [`kubernetes`], which implements them.
+//! It also owns the root and its rotation, publishes the trust bundle, and keeps the client certificate for an ingress
+//! controller outside the mesh. It is independent of policy, and of Kubernetes except for [`kubernetes`], which implements
+//! its traits.
 //!
-//! Start reading at [`rules`], which decides who gets what; [`csr`] says what a request must be before. [`manager`]
-//! shows how the parts run together. [`authenticate`] finds out who asks, [`authority`] keeps and rotates the root,
-//! [`ingress_gateway`] keeps the ingress controller's certificate, [`store`] says where all of it lies.
+//! Start reading at [`rules`], which decides which certificate a caller gets; [`csr`] checks the request before. [`manager`]
+//! shows how the parts run together. [`authenticate`] authenticates callers, [`authority`] keeps and rotates the root,
+//! [`ingress_gateway`] keeps the ingress controller's certificate, and [`store`] defines where all of it is stored.
 
 pub mod admin;
 pub mod authenticate;
@@ -29,7 +29,8 @@ mod testing;
 mod x509;
 
 pub use csr::check_csr;
-pub use manager::{CertManager, CertManagerHandle, Config, Dependencies, GatewayDependencies, StartError};
+pub use ingress_gateway::GatewayDependencies;
+pub use manager::{CertManager, CertManagerHandle, Config, Dependencies, StartError};
 pub use options::Options;
 pub use serving::ServingError;
 pub use x509::WriteError;

@@ -24,7 +24,7 @@ async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
     tokio::spawn(memory::give_back());
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
     let (draining, drained) = drain::channel();
-    // First of all: kubelet asks whether we live also while we wait for the API server.
+    // First, because kubelet's liveness probe must succeed while this waits for the API server.
     let starting = readiness.block("certificate authority");
     if let Some(address) = options.common.health_address {
         let health = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log.clone());
@@ -58,7 +58,7 @@ async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
     }
     match manager.drain(options.common.drain_timeout).await {
         Outcome::Complete => info!("drained"),
-        Outcome::DeadlinePassed { remaining } => warn!(remaining, "ended before everything was done"),
+        Outcome::DeadlinePassed { remaining } => warn!(remaining, "ended before everything was finished"),
     }
     Ok(())
 }

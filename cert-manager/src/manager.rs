@@ -1,4 +1,4 @@
-//! One certificate authority, started: its gRPC service, its admin page and the tasks that keep things fresh.
+//! A running certificate authority: its gRPC service, its admin pages and its background tasks.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +8,9 @@ use tidegate_core::contract::names;
 use tidegate_core::{San, TrustDomain};
 use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
-use tidegate_runtime::grpc::{ConnectionLimits, HANDSHAKE_TIMEOUT, RefusedConnections, ServerStream};
+use tidegate_runtime::grpc::{
+    ConnectionLimits, HANDSHAKE_TIMEOUT, IncomingConnections, RefusedConnections, ServerStream,
+};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
@@ -23,126 +25,86 @@ use crate::authority::{
     Advance, Authority, AuthorityError, GivenFiles, NewRoot, NotAllowed, RequiredNames, RotationStatus,
     RotationTiming,
 };
-use crate::ingress_gateway::{GatewayStatus, IngressGateway, IngressGatewaySettings};
+use crate::ingress_gateway::{GatewayDependencies, GatewayStatus, IngressGateway};
 use crate::rate_limit::{RateLimit, RateLimiter};
 use crate::rules::IssuingRules;
 use crate::service::{CertificateService, MAX_CALLS, MAX_HEAD_BYTES, MAX_MESSAGE_BYTES, TokenFirst, WINDOW};
 use crate::service_names::{ReservedNames, ServiceNames};
 use crate::serving::{ServingCertificate, ServingError};
-use crate::store::{BundlePublisher, RootStore, SecretStore};
+use crate::store::{BundlePublisher, RootStore};
 use crate::telemetry::Telemetry;
 
 #[cfg(test)]
 mod tests;
 
-/// What the process is called on its pages.
+/// The name of the process on its pages.
 pub const PROCESS: ProcessName = ProcessName(names::CERT_MANAGER);
 
-/// The most bytes of an answer: a leaf with its chain.
+/// Maximum bytes of an answer: a leaf with its chain.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
-/// How long one call may take.
+/// Timeout of a call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection may live unless there is a reason for another limit. A client asks once in half a certificate's
-/// life: one that stays longer holds a place for nothing.
+/// The usual lifetime of a connection. A client sends one request per half of a certificate's lifetime, so a connection
+/// that stays longer only occupies a place.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(120);
 
-/// How a certificate authority behaves.
+/// Settings of a certificate authority.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where the gRPC service listens; port 0 takes a free one.
+    /// Address of the gRPC service; port 0 selects a free one.
     pub listen: SocketAddr,
-    /// Where the admin server listens, if there is to be one.
+    /// Address of the admin server; `None` for no such server.
     pub admin: Option<SocketAddr>,
-    /// Names that the service's own certificate holds: what clients call it by.
+    /// Names in the service's own certificate, by which clients connect to it.
     pub serving_names: Vec<San>,
-    /// Where identities end.
+    /// The trust domain of identities.
     pub trust_domain: TrustDomain,
-    /// Whether a root may be made where none is stored.
+    /// Whether a root may be generated if none is stored.
     pub new_root: NewRoot,
-    /// How long certificates live.
+    /// Lifetimes of certificates.
     pub rules: IssuingRules,
-    /// Names of Services that certain workloads serve under.
+    /// Names of Services under which certain workloads serve.
     pub service_names: ServiceNames,
-    /// How long everybody may take to read a bundle that was published. A rotation's steps wait for it.
+    /// How long workloads may take to read a published bundle. A rotation's steps wait for it.
     pub propagation: Duration,
-    /// How often one identity may ask.
+    /// Limit of requests per identity.
     pub rate_limit: RateLimit,
-    /// Connections at once; beyond them, or a quarter of them from one address, new ones are closed.
+    /// Maximum concurrent connections, a quarter of which may be from one address; further ones are closed.
     pub max_connections: usize,
-    /// How long one of them may live, whatever is in progress on it then: its client asks again.
+    /// Lifetime of a connection, whatever is in progress on it; clients retry.
     pub connection_age: Duration,
 }
 
-/// What a certificate authority stands on.
+/// Dependencies of a certificate authority.
 pub struct Dependencies {
-    /// Judges callers.
+    /// Authenticates callers.
     pub authenticator: Arc<dyn Authenticator>,
     /// Keeps the root.
     pub root_store: Arc<dyn RootStore>,
     /// The user's own authority, if there is one.
     pub given: Option<GivenFiles>,
-    /// Make the trust bundle known.
+    /// Publish the trust bundle.
     pub publishers: Vec<Arc<dyn BundlePublisher>>,
-    /// The ingress controller's certificate, if anybody may ask for one.
+    /// The ingress controller's certificate, if it can be configured.
     pub gateway: Option<GatewayDependencies>,
-    /// How long workloads' certificates are to live, if anybody says so at run time; never longer than the rules say.
+    /// Lifetime of workloads' certificates, if set at run time; limited by the rules.
     pub workload_life: watch::Receiver<Option<Duration>>,
-    /// Poked when something that the root's store or a publisher holds may have changed: then it is looked at at once,
-    /// otherwise each second.
+    /// Notified when the content of the root's store or of a publisher may have changed, so that it is checked at once
+    /// instead of within a second.
     pub wake: Arc<Notify>,
     /// Where metrics are registered.
     pub metrics: Metrics,
-    /// Whether the process may be sent work, for its admin page.
+    /// Readiness of the process, for its admin page.
     pub readiness: Readiness,
-    /// Steers the process' logs from the admin page.
+    /// Changes the log level, for the admin page.
     pub log: LogHandle,
-}
-
-/// What the ingress controller's certificate stands on.
-pub struct GatewayDependencies {
-    /// What the user wants now; `None` when nothing.
-    pub settings: watch::Receiver<Option<IngressGatewaySettings>>,
-    /// Where the certificate goes.
-    pub store: Arc<dyn SecretStore>,
-    /// Whether this process is the one of several to act, and knows the settings. What is there stays while it is not.
-    pub active: watch::Receiver<bool>,
-    /// Poked when the Secret may have changed: then it is looked at at once, otherwise after `interval`.
-    pub wake: Arc<Notify>,
-    /// How often Secrets and the wall clock are looked at in any case: [`LOOK_INTERVAL`].
-    pub interval: Duration,
-}
-
-/// [`GatewayDependencies::interval`], unless there is a reason for another one.
-pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-impl std::fmt::Debug for GatewayDependencies {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GatewayDependencies").field("active", &*self.active.borrow()).finish_non_exhaustive()
-    }
-}
-
-impl GatewayDependencies {
-    /// For a process that has the store to itself.
-    pub fn alone(
-        settings: watch::Receiver<Option<IngressGatewaySettings>>,
-        store: Arc<dyn SecretStore>,
-    ) -> Self {
-        // The sender goes: it stays true.
-        Self {
-            settings,
-            store,
-            active: watch::channel(true).1,
-            wake: Arc::default(),
-            interval: LOOK_INTERVAL,
-        }
-    }
 }
 
 /// Starts certificate authorities.
 #[derive(Debug)]
 pub struct CertManager;
 
-/// A certificate authority that runs. Dropping it starts its end; [`CertManagerHandle::drain`] also waits for it.
+/// A running certificate authority. Dropping it starts its shutdown; [`CertManagerHandle::drain`] also waits for the end.
 #[derive(Debug)]
 pub struct CertManagerHandle {
     grpc_address: SocketAddr,
@@ -152,13 +114,13 @@ pub struct CertManagerHandle {
     trigger: drain::Trigger,
 }
 
-/// Why a certificate authority does not start.
+/// Why a certificate authority could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The authority to issue with is missing.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
-    /// It cannot show a certificate itself.
+    /// It has no certificate of its own.
     #[error(transparent)]
     Serving(#[from] ServingError),
     /// The admin server's address cannot be used.
@@ -167,15 +129,15 @@ pub enum StartError {
     /// The gRPC service's address cannot be used.
     #[error("gRPC address {address}: {source}")]
     Bind {
-        /// Which one.
+        /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
 }
 
 impl CertManager {
-    /// Starts one. When this returns, it listens, the bundle was published and the first request will be answered.
+    /// Starts one. When this returns, it listens and has published the bundle.
     pub async fn start(config: Config, dependencies: Dependencies) -> Result<CertManagerHandle, StartError> {
         tls::install_provider();
         let Dependencies {
@@ -208,15 +170,18 @@ impl CertManager {
         let grpc_address = listener.local_addr().map_err(bind)?;
 
         let (trigger, watch) = drain::channel();
-        let mut admin_address = None;
-        if let Some(address) = config.admin {
-            let server = AdminServer::new(PROCESS, metrics, readiness, log)
-                .merge(crate::admin::routes(authority.clone()))
-                .bind(address)
-                .await?;
-            admin_address = Some(server.local_addr());
-            tokio::spawn(server.serve(watch.clone()));
-        }
+        let admin_address = match config.admin {
+            Some(address) => {
+                let server = AdminServer::new(PROCESS, metrics, readiness, log)
+                    .merge(crate::admin::routes(authority.clone()))
+                    .bind(address)
+                    .await?;
+                let address = server.local_addr();
+                tokio::spawn(server.serve(watch.clone()));
+                Some(address)
+            }
+            None => None,
+        };
         let service = CertificateService {
             states: authority.states(),
             rules: config.rules,
@@ -231,29 +196,8 @@ impl CertManager {
             .proven_by_calls()
             .counted(refused)
             .start();
-        let service = IstioCertificateServiceServer::new(service)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_ANSWER_BYTES);
-        let service = TokenFirst { inner: service, authenticator, telemetry: telemetry.clone() };
-        let server = Server::builder()
-            .timeout(CALL_TIMEOUT)
-            .max_concurrent_streams(MAX_CALLS)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .http2_max_header_list_size(MAX_HEAD_BYTES)
-            .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .max_connection_age(config.connection_age)
-            // It ends at once then: one that is only asked to leave may stay.
-            .max_connection_age_grace(Duration::ZERO)
-            .add_service(service);
-        let mut stop = watch.clone();
-        tokio::spawn(async move {
-            let served = server.serve_with_incoming_shutdown(incoming, stop.started()).await;
-            if let Err(error) = served {
-                error!(%error, "the gRPC service ended");
-            }
-            drop(stop);
-        });
+        let service = TokenFirst { inner: limited(service), authenticator, telemetry: telemetry.clone() };
+        tokio::spawn(serve(incoming, service, config.connection_age, watch.clone()));
         tokio::spawn(serving.run(watch.clone()));
         tokio::spawn(tell_life(workload_life, config.rules));
         tokio::spawn(telemetry.clone().summarize(watch.clone()));
@@ -268,6 +212,36 @@ impl CertManager {
         }
         info!(%grpc_address, admin_address = ?admin_address, "certificate authority listens");
         Ok(CertManagerHandle { grpc_address, admin_address, authority, gateway: gateway_status, trigger })
+    }
+}
+
+/// The gRPC service with its limits of message sizes.
+fn limited(service: CertificateService) -> IstioCertificateServiceServer<CertificateService> {
+    IstioCertificateServiceServer::new(service)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_ANSWER_BYTES)
+}
+
+/// Serves gRPC until the drain starts.
+async fn serve(
+    incoming: IncomingConnections,
+    service: TokenFirst<IstioCertificateServiceServer<CertificateService>>,
+    connection_age: Duration,
+    mut stop: drain::Watch,
+) {
+    let server = Server::builder()
+        .timeout(CALL_TIMEOUT)
+        .max_concurrent_streams(MAX_CALLS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .http2_max_header_list_size(MAX_HEAD_BYTES)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .max_connection_age(connection_age)
+        // It ends at once then; a graceful shutdown could leave it open.
+        .max_connection_age_grace(Duration::ZERO)
+        .add_service(service);
+    if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.started()).await {
+        error!(%error, "the gRPC service ended");
     }
 }
 
@@ -287,7 +261,7 @@ impl CertManagerHandle {
         self.authority.bundle()
     }
 
-    /// How the ingress controller's certificate is. Its sender is gone if none can be asked for.
+    /// The state of the ingress controller's certificate. Without its sender if none can be configured.
     pub fn gateway_status(&self) -> watch::Receiver<GatewayStatus> {
         self.gateway.clone()
     }
@@ -297,23 +271,23 @@ impl CertManagerHandle {
         self.authority.next(advance).await
     }
 
-    /// Where the root rotation is.
+    /// The state of the root rotation.
     pub fn rotation(&self) -> RotationStatus {
         self.authority.status()
     }
 
-    /// The authority itself, to hand out to others.
+    /// The authority itself.
     pub fn authority(&self) -> &Authority {
         &self.authority
     }
 
-    /// Finishes the calls in progress and ends, at the latest after `deadline`.
+    /// Finishes the calls in progress and ends, after `deadline` at the latest.
     pub async fn drain(self, deadline: Duration) -> drain::Outcome {
         self.trigger.drain(deadline).await
     }
 }
 
-/// Keeps the authority's gauges right.
+/// Updates the authority's gauges.
 async fn follow(authority: Authority, telemetry: Arc<Telemetry>, mut drain: drain::Watch) {
     let (mut states, mut problems) = (authority.states(), authority.problems());
     loop {
@@ -326,7 +300,7 @@ async fn follow(authority: Authority, telemetry: Arc<Telemetry>, mut drain: drai
     }
 }
 
-/// Logs the life of workloads' certificates whenever MeshConfig changes it.
+/// Logs the lifetime of workloads' certificates whenever MeshConfig changes it.
 async fn tell_life(mut life: watch::Receiver<Option<Duration>>, rules: IssuingRules) {
     loop {
         let wanted = *life.borrow_and_update();

@@ -1,4 +1,5 @@
-//! Flags and environment of the `tidegate-cert-manager` program, checked into what [`crate::CertManager`] takes.
+//! Flags and environment of the `tidegate-cert-manager` program, and how they become the settings of
+//! [`crate::CertManager`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -19,9 +20,9 @@ use tokio::sync::watch;
 
 use crate::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use crate::authority::{GivenFiles, NewRoot};
-use crate::ingress_gateway::{IngressGatewaySettings, SettingsInput};
+use crate::ingress_gateway::{GatewayDependencies, IngressGatewaySettings, SettingsInput};
 use crate::kubernetes::{Background, Parts, Place};
-use crate::manager::{CONNECTION_AGE, Config, Dependencies, GatewayDependencies};
+use crate::manager::{CONNECTION_AGE, Config, Dependencies};
 use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
 use crate::service_names::{ServiceNameGrant, ServiceNames};
@@ -41,7 +42,7 @@ pub use self::kubernetes::KubernetesOptions;
 #[derive(Parser, Debug, Clone)]
 #[command(name = names::CERT_MANAGER, version)]
 pub struct Options {
-    /// Where the gRPC service listens (TLS)
+    /// Address of the gRPC service (TLS)
     #[arg(
         long = flags::LISTEN,
         env = "TIDEGATE_CA_LISTEN",
@@ -50,24 +51,24 @@ pub struct Options {
     )]
     pub listen: SocketAddr,
 
-    /// Where the admin server listens: /live, /ready, /metrics, /log, /rotation. Loopback only
+    /// Address of the admin server: /live, /ready, /metrics, /log, /rotation. Loopback only
     #[arg(long = flags::ADMIN_ADDRESS, env = environment::ADMIN_ADDRESS, value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
     pub admin_address: SocketAddr,
 
-    /// Folder that keeps the root and its key; made on the first start
+    /// Folder of the root and its key; created on the first start
     #[arg(long, env = "TIDEGATE_CA_STORE_DIR", value_name = "DIR", default_value = "/var/lib/tidegate/ca")]
     pub store_dir: PathBuf,
 
-    /// Make a new root although a trust bundle is there that says there was one: its store is gone for good. Everything that
-    /// trusts just the old root has to be started anew. Changes nothing where a root is stored
+    /// Create a new root although a trust bundle shows that there was one, which is lost. Everything that trusts only the old
+    /// root has to be restarted. No effect if a root is stored
     #[arg(long, env = environment::NEW_ROOT)]
     pub new_root: bool,
 
-    /// File that the trust bundle is published to (PEM of every trusted root)
+    /// File to publish the trust bundle to (PEM of every trusted root)
     #[arg(long, env = "TIDEGATE_CA_BUNDLE_FILE", value_name = "FILE")]
     pub bundle_file: Option<PathBuf>,
 
-    /// A name or address that clients call this service by; repeat for more
+    /// A name or address by which clients connect to this service; repeat for more
     /// [default: tidegate-cert-manager.<namespace>.svc,localhost,127.0.0.1,::1]
     #[arg(long = flags::SERVING_NAME, env = "TIDEGATE_CA_SERVING_NAMES", value_name = "NAME", value_delimiter = ',',
           value_parser = parse_serving_name)]
@@ -82,7 +83,7 @@ pub struct Options {
     )]
     pub service_names: Vec<ServiceNameGrant>,
 
-    /// What every daemon of the control plane is told.
+    /// Options that all daemons of the control plane share.
     #[command(flatten)]
     pub common: ControlPlaneOptions,
 
@@ -98,7 +99,7 @@ pub struct Options {
     #[command(flatten)]
     pub given: GivenOptions,
 
-    /// Which tokens count.
+    /// Which tokens are accepted.
     #[command(flatten)]
     pub tokens: TokenOptions,
 
@@ -106,7 +107,7 @@ pub struct Options {
     #[command(flatten)]
     pub lives: LifeOptions,
 
-    /// How much is taken at once.
+    /// Limits.
     #[command(flatten)]
     pub limits: LimitOptions,
 
@@ -115,12 +116,12 @@ pub struct Options {
     pub gateway: GatewayOptions,
 }
 
-/// A certificate authority of the user's own, in place of one that is made.
+/// The user's own certificate authority, instead of a generated one.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Your own certificate authority")]
 pub struct GivenOptions {
-    /// PEM file: your issuing certificate (a root, or an intermediate followed by its chain). Without it a root is
-    /// made on the first start. Another one put in its place begins a rotation
+    /// PEM file: your issuing certificate (a root, or an intermediate followed by its chain). Without it, a root is generated
+    /// on the first start. Replacing the file starts a rotation
     #[arg(long, env = "TIDEGATE_CA_CERTIFICATE", value_name = "FILE", requires = "ca_key")]
     pub ca_certificate: Option<PathBuf>,
 
@@ -133,11 +134,11 @@ pub struct GivenOptions {
     pub ca_root: Option<PathBuf>,
 }
 
-/// Which service account tokens prove an identity.
+/// Which service account tokens are accepted.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Tokens")]
 pub struct TokenOptions {
-    /// File with public keys that sign tokens, PEM or JWKS; repeat for more. Read again when it changes
+    /// File with the public keys that verify tokens, PEM or JWKS; repeat for more. Reread when it changes
     #[arg(
         long = "jwt-keys-file",
         env = "TIDEGATE_JWT_KEYS_FILES",
@@ -147,48 +148,48 @@ pub struct TokenOptions {
     )]
     pub jwt_keys_files: Vec<PathBuf>,
 
-    /// Audience that a token must have [default: tidegate-ca, with -<mesh> unless the mesh's name is osm]
+    /// Required audience of tokens [default: tidegate-ca, with -<mesh> unless the mesh's name is osm]
     #[arg(long, env = "TIDEGATE_JWT_AUDIENCE", value_name = "TEXT")]
     pub jwt_audience: Option<String>,
 
-    /// Issuer that a token must have [default: any]
+    /// Required issuer of tokens [default: any]
     #[arg(long, env = "TIDEGATE_JWT_ISSUER", value_name = "TEXT")]
     pub jwt_issuer: Option<String>,
 }
 
-/// How long certificates live and bundles travel.
+/// Lifetimes of certificates, and how long bundles take to arrive.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Lives")]
 pub struct LifeOptions {
-    /// Life of a certificate when the request asks for none
+    /// Lifetime of certificates if the request does not say
     #[arg(long, env = "TIDEGATE_CA_DEFAULT_LIFETIME", value_name = "DURATION", default_value = "24h",
           value_parser = humantime::parse_duration)]
     pub default_lifetime: Duration,
 
-    /// Longest life of a certificate. The last step of a root rotation waits for as long
+    /// Maximum lifetime of certificates. The last step of a root rotation waits as long
     #[arg(long, env = "TIDEGATE_CA_MAX_LIFETIME", value_name = "DURATION", default_value = "24h",
           value_parser = humantime::parse_duration)]
     pub max_lifetime: Duration,
 
-    /// How long everybody may take to read a new trust bundle; the steps of a root rotation wait for it
+    /// How long workloads may take to read a new trust bundle; the steps of a root rotation wait for it
     #[arg(long, env = "TIDEGATE_CA_BUNDLE_PROPAGATION", value_name = "DURATION", default_value = "2m",
           value_parser = humantime::parse_duration)]
     pub bundle_propagation: Duration,
 }
 
-/// How much is taken at once.
+/// Limits.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitOptions {
-    /// Certificates a second that one identity may ask for in the long run
+    /// Certificates per second for one identity, on average
     #[arg(long, env = "TIDEGATE_CA_RATE", value_name = "NUMBER", default_value_t = 10.0)]
     pub rate_per_second: f64,
 
-    /// Certificates that one identity may ask for at once
+    /// Certificates for one identity at once
     #[arg(long, env = "TIDEGATE_CA_BURST", value_name = "NUMBER", default_value_t = 100)]
     pub rate_burst: u32,
 
-    /// Connections at once, each of which holds 26 KiB; one address may have a quarter of them
+    /// Maximum concurrent connections, which take 26 KiB each; one address may have a quarter of them
     #[arg(long, env = "TIDEGATE_CA_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = 4_000)]
     pub max_connections: usize,
 }
@@ -207,7 +208,7 @@ pub struct GatewayOptions {
     )]
     pub gateway_sans: Vec<String>,
 
-    /// Its life, such as 24h; renewed at half of it
+    /// Its lifetime, such as 24h; renewed at half of it
     #[arg(long, env = "TIDEGATE_GATEWAY_VALIDITY", value_name = "DURATION", default_value = "24h")]
     pub gateway_validity: String,
 
@@ -221,8 +222,8 @@ pub struct GatewayOptions {
     )]
     pub gateway_secret: Option<String>,
 
-    /// Folder that Secrets are written to, as NAMESPACE/NAME/{ca.crt,tls.crt,tls.key}. Given alone, a Secret that was
-    /// written there before is removed
+    /// Folder for Secrets, as NAMESPACE/NAME/{ca.crt,tls.crt,tls.key}. Without the other flags, a Secret that was written
+    /// there before is removed
     #[arg(long, env = "TIDEGATE_GATEWAY_DIR", value_name = "DIR")]
     pub gateway_dir: Option<PathBuf>,
 }
@@ -233,7 +234,7 @@ pub struct GatewayOptions {
 pub struct OptionProblems(pub Vec<String>);
 
 impl Options {
-    /// The audience that a token must have.
+    /// The required audience of tokens.
     fn audience(&self) -> String {
         self.tokens.jwt_audience.clone().unwrap_or_else(|| token_audience(&self.common.mesh_name))
     }
@@ -266,10 +267,10 @@ impl Options {
             given: self.given.files(),
             publishers: publishers.collect(),
             gateway: self.gateway.gateway_dir.as_ref().map(|dir| {
-                // The sender goes: flags do not change.
+                // Without its sender the value stays, because flags do not change.
                 GatewayDependencies::alone(watch::channel(gateway).1, Arc::new(SecretFolder::new(dir)))
             }),
-            // The sender goes: flags do not change.
+            // Without its sender the value stays, because flags do not change.
             workload_life: watch::channel(None).1,
             wake: Arc::default(),
             metrics,
@@ -279,7 +280,7 @@ impl Options {
         Ok((self.config(), dependencies))
     }
 
-    /// Checks the options and puts together what they ask for on Kubernetes. [`Background`] has to run beside it.
+    /// Checks the options and builds what they describe on Kubernetes. [`Background`] has to run beside it.
     pub fn build_on_kubernetes(
         &self,
         client: &Client,

@@ -1,23 +1,23 @@
-//! How often one identity, or one host, may ask: a token bucket each, in bounded memory.
+//! Limits requests per identity or host: a token bucket for each, in bounded memory.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often an identity may ask.
+/// The limit of an identity.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimit {
-    /// Requests a second in the long run.
+    /// Requests per second on average.
     pub per_second: f64,
     /// Requests at once.
     pub burst: u32,
-    /// Identities that are remembered. Beyond it the one that asked longest ago is forgotten.
+    /// Maximum identities to remember; beyond it, the least recent one is forgotten.
     pub max_identities: usize,
 }
 
 impl Default for RateLimit {
-    /// Ten requests a second, 100 at once: a Deployment of 100 pods may start together. 20,000 identities.
+    /// Ten requests per second, 100 at once: a Deployment of 100 Pods may start together. 20,000 identities.
     fn default() -> Self {
         Self { per_second: 10.0, burst: 100, max_identities: 20_000 }
     }
@@ -37,12 +37,12 @@ struct Bucket {
 }
 
 impl<K: Clone + Eq + Hash> RateLimiter<K> {
-    /// A limiter in which everybody's bucket is full.
+    /// A limiter with full buckets.
     pub fn new(limit: RateLimit) -> Self {
         Self { limit, buckets: Mutex::new(HashMap::new()) }
     }
 
-    /// Takes one request's token, or says how long it takes until there is one.
+    /// Takes a token for one request, or returns the time until there is one.
     pub fn take(&self, identity: &K, now: Instant) -> Result<(), Duration> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if !buckets.contains_key(identity) && buckets.len() >= self.limit.max_identities.max(1) {
@@ -65,8 +65,8 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
         (bucket.tokens + refilled).min(f64::from(self.limit.burst.max(1)))
     }
 
-    /// A client whose bucket is full again loses nothing by being forgotten. If all are busy, the one that asked longest
-    /// ago goes.
+    /// Forgets clients whose buckets are full again, which makes no difference to them. If there are none, forgets the least
+    /// recent one.
     fn evict(&self, buckets: &mut HashMap<K, Bucket>, now: Instant) {
         let full = f64::from(self.limit.burst.max(1));
         buckets.retain(|_, bucket| self.tokens(bucket, now) < full);

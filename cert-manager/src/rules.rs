@@ -1,7 +1,7 @@
-//! The issuing rules: who gets which certificate, for how long. Pure functions of their input.
+//! The issuing rules: which certificate a caller gets, and for how long. Pure functions of their input.
 //!
-//! [`IssuingRules::issue`] is all that decides about a workload's certificate; the service around it only finds out
-//! who is asking.
+//! [`IssuingRules::issue`] alone decides about a workload's certificate; the service around it only authenticates the
+//! caller.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,21 +16,21 @@ use crate::x509::WriteError;
 #[cfg(test)]
 mod tests;
 
-/// Every leaf's start lies this far back, for peers whose clocks are behind.
+/// Leaves are back-dated by this much, for peers whose clocks are behind.
 pub const BACKDATE: Duration = Duration::from_secs(60);
 
-/// How long certificates live.
+/// Lifetimes of certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IssuingRules {
-    /// Life of a certificate whose requester asked for none.
+    /// Lifetime if the request does not say.
     pub default_life: Duration,
-    /// Longest life that anybody gets.
+    /// Maximum lifetime.
     pub max_life: Duration,
-    /// An issuer with less life than this left signs nothing any more.
+    /// An issuer with less than this left no longer signs.
     pub min_issuer_life: Duration,
 }
 
-/// A certificate that was signed.
+/// A signed certificate.
 #[derive(Debug, Clone)]
 pub struct Issued {
     /// The leaf.
@@ -39,42 +39,42 @@ pub struct Issued {
     pub sans: Vec<San>,
     /// Its serial number in lower-case hex.
     pub serial: String,
-    /// Last moment of its life.
+    /// Its expiry.
     pub not_after: SystemTime,
 }
 
-/// Why no certificate is issued.
+/// Why a certificate is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// The request itself is wrong.
+pub enum IssuingRefusal {
+    /// The request itself is invalid.
     #[error(transparent)]
     Csr(#[from] CsrError),
-    /// A negative life.
+    /// A negative lifetime.
     #[error("validity_duration {0} is negative")]
     NegativeLife(i64),
-    /// The issuer's own life is over or nearly so; the operator must rotate or replace it.
+    /// The issuer has expired, or will soon; the operator must rotate or replace it.
     #[error("the issuing certificate authority ends at {0}, too soon to sign anything; rotate it")]
     IssuerEnds(String),
-    /// The issuer's own life has not begun by this machine's clock.
+    /// The issuer is not valid yet by this machine's clock.
     #[error("the issuing certificate authority is not valid before {0}; look at this machine's clock")]
     IssuerNotYetValid(String),
     /// The caller's identity has no DNS spelling.
     #[error("identity {0} is not a DNS name; shorten the namespace or service account")]
     Identity(String),
-    /// The caller's name is one that another holder serves under.
+    /// The caller's name is reserved for another holder.
     #[error(transparent)]
     ReservedName(#[from] ReservedName),
-    /// Our own fault, or the user's, who has given an authority that may not sign these names.
+    /// An internal error, or the user's authority may not sign these names.
     #[error("the certificate could not be written: {0}")]
     Write(#[from] WriteError),
-    /// Our own fault too: what was written does not read back.
+    /// An internal error: the signed certificate cannot be parsed.
     #[error("the certificate written does not read back: {0}")]
     ReadBack(#[from] tidegate_core::certificate::CertificateError),
 }
 
 impl Default for IssuingRules {
-    /// 24 hours at most and by default, none from an issuer with less than a minute left. The longest life is also
-    /// what the last step of a root rotation waits for.
+    /// 24 hours, maximum and default; an issuer with less than a minute left does not sign. The last step of a root rotation
+    /// also waits for the maximum lifetime.
     fn default() -> Self {
         Self {
             default_life: Duration::from_secs(24 * 3600),
@@ -85,8 +85,7 @@ impl Default for IssuingRules {
 }
 
 impl IssuingRules {
-    /// The same for workloads, whose certificates MeshConfig wants to live for `life`, if it says so. Nobody's lives
-    /// longer than `max_life`.
+    /// The rules for workloads, with MeshConfig's lifetime `life`, if set, which `max_life` limits.
     pub(crate) fn of_workloads(self, life: Option<Duration>) -> Self {
         match life.map(|life| life.min(self.max_life)) {
             Some(life) => Self { default_life: life, max_life: life, ..self },
@@ -94,8 +93,8 @@ impl IssuingRules {
         }
     }
 
-    /// Decides about one request of a caller whose identity was verified, and signs. `requested_seconds` 0 asks
-    /// for the default life. `service_names` come into the certificate besides the caller's own.
+    /// Decides about a request of an authenticated caller, and signs. `requested_seconds` 0 requests the default lifetime.
+    /// `service_names` are added to the caller's own names.
     pub fn issue(
         &self,
         csr: &CheckedCsr,
@@ -104,10 +103,10 @@ impl IssuingRules {
         requested_seconds: i64,
         issuer: &Issuer,
         now: SystemTime,
-    ) -> Result<Issued, Refusal> {
+    ) -> Result<Issued, IssuingRefusal> {
         csr.check_names(caller)?;
         let requested =
-            u64::try_from(requested_seconds).map_err(|_| Refusal::NegativeLife(requested_seconds))?;
+            u64::try_from(requested_seconds).map_err(|_| IssuingRefusal::NegativeLife(requested_seconds))?;
         let wanted = if requested == 0 { self.default_life } else { Duration::from_secs(requested) };
         let not_after = self.end_of_life(wanted.min(self.max_life), issuer, now)?;
         let sans = workload_sans(caller, service_names)?;
@@ -116,20 +115,20 @@ impl IssuingRules {
         Issued::read_back(leaf, sans)
     }
 
-    /// The end of a life that starts now: never after the issuer's own.
+    /// The expiry of a lifetime that starts now, limited by the issuer's own.
     pub(crate) fn end_of_life(
         &self,
         life: Duration,
         issuer: &Issuer,
         now: SystemTime,
-    ) -> Result<SystemTime, Refusal> {
+    ) -> Result<SystemTime, IssuingRefusal> {
         if issuer.not_before() > now {
             let start = humantime::format_rfc3339_seconds(issuer.not_before()).to_string();
-            return Err(Refusal::IssuerNotYetValid(start));
+            return Err(IssuingRefusal::IssuerNotYetValid(start));
         }
         let left = issuer.not_after().duration_since(now).unwrap_or_default();
         if left < self.min_issuer_life || left.is_zero() {
-            return Err(Refusal::IssuerEnds(
+            return Err(IssuingRefusal::IssuerEnds(
                 humantime::format_rfc3339_seconds(issuer.not_after()).to_string(),
             ));
         }
@@ -137,8 +136,8 @@ impl IssuingRules {
     }
 }
 
-impl Refusal {
-    /// A word for metrics and the audit log, out of a fixed set.
+impl IssuingRefusal {
+    /// A metric label and the reason in the audit log, one of a fixed set.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Csr(CsrError::ForeignName { .. } | CsrError::RepeatedName(_)) => "name",
@@ -159,15 +158,16 @@ impl Issued {
         self.sans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 
-    pub(crate) fn read_back(leaf: CertificateDer<'static>, sans: Vec<San>) -> Result<Self, Refusal> {
+    pub(crate) fn read_back(leaf: CertificateDer<'static>, sans: Vec<San>) -> Result<Self, IssuingRefusal> {
         let read = tidegate_core::PeerCertificate::from_der(&leaf)?;
         Ok(Self { leaf, sans, serial: read.serial, not_after: read.not_after })
     }
 }
 
 /// The two spellings that every workload's certificate carries, then the names of its Services.
-fn workload_sans(identity: &Identity, service_names: &[DnsName]) -> Result<Vec<San>, Refusal> {
-    let name = DnsName::parse(&identity.dns_name()).map_err(|_| Refusal::Identity(identity.to_string()))?;
+fn workload_sans(identity: &Identity, service_names: &[DnsName]) -> Result<Vec<San>, IssuingRefusal> {
+    let name =
+        DnsName::parse(&identity.dns_name()).map_err(|_| IssuingRefusal::Identity(identity.to_string()))?;
     let others =
         service_names.iter().filter(|other| **other != name).cloned().map(San::Dns).collect::<Vec<_>>();
     Ok([San::Dns(name), San::Uri(identity.spiffe_uri().into())].into_iter().chain(others).collect())

@@ -1,6 +1,6 @@
-//! The gRPC service `istio.v1.auth.IstioCertificateService`: a request's way from the wire to a certificate.
+//! The gRPC service `istio.v1.auth.IstioCertificateService`: from a request on the wire to a certificate.
 //!
-//! [`TokenFirst`] stands before it: of a caller without a good token nothing but the head of its call is read.
+//! [`TokenFirst`] wraps it: of a call without a valid token, only the head is read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,7 +17,7 @@ use crate::authority::AuthorityState;
 use crate::csr::check_csr;
 use crate::issuer::pem;
 use crate::rate_limit::RateLimiter;
-use crate::rules::{Issued, IssuingRules, Refusal};
+use crate::rules::{Issued, IssuingRefusal, IssuingRules};
 use crate::service_names::{ReservedNames, ServiceNames};
 use crate::telemetry::Telemetry;
 use crate::x509::WriteError;
@@ -26,21 +26,21 @@ mod token_first;
 
 pub(crate) use token_first::TokenFirst;
 
-/// The most bytes that a request message may have: a CSR, and what else its caller says.
+/// Maximum bytes of a request message: a CSR and further fields.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 32 * 1024;
-/// The most bytes of a call's head. A token has 16 KiB at most, mostly one.
+/// Maximum bytes of a call's head. A token has at most 16 KiB, usually about one.
 pub(crate) const MAX_HEAD_BYTES: u32 = 20 * 1024;
-/// Calls at a time on one connection. A node's agent asks for several Pods at once.
+/// Maximum concurrent calls on a connection. A node's agent requests certificates for several Pods at once.
 pub(crate) const MAX_CALLS: u32 = 8;
-/// Bytes that a connection may send ahead of what is read of it, in one call or in all: the least that HTTP/2 allows
-/// for all (RFC 9113 §6.9.2), and more than a message.
+/// Flow-control window of a call and of the connection: the minimum that HTTP/2 allows for a connection (RFC 9113
+/// §6.9.2), and larger than a message.
 pub(crate) const WINDOW: u32 = 65_535;
 
 /// Answers `CreateCertificate`.
 pub(crate) struct CertificateService {
     pub(crate) states: watch::Receiver<Arc<AuthorityState>>,
     pub(crate) rules: IssuingRules,
-    /// How long MeshConfig wants workloads' certificates to live, if it says so.
+    /// MeshConfig's lifetime of workloads' certificates, if set.
     pub(crate) workload_life: watch::Receiver<Option<Duration>>,
     pub(crate) service_names: ServiceNames,
     pub(crate) reserved_names: ReservedNames,
@@ -87,7 +87,7 @@ impl CertificateService {
         caller: &Caller,
         request: &IstioCertificateRequest,
         state: &AuthorityState,
-    ) -> Result<Issued, Refusal> {
+    ) -> Result<Issued, IssuingRefusal> {
         self.reserved_names.check(&caller.identity)?;
         let csr = check_csr(request.csr.as_bytes())?;
         let now = SystemTime::now();
@@ -97,14 +97,16 @@ impl CertificateService {
     }
 }
 
-fn status_of_refusal(refusal: &Refusal) -> Status {
+fn status_of_refusal(refusal: &IssuingRefusal) -> Status {
     let text = refusal.to_string();
     match refusal {
-        Refusal::Csr(_) | Refusal::NegativeLife(_) | Refusal::Identity(_) => Status::invalid_argument(text),
-        Refusal::ReservedName(_) => Status::permission_denied(text),
-        Refusal::IssuerEnds(_) | Refusal::IssuerNotYetValid(_) | Refusal::Write(WriteError::Names { .. }) => {
-            Status::failed_precondition(text)
+        IssuingRefusal::Csr(_) | IssuingRefusal::NegativeLife(_) | IssuingRefusal::Identity(_) => {
+            Status::invalid_argument(text)
         }
-        Refusal::Write(_) | Refusal::ReadBack(_) => Status::internal(text),
+        IssuingRefusal::ReservedName(_) => Status::permission_denied(text),
+        IssuingRefusal::IssuerEnds(_)
+        | IssuingRefusal::IssuerNotYetValid(_)
+        | IssuingRefusal::Write(WriteError::Names { .. }) => Status::failed_precondition(text),
+        IssuingRefusal::Write(_) | IssuingRefusal::ReadBack(_) => Status::internal(text),
     }
 }

@@ -1,15 +1,15 @@
-//! Names of Services under which certain workloads serve TLS to clients that know nothing of the mesh, such as the API
-//! server that calls a webhook. The operator of the certificate authority grants them; a request never does.
+//! Names of Services under which certain workloads serve TLS to clients outside the mesh, such as the API server that
+//! calls a webhook. The operator of the certificate authority grants them, never a request.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use tidegate_core::{DnsName, Identity, San, TrustDomain};
 
-/// More names than any workload of ours serves under.
+/// Maximum names of a grant, more than any of our daemons has.
 const MAX_NAMES: usize = 20;
 
-/// One grant, as a flag says it: `<namespace>/<service account>=<name>[+<name>…]`.
+/// A grant in the form of the flag: `<namespace>/<service account>=<name>[+<name>…]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceNameGrant {
     namespace: String,
@@ -21,13 +21,13 @@ pub struct ServiceNameGrant {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceNames(BTreeMap<(String, String), Vec<DnsName>>);
 
-/// DNS names with a holder: the certificate authority's own, and those that are granted. No other workload
-/// may be called so. A service account may have dots in its name, so `tidegate-cert-manager.tidegate-system` in a
-/// namespace `svc` would be named as the authority's Service is.
+/// DNS names that belong to a holder: the certificate authority's own, and granted ones. Other workloads must not have
+/// them as their own name. A service account's name may contain dots, so `tidegate-cert-manager.tidegate-system` in a
+/// namespace `svc` would have the name of the authority's Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReservedNames(BTreeMap<DnsName, NameHolder>);
 
-/// Whose a reserved name is.
+/// The holder of a reserved name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum NameHolder {
     Authority,
@@ -38,19 +38,19 @@ enum NameHolder {
 /// A workload's own name belongs to another holder.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{identity} is called {name}, a name that {holder} serves under: rename the service account or its namespace"
+    "{identity} has the name {name}, under which {holder} serves: rename the service account or its namespace"
 )]
 pub struct ReservedName {
-    /// Whose certificate was asked for.
+    /// The identity of the requested certificate.
     identity: String,
     /// Its DNS spelling.
     name: String,
-    /// Who serves under it.
+    /// Its holder.
     holder: String,
 }
 
 impl ReservedNames {
-    /// The names of the authority's own certificate, and all that are granted.
+    /// The names in the authority's own certificate, and all granted ones.
     pub fn new(serving_names: &[San], granted: &ServiceNames) -> Self {
         let mut all = BTreeMap::new();
         for ((namespace, account), names) in &granted.0 {
@@ -65,10 +65,10 @@ impl ReservedNames {
         Self(all)
     }
 
-    /// Whether a workload may be called what its identity calls it.
+    /// An error if a workload's own name is reserved for another holder.
     pub fn check(&self, identity: &Identity) -> Result<(), ReservedName> {
         let name = identity.dns_name();
-        // A client that looks a name up within a cluster's domain may demand the whole of it.
+        // A client that resolves a name within the cluster's domain may verify the full name.
         let short = name.strip_suffix(&format!(".{}", identity.trust_domain()));
         let find = |text: &str| DnsName::parse(text).ok().and_then(|name| self.0.get(&name));
         let holder = match find(&name).or_else(|| short.and_then(find)) {
@@ -87,7 +87,7 @@ impl ReservedNames {
 }
 
 impl ServiceNames {
-    /// Grants to one workload add up.
+    /// Several grants to one workload are combined.
     pub fn new(grants: impl IntoIterator<Item = ServiceNameGrant>) -> Self {
         let mut all: BTreeMap<_, Vec<DnsName>> = BTreeMap::new();
         for grant in grants {
@@ -101,12 +101,12 @@ impl ServiceNames {
         Self(all)
     }
 
-    /// Every workload that has names besides its own, and those names.
+    /// Every workload with additional names, and those names.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&(String, String), &[DnsName])> {
         self.0.iter().map(|(workload, names)| (workload, names.as_slice()))
     }
 
-    /// The names that this workload's certificate holds besides its own.
+    /// The additional names in this workload's certificate.
     pub fn of(&self, identity: &Identity) -> &[DnsName] {
         let key = (identity.namespace().to_owned(), identity.service_account().to_owned());
         self.0.get(&key).map(Vec::as_slice).unwrap_or_default()
@@ -170,7 +170,7 @@ mod tests {
         for (namespace, account, holder) in refused {
             let reason = check(namespace, account).unwrap_err();
             let name =
-                format!("is called {account}.{namespace}.cluster.local, a name that {holder} serves under");
+                format!("has the name {account}.{namespace}.cluster.local, under which {holder} serves:");
             assert!(reason.contains(&name), "{reason}");
         }
         for (namespace, account) in [

@@ -1,5 +1,4 @@
-//! The certificate that the service itself shows: issued by itself, renewed at half of its life and whenever the
-//! authority changes.
+//! The service's own certificate: self-issued, renewed at half of its lifetime and whenever the authority changes.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,27 +13,27 @@ use tokio::sync::watch;
 use tracing::error;
 
 use crate::authority::AuthorityState;
-use crate::rules::{BACKDATE, Issued, IssuingRules, Refusal};
+use crate::rules::{BACKDATE, Issued, IssuingRefusal, IssuingRules};
 use crate::telemetry::Telemetry;
 
-/// How often the wall clock is looked at: it may jump.
+/// How often to check the wall clock, which may jump.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why the service has no certificate.
+/// Why the service has no certificate of its own.
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
-    /// The authority signs nothing.
+    /// The authority did not sign.
     #[error("no serving certificate: {0}")]
-    Refused(#[from] Refusal),
-    /// No key.
+    Refused(#[from] IssuingRefusal),
+    /// No key could be generated.
     #[error("no serving key: {0}")]
     Key(#[from] rcgen::Error),
-    /// The TLS library takes the certificate for wrong.
+    /// The TLS library refuses the certificate.
     #[error("serving certificate: {0}")]
     Tls(#[from] rustls::Error),
 }
 
-/// Keeps a serving certificate fresh.
+/// Keeps a serving certificate renewed.
 pub(crate) struct ServingCertificate {
     names: Vec<San>,
     rules: IssuingRules,
@@ -101,18 +100,18 @@ fn issue(
     let leaf = state
         .issuer
         .sign_leaf(&key.subject_public_key_info(), names, false, now - BACKDATE, not_after)
-        .map_err(Refusal::from)?;
+        .map_err(IssuingRefusal::from)?;
     let issued = Issued::read_back(leaf, names.to_vec())?;
     let mut chain = vec![issued.leaf.clone()];
     chain.extend(state.intermediates(issued.not_after));
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let mut config = ServerConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        // Callers prove who they are by their token: the certificate of one whose CA was away may be over.
+        // Callers authenticate by token: after an outage of the CA their certificates may have expired.
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // A client judges the certificate anew on each connection.
+    // Clients must verify the certificate on each connection.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     telemetry.own("serving", &issued);

@@ -1,7 +1,7 @@
-//! Where things are kept: the root, the trust bundle for others, the ingress controller's client certificate.
+//! Storage of the root, the published trust bundle, and the ingress controller's client certificate.
 //!
-//! Each is a trait with an implementation on files. All three are swapped as a whole, so that a reader sees one
-//! version or the next one and never a mixture: see [`versioned_folder`].
+//! Each is a trait with an implementation on files. All three are replaced as a whole, so that a reader sees one version
+//! or the next, never a mixture: see [`versioned_folder`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,113 +15,113 @@ pub mod versioned_folder;
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Entries(pub BTreeMap<String, Vec<u8>>);
 
-/// Entries as they were at one moment.
+/// Entries at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
     /// The values.
     pub entries: Entries,
-    /// Names this version; no two versions share one.
+    /// Identifies this version uniquely.
     pub revision: String,
 }
 
-/// Why a store did not do what it was asked.
+/// Why a store's operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another client has changed it since it was read; read it again.
-    #[error("changed by another client meanwhile")]
+    /// Another client has changed it since it was read; reread it.
+    #[error("another client has changed it in the meantime")]
     Conflict,
-    /// The file system refused.
+    /// A file operation failed.
     #[error("{what}: {source}")]
     Io {
-        /// Which file, for what.
+        /// The file and the operation.
         what: String,
-        /// What it said.
+        /// The system's error.
         source: io::Error,
     },
-    /// There was something, and it cannot be read any more.
+    /// Earlier content exists but can no longer be read.
     #[error(
         "{place} held something before that cannot be read: {found}; restore it, or move the folder away"
     )]
     Lost {
         /// The folder.
         place: String,
-        /// What is there of it.
+        /// What was found of it.
         found: String,
     },
-    /// A private key that this store has not written stands in the way.
-    #[error("{0} is a key that was not written here, and is never replaced: move it away")]
+    /// A private key that this store has not written would be replaced.
+    #[error("{0} is a key that was not written by this store and is never replaced: move it away")]
     ForeignKey(String),
-    /// A name that would leave the store's folder.
+    /// A name that would escape the store's folder.
     #[error("{0:?} is not a name that a Kubernetes object can have")]
     Name(String),
-    /// What was to be published is, but in these namespaces; sorted.
+    /// Published everywhere except in these namespaces; sorted.
     #[error("{}", enumerate(.0))]
     Unreached(Vec<Unreached>),
-    /// Whatever another kind of store has to say.
+    /// An error of another kind of store.
     #[error("{0}")]
     Other(String),
 }
 
-/// A namespace that the trust bundle cannot be published in.
+/// A namespace where the trust bundle cannot be published.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Unreached {
-    /// Which one.
+    /// The namespace.
     pub namespace: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// How many namespaces a message names.
+/// Maximum namespaces that a message names.
 const NAMED: usize = 10;
 
-/// Keeps the certificate authority: keys, certificates and the step of a rotation.
+/// Stores the certificate authority: keys, certificates and the step of a rotation.
 #[tonic::async_trait]
 pub trait RootStore: Send + Sync + 'static {
-    /// Where it is, for messages: `folder /var/lib/tidegate/ca`.
+    /// Its place, for messages: `folder /var/lib/tidegate/ca`.
     fn place(&self) -> String;
 
-    /// What is there, if anything.
+    /// The stored entries, if any.
     async fn load(&self) -> Result<Option<Stored>, StoreError>;
 
-    /// Writes `entries` unless something is there already; returns what is there afterwards. Of several callers at
-    /// once one writes and all get the same answer.
+    /// Writes `entries` if nothing is stored; returns what is stored afterwards. Of several concurrent callers, one writes and
+    /// all get the same answer.
     async fn create_if_absent(&self, entries: Entries) -> Result<Stored, StoreError>;
 
-    /// Replaces what is there if it still is of this revision; [`StoreError::Conflict`] otherwise.
+    /// Replaces the entries if they still have this revision; [`StoreError::Conflict`] otherwise.
     async fn update(&self, revision: &str, entries: Entries) -> Result<Stored, StoreError>;
 }
 
-/// Makes the trust bundle known to those who verify us and each other.
+/// Publishes the trust bundle to all who verify the mesh's certificates.
 #[tonic::async_trait]
 pub trait BundlePublisher: Send + Sync + 'static {
-    /// Makes sure that exactly this PEM text is published. Called about each second, so it also puts back what
-    /// somebody else has changed; it should be cheap when nothing has to be done.
+    /// Makes sure that exactly this PEM text is published. Called about every second, so it also restores what others have
+    /// changed; it should be cheap if there is nothing to do.
     async fn publish(&self, pem: &str) -> Result<(), StoreError>;
 
-    /// What is published already, by any author, and where; `None` where nothing is. Only asked where no authority is
-    /// stored: a bundle says that there was one.
+    /// What is already published, by any author, and where; `None` if nothing is. Only used if no authority is stored, because
+    /// a bundle shows that there was one.
     async fn published(&self) -> Result<Option<PublishedBundle>, StoreError>;
 }
 
-/// A trust bundle that was found.
+/// A published trust bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedBundle {
-    /// Where: a file's path, or a ConfigMap's namespace and name.
+    /// Its place: a file's path, or a ConfigMap's namespace and name.
     pub place: String,
     /// Its PEM text.
     pub pem: String,
 }
 
-/// Holds Secrets for the ingress controller: its certificate (`kubernetes.io/tls`), and the roots alone.
+/// Stores Secrets for the ingress controller: its certificate (`kubernetes.io/tls`), and the roots alone.
 #[tonic::async_trait]
 pub trait SecretStore: Send + Sync + 'static {
     /// Creates the Secret or replaces its values in place, never by deleting it first.
     async fn put(&self, name: &SecretName, secret: &TlsSecret) -> Result<(), StoreError>;
 
-    /// The Secret, if all three of its values are there.
+    /// The Secret, if it has all three of its values.
     async fn get(&self, name: &SecretName) -> Result<Option<TlsSecret>, StoreError>;
 
-    /// Creates a Secret that holds these roots (PEM) and nothing else, type `nginx.org/ca`, or replaces them in place.
+    /// Creates a Secret of type `nginx.org/ca` with only these roots (PEM), or replaces them in place.
     async fn put_roots(&self, name: &SecretName, roots: &str) -> Result<(), StoreError>;
 
     /// The roots of such a Secret.
@@ -130,12 +130,13 @@ pub trait SecretStore: Send + Sync + 'static {
     /// Deletes the Secret, if this store wrote it.
     async fn remove(&self, name: &SecretName) -> Result<(), StoreError>;
 
-    /// Has the Secret, which this store wrote, be among [`owned`](Self::owned) again. Nothing, where a store cannot forget.
+    /// Records a Secret that this store wrote, so that it is among [`owned`](Self::owned) again. No effect for stores that
+    /// cannot forget.
     async fn remember(&self, _name: &SecretName) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// The Secrets that this store wrote and that are still there.
+    /// The existing Secrets that this store wrote.
     async fn owned(&self) -> Result<Vec<SecretName>, StoreError>;
 }
 
@@ -171,7 +172,7 @@ impl std::fmt::Display for Unreached {
     }
 }
 
-/// Names only: some of the values are private keys.
+/// Names only, because some values are private keys.
 impl std::fmt::Debug for Entries {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
@@ -190,7 +191,7 @@ impl StoreError {
     }
 }
 
-/// What is in a list, as far as a message has room for it.
+/// A list, as far as a message has room for it.
 pub(crate) fn enumerate<T: std::fmt::Display>(all: &[T]) -> String {
     let named: Vec<String> = all.iter().take(NAMED).map(ToString::to_string).collect();
     match all.len().saturating_sub(NAMED) {
@@ -199,7 +200,7 @@ pub(crate) fn enumerate<T: std::fmt::Display>(all: &[T]) -> String {
     }
 }
 
-/// Runs file work off the async threads.
+/// Runs blocking file operations outside the async threads.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {

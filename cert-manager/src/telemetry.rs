@@ -1,4 +1,4 @@
-//! What the certificate authority tells: an audit line per certificate and refusal, and metrics.
+//! Telemetry of the certificate authority: an audit line per certificate and refusal, and metrics.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use tracing::{info, warn};
 use crate::authority::AuthorityState;
 use crate::rules::Issued;
 
-/// Log target of audit lines: one for each certificate that was issued and each request that was refused. They hold
-/// identities, names and serial numbers, never a key or a token.
+/// Log target of audit lines: one for each issued certificate and each refused request. They contain identities, names
+/// and serial numbers, never a key or a token.
 pub const AUDIT: &str = "audit";
 
-/// Counts and writes audit lines. Clones share their counters.
+/// Writes and counts audit lines. Clones share their counters.
 #[derive(Clone, Debug)]
 pub(crate) struct Telemetry {
     issued: Family<Purpose, Counter>,
@@ -32,11 +32,11 @@ pub(crate) struct Telemetry {
     trusted_roots: Gauge,
     rotation_step: Gauge,
     authority_problem: Gauge,
-    /// Audit lines of refusals, which anybody can cause.
+    /// Limits audit lines of refusals, which any client can cause.
     refusals: Arc<LogThrottle<RefusedSource>>,
 }
 
-/// Whose audit lines are counted together: an identity's, or those of an address without one.
+/// The source by which audit lines are limited: an identity, or an address without one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum RefusedSource {
     Identity(String),
@@ -79,12 +79,12 @@ impl Telemetry {
             );
             registry.register(
                 "tidegate_root_expiry_timestamp_seconds",
-                "When the issuing root ends",
+                "When the issuing root expires",
                 this.root_expiry.clone(),
             );
             registry.register(
                 "tidegate_issuer_expiry_timestamp_seconds",
-                "When the first certificate between the issuer and its root ends",
+                "When the first certificate between the issuer and its root expires",
                 this.issuer_expiry.clone(),
             );
             registry.register(
@@ -94,12 +94,12 @@ impl Telemetry {
             );
             registry.register(
                 "tidegate_root_rotation_step",
-                "Steps taken of the root rotation going on; 0 when there is none",
+                "Steps taken of the current root rotation; 0 without one",
                 this.rotation_step.clone(),
             );
             registry.register(
                 "tidegate_certificate_authority_problem",
-                "1 while the stored or given certificate authority cannot be used and the one before stays in force",
+                "1 while the stored or given certificate authority is unusable and the previous one stays in use",
                 this.authority_problem.clone(),
             );
         });
@@ -135,7 +135,7 @@ impl Telemetry {
         );
     }
 
-    /// A certificate that was not asked for over the network: our own, or the ingress controller's.
+    /// A certificate that was not requested over the network: our own, or the ingress controller's.
     pub(crate) fn own(&self, purpose: &'static str, issued: &Issued) {
         self.issued.get_or_create(&Purpose { purpose }).inc();
         info!(
@@ -170,7 +170,7 @@ impl Telemetry {
 }
 
 impl Telemetry {
-    /// Says now and then how many refusals were not logged one by one, until the drain starts.
+    /// Logs from time to time how many refusals were not logged individually, until the drain starts.
     pub(crate) async fn summarize(self: Arc<Self>, drain: drain::Watch) {
         let say =
             |suppressed| warn!(target: AUDIT, by_source = %suppressed, "more certificates were refused");

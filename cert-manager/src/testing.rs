@@ -1,4 +1,4 @@
-//! What the tests of several modules share.
+//! Helpers that tests of several modules share.
 
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -56,7 +56,7 @@ pub(crate) fn openssl(dir: &std::path::Path, arguments: &str) -> Vec<u8> {
     output.stdout
 }
 
-/// The moment, cut to whole seconds as certificates are.
+/// The time, truncated to whole seconds as in certificates.
 pub(crate) fn now() -> SystemTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())

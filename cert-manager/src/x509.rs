@@ -12,18 +12,18 @@ use tidegate_core::San;
 use yasna::models::ObjectIdentifier;
 use yasna::{DERWriter, DERWriterSeq, Tag};
 
-/// What a certificate says about its subject. The subject is always `O=Tidegate`, with a common name for CAs only.
+/// A certificate's statements about its subject, which is always `O=Tidegate`, with a common name only for CAs.
 #[derive(Debug)]
 pub(crate) struct Template<'a> {
     /// DER of the subject's Name.
     pub(crate) subject: &'a [u8],
-    /// DER of the subject's SubjectPublicKeyInfo, copied as it is.
+    /// DER of the subject's SubjectPublicKeyInfo, copied unchanged.
     pub(crate) public_key: &'a [u8],
-    /// First moment of its life; written in whole seconds.
+    /// Start of its validity; written in whole seconds.
     pub(crate) not_before: SystemTime,
-    /// Last moment of its life; written in whole seconds.
+    /// Its expiry; written in whole seconds.
     pub(crate) not_after: SystemTime,
-    /// What it may be used for.
+    /// Its purpose.
     pub(crate) usage: Usage<'a>,
 }
 
@@ -55,21 +55,21 @@ pub(crate) struct Signer<'a> {
     pub(crate) key: &'a rcgen::KeyPair,
 }
 
-/// Why a certificate could not be written.
+/// Why a certificate could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The key's algorithm is none that we sign with.
+    /// Keys of this algorithm cannot sign here.
     #[error("keys of this kind cannot sign certificates here: use ECDSA P-256, P-384 or RSA")]
     Algorithm,
     /// The crypto library refused to sign.
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),
-    /// The name constraints of the authority's chain do not let it sign these names: every peer would refuse them.
+    /// The name constraints of the authority's chain do not allow these names: every peer would refuse the certificate.
     #[error("the certificate authority may not sign {names}: {reason}")]
     Names {
-        /// What the certificate was to be for.
+        /// The names of the certificate.
         names: String,
-        /// What a verifier says.
+        /// The verifier's error.
         reason: String,
     },
     /// A date before 1950 or after 9999.
@@ -77,7 +77,7 @@ pub enum WriteError {
     Date,
 }
 
-/// The three signature algorithms that we sign with, by their OIDs (RFC 5758 §3.2, RFC 4055 §5).
+/// The three signature algorithms that are used for signing, by OID (RFC 5758 §3.2, RFC 4055 §5).
 pub(crate) fn signature_algorithm(key: &rcgen::KeyPair) -> Option<&'static [u64]> {
     if key.is_compatible(&rcgen::PKCS_ECDSA_P256_SHA256) {
         Some(&[1, 2, 840, 10045, 4, 3, 2])
@@ -90,7 +90,7 @@ pub(crate) fn signature_algorithm(key: &rcgen::KeyPair) -> Option<&'static [u64]
     }
 }
 
-/// Writes and signs one certificate with a fresh 128-bit random serial number.
+/// Creates and signs a certificate with a new 128-bit random serial number.
 pub(crate) fn sign(
     template: &Template<'_>,
     signer: &Signer<'_>,
@@ -157,7 +157,7 @@ struct Time {
 impl Time {
     fn new(time: SystemTime) -> Result<Self, WriteError> {
         let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| WriteError::Date)?;
-        // 9999-12-31T23:59:59Z, the last second that a certificate can name.
+        // 9999-12-31T23:59:59Z, the last second that a certificate can contain.
         if since_epoch > Duration::from_secs(253_402_300_799) {
             return Err(WriteError::Date);
         }

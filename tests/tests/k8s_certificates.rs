@@ -282,7 +282,7 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
     let secret =
         |name: &str| namespace.wait_for("the Secret", &["secret", name], |secret| Some(secret.clone()));
     authority.mesh_config(&Value::Null);
-    authority.wait_for_condition("Unknown", "no certificate is asked for");
+    authority.wait_for_condition("Unknown", "no certificate is configured");
     authority.mesh_config(&gateway(namespace.name(), "client"));
     // As documented: when this returns, the Secret exists.
     authority.control_plane.kubectl(&[

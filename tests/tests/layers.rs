@@ -14,16 +14,6 @@ use tidegate_tests::modules::Modules;
 /// The workspace.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// Remaining circles: the crate, their modules, and why. Do not add any; remove those that are gone.
-const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
-    (
-        "cert-manager",
-        &["ingress_gateway", "manager"],
-        "the keeper of the gateway's certificate uses the manager's type of its dependencies",
-    ),
-    (
-];
-
 /// All crates that a package depends on.
 fn tree(package: &str) -> BTreeSet<String> {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
@@ -106,21 +96,12 @@ fn roots() -> Vec<(String, PathBuf)> {
 
 #[test]
 fn the_modules_of_a_crate_form_no_circles() {
-    let (mut unknown, mut seen) = (Vec::new(), Vec::new());
-    for (member, root) in roots() {
-        let modules = Modules::of(&root);
-        for circle in modules.circles() {
-            let known =
-                KNOWN_CIRCLES.iter().position(|(of, names, _)| *of == member && *names == circle.modules);
-            match known {
-                Some(index) => seen.push(index),
-                None => unknown.push(format!("{member}: {circle}")),
-            }
-        }
-    }
-    assert!(unknown.is_empty(), "modules that depend on each other:\n{}", unknown.join("\n"));
-    let cured = KNOWN_CIRCLES.iter().enumerate().filter(|(index, _)| !seen.contains(index));
-    let cured: Vec<_> =
-        cured.map(|(_, (member, names, _))| format!("{member}: {}", names.join(", "))).collect();
-    assert!(cured.is_empty(), "no longer a circle, remove it from the list: {cured:?}");
+    let circles: Vec<_> = roots()
+        .iter()
+        .flat_map(|(member, root)| {
+            let circles = Modules::of(root).circles();
+            circles.into_iter().map(move |circle| format!("{member}: {circle}"))
+        })
+        .collect();
+    assert!(circles.is_empty(), "modules that depend on each other:\n{}", circles.join("\n"));
 }

@@ -1,4 +1,4 @@
-//! The public keys that tokens are verified by: from PEM or JWKS files, read again when they change.
+//! The public keys that verify tokens: from PEM or JWKS files, reread when they change.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::csr::KeyKind;
 
-/// How often the files are looked at, at most.
+/// Minimum time between two checks of the files.
 const INTERVAL: Duration = Duration::from_millis(500);
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// One key and the one algorithm that it verifies.
+/// A key and the only algorithm that it verifies.
 #[derive(Clone)]
 pub(crate) struct VerificationKey {
     pub(crate) id: Option<String>,
@@ -27,17 +27,17 @@ pub(crate) struct VerificationKey {
     pub(crate) key: DecodingKey,
 }
 
-/// Why a file gives no keys.
+/// Why a file has no usable keys.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", file.display())]
 pub struct KeyFileError {
-    /// Which file.
+    /// The file.
     file: PathBuf,
     /// What is wrong with it.
     problem: String,
 }
 
-/// Keys from files. What cannot be read at the start is an error; what breaks later is logged, and the last good keys
+/// Keys from files. A file that cannot be read at startup is an error; later ones are logged, and the last good keys
 /// stay.
 pub(crate) struct KeyFiles {
     paths: Vec<PathBuf>,
@@ -65,12 +65,12 @@ impl KeyFiles {
         Ok(Self { paths, loaded: Mutex::new(Loaded { keys, stamps, checked: Instant::now() }) })
     }
 
-    /// The keys in force; the files are looked at first, unless they just were.
+    /// The current keys, after a check of the files unless that was just done.
     pub(crate) fn current(&self) -> Arc<[VerificationKey]> {
         self.reload(INTERVAL)
     }
 
-    /// The keys in force after a look at the files now: a token was signed with an unknown key.
+    /// The keys after a check of the files now, because a token was signed with an unknown key.
     pub(crate) fn afresh(&self) -> Arc<[VerificationKey]> {
         self.reload(Duration::ZERO)
     }
@@ -138,7 +138,7 @@ fn parse_pem(text: &[u8]) -> Result<Vec<VerificationKey>, String> {
     Ok(keys)
 }
 
-/// From DER of a SubjectPublicKeyInfo, judged as strictly as a CSR's key.
+/// From DER of a SubjectPublicKeyInfo, checked as strictly as a CSR's key.
 fn public_key(der: &[u8]) -> Result<VerificationKey, String> {
     const ED25519: &str = "1.3.101.112";
     let (_, info) = SubjectPublicKeyInfo::from_der(der).map_err(|_| "is not a public key".to_owned())?;
@@ -183,7 +183,7 @@ fn json_web_key(jwk: &Jwk) -> Result<VerificationKey, String> {
             Algorithm::EdDSA
         }
         AlgorithmParameters::OctetKey(_) => {
-            return Err("a symmetric key would let everybody who verifies also sign".to_owned());
+            return Err("a symmetric key would let everyone who can verify also sign".to_owned());
         }
         _ => return Err("keys of this kind sign no tokens that are taken here".to_owned()),
     };

@@ -1,7 +1,7 @@
-//! Service account tokens as JWTs whose signature is verified here, with keys from files.
+//! Verifies service account tokens, which are JWTs, by their signature, with keys from files.
 //!
 //! The tokens are Kubernetes' own (`system:serviceaccount:<namespace>:<name>`), so a cluster's projected tokens and
-//! those that a script signs for a laptop are read alike.
+//! those that a script signs on a laptop are read in the same way.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,21 +17,21 @@ use super::{AuthError, Authenticator, Caller, PodReference};
 #[cfg(test)]
 mod tests;
 
-/// Kubernetes' tokens have some 1,200 bytes.
+/// Maximum bytes of a token; Kubernetes' tokens have about 1,200.
 pub(crate) const MAX_TOKEN_BYTES: usize = 16 * 1024;
-/// Clocks may differ by this many seconds.
+/// Tolerated clock difference, seconds.
 const LEEWAY_SECONDS: u64 = 5;
 
-/// What a token must be.
+/// Requirements for tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedJwtOptions {
     /// PEM files of public keys or JWKS files; at least one.
     pub key_files: Vec<PathBuf>,
-    /// The audience that a token must have.
+    /// The required audience.
     pub audience: String,
-    /// The issuer that a token must have, if it matters.
+    /// The required issuer; `None` accepts any.
     pub issuer: Option<String>,
-    /// The trust domain of the identities that tokens prove.
+    /// The trust domain of the callers' identities.
     pub trust_domain: TrustDomain,
 }
 
@@ -63,7 +63,7 @@ struct ObjectClaim {
 }
 
 impl SignedJwt {
-    /// Reads the keys. No file, an unreadable one or one without a key is an error: there is no key to fall back to.
+    /// Reads the keys. A missing or unreadable file, or one without keys, is an error, because there are no older keys.
     pub fn open(options: SignedJwtOptions) -> Result<Self, KeyFileError> {
         Ok(Self { keys: KeyFiles::open(options.key_files.clone())?, options })
     }
@@ -74,7 +74,7 @@ impl SignedJwt {
         }
         let header = header(token)?;
         let claims = match self.decode(token, &header, &self.keys.current()) {
-            // The key may have come after the last look at the files.
+            // The key may have been added since the last check of the files.
             Err(AuthError::Signature) => self.decode(token, &header, &self.keys.afresh()),
             decided => decided,
         }?;
@@ -160,7 +160,7 @@ fn header(token: &str) -> Result<Header, AuthError> {
         return Err(AuthError::Malformed);
     }
     let header = jsonwebtoken::decode_header(token).map_err(|error| match error.kind() {
-        // A header whose algorithm does not exist here, `none` among them.
+        // The header's algorithm is not supported here; `none` is among those.
         ErrorKind::Json(error) if error.is_data() => AuthError::Algorithm,
         _ => AuthError::Malformed,
     })?;
@@ -168,14 +168,14 @@ fn header(token: &str) -> Result<Header, AuthError> {
     if !matches!(header.alg, ES256 | EdDSA | RS256) {
         return Err(AuthError::Algorithm);
     }
-    // RFC 7515 §4.1.11: what must be understood and is not.
+    // RFC 7515 §4.1.11: extensions that must be understood, and are not.
     if header.crit.is_some() {
         return Err(AuthError::Malformed);
     }
     Ok(header)
 }
 
-/// A key verifies its own algorithm only. A key with an ID is for tokens that name it, or name none.
+/// A key verifies only its own algorithm. A key with an ID verifies tokens that have this ID or none.
 fn may_verify(key: &VerificationKey, header: &Header) -> bool {
     let ids_agree = match (&key.id, &header.kid) {
         (Some(key), Some(token)) => key == token,

@@ -1,4 +1,4 @@
-//! A certificate authority that the user gives, as files or as entries of the store.
+//! A certificate authority that the user provides, as files or as entries of the store.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -7,16 +7,16 @@ use super::state::StateError;
 use crate::issuer::{Issuer, IssuerProblems};
 use crate::store::Entries;
 
-/// The pairs of entries by which a user gives an authority: certificate (with its chain), key, and both for messages.
-/// Ours, OSM's, and what `kubectl create secret tls` makes.
+/// The pairs of entries by which a user provides an authority: certificate (with its chain), key, and both for messages.
+/// Ours, OSM's, and those of `kubectl create secret tls`.
 const FORMS: [(&str, &str, &str); 3] = [
     ("ca.crt", "ca.key", "ca.crt and ca.key"),
     ("ca.crt", "private.key", "ca.crt and private.key"),
     ("tls.crt", "tls.key", "tls.crt and tls.key"),
 ];
 
-/// Where a user's own root or intermediate lies. The files are read again and again, so replacing them is enough.
-/// The root store keeps a copy of what is in force, key included: it outlives files that are broken later.
+/// The files of a user's own root or intermediate. They are reread every second, so replacing them is enough. The root
+/// store keeps a copy of the authority in use, including its key, which outlives files that are broken later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GivenFiles {
     /// PEM: the issuing certificate, then its intermediates, and its root unless `root` names it.
@@ -48,7 +48,7 @@ impl GivenFiles {
     }
 }
 
-/// The authority that a user has put into a store, if there is one. Beside `tls.crt`, `ca.crt` may hold its root.
+/// The authority that a user has put into a store, if any. Beside `tls.crt`, `ca.crt` may contain its root.
 pub(super) fn entries_issuer(entries: &Entries, now: SystemTime) -> Result<Option<Issuer>, StateError> {
     let mut forms = FORMS.iter().filter(|(_, key, _)| entries.0.contains_key(*key));
     let Some((certificate, key, both)) = forms.next() else { return Ok(None) };

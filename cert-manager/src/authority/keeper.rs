@@ -1,4 +1,4 @@
-//! Keeps the authority of this process equal to the store's, the bundle published, and takes rotation's steps.
+//! Keeps this process's authority equal to the store's and its bundle published, and takes the steps of a rotation.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,66 +21,66 @@ use crate::x509::WriteError;
 #[cfg(test)]
 mod tests;
 
-/// How often the store and the files of a given authority are looked at.
+/// How often to check the store and the files of a given authority.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The certificate authority of this process. Cheap to clone.
 #[derive(Clone)]
-pub struct Authority(Arc<Shared>);
+pub struct Authority(Arc<SharedAuthority>);
 
-struct Shared {
+struct SharedAuthority {
     store: Arc<dyn RootStore>,
     given: Option<GivenFiles>,
     publishers: Vec<Arc<dyn BundlePublisher>>,
     timing: RotationTiming,
-    /// What a given authority must be able to sign.
+    /// Names that a given authority must be able to sign.
     names: RequiredNames,
     state: watch::Sender<Arc<AuthorityState>>,
     bundle: watch::Sender<Arc<TrustBundle>>,
-    /// Revision of the state in force. Held while the state is changed, so that changes come one after the other.
+    /// Revision of the current state. Locked during a change, so that changes happen one at a time.
     revision: tokio::sync::Mutex<String>,
     publication: Mutex<Publication>,
-    /// Why what is stored or given cannot be used; the same problem is not logged each second.
+    /// Why the stored or given authority is unusable; kept so that the same problem is not logged every second.
     problem: watch::Sender<Option<String>>,
 }
 
-/// How publishing the bundle goes.
+/// The outcome of publishing the bundle.
 struct Publication {
-    /// Why publishing failed as a whole, for a reason that does not belong to a single namespace.
+    /// Why publishing failed altogether, for a reason that does not concern a single namespace.
     error: Option<String>,
-    /// Where it cannot be published; it is everywhere else.
+    /// Namespaces where it cannot be published; it is published everywhere else.
     unreached: Vec<Unreached>,
-    /// When it last began to work again.
+    /// When publishing last recovered.
     works_since: SystemTime,
 }
 
-/// Why the certificate authority cannot be opened.
+/// Why the certificate authority could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// The store cannot be used.
+    /// The store is unusable.
     #[error("the store of the certificate authority: {0}")]
     Store(#[from] StoreError),
-    /// What the store holds is not an authority.
+    /// The store's content is not an authority.
     #[error("the stored certificate authority: {0}")]
     State(#[from] StateError),
-    /// What the user has given is not an authority.
+    /// The user's files are not an authority.
     #[error(transparent)]
     Given(#[from] IssuerProblems),
-    /// No authority is stored, but a trust bundle of one is published: its holders would not trust a new root.
+    /// No authority is stored, but a trust bundle is published, whose holders would not trust a new root.
     #[error(
         "{store} holds no certificate authority, but {bundle} holds the trust bundle of one (root {roots}): put the store \
          back. Only if it is gone for good, start once with --new-root: then a new root is made, and what trusts just the \
          old one has to be started anew"
     )]
     RootGone {
-        /// The store's place.
+        /// The store.
         store: String,
-        /// Where the bundle is.
+        /// Where the bundle is published.
         bundle: String,
         /// Fingerprints of its roots.
         roots: String,
     },
-    /// A root could not be made.
+    /// A root could not be generated.
     #[error("a root certificate could not be made: {0}")]
     Create(#[from] WriteError),
     /// A root cannot be a trust anchor.
@@ -88,14 +88,14 @@ pub enum AuthorityError {
     Bundle(#[from] TrustBundleError),
 }
 
-/// What is asked of a rotation's next step.
+/// Options of a rotation's next step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Advance {
     /// What the caller has verified.
     pub vouched: Vouched,
-    /// What becomes of the root that the last step drops.
+    /// What happens to the root that the last step drops.
     pub farewell: Farewell,
-    /// Namespaces that the step does without, should the trust bundle not be published there.
+    /// Namespaces that the step skips if the trust bundle cannot be published there.
     pub without: BTreeSet<String>,
 }
 
@@ -105,17 +105,17 @@ impl From<Vouched> for Advance {
     }
 }
 
-/// Whether a root may be made where none is stored.
+/// Whether a root may be generated if none is stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum NewRoot {
-    /// Only where there never was one.
+    /// Only if there never was one.
     #[default]
     WhereNoneWas,
-    /// Also where a trust bundle shows that there was one: the operator has asked for it.
+    /// Even if a trust bundle shows that there was one, because the operator requested it.
     Wanted,
 }
 
-/// Where a rotation is, for `GET /rotation`.
+/// The state of a rotation, for `GET /rotation`.
 #[derive(Debug, Clone, Serialize)]
 pub struct RotationStatus {
     /// `steady`, `trust-both` or `issue-new`.
@@ -128,26 +128,25 @@ pub struct RotationStatus {
     pub trusted_roots: Vec<RootStatus>,
     /// Fingerprints of the roots that every workload must trust before the next step.
     pub required_roots: Vec<String>,
-    /// Fingerprints of the roots that were retired and not revoked, the first of them first.
+    /// Fingerprints of the roots that were retired and not revoked, oldest first.
     pub retired_roots: Vec<String>,
-    /// How long certificates go on leading to the root that was retired last, RFC 3339.
+    /// How long certificates still chain to the root that was retired last, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridge_ends: Option<String>,
-    /// Namespaces that the trust bundle cannot be published in. A step that is to do without them names them.
+    /// Namespaces where the trust bundle cannot be published. A step that skips them has to name them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unreached: Vec<Unreached>,
-    /// When the last certificate under a root that the next step drops is over at the latest, RFC 3339; the next step
-    /// waits for it.
+    /// The latest expiry of a certificate under a root that the next step drops, RFC 3339; the next step waits for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub old_certificates_end: Option<String>,
-    /// Whether `POST /rotation/next` would be taken now, `unreached` aside.
+    /// Whether `POST /rotation/next` would succeed now, `unreached` aside.
     pub next_allowed: bool,
-    /// Whether `POST /rotation/next?renewed=true` would be taken now, `unreached` aside.
+    /// Whether `POST /rotation/next?renewed=true` would succeed now, `unreached` aside.
     pub next_allowed_once_renewed: bool,
-    /// Why not, if not.
+    /// Why the next step is not allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Why what is stored or given cannot be used, while that is so: what was in force before stays.
+    /// Why the stored or given authority is unusable, if it is; the previous one stays in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -162,7 +161,7 @@ pub struct RootStatus {
 }
 
 impl Authority {
-    /// Loads the authority from the store; where there is none, puts the given one there or makes a root, if it may.
+    /// Loads the authority from the store. If there is none, stores the given one or, if `new_root` allows, a new root.
     /// Publishes the bundle once before it returns.
     pub async fn open(
         store: Arc<dyn RootStore>,
@@ -180,17 +179,17 @@ impl Authority {
         let found = Found::read(&stored.entries, now)?;
         found.check_names(&names, now)?;
         let state = match (found.state, &found.given) {
-            // What was given beside it is looked at by the first refresh.
+            // The first refresh checks what was given beside it.
             (Some(state), _) => state,
             (None, Some(given)) => AuthorityState::steady(given.clone(), now),
             (None, None) => return Err(StateError::Missing("state.json").into()),
         };
-        // A revision that no store has: then the first refresh looks at it.
+        // No store has an empty revision, so the first refresh reads the entries again.
         let is_given = given.is_some() || found.given.is_some();
         let revision = if found.given.is_some() { String::new() } else { stored.revision };
         info!(step = state.step.name(), root = %fingerprint(state.issuer.root()), "certificate authority loaded");
         let bundle = bundle_of(&state)?;
-        let authority = Self(Arc::new(Shared {
+        let authority = Self(Arc::new(SharedAuthority {
             store,
             given,
             publishers,
@@ -207,14 +206,14 @@ impl Authority {
             problem: watch::channel(None).0,
         }));
         if is_given {
-            // Before anything is issued by what was replaced.
+            // Before the replaced authority issues anything.
             authority.refresh().await;
         }
         authority.publish().await;
         Ok(authority)
     }
 
-    /// Looks after store, files and publication each second, and when it is woken, until the drain starts.
+    /// Checks store and files and publishes every second and when woken, until the drain starts.
     pub async fn run(self, wake: Arc<Notify>, mut drain: drain::Watch) {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -229,12 +228,12 @@ impl Authority {
         }
     }
 
-    /// The state in force and each one after it.
+    /// The current state and each later one.
     pub fn states(&self) -> watch::Receiver<Arc<AuthorityState>> {
         self.0.state.subscribe()
     }
 
-    /// Why what is stored or given cannot be used, while that is so: what was in force before stays.
+    /// Why the stored or given authority is unusable, if it is; the previous one stays in use.
     pub fn problems(&self) -> watch::Receiver<Option<String>> {
         self.0.problem.subscribe()
     }
@@ -244,7 +243,7 @@ impl Authority {
         self.0.bundle.subscribe()
     }
 
-    /// Takes rotation's next step and publishes the roots that are trusted then.
+    /// Takes the rotation's next step and publishes the roots that are trusted afterwards.
     pub async fn next(&self, advance: impl Into<Advance>) -> Result<RotationStatus, NotAllowed> {
         let Advance { vouched, farewell, without } = advance.into();
         self.publish().await;
@@ -268,7 +267,7 @@ impl Authority {
         Ok(self.status())
     }
 
-    /// Where the rotation is.
+    /// The state of the rotation.
     pub fn status(&self) -> RotationStatus {
         let (state, now) = (self.current(), SystemTime::now());
         let refused = self.may_advance(&state, now, Vouched::Nothing).err();
@@ -307,7 +306,7 @@ impl Authority {
         self.0.publication.lock().unwrap_or_else(PoisonError::into_inner).unreached.clone()
     }
 
-    /// Whether the bundle is published everywhere but in these namespaces.
+    /// An error unless the bundle is published in all namespaces but these.
     fn is_reached(&self, without: &BTreeSet<String>) -> Result<(), NotAllowed> {
         let mut unreached = self.unreached();
         unreached.retain(|one| !without.contains(&one.namespace));
@@ -333,7 +332,7 @@ impl Authority {
         }
     }
 
-    /// Writes a state to the store, unless another client has changed it, and puts it in force.
+    /// Writes a state to the store, unless another client has changed it, and applies it.
     async fn save(&self, revision: &mut String, next: AuthorityState) -> Result<(), NotAllowed> {
         let stored = self.0.store.update(revision, next.to_entries()).await.map_err(|error| match error {
             StoreError::Conflict => NotAllowed::Conflict,
@@ -352,13 +351,13 @@ impl Authority {
             retired_roots = ?bundle.retired(),
             "certificate authority changed"
         );
-        // The bundle first, so that no certificate is seen under a root that it does not hold.
+        // The bundle first, so that it always contains the root of every certificate.
         self.0.bundle.send_replace(Arc::new(bundle));
         self.0.state.send_replace(Arc::new(state));
         Ok(())
     }
 
-    /// Takes over what others have changed in the store or in the given files.
+    /// Applies changes that others made to the store or the given files.
     pub(crate) async fn refresh(&self) {
         let mut revision = self.0.revision.lock().await;
         let result = match self.refresh_from_store(&mut revision).await {
@@ -397,7 +396,7 @@ impl Authority {
         let current = self.current();
         match current.succeeded_by(&given, now) {
             Ok(Some(next)) => self.save(revision, next).await.map_err(|error| error.to_string()),
-            // The step that a rotation is at must outlive this process.
+            // The rotation's step must outlive this process.
             refused if is_replaced && !matches!(current.step, Step::Steady) => {
                 let saved = self.save(revision, AuthorityState::clone(&current)).await;
                 refused.and(saved).map_err(|error| error.to_string())
@@ -406,8 +405,8 @@ impl Authority {
         }
     }
 
-    /// Files that hold another authority than the one in force begin its succession: under the same root at once,
-    /// under another by rotation's first step.
+    /// If the files contain another authority than the current one, starts its succession: at once under the same root,
+    /// by the first step of a rotation under another one.
     async fn refresh_from_files(&self, revision: &mut String) -> Result<(), String> {
         let Some(files) = self.0.given.clone() else { return Ok(()) };
         let now = SystemTime::now();
@@ -458,7 +457,7 @@ impl Authority {
         publication.unreached = unreached;
     }
 
-    /// Logs a problem once, and once more when it is over.
+    /// Logs a problem once, and its end.
     fn report(&self, problem: Option<String>) {
         self.0.problem.send_if_modified(|last| {
             if *last == problem {
@@ -474,7 +473,7 @@ impl Authority {
     }
 }
 
-/// The first authority of a store that holds none.
+/// Stores the first authority.
 async fn first(
     store: &dyn RootStore,
     given: Option<&GivenFiles>,
@@ -493,7 +492,7 @@ async fn first(
             if new_root == NewRoot::WhereNoneWas
                 && let Some((bundle, roots)) = published_roots(publishers).await?
             {
-                // Another process may have made the root, and published it, since the store was read.
+                // Another process may have created and published the root since the store was read.
                 let Some(stored) = store.load().await? else {
                     return Err(AuthorityError::RootGone { store: store.place(), bundle, roots });
                 };
@@ -511,7 +510,7 @@ async fn first(
     Ok(stored)
 }
 
-/// Where a bundle is published already, and the roots that it holds; nothing where it holds none.
+/// Where a bundle with roots is already published, and those roots.
 async fn published_roots(
     publishers: &[Arc<dyn BundlePublisher>],
 ) -> Result<Option<(String, String)>, AuthorityError> {

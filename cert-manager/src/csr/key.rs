@@ -1,9 +1,9 @@
-//! Which public keys may get a certificate, judged before any arithmetic is done with them.
+//! Which public keys may get a certificate, checked before any arithmetic is done with them.
 
 use x509_parser::public_key::{PublicKey, RSAPublicKey};
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-/// The kinds of key that get a certificate.
+/// The accepted kinds of key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyKind {
     /// ECDSA on NIST P-256.
@@ -14,7 +14,7 @@ pub enum KeyKind {
     Rsa,
 }
 
-/// Why a key gets no certificate.
+/// Why a key is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// Not ECDSA on P-256 or P-384, nor RSA.
@@ -36,7 +36,7 @@ const EC_PUBLIC_KEY: &str = "1.2.840.10045.2.1";
 const P256: &str = "1.2.840.10045.3.1.7";
 const P384: &str = "1.3.132.0.34";
 
-/// Judges a SubjectPublicKeyInfo.
+/// Checks a SubjectPublicKeyInfo.
 pub(crate) fn check(info: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, KeyError> {
     if info.subject_public_key.unused_bits != 0 {
         return Err(KeyError::Malformed);
@@ -48,7 +48,7 @@ pub(crate) fn check(info: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, KeyError
     }
 }
 
-/// Whether the point lies on the curve is checked where the signature is.
+/// Whether the point is on the curve is checked together with the signature.
 fn check_ec(info: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, KeyError> {
     let curve = info.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
     let (kind, bytes) = match curve.map(|oid| oid.to_id_string()).as_deref() {

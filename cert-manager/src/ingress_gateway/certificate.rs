@@ -1,4 +1,4 @@
-//! One Secret: how it is made, and whether one that is there is still right.
+//! One Secret: its content, and whether an existing one is still correct.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,16 +13,16 @@ use x509_parser::prelude::FromDer;
 use super::settings::IngressGatewaySettings;
 use crate::authority::AuthorityState;
 use crate::issuer::{pem, verify};
-use crate::rules::{BACKDATE, Issued, IssuingRules, Refusal};
+use crate::rules::{BACKDATE, Issued, IssuingRefusal, IssuingRules};
 use crate::store::TlsSecret;
 
-/// Makes a Secret with a new key: the leaf for the settings' names, and every root that is trusted.
+/// Creates a Secret's content with a new key: the leaf for the settings' names, and every trusted root.
 pub(super) fn issue(
     settings: &IngressGatewaySettings,
     state: &AuthorityState,
     rules: &IssuingRules,
     now: SystemTime,
-) -> Result<(TlsSecret, Issued), Refusal> {
+) -> Result<(TlsSecret, Issued), IssuingRefusal> {
     let not_after = rules.end_of_life(settings.validity, &state.issuer, now)?;
     let key = KeyPair::generate().map_err(crate::x509::WriteError::Sign)?;
     let names = &settings.subject_alt_names;
@@ -38,8 +38,8 @@ pub(super) fn issue(
     Ok((secret, issued))
 }
 
-/// Why a Secret that is there must be replaced, or `None` if it is right. Goes by what the Secret holds, not by what
-/// we remember: after a restart a right one stays, and a damaged one never does.
+/// Why an existing Secret must be replaced, or `None` if it is correct. Depends only on the Secret's content, not on
+/// memory: after a restart a correct one stays, and a damaged one never does.
 pub(super) fn why_replace(
     secret: &TlsSecret,
     settings: &IngressGatewaySettings,
@@ -66,11 +66,11 @@ pub(super) fn why_replace(
     }
     let life = read.not_after.duration_since(read.not_before + BACKDATE).unwrap_or_default();
     let is_cut_short = read.not_after == state.issuer.not_after() && life < settings.validity;
-    // Certificates hold whole seconds.
+    // Certificates contain whole seconds.
     if life.abs_diff(settings.validity) > Duration::from_secs(1) && !is_cut_short {
         return Some("the validity has changed");
     }
-    // A clock that was set back makes it not valid yet; one that runs on makes it due.
+    // If the clock was set back, it is not valid yet; as time passes, it becomes due.
     if now < read.not_before || now >= read.not_before + BACKDATE + life / 2 {
         return Some("half of its life is over");
     }

@@ -1,4 +1,4 @@
-//! Where else the certificate and the roots go: annotations of the MeshConfig.
+//! Further namespaces for the certificate and the roots, from annotations of the MeshConfig.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +10,13 @@ use super::selector::Selector;
 use super::settings::{IngressGatewaySettings, SettingsProblem};
 use crate::store::secret_folder::is_object_name;
 
-/// All annotations that count.
+/// All annotations that are read.
 pub const ANNOTATIONS: [&str; 3] = [GATEWAY_NAMESPACES, GATEWAY_NAMESPACE_SELECTOR, GATEWAY_CA_SECRET];
 
-/// The most namespaces besides that of `ingressGateway.secret`. Each costs a certificate and a look every few seconds.
+/// Maximum namespaces besides that of `ingressGateway.secret`. Each costs a certificate and a check every few seconds.
 pub const MOST_NAMESPACES: usize = 64;
 
-/// What the annotations say, checked.
+/// The content of the annotations, checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Copies {
     namespaces: BTreeSet<String>,
@@ -61,12 +61,12 @@ impl Copies {
         if problems.is_empty() { Ok(copies) } else { Err(problems) }
     }
 
-    /// Whether namespaces count by their labels.
+    /// Whether namespaces are selected by their labels.
     pub fn selects(&self) -> bool {
         self.selector.is_some()
     }
 
-    /// Settings with these copies, for the namespaces that there are.
+    /// Settings with these copies, for the existing namespaces.
     pub fn add_to<'n>(
         &self,
         mut settings: IngressGatewaySettings,
@@ -89,7 +89,7 @@ impl Copies {
         settings.more_namespaces.remove(&settings.secret.namespace);
         selected.remove(&settings.secret.namespace);
         selected.retain(|name| !settings.more_namespaces.contains(name));
-        // What is named goes before what is selected.
+        // Named namespaces take precedence over selected ones.
         let room = MOST_NAMESPACES.saturating_sub(settings.more_namespaces.len());
         settings.left_out = selected.len().saturating_sub(room);
         settings.more_namespaces.extend(selected.into_iter().take(room));

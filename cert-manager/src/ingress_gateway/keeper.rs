@@ -1,4 +1,4 @@
-//! Keeps the ingress controller's Secret right, whatever changes.
+//! Keeps the ingress controller's Secret correct, whatever changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,38 +10,38 @@ use tracing::{error, info};
 
 use super::certificate;
 use super::copies::MOST_NAMESPACES;
+use super::dependencies::GatewayDependencies;
 use super::settings::IngressGatewaySettings;
 use crate::authority::AuthorityState;
-use crate::manager::GatewayDependencies;
-use crate::rules::{IssuingRules, Refusal};
+use crate::rules::{IssuingRefusal, IssuingRules};
 use crate::store::{SecretName, StoreError, enumerate};
 use crate::telemetry::Telemetry;
 
 #[cfg(test)]
 mod tests;
 
-/// The most Secrets that are looked at each time, besides the one that the settings name; of more, some in turn.
+/// Maximum Secrets to check each time, besides the one that the settings name; if there are more, they take turns.
 const LOOKS: usize = 8;
 
-/// How the Secret is.
+/// The state of the Secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GatewayStatus {
-    /// None is configured.
+    /// No certificate is configured.
     NotConfigured,
-    /// Another replica keeps it, or the settings are not known yet.
+    /// Another replica keeps it, or the settings have not been read yet.
     NotActive,
-    /// It holds a certificate for the settings in force.
+    /// It contains a certificate for the current settings.
     Ready {
-        /// What it was made for, and so which Secret.
+        /// The settings that it was issued for, which also say which Secret it is in.
         settings: IngressGatewaySettings,
         /// Serial number of its certificate in lower-case hex.
         serial: String,
-        /// Last moment of the certificate's life.
+        /// When the certificate expires.
         not_after: SystemTime,
     },
-    /// It could not be made or written; this is tried again each second.
+    /// It could not be issued or written; retried every second.
     Failed {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -55,25 +55,25 @@ enum Wanted {
     Roots(SecretName),
 }
 
-/// Which Secrets are looked at.
+/// Which Secrets to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     All,
     InTurn,
 }
 
-/// The task that keeps the Secrets.
+/// The task that keeps the Secrets correct.
 pub struct IngressGateway {
     pub(crate) gateway: GatewayDependencies,
     pub(crate) states: watch::Receiver<Arc<AuthorityState>>,
     pub(crate) rules: IssuingRules,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) status: watch::Sender<GatewayStatus>,
-    /// What of the Secrets written before cannot be tidied up; it is logged once.
+    /// Why obsolete Secrets cannot be removed; logged once.
     pub(crate) untidy: Option<String>,
-    /// What went wrong with Secrets besides the one that the settings name, when each was looked at last.
+    /// Failures of Secrets besides the one that the settings name, from the last check of each.
     pub(crate) failures: BTreeMap<SecretName, String>,
-    /// Whose turn it is of those; `None` before all of them were looked at.
+    /// Which of those is next; `None` until all of them were checked once.
     pub(crate) turn: Option<usize>,
 }
 
@@ -81,10 +81,10 @@ pub struct IngressGateway {
 enum KeepError {
     #[error("Secret {0}: {1}")]
     Store(SecretName, StoreError),
-    #[error("the Secrets written before cannot be listed: {0}")]
+    #[error("earlier Secrets cannot be listed: {0}")]
     List(StoreError),
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] IssuingRefusal),
 }
 
 impl IngressGateway {
@@ -107,7 +107,7 @@ impl IngressGateway {
         }
     }
 
-    /// Keeps the Secret until the drain starts; the Secret stays then.
+    /// Keeps the Secret correct until the drain starts; the Secret stays afterwards.
     pub(crate) async fn run(mut self, mut drain: drain::Watch) {
         let mut interval = tokio::time::interval(self.gateway.interval);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -169,13 +169,13 @@ impl IngressGateway {
             }
             None => GatewayStatus::NotConfigured,
         };
-        // After the new one is there: a controller that follows both names is never without.
+        // Only now that the new one exists, so that a controller that reads both names always has one.
         let tidied = self.tidy(settings).await;
         if settings.is_none() {
             tidied?;
             return Ok(status);
         }
-        // A Secret that is right is, whatever becomes of others.
+        // A correct Secret counts as such, whatever happens to others.
         let untidy = tidied.err().map(|error| error.to_string());
         if let Some(problem) = untidy.as_ref().filter(|_| self.untidy != untidy) {
             error!(problem, "ingress gateway certificates of before; tried again");
@@ -184,7 +184,7 @@ impl IngressGateway {
         Ok(status)
     }
 
-    /// Removes what no setting asks for any more, each as far as it can be, and sees that what is wanted will be found
+    /// Removes Secrets that are no longer configured, as far as possible, and records the others so that they are found
     /// again.
     async fn tidy(&self, settings: Option<&IngressGatewaySettings>) -> Result<(), KeepError> {
         let store = &self.gateway.store;
@@ -193,7 +193,7 @@ impl IngressGateway {
             .unwrap_or_default();
         let owned: BTreeSet<SecretName> = store.owned().await.map_err(KeepError::List)?.into_iter().collect();
         let mut result = Ok(());
-        // One that could not be written is not there to be found.
+        // One that could not be written cannot be found either.
         for forgotten in wanted.difference(&owned).filter(|name| !self.failures.contains_key(name)) {
             result =
                 store.remember(forgotten).await.map_err(|error| KeepError::Store(forgotten.clone(), error));
@@ -201,7 +201,7 @@ impl IngressGateway {
         for owned in owned.into_iter().filter(|owned| !wanted.contains(owned)) {
             match store.remove(&owned).await {
                 Ok(()) => {
-                    info!(secret = %owned, "ingress gateway certificate removed: no setting asks for it");
+                    info!(secret = %owned, "ingress gateway certificate removed: it is no longer configured");
                 }
                 Err(error) => result = Err(KeepError::Store(owned, error)),
             }
@@ -209,7 +209,7 @@ impl IngressGateway {
         result
     }
 
-    /// Keeps the further Secrets right. A failure of one does not affect the others.
+    /// Keeps the additional Secrets correct. A failure of one does not affect the others.
     async fn keep_others(&mut self, settings: &IngressGatewaySettings, state: &AuthorityState, look: Look) {
         let certificates = settings.secrets().into_iter().skip(1).map(Wanted::Certificate);
         let others: Vec<_> =
@@ -232,7 +232,7 @@ impl IngressGateway {
         self.turn = Some((turn + count).checked_rem(others.len()).unwrap_or_default());
     }
 
-    /// What is wrong with Secrets besides the one that the settings name.
+    /// Failures of Secrets besides the one that the settings name.
     fn failure(&self, settings: &IngressGatewaySettings) -> Option<String> {
         let left_out = (settings.left_out > 0).then(|| {
             let count = settings.left_out;
@@ -295,7 +295,7 @@ impl std::fmt::Debug for IngressGateway {
     }
 }
 
-/// The status of a Secret that is right, by any author.
+/// The status of a correct Secret, by any author.
 fn read_status(settings: &IngressGatewaySettings, tls_crt: &str) -> GatewayStatus {
     let leaf = tidegate_runtime::tls::load_pem_certificates(tls_crt.as_bytes()).ok();
     let leaf = leaf.as_ref().and_then(|chain| chain.first());

@@ -1,11 +1,11 @@
-//! A label selector as `kubectl --selector` takes it: `a=b,c!=d,e,!f`, all of which must hold.
+//! A label selector in the form of `kubectl --selector`: `a=b,c!=d,e,!f`, all of which must match.
 
 use std::collections::BTreeMap;
 
-/// The most requirements of a selector.
+/// Maximum requirements of a selector.
 const MOST: usize = 16;
 
-/// What labels must be like.
+/// A requirement for labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Selector(Vec<Requirement>);
 
@@ -13,7 +13,7 @@ pub(super) struct Selector(Vec<Requirement>);
 enum Requirement {
     /// `key=value`, `key==value`.
     Is(String, String),
-    /// `key!=value`; what has no such label meets it.
+    /// `key!=value`; objects without the label match.
     IsNot(String, String),
     /// `key`.
     Has(String),
@@ -22,13 +22,13 @@ enum Requirement {
 }
 
 impl Selector {
-    /// Reads one. Without a requirement it would be every object, which is said by none.
+    /// Parses a selector. One without requirements would select every object and is refused.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let all: Vec<_> = text.split(',').map(str::trim).map(Requirement::parse).collect::<Result<_, _>>()?;
         if all.len() > MOST { Err(format!("more than {MOST} requirements")) } else { Ok(Self(all)) }
     }
 
-    /// Whether labels are so.
+    /// Whether labels match.
     pub(super) fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|requirement| match requirement {
             Requirement::Is(key, value) => labels.get(key) == Some(value),

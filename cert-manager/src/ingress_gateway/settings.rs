@@ -1,4 +1,4 @@
-//! What a user may write, checked all at once.
+//! The user's settings, all checked at once.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,11 +10,11 @@ use tidegate_core::{DnsName, Identity, San, go_duration};
 use crate::store::SecretName;
 use crate::store::secret_folder::is_object_name;
 
-/// Where the fields stand in a MeshConfig.
+/// Path of the fields in a MeshConfig.
 const PATH: &str = "spec.certificate.ingressGateway";
-/// A shorter life would be over before an ingress controller has loaded it.
+/// A shorter-lived certificate would expire before an ingress controller has loaded it.
 const MIN_VALIDITY: Duration = Duration::from_secs(10);
-/// More than any ingress controller has names.
+/// More names than any ingress controller has.
 const MAX_NAMES: usize = 20;
 
 /// Checked settings of the ingress gateway's certificate.
@@ -22,19 +22,19 @@ const MAX_NAMES: usize = 20;
 pub struct IngressGatewaySettings {
     /// Names of the certificate, each a DNS name or a `spiffe://` URI; at least one.
     pub subject_alt_names: Vec<San>,
-    /// Life of a certificate.
+    /// Lifetime of a certificate.
     pub validity: Duration,
-    /// Where the certificate goes.
+    /// The Secret for the certificate.
     pub secret: SecretName,
-    /// Namespaces that get a Secret of that name, too, each with a key and a certificate of its own.
+    /// Namespaces that also get a Secret of that name, each with its own key and certificate.
     pub more_namespaces: BTreeSet<String>,
-    /// Namespaces beyond the limit, which get no Secret.
+    /// Namespaces beyond the limit, which do not get a Secret.
     pub left_out: usize,
-    /// Name of a Secret beside each of those that holds the roots alone.
+    /// Name of a Secret beside each of those that contains only the roots.
     pub ca_secret: Option<String>,
 }
 
-/// The fields as a user wrote them.
+/// The fields as the user wrote them.
 #[derive(Debug, Clone, Copy)]
 pub struct SettingsInput<'a> {
     /// `subjectAltNames`.
@@ -47,12 +47,12 @@ pub struct SettingsInput<'a> {
     pub secret_name: &'a str,
 }
 
-/// One thing that is wrong, with the path of its field.
+/// A problem, with the path of its field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingsProblem {
     /// Such as `spec.certificate.ingressGateway.validityDuration`.
     pub path: String,
-    /// What is wrong.
+    /// The problem.
     pub problem: String,
 }
 
@@ -126,7 +126,7 @@ impl IngressGatewaySettings {
         self.in_each_namespace(&self.secret.name)
     }
 
-    /// Every Secret that holds the roots alone.
+    /// Every Secret that contains only the roots.
     pub fn ca_secrets(&self) -> Vec<SecretName> {
         self.ca_secret.as_ref().map(|name| self.in_each_namespace(name)).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Mirrors of what counts in the API server's objects, and pokes for the tasks that keep things right.
+//! Mirrors the relevant fields of the API server's objects, and wakes the tasks that restore them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use std::time::Duration;
 use tidegate_kubernetes::watch::{Event, Name, Watch};
 use tokio::sync::{Notify, mpsc, watch};
 
-/// Events that may wait.
+/// Maximum queued events.
 const BUFFER: usize = 16;
 
-/// What is kept of the objects that a watch covers; `None` until all were listed once.
+/// The kept fields of the objects that a watch covers; `None` until all were listed once.
 pub(crate) struct Mirror<V>(watch::Sender<Option<BTreeMap<Name, V>>>);
 
-/// An object's name, and what is kept of it.
+/// An object's name and its kept fields.
 #[derive(Debug)]
 pub(crate) struct Kept<V> {
     pub(crate) name: Name,
@@ -25,24 +25,24 @@ impl<V: Clone + Send + Sync + 'static> Mirror<V> {
         Arc::new(Self(watch::channel(None).0))
     }
 
-    /// Everything, if all of it is known already.
+    /// All objects, if they were listed already.
     pub(crate) fn now(&self) -> Option<BTreeMap<Name, V>> {
         self.0.borrow().clone()
     }
 
-    /// One object, if it is known already.
+    /// One object, if it exists and was listed already.
     pub(crate) fn find(&self, name: &Name) -> Option<V> {
         self.0.borrow().as_ref()?.get(name).cloned()
     }
 
-    /// Everything, once all of it is known; `None` if it is not after `patience`.
+    /// All objects, once they are listed; `None` if they are not within `patience`.
     pub(crate) async fn all(&self, patience: Duration) -> Option<BTreeMap<Name, V>> {
         let mut content = self.0.subscribe();
         let known = tokio::time::timeout(patience, content.wait_for(Option::is_some)).await.ok()?;
         known.ok()?.clone()
     }
 
-    /// Follows a watch for as long as it is polled, and pokes `wake` after each change.
+    /// Follows a watch as long as it is polled, and notifies `wake` after each change.
     pub(crate) async fn follow(self: Arc<Self>, objects: Watch<Kept<V>>, wake: Arc<Notify>) {
         tell_of(objects, &wake, |applied, deleted| self.take(applied, &deleted)).await;
     }
@@ -58,12 +58,12 @@ impl<V: Clone + Send + Sync + 'static> Mirror<V> {
     }
 }
 
-/// Pokes `wake` after each change of what a watch covers, for as long as it is polled. Only that there is one matters.
+/// Notifies `wake` after each change of the objects that a watch covers, as long as it is polled.
 pub(crate) async fn poke(objects: Watch<()>, wake: Arc<Notify>) {
     tell_of(objects, &wake, |_, _| {}).await;
 }
 
-/// The watch itself logs what it cannot read.
+/// The watch itself logs objects that it cannot read.
 async fn tell_of<K: Send + 'static>(
     objects: Watch<K>,
     wake: &Notify,

@@ -1,8 +1,8 @@
 //! The ingress controller's certificate in a Secret of any namespace.
 //!
-//! It is changed in place, labels and annotations of others stay. What was written is remembered in an annotation of
-//! the root's Secret, so that an old one is found again without the right to list the Secrets of a cluster; only one
-//! that still has our label is deleted, or made anew if it has become immutable.
+//! It is changed in place; labels and annotations by others stay. An annotation of the root's Secret records what was
+//! written, so that an old Secret is found again without permission to list the Secrets of a cluster; only one that still
+//! has our label is deleted, or recreated if it has become immutable.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,11 +32,11 @@ use crate::store::{SecretName, SecretStore, StoreError, TlsSecret};
 mod tests;
 
 const TLS: &str = "kubernetes.io/tls";
-/// Where NGINX Inc.'s ingress controller takes roots from: key `ca.crt`.
+/// The type of Secret from which NGINX Inc.'s ingress controller reads roots, under the key `ca.crt`.
 const CA: &str = "nginx.org/ca";
 const RIGHTS_HINT: &str = "; add the namespace to the chart's value certManager.gatewaySecretNamespaces";
 
-/// What is read of a Secret.
+/// The fields of a Secret that are read.
 #[derive(Deserialize)]
 struct LeanSecret {
     metadata: Meta<Only<OwnerLabels>>,
@@ -46,7 +46,7 @@ struct LeanSecret {
     data: Option<Only<SecretKeys>>,
 }
 
-/// The keys that we write; of a value that is longer than ours are, as much that it is not taken for one.
+/// The keys that we write. A value that is longer than any of ours is cut so that it still differs.
 struct SecretKeys;
 
 impl Wanted for SecretKeys {
@@ -63,7 +63,7 @@ pub struct GatewaySecrets {
 }
 
 impl GatewaySecrets {
-    /// Writes Secrets for `mesh_name`; `root` remembers which.
+    /// Writes Secrets for `mesh_name`; `root` records which.
     pub fn new(client: Client, root: RootSecret, mesh_name: &str) -> Self {
         Self { client, root, mesh_name: mesh_name.to_owned() }
     }
@@ -72,7 +72,7 @@ impl GatewaySecrets {
         Api::namespaced(self.client.clone(), &name.namespace)
     }
 
-    /// [`bounded`], and what to do about a right that is missing: namespaces are granted one by one.
+    /// [`bounded`], with a hint about a missing permission, because namespaces are granted one by one.
     async fn asked<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
         let hinted = async {
             request.await.map_err(|error| match error {
@@ -86,7 +86,7 @@ impl GatewaySecrets {
         bounded(hinted).await
     }
 
-    /// Whether there is no such namespace. By a list, for which the right is there already.
+    /// Whether the namespace does not exist. Uses a list, for which permission exists already.
     async fn is_gone(&self, namespace: &str) -> bool {
         #[derive(Deserialize)]
         struct Found {
@@ -115,7 +115,7 @@ impl GatewaySecrets {
     }
 }
 
-/// Watches the Secret that the settings name, and pokes `wake` when it changes, for as long as it is polled.
+/// Watches the Secret that the settings name, and notifies `wake` when it changes, as long as it is polled.
 pub(crate) async fn follow(
     client: Client,
     mut settings: watch::Receiver<Option<IngressGatewaySettings>>,
@@ -128,7 +128,7 @@ pub(crate) async fn follow(
             match &name {
                 Some(name) => {
                     let api: Api<Secret> = Api::namespaced(client.clone(), &name.namespace);
-                    // The keys in it are read when they are needed.
+                    // Its keys are read when they are needed.
                     let watch = Watch::lean(api, |_| Ok(()), meter.clone()).named(&name.name);
                     poke(watch, wake.clone()).await;
                 }
@@ -153,13 +153,13 @@ impl GatewaySecrets {
             }
             None => None,
         };
-        // It cannot be changed, so that its certificate would end.
+        // It cannot be changed, so its certificate would expire.
         let (found, immutable) = match found {
             Some(secret) if secret.immutable == Some(true) => (None, Some(secret)),
             found => (found, None),
         };
         if let Some(Secret { metadata, .. }) = immutable {
-            warn!(secret = %name, "the Secret was made immutable: made anew");
+            warn!(secret = %name, "the Secret was made immutable: recreated");
             self.asked(secrets.delete(&name.name, &exactly(metadata))).await?;
         }
         let is_new = found.is_none();
@@ -182,7 +182,7 @@ impl GatewaySecrets {
         Ok(())
     }
 
-    /// Values of a Secret of ours, if all of them are there. What else is in it is not decoded.
+    /// The values of one of our Secrets, if all exist. Other content is not decoded.
     async fn read<const N: usize>(
         &self,
         name: &SecretName,
@@ -204,7 +204,7 @@ impl GatewaySecrets {
         Ok(values.collect::<Vec<_>>().try_into().ok())
     }
 
-    /// One that the certificate authority of another mesh keeps: two would write it in turns for ever.
+    /// Kept by the certificate authority of another mesh: the two would overwrite it in turns.
     fn check_mesh(&self, secret: Secret) -> Result<Secret, StoreError> {
         let labels = secret.metadata.labels.as_ref();
         let mesh = labels.and_then(|labels| labels.get(INSTANCE));
@@ -242,7 +242,7 @@ impl SecretStore for GatewaySecrets {
 
     async fn remove(&self, name: &SecretName) -> Result<(), StoreError> {
         match self.delete(name).await {
-            // With its namespace went the Secret, and our right to look for it.
+            // The Secret is gone with its namespace, and so is our permission to look for it.
             Err(_) if self.is_gone(&name.namespace).await => {}
             deleted => deleted?,
         }
@@ -265,7 +265,7 @@ impl std::fmt::Debug for GatewaySecrets {
     }
 }
 
-/// Deletes what we have looked at, and nothing that came in its place.
+/// Deletes the object that was read, and not one that replaced it since.
 fn exactly(metadata: ObjectMeta) -> DeleteParams {
     let preconditions = Preconditions { uid: metadata.uid, resource_version: metadata.resource_version };
     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }

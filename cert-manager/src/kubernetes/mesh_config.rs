@@ -1,9 +1,9 @@
-//! From MeshConfig to the ingress gateway's settings and the life of workloads' certificates, and back into its status.
+//! From MeshConfig to the ingress gateway's settings and the lifetime of workloads' certificates, and back to its status.
 //!
-//! Settings that cannot be understood change nothing: the certificate that works stays and is renewed, our condition in
-//! the status says which field is wrong. The rest of the status is the controller's. A MeshConfig that is away changes
-//! nothing either: it may come back in the next moment. Only our own fields are read, so that what is wrong elsewhere
-//! in the object does not hold up certificates.
+//! Invalid settings change nothing: the working certificate stays and is renewed, and our condition in the status says
+//! which field is wrong. The rest of the status is the controller's. A deleted MeshConfig changes nothing either, because
+//! it may be recreated in the next moment. Only our own fields are read, so that errors elsewhere in the object do not
+//! delay certificates.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,14 +36,14 @@ use crate::ingress_gateway::{
 #[cfg(test)]
 mod tests;
 
-/// The fields that are ours.
+/// The fields that the CA reads.
 const GATEWAY: &str = "spec.certificate.ingressGateway";
 const LIFE: &str = "spec.certificate.serviceCertValidityDuration";
-/// Conditions of the status that are looked through for ours.
+/// Maximum conditions of the status that are searched for ours.
 const MOST_CONDITIONS: usize = 16;
-/// How often a status that could not be written is tried again.
+/// How often to retry a status that could not be written.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Who writes the condition: the API server keeps account of whose it is.
+/// The field manager of the condition, by which the API server records its owner.
 const FIELD_MANAGER: &str = CERT_MANAGER;
 
 /// Follows the one MeshConfig.
@@ -57,7 +57,7 @@ pub struct MeshConfigFollower {
     is_leader: watch::Receiver<bool>,
     settings: watch::Sender<Option<IngressGatewaySettings>>,
     workload_life: watch::Sender<Option<Duration>>,
-    /// What is wrong with the life that the MeshConfig says.
+    /// What is wrong with the MeshConfig's certificate lifetime.
     life_problem: Option<String>,
     /// Namespaces with too many labels to be selected.
     unselectable: usize,
@@ -66,12 +66,12 @@ pub struct MeshConfigFollower {
     _watch: JoinSet<()>,
 }
 
-/// What counts of a MeshConfig. What cannot be read is the field that is wrong.
+/// The relevant fields of a MeshConfig, or the field that cannot be read.
 #[derive(Clone)]
 struct Seen {
     gateway: Result<Option<IngressGatewayCertificate>, Finding>,
     life: Result<Option<String>, Finding>,
-    /// Those of [`ANNOTATIONS`] that are there.
+    /// Those of [`ANNOTATIONS`] that are set.
     annotations: BTreeMap<String, String>,
     generation: Option<i64>,
     condition: Option<Condition>,
@@ -109,22 +109,22 @@ impl MeshConfigFollower {
         }
     }
 
-    /// The last settings that could be understood.
+    /// The last valid settings.
     pub fn settings(&self) -> watch::Receiver<Option<IngressGatewaySettings>> {
         self.settings.subscribe()
     }
 
-    /// The last life of workloads' certificates that could be understood.
+    /// The last valid lifetime of workloads' certificates.
     pub fn workload_life(&self) -> watch::Receiver<Option<Duration>> {
         self.workload_life.subscribe()
     }
 
-    /// Whether this replica is the one to act on the settings, and knows them.
+    /// Whether this replica acts on the settings and has read them.
     pub fn active(&self) -> watch::Receiver<bool> {
         self.active.subscribe()
     }
 
-    /// Follows for as long as it is polled; `gateway` says how the certificate is.
+    /// Follows the MeshConfig as long as it is polled; `gateway` is the certificate's state.
     pub async fn run(mut self, mut gateway: watch::Receiver<GatewayStatus>) {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -163,7 +163,7 @@ impl MeshConfigFollower {
             }
         });
         let problems = match wanted {
-            // Which namespaces there are is not known yet.
+            // The namespaces have not been listed yet.
             Some(Ok(None)) if seen.as_ref().is_some_and(|seen| matches!(seen.gateway, Ok(Some(_)))) => {
                 Vec::new()
             }
@@ -192,13 +192,13 @@ impl MeshConfigFollower {
             let request = Request::new(self.api.resource_url());
             let patch = Patch::Apply(&patch);
             let request = request.patch_subresource("status", MESH_CONFIG_NAME, &parameters, &patch);
-            // The answer is the whole object, which may be one that cannot be read.
+            // The response is the whole object, which may be unreadable.
             self.client.request::<IgnoredAny>(request.map_err(kube::Error::BuildRequest)?).await
         };
         bounded(patched).await.map(|_| ())
     }
 
-    /// Settings with what the annotations add; nothing while it is not known which namespaces they select.
+    /// Settings with the annotations' copies; `None` until it is known which namespaces they select.
     fn with_copies(
         &mut self,
         settings: Result<IngressGatewaySettings, Vec<SettingsProblem>>,
@@ -211,10 +211,7 @@ impl MeshConfigFollower {
                 return Some(Err(problems));
             }
         };
-        let namespaces = match copies.selects() {
-            true => self.namespaces.now()?,
-            false => BTreeMap::new(),
-        };
+        let namespaces = if copies.selects() { self.namespaces.now()? } else { BTreeMap::new() };
         let staying = || namespaces.iter().filter(|(_, membership)| !membership.is_going);
         let unselectable = staying().filter(|(_, membership)| membership.labels.is_none()).count();
         if unselectable > 0 && unselectable != self.unselectable {
@@ -243,13 +240,13 @@ impl MeshConfigFollower {
             Err(problem) => Some(problem),
         };
         if let Some(problem) = problem.as_ref().filter(|_| self.life_problem != problem) {
-            warn!(field = LIFE, problem, "the life of workloads' certificates stays as it is");
+            warn!(field = LIFE, problem, "the lifetime of workloads' certificates stays unchanged");
         }
         self.life_problem = problem;
     }
 }
 
-/// The annotations that are ours; their readers refuse what is longer than this.
+/// Our annotations; their parsers refuse longer values.
 struct OurAnnotations;
 
 impl Wanted for OurAnnotations {
@@ -295,8 +292,8 @@ impl std::fmt::Debug for MeshConfigFollower {
     }
 }
 
-/// What is to be said; nothing while it is not known, as when `gateway` is still about other settings than those in
-/// force.
+/// The condition to report; `None` while it is unknown, for example while `gateway` is still about other settings than
+/// the current ones.
 fn condition(
     problems: &[SettingsProblem],
     gateway: &GatewayStatus,
@@ -310,7 +307,7 @@ fn condition(
         }
         _ if !is_active => return None,
         (GatewayStatus::NotConfigured, None) => {
-            ("Unknown", "NotConfigured", "no certificate is asked for".to_owned())
+            ("Unknown", "NotConfigured", "no certificate is configured".to_owned())
         }
         (GatewayStatus::Failed { reason }, _) => ("False", "NotWritten", reason.clone()),
         (GatewayStatus::Ready { settings: kept, not_after, .. }, Some(settings)) if kept == settings => {
@@ -333,7 +330,7 @@ fn condition(
     })
 }
 
-/// The condition as it is to be written, if it must be.
+/// The condition to write, if it differs.
 fn due(found: Option<&Condition>, wanted: Condition, now: SystemTime) -> Option<Condition> {
     let since = found
         .filter(|found| found.status == wanted.status)

@@ -1,4 +1,4 @@
-//! Which namespaces are the mesh's: where the trust bundle goes, and whose workloads get certificates.
+//! Which namespaces are in the mesh: they get the trust bundle, and their workloads get certificates.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 
 use super::follow::{Kept, Mirror, named};
 
-/// The most labels of a namespace that are kept, and the most bytes of them. A namespace with more is chosen by no
+/// Maximum labels of a namespace that are kept, and maximum bytes of them. A namespace with more does not match any
 /// selector, but is in the mesh if its labels say so.
 pub(crate) const MOST_LABELS: usize = 128;
 /// See [`MOST_LABELS`].
@@ -29,21 +29,21 @@ pub struct Namespaces {
     _watch: Arc<Ending>,
 }
 
-/// What counts of a namespace.
+/// The relevant fields of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Membership {
     /// Whether it is in the mesh, or the control plane's own.
     pub(crate) is_ours: bool,
-    /// Whether it is being deleted: what runs there runs on for a while, and nothing can be made there.
+    /// Whether it is being deleted: its Pods run for a while longer, and nothing can be created in it.
     pub(crate) is_going: bool,
-    /// Its labels; `None` if there are more than are kept.
+    /// Its labels; `None` if there are too many.
     pub(crate) labels: Option<Arc<BTreeMap<String, String>>>,
 }
 
 struct Ending(AbortHandle);
 
 impl Namespaces {
-    /// Starts to follow those of `mesh_name`, whose control plane runs in the namespace `control_plane`; pokes `wake`
+    /// Starts to follow those of `mesh_name`, whose control plane runs in the namespace `control_plane`; notifies `wake`
     /// when one changes.
     pub fn start(
         client: Client,
@@ -60,12 +60,12 @@ impl Namespaces {
         Self { control_plane: control_plane.into(), mirror, _watch: Arc::new(Ending(task.abort_handle())) }
     }
 
-    /// All of them, once all are known; `None` if they are not after `patience`.
+    /// All of them, once they are listed; `None` if they are not within `patience`.
     pub(crate) async fn all(&self, patience: Duration) -> Option<BTreeMap<Name, Membership>> {
         self.mirror.all(patience).await
     }
 
-    /// All of them, if all are known already.
+    /// All of them, if they were listed already.
     pub(crate) fn now(&self) -> Option<BTreeMap<Name, Membership>> {
         self.mirror.now()
     }
@@ -80,7 +80,7 @@ impl Namespaces {
         &self.control_plane
     }
 
-    /// One of them; `None` if it is not known yet. The control plane's own always is.
+    /// One of them; `None` if it was not listed yet. The control plane's own always exists.
     pub(crate) fn find(&self, name: &str) -> Option<Membership> {
         if self.is_control_plane(name) {
             return Some(Membership { is_ours: true, is_going: false, labels: None });
@@ -89,7 +89,7 @@ impl Namespaces {
     }
 }
 
-/// Reads a Namespace's JSON twice: whether it is in the mesh must not depend on how many other labels it has.
+/// Parses a Namespace's JSON twice: whether it is in the mesh must not depend on the number of other labels.
 fn read(text: &str, mesh_name: &str, control_plane: &str) -> serde_json::Result<Kept<Membership>> {
     #[derive(Deserialize)]
     struct LeanNamespace<L> {

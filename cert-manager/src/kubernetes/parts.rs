@@ -1,4 +1,4 @@
-//! Everything that a certificate authority on Kubernetes stands on, put together.
+//! Everything that a certificate authority on Kubernetes depends on, put together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,14 +24,14 @@ use super::token_review::TokenReviewer;
 use super::trust_bundle::TrustBundleConfigMaps;
 
 use crate::ingress_gateway::GatewayStatus;
-use crate::manager::{GatewayDependencies, LOOK_INTERVAL};
+use crate::ingress_gateway::{GatewayDependencies, LOOK_INTERVAL};
 
-/// Where a certificate authority runs, and for whom.
+/// Where a certificate authority runs, and for which mesh.
 #[derive(Debug, Clone)]
 pub struct Place {
     /// The control plane's namespace.
     pub namespace: String,
-    /// The mesh that namespaces name in their label.
+    /// The mesh, as in the label of its namespaces.
     pub mesh_name: String,
     /// This replica's pod.
     pub pod_name: String,
@@ -39,14 +39,14 @@ pub struct Place {
     pub audience: String,
     /// The trust domain of callers.
     pub trust_domain: TrustDomain,
-    /// How fast the Lease changes hands.
+    /// Timing of the Lease.
     pub lease: LeaseTiming,
 }
 
-/// What [`crate::Dependencies`] takes, and [`Background`] beside it.
+/// What [`crate::Dependencies`] needs, and the [`Background`] to run beside it.
 #[derive(Debug)]
 pub struct Parts {
-    /// Judges callers.
+    /// Authenticates callers.
     pub authenticator: TokenReviewer,
     /// Keeps the root.
     pub root_store: RootSecret,
@@ -54,9 +54,9 @@ pub struct Parts {
     pub publisher: TrustBundleConfigMaps,
     /// The ingress controller's certificate.
     pub gateway: GatewayDependencies,
-    /// How long workloads' certificates are to live, if the MeshConfig says so.
+    /// The MeshConfig's lifetime for workloads' certificates, if set.
     pub workload_life: watch::Receiver<Option<Duration>>,
-    /// Poked when the root or a published bundle changes.
+    /// Notified when the root or a published bundle changes.
     pub wake: Arc<Notify>,
     /// Has to run beside the certificate authority.
     pub background: Background,
@@ -70,7 +70,7 @@ pub struct Background {
     tasks: JoinSet<()>,
 }
 
-/// A [`Background`] that runs, until it is dropped or stopped.
+/// A running [`Background`], until it is dropped or stopped.
 #[derive(Debug)]
 pub struct RunningBackground {
     stop: oneshot::Sender<()>,
@@ -79,7 +79,7 @@ pub struct RunningBackground {
 }
 
 impl Parts {
-    /// Puts them together and starts to watch.
+    /// Builds them and starts the watches.
     pub fn start(client: &Client, place: &Place, metrics: &Metrics) -> Self {
         let meters = WatchMetrics::new(metrics);
         let Place { namespace, mesh_name, .. } = place;
@@ -87,7 +87,7 @@ impl Parts {
         let mut tasks = JoinSet::new();
         let root_store = RootSecret::new(client.clone(), namespace, mesh_name);
         let roots: Api<Secret> = Api::namespaced(client.clone(), namespace);
-        // What is in it is read when it is looked at.
+        // Its content is read when it is checked.
         let roots = Watch::lean(roots, |_| Ok(()), meters.kind("root Secret")).named(ROOT_SECRET);
         tasks.spawn(poke(roots, wake.clone()));
 
@@ -139,13 +139,13 @@ impl Parts {
 }
 
 impl Background {
-    /// Runs; `gateway` says how the ingress controller's certificate is.
+    /// Runs; `gateway` is the state of the ingress controller's certificate.
     pub fn run(self, gateway: watch::Receiver<GatewayStatus>) -> RunningBackground {
         let Self { elector, mesh_config, mut tasks } = self;
         tasks.spawn(mesh_config.run(gateway));
         let (stop, stopped) = oneshot::channel::<()>();
         let elector = tokio::spawn(elector.run(async {
-            // Dropped or sent: it is over.
+            // Either sent or dropped means to stop.
             let _ = stopped.await;
         }));
         RunningBackground { stop, elector, _tasks: tasks }
@@ -153,14 +153,14 @@ impl Background {
 }
 
 impl RunningBackground {
-    /// Ends, and lets another replica lead at once.
+    /// Stops, and lets another replica lead at once.
     pub async fn stop(self) {
         let _ = self.stop.send(());
         let _ = self.elector.await;
     }
 }
 
-/// Waits until the API server answers: on a cluster that starts, it may come later than we do.
+/// Waits until the API server answers: while a cluster starts, it may be later than this process.
 pub async fn wait_for_api_server(client: &Client) {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
     loop {

@@ -1,7 +1,7 @@
 //! The certificate authority in a Secret that all replicas share.
 //!
-//! The replica that creates it first decides the root; later writes name the resource version that they have read, so that of
-//! several at once one succeeds. Labels and annotations of others stay.
+//! The replica that creates it first decides the root. Later writes carry the resource version that they are based on, so
+//! that only one of several concurrent ones succeeds. Labels and annotations by others stay.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::store::{Entries, RootStore, StoreError, Stored};
 #[cfg(test)]
 mod tests;
 
-/// How often a change is tried again because another client was faster.
+/// How often to retry a change because another client was faster.
 const MAX_TRIES: usize = 5;
 
 /// A [`RootStore`] on the Secret [`ROOT_SECRET`].
@@ -29,7 +29,7 @@ pub struct RootSecret {
 }
 
 impl RootSecret {
-    /// Keeps the authority of `mesh_name` in the control plane's `namespace`.
+    /// Stores the authority of `mesh_name` in the control plane's `namespace`.
     pub fn new(client: Client, namespace: &str, mesh_name: &str) -> Self {
         Self {
             secrets: Api::namespaced(client, namespace),
@@ -44,7 +44,7 @@ impl RootSecret {
         Ok(secret.and_then(|mut secret| secret.metadata.annotations.as_mut()?.remove(name)))
     }
 
-    /// Replaces an annotation of the Secret, if that is there; `None` removes it.
+    /// Replaces an annotation of the Secret, if it exists; `None` removes it.
     pub(crate) async fn annotate(
         &self,
         name: &str,
@@ -82,7 +82,7 @@ impl RootStore for RootSecret {
 
     async fn load(&self) -> Result<Option<Stored>, StoreError> {
         let secret = bounded(self.secrets.get_opt(ROOT_SECRET)).await?;
-        // A Secret without values was prepared by an operator.
+        // An operator has prepared a Secret without values.
         secret.filter(holds_something).map(stored).transpose()
     }
 

@@ -21,7 +21,8 @@ use tonic::{Code, Request, Status};
 
 use super::*;
 use crate::authority::{NewRoot, Vouched};
-use crate::manager::{CONNECTION_AGE, GatewayDependencies, LOOK_INTERVAL};
+use crate::ingress_gateway::{GatewayDependencies, LOOK_INTERVAL};
+use crate::manager::CONNECTION_AGE;
 use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
 use crate::service_names::ServiceNames;

@@ -1,8 +1,9 @@
-//! Service account tokens, judged by the API server: it knows the keys, and whether pod and account are still there.
+//! Reviews service account tokens by the API server, which has the keys, and checks that Pod and account still exist.
 //!
-//! A token counts only if the API server accepts it for our audience, it is bound to a pod, and its namespace is in the
-//! mesh or the control plane's: policies admit every certificate of the mesh, so others get none. Nothing is remembered
-//! between requests: a token ends at once with its pod (the API server itself may remember an answer for ten seconds).
+//! A token is accepted only if the API server accepts it for our audience, it is bound to a Pod, and its namespace is in
+//! the mesh or the control plane's: policies admit every certificate of the mesh, so others get none. Nothing is cached
+//! between requests: a token becomes invalid at once with its Pod (the API server itself may cache a review for ten
+//! seconds).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -25,23 +26,23 @@ mod tests;
 
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
-/// Reviews at once; more wait for their turn.
+/// Maximum concurrent reviews; others wait for their turn.
 const MAX_IN_FLIGHT: usize = 64;
-/// How long a caller waits, its turn included.
+/// Maximum time that a caller waits, including for its turn.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Tokens that one host may show: pods of a node may share its address.
+/// Limit of tokens from one host; Pods of a node may share its address.
 const HOST_LIMIT: RateLimit = RateLimit { per_second: 50.0, burst: 250, max_identities: 20_000 };
-/// What of an API server's refusal is passed on.
+/// Maximum length of an API server's refusal that is passed on.
 const MAX_REASON_CHARS: usize = 200;
 
-/// An [`Authenticator`] that asks the API server about each token.
+/// An [`Authenticator`] that has the API server review each token.
 pub struct TokenReviewer {
     reviews: Api<TokenReview>,
     audience: String,
     trust_domain: TrustDomain,
     namespaces: Namespaces,
     turns: Semaphore,
-    /// Reviews by the host that asks for them: one that sends rubbish does not use up everybody's turns.
+    /// Reviews per host, so that one that sends garbage does not use up the turns of others.
     limiter: RateLimiter<IpAddr>,
 }
 
@@ -85,7 +86,7 @@ impl TokenReviewer {
             let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
             return Err(AuthError::Rejected(without(token, &reason)));
         }
-        // An API server that knows nothing of audiences answers without any.
+        // An API server that does not support audiences answers without any.
         if !status.audiences.unwrap_or_default().contains(&self.audience) {
             return Err(AuthError::Audience(self.audience.clone()));
         }
@@ -145,7 +146,8 @@ enum Audiences {
     Several(Vec<String>),
 }
 
-/// Refuses what the API server would refuse too, or must not see because it is for another audience. Proves nothing.
+/// Refuses tokens that the API server would refuse too, or must not see because they are for another audience. Does not
+/// authenticate.
 fn look(token: &str, audience: &str) -> Result<(), AuthError> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(AuthError::TooLong(MAX_TOKEN_BYTES));
@@ -179,7 +181,7 @@ fn only_value(user: &UserInfo, key: &str) -> Option<String> {
     }
 }
 
-/// A reason that may go into logs and answers: one line, not long, and never the token.
+/// A reason for logs and responses: one short line, never with the token.
 fn without(token: &str, reason: &str) -> String {
     let reason = reason.replace(token, "…");
     reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()

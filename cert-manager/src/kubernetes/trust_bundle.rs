@@ -1,13 +1,15 @@
 //! The trust bundle in a ConfigMap of every namespace of the mesh and of the control plane's own.
 //!
-//! Every replica publishes: the same text, by server-side apply, so that it does not matter who comes first. A
-//! ConfigMap that was deleted or edited is put back as soon as its watch tells. A namespace that leaves the mesh keeps
-//! its ConfigMap, still kept fresh, because sidecars run on there until their pods are restarted; deleted by hand, it
-//! stays deleted. It holds no secret. Its name is the mesh's own, so that a namespace may have those of two meshes: Pods of
+//! both run there while it goes from one to the other.
+//! Every replica publishes the same text, by server-side apply, in any order. A ConfigMap that was deleted or edited is
+//! restored as soon as its watch reports it. A namespace that leaves the mesh keeps its ConfigMap, which is still updated,
+//! because sidecars run there until their Pods are restarted; if deleted by hand, it stays deleted. It contains no
+//! secrets. Its name depends on the mesh, so that a namespace can have those of two meshes: Pods of both run there while
+//! it moves from one to the other.
 //! both run there while it goes from one to the other.
 //!
-//! A tenant with write access to ConfigMaps can make ours immutable. It is then deleted and made anew. A namespace where
-//! that, or anything else, fails is named and does not delay the others.
+//! A tenant with write access to ConfigMaps can make ours immutable. It is then deleted and recreated. A namespace where
+//! that or anything else fails is reported and does not delay the others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,9 +36,9 @@ use crate::store::{BundlePublisher, PublishedBundle, StoreError, Unreached};
 #[cfg(test)]
 mod tests;
 
-/// Namespaces that are written to at a time.
+/// Maximum namespaces that are written to at a time.
 const CONCURRENCY: usize = 8;
-/// How long the first list may take.
+/// Timeout of the first list.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A [`BundlePublisher`] to a mesh's namespaces.
@@ -47,11 +49,11 @@ pub struct TrustBundleConfigMaps {
     name: String,
     namespaces: Namespaces,
     published: Arc<Mirror<Published>>,
-    /// Ends with this.
+    /// Aborted when this is dropped.
     _watches: JoinSet<()>,
 }
 
-/// What is read of a ConfigMap.
+/// The fields of a ConfigMap that are read.
 #[derive(Deserialize)]
 struct LeanMap {
     metadata: Meta<Only<OwnerLabels>>,
@@ -61,7 +63,7 @@ struct LeanMap {
     immutable: Option<bool>,
 }
 
-/// The key of the bundle; of a text that is longer than any, as much that it is not taken for one.
+/// The key of the bundle. A longer text than any bundle is cut so that it still differs.
 struct BundleKey;
 
 impl Wanted for BundleKey {
@@ -69,34 +71,34 @@ impl Wanted for BundleKey {
     const MOST_BYTES: usize = 256 * 1024;
 }
 
-/// What counts of a ConfigMap.
+/// The relevant fields of a ConfigMap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Published {
-    /// SHA-256 of the bundle: tenants may write others, and there is one in each namespace.
+    /// SHA-256 of the bundle, because there is one in each namespace, and tenants may write large ones.
     digest: Option<[u8; 32]>,
-    /// The bundle, of the control plane's own namespace alone.
+    /// The bundle, only in the control plane's own namespace.
     pem: Option<Arc<str>>,
     is_ours: bool,
     is_immutable: bool,
-    /// It is deleted already; finalizers keep it.
+    /// It is being deleted, and finalizers keep it.
     is_going: bool,
     uid: Option<String>,
 }
 
-/// Where something has to be written.
+/// A namespace that needs a write.
 #[derive(Debug, PartialEq, Eq)]
 struct Missing {
     namespace: String,
-    /// Whether a ConfigMap may be made where there is none.
+    /// Whether to create the ConfigMap if it does not exist.
     may_create: bool,
-    /// UID of the immutable one that has to go first.
+    /// UID of the immutable one that has to be deleted first.
     immutable: Option<String>,
-    /// The immutable one is deleted already, and still there.
+    /// The immutable one is being deleted but still exists.
     is_stuck: bool,
 }
 
 impl TrustBundleConfigMaps {
-    /// Publishes for `mesh_name` to its `namespaces`. Watches ConfigMaps, and pokes `wake` when one changes.
+    /// Publishes for `mesh_name` to its `namespaces`. Watches ConfigMaps, and notifies `wake` when one changes.
     pub fn start(
         client: Client,
         namespaces: Namespaces,
@@ -117,12 +119,12 @@ impl TrustBundleConfigMaps {
         Self { client, mesh_name: mesh_name.to_owned(), name, namespaces, published, _watches: watches }
     }
 
-    /// Where something has to be written so that exactly `pem` is published, in a ConfigMap that can be changed.
+    /// The writes that are needed so that exactly `pem` is published, in ConfigMaps that can be changed.
     async fn missing(&self, pem: &str) -> Option<Vec<Missing>> {
         let (namespaces, published) =
             (self.namespaces.all(PATIENCE).await?, self.published.all(PATIENCE).await?);
         let digest = Some(sha256(pem));
-        // Nothing can be written into one that is about to go.
+        // One that is being deleted cannot be written to.
         let staying = namespaces.into_iter().filter(|(_, Membership { is_going, .. })| !is_going);
         let missing =
             staying.filter_map(|(Name { name: namespace, .. }, Membership { is_ours: is_wanted, .. })| {
@@ -164,7 +166,7 @@ impl TrustBundleConfigMaps {
             warn!(
                 namespace,
                 name = self.name,
-                "the ConfigMap of the trust bundle was made immutable: made anew"
+                "the ConfigMap of the trust bundle was made immutable: recreated"
             );
             let failed =
                 |error| format!("ConfigMap {} is immutable and cannot be deleted: {error}", self.name);
@@ -196,9 +198,9 @@ impl TrustBundleConfigMaps {
         let applied = async {
             let request = Request::new(maps.resource_url()).patch(&self.name, &parameters, &patch);
             let request = request.map_err(kube::Error::BuildRequest)?;
-            // The answer is the whole ConfigMap, with whatever else its namespace keeps there.
+            // The response is the whole ConfigMap, with content by others.
             match self.client.request::<IgnoredAny>(request).await {
-                // It has just gone, or is going.
+                // It was just deleted, or is being deleted.
                 Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
                 Err(kube::Error::Api(status)) if status.message.contains("being terminated") => Ok(false),
                 applied => applied.map(|_| true),
@@ -228,14 +230,14 @@ impl BundlePublisher for TrustBundleConfigMaps {
         }
         unreached.sort();
         match unreached.iter().find(|one| self.namespaces.is_control_plane(&one.namespace)) {
-            // The control plane's own namespace: nothing in the mesh works without the bundle there.
+            // The control plane's own namespace: the whole mesh depends on the bundle there.
             Some(own) => Err(StoreError::Other(own.to_string())),
             None if unreached.is_empty() => Ok(()),
             None => Err(StoreError::Unreached(unreached)),
         }
     }
 
-    /// What is in the control plane's own namespace, where no tenant may write.
+    /// The bundle in the control plane's own namespace, where tenants may not write.
     async fn published(&self) -> Result<Option<PublishedBundle>, StoreError> {
         let all =
             self.published.all(PATIENCE).await.ok_or_else(|| {
@@ -255,7 +257,7 @@ impl std::fmt::Debug for TrustBundleConfigMaps {
     }
 }
 
-/// Reads a ConfigMap's JSON. Its author chooses what else is in it.
+/// Parses a ConfigMap's JSON, which may have any other content.
 fn read(text: &str, mesh_name: &str, control_plane: &str) -> serde_json::Result<Kept<Published>> {
     let LeanMap { metadata, data, immutable } = serde_json::from_str(text)?;
     let namespace = metadata.namespace.unwrap_or_default();

@@ -234,7 +234,7 @@ async fn a_service_account_that_is_called_as_the_authority_is_gets_no_certificat
     let request = with_token(&plain_request(), 0, Some(&token));
     let status = world.client().create_certificate(request).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
-    let reason = "ca.example.cluster.local, a name that the certificate authority serves under";
+    let reason = "ca.example.cluster.local, under which the certificate authority serves";
     assert!(status.message().contains(reason), "{status}");
     let counted = "tidegate_certificate_requests_refused_total{reason=\"identity\"} 1";
     assert!(world.metrics.encode().contains(counted));

@@ -3,13 +3,12 @@
 use clap::Args;
 use tidegate_core::contract::{environment, flags};
 
-/// The API server in place of folders.
+/// The API server instead of folders.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Kubernetes")]
 pub struct KubernetesOptions {
-    /// Keep everything in the API server: callers' tokens are reviewed by it, the root lies in the Secret
-    /// tidegate-ca-bundle, the trust bundle goes to a ConfigMap of each namespace of the mesh, MeshConfig says what
-    /// the ingress controller's certificate is
+    /// Keep everything in the API server: it reviews callers' tokens, the root is in the Secret tidegate-ca-bundle, the trust
+    /// bundle in a ConfigMap of each namespace of the mesh, and MeshConfig configures the ingress controller's certificate
     #[arg(
         long = flags::KUBERNETES,
         env = environment::KUBERNETES,

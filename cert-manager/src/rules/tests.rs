@@ -5,7 +5,7 @@ use super::*;
 use crate::csr::check_csr;
 use crate::testing::{httpbin, now, params, plain_request, uri};
 
-fn issue(csr: &str, seconds: i64, issuer: &Issuer, at: SystemTime) -> Result<Issued, Refusal> {
+fn issue(csr: &str, seconds: i64, issuer: &Issuer, at: SystemTime) -> Result<Issued, IssuingRefusal> {
     IssuingRules::default().issue(&check_csr(csr.as_bytes()).unwrap(), &httpbin(), &[], seconds, issuer, at)
 }
 
@@ -91,13 +91,16 @@ fn nothing_is_issued_that_would_be_over_or_nearly_so() {
     let issuer = Issuer::create_root(now()).unwrap();
     for left in [59, 1, 0] {
         let at = issuer.not_after() - Duration::from_secs(left);
-        assert!(matches!(issue(&plain_request(), 0, &issuer, at), Err(Refusal::IssuerEnds(_))), "{left}");
+        assert!(
+            matches!(issue(&plain_request(), 0, &issuer, at), Err(IssuingRefusal::IssuerEnds(_))),
+            "{left}"
+        );
     }
     let after = issuer.not_after() + Duration::from_secs(3600);
-    assert!(matches!(issue(&plain_request(), 0, &issuer, after), Err(Refusal::IssuerEnds(_))));
+    assert!(matches!(issue(&plain_request(), 0, &issuer, after), Err(IssuingRefusal::IssuerEnds(_))));
     let before = issuer.not_before() - Duration::from_secs(3600);
-    assert!(matches!(issue(&plain_request(), 0, &issuer, before), Err(Refusal::IssuerNotYetValid(_))));
-    assert!(matches!(issue(&plain_request(), -1, &issuer, now()), Err(Refusal::NegativeLife(-1))));
+    assert!(matches!(issue(&plain_request(), 0, &issuer, before), Err(IssuingRefusal::IssuerNotYetValid(_))));
+    assert!(matches!(issue(&plain_request(), -1, &issuer, now()), Err(IssuingRefusal::NegativeLife(-1))));
 }
 
 #[test]

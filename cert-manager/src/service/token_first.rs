@@ -1,4 +1,4 @@
-//! Judges a call by its token before anything of its body is read or kept.
+//! Authenticates a call by its token before any of its body is read.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tonic::server::NamedService;
 use crate::authenticate::{AuthError, Authenticator, Caller};
 use crate::telemetry::Telemetry;
 
-/// A service of which each call's extensions hold the [`Caller`] that its token proves. Others are refused.
+/// A service whose calls carry the authenticated [`Caller`] in their extensions. Other calls are refused.
 #[derive(Clone)]
 pub(crate) struct TokenFirst<S> {
     pub(crate) inner: S,
@@ -43,7 +43,7 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let next = self.inner.clone();
-        // The one that is ready is the one that is called.
+        // The call must go to the instance that was polled ready.
         let mut inner = std::mem::replace(&mut self.inner, next);
         let (authenticator, telemetry) = (self.authenticator.clone(), self.telemetry.clone());
         Box::pin(async move {
@@ -74,7 +74,7 @@ async fn authenticate(
     authenticator.authenticate(bearer_token(head)?, peer).await
 }
 
-/// The one token that the caller sent. Two of them would be judged by two readers differently.
+/// The only token of the call. With two, different readers could choose different ones.
 fn bearer_token(head: &HeaderMap) -> Result<&str, AuthError> {
     let mut values = head.get_all(AUTHORIZATION).iter();
     let value = values.next().ok_or(AuthError::Missing)?;

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 
 use super::{BundlePublisher, PublishedBundle, StoreError, blocking};
 
-/// Writes the bundle to a file, replaced as a whole by a rename.
+/// Writes the bundle to a file, which a rename replaces as a whole.
 #[derive(Debug, Clone)]
 pub struct BundleFile(PathBuf);
 
 impl BundleFile {
-    /// Publishes to `path`; its folder is made if need be.
+    /// Publishes to `path`; its folder is created if necessary.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
     }

@@ -1,4 +1,4 @@
-//! The certificate authority in a folder that only its owner may read.
+//! Stores the certificate authority in a folder that only its owner may read.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::{Entries, RootStore, StoreError, Stored, blocking};
 pub struct RootFolder(VersionedFolder);
 
 impl RootFolder {
-    /// Keeps the authority in `path`, which is made when it is first written.
+    /// Stores the authority in `path`, which is created with the first write.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self(VersionedFolder::private(path))
     }

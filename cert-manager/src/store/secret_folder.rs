@@ -14,7 +14,7 @@ use super::{Entries, SecretName, SecretStore, StoreError, TlsSecret, blocking};
 pub struct SecretFolder(PathBuf);
 
 impl SecretFolder {
-    /// Keeps Secrets below `base`, which is made when the first one is written.
+    /// Stores Secrets below `base`, which is created with the first one.
     pub fn new(base: impl Into<PathBuf>) -> Self {
         Self(base.into())
     }
@@ -35,7 +35,7 @@ impl SecretFolder {
         blocking(move || folder.lock()?.write(&entries).map(|_| ())).await
     }
 
-    /// Values of a Secret, if all of them are there.
+    /// Values of a Secret, if all of them exist.
     async fn read<const N: usize>(
         &self,
         name: &SecretName,
@@ -45,12 +45,12 @@ impl SecretFolder {
         blocking(move || {
             let mut stored = match folder.read() {
                 Ok(Some(stored)) => stored,
-                // Unlike a root it can be made anew.
+                // Unlike a root, it can be reissued.
                 Ok(None) | Err(StoreError::Lost { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             };
             let values = keys.iter().map_while(|key| {
-                // The plain name counts too: readers go by it.
+                // The plain name counts too, because readers use it.
                 let value = stored.entries.0.remove(*key)?;
                 let visible = fs::read(path.join(key)).ok()?;
                 String::from_utf8(value).ok().filter(|value| value.as_bytes() == visible)
@@ -85,7 +85,7 @@ impl SecretStore for SecretFolder {
         let (folder, namespace) = (self.folder(name)?, self.0.join(&name.namespace));
         blocking(move || {
             folder.remove()?;
-            // Only an empty one goes.
+            // Removed only if empty.
             let _ = fs::remove_dir(namespace);
             Ok(())
         })
@@ -222,7 +222,7 @@ mod tests {
         fs::write(&key, "mine").unwrap();
         assert_eq!(copied.get(&name).await.unwrap(), None);
         let refused = copied.put(&name, &secret("3")).await.unwrap_err().to_string();
-        assert!(refused.contains("tls.key is a key that was not written here"), "{refused}");
+        assert!(refused.contains("tls.key is a key that was not written by this store"), "{refused}");
         assert_eq!(fs::read_to_string(&key).unwrap(), "mine");
     }
 }

@@ -1,4 +1,4 @@
-//! A folder whose files change all at once.
+//! A folder whose files are replaced all at once.
 //!
 //! ```text
 //! <folder>/tls.crt  -> ..data/tls.crt
@@ -7,14 +7,14 @@
 //! <folder>/..tidegate_5f0c…/{tls.crt,tls.key}
 //! ```
 //!
-//! A write makes a new version folder and renames a symbolic link over `..data`, as kubelet does for its volumes.
-//! A reader that resolves `..data` once and reads below it sees one version; the version before stays until the next
-//! write, so such a reader always finds its files. Processes are kept apart by a lock on `..lock`.
+//! A write creates a new version folder and renames a symbolic link over `..data`, as kubelet does for its volumes. A
+//! reader that resolves `..data` once and reads below it sees one version; the previous version stays until the next
+//! write, so such a reader always finds its files. A lock on `..lock` serialises processes.
 //!
-//! Copies often lose the links: `cp -rL` makes a folder of `..data`, `rsync -r` leaves it out, and a user may copy just
-//! the files. What such a copy holds is read, and becomes a version at the next write. Where there was a version that
-//! cannot be read any more, that is an error ([`StoreError::Lost`]), never an empty folder. A file `*.key` whose value
-//! this folder does not know is never replaced.
+//! Copies often lose the links: `cp -rL` turns `..data` into a folder, `rsync -r` skips it, and a user may copy only the
+//! files. The content of such a copy is read, and becomes a version at the next write. A version that can no longer be
+//! read is an error ([`StoreError::Lost`]), never treated as an empty folder. A file `*.key` with a value that is not in
+//! this folder's versions is never replaced.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -34,35 +34,35 @@ const DATA: &str = "..data";
 const LOCK: &str = "..lock";
 const VERSION_PREFIX: &str = "..tidegate_";
 const TRASH_PREFIX: &str = "..trash_";
-/// A version that is being written. One that stays behind was never in force.
+/// A version that is being written. A leftover one was never in use.
 const NEW_PREFIX: &str = "..new_";
 const LINK_SUFFIX: &str = ".link";
-/// Larger files are neither certificates nor keys.
+/// Maximum bytes of a file; larger ones are neither certificates nor keys.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// A folder of this kind; it need not exist yet.
+/// Such a folder, which need not exist yet.
 #[derive(Debug, Clone)]
 pub struct VersionedFolder {
     path: PathBuf,
     public: bool,
-    /// Whether plain files count as entries where there are no versions.
+    /// Whether plain files are the entries if there are no versions.
     takes_plain: bool,
 }
 
-/// How a folder holds its entries.
+/// The form of a folder's entries.
 #[derive(Debug, PartialEq, Eq)]
 enum Layout {
-    /// It never had any.
+    /// There never were any.
     Empty,
-    /// `..data` leads to this folder within; or it is the only version, and the link is gone.
+    /// `..data` points to this folder, or this is the only version and the link is missing.
     Version { name: String, is_linked: bool },
     /// `..data` is a folder itself.
     Copied,
-    /// There are plain files of these names, and no versions.
+    /// There are plain files with these names, but no versions.
     Plain(Vec<String>),
 }
 
-/// Held while a folder is changed: no other process changes it meanwhile.
+/// Held during a change, so that no other process changes the folder.
 #[derive(Debug)]
 pub struct Locked<'a> {
     folder: &'a VersionedFolder,
@@ -76,19 +76,19 @@ impl VersionedFolder {
         Self { path: path.into(), public: false, takes_plain: true }
     }
 
-    /// A folder that others may read, but for its `*.key` files, which have mode 0600. Plain files belong to others.
+    /// A folder that others may read, except for its `*.key` files, which have mode 0600. Plain files belong to others.
     pub fn public(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), public: true, takes_plain: false }
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The entries in force, or `None` if there never were any. [`StoreError::Lost`] where there were.
+    /// The current entries, or `None` if there never were any. [`StoreError::Lost`] if earlier ones cannot be read.
     pub fn read(&self) -> Result<Option<Stored>, StoreError> {
-        // A version vanishes only after two more writes; a reader that meets this starts over.
+        // A version is deleted only after two more writes; a reader that loses one starts over.
         for _ in 0..10 {
             let (entries, name) = match self.layout()? {
                 Layout::Empty => return Ok(None),
@@ -108,7 +108,7 @@ impl VersionedFolder {
         Err(StoreError::Conflict)
     }
 
-    /// Waits until no other process changes the folder. Makes the folder if need be.
+    /// Waits until no other process changes the folder, which is created if necessary.
     pub fn lock(&self) -> Result<Locked<'_>, StoreError> {
         let what = || self.path.display().to_string();
         DirBuilder::new()
@@ -129,7 +129,7 @@ impl VersionedFolder {
         Ok(locked)
     }
 
-    /// Removes what [`Locked::write`] has made, and the folder if nothing else is in it.
+    /// Removes what [`Locked::write`] created, and the folder if it is then empty.
     pub fn remove(&self) -> Result<(), StoreError> {
         if !self.is_ours() {
             return Ok(());
@@ -138,7 +138,7 @@ impl VersionedFolder {
         locked.remove().map_err(StoreError::io(self.path.display()))
     }
 
-    /// Whether a version of ours is in force, or a copy of one.
+    /// Whether one of our versions, or a copy of one, is in use.
     pub fn is_ours(&self) -> bool {
         match self.layout() {
             Ok(Layout::Version { name, is_linked }) => is_linked && name.starts_with(VERSION_PREFIX),
@@ -162,14 +162,14 @@ impl VersionedFolder {
 
     fn linked(&self, target: &Path) -> Result<Layout, StoreError> {
         let is_there = self.path.join(target).is_dir();
-        // A writer may have been faster than we.
+        // Another writer may have been faster.
         if !is_there && fs::read_link(self.path.join(DATA)).is_ok_and(|now| now == target) {
             return Err(self.lost(format!("{DATA} leads to {}, which is not there", target.display())));
         }
         Ok(Layout::Version { name: target.to_string_lossy().into_owned(), is_linked: true })
     }
 
-    /// Without a link to the version in force.
+    /// Without a link to the current version.
     fn unlinked(&self) -> Result<Layout, StoreError> {
         let (mut versions, mut links, mut plain) = (Vec::new(), Vec::new(), Vec::new());
         let entries = match fs::read_dir(&self.path) {
@@ -225,7 +225,7 @@ impl VersionedFolder {
 }
 
 impl Locked<'_> {
-    /// Replaces all entries at once; what is written is on the disk when this returns.
+    /// Replaces all entries at once; they are on the disk when this returns.
     pub fn write(&self, entries: &Entries) -> Result<Stored, StoreError> {
         self.protect_keys(entries)?;
         let revision = format!("{VERSION_PREFIX}{:032x}", rand::random::<u128>());
@@ -233,7 +233,7 @@ impl Locked<'_> {
         Ok(Stored { entries: entries.clone(), revision })
     }
 
-    /// Makes a version of what a copy holds, under the revision that [`VersionedFolder::read`] gives it.
+    /// Turns a copy's content into a version, with the revision that [`VersionedFolder::read`] returns.
     fn adopt(&self) -> Result<(), StoreError> {
         let root = &self.folder.path;
         let failed = || StoreError::io(root.display());
@@ -252,11 +252,11 @@ impl Locked<'_> {
                 let entries = self.folder.read_plain(&names).map_err(failed())?;
                 return self.try_write(&entries, &version_of(&entries)).map_err(failed());
             }
-            // What is lost cannot be adopted; who reads it hears of it.
+            // Lost content cannot be adopted; readers get the error.
             Ok(Layout::Empty | Layout::Version { .. }) | Err(StoreError::Lost { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
-        // Copies of what is in force give way to links.
+        // Links replace copies of the current entries.
         for (name, value) in &entries.0 {
             let path = root.join(name);
             let is_file = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
@@ -267,7 +267,7 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// A key that stands where a link of ours is to go must be one that is known.
+    /// Checks that a key to be replaced by a link is in one of the versions.
     fn protect_keys(&self, entries: &Entries) -> Result<(), StoreError> {
         let in_force = match self.folder.read() {
             Ok(stored) => stored.map(|stored| stored.entries).unwrap_or_default(),
@@ -291,7 +291,7 @@ impl Locked<'_> {
         let root = &self.folder.path;
         let before = fs::read_link(root.join(DATA)).ok();
         let version = root.join(revision);
-        // A version is complete from its first moment on.
+        // A version is complete as soon as it exists.
         let new = root.join(format!("{NEW_PREFIX}{:016x}", rand::random::<u64>()));
         DirBuilder::new().mode(if self.folder.public { 0o755 } else { 0o700 }).create(&new)?;
         for (name, value) in &entries.0 {
@@ -302,7 +302,7 @@ impl Locked<'_> {
             file.sync_all()?;
         }
         sync_folder(&new)?;
-        // One of the same name has the same content.
+        // A version with the same name has the same content.
         if !version.is_dir() {
             fs::rename(&new, &version)?;
         }
@@ -322,7 +322,7 @@ impl Locked<'_> {
         sync_folder(root)
     }
 
-    /// Drops links that lead nowhere and versions that cannot be in use any more.
+    /// Removes dangling links and versions that can no longer be in use.
     fn clean(&self, entries: &Entries, keep: &[&Path]) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder.path)? {
             let entry = entry?;
@@ -333,7 +333,7 @@ impl Locked<'_> {
                 remove_any(&entry.path())?;
             } else if text.starts_with(VERSION_PREFIX) {
                 if !keep.contains(&name) {
-                    // It loses its name first: a reader within it notices.
+                    // Renamed first, so that a reader in it notices.
                     let trash =
                         self.folder.path.join(format!("{TRASH_PREFIX}{:016x}", rand::random::<u64>()));
                     fs::rename(entry.path(), &trash)?;
@@ -370,7 +370,7 @@ fn read_version(path: &Path) -> io::Result<Entries> {
         let entry = entry?;
         entries.0.insert(entry.file_name().to_string_lossy().into_owned(), read_file(&entry.path())?);
     }
-    // Gone now, it may have lost files while it was read.
+    // It is gone now, so files may have disappeared while it was read.
     fs::metadata(path)?;
     Ok(entries)
 }
@@ -382,7 +382,7 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-/// The name of a version that holds these entries, made of nothing else.
+/// The name of a version with these entries, derived only from them.
 fn version_of(entries: &Entries) -> String {
     let mut digest = Context::new(&SHA256);
     for (name, value) in &entries.0 {
@@ -395,7 +395,7 @@ fn version_of(entries: &Entries) -> String {
     format!("{VERSION_PREFIX}{}", hex(digest.as_ref().get(..16).unwrap_or_default()))
 }
 
-/// A file, not a link, that is named as entries are.
+/// A file, not a link, with an entry's name.
 fn is_plain_entry(path: &Path, name: &str) -> bool {
     let is_entry = [".crt", ".key", ".json"].iter().any(|end| name.ends_with(end));
     is_entry && !name.starts_with('.') && fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
@@ -406,7 +406,7 @@ fn listed(mut names: Vec<String>) -> String {
     names.join(", ")
 }
 
-/// `<folder>/<name>` leads to `..data/<name>`; a plain file of that name gives way.
+/// Makes `<folder>/<name>` a link to `..data/<name>`, in place of a plain file of that name.
 fn place_link(root: &Path, name: &str) -> io::Result<()> {
     let path = root.join(name);
     let target = Path::new(DATA).join(name);
