@@ -17,7 +17,7 @@ use tidegate_core::Identity;
 use tidegate_kubernetes::client;
 use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
 use tidegate_kubernetes::watch::WatchMetrics;
-use tidegate_runtime::identity::Credentials;
+use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::trust_bundle::{self, TrustBundle};

@@ -343,7 +343,7 @@ async fn review(
 }
 
 /// The answer to a body.
-async fn judge(shared: &SharedServerServer, address: IpAddr, body: Vec<u8>) -> Result<Vec<u8>, NoVerdict> {
+async fn judge(shared: &SharedServer, address: IpAddr, body: Vec<u8>) -> Result<Vec<u8>, NoVerdict> {
     let start = Instant::now();
     let request = AdmissionRequest::parse(&body).map_err(|error| invalid(error.to_string()))?;
     let verdict = shared.reviewer.review(&request).await;
@@ -355,7 +355,7 @@ async fn judge(shared: &SharedServerServer, address: IpAddr, body: Vec<u8>) -> R
     Ok(answer)
 }
 
-fn check_head(shared: &SharedServerServer, request: &Request<Incoming>) -> Result<(), NoVerdict> {
+fn check_head(shared: &SharedServer, request: &Request<Incoming>) -> Result<(), NoVerdict> {
     if request.uri().path() != shared.path {
         return Err(NoVerdict::Invalid(StatusCode::NOT_FOUND, format!("there is only {}", shared.path)));
     }
@@ -373,7 +373,7 @@ fn check_head(shared: &SharedServerServer, request: &Request<Incoming>) -> Resul
 }
 
 /// How long a body will be: what its head says, as the API server's always does, or else the most that there may be.
-fn announced_bytes(shared: &SharedServerServer, body: &Incoming) -> Result<usize, NoVerdict> {
+fn announced_bytes(shared: &SharedServer, body: &Incoming) -> Result<usize, NoVerdict> {
     let most = shared.limits.body_bytes;
     let Some(exact) = body.size_hint().exact() else { return Ok(most) };
     match usize::try_from(exact) {
@@ -383,7 +383,7 @@ fn announced_bytes(shared: &SharedServerServer, body: &Incoming) -> Result<usize
 }
 
 /// Reads a body that is as long as was announced.
-async fn read_body(shared: &SharedServerServer, mut body: Incoming) -> Result<Vec<u8>, NoVerdict> {
+async fn read_body(shared: &SharedServer, mut body: Incoming) -> Result<Vec<u8>, NoVerdict> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| invalid(error.to_string()))?;
