@@ -96,12 +96,9 @@ fn roots() -> Vec<(String, PathBuf)> {
 
 #[test]
 fn the_modules_of_a_crate_form_no_circles() {
-    let circles: Vec<_> = roots()
-        .iter()
-        .flat_map(|(member, root)| {
-            let circles = Modules::of(root).circles();
-            circles.into_iter().map(move |circle| format!("{member}: {circle}"))
-        })
-        .collect();
+    let mut circles = Vec::new();
+    for (member, root) in roots() {
+        circles.extend(Modules::of(&root).circles().iter().map(|circle| format!("{member}: {circle}")));
+    }
     assert!(circles.is_empty(), "modules that depend on each other:\n{}", circles.join("\n"));
 }
