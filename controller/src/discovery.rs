@@ -1,5 +1,5 @@
 //! The discovery service: each sidecar gets its own workload's listener, and the destinations, routes and backends that it
-//! subscribes to. The latter is what DNS tells everybody, so any workload of the mesh may ask; nothing else is to be had.
+//! subscribes to. DNS gives the latter to any client, so any workload of the mesh may subscribe; nothing else is available.
 //!
 //! `session` holds the story of one stream, `subscriptions` the resources in it, `shares` what each identity may take over
 //! all of its streams.

@@ -31,7 +31,7 @@ use references::References;
 /// The most addresses that are kept. More are made room for by what was used longest ago.
 const MOST: usize = 4096;
 
-/// An address that nobody has dialled for so long is forgotten.
+/// An address that was not dialled for this long is forgotten.
 const UNUSED_AFTER: Duration = Duration::from_secs(600);
 
 /// Every address in use.
@@ -44,9 +44,9 @@ pub struct Destinations {
 /// What is known of an address at this moment.
 pub(crate) enum Lookup {
     Known(Arc<ResolvedDestination>),
-    /// The controller is being asked.
+    /// Subscribed to, without an answer yet.
     Asked(watch::Receiver<Option<Arc<ResolvedDestination>>>),
-    /// The controller could not be asked a while ago, and still cannot.
+    /// The controller was out of reach a while ago, and still is.
     OutOfReach,
 }
 
@@ -58,7 +58,7 @@ pub(crate) enum Resource {
     Routes(RouteTable),
 }
 
-/// What the stream is to tell the controller.
+/// Changes of subscriptions for the stream to send.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Subscriptions {
     pub(crate) wanted: Vec<ResourceName>,
@@ -69,7 +69,7 @@ pub(crate) struct Subscriptions {
 struct State {
     addresses: HashMap<SocketAddr, Entry>,
     references: References,
-    /// Names of which the stream has not told the controller yet.
+    /// Names whose subscriptions have changed, to be sent.
     pending: BTreeSet<ResourceName>,
     /// What has changed since the last [`Destinations::settle`].
     changed: BTreeSet<ResourceName>,
@@ -85,12 +85,12 @@ struct Entry {
     target: watch::Sender<Option<Arc<ResolvedDestination>>>,
     version: String,
     used: Instant,
-    /// Somebody has waited for an answer in vain.
+    /// A connection has waited for an answer until its timeout.
     is_given_up: bool,
 }
 
 impl Destinations {
-    /// Looks an address up; one that is not there is asked for.
+    /// Looks an address up; subscribes to one that is not there.
     pub(crate) fn look_up(&self, address: SocketAddr) -> Lookup {
         let now = Instant::now();
         let mut state = self.lock();
@@ -114,7 +114,7 @@ impl Destinations {
         Lookup::Asked(receiver)
     }
 
-    /// Nobody has answered in time: until there is a stream again, others need not wait as well.
+    /// No answer came in time: until there is a stream again, other connections do not wait.
     pub(crate) fn give_up(&self, address: SocketAddr) {
         let mut state = self.lock();
         let is_online = state.is_online;
@@ -123,7 +123,7 @@ impl Destinations {
         }
     }
 
-    /// There is a stream: what it is to ask for at its beginning, references first, so that the controller need not add
+    /// There is a stream: what it subscribes to at its beginning, references first, so that the controller need not add
     /// them.
     pub(crate) fn connect(&self) -> Vec<ResourceName> {
         let mut state = self.lock();
@@ -143,7 +143,7 @@ impl Destinations {
         state.pending.clear();
     }
 
-    /// Waits for something to tell the controller.
+    /// Waits for changes to send.
     pub(crate) async fn subscriptions(&self) -> Subscriptions {
         loop {
             let subscriptions = self.take_subscriptions();
@@ -220,8 +220,8 @@ impl Destinations {
         state.has_changed(name);
     }
 
-    /// To be called after each response: lets connections see what has changed. If no more is announced, references that
-    /// are not held are asked for, and values that nothing refers to are dropped.
+    /// To be called after each response: lets connections see what has changed. If no more is announced, the next
+    /// subscriptions include references that are not held, and values that nothing refers to are dropped.
     pub(crate) fn settle(&self, is_complete: bool) {
         let mut state = self.lock();
         state.is_incomplete = !is_complete;
@@ -230,7 +230,7 @@ impl Destinations {
         self.news.notify_one();
     }
 
-    /// Forgets what nobody uses. To be called now and then while there is a stream.
+    /// Forgets what is not used. To be called now and then while there is a stream.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut state = self.lock();
         let is_unused = |entry: &Entry| now.saturating_duration_since(entry.used) > UNUSED_AFTER;
@@ -295,7 +295,7 @@ impl State {
             !matches!(name, ResourceName::Backend(backend) if self.references.is_needed(backend));
     }
 
-    /// Without a stream there is nothing to tell: a new one begins with all that is wanted.
+    /// Without a stream there is nothing to send: a new one begins with all that is wanted.
     fn enqueue(&mut self, name: ResourceName) {
         if self.is_online {
             self.pending.insert(name);
@@ -328,7 +328,7 @@ impl State {
         }
     }
 
-    /// Asks for references that are not held, and drops what nothing refers to.
+    /// Subscribes to references that are not held, and drops what nothing refers to.
     fn settle_references(&mut self) {
         if !self.is_unsettled || self.is_incomplete {
             return;

@@ -5,7 +5,7 @@
 //! changes: the last policy is the policy.
 //!
 //! The same stream subscribes to what stands behind the addresses that the app dials ([`Destinations`]), and reports which
-//! certificate and which roots the data plane stands on.
+//! certificate and which roots the data plane uses.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -39,7 +39,7 @@ const MOST_DELAY: Duration = Duration::from_millis(1500);
 /// A stream that stayed open this long was a good one: the next failure starts from the shortest delay again.
 const GOOD_STREAM: Duration = Duration::from_secs(10);
 
-/// How often destinations that nobody uses any more are looked for.
+/// How often unused destinations are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 /// The most names in one message.
 const MOST_NAMES: usize = 512;
@@ -135,7 +135,7 @@ impl Discovery {
             let Err(end) = self.stream().await;
             self.destinations.disconnect();
             if matches!(end, StreamEnd::NewCertificate) {
-                tracing::debug!("opening the policy stream anew with the new certificate");
+                tracing::debug!("opening the policy stream again with the new certificate");
                 continue;
             }
             if opened.elapsed().is_ok_and(|time| time > GOOD_STREAM) {
@@ -329,7 +329,7 @@ fn texts(names: &[ResourceName]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
 
-/// What the data plane stands on, once it does.
+/// The certificate and roots of the data plane, once it has them.
 fn report(snapshot: &Snapshot) -> Option<wire::Report> {
     let tls = snapshot.tls.as_ref()?;
     let end = tls.credentials.leaf.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

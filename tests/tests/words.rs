@@ -112,7 +112,7 @@ const ENDINGS: [&str; 14] = [
 const TO_CLEAN: &[(&str, usize)] = &[
     ("cert-manager", 90),
     ("cli", 7),
-    ("controller", 33),
+    ("controller", 13),
     ("core", 5),
     ("injector", 11),
     ("kubernetes", 33),

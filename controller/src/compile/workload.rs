@@ -59,7 +59,7 @@ impl CompiledWorkload {
     }
 }
 
-/// Bytes of a workload's names and of what is known of its sidecar.
+/// Bytes of a workload's names and of what is known about its sidecar.
 const WORKLOAD: usize = 2048;
 /// Bytes of an entry of a map beside its content.
 const ENTRY: usize = 64;

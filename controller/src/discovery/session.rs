@@ -68,7 +68,7 @@ struct Following<'s> {
     /// The response that is not acknowledged; nothing is sent while there is one.
     in_flight: Option<InFlight>,
     last_nonce: u64,
-    /// What the sidecar stands on, once it has said so.
+    /// The sidecar's certificate and roots, once it has reported them.
     report: Option<Reported>,
 }
 

@@ -21,7 +21,7 @@ use crate::object::ObjectName;
 /// How often one limit is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How much there is for whom.
+/// Limits of each source, and of all together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ShareLimits {
     /// Streams for one workload: the current one, and older ones that have not noticed that they ended.
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greedy_stream_is_refused_itself_where_nobody_has_more() {
+    fn a_greedy_stream_is_refused_itself_if_no_other_has_more() {
         let shares = shares();
         let (first, second) = (enter(&shares, "a", 1, "x"), enter(&shares, "a", 2, "y"));
         for _ in 0..50 {

@@ -22,14 +22,14 @@ const VERSION_CHARACTERS: usize = 64;
 pub(super) struct Subscriptions {
     subscriber: Subscriber,
     share: StreamShare,
-    /// The version that the sidecar was last sent, or said to hold; `None`: it was told that there is none.
+    /// The version that the sidecar was last sent, or reported to hold; `None`: the last response removed it.
     held: BTreeMap<Arc<ResourceName>, Option<Arc<str>>>,
     /// The last response promised more.
     owes_more: bool,
 }
 
 impl Subscriptions {
-    /// Only to the workload's listener, which need not exist; `known` is what the sidecar says to hold.
+    /// Only to the workload's listener, which need not exist; `known` is what the sidecar reports to hold.
     pub(super) fn new(
         mut subscriber: Subscriber,
         share: StreamShare,
@@ -53,7 +53,7 @@ impl Subscriptions {
         &self.share
     }
 
-    /// The version of a resource that the sidecar was last sent, or said to hold.
+    /// The version of a resource that the sidecar was last sent, or reported to hold.
     pub(super) fn version(&self, name: &ResourceName) -> Option<&Arc<str>> {
         self.held.get(name)?.as_ref()
     }
@@ -68,7 +68,7 @@ impl Subscriptions {
                 ))
             })?;
             if self.subscriber.wants(&name) {
-                // A sidecar that asks again has dropped what it held.
+                // A sidecar that subscribes again has dropped what it held.
                 self.held.remove(&name);
             }
             self.add(Arc::new(name))?;

@@ -61,7 +61,7 @@ struct Mesh {
 }
 
 impl Mesh {
-    /// A controller that knows nothing yet.
+    /// A controller that has no objects yet.
     async fn start() -> Self {
         let (source, batches) = mpsc::channel(1);
         Self::start_with(Box::new(Piped(batches)), source).await
@@ -254,7 +254,7 @@ async fn a_sidecar_gets_its_own_policy_and_then_each_change_of_it() {
     mesh.apply(&[&ib.replace("namespace: httpbin", "namespace: other")]).await;
     mesh.apply(&[&ib]).await;
     let second = sidecar.next().await;
-    assert_eq!(second.nonce, 2, "another workload's policy is none of its business");
+    assert_eq!(second.nonce, 2, "another workload's policy is not sent");
     assert_ne!(only(&second).version, only(&first).version);
     assert_eq!(policy(only(&second)).ports[&14001].ingress.len(), 1);
     let shown = mesh.until_shown(|shown| shown["sentVersion"] == only(&second).version).await;
@@ -278,7 +278,7 @@ async fn another_identity_is_refused() {
         status.message(),
         "httpbin.elsewhere.cluster.local is not the identity of workload httpbin/httpbin-1"
     );
-    // And nobody learns which workloads another namespace has.
+    // And a client does not learn which workloads another namespace has.
     let mut sidecar =
         Sidecar::connect(address, &mesh.ca.bundle(), &credentials, hello("httpbin/nobody")).await;
     let status = sidecar.end().await;
@@ -362,7 +362,7 @@ async fn what_a_sidecar_refuses_is_shown_with_its_reason_and_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_sidecar_that_does_not_answer_delays_nobody_and_gets_the_newest_state_when_it_does() {
+async fn a_sidecar_that_does_not_answer_delays_no_other_and_gets_the_newest_state_when_it_does() {
     let pods = [HTTPBIN, &HTTPBIN.replace("httpbin-1", "httpbin-2").replace("127.0.0.11", "127.0.0.12")];
     let mesh = Mesh::with(&pods).await;
     let mut slow = mesh.connect("httpbin", hello("httpbin/httpbin-1")).await;
@@ -425,7 +425,7 @@ async fn a_stream_ends_with_the_certificate_or_the_root_that_it_rests_on() {
     mesh.bundle.send_replace(Arc::new(TrustBundle::from_certificates(both).unwrap()));
     sidecar.ack(1).await;
     mesh.apply(&[&ingress_backend("ib", &backend("http", ""), "")]).await;
-    assert_eq!(sidecar.next().await.nonce, 2, "a root that is added cuts nobody off");
+    assert_eq!(sidecar.next().await.nonce, 2, "a root that is added ends no stream");
     mesh.bundle.send_replace(other.bundle());
     assert_eq!(sidecar.end().await.code(), Code::Unauthenticated);
 }
@@ -737,7 +737,7 @@ async fn what_a_sidecar_wants_no_longer_is_forgotten_and_strange_names_end_the_s
     sidecar.ack(first.nonce).await;
     sidecar.say(subscribe(&[SERVICE_IP])).await;
     let again = sidecar.next().await;
-    assert_eq!(names(&again), [SERVICE_IP], "sent anew, without the backend, which the sidecar has kept");
+    assert_eq!(names(&again), [SERVICE_IP], "sent again, without the backend, which the sidecar has kept");
     assert_eq!(only(&again).version, first.resources[0].version);
     sidecar.ack(again.nonce).await;
     sidecar.say(subscribe(&[BACKEND])).await;
@@ -751,7 +751,7 @@ async fn what_a_sidecar_wants_no_longer_is_forgotten_and_strange_names_end_the_s
 }
 
 #[tokio::test]
-async fn a_sidecar_s_report_is_shown_and_one_that_is_none_ends_the_stream() {
+async fn a_sidecar_s_report_is_shown_and_a_malformed_one_ends_the_stream() {
     let mesh = Mesh::with(&[HTTPBIN]).await;
     let mut sidecar = mesh.connect("httpbin", hello("httpbin/httpbin-1")).await;
     let root = "ab".repeat(32);
@@ -802,7 +802,7 @@ async fn the_admin_address_shows_statuses_workloads_and_reasons() {
 }
 
 #[tokio::test]
-async fn a_workload_s_newest_streams_are_served_and_its_oldest_is_told_why_it_ends() {
+async fn a_workload_s_newest_streams_are_served_and_its_oldest_ends_with_the_reason() {
     let mesh = Mesh::with(&[HTTPBIN]).await;
     let mut oldest = mesh.connect("httpbin", hello("httpbin/httpbin-1")).await;
     oldest.next().await;

@@ -1,4 +1,4 @@
-//! Destinations, backends and routes: what sidecars ask for.
+//! Destinations, backends and routes: what sidecars subscribe to.
 //!
 //! A value is made when the first stream follows it, and again when a change affects it; it is withdrawn when the last
 //! one leaves.
@@ -104,7 +104,7 @@ impl OnDemand {
     }
 
     fn update_one(&self, resolver: &Resolver<'_>, name: &Arc<ResourceName>) {
-        // Without the lock, so that sidecars that ask meanwhile do not wait for all of it.
+        // Without the lock, so that sidecars that subscribe meanwhile do not wait for all of it.
         let resolution = self.resolve(resolver, name);
         let mut made = self.lock();
         if made.by_name.contains_key(name) {
@@ -203,7 +203,7 @@ impl OnDemand {
         }
         let reason = made.shares.reason("destinations");
         if self.complaints.admits(&owner.namespace, Instant::now()) {
-            warn!(destination = %owner, %reason, "sidecars are told that it has no endpoints");
+            warn!(destination = %owner, %reason, "sidecars get it without endpoints");
         }
         Err(reason)
     }

@@ -1,4 +1,4 @@
-//! The policy of each workload, why it has none, and what became of it at its sidecar.
+//! The policy of each workload, or why it has none, and what its sidecar has applied.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -49,7 +49,7 @@ pub(crate) struct SidecarStream {
     pub(crate) report: Option<Reported>,
 }
 
-/// What a sidecar says that it stands on.
+/// The certificate and roots that a sidecar reports.
 #[derive(Clone, Debug)]
 pub(crate) struct Reported {
     /// SHA-256 of the roots that it trusts, in hexadecimal.
@@ -162,7 +162,7 @@ impl PolicyStore {
         self.lock().entry(name.clone()).or_default().follower = Some(follower);
     }
 
-    /// Changes what is known of a stream, unless a newer one has taken its place.
+    /// Changes what is known about a stream, unless a newer one has taken its place.
     pub(crate) fn update(&self, name: &ObjectName, stream: u64, change: impl FnOnce(&mut SidecarStream)) {
         let mut entries = self.lock();
         let follower = entries.get_mut(name).and_then(|entry| entry.follower.as_mut());

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_follows_and_has_no_value_takes_no_memory() {
+    fn a_resource_without_followers_and_value_takes_no_memory() {
         let store = Store::default();
         let (first, second) = (store.follower(), store.follower());
         let name = name("backend/Service/shop/cart:80");

@@ -14,7 +14,7 @@ const EJECTED_FOR: Duration = Duration::from_secs(5);
 /// The endpoints behind a name. All addresses that lead to the backend share it.
 #[derive(Debug)]
 pub(crate) struct BalancedBackend {
-    /// `<namespace>/<name>` of the object; `None`: nobody of the mesh.
+    /// `<namespace>/<name>` of the object; `None`: outside the mesh.
     pub(crate) name: Option<Arc<str>>,
     pub(crate) endpoints: Vec<BalancedEndpoint>,
 }
@@ -57,7 +57,7 @@ impl BalancedBackend {
         Self { name: Some(name_of(name)), endpoints: Vec::new() }
     }
 
-    /// Nobody of the mesh: the address that was dialled.
+    /// Outside the mesh: the address that was dialled.
     pub(crate) fn outside(dialled: SocketAddr) -> Self {
         let endpoint = Endpoint::new(dialled, Transport::Plain);
         Self { name: None, endpoints: vec![BalancedEndpoint { endpoint, state: Arc::default() }] }

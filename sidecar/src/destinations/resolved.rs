@@ -20,7 +20,7 @@ pub(crate) struct ResolvedDestination {
 }
 
 impl ResolvedDestination {
-    /// Nobody of the mesh, as far as anybody knows.
+    /// Outside the mesh, as far as is known.
     pub(crate) fn outside(dialled: SocketAddr) -> Self {
         Self::to(dialled, vec![(1, Arc::new(BalancedBackend::outside(dialled)))])
     }
@@ -35,7 +35,7 @@ impl ResolvedDestination {
         Self { dialled, backends, blocked: None }
     }
 
-    /// `<namespace>/<name>` of the Service or Pod, of several the first; `None`: nobody of the mesh.
+    /// `<namespace>/<name>` of the Service or Pod, of several the first; `None`: outside the mesh.
     pub(crate) fn name(&self) -> Option<&Arc<str>> {
         self.backends.first().and_then(|(_, backend)| backend.name.as_ref())
     }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_destination_has_nobody_and_a_reason() {
+    fn a_blocked_destination_has_no_endpoints_and_a_reason() {
         let blocked = ResolvedDestination::blocked(dialled(), "no policy".into());
         assert!(blocked.choose(&[]).is_none() && blocked.name().is_none());
         assert_eq!(blocked.block_reason().map(|reason| &**reason), Some("no policy"));

@@ -88,7 +88,7 @@ fn an_address_is_asked_for_once_and_known_from_the_answer_on() {
     assert_eq!(destinations.take_subscriptions(), Subscriptions::default());
     respond(&destinations, vec![(name(1), passthrough()), (name(2), passthrough())]);
     assert!(answer.borrow_and_update().is_some() && is_known(&destinations, 1));
-    assert_eq!(destinations.view().len(), 1, "what nobody asked for is not kept");
+    assert_eq!(destinations.view().len(), 1, "what was not subscribed to is not kept");
     assert_eq!(destinations.connect(), [name(1)]);
 }
 
@@ -104,7 +104,7 @@ fn without_a_stream_only_the_first_one_waits_and_nothing_known_is_lost() {
     assert!(matches!(destinations.look_up(address(2)), Lookup::OutOfReach));
     assert!(is_known(&destinations, 1));
     assert_eq!(destinations.connect().len(), 2);
-    assert!(matches!(destinations.look_up(address(2)), Lookup::Asked(_)), "there is somebody to ask again");
+    assert!(matches!(destinations.look_up(address(2)), Lookup::Asked(_)), "a controller is there again");
     destinations.give_up(address(2));
     assert!(matches!(destinations.look_up(address(2)), Lookup::Asked(_)));
 }

@@ -104,11 +104,11 @@ fn a_cluster_ip_is_its_service_s_ready_endpoints_meshed_where_the_pod_has_a_side
 }
 
 #[test]
-fn what_is_nobody_of_the_mesh_is_passed_through() {
+fn what_is_outside_the_mesh_is_passed_through() {
     let slice = slice("IPv4", HTTP, &[("10.1.0.2", "b", "")]);
     let b = plain_pod("b", "10.1.0.2");
     for (spec, address) in [
-        // No endpoint has a sidecar; another port; an address of nobody; a node port; the Pod itself.
+        // No endpoint has a sidecar; another port; an unknown address; a node port; the Pod itself.
         (CART, "10.96.0.10:80"),
         (CART, "10.96.0.10:8080"),
         (CART, "192.0.2.1:80"),
@@ -123,11 +123,11 @@ fn what_is_nobody_of_the_mesh_is_passed_through() {
         assert_eq!(told(&[&service(spec), &slice, &b], address), "passthrough", "{spec} {address}");
     }
     let without_slices = service("clusterIP: 10.96.0.10, ports: [{port: 80}]");
-    assert_eq!(told(&[&without_slices], "10.96.0.10:80"), "passthrough", "somebody else serves it");
+    assert_eq!(told(&[&without_slices], "10.96.0.10:80"), "passthrough", "another mesh or program serves it");
 }
 
 #[test]
-fn a_service_without_endpoints_has_nobody_rather_than_a_way_round_the_mesh() {
+fn a_service_without_endpoints_is_refused_rather_than_passed_round_the_mesh() {
     let none_ready = slice("IPv4", HTTP, &[("10.1.0.1", "a", "ready: false")]);
     let a = pod("a", &["10.1.0.1"], "");
     assert_eq!(told(&[&service(CART), &none_ready, &a], "10.96.0.10:80"), "shop/cart");
@@ -195,7 +195,7 @@ fn ports_are_matched_by_name() {
 }
 
 #[test]
-fn a_pod_s_own_address_is_that_pod_whoever_dials_it() {
+fn a_pod_s_own_address_is_that_pod_for_every_client() {
     // Members of a StatefulSet find each other, and themselves, behind a headless Service.
     let headless = service("clusterIP: None, ports: [{name: http, port: 8080}]");
     let (a, b) = (pod("a", &["10.1.0.1"], ""), pod("b", &["10.1.0.2"], ""));
@@ -229,7 +229,7 @@ fn an_endpoint_whose_pod_is_not_known_to_be_there_is_not_dialled_rather_than_in_
     ] {
         let documents = [&service(CART)[..], slice, pods, &b];
         assert_eq!(told(&documents, "10.96.0.10:80"), "shop/cart 10.1.0.2:8080=b", "{what}");
-        assert_eq!(told(&documents[..3], "10.96.0.10:80"), "shop/cart", "{what}, and nobody else");
+        assert_eq!(told(&documents[..3], "10.96.0.10:80"), "shop/cart", "{what}, and no other endpoint");
         let rests_on = resolve(&documents, "10.96.0.10:80").pods;
         assert!(rests_on.contains(&ObjectName::new("shop", "a")), "it is looked at again: {what}");
     }
