@@ -261,6 +261,8 @@ impl FakeApi {
 
     /// Ends the server and all of its connections; what it keeps stays.
     pub fn stop(&self) {
+        // The task may run on another thread for a moment.
+        self.change(|state| state.faults.silent_below = u64::MAX);
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task {
             task.abort();
@@ -277,6 +279,7 @@ impl FakeApi {
                 Err(_) => tokio::task::yield_now().await,
             }
         };
+        self.silence_connections();
         let task = tokio::spawn(server::serve(listener, self.shared.clone()));
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
