@@ -15,6 +15,7 @@ use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tracing::debug;
 
 use super::connect_error::ConnectError;
 use super::proxy;
@@ -70,6 +71,17 @@ impl Connector {
 
     /// Opens a connection, TLS handshake included. `protocol`: what is spoken inside TLS.
     pub(super) async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        protocol: MeshProtocol,
+        deadline: Deadline<'_>,
+    ) -> Result<MaybeTls<UpstreamTls>, ConnectError> {
+        let connected = self.try_connect(endpoint, protocol, deadline).await;
+        connected
+            .inspect_err(|error| debug!(address = %endpoint.address, %error, "no connection to an upstream"))
+    }
+
+    async fn try_connect(
         &self,
         endpoint: &Endpoint,
         protocol: MeshProtocol,
