@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_called_what_somebody_else_serves_under() {
+    fn a_workload_must_not_have_a_name_that_another_one_serves_under() {
         let granted = ServiceNames::new([
             "tidegate-system/tidegate-injector=tidegate-injector.tidegate-system.svc".parse().unwrap(),
             "shop/cart.shop=cart.shop.shop.cluster.local".parse().unwrap(),

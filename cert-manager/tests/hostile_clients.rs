@@ -98,7 +98,7 @@ impl Program {
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &key).unwrap()
     }
 
-    /// A certificate for somebody who may have one.
+    /// A certificate for an authorized client.
     async fn serve_another_client(&self) {
         let mut csr = CertificateParams::default();
         csr.distinguished_name = DistinguishedName::new();
@@ -209,7 +209,7 @@ fn unfinished_hello() -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn handshakes_that_never_end_hold_a_bounded_memory_and_keep_nobody_out() {
+async fn handshakes_that_never_end_hold_a_bounded_memory_and_keep_no_client_out() {
     let program = Program::start();
     let (fresh, hello) = (program.peak(), unfinished_hello());
     let mut held = Vec::new();
@@ -284,7 +284,7 @@ fn fill_up(api: &FakeApi, tenants: &[String]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn objects_that_tenants_fill_up_hold_little_memory_and_keep_nobody_from_a_certificate() {
+async fn objects_that_tenants_fill_up_hold_little_memory_and_do_not_delay_certificates() {
     let api = api_server().await;
     let program = Program::on(&api);
     api.wait_for(|api| published(api, "httpbin").is_some()).await;

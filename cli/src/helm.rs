@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn another_program_is_no_helm() {
+    fn another_program_is_not_helm() {
         let error = find("/bin/echo");
         assert!(error.contains("/bin/echo is not Helm"), "{error}");
     }

@@ -308,7 +308,7 @@ fn helm_flags(cluster: &ClusterOptions) -> Vec<OsString> {
     flags
 }
 
-/// Every object of a rendering, except those that Helm is told to keep.
+/// Every object of a rendering, except those that Helm keeps.
 fn objects(manifests: &str) -> BTreeSet<Named> {
     let documents = format!("\n{manifests}");
     let documents = documents.split("\n---").filter(|text| !text.contains("helm.sh/resource-policy: keep"));

@@ -101,7 +101,11 @@ spec: {selector: {app: cart}, ports: [{port: 80, targetPort: 9090}]}
         let ranges = POLICY
             .replace("kind: Service, name: ingress, namespace: ingress", "kind: IPRange, name: 10.0.0.0/8");
         assert_eq!(exit(&format!("{ranges}{SERVICE}"), false), ExitCode::FAILURE, "the port is another one");
-        assert_eq!(exit(&POLICY.replace("http", "grpc"), false), ExitCode::FAILURE, "the protocol is none");
+        assert_eq!(
+            exit(&POLICY.replace("http", "grpc"), false),
+            ExitCode::FAILURE,
+            "the protocol is invalid"
+        );
         let named = SERVICE.replace("9090", "web");
         assert_eq!(
             exit(&format!("{ranges}{named}"), false),

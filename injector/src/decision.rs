@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_is_none_refuses_the_pod() {
+    fn an_invalid_word_refuses_the_pod() {
         let shop = namespace("shop", json!({ INJECTION: "enabled" }), json!({ SIDECAR_INJECTION: "maybe" }));
         let error = |word| decide(&pod(word, plain()), &shop, "osm", "mesh").unwrap_err().to_string();
         assert!(error(Some("perhaps")).starts_with(&format!("annotation {SIDECAR_INJECTION} of the pod: ")));

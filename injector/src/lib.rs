@@ -1,6 +1,6 @@
 //! The mutating webhook that adds the sidecar to the Pods of the mesh.
 //!
-//! [`inject()`] is the heart: from a Pod, its namespace and the settings to a JSON patch, without asking anybody.
+//! [`inject()`] is the heart: from a Pod, its namespace and the settings to a JSON patch, as a pure function.
 //! [`PodReviewer`] answers the API server with it, [`ClusterState`] follows the namespaces and the MeshConfig that it needs, and
 //! [`inject_manifests`] does the same for files. Start reading at [`inject()`].
 //!

@@ -171,7 +171,7 @@ impl DocumentInjector<'_> {
             if object.pointer("/spec/template/spec/containers").is_some_and(Value::is_array) {
                 let document = self.document;
                 self.notes.push(format!(
-                    "document {document}: {kind} {name}: has a pod template, but {version} {kind} is no workload of \
+                    "document {document}: {kind} {name}: has a pod template, but {version} {kind} is not a workload of \
                      Kubernetes' own, so it is left as it is; its Pods get their sidecar when they are created in a \
                      namespace of the mesh"
                 ));
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn what_opts_out_or_is_no_workload_stays_as_it_is() {
+    fn what_opts_out_or_is_not_a_workload_stays_as_it_is() {
         let opted_out = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations: {openservicemesh.io/sidecar-injection: \"no\"}\nspec: {containers: [{name: a}]}\n";
         for yaml in [
             "",

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn sidecars_are_told_what_the_flags_say_and_the_rest_follows_from_the_namespace() {
+    fn sidecars_get_what_the_flags_say_and_the_rest_follows_from_the_namespace() {
         let common = [
             "tidegate-injector",
             "--sidecar-image=i:1",

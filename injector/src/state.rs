@@ -40,7 +40,7 @@ pub struct ClusterStateWriter {
 }
 
 impl ClusterState {
-    /// A state that knows nothing, and its writer.
+    /// An empty state, and its writer.
     pub fn new() -> (ClusterStateWriter, Self) {
         let (namespaces, namespaces_receiver) = watch::channel(HashMap::new());
         let (mesh, mesh_receiver) = watch::channel(Ok(Arc::default()));
@@ -69,7 +69,7 @@ impl ClusterState {
 }
 
 impl ClusterStateWriter {
-    /// Follows the API server for ever. Readiness is blocked from this call on until all is read.
+    /// Follows the API server until it is dropped. Readiness is blocked from this call on until all is read.
     pub fn follow(
         self,
         client: Client,
@@ -86,7 +86,7 @@ impl ClusterStateWriter {
         );
         let mesh_config = Watch::lean(
             Api::<MeshConfig>::namespaced(client, control_plane),
-            // The watch does not fail for a MeshConfig that cannot be read: whoever makes a Pod is told.
+            // The watch does not fail for a MeshConfig that cannot be read: the error is returned when a Pod is created.
             |text| Ok(read(text)),
             metrics.kind("MeshConfig"),
         )

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_is_no_url_is_named_with_its_variable() {
+    fn a_proxy_that_is_not_a_url_is_named_with_its_variable() {
         let server = "https://10.96.0.1".parse().unwrap();
         let error = proxy(&server, environment(&[("https_proxy", "http://a b")])).unwrap_err().to_string();
         assert!(error.starts_with("https_proxy: not a proxy's URL: \"http://a b\""), "{error}");

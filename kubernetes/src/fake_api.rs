@@ -1,7 +1,7 @@
 //! An API server for tests, over real HTTP on loopback: lists in pages, watches, optimistic concurrency, patches, logs
 //! and ports of Pods, and the ways in which a real one fails.
 //!
-//! It keeps what it is given and checks nothing: no schema, no admission, no permissions but what it is told to
+//! It keeps what it is given and checks nothing: no schema, no admission, no permissions except for what it is set to
 //! [refuse](FakeApi::forbid). What was asked of it is
 //! written down ([`FakeApi::requests`]), so that a test can hold a program's requests to its permissions. Resources
 //! are named `v1/pods` or `<group>/<version>/<plural>`; in a namespace `""` are those that belong to none.
@@ -180,7 +180,7 @@ impl FakeApi {
         self.change(|state| state.store.bookmark());
     }
 
-    /// Forgets past events: a watch from before now is told 410 Gone.
+    /// Forgets past events: a watch from before now gets 410 Gone.
     pub fn compact(&self) {
         self.change(|state| state.store.compact());
     }
@@ -222,7 +222,7 @@ impl FakeApi {
         (code, server::status(code, message))
     }
 
-    /// Refuses to everybody what RBAC would refuse to one: `<verb> <plural>`, with `/<subresource>` if there is one.
+    /// Refuses what RBAC would refuse, to all clients: `<verb> <plural>`, with `/<subresource>` if there is one.
     pub fn forbid(&self, what: &str) {
         self.change(|state| {
             state.forbidden.insert(what.to_owned());

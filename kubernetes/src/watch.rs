@@ -1,17 +1,16 @@
-//! All objects of a kind, followed for ever.
+//! Follows all objects of a kind, without end.
 //!
-//! A [`Watch`] lists in pages, then watches from there, and says what differs from what it said before. It goes on
-//! where it was after a disconnect, an API server that restarts or an answer cut short; where that cannot be (410
-//! Gone, an event that cannot be read) it lists anew and finds out itself what is gone. Every wait has a bound: a
-//! connection whose other end is dead without a word is noticed because the API server ends each watch after
-//! [`Timing::server`] and this one did not.
+//! A [`Watch`] lists in pages, then watches from there, and reports differences from what it reported before. After a
+//! disconnect, a restart of the API server or a truncated response it resumes; if that is impossible (410 Gone, an
+//! unreadable event), it lists again and works out itself which objects are gone. Every wait has a deadline: the API
+//! server ends each watch after [`Timing::server`], so a watch that lasts longer has lost its peer.
 //!
-//! So has memory: a page that is larger than a bound is asked for anew with fewer objects in it, and each object is
-//! decoded on its own, into a type that has only what is read of it ([`Watch::lean`]), before the next one is. Where the
-//! number of objects must have a bound as well, the caller holds them itself ([`Watch::kept`]).
+//! Memory is bounded too: a page that is larger than a limit is requested again with fewer objects, and each object is
+//! decoded separately, into a type with only the fields that are read ([`Watch::lean`]), before the next one. If the
+//! number of objects must be bounded as well, the caller stores them itself ([`Watch::kept`]).
 //!
-//! Why not `kube::runtime::watcher`: it has no bound for lists and for the first byte of a watch, tries a watch that
-//! is refused with status 410 from the same version for ever, leaves out an event that it cannot read, and decodes whole
+//! Why not `kube::runtime::watcher`: it has no timeout for lists and for the first byte of a watch, retries a watch that
+//! is refused with status 410 from the same version without end, skips events that it cannot read, and decodes whole
 //! objects, a page of them at a time.
 
 mod meter;
@@ -66,13 +65,13 @@ pub struct Watch<K> {
     decode: Decode<K>,
     timing: Timing,
     meter: KindMeter,
-    /// What was told: objects and their versions.
+    /// The reported objects and their versions.
     told: HashMap<Name, String>,
     /// Whether `decode` holds the objects ([`Watch::kept`]).
     is_kept: bool,
     /// Asks for a new list.
     relist: Arc<Notify>,
-    /// The last failure that was told, until things go well again.
+    /// The last reported failure, until the watch recovers.
     failure: Option<String>,
 }
 
@@ -97,14 +96,14 @@ pub enum Event<K> {
         /// Objects that are not there any more.
         deleted: Vec<Name>,
     },
-    /// The objects cannot be read, for this reason; what was told still holds as far as is known. The next
+    /// The objects cannot be read, for this reason; earlier events are still valid as far as is known. The next
     /// [`Event::Changed`] says that they can be again.
     Unreadable(String),
 }
 
 impl<K> Event<K> {
-    /// Brings what is known of the one object of a [`Watch::named`] up to date. An event without any object says that
-    /// all is as it was: a list that was made anew tells of nothing else.
+    /// Updates the known state of the one object of a [`Watch::named`]. An event without any object means that nothing
+    /// has changed: only a repeated list reports it.
     pub fn update(self, known: &mut Option<K>) {
         let Self::Changed { mut applied, deleted } = self else { return };
         if let Some(object) = applied.pop() {
@@ -118,7 +117,7 @@ impl<K> Event<K> {
 /// What an event says.
 struct News<K> {
     version: String,
-    /// What is to be told of it; nothing if it is known.
+    /// What to report of it; `None` if it is known already.
     told: Option<Event<K>>,
 }
 
@@ -209,7 +208,7 @@ impl<K: Send + 'static> Watch<K> {
         }
     }
 
-    /// Lists anew each time that this is notified, between two events.
+    /// Lists again each time that this is notified, between two events.
     #[must_use]
     pub fn relist(mut self, relist: Arc<Notify>) -> Self {
         self.relist = relist;
@@ -256,7 +255,7 @@ impl<K: Send + 'static> Watch<K> {
                 return;
             }
             let Some(reason) = self.follow(version, &sender, &wrap, &mut backoff).await else { return };
-            info!(kind = self.meter.kind(), reason, "listing anew");
+            info!(kind = self.meter.kind(), reason, "listing again");
             self.meter.restarted();
         }
     }
@@ -271,7 +270,7 @@ impl<K: Send + 'static> Watch<K> {
         listed.map(|version| (objects, version))
     }
 
-    /// What `keep` has seen of a list that is given up is told as gone, if it is not in the next one.
+    /// What `keep` has seen of a list that is given up is reported as gone, unless it is in the next one.
     fn note_handed_over(&mut self, objects: &[Listed<K>]) {
         for listed in objects.iter().filter(|_| self.is_kept) {
             self.told.entry(listed.name.clone()).or_default();
@@ -386,7 +385,7 @@ impl<K: Send + 'static> Watch<K> {
         wrap: &impl Fn(Event<K>) -> T,
     ) -> End {
         let longest = u32::try_from(self.timing.server.as_secs()).unwrap_or(u32::MAX).max(1);
-        // Spread, so that the watches of a restart do not come in step for ever.
+        // Spread, so that the watches of a restart do not stay in step.
         let seconds = rand::rng().random_range((longest - longest / 4)..=longest);
         let params = WatchParams {
             field_selector: self.selector(),
@@ -465,7 +464,7 @@ impl<K: Send + 'static> Watch<K> {
         }
     }
 
-    /// How a list differs from what was told.
+    /// How a list differs from what was reported.
     fn differences(&mut self, objects: Vec<Listed<K>>) -> Event<K> {
         let mut gone = std::mem::take(&mut self.told);
         let mut applied = Vec::new();
@@ -497,7 +496,7 @@ impl<K: Send + 'static> Watch<K> {
         Some(Event::Changed { applied: Vec::new(), deleted: vec![name] })
     }
 
-    /// Notes a failure; it is told only if the one before was another.
+    /// Records a failure; it is reported only if it differs from the last one.
     fn failed(&mut self, error: String) -> Option<Event<K>> {
         if self.failure.as_ref() == Some(&error) {
             return None;

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_filter_is_refused_and_changes_nothing() {
+    fn text_that_is_not_a_filter_is_refused_and_changes_nothing() {
         let handle = LogHandle::detached();
         for text in ["", " \n", "a=loud", "=,=", &"debug,".repeat(1000)] {
             assert!(handle.set(text).is_err(), "{text:?}");

@@ -70,7 +70,7 @@ pub enum AuthorityError {
     #[error(
         "{store} holds no certificate authority, but {bundle} holds the trust bundle of one (root {roots}): put the store \
          back. Only if it is gone for good, start once with --new-root: then a new root is made, and what trusts just the \
-         old one has to be started anew"
+         old one has to be restarted"
     )]
     RootGone {
         /// The store.

@@ -38,7 +38,7 @@ fn a_request_for_the_callers_own_names_or_none_is_taken() {
 }
 
 #[test]
-fn a_request_for_any_name_of_somebody_else_is_refused_and_the_name_is_named() {
+fn a_request_for_the_name_of_another_identity_is_refused_with_that_name() {
     let email = SanType::Rfc822Name(crate::testing::ia5("httpbin@httpbin.cluster.local"));
     let table: [(Vec<SanType>, &str); 11] = [
         (vec![dns("vault.bank.cluster.local")], "DNS:vault.bank.cluster.local"),
@@ -91,7 +91,7 @@ fn unknown_extensions_and_attributes_are_ignored() {
 
 #[test]
 fn an_extension_asked_for_twice_is_refused() {
-    // Wherever a second subjectAltName hides, in the same request or in a second one, somebody reads only one.
+    // Wherever a second subjectAltName hides, in the same request or in a second one, a reader may see only one.
     let san = |uri: &str| {
         yasna::construct_der(|w| {
             w.write_sequence(|w| {

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_requirement_is_refused_with_its_text() {
+    fn text_that_is_not_a_requirement_is_refused_and_quoted() {
         for text in ["", "a,", "a in (b)", "=b", "!", "a=b c", "a=b=c"] {
             let problem = Selector::parse(text).unwrap_err();
             assert!(problem.contains("is not a requirement"), "{text}: {problem}");

@@ -196,7 +196,7 @@ fn an_authority_whose_chain_forbids_what_it_would_sign_is_refused() {
 }
 
 #[test]
-fn a_cross_signed_successor_is_verified_by_whoever_trusts_only_the_old_root() {
+fn a_cross_signed_successor_is_verified_by_a_client_that_trusts_only_the_old_root() {
     let (old, new) = (Issuer::create_root(now()).unwrap(), Issuer::create_root(now()).unwrap());
     let cross = old.cross_sign(&new, now()).unwrap();
     let key = KeyPair::generate().unwrap();

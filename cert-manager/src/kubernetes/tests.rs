@@ -209,7 +209,7 @@ async fn a_step_taken_on_one_replica_is_taken_over_by_all_within_a_second() {
         let taken_over = bundle.wait_for(|bundle| bundle.fingerprints() == expected);
         assert!(tokio::time::timeout(Duration::from_secs(1), taken_over).await.unwrap().is_ok());
         api.wait_for(|api| published(api, "httpbin").as_ref() == Some(&expected)).await;
-        // Whoever was slower has not put an older bundle back.
+        // The slower replica has not put an older bundle back.
         two.manager.authority().refresh().await;
         assert_eq!(two.manager.rotation().step, status.step);
     }
@@ -266,8 +266,7 @@ async fn the_gateways_secret_follows_mesh_config_and_rotation_and_is_put_back() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_root_secret_that_is_made_anew_forgets_no_secret_that_was_written_and_one_that_stays_behind_harms_none()
- {
+async fn a_recreated_root_secret_forgets_no_secret_that_was_written_and_one_that_stays_behind_harms_none() {
     let api = api_server().await;
     api.apply("v1/namespaces", json!({"metadata": {"name": "ingress"}}));
     let one = replica(&api, "a").await;
@@ -281,7 +280,7 @@ async fn a_root_secret_that_is_made_anew_forgets_no_secret_that_was_written_and_
     })
     .await;
 
-    // The old one cannot be looked at any more; the new one is right all the same.
+    // The old one cannot be looked at any more; the new one is correct anyway.
     api.answer(|request, _| {
         let is_old = request.resource == "secrets" && request.name == "first" && request.verb != "watch";
         is_old.then(|| FakeApi::refusal(403, "secrets \"first\" is forbidden"))
@@ -339,7 +338,7 @@ async fn only_the_replica_that_leads_writes_the_gateways_secret_and_another_one_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_api_server_that_restarts_or_forgets_disturbs_nobody_for_long() {
+async fn an_api_server_that_restarts_or_forgets_does_not_interrupt_service_for_long() {
     let api = api_server().await;
     let one = replica(&api, "a").await;
     want_gateway(&api, usual_gateway("a"));
@@ -374,7 +373,7 @@ async fn nothing_is_asked_of_the_api_server_beyond_the_charts_rights() {
     api.wait_for(|api| gateway(api, "second").is_some() && gateway(api, "first").is_none()).await;
     api.delete("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP);
     api.wait_for(|api| published(api, "httpbin").is_some()).await;
-    // One that cannot be changed is made anew.
+    // One that cannot be changed is recreated.
     let mut immutable = api.get("v1/configmaps", "httpbin", TRUST_BUNDLE_CONFIG_MAP).unwrap();
     immutable["immutable"] = json!(true);
     api.apply("v1/configmaps", immutable);

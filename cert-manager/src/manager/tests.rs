@@ -420,7 +420,7 @@ async fn a_client_that_knows_only_the_old_or_only_the_new_root_is_served_through
     assert!(world.admin("POST", "/rotation/next?force=true").await.contains("\"steady\""));
     until(async || world.metrics.encode().contains("tidegate_root_rotation_step 0")).await;
     for bundle in [&old, &both, &new] {
-        assert!(ask(bundle).await.is_ok(), "whoever has a copy of the old root is served on");
+        assert!(ask(bundle).await.is_ok(), "a client with a copy of the old root is still served");
     }
 }
 
@@ -456,7 +456,7 @@ async fn the_admin_page_shows_the_rotation_and_refuses_a_step_with_its_reason() 
     assert!(world.admin("GET", "/ready").await.starts_with("HTTP/1.1 200"));
 }
 
-/// Asks again until it is so; a test that waits for ever is a test that fails.
+/// Asks again until it is so; a test that never ends fails.
 async fn until(condition: impl AsyncFn() -> bool) {
     let asking = async {
         while !condition().await {

@@ -175,7 +175,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("lost+found")).unwrap();
         fs::write(dir.path().join("README"), "").unwrap();
-        // What a first write leaves behind that did not come to its end.
+        // What an interrupted first write leaves behind.
         fs::create_dir(dir.path().join("..new_0123")).unwrap();
         let store = RootFolder::new(dir.path());
         assert_eq!(store.load().await.unwrap(), None);

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_with_a_value_missing_or_overwritten_is_no_secret() {
+    async fn a_secret_with_a_missing_or_overwritten_value_does_not_count() {
         let dir = tempfile::tempdir().unwrap();
         let store = SecretFolder::new(dir.path());
         let name = name("a", "b");
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_copied_secret_goes_on_and_a_key_of_somebody_else_is_never_replaced() {
+    async fn a_copied_secret_is_continued_and_a_key_of_another_author_is_never_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (store, copied) =
             (SecretFolder::new(dir.path().join("a")), SecretFolder::new(dir.path().join("b")));

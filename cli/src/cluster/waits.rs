@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_by_a_connection_is_told_from_one_by_an_answer() {
+    fn a_wait_for_a_connection_differs_from_one_for_an_answer() {
         for command in [
             json!(["sh", "-c", "until nc -z db 5432; do sleep 1; done"]),
             json!(["/bin/nc", "-vz", "db", "5432"]),

@@ -87,7 +87,7 @@ fn case(spec: Value) -> Case {
     Case { namespace: None, mesh_config: None, pod: json!({"metadata": {"name": "app"}, "spec": spec}) }
 }
 
-/// What the sidecar of an injected Pod is told of its probes.
+/// The probes in the arguments of an injected Pod's sidecar.
 fn probes_flag(pod: &Value) -> String {
     let json = pod.to_string();
     PodView::parse(&json).unwrap().sidecar().and_then(containers::probes_flag).unwrap()

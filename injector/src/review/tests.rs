@@ -12,7 +12,7 @@ use super::*;
 use crate::NamespaceView;
 use crate::state::ClusterStateWriter;
 
-/// A webhook that knows a namespace of the mesh, `shop`, and one that is none, `other`.
+/// A webhook that knows a namespace of the mesh, `shop`, and one outside it, `other`.
 struct Webhook {
     client: AdmissionClient,
     writer: ClusterStateWriter,

@@ -110,7 +110,7 @@ async fn connected() -> (FakeApi, Follower) {
 }
 
 #[tokio::test]
-async fn a_long_list_comes_in_pages_and_whole_and_what_nobody_reads_is_left_out() {
+async fn a_long_list_comes_in_pages_and_whole_and_unread_fields_are_left_out() {
     let api = FakeApi::start().await;
     for i in 0..1201 {
         let metadata = json!({"name": format!("m{i}"), "namespace": "ns", "managedFields": [{"manager": "kubectl"}],
@@ -128,7 +128,7 @@ async fn a_long_list_comes_in_pages_and_whole_and_what_nobody_reads_is_left_out(
 }
 
 #[tokio::test]
-async fn changes_come_as_they_happen_and_an_empty_list_is_told_too() {
+async fn changes_come_as_they_happen_and_an_empty_list_is_reported_too() {
     let api = FakeApi::start().await;
     let mut follower = Follower::start(&api, FAST);
     assert_eq!(follower.next().await, Event::Changed { applied: vec![], deleted: vec![] });
@@ -228,7 +228,7 @@ async fn bookmarks_move_the_version_that_is_watched_from() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_restarts_is_waited_for_and_what_it_says_meanwhile_is_told_once() {
+async fn an_api_server_that_restarts_is_waited_for_and_what_it_says_meanwhile_is_reported_once() {
     let (api, mut follower) = connected().await;
     api.stop();
     follower.next().await;
@@ -340,7 +340,8 @@ async fn only_what_decode_reads_of_an_object_is_held() {
 }
 
 #[tokio::test]
-async fn what_was_handed_over_is_told_as_gone_also_if_its_list_failed_and_what_is_not_held_is_not_noted() {
+async fn what_was_handed_over_is_reported_as_gone_also_if_its_list_failed_and_what_is_not_held_is_not_noted()
+{
     let api = FakeApi::start().await;
     for name in ["a-first", "b-broken", "c-left-out"] {
         api.apply(RESOURCE, json!({"metadata": {"namespace": "ns", "name": name}}));
@@ -370,11 +371,11 @@ async fn what_was_handed_over_is_told_as_gone_also_if_its_list_failed_and_what_i
     api.delete(RESOURCE, "ns", "a-first");
     api.delete(RESOURCE, "ns", "b-broken");
     assert_eq!(next().await, Event::Changed { applied: vec![], deleted: gone(&["a-first"]) });
-    // Nothing is known of the one that is left out, so its end is no news.
+    // The one that is left out is unknown, so its end is not reported.
     api.delete(RESOURCE, "ns", "c-left-out");
     api.apply(RESOURCE, json!({"metadata": {"namespace": "ns", "name": "d-held"}}));
     assert_eq!(next().await, Event::Changed { applied: vec![()], deleted: vec![] });
-    // A list that was asked for is told, although nothing is new.
+    // A requested list is reported, although nothing is new.
     relist.notify_one();
     assert_eq!(next().await, Event::Changed { applied: vec![], deleted: vec![] });
     task.abort();

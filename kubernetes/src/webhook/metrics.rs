@@ -24,7 +24,7 @@ impl WebhookMetrics {
         metrics.registry(|registry| {
             registry.register(
                 "tidegate_admissions",
-                "Admission requests by result: allowed, patched, denied, invalid for what is no request, or busy for what \
+                "Admission requests by result: allowed, patched, denied, invalid for what is not a request, or busy for what \
                  found no memory in time",
                 own.admissions.clone(),
             );

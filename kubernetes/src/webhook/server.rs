@@ -66,7 +66,7 @@ pub struct Limits {
     /// Between requests. Longer than the 90 s after which the API server itself closes an idle connection, so that
     /// none is closed while it sends.
     pub idle_timeout: Duration,
-    /// How long a server that ends still takes connections: others learn only by and by that its pod is going.
+    /// How long a server that ends still accepts connections, because others notice only gradually that its Pod is ending.
     pub linger: Duration,
 }
 
@@ -193,7 +193,7 @@ impl Default for Limits {
         Self {
             body_bytes: 4 << 20,
             all_body_bytes: 48 << 20,
-            // An API server answers 600 requests at a time unless it is told otherwise, and asks about each on a
+            // An API server answers 600 requests at a time by default, and calls the webhook about each on a
             // connection of its own. What one address can make all of its connections hold in the process and in the
             // kernel fits, with all bodies, into the memory that the chart gives.
             connections: ConnectionLimits { all: 1536, per_address: 640 },

@@ -119,7 +119,7 @@ async fn a_large_object_does_not_keep_the_thread_that_small_ones_need() {
 }
 
 #[tokio::test]
-async fn what_is_no_admission_request_is_refused_by_status_and_counted() {
+async fn what_is_not_an_admission_request_is_refused_by_status_and_counted() {
     let webhook = webhook().await;
     let good = review("pods", "CREATE", "shop", &object("yes")).to_string();
     let deep = format!("{{\"request\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_roots_under_which_the_certificate_is_good_are_told_from_those_that_are_trusted() {
+    async fn the_roots_under_which_the_certificate_is_good_differ_from_those_that_are_trusted() {
         let page = CertificatePage::default();
         assert_eq!(shown(&page).await.0, StatusCode::SERVICE_UNAVAILABLE);
         let (old, new) = (Authority::root("old"), Authority::root("new"));

@@ -125,7 +125,7 @@ impl Fixture {
     }
 }
 
-/// Lets everybody else run until the condition holds.
+/// Lets other tasks run until the condition holds.
 async fn until(condition: impl Fn() -> bool) {
     let wait = async {
         while !condition() {

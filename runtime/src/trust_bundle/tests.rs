@@ -29,7 +29,7 @@ fn only_the_set_of_certificates_counts() {
 }
 
 #[test]
-fn a_text_that_is_no_whole_bundle_is_refused() {
+fn an_incomplete_bundle_is_refused() {
     let pem = tls::pem_encode(&[Authority::root("a").der()]);
     assert!(matches!(TrustBundle::parse(b""), Err(TrustBundleError::Empty)));
     assert!(matches!(TrustBundle::parse(b"# nothing\n"), Err(TrustBundleError::Empty)));
@@ -81,7 +81,7 @@ async fn a_changed_file_is_followed_until_all_receivers_are_dropped() {
 }
 
 #[tokio::test]
-async fn a_file_rewritten_with_the_same_roots_is_no_change() {
+async fn a_file_rewritten_with_the_same_roots_does_not_count_as_a_change() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("roots.pem");
     let (a, b, c) = (Authority::root("a"), Authority::root("b"), Authority::root("c"));

@@ -129,7 +129,7 @@ fn unsigned_tokens_and_those_signed_with_the_public_key_are_refused() {
             assert_eq!(authenticator.verify(&token), Err(AuthError::Algorithm), "{alg}");
         }
     }
-    // An HMAC keyed by what everybody knows, CVE-2016-5431's trick.
+    // An HMAC keyed by public data, CVE-2016-5431's trick.
     let pem = signer.key.public_key_pem();
     for algorithm in [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512] {
         let key = EncodingKey::from_secret(pem.as_bytes());
@@ -157,7 +157,7 @@ fn a_token_of_another_key_or_altered_is_refused() {
 }
 
 #[test]
-fn what_is_no_token_is_refused() {
+fn text_that_is_not_a_token_is_refused() {
     let (_dir, signer, authenticator) = one_key();
     let token = signer.sign(&claims());
     for text in ["", ".", "..", "a.b.c", "a.b", &format!("{token}.x"), &token.replace('.', "")] {

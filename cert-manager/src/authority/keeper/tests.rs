@@ -98,7 +98,7 @@ async fn a_step_that_comes_too_early_is_refused_unless_forced() {
 }
 
 #[tokio::test]
-async fn the_last_step_is_taken_early_for_whoever_vouches_for_new_certificates() {
+async fn the_last_step_is_taken_early_if_the_caller_vouches_for_new_certificates() {
     let dir = tempfile::tempdir().unwrap();
     let timing = RotationTiming { propagation: Duration::ZERO, ..SLOWLY };
     let authority = open(dir.path(), None, timing).await;
@@ -138,7 +138,7 @@ impl BundlePublisher for Refusing {
 }
 
 #[tokio::test]
-async fn a_namespace_without_the_bundle_holds_a_step_up_until_somebody_does_without_it() {
+async fn a_namespace_without_the_bundle_blocks_a_step_unless_the_step_skips_it() {
     let dir = tempfile::tempdir().unwrap();
     let (refuses, refusing) = watch::channel(true);
     let store = Arc::new(RootFolder::new(dir.path().join("ca")));
@@ -241,7 +241,7 @@ async fn a_root_whose_store_is_gone_is_only_replaced_by_an_explicit_word() {
 }
 
 #[tokio::test]
-async fn a_bundle_without_a_certificate_is_no_sign_of_a_root() {
+async fn a_bundle_without_a_certificate_does_not_show_that_there_was_a_root() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("bundle.pem"), "").unwrap();
     let made = open(dir.path(), None, AT_ONCE).await.current();
@@ -317,7 +317,7 @@ async fn an_authority_that_may_not_sign_the_meshs_names_is_refused_and_the_names
 }
 
 #[tokio::test]
-async fn an_authority_whose_constraints_let_the_mesh_in_signs_for_it_and_for_nobody_else() {
+async fn an_authority_whose_constraints_allow_the_mesh_signs_only_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let files = constrained(
         dir.path(),

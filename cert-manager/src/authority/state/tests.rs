@@ -65,7 +65,7 @@ fn certificates_lead_to_every_root_that_was_retired_until_it_is_revoked() {
     assert!(!roots.iter().any(|root| verifies(&last, root)) && verifies(&last, last.issuer.root()));
     assert!(last.retired.is_empty());
 
-    // The chain does not grow for ever: the oldest roots are the first that it does not lead to.
+    // The chain does not grow without bound: the oldest roots are the first that it does not lead to.
     let mut state = first;
     for _ in 0..MOST_RETIRED + 2 {
         state = rotated(&state, Farewell::Retire);
@@ -105,7 +105,7 @@ fn each_step_waits_until_the_mesh_has_caught_up() {
     // Published only a while after the step was taken.
     assert!(both.may_advance(after(14), after(5), TIMING, Vouched::Nothing).is_err());
     assert!(both.may_advance(after(15), after(5), TIMING, Vouched::Nothing).is_ok());
-    // Whoever vouches for new certificates spares the wait for old ones, and no other.
+    // Vouching for new certificates saves the wait for old ones, and no other.
     for (state, seconds, allowed) in
         [(&both, 9, false), (&both, 10, true), (&issue_new, 9, false), (&issue_new, 10, true)]
     {

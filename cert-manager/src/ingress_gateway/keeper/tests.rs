@@ -201,7 +201,7 @@ async fn half_of_a_life_is_enough() {
 }
 
 #[tokio::test]
-async fn a_life_cut_short_by_the_issuers_end_is_not_renewed_for_ever() {
+async fn a_life_cut_short_by_the_issuers_end_is_not_renewed_again_and_again() {
     let world = world();
     let state = world.states.borrow().clone();
     let settings = settings(&["a.example"], "200000h", "client-cert").unwrap();

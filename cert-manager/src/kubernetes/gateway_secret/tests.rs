@@ -87,7 +87,7 @@ async fn roots_alone_have_the_type_that_nginx_inc_knows() {
 }
 
 #[tokio::test]
-async fn one_that_was_made_immutable_is_made_anew() {
+async fn one_that_was_made_immutable_is_recreated() {
     let (api, secrets) = world().await;
     secrets.put(&name("a"), &values("1")).await.unwrap();
     let mut frozen = get(&api, "a").unwrap();
@@ -130,7 +130,7 @@ async fn what_was_written_is_remembered_over_a_restart_and_only_ours_is_deleted(
         restarted.remove(&secret).await.unwrap();
     }
     assert!(get(&api, "a").is_none());
-    assert!(get(&api, "b").is_some(), "its label was taken off: it is somebody else's now");
+    assert!(get(&api, "b").is_some(), "its label was taken off: it belongs to another author now");
     assert!(restarted.owned().await.unwrap().is_empty());
     assert_eq!(root.annotation(GATEWAY_SECRETS).await.unwrap(), None);
     assert_eq!(root.load().await.unwrap().unwrap().entries.0.len(), 1, "the root itself is untouched");

@@ -117,7 +117,7 @@ async fn settings_are_followed_and_the_condition_says_how_it_went() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_the_condition_waits_for_the_settings_that_are_in_force() {
+async fn a_wait_for_the_condition_is_a_wait_for_the_settings_that_are_in_force() {
     let mut world = world(true).await;
     world.mesh_config(Value::Null);
     world.gateway.send_replace(GatewayStatus::NotConfigured);
@@ -186,7 +186,7 @@ async fn annotations_say_which_other_namespaces_get_one() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_elsewhere_in_the_mesh_config_keeps_nobody_from_a_certificate() {
+async fn what_is_wrong_elsewhere_in_the_mesh_config_does_not_delay_certificates() {
     let mut world = world(true).await;
     let certificate = json!({"serviceCertValidityDuration": "1h", "certKeyBitSize": "many", "ingressGateway": gateway("24h", "a")});
     world.write(json!({"traffic": {"enableEgress": "yes"}, "certificate": certificate}));
@@ -333,5 +333,5 @@ fn a_condition_is_written_when_it_says_something_new_and_keeps_since_when() {
     assert_eq!(said(&ready("a"), "b"), None, "it is about other settings");
     assert_eq!(said(&GatewayStatus::NotConfigured, "a"), None);
     let by_another = condition(&[], &ready("a"), Some(&settings("a")), false);
-    assert_eq!(by_another, None, "whoever leads says so");
+    assert_eq!(by_another, None, "only the leader reports it");
 }

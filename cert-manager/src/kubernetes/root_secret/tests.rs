@@ -41,7 +41,7 @@ async fn an_update_of_what_has_changed_meanwhile_is_refused() {
 }
 
 #[tokio::test]
-async fn a_secret_that_somebody_has_prepared_is_filled_and_keeps_its_labels() {
+async fn a_secret_that_an_operator_has_prepared_is_filled_and_keeps_its_labels() {
     let api = FakeApi::start().await;
     let metadata = json!({"name": ROOT_SECRET, "namespace": NAMESPACE, "labels": {"team": "a"},
         "annotations": {"note": "b"}});
@@ -69,7 +69,7 @@ async fn an_api_server_that_refuses_is_quoted_and_one_that_is_away_is_named() {
 }
 
 #[tokio::test]
-async fn an_annotation_is_changed_although_somebody_else_writes_in_between() {
+async fn an_annotation_is_changed_although_another_client_writes_in_between() {
     let api = FakeApi::start().await;
     let store = store(&api);
     store.create_if_absent(entries("1")).await.unwrap();

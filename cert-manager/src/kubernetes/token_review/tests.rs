@@ -108,7 +108,7 @@ async fn whatever_the_answer_lacks_refuses_the_token() {
 }
 
 #[tokio::test]
-async fn a_token_for_somebody_else_or_none_at_all_never_reaches_the_api_server() {
+async fn a_missing_token_or_one_for_another_audience_never_reaches_the_api_server() {
     let api = api_server(accepted()).await;
     let reviewer = reviewer(&api).await;
     let table = [
@@ -131,7 +131,7 @@ async fn a_token_for_somebody_else_or_none_at_all_never_reaches_the_api_server()
 }
 
 #[tokio::test]
-async fn each_request_is_judged_anew_so_that_a_pod_that_is_gone_gets_nothing() {
+async fn each_request_is_reviewed_so_that_a_pod_that_is_gone_gets_nothing() {
     let api = FakeApi::start().await;
     let is_there = Arc::new(AtomicBool::new(true));
     let seen = is_there.clone();

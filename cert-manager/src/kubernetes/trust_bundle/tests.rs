@@ -87,7 +87,7 @@ async fn a_namespace_that_joins_gets_it_and_whatever_is_deleted_or_edited_is_put
 }
 
 #[tokio::test]
-async fn a_namespace_that_has_left_keeps_a_fresh_bundle_until_somebody_deletes_it() {
+async fn a_namespace_that_has_left_keeps_a_fresh_bundle_until_it_is_deleted() {
     let api = FakeApi::start().await;
     namespace(&api, CONTROL_PLANE, json!({}));
     namespace(&api, "httpbin", json!({"openservicemesh.io/monitored-by": "osm"}));
@@ -104,7 +104,7 @@ async fn a_namespace_that_has_left_keeps_a_fresh_bundle_until_somebody_deletes_i
 }
 
 #[tokio::test]
-async fn what_somebody_else_calls_by_the_same_name_outside_the_mesh_is_left_alone() {
+async fn a_config_map_of_the_same_name_outside_the_mesh_is_left_alone() {
     let api = FakeApi::start().await;
     namespace(&api, CONTROL_PLANE, json!({}));
     namespace(&api, "plain", json!({}));
@@ -116,7 +116,7 @@ async fn what_somebody_else_calls_by_the_same_name_outside_the_mesh_is_left_alon
 }
 
 #[tokio::test]
-async fn a_namespace_that_goes_stops_nobody_and_one_that_refuses_is_named() {
+async fn a_namespace_that_goes_does_not_delay_others_and_one_that_refuses_is_named() {
     let api = FakeApi::start().await;
     for name in [CONTROL_PLANE, "a", "b"] {
         namespace(&api, name, json!({"openservicemesh.io/monitored-by": "osm"}));
@@ -146,14 +146,14 @@ fn immutable(api: &FakeApi, namespace: &str, finalizers: &[&str]) {
 }
 
 #[tokio::test]
-async fn one_that_was_made_immutable_is_made_anew() {
+async fn one_that_was_made_immutable_is_recreated() {
     let api = FakeApi::start().await;
     namespace(&api, CONTROL_PLANE, json!({}));
     namespace(&api, "shop", json!({"tidegate.io/injection": "enabled"}));
     immutable(&api, "shop", &[]);
     let _publisher = publisher(&api, "pem").await;
     assert_eq!(published(&api, "shop").as_deref(), Some("pem"));
-    // Ours, too, before the next change would come to nothing.
+    // Ours, too, before the next change would fail.
     let mut map = api.get("v1/configmaps", "shop", TRUST_BUNDLE_CONFIG_MAP).unwrap();
     map["immutable"] = json!(true);
     api.apply("v1/configmaps", map);

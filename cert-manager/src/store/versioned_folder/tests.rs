@@ -91,7 +91,7 @@ fn removal_takes_what_is_ours_and_leaves_the_rest() {
     assert!(!ours.exists());
     let left: Vec<_> = fs::read_dir(&shared).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["mine.txt"]);
-    // What somebody else keeps there is not ours to delete.
+    // Files of other authors are not deleted.
     let foreign = dir.path().join("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("tls.key"), "").unwrap();

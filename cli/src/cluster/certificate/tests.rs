@@ -24,7 +24,7 @@ const AT_ONCE: Pace = Pace {
 };
 const STEPS: [&str; 4] = ["steady", "trust-both", "issue-new", "steady"];
 
-/// A cert-manager and a sidecar that trusts a root as soon as it is published, unless it is told not to.
+/// A cert-manager and a sidecar that trusts a root as soon as it is published, unless it is stuck.
 #[derive(Clone, Default)]
 struct Mesh(Arc<Mutex<Authority>>);
 

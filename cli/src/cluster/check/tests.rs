@@ -316,7 +316,7 @@ async fn each_fault_of_policies_is_found() {
 }
 
 #[tokio::test]
-async fn endpoints_that_are_not_ready_are_no_source() {
+async fn endpoints_that_are_not_ready_are_not_a_source() {
     let (fake, _) = healthy().await;
     let warned = async |ready: Value| {
         let mut slice = endpoints(&["10.0.0.9"]);

@@ -26,7 +26,7 @@ async fn pairs_that_open_the_same_port_of_a_service_are_named() {
 }
 
 #[tokio::test]
-async fn a_cluster_without_the_definitions_is_told_from_one_without_policies() {
+async fn a_cluster_without_the_definitions_differs_from_one_without_policies() {
     let fake = FakeCluster::start(Vec::new()).await;
     fake.api.serve_resource("policy.openservicemesh.io/v1alpha1/ingressbackends", false);
     let error = ingress_backends(&fake.cluster(), &[]).await.unwrap_err();

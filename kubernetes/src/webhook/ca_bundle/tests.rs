@@ -163,7 +163,7 @@ async fn a_missing_configuration_blocks_readiness_until_it_is_there_and_right() 
 }
 
 #[tokio::test]
-async fn a_list_made_anew_that_shows_nothing_new_leaves_readiness_alone() {
+async fn a_repeated_list_that_shows_nothing_new_leaves_readiness_alone() {
     let ours = TestCa::new().bundle;
     let api = FakeApi::start().await;
     api.apply(RESOURCE, configuration(&[encoded(&ours)]));
@@ -175,7 +175,7 @@ async fn a_list_made_anew_that_shows_nothing_new_leaves_readiness_alone() {
     keeper.api.apply("v1/secrets", json!({"metadata": {"name": "s", "namespace": "ns"}}));
     keeper.api.compact();
     keeper.api.restart().await;
-    // One that is told 410, and one after the new list.
+    // One that gets 410, and one after the new list.
     keeper.api.wait_for(|api| watches(api) >= before + 2).await;
     // Who thinks that the configuration is gone does not put it right.
     let next = TestCa::new().bundle;
