@@ -261,10 +261,8 @@ fn large(name: &str, backends: usize, sources: usize, backend: impl Fn(usize) ->
     })
 }
 
-#[tokio::test]
-async fn what_one_tenant_stores_neither_kills_the_controller_nor_keeps_it_from_others() {
-    let api = FakeApi::start().await;
-    populate(&api, 10);
+/// Objects as large as one tenant could store, before and since there are bounds.
+fn store_as_a_hostile_tenant(api: &FakeApi) {
     let labels = json!({"openservicemesh.io/monitored-by": "osm"});
     api.apply("v1/namespaces", json!({"metadata": {"name": "hostile", "labels": labels}}));
     // Stored before bounds existed.
@@ -292,6 +290,13 @@ async fn what_one_tenant_stores_neither_kills_the_controller_nor_keeps_it_from_o
                 "spec": {"containers": [{"name": "a"}], "volumes": volumes}, "status": {"phase": "Pending"}}),
         );
     }
+}
+
+#[tokio::test]
+async fn what_one_tenant_stores_neither_kills_the_controller_nor_keeps_it_from_others() {
+    let api = FakeApi::start().await;
+    populate(&api, 10);
+    store_as_a_hostile_tenant(&api);
     let mut program = Program::start_within(&api, "controller-a", Some(chart_limit()));
     api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
     let reason = |api: &FakeApi, name: &str| {

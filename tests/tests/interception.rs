@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, End, RequestOutcome};
+use tidegate_tests::client::{Client, End, RequestOutcome, Tls};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::netns::{self, Namespace, PEER_IPS, POD_IPS, Pod, SIDECAR_USER, answer, ask};
@@ -480,6 +480,46 @@ fn start_mesh(arguments: &[&str]) -> Meshed {
     Meshed { mesh, sidecar }
 }
 
+/// With one of the pod's addresses, from the peer: the app by what the policy allows, of the sidecar only its health.
+fn assert_a_peer_reaches_what_policy_allows(ip: &str, peer_ip: &str, tls: &Tls) {
+    let to = |port| Client::to(at(ip, port).parse().unwrap());
+    for client in [to(PORT).tls(tls.clone()), to(PLAIN_PORT)] {
+        let answer = client.answer("/get");
+        assert_eq!(answer.status(), 200);
+        let forwarded = format!("{peer_ip:?}");
+        assert!(
+            answer.text().contains("x-forwarded-for") && answer.text().contains(&forwarded),
+            "{}",
+            answer.text()
+        );
+    }
+    // Without a certificate, and at a port without a policy: also one on which the app listens on loopback only.
+    assert_eq!(to(PORT).get("/get"), RequestOutcome::Refused(End::Reset));
+    assert_eq!(to(LOCAL_PORT).get("/get"), RequestOutcome::Refused(End::Reset));
+    // The sidecar's own ports, dialled directly.
+    for port in [15000, 15001, 15003] {
+        assert_eq!(to(port).get("/config"), RequestOutcome::Refused(End::Reset), "{port}");
+    }
+    let ready = format!("GET /ready HTTP/1.1\r\nhost: {}\r\n\r\n", at(ip, 15010));
+    let answer = to(15010).connect().unwrap().request(ready.as_bytes()).unwrap();
+    assert_eq!(answer.status(), 200);
+}
+
+fn assert_config_shows_redirected_ports(sidecar: &Daemon) {
+    let config = sidecar.admin_json("/config");
+    assert_eq!(config["transparent"]["inbound"], "[::]:15003");
+    let ports: Vec<_> = config["policy"]["ports"].as_object().unwrap().keys().collect();
+    let shown = config["inbound"][0]["ports"].as_array().unwrap();
+    assert_eq!(
+        shown.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ports.iter().map(|port| (*port).clone()).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        (&config["inbound"][0]["listen"], &config["inbound"][0]["redirected"]),
+        (&"[::]:15003".into(), &true.into())
+    );
+}
+
 #[test]
 fn a_pods_app_is_reached_through_its_sidecar_alone() {
     let Pod { pod, peer } = &Pod::new();
@@ -496,28 +536,7 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
         let tls = mesh.tls().credentials(mesh.gateway_credentials());
         peer.run(|| {
             for (ip, peer_ip) in POD_IPS.into_iter().zip(PEER_IPS) {
-                let to = |port| Client::to(at(ip, port).parse().unwrap());
-                for client in [to(PORT).tls(tls.clone()), to(PLAIN_PORT)] {
-                    let answer = client.answer("/get");
-                    assert_eq!(answer.status(), 200);
-                    let forwarded = format!("{peer_ip:?}");
-                    assert!(
-                        answer.text().contains("x-forwarded-for") && answer.text().contains(&forwarded),
-                        "{}",
-                        answer.text()
-                    );
-                }
-                // Without a certificate, and at a port without a policy: also one on which the app listens on loopback
-                // only.
-                assert_eq!(to(PORT).get("/get"), RequestOutcome::Refused(End::Reset));
-                assert_eq!(to(LOCAL_PORT).get("/get"), RequestOutcome::Refused(End::Reset));
-                // The sidecar's own ports, dialled directly.
-                for port in [15000, 15001, 15003] {
-                    assert_eq!(to(port).get("/config"), RequestOutcome::Refused(End::Reset), "{port}");
-                }
-                let ready = format!("GET /ready HTTP/1.1\r\nhost: {}\r\n\r\n", at(ip, 15010));
-                let answer = to(15010).connect().unwrap().request(ready.as_bytes()).unwrap();
-                assert_eq!(answer.status(), 200);
+                assert_a_peer_reaches_what_policy_allows(ip, peer_ip, &tls);
             }
         });
         // The same from inside, where nothing is redirected.
@@ -543,18 +562,7 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
         wait::until_true("the refusal is logged", wait::SOON, || {
             sidecar.log().contains("198.51.100.7:14002 is not an address of this pod")
         });
-        let config = sidecar.admin_json("/config");
-        assert_eq!(config["transparent"]["inbound"], "[::]:15003");
-        let ports: Vec<_> = config["policy"]["ports"].as_object().unwrap().keys().collect();
-        let shown = config["inbound"][0]["ports"].as_array().unwrap();
-        assert_eq!(
-            shown.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ports.iter().map(|port| (*port).clone()).collect::<Vec<_>>()
-        );
-        assert_eq!(
-            (&config["inbound"][0]["listen"], &config["inbound"][0]["redirected"]),
-            (&"[::]:15003".into(), &true.into())
-        );
+        assert_config_shows_redirected_ports(&sidecar);
         drop(apps);
     });
 }

@@ -97,6 +97,20 @@ async fn serve_grpc(address: SocketAddr) {
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
 }
 
+async fn assert_grpc_is_answered(connection: &H2Connection) {
+    let request =
+        http::Request::post("https://httpbin.test/istio.v1.auth.IstioCertificateService/CreateCertificate")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .unwrap();
+    // One message, not compressed, of five bytes: field 1 with the text "abc".
+    let message = [0, 0, 0, 0, 5, 0x0a, 3, b'a', b'b', b'c'];
+    let answer = connection.exchange(request, &message).await.unwrap();
+    assert_eq!((answer.head.status().as_u16(), &answer.body[..]), (200, &message[..]));
+    assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_port_of_which_nothing_is_declared_serves_grpc_http_1_and_websockets_whatever_clients_offer() {
     let mut mesh = Mesh::with(Options {
@@ -128,18 +142,7 @@ async fn a_port_of_which_nothing_is_declared_serves_grpc_http_1_and_websockets_w
     for offers in [&["h2", "http/1.1"][..], &["http/1.1", "h2"], &["h2"]] {
         let connection = H2Connection::open(&client(API_PORT, offers)).await.unwrap();
         assert_eq!(connection.protocol, b"h2", "{offers:?}");
-        let request = http::Request::post(
-            "https://httpbin.test/istio.v1.auth.IstioCertificateService/CreateCertificate",
-        )
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())
-        .unwrap();
-        // One message, not compressed, of five bytes: field 1 with the text "abc".
-        let message = [0, 0, 0, 0, 5, 0x0a, 3, b'a', b'b', b'c'];
-        let answer = connection.exchange(request, &message).await.unwrap();
-        assert_eq!((answer.head.status().as_u16(), &answer.body[..]), (200, &message[..]), "{offers:?}");
-        assert_eq!(answer.trailers.unwrap()["grpc-status"], "0", "{offers:?}");
+        assert_grpc_is_answered(&connection).await;
 
         // Requests that are not gRPC reach an app that speaks HTTP/1.1.
         let connection = H2Connection::open(&client(WEB_PORT, offers)).await.unwrap();

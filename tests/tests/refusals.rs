@@ -136,14 +136,12 @@ fn tls_1_1_is_refused_with_protocol_version_and_the_request_for_a_certificate_na
     );
 }
 
-#[test]
-fn certificates_of_the_mesh_s_ca_are_judged_by_their_names() {
-    let mut mesh = Mesh::start();
-    let _app = App::echo(mesh.app_address());
+/// A case, the certificate, the principals that are allowed, and the answer.
+fn names_and_answers() -> Vec<(&'static str, Leaf, Vec<Value>, RequestOutcome)> {
     let spiffe = "spiffe://cluster.local/ns/ingress-nginx/sa/ingress-nginx";
     let by_name = vec![principal(INGRESS_CLIENT)];
     let bare = Leaf::bare;
-    let cases: Vec<(&str, Leaf, Vec<Value>, RequestOutcome)> = vec![
+    vec![
         ("the name", Leaf::dns(INGRESS_CLIENT), by_name.clone(), OK),
         ("no extended key usage", Leaf::dns(INGRESS_CLIENT).with_usages(&[]), by_name.clone(), OK),
         ("an RSA key", Leaf::dns(INGRESS_CLIENT).rsa(), by_name.clone(), OK),
@@ -193,8 +191,14 @@ fn certificates_of_the_mesh_s_ca_are_judged_by_their_names() {
         ),
         ("a URI principal", bare().with_uri(spiffe), vec![principal(spiffe)], OK),
         ("a URI in a DNS name", Leaf::dns(spiffe), vec![principal(spiffe)], alert(42)),
-    ];
-    for (what, leaf, principals, expected) in cases {
+    ]
+}
+
+#[test]
+fn certificates_of_the_mesh_s_ca_are_judged_by_their_names() {
+    let mut mesh = Mesh::start();
+    let _app = App::echo(mesh.app_address());
+    for (what, leaf, principals, expected) in names_and_answers() {
         mesh.apply("policy", &[mutual_tls(&principals)]);
         let credentials = std::sync::Arc::new(mesh.sign(&leaf));
         for version in TlsVersion::ALL {

@@ -13,7 +13,15 @@ use crate::object::{Object, ObjectName};
 use crate::service::SERVICE_NAME_LABEL;
 use crate::service::{NamedPorts, selects, target_ports_of};
 
-/// One EndpointSlice for each address family of each Service that has a selector and no EndpointSlice.
+/// A port of an EndpointSlice.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct SlicePort {
+    name: Option<String>,
+    number: u16,
+    app_protocol: Option<String>,
+}
+
+/// One EndpointSlice for each address family and set of ports of each Service that has a selector and no EndpointSlice.
 pub(super) fn derive<'o>(objects: impl Iterator<Item = &'o Object>) -> Vec<Object> {
     let (mut services, mut pods, mut covered) = (Vec::new(), Vec::new(), BTreeSet::new());
     for object in objects {
@@ -36,7 +44,7 @@ pub(super) fn derive<'o>(objects: impl Iterator<Item = &'o Object>) -> Vec<Objec
 
 fn slices(service: &Service, pods: &[&Arc<Pod>]) -> Vec<Object> {
     let name = ObjectName::of(&service.metadata);
-    let mut families: BTreeMap<(&str, Vec<Port>), Vec<Endpoint>> = BTreeMap::new();
+    let mut families: BTreeMap<(&str, Vec<SlicePort>), Vec<Endpoint>> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| selects(service, pod) && !has_ended(pod)) {
         let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_default();
         let family = match address.parse() {
@@ -45,8 +53,11 @@ fn slices(service: &Service, pods: &[&Arc<Pod>]) -> Vec<Object> {
             Err(_) => continue,
         };
         let named = NamedPorts::of(pod);
-        let ports = target_ports_of(service, &named)
-            .map(|port| (port.name.map(str::to_owned), port.number, port.app_protocol.map(str::to_owned)));
+        let ports = target_ports_of(service, &named).map(|port| SlicePort {
+            name: port.name.map(str::to_owned),
+            number: port.number,
+            app_protocol: port.app_protocol.map(str::to_owned),
+        });
         families.entry((family, ports.collect())).or_default().push(endpoint(pod, address));
     }
     let slices = families.into_iter().enumerate();
@@ -58,10 +69,10 @@ fn slices(service: &Service, pods: &[&Arc<Pod>]) -> Vec<Object> {
                 labels: Some([(SERVICE_NAME_LABEL.to_owned(), name.name.to_string())].into()),
                 ..ObjectMeta::default()
             };
-            let ports = ports.into_iter().map(|(name, number, app_protocol)| EndpointPort {
-                app_protocol,
-                name,
-                port: Some(number.into()),
+            let ports = ports.into_iter().map(|port| EndpointPort {
+                app_protocol: port.app_protocol,
+                name: port.name,
+                port: Some(port.number.into()),
                 protocol: Some("TCP".to_owned()),
             });
             Object::EndpointSlice(Arc::new(EndpointSlice {
@@ -73,9 +84,6 @@ fn slices(service: &Service, pods: &[&Arc<Pod>]) -> Vec<Object> {
         })
         .collect()
 }
-
-/// A port's name, number and `appProtocol`.
-type Port = (Option<String>, u16, Option<String>);
 
 fn endpoint(pod: &Pod, address: String) -> Endpoint {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());

@@ -50,7 +50,7 @@ struct HeldNamespaces {
 struct NamespaceHoldings {
     bytes: usize,
     held: BTreeMap<ObjectKey, Holding>,
-    by_age: BTreeSet<(Age, ObjectKey)>,
+    by_age: BTreeSet<(Option<Time>, ObjectKey)>,
     /// At most [`MOST_NOTED`], with their sizes in bytes.
     left_out: BTreeMap<ObjectKey, usize>,
     /// Whether more objects are left out than are recorded.
@@ -59,12 +59,10 @@ struct NamespaceHoldings {
     has_new_room: bool,
 }
 
-/// The creation time. Every object of an API server has one.
-type Age = Option<Time>;
-
 #[derive(Debug)]
 struct Holding {
-    age: Age,
+    /// The creation time. Every object of an API server has one.
+    created: Option<Time>,
     bytes: usize,
     /// Builds the status of an object that is left out, for kinds with a status.
     status_of: Option<Box<StatusOf>>,
@@ -226,8 +224,8 @@ impl NamespaceHoldings {
     fn make_room(&self, key: &ObjectKey, holding: &Holding, share: usize) -> Option<Vec<ObjectKey>> {
         let mut room = share.saturating_sub(self.bytes);
         let mut evicted = Vec::new();
-        for (age, newest) in self.by_age.iter().rev() {
-            if room >= holding.bytes || (age, newest) < (&holding.age, key) {
+        for (created, newest) in self.by_age.iter().rev() {
+            if room >= holding.bytes || (created, newest) < (&holding.created, key) {
                 break;
             }
             room += self.held.get(newest).map_or(0, |holding| holding.bytes);
@@ -238,14 +236,14 @@ impl NamespaceHoldings {
 
     fn hold(&mut self, key: ObjectKey, holding: Holding) {
         self.bytes += holding.bytes;
-        self.by_age.insert((holding.age.clone(), key.clone()));
+        self.by_age.insert((holding.created.clone(), key.clone()));
         self.held.insert(key, holding);
     }
 
     fn release(&mut self, key: &ObjectKey) -> Option<Holding> {
         self.left_out.remove(key);
         let holding = self.held.remove(key)?;
-        self.by_age.remove(&(holding.age.clone(), key.clone()));
+        self.by_age.remove(&(holding.created.clone(), key.clone()));
         self.bytes -= holding.bytes;
         self.has_new_room = true;
         Some(holding)
@@ -283,7 +281,7 @@ impl Holding {
         let metadata = object.metadata();
         let status_of = has_status(object.kind())
             .then(|| StatusOf { uid: metadata.uid.clone(), generation: metadata.generation }.into());
-        Self { age: metadata.creation_timestamp.clone(), bytes: size::of(object), status_of }
+        Self { created: metadata.creation_timestamp.clone(), bytes: size::of(object), status_of }
     }
 }
 
