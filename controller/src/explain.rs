@@ -35,7 +35,7 @@ pub struct Query {
 /// What a client speaks first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Speaks {
-    /// TLS if it has a server name or a certificate, or if nothing but TLS is let in; else plaintext.
+    /// TLS if it has a server name or a certificate, or if only TLS is admitted; else plaintext.
     #[default]
     Likely,
     /// TLS, as an ingress controller does.

@@ -41,7 +41,7 @@ pub struct Destinations {
     news: Notify,
 }
 
-/// What is known of an address at this moment.
+/// The state of an address.
 pub(crate) enum Lookup {
     Known(Arc<ResolvedDestination>),
     /// Subscribed to, without an answer yet.
@@ -243,7 +243,7 @@ impl Destinations {
         self.news.notify_one();
     }
 
-    /// Every address with what is known of it, sorted.
+    /// Every address with its destination, if it is resolved; sorted.
     pub(crate) fn view(&self) -> Vec<(SocketAddr, String, Option<Arc<ResolvedDestination>>)> {
         let state = self.lock();
         let entries = state.addresses.iter();

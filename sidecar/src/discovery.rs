@@ -44,7 +44,7 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// The most names in one message.
 const MOST_NAMES: usize = 512;
 
-/// Whom to ask, and for whom.
+/// The controller to connect to, and the workload to subscribe for.
 pub struct DiscoveryClientConfig {
     /// The controller.
     pub address: grpc::Address,

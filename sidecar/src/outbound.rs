@@ -2,7 +2,7 @@
 //! and the bytes.
 //!
 //! An endpoint of the mesh is spoken to over mutual TLS, and must be the workload that the controller says it is;
-//! everything else is dialled as it is. Nothing is read from the app before there is somebody to give it to, so that
+//! everything else is dialled as it is. Nothing is read from the app before a connection to an endpoint is open, so that
 //! another endpoint can be tried, and so that servers may speak first.
 
 use std::net::SocketAddr;
@@ -48,7 +48,7 @@ struct OutboundConnection<'w> {
     accepted: SystemTime,
 }
 
-/// What became of looking for somebody to connect to.
+/// The result of trying endpoints.
 struct Attempt {
     target: Arc<ResolvedDestination>,
     /// The endpoint that was tried last, and whether over mutual TLS.
@@ -133,8 +133,8 @@ impl OutboundConnection<'_> {
         Ok(upstream)
     }
 
-    /// Who stands behind the address. Whoever cannot be asked about is dialled as it is: a sidecar there will not take
-    /// plaintext.
+    /// The destination behind the address. If the controller cannot be asked, the address is dialled directly: a sidecar there
+    /// does not accept plaintext.
     async fn find(&self) -> Arc<ResolvedDestination> {
         let address = self.dialled.address;
         let destinations = &self.context.destinations;
@@ -164,7 +164,7 @@ impl OutboundConnection<'_> {
             Some(name) => self.context.refusals.unless_flooded(|| {
                 warn!(%dialled, service = %name, %endpoint, %error, "an endpoint cannot be reached");
             }),
-            None => debug!(%dialled, %error, "nobody to be reached"),
+            None => debug!(%dialled, %error, "no endpoint could be reached"),
         }
     }
 }

@@ -294,7 +294,7 @@ async fn two_tokens_at_once_are_refused() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_or_too_deep_hurts_nobody() {
+async fn a_message_that_is_too_large_or_too_deep_harms_no_other_caller() {
     let world = world().await;
     let mut client = world.client();
     let long = "A".repeat(10 * 1024 * 1024);

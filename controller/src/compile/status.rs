@@ -56,7 +56,7 @@ pub(crate) trait Compiled: Stored {
         scope.is_affected(&name.namespace)
     }
 
-    /// Whether the status of this object is to be told.
+    /// Whether the status of this object is reported.
     fn is_wanted(scope: &StatusScope<'_>, name: &ObjectName) -> bool {
         scope.wants(&name.namespace)
     }
@@ -130,7 +130,7 @@ impl<'s> StatusScope<'s> {
         }
     }
 
-    /// Whether statuses of a namespace are to be told.
+    /// Whether statuses of a namespace are reported.
     pub(crate) fn wants(&self, namespace: &str) -> bool {
         self.is_affected(namespace) && !(self.only_ours && self.index.is_of_another_mesh(namespace))
     }

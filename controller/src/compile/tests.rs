@@ -443,7 +443,7 @@ fn a_mesh_config_that_no_pod_can_be_made_with_is_an_error_in_its_status() {
                          metadata: {name: osm-mesh-config, namespace: a}\nspec: {}\n"]);
     let (name, good) = index.mesh_config().unwrap();
     assert_eq!(super::mesh_config::mesh_config(&index, name, good).current, CurrentStatus::Committed);
-    // As a cluster may have stored it before anybody looked.
+    // As a cluster may have stored it before it was validated.
     let mut bad = tidegate_crds::MeshConfig::clone(good);
     bad.spec = serde_json::from_value(serde_json::json!({
         "sidecar": {"resources": {"limits": {"cpu": "much"}}},

@@ -124,7 +124,7 @@ fn endpoints_of_a_source_are_followed_whatever_their_namespace() {
     let mut bench = Bench::started(&[HTTPBIN, &other_namespace(), GATEWAY, &ib]);
     let before = bench.version("httpbin/httpbin-1");
     let other = bench.version("other/httpbin-1");
-    // The namespace of the gateway is no part of the mesh, and nothing says that it is.
+    // The gateway's namespace is not part of the mesh, and no status says that it is.
     let moved = changes(&[&GATEWAY.replace("127.0.0.2", "127.0.0.99")]);
     assert_eq!(bench.apply(moved), 1);
     assert_ne!(bench.version("httpbin/httpbin-1"), before);
@@ -222,7 +222,7 @@ fn a_pod_that_is_gone_or_no_longer_ours_has_no_policy() {
 }
 
 #[test]
-fn local_pods_are_told_with_what_a_sidecar_needs() {
+fn local_pods_are_reported_with_what_a_sidecar_needs() {
     let annotated =
         HTTPBIN.replace("labels:", "uid: u-1, annotations: {tidegate.io/app-address: 127.0.0.5}, labels:");
     let bench = Bench::started(&[&annotated]);

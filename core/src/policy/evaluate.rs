@@ -39,7 +39,7 @@ pub enum Opening<'a> {
     Plaintext,
 }
 
-/// What is known of a connection after its handshake, if any.
+/// The facts about a connection after its handshake, if it has one.
 #[derive(Clone, Copy, Debug)]
 pub struct Session<'a> {
     /// Port of the pod that the client connected to.

@@ -51,7 +51,7 @@ mod websocket;
 #[cfg(test)]
 mod tests;
 
-/// How long the rest of a body that nobody wants, or of a connection that has ended, is still read.
+/// How long the rest of a body that is not needed, or of a connection that has ended, is still read.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// Serves a client's connection until it ends. `first` are bytes already read from it, plaintext.
@@ -77,9 +77,9 @@ where
 
 struct Connection<'a, S> {
     client: S,
-    /// What the client sent and nobody has consumed.
+    /// What the client sent and is not consumed yet.
     inbound: Buffer,
-    /// How much of `inbound` was looked at for a head in vain.
+    /// How much of `inbound` was searched for the end of a head without success.
     examined: usize,
     exchange: Exchange,
     handler: &'a Handler,
@@ -178,7 +178,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
                     return Next::Reply(reply);
                 }
                 Err(Ended(_)) if !is_partial && self.has_more().await => self.exchange.start = Instant::now(),
-                // Nobody is left to answer to.
+                // The client has gone.
                 Ok(_) | Err(_) => return Next::End,
             }
         }

@@ -15,8 +15,8 @@ use crate::telemetry::{Record, ResponseFlag};
 use crate::tunnel::{Patience, Tunnel};
 use crate::upstream::Deadline;
 
-/// Connects a client that was let in to the app, and carries their bytes until both are done. An end that is not an
-/// orderly one is told to the other side by RST.
+/// Connects an admitted client to the app, and forwards bytes until both are done. If one side ends abnormally, the other
+/// gets a RST.
 pub(super) async fn serve(
     mut client: MaybeTls,
     received: BytesMut,

@@ -22,7 +22,7 @@ use crate::flow::windows::{Window, Windows};
 pub(crate) type DynBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body on its way to the app. As long as nothing was taken from it, it can be had back.
+/// A body on its way to the app. As long as nothing was taken from it, it can be taken back.
 pub(super) struct Outgoing {
     shared: Rc<RefCell<Shared>>,
 }
@@ -189,7 +189,7 @@ impl UpstreamBody {
 }
 
 impl Stream {
-    /// Whoever asks for more has passed on what he got: the app may send as much again.
+    /// A reader that polls again has passed on what it got: the app may send as much again.
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let given_out = std::mem::take(&mut self.given_out);
         if given_out > 0 {

@@ -30,7 +30,7 @@ pub(crate) enum ConnectError {
     #[error("the TLS handshake took too long")]
     TlsTimeout,
     /// The peer has not chosen this protocol by ALPN.
-    #[error("the peer does not speak {}: it is no sidecar of this mesh", .0.escape_ascii())]
+    #[error("the peer does not speak {}: it is not a sidecar of this mesh", .0.escape_ascii())]
     NotASidecar(&'static [u8]),
     #[error("there is no certificate to show")]
     NoCertificate,

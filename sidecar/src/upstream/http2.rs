@@ -32,7 +32,7 @@ use crate::flow::{SEND_BUFFER, send};
 /// Requests on one connection before another is opened; fewer if the app says so.
 const STREAMS: usize = 100;
 /// Of all answers on a connection, received and not yet taken by their clients: more than they can use, so that a client
-/// that does not read holds up nobody else. h2 lets half of it be spent on the overhead of small frames that wait to be taken, and ends the connection
+/// that does not read delays no other. h2 lets half of it be spent on the overhead of small frames that wait to be taken, and ends the connection
 /// then: so much is room for most of [`STREAMS`] filled with 20 bytes a frame.
 const CONNECTION_WINDOW: u32 = 128 * 1024 * 1024;
 /// An app says GOAWAY before it closes, so an idle connection may be kept for longer than an HTTP/1.1 one.
@@ -466,7 +466,7 @@ fn upload(body: Outgoing, stream: SendStream<Piece>, outbox: Outbox) -> Uploadin
     let (retained, mut body, mut stream) = (body.retain(), body, stream);
     let task = tokio::task::spawn_local(async move {
         let reason = |error: super::BoxError| reset_reason(&*error);
-        // The answer, or the lack of one, says what became of it.
+        // The response, or its absence, shows the outcome.
         let _ = send::send(&mut body, &mut stream, &outbox, false, || {}, reason).await;
     });
     retained.sent_by(task.abort_handle())

@@ -89,7 +89,7 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of a proxy that answers so, in pieces, and what can be read then.
+    /// The result of opening a tunnel through a proxy that sends this response in pieces, and what can be read then.
     async fn opened(
         target: &str,
         answer: &'static [&'static [u8]],

@@ -18,7 +18,7 @@ use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
 /// A holder may have so many times what is free.
 const TIMES_FREE: usize = 3;
 
-/// Whom a request is from: the names in its client certificate, else its address.
+/// The source of a request: the names in its client certificate, else its address.
 #[derive(Clone)]
 pub(super) enum Source {
     Names(Rc<VerifiedCertificate>),
@@ -45,7 +45,7 @@ pub(super) struct Share {
 }
 
 impl Shares {
-    /// A place at this endpoint, of so many in all.
+    /// A place at this endpoint; `most`: places in all.
     pub(super) fn take(
         self: &Rc<Self>,
         source: &Source,
@@ -61,7 +61,7 @@ impl Shares {
         )
     }
 
-    /// A place, of so many in all.
+    /// A place; `most`: places in all.
     pub(super) fn take_one(self: &Rc<Self>, source: &Source, most: usize) -> Result<Share, Limit> {
         self.take_for([(Some(Holder::Source(source.clone())), Limit::Client), (None, Limit::App)], most)
     }

@@ -46,9 +46,7 @@ fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     runtime.block_on(local.run_until(async {
-        tokio::time::timeout(std::time::Duration::from_secs(60), test)
-            .await
-            .expect("the test comes to an end");
+        tokio::time::timeout(std::time::Duration::from_secs(60), test).await.expect("the test ends in time");
     }));
 }
 
@@ -354,7 +352,10 @@ fn a_server_that_does_not_speak_what_it_is_to_speak_gets_no_request() {
         assert_eq!(world.get(&old.tls("api.example"), MeshProtocol::Http1).await, Ok(200));
         let other = Server::start(&world.root.workload("shop", "cart"), None, &[]).await;
         let error = world.refused(&other.mesh("cart"), MeshProtocol::Http1).await;
-        assert_eq!(error.to_string(), "the peer does not speak tidegate/h1: it is no sidecar of this mesh");
+        assert_eq!(
+            error.to_string(),
+            "the peer does not speak tidegate/h1: it is not a sidecar of this mesh"
+        );
     });
 }
 

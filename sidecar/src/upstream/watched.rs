@@ -57,8 +57,8 @@ impl Watch {
         self.has_spoken.get()
     }
 
-    /// Whether the app ended the connection without a word. An HTTP/2 server speaks first of all (RFC 9113 §3.4), so
-    /// it is none.
+    /// Whether the app ended the connection without a word. An HTTP/2 server sends its preface first (RFC 9113 §3.4), so
+    /// this is not one.
     pub(super) fn has_hung_up(&self) -> bool {
         self.has_ended() && !self.has_spoken.get()
     }

@@ -489,7 +489,7 @@ async fn a_broken_authority_in_the_store_is_a_problem_that_the_status_shows_unti
 }
 
 #[tokio::test]
-async fn a_change_that_says_the_same_disturbs_nobody() {
+async fn a_change_without_effect_disturbs_no_reader() {
     let dir = tempfile::tempdir().unwrap();
     let authority = open(dir.path(), None, AT_ONCE).await;
     let mut states = authority.states();

@@ -33,7 +33,7 @@ struct Clients {
 }
 
 impl Clients {
-    /// The same, unless it is too much for so many backends.
+    /// The same, unless it is too much for this many backends.
     fn for_backends(self, backends: usize) -> Result<Self, String> {
         let each = sources_bytes(&self.sources) + principals_bytes(&self.principals);
         let all = each.saturating_mul(backends);
@@ -261,7 +261,7 @@ fn client_check(backend: &Backend, principals: &Arc<[Principal]>) -> ClientCheck
     }
 }
 
-/// Server names that can match. If none of those given can, nothing may be let in: an empty list would mean
+/// Server names that can match. If none of the given names can, the rule admits nothing: an empty list would mean
 /// every name.
 fn sni_hosts(backend: &Backend) -> Result<Vec<DnsPattern>, String> {
     let given = backend.tls.as_ref().and_then(|tls| tls.sni_hosts.as_deref()).unwrap_or_default();

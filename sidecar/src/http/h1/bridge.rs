@@ -70,7 +70,7 @@ struct Progress {
     due: Cell<Due>,
     /// Whether anything moved since the deadline was looked at.
     has_moved: Cell<bool>,
-    /// What is known of the client.
+    /// Whether the client is still there.
     watch: Cell<Watch>,
 }
 

@@ -86,7 +86,7 @@ pub(super) struct Download {
     chunked: bool,
     /// Whether the app keeps its connection open.
     pub(super) keep_alive: bool,
-    /// Whether the client was told that its connection ends.
+    /// Whether the client received `connection: close`.
     pub(super) close: bool,
     pub(super) input: Buffer,
     pub(super) out: Buffer,
@@ -200,7 +200,7 @@ impl Exchange {
         }
     }
 
-    /// How the exchange fails with an answer that cannot be passed on; the log is told why.
+    /// The exchange's outcome when the response cannot be passed on. The log gets the cause.
     fn refuse(&mut self, error: AnswerError) -> Outcome {
         let has_begun = self.down.state != DownloadState::Head;
         self.cause = Some(error.details(self.down.input.bytes(), has_begun).into());
@@ -214,7 +214,7 @@ impl Exchange {
 
     /// What is left of the request's body can be read only to keep the client's connection.
     pub(super) fn is_drainable(&self) -> bool {
-        // A client that waits for the app's word may send its body or not: nobody knows what its next byte is.
+        // A client that waits for `100 Continue` may send its body or not: the meaning of its next byte is unknown.
         let may_be_left_out = self.asked.expects_continue && self.up.moved == 0;
         self.up.decoder.left().is_some_and(|left| left <= MOST_DRAINED && (left == 0 || !may_be_left_out))
     }

@@ -34,14 +34,14 @@ pub(super) struct Span {
 pub(super) enum Persistence {
     /// It goes on, as HTTP/1.1 does unasked.
     Implied,
-    /// It goes on, which an HTTP/1.0 client must be told.
+    /// It stays open, which an HTTP/1.0 client must read in a header.
     KeepAlive,
     /// It ends with this answer.
     Close,
 }
 
 impl Notes {
-    /// Memory with the noted words, out of that of a head that was written; what came behind the head is let go.
+    /// A buffer with the noted words, made from that of a head that was written; what followed the head is dropped.
     pub(super) fn keep(&self, written: &mut Buffer, buffers: &Buffers) -> Buffer {
         let spans = [self.method, self.path, self.authority, self.user_agent];
         let spans = spans.into_iter().chain([self.forwarded_for, self.request_id, self.upgrade]);
