@@ -168,7 +168,7 @@ fn what_is_referred_to_and_not_there_is_asked_for_once_all_of_a_response_is_ther
     assert_eq!(destinations.take_subscriptions(), Subscriptions::default(), "it may be on its way");
     destinations.settle(true);
     let backend_name = ResourceName::Backend(cart(80));
-    assert_eq!(destinations.take_subscriptions(), subscriptions(&[backend_name.clone()], &[]));
+    assert_eq!(destinations.take_subscriptions(), subscriptions(std::slice::from_ref(&backend_name), &[]));
     assert!(!is_known(&destinations, 1));
     // A new stream begins with references, so that the controller need not add them.
     assert_eq!(destinations.connect(), [backend_name.clone(), name(1)]);
