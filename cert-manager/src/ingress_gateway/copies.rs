@@ -40,7 +40,7 @@ impl Copies {
                 "" => {}
                 name if is_name(name) => drop(copies.namespaces.insert(name.to_owned())),
                 name => {
-                    report(GATEWAY_NAMESPACES, format!("{name:?} is not a name that a namespace can have"))
+                    report(GATEWAY_NAMESPACES, format!("{name:?} is not a name that a namespace can have"));
                 }
             }
         }

@@ -323,13 +323,13 @@ fn what_is_not_understood_refuses_the_whole_resource_and_names_the_field() {
     );
     assert_eq!(
         spoil(|r| if let Some(retry) = &mut r.retry {
-            retry.methods = 9
+            retry.methods = 9;
         }),
         "routes[0].rules[0].retry.methods: unknown value 9"
     );
     assert_eq!(
         spoil(|r| if let Some(retry) = &mut r.retry {
-            retry.attempts = 101
+            retry.attempts = 101;
         }),
         "routes[0].rules[0].retry.attempts: \"101\" is more than 100"
     );
