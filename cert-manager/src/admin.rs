@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::authority::{Advance, Authority, Farewell, NotAllowed, Vouched};
 
 /// The routes, for an admin server to serve beside its own.
-pub fn routes(authority: Authority) -> Router {
+pub(crate) fn routes(authority: Authority) -> Router {
     Router::new().route("/rotation", get(status)).route("/rotation/next", post(next)).with_state(authority)
 }
 

@@ -17,14 +17,14 @@ use x509_parser::prelude::FromDer;
 use x509_parser::x509::X509Version;
 
 pub(crate) use self::key::check as check_key;
-pub use self::key::{KeyError, KeyKind};
+pub(crate) use self::key::{KeyError, KeyKind};
 
 mod key;
 #[cfg(test)]
 mod tests;
 
 /// Maximum bytes of a request, in PEM or DER. An RSA-8192 request has about 3 KiB.
-pub const MAX_CSR_BYTES: usize = 16 * 1024;
+pub(crate) const MAX_CSR_BYTES: usize = 16 * 1024;
 /// Begin and end of a request's PEM block by Java's keytool and other older programs (RFC 7468 §7).
 const OLD_LABELS: [(&str, &str); 2] = [
     ("-----BEGIN NEW CERTIFICATE REQUEST-----", "-----BEGIN CERTIFICATE REQUEST-----"),
@@ -106,7 +106,7 @@ pub fn check_csr(input: &[u8]) -> Result<CheckedCsr, CsrError> {
 
 impl CheckedCsr {
     /// Checks that the request has no names, or only the caller's own spellings, each at most once.
-    pub fn check_names(&self, caller: &Identity) -> Result<(), CsrError> {
+    pub(crate) fn check_names(&self, caller: &Identity) -> Result<(), CsrError> {
         let own_dns = DnsName::parse(&caller.dns_name()).ok();
         let own_uri = caller.spiffe_uri();
         let is_own_dns =

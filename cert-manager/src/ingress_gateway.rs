@@ -12,7 +12,8 @@ mod keeper;
 mod selector;
 mod settings;
 
-pub use copies::{ANNOTATIONS, Copies, MOST_NAMESPACES};
-pub use dependencies::{GatewayDependencies, LOOK_INTERVAL};
+pub(crate) use copies::{ANNOTATIONS, Copies};
+pub use dependencies::GatewayDependencies;
+pub(crate) use dependencies::LOOK_INTERVAL;
 pub use keeper::{GatewayStatus, IngressGateway};
 pub use settings::{IngressGatewaySettings, SettingsInput, SettingsProblem};

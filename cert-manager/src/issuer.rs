@@ -22,9 +22,9 @@ mod tests;
 
 /// Prefix of the common name of generated roots; eight hex digits of the key follow, so that people, and verifiers that
 /// select by name, can distinguish the two roots of a rotation.
-pub const ROOT_COMMON_NAME: &str = "Tidegate Root CA";
+pub(crate) const ROOT_COMMON_NAME: &str = "Tidegate Root CA";
 /// Lifetime of generated roots: 10 years.
-pub const ROOT_LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
+pub(crate) const ROOT_LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// Roots are back-dated by this much, for peers whose clocks are behind.
 const ROOT_BACKDATE: Duration = Duration::from_secs(3600);
 /// Maximum certificates from an issuer to its root, both counted.
@@ -84,7 +84,7 @@ impl RequiredNames {
 
 impl Issuer {
     /// Generates a self-signed root: ECDSA P-256, 10 years.
-    pub fn create_root(now: SystemTime) -> Result<Self, WriteError> {
+    pub(crate) fn create_root(now: SystemTime) -> Result<Self, WriteError> {
         let key = KeyPair::generate()?;
         let key_id = x509::key_id(key.der_bytes());
         let digits = hex(&key_id[..4]);
@@ -151,7 +151,7 @@ impl Issuer {
     }
 
     /// The root's expiry.
-    pub fn root_not_after(&self) -> SystemTime {
+    pub(crate) fn root_not_after(&self) -> SystemTime {
         self.0.root_not_after
     }
 
@@ -172,7 +172,7 @@ impl Issuer {
     }
 
     /// Whether both sign with the same key under the same certificates.
-    pub fn same_as(&self, other: &Self) -> bool {
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
         self.0.chain == other.0.chain && self.0.key.der_bytes() == other.0.key.der_bytes()
     }
 

@@ -8,22 +8,22 @@
 //! shows how the parts run together. [`authenticate`] authenticates callers, [`authority`] keeps and rotates the root,
 //! [`ingress_gateway`] keeps the ingress controller's certificate, and [`store`] defines where all of it is stored.
 
-pub mod admin;
+mod admin;
 pub mod authenticate;
 pub mod authority;
-pub mod csr;
+mod csr;
 pub mod ingress_gateway;
-pub mod issuer;
+mod issuer;
 pub mod kubernetes;
 pub mod manager;
-pub mod options;
+mod options;
 pub mod rate_limit;
 pub mod rules;
 mod service;
 pub mod service_names;
 mod serving;
 pub mod store;
-pub mod telemetry;
+mod telemetry;
 #[cfg(test)]
 mod testing;
 mod x509;

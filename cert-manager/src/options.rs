@@ -35,7 +35,7 @@ mod kubernetes;
 #[cfg(test)]
 mod tests;
 
-pub use self::kubernetes::KubernetesOptions;
+pub(crate) use self::kubernetes::KubernetesOptions;
 
 /// The mesh's certificate authority: turns a certificate signing request and a service account token into a
 /// short-lived certificate, over gRPC (istio.v1.auth.IstioCertificateService).
@@ -57,7 +57,7 @@ pub struct Options {
 
     /// Folder of the root and its key; created on the first start
     #[arg(long, env = "TIDEGATE_CA_STORE_DIR", value_name = "DIR", default_value = "/var/lib/tidegate/ca")]
-    pub store_dir: PathBuf,
+    pub(crate) store_dir: PathBuf,
 
     /// Create a new root although a trust bundle shows that there was one, which is lost. Everything that trusts only the old
     /// root has to be restarted. No effect if a root is stored
@@ -131,7 +131,7 @@ pub struct GivenOptions {
 
     /// PEM file: its root, if --ca-certificate does not end with it
     #[arg(long, env = "TIDEGATE_CA_ROOT", value_name = "FILE", requires = "ca_certificate")]
-    pub ca_root: Option<PathBuf>,
+    pub(crate) ca_root: Option<PathBuf>,
 }
 
 /// Which service account tokens are accepted.
@@ -146,15 +146,15 @@ pub struct TokenOptions {
         value_delimiter = ',',
         required_unless_present = "kubernetes"
     )]
-    pub jwt_keys_files: Vec<PathBuf>,
+    pub(crate) jwt_keys_files: Vec<PathBuf>,
 
     /// Required audience of tokens [default: tidegate-ca, with -<mesh> unless the mesh's name is osm]
     #[arg(long, env = "TIDEGATE_JWT_AUDIENCE", value_name = "TEXT")]
-    pub jwt_audience: Option<String>,
+    pub(crate) jwt_audience: Option<String>,
 
     /// Required issuer of tokens [default: any]
     #[arg(long, env = "TIDEGATE_JWT_ISSUER", value_name = "TEXT")]
-    pub jwt_issuer: Option<String>,
+    pub(crate) jwt_issuer: Option<String>,
 }
 
 /// Lifetimes of certificates, and how long bundles take to arrive.
@@ -164,17 +164,17 @@ pub struct LifeOptions {
     /// Lifetime of certificates if the request does not say
     #[arg(long, env = "TIDEGATE_CA_DEFAULT_LIFETIME", value_name = "DURATION", default_value = "24h",
           value_parser = humantime::parse_duration)]
-    pub default_lifetime: Duration,
+    pub(crate) default_lifetime: Duration,
 
     /// Maximum lifetime of certificates. The last step of a root rotation waits as long
     #[arg(long, env = "TIDEGATE_CA_MAX_LIFETIME", value_name = "DURATION", default_value = "24h",
           value_parser = humantime::parse_duration)]
-    pub max_lifetime: Duration,
+    pub(crate) max_lifetime: Duration,
 
     /// How long workloads may take to read a new trust bundle; the steps of a root rotation wait for it
     #[arg(long, env = "TIDEGATE_CA_BUNDLE_PROPAGATION", value_name = "DURATION", default_value = "2m",
           value_parser = humantime::parse_duration)]
-    pub bundle_propagation: Duration,
+    pub(crate) bundle_propagation: Duration,
 }
 
 /// Limits.
@@ -183,11 +183,11 @@ pub struct LifeOptions {
 pub struct LimitOptions {
     /// Certificates per second for one identity, on average
     #[arg(long, env = "TIDEGATE_CA_RATE", value_name = "NUMBER", default_value_t = 10.0)]
-    pub rate_per_second: f64,
+    pub(crate) rate_per_second: f64,
 
     /// Certificates for one identity at once
     #[arg(long, env = "TIDEGATE_CA_BURST", value_name = "NUMBER", default_value_t = 100)]
-    pub rate_burst: u32,
+    pub(crate) rate_burst: u32,
 
     /// Maximum concurrent connections, which take 26 KiB each; one address may have a quarter of them
     #[arg(long, env = "TIDEGATE_CA_MAX_CONNECTIONS", value_name = "NUMBER", default_value_t = 4_000)]
@@ -206,11 +206,11 @@ pub struct GatewayOptions {
         value_delimiter = ',',
         requires = "gateway_secret"
     )]
-    pub gateway_sans: Vec<String>,
+    pub(crate) gateway_sans: Vec<String>,
 
     /// Its lifetime, such as 24h; renewed at half of it
     #[arg(long, env = "TIDEGATE_GATEWAY_VALIDITY", value_name = "DURATION", default_value = "24h")]
-    pub gateway_validity: String,
+    pub(crate) gateway_validity: String,
 
     /// Namespace and name of its Secret
     #[arg(
@@ -225,7 +225,7 @@ pub struct GatewayOptions {
     /// Folder for Secrets, as NAMESPACE/NAME/{ca.crt,tls.crt,tls.key}. Without the other flags, a Secret that was written
     /// there before is removed
     #[arg(long, env = "TIDEGATE_GATEWAY_DIR", value_name = "DIR")]
-    pub gateway_dir: Option<PathBuf>,
+    pub(crate) gateway_dir: Option<PathBuf>,
 }
 
 /// Everything that is wrong with the options, one line each.

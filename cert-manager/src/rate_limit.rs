@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimit {
     /// Requests per second on average.
-    pub per_second: f64,
+    pub(crate) per_second: f64,
     /// Requests at once.
     pub burst: u32,
     /// Maximum identities to remember; beyond it, the least recent one is forgotten.
-    pub max_identities: usize,
+    pub(crate) max_identities: usize,
 }
 
 impl Default for RateLimit {

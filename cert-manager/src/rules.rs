@@ -17,7 +17,7 @@ use crate::x509::WriteError;
 mod tests;
 
 /// Leaves are back-dated by this much, for peers whose clocks are behind.
-pub const BACKDATE: Duration = Duration::from_secs(60);
+pub(crate) const BACKDATE: Duration = Duration::from_secs(60);
 
 /// Lifetimes of certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct IssuingRules {
     /// Maximum lifetime.
     pub max_life: Duration,
     /// An issuer with less than this left no longer signs.
-    pub min_issuer_life: Duration,
+    pub(crate) min_issuer_life: Duration,
 }
 
 /// A signed certificate.

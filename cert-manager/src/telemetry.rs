@@ -20,7 +20,7 @@ use crate::rules::Issued;
 
 /// Log target of audit lines: one for each issued certificate and each refused request. They contain identities, names
 /// and serial numbers, never a key or a token.
-pub const AUDIT: &str = "audit";
+pub(crate) const AUDIT: &str = "audit";
 
 /// Writes and counts audit lines. Clones share their counters.
 #[derive(Clone, Debug)]

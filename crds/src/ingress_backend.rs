@@ -8,13 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bounded;
 
-/// The `apiVersion` of IngressBackends.
-pub const INGRESS_BACKEND: &str = "policy.openservicemesh.io/v1alpha1";
-
 /// Maximum backends of one IngressBackend.
 pub const MOST_BACKENDS: usize = 256;
 /// Maximum sources of one IngressBackend.
-pub const MOST_SOURCES: usize = 1024;
+pub(crate) const MOST_SOURCES: usize = 1024;
 /// Maximum server names of one backend, and maximum `matches`.
 pub const MOST_NAMES: usize = 64;
 /// Maximum characters of a Kubernetes name or of a host.

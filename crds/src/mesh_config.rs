@@ -22,7 +22,7 @@ pub use sidecar::{ResourceRequirements, SidecarSpec};
 pub use traffic::{ExternalAuthorization, TrafficSpec};
 
 /// The `apiVersion` of MeshConfigs.
-pub const MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha2";
+pub(crate) const MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha2";
 /// The older `apiVersion`, in manifests for Open Service Mesh before v1.2, AKS and Azure Arc. It has the same fields
 /// with the same meaning.
 pub const OLDER_MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha1";

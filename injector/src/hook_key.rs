@@ -15,7 +15,7 @@ pub struct HookKey([u8; 32]);
 
 impl HookKey {
     /// A random key for this process.
-    pub fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         static KEY: LazyLock<HookKey> = LazyLock::new(|| HookKey(rand::random()));
         KEY.clone()
     }

@@ -32,7 +32,7 @@ pub struct Options {
     /// The webhook configuration whose caBundle is kept up to date [default: tidegate-injector, with -<mesh> unless the
     /// mesh's name is osm]
     #[arg(long, env = "TIDEGATE_WEBHOOK_CONFIGURATION", value_name = "NAME")]
-    pub webhook_configuration: Option<String>,
+    pub(crate) webhook_configuration: Option<String>,
 
     /// Address of the admin server; a loopback address.
     #[arg(
@@ -55,7 +55,7 @@ pub struct Options {
         default_value = "IfNotPresent",
         value_parser = ["Always", "IfNotPresent", "Never"]
     )]
-    pub sidecar_image_pull_policy: String,
+    pub(crate) sidecar_image_pull_policy: String,
 
     /// The sidecars' controller: https://host:port [default: tidegate-controller in --namespace]
     #[arg(long = flags::DISCOVERY_ADDRESS, env = environment::DISCOVERY_ADDRESS, value_name = "URL")]

@@ -29,7 +29,7 @@ pub struct Settings {
     /// The name to verify in the CA's certificate.
     pub ca_server_name: String,
     /// Makes the paths of lifecycle hooks unguessable.
-    pub hook_key: HookKey,
+    pub(crate) hook_key: HookKey,
 }
 
 /// The MeshConfig's settings for sidecars, parsed once per change.
@@ -44,7 +44,7 @@ pub struct MeshSettings {
     /// What interception excludes and includes.
     pub interception: Interception,
     /// Whether a sidecar reaches its app at the pod's address instead of localhost.
-    pub reaches_app_at_pod_ip: bool,
+    pub(crate) reaches_app_at_pod_ip: bool,
 }
 
 /// A container's resource limits and requests, by resource, as Kubernetes quantities.
@@ -64,9 +64,9 @@ pub struct Interception {
     /// Outbound ports that bypass the sidecar.
     pub excluded_outbound_ports: BTreeSet<u16>,
     /// Outbound ranges that bypass the sidecar.
-    pub excluded_outbound_ranges: BTreeSet<IpNet>,
+    pub(crate) excluded_outbound_ranges: BTreeSet<IpNet>,
     /// The only outbound ranges that go through the sidecar; all if empty.
-    pub included_outbound_ranges: BTreeSet<IpNet>,
+    pub(crate) included_outbound_ranges: BTreeSet<IpNet>,
     /// Interfaces whose traffic bypasses the sidecar.
     pub excluded_interfaces: BTreeSet<String>,
 }

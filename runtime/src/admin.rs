@@ -137,13 +137,6 @@ impl AdminServer {
         self
     }
 
-    /// Allows an address that other hosts can reach, for ports of kubelet or Prometheus.
-    #[must_use]
-    pub fn allow_remote(mut self) -> Self {
-        self.allow_remote = true;
-        self
-    }
-
     /// Listens on `address`; port 0 selects a free one.
     pub async fn bind(self, address: SocketAddr) -> Result<BoundAdmin, AdminError> {
         if !self.allow_remote && !address.ip().is_loopback() {

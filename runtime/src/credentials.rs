@@ -24,7 +24,7 @@ pub struct Credentials {
 
 impl Credentials {
     /// Time left before the leaf expires; zero once it has (RFC 5280 §4.1.2.5).
-    pub fn time_left(&self, now: SystemTime) -> Duration {
+    pub(crate) fn time_left(&self, now: SystemTime) -> Duration {
         self.leaf.not_after.duration_since(now).unwrap_or_default()
     }
 

@@ -16,7 +16,7 @@ mod format;
 pub(crate) use self::format::Format;
 
 /// The label value for all values beyond a [`LabelBudget`].
-pub const OTHER: &str = "other";
+pub(crate) const OTHER: &str = "other";
 
 /// The metrics of one process, or of one daemon among several in a process. Clones share them.
 #[derive(Clone, Default)]

@@ -201,7 +201,7 @@ impl AuthorityState {
     }
 
     /// Every trusted root as PEM.
-    pub fn trusted_pem(&self) -> String {
+    pub(crate) fn trusted_pem(&self) -> String {
         self.trusted().iter().map(|root| pem("CERTIFICATE", root)).collect()
     }
 
@@ -215,7 +215,11 @@ impl AuthorityState {
     }
 
     /// The leaf, which expires at `end`, its intermediates, and the root.
-    pub fn full_chain(&self, leaf: CertificateDer<'static>, end: SystemTime) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn full_chain(
+        &self,
+        leaf: CertificateDer<'static>,
+        end: SystemTime,
+    ) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![leaf];
         chain.extend(self.intermediates(end));
         chain.push(self.issuer.root().clone());
@@ -224,7 +228,7 @@ impl AuthorityState {
 
     /// Whether the next step may be taken now. A rotation may start at any time; the other steps wait, counted from the
     /// start of the current one or, if that is later, from the bundle's publication.
-    pub fn may_advance(
+    pub(crate) fn may_advance(
         &self,
         now: SystemTime,
         published: SystemTime,
@@ -252,12 +256,12 @@ impl AuthorityState {
     }
 
     /// Step 1: trust `next` as well.
-    pub fn trust_both(&self, next: Issuer, now: SystemTime) -> Self {
+    pub(crate) fn trust_both(&self, next: Issuer, now: SystemTime) -> Self {
         Self { step: Step::TrustBoth { next }, since: now, ..self.clone() }
     }
 
     /// Step 2 or 3, whichever is next; `None` without a rotation in progress.
-    pub fn advanced(&self, now: SystemTime, farewell: Farewell) -> Option<Self> {
+    pub(crate) fn advanced(&self, now: SystemTime, farewell: Farewell) -> Option<Self> {
         match (&self.step, farewell) {
             (Step::Steady, _) => None,
             (Step::TrustBoth { next }, _) => {
@@ -307,7 +311,7 @@ impl AuthorityState {
     }
 
     /// The entries for a store. `ca.crt` is for people; it is never read back.
-    pub fn to_entries(&self) -> Entries {
+    pub(crate) fn to_entries(&self) -> Entries {
         let since = self.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut entries = vec![
             ("ca.crt", self.trusted_pem()),
@@ -336,7 +340,7 @@ impl AuthorityState {
     }
 
     /// Parses what [`Self::to_entries`] wrote, and checks it at `now`.
-    pub fn from_entries(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
+    pub(crate) fn from_entries(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
         let entry =
             |name: &'static str| entries.0.get(name).map(Vec::as_slice).ok_or(StateError::Missing(name));
         let issuer = |certificate, key, names| {

@@ -11,14 +11,14 @@ use super::settings::{IngressGatewaySettings, SettingsProblem};
 use crate::store::secret_folder::is_object_name;
 
 /// All annotations that are read.
-pub const ANNOTATIONS: [&str; 3] = [GATEWAY_NAMESPACES, GATEWAY_NAMESPACE_SELECTOR, GATEWAY_CA_SECRET];
+pub(crate) const ANNOTATIONS: [&str; 3] = [GATEWAY_NAMESPACES, GATEWAY_NAMESPACE_SELECTOR, GATEWAY_CA_SECRET];
 
 /// Maximum namespaces besides that of `ingressGateway.secret`. Each costs a certificate and a check every few seconds.
-pub const MOST_NAMESPACES: usize = 64;
+pub(crate) const MOST_NAMESPACES: usize = 64;
 
 /// The content of the annotations, checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Copies {
+pub(crate) struct Copies {
     namespaces: BTreeSet<String>,
     selector: Option<Selector>,
     ca_secret: Option<String>,
@@ -26,7 +26,7 @@ pub struct Copies {
 
 impl Copies {
     /// Checks all of [`ANNOTATIONS`]; reports every problem.
-    pub fn parse(annotations: &BTreeMap<String, String>) -> Result<Self, Vec<SettingsProblem>> {
+    pub(crate) fn parse(annotations: &BTreeMap<String, String>) -> Result<Self, Vec<SettingsProblem>> {
         let mut problems = Vec::new();
         let mut copies = Self::default();
         let mut report = |annotation: &str, problem: String| {
@@ -62,12 +62,12 @@ impl Copies {
     }
 
     /// Whether namespaces are selected by their labels.
-    pub fn selects(&self) -> bool {
+    pub(crate) fn selects(&self) -> bool {
         self.selector.is_some()
     }
 
     /// Settings with these copies, for the existing namespaces.
-    pub fn add_to<'n>(
+    pub(crate) fn add_to<'n>(
         &self,
         mut settings: IngressGatewaySettings,
         there: impl IntoIterator<Item = (&'n str, &'n BTreeMap<String, String>)>,

@@ -23,7 +23,7 @@ pub struct GatewayDependencies {
 }
 
 /// The usual [`GatewayDependencies::interval`].
-pub const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl std::fmt::Debug for GatewayDependencies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -27,11 +27,11 @@ pub struct IngressGatewaySettings {
     /// The Secret for the certificate.
     pub secret: SecretName,
     /// Namespaces that also get a Secret of that name, each with its own key and certificate.
-    pub more_namespaces: BTreeSet<String>,
+    pub(crate) more_namespaces: BTreeSet<String>,
     /// Namespaces beyond the limit, which do not get a Secret.
     pub left_out: usize,
     /// Name of a Secret beside each of those that contains only the roots.
-    pub ca_secret: Option<String>,
+    pub(crate) ca_secret: Option<String>,
 }
 
 /// The fields as the user wrote them.
@@ -127,7 +127,7 @@ impl IngressGatewaySettings {
     }
 
     /// Every Secret that contains only the roots.
-    pub fn ca_secrets(&self) -> Vec<SecretName> {
+    pub(crate) fn ca_secrets(&self) -> Vec<SecretName> {
         self.ca_secret.as_ref().map(|name| self.in_each_namespace(name)).unwrap_or_default()
     }
 

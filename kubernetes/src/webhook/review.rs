@@ -48,8 +48,6 @@ struct Head<'a> {
     #[serde(default, deserialize_with = "beginning")]
     namespace: String,
     operation: Operation,
-    #[serde(default)]
-    dry_run: Option<bool>,
     #[serde(borrow, default)]
     object: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -212,11 +210,6 @@ impl<'a> AdmissionRequest<'a> {
     /// The operation on the object.
     pub fn operation(&self) -> Operation {
         self.head.operation
-    }
-
-    /// Whether this is a dry run, in which nothing is stored.
-    pub fn is_dry_run(&self) -> bool {
-        self.head.dry_run.unwrap_or(false)
     }
 
     /// The object to be stored; `None` on [`Operation::Delete`].

@@ -56,7 +56,7 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bytes of all requests' bodies and answers at a time. One address may hold as much as it leaves free; what does not
     /// fit waits.
-    pub all_body_bytes: usize,
+    pub(crate) all_body_bytes: usize,
     /// Connections at a time; a new one beyond is closed. One address has far fewer than all, so that no pod keeps the
     /// API server out.
     pub connections: ConnectionLimits,

@@ -168,12 +168,14 @@ async fn routes_of_a_daemon_are_served_and_bodies_are_limited() {
 }
 
 #[tokio::test]
-async fn an_address_that_others_can_reach_must_be_asked_for() {
+async fn only_health_is_served_at_an_address_that_others_can_reach() {
     let server =
         || AdminServer::new(ProcessName("x"), Metrics::new(), Readiness::new(), LogHandle::detached());
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     assert!(matches!(server().bind(any).await, Err(AdminError::NotLoopback(_))));
-    assert!(server().allow_remote().bind(any).await.is_ok());
+    let (metrics, readiness) = (Metrics::new(), Readiness::new());
+    let health = AdminServer::health(ProcessName("x"), metrics, readiness, LogHandle::detached());
+    assert!(health.bind(any).await.is_ok());
     let bound = server().bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
     let error = server().bind(bound.local_addr()).await.unwrap_err();
     assert!(matches!(error, AdminError::Bind { .. }), "{error}");

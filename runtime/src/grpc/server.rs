@@ -124,8 +124,8 @@ impl ServerStream {
     }
 
     /// Sets the limits on bytes read from unauthenticated peers.
-    #[must_use]
-    pub fn with_intake(self, intake: IntakeLimits) -> Self {
+    #[cfg(test)]
+    pub(crate) fn with_intake(self, intake: IntakeLimits) -> Self {
         Self { intake, ..self }
     }
 
