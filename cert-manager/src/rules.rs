@@ -27,7 +27,7 @@ pub struct IssuingRules {
     /// Maximum lifetime.
     pub max_life: Duration,
     /// An issuer with less than this left no longer signs.
-    pub(crate) min_issuer_life: Duration,
+    pub min_issuer_life: Duration,
 }
 
 /// A signed certificate.

@@ -187,7 +187,7 @@ fn an_endpoint_that_is_another_workload_than_the_controller_says_gets_nothing() 
     assert_eq!(story.app().get("/get"), RESET);
     assert!(app.received().is_empty());
     let log = story.caller.log();
-    assert!(log.contains("expected impostor.httpbin.cluster.local to answer"), "{log}");
+    assert!(log.contains("expected impostor.httpbin.cluster.local, but the certificate is for DNS:httpbin.httpbin.cluster.local"), "{log}");
     story.endpoints(&[(httpbin, "httpbin")]);
     wait::until_true("the right workload answers", SOON, || story.app().get("/get") == OK);
 }
