@@ -48,6 +48,7 @@ pub(crate) struct Store {
 #[derive(Debug, Default)]
 struct Entry {
     value: Option<Arc<Published>>,
+    /// Sorted by `Follower::id`: thousands of streams may follow one backend.
     followers: Vec<(u64, Arc<Mailbox>)>,
 }
 
@@ -170,8 +171,8 @@ impl Store {
     pub(crate) fn follow(&self, name: &Arc<ResourceName>, follower: &Follower) {
         let mut entries = self.lock();
         let entry = entries.entry(name.clone()).or_default();
-        if entry.followers.iter().all(|(id, _)| *id != follower.id) {
-            entry.followers.push((follower.id, follower.mailbox.clone()));
+        if let Err(place) = entry.place_of(follower) {
+            entry.followers.insert(place, (follower.id, follower.mailbox.clone()));
         }
         drop(entries);
         follower.mailbox.put(name);
@@ -181,7 +182,9 @@ impl Store {
     pub(crate) fn leave(&self, name: &ResourceName, follower: &Follower) -> bool {
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(name) else { return true };
-        entry.followers.retain(|(id, _)| *id != follower.id);
+        if let Ok(place) = entry.place_of(follower) {
+            entry.followers.remove(place);
+        }
         let is_last = entry.followers.is_empty();
         if is_last && entry.value.is_none() {
             entries.remove(name);
@@ -195,6 +198,11 @@ impl Store {
 }
 
 impl Entry {
+    /// Where the follower is, or where it belongs.
+    fn place_of(&self, follower: &Follower) -> Result<usize, usize> {
+        self.followers.binary_search_by_key(&follower.id, |(id, _)| *id)
+    }
+
     fn notify(&self, name: &Arc<ResourceName>) {
         self.followers.iter().for_each(|(_, mailbox)| mailbox.put(name));
     }
