@@ -217,7 +217,8 @@ fn a_workload_gets_its_own_policy_and_learns_nothing_of_another_namespace() {
 
         // The sidecar itself gets the same answer.
         let config = Admin::of(namespaces[own].cluster(), name, pod).get("/config").text();
-        assert!(config.contains(&format!("{name}/open")) && !config.contains(theirs), "{config}");
+        let origin = format!(r#""origin":{{"kind":"IngressBackend","name":"open","namespace":"{name}"}}"#);
+        assert!(config.contains(&origin) && !config.contains(theirs), "{config}");
     }
 }
 
