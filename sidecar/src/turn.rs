@@ -16,6 +16,10 @@ const TURN_BYTES: usize = 64 * 1024;
 /// Turns that follow each other before the worker looks for other work: about half a millisecond.
 const AT_ONCE: usize = 16;
 
+/// The longest queue. An event may wake a connection that waits, and it then waits twice; beyond this, connections
+/// continue as if there were no queue.
+const MAX_WAITING: usize = 32 * 1024;
+
 thread_local! {
     static QUEUE: Queue = const { Queue::new() };
 }
@@ -90,7 +94,17 @@ impl Queue {
             task.wake_by_ref();
             return;
         }
-        self.waiting.borrow_mut().push_back(task.clone());
+        let mut waiting = self.waiting.borrow_mut();
+        // Both directions of a connection may end their turns in one poll.
+        if waiting.back().is_some_and(|last| last.will_wake(task)) {
+            return;
+        }
+        if waiting.len() >= MAX_WAITING {
+            task.wake_by_ref();
+            return;
+        }
+        waiting.push_back(task.clone());
+        drop(waiting);
         if let Some(server) = self.server.take() {
             server.wake();
         }

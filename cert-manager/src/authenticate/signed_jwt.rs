@@ -63,7 +63,7 @@ struct ObjectClaim {
 }
 
 impl SignedJwt {
-    /// Reads the keys. A missing or unreadable file, or one without keys, is an error, because there are no older keys.
+    /// Reads the keys. Fails if the file is missing, unreadable or holds no keys: there are no earlier keys to fall back to.
     pub fn open(options: SignedJwtOptions) -> Result<Self, KeyFileError> {
         Ok(Self { keys: KeyFiles::open(options.key_files.clone())?, options })
     }

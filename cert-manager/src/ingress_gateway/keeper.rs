@@ -184,8 +184,8 @@ impl IngressGateway {
         Ok(status)
     }
 
-    /// Removes Secrets that are no longer configured, as far as possible, and records the others so that they are found
-    /// again.
+    /// Deletes Secrets that were removed from the configuration. Records those that could not be deleted, to try them again
+    /// later.
     async fn tidy(&self, settings: Option<&IngressGatewaySettings>) -> Result<(), KeepError> {
         let store = &self.gateway.store;
         let wanted: BTreeSet<SecretName> = settings

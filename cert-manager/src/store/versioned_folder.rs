@@ -45,7 +45,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 pub struct VersionedFolder {
     path: PathBuf,
     public: bool,
-    /// Whether plain files are the entries if there are no versions.
+    /// Whether plain files count as entries in a folder without versions.
     takes_plain: bool,
 }
 

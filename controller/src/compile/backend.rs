@@ -19,7 +19,7 @@ use crate::service::tcp_ports;
 
 impl Resolver<'_> {
     /// The endpoints of both families behind a name, of which a connection takes those of the address that was dialled.
-    /// `None` if there is no such Service, port or workload.
+    /// `None` if the Service, port or workload does not exist.
     pub(crate) fn backend(&self, name: &BackendRef) -> Resolved<Option<Backend>> {
         let object = ObjectName::new(name.object.namespace.clone(), name.object.name.clone());
         let mut pods = BTreeSet::new();

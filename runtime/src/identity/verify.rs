@@ -26,7 +26,7 @@ pub enum VerifyError {
     /// The leaf is for another key than the one in the request.
     #[error("the leaf's public key is not ours")]
     OtherKey,
-    /// There is no certificate, or it is not valid under the trust bundle.
+    /// The certificate is missing, or not valid under the trust bundle.
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// The leaf's names lack a spelling of our identity.

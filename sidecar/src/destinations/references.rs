@@ -40,7 +40,7 @@ struct Referenced<T> {
     is_needed: bool,
 }
 
-/// There is no room for another value.
+/// The limit is reached: another value does not fit.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Full {
     /// Too many of a kind.

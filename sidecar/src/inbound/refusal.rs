@@ -34,7 +34,7 @@ pub(super) enum ConnectionRefusal {
     Malformed(Malformed),
     /// The sidecar has no certificate yet.
     NotReady,
-    /// The client's newest TLS version, such as 0x0302, is no longer supported.
+    /// The sidecar supports none of the client's TLS versions; the newest of them, such as 0x0302.
     OldVersion(u16),
     /// The client certificate is invalid.
     Certificate(Presented),

@@ -30,7 +30,7 @@ impl Streams {
         self.lines.len()
     }
 
-    /// Whether there are no streams.
+    /// Whether no stream is open.
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }

@@ -24,7 +24,7 @@ struct World {
 }
 
 impl World {
-    /// A client at 10.0.0.7 that sent this server name, if it uses TLS. There is no policy yet.
+    /// A client at 10.0.0.7 that sent this server name, if it uses TLS. No policy has arrived yet.
     fn new(server_name: Option<&str>) -> Self {
         let (publisher, snapshots) = snapshot::channel();
         let tls = server_name.is_some();
