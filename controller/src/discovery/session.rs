@@ -30,9 +30,6 @@ const MAX_TEXT_BYTES: usize = 1024;
 /// The most rejections of destinations, routes and backends that are kept of a sidecar.
 const MAX_REJECTED: usize = 16;
 
-/// Names that are subscribed to at once, before other streams of the thread have their turn: about a millisecond.
-const NAMES_AT_ONCE: usize = 256;
-
 /// The most roots that are kept of a sidecar's report.
 const MAX_REPORTED_ROOTS: usize = 64;
 
@@ -71,6 +68,8 @@ struct Following<'s> {
     /// The response that is not acknowledged; nothing is sent while there is one.
     in_flight: Option<InFlight>,
     last_nonce: u64,
+    /// Whether the workload's policy shows this stream.
+    is_introduced: bool,
     /// The sidecar's certificate and roots, once it has reported them.
     report: Option<Reported>,
 }
@@ -133,7 +132,7 @@ impl Session {
             .filter(|_| node.workload.len() < MAX_TEXT_BYTES)
             .ok_or_else(|| Status::invalid_argument("Hello.node.workload must be <namespace>/<name>"))?;
         self.workloads.hold(&workload);
-        let result = self.follow(&workload, known_versions, node, requests, drain).await;
+        let result = self.follow(&workload, known_versions, &node, requests, drain).await;
         self.workloads.update(&workload, self.id, |follower| follower.is_connected = false);
         self.workloads.release(&workload);
         result
@@ -143,9 +142,9 @@ impl Session {
         &self,
         workload: &ObjectName,
         known_versions: HashMap<String, String>,
-        node: wire::Node,
+        node: &wire::Node,
         requests: &mut Streaming<DiscoveryRequest>,
-        mut drain: drain::Watch,
+        drain: drain::Watch,
     ) -> Result<(), Status> {
         let listener = listener(workload);
         let is_waiting = *self.workloads.synced().borrow() && self.workloads.policy(workload).is_none();
@@ -161,50 +160,43 @@ impl Session {
             subscriptions,
             in_flight: None,
             last_nonce: 0,
+            is_introduced: false,
             report: None,
         };
-        let mut synced = self.workloads.synced();
-        let mut trust_bundle = self.trust_bundle.clone();
+        let result = following.run(node, requests, drain).await;
+        following.subscriptions.end().await;
+        result
+    }
+}
+
+impl Following<'_> {
+    /// Until the stream ends, from either side.
+    async fn run(
+        &mut self,
+        node: &wire::Node,
+        requests: &mut Streaming<DiscoveryRequest>,
+        mut drain: drain::Watch,
+    ) -> Result<(), Status> {
+        let session = self.session;
+        let mut synced = session.workloads.synced();
+        let mut trust_bundle = session.trust_bundle.clone();
         let roots = trust_bundle.borrow_and_update().clone();
-        let expiry = self.client.expires.duration_since(SystemTime::now()).unwrap_or_default();
-        let expiry = tokio::time::sleep(expiry);
-        let mut expiry = std::pin::pin!(expiry);
-        let mut is_introduced = false;
+        let lifetime = session.client.expires.duration_since(SystemTime::now()).unwrap_or_default();
+        let mut expiry = std::pin::pin!(tokio::time::sleep(lifetime));
         loop {
             if *synced.borrow_and_update() {
-                following.authorize()?;
-                if !is_introduced && self.workloads.policy(workload).is_some() {
-                    is_introduced = true;
-                    following.subscriptions.share().is_known();
-                    following.introduce(&node);
-                }
-                following.send_news().await?;
+                self.authorize()?;
+                self.introduce_once(node);
+                self.send_news().await?;
             }
             tokio::select! {
                 () = drain.started() => return Err(shutting_down()),
                 () = &mut expiry => return Err(Status::unauthenticated("the client certificate has expired")),
-                message = requests.message() => match message?.map(|request| request.message) {
-                    Some(Some(Message::Ack(ack))) => following.acknowledge(&ack),
-                    Some(Some(Message::Hello(_))) => {
-                        return Err(Status::invalid_argument("Hello is only the first message"));
-                    }
-                    Some(Some(Message::Report(report))) => following.take_report(report)?,
-                    Some(Some(Message::Subscribe(names))) => {
-                        for names in names.names.chunks(NAMES_AT_ONCE) {
-                            following.subscriptions.subscribe(names)?;
-                            tokio::task::yield_now().await;
-                        }
-                    }
-                    Some(Some(Message::Unsubscribe(names))) => {
-                        for names in names.names.chunks(NAMES_AT_ONCE) {
-                            following.unsubscribe(names);
-                            tokio::task::yield_now().await;
-                        }
-                    }
-                    Some(None) => return Err(Status::invalid_argument("an empty message")),
+                request = requests.message() => match request? {
+                    Some(request) => self.take(request).await?,
                     None => return Ok(()),
                 },
-                change = following.subscriptions.changed() => change?,
+                change = self.subscriptions.changed() => change?,
                 changed = synced.changed() => changed.map_err(|_| shutting_down())?,
                 Ok(()) = trust_bundle.changed() => {
                     let now = trust_bundle.borrow_and_update().clone();
@@ -215,9 +207,21 @@ impl Session {
             }
         }
     }
-}
 
-impl Following<'_> {
+    async fn take(&mut self, request: DiscoveryRequest) -> Result<(), Status> {
+        match request.message {
+            Some(Message::Ack(ack)) => self.acknowledge(&ack),
+            Some(Message::Report(report)) => self.take_report(report)?,
+            Some(Message::Subscribe(names)) => self.subscriptions.subscribe(&names.names).await?,
+            Some(Message::Unsubscribe(names)) => self.unsubscribe(&names.names).await,
+            Some(Message::Hello(_)) => {
+                return Err(Status::invalid_argument("Hello is only the first message"));
+            }
+            None => return Err(Status::invalid_argument("an empty message")),
+        }
+        Ok(())
+    }
+
     /// A workload's policy is its own business: only who runs as its service account may have it. In another
     /// namespace than its own, a client does not learn whether a workload exists.
     fn authorize(&self) -> Result<(), Status> {
@@ -233,7 +237,13 @@ impl Following<'_> {
         Ok(())
     }
 
-    fn introduce(&self, node: &wire::Node) {
+    /// Once the workload has a policy: shows the stream as one that follows it.
+    fn introduce_once(&mut self, node: &wire::Node) {
+        if self.is_introduced || self.session.workloads.policy(&self.workload).is_none() {
+            return;
+        }
+        self.is_introduced = true;
+        self.subscriptions.share().is_known();
         let client = &self.session.client;
         if self.session.arrivals.admits(&client.identity, Instant::now()) {
             let (workload, instance) = (&self.workload, &node.instance);
@@ -255,8 +265,8 @@ impl Following<'_> {
         self.session.workloads.connected(&self.workload, follower);
     }
 
-    fn unsubscribe(&mut self, names: &[String]) {
-        self.subscriptions.unsubscribe(names);
+    async fn unsubscribe(&mut self, names: &[String]) {
+        self.subscriptions.unsubscribe(names).await;
         self.session.workloads.update(&self.workload, self.session.id, |follower| {
             names.iter().for_each(|name| drop(follower.rejected_resources.remove(name)));
         });
@@ -295,7 +305,7 @@ impl Following<'_> {
         }
         let mut response = DiscoveryResponse { nonce: self.last_nonce + 1, ..DiscoveryResponse::default() };
         let before = self.subscriptions.version(&self.listener).cloned();
-        let is_sent = self.subscriptions.add_news(&mut response)?;
+        let is_sent = self.subscriptions.add_news(&mut response).await?;
         let sent = self.subscriptions.version(&self.listener).cloned();
         if sent != before {
             self.session.workloads.update(&self.workload, self.session.id, |follower| follower.sent = sent);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tidegate_core::Identity;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::Status;
 use tracing::warn;
 
@@ -58,10 +58,12 @@ struct Taken {
     logged: BTreeMap<ShareLimit, Instant>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct TakenByIdentity {
     streams: BTreeMap<u64, TakenByStream>,
     destinations: usize,
+    /// One permit: see [`StreamShare::turn`].
+    turns: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -79,7 +81,18 @@ pub(crate) struct StreamShare {
     shares: Shares,
     identity: Identity,
     stream: u64,
+    turns: Arc<Semaphore>,
     ended: watch::Receiver<Option<ShareLimit>>,
+}
+
+/// A stream's turn to work, which ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
+
+impl Default for TakenByIdentity {
+    fn default() -> Self {
+        Self { streams: BTreeMap::new(), destinations: 0, turns: Arc::new(Semaphore::new(1)) }
+    }
 }
 
 impl Default for ShareLimits {
@@ -149,6 +162,7 @@ impl Shares {
             .filter_map(|(id, stream)| (stream.workload == *workload).then_some(*id))
             .collect();
         let (sender, ended) = watch::channel(None);
+        let turns = by_identity.turns.clone();
         by_identity.streams.insert(
             stream,
             TakenByStream { workload: workload.clone(), is_waiting, destinations: 0, ended: sender },
@@ -159,7 +173,7 @@ impl Shares {
             let limit = self.reached(&mut taken, identity, ShareLimit::StreamsOfWorkload);
             taken.end(identity, *oldest, limit);
         }
-        Ok(StreamShare { shares: self.clone(), identity: identity.clone(), stream, ended })
+        Ok(StreamShare { shares: self.clone(), identity: identity.clone(), stream, turns, ended })
     }
 
     fn reached(&self, taken: &mut Taken, identity: &Identity, limit: ShareLimit) -> ShareLimit {
@@ -229,6 +243,13 @@ impl StreamShare {
             by_identity.destinations -= 1;
         }
         taken.destinations -= 1;
+    }
+
+    /// Waits for the stream's turn to do a piece of work. The streams of an identity take turns, so that however many it
+    /// opens, those of others wait for one piece.
+    pub(crate) async fn turn(&self) -> Turn {
+        // The semaphore is never closed.
+        Turn(self.turns.clone().acquire_owned().await.ok())
     }
 
     /// Waits until the stream has to give way.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tidegate_proto::ResourceName;
 use tidegate_proto::discovery::{DiscoveryResponse, Resource};
+use tokio::task::yield_now;
 use tonic::Status;
 
 use super::shares::StreamShare;
@@ -14,7 +15,10 @@ use crate::publish::on_demand::Subscriber;
 const MOST: usize = 16 * 1024;
 
 /// A response that is longer than this is sent before more is added; what is left goes with the next one.
-const RESPONSE_BYTES: usize = 256 * 1024;
+const RESPONSE_BYTES: usize = 32 * 1024;
+
+/// Names in a piece of work, after which other streams of the thread have their turn: about 0.2 ms.
+const PIECE: usize = 64;
 
 /// The most characters of a version; ours have fewer.
 const VERSION_CHARACTERS: usize = 64;
@@ -58,7 +62,18 @@ impl Subscriptions {
         self.held.get(name)?.as_ref()
     }
 
-    pub(super) fn subscribe(&mut self, names: &[String]) -> Result<(), Status> {
+    /// Subscribes to resources by name. A name that cannot be parsed, or a share that is used up, ends the stream.
+    pub(super) async fn subscribe(&mut self, names: &[String]) -> Result<(), Status> {
+        for names in names.chunks(PIECE) {
+            let _turn = self.share.turn().await;
+            self.subscribe_piece(names)?;
+            // Before the turn ends, so that the thread serves the streams of others and its sockets first.
+            yield_now().await;
+        }
+        Ok(())
+    }
+
+    fn subscribe_piece(&mut self, names: &[String]) -> Result<(), Status> {
         for name in names {
             let parsed = ResourceName::parse(name).filter(|name| !is_listener(name));
             let name = parsed.ok_or_else(|| {
@@ -76,13 +91,29 @@ impl Subscriptions {
         Ok(())
     }
 
-    pub(super) fn unsubscribe(&mut self, names: &[String]) {
-        let names = names.iter().filter_map(|name| ResourceName::parse(name));
-        for name in names.filter(|name| !is_listener(name)) {
-            if self.subscriber.unsubscribe(&name) {
-                self.share.give_back();
+    /// Ends subscriptions by name; the listener's, and those that are not there, are left out.
+    pub(super) async fn unsubscribe(&mut self, names: &[String]) {
+        for names in names.chunks(PIECE) {
+            let _turn = self.share.turn().await;
+            let names = names.iter().filter_map(|name| ResourceName::parse(name));
+            for name in names.filter(|name| !is_listener(name)) {
+                if self.subscriber.unsubscribe(&name) {
+                    self.share.give_back();
+                }
+                self.held.remove(&name);
             }
-            self.held.remove(&name);
+            yield_now().await;
+        }
+    }
+
+    /// Ends all subscriptions. To drop them does the same at once, which takes a thread tens of milliseconds.
+    pub(super) async fn end(mut self) {
+        loop {
+            let _turn = self.share.turn().await;
+            if !self.subscriber.leave_some(PIECE) {
+                break;
+            }
+            yield_now().await;
         }
     }
 
@@ -96,7 +127,17 @@ impl Subscriptions {
 
     /// Adds what the sidecar does not hold, as much as fits, each resource followed by what it refers to. Returns whether
     /// the response is to be sent.
-    pub(super) fn add_news(&mut self, response: &mut DiscoveryResponse) -> Result<bool, Status> {
+    pub(super) async fn add_news(&mut self, response: &mut DiscoveryResponse) -> Result<bool, Status> {
+        let turn = self.share.turn().await;
+        let is_sent = self.add_piece_of_news(response)?;
+        if is_sent {
+            yield_now().await;
+        }
+        drop(turn);
+        Ok(is_sent)
+    }
+
+    fn add_piece_of_news(&mut self, response: &mut DiscoveryResponse) -> Result<bool, Status> {
         let mut size = 0;
         while size < RESPONSE_BYTES
             && let Some((name, value)) = self.subscriber.next_change()
@@ -145,4 +186,102 @@ impl Subscriptions {
 
 fn is_listener(name: &ResourceName) -> bool {
     matches!(name, ResourceName::Listener { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::rc::Rc;
+
+    use tidegate_core::{Identity, TrustDomain};
+    use tokio::task::LocalSet;
+
+    use super::super::shares::{ShareLimits, Shares};
+    use super::*;
+    use crate::metrics::{ControllerMetrics, NamespaceGauge};
+    use crate::object::ObjectName;
+    use crate::publish::on_demand::OnDemand;
+    use crate::source::folder::is_local;
+
+    const STREAMS: u8 = 64;
+    const NAMES: u16 = 512;
+
+    struct Streams {
+        resources: Arc<OnDemand>,
+        shares: Shares,
+    }
+
+    impl Streams {
+        fn new() -> Self {
+            let (store, index, left_out) = (Arc::default(), Arc::default(), NamespaceGauge::default());
+            let resources = OnDemand::new(store, index, TrustDomain::default(), is_local, left_out);
+            Self {
+                resources: Arc::new(resources),
+                shares: Shares::new(ShareLimits::default(), ControllerMetrics::default()),
+            }
+        }
+
+        fn open(&self, account: &str, stream: u8) -> Subscriptions {
+            let identity = Identity::new(TrustDomain::default(), "ns", account).unwrap();
+            let workload = ObjectName::new("ns", format!("pod-{stream}"));
+            let share = self.shares.enter(&identity, stream.into(), &workload, false).unwrap();
+            let listener = crate::publish::policies::listener(&workload);
+            Subscriptions::new(self.resources.subscriber(), share, &listener, &HashMap::new())
+        }
+
+        /// Destinations and backends that are followed.
+        fn followed(&self) -> usize {
+            self.resources.len()
+        }
+
+        /// How much the resources followed change while a stream of another identity gets an answer.
+        async fn change_meanwhile(&self) -> usize {
+            let before = self.followed();
+            let mut modest = self.open("modest", u8::MAX);
+            modest.subscribe(&names(u8::MAX, 1)).await.unwrap();
+            let mut response = DiscoveryResponse::default();
+            assert!(modest.add_news(&mut response).await.unwrap());
+            assert_eq!(response.resources.len(), 1);
+            self.followed().abs_diff(before)
+        }
+    }
+
+    fn names(stream: u8, count: u16) -> Vec<String> {
+        let address = |host: u16| {
+            let [c, d] = host.to_be_bytes();
+            SocketAddr::from((Ipv4Addr::new(11, stream, c, d), 80))
+        };
+        (0..count).map(|host| ResourceName::Destination(address(host)).to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn many_streams_of_one_identity_delay_those_of_others_by_a_piece_of_work() {
+        let streams = Rc::new(Streams::new());
+        let tasks = LocalSet::new();
+        let started = Rc::new(tokio::sync::Barrier::new(usize::from(STREAMS) + 1));
+        for stream in 0..STREAMS {
+            let (streams, started) = (streams.clone(), started.clone());
+            tasks.spawn_local(async move {
+                let mut greedy = streams.open("greedy", stream);
+                started.wait().await;
+                greedy.subscribe(&names(stream, NAMES)).await.unwrap();
+                let mut response = DiscoveryResponse::default();
+                greedy.add_news(&mut response).await.unwrap();
+                started.wait().await;
+                greedy.end().await;
+            });
+        }
+        tasks
+            .run_until(async {
+                started.wait().await;
+                let subscribed = streams.change_meanwhile().await;
+                assert!((1..=8 * PIECE).contains(&subscribed), "{subscribed}");
+                started.wait().await;
+                let ended = streams.change_meanwhile().await;
+                assert!((1..=8 * PIECE).contains(&ended), "{ended}");
+            })
+            .await;
+        tasks.await;
+        assert_eq!(streams.followed(), 0);
+    }
 }

@@ -236,6 +236,12 @@ impl OnDemand {
         }
     }
 
+    /// How many resources are followed.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.lock().by_name.len()
+    }
+
     fn resolver<'i>(&'i self, index: &'i Index) -> Resolver<'i> {
         Resolver { index, trust_domain: &self.trust_domain, is_workload: self.is_workload }
     }
@@ -366,6 +372,15 @@ impl Subscriber {
         let Some(name) = self.wanted.take(name) else { return false };
         self.leave(&name);
         true
+    }
+
+    /// Ends up to `most` subscriptions. Returns whether there are more.
+    pub(crate) fn leave_some(&mut self, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(name) = self.wanted.pop_first() else { return false };
+            self.leave(&name);
+        }
+        !self.wanted.is_empty()
     }
 
     /// Waits until something has changed since the last call.
