@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     for attack in attacks::all() {
         if arguments.only.as_ref().is_none_or(|only| attack.name.contains(only.as_str())) {
             eprintln!("{}", attack.name);
-            report.0.push(run(&site, &attack, arguments.time));
+            report.0.push(result(&site, &attack, arguments.time));
         }
     }
     println!("{report}");
@@ -79,6 +79,19 @@ fn main() -> ExitCode {
         std::fs::write(file, report.to_string()).unwrap();
     }
     if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What counts of an attack. A pause of the machine makes a result late, too; so a late one is repeated twice, and the run
+/// with the median percentile counts.
+fn result(site: &Site, attack: &Attack, time: Duration) -> Finding {
+    let first = run(site, attack, time);
+    if !first.is_late() {
+        return first;
+    }
+    let mut runs = [first, run(site, attack, time), run(site, attack, time)];
+    runs.sort_by_key(|finding| finding.during.p99);
+    let [_, median, _] = runs;
+    median
 }
 
 /// One attack, and the innocuous load that keeps the daemon as busy.
