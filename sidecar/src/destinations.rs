@@ -6,6 +6,8 @@
 //! as anything refers to it ([`references`]).
 
 mod backend;
+mod endpoint;
+mod peak_ewma;
 mod references;
 mod resolved;
 #[cfg(test)]
@@ -22,7 +24,8 @@ use tidegate_core::route::RouteTable;
 use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
-pub(crate) use backend::{BalancedEndpoint, LoadSlot};
+pub(crate) use backend::BalancedEndpoint;
+pub(crate) use endpoint::LoadSlot;
 pub(crate) use references::{Full, ReferencedView};
 pub(crate) use resolved::ResolvedDestination;
 

@@ -21,7 +21,7 @@ use crate::destinations::{LoadSlot, Lookup, ResolvedDestination};
 use crate::lifeline::Lifeline;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
-use crate::tunnel::{Patience, Tunnel};
+use crate::tunnel::{Patience, Tunnel, TunnelError};
 use crate::upstream::{ConnectError, ConnectFailure, Deadline, UpstreamTls};
 
 /// How long the controller has to say what stands behind an address that is dialled for the first time.
@@ -73,7 +73,7 @@ pub(crate) async fn serve(
     let Ok(Attempt { target, endpoint, result }) = attempt else { return io.abort() };
     let told = Told { story: &story, target: &target, endpoint };
     match result {
-        Ok((upstream, _held)) => Box::pin(told.carry(io, upstream)).await,
+        Ok((upstream, held)) => Box::pin(told.carry(io, upstream, &held)).await,
         Err(failure) => {
             let (flag, details) = match failure {
                 None if target.block_reason().is_some() => {
@@ -108,12 +108,13 @@ impl OutboundConnection<'_> {
             let connecting = upstreams.connect(endpoint, MeshProtocol::Tcp, Deadline::Timer);
             match connecting.await.and_then(|upstream| self.remember(upstream)) {
                 Ok(upstream) => {
+                    held.succeeded();
                     attempt.result = Ok((upstream, held));
                     break;
                 }
                 Err(error) => {
                     self.failed(&target, endpoint.address, &error);
-                    choice.eject();
+                    held.unreachable();
                     attempt.result = Err(Some(error.failure()));
                 }
             }
@@ -177,7 +178,7 @@ struct Told<'s> {
 }
 
 impl Told<'_> {
-    async fn carry(&self, mut client: TcpStream, mut upstream: Upstream) {
+    async fn carry(&self, mut client: TcpStream, mut upstream: Upstream, held: &LoadSlot) {
         let limits = &self.story.context.http.limits;
         let line = self.story.line;
         let mut tunnel = Tunnel::default();
@@ -186,7 +187,12 @@ impl Told<'_> {
             Ok(Ok(())) => {
                 return self.record(ResponseFlag::None, "via_upstream", tunnel.received(), tunnel.sent());
             }
-            Ok(Err(error)) => (error.flag(), error.details()),
+            Ok(Err(error)) => {
+                if error == TunnelError::Upstream && tunnel.sent() == 0 {
+                    held.failed();
+                }
+                (error.flag(), error.details())
+            }
             Err(ended) => (ResponseFlag::None, ended.0.details()),
         };
         self.record(flag, details, tunnel.received(), tunnel.sent());

@@ -1,17 +1,17 @@
-//! A backend as connections to it see it: its endpoints, how busy each is, and which one comes next.
+//! A backend as connections to it see it: its endpoints, and which of them the next connection or request goes to.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use tidegate_core::backend::{Backend, BackendRef, Endpoint, Transport};
 
-/// An endpoint that could not be reached is the last choice for so long.
-const EJECTED_FOR: Duration = Duration::from_secs(5);
+use super::endpoint::{EndpointState, LoadSlot, Peers, Time};
 
-/// The endpoints behind a name. All addresses that lead to the backend share it.
+/// How many pairs are drawn before all endpoints are looked at.
+const DRAWS: usize = 4;
+
+/// The endpoints behind a name. All addresses and routes that lead to the backend share it.
 #[derive(Debug)]
 pub(crate) struct BalancedBackend {
     /// `<namespace>/<name>` of the object; `None`: outside the mesh.
@@ -24,31 +24,29 @@ pub(crate) struct BalancedBackend {
 pub(crate) struct BalancedEndpoint {
     pub(crate) endpoint: Endpoint,
     state: Arc<EndpointState>,
+    peers: Peers,
 }
-
-/// What all connections of this process to an endpoint know.
-#[derive(Debug, Default)]
-struct EndpointState {
-    open: AtomicUsize,
-    /// Milliseconds on [`clock`] until which it is ejected.
-    ejected_until: AtomicU64,
-}
-
-/// A connection's place in the count of its endpoint.
-pub(crate) struct LoadSlot(Arc<EndpointState>);
 
 impl BalancedBackend {
-    /// A backend; endpoints that were there before keep their counts.
+    /// A backend; endpoints that were there before keep their state.
     pub(crate) fn new(backend: &Backend, before: Option<&Self>) -> Self {
-        let before = before.into_iter().flat_map(|before| &before.endpoints);
-        let before: HashMap<_, _> = before.map(|known| (known.endpoint.address, &known.state)).collect();
-        let balanced = |endpoint: &Endpoint| BalancedEndpoint {
-            state: before.get(&endpoint.address).map(|state| Arc::clone(state)).unwrap_or_default(),
+        let known = before.into_iter().flat_map(|before| &before.endpoints);
+        let known: HashMap<_, _> = known.map(|known| (known.endpoint.address, &known.state)).collect();
+        let now = Time::now();
+        let state = |endpoint: &Endpoint| match known.get(&endpoint.address) {
+            Some(state) => Arc::clone(state),
+            None if known.is_empty() => Arc::default(),
+            None => Arc::new(EndpointState::added(now)),
+        };
+        let peers: Peers = backend.endpoints.iter().map(state).collect();
+        let balanced = |(endpoint, state): (&Endpoint, &Arc<EndpointState>)| BalancedEndpoint {
             endpoint: endpoint.clone(),
+            state: state.clone(),
+            peers: peers.clone(),
         };
         Self {
             name: Some(name_of(&backend.name)),
-            endpoints: backend.endpoints.iter().map(balanced).collect(),
+            endpoints: backend.endpoints.iter().zip(&*peers).map(balanced).collect(),
         }
     }
 
@@ -60,60 +58,62 @@ impl BalancedBackend {
     /// Outside the mesh: the address that was dialled.
     pub(crate) fn outside(dialled: SocketAddr) -> Self {
         let endpoint = Endpoint::new(dialled, Transport::Plain);
-        Self { name: None, endpoints: vec![BalancedEndpoint { endpoint, state: Arc::default() }] }
+        let state = Arc::<EndpointState>::default();
+        let peers = Arc::from([state.clone()]);
+        Self { name: None, endpoints: vec![BalancedEndpoint { endpoint, state, peers }] }
     }
 
-    /// The next endpoint to try of those that are `wanted`: of two that are drawn, the one with fewer connections. One
-    /// that could not be reached lately comes after all others.
+    /// The next endpoint to try of those that are `wanted`: of two that are drawn, the one that is expected to respond
+    /// first (power of two choices). One that fails comes after all others.
     pub(super) fn choose(&self, wanted: impl Fn(&Endpoint) -> bool) -> Option<&BalancedEndpoint> {
-        let now = clock();
-        let is_left = |choice: &&BalancedEndpoint| wanted(&choice.endpoint);
-        let good: Vec<_> =
-            self.endpoints.iter().filter(is_left).filter(|choice| !choice.is_ejected(now)).collect();
-        let candidates = if good.is_empty() { self.endpoints.iter().filter(is_left).collect() } else { good };
-        let first = *candidates.get(random_below(candidates.len())?)?;
-        let second = *candidates.get(random_below(candidates.len())?)?;
-        Some(if second.open() < first.open() { second } else { first })
+        let now = Time::now();
+        let is_good = |choice: &&BalancedEndpoint| wanted(&choice.endpoint) && !choice.state.is_ejected(now);
+        for _ in 0..DRAWS {
+            let (first, second) = self.draw_two()?;
+            let choices = [first, second].into_iter().filter(is_good);
+            if let Some(choice) = cheapest(choices, now) {
+                return Some(choice);
+            }
+        }
+        cheapest(self.endpoints.iter().filter(is_good), now).or_else(|| {
+            let left = self.endpoints.iter().filter(|choice| wanted(&choice.endpoint));
+            left.min_by_key(|choice| choice.state.ejected_until())
+        })
     }
+
+    /// Two different endpoints, or the only one twice.
+    fn draw_two(&self) -> Option<(&BalancedEndpoint, &BalancedEndpoint)> {
+        let first = random_below(self.endpoints.len())?;
+        let step = random_below(self.endpoints.len() - 1).map_or(0, |step| step + 1);
+        let second = (first + step) % self.endpoints.len();
+        self.endpoints.get(first).zip(self.endpoints.get(second))
+    }
+}
+
+fn cheapest<'b>(
+    choices: impl Iterator<Item = &'b BalancedEndpoint>,
+    now: Time,
+) -> Option<&'b BalancedEndpoint> {
+    choices
+        .map(|choice| (choice.state.cost(now), choice))
+        .min_by(|(first, _), (second, _)| first.total_cmp(second))
+        .map(|(_, choice)| choice)
 }
 
 impl BalancedEndpoint {
-    /// Connections to it that are open.
+    /// Connections and requests that are open.
     pub(crate) fn open(&self) -> usize {
-        self.state.open.load(Ordering::Relaxed)
+        self.state.open()
     }
 
-    /// Counts one more connection for as long as what is returned lives.
+    /// Counts one more connection or request for as long as what is returned lives. It takes the result.
     pub(crate) fn hold(&self) -> LoadSlot {
-        self.state.open.fetch_add(1, Ordering::Relaxed);
-        LoadSlot(self.state.clone())
-    }
-
-    /// It could not be reached.
-    pub(crate) fn eject(&self) {
-        let until = clock() + u64::try_from(EJECTED_FOR.as_millis()).unwrap_or(u64::MAX);
-        self.state.ejected_until.store(until, Ordering::Relaxed);
-    }
-
-    fn is_ejected(&self, now: u64) -> bool {
-        self.state.ejected_until.load(Ordering::Relaxed) > now
-    }
-}
-
-impl Drop for LoadSlot {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        LoadSlot::new(&self.state, &self.peers)
     }
 }
 
 fn name_of(backend: &BackendRef) -> Arc<str> {
     format!("{}/{}", backend.object.namespace, backend.object.name).into()
-}
-
-/// Milliseconds since the first call; starts at one.
-fn clock() -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 pub(super) fn random_below(count: usize) -> Option<usize> {
@@ -165,11 +165,44 @@ mod tests {
         };
         assert_eq!(chosen(&[first]), Some(second));
         assert_eq!(chosen(&[first, second]), None);
-        backend.endpoints[0].eject();
+        backend.endpoints[0].hold().unreachable();
         for _ in 0..50 {
             assert_eq!(chosen(&[]), Some(second));
         }
         assert_eq!(chosen(&[second]), Some(first));
+    }
+
+    #[test]
+    fn a_slow_endpoint_gets_fewer_requests_and_a_few_that_are_good_are_found_among_many() {
+        let two = backend(&[1, 2], None);
+        two.endpoints.iter().for_each(|choice| choice.hold().succeeded());
+        let slow = two.endpoints[0].hold();
+        let cost = |index: usize| two.endpoints[index].state.cost(Time::now());
+        while cost(0) < 4.0 * cost(1) {
+            slow.succeeded();
+        }
+        drop(slow);
+        assert!((0..100).all(|_| two.choose(any).unwrap().endpoint.address == address(2)));
+
+        let numbers: Vec<u8> = (0..200).collect();
+        let many = backend(&numbers, None);
+        for choice in many.endpoints.iter().filter(|choice| choice.endpoint.address != address(7)) {
+            choice.hold().unreachable();
+        }
+        assert!((0..100).all(|_| many.choose(any).unwrap().endpoint.address == address(7)));
+    }
+
+    #[test]
+    fn an_endpoint_that_joins_starts_slowly() {
+        let before = backend(&[1, 2, 3], None);
+        before.endpoints.iter().for_each(|choice| choice.hold().succeeded());
+        let now = backend(&[1, 2, 3, 4], Some(&before));
+        let first = now.choose(|endpoint| endpoint.address == address(4)).unwrap().hold();
+        first.succeeded();
+        drop(first);
+        let held: Vec<_> = (0..300).map(|_| now.choose(any).unwrap().hold()).collect();
+        let [.., old, new] = now.endpoints.as_slice() else { panic!() };
+        assert!(new.open() * 3 < old.open(), "{} of {}", new.open(), held.len());
     }
 
     #[test]
