@@ -3,6 +3,10 @@
 //! [`istio_ca`] is the certificate API that existing clients of Istio's CA use; [`discovery`] is our own stream of
 //! compiled policy, destinations, routes and backends, whose resources a [`ResourceName`] names. `convert` translates
 //! messages into [`tidegate_core`]'s values and back; it rejects whatever it does not fully understand.
+//!
+//! The `.proto` files in `proto/` are the contract. An upgrade does not restart workloads, so a sidecar speaks to
+//! controllers of later versions: fields keep their numbers, and a resource that a sidecar does not fully understand
+//! is refused alone, without an end of the stream.
 
 mod convert;
 mod resource_name;

@@ -1,4 +1,8 @@
 //! Names of resources on the policy stream.
+//!
+//! A name is all that a sidecar sends to subscribe, and the key under which both sides hold a resource. So each
+//! resource has exactly one spelling, in which an IPv6 address has no scope and a port no leading zero; another
+//! spelling would be another resource.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -68,6 +72,7 @@ impl fmt::Display for ResourceName {
     }
 }
 
+/// `<kind>/<namespace>/<name>:<port>`; the last colon is the port's, because a name may contain one.
 fn parse_backend(text: &str) -> Option<BackendRef> {
     let (object, port) = text.rsplit_once(':')?;
     let mut parts = object.splitn(3, '/');

@@ -1,4 +1,13 @@
 //! Backends and their endpoints.
+//!
+//! On the wire a backend is its name, one [`BackendProtocol`](tidegate_core::backend::BackendProtocol) and a flat
+//! list of endpoints of both families. An endpoint is an address without brackets, a port, a transport and, if
+//! connections go through a forward proxy, that proxy.
+//!
+//! Refused: an address that occurs twice, because a sidecar counts connections to endpoints, and ejects endpoints, by
+//! address; an absent transport, which would otherwise mean plaintext; TLS without any accepted name, which would
+//! accept every server of a root. An empty list of endpoints is valid: the backend exists and connections to it are
+//! refused.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -43,10 +52,12 @@ impl TryFrom<wire::Backend> for Backend {
     }
 }
 
+/// References to backends are the same message in destinations, routes and mirrors.
 pub(super) fn backend_ref_to_wire(backend: &BackendRef) -> wire::BackendRef {
     wire::BackendRef { object: Some(object_to_wire(&backend.object)), port: backend.port.into() }
 }
 
+/// The object may be of any kind: a sidecar only compares names. An error's path is below `path`.
 pub(super) fn backend_ref_from_wire(
     path: &str,
     backend: Option<wire::BackendRef>,
@@ -56,6 +67,7 @@ pub(super) fn backend_ref_from_wire(
     Ok(BackendRef { object, port: port_number(&format!("{path}.port"), backend.port)? })
 }
 
+/// The IP address is text, so that one field serves both families; `SocketAddr`'s own text would need brackets.
 fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
     let transport = match &endpoint.transport {
         Transport::Plain => wire::endpoint::Transport::Plain(wire::PlainTransport {}),
@@ -73,6 +85,7 @@ fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
     }
 }
 
+/// One endpoint of a list; `path` has its place, such as `endpoints[3]`.
 fn endpoint_from_wire(path: &str, endpoint: wire::Endpoint) -> Result<Endpoint, ConversionError> {
     let ip: IpAddr = endpoint.address.parse().map_err(|_| {
         bad(&format!("{path}.address"), format!("{:?} is not an IP address", endpoint.address))
@@ -91,6 +104,7 @@ fn endpoint_from_wire(path: &str, endpoint: wire::Endpoint) -> Result<Endpoint, 
     Ok(Endpoint { address: SocketAddr::new(ip, port), transport, via })
 }
 
+/// The target stays text, because the proxy resolves it: it is what `CONNECT` sends (RFC 9110 §9.3.6).
 fn proxy_from_wire(path: &str, proxy: wire::ForwardProxy) -> Result<ForwardProxy, ConversionError> {
     if proxy.target.is_empty() {
         return Err(missing(&format!("{path}.target")));
@@ -99,6 +113,7 @@ fn proxy_from_wire(path: &str, proxy: wire::ForwardProxy) -> Result<ForwardProxy
     Ok(ForwardProxy { origin, target: proxy.target.into() })
 }
 
+/// An absent SNI is an empty string, which no server name can be.
 fn tls_to_wire(tls: &TlsOrigination) -> wire::TlsOrigination {
     let roots = match &tls.verify.roots {
         TrustRoots::System => wire::trust_roots::Roots::System(wire::SystemRoots {}),
@@ -119,6 +134,7 @@ fn tls_to_wire(tls: &TlsOrigination) -> wire::TlsOrigination {
     }
 }
 
+/// Root bundles and the client certificate are references to objects, not their content.
 fn tls_from_wire(path: &str, tls: wire::TlsOrigination) -> Result<TlsOrigination, ConversionError> {
     let field = |name: &str| format!("{path}.{name}");
     let roots = match tls.roots.and_then(|roots| roots.roots).ok_or_else(|| missing(&field("roots")))? {

@@ -1,4 +1,11 @@
 //! Destinations.
+//!
+//! On the wire a destination is one of passed through, blocked with a reason, or routed. A routed one has the app's
+//! protocol and the name of a backend or of routes, never their content: these are resources of their own, and change
+//! without the destination.
+//!
+//! Refused: an absent kind, which must not mean "passed through", an unknown protocol, and a name that no resource
+//! can have.
 
 use tidegate_core::destination::{Destination, DestinationTarget};
 use tidegate_core::route::RoutesName;
@@ -30,6 +37,7 @@ impl From<&Destination> for wire::Destination {
     }
 }
 
+/// Whether the backend or the routes exist is not checked: they are other resources, which may arrive later.
 impl TryFrom<wire::Destination> for Destination {
     type Error = ConversionError;
 

@@ -1,4 +1,7 @@
 //! Identities.
+//!
+//! The three parts travel separately, not as a SPIFFE URI or a DNS name: these are spellings for certificates, and a
+//! name in DNS spelling cannot be taken apart without the trust domain: a service account's name may contain dots.
 
 use tidegate_core::identity::{Identity, TrustDomain};
 
@@ -13,6 +16,7 @@ pub(super) fn identity_to_wire(identity: &Identity) -> wire::Identity {
     }
 }
 
+/// Each part must be what Kubernetes or SPIFFE accepts as a name; an absent one is empty and therefore refused.
 pub(super) fn identity_from_wire(path: &str, identity: &wire::Identity) -> Result<Identity, ConversionError> {
     let trust_domain =
         TrustDomain::parse(&identity.trust_domain).map_err(|e| bad(&format!("{path}.trust_domain"), e))?;

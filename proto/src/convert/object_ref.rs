@@ -1,4 +1,7 @@
 //! References to objects.
+//!
+//! An [`ObjectRef`](tidegate_core::ObjectRef) says which object a rule, a route or a limit came from. It is shown in
+//! logs and by `tidegate explain`, and it is part of a backend's name.
 
 use tidegate_core::ObjectRef;
 

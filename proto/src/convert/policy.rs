@@ -1,4 +1,14 @@
 //! Inbound policies.
+//!
+//! On the wire a policy is the workload, its identity and a list of ports, each with the app's protocol, the Services
+//! in front of it, the rule for mesh peers and the rules for other clients. The list becomes a map, and a port that
+//! occurs twice is refused: the policies of one port are joined by the controller, never by the sidecar.
+//!
+//! A rule that the controller could not compile is still sent, with its reason, so that a refusal can name it.
+//! Everything that restricts a rule distinguishes absent from empty: absent source ranges admit any address, an empty
+//! list admits none; an absent client check is an error, not "no certificate required"; an absent mesh rule is an
+//! error, not "any peer". Principals are the exception to strictness: one that cannot be parsed is kept as a
+//! principal that matches no certificate, because the others of its list still hold.
 
 use std::collections::BTreeMap;
 
@@ -44,6 +54,7 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
     }
 }
 
+/// An item of a list, not a value of a map: maps are encoded in any order, and a version is a hash of the bytes.
 fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
     let mesh = match &policy.mesh {
         MeshRule::Deny(why) => wire::mesh_rule::Rule::DenyReason(why.to_string()),
@@ -59,6 +70,7 @@ fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
     }
 }
 
+/// `path` has the port's number, such as `ports[14001]`.
 fn port_from_wire(path: &str, port: wire::PortPolicy) -> Result<PortPolicy, ConversionError> {
     let protocol = app_protocol_from_wire(&format!("{path}.protocol"), port.protocol)?;
     let mesh_path = format!("{path}.mesh");
@@ -90,6 +102,7 @@ fn rule_to_wire(rule: &IngressRule) -> wire::IngressRule {
     }
 }
 
+/// `path` has the rule's place among those of its port, such as `ports[14001].ingress[0]`.
 fn rule_from_wire(path: &str, rule: wire::IngressRule) -> Result<IngressRule, ConversionError> {
     let state = match rule.state.ok_or_else(|| missing(path))? {
         wire::ingress_rule::State::InvalidReason(why) => RuleState::Invalid(why.into()),
@@ -121,6 +134,7 @@ fn active_to_wire(rule: &ActiveIngressRule) -> wire::ActiveIngressRule {
     wire::ActiveIngressRule { sources, transport: Some(transport) }
 }
 
+/// CIDR ranges and host patterns are parsed again: the controller has parsed them, but it may be of another version.
 fn active_from_wire(path: &str, rule: wire::ActiveIngressRule) -> Result<ActiveIngressRule, ConversionError> {
     let sources = match rule.sources {
         None => Sources::Any,
@@ -149,10 +163,12 @@ fn active_from_wire(path: &str, rule: wire::ActiveIngressRule) -> Result<ActiveI
     Ok(ActiveIngressRule { sources, transport })
 }
 
+/// By their text, in which a type is recognized by its form: `*`, a name with `://`, or a DNS name.
 fn principals_to_wire(principals: &[Principal]) -> wire::Principals {
     wire::Principals { names: principals.iter().map(ToString::to_string).collect() }
 }
 
+/// Never fails: see the module's documentation.
 fn principals_from_wire(principals: &wire::Principals) -> Vec<Principal> {
     principals.names.iter().map(|name| Principal::parse(name)).collect()
 }

@@ -1,4 +1,8 @@
 //! Protocols of apps and backends.
+//!
+//! Their numbers are the wire contract. Value 0 is reserved for "unspecified" by proto3 and refused, as is every
+//! number that this version does not define: guessing a protocol would parse opaque bytes as HTTP, or pass HTTP on
+//! without its authorization.
 
 use tidegate_core::backend::BackendProtocol;
 use tidegate_core::policy::AppProtocol;
@@ -6,6 +10,7 @@ use tidegate_core::policy::AppProtocol;
 use super::{ConversionError, bad};
 use crate::discovery as wire;
 
+/// What an app speaks on one of its ports, as its Service declares it.
 pub(super) fn app_protocol_to_wire(protocol: AppProtocol) -> wire::AppProtocol {
     match protocol {
         AppProtocol::Http => wire::AppProtocol::Http,
@@ -16,6 +21,7 @@ pub(super) fn app_protocol_to_wire(protocol: AppProtocol) -> wire::AppProtocol {
     }
 }
 
+/// `protocol` is the raw number, because proto3 decodes an unknown one without an error.
 pub(super) fn app_protocol_from_wire(path: &str, protocol: i32) -> Result<AppProtocol, ConversionError> {
     match wire::AppProtocol::try_from(protocol) {
         Ok(wire::AppProtocol::Http) => Ok(AppProtocol::Http),
@@ -27,6 +33,7 @@ pub(super) fn app_protocol_from_wire(path: &str, protocol: i32) -> Result<AppPro
     }
 }
 
+/// What is spoken to a backend's endpoints, which may differ from what the client speaks.
 pub(super) fn backend_protocol_to_wire(protocol: BackendProtocol) -> wire::BackendProtocol {
     match protocol {
         BackendProtocol::Http => wire::BackendProtocol::Http,

@@ -1,4 +1,14 @@
 //! Routes: the rules of several objects, as one resource.
+//!
+//! On the wire it is a list of routes, each with its object, when that was created, its hosts and its rules. A rule
+//! is matches, filters, one action, timeouts and a retry policy. The order of routes has no meaning:
+//! [`RouteTable`](tidegate_core::route::RouteTable) sorts them by Gateway API's precedence, for which it needs the
+//! objects' age and name.
+//!
+//! The model's constructors check each value, so that a table that was decoded is as valid as one that was compiled;
+//! this file turns their errors into paths. Beyond that it refuses an absent action, an unknown enum value, a
+//! duration with a second or more of nanoseconds, and more than 1,024 regular expressions, because compiled ones take
+//! memory.
 
 mod filter;
 mod matching;
@@ -31,6 +41,7 @@ impl From<&[Route]> for wire::Routes {
     }
 }
 
+/// Counts the regular expressions before it compiles the first one: compiling is what costs memory and time.
 impl TryFrom<wire::Routes> for RouteTable {
     type Error = ConversionError;
 
@@ -58,6 +69,7 @@ fn route_to_wire(route: &Route) -> wire::Route {
     }
 }
 
+/// `path` is the route's place in the resource, such as `routes[2]`. Hosts may be empty, which means every host.
 fn route_from_wire(path: &str, route: wire::Route) -> Result<Route, ConversionError> {
     let host = |host: &String| HostMatch::parse(host).map_err(|error| inner(path, &error));
     let rule = |(i, rule)| rule_from_wire(&format!("{path}.rules[{i}]"), rule);
@@ -69,6 +81,7 @@ fn route_from_wire(path: &str, route: wire::Route) -> Result<Route, ConversionEr
     })
 }
 
+/// Timeouts are always sent, also without a value; an absent retry policy means the sidecar's default.
 fn rule_to_wire(rule: &RouteRule) -> wire::RouteRule {
     let action = match &rule.action {
         Action::Forward(backends) => wire::route_rule::Action::Forward(wire::Forward {
@@ -90,6 +103,7 @@ fn rule_to_wire(rule: &RouteRule) -> wire::RouteRule {
     }
 }
 
+/// A rule without matches applies to every request, as in Gateway API; a rule without an action is refused.
 fn rule_from_wire(path: &str, rule: wire::RouteRule) -> Result<RouteRule, ConversionError> {
     let action = match rule.action.ok_or_else(|| missing(&format!("{path}.action")))? {
         wire::route_rule::Action::Forward(forward) => {
@@ -115,6 +129,7 @@ fn rule_from_wire(path: &str, rule: wire::RouteRule) -> Result<RouteRule, Conver
     })
 }
 
+/// The share of a reference that the controller could not resolve is sent with the response that this share gets.
 fn weighted_to_wire(backend: &WeightedBackend) -> wire::WeightedBackend {
     let target = match &backend.target {
         BackendTarget::Backend(backend) => {
@@ -132,6 +147,7 @@ fn weighted_to_wire(backend: &WeightedBackend) -> wire::WeightedBackend {
     }
 }
 
+/// Any 32-bit weight is decoded here; the route's check refuses one above `MAX_WEIGHT`.
 fn weighted_from_wire(
     path: &str,
     backend: wire::WeightedBackend,
@@ -154,6 +170,7 @@ fn backend_from_wire(path: &str, backend: Option<wire::BackendRef>) -> Result<Ba
     backend_ref_from_wire(&format!("{path}.backend"), backend)
 }
 
+/// Parts that a redirect keeps from the request are absent: an empty host name, port 0, an unspecified scheme.
 fn redirect_to_wire(redirect: &Redirect) -> wire::Redirect {
     let scheme = match redirect.scheme() {
         None => wire::Scheme::Unspecified,
@@ -169,6 +186,7 @@ fn redirect_to_wire(redirect: &Redirect) -> wire::Redirect {
     }
 }
 
+/// The one place where an unspecified enum value is valid: it means the request's scheme.
 fn redirect_from_wire(path: &str, redirect: &wire::Redirect) -> Result<Redirect, ConversionError> {
     let status = status(&format!("{path}.status"), redirect.status)?;
     let mut decoded = Redirect::new(status).map_err(|error| inner(path, &error))?;
@@ -200,6 +218,7 @@ fn response_from_wire(path: &str, response: wire::DirectResponse) -> Result<Dire
     Ok(DirectResponse { status, reason: response.reason.into() })
 }
 
+/// Absent means without a limit, and so does zero (GEP-1742). An attempt may not last longer than the request.
 fn timeouts_from_wire(path: &str, timeouts: &wire::Timeouts) -> Result<Timeouts, ConversionError> {
     let duration = |field: &str, duration: Option<wire::Duration>| {
         let path = format!("{path}.timeouts.{field}");
@@ -210,10 +229,12 @@ fn timeouts_from_wire(path: &str, timeouts: &wire::Timeouts) -> Result<Timeouts,
     Timeouts::new(request, backend_request).map_err(|error| inner(path, &error))
 }
 
+/// Not google.protobuf.Duration, which is signed: a negative duration cannot be written.
 fn duration_to_wire(duration: Duration) -> wire::Duration {
     wire::Duration { seconds: duration.as_secs(), nanoseconds: duration.subsec_nanos() }
 }
 
+/// An absent duration is an error; where one is optional, the caller does not call this.
 fn duration_from_wire(path: &str, duration: Option<wire::Duration>) -> Result<Duration, ConversionError> {
     let wire::Duration { seconds, nanoseconds } = duration.ok_or_else(|| missing(path))?;
     if nanoseconds >= 1_000_000_000 {
@@ -227,6 +248,7 @@ fn status(path: &str, status: u32) -> Result<u16, ConversionError> {
     u16::try_from(status).map_err(|_| bad(path, format!("{status} is not a status")))
 }
 
+/// The error of an enum's number that this version does not define.
 fn unknown(path: &str, value: i32) -> ConversionError {
     bad(path, format!("unknown value {value}"))
 }
@@ -236,6 +258,8 @@ fn inner(path: &str, error: &RouteError) -> ConversionError {
     bad(&format!("{path}.{}", error.field), value_and_problem(error))
 }
 
+/// The model's errors have the value apart from the problem; on the wire's side they are one text, with the value
+/// quoted.
 fn value_and_problem(error: &RouteError) -> String {
     format!("{:?} {}", error.value, error.problem)
 }

@@ -1,4 +1,8 @@
 //! Filters.
+//!
+//! A filter is one member of a `oneof`; the list keeps its order, in which filters run. Rate limits, external
+//! authorization and JWT are references to the objects that configure them. A filter of an unknown kind decodes as an
+//! absent one and is refused: skipping it might skip an authorization.
 
 use tidegate_core::route::filter::{
     Fault, Filter, Fraction, HeaderEdits, LocalRateLimit, Mirror, PathEdit, Rewrite,
@@ -11,6 +15,7 @@ use super::{backend_from_wire, duration_from_wire, duration_to_wire, inner, stat
 use crate::discovery as wire;
 use crate::discovery::filter::Kind;
 
+/// Header edits are sent as the model has normalized them: "set" is a removal and an addition.
 pub(super) fn filter_to_wire(filter: &Filter) -> wire::Filter {
     let kind = match filter {
         Filter::RequestHeaders(edits) => Kind::RequestHeaders(edits_to_wire(edits)),
@@ -49,6 +54,8 @@ pub(super) fn filter_to_wire(filter: &Filter) -> wire::Filter {
     wire::Filter { kind: Some(kind) }
 }
 
+/// `path` is the filter's place in its rule or backend, such as `routes[0].rules[1].filters[0]`. Combinations that
+/// are invalid, such as two rewrites in one rule, are refused by the route's check.
 pub(super) fn filter_from_wire(path: &str, filter: wire::Filter) -> Result<Filter, ConversionError> {
     let object = |object| object_from_wire(path, Some(object));
     Ok(match filter.kind.ok_or_else(|| missing(path))? {
@@ -75,6 +82,7 @@ pub(super) fn filter_from_wire(path: &str, filter: wire::Filter) -> Result<Filte
     })
 }
 
+/// Rewrites and redirects edit the path the same way.
 pub(super) fn path_edit_to_wire(edit: &PathEdit) -> wire::PathEdit {
     let kind = match edit {
         PathEdit::Full(path) => wire::path_edit::Kind::Full(path.to_string()),
@@ -83,6 +91,7 @@ pub(super) fn path_edit_to_wire(edit: &PathEdit) -> wire::PathEdit {
     wire::PathEdit { kind: Some(kind) }
 }
 
+/// An empty prefix is valid: it removes the prefix that matched.
 pub(super) fn path_edit_from_wire(path: &str, edit: &wire::PathEdit) -> Result<PathEdit, ConversionError> {
     let decoded = match edit.kind.as_ref().ok_or_else(|| missing(&format!("{path}.path")))? {
         wire::path_edit::Kind::Full(text) => PathEdit::full(text),
@@ -97,6 +106,7 @@ fn rewrite_from_wire(path: &str, rewrite: &wire::Rewrite) -> Result<Rewrite, Con
     Rewrite::new(hostname, edit).map_err(|error| inner(path, &error))
 }
 
+/// Delay and abort are independent, each with its own fraction. The status of an abort is checked with the rule.
 fn fault_from_wire(path: &str, fault: wire::Fault) -> Result<Fault, ConversionError> {
     let delay = |delay: wire::Delay| {
         let path = format!("{path}.delay");
@@ -121,6 +131,7 @@ fn edits_to_wire(edits: &HeaderEdits) -> wire::HeaderEdits {
     }
 }
 
+/// Only removals and additions arrive; the constructor's list of fields to set stays empty.
 fn edits_from_wire(path: &str, edits: &wire::HeaderEdits) -> Result<HeaderEdits, ConversionError> {
     let dropped: Vec<_> = edits.dropped.iter().map(String::as_str).collect();
     let appended: Vec<_> =
@@ -132,6 +143,7 @@ fn fraction_to_wire(fraction: Fraction) -> wire::Fraction {
     wire::Fraction { numerator: fraction.numerator(), denominator: fraction.denominator() }
 }
 
+/// An absent fraction is an error: proto3's default would be 0 of 0.
 fn fraction_from_wire(path: &str, fraction: Option<wire::Fraction>) -> Result<Fraction, ConversionError> {
     let fraction = fraction.ok_or_else(|| missing(&format!("{path}.fraction")))?;
     Fraction::new(fraction.numerator, fraction.denominator).map_err(|error| inner(path, &error))

@@ -1,4 +1,9 @@
 //! The conditions of a rule.
+//!
+//! A match is a path condition and lists of methods, headers and query parameters, of which all must hold; whatever
+//! is absent or empty matches everything. A condition on a value is exact or a regular expression, anchored at both
+//! ends. Regular expressions travel as text and are compiled on decoding, within the bounds of
+//! `core/src/route/pattern.rs`.
 
 use tidegate_core::route::matching::{HeaderMatch, PathMatch, QueryMatch, RouteMatch, RpcMatch, ValueMatch};
 use tidegate_core::route::{Method, RouteError};
@@ -39,6 +44,7 @@ pub(super) fn match_to_wire(matching: &RouteMatch) -> wire::RouteMatch {
     }
 }
 
+/// `path` is the match's place in its rule, such as `routes[0].rules[1].matches[0]`.
 pub(super) fn match_from_wire(path: &str, matching: wire::RouteMatch) -> Result<RouteMatch, ConversionError> {
     let header = |(i, header): (usize, wire::HeaderMatch)| {
         let (path, name) = (format!("{path}.headers[{i}]"), &header.name);
@@ -76,6 +82,7 @@ fn path_to_wire(path: &PathMatch) -> wire::PathMatch {
     wire::PathMatch { kind: Some(kind) }
 }
 
+/// Paths are brought into normal form again, so that what is compared is in the same form as a request's path.
 fn path_from_wire(path: &str, matching: wire::PathMatch) -> Result<PathMatch, ConversionError> {
     let decoded = match matching.kind.ok_or_else(|| missing(&format!("{path}.path")))? {
         wire::path_match::Kind::Exact(text) => PathMatch::exact(&text),
@@ -86,6 +93,8 @@ fn path_from_wire(path: &str, matching: wire::PathMatch) -> Result<PathMatch, Co
     decoded.map_err(|error| inner(path, &error))
 }
 
+/// At least one of service and method, each exact or a regular expression. Neither would match every request, which
+/// is spelled by an absent path.
 fn rpc_from_wire(path: &str, rpc: wire::RpcMatch) -> Result<PathMatch, ConversionError> {
     let part = |field: &str, value: Option<wire::ValueMatch>| {
         let path = format!("{path}.{field}");

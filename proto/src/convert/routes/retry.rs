@@ -1,4 +1,9 @@
 //! Retry policies.
+//!
+//! A policy is the failures that are retried (HTTP statuses as inclusive ranges, gRPC statuses, resets, timeouts),
+//! the methods, the number of attempts beyond the first, the backoff and an optional budget. An absent policy is not
+//! an empty one: it means that only requests that provably were not processed are retried. Absent methods are
+//! refused, because "all" would repeat requests that are not idempotent (RFC 9110 §9.2.2).
 
 use tidegate_core::route::RetryPolicy;
 use tidegate_core::route::retry::{Backoff, Budget, RetryMethods, RetryOn};
@@ -7,6 +12,8 @@ use super::super::{ConversionError, bad, missing};
 use super::{duration_from_wire, duration_to_wire, inner, status, unknown};
 use crate::discovery as wire;
 
+/// Writes every field, also those that have the model's defaults, so that both sides agree whatever their versions'
+/// defaults are.
 pub(super) fn retry_to_wire(policy: &RetryPolicy) -> wire::RetryPolicy {
     let on = policy.on();
     let range =
@@ -57,6 +64,8 @@ pub(super) fn retry_from_wire(path: &str, policy: wire::RetryPolicy) -> Result<R
     RetryPolicy::new(on, methods, policy.attempts, backoff, budget).map_err(|error| inner(path, &error))
 }
 
+/// Numbers are only narrowed here; the model checks that statuses are within 400 to 599 and gRPC statuses within 0 to
+/// 16.
 fn on_from_wire(path: &str, on: wire::RetryOn) -> Result<RetryOn, ConversionError> {
     let range = |(i, range): (usize, &wire::StatusRange)| {
         let path = format!("{path}.retry.on.statuses[{i}]");
@@ -72,6 +81,7 @@ fn on_from_wire(path: &str, on: wire::RetryOn) -> Result<RetryOn, ConversionErro
         .map_err(|error| inner(path, &error))
 }
 
+/// `path` is the budget's own, for its durations; the model's errors name the field within `rule`.
 fn budget_from_wire(path: &str, rule: &str, budget: &wire::RetryBudget) -> Result<Budget, ConversionError> {
     let interval = duration_from_wire(&format!("{path}.interval"), budget.interval)?;
     let min_interval = duration_from_wire(&format!("{path}.min_interval"), budget.min_interval)?;
