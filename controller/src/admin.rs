@@ -5,6 +5,11 @@
 //! /explain`: what a workload's policy decides about a connection, as
 //! `?backend=<ns>/<service>&port=&source=<address>&sni=&principal=&tls=true|false|mesh`. `backend` and `source` are
 //! required; `principal` may be repeated.
+//!
+//! All pages are JSON, except errors: `400` for a parameter that cannot be parsed and `404` for a question without an
+//! answer, each with one line of plain text. They are computed on request from what the engine has published and
+//! change nothing. The health server has none of them: it listens for kubelet and Prometheus, also from other hosts,
+//! and policies are not for every reader.
 
 use std::net::SocketAddr;
 use std::sync::PoisonError;
@@ -67,6 +72,7 @@ impl AdminServers {
     }
 }
 
+/// The controller's own pages, to be merged with those that every daemon has.
 pub(crate) fn routes(shared: Shared) -> Router {
     Router::new()
         .route("/policies", get(policies))
@@ -89,6 +95,8 @@ async fn workloads(State(shared): State<Shared>) -> Response {
     Json(shared.workloads.view()).into_response()
 }
 
+/// Answers from the index of this moment. If the workload has no policy although objects would compile to one (its
+/// namespace's share is used up), the answer is what its sidecar does without a policy: it denies.
 async fn explained(
     State(shared): State<Shared>,
     Parameters(parameters): Parameters<Vec<(String, String)>>,
@@ -112,6 +120,8 @@ async fn explained(
     }
 }
 
+/// Parses the query string of `/explain`. Parameters with an empty value count as absent, so that a form can be
+/// submitted as it is; an unknown one is an error, because a misspelled restriction would otherwise be ignored.
 fn parse(parameters: &[(String, String)]) -> Result<Query, String> {
     let (mut backend, mut source) = (None, None);
     let (mut port, mut server_name, mut principals, mut speaks) = (None, None, Vec::new(), Speaks::Likely);

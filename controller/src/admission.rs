@@ -120,6 +120,8 @@ struct ReviewedMeta {
     deletion_timestamp: Option<Time>,
 }
 
+/// Beyond the checks of the spec: a MeshConfig of another name is stored, as OSM did, with a warning that it has no
+/// effect.
 fn mesh_config(object: &Reviewed<MeshConfigSpec>) -> Vec<Finding> {
     let mut findings = validate::mesh_config(&object.spec);
     if object.metadata.name.as_deref().is_some_and(|name| name != MESH_CONFIG_NAME) {

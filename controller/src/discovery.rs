@@ -57,6 +57,7 @@ pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 impl Discovery for DiscoveryService {
     type StreamStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
 
+    /// Accepts a stream of an authenticated sidecar and serves it in a task of its own, which outlives this call.
     async fn stream(
         &self,
         request: Request<Streaming<DiscoveryRequest>>,

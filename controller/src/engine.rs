@@ -1,4 +1,12 @@
 //! Takes batches of changes, compiles what they affect, and publishes the results and the statuses.
+//!
+//! One batch at a time: its changes are applied to the index, which notes what they affect; the workloads among it
+//! are compiled and published, then the resources that sidecars subscribe to, then statuses. Nothing is published
+//! before the source has reported everything once: a policy that misses an object that exists would refuse traffic
+//! that it grants.
+//!
+//! The index is locked for writing only while changes are applied, and for reading while they are compiled: pages of
+//! the admin server and sidecars that subscribe read it at the same time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -65,6 +73,8 @@ struct Written {
 }
 
 impl Engine {
+    /// An engine that has compiled nothing. `blocker` keeps the controller unready until the first complete list is
+    /// published.
     pub(crate) fn new(
         shared: Shared,
         is_workload: fn(&Pod) -> bool,
@@ -87,10 +97,12 @@ impl Engine {
         }
     }
 
+    /// The MeshConfig in force; `None` without a readable one.
     pub(crate) fn mesh_config(&self) -> watch::Receiver<Option<Arc<MeshConfigSpec>>> {
         self.mesh_config.subscribe()
     }
 
+    /// The local Pods, for standalone mode; stays empty on a cluster.
     pub(crate) fn pods(&self) -> watch::Receiver<Arc<Vec<LocalPod>>> {
         self.pods.subscribe()
     }
@@ -103,6 +115,7 @@ impl Engine {
         }
     }
 
+    /// Applies a batch and publishes what it changes. Batches before the first complete one only fill the index.
     pub(crate) fn take(&mut self, batch: Batch) {
         let mut affected = Affected::default();
         {
@@ -128,6 +141,8 @@ impl Engine {
         }
     }
 
+    /// Compiles the affected workloads, oldest first, and then those that were left out of a namespace's share and
+    /// may fit now. A workload is compiled at most once, plus once for new room.
     fn recompile(&mut self, affected: &Affected) {
         let index = self.shared.index.clone();
         let index = index.read().unwrap_or_else(PoisonError::into_inner);
@@ -208,6 +223,8 @@ impl Engine {
         }
     }
 
+    /// Withdraws the policy of a workload that has no place in its namespace's share. Its sidecar refuses all traffic
+    /// and is shown the reason.
     fn leave_out(&self, name: &ObjectName) {
         let error = self.shares.reason("policies");
         if self.complaints.admits(&name.namespace, Instant::now()) {
@@ -216,6 +233,9 @@ impl Engine {
         self.shared.workloads.withdraw(name, Some(error));
     }
 
+    /// Writes the statuses that may have changed and differ from those written before; removes those of objects that
+    /// are gone. An object that was deleted and created again under its name differs by its UID and is written again:
+    /// its stored status is empty.
     fn update_statuses(&mut self, index: &Index, affected: &Affected) {
         let without_room = self.left_out.values().flatten().collect();
         let scope = StatusScope::affected(index, affected, without_room);
@@ -261,6 +281,8 @@ impl Engine {
         });
     }
 
+    /// What standalone mode needs to start the Pod's sidecar. Its ports are those of the policy, which is why it is
+    /// made after compiling.
     fn local_pod(&self, name: &ObjectName, pod: &Pod) -> LocalPod {
         let published = self.shared.workloads.policy(name);
         let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref());
@@ -280,6 +302,7 @@ impl Engine {
     }
 }
 
+/// One line for a change of a status, so that the log is a history of what took effect; warnings have a line each.
 fn log_status(key: &ObjectKey, status: &ObjectStatus) {
     match status.current {
         CurrentStatus::Committed => info!(object = %key, "{}", status.reason),

@@ -1,4 +1,9 @@
 //! What would happen to a connection, and why: the policy that sidecars get, asked a question.
+//!
+//! It calls the same `open`, `admit` and `authorize` in the same order as a sidecar (`core/src/policy/evaluate.rs`),
+//! on a policy that is compiled for the question. So the answer is right also where no sidecar runs yet, and needs no
+//! connection to one; what it cannot see is a sidecar that still has an older policy, for which `tidegate proxy
+//! status` compares versions.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -137,6 +142,8 @@ pub fn explain(
     ask(&policy, port, query)
 }
 
+/// Runs the decisions of one connection and its first request. The names of a certificate count only where the
+/// sidecar would request one.
 fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, ExplainError> {
     let opening = opening(policy, port, query);
     let names = names(policy.identity.trust_domain(), query, opening)?;
@@ -176,6 +183,7 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
     })
 }
 
+/// `rule` of an explanation: a namespace and a name without the kind.
 fn in_namespace(ObjectRef { namespace, name, .. }: &ObjectRef) -> String {
     format!("{namespace}/{name}")
 }
@@ -197,6 +205,8 @@ fn workload_behind<'i>(
     index.pods_in(&backend.namespace).map(|(_, pod)| &**pod).find(stands_behind)
 }
 
+/// What the client would send first. For [`Speaks::Likely`] a server name, a certificate, or a port that admits TLS
+/// alone means TLS.
 fn opening<'q>(policy: &InboundPolicy, port: u16, query: &'q Query) -> Opening<'q> {
     let tls = Opening::Tls { server_name: query.server_name.as_deref() };
     match query.speaks {
@@ -209,6 +219,7 @@ fn opening<'q>(policy: &InboundPolicy, port: u16, query: &'q Query) -> Opening<'
     }
 }
 
+/// Whether every active rule of the port is an `https` one, so that a client in plaintext could only be refused.
 fn is_tls_only(policy: &InboundPolicy, port: u16) -> bool {
     let rules = policy.ports.get(&port).into_iter().flat_map(|port| &port.ingress);
     let active = rules.filter_map(|rule| match &rule.state {

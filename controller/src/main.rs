@@ -1,4 +1,9 @@
 //! `tidegate-controller`: see [`tidegate_controller`].
+//!
+//! The order of a start: the trust bundle is awaited first, because nothing can be verified without it; the own
+//! certificate is requested in the background; then objects are read. A signal during startup ends the process like one
+//! afterwards. At the end sidecars are sent to another replica, while the webhook, which the API server still calls,
+//! drains in parallel; the Lease is given up last.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -94,6 +99,8 @@ struct SourceSetup {
 }
 
 impl SourceSetup {
+    /// A folder: every Pod with a loopback address is a workload, every namespace is in the mesh, statuses are shown
+    /// by the admin server only.
     fn folder(folder: &Path) -> Self {
         Self {
             source: Box::new(FolderSource::new(folder)),
@@ -105,6 +112,9 @@ impl SourceSetup {
         }
     }
 
+    /// A cluster: objects by watches, statuses written by the replica that leads, and the webhook if its address is
+    /// configured. An error means that the client cannot be configured or the webhook cannot listen; an API server
+    /// that does not answer is retried later.
     async fn cluster(
         options: &Options,
         credentials: &watch::Receiver<Option<Arc<Credentials>>>,
@@ -154,6 +164,8 @@ struct Election {
 }
 
 impl Election {
+    /// Takes part until [`Election::resign`] or the end of the process; without it, others wait until the Lease
+    /// expires.
     fn start(elector: Elector) -> Self {
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(elector.run(async {

@@ -1,4 +1,7 @@
 //! The controller's metrics.
+//!
+//! Counters get the suffix `_total` when they are encoded; `docs/operations.md` lists all of them with their meaning.
+//! Labels are closed sets or namespaces of the cluster, so that no client chooses the number of series.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -6,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tidegate_runtime::metrics::Metrics;
 
+/// Registered once; clones share the counters.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ControllerMetrics {
     pub(crate) workloads: Gauge,
@@ -90,6 +94,7 @@ impl ControllerMetrics {
         own
     }
 
+    /// Counts that a limit was reached, by its stable word (`ShareLimit::code`), which the log line has too.
     pub(crate) fn limit_reached(&self, limit: &'static str) {
         self.limits.get_or_create(&Limit { limit }).inc();
     }
@@ -102,6 +107,8 @@ impl NamespaceGauge {
         own
     }
 
+    /// Sets the number of a namespace. At 0 the series ends, so that namespaces that are long gone do not stay on the
+    /// page.
     pub(crate) fn set(&self, namespace: &str, count: usize) {
         let label = OfNamespace { namespace: namespace.to_owned() };
         if count == 0 {

@@ -37,6 +37,7 @@ impl<'o> NamedPorts<'o> {
         Self(ports)
     }
 
+    /// Whether the Pod declares no named TCP port, so that no named `targetPort` can be resolved at it.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -121,6 +122,8 @@ pub(crate) fn declared_ports(pod: &Pod) -> impl Iterator<Item = (u16, AppProtoco
     })
 }
 
+/// All declared TCP ports of the app's containers and of native sidecars (init containers with a restart policy), in
+/// the order of the Pod's spec. The protocol defaults to TCP, as in the API.
 fn container_ports(pod: &Pod) -> impl Iterator<Item = &ContainerPort> {
     let spec = pod.spec.iter();
     let sidecars = spec.clone().flat_map(|spec| spec.init_containers.iter().flatten());

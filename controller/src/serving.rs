@@ -1,4 +1,8 @@
 //! The discovery server: gRPC over TLS whose configuration follows the certificate and the trust bundle.
+//!
+//! Clients must present a certificate of the trust bundle, and connections are bounded in total and for each address
+//! before the TLS handshake (`tidegate_runtime::grpc`). Who a client is and what it may subscribe to is decided by
+//! [`DiscoveryService`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,6 +114,8 @@ impl ServerTls {
         Some(receiver)
     }
 
+    /// Waits for another certificate or trust bundle. `None` once a provider has ended, which is the end of the
+    /// process.
     async fn changed(&mut self) -> Option<()> {
         tokio::select! {
             changed = self.credentials.changed() => changed.ok(),
@@ -117,6 +123,8 @@ impl ServerTls {
         }
     }
 
+    /// A configuration of the newest certificate and bundle; `None` before the first certificate, or if they cannot
+    /// be used together, which is logged. Connections that are open keep the configuration of their handshake.
     fn config(&mut self) -> Option<Arc<ServerConfig>> {
         let credentials = self.credentials.borrow_and_update().clone()?;
         let bundle = self.trust_bundle.borrow_and_update().clone();

@@ -1,4 +1,7 @@
 //! Where statuses go.
+//!
+//! The engine hands each changed status to every [`StatusWriter`]: the board that the admin server shows, and on a
+//! cluster the queue that writes to the objects. What a status says is decided in `compile/`.
 
 pub mod kubernetes;
 

@@ -1,4 +1,12 @@
 //! Backends: the endpoints of a Service's port, or of a Pod's own addresses.
+//!
+//! Whether an endpoint is in the mesh is decided by the Pod that it refers to: with a sidecar that takes the
+//! connections to its port, the transport is mutual TLS with that Pod's identity; otherwise it is plaintext. An
+//! endpoint whose Pod cannot be found, or is no longer the one that has the address, is left out: plaintext to an
+//! unknown peer would be a downgrade.
+//!
+//! Every Pod that was looked up is recorded in [`Resolved::pods`](super::destination::Resolved), also one that was
+//! not found, so that its appearance compiles the backend again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -36,6 +44,7 @@ impl Resolver<'_> {
         Resolved { value, pods }
     }
 
+    /// The endpoints of both families behind the Service's own `port`; `pods` collects what the result depends on.
     fn behind_service(
         &self,
         name: &ObjectName,
@@ -51,6 +60,8 @@ impl Resolver<'_> {
         Some(endpoints)
     }
 
+    /// A Pod's own addresses, for a destination that was dialled by Pod IP. `None` unless its sidecar takes
+    /// connections to the port.
     fn behind_pod(
         &self,
         name: &ObjectName,
@@ -143,10 +154,12 @@ fn target_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
     u16::try_from(listed.port?).ok().filter(|number| *number > 0)
 }
 
+/// A missing condition counts as ready, as Kubernetes specifies for `EndpointConditions.ready`.
 fn is_ready(endpoint: &SliceEndpoint) -> bool {
     endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
 }
 
+/// A Pod that terminates and still serves (KEP-1669): used only while no endpoint is ready.
 fn is_serving_its_last(endpoint: &SliceEndpoint) -> bool {
     let conditions = endpoint.conditions.as_ref();
     conditions.is_some_and(|is| is.terminating == Some(true) && is.serving.unwrap_or(true))
@@ -162,6 +175,8 @@ fn bypasses_sidecar(pod: &Pod, port: u16) -> bool {
         || intercepts.any(|container| excluded_ports(container.args.as_deref().unwrap_or_default(), port))
 }
 
+/// Whether the arguments of a container of ours list a port in `--exclude-inbound-ports`, in either spelling,
+/// `--flag=1,2` or `--flag 1,2`.
 fn excluded_ports(arguments: &[String], port: u16) -> bool {
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {

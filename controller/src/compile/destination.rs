@@ -2,6 +2,10 @@
 //!
 //! An address is a Service's cluster IP, with the Service's port, or a Pod's own. Everything else (a node port, an
 //! external name, an address outside the cluster, a port that is not TCP) is outside the mesh.
+//!
+//! The answer decides between mutual TLS and plaintext, so it never rests on an address alone: Pods of a Service are
+//! found by reference, and an address that two objects have is the Service's. "Outside the mesh" is only answered for
+//! an address that was looked up; while the controller has not read every object, it sends no destination at all.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,10 @@
 //! Which Services stand in front of a Pod, found by what they refer to instead of by a look at each of them: a namespace
 //! may have thousands of both.
+//!
+//! A Service stands in front of a Pod if its selector picks the Pod, or if one of its EndpointSlices lists it, as
+//! those of a Service without a selector do. Selectors are found by their rarest term: a Pod has that label with that
+//! value, or it is not selected, so most Services are never compared. Both bounds below cap what one namespace can
+//! make the controller compute for one Pod.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -52,6 +57,7 @@ pub(crate) struct Behind {
 }
 
 impl<'i> Fronts<'i> {
+    /// Reads every Service and EndpointSlice of the namespace once; each Pod afterwards costs its own matches only.
     pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
         let mut fronts = Self {
             index,
@@ -145,6 +151,8 @@ impl<'i> Found<'i> {
         Self { service, is_selected: false, slices: Vec::new() }
     }
 
+    /// The Pod's ports behind this Service. Of the selector and of slices, the first to name a port decides its
+    /// protocol.
     fn ports(&self, named: &NamedPorts<'_>) -> BTreeMap<u16, AppProtocol> {
         let mut ports = BTreeMap::new();
         if self.is_selected {

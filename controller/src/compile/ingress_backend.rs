@@ -1,4 +1,8 @@
 //! Whether an IngressBackend is in force. What it grants is in `rules`.
+//!
+//! The status is computed by the same functions that compile rules, so that it cannot say "committed" of a rule that
+//! denies. OSM reported a source without endpoints, and left the status empty when no workload was behind a backend;
+//! here a missing Service or a wrong port is an error whose reason names the ports that exist.
 
 pub(super) mod rules;
 
@@ -83,6 +87,7 @@ enum Fault {
 }
 
 impl<'i> NamespaceStatuses<'i> {
+    /// Reads the namespace's IngressBackends once, so that conflicts and sources cost each status a lookup.
     pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
         let mut openers: BTreeMap<(&str, u16), Vec<&ObjectName>> = BTreeMap::new();
         for (name, object) in index.ingress_backends_in(namespace) {

@@ -1,4 +1,7 @@
 //! What the MeshConfig in force says, and whether a MeshConfig is in force.
+//!
+//! A MeshConfig that cannot be read denies mesh peers: it may have turned permissive mode off. One with errors in
+//! fields that are read is in force as far as it can be understood, and its status says so.
 
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_core::policy::MeshRule;

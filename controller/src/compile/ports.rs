@@ -1,4 +1,8 @@
 //! The ports that EndpointSlices list, and for which Pods.
+//!
+//! A Service without a selector has its ports in slices alone, and one with named `targetPort`s may have several
+//! numbers, a slice for each. A slice's `appProtocol` takes precedence over that of the Service's port of the same
+//! name.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,4 +1,8 @@
 //! What each kind has to say: the rules that its objects are, and whether these are in force, as their status says.
+//!
+//! A kind implements [`Compiled`]; whatever is generic over kinds (all statuses, all rules of a namespace, what a
+//! change affects) is generated from the table of kinds. A status is a function of the index: it is computed anew
+//! when something that it rests on has changed, and compared with the one before by its writer.
 
 use std::collections::BTreeSet;
 
@@ -180,6 +184,8 @@ fn unreadable_status(object: &Unreadable) -> ObjectStatus {
 }
 
 impl ObjectStatus {
+    /// A status from the first error, if there is one. The generation is the object's, so that a reader sees which
+    /// version it is about.
     pub(super) fn new(error: Option<String>, warnings: Vec<String>, of: &ObjectMeta) -> Self {
         let (current, reason) = match error {
             Some(reason) => (CurrentStatus::Error, reason),

@@ -1,4 +1,8 @@
 //! The port numbers that IngressBackends may name, for each Service once.
+//!
+//! They are the numbers of a Service's `targetPort`s, those that named ones have at the Pods that it selects, and
+//! those in its EndpointSlices. Only the status needs them, for its advice about a wrong number, and Pods are
+//! searched once for all Services of a namespace.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -21,6 +25,7 @@ pub(crate) struct Targets<'i> {
 }
 
 impl<'i> Targets<'i> {
+    /// Nothing is computed before the first question about a Service.
     pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
         Self { index, namespace: namespace.to_owned(), by_pods: OnceCell::new(), known: RefCell::default() }
     }
@@ -63,6 +68,7 @@ impl<'i> Targets<'i> {
     }
 }
 
+/// Whether any TCP port's `targetPort` is a name, whose number depends on the Pod.
 fn has_named_target(service: &Service) -> bool {
     tcp_ports(service).any(|port| numbered_target(port).is_none())
 }

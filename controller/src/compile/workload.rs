@@ -1,4 +1,8 @@
 //! The policy of one workload.
+//!
+//! The steps: which ports there are and which Services are in front of each; the rule for mesh peers, the same on
+//! every port; the rules that objects grant on each port, within the workload's bound; and last the objects that
+//! cannot be read, as rules that deny. The policy is complete: a port that is not in it admits no client.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -80,6 +84,7 @@ struct NumberedRule {
 }
 
 impl<'i> NamespaceRules<'i> {
+    /// Compiles the rules of all objects of a namespace once; each of its workloads then takes those of its ports.
     pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
         let mut by_backend: HashMap<(Arc<str>, u16), Vec<NumberedRule>> = HashMap::new();
         for (number, PortRule { port, rule }) in status::rules(index, namespace).into_iter().enumerate() {

@@ -1,4 +1,7 @@
 //! EndpointSlices, by the Service and the Pods that they refer to.
+//!
+//! A Service may have many slices (Kubernetes fills them up to 100 endpoints by default), and a change of a few
+//! endpoints rewrites one of them. So slices are kept as they are and joined by their readers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +12,7 @@ use super::part::{Effect, Indexed, References, in_namespace};
 use crate::object::ObjectName;
 use crate::service::SERVICE_NAME_LABEL;
 
+/// The slices by their own names, with references from the Service and from each Pod to them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EndpointSlices {
     by_name: BTreeMap<ObjectName, Arc<EndpointSlice>>,

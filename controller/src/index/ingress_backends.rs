@@ -1,4 +1,7 @@
 //! IngressBackends, by name and by the Services that they name as sources.
+//!
+//! An IngressBackend affects the workloads behind the Services that it opens. A change of a Service or Pod affects it
+//! in turn if the Service is one of its sources, which is what `by_source` finds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -15,6 +18,7 @@ use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional
 use crate::object::stored::{CustomKind, Stored};
 use crate::object::{Object, ObjectName};
 
+/// The objects by name, with references from the Services that are their sources.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IngressBackends {
     by_name: BTreeMap<ObjectName, Arc<IngressBackend>>,
@@ -99,6 +103,7 @@ impl Custom for IngressBackend {
     }
 }
 
+/// Bytes of memory of a decoded spec: an upper bound, by the rules of [`size`](crate::object::stored::size).
 fn spec_size(spec: &IngressBackendSpec) -> usize {
     let backends: usize = spec
         .backends

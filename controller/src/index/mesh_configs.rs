@@ -1,4 +1,7 @@
 //! MeshConfigs, of which one is in force.
+//!
+//! Any change of any of them affects the whole mesh: a MeshConfig is changed rarely, and permissive mode is part of
+//! every policy.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -15,6 +18,8 @@ use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::{CustomKind, Scope, Stored};
 use crate::object::{Object, ObjectName};
 
+/// All that the source reports. On a cluster that is at most one, because only the one in the control plane's
+/// namespace is watched.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MeshConfigs(BTreeMap<ObjectName, Arc<MeshConfig>>);
 

@@ -1,4 +1,8 @@
 //! Which namespaces belong to the mesh: in a folder all of them, on Kubernetes those with its labels.
+//!
+//! Labels are reduced to what they mean for this mesh ([`Membership`]) when a Namespace is read. A namespace that is
+//! not known yet counts as unlabelled, so that objects take effect only once their namespace is known to be in the
+//! mesh.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -127,6 +131,8 @@ impl Indexed for Namespace {
 }
 
 impl Membership {
+    /// What the labels of a Namespace mean to the mesh of this name. A label that excludes takes precedence over a
+    /// mesh's.
     fn of(namespace: &Namespace, mesh: &str) -> Self {
         let labels = namespace.metadata.labels.as_ref();
         match mesh_of(labels) {

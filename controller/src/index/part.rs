@@ -1,4 +1,8 @@
 //! What the index keeps of one kind, and what a change of an object affects.
+//!
+//! Effects are computed from the object before a change and again from the one after it, so that what an object no
+//! longer refers to is compiled as well. A part reports its own references; what follows from them across kinds is in
+//! `index.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -73,6 +77,7 @@ impl References {
         self.0.entry(target).or_default().insert(name.clone());
     }
 
+    /// Forgets one reference, and a target without any.
     pub(super) fn remove(&mut self, target: &ObjectName, name: &ObjectName) {
         if let Some(names) = self.0.get_mut(target) {
             names.remove(name);

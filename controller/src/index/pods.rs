@@ -1,4 +1,7 @@
 //! Pods, by name and by address.
+//!
+//! Pods without a sidecar are kept, too: an endpoint counts only as long as its Pod has the address. `spec` of such a
+//! Pod is not kept (`object/stored/lean.rs`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,6 +13,7 @@ use super::addresses::Addresses;
 use super::part::{Effect, Indexed, in_namespace};
 use crate::object::ObjectName;
 
+/// The Pods by name, and their names by address.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pods {
     by_name: BTreeMap<ObjectName, Arc<Pod>>,

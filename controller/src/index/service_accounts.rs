@@ -1,4 +1,6 @@
 //! ServiceAccounts decide nothing by themselves and are not kept.
+//!
+//! The kind is in the table so that a manifest in a folder is recognized and not reported as ignored.
 
 use std::sync::Arc;
 

@@ -10,6 +10,8 @@ use super::addresses::Addresses;
 use super::part::{Effect, Indexed, in_namespace};
 use crate::object::ObjectName;
 
+/// The Services by name, and their names by cluster IP. `None` as a cluster IP marks a headless Service and is not an
+/// address.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Services {
     by_name: BTreeMap<ObjectName, Arc<Service>>,

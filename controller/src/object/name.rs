@@ -1,4 +1,7 @@
 //! The key of an object: its kind, its namespace and its name.
+//!
+//! Names are `Arc<str>`: the index, watches, statuses and streams all hold the same objects' names, and a namespace
+//! has thousands of objects.
 
 use std::fmt;
 use std::sync::Arc;

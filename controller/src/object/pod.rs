@@ -1,4 +1,7 @@
 //! Facts about a Pod, from its spec and status.
+//!
+//! Both are read from what `object/stored/lean.rs` keeps of a Pod: of the phase only the final ones, of the spec the
+//! account's name.
 
 use k8s_openapi::api::core::v1::Pod;
 

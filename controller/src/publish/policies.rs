@@ -1,4 +1,8 @@
 //! The policy of each workload, or why it has none, and what its sidecar has applied.
+//!
+//! A workload's entry is made by whichever comes first, its policy or its sidecar's stream, and ends with the last of
+//! policy, error and stream. What operators see of a sidecar (versions sent and acknowledged, rejections, its
+//! certificate) is that of its latest stream, and is shown after the stream has ended, too.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -81,6 +85,8 @@ pub(crate) struct WorkloadView {
     policy: Option<InboundPolicy>,
 }
 
+/// The sidecar's part of [`WorkloadView`]; the field names are the admin API that `tidegate proxy` and `tidegate
+/// certificate` read.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct SidecarView {
@@ -112,6 +118,7 @@ impl PolicyStore {
         self.is_synced.subscribe()
     }
 
+    /// From now on a stream for a workload without a policy is answered that there is none, instead of waiting.
     pub(crate) fn mark_synced(&self) {
         self.is_synced.send_replace(true);
     }
@@ -158,6 +165,7 @@ impl PolicyStore {
         }
     }
 
+    /// Records the stream that now serves a workload, in the place of an earlier one.
     pub(crate) fn connected(&self, name: &ObjectName, follower: SidecarStream) {
         self.lock().entry(name.clone()).or_default().follower = Some(follower);
     }
@@ -186,6 +194,7 @@ impl PolicyStore {
         self.lock().get(name).and_then(|entry| entry.error.clone())
     }
 
+    /// Every workload, sorted by namespace and name, each with its whole policy.
     pub(crate) fn view(&self) -> Vec<WorkloadView> {
         self.lock().iter().map(|(name, entry)| entry.view(name, self.policy(name))).collect()
     }
@@ -201,6 +210,7 @@ pub(crate) fn listener(workload: &ObjectName) -> ResourceName {
 }
 
 impl Entry {
+    /// Whether nothing is left to remember of the workload.
     fn is_unused(&self) -> bool {
         self.error.is_none() && !self.has_policy && self.streams == 0
     }

@@ -21,6 +21,10 @@ pub(crate) struct NamespaceShares<K> {
     namespaces: HashMap<Arc<str>, NamespaceResults<K>>,
 }
 
+/// One namespace: the bytes of each result that is held, and the results that have no place.
+///
+/// `failures` counts results that were made and did not fit; `has_new_room` is set when bytes are given back, so that
+/// those left out are tried again.
 #[derive(Debug)]
 struct NamespaceResults<K> {
     bytes: usize,

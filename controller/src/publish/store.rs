@@ -45,6 +45,7 @@ pub(crate) struct Store {
     followers: AtomicU64,
 }
 
+/// A resource: its value, if it exists, and the streams that follow it, which may be there first.
 #[derive(Debug, Default)]
 struct Entry {
     value: Option<Arc<Published>>,
@@ -59,6 +60,8 @@ pub(crate) struct Follower {
     mailbox: Arc<Mailbox>,
 }
 
+/// The names that have changed since the stream last took them. Each name is there once, however often it changes, so
+/// a mailbox has at most as many names as the stream follows.
 #[derive(Debug, Default)]
 struct Mailbox {
     changed: Mutex<BTreeSet<Arc<ResourceName>>>,

@@ -139,6 +139,7 @@ impl FolderScanner {
         Scan { batch: Some(batch), again }
     }
 
+    /// The changes that turn what was sent before into these objects: deletions first, then what is new or different.
     fn differences(&mut self, objects: BTreeMap<ObjectKey, (Object, Option<Arc<str>>)>) -> Vec<Change> {
         let gone = self.sent.keys().filter(|key| !objects.contains_key(key)).cloned().map(Change::Delete);
         let mut changes: Vec<_> = gone.collect();
@@ -160,6 +161,9 @@ enum FileEvent {
     Changed(PathBuf),
 }
 
+/// Scans the folder whenever it changes, and sends what differs, until the receiver is dropped. Scans run on a
+/// blocking thread; a scan that finds no difference sends nothing, except the first, which completes the initial
+/// list.
 async fn watch(folder: PathBuf, batches: mpsc::Sender<Batch>) {
     let (sender, mut seen) = mpsc::unbounded_channel();
     let mut watcher = FolderWatcher::new(folder.clone(), sender);
@@ -220,6 +224,7 @@ impl FolderWatcher {
         Self { folder, sender, current: None, is_reported: false }
     }
 
+    /// Whether events can be expected; otherwise the folder is polled more often.
     fn is_watching(&self) -> bool {
         self.current.is_some()
     }
@@ -246,6 +251,8 @@ impl FolderWatcher {
     }
 }
 
+/// Watches the folder with everything below it, and its parent, where the folder's deletion and creation are seen.
+/// The parent's other entries are ignored.
 fn start_watcher(
     folder: &Path,
     sender: mpsc::UnboundedSender<FileEvent>,
@@ -272,6 +279,7 @@ fn start_watcher(
     Ok(watcher)
 }
 
+/// Logs each problem once, when it appears, not with every scan that still finds it.
 fn log_problems(now: &[Problem], before: &[Problem]) {
     for problem in now.iter().filter(|problem| !before.contains(problem)) {
         match problem.severity {
@@ -282,6 +290,8 @@ fn log_problems(now: &[Problem], before: &[Problem]) {
 }
 
 impl Hints {
+    /// Records an event. The list of files that are being written is bounded: after 1,024 of them it starts anew, and
+    /// such files are read when their timestamps change.
     fn note(&mut self, seen: FileEvent) {
         match seen {
             FileEvent::Writing(path) => {

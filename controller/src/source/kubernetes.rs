@@ -244,6 +244,8 @@ impl WatchMessage {
 }
 
 impl WatchedState {
+    /// Records that a kind was read, or why it cannot be. The first list of a kind, empty or not, makes it count as
+    /// read.
     fn take(&mut self, message: WatchMessage) {
         let kind = message.kind;
         if let Some(reason) = message.unreadable {
@@ -274,6 +276,7 @@ impl WatchedState {
         }
     }
 
+    /// Kinds that cannot be read, then objects that cannot be read.
     fn problems(&self) -> Vec<Problem> {
         self.unreadable.values().chain(self.problems.values()).cloned().collect()
     }
@@ -305,6 +308,7 @@ macro_rules! define_definition_of {
 
 kinds!(define_definition_of);
 
+/// A kind that cannot be read. A missing CustomResourceDefinition is the usual cause on a new cluster, and is named.
 fn unreadable(kind: Kind, reason: &str) -> Problem {
     let message = match definition_of(kind) {
         Some(crd) if reason.starts_with("404") => {

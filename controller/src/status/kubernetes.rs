@@ -35,6 +35,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 #[derive(Clone, Debug, Default)]
 pub struct KubernetesStatuses(Arc<StatusQueue>);
 
+/// Shared by the engine, which adds statuses, and the task that writes them.
 #[derive(Debug, Default)]
 struct StatusQueue {
     state: Mutex<QueuedStatuses>,
@@ -44,6 +45,7 @@ struct StatusQueue {
     failed: Counter,
 }
 
+/// Bounded by the number of objects: a status that changes again before it is written is written once.
 #[derive(Debug, Default)]
 struct QueuedStatuses {
     wanted: BTreeMap<ObjectKey, Value>,
@@ -215,6 +217,8 @@ macro_rules! define_resource {
 
 kinds!(define_resource);
 
+/// Merges the fields into the status subresource (RFC 7386) without a resource version: only the leader writes, and
+/// its newest status is right whatever is stored.
 async fn patch(client: &Client, key: &ObjectKey, status: &Value) -> kube::Result<()> {
     let resource = resource(key.kind);
     // The answer is the object, which our types may be unable to read.

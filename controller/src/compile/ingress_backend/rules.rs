@@ -1,4 +1,12 @@
 //! One IngressBackend as rules: a rule for each of its backends, in force or not.
+//!
+//! Sources are resolved first, because they are the same for all backends of the object: a Service becomes the
+//! addresses of its ready endpoints at this moment, an IP range itself, a principal a name to require. Ranges and
+//! Services restrict addresses, principals restrict certificates; a client needs one of each kind that is listed. An
+//! object with an error in any source admits no client at any of its backends.
+//!
+//! Sizes are bounded three times: an object's rules together, the sources of a namespace's objects together, and the
+//! rules of one workload ([`wire_bytes`], counted by `workload.rs`).
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -93,6 +101,7 @@ impl<'i> NamespaceSources<'i> {
         addresses
     }
 
+    /// Bytes that these sources take once resolved; an estimate that errs towards more.
     fn bytes(&self, sources: &[Source]) -> usize {
         let bytes = |source: &Source| match source.kind.as_str() {
             "Service" => size_of::<IpNet>() * self.addresses(&service_name(source)).len(),
@@ -103,6 +112,7 @@ impl<'i> NamespaceSources<'i> {
     }
 }
 
+/// The name of a Service source. One without a namespace is an error of the whole object, found before.
 fn service_name(source: &Source) -> ObjectName {
     ObjectName::new(source.namespace.as_deref().unwrap_or_default(), source.name.as_str())
 }
@@ -140,6 +150,7 @@ pub(crate) fn own_bytes(rule: &IngressRule) -> usize {
     }
 }
 
+/// A range is counted as text in the message to the sidecar: at most 20 bytes for IPv4, 44 for IPv6.
 fn sources_bytes(sources: &Sources) -> usize {
     match sources {
         Sources::Any => 0,
@@ -150,6 +161,7 @@ fn sources_bytes(sources: &Sources) -> usize {
     }
 }
 
+/// The names with 4 bytes each for their tag and length in the message.
 fn principals_bytes(principals: &[Principal]) -> usize {
     principals
         .iter()
@@ -227,10 +239,12 @@ fn resolve(known: &NamespaceSources<'_>, sources: &[Source]) -> Result<Clients, 
     Ok(Clients { sources, principals: principals.into() })
 }
 
+/// The reason of a source that is a Service without ready endpoints, in OSM's words.
 fn without_endpoints(service: &ObjectName) -> String {
     format!("endpoints not found for service {service}")
 }
 
+/// The reason of an object whose sources do not fit into [`MOST_NAMESPACE_BYTES`] beside older objects'.
 fn beyond_namespace() -> String {
     let most = MOST_NAMESPACE_BYTES >> 20;
     format!(
@@ -239,6 +253,7 @@ fn beyond_namespace() -> String {
     )
 }
 
+/// One backend's rule, as far as it can be in force.
 fn active(backend: &Backend, clients: &Clients) -> Result<ActiveIngressRule, String> {
     let transport = match Protocol::parse(&backend.port.protocol) {
         Some(Protocol::Http) => IngressTransport::Http,
@@ -252,6 +267,8 @@ fn active(backend: &Backend, clients: &Clients) -> Result<ActiveIngressRule, Str
     Ok(ActiveIngressRule { sources: clients.sources.clone(), transport })
 }
 
+/// What is required of the client's certificate, for an `https` backend. Without principals any certificate of the
+/// mesh's CA is admitted, as in OSM; `skipClientCertValidation` requests none and therefore ignores principals.
 fn client_check(backend: &Backend, principals: &Arc<[Principal]>) -> ClientCheck {
     let skips = backend.tls.as_ref().is_some_and(|tls| tls.skip_client_cert_validation);
     match (skips, principals.is_empty()) {

@@ -1,4 +1,7 @@
 //! The kinds that every cluster has.
+//!
+//! Each is decoded leanly ([`lean`]) and counted by what the decoded object takes ([`size`]). Namespaces and
+//! ServiceAccounts have no share: the index keeps nothing of them that their authors could make large.
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;

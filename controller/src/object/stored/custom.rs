@@ -15,6 +15,8 @@ use super::Stored;
 use crate::object::Object;
 use crate::object::unreadable::Unreadable;
 
+/// An object as far as it is decoded. Metadata is lean, and any other field, such as `status`, is skipped without
+/// being stored.
 #[derive(Deserialize)]
 #[serde(bound = "S: DeserializeOwned")]
 struct Policy<S> {
@@ -22,6 +24,7 @@ struct Policy<S> {
     spec: S,
 }
 
+/// The least that identifies an object whose spec cannot be decoded.
 #[derive(Deserialize)]
 struct Named {
     metadata: Meta,
@@ -41,6 +44,8 @@ pub(crate) fn decode<K: Custom>(text: &str) -> serde_json::Result<Object> {
     }
 }
 
+/// The object as one that cannot be read, with the field at fault. An error here means that not even its metadata is
+/// readable.
 fn unreadable<K: Custom>(text: &str, error: &serde_json::Error) -> serde_json::Result<Object> {
     let Named { metadata } = serde_json::from_str(text)?;
     let (value, finding) = stored::explained::<K>(text, error);

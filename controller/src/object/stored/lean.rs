@@ -30,6 +30,7 @@ const MOST_ARGUMENTS: usize = 256;
 /// Containers of a Pod that are read.
 const MOST_CONTAINERS: usize = 1024;
 
+/// Decodes a Namespace: its name, and the labels that decide about its membership in a mesh.
 pub(crate) fn namespace(text: &str) -> serde_json::Result<Namespace> {
     let LeanNamespace { mut metadata } = serde_json::from_str(text)?;
     let labels = metadata.labels.take().unwrap_or_default().entries;
@@ -37,6 +38,8 @@ pub(crate) fn namespace(text: &str) -> serde_json::Result<Namespace> {
     Ok(Namespace { metadata, ..Namespace::default() })
 }
 
+/// Decodes a Service. A selector with more terms than the bound is dropped as a whole: a part of it would select more
+/// Pods.
 pub(crate) fn service(text: &str) -> serde_json::Result<Service> {
     let LeanService { metadata, spec } = serde_json::from_str(text)?;
     let spec = spec.unwrap_or_default();
@@ -53,6 +56,7 @@ pub(crate) fn service(text: &str) -> serde_json::Result<Service> {
     Ok(Service { metadata: metadata.named(), spec: Some(spec), status: None })
 }
 
+/// Decodes an EndpointSlice: of its labels the Service's name only.
 pub(crate) fn endpoint_slice(text: &str) -> serde_json::Result<EndpointSlice> {
     let LeanSlice { mut metadata, address_type, endpoints, ports } = serde_json::from_str(text)?;
     let labels = metadata.labels.take().unwrap_or_default().entries;
@@ -148,6 +152,7 @@ struct LeanEndpoint {
     target_ref: Option<LeanReference>,
 }
 
+/// All three conditions decide which endpoints get traffic; `hints` and topology do not.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct LeanConditions {
@@ -156,6 +161,7 @@ struct LeanConditions {
     terminating: Option<bool>,
 }
 
+/// The Pod behind an endpoint. Its UID tells it from an earlier Pod of the same name.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct LeanReference {
@@ -174,6 +180,7 @@ struct LeanPod {
     status: Option<LeanPodStatus>,
 }
 
+/// Of the spec: what decides about ports, about our own containers and about the identity.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct LeanPodSpec {
@@ -184,6 +191,7 @@ struct LeanPodSpec {
     service_account: Option<String>,
 }
 
+/// Of a container: its ports, and the arguments of ours, which say what is excluded and which control plane is used.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct LeanContainer {
@@ -201,6 +209,7 @@ struct LeanPort {
     protocol: Option<String>,
 }
 
+/// Of the status: whether the Pod has ended, and its addresses, at most one of each family.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct LeanPodStatus {

@@ -40,6 +40,7 @@ macro_rules! define_of {
 
 kinds!(define_of);
 
+/// A Pod: each address has an entry in the index.
 pub(super) fn of_pod(pod: &Pod) -> usize {
     let spec = pod.spec.iter();
     let containers = spec.clone().flat_map(|spec| spec.init_containers.iter().flatten());
@@ -61,6 +62,7 @@ fn of_container(container: &Container) -> usize {
     item::<Container>() + text(&container.name) + optional(&container.restart_policy) + args + ports
 }
 
+/// A Service: each cluster IP has an entry in the index.
 pub(super) fn of_service(service: &Service) -> usize {
     let spec = service.spec.iter().map(|spec| {
         let ips: usize =
@@ -89,6 +91,7 @@ fn of_service_port(port: &ServicePort) -> usize {
         + target
 }
 
+/// An EndpointSlice: each endpoint with a target has an entry for its Pod.
 pub(super) fn of_slice(slice: &EndpointSlice) -> usize {
     let endpoints: usize = slice.endpoints.iter().flatten().map(of_endpoint).sum();
     let ports: usize = slice
@@ -103,6 +106,7 @@ pub(super) fn of_slice(slice: &EndpointSlice) -> usize {
     size_of::<EndpointSlice>() + of_metadata(&slice.metadata) + text(&slice.address_type) + endpoints + ports
 }
 
+/// An endpoint with its addresses and the reference to its Pod.
 fn of_endpoint(endpoint: &Endpoint) -> usize {
     let addresses: usize = endpoint.addresses.iter().map(|address| item::<String>() + text(address)).sum();
     let target = endpoint.target_ref.as_ref().map_or(0, |target| {
@@ -112,6 +116,7 @@ fn of_endpoint(endpoint: &Endpoint) -> usize {
     item::<Endpoint>() + addresses + target
 }
 
+/// The parts of metadata that are decoded: names, UID and labels.
 pub(crate) fn of_metadata(metadata: &ObjectMeta) -> usize {
     let names = [&metadata.name, &metadata.namespace, &metadata.uid].into_iter().map(optional).sum::<usize>();
     names + metadata.labels.as_ref().map_or(0, entries)
@@ -130,6 +135,7 @@ pub(crate) fn text(text: &str) -> usize {
     ALLOCATION + text.len()
 }
 
+/// A text that may be absent, which takes nothing then.
 pub(crate) fn optional(optional: &Option<String>) -> usize {
     optional.as_deref().map_or(0, text)
 }

@@ -1,4 +1,12 @@
 //! Splits a file into documents, and turns each document into objects or problems.
+//!
+//! What a document is decides what happens to it: an object of a kind of the table is read, a `List` is read item by
+//! item, a kind of the mesh's neighbours (OSM, SMI, Gateway API) that is not enforced yet gets a warning, and
+//! anything else is mentioned and ignored.
+//!
+//! Builtin kinds are decoded as they are; custom resources are checked against their CRD's schema first, as the API
+//! server would, so that a folder and a cluster report the same errors. A document that cannot be read at all might
+//! have defined any object, which `has_unknown` records: no object is then taken for deleted.
 
 use std::sync::Arc;
 
@@ -65,6 +73,7 @@ fn split(text: &str) -> Vec<(u64, &str)> {
     documents
 }
 
+/// Reads the documents of one file; `parsed` collects the results.
 struct Reader<'f> {
     file: &'f str,
     /// The line in the file where the document starts.
@@ -73,6 +82,7 @@ struct Reader<'f> {
 }
 
 impl Reader<'_> {
+    /// Reads one document; blank ones and those of comments alone are skipped.
     fn read_document(&mut self, text: &str) {
         if text
             .lines()
@@ -89,6 +99,7 @@ impl Reader<'_> {
         }
     }
 
+    /// Reads one object, by its `apiVersion` and `kind`; the items of a `List` one after the other.
     fn read_object(&mut self, node: &Node) {
         if matches!(node.value, NodeValue::Null) {
             return;
@@ -144,6 +155,7 @@ impl Reader<'_> {
         true
     }
 
+    /// Reads an object of a builtin kind. Unknown fields are ignored: the manifest may be for a newer Kubernetes.
     fn read_kubernetes<K: Stored>(&mut self, node: &Node) {
         let Some(key) = self.key(node, K::KIND) else { return };
         match K::deserialize(node) {
@@ -218,6 +230,7 @@ impl Reader<'_> {
         self.problem(node.locate("apiVersion"), Some("apiVersion".to_owned()), None, severity, message);
     }
 
+    /// A value that does not fit its type, at its place; without one, at the start of the document.
     fn misfit(&mut self, misfit: &Misfit, key: Option<&ObjectKey>) {
         let place = misfit.place.unwrap_or(YamlPlace { line: 1, column: 0 });
         self.problem(place, misfit.field(), key, ProblemSeverity::Error, misfit.message.clone());
@@ -230,6 +243,7 @@ impl Reader<'_> {
         format!("{kind} {namespace}/{}", text("name").unwrap_or_default())
     }
 
+    /// A problem with an object of a known kind.
     fn problem(
         &mut self,
         place: YamlPlace,
@@ -241,6 +255,7 @@ impl Reader<'_> {
         self.about(place, field, key.map(ToString::to_string), severity, message);
     }
 
+    /// A problem with anything: `object` is a title, such as [`Self::title`] makes.
     fn about(
         &mut self,
         place: YamlPlace,
@@ -260,6 +275,7 @@ impl Reader<'_> {
         });
     }
 
+    /// A line within the file, from one within the document; both count from 1.
     fn line(&self, place: YamlPlace) -> u64 {
         self.first_line + place.line.saturating_sub(1)
     }
@@ -287,6 +303,7 @@ fn with_name(object: Object, name: &ObjectName) -> Object {
     kinds!(with_name)
 }
 
+/// A DNS subdomain in lower case, of at most 253 bytes (RFC 1123 §2.1), which Kubernetes requires of most names.
 fn is_object_name(text: &str) -> bool {
     let is_edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let is_label = |label: &str| {

@@ -42,6 +42,8 @@ pub(super) fn derive<'o>(objects: impl Iterator<Item = &'o Object>) -> Vec<Objec
     services.into_iter().flat_map(|service| slices(service, &pods)).collect()
 }
 
+/// The slices of one Service. Pods whose named ports have different numbers are in different slices, as in
+/// Kubernetes.
 fn slices(service: &Service, pods: &[&Arc<Pod>]) -> Vec<Object> {
     let name = ObjectName::of(&service.metadata);
     let mut families: BTreeMap<(&str, Vec<SlicePort>), Vec<Endpoint>> = BTreeMap::new();
@@ -85,6 +87,7 @@ fn slices(service: &Service, pods: &[&Arc<Pod>]) -> Vec<Object> {
         .collect()
 }
 
+/// A Pod as an endpoint: ready unless its `Ready` condition says `False`, because manifests rarely have a status.
 fn endpoint(pod: &Pod, address: String) -> Endpoint {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     let is_unready = conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "False");

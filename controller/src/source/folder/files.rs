@@ -1,4 +1,8 @@
 //! The content of each file of the folder, across edits, errors and removal.
+//!
+//! Editors save a file in steps: truncate and write, or write another file and rename it. A file that is missing,
+//! blank or open for writing is therefore left as it was for a moment ([`SAVE_GRACE`], [`WRITE_GRACE`]), and read
+//! when the save is complete. Files are read again when their metadata or an event says that they changed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -42,6 +46,7 @@ pub(super) struct Files {
     changes: u64,
 }
 
+/// One file: what it last defined, and the problems of its current content.
 #[derive(Debug, Default)]
 struct File {
     stamp: Option<Stamp>,
@@ -60,6 +65,7 @@ struct Stamp {
 }
 
 impl Files {
+    /// No file is read before the first [`Files::refresh`].
     pub(super) fn new(folder: PathBuf) -> Self {
         Self { folder, files: BTreeMap::new(), problems: Vec::new(), changes: 0 }
     }
@@ -76,6 +82,7 @@ impl Files {
             .flat_map(|(name, file)| file.objects.iter().map(move |o| (&o.object, name.as_str(), o.line)))
     }
 
+    /// The problems of the folder, then those of its files in their order.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let files = self.files.values().flat_map(|file| &file.problems);
         self.problems.iter().chain(files).cloned().collect()
@@ -129,6 +136,8 @@ impl Files {
         false
     }
 
+    /// Forgets files that are gone, and with them their objects; whether to look again soon at one that may be in the
+    /// middle of a save.
     fn forget_missing(&mut self, found: &BTreeSet<String>) -> bool {
         let mut again = false;
         let before = self.files.len();
@@ -173,6 +182,7 @@ impl Files {
         is_whole
     }
 
+    /// The path within the folder, for display; the folder itself is shown by its own path.
     fn relative(&self, path: &Path) -> String {
         let relative = path.strip_prefix(&self.folder).unwrap_or(path);
         let shown = if relative.as_os_str().is_empty() { path } else { relative };
@@ -202,6 +212,7 @@ impl File {
     }
 }
 
+/// The text of a file of at most [`MAX_FILE_BYTES`] in UTF-8.
 fn read(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
@@ -215,6 +226,7 @@ fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
 }
 
+/// An error about a file as a whole, without a line.
 fn whole_file(name: &str, message: String) -> Problem {
     Problem {
         file: name.to_owned(),

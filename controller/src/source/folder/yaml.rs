@@ -1,4 +1,9 @@
 //! YAML as a tree with the place of each value, and a deserializer that reports the place of an invalid one.
+//!
+//! serde alone reports a place only for syntax errors. Here the text is parsed into a tree whose nodes have their
+//! places, and the tree is deserialized into the object's type: an error takes the place of the node where it
+//! occurred and collects the path to it on the way up. The same tree becomes JSON for the schema's check. JSON files
+//! are read the same way, because JSON is YAML.
 
 use std::fmt;
 
@@ -24,6 +29,7 @@ pub(super) struct Node {
     pub(super) value: NodeValue,
 }
 
+/// The values of YAML's core schema. Integers beyond `i64` are kept apart, because object fields are signed.
 #[derive(Clone, Debug)]
 pub(super) enum NodeValue {
     Null,
@@ -56,6 +62,7 @@ impl Node {
         })
     }
 
+    /// A field of a map; `None` for other values. Duplicate keys were refused by the parser.
     pub(super) fn get(&self, key: &str) -> Option<&Self> {
         match &self.value {
             NodeValue::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
@@ -63,6 +70,7 @@ impl Node {
         }
     }
 
+    /// A text; numbers and other values are not texts.
     pub(super) fn text(&self) -> Option<&str> {
         match &self.value {
             NodeValue::Text(text) => Some(text),
@@ -87,6 +95,7 @@ impl Node {
         node.place
     }
 
+    /// The value without places, for the check against a schema.
     pub(super) fn to_json(&self) -> serde_json::Value {
         match &self.value {
             NodeValue::Null => serde_json::Value::Null,
@@ -111,6 +120,7 @@ impl Misfit {
         (!path.is_empty()).then(|| path.to_owned())
     }
 
+    /// Adds the step that leads to the value, and the place of the parent's node if no deeper one is recorded.
     fn within(mut self, step: String, place: YamlPlace) -> Self {
         self.place.get_or_insert(place);
         self.steps.push(step);
@@ -142,6 +152,7 @@ impl<'de> Deserialize<'de> for NodeValue {
     }
 }
 
+/// Builds a [`NodeValue`] from whatever the parser finds.
 struct NodeVisitor;
 
 impl<'de> Visitor<'de> for NodeVisitor {
@@ -218,6 +229,7 @@ impl de::Error for Misfit {
     }
 }
 
+/// A node as input of serde. Types decide what fits; only what YAML and Kubernetes' JSON differ in is handled here.
 impl<'de> Deserializer<'de> for &'de Node {
     type Error = Misfit;
 
@@ -265,6 +277,7 @@ impl<'de> Deserializer<'de> for &'de Node {
         }
     }
 
+    /// A variant by its bare name, or with its content as the only entry of a map.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         name: &'static str,
@@ -288,6 +301,7 @@ impl<'de> Deserializer<'de> for &'de Node {
     }
 }
 
+/// The items of a list, with the index for the path of an error.
 struct Items<'n> {
     items: &'n [Node],
     next: usize,
@@ -304,6 +318,7 @@ impl<'n> SeqAccess<'n> for Items<'n> {
     }
 }
 
+/// The entries of a map, with the key for the path of an error.
 struct Entries<'n> {
     entries: &'n [(String, Node)],
     next: usize,
@@ -326,6 +341,7 @@ impl<'n> MapAccess<'n> for Entries<'n> {
     }
 }
 
+/// The bare name of a variant, which can have no content.
 struct UnitVariant<'n>(&'n str);
 
 impl<'n> EnumAccess<'n> for UnitVariant<'n> {

@@ -39,6 +39,7 @@ pub(super) struct Holdings {
     state: Arc<Mutex<HeldNamespaces>>,
 }
 
+/// The two change together, so that a change that is pending is always about the object that is held.
 #[derive(Debug, Default)]
 struct HeldNamespaces {
     namespaces: HashMap<Arc<str>, NamespaceHoldings>,
@@ -46,6 +47,7 @@ struct HeldNamespaces {
     pending: BTreeMap<ObjectKey, Change>,
 }
 
+/// One namespace: its objects with their sizes, by name and by age, and those without room.
 #[derive(Debug, Default)]
 struct NamespaceHoldings {
     bytes: usize,
@@ -59,6 +61,7 @@ struct NamespaceHoldings {
     has_new_room: bool,
 }
 
+/// What is remembered of an object that is held. The object itself is in the index.
 #[derive(Debug)]
 struct Holding {
     /// The creation time. Every object of an API server has one.
@@ -68,6 +71,7 @@ struct Holding {
     status_of: Option<Box<StatusOf>>,
 }
 
+/// What the status of an object needs beside its name, so that it can be written although the object is not held.
 #[derive(Clone, Debug, PartialEq)]
 struct StatusOf {
     uid: Option<String>,
@@ -240,6 +244,7 @@ impl NamespaceHoldings {
         self.held.insert(key, holding);
     }
 
+    /// Removes an object, held or left out. Its room is there for others after the next list.
     fn release(&mut self, key: &ObjectKey) -> Option<Holding> {
         self.left_out.remove(key);
         let holding = self.held.remove(key)?;
@@ -249,6 +254,7 @@ impl NamespaceHoldings {
         Some(holding)
     }
 
+    /// Whether any object of the namespace has no room.
     fn leaves_out(&self) -> bool {
         self.has_more || !self.left_out.is_empty()
     }
@@ -257,6 +263,7 @@ impl NamespaceHoldings {
         self.held.is_empty() && !self.leaves_out()
     }
 
+    /// One problem for all of a namespace's objects that have no room, naming the first of them.
     fn problem(&self, name: &str, share: usize) -> Problem {
         let first = self.left_out.keys().next().map(|key| format!(", {key} among them")).unwrap_or_default();
         let at_least = if self.has_more { "more than " } else { "" };
@@ -286,6 +293,8 @@ impl Holding {
 }
 
 impl StatusOf {
+    /// The object as one that cannot be read, which may open any port, so that its rules deny and its status gives
+    /// the reason.
     fn left_out(&self, key: &ObjectKey, share: usize) -> Unreadable {
         let metadata = ObjectMeta {
             namespace: Some(key.name.namespace.to_string()),
