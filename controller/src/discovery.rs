@@ -29,29 +29,30 @@ use crate::publish::on_demand::OnDemand;
 use crate::publish::policies::PolicyStore;
 
 use session::{Client, Session};
-use shares::Shares;
+use shares::{ShareLimits, Shares};
 
 /// Serves streams.
 #[derive(Debug)]
 pub(crate) struct DiscoveryService {
-    pub(crate) workloads: Arc<PolicyStore>,
-    pub(crate) resources: Arc<OnDemand>,
-    pub(crate) trust_domain: TrustDomain,
-    pub(crate) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
-    pub(crate) metrics: ControllerMetrics,
-    pub(crate) shares: Shares,
-    pub(crate) drain: drain::Watch,
+    workloads: Arc<PolicyStore>,
+    resources: Arc<OnDemand>,
+    trust_domain: TrustDomain,
+    trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+    metrics: ControllerMetrics,
+    shares: Shares,
+    drain: drain::Watch,
     /// Lines about what sidecars do that they should not.
     pub(crate) complaints: Arc<LogThrottle<Identity>>,
     /// Lines about sidecars that connect.
     pub(crate) arrivals: Arc<LogThrottle<Identity>>,
-    pub(crate) streams: AtomicU64,
+    /// The number of the next stream.
+    streams: AtomicU64,
     /// How long a stream may be silent before it says whose policy it wants.
-    pub(crate) hello_timeout: Duration,
+    hello_timeout: Duration,
 }
 
 /// [`DiscoveryService::hello_timeout`], unless there is a reason for another one.
-pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[tonic::async_trait]
 impl Discovery for DiscoveryService {
@@ -86,6 +87,30 @@ impl Discovery for DiscoveryService {
 }
 
 impl DiscoveryService {
+    /// A service without streams, with the default limits. Streams end when the drain starts.
+    pub(crate) fn new(
+        workloads: Arc<PolicyStore>,
+        resources: Arc<OnDemand>,
+        trust_domain: TrustDomain,
+        trust_bundle: watch::Receiver<Arc<TrustBundle>>,
+        metrics: ControllerMetrics,
+        drain: drain::Watch,
+    ) -> Self {
+        Self {
+            workloads,
+            resources,
+            trust_domain,
+            trust_bundle,
+            shares: Shares::new(ShareLimits::default(), metrics.clone()),
+            metrics,
+            drain,
+            complaints: Arc::default(),
+            arrivals: Arc::default(),
+            streams: AtomicU64::new(1),
+            hello_timeout: HELLO_TIMEOUT,
+        }
+    }
+
     /// Who calls, by the certificate that TLS has verified.
     fn client(&self, request: &Request<Streaming<DiscoveryRequest>>) -> Result<Client, Status> {
         let peer = request.extensions().get::<Peer>();

@@ -29,7 +29,6 @@ mod testing;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -54,7 +53,6 @@ pub use status::{PolicyStatus, StatusWriter};
 
 use admin::AdminServers;
 use discovery::DiscoveryService;
-use discovery::shares::{ShareLimits, Shares};
 use engine::{Engine, Shared};
 use metrics::ControllerMetrics;
 use publish::on_demand::OnDemand;
@@ -152,22 +150,7 @@ impl Controller {
         let discovery_address = listener.local_addr().map_err(listen)?;
         let own_metrics = ControllerMetrics::new(&metrics);
         let refused = RefusedConnections::register(&metrics);
-        let index = Arc::new(RwLock::new(Index::for_mesh(config.mesh_name.as_deref())));
-        let store = Arc::<Store>::default();
-        let shared = Shared {
-            trust_domain: config.trust_domain.clone(),
-            index: Arc::clone(&index),
-            workloads: Arc::new(PolicyStore::new(Arc::clone(&store))),
-            resources: Arc::new(OnDemand::new(
-                store,
-                index,
-                config.trust_domain.clone(),
-                config.is_workload,
-                own_metrics.destinations_left_out.clone(),
-            )),
-            statuses: StatusBoard::default(),
-            problems: Arc::default(),
-        };
+        let shared = shared(&config, &own_metrics);
         let objects = readiness.block("objects");
         let certificate = readiness.block("certificate");
         let certificate_page = CertificatePage::default();
@@ -187,23 +170,39 @@ impl Controller {
         tokio::task::spawn_blocking(move || engine.run(receiver));
         tokio::spawn(until_drain(source.run(batches), drain.clone()));
         tokio::spawn(until_drain(hold_until_some(certificate, credentials.clone()), drain.clone()));
-        let service = DiscoveryService {
-            workloads: shared.workloads,
-            resources: shared.resources,
-            trust_domain: config.trust_domain,
-            trust_bundle: trust_bundle.clone(),
-            shares: Shares::new(ShareLimits::default(), own_metrics.clone()),
-            metrics: own_metrics,
-            drain: drain.clone(),
-            complaints: Arc::default(),
-            arrivals: Arc::default(),
-            streams: AtomicU64::new(1),
-            hello_timeout: discovery::HELLO_TIMEOUT,
-        };
+        let service = DiscoveryService::new(
+            shared.workloads,
+            shared.resources,
+            config.trust_domain,
+            trust_bundle.clone(),
+            own_metrics,
+            drain.clone(),
+        );
         let tls = ServerTls { credentials, trust_bundle };
         tokio::spawn(serving::serve(listener, tls, service, config.max_connections, refused, drain.clone()));
         servers.serve(&drain);
         Ok(ControllerHandle { discovery_address, admin_address, health_address, mesh_config, pods, trigger })
+    }
+}
+
+/// An empty index and stores without a value: what the engine fills, and what pages and streams read.
+fn shared(config: &Config, metrics: &ControllerMetrics) -> Shared {
+    let index = Arc::new(RwLock::new(Index::for_mesh(config.mesh_name.as_deref())));
+    let store = Arc::<Store>::default();
+    let resources = OnDemand::new(
+        Arc::clone(&store),
+        Arc::clone(&index),
+        config.trust_domain.clone(),
+        config.is_workload,
+        metrics.destinations_left_out.clone(),
+    );
+    Shared {
+        trust_domain: config.trust_domain.clone(),
+        index,
+        workloads: Arc::new(PolicyStore::new(store)),
+        resources: Arc::new(resources),
+        statuses: StatusBoard::default(),
+        problems: Arc::default(),
     }
 }
 

@@ -505,24 +505,20 @@ async fn serve_nothing(
     let policy = InboundPolicy { workload: workload.to_shared(), identity, ports: Default::default() };
     workloads.publish(&workload, policy);
     workloads.mark_synced();
+    let resources =
+        OnDemand::new(store, Arc::default(), TrustDomain::default(), is_local, NamespaceGauge::default());
     let service = DiscoveryService {
-        workloads,
-        resources: Arc::new(OnDemand::new(
-            store,
-            Arc::default(),
-            TrustDomain::default(),
-            is_local,
-            NamespaceGauge::default(),
-        )),
-        trust_domain: TrustDomain::default(),
-        trust_bundle: trust_bundle.clone(),
-        metrics: ControllerMetrics::default(),
-        shares: Shares::new(shares::ShareLimits::default(), ControllerMetrics::default()),
-        drain: drain.clone(),
         complaints,
         arrivals,
-        streams: AtomicU64::new(1),
         hello_timeout,
+        ..DiscoveryService::new(
+            workloads,
+            Arc::new(resources),
+            TrustDomain::default(),
+            trust_bundle.clone(),
+            ControllerMetrics::default(),
+            drain.clone(),
+        )
     };
     let tls = crate::serving::ServerTls { credentials, trust_bundle };
     tokio::spawn(crate::serving::serve(listener, tls, service, 100, Default::default(), drain));
