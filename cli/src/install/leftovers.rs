@@ -1,4 +1,8 @@
 //! What an uninstall keeps because it cannot be recreated, and its deletion on request.
+//!
+//! Helm deletes what it has created. What remains was written by the daemons at run time (the root, trust bundles,
+//! the ingress controller's certificate), is kept by the chart's policy (MeshConfig, definitions), or was set by the
+//! user (memberships). Each has a flag that deletes it, and a message that names the flag.
 
 use std::time::Duration;
 
@@ -72,6 +76,7 @@ pub(super) struct Leftover {
     name: String,
 }
 
+/// What is deleted, and how.
 #[derive(Clone, Debug)]
 enum LeftoverKind {
     /// An object.
@@ -105,6 +110,7 @@ impl Deletions {
             .any(|group| self.takes(group))
     }
 
+    /// Whether the flag of a group was given.
     fn takes(self, group: Group) -> bool {
         match group {
             Group::Root => self.delete_root,
@@ -146,28 +152,44 @@ impl Deletions {
 
 /// Everything of the mesh that Helm's uninstall leaves.
 pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
+    let control_plane = &cluster.control_plane;
+    let mut found = of_root(cluster).await?;
+    // A cluster without the definition has no MeshConfig, nor has one whose MeshConfig cannot be read.
+    let configs: Api<MeshConfig> = Api::namespaced(cluster.client.clone(), control_plane);
+    let config = configs.get_metadata_opt(MESH_CONFIG_NAME).await;
+    if config.map_err(|error| cluster.failed("read the MeshConfig", &error))?.is_some() {
+        let place = Some(control_plane.clone());
+        found.push(Leftover::object::<MeshConfig>(Group::MeshConfig, place, MESH_CONFIG_NAME.to_owned()));
+    }
+    found.extend(definitions(cluster).await?);
+    for member in namespace::list(cluster, Some(&cluster.mesh_name)).await? {
+        let (kind, name) = (LeftoverKind::Membership, member.namespace);
+        found.push(Leftover { group: Group::Memberships, kind, namespace: None, name });
+    }
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    if cluster.get(&namespaces, control_plane, &format!("namespace {control_plane}")).await?.is_some() {
+        found.push(Leftover::object::<Namespace>(Group::Namespace, None, control_plane.clone()));
+    }
+    Ok(found)
+}
+
+/// What holds the root or was issued under it: the root's Secret, the ingress controller's Secrets in any namespace,
+/// and the trust bundles of the mesh's namespaces.
+async fn of_root(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
     let mut found = Vec::new();
     let control_plane = &cluster.control_plane;
     let client = || cluster.client.clone();
-    let object = |group, resource: ApiResource, namespace: Option<String>, name: String| Leftover {
-        group,
-        kind: LeftoverKind::Object(resource),
-        namespace,
-        name,
-    };
-
     let secrets: Api<Secret> = Api::namespaced(client(), control_plane);
     if cluster.get(&secrets, ROOT_SECRET, &format!("Secret {control_plane}/{ROOT_SECRET}")).await?.is_some() {
         let place = Some(control_plane.clone());
-        found.push(object(Group::Root, ApiResource::erase::<Secret>(&()), place, ROOT_SECRET.to_owned()));
+        found.push(Leftover::object::<Secret>(Group::Root, place, ROOT_SECRET.to_owned()));
     }
     let of_mesh = format!("{MANAGED_BY}={},{INSTANCE}={}", names::CERT_MANAGER, cluster.mesh_name);
     let written = ListParams::default().labels(&of_mesh);
     let gateways: Vec<Secret> =
         cluster.list(&Api::all(client()), written, "Secrets of the ingress controller").await?;
     for secret in gateways.iter().filter(|secret| secret.name_any() != ROOT_SECRET) {
-        let resource = ApiResource::erase::<Secret>(&());
-        found.push(object(Group::Root, resource, secret.namespace(), secret.name_any()));
+        found.push(Leftover::object::<Secret>(Group::Root, secret.namespace(), secret.name_any()));
     }
     let bundle = trust_bundle_config_map(&cluster.mesh_name);
     let named = ListParams::default()
@@ -176,33 +198,20 @@ pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
     let bundles: Vec<ConfigMap> =
         cluster.list(&Api::all(client()), named, &format!("ConfigMaps {bundle}")).await?;
     for bundle in bundles {
-        let resource = ApiResource::erase::<ConfigMap>(&());
-        found.push(object(Group::Root, resource, bundle.namespace(), bundle.name_any()));
+        found.push(Leftover::object::<ConfigMap>(Group::Root, bundle.namespace(), bundle.name_any()));
     }
+    Ok(found)
+}
 
-    // A cluster without the definition has no MeshConfig, nor has one whose MeshConfig cannot be read.
-    let configs: Api<MeshConfig> = Api::namespaced(client(), control_plane);
-    let config = configs.get_metadata_opt(MESH_CONFIG_NAME).await;
-    if config.map_err(|error| cluster.failed("read the MeshConfig", &error))?.is_some() {
-        let (resource, place) = (ApiResource::erase::<MeshConfig>(&()), Some(control_plane.clone()));
-        found.push(object(Group::MeshConfig, resource, place, MESH_CONFIG_NAME.to_owned()));
-    }
-    let crds: Api<CustomResourceDefinition> = Api::all(client());
+/// Tidegate's custom resource definitions, whichever release or program has installed them.
+async fn definitions(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
+    let mut found = Vec::new();
+    let crds: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     for (_, crd) in manifest::all() {
         let name = crd.name_any();
         if cluster.get(&crds, &name, &format!("CustomResourceDefinition {name}")).await?.is_some() {
-            let resource = ApiResource::erase::<CustomResourceDefinition>(&());
-            found.push(object(Group::Definitions, resource, None, name));
+            found.push(Leftover::object::<CustomResourceDefinition>(Group::Definitions, None, name));
         }
-    }
-    for member in namespace::list(cluster, Some(&cluster.mesh_name)).await? {
-        let (kind, name) = (LeftoverKind::Membership, member.namespace);
-        found.push(Leftover { group: Group::Memberships, kind, namespace: None, name });
-    }
-    let namespaces: Api<Namespace> = Api::all(client());
-    if cluster.get(&namespaces, control_plane, &format!("namespace {control_plane}")).await?.is_some() {
-        let resource = ApiResource::erase::<Namespace>(&());
-        found.push(object(Group::Namespace, resource, None, control_plane.clone()));
     }
     Ok(found)
 }
@@ -211,20 +220,17 @@ pub(super) async fn find(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
 /// leftovers of earlier revisions.
 pub(super) async fn delete_remains(cluster: &Cluster) -> anyhow::Result<()> {
     let control_plane = &cluster.control_plane;
-    let delete = async |resource: ApiResource, name: String| {
-        let kind = LeftoverKind::Object(resource);
-        let namespace = Some(control_plane.clone());
-        Leftover { group: Group::Namespace, kind, namespace, name }.delete(cluster).await
-    };
+    let place = || Some(control_plane.clone());
     for part in Part::ALL {
-        delete(ApiResource::erase::<Lease>(&()), part.name().to_owned()).await?;
+        Leftover::object::<Lease>(Group::Namespace, place(), part.name().to_owned()).delete(cluster).await?;
     }
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(cluster.client.clone(), control_plane);
     let of_mesh = of_mesh(&cluster.mesh_name);
     let budgets =
         cluster.list(&budgets, ListParams::default().labels(&of_mesh), "PodDisruptionBudgets").await?;
     for budget in budgets {
-        delete(ApiResource::erase::<PodDisruptionBudget>(&()), budget.name_any()).await?;
+        let budget = Leftover::object::<PodDisruptionBudget>(Group::Namespace, place(), budget.name_any());
+        budget.delete(cluster).await?;
     }
     Ok(())
 }
@@ -238,6 +244,11 @@ pub(super) async fn injected_pods(cluster: &Cluster) -> anyhow::Result<usize> {
 }
 
 impl Leftover {
+    /// An object; `namespace` is `None` for a cluster-scoped one.
+    fn object<K: Resource<DynamicType = ()>>(group: Group, namespace: Option<String>, name: String) -> Self {
+        Self { group, kind: LeftoverKind::Object(ApiResource::erase::<K>(&())), namespace, name }
+    }
+
     /// The flag that deletes it.
     pub(super) fn flag(&self) -> &'static str {
         match self.group {
@@ -284,6 +295,8 @@ impl std::fmt::Display for Leftover {
     }
 }
 
+/// Waits until a namespace no longer exists. After [`NAMESPACE_GOES`] the error has the conditions of its status,
+/// which say what holds it, such as a finalizer.
 async fn wait_until_gone(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     let api: Api<Namespace> = Api::all(cluster.client.clone());
     let mut patience = Patience::new(NAMESPACE_GOES, INTERVAL);

@@ -1,8 +1,13 @@
 //! Collects a report from the cluster.
+//!
+//! Progress goes to standard error, because a large cluster takes minutes. Objects are cleaned before they are added:
+//! without managed fields, without the copy that `kubectl apply` keeps, and without the arguments and environment of
+//! containers that are not ours.
 
 use std::fmt::Debug;
 
 use http::Method;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
@@ -59,12 +64,13 @@ pub(super) async fn everything(cluster: &Cluster, choice: &Choice) -> Report {
     sidecars(cluster, choice, &mut report).await;
     eprintln!("events");
     for namespace in namespaces.iter().chain([&cluster.control_plane]) {
-        let api: Api<Event> = Api::namespaced(cluster.client.clone(), namespace);
-        list(cluster, &mut report, &api, &format!("events/{namespace}.yaml"), ListParams::default()).await;
+        let path = format!("events/{namespace}.yaml");
+        list_in::<Event>(cluster, &mut report, namespace, &path, ListParams::default()).await;
     }
     report
 }
 
+/// The versions of both sides, and the result of `tidegate check` at the time of the report.
 async fn versions(cluster: &Cluster, report: &mut Report) {
     let server = match cluster.client.apiserver_version().await {
         Ok(version) => json!(version),
@@ -82,24 +88,25 @@ async fn versions(cluster: &Cluster, report: &mut Report) {
 
 /// Collects Tidegate's objects and the objects that policies refer to. Returns the namespaces of the mesh.
 async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
+    installation(cluster, report).await;
+    secret_names(cluster, report).await;
+    let members = members(cluster, report).await;
+    for namespace in &members {
+        objects_of_member(cluster, report, namespace).await;
+    }
+    members
+}
+
+/// Collects the control plane's objects, the webhooks, and the objects that configure the mesh.
+async fn installation(cluster: &Cluster, report: &mut Report) {
     let client = &cluster.client;
     let home = cluster.control_plane.as_str();
     let all = ListParams::default;
     let ours = || ListParams::default().labels(&format!("{PART_OF}={TIDEGATE}"));
-
-    list(
-        cluster,
-        report,
-        &Api::<Deployment>::namespaced(client.clone(), home),
-        "objects/deployments.yaml",
-        all(),
-    )
-    .await;
-    list(cluster, report, &Api::<Pod>::namespaced(client.clone(), home), "objects/pods.yaml", ours()).await;
-    list(cluster, report, &Api::<Service>::namespaced(client.clone(), home), "objects/services.yaml", all())
-        .await;
-    list(cluster, report, &Api::<Lease>::namespaced(client.clone(), home), "objects/leases.yaml", all())
-        .await;
+    list_in::<Deployment>(cluster, report, home, "objects/deployments.yaml", all()).await;
+    list_in::<Pod>(cluster, report, home, "objects/pods.yaml", ours()).await;
+    list_in::<Service>(cluster, report, home, "objects/services.yaml", all()).await;
+    list_in::<Lease>(cluster, report, home, "objects/leases.yaml", all()).await;
     list(cluster, report, &Api::<ConfigMap>::all(client.clone()), "objects/configmaps.yaml", ours()).await;
     let webhooks: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     list(cluster, report, &webhooks, "objects/mutatingwebhookconfigurations.yaml", ours()).await;
@@ -108,41 +115,37 @@ async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
     // As stored: objects that cannot be parsed are the interesting ones.
     list(cluster, report, &as_stored::<MeshConfig>(client), "objects/meshconfigs.yaml", all()).await;
     list(cluster, report, &as_stored::<IngressBackend>(client), "objects/ingressbackends.yaml", all()).await;
-    secret_names(cluster, report).await;
+}
 
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    let namespaces = match cluster.list(&namespaces, all(), "namespaces").await {
+/// Collects every Namespace, because labels decide which of them belong to the mesh. Returns those that do.
+async fn members(cluster: &Cluster, report: &mut Report) -> Vec<String> {
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let namespaces = match cluster.list(&namespaces, ListParams::default(), "namespaces").await {
         Ok(namespaces) => namespaces,
         Err(error) => {
             report.miss("namespaces", &error);
             Vec::new()
         }
     };
-    let members = namespaces.iter().filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name));
-    let names: Vec<String> = members.map(ResourceExt::name_any).collect();
     report.add_yaml("objects/namespaces.yaml", &namespaces.iter().map(cleaned).collect::<Vec<_>>());
-    for name in &names {
-        let prefix = format!("objects/{name}");
-        list(
-            cluster,
-            report,
-            &Api::<Pod>::namespaced(client.clone(), name),
-            &format!("{prefix}/pods.yaml"),
-            all(),
-        )
+    let members = namespaces.iter().filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name));
+    members.map(ResourceExt::name_any).collect()
+}
+
+/// Collects what policies of a namespace of the mesh refer to, and the roots that its sidecars trust.
+async fn objects_of_member(cluster: &Cluster, report: &mut Report, namespace: &str) {
+    let prefix = format!("objects/{namespace}");
+    let all = ListParams::default;
+    list_in::<Pod>(cluster, report, namespace, &format!("{prefix}/pods.yaml"), all()).await;
+    list_in::<Service>(cluster, report, namespace, &format!("{prefix}/services.yaml"), all()).await;
+    list_in::<EndpointSlice>(cluster, report, namespace, &format!("{prefix}/endpointslices.yaml"), all())
         .await;
-        let services: Api<Service> = Api::namespaced(client.clone(), name);
-        list(cluster, report, &services, &format!("{prefix}/services.yaml"), all()).await;
-        let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), name);
-        list(cluster, report, &slices, &format!("{prefix}/endpointslices.yaml"), all()).await;
-        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), name);
-        let bundle = trust_bundle_config_map(&cluster.mesh_name);
-        match cluster.get(&maps, &bundle, "the trust bundle").await {
-            Ok(map) => report.add_yaml(format!("{prefix}/trust-bundle.yaml"), &map.map(|map| map.data)),
-            Err(error) => report.miss(&prefix, &error),
-        }
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
+    let bundle = trust_bundle_config_map(&cluster.mesh_name);
+    match cluster.get(&maps, &bundle, "the trust bundle").await {
+        Ok(map) => report.add_yaml(format!("{prefix}/trust-bundle.yaml"), &map.map(|map| map.data)),
+        Err(error) => report.miss(&prefix, &error),
     }
-    names
 }
 
 /// Requests only the metadata, so that the content of Secrets never leaves the API server.
@@ -161,6 +164,7 @@ async fn secret_names(cluster: &Cluster, report: &mut Report) {
     }
 }
 
+/// Logs and admin pages of every running Pod of the control plane.
 async fn control_plane(cluster: &Cluster, report: &mut Report) {
     for part in Part::ALL {
         let pods = match cluster.running(part).await {
@@ -187,6 +191,8 @@ async fn control_plane(cluster: &Cluster, report: &mut Report) {
     }
 }
 
+/// Logs and admin pages of the chosen sidecars; without a choice those of the first [`FIRST`], and a note of how many
+/// were left out.
 async fn sidecars(cluster: &Cluster, choice: &Choice, report: &mut Report) {
     let pods = match cluster.meshed_pods(None).await {
         Ok(pods) => pods,
@@ -280,6 +286,19 @@ async fn pages_of(
     }
 }
 
+/// Collects the objects of one kind in a namespace.
+async fn list_in<K>(cluster: &Cluster, report: &mut Report, namespace: &str, path: &str, params: ListParams)
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Serialize
+        + Debug,
+{
+    list(cluster, report, &Api::<K>::namespaced(cluster.client.clone(), namespace), path, params).await;
+}
+
+/// Collects what `params` select as the file `path`, which also names it if it cannot be listed.
 async fn list<K>(cluster: &Cluster, report: &mut Report, api: &Api<K>, path: &str, params: ListParams)
 where
     K: Clone + DeserializeOwned + Serialize + Debug,
@@ -290,6 +309,7 @@ where
     }
 }
 
+/// Objects without their type, so that one which this version cannot decode is collected as well.
 fn as_stored<K: Resource<DynamicType = ()>>(client: &Client) -> Api<DynamicObject> {
     Api::all_with(client.clone(), &ApiResource::erase::<K>(&()))
 }
@@ -338,6 +358,7 @@ fn clean_probes(container: &mut Map<String, Value>) {
     }
 }
 
+/// Whether the arguments are our own flags, which hold no secret of the app except its probes.
 fn is_our_container(name: &str) -> bool {
     name == names::SIDECAR || name == names::INTERCEPT || Part::ALL.iter().any(|part| part.name() == name)
 }
