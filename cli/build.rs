@@ -1,4 +1,7 @@
 //! Embeds the Helm charts into the program: lists their files for `install::charts`.
+//!
+//! The list is a Rust expression of pairs (path below `charts/`, content by `include_str!`), sorted, so that equal
+//! charts build equal programs.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -19,6 +22,7 @@ fn main() -> io::Result<()> {
     fs::write(Path::new(&env::var_os("OUT_DIR").unwrap_or_default()).join("charts.rs"), list)
 }
 
+/// Collects the files below a folder, in any order.
 fn collect(folder: &Path, into: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

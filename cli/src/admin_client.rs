@@ -1,4 +1,7 @@
 //! Client for the admin server of a running Tidegate process: plain HTTP on loopback.
+//!
+//! It is used for `--admin-address` and by the demo; commands for a cluster reach the same pages through a
+//! port-forward (`cluster/admin.rs`), which shares [`exchange`].
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,7 @@
 //! Which controller `tidegate policy` and `tidegate explain` query.
+//!
+//! The order: `--admin-address`, a cluster that is configured by flags, environment or the usual files, and last the
+//! default address of `tidegate standalone`, so that a laptop without a cluster needs no flag.
 
 use std::net::SocketAddr;
 

@@ -1,6 +1,10 @@
 //! Candidates of completion: names in the cluster and in the kubeconfig.
 //!
 //! Errors are silent: no candidates are offered.
+//!
+//! A shell runs the program on every press of the completion key, before the line is complete and with whatever is
+//! typed so far. So flags are read leniently from the words themselves, and a cluster that does not answer costs two
+//! seconds at most.
 
 use std::env;
 use std::path::PathBuf;
@@ -58,10 +62,12 @@ struct Typed {
 }
 
 impl Typed {
+    /// The flags on this process's own command line, which the shell passes on.
     fn here() -> Self {
         Self::of(env::args().skip(1))
     }
 
+    /// The last value of each flag, in the form `--flag value` or `--flag=value`.
     fn of(words: impl Iterator<Item = String>) -> Self {
         let mut typed = Self::default();
         let mut words = words.peekable();
@@ -81,6 +87,7 @@ impl Typed {
     }
 }
 
+/// Runs a query against the cluster that the typed flags select; no candidates if it fails or takes too long.
 fn ask<F>(question: impl FnOnce(Client, Option<String>) -> F) -> Vec<CompletionCandidate>
 where
     F: Future<Output = Option<Vec<String>>>,

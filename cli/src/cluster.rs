@@ -2,6 +2,9 @@
 //!
 //! [`client`] connects: flags, kubeconfig, and errors that say what to do. [`admin`] queries the admin server of a Pod
 //! through a port-forward; [`control_plane`] finds the Pods to query.
+//!
+//! Every command has a file with its flags (`…Options`), `run`, and the text of its table. Commands read through
+//! [`client::Cluster`], which pages lists and whose errors say which request failed.
 
 pub(crate) mod admin;
 pub(crate) mod bug_report;

@@ -132,6 +132,7 @@ impl Cli {
     }
 }
 
+/// A runtime of two threads. The sidecars of `standalone` and `demo` have threads of their own.
 fn threads() -> io::Result<Runtime> {
     Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }

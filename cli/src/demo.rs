@@ -3,6 +3,9 @@
 //! A CA, a controller and a sidecar as `tidegate standalone` runs them; a small app behind the sidecar; and an ingress
 //! controller outside the mesh, with the client certificate that the CA issued to it. The policies of
 //! `examples/ingress/` are applied one after the other, and each answer is compared with the expected one.
+//!
+//! The parts talk to each other over real sockets on addresses of 127.0.0.0/8 that are free, so that several demos
+//! can run at once and nothing needs root. Everything is in a temporary folder, which is removed at the end.
 
 mod client;
 mod echo;
@@ -31,6 +34,7 @@ const EXAMPLE_NETWORK: &str = "127.0.7.";
 /// The name that the backend's certificate holds: `<service account>.<namespace>.<trust domain>`.
 const BACKEND_NAME: &str = "httpbin.httpbin.cluster.local";
 
+/// The manifests that stay for the whole demo, by their file names.
 const MESH: [(&str, &str); 3] = [
     ("meshconfig.yaml", include_str!("../../examples/ingress/mesh/meshconfig.yaml")),
     ("httpbin.yaml", include_str!("../../examples/ingress/mesh/httpbin.yaml")),
@@ -98,6 +102,7 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
     Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Prints what to try, and waits for a signal.
 async fn keep(story: &Story<'_>, manifests: &Path) -> anyhow::Result<()> {
     let shutdown = signals::shutdown()?;
     let Story { client, backend, admin, network, .. } = story;
@@ -136,6 +141,7 @@ impl Network {
         anyhow::bail!("port {PORT} is in use at every loopback address that was tried")
     }
 
+    /// The address whose last part is `host`, as in the example's manifests.
     fn address(self, host: u8) -> Ipv4Addr {
         let [a, b, c] = self.0;
         Ipv4Addr::new(a, b, c, host)

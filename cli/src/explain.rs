@@ -1,5 +1,8 @@
 //! `tidegate explain`: whether a connection would be admitted, and why, according to the cluster, a process, or a
 //! folder.
+//!
+//! With a folder the answer is computed here, by the same function that the controller calls for its page `/explain`.
+//! Both give the same JSON, which is also what the table is made of.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -50,6 +53,7 @@ pub(crate) struct ExplainOptions {
     output: OutputFormat,
 }
 
+/// What the client speaks first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Protocol {
     /// TLS, as an ingress controller does.
@@ -76,6 +80,7 @@ pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
 }
 
 impl ExplainOptions {
+    /// The question for a folder.
     fn query(&self) -> Query {
         Query {
             backend: self.backend.clone(),
@@ -92,6 +97,7 @@ impl ExplainOptions {
         }
     }
 
+    /// The question as a request to a controller, with its parameters escaped.
     fn path(&self) -> String {
         let mut path =
             format!("/explain?backend={}&source={}", escape(&self.backend.to_string()), self.source);
@@ -114,6 +120,7 @@ impl ExplainOptions {
     }
 }
 
+/// One line for each part of the answer that there is; text from objects is made printable.
 fn text(answer: &Value) -> String {
     let keys = ["decision", "reason", "rule", "terms", "workload", "serverIdentity", "port"];
     let line = |key: &&str| match answer.get(key) {
@@ -124,6 +131,7 @@ fn text(answer: &Value) -> String {
     keys.iter().filter_map(line).collect()
 }
 
+/// The value parser of BACKEND.
 fn parse_backend(text: &str) -> Result<ObjectName, String> {
     ObjectName::parse(text).ok_or_else(|| format!("{text:?} does not have the form NAMESPACE/NAME"))
 }

@@ -1,4 +1,8 @@
 //! The user's Helm, which renders the charts and tracks what is installed.
+//!
+//! Helm is run as a program, not linked: the user's version, plugins and credentials apply, and what is installed is
+//! an ordinary release that `helm` can list, roll back and uninstall without this command. Versions 3.14 and later
+//! and 4 are supported.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, ErrorKind, Read};

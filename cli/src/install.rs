@@ -2,6 +2,9 @@
 //!
 //! The charts are the only source of what is installed, and only Helm renders them: these commands embed the [`charts`]
 //! and run the user's [`crate::helm`]. An installation consists of two Helm releases, as if the user had created them.
+//!
+//! The order of an installation: the custom resource definitions (taken over if they exist), the control plane, and
+//! with `--wait` the rollout. Standard output has the manifests or Helm's notes only.
 
 mod charts;
 mod definitions;
@@ -67,6 +70,7 @@ pub(crate) struct UninstallOptions {
     cluster: ClusterOptions,
 }
 
+/// Flags that `install` and `upgrade` have in common.
 #[derive(Args, Debug)]
 struct ChangeOptions {
     /// Set a value of the chart; repeat for more
@@ -107,6 +111,7 @@ struct Named {
     metadata: NamedMetadata,
 }
 
+/// The part of an object's metadata that identifies it.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(default)]
 struct NamedMetadata {
@@ -227,6 +232,8 @@ impl ChangeOptions {
         Ok(text)
     }
 
+    /// Installs or upgrades the definitions' release, after existing definitions are made its own; does nothing with
+    /// `--skip-crds`.
     async fn install_crds(&self, helm: &Helm, charts: &Charts) -> anyhow::Result<()> {
         if self.skip_crds {
             return Ok(());
@@ -278,6 +285,7 @@ impl ChangeOptions {
         }
     }
 
+    /// Waits for the rollout, with `--wait`.
     async fn wait(&self) -> anyhow::Result<()> {
         if self.wait {
             rollout::wait(&self.cluster.connect().await?, self.timeout).await?;
@@ -316,6 +324,7 @@ fn objects(manifests: &str) -> BTreeSet<Named> {
     named.filter(|named| !named.kind.is_empty()).collect()
 }
 
+/// Arguments of a command line.
 fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
     words.map(OsString::from).to_vec()
 }

@@ -1,4 +1,6 @@
 //! Output: tables for people, JSON and YAML for programs.
+//!
+//! Standard output has the result only, so that it can be piped; progress, warnings and errors go to standard error.
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 pub(crate) struct Patience {
     deadline: Instant,
     interval: Duration,
+    /// Keys of the messages that were printed, so that each is printed once.
     said: BTreeSet<String>,
 }
 

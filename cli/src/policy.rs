@@ -20,7 +20,9 @@ struct ListedPolicy {
     name: String,
     current_status: String,
     reason: String,
+    /// Likely mistakes, which do not keep the policy from being in force.
     warnings: Vec<String>,
+    /// Where it was read, such as `app.yaml:12`; only for a folder.
     file: Option<String>,
 }
 
@@ -56,6 +58,7 @@ pub(crate) fn row(policy: &PolicyStatus) -> Vec<String> {
     cells(fields, &policy.warnings, policy.file.as_deref())
 }
 
+/// The cells of a row: the five fields, the warnings appended to the last of them, and the file.
 fn cells<S: AsRef<str>>(fields: [S; 5], warnings: &[String], file: Option<&str>) -> Vec<String> {
     let mut row: Vec<String> = fields.iter().map(|field| field.as_ref().to_owned()).collect();
     if let Some(reason) = row.last_mut() {

@@ -286,6 +286,7 @@ impl Sidecars {
         drop(waiting);
     }
 
+    /// Whether every Pod with a port in its policy has sidecars that are all ready. A Pod without ports needs none.
     async fn are_ready(&self, pods: &[LocalPod]) -> bool {
         let running = self.running.lock().await;
         pods.iter().filter(|pod| !pod.ports.is_empty()).all(|pod| {
@@ -295,6 +296,8 @@ impl Sidecars {
         })
     }
 
+    /// Starts and stops sidecars until they match the Pods: one that is gone is drained in the background, and a port
+    /// without a sidecar gets one. A sidecar that cannot start is logged and tried again with the next change.
     async fn settle(&self, pods: &[LocalPod]) {
         let mut running = self.running.lock().await;
         let gone: Vec<String> = running
@@ -378,6 +381,8 @@ impl Sidecars {
         Ok(sidecar)
     }
 
+    /// Rewrites every token periodically. A token that cannot be written is logged; the old one is valid for three
+    /// more intervals.
     async fn renew_tokens(self: Arc<Self>) {
         let mut due = tokio::time::interval(self.tokens.renewal_interval());
         due.tick().await;
@@ -391,6 +396,7 @@ impl Sidecars {
 }
 
 impl CaAccess {
+    /// A client of the CA that identifies itself by this token.
     fn options(&self, token_file: PathBuf) -> anyhow::Result<CaOptions> {
         Ok(CaOptions {
             ca_address: address(self.address)?,
@@ -402,6 +408,8 @@ impl CaAccess {
     }
 }
 
+/// Starts the CA with files instead of Kubernetes objects: tokens by a key of this process, the root, the trust
+/// bundle and Secrets in the state folder.
 async fn start_ca(
     options: &StandaloneOptions,
     state_dir: &Path,
@@ -453,6 +461,8 @@ async fn start_ca(
     CertManager::start(config, dependencies).await.context("the CA failed to start")
 }
 
+/// Starts the controller on the folder. It gets its certificate from the CA like every other daemon, so this waits
+/// until the CA has written a trust bundle.
 async fn start_controller(
     options: &StandaloneOptions,
     ca: &CaAccess,
@@ -492,15 +502,18 @@ async fn start_controller(
     Ok((controller, kept.task))
 }
 
+/// The identity that sidecars expect of the controller.
 fn controller_identity(trust_domain: &TrustDomain) -> anyhow::Result<Identity> {
     let (namespace, account) = (tidegate_controller::NAMESPACE, tidegate_controller::SERVICE_ACCOUNT);
     Ok(Identity::new(trust_domain.clone(), namespace, account)?)
 }
 
+/// `<namespace>/<name>`, the key of the map of sidecars.
 fn workload(pod: &LocalPod) -> String {
     format!("{}/{}", pod.namespace, pod.name)
 }
 
+/// The subject of a Pod's token.
 fn subject(pod: &LocalPod) -> TokenSubject {
     TokenSubject {
         namespace: pod.namespace.clone(),
@@ -509,6 +522,7 @@ fn subject(pod: &LocalPod) -> TokenSubject {
     }
 }
 
+/// An address of this process as a daemon's option; its host is never resolved.
 fn address(address: SocketAddr) -> anyhow::Result<grpc::Address> {
     Ok(grpc::Address::new(ServerName::IpAddress(address.ip().into()), address.port()))
 }

@@ -1,4 +1,7 @@
 //! `tidegate validate`: reports all errors in a folder at once.
+//!
+//! It reads the folder as the controller would, once, and prints the problems of the files followed by the status of
+//! each policy. So what is reported here is what would be in force.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +28,7 @@ pub(crate) struct ValidateOptions {
     output: OutputFormat,
 }
 
+/// What is printed; JSON and YAML have both lists.
 #[derive(Serialize)]
 struct Report {
     problems: Vec<Problem>,
@@ -56,6 +60,7 @@ fn leave_open(policy: &mut PolicyStatus) {
     policy.warnings.insert(0, missing);
 }
 
+/// Compilers' lines for problems, then the table of `tidegate policy list`.
 fn text(report: &Report) -> String {
     let mut text: String = report.problems.iter().map(|problem| format!("{problem}\n")).collect();
     if !text.is_empty() {

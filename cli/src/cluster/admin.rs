@@ -88,6 +88,8 @@ impl Cluster {
         Err(AdminError::Refused { pod, path: path.to_owned(), status, message })
     }
 
+    /// One request through a new port-forward. If it fails, the kubelet's message on the error channel is preferred:
+    /// it says, for example, that the port refused the connection.
     async fn forwarded(
         &self,
         method: Method,

@@ -2,6 +2,10 @@
 //!
 //! Secrets are listed by name only, the apps' environment and arguments are left out, and every file passes through
 //! [`redact`] before it is written.
+//!
+//! The report is a folder of text files, in an archive or on disk: `versions.yaml` and `check.txt`, `objects/`,
+//! `control-plane/`, `sidecars/`, `events/`, and `missing.txt` with what could not be collected. One failed request
+//! never ends the collection, because a report is wanted most when something is broken.
 
 mod archive;
 mod collect;
@@ -92,11 +96,13 @@ impl Report {
     }
 }
 
+/// A name with the time in it, without colons, which some file systems do not allow.
 fn default_name() -> PathBuf {
     let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     format!("tidegate-bug-report-{}.tar.gz", time.replace(':', "-")).into()
 }
 
+/// The value parser of `--pods`.
 fn parse_pod(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {

@@ -86,6 +86,7 @@ pub(crate) struct RotateOptions {
 struct Pace {
     one_step: bool,
     timeout: Duration,
+    /// `--wait-for-expiry`: the last step waits for the end of the old certificates instead of their renewal.
     waits_for_expiry: bool,
     revokes: bool,
     ignores_copies: bool,
@@ -97,8 +98,11 @@ struct Pace {
 struct Rotation {
     /// `steady`, `trust-both` or `issue-new`.
     step: String,
+    /// When the step was taken, RFC 3339.
     since: String,
+    /// SHA-256 of the root that issues, over its DER, in lower-case hexadecimal.
     issuing_root: String,
+    /// Roots that sidecars verify certificates by, the issuing one among them.
     trusted_roots: Vec<Root>,
     /// Roots that every sidecar must trust before the next step.
     #[serde(default)]
@@ -115,6 +119,7 @@ struct Rotation {
     /// When certificates under a root that the next step drops have expired, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     old_certificates_end: Option<String>,
+    /// Whether the cert-manager would take the next step now.
     next_allowed: bool,
     /// Whether it is allowed once all certificates are known to be under the issuing root.
     #[serde(default)]
@@ -137,7 +142,9 @@ struct Unreached {
 /// A trusted root.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct Root {
+    /// SHA-256 of its DER, in lower-case hexadecimal.
     fingerprint: String,
+    /// When it expires, RFC 3339.
     not_after: String,
 }
 
@@ -146,6 +153,7 @@ struct Root {
 struct Status {
     #[serde(flatten)]
     rotation: Rotation,
+    /// Pods whose sidecar is running.
     sidecars: usize,
     /// Pods whose sidecar is not ready for the next step, and why.
     left_behind: Vec<String>,
@@ -204,6 +212,7 @@ pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode>
     }
 }
 
+/// Reads the state of the rotation and who is not ready for its next step.
 async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
     let rotation: Rotation = cluster.ask(Part::CertManager, ROTATION).await?;
     let sidecars = cluster.meshed_pods(None).await?.into_iter().filter(|pod| pod.is_started).count();
@@ -399,6 +408,8 @@ impl Rotation {
         self.step == "issue-new"
     }
 
+    /// The roots that sidecars must trust before the next step; all that are trusted, for a cert-manager that does
+    /// not list them.
     fn needed_roots(&self) -> Vec<String> {
         if self.required_roots.is_empty() {
             return self.trusted_roots.iter().map(|root| root.fingerprint.clone()).collect();
@@ -407,6 +418,7 @@ impl Rotation {
     }
 }
 
+/// Asks on the terminal; an error without a terminal, so that a script has to say `--yes`.
 fn confirm(cluster: &Cluster, rotation: &Rotation, one_step: bool) -> anyhow::Result<()> {
     ensure!(io::stdin().is_terminal(), "standard input is not a terminal: confirm with --yes");
     let what = match (one_step, rotation.step.as_str()) {
@@ -422,6 +434,7 @@ fn confirm(cluster: &Cluster, rotation: &Rotation, one_step: bool) -> anyhow::Re
     Ok(())
 }
 
+/// One line about the step that was taken.
 fn progress(rotation: &Rotation, revokes: bool) -> String {
     let (number, what) = match rotation.step.as_str() {
         "trust-both" => (1, "both roots are trusted"),
@@ -432,6 +445,7 @@ fn progress(rotation: &Rotation, revokes: bool) -> String {
     format!("step {number} of 3: {what}")
 }
 
+/// The first names, and the number of the others, separated by commas.
 fn enumerate(holders: &[String]) -> String {
     let named: Vec<&str> = holders.iter().take(NAMED).map(String::as_str).collect();
     let more = match holders.len().saturating_sub(NAMED) {
@@ -447,6 +461,7 @@ fn is_after(time: &str, wait: Duration) -> bool {
         .is_ok_and(|time| time.duration_since(SystemTime::now()).is_ok_and(|left| left > wait))
 }
 
+/// The answer as text: the step, the roots, and who is left behind.
 fn text(status: &Status) -> String {
     let rotation = &status.rotation;
     let mut text = format!("step       {} since {}\n", rotation.step, rotation.since);

@@ -3,6 +3,9 @@
 //! Each check has an id that is stable between versions, and a hint that says what to do. [`before`] holds the checks
 //! before an installation, [`control_plane`] and [`webhooks`] those after it, [`data_plane`] and [`policies`] those of
 //! workloads, [`not_enforced`] those of other meshes' policies.
+//!
+//! Checks run in an order in which a failure that explains the others comes first, and those that depend on it are
+//! left out. Only requests that read are sent, apart from access reviews, which the API server does not store.
 
 mod before;
 mod control_plane;
@@ -75,6 +78,7 @@ struct Finding {
     hint: Option<String>,
 }
 
+/// Ordered: the report has the worst of its checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Severity {
@@ -129,6 +133,7 @@ pub(crate) async fn as_text(cluster: &Cluster) -> String {
 }
 
 impl Report {
+    /// Runs the checks: with `pre` those before an installation, with `proxy` without those of the control plane.
     async fn of(cluster: &Cluster, pre: bool, proxy: bool) -> Self {
         let mut report =
             Self { status: Severity::Ok, checks: Vec::new(), control_plane: cluster.control_plane.clone() };
@@ -172,6 +177,7 @@ impl Report {
         });
     }
 
+    /// Whether the API server answered; true as well before that was checked.
     fn is_reachable(&self) -> bool {
         let reached = self.checks.iter().find(|finding| finding.id == before::REACHABLE.id);
         reached.is_none_or(|finding| finding.status == Severity::Ok)
@@ -179,18 +185,22 @@ impl Report {
 }
 
 impl CheckOutcome {
+    /// Passed, without a message.
     fn ok() -> Self {
         Self { severity: Severity::Ok, message: None, hint: None }
     }
 
+    /// Passed, with a fact worth showing, such as a version.
     fn ok_with(message: impl Into<String>) -> Self {
         Self { severity: Severity::Ok, message: Some(message.into()), hint: None }
     }
 
+    /// Not passed, but the mesh works.
     fn warning(message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, message: Some(message.into()), hint: None }
     }
 
+    /// Not passed; the command exits with 1.
     fn failed(message: impl Into<String>) -> Self {
         Self { severity: Severity::Failed, message: Some(message.into()), hint: None }
     }
@@ -225,12 +235,15 @@ fn days_until(time: SystemTime) -> Option<u64> {
     time.duration_since(SystemTime::now()).ok().map(|left| left.as_secs() / (24 * 60 * 60))
 }
 
+/// Whether standard output is a terminal that shows colours (`NO_COLOR`, https://no-color.org; `TERM=dumb`).
 fn has_colour() -> bool {
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
+/// The report as text: a heading for each category, a line for each check, and the hint below a check that did not
+/// pass.
 fn text(report: &Report, colour: bool) -> String {
     let symbol = |severity: Severity| match (severity, colour) {
         (Severity::Ok, false) => "✓",

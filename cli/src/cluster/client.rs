@@ -95,6 +95,7 @@ impl ClusterOptions {
         })
     }
 
+    /// The configuration by flags, or else as `kubectl` finds it. Errors name the flag to correct.
     async fn config(&self) -> anyhow::Result<Config> {
         let options = ClientOptions { kubeconfig: self.kubeconfig.clone(), context: self.context.clone() };
         let config = tidegate_kubernetes::client::config(&options).await;

@@ -1,4 +1,8 @@
 //! `tidegate policy check-conflicts`: IngressBackends that open the same backend.
+//!
+//! Neither policy of a pair is wrong: what any of them grants is granted. But the reader of one of them does not see
+//! the other, and OSM's webhook was meant to refuse the second, so pairs are worth a look. Objects are read as they
+//! are stored: one that this version cannot parse is reported, because it may conflict, too.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -45,7 +49,9 @@ enum PolicyKind {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Conflict {
     namespace: String,
+    /// The Service, in the namespace above.
     backend: String,
+    /// The Pod's port (`targetPort`), as IngressBackends name it.
     port: u16,
     /// The names of the two.
     ingress_backends: [String; 2],
@@ -105,6 +111,7 @@ impl Policies {
         self.unreadable.retain(|text| !namespaces.contains(&namespace(text)));
     }
 
+    /// Sorts an object into those that can be read and those that cannot.
     fn add(&mut self, object: &DynamicObject) -> anyhow::Result<()> {
         match stored::read(&serde_json::to_value(object)?) {
             Ok(policy) => self.readable.push(policy),
@@ -154,6 +161,7 @@ impl fmt::Display for Conflict {
     }
 }
 
+/// OSM's sentences. JSON and YAML have the pairs as data.
 fn text(conflicts: &[Conflict], namespaces: &[String]) -> String {
     if conflicts.is_empty() {
         return match namespaces {

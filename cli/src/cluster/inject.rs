@@ -1,4 +1,8 @@
 //! `tidegate inject`: adds the sidecar to manifests as the webhook would, to inspect or keep the result.
+//!
+//! The patch is computed by the injector's own code ([`inject_manifests`]); only its inputs are gathered here: the
+//! injector's flags from its Deployment, the MeshConfig, and namespaces from the cluster and from the manifests
+//! themselves, which may define the namespace that their Pods are in.
 
 use std::fs;
 use std::io::{self, Read};
@@ -93,6 +97,7 @@ pub(crate) async fn run(options: InjectOptions) -> anyhow::Result<ExitCode> {
 }
 
 impl InjectOptions {
+    /// The cluster's namespaces, by whose labels the webhook decides.
     async fn namespaces(&self, cluster: &Cluster) -> anyhow::Result<ManifestNamespaces> {
         let all = namespace::all(cluster).await.context("--offline works without a cluster")?;
         let default = self.namespace.clone();
@@ -100,6 +105,7 @@ impl InjectOptions {
         Ok(ManifestNamespaces::of_cluster(all.into_iter().map(NamespaceView::from), default))
     }
 
+    /// What the injector is started with: flags of this command first, then the cluster's injector, then defaults.
     fn settings(&self, injector: InjectorFlags) -> Settings {
         let image = self.sidecar_image.clone().or(injector.sidecar_image).unwrap_or_else(|| IMAGE.to_owned());
         let trust_domain = self.trust_domain.as_ref().map(ToString::to_string).or(injector.trust_domain);
@@ -129,6 +135,7 @@ async fn from_cluster(cluster: &Cluster) -> anyhow::Result<(InjectorFlags, MeshS
 }
 
 impl InjectorFlags {
+    /// The values of its flags, each given as `--name=value`; flags that are absent have the injector's defaults.
     fn of(injector: &Deployment) -> Self {
         let pod = injector.spec.template.spec.as_ref();
         let container = pod.and_then(|pod| pod.containers.iter().find(|c| c.name == Part::Injector.name()));
@@ -145,6 +152,7 @@ impl InjectorFlags {
     }
 }
 
+/// A manifest; `-` reads standard input to its end.
 fn read(file: &PathBuf) -> anyhow::Result<String> {
     if file.as_os_str() == "-" {
         let mut text = String::new();

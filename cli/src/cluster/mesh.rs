@@ -1,4 +1,7 @@
 //! `tidegate mesh`: lists the control planes of a cluster.
+//!
+//! A control plane is found by its controller's Deployment, by label, in any namespace: several meshes may share a
+//! cluster.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -38,12 +41,15 @@ pub(crate) struct ListOptions {
 pub(crate) struct Mesh {
     pub(crate) namespace: String,
     pub(crate) mesh: String,
+    /// The chart's version, or the tag of the controller's image.
     pub(crate) version: String,
     /// Ready controller replicas.
     ready: i32,
     /// Desired controller replicas.
     replicas: i32,
+    /// Names, sorted; of running Pods and others.
     controller_pods: Vec<String>,
+    /// Namespaces in the mesh, sorted.
     added_namespaces: Vec<String>,
 }
 
@@ -89,15 +95,18 @@ pub(crate) async fn names(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>>
     Ok(controllers(cluster).await?.iter().map(name).collect())
 }
 
+/// The Deployments of all controllers.
 async fn controllers(cluster: &Cluster) -> anyhow::Result<Vec<Deployment>> {
     let deployments: Api<Deployment> = Api::all(cluster.client.clone());
     cluster.list(&deployments, of_controllers(), "deployments of all namespaces").await
 }
 
+/// The label that the chart puts on controllers and their Pods.
 fn of_controllers() -> ListParams {
     ListParams::default().labels(&format!("{NAME}={}", Part::Controller))
 }
 
+/// The mesh's name, from the label with the Helm value `meshName`.
 fn name(controller: &Deployment) -> String {
     controller.labels().get(INSTANCE).cloned().unwrap_or_default()
 }

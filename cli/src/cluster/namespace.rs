@@ -1,4 +1,8 @@
 //! `tidegate namespace`: which namespaces are in the mesh.
+//!
+//! Membership is a label and an annotation of the Namespace, those of OSM, so that manifests written for it mean the
+//! same. A change takes effect on Pods only when they are created; commands that change it say how many Pods to
+//! restart.
 
 use std::process::ExitCode;
 
@@ -113,6 +117,7 @@ pub(crate) async fn run(command: NamespaceCommand) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Runs an action for each name; one that fails does not keep the others from being tried.
 async fn each(
     names: &[String],
     action: impl AsyncFn(&str) -> anyhow::Result<String>,
@@ -234,6 +239,7 @@ pub(crate) fn injects(namespace: &Namespace) -> bool {
     wish.map_or(by_label, |wish| matches!(wish.as_str(), "enabled" | "yes" | "true"))
 }
 
+/// The row of a namespace, if it is in a mesh, and in the given one.
 fn member(namespace: &Namespace, mesh: Option<&str>) -> Option<MeshNamespace> {
     let name = mesh_of(Some(namespace.labels()))?;
     mesh.is_none_or(|mesh| mesh == name).then(|| MeshNamespace {
@@ -251,12 +257,14 @@ fn text(namespaces: &[MeshNamespace]) -> String {
     table(&["NAMESPACE", "MESH", "SIDECAR-INJECTION"], &rows)
 }
 
+/// A namespace; a missing one is an error.
 async fn read(cluster: &Cluster, name: &str) -> anyhow::Result<Namespace> {
     let api: Api<Namespace> = Api::all(cluster.client.clone());
     let namespace = cluster.get(&api, name, &format!("namespace {name}")).await?;
     namespace.with_context(|| format!("namespace [{name}] does not exist"))
 }
 
+/// A merge patch, so that labels and annotations of others stay as they are.
 async fn change(cluster: &Cluster, name: &str, patch: &Value) -> anyhow::Result<()> {
     let api: Api<Namespace> = Api::all(cluster.client.clone());
     let patched = api.patch(name, &PatchParams::apply(FIELD_MANAGER), &Patch::Merge(patch)).await;
@@ -264,6 +272,7 @@ async fn change(cluster: &Cluster, name: &str, patch: &Value) -> anyhow::Result<
     Ok(())
 }
 
+/// Refuses namespaces whose Pods must start without the mesh: those of Kubernetes and of any control plane.
 async fn refuse_control_plane(cluster: &Cluster, namespace: &Namespace) -> anyhow::Result<()> {
     let name = namespace.name_any();
     ensure!(!OF_KUBERNETES.contains(&name.as_str()), "it belongs to Kubernetes itself");

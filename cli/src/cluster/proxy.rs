@@ -1,4 +1,8 @@
 //! `tidegate proxy`: the sidecars, as the controllers and the sidecars themselves report them.
+//!
+//! `status` joins three sources: the Pods that have a sidecar, what each controller replica reports about its
+//! streams, and for the policy's state the versions that were sent and acknowledged. `get` prints a page of the
+//! sidecar's own admin server, or a part of `/config`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -97,6 +101,7 @@ pub(crate) enum ProxyQuery {
 pub(crate) struct ProxyStatus {
     namespace: String,
     pod: String,
+    /// Whether it has a stream to the controller at this moment.
     connected: bool,
     /// The controller replica that it is or was connected to.
     controller: Option<String>,
@@ -107,13 +112,16 @@ pub(crate) struct ProxyStatus {
     version: Option<String>,
     sent_version: Option<String>,
     acked_version: Option<String>,
+    /// The policy's version that it rejected last, which may be an older one.
     rejected: Option<Rejected>,
     /// Destinations, routes and backends that the sidecar rejected, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     rejected_resources: BTreeMap<String, Rejected>,
     /// Why it has no policy.
     error: Option<String>,
+    /// When its certificate expires, RFC 3339.
     certificate_not_after: Option<String>,
+    /// SHA-256 of the roots that it trusts, in hexadecimal; absent until it has reported them.
     trusted_roots: Option<Vec<String>>,
 }
 
@@ -199,6 +207,7 @@ pub(crate) async fn get(
 }
 
 impl ProxyQuery {
+    /// The admin page that answers the query.
     fn path(self) -> &'static str {
         match self {
             Self::Config | Self::Certs | Self::Policy | Self::Inbound => "/config",
@@ -210,6 +219,8 @@ impl ProxyQuery {
 }
 
 impl ProxyStatus {
+    /// The row of a Pod. The state compares the newest version with the one acknowledged; a rejection counts only if
+    /// it is of the newest.
     fn new(pod: &MeshedPod, known: &Known) -> Self {
         let (workload, controller) = match known.workloads.get(&pod.key()) {
             Some((workload, controller)) => (Some(workload), Some(controller)),
@@ -243,6 +254,8 @@ impl ProxyStatus {
         }
     }
 
+    /// The state in words. A rejected destination, route or backend is shown only if the policy is in force:
+    /// otherwise the policy matters more.
     fn policy_cell(&self) -> String {
         match (self.policy, &self.rejected, &self.error) {
             (PolicyState::Rejected, Some(rejected), _) => format!("rejected: {}", rejected.reason),
@@ -290,6 +303,7 @@ async fn meshed_pod(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::R
     Ok(())
 }
 
+/// The table; versions and fingerprints are cut to [`SHORT`] digits.
 fn text(rows: &[ProxyStatus]) -> String {
     let short = |text: &Option<String>| {
         text.as_ref().map_or_else(|| "-".to_owned(), |text| text.chars().take(SHORT).collect())

@@ -1,4 +1,7 @@
 //! The mesh's sidecars: Pods with a sidecar, joined with what the controllers' replicas know about them.
+//!
+//! Every replica of the controller knows all workloads, but only the streams that are connected to it. So all are
+//! queried, and for each workload the one with a live stream counts, or else the one that had the last.
 
 use std::collections::BTreeMap;
 
@@ -17,11 +20,13 @@ use super::waits;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Workload {
+    /// `<namespace>/<pod>`.
     workload: String,
     /// The newest version of its policy.
     pub(crate) version: Option<String>,
     /// Why it has no policy.
     pub(crate) error: Option<String>,
+    /// The latest stream for it, open or not; `None` before the first one at this replica.
     pub(crate) sidecar: Option<Stream>,
 }
 
@@ -30,9 +35,11 @@ pub(crate) struct Workload {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Stream {
     pub(crate) connected: bool,
+    /// When the stream began, RFC 3339 in UTC with milliseconds.
     connected_since: String,
     /// Its version.
     program: String,
+    /// The policy's version that it was last sent, and below the one that it has applied.
     pub(crate) sent_version: Option<String>,
     pub(crate) acked_version: Option<String>,
     pub(crate) rejected: Option<Rejected>,
@@ -41,6 +48,7 @@ pub(crate) struct Stream {
     pub(crate) rejected_resources: BTreeMap<String, Rejected>,
     /// SHA-256 of the roots that it trusts, once it has reported them.
     pub(crate) trusted_roots: Option<Vec<String>>,
+    /// When its certificate expires, RFC 3339.
     pub(crate) certificate_not_after: Option<String>,
     /// The roots among those under which its certificate is valid; `None` for an older sidecar.
     #[serde(default)]
@@ -63,6 +71,7 @@ pub(crate) struct MeshedPod {
     pub(crate) is_started: bool,
     /// Its init containers that wait for a server only by connecting.
     pub(crate) waits: Vec<String>,
+    /// The sidecar's image, with its tag.
     image: String,
 }
 
@@ -131,6 +140,7 @@ impl Cluster {
 }
 
 impl Known {
+    /// Merges what one replica reports.
     fn add(&mut self, controller: &str, workloads: Vec<Workload>) {
         for workload in workloads {
             let newer = match self.workloads.get(&workload.workload) {
@@ -158,6 +168,7 @@ impl Workload {
     }
 }
 
+/// Whether the native sidecar's container is running, which it is before the Pod's phase is `Running`.
 fn sidecar_runs(pod: &Pod) -> bool {
     let statuses = pod.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
     let runs = |status: &ContainerStatus| {
@@ -166,6 +177,7 @@ fn sidecar_runs(pod: &Pod) -> bool {
     statuses.is_some_and(|statuses| statuses.iter().any(runs))
 }
 
+/// The sidecar's image, whose tag is the version of a sidecar that has not connected.
 fn image(pod: &Pod) -> String {
     sidecar_container(pod).and_then(|container| container.image.clone()).unwrap_or_default()
 }

@@ -1,4 +1,6 @@
 //! Failures that may have passed at the next attempt, such as those while a Pod restarts.
+//!
+//! A rotation waits while daemons restart, so that one failed request must not end it.
 
 use super::admin::AdminError;
 use super::client::ApiRequestError;

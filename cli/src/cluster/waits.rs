@@ -1,6 +1,10 @@
 //! Finds init containers that wait for a server only by connecting. In the mesh such a wait ends before the server is
 //! up: the kernel accepts each connection for the sidecar, and the sidecar resets it if no server listens at the
 //! address.
+//!
+//! What a container does is guessed from its command line: the usual scripts (`wait-for-it`, `nc -z`, `dockerize`,
+//! bash's `/dev/tcp`). Other ways to wait are not recognized, and a command that only looks like one leads to a
+//! warning, never to a failure.
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::api::ResourceExt;
@@ -16,6 +20,7 @@ pub(crate) fn by_connecting(pod: &Pod) -> Vec<String> {
     containers.filter(|container| connects(container)).map(|container| container.name.clone()).collect()
 }
 
+/// Whether the command line calls one of the programs in the way that only connects.
 fn connects(container: &Container) -> bool {
     let words = container.command.iter().chain(&container.args).flatten();
     let words: Vec<&str> = words.flat_map(|word| word.split_whitespace()).collect();

@@ -81,6 +81,7 @@ impl IngressClient {
         }
     }
 
+    /// One request on a new connection, through TLS if there is a configuration.
     async fn exchange(
         &self,
         config: Option<Arc<ClientConfig>>,
@@ -97,6 +98,7 @@ impl IngressClient {
         }
     }
 
+    /// Connects from the ingress controller's address, by which the sidecar decides about it.
     async fn dial(&self, backend: SocketAddr) -> anyhow::Result<TcpStream> {
         let socket = TcpSocket::new_v4()?;
         socket.bind(self.source).with_context(|| format!("binding to {}", self.source))?;
@@ -121,6 +123,7 @@ impl SecretFolder {
         patience.with_context(|| format!("no client certificate in {} after {TIMEOUT:?}", self.0.display()))
     }
 
+    /// The client's configuration, read from the files anew each time, as a controller does after a rotation.
     fn client_config(&self) -> anyhow::Result<Arc<ClientConfig>> {
         let mut roots = RootCertStore::empty();
         for root in certificates(&self.file("ca.crt"))? {
@@ -145,6 +148,7 @@ impl fmt::Display for Answer {
     }
 }
 
+/// Sends the request over HTTP/1.1 and reads the whole answer.
 async fn request<S>(stream: S, path: &str) -> anyhow::Result<Answer>
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
@@ -173,6 +177,7 @@ fn is_reset(error: &anyhow::Error) -> bool {
     kinds.any(|kind| matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe))
 }
 
+/// The certificates in a PEM file; an error names the file.
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let file = || path.display().to_string();
     let certificates = CertificateDer::pem_file_iter(path).with_context(file)?;

@@ -42,6 +42,7 @@ impl Drop for EchoApp {
     }
 }
 
+/// Accepts connections until the task is aborted, each served in a task of its own.
 async fn serve(listener: TcpListener) {
     loop {
         let Ok((stream, peer)) = listener.accept().await else { continue };
@@ -56,6 +57,7 @@ async fn serve(listener: TcpListener) {
     }
 }
 
+/// The JSON of httpbin's `/get`: headers, method, origin and URL, for any path.
 fn answer(request: &Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let headers: BTreeMap<&str, String> =

@@ -1,4 +1,7 @@
 //! The steps of the story, with their expected answers.
+//!
+//! The order matters: each step replaces the policy of the one before, and a step without a manifest is only possible
+//! while none was applied. Every answer is printed with the controller's own reason for it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -28,6 +31,7 @@ pub(crate) struct Step {
     expected: Expected,
 }
 
+/// What a step's answer is compared with. For 403 the body counts, too.
 enum Expected {
     Reset,
     Status(StatusCode),
@@ -131,6 +135,7 @@ impl Story<'_> {
         Ok((text(&workload["version"]), text(&workload["sidecar"]["ackedVersion"])))
     }
 
+    /// The controller's reason for a request like this one, from `/explain`.
     async fn why(&self, scheme: Scheme) -> anyhow::Result<String> {
         let certificate = match scheme {
             Scheme::Http => "&tls=false",
@@ -144,6 +149,7 @@ impl Story<'_> {
 }
 
 impl Expected {
+    /// Whether the answer is the expected one.
     fn is(&self, answer: &Answer) -> bool {
         match (self, answer) {
             (Self::Reset, Answer::Reset) => true,

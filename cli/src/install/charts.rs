@@ -1,4 +1,7 @@
 //! The Helm charts that are embedded in this program.
+//!
+//! A binary installs the charts of its own version, whatever is in the current folder or in a repository.
+//! `cli/build.rs` embeds them.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -23,7 +23,9 @@ use crate::cluster::client::Cluster;
 
 /// Annotations by which Helm recognises what belongs to a release.
 const RELEASE_NAME: &str = "meta.helm.sh/release-name";
+/// The namespace of the release, in which Helm stores its state.
 const RELEASE_NAMESPACE: &str = "meta.helm.sh/release-namespace";
+/// The value of label `app.kubernetes.io/managed-by` that Helm requires beside them.
 const HELM: &str = "Helm";
 
 /// How long an API server may take until it stores objects in a new storage version.
@@ -33,7 +35,9 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 /// One of Tidegate's definitions as found in the cluster.
 struct Found {
+    /// The definition that this version's chart installs.
     ours: CustomResourceDefinition,
+    /// The definition that the cluster has.
     theirs: CustomResourceDefinition,
     owner: Owner,
 }
@@ -86,6 +90,8 @@ pub(super) async fn take_over(cluster: &Cluster) -> anyhow::Result<Vec<String>> 
 }
 
 impl Owner {
+    /// The owner according to the annotations that Helm requires. With Helm's annotations and without its label, Helm
+    /// would refuse the object, so it is taken over like one without an owner.
     fn of(crd: &CustomResourceDefinition, namespace: &str) -> Self {
         let annotation = |name: &str| crd.annotations().get(name).map(String::as_str).unwrap_or_default();
         let is_labelled = crd.labels().get(MANAGED_BY).is_some_and(|manager| manager == HELM);
@@ -99,6 +105,9 @@ impl Owner {
 }
 
 impl Found {
+    /// Takes over one definition: first its ownership and versions, then its objects, and last
+    /// `status.storedVersions`, because a version that is still listed there cannot be removed. Each step may be
+    /// repeated after an interruption.
     async fn take_over(
         self,
         cluster: &Cluster,
@@ -146,6 +155,7 @@ impl Found {
         self.theirs.status.iter().flat_map(|status| status.stored_versions.iter().flatten())
     }
 
+    /// The versions that our definition has.
     fn version_names(&self) -> BTreeSet<String> {
         self.ours.spec.versions.iter().map(|version| version.name.clone()).collect()
     }
@@ -198,6 +208,7 @@ impl Found {
         }
     }
 
+    /// The kind in our version, for requests without a type.
     fn resource(&self) -> ApiResource {
         let version = self.storage_version().to_owned();
         ApiResource {
@@ -245,11 +256,14 @@ impl Found {
         Ok(())
     }
 
+    /// `<kind> <namespace>/<name>`, for messages.
     fn title(&self, object: &DynamicObject) -> String {
         let namespace = object.namespace().unwrap_or_default();
         format!("{} {namespace}/{}", self.ours.spec.names.kind, object.name_any())
     }
 
+    /// What was done, for the user: whose objects stay, which version is stored, and which versions manifests must no
+    /// longer use.
     fn sentence(&self, objects: usize, dropped: &[String]) -> String {
         let mut text = match self.owner {
             Owner::Ours => format!("Kept: CustomResourceDefinition {}", self.ours.name_any()),
@@ -313,6 +327,7 @@ async fn rewrite(
     }
 }
 
+/// The error for a definition of another release, with the commands that would move it.
 fn refusal(name: &str, release: &str, namespace: &str) -> anyhow::Error {
     anyhow!(
         "CustomResourceDefinition {name} belongs to Helm release {release}: --skip-crds leaves it there. To move it to \

@@ -1,5 +1,9 @@
 //! Determines the mesh whose control plane a namespace holds, so that a command never changes or removes another mesh
 //! than the named one.
+//!
+//! The mesh's name is a label of every object that the chart creates. Helm's own check would not be enough: the
+//! release is named the same in every namespace, and `upgrade` with another `meshName` would rename a mesh whose
+//! workloads are labelled with the old name.
 
 use anyhow::{bail, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -59,10 +63,12 @@ async fn left(cluster: &Cluster) -> anyhow::Result<Option<String>> {
     Ok(config.map(|config| mesh_of(&config)))
 }
 
+/// The mesh's name on an object.
 fn mesh_of(object: &impl ResourceExt) -> String {
     object.labels().get(INSTANCE).cloned().unwrap_or_default()
 }
 
+/// An error that names both meshes, unless they are the same.
 fn same_mesh(cluster: &Cluster, installed: &str) -> anyhow::Result<()> {
     let Cluster { control_plane: namespace, mesh_name: named, .. } = cluster;
     ensure!(
@@ -73,6 +79,7 @@ fn same_mesh(cluster: &Cluster, installed: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The error for a namespace without a control plane.
 fn nothing_there(cluster: &Cluster) -> anyhow::Result<()> {
     bail!(
         "namespace {} has no control plane; `tidegate mesh list` shows the namespaces that have one \

@@ -81,6 +81,7 @@ pub(super) async fn too_few_nodes(cluster: &Cluster) -> anyhow::Result<Option<St
     }))
 }
 
+/// Whether a node takes Pods without tolerations: ready, not cordoned, without a taint that keeps Pods away.
 fn takes_pods(node: &Node) -> bool {
     let is_ready = node.status.as_ref().and_then(|status| status.conditions.as_ref()).is_some_and(|all| {
         all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
@@ -92,6 +93,7 @@ fn takes_pods(node: &Node) -> bool {
     is_ready && !is_tainted && spec.and_then(|spec| spec.unschedulable) != Some(true)
 }
 
+/// The Deployments of the mesh that are not rolled out yet; an error if it has none.
 async fn unready(cluster: &Cluster) -> anyhow::Result<Vec<Deployment>> {
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
     let selector = of_mesh(&cluster.mesh_name);
@@ -113,12 +115,14 @@ fn is_rolled_out(deployment: &Deployment) -> bool {
         && status.available_replicas.unwrap_or(0) == wanted
 }
 
+/// `<name>: <ready> of <wanted> ready`.
 fn state(deployment: &Deployment) -> String {
     let status = deployment.status.clone().unwrap_or_default();
     let ready = status.available_replicas.unwrap_or(0).min(status.updated_replicas.unwrap_or(0));
     format!("{}: {ready} of {} ready", deployment.name_any(), deployment.spec.replicas.unwrap_or(1))
 }
 
+/// What keeps these Deployments from being rolled out, from their own status and from that of their Pods.
 async fn obstacles(cluster: &Cluster, unready: &[Deployment]) -> anyhow::Result<Vec<Obstacle>> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
     let mut found = Vec::new();

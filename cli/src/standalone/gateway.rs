@@ -1,4 +1,7 @@
 //! Passes the ingress controller's certificate settings from MeshConfig to the CA.
+//!
+//! On a cluster the cert-manager watches the MeshConfig itself. Here it has no source of objects, so the controller's
+//! MeshConfig is passed on.
 
 use std::sync::Arc;
 
@@ -36,6 +39,7 @@ pub(crate) async fn follow(
     }
 }
 
+/// The settings as the CA takes them; all invalid fields at once, each with its path.
 fn parse(
     wanted: &tidegate_crds::mesh_config::IngressGatewayCertificate,
 ) -> Result<IngressGatewaySettings, Vec<tidegate_cert_manager::ingress_gateway::SettingsProblem>> {

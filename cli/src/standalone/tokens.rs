@@ -1,4 +1,7 @@
 //! Service account tokens without a Kubernetes API server: the same claims, signed by a key of this process.
+//!
+//! A token is an ES256 JWT (RFC 7519, RFC 7518 §3.4) with the claims of a projected service account token, as far as
+//! the CA reads them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +27,9 @@ const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Signs tokens. The key exists only in memory, so tokens of an earlier run are invalid.
 pub(crate) struct TokenIssuer {
     key: EncodingKey,
+    /// Where tokens are written, a folder for each namespace.
     folder: PathBuf,
+    /// Lifetime of each token, from [`SHORTEST_LIFE`] to [`LONGEST_LIFE`].
     life: Duration,
     /// By token file. Locked while files change, so that no file has two writers at once.
     subjects: Mutex<BTreeMap<PathBuf, TokenSubject>>,
@@ -80,6 +85,7 @@ impl TokenIssuer {
         }
     }
 
+    /// Signs a new token and replaces the file.
     fn write_file(&self, subject: &TokenSubject, file: &Path) -> anyhow::Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the system clock is before 1970")?;
         let claims = json!({
@@ -99,6 +105,7 @@ impl TokenIssuer {
         write_private(file, token.as_bytes())
     }
 
+    /// `<folder>/<namespace>/<name>`.
     fn file(&self, namespace: &str, name: &str) -> PathBuf {
         self.folder.join(namespace).join(name)
     }

@@ -27,6 +27,7 @@ pub(super) fn write(path: &Path, mut report: Report) -> io::Result<()> {
     }
 }
 
+/// A gzip-compressed tar archive with one folder, so that unpacking does not scatter files.
 fn archive(path: &Path, name: &str, files: &[(String, String)]) -> io::Result<()> {
     let mut archive = tar::Builder::new(GzEncoder::new(create(path)?, Compression::default()));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -40,6 +41,7 @@ fn archive(path: &Path, name: &str, files: &[(String, String)]) -> io::Result<()
     archive.into_inner()?.finish()?.sync_all()
 }
 
+/// The same files on disk. A file that exists already is an error, never overwritten.
 fn folder(path: &Path, files: &[(String, String)]) -> io::Result<()> {
     for (file, text) in files {
         let file = path.join(file);
@@ -49,6 +51,7 @@ fn folder(path: &Path, files: &[(String, String)]) -> io::Result<()> {
     Ok(())
 }
 
+/// A new file that only its owner may read; it is never an existing file or a link.
 fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)
 }

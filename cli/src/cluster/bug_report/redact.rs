@@ -1,6 +1,11 @@
 //! Redacts private keys and tokens wherever they appear.
+//!
+//! It works on text, not on known fields: keys and tokens also occur in logs, annotations and messages. It prefers to
+//! remove too much: an incomplete PEM block is removed to the end of the text.
 
+/// The start of a PEM block's first line, which goes on with its label (RFC 7468 §3).
 const BEGIN: &str = "-----BEGIN ";
+/// The end of the first and of the last line of a block with a private key.
 const PRIVATE_KEY: &str = "PRIVATE KEY-----";
 const KEY_REMOVED: &str = "<private key removed>";
 const TOKEN_REMOVED: &str = "<token removed>";
@@ -17,6 +22,8 @@ pub(super) fn text(text: &str) -> String {
     words(&pem(text))
 }
 
+/// Removes PEM blocks whose label ends in `PRIVATE KEY` (RFC 7468 §10, §11, and the older labels of OpenSSL). Other
+/// blocks, such as certificates, stay.
 fn pem(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;
@@ -43,6 +50,7 @@ fn pem(text: &str) -> String {
     clean + rest
 }
 
+/// Replaces words, as base64 and tokens have them, one by one.
 fn words(text: &str) -> String {
     let is_of_word = |c: char| c.is_ascii_alphanumeric() || "-_.+/=".contains(c);
     let mut clean = String::with_capacity(text.len());
@@ -57,6 +65,8 @@ fn words(text: &str) -> String {
     clean + rest
 }
 
+/// What replaces a word: a private key in base64, as Secrets and kubeconfigs have it, or a JWT of at least
+/// [`SHORTEST_TOKEN`] characters.
 fn replacement(word: &str) -> Option<&'static str> {
     if ENCODED_KEYS.iter().any(|start| word.contains(start)) {
         return Some(KEY_REMOVED);

@@ -1,4 +1,9 @@
 //! Finds clients outside the mesh that verify its workloads by copies of the roots, as far as a cluster shows them.
+//!
+//! Two kinds are found: Secrets of type `nginx.org/ca`, which hold roots, and clients of `https` policies that do not
+//! use the certificate in the mesh's own Secret, which would bring them the roots; where they keep their copy is
+//! unknown. Clients that no policy names cannot be found. So the message also names the ConfigMap from which copies
+//! are renewed.
 
 use std::collections::BTreeSet;
 
@@ -51,6 +56,8 @@ async fn unseen(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>> {
     Ok(policies.iter().flat_map(|policy| unseen_of(policy, known)).collect())
 }
 
+/// The principals of an `https` policy that are not in the certificate that the mesh issues; without any principal,
+/// every client.
 fn unseen_of(policy: &IngressBackend, known: &[String]) -> Vec<String> {
     if !policy.spec.backends.iter().any(|backend| backend.port.protocol.eq_ignore_ascii_case("https")) {
         return Vec::new();

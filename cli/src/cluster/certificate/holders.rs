@@ -1,4 +1,8 @@
 //! Finds the holders of certificates that are still under the old root.
+//!
+//! Once the old root is dropped, peers refuse new connections of a holder that still has a certificate under it. The
+//! lists are therefore pessimistic: a holder that does not answer, or does not report, counts as one that still has
+//! the old root.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -40,6 +44,7 @@ pub(super) async fn not_renewed(
     Ok(found)
 }
 
+/// Running sidecars, as they have reported their certificate's roots to the controller that they are connected to.
 async fn sidecars(cluster: &Cluster, root: &str, without: &BTreeSet<String>) -> anyhow::Result<Vec<String>> {
     let pods = cluster.meshed_pods(None).await?;
     if pods.is_empty() {
@@ -56,6 +61,7 @@ async fn sidecars(cluster: &Cluster, root: &str, without: &BTreeSet<String>) -> 
     Ok(started.filter_map(|pod| Some(format!("{} ({})", pod.key(), reason(pod)?))).collect())
 }
 
+/// Pods of a daemon, by their admin page `/certificate`.
 async fn control_plane(cluster: &Cluster, part: Part, root: &str) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     for pod in cluster.running(part).await? {
@@ -73,6 +79,8 @@ async fn control_plane(cluster: &Cluster, part: Part, root: &str) -> anyhow::Res
     Ok(found)
 }
 
+/// The ingress controller's Secrets, by the certificates in them: those that MeshConfig names and those that were
+/// written before. The chain is verified, because a Secret does not name the root of its certificate.
 async fn gateway(cluster: &Cluster, root: &str) -> anyhow::Result<Vec<String>> {
     let wanted = mesh_config(cluster).await?.as_ref().and_then(gateway_secret);
     let names: BTreeSet<(String, String)> = wanted.into_iter().chain(written(cluster).await?).collect();

@@ -1,4 +1,6 @@
 //! Checks of the cluster itself, and of what an installation needs.
+//!
+//! `tidegate check --pre` runs all of them; [`api`] also precedes every other check.
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::authorization::v1::{
@@ -64,6 +66,8 @@ const MADE: [(&str, &str, bool); 13] = [
     ("config.openservicemesh.io", "meshconfigs", true),
 ];
 
+/// Whether the API server answers, and if so, whether its version has native sidecars (KEP-753, beta and on by
+/// default since 1.29).
 pub(super) async fn api(cluster: &Cluster, report: &mut Report) {
     let version = cluster.client.apiserver_version().await;
     let version = version.map_err(|error| cluster.failed("get the version", &error));
@@ -77,6 +81,7 @@ pub(super) async fn api(cluster: &Cluster, report: &mut Report) {
     }
 }
 
+/// Whether this user may install, and whether name and namespace are free.
 pub(super) async fn installation(cluster: &Cluster, report: &mut Report) {
     report.add(&PERMISSIONS, permissions(cluster).await);
     report.add(&ALONE, alone(cluster).await);
@@ -87,6 +92,7 @@ pub(super) fn helm(options: &HelmOptions, report: &mut Report) {
     report.add(&HELM, options.version().map(CheckOutcome::ok_with));
 }
 
+/// Compares the version. `minor` may end in `+`, as hosted clusters report it.
 fn judge(major: &str, minor: &str, whole: &str) -> anyhow::Result<CheckOutcome> {
     let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>();
     let unreadable = || format!("cannot parse the version {whole:?}");
@@ -99,6 +105,8 @@ fn judge(major: &str, minor: &str, whole: &str) -> anyhow::Result<CheckOutcome> 
     })
 }
 
+/// Reviews the right to create each kind of object that the charts create, as `kubectl auth can-i create` does. A
+/// review that fails is an error, not a missing permission.
 async fn permissions(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     let api: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
     let mut missing = Vec::new();
@@ -129,6 +137,7 @@ async fn permissions(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     bail!("you lack the permission to {}", enumerate(&missing))
 }
 
+/// Fails if the namespace has a control plane already, or another one has the mesh's name.
 async fn alone(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     let meshes = mesh::list(cluster).await?;
     let same =

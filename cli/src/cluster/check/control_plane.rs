@@ -1,4 +1,7 @@
 //! Checks of the control plane's own objects.
+//!
+//! They read the Deployments' status, the MeshConfig's status and conditions, the trust bundle and the ingress
+//! controller's Secret; no daemon is contacted, so that a daemon that is down fails one check and not all.
 
 use anyhow::{Context, anyhow};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -105,6 +108,7 @@ async fn elsewhere(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
     Ok(Some(CheckOutcome::failed(message(&format!("; {}", super::enumerate(&others)))).hint(hint)))
 }
 
+/// The checks in this order; the one of the ingress controller's certificate only if MeshConfig requests one.
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&DEFINITIONS, definitions(cluster).await);
     let (ready, versions) = deployments(cluster).await;
@@ -131,6 +135,7 @@ pub(crate) async fn bundle(cluster: &Cluster, namespace: &str) -> anyhow::Result
     TrustBundle::parse(pem.as_bytes()).with_context(|| format!("{what}: {TRUST_BUNDLE_KEY}")).map(Some)
 }
 
+/// Whether the definitions exist and serve the version that this program reads.
 async fn definitions(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let mut wrong = Vec::new();
@@ -149,6 +154,8 @@ async fn definitions(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     Ok(CheckOutcome::failed_for(&wrong))
 }
 
+/// Whether every daemon has all its replicas, and whether they have this program's version; the second is `None` if
+/// no Deployment exists.
 async fn deployments(cluster: &Cluster) -> (anyhow::Result<CheckOutcome>, Option<CheckOutcome>) {
     let api: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
     let (mut unready, mut others) = (Vec::new(), Vec::new());
@@ -199,6 +206,7 @@ pub(crate) async fn mesh_config(cluster: &Cluster) -> anyhow::Result<Option<Mesh
         .map_err(|finding| anyhow!("{finding}; mesh peers are refused until it is corrected"))
 }
 
+/// Fails for what its status or the gateway's condition reports, and warns about what is likely a mistake.
 fn judge_config(config: Option<&MeshConfig>) -> CheckOutcome {
     let Some(config) = config else {
         return CheckOutcome::warning(format!("{MESH_CONFIG_NAME} does not exist"));
@@ -217,6 +225,7 @@ fn judge_config(config: Option<&MeshConfig>) -> CheckOutcome {
     CheckOutcome::warning_for(&findings)
 }
 
+/// The root that expires first decides: it fails once expired, and warns with less than [`ROOT_DAYS`] left.
 async fn root(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     let bundle = bundle(cluster, &cluster.control_plane).await?.with_context(|| {
         let name = trust_bundle_config_map(&cluster.mesh_name);
@@ -241,7 +250,8 @@ pub(crate) fn gateway_secret(config: &MeshConfig) -> Option<(String, String)> {
     Some((secret.namespace.clone(), secret.name.clone()))
 }
 
-/// Checks only the certificate; the key beside it is not read.
+/// Whether the Secret exists, has the type that ingress controllers expect, and holds a certificate that has not
+/// expired. The key beside it is not read.
 async fn gateway(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<CheckOutcome> {
     let what = format!("Secret {namespace}/{name}");
     let api: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);

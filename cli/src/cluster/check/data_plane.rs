@@ -1,4 +1,7 @@
 //! Checks of workloads: the trust bundle of their namespaces, their sidecars, and whether controllers know them.
+//!
+//! Most of them combine the Pods that the API server lists with what the controllers' replicas report about their
+//! streams (`cluster/sidecars.rs`). A Pod whose sidecar has not started is left out: it may be connected in a moment.
 
 use std::time::{Duration, SystemTime};
 
@@ -85,6 +88,7 @@ const VERSIONS: Check = Check {
     hint: "restart the pods after an upgrade of the control plane",
 };
 
+/// Checks of namespaces come first; those of sidecars are left out if no Pod has one, or if no controller answers.
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     let mut namespaces = match namespace::all(cluster).await {
         Ok(all) => all,
@@ -130,6 +134,7 @@ async fn meshes(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<C
     Ok(CheckOutcome::warning_for(&lost))
 }
 
+/// Whether each namespace has the control plane's roots, in any order.
 async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<CheckOutcome> {
     let Some(expected) = bundle(cluster, &cluster.control_plane).await? else {
         let namespace = &cluster.control_plane;
@@ -156,6 +161,8 @@ async fn bundles(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<
     Ok(CheckOutcome::failed_for(&wrong))
 }
 
+/// Pods that were created before their namespace was added, or before the webhook worked; the hint lists the
+/// namespaces to restart.
 async fn injected(cluster: &Cluster, namespaces: &[Namespace]) -> anyhow::Result<CheckOutcome> {
     let (mut without, mut restarts) = (Vec::new(), Vec::new());
     for namespace in namespaces.iter().filter(|namespace| injects(namespace)) {
@@ -212,6 +219,7 @@ fn lacks_sidecar(pod: &Pod, control_plane: &str) -> bool {
     !has_sidecar_of(pod, control_plane) && !is_over && !is_on_host && !has_opted_out
 }
 
+/// Init containers that would wait without effect (`cluster/waits.rs`).
 fn waits(pods: &[MeshedPod]) -> CheckOutcome {
     let mut found = Vec::new();
     for pod in pods {
@@ -220,6 +228,8 @@ fn waits(pods: &[MeshedPod]) -> CheckOutcome {
     CheckOutcome::warning_for(&found)
 }
 
+/// A sidecar that is not connected, with the controller's reason if it has one. Replicas that did not answer are
+/// listed too, because the sidecar may be connected to one of them.
 fn connected(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     let mut missing: Vec<String> = started(pods)
         .filter(|pod| known.connected(pod).is_none())
@@ -238,6 +248,7 @@ fn connected(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     CheckOutcome::ok_with(counted(started(pods).count(), "sidecar"))
 }
 
+/// Sidecars that rejected the newest version; a rejected version before it no longer matters.
 fn policies(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     let rejected: Vec<String> = started(pods)
         .filter_map(|pod| {
@@ -250,6 +261,8 @@ fn policies(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     CheckOutcome::failed_for(&rejected)
 }
 
+/// Certificates that have expired fail; those with less than [`CERTIFICATE_LEFT`] warn, because their renewal has
+/// failed for hours.
 fn certificates(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     let (mut over, mut late) = (Vec::new(), Vec::new());
     for pod in started(pods) {
@@ -266,6 +279,7 @@ fn certificates(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     if over.is_empty() { CheckOutcome::warning_for(&late) } else { CheckOutcome::failed_for(&over) }
 }
 
+/// Sidecars of another version than this program's; they work, but may reject resources of a newer controller.
 fn versions(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     let others: Vec<String> = started(pods)
         .filter_map(|pod| {
@@ -276,6 +290,7 @@ fn versions(pods: &[MeshedPod], known: &Known) -> CheckOutcome {
     CheckOutcome::warning_for(&others)
 }
 
+/// Pods whose sidecar is running.
 fn started(pods: &[MeshedPod]) -> impl Iterator<Item = &MeshedPod> {
     pods.iter().filter(|pod| pod.is_started)
 }

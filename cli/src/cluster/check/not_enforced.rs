@@ -1,4 +1,7 @@
 //! Check of other meshes' policies in the mesh's namespaces that Tidegate does not enforce.
+//!
+//! Its warnings name the objects, up to a page of each kind. Only metadata is listed, because the content does not
+//! matter.
 
 use std::collections::BTreeSet;
 
@@ -30,6 +33,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     }
 }
 
+/// `None` if the cluster defines no such kind.
 async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let definitions = cluster.list(&definitions, ListParams::default(), "CustomResourceDefinitions").await?;
@@ -75,6 +79,7 @@ async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
     })
 }
 
+/// The kinds, separated by commas, up to a number.
 fn names(kinds: &[String]) -> String {
     let shown = kinds.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
     match kinds.len().saturating_sub(NAMED) {

@@ -1,4 +1,8 @@
 //! Checks of IngressBackends: whether each is committed, and whether the Services that it names exist.
+//!
+//! The controller's status says whether a policy is in force; the other checks find what a status cannot say: a
+//! policy in a namespace outside the mesh has no effect and is not reported on, and a Service without endpoints may
+//! have lost them after the status was written.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,6 +52,7 @@ const CONFLICTS: Check = Check {
     hint: "`tidegate policy check-conflicts ingressbackend` names the pairs: merge each into one policy",
 };
 
+/// Adds nothing if there are no policies, so that a new mesh has no empty heading.
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     let (namespaces, mut all) =
         match tokio::try_join!(namespace::all(cluster), conflicts::ingress_backends(cluster, &[])) {
@@ -71,6 +76,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&CONFLICTS, Ok(CheckOutcome::warning_for(&pairs)));
 }
 
+/// Policies in namespaces that are not in this mesh.
 fn members(cluster: &Cluster, namespaces: &[Namespace], policies: &[IngressBackend]) -> CheckOutcome {
     let namespaces: BTreeSet<String> = namespaces
         .iter()
@@ -96,6 +102,7 @@ fn status(policies: &[IngressBackend], unreadable: Vec<String>) -> CheckOutcome 
     CheckOutcome::failed_for(&errors)
 }
 
+/// Backends whose Service does not exist.
 async fn backends(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<CheckOutcome> {
     let mut missing = Vec::new();
     for policy in policies {
@@ -111,6 +118,7 @@ async fn backends(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Res
     Ok(CheckOutcome::warning_for(&missing))
 }
 
+/// Source Services that do not exist or have no ready endpoint, each with the first policy that names it.
 async fn sources(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Result<CheckOutcome> {
     let mut named: BTreeMap<(String, String), String> = BTreeMap::new();
     for policy in policies {
@@ -143,6 +151,7 @@ fn counts(endpoint: &Endpoint) -> bool {
     !endpoint.addresses.is_empty() && is_ready != Some(false)
 }
 
+/// `<namespace>/<name>`.
 fn name(policy: &IngressBackend) -> String {
     format!("{}/{}", policy.namespace().unwrap_or_default(), policy.name_any())
 }

@@ -1,5 +1,9 @@
 //! Checks of the admission webhooks: they exist, select the right namespaces, and have a certificate that the API
 //! server accepts.
+//!
+//! A webhook that selects no namespace of the mesh adds no sidecars, without an error anywhere; one that selects
+//! kube-system or the control plane could keep the cluster from starting. So selectors are evaluated here as the API
+//! server does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,12 +45,14 @@ struct Webhook {
     resources: BTreeSet<String>,
 }
 
+/// The mutating webhook first: without it, no Pod gets a sidecar.
 pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
     report.add(&INJECTOR, judge(cluster, "MutatingWebhookConfiguration", names::INJECTOR, "pods").await);
     let validator = judge(cluster, "ValidatingWebhookConfiguration", names::CONTROLLER, "ingressbackends");
     report.add(&VALIDATOR, validator.await);
 }
 
+/// All faults of one webhook configuration: of the connection to it, and of its selection for `resource`.
 async fn judge(cluster: &Cluster, kind: &str, name: &str, resource: &str) -> anyhow::Result<CheckOutcome> {
     let name = name_in_mesh(name, &cluster.mesh_name);
     let what = format!("{kind} {name}");
@@ -66,6 +72,7 @@ async fn judge(cluster: &Cluster, kind: &str, name: &str, resource: &str) -> any
     Ok(CheckOutcome::failed_for(&wrong))
 }
 
+/// The webhooks of a MutatingWebhookConfiguration; `None` if it does not exist.
 async fn mutating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result<Option<Vec<Webhook>>> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(cluster.client.clone());
     let Some(found) = cluster.get(&api, name, what).await? else { return Ok(None) };
@@ -78,6 +85,8 @@ async fn mutating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result<O
     Ok(Some(webhooks.collect()))
 }
 
+/// The webhooks of a ValidatingWebhookConfiguration; `None` if it does not exist. The API has a type of its own for
+/// them.
 async fn validating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result<Option<Vec<Webhook>>> {
     let api: Api<ValidatingWebhookConfiguration> = Api::all(cluster.client.clone());
     let Some(found) = cluster.get(&api, name, what).await? else { return Ok(None) };
@@ -91,6 +100,8 @@ async fn validating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result
 }
 
 impl Webhook {
+    /// What keeps the API server from calling the webhook, or from trusting it: every root of the mesh must be in
+    /// `caBundle`.
     fn faults(&self, cluster: &Cluster, trusted: Option<&TrustBundle>) -> impl Iterator<Item = String> {
         let mut faults = Vec::new();
         match &self.client.service {
@@ -136,6 +147,7 @@ fn selection_faults(cluster: &Cluster, webhooks: &[Webhook], resource: &str) -> 
     faults
 }
 
+/// Whether a label selector matches (`metav1.LabelSelector`); an unknown operator matches nothing.
 fn matches(selector: &LabelSelector, labels: &BTreeMap<&str, &str>) -> bool {
     let equal = selector
         .match_labels
