@@ -275,6 +275,31 @@ async fn replicas_share_one_root_and_take_over_each_others_steps() {
     assert_eq!(early.status(), 409, "certificates under the old root are still in use");
 }
 
+/// Requests a Secret whose name another object has, one in a missing namespace, and an invalid duration. The Secret
+/// `client` of `namespace` stays until another one is written, which is in the namespace that is returned.
+fn assert_errors_are_in_the_status(authority: &AuthorityReplicas, namespace: &Namespace) -> Namespace {
+    let secret =
+        |name: &str| namespace.wait_for("the Secret", &["secret", name], |secret| Some(secret.clone()));
+    namespace.kubectl(&["create", "secret", "generic", "taken", "--from-literal=a=b"]);
+    authority.mesh_config(&gateway(namespace.name(), "taken"));
+    authority.wait_for_condition("False", "is there with type \"Opaque\"");
+    assert_eq!(secret("taken")["data"]["a"], "Yg==");
+    secret("client");
+    let absent = format!("{}-late", namespace.name());
+    authority.mesh_config(&gateway(&absent, "client"));
+    authority.wait_for_condition("False", &format!("namespaces \"{absent}\" not found"));
+    let late = Namespace::named(&absent);
+    late.wait_for("the Secret", &["secret", "client"], |_| Some(()));
+    authority.wait_for_condition("True", "holds a certificate until");
+    namespace.cluster().wait_until_gone(&["-n", namespace.name(), "secret", "client"]);
+    let mut soon = gateway(&absent, "client");
+    soon["validityDuration"] = json!("soon");
+    authority.mesh_config(&soon);
+    authority.wait_for_condition("False", "spec.certificate.ingressGateway.validityDuration: \"soon\"");
+    late.get_json(&["secret", "client"]);
+    late
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status() {
     let authority = AuthorityReplicas::start(2);
@@ -316,25 +341,7 @@ async fn the_gateways_secret_is_kept_in_place_and_its_errors_are_in_the_status()
     });
     assert_eq!(put_back["data"]["ca.crt"], rotated["data"]["ca.crt"]);
 
-    // A name used by another object, a missing namespace, an invalid duration.
-    namespace.kubectl(&["create", "secret", "generic", "taken", "--from-literal=a=b"]);
-    authority.mesh_config(&gateway(namespace.name(), "taken"));
-    authority.wait_for_condition("False", "is there with type \"Opaque\"");
-    assert_eq!(secret("taken")["data"]["a"], "Yg==");
-    secret("client");
-    let absent = format!("{}-late", namespace.name());
-    authority.mesh_config(&gateway(&absent, "client"));
-    authority.wait_for_condition("False", &format!("namespaces \"{absent}\" not found"));
-    let late = Namespace::named(&absent);
-    late.wait_for("the Secret", &["secret", "client"], |_| Some(()));
-    authority.wait_for_condition("True", "holds a certificate until");
-    namespace.cluster().wait_until_gone(&["-n", namespace.name(), "secret", "client"]);
-    let mut soon = gateway(&absent, "client");
-    soon["validityDuration"] = json!("soon");
-    authority.mesh_config(&soon);
-    authority.wait_for_condition("False", "spec.certificate.ingressGateway.validityDuration: \"soon\"");
-    late.get_json(&["secret", "client"]);
-
+    let late = assert_errors_are_in_the_status(&authority, &namespace);
     authority.mesh_config(&Value::Null);
     late.cluster().wait_until_gone(&["-n", late.name(), "secret", "client"]);
 }

@@ -307,6 +307,26 @@ fn explained(words: &[&str]) -> (bool, Value) {
     }
 }
 
+/// Asserts that an explanation (whether the command succeeded, and its JSON) is of this decision, and that a request
+/// got the outcome that the decision means.
+fn assert_explained(case: &str, (is_fine, answer): &(bool, Value), decision: &str, outcome: PodOutcome) {
+    let case = format!("{case}: {answer} {outcome:?}");
+    assert_eq!(answer["decision"], decision, "{case}");
+    assert_eq!(*is_fine, decision == "allow", "{case}");
+    assert!(!answer["reason"].as_str().unwrap().is_empty(), "{case}");
+    match outcome {
+        PodOutcome::Answer(200, _) => assert_eq!(decision, "allow", "{case}"),
+        PodOutcome::Answer(403, _) => {
+            assert_eq!(decision, "deny", "{case}");
+            assert_eq!(answer["code"], "principal_not_allowed", "{case}");
+        }
+        outcome => {
+            let reset = PodOutcome::Refused("reset".to_owned());
+            assert_eq!((outcome, decision), (reset, "deny"), "{case}");
+        }
+    }
+}
+
 #[test]
 fn what_explain_says_is_what_a_request_then_gets() {
     Mesh::get();
@@ -347,7 +367,6 @@ fn what_explain_says_is_what_a_request_then_gets() {
         words.extend(credentials.as_deref());
         PodOutcome::of(&from.ask(&words))
     };
-    let reset = PodOutcome::Refused("reset".to_owned());
     let other = credentials_of(&shop, &peer);
     let mesh_peer = format!("spiffe://cluster.local/ns/{}/sa/peer", shop.name());
     let table: [(&Pod, u16, &[&str], &str, PodOutcome); 8] = [
@@ -361,19 +380,8 @@ fn what_explain_says_is_what_a_request_then_gets() {
         (&peer, 8082, &["--speaks", "mesh", "--principal", &mesh_peer], "allow", plain(&peer, 8082)),
     ];
     for (from, port, more, decision, outcome) in table {
-        let (is_fine, answer) = explain(from, port, more);
-        let case = format!("{} {port} {more:?}: {answer} {outcome:?}", from.name());
-        assert_eq!(answer["decision"], decision, "{case}");
-        assert_eq!(is_fine, decision == "allow", "{case}");
-        assert!(!answer["reason"].as_str().unwrap().is_empty(), "{case}");
-        match outcome {
-            PodOutcome::Answer(200, _) => assert_eq!(decision, "allow", "{case}"),
-            PodOutcome::Answer(403, _) => {
-                assert_eq!(decision, "deny", "{case}");
-                assert_eq!(answer["code"], "principal_not_allowed", "{case}");
-            }
-            outcome => assert_eq!((outcome, decision), (reset.clone(), "deny"), "{case}"),
-        }
+        let explanation = explain(from, port, more);
+        assert_explained(&format!("{} {port} {more:?}", from.name()), &explanation, decision, outcome);
     }
     let absent = not_well(&["explain", "nobody/nothing", "--source", "10.0.0.1"]);
     assert!(absent.stderr.contains("there is no service nobody/nothing"), "{absent}");

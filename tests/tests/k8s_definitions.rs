@@ -85,6 +85,24 @@ fn objects(mesh: &str) -> String {
     documents.concat()
 }
 
+/// Asserts that the MeshConfig that was there is kept, and that a manifest of the older version means the same.
+fn assert_mesh_config_of_both_versions(cluster: &Cluster, mesh: &str) {
+    let config = cluster.get_json(&["meshconfig", "osm-mesh-config", "-n", mesh]);
+    assert_eq!(config["spec"]["traffic"]["outboundPortExclusionList"], json!([6379]));
+    // A manifest of the older version is accepted, and means the same.
+    cluster.apply(
+        &json!({
+            "apiVersion": "config.openservicemesh.io/v1alpha1", "kind": "MeshConfig",
+            "metadata": {"name": "osm-mesh-config", "namespace": mesh},
+            "spec": {"traffic": {"useHTTPSIngress": true, "outboundPortExclusionList": [6380]}},
+        })
+        .to_string(),
+    );
+    let config = cluster.get_json(&["meshconfig", "osm-mesh-config", "-n", mesh]);
+    assert_eq!(config["apiVersion"], "config.openservicemesh.io/v1alpha2");
+    assert_eq!(config["spec"]["traffic"]["outboundPortExclusionList"], json!([6380]));
+}
+
 #[test]
 fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_stay_and_count() {
     let cluster = Cluster::own("defs");
@@ -118,20 +136,7 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
         let stored = &cluster.get_json(&["crd", DEFINITIONS[1].0])["status"]["storedVersions"];
         assert_eq!(*stored, json!(["v1alpha2"]));
 
-        let config = cluster.get_json(&["meshconfig", "osm-mesh-config", "-n", mesh]);
-        assert_eq!(config["spec"]["traffic"]["outboundPortExclusionList"], json!([6379]));
-        // A manifest of the older version is accepted, and means the same.
-        cluster.apply(
-            &json!({
-                "apiVersion": "config.openservicemesh.io/v1alpha1", "kind": "MeshConfig",
-                "metadata": {"name": "osm-mesh-config", "namespace": mesh},
-                "spec": {"traffic": {"useHTTPSIngress": true, "outboundPortExclusionList": [6380]}},
-            })
-            .to_string(),
-        );
-        let config = cluster.get_json(&["meshconfig", "osm-mesh-config", "-n", mesh]);
-        assert_eq!(config["apiVersion"], "config.openservicemesh.io/v1alpha2");
-        assert_eq!(config["spec"]["traffic"]["outboundPortExclusionList"], json!([6380]));
+        assert_mesh_config_of_both_versions(&cluster, mesh);
         let status = |name: &str| {
             cluster.wait_for("a status", &["ingressbackend", name, "-n", &app], |object| {
                 let text = |field: &str| object["status"][field].as_str().map(str::to_owned);

@@ -154,21 +154,16 @@ fn pods_of_every_kind_become_ready_with_their_sidecar() {
 
 /// Pods that cannot be in the mesh, each with a part of the refusal.
 fn refused_pods() -> Vec<(Value, &'static str)> {
+    [pods_with_refused_annotations(), pods_with_refused_specs()].concat()
+}
+
+/// Pods whose spec collides with what the injector adds, or cannot be read by it.
+fn pods_with_refused_specs() -> Vec<(Value, &'static str)> {
     let own_user = json!({"securityContext": {"runAsUser": 1500}});
-    let host_network = {
-        let mut pod = annotated("host", INJECTION, "enabled");
-        pod["spec"]["hostNetwork"] = true.into();
-        pod
-    };
     let port = json!({"ports": [{"containerPort": 15001}]});
     let probe = json!({"readinessProbe": {"tcpSocket": {"port": 15901}}});
     let no_path = json!({"livenessProbe": {"httpGet": {"path": "mailto:a", "port": 8080}}});
-    let ports = "openservicemesh.io/outbound-port-exclusion-list";
     vec![
-        (
-            host_network,
-            "its hostNetwork is true: the node's network cannot be redirected. Remove one of the two",
-        ),
         (pod("user", &spec(own_user.clone())), "spec.securityContext.runAsUser: user 1500 is the sidecar's"),
         (
             pod("app-user", &spec(json!({"containers": [with(serving("app", 8080), own_user.clone())]}))),
@@ -199,6 +194,26 @@ fn refused_pods() -> Vec<(Value, &'static str)> {
             "container app: readinessProbe.tcpSocket.port: 15901 is a port of the sidecar",
         ),
         (
+            pod("path", &spec(json!({"containers": [with(app("app", &["serve"]), no_path)]}))),
+            "container app: livenessProbe.httpGet.path: \"mailto:a\" is a URL without a path",
+        ),
+    ]
+}
+
+/// Pods whose annotations cannot be read, or cannot be followed.
+fn pods_with_refused_annotations() -> Vec<(Value, &'static str)> {
+    let host_network = {
+        let mut pod = annotated("host", INJECTION, "enabled");
+        pod["spec"]["hostNetwork"] = true.into();
+        pod
+    };
+    let ports = "openservicemesh.io/outbound-port-exclusion-list";
+    vec![
+        (
+            host_network,
+            "its hostNetwork is true: the node's network cannot be redirected. Remove one of the two",
+        ),
+        (
             annotated("word", INJECTION, "maybe"),
             "expected enabled, yes, true, disabled, no or false, got \"maybe\"",
         ),
@@ -211,10 +226,6 @@ fn refused_pods() -> Vec<(Value, &'static str)> {
             "expected ranges in CIDR notation, separated by commas, got \"10.0.0.1\"",
         ),
         (annotated("udp", "tidegate.io/udp", "deny"), "expected allow or refuse, got \"deny\""),
-        (
-            pod("path", &spec(json!({"containers": [with(app("app", &["serve"]), no_path)]}))),
-            "container app: livenessProbe.httpGet.path: \"mailto:a\" is a URL without a path",
-        ),
         (
             annotated("resource", "openservicemesh.io/sidecar-resource-limits-gpu", "1"),
             "the name must end in cpu, memory or ephemeral-storage",

@@ -236,15 +236,8 @@ fn lifecycle_hooks_by_http_reach_the_app_and_fail_only_without_an_answer() {
     assert!(events.iter().all(|pod| pod.as_str().unwrap().starts_with("mute-")), "{events:?}");
 }
 
-#[test]
-fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_they_are_done() {
-    Mesh::get();
-    let namespace = Namespace::meshed("last-words");
-    // The hooks call these servers of the mesh, which admit no other client.
-    let told = ["by-http", "by-exec"];
-    for name in told {
-        Workload::new(name, &["serve", "--http=8080"]).port("http", 80, 8080).deploy(&namespace);
-    }
+/// A Pod with a `preStop` hook of each kind: one over HTTP in the app, one that runs a command in a second container.
+fn leaver() -> Value {
     let container = |name: &str, arguments: &[&str], hook: Value| {
         json!({
             "name": name,
@@ -258,7 +251,7 @@ fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_t
     let command = ["/usr/local/bin/tidegate-test-app", "get", "--expect=200"];
     let urls = ["http://by-exec/delay/2000", "http://by-exec/unhealthy"];
     let telling = [&command[..], &urls[..]].concat();
-    let pod = json!({
+    json!({
         "apiVersion": "v1",
         "kind": "Pod",
         // The finalizer keeps its containers' statuses readable after their end.
@@ -274,9 +267,20 @@ fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_t
                 container("second", &["serve"], json!({"exec": {"command": telling}})),
             ],
         },
-    });
+    })
+}
+
+#[test]
+fn hooks_before_the_end_of_a_deleted_pod_reach_the_app_and_have_the_mesh_until_they_are_done() {
+    Mesh::get();
+    let namespace = Namespace::meshed("last-words");
+    // The hooks call these servers of the mesh, which admit no other client.
+    let told = ["by-http", "by-exec"];
+    for name in told {
+        Workload::new(name, &["serve", "--http=8080"]).port("http", 80, 8080).deploy(&namespace);
+    }
     namespace.wait_for("the account", &["serviceaccount", "default"], |_| Some(()));
-    namespace.apply(&pod.to_string());
+    namespace.apply(&leaver().to_string());
     let leaver = namespace.pod("leaver").json();
     let hook = &leaver["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"];
     assert_eq!(hook["port"], 15904, "kubelet asks the sidecar: {hook}");

@@ -53,6 +53,26 @@ impl ShortLived {
         self.tidegate(&[&["certificate", "rotate", "--yes"], more].concat())
     }
 
+    /// Takes the first step, and asserts that the second one waits for this Pod.
+    fn assert_stays_at_the_first_step(&self, pod: &str) {
+        assert!(self.rotate(&["--step"]).unwrap().contains("Step taken: trust-both"));
+        let refused = self.rotate(&["--step", "--timeout=5s"]).unwrap_err();
+        assert_eq!(refused.code, Some(1), "{refused}");
+        for part in ["the rotation stays at step trust-both", pod, "Nothing is broken meanwhile"] {
+            assert!(refused.stderr.contains(part), "{refused}");
+        }
+        assert_eq!(self.status()["step"], "trust-both");
+    }
+
+    /// Asserts that the gateway's Secret has only one root, which verifies its certificate.
+    fn assert_gateway_has_one_root(&self) {
+        let (roots, leaf) =
+            (self.gateway("ca.crt", |pem| certificates(pem) == 1), self.gateway("tls.crt", |_| true));
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(roots.as_bytes()).unwrap();
+        run(Command::new("openssl").args(["verify", "-CAfile"]).arg(file.path()), &leaf).unwrap();
+    }
+
     fn status(&self) -> Value {
         let text = self.tidegate(&["certificate", "status", "-o", "json"]).unwrap();
         serde_json::from_str(&text).unwrap()
@@ -141,14 +161,7 @@ fn the_root_is_replaced_under_load_and_not_before_every_sidecar_is_ready_for_it(
     // A stopped sidecar prevents the second step.
     let paused = shop.pod("paused");
     let sidecar = paused.pause_sidecar();
-    assert!(mesh.rotate(&["--step"]).unwrap().contains("Step taken: trust-both"));
-    let refused = mesh.rotate(&["--step", "--timeout=5s"]).unwrap_err();
-    assert_eq!(refused.code, Some(1), "{refused}");
-    let key = format!("{}/{}", shop.name(), paused.name());
-    for part in ["the rotation stays at step trust-both", key.as_str(), "Nothing is broken meanwhile"] {
-        assert!(refused.stderr.contains(part), "{refused}");
-    }
-    assert_eq!(mesh.status()["step"], "trust-both");
+    mesh.assert_stays_at_the_first_step(&format!("{}/{}", shop.name(), paused.name()));
     // Clients that use the Secret trust both roots by now.
     mesh.gateway("ca.crt", |pem| certificates(pem) == 2);
 
@@ -160,12 +173,7 @@ fn the_root_is_replaced_under_load_and_not_before_every_sidecar_is_ready_for_it(
     assert_ne!(after["issuing_root"], before["issuing_root"]);
     assert_eq!(after["trusted_roots"].as_array().unwrap().len(), 1, "{after:#}");
 
-    let (roots, leaf) =
-        (mesh.gateway("ca.crt", |pem| certificates(pem) == 1), mesh.gateway("tls.crt", |_| true));
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(roots.as_bytes()).unwrap();
-    run(Command::new("openssl").args(["verify", "-CAfile"]).arg(file.path()), &leaf).unwrap();
-
+    mesh.assert_gateway_has_one_root();
     for load in [&fresh, &kept, &meshed, &lasting] {
         load.wait_for(20);
         load.assert_flawless();

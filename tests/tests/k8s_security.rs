@@ -523,6 +523,24 @@ fn create(namespace: &Namespace, objects: &[Value]) -> (BTreeSet<String>, Vec<St
     (made.collect(), refusals.lines().map(str::to_owned).collect())
 }
 
+/// Asserts that the webhook answers for the MeshConfig in force with anything in any of its fields.
+fn assert_odd_mesh_configs_are_reviewed(mesh: &Mesh) {
+    let config = |name: &str, spec: &Value| {
+        json!({
+            "apiVersion": "config.openservicemesh.io/v1alpha2",
+            "kind": "MeshConfig",
+            "metadata": {"name": name, "namespace": CONTROL_PLANE},
+            "spec": spec,
+        })
+    };
+    let in_force = mesh.cluster().get_json(&["meshconfig", "osm-mesh-config", "-n", CONTROL_PLANE]);
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": odd_objects(config, &in_force["spec"])});
+    let arguments = ["create", "--validate=false", "--dry-run=server", "-o", "name", "-f", "-"];
+    if let Err(failure) = mesh.cluster().try_kubectl(arguments, &list.to_string()) {
+        assert!(!failure.stderr.contains("failed calling webhook"), "{}", failure.stderr);
+    }
+}
+
 #[test]
 fn an_object_with_anything_in_any_field_gets_a_status_and_affects_no_other() {
     let mesh = Mesh::get();
@@ -569,20 +587,7 @@ fn an_object_with_anything_in_any_field_gets_a_status_and_affects_no_other() {
         let is_unreadable = line.contains("BadRequest") || line.contains("unable to decode");
         assert!(is_word || is_unreadable, "{}", line.chars().take(400).collect::<String>());
     }
-    let config = |name: &str, spec: &Value| {
-        json!({
-            "apiVersion": "config.openservicemesh.io/v1alpha2",
-            "kind": "MeshConfig",
-            "metadata": {"name": name, "namespace": CONTROL_PLANE},
-            "spec": spec,
-        })
-    };
-    let in_force = mesh.cluster().get_json(&["meshconfig", "osm-mesh-config", "-n", CONTROL_PLANE]);
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": odd_objects(config, &in_force["spec"])});
-    let arguments = ["create", "--validate=false", "--dry-run=server", "-o", "name", "-f", "-"];
-    if let Err(failure) = mesh.cluster().try_kubectl(arguments, &list.to_string()) {
-        assert!(!failure.stderr.contains("failed calling webhook"), "{}", failure.stderr);
-    }
+    assert_odd_mesh_configs_are_reviewed(mesh);
 
     // Others are still served.
     let good = Namespace::meshed("good");
@@ -717,21 +722,24 @@ fn secrets(mesh: &Mesh) -> Vec<String> {
     found
 }
 
+/// A container of each daemon: its namespace, its Pod and its name.
+fn daemons(mesh: &Mesh) -> Vec<(String, String, String)> {
+    let one = |daemon: &&str| {
+        let label = format!("app.kubernetes.io/name={daemon}");
+        let pods = mesh.cluster().get_json(&["pods", "-n", CONTROL_PLANE, "-l", &label]);
+        let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
+        (CONTROL_PLANE.to_owned(), pod, (*daemon).to_owned())
+    };
+    DAEMONS.iter().map(one).collect()
+}
+
 #[test]
 fn no_log_and_no_page_holds_a_key_or_a_token_even_at_trace_level() {
     let mesh = Mesh::get();
     let shop = Namespace::meshed("trace");
     Workload::http("server").deploy(&shop);
     let server = shop.pod("server");
-    let mut daemons: Vec<(String, String, String)> = DAEMONS
-        .iter()
-        .map(|daemon| {
-            let label = format!("app.kubernetes.io/name={daemon}");
-            let pods = mesh.cluster().get_json(&["pods", "-n", CONTROL_PLANE, "-l", &label]);
-            let pod = pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
-            (CONTROL_PLANE.to_owned(), pod, (*daemon).to_owned())
-        })
-        .collect();
+    let mut daemons = daemons(mesh);
     daemons.push((shop.name().to_owned(), server.name().to_owned(), "tidegate-sidecar".to_owned()));
     let admins: Vec<Admin> =
         daemons.iter().map(|(namespace, pod, _)| Admin::of(mesh.cluster(), namespace, pod)).collect();

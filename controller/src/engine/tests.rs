@@ -1,5 +1,10 @@
 use std::sync::Mutex;
+use std::time::Duration;
 
+use serde_json::json;
+use tidegate_kubernetes::fake_api::FakeApi;
+use tidegate_kubernetes::watch::WatchMetrics;
+use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 
 use super::*;
@@ -8,7 +13,9 @@ use crate::metrics::NamespaceGauge;
 use crate::object::{Change, Kind, Object};
 use crate::publish::policies::listener;
 use crate::publish::store::Store;
+use crate::source::Source;
 use crate::source::folder::{FolderSource, is_local};
+use crate::source::kubernetes::{KubernetesSource, is_injected};
 use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, backend, ingress_backend};
 
 #[derive(Clone, Default)]
@@ -275,29 +282,20 @@ fn a_status_is_written_when_it_changes_and_removed_with_its_object() {
     assert_eq!(bench.statuses.take(), ["IngressBackend httpbin/ib: removed"]);
 }
 
-/// From the write of a policy at the API server to the compiled policy that streams are woken with, in a mesh of
-/// 2,000 workloads; and that the cost is that of the Pods behind it, not of the mesh.
-#[tokio::test]
-async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads() {
-    use crate::source::Source;
-    use crate::source::kubernetes::{KubernetesSource, is_injected};
-    use serde_json::json;
-    use std::time::{Duration, Instant};
-    use tidegate_kubernetes::fake_api::FakeApi;
-    use tidegate_kubernetes::watch::WatchMetrics;
-    use tidegate_runtime::metrics::Metrics;
+/// Writes an IngressBackend that opens Service `ns-0/app-0` to a range of its own for each change.
+fn write_policy(api: &FakeApi, change: usize) {
+    let backend = json!({"name": "app-0", "port": {"number": 8080, "protocol": "http"}});
+    let source = json!({"kind": "IPRange", "name": format!("10.{change}.0.0/16")});
+    api.apply(
+        "policy.openservicemesh.io/v1alpha1/ingressbackends",
+        json!({"apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "IngressBackend",
+            "metadata": {"namespace": "ns-0", "name": "app-0"},
+            "spec": {"backends": [backend], "sources": [source]}}),
+    );
+}
 
-    let api = FakeApi::start().await;
-    let backend = |change: usize| {
-        let backend = json!({"name": "app-0", "port": {"number": 8080, "protocol": "http"}});
-        let source = json!({"kind": "IPRange", "name": format!("10.{change}.0.0/16")});
-        api.apply(
-            "policy.openservicemesh.io/v1alpha1/ingressbackends",
-            json!({"apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "IngressBackend",
-                "metadata": {"namespace": "ns-0", "name": "app-0"},
-                "spec": {"backends": [backend], "sources": [source]}}),
-        );
-    };
+/// Writes 20 namespaces of the mesh with 10 Services each, and 10 Pods with a sidecar behind each Service.
+fn write_two_thousand_workloads(api: &FakeApi) {
     for i in 0..2000 {
         let (namespace, app, name) =
             (format!("ns-{}", i / 100), format!("app-{}", i / 10), format!("pod-{i}"));
@@ -321,7 +319,15 @@ async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads
                 "spec": {"containers": [], "initContainers": [sidecar]}, "status": {"podIP": ip}}),
         );
     }
-    backend(0);
+}
+
+/// From the write of a policy at the API server to the compiled policy that streams are woken with, in a mesh of
+/// 2,000 workloads; and that the cost is that of the Pods behind it, not of the mesh.
+#[tokio::test]
+async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads() {
+    let api = FakeApi::start().await;
+    write_two_thousand_workloads(&api);
+    write_policy(&api, 0);
     let mut bench = Bench::new();
     bench.engine.is_workload = is_injected;
     *bench.engine.shared.index.write().unwrap() = Index::for_mesh(Some("osm"));
@@ -342,7 +348,7 @@ async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads
     let mut times = Vec::new();
     for change in 1..=21 {
         let begun = Instant::now();
-        backend(change);
+        write_policy(&api, change);
         while policy.next_change().is_none() {
             tokio::time::timeout(Duration::from_secs(30), policy.changed()).await.unwrap();
         }

@@ -270,13 +270,15 @@ fn table() -> wire::Routes {
     wire::Routes::from(&[Route { origin, created: 0, hosts: vec![], rules: vec![rule] }][..])
 }
 
+/// The error of a table whose first rule was changed.
+fn spoil(change: fn(&mut wire::RouteRule)) -> String {
+    let mut routes = table();
+    change(&mut routes.routes[0].rules[0]);
+    RouteTable::try_from(routes).unwrap_err().to_string()
+}
+
 #[test]
 fn what_is_not_understood_refuses_the_whole_resource_and_names_the_field() {
-    let spoil = |change: fn(&mut wire::RouteRule)| {
-        let mut routes = table();
-        change(&mut routes.routes[0].rules[0]);
-        RouteTable::try_from(routes).unwrap_err().to_string()
-    };
     let prefix =
         |text: &str| Some(wire::PathMatch { kind: Some(wire::path_match::Kind::Prefix(text.into())) });
     assert!(RouteTable::try_from(table()).is_ok());
@@ -300,6 +302,10 @@ fn what_is_not_understood_refuses_the_whole_resource_and_names_the_field() {
         spoil(|r| r.matches[1].query[0].value = None),
         "routes[0].rules[0].matches[1].query[0].value: missing"
     );
+}
+
+#[test]
+fn an_invalid_number_refuses_the_whole_resource_and_names_the_field() {
     assert_eq!(
         spoil(|r| {
             let Some(wire::filter::Kind::Mirror(mirror)) = &mut r.filters[0].kind else { panic!() };
