@@ -1,4 +1,8 @@
 //! Apps behind a sidecar. Each records every byte that it receives, unless it runs for long.
+//!
+//! An app runs in the test's process, in a thread for each connection, and speaks blocking I/O: a handler is a story
+//! that a test can hold up ([`Conversation::hold`], [`App::release`]) or end early. What arrives is recorded byte for
+//! byte, so that a test can assert what a proxy forwarded, not only what it answered.
 
 pub mod h2c;
 
@@ -39,6 +43,7 @@ pub struct Conversation {
     patience: Option<Duration>,
 }
 
+/// Shared by the app, its accepting thread and its conversations. The gate opens once and stays open.
 #[derive(Debug, Default)]
 struct AppState {
     ends: AtomicBool,
@@ -64,6 +69,7 @@ impl App {
         Self::listen(address, false, handler)
     }
 
+    /// Binds, and accepts in a thread of its own until the app is dropped.
     fn listen(
         address: SocketAddr,
         is_recorded: bool,
@@ -344,6 +350,7 @@ pub fn lasting(conversation: &mut Conversation, request: &Message) -> io::Result
     }
 }
 
+/// The request as JSON, in a response without a body for HEAD.
 fn describe(request: &Message) -> Vec<u8> {
     let body = json!({
         "method": request.method(),
@@ -361,6 +368,7 @@ fn describe(request: &Message) -> Vec<u8> {
     .into_bytes()
 }
 
+/// A chunk every 50 ms, until the app ends or the client disconnects.
 fn stream(conversation: &mut Conversation) -> io::Result<()> {
     conversation
         .write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n")?;
@@ -370,6 +378,7 @@ fn stream(conversation: &mut Conversation) -> io::Result<()> {
     conversation.write(b"0\r\n\r\n")
 }
 
+/// A response with a body of this length, in blocks of 64 KiB.
 fn send_bytes(conversation: &mut Conversation, mut left: usize) -> io::Result<()> {
     conversation.write(format!("HTTP/1.1 200 OK\r\ncontent-length: {left}\r\n\r\n").as_bytes())?;
     let block = vec![b'x'; 64 * 1024];
@@ -381,6 +390,7 @@ fn send_bytes(conversation: &mut Conversation, mut left: usize) -> io::Result<()
     Ok(())
 }
 
+/// Sends back what arrives, and FIN after the client's FIN.
 fn tcp_echo(conversation: &mut Conversation) -> io::Result<()> {
     loop {
         let bytes = conversation.bytes()?;

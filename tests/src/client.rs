@@ -1,4 +1,7 @@
 //! Clients that report exactly what they see: bytes, FIN or RST, TLS alerts by number.
+//!
+//! The client is deliberately low-level: it reads from the socket with deadlines and classifies how a connection
+//! ended ([`End`]), which a library would hide behind one error. Requests are sent as the bytes that a test writes.
 
 pub mod h2;
 mod tls;

@@ -1,4 +1,7 @@
 //! A constant load of requests, each of which must succeed.
+//!
+//! It shows that a change (a rotation, a restart, a policy) costs no request. Failures are collected, not raised, so
+//! that the report has all of them with their time since the start.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,6 +21,7 @@ pub struct Load {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// The counters of all threads; requests count only if they were answered with 200.
 #[derive(Debug, Default)]
 struct LoadState {
     ends: AtomicBool,
@@ -121,6 +125,7 @@ impl LoadReport {
     }
 }
 
+/// One connection's thread: a request, a pause, and a new connection when the old one may no longer be used.
 fn run(shape: Shape, shared: &LoadState, version: &dyn Fn() -> u64, client: &dyn Fn() -> Client) {
     let mut open: Option<(Connection, u64, u64)> = None;
     while !shared.ends.load(Ordering::Relaxed) {
@@ -152,6 +157,7 @@ fn run(shape: Shape, shared: &LoadState, version: &dyn Fn() -> u64, client: &dyn
     }
 }
 
+/// Records a failure with its time.
 fn fail(shared: &LoadState, what: &str) {
     let at = shared.started.lock().unwrap().map(|start| start.elapsed()).unwrap_or_default();
     shared.failures.lock().unwrap().push(format!("after {at:.3?}: {what}"));
@@ -185,6 +191,8 @@ impl SecretFiles {
         pki::certificates(&fs::read_to_string(self.version_folder().join("ca.crt")).unwrap())
     }
 
+    /// The folder that `..data` points to, as kubelet lays out a mounted Secret: a reload swaps the link, so files
+    /// read through it are of one version.
     fn version_folder(&self) -> PathBuf {
         fs::canonicalize(self.0.join("..data")).unwrap_or_else(|_| self.0.clone())
     }

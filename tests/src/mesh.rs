@@ -33,6 +33,7 @@ pub const SERVER_NAME: &str = "httpbin.httpbin.cluster.local";
 /// Namespace and name of the ingress controller's Secret.
 const SECRET: &str = "osm-system/osm-nginx-client-cert";
 
+/// The last part of each process's address in the test's block; ports are those of a cluster.
 const CA: u8 = 2;
 const CONTROLLER: u8 = 3;
 const POD: u8 = 10;
@@ -381,6 +382,8 @@ impl Mesh {
         self.transparent(name, user, further)
     }
 
+    /// A sidecar of a pod in transparent mode, as user `user`, so that the interception's rule for its own traffic
+    /// applies.
     fn transparent(&self, pod: &str, user: u32, further: &[&str]) -> Daemon {
         let mut arguments = workload_arguments(self.path(), &self.block, &self.options, pod, POD);
         arguments.0.push("--transparent".to_owned());
@@ -433,6 +436,7 @@ impl Mesh {
         self.block.at(CALLER, 15001)
     }
 
+    /// Writes the example's objects, either generated with the options or translated from the files in `examples/`.
     fn write_example(&mut self) {
         if self.options.example_files {
             for name in ["httpbin", "ingress-nginx", "meshconfig"] {
@@ -460,6 +464,7 @@ pub fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/ingress").join(name)
 }
 
+/// The CA's command line; without `own_root` it is given the test's root.
 fn ca_arguments(path: &Path, block: &Block, options: &Options) -> Vec<String> {
     let mut arguments = Arguments::default();
     let life = seconds(options.certificate_life);
@@ -486,6 +491,7 @@ fn ca_arguments(path: &Path, block: &Block, options: &Options) -> Vec<String> {
     arguments.0
 }
 
+/// The controller's command line: the folder as its source, and a certificate from the CA like any daemon's.
 fn controller_arguments(path: &Path, block: &Block, options: &Options) -> Vec<String> {
     let mut arguments = Arguments::default();
     arguments
@@ -505,6 +511,7 @@ fn sidecar(path: &Path, block: &Block, options: &Options) -> Daemon {
     }
 }
 
+/// What every sidecar of pod `pod` has in common; `host` selects where its admin server listens.
 fn workload_arguments(path: &Path, block: &Block, options: &Options, pod: &str, host: u8) -> Arguments {
     let mut arguments = Arguments::default();
     arguments
@@ -515,6 +522,7 @@ fn workload_arguments(path: &Path, block: &Block, options: &Options, pod: &str, 
     arguments
 }
 
+/// The example's sidecar: a listener for each port of the pod, at `host`, in front of the app's.
 fn sidecar_arguments(path: &Path, block: &Block, options: &Options, host: u8) -> Vec<String> {
     let mut arguments = workload_arguments(path, block, options, "httpbin", host);
     for port in options.ports.iter().map(|(port, _)| *port).chain([PORT]) {
@@ -524,6 +532,7 @@ fn sidecar_arguments(path: &Path, block: &Block, options: &Options, host: u8) ->
     arguments.0
 }
 
+/// A command line under construction.
 #[derive(Default)]
 struct Arguments(Vec<String>);
 
@@ -533,6 +542,7 @@ impl Arguments {
         self
     }
 
+    /// The flags of a client of the CA, with the token file `tokens/<token>`.
     fn ca(&mut self, path: &Path, block: &Block, options: &Options, token: &str) -> &mut Self {
         self.add("--ca-address", format!("https://{}", block.at(CA, 15012)))
             .add("--ca-trust-bundle", path.join("bundle.pem").display())

@@ -73,6 +73,7 @@ impl Modules {
         circles
     }
 
+    /// Every module that one uses, directly or through others; itself, if it is part of a circle.
     fn reached_from(&self, name: &str) -> BTreeSet<&str> {
         let mut reached = BTreeSet::new();
         let mut next: Vec<&str> = self.0[name].keys().map(String::as_str).collect();

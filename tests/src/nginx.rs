@@ -1,4 +1,7 @@
 //! A real nginx with what ingress-nginx renders for a backend.
+//!
+//! The directives are those that ingress-nginx's template writes for the same annotations, so that a client's
+//! behaviour on retries, keep-alive and reload is that of the controller that users have.
 
 use std::fmt::Write;
 use std::fs;
@@ -13,6 +16,7 @@ use crate::client::Client;
 use crate::http1::Message;
 use crate::wait::{self, SOON};
 
+/// Debian's path; a missing nginx is an error of the test.
 const PROGRAM: &str = "/usr/sbin/nginx";
 
 /// A backend, as an Ingress's annotations define it.
@@ -61,6 +65,7 @@ impl ProxySsl {
         }
     }
 
+    /// The directives of the annotations `proxy-ssl-*`.
     fn directives(&self) -> String {
         let folder = self.secret.display();
         let mut lines = String::new();
@@ -144,6 +149,7 @@ impl Drop for Nginx {
     }
 }
 
+/// The whole configuration, for a user without root as well.
 fn configuration(front: SocketAddr, source: IpAddr, backend: &Backend) -> String {
     let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
     let http = http_block(&front.to_string(), &format!("proxy_bind {source};"), backend);

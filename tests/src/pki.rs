@@ -271,6 +271,7 @@ fn authority_params(name: &str) -> CertificateParams {
     params
 }
 
+/// Sets the validity; certificates count in whole seconds.
 fn set_validity(params: &mut CertificateParams, from: SystemTime, until: SystemTime) {
     let since_epoch = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap();
     let epoch = rcgen::date_time_ymd(1970, 1, 1);

@@ -143,6 +143,7 @@ impl IngressNginx {
         });
     }
 
+    /// The head of a response at the Service's address, or an empty text.
     fn try_curl(&self) -> String {
         let host = self.namespace.kubectl(&[
             "get",
@@ -157,6 +158,7 @@ impl IngressNginx {
     }
 }
 
+/// Writes a file into the volume that nginx includes configuration and certificates from.
 fn write(pod: &Pod, file: &str, content: &str) {
     let path = format!("{SHARED}/{file}");
     pod.exec(APP, &["/usr/local/bin/tidegate-test-app", "write", &path], content)
@@ -183,6 +185,7 @@ fn endpoint(cluster: &Cluster, namespace: &str, ingress: &Value) -> SocketAddr {
     })
 }
 
+/// Writes the files of a `kubernetes.io/tls` Secret, without a restart of the pod.
 fn copy_secret(cluster: &Cluster, pod: &Pod, secret: &str) {
     let (namespace, name) = secret.split_once('/').expect("namespace/name");
     let object = cluster.get_json(&["secret", "-n", namespace, name]);
@@ -192,6 +195,7 @@ fn copy_secret(cluster: &Cluster, pod: &Pod, secret: &str) {
     }
 }
 
+/// The ServiceAccount, the boot configuration, the Service and the Deployment.
 fn objects() -> Value {
     let labels = json!({"app": SERVICE});
     json!({"apiVersion": "v1", "kind": "List", "items": [
@@ -227,6 +231,7 @@ fn objects() -> Value {
     ]})
 }
 
+/// nginx, and beside it the test app, through which files are written into the shared volume.
 fn pod_spec() -> Value {
     json!({
         "serviceAccountName": ACCOUNT,

@@ -164,6 +164,7 @@ impl Drop for Namespace {
     }
 }
 
+/// Whether a pod is ready and not being deleted.
 fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
     let is_ready = conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True");

@@ -158,6 +158,7 @@ impl Workload {
     }
 }
 
+/// Sets fields of an object; those that it has are replaced as a whole.
 fn merge(into: &mut Value, fields: &Value) {
     for (name, value) in fields.as_object().into_iter().flatten() {
         into[name] = value.clone();

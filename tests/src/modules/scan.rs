@@ -1,4 +1,7 @@
 //! Reads a source file as far as needed to find the modules that it declares and names.
+//!
+//! It is a tokenizer and a few patterns, not a parser: enough for this workspace's style, without a dependency on the
+//! compiler's grammar. What it cannot see are paths made by macros.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +44,7 @@ const ITEMS: [&str; 16] = [
 ];
 
 impl ScannedFile {
+    /// Scans a whole file, as rustc accepts it.
     pub(super) fn read(text: &str) -> Self {
         let tokens = tokens(text);
         let mut source = Self::default();
@@ -48,6 +52,7 @@ impl ScannedFile {
         source
     }
 
+    /// One pass over the tokens; `depth` counts braces, and items for tests only are skipped.
     fn scan(&mut self, tokens: &[String]) {
         let text = |at: usize| tokens.get(at).map_or("", String::as_str);
         // The depths at which inline modules end.
@@ -159,6 +164,7 @@ fn branch(tokens: &[String], at: &mut usize, before: &[String], paths: &mut Vec<
     }
 }
 
+/// Whether `#[cfg(test)]` begins here.
 fn is_test_attribute(tokens: &[String]) -> bool {
     let attribute = ["#", "[", "cfg", "(", "test", ")", "]"];
     tokens.len() >= attribute.len() && tokens.iter().zip(attribute).all(|(token, expected)| token == expected)

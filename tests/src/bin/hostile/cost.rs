@@ -34,6 +34,7 @@ pub(crate) struct Spent {
 }
 
 impl<'a> Cost<'a> {
+    /// Notes the daemon's usage, and samples its memory on the client's processor until [`Cost::end`].
     pub(crate) fn begin(daemon: &'a Daemon, shares: Shares) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let (stop, pid) = (ends.clone(), daemon.pid());
@@ -56,6 +57,7 @@ impl<'a> Cost<'a> {
         }
     }
 
+    /// The usage since the beginning; memory is that of the highest sample.
     pub(crate) fn end(self) -> Spent {
         self.ends.store(true, Ordering::Relaxed);
         let peak = self.peak.join().unwrap();

@@ -15,6 +15,7 @@ use crate::grpc::DiscoveryStream;
 use crate::sent::Sent;
 use crate::site::{HOG, Site};
 
+/// Connections of the attacker, each with [`STREAMS`] streams.
 const CONNECTIONS: u16 = 12;
 /// On each connection.
 const STREAMS: u16 = 8;
@@ -62,6 +63,7 @@ async fn streams(connection: Arc<H2Connection>, controller: SocketAddr, number: 
     streams.join_all().await;
 }
 
+/// One stream, which subscribes to [`ADDRESSES`] addresses of its own and then reads until the controller ends it.
 async fn ask(
     connection: &H2Connection,
     controller: SocketAddr,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tidegate_tests::client::{self, Client};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Frame types and flags of RFC 9113 §6, as far as the attacks send them.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;

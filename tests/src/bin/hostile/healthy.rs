@@ -70,10 +70,12 @@ pub(crate) fn ingress(site: &Site, _: usize) -> Box<dyn Healthy> {
     Box::new(Ingress { client: site.ingress(), open: None })
 }
 
+/// kubelet, which probes the sidecar; each probe is a new connection and must be answered within [`PROBE_TIMEOUT`].
 pub(crate) fn prober(site: &Site, _: usize) -> Box<dyn Healthy> {
     Box::new(Prober(site.prober()))
 }
 
+/// A client of the CA with [`IDENTITIES`] tokens of its own, whose identities include `number`.
 pub(crate) fn certified(site: &Site, number: usize) -> Box<dyn Healthy> {
     let mut csr = CertificateParams::default();
     csr.distinguished_name = DistinguishedName::new();
@@ -90,16 +92,20 @@ pub(crate) fn certified(site: &Site, number: usize) -> Box<dyn Healthy> {
     })
 }
 
+/// The sidecar of a second Pod, which subscribes to a new address with each request and unsubscribes after the
+/// answer.
 pub(crate) fn resolver(site: &Site, number: usize) -> Box<dyn Healthy> {
     let workload = second(number);
     let client = site.controller(&workload);
     Box::new(Resolver { runtime: runtime(), client, workload, open: None, asked: 0 })
 }
 
+/// The API server, which sends admission reviews to the injector.
 pub(crate) fn reviewed(site: &Site, _: usize) -> Box<dyn Healthy> {
     Box::new(Reviewed { client: site.webhook(), open: None })
 }
 
+/// A runtime on the client's own thread, so that it runs on the processor that the client was given.
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }

@@ -83,14 +83,17 @@ pub(crate) fn rapid_reset(site: &Site, time: Duration) -> Sent {
     })
 }
 
+/// Frames that need no answer and change nothing that is in use.
 pub(crate) fn window_updates(site: &Site, time: Duration) -> Sent {
     flood(&site.attacker(), time, |frames, _| frames.widen(1))
 }
 
+/// Each PING demands an answer (RFC 9113 §6.7).
 pub(crate) fn pings(site: &Site, time: Duration) -> Sent {
     flood(&site.attacker(), time, |frames, _| frames.ping())
 }
 
+/// Each SETTINGS demands an acknowledgement (RFC 9113 §6.5).
 pub(crate) fn settings(site: &Site, time: Duration) -> Sent {
     flood(&site.attacker(), time, |frames, _| frames.settings())
 }
@@ -107,6 +110,7 @@ pub(crate) fn empty_data(site: &Site, time: Duration) -> Sent {
     })
 }
 
+/// Streams whose answer of 1 MB has begun and is then held up: the windows have room for the first bytes only.
 fn answers_begun(client: &Client, time: Duration) -> Sent {
     let head = request(b"GET", b"/bytes/1000000");
     hold(70, time, || {

@@ -50,6 +50,7 @@ impl Shares {
     }
 }
 
+/// Runs `work` in a thread of its own on one processor; threads that it starts inherit that.
 fn on<T: Send>(processor: usize, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(move || {

@@ -68,6 +68,8 @@ pub(crate) struct Discover {
 }
 
 impl Server {
+    /// A channel to the server, with a client certificate if there are credentials. The error is what the command
+    /// prints.
     async fn connect(&self, credentials: Option<&str>) -> Result<Channel, Value> {
         let mut tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.roots))

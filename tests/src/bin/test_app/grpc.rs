@@ -33,6 +33,7 @@ pub(crate) fn serve(address: SocketAddr, health: Health) {
     });
 }
 
+/// One call: the health, or status 12 (UNIMPLEMENTED) for any other method.
 fn answer(path: &str, mut respond: SendResponse<Bytes>, health: &Health) -> Result<(), h2::Error> {
     let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     let mut send = respond.send_response(head, false)?;

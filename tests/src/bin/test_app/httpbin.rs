@@ -1,4 +1,7 @@
 //! Answers like httpbin's.
+//!
+//! Only paths that the suites use are answered in their own way; every other path gets the description of the
+//! request, with httpbin's field names, so that the same assertions hold for the real httpbin.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,6 +25,7 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// What `/healthz` reports.
     pub(crate) fn is_good(&self) -> bool {
         !self.is_bad.load(Ordering::Relaxed)
     }
@@ -95,6 +99,7 @@ pub(crate) fn answer(request: &Message, peer: &str, health: &Health) -> Vec<u8> 
     respond(request, 200, &format!("{:#}\n", describe(request, peer)))
 }
 
+/// The JSON of httpbin's `/get`, with the peer's address as well.
 fn describe(request: &Message, peer: &str) -> Value {
     let host = request.value("host").unwrap_or_default();
     let query = request.target().split_once('?').map_or("", |(_, query)| query);
@@ -122,6 +127,7 @@ fn title(name: &str) -> String {
     name.split('-').map(word).collect::<Vec<_>>().join("-")
 }
 
+/// A complete response, without its body for HEAD.
 fn respond(request: &Message, status: u16, body: &str) -> Vec<u8> {
     let length = body.len();
     let body = if request.method() == "HEAD" { "" } else { body };

@@ -1,4 +1,7 @@
 //! A constant load of requests, counted.
+//!
+//! It runs in a pod and is read over HTTP at any time, so that a suite can compare the counters before and after a
+//! change.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -34,6 +37,7 @@ pub(crate) struct Load {
     port: u16,
 }
 
+/// What all connections have done since the start.
 #[derive(Debug, Default)]
 struct Counters {
     requests: AtomicU64,
@@ -64,6 +68,7 @@ impl Load {
         ExitCode::SUCCESS
     }
 
+    /// One connection's thread; it never ends.
     fn ask(&self, counters: &Counters, started: Instant) {
         let mut open: Option<(Connection, u64)> = None;
         loop {
@@ -108,6 +113,7 @@ impl Load {
 }
 
 impl Counters {
+    /// The answer to `GET /report`.
     fn report(&self) -> String {
         json!({
             "requests": self.requests.load(Ordering::Relaxed),

@@ -165,6 +165,7 @@ impl Serve {
     }
 }
 
+/// Sends each datagram back to its sender, in a thread of its own.
 fn udp_echo(address: SocketAddr) {
     let socket = UdpSocket::bind(address).unwrap_or_else(|error| panic!("udp at {address}: {error}"));
     thread::spawn(move || {
