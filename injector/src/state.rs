@@ -10,7 +10,7 @@ use kube::{Api, Client};
 use serde::Deserialize;
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_crds::{MeshConfig, MeshConfigSpec, stored};
-use tidegate_kubernetes::watch::{Event, Watch, WatchMetrics};
+use tidegate_kubernetes::watch::{Event, ObjectWatch, WatchMetrics};
 use tidegate_runtime::readiness::Readiness;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -79,12 +79,12 @@ impl ClusterStateWriter {
     ) -> impl Future<Output = ()> + Send + 'static {
         let (namespace_sender, namespace_events) = mpsc::channel(16);
         let (mesh_sender, mesh_events) = mpsc::channel(4);
-        let namespaces = Watch::lean(
+        let namespaces = ObjectWatch::lean(
             Api::<Namespace>::all(client.clone()),
             NamespaceView::parse,
             metrics.kind("Namespace"),
         );
-        let mesh_config = Watch::lean(
+        let mesh_config = ObjectWatch::lean(
             Api::<MeshConfig>::namespaced(client, control_plane),
             // The watch does not fail for a MeshConfig that cannot be read: the error is returned when a Pod is created.
             |text| Ok(read(text)),

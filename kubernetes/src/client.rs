@@ -21,7 +21,7 @@ use self::no_proxy::NoProxy;
 /// Timeout of the TCP and TLS handshakes with the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a daemon waits for the next byte of a response. Longer than a watch is ever silent: see
-/// [`Timing`](crate::watch::Timing).
+/// [`WatchTiming`](crate::watch::WatchTiming).
 const READ_TIMEOUT: Duration = Duration::from_secs(45);
 /// Timeout for the kernel to accept sent data.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);

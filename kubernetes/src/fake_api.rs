@@ -1,16 +1,20 @@
 //! An API server for tests, over real HTTP on loopback: lists in pages, watches, optimistic concurrency, patches, logs
 //! and ports of Pods, and the ways in which a real one fails.
 //!
-//! It keeps what it is given and checks nothing: no schema, no admission, no permissions except for what it is set to
-//! [refuse](FakeApi::forbid). What was asked of it is
-//! written down ([`FakeApi::requests`]), so that a test can hold a program's requests to its permissions. Resources
-//! are named `v1/pods` or `<group>/<version>/<plural>`; in a namespace `""` are those that belong to none.
+//! It stores what clients send and checks nothing: no schema, no admission, no permissions except for what a test
+//! [forbids](FakeApi::forbid). It records every request ([`FakeApi::requests`]), so that a test can compare a program's
+//! requests with its permissions. Resources are named `v1/pods` or `<group>/<version>/<plural>`; cluster-scoped objects
+//! have the namespace `""`.
 
 mod chart;
+mod path;
 mod port_forward;
+mod response;
 mod rights;
 mod server;
 mod store;
+mod watches;
+mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
@@ -26,71 +30,74 @@ use tokio::task::JoinHandle;
 
 pub use self::chart::memory_limit;
 pub use self::rights::Rights;
-use self::store::Store;
+use self::store::ObjectStore;
 
-/// How long [`FakeApi::wait_for`] waits for what a test expects.
+/// How long [`FakeApi::wait_for`] waits: long enough for a busy machine, and shorter than a test runner's patience.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A request as RBAC sees it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Request {
+pub struct RecordedRequest {
     /// `get`, `list`, `watch`, `create`, `update`, `patch` or `delete`.
     pub verb: &'static str,
     /// The API group; empty for the core one.
     pub group: String,
     /// The plural, with `/<subresource>` if there is one.
     pub resource: String,
-    /// The namespace; empty if the whole cluster was asked about.
+    /// Empty for cluster-scoped resources, and for requests about all namespaces.
     pub namespace: String,
     /// The object's name; for lists and watches that of the field selector, if one names it.
     pub name: String,
 }
 
-/// A running API server. Dropping it ends it.
+/// A running API server on loopback, until it is dropped. Tests change its objects and its faults from outside, and its
+/// clients from inside; both go through one lock, and every change is an event of the watches.
 #[derive(Debug)]
 pub struct FakeApi {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<SharedCluster>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The cluster, shared by the test, the server and each connection.
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct SharedCluster {
+    state: Mutex<FakeCluster>,
     /// Counts changes of anything, so that tests can wait for them.
     changes: watch::Sender<u64>,
 }
 
+/// Everything behind the lock: objects, the requests so far, and how a test has set it to answer.
 #[derive(Debug, Default)]
-struct State {
-    store: Store,
-    requests: Vec<Request>,
+struct FakeCluster {
+    store: ObjectStore,
+    requests: Vec<RecordedRequest>,
     faults: Faults,
-    answers: Answers,
-    pods: Pods,
+    responders: Responders,
+    pods: FakePods,
     /// `<verb> <plural>`, with `/<subresource>` if there is one, that is forbidden to all clients.
     forbidden: BTreeSet<String>,
     /// Major and minor.
     version: Option<(u32, u32)>,
 }
 
-/// What Pods do besides being objects.
+/// The logs and ports of Pods, which are not part of their objects.
 #[derive(Debug, Default)]
-struct Pods {
-    /// What listens there, by `<namespace>/<pod>:<port>`.
+struct FakePods {
+    /// Where a forwarded port leads, by `<namespace>/<pod>:<port>`.
     ports: BTreeMap<String, SocketAddr>,
-    /// By `<namespace>/<pod>/<container>`.
+    /// Whole logs, by `<namespace>/<pod>/<container>`.
     logs: BTreeMap<String, String>,
 }
 
 /// Decides about a request before it is acted on: the code and body of its answer, or `None` to go on as usual.
-type Answer = Box<dyn FnMut(&Request, &Value) -> Option<(u16, Value)> + Send>;
+type Responder = Box<dyn FnMut(&RecordedRequest, &Value) -> Option<(u16, Value)> + Send>;
 
-/// What answers in the server's place.
+/// Closures of tests that answer in the server's place; the last one has precedence.
 #[derive(Default)]
-struct Answers(Vec<Answer>);
+struct Responders(Vec<Responder>);
 
-/// What goes wrong.
+/// The failures that a test has switched on.
 #[derive(Debug, Default)]
 struct Faults {
     /// Resources that are not served, such as those whose CRD is missing.
@@ -103,6 +110,7 @@ struct Faults {
     truncate: Option<String>,
     /// Whether a watch from an old version is refused by the status of the answer, not by an event.
     gone_by_status: bool,
+    /// Whether every watch ends at once with an error event.
     break_watches: bool,
     /// The status code that writes are answered with, and how many of them.
     refuse_writes: Option<(u16, usize)>,
@@ -114,7 +122,7 @@ impl FakeApi {
         // Only what cannot fail on a machine that has loopback.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap_or_else(|error| fail(&error));
         let address = listener.local_addr().unwrap_or_else(|error| fail(&error));
-        let shared = Arc::new(Shared { state: Mutex::default(), changes: watch::Sender::new(0) });
+        let shared = Arc::new(SharedCluster { state: Mutex::default(), changes: watch::Sender::new(0) });
         let task = tokio::spawn(server::serve(listener, shared.clone()));
         Self { address, shared, task: Mutex::new(Some(task)) }
     }
@@ -157,16 +165,16 @@ impl FakeApi {
     }
 
     /// Every request so far.
-    pub fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<RecordedRequest> {
         self.shared.lock().requests.clone()
     }
 
-    /// Waits until something holds, looking each time something has happened. Panics if it does not come true.
+    /// Waits until `holds` returns true; calls it after each change and every 20 ms. Panics after [`PATIENCE`].
     pub async fn wait_for(&self, mut holds: impl FnMut(&Self) -> bool) {
         let mut changes = self.shared.changes.subscribe();
         let wait = async {
             while !holds(self) {
-                // What is waited for may depend on more than us, so a look now and then.
+                // It may depend on more than this server.
                 let _ = tokio::time::timeout(Duration::from_millis(20), changes.changed()).await;
             }
         };
@@ -213,13 +221,16 @@ impl FakeApi {
 
     /// Has `answer` look at each request but watches, with its body: it may answer in the server's place, as for
     /// resources that are not stored objects. The closure added last is asked first.
-    pub fn answer(&self, answer: impl FnMut(&Request, &Value) -> Option<(u16, Value)> + Send + 'static) {
-        self.change(|state| state.answers.0.push(Box::new(answer)));
+    pub fn answer(
+        &self,
+        answer: impl FnMut(&RecordedRequest, &Value) -> Option<(u16, Value)> + Send + 'static,
+    ) {
+        self.change(|state| state.responders.0.push(Box::new(answer)));
     }
 
     /// What [`FakeApi::answer`] takes to refuse a request.
     pub fn refusal(code: u16, message: &str) -> (u16, Value) {
-        (code, server::status(code, message))
+        (code, response::status(code, message))
     }
 
     /// Refuses what RBAC would refuse, to all clients: `<verb> <plural>`, with `/<subresource>` if there is one.
@@ -284,22 +295,23 @@ impl FakeApi {
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut FakeCluster)) {
         change(&mut self.shared.lock());
         self.shared.changed();
     }
 }
 
-impl Answers {
-    fn to(&mut self, request: &Request, body: &[u8]) -> Option<(u16, Value)> {
+impl Responders {
+    /// The first answer that a closure gives. A body that is not JSON reaches it as `null`.
+    fn to(&mut self, request: &RecordedRequest, body: &[u8]) -> Option<(u16, Value)> {
         let body = serde_json::from_slice(body).unwrap_or_default();
         self.0.iter_mut().rev().find_map(|answer| answer(request, &body))
     }
 }
 
-impl std::fmt::Debug for Answers {
+impl std::fmt::Debug for Responders {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Answers").field(&self.0.len()).finish()
+        f.debug_tuple("Responders").field(&self.0.len()).finish()
     }
 }
 
@@ -309,11 +321,12 @@ impl Drop for FakeApi {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SharedCluster {
+    fn lock(&self) -> MutexGuard<'_, FakeCluster> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes watches and [`FakeApi::wait_for`].
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
     }

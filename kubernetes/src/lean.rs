@@ -2,8 +2,8 @@
 //!
 //! The author of an object chooses the length of its lists, maps and texts. The types here skip what is not read, and
 //! keep no more than a bound of the rest, so that an object takes what is read of it, whatever else is in it. A reader
-//! puts them together into a type that has its fields and no others, for [`Watch::lean`](crate::watch::Watch::lean) or
-//! [`get`].
+//! puts them together into a type that has its fields and no others, for [`get`] or
+//! [`ObjectWatch::lean`](crate::watch::ObjectWatch::lean).
 
 use std::collections::BTreeMap;
 use std::fmt;

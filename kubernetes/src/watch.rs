@@ -1,27 +1,29 @@
 //! Follows all objects of a kind, without end.
 //!
-//! A [`Watch`] lists in pages, then watches from there, and reports differences from what it reported before. After a
+//! An [`ObjectWatch`] lists in pages, then watches from there, and reports differences from what it reported before. After a
 //! disconnect, a restart of the API server or a truncated response it resumes; if that is impossible (410 Gone, an
 //! unreadable event), it lists again and works out itself which objects are gone. Every wait has a deadline: the API
-//! server ends each watch after [`Timing::server`], so a watch that lasts longer has lost its peer.
+//! server ends each watch after [`WatchTiming::server`], so a watch that lasts longer has lost its peer.
 //!
 //! Memory is bounded too: a page that is larger than a limit is requested again with fewer objects, and each object is
-//! decoded separately, into a type with only the fields that are read ([`Watch::lean`]), before the next one. If the
-//! number of objects must be bounded as well, the caller stores them itself ([`Watch::kept`]).
+//! decoded separately, into a type with only the fields that are read ([`ObjectWatch::lean`]), before the next one. If the
+//! number of objects must be bounded as well, the caller stores them itself ([`ObjectWatch::kept`]).
 //!
 //! Why not `kube::runtime::watcher`: it has no timeout for lists and for the first byte of a watch, retries a watch that
 //! is refused with status 410 from the same version without end, skips events that it cannot read, and decodes whole
 //! objects, a page of them at a time.
 
+mod event;
 mod meter;
 mod objects;
+mod reported;
 mod wire;
 
-use std::collections::HashMap;
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::{ListParams, Resource, WatchParams};
 use kube::core::Request;
@@ -33,18 +35,20 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
+pub use event::Event;
 pub use meter::{KindMeter, WatchMetrics};
 pub use objects::Name;
 
-use objects::Head;
-use wire::{Failure, Lines, Page, PageHead, RawEvent};
+use objects::ObjectHead;
+use reported::{Listed, Reported};
+use wire::{Lines, ListPage, PageHead, RawEvent, ReadFailure};
 
 /// Objects in a page of a list, unless these are too large together.
 const PAGE: u32 = 500;
 
 /// How long a watch waits for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub struct WatchTiming {
     /// The API server is asked to end a watch after this, or up to a quarter earlier. Whole seconds.
     pub server: Duration,
     /// The most that a watch may be silent; longer than `server`.
@@ -58,16 +62,16 @@ pub struct Timing {
 }
 
 /// All objects of a kind that are followed.
-pub struct Watch<K> {
+pub struct ObjectWatch<K> {
     client: Client,
     url: String,
     name: Option<String>,
     decode: Decode<K>,
-    timing: Timing,
+    timing: WatchTiming,
     meter: KindMeter,
-    /// The reported objects and their versions.
-    told: HashMap<Name, String>,
-    /// Whether `decode` holds the objects ([`Watch::kept`]).
+    /// The objects that the receiver has.
+    reported: Reported,
+    /// Whether `decode` holds the objects ([`ObjectWatch::kept`]).
     is_kept: bool,
     /// Asks for a new list.
     relist: Arc<Notify>,
@@ -79,50 +83,16 @@ pub struct Watch<K> {
 #[allow(clippy::type_complexity, reason = "it is named here and nowhere else")]
 struct Decode<K>(Box<dyn Fn(&str) -> serde_json::Result<Option<K>> + Send + Sync>);
 
-/// An object, and what the watch itself has to know of it.
-struct Listed<K> {
-    name: Name,
+/// An event of a watch, decoded.
+struct NewEvent<K> {
+    /// The version to resume from once it was reported.
     version: String,
-    object: Option<K>,
-}
-
-/// What a watch tells.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event<K> {
-    /// What is new, different or gone. The first one holds all objects that there are, even if there are none.
-    Changed {
-        /// Objects that are there, as they are now.
-        applied: Vec<K>,
-        /// Objects that are not there any more.
-        deleted: Vec<Name>,
-    },
-    /// The objects cannot be read, for this reason; earlier events are still valid as far as is known. The next
-    /// [`Event::Changed`] says that they can be again.
-    Unreadable(String),
-}
-
-impl<K> Event<K> {
-    /// Updates the known state of the one object of a [`Watch::named`]. An event without any object means that nothing
-    /// has changed: only a repeated list reports it.
-    pub fn update(self, known: &mut Option<K>) {
-        let Self::Changed { mut applied, deleted } = self else { return };
-        if let Some(object) = applied.pop() {
-            *known = Some(object);
-        } else if !deleted.is_empty() {
-            *known = None;
-        }
-    }
-}
-
-/// What an event says.
-struct News<K> {
-    version: String,
-    /// What to report of it; `None` if it is known already.
-    told: Option<Event<K>>,
+    /// `None` if nothing is to be reported: a bookmark, or an event that comes twice.
+    report: Option<Event<K>>,
 }
 
 /// How a watch ended.
-enum End {
+enum WatchEnd {
     /// As the API server had been asked to.
     InOrder,
     /// It can go on from where it was.
@@ -133,7 +103,7 @@ enum End {
     Closed,
 }
 
-impl Default for Timing {
+impl Default for WatchTiming {
     fn default() -> Self {
         Self {
             server: Duration::from_secs(30),
@@ -145,18 +115,21 @@ impl Default for Timing {
     }
 }
 
-impl<K> Debug for Watch<K> {
+impl<K> Debug for ObjectWatch<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch").field("url", &self.url).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("ObjectWatch")
+            .field("url", &self.url)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
-impl<K> Watch<K>
+impl<K> ObjectWatch<K>
 where
     K: Resource + DeserializeOwned + Send + 'static,
 {
     /// Follows what `api` covers. `prune` removes from each object what is not read; managed fields and what
-    /// `kubectl apply` notes are taken out anyway. For kinds whose objects others write, take [`Watch::lean`].
+    /// `kubectl apply` records are always removed. For kinds whose objects tenants write, use [`ObjectWatch::lean`].
     pub fn new(api: Api<K>, prune: impl Fn(&mut K) + Send + Sync + 'static, meter: KindMeter) -> Self {
         let decode = move |text: &str| {
             let mut object: K = serde_json::from_str(text)?;
@@ -168,7 +141,7 @@ where
     }
 }
 
-impl Watch<()> {
+impl ObjectWatch<()> {
     /// Follows what `api` covers without holding objects: `keep` gets each object's JSON, as soon as it is there, and
     /// returns whether it holds anything of it. Events tell that something was handed over, and which of the objects that
     /// are held are gone, also those of a list that failed halfway. Of an object that is not held nothing is noted.
@@ -182,7 +155,7 @@ impl Watch<()> {
     }
 }
 
-impl<K: Send + 'static> Watch<K> {
+impl<K: Send + 'static> ObjectWatch<K> {
     /// Follows what `api` covers. `decode` makes of an object's JSON what is kept of it: a type that reads only the
     /// fields that are needed is never larger than these, whatever else is in the object.
     pub fn lean<R: Resource>(
@@ -199,9 +172,9 @@ impl<K: Send + 'static> Watch<K> {
             client: api.into_client(),
             name: None,
             decode,
-            timing: Timing::default(),
+            timing: WatchTiming::default(),
             meter,
-            told: HashMap::new(),
+            reported: Reported::default(),
             is_kept: false,
             relist: Arc::default(),
             failure: None,
@@ -224,7 +197,7 @@ impl<K: Send + 'static> Watch<K> {
 
     /// Other waits than the default ones.
     #[must_use]
-    pub fn timing(mut self, timing: Timing) -> Self {
+    pub fn timing(mut self, timing: WatchTiming) -> Self {
         self.timing = timing;
         self
     }
@@ -238,7 +211,7 @@ impl<K: Send + 'static> Watch<K> {
                 listed = self.list() => listed,
             };
             let (event, version) = match listed {
-                Ok((objects, version)) => (self.differences(objects), version),
+                Ok((objects, version)) => (self.reported.differences(objects), version),
                 Err(error) => {
                     self.meter.disconnected();
                     if let Some(failure) = self.failed(error)
@@ -273,7 +246,7 @@ impl<K: Send + 'static> Watch<K> {
     /// What `keep` has seen of a list that is given up is reported as gone, unless it is in the next one.
     fn note_handed_over(&mut self, objects: &[Listed<K>]) {
         for listed in objects.iter().filter(|_| self.is_kept) {
-            self.told.entry(listed.name.clone()).or_default();
+            self.reported.handed_over(&listed.name);
         }
     }
 
@@ -283,14 +256,14 @@ impl<K: Send + 'static> Watch<K> {
         loop {
             let page = match timeout(self.timing.answer, self.page(&params, objects)).await {
                 Ok(Ok(page)) => page,
-                Ok(Err(Failure::Status(410, _))) if params.continue_token.is_some() => {
+                Ok(Err(ReadFailure::Status(410, _))) if params.continue_token.is_some() => {
                     debug!(kind = self.meter.kind(), "the list has expired between two pages");
                     params.continue_token = None;
                     self.note_handed_over(objects);
                     objects.clear();
                     continue;
                 }
-                Ok(Err(Failure::TooLong)) if params.limit.is_some_and(|limit| limit > 1) => {
+                Ok(Err(ReadFailure::TooLong)) if params.limit.is_some_and(|limit| limit > 1) => {
                     params.limit = params.limit.map(|limit| limit / 2);
                     debug!(kind = self.meter.kind(), limit = params.limit, "a page is too large");
                     continue;
@@ -309,13 +282,13 @@ impl<K: Send + 'static> Watch<K> {
 
     /// Adds the objects of a page, one by one, so that none is forgotten that was handed over before another one could
     /// not be read.
-    async fn page(&self, params: &ListParams, objects: &mut Vec<Listed<K>>) -> Result<PageHead, Failure> {
+    async fn page(&self, params: &ListParams, objects: &mut Vec<Listed<K>>) -> Result<PageHead, ReadFailure> {
         let request = Request::new(self.url.as_str()).list(params);
-        let request = request.map_err(|error| Failure::Other(error.to_string()))?;
+        let request = request.map_err(|error| ReadFailure::Other(error.to_string()))?;
         let text = wire::whole(wire::open(&self.client, request).await?).await?;
         let unreadable =
-            |error: serde_json::Error| Failure::Other(format!("the list cannot be read: {error}"));
-        let page: Page<'_> = serde_json::from_slice(&text).map_err(unreadable)?;
+            |error: serde_json::Error| ReadFailure::Other(format!("the list cannot be read: {error}"));
+        let page: ListPage<'_> = serde_json::from_slice(&text).map_err(unreadable)?;
         for item in page.items.into_iter().flatten() {
             let listed = self.decoded(item.get()).map_err(unreadable)?;
             if listed.object.is_some() {
@@ -326,7 +299,7 @@ impl<K: Send + 'static> Watch<K> {
     }
 
     fn decoded(&self, text: &str) -> serde_json::Result<Listed<K>> {
-        let (name, version) = serde_json::from_str::<Head>(text)?.into_parts();
+        let (name, version) = serde_json::from_str::<ObjectHead>(text)?.into_parts();
         Ok(Listed { name, version, object: (self.decode.0)(text)? })
     }
 
@@ -347,10 +320,10 @@ impl<K: Send + 'static> Watch<K> {
             // Only a watch that held for a while shows that things are well.
             let is_brief = begun.elapsed() < self.timing.first_pause;
             match end {
-                End::Closed => return None,
-                End::InOrder if !is_brief => backoff.reset(),
-                End::InOrder => sleep(backoff.next_delay()).await,
-                End::Lost(reason) => {
+                WatchEnd::Closed => return None,
+                WatchEnd::InOrder if !is_brief => backoff.reset(),
+                WatchEnd::InOrder => sleep(backoff.next_delay()).await,
+                WatchEnd::Lost(reason) => {
                     self.meter.disconnected();
                     if is_brief {
                         // Lists are dear: a server that ends every watch so is not asked for them without a pause.
@@ -360,7 +333,7 @@ impl<K: Send + 'static> Watch<K> {
                     }
                     return Some(reason);
                 }
-                End::Broken(error) => {
+                WatchEnd::Broken(error) => {
                     self.meter.disconnected();
                     self.meter.restarted();
                     if !is_brief {
@@ -377,13 +350,46 @@ impl<K: Send + 'static> Watch<K> {
         }
     }
 
-    /// One watch, from this version to the newest one that it tells of.
+    /// One watch, from this version to the newest one that was reported.
     async fn watch<T: Send>(
         &mut self,
         version: &mut String,
         sender: &mpsc::Sender<T>,
         wrap: &impl Fn(Event<K>) -> T,
-    ) -> End {
+    ) -> WatchEnd {
+        let mut lines = match self.open_watch(version).await {
+            Ok(lines) => lines,
+            Err(end) => return end,
+        };
+        self.meter.connected();
+        if self.failure.take().is_some() && sender.send(wrap(Event::unchanged())).await.is_err() {
+            return WatchEnd::Closed;
+        }
+        loop {
+            let line = tokio::select! {
+                () = self.relist.notified() => return WatchEnd::Lost("a new list was asked for".to_owned()),
+                line = self.next_line(&mut lines) => line,
+            };
+            let event = line.and_then(|line| {
+                self.meter.heard();
+                self.decoded_event(&line)
+            });
+            let NewEvent { version: newest, report } = match event {
+                Ok(event) => event,
+                Err(end) => return end,
+            };
+            if let Some(report) = report
+                && sender.send(wrap(report)).await.is_err()
+            {
+                return WatchEnd::Closed;
+            }
+            // Only now: an event that was not reported must come again.
+            *version = newest;
+        }
+    }
+
+    /// Sends the request of a watch, and waits at most [`WatchTiming::answer`] for the response to begin.
+    async fn open_watch(&self, version: &str) -> Result<Lines, WatchEnd> {
         let longest = u32::try_from(self.timing.server.as_secs()).unwrap_or(u32::MAX).max(1);
         // Spread, so that the watches of a restart do not stay in step.
         let seconds = rand::rng().random_range((longest - longest / 4)..=longest);
@@ -393,107 +399,56 @@ impl<K: Send + 'static> Watch<K> {
             bookmarks: true,
             ..WatchParams::default()
         };
-        let request = match Request::new(self.url.as_str()).watch(&params, version) {
-            Ok(request) => request,
-            Err(error) => return End::Broken(error.to_string()),
-        };
-        let body = match timeout(self.timing.answer, wire::open(&self.client, request)).await {
-            Ok(Ok(body)) => body,
-            Ok(Err(Failure::Status(410, message))) => return End::Lost(message),
-            Ok(Err(failure)) => return End::Broken(failure.to_string()),
-            Err(_) => return End::Broken(format!("no answer to a watch within {:?}", self.timing.answer)),
-        };
-        self.meter.connected();
-        if self.failure.take().is_some() {
-            let event = Event::Changed { applied: Vec::new(), deleted: Vec::new() };
-            if sender.send(wrap(event)).await.is_err() {
-                return End::Closed;
-            }
-        }
-        let mut lines = Lines::new(body);
-        loop {
-            let line = tokio::select! {
-                () = self.relist.notified() => return End::Lost("a new list was asked for".to_owned()),
-                line = timeout(self.timing.idle, lines.next()) => line,
-            };
-            let line = match line {
-                Ok(Ok(Some(line))) => line,
-                Ok(Ok(None)) => return End::InOrder,
-                Ok(Err(failure @ Failure::TooLong)) => return End::Lost(failure.to_string()),
-                Ok(Err(failure)) => return End::Broken(failure.to_string()),
-                Err(_) => return End::Broken(format!("nothing heard for {:?}", self.timing.idle)),
-            };
-            self.meter.heard();
-            let News { version: newest, told } = match self.event(&line) {
-                Ok(news) => news,
-                Err(end) => return end,
-            };
-            if newest.is_empty() {
-                return End::Lost("an event has no resourceVersion".to_owned());
-            }
-            if let Some(event) = told
-                && sender.send(wrap(event)).await.is_err()
-            {
-                return End::Closed;
-            }
-            // Only now: what was not told must come again.
-            *version = newest;
+        let request = Request::new(self.url.as_str())
+            .watch(&params, version)
+            .map_err(|error| WatchEnd::Broken(error.to_string()))?;
+        match timeout(self.timing.answer, wire::open(&self.client, request)).await {
+            Ok(Ok(body)) => Ok(Lines::new(body)),
+            Ok(Err(ReadFailure::Status(410, message))) => Err(WatchEnd::Lost(message)),
+            Ok(Err(failure)) => Err(WatchEnd::Broken(failure.to_string())),
+            Err(_) => Err(WatchEnd::Broken(format!("no answer to a watch within {:?}", self.timing.answer))),
         }
     }
 
-    fn event(&mut self, line: &[u8]) -> Result<News<K>, End> {
-        let unreadable = |error: serde_json::Error| End::Lost(format!("an event cannot be read: {error}"));
+    /// The next event of a watch as text; waits at most [`WatchTiming::idle`].
+    async fn next_line(&self, lines: &mut Lines) -> Result<Bytes, WatchEnd> {
+        match timeout(self.timing.idle, lines.next()).await {
+            Ok(Ok(Some(line))) => Ok(line),
+            Ok(Ok(None)) => Err(WatchEnd::InOrder),
+            Ok(Err(failure @ ReadFailure::TooLong)) => Err(WatchEnd::Lost(failure.to_string())),
+            Ok(Err(failure)) => Err(WatchEnd::Broken(failure.to_string())),
+            Err(_) => Err(WatchEnd::Broken(format!("nothing heard for {:?}", self.timing.idle))),
+        }
+    }
+
+    /// Decodes an event, and notes which objects the receiver has after it.
+    fn decoded_event(&mut self, line: &[u8]) -> Result<NewEvent<K>, WatchEnd> {
+        let unreadable =
+            |error: serde_json::Error| WatchEnd::Lost(format!("an event cannot be read: {error}"));
         let RawEvent { kind, object } = serde_json::from_slice(line).map_err(unreadable)?;
         let object = object.get();
-        let head = || serde_json::from_str::<Head>(object).map(Head::into_parts).map_err(unreadable);
-        match kind.as_str() {
+        let head =
+            || serde_json::from_str::<ObjectHead>(object).map(ObjectHead::into_parts).map_err(unreadable);
+        let (version, report) = match kind.as_str() {
             "ADDED" | "MODIFIED" => {
                 let listed = self.decoded(object).map_err(unreadable)?;
-                Ok(News { version: listed.version.clone(), told: self.applied(listed) })
+                (listed.version.clone(), self.reported.applied(listed))
             }
             "DELETED" => {
                 let (name, version) = head()?;
-                Ok(News { version, told: self.deleted(name) })
+                (version, self.reported.deleted(name))
             }
-            "BOOKMARK" => Ok(News { version: head()?.1, told: None }),
+            "BOOKMARK" => (head()?.1, None),
             _ => {
                 let status: Status = serde_json::from_str(object).map_err(unreadable)?;
                 let code = status.code.unwrap_or_default();
-                Err(End::Lost(format!("{code} {}", status.message.unwrap_or_default())))
+                return Err(WatchEnd::Lost(format!("{code} {}", status.message.unwrap_or_default())));
             }
-        }
-    }
-
-    /// How a list differs from what was reported.
-    fn differences(&mut self, objects: Vec<Listed<K>>) -> Event<K> {
-        let mut gone = std::mem::take(&mut self.told);
-        let mut applied = Vec::new();
-        for Listed { name, version, object } in objects {
-            if gone.remove(&name).is_none_or(|told| told != version) {
-                applied.extend(object);
-            }
-            self.told.insert(name, version);
-        }
-        Event::Changed { applied, deleted: gone.into_keys().collect() }
-    }
-
-    fn applied(&mut self, Listed { name, version, object }: Listed<K>) -> Option<Event<K>> {
-        let Some(object) = object else {
-            // It may have been held before.
-            self.told.remove(&name);
-            return Some(Event::Changed { applied: Vec::new(), deleted: Vec::new() });
         };
-        let before = self.told.insert(name, version.clone());
-        // After a resumption an event may come twice.
-        if before.is_some_and(|before| before == version) {
-            return None;
+        if version.is_empty() {
+            return Err(WatchEnd::Lost("an event has no resourceVersion".to_owned()));
         }
-        Some(Event::Changed { applied: vec![object], deleted: Vec::new() })
-    }
-
-    fn deleted(&mut self, name: Name) -> Option<Event<K>> {
-        self.told.remove(&name)?;
-        Some(Event::Changed { applied: Vec::new(), deleted: vec![name] })
+        Ok(NewEvent { version, report })
     }
 
     /// Records a failure; it is reported only if it differs from the last one.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_kubernetes::watch::{Event, Name, Watch};
+use tidegate_kubernetes::watch::{Event, Name, ObjectWatch};
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Maximum queued events.
@@ -43,7 +43,7 @@ impl<V: Clone + Send + Sync + 'static> Mirror<V> {
     }
 
     /// Follows a watch as long as it is polled, and notifies `wake` after each change.
-    pub(crate) async fn follow(self: Arc<Self>, objects: Watch<Kept<V>>, wake: Arc<Notify>) {
+    pub(crate) async fn follow(self: Arc<Self>, objects: ObjectWatch<Kept<V>>, wake: Arc<Notify>) {
         tell_of(objects, &wake, |applied, deleted| self.take(applied, &deleted)).await;
     }
 
@@ -59,13 +59,13 @@ impl<V: Clone + Send + Sync + 'static> Mirror<V> {
 }
 
 /// Notifies `wake` after each change of the objects that a watch covers, as long as it is polled.
-pub(crate) async fn poke(objects: Watch<()>, wake: Arc<Notify>) {
+pub(crate) async fn poke(objects: ObjectWatch<()>, wake: Arc<Notify>) {
     tell_of(objects, &wake, |_, _| {}).await;
 }
 
 /// The watch itself logs objects that it cannot read.
 async fn tell_of<K: Send + 'static>(
-    objects: Watch<K>,
+    objects: ObjectWatch<K>,
     wake: &Notify,
     mut take: impl FnMut(Vec<K>, Vec<Name>),
 ) {

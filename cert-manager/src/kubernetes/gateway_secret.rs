@@ -18,7 +18,7 @@ use serde::de::IgnoredAny;
 use tidegate_core::contract::annotations::GATEWAY_SECRETS;
 use tidegate_core::contract::labels::INSTANCE;
 use tidegate_kubernetes::lean::{self, First, Meta, Only, Wanted};
-use tidegate_kubernetes::watch::{KindMeter, Watch};
+use tidegate_kubernetes::watch::{KindMeter, ObjectWatch};
 use tokio::sync::{Notify, watch};
 use tracing::warn;
 
@@ -129,7 +129,7 @@ pub(crate) async fn follow(
                 Some(name) => {
                     let api: Api<Secret> = Api::namespaced(client.clone(), &name.namespace);
                     // Its keys are read when they are needed.
-                    let watch = Watch::lean(api, |_| Ok(()), meter.clone()).named(&name.name);
+                    let watch = ObjectWatch::lean(api, |_| Ok(()), meter.clone()).named(&name.name);
                     poke(watch, wake.clone()).await;
                 }
                 None => std::future::pending().await,

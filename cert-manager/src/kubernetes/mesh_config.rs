@@ -21,7 +21,7 @@ use tidegate_crds::mesh_config::{
 };
 use tidegate_crds::{Finding, MeshConfig, stored};
 use tidegate_kubernetes::lean::{First, Meta, Only, Wanted};
-use tidegate_kubernetes::watch::{Watch, WatchMetrics};
+use tidegate_kubernetes::watch::{ObjectWatch, WatchMetrics};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -89,7 +89,8 @@ impl MeshConfigFollower {
         let api: Api<MeshConfig> = Api::namespaced(client.clone(), namespace);
         let (wake, seen) = (Arc::new(Notify::new()), Mirror::new());
         let mut watches = JoinSet::new();
-        let configs = Watch::lean(api.clone(), Seen::read, meters.kind("MeshConfig")).named(MESH_CONFIG_NAME);
+        let configs =
+            ObjectWatch::lean(api.clone(), Seen::read, meters.kind("MeshConfig")).named(MESH_CONFIG_NAME);
         watches.spawn(seen.clone().follow(configs, wake.clone()));
         Self {
             client,

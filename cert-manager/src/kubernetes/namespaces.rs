@@ -9,7 +9,7 @@ use kube::{Api, Client};
 use serde::Deserialize;
 use tidegate_crds::injection::is_in_mesh;
 use tidegate_kubernetes::lean::{Entries, MembershipLabels, Meta, Only};
-use tidegate_kubernetes::watch::{Name, Watch, WatchMetrics};
+use tidegate_kubernetes::watch::{Name, ObjectWatch, WatchMetrics};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -55,7 +55,7 @@ impl Namespaces {
         let mirror = Mirror::new();
         let (own, mesh) = (control_plane.to_owned(), mesh_name.to_owned());
         let read = move |text: &str| read(text, &mesh, &own);
-        let watch = Watch::lean(Api::<Namespace>::all(client), read, meters.kind("Namespace"));
+        let watch = ObjectWatch::lean(Api::<Namespace>::all(client), read, meters.kind("Namespace"));
         let task = tokio::spawn(mirror.clone().follow(watch, wake.clone()));
         Self { control_plane: control_plane.into(), mirror, _watch: Arc::new(Ending(task.abort_handle())) }
     }

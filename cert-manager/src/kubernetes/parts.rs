@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use tidegate_core::TrustDomain;
 use tidegate_core::contract::names::{CERT_MANAGER, ROOT_SECRET};
 use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
-use tidegate_kubernetes::watch::{Watch, WatchMetrics};
+use tidegate_kubernetes::watch::{ObjectWatch, WatchMetrics};
 use tidegate_runtime::backoff::Backoff;
 use tidegate_runtime::metrics::Metrics;
 use tokio::sync::{Notify, oneshot, watch};
@@ -88,7 +88,7 @@ impl Parts {
         let root_store = RootSecret::new(client.clone(), namespace, mesh_name);
         let roots: Api<Secret> = Api::namespaced(client.clone(), namespace);
         // Its content is read when it is checked.
-        let roots = Watch::lean(roots, |_| Ok(()), meters.kind("root Secret")).named(ROOT_SECRET);
+        let roots = ObjectWatch::lean(roots, |_| Ok(()), meters.kind("root Secret")).named(ROOT_SECRET);
         tasks.spawn(poke(roots, wake.clone()));
 
         let elector = Elector::new(

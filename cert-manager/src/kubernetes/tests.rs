@@ -386,7 +386,7 @@ async fn nothing_is_asked_of_the_api_server_beyond_the_charts_rights() {
     // As `certManager.gatewaySecretNamespaces` grants it.
     let secrets = ["get", "list", "watch", "create", "update", "delete"];
     let rights = Rights::of_chart("tidegate-cert-manager").with("ingress", "secrets", &secrets);
-    let renews = |request: &tidegate_kubernetes::fake_api::Request| {
+    let renews = |request: &tidegate_kubernetes::fake_api::RecordedRequest| {
         request.resource == "leases" && request.verb == "update"
     };
     api.wait_for(|api| api.requests().iter().any(renews)).await;

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tidegate_core::contract::names::{CERT_MANAGER, TRUST_BUNDLE_KEY, trust_bundle_config_map};
 use tidegate_kubernetes::lean::{Meta, Only, Wanted};
-use tidegate_kubernetes::watch::{Name, Watch, WatchMetrics};
+use tidegate_kubernetes::watch::{Name, ObjectWatch, WatchMetrics};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -111,7 +111,7 @@ impl TrustBundleConfigMaps {
         let (mesh, own) = (mesh_name.to_owned(), namespaces.control_plane().to_owned());
         let read = move |text: &str| read(text, &mesh, &own);
         let maps: Api<ConfigMap> = Api::all(client.clone());
-        let watch = Watch::lean(maps, read, meters.kind("ConfigMap"));
+        let watch = ObjectWatch::lean(maps, read, meters.kind("ConfigMap"));
         let name = trust_bundle_config_map(mesh_name);
         let watch = watch.named(&name);
         watches.spawn(published.clone().follow(watch, wake.clone()));

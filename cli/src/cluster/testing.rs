@@ -3,7 +3,7 @@
 use axum::Router;
 use serde_json::{Value, json};
 use tidegate_core::contract::ports;
-use tidegate_kubernetes::fake_api::{FakeApi, Request};
+use tidegate_kubernetes::fake_api::{FakeApi, RecordedRequest};
 use tokio::net::TcpListener;
 
 use super::client::Cluster;
@@ -78,7 +78,7 @@ impl FakeCluster {
     }
 
     /// Every request that was not a read.
-    pub(crate) fn changes(&self) -> Vec<Request> {
+    pub(crate) fn changes(&self) -> Vec<RecordedRequest> {
         let requests = self.api.requests().into_iter();
         requests.filter(|request| !matches!(request.verb, "get" | "list" | "watch")).collect()
     }

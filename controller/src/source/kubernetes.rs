@@ -24,7 +24,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ApiResource, DynamicObject};
 use kube::{Api, Client};
 use tidegate_crds::injection::has_sidecar;
-use tidegate_kubernetes::watch::{Event, KindMeter, Name, Timing, Watch, WatchMetrics};
+use tidegate_kubernetes::watch::{Event, KindMeter, Name, ObjectWatch, WatchMetrics, WatchTiming};
 use tidegate_runtime::metrics::Metrics;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -56,7 +56,7 @@ pub struct KubernetesSource {
     metrics: WatchMetrics,
     left_out: NamespaceGauge,
     share: usize,
-    timing: Timing,
+    timing: WatchTiming,
     relist_interval: Duration,
 }
 
@@ -91,7 +91,7 @@ impl KubernetesSource {
             metrics,
             left_out: NamespaceGauge::default(),
             share: holdings::SHARE,
-            timing: Timing::default(),
+            timing: WatchTiming::default(),
             relist_interval: RELIST_INTERVAL,
         }
     }
@@ -118,7 +118,7 @@ impl KubernetesSource {
     /// Replaces the default timeouts.
     #[cfg(test)]
     #[must_use]
-    pub(crate) fn timing(mut self, timing: Timing) -> Self {
+    pub(crate) fn timing(mut self, timing: WatchTiming) -> Self {
         self.timing = timing;
         self
     }
@@ -136,7 +136,7 @@ impl KubernetesSource {
         watches
     }
 
-    fn watch<K: Stored>(&self, holdings: &Holdings) -> Option<Watch<()>> {
+    fn watch<K: Stored>(&self, holdings: &Holdings) -> Option<ObjectWatch<()>> {
         let (client, resource) = (self.client.clone(), ApiResource::erase::<K>(&()));
         let api = match K::SCOPE {
             Scope::Cluster => Api::<DynamicObject>::all_with(client, &resource),
@@ -145,7 +145,7 @@ impl KubernetesSource {
         };
         let (holdings, control_plane) = (holdings.clone(), self.namespace.clone());
         let keep = move |text: &str| Ok(holdings.put(K::decode(text, &control_plane)?));
-        let watch = Watch::kept(api, keep, self.meter(K::KIND));
+        let watch = ObjectWatch::kept(api, keep, self.meter(K::KIND));
         Some(match K::SCOPE {
             Scope::ControlPlane(name) => watch.named(name),
             Scope::Cluster | Scope::Folder => watch,
@@ -195,8 +195,8 @@ impl Watches {
     fn start(
         &mut self,
         kind: Kind,
-        watch: Watch<()>,
-        timing: Timing,
+        watch: ObjectWatch<()>,
+        timing: WatchTiming,
         sender: &mpsc::Sender<WatchMessage>,
         holdings: &Holdings,
     ) {

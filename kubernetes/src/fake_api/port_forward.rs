@@ -15,10 +15,10 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::server::{Response, failure, stream};
+use super::response::{ApiResponse, failure, text_response};
 
 /// Answers the upgrade and forwards `port` to the listener at `target`.
-pub(super) fn forward(mut request: Request<Incoming>, port: u16, target: Option<SocketAddr>) -> Response {
+pub(super) fn forward(mut request: Request<Incoming>, port: u16, target: Option<SocketAddr>) -> ApiResponse {
     let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY) else {
         return failure(400, "Upgrade request required");
     };
@@ -31,7 +31,7 @@ pub(super) fn forward(mut request: Request<Incoming>, port: u16, target: Option<
             let _ = pump(socket, port, target).await;
         }
     });
-    let mut response = stream(StatusCode::SWITCHING_PROTOCOLS.as_u16(), String::new());
+    let mut response = text_response(StatusCode::SWITCHING_PROTOCOLS.as_u16(), String::new());
     let headers = response.headers_mut();
     for (name, value) in [
         (header::UPGRADE, "websocket"),

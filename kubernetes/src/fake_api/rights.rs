@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{Request, fail};
+use super::{RecordedRequest, fail};
 
 /// The permissions of one program: everywhere, and in certain namespaces.
 #[derive(Debug, Deserialize)]
@@ -49,26 +49,26 @@ impl Rights {
     }
 
     /// The requests that exceed the permissions.
-    pub fn beyond(&self, requests: &[Request]) -> Vec<Request> {
+    pub fn beyond(&self, requests: &[RecordedRequest]) -> Vec<RecordedRequest> {
         requests.iter().filter(|request| !self.grants(request)).cloned().collect()
     }
 
     /// Permissions that none of the requests has used: group, resource, verb.
-    pub fn needless(&self, requests: &[Request]) -> BTreeSet<(String, String, String)> {
+    pub fn needless(&self, requests: &[RecordedRequest]) -> BTreeSet<(String, String, String)> {
         let used: BTreeSet<_> =
             requests.iter().map(|r| (r.group.clone(), r.resource.clone(), r.verb.to_owned())).collect();
         let rights = self.0.values().flatten().flat_map(Rule::rights);
         rights.filter(|right| !used.contains(right)).collect()
     }
 
-    fn grants(&self, request: &Request) -> bool {
+    fn grants(&self, request: &RecordedRequest) -> bool {
         let places = [EVERYWHERE, request.namespace.as_str()];
         places.iter().filter_map(|place| self.0.get(*place)).flatten().any(|rule| rule.grants(request))
     }
 }
 
 impl Rule {
-    fn grants(&self, request: &Request) -> bool {
+    fn grants(&self, request: &RecordedRequest) -> bool {
         self.api_groups.contains(&request.group)
             && self.resources.contains(&request.resource)
             && self.verbs.iter().any(|verb| verb == request.verb)

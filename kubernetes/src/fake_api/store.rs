@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 type Key = (String, String, String);
 
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct ObjectStore {
     objects: BTreeMap<Key, Value>,
     log: Vec<Logged>,
     /// The version of the latest change.
@@ -36,14 +36,14 @@ pub(super) struct Selection {
     pub(super) labels: Vec<(String, String)>,
 }
 
-impl Default for Store {
+impl Default for ObjectStore {
     fn default() -> Self {
         // A watch from version 0 would mean any version.
         Self { objects: BTreeMap::new(), log: Vec::new(), version: 1, oldest: 0 }
     }
 }
 
-impl Store {
+impl ObjectStore {
     pub(super) fn version(&self) -> u64 {
         self.version
     }

@@ -17,7 +17,7 @@ pub struct Name {
 
 /// The fields that a watch itself needs.
 #[derive(Deserialize, Debug)]
-pub(super) struct Head {
+pub(super) struct ObjectHead {
     #[serde(default)]
     metadata: Option<HeadMeta>,
 }
@@ -33,7 +33,7 @@ struct HeadMeta {
     resource_version: Option<String>,
 }
 
-impl Head {
+impl ObjectHead {
     /// The object's name, and `metadata.resourceVersion`; empty if there is none.
     pub(super) fn into_parts(self) -> (Name, String) {
         let HeadMeta { namespace, name, resource_version } = self.metadata.unwrap_or_default();

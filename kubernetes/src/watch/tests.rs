@@ -10,7 +10,7 @@ use crate::fake_api::FakeApi;
 
 const RESOURCE: &str = "v1/configmaps";
 
-const FAST: Timing = Timing {
+const FAST: WatchTiming = WatchTiming {
     server: Duration::from_secs(60),
     idle: Duration::from_secs(70),
     answer: Duration::from_secs(5),
@@ -30,15 +30,19 @@ struct Follower {
 }
 
 impl Follower {
-    fn start(api: &FakeApi, timing: Timing) -> Self {
+    fn start(api: &FakeApi, timing: WatchTiming) -> Self {
         Self::of(api, timing, |watch| watch)
     }
 
-    fn of(api: &FakeApi, timing: Timing, more: impl FnOnce(Watch<ConfigMap>) -> Watch<ConfigMap>) -> Self {
+    fn of(
+        api: &FakeApi,
+        timing: WatchTiming,
+        more: impl FnOnce(ObjectWatch<ConfigMap>) -> ObjectWatch<ConfigMap>,
+    ) -> Self {
         let metrics = Metrics::new();
         let meter = WatchMetrics::new(&metrics).kind("ConfigMap");
         let maps = Api::namespaced(api.client(), "ns");
-        let watch = more(Watch::new(maps, |map: &mut ConfigMap| map.binary_data = None, meter.clone()));
+        let watch = more(ObjectWatch::new(maps, |map: &mut ConfigMap| map.binary_data = None, meter.clone()));
         let (sender, events) = mpsc::channel(4);
         let task = tokio::spawn(watch.timing(timing).run(sender, |event| event));
         let known = BTreeMap::new();
@@ -157,7 +161,7 @@ async fn only_the_object_that_is_named_is_asked_for() {
 #[tokio::test]
 async fn a_watch_that_the_server_ends_goes_on_without_a_list() {
     let api = FakeApi::start().await;
-    let second = Timing { server: Duration::from_secs(1), ..FAST };
+    let second = WatchTiming { server: Duration::from_secs(1), ..FAST };
     let mut follower = Follower::start(&api, second);
     follower.until(&[]).await;
     api.wait_for(|api| watches(api) >= 3).await;
@@ -189,7 +193,8 @@ async fn a_server_that_ends_every_watch_at_once_is_asked_for_lists_with_pauses_b
     put(&api, "a", "1");
     api.break_watches(true);
     let pause = Duration::from_secs(1);
-    let mut follower = Follower::start(&api, Timing { first_pause: pause, longest_pause: pause, ..FAST });
+    let mut follower =
+        Follower::start(&api, WatchTiming { first_pause: pause, longest_pause: pause, ..FAST });
     follower.until(&["a=1"]).await;
     let begun = Instant::now();
     for _ in 0..6 {
@@ -250,7 +255,7 @@ async fn a_connection_that_is_dead_without_a_word_is_given_up() {
     let api = FakeApi::start().await;
     put(&api, "a", "1");
     let short = Duration::from_millis(300);
-    let mut follower = Follower::start(&api, Timing { idle: short, answer: short, ..FAST });
+    let mut follower = Follower::start(&api, WatchTiming { idle: short, answer: short, ..FAST });
     follower.until(&["a=1"]).await;
     follower.until_connected(&api).await;
     api.silence_connections();
@@ -300,8 +305,8 @@ async fn a_page_that_is_too_large_is_asked_for_in_smaller_ones_until_all_is_ther
     let metrics = Metrics::new();
     let maps: Api<ConfigMap> = Api::namespaced(api.client(), "ns");
     let name = |text: &str| serde_json::from_str::<Value>(text).map(|map| map["metadata"]["name"].clone());
-    let patient = Timing { answer: Duration::from_secs(60), ..FAST };
-    let watch = Watch::lean(maps, name, WatchMetrics::new(&metrics).kind("ConfigMap")).timing(patient);
+    let patient = WatchTiming { answer: Duration::from_secs(60), ..FAST };
+    let watch = ObjectWatch::lean(maps, name, WatchMetrics::new(&metrics).kind("ConfigMap")).timing(patient);
     let (sender, mut events) = mpsc::channel(4);
     let task = tokio::spawn(watch.run(sender, |event| event));
     let event =
@@ -330,7 +335,7 @@ async fn only_what_decode_reads_of_an_object_is_held() {
         assert!(used.bytes_max < 256, "{} bytes for {} of text", used.bytes_max, text.len());
         serde_json::from_str::<Lean>(text)
     };
-    let watch = Watch::lean(maps, decode, WatchMetrics::new(&metrics).kind("ConfigMap")).timing(FAST);
+    let watch = ObjectWatch::lean(maps, decode, WatchMetrics::new(&metrics).kind("ConfigMap")).timing(FAST);
     let (sender, mut events) = mpsc::channel(4);
     let task = tokio::spawn(watch.run(sender, |event| event));
     let event =
@@ -356,7 +361,7 @@ async fn what_was_handed_over_is_reported_as_gone_also_if_its_list_failed_and_wh
     let maps: Api<ConfigMap> = Api::namespaced(api.client(), "ns");
     let relist = Arc::new(Notify::new());
     let meter = WatchMetrics::new(&Metrics::new()).kind("ConfigMap");
-    let watch = Watch::kept(maps, keep, meter).timing(FAST).relist(relist.clone());
+    let watch = ObjectWatch::kept(maps, keep, meter).timing(FAST).relist(relist.clone());
     let (sender, mut events) = mpsc::channel(4);
     let task = tokio::spawn(watch.run(sender, |event| event));
     let mut next = async || {

@@ -17,7 +17,7 @@ const MOST_ERROR_BYTES: usize = 64 << 10;
 
 /// Why a response is missing or incomplete.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum ReadFailure {
     /// The API server's own error.
     Status(i32, String),
     /// The response is longer than [`MOST_BYTES`].
@@ -28,7 +28,7 @@ pub(super) enum Failure {
 
 /// A page of a list.
 #[derive(Deserialize)]
-pub(super) struct Page<'p> {
+pub(super) struct ListPage<'p> {
     #[serde(default)]
     pub(super) metadata: PageHead,
     #[serde(borrow, default)]
@@ -62,8 +62,8 @@ pub(super) struct Lines {
 }
 
 /// Sends a request and returns the body of a successful response.
-pub(super) async fn open(client: &Client, request: http::Request<Vec<u8>>) -> Result<Body, Failure> {
-    let answer = client.send(request.map(Body::from)).await.map_err(|error| Failure::from(&error))?;
+pub(super) async fn open(client: &Client, request: http::Request<Vec<u8>>) -> Result<Body, ReadFailure> {
+    let answer = client.send(request.map(Body::from)).await.map_err(|error| ReadFailure::from(&error))?;
     let (head, body) = answer.into_parts();
     if !head.status.is_client_error() && !head.status.is_server_error() {
         return Ok(body);
@@ -72,18 +72,18 @@ pub(super) async fn open(client: &Client, request: http::Request<Vec<u8>>) -> Re
         Limited::new(body, MOST_ERROR_BYTES).collect().await.map(|text| text.to_bytes()).unwrap_or_default();
     let code = i32::from(head.status.as_u16());
     Err(match serde_json::from_slice::<Status>(&text) {
-        Ok(status) => Failure::Status(status.code.unwrap_or(code), status.message.unwrap_or_default()),
+        Ok(status) => ReadFailure::Status(status.code.unwrap_or(code), status.message.unwrap_or_default()),
         // A response of a proxy, or for an unknown path.
-        Err(_) => Failure::Status(code, String::from_utf8_lossy(&text).trim().to_owned()),
+        Err(_) => ReadFailure::Status(code, String::from_utf8_lossy(&text).trim().to_owned()),
     })
 }
 
 /// The whole body of a response.
-pub(super) async fn whole(body: Body) -> Result<Bytes, Failure> {
+pub(super) async fn whole(body: Body) -> Result<Bytes, ReadFailure> {
     match Limited::new(body, MOST_BYTES).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Failure::TooLong),
-        Err(error) => Err(Failure::Other(causes(&*error))),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ReadFailure::TooLong),
+        Err(error) => Err(ReadFailure::Other(causes(&*error))),
     }
 }
 
@@ -94,7 +94,7 @@ impl Lines {
 
     /// The next complete line, without its line end; `None` at the end of the response. A remainder without a line end
     /// was truncated, and will be sent again.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ReadFailure> {
         loop {
             let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
             if let Some(end) = unsearched.iter().position(|byte| *byte == b'\n') {
@@ -105,11 +105,11 @@ impl Lines {
             }
             self.searched = self.buffer.len();
             if self.searched > MOST_BYTES {
-                return Err(Failure::TooLong);
+                return Err(ReadFailure::TooLong);
             }
             match self.body.frame().await {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(Failure::from(&error)),
+                Some(Err(error)) => return Err(ReadFailure::from(&error)),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
@@ -120,7 +120,7 @@ impl Lines {
     }
 }
 
-impl From<&kube::Error> for Failure {
+impl From<&kube::Error> for ReadFailure {
     fn from(error: &kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::Status(i32::from(status.code), status.message.clone()),
@@ -129,7 +129,7 @@ impl From<&kube::Error> for Failure {
     }
 }
 
-impl std::fmt::Display for Failure {
+impl std::fmt::Display for ReadFailure {
     /// What an operator needs: the API server's message, or all causes.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -25,7 +25,7 @@ use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::watch::{Event, KindMeter, Watch};
+use crate::watch::{Event, KindMeter, ObjectWatch};
 
 /// Readiness blocker while the configuration holds other roots.
 const BLOCKER: &str = "webhook configuration";
@@ -113,7 +113,7 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
     /// growing delays.
     pub async fn run(self) {
         let (sender, events) = mpsc::channel(4);
-        let watch = Watch::new(self.api.clone(), |_| (), self.meter.clone()).named(&self.name);
+        let watch = ObjectWatch::new(self.api.clone(), |_| (), self.meter.clone()).named(&self.name);
         tokio::select! {
             () = watch.run(sender, |event| event) => {}
             () = self.keep(events) => {}

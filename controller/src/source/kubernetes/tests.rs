@@ -26,7 +26,7 @@ const SLICES: &str = "discovery.k8s.io/v1/endpointslices";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
 const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
 
-const FAST: Timing = Timing {
+const FAST: WatchTiming = WatchTiming {
     server: Duration::from_secs(60),
     idle: Duration::from_secs(70),
     answer: Duration::from_secs(10),
