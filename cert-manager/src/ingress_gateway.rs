@@ -14,6 +14,5 @@ mod settings;
 
 pub(crate) use copies::{ANNOTATIONS, Copies};
 pub use dependencies::GatewayDependencies;
-pub(crate) use dependencies::LOOK_INTERVAL;
 pub use keeper::{GatewayStatus, IngressGateway};
 pub use settings::{IngressGatewaySettings, SettingsInput, SettingsProblem};

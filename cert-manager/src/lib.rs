@@ -11,6 +11,7 @@
 mod admin;
 pub mod authenticate;
 pub mod authority;
+mod check_schedule;
 mod csr;
 pub mod ingress_gateway;
 mod issuer;
@@ -28,6 +29,7 @@ mod telemetry;
 mod testing;
 mod x509;
 
+pub use check_schedule::CheckSchedule;
 pub use csr::check_csr;
 pub use ingress_gateway::GatewayDependencies;
 pub use manager::{CertManager, CertManagerHandle, Config, Dependencies, StartError};

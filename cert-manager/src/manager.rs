@@ -16,7 +16,7 @@ use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tidegate_runtime::{drain, listen, tls};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tonic::transport::Server;
 use tracing::{error, info};
 
@@ -25,6 +25,7 @@ use crate::authority::{
     Advance, Authority, AuthorityError, GivenFiles, NewRoot, NotAllowed, RequiredNames, RotationStatus,
     RotationTiming,
 };
+use crate::check_schedule::CheckSchedule;
 use crate::ingress_gateway::{GatewayDependencies, GatewayStatus, IngressGateway};
 use crate::rate_limit::{RateLimit, RateLimiter};
 use crate::rules::IssuingRules;
@@ -89,9 +90,8 @@ pub struct Dependencies {
     pub gateway: Option<GatewayDependencies>,
     /// Lifetime of workloads' certificates, if set at run time; limited by the rules.
     pub workload_life: watch::Receiver<Option<Duration>>,
-    /// Notified when the content of the root's store or of a publisher may have changed, so that it is checked at once
-    /// instead of within a second.
-    pub wake: Arc<Notify>,
+    /// When to check the root's store and the publishers. Woken when the content of one may have changed.
+    pub checks: CheckSchedule,
     /// Where metrics are registered.
     pub metrics: Metrics,
     /// Readiness of the process, for its admin page.
@@ -147,7 +147,7 @@ impl CertManager {
             publishers,
             gateway,
             workload_life,
-            wake,
+            checks,
             metrics,
             readiness,
             log,
@@ -201,7 +201,7 @@ impl CertManager {
         tokio::spawn(serving.run(watch.clone()));
         tokio::spawn(tell_life(workload_life, config.rules));
         tokio::spawn(telemetry.clone().summarize(watch.clone()));
-        tokio::spawn(authority.clone().run(wake, watch.clone()));
+        tokio::spawn(authority.clone().run(checks, watch.clone()));
         tokio::spawn(follow(authority.clone(), telemetry.clone(), watch.clone()));
 
         let (status, gateway_status) = watch::channel(GatewayStatus::NotConfigured);

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use crate::authority::{GivenFiles, NewRoot};
+use crate::check_schedule::CheckSchedule;
 use crate::ingress_gateway::{GatewayDependencies, IngressGatewaySettings, SettingsInput};
 use crate::kubernetes::{Background, Parts, Place};
 use crate::manager::{CONNECTION_AGE, Config, Dependencies};
@@ -272,7 +273,7 @@ impl Options {
             }),
             // Without its sender the value stays, because flags do not change.
             workload_life: watch::channel(None).1,
-            wake: Arc::default(),
+            checks: CheckSchedule::default(),
             metrics,
             readiness,
             log,
@@ -322,7 +323,7 @@ impl Options {
             publishers: vec![Arc::new(parts.publisher)],
             gateway: Some(parts.gateway),
             workload_life: parts.workload_life,
-            wake: parts.wake,
+            checks: parts.checks,
             metrics,
             readiness,
             log,

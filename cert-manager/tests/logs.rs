@@ -19,7 +19,9 @@ use tidegate_cert_manager::rules::IssuingRules;
 use tidegate_cert_manager::service_names::ServiceNames;
 use tidegate_cert_manager::store::root_folder::RootFolder;
 use tidegate_cert_manager::store::secret_folder::SecretFolder;
-use tidegate_cert_manager::{CertManager, CertManagerHandle, Config, Dependencies, GatewayDependencies};
+use tidegate_cert_manager::{
+    CertManager, CertManagerHandle, CheckSchedule, Config, Dependencies, GatewayDependencies,
+};
 use tidegate_core::{DnsName, San, TrustDomain};
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -123,7 +125,7 @@ async fn start(dir: &Path) -> CertManagerHandle {
             Arc::new(SecretFolder::new(dir.join("secrets"))),
         )),
         workload_life: watch::channel(None).1,
-        wake: Arc::default(),
+        checks: CheckSchedule::default(),
         metrics: Metrics::new(),
         readiness: Readiness::new(),
         log: LogHandle::detached(),

@@ -26,7 +26,7 @@ use tidegate_cert_manager::service_names::ServiceNames;
 use tidegate_cert_manager::store::bundle_file::BundleFile;
 use tidegate_cert_manager::store::root_folder::RootFolder;
 use tidegate_cert_manager::store::secret_folder::SecretFolder;
-use tidegate_cert_manager::{CertManager, CertManagerHandle, GatewayDependencies};
+use tidegate_cert_manager::{CertManager, CertManagerHandle, CheckSchedule, GatewayDependencies};
 use tidegate_controller::source::folder::{FolderSource, is_local};
 use tidegate_controller::{Controller, ControllerHandle, LocalPod};
 use tidegate_core::contract::annotations::APP_ADDRESS;
@@ -453,7 +453,7 @@ async fn start_ca(
         )),
         // Set by `--certificate-lifetime`.
         workload_life: watch::channel(None).1,
-        wake: Arc::default(),
+        checks: CheckSchedule::default(),
         metrics: Metrics::new(),
         readiness: Readiness::new(),
         log: log.clone(),

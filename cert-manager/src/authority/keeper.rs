@@ -3,26 +3,24 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use tidegate_runtime::trust_bundle::{TrustBundle, TrustBundleError, fingerprint};
 use tidegate_runtime::{drain, tls};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::given::GivenFiles;
 use super::state::{AuthorityState, Farewell, Found, NotAllowed, RotationTiming, StateError, Step, Vouched};
+use crate::check_schedule::CheckSchedule;
 use crate::issuer::{Issuer, IssuerProblems, RequiredNames};
 use crate::store::{BundlePublisher, RootStore, StoreError, Stored, Unreached, enumerate};
 use crate::x509::WriteError;
 
 #[cfg(test)]
 mod tests;
-
-/// How often to check the store and the files of a given authority.
-const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The certificate authority of this process. Cheap to clone.
 #[derive(Clone)]
@@ -213,15 +211,14 @@ impl Authority {
         Ok(authority)
     }
 
-    /// Checks store and files and publishes every second and when woken, until the drain starts.
-    pub async fn run(self, wake: Arc<Notify>, mut drain: drain::Watch) {
-        let mut interval = tokio::time::interval(INTERVAL);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    /// Checks store and files and publishes, as often as `checks` says, until the drain starts.
+    pub async fn run(self, checks: CheckSchedule, mut drain: drain::Watch) {
+        let mut ticks = checks.ticks();
         loop {
             tokio::select! {
                 () = drain.started() => return,
-                () = wake.notified() => {}
-                _ = interval.tick() => {}
+                () = checks.wake.notified() => {}
+                _ = ticks.tick() => {}
             }
             self.refresh().await;
             self.publish().await;

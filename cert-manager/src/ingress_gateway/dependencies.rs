@@ -1,11 +1,11 @@
 //! What the keeper of the ingress controller's certificate depends on.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::settings::IngressGatewaySettings;
+use crate::check_schedule::CheckSchedule;
 use crate::store::SecretStore;
 
 /// Dependencies of the ingress controller's certificate.
@@ -16,14 +16,9 @@ pub struct GatewayDependencies {
     pub store: Arc<dyn SecretStore>,
     /// Whether this process is the replica that acts, and has read the settings. Otherwise existing Secrets stay as they are.
     pub active: watch::Receiver<bool>,
-    /// Notified when the Secret may have changed, so that it is checked at once instead of after `interval`.
-    pub wake: Arc<Notify>,
-    /// How often to check Secrets and the wall clock in any case: [`LOOK_INTERVAL`].
-    pub interval: Duration,
+    /// When to check Secrets and the wall clock. Woken when the Secret that the settings name may have changed.
+    pub checks: CheckSchedule,
 }
-
-/// The usual [`GatewayDependencies::interval`].
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl std::fmt::Debug for GatewayDependencies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -38,12 +33,6 @@ impl GatewayDependencies {
         store: Arc<dyn SecretStore>,
     ) -> Self {
         // Without its sender the value stays true.
-        Self {
-            settings,
-            store,
-            active: watch::channel(true).1,
-            wake: Arc::default(),
-            interval: LOOK_INTERVAL,
-        }
+        Self { settings, store, active: watch::channel(true).1, checks: CheckSchedule::default() }
     }
 }

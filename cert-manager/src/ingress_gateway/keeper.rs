@@ -109,16 +109,15 @@ impl IngressGateway {
 
     /// Keeps the Secret correct until the drain starts; the Secret stays afterwards.
     pub(crate) async fn run(mut self, mut drain: drain::Watch) {
-        let mut interval = tokio::time::interval(self.gateway.interval);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let checks = self.gateway.checks.clone();
+        let mut ticks = checks.ticks();
         let (mut settings_may_change, mut turn_may_change) = (true, true);
-        let wake = self.gateway.wake.clone();
         loop {
             let mut look = Look::All;
             tokio::select! {
                 () = drain.started() => return,
-                _ = interval.tick() => look = Look::InTurn,
-                () = wake.notified() => {}
+                _ = ticks.tick() => look = Look::InTurn,
+                () = checks.wake.notified() => {}
                 changed = self.gateway.settings.changed(), if settings_may_change => {
                     settings_may_change = changed.is_ok();
                 }

@@ -11,7 +11,7 @@ use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
 use tidegate_kubernetes::watch::{ObjectWatch, WatchMetrics};
 use tidegate_runtime::backoff::Backoff;
 use tidegate_runtime::metrics::Metrics;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -23,8 +23,8 @@ use super::root_secret::RootSecret;
 use super::token_review::TokenReviewer;
 use super::trust_bundle::TrustBundleConfigMaps;
 
-use crate::ingress_gateway::GatewayStatus;
-use crate::ingress_gateway::{GatewayDependencies, LOOK_INTERVAL};
+use crate::check_schedule::CheckSchedule;
+use crate::ingress_gateway::{GatewayDependencies, GatewayStatus};
 
 /// Where a certificate authority runs, and for which mesh.
 #[derive(Debug, Clone)]
@@ -56,8 +56,8 @@ pub struct Parts {
     pub gateway: GatewayDependencies,
     /// The MeshConfig's lifetime for workloads' certificates, if set.
     pub workload_life: watch::Receiver<Option<Duration>>,
-    /// Notified when the root or a published bundle changes.
-    pub wake: Arc<Notify>,
+    /// When to check the root and the published bundles. Woken when one of them changes.
+    pub checks: CheckSchedule,
     /// Has to run beside the certificate authority.
     pub background: Background,
 }
@@ -83,7 +83,8 @@ impl Parts {
     pub fn start(client: &Client, place: &Place, metrics: &Metrics) -> Self {
         let meters = WatchMetrics::new(metrics);
         let Place { namespace, mesh_name, .. } = place;
-        let wake = Arc::new(Notify::new());
+        let checks = CheckSchedule::default();
+        let wake = &checks.wake;
         let mut tasks = JoinSet::new();
         let root_store = RootSecret::new(client.clone(), namespace, mesh_name);
         let roots: Api<Secret> = Api::namespaced(client.clone(), namespace);
@@ -100,7 +101,7 @@ impl Parts {
                 timing: place.lease,
             },
         );
-        let namespaces = Namespaces::start(client.clone(), namespace, mesh_name, &wake, &meters);
+        let namespaces = Namespaces::start(client.clone(), namespace, mesh_name, wake, &meters);
         let mesh_config = MeshConfigFollower::start(
             client.clone(),
             namespace,
@@ -112,13 +113,12 @@ impl Parts {
             settings: mesh_config.settings(),
             store: Arc::new(GatewaySecrets::new(client.clone(), root_store.clone(), mesh_name)),
             active: mesh_config.active(),
-            wake: Arc::default(),
-            interval: LOOK_INTERVAL,
+            checks: CheckSchedule::default(),
         };
         tasks.spawn(gateway_secret::follow(
             client.clone(),
             mesh_config.settings(),
-            gateway.wake.clone(),
+            gateway.checks.wake.clone(),
             meters.kind("gateway Secret"),
         ));
         Self {
@@ -129,10 +129,10 @@ impl Parts {
                 namespaces.clone(),
             ),
             root_store,
-            publisher: TrustBundleConfigMaps::start(client.clone(), namespaces, mesh_name, &wake, &meters),
+            publisher: TrustBundleConfigMaps::start(client.clone(), namespaces, mesh_name, wake, &meters),
             gateway,
             workload_life: mesh_config.workload_life(),
-            wake,
+            checks,
             background: Background { elector, mesh_config, tasks },
         }
     }

@@ -64,7 +64,7 @@ fn dependencies(dir: &std::path::Path, metrics: Metrics) -> Dependencies {
         publishers: vec![Arc::new(BundleFile::new(dir.join("bundle.pem")))],
         gateway: None,
         workload_life: watch::channel(None).1,
-        wake: Arc::default(),
+        checks: CheckSchedule::default(),
         metrics,
         readiness: Readiness::new(),
         log: LogHandle::detached(),
