@@ -98,6 +98,16 @@ fn naive(target: &[u8]) -> Option<String> {
     if target.contains(&b'#') {
         return None;
     }
+    let text = spelled_once(path);
+    if text.contains("%00") || text.split('/').any(is_ambiguous) {
+        return None;
+    }
+    let query: String = query.iter().map(|byte| char::from(*byte)).collect();
+    Some(without_dots(&text) + &query)
+}
+
+/// The path with each byte in its one spelling: as itself if it may stand there, else escaped (RFC 3986 §6.2.2).
+fn spelled_once(path: &[u8]) -> String {
     // Each token is a byte and whether it was escaped.
     let mut tokens = Vec::new();
     let mut at = 0;
@@ -114,7 +124,7 @@ fn naive(target: &[u8]) -> Option<String> {
             }
         }
     }
-    let text: String = tokens
+    tokens
         .iter()
         .map(|(byte, is_escaped)| match (*byte, *is_escaped) {
             (b'\\', false) => "/".to_owned(),
@@ -124,20 +134,18 @@ fn naive(target: &[u8]) -> Option<String> {
             (byte, false) if b"/!$&'()*+,;=:@".contains(&byte) => char::from(byte).to_string(),
             (byte, _) => format!("%{byte:02X}"),
         })
-        .collect();
-    if text.contains("%00") {
-        return None;
-    }
-    for element in text.split('/') {
-        let early = element.replace("%2F", "/").replace("%5C", "/").replace("%3B", ";");
-        let is_dot = |part: &str| matches!(part.split(';').next(), Some("." | ".."));
-        if early != element && early.split('/').any(is_dot) {
-            return None;
-        }
-        if element.contains(';') && is_dot(element) {
-            return None;
-        }
-    }
+        .collect()
+}
+
+/// Whether a server that decodes an element, or drops what follows its `;`, would find `.` or `..` in it.
+fn is_ambiguous(element: &str) -> bool {
+    let early = element.replace("%2F", "/").replace("%5C", "/").replace("%3B", ";");
+    let is_dot = |part: &str| matches!(part.split(';').next(), Some("." | ".."));
+    (early != element && early.split('/').any(is_dot)) || (element.contains(';') && is_dot(element))
+}
+
+/// Removes dot segments and empty elements (RFC 3986 §5.2.4).
+fn without_dots(text: &str) -> String {
     let mut stack: Vec<&str> = Vec::new();
     let mut ends_with_slash = false;
     for element in text.split('/').skip(1) {
@@ -154,7 +162,7 @@ fn naive(target: &[u8]) -> Option<String> {
     if ends_with_slash {
         out.push('/');
     }
-    Some(out + &query.iter().map(|byte| char::from(*byte)).collect::<String>())
+    out
 }
 
 proptest! {

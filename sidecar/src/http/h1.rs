@@ -16,16 +16,17 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
+use ::http::Request;
 use bytes::BytesMut;
 use tidegate_core::backend::Endpoint;
 use tidegate_core::policy::MeshProtocol;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::body::{BodyError, Decoder};
-use self::exchange::{Asked, Exchange, MOST_DRAINED, Outcome, UploadState, make_room};
+use self::body::BodyError;
+use self::exchange::{Asked, Exchange, ExchangeOutcome, MOST_DRAINED, UploadState, make_room};
 use self::forward::{Persistence, Span};
 use self::glimpse::Glimpse;
-use self::head::{Framing, Storage, has_bare_line_feed};
+use self::head::{Storage, has_bare_line_feed};
 use self::websocket::Followed;
 use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
@@ -70,12 +71,19 @@ where
         inbound = env.buffers.take(first.len());
         inbound.push(&first);
     }
-    let mut connection =
-        Connection { client: stream, inbound, examined: 0, exchange: Exchange::new(), handler, line, env };
+    let mut connection = ClientConnection {
+        client: stream,
+        inbound,
+        examined: 0,
+        exchange: Exchange::new(),
+        handler,
+        line,
+        env,
+    };
     async move { connection.run().await }
 }
 
-struct Connection<'a, S> {
+struct ClientConnection<'a, S> {
     client: S,
     /// What the client sent and is not consumed yet.
     inbound: Buffer,
@@ -93,8 +101,10 @@ enum Next {
     End,
     /// Answer it ourselves.
     Reply(LocalReply),
-    /// Pass it on.
-    Forward(Forward),
+    /// Pass it on over HTTP/1. Its head and what is there of its body are ready to be sent.
+    Forward(Arc<Endpoint>),
+    /// Pass it on over HTTP/2.
+    Bridge(Arc<Endpoint>, Box<Request<()>>),
 }
 
 /// What to do with the client's connection after an answer.
@@ -110,18 +120,14 @@ enum After {
     Abort,
 }
 
-impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
+impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     async fn run(&mut self) {
         loop {
             let after = match self.next().await {
                 Next::End => After::Close,
                 Next::Reply(reply) => self.reply(reply).await,
-                Next::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http1 }) => {
-                    self.forward(endpoint).await
-                }
-                Next::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http2 }) => {
-                    Box::pin(bridge::forward(self, endpoint)).await
-                }
+                Next::Forward(endpoint) => self.forward(endpoint).await,
+                Next::Bridge(endpoint, request) => Box::pin(bridge::forward(self, endpoint, *request)).await,
             };
             self.release();
             match after {
@@ -219,38 +225,39 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         // Nothing of it is unfinished any more.
         let _ = self.line.hold(0);
         let exchange = &mut self.exchange;
-        exchange.asked = Asked {
-            version: head.request.version,
-            is_head: head.request.method == b"HEAD",
-            keep_alive: head.keep_alive,
-            upgrade: head.upgrade,
-            expects_continue: head.expects_continue,
-        };
-        exchange.up.decoder = Decoder::new(head.framing);
-        exchange.up.chunked = head.framing == Framing::Chunked;
+        exchange.open(&head);
         let Handled { decision, action } = self.handler.handle(&head.request);
         exchange.decision = Some(decision);
-        let length = head.length;
-        let forward = match action {
-            Action::Reply(reply) => {
-                self.tell_unsent(&reply, head.request.record());
-                self.inbound.consume(length);
-                return Some(Next::Reply(reply));
+        let (length, info) = (head.length, self.handler.info());
+        let next = match action {
+            Action::Reply(reply) => Err(reply),
+            Action::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http1 }) => {
+                exchange.write_head(&head, info, &self.env.buffers);
+                Ok(Next::Forward(endpoint))
             }
-            Action::Forward(forward) => forward,
+            Action::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http2 }) => {
+                match bridge::request(&head, info) {
+                    Some(request) => {
+                        exchange.notes = bridge::note(&head, &request, &mut exchange.noted);
+                        Ok(Next::Bridge(endpoint, Box::new(request)))
+                    }
+                    None => Err(local_reply::bad_request("http1.invalid_url")),
+                }
+            }
         };
-        let info = self.handler.info();
-        exchange.up.out = self.env.buffers.take(length + forward::added(info));
-        exchange.notes = forward::write_request(&head, info, &mut exchange.up.out);
+        let next = next.unwrap_or_else(|reply| {
+            self.tell_unsent(&reply, head.request.record());
+            Next::Reply(reply)
+        });
         self.inbound.consume(length);
-        if forward.protocol == UpstreamProtocol::Http1
+        if let Next::Forward(_) = next
             && let Err(error) = self.begin_upload()
         {
             let reply = local_reply::bad_request(error.details());
             self.tell(&reply);
             return Some(Next::Reply(reply));
         }
-        Some(Next::Forward(forward))
+        Some(next)
     }
 
     /// Puts what is there of the body behind the head, so that both go out in one write.
@@ -279,20 +286,20 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
                 .line
                 .guard(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
             match outcome.await {
-                Ok(Outcome::Stale) if is_reused => {}
-                Ok(Outcome::Complete) => return self.complete(&endpoint, upstream).await,
-                Ok(Outcome::Switched) => return Box::pin(self.switch(upstream)).await,
-                Ok(Outcome::Stale) => {
+                Ok(ExchangeOutcome::Stale) if is_reused => {}
+                Ok(ExchangeOutcome::Complete) => return self.complete(&endpoint, upstream).await,
+                Ok(ExchangeOutcome::Switched) => return Box::pin(self.switch(upstream)).await,
+                Ok(ExchangeOutcome::Stale) => {
                     let reply = local_reply::connection_terminated();
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
-                Ok(Outcome::Failed(reply)) => {
+                Ok(ExchangeOutcome::Failed(reply)) => {
                     drop(upstream);
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
-                Ok(Outcome::Aborted(flag, details)) => {
+                Ok(ExchangeOutcome::Aborted(flag, details)) => {
                     self.tell_end(self.exchange.down.status, flag, details);
                     return After::Abort;
                 }
@@ -381,13 +388,13 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Connection<'_, S> {
         let is_client_due = self.exchange.up.state == UploadState::Active;
         if cause == Cause::Deadline(Wait::Body) && is_client_due {
             let reply = local_reply::request_timeout("request_body_timeout");
-            if let Outcome::Failed(reply) = self.exchange.fail(reply) {
+            if let ExchangeOutcome::Failed(reply) = self.exchange.fail(reply) {
                 self.tell(&reply);
                 return self.reply(reply).await;
             }
         }
         if cause == Cause::Deadline(Wait::HalfClose)
-            && let Outcome::Failed(reply) = self.exchange.fail(local_reply::half_closed())
+            && let ExchangeOutcome::Failed(reply) = self.exchange.fail(local_reply::half_closed())
         {
             self.tell(&reply);
             return self.reply(reply).await;

@@ -215,8 +215,9 @@ pub(super) fn apply(fields: &mut HeaderMap, info: &ConnectionInfo) {
         RequestId::Kept(id) => HeaderValue::from_bytes(id),
         RequestId::New(id) => HeaderValue::from_bytes(&id),
     };
-    let mut addresses: Vec<u8> = values(FORWARDED_FOR).collect::<Vec<_>>().join(&b", "[..]);
-    if !addresses.is_empty() {
+    let mut addresses = Vec::new();
+    for sent in values(FORWARDED_FOR).filter(|sent| !sent.is_empty()) {
+        addresses.extend_from_slice(sent);
         addresses.extend_from_slice(b", ");
     }
     write_address(&mut addresses, info.peer.ip());

@@ -24,7 +24,7 @@ use super::connect_error::ConnectFailure;
 use super::error::{Limit, UpstreamError, Violation, reset_reason};
 use super::shares::{Share, Shares, Source};
 use super::stream::Secured;
-use super::watched::{Watch, Watched};
+use super::watched::{ConnectionWatch, Watched};
 use crate::flow::outbox::{Outbox, Piece};
 use crate::flow::windows::{self, Windows};
 use crate::flow::{SEND_BUFFER, send};
@@ -73,7 +73,7 @@ struct Carrier {
     is_closed: Cell<bool>,
     /// `None` in plaintext.
     secured: Option<Secured>,
-    watch: Rc<Watch>,
+    watch: Rc<ConnectionWatch>,
     outbox: Outbox,
     windows: Rc<Windows>,
     since: Instant,
@@ -357,7 +357,7 @@ async fn connect(all: &Rc<Http2>) -> Result<Rc<Carrier>, UpstreamError> {
 
 fn poll_settings(
     connection: &mut Connection<Watched, Piece>,
-    watch: &Watch,
+    watch: &ConnectionWatch,
     context: &mut Context<'_>,
 ) -> Poll<Result<(), UpstreamError>> {
     match Pin::new(&mut *connection).poll(context) {

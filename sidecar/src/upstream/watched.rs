@@ -14,12 +14,12 @@ use crate::stream::MaybeTls;
 /// A connection that is watched.
 pub(super) struct Watched {
     stream: MaybeTls<UpstreamTls>,
-    watch: Rc<Watch>,
+    watch: Rc<ConnectionWatch>,
 }
 
 /// What was seen of a connection.
 #[derive(Default)]
-pub(super) struct Watch {
+pub(super) struct ConnectionWatch {
     has_spoken: Cell<bool>,
     has_ended: Cell<bool>,
     count: Cell<usize>,
@@ -31,12 +31,12 @@ impl Watched {
     }
 
     /// Stays with the caller when the connection goes to h2.
-    pub(super) fn watch(&self) -> Rc<Watch> {
+    pub(super) fn watch(&self) -> Rc<ConnectionWatch> {
         self.watch.clone()
     }
 }
 
-impl Watch {
+impl ConnectionWatch {
     fn read(&self, count: usize) {
         if count == 0 { &self.has_ended } else { &self.has_spoken }.set(true);
         self.count.set(self.count.get() + count);

@@ -11,11 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{BodyError, Decoder};
 use super::forward::{self, Notes, Persistence, Span};
-use super::head::{self, Framing, ResponseHead, Storage, upgrade_protocols};
+use super::head::{self, Framing, RequestHead, ResponseHead, Storage, upgrade_protocols};
 use super::refused::AnswerError;
-use super::watch::{Due, Pace, Watch};
+use super::watch::{ClientWatch, Due, Pace};
+use crate::connection_info::ConnectionInfo;
 use crate::http::HttpContext;
-use crate::http::buffer::{Buffer, LARGE, MEDIUM};
+use crate::http::buffer::{Buffer, Buffers, LARGE, MEDIUM};
 use crate::http::headers::{Field, tokens};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
@@ -38,7 +39,7 @@ pub(super) struct Exchange {
     pub(super) noted: Buffer,
     pub(super) up: Upload,
     pub(super) down: Download,
-    pub(super) watch: Watch,
+    pub(super) watch: ClientWatch,
     pub(super) pace: Pace,
     /// What is wrong with the app's answer, in the log's words.
     pub(super) cause: Option<Box<str>>,
@@ -115,7 +116,7 @@ enum DownloadState {
 
 /// How an exchange ended.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum ExchangeOutcome {
     /// The client has got the whole answer.
     Complete,
     /// The client has got `101 Switching Protocols`.
@@ -144,10 +145,31 @@ impl Exchange {
             noted: Buffer::default(),
             up: Upload::new(),
             down: Download::new(),
-            watch: Watch::default(),
+            watch: ClientWatch::default(),
             pace: Pace::default(),
             cause: None,
         }
+    }
+
+    /// Takes from a request's head what the exchange depends on.
+    #[inline]
+    pub(super) fn open(&mut self, head: &RequestHead<'_>) {
+        self.asked = Asked {
+            version: head.request.version,
+            is_head: head.request.method == b"HEAD",
+            keep_alive: head.keep_alive,
+            upgrade: head.upgrade,
+            expects_continue: head.expects_continue,
+        };
+        self.up.decoder = Decoder::new(head.framing);
+        self.up.chunked = head.framing == Framing::Chunked;
+    }
+
+    /// Writes the head that an app which speaks HTTP/1 gets, and notes where the log's words are in it.
+    #[inline]
+    pub(super) fn write_head(&mut self, head: &RequestHead<'_>, info: &ConnectionInfo, buffers: &Buffers) {
+        self.up.out = buffers.take(head.length + forward::added(info));
+        self.notes = forward::write_request(head, info, &mut self.up.out);
     }
 
     /// Drives both directions as far as they go.
@@ -158,7 +180,7 @@ impl Exchange {
         upstream: &mut U,
         (line, env): (&Lifeline, &HttpContext),
         context: &mut Context<'_>,
-    ) -> Poll<Outcome>
+    ) -> Poll<ExchangeOutcome>
     where
         C: AsyncRead + AsyncWrite + Abort + Unpin,
         U: AsyncRead + AsyncWrite + Unpin,
@@ -171,11 +193,11 @@ impl Exchange {
                     self.up.done = Some(Instant::now());
                 }
                 Poll::Ready(Err(UploadError::Upstream)) if !self.up.sent_any => {
-                    return Poll::Ready(Outcome::Stale);
+                    return Poll::Ready(ExchangeOutcome::Stale);
                 }
                 // The app may have answered before it stopped reading.
                 Poll::Ready(Err(UploadError::Upstream)) => self.up.state = UploadState::Broken,
-                Poll::Ready(Err(UploadError::Client)) => return Poll::Ready(Outcome::client_gone()),
+                Poll::Ready(Err(UploadError::Client)) => return Poll::Ready(ExchangeOutcome::client_gone()),
                 Poll::Ready(Err(UploadError::Malformed(error))) => {
                     return Poll::Ready(self.fail(local_reply::bad_request(error.details())));
                 }
@@ -185,7 +207,7 @@ impl Exchange {
         if outcome.is_pending() {
             let is_watched = self.up.state != UploadState::Active;
             if is_watched && self.watch.poll(client, inbound, (line, env), context).is_ready() {
-                return Poll::Ready(Outcome::client_gone());
+                return Poll::Ready(ExchangeOutcome::client_gone());
             }
             self.pace.keep(self.due(), self.watch, line, &env.limits);
         }
@@ -193,15 +215,15 @@ impl Exchange {
     }
 
     /// How the exchange fails: with this answer if the client has not begun to get another one.
-    pub(super) fn fail(&self, reply: LocalReply) -> Outcome {
+    pub(super) fn fail(&self, reply: LocalReply) -> ExchangeOutcome {
         match self.down.state {
-            DownloadState::Head => Outcome::Failed(reply),
-            _ => Outcome::Aborted(reply.flag, reply.details),
+            DownloadState::Head => ExchangeOutcome::Failed(reply),
+            _ => ExchangeOutcome::Aborted(reply.flag, reply.details),
         }
     }
 
     /// The exchange's outcome when the response cannot be passed on. The log gets the cause.
-    fn refuse(&mut self, error: AnswerError) -> Outcome {
+    fn refuse(&mut self, error: AnswerError) -> ExchangeOutcome {
         let has_begun = self.down.state != DownloadState::Head;
         self.cause = Some(error.details(self.down.input.bytes(), has_begun).into());
         self.fail(local_reply::bad_gateway())
@@ -281,76 +303,113 @@ impl Exchange {
         upstream: &mut U,
         (line, env): (&Lifeline, &HttpContext),
         context: &mut Context<'_>,
-    ) -> Poll<Outcome>
+    ) -> Poll<ExchangeOutcome>
     where
         C: AsyncWrite + Unpin,
         U: AsyncRead + Unpin,
     {
         let mut turn = Turn::new();
         loop {
-            if !self.down.out.is_empty() {
-                let before = self.down.out.len();
-                let written = self.down.out.poll_write_all(client, context);
-                turn.spend(before - self.down.out.len());
-                if self.down.out.len() != before {
-                    self.pace.step();
-                    self.down.is_flushed = false;
-                }
-                if written.is_pending() {
-                    env.buffers.shrink(&mut self.down.out, 0);
-                }
-                if ready!(written).is_err() {
-                    return Poll::Ready(Outcome::client_gone());
-                }
-                env.buffers.give(&mut self.down.out);
+            if ready!(self.poll_deliver(client, &mut turn, env, context)).is_err() {
+                return Poll::Ready(ExchangeOutcome::client_gone());
             }
-            if !self.down.is_flushed {
-                if ready!(Pin::new(&mut *client).poll_flush(context)).is_err() {
-                    return Poll::Ready(Outcome::client_gone());
-                }
-                self.down.is_flushed = true;
-            }
-            match self.down.state {
-                DownloadState::Head => {
-                    if std::mem::take(&mut self.down.is_new) {
-                        match self.read_head(line, env) {
-                            Ok(true) => continue,
-                            Ok(false) => {}
-                            Err(error) => return Poll::Ready(self.refuse(error)),
-                        }
-                    }
-                    if !matches!(ready!(self.poll_read(upstream, env, context)), Ok(1..)) {
-                        return Poll::Ready(self.fail(local_reply::connection_terminated()));
-                    }
-                }
-                DownloadState::Body => {
-                    if self.down.decoder.is_done() {
-                        self.down.state = DownloadState::Done;
-                        continue;
-                    }
-                    if let Err(error) = self.transfer_down(env) {
-                        return Poll::Ready(self.refuse(AnswerError::Body(error)));
-                    }
-                    if !self.down.out.is_empty() || self.down.decoder.is_done() {
-                        continue;
-                    }
-                    ready!(turn.poll(context));
-                    let is_end = match ready!(self.poll_read(upstream, env, context)) {
-                        Ok(1..) => continue,
-                        Ok(0) => self.down.decoder.finish(&mut self.down.out, self.down.chunked),
-                        Err(_) => false,
-                    };
-                    if !is_end {
-                        let details = "upstream_reset_after_response_started{connection_termination}";
-                        let flag = ResponseFlag::UpstreamConnectionTermination;
-                        return Poll::Ready(Outcome::Aborted(flag, details));
-                    }
-                }
+            let stepped = match self.down.state {
+                DownloadState::Head => ready!(self.poll_head(upstream, (line, env), context)),
+                DownloadState::Body => ready!(self.poll_body(upstream, &mut turn, env, context)),
                 DownloadState::Switching if self.up.state == UploadState::Active => return Poll::Pending,
-                DownloadState::Switching => return Poll::Ready(Outcome::Switched),
-                DownloadState::Done => return Poll::Ready(Outcome::Complete),
+                DownloadState::Switching => return Poll::Ready(ExchangeOutcome::Switched),
+                DownloadState::Done => return Poll::Ready(ExchangeOutcome::Complete),
+            };
+            if let Err(outcome) = stepped {
+                return Poll::Ready(outcome);
             }
         }
+    }
+
+    /// Writes to the client what there is of the answer. A client that does not take it holds no more memory than that.
+    #[inline]
+    fn poll_deliver<C: AsyncWrite + Unpin>(
+        &mut self,
+        client: &mut C,
+        turn: &mut Turn,
+        env: &HttpContext,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let down = &mut self.down;
+        if !down.out.is_empty() {
+            let before = down.out.len();
+            let written = down.out.poll_write_all(client, context);
+            turn.spend(before - down.out.len());
+            if down.out.len() != before {
+                self.pace.step();
+                down.is_flushed = false;
+            }
+            if written.is_pending() {
+                env.buffers.shrink(&mut down.out, 0);
+            }
+            ready!(written)?;
+            env.buffers.give(&mut down.out);
+        }
+        if !down.is_flushed {
+            ready!(Pin::new(client).poll_flush(context))?;
+            down.is_flushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// One step towards the head of the app's last answer: looks at what came, or reads more.
+    #[inline]
+    fn poll_head<U: AsyncRead + Unpin>(
+        &mut self,
+        upstream: &mut U,
+        (line, env): (&Lifeline, &HttpContext),
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), ExchangeOutcome>> {
+        if std::mem::take(&mut self.down.is_new) {
+            match self.read_head(line, env) {
+                Ok(true) => return Poll::Ready(Ok(())),
+                Ok(false) => {}
+                Err(error) => return Poll::Ready(Err(self.refuse(error))),
+            }
+        }
+        if matches!(ready!(self.poll_read(upstream, env, context)), Ok(1..)) {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Ready(Err(self.fail(local_reply::connection_terminated())))
+        }
+    }
+
+    /// One step through the answer's body: moves what came of it to `out`, or reads more.
+    #[inline]
+    fn poll_body<U: AsyncRead + Unpin>(
+        &mut self,
+        upstream: &mut U,
+        turn: &mut Turn,
+        env: &HttpContext,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), ExchangeOutcome>> {
+        if self.down.decoder.is_done() {
+            self.down.state = DownloadState::Done;
+            return Poll::Ready(Ok(()));
+        }
+        if let Err(error) = self.transfer_down(env) {
+            return Poll::Ready(Err(self.refuse(AnswerError::Body(error))));
+        }
+        if !self.down.out.is_empty() || self.down.decoder.is_done() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(turn.poll(context));
+        let is_good = match ready!(self.poll_read(upstream, env, context)) {
+            Ok(1..) => true,
+            Ok(0) => self.down.decoder.finish(&mut self.down.out, self.down.chunked),
+            Err(_) => false,
+        };
+        if is_good {
+            return Poll::Ready(Ok(()));
+        }
+        let flag = ResponseFlag::UpstreamConnectionTermination;
+        let details = "upstream_reset_after_response_started{connection_termination}";
+        Poll::Ready(Err(ExchangeOutcome::Aborted(flag, details)))
     }
 
     fn poll_read<U: AsyncRead + Unpin>(
@@ -445,7 +504,7 @@ impl Exchange {
     }
 }
 
-impl Outcome {
+impl ExchangeOutcome {
     /// The client has left before it had the whole answer.
     pub(super) fn client_gone() -> Self {
         Self::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")

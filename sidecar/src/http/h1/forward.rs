@@ -62,20 +62,48 @@ pub(super) fn added(info: &ConnectionInfo) -> usize {
 
 /// Writes the head of a request as HTTP/1.1, by the rules of [`headers`]. `out` must be empty.
 pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer) -> Notes {
-    let request = &head.request;
-    let mut notes = Notes { method: put(out, request.method), ..Notes::default() };
+    let mut notes = Notes { method: put(out, head.request.method), ..Notes::default() };
     out.push(b" ");
-    notes.path = put(out, request.path);
+    notes.path = put(out, head.request.path);
     out.push(b" HTTP/1.1\r\n");
-    let mut has_host = false;
+    let Written { has_host, te_trailers } = put_request_fields(head, out, &mut notes);
+    if !has_host {
+        notes.authority = put_host(head, info, out);
+    }
+    if head.framing == Framing::Chunked {
+        out.push(b"transfer-encoding: chunked\r\n");
+    }
+    if head.upgrade {
+        notes.upgrade = put_upgrade_request(head, out);
+    }
+    match (head.upgrade, te_trailers) {
+        (true, true) => out.push(b"te: trailers\r\n"),
+        (false, true) => out.push(b"te: trailers\r\nconnection: te\r\n"),
+        (_, false) => {}
+    }
+    put_forwarded(head, info, out, &mut notes);
+    out.push(b"\r\n");
+    notes
+}
+
+/// What [`put_request_fields`] has seen of fields that are written behind the client's.
+struct Written {
+    has_host: bool,
+    /// The client takes trailers.
+    te_trailers: bool,
+}
+
+/// Writes the client's fields that are passed on, each in its place.
+#[inline]
+fn put_request_fields(head: &RequestHead<'_>, out: &mut Buffer, notes: &mut Notes) -> Written {
+    let mut written = Written { has_host: false, te_trailers: false };
     let mut has_length = false;
-    let mut te_trailers = false;
     for (field, name, value) in head.fields.iter() {
         match field {
             Field::Host => {
                 put_name(out, name);
-                notes.authority = put(out, request.authority);
-                has_host = true;
+                notes.authority = put(out, head.request.authority);
+                written.has_host = true;
             }
             Field::ContentLength => {
                 if !has_length && let Framing::Length(length) = head.framing {
@@ -91,9 +119,9 @@ pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: 
                 notes.user_agent = put(out, value);
             }
             // An HTTP/1.0 client does not know interim answers, and we speak 1.1 to the app.
-            Field::Expect if request.version == Version::Http10 => continue,
+            Field::Expect if head.request.version == Version::Http10 => continue,
             Field::Te => {
-                te_trailers |= headers::has_token(value, "trailers");
+                written.te_trailers |= headers::has_token(value, "trailers");
                 continue;
             }
             Field::Forbidden
@@ -112,38 +140,32 @@ pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: 
         }
         out.push(b"\r\n");
     }
-    if !has_host {
-        out.push(b"host: ");
-        notes.authority = if request.authority.is_empty() {
-            let start = out.len();
-            // A buffer takes all that is written.
-            let _ = std::io::Write::write_fmt(out, format_args!("{}", info.local));
-            span(start, out)
-        } else {
-            put(out, request.authority)
-        };
-        out.push(b"\r\n");
-    }
-    if head.framing == Framing::Chunked {
-        out.push(b"transfer-encoding: chunked\r\n");
-    }
-    match (head.upgrade, te_trailers) {
-        (true, _) => {
-            out.push(b"connection: upgrade\r\nupgrade: ");
-            let start = out.len();
-            put_upgrade(out, head.fields);
-            notes.upgrade = span(start, out);
-            out.push(b"\r\n");
-            if te_trailers {
-                out.push(b"te: trailers\r\n");
-            }
-        }
-        (false, true) => out.push(b"te: trailers\r\nconnection: te\r\n"),
-        (false, false) => {}
-    }
-    put_forwarded(head, info, out, &mut notes);
+    written
+}
+
+/// Writes `host` for a request that came without: the target's authority, or the address that the client dialled.
+fn put_host(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer) -> Span {
+    out.push(b"host: ");
+    let authority = if head.request.authority.is_empty() {
+        let start = out.len();
+        // A buffer takes all that is written.
+        let _ = std::io::Write::write_fmt(out, format_args!("{}", info.local));
+        span(start, out)
+    } else {
+        put(out, head.request.authority)
+    };
     out.push(b"\r\n");
-    notes
+    authority
+}
+
+/// Asks the app to switch to one of the client's protocols; returns where their list is.
+fn put_upgrade_request(head: &RequestHead<'_>, out: &mut Buffer) -> Span {
+    out.push(b"connection: upgrade\r\nupgrade: ");
+    let start = out.len();
+    put_upgrade(out, head.fields);
+    let protocols = span(start, out);
+    out.push(b"\r\n");
+    protocols
 }
 
 /// Writes the head of the app's last answer. `chunked`: how its body is framed for the client.
@@ -351,7 +373,8 @@ fn put_persistence(persistence: Persistence, out: &mut Buffer) {
     }
 }
 
-fn put(out: &mut Buffer, bytes: &[u8]) -> Span {
+/// Writes bytes, and returns where they are.
+pub(super) fn put(out: &mut Buffer, bytes: &[u8]) -> Span {
     let start = out.len();
     out.push(bytes);
     span(start, out)

@@ -12,7 +12,7 @@ use crate::stream::{Abort, LOOK_AT_PEER, PeerEnd};
 
 /// Watches a client that has sent its request and may only send further requests.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Watch {
+pub(super) struct ClientWatch {
     /// Whether the client has half-closed: it has gone, or waits for the rest of the response (allowed by RFC 9112
     /// §9.6).
     pub(super) has_ended: bool,
@@ -41,7 +41,7 @@ pub(super) enum Due {
     },
 }
 
-impl Watch {
+impl ClientWatch {
     /// Ready once the client is gone. What it sends meanwhile is kept in `inbound`, at most one small buffer.
     pub(super) fn poll<C>(
         &mut self,
@@ -78,7 +78,7 @@ impl Pace {
 
     /// Sets the deadline again after progress, or for another wait. A response that has not begun has no deadline while
     /// its client stays connected: it takes as long as the app takes.
-    pub(super) fn keep(&mut self, due: Due, watch: Watch, line: &Lifeline, limits: &Limits) {
+    pub(super) fn keep(&mut self, due: Due, watch: ClientWatch, line: &Lifeline, limits: &Limits) {
         let (time, wait) = match due {
             Due::Body => (limits.body, Wait::Body),
             Due::Answer | Due::More { .. } if watch.has_ended => (limits.half_close, Wait::HalfClose),

@@ -164,3 +164,14 @@ fn grpc_is_detected_by_its_content_type() {
         assert!(!is_grpc(value.as_bytes()), "{value}");
     }
 }
+
+#[test]
+fn an_empty_list_of_addresses_adds_nothing() {
+    let mut fields = HeaderMap::new();
+    for value in ["", "1.2.3.4", ""] {
+        fields.append(FORWARDED_FOR, HeaderValue::from_static(value));
+    }
+    apply(&mut fields, &info(None));
+    let values: Vec<_> = fields.get_all(FORWARDED_FOR).iter().collect();
+    assert_eq!(values, ["1.2.3.4, 10.0.0.7"]);
+}

@@ -109,41 +109,51 @@ async fn the_client_is_reset_if_the_app_does_not_listen() {
     assert_eq!(end(&mut client).await, (End::Reset, vec![]));
 }
 
+/// An app that does not accept, with a full queue; it is there as long as its sockets are.
+fn app_that_does_not_accept() -> (SocketAddr, Vec<socket2::Socket>) {
+    let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let app = socket();
+    app.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    app.listen(0).unwrap();
+    let address = app.local_addr().unwrap();
+    let queue = [(); 8].map(|()| {
+        let client = socket();
+        client.set_nonblocking(true).unwrap();
+        let _ = client.connect(&address);
+        client
+    });
+    (address.as_socket().unwrap(), queue.into_iter().chain([app]).collect())
+}
+
+/// A connection of opaque bytes.
+fn opaque(peer: SocketAddr, local: SocketAddr, app: SocketAddr) -> ConnectionInfo {
+    ConnectionInfo {
+        peer,
+        local,
+        port: Port::Tcp as u16,
+        app,
+        terms: Terms::Opaque,
+        tls: false,
+        server_name: None,
+        client: None,
+        identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
+        accepted: SystemTime::now(),
+    }
+}
+
 #[tokio::test]
 async fn the_cause_of_an_end_while_the_app_is_dialled_is_logged() {
     let (mesh, folder) = (Mesh::start().await, tempfile::tempdir().unwrap());
     let path = folder.path().join("access.log");
     let (publisher, snapshots) = crate::snapshot::channel();
     publisher.update(|snapshot| *snapshot = (*mesh.publisher.current()).clone());
-    // An app that does not accept, with a full queue.
     let env = Rc::new(HttpContext::new(Rc::default(), Rc::new(Telemetry::in_file(&path)), snapshots.clone()));
-    let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    let app = socket();
-    app.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    app.listen(0).unwrap();
-    let address = app.local_addr().unwrap();
-    let _queue = [(); 8].map(|()| {
-        let client = socket();
-        client.set_nonblocking(true).unwrap();
-        let _ = client.connect(&address);
-        client
-    });
+    let (app, _sockets) = app_that_does_not_accept();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     for is_drained in [true, false] {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (io, peer) = listener.accept().await.unwrap();
-        let info = ConnectionInfo {
-            peer,
-            local: listener.local_addr().unwrap(),
-            port: Port::Tcp as u16,
-            app: address.as_socket().unwrap(),
-            terms: Terms::Opaque,
-            tls: false,
-            server_name: None,
-            client: None,
-            identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
-            accepted: SystemTime::now(),
-        };
+        let info = opaque(peer, listener.local_addr().unwrap(), app);
         let authorizer = Rc::new(Authorizer::new(Rc::new(info), snapshots.clone()));
         let lines = Registry::new();
         let line = lines.add(Rc::new(()));

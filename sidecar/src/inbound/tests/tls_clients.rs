@@ -70,20 +70,23 @@ fn at(seconds_from: i64, seconds_to: i64) -> impl FnOnce(&mut CertificateParams)
     }
 }
 
-#[tokio::test]
-async fn every_client_certificate_gets_the_same_answer_as_from_osm() {
-    let mesh = Mesh::start().await;
-    let root = &mesh.root;
+/// The gateway's certificate, changed.
+fn gateways_with(root: &Authority, change: &dyn Fn(&mut CertificateParams)) -> Leaf {
+    root.issue(|params| {
+        params.subject_alt_names = vec![dns(GATEWAY)];
+        change(params);
+    })
+}
+
+/// A client's certificate in words, itself, and what it gets with TLS 1.3 and 1.2.
+type ClientCase = (&'static str, Option<Leaf>, [&'static str; 2]);
+
+fn client_certificates(root: &Authority) -> Vec<ClientCase> {
     let gateway = || vec![dns(GATEWAY)];
-    let with = |change: &dyn Fn(&mut CertificateParams)| {
-        root.issue(|params| {
-            params.subject_alt_names = gateway();
-            change(params);
-        })
-    };
+    let with = |change: &dyn Fn(&mut CertificateParams)| gateways_with(root, change);
     let uri = |text: &str| SanType::URI(text.try_into().unwrap());
     let deep = (0..8).fold(root.intermediate("0"), |above, i| above.intermediate(&format!("level {i}")));
-    let cases: Vec<(&str, Option<Leaf>, [&str; 2])> = vec![
+    vec![
         ("none", None, ["alert 116", "alert 40"]),
         ("right", Some(root.named(GATEWAY)), ["200", "200"]),
         ("RSA", Some(root.issue_rsa(|params| params.subject_alt_names = gateway())), ["200", "200"]),
@@ -133,9 +136,14 @@ async fn every_client_certificate_gets_the_same_answer_as_from_osm() {
             ["alert 42", "alert 42"],
         ),
         ("too long a chain", Some(deep.named(GATEWAY)), ["alert 42", "alert 42"]),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn every_client_certificate_gets_the_same_answer_as_from_osm() {
+    let mesh = Mesh::start().await;
     let mut wrong = Vec::new();
-    for (what, leaf, expected) in &cases {
+    for (what, leaf, expected) in client_certificates(&mesh.root) {
         for (version, expected) in ["-tls1_3", "-tls1_2"].iter().zip(expected) {
             let got = verdict(&s_client(&mesh, Port::Https, leaf.as_ref(), &[version]).await);
             if got != *expected {

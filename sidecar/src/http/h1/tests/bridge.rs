@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use ::http::{HeaderMap, HeaderValue, Request, Response};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use http_body_util::channel::Channel;
@@ -17,6 +17,7 @@ use tidegate_core::policy::{AppProtocol, Sources};
 use tokio::io::AsyncWriteExt;
 
 use super::departures::pass;
+use super::records::Log;
 use super::world::{World, local, read_head, read_rest, read_until, reset};
 use crate::limits::Limits;
 use crate::stream::LOOK_AT_PEER;
@@ -35,7 +36,10 @@ where
 }
 
 async fn h2c() -> World {
-    let mut world = World::new().await;
+    before_h2c(World::new().await)
+}
+
+fn before_h2c(mut world: World) -> World {
     world.protocol.set(AppProtocol::H2c);
     world.allow(Sources::Any);
     let listener = world.app.take_listener();
@@ -76,6 +80,9 @@ async fn echo(
     });
     let mut response = Response::new(answer);
     response.headers_mut().insert("x-told", told.parse().unwrap());
+    let mut names: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    response.headers_mut().insert("x-names", names.join(",").parse().unwrap());
     Ok(response)
 }
 
@@ -115,6 +122,30 @@ async fn an_unusual_target_and_an_empty_host_reach_it_unchanged() {
             assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
             assert!(head.contains(&format!("x-told: GET {authority}{path} te=-")), "{head}");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn fields_of_the_clients_connection_end_there_and_those_that_it_may_not_set_too() {
+    local(async {
+        let log = Log::new();
+        let world = before_h2c(log.world().await);
+        let mut client = world.connect();
+        let head = "POST /x?y HTTP/1.1\r\nHost: a\r\nUser-Agent: test/1\r\nConnection: keep-alive, x-hop\r\n\
+            X-Hop: 1\r\nKeep-Alive: 5\r\nX-Forwarded-For: \r\nX-Forwarded-For: 1.2.3.4\r\nX-Request-Id: id-1\r\n\
+            X-Forwarded-Client-Cert: forged\r\nContent-Length: 2, 2\r\n\r\nhi";
+        client.write_all(head.as_bytes()).await.unwrap();
+        let head = read_head(&mut client).await;
+        assert!(head.contains("for=1.2.3.4, 10.0.0.7 expect=-\r\n"), "{head}");
+        let names = "content-length,user-agent,x-forwarded-for,x-forwarded-proto,x-request-id";
+        assert!(head.contains(&format!("x-names: {names}\r\n")), "{head}");
+        read_until(&mut client, "\r\nhi\r\n0\r\ngrpc-status: 0\r\n\r\n").await;
+        let line = &log.lines(&world, 1).await[0];
+        let logged = ["method", "path", "authority", "user_agent", "x_forwarded_for", "request_id"];
+        let logged = logged.map(|key| line[key].as_str().unwrap());
+        assert_eq!(logged, ["POST", "/x?y", "a", "test/1", "1.2.3.4, 10.0.0.7", "id-1"]);
+        assert_eq!((&line["protocol"], &line["bytes_received"]), (&"HTTP/1.1".into(), &2.into()), "{line}");
     })
     .await;
 }

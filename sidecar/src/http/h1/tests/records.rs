@@ -44,36 +44,42 @@ impl Log {
     }
 }
 
+/// Requests that the app answered, that it did not answer, that was refused, and that was malformed, in a world.
+async fn four_requests(log: &Log) -> World {
+    let world = log.world().await;
+
+    let mut client = world.connect();
+    let head = "POST /up?load=1 HTTP/1.1\r\nHost: app.example\r\nUser-Agent: test/1\r\nX-Request-Id: id-1\r\nX-Forwarded-For: 1.2.3.4\r\nContent-Length: 8\r\n\r\n";
+    client.write_all(format!("{head}question").as_bytes()).await.unwrap();
+    let mut app = world.app.accept().await;
+    read_until(&mut app, "question").await;
+    app.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 6\r\n\r\nanswer").await.unwrap();
+    read_until(&mut client, "answer").await;
+    client.write_all(b"GET /gone HTTP/1.1\r\nHost: app.example\r\n\r\n").await.unwrap();
+    read_head(&mut app).await;
+    drop(app);
+    read_until(&mut client, "termination").await;
+    world.deny();
+    client.write_all(b"GET /secret HTTP/1.1\r\nHost: app.example\r\n\r\n").await.unwrap();
+    read_until(&mut client, "denied").await;
+    let bad = b"GET /bad HTTP/1.1\r\nHost: a\r\nHost: b\r\nUser-Agent: test/2\r\n\r\n";
+    client.write_all(bad).await.unwrap();
+    read_until(&mut client, "Bad Request").await;
+    world
+}
+
+fn expect(line: &Value, expected: &[(&str, Value)]) {
+    for (key, value) in expected {
+        assert_eq!(&line[key], value, "{key} of {line}");
+    }
+}
+
 #[tokio::test]
 async fn every_request_is_logged_whether_app_or_sidecar_answered_it() {
     let log = Log::new();
     local(async {
-        let world = log.world().await;
-
-        let mut client = world.connect();
-        let head = "POST /up?load=1 HTTP/1.1\r\nHost: app.example\r\nUser-Agent: test/1\r\nX-Request-Id: id-1\r\nX-Forwarded-For: 1.2.3.4\r\nContent-Length: 8\r\n\r\n";
-        client.write_all(format!("{head}question").as_bytes()).await.unwrap();
-        let mut app = world.app.accept().await;
-        read_until(&mut app, "question").await;
-        app.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 6\r\n\r\nanswer").await.unwrap();
-        read_until(&mut client, "answer").await;
-        client.write_all(b"GET /gone HTTP/1.1\r\nHost: app.example\r\n\r\n").await.unwrap();
-        read_head(&mut app).await;
-        drop(app);
-        read_until(&mut client, "termination").await;
-        world.deny();
-        client.write_all(b"GET /secret HTTP/1.1\r\nHost: app.example\r\n\r\n").await.unwrap();
-        read_until(&mut client, "denied").await;
-        let bad = b"GET /bad HTTP/1.1\r\nHost: a\r\nHost: b\r\nUser-Agent: test/2\r\n\r\n";
-        client.write_all(bad).await.unwrap();
-        read_until(&mut client, "Bad Request").await;
-
+        let world = four_requests(&log).await;
         let lines = log.lines(&world, 4).await;
-        let expect = |line: &Value, expected: &[(&str, Value)]| {
-            for (key, value) in expected {
-                assert_eq!(&line[key], value, "{key} of {line}");
-            }
-        };
         expect(
             &lines[0],
             &[

@@ -13,7 +13,8 @@ use tokio::sync::Semaphore;
 use super::abuse::{Fate, fate};
 use super::apps::{App, Speaks};
 use super::kit::{
-    DATA, END_STREAM, Frame, GET, HEADERS, POST, RST_STREAM, SETTINGS, Sidecar, full, get, run, text, until,
+    DATA, END_STREAM, Frame, GET, HEADERS, POST, RST_STREAM, Raw, SETTINGS, Sidecar, full, get, run, text,
+    until,
 };
 use crate::limits::Limits;
 use crate::telemetry::Telemetry;
@@ -87,41 +88,50 @@ fn with_path(
     fields
 }
 
+/// Answers more than a client without a window takes, nothing behind a head, nothing at all, or what it was sent.
+async fn slow_app(speaks: Speaks) -> App {
+    App::with(speaks, async |_, request: Request<hyper::body::Incoming>| match request.uri().path() {
+        "/large" => Response::new(full(vec![b'x'; 100 * 1024])),
+        "/silent" => {
+            let frames = futures_util::stream::pending::<Result<_, BoxError>>();
+            Response::new(Box::pin(StreamBody::new(frames)) as DynBody)
+        }
+        "/never" => std::future::pending().await,
+        _ => {
+            let body = request.into_body().collect().await;
+            Response::new(full(body.map(|body| body.to_bytes()).unwrap_or_default()))
+        }
+    })
+    .await
+}
+
+/// Four requests: one whose body does not come, one whose client does not read, and two whose app is silent. The heads of
+/// two answers have arrived, but no data.
+async fn open_stalled(client: &mut Raw) {
+    // SETTINGS_INITIAL_WINDOW_SIZE 0: the sidecar may send no data.
+    client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await.unwrap();
+    client.open(1, &with_path(POST, "/stalled")).await.unwrap();
+    client.send(DATA, 0, 1, b"some of it").await.unwrap();
+    client.request(3, &with_path(GET, "/large")).await.unwrap();
+    client.request(5, &with_path(GET, "/silent")).await.unwrap();
+    client.request(7, &with_path(GET, "/never")).await.unwrap();
+    // The heads of both responses have arrived, but no data.
+    for _ in 0..2 {
+        let head = client.find(|frame| frame.kind == HEADERS).await.unwrap();
+        assert!([3, 5].contains(&head.stream) && head.flags & END_STREAM == 0);
+    }
+}
+
 #[test]
 fn a_stalled_stream_ends_and_the_others_continue() {
     run(async {
         for (speaks, protocol) in APPS {
-            let app = App::with(speaks, async |_, request: Request<hyper::body::Incoming>| {
-                match request.uri().path() {
-                    "/large" => Response::new(full(vec![b'x'; 100 * 1024])),
-                    "/silent" => {
-                        let frames = futures_util::stream::pending::<Result<_, BoxError>>();
-                        Response::new(Box::pin(StreamBody::new(frames)) as DynBody)
-                    }
-                    "/never" => std::future::pending().await,
-                    _ => {
-                        let body = request.into_body().collect().await;
-                        Response::new(full(body.map(|body| body.to_bytes()).unwrap_or_default()))
-                    }
-                }
-            })
-            .await;
+            let app = slow_app(speaks).await;
             let (log, telemetry) = Log::new();
             let limits = Limits { body: Duration::from_secs(20), ..Limits::default() };
             let sidecar = Sidecar::telling(app.address, protocol, limits.clone(), telemetry);
             let mut client = sidecar.connect_raw().await;
-            // SETTINGS_INITIAL_WINDOW_SIZE 0: the sidecar may send no data.
-            client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await.unwrap();
-            client.open(1, &with_path(POST, "/stalled")).await.unwrap();
-            client.send(DATA, 0, 1, b"some of it").await.unwrap();
-            client.request(3, &with_path(GET, "/large")).await.unwrap();
-            client.request(5, &with_path(GET, "/silent")).await.unwrap();
-            client.request(7, &with_path(GET, "/never")).await.unwrap();
-            // The heads of both responses have arrived, but no data.
-            for _ in 0..2 {
-                let head = client.find(|frame| frame.kind == HEADERS).await.unwrap();
-                assert!([3, 5].contains(&head.stream) && head.flags & END_STREAM == 0);
-            }
+            open_stalled(&mut client).await;
             until(|| sidecar.env.streams.len() == 4).await;
             sidecar.expire_after(limits.body - Duration::from_secs(1));
             sidecar.expire_after(limits.body);

@@ -47,31 +47,34 @@ async fn assert_served(client: &mut Raw, stream: u32) {
     assert_eq!(fate(client, stream).await, Fate::Status(200), "stream {stream}");
 }
 
+/// A field and its value, what becomes of a request with it, and the details in its log record.
+type Malformed = (&'static [u8], &'static [u8], Fate, &'static str);
+
+const CASES: [Malformed; 20] = [
+    (b":path", b"/\xff", BAD_REQUEST, "http2.invalid_path"),
+    (b":path", b"/\xc3", BAD_REQUEST, "http2.invalid_path"),
+    (b":path", b"/\x01", BAD_REQUEST, "http2.invalid_path"),
+    (b":path", b"/a\x7f", BAD_REQUEST, "http2.invalid_path"),
+    (b":path", b"#a", BAD_REQUEST, "http2.invalid_path"),
+    (b":authority", b"a\xff", BAD_REQUEST, "http2.invalid_authority"),
+    (b":authority", b"a b", BAD_REQUEST, "http2.invalid_authority"),
+    (b":method", b"G\xff", BAD_REQUEST, "http2.invalid_method"),
+    (b":method", b"GE T", BAD_REQUEST, "http2.invalid_method"),
+    (b":method", b"", BAD_REQUEST, "http2.invalid_method"),
+    (b":scheme", b"\xff", RESET, "http2.invalid_scheme"),
+    (b":scheme", b"ht tp", RESET, "http2.invalid_scheme"),
+    (b":status", b"200", RESET, "http2.invalid_pseudo_header"),
+    (b":other", b"x", RESET, "http2.invalid_pseudo_header"),
+    (b"x-a", b"a\x01", BAD_REQUEST, "http2.invalid_header"),
+    (b"x-a", b"a\0", BAD_REQUEST, "http2.invalid_header"),
+    (b"x-\xff", b"a", BAD_REQUEST, "http2.invalid_header"),
+    (b"x a", b"a", BAD_REQUEST, "http2.invalid_header"),
+    (b"X-A", b"a", RESET, "http2.upper_case_header"),
+    (b"connection", b"close", RESET, "http2.connection_header"),
+];
+
 #[test]
 fn a_malformed_request_fails_alone_and_is_logged() {
-    type Case = (&'static [u8], &'static [u8], Fate, &'static str);
-    let cases: [Case; 20] = [
-        (b":path", b"/\xff", BAD_REQUEST, "http2.invalid_path"),
-        (b":path", b"/\xc3", BAD_REQUEST, "http2.invalid_path"),
-        (b":path", b"/\x01", BAD_REQUEST, "http2.invalid_path"),
-        (b":path", b"/a\x7f", BAD_REQUEST, "http2.invalid_path"),
-        (b":path", b"#a", BAD_REQUEST, "http2.invalid_path"),
-        (b":authority", b"a\xff", BAD_REQUEST, "http2.invalid_authority"),
-        (b":authority", b"a b", BAD_REQUEST, "http2.invalid_authority"),
-        (b":method", b"G\xff", BAD_REQUEST, "http2.invalid_method"),
-        (b":method", b"GE T", BAD_REQUEST, "http2.invalid_method"),
-        (b":method", b"", BAD_REQUEST, "http2.invalid_method"),
-        (b":scheme", b"\xff", RESET, "http2.invalid_scheme"),
-        (b":scheme", b"ht tp", RESET, "http2.invalid_scheme"),
-        (b":status", b"200", RESET, "http2.invalid_pseudo_header"),
-        (b":other", b"x", RESET, "http2.invalid_pseudo_header"),
-        (b"x-a", b"a\x01", BAD_REQUEST, "http2.invalid_header"),
-        (b"x-a", b"a\0", BAD_REQUEST, "http2.invalid_header"),
-        (b"x-\xff", b"a", BAD_REQUEST, "http2.invalid_header"),
-        (b"x a", b"a", BAD_REQUEST, "http2.invalid_header"),
-        (b"X-A", b"a", RESET, "http2.upper_case_header"),
-        (b"connection", b"close", RESET, "http2.connection_header"),
-    ];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
     run(async {
@@ -89,7 +92,7 @@ fn a_malformed_request_fails_alone_and_is_logged() {
         send(&mut client, 1, &head(&[(b":path", b"/wait")])).await;
         until(|| app.seen.connections.get() == 100).await;
         let mut stream = 3;
-        for (name, value, expected, _) in &cases {
+        for (name, value, expected, _) in &CASES {
             let case = format!("{}: {}", name.escape_ascii(), value.escape_ascii());
             send(&mut client, stream, &head(&[(name, value), (b"user-agent", b"test/1")])).await;
             assert_eq!(fate(&mut client, stream).await, *expected, "{case}");
@@ -105,23 +108,25 @@ fn a_malformed_request_fails_alone_and_is_logged() {
             let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
             lines.filter(|line| line["response_flags"] == "DPE").collect::<Vec<_>>()
         };
-        until(|| lines().len() == cases.len()).await;
-        for (line, (name, value, expected, details)) in lines().iter().zip(&cases) {
+        until(|| lines().len() == CASES.len()).await;
+        for (line, (name, value, expected, details)) in lines().iter().zip(&CASES) {
             assert_eq!(line["response_code_details"], *details, "{line}");
             assert_eq!(line["response_code"], if *expected == RESET { 0 } else { 400 }, "{line}");
             assert_eq!((&line["protocol"], &line["user_agent"]), (&"HTTP/2".into(), &"test/1".into()));
-            for (key, field, usual) in [
-                ("method", ":method", "GET"),
-                ("path", ":path", "/"),
-                ("authority", ":authority", "app.example"),
-            ] {
-                let said =
-                    if *name == field.as_bytes() { String::from_utf8_lossy(value) } else { usual.into() };
-                let said = Some(Value::from(&*said)).filter(|_| !said.is_empty()).unwrap_or_default();
-                assert_eq!(line[key], said, "{line}");
-            }
+            assert_logged_as_sent(line, name, value);
         }
     });
+}
+
+/// What the client sent, as far as it can be written.
+fn assert_logged_as_sent(line: &Value, name: &[u8], value: &[u8]) {
+    for (key, field, usual) in
+        [("method", ":method", "GET"), ("path", ":path", "/"), ("authority", ":authority", "app.example")]
+    {
+        let said = if name == field.as_bytes() { String::from_utf8_lossy(value) } else { usual.into() };
+        let said = Some(Value::from(&*said)).filter(|_| !said.is_empty()).unwrap_or_default();
+        assert_eq!(line[key], said, "{line}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Access log records.
 
+use std::path::Path;
+
 use http::{Request, Response};
 use serde_json::Value;
 use tidegate_core::policy::AppProtocol;
@@ -11,46 +13,51 @@ use crate::limits::Limits;
 use crate::telemetry::Telemetry;
 use crate::upstream::DynBody;
 
+/// One request that the app answered, one that was refused, one that was malformed, and one that its client gave up.
+async fn four_requests(log: &Path) -> (Sidecar, App) {
+    let app = App::with(Speaks::Http1, async |seen, request: Request<hyper::body::Incoming>| {
+        if request.uri().path() == "/never" {
+            seen.connections.set(100);
+            return std::future::pending::<Response<DynBody>>().await;
+        }
+        Response::new(full("answer"))
+    })
+    .await;
+    let telemetry = Telemetry::in_file(log);
+    let sidecar = Sidecar::telling(app.address, AppProtocol::Http, Limits::default(), telemetry);
+    let mut client = sidecar.connect().await;
+
+    let request = Request::post("http://app.example/up?load=1")
+        .header("user-agent", "test/1")
+        .header("x-request-id", "id-1")
+        .body(full("question"))
+        .unwrap();
+    assert_eq!(text(client.send(request).await.unwrap()).await.0, 200);
+    sidecar.allow(false);
+    let request = Request::get("http://app.example/secret")
+        .header("x-request-id", "id-2")
+        .header("x-forwarded-for", "203.0.113.9")
+        .body(full(""))
+        .unwrap();
+    assert_eq!(text(client.send(request).await.unwrap()).await.0, 403);
+    sidecar.allow(true);
+    let mut raw = sidecar.connect_raw().await;
+    let mut bad = GET;
+    bad[3].1 = "*";
+    raw.request(1, &bad).await.unwrap();
+    raw.find(|frame| frame.stream == 1).await.unwrap();
+    let given_up = tokio::task::spawn_local(client.sender.send_request(get("/never")));
+    until(|| app.seen.connections.get() == 100).await;
+    given_up.abort();
+    (sidecar, app)
+}
+
 #[test]
 fn every_request_is_logged_whether_app_or_sidecar_answered_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
     run(async {
-        let app = App::with(Speaks::Http1, async |seen, request: Request<hyper::body::Incoming>| {
-            if request.uri().path() == "/never" {
-                seen.connections.set(100);
-                return std::future::pending::<Response<DynBody>>().await;
-            }
-            Response::new(full("answer"))
-        })
-        .await;
-        let telemetry = Telemetry::in_file(&path);
-        let sidecar = Sidecar::telling(app.address, AppProtocol::Http, Limits::default(), telemetry);
-        let mut client = sidecar.connect().await;
-
-        let request = Request::post("http://app.example/up?load=1")
-            .header("user-agent", "test/1")
-            .header("x-request-id", "id-1")
-            .body(full("question"))
-            .unwrap();
-        assert_eq!(text(client.send(request).await.unwrap()).await.0, 200);
-        sidecar.allow(false);
-        let request = Request::get("http://app.example/secret")
-            .header("x-request-id", "id-2")
-            .header("x-forwarded-for", "203.0.113.9")
-            .body(full(""))
-            .unwrap();
-        assert_eq!(text(client.send(request).await.unwrap()).await.0, 403);
-        sidecar.allow(true);
-        let mut raw = sidecar.connect_raw().await;
-        let mut bad = GET;
-        bad[3].1 = "*";
-        raw.request(1, &bad).await.unwrap();
-        raw.find(|frame| frame.stream == 1).await.unwrap();
-        let given_up = tokio::task::spawn_local(client.sender.send_request(get("/never")));
-        until(|| app.seen.connections.get() == 100).await;
-        given_up.abort();
-
+        let (sidecar, _app) = four_requests(&path).await;
         let lines = || {
             sidecar.env.telemetry.flush();
             let log = std::fs::read_to_string(&path).unwrap();

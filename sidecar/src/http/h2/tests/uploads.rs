@@ -84,27 +84,54 @@ impl Uploader {
         self.connection -= FRAME as i64;
         self.streams.iter_mut().find(|(known, _)| *known == stream).unwrap().1 -= FRAME as i64;
     }
+
+    /// Sends on streams 3, 5, …, so many, one frame after the other, until new streams get the smallest window.
+    async fn fill_until_windows_fall(&mut self, count: u32) {
+        let mut turn = 0;
+        while self.initial > 32 * 1024 {
+            let stream = 3 + 2 * (turn % count);
+            turn += 1;
+            let has_room = (1..=count).any(|number| self.window(1 + 2 * number) >= FRAME as i64);
+            if !has_room {
+                self.listen().await;
+            } else if self.window(stream) >= FRAME as i64 {
+                self.send(stream).await;
+                tokio::task::yield_now().await;
+            }
+            assert!(self.connection > 0, "the connection's window never runs out");
+            // Frames of the sidecar are processed meanwhile.
+            tokio::select! {
+                biased;
+                () = self.listen() => {}
+                () = std::future::ready(()) => {}
+            }
+        }
+    }
+}
+
+/// Reads the first request's body and answers its length; does not read those of the next nineteen until `resume`.
+async fn app_that_stops(resume: Rc<Notify>) -> App {
+    App::with(Speaks::Http1, async move |seen, request: Request<hyper::body::Incoming>| {
+        let mut body = request.into_body();
+        let mut length = 0;
+        // Connections after the first are not read until the test allows it.
+        seen.held.set(seen.held.get() + 1);
+        if seen.held.get() > 1 && seen.held.get() <= 20 {
+            resume.notified().await;
+        }
+        while let Some(Ok(frame)) = body.frame().await {
+            length += frame.into_data().map_or(0, |data| data.len());
+        }
+        Response::new(full(length.to_string()))
+    })
+    .await
 }
 
 #[test]
 fn windows_grow_while_the_app_reads_and_fall_back_when_it_stops() {
     run(async {
         let resume = Rc::new(Notify::new());
-        let waits = resume.clone();
-        let app = App::with(Speaks::Http1, async move |seen, request: Request<hyper::body::Incoming>| {
-            let mut body = request.into_body();
-            let mut length = 0;
-            // Connections after the first are not read until the test allows it.
-            seen.held.set(seen.held.get() + 1);
-            if seen.held.get() > 1 && seen.held.get() <= 20 {
-                waits.notified().await;
-            }
-            while let Some(Ok(frame)) = body.frame().await {
-                length += frame.into_data().map_or(0, |data| data.len());
-            }
-            Response::new(full(length.to_string()))
-        })
-        .await;
+        let app = app_that_stops(resume.clone()).await;
         let sidecar = Sidecar::new(app.address, AppProtocol::Http);
         let mut uploader = Uploader::new(&sidecar).await;
         uploader.open(1).await;
@@ -121,25 +148,7 @@ fn windows_grow_while_the_app_reads_and_fall_back_when_it_stops() {
             uploader.open(1 + 2 * number).await;
         }
         until(|| app.seen.held.get() == 20).await;
-        let mut turn = 0;
-        while uploader.initial > 32 * 1024 {
-            let stream = 3 + 2 * (turn % 19);
-            turn += 1;
-            let has_room = (1..20).any(|number| uploader.window(1 + 2 * number) >= FRAME as i64);
-            if !has_room {
-                uploader.listen().await;
-            } else if uploader.window(stream) >= FRAME as i64 {
-                uploader.send(stream).await;
-                tokio::task::yield_now().await;
-            }
-            assert!(uploader.connection > 0, "the connection's window never runs out");
-            // Frames of the sidecar are processed meanwhile.
-            tokio::select! {
-                biased;
-                () = uploader.listen() => {}
-                () = std::future::ready(()) => {}
-            }
-        }
+        uploader.fill_until_windows_fall(19).await;
         let held = sidecar.env.streams.held().get();
         assert!((1 << 20..8 << 20).contains(&held), "{held} bytes are held");
 

@@ -1,0 +1,73 @@
+//! A request of HTTP/1 as the app gets it over HTTP/2.
+//!
+//! Its fields pass the rules of [`headers::apply`], as those of a client of HTTP/2 do, after what frames or controls only
+//! the client's connection was left out.
+
+use ::http::header::{CONTENT_LENGTH, USER_AGENT};
+use ::http::uri::{Authority, PathAndQuery};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
+
+use crate::connection_info::ConnectionInfo;
+use crate::http::buffer::Buffer;
+use crate::http::h1::forward::{Notes, put};
+use crate::http::h1::head::{Framing, RequestHead};
+use crate::http::h2::http2_target;
+use crate::http::headers::{self, FORWARDED_FOR, Field, REQUEST_ID};
+
+/// The request over HTTP/2, without a body; `None` if its target or a field cannot be expressed there.
+pub(in crate::http::h1) fn request(head: &RequestHead<'_>, info: &ConnectionInfo) -> Option<Request<()>> {
+    let path = PathAndQuery::try_from(head.request.path).ok()?;
+    let (uri, version) = http2_target(authority(head, info)?, path);
+    let mut request = Request::new(());
+    *request.uri_mut() = uri;
+    *request.method_mut() = Method::from_bytes(head.request.method).ok()?;
+    *request.version_mut() = version;
+    *request.headers_mut() = fields(head)?;
+    headers::apply(request.headers_mut(), info);
+    Some(request)
+}
+
+/// Writes the words that the access log needs of a request, and returns where they are.
+pub(in crate::http::h1) fn note(head: &RequestHead<'_>, request: &Request<()>, out: &mut Buffer) -> Notes {
+    let field = |name: &str| request.headers().get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    Notes {
+        method: put(out, head.request.method),
+        path: put(out, head.request.path),
+        authority: put(out, request.uri().authority().map_or("", Authority::as_str).as_bytes()),
+        user_agent: put(out, field(USER_AGENT.as_str())),
+        forwarded_for: put(out, field(FORWARDED_FOR)),
+        request_id: put(out, field(REQUEST_ID)),
+        ..Notes::default()
+    }
+}
+
+/// The authority that the client named, or the address that it dialled if it has no `host` (HTTP/1.0). `Some(None)`: it
+/// sent an empty `host`, and the app gets no authority.
+fn authority(head: &RequestHead<'_>, info: &ConnectionInfo) -> Option<Option<Authority>> {
+    if !head.request.authority.is_empty() {
+        return Authority::try_from(head.request.authority).ok().map(Some);
+    }
+    let has_host = head.fields.values(Field::Host).next().is_some();
+    if has_host { Some(None) } else { Authority::try_from(info.local.to_string()).ok().map(Some) }
+}
+
+/// The client's fields, but for those that HTTP/2 has other means for.
+fn fields(head: &RequestHead<'_>) -> Option<HeaderMap> {
+    let mut fields = HeaderMap::new();
+    for (field, name, value) in head.fields.iter() {
+        match field {
+            // `100 Continue` is ours.
+            Field::Expect => {}
+            Field::ContentLength => {
+                if let Framing::Length(length) = head.framing {
+                    fields.insert(CONTENT_LENGTH, length.into());
+                }
+            }
+            Field::Other if head.fields.is_named(name) => {}
+            _ => {
+                fields.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
+            }
+        }
+    }
+    Some(fields)
+}
