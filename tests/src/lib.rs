@@ -18,6 +18,7 @@ pub mod capture;
 pub mod client;
 pub mod daemon;
 pub mod files;
+pub mod go;
 pub mod golden;
 pub mod helm;
 pub mod http1;

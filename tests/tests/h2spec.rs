@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use tidegate_tests::app::h2c::H2cApp;
 use tidegate_tests::app::{App, echo};
+use tidegate_tests::go;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{backend, https, policy, range};
 
@@ -20,7 +21,7 @@ const PLAINTEXT: &[&str] =
 
 #[test]
 fn the_sidecar_conforms_to_http2_in_plaintext_and_over_tls() {
-    let h2spec = build();
+    let h2spec = go::build("h2spec", "github.com/summerwind/h2spec/cmd/h2spec");
     let mut mesh = Mesh::with(Options { ports: vec![(TLS_PORT, "http-tls")], ..Options::default() });
     let _http2 = H2cApp::unrecorded(mesh.app_address());
     let _http1 = App::unrecorded(mesh.app_port(TLS_PORT), echo);
@@ -41,16 +42,4 @@ fn run(h2spec: &Path, target: SocketAddr, further: &[&str], result: &str) {
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains(result), "h2spec {further:?}:\n{text}");
-}
-
-/// Builds the program from `tests/h2spec`; Go caches the result.
-#[track_caller]
-fn build() -> PathBuf {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("h2spec");
-    let mut command = Command::new("go");
-    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/h2spec")).arg("build").arg("-o").arg(&program);
-    command.arg("github.com/summerwind/h2spec/cmd/h2spec");
-    let output = command.output().unwrap_or_else(|error| panic!("h2spec is built with Go 1.26: {error}"));
-    assert!(output.status.success(), "go build: {}", String::from_utf8_lossy(&output.stderr));
-    program
 }
