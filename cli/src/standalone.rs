@@ -479,7 +479,7 @@ async fn start_controller(
     let metrics = Metrics::new();
     let bundle = trust_bundle::watch_file(&ca.trust_bundle, trust_bundle::DEFAULT_INTERVAL).await;
     let kept = identity::start(ca.options(token_file)?, Some(identity), bundle.clone(), &metrics);
-    let config = tidegate_controller::Config {
+    let config = tidegate_controller::ControllerConfig {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         admin: options.admin_address,
         trust_domain: options.trust.trust_domain.clone(),
@@ -488,7 +488,7 @@ async fn start_controller(
         mesh_name: None,
         health: None,
     };
-    let dependencies = tidegate_controller::Dependencies {
+    let dependencies = tidegate_controller::ControllerDependencies {
         source: Box::new(FolderSource::new(&options.folder)),
         status_writers: Vec::new(),
         credentials: kept.credentials,

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 use tidegate_controller::source::folder::FolderSource;
-use tidegate_controller::source::{Problem, ProblemSeverity};
+use tidegate_controller::source::{ProblemSeverity, SourceProblem};
 use tidegate_controller::{Index, PolicyStatus};
 
 use crate::output::{OutputFormat, print_as};
@@ -30,8 +30,8 @@ pub(crate) struct ValidateOptions {
 
 /// What is printed; JSON and YAML have both lists.
 #[derive(Serialize)]
-struct Report {
-    problems: Vec<Problem>,
+struct ValidationReport {
+    problems: Vec<SourceProblem>,
     policies: Vec<PolicyStatus>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn run(options: &ValidateOptions) -> anyhow::Result<ExitCode> {
     if !options.complete {
         policies.iter_mut().filter(|policy| policy.is_incomplete).for_each(leave_open);
     }
-    let report = Report { problems: loaded.problems, policies };
+    let report = ValidationReport { problems: loaded.problems, policies };
     let is_error = report.problems.iter().any(|problem| problem.severity == ProblemSeverity::Error)
         || report.policies.iter().any(|policy| policy.current_status == "error");
     print_as(options.output, &report, text)?;
@@ -61,7 +61,7 @@ fn leave_open(policy: &mut PolicyStatus) {
 }
 
 /// Compilers' lines for problems, then the table of `tidegate policy list`.
-fn text(report: &Report) -> String {
+fn text(report: &ValidationReport) -> String {
     let mut text: String = report.problems.iter().map(|problem| format!("{problem}\n")).collect();
     if !text.is_empty() {
         text.push('\n');

@@ -26,8 +26,8 @@ use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 
-use crate::Config;
-use crate::engine::Shared;
+use crate::ControllerConfig;
+use crate::engine::ControllerState;
 use crate::explain::{Query, Speaks, explain};
 use crate::object::ObjectName;
 
@@ -40,7 +40,7 @@ pub(crate) struct AdminServers {
 impl AdminServers {
     /// Binds both; the admin server with these routes.
     pub(crate) async fn bind(
-        config: &Config,
+        config: &ControllerConfig,
         routes: Router,
         metrics: Metrics,
         readiness: Readiness,
@@ -73,7 +73,7 @@ impl AdminServers {
 }
 
 /// The controller's own pages, to be merged with those that every daemon has.
-pub(crate) fn routes(shared: Shared) -> Router {
+pub(crate) fn routes(shared: ControllerState) -> Router {
     Router::new()
         .route("/policies", get(policies))
         .route("/problems", get(problems))
@@ -82,23 +82,23 @@ pub(crate) fn routes(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-async fn policies(State(shared): State<Shared>) -> Response {
+async fn policies(State(shared): State<ControllerState>) -> Response {
     Json(shared.statuses.list()).into_response()
 }
 
-async fn problems(State(shared): State<Shared>) -> Response {
+async fn problems(State(shared): State<ControllerState>) -> Response {
     let problems = shared.problems.read().unwrap_or_else(PoisonError::into_inner).clone();
     Json(problems).into_response()
 }
 
-async fn workloads(State(shared): State<Shared>) -> Response {
+async fn workloads(State(shared): State<ControllerState>) -> Response {
     Json(shared.workloads.view()).into_response()
 }
 
 /// Answers from the index of this moment. If the workload has no policy although objects would compile to one (its
 /// namespace's share is used up), the answer is what its sidecar does without a policy: it denies.
 async fn explained(
-    State(shared): State<Shared>,
+    State(shared): State<ControllerState>,
     Parameters(parameters): Parameters<Vec<(String, String)>>,
 ) -> Response {
     let query = match parse(&parameters) {

@@ -35,7 +35,7 @@ use tokio::task::JoinHandle;
 pub(crate) struct PolicyReviewer;
 
 /// What the webhook needs.
-pub struct Dependencies {
+pub struct WebhookDependencies {
     /// A client for the API server, which holds the webhook configuration.
     pub client: Client,
     /// The webhook's serving certificate.
@@ -52,19 +52,20 @@ pub struct Dependencies {
 
 /// A running webhook. Dropping it starts the drain.
 #[derive(Debug)]
-pub struct Webhook {
+pub struct ValidatingWebhook {
     trigger: drain::Trigger,
     keeper: JoinHandle<()>,
 }
 
-impl Webhook {
+impl ValidatingWebhook {
     /// Listens on `address` and keeps the roots in the mesh's ValidatingWebhookConfiguration up to date.
     pub async fn start(
         address: SocketAddr,
         mesh_name: &str,
-        dependencies: Dependencies,
+        dependencies: WebhookDependencies,
     ) -> Result<Self, StartError> {
-        let Dependencies { client, credentials, trust_bundle, metrics, meter, readiness } = dependencies;
+        let WebhookDependencies { client, credentials, trust_bundle, metrics, meter, readiness } =
+            dependencies;
         let reviewer = Arc::new(PolicyReviewer);
         let server =
             WebhookServer::bind(address, names::VALIDATE_PATH, reviewer, &metrics, Limits::default()).await?;
@@ -94,7 +95,7 @@ impl Reviewer for PolicyReviewer {
         let verdict = match (request.kind().group.as_str(), request.kind().kind.as_str()) {
             _ if !matches!(request.operation(), Operation::Create | Operation::Update) => Verdict::allowed(),
             ("policy.openservicemesh.io", "IngressBackend") => {
-                judge(request, |object: &Reviewed<IngressBackendSpec>| {
+                judge(request, |object: &ReviewedObject<IngressBackendSpec>| {
                     validate::ingress_backend(&object.spec)
                 })
             }
@@ -107,7 +108,7 @@ impl Reviewer for PolicyReviewer {
 
 /// What is decoded of an object: its author may put anything else into it.
 #[derive(Deserialize)]
-struct Reviewed<S> {
+struct ReviewedObject<S> {
     #[serde(default)]
     metadata: ReviewedMeta,
     spec: S,
@@ -122,7 +123,7 @@ struct ReviewedMeta {
 
 /// Beyond the checks of the spec: a MeshConfig of another name is stored, as OSM did, with a warning that it has no
 /// effect.
-fn mesh_config(object: &Reviewed<MeshConfigSpec>) -> Vec<Finding> {
+fn mesh_config(object: &ReviewedObject<MeshConfigSpec>) -> Vec<Finding> {
     let mut findings = validate::mesh_config(&object.spec);
     if object.metadata.name.as_deref().is_some_and(|name| name != MESH_CONFIG_NAME) {
         findings.push(Finding::warning("metadata.name", format!("only {MESH_CONFIG_NAME} is read")));
@@ -156,11 +157,11 @@ where
 /// Whether the object is being deleted, decoded without the fields of its kind.
 fn is_going(request: &AdmissionRequest<'_>) -> bool {
     #[derive(Deserialize)]
-    struct Object {
+    struct Deletable {
         metadata: ReviewedMeta,
     }
     request
-        .object::<Object>()
+        .object::<Deletable>()
         .ok()
         .flatten()
         .is_some_and(|object| object.metadata.deletion_timestamp.is_some())

@@ -30,27 +30,27 @@ use crate::object::{ObjectKey, ObjectName};
 use crate::publish::on_demand::OnDemand;
 use crate::publish::policies::PolicyStore;
 use crate::publish::shares::{self, NamespaceShares};
-use crate::source::{Batch, Problem};
+use crate::source::{Batch, SourceProblem};
 use crate::status::{StatusBoard, StatusWriter};
 
 /// What the engine makes, for readers in other tasks.
 #[derive(Clone, Debug)]
-pub(crate) struct Shared {
+pub(crate) struct ControllerState {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) index: Arc<RwLock<Index>>,
     pub(crate) workloads: Arc<PolicyStore>,
     /// What sidecars ask for.
     pub(crate) resources: Arc<OnDemand>,
     pub(crate) statuses: StatusBoard,
-    pub(crate) problems: Arc<RwLock<Vec<Problem>>>,
+    pub(crate) problems: Arc<RwLock<Vec<SourceProblem>>>,
 }
 
-/// The one writer of everything in [`Shared`].
+/// The one writer of everything in [`ControllerState`].
 pub(crate) struct Engine {
-    shared: Shared,
+    shared: ControllerState,
     is_workload: fn(&Pod) -> bool,
     status_writers: Vec<Box<dyn StatusWriter>>,
-    written: BTreeMap<ObjectKey, Written>,
+    written: BTreeMap<ObjectKey, WrittenStatus>,
     /// The objects whose rules have no room at a workload, by workload.
     left_out: BTreeMap<ObjectName, BTreeSet<ObjectRef>>,
     /// What the policies of each namespace take, by the name of the workload.
@@ -65,7 +65,7 @@ pub(crate) struct Engine {
 
 /// A status as the writers have it.
 #[derive(Debug, PartialEq)]
-struct Written {
+struct WrittenStatus {
     status: ObjectStatus,
     origin: Option<Arc<str>>,
     /// Another object in the place of one before has no status yet.
@@ -76,7 +76,7 @@ impl Engine {
     /// An engine that has compiled nothing. `blocker` keeps the controller unready until the first complete list is
     /// published.
     pub(crate) fn new(
-        shared: Shared,
+        shared: ControllerState,
         is_workload: fn(&Pod) -> bool,
         status_writers: Vec<Box<dyn StatusWriter>>,
         metrics: ControllerMetrics,
@@ -250,12 +250,12 @@ impl Engine {
             self.status_writers.iter().for_each(|writer| writer.remove(&key));
         }
         for (key, (status, uid)) in current {
-            let written = Written { status, origin: index.origin(key.kind, &key.name).cloned(), uid };
+            let written = WrittenStatus { status, origin: index.origin(key.kind, &key.name).cloned(), uid };
             let before = self.written.get(&key);
             if before == Some(&written) {
                 continue;
             }
-            let Written { status, origin, .. } = &written;
+            let WrittenStatus { status, origin, .. } = &written;
             if before.is_none_or(|before| before.status != *status) {
                 log_status(&key, status);
             }

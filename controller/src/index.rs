@@ -42,7 +42,7 @@ use services::cluster_ips;
 /// Objects by name, and by what they refer to.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    parts: Parts,
+    parts: IndexParts,
     /// Custom resources that cannot be read. An object is either here or among those of its kind.
     unreadable: BTreeMap<ObjectKey, Arc<Unreadable>>,
     origins: BTreeMap<ObjectKey, Arc<str>>,
@@ -58,7 +58,7 @@ macro_rules! define_parts {
     ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
         /// The part of each kind.
         #[derive(Clone, Debug, Default)]
-        struct Parts {
+        struct IndexParts {
             $($part: <$type as Indexed>::Part,)*
         }
 
@@ -68,7 +68,7 @@ macro_rules! define_parts {
             }
         })*
 
-        impl Parts {
+        impl IndexParts {
             /// Whether the index already keeps an equal object.
             fn holds(&self, name: &ObjectName, object: &Object) -> bool {
                 match object {
@@ -106,7 +106,10 @@ impl Index {
     /// An empty index. With a mesh name it is a cluster's, where labels decide which namespaces belong to the mesh;
     /// without one it is a folder's, where all of them do.
     pub(crate) fn for_mesh(name: Option<&str>) -> Self {
-        Self { parts: Parts { namespaces: MeshNamespaces::new(name), ..Parts::default() }, ..Self::default() }
+        Self {
+            parts: IndexParts { namespaces: MeshNamespaces::new(name), ..IndexParts::default() },
+            ..Self::default()
+        }
     }
 
     /// An index of all these changes.

@@ -53,13 +53,13 @@ pub use status::{PolicyStatus, StatusWriter};
 
 use admin::AdminServers;
 use discovery::DiscoveryService;
-use engine::{Engine, Shared};
+use engine::{ControllerState, Engine};
 use metrics::ControllerMetrics;
 use publish::on_demand::OnDemand;
 use publish::policies::PolicyStore;
 use publish::store::Store;
-use serving::ServerTls;
-use source::Source;
+use serving::DiscoveryTls;
+use source::ObjectSource;
 use status::StatusBoard;
 
 /// The service account that the controller runs as. Sidecars expect it in the controller's certificate.
@@ -69,7 +69,7 @@ pub const NAMESPACE: &str = names::DEFAULT_CONTROL_PLANE;
 
 /// How a controller runs.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct ControllerConfig {
     /// Where sidecars connect; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Where the admin server listens; port 0 takes a free one.
@@ -87,9 +87,9 @@ pub struct Config {
 }
 
 /// What a controller needs.
-pub struct Dependencies {
+pub struct ControllerDependencies {
     /// Where objects come from.
-    pub source: Box<dyn Source>,
+    pub source: Box<dyn ObjectSource>,
     /// Where statuses go, besides the admin server.
     pub status_writers: Vec<Box<dyn StatusWriter>>,
     /// The controller's own certificate; sidecars are served once there is one.
@@ -126,7 +126,7 @@ pub struct ControllerHandle {
 
 /// Why a controller failed to start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum ControllerStartError {
     /// Cannot listen on the address for sidecars.
     #[error("discovery address {address}: {source}")]
     Listen {
@@ -142,10 +142,20 @@ pub enum StartError {
 
 impl Controller {
     /// Binds both addresses and starts. Serves sidecars once there is a certificate. Requires a tokio runtime.
-    pub async fn start(config: Config, dependencies: Dependencies) -> Result<ControllerHandle, StartError> {
-        let Dependencies { source, mut status_writers, credentials, trust_bundle, metrics, readiness, log } =
-            dependencies;
-        let listen = |source| StartError::Listen { address: config.listen, source };
+    pub async fn start(
+        config: ControllerConfig,
+        dependencies: ControllerDependencies,
+    ) -> Result<ControllerHandle, ControllerStartError> {
+        let ControllerDependencies {
+            source,
+            mut status_writers,
+            credentials,
+            trust_bundle,
+            metrics,
+            readiness,
+            log,
+        } = dependencies;
+        let listen = |source| ControllerStartError::Listen { address: config.listen, source };
         let listener = tidegate_runtime::listen::bind(config.listen).await.map_err(listen)?;
         let discovery_address = listener.local_addr().map_err(listen)?;
         let own_metrics = ControllerMetrics::new(&metrics);
@@ -178,7 +188,7 @@ impl Controller {
             own_metrics,
             drain.clone(),
         );
-        let tls = ServerTls { credentials, trust_bundle };
+        let tls = DiscoveryTls { credentials, trust_bundle };
         tokio::spawn(serving::serve(listener, tls, service, config.max_connections, refused, drain.clone()));
         servers.serve(&drain);
         Ok(ControllerHandle { discovery_address, admin_address, health_address, mesh_config, pods, trigger })
@@ -186,7 +196,7 @@ impl Controller {
 }
 
 /// An empty index and stores without a value: what the engine fills, and what pages and streams read.
-fn shared(config: &Config, metrics: &ControllerMetrics) -> Shared {
+fn shared(config: &ControllerConfig, metrics: &ControllerMetrics) -> ControllerState {
     let index = Arc::new(RwLock::new(Index::for_mesh(config.mesh_name.as_deref())));
     let store = Arc::<Store>::default();
     let resources = OnDemand::new(
@@ -196,7 +206,7 @@ fn shared(config: &Config, metrics: &ControllerMetrics) -> Shared {
         config.is_workload,
         metrics.destinations_left_out.clone(),
     );
-    Shared {
+    ControllerState {
         trust_domain: config.trust_domain.clone(),
         index,
         workloads: Arc::new(PolicyStore::new(store)),

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use k8s_openapi::api::core::v1::Pod;
-use tidegate_controller::admission::{self, Webhook};
+use tidegate_controller::admission::{self, ValidatingWebhook};
 use tidegate_controller::options::Options;
-use tidegate_controller::source::Source;
+use tidegate_controller::source::ObjectSource;
 use tidegate_controller::source::folder::{FolderSource, is_local};
 use tidegate_controller::source::kubernetes::{KubernetesSource, is_injected};
 use tidegate_controller::status::kubernetes::KubernetesStatuses;
-use tidegate_controller::{Config, Controller, Dependencies, StatusWriter};
+use tidegate_controller::{Controller, ControllerConfig, ControllerDependencies, StatusWriter};
 use tidegate_core::Identity;
 use tidegate_kubernetes::client;
 use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
@@ -58,7 +58,7 @@ async fn main() -> anyhow::Result<()> {
                 SourceSetup::cluster(&options, &kept.credentials, &trust_bundle, &metrics, &readiness).await?
             }
         };
-    let config = Config {
+    let config = ControllerConfig {
         listen: options.listen,
         admin: options.admin_address,
         health: options.common.health_address,
@@ -69,7 +69,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let credentials = kept.credentials;
     let dependencies =
-        Dependencies { source, status_writers, credentials, trust_bundle, metrics, readiness, log };
+        ControllerDependencies { source, status_writers, credentials, trust_bundle, metrics, readiness, log };
     let controller = Controller::start(config, dependencies).await?;
     shutdown.await;
     tracing::info!("draining");
@@ -90,11 +90,11 @@ async fn main() -> anyhow::Result<()> {
 
 /// Where objects come from and their statuses go, with what only that kind of source has.
 struct SourceSetup {
-    source: Box<dyn Source>,
+    source: Box<dyn ObjectSource>,
     status_writers: Vec<Box<dyn StatusWriter>>,
     is_workload: fn(&Pod) -> bool,
     mesh_name: Option<String>,
-    webhook: Option<Webhook>,
+    webhook: Option<ValidatingWebhook>,
     election: Option<Election>,
 }
 
@@ -127,7 +127,7 @@ impl SourceSetup {
         let watches = WatchMetrics::new(metrics);
         let mut webhook = None;
         if let Some(address) = options.webhook_address {
-            let dependencies = admission::Dependencies {
+            let dependencies = admission::WebhookDependencies {
                 client: client.clone(),
                 credentials: credentials.clone(),
                 trust_bundle: trust_bundle.clone(),
@@ -135,7 +135,7 @@ impl SourceSetup {
                 meter: watches.kind("ValidatingWebhookConfiguration"),
                 readiness: readiness.clone(),
             };
-            webhook = Some(Webhook::start(address, &common.mesh_name, dependencies).await?);
+            webhook = Some(ValidatingWebhook::start(address, &common.mesh_name, dependencies).await?);
         }
         let lease = LeaseConfig {
             namespace: common.namespace.clone(),

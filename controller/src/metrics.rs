@@ -21,20 +21,20 @@ pub(crate) struct ControllerMetrics {
     pub(crate) rejected: Counter,
     pub(crate) workloads_left_out: NamespaceGauge,
     pub(crate) destinations_left_out: NamespaceGauge,
-    limits: Family<Limit, Counter>,
+    limits: Family<LimitLabel, Counter>,
 }
 
 /// A number for each namespace, if other than 0.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct NamespaceGauge(Family<OfNamespace, Gauge>);
+pub(crate) struct NamespaceGauge(Family<NamespaceLabel, Gauge>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfNamespace {
+struct NamespaceLabel {
     namespace: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Limit {
+struct LimitLabel {
     limit: &'static str,
 }
 
@@ -96,7 +96,7 @@ impl ControllerMetrics {
 
     /// Counts that a limit was reached, by its stable word (`ShareLimit::code`), which the log line has too.
     pub(crate) fn limit_reached(&self, limit: &'static str) {
-        self.limits.get_or_create(&Limit { limit }).inc();
+        self.limits.get_or_create(&LimitLabel { limit }).inc();
     }
 }
 
@@ -110,7 +110,7 @@ impl NamespaceGauge {
     /// Sets the number of a namespace. At 0 the series ends, so that namespaces that are long gone do not stay on the
     /// page.
     pub(crate) fn set(&self, namespace: &str, count: usize) {
-        let label = OfNamespace { namespace: namespace.to_owned() };
+        let label = NamespaceLabel { namespace: namespace.to_owned() };
         if count == 0 {
             self.0.remove(&label);
         } else {
@@ -120,7 +120,7 @@ impl NamespaceGauge {
 
     #[cfg(test)]
     pub(crate) fn value(&self, namespace: &str) -> i64 {
-        let label = OfNamespace { namespace: namespace.to_owned() };
+        let label = NamespaceLabel { namespace: namespace.to_owned() };
         self.0.get(&label).map_or(0, |gauge| gauge.get())
     }
 }

@@ -33,7 +33,7 @@ const PING: Duration = Duration::from_secs(20);
 
 /// The server's certificate, and the roots that verify its clients.
 #[derive(Clone, Debug)]
-pub(crate) struct ServerTls {
+pub(crate) struct DiscoveryTls {
     pub(crate) credentials: watch::Receiver<Option<Arc<Credentials>>>,
     pub(crate) trust_bundle: watch::Receiver<Arc<TrustBundle>>,
 }
@@ -41,7 +41,7 @@ pub(crate) struct ServerTls {
 /// Serves until the drain starts. Until there is a certificate, connections wait in the kernel's queue.
 pub(crate) async fn serve(
     listener: TcpListener,
-    tls: ServerTls,
+    tls: DiscoveryTls,
     service: DiscoveryService,
     max_connections: usize,
     refused: RefusedConnections,
@@ -86,7 +86,7 @@ async fn summarize(
     );
 }
 
-impl ServerTls {
+impl DiscoveryTls {
     /// The newest configuration, rebuilt whenever the certificate or the bundle changes. `None` if the certificate's
     /// provider ends before the first certificate.
     async fn configs(mut self) -> Option<watch::Receiver<Arc<ServerConfig>>> {

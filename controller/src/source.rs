@@ -1,6 +1,6 @@
 //! Where objects come from.
 //!
-//! A [`Source`] reports changes, in batches that belong together. [`folder`] reads YAML files, [`kubernetes`] an API
+//! An [`ObjectSource`] reports changes, in batches that belong together. [`folder`] reads YAML files, [`kubernetes`] an API
 //! server.
 
 pub mod folder;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::object::Change;
 
 /// Reads objects and reports how they change.
-pub trait Source: Send + 'static {
+pub trait ObjectSource: Send + 'static {
     /// Sends batches until the receiver is dropped. The first batch with [`Batch::is_complete`] ends the initial list:
     /// before it, an unreported object may still exist.
     fn run(self: Box<Self>, batches: mpsc::Sender<Batch>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -29,13 +29,13 @@ pub struct Batch {
     /// Whether everything that existed at the start has been reported.
     pub is_complete: bool,
     /// All current errors and warnings about what the source reads; replaces the previous ones.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<SourceProblem>,
 }
 
 /// An error or a warning about something that a source reads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Problem {
+pub struct SourceProblem {
     /// The file, relative to the folder. Of a cluster: the kind, or the object as `<kind> <namespace>/<name>`.
     pub file: String,
     /// Line in it, from 1; 0 for the whole file.
@@ -76,7 +76,7 @@ impl fmt::Display for ProblemSeverity {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for SourceProblem {
     /// `file:line:column: severity: field: message`, as compilers write it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file)?;

@@ -12,7 +12,9 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustls_pki_types::ServerName;
 use tidegate_controller::source::folder::{FolderSource, is_local};
-use tidegate_controller::{Config, Controller, ControllerHandle, Dependencies, NAMESPACE, SERVICE_ACCOUNT};
+use tidegate_controller::{
+    Controller, ControllerConfig, ControllerDependencies, ControllerHandle, NAMESPACE, SERVICE_ACCOUNT,
+};
 use tidegate_core::TrustDomain;
 use tidegate_kubernetes::fake_api::memory_limit;
 use tidegate_proto::discovery::discovery_client::DiscoveryClient;
@@ -78,7 +80,7 @@ impl Mesh {
         let (given, credentials) = watch::channel(Some(credentials));
         let readiness = Readiness::new();
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let config = Config {
+        let config = ControllerConfig {
             listen: loopback,
             admin: loopback,
             trust_domain: TrustDomain::default(),
@@ -87,7 +89,7 @@ impl Mesh {
             mesh_name: None,
             health: None,
         };
-        let dependencies = Dependencies {
+        let dependencies = ControllerDependencies {
             source: Box::new(FolderSource::new(folder.path())),
             status_writers: Vec::new(),
             credentials,

@@ -39,7 +39,7 @@ async fn a_webhook_configuration_that_is_missing_keeps_no_sidecar_from_the_contr
     tls::install_provider();
     let (ca, api) = (TestCa::new(), FakeApi::start().await);
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
-    let dependencies = Dependencies {
+    let dependencies = WebhookDependencies {
         client: api.client(),
         credentials: watch::channel(Some(ca.issue(1))).1,
         trust_bundle: watch::channel(ca.bundle).1,
@@ -48,7 +48,7 @@ async fn a_webhook_configuration_that_is_missing_keeps_no_sidecar_from_the_contr
         readiness: readiness.clone(),
     };
     let address = "127.0.0.1:0".parse().unwrap();
-    let _webhook = Webhook::start(address, DEFAULT_MESH_NAME, dependencies).await.unwrap();
+    let _webhook = ValidatingWebhook::start(address, DEFAULT_MESH_NAME, dependencies).await.unwrap();
     api.wait_for(|api| api.requests().iter().any(|request| request.verb == "watch")).await;
     tokio::time::timeout(Duration::from_secs(30), readiness.ready()).await.unwrap();
     assert!(metrics.encode().contains("\ntidegate_webhook_configuration_wrong 1\n"), "{}", metrics.encode());

@@ -43,7 +43,7 @@ pub(super) struct Front<'i> {
 }
 
 /// A Service in front of a Pod, and why it is.
-struct Found<'i> {
+struct ServiceMatch<'i> {
     service: &'i Service,
     is_selected: bool,
     slices: Vec<&'i EndpointSlice>,
@@ -90,16 +90,16 @@ impl<'i> Fronts<'i> {
     /// What stands in front of a Pod, by its Services' selectors or by EndpointSlices that list it, sorted by Service and
     /// as far as there is room for their ports in one workload.
     pub(crate) fn of(&self, pod: &Pod) -> Vec<Behind> {
-        let mut found: BTreeMap<&ObjectName, Found<'_>> = BTreeMap::new();
+        let mut found: BTreeMap<&ObjectName, ServiceMatch<'_>> = BTreeMap::new();
         for Front { name, service } in self.selecting(pod) {
-            found.entry(name).or_insert_with(|| Found::of(service)).is_selected = true;
+            found.entry(name).or_insert_with(|| ServiceMatch::of(service)).is_selected = true;
         }
         for slice in self.listing(pod) {
             let Some(service_name) = service_of(slice).filter(|name| name.namespace == self.namespace) else {
                 continue;
             };
             let Some((name, service)) = self.index.service_entry(&service_name) else { continue };
-            found.entry(name).or_insert_with(|| Found::of(service)).slices.push(slice);
+            found.entry(name).or_insert_with(|| ServiceMatch::of(service)).slices.push(slice);
         }
         let named = NamedPorts::of(pod);
         let mut room = MOST_SERVICE_PORTS;
@@ -146,7 +146,7 @@ fn terms(service: &Service) -> impl Iterator<Item = (&str, &str)> {
     selector.into_iter().flatten().map(|(label, value)| (label.as_str(), value.as_str()))
 }
 
-impl<'i> Found<'i> {
+impl<'i> ServiceMatch<'i> {
     fn of(service: &'i Service) -> Self {
         Self { service, is_selected: false, slices: Vec::new() }
     }

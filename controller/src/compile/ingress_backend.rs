@@ -79,7 +79,7 @@ pub(crate) struct NamespaceStatuses<'i> {
 }
 
 /// What keeps an IngressBackend from being in force.
-enum Fault {
+enum StatusError {
     /// It is wrong, or does not fit what is there.
     Own(String),
     /// Something that it names is not there, so that more cannot be said.
@@ -113,7 +113,7 @@ impl<'i> NamespaceStatuses<'i> {
         let warnings = findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string);
         let warnings = warnings.chain(self.conflicts(name, object)).collect();
         let first = self.faults(name, object).into_iter().next().map(|fault| match fault {
-            Fault::Own(reason) | Fault::Missing(reason) => reason,
+            StatusError::Own(reason) | StatusError::Missing(reason) => reason,
         });
         ObjectStatus::new(first.or(elsewhere), warnings, &object.metadata)
     }
@@ -121,41 +121,41 @@ impl<'i> NamespaceStatuses<'i> {
     /// Whether all that keeps it from being in force is that objects which it names are not there.
     pub(crate) fn only_misses_others(&self, name: &ObjectName, object: &IngressBackend) -> bool {
         let faults = self.faults(name, object);
-        !faults.is_empty() && faults.iter().all(|fault| matches!(fault, Fault::Missing(_)))
+        !faults.is_empty() && faults.iter().all(|fault| matches!(fault, StatusError::Missing(_)))
     }
 
     /// In the order of the object's fields.
-    fn faults(&self, name: &ObjectName, object: &IngressBackend) -> Vec<Fault> {
+    fn faults(&self, name: &ObjectName, object: &IngressBackend) -> Vec<StatusError> {
         let index = self.index;
         if let Some(error) = index.outside_mesh(&name.namespace).or_else(|| rules::error(&object.spec)) {
-            return vec![Fault::Own(error)];
+            return vec![StatusError::Own(error)];
         }
         let rules = rules::rules(&self.sources, name, &object.spec);
         let missing = self.sources.missing(&object.spec.sources);
         let faults =
             rules.into_iter().zip(&object.spec.backends).filter_map(|(rule, backend)| match rule.state {
                 RuleState::Invalid(reason) if missing.as_deref() == Some(&*reason) => {
-                    Some(Fault::Missing(reason.to_string()))
+                    Some(StatusError::Missing(reason.to_string()))
                 }
-                RuleState::Invalid(reason) => Some(Fault::Own(reason.to_string())),
+                RuleState::Invalid(reason) => Some(StatusError::Own(reason.to_string())),
                 RuleState::Active(_) => self.wrong_port(&rule.backend, backend),
             });
         faults.collect()
     }
 
     /// Why a backend opens nothing although its rule is sound: OSM left its user alone with that.
-    fn wrong_port(&self, service_name: &ObjectName, backend: &Backend) -> Option<Fault> {
+    fn wrong_port(&self, service_name: &ObjectName, backend: &Backend) -> Option<StatusError> {
         let number = backend.port.number;
         let error = format!("no port of service {service_name} has targetPort {number}");
         let Some(service) = self.index.service(service_name) else {
-            return Some(Fault::Missing(format!("{error}: there is no such service")));
+            return Some(StatusError::Missing(format!("{error}: there is no such service")));
         };
         let targets = self.targets.of(service_name);
         if targets.contains(&number) {
             return None;
         }
         if targets.is_empty() {
-            return Some(Fault::Missing(format!("{error}: it has no targetPort that is known")));
+            return Some(StatusError::Missing(format!("{error}: it has no targetPort that is known")));
         }
         let error = format!("{error}: it has {}", validate::listed(targets.iter().map(u16::to_string)));
         let is_own = |port: &ServicePort| port.port == i32::from(number);
@@ -168,9 +168,9 @@ impl<'i> NamespaceStatuses<'i> {
         // A name may stand for the number at Pods that are not there.
         let is_named = tcp_ports(service).any(|port| numbered_target(port).is_none());
         Some(if is_named && !self.targets.has_pods(service_name) {
-            Fault::Missing(error)
+            StatusError::Missing(error)
         } else {
-            Fault::Own(error)
+            StatusError::Own(error)
         })
     }
 

@@ -1,7 +1,7 @@
 //! What each kind has to say: the rules that its objects are, and whether these are in force, as their status says.
 //!
 //! A kind implements [`Compiled`]; whatever is generic over kinds (all statuses, all rules of a namespace, what a
-//! change affects) is generated from the table of kinds. A status is a function of the index: it is computed anew
+//! change affects) is generated from the table of kinds. A status is a function of the index: it is computed again
 //! when something that it rests on has changed, and compared with the one before by its writer.
 
 use std::collections::BTreeSet;

@@ -129,7 +129,7 @@ pub(crate) fn workload_by(
     for (number, protocol) in declared_ports(pod) {
         ports.entry(number).or_insert_with(|| open(protocol));
     }
-    let mut room = Room::new();
+    let mut room = RuleBudget::new();
     for (number, port) in &mut ports {
         let granted = rules.rules(*number, port);
         port.ingress.extend(granted.into_iter().filter_map(|rule| room.take(rule)));
@@ -148,12 +148,12 @@ pub(crate) fn workload_by(
 }
 
 /// What is left of [`MOST_RULE_BYTES`] for one workload.
-struct Room {
+struct RuleBudget {
     bytes: usize,
     left_out: BTreeSet<ObjectRef>,
 }
 
-impl Room {
+impl RuleBudget {
     fn new() -> Self {
         Self { bytes: MOST_RULE_BYTES, left_out: BTreeSet::new() }
     }

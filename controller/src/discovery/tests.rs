@@ -26,9 +26,9 @@ use crate::metrics::NamespaceGauge;
 use crate::object::Change;
 use crate::publish::store::Store;
 use crate::source::folder::is_local;
-use crate::source::{Batch, Source};
+use crate::source::{Batch, ObjectSource};
 use crate::testing::{HTTPBIN, backend, ingress_backend};
-use crate::{Config, Controller, ControllerHandle, Dependencies};
+use crate::{Controller, ControllerConfig, ControllerDependencies, ControllerHandle};
 
 mod ca;
 
@@ -39,7 +39,7 @@ const RESOURCE: &str = "listener/httpbin/httpbin-1";
 /// Passes on what the test sends.
 struct Piped(mpsc::Receiver<Batch>);
 
-impl Source for Piped {
+impl ObjectSource for Piped {
     fn run(mut self: Box<Self>, batches: mpsc::Sender<Batch>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
             while let Some(batch) = self.0.recv().await {
@@ -67,7 +67,7 @@ impl Mesh {
         Self::start_with(Box::new(Piped(batches)), source).await
     }
 
-    async fn start_with(objects: Box<dyn Source>, source: mpsc::Sender<Batch>) -> Self {
+    async fn start_with(objects: Box<dyn ObjectSource>, source: mpsc::Sender<Batch>) -> Self {
         tls::install_provider();
         let ca = Ca::new();
         let (bundle, trust_bundle) = watch::channel(ca.bundle());
@@ -75,7 +75,7 @@ impl Mesh {
             watch::channel(Some(ca.issue(crate::SERVICE_ACCOUNT, crate::NAMESPACE)));
         let readiness = Readiness::new();
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let config = Config {
+        let config = ControllerConfig {
             listen: loopback,
             admin: loopback,
             trust_domain: TrustDomain::default(),
@@ -84,7 +84,7 @@ impl Mesh {
             mesh_name: None,
             health: None,
         };
-        let dependencies = Dependencies {
+        let dependencies = ControllerDependencies {
             source: objects,
             credentials: receiver,
             trust_bundle,
@@ -520,7 +520,7 @@ async fn serve_nothing(
             drain.clone(),
         )
     };
-    let tls = crate::serving::ServerTls { credentials, trust_bundle };
+    let tls = crate::serving::DiscoveryTls { credentials, trust_bundle };
     tokio::spawn(crate::serving::serve(listener, tls, service, 100, Default::default(), drain));
     (address, ca, (own, bundle, trigger))
 }

@@ -13,7 +13,7 @@ use crate::metrics::NamespaceGauge;
 use crate::object::{Change, Kind, Object};
 use crate::publish::policies::listener;
 use crate::publish::store::Store;
-use crate::source::Source;
+use crate::source::ObjectSource;
 use crate::source::folder::{FolderSource, is_local};
 use crate::source::kubernetes::{KubernetesSource, is_injected};
 use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, backend, ingress_backend};
@@ -46,7 +46,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let (index, store) = (Arc::default(), Arc::<Store>::default());
-        let shared = Shared {
+        let shared = ControllerState {
             trust_domain: TrustDomain::default(),
             index: Arc::clone(&index),
             workloads: Arc::new(PolicyStore::new(Arc::clone(&store))),

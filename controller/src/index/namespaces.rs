@@ -1,6 +1,6 @@
 //! Which namespaces belong to the mesh: in a folder all of them, on Kubernetes those with its labels.
 //!
-//! Labels are reduced to what they mean for this mesh ([`Membership`]) when a Namespace is read. A namespace that is
+//! Labels are reduced to what they mean for this mesh ([`NamespaceMembership`]) when a Namespace is read. A namespace that is
 //! not known yet counts as unlabelled, so that objects take effect only once their namespace is known to be in the
 //! mesh.
 
@@ -24,13 +24,13 @@ pub(crate) enum MeshNamespaces {
         /// The mesh's name.
         mesh: Arc<str>,
         /// What each namespace's labels mean.
-        namespaces: BTreeMap<Arc<str>, Membership>,
+        namespaces: BTreeMap<Arc<str>, NamespaceMembership>,
     },
 }
 
 /// What a namespace's labels mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Membership {
+pub(crate) enum NamespaceMembership {
     /// It belongs to this mesh.
     Member,
     /// Excluded by this label.
@@ -60,7 +60,7 @@ impl MeshNamespaces {
         let is_news = !self.knows(namespace);
         if let Self::Labelled { mesh, namespaces } = self {
             let name = namespace.metadata.name.as_deref().unwrap_or_default();
-            namespaces.insert(name.into(), Membership::of(namespace, mesh));
+            namespaces.insert(name.into(), NamespaceMembership::of(namespace, mesh));
         }
         is_news
     }
@@ -69,7 +69,7 @@ impl MeshNamespaces {
     fn knows(&self, namespace: &Namespace) -> bool {
         let Self::Labelled { mesh, namespaces } = self else { return true };
         let name = namespace.metadata.name.as_deref().unwrap_or_default();
-        namespaces.get(name) == Some(&Membership::of(namespace, mesh))
+        namespaces.get(name) == Some(&NamespaceMembership::of(namespace, mesh))
     }
 
     /// Forgets a namespace.
@@ -84,14 +84,14 @@ impl MeshNamespaces {
         let Self::Labelled { mesh, namespaces } = self else { return None };
         let add = format!("`tidegate namespace add {namespace}` puts it in");
         Some(match namespaces.get(namespace) {
-            Some(Membership::Member) => return None,
-            Some(Membership::Ignored(label)) => {
+            Some(NamespaceMembership::Member) => return None,
+            Some(NamespaceMembership::Ignored(label)) => {
                 format!("namespace {namespace} has the label {label}: {add} once that is gone")
             }
-            Some(Membership::Other(other)) => {
+            Some(NamespaceMembership::Other(other)) => {
                 format!("namespace {namespace} is in mesh {other:?}, not in {mesh:?}, by its labels")
             }
-            Some(Membership::Unlabelled) | None => {
+            Some(NamespaceMembership::Unlabelled) | None => {
                 // Every mesh on the cluster writes this status, so the text is the same for all.
                 format!("namespace {namespace} is in no mesh: {add}")
             }
@@ -101,7 +101,7 @@ impl MeshNamespaces {
     /// Whether this namespace belongs to another mesh, whose controller reports on it.
     pub(crate) fn is_others(&self, namespace: &str) -> bool {
         let Self::Labelled { namespaces, .. } = self else { return false };
-        matches!(namespaces.get(namespace), Some(Membership::Other(_)))
+        matches!(namespaces.get(namespace), Some(NamespaceMembership::Other(_)))
     }
 }
 
@@ -130,7 +130,7 @@ impl Indexed for Namespace {
     }
 }
 
-impl Membership {
+impl NamespaceMembership {
     /// What the labels of a Namespace mean to the mesh of this name. A label that excludes takes precedence over a
     /// mesh's.
     fn of(namespace: &Namespace, mesh: &str) -> Self {

@@ -21,12 +21,12 @@ use crate::object::ObjectName;
 #[derive(Debug)]
 pub(crate) struct PolicyStore {
     store: Arc<Store>,
-    entries: Mutex<BTreeMap<ObjectName, Entry>>,
+    entries: Mutex<BTreeMap<ObjectName, WorkloadEntry>>,
     is_synced: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
-struct Entry {
+struct WorkloadEntry {
     has_policy: bool,
     error: Option<String>,
     follower: Option<SidecarStream>,
@@ -199,7 +199,7 @@ impl PolicyStore {
         self.lock().iter().map(|(name, entry)| entry.view(name, self.policy(name))).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectName, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectName, WorkloadEntry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -209,7 +209,7 @@ pub(crate) fn listener(workload: &ObjectName) -> ResourceName {
     ResourceName::Listener { namespace: workload.namespace.clone(), pod: workload.name.clone() }
 }
 
-impl Entry {
+impl WorkloadEntry {
     /// Whether nothing is left to remember of the workload.
     fn is_unused(&self) -> bool {
         self.error.is_none() && !self.has_policy && self.streams == 0

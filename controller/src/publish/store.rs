@@ -41,13 +41,13 @@ enum Content {
 /// Every resource that has a value or a follower.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
-    entries: Mutex<BTreeMap<Arc<ResourceName>, Entry>>,
+    entries: Mutex<BTreeMap<Arc<ResourceName>, ResourceEntry>>,
     followers: AtomicU64,
 }
 
 /// A resource: its value, if it exists, and the streams that follow it, which may be there first.
 #[derive(Debug, Default)]
-struct Entry {
+struct ResourceEntry {
     value: Option<Arc<Published>>,
     /// Sorted by `Follower::id`: thousands of streams may follow one backend.
     followers: Vec<(u64, Arc<Mailbox>)>,
@@ -139,7 +139,7 @@ impl Store {
     pub(crate) fn publish(&self, name: &ResourceName, value: Arc<Published>) -> bool {
         let mut entries = self.lock();
         if !entries.contains_key(name) {
-            entries.insert(Arc::new(name.clone()), Entry::default());
+            entries.insert(Arc::new(name.clone()), ResourceEntry::default());
         }
         let known = entries.get_key_value(name).map(|(name, _)| name.clone());
         let Some((entry, name)) = entries.get_mut(name).zip(known) else { return false };
@@ -195,12 +195,12 @@ impl Store {
         is_last
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<ResourceName>, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<ResourceName>, ResourceEntry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Entry {
+impl ResourceEntry {
     /// Where the follower is, or where it belongs.
     fn place_of(&self, follower: &Follower) -> Result<usize, usize> {
         self.followers.binary_search_by_key(&follower.id, |(id, _)| *id)

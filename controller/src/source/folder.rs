@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::files::{Files, Hints};
-use super::{Batch, Problem, ProblemSeverity, Source};
+use super::{Batch, ObjectSource, ProblemSeverity, SourceProblem};
 use crate::object::pod::has_ended;
 use crate::object::{Change, Object, ObjectKey};
 
@@ -48,11 +48,11 @@ pub struct FolderSource {
 
 /// The content of a folder at one moment.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedFolder {
     /// Every object, each as a [`Change::Apply`].
     pub changes: Vec<Change>,
     /// All errors and warnings.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<SourceProblem>,
 }
 
 impl FolderSource {
@@ -62,14 +62,14 @@ impl FolderSource {
     }
 
     /// Reads the folder once.
-    pub fn load(&self) -> Loaded {
+    pub fn load(&self) -> LoadedFolder {
         let mut scanner = FolderScanner::new(self.folder.clone());
         let batch = scanner.scan(&Hints::default()).batch.unwrap_or_default();
-        Loaded { changes: batch.changes, problems: batch.problems }
+        LoadedFolder { changes: batch.changes, problems: batch.problems }
     }
 }
 
-impl Source for FolderSource {
+impl ObjectSource for FolderSource {
     fn run(self: Box<Self>, batches: mpsc::Sender<Batch>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(watch(self.folder, batches))
     }
@@ -119,7 +119,7 @@ impl FolderScanner {
                 }
                 Some((_, first)) => {
                     let first = first.as_deref().unwrap_or_default();
-                    problems.push(Problem {
+                    problems.push(SourceProblem {
                         file: file.to_owned(),
                         line,
                         column: 0,
@@ -280,7 +280,7 @@ fn start_watcher(
 }
 
 /// Logs each problem once, when it appears, not with every scan that still finds it.
-fn log_problems(now: &[Problem], before: &[Problem]) {
+fn log_problems(now: &[SourceProblem], before: &[SourceProblem]) {
     for problem in now.iter().filter(|problem| !before.contains(problem)) {
         match problem.severity {
             ProblemSeverity::Info => info!("{problem}"),
@@ -290,7 +290,7 @@ fn log_problems(now: &[Problem], before: &[Problem]) {
 }
 
 impl Hints {
-    /// Records an event. The list of files that are being written is bounded: after 1,024 of them it starts anew, and
+    /// Records an event. The list of files that are being written is bounded: after 1,024 of them it starts from empty, and
     /// such files are read when their timestamps change.
     fn note(&mut self, seen: FileEvent) {
         match seen {

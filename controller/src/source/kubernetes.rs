@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Batch, Problem, ProblemSeverity, Source};
+use super::{Batch, ObjectSource, ProblemSeverity, SourceProblem};
 use crate::metrics::NamespaceGauge;
 use crate::object::kinds::kinds;
 use crate::object::pod::has_ended;
@@ -78,8 +78,8 @@ struct Watches {
 #[derive(Debug, Default)]
 struct WatchedState {
     listed: Vec<Kind>,
-    unreadable: BTreeMap<Kind, Problem>,
-    problems: BTreeMap<ObjectKey, Problem>,
+    unreadable: BTreeMap<Kind, SourceProblem>,
+    problems: BTreeMap<ObjectKey, SourceProblem>,
 }
 
 impl KubernetesSource {
@@ -212,7 +212,7 @@ impl Watches {
     }
 }
 
-impl Source for KubernetesSource {
+impl ObjectSource for KubernetesSource {
     fn run(self: Box<Self>, batches: mpsc::Sender<Batch>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(self.follow(batches))
     }
@@ -277,14 +277,14 @@ impl WatchedState {
     }
 
     /// Kinds that cannot be read, then objects that cannot be read.
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self) -> Vec<SourceProblem> {
         self.unreadable.values().chain(self.problems.values()).cloned().collect()
     }
 }
 
-fn problem(object: &Unreadable) -> Problem {
+fn problem(object: &Unreadable) -> SourceProblem {
     let title = format!("{} {}", object.kind, object.name());
-    Problem {
+    SourceProblem {
         file: title.clone(),
         line: 0,
         column: 0,
@@ -309,14 +309,14 @@ macro_rules! define_definition_of {
 kinds!(define_definition_of);
 
 /// A kind that cannot be read. A missing CustomResourceDefinition is the usual cause on a new cluster, and is named.
-fn unreadable(kind: Kind, reason: &str) -> Problem {
+fn unreadable(kind: Kind, reason: &str) -> SourceProblem {
     let message = match definition_of(kind) {
         Some(crd) if reason.starts_with("404") => {
             format!("CustomResourceDefinition {crd} is not installed; waiting for it")
         }
         _ => format!("cannot be read, retrying: {reason}"),
     };
-    Problem {
+    SourceProblem {
         file: kind.to_string(),
         line: 0,
         column: 0,

@@ -35,12 +35,12 @@ pub(crate) struct BackendRule {
 }
 
 /// Who may come, as its sources are resolved at this moment. Rules share it.
-struct Clients {
+struct AdmittedClients {
     sources: Sources,
     principals: Arc<[Principal]>,
 }
 
-impl Clients {
+impl AdmittedClients {
     /// The same, unless it is too much for this many backends.
     fn for_backends(self, backends: usize) -> Result<Self, String> {
         let each = sources_bytes(&self.sources) + principals_bytes(&self.principals);
@@ -213,7 +213,7 @@ pub(crate) fn error(spec: &IngressBackendSpec) -> Option<String> {
 
 /// Addresses and names of the clients. A Service without ready endpoints makes the whole object invalid: without
 /// it, the rule would be wider or narrower than its author knows.
-fn resolve(known: &NamespaceSources<'_>, sources: &[Source]) -> Result<Clients, String> {
+fn resolve(known: &NamespaceSources<'_>, sources: &[Source]) -> Result<AdmittedClients, String> {
     let (mut ranges, mut principals) = (Vec::new(), Vec::new());
     let mut is_restricted = false;
     for source in sources {
@@ -236,7 +236,7 @@ fn resolve(known: &NamespaceSources<'_>, sources: &[Source]) -> Result<Clients, 
         }
     }
     let sources = if is_restricted { Sources::Ranges(ranges.into_iter().collect()) } else { Sources::Any };
-    Ok(Clients { sources, principals: principals.into() })
+    Ok(AdmittedClients { sources, principals: principals.into() })
 }
 
 /// The reason of a source that is a Service without ready endpoints, in OSM's words.
@@ -254,7 +254,7 @@ fn beyond_namespace() -> String {
 }
 
 /// One backend's rule, as far as it can be in force.
-fn active(backend: &Backend, clients: &Clients) -> Result<ActiveIngressRule, String> {
+fn active(backend: &Backend, clients: &AdmittedClients) -> Result<ActiveIngressRule, String> {
     let transport = match Protocol::parse(&backend.port.protocol) {
         Some(Protocol::Http) => IngressTransport::Http,
         Some(Protocol::Tcp) => IngressTransport::Tcp,

@@ -26,7 +26,7 @@ struct Policy<S> {
 
 /// The least that identifies an object whose spec cannot be decoded.
 #[derive(Deserialize)]
-struct Named {
+struct CustomMetadata {
     metadata: Meta,
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn decode<K: Custom>(text: &str) -> serde_json::Result<Object> {
 /// The object as one that cannot be read, with the field at fault. An error here means that not even its metadata is
 /// readable.
 fn unreadable<K: Custom>(text: &str, error: &serde_json::Error) -> serde_json::Result<Object> {
-    let Named { metadata } = serde_json::from_str(text)?;
+    let CustomMetadata { metadata } = serde_json::from_str(text)?;
     let (value, finding) = stored::explained::<K>(text, error);
     Ok(Object::Unreadable(Unreadable::new(K::KIND, metadata.of_policy(), &value, finding).into()))
 }

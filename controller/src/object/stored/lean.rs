@@ -32,7 +32,7 @@ const MOST_CONTAINERS: usize = 1024;
 
 /// Decodes a Namespace: its name, and the labels that decide about its membership in a mesh.
 pub(crate) fn namespace(text: &str) -> serde_json::Result<Namespace> {
-    let LeanNamespace { mut metadata } = serde_json::from_str(text)?;
+    let MemberNamespace { mut metadata } = serde_json::from_str(text)?;
     let labels = metadata.labels.take().unwrap_or_default().entries;
     let metadata = ObjectMeta { labels: Some(labels), ..metadata.named() };
     Ok(Namespace { metadata, ..Namespace::default() })
@@ -99,7 +99,7 @@ fn forget_other_arguments(pod: &mut Pod) {
 }
 
 #[derive(Deserialize)]
-struct LeanNamespace {
+struct MemberNamespace {
     metadata: Meta<Only<MembershipLabels>>,
 }
 

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tidegate_crds::{Finding, not_enforced, schema};
 
-use super::yaml::{Misfit, Node, NodeValue, YamlPlace};
+use super::yaml::{Misfit, YamlNode, YamlPlace, YamlValue};
 use crate::object::kinds::kinds;
 use crate::object::stored::{CustomKind, Stored};
 use crate::object::{Kind, Object, ObjectKey, ObjectName};
-use crate::source::{Problem, ProblemSeverity};
+use crate::source::{ProblemSeverity, SourceProblem};
 
 /// The namespace of objects without one, as with `kubectl`.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -25,17 +25,17 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// The content of a file.
 #[derive(Debug, Default)]
 pub(super) struct ParsedFile {
-    pub(super) objects: Vec<Parsed>,
+    pub(super) objects: Vec<ParsedObject>,
     /// Objects that exist but cannot be read.
     pub(super) broken: Vec<ObjectKey>,
     /// Whether an unreadable document might define any object.
     pub(super) has_unknown: bool,
-    pub(super) problems: Vec<Problem>,
+    pub(super) problems: Vec<SourceProblem>,
 }
 
 /// An object and the line on which it starts.
 #[derive(Clone, Debug)]
-pub(super) struct Parsed {
+pub(super) struct ParsedObject {
     pub(super) object: Object,
     pub(super) line: u64,
 }
@@ -90,7 +90,7 @@ impl Reader<'_> {
         {
             return;
         }
-        match Node::parse(text) {
+        match YamlNode::parse(text) {
             Ok(node) => self.read_object(&node),
             Err(misfit) => {
                 self.parsed.has_unknown = true;
@@ -100,17 +100,17 @@ impl Reader<'_> {
     }
 
     /// Reads one object, by its `apiVersion` and `kind`; the items of a `List` one after the other.
-    fn read_object(&mut self, node: &Node) {
-        if matches!(node.value, NodeValue::Null) {
+    fn read_object(&mut self, node: &YamlNode) {
+        if matches!(node.value, YamlValue::Null) {
             return;
         }
-        let field = |name| node.get(name).and_then(Node::text);
+        let field = |name| node.get(name).and_then(YamlNode::text);
         let (Some(api_version), Some(kind)) = (field("apiVersion"), field("kind")) else {
             self.parsed.has_unknown = true;
             let message = "not a Kubernetes object: it needs apiVersion and kind";
             return self.problem(node.place, None, None, ProblemSeverity::Error, message.to_owned());
         };
-        if let (true, Some(NodeValue::List(items))) =
+        if let (true, Some(YamlValue::List(items))) =
             (kind.ends_with("List"), node.get("items").map(|items| &items.value))
         {
             return items.iter().for_each(|item| self.read_object(item));
@@ -134,7 +134,7 @@ impl Reader<'_> {
 
     /// Reads an object of a kind that the controller reads. Returns whether the `apiVersion` is of this kind, even in
     /// an unsupported version.
-    fn read<K: Stored>(&mut self, node: &Node, api_version: &str) -> bool {
+    fn read<K: Stored>(&mut self, node: &YamlNode, api_version: &str) -> bool {
         let right = K::api_version(&());
         let Some(custom) = K::custom() else {
             if api_version == right {
@@ -156,7 +156,7 @@ impl Reader<'_> {
     }
 
     /// Reads an object of a builtin kind. Unknown fields are ignored: the manifest may be for a newer Kubernetes.
-    fn read_kubernetes<K: Stored>(&mut self, node: &Node) {
+    fn read_kubernetes<K: Stored>(&mut self, node: &YamlNode) {
         let Some(key) = self.key(node, K::KIND) else { return };
         match K::deserialize(node) {
             Ok(object) => self.accept(node, key, K::wrap(object.into())),
@@ -168,7 +168,7 @@ impl Reader<'_> {
     }
 
     /// Reports every invalid field of a custom resource at once, with its place.
-    fn read_custom<K: Stored>(&mut self, node: &Node, custom: &CustomKind<K>) {
+    fn read_custom<K: Stored>(&mut self, node: &YamlNode, custom: &CustomKind<K>) {
         let Some(key) = self.key(node, K::KIND) else { return };
         let findings = schema::check((custom.definition)(), &node.to_json());
         self.findings(node, &key, &findings);
@@ -187,7 +187,7 @@ impl Reader<'_> {
         }
     }
 
-    fn findings(&mut self, node: &Node, key: &ObjectKey, findings: &[Finding]) {
+    fn findings(&mut self, node: &YamlNode, key: &ObjectKey, findings: &[Finding]) {
         for finding in findings {
             let severity = if finding.is_error() { ProblemSeverity::Error } else { ProblemSeverity::Warning };
             let place = node.locate(&finding.path);
@@ -195,13 +195,13 @@ impl Reader<'_> {
         }
     }
 
-    fn accept(&mut self, node: &Node, key: ObjectKey, object: Object) {
+    fn accept(&mut self, node: &YamlNode, key: ObjectKey, object: Object) {
         let object = with_name(object, &key.name);
-        self.parsed.objects.push(Parsed { object, line: self.line(node.place) });
+        self.parsed.objects.push(ParsedObject { object, line: self.line(node.place) });
     }
 
     /// The object's name, checked by Kubernetes' rules: it ends up in certificates and file names.
-    fn key(&mut self, node: &Node, kind: Kind) -> Option<ObjectKey> {
+    fn key(&mut self, node: &YamlNode, kind: Kind) -> Option<ObjectKey> {
         let text = |path: &str| {
             let (parent, name) = path.split_once('.')?;
             node.get(parent)?.get(name)?.text()
@@ -226,7 +226,7 @@ impl Reader<'_> {
         Some(ObjectKey { kind, name: ObjectName::new(namespace, name) })
     }
 
-    fn api_version(&mut self, node: &Node, severity: ProblemSeverity, message: String) {
+    fn api_version(&mut self, node: &YamlNode, severity: ProblemSeverity, message: String) {
         self.problem(node.locate("apiVersion"), Some("apiVersion".to_owned()), None, severity, message);
     }
 
@@ -237,7 +237,7 @@ impl Reader<'_> {
     }
 
     /// `<kind> <namespace>/<name>` of an object of another kind.
-    fn title(&self, node: &Node, kind: &str) -> String {
+    fn title(&self, node: &YamlNode, kind: &str) -> String {
         let text = |name| node.get("metadata")?.get(name)?.text();
         let namespace = text("namespace").unwrap_or(DEFAULT_NAMESPACE);
         format!("{kind} {namespace}/{}", text("name").unwrap_or_default())
@@ -264,7 +264,7 @@ impl Reader<'_> {
         severity: ProblemSeverity,
         message: String,
     ) {
-        self.parsed.problems.push(Problem {
+        self.parsed.problems.push(SourceProblem {
             file: self.file.to_owned(),
             line: self.line(place),
             column: place.column,

@@ -11,9 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::document::{self, Parsed, ParsedFile};
+use super::document::{self, ParsedFile, ParsedObject};
 use crate::object::Object;
-use crate::source::{Problem, ProblemSeverity};
+use crate::source::{ProblemSeverity, SourceProblem};
 
 /// The most bytes of one file.
 const MAX_FILE_BYTES: u64 = 8 << 20;
@@ -41,7 +41,7 @@ pub(super) struct Files {
     /// By path relative to the folder, which is how they are sorted and shown.
     files: BTreeMap<String, File>,
     /// Problems with the folder itself.
-    problems: Vec<Problem>,
+    problems: Vec<SourceProblem>,
     /// Counts refreshes that found differences.
     changes: u64,
 }
@@ -49,16 +49,16 @@ pub(super) struct Files {
 /// One file: what it last defined, and the problems of its current content.
 #[derive(Debug, Default)]
 struct File {
-    stamp: Option<Stamp>,
-    objects: Vec<Parsed>,
-    problems: Vec<Problem>,
+    stamp: Option<FileStamp>,
+    objects: Vec<ParsedObject>,
+    problems: Vec<SourceProblem>,
     /// Since when it is missing or blank although it held objects.
     empty_since: Option<Instant>,
 }
 
 /// Metadata that distinguishes two states of a file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
@@ -83,7 +83,7 @@ impl Files {
     }
 
     /// The problems of the folder, then those of its files in their order.
-    pub(super) fn problems(&self) -> Vec<Problem> {
+    pub(super) fn problems(&self) -> Vec<SourceProblem> {
         let files = self.files.values().flat_map(|file| &file.problems);
         self.problems.iter().chain(files).cloned().collect()
     }
@@ -106,7 +106,7 @@ impl Files {
     }
 
     /// Whether to look at the file again soon.
-    fn refresh_file(&mut self, name: &str, path: &Path, stamp: Stamp, hints: &Hints) -> bool {
+    fn refresh_file(&mut self, name: &str, path: &Path, stamp: FileStamp, hints: &Hints) -> bool {
         let known = self.files.get(name);
         let is_same = known.is_some_and(|file| file.stamp == Some(stamp) && file.empty_since.is_none());
         if is_same && !hints.changed.contains(path) {
@@ -151,7 +151,12 @@ impl Files {
     }
 
     /// Collects files; false if a folder could not be listed.
-    fn list(&mut self, folder: &Path, depth: usize, found: &mut BTreeMap<String, (PathBuf, Stamp)>) -> bool {
+    fn list(
+        &mut self,
+        folder: &Path,
+        depth: usize,
+        found: &mut BTreeMap<String, (PathBuf, FileStamp)>,
+    ) -> bool {
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
             Err(error) => {
@@ -171,7 +176,7 @@ impl Files {
             if metadata.is_dir() && depth < MAX_DEPTH {
                 is_whole &= self.list(&path, depth + 1, found);
             } else if metadata.is_file() && is_manifest(&path) {
-                let stamp = Stamp {
+                let stamp = FileStamp {
                     inode: metadata.ino(),
                     bytes: metadata.len(),
                     modified: (metadata.mtime(), metadata.mtime_nsec()),
@@ -227,8 +232,8 @@ fn is_manifest(path: &Path) -> bool {
 }
 
 /// An error about a file as a whole, without a line.
-fn whole_file(name: &str, message: String) -> Problem {
-    Problem {
+fn whole_file(name: &str, message: String) -> SourceProblem {
+    SourceProblem {
         file: name.to_owned(),
         line: 0,
         column: 0,

@@ -15,7 +15,7 @@ struct Watched {
     folder: TempDir,
     batches: mpsc::Receiver<Batch>,
     objects: BTreeMap<ObjectKey, Object>,
-    problems: Vec<Problem>,
+    problems: Vec<SourceProblem>,
     deleted: BTreeSet<String>,
     count: usize,
 }

@@ -24,22 +24,22 @@ pub(super) struct YamlPlace {
 
 /// A value and its place.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(super) struct YamlNode {
     pub(super) place: YamlPlace,
-    pub(super) value: NodeValue,
+    pub(super) value: YamlValue,
 }
 
 /// The values of YAML's core schema. Integers beyond `i64` are kept apart, because object fields are signed.
 #[derive(Clone, Debug)]
-pub(super) enum NodeValue {
+pub(super) enum YamlValue {
     Null,
     Bool(bool),
     Integer(i64),
     Unsigned(u64),
     Float(f64),
     Text(String),
-    List(Vec<Node>),
-    Map(Vec<(String, Node)>),
+    List(Vec<YamlNode>),
+    Map(Vec<(String, YamlNode)>),
 }
 
 /// A value that does not fit its type: the place, the field, and the reason.
@@ -51,7 +51,7 @@ pub(super) struct Misfit {
     pub(super) message: String,
 }
 
-impl Node {
+impl YamlNode {
     /// Parses one document; an error has the place where the text stops being YAML.
     pub(super) fn parse(text: &str) -> Result<Self, Misfit> {
         let options = serde_saphyr::options! { with_snippet: false };
@@ -65,7 +65,7 @@ impl Node {
     /// A field of a map; `None` for other values. Duplicate keys were refused by the parser.
     pub(super) fn get(&self, key: &str) -> Option<&Self> {
         match &self.value {
-            NodeValue::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
+            YamlValue::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
             _ => None,
         }
     }
@@ -73,7 +73,7 @@ impl Node {
     /// A text; numbers and other values are not texts.
     pub(super) fn text(&self) -> Option<&str> {
         match &self.value {
-            NodeValue::Text(text) => Some(text),
+            YamlValue::Text(text) => Some(text),
             _ => None,
         }
     }
@@ -84,7 +84,7 @@ impl Node {
         let mut node = self;
         for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
             let next = match (&node.value, step.strip_suffix(']')) {
-                (NodeValue::List(items), Some(index)) => index.parse().ok().and_then(|i: usize| items.get(i)),
+                (YamlValue::List(items), Some(index)) => index.parse().ok().and_then(|i: usize| items.get(i)),
                 _ => node.get(step),
             };
             match next {
@@ -98,14 +98,14 @@ impl Node {
     /// The value without places, for the check against a schema.
     pub(super) fn to_json(&self) -> serde_json::Value {
         match &self.value {
-            NodeValue::Null => serde_json::Value::Null,
-            NodeValue::Bool(value) => (*value).into(),
-            NodeValue::Integer(value) => (*value).into(),
-            NodeValue::Unsigned(value) => (*value).into(),
-            NodeValue::Float(value) => (*value).into(),
-            NodeValue::Text(value) => value.as_str().into(),
-            NodeValue::List(items) => items.iter().map(Self::to_json).collect(),
-            NodeValue::Map(entries) => serde_json::Value::Object(
+            YamlValue::Null => serde_json::Value::Null,
+            YamlValue::Bool(value) => (*value).into(),
+            YamlValue::Integer(value) => (*value).into(),
+            YamlValue::Unsigned(value) => (*value).into(),
+            YamlValue::Float(value) => (*value).into(),
+            YamlValue::Text(value) => value.as_str().into(),
+            YamlValue::List(items) => items.iter().map(Self::to_json).collect(),
+            YamlValue::Map(entries) => serde_json::Value::Object(
                 entries.iter().map(|(key, node)| (key.clone(), node.to_json())).collect(),
             ),
         }
@@ -138,80 +138,80 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
     text.trim_end_matches(['.', ',', ':']).to_owned()
 }
 
-impl<'de> Deserialize<'de> for Node {
+impl<'de> Deserialize<'de> for YamlNode {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let spanned = Spanned::<NodeValue>::deserialize(deserializer)?;
+        let spanned = Spanned::<YamlValue>::deserialize(deserializer)?;
         let place = YamlPlace { line: spanned.referenced.line(), column: spanned.referenced.column() };
         Ok(Self { place, value: spanned.value })
     }
 }
 
-impl<'de> Deserialize<'de> for NodeValue {
+impl<'de> Deserialize<'de> for YamlValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NodeVisitor)
+        deserializer.deserialize_any(YamlVisitor)
     }
 }
 
-/// Builds a [`NodeValue`] from whatever the parser finds.
-struct NodeVisitor;
+/// Builds a [`YamlValue`] from whatever the parser finds.
+struct YamlVisitor;
 
-impl<'de> Visitor<'de> for NodeVisitor {
-    type Value = NodeValue;
+impl<'de> Visitor<'de> for YamlVisitor {
+    type Value = YamlValue;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a YAML value")
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<NodeValue, E> {
-        Ok(NodeValue::Bool(value))
+    fn visit_bool<E>(self, value: bool) -> Result<YamlValue, E> {
+        Ok(YamlValue::Bool(value))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<NodeValue, E> {
-        Ok(NodeValue::Integer(value))
+    fn visit_i64<E>(self, value: i64) -> Result<YamlValue, E> {
+        Ok(YamlValue::Integer(value))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<NodeValue, E> {
-        Ok(i64::try_from(value).map_or(NodeValue::Unsigned(value), NodeValue::Integer))
+    fn visit_u64<E>(self, value: u64) -> Result<YamlValue, E> {
+        Ok(i64::try_from(value).map_or(YamlValue::Unsigned(value), YamlValue::Integer))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<NodeValue, E> {
-        Ok(NodeValue::Float(value))
+    fn visit_f64<E>(self, value: f64) -> Result<YamlValue, E> {
+        Ok(YamlValue::Float(value))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<NodeValue, E> {
-        Ok(NodeValue::Text(value.to_owned()))
+    fn visit_str<E>(self, value: &str) -> Result<YamlValue, E> {
+        Ok(YamlValue::Text(value.to_owned()))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<NodeValue, E> {
-        Ok(NodeValue::Text(value))
+    fn visit_string<E>(self, value: String) -> Result<YamlValue, E> {
+        Ok(YamlValue::Text(value))
     }
 
-    fn visit_unit<E>(self) -> Result<NodeValue, E> {
-        Ok(NodeValue::Null)
+    fn visit_unit<E>(self) -> Result<YamlValue, E> {
+        Ok(YamlValue::Null)
     }
 
-    fn visit_none<E>(self) -> Result<NodeValue, E> {
-        Ok(NodeValue::Null)
+    fn visit_none<E>(self) -> Result<YamlValue, E> {
+        Ok(YamlValue::Null)
     }
 
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<NodeValue, D::Error> {
-        NodeValue::deserialize(deserializer)
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<YamlValue, D::Error> {
+        YamlValue::deserialize(deserializer)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<NodeValue, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<YamlValue, A::Error> {
         let mut items = Vec::new();
         while let Some(item) = access.next_element()? {
             items.push(item);
         }
-        Ok(NodeValue::List(items))
+        Ok(YamlValue::List(items))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<NodeValue, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<YamlValue, A::Error> {
         let mut entries = Vec::new();
         while let Some(entry) = access.next_entry()? {
             entries.push(entry);
         }
-        Ok(NodeValue::Map(entries))
+        Ok(YamlValue::Map(entries))
     }
 }
 
@@ -230,19 +230,19 @@ impl de::Error for Misfit {
 }
 
 /// A node as input of serde. Types decide what fits; only what YAML and Kubernetes' JSON differ in is handled here.
-impl<'de> Deserializer<'de> for &'de Node {
+impl<'de> Deserializer<'de> for &'de YamlNode {
     type Error = Misfit;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
         let result = match &self.value {
-            NodeValue::Null => visitor.visit_unit(),
-            NodeValue::Bool(value) => visitor.visit_bool(*value),
-            NodeValue::Integer(value) => visitor.visit_i64(*value),
-            NodeValue::Unsigned(value) => visitor.visit_u64(*value),
-            NodeValue::Float(value) => visitor.visit_f64(*value),
-            NodeValue::Text(value) => visitor.visit_borrowed_str(value),
-            NodeValue::List(items) => visitor.visit_seq(Items { items, next: 0 }),
-            NodeValue::Map(entries) => visitor.visit_map(Entries { entries, next: 0 }),
+            YamlValue::Null => visitor.visit_unit(),
+            YamlValue::Bool(value) => visitor.visit_bool(*value),
+            YamlValue::Integer(value) => visitor.visit_i64(*value),
+            YamlValue::Unsigned(value) => visitor.visit_u64(*value),
+            YamlValue::Float(value) => visitor.visit_f64(*value),
+            YamlValue::Text(value) => visitor.visit_borrowed_str(value),
+            YamlValue::List(items) => visitor.visit_seq(YamlItems { items, next: 0 }),
+            YamlValue::Map(entries) => visitor.visit_map(YamlEntries { entries, next: 0 }),
         };
         result.map_err(|mut misfit| {
             misfit.place.get_or_insert(self.place);
@@ -252,7 +252,7 @@ impl<'de> Deserializer<'de> for &'de Node {
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
         match self.value {
-            NodeValue::Null => visitor.visit_none(),
+            YamlValue::Null => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
     }
@@ -264,8 +264,8 @@ impl<'de> Deserializer<'de> for &'de Node {
         visitor: V,
     ) -> Result<V::Value, Misfit> {
         let number = match self.value {
-            NodeValue::Integer(value) => Some(value.to_string()),
-            NodeValue::Float(value) => Some(value.to_string()),
+            YamlValue::Integer(value) => Some(value.to_string()),
+            YamlValue::Float(value) => Some(value.to_string()),
             _ => None,
         };
         match number {
@@ -285,11 +285,10 @@ impl<'de> Deserializer<'de> for &'de Node {
         visitor: V,
     ) -> Result<V::Value, Misfit> {
         match &self.value {
-            NodeValue::Text(text) => visitor.visit_enum(UnitVariant(text)),
-            NodeValue::List(items) => {
-                SeqAccessDeserializer::new(Items { items, next: 0 }).deserialize_enum(name, variants, visitor)
-            }
-            NodeValue::Map(entries) => MapAccessDeserializer::new(Entries { entries, next: 0 })
+            YamlValue::Text(text) => visitor.visit_enum(UnitVariant(text)),
+            YamlValue::List(items) => SeqAccessDeserializer::new(YamlItems { items, next: 0 })
+                .deserialize_enum(name, variants, visitor),
+            YamlValue::Map(entries) => MapAccessDeserializer::new(YamlEntries { entries, next: 0 })
                 .deserialize_enum(name, variants, visitor),
             _ => self.deserialize_any(visitor),
         }
@@ -302,12 +301,12 @@ impl<'de> Deserializer<'de> for &'de Node {
 }
 
 /// The items of a list, with the index for the path of an error.
-struct Items<'n> {
-    items: &'n [Node],
+struct YamlItems<'n> {
+    items: &'n [YamlNode],
     next: usize,
 }
 
-impl<'n> SeqAccess<'n> for Items<'n> {
+impl<'n> SeqAccess<'n> for YamlItems<'n> {
     type Error = Misfit;
 
     fn next_element_seed<T: DeserializeSeed<'n>>(&mut self, seed: T) -> Result<Option<T::Value>, Misfit> {
@@ -319,12 +318,12 @@ impl<'n> SeqAccess<'n> for Items<'n> {
 }
 
 /// The entries of a map, with the key for the path of an error.
-struct Entries<'n> {
-    entries: &'n [(String, Node)],
+struct YamlEntries<'n> {
+    entries: &'n [(String, YamlNode)],
     next: usize,
 }
 
-impl<'n> MapAccess<'n> for Entries<'n> {
+impl<'n> MapAccess<'n> for YamlEntries<'n> {
     type Error = Misfit;
 
     fn next_key_seed<K: DeserializeSeed<'n>>(&mut self, seed: K) -> Result<Option<K::Value>, Misfit> {

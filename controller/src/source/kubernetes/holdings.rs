@@ -23,7 +23,7 @@ use crate::object::kinds::kinds;
 use crate::object::stored::{Stored, size};
 use crate::object::unreadable::Unreadable;
 use crate::object::{Change, Kind, Object, ObjectKey};
-use crate::source::{Problem, ProblemSeverity};
+use crate::source::{ProblemSeverity, SourceProblem};
 
 /// The most bytes of memory that the objects of one namespace may take.
 pub(super) const SHARE: usize = 48 << 20;
@@ -135,7 +135,7 @@ impl Holdings {
     }
 
     /// One problem for each namespace with objects that are left out.
-    pub(super) fn problems(&self) -> Vec<Problem> {
+    pub(super) fn problems(&self) -> Vec<SourceProblem> {
         let state = self.lock();
         let full = state.namespaces.iter().filter(|(_, namespace)| namespace.leaves_out());
         let mut problems: Vec<_> =
@@ -264,10 +264,10 @@ impl NamespaceHoldings {
     }
 
     /// One problem for all of a namespace's objects that have no room, naming the first of them.
-    fn problem(&self, name: &str, share: usize) -> Problem {
+    fn problem(&self, name: &str, share: usize) -> SourceProblem {
         let first = self.left_out.keys().next().map(|key| format!(", {key} among them")).unwrap_or_default();
         let at_least = if self.has_more { "more than " } else { "" };
-        Problem {
+        SourceProblem {
             file: format!("Namespace {name}"),
             line: 0,
             column: 0,

@@ -41,7 +41,7 @@ struct Cluster {
     index: Index,
     affected: Affected,
     is_complete: bool,
-    problems: Vec<Problem>,
+    problems: Vec<SourceProblem>,
 }
 
 impl Cluster {
