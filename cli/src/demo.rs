@@ -22,7 +22,7 @@ use tidegate_core::contract::environment;
 use tidegate_runtime::logging::{self, LogFormat, LogOptions};
 use tidegate_runtime::signals;
 
-use self::client::{IngressClient, SecretFolder};
+use self::client::{IngressClient, MountedSecret};
 use self::echo::EchoApp;
 use self::story::{STEPS, Story};
 use crate::standalone::{Standalone, StandaloneOptions};
@@ -76,7 +76,7 @@ pub async fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
 
     let client = IngressClient {
         source: SocketAddr::from((network.address(30), 0)),
-        secret: SecretFolder(standalone.secret_folder("osm-system", "osm-nginx-client-cert")),
+        secret: MountedSecret(standalone.secret_folder("osm-system", "osm-nginx-client-cert")),
         server_name: ServerName::try_from(BACKEND_NAME)?,
     };
     client.secret.wait().await?;

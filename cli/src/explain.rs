@@ -40,7 +40,7 @@ pub(crate) struct ExplainOptions {
     principal: Vec<String>,
     /// The client's protocol [default: TLS if it has a server name or a certificate, or if only TLS is admitted]
     #[arg(long, value_enum, value_name = "PROTOCOL")]
-    speaks: Option<Protocol>,
+    speaks: Option<ClientProtocol>,
     /// Evaluate this folder of manifests instead of querying a controller.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     folder: Option<PathBuf>,
@@ -55,7 +55,7 @@ pub(crate) struct ExplainOptions {
 
 /// What the client speaks first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Protocol {
+enum ClientProtocol {
     /// TLS, as an ingress controller does.
     Tls,
     /// No TLS.
@@ -90,9 +90,9 @@ impl ExplainOptions {
             principals: self.principal.clone(),
             speaks: match self.speaks {
                 None => Speaks::Likely,
-                Some(Protocol::Tls) => Speaks::Tls,
-                Some(Protocol::Plaintext) => Speaks::Plaintext,
-                Some(Protocol::Mesh) => Speaks::Mesh,
+                Some(ClientProtocol::Tls) => Speaks::Tls,
+                Some(ClientProtocol::Plaintext) => Speaks::Plaintext,
+                Some(ClientProtocol::Mesh) => Speaks::Mesh,
             },
         }
     }
@@ -112,9 +112,9 @@ impl ExplainOptions {
         }
         path += match self.speaks {
             None => "",
-            Some(Protocol::Tls) => "&tls=true",
-            Some(Protocol::Plaintext) => "&tls=false",
-            Some(Protocol::Mesh) => "&tls=mesh",
+            Some(ClientProtocol::Tls) => "&tls=true",
+            Some(ClientProtocol::Plaintext) => "&tls=false",
+            Some(ClientProtocol::Mesh) => "&tls=mesh",
         };
         path
     }

@@ -106,15 +106,15 @@ struct ChangeOptions {
 /// Identity of an object in a manifest.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(default)]
-struct Named {
+struct ManifestObject {
     kind: String,
-    metadata: NamedMetadata,
+    metadata: ManifestMetadata,
 }
 
 /// The part of an object's metadata that identifies it.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(default)]
-struct NamedMetadata {
+struct ManifestMetadata {
     namespace: Option<String>,
     name: String,
 }
@@ -294,7 +294,7 @@ impl ChangeOptions {
     }
 }
 
-impl std::fmt::Display for Named {
+impl std::fmt::Display for ManifestObject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ", self.kind)?;
         if let Some(namespace) = &self.metadata.namespace {
@@ -317,10 +317,11 @@ fn helm_flags(cluster: &ClusterOptions) -> Vec<OsString> {
 }
 
 /// Every object of a rendering, except those that Helm keeps.
-fn objects(manifests: &str) -> BTreeSet<Named> {
+fn objects(manifests: &str) -> BTreeSet<ManifestObject> {
     let documents = format!("\n{manifests}");
     let documents = documents.split("\n---").filter(|text| !text.contains("helm.sh/resource-policy: keep"));
-    let named = documents.filter_map(|text| serde_saphyr::from_str::<Option<Named>>(text).ok().flatten());
+    let named =
+        documents.filter_map(|text| serde_saphyr::from_str::<Option<ManifestObject>>(text).ok().flatten());
     named.filter(|named| !named.kind.is_empty()).collect()
 }
 

@@ -19,7 +19,7 @@ const ERROR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a Pod's admin server gave no usable answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum AdminError {
+pub(crate) enum PodAdminError {
     /// The port-forward, or the request through it, failed.
     #[error("pod {pod}: {reason}")]
     Unreachable { pod: String, reason: String },
@@ -34,7 +34,7 @@ pub(crate) enum AdminError {
     Malformed { pod: String, path: String, error: serde_json::Error },
 }
 
-impl AdminError {
+impl PodAdminError {
     /// Whether the error is the admin server's own answer.
     pub(crate) fn is_answer(&self) -> bool {
         matches!(self, Self::Refused { .. })
@@ -57,9 +57,9 @@ impl Cluster {
         namespace: &str,
         name: &str,
         path: &str,
-    ) -> Result<T, AdminError> {
+    ) -> Result<T, PodAdminError> {
         let body = self.admin(Method::GET, namespace, name, path).await?;
-        serde_json::from_slice(&body).map_err(|error| AdminError::Malformed {
+        serde_json::from_slice(&body).map_err(|error| PodAdminError::Malformed {
             pod: format!("{namespace}/{name}"),
             path: path.to_owned(),
             error,
@@ -73,9 +73,9 @@ impl Cluster {
         namespace: &str,
         name: &str,
         path: &str,
-    ) -> Result<Bytes, AdminError> {
+    ) -> Result<Bytes, PodAdminError> {
         let pod = format!("{namespace}/{name}");
-        let unreachable = |reason: String| AdminError::Unreachable { pod: pod.clone(), reason };
+        let unreachable = |reason: String| PodAdminError::Unreachable { pod: pod.clone(), reason };
         let answer = tokio::time::timeout(TIMEOUT, self.forwarded(method, namespace, name, path)).await;
         let (status, body) = match answer {
             Ok(answer) => answer?,
@@ -85,7 +85,7 @@ impl Cluster {
             return Ok(body);
         }
         let message = String::from_utf8_lossy(&body).trim().to_owned();
-        Err(AdminError::Refused { pod, path: path.to_owned(), status, message })
+        Err(PodAdminError::Refused { pod, path: path.to_owned(), status, message })
     }
 
     /// One request through a new port-forward. If it fails, the kubelet's message on the error channel is preferred:
@@ -96,14 +96,14 @@ impl Cluster {
         namespace: &str,
         name: &str,
         path: &str,
-    ) -> Result<(StatusCode, Bytes), AdminError> {
+    ) -> Result<(StatusCode, Bytes), PodAdminError> {
         let pod = format!("{namespace}/{name}");
-        let unreachable = |reason: String| AdminError::Unreachable { pod: pod.clone(), reason };
+        let unreachable = |reason: String| PodAdminError::Unreachable { pod: pod.clone(), reason };
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let forward = pods.portforward(name, &[ADMIN]).await;
         let mut forward = forward.map_err(|error| match &error {
             kube::Error::Api(status) if status.code == 403 => {
-                AdminError::Forbidden { pod: pod.clone(), message: status.message.clone() }
+                PodAdminError::Forbidden { pod: pod.clone(), message: status.message.clone() }
             }
             error => unreachable(format!("port-forward failed: {}", chain(error))),
         })?;

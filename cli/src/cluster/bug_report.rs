@@ -47,7 +47,7 @@ pub(crate) struct BugReportOptions {
 
 /// Files of a report, by their path in it, and what could not be collected.
 #[derive(Debug, Default)]
-pub(crate) struct Report {
+pub(crate) struct BugReport {
     files: Vec<(String, String)>,
     missing: Vec<String>,
 }
@@ -75,7 +75,7 @@ pub(crate) async fn run(options: BugReportOptions) -> anyhow::Result<ExitCode> {
     print(format!("{files} files in {}; review them before you share them\n", output.display()).as_bytes())
 }
 
-impl Report {
+impl BugReport {
     /// Adds a file, with secrets redacted.
     fn add(&mut self, path: impl Into<String>, text: &str) {
         self.files.push((path.into(), redact::text(text)));

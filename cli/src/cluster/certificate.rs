@@ -34,14 +34,14 @@ const NAMED: usize = 10;
 #[derive(Subcommand, Debug)]
 pub(crate) enum CertificateCommand {
     /// Show the roots, the step of a rotation, and the sidecars that it waits for.
-    Status(StatusOptions),
+    Status(RotationStatusOptions),
     /// Replace the root in three steps: trust both, issue from the new one, drop the old one. Run again to resume.
     Rotate(RotateOptions),
 }
 
 /// Flags of `tidegate certificate status`.
 #[derive(Args, Debug)]
-pub(crate) struct StatusOptions {
+pub(crate) struct RotationStatusOptions {
     /// How to print it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: OutputFormat,
@@ -83,7 +83,7 @@ pub(crate) struct RotateOptions {
 
 /// How many steps to take, how long to wait, and whether to revoke the old root.
 #[derive(Clone, Debug)]
-struct Pace {
+struct RotationPace {
     one_step: bool,
     timeout: Duration,
     /// `--wait-for-expiry`: the last step waits for the end of the old certificates instead of their renewal.
@@ -115,7 +115,7 @@ struct Rotation {
     bridge_ends: Option<String>,
     /// Namespaces where the roots cannot be published.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    unreached: Vec<Unreached>,
+    unreached: Vec<UnreachedNamespace>,
     /// When certificates under a root that the next step drops have expired, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     old_certificates_end: Option<String>,
@@ -134,7 +134,7 @@ struct Rotation {
 
 /// A namespace where the roots cannot be published, and why.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-struct Unreached {
+struct UnreachedNamespace {
     namespace: String,
     reason: String,
 }
@@ -150,7 +150,7 @@ struct Root {
 
 /// What `status` prints.
 #[derive(Debug, Serialize)]
-struct Status {
+struct CertificateStatus {
     #[serde(flatten)]
     rotation: Rotation,
     /// Pods whose sidecar is running.
@@ -198,7 +198,7 @@ pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode>
             if !options.yes {
                 confirm(&cluster, &rotation, options.step)?;
             }
-            let pace = Pace {
+            let pace = RotationPace {
                 one_step: options.step,
                 timeout: options.timeout,
                 waits_for_expiry: options.wait_for_expiry,
@@ -213,7 +213,7 @@ pub(crate) async fn run(command: CertificateCommand) -> anyhow::Result<ExitCode>
 }
 
 /// Reads the state of the rotation and who is not ready for its next step.
-async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
+async fn status(cluster: &Cluster) -> anyhow::Result<CertificateStatus> {
     let rotation: Rotation = cluster.ask(Part::CertManager, ROTATION).await?;
     let sidecars = cluster.meshed_pods(None).await?.into_iter().filter(|pod| pod.is_started).count();
     let none = BTreeSet::new();
@@ -223,11 +223,11 @@ async fn status(cluster: &Cluster) -> anyhow::Result<Status> {
     } else {
         Vec::new()
     };
-    Ok(Status { rotation, sidecars, left_behind, not_renewed })
+    Ok(CertificateStatus { rotation, sidecars, left_behind, not_renewed })
 }
 
 /// Takes the remaining steps, or one. Returns a message about the result.
-async fn rotate(cluster: &Cluster, pace: Pace) -> anyhow::Result<String> {
+async fn rotate(cluster: &Cluster, pace: RotationPace) -> anyhow::Result<String> {
     loop {
         let taken = step(cluster, &pace).await?;
         eprintln!("{}", progress(&taken, pace.revokes));
@@ -247,7 +247,7 @@ async fn rotate(cluster: &Cluster, pace: Pace) -> anyhow::Result<String> {
 
 /// Waits until all sidecars are ready for the next step, and takes it. A look that fails for a reason that may pass is
 /// repeated, because the CA may restart meanwhile.
-async fn step(cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
+async fn step(cluster: &Cluster, pace: &RotationPace) -> anyhow::Result<Rotation> {
     let mut patience = Patience::new(pace.timeout, INTERVAL);
     loop {
         match look(cluster, pace).await {
@@ -272,16 +272,16 @@ async fn step(cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
 }
 
 /// Finds out whether the next step may be taken. Only reads.
-async fn look(cluster: &Cluster, pace: &Pace) -> anyhow::Result<StepReadiness> {
+async fn look(cluster: &Cluster, pace: &RotationPace) -> anyhow::Result<StepReadiness> {
     let (pod, rotation) = cluster.first_answer::<Rotation>(Part::CertManager, ROTATION).await?;
     if let Some(problem) = &rotation.problem {
         bail!("the stored root is unusable: {problem}");
     }
     let without = without(cluster, &rotation, pace).await?;
-    let is_out = |one: &&Unreached| !without.contains(&one.namespace);
+    let is_out = |one: &&UnreachedNamespace| !without.contains(&one.namespace);
     let obstacle = match left_behind(cluster, &rotation, &without).await? {
         pods if !pods.is_empty() => format!("sidecars are not ready: {}", enumerate(&pods)),
-        _ if let Some(Unreached { namespace, reason }) = rotation.unreached.iter().find(is_out) => {
+        _ if let Some(UnreachedNamespace { namespace, reason }) = rotation.unreached.iter().find(is_out) => {
             format!(
                 "namespace {namespace} cannot receive the roots: {reason} (--without-namespace={namespace} \
                  proceeds without it)"
@@ -313,7 +313,7 @@ async fn look(cluster: &Cluster, pace: &Pace) -> anyhow::Result<StepReadiness> {
 }
 
 /// An error once it is too late to wait, or if the time left cannot be enough.
-fn give_up(rotation: &Rotation, obstacle: &str, pace: &Pace, is_over: bool) -> anyhow::Result<()> {
+fn give_up(rotation: &Rotation, obstacle: &str, pace: &RotationPace, is_over: bool) -> anyhow::Result<()> {
     let end = rotation.old_certificates_end.as_deref();
     let is_hopeless = pace.waits_for_expiry && end.is_some_and(|end| is_after(end, pace.timeout));
     if !is_hopeless && !is_over {
@@ -330,13 +330,17 @@ fn give_up(rotation: &Rotation, obstacle: &str, pace: &Pace, is_over: bool) -> a
 
 /// Namespaces that the next step skips: those that were named, and those that cannot receive the roots and have no
 /// running sidecar.
-async fn without(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> anyhow::Result<BTreeSet<String>> {
+async fn without(
+    cluster: &Cluster,
+    rotation: &Rotation,
+    pace: &RotationPace,
+) -> anyhow::Result<BTreeSet<String>> {
     let mut without = pace.without.clone();
     if rotation.unreached.is_empty() {
         return Ok(without);
     }
     let pods = cluster.meshed_pods(None).await?;
-    for Unreached { namespace, .. } in &rotation.unreached {
+    for UnreachedNamespace { namespace, .. } in &rotation.unreached {
         if !pods.iter().any(|pod| pod.is_started && pod.namespace == *namespace) {
             without.insert(namespace.clone());
         }
@@ -345,7 +349,11 @@ async fn without(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> anyhow:
 }
 
 /// Copies of the roots that block the last step: if it revokes, their clients would be cut off.
-async fn stale_copies(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> anyhow::Result<Option<String>> {
+async fn stale_copies(
+    cluster: &Cluster,
+    rotation: &Rotation,
+    pace: &RotationPace,
+) -> anyhow::Result<Option<String>> {
     if !rotation.is_before_last() || !pace.revokes || pace.ignores_copies {
         return Ok(None);
     }
@@ -355,9 +363,9 @@ async fn stale_copies(cluster: &Cluster, rotation: &Rotation, pace: &Pace) -> an
 
 impl NextStep {
     /// Takes it. A step that was sent and not answered may have been taken, so it is not sent again.
-    async fn take(self, cluster: &Cluster, pace: &Pace) -> anyhow::Result<Rotation> {
+    async fn take(self, cluster: &Cluster, pace: &RotationPace) -> anyhow::Result<Rotation> {
         let Self { pod, rotation, is_renewed, without } = self;
-        for Unreached { namespace, reason } in
+        for UnreachedNamespace { namespace, reason } in
             rotation.unreached.iter().filter(|one| without.contains(&one.namespace))
         {
             eprintln!("proceeding without namespace {namespace}, which cannot receive the roots: {reason}");
@@ -462,7 +470,7 @@ fn is_after(time: &str, wait: Duration) -> bool {
 }
 
 /// The answer as text: the step, the roots, and who is left behind.
-fn text(status: &Status) -> String {
+fn text(status: &CertificateStatus) -> String {
     let rotation = &status.rotation;
     let mut text = format!("step       {} since {}\n", rotation.step, rotation.since);
     text += &match (&rotation.reason, rotation.next_allowed) {
@@ -478,7 +486,7 @@ fn text(status: &Status) -> String {
         status.sidecars,
         status.left_behind.len()
     );
-    for Unreached { namespace, reason } in &rotation.unreached {
+    for UnreachedNamespace { namespace, reason } in &rotation.unreached {
         text += &format!("unreached  namespace {namespace}: {reason}\n");
     }
     let rows: Vec<Vec<String>> = rotation

@@ -55,22 +55,22 @@ pub(crate) struct CheckOptions {
 
 /// The result of all checks.
 #[derive(Debug, Serialize)]
-struct Report {
-    status: Severity,
-    checks: Vec<Finding>,
+struct CheckReport {
+    status: CheckSeverity,
+    checks: Vec<CheckFinding>,
     #[serde(skip)]
     control_plane: String,
 }
 
 /// The result of one check.
 #[derive(Debug, Serialize)]
-struct Finding {
+struct CheckFinding {
     /// Never changes.
     id: &'static str,
     category: &'static str,
     /// What should be true.
     title: &'static str,
-    status: Severity,
+    status: CheckSeverity,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
     /// What to do about it.
@@ -81,7 +81,7 @@ struct Finding {
 /// Ordered: the report has the worst of its checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Severity {
+enum CheckSeverity {
     Ok,
     /// Works, but is probably unintended.
     Warning,
@@ -91,7 +91,7 @@ enum Severity {
 /// How a check ended.
 #[derive(Debug, PartialEq)]
 struct CheckOutcome {
-    severity: Severity,
+    severity: CheckSeverity,
     message: Option<String>,
     /// Replaces the check's own hint.
     hint: Option<String>,
@@ -112,34 +112,37 @@ pub(crate) async fn run(options: CheckOptions) -> anyhow::Result<ExitCode> {
     let cluster = options.cluster.connect().await?;
     let deadline = Instant::now() + options.wait;
     let report = loop {
-        let mut report = Report::of(&cluster, options.pre, options.proxy).await;
+        let mut report = CheckReport::of(&cluster, options.pre, options.proxy).await;
         if options.pre {
             before::helm(&options.helm, &mut report);
         }
-        if report.status < Severity::Failed || Instant::now() >= deadline {
+        if report.status < CheckSeverity::Failed || Instant::now() >= deadline {
             break report;
         }
-        let failed = report.checks.iter().filter(|finding| finding.status == Severity::Failed).count();
+        let failed = report.checks.iter().filter(|finding| finding.status == CheckSeverity::Failed).count();
         eprintln!("waiting: {} failed", counted(failed, "check"));
         tokio::time::sleep_until(deadline.min(Instant::now() + INTERVAL)).await;
     };
     print_as(options.output, &report, |report| text(report, has_colour()))?;
-    Ok(if report.status == Severity::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if report.status == CheckSeverity::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// The result of all checks after an installation, as a table.
 pub(crate) async fn as_text(cluster: &Cluster) -> String {
-    text(&Report::of(cluster, false, false).await, false)
+    text(&CheckReport::of(cluster, false, false).await, false)
 }
 
-impl Report {
+impl CheckReport {
     /// Runs the checks: with `pre` those before an installation, with `proxy` without those of the control plane.
     async fn of(cluster: &Cluster, pre: bool, proxy: bool) -> Self {
-        let mut report =
-            Self { status: Severity::Ok, checks: Vec::new(), control_plane: cluster.control_plane.clone() };
+        let mut report = Self {
+            status: CheckSeverity::Ok,
+            checks: Vec::new(),
+            control_plane: cluster.control_plane.clone(),
+        };
         before::api(cluster, &mut report).await;
         // If the API server is unreachable, every other check would fail for the same reason.
-        if report.status == Severity::Failed && !report.is_reachable() {
+        if report.status == CheckSeverity::Failed && !report.is_reachable() {
             return report;
         }
         if pre {
@@ -164,13 +167,13 @@ impl Report {
     fn add(&mut self, check: &Check, outcome: anyhow::Result<CheckOutcome>) {
         let outcome = outcome.unwrap_or_else(|error| CheckOutcome::failed(format!("{error:#}")));
         self.status = self.status.max(outcome.severity);
-        self.checks.push(Finding {
+        self.checks.push(CheckFinding {
             id: check.id,
             category: check.category,
             title: check.title,
             status: outcome.severity,
             message: outcome.message,
-            hint: (outcome.severity > Severity::Ok).then(|| match outcome.hint {
+            hint: (outcome.severity > CheckSeverity::Ok).then(|| match outcome.hint {
                 Some(hint) => hint,
                 None => check.hint.replace("{control-plane}", &self.control_plane),
             }),
@@ -180,29 +183,29 @@ impl Report {
     /// Whether the API server answered; true as well before that was checked.
     fn is_reachable(&self) -> bool {
         let reached = self.checks.iter().find(|finding| finding.id == before::REACHABLE.id);
-        reached.is_none_or(|finding| finding.status == Severity::Ok)
+        reached.is_none_or(|finding| finding.status == CheckSeverity::Ok)
     }
 }
 
 impl CheckOutcome {
     /// Passed, without a message.
     fn ok() -> Self {
-        Self { severity: Severity::Ok, message: None, hint: None }
+        Self { severity: CheckSeverity::Ok, message: None, hint: None }
     }
 
     /// Passed, with a fact worth showing, such as a version.
     fn ok_with(message: impl Into<String>) -> Self {
-        Self { severity: Severity::Ok, message: Some(message.into()), hint: None }
+        Self { severity: CheckSeverity::Ok, message: Some(message.into()), hint: None }
     }
 
     /// Not passed, but the mesh works.
     fn warning(message: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, message: Some(message.into()), hint: None }
+        Self { severity: CheckSeverity::Warning, message: Some(message.into()), hint: None }
     }
 
     /// Not passed; the command exits with 1.
     fn failed(message: impl Into<String>) -> Self {
-        Self { severity: Severity::Failed, message: Some(message.into()), hint: None }
+        Self { severity: CheckSeverity::Failed, message: Some(message.into()), hint: None }
     }
 
     /// Sets a hint for this outcome.
@@ -244,14 +247,14 @@ fn has_colour() -> bool {
 
 /// The report as text: a heading for each category, a line for each check, and the hint below a check that did not
 /// pass.
-fn text(report: &Report, colour: bool) -> String {
-    let symbol = |severity: Severity| match (severity, colour) {
-        (Severity::Ok, false) => "✓",
-        (Severity::Warning, false) => "‼",
-        (Severity::Failed, false) => "×",
-        (Severity::Ok, true) => "\u{1b}[32m✓\u{1b}[0m",
-        (Severity::Warning, true) => "\u{1b}[33m‼\u{1b}[0m",
-        (Severity::Failed, true) => "\u{1b}[31m×\u{1b}[0m",
+fn text(report: &CheckReport, colour: bool) -> String {
+    let symbol = |severity: CheckSeverity| match (severity, colour) {
+        (CheckSeverity::Ok, false) => "✓",
+        (CheckSeverity::Warning, false) => "‼",
+        (CheckSeverity::Failed, false) => "×",
+        (CheckSeverity::Ok, true) => "\u{1b}[32m✓\u{1b}[0m",
+        (CheckSeverity::Warning, true) => "\u{1b}[33m‼\u{1b}[0m",
+        (CheckSeverity::Failed, true) => "\u{1b}[31m×\u{1b}[0m",
     };
     let mut text = String::new();
     let mut category = "";
@@ -272,9 +275,9 @@ fn text(report: &Report, colour: bool) -> String {
         }
     }
     let summary = match report.status {
-        Severity::Ok => "all checks passed",
-        Severity::Warning => "all checks passed, some with warnings",
-        Severity::Failed => "some checks failed",
+        CheckSeverity::Ok => "all checks passed",
+        CheckSeverity::Warning => "all checks passed, some with warnings",
+        CheckSeverity::Failed => "some checks failed",
     };
     text + &format!("\n{} {summary}\n", symbol(report.status))
 }

@@ -109,7 +109,7 @@ impl Cluster {
         &self,
         part: Part,
         path: &str,
-    ) -> anyhow::Result<Vec<(String, Result<T, super::admin::AdminError>)>> {
+    ) -> anyhow::Result<Vec<(String, Result<T, super::admin::PodAdminError>)>> {
         let pods = self.needed(part).await?;
         let answers = pods.iter().map(|pod| async move {
             let name = pod.name_any();

@@ -22,12 +22,12 @@ use crate::output::{OutputFormat, print_as, table};
 #[derive(Subcommand, Debug)]
 pub(crate) enum MeshCommand {
     /// List the control planes of the cluster.
-    List(ListOptions),
+    List(ListMeshesOptions),
 }
 
 /// Flags of `tidegate mesh list`.
 #[derive(Args, Debug)]
-pub(crate) struct ListOptions {
+pub(crate) struct ListMeshesOptions {
     /// How to print it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: OutputFormat,
@@ -38,7 +38,7 @@ pub(crate) struct ListOptions {
 /// A control plane.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Mesh {
+pub(crate) struct ControlPlane {
     pub(crate) namespace: String,
     pub(crate) mesh: String,
     /// The chart's version, or the tag of the controller's image.
@@ -65,7 +65,7 @@ pub(crate) async fn run(command: MeshCommand) -> anyhow::Result<ExitCode> {
 }
 
 /// Every control plane of the cluster.
-pub(crate) async fn list(cluster: &Cluster) -> anyhow::Result<Vec<Mesh>> {
+pub(crate) async fn list(cluster: &Cluster) -> anyhow::Result<Vec<ControlPlane>> {
     let mut meshes = Vec::new();
     for deployment in controllers(cluster).await? {
         let namespace = deployment.namespace().unwrap_or_default();
@@ -76,7 +76,7 @@ pub(crate) async fn list(cluster: &Cluster) -> anyhow::Result<Vec<Mesh>> {
         controller_pods.sort();
         let added = namespace::list(cluster, Some(&mesh)).await?;
         let status = deployment.status.as_ref();
-        meshes.push(Mesh {
+        meshes.push(ControlPlane {
             version: version(&deployment),
             ready: status.and_then(|status| status.ready_replicas).unwrap_or(0),
             replicas: deployment.spec.replicas.unwrap_or(1),
@@ -133,7 +133,7 @@ pub(crate) fn image_tag(image: &str) -> &str {
     last.split_once(':').map_or("unknown", |(_, tag)| tag)
 }
 
-fn text(meshes: &[Mesh]) -> String {
+fn text(meshes: &[ControlPlane]) -> String {
     let rows: Vec<Vec<String>> = meshes
         .iter()
         .map(|mesh| {

@@ -42,7 +42,7 @@ pub(crate) enum NamespaceCommand {
     /// Make the mesh ignore namespaces, whatever other labels they carry.
     Ignore(NamesOptions),
     /// List the namespaces of the mesh, or of every mesh without --mesh-name.
-    List(ListOptions),
+    List(ListNamespacesOptions),
 }
 
 /// Flags of `tidegate namespace add`.
@@ -67,7 +67,7 @@ pub(crate) struct NamesOptions {
 
 /// Flags of `tidegate namespace list`.
 #[derive(Args, Debug)]
-pub(crate) struct ListOptions {
+pub(crate) struct ListNamespacesOptions {
     /// How to print it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: OutputFormat,

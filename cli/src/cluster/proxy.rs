@@ -21,7 +21,7 @@ use tidegate_crds::injection::has_sidecar;
 
 use super::client::{Cluster, ClusterOptions};
 use super::control_plane::is_running;
-use super::sidecars::{Known, MeshedPod, Rejected};
+use super::sidecars::{Known, MeshedPod, RejectedVersion};
 use crate::candidates;
 use crate::output::{OutputFormat, print, print_as, table};
 
@@ -32,14 +32,14 @@ const SHORT: usize = 12;
 #[derive(Subcommand, Debug)]
 pub(crate) enum ProxyCommand {
     /// List sidecars: whether a controller has them connected, and the state of their policy.
-    Status(StatusOptions),
+    Status(ProxyStatusOptions),
     /// Query a sidecar.
     Get(GetOptions),
 }
 
 /// Flags of `tidegate proxy status`.
 #[derive(Args, Debug)]
-pub(crate) struct StatusOptions {
+pub(crate) struct ProxyStatusOptions {
     /// Only this Pod, as NAME or NAMESPACE/NAME.
     #[arg(value_name = "POD", add = ArgValueCandidates::new(candidates::pods))]
     pod: Option<String>,
@@ -113,10 +113,10 @@ pub(crate) struct ProxyStatus {
     sent_version: Option<String>,
     acked_version: Option<String>,
     /// The policy's version that it rejected last, which may be an older one.
-    rejected: Option<Rejected>,
+    rejected: Option<RejectedVersion>,
     /// Destinations, routes and backends that the sidecar rejected, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    rejected_resources: BTreeMap<String, Rejected>,
+    rejected_resources: BTreeMap<String, RejectedVersion>,
     /// Why it has no policy.
     error: Option<String>,
     /// When its certificate expires, RFC 3339.

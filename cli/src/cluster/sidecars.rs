@@ -19,7 +19,7 @@ use super::waits;
 /// A workload, as `GET /workloads` of a controller shows it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Workload {
+pub(crate) struct ReportedWorkload {
     /// `<namespace>/<pod>`.
     workload: String,
     /// The newest version of its policy.
@@ -27,13 +27,13 @@ pub(crate) struct Workload {
     /// Why it has no policy.
     pub(crate) error: Option<String>,
     /// The latest stream for it, open or not; `None` before the first one at this replica.
-    pub(crate) sidecar: Option<Stream>,
+    pub(crate) sidecar: Option<ReportedStream>,
 }
 
 /// A sidecar's stream.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Stream {
+pub(crate) struct ReportedStream {
     pub(crate) connected: bool,
     /// When the stream began, RFC 3339 in UTC with milliseconds.
     connected_since: String,
@@ -42,10 +42,10 @@ pub(crate) struct Stream {
     /// The policy's version that it was last sent, and below the one that it has applied.
     pub(crate) sent_version: Option<String>,
     pub(crate) acked_version: Option<String>,
-    pub(crate) rejected: Option<Rejected>,
+    pub(crate) rejected: Option<RejectedVersion>,
     /// What it rejected besides the policy, by name.
     #[serde(default)]
-    pub(crate) rejected_resources: BTreeMap<String, Rejected>,
+    pub(crate) rejected_resources: BTreeMap<String, RejectedVersion>,
     /// SHA-256 of the roots that it trusts, once it has reported them.
     pub(crate) trusted_roots: Option<Vec<String>>,
     /// When its certificate expires, RFC 3339.
@@ -57,7 +57,7 @@ pub(crate) struct Stream {
 
 /// A version that a sidecar rejected.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
-pub(crate) struct Rejected {
+pub(crate) struct RejectedVersion {
     pub(crate) version: String,
     pub(crate) reason: String,
 }
@@ -80,7 +80,7 @@ pub(crate) struct MeshedPod {
 pub(crate) struct Known {
     /// By `<namespace>/<pod>`: the data of the replica that the sidecar is connected to, and that replica's Pod. For a
     /// disconnected sidecar, the replica that saw it last.
-    pub(crate) workloads: BTreeMap<String, (Workload, String)>,
+    pub(crate) workloads: BTreeMap<String, (ReportedWorkload, String)>,
     /// Replicas that did not answer, and why.
     pub(crate) silent: Vec<String>,
 }
@@ -92,7 +92,7 @@ impl MeshedPod {
     }
 
     /// The sidecar's version: as reported on its stream, or else its image's tag.
-    pub(crate) fn version<'a>(&'a self, stream: Option<&'a Stream>) -> &'a str {
+    pub(crate) fn version<'a>(&'a self, stream: Option<&'a ReportedStream>) -> &'a str {
         stream.map_or_else(|| image_tag(&self.image), |stream| &stream.program)
     }
 
@@ -129,7 +129,9 @@ impl Cluster {
     /// Queries every controller replica, by port-forward.
     pub(crate) async fn known_sidecars(&self) -> anyhow::Result<Known> {
         let mut known = Known { workloads: BTreeMap::new(), silent: Vec::new() };
-        for (controller, answer) in self.ask_all::<Vec<Workload>>(Part::Controller, "/workloads").await? {
+        for (controller, answer) in
+            self.ask_all::<Vec<ReportedWorkload>>(Part::Controller, "/workloads").await?
+        {
             match answer {
                 Ok(workloads) => known.add(&controller, workloads),
                 Err(error) => known.silent.push(error.to_string()),
@@ -141,7 +143,7 @@ impl Cluster {
 
 impl Known {
     /// Merges what one replica reports.
-    fn add(&mut self, controller: &str, workloads: Vec<Workload>) {
+    fn add(&mut self, controller: &str, workloads: Vec<ReportedWorkload>) {
         for workload in workloads {
             let newer = match self.workloads.get(&workload.workload) {
                 Some((other, _)) => workload.freshness() > other.freshness(),
@@ -154,13 +156,13 @@ impl Known {
     }
 
     /// The stream of a Pod's sidecar, if it is connected now.
-    pub(crate) fn connected(&self, pod: &MeshedPod) -> Option<&Stream> {
+    pub(crate) fn connected(&self, pod: &MeshedPod) -> Option<&ReportedStream> {
         let (workload, _) = self.workloads.get(&pod.key())?;
         workload.sidecar.as_ref().filter(|stream| stream.connected)
     }
 }
 
-impl Workload {
+impl ReportedWorkload {
     /// Sort key of replicas' data about one workload: a live stream first, then the latest. RFC 3339 in UTC sorts as
     /// text.
     fn freshness(&self) -> Option<(bool, &str)> {

@@ -2,7 +2,7 @@
 //!
 //! A rotation waits while daemons restart, so that one failed request must not end it.
 
-use super::admin::AdminError;
+use super::admin::PodAdminError;
 use super::client::ApiRequestError;
 use super::control_plane::NoRunningPod;
 
@@ -11,6 +11,6 @@ pub(crate) fn is_transient(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<NoRunningPod>()
             || cause.downcast_ref().is_some_and(|error: &ApiRequestError| error.is_transient)
-            || cause.downcast_ref().is_some_and(AdminError::is_transient)
+            || cause.downcast_ref().is_some_and(PodAdminError::is_transient)
     })
 }

@@ -23,11 +23,11 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The files of a `kubernetes.io/tls` Secret, as an ingress controller mounts them.
 #[derive(Clone, Debug)]
-pub(crate) struct SecretFolder(pub(crate) PathBuf);
+pub(crate) struct MountedSecret(pub(crate) PathBuf);
 
 /// The result of a request.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum DemoAnswer {
     /// An HTTP answer.
     Http {
         /// Its status.
@@ -43,7 +43,7 @@ pub(crate) enum Answer {
 
 /// How a request is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scheme {
+pub(crate) enum RequestScheme {
     /// In plaintext.
     Http,
     /// Over TLS, with the client certificate from the Secret.
@@ -55,7 +55,7 @@ pub(crate) struct IngressClient {
     /// Source address of its connections.
     pub(crate) source: SocketAddr,
     /// Its Secret.
-    pub(crate) secret: SecretFolder,
+    pub(crate) secret: MountedSecret,
     /// The name to verify in the backend's certificate, as `proxy_ssl_name` does.
     pub(crate) server_name: ServerName<'static>,
 }
@@ -64,19 +64,19 @@ impl IngressClient {
     /// Sends `GET path` to the backend. `Err` is a failure of the client itself, such as a missing Secret.
     pub(crate) async fn get(
         &self,
-        scheme: Scheme,
+        scheme: RequestScheme,
         backend: SocketAddr,
         path: &str,
-    ) -> anyhow::Result<Answer> {
+    ) -> anyhow::Result<DemoAnswer> {
         let config = match scheme {
-            Scheme::Http => None,
-            Scheme::Https => Some(self.secret.client_config()?),
+            RequestScheme::Http => None,
+            RequestScheme::Https => Some(self.secret.client_config()?),
         };
         let exchange = self.exchange(config, backend, path);
         match tokio::time::timeout(TIMEOUT, exchange).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if is_reset(&error) => Ok(Answer::Reset),
-            Ok(Err(error)) => Ok(Answer::None(format!("{error:#}"))),
+            Ok(Err(error)) if is_reset(&error) => Ok(DemoAnswer::Reset),
+            Ok(Err(error)) => Ok(DemoAnswer::None(format!("{error:#}"))),
             Err(_) => Err(anyhow!("no answer from {backend} within {TIMEOUT:?}")),
         }
     }
@@ -87,7 +87,7 @@ impl IngressClient {
         config: Option<Arc<ClientConfig>>,
         backend: SocketAddr,
         path: &str,
-    ) -> anyhow::Result<Answer> {
+    ) -> anyhow::Result<DemoAnswer> {
         let tcp = self.dial(backend).await?;
         match config {
             None => request(TokioIo::new(tcp), path).await,
@@ -106,7 +106,7 @@ impl IngressClient {
     }
 }
 
-impl SecretFolder {
+impl MountedSecret {
     /// One of its files.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
@@ -123,7 +123,7 @@ impl SecretFolder {
         patience.with_context(|| format!("no client certificate in {} after {TIMEOUT:?}", self.0.display()))
     }
 
-    /// The client's configuration, read from the files anew each time, as a controller does after a rotation.
+    /// The client's configuration, read from the files each time, as a controller does after a rotation.
     fn client_config(&self) -> anyhow::Result<Arc<ClientConfig>> {
         let mut roots = RootCertStore::empty();
         for root in certificates(&self.file("ca.crt"))? {
@@ -138,7 +138,7 @@ impl SecretFolder {
     }
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for DemoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Http { status, .. } => write!(f, "{status}"),
@@ -149,7 +149,7 @@ impl fmt::Display for Answer {
 }
 
 /// Sends the request over HTTP/1.1 and reads the whole answer.
-async fn request<S>(stream: S, path: &str) -> anyhow::Result<Answer>
+async fn request<S>(stream: S, path: &str) -> anyhow::Result<DemoAnswer>
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -168,7 +168,7 @@ where
     let body = response.into_body().collect().await?.to_bytes();
     drop(sender);
     driver.abort();
-    Ok(Answer::Http { status, body })
+    Ok(DemoAnswer::Http { status, body })
 }
 
 /// Whether RST ended the connection, before or while the request was written.

@@ -11,7 +11,7 @@ use anyhow::Context;
 use http::StatusCode;
 use serde_json::Value;
 
-use super::client::{Answer, IngressClient, Scheme};
+use super::client::{DemoAnswer, IngressClient, RequestScheme};
 use super::{Network, write};
 use crate::admin_client::fetch;
 
@@ -23,11 +23,11 @@ const WORKLOAD: &str = "httpbin/httpbin";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One policy, one request, one answer.
-pub(crate) struct Step {
+pub(crate) struct StoryStep {
     title: &'static str,
     /// The manifest to apply first; `None` for no IngressBackend.
     manifest: Option<&'static str>,
-    scheme: Scheme,
+    scheme: RequestScheme,
     expected: Expected,
 }
 
@@ -52,55 +52,55 @@ pub(crate) struct Story<'a> {
 }
 
 /// The walk-through that users of Open Service Mesh know.
-pub(crate) const STEPS: [Step; 5] = [
-    Step {
+pub(crate) const STEPS: [StoryStep; 5] = [
+    StoryStep {
         title: "No IngressBackend: no client outside the mesh is admitted",
         manifest: None,
-        scheme: Scheme::Http,
+        scheme: RequestScheme::Http,
         expected: Expected::Reset,
     },
-    Step {
+    StoryStep {
         title: "http, from the ingress controller's Service",
         manifest: Some(include_str!("../../../examples/ingress/policies/1-http.yaml")),
-        scheme: Scheme::Http,
+        scheme: RequestScheme::Http,
         expected: Expected::Status(StatusCode::OK),
     },
-    Step {
+    StoryStep {
         title: "https, with the ingress controller's AuthenticatedPrincipal",
         manifest: Some(include_str!("../../../examples/ingress/policies/2-https.yaml")),
-        scheme: Scheme::Https,
+        scheme: RequestScheme::Https,
         expected: Expected::Status(StatusCode::OK),
     },
-    Step {
+    StoryStep {
         title: "https, with a principal that its certificate does not hold",
         manifest: Some(include_str!("../../../examples/ingress/policies/3-https-untrusted.yaml")),
-        scheme: Scheme::Https,
+        scheme: RequestScheme::Https,
         expected: Expected::Status(StatusCode::FORBIDDEN),
     },
-    Step {
+    StoryStep {
         title: "the same, with skipClientCertValidation: true",
         manifest: Some(include_str!("../../../examples/ingress/policies/4-https-skip.yaml")),
-        scheme: Scheme::Https,
+        scheme: RequestScheme::Https,
         expected: Expected::Status(StatusCode::OK),
     },
 ];
 
 impl Story<'_> {
     /// Applies the policy, sends the request, prints the answer; returns whether it was as expected.
-    pub(crate) async fn tell(&self, number: usize, step: &Step) -> anyhow::Result<bool> {
+    pub(crate) async fn tell(&self, number: usize, step: &StoryStep) -> anyhow::Result<bool> {
         println!("{number}. {}", step.title);
         if let Some(manifest) = step.manifest {
             self.apply(manifest).await?;
         }
         let scheme = match step.scheme {
-            Scheme::Http => "http",
-            Scheme::Https => "https",
+            RequestScheme::Http => "http",
+            RequestScheme::Https => "https",
         };
         println!("   GET {scheme}://{}/get", self.backend);
         let answer = self.client.get(step.scheme, self.backend, "/get").await?;
         let is_expected = step.expected.is(&answer);
         println!("   {answer}{}", if is_expected { "" } else { "   <-- NOT as expected" });
-        if let Answer::Http { status, body } = &answer
+        if let DemoAnswer::Http { status, body } = &answer
             && *status != StatusCode::OK
         {
             println!("   body: {:?}", String::from_utf8_lossy(body));
@@ -136,10 +136,10 @@ impl Story<'_> {
     }
 
     /// The controller's reason for a request like this one, from `/explain`.
-    async fn why(&self, scheme: Scheme) -> anyhow::Result<String> {
+    async fn why(&self, scheme: RequestScheme) -> anyhow::Result<String> {
         let certificate = match scheme {
-            Scheme::Http => "&tls=false",
-            Scheme::Https => "&tls=true&principal=ingress-nginx.ingress-nginx.cluster.local",
+            RequestScheme::Http => "&tls=false",
+            RequestScheme::Https => "&tls=true&principal=ingress-nginx.ingress-nginx.cluster.local",
         };
         let source = self.network.address(30);
         let path = format!("/explain?backend={WORKLOAD}&source={source}{certificate}");
@@ -150,13 +150,13 @@ impl Story<'_> {
 
 impl Expected {
     /// Whether the answer is the expected one.
-    fn is(&self, answer: &Answer) -> bool {
+    fn is(&self, answer: &DemoAnswer) -> bool {
         match (self, answer) {
-            (Self::Reset, Answer::Reset) => true,
-            (Self::Status(StatusCode::FORBIDDEN), Answer::Http { status, body }) => {
+            (Self::Reset, DemoAnswer::Reset) => true,
+            (Self::Status(StatusCode::FORBIDDEN), DemoAnswer::Http { status, body }) => {
                 *status == StatusCode::FORBIDDEN && body == DENIED
             }
-            (Self::Status(expected), Answer::Http { status, .. }) => expected == status,
+            (Self::Status(expected), DemoAnswer::Http { status, .. }) => expected == status,
             _ => false,
         }
     }

@@ -34,17 +34,17 @@ const SWITCH: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// One of Tidegate's definitions as found in the cluster.
-struct Found {
+struct FoundDefinition {
     /// The definition that this version's chart installs.
     ours: CustomResourceDefinition,
     /// The definition that the cluster has.
     theirs: CustomResourceDefinition,
-    owner: Owner,
+    owner: DefinitionOwner,
 }
 
 /// The owner of a definition.
 #[derive(Debug, PartialEq)]
-enum Owner {
+enum DefinitionOwner {
     /// This release.
     Ours,
     /// No Helm release.
@@ -55,7 +55,7 @@ enum Owner {
 
 /// The result of writing an object unchanged.
 #[derive(Clone, Copy, Debug)]
-enum Rewrite {
+enum RewriteOutcome {
     /// What is stored did not change.
     Same,
     /// It is stored differently than before.
@@ -75,8 +75,9 @@ pub(super) async fn take_over(cluster: &Cluster) -> anyhow::Result<Vec<String>> 
         else {
             continue;
         };
-        let found = Found { owner: Owner::of(&theirs, &cluster.control_plane), ours, theirs };
-        if let Owner::Release(release) = &found.owner {
+        let found =
+            FoundDefinition { owner: DefinitionOwner::of(&theirs, &cluster.control_plane), ours, theirs };
+        if let DefinitionOwner::Release(release) = &found.owner {
             bail!(refusal(&name, release, &cluster.control_plane));
         }
         all.push(found);
@@ -89,7 +90,7 @@ pub(super) async fn take_over(cluster: &Cluster) -> anyhow::Result<Vec<String>> 
     Ok(said)
 }
 
-impl Owner {
+impl DefinitionOwner {
     /// The owner according to the annotations that Helm requires. With Helm's annotations and without its label, Helm
     /// would refuse the object, so it is taken over like one without an owner.
     fn of(crd: &CustomResourceDefinition, namespace: &str) -> Self {
@@ -104,7 +105,7 @@ impl Owner {
     }
 }
 
-impl Found {
+impl FoundDefinition {
     /// Takes over one definition: first its ownership and versions, then its objects, and last
     /// `status.storedVersions`, because a version that is still listed there cannot be removed. Each step may be
     /// repeated after an interruption.
@@ -116,7 +117,7 @@ impl Found {
     ) -> anyhow::Result<()> {
         let name = self.ours.name_any();
         let dropped = self.dropped_stored_versions();
-        if self.owner == Owner::Ours && dropped.is_empty() {
+        if self.owner == DefinitionOwner::Ours && dropped.is_empty() {
             return Ok(());
         }
         let changed = self.prepared(&cluster.control_plane, !dropped.is_empty());
@@ -236,20 +237,20 @@ impl Found {
             // yet done so, or that there was nothing to do.
             loop {
                 match rewrite(cluster, &api, object, &self.title(object)).await? {
-                    Rewrite::Gone => break,
-                    Rewrite::Changed => {
+                    RewriteOutcome::Gone => break,
+                    RewriteOutcome::Changed => {
                         has_switched = true;
                         break;
                     }
-                    Rewrite::Same if has_switched && !must_change => break,
-                    Rewrite::Same if Instant::now() < deadline => tokio::time::sleep(INTERVAL).await,
-                    Rewrite::Same if must_change => {
+                    RewriteOutcome::Same if has_switched && !must_change => break,
+                    RewriteOutcome::Same if Instant::now() < deadline => tokio::time::sleep(INTERVAL).await,
+                    RewriteOutcome::Same if must_change => {
                         bail!(
                             "{} is still stored in a version that is being removed; try again",
                             self.title(object)
                         );
                     }
-                    Rewrite::Same => has_switched = true,
+                    RewriteOutcome::Same => has_switched = true,
                 }
             }
         }
@@ -266,7 +267,7 @@ impl Found {
     /// longer use.
     fn sentence(&self, objects: usize, dropped: &[String]) -> String {
         let mut text = match self.owner {
-            Owner::Ours => format!("Kept: CustomResourceDefinition {}", self.ours.name_any()),
+            DefinitionOwner::Ours => format!("Kept: CustomResourceDefinition {}", self.ours.name_any()),
             _ => format!("Taken over: CustomResourceDefinition {}", self.ours.name_any()),
         };
         text += &match objects {
@@ -310,15 +311,19 @@ async fn rewrite(
     api: &Api<DynamicObject>,
     object: &DynamicObject,
     title: &str,
-) -> anyhow::Result<Rewrite> {
+) -> anyhow::Result<RewriteOutcome> {
     loop {
-        let Some(now) = cluster.get(api, &object.name_any(), title).await? else { return Ok(Rewrite::Gone) };
+        let Some(now) = cluster.get(api, &object.name_any(), title).await? else {
+            return Ok(RewriteOutcome::Gone);
+        };
         match api.replace(&object.name_any(), &PostParams::default(), &now).await {
-            Ok(written) if written.resource_version() == now.resource_version() => return Ok(Rewrite::Same),
-            Ok(_) => return Ok(Rewrite::Changed),
+            Ok(written) if written.resource_version() == now.resource_version() => {
+                return Ok(RewriteOutcome::Same);
+            }
+            Ok(_) => return Ok(RewriteOutcome::Changed),
             // A concurrent write: it is stored in the right version already, or is rewritten in the next round.
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Rewrite::Gone),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(RewriteOutcome::Gone),
             Err(error) => {
                 return Err(cluster.failed(&format!("rewrite {title}"), &error))
                     .context("correct or delete it, then try again; nothing is lost");

@@ -9,13 +9,13 @@ use std::time::SystemTime;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::Report;
+use super::BugReport;
 
 /// File mode: only the owner may read a report, because it reveals much about a cluster.
 const MODE: u32 = 0o600;
 
 /// Writes all files into a folder named after the report. `path` must not exist.
-pub(super) fn write(path: &Path, mut report: Report) -> io::Result<()> {
+pub(super) fn write(path: &Path, mut report: BugReport) -> io::Result<()> {
     if !report.missing.is_empty() {
         let text: String = report.missing.iter().map(|line| format!("{line}\n")).collect();
         report.files.push(("missing.txt".to_owned(), text));

@@ -27,7 +27,7 @@ use tidegate_crds::ingress_backend::IngressBackend;
 use tidegate_crds::injection::namespace_is_in_mesh;
 use tidegate_crds::mesh_config::MeshConfig;
 
-use super::{Choice, Report};
+use super::{BugReport, Choice};
 use crate::cluster::check;
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::Part;
@@ -53,8 +53,8 @@ const OF_CONTAINERS: [&str; 10] = [
 ];
 
 /// Collects everything that is available.
-pub(super) async fn everything(cluster: &Cluster, choice: &Choice) -> Report {
-    let mut report = Report::default();
+pub(super) async fn everything(cluster: &Cluster, choice: &Choice) -> BugReport {
+    let mut report = BugReport::default();
     eprintln!("versions and checks");
     versions(cluster, &mut report).await;
     eprintln!("objects");
@@ -71,7 +71,7 @@ pub(super) async fn everything(cluster: &Cluster, choice: &Choice) -> Report {
 }
 
 /// The versions of both sides, and the result of `tidegate check` at the time of the report.
-async fn versions(cluster: &Cluster, report: &mut Report) {
+async fn versions(cluster: &Cluster, report: &mut BugReport) {
     let server = match cluster.client.apiserver_version().await {
         Ok(version) => json!(version),
         Err(error) => json!(cluster.failed("get the version", &error).to_string()),
@@ -87,7 +87,7 @@ async fn versions(cluster: &Cluster, report: &mut Report) {
 }
 
 /// Collects Tidegate's objects and the objects that policies refer to. Returns the namespaces of the mesh.
-async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
+async fn objects(cluster: &Cluster, report: &mut BugReport) -> Vec<String> {
     installation(cluster, report).await;
     secret_names(cluster, report).await;
     let members = members(cluster, report).await;
@@ -98,7 +98,7 @@ async fn objects(cluster: &Cluster, report: &mut Report) -> Vec<String> {
 }
 
 /// Collects the control plane's objects, the webhooks, and the objects that configure the mesh.
-async fn installation(cluster: &Cluster, report: &mut Report) {
+async fn installation(cluster: &Cluster, report: &mut BugReport) {
     let client = &cluster.client;
     let home = cluster.control_plane.as_str();
     let all = ListParams::default;
@@ -118,7 +118,7 @@ async fn installation(cluster: &Cluster, report: &mut Report) {
 }
 
 /// Collects every Namespace, because labels decide which of them belong to the mesh. Returns those that do.
-async fn members(cluster: &Cluster, report: &mut Report) -> Vec<String> {
+async fn members(cluster: &Cluster, report: &mut BugReport) -> Vec<String> {
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
     let namespaces = match cluster.list(&namespaces, ListParams::default(), "namespaces").await {
         Ok(namespaces) => namespaces,
@@ -133,7 +133,7 @@ async fn members(cluster: &Cluster, report: &mut Report) -> Vec<String> {
 }
 
 /// Collects what policies of a namespace of the mesh refer to, and the roots that its sidecars trust.
-async fn objects_of_member(cluster: &Cluster, report: &mut Report, namespace: &str) {
+async fn objects_of_member(cluster: &Cluster, report: &mut BugReport, namespace: &str) {
     let prefix = format!("objects/{namespace}");
     let all = ListParams::default;
     list_in::<Pod>(cluster, report, namespace, &format!("{prefix}/pods.yaml"), all()).await;
@@ -149,7 +149,7 @@ async fn objects_of_member(cluster: &Cluster, report: &mut Report, namespace: &s
 }
 
 /// Requests only the metadata, so that the content of Secrets never leaves the API server.
-async fn secret_names(cluster: &Cluster, report: &mut Report) {
+async fn secret_names(cluster: &Cluster, report: &mut BugReport) {
     let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
     match api.list_metadata(&ListParams::default()).await {
         Ok(list) => {
@@ -165,7 +165,7 @@ async fn secret_names(cluster: &Cluster, report: &mut Report) {
 }
 
 /// Logs and admin pages of every running Pod of the control plane.
-async fn control_plane(cluster: &Cluster, report: &mut Report) {
+async fn control_plane(cluster: &Cluster, report: &mut BugReport) {
     for part in Part::ALL {
         let pods = match cluster.running(part).await {
             Ok(pods) => pods,
@@ -193,7 +193,7 @@ async fn control_plane(cluster: &Cluster, report: &mut Report) {
 
 /// Logs and admin pages of the chosen sidecars; without a choice those of the first [`FIRST`], and a note of how many
 /// were left out.
-async fn sidecars(cluster: &Cluster, choice: &Choice, report: &mut Report) {
+async fn sidecars(cluster: &Cluster, choice: &Choice, report: &mut BugReport) {
     let pods = match cluster.meshed_pods(None).await {
         Ok(pods) => pods,
         Err(error) => return report.miss("sidecars", &error),
@@ -232,7 +232,7 @@ async fn sidecars(cluster: &Cluster, choice: &Choice, report: &mut Report) {
 }
 
 /// Collects a container's log, and the log before its last restart.
-async fn logs(cluster: &Cluster, report: &mut Report, pod: &Pod, container: &str, prefix: &str) {
+async fn logs(cluster: &Cluster, report: &mut BugReport, pod: &Pod, container: &str, prefix: &str) {
     let spec = pod.spec.as_ref();
     let is_there = spec.is_some_and(|spec| {
         let of_init = spec.init_containers.iter().flatten();
@@ -271,7 +271,7 @@ async fn logs(cluster: &Cluster, report: &mut Report, pod: &Pod, container: &str
 /// Collects pages of a Pod's admin server.
 async fn pages_of(
     cluster: &Cluster,
-    report: &mut Report,
+    report: &mut BugReport,
     namespace: &str,
     name: &str,
     pages: &[&str],
@@ -287,8 +287,13 @@ async fn pages_of(
 }
 
 /// Collects the objects of one kind in a namespace.
-async fn list_in<K>(cluster: &Cluster, report: &mut Report, namespace: &str, path: &str, params: ListParams)
-where
+async fn list_in<K>(
+    cluster: &Cluster,
+    report: &mut BugReport,
+    namespace: &str,
+    path: &str,
+    params: ListParams,
+) where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
         + DeserializeOwned
@@ -299,7 +304,7 @@ where
 }
 
 /// Collects what `params` select as the file `path`, which also names it if it cannot be listed.
-async fn list<K>(cluster: &Cluster, report: &mut Report, api: &Api<K>, path: &str, params: ListParams)
+async fn list<K>(cluster: &Cluster, report: &mut BugReport, api: &Api<K>, path: &str, params: ListParams)
 where
     K: Clone + DeserializeOwned + Serialize + Debug,
 {

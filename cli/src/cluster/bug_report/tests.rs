@@ -124,7 +124,7 @@ async fn sidecars_are_chosen_by_namespace_and_pod() {
 fn without_the_archives_ending_a_folder_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("report");
-    let mut report = Report::default();
+    let mut report = BugReport::default();
     report.add("a/b.txt", "text");
     archive::write(&target, report).unwrap();
     assert_eq!(fs::read_to_string(target.join("a/b.txt")).unwrap(), "text");

@@ -24,7 +24,7 @@ use crate::cluster::control_plane::Part;
 /// `GET /certificate` of a daemon.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Certificate {
+struct DaemonCertificate {
     certificate_roots: Vec<String>,
 }
 
@@ -67,7 +67,7 @@ async fn control_plane(cluster: &Cluster, part: Part, root: &str) -> anyhow::Res
     for pod in cluster.running(part).await? {
         let name = pod.name_any();
         let reason = match cluster
-            .admin_json::<Certificate>(&cluster.control_plane, &name, "/certificate")
+            .admin_json::<DaemonCertificate>(&cluster.control_plane, &name, "/certificate")
             .await
         {
             Ok(certificate) if certificate.certificate_roots.iter().any(|known| known == root) => continue,

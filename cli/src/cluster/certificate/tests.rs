@@ -14,7 +14,7 @@ use tidegate_runtime::trust_bundle::fingerprint;
 use super::*;
 use crate::cluster::testing::{FakeCluster, control_plane_pod, ingress_backend, meshed_pod};
 
-const AT_ONCE: Pace = Pace {
+const AT_ONCE: RotationPace = RotationPace {
     one_step: false,
     timeout: Duration::ZERO,
     waits_for_expiry: false,
@@ -170,7 +170,7 @@ async fn a_namespace_that_cannot_have_the_roots_holds_up_no_mesh_that_has_no_sid
     assert!(error.contains(expected), "{error}");
     // Its sidecars are not waited for either.
     mesh.change(|state| state.is_stuck = true);
-    let pace = Pace { without: ["httpbin".to_owned()].into(), ..AT_ONCE };
+    let pace = RotationPace { without: ["httpbin".to_owned()].into(), ..AT_ONCE };
     rotate(&fake.cluster(), pace).await.unwrap();
     assert_eq!(mesh.taken(), 3);
 }
@@ -198,13 +198,13 @@ async fn who_revokes_says_so_with_each_step_and_waits_for_copies_of_the_old_root
         .unwrap()
     };
     let (both, foreign) = (rotation(&[&new, &old]), rotation(&[&new]));
-    let revoking = Pace { revokes: true, ..AT_ONCE };
+    let revoking = RotationPace { revokes: true, ..AT_ONCE };
     let held = stale_copies(&fake.cluster(), &both, &revoking).await.unwrap().unwrap();
     let expected = "Secret nginx/roots (type nginx.org/ca) does not hold the new root";
     assert_eq!(held, format!("{expected} (--ignore-copies revokes anyway)"));
     for (rotation, pace) in [
         (&both, AT_ONCE),
-        (&both, Pace { ignores_copies: true, ..revoking.clone() }),
+        (&both, RotationPace { ignores_copies: true, ..revoking.clone() }),
         (&foreign, revoking.clone()),
     ] {
         assert_eq!(stale_copies(&fake.cluster(), rotation, &pace).await.unwrap(), None);
@@ -265,7 +265,7 @@ async fn a_replica_that_does_not_answer_is_passed_over() {
 async fn one_step_at_a_time_is_possible() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;
-    let said = rotate(&fake.cluster(), Pace { one_step: true, ..AT_ONCE }).await.unwrap();
+    let said = rotate(&fake.cluster(), RotationPace { one_step: true, ..AT_ONCE }).await.unwrap();
     assert_eq!(said, "Step taken: trust-both. Run `tidegate certificate rotate` to continue");
     assert_eq!(mesh.taken(), 1);
 }
@@ -309,7 +309,7 @@ async fn what_the_cert_manager_waits_for_is_said() {
         state.old_certificates_end = Some("2999-01-01T00:00:00Z");
     });
     // With an hour's timeout, a wait of a day fails at once.
-    let hours = Pace { timeout: Duration::from_secs(3600), waits_for_expiry: true, ..AT_ONCE };
+    let hours = RotationPace { timeout: Duration::from_secs(3600), waits_for_expiry: true, ..AT_ONCE };
     let error = rotate(&fake.cluster(), hours).await.unwrap_err().to_string();
     assert!(
         error.starts_with("the rotation stays at step issue-new: certificates under the old root may"),
@@ -340,7 +340,7 @@ async fn the_last_step_is_taken_as_soon_as_no_certificate_of_the_old_root_is_in_
 
     // With workloads unknown to the controllers, the user waits for expiry.
     mesh.change(|state| state.not_renewed.clear());
-    let pace = Pace { waits_for_expiry: true, ..AT_ONCE };
+    let pace = RotationPace { waits_for_expiry: true, ..AT_ONCE };
     assert!(rotate(&fake.cluster(), pace).await.unwrap_err().to_string().contains("wait 23h"));
     assert_eq!(rotate(&fake.cluster(), AT_ONCE).await.unwrap(), "The root of mesh osm is new");
     assert!(mesh.0.lock().unwrap().vouched);
@@ -406,7 +406,7 @@ async fn a_step_is_waited_for() {
     mesh.change(|state| state.not_yet = Some("not published"));
     let cluster = fake.cluster();
     let rotation = tokio::spawn(async move {
-        rotate(&cluster, Pace { one_step: true, timeout: Duration::from_secs(60), ..AT_ONCE }).await
+        rotate(&cluster, RotationPace { one_step: true, timeout: Duration::from_secs(60), ..AT_ONCE }).await
     });
     while mesh.0.lock().unwrap().asked < 2 {
         tokio::task::yield_now().await;
@@ -421,7 +421,7 @@ async fn a_step_is_waited_for() {
 async fn a_certificate_authority_that_restarts_is_waited_for() {
     let mesh = Mesh::default();
     let fake = mesh.start().await;
-    let pace = Pace { timeout: Duration::from_secs(60), ..AT_ONCE };
+    let pace = RotationPace { timeout: Duration::from_secs(60), ..AT_ONCE };
     mesh.change(|state| state.failing = Some((2, StatusCode::SERVICE_UNAVAILABLE)));
     rotate(&fake.cluster(), pace.clone()).await.unwrap();
     assert_eq!(mesh.taken(), 3);
@@ -459,7 +459,7 @@ async fn a_look_that_keeps_failing_ends_with_its_reason_and_one_that_cannot_succ
          503 Service Unavailable: starting"
     );
     mesh.change(|state| state.failing = Some((9, StatusCode::NOT_FOUND)));
-    let patient = Pace { timeout: Duration::from_secs(3600), ..AT_ONCE };
+    let patient = RotationPace { timeout: Duration::from_secs(3600), ..AT_ONCE };
     let error = rotate(&fake.cluster(), patient).await.unwrap_err();
     assert_eq!(format!("{error:#}"), "pod tidegate-system/ca: /rotation: 404 Not Found: starting");
     assert_eq!(mesh.taken(), 0);

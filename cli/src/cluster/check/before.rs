@@ -8,7 +8,7 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::{Api, PostParams};
 
-use super::{Check, CheckOutcome, Report, enumerate};
+use super::{Check, CheckOutcome, CheckReport, enumerate};
 use crate::cluster::client::Cluster;
 use crate::cluster::mesh;
 use crate::helm::HelmOptions;
@@ -68,7 +68,7 @@ const MADE: [(&str, &str, bool); 13] = [
 
 /// Whether the API server answers, and if so, whether its version has native sidecars (KEP-753, beta and on by
 /// default since 1.29).
-pub(super) async fn api(cluster: &Cluster, report: &mut Report) {
+pub(super) async fn api(cluster: &Cluster, report: &mut CheckReport) {
     let version = cluster.client.apiserver_version().await;
     let version = version.map_err(|error| cluster.failed("get the version", &error));
     let (reached, version) = match version {
@@ -82,13 +82,13 @@ pub(super) async fn api(cluster: &Cluster, report: &mut Report) {
 }
 
 /// Whether this user may install, and whether name and namespace are free.
-pub(super) async fn installation(cluster: &Cluster, report: &mut Report) {
+pub(super) async fn installation(cluster: &Cluster, report: &mut CheckReport) {
     report.add(&PERMISSIONS, permissions(cluster).await);
     report.add(&ALONE, alone(cluster).await);
 }
 
 /// Checks the Helm that `tidegate install` runs.
-pub(super) fn helm(options: &HelmOptions, report: &mut Report) {
+pub(super) fn helm(options: &HelmOptions, report: &mut CheckReport) {
     report.add(&HELM, options.version().map(CheckOutcome::ok_with));
 }
 
@@ -153,16 +153,16 @@ async fn alone(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Severity;
+    use super::super::CheckSeverity;
     use super::*;
 
     #[test]
     fn versions_are_compared_as_numbers() {
         let severity = |major, minor| judge(major, minor, "v").unwrap().severity;
-        assert_eq!(severity("1", "28"), Severity::Failed);
-        assert_eq!(severity("1", "29+"), Severity::Ok);
-        assert_eq!(severity("1", "100"), Severity::Ok);
-        assert_eq!(severity("2", "0"), Severity::Ok);
+        assert_eq!(severity("1", "28"), CheckSeverity::Failed);
+        assert_eq!(severity("1", "29+"), CheckSeverity::Ok);
+        assert_eq!(severity("1", "100"), CheckSeverity::Ok);
+        assert_eq!(severity("2", "0"), CheckSeverity::Ok);
         assert!(judge("1", "", "v1").is_err());
     }
 }

@@ -17,7 +17,7 @@ use tidegate_crds::stored;
 use tidegate_runtime::tls::load_pem_certificates;
 use tidegate_runtime::trust_bundle::TrustBundle;
 
-use super::{Check, CheckOutcome, Report, days_until};
+use super::{Check, CheckOutcome, CheckReport, days_until};
 use crate::cluster::client::Cluster;
 use crate::cluster::control_plane::Part;
 use crate::cluster::mesh::{self, version};
@@ -72,7 +72,7 @@ const GATEWAY: Check = Check {
 };
 
 /// Whether any part of the control plane exists in its namespace; if not, the report says where a control plane is.
-pub(super) async fn is_there(cluster: &Cluster, report: &mut Report) -> bool {
+pub(super) async fn is_there(cluster: &Cluster, report: &mut CheckReport) -> bool {
     match elsewhere(cluster).await {
         Ok(None) => return true,
         Ok(Some(outcome)) => report.add(&THERE, Ok(outcome)),
@@ -109,7 +109,7 @@ async fn elsewhere(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
 }
 
 /// The checks in this order; the one of the ingress controller's certificate only if MeshConfig requests one.
-pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
+pub(super) async fn check(cluster: &Cluster, report: &mut CheckReport) {
     report.add(&DEFINITIONS, definitions(cluster).await);
     let (ready, versions) = deployments(cluster).await;
     report.add(&READY, ready);

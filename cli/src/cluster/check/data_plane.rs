@@ -13,7 +13,7 @@ use tidegate_core::contract::names::{self, trust_bundle_config_map};
 use tidegate_crds::injection::{has_sidecar_of, mesh_of, namespace_is_in_mesh};
 
 use super::control_plane::bundle;
-use super::{Check, CheckOutcome, Report, enumerate};
+use super::{Check, CheckOutcome, CheckReport, enumerate};
 use crate::cluster::client::Cluster;
 use crate::cluster::mesh;
 use crate::cluster::namespace::{self, injects};
@@ -89,7 +89,7 @@ const VERSIONS: Check = Check {
 };
 
 /// Checks of namespaces come first; those of sidecars are left out if no Pod has one, or if no controller answers.
-pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
+pub(super) async fn check(cluster: &Cluster, report: &mut CheckReport) {
     let mut namespaces = match namespace::all(cluster).await {
         Ok(all) => all,
         Err(error) => return report.add(&BUNDLES, Err(error)),

@@ -12,7 +12,7 @@ use tidegate_crds::injection::namespace_is_in_mesh;
 use tidegate_crds::not_enforced::effect;
 use tidegate_crds::{IngressBackend, MeshConfig};
 
-use super::{Check, CheckOutcome, NAMED, Report};
+use super::{Check, CheckOutcome, CheckReport, NAMED};
 use crate::cluster::client::Cluster;
 use crate::cluster::namespace;
 
@@ -27,7 +27,7 @@ const NONE: Check = Check {
 const PAGE: u32 = 500;
 
 /// Adds no finding if the cluster does not define such kinds.
-pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
+pub(super) async fn check(cluster: &Cluster, report: &mut CheckReport) {
     if let Some(outcome) = outcome(cluster).await.transpose() {
         report.add(&NONE, outcome);
     }

@@ -12,7 +12,7 @@ use kube::api::{Api, ListParams, ResourceExt};
 use tidegate_crds::ingress_backend::IngressBackend;
 use tidegate_crds::injection::{mesh_of, namespace_is_in_mesh};
 
-use super::{Check, CheckOutcome, Report};
+use super::{Check, CheckOutcome, CheckReport};
 use crate::cluster::client::Cluster;
 use crate::cluster::conflicts::Policies;
 use crate::cluster::{conflicts, namespace};
@@ -53,7 +53,7 @@ const CONFLICTS: Check = Check {
 };
 
 /// Adds nothing if there are no policies, so that a new mesh has no empty heading.
-pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
+pub(super) async fn check(cluster: &Cluster, report: &mut CheckReport) {
     let (namespaces, mut all) =
         match tokio::try_join!(namespace::all(cluster), conflicts::ingress_backends(cluster, &[])) {
             Ok(found) => found,

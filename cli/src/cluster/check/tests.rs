@@ -109,13 +109,13 @@ async fn workloads(fake: &FakeCluster, workloads: Value) {
     fake.admin("tidegate-system/c", Router::new().route("/workloads", route)).await;
 }
 
-async fn checked(fake: &FakeCluster) -> Report {
-    Report::of(&fake.cluster(), false, false).await
+async fn checked(fake: &FakeCluster) -> CheckReport {
+    CheckReport::of(&fake.cluster(), false, false).await
 }
 
 /// Findings that did not pass, as `<status> <id>: <message>`.
-fn faults(report: &Report) -> Vec<String> {
-    let bad = report.checks.iter().filter(|finding| finding.status != Severity::Ok);
+fn faults(report: &CheckReport) -> Vec<String> {
+    let bad = report.checks.iter().filter(|finding| finding.status != CheckSeverity::Ok);
     bad.map(|finding| {
         format!("{:?} {}: {}", finding.status, finding.id, finding.message.as_deref().unwrap_or(""))
     })
@@ -350,7 +350,7 @@ async fn before_an_installation_the_cluster_and_the_users_rights_are_looked_at()
     let fake = FakeCluster::start(Vec::new()).await;
     fake.api.serve_version(1, 28);
     fake.api.forbid("create clusterroles");
-    let report = Report::of(&fake.cluster(), true, false).await;
+    let report = CheckReport::of(&fake.cluster(), true, false).await;
     assert_eq!(
         faults(&report),
         [
@@ -364,7 +364,7 @@ async fn before_an_installation_the_cluster_and_the_users_rights_are_looked_at()
     assert!(shown.ends_with("\n× some checks failed\n"), "{shown}");
 
     fake.put(deployment("tidegate-controller"));
-    let faults = faults(&Report::of(&fake.cluster(), true, false).await);
+    let faults = faults(&CheckReport::of(&fake.cluster(), true, false).await);
     let expected =
         "Failed no-control-plane: mesh osm has its control plane in namespace tidegate-system, version 0.1.0";
     assert!(faults.contains(&expected.to_owned()), "{faults:?}");
@@ -378,7 +378,7 @@ async fn an_installation_needs_a_helm() {
         helm: HelmOptions,
     }
     let fake = FakeCluster::start(Vec::new()).await;
-    let mut report = Report::of(&fake.cluster(), true, false).await;
+    let mut report = CheckReport::of(&fake.cluster(), true, false).await;
     let flags = <Flags as clap::Parser>::parse_from(["check", "--helm", "/nonexistent/helm"]);
     before::helm(&flags.helm, &mut report);
     let faults = faults(&report);
@@ -391,16 +391,16 @@ async fn a_cluster_that_does_not_answer_fails_once() {
     let mut cluster = FakeCluster::start(Vec::new()).await.cluster();
     cluster.client =
         kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
-    let report = Report::of(&cluster, false, false).await;
+    let report = CheckReport::of(&cluster, false, false).await;
     assert_eq!(report.checks.len(), 1);
     assert_eq!(report.checks[0].id, "api-reachable");
-    assert_eq!(report.status, Severity::Failed);
+    assert_eq!(report.status, CheckSeverity::Failed);
 }
 
 #[tokio::test]
 async fn programs_get_ids_and_states() {
     let fake = FakeCluster::start(Vec::new()).await;
-    let report = serde_json::to_value(Report::of(&fake.cluster(), true, false).await).unwrap();
+    let report = serde_json::to_value(CheckReport::of(&fake.cluster(), true, false).await).unwrap();
     assert_eq!(report["status"], "ok");
     assert_eq!(report["checks"][1]["id"], "api-version");
     assert_eq!(report["checks"][1]["status"], "ok");

@@ -17,7 +17,7 @@ use tidegate_core::contract::names::{self, name_in_mesh};
 use tidegate_runtime::trust_bundle::TrustBundle;
 
 use super::control_plane::bundle;
-use super::{Check, CheckOutcome, Report};
+use super::{Check, CheckOutcome, CheckReport};
 use crate::cluster::client::Cluster;
 
 const CATEGORY: &str = "Webhooks";
@@ -38,7 +38,7 @@ const VALIDATOR: Check = Check {
 };
 
 /// A webhook of either kind.
-struct Webhook {
+struct CheckedWebhook {
     name: String,
     client: WebhookClientConfig,
     selector: LabelSelector,
@@ -46,7 +46,7 @@ struct Webhook {
 }
 
 /// The mutating webhook first: without it, no Pod gets a sidecar.
-pub(super) async fn check(cluster: &Cluster, report: &mut Report) {
+pub(super) async fn check(cluster: &Cluster, report: &mut CheckReport) {
     report.add(&INJECTOR, judge(cluster, "MutatingWebhookConfiguration", names::INJECTOR, "pods").await);
     let validator = judge(cluster, "ValidatingWebhookConfiguration", names::CONTROLLER, "ingressbackends");
     report.add(&VALIDATOR, validator.await);
@@ -73,10 +73,10 @@ async fn judge(cluster: &Cluster, kind: &str, name: &str, resource: &str) -> any
 }
 
 /// The webhooks of a MutatingWebhookConfiguration; `None` if it does not exist.
-async fn mutating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result<Option<Vec<Webhook>>> {
+async fn mutating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result<Option<Vec<CheckedWebhook>>> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(cluster.client.clone());
     let Some(found) = cluster.get(&api, name, what).await? else { return Ok(None) };
-    let webhooks = found.webhooks.unwrap_or_default().into_iter().map(|webhook| Webhook {
+    let webhooks = found.webhooks.unwrap_or_default().into_iter().map(|webhook| CheckedWebhook {
         name: webhook.name,
         client: webhook.client_config,
         selector: webhook.namespace_selector.unwrap_or_default(),
@@ -87,10 +87,14 @@ async fn mutating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result<O
 
 /// The webhooks of a ValidatingWebhookConfiguration; `None` if it does not exist. The API has a type of its own for
 /// them.
-async fn validating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result<Option<Vec<Webhook>>> {
+async fn validating(
+    cluster: &Cluster,
+    name: &str,
+    what: &str,
+) -> anyhow::Result<Option<Vec<CheckedWebhook>>> {
     let api: Api<ValidatingWebhookConfiguration> = Api::all(cluster.client.clone());
     let Some(found) = cluster.get(&api, name, what).await? else { return Ok(None) };
-    let webhooks = found.webhooks.unwrap_or_default().into_iter().map(|webhook| Webhook {
+    let webhooks = found.webhooks.unwrap_or_default().into_iter().map(|webhook| CheckedWebhook {
         name: webhook.name,
         client: webhook.client_config,
         selector: webhook.namespace_selector.unwrap_or_default(),
@@ -99,7 +103,7 @@ async fn validating(cluster: &Cluster, name: &str, what: &str) -> anyhow::Result
     Ok(Some(webhooks.collect()))
 }
 
-impl Webhook {
+impl CheckedWebhook {
     /// What keeps the API server from calling the webhook, or from trusting it: every root of the mesh must be in
     /// `caBundle`.
     fn faults(&self, cluster: &Cluster, trusted: Option<&TrustBundle>) -> impl Iterator<Item = String> {
@@ -127,8 +131,8 @@ impl Webhook {
 }
 
 /// Reports if the mesh's namespaces are not selected, or namespaces that must not be selected are.
-fn selection_faults(cluster: &Cluster, webhooks: &[Webhook], resource: &str) -> Vec<String> {
-    let concerned: Vec<&Webhook> =
+fn selection_faults(cluster: &Cluster, webhooks: &[CheckedWebhook], resource: &str) -> Vec<String> {
+    let concerned: Vec<&CheckedWebhook> =
         webhooks.iter().filter(|webhook| webhook.resources.iter().any(|name| name == resource)).collect();
     let is_selected = |labels: &[(&str, &str)]| {
         let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();

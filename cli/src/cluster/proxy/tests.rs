@@ -44,7 +44,7 @@ async fn the_replica_that_a_sidecar_is_connected_to_knows_best() {
     .await;
     let rows = status(&fake.cluster(), None).await.unwrap();
     let mut partly = rows[0].clone();
-    let reason = Rejected { version: "v".to_owned(), reason: "too many".to_owned() };
+    let reason = RejectedVersion { version: "v".to_owned(), reason: "too many".to_owned() };
     partly.rejected_resources.insert("destination/10.96.0.10:80".to_owned(), reason);
     assert_eq!(partly.policy_cell(), "in force; rejected destination/10.96.0.10:80: too many");
     assert_eq!(
