@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::app::{SMALL_BYTES, SMALL_FILL};
-use crate::load::{Endpoint, Exchange};
+use crate::load::{LoadEndpoint, LoadExchange};
 use crate::targets::{ClientFiles, Running};
 use crate::tls::ClientIdentity;
 
@@ -41,7 +41,7 @@ pub(crate) async fn wait_until_serving(running: &mut Running) -> Result<()> {
 /// Returns how the latter was refused; `None` for a target without TLS.
 pub(crate) async fn refuses_others(running: &Running) -> Result<Option<String>> {
     let Some(files) = &running.tls else { return Ok(None) };
-    let exchange = Exchange::keep_alive("/1k", SMALL_BYTES);
+    let exchange = LoadExchange::keep_alive("/1k", SMALL_BYTES);
 
     let mut foreign =
         endpoint(running, files, Some(&files.foreign))?.connect().await.context("foreign client")?;
@@ -63,16 +63,20 @@ pub(crate) async fn refuses_others(running: &Running) -> Result<Option<String>> 
 /// Whether the admitted client gets the app's response.
 async fn served(running: &Running) -> Result<()> {
     let endpoint = match &running.tls {
-        None => Endpoint::plain(running.address),
+        None => LoadEndpoint::plain(running.address),
         Some(files) => endpoint(running, files, Some(&files.allowed))?,
     };
     let mut client = endpoint.connect().await?;
-    Exchange::keep_alive("/1k", SMALL_BYTES).on(&mut client).await?;
+    LoadExchange::keep_alive("/1k", SMALL_BYTES).on(&mut client).await?;
     ensure!(client.body_start().iter().all(|byte| *byte == SMALL_FILL), "the answer is not the app's");
     Ok(())
 }
 
 /// A client's way to the target, with this identity or without a certificate.
-fn endpoint(running: &Running, files: &ClientFiles, identity: Option<&ClientIdentity>) -> Result<Endpoint> {
-    Endpoint::tls(running.address, &files.ca, &files.server_name, identity, &[])
+fn endpoint(
+    running: &Running,
+    files: &ClientFiles,
+    identity: Option<&ClientIdentity>,
+) -> Result<LoadEndpoint> {
+    LoadEndpoint::tls(running.address, &files.ca, &files.server_name, identity, &[])
 }

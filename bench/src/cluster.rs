@@ -28,14 +28,14 @@ use tidegate_tests::kubernetes::Cluster;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use self::changes::Change;
+use self::changes::PolicyChange;
 use self::results::{ClusterResults, ClusterSettings, Population};
 use self::site::ClusterSite;
 use crate::report::{Machine, default_folder};
 
 /// Flags of `cluster`.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct ClusterOptions {
+pub(crate) struct ClusterBenchOptions {
     /// Numbers of meshed pods to measure at, ascending.
     #[arg(long, value_delimiter = ',', default_value = "4,50,200")]
     pods: Vec<usize>,
@@ -79,7 +79,7 @@ struct Run {
 }
 
 /// Measures, and writes the report. Ends the cluster in any case, unless it is to be kept.
-pub(crate) fn main(options: ClusterOptions) -> Result<()> {
+pub(crate) fn main(options: ClusterBenchOptions) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "a cluster's node needs root: run this as root");
     ensure!(
         options.pods.is_sorted() && options.pods.first().is_some_and(|first| *first >= site::SMALLEST),
@@ -122,7 +122,7 @@ pub(crate) fn main(options: ClusterOptions) -> Result<()> {
 }
 
 /// Runs all measurements. A failure is recorded, and the remaining measurements run if they can.
-fn measure(options: &ClusterOptions) -> Result<ClusterResults> {
+fn measure(options: &ClusterBenchOptions) -> Result<ClusterResults> {
     let began = Instant::now();
     let programs = match &options.programs {
         Some(folder) => folder.canonicalize().with_context(|| format!("--programs {}", folder.display()))?,
@@ -165,7 +165,7 @@ fn measure(options: &ClusterOptions) -> Result<ClusterResults> {
 impl Run {
     /// Measures how soon changes of policies take effect.
     fn changes(&mut self, population: Population, count: usize) {
-        for change in Change::ALL {
+        for change in PolicyChange::ALL {
             let name = format!("{count} changes, {change}, {population}");
             if let Some(measured) = self.phase(&name, |site| changes::measure(site, change, count)) {
                 self.results.changes.push((population, measured));
@@ -175,7 +175,7 @@ impl Run {
 
     /// Measures how open connections end when their policy is deleted.
     fn connections(&mut self, population: Population, count: usize) {
-        for change in Change::ALL {
+        for change in PolicyChange::ALL {
             let name = format!("{count} open connections, {change}, {population}");
             if let Some(measured) = self.phase(&name, |site| connections::measure(site, change, count)) {
                 self.results.connections.push((population, measured));
@@ -207,7 +207,7 @@ impl Run {
 }
 
 /// Results with the conditions of the run and no measurements.
-fn no_results(options: &ClusterOptions, programs: &Path) -> Result<ClusterResults> {
+fn no_results(options: &ClusterBenchOptions, programs: &Path) -> Result<ClusterResults> {
     Ok(ClusterResults {
         finished: 0,
         seconds: 0,

@@ -16,7 +16,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::tls::ClientIdentity;
-pub(crate) use connection::{Endpoint, Exchange};
+pub(crate) use connection::{LoadEndpoint, LoadExchange};
 
 /// Flags of `load`.
 #[derive(Debug, clap::Args)]
@@ -162,9 +162,9 @@ async fn run(options: LoadOptions) -> Result<LoadReport> {
         options.certificate.zip(options.key).map(|(certificate, key)| ClientIdentity { certificate, key });
     let endpoint = match (options.ca, options.server_name) {
         (Some(ca), Some(name)) => {
-            Endpoint::tls(options.address, &ca, &name, identity.as_ref(), options.kind.protocols())?
+            LoadEndpoint::tls(options.address, &ca, &name, identity.as_ref(), options.kind.protocols())?
         }
-        _ => Endpoint::plain(options.address),
+        _ => LoadEndpoint::plain(options.address),
     };
     match options.kind {
         LoadKind::Closed { connections, seconds, warm_up } => {

@@ -40,7 +40,7 @@ enum BenchCommand {
     /// Measure all proxies in interleaved rounds and write JSON, a Markdown table and a chart.
     Run(run::RunOptions),
     /// Measure Tidegate on a dedicated Kubernetes, and compare with Open Service Mesh.
-    Cluster(cluster::ClusterOptions),
+    Cluster(cluster::ClusterBenchOptions),
     /// Serve the app behind the proxies: 1 KB for any path, 100 MB for /100m.
     App(app::AppOptions),
     /// Run one kind of load against one address and print the results as JSON.

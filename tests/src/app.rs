@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use socket2::SockRef;
 
-use crate::http1::{self, Kind, Message, Parsed};
+use crate::http1::{self, Message, MessageKind, Parsed};
 use crate::wait::{self, SOON};
 
 /// How long an app waits for a byte before it checks whether it should stop.
@@ -154,7 +154,7 @@ impl App {
 
     /// The requests that were received.
     pub fn requests(&self) -> Vec<Message> {
-        self.recordings().iter().flat_map(|bytes| http1::parse_all(bytes, Kind::Request)).collect()
+        self.recordings().iter().flat_map(|bytes| http1::parse_all(bytes, MessageKind::Request)).collect()
     }
 
     /// Forgets what was received.
@@ -193,7 +193,7 @@ impl Conversation {
     /// The next request, complete; `None` at the end of the connection.
     pub fn request(&mut self) -> io::Result<Option<Message>> {
         loop {
-            match http1::parse(&self.unread, Kind::Request) {
+            match http1::parse(&self.unread, MessageKind::Request) {
                 Parsed::Whole(message, length) => {
                     self.unread.drain(..length);
                     return Ok(Some(message));
@@ -213,7 +213,7 @@ impl Conversation {
                 let head = bytes.clone();
                 // Parsed as a message without a body.
                 bytes.splice(..0, b"HTTP/1.1 ".iter().copied());
-                let Parsed::Whole(mut message, _) = http1::parse(&bytes, Kind::ResponseToHead) else {
+                let Parsed::Whole(mut message, _) = http1::parse(&bytes, MessageKind::ResponseToHead) else {
                     return Err(io::ErrorKind::InvalidData.into());
                 };
                 message.first_line = message.first_line["HTTP/1.1 ".len()..].to_owned();

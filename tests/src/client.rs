@@ -15,7 +15,7 @@ use rustls::ClientConnection;
 use socket2::{Domain, Socket, Type};
 
 pub use self::tls::{Tls, TlsVersion};
-use crate::http1::{self, Kind, Message, Parsed};
+use crate::http1::{self, Message, MessageKind, Parsed};
 use crate::wait::SOON;
 
 /// A client: its address, its target, and whether it uses TLS.
@@ -146,7 +146,8 @@ impl Connection {
     /// Sends a request and reads its answer.
     pub fn request(&mut self, bytes: &[u8]) -> Result<Message, End> {
         self.write(bytes);
-        let kind = if bytes.starts_with(b"HEAD ") { Kind::ResponseToHead } else { Kind::Response };
+        let kind =
+            if bytes.starts_with(b"HEAD ") { MessageKind::ResponseToHead } else { MessageKind::Response };
         self.response(kind)
     }
 
@@ -156,7 +157,7 @@ impl Connection {
     }
 
     /// Reads one answer; waits for a body that lasts until the end.
-    pub fn response(&mut self, kind: Kind) -> Result<Message, End> {
+    pub fn response(&mut self, kind: MessageKind) -> Result<Message, End> {
         let deadline = Instant::now() + SOON;
         loop {
             match http1::parse(&self.unread, kind) {

@@ -28,7 +28,7 @@ pub enum Parsed {
 
 /// The kind of message, which determines its framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MessageKind {
     /// A request.
     Request,
     /// The answer to one.
@@ -77,8 +77,8 @@ impl Message {
     }
 
     /// Whether the body of a response lasts until the connection ends.
-    pub fn is_delimited_by_close(&self, kind: Kind) -> bool {
-        kind == Kind::Response
+    pub fn is_delimited_by_close(&self, kind: MessageKind) -> bool {
+        kind == MessageKind::Response
             && !has_no_body(self.status())
             && self.value("content-length").is_none()
             && self.value("transfer-encoding").is_none()
@@ -87,7 +87,7 @@ impl Message {
 
 /// Parses one message from the beginning of a buffer. The body of a response that lasts until the connection ends is
 /// left out.
-pub fn parse(bytes: &[u8], kind: Kind) -> Parsed {
+pub fn parse(bytes: &[u8], kind: MessageKind) -> Parsed {
     let Some(end) = find(bytes, b"\r\n\r\n").map(|at| at + 4) else { return Parsed::Partial };
     let head = String::from_utf8_lossy(&bytes[..end - 4]).into_owned();
     let mut lines = head.split("\r\n");
@@ -97,8 +97,8 @@ pub fn parse(bytes: &[u8], kind: Kind) -> Parsed {
     }
     let mut message = Message { first_line, fields: lines.map(field).collect(), ..Message::default() };
     let framed = match (kind, message.value("transfer-encoding"), message.value("content-length")) {
-        (Kind::ResponseToHead, ..) => Some(0),
-        (Kind::Response, ..) if has_no_body(message.status()) => Some(0),
+        (MessageKind::ResponseToHead, ..) => Some(0),
+        (MessageKind::Response, ..) if has_no_body(message.status()) => Some(0),
         (_, Some(_), _) => chunked(&bytes[end..], &mut message),
         (_, None, Some(length)) => match length.parse() {
             Ok(length) => bytes.get(end..end + length).map(|body| {
@@ -115,7 +115,7 @@ pub fn parse(bytes: &[u8], kind: Kind) -> Parsed {
 }
 
 /// Parses every message of a buffer; a rest that cannot be parsed is dropped.
-pub fn parse_all(mut bytes: &[u8], kind: Kind) -> Vec<Message> {
+pub fn parse_all(mut bytes: &[u8], kind: MessageKind) -> Vec<Message> {
     let mut messages = Vec::new();
     while let Parsed::Whole(message, length) = parse(bytes, kind) {
         messages.push(message);
@@ -173,7 +173,7 @@ mod tests {
         let bytes =
             b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nt: 1\r\n\r\n\
             GET /b HTTP/1.1\r\nHost:  x \r\n\r\nPUT";
-        let messages = parse_all(bytes, Kind::Request);
+        let messages = parse_all(bytes, MessageKind::Request);
         let seen: Vec<_> = messages.iter().map(|m| (m.method(), m.target(), m.text())).collect();
         assert_eq!(seen, [("POST", "/a", "abc".to_owned()), ("GET", "/b", String::new())]);
         assert_eq!(messages[0].trailers, [("t".to_owned(), "1".to_owned())]);
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_body_that_is_not_all_there_is_waited_for() {
         let bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab";
-        assert!(matches!(parse(bytes, Kind::Response), Parsed::Partial));
-        assert!(matches!(parse(bytes, Kind::ResponseToHead), Parsed::Whole(_, 38)));
+        assert!(matches!(parse(bytes, MessageKind::Response), Parsed::Partial));
+        assert!(matches!(parse(bytes, MessageKind::ResponseToHead), Parsed::Whole(_, 38)));
     }
 }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use self::scan::{Reference, ScannedFile};
+use self::scan::{ModulePath, ScannedFile};
 
 /// The modules of a crate, and for each the others that it uses, with a file that does so.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Modules {
             source.children.iter().map(|name| (name.clone(), references(folder, name, 1))).collect();
         for (name, references) in &found {
             let mut uses = BTreeMap::new();
-            for (Reference { name: used, .. }, file) in references {
+            for (ModulePath { name: used, .. }, file) in references {
                 let exported = source.exports.get(used).unwrap_or(used);
                 if exported != name && source.children.contains(exported) {
                     uses.entry(exported.clone()).or_insert_with(|| file.clone());
@@ -98,7 +98,7 @@ impl fmt::Display for Circle<'_> {
 
 /// What a module and all below it refer to at the crate's root. It is declared in a file of `folder`, `depth` below the
 /// root.
-fn references(folder: &Path, name: &str, depth: usize) -> Vec<(Reference, PathBuf)> {
+fn references(folder: &Path, name: &str, depth: usize) -> Vec<(ModulePath, PathBuf)> {
     let below = folder.join(name);
     let file = [below.with_extension("rs"), below.join("mod.rs")].into_iter().find(|file| file.exists());
     // A module without a file is inside its parent, which was read.

@@ -236,7 +236,7 @@ fn a_terminating_sidecar_lets_what_is_in_flight_finish() {
     assert_eq!(idle.end(SOON), End::Closed, "an idle connection ends soon");
     assert!(mesh.sidecar.exited().is_none(), "a request is in flight");
     app.release();
-    let answer = busy.response(tidegate_tests::http1::Kind::Response).unwrap();
+    let answer = busy.response(tidegate_tests::http1::MessageKind::Response).unwrap();
     assert_eq!(answer.status(), 200);
     assert!(answer.closes(), "{:?}", answer.fields);
     let status = wait::until("the sidecar ends", SOON, || mesh.sidecar.exited());

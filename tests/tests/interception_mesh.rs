@@ -32,19 +32,19 @@ const SERVICE_IPS: [&str; 2] = ["10.96.0.20", "fd96::20"];
 const MARK: &str = "tidegate-plaintext-mark";
 
 /// The pods `httpbin/caller` and `httpbin/httpbin`.
-struct Scene {
+struct CallerAndServer {
     node: Node,
-    caller: Meshed,
-    server: Meshed,
+    caller: InterceptedPod,
+    server: InterceptedPod,
     _mesh: Mesh,
 }
 
-struct Meshed {
+struct InterceptedPod {
     pod: NodePod,
     sidecar: Daemon,
 }
 
-impl Scene {
+impl CallerAndServer {
     fn start() -> Self {
         Self::with_server(Node::pod)
     }
@@ -61,8 +61,8 @@ impl Scene {
         let local = mesh.target().ip();
         let pods = [pod("caller", local, &caller), pod("httpbin", local, &server)];
         mesh.apply("mesh", &[&pods[..], &services(), &slices(&server)].concat());
-        let caller = Meshed::start(&mesh, "caller", caller);
-        let server = Meshed::start(&mesh, "httpbin", server);
+        let caller = InterceptedPod::start(&mesh, "caller", caller);
+        let server = InterceptedPod::start(&mesh, "httpbin", server);
         Self { node, caller, server, _mesh: mesh }
     }
 
@@ -81,7 +81,7 @@ impl Scene {
     }
 }
 
-impl Meshed {
+impl InterceptedPod {
     fn start(mesh: &Mesh, name: &str, pod: NodePod) -> Self {
         let ips = pod.ips().join(",");
         let probes = r#"[{"port":15901,"path":"/osm-liveness-probe/app","target":{"tcp":{"port":14001}}},
@@ -175,7 +175,7 @@ fn slices(server: &NodePod) -> Vec<Value> {
 
 #[test]
 fn what_an_app_dials_by_pod_or_service_travels_as_mutual_tls_in_both_families() {
-    let scene = Scene::start();
+    let scene = CallerAndServer::start();
     let app = scene.server.http();
     let addresses = scene.addresses(PORT, 80);
     let path = format!("/get?mark={MARK}");
@@ -210,7 +210,7 @@ fn what_an_app_dials_by_pod_or_service_travels_as_mutual_tls_in_both_families() 
 
 #[test]
 fn an_app_reaches_itself_by_every_address_and_others_reach_only_what_it_serves() {
-    let scene = Scene::start();
+    let scene = CallerAndServer::start();
     let server = &scene.server;
     let _app = server.http();
     let local: Vec<_> = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
@@ -243,9 +243,9 @@ fn an_app_reaches_itself_by_every_address_and_others_reach_only_what_it_serves()
 
 #[test]
 fn a_sidecars_own_ports_lead_nowhere() {
-    let scene = Scene::start();
+    let scene = CallerAndServer::start();
     let app = scene.server.http();
-    let files = |meshed: &Meshed| meshed.sidecar.open_files().len();
+    let files = |meshed: &InterceptedPod| meshed.sidecar.open_files().len();
     let before = (files(&scene.caller), files(&scene.server));
     let time = scene.server.sidecar.processor_time();
     let proxied = b"GET http://127.0.0.1:15000/config HTTP/1.1\r\nhost: 127.0.0.1:15000\r\n\r\n";
@@ -279,7 +279,7 @@ fn a_sidecars_own_ports_lead_nowhere() {
 
 #[test]
 fn what_the_rules_leave_alone_is_ours_and_only_reads() {
-    let scene = Scene::start();
+    let scene = CallerAndServer::start();
     let server = &scene.server;
     let app = server.http();
     let rules = server.pod.namespace().rules();
@@ -345,7 +345,7 @@ fn bytes(count: usize) -> Vec<u8> {
 
 #[test]
 fn each_direction_ends_by_itself_in_either_order() {
-    let scene = Scene::start();
+    let scene = CallerAndServer::start();
     let hears_all = |conversation: &mut tidegate_tests::app::Conversation| {
         let mut all = Vec::new();
         loop {
@@ -388,7 +388,7 @@ fn each_direction_ends_by_itself_in_either_order() {
 
 #[test]
 fn much_data_crosses_a_link_that_loses_and_reorders_without_a_reset() {
-    let scene = Scene::with_server(Node::pod_far_away);
+    let scene = CallerAndServer::with_server(Node::pod_far_away);
     let _app = scene.server.run(|| App::tcp_echo((Ipv6Addr::UNSPECIFIED, TCP_PORT).into()));
     let sent = bytes(8 << 20);
     thread::scope(|scope| {
@@ -406,7 +406,7 @@ fn much_data_crosses_a_link_that_loses_and_reorders_without_a_reset() {
 
 #[test]
 fn a_wait_in_a_pod_ends_once_the_server_answers_and_must_not_pass_the_sidecar_by() {
-    let scene = Scene::start();
+    let scene = CallerAndServer::start();
     let address = at(SERVICE_IPS[0], 90);
     let start = |name: &str, user: u32| {
         let arguments = ["wait", "--for", &format!("tcp://{address}")].map(str::to_owned).to_vec();

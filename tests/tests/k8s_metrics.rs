@@ -21,12 +21,12 @@ const SCRAPED: Duration = Duration::from_secs(90);
 const DISCOVERY: &str = "kubernetes_sd_configs:\n          - role: pod\n";
 
 /// The example's Prometheus, queried through the API server.
-struct Prometheus {
+struct ExamplePrometheus {
     namespace: Namespace,
     pod: Pod,
 }
 
-impl Prometheus {
+impl ExamplePrometheus {
     fn start() -> Self {
         let namespace = Namespace::named("monitoring");
         namespace.cluster().load_images(&["prometheus"]);
@@ -69,7 +69,7 @@ fn a_prometheus_set_up_as_documented_scrapes_every_daemon_and_computes_quantiles
         client.get_until(&format!("http://{}:8080/hostname", server.ip()), 200);
     }
 
-    let prometheus = Prometheus::start();
+    let prometheus = ExamplePrometheus::start();
     let up = |namespace: &str| prometheus.query(&format!("up{{namespace=\"{namespace}\"}} == 1"));
     let replicas: usize =
         DAEMONS.iter().map(|daemon| pods(mesh, &format!("app.kubernetes.io/name={daemon}"))).sum();

@@ -47,12 +47,12 @@ impl Drop for Alone {
 }
 
 /// A backend under two loads: one that makes a connection for each request, one that keeps them.
-struct Loaded {
+struct LoadedBackend {
     namespace: Namespace,
     loads: Vec<PodLoad>,
 }
 
-impl Loaded {
+impl LoadedBackend {
     fn start() -> Self {
         let namespace = Namespace::meshed("outage");
         Workload::http("server").deploy(&namespace);
@@ -84,7 +84,7 @@ impl Loaded {
 #[test]
 fn with_the_whole_control_plane_away_for_a_minute_no_request_fails() {
     let alone = Alone::with_the_mesh();
-    let loaded = Loaded::start();
+    let loaded = LoadedBackend::start();
     for daemon in DAEMONS {
         alone.mesh.scale(daemon, 0);
     }
@@ -102,7 +102,7 @@ fn with_the_whole_control_plane_away_for_a_minute_no_request_fails() {
 #[test]
 fn daemons_that_are_killed_again_and_again_cost_no_request() {
     let alone = Alone::with_the_mesh();
-    let loaded = Loaded::start();
+    let loaded = LoadedBackend::start();
     for _ in 0..10 {
         for daemon in DAEMONS {
             alone.mesh.kill(daemon);
@@ -194,7 +194,7 @@ fn a_sidecar_that_comes_back_without_a_ca_takes_its_pod_out_of_its_services() {
 fn a_restart_of_the_api_server_costs_no_request_and_changes_arrive_afterwards() {
     let alone = Alone::with_the_mesh();
     let cluster = alone.mesh.cluster();
-    let loaded = Loaded::start();
+    let loaded = LoadedBackend::start();
     cluster.kill_part("kube-apiserver");
     cluster.start_part("kube-apiserver");
     wait::until_true("the API server is back", Duration::from_secs(60), || {

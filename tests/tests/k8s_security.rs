@@ -37,14 +37,14 @@ const TOKEN_MEMORY: Duration = Duration::from_secs(30);
 
 /// A service of the control plane: its address and the name in its certificate.
 #[derive(Clone, Copy)]
-enum Service {
+enum ControlPlaneService {
     Authority,
     Controller,
     Injector,
     Validator,
 }
 
-impl Service {
+impl ControlPlaneService {
     fn target(self) -> String {
         let (name, port) = match self {
             Self::Authority => ("tidegate-cert-manager", 15012),
@@ -80,12 +80,12 @@ fn roots() -> String {
 }
 
 /// Two clients in separate namespaces: one in the mesh, one outside.
-struct Clients {
+struct ClientNamespaces {
     meshed: Namespace,
     plain: Namespace,
 }
 
-impl Clients {
+impl ClientNamespaces {
     fn start() -> Self {
         Mesh::get();
         let clients = Self { meshed: Namespace::meshed("client"), plain: Namespace::new("outside") };
@@ -116,7 +116,7 @@ fn with_token(token: &str) -> String {
 #[track_caller]
 fn credentials(namespace: &Namespace, account: &str, pod: &Pod) -> String {
     let token = token(namespace, account, pod, &[]);
-    let given = Service::Authority.ask(pod, "certify", &[with_token(&token)], "");
+    let given = ControlPlaneService::Authority.ask(pod, "certify", &[with_token(&token)], "");
     let text = |field: &str| given[field].as_str().unwrap_or_else(|| panic!("{given}")).to_owned();
     text("chain") + &text("key")
 }
@@ -147,13 +147,13 @@ fn restarts() -> u64 {
 
 #[test]
 fn the_controller_refuses_clients_without_a_certificate_of_a_workload() {
-    let clients = Clients::start();
+    let clients = ClientNamespaces::start();
     let stranger = Authority::root("Stranger").issue(&Leaf::dns("client.default.cluster.local"));
     let stranger = format!("--credentials={}{}", stranger.chain_pem(), stranger.key_pem());
     for pod in clients.pods() {
         let tls = |more: &[String]| {
             let arguments = [&["--alpn=h2".to_owned()], more].concat();
-            PodOutcome::of(&Service::Controller.ask(&pod, "tls", &arguments, ""))
+            PodOutcome::of(&ControlPlaneService::Controller.ask(&pod, "tls", &arguments, ""))
         };
         // certificate_required and unknown_ca.
         assert_eq!(tls(&[]), PodOutcome::Refused("alert 116".to_owned()));
@@ -177,7 +177,7 @@ fn the_controller_refuses_clients_without_a_certificate_of_a_workload() {
     let [meshed, _] = clients.pods();
     let workload = format!("--workload={}/{}", clients.meshed.name(), meshed.name());
     let arguments = [workload, format!("--credentials={gateway}")];
-    let refused = Service::Controller.ask(&meshed, "discover", &arguments, "");
+    let refused = ControlPlaneService::Controller.ask(&meshed, "discover", &arguments, "");
     assert_eq!(refused["code"], "PermissionDenied", "{refused}");
 }
 
@@ -194,7 +194,7 @@ fn a_workload_gets_its_own_policy_and_learns_nothing_of_another_namespace() {
         .map(|index| format!("--credentials={}", credentials(&namespaces[index], "server", &pods[index])));
     let discover = |who: usize, workload: String| {
         let arguments = [format!("--workload={workload}"), shown[who].clone()];
-        Service::Controller.ask(&pods[who], "discover", &arguments, "")
+        ControlPlaneService::Controller.ask(&pods[who], "discover", &arguments, "")
     };
     for (own, other) in [(0, 1), (1, 0)] {
         let [name, theirs] = [own, other].map(|index| namespaces[index].name());
@@ -224,10 +224,11 @@ fn a_workload_gets_its_own_policy_and_learns_nothing_of_another_namespace() {
 
 #[test]
 fn the_authority_gives_no_client_a_certificate_for_another_identity() {
-    let clients = Clients::start();
+    let clients = ClientNamespaces::start();
     let [meshed, plain] = clients.pods();
     for (namespace, pod) in [(&clients.meshed, &meshed), (&clients.plain, &plain)] {
-        let certify = |arguments: &[String]| Service::Authority.ask(pod, "certify", arguments, "");
+        let certify =
+            |arguments: &[String]| ControlPlaneService::Authority.ask(pod, "certify", arguments, "");
         let api_server = with_token(&token(namespace, "client", pod, &["--duration=1h"]));
         let other = with_token(&token(namespace, "client", pod, &["--audience=other"]));
         for arguments in [vec![], vec![with_token("rubbish")], vec![api_server], vec![other]] {
@@ -235,7 +236,8 @@ fn the_authority_gives_no_client_a_certificate_for_another_identity() {
             assert_eq!(refused["code"], "Unauthenticated", "{arguments:?}: {refused}");
         }
     }
-    let certify = |arguments: &[String]| Service::Authority.ask(&meshed, "certify", arguments, "");
+    let certify =
+        |arguments: &[String]| ControlPlaneService::Authority.ask(&meshed, "certify", arguments, "");
     let good = with_token(&token(&clients.meshed, "client", &meshed, &[]));
     let uri = |namespace: &str| format!("--uri=spiffe://cluster.local/ns/{namespace}/sa/client");
     let own = uri(clients.meshed.name());
@@ -252,7 +254,8 @@ fn the_authority_gives_no_client_a_certificate_for_another_identity() {
 
     // With a certificate it would be admitted wherever mesh peers are.
     let outsider = with_token(&token(&clients.plain, "client", &plain, &[]));
-    let certify = || Service::Authority.ask(&plain, "certify", std::slice::from_ref(&outsider), "");
+    let certify =
+        || ControlPlaneService::Authority.ask(&plain, "certify", std::slice::from_ref(&outsider), "");
     let refused = certify();
     assert_eq!(refused["code"], "PermissionDenied", "{refused}");
     clients.plain.cluster().tidegate([
@@ -267,7 +270,7 @@ fn the_authority_gives_no_client_a_certificate_for_another_identity() {
 
     // The account is deleted, the pod is not.
     let token = with_token(&token(&clients.meshed, "client", &meshed, &[]));
-    let certify = || Service::Authority.ask(&meshed, "certify", std::slice::from_ref(&token), "");
+    let certify = || ControlPlaneService::Authority.ask(&meshed, "certify", std::slice::from_ref(&token), "");
     assert!(certify()["chain"].is_string());
     clients.meshed.kubectl(&["delete", "serviceaccount", "client"]);
     wait::until_true("the token ends with its account", TOKEN_MEMORY, || {
@@ -310,7 +313,7 @@ fn pod(name: &str) -> Value {
 
 #[test]
 fn requests_to_a_webhook_change_nothing_and_rubbish_does_not_hurt_it() {
-    let clients = Clients::start();
+    let clients = ClientNamespaces::start();
     let before = restarts();
     let ghost = review(["", "v1", "Pod"], clients.meshed.name(), &pod("ghost"));
     let shut = policy("ghost", &open_to("10.0.0.0/99"));
@@ -318,9 +321,10 @@ fn requests_to_a_webhook_change_nothing_and_rubbish_does_not_hurt_it() {
     let shut = review(ours, clients.meshed.name(), &shut);
     let deep = format!("{{\"request\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     for from in clients.pods() {
-        for (service, path, good) in
-            [(Service::Injector, "/mutate", &ghost), (Service::Validator, "/validate", &shut)]
-        {
+        for (service, path, good) in [
+            (ControlPlaneService::Injector, "/mutate", &ghost),
+            (ControlPlaneService::Validator, "/validate", &shut),
+        ] {
             let post = |path: &str, kind: &str, body: &str| {
                 let arguments =
                     ["--method=POST".to_owned(), format!("--path={path}"), format!("--content-type={kind}")];
@@ -349,7 +353,7 @@ fn requests_to_a_webhook_change_nothing_and_rubbish_does_not_hurt_it() {
             assert_eq!(answer["status"], 200, "{answer}");
             let response = &answer["body"]["response"];
             match service {
-                Service::Injector => assert!(response["patch"].is_string(), "{answer}"),
+                ControlPlaneService::Injector => assert!(response["patch"].is_string(), "{answer}"),
                 _ => assert_eq!(response["allowed"], false, "{answer}"),
             }
         }
@@ -755,7 +759,8 @@ fn no_log_and_no_page_holds_a_key_or_a_token_even_at_trace_level() {
     client.get_until("http://server/get", 200);
     let good = token(&shop, "client", &client, &[]);
     let foreign = "--uri=spiffe://cluster.local/ns/kube-system/sa/x".to_owned();
-    let certify = |arguments: &[String]| Service::Authority.ask(&client, "certify", arguments, "");
+    let certify =
+        |arguments: &[String]| ControlPlaneService::Authority.ask(&client, "certify", arguments, "");
     assert_eq!(certify(&[with_token(&good), foreign])["code"], "InvalidArgument");
     assert_eq!(certify(&[with_token(&format!("{good}x"))])["code"], "Unauthenticated");
     // A token in a field where none belongs.

@@ -247,7 +247,7 @@ fn what_clients_choose_makes_no_series_and_takes_no_memory() {
                 connection.write(&std::mem::take(&mut bytes));
                 for _ in 0..sent {
                     assert_eq!(
-                        connection.response(tidegate_tests::http1::Kind::Response).unwrap().status(),
+                        connection.response(tidegate_tests::http1::MessageKind::Response).unwrap().status(),
                         204
                     );
                 }

@@ -36,7 +36,7 @@ struct LimitedSidecar {
 }
 
 /// What one source repeats.
-struct Attack {
+struct RepeatedConnection {
     name: &'static str,
     /// Opens one connection.
     open: fn(&LimitedSidecar) -> io::Result<TcpStream>,
@@ -136,20 +136,20 @@ fn within_the_limit_of_the_docs_a_sidecar_lives_and_serves_others_whatever_one_s
     let mut site = LimitedSidecar::start();
     site.mesh.sidecar.limit_memory(MEMORY);
     let attacks = [
-        Attack { name: "silent connections", open: |site| site.sent(OPEN, b"") },
-        Attack { name: "half heads", open: LimitedSidecar::half_head },
-        Attack { name: "half handshakes", open: LimitedSidecar::half_handshake },
-        Attack { name: "half TLS records", open: LimitedSidecar::half_record },
-        Attack {
+        RepeatedConnection { name: "silent connections", open: |site| site.sent(OPEN, b"") },
+        RepeatedConnection { name: "half heads", open: LimitedSidecar::half_head },
+        RepeatedConnection { name: "half handshakes", open: LimitedSidecar::half_handshake },
+        RepeatedConnection { name: "half TLS records", open: LimitedSidecar::half_record },
+        RepeatedConnection {
             name: "slow readers",
             open: |site| site.sent(OPEN, b"GET /bytes/10000000 HTTP/1.1\r\nhost: a\r\n\r\n"),
         },
-        Attack {
+        RepeatedConnection {
             name: "bodies that do not come",
             open: |site| site.sent(OPEN, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nx"),
         },
     ];
-    for Attack { name, open } in attacks {
+    for RepeatedConnection { name, open } in attacks {
         let crowd: Vec<_> = (0..CONNECTIONS + 100).filter_map(|_| open(&site).ok()).collect();
         site.others_are_served(name);
         assert_eq!(site.mesh.sidecar.exited(), None, "{name}");

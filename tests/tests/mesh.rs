@@ -25,12 +25,12 @@ const RESET: RequestOutcome = RequestOutcome::Refused(End::Reset);
 const CLUSTER_IP: &str = "10.96.0.10:80";
 
 /// A pod that calls the Service in front of `httpbin/httpbin`.
-struct Story {
+struct CallerMesh {
     mesh: Mesh,
     caller: Daemon,
 }
 
-impl Story {
+impl CallerMesh {
     fn start(options: Options) -> Self {
         let mut mesh = Mesh::with(options);
         let caller = mesh.caller(CLUSTER_IP);
@@ -139,7 +139,7 @@ fn records(bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn what_an_app_sends_to_a_service_of_the_mesh_travels_as_mutual_tls() {
-    let mut story = Story::start(Options::default());
+    let mut story = CallerMesh::start(Options::default());
     let app = App::echo(story.mesh.app_address());
     let between = story.mesh.block().at(50, PORT);
     let carried = tap(between, story.mesh.target());
@@ -177,7 +177,7 @@ fn what_an_app_sends_to_a_service_of_the_mesh_travels_as_mutual_tls() {
 
 #[test]
 fn an_endpoint_that_is_another_workload_than_the_controller_says_gets_nothing() {
-    let mut story = Story::start(Options::default());
+    let mut story = CallerMesh::start(Options::default());
     let app = App::echo(story.mesh.app_address());
     // A Pod of another account, at whose address httpbin answers.
     let impostor = objects::pod("impostor", "impostor", &story.mesh.block().ip(60).to_string(), &[]);
@@ -194,7 +194,7 @@ fn an_endpoint_that_is_another_workload_than_the_controller_says_gets_nothing() 
 
 #[test]
 fn an_endpoint_that_is_gone_costs_no_request() {
-    let mut story = Story::start(Options::default());
+    let mut story = CallerMesh::start(Options::default());
     let _app = App::echo(story.mesh.app_address());
     let (pod, gone) = (story.mesh.target(), story.mesh.block().at(61, PORT));
     assert_eq!(story.app().get("/get"), OK);
@@ -214,7 +214,7 @@ fn an_endpoint_that_is_gone_costs_no_request() {
 
 #[test]
 fn without_permissive_mode_a_peer_is_refused_and_open_connections_end() {
-    let mut story = Story::start(Options::default());
+    let mut story = CallerMesh::start(Options::default());
     let app = App::echo(story.mesh.app_address());
     let mut open = story.app().connect().unwrap();
     assert_eq!(open.get("/get").unwrap().status(), 200);
@@ -247,7 +247,7 @@ fn what_is_outside_the_mesh_is_passed_through() {
 
 #[test]
 fn the_controller_is_killed_and_restarted_under_load_between_apps_without_a_failed_request() {
-    let mut story = Story::start(Options::default());
+    let mut story = CallerMesh::start(Options::default());
     let _app = App::echo(story.mesh.app_address());
     let churning = Shape { requests_per_connection: 5, ..Shape::default() };
     let load = Load::start(churning, || 0, {
@@ -272,7 +272,7 @@ fn the_controller_is_killed_and_restarted_under_load_between_apps_without_a_fail
 #[test]
 fn a_tcp_stream_between_apps_outlives_its_certificates_and_their_root_and_ends_when_that_is_revoked() {
     let life = Duration::from_secs(8);
-    let story = Story::start(Options { certificate_life: life, own_root: true, ..Options::default() });
+    let story = CallerMesh::start(Options { certificate_life: life, own_root: true, ..Options::default() });
     let _app = App::tcp_echo(story.mesh.app_address());
     let mut stream = story.app().connect().unwrap();
     let mut echo = move || {
@@ -320,7 +320,8 @@ fn a_tcp_stream_between_apps_outlives_its_certificates_and_their_root_and_ends_w
 
 #[test]
 fn certificates_are_renewed_under_load_between_apps_without_a_failed_request() {
-    let story = Story::start(Options { certificate_life: Duration::from_secs(20), ..Options::default() });
+    let story =
+        CallerMesh::start(Options { certificate_life: Duration::from_secs(20), ..Options::default() });
     let _app = App::echo(story.mesh.app_address());
     let churning = Shape { requests_per_connection: 5, ..Shape::default() };
     let load = Load::start(churning, || 0, {
@@ -350,7 +351,7 @@ fn certificates_are_renewed_under_load_between_apps_without_a_failed_request() {
 
 #[test]
 fn a_wait_in_the_mesh_ends_once_the_server_answers_and_not_when_a_connection_succeeds() {
-    let story = Story::start(Options::default());
+    let story = CallerMesh::start(Options::default());
     let way_out = story.mesh.way_out();
     let start = |name: &str, url: String, time: &str| {
         let arguments = ["wait", "--for", &url, "--timeout", time].map(str::to_owned).to_vec();

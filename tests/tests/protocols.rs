@@ -351,6 +351,6 @@ fn an_answer_that_comes_before_the_body_is_passed_on() {
     });
     let mut connection = mesh.client().connect().unwrap();
     connection.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\nsome");
-    let answer = connection.response(tidegate_tests::http1::Kind::Response).unwrap();
+    let answer = connection.response(tidegate_tests::http1::MessageKind::Response).unwrap();
     assert_eq!((answer.status(), answer.text()), (413, "no".to_owned()));
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tidegate_tests::app::App;
 use tidegate_tests::client::{Client, Connection, End};
-use tidegate_tests::http1::{self, Kind, Message};
+use tidegate_tests::http1::{self, Message, MessageKind};
 use tidegate_tests::mesh::{Mesh, PORT};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal};
 use tidegate_tests::pki::{INGRESS_CLIENT, Leaf};
@@ -27,7 +27,7 @@ fn open_mesh() -> Mesh {
 /// Sends bytes on a new connection; returns the answers, and how it ended.
 fn send(mesh: &Mesh, bytes: &[u8], limit: Duration) -> (Vec<Message>, End) {
     let (answer, end) = mesh.client().exchange(bytes, limit);
-    (http1::parse_all(&answer, Kind::Response), end)
+    (http1::parse_all(&answer, MessageKind::Response), end)
 }
 
 fn statuses(answers: &[Message]) -> Vec<u16> {

@@ -18,11 +18,11 @@ mod source;
 mod tokens;
 
 /// The page, by section: the backticked texts in the first column of each table.
-struct Page {
+struct TroubleshootingPage {
     sections: BTreeMap<String, Vec<BTreeSet<String>>>,
 }
 
-impl Page {
+impl TroubleshootingPage {
     fn read() -> Self {
         let text = fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
         let mut sections: BTreeMap<String, Vec<BTreeSet<String>>> = BTreeMap::new();
@@ -101,13 +101,13 @@ fn every_response_flag_is_explained() {
     let mut flags = SourceTokens::of_crate(&root(), "sidecar").of_method("ResponseFlag", "code");
     // The app's own answer, explained in the text.
     assert!(flags.remove("-"), "{flags:?}");
-    Page::read().has_exactly("Response flags", 0, &flags);
+    TroubleshootingPage::read().has_exactly("Response flags", 0, &flags);
 }
 
 #[test]
 fn every_reason_of_a_refusal_is_explained() {
     let reasons = SourceTokens::of_crate(&root(), "core").of_method("Reason", "code");
-    Page::read().has_exactly("Reasons of refusals", 0, &reasons);
+    TroubleshootingPage::read().has_exactly("Reasons of refusals", 0, &reasons);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn every_word_in_response_code_details_is_explained() {
         .map(|text| text.split_once(':').map_or(text.clone(), |(cause, _)| cause.to_owned()))
         .collect();
     details.retain(|text| !limits.contains(text));
-    let page = Page::read();
+    let page = TroubleshootingPage::read();
     let section = "HTTP that cannot be passed on";
     let causes = page.table(section, 0);
     let (causes, others) = details.into_iter().partition(|text| causes.contains(text));
@@ -146,14 +146,14 @@ fn every_limit_in_metrics_is_explained() {
     limits.extend(sidecar.array_before("limit").into_iter().filter(|text| !text.contains(' ')));
     limits.extend(SourceTokens::of_crate(&root(), "runtime").of_functions("limit"));
     limits.extend(SourceTokens::of_crate(&root(), "controller").of_method("ShareLimit", "code"));
-    Page::read().has_exactly("Limits", 0, &limits);
+    TroubleshootingPage::read().has_exactly("Limits", 0, &limits);
 }
 
 #[test]
 fn every_status_of_a_policy_is_explained() {
     let mut statuses = SourceTokens::of_crate(&root(), "controller").of_method("CurrentStatus", "as_str");
     statuses.extend(SourceTokens::of_crate(&root(), "cli").assigned_to("current_status"));
-    let page = Page::read();
+    let page = TroubleshootingPage::read();
     page.has_exactly("Statuses", 0, &statuses);
     page.has_part_of_each(
         "Statuses",
@@ -188,14 +188,14 @@ fn every_finding_in_a_manifest_is_explained() {
     // Each setting without effect has a row in docs/differences.md; this page has one row for all.
     let not_acted_on = messages(&["crds/src/validate/mesh_config/not_acted_on.rs"]);
     found.extend(not_acted_on.into_iter().filter(|text| text.contains("has no effect")));
-    Page::read().has_part_of_each("Findings in manifests", 0, &found);
+    TroubleshootingPage::read().has_part_of_each("Findings in manifests", 0, &found);
 }
 
 #[test]
 fn every_error_of_explain_is_explained() {
     let source = SourceTokens::read(&root().join("controller/src/explain.rs"));
     let errors = source.except_functions(&["describe"]).literals().filter(|text| is_message(text)).collect();
-    Page::read().has_part_of_each("Explain", 0, &errors);
+    TroubleshootingPage::read().has_part_of_each("Explain", 0, &errors);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn every_refusal_of_a_pod_is_explained() {
     let files: Vec<_> = files.iter().map(|file| format!("injector/src/{file}")).collect();
     let said = messages(&files.iter().map(String::as_str).collect::<Vec<_>>());
     // The notes of `tidegate inject` about Pods that are left alone have a separate table.
-    let page = Page::read();
+    let page = TroubleshootingPage::read();
     let notes = page.table("Pods that are refused", 1);
     let (left, refused) =
         said.into_iter().partition(|text| notes.iter().any(|part| text.contains(part.as_str())));
@@ -224,7 +224,7 @@ fn every_refusal_of_a_pod_is_explained() {
 #[test]
 fn every_check_is_explained_and_is_in_the_list_of_the_command_line() {
     let checks = SourceTokens::of_crate(&root(), "cli").fields_of("Check", "id");
-    Page::read().has_exactly("Checks", 0, &checks);
+    TroubleshootingPage::read().has_exactly("Checks", 0, &checks);
     let list = fs::read_to_string(root().join("docs/cli.md")).unwrap();
     let missing: Vec<_> = checks.iter().filter(|id| !list.contains(&format!("`{id}`"))).collect();
     assert!(missing.is_empty(), "docs/cli.md: add {missing:?}");
@@ -235,7 +235,7 @@ fn every_refusal_of_a_certificate_is_explained() {
     let source = SourceTokens::of_crate(&root(), "cert-manager");
     let mut reasons: BTreeSet<_> = source.of_functions("kind").collect();
     reasons.extend(source.arguments_of("refused"));
-    Page::read().has_exactly("Certificates", 0, &reasons);
+    TroubleshootingPage::read().has_exactly("Certificates", 0, &reasons);
 }
 
 #[test]
@@ -245,5 +245,5 @@ fn every_exit_status_is_explained() {
         // Success, failure, and clap's own code for an invalid command line; programs use no others.
         statuses.extend(SourceTokens::of_crate(&root(), name).exit_statuses());
     }
-    Page::read().has_exactly("Exit status", 0, &statuses);
+    TroubleshootingPage::read().has_exactly("Exit status", 0, &statuses);
 }

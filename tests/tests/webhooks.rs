@@ -84,7 +84,7 @@ fn whatever_the_injector_is_sent_it_lives_within_its_memory_and_answers_others()
                     let mut connection = other.connect().unwrap();
                     send(&mut connection, &create(body));
                     // An answer or an end: only what other clients see matters.
-                    let _ = connection.response(tidegate_tests::http1::Kind::Response);
+                    let _ = connection.response(tidegate_tests::http1::MessageKind::Response);
                 });
             }
         }

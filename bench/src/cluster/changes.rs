@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tidegate_crds::IngressBackend;
 
 use super::node::{ConnectionOutcome, NodeProber};
-use super::results::Changes;
+use super::results::PolicyChangeFigures;
 use super::site::ClusterSite;
 
 /// How long a change may take until it counts as lost.
@@ -23,7 +23,7 @@ const AFTERWARDS: Duration = Duration::from_millis(700);
 
 /// What to change back and forth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Change {
+pub(crate) enum PolicyChange {
     /// An `http` backend's only source: the client's address, or another one.
     Address,
     /// An `https` backend's only principal: the client's, or another one.
@@ -45,7 +45,11 @@ struct ChangeEffect {
 }
 
 /// Changes the policy `count` times, each time after the previous change has settled.
-pub(super) fn measure(site: &mut ClusterSite, change: Change, count: usize) -> Result<Changes> {
+pub(super) fn measure(
+    site: &mut ClusterSite,
+    change: PolicyChange,
+    count: usize,
+) -> Result<PolicyChangeFigures> {
     let endpoint = site.endpoint(change)?;
     let mut prober = NodeProber::start(site.cluster(), endpoint)?;
     let api = site.policies();
@@ -62,7 +66,7 @@ pub(super) fn measure(site: &mut ClusterSite, change: Change, count: usize) -> R
         }
         // Restore the initial state.
         apply(&api, change, &site.source(change, true)).await?;
-        Ok(Changes {
+        Ok(PolicyChangeFigures {
             change,
             from_return: effects.iter().map(|effect| effect.from_return.as_secs_f64()).collect(),
             from_start: effects.iter().map(|effect| effect.from_start.as_secs_f64()).collect(),
@@ -76,7 +80,7 @@ pub(super) fn measure(site: &mut ClusterSite, change: Change, count: usize) -> R
 /// One change: the API call, the first connection that shows its effect, and the connections right after that.
 async fn one(
     api: &Api<IngressBackend>,
-    change: Change,
+    change: PolicyChange,
     source: &Value,
     is_allowed: bool,
     prober: &mut NodeProber,
@@ -121,7 +125,7 @@ async fn one(
 }
 
 /// Sets the policy's only source.
-async fn apply(api: &Api<IngressBackend>, change: Change, source: &Value) -> Result<()> {
+async fn apply(api: &Api<IngressBackend>, change: PolicyChange, source: &Value) -> Result<()> {
     let patch = json!({"spec": {"sources": [source]}});
     api.patch(change.policy(), &PatchParams::default(), &Patch::Merge(&patch))
         .await
@@ -129,7 +133,7 @@ async fn apply(api: &Api<IngressBackend>, change: Change, source: &Value) -> Res
     Ok(())
 }
 
-impl Change {
+impl PolicyChange {
     /// Both kinds.
     pub(crate) const ALL: [Self; 2] = [Self::Address, Self::Principal];
 
@@ -151,7 +155,7 @@ impl Change {
     }
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for PolicyChange {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Address => "http source address, 200 ↔ reset",

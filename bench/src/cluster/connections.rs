@@ -7,12 +7,12 @@ use kube::api::{DeleteParams, PostParams};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::changes::Change;
+use super::changes::PolicyChange;
 use super::node;
 use super::results::ConnectionEnds;
 use super::site::ClusterSite;
 use crate::http::Client;
-use crate::load::{Endpoint, Exchange};
+use crate::load::{LoadEndpoint, LoadExchange};
 use crate::tls::ClientStream;
 
 /// Interval between requests on a connection.
@@ -33,7 +33,7 @@ struct Life {
 }
 
 /// Opens the connections, deletes the policy, watches the connections until they end, and restores the policy.
-pub(super) fn measure(site: &mut ClusterSite, change: Change, count: usize) -> Result<ConnectionEnds> {
+pub(super) fn measure(site: &mut ClusterSite, change: PolicyChange, count: usize) -> Result<ConnectionEnds> {
     let endpoint = site.endpoint(change)?;
     let api = site.policies();
     site.block_on(async {
@@ -72,7 +72,7 @@ pub(super) fn measure(site: &mut ClusterSite, change: Change, count: usize) -> R
 
 /// Opens `count` connections, reports that they are open, and watches them until the end of the measurement.
 async fn watch_all(
-    endpoint: Endpoint,
+    endpoint: LoadEndpoint,
     count: usize,
     opened: oneshot::Sender<()>,
     deletion: watch::Receiver<Option<Instant>>,
@@ -80,7 +80,7 @@ async fn watch_all(
     let mut clients = Vec::new();
     for _ in 0..count {
         let mut client = endpoint.connect().await?;
-        let answer = Exchange::keep_alive("/get", 0).any_answer_on(&mut client).await?;
+        let answer = LoadExchange::keep_alive("/get", 0).any_answer_on(&mut client).await?;
         ensure!(answer.status == 200, "before the deletion the answer has status {}", answer.status);
         clients.push(client);
     }
@@ -94,7 +94,7 @@ async fn watch_all(
 
 /// Sends a request at each interval until the peer closes the connection, or the watch ends.
 async fn watch_one(mut client: Client<ClientStream>, mut deletion: watch::Receiver<Option<Instant>>) -> Life {
-    let exchange = Exchange::keep_alive("/get", 0);
+    let exchange = LoadExchange::keep_alive("/get", 0);
     let mut answers = Vec::new();
     let until_end = async {
         loop {

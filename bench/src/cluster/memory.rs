@@ -9,7 +9,7 @@ use super::site::ClusterSite;
 use crate::process::usage;
 
 /// A process in one of the cluster's pods.
-struct PodProcess {
+struct MeasuredProcess {
     /// File name of its executable.
     program: String,
     /// Its memory.
@@ -46,7 +46,7 @@ pub(super) fn measure(site: &ClusterSite) -> Result<MeshMemory> {
 }
 
 /// Every process in a container of the cluster whose cgroup has this name.
-fn processes(cgroup: &str) -> Result<Vec<PodProcess>> {
+fn processes(cgroup: &str) -> Result<Vec<MeasuredProcess>> {
     let folder = format!(":/{cgroup}/");
     let mut found = Vec::new();
     for id in usage::all()? {
@@ -58,7 +58,7 @@ fn processes(cgroup: &str) -> Result<Vec<PodProcess>> {
         let Ok(program) = fs::read_link(format!("/proc/{id}/exe")) else { continue };
         let Ok(memory) = usage::memory(id) else { continue };
         let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        found.push(PodProcess { program, memory });
+        found.push(MeasuredProcess { program, memory });
     }
     Ok(found)
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use tidegate_tests::kubernetes::Cluster;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::load::{Endpoint, Exchange};
+use crate::load::{LoadEndpoint, LoadExchange};
 
 /// Interval between new connections.
 const PACE: Duration = Duration::from_millis(5);
@@ -45,10 +45,10 @@ pub(super) struct NodeProber {
 
 impl NodeProber {
     /// Starts probing this endpoint from the node's network.
-    pub(super) fn start(cluster: &'static Cluster, endpoint: Endpoint) -> Result<Self> {
+    pub(super) fn start(cluster: &'static Cluster, endpoint: LoadEndpoint) -> Result<Self> {
         let (sender, seen) = mpsc::unbounded_channel();
         spawn(cluster, async move {
-            let exchange = Exchange::keep_alive("/get", 0);
+            let exchange = LoadExchange::keep_alive("/get", 0);
             let mut due = tokio::time::interval(PACE);
             due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
@@ -122,7 +122,7 @@ pub(super) async fn address_towards(cluster: &'static Cluster, pod: SocketAddr) 
 }
 
 /// Sends one request on a new connection.
-async fn probe(endpoint: &Endpoint, exchange: &Exchange) -> SeenConnection {
+async fn probe(endpoint: &LoadEndpoint, exchange: &LoadExchange) -> SeenConnection {
     let began = Instant::now();
     let attempt = async {
         let mut client = endpoint.connect().await?;

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::changes::Change;
+use super::changes::PolicyChange;
 use super::results::{ClusterResults, Creation, Figures, Population};
 use crate::report::{number, write_section};
 
@@ -93,16 +93,16 @@ fn connections(results: &ClusterResults) -> String {
             .to_owned();
     for (population, measured) in &results.connections {
         let osm = match measured.change {
-            Change::Address => format!("{:.1}", osm::CONNECTIONS_ENDED),
-            Change::Principal => "–".to_owned(),
+            PolicyChange::Address => format!("{:.1}", osm::CONNECTIONS_ENDED),
+            PolicyChange::Principal => "–".to_owned(),
         };
         let _ = writeln!(
             text,
             "| {} {} | {population} | {} | {} | {} | {osm} |",
             measured.ended.0.len(),
             match measured.change {
-                Change::Address => "http",
-                Change::Principal => "https",
+                PolicyChange::Address => "http",
+                PolicyChange::Principal => "https",
             },
             row(&[measured.ended.p50(), measured.ended.max()], 2),
             measured.still_open,

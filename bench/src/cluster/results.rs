@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::changes::Change;
+use super::changes::PolicyChange;
 use crate::report::Machine;
 
 /// The figures, and the conditions under which they were measured.
@@ -19,7 +19,7 @@ pub(crate) struct ClusterResults {
     /// Settings of the run.
     pub(crate) settings: ClusterSettings,
     /// Changes of policies, by the pods that existed.
-    pub(crate) changes: Vec<(Population, Changes)>,
+    pub(crate) changes: Vec<(Population, PolicyChangeFigures)>,
     /// Open connections whose policy was deleted, by the pods that existed.
     pub(crate) connections: Vec<(Population, ConnectionEnds)>,
     /// Memory of all programs, by the pods that existed.
@@ -57,9 +57,9 @@ pub(crate) struct Population {
 
 /// Changes of one policy, back and forth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Changes {
+pub(crate) struct PolicyChangeFigures {
     /// Which policy was changed.
-    pub(crate) change: Change,
+    pub(crate) change: PolicyChange,
     /// Seconds from the API call's return until a new connection showed the new behaviour.
     pub(crate) from_return: Figures,
     /// The same, from the call's start.
@@ -76,7 +76,7 @@ pub(crate) struct Changes {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ConnectionEnds {
     /// Which policy was deleted.
-    pub(crate) change: Change,
+    pub(crate) change: PolicyChange,
     /// Seconds from the API call's return until each had ended; one that has not counts with the time it was watched.
     pub(crate) ended: Figures,
     /// Connections that were still open at the end of the watch.

@@ -27,9 +27,9 @@ use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::workload::Workload;
 use tokio::runtime::Runtime;
 
-use super::changes::Change;
+use super::changes::PolicyChange;
 use super::node;
-use crate::load::Endpoint;
+use crate::load::LoadEndpoint;
 use crate::tls::ClientIdentity;
 
 /// The target and one other pod.
@@ -109,7 +109,7 @@ impl ClusterSite {
         let others = BTreeMap::new();
         let kept = Vec::new();
         let site = Self { cluster, runtime, client, workloads, others, target, node, gateway, kept };
-        for change in Change::ALL {
+        for change in PolicyChange::ALL {
             let policy = site.policy(change)?;
             site.block_on(site.policies().create(&PostParams::default(), &policy))?;
         }
@@ -160,10 +160,10 @@ impl ClusterSite {
     }
 
     /// The policy that `change` modifies, in the state that admits the client.
-    pub(super) fn policy(&self, change: Change) -> Result<IngressBackend> {
+    pub(super) fn policy(&self, change: PolicyChange) -> Result<IngressBackend> {
         let (port, protocol) = match change {
-            Change::Address => (HTTP_PORT, "http"),
-            Change::Principal => (HTTPS_PORT, "https"),
+            PolicyChange::Address => (HTTP_PORT, "http"),
+            PolicyChange::Principal => (HTTPS_PORT, "https"),
         };
         Ok(serde_json::from_value(json!({
             "apiVersion": "policy.openservicemesh.io/v1alpha1",
@@ -177,27 +177,27 @@ impl ClusterSite {
     }
 
     /// The source that admits the client, or another one.
-    pub(super) fn source(&self, change: Change, is_allowed: bool) -> Value {
+    pub(super) fn source(&self, change: PolicyChange, is_allowed: bool) -> Value {
         let node = format!("{}/32", self.node);
         let (kind, name) = match (change, is_allowed) {
-            (Change::Address, true) => ("IPRange", node.as_str()),
-            (Change::Address, false) => ("IPRange", "192.0.2.1/32"),
-            (Change::Principal, true) => ("AuthenticatedPrincipal", PRINCIPAL),
-            (Change::Principal, false) => ("AuthenticatedPrincipal", "other.nowhere.cluster.local"),
+            (PolicyChange::Address, true) => ("IPRange", node.as_str()),
+            (PolicyChange::Address, false) => ("IPRange", "192.0.2.1/32"),
+            (PolicyChange::Principal, true) => ("AuthenticatedPrincipal", PRINCIPAL),
+            (PolicyChange::Principal, false) => ("AuthenticatedPrincipal", "other.nowhere.cluster.local"),
         };
         json!({"kind": kind, "name": name})
     }
 
     /// The target, as the client of `change` connects to it.
-    pub(super) fn endpoint(&self, change: Change) -> Result<Endpoint> {
+    pub(super) fn endpoint(&self, change: PolicyChange) -> Result<LoadEndpoint> {
         match change {
-            Change::Address => Ok(Endpoint::plain(SocketAddr::new(self.target, HTTP_PORT))),
-            Change::Principal => {
+            PolicyChange::Address => Ok(LoadEndpoint::plain(SocketAddr::new(self.target, HTTP_PORT))),
+            PolicyChange::Principal => {
                 let file = |name: &str| self.gateway.path().join(name);
                 let identity = ClientIdentity { certificate: file("tls.crt"), key: file("tls.key") };
                 let name = format!("{TARGET}.{}.cluster.local", self.workloads.name());
                 let address = SocketAddr::new(self.target, HTTPS_PORT);
-                Endpoint::tls(address, &file("ca.crt"), &name, Some(&identity), &[])
+                LoadEndpoint::tls(address, &file("ca.crt"), &name, Some(&identity), &[])
             }
         }
     }

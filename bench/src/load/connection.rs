@@ -14,7 +14,7 @@ const SOURCES: usize = 32;
 
 /// Where the load goes, and how.
 #[derive(Clone)]
-pub(crate) struct Endpoint {
+pub(crate) struct LoadEndpoint {
     /// The target.
     address: SocketAddr,
     /// For TLS; `None` for plaintext.
@@ -23,14 +23,14 @@ pub(crate) struct Endpoint {
 
 /// A request, and its expected response.
 #[derive(Debug, Clone)]
-pub(crate) struct Exchange {
+pub(crate) struct LoadExchange {
     /// Head of the request.
     request: Vec<u8>,
     /// Expected length of the response's body.
     body_bytes: u64,
 }
 
-impl Endpoint {
+impl LoadEndpoint {
     /// Plaintext to this address.
     pub(crate) fn plain(address: SocketAddr) -> Self {
         Self { address, dialer: None }
@@ -82,7 +82,7 @@ impl Endpoint {
     }
 }
 
-impl Exchange {
+impl LoadExchange {
     /// A GET after which the connection stays open.
     pub(crate) fn keep_alive(path: &str, body_bytes: u64) -> Self {
         Self::new(path, body_bytes, "")

@@ -9,7 +9,7 @@ use h2::{RecvStream, SendStream};
 use http::Request;
 
 use super::LoadReport;
-use super::connection::Endpoint;
+use super::connection::LoadEndpoint;
 use super::window::{ResponseRecorder, UsageMeter};
 use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
 
@@ -29,7 +29,7 @@ pub(super) enum TransferDirection {
 
 /// Repeats transfers until the time has passed.
 pub(super) async fn transfer(
-    endpoint: Endpoint,
+    endpoint: LoadEndpoint,
     watch_pid: Option<u32>,
     seconds: f64,
     direction: TransferDirection,
@@ -138,7 +138,7 @@ mod tests {
                     });
                 }
             });
-            let report = transfer(Endpoint::plain(address), None, 0.001, direction).await.unwrap();
+            let report = transfer(LoadEndpoint::plain(address), None, 0.001, direction).await.unwrap();
             assert_eq!(report.errors, 0);
             assert_eq!(report.body_bytes, report.requests * LARGE_BYTES);
             assert!(report.requests > 0);

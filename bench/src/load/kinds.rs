@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::LoadReport;
-use super::connection::{Endpoint, Exchange};
+use super::connection::{LoadEndpoint, LoadExchange};
 use super::window::{ResponseRecorder, UsageMeter};
 use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
 use crate::http::Client;
@@ -29,7 +29,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// One request at a time on each connection.
 pub(super) async fn closed(
-    endpoint: Endpoint,
+    endpoint: LoadEndpoint,
     watch_pid: Option<u32>,
     connections: usize,
     warm_up: f64,
@@ -37,7 +37,7 @@ pub(super) async fn closed(
 ) -> Result<LoadReport> {
     let meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
-    let exchange = Arc::new(Exchange::keep_alive(SMALL_PATH, SMALL_BYTES));
+    let exchange = Arc::new(LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES));
     let mut tasks = JoinSet::new();
     for client in connect_all(&endpoint, connections).await? {
         let (endpoint, recorder, exchange) = (endpoint.clone(), recorder.clone(), exchange.clone());
@@ -60,7 +60,7 @@ pub(super) async fn closed(
 
 /// A new connection for each request.
 pub(super) async fn handshakes(
-    endpoint: Endpoint,
+    endpoint: LoadEndpoint,
     watch_pid: Option<u32>,
     connections: usize,
     warm_up: f64,
@@ -68,7 +68,7 @@ pub(super) async fn handshakes(
 ) -> Result<LoadReport> {
     let meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
-    let exchange = Arc::new(Exchange::last(SMALL_PATH, SMALL_BYTES));
+    let exchange = Arc::new(LoadExchange::last(SMALL_PATH, SMALL_BYTES));
     let mut tasks = JoinSet::new();
     for worker in 0..connections {
         let (endpoint, recorder, exchange) = (endpoint.clone(), recorder.clone(), exchange.clone());
@@ -98,7 +98,7 @@ pub(super) async fn handshakes(
 
 /// Requests are due at equal intervals, regardless of earlier ones, and wait for a free connection.
 pub(super) async fn open(
-    endpoint: Endpoint,
+    endpoint: LoadEndpoint,
     watch_pid: Option<u32>,
     rate: u32,
     connections: usize,
@@ -108,8 +108,8 @@ pub(super) async fn open(
     ensure!(rate > 0, "a rate of 0 requests a second measures nothing");
     let meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
-    let exchange = Arc::new(Exchange::keep_alive(SMALL_PATH, SMALL_BYTES));
-    let queue = Arc::new(Queue::default());
+    let exchange = Arc::new(LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES));
+    let queue = Arc::new(RequestQueue::default());
     let mut tasks = JoinSet::new();
     for client in connect_all(&endpoint, connections).await? {
         let (endpoint, recorder, exchange, queue) =
@@ -145,14 +145,14 @@ pub(super) async fn open(
 
 /// One request on each connection, which then stays open.
 pub(super) async fn idle(
-    endpoint: Endpoint,
+    endpoint: LoadEndpoint,
     watch_pid: Option<u32>,
     connections: usize,
 ) -> Result<LoadReport> {
     let window_meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
     let window = window_meter.open(&recorder)?;
-    let exchange = Exchange::keep_alive(SMALL_PATH, SMALL_BYTES);
+    let exchange = LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES);
     let mut clients = connect_all(&endpoint, connections).await?;
     for client in &mut clients {
         let sent = Instant::now();
@@ -165,13 +165,17 @@ pub(super) async fn idle(
 }
 
 /// One large download after another.
-pub(super) async fn download(endpoint: Endpoint, watch_pid: Option<u32>, seconds: f64) -> Result<LoadReport> {
+pub(super) async fn download(
+    endpoint: LoadEndpoint,
+    watch_pid: Option<u32>,
+    seconds: f64,
+) -> Result<LoadReport> {
     let meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
     let mut client = endpoint.connect().await?;
     // The first response grows the buffers of proxy and kernel.
-    Exchange::keep_alive(SMALL_PATH, SMALL_BYTES).on(&mut client).await?;
-    let exchange = Exchange::keep_alive(LARGE_PATH, LARGE_BYTES);
+    LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES).on(&mut client).await?;
+    let exchange = LoadExchange::keep_alive(LARGE_PATH, LARGE_BYTES);
     let window = meter.open(&recorder)?;
     let began = Instant::now();
     while began.elapsed().as_secs_f64() < seconds {
@@ -196,7 +200,7 @@ async fn in_window(
 }
 
 /// Opens all connections; returns the first failure.
-async fn connect_all(endpoint: &Endpoint, connections: usize) -> Result<Vec<Client<ClientStream>>> {
+async fn connect_all(endpoint: &LoadEndpoint, connections: usize) -> Result<Vec<Client<ClientStream>>> {
     let mut clients = Vec::with_capacity(connections);
     let mut connecting = JoinSet::new();
     for _ in 0..connections {
@@ -213,7 +217,7 @@ async fn connect_all(endpoint: &Endpoint, connections: usize) -> Result<Vec<Clie
 }
 
 /// Opens a connection, however often it takes; each failure counts.
-async fn reconnect(endpoint: &Endpoint, recorder: &ResponseRecorder) -> Client<ClientStream> {
+async fn reconnect(endpoint: &LoadEndpoint, recorder: &ResponseRecorder) -> Client<ClientStream> {
     loop {
         match endpoint.connect().await {
             Ok(client) => return client,
@@ -225,11 +229,10 @@ async fn reconnect(endpoint: &Endpoint, recorder: &ResponseRecorder) -> Client<C
     }
 }
 
-/// Requests that are due and not yet answered.
-#[derive(Default)]
 /// Requests that are due, and those in flight.
-struct Queue {
-    state: Mutex<QueueState>,
+#[derive(Default)]
+struct RequestQueue {
+    state: Mutex<RequestQueueState>,
     /// Wakes connections in FIFO order, so that all are used in turn.
     more: Notify,
     /// Notified when no request is left.
@@ -238,7 +241,7 @@ struct Queue {
 
 /// State of the queue.
 #[derive(Default)]
-struct QueueState {
+struct RequestQueueState {
     /// Requests that no connection has taken yet.
     due: VecDeque<Job>,
     /// Number of requests in flight.
@@ -254,7 +257,7 @@ struct Job {
     counts: bool,
 }
 
-impl Queue {
+impl RequestQueue {
     /// Adds a request.
     fn push(&self, job: Job) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).due.push_back(job);
@@ -336,7 +339,7 @@ impl Ticks {
     }
 
     /// Queues a request at each tick for `span`.
-    async fn fill(&mut self, queue: &Queue, span: Duration, counts: bool) -> Result<()> {
+    async fn fill(&mut self, queue: &RequestQueue, span: Duration, counts: bool) -> Result<()> {
         let mut left = (span.as_secs_f64() / self.interval.as_secs_f64()).round() as u64;
         loop {
             let ticks = self.early.min(left);

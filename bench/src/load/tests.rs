@@ -112,7 +112,8 @@ async fn a_server_of_another_name_is_not_spoken_to() {
     let certificates = RunCertificates::create(directory.path()).unwrap();
     let (address, _) = tls_server(&certificates).await;
     let identity = Some(&certificates.allowed);
-    let endpoint = Endpoint::tls(address, &certificates.ca, "other.cluster.local", identity, &[]).unwrap();
+    let endpoint =
+        LoadEndpoint::tls(address, &certificates.ca, "other.cluster.local", identity, &[]).unwrap();
     let error = format!("{:#}", endpoint.connect().await.unwrap_err());
     assert!(error.contains("not valid for name"), "{error}");
 }

@@ -16,16 +16,16 @@ use tokio::runtime::Runtime;
 #[derive(Debug)]
 pub struct H2cApp {
     runtime: Option<Runtime>,
-    requests: Requests,
+    requests: H2cRecording,
 }
 
 /// Complete requests that were received; empty if they are not recorded.
 #[derive(Clone, Debug)]
-struct Requests(Option<Arc<Mutex<Vec<Received>>>>);
+struct H2cRecording(Option<Arc<Mutex<Vec<H2cRequest>>>>);
 
 /// A request as received.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub struct H2cRequest {
     /// Its head.
     pub head: Request<()>,
     /// Its body.
@@ -37,15 +37,15 @@ pub struct Received {
 impl H2cApp {
     /// Listens.
     pub fn start(address: SocketAddr) -> Self {
-        Self::listen(address, Requests(Some(Arc::default())))
+        Self::listen(address, H2cRecording(Some(Arc::default())))
     }
 
     /// [`H2cApp::start`] without a record of requests: for an app that runs for long, or receives much.
     pub fn unrecorded(address: SocketAddr) -> Self {
-        Self::listen(address, Requests(None))
+        Self::listen(address, H2cRecording(None))
     }
 
-    fn listen(address: SocketAddr, requests: Requests) -> Self {
+    fn listen(address: SocketAddr, requests: H2cRecording) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener =
@@ -72,7 +72,7 @@ impl H2cApp {
     }
 
     /// The complete requests that were received.
-    pub fn requests(&self) -> Vec<Received> {
+    pub fn requests(&self) -> Vec<H2cRequest> {
         self.requests.0.as_ref().map(|requests| requests.lock().unwrap().clone()).unwrap_or_default()
     }
 }
@@ -88,7 +88,7 @@ impl Drop for H2cApp {
 async fn answer(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    seen: &Requests,
+    seen: &H2cRecording,
 ) -> Result<(), h2::Error> {
     let (head, mut stream) = request.into_parts();
     let asked = (head.method != Method::HEAD).then(|| super::requested_bytes(head.uri.path())).flatten();
@@ -100,7 +100,7 @@ async fn answer(
     }
     let trailers = stream.trailers().await?;
     if let Some(requests) = &seen.0 {
-        let request = Received { head: Request::from_parts(head, ()), body: body.clone(), trailers };
+        let request = H2cRequest { head: Request::from_parts(head, ()), body: body.clone(), trailers };
         requests.lock().unwrap().push(request);
     }
     let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();

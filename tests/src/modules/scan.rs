@@ -12,12 +12,12 @@ pub(super) struct ScannedFile {
     pub(super) children: BTreeSet<String>,
     /// Names that it re-exports from one of its modules, with that module.
     pub(super) exports: BTreeMap<String, String>,
-    pub(super) references: Vec<Reference>,
+    pub(super) references: Vec<ModulePath>,
 }
 
 /// A name after `crate::` or after one or more `super::`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reference {
+pub(super) struct ModulePath {
     pub(super) name: String,
     /// How many modules above the file's own it is looked up; `None`: at the root.
     above: Option<usize>,
@@ -94,9 +94,9 @@ impl ScannedFile {
                             // Still within this file.
                             Some(above) if above <= inner.len() => {}
                             Some(above) => {
-                                self.references.push(Reference { name, above: Some(above - inner.len()) });
+                                self.references.push(ModulePath { name, above: Some(above - inner.len()) });
                             }
-                            None => self.references.push(Reference { name, above: None }),
+                            None => self.references.push(ModulePath { name, above: None }),
                         }
                     }
                     at = start;
@@ -109,7 +109,7 @@ impl ScannedFile {
     }
 }
 
-impl Reference {
+impl ModulePath {
     /// Whether it is looked up at the crate's root, from a file whose module is `depth` below it.
     pub(super) fn is_at_root(&self, depth: usize) -> bool {
         self.above.is_none_or(|above| above == depth)

@@ -1,7 +1,7 @@
 //! Open Service Mesh 1.2.4 (Envoy 1.36.2), measured by the same steps: Kubernetes 1.35.4 with one node, two cores,
 //! permissive mode on, optimised builds.
 
-use crate::cluster::changes::Change;
+use crate::cluster::changes::PolicyChange;
 
 /// Policy change → effect, seconds from the call's return; n = 20 at 4 pods, 8 at the others.
 #[derive(Debug, Clone, Copy)]
@@ -86,10 +86,10 @@ pub(super) const MEMORY: [MemoryFigures; 3] = [
 pub(super) const CONNECTIONS_ENDED: f64 = 8.0;
 
 /// The figure at the nearest number of pods; `None` if nothing was measured within a quarter of it.
-pub(super) fn change(change: Change, pods: usize) -> Option<ChangeFigures> {
+pub(super) fn change(change: PolicyChange, pods: usize) -> Option<ChangeFigures> {
     let all: &[ChangeFigures] = match change {
-        Change::Address => &ADDRESS,
-        Change::Principal => &PRINCIPAL,
+        PolicyChange::Address => &ADDRESS,
+        PolicyChange::Principal => &PRINCIPAL,
     };
     let nearest = all.iter().min_by_key(|figures| figures.pods.abs_diff(pods))?;
     (nearest.pods.abs_diff(pods) <= pods / 4).then_some(*nearest)

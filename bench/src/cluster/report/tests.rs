@@ -1,5 +1,5 @@
 use super::*;
-use crate::cluster::results::{Changes, ClusterSettings, ConnectionEnds, MeshMemory};
+use crate::cluster::results::{ClusterSettings, ConnectionEnds, MeshMemory, PolicyChangeFigures};
 use crate::report::Machine;
 
 fn figures(all: &[f64]) -> Figures {
@@ -13,7 +13,7 @@ fn creation_of(is_injected: bool, has_probe: bool, call: f64, ready: f64) -> Cre
 fn results() -> ClusterResults {
     let small = Population { pods: 4, synthetic: 0 };
     let large = Population { pods: 200, synthetic: 2000 };
-    let changes = |change, seconds: &[f64]| Changes {
+    let changes = |change, seconds: &[f64]| PolicyChangeFigures {
         change,
         from_return: figures(seconds),
         from_start: figures(seconds),
@@ -40,14 +40,14 @@ fn results() -> ClusterResults {
             creations: 20,
         },
         changes: vec![
-            (small, changes(Change::Address, &[0.02, 0.03, 0.6])),
-            (small, changes(Change::Principal, &[0.05, 0.04, 0.06])),
-            (large, changes(Change::Address, &[0.02])),
+            (small, changes(PolicyChange::Address, &[0.02, 0.03, 0.6])),
+            (small, changes(PolicyChange::Principal, &[0.05, 0.04, 0.06])),
+            (large, changes(PolicyChange::Address, &[0.02])),
         ],
         connections: vec![(
             small,
             ConnectionEnds {
-                change: Change::Address,
+                change: PolicyChange::Address,
                 ended: figures(&[0.4, 0.7]),
                 still_open: 0,
                 late_answers: 0,
@@ -98,9 +98,9 @@ fn open_service_mesh_stands_beside_what_was_measured_at_nearly_as_many_pods() {
         "| http source address, 200 ↔ reset | 4 | 0.030 / 0.600 / 0.600 (0.020) | 0.030 / 0.600 | 0 / 0 of 100 | \
          (4) 2.04 / 2.08 |",
     );
-    assert!(osm::change(Change::Address, 200).is_some_and(|osm| osm.pods == 192));
-    assert!(osm::change(Change::Address, 100).is_none());
-    assert!(osm::change(Change::Principal, 50).is_none());
+    assert!(osm::change(PolicyChange::Address, 200).is_some_and(|osm| osm.pods == 192));
+    assert!(osm::change(PolicyChange::Address, 100).is_none());
+    assert!(osm::change(PolicyChange::Principal, 50).is_none());
 }
 
 #[test]

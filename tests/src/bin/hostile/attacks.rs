@@ -3,27 +3,29 @@
 use std::time::Duration;
 
 use crate::healthy::{self, Healthy};
-use crate::sent::Sent;
-use crate::site::{Site, Target};
+use crate::sent::AttackSent;
+use crate::site::{AttackTarget, HostileSite};
 use crate::{control_plane, discovery, http1, http2, webhooks};
 
 /// A kind of attack.
 pub(crate) struct Attack {
     pub(crate) name: &'static str,
-    pub(crate) target: Target,
+    pub(crate) target: AttackTarget,
     /// Creates a healthy client of the target; its number distinguishes it from others.
-    pub(crate) healthy: fn(&Site, usize) -> Box<dyn Healthy>,
+    pub(crate) healthy: fn(&HostileSite, usize) -> Box<dyn Healthy>,
     /// Attacks for this long; returns what was sent.
-    pub(crate) run: fn(&Site, Duration) -> Sent,
+    pub(crate) run: fn(&HostileSite, Duration) -> AttackSent,
 }
 
 /// All attacks.
 pub(crate) fn all() -> Vec<Attack> {
-    let sidecar = |name, run| Attack { name, target: Target::Sidecar, healthy: healthy::ingress, run };
-    let probes = |name, run| Attack { name, target: Target::Sidecar, healthy: healthy::prober, run };
-    let ca = |name, run| Attack { name, target: Target::Ca, healthy: healthy::certified, run };
-    let controller = |name, run| Attack { name, target: Target::Controller, healthy: healthy::resolver, run };
-    let injector = |name, run| Attack { name, target: Target::Injector, healthy: healthy::reviewed, run };
+    let sidecar = |name, run| Attack { name, target: AttackTarget::Sidecar, healthy: healthy::ingress, run };
+    let probes = |name, run| Attack { name, target: AttackTarget::Sidecar, healthy: healthy::prober, run };
+    let ca = |name, run| Attack { name, target: AttackTarget::Ca, healthy: healthy::certified, run };
+    let controller =
+        |name, run| Attack { name, target: AttackTarget::Controller, healthy: healthy::resolver, run };
+    let injector =
+        |name, run| Attack { name, target: AttackTarget::Injector, healthy: healthy::reviewed, run };
     vec![
         sidecar("HTTP/1: 600 clients ask and leave", http1::leave),
         sidecar("HTTP/1: slow readers of 1 MB", http1::slow_readers),

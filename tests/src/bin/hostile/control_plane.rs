@@ -10,8 +10,8 @@ use tidegate_tests::client;
 use tidegate_tests::client::h2::H2Connection;
 
 use crate::grpc;
-use crate::sent::{Sent, hold};
-use crate::site::{HOG, Site};
+use crate::sent::{AttackSent, hold};
+use crate::site::{HOG, HostileSite};
 
 /// The maximum content of a TLS record, and the length that the ClientHello claims.
 const RECORD: usize = 16_384;
@@ -26,26 +26,26 @@ const HEAD: usize = 50;
 const NAMES: usize = 500;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-pub(crate) fn endless_hello_to_ca(site: &Site, time: Duration) -> Sent {
+pub(crate) fn endless_hello_to_ca(site: &HostileSite, time: Duration) -> AttackSent {
     endless_hello(site.mesh.ca_address(), time)
 }
 
-pub(crate) fn endless_hello_to_controller(site: &Site, time: Duration) -> Sent {
+pub(crate) fn endless_hello_to_controller(site: &HostileSite, time: Duration) -> AttackSent {
     endless_hello(site.mesh.discovery_address(), time)
 }
 
 /// Calls with large bodies and without a token.
-pub(crate) fn large_calls_without_token(site: &Site, time: Duration) -> Sent {
+pub(crate) fn large_calls_without_token(site: &HostileSite, time: Duration) -> AttackSent {
     calls(site, time, CALLERS, None, &vec![b'x'; LARGE_BODY])
 }
 
 /// As many calls as a connection can carry, each of which could write a log line.
-pub(crate) fn small_calls_without_token(site: &Site, time: Duration) -> Sent {
+pub(crate) fn small_calls_without_token(site: &HostileSite, time: Duration) -> AttackSent {
     calls(site, time, 1, None, &[0; 5])
 }
 
 /// Requests by a meshed Pod for as many names as fit, none of them its own.
-pub(crate) fn other_names(site: &Site, time: Duration) -> Sent {
+pub(crate) fn other_names(site: &HostileSite, time: Duration) -> AttackSent {
     let mut csr = CertificateParams::default();
     csr.distinguished_name = DistinguishedName::new();
     let names = (0..NAMES).map(|number| format!("name-{number}.other.cluster.local"));
@@ -57,7 +57,7 @@ pub(crate) fn other_names(site: &Site, time: Duration) -> Sent {
 }
 
 /// Calls one after another on each of `callers` connections.
-fn calls(site: &Site, time: Duration, callers: usize, token: Option<&str>, body: &[u8]) -> Sent {
+fn calls(site: &HostileSite, time: Duration, callers: usize, token: Option<&str>, body: &[u8]) -> AttackSent {
     let (client, end) = (site.attacker_of_ca(), Instant::now() + time);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let sent = runtime.block_on(async {
@@ -90,11 +90,11 @@ fn calls(site: &Site, time: Duration, callers: usize, token: Option<&str>, body:
         }
         sent
     });
-    Sent::new(sent, callers).with_streams(1)
+    AttackSent::new(sent, callers).with_streams(1)
 }
 
 /// A ClientHello that claims to be 64 KB long, without its last bytes.
-fn endless_hello(target: SocketAddr, time: Duration) -> Sent {
+fn endless_hello(target: SocketAddr, time: Duration) -> AttackSent {
     let mut bytes = Vec::new();
     let length = (HELLO as u32).to_be_bytes();
     let mut message = [&[1][..], &length[1..]].concat();

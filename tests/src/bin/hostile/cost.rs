@@ -8,7 +8,7 @@ use std::time::Duration;
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::process::resident_bytes;
 
-use crate::share::Shares;
+use crate::share::ProcessorShares;
 
 /// Between two samples of memory.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -35,7 +35,7 @@ pub(crate) struct Spent {
 
 impl<'a> Cost<'a> {
     /// Notes the daemon's usage, and samples its memory on the client's processor until [`Cost::end`].
-    pub(crate) fn begin(daemon: &'a Daemon, shares: Shares) -> Self {
+    pub(crate) fn begin(daemon: &'a Daemon, shares: ProcessorShares) -> Self {
         let ends = Arc::new(AtomicBool::new(false));
         let (stop, pid) = (ends.clone(), daemon.pid());
         let watch = move || {

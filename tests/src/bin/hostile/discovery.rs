@@ -12,8 +12,8 @@ use tidegate_tests::client::h2::H2Connection;
 use tokio::task::JoinSet;
 
 use crate::grpc::DiscoveryStream;
-use crate::sent::Sent;
-use crate::site::{HOG, Site};
+use crate::sent::AttackSent;
+use crate::site::{HOG, HostileSite};
 
 /// Connections of the attacker, each with [`STREAMS`] streams.
 const CONNECTIONS: u16 = 12;
@@ -27,7 +27,7 @@ const TOGETHER: usize = 512;
 const REST: Duration = Duration::from_millis(5);
 
 /// Streams that subscribe to made-up addresses, all of them different, and are reopened when they end.
-pub(crate) fn many_destinations(site: &Site, time: Duration) -> Sent {
+pub(crate) fn many_destinations(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker_of_controller();
     let (sent, end) = (Arc::new(AtomicU64::new(0)), Instant::now() + time);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -47,7 +47,7 @@ pub(crate) fn many_destinations(site: &Site, time: Duration) -> Sent {
         }
         connections.join_all().await;
     });
-    Sent::new(sent.load(Ordering::Relaxed), usize::from(CONNECTIONS)).with_streams(usize::from(STREAMS))
+    AttackSent::new(sent.load(Ordering::Relaxed), usize::from(CONNECTIONS)).with_streams(usize::from(STREAMS))
 }
 
 /// All streams of a connection, until the last of them ends.

@@ -14,7 +14,7 @@ use tidegate_tests::webhook;
 use tokio::runtime::Runtime;
 
 use crate::grpc::{self, DiscoveryStream};
-use crate::site::{Site, second};
+use crate::site::{HostileSite, second};
 
 /// Requests on a connection.
 const PER_CONNECTION: usize = 20;
@@ -51,7 +51,7 @@ struct Certified {
 }
 
 /// A sidecar that asks for one destination after the other.
-struct Resolver {
+struct SubscribingSidecar {
     runtime: Runtime,
     client: Client,
     workload: String,
@@ -60,23 +60,23 @@ struct Resolver {
 }
 
 /// The API server, which asks about a Pod.
-struct Reviewed {
+struct AdmittingApiServer {
     client: Client,
     open: Option<(Connection, usize)>,
 }
 
 /// The sidecar's client. Of each kind there may be several, which are told apart by their number.
-pub(crate) fn ingress(site: &Site, _: usize) -> Box<dyn Healthy> {
+pub(crate) fn ingress(site: &HostileSite, _: usize) -> Box<dyn Healthy> {
     Box::new(Ingress { client: site.ingress(), open: None })
 }
 
 /// kubelet, which probes the sidecar; each probe is a new connection and must be answered within [`PROBE_TIMEOUT`].
-pub(crate) fn prober(site: &Site, _: usize) -> Box<dyn Healthy> {
+pub(crate) fn prober(site: &HostileSite, _: usize) -> Box<dyn Healthy> {
     Box::new(Prober(site.prober()))
 }
 
 /// A client of the CA with [`IDENTITIES`] tokens of its own, whose identities include `number`.
-pub(crate) fn certified(site: &Site, number: usize) -> Box<dyn Healthy> {
+pub(crate) fn certified(site: &HostileSite, number: usize) -> Box<dyn Healthy> {
     let mut csr = CertificateParams::default();
     csr.distinguished_name = DistinguishedName::new();
     let csr = csr.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
@@ -94,15 +94,15 @@ pub(crate) fn certified(site: &Site, number: usize) -> Box<dyn Healthy> {
 
 /// The sidecar of a second Pod, which subscribes to a new address with each request and unsubscribes after the
 /// answer.
-pub(crate) fn resolver(site: &Site, number: usize) -> Box<dyn Healthy> {
+pub(crate) fn resolver(site: &HostileSite, number: usize) -> Box<dyn Healthy> {
     let workload = second(number);
     let client = site.controller(&workload);
-    Box::new(Resolver { runtime: runtime(), client, workload, open: None, asked: 0 })
+    Box::new(SubscribingSidecar { runtime: runtime(), client, workload, open: None, asked: 0 })
 }
 
 /// The API server, which sends admission reviews to the injector.
-pub(crate) fn reviewed(site: &Site, _: usize) -> Box<dyn Healthy> {
-    Box::new(Reviewed { client: site.webhook(), open: None })
+pub(crate) fn reviewed(site: &HostileSite, _: usize) -> Box<dyn Healthy> {
+    Box::new(AdmittingApiServer { client: site.webhook(), open: None })
 }
 
 /// A runtime on the client's own thread, so that it runs on the processor that the client was given.
@@ -144,7 +144,7 @@ impl Healthy for Prober {
     }
 }
 
-impl Healthy for Reviewed {
+impl Healthy for AdmittingApiServer {
     fn request(&mut self) -> bool {
         let pod = r#"{"metadata":{"name":"a"},"spec":{"containers":[{"name":"a","image":"a"}]}}"#;
         on_connection(&self.client, &mut self.open, |connection| {
@@ -172,7 +172,7 @@ impl Healthy for Certified {
     }
 }
 
-impl Healthy for Resolver {
+impl Healthy for SubscribingSidecar {
     fn request(&mut self) -> bool {
         let Self { runtime, client, workload, open, asked } = self;
         *asked = asked.wrapping_add(1);

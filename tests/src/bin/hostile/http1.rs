@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tidegate_tests::client::{self, Client};
 
-use crate::sent::{Sent, hold, repeat};
-use crate::site::Site;
+use crate::sent::{AttackSent, hold, repeat};
+use crate::site::HostileSite;
 
 /// Clients that leave together.
 const CROWD: usize = 600;
@@ -19,7 +19,7 @@ const HALF_CLOSED: Duration = Duration::from_secs(10);
 const PROBES: u32 = 200;
 
 /// 600 clients request what never arrives, and leave; repeatedly.
-pub(crate) fn leave(site: &Site, time: Duration) -> Sent {
+pub(crate) fn leave(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
     let mut all = 0;
     let bytes = repeat(time, || {
@@ -35,43 +35,43 @@ pub(crate) fn leave(site: &Site, time: Duration) -> Sent {
     });
     // Half-closed, each may wait for its answer as long as the sidecar's documentation says.
     let kept = (HALF_CLOSED.as_secs_f64() / time.as_secs_f64()).min(1.0);
-    Sent::new(bytes, (all as f64 * kept) as usize).with_requests(all as u64)
+    AttackSent::new(bytes, (all as f64 * kept) as usize).with_requests(all as u64)
 }
 
 /// Requests a megabyte and reads none of it.
-pub(crate) fn slow_readers(site: &Site, time: Duration) -> Sent {
+pub(crate) fn slow_readers(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
     hold(1500, time, || send(&client, b"GET /bytes/1000000 HTTP/1.1\r\nhost: a\r\n\r\n"))
 }
 
 /// Heads that never end.
-pub(crate) fn half_heads(site: &Site, time: Duration) -> Sent {
+pub(crate) fn half_heads(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
     let head = [&b"GET / HTTP/1.1\r\nhost: a\r\nx: "[..], &[b'x'; 60_000]].concat();
     hold(4000, time, || send(&client, &head))
 }
 
 /// Requests whose bodies are announced and never sent.
-pub(crate) fn bodies_that_do_not_come(site: &Site, time: Duration) -> Sent {
+pub(crate) fn bodies_that_do_not_come(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
     hold(3000, time, || send(&client, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n"))
 }
 
 /// As many connections as allowed, without a byte.
-pub(crate) fn silent(site: &Site, time: Duration) -> Sent {
+pub(crate) fn silent(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
     // The size of a SYN, an ACK and a FIN on the wire.
     hold(9000, time, || send(&client, b"").map(|(stream, _)| (stream, 160)))
 }
 
 /// Connections that are opened and closed.
-pub(crate) fn churn(site: &Site, time: Duration) -> Sent {
+pub(crate) fn churn(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
-    Sent::new(repeat(time, || send(&client, b"GET / HTTP/1.1\r\n").map(|(_, bytes)| bytes + 160)), 0)
+    AttackSent::new(repeat(time, || send(&client, b"GET / HTTP/1.1\r\n").map(|(_, bytes)| bytes + 160)), 0)
 }
 
 /// Complete requests to kubelet's port for probes, each on its own connection, which is kept for a second.
-pub(crate) fn probes(site: &Site, time: Duration) -> Sent {
+pub(crate) fn probes(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker_of_probes();
     let mut held = VecDeque::new();
     let bytes = repeat(time, || {
@@ -83,7 +83,7 @@ pub(crate) fn probes(site: &Site, time: Duration) -> Sent {
         }
         Ok(bytes)
     });
-    Sent::new(bytes, held.len())
+    AttackSent::new(bytes, held.len())
 }
 
 fn send(client: &Client, bytes: &[u8]) -> io::Result<(TcpStream, u64)> {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tidegate_tests::client::Client;
 
 use crate::frames::{Frames, literal, remembered, request};
-use crate::sent::{Sent, hold, repeat};
-use crate::site::Site;
+use crate::sent::{AttackSent, hold, repeat};
+use crate::site::HostileSite;
 
 /// Streams on one connection: the limit that servers announce.
 const STREAMS: usize = 100;
@@ -18,7 +18,7 @@ const BEGINNING: u32 = 16 * 1024;
 const BURST: usize = 200;
 
 /// Requests that can be decoded but are not valid HTTP.
-pub(crate) fn malformed(site: &Site, time: Duration) -> Sent {
+pub(crate) fn malformed(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
     let mut field = request(b"GET", b"/get");
     field.extend(literal(b"x-a", b"a\x01"));
@@ -30,31 +30,31 @@ pub(crate) fn malformed(site: &Site, time: Duration) -> Sent {
 }
 
 /// Large answers to clients with a window of zero.
-pub(crate) fn answers_not_taken(site: &Site, time: Duration) -> Sent {
+pub(crate) fn answers_not_taken(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
     let head = request(b"GET", b"/bytes/1000000");
     hold(70, time, || streams(&client, 0, &head, true)).with_streams(STREAMS)
 }
 
 /// Large answers of an HTTP/1 app, of which clients take the beginning only.
-pub(crate) fn answers_begun_by_http1(site: &Site, time: Duration) -> Sent {
+pub(crate) fn answers_begun_by_http1(site: &HostileSite, time: Duration) -> AttackSent {
     answers_begun(&site.attacker(), time)
 }
 
 /// Large answers of an HTTP/2 app, of which clients take the beginning only.
-pub(crate) fn answers_begun_by_http2(site: &Site, time: Duration) -> Sent {
+pub(crate) fn answers_begun_by_http2(site: &HostileSite, time: Duration) -> AttackSent {
     answers_begun(&site.attacker_of_grpc(), time)
 }
 
 /// Bodies that are not sent, to an HTTP/1 app, which needs a connection for each.
-pub(crate) fn bodies_to_http1(site: &Site, time: Duration) -> Sent {
+pub(crate) fn bodies_to_http1(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
     let head = request(b"POST", b"/post");
     hold(150, time, || streams(&client, WINDOW, &head, false)).with_streams(STREAMS)
 }
 
 /// Bodies that are not sent, to an HTTP/2 app.
-pub(crate) fn bodies_to_http2(site: &Site, time: Duration) -> Sent {
+pub(crate) fn bodies_to_http2(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker_of_grpc();
     let mut head = request(b"POST", b"/a.Service/Call");
     head.extend(literal(b"content-type", b"application/grpc"));
@@ -62,7 +62,7 @@ pub(crate) fn bodies_to_http2(site: &Site, time: Duration) -> Sent {
 }
 
 /// A large field that is sent once and then repeated by index, in one byte each, fifteen times per request.
-pub(crate) fn fields_by_index(site: &Site, time: Duration) -> Sent {
+pub(crate) fn fields_by_index(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker();
     let mut first = request(b"GET", b"/get");
     first.extend(remembered(b"x-large", &[b'x'; 3900]));
@@ -75,7 +75,7 @@ pub(crate) fn fields_by_index(site: &Site, time: Duration) -> Sent {
 }
 
 /// Requests that are reset immediately.
-pub(crate) fn rapid_reset(site: &Site, time: Duration) -> Sent {
+pub(crate) fn rapid_reset(site: &HostileSite, time: Duration) -> AttackSent {
     let head = request(b"GET", b"/get");
     flood(&site.attacker(), time, |frames, _| {
         let stream = frames.head(&head, true)?;
@@ -84,22 +84,22 @@ pub(crate) fn rapid_reset(site: &Site, time: Duration) -> Sent {
 }
 
 /// Frames that need no answer and change nothing that is in use.
-pub(crate) fn window_updates(site: &Site, time: Duration) -> Sent {
+pub(crate) fn window_updates(site: &HostileSite, time: Duration) -> AttackSent {
     flood(&site.attacker(), time, |frames, _| frames.widen(1))
 }
 
 /// Each PING demands an answer (RFC 9113 §6.7).
-pub(crate) fn pings(site: &Site, time: Duration) -> Sent {
+pub(crate) fn pings(site: &HostileSite, time: Duration) -> AttackSent {
     flood(&site.attacker(), time, |frames, _| frames.ping())
 }
 
 /// Each SETTINGS demands an acknowledgement (RFC 9113 §6.5).
-pub(crate) fn settings(site: &Site, time: Duration) -> Sent {
+pub(crate) fn settings(site: &HostileSite, time: Duration) -> AttackSent {
     flood(&site.attacker(), time, |frames, _| frames.settings())
 }
 
 /// Empty frames of a body.
-pub(crate) fn empty_data(site: &Site, time: Duration) -> Sent {
+pub(crate) fn empty_data(site: &HostileSite, time: Duration) -> AttackSent {
     let head = request(b"POST", b"/post");
     let mut open = 0;
     flood(&site.attacker(), time, |frames, round| {
@@ -111,7 +111,7 @@ pub(crate) fn empty_data(site: &Site, time: Duration) -> Sent {
 }
 
 /// Streams whose answer of 1 MB has begun and is then held up: the windows have room for the first bytes only.
-fn answers_begun(client: &Client, time: Duration) -> Sent {
+fn answers_begun(client: &Client, time: Duration) -> AttackSent {
     let head = request(b"GET", b"/bytes/1000000");
     hold(70, time, || {
         let mut frames = Frames::open(client, BEGINNING)?;
@@ -140,7 +140,7 @@ fn flood(
     client: &Client,
     time: Duration,
     mut once: impl FnMut(&mut Frames, usize) -> io::Result<()>,
-) -> Sent {
+) -> AttackSent {
     let end = std::time::Instant::now() + time;
     let mut requests = 0;
     let bytes = repeat(time, || {
@@ -154,5 +154,5 @@ fn flood(
         requests += frames.requests();
         Ok(frames.sent)
     });
-    Sent::new(bytes, 1).with_streams(STREAMS).with_requests(requests)
+    AttackSent::new(bytes, 1).with_streams(STREAMS).with_requests(requests)
 }

@@ -39,9 +39,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::attacks::Attack;
 use self::cost::Cost;
-use self::report::{Finding, Report};
-use self::share::Shares;
-use self::site::Site;
+use self::report::{AttackFinding, HostileReport};
+use self::share::ProcessorShares;
+use self::site::HostileSite;
 use self::victim::Victim;
 
 /// Runs attacks against a mesh on this machine, one after another, and reports what a healthy client saw meanwhile and
@@ -65,9 +65,9 @@ fn main() -> ExitCode {
     // An attacker has many connections.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-    let shares = Shares::take();
-    let site = Site::start(shares);
-    let mut report = Report::default();
+    let shares = ProcessorShares::take();
+    let site = HostileSite::start(shares);
+    let mut report = HostileReport::default();
     for attack in attacks::all() {
         if arguments.only.as_ref().is_none_or(|only| attack.name.contains(only.as_str())) {
             eprintln!("{}", attack.name);
@@ -95,7 +95,7 @@ fn result(site: &Site, attack: &Attack, time: Duration) -> Finding {
 }
 
 /// One attack, and the innocuous load that keeps the daemon as busy.
-fn run(site: &Site, attack: &Attack, time: Duration) -> Finding {
+fn run(site: &HostileSite, attack: &Attack, time: Duration) -> AttackFinding {
     let daemon = site.daemon(attack.target);
     let log = daemon.log_bytes();
     let victim = Victim::start(site, attack);
@@ -116,5 +116,5 @@ fn run(site: &Site, attack: &Attack, time: Duration) -> Finding {
     let busy = victim.stop().between(begun, Instant::now());
     site.recover(attack.target);
     let (idle, during) = (seen.until(attacked), seen.between(attacked, ended));
-    Finding { attack: attack.name, idle, idle_log, busy, during, cost, sent }
+    AttackFinding { attack: attack.name, idle, idle_log, busy, during, cost, sent }
 }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cost::Spent;
-use crate::sent::Sent;
-use crate::victim::Span;
+use crate::sent::AttackSent;
+use crate::victim::TimeSpan;
 
 /// The limit of the healthy client's 99th percentile, relative to that beside an innocuous load that keeps the daemon
 /// as busy.
@@ -47,30 +47,30 @@ grow by a byte for each byte from the attacker, by 1 KiB (one line of the access
 
 /// The result of every attack.
 #[derive(Default)]
-pub(crate) struct Report(pub(crate) Vec<Finding>);
+pub(crate) struct HostileReport(pub(crate) Vec<AttackFinding>);
 
 /// The result of one attack.
-pub(crate) struct Finding {
+pub(crate) struct AttackFinding {
     pub(crate) attack: &'static str,
     /// The healthy client before the attack, ...
-    pub(crate) idle: Span,
+    pub(crate) idle: TimeSpan,
     /// ... and bytes of the log meanwhile, ...
     pub(crate) idle_log: u64,
     /// ... beside the innocuous load, ...
-    pub(crate) busy: Span,
+    pub(crate) busy: TimeSpan,
     /// ... and beside the attack.
-    pub(crate) during: Span,
+    pub(crate) during: TimeSpan,
     pub(crate) cost: Spent,
-    pub(crate) sent: Sent,
+    pub(crate) sent: AttackSent,
 }
 
-impl Report {
+impl HostileReport {
     pub(crate) fn is_well(&self) -> bool {
         !self.0.is_empty() && self.0.iter().all(|finding| finding.faults().is_empty())
     }
 }
 
-impl Finding {
+impl AttackFinding {
     /// Whether the healthy client had to wait for the attack.
     pub(crate) fn is_late(&self) -> bool {
         let allowed = MOST_DELAY * self.busy.p99.as_secs_f64();
@@ -98,13 +98,13 @@ impl Finding {
     }
 
     fn most_memory(&self) -> f64 {
-        let Sent { bytes, connections, streams, .. } = self.sent;
+        let AttackSent { bytes, connections, streams, .. } = self.sent;
         let held = connections * MEMORY_OF_CONNECTION + streams * MEMORY_OF_STREAM + NOISE;
         bytes as f64 * MOST_MEMORY + held as f64
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for HostileReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -113,8 +113,8 @@ impl fmt::Display for Report {
              |---|---|---:|---:|---:|---:|---:|---:|---:|---|"
         )?;
         for finding in &self.0 {
-            let Finding { attack, idle, busy, during, cost, sent, .. } = finding;
-            let ms = |span: &Span| span.p99.as_secs_f64() * 1000.0;
+            let AttackFinding { attack, idle, busy, during, cost, sent, .. } = finding;
+            let ms = |span: &TimeSpan| span.p99.as_secs_f64() * 1000.0;
             let (sent_mb, memory_mb) = (sent.bytes as f64 / 1e6, cost.memory as f64 / 1e6);
             let processor = cost.processor.as_secs_f64();
             let faults = finding.faults();
@@ -147,20 +147,20 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    fn span(p99: u64) -> Span {
-        Span { requests: 100, failed: 0, p99: Duration::from_millis(p99) }
+    fn span(p99: u64) -> TimeSpan {
+        TimeSpan { requests: 100, failed: 0, p99: Duration::from_millis(p99) }
     }
 
-    fn finding() -> Finding {
+    fn finding() -> AttackFinding {
         let cost = Spent { memory: 0, processor: Duration::ZERO, log: 0 };
-        let sent = Sent { bytes: 1_000_000, connections: 100, streams: 0, requests: 100 };
-        Finding { attack: "", idle: span(1), idle_log: 0, busy: span(20), during: span(30), cost, sent }
+        let sent = AttackSent { bytes: 1_000_000, connections: 100, streams: 0, requests: 100 };
+        AttackFinding { attack: "", idle: span(1), idle_log: 0, busy: span(20), during: span(30), cost, sent }
     }
 
     #[test]
     fn an_attack_is_judged_by_what_was_lost_late_and_taken() {
         assert_eq!(finding().faults(), [""; 0]);
-        let with = |change: fn(&mut Finding)| {
+        let with = |change: fn(&mut AttackFinding)| {
             let mut finding = finding();
             change(&mut finding);
             finding.faults()
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_percentile_below_two_turns_of_the_scheduler_is_not_late() {
-        let quick = Finding { busy: span(1), during: span(9), ..finding() };
+        let quick = AttackFinding { busy: span(1), during: span(9), ..finding() };
         assert_eq!(quick.faults(), [""; 0]);
     }
 }

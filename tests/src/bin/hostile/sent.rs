@@ -10,7 +10,7 @@ use rustix::net::{RecvFlags, recv};
 
 /// What an attack cost the attacker.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sent {
+pub(crate) struct AttackSent {
     /// Bytes that it sent.
     pub(crate) bytes: u64,
     /// Connections that it held open at the same time.
@@ -21,7 +21,7 @@ pub(crate) struct Sent {
     pub(crate) requests: u64,
 }
 
-impl Sent {
+impl AttackSent {
     /// This many bytes, on this many concurrent connections.
     pub(crate) fn new(bytes: u64, connections: usize) -> Self {
         Self { bytes, connections: connections as u64, streams: 0, requests: connections as u64 }
@@ -45,7 +45,7 @@ pub(crate) fn hold<T: AsFd>(
     count: usize,
     time: Duration,
     mut open: impl FnMut() -> io::Result<(T, u64)>,
-) -> Sent {
+) -> AttackSent {
     let end = Instant::now() + time;
     let (mut held, mut bytes) = (Vec::new(), 0);
     for _ in 0..count {
@@ -61,7 +61,7 @@ pub(crate) fn hold<T: AsFd>(
     while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
         thread::park_timeout(left);
     }
-    Sent::new(bytes, held.iter().filter(is_open).count())
+    AttackSent::new(bytes, held.iter().filter(is_open).count())
 }
 
 /// Whether the peer has not closed a connection, judging by what can be read.

@@ -14,12 +14,12 @@ const NICEST: i32 = 19;
 
 /// The two processors.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shares {
+pub(crate) struct ProcessorShares {
     mesh: usize,
     clients: usize,
 }
 
-impl Shares {
+impl ProcessorShares {
     /// The first two processors that this process may use.
     pub(crate) fn take() -> Self {
         let allowed = sched_getaffinity(None).unwrap();
@@ -40,7 +40,7 @@ impl Shares {
         on(self.clients, work)
     }
 
-    /// [`Shares::as_client`], limited to what the healthy client and the apps leave.
+    /// [`ProcessorShares::as_client`], limited to what the healthy client and the apps leave.
     pub(crate) fn as_attacker<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
         on(self.clients, || {
             // Applies to this thread, and to those that it starts.

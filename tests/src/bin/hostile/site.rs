@@ -15,7 +15,7 @@ use tidegate_tests::pki::{INGRESS_CLIENT, Leaf};
 use tidegate_tests::{wait, webhook};
 
 use crate::api;
-use crate::share::Shares;
+use crate::share::ProcessorShares;
 
 /// The pod's port that requires a client certificate; used by the healthy client.
 const MUTUAL_PORT: u16 = 14002;
@@ -44,7 +44,7 @@ const HEALTHY_HOST: u8 = 98;
 
 /// What is attacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(crate) enum AttackTarget {
     Sidecar,
     Ca,
     Controller,
@@ -52,9 +52,9 @@ pub(crate) enum Target {
 }
 
 /// The mesh.
-pub(crate) struct Site {
+pub(crate) struct HostileSite {
     pub(crate) mesh: Mesh,
-    pub(crate) shares: Shares,
+    pub(crate) shares: ProcessorShares,
     injector: Daemon,
     probe_port: u16,
     _apps: Apps,
@@ -67,10 +67,10 @@ struct Apps {
     _api: App,
 }
 
-impl Site {
+impl HostileSite {
     /// Starts it. The policy admits the attacker's address wherever it admits the healthy client's, like clients behind
     /// an ingress controller. The attacker has no certificate, except for some attacks that of a meshed Pod.
-    pub(crate) fn start(shares: Shares) -> Self {
+    pub(crate) fn start(shares: ProcessorShares) -> Self {
         let probed = shares.as_client(|| App::unrecorded((Ipv4Addr::LOCALHOST, 0).into(), slow));
         let probe_port = free_port();
         let probe = json!([{
@@ -119,12 +119,12 @@ impl Site {
     }
 
     /// The process of a target.
-    pub(crate) fn daemon(&self, target: Target) -> &Daemon {
+    pub(crate) fn daemon(&self, target: AttackTarget) -> &Daemon {
         match target {
-            Target::Sidecar => &self.mesh.sidecar,
-            Target::Ca => &self.mesh.ca,
-            Target::Controller => &self.mesh.controller,
-            Target::Injector => &self.injector,
+            AttackTarget::Sidecar => &self.mesh.sidecar,
+            AttackTarget::Ca => &self.mesh.ca,
+            AttackTarget::Controller => &self.mesh.controller,
+            AttackTarget::Injector => &self.injector,
         }
     }
 
@@ -191,7 +191,7 @@ impl Site {
     }
 
     /// Waits until the target has released what the attacker held.
-    pub(crate) fn recover(&self, target: Target) {
+    pub(crate) fn recover(&self, target: AttackTarget) {
         let daemon = self.daemon(target);
         wait::until_true("the daemon has released what the attacker held", RECOVERY, || {
             daemon.is_ready() && daemon.open_files().len() < 100

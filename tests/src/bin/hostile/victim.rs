@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::attacks::Attack;
-use crate::site::{OTHER_CLIENTS, Site};
+use crate::site::{HostileSite, OTHER_CLIENTS};
 
 /// Between two requests.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -16,15 +16,15 @@ const IDLE: Duration = Duration::from_millis(2);
 /// The running client.
 pub(crate) struct Victim {
     ends: Arc<AtomicBool>,
-    thread: JoinHandle<Seen>,
+    thread: JoinHandle<AnswersSeen>,
 }
 
 /// Every request: when it was made, how long it took, and whether it was answered.
-pub(crate) struct Seen(Vec<(Instant, Duration, bool)>);
+pub(crate) struct AnswersSeen(Vec<(Instant, Duration, bool)>);
 
 /// The client's results in a span of time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Span {
+pub(crate) struct TimeSpan {
     pub(crate) requests: usize,
     pub(crate) failed: usize,
     pub(crate) p99: Duration,
@@ -32,7 +32,7 @@ pub(crate) struct Span {
 
 impl Victim {
     /// Starts the healthy client of an attack's target.
-    pub(crate) fn start(site: &Site, attack: &Attack) -> Self {
+    pub(crate) fn start(site: &HostileSite, attack: &Attack) -> Self {
         let (mut client, ends) = ((attack.healthy)(site, 0), Arc::new(AtomicBool::new(false)));
         let stop = ends.clone();
         let run = move || {
@@ -43,13 +43,13 @@ impl Victim {
                 seen.push((begun, begun.elapsed(), is_answered));
                 thread::park_timeout(PAUSE);
             }
-            Seen(seen)
+            AnswersSeen(seen)
         };
         Self { ends, thread: site.shares.as_client(|| thread::spawn(run)) }
     }
 
     /// Ends it.
-    pub(crate) fn stop(self) -> Seen {
+    pub(crate) fn stop(self) -> AnswersSeen {
         self.ends.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
@@ -65,7 +65,7 @@ pub(crate) fn wait(time: Duration) {
 
 /// Keeps an attack's target busy for this long with healthy clients instead of the attacker: up to this share of a
 /// processor, or as much as the clients can.
-pub(crate) fn keep_busy(site: &Site, attack: &Attack, share: f64, time: Duration) {
+pub(crate) fn keep_busy(site: &HostileSite, attack: &Attack, share: f64, time: Duration) {
     let daemon = site.daemon(attack.target);
     let (begun, before) = (Instant::now(), daemon.processor_time());
     let is_behind = || {
@@ -91,19 +91,19 @@ pub(crate) fn keep_busy(site: &Site, attack: &Attack, share: f64, time: Duration
     });
 }
 
-impl Seen {
+impl AnswersSeen {
     /// Results before this moment.
-    pub(crate) fn until(&self, end: Instant) -> Span {
-        Span::of(self.0.iter().filter(|(at, ..)| *at < end))
+    pub(crate) fn until(&self, end: Instant) -> TimeSpan {
+        TimeSpan::of(self.0.iter().filter(|(at, ..)| *at < end))
     }
 
     /// Results between two moments.
-    pub(crate) fn between(&self, begin: Instant, end: Instant) -> Span {
-        Span::of(self.0.iter().filter(|(at, ..)| (begin..end).contains(at)))
+    pub(crate) fn between(&self, begin: Instant, end: Instant) -> TimeSpan {
+        TimeSpan::of(self.0.iter().filter(|(at, ..)| (begin..end).contains(at)))
     }
 }
 
-impl Span {
+impl TimeSpan {
     fn of<'a>(requests: impl Iterator<Item = &'a (Instant, Duration, bool)>) -> Self {
         let (mut times, mut failed) = (Vec::new(), 0);
         for (_, time, is_answered) in requests {

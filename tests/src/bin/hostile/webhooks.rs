@@ -4,11 +4,11 @@ use std::io;
 use std::time::Duration;
 
 use tidegate_tests::client::{Client, Connection, End};
-use tidegate_tests::http1::Kind;
+use tidegate_tests::http1::MessageKind;
 use tidegate_tests::webhook::{LARGEST, create, create_named, full, head, send};
 
-use crate::sent::{Sent, hold, repeat};
-use crate::site::Site;
+use crate::sent::{AttackSent, hold, repeat};
+use crate::site::HostileSite;
 
 /// Connections with a body that does not end.
 const UNFINISHED: usize = 40;
@@ -19,7 +19,7 @@ const SIZES: [usize; 2] = [260 << 10, LARGEST - 1024];
 const NAME: usize = 3_900_000;
 
 /// Bodies of the largest size, of which only the beginning is sent.
-pub(crate) fn unfinished_bodies(site: &Site, time: Duration) -> Sent {
+pub(crate) fn unfinished_bodies(site: &HostileSite, time: Duration) -> AttackSent {
     let client = site.attacker_of_webhook();
     let begun = [head(LARGEST).as_bytes(), &[b' '; BEGUN]].concat();
     hold(UNFINISHED, time, || {
@@ -30,29 +30,29 @@ pub(crate) fn unfinished_bodies(site: &Site, time: Duration) -> Sent {
 }
 
 /// Pods with as many volumes of two bytes each as fit.
-pub(crate) fn empty_volumes(site: &Site, time: Duration) -> Sent {
+pub(crate) fn empty_volumes(site: &HostileSite, time: Duration) -> AttackSent {
     let reviews = SIZES.map(|bytes| create(&full("volumes", "{}", bytes)));
     ask(site, time, &reviews)
 }
 
 /// Reviews with names that would fill the log.
-pub(crate) fn long_names(site: &Site, time: Duration) -> Sent {
+pub(crate) fn long_names(site: &HostileSite, time: Duration) -> AttackSent {
     let name = "a\\n".repeat(NAME / 3);
     ask(site, time, &[create_named(&name, r#"{"metadata":{}}"#)])
 }
 
 /// Reviews one after another, each on its own connection, until it is answered or ended.
-fn ask(site: &Site, time: Duration, reviews: &[String]) -> Sent {
+fn ask(site: &HostileSite, time: Duration, reviews: &[String]) -> AttackSent {
     let client = site.attacker_of_webhook();
     let mut next = reviews.iter().cycle();
     let bytes = repeat(time, || {
         let (mut connection, review) = (connect(&client)?, next.next().unwrap());
         send(&mut connection, review);
         // An answer or an end: only what other clients see matters.
-        let _ = connection.response(Kind::Response);
+        let _ = connection.response(MessageKind::Response);
         Ok(review.len() as u64)
     });
-    Sent::new(bytes, 1)
+    AttackSent::new(bytes, 1)
 }
 
 fn connect(client: &Client) -> io::Result<Connection> {

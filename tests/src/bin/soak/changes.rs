@@ -6,7 +6,7 @@ use tidegate_tests::wait;
 
 use crate::Arguments;
 use crate::samples::Samples;
-use crate::site::{Changes, Site};
+use crate::site::{ChangesMade, SoakSite};
 
 /// Between two policy changes.
 const EDIT: Duration = Duration::from_secs(5);
@@ -17,13 +17,13 @@ pub(crate) struct ChangeCounts {
     /// Policy changes.
     pub(crate) edits: u32,
     /// All other changes.
-    pub(crate) done: Changes,
+    pub(crate) done: ChangesMade,
     /// What was restarted.
     pub(crate) restarted: &'static str,
 }
 
 /// Makes changes until the time is over, and samples the processes in between. Returns the number of policy changes.
-pub(crate) fn run(site: &mut dyn Site, arguments: &Arguments, samples: &mut Samples) -> u32 {
+pub(crate) fn run(site: &mut dyn SoakSite, arguments: &Arguments, samples: &mut Samples) -> u32 {
     let begun = Instant::now();
     let mut edits = 0;
     let (mut rotated, mut restarted) = (begun, begun);

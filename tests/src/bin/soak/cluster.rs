@@ -24,11 +24,11 @@ use tidegate_tests::kubernetes::workload::Workload;
 use tidegate_tests::objects::{backend, https, policy, principal, range};
 use tidegate_tests::pki::INGRESS_CLIENT;
 
-use self::background::Background;
+use self::background::BackgroundLoad;
 use self::secret::SecretCopy;
 use crate::client_factory::ClientFactory;
 use crate::loads::{self, Loads};
-use crate::site::{Changes, Site};
+use crate::site::{ChangesMade, SoakSite};
 
 /// Ports of the apps and of their Services: plaintext, with a client certificate, gRPC with a client certificate.
 const PLAIN_PORT: u16 = 14001;
@@ -55,8 +55,8 @@ pub(crate) struct OnCluster {
     node: Arc<File>,
     inside: Arc<File>,
     secret: SecretCopy,
-    rotation: Background,
-    restarts: Background,
+    rotation: BackgroundLoad,
+    restarts: BackgroundLoad,
     next_restart: usize,
     edits: u32,
     problems: Vec<String>,
@@ -104,8 +104,8 @@ impl OnCluster {
             node: Arc::new(cluster.node_network()),
             inside,
             secret: SecretCopy::start(cluster, CONTROL_PLANE, SECRET),
-            rotation: Background::default(),
-            restarts: Background::default(),
+            rotation: BackgroundLoad::default(),
+            restarts: BackgroundLoad::default(),
             next_restart: 0,
             edits: 0,
             problems: Vec::new(),
@@ -181,7 +181,7 @@ impl OnCluster {
     }
 }
 
-impl Site for OnCluster {
+impl SoakSite for OnCluster {
     fn start_loads(&self) -> Loads {
         let mut loads = Loads::default();
         let plain = || self.outside(STEADY, PLAIN_PORT);
@@ -258,10 +258,10 @@ impl Site for OnCluster {
         }
     }
 
-    fn finish(&mut self) -> Changes {
-        let problems = [&mut self.rotation, &mut self.restarts].into_iter().flat_map(Background::finish);
+    fn finish(&mut self) -> ChangesMade {
+        let problems = [&mut self.rotation, &mut self.restarts].into_iter().flat_map(BackgroundLoad::finish);
         self.problems.extend(problems);
-        Changes {
+        ChangesMade {
             rotation_steps: self.rotation.done(),
             restarts: self.restarts.done(),
             problems: std::mem::take(&mut self.problems),

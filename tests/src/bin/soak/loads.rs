@@ -30,13 +30,13 @@ const KEPT: usize = 20;
 /// All running clients.
 #[derive(Default)]
 pub(crate) struct Loads {
-    kinds: Vec<Arc<LoadKind>>,
+    kinds: Vec<Arc<SoakLoad>>,
     threads: Vec<JoinHandle<()>>,
     ends: Arc<AtomicBool>,
 }
 
 /// Clients that do the same.
-pub(crate) struct LoadKind {
+pub(crate) struct SoakLoad {
     /// What they do.
     pub(crate) name: &'static str,
     /// Successes.
@@ -56,9 +56,9 @@ impl Loads {
         name: &'static str,
         count: usize,
         clients: ClientFactory,
-        run: fn(&LoadKind, &ClientFactory),
+        run: fn(&SoakLoad, &ClientFactory),
     ) {
-        let kind = Arc::new(LoadKind {
+        let kind = Arc::new(SoakLoad {
             name,
             done: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -79,7 +79,7 @@ impl Loads {
     }
 
     /// Ends them after their requests in flight; returns their results.
-    pub(crate) fn stop(self) -> Vec<Arc<LoadKind>> {
+    pub(crate) fn stop(self) -> Vec<Arc<SoakLoad>> {
         self.ends.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().unwrap();
@@ -88,7 +88,7 @@ impl Loads {
     }
 }
 
-impl LoadKind {
+impl SoakLoad {
     fn is_over(&self) -> bool {
         self.ends.load(Ordering::Relaxed)
     }
@@ -137,16 +137,16 @@ pub(crate) fn wait_open(clients: ClientFactory) {
 }
 
 /// One request after another on a connection, until the server announces its end or the client's files change.
-pub(crate) fn keep_alive(kind: &LoadKind, clients: &ClientFactory) {
+pub(crate) fn keep_alive(kind: &SoakLoad, clients: &ClientFactory) {
     requests(kind, clients, PER_CONNECTION);
 }
 
 /// A connection for each request.
-pub(crate) fn fresh(kind: &LoadKind, clients: &ClientFactory) {
+pub(crate) fn fresh(kind: &SoakLoad, clients: &ClientFactory) {
     requests(kind, clients, 1);
 }
 
-fn requests(kind: &LoadKind, clients: &ClientFactory, per_connection: u32) {
+fn requests(kind: &SoakLoad, clients: &ClientFactory, per_connection: u32) {
     let version = clients.version();
     let Some(mut connection) = kind.connect(clients) else { return };
     for _ in 0..per_connection {
@@ -169,7 +169,7 @@ fn requests(kind: &LoadKind, clients: &ClientFactory, per_connection: u32) {
 
 /// Runs HTTP/2 requests on one connection; ends it after the server's GOAWAY.
 fn on_http2(
-    kind: &LoadKind,
+    kind: &SoakLoad,
     clients: &ClientFactory,
     request: impl AsyncFn(&H2Connection, u32) -> Result<Result<(), String>, h2::Error>,
 ) {
@@ -205,7 +205,7 @@ fn on_http2(
     });
 }
 
-pub(crate) fn http2(kind: &LoadKind, clients: &ClientFactory) {
+pub(crate) fn http2(kind: &SoakLoad, clients: &ClientFactory) {
     let body = vec![b'x'; 60_000];
     on_http2(kind, clients, async |connection, number| {
         let answer = if number % 4 == 0 {
@@ -218,7 +218,7 @@ pub(crate) fn http2(kind: &LoadKind, clients: &ClientFactory) {
     });
 }
 
-pub(crate) fn grpc(kind: &LoadKind, clients: &ClientFactory) {
+pub(crate) fn grpc(kind: &SoakLoad, clients: &ClientFactory) {
     on_http2(kind, clients, async |connection, number| {
         let request = Request::post("https://httpbin.test/soak.Service/Call")
             .header("content-type", "application/grpc")
@@ -237,7 +237,7 @@ pub(crate) fn grpc(kind: &LoadKind, clients: &ClientFactory) {
 
 /// Messages back and forth for a minute. When the mesh ends a WebSocket, it does so with a close frame or at the end of
 /// the client's certificate.
-pub(crate) fn websocket(kind: &LoadKind, clients: &ClientFactory) {
+pub(crate) fn websocket(kind: &SoakLoad, clients: &ClientFactory) {
     let version = clients.version();
     let Some(mut connection) = kind.connect(clients) else { return };
     connection.write(
@@ -266,7 +266,7 @@ pub(crate) fn websocket(kind: &LoadKind, clients: &ClientFactory) {
 }
 
 /// Reads events for a while, and leaves in the middle.
-pub(crate) fn event_stream(kind: &LoadKind, clients: &ClientFactory) {
+pub(crate) fn event_stream(kind: &SoakLoad, clients: &ClientFactory) {
     let Some(mut connection) = kind.connect(clients) else { return };
     connection.write(b"GET /stream HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
     let begun = Instant::now();
@@ -278,14 +278,14 @@ pub(crate) fn event_stream(kind: &LoadKind, clients: &ClientFactory) {
 }
 
 /// Requests what never arrives, and leaves: the request must end at the app, too, or files stay open.
-pub(crate) fn leave(kind: &LoadKind, clients: &ClientFactory) {
+pub(crate) fn leave(kind: &SoakLoad, clients: &ClientFactory) {
     let Some(mut connection) = kind.connect(clients) else { return };
     connection.write(b"GET /hold HTTP/1.1\r\nhost: httpbin.test\r\n\r\n");
     thread::park_timeout(LEAVING);
     kind.count(Ok(()));
 }
 
-pub(crate) fn slow_reader(kind: &LoadKind, clients: &ClientFactory) {
+pub(crate) fn slow_reader(kind: &SoakLoad, clients: &ClientFactory) {
     let Some(mut connection) = kind.connect(clients) else { return };
     connection.write(
         format!("GET /bytes/{SLOW_BODY} HTTP/1.1\r\nhost: httpbin.test\r\nconnection: close\r\n\r\n")

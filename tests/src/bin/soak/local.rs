@@ -13,7 +13,7 @@ use tidegate_tests::standalone::Standalone;
 
 use crate::client_factory::ClientFactory;
 use crate::loads::{self, Loads};
-use crate::site::{Changes, Site};
+use crate::site::{ChangesMade, SoakSite};
 
 /// The pod's port that requires a client certificate, besides [`PORT`], which takes plaintext.
 const MUTUAL_PORT: u16 = 14002;
@@ -29,7 +29,7 @@ pub(crate) struct Local {
     _apps: [App; 3],
     _grpc: H2cApp,
     edits: u32,
-    done: Changes,
+    done: ChangesMade,
 }
 
 impl Local {
@@ -59,7 +59,7 @@ impl Local {
         let grpc = H2cApp::unrecorded(mesh.app_port(GRPC_PORT));
         standalone.apply_example("1-http");
         standalone.wait_for(&standalone.plain(), &RequestOutcome::Status(200));
-        Self { mesh, standalone, _apps: apps, _grpc: grpc, edits: 0, done: Changes::default() }
+        Self { mesh, standalone, _apps: apps, _grpc: grpc, edits: 0, done: ChangesMade::default() }
     }
 
     fn over_tls(&self, port: u16, protocols: &'static [&'static str]) -> ClientFactory {
@@ -68,7 +68,7 @@ impl Local {
     }
 }
 
-impl Site for Local {
+impl SoakSite for Local {
     fn start_loads(&self) -> Loads {
         let plain = || ClientFactory::plain(self.mesh.client());
         let mutual = |protocols| self.over_tls(MUTUAL_PORT, protocols);
@@ -109,7 +109,7 @@ impl Site for Local {
         self.done.restarts += 1;
     }
 
-    fn finish(&mut self) -> Changes {
+    fn finish(&mut self) -> ChangesMade {
         self.done.clone()
     }
 

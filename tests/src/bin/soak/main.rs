@@ -28,9 +28,9 @@ use clap::Parser;
 
 use self::cluster::OnCluster;
 use self::local::Local;
-use self::report::Report;
+use self::report::SoakReport;
 use self::samples::Samples;
-use self::site::Site;
+use self::site::SoakSite;
 
 /// Puts a mesh under mixed load, changes all that can change, and reports failed requests, memory and open files.
 ///
@@ -64,7 +64,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     assert!(arguments.warm_up < arguments.time, "--warm-up must be shorter than --time");
-    let mut site: Box<dyn Site> = match &arguments.cluster {
+    let mut site: Box<dyn SoakSite> = match &arguments.cluster {
         Some(name) => Box::new(OnCluster::start(name)),
         None => Box::new(Local::start()),
     };
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     let edits = changes::run(&mut *site, &arguments, &mut samples);
     let loads = loads.stop();
     let done = site.finish();
-    let report = Report::new(
+    let report = SoakReport::new(
         &arguments,
         changes::ChangeCounts { edits, done, restarted: site.restarted() },
         &loads,

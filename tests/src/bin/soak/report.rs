@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::Arguments;
 use crate::changes::ChangeCounts;
-use crate::loads::LoadKind;
+use crate::loads::SoakLoad;
 use crate::samples::{Samples, Trend};
 
 /// Memory that a process may grow by in an hour, MiB.
@@ -18,7 +18,7 @@ const MOST_FILES: f64 = 10.0;
 const MOST_FILES_PART: f64 = 0.05;
 
 /// The whole result.
-pub(crate) struct Report {
+pub(crate) struct SoakReport {
     time: Duration,
     warm_up: Duration,
     changes: String,
@@ -27,12 +27,12 @@ pub(crate) struct Report {
     trends: Vec<(String, Trend)>,
 }
 
-impl Report {
+impl SoakReport {
     /// Of a finished run.
     pub(crate) fn new(
         arguments: &Arguments,
         changes: ChangeCounts,
-        loads: &[Arc<LoadKind>],
+        loads: &[Arc<SoakLoad>],
         samples: &Samples,
     ) -> Self {
         let ChangeCounts { edits, done, restarted } = changes;
@@ -71,7 +71,7 @@ fn is_flat(trend: &Trend) -> bool {
         && trend.mean_files.1 - trend.mean_files.0 < MOST_FILES + MOST_FILES_PART * trend.mean_files.0
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for SoakReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = humantime::format_duration(self.time);
         let warm_up = humantime::format_duration(self.warm_up);

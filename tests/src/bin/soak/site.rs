@@ -3,7 +3,7 @@
 use crate::loads::Loads;
 
 /// A running mesh with everything that can be changed in it.
-pub(crate) trait Site {
+pub(crate) trait SoakSite {
     /// Starts every client.
     fn start_loads(&self) -> Loads;
 
@@ -17,7 +17,7 @@ pub(crate) trait Site {
     fn restart(&mut self);
 
     /// Waits for started changes; returns the total of what was done.
-    fn finish(&mut self) -> Changes;
+    fn finish(&mut self) -> ChangesMade;
 
     /// What is restarted, as named in the report.
     fn restarted(&self) -> &'static str;
@@ -28,7 +28,7 @@ pub(crate) trait Site {
 
 /// How much was changed.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Changes {
+pub(crate) struct ChangesMade {
     /// Steps of a rotation.
     pub(crate) rotation_steps: u32,
     pub(crate) restarts: u32,

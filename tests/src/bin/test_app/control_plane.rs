@@ -20,7 +20,7 @@ use crate::client::resolve;
 
 /// How to reach a service.
 #[derive(Debug, clap::Args)]
-struct Server {
+struct GrpcServer {
     /// host:port.
     target: String,
     /// PEM of the trusted roots.
@@ -35,7 +35,7 @@ struct Server {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Certify {
     #[command(flatten)]
-    server: Server,
+    server: GrpcServer,
     /// The token to send; none without it.
     #[arg(long)]
     token: Option<String>,
@@ -52,7 +52,7 @@ pub(crate) struct Certify {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Discover {
     #[command(flatten)]
-    server: Server,
+    server: GrpcServer,
     /// PEM of a chain and its PKCS#8 key.
     #[arg(long)]
     credentials: Option<String>,
@@ -67,7 +67,7 @@ pub(crate) struct Discover {
     patience: u64,
 }
 
-impl Server {
+impl GrpcServer {
     /// A channel to the server, with a client certificate if there are credentials. The error is what the command
     /// prints.
     async fn connect(&self, credentials: Option<&str>) -> Result<Channel, Value> {

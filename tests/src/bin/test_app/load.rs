@@ -20,7 +20,7 @@ use crate::client::{self, Url};
 const TOLD: usize = 20;
 
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Load {
+pub(crate) struct LoadArguments {
     /// What to get: http://host[:port]/path.
     url: Url,
     /// Connections at a time.
@@ -39,16 +39,16 @@ pub(crate) struct Load {
 
 /// What all connections have done since the start.
 #[derive(Debug, Default)]
-struct Counters {
+struct LoadCounters {
     requests: AtomicU64,
     connections: AtomicU64,
     failures: AtomicU64,
     told: Mutex<Vec<String>>,
 }
 
-impl Load {
+impl LoadArguments {
     pub(crate) fn run(self) -> ExitCode {
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(LoadCounters::default());
         let started = Instant::now();
         for _ in 0..self.connections {
             let (load, counters) = (self.clone(), counters.clone());
@@ -69,7 +69,7 @@ impl Load {
     }
 
     /// One connection's thread; it never ends.
-    fn ask(&self, counters: &Counters, started: Instant) {
+    fn ask(&self, counters: &LoadCounters, started: Instant) {
         let mut open: Option<(Connection, u64)> = None;
         loop {
             match self.next(open.take(), counters) {
@@ -93,7 +93,7 @@ impl Load {
     fn next(
         &self,
         open: Option<(Connection, u64)>,
-        counters: &Counters,
+        counters: &LoadCounters,
     ) -> Result<Option<(Connection, u64)>, String> {
         let (mut connection, count) = match open {
             Some((connection, count)) if count < self.requests_per_connection => (connection, count),
@@ -112,7 +112,7 @@ impl Load {
     }
 }
 
-impl Counters {
+impl LoadCounters {
     /// The answer to `GET /report`.
     fn report(&self) -> String {
         json!({

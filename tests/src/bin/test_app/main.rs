@@ -42,13 +42,13 @@ enum Role {
     /// Sends a datagram and prints the answer.
     Udp(client::Udp),
     /// One request over TLS with any certificate; prints the answer or how the connection ended.
-    Tls(tls::Exchange),
+    Tls(tls::TlsExchange),
     /// Requests a certificate from the certificate authority.
     Certify(control_plane::Certify),
     /// Requests a workload's policy from the controller.
     Discover(control_plane::Discover),
     /// A constant load; `/report` at its own port returns the results.
-    Load(load::Load),
+    Load(load::LoadArguments),
     /// Searches the network for a text until standard input ends.
     Capture(capture::Capture),
     /// Copies a file's content to standard output.

@@ -11,7 +11,7 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use tidegate_tests::app::App;
 use tidegate_tests::client::{Client, Connection, Tls};
-use tidegate_tests::http1::Kind;
+use tidegate_tests::http1::MessageKind;
 use tidegate_tests::pki::{self, Authority, Credentials, Leaf};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -24,7 +24,7 @@ use crate::httpbin::{self, Health};
 const PIECE: usize = 32 * 1024;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Exchange {
+pub(crate) struct TlsExchange {
     /// host:port.
     target: String,
     /// PEM of the trusted roots.
@@ -56,7 +56,7 @@ pub(crate) struct Exchange {
     content_type: String,
 }
 
-impl Exchange {
+impl TlsExchange {
     pub(crate) fn run(&self) -> ExitCode {
         let mut tls = Tls::new(pki::certificates(&self.roots), &self.expect);
         if let Some(pem) = &self.credentials {
@@ -71,7 +71,7 @@ impl Exchange {
             let result = Client::to(target).tls(tls).connect();
             let exchange = |mut connection: Connection| {
                 request.chunks(PIECE).for_each(|piece| connection.write(piece));
-                connection.response(Kind::Response)
+                connection.response(MessageKind::Response)
             };
             result.and_then(exchange).map_err(|end| client::name(&end))
         });

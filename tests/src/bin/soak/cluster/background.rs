@@ -4,13 +4,13 @@ use std::thread::{self, JoinHandle};
 
 /// One change at a time, in its own thread.
 #[derive(Default)]
-pub(super) struct Background {
+pub(super) struct BackgroundLoad {
     running: Option<JoinHandle<Result<bool, String>>>,
     done: u32,
     problems: Vec<String>,
 }
 
-impl Background {
+impl BackgroundLoad {
     /// Starts a change unless the previous one is still running; returns whether it did. The change returns whether it
     /// has changed something, or why it could not.
     pub(super) fn begin(&mut self, change: impl FnOnce() -> Result<bool, String> + Send + 'static) -> bool {
