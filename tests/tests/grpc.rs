@@ -41,7 +41,7 @@ const CLUSTER_IP: &str = "10.96.0.10:80";
 struct Server(Child);
 
 impl Server {
-    /// Starts it, and forwards connections to `address`: it can only be told a port, and listens on all addresses.
+    /// Starts it, and forwards connections to `address`: its only setting is the port, of all addresses.
     fn start(address: SocketAddr) -> Self {
         let program = go::build("grpc", "google.golang.org/grpc/interop/server");
         let free = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap();

@@ -83,7 +83,7 @@ fn main() -> ExitCode {
 
 /// What counts of an attack. A pause of the machine makes a result late, too; so a late one is repeated twice, and the run
 /// with the median percentile counts.
-fn result(site: &Site, attack: &Attack, time: Duration) -> Finding {
+fn result(site: &HostileSite, attack: &Attack, time: Duration) -> AttackFinding {
     let first = run(site, attack, time);
     if !first.is_late() {
         return first;

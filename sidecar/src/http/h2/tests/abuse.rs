@@ -103,7 +103,7 @@ fn with(name: &'static str, value: &'static str) -> Vec<(&'static str, &'static 
     fields
 }
 
-/// The fields of requests, and what becomes of each.
+/// The fields of requests, and what happens to each.
 fn invalid_and_valid() -> Vec<(Vec<(&'static str, &'static str)>, Fate)> {
     const PROTOCOL_ERROR: Fate = Fate::Reset(1);
     // What HTTP/1 also refuses gets the same response as there.

@@ -47,7 +47,7 @@ async fn assert_served(client: &mut Raw, stream: u32) {
     assert_eq!(fate(client, stream).await, Fate::Status(200), "stream {stream}");
 }
 
-/// A field and its value, what becomes of a request with it, and the details in its log record.
+/// A field and its value, what happens to a request with it, and the details in its log record.
 type Malformed = (&'static [u8], &'static [u8], Fate, &'static str);
 
 const CASES: [Malformed; 20] = [
