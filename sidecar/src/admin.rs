@@ -37,6 +37,7 @@ pub(crate) fn routes(view: ConfigView) -> Router {
     Router::new().route("/config", get(config)).with_state(view)
 }
 
+/// `/config`: the policy, the certificate and the destinations in force, as JSON for people and for `tidegate`.
 async fn config(State(view): State<ConfigView>) -> Json<Value> {
     let snapshot = view.publisher.current();
     let mut inbound: Vec<Value> =
@@ -73,6 +74,8 @@ async fn config(State(view): State<ConfigView>) -> Json<Value> {
     }))
 }
 
+/// A destination: its state, and in the mesh its service and endpoints, with the connections that this sidecar has to
+/// each.
 fn destination((address, version, target): &(SocketAddr, String, Option<Arc<ResolvedDestination>>)) -> Value {
     let Some(target) = target else { return json!({"address": address, "state": "asked"}) };
     let endpoint = |choice: &BalancedEndpoint| {

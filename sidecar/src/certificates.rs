@@ -80,6 +80,7 @@ impl Certificates {
 }
 
 impl CertificateLife {
+    /// `start` and `end`: the validity of the chain.
     fn new(start: SystemTime, end: SystemTime) -> Self {
         let length = end.duration_since(start).unwrap_or_default().saturating_sub(BACK_DATING);
         let last_call = end.checked_sub((length / 10).min(LAST_CALL)).unwrap_or(end);
@@ -100,6 +101,7 @@ fn end_of_chain(leaf: &PeerCertificate, issuers: &[CertificateDer<'_>]) -> Syste
     of_issuers.map(|issuer| issuer.not_after).fold(leaf.not_after, SystemTime::min)
 }
 
+/// SHA-256 of the chain.
 fn digest(chain: &[CertificateDer<'_>]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     for certificate in chain {

@@ -68,6 +68,7 @@ pub(crate) struct Subscriptions {
     pub(crate) unwanted: Vec<ResourceName>,
 }
 
+/// Everything under one lock, which workers take once for each connection of the app.
 #[derive(Default)]
 struct State {
     addresses: HashMap<SocketAddr, Entry>,
@@ -83,10 +84,14 @@ struct State {
     is_online: bool,
 }
 
+/// One address.
 struct Entry {
+    /// `None` until the controller has answered.
     destination: Option<Destination>,
+    /// The same with its backends in place, for connections; those that wait for the answer hold a receiver.
     target: watch::Sender<Option<Arc<ResolvedDestination>>>,
     version: String,
+    /// When it was dialled last.
     used: Instant,
     /// A connection has waited for an answer until its timeout.
     is_given_up: bool,
@@ -157,6 +162,7 @@ impl Destinations {
         }
     }
 
+    /// The changes since this was called last: a name that came and went is among neither or in its last state.
     fn take_subscriptions(&self) -> Subscriptions {
         let mut state = self.lock();
         state.settle_references();
@@ -277,6 +283,7 @@ impl Destinations {
 }
 
 impl State {
+    /// Forgets the address that was used longest ago, if there are as many as there may be.
     fn make_room(&mut self) {
         if self.addresses.len() >= MOST
             && let Some(oldest) = self.addresses.iter().min_by_key(|(_, entry)| entry.used).map(|(a, _)| *a)
@@ -285,12 +292,14 @@ impl State {
         }
     }
 
+    /// Unsubscribes from an address. Connections that are open hold what they resolved to.
     fn forget(&mut self, address: SocketAddr) {
         self.addresses.remove(&address);
         self.is_unsettled = true;
         self.enqueue(ResourceName::Destination(address));
     }
 
+    /// Notes that a resource was set, refused or removed since the last [`Destinations::settle`].
     fn has_changed(&mut self, name: &ResourceName) {
         self.changed.insert(name.clone());
         // A backend that is in use refers to nothing and stays in use.
@@ -305,6 +314,7 @@ impl State {
         }
     }
 
+    /// Whether the stream is to be subscribed to this resource.
     fn wants(&self, name: &ResourceName) -> bool {
         match name {
             ResourceName::Destination(address) => self.addresses.contains_key(address),

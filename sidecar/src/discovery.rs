@@ -159,6 +159,7 @@ impl Discovery {
         }
     }
 
+    /// One stream, from its hello to its end; each response is taken over and acknowledged in its turn.
     async fn stream(&mut self) -> Result<std::convert::Infallible, StreamEnd> {
         let (requests, outgoing) = mpsc::channel(4);
         let hello = wire::Hello {
@@ -212,6 +213,7 @@ impl Discovery {
         }
     }
 
+    /// The versions that are in force, by name, so that a new stream sends only what has changed.
     fn known_versions(&self) -> HashMap<String, String> {
         let listener = self.version.clone().map(|version| (self.listener(), version));
         let resources = self.destinations.versions();
@@ -226,6 +228,8 @@ impl Discovery {
         format!("listener/{}", self.config.workload)
     }
 
+    /// Takes over what a response carries. Each resource is accepted or refused on its own, and the acknowledgement
+    /// names those that were refused.
     fn take_over(&mut self, response: wire::DiscoveryResponse) -> wire::Ack {
         let mut rejections = Vec::new();
         for resource in response.resources {
@@ -285,6 +289,8 @@ impl Discovery {
         Ok(self.destinations.set(&name, version, decoded, bytes)?)
     }
 
+    /// The policy, if it is that of this workload and of the identity in our certificate: a controller that mixes them
+    /// up changes nothing.
     fn policy(&self, policy: wire::InboundPolicy) -> Result<InboundPolicy, Refusal> {
         let policy = InboundPolicy::try_from(policy)?;
         if *policy.workload != *self.config.workload {
@@ -305,11 +311,13 @@ impl Discovery {
 struct Requests(mpsc::Sender<wire::DiscoveryRequest>);
 
 impl Requests {
+    /// Queues a message; waits while the controller does not read.
     async fn send(&self, message: Message) -> Result<(), StreamEnd> {
         let request = wire::DiscoveryRequest { message: Some(message) };
         self.0.send(request).await.map_err(|_| StreamEnd::Closed)
     }
 
+    /// In as many messages as [`MOST_NAMES`] makes of it.
     async fn subscribe(&self, names: &[ResourceName]) -> Result<(), StreamEnd> {
         for names in names.chunks(MOST_NAMES).map(texts) {
             self.send(Message::Subscribe(wire::Subscribe { names })).await?;

@@ -247,6 +247,7 @@ fn clean(backend: IptablesBackend) -> Result<(), InterceptError> {
 }
 
 impl InterceptOptions {
+    /// The options as the plan of the rules: each list without repetitions, address ranges without host bits.
     fn plan(&self) -> Result<Plan, InterceptError> {
         let app_ips = match self.local_proxy_mode {
             LocalProxyMode::Localhost => Vec::new(),
@@ -322,6 +323,7 @@ impl IpFamily {
     }
 }
 
+/// A port number other than zero.
 fn port() -> clap::builder::RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(1..)
 }

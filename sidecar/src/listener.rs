@@ -30,7 +30,9 @@ pub(crate) enum Accepted {
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
 
+/// The first pause after an accept that failed; it doubles with each further failure.
 const MIN_PAUSE: Duration = Duration::from_millis(5);
+/// The longest one.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// Opens a listening socket. On Linux, accepted connections inherit the options that are set here.

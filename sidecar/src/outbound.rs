@@ -89,6 +89,8 @@ pub(crate) async fn serve(
 }
 
 impl OutboundConnection<'_> {
+    /// Tries endpoints in the order of the balancer's choice until one accepts. One that does not is ejected for a
+    /// while.
     async fn connect(&self) -> Attempt {
         let target = self.find().await;
         let mut attempt = Attempt { target: target.clone(), endpoint: None, result: Err(None) };
@@ -159,6 +161,8 @@ impl OutboundConnection<'_> {
         Arc::new(ResolvedDestination::outside(address))
     }
 
+    /// Logs an endpoint that cannot be reached: a warning for a service of the mesh, whose operator can do something
+    /// about it.
     fn failed(&self, target: &ResolvedDestination, endpoint: SocketAddr, error: &ConnectError) {
         let dialled = self.dialled.address;
         match target.name() {
@@ -178,6 +182,7 @@ struct Told<'s> {
 }
 
 impl Told<'_> {
+    /// Passes bytes both ways until both sides are done; if one breaks, the other gets a RST.
     async fn carry(&self, mut client: TcpStream, mut upstream: Upstream, held: &LoadSlot) {
         let limits = &self.story.context.http.limits;
         let line = self.story.line;
@@ -200,6 +205,7 @@ impl Told<'_> {
         upstream.abort();
     }
 
+    /// Writes the access log record. `received`: bytes of the app; `sent`: bytes to it.
     fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {
         let OutboundConnection { context, dialled, accepted, .. } = self.story;
         context.http.telemetry.record(&Record {

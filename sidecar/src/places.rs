@@ -212,6 +212,7 @@ impl Places {
         place
     }
 
+    /// Locked only when a connection opens, ends, or is identified.
     fn sources(&self) -> MutexGuard<'_, PlaceSources> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -33,6 +33,7 @@ struct LineAllowance {
 
 /// Maximum lines in a burst, and the time after which one more is allowed.
 const BURST: u32 = 100;
+/// With a burst, this bounds the lines of a flood: ten a second.
 const LINE_EVERY: Duration = Duration::from_millis(100);
 
 /// Number of sources with a rate limit of their own.
@@ -125,6 +126,7 @@ impl LineAllowance {
         self.suppressed.get() == 0 && now.saturating_duration_since(self.refilled.get()) >= LINE_EVERY * BURST
     }
 
+    /// Whether another line is due; counts those that are not.
     fn may_write(&self, now: Instant) -> bool {
         let earned = now.saturating_duration_since(self.refilled.get()).as_millis() / LINE_EVERY.as_millis();
         if earned > 0 {

@@ -11,7 +11,9 @@ use crate::stream::Abort;
 
 /// With these settings, a vanished peer is detected after two minutes.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+/// Between two probes without an answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Unanswered probes after which the kernel ends the connection.
 const KEEPALIVE_PROBES: u32 = 6;
 
 /// Enables keepalive, to detect a vanished peer, on a connection that the sidecar opened.

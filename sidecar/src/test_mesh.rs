@@ -51,6 +51,7 @@ pub(crate) enum Port {
     None,
 }
 
+/// In the order of the listeners.
 const PORTS: [Port; 10] = [
     Port::Http,
     Port::Https,
@@ -74,6 +75,7 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
+    /// One worker with the default limits, in front of the app of [`start_app`].
     pub(crate) async fn start() -> Self {
         Self::with(1, Limits::default()).await
     }
@@ -127,6 +129,7 @@ impl Mesh {
         self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
     }
 
+    /// Where the listener for a port of the policy is.
     pub(crate) fn address(&self, port: Port) -> SocketAddr {
         let index = PORTS.iter().position(|known| *known == port).unwrap();
         self.workers.addresses()[index]
@@ -195,6 +198,7 @@ pub(crate) fn policy() -> InboundPolicy {
     }
 }
 
+/// The rule of an IngressBackend.
 pub(crate) fn rule(sources: Sources, transport: IngressTransport) -> Vec<IngressRule> {
     vec![IngressRule {
         origin: ObjectRef::new("IngressBackend", "httpbin", "httpbin"),

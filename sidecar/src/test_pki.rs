@@ -35,12 +35,14 @@ pub(crate) struct Leaf {
 }
 
 impl Authority {
+    /// A self-signed root with a key of its own; two of the same name are different roots.
     pub(crate) fn root(name: &str) -> Self {
         let issuer =
             CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate().unwrap()).unwrap();
         Self { issuer, above: Vec::new() }
     }
 
+    /// An issuer below this one; its leaves come with the chain up to the root, without it.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let issuer = CertifiedIssuer::signed_by(authority_params(name), key, &self.issuer).unwrap();
@@ -48,6 +50,7 @@ impl Authority {
         Self { issuer, above }
     }
 
+    /// A certificate valid from a minute ago for an hour, for clients and servers, but for what `change` does.
     pub(crate) fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
         self.issue_for(KeyPair::generate().unwrap(), change)
     }
@@ -56,6 +59,7 @@ impl Authority {
         self.issue_for(KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap(), change)
     }
 
+    /// A certificate with this DNS name alone.
     pub(crate) fn named(&self, dns_name: &str) -> Leaf {
         self.issue(|params| params.subject_alt_names = vec![dns(dns_name)])
     }

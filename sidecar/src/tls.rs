@@ -58,7 +58,9 @@ struct AlpnConfigs {
     without: Arc<ServerConfig>,
 }
 
+/// Ingress controllers need TLS 1.2.
 const TLS12_AND_13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+/// Sidecars speak nothing older to each other.
 const TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 impl ServerTls {
@@ -143,6 +145,8 @@ impl fmt::Debug for ServerTls {
 }
 
 impl AlpnConfigs {
+    /// The order of our protocols is that of preference (RFC 7301 §3.2): the app's own version first, so that a request
+    /// keeps it.
     fn choose(&self, offered: Alpn, app: AppProtocol) -> &Arc<ServerConfig> {
         match app {
             _ if !offered.http1 && !offered.http2 => &self.without,

@@ -174,6 +174,7 @@ impl TunnelHalf {
         !self.held.is_empty() || self.end == End::Received
     }
 
+    /// Whether the receiver has the sender's end.
     fn is_over(&self) -> bool {
         self.end == End::PassedOn
     }
@@ -207,6 +208,7 @@ impl TunnelHalf {
         }
     }
 
+    /// Writes what was read and not taken before.
     fn poll_write_held<T>(&mut self, context: &mut Context<'_>, to: &mut T) -> Poll<Result<(), Broken>>
     where
         T: AsyncWrite + Unpin,
@@ -257,6 +259,7 @@ impl TunnelHalf {
         })
     }
 
+    /// Keeps bytes for the receiver, in place of what was held.
     fn hold(&mut self, bytes: &[u8]) {
         self.held = bytes.to_vec();
         self.counted.set(bytes.len());
@@ -265,6 +268,7 @@ impl TunnelHalf {
 }
 
 impl TunnelError {
+    /// The flag in the access log, as Envoy has it for TCP.
     pub(crate) fn flag(self) -> ResponseFlag {
         match self {
             Self::Client => ResponseFlag::DownstreamConnectionTermination,

@@ -118,6 +118,7 @@ impl Queue {
         Poll::Ready(())
     }
 
+    /// Wakes the tasks that have waited longest, and leaves the rest of [`AT_ONCE`] to those that come.
     fn begin_turns(&self) {
         let mut waiting = self.waiting.borrow_mut();
         let count = waiting.len().min(AT_ONCE);

@@ -96,6 +96,8 @@ pub fn run(options: &WaitOptions) -> Result<(), WaitError> {
     })
 }
 
+/// Waits for each target in its turn. A signal ends the wait with an error, because the init container has not done its
+/// work.
 async fn wait(options: &WaitOptions, shutdown: impl Future<Output = Signal>) -> Result<(), WaitError> {
     let mut over = pin!(sleep(options.timeout));
     let mut shutdown = pin!(shutdown);

@@ -155,6 +155,7 @@ impl Drop for RunningWorkers {
 }
 
 impl Worker {
+    /// Runs a connection in a task of its own, which ends with it.
     fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, direction: Direction, place: Place) {
         if self.registry.is_empty() {
             self.arrived.notify_one();
@@ -210,6 +211,7 @@ impl Worker {
         }
     }
 
+    /// Supervises the connections until the drain has ended. The tick runs only while there are connections.
     async fn run(
         self: &Rc<Self>,
         mut messages: mpsc::UnboundedReceiver<WorkerMessage>,
@@ -242,6 +244,7 @@ impl Worker {
         self.drain(deadline, &mut messages, &mut reviewer, &mut snapshots).await;
     }
 
+    /// A message of another worker.
     fn receive(self: &Rc<Self>, message: WorkerMessage) {
         match message {
             WorkerMessage::Handoff(Handoff { io, peer, direction, place }) => match TcpStream::from_std(io) {
@@ -252,6 +255,8 @@ impl Worker {
         }
     }
 
+    /// Waits until all connections have ended, or the deadline. The worker with the outbound listener waits for the
+    /// others' too: a request in flight may need another service.
     async fn drain(
         self: &Rc<Self>,
         deadline: Instant,
@@ -302,6 +307,8 @@ impl Worker {
         cut
     }
 
+    /// Applies deadlines, lets connections end whose client certificate is about to expire, and does the periodic work
+    /// of pools and logs.
     fn tick(&self) {
         self.registry.expire(Instant::now());
         let now = SystemTime::now();

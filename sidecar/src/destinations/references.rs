@@ -105,6 +105,7 @@ impl References {
         Some(ResolvedDestination::to(dialled, backends))
     }
 
+    /// Takes over a backend of `bytes` on the wire. Endpoints that stay keep their load and their ejection.
     pub(super) fn set_backend(
         &mut self,
         name: &BackendRef,
@@ -124,6 +125,7 @@ impl References {
         Ok(())
     }
 
+    /// Takes over routes of `bytes` on the wire. [`References::keep`] finds which backends they need.
     pub(super) fn set_routes(
         &mut self,
         name: &RoutesName,

@@ -67,6 +67,7 @@ impl ResolvedDestination {
     }
 }
 
+/// A backend at random, by weight.
 fn drawn(backends: &[(u32, Arc<BalancedBackend>)]) -> Option<&Arc<BalancedBackend>> {
     let sum = backends.iter().map(|(weight, _)| usize::try_from(*weight).unwrap_or_default()).sum();
     let mut number = random_below(sum)?;

@@ -38,11 +38,16 @@ pub const MESH_PROTOCOLS: [(&[u8], MeshProtocol); 3] = [
     (b"tidegate/tcp", MeshProtocol::Tcp),
 ];
 
+/// Type and length of a handshake message, in bytes.
 const MESSAGE_HEADER: usize = 4;
+/// `HandshakeType` of a ClientHello (RFC 8446 §4).
 const CLIENT_HELLO: u8 = 1;
+/// Plaintext of a record, in bytes (RFC 8446 §5.1).
 const MAX_RECORD: usize = 1 << 14;
+/// More than any client sends; each is looked at once.
 const MAX_EXTENSIONS: usize = 128;
 
+/// `ExtensionType`s (RFC 6066 §3, RFC 7301 §3.1, RFC 8446 §4.2.1).
 const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
 const SUPPORTED_VERSIONS: u16 = 43;
@@ -128,6 +133,7 @@ impl ClientHello {
         Err(Malformed::TooManyRecords)
     }
 
+    /// A complete handshake message. It must be a ClientHello whose length fields agree.
     fn from_message(message: &[u8]) -> Result<Self, Malformed> {
         let mut reader = HelloReader(message);
         reader.take(MESSAGE_HEADER)?;
@@ -195,6 +201,7 @@ impl Alpn {
     }
 }
 
+/// The first DNS name of the extension `server_name`.
 fn server_name(mut body: HelloReader<'_>) -> Result<Option<DnsName>, Malformed> {
     const HOST_NAME: u8 = 0;
     let mut names = body.vector16()?;
@@ -297,11 +304,13 @@ impl<'a> HelloReader<'a> {
         Ok(u16::from_be_bytes([self.u8()?, self.u8()?]))
     }
 
+    /// A vector with a length of one byte before it (RFC 8446 §3.4).
     fn vector8(&mut self) -> Result<HelloReader<'a>, Malformed> {
         let length = usize::from(self.u8()?);
         self.take(length).map(HelloReader)
     }
 
+    /// The same with a length of two bytes.
     fn vector16(&mut self) -> Result<HelloReader<'a>, Malformed> {
         let length = usize::from(self.u16()?);
         self.take(length).map(HelloReader)

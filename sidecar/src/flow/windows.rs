@@ -75,6 +75,7 @@ impl Windows {
         Self::with(RESPONSE_WINDOW, MIN_RESPONSE_WINDOW, MAX_RESPONSES_HELD_BY_ALL, streams, held_by_all)
     }
 
+    /// `size` is the initial window of a stream, `min` the smallest that it falls back to; both in bytes.
     fn with(size: u32, min: u32, max_held_by_all: usize, streams: u32, held_by_all: Rc<Cell<usize>>) -> Self {
         Self {
             size: Cell::new(size),

@@ -208,11 +208,13 @@ impl Buffer {
         Poll::Ready(Ok(count))
     }
 
+    /// Moves the queue to the beginning of the memory.
     fn compact(&mut self) {
         self.memory.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
     }
 
+    /// More memory, of a class if it fits one, with the queue where it was.
     fn grow(&mut self, end: usize) {
         let mut larger = zeroed(class(end).map_or(end.next_power_of_two(), |(_, size)| size));
         if let Some(start) = larger.get_mut(..self.memory.len()) {

@@ -83,6 +83,7 @@ where
     async move { connection.run().await }
 }
 
+/// A client's connection and the request that is in progress on it, if any.
 struct ClientConnection<'a, S> {
     client: S,
     /// What the client sent and is not consumed yet.
@@ -121,6 +122,7 @@ enum After {
 }
 
 impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
+    /// One request after the other until the connection ends. It closes as the last one requires.
     async fn run(&mut self) {
         loop {
             let after = match self.next().await {
@@ -466,6 +468,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         self.env.buffers.give(&mut self.inbound);
     }
 
+    /// Ends our side of the connection, with `close_notify` in TLS.
     async fn shutdown(&mut self) {
         self.line.within(DRAIN, Wait::Body);
         let client = &mut self.client;
@@ -514,6 +517,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         self.tell_end(reply.status, reply.flag, reply.details);
     }
 
+    /// Writes the record of a request that was passed on, however it ended.
     fn tell_end(&self, status: u16, flag: ResponseFlag, details: &'static str) {
         let exchange = &self.exchange;
         let (notes, up) = (&exchange.notes, &exchange.up);
@@ -553,6 +557,8 @@ fn is_worth_parsing(bytes: &[u8], examined: usize, limit: usize) -> bool {
         || has_bare_line_feed(new)
 }
 
+/// Flag and details of a request that was ended from outside. `is_client_due`: whether the client was to send or to
+/// take bytes.
 pub(super) fn ended_by(cause: Cause, is_client_due: bool) -> (ResponseFlag, &'static str) {
     match cause {
         Cause::Deadline(Wait::HalfClose) => (ResponseFlag::DownstreamConnectionTermination, cause.details()),

@@ -177,6 +177,7 @@ fn builder(limits: &Limits, connection_window: u32) -> Builder {
     builder
 }
 
+/// Errors of clients are for debugging only: any client can cause them.
 fn log_end(outcome: Result<(), h2::Error>) {
     if let Err(error) = outcome {
         tracing::debug!(%error, "HTTP/2 connection failed");

@@ -162,6 +162,7 @@ impl InboundConnection<'_> {
         self.record_refusal(info, Some(&decision), flag, denial.reason.code());
     }
 
+    /// Writes the access log record of a connection that carried no request.
     fn record_refusal(
         &self,
         connection: &ConnectionInfo,

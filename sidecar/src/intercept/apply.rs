@@ -106,6 +106,7 @@ fn remove_others(program: &IptablesProgram, rules: &[IptablesRule]) -> Result<()
 }
 
 impl RulesInPlace {
+    /// Reads what earlier runs have left in a table: our chains, their rules, and jumps to them from any chain.
     fn of(program: &IptablesProgram, table: Table) -> Result<Self, InterceptError> {
         let mut in_place = Self { chains: Vec::new(), rules: 0, jumps: Vec::new() };
         for line in program.list(table)? {

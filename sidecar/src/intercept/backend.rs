@@ -116,6 +116,8 @@ struct BackendUsage {
 }
 
 impl BackendUsage {
+    /// Looks at both families' rules. Reading those of the legacy backend would load its kernel modules, so a family
+    /// without legacy tables is passed over.
     fn of(backend: IptablesBackend) -> Self {
         let mut usage = Self::default();
         match backend.program(IpFamily::V4).and_then(|program| program.list(Table::Nat)) {
@@ -200,6 +202,7 @@ impl IptablesProgram {
         written.unwrap_or(Ok(())).map_err(fails)
     }
 
+    /// An error of the program, in its words, with a hint.
     fn failed(&self, message: &str) -> InterceptError {
         InterceptError::Program {
             program: self.path.to_owned(),

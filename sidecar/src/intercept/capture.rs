@@ -70,6 +70,7 @@ fn is_unreachable(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable)
 }
 
+/// This process's user, for the error: connections of the sidecar's own user are not redirected.
 fn own_user() -> u32 {
     rustix::process::geteuid().as_raw()
 }

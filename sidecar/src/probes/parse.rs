@@ -57,6 +57,8 @@ struct ProbeField<'v> {
     value: &'v Value,
 }
 
+/// One probe: `port` and `path` are those that kubelet dials; `timeoutSeconds` is 1 by default as in Kubernetes, and
+/// absent for a hook.
 fn probe(field: &ProbeField<'_>) -> Result<Probe, ProbesError> {
     let object = field.object(&["port", "path", "timeoutSeconds", "hook", "target"])?;
     let path = field.member(object, "path")?.text()?;
@@ -88,6 +90,7 @@ fn probe(field: &ProbeField<'_>) -> Result<Probe, ProbesError> {
     })
 }
 
+/// What the app is asked: exactly one of `http`, `tcp` and `grpc`.
 fn target(field: &ProbeField<'_>) -> Result<ProbeTarget, ProbesError> {
     let object = field.object(&["http", "tcp", "grpc"])?;
     let mut members = object.keys();
@@ -110,6 +113,8 @@ fn target(field: &ProbeField<'_>) -> Result<ProbeTarget, ProbesError> {
     }
 }
 
+/// A request over HTTP, or over HTTPS with any certificate. Defaults: scheme `http`, path `/`, no fields beyond
+/// kubelet's own.
 fn http_target(field: &ProbeField<'_>) -> Result<HttpTarget, ProbesError> {
     let object = field.object(&["scheme", "port", "path", "headers"])?;
     let tls = match object.get("scheme").map(|scheme| scheme.as_str().unwrap_or_default()) {
@@ -142,6 +147,7 @@ fn http_target(field: &ProbeField<'_>) -> Result<HttpTarget, ProbesError> {
     Ok(HttpTarget { tls, port: field.member(object, "port")?.port()?, path, headers })
 }
 
+/// A field as `[name, value]`.
 fn header(field: &ProbeField<'_>) -> Result<(HeaderName, HeaderValue), ProbesError> {
     let texts = field.value.as_array().map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
     let Some([Some(name), Some(value)]) = texts.as_deref() else {
@@ -154,6 +160,7 @@ fn header(field: &ProbeField<'_>) -> Result<(HeaderName, HeaderValue), ProbesErr
 }
 
 impl<'v> ProbeField<'v> {
+    /// The value as an object whose keys are all among `known`.
     fn object(&self, known: &[&str]) -> Result<&'v Map<String, Value>, ProbesError> {
         let object = self
             .value
@@ -167,6 +174,7 @@ impl<'v> ProbeField<'v> {
         }
     }
 
+    /// A member that must be there.
     fn member(&self, object: &'v Map<String, Value>, name: &str) -> Result<Self, ProbesError> {
         let value = object.get(name).ok_or_else(|| self.member_error(name, "is missing".to_owned()))?;
         Ok(Self { path: format!("{}.{name}", self.path), value })
@@ -176,11 +184,13 @@ impl<'v> ProbeField<'v> {
         self.value.as_str().ok_or_else(|| self.error(format!("it is {}, not a string", kind(self.value))))
     }
 
+    /// A TCP port other than zero.
     fn port(&self) -> Result<u16, ProbesError> {
         let port = self.value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
         port.ok_or_else(|| self.error(format!("{} is not within 1..=65535", self.value)))
     }
 
+    /// An error about a member of this object.
     fn member_error(&self, member: &str, problem: String) -> ProbesError {
         ProbesError::Field { field: format!("{}.{member}", self.path), problem }
     }
@@ -190,6 +200,7 @@ impl<'v> ProbeField<'v> {
     }
 }
 
+/// The JSON type in words, with its article.
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

@@ -80,6 +80,7 @@ pub(super) fn resolve(from: &Hop, host: &str, location: &str) -> Result<ProbeRed
     }))
 }
 
+/// The scheme of an absolute URL, and the rest (RFC 3986 §3.1).
 fn split_scheme(text: &str) -> (Option<&str>, &str) {
     match text.split_once(':') {
         Some((scheme, rest))

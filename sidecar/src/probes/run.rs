@@ -90,6 +90,7 @@ pub(super) async fn run(
     }
 }
 
+/// Follows redirects to the pod itself, each on a new connection. One to another host is the result, as in kubelet.
 async fn http(
     target: &HttpTarget,
     pod: IpAddr,
@@ -124,6 +125,7 @@ async fn http(
     Err(ProbeError::Redirects)
 }
 
+/// One request, to the port of this hop.
 async fn get(
     hop: &Hop,
     pod: IpAddr,
@@ -141,6 +143,7 @@ async fn get(
     }
 }
 
+/// Sends one request and reads its response; the connection ends with it.
 async fn exchange<S>(stream: S, port: u16, request: Request<Full<Bytes>>) -> Result<HttpAnswer, ProbeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -292,6 +295,7 @@ async fn secure(
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(fails)
 }
 
+/// The `host` that kubelet sends: the pod's address and the probe's port.
 fn authority(pod: IpAddr, port: u16) -> Result<HeaderValue, ProbeError> {
     let authority = SocketAddr::new(pod, port).to_string();
     HeaderValue::try_from(authority).map_err(|error| ProbeError::Request(error.into()))

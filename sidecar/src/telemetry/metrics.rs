@@ -201,6 +201,7 @@ impl WorkerMetrics {
         count_label(&self.limited, &self.shard.limited, limit);
     }
 
+    /// Counts a refusal by the reason's code.
     fn refuse(&self, reason: &'static str) {
         count_label(&self.refused, &self.shard.refused, reason);
     }
@@ -221,6 +222,7 @@ fn count_label(
     slot.add(1);
 }
 
+/// The index of the histogram's bucket for a duration.
 fn bucket(duration: Duration) -> usize {
     BOUNDS.partition_point(|bound| *bound < duration.as_secs_f64())
 }

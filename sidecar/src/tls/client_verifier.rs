@@ -54,6 +54,7 @@ pub(crate) fn take_refused() -> Option<Presented> {
 }
 
 impl ClientVerifier {
+    /// Clients without a certificate are refused: a port where they are not has a configuration without this verifier.
     pub(super) fn new(roots: Arc<RootCertStore>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
         let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
         // Cannot fail: a bundle holds at least one root, and there are no revocation lists.
@@ -61,6 +62,7 @@ impl ClientVerifier {
         Ok(Self { webpki })
     }
 
+    /// Verifies a chain outside a handshake, leaf first.
     pub(super) fn verify_chain(
         &self,
         chain: &[CertificateDer<'_>],
@@ -75,6 +77,8 @@ impl ClientVerifier {
         self.verify(leaf, intermediates, now)
     }
 
+    /// The bounds of the chain first, then the leaf's names, then the path to a root. The refusal has the alert for the
+    /// client, and the reason for the log.
     fn verify(
         &self,
         leaf: &CertificateDer<'_>,

@@ -162,6 +162,7 @@ impl TlsStream {
         &self.io
     }
 
+    /// Drives the handshake to its end. On an error, the alert is sent before it is returned.
     async fn handshake(&mut self, first: BytesMut) -> Result<(), HandshakeFailure> {
         let mut received = Vec::from(first);
         loop {
@@ -503,6 +504,7 @@ fn correct_alert_for_version(record: &mut [u8]) {
     }
 }
 
+/// What rustls refuses, for readers and writers of the stream.
 fn invalid_data(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }

@@ -20,6 +20,7 @@ use crate::flow::windows::{Window, Windows};
 
 /// A body whose type does not matter.
 pub(crate) type DynBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
+/// Why a body breaks off, whoever sends it.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body on its way to the app. As long as nothing was taken from it, it can be taken back.
@@ -32,8 +33,11 @@ pub(super) struct Retained {
     shared: Rc<RefCell<Shared>>,
 }
 
+/// What the sender of a body and [`Retained`] share.
 struct Shared {
+    /// `None` once it was taken back.
     body: Option<DynBody>,
+    /// Whether a frame was taken from it, so that the app may have seen some of it.
     is_touched: bool,
     /// The request's place, and its room on a connection: an app may answer before it has taken the whole body.
     share: Rc<Share>,
@@ -74,6 +78,7 @@ struct Stream {
 }
 
 impl Outgoing {
+    /// A body that holds its request's place until it is sent or dropped.
     pub(super) fn new<B>(body: B, share: Rc<Share>) -> Self
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
@@ -92,6 +97,7 @@ impl Outgoing {
         self.shared.borrow_mut().lease = Some(lease);
     }
 
+    /// Must be called before the body is sent.
     pub(super) fn retain(&self) -> Retained {
         Retained { shared: self.shared.clone() }
     }
@@ -149,6 +155,7 @@ impl Drop for Uploading {
 }
 
 impl UpstreamBody {
+    /// The body of an answer by hyper, whose connection goes back to its pool with the last frame.
     pub(super) fn http1(incoming: Incoming, checkout: Checkout, upload: Uploading) -> Self {
         let source = Source::Http1(incoming, Some(checkout));
         let mut body = Self { source, upload: Some(upload), _share: None };
@@ -158,6 +165,7 @@ impl UpstreamBody {
         body
     }
 
+    /// The body of an answer by h2: its stream's window opens as its frames are taken.
     pub(super) fn http2(
         mut recv: RecvStream,
         windows: &Rc<Windows>,
@@ -179,6 +187,7 @@ impl UpstreamBody {
         Self { _share: Some(share), ..self }
     }
 
+    /// The last frame was given out.
     fn finish(&mut self) {
         if let Source::Http1(_, checkout) = &mut self.source
             && let Some(checkout) = checkout.take()

@@ -16,8 +16,11 @@ pub(crate) const UNSURE_AFTER: Duration = Duration::from_millis(1);
 /// A worker's idle connections of one kind, by endpoint.
 pub(super) struct Pool<C> {
     idle: RefCell<HashMap<Arc<Endpoint>, Vec<Idle<C>>>>,
+    /// Of all endpoints together.
     count: Cell<usize>,
+    /// [`Limits::upstream_idle_connections`].
     most: usize,
+    /// [`Limits::upstream_idle`].
     longest: Duration,
 }
 
@@ -38,6 +41,7 @@ pub(super) enum Fitness {
     Dead,
 }
 
+/// A connection that waits.
 struct Idle<C> {
     connection: C,
     since: Instant,
@@ -105,6 +109,7 @@ impl<C: Reusable> Pool<C> {
 }
 
 impl<C: Reusable> Idle<C> {
+    /// Of a connection that has waited for too long, nothing is expected.
     fn fitness(&mut self, now: Instant, longest: Duration) -> Fitness {
         let waited = now.saturating_duration_since(self.since);
         if waited < longest { self.connection.fitness(waited) } else { Fitness::Dead }

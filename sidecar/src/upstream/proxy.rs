@@ -74,6 +74,7 @@ fn end_of_head(head: &[u8], new: usize) -> Option<usize> {
     Some(from + found + 4)
 }
 
+/// The status of a complete head.
 fn status(head: &[u8]) -> Result<u16, ProxyError> {
     let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
     let mut response = httparse::Response::new(&mut fields);

@@ -25,6 +25,7 @@ pub(super) enum Source {
     Address(IpAddr),
 }
 
+/// Who a place counts for: the client and the endpoint of its request.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Holder {
     Source(Source),
@@ -34,7 +35,9 @@ enum Holder {
 /// Places for requests, and who holds how many.
 #[derive(Default)]
 pub(super) struct Shares {
+    /// Places in all.
     taken: Cell<usize>,
+    /// How many of them each holder has; none is absent.
     holders: RefCell<HashMap<Holder, usize>>,
 }
 
@@ -66,6 +69,7 @@ impl Shares {
         self.take_for([(Some(Holder::Source(source.clone())), Limit::Client), (None, Limit::App)], most)
     }
 
+    /// A place that counts for all of these holders, each with the limit that is reported if it holds too much.
     fn take_for(self: &Rc<Self>, holders: [(Option<Holder>, Limit); 2], most: usize) -> Result<Share, Limit> {
         let Some(free) = most.checked_sub(self.taken.get()).filter(|free| *free > 0) else {
             return Err(Limit::App);

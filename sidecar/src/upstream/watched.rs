@@ -20,8 +20,11 @@ pub(super) struct Watched {
 /// What was seen of a connection.
 #[derive(Default)]
 pub(super) struct ConnectionWatch {
+    /// Bytes were read.
     has_spoken: Cell<bool>,
+    /// The end of the stream or an error was read, or a write has failed.
     has_ended: Cell<bool>,
+    /// Bytes read since [`ConnectionWatch::take_count`].
     count: Cell<usize>,
 }
 
@@ -37,6 +40,7 @@ impl Watched {
 }
 
 impl ConnectionWatch {
+    /// Notes a read of this many bytes; zero is the end.
     fn read(&self, count: usize) {
         if count == 0 { &self.has_ended } else { &self.has_spoken }.set(true);
         self.count.set(self.count.get() + count);

@@ -85,6 +85,7 @@ async fn status(stream: &mut TcpStream) -> Result<u16, AttemptError> {
 }
 
 impl AttemptError {
+    /// Sorts out errors that mean that the connection was reset, which each kernel call reports in its own way.
     fn of(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected => {

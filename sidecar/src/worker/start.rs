@@ -29,9 +29,12 @@ use crate::turn;
 
 /// Arguments of a worker thread.
 struct WorkerInit {
+    /// Its number, from zero: workers send each other messages by it.
     index: usize,
     listeners: Vec<(StdTcpListener, Listener)>,
+    /// From the other workers.
     messages: mpsc::UnboundedReceiver<WorkerMessage>,
+    /// To all workers, itself included.
     peers: Vec<mpsc::UnboundedSender<WorkerMessage>>,
     command: watch::Receiver<WorkerCommand>,
     shared: Arc<SharedByWorkers>,
@@ -91,6 +94,7 @@ impl Workers {
     }
 }
 
+/// Starts one thread; returns once its runtime exists, or could not be made.
 fn start_thread(init: WorkerInit) -> io::Result<JoinHandle<()>> {
     let (report, reported) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("worker-{}", init.index)).spawn(move || {
@@ -107,6 +111,7 @@ fn start_thread(init: WorkerInit) -> io::Result<JoinHandle<()>> {
     Ok(thread)
 }
 
+/// A worker's thread, from its listeners to the end of its drain.
 async fn begin(init: WorkerInit) {
     let WorkerInit {
         index,

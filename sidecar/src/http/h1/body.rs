@@ -83,6 +83,7 @@ enum BodyPiece {
 }
 
 impl Decoder {
+    /// At the beginning of a body.
     pub(super) fn new(framing: Framing) -> Self {
         match framing {
             Framing::Length(length) => Self::Length(length),
@@ -326,6 +327,8 @@ impl Chunks {
         Ok(())
     }
 
+    /// Counts one byte of chunk extensions, in its line and in the body: they carry nothing, and a server may not let
+    /// them cost more than the data (RFC 9112 §7.1.1).
     fn count_extension(&mut self) -> Result<(), BodyError> {
         self.line_extensions += 1;
         self.extensions += 1;

@@ -69,6 +69,7 @@ pub(super) struct Upload {
     done: Option<Instant>,
 }
 
+/// How far the request has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UploadState {
     /// The app has not got all of it.
@@ -106,6 +107,7 @@ pub(super) struct Download {
     first_byte: Option<Instant>,
 }
 
+/// What of the answer comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DownloadState {
     Head,
@@ -129,6 +131,7 @@ pub(super) enum ExchangeOutcome {
     Aborted(ResponseFlag, &'static str),
 }
 
+/// Why the request does not get to the app.
 enum UploadError {
     Client,
     Upstream,
@@ -241,6 +244,7 @@ impl Exchange {
         self.up.decoder.left().is_some_and(|left| left <= MOST_DRAINED && (left == 0 || !may_be_left_out))
     }
 
+    /// Writes the request to the app, and reads more of its body from the client, until the app has all of it.
     fn poll_upload<C, U>(
         &mut self,
         client: &mut C,
@@ -297,6 +301,7 @@ impl Exchange {
         }
     }
 
+    /// Reads the answer and writes it to the client, a step at a time: what was read is written before more is.
     fn poll_download<C, U>(
         &mut self,
         client: &mut C,
@@ -412,6 +417,7 @@ impl Exchange {
         Poll::Ready(Err(ExchangeOutcome::Aborted(flag, details)))
     }
 
+    /// Reads once from the app.
     fn poll_read<U: AsyncRead + Unpin>(
         &mut self,
         upstream: &mut U,
@@ -488,6 +494,7 @@ impl Exchange {
         Ok(true)
     }
 
+    /// Moves what came of the answer's body to `out`, in the client's framing.
     fn transfer_down(&mut self, env: &HttpContext) -> Result<(), BodyError> {
         let down = &mut self.down;
         down.moved +=
@@ -495,6 +502,7 @@ impl Exchange {
         Ok(())
     }
 
+    /// What the exchange waits for, which decides about its deadline.
     fn due(&self) -> Due {
         match self.down.state {
             _ if self.up.state == UploadState::Active || !self.down.out.is_empty() => Due::Body,

@@ -264,6 +264,7 @@ pub(super) fn write_local(
 }
 
 impl Persistence {
+    /// How an answer to a client of this version says whether its connection ends.
     pub(super) fn new(close: bool, version: Version) -> Self {
         match (close, version) {
             (true, _) => Self::Close,
@@ -273,6 +274,7 @@ impl Persistence {
     }
 }
 
+/// Writes the fields that the mesh sets, in place of the client's: rules 2 to 5 of [`headers`].
 fn put_forwarded(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer, notes: &mut Notes) {
     put_name(out, FORWARDED_FOR.as_bytes());
     let start = out.len();
@@ -312,6 +314,8 @@ fn put_status(head: &ResponseHead<'_>, out: &mut Buffer) {
     out.push(b"\r\n");
 }
 
+/// Writes the app's fields without those for its own connection (RFC 9110 §7.6.1). `with_length`: whether
+/// `content-length` holds for the client, too.
 fn put_fields(head: &ResponseHead<'_>, with_length: bool, out: &mut Buffer) {
     let mut has_length = false;
     for (field, name, value) in head.fields.iter() {
@@ -356,6 +360,7 @@ fn put_unfolded(out: &mut Buffer, value: &[u8]) {
     }
 }
 
+/// Writes the protocols of all `upgrade` fields as one list.
 fn put_upgrade(out: &mut Buffer, fields: HeadFields<'_>) {
     for (at, protocol) in fields.values(Field::Upgrade).flat_map(upgrade_protocols).enumerate() {
         if at > 0 {

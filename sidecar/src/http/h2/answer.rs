@@ -59,6 +59,7 @@ impl AnswerBody {
 }
 
 impl AnswerSource {
+    /// Whether there is nothing left to send, so that the head or the last frame ends the stream.
     fn is_end(&self) -> bool {
         match self {
             Self::Local(text) => text.is_none(),

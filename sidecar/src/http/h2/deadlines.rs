@@ -17,10 +17,14 @@ const EARNED_BY_ANSWER: u32 = 2;
 /// Deadline and flood state of a connection, shared by its transport and its streams.
 pub(super) struct Deadlines {
     line: Lifeline,
+    /// For the preface, and for a head once it has begun: [`Limits::headers`].
     greeting: Duration,
     idle: Duration,
+    /// For a client that does not read: [`Limits::body`].
     blocked: Duration,
+    /// Bytes received.
     read: Cell<u64>,
+    /// Requests in flight.
     streams: Cell<usize>,
     is_blocked: Cell<bool>,
     /// Whether a head is incomplete: the connection can carry nothing else until it ends.
@@ -36,6 +40,7 @@ pub(super) struct InFlight {
 }
 
 impl Deadlines {
+    /// The deadlines of a new connection, of which the first is that of its preface.
     pub(super) fn new(line: Lifeline, limits: &Limits, windows: Rc<Windows>) -> Self {
         let deadlines = Self {
             line,

@@ -33,6 +33,7 @@ pub(super) struct Exchanges {
     handler: Handler,
     env: Rc<HttpContext>,
     deadlines: Rc<Deadlines>,
+    /// For responses; shared by all streams, so that one slow client holds a bounded number of bytes.
     outbox: Outbox,
 }
 

@@ -62,6 +62,7 @@ fn outcome(fault: Fault) -> Result<LocalReply, &'static str> {
     }
 }
 
+/// The head of a local response. It has no body: h2 sends it before the stream exists, and ends the stream with it.
 fn answer(reply: LocalReply, date: &[u8]) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::BAD_REQUEST);

@@ -17,7 +17,9 @@ pub(super) struct Progress {
     download: Cell<DownloadWait>,
     /// Whether long silence is expected: a gRPC call, or an event stream.
     is_long_lived: Cell<bool>,
+    /// Bytes of the request's body that went to the app.
     received: Cell<u64>,
+    /// When the last of them did.
     ended: Cell<Option<Instant>>,
     /// Wakes the stream's task if it waits for the end of the upload.
     waker: RefCell<Option<Waker>>,

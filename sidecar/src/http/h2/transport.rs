@@ -18,6 +18,7 @@ pub(super) struct Transport<S> {
 }
 
 impl<S> Transport<S> {
+    /// `first`: bytes that were read while the protocol was detected; h2 gets them first.
     pub(super) fn new(stream: S, first: BytesMut, deadlines: Rc<Deadlines>) -> Self {
         Self { stream, first, deadlines }
     }
@@ -29,6 +30,8 @@ impl<S> Transport<S> {
     }
 }
 
+/// Every byte passes the connection's flood guard and moves its deadlines before h2 sees it. A flood is an error, which
+/// ends the connection.
 impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -54,6 +57,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
     }
 }
 
+/// A write that blocks starts the deadline for a client that does not read.
 impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,

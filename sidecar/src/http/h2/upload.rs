@@ -19,7 +19,9 @@ pub(super) struct Upload {
     stream: RecvStream,
     /// Bytes left by `content-length`, which h2 enforces.
     left: Option<u64>,
+    /// All DATA frames were read; what may follow is trailers.
     is_data_done: bool,
+    /// `None` for a request without a body.
     window: Option<Window>,
     progress: Rc<Progress>,
 }
@@ -36,6 +38,7 @@ pub(super) enum UploadError {
 }
 
 impl Upload {
+    /// The body of a request whose head has these fields. h2 has validated `content-length` (RFC 9113 §8.1.1).
     pub(super) fn new(
         mut stream: RecvStream,
         headers: &HeaderMap,
@@ -50,6 +53,7 @@ impl Upload {
         Self { stream, left: length, is_data_done: false, window, progress }
     }
 
+    /// The next piece of data, or the trailers. Each piece that is taken opens the client's windows by its length.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         if !self.is_data_done {
             match ready!(self.stream.poll_data(context)) {

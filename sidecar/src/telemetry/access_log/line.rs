@@ -74,6 +74,7 @@ pub(super) fn text_line(out: &mut Vec<u8>, record: &Record<'_>) {
     line.quoted(presented(record)).raw(" ").quoted(policy(record).as_bytes()).raw("\n");
 }
 
+/// RFC 3339 in UTC with milliseconds, as Envoy's `START_TIME`.
 fn timestamp(start: Option<SystemTime>) -> String {
     humantime::format_rfc3339_millis(start.unwrap_or_else(SystemTime::now)).to_string()
 }
@@ -87,6 +88,7 @@ fn downstream(record: &Record<'_>) -> (String, String) {
     }
 }
 
+/// The endpoint's address; empty if the request did not reach one.
 fn upstream_host(record: &Record<'_>) -> String {
     if let Some(outbound) = &record.outbound {
         return outbound.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
@@ -108,10 +110,12 @@ fn upstream_cluster(record: &Record<'_>) -> String {
     record.connection.map(|connection| format!("inbound|{}||", connection.port)).unwrap_or_default()
 }
 
+/// The SNI of the client's ClientHello.
 fn server_name<'a>(record: &Record<'a>) -> &'a [u8] {
     record.connection.and_then(|c| c.server_name.as_deref()).unwrap_or_default().as_bytes()
 }
 
+/// The SANs of the client's certificate.
 fn presented<'a>(record: &Record<'a>) -> &'a [u8] {
     record
         .connection
@@ -120,6 +124,7 @@ fn presented<'a>(record: &Record<'a>) -> &'a [u8] {
         .unwrap_or_default()
 }
 
+/// The decision, and the rule that made it or came closest to granting.
 fn policy(record: &Record<'_>) -> String {
     match record.decision {
         Some(Decision::Allow(grant)) => format!("allowed: {grant}"),
@@ -140,6 +145,7 @@ impl<'a> JsonObject<'a> {
         Self { out, first: true }
     }
 
+    /// Begins a member: a comma before all but the first.
     fn key(&mut self, key: &str) {
         if !std::mem::replace(&mut self.first, false) {
             self.out.push(b',');
@@ -149,6 +155,8 @@ impl<'a> JsonObject<'a> {
         self.out.extend_from_slice(b"\":");
     }
 
+    /// A string of at most [`MAX_FIELD`] bytes from the wire. Bytes that are not UTF-8 become U+FFFD, and control
+    /// characters `\\u` escapes, so that a line stays one line.
     fn text(&mut self, key: &str, value: &[u8]) {
         self.key(key);
         self.out.push(b'"');
@@ -168,6 +176,7 @@ impl<'a> JsonObject<'a> {
         self.out.push(b'"');
     }
 
+    /// `null` stands for what is not known.
     fn optional(&mut self, key: &str, value: &[u8]) {
         if value.is_empty() { self.null(key) } else { self.text(key, value) }
     }
@@ -193,6 +202,7 @@ struct TextLine<'a> {
 }
 
 impl TextLine<'_> {
+    /// Text of our own, written as it is.
     fn raw(&mut self, text: &str) -> &mut Self {
         self.out.extend_from_slice(text.as_bytes());
         self
@@ -220,6 +230,7 @@ impl TextLine<'_> {
         self
     }
 
+    /// The same between quotation marks, which `bare` escapes within the value.
     fn quoted(&mut self, value: &[u8]) -> &mut Self {
         self.raw("\"").bare(value).raw("\"")
     }

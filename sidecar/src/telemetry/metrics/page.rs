@@ -223,6 +223,7 @@ impl Page {
 }
 
 impl RequestSums {
+    /// Adds the counts of one worker. `seconds`: the sum of all durations.
     fn add(&mut self, count: u64, seconds: f64, buckets: impl IntoIterator<Item = u64>) {
         self.count += count;
         self.seconds += seconds;

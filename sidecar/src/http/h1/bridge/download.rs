@@ -153,6 +153,7 @@ impl AnswerFraming {
     }
 }
 
+/// Appends a piece of the body in the client's framing.
 fn put_data(out: &mut Buffer, data: &Bytes, is_chunked: bool) {
     if !is_chunked {
         out.push(data);

@@ -50,6 +50,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> Bridge<'_, S> {
         UploadEnd::ClientGone
     }
 
+    /// Decodes the body, and hands it to the app as fast as the app takes it. A body that breaks off resets the stream.
     async fn pass_body_on(
         &self,
         up: &mut Upload,

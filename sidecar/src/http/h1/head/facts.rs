@@ -13,14 +13,20 @@ const MAX_CONNECTION_OPTIONS: usize = 32;
 #[derive(Default)]
 pub(super) struct HeadFacts<'h> {
     pub(super) host: HostField<'h>,
+    /// The one length that all `content-length` fields agree on.
     content_length: Option<u64>,
+    /// Number of `transfer-encoding` fields.
     transfer_encodings: usize,
+    /// Whether the last of them is exactly `chunked`.
     is_chunked: bool,
     pub(super) close: bool,
     pub(super) keep_alive: bool,
+    /// Whether `connection` has the option `upgrade`.
     pub(super) connection_upgrade: bool,
+    /// Whether `upgrade` names a protocol that may be tunnelled.
     pub(super) upgrade: bool,
     pub(super) expects_continue: bool,
+    /// Whether `connection` names fields that end here with it.
     pub(super) names_fields: bool,
     connection_options: usize,
 }
@@ -35,6 +41,11 @@ pub(super) enum HostField<'h> {
 }
 
 impl<'h> HeadFacts<'h> {
+    /// Classifies each field into `kinds`, and collects what it says.
+    ///
+    /// # Errors
+    ///
+    /// As soon as a field is ambiguous whatever the others say.
     pub(super) fn gather(
         &mut self,
         lines: &'h [Header<'h>],
@@ -82,6 +93,7 @@ impl<'h> HeadFacts<'h> {
         Ok(())
     }
 
+    /// The options of one `connection` field (RFC 9110 §7.6.1).
     fn connection(&mut self, value: &[u8]) -> Result<(), HeadError> {
         for option in tokens(value) {
             self.connection_options += 1;
@@ -101,6 +113,8 @@ impl<'h> HeadFacts<'h> {
         Ok(())
     }
 
+    /// How the body ends; `None` if neither field says so. Both at once are refused, which RFC 9112 §6.3 allows: two
+    /// parsers could pick different ones.
     pub(super) fn framing(&self, version: Version) -> Result<Option<Framing>, HeadError> {
         match (self.transfer_encodings, self.content_length) {
             (0, length) => Ok(length.map(Framing::Length)),
