@@ -10,7 +10,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 pub use self::registry::Registry;
@@ -264,15 +264,31 @@ impl Lifeline {
             if let Some(cause) = ends(self.phase()) {
                 return Poll::Ready(Err(Ended(cause)));
             }
-            let mut waker = self.state.waker.borrow_mut();
-            if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
-                *waker = Some(context.waker().clone());
-            }
+            self.register(context);
             Poll::Pending
         })
         .await
     }
 
+    /// Ready once the connection is closed, with the cause; for connections that a codec drives, which polls them as a
+    /// stream. The last task that polled is woken.
+    pub(crate) fn poll_closed(&self, context: &mut Context<'_>) -> Poll<Ended> {
+        if let Phase::Closed(cause) = self.phase() {
+            return Poll::Ready(Ended(cause));
+        }
+        self.register(context);
+        Poll::Pending
+    }
+
+    /// Has this task woken by the next change of the phase.
+    fn register(&self, context: &mut Context<'_>) {
+        let mut waker = self.state.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            *waker = Some(context.waker().clone());
+        }
+    }
+
+    /// Has the connection's task look at the phase.
     fn wake(&self) {
         // The cell must not be borrowed while waking: a waker may run any code, such as dropping a task.
         let waker = self.state.waker.borrow_mut().take();

@@ -45,6 +45,9 @@ pub struct Limits {
     pub upstream_requests: usize,
     /// HTTP/2 connections to one app, per worker.
     pub upstream_connections: usize,
+    /// Time after which an HTTP/2 connection to an app gets no new requests, give or take a tenth: requests move to
+    /// endpoints that came later, and a balancer on the way chooses again. Coarse: up to a tick of the worker late.
+    pub upstream_max_age: Duration,
     /// Time that a request waits for room on one of them.
     pub upstream_queue: Duration,
 }
@@ -71,6 +74,7 @@ impl Default for Limits {
             streams: 128,
             upstream_requests: 4096,
             upstream_connections: 128,
+            upstream_max_age: Duration::from_secs(3600),
             upstream_queue: Duration::from_secs(5),
         }
     }

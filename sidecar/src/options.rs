@@ -190,6 +190,9 @@ pub struct LimitOptions {
     /// Maximum HTTP/2 connections to one app, per worker.
     #[arg(long, env = "TIDEGATE_MAX_UPSTREAM_CONNECTIONS", value_name = "COUNT", default_value_t = 128)]
     pub max_upstream_connections: usize,
+    /// How long an HTTP/2 connection to an app gets new requests, give or take a tenth. It closes after its last one.
+    #[arg(long, env = "TIDEGATE_UPSTREAM_MAX_AGE", value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub upstream_max_age: Duration,
     /// How long a request waits while an HTTP/2 app accepts no more of them.
     #[arg(long, env = "TIDEGATE_UPSTREAM_QUEUE_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub upstream_queue_timeout: Duration,
@@ -225,6 +228,7 @@ impl Default for LimitOptions {
             max_streams: limits.streams,
             max_upstream_requests: limits.upstream_requests,
             max_upstream_connections: limits.upstream_connections,
+            upstream_max_age: limits.upstream_max_age,
             upstream_queue_timeout: limits.upstream_queue,
         }
     }
@@ -252,6 +256,7 @@ impl From<&LimitOptions> for Limits {
             streams: options.max_streams,
             upstream_requests: options.max_upstream_requests,
             upstream_connections: options.max_upstream_connections,
+            upstream_max_age: options.upstream_max_age,
             upstream_queue: options.upstream_queue_timeout,
         }
     }

@@ -12,6 +12,7 @@ mod connect_error;
 mod error;
 mod http1;
 mod http2;
+mod peers;
 mod pool;
 mod proxy;
 mod shares;
@@ -28,7 +29,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -51,7 +52,7 @@ use self::pool::Pool;
 pub(crate) use self::pool::UNSURE_AFTER;
 use self::shares::{Share, Shares, Source};
 pub(crate) use self::stream::UpstreamTls;
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
 use crate::limits::Limits;
 use crate::snapshot::Snapshots;
 use crate::stream::MaybeTls;
@@ -164,12 +165,20 @@ impl Upstreams {
 
     /// Lets go of connections that have ended, or that have been idle for long. To be called on every tick.
     pub fn sweep(&self, now: Instant) {
+        self.connector.peers().expire(now);
         self.idle.sweep(now);
         self.http1.sweep(now);
         self.http2.borrow_mut().retain(|_, http2| {
             http2.sweep(now);
             !http2.is_empty() || Rc::strong_count(http2) > 1
         });
+    }
+
+    /// Ends connections to mesh peers that are not trusted any more: at once if they are idle, else after what is in
+    /// flight, which may take so long. Tunnels are ended by those that use them.
+    pub(crate) fn review(&self, grace: Duration, is_trusted: impl Fn(&VerifiedCertificate) -> bool) {
+        self.connector.peers().review(grace, is_trusted);
+        self.sweep(Instant::now());
     }
 
     /// How many connections there are.
@@ -184,6 +193,7 @@ impl Upstreams {
         share.map(Rc::new).map_err(UpstreamError::Overflow)
     }
 
+    /// The connections to this endpoint; there is an entry as long as there is one, or a request for one.
     fn http2(&self, endpoint: &Arc<Endpoint>) -> Rc<Http2> {
         let mut all = self.http2.borrow_mut();
         let new = || Http2::new(endpoint.clone(), self.connector.clone(), self.held.clone());

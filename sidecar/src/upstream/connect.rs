@@ -18,6 +18,7 @@ use tokio_rustls::TlsConnector;
 use tracing::debug;
 
 use super::connect_error::ConnectError;
+use super::peers::Peers;
 use super::proxy;
 use super::stream::{Secured, SecuredBy, UpstreamTls};
 use crate::lifeline::{Cause, Ended, Lifeline, Wait};
@@ -31,6 +32,7 @@ use crate::tls::{self, PeerTls};
 pub(super) struct Connector {
     limits: Rc<Limits>,
     snapshots: Snapshots,
+    peers: Peers,
 }
 
 /// What ends a handshake that takes too long.
@@ -44,6 +46,7 @@ pub(crate) enum Deadline<'l> {
 
 /// TLS that is to be spoken.
 struct Security {
+    /// With the roots, the client certificate and the ALPN protocols of the transport.
     config: Arc<ClientConfig>,
     /// The name that is sent, or the endpoint's address.
     name: ServerName<'static>,
@@ -52,7 +55,12 @@ struct Security {
 
 impl Connector {
     pub(super) fn new(limits: Rc<Limits>, snapshots: Snapshots) -> Self {
-        Self { limits, snapshots }
+        Self { limits, snapshots, peers: Peers::default() }
+    }
+
+    /// The mesh connections that carry HTTP.
+    pub(super) fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -123,6 +131,7 @@ impl Connector {
         Ok(Some(Security { config, name, secured: Secured::new(by, self.snapshots.clone()) }))
     }
 
+    /// The TCP handshake, with an error of its own for one that takes too long.
     async fn dial(&self, address: SocketAddr, deadline: Deadline<'_>) -> Result<TcpStream, ConnectError> {
         let connecting = TcpStream::connect(address);
         let connected = deadline.limit(self.limits.connect, ConnectError::Timeout, connecting).await?;
@@ -136,6 +145,8 @@ impl Connector {
         Ok(io)
     }
 
+    /// The TLS handshake, and what it must have resulted in: the protocol, and a certificate that the newest roots
+    /// accept.
     async fn handshake(
         &self,
         io: TcpStream,
@@ -148,10 +159,15 @@ impl Connector {
         let shaken = deadline.limit(self.limits.handshake, ConnectError::TlsTimeout, handshake).await?;
         let stream = shaken.map_err(ConnectError::of_tls)?;
         check_alpn(secured.by(), protocol, stream.get_ref().1.alpn_protocol())?;
+        let mut line = None;
         if let SecuredBy::Mesh(tls) = secured.by() {
-            self.verify_by_newest(tls, stream.get_ref().1.peer_certificates().unwrap_or_default())?;
+            let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            self.verify_by_newest(tls, chain)?;
+            if protocol != MeshProtocol::Tcp {
+                line = Some(self.peers.enter(chain).map_err(ConnectError::other_tls)?);
+            }
         }
-        Ok(MaybeTls::Tls(Box::new(UpstreamTls::new(stream, secured))))
+        Ok(MaybeTls::Tls(Box::new(UpstreamTls::new(stream, secured, line))))
     }
 
     /// Changes of the trust bundle end open connections; one that came during the handshake has not looked at this one.

@@ -23,11 +23,11 @@ const LEAST_BUFFER: usize = 8 * 1024;
 /// Connections that hyper drives.
 pub(super) struct Http1 {
     connector: Rc<Connector>,
-    idle: Pool<Box<Carrier>>,
+    idle: Pool<Box<Http1Connection>>,
 }
 
 /// One connection. Boxed, because the bodies of answers hold it.
-struct Carrier {
+struct Http1Connection {
     sender: SendRequest<Outgoing>,
     /// Drives it.
     task: AbortHandle,
@@ -38,7 +38,7 @@ struct Carrier {
 
 /// A connection that is in use.
 pub(super) struct Checkout {
-    carrier: Box<Carrier>,
+    connection: Box<Http1Connection>,
     all: Rc<Http1>,
 }
 
@@ -47,14 +47,16 @@ impl Http1 {
         Self { idle: Pool::new(connector.limits()), connector }
     }
 
+    /// Sends a request on an idle connection or a new one. A request of which nothing was written is sent once more, on
+    /// a new one; no other is.
     pub(super) async fn send(
         self: Rc<Self>,
         endpoint: Arc<Endpoint>,
         request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         let mut request = request;
-        if let Some(carrier) = self.idle.checkout(&endpoint) {
-            match self.try_send(carrier, request).await {
+        if let Some(connection) = self.idle.checkout(&endpoint) {
+            match self.try_send(connection, request).await {
                 Ok(response) => return Ok(response),
                 // The app closed it in the meantime, and nothing was written to it.
                 Err((_, Some(unsent))) => request = *unsent,
@@ -62,8 +64,8 @@ impl Http1 {
             }
         }
         // Rare, and large.
-        let carrier = Box::pin(self.dial(&endpoint)).await?;
-        self.try_send(carrier, request).await.map_err(|(error, _)| error)
+        let connection = Box::pin(self.dial(&endpoint)).await?;
+        self.try_send(connection, request).await.map_err(|(error, _)| error)
     }
 
     pub(super) fn sweep(&self, now: Instant) {
@@ -74,15 +76,16 @@ impl Http1 {
         self.idle.len()
     }
 
+    /// An error comes with the request if hyper has written nothing of it.
     async fn try_send(
         self: &Rc<Self>,
-        mut carrier: Box<Carrier>,
+        mut connection: Box<Http1Connection>,
         request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, (UpstreamError, Option<Box<Request<Outgoing>>>)> {
-        let upload = request.body().retain().sent_by(carrier.task.clone());
-        match carrier.sender.try_send_request(request).await {
+        let upload = request.body().retain().sent_by(connection.task.clone());
+        match connection.sender.try_send_request(request).await {
             Ok(response) => {
-                let checkout = Checkout { carrier, all: self.clone() };
+                let checkout = Checkout { connection, all: self.clone() };
                 Ok(response.map(|body| UpstreamBody::http1(body, checkout, upload)))
             }
             Err(mut failure) => {
@@ -92,7 +95,8 @@ impl Http1 {
         }
     }
 
-    async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Box<Carrier>, UpstreamError> {
+    /// A connection that hyper drives in a task of its own, with the same limits for a head as in `http/h1`.
+    async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Box<Http1Connection>, UpstreamError> {
         let stream = self.connector.connect(endpoint, MeshProtocol::Http1, Deadline::Timer).await?;
         let secured = stream.secured();
         let limits = self.connector.limits();
@@ -110,11 +114,11 @@ impl Http1 {
             }
         });
         let (task, endpoint) = (driven.abort_handle(), endpoint.clone());
-        Ok(Box::new(Carrier { sender, task, secured, endpoint }))
+        Ok(Box::new(Http1Connection { sender, task, secured, endpoint }))
     }
 }
 
-impl Reusable for Box<Carrier> {
+impl Reusable for Box<Http1Connection> {
     fn fitness(&mut self, _: Duration) -> Fitness {
         if self.sender.is_closed() || self.secured.as_ref().is_some_and(|secured| !secured.is_current()) {
             Fitness::Dead
@@ -129,7 +133,7 @@ impl Reusable for Box<Carrier> {
 impl Checkout {
     /// The answer is complete.
     pub(super) fn give_back(self) {
-        let endpoint = self.carrier.endpoint.clone();
-        self.all.idle.put(&endpoint, self.carrier);
+        let endpoint = self.connection.endpoint.clone();
+        self.all.idle.put(&endpoint, self.connection);
     }
 }

@@ -1,40 +1,25 @@
 //! HTTP/2 connections to one endpoint, driven by h2: a few, each shared by many requests.
 
+mod connection;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use h2::SendStream;
-use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
-use http::header::CONTENT_LENGTH;
-use http::{Method, Request, Response, request};
-use http_body::Body;
+use http::{Response, request};
 use tidegate_core::backend::Endpoint;
-use tidegate_core::policy::MeshProtocol;
 use tokio::sync::oneshot;
 
-use super::body::{Outgoing, Uploading, UpstreamBody};
-use super::connect::{Connector, Deadline};
-use super::connect_error::ConnectFailure;
-use super::error::{Limit, UpstreamError, Violation, reset_reason};
+use self::connection::{Failure, Http2Connection};
+use super::body::{Outgoing, UpstreamBody};
+use super::connect::Connector;
+use super::error::{Limit, UpstreamError};
 use super::shares::{Share, Shares, Source};
-use super::stream::Secured;
-use super::watched::{ConnectionWatch, Watched};
-use crate::flow::outbox::{Outbox, Piece};
-use crate::flow::windows::{self, Windows};
-use crate::flow::{SEND_BUFFER, send};
 
 /// Requests on one connection before another is opened; fewer if the app says so.
 const STREAMS: usize = 100;
-/// Of all answers on a connection, received and not yet taken by their clients: more than they can use, so that a client
-/// that does not read delays no other. h2 lets half of it be spent on the overhead of small frames that wait to be taken, and ends the connection
-/// then: so much is room for most of [`STREAMS`] filled with 20 bytes a frame.
-const CONNECTION_WINDOW: u32 = 128 * 1024 * 1024;
 /// An app says GOAWAY before it closes, so an idle connection may be kept for longer than an HTTP/1.1 one.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -42,11 +27,12 @@ const IDLE: Duration = Duration::from_secs(60);
 pub(super) struct Http2 {
     endpoint: Arc<Endpoint>,
     connector: Rc<Connector>,
-    open: RefCell<Vec<Rc<Carrier>>>,
+    open: RefCell<Vec<Rc<Http2Connection>>>,
     /// Requests that have room, and whose they are.
     shares: Rc<Shares>,
     /// Requests that wait for room, the longest one first.
     queue: RefCell<VecDeque<Waiter>>,
+    /// One connection is opened at a time, so that a burst of requests does not open one each.
     is_dialling: Cell<bool>,
     /// Received of answers and not yet taken, by all connections of the worker.
     held: Rc<Cell<usize>>,
@@ -66,33 +52,12 @@ struct Need {
     after: Option<Instant>,
 }
 
-/// One connection.
-struct Carrier {
-    sender: RefCell<SendRequest<Piece>>,
-    /// Whether it has ended, or the app has said that it ends.
-    is_closed: Cell<bool>,
-    /// `None` in plaintext.
-    secured: Option<Secured>,
-    watch: Rc<ConnectionWatch>,
-    outbox: Outbox,
-    windows: Rc<Windows>,
-    since: Instant,
-    streams: Cell<usize>,
-    most_streams: Cell<usize>,
-    idle_since: Cell<Instant>,
-}
-
 /// Room for one request on a connection.
 pub(super) struct Lease {
-    connection: Rc<Carrier>,
+    /// Its number of streams includes this request until this is dropped.
+    connection: Rc<Http2Connection>,
     all: Rc<Http2>,
     share: Option<Share>,
-}
-
-/// A request that failed, and whether the app may have looked at it.
-struct Failure {
-    error: UpstreamError,
-    is_untouched: bool,
 }
 
 impl Http2 {
@@ -109,6 +74,8 @@ impl Http2 {
         })
     }
 
+    /// Sends a request where there is room, or waits for some. If the app has certainly not looked at it, it is sent
+    /// once more, on a connection that was opened later (RFC 9113 §8.7).
     pub(super) async fn send(
         self: Rc<Self>,
         source: Source,
@@ -138,11 +105,17 @@ impl Http2 {
         retry.await
     }
 
-    pub(super) fn sweep(&self, now: Instant) {
-        let is_needed = |connection: &Carrier| {
+    /// Lets go of connections that have ended, are too old, or have been idle for long: requests in flight finish. To be
+    /// called on every tick.
+    pub(super) fn sweep(self: &Rc<Self>, now: Instant) {
+        let is_needed = |connection: &Http2Connection| {
             connection.streams.get() > 0 || now.saturating_duration_since(connection.idle_since.get()) < IDLE
         };
-        self.open.borrow_mut().retain(|connection| connection.is_open() && is_needed(connection));
+        self.open.borrow_mut().retain(|connection| {
+            connection.is_open() && !connection.is_too_old(now) && is_needed(connection)
+        });
+        // Who waits for room on one of them needs another.
+        self.dial();
     }
 
     pub(super) fn len(&self) -> usize {
@@ -163,6 +136,8 @@ impl Http2 {
         Box::pin(self.wait(need.clone())).await
     }
 
+    /// Waits in the queue for room, no longer than [`Limits::upstream_queue`](crate::limits::Limits::upstream_queue)
+    /// beyond the time that a new connection takes.
     async fn wait(self: &Rc<Self>, need: Need) -> Result<Lease, UpstreamError> {
         let (room, given) = oneshot::channel();
         self.queue.borrow_mut().push_back(Waiter { need, room });
@@ -193,7 +168,7 @@ impl Http2 {
     }
 
     /// Requests that the app would take on as many connections as there may be.
-    fn most_requests(&self, open: &[Rc<Carrier>]) -> usize {
+    fn most_requests(&self, open: &[Rc<Http2Connection>]) -> usize {
         let taken: usize = open.iter().map(|connection| connection.most_streams.get()).sum();
         let newest = open.last().map_or(STREAMS, |connection| connection.most_streams.get());
         taken + self.connector.limits().upstream_connections.saturating_sub(open.len()) * newest
@@ -255,7 +230,7 @@ impl Http2 {
         let all = self.clone();
         tokio::task::spawn_local(async move {
             loop {
-                match connect(&all).await {
+                match Http2Connection::open(&all).await {
                     Ok(connection) => all.open.borrow_mut().push(connection),
                     Err(error) => {
                         // Room on another connection may still come.
@@ -278,171 +253,13 @@ impl Http2 {
     }
 }
 
-/// Whether a request by this method has a body, be it empty (RFC 9110 §9.3).
-fn has_payload(method: &Method) -> bool {
-    !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::CONNECT)
-}
-
-/// Dials, and waits until the app has said how many requests it takes.
-async fn connect(all: &Rc<Http2>) -> Result<Rc<Carrier>, UpstreamError> {
-    let (endpoint, limits) = (&all.endpoint, all.connector.limits());
-    let deadline = tokio::time::Instant::now() + all.connector.longest(endpoint);
-    let stream = all.connector.connect(endpoint, MeshProtocol::Http2, Deadline::Timer).await?;
-    let secured = stream.secured();
-    let stream = Watched::new(stream);
-    let watch = stream.watch();
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(windows::RESPONSE_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-        .max_send_buffer_size(SEND_BUFFER)
-        .enable_push(false)
-        // None before the app's own settings, which are the first that it says (RFC 9113 §3.4).
-        .initial_max_send_streams(0);
-    let handshake = builder.handshake::<_, Piece>(stream).await;
-    let (sender, mut connection) = handshake.map_err(|error| UpstreamError::from(&error))?;
-    let settled = poll_fn(|context| poll_settings(&mut connection, &watch, context));
-    tokio::time::timeout_at(deadline, settled)
-        .await
-        .map_err(|_| UpstreamError::Connect(ConnectFailure::Timeout))??;
-    let now = Instant::now();
-    let carrier = Rc::new(Carrier {
-        most_streams: Cell::new(most_streams(&connection)),
-        sender: RefCell::new(sender),
-        is_closed: Cell::new(false),
-        secured,
-        outbox: Outbox::new(),
-        windows: Rc::new(Windows::of_answers(STREAMS as u32, all.held.clone())),
-        watch,
-        since: now,
-        streams: Cell::new(0),
-        idle_since: Cell::new(now),
-    });
-    let address = endpoint.address;
-    let (driven, all) = (Rc::downgrade(&carrier), Rc::downgrade(all));
-    let left = all.clone();
-    tokio::task::spawn_local(async move {
-        let driven = poll_fn(|context| {
-            if let Some(carrier) = driven.upgrade() {
-                carrier.windows.received(carrier.watch.take_count());
-                carrier.windows.expect_answers(carrier.streams.get());
-                carrier.windows.adjust(&mut connection);
-            }
-            let outcome = Pin::new(&mut connection).poll(context);
-            if let Some(carrier) = driven.upgrade() {
-                // After GOAWAY it takes no more requests, though it may have some to finish.
-                let ready = carrier.sender.borrow_mut().poll_ready(context);
-                let is_closed = outcome.is_ready() || matches!(ready, Poll::Ready(Err(_)));
-                carrier.is_closed.set(is_closed);
-                let most = most_streams(&connection);
-                let has_more = most > carrier.most_streams.replace(most);
-                if has_more && let Some(all) = all.upgrade() {
-                    all.serve_queue();
-                }
-            }
-            outcome
-        });
-        if let Err(error) = driven.await {
-            tracing::debug!(%address, %error, "HTTP/2 connection to an upstream failed");
-        }
-        if let Some(all) = left.upgrade()
-            && !all.queue.borrow().is_empty()
-        {
-            all.dial();
-        }
-    });
-    Ok(carrier)
-}
-
-fn poll_settings(
-    connection: &mut Connection<Watched, Piece>,
-    watch: &ConnectionWatch,
-    context: &mut Context<'_>,
-) -> Poll<Result<(), UpstreamError>> {
-    match Pin::new(&mut *connection).poll(context) {
-        Poll::Ready(Err(error)) if !watch.has_hung_up() => Poll::Ready(Err(UpstreamError::from(&error))),
-        Poll::Ready(_) if watch.has_hung_up() => {
-            Poll::Ready(Err(UpstreamError::Protocol(Violation::NotHttp2)))
-        }
-        Poll::Ready(_) => Poll::Ready(Err(UpstreamError::Closed)),
-        Poll::Pending if most_streams(connection) > 0 || watch.has_spoken() => Poll::Ready(Ok(())),
-        Poll::Pending => Poll::Pending,
-    }
-}
-
-fn most_streams(connection: &Connection<Watched, Piece>) -> usize {
-    connection.max_concurrent_send_streams().min(STREAMS)
-}
-
-impl Carrier {
-    /// Whether it takes more requests.
-    fn is_open(&self) -> bool {
-        !self.is_closed.get() && self.secured.as_ref().is_none_or(Secured::is_current)
-    }
-
-    fn has_room(&self) -> bool {
-        self.streams.get() < self.most_streams.get()
-    }
-
-    /// Whether it has room for what a request needs.
-    fn is_fit(&self, need: &Need) -> bool {
-        self.has_room() && need.after.is_none_or(|after| self.since > after)
-    }
-
-    /// Sends the head of a request, and begins to send its body. An error comes with whether the app certainly gets
-    /// nothing of it.
-    fn begin(
-        &self,
-        head: Box<request::Parts>,
-        body: Outgoing,
-    ) -> Result<(ResponseFuture, Option<Uploading>), (h2::Error, bool)> {
-        let mut sender = self.sender.borrow().clone();
-        let ready = sender.poll_ready(&mut Context::from_waker(Waker::noop()));
-        if let Poll::Ready(Err(error)) = ready {
-            return Err((error, true));
-        }
-        let mut request = Request::from_parts(*head, ());
-        let is_end = body.is_end_stream();
-        if let Some(length) = body.size_hint().exact()
-            && (length > 0 || has_payload(request.method()))
-        {
-            request.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
-        }
-        let (response, stream) = sender.send_request(request, is_end).map_err(|error| (error, false))?;
-        let uploading = (!is_end).then(|| upload(body, stream, self.outbox.clone()));
-        Ok((response, uploading))
-    }
-
-    /// What a failure means.
-    fn judge(&self, error: &h2::Error, is_unsent: bool) -> Failure {
-        let is_refused =
-            error.is_remote() && error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        // While the connection lives, GOAWAY ends only the streams that it disclaims; once it is gone, also those
-        // that were being served (RFC 9113 §6.8).
-        let is_disclaimed = error.is_remote()
-            && error.is_go_away()
-            && error.reason() == Some(h2::Reason::NO_ERROR)
-            && !self.watch.has_ended();
-        let error = UpstreamError::from(error);
-        Failure {
-            error: if self.watch.has_hung_up() {
-                UpstreamError::Protocol(Violation::NotHttp2)
-            } else {
-                error
-            },
-            is_untouched: is_unsent || is_refused || is_disclaimed,
-        }
-    }
-}
-
 impl Lease {
     /// Sends a request. Dropped before the answer has come, the request is cancelled.
     async fn send(
         self,
         head: Box<request::Parts>,
         body: Outgoing,
-    ) -> Result<Response<UpstreamBody>, (Failure, Rc<Carrier>)> {
+    ) -> Result<Response<UpstreamBody>, (Failure, Rc<Http2Connection>)> {
         let lease = Rc::new(self);
         body.hold(lease.clone());
         let (response, uploading) = match lease.connection.begin(head, body) {
@@ -459,17 +276,6 @@ impl Lease {
             Err(error) => Err((lease.connection.judge(&error, false), lease.connection.clone())),
         }
     }
-}
-
-/// Sends a body, in a task of its own.
-fn upload(body: Outgoing, stream: SendStream<Piece>, outbox: Outbox) -> Uploading {
-    let (retained, mut body, mut stream) = (body.retain(), body, stream);
-    let task = tokio::task::spawn_local(async move {
-        let reason = |error: super::BoxError| reset_reason(&*error);
-        // The response, or its absence, shows the outcome.
-        let _ = send::send(&mut body, &mut stream, &outbox, false, || {}, reason).await;
-    });
-    retained.sent_by(task.abort_handle())
 }
 
 impl Drop for Lease {

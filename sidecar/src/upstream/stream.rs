@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::pool::{Fitness, Reusable, UNSURE_AFTER};
+use crate::lifeline::Lifeline;
 use crate::snapshot::Snapshots;
 use crate::stream::{Abort, MaybeTls, PeerEnd};
 use crate::tls::{OriginTls, PeerTls};
@@ -20,6 +21,8 @@ use crate::tls::{OriginTls, PeerTls};
 pub(crate) struct UpstreamTls {
     stream: TlsStream<TcpStream>,
     secured: Secured,
+    /// Ends it early, whatever it carries; only mesh connections that carry HTTP have one.
+    line: Option<Lifeline>,
 }
 
 /// What a connection was secured by. It carries no further requests once that has been replaced.
@@ -29,6 +32,7 @@ pub(super) struct Secured {
     snapshots: Snapshots,
 }
 
+/// The TLS configuration that a connection was opened with; a change replaces it as a whole.
 #[derive(Clone)]
 pub(super) enum SecuredBy {
     /// Mutual TLS with another sidecar.
@@ -38,8 +42,8 @@ pub(super) enum SecuredBy {
 }
 
 impl UpstreamTls {
-    pub(super) fn new(stream: TlsStream<TcpStream>, secured: Secured) -> Self {
-        Self { stream, secured }
+    pub(super) fn new(stream: TlsStream<TcpStream>, secured: Secured, line: Option<Lifeline>) -> Self {
+        Self { stream, secured, line }
     }
 
     /// The certificate that a sidecar has shown, with its chain, leaf first; `None` for servers outside the mesh.
@@ -70,6 +74,7 @@ impl Secured {
         &self.by
     }
 
+    /// Whether a connection that is opened now would be secured by the same certificate and roots.
     pub(super) fn is_current(&self) -> bool {
         let newest = self.snapshots.current();
         match &self.by {
@@ -132,6 +137,12 @@ impl AsyncRead for UpstreamTls {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Every codec reads as long as it has anything in flight.
+        if let Some(line) = &self.line
+            && let Poll::Ready(ended) = line.poll_closed(context)
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, ended)));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -16,6 +16,7 @@ use tidegate_core::policy::Terms;
 use tidegate_core::{DnsName, Identity, ObjectRef, TrustDomain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
@@ -40,13 +41,25 @@ struct World {
 struct Server {
     address: SocketAddr,
     connections: Rc<Cell<usize>>,
+    ended: Rc<Cell<usize>>,
+    gate: Rc<Gate>,
 }
+
+/// Holds the answers to requests for [`HELD`].
+#[derive(Default)]
+struct Gate {
+    held: Cell<usize>,
+    open: Notify,
+}
+
+/// A path whose answers come when the test allows it.
+const HELD: &str = "/held";
 
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     runtime.block_on(local.run_until(async {
-        tokio::time::timeout(std::time::Duration::from_secs(60), test).await.expect("the test ends in time");
+        tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test ends in time");
     }));
 }
 
@@ -64,8 +77,12 @@ fn store(root: &Authority) -> Arc<RootCertStore> {
 
 impl World {
     fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Self {
         let (publisher, snapshots) = channel();
-        let upstreams = Upstreams::new(Rc::default(), snapshots);
+        let upstreams = Upstreams::new(Rc::new(limits), snapshots);
         let world = Self { upstreams, publisher, root: Authority::root("mesh"), web: Authority::root("web") };
         world.renew();
         let leaf = world.web.named("client.example");
@@ -89,12 +106,22 @@ impl World {
 
     /// The status of an answer whose body is read, and the certificate of the request's client.
     async fn get(&self, endpoint: &Arc<Endpoint>, protocol: MeshProtocol) -> Result<u16, UpstreamError> {
+        self.get_path(endpoint, protocol, "/").await
+    }
+
+    async fn get_path(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        protocol: MeshProtocol,
+        path: &str,
+    ) -> Result<u16, UpstreamError> {
         let request = |uri: &str| Request::get(uri).header("host", "app.example").body(Empty::<Bytes>::new());
         let sending = match protocol {
             MeshProtocol::Http2 => {
-                self.upstreams.send(&client(), endpoint, request("http://app.example/").unwrap())
+                let uri = format!("http://app.example{path}");
+                self.upstreams.send(&client(), endpoint, request(&uri).unwrap())
             }
-            _ => self.upstreams.send_http1(&client(), endpoint, request("/").unwrap()),
+            _ => self.upstreams.send_http1(&client(), endpoint, request(path).unwrap()),
         };
         let response = sending?.await?;
         let status = response.status().as_u16();
@@ -142,15 +169,23 @@ impl Server {
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = Self { address: listener.local_addr().unwrap(), connections: Rc::default() };
-        let connections = server.connections.clone();
+        let server = Self {
+            address: listener.local_addr().unwrap(),
+            connections: Rc::default(),
+            ended: Rc::default(),
+            gate: Rc::default(),
+        };
+        let (connections, ended, gate) =
+            (server.connections.clone(), server.ended.clone(), server.gate.clone());
         tokio::task::spawn_local(async move {
             while let Ok((io, _)) = listener.accept().await {
                 let (acceptor, connections) = (acceptor.clone(), connections.clone());
+                let (ended, gate) = (ended.clone(), gate.clone());
                 tokio::task::spawn_local(async move {
                     if let Ok(stream) = acceptor.accept(io).await {
                         connections.set(connections.get() + 1);
-                        answer(stream).await;
+                        answer(stream, gate).await;
+                        ended.set(ended.get() + 1);
                     }
                 });
             }
@@ -192,20 +227,45 @@ impl Server {
     }
 }
 
+impl Gate {
+    async fn pass(&self, path: &str) {
+        if path == HELD {
+            self.held.set(self.held.get() + 1);
+            self.open.notified().await;
+        }
+    }
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Answers every request, in the HTTP that was chosen by ALPN.
-async fn answer(mut stream: tokio_rustls::server::TlsStream<TcpStream>) {
+async fn answer(mut stream: tokio_rustls::server::TlsStream<TcpStream>, gate: Rc<Gate>) {
     if stream.get_ref().1.alpn_protocol().is_some_and(|name| name.ends_with(b"h2")) {
-        let mut connection = h2::server::handshake(stream).await.unwrap();
-        while let Some(Ok((_, mut respond))) = connection.accept().await {
-            respond.send_response(Response::new(()), true).unwrap();
+        let mut builder = h2::server::Builder::new();
+        let mut connection = builder.max_concurrent_streams(2).handshake::<_, Bytes>(stream).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let gate = gate.clone();
+            tokio::task::spawn_local(async move {
+                gate.pass(request.uri().path()).await;
+                // The client may have given up.
+                let _ = respond.send_response(Response::new(()), true);
+            });
         }
         return;
     }
     let mut request = Vec::new();
     while let Ok(1..) = stream.read_buf(&mut request).await {
         if request.ends_with(b"\r\n\r\n") {
+            let path = if request.starts_with(b"GET /held ") { HELD } else { "/" };
+            gate.pass(path).await;
             request.clear();
-            stream.write_all(OK).await.unwrap();
+            if stream.write_all(OK).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -398,5 +458,116 @@ fn a_forward_proxy_carries_every_transport() {
             let error = world.refused(&via("other.example:443"), protocol).await;
             assert_eq!(error.to_string(), "forward proxy: it answers 403");
         }
+    });
+}
+
+/// How long requests in flight may take.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_connection_to_a_peer_that_is_not_trusted_any_more_ends_after_its_requests() {
+    run(async {
+        let world = World::new();
+        for protocol in BOTH {
+            let server = Server::sidecar(&world, "cart").await;
+            let endpoint = server.mesh("cart");
+            let held = world.get_path(&endpoint, protocol, HELD);
+            let (answer, ()) = tokio::join!(held, async {
+                until(|| server.gate.held.get() == 1).await;
+                world.renew();
+                world.upstreams.review(GRACE, |_| false);
+                world.upstreams.sweep(Instant::now() + GRACE - Duration::from_secs(1));
+                server.gate.open.notify_waiters();
+            });
+            assert_eq!(answer, Ok(200), "it was in flight");
+            until(|| server.ended.get() == 1).await;
+
+            // An idle one ends at once.
+            assert_eq!(world.get(&endpoint, protocol).await, Ok(200));
+            world.renew();
+            world.upstreams.review(GRACE, |_| false);
+            until(|| server.ended.get() == 2).await;
+            assert_eq!(world.upstreams.connections(), ConnectionCounts::default());
+        }
+    });
+}
+
+#[test]
+fn a_request_that_takes_longer_after_its_peer_lost_its_trust_is_cut_off() {
+    run(async {
+        let world = World::new();
+        let cut = Instant::now() + GRACE + Duration::from_secs(10);
+        for protocol in BOTH {
+            let server = Server::sidecar(&world, "cart").await;
+            let endpoint = server.mesh("cart");
+            let held = world.get_path(&endpoint, protocol, HELD);
+            let (answer, ()) = tokio::join!(held, async {
+                until(|| server.gate.held.get() == 1).await;
+                world.upstreams.review(GRACE, |certificate| &*certificate.names == "DNS:another");
+                world.upstreams.sweep(cut);
+            });
+            assert!(answer.is_err(), "{answer:?}");
+        }
+        // The same for a connection that a codec of HTTP/1 drives, and not for one of a tunnel, which others end.
+        for (protocol, is_cut) in [(MeshProtocol::Http1, true), (MeshProtocol::Tcp, false)] {
+            let server = Server::sidecar(&world, "cart").await;
+            let endpoint = server.mesh("cart");
+            let mut stream =
+                world.upstreams.connect(&endpoint, protocol, Deadline::Timer).await.ok().unwrap();
+            world.upstreams.review(GRACE, |_| false);
+            world.upstreams.sweep(cut);
+            let read = futures_util::poll!(std::pin::pin!(stream.read_u8()));
+            assert_eq!(read.is_ready(), is_cut, "{read:?}");
+        }
+    });
+}
+
+#[test]
+fn a_connection_to_a_peer_that_is_still_trusted_keeps_its_requests() {
+    run(async {
+        let world = World::new();
+        for protocol in BOTH {
+            let server = Server::sidecar(&world, "cart").await;
+            let endpoint = server.mesh("cart");
+            let held = world.get_path(&endpoint, protocol, HELD);
+            let (answer, ()) = tokio::join!(held, async {
+                until(|| server.gate.held.get() == 1).await;
+                world.renew();
+                world.upstreams.review(GRACE, |certificate| certificate.names.contains("cart"));
+                world.upstreams.sweep(Instant::now() + 2 * GRACE);
+                server.gate.open.notify_waiters();
+            });
+            assert_eq!(answer, Ok(200));
+        }
+    });
+}
+
+#[test]
+fn an_http_2_connection_that_is_too_old_gets_no_more_requests_and_finishes_those_that_it_has() {
+    run(async {
+        let age = Duration::from_secs(20);
+        let limits = Limits { upstream_max_age: age, upstream_connections: 1, ..Limits::default() };
+        let world = World::with(limits);
+        let server = Server::sidecar(&world, "cart").await;
+        let endpoint = server.mesh("cart");
+        let get = |path| world.get_path(&endpoint, MeshProtocol::Http2, path);
+        let start = Instant::now();
+        let answers = tokio::join!(get(HELD), get(HELD), async {
+            until(|| server.gate.held.get() == 2).await;
+            world.upstreams.sweep(start + age * 8 / 10);
+            // It has room for two, and there may be no other as long as it is open.
+            let waiting = get("/");
+            let mut waiting = std::pin::pin!(waiting);
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            assert_eq!(server.connections.get(), 1);
+            world.upstreams.sweep(Instant::now() + age * 12 / 10);
+            until(|| server.connections.get() == 2).await;
+            assert_eq!(server.ended.get(), 0);
+            server.gate.open.notify_waiters();
+            waiting.await
+        });
+        assert_eq!(answers, (Ok(200), Ok(200), Ok(200)));
+        until(|| server.ended.get() == 1).await;
+        assert_eq!(world.upstreams.connections().http2, 1);
     });
 }

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -37,13 +36,13 @@ impl Reviewer {
         let endpoints = changed_bundle(peer_tls_of(&self.last), peer_tls_of(&snapshot))
             .map(|tls: &PeerTls| CertificateReviewer::new(move |chain, now| tls.verify_again(chain, now)));
         let grace = worker.context.http.limits.revocation;
+        if let Some(judge) = &endpoints {
+            worker.context.http.upstreams.review(grace, |endpoint| is_trusted(worker, judge, endpoint));
+        }
         worker.registry.for_each(|line, connection| {
             if let (Some(judge), Some(endpoint)) = (&endpoints, connection.endpoint())
-                && let Err(error) = judge.verify(endpoint)
+                && !is_trusted(worker, judge, endpoint)
             {
-                worker.context.refusals.unless_flooded(|| {
-                    warn!(endpoint = %endpoint.names, %error, "an endpoint is no longer trusted: its connection ends");
-                });
                 return line.close(Cause::TrustBundleChanged);
             }
             let Some(authorizer) = connection.authorizer() else { return };
@@ -72,6 +71,20 @@ impl Reviewer {
     }
 }
 
+/// Whether an endpoint's certificate is still accepted; logs it if not.
+fn is_trusted<F>(worker: &Worker, judge: &CertificateReviewer<F>, endpoint: &VerifiedCertificate) -> bool
+where
+    F: Fn(&[CertificateDer<'static>], UnixTime) -> Result<(), rustls::Error>,
+{
+    let verdict = judge.verify(endpoint);
+    if let Err(error) = &verdict {
+        worker.context.refusals.unless_flooded(|| {
+            warn!(endpoint = %endpoint.names, %error, "an endpoint is no longer trusted: its connection ends");
+        });
+    }
+    verdict.is_ok()
+}
+
 /// Verifies each certificate once, however many connections use it.
 struct CertificateReviewer<F> {
     verify: F,
@@ -89,9 +102,9 @@ where
 
     /// Checks only the roots: a certificate that has expired since is verified as of its last moment, because opaque
     /// connections outlive it.
-    fn verify(&self, certificate: &Rc<VerifiedCertificate>) -> Result<(), rustls::Error> {
+    fn verify(&self, certificate: &VerifiedCertificate) -> Result<(), rustls::Error> {
         let mut verdicts = self.verdicts.borrow_mut();
-        let verdict = verdicts.entry(Rc::as_ptr(certificate)).or_insert_with(|| {
+        let verdict = verdicts.entry(std::ptr::from_ref(certificate)).or_insert_with(|| {
             let at = self.now.min(certificate.not_after());
             let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             (self.verify)(&certificate.chain, UnixTime::since_unix_epoch(at))
@@ -116,3 +129,6 @@ fn tls_of(snapshot: &Snapshot) -> Option<(&ServerTls, &TrustBundle)> {
 fn peer_tls_of(snapshot: &Snapshot) -> Option<(&PeerTls, &TrustBundle)> {
     snapshot.peer_tls.as_deref().map(|tls| (tls, &*tls.bundle))
 }
+
+#[cfg(test)]
+mod tests;
