@@ -134,14 +134,10 @@ impl Upstreams {
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
         let source = Source::of(client);
-        let share = self.share(&source, endpoint)?;
+        let (request, share) = self.admit(&source, endpoint, request)?;
         let (head, body) = request.into_parts();
-        let (head, body) = (Box::new(head), Outgoing::new(body, share.clone()));
-        let http2 = self.http2(endpoint);
-        Ok(Sending(Box::pin(async move {
-            let response = http2.send(source, head, body).await?;
-            Ok(response.map(|body| body.holding(share)))
-        })))
+        let (head, http2) = (Box::new(head), self.http2(endpoint));
+        Ok(Sending::new(share, async move { http2.send(source, head, body).await }))
     }
 
     /// Sends a request over HTTP/1.1, by the same rule. Its URI is a path, its `host` is set.
@@ -154,13 +150,9 @@ impl Upstreams {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        let share = self.share(&Source::of(client), endpoint)?;
-        let request = request.map(|body| Outgoing::new(body, share.clone()));
+        let (request, share) = self.admit(&Source::of(client), endpoint, request)?;
         let (http1, endpoint) = (self.http1.clone(), endpoint.clone());
-        Ok(Sending(Box::pin(async move {
-            let response = http1.send(endpoint, request).await?;
-            Ok(response.map(|body| body.holding(share)))
-        })))
+        Ok(Sending::new(share, async move { http1.send(endpoint, request).await }))
     }
 
     /// Lets go of connections that have ended, or that have been idle for long. To be called on every tick.
@@ -187,10 +179,19 @@ impl Upstreams {
         ConnectionCounts { idle: self.idle.len(), http1: self.http1.len(), http2 }
     }
 
-    /// A place for one more request of this client to this endpoint.
-    fn share(&self, source: &Source, endpoint: &Arc<Endpoint>) -> Result<Rc<Share>, UpstreamError> {
+    /// Takes a place for one more request of this client to this endpoint; its body holds it until it is sent.
+    fn admit<B>(
+        &self,
+        source: &Source,
+        endpoint: &Arc<Endpoint>,
+        request: Request<B>,
+    ) -> Result<(Request<Outgoing>, Rc<Share>), UpstreamError>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
+    {
         let share = self.requests.take(source, endpoint, self.connector.limits().upstream_requests);
-        share.map(Rc::new).map_err(UpstreamError::Overflow)
+        let share = share.map(Rc::new).map_err(UpstreamError::Overflow)?;
+        Ok((request.map(|body| Outgoing::new(body, share.clone())), share))
     }
 
     /// The connections to this endpoint; there is an entry as long as there is one, or a request for one.
@@ -198,6 +199,16 @@ impl Upstreams {
         let mut all = self.http2.borrow_mut();
         let new = || Http2::new(endpoint.clone(), self.connector.clone(), self.held.clone());
         all.entry(endpoint.clone()).or_insert_with(new).clone()
+    }
+}
+
+impl Sending {
+    /// The answer holds the request's place, too.
+    fn new(
+        share: Rc<Share>,
+        sent: impl Future<Output = Result<Response<UpstreamBody>, UpstreamError>> + 'static,
+    ) -> Self {
+        Self(Box::pin(async move { Ok(sent.await?.map(|body| body.holding(share))) }))
     }
 }
 

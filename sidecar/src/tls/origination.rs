@@ -18,7 +18,7 @@ use tidegate_core::backend::{ServerName as Name, TlsOrigination, TrustRoots};
 use tidegate_core::policy::MeshProtocol;
 use tidegate_core::{ObjectRef, PeerCertificate, San};
 
-use super::peer::{MAX_CERTIFICATES, verify_chain};
+use super::peer::verify_chain;
 
 /// The most configurations that are kept.
 const MOST_CONFIGS: usize = 256;
@@ -93,6 +93,7 @@ impl OriginTls {
         Ok(config)
     }
 
+    /// A configuration with these roots and names. No session is resumed.
     fn build(
         &self,
         origination: &TlsOrigination,
@@ -156,9 +157,6 @@ impl ServerCertVerifier for ServerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if intermediates.len() >= MAX_CERTIFICATES {
-            return Err(CertificateError::BadEncoding.into());
-        }
         verify_chain(leaf, intermediates, &self.roots, self.algorithms, now)?;
         let certificate = ParsedCertificate::try_from(leaf)?;
         if self.names.iter().any(|name| is_named(leaf, &certificate, name)) {

@@ -23,8 +23,8 @@ use crate::detect::client_hello::MESH_PROTOCOLS;
 /// Maximum number of cached configurations. A workload talks to a few dozen others.
 const MAX_CONFIGS: usize = 1024;
 
-/// Maximum number of certificates in a peer's chain, including the leaf.
-pub(super) const MAX_CERTIFICATES: usize = 8;
+/// Maximum number of certificates in a server's chain, including the leaf.
+const MAX_CERTIFICATES: usize = 8;
 
 /// Client configurations for one certificate and one trust bundle, cached per expected identity and protocol.
 pub struct PeerTls {
@@ -99,6 +99,7 @@ impl PeerTls {
         verify_chain(leaf, intermediates, &self.bundle.lasting_store(), self.algorithms, now)
     }
 
+    /// A configuration that accepts this identity alone.
     fn build(&self, expected: &Identity, protocol: MeshProtocol) -> Result<ClientConfig, Error> {
         let verifier = PeerVerifier {
             roots: self.bundle.root_store(),
@@ -134,9 +135,6 @@ impl ServerCertVerifier for PeerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if intermediates.len() >= MAX_CERTIFICATES {
-            return Err(CertificateError::BadEncoding.into());
-        }
         let peer = PeerCertificate::from_der(leaf).map_err(|_| Error::from(CertificateError::BadEncoding))?;
         verify_chain(leaf, intermediates, &self.roots, self.algorithms, now)?;
         match Identity::of_workload(&peer.sans, self.expected.trust_domain()) {
@@ -171,6 +169,13 @@ impl ServerCertVerifier for PeerVerifier {
     }
 }
 
+/// Verifies that a server's certificate chains to one of the roots, is valid now, and is for servers. Names are left to
+/// the caller.
+///
+/// # Errors
+///
+/// [`CertificateError::BadEncoding`] if the chain is longer than any mesh needs, because building paths through it takes
+/// time; else as webpki has it.
 pub(super) fn verify_chain(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -178,6 +183,9 @@ pub(super) fn verify_chain(
     algorithms: WebPkiSupportedAlgorithms,
     now: UnixTime,
 ) -> Result<(), Error> {
+    if intermediates.len() >= MAX_CERTIFICATES {
+        return Err(CertificateError::BadEncoding.into());
+    }
     rustls::client::verify_server_cert_signed_by_trust_anchor(
         &ParsedCertificate::try_from(leaf)?,
         roots,

@@ -88,3 +88,16 @@ fn a_key_of_another_certificate_is_refused() {
     credentials.key = root.named(SERVER).credentials().key.clone();
     assert!(ServerTls::new(Arc::new(credentials), root.bundle()).is_err());
 }
+
+#[test]
+fn a_servers_chain_may_be_as_long_as_a_clients() {
+    let root = Authority::root("root");
+    let tls = PeerTls::new(&root.named(SERVER).credentials(), root.bundle()).unwrap();
+    let mut chain = root.workload("shop", "cart").chain;
+    let above = root.intermediate("same name").chain_above();
+    chain.resize(8, above.clone());
+    assert_eq!(tls.verify_again(&chain, UnixTime::now()), Ok(()));
+    chain.push(above);
+    let error = Error::InvalidCertificate(CertificateError::BadEncoding);
+    assert_eq!(tls.verify_again(&chain, UnixTime::now()), Err(error));
+}
